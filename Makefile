@@ -1,0 +1,54 @@
+# make demo · make test · make check · make bench · make up
+#
+# PYTHON           the interpreter that makes .venv (3.11 or later)
+# TORCH_INDEX_URL  where pip takes torch from, if not from its default (a CPU-only build, say)
+PYTHON ?= python3
+NAME ?= all
+BIN := .venv/bin
+STAMP := .venv/.installed
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: setup demo up test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    render 48 prompts on this machine into ./demo-output"
+	@echo "make up      run everything until Ctrl-C"
+	@echo "make test    run all tests"
+	@echo "make check   format, lint, types, import contracts, unit tests"
+	@echo "make bench   run the benchmarks (NAME=busy for one)"
+	@echo "make setup   only install, into .venv"
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Presswork needs Python 3.11 or later; PYTHON=... names one." if sys.version_info < (3, 11) else 0)'
+	@test -x $(BIN)/python || (echo "making .venv" && $(PYTHON) -m venv .venv)
+	@echo "installing torch (the largest part: a minute or so)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' requirements.lock)"
+	@echo "installing the rest of requirements.lock"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $(STAMP)
+
+demo: setup
+	@$(BIN)/presswork demo
+
+up: setup
+	@exec $(BIN)/presswork up
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/unit
+
+bench: setup
+	$(BIN)/python -m tests.benchmarks $(NAME)
+
+clean:
+	rm -rf .venv .presswork demo-output bench-results build *.egg-info
