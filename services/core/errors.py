@@ -1,0 +1,84 @@
+"""The family of things that go wrong, and what a person is told.
+
+One root; small families. The class docstring is the default message. `Away` is the family of outages: worth
+trying again, and never an image's fault.
+"""
+
+from dataclasses import dataclass
+
+
+class PressworkError(Exception):
+    """Something went wrong in Presswork."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class SettingsError(PressworkError):
+    """A setting is missing or cannot be used."""
+
+
+class Away(PressworkError):
+    """A server that Presswork needs cannot be reached."""
+
+
+class DatabaseAway(Away):
+    """The database cannot be reached."""
+
+
+class StoreAway(Away):
+    """The object store cannot be reached."""
+
+
+class BrokerAway(Away):
+    """Redis cannot be reached."""
+
+
+class StoreRefused(StoreAway):
+    """The object store refused the request: check its address, the bucket and the credentials."""
+
+
+class WrongBytes(PressworkError):
+    """The stored object's bytes are not those that its recorded sha256 names."""
+
+
+class NotFound(PressworkError):
+    """There is no such thing, or it belongs to somebody else."""
+
+
+class Conflict(PressworkError):
+    """The request does not fit the state that the thing is in."""
+
+
+class UnfitDatabase(PressworkError):
+    """The database is not set up as Presswork needs it."""
+
+
+class LedgerBroken(PressworkError):
+    """The ledger found rows that its own rules forbid; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a submission: a stable code, a sentence, the field, and the line or index it stands at."""
+
+    code: str
+    message: str
+    param: str | None = None
+    line: int | None = None
+
+
+class InvalidSubmission(PressworkError):
+    """The submission was refused; nothing of it was recorded."""
+
+    def __init__(self, problems: list[Problem], *, more: bool = False) -> None:
+        self.problems, self.more = problems, more
+        super().__init__(problems[0].message if problems else None)
+
+
+class IdempotencyConflict(PressworkError):
+    """This Idempotency-Key was used before with another body."""
+
+
+class IdempotencyBusy(PressworkError):
+    """A request with this Idempotency-Key is being handled right now; try again in a moment."""

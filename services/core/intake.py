@@ -1,0 +1,281 @@
+"""Submit: validate everything, then record everything in one transaction, then ring.
+
+Requests are checked one by one as they are read and written, ready for COPY, to a spool that lives on disk once it
+is large: memory stays flat, and the transaction does nothing but copy. One problem refuses the whole submission.
+"""
+
+import hashlib
+import json
+import secrets
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, text
+
+from services.core import jobs, requests, strict_json, tables
+from services.core.database import Database
+from services.core.errors import (
+    DatabaseAway,
+    IdempotencyBusy,
+    IdempotencyConflict,
+    InvalidSubmission,
+    Problem,
+)
+from services.core.models import Model
+from services.core.settings import Settings
+from services.core.specs import SEED_LIMIT, Shape
+
+MOST_PROBLEMS = 100
+MOST_SHAPES = 64
+_SPOOL_MEMORY = 1 << 20
+_COPY_CHUNK = 1 << 18
+
+_REMEMBER = text("""
+INSERT INTO idempotency (tenant_id, key, request_sha256, job_id) VALUES (:tenant_id, :key, :sha256, :job_id)
+ON CONFLICT DO NOTHING
+""")
+_REMEMBERED = text("SELECT request_sha256, job_id FROM idempotency WHERE tenant_id = :tenant_id AND key = :key")
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a submission came to. `replayed`: this Idempotency-Key had been used for it before."""
+
+    job_id: int
+    models: frozenset[str]
+    replayed: bool = False
+
+
+class Submission:
+    """Gathers one submission's requests. Use as a context manager; not for two threads at once."""
+
+    def __init__(
+        self, settings: Settings, catalogue: dict[str, Model], *, defaults: dict[str, Any] | None = None
+    ) -> None:
+        self.job_id = jobs.new_id()
+        self.problems: list[Problem] = []
+        self.total = 0
+        self.models: set[str] = set()
+        self.digest = hashlib.sha256()
+        self._settings = settings
+        self._catalogue = catalogue
+        self._defaults = defaults or {}
+        self._segments: dict[Shape, tuple[int, int, int]] = {}  # number, first index, last index
+        self._custom_ids: dict[int, int] = {}
+        # Closed by __exit__.
+        self._spool = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY, mode="w+", encoding="utf-8", newline="")  # noqa: SIM115
+        if defaults:
+            self._check_defaults()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spool.close()
+
+    @property
+    def hopeless(self) -> bool:
+        """So many problems that reading on tells nobody more."""
+        return len(self.problems) >= MOST_PROBLEMS
+
+    def refuse(self, problem: Problem) -> None:
+        self.problems.append(problem)
+
+    def add(self, place: int, value: object, prefix: str = "") -> None:
+        """Checks one request and spools it. `place` is its line or index, `prefix` its path for error texts."""
+        try:
+            request = requests.ImageRequest.model_validate(
+                {**self._defaults, **value} if isinstance(value, dict) else value
+            )
+        except ValidationError as error:
+            self.problems.extend(requests.problems(error, value, place, prefix))
+            return
+        shape = self._shape(request, place, prefix)
+        if request.custom_id is not None:
+            first = self._custom_ids.setdefault(hash(request.custom_id), place)
+            if first != place:
+                self._refuse(
+                    "duplicate_custom_id", place, f"{prefix}custom_id",
+                    f"stands at {first} already; each must be used once in a job",
+                    request.custom_id,
+                )  # fmt: skip
+        if self.total + request.n > self._settings.max_images_per_job:
+            self.refuse(
+                Problem(
+                    "too_many_images",
+                    f"The job has more than {self._settings.max_images_per_job:,} images; submit it in parts.",
+                    f"{prefix}n",
+                    place,
+                )
+            )
+        elif shape is not None:
+            self._write(request, *shape)
+
+    def digest_value(self, value: object) -> None:
+        """Adds a value to what an Idempotency-Key stands for: order of keys and white space do not matter."""
+        self.digest.update(json.dumps(value, sort_keys=True).encode())
+
+    def record(
+        self,
+        database: Database,
+        tenant_id: int,
+        *,
+        label: requests.Label,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        """Commits the job and all its images, or nothing.
+
+        Raises:
+            InvalidSubmission: something is wrong with it; up to a hundred problems.
+            IdempotencyConflict, IdempotencyBusy: the key stands for another body, or for one under way.
+            DatabaseAway: nothing can be recorded now, or the outcome is not known: send it again with the same key.
+        """
+        if not self.problems and not self.total:
+            self.refuse(Problem("missing_field", "The submission holds no request.", "images"))
+        if self.problems:
+            raise InvalidSubmission(self.problems[:MOST_PROBLEMS], more=self.hopeless)
+        self.digest_value(label.model_dump())
+        with database.begin(tenant_id) as connection:
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            if idempotency_key is not None:
+                known = self._remember(connection, tenant_id, idempotency_key)
+                if known is not None:
+                    return Receipt(known, frozenset(self.models), replayed=True)
+            jobs.create(
+                connection,
+                self.job_id,
+                tenant_id=tenant_id,
+                priority=requests.PRIORITIES[label.priority],
+                total=self.total,
+                labels=label.labels,
+                segments=[(shape, first, last) for shape, (_, first, last) in self._segments.items()],
+            )
+            self._copy(connection)
+        return Receipt(self.job_id, frozenset(self.models))
+
+    def _check_defaults(self) -> None:
+        try:
+            requests.Defaults.model_validate(self._defaults)
+        except ValidationError as error:
+            self.problems.extend(requests.problems(error, self._defaults, prefix="defaults."))
+            self._defaults = {}
+
+    def _refuse(self, code: str, place: int, param: str, rule: str, found: object) -> None:
+        self.refuse(Problem(code, f"{param} is {strict_json.describe(found)}; it {rule}.", param, place))
+
+    def _shape(self, request: requests.ImageRequest, place: int, prefix: str) -> tuple[Shape, float] | None:
+        """The shape and guidance scale that a request asks for, or None when its model does not serve it."""
+        name = request.model or self._settings.model
+        model = self._catalogue.get(name)
+        if model is None:
+            known = ", ".join(sorted(self._catalogue)) or "none yet: no worker has been up"
+            self._refuse("unknown_model", place, f"{prefix}model", f"must be one of: {known}", name)
+            return None
+        size = model.default_size if request.size is None else requests.size_pixels(request.size)
+        most_steps = model.sizes.get(size)
+        if most_steps is None:
+            served = ", ".join(f"{w}x{h}" for w, h in model.sizes)
+            self._refuse("unserved_size", place, f"{prefix}size", f"must be one of: {served}", request.size)
+            return None
+        steps = model.default_steps if request.num_inference_steps is None else request.num_inference_steps
+        if steps > most_steps:
+            rule = f"must be a whole number from 1 to {most_steps}"
+            self._refuse("unserved_steps", place, f"{prefix}num_inference_steps", rule, steps)
+            return None
+        guidance = model.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
+        self.models.add(name)
+        shape = Shape(model.revision, *size, steps, guidance > 1.0)
+        if shape not in self._segments and len(self._segments) == MOST_SHAPES:
+            message = f"The job mixes more than {MOST_SHAPES} shapes (size, steps, guided or not); submit it in parts."
+            self.refuse(Problem("too_many_shapes", message, f"{prefix}size", place))
+            return None
+        return shape, guidance
+
+    def _write(self, request: requests.ImageRequest, shape: Shape, guidance: float) -> None:
+        number, first, _ = self._segments.get(shape, (len(self._segments), self.total, 0))
+        self._segments[shape] = number, first, self.total + request.n - 1
+        seed = secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
+        custom_id = "\\N" if request.custom_id is None else request.custom_id
+        if not self.problems:
+            self._spool.write(
+                f"{self.job_id}\t{self.total}\t{request.n}\t{number}\t{seed}\t{guidance!r}\t"
+                f"{request.output_format}\t{custom_id}\t{request.prompt.translate(_ESCAPES)}\t"
+                f"{request.negative_prompt.translate(_ESCAPES)}\n"
+            )
+        self.total += request.n
+
+    def _remember(self, connection: Connection, tenant_id: int, key: str) -> int | None:
+        """Takes the key for this job; the job that has it already, or None."""
+        connection.execute(text("SET LOCAL lock_timeout = '2s'"))
+        values = {"tenant_id": tenant_id, "key": key, "sha256": self.digest.digest(), "job_id": self.job_id}
+        try:
+            taken = connection.execute(_REMEMBER, values).rowcount
+        except Exception as error:
+            if getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03":
+                raise IdempotencyBusy from None
+            raise
+        if taken:
+            return None
+        row = connection.execute(_REMEMBERED, {"tenant_id": tenant_id, "key": key}).one_or_none()
+        if row is None:
+            raise DatabaseAway("The Idempotency-Key was forgotten in this very moment; try again.")
+        if bytes(row.request_sha256) != self.digest.digest():
+            raise IdempotencyConflict
+        return int(row.job_id)
+
+    def _copy(self, connection: Connection) -> None:
+        """Payloads from the spool, images from the payloads, straight into the partition: Postgres takes no COPY
+        where row-level security stands, and the application may insert there but not read."""
+        payloads = _leaf(connection, "payloads", self.job_id)
+        images = _leaf(connection, "images", self.job_id)
+        columns = ", ".join(column.name for column in tables.payloads.columns)
+        self._spool.seek(0)
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        with driver.cursor().copy(f"COPY {payloads} ({columns}) FROM STDIN") as copy:
+            while chunk := self._spool.read(_COPY_CHUNK):
+                copy.write(chunk)
+        connection.execute(
+            text(
+                f"INSERT INTO {images} (job_id, index, segment_id) "  # noqa: S608  names of our own
+                "SELECT job_id, index + nth, segment_id FROM payloads CROSS JOIN generate_series(0, n - 1) AS nth "
+                "WHERE job_id = :job_id ORDER BY index"
+            ),
+            {"job_id": self.job_id},
+        )
+
+
+def read_lines(submission: Submission, lines: Iterable[bytes], *, keyed: bool) -> None:
+    """Adds requests from NDJSON lines, each without its line end. `keyed`: an Idempotency-Key will stand for them."""
+    blank = 0
+    for number, line in enumerate(lines, 1):
+        if submission.hopeless:
+            return
+        stripped = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if not stripped.strip():
+            blank = blank or number
+            continue
+        if blank:
+            submission.refuse(Problem("blank_line", "A blank line stands between requests.", None, blank))
+            blank = 0
+        try:
+            value = strict_json.loads(stripped)
+        except strict_json.BadJson as error:
+            submission.refuse(error.problem(number))
+            continue
+        if keyed:
+            submission.digest_value(value)
+        submission.add(number, value)
+
+
+def _leaf(connection: Connection, table: str, job_id: int) -> str:
+    name = tables.partition_name(table, job_id)
+    known = connection.execute(text("SELECT to_regclass(:name)"), {"name": name}).scalar_one()
+    return name if known else f"{table}_default"

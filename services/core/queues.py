@@ -1,0 +1,110 @@
+"""The Celery application and the bell. A message says "there is work for this model": a hint, never the work.
+
+JSON only, acknowledged early, results ignored, no countdown, no retry of Celery's. Nothing here raises when Redis is
+away: workers look for work on their own timer too.
+"""
+
+import logging
+import threading
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from celery import Celery
+from kombu import Queue
+
+log = logging.getLogger(__name__)
+TASK = "presswork.render"
+_COALESCE_MILLISECONDS = 2000
+
+
+def queue_name(model: str) -> str:
+    return f"presswork.{model}"
+
+
+def celery_app(redis_url: str, model: str | None = None) -> Celery:
+    """The application; with `model`, a worker of it consumes that model's bells."""
+    app = Celery("presswork", broker=redis_url)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_create_missing_queues=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_proc_alive_timeout=600.0,  # the child loads a model before it says that it is up
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=2.0,
+        broker_transport_options={
+            "socket_connect_timeout": 2.0,
+            "socket_timeout": 5.0,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+            "retry_on_timeout": False,
+        },
+    )
+    if model is not None:
+        app.conf.task_queues = [Queue(queue_name(model))]
+        app.conf.task_default_queue = queue_name(model)
+    return app
+
+
+class Bell:
+    """Rings for models. At most one bell for a model in two seconds; a ring never blocks its caller."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._redis = redis.Redis.from_url(redis_url, socket_connect_timeout=2.0, socket_timeout=2.0)
+        self._app = celery_app(redis_url)
+        self._wanted: dict[str, bool] = {}
+        self._wake = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def ring(self, model: str, *, again: bool = False) -> None:
+        """Rings soon, on a thread of the bell's own. `again` rings though it was rung a moment ago."""
+        with self._wake:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="bell", daemon=True)
+                self._thread.start()
+            self._wanted[model] = again or self._wanted.get(model, False)
+            self._wake.notify()
+
+    def ring_now(self, model: str, *, again: bool = False) -> bool:
+        """Rings in the caller's time; False when Redis is away."""
+        try:
+            fresh = self._redis.set(f"presswork:bell:{model}", 1, px=_COALESCE_MILLISECONDS, nx=not again)
+            if fresh or again:
+                self._app.send_task(TASK, args=[model], queue=queue_name(model), retry=False, ignore_result=True)
+        except Exception as error:  # whatever a broken connection raises: a lost bell is healed by the timers
+            log.warning("bell lost", extra={"model": model, "error": str(error)[:200]})
+            return False
+        return True
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._wanted:
+                    self._wake.wait()
+                model, again = self._wanted.popitem()
+            self.ring_now(model, again=again)
+
+
+def redis_answers(redis_url: str) -> bool:
+    """Whether the Redis server takes our password and answers, within two seconds."""
+    client: Any = redis.Redis.from_url(redis_url, socket_connect_timeout=2.0, socket_timeout=2.0)
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+def redis_address(redis_url: str) -> str:
+    """Host and port, without the password."""
+    parts = urlsplit(redis_url)
+    return f"{parts.hostname}:{parts.port or 6379}"

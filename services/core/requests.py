@@ -1,0 +1,148 @@
+"""What a client may ask for: the fields of a request, their limits, and the sentences that refuse the rest."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from services.core import strict_json
+from services.core.errors import Problem
+from services.core.specs import SEED_LIMIT, OutputFormat
+
+PROMPT_LIMIT = 2_000
+IMAGES_PER_REQUEST = 1_000
+GUIDANCE_LIMIT = 50.0
+PRIORITIES = {"high": 0, "normal": 1, "low": 2}
+
+_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_CUSTOM_ID = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?")
+_DEVICE_NAMES = re.compile(r"(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\..*)?", re.IGNORECASE)
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+
+ALLOWED = {
+    "prompt": f"text of 1 to {PROMPT_LIMIT:,} characters, not only spaces",
+    "negative_prompt": f"text of at most {PROMPT_LIMIT:,} characters",
+    "seed": "a whole number from 0 to 9223372036854775807",
+    "size": 'width and height in pixels, such as "512x512"',
+    "num_inference_steps": "a whole number from 1",
+    "guidance_scale": "a number from 0 to 50",
+    "n": f"a whole number from 1 to {IMAGES_PER_REQUEST:,}",
+    "custom_id": "1 to 128 of A-Z a-z 0-9 . _ -, with no dot at either end",
+    "output_format": '"png", "jpeg" or "webp"',
+    "model": "the name of a model",
+    "images": "a list of at least one request",
+    "defaults": "an object with fields of a request other than prompt and custom_id",
+    "priority": '"high", "normal" or "low"',
+    "labels": "an object of at most 16 texts; names of up to 64 characters, values of up to 512",
+}
+
+
+def _text(value: str) -> str:
+    found = _FORBIDDEN.search(value)
+    if found:
+        raise PydanticCustomError(
+            "invalid_character", "{point}", {"point": f"U+{ord(found[0]):04X} at {found.start()}"}
+        )
+    return value
+
+
+def _prompt(value: str) -> str:
+    if not value.strip():
+        raise PydanticCustomError("empty", "")
+    return _text(value)
+
+
+def _custom_id(value: str) -> str:
+    if not _CUSTOM_ID.fullmatch(value) or _DEVICE_NAMES.fullmatch(value):
+        raise PydanticCustomError("invalid_value", "")
+    return value
+
+
+def _size(value: str) -> str:
+    if not _SIZE.fullmatch(value):
+        raise PydanticCustomError("invalid_value", "")
+    return value
+
+
+def size_pixels(size: str) -> tuple[int, int]:
+    """(width, height) of a checked size such as "768x512"."""
+    width, height = size.split("x")
+    return int(width), int(height)
+
+
+def _no_minus_zero(value: float) -> float:
+    return value + 0.0
+
+
+_CODES = {"string_too_long": "too_long", "string_unicode": "invalid_character"}  # by pydantic's kind
+
+Text = Annotated[str, Field(max_length=PROMPT_LIMIT), AfterValidator(_text)]
+Size = Annotated[str, Field(json_schema_extra={"example": "512x512"}), AfterValidator(_size)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Defaults(_Strict):
+    """Fields of a request, for all requests of a submission that do not set them. None: not set; null is refused."""
+
+    negative_prompt: Text = ""
+    seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT)] = None  # type: ignore[assignment]
+    size: Size = None  # type: ignore[assignment]
+    num_inference_steps: Annotated[int, Field(ge=1, le=10_000)] = None  # type: ignore[assignment]
+    guidance_scale: Annotated[
+        float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)
+    ] = None  # type: ignore[assignment]
+    n: Annotated[int, Field(ge=1, le=IMAGES_PER_REQUEST)] = 1
+    output_format: OutputFormat = "png"
+    model: Annotated[str, Field(max_length=200), AfterValidator(_text)] = None  # type: ignore[assignment]
+
+
+class ImageRequest(Defaults):
+    """One request: a prompt and what it should become."""
+
+    prompt: Annotated[str, Field(max_length=PROMPT_LIMIT), AfterValidator(_prompt)]
+    custom_id: Annotated[str, Field(max_length=128), AfterValidator(_custom_id)] = None  # type: ignore[assignment]
+
+
+class Label(_Strict):
+    """The head of a submission: everything but its requests."""
+
+    priority: Literal["high", "normal", "low"] = "normal"
+    labels: Annotated[
+        dict[
+            Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_text)],
+            Annotated[str, Field(max_length=512), AfterValidator(_text)],
+        ],
+        Field(max_length=16),
+    ] = Field(default_factory=dict)
+
+
+def problems(error: ValidationError, value: object, line: int | None = None, prefix: str = "") -> list[Problem]:
+    """What pydantic found, in our words: the field, what was found there, what is allowed."""
+    return [_problem(entry, value, line, prefix) for entry in error.errors(include_url=False, include_context=True)]
+
+
+def _problem(entry: Any, value: object, line: int | None, prefix: str) -> Problem:
+    field = str(entry["loc"][0]) if entry["loc"] else ""
+    param = prefix + ".".join(str(part) for part in entry["loc"]) if field in ALLOWED else prefix + "request"
+    kind = entry["type"]
+    if kind == "extra_forbidden" or (kind == "string_unicode" and not field):  # the latter: a name that is no text
+        field = field or str(entry["input"])
+        shown = strict_json.describe(field)
+        name = field if field.isascii() and field.isidentifier() else shown
+        return Problem("unknown_field", f"There is no field {shown}.", f"{prefix}{name}"[:80], line)
+    if kind == "missing":
+        return Problem("missing_field", f"{prefix}{field} is missing; it must be {ALLOWED[field]}.", param, line)
+    if not field:
+        return Problem(
+            "wrong_type", f"Found {strict_json.describe(value)} where a request object must stand.", param, line
+        )
+    if kind == "invalid_character":
+        message = f"{param} holds the character {entry['msg']}; it must be {ALLOWED[field]}, no controls."
+        return Problem("invalid_character", message, param, line)
+    code = "wrong_type" if kind.endswith("_type") else _CODES.get(kind, "invalid_value")
+    found = strict_json.describe(entry["input"])
+    return Problem(code, f"{param} is {found}; it must be {ALLOWED[field]}.", param, line)

@@ -1,0 +1,141 @@
+"""Every setting there is: its variable, its default, what it means. Read once per process, frozen, passed down.
+
+A variable NAME may instead be given as NAME_FILE, the path of a file that holds the value (for secrets).
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from services.core.errors import SettingsError
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _flag(value: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    if value.lower() not in words:
+        raise ValueError("it can be 1 or 0")
+    return words[value.lower()]
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        if not value.isascii() or not value.isdigit() or not low <= int(value) <= high:
+            raise ValueError(f"it must be a whole number from {low} to {high}")
+        return int(value)
+
+    return parse
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if not low <= number <= high:
+            raise ValueError(f"it must be a number from {low:g} to {high:g}")
+        return number
+
+    return parse
+
+
+def _batch_sizes(value: str) -> tuple[int, ...]:
+    sizes = [int(part) for part in value.split(",") if part.strip().isdigit()]
+    if len(sizes) != len(value.split(",")) or not all(1 <= size <= 256 for size in sizes) or 1 not in sizes:
+        raise ValueError("it must be whole numbers from 1 to 256 with 1 among them, such as 16,8,4,1")
+    return tuple(sorted(set(sizes), reverse=True))
+
+
+def _setting(variable: str, default: str | None, parse: Callable[[str], Any] = _text, *, secret: bool = False) -> Any:
+    return field(metadata={"variable": variable, "default": default, "parse": parse, "secret": secret})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    # The three servers.
+    database_url: str = _setting("DATABASE_URL", None, secret=True)
+    redis_url: str = _setting("REDIS_URL", None, secret=True)
+    s3_endpoint_url: str = _setting("AWS_ENDPOINT_URL", "")  # empty: AWS itself
+    s3_public_url: str = _setting("PRESSWORK_PUBLIC_S3_URL", "")  # where clients reach the store, if elsewhere
+    s3_access_key: str = _setting("AWS_ACCESS_KEY_ID", "", secret=True)
+    s3_secret_key: str = _setting("AWS_SECRET_ACCESS_KEY", "", secret=True)
+    s3_region: str = _setting("AWS_REGION", "us-east-1")
+    bucket: str = _setting("PRESSWORK_BUCKET", "presswork")
+    # The web server.
+    secret: str = _setting("PRESSWORK_SECRET", "", secret=True)  # keys the HMAC of API keys
+    host: str = _setting("PRESSWORK_HOST", "127.0.0.1")
+    port: int = _setting("PRESSWORK_PORT", "8420", _whole(1, 65535))
+    model: str = _setting("PRESSWORK_MODEL", "simulated")  # what a job that names no model gets
+    max_body_bytes: int = _setting("PRESSWORK_MAX_BODY_BYTES", str(2**30), _whole(1024, 2**40))
+    max_images_per_job: int = _setting("PRESSWORK_MAX_IMAGES_PER_JOB", "2000000", _whole(1, 2**31 - 1))
+    url_seconds: int = _setting("PRESSWORK_URL_SECONDS", "900", _whole(10, 604800))
+    # Leases; beats, margins and the watchdog derive from this one.
+    lease_seconds: float = _setting("PRESSWORK_LEASE_SECONDS", "30", _number(1, 3600))
+    # The worker.
+    pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated")
+    device: str = _setting("PRESSWORK_DEVICE", "cpu")
+    model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")
+    batch_sizes: tuple[int, ...] = _setting("PRESSWORK_BATCH_SIZES", "16,8,4,1", _batch_sizes)
+    spool_batches: int = _setting("PRESSWORK_SPOOL_BATCHES", "4", _whole(1, 1024))
+    sick_seconds: float = _setting("PRESSWORK_SICK_SECONDS", "30", _number(0.1, 86400))
+    # The simulated pipeline's timing law, in milliseconds, and its faults.
+    simulated_batch_ms: float = _setting("PRESSWORK_SIMULATED_BATCH_MS", "0", _number(0, 1e7))
+    simulated_step_ms: float = _setting("PRESSWORK_SIMULATED_STEP_MS", "0", _number(0, 1e7))
+    simulated_image_ms: float = _setting("PRESSWORK_SIMULATED_IMAGE_MS", "0", _number(0, 1e7))
+    simulated_faults: bool = _setting("PRESSWORK_SIMULATED_FAULTS", "0", _flag)
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None) -> Self:
+        """Raises SettingsError with a sentence that names the variable, what was found and what would do."""
+        environ = os.environ if environ is None else environ
+        values = {}
+        for entry in fields(cls):
+            variable, default, parse = (entry.metadata[key] for key in ("variable", "default", "parse"))
+            text = _find(environ, variable, default)
+            if text is None:
+                raise SettingsError(f"{variable} is not set; `presswork up` prints the file that sets it.")
+            try:
+                values[entry.name] = parse(text)
+            except ValueError as error:
+                raise SettingsError(f"{variable} is {text[:80]!r}; {error}.") from None
+        return cls(**values)
+
+    @classmethod
+    def variables(cls) -> dict[str, bool]:
+        """Every variable that is known, and whether it is a secret."""
+        return {entry.metadata["variable"]: entry.metadata["secret"] for entry in fields(cls)}
+
+    @classmethod
+    def default(cls, variable: str) -> str:
+        return next(entry.metadata["default"] for entry in fields(cls) if entry.metadata["variable"] == variable)
+
+    @property
+    def beat_seconds(self) -> float:
+        """How often a lease is extended."""
+        return self.lease_seconds / 6
+
+    @property
+    def fence_seconds(self) -> float:
+        """A lease not extended for this long is given up by its holder, before others may take it."""
+        return self.lease_seconds * 5 / 6
+
+    @property
+    def watchdog_seconds(self) -> float:
+        """No denoising step for this long means that the device hangs."""
+        return self.lease_seconds * 2
+
+
+def _find(environ: Mapping[str, str], variable: str, default: str | None) -> str | None:
+    path = environ.get(f"{variable}_FILE")
+    if path:
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SettingsError(f"{variable}_FILE names {path!r}, which cannot be read: {error.strerror}.") from None
+    return environ.get(variable) or default

@@ -1,0 +1,112 @@
+"""The frozen values that travel between the rooms: Spec, Shape, Image, Claim, StoredImage and the model's card.
+
+Plain Python. A value here holds no connection, no tensor and no file.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+SEED_LIMIT = 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What must be equal for images to share a pass. Sizes in pixels; `guided` is guidance_scale > 1."""
+
+    model_revision: str
+    width: int
+    height: int
+    steps: int
+    guided: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """All that decides an image's pixels. `seed` in 0..2^63-1, `guidance_scale` in 0..50, sizes in pixels."""
+
+    model_revision: str
+    prompt: str
+    negative_prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.model_revision, self.width, self.height, self.steps, self.guidance_scale > 1.0)
+
+    def render_key(self, output_format: str) -> str:
+        """sha256, in hex, of the canonical spec and the output format."""
+        canonical = json.dumps({**asdict(self), "format": output_format}, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One claimed picture: which it is, what it shows, and what befell it before."""
+
+    job_id: int
+    index: int
+    tenant_id: int
+    spec: Spec
+    output_format: OutputFormat
+    attempt: int = 0
+    crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A lease on images taken in one go. `id` is never reused: it is the fencing token."""
+
+    id: int
+    shape: Shape
+    images: tuple[Image, ...]
+    lease_seconds: float
+    fresh_jobs: tuple[int, ...] = ()  # jobs of which nothing was claimed before
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """What the object store holds for one image, as the ledger records it. `sha256` is 32 raw bytes."""
+
+    job_id: int
+    index: int
+    object_key: str
+    sha256: bytes
+    bytes: int
+    device: str
+    reproducibility_class: str
+    truncated: bool
+    render_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FailedImage:
+    """An image that will never be rendered, with a stable code and a sentence for people."""
+
+    job_id: int
+    index: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a pipeline serves, as workers publish it and submit checks against it.
+
+    `sizes` are (width, height) in pixels, `batch_sizes` the declared sizes, largest first.
+    """
+
+    name: str
+    revision: str
+    sizes: tuple[tuple[int, int], ...]
+    max_steps: int
+    batch_sizes: tuple[int, ...]
+    default_size: tuple[int, int]
+    default_steps: int
+    default_guidance_scale: float

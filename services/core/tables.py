@@ -1,0 +1,314 @@
+"""The SQL tables as SQLAlchemy Core knows them. Migrations make them; a test holds the two to each other.
+
+`images` is narrow and hot: 64 bytes a row, no prompt in it. `payloads` is cold, one row a request, at the index of
+its first image. `results` is insert-only. These three are range-partitioned by job id, which is time-ordered.
+"""
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import (
+    REAL,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+
+metadata = MetaData()
+Moment = DateTime(timezone=True)
+now = text("now()")
+zero = text("0")
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Integer, Identity(), primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("weight", REAL, nullable=False, server_default=text("1")),
+    Column("virtual_time", Double, nullable=False, server_default=zero),
+    Column("created_at", Moment, nullable=False, server_default=now),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("hmac", LargeBinary, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("revoked_at", Moment),
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("revision", Text, nullable=False),
+    Column("default_width", Integer, nullable=False),
+    Column("default_height", Integer, nullable=False),
+    Column("default_steps", SmallInteger, nullable=False),
+    Column("default_guidance_scale", REAL, nullable=False),
+    Column("registered_at", Moment, nullable=False, server_default=now),
+)
+
+model_shapes = Table(
+    "model_shapes",
+    metadata,
+    Column("model_revision", Text),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("max_steps", SmallInteger, nullable=False),
+    PrimaryKeyConstraint("model_revision", "width", "height"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("paused", Boolean, nullable=False, server_default=text("false")),
+    Column("priority", SmallInteger, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("labels", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("started_at", Moment),
+    Column("cancel_requested_at", Moment),
+    Column("finalizing_at", Moment),
+    Column("finished_at", Moment),
+    CheckConstraint("priority BETWEEN 0 AND 2", name="jobs_priority"),
+    CheckConstraint("total > 0", name="jobs_total"),
+    CheckConstraint(
+        "state IN ('draft','validating','queued','in_progress','finalizing','cancelling',"
+        "'completed','failed','cancelled','expired')",
+        name="jobs_state",
+    ),
+    CheckConstraint(
+        "(state IN ('completed','failed','cancelled','expired')) = (finished_at IS NOT NULL)", name="jobs_finished"
+    ),
+    Index("jobs_tenant", "tenant_id", "id"),
+    Index("jobs_live", "id", postgresql_where=text("finished_at IS NULL")),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("tenant_id", Integer, ForeignKey("tenants.id")),
+    Column("key", Text),
+    Column("request_sha256", LargeBinary, nullable=False),
+    Column("job_id", BigInteger, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    PrimaryKeyConstraint("tenant_id", "key"),
+    Index("idempotency_age", "created_at"),
+)
+
+segments = Table(
+    "segments",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("jobs.id")),
+    Column("id", SmallInteger),
+    Column("tenant_id", Integer, nullable=False),
+    Column("model_revision", Text, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("steps", SmallInteger, nullable=False),
+    Column("guided", Boolean, nullable=False),
+    Column("priority", SmallInteger, nullable=False),
+    Column("open", Boolean, nullable=False),
+    Column("cap", SmallInteger),  # suspects of a crash: at most so many in one batch, and no others with them
+    Column("low", Integer, nullable=False),  # below this index nothing waits
+    Column("high", Integer, nullable=False),  # the last index
+    Column("created_at", Moment, nullable=False, server_default=now),
+    PrimaryKeyConstraint("job_id", "id"),
+    Index(
+        "segments_claimable",
+        "model_revision",
+        "priority",
+        "tenant_id",
+        "job_id",
+        "id",
+        postgresql_where=text("open AND low <= high"),
+    ),
+)
+
+images = Table(
+    "images",
+    metadata,
+    Column("job_id", BigInteger),
+    Column("claim_id", BigInteger),
+    Column("not_before", Moment),
+    Column("index", Integer),
+    Column("segment_id", SmallInteger, nullable=False),
+    Column("state", SmallInteger, nullable=False, server_default=zero),
+    Column("attempt", SmallInteger, nullable=False, server_default=zero),
+    Column("lost", SmallInteger, nullable=False, server_default=zero),
+    Column("crashes", SmallInteger, nullable=False, server_default=zero),
+    PrimaryKeyConstraint("job_id", "index"),
+    CheckConstraint("state BETWEEN 0 AND 4", name="images_state"),
+    CheckConstraint("(state = 1) = (claim_id IS NOT NULL)", name="images_claimed"),
+    Index("images_queued", "job_id", "segment_id", "index", postgresql_where=text("state = 0")),
+    Index("images_claim", "claim_id", postgresql_where=text("claim_id IS NOT NULL")),
+    Index("images_failed", "job_id", "index", postgresql_where=text("state = 3")),
+    postgresql_partition_by="RANGE (job_id)",
+)
+
+payloads = Table(
+    "payloads",
+    metadata,
+    Column("job_id", BigInteger),
+    Column("index", Integer),
+    Column("n", Integer, nullable=False),
+    Column("segment_id", SmallInteger, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("guidance_scale", Double, nullable=False),
+    Column("output_format", Text, nullable=False),
+    Column("custom_id", Text),
+    Column("prompt", Text, nullable=False),
+    Column("negative_prompt", Text, nullable=False),
+    PrimaryKeyConstraint("job_id", "index"),
+    postgresql_partition_by="RANGE (job_id)",
+)
+
+results = Table(
+    "results",
+    metadata,
+    Column("job_id", BigInteger),
+    Column("index", Integer),
+    Column("bytes", Integer, nullable=False),
+    Column("claim_id", BigInteger, nullable=False),
+    Column("finished_at", Moment, nullable=False, server_default=now),
+    Column("render_seconds", REAL, nullable=False),
+    Column("truncated", Boolean, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("object_key", Text, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("reproducibility_class", Text, nullable=False),
+    PrimaryKeyConstraint("job_id", "index"),
+    CheckConstraint("octet_length(sha256) = 32", name="results_sha256"),
+    postgresql_partition_by="RANGE (job_id)",
+)
+
+failures = Table(  # every counted failure, also of images that were tried again: the evidence against suspects
+    "failures",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("job_id", BigInteger, nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("claim_id", BigInteger, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("device", Text, nullable=False),  # host and device
+    Column("batch_images", SmallInteger, nullable=False),
+    Column("failed_at", Moment, nullable=False, server_default=now),
+    Index("failures_image", "job_id", "index"),
+    Index("failures_device", "device", "failed_at"),
+)
+
+claims = Table(
+    "claims",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("worker_id", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'open'")),
+    Column("images", SmallInteger, nullable=False),
+    Column("job_ids", ARRAY(BigInteger), nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("expires_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    Column("render_seconds", REAL),
+    Column("step", SmallInteger, nullable=False, server_default=zero),
+    CheckConstraint("state IN ('open','settled','expired','crashed')", name="claims_state"),
+    CheckConstraint("(state = 'open') = (ended_at IS NULL)", name="claims_ended"),
+    Index("claims_open", "expires_at", postgresql_where=text("state = 'open'")),
+    Index("claims_open_worker", "worker_id", postgresql_where=text("state = 'open'")),
+    Index("claims_ended_at", "ended_at", postgresql_where=text("state <> 'open'")),
+)
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("jobs.id"), primary_key=True, autoincrement=False),
+    Column("queued", Integer, nullable=False),
+    Column("rendering", Integer, nullable=False, server_default=zero),
+    Column("done", Integer, nullable=False, server_default=zero),
+    Column("failed", Integer, nullable=False, server_default=zero),
+    Column("cancelled", Integer, nullable=False, server_default=zero),
+    Column("rate", Double, nullable=False, server_default=zero),  # images finished a second, lately
+    Column("folded_at", Moment, nullable=False, server_default=now),
+    CheckConstraint("least(queued, rendering, done, failed, cancelled) >= 0", name="counters_not_negative"),
+)
+
+counter_deltas = Table(  # append-only; a duty folds them into `counters`
+    "counter_deltas",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("job_id", BigInteger, nullable=False),
+    Column("queued", Integer, nullable=False, server_default=zero),
+    Column("rendering", Integer, nullable=False, server_default=zero),
+    Column("done", Integer, nullable=False, server_default=zero),
+    Column("failed", Integer, nullable=False, server_default=zero),
+    Column("cancelled", Integer, nullable=False, server_default=zero),
+    CheckConstraint("queued + rendering + done + failed + cancelled = 0", name="counter_deltas_balance"),
+    Index("counter_deltas_job", "job_id"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("model_revision", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("started_at", Moment, nullable=False, server_default=now),
+    Column("seen_at", Moment, nullable=False, server_default=now),
+    CheckConstraint("state IN ('ready','busy','sick','stopped','crashed')", name="workers_state"),
+    Index("workers_seen", "seen_at"),
+)
+
+duties = Table(
+    "duties",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+)
+
+# Job ids: milliseconds since the epoch below, shifted left by 22 random bits. Partitions hold one week each.
+ID_EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+ID_RANDOM_BITS = 22
+PARTITIONED = ("images", "payloads", "results")
+
+
+def id_floor(moment: datetime) -> int:
+    """The smallest job id of that moment."""
+    return int((moment - ID_EPOCH) / timedelta(milliseconds=1)) << ID_RANDOM_BITS
+
+
+def id_moment(job_id: int) -> datetime:
+    """When the job of this id was made, to the millisecond."""
+    return ID_EPOCH + timedelta(milliseconds=job_id >> ID_RANDOM_BITS)
+
+
+def partition_name(table: str, job_id: int) -> str:
+    """The name of the weekly partition that the duty makes for this job id: `images_20261123`, its Monday."""
+    day = id_moment(job_id).date()
+    return f"{table}_{day - timedelta(days=day.weekday()):%Y%m%d}"

@@ -1,0 +1,49 @@
+"""Tenants and their API keys. A key is shown once; only its HMAC is stored, under the house's secret.
+
+A key is `pw_`, eight characters that name it, `_`, and 43 that prove it: 256 random bits. Such a key needs no slow
+hash.
+"""
+
+import hmac
+import secrets
+import string
+
+from sqlalchemy import Connection, text
+
+_LETTERS = string.ascii_letters + string.digits
+_NEW = text("INSERT INTO api_keys (id, tenant_id, name, hmac) VALUES (:id, :tenant_id, :name, :hmac)")
+_FIND = text("SELECT tenant_id, hmac FROM api_keys WHERE id = :id AND revoked_at IS NULL")
+_REVOKE = text("UPDATE api_keys SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL")
+_DEFAULT = text("SELECT min(id) FROM tenants")
+
+
+def _proof(secret: str, key: str) -> bytes:
+    return hmac.digest(secret.encode(), key.encode(), "sha256")
+
+
+def default_tenant(connection: Connection) -> int:
+    return int(connection.execute(_DEFAULT).scalar_one())
+
+
+def issue_key(connection: Connection, secret: str, tenant_id: int, name: str) -> str:
+    """A new key, in clear: it cannot be shown again."""
+    key_id = "".join(secrets.choice(_LETTERS) for _ in range(8))
+    key = f"pw_{key_id}_{''.join(secrets.choice(_LETTERS) for _ in range(43))}"
+    connection.execute(_NEW, {"id": key_id, "tenant_id": tenant_id, "name": name, "hmac": _proof(secret, key)})
+    return key
+
+
+def authenticate(connection: Connection, secret: str, key: str) -> int | None:
+    """The tenant whose key this is; None for anything else."""
+    parts = key.split("_")
+    if len(key) > 100 or len(parts) != 3 or parts[0] != "pw" or not key.isascii():
+        return None
+    row = connection.execute(_FIND, {"id": parts[1]}).one_or_none()
+    if row is None or not hmac.compare_digest(_proof(secret, key), row.hmac):
+        return None
+    return int(row.tenant_id)
+
+
+def revoke_key(connection: Connection, key_id: str) -> bool:
+    """Takes effect with the next request. False: there is no such key in force."""
+    return connection.execute(_REVOKE, {"id": key_id}).rowcount == 1

@@ -1,0 +1,213 @@
+"""Every read made for people. Each is one statement, so what it shows was true at one moment.
+
+A tenant's reads take its id and run in its own transaction: `database.begin(tenant_id)`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from services.core.states import ImageState
+
+_COUNTS = ("queued", "rendering", "done", "failed", "cancelled")
+
+_JOB = """
+SELECT j.*, now() AS as_of,
+       c.queued + d.queued AS queued, c.rendering + d.rendering AS rendering, c.done + d.done AS done,
+       c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled,
+       CASE WHEN c.folded_at > now() - interval '60 seconds' THEN c.rate ELSE 0 END AS rate
+FROM jobs j JOIN counters c ON c.job_id = j.id
+CROSS JOIN LATERAL (
+  SELECT coalesce(sum(queued), 0)::integer AS queued, coalesce(sum(rendering), 0)::integer AS rendering,
+         coalesce(sum(done), 0)::integer AS done, coalesce(sum(failed), 0)::integer AS failed,
+         coalesce(sum(cancelled), 0)::integer AS cancelled
+  FROM counter_deltas WHERE job_id = j.id
+) d
+"""
+_ONE_JOB = text(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id = :job_id")
+_JOBS = text(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id < :before ORDER BY j.id DESC LIMIT :limit")
+
+_IMAGES = """
+SELECT i.index, i.state, p.custom_id, p.output_format, p.seed, p.index AS first_index, r.object_key, r.sha256,
+       r.bytes, r.truncated, r.device, r.reproducibility_class, f.code, f.message
+FROM images i
+CROSS JOIN LATERAL (
+  SELECT index, custom_id, output_format, seed FROM payloads
+  WHERE payloads.job_id = i.job_id AND payloads.index <= i.index ORDER BY payloads.index DESC LIMIT 1
+) p
+LEFT JOIN results r ON r.job_id = i.job_id AND r.index = i.index
+LEFT JOIN LATERAL (
+  SELECT code, message FROM failures WHERE i.state = 3 AND failures.job_id = i.job_id AND failures.index = i.index
+  ORDER BY id DESC LIMIT 1
+) f ON true
+"""
+_IMAGES_FROM = text(_IMAGES + "WHERE i.job_id = :job_id AND i.index > :after ORDER BY i.index LIMIT :limit")
+_IMAGES_IN_STATE = text(
+    _IMAGES + "WHERE i.job_id = :job_id AND i.state = :state AND i.index > :after ORDER BY i.index LIMIT :limit"
+)
+_OWNS = text("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
+_OBJECT = text("""
+SELECT r.object_key, i.state FROM jobs JOIN images i ON i.job_id = jobs.id
+LEFT JOIN results r ON r.job_id = i.job_id AND r.index = i.index
+WHERE jobs.id = :job_id AND jobs.tenant_id = :tenant_id AND i.index = :index
+""")
+_WAITING_MODELS = text("""
+SELECT DISTINCT m.name FROM models m WHERE EXISTS (
+  SELECT FROM segments WHERE model_revision = m.revision AND open AND low <= high)
+""")
+_FLEET = text("""
+SELECT id, host, pid, device, model, state, extract(epoch FROM now() - seen_at)::double precision AS silent
+FROM workers WHERE seen_at > now() - interval '5 minutes' ORDER BY host, pid
+""")
+_TOTALS = text("""
+SELECT sum(c.queued + d.queued) AS queued, sum(c.rendering + d.rendering) AS rendering, sum(c.done + d.done) AS done,
+       sum(c.failed + d.failed) AS failed, sum(c.cancelled + d.cancelled) AS cancelled
+FROM counters c CROSS JOIN LATERAL (
+  SELECT coalesce(sum(queued), 0) AS queued, coalesce(sum(rendering), 0) AS rendering, coalesce(sum(done), 0) AS done,
+         coalesce(sum(failed), 0) AS failed, coalesce(sum(cancelled), 0) AS cancelled
+  FROM counter_deltas WHERE job_id = c.job_id
+) d
+""")
+_JOB_STATES = text("SELECT state, count(*) AS jobs FROM jobs GROUP BY state")
+_OPEN_CLAIMS = text("SELECT count(*) FROM claims WHERE state = 'open'")
+_READY = text("""
+SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SELECT FROM workers) AS worker_was_up
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """One job at one moment. `rate`: images finished a second, lately; `eta_seconds`: None while nothing moves."""
+
+    id: int
+    state: str
+    paused: bool
+    priority: int
+    total: int
+    counts: dict[str, int]
+    labels: dict[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    cancel_requested_at: datetime | None
+    finished_at: datetime | None
+    rate: float
+    eta_seconds: float | None
+    as_of: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """One image at one moment."""
+
+    index: int
+    state: ImageState
+    custom_id: str | None
+    seed: int
+    output_format: str
+    object_key: str | None
+    sha256: str | None
+    bytes: int | None
+    truncated: bool | None
+    reproducibility_class: str | None
+    device: str | None
+    error_code: str | None
+    error_message: str | None
+
+
+def job(connection: Connection, tenant_id: int, job_id: int) -> JobView | None:
+    row = connection.execute(_ONE_JOB, {"tenant_id": tenant_id, "job_id": job_id}).one_or_none()
+    return None if row is None else _job_view(row)
+
+
+def jobs(connection: Connection, tenant_id: int, *, before: int, limit: int) -> list[JobView]:
+    """The newest jobs with an id below `before`."""
+    values = {"tenant_id": tenant_id, "before": before, "limit": limit}
+    return [_job_view(row) for row in connection.execute(_JOBS, values)]
+
+
+def images(
+    connection: Connection, tenant_id: int, job_id: int, *, state: ImageState | None, after: int, limit: int
+) -> list[ImageView] | None:
+    """The job's images with an index above `after`, in order; None: no such job of this tenant."""
+    if not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
+        return None
+    values = {"job_id": job_id, "after": after, "limit": limit}
+    if state is None:
+        rows = connection.execute(_IMAGES_FROM, values)
+    else:
+        rows = connection.execute(_IMAGES_IN_STATE, values | {"state": int(state)})
+    return [_image_view(row) for row in rows]
+
+
+def image_object(
+    connection: Connection, tenant_id: int, job_id: int, index: int
+) -> tuple[ImageState, str | None] | None:
+    """The image's state and, once it is done, its object's key; None: no such image of this tenant."""
+    row = connection.execute(_OBJECT, {"tenant_id": tenant_id, "job_id": job_id, "index": index}).one_or_none()
+    return None if row is None else (ImageState(row.state), row.object_key)
+
+
+def waiting_models(connection: Connection) -> list[str]:
+    """Models for which something may wait: whose bells should ring."""
+    return list(connection.execute(_WAITING_MODELS).scalars())
+
+
+def fleet(connection: Connection) -> Sequence[Any]:
+    """Workers seen in the last five minutes; `silent` is seconds since."""
+    return connection.execute(_FLEET).all()
+
+
+def readiness(connection: Connection, model: str) -> tuple[bool, bool]:
+    """Whether the model is registered, and whether a worker has ever been up."""
+    row = connection.execute(_READY, {"model": model}).one()
+    return row.registered, row.worker_was_up
+
+
+def totals(connection: Connection) -> tuple[dict[str, int], dict[str, int], int]:
+    """Of the whole house: images by state, jobs by state, open claims."""
+    row = connection.execute(_TOTALS).one()
+    images_by_state = {name: int(getattr(row, name) or 0) for name in _COUNTS}
+    jobs_by_state = {entry.state: entry.jobs for entry in connection.execute(_JOB_STATES)}
+    return images_by_state, jobs_by_state, int(connection.execute(_OPEN_CLAIMS).scalar_one())
+
+
+def _job_view(row: Any) -> JobView:
+    left = row.queued + row.rendering
+    rate = row.rate if left and row.state in ("queued", "in_progress") else 0.0
+    return JobView(
+        id=row.id,
+        state=row.state,
+        paused=row.paused,
+        priority=row.priority,
+        total=row.total,
+        counts={name: getattr(row, name) for name in _COUNTS},
+        labels=row.labels,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        cancel_requested_at=row.cancel_requested_at,
+        finished_at=row.finished_at,
+        rate=rate,
+        eta_seconds=left / rate if rate > 0 else None,
+        as_of=row.as_of,
+    )
+
+
+def _image_view(row: Any) -> ImageView:
+    return ImageView(
+        index=row.index,
+        state=ImageState(row.state),
+        custom_id=row.custom_id,
+        seed=(row.seed + row.index - row.first_index) % 2**63,
+        output_format=row.output_format,
+        object_key=row.object_key,
+        sha256=None if row.sha256 is None else bytes(row.sha256).hex(),
+        bytes=row.bytes,
+        truncated=row.truncated,
+        reproducibility_class=row.reproducibility_class,
+        device=row.device,
+        error_code=row.code,
+        error_message=row.message,
+    )

@@ -1,0 +1,36 @@
+"""Workers as others see them: registered when their pipeline has passed its canary, seen while they do something.
+
+A worker's id names one incarnation of one process; it is never reused. Functions take an open transaction.
+"""
+
+from sqlalchemy import Connection, text
+
+_REGISTER = text("""
+INSERT INTO workers (id, host, pid, device, model, model_revision, state)
+VALUES (:id, :host, :pid, :device, :model, :model_revision, :state)
+ON CONFLICT (id) DO UPDATE SET state = excluded.state, seen_at = now()
+""")
+_BEAT = text("UPDATE workers SET seen_at = now(), state = :state WHERE id = :id AND state <> 'crashed'")
+
+_SEEN = text("""
+SELECT EXISTS (SELECT FROM workers
+               WHERE host = :host AND state <> 'crashed' AND seen_at > now() - interval '10 seconds')
+""")
+
+
+def seen(connection: Connection, host: str) -> bool:
+    """Whether a worker of that host did something in the last ten seconds."""
+    return bool(connection.execute(_SEEN, {"host": host}).scalar_one())
+
+
+def register(
+    connection: Connection, worker_id: str, *, host: str, pid: int, device: str, model: str, revision: str, state: str
+) -> None:
+    """`state` is ready or sick; `device` as people name it."""
+    values = {"id": worker_id, "host": host, "pid": pid, "device": device, "model": model}
+    connection.execute(_REGISTER, values | {"model_revision": revision, "state": state})
+
+
+def beat(connection: Connection, worker_id: str, state: str) -> None:
+    """`state` is ready, busy, sick or stopped."""
+    connection.execute(_BEAT, {"id": worker_id, "state": state})
