@@ -1,0 +1,201 @@
+"""One child process: started to die with us, in a session of its own, its output in a log, ended for good.
+
+The thread that starts a child must live as long as the child should: the kernel ties the two together.
+"""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from services.local.errors import ServerFailed
+
+LAUNCHER = Path(__file__).with_name("launch.py")
+LOG_BYTES = 10 * 2**20  # a log larger than this is put aside at the next start, one old one is kept
+TELLING = ("FATAL", "PANIC", "panic:", "Fatal", "ERROR", "Error", "error", "cannot")
+
+
+SAME = "same"  # whom a child is: see launch.py
+
+
+class Child:
+    """A started process. `poll` also ends what the process left behind in its group."""
+
+    def __init__(
+        self,
+        argv: Sequence[object],
+        *,
+        env: Mapping[str, str],
+        log: Path,
+        cwd: Path | None = None,
+        death_signal: signal.Signals = signal.SIGKILL,
+        identity: str = SAME,
+    ) -> None:
+        self.log = log
+        self.log_start = _rotate(log)
+        self.started = time.monotonic()
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                launched(argv, death_signal, identity),
+                env=dict(env),
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                umask=0o077,
+            )
+        self.birth = birth(self.process.pid)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it lives; -9 is death by signal 9."""
+        if self.process.returncode is None and self._is_zombie():
+            # While the dead leader is not reaped, its group's number cannot become somebody else's.
+            self._kill_group()
+        return self.process.poll()
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            self.process.send_signal(number)
+
+    def wait(self, timeout: float) -> bool:
+        return until(lambda: self.poll() is not None, timeout)
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            self._kill_group()
+            self.process.kill()
+            self.wait(10)
+
+    def how_it_ended(self) -> str:
+        code = self.process.returncode
+        if code is None:
+            return "still runs"
+        if code >= 0:
+            return f"ended with exit code {code}"
+        try:
+            return f"was ended by signal {-code} ({signal.Signals(-code).name})"
+        except ValueError:
+            return f"was ended by signal {-code}"
+
+    def last_words(self) -> str:
+        """The line of its log, since this start, that tells most: the last one about an error, or the last one."""
+        with self.log.open("rb") as file:
+            file.seek(max(self.log_start, self.log.stat().st_size - 65536))
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        telling = [line for line in lines if any(word in line for word in TELLING)]
+        return (telling or lines or ["its log is empty"])[-1][:300]
+
+    def _is_zombie(self) -> bool:
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        except ChildProcessError:
+            return False
+
+    def _kill_group(self) -> None:
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+
+
+def launched(argv: Sequence[object], death_signal: signal.Signals, identity: str) -> list[str]:
+    words = [sys.executable, "-I", "-S", LAUNCHER, os.getpid(), int(death_signal), identity, *argv]
+    return [str(word) for word in words]
+
+
+def run(
+    argv: Sequence[object],
+    *,
+    env: Mapping[str, str],
+    text: str = "",
+    cwd: Path | None = None,
+    identity: str = SAME,
+    timeout: float = 120,
+) -> subprocess.CompletedProcess[str]:
+    """Runs a short command that dies with us; its answer and complaints come back as text. Raises ServerFailed."""
+    try:
+        return subprocess.run(
+            launched(argv, signal.SIGKILL, identity),
+            env=dict(env),
+            input=text,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+            start_new_session=True,
+            umask=0o077,
+        )
+    except subprocess.TimeoutExpired:
+        raise ServerFailed(f"{argv[0]} did not end within {timeout:g} s; is the disk very slow, or full?") from None
+
+
+def until(condition: Callable[[], bool], timeout: float, pause: float = 0.02) -> bool:
+    """Waits for a condition; whether it came true in time."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def birth(pid: int) -> str:
+    """What tells a process from a later one with its pid: the era and its start in ticks. Empty where unknown."""
+    fields = stat(pid)
+    return f"{era()} {fields[19]}" if fields else ""
+
+
+def alive(pid: int, born: str = "") -> bool:
+    """Whether the very process lives: a zombie does not, nor does another one that got its pid."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    fields = stat(pid)
+    if not fields:
+        return not era()
+    return fields[0] not in "ZX" and born in ("", f"{era()} {fields[19]}")
+
+
+def stat(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on; nothing if it is gone, or on other systems than Linux."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()
+
+
+@functools.cache
+def era() -> str:
+    """Pids mean something within one boot and one pid namespace only."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _rotate(log: Path) -> int:
+    """Puts a grown log aside; returns where this start's lines begin."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if not log.exists():
+        log.touch(mode=0o600)
+        return 0
+    if log.stat().st_size > LOG_BYTES:
+        log.replace(log.with_name(log.name + ".1"))
+        return 0
+    return log.stat().st_size

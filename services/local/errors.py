@@ -1,0 +1,19 @@
+"""What can go wrong with the embedded stack, each in one sentence that says what to do."""
+
+from services.core.errors import PressworkError
+
+
+class AlreadyRunning(PressworkError):
+    """Presswork already runs on this folder: end it with `presswork down`, or name another one in PRESSWORK_HOME."""
+
+
+class FolderUnusable(PressworkError):
+    """The home folder cannot be used: name another one in PRESSWORK_HOME."""
+
+
+class PortTaken(PressworkError):
+    """A port that the embedded stack needs is in use by another program."""
+
+
+class ServerFailed(PressworkError):
+    """A server of the embedded stack could not be started."""

@@ -1,0 +1,149 @@
+"""The home folder of the embedded stack: who holds it, its saved secrets and ports, the file to source.
+
+Secrets are in files of mode 0600 in a folder of mode 0700, and nowhere else.
+"""
+
+import fcntl
+import json
+import os
+import random
+import re
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from services.local.errors import AlreadyRunning, FolderUnusable, PortTaken
+
+# Below the range that outgoing connections are given. One server needs port + 10000 too, hence 22767 and not more.
+LOWEST_PORT, HIGHEST_PORT, SECOND_PORT = 15000, 22767, 10000
+
+
+class Home:
+    """The folder, opened and held by this process until `close`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 - must not follow a link that is missing
+        self.logs = self.folder / "logs"
+        self._lock = -1
+
+    def open(self) -> None:
+        """Raises FolderUnusable or AlreadyRunning."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(mode=0o700, exist_ok=True)
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise FolderUnusable(
+                f"The folder {self.folder} cannot be written ({error.strerror}): "
+                "make it writable, or name another one in PRESSWORK_HOME."
+            ) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            self.close()
+            raise AlreadyRunning(
+                f"Presswork already runs on {self.folder} as process {holder}: "
+                "end it with `presswork down`, or name another folder in PRESSWORK_HOME."
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        """Lets go of the folder; the lock file stays, or two could lock two files of one name."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def secret(self, name: str) -> str:
+        """The saved secret of that name, made at first use: 48 characters of 0-9a-f, so it needs no quoting."""
+        saved = self._read("secrets.json")
+        if name not in saved:
+            saved[name] = secrets.token_hex(24)
+            self._write("secrets.json", saved)
+        return str(saved[name])
+
+    def ports(self, wanted: Mapping[str, bool], say: Callable[[str], None]) -> dict[str, int]:
+        """A free port for each name, saved ones first; True asks that port + 10000 be free as well.
+
+        Whoever holds the folder has no server running, so a saved port that is taken is taken by somebody else.
+        """
+        saved: dict[str, int] = self._read("ports.json")
+        chosen: dict[str, int] = {}
+        for name, second in wanted.items():
+            port = saved.get(name)
+            if port is not None and (port in chosen.values() or not _fits(port, second)):
+                say(f"Port {port} of {name} is in use by another program; another one is taken, and saved.")
+                port = None
+            chosen[name] = port if port is not None else _free_port(second, {*saved.values(), *chosen.values()})
+        if {**saved, **chosen} != saved:
+            self._write("ports.json", {**saved, **chosen})
+        return chosen
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise FolderUnusable(
+                f"{path} cannot be read ({error}): restore it, or name another PRESSWORK_HOME."
+            ) from None
+        if not isinstance(value, dict):
+            raise FolderUnusable(f"{path} does not hold what it should: restore it, or name another PRESSWORK_HOME.")
+        return value
+
+    def _write(self, name: str, value: Mapping[str, Any]) -> None:
+        write_private(self.folder / name, json.dumps(value, indent=1) + "\n")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replaces a file by one of mode 0600, whole or not at all. Raises FolderUnusable."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.unlink(missing_ok=True)
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:  # noqa: PTH123
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        raise FolderUnusable(f"{path} cannot be written: {error.strerror}.") from None
+
+
+def write_env_file(home: Path, values: Mapping[str, str]) -> Path:
+    """Writes `<home>/env`, which a shell can source; returns its path."""
+    for name in values:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"{name!r} cannot be the name of a variable.")
+    lines = ("export {}='{}'\n".format(name, value.replace("'", "'\\''")) for name, value in values.items())
+    path = Path(home) / "env"
+    write_private(path, "".join(lines))
+    return path
+
+
+def is_free(port: int) -> bool:
+    """Whether we could listen there now; connections of an earlier life that linger do not matter."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def _fits(port: int, second: bool) -> bool:
+    return is_free(port) and (not second or is_free(port + SECOND_PORT))
+
+
+def _free_port(second: bool, avoid: set[int]) -> int:
+    for port in random.sample(range(LOWEST_PORT, HIGHEST_PORT + 1), 500):
+        if port not in avoid and _fits(port, second):
+            return port
+    raise PortTaken(f"No free port was found from {LOWEST_PORT} to {HIGHEST_PORT}: end a program that listens there.")

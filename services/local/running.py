@@ -1,0 +1,142 @@
+"""`<home>/run.json`: which processes run for a folder, with pids and ports and no secrets, and how they are ended."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from services.local import child
+from services.local.child import Child
+from services.local.errors import AlreadyRunning
+from services.local.home import write_private
+from services.local.server import Server
+
+LAST_GRACE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A pid, and what tells it from a later process with the same pid."""
+
+    pid: int
+    born: str
+    log: str = ""
+    ports: dict[str, int] = field(default_factory=dict)
+
+    def alive(self) -> bool:
+        return child.alive(self.pid, self.born)
+
+    def orphans(self) -> list[int]:
+        """What it left behind in its session, if it is dead: while any is left, nobody else can get the number."""
+        its_number_is_reused = child.stat(self.pid) and child.birth(self.pid) != self.born
+        if self.alive() or its_number_is_reused or not child.era() or not self.born.startswith(child.era()):
+            return []
+        pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+        return [pid for pid in pids if pid != self.pid and child.stat(pid)[3:4] == [str(self.pid)]]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A stack that is up: its supervisor, servers and programs by name."""
+
+    supervisor: Process
+    since: float  # seconds since 1970
+    servers: dict[str, Process]
+    programs: dict[str, Process]
+
+    def living(self) -> list[Process]:
+        """Its programs and servers that live still."""
+        return [process for process in (*self.programs.values(), *self.servers.values()) if process.alive()]
+
+
+def record(folder: Path, servers: Sequence[Server], programs: Mapping[str, Child], since: float | None = None) -> None:
+    """Writes who runs now. `since` is now unless it is given."""
+    this = Process(os.getpid(), child.birth(os.getpid()))
+    running = Running(
+        this,
+        time.time() if since is None else since,
+        {server.name: _process(server.child, server.ports) for server in servers if server.child},
+        {name: _process(program, {}) for name, program in programs.items()},
+    )
+    write_private(folder / "run.json", json.dumps(asdict(running), indent=1) + "\n")
+
+
+def forget(folder: Path) -> None:
+    (folder / "run.json").unlink(missing_ok=True)
+
+
+def read_running(home: Path) -> Running | None:
+    """What runs for this folder, or None if its supervisor does not live."""
+    running = _read(Path(home))
+    return running if running and running.supervisor.alive() else None
+
+
+def stop_running(home: Path, timeout: float = 60) -> bool:
+    """Asks the supervisor to stop, and after `timeout` seconds ends everything by force; False if nothing ran.
+
+    Raises AlreadyRunning if that is not ours to stop.
+    """
+    running = read_running(home)
+    if running is None:
+        return False
+    try:
+        os.kill(running.supervisor.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+    except PermissionError:
+        pid = running.supervisor.pid
+        raise AlreadyRunning(f"Process {pid} belongs to another user: stop it as that user.") from None
+    if not child.until(lambda: not running.supervisor.alive(), timeout, pause=0.05):
+        _kill(running.supervisor.pid)
+        _end(_read(Path(home)) or running)
+    child.until(lambda: not running.supervisor.alive(), LAST_GRACE)
+    return True
+
+
+def clear(folder: Path) -> None:
+    """Waits for the processes of a supervisor that died, then ends them. Raises AlreadyRunning if one will not end."""
+    running = _read(folder)
+    if running:
+        _end(running)
+        forget(folder)
+
+
+def _end(running: Running) -> None:
+    """Those of a dead supervisor were told to stop by the kernel: a moment's grace, then by force."""
+    for program in running.programs.values():
+        for pid in program.orphans():
+            _kill(pid)
+    if not child.until(lambda: not running.living(), LAST_GRACE):
+        for process in running.living():
+            _kill(process.pid)
+    if not child.until(lambda: not running.living(), LAST_GRACE):
+        pids = ", ".join(str(process.pid) for process in running.living())
+        raise AlreadyRunning(f"Processes of an earlier start do not end: kill {pids}, then start again.")
+
+
+def _process(started: Child | None, ports: dict[str, int]) -> Process:
+    assert started is not None
+    return Process(started.pid, started.birth, str(started.log), ports)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _read(folder: Path) -> Running | None:
+    try:
+        value = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return Running(
+            Process(**value["supervisor"]),
+            float(value["since"]),
+            {name: Process(**process) for name, process in value["servers"].items()},
+            {name: Process(**process) for name, process in value["programs"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # none, or not ours: a note, not the truth

@@ -1,0 +1,110 @@
+"""What every server of the embedded stack can do, and how each is started, waited for and ended."""
+
+import os
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+from services.local import leftovers
+from services.local.child import Child
+from services.local.errors import PortTaken, ServerFailed
+from services.local.home import Home
+
+Say = Callable[[str], None]
+IN_USE = ("address already in use", "could not bind", "bind: ")
+
+
+class Server(ABC):
+    """One server process on loopback with its data under the home folder."""
+
+    name: str
+    port: int  # the one that clients use
+    programs: frozenset[str]  # what its processes are called
+    stop_signal = signal.SIGTERM
+    stop_seconds = 10.0
+
+    def __init__(self, home: Home, ports: dict[str, int]) -> None:
+        self.home, self.ports = home, ports
+        self.folder = home.folder / self.name
+        self.log = home.logs / f"{self.name}.log"
+        self.child: Child | None = None
+
+    @staticmethod
+    @abstractmethod
+    def wanted_ports() -> dict[str, bool]:
+        """The ports it needs by name, and whether port + 10000 as well."""
+
+    @abstractmethod
+    def spawn(self) -> Child:
+        """Writes its configuration and starts the process."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether it answers a real request now; returns soon."""
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        return self.child.process if self.child else None
+
+    def start(self) -> None:
+        """Starts the process and returns; the calling thread must live as long as the server should."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        self.forget_leftovers(known_gone=self._clear_leftovers())
+        self.child = self.spawn()
+
+    def forget_leftovers(self, *, known_gone: bool) -> None:  # noqa: B027 - most have nothing to forget
+        """Clears what a crashed process left in the folder, where it is known that none lives."""
+
+    def wait_ready(self, timeout: float = 60) -> None:
+        """Raises ServerFailed or PortTaken with the last line of its log."""
+        child, deadline = self._child(), time.monotonic() + timeout
+        while not self.ready():
+            if child.poll() is not None:
+                raise self._failure(child)
+            if time.monotonic() > deadline:
+                raise ServerFailed(f"{self.name} did not get ready within {timeout:g} s; its log is {self.log}.")
+            time.sleep(0.02)
+
+    def begin_stop(self) -> None:
+        if self.child:
+            self.child.signal(self.stop_signal)
+
+    def finish_stop(self) -> None:
+        if self.child and not self.child.wait(self.stop_seconds):
+            self.child.kill()
+        self.child = None
+
+    def stop(self) -> None:
+        self.begin_stop()
+        self.finish_stop()
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """A bare environment: nothing of the user's reaches a server, neither credentials nor configuration."""
+        home = str(self.folder)
+        return {"PATH": os.environ.get("PATH", os.defpath), "HOME": home, "LC_ALL": "C", "TZ": "UTC", **more}
+
+    def _clear_leftovers(self) -> bool:
+        """Those of an unknown death were told to stop and get time for it; those of one that we saw get little."""
+        patience = leftovers.PATIENCE if self.child is None else 0.5
+        return leftovers.clear(self.folder, self.programs, patience)
+
+    def _child(self) -> Child:
+        if self.child is None:
+            raise RuntimeError(f"{self.name} has not been started.")
+        return self.child
+
+    def _failure(self, child: Child) -> ServerFailed | PortTaken:
+        words = child.last_words()
+        if any(phrase in words.lower() for phrase in IN_USE):
+            return PortTaken(
+                f"{self.name} cannot listen, another program took its port just now; start again ({words})."
+            )
+        return ServerFailed(f"{self.name} {child.how_it_ended()} at its start: {words} (log: {self.log})")
+
+
+def reachable_by_others(folder: Path) -> None:
+    """Lets other users pass through a folder, without seeing what is in it."""
+    folder.chmod(folder.stat().st_mode | 0o011)

@@ -1,0 +1,64 @@
+"""Valkey, the Redis-protocol server: appends every write to a file, wants a password."""
+
+import signal
+import socket
+
+from services.local import programs
+from services.local.child import Child
+from services.local.home import Home, write_private
+from services.local.server import Server
+
+CONFIGURATION = """\
+bind 127.0.0.1
+port {port}
+protected-mode yes
+requirepass {password}
+dir .
+appendonly yes
+appendfsync everysec
+save ""
+maxmemory-policy noeviction
+daemonize no
+"""
+
+
+class Valkey(Server):
+    name = "valkey"
+    programs = frozenset({"valkey-server", "redis-server", "redis-check-rdb"})
+
+    def __init__(self, home: Home, ports: dict[str, int]) -> None:
+        super().__init__(home, ports)
+        self.program = programs.valkey_server()
+        self.port = ports["valkey"]
+        self.password = home.secret("valkey")
+
+    @staticmethod
+    def wanted_ports() -> dict[str, bool]:
+        return {"valkey": False}
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+
+    def spawn(self) -> Child:
+        configuration = self.folder / "valkey.conf"  # the password is not on the command line, for all to see
+        write_private(configuration, CONFIGURATION.format(port=self.port, password=self.password))
+        return Child(
+            [self.program, configuration],
+            env=self.environment(),
+            log=self.log,
+            cwd=self.folder,
+            death_signal=signal.SIGTERM,
+        )
+
+    def ready(self) -> bool:
+        """PING is answered only once the data is loaded."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+                connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
+                answer = b""
+                while answer.count(b"\r\n") < 2 and (part := connection.recv(256)):
+                    answer += part
+        except OSError:
+            return False
+        return answer == b"+OK\r\n+PONG\r\n"

@@ -1,0 +1,108 @@
+"""The embedded stack: Postgres, Valkey and an S3 server for one machine, in one folder, and the settings they give."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self
+
+from services.core.errors import SettingsError
+from services.local import running
+from services.local.home import Home, write_env_file
+from services.local.server import Server
+from services.local.servers import Postgres, SeaweedFS, Valkey
+
+__all__ = ["Stack", "write_env_file"]
+
+log = logging.getLogger(__name__)
+
+AWS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+READY_SECONDS = 60.0
+
+
+class Stack:
+    """Starts a server for each of DATABASE_URL, REDIS_URL and AWS_ENDPOINT_URL that the environment does not give.
+
+    The thread that calls `start` must live as long as the servers should: they die with it.
+    """
+
+    def __init__(self, home: Path, environ: Mapping[str, str], say: Callable[[str], None] = log.info) -> None:
+        self.home = Home(home)
+        self.environ = dict(environ)
+        self.say = say
+        self.servers: list[Server] = []
+        self.values: dict[str, str] = {}
+        self.migrator_url = ""  # with a database of others: PRESSWORK_MIGRATOR_URL, or else DATABASE_URL
+        self.superuser_url = ""  # empty with a database of others
+
+    def start(self) -> dict[str, str]:
+        """Returns once all answer real requests. Raises PressworkError in one sentence, having stopped everything."""
+        self.home.open()
+        try:
+            running.clear(self.home.folder)
+            self._construct()
+            for server in self.servers:  # each gets ready while the next is started
+                server.start()
+            running.record(self.home.folder, self.servers, {})
+            for server in self.servers:
+                server.wait_ready(READY_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
+        return dict(self.values)
+
+    def stop(self) -> None:
+        """Stops what was started, all at once. Harmless when nothing was, or when called again."""
+        for server in self.servers:
+            server.begin_stop()
+        for server in self.servers:
+            server.finish_stop()
+        if self.servers or self.values:
+            running.forget(self.home.folder)
+        self.servers, self.values = [], {}
+        self.home.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _construct(self) -> None:
+        """Decides which servers are ours, in the order in which they are best started: the slowest first."""
+        given = {name: self._given(name) for name in ("DATABASE_URL", "REDIS_URL", *AWS, "PRESSWORK_SECRET")}
+        classes: dict[str, type[Server]] = {
+            "AWS_ENDPOINT_URL": SeaweedFS,
+            "REDIS_URL": Valkey,
+            "DATABASE_URL": Postgres,
+        }
+        ours = [kind for variable, kind in classes.items() if not given[variable]]
+        wanted = {name: second for kind in ours for name, second in kind.wanted_ports().items()}
+        ports = self.home.ports(wanted, self.say)
+        self.values = {name: value for name, value in given.items() if value}
+        for kind in ours:
+            server = kind(self.home, {name: ports[name] for name in kind.wanted_ports()})
+            self.servers.append(server)
+            self.values |= self._values_of(server)
+        if "DATABASE_URL" in self.values and not self.migrator_url:
+            self.migrator_url = self._given("PRESSWORK_MIGRATOR_URL") or self.values["DATABASE_URL"]
+        self.values.setdefault("PRESSWORK_SECRET", self.home.secret("presswork"))
+
+    def _values_of(self, server: Server) -> dict[str, str]:
+        if isinstance(server, Postgres):
+            self.migrator_url, self.superuser_url = server.migrator_url, server.superuser_url
+            return {"DATABASE_URL": server.url}
+        if isinstance(server, Valkey):
+            return {"REDIS_URL": server.url}
+        assert isinstance(server, SeaweedFS)
+        return dict(zip(AWS, (server.url, server.access_key, server.secret_key), strict=True))
+
+    def _given(self, name: str) -> str:
+        """What the environment says, be it directly or by NAME_FILE."""
+        path = self.environ.get(f"{name}_FILE")
+        if not path:
+            return self.environ.get(name, "")
+        try:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise SettingsError(f"{name}_FILE names {path!r}, which cannot be read: {error.strerror}.") from None

@@ -1,0 +1,137 @@
+"""Keeps the embedded servers and the programs beside them running, and stops them in order."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from services.core.errors import PressworkError
+from services.local import running
+from services.local.child import Child
+from services.local.errors import FolderUnusable
+from services.local.running import Process, Running, read_running, stop_running
+from services.local.server import Server
+from services.local.stack import Stack
+
+__all__ = ["Process", "Program", "Running", "Supervisor", "read_running", "stop_running"]
+
+log = logging.getLogger(__name__)
+
+TICK = 0.1
+YOUNG = 5.0  # what dies sooner than this after its start is failing, and is started again less and less often
+LONGEST_PAUSE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program to run beside the servers. `env` is added to the environment that the stack was given."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    grace: float = 30.0  # seconds from SIGTERM to SIGKILL: a worker finishes its batch in it
+
+
+class Kept:
+    """One process that is kept running: how often it failed in a row, and when it may start again."""
+
+    def __init__(self, name: str, start: Callable[[], Child], child: Child | None = None) -> None:
+        self.name, self.start, self.child = name, start, child
+        self.failures = 0
+        self.due = 0.0
+
+    def died(self) -> bool:
+        return self.child is not None and self.child.poll() is not None
+
+    def bury(self) -> str:
+        """Decides when it starts again; returns the sentence to say."""
+        child = self.child
+        assert child is not None
+        lived = time.monotonic() - child.started
+        self.failures = self.failures + 1 if lived < YOUNG else 0
+        pause = min(LONGEST_PAUSE, 2.0 ** (self.failures - 1)) if self.failures else 0.0
+        self.child, self.due = None, time.monotonic() + pause
+        when = f"starting it again in {pause:g} s" if pause else "starting it again"
+        said = "" if child.process.returncode <= 0 else f": {child.last_words()}"
+        return f"{self.name} {child.how_it_ended()} after {lived:.1f} s{said}; {when} (log: {child.log})"
+
+
+class Supervisor:
+    """Runs programs beside a started stack. Everything is started by the thread that calls `run_until`."""
+
+    def __init__(self, stack: Stack, programs: Sequence[Program], say: Callable[[str], None] = log.info) -> None:
+        self.stack, self.programs, self.say = stack, list(programs), say
+        self._servers = [self._keep_server(server) for server in stack.servers]
+        self._programs = [self._keep_program(program) for program in self.programs]
+        self._since = time.time()
+
+    def run_until(self, stop_event: threading.Event) -> None:
+        """Starts the programs, restarts whatever dies, and stops everything once the event is set."""
+        try:
+            for kept in self._programs:
+                self._start(kept)
+            self._record()
+            while not stop_event.wait(TICK):
+                self.tick()
+        finally:
+            self.stop()
+
+    def tick(self) -> None:
+        """One look at everyone."""
+        changed = False
+        for kept in (*self._servers, *self._programs):
+            if kept.died():
+                self.say(kept.bury())
+            if kept.child is None and time.monotonic() >= kept.due:
+                self._start(kept)
+                changed = True
+        if changed:
+            self._record()
+
+    def stop(self) -> None:
+        """Programs first, each with its grace, then the servers. Harmless when called again."""
+        pairs = [
+            (program, kept.child) for program, kept in zip(self.programs, self._programs, strict=True) if kept.child
+        ]
+        asked = time.monotonic()
+        for _, child in pairs:
+            child.signal(signal.SIGTERM)
+        for program, child in pairs:
+            if not child.wait(max(0.0, asked + program.grace - time.monotonic())):
+                self.say(f"{program.name} did not stop within {program.grace:g} s and is ended by force.")
+                child.kill()
+        self._programs = [self._keep_program(program) for program in self.programs]
+        self.stack.stop()
+
+    def _start(self, kept: Kept) -> None:
+        try:
+            kept.child = kept.start()
+        except (PressworkError, OSError) as error:
+            kept.failures += 1
+            pause = min(LONGEST_PAUSE, 2.0 ** (kept.failures - 1))
+            kept.due = time.monotonic() + pause
+            self.say(f"{kept.name} cannot be started ({error}); trying again in {pause:g} s")
+
+    def _keep_server(self, server: Server) -> Kept:
+        def start() -> Child:
+            server.start()
+            assert server.child is not None
+            return server.child
+
+        return Kept(server.name, start, server.child)
+
+    def _keep_program(self, program: Program) -> Kept:
+        replaced = {f"{name}_FILE" for name in program.env}  # a NAME_FILE would go before the NAME that is given
+        inherited = {name: value for name, value in self.stack.environ.items() if name not in replaced}
+        environment = {**inherited, **program.env}
+        path = self.stack.home.logs / f"{program.name}.log"
+        return Kept(program.name, lambda: Child(program.argv, env=environment, log=path))
+
+    def _record(self) -> None:
+        programs = {kept.name: kept.child for kept in self._programs if kept.child}
+        try:
+            running.record(self.stack.home.folder, self.stack.servers, programs, self._since)
+        except FolderUnusable as error:  # a full disk is no reason to stop
+            self.say(f"Who runs cannot be noted down: {error}")

@@ -1,0 +1,130 @@
+"""One machine's Presswork: the embedded servers, the schema, a key, and web, scheduler and workers beside them."""
+
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.core import database, storage, tenants
+from services.core.errors import PressworkError
+from services.core.settings import Settings
+from services.local.child import Child
+from services.local.errors import PortTaken
+from services.local.home import Home, is_free, write_env_file, write_private
+from services.local.stack import Stack
+from services.local.supervisor import Program, Supervisor
+
+WORKER_GRACE = 90.0
+READY_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a person asked for on the command line."""
+
+    home: Path
+    workers: int
+    pipeline: str
+
+
+def up(wishes: Wishes, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
+    """Runs everything until INT or TERM. Raises PressworkError in one sentence, with everything stopped."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopping.set())
+    environ = dict(environ) | {"PRESSWORK_PIPELINE": wishes.pipeline}
+    port = int(environ.get("PRESSWORK_PORT") or Settings.default("PRESSWORK_PORT"))
+    stack = Stack(wishes.home, environ, say)
+    began = time.monotonic()
+    with stack:
+        if not is_free(port):
+            raise PortTaken(f"Port {port} is in use by another program; set PRESSWORK_PORT to a free one.")
+        values = dict(stack.values) | _pipeline_values(wishes, environ, stack.home)
+        settings = Settings.read(environ | values)
+        database.migrate(stack.migrator_url)
+        storage.S3Store(settings).prepare()
+        key = _saved_key(settings, stack.home)
+        url = f"http://{settings.host}:{settings.port}"
+        env_file = write_env_file(wishes.home, {"PRESSWORK_URL": url, "PRESSWORK_API_KEY": key} | _for_people(values))
+        say(f"servers up in {time.monotonic() - began:.1f} s; starting web, scheduler and {wishes.workers} worker(s)")
+        supervisor = Supervisor(stack, _programs(wishes, values), say)
+        announcer = threading.Thread(target=_announce, args=(url, env_file, stopping, say), daemon=True)
+        announcer.start()
+        supervisor.run_until(stopping)
+        say("stopped")
+
+
+def _programs(wishes: Wishes, values: Mapping[str, str]) -> list[Program]:
+    threads = str(max(1, (os.cpu_count() or 1) // wishes.workers))
+    quiet = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    shared = dict(values) | {"PRESSWORK_PIPELINE": wishes.pipeline}
+    return [
+        Program("web", [sys.executable, "-m", "services.web"], shared, grace=15.0),
+        Program("scheduler", [sys.executable, "-m", "scheduler.app"], shared, grace=15.0),
+        *(
+            Program(f"worker-{number}", [sys.executable, "-m", "worker.app"], shared | quiet, grace=WORKER_GRACE)
+            for number in range(1, wishes.workers + 1)
+        ),
+    ]
+
+
+def _pipeline_values(wishes: Wishes, environ: Mapping[str, str], home: Home) -> dict[str, str]:
+    """The torch pipeline needs a model; without one it gets a tiny one with random weights, made once."""
+    if wishes.pipeline != "torch":
+        return {}
+    folder = environ.get("PRESSWORK_MODEL_DIR")
+    if not folder:
+        folder = str(home.folder / "models" / "tiny")
+        if not Path(folder).exists():
+            Path(folder).parent.mkdir(parents=True, exist_ok=True)
+            maker = Child([sys.executable, "-m", "worker.model.tiny", folder], env=environ, log=home.logs / "model.log")
+            if not maker.wait(300.0) or maker.poll() != 0:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise PressworkError(f"The tiny model could not be made: {maker.last_words()}")
+    return {"PRESSWORK_MODEL_DIR": folder, "PRESSWORK_MODEL": environ.get("PRESSWORK_MODEL") or Path(folder).name}
+
+
+def _saved_key(settings: Settings, home: Home) -> str:
+    """The key that this folder's people use: issued once, and again only if this database does not know it."""
+    file = home.folder / "key"
+    core = database.Database(settings.database_url, application="presswork up", pool_size=1)
+    try:
+        with core.begin() as connection:
+            key = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+            if tenants.authenticate(connection, settings.secret, key) is None:
+                key = tenants.issue_key(connection, settings.secret, tenants.default_tenant(connection), "local")
+    finally:
+        core.close()
+    write_private(file, key + "\n")
+    return key
+
+
+def _for_people(values: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in values.items() if name.startswith(("DATABASE_", "REDIS_", "AWS_"))}
+
+
+def _announce(url: str, env_file: Path, stopping: threading.Event, say: Callable[[str], None]) -> None:
+    """Says so once a submit would be accepted, or that it takes long."""
+    began = time.monotonic()
+    while not stopping.wait(0.1):
+        if _ready(url):
+            say(f"ready at {url} after {time.monotonic() - began:.1f} s; `. {env_file}` sets PRESSWORK_API_KEY")
+            return
+        if time.monotonic() - began > READY_SECONDS:
+            say(f"not ready after {READY_SECONDS:.0f} s; see {url}/readyz and the logs in {env_file.parent / 'logs'}")
+            return
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=2) as reply:  # noqa: S310  our own address
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
