@@ -1,0 +1,326 @@
+"""What every Pipeline promises, asked of each that can run here, and what the torch one promises beside."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from services.core.errors import SettingsError
+from services.core.settings import Settings
+from services.core.specs import SEED_LIMIT, Spec
+from worker.pipeline import Batch, OutOfMemory, Picture, Pipeline, Spoiled, canary, open_pipeline, reproducibility_class
+
+SERVERS = {"DATABASE_URL": "unused", "REDIS_URL": "unused"}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("diffusers")
+    from worker.model import tiny
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny.make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def torch_settings(tiny_model: Path) -> Settings:
+    return Settings.read(SERVERS | {"PRESSWORK_PIPELINE": "torch", "PRESSWORK_MODEL_DIR": str(tiny_model)})
+
+
+@pytest.fixture(scope="session", params=["simulated", "torch"])
+def settings(request: pytest.FixtureRequest) -> Settings:
+    if request.param == "torch":
+        return request.getfixturevalue("torch_settings")
+    return Settings.read(SERVERS)
+
+
+@pytest.fixture(scope="session")
+def pipeline(settings: Settings) -> Iterator[Pipeline]:
+    opened = open_pipeline(settings.pipeline, settings)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def torch_pipeline(torch_settings: Settings) -> Pipeline:
+    return open_pipeline("torch", torch_settings)
+
+
+def spec_for(pipeline: Pipeline, **changes: Any) -> Spec:
+    spec = Spec(pipeline.card.revision, "a red mug on a wooden table", "blurred", 7, 64, 64, 3, 7.5)
+    return dataclasses.replace(spec, **changes)
+
+
+def strangers(pipeline: Pipeline, count: int) -> list[Spec]:
+    return [spec_for(pipeline, prompt=f"stranger {n}", seed=100 + n, guidance_scale=2.0 + n) for n in range(count)]
+
+
+def render(
+    pipeline: Pipeline,
+    specs: Sequence[Spec],
+    wanted: int | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> list[np.ndarray]:
+    batch = Batch(specs[0].shape, tuple(specs), len(specs) if wanted is None else wanted)
+    pictures = pipeline.render(batch, on_step)
+    assert len(pictures) == len(specs)
+    assert all(isinstance(picture, Picture) for picture in pictures)
+    return [picture.pixels for picture in pictures]
+
+
+def test_the_card_serves_its_own_defaults(pipeline: Pipeline, settings: Settings) -> None:
+    card = pipeline.card
+    assert card.name and card.revision
+    assert card.default_size in card.sizes
+    assert all(side % 8 == 0 for size in card.sizes for side in size)
+    assert 1 <= card.default_steps <= card.max_steps
+    assert 0 <= card.default_guidance_scale <= 50
+    assert card.batch_sizes == settings.batch_sizes
+    assert all((pipeline.backend, pipeline.precision, pipeline.device, pipeline.device_kind))
+    assert reproducibility_class(pipeline, 4).count("/") == 4
+
+
+def test_the_canary_can_be_rendered(pipeline: Pipeline) -> None:
+    batch = canary(pipeline.card)
+    pictures = pipeline.render(batch, lambda step: None)
+    width, height = pipeline.card.default_size
+    assert [picture.pixels.shape for picture in pictures] == [(height, width, 3)] * batch.size
+
+
+def test_every_declared_size_gives_pixels_of_that_size(pipeline: Pipeline) -> None:
+    for width, height in pipeline.card.sizes:
+        (pixels,) = render(pipeline, [spec_for(pipeline, width=width, height=height)])
+        assert pixels.shape == (height, width, 3)
+        assert pixels.dtype == np.uint8
+        assert pixels.std() > 0
+
+
+def test_every_declared_batch_size_gives_that_many_pictures(pipeline: Pipeline) -> None:
+    for size in pipeline.card.batch_sizes:
+        pictures = render(pipeline, strangers(pipeline, size))
+        assert len({pixels.tobytes() for pixels in pictures}) == size
+
+
+def test_an_image_depends_neither_on_its_slot_nor_on_its_neighbours(pipeline: Pipeline) -> None:
+    ours, others = spec_for(pipeline), strangers(pipeline, 6)
+    first = render(pipeline, [ours, *others[:3]])
+    last = render(pipeline, [*others[3:], ours])
+    padded = render(pipeline, [ours, others[0], others[0], others[0]], wanted=1)
+    alone = render(pipeline, [ours] * 4, wanted=1)
+    assert first[0].tobytes() == last[3].tobytes() == padded[0].tobytes() == alone[0].tobytes()
+    again = render(pipeline, [others[2], others[1], others[0], ours])
+    assert [pixels.tobytes() for pixels in again[:3]] == [first[3 - n].tobytes() for n in range(3)]
+
+
+def test_another_process_would_draw_the_same_file(pipeline: Pipeline, settings: Settings) -> None:
+    another = open_pipeline(settings.pipeline, settings)
+    assert another.card == pipeline.card
+    assert reproducibility_class(another, 2) == reproducibility_class(pipeline, 2)
+    pair = [spec_for(pipeline), *strangers(pipeline, 1)]
+    assert [p.tobytes() for p in render(another, pair)] == [p.tobytes() for p in render(pipeline, pair)]
+    another.close()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 8},
+        {"seed": 7 + 2**32},
+        {"seed": 7 + 2**62},
+        {"prompt": "a blue mug on a wooden table"},
+        {"negative_prompt": ""},
+        {"guidance_scale": 3.0},
+    ],
+    ids=str,
+)
+def test_everything_in_the_spec_shows_in_the_pixels(pipeline: Pipeline, changes: dict[str, Any]) -> None:
+    ours, theirs = render(pipeline, [spec_for(pipeline), spec_for(pipeline, **changes)])
+    assert (ours != theirs).any()
+
+
+def test_steps_and_guidance_decide_pixels_too(pipeline: Pipeline) -> None:
+    changed = ({}, {"steps": 5}, {"guidance_scale": 1.0})
+    assert len({render(pipeline, [spec_for(pipeline, **changes)])[0].tobytes() for changes in changed}) == 3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50])
+def test_each_step_is_reported_once_and_in_order(pipeline: Pipeline, steps: int) -> None:
+    heard: list[int] = []
+    render(pipeline, [spec_for(pipeline, steps=steps)] * 2, on_step=heard.append)
+    assert heard == list(range(1, steps + 1))
+
+
+class Stop(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [Stop, RuntimeError, MemoryError])
+def test_what_on_step_raises_passes_through_at_once_and_harms_nothing(
+    pipeline: Pipeline, error: type[BaseException]
+) -> None:
+    before = render(pipeline, [spec_for(pipeline)])[0]
+    heard: list[int] = []
+
+    def stop(step: int) -> None:
+        heard.append(step)
+        if step == 2:
+            raise error("no more")
+
+    with pytest.raises(error, match="no more"):
+        render(pipeline, [spec_for(pipeline, seed=99)], on_step=stop)
+    assert heard == [1, 2]
+    assert render(pipeline, [spec_for(pipeline)])[0].tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        " ",
+        "x",
+        "日本の赤い茶碗",
+        "🫖☕ émaillé\u0301",
+        "\x00\x1b[31m\u202e",
+        "\ud800 alone",
+        "<|endoftext|> a",
+        "%s {} \\",
+    ],
+    ids=ascii,
+)
+def test_any_prompt_can_be_rendered(pipeline: Pipeline, prompt: str) -> None:
+    as_prompt, as_negative = spec_for(pipeline, prompt=prompt), spec_for(pipeline, negative_prompt=prompt)
+    assert len(render(pipeline, [as_prompt, as_negative])) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 0},
+        {"seed": SEED_LIMIT - 1},
+        {"guidance_scale": 0.0},
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 50.0},
+        {"negative_prompt": ""},
+        {"steps": 1},
+    ],
+    ids=str,
+)
+def test_the_ends_of_every_range_can_be_rendered(pipeline: Pipeline, changes: dict[str, Any]) -> None:
+    render(pipeline, [spec_for(pipeline, **changes)])
+
+
+def test_a_prompt_far_too_long_is_rendered_all_the_same(pipeline: Pipeline) -> None:
+    render(pipeline, [spec_for(pipeline, prompt="a red mug " * 2000)])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_torch_keeps_slots_equal_with_any_number_of_threads(torch_settings: Settings, threads: int) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        pipeline = open_pipeline("torch", torch_settings)
+        big = {"width": 128, "height": 128, "steps": 1}
+        ours, others = spec_for(pipeline, **big), [spec_for(pipeline, seed=n, **big) for n in range(4)]
+        alike = [render(pipeline, [*others[:slot], ours, *others[slot:]])[slot].tobytes() for slot in range(5)]
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(alike)) == 1
+
+
+def test_torch_says_when_a_prompt_was_cut_short(torch_pipeline: Pipeline) -> None:
+    # 75 tokens fit between start and end; "mug" is one token of the tiny model's.
+    specs = [spec_for(torch_pipeline, prompt="mug " * count) for count in (75, 76, 300)]
+    fits, cut, cut_too = torch_pipeline.render(Batch(specs[0].shape, tuple(specs), 3), lambda step: None)
+    assert isinstance(fits, Picture) and isinstance(cut, Picture) and isinstance(cut_too, Picture)
+    assert [fits.truncated, cut.truncated, cut_too.truncated] == [False, True, True]
+    assert cut.pixels.tobytes() == fits.pixels.tobytes()
+
+
+def test_torch_gives_no_black_picture_for_nan_but_spoils_that_image_alone(
+    tiny_model: Path, torch_settings: Settings, torch_pipeline: Pipeline, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    from worker.model import tiny
+
+    sick = tmp_path / "sick"
+    shutil.copytree(tiny_model, sick)
+    file = sick / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    (embedding,) = (tensor for name, tensor in tensors.items() if "token_embedding" in name)
+    embedding[tiny._vocabulary()[0]["fox</w>"]] = np.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    pipeline = open_pipeline("torch", dataclasses.replace(torch_settings, model_dir=str(sick)))
+    assert pipeline.card.revision != torch_pipeline.card.revision
+
+    specs = [spec_for(pipeline), spec_for(pipeline, prompt="a red fox"), spec_for(pipeline, seed=8)]
+    first, spoiled, last = pipeline.render(Batch(specs[0].shape, tuple(specs), 3), lambda step: None)
+    well = render(torch_pipeline, [specs[0], specs[2], specs[2]])
+    assert spoiled == Spoiled()
+    assert isinstance(first, Picture) and first.pixels.tobytes() == well[0].tobytes()
+    assert isinstance(last, Picture) and last.pixels.tobytes() == well[2].tobytes()
+
+
+def test_torch_draws_the_noise_of_the_image_s_own_seed(torch_pipeline: Pipeline) -> None:
+    import torch
+
+    from worker.pipelines.torch_diffusers import noise
+
+    plain = noise(spec_for(torch_pipeline, seed=12))
+    assert plain.equal(torch.randn((4, 8, 8), generator=torch.Generator().manual_seed(12)))
+    wide = noise(spec_for(torch_pipeline, seed=12 + 12 * 2**32, width=512, height=512))
+    assert abs(float(wide.std()) - 1) < 0.02
+
+
+def test_torch_running_out_of_memory_is_told_from_other_errors(torch_pipeline: Pipeline) -> None:
+    import torch
+
+    from worker.pipelines.torch_diffusers import _room_for
+
+    with pytest.raises(OutOfMemory, match="a batch of 4"), _room_for(4):
+        torch.empty(2**50)
+    with pytest.raises(RuntimeError, match="shape"), _room_for(4):
+        torch.empty(2) + torch.empty(3).reshape(7)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta", "cpu:x"])
+def test_torch_refuses_a_device_that_is_not_there(torch_settings: Settings, device: str) -> None:
+    with pytest.raises(SettingsError, match="PRESSWORK_DEVICE"):
+        open_pipeline("torch", dataclasses.replace(torch_settings, device=device))
+
+
+def test_torch_refuses_weights_that_are_not_whole(tiny_model: Path, torch_settings: Settings, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    for number, (component, spoil) in enumerate(
+        (
+            ("unet", lambda tensors: tensors.pop("conv_in.bias")),
+            ("text_encoder", lambda tensors: tensors.pop(sorted(tensors)[0])),
+            ("vae", lambda tensors: tensors.update({"decoder.conv_in.bias": np.zeros(3, np.float32)})),
+        )
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(tiny_model, folder)
+        (file,) = (folder / component).glob("*.safetensors")
+        tensors = load_file(file)
+        spoil(tensors)
+        save_file(tensors, file, metadata={"format": "pt"})
+        with pytest.raises(SettingsError, match=component):
+            open_pipeline("torch", dataclasses.replace(torch_settings, model_dir=str(folder)))
+
+
+def test_the_tiny_model_is_small_and_its_seed_decides_it(tiny_model: Path, tmp_path: Path) -> None:
+    from worker.model import directory, tiny
+
+    assert sum(file.stat().st_size for file in tiny_model.rglob("*") if file.is_file()) < 6_000_000
+    assert tiny.make(tmp_path / "same") == directory.revision(tiny_model)
+    assert tiny.make(tmp_path / "other", seed=1) != directory.revision(tiny_model)
+    assert json.loads((tiny_model / "model_index.json").read_text())["presswork"]["name"] == "tiny"

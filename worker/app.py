@@ -1,0 +1,180 @@
+"""Wiring: `python -m worker.app` checks the settings, then runs Celery with one child that holds the pipeline.
+
+The parent never loads a model. It outlives its child, and tells the ledger how the child died.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from celery import signals
+
+from services.core import database as databases
+from services.core import logs, queues, storage, suspects, workers
+from services.core.errors import Away, DatabaseAway, PressworkError
+from services.core.settings import Settings
+from worker.child import EXIT_UNFIT, Child
+from worker.pipeline import model_name
+from worker.shared import Shared
+
+log = logging.getLogger(__name__)
+WATCH_SECONDS = 0.25
+FAILED_STARTS = 3
+EXIT_SETTINGS = 2
+_child: Child | None = None
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker.app", description="Runs one worker on one device.")
+    parser.add_argument("--check", action="store_true", help="only ask whether this host's worker did something lately")
+    arguments = parser.parse_args(argv)
+    logs.configure("worker")
+    try:
+        settings = Settings.read()
+        if arguments.check:
+            return _check(settings)
+        model = model_name(settings)
+        for warning in _fit(settings):
+            log.warning("%s", warning)
+    except PressworkError as error:
+        print(f"worker: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_SETTINGS
+    return Parent(settings, model).run()
+
+
+def _fit(settings: Settings) -> list[str]:
+    """What can be found out before the fork, so that a bad setting is one sentence and no respawn loop."""
+    database = databases.Database(settings.database_url, application="presswork worker check", pool_size=1)
+    try:
+        found = databases.assert_fit(database)
+    finally:
+        database.close()
+    storage.S3Store(settings).prepare()
+    return found
+
+
+def _check(settings: Settings) -> int:
+    """For a container's health check: 0 when a worker of this host was seen within three of its ticks."""
+    database = databases.Database(settings.database_url, application="presswork worker check", pool_size=1)
+    try:
+        with database.begin() as connection:
+            return 0 if workers.seen(connection, socket.gethostname()) else 1
+    except Away as error:
+        print(f"worker: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+
+
+class Parent:
+    """The Celery parent: it consumes bells, keeps one child, and watches it."""
+
+    def __init__(self, settings: Settings, model: str) -> None:
+        self.settings = settings
+        self.shared = Shared()
+        self.app = queues.celery_app(settings.redis_url, model)
+        self.exit_code = 0
+        self._failed_starts = 0
+        self._worker: Any = None
+
+    def run(self) -> int:
+        warnings.filterwarnings("ignore", message="(?s).*superuser privileges")
+        self.app.task(name=queues.TASK, ignore_result=True)(_render)
+        signals.worker_process_init.connect(self._start_child, weak=False)
+        signals.worker_process_shutdown.connect(_stop_child, weak=False)
+        signals.worker_shutting_down.connect(self._shutting_down, weak=False)
+        self._worker = self.app.Worker(
+            pool="prefork", concurrency=1, loglevel="WARNING", without_gossip=True, without_mingle=True,
+            without_heartbeat=True, quiet=True, optimization="fair",
+        )  # fmt: skip
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        self._worker.start()
+        return self.exit_code or int(self._worker.exitcode or 0)
+
+    def _shutting_down(self, **_: object) -> None:
+        self.shared.stop()
+
+    def _start_child(self, **_: object) -> None:
+        """In the child, right after the fork."""
+        global _child
+        child = Child(self.settings, self.shared)
+        child.start()
+        _child = child
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            pid = self.shared.pid
+            if pid and not _alive(pid) and not self.shared.stopping:
+                self._child_died()
+
+    def _child_died(self) -> None:
+        worker_id, claim_id, device = self.shared.worker_id, self.shared.claim_id, self.shared.device
+        was_ready, reason = self.shared.is_ready, self.shared.reason
+        self.shared.forget_child()
+        log.error("child died", extra={"worker": worker_id, "rendering": claim_id or None, "reason": reason or None})
+        if was_ready:
+            self._failed_starts = 0
+            self._report(worker_id, claim_id, device)
+            return
+        self._failed_starts += 1
+        if reason or self._failed_starts >= FAILED_STARTS:
+            print(f"worker: {reason or 'The child dies before it has loaded the pipeline.'}", file=sys.stderr)  # noqa: T201
+            self.exit_code = EXIT_UNFIT
+            self._worker.stop()
+            os._exit(EXIT_UNFIT)
+
+    def _report(self, worker_id: str, claim_id: int, device: str) -> None:
+        """Tells the ledger; tries until it hears, or until the leases have run out anyway."""
+        deadline = time.monotonic() + self.settings.lease_seconds
+        while time.monotonic() < deadline:
+            database = databases.Database(self.settings.database_url, application="presswork parent", pool_size=1)
+            try:
+                with database.begin() as connection:
+                    suspects.child_died(connection, worker_id, rendering=claim_id or None, device=device)
+                return
+            except DatabaseAway:
+                time.sleep(1.0)
+            except Exception:
+                log.exception("death not reported; the leases will run out", extra={"worker": worker_id})
+                return
+            finally:
+                database.close()
+
+
+def _render(_model: str) -> None:
+    if _child is not None:
+        _child.render()
+
+
+def _stop_child(**_: object) -> None:
+    if _child is not None:
+        _child.stop()
+
+
+def _alive(pid: int) -> bool:
+    """Neither gone nor waiting to be reaped."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return _answers(pid)
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def _answers(pid: int) -> bool:
+    if Path("/proc/self/stat").exists():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

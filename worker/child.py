@@ -1,0 +1,176 @@
+"""The process that holds the pipeline: starts it, keeps house on a timer, and renders with or without a bell.
+
+Work is always done under the press's own lock: in the Celery task when a bell came, in the timer's thread when none
+did. So Redis may be away for as long as it likes.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from services.core import database as databases
+from services.core import jobs, ledger, models, storage, suspects, upkeep, workers
+from services.core.errors import DatabaseAway, PressworkError
+from services.core.queues import Bell
+from services.core.settings import Settings
+from worker.lease import Lease
+from worker.pipeline import open_pipeline
+from worker.render import Press
+from worker.shared import Shared
+
+log = logging.getLogger(__name__)
+TICK_SECONDS = 2.0
+SLICE_SECONDS = 60.0
+EXIT_SICK = 71
+EXIT_UNFIT = 72
+EXIT_ORPHAN = 73
+
+
+class Child:
+    """One incarnation of a worker. Construct it after the fork."""
+
+    def __init__(self, settings: Settings, shared: Shared) -> None:
+        self.settings, self.shared = settings, shared
+        self.parent = os.getppid()
+        self.host = socket.gethostname()
+        self.worker_id = f"{self.host}-{os.getpid()}-{secrets.token_hex(4)}"
+        shared.introduce(os.getpid(), self.worker_id)
+        try:
+            self.pipeline = open_pipeline(settings.pipeline, settings)
+        except PressworkError as error:
+            self._give_up(str(error))
+        except Exception as error:
+            log.exception("pipeline does not load")
+            self._give_up(f"The pipeline {settings.pipeline!r} does not load: {type(error).__name__}: {error}")
+        self.database = databases.Database(
+            settings.database_url, application=f"presswork worker {self.worker_id}", pool_size=8, nested_loops=True
+        )
+        self.store = storage.S3Store(settings)
+        self.bell = Bell(settings.redis_url)
+        self.lease = Lease(self.database, settings)
+        self.press = Press(
+            settings, self.pipeline, self.database, self.store, self.bell, self.lease,
+            worker_id=self.worker_id, host=self.host, mark=shared.rendering,
+        )  # fmt: skip
+        self.lease.start()
+
+    def start(self) -> None:
+        """Passes the canary, publishes what can be served, and begins to look for work."""
+        try:
+            self.press.check_device()
+        except PressworkError as error:
+            log.error("device sick", extra={"error": str(error)})
+            self.press.sick = True
+        self.shared.ready(self.press.device)
+        self._insist(self._register)
+        for name, verb in (("housekeeping", self._keep_house), ("timer", self._look_for_work)):
+            threading.Thread(target=verb, name=name, daemon=True).start()
+
+    def render(self) -> None:
+        """What a bell starts: works for a time slice or until nothing waits; rings again if there is more."""
+        deadline = time.monotonic() + SLICE_SECONDS
+        worked = self.press.run(lambda: time.monotonic() > deadline)
+        if worked and time.monotonic() > deadline:
+            self.bell.ring_now(self.pipeline.card.name, again=True)
+
+    def stop(self) -> None:
+        """Finishes the batch at hand, gives back what was not begun, and closes the device."""
+        self.press.stopping.set()
+        self.press.wait_idle()
+        try:
+            self._beat("stopped")
+        except DatabaseAway as error:
+            log.warning("stop not recorded", extra={"error": str(error)})
+        self.pipeline.close()
+        self.database.close()
+
+    def _register(self) -> None:
+        with self.database.begin() as connection:
+            if self.press.sick:
+                suspects.device_sick(connection, self.press.device)
+            else:
+                models.register(connection, self.pipeline.card)
+            workers.register(
+                connection,
+                self.worker_id,
+                host=self.host,
+                pid=os.getpid(),
+                device=self.pipeline.device,
+                model=self.pipeline.card.name,
+                revision=self.pipeline.card.revision,
+                state="sick" if self.press.sick else "ready",
+            )
+
+    def _insist(self, verb: Callable[[], None]) -> None:
+        while not self.shared.stopping:
+            try:
+                verb()
+                return
+            except DatabaseAway as error:
+                log.warning("start put off", extra={"error": str(error)})
+                time.sleep(1.0)
+
+    def _look_for_work(self) -> None:
+        while not self.press.stopping.is_set():
+            try:
+                self.press.run()
+            except Exception:
+                log.exception("work failed")
+            self.press.stopping.wait(TICK_SECONDS)
+
+    def _keep_house(self) -> None:
+        sick_since = None
+        while True:
+            if os.getppid() != self.parent:
+                log.error("parent gone")
+                os._exit(EXIT_ORPHAN)
+            if self.shared.stopping:
+                self.press.stopping.set()
+            if self.press.sick:
+                sick_since = sick_since or time.monotonic()
+                self._leave_if_sick(sick_since)
+            try:
+                self._tick()
+            except DatabaseAway as error:
+                log.warning("housekeeping put off", extra={"error": str(error)})
+            except Exception:
+                log.exception("housekeeping failed")
+            self._pause()
+
+    def _pause(self) -> None:
+        """A tick, but hears at once that it is time to stop."""
+        deadline = time.monotonic() + min(TICK_SECONDS, self.settings.lease_seconds / 2)
+        while time.monotonic() < deadline and (self.press.stopping.is_set() or not self.shared.stopping):
+            time.sleep(0.1)
+
+    def _tick(self) -> None:
+        """What any worker does for all, so that a dead scheduler strands nothing."""
+        self._beat("sick" if self.press.sick else "busy" if self.press.busy else "ready")
+        for verb in (self._expire, upkeep.fold, upkeep.raise_low, jobs.finish):
+            with self.database.begin() as connection:
+                verb(connection)
+        for tenant_id, cost in self.press.take_charges().items():
+            with self.database.begin() as connection:
+                upkeep.charge(connection, tenant_id, cost)
+
+    def _expire(self, connection: databases.Connection) -> int:
+        return ledger.expire(connection, self.settings.lease_seconds)
+
+    def _beat(self, state: str) -> None:
+        with self.database.begin() as connection:
+            workers.beat(connection, self.worker_id, state)
+
+    def _leave_if_sick(self, since: float) -> None:
+        """After a rest the process ends; its successor tries the canary again on a fresh device."""
+        if time.monotonic() - since > self.settings.sick_seconds:
+            self.press.wait_idle()
+            os._exit(EXIT_SICK)
+
+    def _give_up(self, reason: str) -> NoReturn:
+        self.shared.give_up(reason)
+        os._exit(EXIT_UNFIT)

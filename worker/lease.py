@@ -1,0 +1,132 @@
+"""Keeps the worker's claims alive, hears of cancels and of lost leases, and watches that the device moves.
+
+A claim is `Held` from the moment it is taken until it is settled. The step callback asks it at every denoising step.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from services.core import ledger
+from services.core.database import Database
+from services.core.errors import DatabaseAway
+from services.core.settings import Settings
+from services.core.specs import Claim, Image
+
+log = logging.getLogger(__name__)
+EXIT_HUNG = 70
+
+
+class Interrupted(Exception):
+    """Nobody wants this batch any more: its lease is lost, or all its images are cancelled."""
+
+
+class Held:
+    """One claim in this worker's hands."""
+
+    def __init__(self, claim: Claim, fence_seconds: float) -> None:
+        self.claim = claim
+        self.step = 0
+        self.cancelled: frozenset[int] = frozenset()
+        self.extended_at = time.monotonic()
+        self._fence_seconds = fence_seconds
+        self._lost = False
+
+    @property
+    def fenced(self) -> bool:
+        """Whether others may have taken these images: told so by the ledger, or not heard from it for too long."""
+        return self._lost or time.monotonic() - self.extended_at > self._fence_seconds
+
+    @property
+    def lost(self) -> bool:
+        """The ledger said so: settling is of no use."""
+        return self._lost
+
+    def wants(self, image: Image) -> bool:
+        return image.job_id not in self.cancelled
+
+    def heard(self, cancelled: frozenset[int] | None) -> None:
+        """A heartbeat's answer: the cancelled jobs, or None for a lease that is lost."""
+        if cancelled is None:
+            self._lost = True
+        else:
+            self.cancelled, self.extended_at = cancelled, time.monotonic()
+
+
+class Lease:
+    """The heartbeat of all claims that are held, and the watchdog of the one being rendered."""
+
+    def __init__(self, database: Database, settings: Settings, die: Callable[[int], None] = os._exit) -> None:
+        self._database = database
+        self._settings = settings
+        self._die = die
+        self._held: dict[int, Held] = {}
+        self._guard = threading.Lock()
+        self._rendering: Held | None = None
+        self._progress_at = 0.0
+
+    def start(self) -> None:
+        for name, verb in (("lease", self._beat_for_ever), ("watchdog", self._watch_for_ever)):
+            threading.Thread(target=verb, name=name, daemon=True).start()
+
+    def hold(self, claim: Claim) -> Held:
+        held = Held(claim, self._settings.fence_seconds)
+        with self._guard:
+            self._held[claim.id] = held
+        return held
+
+    def let_go(self, held: Held) -> None:
+        with self._guard:
+            self._held.pop(held.claim.id, None)
+
+    def rendering(self, held: Held | None) -> None:
+        """Sets the watchdog on a claim, or takes it off."""
+        self._progress_at = time.monotonic()
+        self._rendering = held
+
+    def on_step(self, step: int) -> None:
+        """The pipeline's callback. Raises Interrupted when the batch is of no use any more."""
+        self._progress_at = time.monotonic()
+        held = self._rendering
+        if held is None:
+            return
+        held.step = step
+        if held.fenced or not any(held.wants(image) for image in held.claim.images):
+            raise Interrupted
+
+    def beat(self) -> None:
+        """Extends every held claim once."""
+        with self._guard:
+            held = dict(self._held)
+        if not held:
+            return
+        steps = {claim_id: entry.step for claim_id, entry in held.items()}
+        with self._database.begin() as connection:
+            heard = ledger.extend(connection, steps, self._settings.lease_seconds).held
+        for claim_id, entry in held.items():
+            entry.heard(heard.get(claim_id))
+
+    def watch(self) -> None:
+        """Ends the process if the device has made no step for the watchdog's time; a live heartbeat must not keep a
+        hung device's lease."""
+        silent = time.monotonic() - self._progress_at
+        if self._rendering is not None and silent > self._settings.watchdog_seconds:
+            log.error("device hangs", extra={"claim": self._rendering.claim.id, "silent_seconds": round(silent, 1)})
+            self._die(EXIT_HUNG)
+
+    def _beat_for_ever(self) -> None:
+        while True:
+            time.sleep(self._settings.beat_seconds)
+            try:
+                self.beat()
+            except DatabaseAway as error:
+                log.warning("beat lost", extra={"error": str(error)})
+            except Exception:
+                log.exception("beat failed")
+
+    def _watch_for_ever(self) -> None:
+        while True:
+            time.sleep(self._settings.beat_seconds)
+            self.watch()

@@ -1,0 +1,137 @@
+"""The Pipeline contract: what the worker's loop asks of whatever draws the pictures, and `open_pipeline(name)`.
+
+Implementations live in `worker/pipelines/`; the contract suite in `tests/contract/` is what they all pass.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.core.errors import PressworkError, SettingsError
+from services.core.settings import Settings
+from services.core.specs import ModelCard, Shape, Spec
+
+
+class OutOfMemory(PressworkError):
+    """The device has no room for a batch of this size."""
+
+
+class DeviceSick(PressworkError):
+    """The device failed on the known-good canary image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A claim's images in the form a pipeline takes: `specs` is padded to a declared size, `wanted` are real.
+
+    All specs share `shape`. Slots from `wanted` on are padding: rendered, and thrown away.
+    """
+
+    shape: Shape
+    specs: tuple[Spec, ...]
+    wanted: int
+
+    @property
+    def size(self) -> int:
+        return len(self.specs)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A rendered image: `pixels` uint8 of shape (height, width, 3), RGB. `truncated`: the prompt was cut short."""
+
+    pixels: NDArray[np.uint8]
+    truncated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Spoiled:
+    """An image whose latents came out as NaN or Inf; it fails alone."""
+
+    message: str = "The model's output for this image was not finite."
+
+
+OnStep = Callable[[int], None]
+"""Called after each denoising step with the number of steps done, 1..steps. May raise to stop the batch."""
+
+
+class Pipeline(Protocol):
+    """One compiled model on one device.
+
+    Not thread-safe: the worker calls it from one thread at a time.
+    """
+
+    card: ModelCard
+    backend: str  # "simulated", "torch", ...
+    precision: str  # "fp32", "bf16", "fp16", ...
+    device: str  # as people name it: "cpu", "cuda:0 NVIDIA H200"
+    device_kind: str  # what decides bytes: "x86_64", "NVIDIA H200"
+
+    def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
+        """Renders `batch.size` images, in order; what `on_step` raises passes through.
+
+        Each image depends on its own spec and on `batch.size` alone, never on its slot or its neighbours.
+
+        Raises:
+            OutOfMemory: the device has no room for `batch.size`; a smaller declared size may fit.
+            Exception: anything else: some prompt of the batch cannot be rendered, or the device is sick.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives the device back."""
+        ...
+
+
+def reproducibility_class(pipeline: Pipeline, batch_size: int) -> str:
+    """Within one class, the same spec gives the same file, byte for byte."""
+    return "/".join(
+        (pipeline.card.revision, pipeline.backend, pipeline.precision, pipeline.device_kind, str(batch_size))
+    )
+
+
+def canary(card: ModelCard) -> Batch:
+    """The known-good image that tells a sick device from a bad prompt, alone in the smallest declared batch."""
+    width, height = card.default_size
+    spec = Spec(
+        card.revision, "a red mug on a table", "", 7, width, height, card.default_steps, card.default_guidance_scale
+    )
+    size = min(card.batch_sizes)
+    return Batch(spec.shape, (spec,) * size, 1)
+
+
+def open_pipeline(name: str, settings: Settings) -> Pipeline:
+    """Loads the pipeline of that name on this process's device; imports only what it needs.
+
+    Raises:
+        SettingsError: there is no such pipeline, or its model directory or device does not fit.
+    """
+    if name == "simulated":
+        from worker.pipelines.simulated import SimulatedPipeline
+
+        return SimulatedPipeline(settings)
+    if name == "torch":
+        from worker.pipelines.torch_diffusers import TorchPipeline
+
+        return TorchPipeline(settings)
+    raise SettingsError(f"PRESSWORK_PIPELINE is {name!r}; it can be simulated or torch.")
+
+
+def model_name(settings: Settings) -> str:
+    """The name of the model that the pipeline will serve, found out without loading it.
+
+    Raises:
+        SettingsError: there is no such pipeline, or its model directory does not fit.
+    """
+    if settings.pipeline == "simulated":
+        return "simulated"
+    if settings.pipeline == "torch":
+        from worker.model.directory import check_model_dir, read_index
+
+        check_model_dir(settings.model_dir)
+        return read_index(Path(settings.model_dir)).name
+    raise SettingsError(f"PRESSWORK_PIPELINE is {settings.pipeline!r}; it can be simulated or torch.")

@@ -1,0 +1,131 @@
+"""The simulated pipeline: drawn pictures instead of a model, in no time or by a set timing law, with faults on request.
+
+It stands in for an accelerator in the demo, the tests and the benchmarks of everything around the engine, and says
+so: backend and device are "simulated" wherever an image's origin is recorded.
+"""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from services.core.settings import Settings
+from services.core.specs import ModelCard, Spec
+from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled
+from worker.pipelines.still_life import scene
+
+REVISION = "simulated-1"  # to be raised whenever the drawing changes: the same spec must give the same file
+SQUARES = (64, 128, 256, 512, 768, 1024)
+SLOW_SECONDS = 1.0  # what `fault:slow` adds to each step
+
+_FAULT = re.compile(r"fault:(raise|oom(?:>\d{1,4})?|hang|kill|nan|slow)")
+
+
+class SimulatedFault(Exception):
+    """A prompt asked the simulated pipeline to fail, and PRESSWORK_SIMULATED_FAULTS lets it."""
+
+
+class SimulatedPipeline:
+    """Draws each image from its spec alone; a batch takes batch_ms + steps * step_ms + size * image_ms, all settings.
+
+    With PRESSWORK_SIMULATED_FAULTS, these words in a wanted image's prompt do harm: `fault:raise` (an exception that
+    names no image), `fault:oom` and `fault:oom>N` (out of memory, at any size or above N), `fault:hang` and
+    `fault:kill` (half way), `fault:nan` (this image is spoiled), `fault:slow` (one more second a step).
+    A file named `sick` or `sick-kill` in PRESSWORK_MODEL_DIR makes every render raise, or end the process.
+    """
+
+    backend = "simulated"
+    precision = "uint8"
+    device = "simulated"
+    device_kind = "simulated"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.card = ModelCard(
+            name="simulated",
+            revision=REVISION,
+            sizes=(*((side, side) for side in SQUARES), (768, 512), (512, 768)),
+            max_steps=50,
+            batch_sizes=settings.batch_sizes,
+            default_size=(512, 512),
+            default_steps=10,
+            default_guidance_scale=7.5,
+        )
+
+    def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
+        """Pictures uint8 (height, width, 3). Drawing happens within the law's time, a share of it in each step."""
+        began = time.monotonic()
+        self._fail_if_sick()
+        faults = [self._faults(spec) if slot < batch.wanted else frozenset() for slot, spec in enumerate(batch.specs)]
+        anywhere = frozenset[str]().union(*faults)
+        _fail_at_once(anywhere, batch.size)
+        steps = batch.shape.steps
+        share = self._seconds(batch) / steps + (SLOW_SECONDS if "slow" in anywhere else 0.0)
+        drawn: list[Picture | Spoiled] = []
+        for step in range(1, steps + 1):
+            if step == steps // 2 + 1:
+                _fail_half_way(anywhere)
+            due = range(len(drawn), batch.size * step // steps)
+            drawn.extend(Spoiled() if "nan" in faults[slot] else _picture(batch.specs[slot]) for slot in due)
+            _sleep_until(began + share * step)
+            on_step(step)
+        return drawn
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _seconds(self, batch: Batch) -> float:
+        law = self._settings
+        steps = batch.shape.steps * law.simulated_step_ms
+        return (law.simulated_batch_ms + steps + batch.size * law.simulated_image_ms) / 1000
+
+    def _faults(self, spec: Spec) -> frozenset[str]:
+        return _faults_in(spec.prompt) if self._settings.simulated_faults else frozenset()
+
+    def _fail_if_sick(self) -> None:
+        if not self._settings.model_dir:
+            return
+        folder = Path(self._settings.model_dir)
+        if (folder / "sick-kill").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (folder / "sick").exists():
+            raise RuntimeError("simulated device failure")
+
+
+@lru_cache(maxsize=1)
+def _picture(spec: Spec) -> Picture:
+    """Kept for the next slot: padding repeats a spec, and what is thrown away need not be drawn again."""
+    pixels = scene.draw(spec)
+    pixels.flags.writeable = False
+    return Picture(pixels)
+
+
+@lru_cache(maxsize=4096)
+def _faults_in(prompt: str) -> frozenset[str]:
+    """The fault words of a prompt, without their `fault:`."""
+    return frozenset(_FAULT.findall(prompt)) if "fault:" in prompt else frozenset()
+
+
+def _fail_at_once(faults: frozenset[str], size: int) -> None:
+    for word in faults:
+        kind, _, limit = word.partition(">")
+        if kind == "oom" and size > int(limit or 0):
+            raise OutOfMemory(f"The simulated device has no room for a batch of {size}.")
+    if "raise" in faults:
+        raise SimulatedFault
+
+
+def _fail_half_way(faults: frozenset[str]) -> None:
+    if "kill" in faults:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while "hang" in faults:
+        time.sleep(60)
+
+
+def _sleep_until(deadline: float) -> None:
+    remaining = deadline - time.monotonic()
+    if remaining > 0:
+        time.sleep(remaining)

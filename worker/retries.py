@@ -1,0 +1,72 @@
+"""What is left to render of a claim, and what to do when a part of it fails: halve, step down, or give up.
+
+Plain Python: it decides, and renders nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from services.core.specs import FailedImage, Image
+from worker import batching
+
+OUT_OF_MEMORY = "The device has no room for even one image of this size."
+MESSAGE_LIMIT = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Images to render in one pass, padded to `size` slots."""
+
+    images: tuple[Image, ...]
+    size: int
+
+
+@dataclass(slots=True)
+class Plan:
+    """The parts of a claim that are still to be rendered, and the images that never will be.
+
+    `most` is the largest declared size that fits the device, as far as is known.
+    """
+
+    sizes: Sequence[int]
+    most: int
+    failed: list[FailedImage] = field(default_factory=list)
+    _parts: list[Part] = field(default_factory=list)
+
+    def add(self, images: Sequence[Image]) -> None:
+        for start in range(0, len(images), self.most):
+            part = tuple(images[start : start + self.most])
+            self._parts.append(Part(part, batching.declared_size(self.sizes, len(part), self.most)))
+
+    def next(self) -> Part | None:
+        return self._parts.pop(0) if self._parts else None
+
+    def out_of_memory(self, part: Part) -> None:
+        """Again in the next smaller declared size; with none left the images fail."""
+        smaller = batching.next_smaller(self.sizes, part.size)
+        if smaller is None:
+            self.failed += [_failed(image, "resource", OUT_OF_MEMORY) for image in part.images]
+            return
+        self.most = smaller
+        waiting = [image for other in (part, *self._parts) for image in other.images]
+        self._parts.clear()
+        self.add(waiting)
+
+    def stands_alone(self, part: Part) -> bool:
+        return len(part.images) == 1
+
+    def halve(self, part: Part) -> None:
+        """Both halves again, padded to the same size: what they come out as must not depend on a neighbour's fault."""
+        middle = len(part.images) // 2
+        self._parts[:0] = [Part(part.images[:middle], part.size), Part(part.images[middle:], part.size)]
+
+    def give_up(self, part: Part, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]
+        self.failed += [_failed(image, "render_error", text) for image in part.images]
+
+    def spoiled(self, image: Image, message: str) -> None:
+        self.failed.append(_failed(image, "invalid_output", message))
+
+
+def _failed(image: Image, code: str, message: str) -> FailedImage:
+    return FailedImage(image.job_id, image.index, code, message.replace("\x00", ""))
