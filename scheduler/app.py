@@ -1,0 +1,120 @@
+"""Wiring: `python -m scheduler.app` takes the lead when it can and keeps the timetable. Any number may run."""
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+
+from scheduler.duties import Duty, timetable
+from services.core import database as databases
+from services.core import leadership, logs
+from services.core.errors import Away, PressworkError
+from services.core.queues import Bell
+from services.core.settings import Settings
+
+log = logging.getLogger(__name__)
+LEAD_SECONDS = 10.0
+TICK_SECONDS = 0.25
+EXIT_SETTINGS = 2
+
+
+class Scheduler:
+    """Keeps a timetable while it leads."""
+
+    def __init__(self, database: databases.Database, duties: list[Duty], holder: str | None = None) -> None:
+        self.database = database
+        self.duties = duties
+        self.holder = holder or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.epoch: int | None = None
+        self._led_until = 0.0
+        self._due: dict[str, float] = {}
+
+    def run(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            try:
+                self.run_once()
+            except Away as error:
+                log.warning("duties put off", extra={"error": str(error)})
+                stopping.wait(1.0)
+            stopping.wait(TICK_SECONDS)
+        self.resign()
+
+    def run_once(self) -> bool:
+        """Leads if it can, and does what is due. Returns whether it leads."""
+        if not self._lead():
+            return False
+        for duty in self.duties:
+            if self._due.get(duty.name, 0.0) <= time.monotonic() and not self._perform(duty):
+                return False
+        return True
+
+    def resign(self) -> None:
+        if self.epoch is None:
+            return
+        try:
+            with self.database.begin() as connection:
+                leadership.resign(connection, self.holder, self.epoch)
+        except Away as error:
+            log.warning("not resigned; the lead will run out", extra={"error": str(error)})
+        self.epoch = None
+
+    def _lead(self) -> bool:
+        """Renews the lead when a third of it has gone."""
+        if self.epoch is not None and time.monotonic() < self._led_until - LEAD_SECONDS * 2 / 3:
+            return True
+        asked_at = time.monotonic()
+        with self.database.begin() as connection:
+            epoch = leadership.lead(connection, self.holder, LEAD_SECONDS)
+        if epoch is not None and epoch != self.epoch:
+            log.info("leads", extra={"epoch": epoch})
+        self.epoch, self._led_until = epoch, asked_at + LEAD_SECONDS
+        return epoch is not None
+
+    def _perform(self, duty: Duty) -> bool:
+        assert self.epoch is not None
+        self._due[duty.name] = time.monotonic() + duty.every
+        try:
+            with self.database.begin() as connection:
+                leadership.assert_held(connection, self.holder, self.epoch)
+                duty.run(connection)
+        except leadership.NoLongerLeader:
+            log.warning("no longer leads", extra={"epoch": self.epoch})
+            self.epoch = None
+            return False
+        except Away:
+            raise
+        except Exception:
+            log.exception("duty failed", extra={"duty": duty.name})
+        return True
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scheduler.app", description="Keeps the timetable of duties.")
+    parser.add_argument("--check", action="store_true", help="only ask whether some scheduler leads right now")
+    arguments = parser.parse_args(argv)
+    logs.configure("scheduler")
+    try:
+        settings = Settings.read()
+        database = databases.Database(settings.database_url, application="presswork scheduler", pool_size=2)
+        if arguments.check:
+            with database.begin() as connection:
+                return 0 if leadership.exists(connection) else 1
+        for warning in databases.assert_fit(database):
+            log.warning("%s", warning)
+    except PressworkError as error:
+        print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_SETTINGS
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    Scheduler(database, timetable(settings, Bell(settings.redis_url))).run(stopping)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

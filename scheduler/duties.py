@@ -1,0 +1,41 @@
+"""The timetable: what the leader does, and how often. Each duty is one short transaction, safe to run again.
+
+Expiring leases and folding counters run on the workers' timers too, so a dead scheduler strands nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.core import jobs, ledger, upkeep, views
+from services.core.database import Connection
+from services.core.queues import Bell
+from services.core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """`run` gets an open transaction of the leader; `every` in seconds."""
+
+    name: str
+    every: float
+    run: Callable[[Connection], object]
+
+
+def timetable(settings: Settings, bell: Bell) -> list[Duty]:
+    def expire(connection: Connection) -> int:
+        return ledger.expire(connection, settings.lease_seconds)
+
+    def ring(connection: Connection) -> None:
+        for model in views.waiting_models(connection):
+            bell.ring(model)
+
+    return [
+        Duty("finish", 0.5, jobs.finish),
+        Duty("sweep", 1.0, upkeep.sweep_cancelled),
+        Duty("fold", 1.0, upkeep.fold),
+        Duty("expire", 2.0, expire),
+        Duty("low", 2.0, upkeep.raise_low),
+        Duty("ring", 5.0, ring),
+        Duty("forget", 300.0, upkeep.forget),
+        Duty("partitions", 3600.0, upkeep.make_partitions),
+    ]
