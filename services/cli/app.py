@@ -1,0 +1,129 @@
+"""The `presswork` command. It talks to servers over HTTP, and runs everything heavy as a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from services.core.errors import PressworkError
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+app = typer.Typer(
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Presswork: prompts in, stored images out, in bulk.",
+)  # fmt: skip
+keys = typer.Typer(no_args_is_help=True, help="Issue and revoke API keys (needs DATABASE_URL and PRESSWORK_SECRET).")
+app.add_typer(keys, name="keys")
+errors = Console(stderr=True, highlight=False)
+
+Home = Annotated[
+    Path, typer.Option("--home", envvar="PRESSWORK_HOME", help="The folder with all data, logs and secrets.")
+]
+HOME = Path(".presswork")
+
+
+@app.command()
+def up(
+    home: Home = HOME,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers to run.")] = 1,
+    pipeline: Annotated[
+        str, typer.Option(envvar="PRESSWORK_PIPELINE", help="simulated, or torch (a tiny model if none is given).")
+    ] = "simulated",
+    port: Annotated[int | None, typer.Option(envvar="PRESSWORK_PORT", help="Where the web server listens.")] = None,
+) -> None:
+    """Run Postgres, Valkey, an S3 server, web, scheduler and workers on this machine until Ctrl-C."""
+    if port is not None:
+        os.environ["PRESSWORK_PORT"] = str(port)
+    arguments = ["up", "--home", str(home), "--workers", str(workers), "--pipeline", pipeline]
+    os.execv(sys.executable, [sys.executable, "-m", "services.local", *arguments])  # noqa: S606
+
+
+@app.command()
+def down(home: Home = HOME) -> None:
+    """Stop what `presswork up` runs on this folder, from another terminal."""
+    _local("down", home)
+
+
+@app.command()
+def status(home: Home = HOME) -> None:
+    """Show which servers and programs run on this folder."""
+    _local("status", home)
+
+
+@app.command()
+def demo(
+    home: Home = HOME,
+    output: Annotated[Path, typer.Option(help="Where images, results and the contact sheet go.")] = Path("demo-output"),
+    pipeline: Annotated[str, typer.Option(envvar="PRESSWORK_PIPELINE", help="simulated or torch.")] = "simulated",
+) -> None:
+    """Render 48 prompts on this machine, download and verify them, and make a contact sheet."""
+    from services.cli import demo as demonstration
+
+    raise typer.Exit(_guarded(demonstration.run, home, output, pipeline))
+
+
+@app.command()
+def doctor() -> None:
+    """Check the settings and reach every server; say what is wrong and what would do."""
+    from services.cli import doctor as physician
+
+    raise typer.Exit(_guarded(physician.run))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to this program's schema, as the role in DATABASE_URL, which must own the tables."""
+    from services.core import database
+    from services.core.settings import Settings
+
+    def run() -> int:
+        database.migrate(Settings.read().database_url)
+        typer.echo(f"the schema is at revision {database.head_revision()}")
+        return 0
+
+    raise typer.Exit(_guarded(run))
+
+
+@keys.command("create")
+def create_key(name: Annotated[str, typer.Argument(help="What the key is for.")] = "default") -> None:
+    """Issue an API key and print it: it is shown this once."""
+    from services.cli import doctor as physician
+
+    raise typer.Exit(_guarded(physician.create_key, name))
+
+
+@keys.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(help="The eight characters after `pw_`.")]) -> None:
+    """Revoke an API key; it is refused from the next request on."""
+    from services.cli import doctor as physician
+
+    raise typer.Exit(_guarded(physician.revoke_key, key_id))
+
+
+def _local(verb: str, home: Path) -> None:
+    command = [sys.executable, "-m", "services.local", verb, "--home", str(home)]
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+def _guarded(verb: Any, *arguments: Any) -> int:
+    """Runs a verb; what goes wrong is a sentence, never a traceback."""
+    try:
+        return int(verb(*arguments))
+    except PressworkError as error:
+        errors.print(f"presswork: {error}")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        errors.print("presswork: stopped")
+        return 130
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What can be checked from here: the settings, the three servers, the workers; and the keys of the house."""
+
+from collections.abc import Callable
+
+from rich.console import Console
+
+from services.core import database as databases
+from services.core import leadership, queues, storage, tenants, views
+from services.core.errors import PressworkError
+from services.core.settings import Settings
+
+console = Console(highlight=False)
+
+
+def run() -> int:
+    """Prints a line for each check; 0 when all are well."""
+    try:
+        settings = Settings.read()
+    except PressworkError as error:
+        _bad("settings", error)
+        return 1
+    _line("settings", lambda: f"model {settings.model}, bucket {settings.bucket}, lease {settings.lease_seconds:g} s")
+    core = databases.Database(settings.database_url, application="presswork doctor", pool_size=1)
+    checks: dict[str, Callable[[], str]] = {
+        "database": lambda: " ".join(databases.assert_fit(core)) or "reached, durable, at the right schema",
+        "redis": lambda: _redis(settings),
+        "store": lambda: _store(settings),
+        "scheduler": lambda: _scheduler(core),
+        "workers": lambda: _workers(core),
+        "model": lambda: _model(core, settings),
+    }
+    well = [_line(name, check) for name, check in checks.items()]
+    core.close()
+    return 0 if all(well) else 1
+
+
+def create_key(name: str) -> int:
+    settings = Settings.read()
+    if not settings.secret:
+        raise PressworkError("PRESSWORK_SECRET is not set; keys are stored under it.")
+    core = databases.Database(settings.database_url, application="presswork keys", pool_size=1)
+    with core.begin() as connection:
+        key = tenants.issue_key(connection, settings.secret, tenants.default_tenant(connection), name)
+    console.print(key)
+    return 0
+
+
+def revoke_key(key_id: str) -> int:
+    core = databases.Database(Settings.read().database_url, application="presswork keys", pool_size=1)
+    with core.begin() as connection:
+        if not tenants.revoke_key(connection, key_id):
+            raise PressworkError(f"There is no key {key_id[:20]!r} in force.")
+    console.print("revoked")
+    return 0
+
+
+def _line(name: str, check: Callable[[], str]) -> bool:
+    try:
+        console.print(f"[green]ok  [/green] {name:<10} {check()}")
+    except PressworkError as error:
+        _bad(name, error)
+        return False
+    return True
+
+
+def _bad(name: str, error: PressworkError) -> None:
+    console.print(f"[red]BAD [/red] {name:<10} {error}")
+
+
+def _redis(settings: Settings) -> str:
+    if not queues.redis_answers(settings.redis_url):
+        raise PressworkError(f"Redis at {queues.redis_address(settings.redis_url)} does not answer to this password.")
+    return "answers"
+
+
+def _store(settings: Settings) -> str:
+    store = storage.S3Store(settings)
+    store.check()
+    return f"bucket {settings.bucket} is there"
+
+
+def _scheduler(core: databases.Database) -> str:
+    with core.begin() as connection:
+        if not leadership.exists(connection):
+            raise PressworkError("No scheduler leads; start one with `python -m scheduler.app`.")
+    return "one leads"
+
+
+def _workers(core: databases.Database) -> str:
+    with core.begin() as connection:
+        fleet = [row for row in views.fleet(connection) if row.silent < 15 and row.state in ("ready", "busy")]
+    if not fleet:
+        raise PressworkError("No worker was seen in the last 15 s; start one with `python -m worker.app`.")
+    return ", ".join(f"{row.host}:{row.pid} {row.device} {row.state}" for row in fleet)
+
+
+def _model(core: databases.Database, settings: Settings) -> str:
+    with core.begin() as connection:
+        registered, _ = views.readiness(connection, settings.model)
+    if not registered:
+        raise PressworkError(
+            f"The default model {settings.model!r} is not registered; a worker that serves it does so."
+        )
+    return f"{settings.model} is registered"

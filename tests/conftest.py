@@ -1,0 +1,87 @@
+"""The embedded servers for the tests that need them: one stack a test process, and a fresh copy of a migrated
+template database for each test."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from services.core import database as databases
+from services.core.settings import Settings
+from services.core.storage import S3Store
+from services.local.stack import Stack
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Real Postgres, Valkey and SeaweedFS, on ports of their own."""
+    quiet = {name: value for name, value in os.environ.items() if not name.startswith(("PRESSWORK_", "AWS_"))}
+    for name in ("DATABASE_URL", "REDIS_URL"):
+        quiet.pop(name, None)
+    with Stack(tmp_path_factory.mktemp("stack"), quiet) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def template(stack: Stack) -> str:
+    """The name of a migrated database to copy."""
+    databases.migrate(stack.migrator_url)
+    return "presswork"
+
+
+@pytest.fixture
+def database_url(stack: Stack, template: str) -> Iterator[str]:
+    """A fresh copy of the template, for the application's role."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(_plain(stack.superuser_url), autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} OWNER presswork_migrator")
+    yield _rename(stack.values["DATABASE_URL"], name)
+    with psycopg.connect(_plain(stack.superuser_url), autocommit=True) as admin:
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def environ(stack: Stack, database_url: str) -> dict[str, str]:
+    """What a program of ours needs in its environment."""
+    return dict(stack.values) | {"DATABASE_URL": database_url}
+
+
+@pytest.fixture
+def settings(environ: dict[str, str]) -> Settings:
+    return Settings.read(environ)
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[databases.Database]:
+    database = databases.Database(database_url, application="tests", pool_size=10)
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def store(settings: Settings) -> S3Store:
+    store = S3Store(settings)
+    store.prepare()
+    return store
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def _plain(url: str) -> str:
+    """The URL as psycopg itself takes it."""
+    return url.replace("postgresql+psycopg://", "postgresql://")
+
+
+def _rename(url: str, name: str) -> str:
+    return f"{url.rpartition('/')[0]}/{name}"

@@ -1,0 +1,108 @@
+"""What tests are made of: jobs, claims and stored images, each with sensible defaults."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from services.core import intake, ledger, models, requests, upkeep
+from services.core.database import Connection, Database
+from services.core.settings import Settings
+from services.core.specs import Claim, ModelCard, StoredImage
+
+REVISION = "simulated-test"
+CARD = ModelCard(
+    name="simulated",
+    revision=REVISION,
+    sizes=((64, 64), (256, 256), (512, 512)),
+    max_steps=50,
+    batch_sizes=(16, 8, 4, 1),
+    default_size=(512, 512),
+    default_steps=10,
+    default_guidance_scale=7.5,
+)
+TENANT = 1
+
+
+def register(database: Database, card: ModelCard = CARD) -> None:
+    with database.begin() as connection:
+        models.register(connection, card)
+
+
+def submit(
+    database: Database,
+    settings: Settings,
+    images: int | Iterable[dict[str, Any]] = 1,
+    *,
+    priority: str = "normal",
+    tenant: int = TENANT,
+    **fields: Any,
+) -> int:
+    """A job of that many images (or of these requests), recorded as the API records it; its id."""
+    rows = [{"prompt": f"a mug, number {index}"} for index in range(images)] if isinstance(images, int) else images
+    with database.begin() as connection:
+        catalogue = models.catalogue(connection)
+    with intake.Submission(settings, catalogue) as submission:
+        for index, row in enumerate(rows):
+            submission.add(index, {**row, **fields})
+        label = requests.Label.model_validate({"priority": priority})
+        return submission.record(database, tenant, label=label).job_id
+
+
+def claim(
+    database: Database,
+    seats: int = 16,
+    *,
+    worker: str = "worker-a",
+    turn: int = 1,
+    lease: float = 30.0,
+    revision: str = REVISION,
+) -> Claim | None:
+    while True:
+        with database.begin() as connection:
+            taken = claim_in(connection, seats, worker=worker, turn=turn, lease=lease, revision=revision)
+        if taken is not None:
+            return taken
+        with database.begin() as connection:  # as a worker does: what is drained is not looked at again
+            if not upkeep.raise_low(connection):
+                return None
+
+
+def claim_in(
+    connection: Connection,
+    seats: int = 16,
+    *,
+    worker: str = "worker-a",
+    turn: int = 1,
+    lease: float = 30.0,
+    revision: str = REVISION,
+) -> Claim | None:
+    chosen = ledger.candidates(connection, revision, turn)
+    return ledger.claim(connection, chosen, model_revision=revision, worker_id=worker, seats=seats, lease=lease)
+
+
+def stored(claim: Claim, picture: bytes = b"picture") -> list[StoredImage]:
+    """What a worker would report for every image of the claim."""
+    return [
+        StoredImage(
+            job_id=image.job_id,
+            index=image.index,
+            object_key=f"test/{image.job_id}/{image.index}.png",
+            sha256=hashlib.sha256(picture).digest(),
+            bytes=len(picture),
+            device="host device",
+            reproducibility_class="test/16",
+            truncated=False,
+            render_seconds=0.1,
+        )
+        for image in claim.images
+    ]
+
+
+def places(claim: Claim) -> list[tuple[int, int]]:
+    return [(image.job_id, image.index) for image in claim.images]
+
+
+def settle(database: Database, claim: Claim, **outcome: Sequence[Any]) -> ledger.Settlement:
+    """Settles a claim: as done, unless told otherwise."""
+    with database.begin() as connection:
+        return ledger.settle(connection, claim.id, device="host device", **(outcome or {"stored": stored(claim)}))

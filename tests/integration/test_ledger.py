@@ -1,0 +1,419 @@
+"""The ledger's proofs, on a real Postgres: what no race, no late worker and no lost reply may break."""
+
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import text
+
+from services.core import jobs, ledger, upkeep, views
+from services.core.database import Database
+from services.core.errors import Conflict, LedgerBroken
+from services.core.ledger import Verdict
+from services.core.settings import Settings
+from services.core.specs import FailedImage
+from services.core.states import ImageState
+from tests import factories
+from tests.factories import TENANT, claim, places, settle, stored, submit
+
+
+@pytest.fixture(autouse=True)
+def _registered(database: Database) -> None:
+    factories.register(database)
+
+
+def view(database: Database, job_id: int) -> views.JobView:
+    with database.begin(TENANT) as connection:
+        found = views.job(connection, TENANT, job_id)
+    assert found is not None
+    return found
+
+
+def by_state(database: Database, job_id: int) -> dict[str, int]:
+    """Counted from the images themselves, not from the counters."""
+    with database.begin() as connection:
+        rows = connection.execute(
+            text("SELECT state, count(*) AS n FROM images WHERE job_id = :id GROUP BY state"), {"id": job_id}
+        )
+        found = {ImageState(row.state).word: row.n for row in rows}
+    return {state.word: found.get(state.word, 0) for state in ImageState}
+
+
+def counts_match(database: Database, job_id: int) -> dict[str, int]:
+    counts = view(database, job_id).counts
+    assert counts == by_state(database, job_id)
+    assert sum(counts.values()) == view(database, job_id).total
+    return counts
+
+
+def test_a_claim_takes_the_oldest_images_in_order_with_all_that_decides_their_pixels(database, settings):
+    requests = [{"prompt": "first", "seed": 2**63 - 1, "n": 3}, {"prompt": "second", "negative_prompt": "blue"}]
+    submit(database, settings, requests)
+    taken = claim(database)
+    assert [image.index for image in taken.images] == [0, 1, 2, 3]
+    assert [image.spec.prompt for image in taken.images] == ["first"] * 3 + ["second"]
+    assert [image.spec.seed for image in taken.images[:3]] == [2**63 - 1, 0, 1]
+    assert taken.images[3].spec.negative_prompt == "blue"
+    assert taken.shape.guided
+    assert taken.shape.steps == 10
+
+
+def test_two_claimers_never_share_an_image(database: Database, settings: Settings):
+    submit(database, settings, 2_000)
+
+    def drain(name: str) -> list[tuple[int, int]]:
+        mine: list[tuple[int, int]] = []
+        while taken := claim(database, worker=name):
+            mine += places(taken)
+        return mine
+
+    with ThreadPoolExecutor(6) as pool:
+        taken = [place for part in pool.map(drain, "abcdef") for place in part]
+    assert len(taken) == 2_000
+    assert len(set(taken)) == 2_000
+
+
+def test_a_late_settle_moves_nothing(database: Database, settings: Settings):
+    job_id = submit(database, settings, 8)
+    late = claim(database, lease=0.0)
+    with database.begin() as connection:
+        assert ledger.expire(connection, 0.0) == 8
+    again = claim(database)
+    before = counts_match(database, job_id)
+    assert settle(database, late).verdict is Verdict.FENCED
+    assert counts_match(database, job_id) == before
+    assert settle(database, again).verdict is Verdict.OK
+    assert settle(database, late).verdict is Verdict.FENCED
+    assert counts_match(database, job_id)["done"] == 8
+
+
+def test_a_settle_repeated_after_a_lost_reply_is_told_so_and_changes_nothing(database, settings):
+    job_id = submit(database, settings, 4)
+    taken = claim(database)
+    assert settle(database, taken).verdict is Verdict.OK
+    assert settle(database, taken).verdict is Verdict.ALREADY
+    assert counts_match(database, job_id)["done"] == 4
+
+
+def test_a_settle_that_does_not_account_for_every_image_is_refused_whole(database, settings):
+    job_id = submit(database, settings, 4)
+    taken = claim(database)
+    with pytest.raises(LedgerBroken):
+        settle(database, taken, stored=stored(taken)[:3])
+    assert counts_match(database, job_id)["rendering"] == 4
+    assert settle(database, taken).verdict is Verdict.OK
+
+
+def test_an_expired_lease_queues_its_images_again_and_never_counts_against_them(database, settings):
+    job_id = submit(database, settings, 5)
+    claim(database, lease=0.0)
+    with database.begin() as connection:
+        assert ledger.expire(connection, 0.0) == 5
+        rows = connection.execute(text("SELECT DISTINCT state, attempt, lost, crashes FROM images")).all()
+    assert [tuple(row) for row in rows] == [(0, 0, 1, 0)]
+    assert counts_match(database, job_id)["queued"] == 5
+
+
+def test_no_lease_is_overdue_until_a_lease_after_the_database_started(database, settings):
+    submit(database, settings, 5)
+    claim(database, lease=0.0)
+    with database.begin() as connection:
+        assert ledger.expire(connection, lease=10 * 365 * 86400) == 0
+
+
+def test_a_heartbeat_keeps_a_lease_and_hears_of_cancels_and_of_loss(database, settings):
+    job_id = submit(database, settings, 2)
+    other = submit(database, settings, 2)
+    taken = claim(database, seats=4, lease=0.0)
+    assert {job_id, other} == {image.job_id for image in taken.images}
+    with database.begin() as connection:
+        assert ledger.extend(connection, {taken.id: 3}, 30.0).held == {taken.id: frozenset()}
+        assert ledger.expire(connection, 0.0) == 0
+    with database.begin(TENANT) as connection:
+        jobs.cancel(connection, TENANT, job_id)
+    with database.begin() as connection:
+        assert ledger.extend(connection, {taken.id: 4}, 0.0).held == {taken.id: frozenset({job_id})}
+    with database.begin() as connection:
+        ledger.expire(connection, 0.0)
+    with database.begin() as connection:
+        assert ledger.extend(connection, {taken.id: 5}, 30.0).held == {}
+
+
+def test_a_cancel_waits_for_a_crossing_claim_and_no_claim_comes_after_it(database, settings):
+    job_id = submit(database, settings, 32)
+    cancelled = threading.Event()
+
+    def cancel() -> None:
+        with database.begin(TENANT) as connection:
+            jobs.cancel(connection, TENANT, job_id)
+        cancelled.set()
+
+    with database.begin() as connection:
+        crossing = factories.claim_in(connection)
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        assert not cancelled.wait(0.3)
+    thread.join()
+    assert claim(database) is None
+    assert settle(database, crossing).verdict is Verdict.OK
+    counts = counts_match(database, job_id)
+    assert counts["done"] == 0
+    assert counts["cancelled"] == 16
+
+
+def test_a_claim_that_waits_for_a_crossing_cancel_takes_nothing(database, settings):
+    job_id = submit(database, settings, 4)
+    taken: list[object] = []
+    with database.begin(TENANT) as connection:
+        jobs.cancel(connection, TENANT, job_id)
+        thread = threading.Thread(target=lambda: taken.append(claim(database)))
+        thread.start()
+        time.sleep(0.3)
+        assert not taken
+    thread.join()
+    assert taken == [None]
+
+
+def test_a_cancel_waits_for_a_crossing_settle_and_what_it_made_done_stays_done(database, settings):
+    job_id = submit(database, settings, 4)
+    taken = claim(database)
+    cancelled = threading.Event()
+
+    def cancel() -> None:
+        with database.begin(TENANT) as connection:
+            jobs.cancel(connection, TENANT, job_id)
+        cancelled.set()
+
+    with database.begin() as connection:
+        ledger.settle(connection, taken.id, device="d", stored=stored(taken))
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        assert not cancelled.wait(0.3)
+    thread.join()
+    assert counts_match(database, job_id)["done"] == 4
+
+
+def test_nothing_turns_done_once_cancel_has_answered(database, settings):
+    job_id = submit(database, settings, 20)
+    taken = claim(database)
+    with database.begin(TENANT) as connection:
+        jobs.cancel(connection, TENANT, job_id)
+    settlement = settle(database, taken)
+    assert len(settlement.dropped) == 16
+    with database.begin() as connection:
+        assert upkeep.sweep_cancelled(connection) == 4
+        assert jobs.finish(connection) == [job_id]
+        assert connection.execute(text("SELECT count(*) FROM results")).scalar_one() == 0
+    assert counts_match(database, job_id)["cancelled"] == 20
+    assert view(database, job_id).state == "cancelled"
+
+
+def test_cancelling_again_is_no_error_and_cancelling_a_finished_job_is(database, settings):
+    job_id = submit(database, settings, 1)
+    for _ in range(2):
+        with database.begin(TENANT) as connection:
+            jobs.cancel(connection, TENANT, job_id)
+    other = submit(database, settings, 1)
+    settle(database, claim(database))
+    with database.begin() as connection:
+        jobs.finish(connection)
+    assert view(database, other).state == "completed"
+    with pytest.raises(Conflict), database.begin(TENANT) as connection:
+        jobs.cancel(connection, TENANT, other)
+
+
+def test_released_images_of_a_cancelled_job_are_cancelled(database, settings):
+    job_id = submit(database, settings, 4)
+    taken = claim(database)
+    with database.begin(TENANT) as connection:
+        jobs.cancel(connection, TENANT, job_id)
+    settle(database, taken, released=places(taken))
+    assert counts_match(database, job_id)["cancelled"] == 4
+
+
+def test_a_failed_image_keeps_its_code_and_its_neighbours_are_done(database, settings):
+    job_id = submit(database, settings, 4)
+    taken = claim(database)
+    bad = taken.images[2]
+    failed = [FailedImage(bad.job_id, bad.index, "render_error", "it broke")]
+    settle(database, taken, stored=[image for image in stored(taken) if image.index != 2], failed=failed)
+    with database.begin(TENANT) as connection:
+        (found,) = views.images(connection, TENANT, job_id, state=ImageState.FAILED, after=-1, limit=10)
+    assert (found.index, found.error_code, found.error_message) == (2, "render_error", "it broke")
+    assert counts_match(database, job_id) == {"queued": 0, "rendering": 0, "done": 3, "failed": 1, "cancelled": 0}
+
+
+def test_an_image_requeued_while_its_low_mark_is_being_raised_is_not_stranded(database, settings):
+    """The duty has locked the segment and seen no queued image; the release waits for it, then lowers the mark."""
+    job_id = submit(database, settings, 16)
+    taken = claim(database)
+    released = threading.Event()
+
+    def release() -> None:
+        settle(database, taken, released=places(taken))
+        released.set()
+
+    with database.begin() as connection:
+        assert upkeep.raise_low(connection) == 1
+        thread = threading.Thread(target=release)
+        thread.start()
+        assert not released.wait(0.3)
+    thread.join()
+    assert counts_match(database, job_id)["queued"] == 16
+    assert len(claim(database).images) == 16
+
+
+def test_a_drained_segment_is_not_looked_at_again_and_a_release_brings_it_back(database, settings):
+    submit(database, settings, 16)
+    taken = claim(database)
+    with database.begin() as connection:
+        upkeep.raise_low(connection)
+    with database.begin() as connection:
+        assert not ledger.candidates(connection, factories.REVISION, 1).rows
+    settle(database, taken, released=places(taken))
+    assert len(claim(database).images) == 16
+
+
+def test_a_paused_job_is_not_claimed(database, settings):
+    job_id = submit(database, settings, 4)
+    with database.begin() as connection:
+        connection.execute(text("UPDATE jobs SET paused = true WHERE id = :id"), {"id": job_id})
+    assert claim(database) is None
+
+
+def test_free_seats_are_filled_from_other_jobs_of_the_same_shape_alone(database, settings):
+    first = submit(database, settings, 3)
+    other_shape = submit(database, settings, 3, size="256x256")
+    third = submit(database, settings, 3)
+    taken = claim(database)
+    assert Counter(image.job_id for image in taken.images) == {first: 3, third: 3}
+    assert {image.job_id for image in claim(database).images} == {other_shape}
+
+
+def test_the_class_whose_turn_it_is_goes_first_and_the_rest_by_priority(database, settings):
+    low = submit(database, settings, 16, priority="low")
+    normal = submit(database, settings, 16, priority="normal")
+    high = submit(database, settings, 16, priority="high")
+    assert {image.job_id for image in claim(database, turn=2).images} == {low}
+    assert {image.job_id for image in claim(database, turn=2).images} == {high}
+    assert {image.job_id for image in claim(database, turn=0).images} == {normal}
+
+
+def test_the_tenant_that_used_least_for_its_weight_goes_first(database, settings):
+    with database.begin() as connection:
+        connection.execute(text("INSERT INTO tenants (id, name, weight) VALUES (2, 'other', 2)"))
+    ours, theirs = submit(database, settings, 64), submit(database, settings, 64, tenant=2)
+    turns: Counter[int] = Counter()
+    for _ in range(6):
+        taken = claim(database, seats=8)
+        turns[taken.images[0].job_id] += 1
+        with database.begin() as connection:
+            upkeep.charge(connection, taken.images[0].tenant_id, 8.0)
+    assert turns == {ours: 2, theirs: 4}
+
+
+def test_counts_add_up_in_every_read_while_eight_workers_claim_settle_and_fold(database, settings):
+    job_id = submit(database, settings, 1_000)
+    working = threading.Event()
+    working.set()
+    bad: list[dict[str, int]] = []
+    reads = 0
+
+    def watch() -> None:
+        nonlocal reads
+        while working.is_set():
+            with database.begin() as connection:  # both in one snapshot
+                row = connection.execute(text("""
+                  SELECT c.queued + coalesce(sum(d.queued), 0) AS queued, c.done + coalesce(sum(d.done), 0) AS done,
+                         c.rendering + coalesce(sum(d.rendering), 0) AS rendering,
+                         (SELECT count(*) FROM images WHERE state = 0) AS images_queued,
+                         (SELECT count(*) FROM images WHERE state = 1) AS images_rendering,
+                         (SELECT count(*) FROM images WHERE state = 2) AS images_done
+                  FROM counters c LEFT JOIN counter_deltas d USING (job_id) WHERE job_id = :id GROUP BY c.job_id
+                """), {"id": job_id}).one()  # fmt: skip
+            reads += 1
+            if (row.queued, row.rendering, row.done) != (row.images_queued, row.images_rendering, row.images_done):
+                bad.append(dict(row._mapping))
+            if min(row.queued, row.rendering, row.done) < 0 or row.queued + row.rendering + row.done != 1_000:
+                bad.append(dict(row._mapping))
+
+    def work(name: str) -> None:
+        rounds = 0
+        while taken := claim(database, seats=7, worker=name):
+            rounds += 1
+            if rounds % 3 == 0:
+                settle(database, taken, released=places(taken))
+            else:
+                settle(database, taken)
+            with database.begin() as connection:
+                upkeep.fold(connection)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, "abcd"))
+    working.clear()
+    watcher.join()
+    assert not bad
+    assert reads > 10
+    assert counts_match(database, job_id)["done"] == 1_000
+
+
+def test_a_job_finishes_once_all_its_images_are_final(database, settings):
+    job_id = submit(database, settings, 20)
+    with database.begin() as connection:
+        assert jobs.finish(connection) == []
+    settle(database, claim(database))
+    with database.begin() as connection:
+        assert jobs.finish(connection) == []
+    settle(database, claim(database))
+    with database.begin() as connection:
+        assert jobs.finish(connection) == [job_id]
+        assert jobs.finish(connection) == []
+    finished = view(database, job_id)
+    assert finished.state == "completed"
+    assert finished.finished_at is not None
+
+
+def test_a_job_of_which_nothing_was_done_has_failed(database, settings):
+    job_id = submit(database, settings, 1)
+    taken = claim(database)
+    settle(database, taken, failed=[FailedImage(job_id, 0, "render_error", "it broke")])
+    with database.begin() as connection:
+        jobs.finish(connection)
+    assert view(database, job_id).state == "failed"
+
+
+def test_a_first_claim_reports_its_jobs_as_fresh_and_start_marks_them(database, settings):
+    job_id = submit(database, settings, 32)
+    taken = claim(database)
+    assert taken.fresh_jobs == (job_id,)
+    with database.begin() as connection:
+        ledger.start(connection, taken.fresh_jobs)
+    assert view(database, job_id).state == "in_progress"
+    assert claim(database).fresh_jobs == ()
+
+
+def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
+    database = Database(database_url, application="plans", nested_loops=True)
+    factories.register(database)
+    submit(database, settings, 5_000)
+    with database.begin() as connection:
+        connection.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
+        chosen = ledger.candidates(connection, factories.REVISION, 1)
+        row = chosen.rows[0]
+        values = {"job_ids": [row.job_id], "segment_ids": [row.id], "lows": [row.low], "seats": 16,
+                  "worker_id": "w", "lease": 30.0}  # fmt: skip
+        plan = "\n".join(connection.execute(text("EXPLAIN " + ledger._TAKE.text), values).scalars())
+    database.close()
+    assert "Seq Scan on images" not in plan
+    assert "Seq Scan on payloads" not in plan
+    assert "images_" in plan
+
+
+def test_partitions_are_made_ahead_and_only_once(database):
+    with database.begin() as connection:
+        assert upkeep.make_partitions(connection, 8) == 9
+        assert upkeep.make_partitions(connection, 8) == 0
