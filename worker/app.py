@@ -85,6 +85,7 @@ class Parent:
     def run(self) -> int:
         warnings.filterwarnings("ignore", message="(?s).*superuser privileges")
         self.app.task(name=queues.TASK, ignore_result=True)(_render)
+        signals.setup_logging.connect(_leave_logging_alone, weak=False)
         signals.worker_process_init.connect(self._start_child, weak=False)
         signals.worker_process_shutdown.connect(_stop_child, weak=False)
         signals.worker_shutting_down.connect(self._shutting_down, weak=False)
@@ -121,6 +122,8 @@ class Parent:
         if was_ready:
             self._failed_starts = 0
             self._report(worker_id, claim_id, device)
+            time.sleep(WATCH_SECONDS)  # a claim whose commit was under way when it died shows only now
+            self._report(worker_id, 0, device)
             return
         self._failed_starts += 1
         if reason or self._failed_starts >= FAILED_STARTS:
@@ -145,6 +148,10 @@ class Parent:
                 return
             finally:
                 database.close()
+
+
+def _leave_logging_alone(**_: object) -> None:
+    """Celery's own lines come out as ours do."""
 
 
 def _render(_model: str) -> None:

@@ -6,6 +6,7 @@ that it is time to stop. Fixed offsets, one writer for each field.
 
 import mmap
 import struct
+import time
 
 _STOP, _READY, _PID, _CLAIM = 0, 8, 16, 24
 _ID, _ID_LENGTH = 64, 128
@@ -31,7 +32,11 @@ class Shared:
             self._set_number(place, 0)
 
     # The child's.
-    def introduce(self, pid: int, worker_id: str) -> None:
+    def introduce(self, pid: int, worker_id: str, patience: float = 30.0) -> None:
+        """Waits until the parent has taken note of the one that died before us: it would be overwritten."""
+        deadline = time.monotonic() + patience
+        while self.pid and time.monotonic() < deadline:
+            time.sleep(0.01)
         self._set_number(_READY, 0)
         self._set_number(_CLAIM, 0)
         self._set_text(_ID, _ID_LENGTH, worker_id)

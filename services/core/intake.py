@@ -172,7 +172,7 @@ class Submission:
 
     def _shape(self, request: requests.ImageRequest, place: int, prefix: str) -> tuple[Shape, float] | None:
         """The shape and guidance scale that a request asks for, or None when its model does not serve it."""
-        name = request.model or self._settings.model
+        name = self._settings.model if request.model is None else request.model
         model = self._catalogue.get(name)
         if model is None:
             known = ", ".join(sorted(self._catalogue)) or "none yet: no worker has been up"

@@ -31,5 +31,5 @@ def configure(role: str, level: int | str = logging.INFO) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(role))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("botocore", "boto3", "urllib3", "httpx", "alembic"):
+    for noisy in ("botocore", "boto3", "urllib3", "httpx", "alembic", "celery", "kombu", "amqp"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -6,14 +6,30 @@ away: workers look for work on their own timer too.
 
 import logging
 import threading
+from queue import Empty
 from typing import Any
 from urllib.parse import urlsplit
 
+import kombu.transport.redis
 import redis
 from celery import Celery
 from kombu import Queue
 
 log = logging.getLogger(__name__)
+
+
+class ToughChannel(kombu.transport.redis.Channel):  # type: ignore[misc]
+    """Takes a message that is no message for no message. Kombu lets it end the consumer, and Celery the worker."""
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            log.warning("rubbish dropped", extra={"error": f"{type(error).__name__}: {error}"[:200]})
+            raise Empty from None
+
+
+kombu.transport.redis.Transport.Channel = ToughChannel
 TASK = "presswork.render"
 _COALESCE_MILLISECONDS = 2000
 

@@ -113,7 +113,7 @@ class Settings:
 
     @classmethod
     def default(cls, variable: str) -> str:
-        return next(entry.metadata["default"] for entry in fields(cls) if entry.metadata["variable"] == variable)
+        return str(next(entry.metadata["default"] for entry in fields(cls) if entry.metadata["variable"] == variable))
 
     @property
     def beat_seconds(self) -> float:

@@ -115,6 +115,8 @@ class S3Store:
         while True:
             try:
                 return self._prepare()
+            except StoreRefused:
+                raise
             except StoreAway:
                 if time.monotonic() > deadline:
                     raise

@@ -1,0 +1,236 @@
+"""The worker's loop in this process, with the simulated pipeline, a real database and a real store."""
+
+import dataclasses
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from sqlalchemy import text
+
+from services.core import jobs, models, storage, upkeep, views
+from services.core.database import Database
+from services.core.queues import Bell
+from services.core.settings import Settings
+from services.core.states import ImageState
+from tests.factories import TENANT, submit
+from tests.proxy import Proxy
+from tests.waiting import until
+from worker.lease import Lease
+from worker.pipelines.simulated import SimulatedPipeline
+from worker.render import Press
+
+PressMaker = Callable[..., Press]
+
+
+@pytest.fixture
+def fast(settings: Settings) -> Settings:
+    """Faults on, small leases, and small pictures are asked for."""
+    return dataclasses.replace(settings, simulated_faults=True, lease_seconds=3.0)
+
+
+@pytest.fixture
+def make_press(database_url: str, fast: Settings, store: storage.S3Store) -> Iterator[PressMaker]:
+    databases: list[Database] = []
+    presses: list[Press] = []
+
+    def make(settings: Settings = fast, worker: str = "worker-1", **parts: object) -> Press:
+        database = Database(database_url, application=worker, pool_size=8, nested_loops=True)
+        databases.append(database)
+        pipeline = SimulatedPipeline(settings)
+        with database.begin() as connection:
+            models.register(connection, pipeline.card)
+        lease = Lease(database, settings)
+        lease.start()
+        press = Press(
+            settings, pipeline, database, parts.get("store", store), Bell(settings.redis_url), lease,
+            worker_id=worker, host=worker,
+        )  # fmt: skip
+        presses.append(press)
+        return press
+
+    yield make
+    for press in presses:
+        press.stopping.set()
+        press.wait_idle()
+    for database in databases:
+        database.close()
+
+
+def counts(database: Database, job_id: int) -> dict[str, int]:
+    with database.begin(TENANT) as connection:
+        found = views.job(connection, TENANT, job_id)
+    assert found is not None
+    return {state: count for state, count in found.counts.items() if count}
+
+
+def images(database: Database, job_id: int, state: ImageState | None = None) -> list[views.ImageView]:
+    with database.begin(TENANT) as connection:
+        found = views.images(connection, TENANT, job_id, state=state, after=-1, limit=1000)
+    assert found is not None
+    return found
+
+
+def mugs(count: int, **at: str) -> list[dict[str, object]]:
+    """Small requests; `at` replaces prompts: _3="fault:raise"."""
+    return [
+        {"prompt": at.get(f"_{index}", f"mug {index}"), "size": "64x64", "seed": index} for index in range(count)
+    ]
+
+
+def test_every_stored_object_has_the_sha256_that_the_ledger_records(make_press, database, fast, store):
+    press = make_press()
+    formats = ["png", "jpeg", "webp"]
+    job_id = submit(database, fast, [{**row, "output_format": formats[i % 3]} for i, row in enumerate(mugs(40))])
+    assert press.run()
+    assert counts(database, job_id) == {"done": 40}
+    for image in images(database, job_id):
+        data = store.read(image.object_key)
+        assert hashlib.sha256(data).hexdigest() == image.sha256
+        assert len(data) == image.bytes
+
+
+def test_the_same_spec_gives_the_same_file_whatever_its_neighbours(make_press, database, fast):
+    press = make_press()
+    alone = submit(database, fast, mugs(1))
+    press.run()
+    among = submit(database, fast, mugs(33))
+    press.run()
+    (first,) = images(database, alone)
+    assert first.sha256 == images(database, among)[0].sha256
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [("fault:raise", "render_error"), ("fault:nan", "invalid_output"), ("fault:oom", "resource")]
+)
+def test_a_prompt_that_fails_fails_alone_in_a_batch_of_sixteen(make_press, database, fast, fault, code):
+    press = make_press()
+    job_id = submit(database, fast, mugs(16, _5=fault, _11=fault))
+    press.run()
+    assert counts(database, job_id) == {"done": 14, "failed": 2}
+    assert {(i.index, i.error_code) for i in images(database, job_id, ImageState.FAILED)} == {(5, code), (11, code)}
+
+
+def test_out_of_memory_steps_down_remembers_and_is_recorded_in_the_class(make_press, database, fast):
+    press = make_press()
+    job_id = submit(database, fast, mugs(16, _0="fault:oom>4"))
+    press.run()
+    assert counts(database, job_id) == {"done": 16}
+    assert {image.reproducibility_class.rpartition("/")[2] for image in images(database, job_id)} == {"4"}
+    later = submit(database, fast, mugs(16))
+    press.run()
+    assert {image.reproducibility_class.rpartition("/")[2] for image in images(database, later)} == {"4"}
+
+
+def test_a_sick_device_fails_nothing_gives_all_back_and_stops_claiming(make_press, database, fast, tmp_path):
+    press = make_press(dataclasses.replace(fast, model_dir=str(tmp_path)))
+    job_id = submit(database, fast, mugs(40))
+    (tmp_path / "sick").touch()
+    press.run()
+    assert press.sick
+    assert counts(database, job_id) == {"queued": 40}
+    with database.begin() as connection:
+        assert connection.execute(text("SELECT max(attempt) FROM images")).scalar_one() == 0
+    healthy = make_press(worker="worker-2")
+    healthy.run()
+    assert counts(database, job_id) == {"done": 40}
+
+
+def test_a_store_that_is_away_fails_nothing_uses_no_attempt_and_stops_the_claiming(make_press, database, fast):
+    target = urlsplit(fast.s3_endpoint_url)
+    proxy = Proxy(target.hostname, target.port)
+    away = dataclasses.replace(fast, s3_endpoint_url=f"http://127.0.0.1:{proxy.port}")
+    proxied = storage.S3Store(away)
+    proxied.prepare()
+    press = make_press(store=proxied)
+    job_id = submit(database, fast, mugs(200))
+    proxy.cut()
+    worker = threading.Thread(target=press.run)
+    worker.start()
+    in_hand = fast.spool_batches * 16
+    until(lambda: counts(database, job_id) == {"queued": 200 - in_hand, "rendering": in_hand})
+    time.sleep(fast.lease_seconds * 1.2)  # longer than a lease: the heartbeat keeps what waits in the spool
+    with database.begin() as connection:
+        upkeep.fold(connection)
+    assert counts(database, job_id) == {"queued": 200 - in_hand, "rendering": in_hand}
+    proxy.mend()
+    worker.join(30)
+    assert counts(database, job_id) == {"done": 200}
+    with database.begin() as connection:
+        assert connection.execute(text("SELECT max(attempt), max(lost) FROM images")).one() == (0, 0)
+    proxy.close()
+
+
+def test_a_cancel_stops_the_running_batch_at_the_next_step(make_press, database, fast):
+    press = make_press()
+    job_id = submit(database, fast, mugs(16, _0="fault:slow"), num_inference_steps=50)
+    worker = threading.Thread(target=press.run)
+    worker.start()
+    until(lambda: counts(database, job_id) == {"rendering": 16})
+    with database.begin(TENANT) as connection:
+        jobs.cancel(connection, TENANT, job_id)
+    worker.join(10)
+    assert not worker.is_alive()
+    assert counts(database, job_id) == {"cancelled": 16}
+
+
+def test_a_warm_stop_finishes_the_batch_at_hand_and_gives_back_the_rest(make_press, database, fast):
+    press = make_press(dataclasses.replace(fast, simulated_batch_ms=500.0))
+    job_id = submit(database, fast, mugs(200))
+    worker = threading.Thread(target=press.run)
+    worker.start()
+    until(lambda: counts(database, job_id).get("done"))
+    press.stopping.set()
+    worker.join(10)
+    found = counts(database, job_id)
+    assert set(found) == {"done", "queued"}
+    assert found["queued"] > 0
+    with database.begin() as connection:
+        assert connection.execute(text("SELECT max(lost) FROM images")).scalar_one() == 0
+
+
+def test_a_paused_process_whose_lease_ran_out_is_fenced_and_the_winners_bytes_stay(make_press, database, fast, store):
+    """Both render the same images; what is recorded is what is stored."""
+    slow = make_press(dataclasses.replace(fast, simulated_batch_ms=400.0), worker="slow")
+    job_id = submit(database, fast, mugs(16))
+    worker = threading.Thread(target=slow.run)
+    worker.start()
+    until(lambda: counts(database, job_id) == {"rendering": 16})
+    with database.begin() as connection:
+        connection.execute(text("UPDATE claims SET expires_at = now() - interval '1 hour'"))
+        connection.execute(text("UPDATE images SET lost = 0"))
+    with database.begin() as connection:
+        from services.core import ledger
+
+        assert ledger.expire(connection, 0.0) == 16
+    make_press(worker="quick").run()
+    worker.join(10)
+    assert counts(database, job_id) == {"done": 16}
+    for image in images(database, job_id):
+        assert hashlib.sha256(store.read(image.object_key)).hexdigest() == image.sha256
+
+
+def test_a_second_thread_does_not_work_beside_the_first(make_press, database, fast):
+    press = make_press(dataclasses.replace(fast, simulated_batch_ms=500.0))
+    job_id = submit(database, fast, mugs(16))
+    worker = threading.Thread(target=press.run)
+    worker.start()
+    until(lambda: counts(database, job_id) == {"rendering": 16})
+    assert not press.run()
+    worker.join()
+
+
+def test_the_next_batch_is_claimed_while_one_renders(make_press, database, fast):
+    press = make_press(dataclasses.replace(fast, simulated_batch_ms=1000.0))
+    submit(database, fast, mugs(48))
+    worker = threading.Thread(target=press.run)
+    worker.start()
+
+    def open_claims() -> bool:
+        with database.begin() as connection:
+            return connection.execute(text("SELECT count(*) FROM claims WHERE state = 'open'")).scalar_one() >= 2
+
+    until(open_claims, seconds=1.0)
+    worker.join()

@@ -1,0 +1,228 @@
+"""The worker as a process: Celery, its child, the bell, and what becomes of images when processes die."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+from sqlalchemy import text
+
+from services.core import models, queues, views
+from services.core.database import Database
+from services.core.settings import Settings
+from services.core.states import ImageState
+from tests.factories import TENANT, submit
+from tests.processes import Process
+from tests.proxy import Proxy
+from tests.waiting import until
+
+Start = Callable[..., Process]
+LEASE = "1.5"
+
+
+@pytest.fixture
+def start(environ: dict[str, str], store: object, tmp_path: Path, database: Database) -> Iterator[Start]:
+    """Starts workers and waits until they have registered."""
+    running: list[Process] = []
+
+    def make(*, wait: bool = True, **extra: str) -> Process:
+        environment = {**environ, "PRESSWORK_LEASE_SECONDS": LEASE, "PRESSWORK_SIMULATED_FAULTS": "1", **extra}
+        process = Process("worker.app", environment, tmp_path / f"worker-{len(running)}.log")
+        running.append(process)
+        if wait:
+            until(lambda: alive(database) >= sum(entry.popen.poll() is None for entry in running))
+        return process
+
+    yield make
+    for process in running:
+        process.kill()
+
+
+def alive(database: Database) -> int:
+    with database.begin() as connection:
+        return sum(row.state in ("ready", "busy", "sick") for row in views.fleet(connection))
+
+
+def counts(database: Database, job_id: int) -> dict[str, int]:
+    with database.begin(TENANT) as connection:
+        found = views.job(connection, TENANT, job_id)
+    assert found is not None
+    return {state: count for state, count in found.counts.items() if count}
+
+
+def failed(database: Database, job_id: int) -> dict[int, str]:
+    with database.begin(TENANT) as connection:
+        found = views.images(connection, TENANT, job_id, state=ImageState.FAILED, after=-1, limit=100)
+    return {image.index: image.error_code for image in found}
+
+
+def mugs(count: int, **at: str) -> list[dict[str, object]]:
+    return [{"prompt": at.get(f"_{index}", f"mug {index}"), "size": "64x64"} for index in range(count)]
+
+
+def ring(settings: Settings) -> None:
+    assert queues.Bell(settings.redis_url).ring_now("simulated", again=True)
+
+
+def test_a_bell_starts_the_work_at_once(start, database, settings):
+    start()
+    began = time.monotonic()
+    job_id = submit(database, settings, mugs(4))
+    ring(settings)
+    until(lambda: counts(database, job_id) == {"done": 4}, every=0.02)
+    with database.begin() as connection:
+        waited = connection.execute(text("SELECT min(extract(epoch FROM c.created_at - s.created_at)) "
+                                         "FROM claims c, segments s")).scalar_one()  # fmt: skip
+    assert time.monotonic() - began < 30
+    assert waited < 1.9  # the timer alone looks every two seconds
+
+
+@pytest.mark.timeout(90)
+def test_a_prompt_that_kills_the_process_fails_alone_in_a_batch_of_sixteen(start, database, settings):
+    start()
+    job_id = submit(database, settings, mugs(16, _6="fault:kill"))
+    until(lambda: counts(database, job_id) == {"done": 15, "failed": 1}, seconds=80)
+    assert failed(database, job_id) == {6: "poison"}
+
+
+@pytest.mark.timeout(120)
+def test_a_prompt_that_hangs_the_device_fails_alone_in_a_batch_of_sixteen(start, database, settings):
+    start(PRESSWORK_LEASE_SECONDS="1")
+    job_id = submit(database, settings, mugs(16, _0="fault:hang"))
+    until(lambda: counts(database, job_id) == {"done": 15, "failed": 1}, seconds=110)
+    assert failed(database, job_id) == {0: "poison"}
+
+
+@pytest.mark.timeout(90)
+def test_two_devices_convict_a_prompt_sooner_than_one(start, database, settings):
+    start()
+    start()
+    job_id = submit(database, settings, mugs(1, _0="fault:kill"))
+    until(lambda: counts(database, job_id) == {"failed": 1}, seconds=80)
+    with database.begin() as connection:
+        crashes = connection.execute(text("SELECT count(*) FROM failures WHERE code = 'crash'")).scalar_one()
+    assert crashes <= 3
+
+
+def test_a_device_that_kills_every_process_fails_no_image(start, database, settings, tmp_path):
+    worker = start(PRESSWORK_MODEL_DIR=str(tmp_path), PRESSWORK_SICK_SECONDS="1")
+    (tmp_path / "sick").touch()
+    job_id = submit(database, settings, mugs(40))
+    until(lambda: "device sick" in worker.text())
+    until(lambda: counts(database, job_id) == {"queued": 40})
+    (tmp_path / "sick").unlink()
+    until(lambda: counts(database, job_id) == {"done": 40}, seconds=60)
+    with database.begin() as connection:
+        assert connection.execute(text("SELECT max(attempt), max(crashes) FROM images")).one() == (0, 0)
+
+
+def test_a_killed_child_gives_its_images_back_before_its_lease_is_over_and_another_takes_its_place(
+    start, database, settings
+):
+    worker = start(PRESSWORK_LEASE_SECONDS="60", PRESSWORK_SIMULATED_BATCH_MS="300")
+    job_id = submit(database, settings, mugs(100))
+    until(lambda: counts(database, job_id).get("rendering"))
+    for pid in worker.children():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: counts(database, job_id) == {"done": 100}, seconds=40)
+    assert "child died" in worker.text()
+
+
+def test_a_killed_worker_loses_nothing_once_its_leases_have_run_out(start, database, settings):
+    worker = start(PRESSWORK_SIMULATED_BATCH_MS="300")
+    job_id = submit(database, settings, mugs(100))
+    until(lambda: counts(database, job_id).get("rendering"))
+    worker.kill()
+    start(wait=False)
+    until(lambda: counts(database, job_id) == {"done": 100}, seconds=40)
+    with database.begin() as connection:
+        assert connection.execute(text("SELECT max(crashes) FROM images")).scalar_one() == 0
+
+
+@pytest.mark.parametrize("bell", [True, False])
+def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(start, database, settings, bell):
+    """Whether a bell started the work, in the Celery task, or the timer did."""
+    worker = start(PRESSWORK_SIMULATED_BATCH_MS="600", PRESSWORK_LEASE_SECONDS="60")
+    job_id = submit(database, settings, mugs(200))
+    if bell:
+        ring(settings)
+    until(lambda: counts(database, job_id).get("done"))
+    assert worker.stop() == 0
+    found = counts(database, job_id)
+    assert "rendering" not in found
+    assert found["done"] >= 16
+    with database.begin() as connection:
+        assert connection.execute(text("SELECT max(lost) FROM images")).scalar_one() == 0
+        assert connection.execute(text("SELECT count(*) FROM claims WHERE state <> 'settled'")).scalar_one() == 0
+        assert connection.execute(text("SELECT DISTINCT state FROM workers")).scalars().all() == ["stopped"]
+
+
+def test_a_whole_job_is_done_with_redis_away_from_the_start(start, database, settings):
+    start(REDIS_URL="redis://127.0.0.1:9/0")
+    job_id = submit(database, settings, mugs(60))
+    until(lambda: counts(database, job_id) == {"done": 60})
+
+
+def test_redis_cut_off_and_emptied_in_the_middle_costs_nothing(start, database, settings):
+    target = urlsplit(settings.redis_url)
+    proxy = Proxy(target.hostname, target.port)
+    start(
+        REDIS_URL=settings.redis_url.replace(f":{target.port}", f":{proxy.port}"), PRESSWORK_SIMULATED_BATCH_MS="100"
+    )
+    job_id = submit(database, settings, mugs(300))
+    ring(settings)
+    until(lambda: counts(database, job_id).get("done"))
+    proxy.cut()
+    redis.Redis.from_url(settings.redis_url).flushall()
+    until(lambda: counts(database, job_id) == {"done": 300})
+    proxy.mend()
+    later = submit(database, settings, mugs(16))
+    until(lambda: counts(database, later) == {"done": 16})
+    proxy.close()
+
+
+def test_bells_rung_many_times_render_nothing_twice(start, database, settings):
+    start()
+    start()
+    job_id = submit(database, settings, mugs(64))
+    for _ in range(30):
+        ring(settings)
+    until(lambda: counts(database, job_id) == {"done": 64})
+    with database.begin() as connection:
+        assert connection.execute(text("SELECT sum(images) FROM claims")).scalar_one() == 64
+
+
+def test_rubbish_on_the_queue_is_dropped_and_the_worker_goes_on(start, database, settings):
+    worker = start()
+    client = redis.Redis.from_url(settings.redis_url)
+    for rubbish in (b"\x80\x04.", b"{}", b"[]", b'{"body": 1}', b"x" * 100_000):
+        client.lpush(queues.queue_name("simulated"), rubbish)
+    job_id = submit(database, settings, mugs(8))
+    until(lambda: counts(database, job_id) == {"done": 8})
+    assert worker.popen.poll() is None
+
+
+def test_the_first_worker_registers_its_model(start, database):
+    start()
+    with database.begin() as connection:
+        assert models.catalogue(connection)["simulated"].default_size == (512, 512)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("PRESSWORK_PIPELINE", "watercolour", "it can be simulated or torch"),
+        ("PRESSWORK_BATCH_SIZES", "16,x", "PRESSWORK_BATCH_SIZES is '16,x'"),
+        ("DATABASE_URL", "postgresql://nobody:x@127.0.0.1:9/none", "cannot be reached"),
+        ("AWS_SECRET_ACCESS_KEY", "wrong", "check the bucket"),
+    ],
+)
+def test_a_bad_setting_ends_the_worker_with_one_sentence(environ, store, tmp_path, variable, value, sentence):
+    worker = Process("worker.app", {**environ, variable: value}, tmp_path / "log")
+    assert worker.popen.wait(30) == 2
+    assert sentence in worker.text()
+    assert "Traceback" not in worker.text()
