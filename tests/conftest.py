@@ -3,7 +3,8 @@ template database for each test."""
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -37,15 +38,27 @@ def template(stack: Stack) -> str:
     return "presswork"
 
 
+@pytest.fixture(scope="session")
+def fresh_database(stack: Stack) -> Callable[[str], AbstractContextManager[str]]:
+    """Copies a database, by its name, for the application's role: for those who need one for longer than a test."""
+
+    @contextmanager
+    def copy(original: str) -> Iterator[str]:
+        name = f"test_{os.getpid()}_{next(_numbers)}"
+        with psycopg.connect(_plain(stack.superuser_url), autocommit=True) as admin:
+            admin.execute(f"CREATE DATABASE {name} TEMPLATE {original} OWNER presswork_migrator")
+        yield _rename(stack.values["DATABASE_URL"], name)
+        with psycopg.connect(_plain(stack.superuser_url), autocommit=True) as admin:
+            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    return copy
+
+
 @pytest.fixture
-def database_url(stack: Stack, template: str) -> Iterator[str]:
-    """A fresh copy of the template, for the application's role."""
-    name = f"test_{os.getpid()}_{next(_numbers)}"
-    with psycopg.connect(_plain(stack.superuser_url), autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE {template} OWNER presswork_migrator")
-    yield _rename(stack.values["DATABASE_URL"], name)
-    with psycopg.connect(_plain(stack.superuser_url), autocommit=True) as admin:
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+def database_url(fresh_database: Callable[[str], AbstractContextManager[str]], template: str) -> Iterator[str]:
+    """A fresh copy of the template."""
+    with fresh_database(template) as url:
+        yield url
 
 
 @pytest.fixture

@@ -12,13 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from services.cli.sheet import contact_sheet
-from services.client import Client, ClientError
+from services.client import Client, ClientError, Image, Job
 from services.core.errors import PressworkError
 
 console = Console(highlight=False)
@@ -48,7 +47,7 @@ def _render(client: Client, prompts: Path, output: Path) -> int:
     lines = [json.dumps({"prompt": requests[image["index"]]["prompt"], **image}) for image in images]
     results.write_text("\n".join(lines) + "\n", encoding="utf-8")
     sheet = output / "contact-sheet.png"
-    contact_sheet([(output / _file_name(image), image["custom_id"]) for image in done]).save(sheet)
+    contact_sheet([(output / _file_name(image), image["custom_id"] or "") for image in done], _title(done)).save(sheet)
     for image in images:
         if image["error"]:
             console.print(f"image {image['index']} failed: {image['error']['message']}")
@@ -57,7 +56,14 @@ def _render(client: Client, prompts: Path, output: Path) -> int:
     return 0 if len(done) == len(requests) else 1
 
 
-def _watch(client: Client, job_id: str) -> dict[str, Any]:
+def _title(images: list[Image]) -> str:
+    """Which class of pipeline made the pictures; the simulated one draws them from the words, and no network does."""
+    made_by = sorted({image["reproducibility_class"] or "" for image in images})
+    drawn = ", drawn by the simulated pipeline" if all(name.startswith("simulated") for name in made_by) else ""
+    return f"Presswork demo: {len(images)} images{drawn} ({', '.join(made_by)})"
+
+
+def _watch(client: Client, job_id: str) -> Job:
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
     )
@@ -74,7 +80,7 @@ def _watch(client: Client, job_id: str) -> dict[str, Any]:
             time.sleep(POLL_SECONDS)
 
 
-def _download(client: Client, job_id: str, images: list[dict[str, Any]], output: Path) -> None:
+def _download(client: Client, job_id: str, images: list[Image], output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         for earlier in (*output.glob("[0-9][0-9]-*.*"), output / "results.jsonl", output / "contact-sheet.png"):
@@ -82,7 +88,7 @@ def _download(client: Client, job_id: str, images: list[dict[str, Any]], output:
     except OSError as error:
         raise PressworkError(f"{output} cannot be written ({error.strerror}); name another with --output.") from error
 
-    def fetch(image: dict[str, Any]) -> None:
+    def fetch(image: Image) -> None:
         data = client.download(job_id, image["index"])
         if hashlib.sha256(data).hexdigest() != image["sha256"]:
             raise PressworkError(f"Image {image['index']} does not match its sha256.")
@@ -93,7 +99,7 @@ def _download(client: Client, job_id: str, images: list[dict[str, Any]], output:
     console.print(f"downloaded {len(images)} images; every sha256 matches")
 
 
-def _file_name(image: dict[str, Any]) -> str:
+def _file_name(image: Image) -> str:
     extension = {"png": "png", "jpeg": "jpg", "webp": "webp"}[image["output_format"]]
     return f"{image['index']:02d}-{image['custom_id']}.{extension}"
 

@@ -5,22 +5,23 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-TILE, GAP, CAPTION, MARGIN = 176, 12, 20, 28
+TILE, GAP, CAPTION, MARGIN, TITLE = 176, 12, 20, 28, 30
 COLUMNS = 8
 PAPER, INK = (250, 249, 246), (70, 68, 64)
 
 
-def contact_sheet(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
-    """Tiles of equal size in rows of eight, each with its name below."""
+def contact_sheet(pictures: Sequence[tuple[Path, str]], title: str) -> Image.Image:
+    """Tiles of equal size in rows of eight, each with its name below; `title` says what made them."""
     rows = max(1, -(-len(pictures) // COLUMNS))
     width = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
-    height = 2 * MARGIN + rows * (TILE + CAPTION) + (rows - 1) * GAP
+    height = 2 * MARGIN + TITLE + rows * (TILE + CAPTION) + (rows - 1) * GAP
     sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=12)
+    draw.text((MARGIN, MARGIN - 6), title, fill=INK, font=ImageFont.load_default(size=15))
     for number, (path, name) in enumerate(pictures):
         left = MARGIN + number % COLUMNS * (TILE + GAP)
-        top = MARGIN + number // COLUMNS * (TILE + CAPTION + GAP)
+        top = MARGIN + TITLE + number // COLUMNS * (TILE + CAPTION + GAP)
         with Image.open(path) as picture:
             tile = picture.convert("RGB")
             tile.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)

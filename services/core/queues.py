@@ -18,7 +18,7 @@ from kombu import Queue
 log = logging.getLogger(__name__)
 
 
-class ToughChannel(kombu.transport.redis.Channel):  # type: ignore[misc]
+class ToughChannel(kombu.transport.redis.Channel):
     """Takes a message that is no message for no message. Kombu lets it end the consumer, and Celery the worker."""
 
     def _brpop_read(self, **options: Any) -> Any:

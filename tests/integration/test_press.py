@@ -75,9 +75,7 @@ def images(database: Database, job_id: int, state: ImageState | None = None) -> 
 
 def mugs(count: int, **at: str) -> list[dict[str, object]]:
     """Small requests; `at` replaces prompts: _3="fault:raise"."""
-    return [
-        {"prompt": at.get(f"_{index}", f"mug {index}"), "size": "64x64", "seed": index} for index in range(count)
-    ]
+    return [{"prompt": at.get(f"_{index}", f"mug {index}"), "size": "64x64", "seed": index} for index in range(count)]
 
 
 def test_every_stored_object_has_the_sha256_that_the_ledger_records(make_press, database, fast, store):

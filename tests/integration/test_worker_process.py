@@ -170,9 +170,7 @@ def test_a_whole_job_is_done_with_redis_away_from_the_start(start, database, set
 def test_redis_cut_off_and_emptied_in_the_middle_costs_nothing(start, database, settings):
     target = urlsplit(settings.redis_url)
     proxy = Proxy(target.hostname, target.port)
-    start(
-        REDIS_URL=settings.redis_url.replace(f":{target.port}", f":{proxy.port}"), PRESSWORK_SIMULATED_BATCH_MS="100"
-    )
+    start(REDIS_URL=settings.redis_url.replace(f":{target.port}", f":{proxy.port}"), PRESSWORK_SIMULATED_BATCH_MS="100")
     job_id = submit(database, settings, mugs(300))
     ring(settings)
     until(lambda: counts(database, job_id).get("done"))

@@ -1,0 +1,51 @@
+"""The HTTP API as one ASGI application."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+
+from services.api import auth, errors, health, jobs, queries, schemas, submissions
+from services.api.auth import documented
+from services.api.context import Context
+from services.api.edge import Edge
+from services.core.settings import Settings
+
+_ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Connects to nothing yet: with the servers away it starts all the same and answers 503."""
+    app = FastAPI(
+        title="Presswork",
+        version=version("presswork"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    app.state.context = Context.open(settings)
+    app.state.readiness = health.Readiness(app.state.context)
+    open_routes = APIRouter(dependencies=[Depends(queries.only_known)])
+    open_routes.include_router(health.router)
+    # Who asks is settled before what is asked.
+    tenants_routes = APIRouter(
+        prefix="/v1",
+        dependencies=[Depends(documented), Depends(auth.authenticate), Depends(queries.only_known)],
+        responses=_ERRORS,
+    )
+    tenants_routes.include_router(submissions.router)
+    tenants_routes.include_router(jobs.router)
+    app.include_router(open_routes)
+    app.include_router(tenants_routes)
+    app.add_middleware(Edge)
+    errors.install(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    yield
+    app.state.context.database.close()

@@ -1,0 +1,42 @@
+"""What every handler works with: the settings and the doors to the database, the store and the bell."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import anyio
+from fastapi import Depends, Request
+
+from services.core.database import Database
+from services.core.queues import Bell
+from services.core.settings import Settings
+from services.core.storage import S3Store
+
+SUBMISSIONS_AT_ONCE = 4
+CONNECTIONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    settings: Settings
+    database: Database
+    store: S3Store
+    bell: Bell
+    submissions: anyio.CapacityLimiter  # parsing is bound by one CPU: more at once would only take more memory
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Context":
+        return cls(
+            settings,
+            Database(settings.database_url, application="presswork web", pool_size=CONNECTIONS),
+            S3Store(settings),
+            Bell(settings.redis_url),
+            anyio.CapacityLimiter(SUBMISSIONS_AT_ONCE),
+        )
+
+
+def _context(request: Request) -> Context:
+    found: Context = request.app.state.context
+    return found
+
+
+Here = Annotated[Context, Depends(_context)]

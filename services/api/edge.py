@@ -1,0 +1,107 @@
+"""The outermost layer: headers on every answer, one log line a request, and the last word on what nobody foresaw."""
+
+import logging
+import time
+from typing import Any
+
+import anyio
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.api.errors import envelope
+
+log = logging.getLogger(__name__)
+DRAIN_SECONDS = 1.0
+DRAIN_BYTES = 8 << 20
+HEADERS = 100
+HEAD_BYTES = 32 << 10
+CLIENT_WENT_AWAY = 499  # for the log: nobody hears it
+
+SECURITY = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class Edge:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(scope, receive, send)
+        try:
+            await (_bad_head(scope) or self._app)(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            exchange.status = CLIENT_WENT_AWAY
+        except Exception:
+            log.exception("request broke")
+            if not exchange.status:
+                answer = envelope(500, "internal_error", "Something went wrong on our side; it has been logged.")
+                await answer(scope, exchange.receive, exchange.send)
+        finally:
+            exchange.tell()
+
+
+def _bad_head(scope: Scope) -> ASGIApp | None:
+    """The answer to a head that h11 lets pass: too large, or with two opinions on where the body ends."""
+    names = [name for name, _ in scope["headers"]]
+    if len(names) > HEADERS or sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES:
+        return envelope(431, "head_too_long", f"Up to {HEADERS} headers and {HEAD_BYTES:,} bytes of them are taken.")
+    if b"content-length" in names and b"transfer-encoding" in names:
+        return envelope(400, "two_lengths", "Content-Length and Transfer-Encoding exclude each other.")
+    return None
+
+
+class Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.status = 0
+        self._scope, self._receive, self._send = scope, receive, send
+        self._began = time.monotonic()
+        names = {name for name, _ in scope["headers"]}
+        self._unread = b"content-length" in names or b"transfer-encoding" in names
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            self._unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            for name, value in SECURITY.items():
+                headers[name] = value
+            if self._scope["path"].startswith("/v1/"):
+                headers["Cache-Control"] = "no-store"
+            if self._unread:
+                headers["Connection"] = "close"
+        elif self._unread and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._drain()
+            message = {"type": "http.response.body"}
+        await self._send(message)
+
+    def tell(self) -> None:
+        fields: dict[str, Any] = {
+            "method": self._scope["method"],
+            "path": self._scope["path"][:200],
+            "status": self.status,
+            "seconds": round(time.monotonic() - self._began, 4),
+        }
+        log.info("request", extra=fields)
+
+    async def _drain(self) -> None:
+        """We answered before the body was over. Closing at once could reset the connection under a client that is
+        still sending, before it has seen the answer; so we listen a moment longer."""
+        taken = 0
+        with anyio.move_on_after(DRAIN_SECONDS):
+            while self._unread and taken < DRAIN_BYTES:
+                taken += len((await self.receive()).get("body", b""))

@@ -1,0 +1,147 @@
+"""What a client is told when something goes wrong: one envelope, a table of codes, and the handlers that fill it."""
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any, Literal
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import iter_route_contexts
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from services.core import errors
+from services.core.errors import InvalidSubmission, PressworkError, Problem
+
+log = logging.getLogger(__name__)
+RETRY_SECONDS = "2"
+
+# The first family that fits decides. Outages show their docstring only: what failed where is for the log.
+CODES: list[tuple[type[PressworkError], int, str]] = [
+    (errors.NotFound, 404, "not_found"),
+    (errors.IdempotencyConflict, 422, "idempotency_key_reused"),
+    (errors.IdempotencyBusy, 409, "idempotency_key_in_use"),
+    (errors.Conflict, 409, "conflict"),
+    (errors.DatabaseAway, 503, "database_away"),
+    (errors.StoreAway, 503, "store_away"),
+    (errors.Away, 503, "unavailable"),
+]
+
+
+class Refused(PressworkError):
+    """The request was refused."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        self.status, self.code, self.param, self.headers = status, code, param, headers or {}
+        super().__init__(message)
+
+
+class RefusedSubmission(PressworkError):
+    """A submission was refused; each of its problems stands at a `line` (NDJSON) or an `index` (JSON)."""
+
+    def __init__(self, refused: InvalidSubmission, place: Literal["line", "index"], status: int = 422) -> None:
+        self.problems, self.more, self.place, self.status = refused.problems, refused.more, place, status
+        super().__init__(str(refused))
+
+
+class JsonResponse(Response):
+    """JSON in ASCII: whatever a client sent can be told back to it."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
+
+
+def envelope(
+    status: int,
+    code: str,
+    message: str,
+    param: str | None = None,
+    headers: dict[str, str] | None = None,
+    **more: Any,
+) -> JsonResponse:
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    content = {"error": {"message": message, "type": kind, "param": param, "code": code, **more}}
+    return JsonResponse(content, status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Every answer that is no success goes through here, but for what no handler foresaw: that is the edge's."""
+    handlers: dict[Any, Callable[[Request, Any], Response]] = {
+        PressworkError: _presswork_error,
+        Refused: _refused,
+        RefusedSubmission: _refused_submission,
+        RequestValidationError: _invalid_parameter,
+        HTTPException: _http_exception,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def _presswork_error(_request: Request, error: PressworkError) -> Response:
+    for kind, status, code in CODES:
+        if isinstance(error, kind):
+            if status < 500:
+                return envelope(status, code, str(error))
+            log.warning("outage", extra={"code": code, "error": str(error)})
+            return envelope(status, code, f"{kind.__doc__} Try again.", headers={"Retry-After": RETRY_SECONDS})
+    raise error
+
+
+def _refused(_request: Request, error: Refused) -> Response:
+    return envelope(error.status, error.code, str(error), error.param, error.headers)
+
+
+def _refused_submission(_request: Request, error: RefusedSubmission) -> Response:
+    def entry(problem: Problem) -> dict[str, Any]:
+        return {
+            error.place: problem.line,
+            "param": problem.param,
+            "code": problem.code,
+            "message": problem.message,
+        }
+
+    first = error.problems[0]
+    return envelope(
+        error.status,
+        first.code,
+        str(error) if first.line is None else f"{error.place} {first.line}: {error}",
+        first.param,
+        errors=[entry(problem) for problem in error.problems],
+        more=error.more,
+    )
+
+
+def _invalid_parameter(request: Request, error: RequestValidationError) -> Response:
+    """Query parameters are all that FastAPI checks for us; their routes say in words what is allowed."""
+    entry = error.errors()[0]
+    name = str(entry["loc"][-1])
+    fields = {field.alias: field.field_info for field in request.scope["route"].dependant.query_params}
+    allowed = fields[name].description if name in fields else "what the documentation allows"
+    found = json.dumps(str(entry.get("input"))[:40])
+    return envelope(422, "invalid_parameter", f"{name} is {found}; it must be {allowed}.", name)
+
+
+def _http_exception(request: Request, error: HTTPException) -> Response:
+    """Unknown routes and methods."""
+    if error.status_code == 404:
+        return envelope(404, "unknown_route", "There is nothing at this address.")
+    if error.status_code == 405:
+        methods = sorted(_methods(request))
+        return envelope(
+            405,
+            "method_not_allowed",
+            f"This address takes {', '.join(methods)}.",
+            headers={"Allow": ", ".join(methods)},
+        )
+    return envelope(error.status_code, "invalid_request", str(error.detail)[:200])
+
+
+def _methods(request: Request) -> set[str]:
+    path = request.scope["path"]
+    found = (route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path))
+    return {method for route in found for method in route.methods or ()}

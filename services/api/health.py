@@ -1,0 +1,153 @@
+"""For those who watch over the process: does it live, can it take work, and the figures."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+from starlette.responses import Response
+
+from services.api import schemas
+from services.api.context import Context, Here
+from services.api.errors import JsonResponse
+from services.core import database, queues, views
+from services.core.errors import Away, PressworkError, UnfitDatabase
+
+log = logging.getLogger(__name__)
+router = APIRouter()
+FRESH_SECONDS = 1.0
+
+
+@router.get("/livez", response_model=schemas.Alive)
+async def livez() -> Any:
+    """The process answers."""
+    return schemas.Alive()
+
+
+@router.get("/readyz", response_model=schemas.Ready, responses={503: {"model": schemas.Ready}})
+def readyz(request: Request) -> Response:
+    """Whether a submission would be accepted, and rendered: 200 if so. Redis may be away: it carries only hints."""
+    readiness: Readiness = request.app.state.readiness
+    ready = readiness.look()
+    return JsonResponse(ready.model_dump(), 503 if ready.status == "failing" else 200)
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(here: Here) -> Response:
+    """Figures in Prometheus' format, read from the database when asked for."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Figures(here))
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+class Readiness:
+    """Looks at most once a second, however many ask: this route needs no key."""
+
+    def __init__(self, here: Context) -> None:
+        self._here = here
+        self._lock = threading.Lock()
+        self._seen: tuple[float, schemas.Ready] | None = None
+
+    def look(self) -> schemas.Ready:
+        with self._lock:
+            if self._seen is None or time.monotonic() - self._seen[0] > FRESH_SECONDS:
+                ready = self._look()
+                self._seen = time.monotonic(), ready
+            return self._seen[1]
+
+    def _look(self) -> schemas.Ready:
+        checks = {"database": self._database(), "store": self._store(), "redis": self._redis()}
+        if checks["database"].status == "ok":
+            checks |= self._model_and_worker()
+        found = {check.status for check in checks.values()}
+        status = "failing" if "failing" in found else "degraded" if "degraded" in found else "ok"
+        return schemas.Ready.model_validate({"status": status, "checks": checks})
+
+    def _database(self) -> schemas.Check:
+        def check() -> None:
+            for warning in database.assert_fit(self._here.database):
+                log.warning("%s", warning)
+
+        return _checked("The database is reachable and fit.", check)
+
+    def _store(self) -> schemas.Check:
+        return _checked("The object store is reachable.", self._here.store.check)
+
+    def _redis(self) -> schemas.Check:
+        if queues.redis_answers(self._here.settings.redis_url):
+            return _ok("Redis answers.")
+        return schemas.Check(
+            status="degraded", message="Redis is away: workers find work on their own timer, a few seconds later."
+        )
+
+    def _model_and_worker(self) -> dict[str, schemas.Check]:
+        model = self._here.settings.model
+        try:
+            with self._here.database.begin() as connection:
+                registered, worker_was_up = views.readiness(connection, model)
+        except Away as error:
+            return {"database": _failing(str(error))}
+        return {
+            "model": _ok(f"The default model {model} is registered.")
+            if registered
+            else _failing(f"The default model {model} is not registered: start a worker that serves it."),
+            "worker": _ok("A worker has been up.") if worker_was_up else _failing("No worker has been up yet."),
+        }
+
+
+class Figures(Collector):
+    """Counts of the whole house; no tenant and no prompt in it."""
+
+    def __init__(self, here: Context) -> None:
+        self._here = here
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        with self._here.database.begin() as connection:
+            images, jobs, claims = views.totals(connection)
+            fleet = views.fleet(connection)
+        yield _gauge("presswork_images", "Images, by state.", ["state"], {(state,): n for state, n in images.items()})
+        yield _gauge("presswork_jobs", "Jobs, by state.", ["state"], {(state,): n for state, n in jobs.items()})
+        yield _gauge("presswork_open_claims", "Claims under lease.", [], {(): claims})
+        workers: dict[tuple[str, ...], float] = {}
+        for worker in fleet:
+            place = (worker.model, worker.device, worker.state)
+            workers[place] = workers.get(place, 0) + 1
+        yield _gauge("presswork_workers", "Workers of the last five minutes.", ["model", "device", "state"], workers)
+        silent = max((worker.silent for worker in fleet if worker.state != "stopped"), default=0.0)
+        yield _gauge("presswork_worker_silent_seconds", "The longest silence of a worker.", [], {(): silent})
+
+
+def _gauge(name: str, text: str, labels: list[str], values: dict[tuple[str, ...], float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for place, value in values.items():
+        family.add_metric(list(place), value)
+    return family
+
+
+def _checked(sentence: str, check: Callable[[], object]) -> schemas.Check:
+    """Outages are told by their family alone: what failed where is for the log."""
+    try:
+        check()
+    except UnfitDatabase as error:
+        return _failing(str(error))
+    except Away as error:
+        log.warning("not ready", extra={"error": str(error)})
+        return _failing((type(error).__doc__ or "").strip())
+    except PressworkError as error:
+        log.warning("not ready", extra={"error": str(error)})
+        return _failing("It cannot be used; the log says why.")
+    return _ok(sentence)
+
+
+def _ok(message: str) -> schemas.Check:
+    return schemas.Check(status="ok", message=message)
+
+
+def _failing(message: str) -> schemas.Check:
+    return schemas.Check(status="failing", message=message)

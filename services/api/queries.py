@@ -1,0 +1,45 @@
+"""Query parameters, strictly: known ones, once each, well formed."""
+
+from typing import Annotated, Literal
+
+from fastapi import Query, Request
+from pydantic import BeforeValidator
+
+from services.api.errors import Refused
+from services.core.states import ImageState
+
+
+def only_known(request: Request) -> None:
+    """Refuses parameters that the route does not know, and any that is given twice."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if name not in known:
+            takes = ", ".join(sorted(known)) or "none"
+            raise Refused(422, "unknown_parameter", f"There is no such query parameter; known here: {takes}.")
+        if name in seen:
+            raise Refused(422, "repeated_parameter", f"{name} is given twice.", param=name)
+        seen.add(name)
+
+
+def _whole(value: object) -> object:
+    """Pydantic would take "+1", "1.0" and " 1" for 1."""
+    if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) <= 9):
+        raise ValueError("not a whole number")
+    return value
+
+
+Limit = Annotated[int, BeforeValidator(_whole), Query(ge=1, le=1000, description="a whole number from 1 to 1000")]
+Cursor = Annotated[str | None, Query(max_length=200, description="the next_cursor of the page before")]
+Status = Annotated[
+    Literal["queued", "rendering", "done", "failed", "cancelled"] | None,
+    Query(description="one of queued, rendering, done, failed, cancelled"),
+]
+Priority = Annotated[
+    Literal["high", "normal", "low"] | None,
+    Query(description="one of high, normal, low; with JSON it is a field of the body instead"),
+]
+
+
+def image_state(status: str | None) -> ImageState | None:
+    return None if status is None else ImageState[status.upper()]

@@ -1,0 +1,114 @@
+"""The composition root of the web process: one ASGI application, and the server that runs it.
+
+`python -m services.web`, or `uvicorn --factory services.web:create` for those who bring a server of their own.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+
+from services.api.app import create_app
+from services.core import database as databases
+from services.core import logs
+from services.core.errors import Away, PressworkError, SettingsError
+from services.core.settings import Settings
+
+log = logging.getLogger(__name__)
+EXIT_SETTINGS = 2
+HEAD_BYTES = 32 << 10
+KEEP_ALIVE_SECONDS = 30
+SHUTDOWN_SECONDS = 10
+BACKLOG = 2048
+
+
+def create() -> Any:
+    """The ASGI application, for a server's factory: ends the process with one sentence when it cannot be set up."""
+    logs.configure("web")
+    try:
+        return _build(Settings.read())
+    except PressworkError as error:
+        print(f"web: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(EXIT_SETTINGS) from None
+
+
+def main() -> int:
+    logs.configure("web")
+    try:
+        settings = Settings.read()
+        app = _build(settings)
+        listener = _listen(settings)
+    except PressworkError as error:
+        print(f"web: {error}", file=sys.stderr)  # noqa: T201
+        return EXIT_SETTINGS
+    # The server catches the signal first, ends in order, and then raises it again.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    log.info("listening", extra={"host": settings.host, "port": settings.port})
+    try:
+        asyncio.run(uvicorn.Server(server_config(app)).serve(sockets=[listener]))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
+
+
+def server_config(app: Any) -> uvicorn.Config:
+    """h11, since it bounds a request's head; the request log is the application's."""
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+
+
+def _build(settings: Settings) -> Any:
+    if not settings.secret:
+        raise SettingsError(
+            "PRESSWORK_SECRET is not set; it must be a long random text, the same for every web server."
+        )
+    _check_database(settings)
+    return create_app(settings)
+
+
+def _check_database(settings: Settings) -> None:
+    """An unfit database ends the start; one that is away does not: it may be back before the first request."""
+    database = databases.Database(settings.database_url, application="presswork web check", pool_size=1)
+    try:
+        for warning in databases.assert_fit(database):
+            log.warning("%s", warning)
+    except Away as error:
+        log.warning("database away at start", extra={"error": str(error)})
+    finally:
+        database.close()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except (OSError, UnicodeError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number and number > 0 else "there is no such address"
+        raise SettingsError(
+            f"Cannot listen on {settings.host} port {settings.port} ({reason}): set PRESSWORK_PORT to a free port, "
+            "or PRESSWORK_HOST to an address of this machine."
+        ) from None
+    # Inherited by every connection: asyncio does not set it for us here, and an answer would wait 40 ms for an ACK.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,704 @@
+"""The HTTP API with its real server, database, store and bell."""
+
+import dataclasses
+import hashlib
+import json
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import psycopg
+import pytest
+import redis
+from fastapi.routing import iter_route_contexts
+
+from services.api.app import create_app
+from services.client import Client, ClientError
+from services.core import jobs, tenants
+from services.core.settings import Settings
+from services.core.specs import Claim, FailedImage, StoredImage
+from services.core.storage import S3Store
+from services.local.stack import Stack
+from tests import factories
+from tests.processes import Process
+from tests.proxy import Proxy
+from tests.waiting import until
+from tests.web import Api, serving
+
+NDJSON = {"Content-Type": "application/x-ndjson"}
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+PICTURE = b"a picture, if you are kind"
+
+
+def plain(url: str) -> str:
+    """As psycopg itself takes it."""
+    return url.replace("+psycopg", "")
+
+
+def ended(api: Api, job: dict[str, Any]) -> str:
+    """The job's status, once the finishing duty has run."""
+    with api.database.begin() as connection:
+        jobs.finish(connection)
+    return str(api.http.get(f"/v1/jobs/{job['id']}").json()["status"])
+
+
+def render(api: Api, store: S3Store, seats: int = 16) -> Claim:
+    """Claims some images and stores one and the same picture for each."""
+    claim = factories.claim(api.database, seats)
+    assert claim is not None
+    stored: list[StoredImage] = []
+    for image in factories.stored(claim, PICTURE):
+        store.put(image.object_key, PICTURE, "image/png", {}, claim_id=claim.id)
+        stored.append(image)
+    factories.settle(api.database, claim, stored=stored)
+    return claim
+
+
+# --- submitting
+
+
+def test_a_submitted_job_is_shown_with_all_that_it_was_given(api: Api) -> None:
+    job = api.submit({"prompt": "a mug", "n": 3}, {"prompt": "a jug"}, priority="low", labels={"run": "nightly"})
+    assert re.fullmatch(r"job_[0-9a-z]{13}", str(job["id"]))
+    assert job["counts"] == {"total": 4, "queued": 4, "rendering": 0, "done": 0, "failed": 0, "cancelled": 0}
+    assert (job["object"], job["status"], job["priority"], job["labels"]) == (
+        "job",
+        "queued",
+        "low",
+        {"run": "nightly"},
+    )
+    assert (job["paused"], job["started_at"], job["finished_at"], job["eta_seconds"]) == (False, None, None, None)
+    assert MOMENT.fullmatch(str(job["created_at"])) and MOMENT.fullmatch(str(job["as_of"]))
+    shown = api.http.get(f"/v1/jobs/{job['id']}").json()
+    assert {**shown, "as_of": ""} == {**job, "as_of": ""}
+
+
+def test_lines_make_the_same_job_as_a_list(api: Api) -> None:
+    requests = [{"prompt": f"mug {n}", "seed": n, "size": "64x64", "custom_id": f"m{n}"} for n in range(300)]
+    body = b"\xef\xbb\xbf" + "\r\n".join(json.dumps(request) for request in requests).encode()
+    by_lines = api.http.post("/v1/jobs?priority=high", content=body, headers=NDJSON).json()
+    by_list = api.submit(*({**request} for request in requests), priority="high")
+    assert by_lines["priority"] == by_list["priority"] == "high"
+    listed = [
+        [(image["index"], image["custom_id"], image["seed"]) for image in api.http.get(
+            f"/v1/jobs/{job['id']}/images?limit=1000").json()["data"]]
+        for job in (by_lines, by_list)
+    ]  # fmt: skip
+    assert listed[0] == listed[1] == [(n, f"m{n}", n) for n in range(300)]
+
+
+def test_defaults_hold_for_the_requests_that_do_not_say_otherwise(api: Api) -> None:
+    defaults = {"seed": 7, "size": "64x64", "output_format": "webp", "n": 2}
+    job = api.submit({"prompt": "a"}, {"prompt": "b", "seed": 1, "n": 1}, defaults=defaults)
+    images = api.http.get(f"/v1/jobs/{job['id']}/images").json()["data"]
+    assert [(image["seed"], image["output_format"]) for image in images] == [(7, "webp"), (8, "webp"), (1, "webp")]
+
+
+def test_seeds_are_exact_follow_one_another_and_are_recorded_when_drawn(api: Api) -> None:
+    job = api.submit(
+        {"prompt": "a", "seed": 2**53 + 1}, {"prompt": "b", "seed": 2**63 - 1, "n": 2}, {"prompt": "c", "n": 2}
+    )
+    images = api.http.get(f"/v1/jobs/{job['id']}/images").json()["data"]
+    assert [image["seed"] for image in images[:3]] == [2**53 + 1, 2**63 - 1, 0]
+    assert images[4]["seed"] == (images[3]["seed"] + 1) % 2**63
+    assert [image["seed_string"] for image in images] == [str(image["seed"]) for image in images]
+
+
+def test_the_bell_rings_for_the_models_of_a_new_job(api: Api, settings: Settings) -> None:
+    broker = redis.Redis.from_url(settings.redis_url)
+    broker.flushall()
+    api.submit()
+    until(lambda: broker.llen("presswork.simulated"))
+
+
+# --- sending again
+
+
+def test_a_key_used_again_answers_with_the_job_that_stands(api: Api) -> None:
+    headers = {"Idempotency-Key": "k1", "Content-Type": "application/json"}
+    first = api.http.post("/v1/jobs", content=b'{"images":[{"prompt":"a","n":2}],"priority":"low"}', headers=headers)
+    again = api.http.post(
+        "/v1/jobs", content=b' {"priority":"low",\n"images": [ {"n":2, "prompt":"\\u0061"} ]}', headers=headers
+    )
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert "Idempotent-Replayed" not in first.headers and again.headers["Idempotent-Replayed"] == "true"
+    assert first.json()["id"] == again.json()["id"]
+    assert api.rows()["jobs"] == 1
+
+
+@pytest.mark.parametrize("body", [b'{"images":[{"prompt":"b"}]}', b'{"images":[{"prompt":"a"}],"priority":"high"}'])
+def test_a_key_used_for_another_body_is_refused(api: Api, body: bytes) -> None:
+    headers = {"Idempotency-Key": "k1", "Content-Type": "application/json"}
+    assert api.http.post("/v1/jobs", content=b'{"images":[{"prompt":"a"}]}', headers=headers).status_code == 202
+    before = api.rows()
+    refused = api.http.post("/v1/jobs", content=body, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    assert api.rows() == before
+
+
+def test_tenants_do_not_share_keys(api: Api) -> None:
+    _, other = api.new_tenant("other")
+    ids = {
+        api.http.post(
+            "/v1/jobs", json={"images": [{"prompt": "a"}]},
+            headers={"Idempotency-Key": "k1", "Authorization": f"Bearer {key}"},
+        ).json()["id"]
+        for key in (api.key, other)
+    }  # fmt: skip
+    assert len(ids) == 2
+
+
+def test_fifty_parallel_submissions_with_one_key_make_one_job(api: Api) -> None:
+    def send(_: int) -> httpx.Response:
+        return httpx.post(
+            f"{api.url}/v1/jobs", json={"images": [{"prompt": "a", "n": 100}] * 5}, timeout=60,
+            headers={"Idempotency-Key": "one", "Authorization": f"Bearer {api.key}"},
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(send, range(50)))
+    assert {answer.status_code for answer in answers} <= {202, 409}
+    accepted = [answer for answer in answers if answer.status_code == 202]
+    assert len({answer.json()["id"] for answer in accepted}) == 1
+    assert sum("Idempotent-Replayed" not in answer.headers for answer in accepted) == 1
+    assert api.rows() | {"payloads": 0} == {
+        "jobs": 1, "segments": 1, "images": 500, "payloads": 0, "counters": 1, "idempotency": 1,
+    }  # fmt: skip
+
+
+def test_a_twin_of_a_submission_under_way_is_told_to_come_back(api: Api, database_url: str) -> None:
+    with psycopg.connect(plain(database_url)) as other:
+        other.execute("SELECT set_config('app.tenant', '*', false)")
+        other.execute("INSERT INTO idempotency VALUES (1, 'k1', '\\x00', 5, now())")
+        answer = api.http.post("/v1/jobs", json={"images": [{"prompt": "a"}]}, headers={"Idempotency-Key": "k1"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_key_in_use")
+        other.rollback()
+    assert api.rows()["jobs"] == 0
+
+
+def test_a_client_that_never_hears_the_answer_gets_its_one_job_by_asking_again(api: Api, database_url: str) -> None:
+    body = b'{"images":[{"prompt":"a"}]}'
+    head = (
+        f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.key}\r\nIdempotency-Key: lost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with psycopg.connect(plain(database_url)) as other, psycopg.connect(plain(database_url), autocommit=True) as watch:
+        other.execute("LOCK TABLE counters IN EXCLUSIVE MODE")  # so that the submission stops short of its commit
+        connection = api.connect()
+        connection.sendall(head.encode() + body)
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        until(lambda: watch.execute(waiting).fetchone() == (1,))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()  # with a reset
+    until(lambda: api.rows()["jobs"])
+    again = api.http.post(
+        "/v1/jobs", content=body, headers={"Idempotency-Key": "lost", "Content-Type": "application/json"}
+    )
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert api.rows()["jobs"] == 1
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(api: Api) -> None:
+    with api.connect() as connection:
+        connection.sendall(
+            f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.key}\r\n"
+            "Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+            + b'13\r\n{"prompt":"a mug"}\n\r\n'
+        )
+    assert api.http.get("/v1/jobs").json()["data"] == []
+    assert api.rows()["jobs"] == 0
+
+
+# --- reading
+
+
+def test_jobs_are_listed_newest_first_page_by_page(api: Api) -> None:
+    made = []
+    for _ in range(5):
+        made.append(api.submit()["id"])
+        time.sleep(0.002)  # ids are ordered by the millisecond
+    seen, cursor, pages = [], "", 0
+    while True:
+        page = api.http.get(f"/v1/jobs?limit=2{cursor}").json()
+        seen += [job["id"] for job in page["data"]]
+        pages += 1
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+    assert (seen, pages) == (made[::-1], 3)
+
+
+def test_a_cursor_is_good_for_its_own_list_alone(api: Api) -> None:
+    first, second = (api.submit({"prompt": "a", "n": 5})["id"] for _ in range(2))
+    cursor = api.http.get(f"/v1/jobs/{first}/images?limit=2").json()["next_cursor"]
+    page = api.http.get(f"/v1/jobs/{first}/images?limit=2&cursor={cursor}")
+    assert [image["index"] for image in page.json()["data"]] == [2, 3]
+    flipped = cursor[:5] + ("A" if cursor[5] != "A" else "B") + cursor[6:]
+    for path in (
+        f"/v1/jobs/{second}/images?cursor={cursor}",
+        f"/v1/jobs/{first}/images?status=queued&cursor={cursor}",
+        f"/v1/jobs?cursor={cursor}",
+        f"/v1/jobs/{first}/images?cursor={flipped}",
+        f"/v1/jobs/{first}/images?cursor={cursor}A",
+        f"/v1/jobs/{first}/images?cursor={cursor}%3D",
+    ):
+        answer = api.http.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_cursor"), path
+    _, other = api.new_tenant("other")
+    listing = api.http.get("/v1/jobs?limit=1").json()["next_cursor"]
+    foreign = api.http.get(f"/v1/jobs?cursor={listing}", headers={"Authorization": f"Bearer {other}"})
+    assert foreign.status_code == 400
+
+
+def test_a_done_image_is_shown_with_its_checksum_and_downloads_byte_for_byte(api: Api, store: S3Store) -> None:
+    job = api.submit({"prompt": "a", "n": 3, "size": "64x64"})
+    render(api, store, seats=2)
+    page = api.http.get(f"/v1/jobs/{job['id']}/images").json()["data"]
+    assert [image["status"] for image in page] == ["done", "done", "queued"]
+    shown = page[1]
+    assert (shown["sha256"], shown["bytes"]) == (hashlib.sha256(PICTURE).hexdigest(), len(PICTURE))
+    assert shown["url"] == f"{api.url}/v1/jobs/{job['id']}/images/1/content"
+    assert (shown["truncated"], shown["reproducibility_class"], shown["error"]) == (False, "test/16", None)
+    assert page[2]["url"] is None
+    redirect = api.http.get(shown["url"])
+    assert redirect.status_code == 307 and redirect.headers["Cache-Control"] == "no-store"
+    found = httpx.get(redirect.headers["Location"])
+    assert (found.status_code, found.content) == (200, PICTURE)
+    assert found.headers["Content-Disposition"] == f'attachment; filename="{job["id"]}-000001.png"'
+    waiting = api.http.get(f"/v1/jobs/{job['id']}/images/2/content")
+    assert (waiting.status_code, waiting.json()["error"]["code"]) == (409, "not_done")
+    filtered = api.http.get(f"/v1/jobs/{job['id']}/images?status=done&limit=1").json()
+    assert [image["index"] for image in filtered["data"]] == [0] and filtered["next_cursor"]
+
+
+def test_a_custom_id_names_the_downloaded_file(api: Api, store: S3Store) -> None:
+    job = api.submit({"prompt": "a", "custom_id": "sku-42.front"})
+    render(api, store)
+    redirect = api.http.get(f"/v1/jobs/{job['id']}/images/0/content")
+    found = httpx.get(redirect.headers["Location"])
+    assert found.headers["Content-Disposition"] == 'attachment; filename="sku-42.front.png"'
+
+
+def test_a_failed_image_says_why(api: Api) -> None:
+    job = api.submit()
+    claim = factories.claim(api.database)
+    assert claim is not None
+    failed = FailedImage(claim.images[0].job_id, 0, "render_failed", "The pipeline failed three times.")
+    factories.settle(api.database, claim, failed=[failed])
+    [shown] = api.http.get(f"/v1/jobs/{job['id']}/images?status=failed").json()["data"]
+    assert shown["error"] == {"code": "render_failed", "message": "The pipeline failed three times."}
+    assert (shown["status"], shown["url"], shown["sha256"]) == ("failed", None, None)
+    assert api.http.get(f"/v1/jobs/{job['id']}").json()["counts"]["failed"] == 1
+    assert api.http.get(f"/v1/jobs/{job['id']}/images/0/content").status_code == 409
+
+
+# --- cancelling
+
+
+def test_cancelling_ends_a_small_job_at_once_and_may_be_asked_twice(api: Api) -> None:
+    job = api.submit({"prompt": "a", "n": 20})
+    first = api.http.post(f"/v1/jobs/{job['id']}/cancel")
+    assert first.status_code == 200 and first.json()["counts"]["cancelled"] == 20
+    assert MOMENT.fullmatch(first.json()["cancel_requested_at"])
+    assert factories.claim(api.database) is None
+    assert api.http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
+    assert ended(api, job) == "cancelled"
+    assert api.http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
+
+
+def test_a_finished_job_cannot_be_cancelled(api: Api, store: S3Store) -> None:
+    job = api.submit()
+    render(api, store)
+    assert ended(api, job) == "completed"
+    refused = api.http.post(f"/v1/jobs/{job['id']}/cancel")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "job_finished")
+
+
+# --- whose is what
+
+JOB_ROUTES = {
+    ("GET", "/v1/jobs/{job_id}"),
+    ("GET", "/v1/jobs/{job_id}/images"),
+    ("GET", "/v1/jobs/{job_id}/images/{index}/content"),
+    ("POST", "/v1/jobs/{job_id}/cancel"),
+}
+TENANT_ROUTES = {("GET", "/v1/jobs"), ("POST", "/v1/jobs")}
+OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json")}
+
+
+def routes(settings: Settings) -> set[tuple[str, str]]:
+    found = iter_route_contexts(create_app(settings).routes)
+    return {(method, route.path or "") for route in found for method in (route.methods or set()) - {"HEAD"}}
+
+
+def test_every_route_is_known_to_the_tests_of_tenants(settings: Settings) -> None:
+    """A new route fails here until it is added to one of the three sets, and so to the tests below."""
+    assert routes(settings) == JOB_ROUTES | TENANT_ROUTES | OPEN_ROUTES
+
+
+@pytest.fixture
+def others(api: Api, store: S3Store) -> tuple[dict[str, Any], httpx.Client]:
+    """A job with one image done, and a client with another tenant's key."""
+    job = api.submit({"prompt": "a", "n": 2})
+    render(api, store, seats=1)
+    _, key = api.new_tenant("other")
+    return job, httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"})
+
+
+def test_on_every_route_anothers_job_is_404(api: Api, others: tuple[dict[str, Any], httpx.Client]) -> None:
+    job, stranger = others
+    for method, path in sorted(JOB_ROUTES):
+        address = path.format(job_id=job["id"], index=0)
+        theirs = stranger.request(method, address)
+        unknown = stranger.request(method, path.format(job_id="job_0000000000000", index=0))
+        assert theirs.status_code == 404, path
+        assert theirs.content == unknown.content
+        assert api.http.request(method, address).status_code in (200, 307)
+    assert api.http.get(f"/v1/jobs/{job['id']}").json()["status"] == "cancelling"  # by its owner, last of all
+
+
+def test_lists_hold_only_ones_own(api: Api, others: tuple[dict[str, Any], httpx.Client]) -> None:
+    job, stranger = others
+    assert stranger.get("/v1/jobs").json()["data"] == []
+    own = stranger.post("/v1/jobs", json={"images": [{"prompt": "b"}]}).json()["id"]
+    assert [shown["id"] for shown in stranger.get("/v1/jobs").json()["data"]] == [own]
+    assert [shown["id"] for shown in api.http.get("/v1/jobs").json()["data"]] == [job["id"]]
+
+
+def test_without_a_key_only_the_open_routes_answer(api: Api) -> None:
+    for method, path in sorted(JOB_ROUTES | TENANT_ROUTES):
+        answer = httpx.request(method, api.url + path.format(job_id="job_0000000000000", index=0))
+        assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="presswork"'), path
+    for method, path in sorted(OPEN_ROUTES):
+        assert httpx.request(method, api.url + path).status_code == 200, path
+
+
+def test_a_revoked_key_is_refused_from_the_next_request_on(api: Api) -> None:
+    with api.database.begin() as connection:
+        assert tenants.revoke_key(connection, api.key.split("_")[1])
+    assert api.http.get("/v1/jobs").status_code == 401
+
+
+def test_a_session_that_names_no_tenant_sees_no_row_of_anybody(
+    api: Api, others: tuple[dict[str, Any], httpx.Client], database_url: str
+) -> None:
+    claim = factories.claim(api.database)
+    assert claim is not None
+    failed = FailedImage(claim.images[0].job_id, claim.images[0].index, "render_failed", "No.")
+    factories.settle(api.database, claim, failed=[failed])
+    api.http.post("/v1/jobs", json={"images": [{"prompt": "c"}]}, headers={"Idempotency-Key": "k"})
+    with psycopg.connect(plain(database_url), autocommit=True) as session:
+        tables = {
+            row[0]
+            for row in session.execute(
+                "SELECT DISTINCT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid "
+                "WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relnamespace = 'public'::regnamespace "
+                "AND (a.attname IN ('tenant_id', 'job_id', 'job_ids') OR c.relname IN ('jobs', 'tenants'))"
+            )
+        }
+        assert {"jobs", "images", "payloads", "results", "failures", "claims", "api_keys"} <= tables
+        for name in tables:
+            session.execute("SELECT set_config('app.tenant', '*', false)")
+            assert session.execute(f"SELECT count(*) FROM {name}").fetchone() > (0,), name
+            session.execute("SELECT set_config('app.tenant', '', false)")
+            assert session.execute(f"SELECT count(*) FROM {name}").fetchone() == (0,), name
+            session.execute("RESET app.tenant")
+            assert session.execute(f"SELECT count(*) FROM {name}").fetchone() == (0,), name
+            session.execute("SELECT set_config('app.tenant', '2', false)")
+            mine = {"tenants": 1, "api_keys": 1}.get(name, 0)
+            assert session.execute(f"SELECT count(*) FROM {name}").fetchone() == (mine,), name
+        leaves = session.execute("SELECT oid::regclass::text FROM pg_class WHERE relispartition AND relkind = 'r'")
+        for (leaf,) in leaves.fetchall():
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                session.execute(f"SELECT count(*) FROM {leaf}")
+
+
+# --- watching over it
+
+
+@pytest.fixture
+def variant(settings: Settings) -> Iterator[Callable[..., str]]:
+    """The API again, with other settings; its address."""
+    with ExitStack() as stack:
+        yield lambda **changes: stack.enter_context(serving(dataclasses.replace(settings, **changes)))
+
+
+def ready(url: str) -> tuple[int, dict[str, str]]:
+    answer = httpx.get(f"{url}/readyz", timeout=30)
+    checks = answer.json()["checks"]
+    assert all(check["message"].endswith(".") for check in checks.values())
+    return answer.status_code, {name: check["status"] for name, check in checks.items()}
+
+
+def test_it_is_ready_when_a_submission_would_be_accepted_and_rendered(api: Api) -> None:
+    assert ready(api.url) == (200, dict.fromkeys(("database", "store", "redis", "model", "worker"), "ok"))
+
+
+def test_it_is_not_ready_before_a_model_is_registered_and_a_worker_was_up(
+    settings: Settings, store: S3Store, variant: Callable[..., str]
+) -> None:
+    status, checks = ready(variant())
+    assert (status, checks["model"], checks["worker"], checks["database"]) == (503, "failing", "failing", "ok")
+
+
+def test_with_redis_away_it_is_degraded_and_takes_jobs(api: Api, variant: Callable[..., str]) -> None:
+    url = variant(redis_url="redis://:secret@127.0.0.1:9")
+    status, checks = ready(url)
+    assert (status, checks["redis"]) == (200, "degraded")
+    began = time.monotonic()
+    answer = httpx.post(f"{url}/v1/jobs", json={"images": [{"prompt": "a"}]}, headers=api.http.headers)
+    assert answer.status_code == 202 and time.monotonic() - began < 1.5  # the bell's own patience is 2 s
+
+
+def test_with_the_store_away_it_is_not_ready(api: Api, variant: Callable[..., str]) -> None:
+    status, checks = ready(variant(s3_endpoint_url="http://127.0.0.1:9"))
+    assert (status, checks["store"], checks["database"]) == (503, "failing", "ok")
+
+
+def test_with_the_database_away_it_answers_503_and_recovers(
+    api: Api, settings: Settings, variant: Callable[..., str]
+) -> None:
+    server = httpx.URL(settings.database_url)
+    proxy = Proxy(server.host, server.port or 5432)
+    url = variant(database_url=str(server.copy_with(port=proxy.port)))
+    assert ready(url)[0] == 200
+    proxy.cut()
+    for method, path in [("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/metrics")]:
+        answer = httpx.request(method, url + path, headers=api.http.headers, timeout=30)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2"), path
+        assert answer.json()["error"] == {
+            "message": "The database cannot be reached. Try again.",
+            "type": "server_error", "param": None, "code": "database_away",
+        }  # fmt: skip
+    assert httpx.get(f"{url}/livez").json() == {"status": "ok"}
+    until(lambda: ready(url)[0] == 503)
+    proxy.mend()
+    until(lambda: httpx.get(f"{url}/v1/jobs", headers=api.http.headers, timeout=30).status_code == 200)
+    proxy.close()
+
+
+def test_the_figures_count_and_name_nobody(api: Api, store: S3Store) -> None:
+    api.new_tenant("acme-corporation")
+    api.submit({"prompt": "a most secret prompt", "n": 3, "custom_id": "sku-1"}, labels={"run": "private"})
+    render(api, store, seats=1)
+    answer = httpx.get(f"{api.url}/metrics")
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    assert 'presswork_images{state="done"} 1.0' in answer.text
+    assert 'presswork_images{state="queued"} 2.0' in answer.text
+    assert 'presswork_jobs{state="' in answer.text
+    assert 'presswork_workers{device="cpu",model="simulated",state="ready"} 1.0' in answer.text
+    for private in ("acme", "secret", "sku-1", "private", "job_", "host"):
+        assert private not in answer.text
+
+
+# --- what every answer has
+
+
+def test_every_answer_carries_the_security_headers_and_no_servers_name(api: Api) -> None:
+    for path in ("/livez", "/v1/jobs", "/v1/jobs/job_0000000000000", "/nothing", "/openapi.json", "/v1/jobs?x=1"):
+        answer = api.http.get(path)
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert "Server" not in answer.headers
+        assert (answer.headers.get("Cache-Control") == "no-store") == path.startswith("/v1/")
+
+
+def test_what_nobody_foresaw_is_a_500_without_a_trace(
+    api: Api, database_url: str, stack: Stack, caplog: pytest.LogCaptureFixture
+) -> None:
+    admin = f"{plain(stack.superuser_url).rpartition('/')[0]}/{database_url.rpartition('/')[2]}"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute("ALTER TABLE counters RENAME TO lost")
+    answer = api.http.get("/v1/jobs")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    for private in ("counters", "Traceback", ".py", "psycopg", "SELECT"):
+        assert private not in answer.text
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "lost" in caplog.text or "counters" in caplog.text
+
+
+def test_openapi_tells_the_truth_about_bodies(api: Api) -> None:
+    document = api.http.get("/openapi.json").json()
+    content = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]
+    schema = content["application/json"]["schema"]
+    line = content["application/x-ndjson"]["schema"]["contentSchema"]
+    for request in (
+        {"prompt": "a"},
+        {"prompt": "a", "seed": 2**63 - 1, "n": 1, "size": "64x64", "custom_id": "a", "model": "simulated"},
+        {"prompt": "a", "seed": None},
+        {"prompt": "a", "seed": 2**63},
+        {"prompt": "a", "n": 1001},
+        {"prompt": "a", "n": "1"},
+        {"prompt": "a" * 2001},
+        {"prompt": "a", "guidance_scale": 51},
+        {"prompt": "a", "output_format": "gif"},
+        {"prompt": "a", "colour": "red"},
+        {"negative_prompt": "a"},
+    ):
+        body = {"images": [request]}
+        accepted = api.http.post("/v1/jobs", json=body).status_code == 202
+        assert jsonschema.Draft202012Validator(schema).is_valid(body) == accepted, request
+        assert jsonschema.Draft202012Validator(line).is_valid(request) == accepted, request
+    assert not jsonschema.Draft202012Validator(schema).is_valid({"images": []})
+    described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert described == JOB_ROUTES | TENANT_ROUTES | OPEN_ROUTES - {("GET", "/openapi.json")}
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            assert bool(operation.get("security")) == path.startswith("/v1/")
+
+
+# --- the process
+
+
+@pytest.fixture
+def web(environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(**changes: str) -> Process:
+        started.append(Process("services.web", environ | changes, tmp_path / f"web-{len(started)}.log"))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/livez").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_what_makes_a_start_impossible_is_told_in_one_sentence(
+    web: Callable[..., Process], stack: Stack, template: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        unmigrated = stack.values["DATABASE_URL"].rpartition("/")[0] + "/postgres"
+        cases = {
+            "PRESSWORK_SECRET is not set": web(PRESSWORK_SECRET=""),
+            "PRESSWORK_PORT is '0'": web(PRESSWORK_PORT="0"),
+            f"Cannot listen on 127.0.0.1 port {port} (Address already in use)": web(PRESSWORK_PORT=str(port)),
+            "The database is at schema revision none": web(DATABASE_URL=unmigrated, PRESSWORK_PORT=str(free_port())),
+        }
+        for sentence, process in cases.items():
+            assert process.popen.wait(30) == 2
+            [told] = [line for line in process.text().splitlines() if not line.startswith("{")]
+            assert told.startswith(f"web: {sentence}"), told
+
+
+def test_it_starts_without_a_database_and_tells_each_request_in_one_line(
+    web: Callable[..., Process], environ: dict[str, str]
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    server = httpx.URL(environ["DATABASE_URL"]).copy_with(port=9)
+    process = web(PRESSWORK_PORT=str(port), DATABASE_URL=str(server))
+    until(lambda: answers(url))
+    key = f"pw_{'a' * 8}_{'b' * 43}"
+    assert httpx.get(f"{url}/v1/jobs", headers={"Authorization": f"Bearer {key}"}).status_code == 503
+    assert httpx.get(f"{url}/v1/jobs?api_key={key}%0Aforged").status_code == 400
+    assert httpx.get(f"{url}/a%0Ab%1b[2J").status_code == 404
+    assert process.stop() == 0
+    events = [json.loads(line) for line in process.text().splitlines()]
+    told = [(event["method"], event["path"], event["status"]) for event in events if event["event"] == "request"]
+    assert [entry for entry in told if entry[1] != "/livez"] == [
+        ("GET", "/v1/jobs", 503), ("GET", "/v1/jobs", 400), ("GET", "/a\nb\x1b[2J", 404),
+    ]  # fmt: skip
+    assert key not in process.text() and "forged" not in process.text()
+
+
+# --- the client
+
+
+@pytest.fixture
+def client(api: Api) -> Iterator[Client]:
+    with Client(api.url, api.key) as client:
+        yield client
+
+
+def test_the_client_submits_follows_downloads_and_cancels(api: Api, client: Client, store: S3Store) -> None:
+    job = client.submit([{"prompt": "a", "n": 2, "size": "64x64"}], priority="high", labels={"a": "b"})
+    assert client.job(job["id"])["priority"] == "high"
+    render(api, store, seats=1)
+    assert [image["index"] for image in client.images(job["id"], status="done")] == [0]
+    assert client.download(job["id"], 0) == PICTURE
+    with pytest.raises(ClientError, match="queued") as refused:
+        client.download(job["id"], 1)
+    assert (refused.value.status, refused.value.code) == (409, "not_done")
+    assert client.cancel(job["id"])["counts"]["cancelled"] == 1
+    assert [listed["id"] for listed in client.jobs()] == [job["id"]]
+
+
+def test_the_client_turns_all_pages(client: Client) -> None:
+    job = client.submit([{"prompt": "a", "n": 1000}, {"prompt": "b", "n": 1000}, {"prompt": "c", "n": 1}])
+    assert [image["index"] for image in client.images(job["id"])] == list(range(2001))
+
+
+def test_the_client_sends_a_file_and_tells_its_problems(client: Client, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt":"a"}\n' * 5000)
+    assert client.submit_file(file, priority="low")["counts"]["total"] == 5000
+    file.write_text('{"prompt":"a"}\n{"prompt":""}\n')
+    with pytest.raises(ClientError) as refused:
+        client.submit_file(file)
+    assert refused.value.status == 422
+    assert [(problem["line"], problem["param"]) for problem in refused.value.errors] == [(2, "prompt")]
+
+
+def test_the_client_sends_again_until_an_outage_is_over_and_makes_one_job(api: Api, tmp_path: Path) -> None:
+    proxy = Proxy(*api.address)
+    proxy.cut()
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt":"a"}\n' * 10)
+    with Client(f"http://127.0.0.1:{proxy.port}", api.key) as client:
+        mended = threading.Timer(0.5, proxy.mend)
+        mended.start()
+        assert client.submit_file(file)["counts"]["total"] == 10
+        mended.join()
+    proxy.close()
+    assert api.rows()["jobs"] == 1
+    with Client("http://127.0.0.1:9", api.key, patience=0.2) as client, pytest.raises(ClientError) as refused:
+        client.job("job_0000000000000")
+    assert (refused.value.status, refused.value.code) == (0, "unreachable")
+
+
+def test_the_clients_key_never_reaches_the_store(api: Api, store: S3Store, settings: Settings) -> None:
+    """The redirect leads to another server: it gets the request that it needs, and no Authorization."""
+    job = api.submit()
+    render(api, store)
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                heard.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        public = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with serving(dataclasses.replace(settings, s3_public_url=public)) as url, Client(url, api.key) as client:
+            assert client.download(job["id"], 0) == b"ok"
+        thread.join()
+    assert heard[0].startswith(b"GET /presswork/test/") and b"authorization" not in heard[0].lower()
+    assert api.key.encode() not in heard[0]

@@ -1,0 +1,89 @@
+"""The API behind a real server on loopback, with a registered model, a worker that has been up, and a key."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import httpx
+import uvicorn
+from sqlalchemy import text
+
+from services.api.app import create_app
+from services.core import tenants, workers
+from services.core.database import Database
+from services.core.settings import Settings
+from services.web import server_config
+from tests import factories
+from tests.waiting import until
+
+TABLES = ("jobs", "segments", "images", "payloads", "counters", "idempotency")
+
+
+@dataclass
+class Api:
+    url: str
+    key: str
+    http: httpx.Client  # sends the key
+    settings: Settings
+    database: Database
+
+    @property
+    def address(self) -> tuple[str, int]:
+        parts = httpx.URL(self.url)
+        return parts.host, parts.port or 0
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(self.address, timeout=20)
+
+    def submit(self, *images: dict[str, object], **head: object) -> dict[str, object]:
+        answer = self.http.post("/v1/jobs", json={"images": list(images) or [{"prompt": "a mug"}], **head})
+        assert answer.status_code == 202, answer.text
+        found: dict[str, object] = answer.json()
+        return found
+
+    def new_tenant(self, name: str) -> tuple[int, str]:
+        """Its id and a key of its own."""
+        with self.database.begin() as connection:
+            tenant = connection.execute(
+                text("INSERT INTO tenants (name) VALUES (:name) RETURNING id"), {"name": name}
+            ).scalar_one()
+            return tenant, tenants.issue_key(connection, self.settings.secret, tenant, "test")
+
+    def rows(self) -> dict[str, int]:
+        """How many rows there are of all that a submission writes."""
+        with self.database.begin() as connection:
+            return {name: connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one() for name in TABLES}
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """The API as its own server would run it, in a thread; its address."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server = uvicorn.Server(server_config(create_app(settings)))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        until(lambda: server.started, every=0.01)
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def open_api(settings: Settings) -> Iterator[Api]:
+    database = Database(settings.database_url, application="tests", pool_size=10)
+    factories.register(database)
+    with database.begin() as connection:
+        key = tenants.issue_key(connection, settings.secret, factories.TENANT, "test")
+        workers.register(
+            connection, "worker-a", host="host", pid=1, device="cpu", model="simulated",
+            revision=factories.REVISION, state="ready",
+        )  # fmt: skip
+    headers = {"Authorization": f"Bearer {key}"}
+    with serving(settings) as url, httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as http:
+        yield Api(url, key, http, settings, database)
+    database.close()
