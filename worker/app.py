@@ -27,7 +27,9 @@ from worker.shared import Shared
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.25
 FAILED_STARTS = 3
+CHILDLESS_SECONDS = 10.0
 EXIT_SETTINGS = 2
+EXIT_CHILDLESS = 74
 _child: Child | None = None
 
 
@@ -108,23 +110,41 @@ class Parent:
         _child = child
 
     def _watch(self) -> None:
-        while True:
+        """Reports a child's death, and sees to its replacement: Celery looks for dead children every five seconds,
+        and not at all while it is connecting to Redis. Then the whole worker goes, to be started anew."""
+        seen_at = time.monotonic()
+        while not self.shared.stopping:
             time.sleep(WATCH_SECONDS)
             pid = self.shared.pid
-            if pid and not _alive(pid) and not self.shared.stopping:
+            if pid and _alive(pid):
+                seen_at = time.monotonic()
+            elif pid:
                 self._child_died()
+            elif time.monotonic() - seen_at > CHILDLESS_SECONDS and not self.shared.stopping:
+                log.error("no child was started; leaving", extra={"seconds": CHILDLESS_SECONDS})
+                os._exit(EXIT_CHILDLESS)
+
+    def _replace_child(self) -> None:
+        hub, pool = getattr(self._worker, "hub", None), getattr(self._worker, "pool", None)
+        maintain = getattr(getattr(pool, "_pool", None), "maintain_pool", None)
+        if hub is not None and maintain is not None:
+            hub.call_soon(maintain)
 
     def _child_died(self) -> None:
         worker_id, claim_id, device = self.shared.worker_id, self.shared.claim_id, self.shared.device
         was_ready, reason = self.shared.is_ready, self.shared.reason
-        self.shared.forget_child()
         log.error("child died", extra={"worker": worker_id, "rendering": claim_id or None, "reason": reason or None})
         if was_ready:
             self._failed_starts = 0
-            self._report(worker_id, claim_id, device)
+            if self._report(worker_id, claim_id, device):
+                self.shared.rest()
+            self.shared.forget_child()  # its successor waits for this
+            self._replace_child()
             time.sleep(WATCH_SECONDS)  # a claim whose commit was under way when it died shows only now
             self._report(worker_id, 0, device)
             return
+        self.shared.forget_child()
+        self._replace_child()
         self._failed_starts += 1
         if reason or self._failed_starts >= FAILED_STARTS:
             print(f"worker: {reason or 'The child dies before it has loaded the pipeline.'}", file=sys.stderr)  # noqa: T201
@@ -132,22 +152,23 @@ class Parent:
             self._worker.stop()
             os._exit(EXIT_UNFIT)
 
-    def _report(self, worker_id: str, claim_id: int, device: str) -> None:
-        """Tells the ledger; tries until it hears, or until the leases have run out anyway."""
+    def _report(self, worker_id: str, claim_id: int, device: str) -> bool:
+        """Tells the ledger; tries until it hears, or until the leases have run out anyway. True: the device looks
+        sick, and should rest before it tries its canary."""
         deadline = time.monotonic() + self.settings.lease_seconds
         while time.monotonic() < deadline:
             database = databases.Database(self.settings.database_url, application="presswork parent", pool_size=1)
             try:
                 with database.begin() as connection:
-                    suspects.child_died(connection, worker_id, rendering=claim_id or None, device=device)
-                return
+                    return suspects.child_died(connection, worker_id, rendering=claim_id or None, device=device)
             except DatabaseAway:
                 time.sleep(1.0)
             except Exception:
                 log.exception("death not reported; the leases will run out", extra={"worker": worker_id})
-                return
+                return False
             finally:
                 database.close()
+        return False
 
 
 def _leave_logging_alone(**_: object) -> None:

@@ -61,6 +61,9 @@ class Child:
 
     def start(self) -> None:
         """Passes the canary, publishes what can be served, and begins to look for work."""
+        if self.shared.take_rest():
+            log.warning("device rests", extra={"seconds": self.settings.sick_seconds})
+            self._rest()
         try:
             self.press.check_device()
         except PressworkError as error:
@@ -88,6 +91,11 @@ class Child:
             log.warning("stop not recorded", extra={"error": str(error)})
         self.pipeline.close()
         self.database.close()
+
+    def _rest(self) -> None:
+        deadline = time.monotonic() + self.settings.sick_seconds
+        while time.monotonic() < deadline and not self.shared.stopping:
+            time.sleep(0.1)
 
     def _register(self) -> None:
         with self.database.begin() as connection:

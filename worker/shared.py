@@ -8,7 +8,7 @@ import mmap
 import struct
 import time
 
-_STOP, _READY, _PID, _CLAIM = 0, 8, 16, 24
+_STOP, _READY, _PID, _CLAIM, _REST = 0, 8, 16, 24, 32
 _ID, _ID_LENGTH = 64, 128
 _DEVICE, _DEVICE_LENGTH = 192, 256
 _REASON, _REASON_LENGTH = 448, 512
@@ -26,6 +26,10 @@ class Shared:
     def stop(self) -> None:
         self._set_number(_STOP, 1)
 
+    def rest(self) -> None:
+        """The device looks sick: the next child waits before it tries the canary."""
+        self._set_number(_REST, 1)
+
     def forget_child(self) -> None:
         """Before the next child is looked for."""
         for place in (_READY, _PID, _CLAIM):
@@ -42,6 +46,12 @@ class Shared:
         self._set_text(_ID, _ID_LENGTH, worker_id)
         self._set_text(_REASON, _REASON_LENGTH, "")
         self._set_number(_PID, pid)
+
+    def take_rest(self) -> bool:
+        """Whether to rest; asked once."""
+        wanted = self._number(_REST) != 0
+        self._set_number(_REST, 0)
+        return wanted
 
     def ready(self, device: str) -> None:
         self._set_text(_DEVICE, _DEVICE_LENGTH, device)

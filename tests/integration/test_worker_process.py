@@ -224,3 +224,16 @@ def test_a_bad_setting_ends_the_worker_with_one_sentence(environ, store, tmp_pat
     assert worker.popen.wait(30) == 2
     assert sentence in worker.text()
     assert "Traceback" not in worker.text()
+
+
+@pytest.mark.timeout(90)
+def test_a_child_that_dies_while_redis_is_away_is_replaced_or_the_worker_ends(start, database, settings):
+    """Celery does not look after its children while it tries to connect; then the worker ends, to be started anew."""
+    worker = start(REDIS_URL="redis://127.0.0.1:9/0")
+    (child,) = worker.children()
+    os.kill(child, signal.SIGKILL)
+    until(lambda: worker.popen.poll() is not None or (worker.children() and worker.children() != [child]))
+    if worker.popen.poll() is not None:
+        start(REDIS_URL="redis://127.0.0.1:9/0")
+    job_id = submit(database, settings, mugs(8))
+    until(lambda: counts(database, job_id) == {"done": 8})
