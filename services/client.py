@@ -16,6 +16,7 @@ import httpx
 
 PAGE = 1000
 _AGAIN = {502, 503, 504}
+_DIRECT = {"all://127.0.0.1": None, "all://localhost": None}  # whatever proxies the environment names
 _BUSY = "idempotency_key_in_use"
 
 
@@ -95,10 +96,10 @@ class Client:
 
     def __init__(self, url: str, key: str, timeout: float = 60.0, patience: float = 30.0) -> None:
         self._patience = patience
-        self._http = httpx.Client(
-            base_url=url.rstrip("/"), headers={"Authorization": f"Bearer {key}"}, timeout=timeout, trust_env=False
-        )
-        self._store = httpx.Client(timeout=timeout)  # knows no key: an object's address is its own permit
+        headers = {"Authorization": f"Bearer {key}"}
+        self._http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout, mounts=_DIRECT)
+        # Knows no key: an object's address is its own permit.
+        self._store = httpx.Client(timeout=timeout, mounts=_DIRECT)
 
     def close(self) -> None:
         self._http.close()

@@ -64,6 +64,7 @@ def server_config(app: Any) -> uvicorn.Config:
         ws="none",
         lifespan="on",
         log_config=None,
+        log_level="warning",
         access_log=False,
         server_header=False,
         h11_max_incomplete_event_size=HEAD_BYTES,

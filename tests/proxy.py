@@ -1,15 +1,19 @@
-"""A TCP proxy on loopback that can be cut and mended: how tests take a server away from one client alone."""
+"""A TCP proxy on loopback that can be cut and mended, or slow: how tests take a server away from one client alone, and
+how benchmarks put a store at the distance at which stores are."""
 
 import contextlib
 import socket
 import threading
+import time
 
 
 class Proxy:
-    """Forwards to (host, port). While cut, connections are refused at once and open ones are reset."""
+    """Forwards to (host, port); what comes back is `delay` seconds late. While cut, connections are refused at once
+    and open ones are reset."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, delay: float = 0.0) -> None:
         self._target = (host, port)
+        self._delay = delay
         self._open: set[socket.socket] = set()
         self._guard = threading.Lock()
         self._cut = False
@@ -48,12 +52,13 @@ class Proxy:
             server.settimeout(None)
             with self._guard:
                 self._open |= {client, server}
-            for one, other in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
+            for one, other, delay in ((client, server, 0.0), (server, client, self._delay)):
+                threading.Thread(target=self._pump, args=(one, other, delay), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, delay: float) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                time.sleep(delay)
                 sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):

@@ -161,8 +161,7 @@ def job_url(request: Request, job_id: int) -> str:
 def submission_body() -> dict[str, Any]:
     """The `requestBody` of a submission: we read it ourselves, so FastAPI cannot know."""
     one, defaults, head = (
-        _without_null_defaults(model.model_json_schema())
-        for model in (requests.ImageRequest, requests.Defaults, requests.Label)
+        model.model_json_schema() for model in (requests.ImageRequest, requests.Defaults, requests.Label)
     )
     images = {"type": "array", "minItems": 1, "items": one, "description": requests.ALLOWED["images"]}
     whole = {
@@ -176,11 +175,3 @@ def submission_body() -> dict[str, Any]:
         "required": True,
         "content": {"application/json": {"schema": whole}, "application/x-ndjson": {"schema": lines}},
     }
-
-
-def _without_null_defaults(schema: dict[str, Any]) -> dict[str, Any]:
-    """The models' None means "not given"; a null that is given is refused."""
-    for field in schema["properties"].values():
-        if field.get("default", ...) is None:
-            del field["default"]
-    return schema

@@ -81,7 +81,7 @@ def _record(here: Context, order: Order) -> tuple[bool, schemas.Job]:
 def _record_lines(here: Context, order: Order, catalogue: dict[str, models.Model]) -> intake.Receipt:
     label = requests.Label.model_validate({"priority": order.priority} if order.priority else {})
     with intake.Submission(here.settings, catalogue) as submission:
-        intake.read_lines(submission, bodies.lines(order.spool), keyed=order.key is not None)
+        intake.read_lines(submission, bodies.lines(order.spool))
         return submission.record(here.database, order.tenant, label=label, idempotency_key=order.key)
 
 
@@ -104,11 +104,9 @@ def _record_json(here: Context, order: Order, catalogue: dict[str, models.Model]
     with intake.Submission(here.settings, catalogue, defaults=defaults) as submission:
         for problem in found:
             submission.refuse(problem)
-        submission.digest_value(defaults)
         for index, value in enumerate(images):
             if submission.hopeless:
                 break
-            submission.digest_value(value)
             submission.add(index, value, f"images[{index}].")
         return submission.record(here.database, order.tenant, label=label, idempotency_key=order.key)
 

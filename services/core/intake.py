@@ -5,7 +5,6 @@ is large: memory stays flat, and the transaction does nothing but copy. One prob
 """
 
 import hashlib
-import json
 import secrets
 import tempfile
 from collections.abc import Iterable
@@ -31,7 +30,9 @@ from services.core.specs import SEED_LIMIT, Shape
 
 MOST_PROBLEMS = 100
 MOST_SHAPES = 64
+_MOST_LANES = 10_000
 _SPOOL_MEMORY = 1 << 20
+_SPOOL_ROWS = 1_000  # written at a time
 _COPY_CHUNK = 1 << 18
 
 _REMEMBER = text("""
@@ -61,14 +62,16 @@ class Submission:
         self.problems: list[Problem] = []
         self.total = 0
         self.models: set[str] = set()
-        self.digest = hashlib.sha256()
+        self._digest = hashlib.sha256()
         self._settings = settings
         self._catalogue = catalogue
         self._defaults = defaults or {}
         self._segments: dict[Shape, tuple[int, int, int]] = {}  # number, first index, last index
+        self._lanes: dict[tuple[object, ...], tuple[Shape, float]] = {}  # by what a request says of its shape
         self._custom_ids: dict[int, int] = {}
-        # Closed by __exit__.
-        self._spool = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY, mode="w+", encoding="utf-8", newline="")  # noqa: SIM115
+        self._rows: list[str] = []
+        self._said: list[str] = []  # what an Idempotency-Key stands for: neither order of keys nor white space
+        self._spool = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY)  # noqa: SIM115  closed by __exit__
         if defaults:
             self._check_defaults()
 
@@ -90,37 +93,27 @@ class Submission:
 
     def add(self, place: int, value: object, prefix: str = "") -> None:
         """Checks one request and spools it. `place` is its line or index, `prefix` its path for error texts."""
+        if self._defaults and isinstance(value, dict):
+            value = {**self._defaults, **value}
         try:
-            request = requests.ImageRequest.model_validate(
-                {**self._defaults, **value} if isinstance(value, dict) else value
-            )
+            request = requests.ImageRequest.model_validate(value)
         except ValidationError as error:
             self.problems.extend(requests.problems(error, value, place, prefix))
-            return
-        shape = self._shape(request, place, prefix)
-        if request.custom_id is not None:
-            first = self._custom_ids.setdefault(hash(request.custom_id), place)
-            if first != place:
-                self._refuse(
-                    "duplicate_custom_id", place, f"{prefix}custom_id",
-                    f"stands at {first} already; each must be used once in a job",
-                    request.custom_id,
-                )  # fmt: skip
-        if self.total + request.n > self._settings.max_images_per_job:
-            self.refuse(
-                Problem(
-                    "too_many_images",
-                    f"The job has more than {self._settings.max_images_per_job:,} images; submit it in parts.",
-                    f"{prefix}n",
-                    place,
-                )
-            )
-        elif shape is not None:
-            self._write(request, *shape)
+        else:
+            self._take(request, place, prefix)
 
-    def digest_value(self, value: object) -> None:
-        """Adds a value to what an Idempotency-Key stands for: order of keys and white space do not matter."""
-        self.digest.update(json.dumps(value, sort_keys=True).encode())
+    def add_line(self, number: int, line: bytes) -> None:
+        """Checks one line of NDJSON and spools its request."""
+        request = None if self._defaults else requests.read_plain(line)
+        if request is not None:
+            self._take(request, number, "")
+            return
+        try:
+            value = strict_json.loads(line)
+        except strict_json.BadJson as error:
+            self.refuse(error.problem(number))
+        else:
+            self.add(number, value)
 
     def record(
         self,
@@ -141,7 +134,8 @@ class Submission:
             self.refuse(Problem("missing_field", "The submission holds no request.", "images"))
         if self.problems:
             raise InvalidSubmission(self.problems[:MOST_PROBLEMS], more=self.hopeless)
-        self.digest_value(label.model_dump())
+        self._flush()
+        self._digest.update(repr((label.priority, sorted(label.labels.items()))).encode())
         with database.begin(tenant_id) as connection:
             connection.execute(text("SET LOCAL statement_timeout = 0"))
             if idempotency_key is not None:
@@ -160,6 +154,22 @@ class Submission:
             self._copy(connection)
         return Receipt(self.job_id, frozenset(self.models))
 
+    def _take(self, request: requests.ImageRequest, place: int, prefix: str) -> None:
+        """Spools a request whose fields are in order, if its model serves it and the job can hold it."""
+        said = (request.model, request.size, request.num_inference_steps, request.guidance_scale)
+        lane = self._lanes.get(said) or self._new_lane(said, request, place, prefix)
+        if request.custom_id is not None:
+            first = self._custom_ids.setdefault(hash(request.custom_id), place)
+            if first != place:
+                rule = f"stands at {first} already; each must be used once in a job"
+                self._refuse("duplicate_custom_id", place, f"{prefix}custom_id", rule, request.custom_id)
+        if self.total + request.n > self._settings.max_images_per_job:
+            most = f"{self._settings.max_images_per_job:,}"
+            message = f"The job has more than {most} images; submit it in parts."
+            self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
+        elif lane is not None and not self.problems:
+            self._write(request, *lane)
+
     def _check_defaults(self) -> None:
         try:
             requests.Defaults.model_validate(self._defaults)
@@ -170,7 +180,9 @@ class Submission:
     def _refuse(self, code: str, place: int, param: str, rule: str, found: object) -> None:
         self.refuse(Problem(code, f"{param} is {strict_json.describe(found)}; it {rule}.", param, place))
 
-    def _shape(self, request: requests.ImageRequest, place: int, prefix: str) -> tuple[Shape, float] | None:
+    def _new_lane(
+        self, said: tuple[object, ...], request: requests.ImageRequest, place: int, prefix: str
+    ) -> tuple[Shape, float] | None:
         """The shape and guidance scale that a request asks for, or None when its model does not serve it."""
         name = self._settings.model if request.model is None else request.model
         model = self._catalogue.get(name)
@@ -196,25 +208,36 @@ class Submission:
             message = f"The job mixes more than {MOST_SHAPES} shapes (size, steps, guided or not); submit it in parts."
             self.refuse(Problem("too_many_shapes", message, f"{prefix}size", place))
             return None
+        if shape not in self._segments:
+            self._segments[shape] = len(self._segments), self.total, self.total
+        if len(self._lanes) < _MOST_LANES:
+            self._lanes[said] = shape, guidance
         return shape, guidance
 
     def _write(self, request: requests.ImageRequest, shape: Shape, guidance: float) -> None:
-        number, first, _ = self._segments.get(shape, (len(self._segments), self.total, 0))
+        number, first, _ = self._segments[shape]
         self._segments[shape] = number, first, self.total + request.n - 1
         seed = secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
         custom_id = "\\N" if request.custom_id is None else request.custom_id
-        if not self.problems:
-            self._spool.write(
-                f"{self.job_id}\t{self.total}\t{request.n}\t{number}\t{seed}\t{guidance!r}\t"
-                f"{request.output_format}\t{custom_id}\t{request.prompt.translate(_ESCAPES)}\t"
-                f"{request.negative_prompt.translate(_ESCAPES)}\n"
-            )
+        self._rows.append(
+            f"{self.job_id}\t{self.total}\t{request.n}\t{number}\t{seed}\t{guidance!r}\t{request.output_format}\t"
+            f"{custom_id}\t{_escaped(request.prompt)}\t{_escaped(request.negative_prompt)}\n"
+        )
+        self._said.append(repr(request.__dict__))
         self.total += request.n
+        if len(self._rows) == _SPOOL_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._spool.write("".join(self._rows).encode())
+        self._digest.update("\n".join(self._said).encode())
+        self._rows.clear()
+        self._said.clear()
 
     def _remember(self, connection: Connection, tenant_id: int, key: str) -> int | None:
         """Takes the key for this job; the job that has it already, or None."""
         connection.execute(text("SET LOCAL lock_timeout = '2s'"))
-        values = {"tenant_id": tenant_id, "key": key, "sha256": self.digest.digest(), "job_id": self.job_id}
+        values = {"tenant_id": tenant_id, "key": key, "sha256": self._digest.digest(), "job_id": self.job_id}
         try:
             taken = connection.execute(_REMEMBER, values).rowcount
         except Exception as error:
@@ -226,7 +249,7 @@ class Submission:
         row = connection.execute(_REMEMBERED, {"tenant_id": tenant_id, "key": key}).one_or_none()
         if row is None:
             raise DatabaseAway("The Idempotency-Key was forgotten in this very moment; try again.")
-        if bytes(row.request_sha256) != self.digest.digest():
+        if bytes(row.request_sha256) != self._digest.digest():
             raise IdempotencyConflict
         return int(row.job_id)
 
@@ -252,27 +275,26 @@ class Submission:
         )
 
 
-def read_lines(submission: Submission, lines: Iterable[bytes], *, keyed: bool) -> None:
-    """Adds requests from NDJSON lines, each without its line end. `keyed`: an Idempotency-Key will stand for them."""
+def read_lines(submission: Submission, lines: Iterable[bytes]) -> None:
+    """Adds requests from NDJSON lines, each without its line end."""
     blank = 0
     for number, line in enumerate(lines, 1):
         if submission.hopeless:
             return
-        stripped = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if not stripped.strip():
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line or line.isspace():
             blank = blank or number
             continue
         if blank:
             submission.refuse(Problem("blank_line", "A blank line stands between requests.", None, blank))
             blank = 0
-        try:
-            value = strict_json.loads(stripped)
-        except strict_json.BadJson as error:
-            submission.refuse(error.problem(number))
-            continue
-        if keyed:
-            submission.digest_value(value)
-        submission.add(number, value)
+        submission.add_line(number, line)
+
+
+def _escaped(value: str) -> str:
+    """As COPY's text format takes it. What is printable and holds no backslash needs nothing."""
+    return value if value.isprintable() and "\\" not in value else value.translate(_ESCAPES)
 
 
 def _leaf(connection: Connection, table: str, job_id: int) -> str:

@@ -74,7 +74,7 @@ FROM counters c CROSS JOIN LATERAL (
 _JOB_STATES = text("SELECT state, count(*) AS jobs FROM jobs GROUP BY state")
 _OPEN_CLAIMS = text("SELECT count(*) FROM claims WHERE state = 'open'")
 _READY = text("""
-SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SELECT FROM workers) AS worker_was_up
+SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SELECT FROM models) AS worker_was_up
 """)
 
 
@@ -161,7 +161,8 @@ def fleet(connection: Connection) -> Sequence[Any]:
 
 
 def readiness(connection: Connection, model: str) -> tuple[bool, bool]:
-    """Whether the model is registered, and whether a worker has ever been up."""
+    """Whether the model is registered, and whether a worker has ever been up: only workers register models, and a
+    fleet that was scaled to nothing accepts work."""
     row = connection.execute(_READY, {"model": model}).one()
     return row.registered, row.worker_was_up
 

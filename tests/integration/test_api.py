@@ -551,6 +551,7 @@ def test_openapi_tells_the_truth_about_bodies(api: Api) -> None:
         assert jsonschema.Draft202012Validator(schema).is_valid(body) == accepted, request
         assert jsonschema.Draft202012Validator(line).is_valid(request) == accepted, request
     assert not jsonschema.Draft202012Validator(schema).is_valid({"images": []})
+    assert '"default": null' not in json.dumps(content)  # a null that is given is refused
     described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert described == JOB_ROUTES | TENANT_ROUTES | OPEN_ROUTES - {("GET", "/openapi.json")}
     for path, methods in document["paths"].items():
@@ -679,6 +680,21 @@ def test_the_client_sends_again_until_an_outage_is_over_and_makes_one_job(api: A
     with Client("http://127.0.0.1:9", api.key, patience=0.2) as client, pytest.raises(ClientError) as refused:
         client.job("job_0000000000000")
     assert (refused.value.status, refused.value.code) == (0, "unreachable")
+
+
+def test_the_client_waits_while_the_server_answers_503(
+    api: Api, settings: Settings, variant: Callable[..., str]
+) -> None:
+    server = httpx.URL(settings.database_url)
+    proxy = Proxy(server.host, server.port or 5432)
+    proxy.cut()
+    with Client(variant(database_url=str(server.copy_with(port=proxy.port))), api.key) as client:
+        mended = threading.Timer(0.5, proxy.mend)
+        mended.start()
+        assert client.submit([{"prompt": "a"}])["counts"]["total"] == 1
+        mended.join()
+    proxy.close()
+    assert api.rows()["jobs"] == 1
 
 
 def test_the_clients_key_never_reaches_the_store(api: Api, store: S3Store, settings: Settings) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from services.api import bodies
 from services.core import jobs
 from services.core.settings import Settings
 from services.local.stack import Stack
@@ -193,6 +194,7 @@ TYPED = [
     Case("67-long-last-line", 413, "line_too_long", LINE * 2 + b" " * (64 * 1024 + 1), NDJSON, at=3),
     Case("67-long-first-line", 413, "line_too_long", b"x" * 100_000 + b"\n" + LINE, NDJSON, at=1),
     Case("68-empty-objects", 422, "missing_field", b"{}\n" * 10_000, NDJSON, said="prompt", at=1),
+    Case("68-a-list-for-lines", 413, "body_too_long", b'{"images":[' + b"{}," * 500_001 + b"{}]}", said="NDJSON"),
     Case("68-too-many-lines", 422, "too_many_images", b"{}\n" * 20_002, NDJSON, said="20,000"),
     Case("69-array", 422, "wrong_type", LINE + b"[1]\n", NDJSON, at=2),
     Case("69-number", 422, "wrong_type", LINE + b"5\n", NDJSON, at=2),
@@ -509,6 +511,12 @@ def test_a_line_without_end_is_cut_off_after_64_kilobytes(api: Api) -> None:
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 413 ") and code_of(answer) == "line_too_long"
     assert b'"line":2' in answer
+
+
+def test_a_body_that_stops_coming_is_not_waited_for(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "PATIENCE_SECONDS", 0.2)
+    answer = talk(api, head(api, "Content-Length: 100"), GOOD)
+    assert answer.startswith(b"HTTP/1.1 408 ") and code_of(answer) == "body_too_slow"
 
 
 def test_a_body_that_is_not_as_long_as_it_says_makes_no_job(api: Api) -> None:

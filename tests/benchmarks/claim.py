@@ -1,0 +1,105 @@
+"""claim: images/s of claim and settle with a pipeline that does nothing, and the worst claim as the queue grows: after
+half of it was drained without a vacuum, and with a paused job of a million images in front."""
+
+import statistics
+import threading
+import time
+
+import psycopg
+from sqlalchemy import text
+
+from services.core import ledger, upkeep
+from services.core.specs import Claim
+from tests import factories
+from tests.benchmarks.house import House, house
+from tests.benchmarks.report import report
+
+SIZES = (1_000, 100_000, 1_000_000)
+THREADS = 2
+CYCLES = 1_500
+SAMPLES = 60
+
+
+def run() -> None:
+    worst: dict[int, float] = {}
+    median: dict[int, float] = {}
+    for size in SIZES:
+        with house() as ours:
+            _without_vacuum(ours)
+            factories.register(ours.database)
+            if size == SIZES[-1]:
+                paused = factories.submit(ours.database, ours.settings, [{"prompt": "paused", "n": 1000}] * 1000)
+                with ours.database.begin() as connection:
+                    connection.execute(text("UPDATE jobs SET paused = true WHERE id = :id"), {"id": paused})
+            factories.submit(ours.database, ours.settings, [{"prompt": "a mug", "n": 1000}] * (size // 1000))
+            _drain(ours, size // 2)
+            costs = _costs(ours, min(SAMPLES, size // 2 // 16 - 1))
+            # The second worst: one stutter of the machine says nothing about the queue.
+            worst[size], median[size] = sorted(costs)[-2], statistics.median(costs)
+            rate = _rate(ours) if size == SIZES[-1] else 0.0
+    report(
+        "claim", worst[SIZES[-1]] * 1000, worst[SIZES[0]] * 1000, "ms, worst claim of 1,000,000 images queued",
+        "worst claim of 1,000 queued",
+        worst_ms={f"{size:,}": round(cost * 1000, 2) for size, cost in worst.items()},
+        median_ms={f"{size:,}": round(cost * 1000, 2) for size, cost in median.items()},
+        claim_and_settle_images_per_second=round(rate), threads=THREADS, images_per_claim=16,
+        conditions="half drained without vacuum; at 1,000,000 a paused job of 1,000,000 images in front",
+    )  # fmt: skip
+
+
+def _without_vacuum(ours: House) -> None:
+    with psycopg.connect(ours.stack.superuser_url.replace("+psycopg", ""), autocommit=True) as database:
+        database.execute("ALTER SYSTEM SET autovacuum = off")
+        database.execute("SELECT pg_reload_conf()")
+
+
+def _claim(ours: House, seats: int = 16) -> Claim | None:
+    with ours.database.begin() as connection:
+        return factories.claim_in(connection, seats)
+
+
+def _settle(ours: House, claim: Claim) -> None:
+    with ours.database.begin() as connection:
+        ledger.settle(connection, claim.id, device="d", stored=factories.stored(claim), render_seconds=0.1)
+
+
+def _drain(ours: House, images: int) -> None:
+    """Through the ledger itself, in large claims; the duties run beside it, as they do in life."""
+    done = 0
+    while done < images:
+        claim = _claim(ours, min(1000, images - done))
+        assert claim is not None
+        _settle(ours, claim)
+        done += len(claim.images)
+        with ours.database.begin() as connection:
+            upkeep.fold(connection)
+        with ours.database.begin() as connection:
+            upkeep.raise_low(connection)
+
+
+def _costs(ours: House, samples: int) -> list[float]:
+    """Seconds of each claim, beginning to commit; every one is settled before the next."""
+    costs = []
+    for _ in range(samples):
+        began = time.perf_counter()
+        claim = _claim(ours)
+        costs.append(time.perf_counter() - began)
+        assert claim is not None
+        _settle(ours, claim)
+    return costs
+
+
+def _rate(ours: House) -> float:
+    def work() -> None:
+        for _ in range(CYCLES):
+            claim = _claim(ours)
+            assert claim is not None
+            _settle(ours, claim)
+
+    threads = [threading.Thread(target=work) for _ in range(THREADS)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return THREADS * CYCLES * 16 / (time.monotonic() - began)

@@ -1,0 +1,36 @@
+"""A fresh Presswork for a benchmark: the embedded servers, migrated, in a temporary folder."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.core import database as databases
+from services.core import storage, tenants
+from services.core.settings import Settings
+from services.local.stack import Stack
+
+
+@dataclass
+class House:
+    stack: Stack
+    environ: dict[str, str]
+    settings: Settings
+    database: databases.Database
+    folder: Path
+    key: str
+
+
+@contextmanager
+def house(**extra: str) -> Iterator[House]:
+    with tempfile.TemporaryDirectory(prefix="presswork-bench-") as folder, Stack(Path(folder) / "home", {}) as stack:
+        environ = dict(stack.values) | extra
+        databases.migrate(stack.migrator_url)
+        settings = Settings.read(environ)
+        storage.S3Store(settings).prepare()
+        database = databases.Database(settings.database_url, application="benchmark", pool_size=4, nested_loops=True)
+        with database.begin() as connection:
+            key = tenants.issue_key(connection, settings.secret, 1, "benchmark")
+        yield House(stack, environ, settings, database, Path(folder), key)
+        database.close()

@@ -1,0 +1,43 @@
+"""progress: the status read of a job of a million images, half of them done, against counting its images."""
+
+import statistics
+import time
+
+from sqlalchemy import text
+
+from services.core import views
+from tests import factories
+from tests.benchmarks.claim import _claim, _settle
+from tests.benchmarks.house import house
+from tests.benchmarks.report import report
+
+IMAGES = 1_000_000
+READS = 200
+
+
+def run() -> None:
+    with house() as ours:
+        factories.register(ours.database)
+        job_id = factories.submit(ours.database, ours.settings, [{"prompt": "a mug", "n": 1000}] * (IMAGES // 1000))
+        for _ in range(500):  # and none of these deltas folded: the worst case for a read
+            claim = _claim(ours, 1000)
+            assert claim is not None
+            _settle(ours, claim)
+        reads = []
+        for _ in range(READS):
+            began = time.perf_counter()
+            with ours.database.begin(1) as connection:
+                view = views.job(connection, 1, job_id)
+            reads.append(time.perf_counter() - began)
+        assert view is not None
+        assert view.counts["done"] == IMAGES // 2
+        began = time.perf_counter()
+        with ours.database.begin() as connection:
+            connection.execute(
+                text("SELECT state, count(*) FROM images WHERE job_id = :id GROUP BY state"), {"id": job_id}
+            ).all()
+        counted = time.perf_counter() - began
+    report(
+        "progress", statistics.median(reads) * 1000, counted * 1000, "ms a read (median)", "counting the images",
+        images=IMAGES, unfolded_deltas=1000, slowest_ms=round(max(reads) * 1000, 2),
+    )  # fmt: skip
