@@ -49,11 +49,6 @@ _IMAGES_IN_STATE = text(
     _IMAGES + "WHERE i.job_id = :job_id AND i.state = :state AND i.index > :after ORDER BY i.index LIMIT :limit"
 )
 _OWNS = text("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
-_OBJECT = text("""
-SELECT r.object_key, i.state FROM jobs JOIN images i ON i.job_id = jobs.id
-LEFT JOIN results r ON r.job_id = i.job_id AND r.index = i.index
-WHERE jobs.id = :job_id AND jobs.tenant_id = :tenant_id AND i.index = :index
-""")
 _WAITING_MODELS = text("""
 SELECT DISTINCT m.name FROM models m WHERE EXISTS (
   SELECT FROM segments WHERE model_revision = m.revision AND open AND low <= high)
@@ -140,14 +135,6 @@ def images(
     else:
         rows = connection.execute(_IMAGES_IN_STATE, values | {"state": int(state)})
     return [_image_view(row) for row in rows]
-
-
-def image_object(
-    connection: Connection, tenant_id: int, job_id: int, index: int
-) -> tuple[ImageState, str | None] | None:
-    """The image's state and, once it is done, its object's key; None: no such image of this tenant."""
-    row = connection.execute(_OBJECT, {"tenant_id": tenant_id, "job_id": job_id, "index": index}).one_or_none()
-    return None if row is None else (ImageState(row.state), row.object_key)
 
 
 def waiting_models(connection: Connection) -> list[str]:
