@@ -52,6 +52,16 @@ class Receipt:
     replayed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What requests that say the same of model, size, steps and guidance come to."""
+
+    shape: Shape
+    segment: int
+    guidance: float
+    said: str
+
+
 class Submission:
     """Gathers one submission's requests. Use as a context manager; not for two threads at once."""
 
@@ -66,8 +76,9 @@ class Submission:
         self._settings = settings
         self._catalogue = catalogue
         self._defaults = defaults or {}
-        self._segments: dict[Shape, tuple[int, int, int]] = {}  # number, first index, last index
-        self._lanes: dict[tuple[object, ...], tuple[Shape, float]] = {}  # by what a request says of its shape
+        self._segments: dict[Shape, tuple[int, int]] = {}  # number, first index
+        self._highest: list[int] = []  # the last index of each segment
+        self._lanes: dict[tuple[object, ...], Lane] = {}  # by what a request says of its shape
         self._custom_ids: dict[int, int] = {}
         self._rows: list[str] = []
         self._said: list[str] = []  # what an Idempotency-Key stands for: neither order of keys nor white space
@@ -149,7 +160,7 @@ class Submission:
                 priority=requests.PRIORITIES[label.priority],
                 total=self.total,
                 labels=label.labels,
-                segments=[(shape, first, last) for shape, (_, first, last) in self._segments.items()],
+                segments=[(shape, first, self._highest[number]) for shape, (number, first) in self._segments.items()],
             )
             self._copy(connection)
         return Receipt(self.job_id, frozenset(self.models))
@@ -168,7 +179,7 @@ class Submission:
             message = f"The job has more than {most} images; submit it in parts."
             self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
         elif lane is not None and not self.problems:
-            self._write(request, *lane)
+            self._write(request, lane)
 
     def _check_defaults(self) -> None:
         try:
@@ -182,8 +193,8 @@ class Submission:
 
     def _new_lane(
         self, said: tuple[object, ...], request: requests.ImageRequest, place: int, prefix: str
-    ) -> tuple[Shape, float] | None:
-        """The shape and guidance scale that a request asks for, or None when its model does not serve it."""
+    ) -> Lane | None:
+        """What a request asks for, or None when its model does not serve it."""
         name = self._settings.model if request.model is None else request.model
         model = self._catalogue.get(name)
         if model is None:
@@ -209,28 +220,31 @@ class Submission:
             self.refuse(Problem("too_many_shapes", message, f"{prefix}size", place))
             return None
         if shape not in self._segments:
-            self._segments[shape] = len(self._segments), self.total, self.total
+            self._segments[shape] = len(self._segments), self.total
+            self._highest.append(self.total)
+        lane = Lane(shape, self._segments[shape][0], guidance, repr(said))
         if len(self._lanes) < _MOST_LANES:
-            self._lanes[said] = shape, guidance
-        return shape, guidance
+            self._lanes[said] = lane
+        return lane
 
-    def _write(self, request: requests.ImageRequest, shape: Shape, guidance: float) -> None:
-        number, first, _ = self._segments[shape]
-        self._segments[shape] = number, first, self.total + request.n - 1
+    def _write(self, request: requests.ImageRequest, lane: Lane) -> None:
+        """One row for COPY, and what of it an Idempotency-Key stands for: all but what was drawn or looked up here."""
+        self._highest[lane.segment] = self.total + request.n - 1
         seed = secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
         custom_id = "\\N" if request.custom_id is None else request.custom_id
+        words = f"{_escaped(request.prompt)}\t{_escaped(request.negative_prompt)}\n"
+        rest = f"{request.output_format}\t{custom_id}\t{words}"
         self._rows.append(
-            f"{self.job_id}\t{self.total}\t{request.n}\t{number}\t{seed}\t{guidance!r}\t{request.output_format}\t"
-            f"{custom_id}\t{_escaped(request.prompt)}\t{_escaped(request.negative_prompt)}\n"
+            f"{self.job_id}\t{self.total}\t{request.n}\t{lane.segment}\t{seed}\t{lane.guidance!r}\t{rest}"
         )
-        self._said.append(repr(request.__dict__))
+        self._said.append(f"{request.n}\t{request.seed}\t{lane.said}\t{rest}")
         self.total += request.n
         if len(self._rows) == _SPOOL_ROWS:
             self._flush()
 
     def _flush(self) -> None:
         self._spool.write("".join(self._rows).encode())
-        self._digest.update("\n".join(self._said).encode())
+        self._digest.update("".join(self._said).encode())
         self._rows.clear()
         self._said.clear()
 
