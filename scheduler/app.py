@@ -13,6 +13,7 @@ import time
 from scheduler.duties import Duty, timetable
 from services.core import database as databases
 from services.core import leadership, logs
+from services.core.contact import Contact
 from services.core.errors import Away, PressworkError
 from services.core.queues import Bell
 from services.core.settings import Settings
@@ -26,9 +27,12 @@ EXIT_SETTINGS = 2
 class Scheduler:
     """Keeps a timetable while it leads."""
 
-    def __init__(self, database: databases.Database, duties: list[Duty], holder: str | None = None) -> None:
+    def __init__(
+        self, database: databases.Database, duties: list[Duty], contact: Contact, holder: str | None = None
+    ) -> None:
         self.database = database
         self.duties = duties
+        self.contact = contact
         self.holder = holder or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.epoch: int | None = None
         self._led_until = 0.0
@@ -40,6 +44,7 @@ class Scheduler:
                 self.run_once()
             except Away as error:
                 log.warning("duties put off", extra={"error": str(error)})
+                self.contact.lost()
                 stopping.wait(1.0)
             stopping.wait(TICK_SECONDS)
         self.resign()
@@ -112,7 +117,8 @@ def main(argv: list[str] | None = None) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    Scheduler(database, timetable(settings, Bell(settings.redis_url))).run(stopping)
+    contact = Contact()
+    Scheduler(database, timetable(settings, Bell(settings.redis_url), contact), contact).run(stopping)
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.core import jobs, ledger, upkeep, views
+from services.core.contact import Contact
 from services.core.database import Connection
 from services.core.queues import Bell
 from services.core.settings import Settings
@@ -21,9 +22,10 @@ class Duty:
     run: Callable[[Connection], object]
 
 
-def timetable(settings: Settings, bell: Bell) -> list[Duty]:
+def timetable(settings: Settings, bell: Bell, contact: Contact) -> list[Duty]:
     def expire(connection: Connection) -> int:
-        return ledger.expire(connection, settings.lease_seconds)
+        steady = contact.steady(settings.lease_seconds)
+        return ledger.expire(connection, settings.lease_seconds) if steady else 0
 
     def ring(connection: Connection) -> None:
         for model in views.waiting_models(connection):

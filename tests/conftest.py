@@ -12,6 +12,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("MALLOC_PERTURB_", "165")  # a server that reads what it has freed is to crash here, not elsewhere
 
 from services.core import database as databases
 from services.core.settings import Settings

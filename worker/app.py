@@ -43,17 +43,18 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.check:
             return _check(settings)
         model = model_name(settings)
-        for warning in _fit(settings):
+        database = databases.Database(settings.database_url, application="presswork parent", pool_size=1)
+        for warning in _fit(settings, database):
             log.warning("%s", warning)
     except PressworkError as error:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_SETTINGS
-    return Parent(settings, model).run()
+    return Parent(settings, model, database).run()
 
 
-def _fit(settings: Settings) -> list[str]:
-    """What can be found out before the fork, so that a bad setting is one sentence and no respawn loop."""
-    database = databases.Database(settings.database_url, application="presswork worker check", pool_size=1)
+def _fit(settings: Settings, database: databases.Database) -> list[str]:
+    """What can be found out before the fork, so that a bad setting is one sentence and no respawn loop. Leaves no
+    connection open that a child could inherit."""
     try:
         found = databases.assert_fit(database)
     finally:
@@ -76,8 +77,9 @@ def _check(settings: Settings) -> int:
 class Parent:
     """The Celery parent: it consumes bells, keeps one child, and watches it."""
 
-    def __init__(self, settings: Settings, model: str) -> None:
+    def __init__(self, settings: Settings, model: str, database: databases.Database) -> None:
         self.settings = settings
+        self.database = database
         self.shared = Shared()
         self.app = queues.celery_app(settings.redis_url, model)
         self.exit_code = 0
@@ -105,9 +107,13 @@ class Parent:
     def _start_child(self, **_: object) -> None:
         """In the child, right after the fork."""
         global _child
-        child = Child(self.settings, self.shared)
-        child.start()
-        _child = child
+        try:
+            child = Child(self.settings, self.shared)
+            child.start()
+            _child = child
+        except BaseException:  # Celery would log it and go on with a child that does nothing
+            log.exception("child does not start")
+            os._exit(EXIT_UNFIT)
 
     def _watch(self) -> None:
         """Reports a child's death, and sees to its replacement: Celery looks for dead children every five seconds,
@@ -157,9 +163,8 @@ class Parent:
         sick, and should rest before it tries its canary."""
         deadline = time.monotonic() + self.settings.lease_seconds
         while time.monotonic() < deadline:
-            database = databases.Database(self.settings.database_url, application="presswork parent", pool_size=1)
             try:
-                with database.begin() as connection:
+                with self.database.begin() as connection:
                     return suspects.child_died(connection, worker_id, rendering=claim_id or None, device=device)
             except DatabaseAway:
                 time.sleep(1.0)
@@ -167,7 +172,7 @@ class Parent:
                 log.exception("death not reported; the leases will run out", extra={"worker": worker_id})
                 return False
             finally:
-                database.close()
+                self.database.close()
         return False
 
 

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from services.core import database as databases
-from services.core import jobs, ledger, models, storage, suspects, upkeep, workers
+from services.core import ledger, models, storage, suspects, upkeep, workers
+from services.core.contact import Contact
 from services.core.errors import DatabaseAway, PressworkError
 from services.core.queues import Bell
 from services.core.settings import Settings
@@ -36,7 +37,7 @@ class Child:
 
     def __init__(self, settings: Settings, shared: Shared) -> None:
         self.settings, self.shared = settings, shared
-        self.parent = os.getppid()
+        self.contact = Contact()
         self.host = socket.gethostname()
         self.worker_id = f"{self.host}-{os.getpid()}-{secrets.token_hex(4)}"
         shared.introduce(os.getpid(), self.worker_id)
@@ -116,6 +117,7 @@ class Child:
 
     def _insist(self, verb: Callable[[], None]) -> None:
         while not self.shared.stopping:
+            self._leave_if_orphaned()
             try:
                 verb()
                 return
@@ -134,9 +136,7 @@ class Child:
     def _keep_house(self) -> None:
         sick_since = None
         while True:
-            if os.getppid() != self.parent:
-                log.error("parent gone")
-                os._exit(EXIT_ORPHAN)
+            self._leave_if_orphaned()
             if self.shared.stopping:
                 self.press.stopping.set()
             if self.press.sick:
@@ -145,6 +145,7 @@ class Child:
             try:
                 self._tick()
             except DatabaseAway as error:
+                self.contact.lost()
                 log.warning("housekeeping put off", extra={"error": str(error)})
             except Exception:
                 log.exception("housekeeping failed")
@@ -159,25 +160,33 @@ class Child:
     def _tick(self) -> None:
         """What any worker does for all, so that a dead scheduler strands nothing."""
         self._beat("sick" if self.press.sick else "busy" if self.press.busy else "ready")
-        for verb in (self._expire, upkeep.fold, upkeep.raise_low, jobs.finish):
+        for verb in (self._expire, upkeep.fold, upkeep.raise_low):
             with self.database.begin() as connection:
-                verb(connection)
+                if upkeep.alone(connection):
+                    verb(connection)
         for tenant_id, cost in self.press.take_charges().items():
             with self.database.begin() as connection:
                 upkeep.charge(connection, tenant_id, cost)
 
     def _expire(self, connection: databases.Connection) -> int:
-        return ledger.expire(connection, self.settings.lease_seconds)
+        steady = self.contact.steady(self.settings.lease_seconds)
+        return ledger.expire(connection, self.settings.lease_seconds) if steady else 0
 
     def _beat(self, state: str) -> None:
         with self.database.begin() as connection:
-            workers.beat(connection, self.worker_id, state)
+            known = workers.beat(connection, self.worker_id, state)
+        if not known:  # it was silent for so long that it was forgotten
+            self._register()
 
     def _leave_if_sick(self, since: float) -> None:
         """After a rest the process ends; its successor tries the canary again on a fresh device."""
-        if time.monotonic() - since > self.settings.sick_seconds:
-            self.press.wait_idle()
+        if time.monotonic() - since > self.settings.sick_seconds and not self.press.busy:
             os._exit(EXIT_SICK)
+
+    def _leave_if_orphaned(self) -> None:
+        if os.getppid() != self.shared.parent:
+            log.error("parent gone")
+            os._exit(EXIT_ORPHAN)
 
     def _give_up(self, reason: str) -> NoReturn:
         self.shared.give_up(reason)

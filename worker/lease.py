@@ -47,12 +47,12 @@ class Held:
     def wants(self, image: Image) -> bool:
         return image.job_id not in self.cancelled
 
-    def heard(self, cancelled: frozenset[int] | None) -> None:
-        """A heartbeat's answer: the cancelled jobs, or None for a lease that is lost."""
+    def heard(self, cancelled: frozenset[int] | None, asked_at: float) -> None:
+        """A heartbeat's answer: the cancelled jobs, or None for a lost lease. A lease runs from the asking."""
         if cancelled is None:
             self._lost = True
         else:
-            self.cancelled, self.extended_at = cancelled, time.monotonic()
+            self.cancelled, self.extended_at = cancelled, asked_at
 
 
 class Lease:
@@ -103,17 +103,19 @@ class Lease:
         if not held:
             return
         steps = {claim_id: entry.step for claim_id, entry in held.items()}
+        asked_at = time.monotonic()
         with self._database.begin() as connection:
             heard = ledger.extend(connection, steps, self._settings.lease_seconds).held
         for claim_id, entry in held.items():
-            entry.heard(heard.get(claim_id))
+            entry.heard(heard.get(claim_id), asked_at)
 
     def watch(self) -> None:
         """Ends the process if the device has made no step for the watchdog's time; a live heartbeat must not keep a
         hung device's lease."""
+        held = self._rendering  # first: what begins after this has made its progress after this, too
         silent = time.monotonic() - self._progress_at
-        if self._rendering is not None and silent > self._settings.watchdog_seconds:
-            log.error("device hangs", extra={"claim": self._rendering.claim.id, "silent_seconds": round(silent, 1)})
+        if held is not None and silent > self._settings.watchdog_seconds:
+            log.error("device hangs", extra={"claim": held.claim.id, "silent_seconds": round(silent, 1)})
             self._die(EXIT_HUNG)
 
     def _beat_for_ever(self) -> None:

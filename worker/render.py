@@ -16,8 +16,8 @@ from services.core.database import Database
 from services.core.errors import Away, DatabaseAway, StoreAway
 from services.core.queues import Bell
 from services.core.settings import Settings
-from services.core.specs import Claim, Image, StoredImage
-from worker import batching, encoding
+from services.core.specs import Claim, FailedImage, Image, Shape, StoredImage
+from worker import batching, encoding, retries
 from worker.lease import Held, Interrupted, Lease
 from worker.pipeline import DeviceSick, OutOfMemory, Picture, Pipeline, Spoiled, canary, reproducibility_class
 from worker.retries import Part, Plan
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 LINGER_SECONDS = 0.15
 FRESH_SECONDS = 1.0
 UPLOADS = 8
+REGROW_BATCHES = 50  # after so many good ones the next larger size is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,14 @@ class Rendered:
     picture: Picture
     reproducibility_class: str
     seconds: float
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is known of the device's memory for one shape: the largest declared size that fits, and since when."""
+
+    most: int
+    good_batches: int = 0
 
 
 @dataclass(slots=True)
@@ -68,7 +77,7 @@ class Press:
         self._storing = ThreadPoolExecutor(settings.spool_batches, "store")
         self._uploading = ThreadPoolExecutor(UPLOADS, "upload")
         self._turns = batching.turns()
-        self._most = dict.fromkeys([pipeline.card.revision], max(pipeline.card.batch_sizes))
+        self._memory: dict[Shape, Memory] = {}
         self._charges: dict[int, float] = {}
 
     def run(self, until: Callable[[], bool] = lambda: False) -> bool:
@@ -114,7 +123,7 @@ class Press:
     def _claim(self) -> Held | None:
         """Takes the next images, as soon as the spool has room."""
         while not self._seats.acquire(timeout=0.2):
-            if self.stopping.is_set():
+            if self.stopping.is_set() or self.sick:
                 return None
         held = None
         try:
@@ -129,13 +138,11 @@ class Press:
 
     def _take(self) -> Held | None:
         seats = max(self.pipeline.card.batch_sizes)
-        while True:
+        found = self._candidates()
+        if found.rows and found.age < FRESH_SECONDS and found.most_waiting < seats:
+            time.sleep(LINGER_SECONDS)
             found = self._candidates()
-            if found.rows and found.age < FRESH_SECONDS and found.most_waiting < seats:
-                time.sleep(LINGER_SECONDS)
-                found = self._candidates()
-            if not found.rows:
-                return None
+        while found.rows:
             with self.database.begin() as connection:
                 claim = ledger.claim(
                     connection,
@@ -149,17 +156,18 @@ class Press:
                 held = self.lease.hold(claim)
                 self._after_claim(claim, found, seats)
                 return held
-            # Drained, or all locked by others: lift the marks, so that these are not looked at again.
+            # Drained, or all locked by others: lift the marks, so that these are not looked at again; then the rest.
             with self.database.begin() as connection:
-                if not upkeep.raise_low(connection, found.job_ids):
-                    return None
+                upkeep.raise_low(connection, found.job_ids)
+            found = found.others
+        return None
 
     def _candidates(self) -> ledger.Candidates:
         with self.database.begin() as connection:
             return ledger.candidates(connection, self.pipeline.card.revision, next(self._turns))
 
     def _after_claim(self, claim: Claim, found: ledger.Candidates, seats: int) -> None:
-        """What may follow a claim and is healed by a duty if it does not."""
+        """What may follow a claim and is healed by a duty if it does not. Never raises: the claim is held."""
         for image in claim.images:
             share = batching.cost(claim.shape, 1)
             self._charges[image.tenant_id] = self._charges.get(image.tenant_id, 0.0) + share
@@ -172,15 +180,14 @@ class Press:
             if len(claim.images) < seats:
                 with self.database.begin() as connection:
                     upkeep.raise_low(connection, found.job_ids)
-        except DatabaseAway as error:
+        except Exception as error:
             log.warning("start put off", extra={"claim": claim.id, "error": str(error)})
 
     # Render ---------------------------------------------------------------------------------------------------------
 
     def _render(self, held: Held) -> Outcome:
         claim = held.claim
-        revision = claim.shape.model_revision
-        plan = Plan(self.pipeline.card.batch_sizes, self._most.get(revision, max(self.pipeline.card.batch_sizes)))
+        plan = Plan(self.pipeline.card.batch_sizes, self._most(claim.shape))
         plan.add(claim.images)
         outcome = Outcome(held, plan=plan)
         self.lease.rendering(held)
@@ -202,8 +209,26 @@ class Press:
             self._mark(0)
             self.lease.rendering(None)
             outcome.seconds = time.monotonic() - began
-            self._most[revision] = plan.most
+            self._remember(claim.shape, plan.most)
         return outcome
+
+    def _most(self, shape: Shape) -> int:
+        """The largest declared size to try; one more once the device has done well for a while."""
+        sizes = self.pipeline.card.batch_sizes
+        memory = self._memory.get(shape)
+        if memory is None:
+            return max(sizes)
+        if memory.good_batches >= REGROW_BATCHES:
+            return min((size for size in sizes if size > memory.most), default=memory.most)
+        return memory.most
+
+    def _remember(self, shape: Shape, most: int) -> None:
+        if most == max(self.pipeline.card.batch_sizes):
+            self._memory.pop(shape, None)
+            return
+        memory = self._memory.setdefault(shape, Memory(most))
+        memory.good_batches = memory.good_batches + 1 if memory.most == most else 0
+        memory.most = most
 
     def _render_part(self, part: Part, outcome: Outcome, plan: Plan) -> None:
         began = time.monotonic()
@@ -213,7 +238,9 @@ class Press:
             )
         except OutOfMemory:
             log.warning("out of memory", extra={"claim": outcome.held.claim.id, "size": part.size})
-            plan.out_of_memory(part)
+            if not plan.step_down(part):
+                self.check_device()
+                plan.too_large(part)
         except Interrupted:
             raise
         except Exception as error:
@@ -228,6 +255,10 @@ class Press:
         else:
             seconds = (time.monotonic() - began) / len(part.images)
             name = reproducibility_class(self.pipeline, part.size)
+            if len(pictures) != part.size:
+                raise DeviceSick(f"The pipeline made {len(pictures)} pictures of {part.size}.")
+            if any(isinstance(picture, Spoiled) for picture in pictures[: len(part.images)]):
+                self.check_device()
             for image, picture in zip(part.images, pictures, strict=False):  # the rest is padding
                 if isinstance(picture, Spoiled):
                     plan.spoiled(image, picture.message)
@@ -251,26 +282,31 @@ class Press:
         try:
             stored = [future.result() for future in [self._uploading.submit(self._store, outcome.held, rendered)
                                                      for rendered in outcome.rendered]]  # fmt: skip
-            self._settle(outcome, [image for image in stored if image is not None])
+            unstorable = [image for image in stored if isinstance(image, FailedImage)]
+            self._settle(outcome, [image for image in stored if isinstance(image, StoredImage)], unstorable)
         except Exception:
             log.exception("settle failed; the lease will run out", extra={"claim": outcome.held.claim.id})
         finally:
             self.lease.let_go(outcome.held)
             self._seats.release()
 
-    def _store(self, held: Held, rendered: Rendered) -> StoredImage | None:
+    def _store(self, held: Held, rendered: Rendered) -> StoredImage | FailedImage | None:
         """Encodes and uploads; tries again for as long as the store is away. None: not wanted any more, or not now."""
         image, spec = rendered.image, rendered.image.spec
         if not held.wants(image):
             return None
-        data = encoding.encode(rendered.picture.pixels, image.output_format)
+        try:
+            data = encoding.encode(rendered.picture.pixels, image.output_format)
+        except Exception as error:
+            log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
+            return retries.failure(image, error)
         key = storage.image_key(
             image.tenant_id, jobs.public_id(image.job_id), image.index, spec.render_key(image.output_format),
             image.output_format,
         )  # fmt: skip
         metadata = {"device": self.device, "class": rendered.reproducibility_class}
         pause = 0.2
-        while not held.lost:
+        while not held.lost and held.wants(image):
             try:
                 found = self.store.put(
                     key, data, encoding.MEDIA_TYPES[image.output_format], metadata, claim_id=held.claim.id
@@ -295,10 +331,10 @@ class Press:
             )
         return None
 
-    def _settle(self, outcome: Outcome, stored: list[StoredImage]) -> None:
+    def _settle(self, outcome: Outcome, stored: list[StoredImage], unstorable: list[FailedImage]) -> None:
         """Ends the claim; tries again while the database is away, since a lost reply may hide a commit."""
         claim = outcome.held.claim
-        failed = outcome.plan.failed if outcome.plan else []
+        failed = [*(outcome.plan.failed if outcome.plan else []), *unstorable]
         ended = {(image.job_id, image.index) for image in stored} | {(image.job_id, image.index) for image in failed}
         released = [place for image in claim.images if (place := (image.job_id, image.index)) not in ended]
         pause = 0.1

@@ -41,16 +41,19 @@ class Plan:
     def next(self) -> Part | None:
         return self._parts.pop(0) if self._parts else None
 
-    def out_of_memory(self, part: Part) -> None:
-        """Again in the next smaller declared size; with none left the images fail."""
+    def step_down(self, part: Part) -> bool:
+        """Again in the next smaller declared size; False when there is none."""
         smaller = batching.next_smaller(self.sizes, part.size)
         if smaller is None:
-            self.failed += [_failed(image, "resource", OUT_OF_MEMORY) for image in part.images]
-            return
+            return False
         self.most = smaller
         waiting = [image for other in (part, *self._parts) for image in other.images]
         self._parts.clear()
         self.add(waiting)
+        return True
+
+    def too_large(self, part: Part) -> None:
+        self.failed += [_failed(image, "resource", OUT_OF_MEMORY) for image in part.images]
 
     def stands_alone(self, part: Part) -> bool:
         return len(part.images) == 1
@@ -61,11 +64,15 @@ class Plan:
         self._parts[:0] = [Part(part.images[:middle], part.size), Part(part.images[middle:], part.size)]
 
     def give_up(self, part: Part, error: Exception) -> None:
-        text = f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT]
-        self.failed += [_failed(image, "render_error", text) for image in part.images]
+        self.failed += [failure(image, error) for image in part.images]
 
     def spoiled(self, image: Image, message: str) -> None:
         self.failed.append(_failed(image, "invalid_output", message))
+
+
+def failure(image: Image, error: Exception) -> FailedImage:
+    """An image that raised by itself, standing alone."""
+    return _failed(image, "render_error", f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT])
 
 
 def _failed(image: Image, code: str, message: str) -> FailedImage:

@@ -5,6 +5,7 @@ that it is time to stop. Fixed offsets, one writer for each field.
 """
 
 import mmap
+import os
 import struct
 import time
 
@@ -17,6 +18,7 @@ _REASON, _REASON_LENGTH = 448, 512
 class Shared:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 1024)
+        self.parent = os.getpid()
 
     # The parent's.
     @property

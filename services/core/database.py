@@ -42,6 +42,9 @@ class Database:
             "statement_timeout": "30s",
             "lock_timeout": "10s",
             "idle_in_transaction_session_timeout": "60s",
+            # PostgreSQL 18.6 crashes (signal 11 in perform_pruning_base_step) when a statement that prunes partitions
+            # as it runs meets a row that was changed since its snapshot. Looking into a few more leaves is cheap.
+            "enable_partition_pruning": "off",
         }
         if nested_loops:
             options |= {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
@@ -109,7 +112,7 @@ def _is_outage(error: exc.DBAPIError) -> bool:
         return True
     if isinstance(error, exc.OperationalError | exc.InterfaceError):
         return code is None or code[:2] in ("08", "53", "57", "58")
-    return False
+    return code == "25006"  # read-only: a standby, in the middle of a failover
 
 
 def _first_line(error: exc.DBAPIError) -> str:

@@ -258,6 +258,7 @@ class Submission:
             if getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03":
                 raise IdempotencyBusy from None
             raise
+        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
         if taken:
             return None
         row = connection.execute(_REMEMBERED, {"tenant_id": tenant_id, "key": key}).one_or_none()

@@ -31,7 +31,10 @@ _CANCEL = text("""
 UPDATE jobs SET state = 'cancelling', cancel_requested_at = now()
 WHERE id = :id AND tenant_id = :tenant_id AND state = ANY(:sources)
 """)
+_ALONE = text("SELECT pg_advisory_xact_lock(:id)")
 _CLOSE = text("UPDATE segments SET open = false WHERE job_id = :id AND open")
+_PAUSE = text("UPDATE jobs SET paused = :paused WHERE id = :id AND tenant_id = :tenant_id AND state = ANY(:sources)")
+_OPEN = text("UPDATE segments SET open = :open WHERE job_id = :id")
 _STATE = text("SELECT state FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
 
 _ALL_FINAL = """
@@ -125,6 +128,7 @@ def cancel(connection: Connection, tenant_id: int, job_id: int) -> None:
         Conflict: the job has finished.
     """
     values = {"id": job_id, "tenant_id": tenant_id}
+    connection.execute(_ALONE, {"id": job_id})  # waits for the claims and settles that hold the job, and for no later
     moved = connection.execute(_CANCEL, values | {"sources": states.sources(JobState.CANCELLING)}).rowcount
     if moved:
         connection.execute(_CLOSE, {"id": job_id})
@@ -134,6 +138,19 @@ def cancel(connection: Connection, tenant_id: int, job_id: int) -> None:
         raise NotFound("There is no such job.")
     if state not in (JobState.CANCELLING, JobState.CANCELLED):
         raise Conflict(f"The job is {state}; only a job that has not finished can be cancelled.")
+
+
+def pause(connection: Connection, tenant_id: int, job_id: int, paused: bool) -> None:
+    """Nothing of a paused job is claimed; what is being rendered goes on.
+
+    Raises:
+        NotFound: no such job of this tenant, or none that has work left.
+    """
+    values = {"id": job_id, "tenant_id": tenant_id, "paused": paused}
+    live = sorted(state.value for state in states.CLAIMABLE_JOB_STATES)
+    if not connection.execute(_PAUSE, values | {"sources": live}).rowcount:
+        raise NotFound("There is no such job that could be paused.")
+    connection.execute(_OPEN, {"id": job_id, "open": not paused})
 
 
 def finish(connection: Connection) -> list[int]:

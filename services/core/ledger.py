@@ -3,7 +3,8 @@
 A worker's verbs are fenced by the claim's id, which is never reused; the database's clock is the only clock. All
 functions take an open transaction of the house and never commit.
 
-Locks are taken in one order everywhere: claim, jobs (FOR SHARE, so that no cancel can cross), images, segments.
+Locks are taken in one order everywhere: claim, jobs, images, segments. A job's lock is an advisory one, shared by
+claims and settles and held alone by a cancel: unlike row locks these queue, so a cancel is not overtaken for ever.
 """
 
 from collections.abc import Sequence
@@ -33,8 +34,9 @@ CROSS JOIN LATERAL (
 ORDER BY class.priority <> :turn, class.priority, t.virtual_time, s.job_id, s.id
 """)
 
-# The whole claim in one statement. The job's row is locked FOR SHARE and its state read under that lock, so a cancel
-# that commits first is seen, and one that comes later waits. `taken` is materialised: its LIMIT holds exactly.
+# The claim itself, under the jobs' locks: its snapshot is taken when they are held, so a cancel that committed first
+# is seen, and one that comes later waits. `taken` is materialised: its LIMIT holds exactly.
+# OFFSET 0 keeps the planner from joining the jobs in any other way than segment by segment, in the order given.
 _TAKE = text("""
 WITH taken AS MATERIALIZED (
   SELECT j.tenant_id, j.state AS job_state, i.*
@@ -42,7 +44,7 @@ WITH taken AS MATERIALIZED (
        AS s (job_id, id, low)
   CROSS JOIN LATERAL (
     SELECT tenant_id, state FROM jobs
-    WHERE jobs.id = s.job_id AND state IN ('queued', 'in_progress') AND NOT paused FOR SHARE
+    WHERE jobs.id = s.job_id AND state IN ('queued', 'in_progress') AND NOT paused OFFSET 0
   ) j
   CROSS JOIN LATERAL (
     SELECT job_id, index, attempt, crashes FROM images
@@ -85,8 +87,12 @@ RETURNING claims.id,
   ARRAY(SELECT jobs.id FROM jobs WHERE jobs.id = ANY(job_ids) AND cancel_requested_at IS NOT NULL) AS cancelled
 """)
 
-_LOCK_CLAIM = text("SELECT state, images, job_ids FROM claims WHERE id = :id FOR UPDATE")
-_SHARE_JOBS = text("SELECT id, state FROM jobs WHERE id = ANY(:ids) ORDER BY id FOR SHARE")
+_LOCK_CLAIM = text("""
+SELECT state, images, job_ids,
+       (SELECT count(pg_advisory_xact_lock_shared(job_id)) FROM unnest(job_ids) AS job_id) AS jobs_held
+FROM claims WHERE id = :id FOR UPDATE
+""")
+_SHARE_JOBS = text("SELECT pg_advisory_xact_lock_shared(id) FROM unnest(CAST(:ids AS bigint[])) AS id")
 
 # `low` is lowered without a look at its value: a duty that is raising it right now holds the row's lock, and this
 # statement must wait for it (a guard on the old value would let the image fall below the mark for ever).
@@ -100,23 +106,28 @@ counted AS (
   UPDATE segments SET low = least(segments.low, requeued.low)
   FROM (SELECT job_id, segment_id, min(index) AS low FROM moved WHERE state = 0 GROUP BY job_id, segment_id) requeued
   WHERE segments.job_id = requeued.job_id AND segments.id = requeued.segment_id
+), ended AS (
+  UPDATE claims SET state = :claim_state, ended_at = now(), render_seconds = :render_seconds WHERE id = ANY(:claim_ids)
 )
-SELECT count(*) FROM moved
+SELECT (SELECT count(*) FROM moved) AS images, ARRAY(SELECT id FROM cancelled) AS cancelled
 """
+_CANCELLED = """
+WITH cancelled AS MATERIALIZED (
+  SELECT id FROM jobs WHERE id = ANY(:job_ids) AND state IN ('cancelling', 'cancelled')
+), moved AS ("""
 
-_MOVE = text(f"""
-WITH moved AS (
-  UPDATE images SET state = outcome.state, claim_id = NULL, attempt = attempt + (outcome.state = 3)::integer
-  FROM unnest(CAST(:job_ids AS bigint[]), CAST(:indexes AS integer[]), CAST(:states AS smallint[]))
+_MOVE = text(f"""{_CANCELLED}
+  UPDATE images SET state = CASE WHEN images.job_id IN (SELECT id FROM cancelled) THEN 4 ELSE outcome.state END,
+         claim_id = NULL, attempt = attempt + (outcome.state = 3)::integer
+  FROM unnest(CAST(:in_jobs AS bigint[]), CAST(:indexes AS integer[]), CAST(:states AS smallint[]))
        AS outcome (job_id, index, state)
   WHERE images.job_id = outcome.job_id AND images.index = outcome.index
-    AND images.claim_id = :claim_id AND images.state = 1
+    AND images.claim_id = ANY(:claim_ids) AND images.state = 1
   RETURNING images.job_id, images.index, images.segment_id, images.state
 ), {_MOVED}""")  # noqa: S608  our own text
 
-_TAKE_BACK = text(f"""
-WITH moved AS (
-  UPDATE images SET state = CASE WHEN job_id = ANY(:cancelled) THEN 4 ELSE 0 END, claim_id = NULL,
+_TAKE_BACK = text(f"""{_CANCELLED}
+  UPDATE images SET state = CASE WHEN job_id IN (SELECT id FROM cancelled) THEN 4 ELSE 0 END, claim_id = NULL,
          lost = least(lost + :lost, 32767)
   WHERE claim_id = ANY(:claim_ids) AND job_id = ANY(:job_ids) AND state = 1
   RETURNING job_id, index, segment_id, state
@@ -135,10 +146,6 @@ _FAILURES = text("""
 INSERT INTO failures (job_id, index, code, message, claim_id, device, batch_images)
 SELECT *, :claim_id, :device, :batch_images
 FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:code AS text[]), CAST(:message AS text[]))
-""")
-
-_END_CLAIMS = text("""
-UPDATE claims SET state = :state, ended_at = now(), render_seconds = :render_seconds WHERE id = ANY(:ids)
 """)
 
 _OVERDUE = text("""
@@ -189,6 +196,12 @@ class Candidates:
     def job_ids(self) -> list[int]:
         return sorted({row.job_id for row in _mates(self.rows)})
 
+    @property
+    def others(self) -> "Candidates":
+        """What is left when the first and those that ride with it have nothing."""
+        gone = {(row.job_id, row.id) for row in _mates(self.rows)}
+        return Candidates(tuple(row for row in self.rows if (row.job_id, row.id) not in gone))
+
 
 def candidates(connection: Connection, model_revision: str, turn: int) -> Candidates:
     """The open segments of that revision. `turn` is the priority class that goes first: 0, 1 or 2."""
@@ -205,8 +218,9 @@ def claim(
     """
     if not chosen.rows:
         return None
-    segments = _mates(chosen.rows)
+    segments = _mates(chosen.rows)[:seats]
     first = segments[0]
+    _share_jobs(connection, [row.job_id for row in segments])
     if first.cap is not None:
         seats = min(seats, first.cap)
     rows = connection.execute(
@@ -228,8 +242,8 @@ def claim(
 
 
 def start(connection: Connection, job_ids: Sequence[int]) -> None:
-    """Marks jobs as in progress. Not part of the claim's transaction: it holds those rows shared, and two claims that
-    both wanted to write one would wait for each other. If it is never called, the finishing duty does it."""
+    """Marks jobs as in progress, after the claim's own transaction: no claim waits for another's commit. If it is never
+    called, the finishing duty does it."""
     connection.execute(_START, {"job_ids": list(job_ids)})
 
 
@@ -259,30 +273,32 @@ def settle(
     row = connection.execute(_LOCK_CLAIM, {"id": claim_id}).one_or_none()
     if row is None or row.state != "open":
         return Settlement(Verdict.ALREADY if row and row.state == "settled" else Verdict.FENCED, tuple(stored))
-    cancelled = _share_jobs(connection, row.job_ids)
     outcomes = [(image.job_id, image.index, ImageState.DONE) for image in stored]
     outcomes += [(image.job_id, image.index, ImageState.FAILED) for image in failed]
     outcomes += [(job_id, index, ImageState.QUEUED) for job_id, index in released]
     moved = connection.execute(
         _MOVE,
         {
-            "claim_id": claim_id,
-            "job_ids": [job_id for job_id, _, _ in outcomes],
+            "claim_ids": [claim_id],
+            "job_ids": row.job_ids,
+            "in_jobs": [job_id for job_id, _, _ in outcomes],
             "indexes": [index for _, index, _ in outcomes],
-            "states": [int(ImageState.CANCELLED if job_id in cancelled else state) for job_id, _, state in outcomes],
+            "states": [int(state) for _, _, state in outcomes],
+            "claim_state": "settled",
+            "render_seconds": render_seconds,
         },
-    ).scalar_one()
-    if not moved == len(outcomes) == row.images:
-        raise LedgerBroken(f"Claim {claim_id} holds {row.images} images; {len(outcomes)} outcomes moved {moved}.")
-    visible = [image for image in stored if image.job_id not in cancelled]
+    ).one()
+    if not moved.images == len(outcomes) == row.images:
+        raise LedgerBroken(
+            f"Claim {claim_id} holds {row.images} images; {len(outcomes)} outcomes moved {moved.images}."
+        )
+    visible = [image for image in stored if image.job_id not in moved.cancelled]
     if visible:
-        columns = StoredImage.__slots__
-        values = {name: [getattr(image, name) for image in visible] for name in columns}
+        values = {name: [getattr(image, name) for image in visible] for name in StoredImage.__slots__}
         connection.execute(_RESULTS, values | {"claim_id": claim_id})
     if failed:
         record_failures(connection, claim_id, failed, device=device, batch_images=row.images)
-    end(connection, [claim_id], "settled", render_seconds)
-    return Settlement(Verdict.OK, tuple(image for image in stored if image.job_id in cancelled))
+    return Settlement(Verdict.OK, tuple(image for image in stored if image.job_id in moved.cancelled))
 
 
 def expire(connection: Connection, lease: float) -> int:
@@ -297,17 +313,9 @@ def expire(connection: Connection, lease: float) -> int:
 def take_back(connection: Connection, claims: Sequence[Any], state: str, *, lost: int) -> int:
     """Queues the images of these locked claims (rows with id, job_ids) again; those of cancelled jobs are cancelled."""
     job_ids = sorted({job_id for row in claims for job_id in row.job_ids})
-    cancelled = _share_jobs(connection, job_ids)
-    ids = [row.id for row in claims]
-    values = {"claim_ids": ids, "job_ids": job_ids, "cancelled": sorted(cancelled), "lost": lost}
-    moved = connection.execute(_TAKE_BACK, values).scalar_one()
-    end(connection, ids, state)
-    return int(moved)
-
-
-def end(connection: Connection, claim_ids: Sequence[int], state: str, render_seconds: float | None = None) -> None:
-    values = {"ids": list(claim_ids), "state": state, "render_seconds": render_seconds}
-    connection.execute(_END_CLAIMS, values)
+    _share_jobs(connection, job_ids)
+    values = {"claim_ids": [row.id for row in claims], "job_ids": job_ids, "lost": lost, "claim_state": state}
+    return int(connection.execute(_TAKE_BACK, values | {"render_seconds": None}).one().images)
 
 
 def record_failures(
@@ -325,10 +333,10 @@ def _mates(rows: Sequence[Any]) -> list[Any]:
     return [row for row in rows if row.cap is None and _shape(row) == _shape(first)]
 
 
-def _share_jobs(connection: Connection, job_ids: Sequence[int]) -> frozenset[int]:
-    """Holds the jobs' rows against a crossing cancel; returns those cancelled before."""
-    rows = connection.execute(_SHARE_JOBS, {"ids": list(job_ids)})
-    return frozenset(row.id for row in rows if row.state in ("cancelling", "cancelled"))
+def _share_jobs(connection: Connection, job_ids: Sequence[int]) -> None:
+    """Until this transaction ends no cancel of these jobs can begin. In order of ids, in a statement of its own: the
+    next one sees all that was committed before the locks were had."""
+    connection.execute(_SHARE_JOBS, {"ids": sorted(set(job_ids))})
 
 
 def _shape(row: Any) -> tuple[int, int, int, bool]:

@@ -72,7 +72,8 @@ class S3Store:
 
     def put(self, key: str, data: bytes, media_type: str, metadata: dict[str, str], *, claim_id: int) -> StoredObject:
         digest = hashlib.sha256(data)
-        metadata = metadata | {"sha256": digest.hexdigest(), "claim": str(claim_id)}
+        metadata = {name: value.encode("ascii", "replace").decode() for name, value in metadata.items()}
+        metadata |= {"sha256": digest.hexdigest(), "claim": str(claim_id)}
         if self._writes_conditionally():
             if self._put_new(key, data, media_type, metadata):
                 return StoredObject(key, digest.digest(), len(data), metadata)

@@ -24,15 +24,15 @@ _OPEN_CLAIMS = text("""
 SELECT id, job_ids, images FROM claims WHERE worker_id = :worker_id AND state = 'open' ORDER BY id FOR UPDATE
 """)
 _CLAIMED = text("SELECT job_id, index FROM images WHERE claim_id = :claim_id AND job_id = ANY(:job_ids)")
-_CRASHED_BEFORE = text("""
-SELECT EXISTS (SELECT FROM failures f JOIN unnest(CAST(:job_ids AS bigint[]), CAST(:indexes AS integer[]))
-  AS i (job_id, index) ON f.job_id = i.job_id AND f.index = i.index WHERE f.code = 'crash')
-""")
 # Crashes of claims none of whose images had crashed before, by device: a poison prompt makes one of these, then it is
-# a suspect; a sick device or a bad deploy makes one after another.
+# a suspect; a sick device or a bad deploy makes one after another, and completes nothing in between.
 _FRESH_CRASHES = text("""
 SELECT device, count(DISTINCT claim_id) AS crashes FROM failures f
 WHERE code = 'crash' AND failed_at > now() - interval '10 minutes'
+  AND failed_at > coalesce((
+    SELECT max(ended_at) FROM claims JOIN workers ON workers.id = claims.worker_id
+    WHERE claims.state = 'settled' AND ended_at > now() - interval '10 minutes' AND render_seconds > 0
+      AND workers.host || ' ' || workers.device = f.device), '-infinity')
   AND NOT EXISTS (SELECT FROM failures e WHERE e.job_id = f.job_id AND e.index = f.index AND e.code = 'crash'
                   AND e.id < f.id AND e.claim_id <> f.claim_id)
 GROUP BY device

@@ -41,6 +41,7 @@ tenants = Table(
     Column("weight", REAL, nullable=False, server_default=text("1")),
     Column("virtual_time", Double, nullable=False, server_default=zero),
     Column("created_at", Moment, nullable=False, server_default=now),
+    CheckConstraint("weight > 0", name="tenants_weight"),
 )
 
 api_keys = Table(

@@ -89,9 +89,14 @@ _FORGET_WORKERS = text("DELETE FROM workers WHERE seen_at < now() - interval '1 
 _MAKE_PARTITIONS = text("SELECT presswork_make_partitions((now() AT TIME ZONE 'UTC')::date, :weeks)")
 
 
+def alone(connection: Connection) -> bool:
+    """Whether nobody else keeps house right now; until this transaction ends nobody else will."""
+    return bool(connection.execute(text("SELECT pg_try_advisory_xact_lock(7209412)")).scalar_one())
+
+
 def fold(connection: Connection) -> int:
     """Adds the deltas up into the counters; returns for how many jobs. One at a time: a second one does nothing."""
-    if not connection.execute(text("SELECT pg_try_advisory_xact_lock(7209412)")).scalar_one():
+    if not alone(connection):
         return 0
     return connection.execute(_FOLD).rowcount
 

@@ -10,7 +10,7 @@ INSERT INTO workers (id, host, pid, device, model, model_revision, state)
 VALUES (:id, :host, :pid, :device, :model, :model_revision, :state)
 ON CONFLICT (id) DO UPDATE SET state = excluded.state, seen_at = now()
 """)
-_BEAT = text("UPDATE workers SET seen_at = now(), state = :state WHERE id = :id AND state <> 'crashed'")
+_BEAT = text("UPDATE workers SET seen_at = now(), state = :state WHERE id = :id")
 
 _SEEN = text("""
 SELECT EXISTS (SELECT FROM workers
@@ -31,6 +31,6 @@ def register(
     connection.execute(_REGISTER, values | {"model_revision": revision, "state": state})
 
 
-def beat(connection: Connection, worker_id: str, state: str) -> None:
-    """`state` is ready, busy, sick or stopped."""
-    connection.execute(_BEAT, {"id": worker_id, "state": state})
+def beat(connection: Connection, worker_id: str, state: str) -> bool:
+    """`state` is ready, busy, sick or stopped. False: nobody knows this worker."""
+    return connection.execute(_BEAT, {"id": worker_id, "state": state}).rowcount == 1

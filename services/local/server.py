@@ -14,6 +14,7 @@ from services.local.errors import PortTaken, ServerFailed
 from services.local.home import Home
 
 Say = Callable[[str], None]
+DIAGNOSTICS = ("MALLOC_PERTURB_",)  # the C library poisons freed memory: our tests run the servers so
 IN_USE = ("address already in use", "could not bind", "bind: ")
 
 
@@ -84,7 +85,9 @@ class Server(ABC):
     def environment(self, **more: str) -> dict[str, str]:
         """A bare environment: nothing of the user's reaches a server, neither credentials nor configuration."""
         home = str(self.folder)
-        return {"PATH": os.environ.get("PATH", os.defpath), "HOME": home, "LC_ALL": "C", "TZ": "UTC", **more}
+        poison = {name: os.environ[name] for name in DIAGNOSTICS if name in os.environ}
+        path = os.environ.get("PATH", os.defpath)
+        return {"PATH": path, "HOME": home, "LC_ALL": "C", "TZ": "UTC", **poison, **more}
 
     def _clear_leftovers(self) -> bool:
         """Those of an unknown death were told to stop and get time for it; those of one that we saw get little."""

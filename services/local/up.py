@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.core import database, storage, tenants
+from services.core import database, storage, tenants, upkeep
 from services.core.errors import PressworkError
 from services.core.settings import Settings
 from services.local.child import Child
@@ -97,6 +97,7 @@ def _saved_key(settings: Settings, home: Home) -> str:
     core = database.Database(settings.database_url, application="presswork up", pool_size=1)
     try:
         with core.begin() as connection:
+            upkeep.make_partitions(connection)  # a folder that lay still for months gets this week's before any job
             key = file.read_text(encoding="utf-8").strip() if file.exists() else ""
             if tenants.authenticate(connection, settings.secret, key) is None:
                 key = tenants.issue_key(connection, settings.secret, tenants.default_tenant(connection), "local")

@@ -6,9 +6,8 @@ import threading
 import time
 
 import psycopg
-from sqlalchemy import text
 
-from services.core import ledger, upkeep
+from services.core import jobs, ledger, upkeep
 from services.core.specs import Claim
 from tests import factories
 from tests.benchmarks.house import House, house
@@ -23,23 +22,26 @@ SAMPLES = 60
 def run() -> None:
     worst: dict[int, float] = {}
     median: dict[int, float] = {}
+    five: dict[int, list[float]] = {}
     for size in SIZES:
         with house() as ours:
             _without_vacuum(ours)
             factories.register(ours.database)
             if size == SIZES[-1]:
                 paused = factories.submit(ours.database, ours.settings, [{"prompt": "paused", "n": 1000}] * 1000)
-                with ours.database.begin() as connection:
-                    connection.execute(text("UPDATE jobs SET paused = true WHERE id = :id"), {"id": paused})
+                with ours.database.begin(factories.TENANT) as connection:
+                    jobs.pause(connection, factories.TENANT, paused, True)
             factories.submit(ours.database, ours.settings, [{"prompt": "a mug", "n": 1000}] * (size // 1000))
             _drain(ours, size // 2)
             costs = _costs(ours, min(SAMPLES, size // 2 // 16 - 1))
             # The second worst: one stutter of the machine says nothing about the queue.
+            five[size] = [round(cost * 1000, 1) for cost in sorted(costs)[-5:]]
             worst[size], median[size] = sorted(costs)[-2], statistics.median(costs)
             rate = _rate(ours) if size == SIZES[-1] else 0.0
     report(
         "claim", worst[SIZES[-1]] * 1000, worst[SIZES[0]] * 1000, "ms, worst claim of 1,000,000 images queued",
         "worst claim of 1,000 queued",
+        five_worst_ms={f"{size:,}": costs for size, costs in five.items()},
         worst_ms={f"{size:,}": round(cost * 1000, 2) for size, cost in worst.items()},
         median_ms={f"{size:,}": round(cost * 1000, 2) for size, cost in median.items()},
         claim_and_settle_images_per_second=round(rate), threads=THREADS, images_per_claim=16,

@@ -4,11 +4,13 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from sqlalchemy import text
 
-from services.core import jobs, ledger, upkeep, views
+from services.core import jobs, ledger, tables, upkeep, views
+from services.core.contact import Contact
 from services.core.database import Database
 from services.core.errors import Conflict, LedgerBroken
 from services.core.ledger import Verdict
@@ -17,6 +19,7 @@ from services.core.specs import FailedImage
 from services.core.states import ImageState
 from tests import factories
 from tests.factories import TENANT, claim, places, settle, stored, submit
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -278,9 +281,12 @@ def test_a_drained_segment_is_not_looked_at_again_and_a_release_brings_it_back(d
 
 def test_a_paused_job_is_not_claimed(database, settings):
     job_id = submit(database, settings, 4)
-    with database.begin() as connection:
-        connection.execute(text("UPDATE jobs SET paused = true WHERE id = :id"), {"id": job_id})
+    with database.begin(TENANT) as connection:
+        jobs.pause(connection, TENANT, job_id, True)
     assert claim(database) is None
+    with database.begin(TENANT) as connection:
+        jobs.pause(connection, TENANT, job_id, False)
+    assert len(claim(database).images) == 4
 
 
 def test_free_seats_are_filled_from_other_jobs_of_the_same_shape_alone(database, settings):
@@ -417,3 +423,67 @@ def test_partitions_are_made_ahead_and_only_once(database):
     with database.begin() as connection:
         assert upkeep.make_partitions(connection, 8) == 9
         assert upkeep.make_partitions(connection, 8) == 0
+
+
+def test_a_cancel_is_not_overtaken_for_ever_by_claims_and_settles_of_its_job(database, settings):
+    job_id = submit(database, settings, 20_000)
+    working = threading.Event()
+    working.set()
+    settled = Counter[str]()
+
+    def work(name: str) -> None:
+        while working.is_set() and (taken := claim(database, seats=4, worker=name)):
+            settle(database, taken, released=places(taken))
+            settled[name] += 1
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in "abcdefgh"]
+    for thread in threads:
+        thread.start()
+    until(lambda: sum(settled.values()) > 50)
+    with database.begin(TENANT) as connection:  # a lock that is not had in ten seconds is an error
+        jobs.cancel(connection, TENANT, job_id)
+    working.clear()
+    for thread in threads:
+        thread.join()
+    while sweep(database):
+        pass
+    assert counts_match(database, job_id)["cancelled"] == 20_000
+
+
+def sweep(database: Database) -> int:
+    with database.begin() as connection:
+        return upkeep.sweep_cancelled(connection, 900)
+
+
+def test_crossing_sweeps_cancel_every_image_once(database, settings):
+    """Two sweeps meet rows that the other has just changed. With partitions pruned as the statement runs this ended
+    the server."""
+    ids = [submit(database, settings, 400) for _ in range(4)]
+    for job_id in ids:
+        with database.begin(TENANT) as connection:
+            jobs.cancel(connection, TENANT, job_id)
+    with ThreadPoolExecutor(6) as pool:
+        swept = sum(pool.map(lambda _: sweep(database), range(36)))
+    assert swept == 1_600
+    for job_id in ids:
+        assert counts_match(database, job_id)["cancelled"] == 400
+
+
+def test_rows_that_came_before_their_partition_do_not_stop_the_making_of_others(database):
+    with database.begin() as connection:
+        upkeep.make_partitions(connection, 5)
+    ahead = tables.id_floor(datetime.now(UTC) + timedelta(weeks=6))
+    with database.begin() as connection:
+        connection.execute(
+            text("INSERT INTO images_default (job_id, index, segment_id) VALUES (:id, 0, 0)"), {"id": ahead}
+        )
+    with database.begin() as connection:
+        assert upkeep.make_partitions(connection, 9) == 4 * 3 - 1
+
+
+def test_an_outage_longer_than_a_lease_expires_nothing_until_a_lease_after_it():
+    contact = Contact()
+    assert contact.steady(1000.0)
+    contact.lost()
+    assert not contact.steady(1000.0)
+    assert contact.steady(0.0)

@@ -19,6 +19,7 @@ from tests.factories import TENANT, submit
 from tests.proxy import Proxy
 from tests.waiting import until
 from worker.lease import Lease
+from worker.pipeline import OutOfMemory, Picture, Spoiled
 from worker.pipelines.simulated import SimulatedPipeline
 from worker.render import Press
 
@@ -39,7 +40,7 @@ def make_press(database_url: str, fast: Settings, store: storage.S3Store) -> Ite
     def make(settings: Settings = fast, worker: str = "worker-1", **parts: object) -> Press:
         database = Database(database_url, application=worker, pool_size=8, nested_loops=True)
         databases.append(database)
-        pipeline = SimulatedPipeline(settings)
+        pipeline = parts.get("pipeline", SimulatedPipeline)(settings)
         with database.begin() as connection:
             models.register(connection, pipeline.card)
         lease = Lease(database, settings)
@@ -232,3 +233,101 @@ def test_the_next_batch_is_claimed_while_one_renders(make_press, database, fast)
 
     until(open_claims, seconds=1.0)
     worker.join()
+
+
+class Broken(SimulatedPipeline):
+    """A device that gives nothing but NaN."""
+
+    def render(self, batch, on_step):
+        return [Spoiled()] * batch.size
+
+
+class Full(SimulatedPipeline):
+    """A device whose memory something else has taken."""
+
+    def render(self, batch, on_step):
+        raise OutOfMemory
+
+
+class Odd(SimulatedPipeline):
+    """Makes of one prompt a picture that no encoder takes."""
+
+    def render(self, batch, on_step):
+        pictures = list(super().render(batch, on_step))
+        for slot, spec in enumerate(batch.specs):
+            if "odd" in spec.prompt:
+                pictures[slot] = Picture(pictures[slot].pixels[..., 0, :1, None, None])
+        return pictures
+
+
+@pytest.mark.parametrize("device", [Broken, Full])
+def test_a_device_that_cannot_even_render_its_canary_fails_nothing(make_press, database, fast, device):
+    press = make_press(pipeline=device)
+    job_id = submit(database, fast, mugs(48))
+    press.run()
+    assert press.sick
+    assert counts(database, job_id) == {"queued": 48}
+
+
+def test_a_picture_that_cannot_be_encoded_fails_alone(make_press, database, fast):
+    press = make_press(pipeline=Odd)
+    job_id = submit(database, fast, mugs(16, _9="an odd mug"))
+    press.run()
+    assert counts(database, job_id) == {"done": 15, "failed": 1}
+    assert [image.index for image in images(database, job_id, ImageState.FAILED)] == [9]
+
+
+def test_what_one_shape_has_not_another_may_have(make_press, database, fast):
+    """A job in front of which nothing can be had just now does not keep the device from the next one."""
+    press = make_press()
+    first = submit(database, fast, mugs(4))
+    with database.begin() as connection:  # paused in this very moment: its segments still look open
+        connection.execute(text("UPDATE jobs SET paused = true WHERE id = :id"), {"id": first})
+    other = submit(database, fast, [{"prompt": "a mug", "size": "128x128"}] * 4)
+    press.run()
+    assert counts(database, other) == {"done": 4}
+    assert counts(database, first) == {"queued": 4}
+
+
+def test_a_cancelled_job_ends_though_the_store_is_away(make_press, database, fast):
+    target = urlsplit(fast.s3_endpoint_url)
+    proxy = Proxy(target.hostname, target.port)
+    proxied = storage.S3Store(dataclasses.replace(fast, s3_endpoint_url=f"http://127.0.0.1:{proxy.port}"))
+    proxied.prepare()
+    press = make_press(store=proxied)
+    job_id = submit(database, fast, mugs(16))
+    proxy.cut()
+    worker = threading.Thread(target=press.run)
+    worker.start()
+    until(lambda: counts(database, job_id) == {"rendering": 16})
+    with database.begin(TENANT) as connection:
+        jobs.cancel(connection, TENANT, job_id)
+    worker.join(20)
+    assert counts(database, job_id) == {"cancelled": 16}
+    proxy.close()
+
+
+def test_the_same_spec_gives_the_same_file_in_any_slot_of_a_halved_batch_too(make_press, database, fast):
+    press = make_press()
+    rows = mugs(16)
+    straight = submit(database, fast, rows)
+    press.run()
+    turned = submit(database, fast, [*reversed(rows[:15]), {**rows[15], "prompt": "fault:raise"}])
+    press.run()
+    one = {image.seed: (image.sha256, image.reproducibility_class) for image in images(database, straight)}
+    other = {image.seed: (image.sha256, image.reproducibility_class) for image in images(database, turned)}
+    del one[15], other[15]
+    assert one == other
+
+
+def test_every_image_has_one_object_in_the_store_and_there_is_no_other(make_press, database, fast, store):
+    press = make_press(dataclasses.replace(fast, bucket="one-object"), store=(own := own_store(fast)))
+    own.prepare()
+    job_id = submit(database, fast, mugs(40))
+    press.run()
+    keys = {entry["Key"] for entry in own._client.list_objects_v2(Bucket="one-object")["Contents"]}
+    assert keys - {"probe/conditional-write"} == {image.object_key for image in images(database, job_id)}
+
+
+def own_store(settings: Settings) -> storage.S3Store:
+    return storage.S3Store(dataclasses.replace(settings, bucket="one-object"))

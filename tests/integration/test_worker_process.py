@@ -237,3 +237,61 @@ def test_a_child_that_dies_while_redis_is_away_is_replaced_or_the_worker_ends(st
         start(REDIS_URL="redis://127.0.0.1:9/0")
     job_id = submit(database, settings, mugs(8))
     until(lambda: counts(database, job_id) == {"done": 8})
+
+
+@pytest.mark.timeout(90)
+def test_a_device_that_ends_every_process_ends_the_worker_and_fails_no_image(start, database, settings, tmp_path):
+    worker = start(PRESSWORK_MODEL_DIR=str(tmp_path), PRESSWORK_SICK_SECONDS="0.1")
+    (tmp_path / "sick-kill").touch()
+    job_id = submit(database, settings, mugs(40))
+    assert worker.popen.wait(60) == 72
+    assert "dies before it has loaded the pipeline" in worker.text()
+    (tmp_path / "sick-kill").unlink()
+    start(PRESSWORK_MODEL_DIR=str(tmp_path))
+    until(lambda: counts(database, job_id) == {"done": 40}, seconds=40)
+
+
+@pytest.mark.timeout(90)
+def test_a_database_cut_off_for_longer_than_a_lease_loses_no_work_and_uses_no_attempt(start, database, settings):
+    target = urlsplit(settings.database_url)
+    proxy = Proxy(target.hostname, target.port)
+    start(
+        DATABASE_URL=settings.database_url.replace(f":{target.port}", f":{proxy.port}"),
+        PRESSWORK_SIMULATED_BATCH_MS="200",
+    )
+    job_id = submit(database, settings, mugs(100))
+    until(lambda: counts(database, job_id).get("rendering"))
+    proxy.cut()
+    time.sleep(float(LEASE) * 1.5)
+    proxy.mend()
+    until(lambda: counts(database, job_id) == {"done": 100}, seconds=60)
+    with database.begin() as connection:
+        assert connection.execute(text("SELECT max(attempt), max(lost), max(crashes) FROM images")).one() == (0, 0, 0)
+    proxy.close()
+
+
+def test_what_a_killed_worker_held_is_claimed_again_within_a_lease_and_a_sweep(start, database, settings):
+    worker = start(PRESSWORK_SIMULATED_BATCH_MS="500")
+    job_id = submit(database, settings, mugs(16))
+    until(lambda: counts(database, job_id).get("rendering"))
+    start()
+    worker.kill()
+    until(lambda: counts(database, job_id) == {"done": 16})
+    with database.begin() as connection:
+        late = connection.execute(text(
+            "SELECT extract(epoch FROM max(created_at) - min(expires_at)) FROM claims"
+        )).scalar_one()  # fmt: skip
+    assert late < 5.0  # the sweep; the lease itself is over at expires_at
+
+
+def test_without_redis_work_begins_within_five_seconds(start, database, settings):
+    start(REDIS_URL="redis://127.0.0.1:9/0")
+    submit(database, settings, mugs(4))
+
+    def waited() -> float | None:
+        with database.begin() as connection:
+            return connection.execute(text(
+                "SELECT extract(epoch FROM c.created_at - s.created_at) FROM claims c, segments s"
+            )).scalar_one_or_none()  # fmt: skip
+
+    assert until(waited) < 5.0

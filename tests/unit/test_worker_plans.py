@@ -42,7 +42,7 @@ def test_of_thirteen_turns_eight_are_high_four_normal_and_one_low():
 def test_memory_that_does_not_do_steps_down_for_all_that_is_left():
     plan = Plan(SIZES, 16)
     plan.add(images(16))
-    plan.out_of_memory(plan.next())
+    assert plan.step_down(plan.next())
     parts = [plan.next(), plan.next()]
     assert [(len(part.images), part.size) for part in parts] == [(8, 8), (8, 8)]
     assert plan.most == 8
@@ -51,7 +51,9 @@ def test_memory_that_does_not_do_steps_down_for_all_that_is_left():
 def test_memory_that_does_not_do_for_one_fails_it():
     plan = Plan(SIZES, 1)
     plan.add(images(2))
-    plan.out_of_memory(plan.next())
+    part = plan.next()
+    assert not plan.step_down(part)
+    plan.too_large(part)
     assert [(image.index, image.code) for image in plan.failed] == [(0, "resource")]
     assert len(plan.next().images) == 1
 

