@@ -7,13 +7,13 @@ of claims is in hand at any time, so a store that is away fills the spool and th
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from services.core import jobs, ledger, storage, suspects, upkeep
 from services.core.database import Database
-from services.core.errors import Away, DatabaseAway, StoreAway
+from services.core.errors import Away, StoreAway, StoreRefused
 from services.core.queues import Bell
 from services.core.settings import Settings
 from services.core.specs import Claim, FailedImage, Image, Shape, StoredImage
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 LINGER_SECONDS = 0.15
 FRESH_SECONDS = 1.0
 UPLOADS = 8
+REFUSED_LEASES = 2  # a store that refuses us for so long may take others' images: give ours back
 REGROW_BATCHES = 50  # after so many good ones the next larger size is tried again
 
 
@@ -79,6 +80,7 @@ class Press:
         self._turns = batching.turns()
         self._memory: dict[Shape, Memory] = {}
         self._charges: dict[int, float] = {}
+        self._refused = False
 
     def run(self, until: Callable[[], bool] = lambda: False) -> bool:
         """Works until nothing waits, `until()` says so or the worker stops. False: another thread is at it."""
@@ -128,13 +130,20 @@ class Press:
         held = None
         try:
             if not self.stopping.is_set() and not self.sick:
+                self._check_store()
                 held = self._take()
-        except DatabaseAway as error:
+        except Away as error:
             log.warning("claim put off", extra={"error": str(error)})
         finally:
             if held is None:
                 self._seats.release()
         return held
+
+    def _check_store(self) -> None:
+        """After a store has refused for long: nothing is claimed until it takes us again."""
+        if self._refused:
+            self.store.check()
+            self._refused = False
 
     def _take(self) -> Held | None:
         seats = max(self.pipeline.card.batch_sizes)
@@ -305,14 +314,16 @@ class Press:
             image.output_format,
         )  # fmt: skip
         metadata = {"device": self.device, "class": rendered.reproducibility_class}
-        pause = 0.2
+        pause, refused_until = 0.2, time.monotonic() + REFUSED_LEASES * self.settings.lease_seconds
         while not held.lost and held.wants(image):
             try:
                 found = self.store.put(
                     key, data, encoding.MEDIA_TYPES[image.output_format], metadata, claim_id=held.claim.id
                 )
             except StoreAway as error:
-                if self.stopping.is_set():
+                if isinstance(error, StoreRefused) and time.monotonic() > refused_until:
+                    self._refused = True
+                if self.stopping.is_set() or self._refused:
                     break
                 log.warning("store away", extra={"claim": held.claim.id, "error": str(error)})
                 time.sleep(pause)
@@ -354,8 +365,18 @@ class Press:
                 log.warning("settle put off", extra={"claim": claim.id, "error": str(error)})
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
+        if settlement.verdict is ledger.Verdict.OK:
+            self._drop(settlement.dropped)
         log.info(
             "settled",
             extra={"claim": claim.id, "verdict": settlement.verdict.value, "done": len(stored), "failed": len(failed),
                    "released": len(released)},
         )  # fmt: skip
+
+    def _drop(self, images: Sequence[StoredImage]) -> None:
+        """Removes the objects of images that were cancelled while they were stored: nobody will ask for them."""
+        for image in images:
+            try:
+                self.store.drop(image.object_key)
+            except StoreAway as error:
+                log.warning("object left behind", extra={"key": image.object_key, "error": str(error)})

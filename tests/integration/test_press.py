@@ -331,3 +331,17 @@ def test_every_image_has_one_object_in_the_store_and_there_is_no_other(make_pres
 
 def own_store(settings: Settings) -> storage.S3Store:
     return storage.S3Store(dataclasses.replace(settings, bucket="one-object"))
+
+
+def test_a_store_that_refuses_one_worker_for_long_gives_its_images_to_others(make_press, database, fast):
+    stranger = storage.S3Store(dataclasses.replace(fast, s3_secret_key="wrong"))
+    stranger._conditional = True
+    press = make_press(store=stranger)
+    job_id = submit(database, fast, mugs(16))
+    press.run()
+    assert counts(database, job_id) == {"queued": 16}
+    press.run()  # and it claims nothing more while it is refused
+    with database.begin() as connection:
+        assert connection.execute(text("SELECT count(*) FROM claims")).scalar_one() == 1
+    make_press(worker="worker-2").run()
+    assert counts(database, job_id) == {"done": 16}
