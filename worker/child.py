@@ -66,11 +66,11 @@ class Child:
             log.warning("device rests", extra={"seconds": self.settings.sick_seconds})
             self._rest()
         try:
-            self.press.check_device()
+            self.press.device.check()
         except PressworkError as error:
             log.error("device sick", extra={"error": str(error)})
-            self.press.sick = True
-        self.shared.ready(self.press.device)
+            self.press.device.sick = True
+        self.shared.ready(self.press.device.name)
         self._insist(self._register)
         for name, verb in (("housekeeping", self._keep_house), ("timer", self._look_for_work)):
             threading.Thread(target=verb, name=name, daemon=True).start()
@@ -100,8 +100,8 @@ class Child:
 
     def _register(self) -> None:
         with self.database.begin() as connection:
-            if self.press.sick:
-                suspects.device_sick(connection, self.press.device)
+            if self.press.device.sick:
+                suspects.device_sick(connection, self.press.device.name)
             else:
                 models.register(connection, self.pipeline.card)
             workers.register(
@@ -112,7 +112,7 @@ class Child:
                 device=self.pipeline.device,
                 model=self.pipeline.card.name,
                 revision=self.pipeline.card.revision,
-                state="sick" if self.press.sick else "ready",
+                state="sick" if self.press.device.sick else "ready",
             )
 
     def _insist(self, verb: Callable[[], None]) -> None:
@@ -139,7 +139,7 @@ class Child:
             self._leave_if_orphaned()
             if self.shared.stopping:
                 self.press.stopping.set()
-            if self.press.sick:
+            if self.press.device.sick:
                 sick_since = sick_since or time.monotonic()
                 self._leave_if_sick(sick_since)
             try:
@@ -159,7 +159,7 @@ class Child:
 
     def _tick(self) -> None:
         """What any worker does for all, so that a dead scheduler strands nothing."""
-        self._beat("sick" if self.press.sick else "busy" if self.press.busy else "ready")
+        self._beat("sick" if self.press.device.sick else "busy" if self.press.busy else "ready")
         for verb in (self._expire, upkeep.fold, upkeep.raise_low):
             with self.database.begin() as connection:
                 if upkeep.alone(connection):

@@ -128,7 +128,7 @@ def test_a_sick_device_fails_nothing_gives_all_back_and_stops_claiming(make_pres
     job_id = submit(database, fast, mugs(40))
     (tmp_path / "sick").touch()
     press.run()
-    assert press.sick
+    assert press.device.sick
     assert counts(database, job_id) == {"queued": 40}
     with database.begin() as connection:
         assert connection.execute(text("SELECT max(attempt) FROM images")).scalar_one() == 0
@@ -265,7 +265,7 @@ def test_a_device_that_cannot_even_render_its_canary_fails_nothing(make_press, d
     press = make_press(pipeline=device)
     job_id = submit(database, fast, mugs(48))
     press.run()
-    assert press.sick
+    assert press.device.sick
     assert counts(database, job_id) == {"queued": 48}
 
 

@@ -1,0 +1,145 @@
+"""The device: renders a claim part by part, and tells a bad prompt from a device that is sick or short of memory."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.core.specs import Image, Shape
+from worker import batching
+from worker.lease import Held, Interrupted, Lease
+from worker.pipeline import DeviceSick, OutOfMemory, Picture, Pipeline, Spoiled, canary, reproducibility_class
+from worker.retries import Part, Plan
+
+log = logging.getLogger(__name__)
+REGROW_BATCHES = 50  # after so many good ones the next larger size is tried again
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One image as it came off the device, waiting in the spool."""
+
+    image: Image
+    picture: Picture
+    reproducibility_class: str
+    seconds: float
+
+
+@dataclass(slots=True)
+class Memory:
+    """What is known of the device's memory for one shape: the largest declared size that fits, and since when."""
+
+    most: int
+    good_batches: int = 0
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What rendering made of a claim. Images in neither list were not rendered: they are released."""
+
+    held: Held
+    rendered: list[Rendered] = field(default_factory=list)
+    plan: Plan | None = None
+    seconds: float = 0.0
+
+
+class Device:
+    """One pipeline and what is known of it. Used by one thread at a time."""
+
+    def __init__(self, pipeline: Pipeline, lease: Lease, name: str, mark: Callable[[int], None]) -> None:
+        self.pipeline, self.lease, self.name = pipeline, lease, name
+        self.sick = False
+        self._mark = mark
+        self._memory: dict[Shape, Memory] = {}
+
+    def render(self, held: Held) -> Outcome:
+        """Renders what it can of a claim, and stops at once when nobody wants it any more."""
+        claim = held.claim
+        plan = Plan(self.pipeline.card.batch_sizes, self._most(claim.shape))
+        plan.add(claim.images)
+        outcome = Outcome(held, plan=plan)
+        self.lease.rendering(held)
+        self._mark(claim.id)
+        began = time.monotonic()
+        try:
+            while part := plan.next():
+                self._render_part(part, outcome, plan)
+        except Interrupted:
+            log.info("render interrupted", extra={"claim": claim.id, "fenced": held.fenced})
+        except DeviceSick as error:
+            log.error("device sick", extra={"claim": claim.id, "error": str(error)})
+            self.sick = True
+            plan.failed.clear()
+            outcome.rendered.clear()
+        except Exception:
+            log.exception("render failed; what is left is released", extra={"claim": claim.id})
+        finally:
+            self._mark(0)
+            self.lease.rendering(None)
+            outcome.seconds = time.monotonic() - began
+            self._remember(claim.shape, plan.most)
+        return outcome
+
+    def _most(self, shape: Shape) -> int:
+        """The largest declared size to try; one more once the device has done well for a while."""
+        sizes = self.pipeline.card.batch_sizes
+        memory = self._memory.get(shape)
+        if memory is None:
+            return max(sizes)
+        if memory.good_batches >= REGROW_BATCHES:
+            return min((size for size in sizes if size > memory.most), default=memory.most)
+        return memory.most
+
+    def _remember(self, shape: Shape, most: int) -> None:
+        if most == max(self.pipeline.card.batch_sizes):
+            self._memory.pop(shape, None)
+            return
+        memory = self._memory.setdefault(shape, Memory(most))
+        memory.good_batches = memory.good_batches + 1 if memory.most == most else 0
+        memory.most = most
+
+    def _render_part(self, part: Part, outcome: Outcome, plan: Plan) -> None:
+        began = time.monotonic()
+        try:
+            pictures = self.pipeline.render(
+                batching.form(part.images, outcome.held.claim.shape, part.size), self.lease.on_step
+            )
+        except OutOfMemory:
+            log.warning("out of memory", extra={"claim": outcome.held.claim.id, "size": part.size})
+            if not plan.step_down(part):
+                self.check()
+                plan.too_large(part)
+        except Interrupted:
+            raise
+        except Exception as error:
+            log.warning(
+                "batch failed", extra={"claim": outcome.held.claim.id, "images": len(part.images)}, exc_info=True
+            )
+            if not plan.stands_alone(part):
+                plan.halve(part)
+            else:
+                self.check()
+                plan.give_up(part, error)
+        else:
+            seconds = (time.monotonic() - began) / len(part.images)
+            name = reproducibility_class(self.pipeline, part.size)
+            if len(pictures) != part.size:
+                raise DeviceSick(f"The pipeline made {len(pictures)} pictures of {part.size}.")
+            if any(isinstance(picture, Spoiled) for picture in pictures[: len(part.images)]):
+                self.check()
+            for image, picture in zip(part.images, pictures, strict=False):  # the rest is padding
+                if isinstance(picture, Spoiled):
+                    plan.spoiled(image, picture.message)
+                else:
+                    outcome.rendered.append(Rendered(image, picture, name, seconds))
+
+    def check(self) -> None:
+        """Renders the canary. Raises DeviceSick when that fails: then it was not the prompt."""
+        try:
+            (picture, *_) = self.pipeline.render(canary(self.pipeline.card), self.lease.on_step)
+        except Interrupted:
+            raise
+        except Exception as error:
+            raise DeviceSick(f"The device failed on the canary image: {error}") from error
+        if isinstance(picture, Spoiled):
+            raise DeviceSick(f"The device spoiled the canary image: {picture.message}")

@@ -1,0 +1,138 @@
+"""Encodes, uploads and settles what was rendered, beside the rendering; keeps it while store or database is away."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from services.core import jobs, ledger, storage, suspects
+from services.core.database import Database
+from services.core.errors import Away, StoreAway, StoreRefused
+from services.core.settings import Settings
+from services.core.specs import FailedImage, StoredImage
+from worker import encoding, retries
+from worker.device import Outcome, Rendered
+from worker.lease import Held, Lease
+
+log = logging.getLogger(__name__)
+UPLOADS = 8
+REFUSED_LEASES = 2  # a store that refuses us for so long may take others' images: give ours back
+
+
+class Storing:
+    """The stage after the device. `stopping`: give back what cannot be stored right now."""
+
+    def __init__(
+        self, settings: Settings, database: Database, store: storage.ImageStore, lease: Lease, device: str,
+        stopping: threading.Event,
+    ) -> None:  # fmt: skip
+        self._settings, self._database, self._objects, self._lease = settings, database, store, lease
+        self._device, self._stopping = device, stopping
+        self._refused = False
+        self._batches = ThreadPoolExecutor(settings.spool_batches, "store")
+        self._uploading = ThreadPoolExecutor(UPLOADS, "upload")
+
+    def hand_over(self, outcome: Outcome, done: Callable[[], None]) -> Future[None]:
+        """Stores and settles in the background; calls `done` when the claim is out of hand."""
+        return self._batches.submit(self._store_and_settle, outcome, done)
+
+    def check(self) -> None:
+        """After the store has refused for long, raises until it takes us again: nothing should be claimed."""
+        if self._refused:
+            self._objects.check()
+            self._refused = False
+
+    def _store_and_settle(self, outcome: Outcome, done: Callable[[], None]) -> None:
+        try:
+            stored = [future.result() for future in [self._uploading.submit(self._store, outcome.held, rendered)
+                                                     for rendered in outcome.rendered]]  # fmt: skip
+            unstorable = [image for image in stored if isinstance(image, FailedImage)]
+            self._settle(outcome, [image for image in stored if isinstance(image, StoredImage)], unstorable)
+        except Exception:
+            log.exception("settle failed; the lease will run out", extra={"claim": outcome.held.claim.id})
+        finally:
+            self._lease.let_go(outcome.held)
+            done()
+
+    def _store(self, held: Held, rendered: Rendered) -> StoredImage | FailedImage | None:
+        """Encodes and uploads; tries again for as long as the store is away. None: not wanted any more, or not now."""
+        image, spec = rendered.image, rendered.image.spec
+        if not held.wants(image):
+            return None
+        try:
+            data = encoding.encode(rendered.picture.pixels, image.output_format)
+        except Exception as error:
+            log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
+            return retries.failure(image, error)
+        key = storage.image_key(
+            image.tenant_id, jobs.public_id(image.job_id), image.index, spec.render_key(image.output_format),
+            image.output_format,
+        )  # fmt: skip
+        metadata = {"device": self._device, "class": rendered.reproducibility_class}
+        pause, refused_until = 0.2, time.monotonic() + REFUSED_LEASES * self._settings.lease_seconds
+        while not held.lost and held.wants(image):
+            try:
+                found = self._objects.put(
+                    key, data, encoding.MEDIA_TYPES[image.output_format], metadata, claim_id=held.claim.id
+                )
+            except StoreAway as error:
+                if isinstance(error, StoreRefused) and time.monotonic() > refused_until:
+                    self._refused = True
+                if self._stopping.is_set() or self._refused:
+                    break
+                log.warning("store away", extra={"claim": held.claim.id, "error": str(error)})
+                time.sleep(pause)
+                pause = min(pause * 2, 5.0)
+                continue
+            return StoredImage(
+                job_id=image.job_id,
+                index=image.index,
+                object_key=found.key,
+                sha256=found.sha256,
+                bytes=found.size,
+                device=found.metadata.get("device", self._device),
+                reproducibility_class=found.metadata.get("class", rendered.reproducibility_class),
+                truncated=rendered.picture.truncated,
+                render_seconds=rendered.seconds,
+            )
+        return None
+
+    def _settle(self, outcome: Outcome, stored: list[StoredImage], unstorable: list[FailedImage]) -> None:
+        """Ends the claim; tries again while the database is away, since a lost reply may hide a commit."""
+        claim = outcome.held.claim
+        failed = [*(outcome.plan.failed if outcome.plan else []), *unstorable]
+        ended = {(image.job_id, image.index) for image in stored} | {(image.job_id, image.index) for image in failed}
+        released = [place for image in claim.images if (place := (image.job_id, image.index)) not in ended]
+        pause = 0.1
+        while True:
+            try:
+                with self._database.begin() as connection:
+                    settlement = ledger.settle(
+                        connection, claim.id, device=self._device, stored=stored, failed=failed, released=released,
+                        render_seconds=outcome.seconds,
+                    )  # fmt: skip
+                    if settlement.verdict is ledger.Verdict.FENCED:
+                        suspects.alive_after_all(connection, claim.id)
+                break
+            except Away as error:
+                if self._stopping.is_set() and pause >= 2.0:
+                    raise
+                log.warning("settle put off", extra={"claim": claim.id, "error": str(error)})
+                time.sleep(pause)
+                pause = min(pause * 2, 2.0)
+        if settlement.verdict is ledger.Verdict.OK:
+            self._drop(settlement.dropped)
+        log.info(
+            "settled",
+            extra={"claim": claim.id, "verdict": settlement.verdict.value, "done": len(stored), "failed": len(failed),
+                   "released": len(released)},
+        )  # fmt: skip
+
+    def _drop(self, images: Sequence[StoredImage]) -> None:
+        """Removes the objects of images that were cancelled while they were stored: nobody will ask for them."""
+        for image in images:
+            try:
+                self._objects.drop(image.object_key)
+            except StoreAway as error:
+                log.warning("object left behind", extra={"key": image.object_key, "error": str(error)})
