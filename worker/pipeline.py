@@ -118,20 +118,18 @@ def open_pipeline(name: str, settings: Settings) -> Pipeline:
         from worker.pipelines.torch_diffusers import TorchPipeline
 
         return TorchPipeline(settings)
-    raise SettingsError(f"PRESSWORK_PIPELINE is {name!r}; it can be simulated or torch.")
+    raise SettingsError(f"There is no pipeline {name!r}.")
 
 
 def model_name(settings: Settings) -> str:
     """The name of the model that the pipeline will serve, found out without loading it.
 
     Raises:
-        SettingsError: there is no such pipeline, or its model directory does not fit.
+        SettingsError: its model directory does not fit.
     """
     if settings.pipeline == "simulated":
         return "simulated"
-    if settings.pipeline == "torch":
-        from worker.model.directory import check_model_dir, read_index
+    from worker.model.directory import check_model_dir, read_index
 
-        check_model_dir(settings.model_dir)
-        return read_index(Path(settings.model_dir)).name
-    raise SettingsError(f"PRESSWORK_PIPELINE is {settings.pipeline!r}; it can be simulated or torch.")
+    check_model_dir(settings.model_dir)
+    return read_index(Path(settings.model_dir)).name

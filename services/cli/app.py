@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Presswork: prompts in, stored images out, in bulk.",
 )  # fmt: skip
-keys = typer.Typer(no_args_is_help=True, help="Issue and revoke API keys (needs DATABASE_URL and PRESSWORK_SECRET).")
+keys = typer.Typer(no_args_is_help=True, help="Issue and revoke API keys.")
 app.add_typer(keys, name="keys")
 errors = Console(stderr=True, highlight=False)
 
@@ -35,7 +35,10 @@ def up(
     ] = "simulated",
     port: Annotated[int | None, typer.Option(envvar="PRESSWORK_PORT", help="Where the web server listens.")] = None,
 ) -> None:
-    """Run Postgres, Valkey, an S3 server, web, scheduler and workers on this machine until Ctrl-C."""
+    """Run everything on this machine until Ctrl-C.
+
+    Postgres, Valkey, an S3 server, the web server, the scheduler and workers, all in one folder.
+    """
     if port is not None:
         os.environ["PRESSWORK_PORT"] = str(port)
     arguments = ["up", "--home", str(home), "--workers", str(workers), "--pipeline", pipeline]
@@ -44,13 +47,13 @@ def up(
 
 @app.command()
 def down(home: Home = HOME) -> None:
-    """Stop what `presswork up` runs on this folder, from another terminal."""
+    """Stop what `presswork up` runs on this folder."""
     _local("down", home)
 
 
 @app.command()
 def status(home: Home = HOME) -> None:
-    """Show which servers and programs run on this folder."""
+    """Show what runs on this folder."""
     _local("status", home)
 
 
@@ -60,7 +63,10 @@ def demo(
     output: Annotated[Path, typer.Option(help="Where images, results and the contact sheet go.")] = Path("demo-output"),
     pipeline: Annotated[str, typer.Option(envvar="PRESSWORK_PIPELINE", help="simulated or torch.")] = "simulated",
 ) -> None:
-    """Render 48 prompts on this machine, download and verify them, and make a contact sheet."""
+    """Render 48 prompts and make a contact sheet.
+
+    Uses the stack that is up on the folder, or starts one and stops it again; downloads and verifies every image.
+    """
     from services.cli import demo as demonstration
 
     raise typer.Exit(_guarded(demonstration.run, home, output, pipeline))
@@ -68,7 +74,7 @@ def demo(
 
 @app.command()
 def doctor() -> None:
-    """Check the settings and reach every server; say what is wrong and what would do."""
+    """Check the settings and reach every server."""
     from services.cli import doctor as physician
 
     raise typer.Exit(_guarded(physician.run))
@@ -76,7 +82,10 @@ def doctor() -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the database to this program's schema, as the role in DATABASE_URL, which must own the tables."""
+    """Bring the database to this program's schema.
+
+    As the role in DATABASE_URL, which must own the tables.
+    """
     from services.core import database
     from services.core.settings import Settings
 
@@ -90,7 +99,10 @@ def migrate() -> None:
 
 @keys.command("create")
 def create_key(name: Annotated[str, typer.Argument(help="What the key is for.")] = "default") -> None:
-    """Issue an API key and print it: it is shown this once."""
+    """Issue an API key and print it: it is shown this once.
+
+    Needs DATABASE_URL and PRESSWORK_SECRET.
+    """
     from services.cli import doctor as physician
 
     raise typer.Exit(_guarded(physician.create_key, name))

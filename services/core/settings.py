@@ -45,6 +45,15 @@ def _number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in words:
+            raise ValueError(f"it can be {' or '.join(words)}")
+        return value
+
+    return parse
+
+
 def _batch_sizes(value: str) -> tuple[int, ...]:
     sizes = [int(part) for part in value.split(",") if part.strip().isdigit()]
     if len(sizes) != len(value.split(",")) or not all(1 <= size <= 256 for size in sizes) or 1 not in sizes:
@@ -78,7 +87,7 @@ class Settings:
     # Leases; beats, margins and the watchdog derive from this one.
     lease_seconds: float = _setting("PRESSWORK_LEASE_SECONDS", "30", _number(1, 3600))
     # The worker.
-    pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated")
+    pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of("simulated", "torch"))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")
     model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")
     batch_sizes: tuple[int, ...] = _setting("PRESSWORK_BATCH_SIZES", "16,8,4,1", _batch_sizes)

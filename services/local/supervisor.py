@@ -54,7 +54,7 @@ class Kept:
         pause = min(LONGEST_PAUSE, 2.0 ** (self.failures - 1)) if self.failures else 0.0
         self.child, self.due = None, time.monotonic() + pause
         when = f"starting it again in {pause:g} s" if pause else "starting it again"
-        said = "" if child.process.returncode <= 0 else f": {child.last_words()}"
+        said = "" if child.process.returncode <= 0 else f": {child.last_words().rstrip('.')}"
         return f"{self.name} {child.how_it_ended()} after {lived:.1f} s{said}; {when} (log: {child.log})"
 
 

@@ -99,7 +99,7 @@ def test_every_variable_of_ours_is_a_setting_and_the_settings_take_its_value(nam
     known = set(Settings.variables()) | {f"{variable}_FILE" for variable in Settings.variables()}
     assert set(environment) <= known
     assert all(isinstance(value, str) for value in environment.values())
-    Settings.read(environment)
+    Settings.read(environment | ({"PRESSWORK_PIPELINE": "simulated"} if name == "worker-ai100" else {}))
 
 
 def test_the_web_server_listens_where_the_port_leads_and_signs_for_where_the_store_is_published():
@@ -192,7 +192,7 @@ def test_everything_waits_for_what_it_cannot_start_without():
 
 def test_workers_are_given_longer_to_stop_than_a_hung_batch_takes_to_be_noticed():
     for name in WORKERS:
-        settings = Settings.read(SERVICES[name]["environment"])
+        settings = Settings.read(SERVICES[name]["environment"] | {"PRESSWORK_PIPELINE": "simulated"})
         grace = seconds(SERVICES[name]["stop_grace_period"])
         assert grace > max(settings.watchdog_seconds, settings.lease_seconds)
     assert seconds(SERVICES["web"]["stop_grace_period"]) > web.SHUTDOWN_SECONDS
