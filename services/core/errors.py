@@ -30,16 +30,8 @@ class StoreAway(Away):
     """The object store cannot be reached."""
 
 
-class BrokerAway(Away):
-    """Redis cannot be reached."""
-
-
 class StoreRefused(StoreAway):
     """The object store refused the request: check its address, the bucket and the credentials."""
-
-
-class WrongBytes(PressworkError):
-    """The stored object's bytes are not those that its recorded sha256 names."""
 
 
 class NotFound(PressworkError):

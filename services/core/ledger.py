@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 
 from services.core.errors import LedgerBroken
 from services.core.specs import SEED_LIMIT, Claim, FailedImage, Image, Shape, Spec, StoredImage
-from services.core.states import ImageState
+from services.core.states import ClaimState, ImageState
 
 # Which segments come first: the class whose turn it is, then the others by priority; within a class the tenant with
 # the smallest virtual time; within a tenant the oldest job. One index probe for each class and tenant.
@@ -271,8 +271,8 @@ def settle(
         LedgerBroken: the outcomes are not exactly the claim's images.
     """
     row = connection.execute(_LOCK_CLAIM, {"id": claim_id}).one_or_none()
-    if row is None or row.state != "open":
-        return Settlement(Verdict.ALREADY if row and row.state == "settled" else Verdict.FENCED, tuple(stored))
+    if row is None or row.state != ClaimState.OPEN:
+        return Settlement(Verdict.ALREADY if row and row.state == ClaimState.SETTLED else Verdict.FENCED, tuple(stored))
     outcomes = [(image.job_id, image.index, ImageState.DONE) for image in stored]
     outcomes += [(image.job_id, image.index, ImageState.FAILED) for image in failed]
     outcomes += [(job_id, index, ImageState.QUEUED) for job_id, index in released]
@@ -284,7 +284,7 @@ def settle(
             "in_jobs": [job_id for job_id, _, _ in outcomes],
             "indexes": [index for _, index, _ in outcomes],
             "states": [int(state) for _, _, state in outcomes],
-            "claim_state": "settled",
+            "claim_state": ClaimState.SETTLED,
             "render_seconds": render_seconds,
         },
     ).one()
@@ -307,10 +307,10 @@ def expire(connection: Connection, lease: float) -> int:
     Nobody could extend a lease while the database was down, so none is overdue until a lease after its start.
     """
     overdue = connection.execute(_OVERDUE, {"grace": lease}).all()
-    return take_back(connection, overdue, "expired", lost=1) if overdue else 0
+    return take_back(connection, overdue, ClaimState.EXPIRED, lost=1) if overdue else 0
 
 
-def take_back(connection: Connection, claims: Sequence[Any], state: str, *, lost: int) -> int:
+def take_back(connection: Connection, claims: Sequence[Any], state: ClaimState, *, lost: int) -> int:
     """Queues the images of these locked claims (rows with id, job_ids) again; those of cancelled jobs are cancelled."""
     job_ids = sorted({job_id for row in claims for job_id in row.job_ids})
     _share_jobs(connection, job_ids)

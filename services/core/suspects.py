@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 
 from services.core import ledger
 from services.core.specs import FailedImage
+from services.core.states import ClaimState
 
 log = logging.getLogger(__name__)
 SICK_CRASHES = 3  # so many crashes on images that never crashed before, in ten minutes, and the device is suspect
@@ -101,7 +102,7 @@ def child_died(connection: Connection, worker_id: str, *, rendering: int | None,
     claims = connection.execute(_OPEN_CLAIMS, {"worker_id": worker_id}).all()
     innocent = [row for row in claims if row.id != rendering]
     if innocent:
-        ledger.take_back(connection, innocent, "expired", lost=1)
+        ledger.take_back(connection, innocent, ClaimState.EXPIRED, lost=1)
     blamed = next((row for row in claims if row.id == rendering), None)
     return blamed is not None and _blame(connection, blamed, device)
 
@@ -120,7 +121,7 @@ def alive_after_all(connection: Connection, claim_id: int) -> None:
 
 def _blame(connection: Connection, claim: Any, device: str) -> bool:
     images: Sequence[Any] = connection.execute(_CLAIMED, {"claim_id": claim.id, "job_ids": claim.job_ids}).all()
-    ledger.take_back(connection, [claim], "crashed", lost=0)
+    ledger.take_back(connection, [claim], ClaimState.CRASHED, lost=0)
     message = "The process died while rendering this image."
     evidence = [FailedImage(row.job_id, row.index, "crash", message) for row in images]
     ledger.record_failures(connection, claim.id, evidence, device=device, batch_images=claim.images)
