@@ -1,0 +1,142 @@
+"""The sampler is the published one: timesteps to the number, latents as diffusers computes them."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from services.core.errors import SettingsError
+from worker.model import sampler
+from worker.model.sampler import MAX_STEPS, Rules
+
+PUBLISHED_16 = (998, 936, 873, 811, 748, 686, 624, 561, 499, 437, 374, 312, 250, 187, 125, 62)
+PUBLISHED_10 = (998, 936, 873, 811, 748, 686, 548, 411, 274, 137)
+STABLE = Rules("scaled_linear", 0.00085, 0.012, "epsilon", -math.inf, squeezed=False, rescale=0.0)
+
+
+def test_ten_steps_are_the_published_squeezed_ones_and_sixteen_the_plain_ones():
+    assert sampler.timesteps(Rules(), 10) == PUBLISHED_10
+    assert sampler.timesteps(Rules(), 16) == PUBLISHED_16
+    assert sampler.timesteps(Rules(), 11) == (*PUBLISHED_16[:7], 496, 372, 248, 124)
+    assert sampler.timesteps(dataclasses.replace(Rules(), squeezed=False), 10)[:3] == (998, 898, 798)
+
+
+@pytest.mark.parametrize("rules", [Rules(), STABLE], ids=["deci", "stable"])
+def test_any_number_of_steps_goes_strictly_down_and_never_to_zero(rules: Rules):
+    for steps in range(1, MAX_STEPS + 1):
+        taken = sampler.timesteps(rules, steps)
+        assert len(taken) == steps
+        assert all(high > low for high, low in itertools.pairwise((*taken, 0)))
+    for steps in (0, MAX_STEPS + 1):
+        with pytest.raises(ValueError, match="from 1 to 50"):
+            sampler.timesteps(rules, steps)
+
+
+def diffusers_scheduler(rules: Rules) -> "object":
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(
+        beta_start=rules.beta_start,
+        beta_end=rules.beta_end,
+        beta_schedule=rules.beta_schedule,
+        prediction_type=rules.prediction,
+        lambda_min_clipped=rules.clip,
+        solver_type="heun",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        lower_order_final=True,
+        final_sigmas_type="sigma_min",
+    )
+
+
+@pytest.mark.parametrize("rules", [Rules(), STABLE], ids=["deci", "stable"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 11, 14, 15, 16, 30, 50])
+def test_latents_are_what_diffusers_computes_for_any_model(rules: Rules, steps: int):
+    """The model is a random smooth function of latents and time, the same for both."""
+    chance = torch.Generator().manual_seed(steps)
+    mix, bias = torch.randn(4, 4, generator=chance) / 2, torch.randn(4, 8, 8, generator=chance)
+
+    def model(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        return torch.tanh(torch.einsum("ij,bjhw->bihw", mix, latents) + bias * math.cos(timestep / 300))
+
+    start = torch.randn(3, 4, 8, 8, generator=chance)
+    scheduler = diffusers_scheduler(rules)
+    scheduler.set_timesteps(timesteps=list(sampler.timesteps(rules, steps)))
+    theirs = start * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        theirs = scheduler.step(model(theirs, int(timestep)), timestep, theirs).prev_sample
+    ours, last = start, None
+    for step in sampler.plan(rules, steps):
+        ours, last = sampler.advance(step, ours, model(ours, step.timestep), last)
+    scale = float(theirs.std())
+    assert float((ours - theirs).abs().max()) / scale < 1e-5
+
+
+def test_unsqueezed_timesteps_are_those_that_diffusers_spreads():
+    for rules, steps in itertools.product((Rules(), STABLE), (1, 7, 16, 25, 50)):
+        scheduler = diffusers_scheduler(rules)
+        scheduler.set_timesteps(steps)
+        assert tuple(scheduler.timesteps.tolist()) == sampler.timesteps(
+            dataclasses.replace(rules, squeezed=False), steps
+        )
+
+
+def test_arrays_and_tensors_go_the_same_way():
+    chance = np.random.default_rng(1)
+    latents, prediction = (chance.standard_normal((2, 4, 8, 8), np.float32) for _ in range(2))
+    halves, scales = chance.standard_normal((4, 4, 8, 8), np.float32), np.float32([[[[2.0]]], [[[7.5]]]])
+    step = sampler.plan(Rules(), 10)[4]
+    arrays = sampler.advance(step, latents, sampler.guide(halves, scales, 0.8), prediction)
+    tensors = sampler.advance(
+        step,
+        torch.from_numpy(latents),
+        sampler.guide(torch.from_numpy(halves), torch.from_numpy(scales), 0.8),
+        torch.from_numpy(prediction),
+    )
+    for array, tensor in zip(arrays, tensors, strict=True):
+        assert array.dtype == np.float32 and tensor.dtype == torch.float32
+        np.testing.assert_allclose(array, tensor.numpy(), atol=1e-4)
+
+
+def test_guidance_has_a_scale_per_image_and_keeps_the_text_s_deviation():
+    without, text = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    scales = torch.tensor([1.0, 7.5, 50.0]).reshape(3, 1, 1, 1)
+    plain = sampler.guide(torch.cat([without, text]), scales, 0.0)
+    torch.testing.assert_close(plain[0], text[0])
+    torch.testing.assert_close(plain[2], without[2] + 50 * (text[2] - without[2]))
+    whole = sampler.guide(torch.cat([without, text]), scales, 1.0)
+    torch.testing.assert_close(whole.std(dim=(1, 2, 3)), text.std(dim=(1, 2, 3)))
+    most = sampler.guide(torch.cat([without, text]), scales, 0.8)
+    torch.testing.assert_close(most, 0.8 * whole + 0.2 * plain)
+
+
+def test_the_published_scheduler_config_is_read_and_the_pipeline_s_own_constants_stand():
+    on_disk = {
+        "_class_name": "DDIMScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+    }
+    assert Rules.read(on_disk, flexible=True, said={}) == Rules()
+    assert Rules.read(on_disk, flexible=True, said={"guidance_rescale": 0.0}).rescale == 0.0
+    stable = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    assert Rules.read(stable, flexible=False, said={}) == STABLE
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'; it can be linear"),
+        ({"prediction_type": "sample"}, "prediction_type is 'sample'; it can be v_prediction"),
+        ({"beta_start": "low"}, "a number that is none"),
+    ],
+)
+def test_a_scheduler_that_is_not_known_is_refused_in_a_sentence(config: dict[str, str], sentence: str):
+    with pytest.raises(SettingsError, match=sentence):
+        Rules.read(config, flexible=True, said={})
