@@ -75,7 +75,10 @@ class Image(TypedDict):
     bytes: int | None
     url: str | None
     truncated: bool | None
+    flagged: bool | None
+    unknown_words: list[str] | None
     reproducibility_class: str | None
+    versions: str | None
     device: str | None
     error: ImageError | None
 

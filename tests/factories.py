@@ -91,7 +91,10 @@ def stored(claim: Claim, picture: bytes = b"picture") -> list[StoredImage]:
             bytes=len(picture),
             device="host device",
             reproducibility_class="test/16",
+            versions="presswork 0.1.0",
             truncated=False,
+            flagged=None,
+            unknown_words=(),
             render_seconds=0.1,
         )
         for image in claim.images

@@ -5,6 +5,7 @@ Implementations live in `worker/pipelines/`; the contract suite in `tests/contra
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -42,10 +43,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A rendered image: `pixels` uint8 of shape (height, width, 3), RGB. `truncated`: the prompt was cut short."""
+    """A rendered image and what there is to say about it: `pixels` uint8 of shape (height, width, 3), RGB.
+
+    `truncated`: the prompt was cut short. `flagged`: what the model's own safety checker says, None without one; the
+    pixels are as they were drawn either way. `unknown_words`: words of the prompt, as it writes them and each once,
+    that the model's vocabulary does not know.
+    """
 
     pixels: NDArray[np.uint8]
     truncated: bool = False
+    flagged: bool | None = None
+    unknown_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,7 @@ class Pipeline(Protocol):
     precision: str  # "fp32", "bf16", "fp16", ...
     device: str  # as people name it: "cpu", "cuda:0 NVIDIA H200"
     device_kind: str  # what decides bytes: "x86_64", "NVIDIA H200"
+    versions: str  # of the programs that draw: "presswork 0.1.0, torch 2.13.0"
 
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
         """Renders `batch.size` images, in order; what `on_step` raises passes through.
@@ -85,6 +94,11 @@ class Pipeline(Protocol):
     def close(self) -> None:
         """Gives the device back."""
         ...
+
+
+def versions(*packages: str) -> str:
+    """Presswork's version and those of the packages that a pipeline draws with, as they are installed here."""
+    return ", ".join(f"{name} {metadata.version(name)}" for name in ("presswork", *packages))
 
 
 def reproducibility_class(pipeline: Pipeline, batch_size: int) -> str:

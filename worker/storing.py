@@ -25,10 +25,10 @@ class Storing:
 
     def __init__(
         self, settings: Settings, database: Database, store: storage.ImageStore, lease: Lease, device: str,
-        stopping: threading.Event,
+        versions: str, stopping: threading.Event,
     ) -> None:  # fmt: skip
         self._settings, self._database, self._objects, self._lease = settings, database, store, lease
-        self._device, self._stopping = device, stopping
+        self._device, self._versions, self._stopping = device, versions, stopping
         self._refused = False
         self._batches = ThreadPoolExecutor(settings.spool_batches, "store")
         self._uploading = ThreadPoolExecutor(UPLOADS, "upload")
@@ -69,7 +69,9 @@ class Storing:
             image.tenant_id, jobs.public_id(image.job_id), image.index, spec.render_key(image.output_format),
             image.output_format,
         )  # fmt: skip
-        metadata = {"device": self._device, "class": rendered.reproducibility_class}
+        metadata = {
+            "device": self._device, "class": rendered.reproducibility_class, "versions": self._versions,
+        }  # fmt: skip
         pause, refused_until = 0.2, time.monotonic() + REFUSED_LEASES * self._settings.lease_seconds
         while not held.lost and held.wants(image):
             try:
@@ -93,7 +95,10 @@ class Storing:
                 bytes=found.size,
                 device=found.metadata.get("device", self._device),
                 reproducibility_class=found.metadata.get("class", rendered.reproducibility_class),
-                truncated=rendered.picture.truncated,
+                versions=found.metadata.get("versions"),  # an adopted object's writer may have named none
+                truncated=rendered.picture.truncated,  # said of the spec: true of whoever's bytes these are
+                flagged=rendered.picture.flagged,
+                unknown_words=rendered.picture.unknown_words,
                 render_seconds=rendered.seconds,
             )
         return None

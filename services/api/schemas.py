@@ -59,7 +59,8 @@ class ImageError(BaseModel):
 
 
 class Image(BaseModel):
-    """`seed_string` is for readers whose numbers end at 2^53."""
+    """`seed_string` is for readers whose numbers end at 2^53. `flagged` is the model's own safety checker's verdict,
+    null where none ran; `unknown_words` are the prompt's that its vocabulary does not know; `versions` drew it."""
 
     index: int
     custom_id: str | None
@@ -71,7 +72,10 @@ class Image(BaseModel):
     bytes: int | None
     url: str | None
     truncated: bool | None
+    flagged: bool | None
+    unknown_words: list[str] | None
     reproducibility_class: str | None
+    versions: str | None
     device: str | None
     error: ImageError | None
 
@@ -148,7 +152,10 @@ def image(view: ImageView, job_url: str) -> Image:
         bytes=view.bytes,
         url=f"{job_url}/images/{view.index}/content" if done else None,
         truncated=view.truncated,
+        flagged=view.flagged,
+        unknown_words=None if view.unknown_words is None else list(view.unknown_words),
         reproducibility_class=view.reproducibility_class,
+        versions=view.versions,
         device=view.device,
         error=ImageError(code=view.error_code or "unknown", message=view.error_message or "") if failed else None,
     )

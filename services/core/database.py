@@ -157,8 +157,8 @@ def head_revision() -> str:
     return ScriptDirectory.from_config(_alembic()).get_current_head() or ""
 
 
-def migrate(url: str) -> None:
-    """Brings the schema to the newest revision; safe to run in several processes at once.
+def migrate(url: str, revision: str = "head") -> None:
+    """Brings the schema to a revision, the newest if none is named; safe to run in several processes at once.
 
     Raises:
         DatabaseAway: the server cannot be reached.
@@ -167,7 +167,7 @@ def migrate(url: str) -> None:
     config = _alembic()
     config.attributes["url"] = url
     try:
-        alembic.command.upgrade(config, "head")
+        alembic.command.upgrade(config, revision)
     except exc.OperationalError as error:
         raise DatabaseAway(f"The database cannot be reached: {_first_line(error)}") from error
     except exc.ProgrammingError as error:

@@ -3,10 +3,11 @@
 A worker's verbs are fenced by the claim's id, which is never reused; the database's clock is the only clock. All
 functions take an open transaction of the house and never commit.
 
-Locks are taken in one order everywhere: claim, jobs, images, segments. A job's lock is an advisory one, shared by
-claims and settles and held alone by a cancel: unlike row locks these queue, so a cancel is not overtaken for ever.
+Locks are taken in one order everywhere: claim, jobs, images, segments, engines. A job's lock is an advisory one, shared
+by claims and settles and held alone by a cancel: unlike row locks these queue, so a cancel is not overtaken for ever.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -133,13 +134,30 @@ _TAKE_BACK = text(f"""{_CANCELLED}
   RETURNING job_id, index, segment_id, state
 ), {_MOVED}""")  # noqa: S608  our own text
 
+# Versions are written once and then only looked up. DO UPDATE, because DO NOTHING would not return the row that
+# another settle has just committed and this snapshot does not see.
 _RESULTS = text("""
-INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproducibility_class, truncated,
-                     render_seconds, claim_id)
-SELECT *, CAST(:claim_id AS bigint)
+WITH known AS MATERIALIZED (
+  SELECT id, versions FROM engines WHERE versions = ANY(CAST(:versions AS text[]))
+), met AS (
+  INSERT INTO engines (versions)
+  SELECT DISTINCT new FROM unnest(CAST(:versions AS text[])) AS new
+  WHERE new IS NOT NULL AND new NOT IN (SELECT versions FROM known) ORDER BY new
+  ON CONFLICT (versions) DO UPDATE SET versions = excluded.versions
+  RETURNING id, versions
+)
+INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproducibility_class, engine_id, truncated,
+                     flagged, unknown_words, render_seconds, claim_id)
+SELECT job_id, index, object_key, sha256, bytes, device, reproducibility_class,
+       coalesce((SELECT id FROM known WHERE known.versions = stored.versions),
+                (SELECT id FROM met WHERE met.versions = stored.versions)),
+       truncated, flagged, unknown_words, render_seconds, CAST(:claim_id AS bigint)
 FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:object_key AS text[]),
             CAST(:sha256 AS bytea[]), CAST(:bytes AS integer[]), CAST(:device AS text[]),
-            CAST(:reproducibility_class AS text[]), CAST(:truncated AS boolean[]), CAST(:render_seconds AS real[]))
+            CAST(:reproducibility_class AS text[]), CAST(:versions AS text[]), CAST(:truncated AS boolean[]),
+            CAST(:flagged AS boolean[]), CAST(:unknown_words AS jsonb[]), CAST(:render_seconds AS real[]))
+     AS stored (job_id, index, object_key, sha256, bytes, device, reproducibility_class, versions, truncated, flagged,
+                unknown_words, render_seconds)
 """)
 
 _FAILURES = text("""
@@ -295,7 +313,8 @@ def settle(
     visible = [image for image in stored if image.job_id not in moved.cancelled]
     if visible:
         values = {name: [getattr(image, name) for image in visible] for name in StoredImage.__slots__}
-        connection.execute(_RESULTS, values | {"claim_id": claim_id})
+        words = [json.dumps(image.unknown_words) for image in visible]
+        connection.execute(_RESULTS, values | {"unknown_words": words, "claim_id": claim_id})
     if failed:
         record_failures(connection, claim_id, failed, device=device, batch_images=row.images)
     return Settlement(Verdict.OK, tuple(image for image in stored if image.job_id in moved.cancelled))

@@ -72,7 +72,11 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """What the object store holds for one image, as the ledger records it. `sha256` is 32 raw bytes."""
+    """What the object store holds for one image, as the ledger records it. `sha256` is 32 raw bytes.
+
+    `device`, `reproducibility_class` and `versions` are of whoever drew it; `versions` None: it did not say.
+    `truncated`, `flagged` (None: no checker ran) and `unknown_words` are what its model says about it.
+    """
 
     job_id: int
     index: int
@@ -81,7 +85,10 @@ class StoredImage:
     bytes: int
     device: str
     reproducibility_class: str
+    versions: str | None
     truncated: bool
+    flagged: bool | None
+    unknown_words: tuple[str, ...]
     render_seconds: float
 
 

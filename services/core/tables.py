@@ -199,9 +199,19 @@ results = Table(
     Column("object_key", Text, nullable=False),
     Column("device", Text, nullable=False),
     Column("reproducibility_class", Text, nullable=False),
+    Column("engine_id", SmallInteger),  # no foreign key: its check would lock the same row for every image of all
+    Column("flagged", Boolean),  # null: no safety checker ran
+    Column("unknown_words", JSONB, nullable=False, server_default=text("'[]'")),
     PrimaryKeyConstraint("job_id", "index"),
     CheckConstraint("octet_length(sha256) = 32", name="results_sha256"),
     postgresql_partition_by="RANGE (job_id)",
+)
+
+engines = Table(  # the versions that drew images, each set of them once; nothing is ever dropped from it
+    "engines",
+    metadata,
+    Column("id", SmallInteger, Identity(), primary_key=True),
+    Column("versions", Text, nullable=False, unique=True),
 )
 
 failures = Table(  # every counted failure, also of images that were tried again: the evidence against suspects

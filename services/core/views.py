@@ -32,13 +32,15 @@ _JOBS = text(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id < :before ORDER BY 
 
 _IMAGES = """
 SELECT i.index, i.state, p.custom_id, p.output_format, p.seed, p.index AS first_index, r.object_key, r.sha256,
-       r.bytes, r.truncated, r.device, r.reproducibility_class, f.code, f.message
+       r.bytes, r.truncated, r.flagged, r.unknown_words, r.device, r.reproducibility_class, e.versions,
+       f.code, f.message
 FROM images i
 CROSS JOIN LATERAL (
   SELECT index, custom_id, output_format, seed FROM payloads
   WHERE payloads.job_id = i.job_id AND payloads.index <= i.index ORDER BY payloads.index DESC LIMIT 1
 ) p
 LEFT JOIN results r ON r.job_id = i.job_id AND r.index = i.index
+LEFT JOIN engines e ON e.id = r.engine_id
 LEFT JOIN LATERAL (
   SELECT code, message FROM failures WHERE i.state = 3 AND failures.job_id = i.job_id AND failures.index = i.index
   ORDER BY id DESC LIMIT 1
@@ -95,7 +97,8 @@ class JobView:
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """One image at one moment."""
+    """One image at one moment. Of a done one `flagged` is None where no checker ran, and `versions` where none were
+    recorded."""
 
     index: int
     state: ImageState
@@ -106,7 +109,10 @@ class ImageView:
     sha256: str | None
     bytes: int | None
     truncated: bool | None
+    flagged: bool | None
+    unknown_words: tuple[str, ...] | None
     reproducibility_class: str | None
+    versions: str | None
     device: str | None
     error_code: str | None
     error_message: str | None
@@ -194,7 +200,10 @@ def _image_view(row: Any) -> ImageView:
         sha256=None if row.sha256 is None else bytes(row.sha256).hex(),
         bytes=row.bytes,
         truncated=row.truncated,
+        flagged=row.flagged,
+        unknown_words=None if row.unknown_words is None else tuple(row.unknown_words),
         reproducibility_class=row.reproducibility_class,
+        versions=row.versions,
         device=row.device,
         error_code=row.code,
         error_message=row.message,

@@ -173,6 +173,8 @@ def test_the_demo_renders_48_prompts_verifies_them_and_cleans_up(tmp_path, pipel
     for row in rows:
         data = (output / f"{row['index']:02d}-{row['custom_id']}.png").read_bytes()
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        assert (row["flagged"], row["unknown_words"]) == (None, [])
+        assert row["versions"].startswith("presswork ") and ("torch " in row["versions"]) == (pipeline == "torch")
     with Image.open(output / "contact-sheet.png") as sheet:
         assert sheet.width > 1_000
     assert not (tmp_path / ".presswork" / "run.json").exists()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -84,6 +85,12 @@ def test_the_card_serves_its_own_defaults(pipeline: Pipeline, settings: Settings
     assert card.batch_sizes == settings.batch_sizes
     assert all((pipeline.backend, pipeline.precision, pipeline.device, pipeline.device_kind))
     assert reproducibility_class(pipeline, 4).count("/") == 4
+
+
+def test_the_versions_that_draw_are_named_in_a_short_line(pipeline: Pipeline) -> None:
+    assert re.fullmatch(r"presswork \S+(, \S+ \S+)*", pipeline.versions)
+    assert len(pipeline.versions) <= 120
+    assert pipeline.versions.isascii()  # it travels in a header beside the stored object
 
 
 def test_the_canary_can_be_rendered(pipeline: Pipeline) -> None:

@@ -270,7 +270,9 @@ def test_a_done_image_is_shown_with_its_checksum_and_downloads_byte_for_byte(api
     assert (shown["sha256"], shown["bytes"]) == (hashlib.sha256(PICTURE).hexdigest(), len(PICTURE))
     assert shown["url"] == f"{api.url}/v1/jobs/{job['id']}/images/1/content"
     assert (shown["truncated"], shown["reproducibility_class"], shown["error"]) == (False, "test/16", None)
+    assert (shown["flagged"], shown["unknown_words"], shown["versions"]) == (None, [], "presswork 0.1.0")
     assert page[2]["url"] is None
+    assert [page[2][name] for name in ("truncated", "flagged", "unknown_words", "versions")] == [None] * 4
     redirect = api.http.get(shown["url"])
     assert redirect.status_code == 307 and redirect.headers["Cache-Control"] == "no-store"
     found = httpx.get(redirect.headers["Location"])
@@ -280,6 +282,23 @@ def test_a_done_image_is_shown_with_its_checksum_and_downloads_byte_for_byte(api
     assert (waiting.status_code, waiting.json()["error"]["code"]) == (409, "not_done")
     filtered = api.http.get(f"/v1/jobs/{job['id']}/images?status=done&limit=1").json()
     assert [image["index"] for image in filtered["data"]] == [0] and filtered["next_cursor"]
+
+
+def test_what_the_model_said_of_a_picture_is_shown_and_a_flagged_one_downloads_as_it_was_drawn(
+    api: Api, store: S3Store
+) -> None:
+    job = api.submit({"prompt": "a qzx by Åsa", "size": "64x64"})
+    claim = factories.claim(api.database)
+    assert claim is not None
+    [image] = factories.stored(claim, PICTURE)
+    store.put(image.object_key, PICTURE, "image/png", {}, claim_id=claim.id)
+    said = dataclasses.replace(image, truncated=True, flagged=True, unknown_words=("qzx", "Åsa"))
+    factories.settle(api.database, claim, stored=[said])
+    [shown] = api.http.get(f"/v1/jobs/{job['id']}/images").json()["data"]
+    assert (shown["status"], shown["error"], shown["truncated"], shown["flagged"]) == ("done", None, True, True)
+    assert shown["unknown_words"] == ["qzx", "Åsa"]
+    found = httpx.get(api.http.get(shown["url"]).headers["Location"])
+    assert (found.status_code, found.content) == (200, PICTURE)
 
 
 def test_a_custom_id_names_the_downloaded_file(api: Api, store: S3Store) -> None:

@@ -1,5 +1,6 @@
 """The ledger's proofs, on a real Postgres: what no race, no late worker and no lost reply may break."""
 
+import dataclasses
 import threading
 import time
 from collections import Counter
@@ -7,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 
 from services.core import jobs, ledger, tables, upkeep, views
 from services.core.contact import Contact
@@ -98,6 +99,78 @@ def test_a_settle_repeated_after_a_lost_reply_is_told_so_and_changes_nothing(dat
     assert settle(database, taken).verdict is Verdict.OK
     assert settle(database, taken).verdict is Verdict.ALREADY
     assert counts_match(database, job_id)["done"] == 4
+
+
+def images(database: Database, job_id: int) -> list[views.ImageView]:
+    with database.begin(TENANT) as connection:
+        found = views.images(connection, TENANT, job_id, state=None, after=-1, limit=100)
+    assert found is not None
+    return found
+
+
+def test_what_the_pipeline_said_of_each_picture_comes_back_as_it_was_said(database, settings):
+    job_id = submit(database, settings, 5)
+    taken = claim(database, seats=4)
+    odd = ('"quoted"', "a,b", "{c}", "d\\e", "NULL", "日本", "")
+    said = [(True, True, odd), (False, False, ("qzx",)), (False, None, ()), (True, None, ("x", "y"))]
+    settle(
+        database, taken, stored=[
+            dataclasses.replace(image, truncated=truncated, flagged=flagged, unknown_words=words)
+            for image, (truncated, flagged, words) in zip(stored(taken), said, strict=True)
+        ],
+    )  # fmt: skip
+    *done, waiting = images(database, job_id)
+    assert [(image.truncated, image.flagged, image.unknown_words) for image in done] == said
+    assert (waiting.truncated, waiting.flagged, waiting.unknown_words, waiting.versions) == (None,) * 4
+
+
+def test_versions_are_kept_with_each_image_and_written_once(database, settings):
+    job_id = submit(database, settings, 6)
+    for versions in (["a 1", None], ["b 2", "a 1"], ["b 2", "c 3"]):
+        taken = claim(database, seats=2)
+        named = zip(stored(taken), versions, strict=True)
+        settle(database, taken, stored=[dataclasses.replace(image, versions=name) for image, name in named])
+    with database.begin() as connection:
+        upkeep.forget(connection)
+        connection.execute(text("DELETE FROM claims"))
+        connection.execute(text("DELETE FROM workers"))
+        assert connection.execute(text("SELECT count(*) FROM engines")).scalar_one() == 3
+    assert [image.versions for image in images(database, job_id)] == ["a 1", None, "b 2", "a 1", "b 2", "c 3"]
+
+
+def test_two_settles_that_bring_the_same_new_versions_at_once_both_record_them(database, settings):
+    job_id = submit(database, settings, 2)
+    first, second = (claim(database, seats=1) for _ in range(2))
+    with database.begin() as connection:
+        ledger.settle(connection, first.id, device="d", stored=stored(first))
+        thread = threading.Thread(target=settle, args=(database, second))
+        thread.start()
+        until(lambda: waits_for_a_lock(database))  # its snapshot is older than our commit
+    thread.join()
+    assert [image.versions for image in images(database, job_id)] == ["presswork 0.1.0"] * 2
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    with database.begin() as connection:
+        return connection.execute(text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")).scalar_one()
+
+
+def test_a_settle_asks_the_database_as_often_for_sixteen_images_as_for_one(database, settings):
+    submit(database, settings, 17)
+    sent: list[str] = []
+
+    def note(_connection, _cursor, statement, _parameters, _context, _many):
+        sent.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        for seats in (1, 16):
+            taken = claim(database, seats=seats)
+            sent.clear()
+            settle(database, taken)
+            assert len(sent) == 3, seats  # lock the claim, move its images, record their results
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
 
 
 def test_a_settle_that_does_not_account_for_every_image_is_refused_whole(database, settings):

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import text
 
-from services.core import jobs, models, storage, upkeep, views
+from services.core import jobs, ledger, models, storage, upkeep, views
 from services.core.database import Database
 from services.core.queues import Bell
 from services.core.settings import Settings
 from services.core.states import ImageState
-from tests.factories import TENANT, submit
+from tests.factories import TENANT, claim, submit
 from tests.proxy import Proxy
 from tests.waiting import until
 from worker.lease import Lease
@@ -112,6 +112,37 @@ def test_a_prompt_that_fails_fails_alone_in_a_batch_of_sixteen(make_press, datab
     assert {(i.index, i.error_code) for i in images(database, job_id, ImageState.FAILED)} == {(5, code), (11, code)}
 
 
+def test_a_flagged_picture_is_done_like_any_other_and_its_neighbours_are_not_flagged(make_press, database, fast):
+    press = make_press()
+    job_id = submit(database, fast, mugs(4, _2="fault:flag"))
+    press.run()
+    assert counts(database, job_id) == {"done": 4}
+    assert [image.flagged for image in images(database, job_id)] == [None, None, True, None]
+    assert {(image.versions, image.unknown_words) for image in images(database, job_id)} == {
+        (press.pipeline.versions, ())
+    }
+
+
+@pytest.mark.parametrize("versions", ["presswork 0.0.9", None])
+def test_of_an_adopted_object_the_versions_are_its_writers_and_the_verdict_is_our_own(
+    make_press, database, fast, store, versions
+):
+    press = make_press()
+    job_id = submit(database, fast, mugs(1, _0="fault:flag"))
+    theirs = claim(database, revision=press.pipeline.card.revision, lease=0.0)
+    (image,) = theirs.images
+    key = storage.image_key(
+        image.tenant_id, jobs.public_id(job_id), 0, image.spec.render_key(image.output_format), image.output_format
+    )
+    store.put(key, b"theirs", "image/png", {} if versions is None else {"versions": versions}, claim_id=theirs.id)
+    with database.begin() as connection:
+        assert ledger.expire(connection, 0.0) == 1
+    press.run()
+    (shown,) = images(database, job_id)
+    assert shown.sha256 == hashlib.sha256(b"theirs").hexdigest()
+    assert (shown.versions, shown.flagged) == (versions, True)
+
+
 def test_out_of_memory_steps_down_remembers_and_is_recorded_in_the_class(make_press, database, fast):
     press = make_press()
     job_id = submit(database, fast, mugs(16, _0="fault:oom>4"))
@@ -201,8 +232,6 @@ def test_a_paused_process_whose_lease_ran_out_is_fenced_and_the_winners_bytes_st
         connection.execute(text("UPDATE claims SET expires_at = now() - interval '1 hour'"))
         connection.execute(text("UPDATE images SET lost = 0"))
     with database.begin() as connection:
-        from services.core import ledger
-
         assert ledger.expire(connection, 0.0) == 16
     make_press(worker="quick").run()
     worker.join(10)

@@ -7,7 +7,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from services.core import database as databases
-from services.core import leadership, tables
+from services.core import jobs, leadership, tables
 from services.core.errors import UnfitDatabase
 from tests import factories
 
@@ -25,6 +25,40 @@ def test_the_migrations_make_exactly_the_tables_that_the_code_knows(stack, templ
         )
         assert compare_metadata(context, tables.metadata) == []
     engine.dispose()
+
+
+def test_the_second_migration_touches_no_row_of_results_and_says_nothing_of_them_that_is_not_known(
+    stack, fresh_database
+):
+    """A table that keeps its file was not rewritten, however many rows it has."""
+    with fresh_database("template0") as url:
+        name = url.rpartition("/")[2]
+        migrator_url = f"{stack.migrator_url.rpartition('/')[0]}/{name}"
+        databases.migrate(migrator_url, "0001")
+        engine = create_engine(databases.driver_url(migrator_url))
+        files = text("SELECT relname, pg_relation_filenode(oid) FROM pg_class WHERE relname ~ '^results' ORDER BY 1")
+        with engine.begin() as connection:
+            job_id = jobs.new_id()
+            connection.execute(text("SELECT set_config('app.tenant', '*', true)"))
+            for index, job in enumerate((job_id, 1)):  # one in a week's partition, one in the default
+                connection.execute(_OLD_RESULT, {"job_id": job, "index": index})
+            before = connection.execute(files).all()
+        databases.migrate(migrator_url)
+        with engine.begin() as connection:
+            connection.execute(text("SELECT set_config('app.tenant', '*', true)"))
+            assert connection.execute(files).all() == before
+            connection.execute(_OLD_RESULT, {"job_id": job_id, "index": 7})  # a worker that was not stopped for it
+            rows = connection.execute(text("SELECT truncated, engine_id, flagged, unknown_words FROM results")).all()
+            assert [tuple(row) for row in rows] == [(True, None, None, [])] * 3
+            assert connection.execute(text("SELECT presswork_make_partitions('2027-03-01', 1)")).scalar_one() == 3
+        engine.dispose()
+
+
+_OLD_RESULT = text("""
+INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproducibility_class, truncated,
+                     render_seconds, claim_id)
+VALUES (:job_id, :index, 'key', sha256('x'), 1, 'd', 'c', true, 0.1, 1)
+""")
 
 
 def test_the_application_is_no_superuser_and_the_database_is_durable(database):

@@ -68,8 +68,9 @@ def test_time_lost_in_a_step_is_made_good_in_the_next() -> None:
 
 
 def test_fault_words_mean_nothing_unless_they_are_allowed() -> None:
-    words = "fault:raise fault:oom fault:oom>1 fault:nan fault:kill fault:hang fault:slow"
-    assert all(isinstance(picture, Picture) for picture in pipeline().render(batch(words, words), nothing))
+    words = "fault:raise fault:oom fault:oom>1 fault:nan fault:kill fault:hang fault:slow fault:flag"
+    pictures = pipeline().render(batch(words, words), nothing)
+    assert all(isinstance(picture, Picture) and picture.flagged is None for picture in pictures)
 
 
 def test_fault_raise_fails_the_whole_batch_and_names_nobody() -> None:
@@ -82,6 +83,13 @@ def test_fault_nan_spoils_one_image_alone() -> None:
     first, spoiled, last = pipeline(simulated_faults=1).render(batch("fine", "a fault:nan", "well"), nothing)
     assert isinstance(first, Picture) and isinstance(last, Picture)
     assert spoiled == Spoiled()
+
+
+def test_fault_flag_flags_one_picture_and_changes_no_pixel_of_it() -> None:
+    fine, flagged = pipeline(simulated_faults=1).render(batch("fine", "a fault:flag"), nothing)
+    assert isinstance(fine, Picture) and isinstance(flagged, Picture)
+    assert (fine.flagged, flagged.flagged) == (None, True)
+    assert flagged.pixels.tobytes() == scene.draw(batch("a fault:flag").specs[0]).tobytes()
 
 
 def test_fault_oom_depends_on_the_batch_s_size() -> None:

@@ -9,19 +9,20 @@ import re
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from services.core.settings import Settings
 from services.core.specs import ModelCard, Spec
-from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled
+from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled, versions
 from worker.pipelines.still_life import scene
 
 REVISION = "simulated-1"  # to be raised whenever the drawing changes: the same spec must give the same file
 SQUARES = (64, 128, 256, 512, 768, 1024)
 SLOW_SECONDS = 1.0  # what `fault:slow` adds to each step
 
-_FAULT = re.compile(r"fault:(raise|oom(?:>\d{1,4})?|hang|kill|nan|slow)")
+_FAULT = re.compile(r"fault:(raise|oom(?:>\d{1,4})?|hang|kill|nan|slow|flag)")
 
 
 class SimulatedFault(Exception):
@@ -34,6 +35,7 @@ class SimulatedPipeline:
     With PRESSWORK_SIMULATED_FAULTS, these words in a wanted image's prompt do harm: `fault:raise` (an exception that
     names no image), `fault:oom` and `fault:oom>N` (out of memory, at any size or above N), `fault:hang` and
     `fault:kill` (half way), `fault:nan` (this image is spoiled), `fault:slow` (one more second a step).
+    `fault:flag` does none: its picture comes as if a safety checker had flagged it.
     A file named `sick` or `sick-kill` in PRESSWORK_MODEL_DIR makes every render raise, or end the process.
     """
 
@@ -44,6 +46,7 @@ class SimulatedPipeline:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.versions = versions()
         self.card = ModelCard(
             name="simulated",
             revision=REVISION,
@@ -69,7 +72,7 @@ class SimulatedPipeline:
             if step == steps // 2 + 1:
                 _fail_half_way(anywhere)
             due = range(len(drawn), batch.size * step // steps)
-            drawn.extend(Spoiled() if "nan" in faults[slot] else _picture(batch.specs[slot]) for slot in due)
+            drawn.extend(_outcome(batch.specs[slot], faults[slot]) for slot in due)
             _sleep_until(began + share * step)
             on_step(step)
         return drawn
@@ -93,6 +96,12 @@ class SimulatedPipeline:
             os.kill(os.getpid(), signal.SIGKILL)
         if (folder / "sick").exists():
             raise RuntimeError("simulated device failure")
+
+
+def _outcome(spec: Spec, faults: frozenset[str]) -> Picture | Spoiled:
+    if "nan" in faults:
+        return Spoiled()
+    return replace(_picture(spec), flagged=True) if "flag" in faults else _picture(spec)
 
 
 @lru_cache(maxsize=1)

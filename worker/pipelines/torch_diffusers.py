@@ -17,7 +17,7 @@ from services.core.errors import SettingsError
 from services.core.settings import Settings
 from services.core.specs import ModelCard, Spec
 from worker.model import directory
-from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled
+from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled, versions
 
 LATENT_CHANNELS = 4
 SEEDS_OF_TORCH = 2**32  # torch's CPU generator reads no more of a seed than this
@@ -35,6 +35,7 @@ class TorchPipeline:
         index = directory.read_index(folder)
         self._device = _device(settings.device)
         self.device, self.device_kind = _names(self._device)
+        self.versions = versions("torch", "diffusers", "transformers")
         # Measured: with several threads, CPU kernels cut a batch into pieces across its images, and what an image
         # looks like in the last bit then depends on its slot. One image at a time has no slots.
         self._singly = self._device.type == "cpu" and torch.get_num_threads() > 1
