@@ -6,7 +6,6 @@ Implementations live in `worker/pipelines/`; the contract suite in `tests/contra
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -145,5 +144,4 @@ def model_name(settings: Settings) -> str:
         return "simulated"
     from worker.model.directory import check_model_dir, read_index
 
-    check_model_dir(settings.model_dir)
-    return read_index(Path(settings.model_dir)).name
+    return read_index(check_model_dir(settings.model_dir)).name

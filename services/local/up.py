@@ -23,6 +23,7 @@ from services.local.supervisor import Program, Supervisor
 
 WORKER_GRACE = 90.0
 READY_SECONDS = 120.0
+SMALL_MODEL = "tiny-sd"  # the preset that the torch pipeline is given where no model is named
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +83,11 @@ def _pipeline_values(wishes: Wishes, environ: Mapping[str, str], home: Home) -> 
         return {}
     folder = environ.get("PRESSWORK_MODEL_DIR")
     if not folder:
-        folder = str(home.folder / "models" / "tiny")
+        folder = str(home.folder / "models" / SMALL_MODEL)
         if not Path(folder).exists():
             Path(folder).parent.mkdir(parents=True, exist_ok=True)
-            maker = Child([sys.executable, "-m", "worker.model.tiny", folder], env=environ, log=home.logs / "model.log")
+            command = [sys.executable, "-m", "worker.model", "make", "--preset", SMALL_MODEL, folder]
+            maker = Child(command, env=environ, log=home.logs / "model.log")
             if not maker.wait(300.0) or maker.poll() != 0:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise PressworkError(f"The tiny model could not be made: {maker.last_words()}")

@@ -1,7 +1,6 @@
 """What every Pipeline promises, asked of each that can run here, and what the torch one promises beside."""
 
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +21,10 @@ SERVERS = {"DATABASE_URL": "unused", "REDIS_URL": "unused"}
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("diffusers")
-    from worker.model import tiny
+    from worker.model.make import make
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny.make(folder)
+    make(folder, "tiny-sd")
     return folder
 
 
@@ -256,14 +255,14 @@ def test_torch_gives_no_black_picture_for_nan_but_spoils_that_image_alone(
 ) -> None:
     from safetensors.numpy import load_file, save_file
 
-    from worker.model import tiny
+    from worker.model import vocabulary
 
     sick = tmp_path / "sick"
     shutil.copytree(tiny_model, sick)
     file = sick / "text_encoder" / "model.safetensors"
     tensors = load_file(file)
     (embedding,) = (tensor for name, tensor in tensors.items() if "token_embedding" in name)
-    embedding[tiny._vocabulary()[0]["fox</w>"]] = np.nan
+    embedding[vocabulary.build()[0]["fox</w>"]] = np.nan
     save_file(tensors, file, metadata={"format": "pt"})
     pipeline = open_pipeline("torch", dataclasses.replace(torch_settings, model_dir=str(sick)))
     assert pipeline.card.revision != torch_pipeline.card.revision
@@ -322,12 +321,3 @@ def test_torch_refuses_weights_that_are_not_whole(tiny_model: Path, torch_settin
         save_file(tensors, file, metadata={"format": "pt"})
         with pytest.raises(SettingsError, match=component):
             open_pipeline("torch", dataclasses.replace(torch_settings, model_dir=str(folder)))
-
-
-def test_the_tiny_model_is_small_and_its_seed_decides_it(tiny_model: Path, tmp_path: Path) -> None:
-    from worker.model import directory, tiny
-
-    assert sum(file.stat().st_size for file in tiny_model.rglob("*") if file.is_file()) < 6_000_000
-    assert tiny.make(tmp_path / "same") == directory.revision(tiny_model)
-    assert tiny.make(tmp_path / "other", seed=1) != directory.revision(tiny_model)
-    assert json.loads((tiny_model / "model_index.json").read_text())["presswork"]["name"] == "tiny"

@@ -1,27 +1,59 @@
 """A model directory that cannot be used is refused in one sentence, before any library sees it."""
 
 import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from services.core.errors import SettingsError
-from worker.model import directory, tiny
+from worker.model import directory, weights
+
+
+def weights_file(**tensors: tuple[str, list[int], int]) -> bytes:
+    """A safetensors file of zeros; each tensor is (dtype, shape, bytes)."""
+    header, end = {}, 0
+    for name, (dtype, shape, size) in tensors.items():
+        header[name.replace("__", ".")] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(end)
+
+
+STOCK = weights_file(down_blocks__0__resnets__0__conv1__weight=("F16", [2, 3], 12), conv_in__bias=("F32", [1], 4))
+FLEXIBLE = weights_file(down_blocks__0__modules_list__0__conv1__weight=("F16", [2, 3], 12))
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A directory with every name that is looked for, and nothing in the weights."""
+    """A directory in Stable Diffusion's layout with every name that is looked for, and next to nothing in it."""
     folder = tmp_path / "some-model"
-    for name in directory.NETWORKS:
+    for name in ("text_encoder", "unet", "vae"):
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text("{}")
-        (folder / name / "model.safetensors").write_bytes(b"")
+        (folder / name / "model.safetensors").write_bytes(STOCK)
     for name in ("tokenizer/tokenizer.json", "scheduler/scheduler_config.json", "model_index.json"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("{}")
     return folder
+
+
+@pytest.fixture
+def deci(model: Path) -> Path:
+    """The same in DeciDiffusion's layout: its U-Net beside a placeholder in which nothing is right."""
+    folder = model / "flexible_unet"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"configurations": {"mid_num_resnets": 0}}')
+    (folder / "diffusion_pytorch_model.safetensors").write_bytes(FLEXIBLE)
+    (model / "unet" / "config.json").write_text("nonsense")
+    (model / "unet" / "model.safetensors").write_bytes(b"nonsense")
+    (model / "unet" / "diffusion_pytorch_model.bin").touch()
+    return model
 
 
 def write_index(model: Path, **fields: object) -> None:
@@ -75,23 +107,96 @@ def test_each_missing_part_is_named(model: Path, name: str) -> None:
     assert name.rsplit(".", maxsplit=1)[-1] in sentence
 
 
+@pytest.mark.parametrize("name", ["config.json", "diffusion_pytorch_model.safetensors"])
+def test_a_flexible_unet_must_be_whole_whatever_lies_beside_it(deci: Path, name: str) -> None:
+    (deci / "flexible_unet" / name).unlink()
+    sentence = refusal(deci)
+    assert "flexible_unet" in sentence and name.rsplit(".", maxsplit=1)[-1] in sentence
+
+
+def test_the_placeholder_beside_a_flexible_unet_is_never_looked_at(deci: Path) -> None:
+    directory.check_model_dir(deci)
+    before = directory.revision(deci)
+    shutil.rmtree(deci / "unet")
+    directory.check_model_dir(deci)
+    assert directory.revision(deci) == before
+
+
+def test_code_and_pickles_are_passed_over_where_safetensors_lie_beside_them(model: Path) -> None:
+    before = directory.revision(model)
+    for name in ("pipeline.py", "unet/model.py", "unet/diffusion_pytorch_model.bin", "vae/W.BIN", "old.ckpt"):
+        (model / name).touch()
+    directory.check_model_dir(model)
+    assert directory.revision(model) == before
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "x.pt", "x.pth", "old.CKPT", "data.pkl"])
+def test_a_part_that_is_only_pickled_is_refused_and_how_to_convert_it_said(model: Path, name: str) -> None:
+    (model / "vae" / "model.safetensors").rename(model / "vae" / name)
+    sentence = refusal(model)
+    assert f"vae/{name}" in sentence and "only safetensors are loaded" in sentence and "save_file" in sentence
+
+
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model", "diffusion_pytorch_model.fp16", "model", "model.fp16"])
+def test_weights_may_have_any_of_the_published_names(model: Path, name: str) -> None:
+    (model / "vae" / "model.safetensors").rename(model / "vae" / f"{name}.safetensors")
+    directory.check_model_dir(model)
+
+
+def test_weights_of_another_name_are_named(model: Path) -> None:
+    (model / "vae" / "model.safetensors").rename(model / "vae" / "other.safetensors")
+    assert "other.safetensors" in refusal(model)
+
+
+def test_weights_split_over_files_are_refused(model: Path) -> None:
+    (model / "vae" / "model.safetensors").rename(model / "vae" / "model-00001-of-00002.safetensors")
+    (model / "vae" / "model.safetensors.index.json").write_text("{}")
+    assert "split over several files" in refusal(model)
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:74dad26d\nsize 1050614888\n"
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("content", "reason"),
     [
-        "unet/weights.bin",
-        "model.pt",
-        "x.pth",
-        "old.ckpt",
-        "deep/er/data.pkl",
-        "vae/W.BIN",
-        "pipeline.py",
-        "unet/model.py",
+        (b"", "cut short"),
+        (STOCK[:7], "cut short"),
+        (STOCK[:40], "cut short: it ends within its header"),
+        (STOCK[:-1], "cut short"),
+        (STOCK + b"1", "too long"),
+        (POINTER, "git-lfs pointer"),
+        (b"PK\x03\x04" + bytes(2000), "no safetensors file"),
+        (bytes(100), "no safetensors file"),
+        (struct.pack("<Q", 2) + b"[]", "no safetensors file"),
+        (struct.pack("<Q", 2) + b"{}", "no tensors"),
+        (weights_file(a=("F32", [2], 7)), "no safetensors file"),
+        (struct.pack("<Q", 8) + b'{"a": 3}', "no safetensors file"),
+        (struct.pack("<Q", 8) + b"\xff" * 8, "no safetensors file"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_could_run_code_is_refused_wherever_it_lies(model: Path, name: str) -> None:
-    (model / name).parent.mkdir(parents=True, exist_ok=True)
-    (model / name).touch()
-    assert name in refusal(model)
+@pytest.mark.parametrize("part", ["vae", "flexible_unet"])
+def test_weights_that_are_not_whole_are_told_apart(deci: Path, part: str, content: bytes, reason: str) -> None:
+    weights.find(deci / part).write_bytes(content)
+    sentence = refusal(deci)
+    assert reason in sentence and part in sentence
+
+
+def test_networks_in_each_other_s_place_are_refused(model: Path, deci: Path) -> None:
+    file = deci / "flexible_unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(STOCK)
+    assert "stock Stable Diffusion U-Net" in refusal(deci)
+    shutil.rmtree(deci / "flexible_unet")
+    (model / "unet" / "config.json").write_text("{}")
+    (model / "unet" / "model.safetensors").write_bytes(FLEXIBLE)
+    assert "its place is the folder flexible_unet" in refusal(model)
+
+
+@pytest.mark.parametrize("config", ["{}", '{"configurations": 3}', '{"_class_name": "UNet2DConditionModel"}'])
+def test_a_flexible_unet_without_configurations_is_refused(deci: Path, config: str) -> None:
+    (deci / "flexible_unet" / "config.json").write_text(config)
+    assert '"configurations"' in refusal(deci)
 
 
 @pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
@@ -99,11 +204,6 @@ def test_what_could_run_code_is_refused_wherever_it_lies(model: Path, name: str)
 def test_configs_that_are_no_objects_are_refused(model: Path, name: str, text: str) -> None:
     (model / name).write_text(text, encoding="latin-1")
     assert name in refusal(model)
-
-
-def test_a_flexible_unet_is_refused_rather_than_drawn_with_its_placeholder(model: Path) -> None:
-    (model / "flexible_unet").mkdir()
-    assert "flexible_unet" in refusal(model)
 
 
 def test_what_the_index_leaves_out_has_sane_defaults(model: Path) -> None:
@@ -114,6 +214,22 @@ def test_what_the_index_leaves_out_has_sane_defaults(model: Path) -> None:
     write_index(model, _name_or_path="somebody/a-model", presswork={"sizes": [[64, 96]], "max_steps": 20})
     said = directory.read_index(model)
     assert (said.name, said.default_size, said.max_steps) == ("somebody/a-model", (64, 96), 20)
+    assert said.words == ()
+    write_index(model, presswork={"words": ["red", "mug"], "sampler": {"guidance_rescale": 0.0}})
+    said = directory.read_index(model)
+    assert (said.words, said.sampler) == (("red", "mug"), {"guidance_rescale": 0.0})
+
+
+def test_each_kind_of_model_has_its_publisher_s_defaults(model: Path, deci: Path) -> None:
+    def told() -> tuple[str, int, float, tuple[int, int]]:
+        said = directory.read_index(deci)
+        return said.kind, said.default_steps, said.default_guidance_scale, said.default_size
+
+    assert told() == ("DeciDiffusion 2.0", 10, 7.5, (512, 512))
+    (deci / "flexible_unet" / "config.json").write_text('{"configurations": {"mid_num_resnets": 4}}')
+    assert told() == ("DeciDiffusion 1.0", 30, 7.5, (512, 512))
+    shutil.rmtree(deci / "flexible_unet")
+    assert told() == ("Stable Diffusion", 10, 7.5, (512, 512))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +245,11 @@ def test_what_the_index_leaves_out_has_sane_defaults(model: Path) -> None:
         {"default_steps": 80},
         {"default_steps": 0},
         {"default_guidance_scale": "much"},
+        {"default_guidance_scale": -1},
+        {"max_steps": 51},
+        {"words": "red mug"},
+        {"words": 3},
+        {"sampler": [3]},
     ],
     ids=json.dumps,
 )
@@ -142,27 +263,53 @@ def test_an_index_that_makes_no_sense_is_refused(model: Path, block: object) -> 
     [
         lambda model: (model / "unet" / "model.safetensors").write_bytes(b"1"),
         lambda model: (model / "vae" / "config.json").write_text("[]"),
-        lambda model: (model / "unet" / "model.safetensors").rename(model / "unet" / "other.safetensors"),
-        lambda model: (model / "unet" / "more.safetensors").touch(),
+        lambda model: (model / "tokenizer" / "merges.txt").touch(),
+        lambda model: (model / "scheduler" / "scheduler_config.json").write_text("[]"),
+        lambda model: (model / "unet" / "diffusion_pytorch_model.safetensors").touch(),
     ],
 )
-def test_the_revision_follows_weights_and_configs(model: Path, change: Callable[[Path], object]) -> None:
+def test_the_revision_follows_weights_and_configs_that_are_read(model: Path, change: Callable[[Path], object]) -> None:
     before = directory.revision(model)
     assert len(before) == len("revision-") + 12
     (model / "README.md").write_text("not part of the model")
+    (model / "unet" / "non_ema.safetensors").touch()
     assert directory.revision(model) == before
     change(model)
     assert directory.revision(model) != before
 
 
-def test_the_tiny_model_s_maker_refuses_a_taken_directory(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tiny.main([str(model)]) == 1
-    assert "is not empty" in capsys.readouterr().err
-    assert sorted(path.name for path in model.parent.iterdir()) == ["some-model"]
+def test_nothing_heavy_is_imported_to_check_a_directory() -> None:
+    heavy = "{'torch', 'diffusers', 'transformers', 'safetensors', 'huggingface_hub'}"
+    script = f"import sys; from worker.model import directory, inspect; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
 
 
-def test_the_tiny_model_s_vocabulary_spells_any_byte() -> None:
-    vocabulary, merges = tiny._vocabulary()
-    assert len(set(vocabulary.values())) == len(vocabulary)
-    assert {tiny._printable(byte) for byte in range(256)} <= vocabulary.keys()
-    assert all("".join(pair) in vocabulary for pair in merges)
+def test_a_name_that_is_not_in_the_cache_and_cannot_be_fetched_is_one_sentence(
+    tmp_path: Path,
+) -> None:
+    script = """
+from worker.model import directory
+try:
+    directory.check_model_dir("somebody/no-such-model")
+except directory.SettingsError as error:
+    print(error)
+"""
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=offline, cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert "somebody/no-such-model" in done.stdout and "cannot be fetched from the hub" in done.stdout, done.stderr
+    assert done.stdout.count("\n") == 1
+
+
+def test_a_model_in_the_cache_is_found_without_a_network(deci: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "hub" / "models--somebody--a-model"
+    shutil.copytree(deci, kept / "snapshots" / ("a" * 40))
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("a" * 40)
+    script = "from worker.model import directory; print(directory.check_model_dir('somebody/a-model'))"
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=offline, cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == str(kept / "snapshots" / ("a" * 40)), done.stderr

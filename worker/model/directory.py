@@ -1,112 +1,191 @@
-"""What a model directory must look like, checked by its file names and small JSON files alone.
+"""What a model directory must look like, checked by its names, its JSON files and the headers of its weights.
 
 Imports no torch: the Celery parent asks before it forks, so that a bad directory is one sentence and no respawn loop.
-The layout is that of diffusers: one folder a component, a `model_index.json` beside them. What Presswork itself wants
-to know stands in that file's "presswork" block; every field of it may be left out.
+What Presswork itself wants to know stands in model_index.json's "presswork" block, of which all may be left out.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from services.core.errors import SettingsError
+from worker.model import hub, weights
+from worker.model.sampler import MAX_STEPS
 
-NETWORKS = ("text_encoder", "unet", "vae")
-COMPONENTS = (*NETWORKS, "tokenizer", "scheduler")
-UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".py")
+FLEXIBLE, STOCK = "flexible_unet", "unet"
+PARTS = ("text_encoder", "vae", "tokenizer", "scheduler", FLEXIBLE)
+DECI_2, DECI_1, STABLE = "DeciDiffusion 2.0", "DeciDiffusion 1.0", "Stable Diffusion"
+DEFAULT_STEPS = {DECI_2: 10, DECI_1: 30, STABLE: 10}
 SIZE_UNIT = 8  # pixels a latent stands for
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What `model_index.json` says of the model. Sizes are (width, height) in pixels."""
+    """What is known of a model before it is loaded. Sizes are (width, height) in pixels.
+
+    `kind` is one of the three above. `words`: all that a small model knows; empty where that is not said. `sampler`
+    overrides what sampler.Rules takes for such a model: lambda_min_clipped, squeezed, guidance_rescale.
+    """
 
     name: str
+    kind: str
     sizes: tuple[tuple[int, int], ...]
     default_size: tuple[int, int]
     default_steps: int
     default_guidance_scale: float
     max_steps: int
+    words: tuple[str, ...]
+    sampler: Mapping[str, Any]
+
+    @property
+    def flexible(self) -> bool:
+        return self.kind != STABLE
 
 
-def check_model_dir(path: str | Path) -> None:
-    """Raises SettingsError, in one sentence, unless `path` holds every component and nothing that could run code."""
-    if not str(path):
+def check_model_dir(name_or_path: str | Path) -> Path:
+    """The model's directory, whole as far as can be told without loading it.
+
+    Raises SettingsError, in one sentence, where a part is missing or cannot be what it should be.
+    """
+    folder = locate(name_or_path)
+    check(folder)
+    return folder
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """The directory of that name, or that of the hub's model of that name, which is fetched unless it is in the local
+    cache: a restart serves the same model. Raises SettingsError, in one sentence, where there is none."""
+    said = str(name_or_path)
+    if not said:
         raise SettingsError("PRESSWORK_MODEL_DIR is not set; it must name the directory of a model.")
-    folder = Path(path)
-    if not folder.is_dir():
-        raise SettingsError(f"PRESSWORK_MODEL_DIR is {str(path)!r}, which is not a directory.")
-    _refuse_unsafe(folder)
+    folder = Path(said)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not hub.NAME.fullmatch(said):
+        raise SettingsError(f"PRESSWORK_MODEL_DIR is {said!r}, which is not a directory.")
+    found = hub.cached(said, PARTS)
+    if found is not None and _is_whole(found):
+        return found
+    found = hub.fetched(said, PARTS)
+    # A stock U-Net only where there is no flexible one: beside that it is a placeholder of 3.4 GB.
+    return found if unet(found) == FLEXIBLE else hub.fetched(said, (*PARTS, STOCK))
+
+
+def check(folder: Path) -> None:
+    """Raises SettingsError, in one sentence, unless `folder` holds every component. Code and pickles are passed over;
+    so is a `unet` beside a `flexible_unet`, which would load, and draw something else."""
     read_index(folder)
-    if (folder / "flexible_unet").exists():
-        # The `unet` beside it is a placeholder of another architecture; it would load, and draw something else.
-        raise SettingsError(f"The model directory {folder} holds a flexible_unet, which this pipeline cannot load.")
-    for name in NETWORKS:
-        _read_object(folder / name / "config.json")
-        if not any((folder / name).glob("*.safetensors")):
-            raise SettingsError(f"The model directory {folder} has no *.safetensors file in {name}.")
+    for name in networks(folder):
+        read_object(folder / name / "config.json")
+        _check_weights(folder / name)
     tokenizer = folder / "tokenizer"
     if not all((tokenizer / name).is_file() for name in ("vocab.json", "merges.txt")):
-        _read_object(tokenizer / "tokenizer.json")
-    _read_object(folder / "scheduler" / "scheduler_config.json")
+        read_object(tokenizer / "tokenizer.json")
+    read_object(folder / "scheduler" / "scheduler_config.json")
+
+
+def unet(folder: Path) -> str:
+    """The name of the component that is the U-Net."""
+    return FLEXIBLE if (folder / FLEXIBLE).is_dir() else STOCK
+
+
+def networks(folder: Path) -> tuple[str, str, str]:
+    """The names of the components that have weights."""
+    return "text_encoder", unet(folder), "vae"
 
 
 def read_index(folder: Path) -> Index:
-    """The model's name, sizes and defaults. Raises SettingsError where the file is missing or makes no sense."""
+    """The model's name, sizes and defaults. Raises SettingsError where a file is missing or makes no sense."""
     file = folder / "model_index.json"
-    index = _read_object(file)
+    index = read_object(file)
     block = index.get("presswork", {})
-    name = index.get("_name_or_path")
+    kind = _kind(folder)
     try:
         sizes = tuple(_size(size) for size in block.get("sizes", [[512, 512]]))
+        words = block.get("words", [])
         said = Index(
-            name=str(block.get("name") or name or folder.resolve().name),
+            name=str(block.get("name") or index.get("_name_or_path") or folder.resolve().name),
+            kind=kind,
             sizes=sizes,
             default_size=_size(block.get("default_size", sizes[0])),
-            default_steps=int(block.get("default_steps", 10)),
+            default_steps=int(block.get("default_steps", DEFAULT_STEPS[kind])),
             default_guidance_scale=float(block.get("default_guidance_scale", 7.5)),
-            max_steps=int(block.get("max_steps", 50)),
+            max_steps=int(block.get("max_steps", MAX_STEPS)),
+            words=tuple(str(word) for word in words),
+            sampler=dict(block.get("sampler", {})),
         )
     except (AttributeError, IndexError, TypeError, ValueError):
         raise SettingsError(f'The "presswork" block of {file} cannot be read; sizes are [[512, 512]], say.') from None
-    if said.default_size not in sizes or not 1 <= said.default_steps <= said.max_steps <= 1000:
+    sane = 1 <= said.default_steps <= said.max_steps <= MAX_STEPS and 0 <= said.default_guidance_scale <= 50
+    if said.default_size not in sizes or not sane or isinstance(words, str):
         raise SettingsError(f'The "presswork" block of {file} has defaults that it does not allow itself.')
     return said
 
 
 def revision(folder: Path) -> str:
-    """`revision-` and 12 hex digits of a sha256 over the components' weights and configs, by sorted file name."""
+    """`revision-` and 12 hex digits of a sha256 over the weights and configs that are read, by sorted file name."""
     digest = hashlib.sha256()
-    files = [file for name in COMPONENTS for file in (folder / name).rglob("*") if file.is_file()]
+    files = [folder / "scheduler" / "scheduler_config.json"]
+    files += [file for file in (folder / "tokenizer").glob("*") if file.suffix in (".json", ".txt")]
+    for name in networks(folder):
+        files += [folder / name / "config.json", weights.find(folder / name)]
     for file in sorted(files, key=lambda file: file.relative_to(folder).as_posix()):
-        if file.suffix not in (".json", ".txt", ".safetensors"):
-            continue
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        try:
+            with file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise SettingsError(f"The model's {file} cannot be read: {error.strerror or error}.") from None
         digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
     return f"revision-{digest.hexdigest()[:12]}"
 
 
-def _refuse_unsafe(folder: Path) -> None:
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in UNSAFE:
-            kind = "code" if file.suffix.lower() == ".py" else "pickled weights, which could run code when loaded"
-            found = file.relative_to(folder)
-            raise SettingsError(f"The model directory {folder} holds {found}: {kind}; only safetensors are loaded.")
-
-
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in `file`. Raises SettingsError where it is missing or is none."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SettingsError(f"The model directory lacks {file.parent.name}/{file.name} ({file}).") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise SettingsError(f"The model's {file} cannot be read as JSON.") from None
     if not isinstance(value, dict):
         raise SettingsError(f"The model's {file} must hold a JSON object.")
     return value
+
+
+def _kind(folder: Path) -> str:
+    """DeciDiffusion 1.0 is told from 2.0 by its mid block. Nothing in model_index.json tells either."""
+    if unet(folder) == STOCK:
+        return STABLE
+    file = folder / FLEXIBLE / "config.json"
+    configurations = read_object(file).get("configurations")
+    if not isinstance(configurations, dict):
+        raise SettingsError(f'The model\'s {file} has no "configurations": it is not that of a flexible U-Net.')
+    return DECI_1 if configurations.get("mid_num_resnets") or configurations.get("mid_num_attentions") else DECI_2
+
+
+def _check_weights(folder: Path) -> None:
+    file = weights.find(folder)
+    tensors = weights.read_header(file)
+    if not tensors:
+        raise SettingsError(f"The model's {file} holds no tensors.")
+    flexible = any(".modules_list." in name for name in tensors)
+    if folder.name == FLEXIBLE and not flexible:
+        raise SettingsError(
+            f"The model's {file} holds a stock Stable Diffusion U-Net, not DeciDiffusion's flexible one."
+        )
+    if folder.name == STOCK and flexible:
+        raise SettingsError(f"The model's {file} holds DeciDiffusion's U-Net; its place is the folder {FLEXIBLE}.")
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        check(folder)
+    except SettingsError:
+        return False
+    return True
 
 
 def _size(value: Any) -> tuple[int, int]:

@@ -30,9 +30,10 @@ class TorchPipeline:
     precision = "fp32"
 
     def __init__(self, settings: Settings) -> None:
-        directory.check_model_dir(settings.model_dir)
-        folder = Path(settings.model_dir)
+        folder = directory.check_model_dir(settings.model_dir)
         index = directory.read_index(folder)
+        if index.flexible:
+            raise SettingsError(f"The model directory {folder} holds a flexible_unet, which this pipeline cannot load.")
         self._device = _device(settings.device)
         self.device, self.device_kind = _names(self._device)
         self.versions = versions("torch", "diffusers", "transformers")

@@ -1,0 +1,41 @@
+"""Models on the Hugging Face hub, by names like Deci/DeciDiffusion-v2-0: what is fetched of them, and the local cache.
+
+Only configs, tokenizers and safetensors are fetched; nothing is, where HF_HUB_OFFLINE is set.
+"""
+
+import re
+from pathlib import Path
+
+from services.core.errors import SettingsError
+
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def cached(name: str, parts: tuple[str, ...]) -> Path | None:
+    """The folder of the model in the local cache, if there is one; an interrupted download leaves a part of it."""
+    try:
+        return _snapshot(name, parts, offline=True)
+    except Exception:
+        return None
+
+
+def fetched(name: str, parts: tuple[str, ...]) -> Path:
+    """The folder in the local cache that the model's `parts` were fetched to. Raises SettingsError in one sentence."""
+    try:
+        return _snapshot(name, parts, offline=False)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        raise SettingsError(
+            f"The model {name!r} is neither a directory nor whole in the local cache, and it cannot be fetched from "
+            f"the hub: {reason}."
+        ) from error
+
+
+def _snapshot(name: str, parts: tuple[str, ...], *, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = [f"{part}/*.{suffix}" for part in parts for suffix in ("json", "txt", "safetensors")]
+    found = snapshot_download(
+        name, allow_patterns=["model_index.json", *wanted], ignore_patterns=["*.non_ema.*"], local_files_only=offline
+    )
+    return Path(found)

@@ -1,0 +1,91 @@
+"""What can be told of a model without loading it: its kind, defaults and sampler, and each network's size.
+
+Read from JSON and the headers of the weights alone, so that it takes no longer for a large model than for a small.
+"""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from worker.model import directory, weights
+from worker.model.sampler import Rules
+
+
+def inspect(folder: Path) -> dict[str, Any]:
+    """All of it as JSON has it. Sizes are [width, height] in pixels; `bytes` are those on disk.
+
+    Raises SettingsError, in one sentence, where the directory is not a whole model's.
+    """
+    directory.check(folder)
+    index = directory.read_index(folder)
+    scheduler = directory.read_object(folder / "scheduler" / "scheduler_config.json")
+    rules = Rules.read(scheduler, flexible=index.flexible, said=index.sampler)
+    return {
+        "directory": str(folder),
+        "name": index.name,
+        "kind": index.kind,
+        "revision": directory.revision(folder),
+        "sizes": [list(size) for size in index.sizes],
+        "default_size": list(index.default_size),
+        "default_steps": index.default_steps,
+        "default_guidance_scale": index.default_guidance_scale,
+        "max_steps": index.max_steps,
+        "sampler": {
+            "name": "DPM-Solver++ 2M",
+            "squeezed": rules.squeezed,
+            "prediction": rules.prediction,
+            "guidance_rescale": rules.rescale,
+        },
+        "components": {name: _component(folder / name) for name in directory.networks(folder)},
+    }
+
+
+def table(told: dict[str, Any]) -> str:
+    """The same for a person, in lines of at most 80 columns."""
+    sampler = told["sampler"]
+    how = [sampler["name"], *(["squeezed"] if sampler["squeezed"] else []), sampler["prediction"]]
+    how += [f"rescale {sampler['guidance_rescale']:g}"] if sampler["guidance_rescale"] else []
+    sizes = ", ".join(f"{width}x{height}" for width, height in told["sizes"])
+    lines = [
+        f"{told['name']}: {told['kind']}",
+        "",
+        f"  revision  {told['revision']}",
+        f"  sizes     {sizes} pixels",
+        f"  defaults  {told['default_steps']} steps, guidance {told['default_guidance_scale']:g}",
+        f"  sampler   {', '.join(how)}",
+        "",
+        f"  {'':<16}{'parameters':>14}{'tensors':>10}{'dtype':>12}{'on disk':>12}",
+    ]
+    parts = told["components"]
+    for name, part in parts.items():
+        lines.append(_row(name, part["parameters"], part["tensors"], "+".join(part["dtypes"]), part["bytes"]))
+    totals = (sum(part[key] for part in parts.values()) for key in ("parameters", "tensors", "bytes"))
+    parameters, tensors, size = totals
+    return "\n".join([*lines, _row("in all", parameters, tensors, "", size)])
+
+
+def _component(folder: Path) -> dict[str, Any]:
+    file = weights.find(folder)
+    tensors = weights.read_header(file)
+    dtypes = Counter(entry.dtype for entry in tensors.values())
+    return {
+        "file": file.name,
+        "parameters": sum(math.prod(entry.shape) for entry in tensors.values()),
+        "tensors": len(tensors),
+        "dtypes": [dtype for dtype, _ in dtypes.most_common()],
+        "bytes": file.stat().st_size,
+    }
+
+
+def _row(name: str, parameters: int, tensors: int, dtype: str, size: int) -> str:
+    return f"  {name:<16}{parameters:>14,}{tensors:>10,}{dtype:>12}{_size(size):>12}"
+
+
+def _size(size: int) -> str:
+    value, unit = float(size), "B"
+    for larger in ("kB", "MB", "GB"):
+        if value < 1000:
+            break
+        value, unit = value / 1000, larger
+    return f"{value:.3g} {unit}"
