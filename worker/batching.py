@@ -1,7 +1,7 @@
 """Images -> padded batch, and whose turn it is. Plain Python.
 
-A declared size is what the pipeline was compiled for. The smallest that holds the images serves; padding repeats the
-last spec and is thrown away.
+A declared size is what the pipeline was compiled for. Always the largest that the device has room for serves, so that
+an image's bytes do not depend on how many waited with it; padding repeats the last spec and is thrown away.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,11 +11,6 @@ from services.core.specs import Image, Shape
 from worker.pipeline import Batch
 
 _WEIGHTS = {0: 8, 1: 4, 2: 1}  # priority class -> how often of 13 it goes first
-
-
-def declared_size(sizes: Sequence[int], images: int, most: int) -> int:
-    """The smallest declared size that holds so many images; `most`, the largest that fits the device, if none does."""
-    return min((size for size in sizes if images <= size <= most), default=most)
 
 
 def next_smaller(sizes: Sequence[int], size: int) -> int | None:

@@ -12,6 +12,7 @@ from worker.pipeline import DeviceSick, OutOfMemory, Picture, Pipeline, Spoiled,
 from worker.retries import Part, Plan
 
 log = logging.getLogger(__name__)
+COMPILE_SECONDS = 900.0  # how long a shape may take to compile before the watchdog thinks that the device hangs
 REGROW_BATCHES = 50  # after so many good ones the next larger size is tried again
 
 
@@ -99,15 +100,16 @@ class Device:
         memory.most = most
 
     def _render_part(self, part: Part, outcome: Outcome, plan: Plan) -> None:
+        shape = outcome.held.claim.shape
         began = time.monotonic()
         try:
-            pictures = self.pipeline.render(
-                batching.form(part.images, outcome.held.claim.shape, part.size), self.lease.on_step
-            )
+            with self.lease.patience(COMPILE_SECONDS):
+                self.pipeline.prepare(shape, part.size)
+            pictures = self.pipeline.render(batching.form(part.images, shape, part.size), self.lease.on_step)
         except OutOfMemory:
             log.warning("out of memory", extra={"claim": outcome.held.claim.id, "size": part.size})
             if not plan.step_down(part):
-                self.check()
+                self.check(part.size)
                 plan.too_large(part)
         except Interrupted:
             raise
@@ -118,7 +120,7 @@ class Device:
             if not plan.stands_alone(part):
                 plan.halve(part)
             else:
-                self.check()
+                self.check(part.size)
                 plan.give_up(part, error)
         else:
             seconds = (time.monotonic() - began) / len(part.images)
@@ -126,17 +128,29 @@ class Device:
             if len(pictures) != part.size:
                 raise DeviceSick(f"The pipeline made {len(pictures)} pictures of {part.size}.")
             if any(isinstance(picture, Spoiled) for picture in pictures[: len(part.images)]):
-                self.check()
+                self.check(part.size)
             for image, picture in zip(part.images, pictures, strict=False):  # the rest is padding
                 if isinstance(picture, Spoiled):
                     plan.spoiled(image, picture.message)
                 else:
                     outcome.rendered.append(Rendered(image, picture, name, seconds))
 
-    def check(self) -> None:
-        """Renders the canary. Raises DeviceSick when that fails: then it was not the prompt."""
+    def check(self, size: int | None = None) -> None:
+        """Renders the canary in a batch of that declared size, by default the largest that there is room for. Raises
+        DeviceSick when that fails: then it was not the prompt."""
+        card = self.pipeline.card
+        sizes = [declared for declared in card.batch_sizes if size is None or declared <= size]
         try:
-            (picture, *_) = self.pipeline.render(canary(self.pipeline.card), self.lease.on_step)
+            for number, declared in enumerate(sizes, start=1):
+                batch = canary(card, declared)
+                try:
+                    with self.lease.patience(COMPILE_SECONDS):
+                        self.pipeline.prepare(batch.shape, declared)
+                    (picture, *_) = self.pipeline.render(batch, self.lease.on_step)
+                    break
+                except OutOfMemory:
+                    if number == len(sizes):
+                        raise
         except Interrupted:
             raise
         except Exception as error:

@@ -7,7 +7,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from services.core import ledger
 from services.core.database import Database
@@ -66,6 +67,7 @@ class Lease:
         self._guard = threading.Lock()
         self._rendering: Held | None = None
         self._progress_at = 0.0
+        self._patience = settings.watchdog_seconds
 
     def start(self) -> None:
         for name, verb in (("lease", self._beat_for_ever), ("watchdog", self._watch_for_ever)):
@@ -85,6 +87,16 @@ class Lease:
         """Sets the watchdog on a claim, or takes it off."""
         self._progress_at = time.monotonic()
         self._rendering = held
+
+    @contextmanager
+    def patience(self, seconds: float) -> Iterator[None]:
+        """For what makes no steps, such as compiling: the watchdog waits for so long instead."""
+        self._patience = max(seconds, self._settings.watchdog_seconds)
+        try:
+            yield
+        finally:
+            self._progress_at = time.monotonic()  # first: the watchdog must not see the old patience with no progress
+            self._patience = self._settings.watchdog_seconds
 
     def on_step(self, step: int) -> None:
         """The pipeline's callback. Raises Interrupted when the batch is of no use any more."""
@@ -114,7 +126,7 @@ class Lease:
         hung device's lease."""
         held = self._rendering  # first: what begins after this has made its progress after this, too
         silent = time.monotonic() - self._progress_at
-        if held is not None and silent > self._settings.watchdog_seconds:
+        if held is not None and silent > self._patience:
             log.error("device hangs", extra={"claim": held.claim.id, "silent_seconds": round(silent, 1)})
             self._die(EXIT_HUNG)
 

@@ -79,6 +79,14 @@ class Pipeline(Protocol):
     device_kind: str  # what decides bytes: "x86_64", "NVIDIA H200"
     versions: str  # of the programs that draw: "presswork 0.1.0, torch 2.13.0"
 
+    def prepare(self, shape: Shape, size: int) -> None:
+        """Compiles what a batch of `size` of that shape needs, if it is not compiled yet: it may take minutes.
+
+        Raises:
+            OutOfMemory: the device has no room for `size`; a smaller declared size may fit.
+        """
+        ...
+
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
         """Renders `batch.size` images, in order; what `on_step` raises passes through.
 
@@ -97,7 +105,14 @@ class Pipeline(Protocol):
 
 def versions(*packages: str) -> str:
     """Presswork's version and those of the packages that a pipeline draws with, as they are installed here."""
-    return ", ".join(f"{name} {metadata.version(name)}" for name in ("presswork", *packages))
+    return ", ".join(f"{name} {_version(name)}" for name in ("presswork", *packages))
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # run from a source tree that nobody installed
+        return "source"
 
 
 def reproducibility_class(pipeline: Pipeline, batch_size: int) -> str:
@@ -107,13 +122,12 @@ def reproducibility_class(pipeline: Pipeline, batch_size: int) -> str:
     )
 
 
-def canary(card: ModelCard) -> Batch:
-    """The known-good image that tells a sick device from a bad prompt, alone in the smallest declared batch."""
+def canary(card: ModelCard, size: int) -> Batch:
+    """The known-good image that tells a sick device from a bad prompt, alone in a batch of a declared `size`."""
     width, height = card.default_size
     spec = Spec(
         card.revision, "a red mug on a table", "", 7, width, height, card.default_steps, card.default_guidance_scale
     )
-    size = min(card.batch_sizes)
     return Batch(spec.shape, (spec,) * size, 1)
 
 
@@ -127,10 +141,10 @@ def open_pipeline(name: str, settings: Settings) -> Pipeline:
         from worker.pipelines.simulated import SimulatedPipeline
 
         return SimulatedPipeline(settings)
-    if name == "torch":
-        from worker.pipelines.torch_diffusers import TorchPipeline
+    if name in ("torch", "onnx"):
+        from worker.pipelines.diffusion import open_diffusion
 
-        return TorchPipeline(settings)
+        return open_diffusion(name, settings)
     raise SettingsError(f"There is no pipeline {name!r}.")
 
 

@@ -35,8 +35,7 @@ class Plan:
 
     def add(self, images: Sequence[Image]) -> None:
         for start in range(0, len(images), self.most):
-            part = tuple(images[start : start + self.most])
-            self._parts.append(Part(part, batching.declared_size(self.sizes, len(part), self.most)))
+            self._parts.append(Part(tuple(images[start : start + self.most]), self.most))
 
     def next(self) -> Part | None:
         return self._parts.pop(0) if self._parts else None

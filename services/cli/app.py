@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from services.cli import model
+from services.cli import bench, model
 from services.core.errors import PressworkError
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -19,6 +19,7 @@ app = typer.Typer(
 )  # fmt: skip
 keys = typer.Typer(no_args_is_help=True, help="Issue and revoke API keys.")
 app.add_typer(keys, name="keys")
+app.add_typer(bench.app, name="bench")
 app.add_typer(model.app, name="model")
 errors = Console(stderr=True, highlight=False)
 

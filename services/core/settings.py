@@ -48,7 +48,7 @@ def _number(low: float, high: float) -> Callable[[str], float]:
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in words:
-            raise ValueError(f"it can be {' or '.join(words)}")
+            raise ValueError(f"it can be {' or '.join(filter(None, words))}")
         return value
 
     return parse
@@ -87,9 +87,14 @@ class Settings:
     # Leases; beats, margins and the watchdog derive from this one.
     lease_seconds: float = _setting("PRESSWORK_LEASE_SECONDS", "30", _number(1, 3600))
     # The worker.
-    pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of("simulated", "torch"))
+    pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of("simulated", "torch", "onnx"))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")
-    model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")
+    model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")  # a directory, or a hub id where the network is there
+    precision: str = _setting("PRESSWORK_PRECISION", "", _one_of("", "fp32", "bf16", "fp16"))  # empty: the device's own
+    runtime: str = _setting("PRESSWORK_RUNTIME", "openvino", _one_of("openvino", "onnxruntime"))  # of the onnx pipeline
+    compile: bool = _setting("PRESSWORK_COMPILE", "1", _flag)  # of the torch pipeline, on CUDA
+    safety_checker: bool = _setting("PRESSWORK_SAFETY_CHECKER", "0", _flag)  # the model's own; it flags, no more
+    artefacts: str = _setting("PRESSWORK_ARTEFACTS", "")  # compiled models; empty: the user's cache folder
     batch_sizes: tuple[int, ...] = _setting("PRESSWORK_BATCH_SIZES", "16,8,4,1", _batch_sizes)
     spool_batches: int = _setting("PRESSWORK_SPOOL_BATCHES", "4", _whole(1, 1024))
     sick_seconds: float = _setting("PRESSWORK_SICK_SECONDS", "30", _number(0.1, 86400))

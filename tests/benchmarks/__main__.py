@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks all | busy | submit | claim | progress`: prints each figure and writes it as JSON."""
+"""`python -m tests.benchmarks all | busy | submit | ...`: prints each figure and writes it as JSON."""
 
 import argparse
 import importlib
@@ -7,7 +7,7 @@ import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-NAMES = ("busy", "submit", "claim", "progress")
+NAMES = ("busy", "submit", "claim", "progress", "engine")
 
 
 def main() -> int:

@@ -19,25 +19,45 @@ SERVERS = {"DATABASE_URL": "unused", "REDIS_URL": "unused"}
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in both layouts: `tiny` is DeciDiffusion's, `tiny-sd` Stable Diffusion's."""
     pytest.importorskip("diffusers")
     from worker.model.make import make
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    make(folder, "tiny-sd")
+    folder = tmp_path_factory.mktemp("models")
+    for preset in ("tiny", "tiny-sd"):
+        make(folder / preset, preset)
     return folder
 
 
 @pytest.fixture(scope="session")
-def torch_settings(tiny_model: Path) -> Settings:
-    return Settings.read(SERVERS | {"PRESSWORK_PIPELINE": "torch", "PRESSWORK_MODEL_DIR": str(tiny_model)})
+def settings_for(models: Path) -> Callable[..., Settings]:
+    def read(pipeline: str, model: str = "tiny", **more: str) -> Settings:
+        named = {"PRESSWORK_PIPELINE": pipeline, "PRESSWORK_MODEL_DIR": str(models / model)}
+        return Settings.read(SERVERS | named | {"PRESSWORK_ARTEFACTS": str(models / "artefacts")} | more)
+
+    return read
 
 
-@pytest.fixture(scope="session", params=["simulated", "torch"])
+@pytest.fixture(scope="session")
+def tiny_model(models: Path) -> Path:
+    return models / "tiny"
+
+
+@pytest.fixture(scope="session")
+def torch_settings(settings_for: Callable[..., Settings]) -> Settings:
+    return settings_for("torch")
+
+
+@pytest.fixture(scope="session", params=["simulated", "torch", "torch bf16", "torch tiny-sd", "onnx", "onnx bf16"])
 def settings(request: pytest.FixtureRequest) -> Settings:
-    if request.param == "torch":
-        return request.getfixturevalue("torch_settings")
-    return Settings.read(SERVERS)
+    name, _, variant = request.param.partition(" ")
+    if name == "simulated":
+        return Settings.read(SERVERS)
+    settings_for = request.getfixturevalue("settings_for")
+    if variant == "tiny-sd":
+        return settings_for(name, variant)
+    return settings_for(name, PRESSWORK_PRECISION=variant)
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +113,7 @@ def test_the_versions_that_draw_are_named_in_a_short_line(pipeline: Pipeline) ->
 
 
 def test_the_canary_can_be_rendered(pipeline: Pipeline) -> None:
-    batch = canary(pipeline.card)
+    batch = canary(pipeline.card, min(pipeline.card.batch_sizes))
     pictures = pipeline.render(batch, lambda step: None)
     width, height = pipeline.card.default_size
     assert [picture.pixels.shape for picture in pictures] == [(height, width, 3)] * batch.size
@@ -275,25 +295,25 @@ def test_torch_gives_no_black_picture_for_nan_but_spoils_that_image_alone(
     assert isinstance(last, Picture) and last.pixels.tobytes() == well[2].tobytes()
 
 
-def test_torch_draws_the_noise_of_the_image_s_own_seed(torch_pipeline: Pipeline) -> None:
+def test_noise_is_that_of_the_image_s_own_seed_and_what_diffusers_would_draw() -> None:
     import torch
 
-    from worker.pipelines.torch_diffusers import noise
+    from worker.model import noise
 
-    plain = noise(spec_for(torch_pipeline, seed=12))
-    assert plain.equal(torch.randn((4, 8, 8), generator=torch.Generator().manual_seed(12)))
-    wide = noise(spec_for(torch_pipeline, seed=12 + 12 * 2**32, width=512, height=512))
+    plain = noise.draw(12, (4, 8, 8))
+    assert (plain == torch.randn((4, 8, 8), generator=torch.Generator().manual_seed(12)).numpy()).all()
+    wide = noise.draw(12 + 12 * 2**32, (4, 64, 64))
     assert abs(float(wide.std()) - 1) < 0.02
 
 
-def test_torch_running_out_of_memory_is_told_from_other_errors(torch_pipeline: Pipeline) -> None:
+def test_torch_running_out_of_memory_is_told_from_other_errors() -> None:
     import torch
 
-    from worker.pipelines.torch_diffusers import _room_for
+    from worker.pipelines.torch_compiled import room_for
 
-    with pytest.raises(OutOfMemory, match="a batch of 4"), _room_for(4):
+    with pytest.raises(OutOfMemory, match="a batch of 4"), room_for(4):
         torch.empty(2**50)
-    with pytest.raises(RuntimeError, match="shape"), _room_for(4):
+    with pytest.raises(RuntimeError, match="shape"), room_for(4):
         torch.empty(2) + torch.empty(3).reshape(7)
 
 
@@ -308,7 +328,7 @@ def test_torch_refuses_weights_that_are_not_whole(tiny_model: Path, torch_settin
 
     for number, (component, spoil) in enumerate(
         (
-            ("unet", lambda tensors: tensors.pop("conv_in.bias")),
+            ("flexible_unet", lambda tensors: tensors.pop("conv_in.bias")),
             ("text_encoder", lambda tensors: tensors.pop(sorted(tensors)[0])),
             ("vae", lambda tensors: tensors.update({"decoder.conv_in.bias": np.zeros(3, np.float32)})),
         )

@@ -19,11 +19,13 @@ def images(count: int) -> list[Image]:
     return [Image(1, index, 1, Spec("r", f"{index}", "", index, 64, 64, 10, 7.5), "png") for index in range(count)]
 
 
-@pytest.mark.parametrize(
-    ("count", "most", "size"), [(1, 16, 1), (2, 16, 4), (5, 16, 8), (9, 16, 16), (16, 16, 16), (3, 8, 4), (16, 8, 8)]
-)
-def test_the_smallest_declared_size_that_holds_the_images_serves(count, most, size):
-    assert batching.declared_size(SIZES, count, most) == size
+@pytest.mark.parametrize(("count", "most", "parts"), [(1, 16, 1), (16, 16, 1), (3, 8, 1), (16, 8, 2), (9, 4, 3)])
+def test_the_largest_size_that_there_is_room_for_serves_however_few_the_images_are(count, most, parts):
+    plan = Plan(SIZES, most)
+    plan.add(images(count))
+    taken = list(iter(plan.next, None))
+    assert [part.size for part in taken] == [most] * parts
+    assert sum(len(part.images) for part in taken) == count
 
 
 def test_a_batch_is_padded_to_its_size_and_knows_what_is_wanted():

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from services.core.settings import Settings
-from services.core.specs import ModelCard, Spec
+from services.core.specs import ModelCard, Shape, Spec
 from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled, versions
 from worker.pipelines.still_life import scene
 
@@ -57,6 +57,9 @@ class SimulatedPipeline:
             default_steps=10,
             default_guidance_scale=7.5,
         )
+
+    def prepare(self, shape: Shape, size: int) -> None:
+        """There is nothing to compile."""
 
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
         """Pictures uint8 (height, width, 3). Drawing happens within the law's time, a share of it in each step."""

@@ -1,0 +1,204 @@
+"""The denoising loop, written once: a latent diffusion model on any backend is a Pipeline.
+
+A backend supplies the three networks at fixed shapes; the contract for it is here.
+"""
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.core.settings import Settings
+from services.core.specs import ModelCard, Shape, Spec
+from worker.model import directory, noise, sampler
+from worker.model.directory import SIZE_UNIT, Index
+from worker.model.sampler import Rules
+from worker.model.text import Prompts, unknown_words
+from worker.pipeline import Batch, OnStep, Picture, Spoiled
+
+Array = Any
+"""The backend's own: a numpy array, or a torch tensor on its device."""
+
+
+class Compiled(Protocol):
+    """The networks at one shape and batch size.
+
+    In every result a row depends on the same row of what was given, and never on its place or its neighbours.
+    """
+
+    def place(self, values: NDArray[np.float32]) -> Array:
+        """The values on the device."""
+        ...
+
+    def encode_text(self, tokens: NDArray[np.int64]) -> list[Array]:
+        """For (batch, tokens): keys and values (batch, heads, tokens, channels) for each cross-attention."""
+        ...
+
+    def pair(self, without: list[Array], text: list[Array]) -> list[Array]:
+        """What two calls of `encode_text` gave, as the two guidance halves (2 * batch, ...) of one batch. `without`
+        may have one row, which then stands for all."""
+        ...
+
+    def time_table(self, timesteps: Sequence[int]) -> Sequence[Array]:
+        """What `denoise` wants to know of each timestep."""
+        ...
+
+    def denoise(self, latents: Array, time: Array, text: list[Array]) -> Array:
+        """The prediction, float32, for each text: (batch or 2 * batch, channels, height / 8, width / 8)."""
+        ...
+
+    def step_done(self) -> "Wait":
+        """A way to wait until all that was asked so far is done on the device."""
+        ...
+
+    def decode(self, latents: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Pixels (batch, height, width, 3), and which images (batch,) are finite."""
+        ...
+
+
+class Wait(Protocol):
+    def __call__(self) -> object: ...
+
+
+class Backend(Protocol):
+    """One model's networks on one device."""
+
+    name: str  # "torch", "openvino", ...
+    precision: str  # "fp32", "bf16", "fp16"
+    device: str  # as people name it
+    device_kind: str  # what of it decides bytes
+    versions: str  # of the libraries that decide bytes
+    latent_channels: int
+    steps_in_flight: int  # how many steps may be asked for before the first of them is done: 0 where calls block
+
+    def compiled(self, shape: Shape, batch: int) -> Compiled:
+        """The networks at that shape; compiled at the first call, which may take minutes.
+
+        Raises OutOfMemory when the device has no room.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Checker(Protocol):
+    def flags(self, pixels: NDArray[np.uint8]) -> Sequence[bool]:
+        """Whether each picture (batch, height, width, 3) should be looked at by a person first."""
+        ...
+
+
+class DiffusionPipeline:
+    """Classifier-free guidance with a scale per image, and the sampler of `worker/model/sampler.py`."""
+
+    def __init__(
+        self, backend: Backend, index: Index, revision: str, rules: Rules, prompts: Prompts,
+        batch_sizes: tuple[int, ...], checker: Checker | None = None,
+    ) -> None:  # fmt: skip
+        self._backend, self._rules, self._prompts, self._checker = backend, rules, prompts, checker
+        self.backend, self.precision = backend.name, backend.precision
+        self.device, self.device_kind, self.versions = backend.device, backend.device_kind, backend.versions
+        self.card = ModelCard(
+            name=index.name,
+            revision=revision,
+            sizes=index.sizes,
+            max_steps=index.max_steps,
+            batch_sizes=batch_sizes,
+            default_size=index.default_size,
+            default_steps=index.default_steps,
+            default_guidance_scale=index.default_guidance_scale,
+        )
+        self._words = frozenset(index.words)
+        self._without: dict[int, list[Array]] = {}  # the empty negative prompt, encoded in a batch of that size
+
+    def prepare(self, shape: Shape, size: int) -> None:
+        self._backend.compiled(shape, size)
+
+    def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
+        """Pictures uint8 (height, width, 3); an image whose latents or pixels are NaN or Inf is Spoiled, alone."""
+        compiled = self._backend.compiled(batch.shape, batch.size)
+        tokens, truncated = self._prompts.tokens([spec.prompt for spec in batch.specs])
+        text = compiled.encode_text(tokens)
+        if batch.shape.guided:
+            text = compiled.pair(self._encode_negative(compiled, batch), text)
+        latents = self._denoise(compiled, batch, text, on_step)
+        pixels, finite = compiled.decode(latents)
+        flagged = [None] * batch.size if self._checker is None else [bool(flag) for flag in self._checker.flags(pixels)]
+        unknown = [unknown_words(spec.prompt, self._words) for spec in batch.specs]
+        return [
+            Picture(pixels[slot], truncated[slot], flagged[slot], unknown[slot]) if finite[slot] else Spoiled()
+            for slot in range(batch.size)
+        ]
+
+    def close(self) -> None:
+        """Gives the device back."""
+        self._without.clear()
+        self._backend.close()
+
+    def _denoise(self, compiled: Compiled, batch: Batch, text: list[Array], on_step: OnStep) -> Array:
+        steps = sampler.plan(self._rules, batch.shape.steps)
+        times = compiled.time_table([step.timestep for step in steps])
+        latents = compiled.place(np.stack([self._noise(spec) for spec in batch.specs]))
+        scales = compiled.place(np.array([[[[spec.guidance_scale]]] for spec in batch.specs], np.float32))
+        estimate, ahead = None, self._backend.steps_in_flight
+        asked: deque[Wait] = deque()
+        for number, (step, time) in enumerate(zip(steps, times, strict=True), start=1):
+            prediction = compiled.denoise(latents, time, text)
+            if batch.shape.guided:
+                prediction = sampler.guide(prediction, scales, self._rules.rescale)
+            latents, estimate = sampler.advance(step, latents, prediction, estimate)
+            asked.append(compiled.step_done())
+            if len(asked) > ahead:
+                asked.popleft()()
+                on_step(number - ahead)
+        for number in range(len(steps) - len(asked) + 1, len(steps) + 1):
+            asked.popleft()()
+            on_step(number)
+        return latents
+
+    def _noise(self, spec: Spec) -> NDArray[np.float32]:
+        return noise.draw(spec.seed, (self._backend.latent_channels, spec.height // SIZE_UNIT, spec.width // SIZE_UNIT))
+
+    def _encode_negative(self, compiled: Compiled, batch: Batch) -> list[Array]:
+        """One row when no image has a negative prompt, which is the rule: encoded once."""
+        negatives = [spec.negative_prompt for spec in batch.specs]
+        if any(negatives):
+            return compiled.encode_text(self._prompts.tokens(negatives)[0])
+        if batch.size not in self._without:
+            encoded = compiled.encode_text(self._prompts.tokens(negatives)[0])
+            self._without[batch.size] = [array[:1] for array in encoded]
+        return self._without[batch.size]
+
+
+def open_diffusion(name: str, settings: Settings) -> DiffusionPipeline:
+    """The model in PRESSWORK_MODEL_DIR on the backend `name` ("torch" or "onnx"); imports only what that needs.
+
+    Raises SettingsError, in one sentence, for a model, device or precision that does not do.
+    """
+    folder = directory.locate(settings.model_dir)
+    directory.check(folder)
+    checker = _checker(folder) if settings.safety_checker else None
+    cache = Path(settings.artefacts or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "presswork")
+    if name == "torch":
+        from worker.model import checkpoint
+        from worker.pipelines.torch_compiled import open_torch
+
+        return open_torch(
+            checkpoint.load(folder), settings.device, settings.precision, settings.batch_sizes,
+            compiles=settings.compile, cache=cache, checker=checker,
+        )  # fmt: skip
+    from worker.pipelines.onnx import open_onnx
+
+    return open_onnx(
+        folder, runtime=settings.runtime, precision=settings.precision, device=settings.device,
+        batch_sizes=settings.batch_sizes, cache=cache, checker=checker,
+    )  # fmt: skip
+
+
+def _checker(folder: Path) -> Checker:
+    from worker.model.safety import load_safety_checker
+
+    return load_safety_checker(folder)

@@ -1,0 +1,96 @@
+"""Stock diffusers, for comparison: its own blocks and scheduler, run the way its pipelines run them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.core.specs import Shape, Spec
+from worker.model import noise, sampler
+from worker.model.checkpoint import Checkpoint
+from worker.model.text import Prompts
+from worker.pipeline import Batch
+
+
+@dataclass(frozen=True)
+class Work:
+    """The batch that all contenders render: tokens to bytes."""
+
+    specs: tuple[Spec, ...]
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.specs[0].shape, self.specs, len(self.specs))
+
+    @property
+    def shape(self) -> Shape:
+        return self.specs[0].shape
+
+
+class Stock:
+    """One network after the other, both guidance halves whole at every step; eagerly, or its U-Net compiled."""
+
+    def __init__(self, loaded: Checkpoint, device: torch.device, dtype: torch.dtype, *, compiles: bool) -> None:
+        from diffusers import DPMSolverMultistepScheduler
+
+        self._unet, self._vae, self._text = (
+            torch.nn.Module.to(network, device, dtype) for network in (loaded.unet, loaded.vae, loaded.text_encoder)
+        )
+        self._predict = torch.compile(self._evaluate, dynamic=False) if compiles else self._evaluate
+        self._device, self._dtype, self._rules = device, dtype, loaded.rules
+        self._prompts = Prompts.of(loaded.tokenizer, loaded.text_encoder.config.max_position_embeddings)
+        rules = loaded.rules
+        self._scheduler = DPMSolverMultistepScheduler(
+            beta_start=rules.beta_start, beta_end=rules.beta_end, beta_schedule=rules.beta_schedule,
+            prediction_type=rules.prediction, lambda_min_clipped=rules.clip, solver_type="heun",
+            final_sigmas_type="sigma_min",
+        )  # fmt: skip
+
+    @torch.inference_mode()
+    def render(self, work: Work) -> np.ndarray[Any, Any]:
+        """uint8 (batch, height, width, 3)."""
+        shape, specs = work.shape, work.specs
+        halves = [[spec.negative_prompt for spec in specs], [spec.prompt for spec in specs]]
+        tokens = np.concatenate([self._prompts.tokens(half)[0] for half in halves])
+        text = self._text(torch.from_numpy(tokens).to(self._device)).last_hidden_state
+        size = (self._unet.latent_channels, shape.height // 8, shape.width // 8)
+        latents = torch.from_numpy(np.stack([noise.draw(spec.seed, size) for spec in specs]))
+        latents = latents.to(self._device, self._dtype)
+        scale = specs[0].guidance_scale
+        self._scheduler.set_timesteps(timesteps=list(sampler.timesteps(self._rules, shape.steps)), device=self._device)
+        for timestep in self._scheduler.timesteps:
+            without, prompted = self._predict(torch.cat([latents] * 2), timestep, text).chunk(2)
+            guided = without + scale * (prompted - without)
+            guided = _rescaled(guided, prompted, self._rules.rescale)
+            latents = self._scheduler.step(guided, timestep, latents).prev_sample
+        image = self._vae.decode(latents / self._vae.config.scaling_factor).sample
+        pixels = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+        return (pixels * 255).round().astype(np.uint8)
+
+    def _evaluate(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """The whole U-Net by its blocks' own forward passes: nothing shared, nothing computed beforehand."""
+        unet = self._unet
+        embedded = unet.time_embedding(unet.time_proj(timestep.expand(latents.shape[0])).to(latents.dtype))
+        x = unet.conv_in(latents)
+        skips = [x]
+        for kind, module in unet.program:
+            if kind == "resnet":
+                x = module(x, embedded)
+            elif kind == "attend":
+                x = module(x, encoder_hidden_states=text, return_dict=False)[0]
+            elif kind == "keep":
+                skips.append(x)
+            elif kind == "join":
+                x = torch.cat([x, skips.pop()], dim=1)
+            else:
+                x = module(x)
+        predicted: Tensor = unet.conv_out(torch.nn.functional.silu(unet.conv_norm_out(x)))
+        return predicted
+
+
+def _rescaled(guided: Tensor, text: Tensor, share: float) -> Tensor:
+    axes = (1, 2, 3)
+    back = guided * (text.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
+    return share * back + (1 - share) * guided

@@ -1,0 +1,214 @@
+"""The torch backend: on CUDA in half precision, compiled for each shape; on a CPU eagerly, in float32 or bfloat16."""
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from services.core.errors import SettingsError
+from services.core.specs import Shape
+from worker.model.checkpoint import Checkpoint
+from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder
+from worker.model.text import Prompts
+from worker.pipeline import OutOfMemory, versions
+from worker.pipelines.diffusion import Checker, DiffusionPipeline
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GRAPHED_UP_TO = 4  # images: beyond that a CUDA graph has no launches to hide (measured by others: none at 32)
+DECODED_AT_ONCE = 4  # images: the decoder's features are large, and one part is copied while the next is decoded
+SHAPES_TO_COMPILE = 256  # torch silently stops compiling after eight
+
+
+class TorchBackend:
+    """A checkpoint on one device. On CUDA the networks are compiled when a shape is first asked for."""
+
+    name = "torch"
+
+    def __init__(self, checkpoint: Checkpoint, device: str, precision: str, *, compiles: bool, cache: Path) -> None:
+        """`precision` is fp32, bf16 or fp16; "" stands for fp16 on CUDA and fp32 on a CPU. `cache` is a folder that
+        is shared with others who compile the same."""
+        self._device = find_device(device)
+        on_cuda = self._device.type == "cuda"
+        self.precision = precision or ("fp16" if on_cuda else "fp32")
+        if self.precision == "fp16" and not on_cuda:
+            raise SettingsError("PRESSWORK_PRECISION is fp16, which no CPU computes with; it can be fp32 or bf16.")
+        self.device, self.device_kind = _names(self._device)
+        self.versions = versions("torch")
+        self.latent_channels = checkpoint.unet.latent_channels
+        self.steps_in_flight = 1 if on_cuda else 0
+        # Measured: with several threads, CPU kernels cut a batch into pieces across its images, and what an image
+        # looks like in the last bit then depends on its slot. One image at a time has no slots.
+        self._singly = not on_cuda and torch.get_num_threads() > 1
+        self._compiles = compiles and on_cuda
+        if self._compiles:
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+            torch._dynamo.config.recompile_limit = SHAPES_TO_COMPILE
+        dtype = DTYPES[self.precision]
+        unet = checkpoint.unet.to(self._device, dtype, memory_format=torch.channels_last)
+        self._text = TextEncoder(checkpoint.text_encoder.to(self._device, dtype), unet)
+        self._time, self._denoiser = TimeEmbedder(unet), Denoiser(unet)
+        self._decoder = Decoder(checkpoint.vae).to(self._device, dtype, memory_format=torch.channels_last)
+        self._known: dict[tuple[int, int, bool, int], TorchCompiled] = {}
+
+    def compiled(self, shape: Shape, batch: int) -> "TorchCompiled":
+        place = shape.width, shape.height, shape.guided, batch
+        if place not in self._known:
+            text, denoiser, decoder = (
+                self._compile(network, batch) for network in (self._text, self._denoiser, self._decoder)
+            )
+            self._known[place] = TorchCompiled(text, denoiser, decoder, self._time, self._device, batch, self._singly)
+        return self._known[place]
+
+    def close(self) -> None:
+        """Drops the networks and gives their memory back to the device."""
+        self._known.clear()
+        del self._text, self._time, self._denoiser, self._decoder
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _compile(self, network: nn.Module, batch: int) -> Callable[..., Any]:
+        if not self._compiles:
+            return network
+        # No autotuning: two workers might choose different kernels, and the same spec would give different bytes.
+        return torch.compile(network, dynamic=False, mode="reduce-overhead" if batch <= GRAPHED_UP_TO else None)
+
+
+class TorchCompiled:
+    """The networks for one shape and batch size. Everything runs without gradients and with the same kernels."""
+
+    def __init__(
+        self, text: Callable[..., Any], denoiser: Callable[..., Any], decoder: Callable[..., Any], time: nn.Module,
+        device: torch.device, batch: int, singly: bool,
+    ) -> None:  # fmt: skip
+        self._text, self._denoiser, self._decoder, self._time = text, denoiser, decoder, time
+        self._device, self._batch, self._singly = device, batch, singly
+        # Equal parts, or an image's bytes would depend on its slot.
+        self._decoded_at_once = max(n for n in range(1, DECODED_AT_ONCE + 1) if batch % n == 0)
+        self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._tables: dict[tuple[int, ...], Tensor] = {}
+
+    def place(self, values: NDArray[Any]) -> Tensor:
+        host = torch.from_numpy(values)
+        return host.pin_memory().to(self._device, non_blocking=True) if self._copying else host
+
+    def encode_text(self, tokens: NDArray[np.int64]) -> list[Tensor]:
+        with self._steady():
+            if not self._singly:
+                return [array.clone() for array in self._text(self.place(tokens))]
+            rows = [self._text(row) for row in torch.from_numpy(tokens).split(1)]
+            return [torch.cat(arrays) for arrays in zip(*rows, strict=True)]
+
+    def pair(self, without: list[Tensor], text: list[Tensor]) -> list[Tensor]:
+        return [torch.cat([a.expand_as(b), b]) for a, b in zip(without, text, strict=True)]
+
+    def time_table(self, timesteps: Sequence[int]) -> Sequence[Tensor]:
+        key = tuple(timesteps)
+        if key not in self._tables:
+            with self._steady():
+                self._tables[key] = self._time(self.place(np.array(timesteps, np.float32)))
+        return self._tables[key].split(1)
+
+    def denoise(self, latents: Tensor, time: Tensor, text: list[Tensor]) -> Tensor:
+        with self._steady():
+            if not self._singly:
+                found: Tensor = self._denoiser(latents, time, text)
+                return found
+            halves = text[0].shape[0] // self._batch
+            rows = [
+                self._denoiser(latents[n : n + 1], time, [array[n :: self._batch] for array in text])
+                for n in range(self._batch)
+            ]
+            return torch.stack(rows, dim=1).reshape(halves * self._batch, *latents.shape[1:])
+
+    def step_done(self) -> Callable[[], object]:
+        if self._copying is None:
+            return lambda: None
+        event = torch.cuda.Event()
+        event.record()
+        return event.synchronize
+
+    def decode(self, latents: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        with self._steady():
+            parts = latents.split(1 if self._singly else self._decoded_at_once)
+            copies = [self._to_host(tensor) for part in parts for tensor in self._decoder(part)]
+            if self._copying:
+                self._copying.synchronize()
+        pixels, finite = (torch.cat(copies[n::2]).numpy() for n in (0, 1))
+        return pixels, finite
+
+    def _to_host(self, tensor: Tensor) -> Tensor:
+        """A copy on the host; on CUDA under way, on a stream of its own, while the device goes on."""
+        if self._copying is None:
+            return tensor
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._copying.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._copying):
+            host.copy_(tensor, non_blocking=True)
+        tensor.record_stream(self._copying)
+        return host
+
+    @contextlib.contextmanager
+    def _steady(self) -> Iterator[None]:
+        """The same kernels every time, float32 that is float32, and OutOfMemory told from other errors."""
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        with torch.inference_mode(), flags, room_for(self._batch):
+            if self._copying:
+                torch.compiler.cudagraph_mark_step_begin()
+            yield
+
+
+def open_torch(
+    loaded: Checkpoint, device: str, precision: str, batch_sizes: tuple[int, ...], *, compiles: bool, cache: Path,
+    checker: Checker | None = None,
+) -> DiffusionPipeline:  # fmt: skip
+    """A loaded checkpoint as a pipeline; its networks are moved to the device, and must not be used elsewhere."""
+    prompts = Prompts.of(loaded.tokenizer, loaded.max_tokens)
+    backend = TorchBackend(loaded, device, precision, compiles=compiles, cache=cache)
+    return DiffusionPipeline(backend, loaded.index, loaded.revision, loaded.rules, prompts, batch_sizes, checker)
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Turns torch's several ways of running out of memory into OutOfMemory."""
+    try:
+        yield
+        return
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+    # Outside the handlers: a context would keep the failed batch's tensors alive while a smaller one is tried.
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    raise OutOfMemory(f"The device has no room for a batch of {size}.")
+
+
+def find_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise SettingsError(f"PRESSWORK_DEVICE is {name!r}; it can be cpu, cuda or cuda:N.")
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise SettingsError(f"PRESSWORK_DEVICE is {name!r}, but torch finds {count} CUDA devices here.")
+    return device
+
+
+def _names(device: torch.device) -> tuple[str, str]:
+    """The device for people, and what of it decides bytes: the kind of GPU; of a CPU, instructions and threads."""
+    if device.type == "cuda":
+        kind = torch.cuda.get_device_name(device)
+        return f"cuda:{device.index or 0} {kind}", kind
+    # Measured: one thread and two give pixels that differ by a level here and there.
+    return "cpu", f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} x{torch.get_num_threads()}"
