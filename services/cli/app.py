@@ -34,7 +34,8 @@ def up(
     home: Home = HOME,
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers to run.")] = 1,
     pipeline: Annotated[
-        str, typer.Option(envvar="PRESSWORK_PIPELINE", help="simulated, or torch (a tiny model if none is given).")
+        str,
+        typer.Option(envvar="PRESSWORK_PIPELINE", help="simulated, onnx or torch; PRESSWORK_MODEL_DIR names a model."),
     ] = "simulated",
     port: Annotated[int | None, typer.Option(envvar="PRESSWORK_PORT", help="Where the web server listens.")] = None,
 ) -> None:
@@ -64,7 +65,7 @@ def status(home: Home = HOME) -> None:
 def demo(
     home: Home = HOME,
     output: Annotated[Path, typer.Option(help="Where images, results and the contact sheet go.")] = Path("demo-output"),
-    pipeline: Annotated[str, typer.Option(envvar="PRESSWORK_PIPELINE", help="simulated or torch.")] = "simulated",
+    pipeline: Annotated[str, typer.Option(envvar="PRESSWORK_PIPELINE", help="simulated, onnx or torch.")] = "simulated",
 ) -> None:
     """Render 48 prompts and make a contact sheet.
 

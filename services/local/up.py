@@ -1,8 +1,9 @@
 """One machine's Presswork: the embedded servers, the schema, a key, and web, scheduler and workers beside them."""
 
+import json
 import os
-import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,6 @@ from pathlib import Path
 from services.core import database, storage, tenants, upkeep
 from services.core.errors import PressworkError
 from services.core.settings import Settings
-from services.local.child import Child
 from services.local.errors import PortTaken
 from services.local.home import Home, is_free, write_env_file, write_private
 from services.local.stack import Stack
@@ -23,7 +23,7 @@ from services.local.supervisor import Program, Supervisor
 
 WORKER_GRACE = 90.0
 READY_SECONDS = 120.0
-SMALL_MODEL = "tiny-sd"  # the preset that the torch pipeline is given where no model is named
+SMALL_MODEL = "tiny"  # the preset that is made where no model is named
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +78,29 @@ def _programs(wishes: Wishes, values: Mapping[str, str]) -> list[Program]:
 
 
 def _pipeline_values(wishes: Wishes, environ: Mapping[str, str], home: Home) -> dict[str, str]:
-    """The torch pipeline needs a model; without one it gets a tiny one with random weights, made once."""
-    if wishes.pipeline != "torch":
+    """Every pipeline but the simulated one needs a model; without one it gets a tiny one with random weights, made
+    once. What its networks are compiled to is kept in the folder."""
+    if wishes.pipeline == "simulated":
         return {}
     folder = environ.get("PRESSWORK_MODEL_DIR")
     if not folder:
         folder = str(home.folder / "models" / SMALL_MODEL)
         if not Path(folder).exists():
             Path(folder).parent.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "worker.model", "make", "--preset", SMALL_MODEL, folder]
-            maker = Child(command, env=environ, log=home.logs / "model.log")
-            if not maker.wait(300.0) or maker.poll() != 0:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise PressworkError(f"The tiny model could not be made: {maker.last_words()}")
-    return {"PRESSWORK_MODEL_DIR": folder, "PRESSWORK_MODEL": environ.get("PRESSWORK_MODEL") or Path(folder).name}
+            _of_model("make", "--preset", SMALL_MODEL, "--", folder)
+    name = environ.get("PRESSWORK_MODEL") or json.loads(_of_model("inspect", "--json", "--", folder))["name"]
+    artefacts = environ.get("PRESSWORK_ARTEFACTS") or str(home.folder / "artefacts")
+    return {"PRESSWORK_MODEL_DIR": folder, "PRESSWORK_MODEL": name, "PRESSWORK_ARTEFACTS": artefacts}
+
+
+def _of_model(*command: str) -> str:
+    """What `presswork model` prints. Raises PressworkError with its last line where it fails."""
+    found = subprocess.run(
+        [sys.executable, "-m", "worker.model", *command], capture_output=True, text=True, check=False
+    )
+    if found.returncode != 0:
+        raise PressworkError((found.stderr.strip().splitlines() or ["The model cannot be read."])[-1])
+    return found.stdout
 
 
 def _saved_key(settings: Settings, home: Home) -> str:
