@@ -264,3 +264,20 @@ def test_networks_that_do_not_fit_one_another_are_refused(model: Path, tiny_sd: 
     assert "configurations" in refusal(model)
     shutil.copy(tmp_path / "mini" / "flexible_unet" / "config.json", model / "flexible_unet")
     assert "stock Stable Diffusion U-Net" in refusal(model)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_linear_projection": True},
+        {"down_block_types": ["CrossAttnDownBlock2D", "AttnDownBlock2D"]},
+        {"transformer_layers_per_block": 2},
+        {"resnet_time_scale_shift": "scale_shift"},
+        {"act_fn": "gelu"},
+    ],
+    ids=str,
+)
+def test_a_stock_unet_of_another_family_is_refused(tiny_sd: Path, tmp_path: Path, fields: dict[str, Any]) -> None:
+    model = Path(shutil.copytree(tiny_sd, tmp_path / "model"))
+    reconfigure(model, "unet/config.json", **fields)
+    assert next(iter(fields)) in refusal(model)

@@ -46,10 +46,12 @@ class Index:
 
 
 def check_model_dir(name_or_path: str | Path) -> Path:
-    """The model's directory, whole as far as can be told without loading it.
+    """The directory of the model that PRESSWORK_MODEL_DIR names, whole as far as can be told without loading it.
 
     Raises SettingsError, in one sentence, where a part is missing or cannot be what it should be.
     """
+    if not str(name_or_path):
+        raise SettingsError("PRESSWORK_MODEL_DIR is not set; it must name the directory of a model.")
     folder = locate(name_or_path)
     check(folder)
     return folder
@@ -58,14 +60,11 @@ def check_model_dir(name_or_path: str | Path) -> Path:
 def locate(name_or_path: str | Path) -> Path:
     """The directory of that name, or that of the hub's model of that name, which is fetched unless it is in the local
     cache: a restart serves the same model. Raises SettingsError, in one sentence, where there is none."""
-    said = str(name_or_path)
-    if not said:
-        raise SettingsError("PRESSWORK_MODEL_DIR is not set; it must name the directory of a model.")
-    folder = Path(said)
+    said, folder = str(name_or_path), Path(name_or_path)
     if folder.is_dir():
         return folder
     if folder.exists() or not hub.NAME.fullmatch(said):
-        raise SettingsError(f"PRESSWORK_MODEL_DIR is {said!r}, which is not a directory.")
+        raise SettingsError(f"The model {said!r} is not a directory, nor a name as on the hub.")
     found = hub.cached(said, PARTS)
     if found is not None and _is_whole(found):
         return found

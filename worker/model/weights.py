@@ -86,7 +86,7 @@ def read_header(file: Path) -> dict[str, Entry]:
         raise SettingsError(f"The model's {file} is cut short: it ends within its header.")
     try:
         entries, end = _entries(json.loads(text))
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise SettingsError(f"The model's {file} is no safetensors file: its header cannot be read.") from None
     if size != 8 + length + end:
         wrong = "is cut short" if size < 8 + length + end else "is too long"
