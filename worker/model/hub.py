@@ -24,11 +24,20 @@ def fetched(name: str, parts: tuple[str, ...]) -> Path:
     try:
         return _snapshot(name, parts, offline=False)
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
         raise SettingsError(
             f"The model {name!r} is neither a directory nor whole in the local cache, and it cannot be fetched from "
-            f"the hub: {reason}."
+            f"the hub: {_reason(error)}."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    known = {
+        "LocalEntryNotFoundError": "there is no network, or HF_HUB_OFFLINE is set",
+        "RepositoryNotFoundError": "it has no such model, or wants a login for it",
+        "GatedRepoError": "its publisher wants a login and consent",
+    }
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+    return known.get(type(error).__name__, said)
 
 
 def _snapshot(name: str, parts: tuple[str, ...], *, offline: bool) -> Path:
