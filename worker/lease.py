@@ -66,7 +66,9 @@ class Lease:
         self._held: dict[int, Held] = {}
         self._guard = threading.Lock()
         self._rendering: Held | None = None
-        self._progress_at = 0.0
+        self._progress = 0  # counts up; written by the rendering thread, the next two by the watchdog
+        self._seen = 0
+        self._silent_watches = 0
         self._patience = settings.watchdog_seconds
 
     def start(self) -> None:
@@ -85,7 +87,7 @@ class Lease:
 
     def rendering(self, held: Held | None) -> None:
         """Sets the watchdog on a claim, or takes it off."""
-        self._progress_at = time.monotonic()
+        self._progress += 1
         self._rendering = held
 
     @contextmanager
@@ -95,12 +97,12 @@ class Lease:
         try:
             yield
         finally:
-            self._progress_at = time.monotonic()  # first: the watchdog must not see the old patience with no progress
+            self._progress += 1  # first: silence that patience allowed must not count once it is over
             self._patience = self._settings.watchdog_seconds
 
     def on_step(self, step: int) -> None:
         """The pipeline's callback. Raises Interrupted when the batch is of no use any more."""
-        self._progress_at = time.monotonic()
+        self._progress += 1
         held = self._rendering
         if held is None:
             return
@@ -123,9 +125,13 @@ class Lease:
 
     def watch(self) -> None:
         """Ends the process if the device has made no step for the watchdog's time; a live heartbeat must not keep a
-        hung device's lease."""
+        hung device's lease. Time is counted in watches: while the whole process was stopped, nobody watched and no
+        device hung."""
         held = self._rendering  # first: what begins after this has made its progress after this, too
-        silent = time.monotonic() - self._progress_at
+        progress = self._progress
+        self._silent_watches = self._silent_watches + 1 if progress == self._seen else 0
+        self._seen = progress
+        silent = self._silent_watches * self._settings.beat_seconds
         if held is not None and silent > self._patience:
             log.error("device hangs", extra={"claim": held.claim.id, "silent_seconds": round(silent, 1)})
             self._die(EXIT_HUNG)

@@ -1,52 +1,89 @@
-"""The watchdog: who ends a device that hangs, and who has patience while it compiles."""
+"""The watchdog: a device that hangs ends its process; one that was stopped, or is compiling, goes on."""
 
-import dataclasses
+import time
 
 import pytest
 
+from services.core.database import Database
 from services.core.settings import Settings
-from services.core.specs import Claim, Shape
-from worker.lease import EXIT_HUNG, Lease
+from services.core.specs import Claim, Image, Shape, Spec
+from worker.lease import EXIT_HUNG, Held, Lease
 
-SETTINGS = Settings.read({"DATABASE_URL": "unused", "REDIS_URL": "unused", "PRESSWORK_LEASE_SECONDS": "1"})
+SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x"})
+WATCHES = round(SETTINGS.watchdog_seconds / SETTINGS.beat_seconds)
+CLAIM = Claim(1, Shape("r", 64, 64, 10, True), (Image(1, 0, 1, Spec("r", "", "", 0, 64, 64, 10, 7.5), "png"),), 30.0)
 
 
 @pytest.fixture
-def lease() -> Lease:
-    deaths: list[int] = []
-    lease = Lease(None, SETTINGS, die=deaths.append)  # type: ignore[arg-type]
-    lease.deaths = deaths  # type: ignore[attr-defined]
-    lease.rendering(lease.hold(Claim(1, Shape("r", 64, 64, 10, True), (), 1.0)))
-    return lease
+def exits() -> list[int]:
+    return []
 
 
-def silent_for(lease: Lease, seconds: float) -> list[int]:
-    lease._progress_at -= seconds
+@pytest.fixture
+def lease(exits: list[int]) -> Lease:
+    return Lease(Database(SETTINGS.database_url, application="nobody"), SETTINGS, die=exits.append)
+
+
+@pytest.fixture
+def held(lease: Lease) -> Held:
+    """A claim that is being rendered."""
+    held = lease.hold(CLAIM)
+    lease.rendering(held)
     lease.watch()
-    return lease.deaths  # type: ignore[attr-defined,no-any-return]
+    return held
 
 
-def test_a_device_that_makes_no_step_for_the_watchdog_s_time_is_ended(lease: Lease):
-    assert silent_for(lease, SETTINGS.watchdog_seconds - 1) == []
-    assert silent_for(lease, 2) == [EXIT_HUNG]
-
-
-def test_compiling_has_a_patience_of_its_own_and_then_the_watchdog_is_as_strict_as_before(lease: Lease):
-    with lease.patience(60):
-        assert silent_for(lease, 50) == []
-    assert silent_for(lease, SETTINGS.watchdog_seconds - 1) == []
-    assert silent_for(lease, 2) == [EXIT_HUNG]
-
-
-def test_a_compilation_that_never_ends_is_ended_too(lease: Lease):
-    with lease.patience(60):
-        assert silent_for(lease, 61) == [EXIT_HUNG]
-
-
-def test_patience_is_never_less_than_the_watchdog_s_time():
-    slow = dataclasses.replace(SETTINGS, lease_seconds=3600.0)
-    lease = Lease(None, slow, die=lambda code: pytest.fail("too soon"))  # type: ignore[arg-type]
-    lease.rendering(lease.hold(Claim(1, Shape("r", 64, 64, 10, True), (), 1.0)))
-    with lease.patience(60):
-        lease._progress_at -= 3600
+def watch(lease: Lease, times: int) -> None:
+    for _ in range(times):
         lease.watch()
+
+
+def test_a_device_without_a_step_for_the_watchdogs_time_ends_the_process(lease, held, exits):
+    watch(lease, WATCHES - 1)
+    assert exits == []
+    watch(lease, 2)
+    assert exits == [EXIT_HUNG]
+
+
+def test_a_step_begins_the_watchdogs_time_anew(lease, held, exits):
+    watch(lease, WATCHES - 1)
+    lease.on_step(1)
+    watch(lease, WATCHES)
+    assert exits == []
+
+
+def test_nobody_dies_of_having_nothing_to_render(lease, held, exits):
+    lease.rendering(None)
+    watch(lease, 10 * WATCHES)
+    assert exits == []
+    lease.rendering(held)
+    watch(lease, WATCHES)
+    assert exits == []
+
+
+def test_a_process_that_was_stopped_for_an_hour_does_not_take_its_device_for_hung(lease, held, exits, monkeypatch):
+    later = time.monotonic() + 3600
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    lease.watch()
+    assert exits == []
+
+
+def test_compiling_has_a_patience_of_its_own_and_then_the_watchdog_is_as_strict_as_before(lease, held, exits):
+    with lease.patience(4 * SETTINGS.watchdog_seconds):
+        watch(lease, 3 * WATCHES)
+    watch(lease, WATCHES)
+    assert exits == []
+    watch(lease, 2)
+    assert exits == [EXIT_HUNG]
+
+
+def test_a_compilation_that_never_ends_is_ended_too(lease, held, exits):
+    with lease.patience(4 * SETTINGS.watchdog_seconds):
+        watch(lease, 4 * WATCHES + 1)
+    assert exits == [EXIT_HUNG]
+
+
+def test_patience_is_never_less_than_the_watchdogs_time(lease, held, exits):
+    with lease.patience(0.0):
+        watch(lease, WATCHES - 1)
+    assert exits == []
