@@ -1,0 +1,137 @@
+"""The networks as ONNX graphs in float32, with static shapes and named tensors: for OpenVINO, ONNX Runtime and whatever
+else compiles ONNX. All graphs of a model, whatever their batch, refer to one file of weights that lies beside them.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worker.model.checkpoint import Checkpoint
+from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder
+from worker.model.text import Prompts
+
+OPSET = 20
+WEIGHTS = "weights.bin"
+ALIGNMENT = 4096  # bytes: whoever maps the file into memory maps each tensor from the start of a page
+
+
+class Exporter:
+    """Writes a checkpoint's graphs. What it writes is decided by the checkpoint and the libraries' versions alone."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """The checkpoint's networks become float32."""
+        self.rules = checkpoint.rules
+        self.prompts = Prompts.of(checkpoint.tokenizer, checkpoint.max_tokens)
+        text_encoder, unet, vae = (
+            network.float().eval() for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae)
+        )
+        self._text, self._time = TextEncoder(text_encoder, unet), TimeEmbedder(unet)
+        self._denoiser, self._decoder = Denoiser(unet), Decoder(vae)
+        self.latent_channels = unet.latent_channels
+        # The U-Net has one name in all of them, and so one place in the file.
+        self._weights: dict[str, Tensor] = {}
+        for network in (self._text, self._denoiser, self._decoder):
+            self._weights |= network.state_dict()
+        self._offsets: dict[str, int] = {}
+        end = 0
+        for name in sorted(self._weights):
+            self._offsets[name] = end
+            end += -(-_bytes(self._weights[name]) // ALIGNMENT) * ALIGNMENT
+
+    def write_weights(self, file: Path) -> None:
+        with file.open("wb") as stream:
+            for name, offset in self._offsets.items():
+                stream.seek(offset)
+                stream.write(memoryview(self._weights[name].detach().contiguous().numpy()).cast("B"))
+
+    def write_text(self, file: Path, batch: int) -> None:
+        """tokens int64 (batch, tokens) -> key_0, value_0, key_1, ...: (batch, heads, tokens, channels of a head)."""
+        given = {"tokens": torch.zeros(batch, self.prompts.length, dtype=torch.int64)}
+        self._write(self._text, file, given, list(self._example_text(1)))
+
+    def write_time(self, file: Path) -> None:
+        """timesteps (1,) -> time (1, sum of all resnets' channels)."""
+        self._write(self._time, file, {"timesteps": torch.zeros(1)}, ["time"])
+
+    def write_denoiser(self, file: Path, batch: int, height: int, width: int, *, guided: bool) -> None:
+        """latents (batch, channels, height, width), time, key_0, value_0, ... -> prediction. When guided, keys, values
+        and the prediction have 2 * batch rows: first those without the prompt, then those with it."""
+        latents = torch.zeros(batch, self.latent_channels, height, width)
+        with torch.no_grad():
+            time = self._time(torch.zeros(1))
+        given = {"latents": latents, "time": time} | self._example_text(2 * batch if guided else batch)
+        self._write(self._denoiser, file, given, ["prediction"])
+
+    def write_decoder(self, file: Path, batch: int, height: int, width: int) -> None:
+        """latents (batch, channels, height, width) -> pixels uint8 (batch, 8 * height, 8 * width, 3), finite bool
+        (batch,)."""
+        given = {"latents": torch.zeros(batch, self.latent_channels, height, width)}
+        self._write(self._decoder, file, given, ["pixels", "finite"])
+
+    def _example_text(self, texts: int) -> dict[str, Tensor]:
+        with torch.no_grad():
+            found = self._text(torch.zeros(1, self.prompts.length, dtype=torch.int64))
+        names = [f"{kind}_{n}" for n in range(len(found) // 2) for kind in ("key", "value")]
+        return {name: torch.zeros(texts, *one.shape[1:]) for name, one in zip(names, found, strict=True)}
+
+    def _write(self, network: nn.Module, file: Path, given: dict[str, Tensor], made: Sequence[str]) -> None:
+        """`given` are the inputs by name, in the order of `forward`; keys and values are one list there."""
+        text = [value for name, value in given.items() if name.startswith(("key_", "value_"))]
+        arguments: list[Any] = [value for name, value in given.items() if not name.startswith(("key_", "value_"))]
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                network,
+                tuple([*arguments, text] if text else arguments),
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+                input_names=list(given),
+                output_names=made,
+            )
+            _save(program.model, file, self._weights, self._offsets)
+
+
+def _save(model: Any, file: Path, weights: dict[str, Tensor], offsets: dict[str, int]) -> None:
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript import optimizer
+
+    # Everything is folded but the weights' transposes: those would be copies of the weights, a set for each graph.
+    optimizer.optimize_ir(model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
+    ClearMetadataAndDocStringPass()(model)  # stack traces with the paths of this machine
+    for name, value in model.graph.initializers.items():
+        if name in weights:
+            value.const_value = ir.ExternalTensor(
+                WEIGHTS,
+                offsets[name],
+                _bytes(weights[name]),
+                dtype=value.dtype,
+                shape=value.const_value.shape,
+                name=name,
+            )
+    ir.save(model, file)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's word on each library that it did not find."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

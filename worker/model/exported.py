@@ -1,0 +1,109 @@
+"""A model as it is run without its checkpoint: graphs, prompts and rules, kept as artefacts and exported when missing.
+
+Imports neither diffusers nor transformers unless something has to be exported.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from services.core.specs import Shape
+from worker.model import directory
+from worker.model.artefacts import Artefacts
+from worker.model.directory import SIZE_UNIT
+from worker.model.sampler import Rules
+from worker.model.text import Prompts
+
+if TYPE_CHECKING:
+    from worker.model.export import Exporter
+
+SOURCES = ("export.py", "stages.py", "networks.py", "unet.py", "flexible_unet.py", "stock_unet.py", "text.py")
+LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript")
+FACTS, TIME = "facts", "time.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Graphs:
+    """The files of one shape and batch size, as `export.Exporter` describes them."""
+
+    text: Path
+    time: Path
+    denoiser: Path
+    decoder: Path
+
+
+class Exported:
+    """The model in `folder`, its artefacts somewhere under `cache`. The graphs are the same for every device, runtime
+    and precision; what is in their key beside the revision is who writes them."""
+
+    def __init__(self, folder: Path, cache: Path) -> None:
+        """Raises SettingsError, in one sentence, when the model does not fit or the cache cannot be written."""
+        self._folder = folder
+        self.index, self.revision = directory.read_index(folder), directory.revision(folder)
+        self._artefacts = Artefacts(cache, f"{self.index.name}-{self.revision}", _decides(self.revision))
+        self._exporter: Exporter | None = None
+        self._facts = json.loads((self._get(FACTS, _write_facts) / f"{FACTS}-model.json").read_text("utf-8"))
+
+    @cached_property
+    def rules(self) -> Rules:
+        return Rules(**self._facts["rules"])
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        return Prompts.from_json(self._facts["prompts"])
+
+    @property
+    def latent_channels(self) -> int:
+        return int(self._facts["latent_channels"])
+
+    def graphs(self, shape: Shape, batch: int) -> Graphs:
+        """The graphs for that shape; exported when nobody has done so yet, which takes seconds."""
+        name = f"{shape.width}x{shape.height}-{batch}-{'guided' if shape.guided else 'unguided'}"
+        height, width = shape.height // SIZE_UNIT, shape.width // SIZE_UNIT
+
+        def write(exporter: "Exporter", into: Path) -> None:
+            exporter.write_denoiser(into / f"{name}-denoiser.onnx", batch, height, width, guided=shape.guided)
+            exporter.write_decoder(into / f"{name}-decoder.onnx", batch, height, width)
+            exporter.write_text(into / f"{name}-text.onnx", batch)
+
+        found = self._get(name, write)
+        self._exporter = None  # gigabytes, at full size
+        of = {part: found / f"{name}-{part}.onnx" for part in ("text", "denoiser", "decoder")}
+        return Graphs(time=found / TIME, **of)
+
+    def _get(self, part: str, write: Callable[["Exporter", Path], None]) -> Path:
+        return self._artefacts.get(part, lambda into: write(self._load(), into))
+
+    def _load(self) -> "Exporter":
+        if self._exporter is None:
+            from worker.model import checkpoint
+            from worker.model.export import Exporter
+
+            self._exporter = Exporter(checkpoint.load(self._folder))
+        return self._exporter
+
+
+def _write_facts(exporter: "Exporter", into: Path) -> None:
+    from worker.model.export import WEIGHTS
+
+    exporter.write_weights(into / WEIGHTS)
+    exporter.write_time(into / TIME)
+    facts = {
+        "rules": asdict(exporter.rules),
+        "prompts": exporter.prompts.to_json(),
+        "latent_channels": exporter.latent_channels,
+    }
+    (into / f"{FACTS}-model.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _decides(revision: str) -> dict[str, str]:
+    """What decides an exported graph, byte for byte or nearly so."""
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return {"revision": revision, "sources": digest.hexdigest()} | {name: version(name) for name in LIBRARIES}
