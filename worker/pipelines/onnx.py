@@ -1,0 +1,192 @@
+"""The ONNX backend: exported graphs on a CPU, run by OpenVINO (float32, or bfloat16) or by ONNX Runtime (float32).
+
+A second start needs neither diffusers nor transformers: only the artefacts of the first.
+"""
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.core.errors import SettingsError
+from services.core.specs import Shape
+from worker.model.exported import Exported
+from worker.pipeline import OutOfMemory, versions
+from worker.pipelines.diffusion import Checker, DiffusionPipeline
+
+Array = NDArray[Any]
+NO_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "failed to allocate", "allocate memory")
+PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32",)}
+
+
+class Network(Protocol):
+    """A graph, ready to run."""
+
+    def set(self, inputs: Mapping[str, Array]) -> None:
+        """Inputs that stay until they are set again; the arrays are read where they lie, at each `run`."""
+        ...
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """The outputs for these inputs and those that were set: arrays of the caller's own."""
+        ...
+
+
+def open_onnx(
+    folder: Path, *, runtime: str, precision: str, device: str, batch_sizes: tuple[int, ...], cache: Path,
+    checker: Checker | None = None,
+) -> DiffusionPipeline:  # fmt: skip
+    """The checkpoint in `folder`. What is exported from it is kept in `cache`, which processes may share. `precision`
+    is fp32 or, with OpenVINO, bf16; "" stands for fp32.
+
+    Raises SettingsError, in one sentence, when runtime, precision or device are none of ours or the model does not fit.
+    """
+    if runtime not in PRECISIONS:
+        raise SettingsError(f"There is no ONNX runtime {runtime!r}; there are {' and '.join(PRECISIONS)}.")
+    precision = precision or "fp32"
+    if precision not in PRECISIONS[runtime]:
+        served = " or ".join(PRECISIONS[runtime])
+        raise SettingsError(f"PRESSWORK_PRECISION is {precision}; with {runtime} it can be {served}.")
+    if device != "cpu":
+        raise SettingsError(f"PRESSWORK_DEVICE is {device!r}; with {runtime} it can only be cpu.")
+    exported = Exported(folder, cache)
+    return DiffusionPipeline(
+        OnnxBackend(exported, runtime, precision), exported.index, exported.revision, exported.rules, exported.prompts,
+        batch_sizes, checker,
+    )  # fmt: skip
+
+
+class OnnxBackend:
+    """An exported model on this machine's CPU."""
+
+    device = "cpu"
+    steps_in_flight = 0
+
+    def __init__(self, exported: Exported, runtime: str, precision: str) -> None:
+        """Imports `runtime` (openvino or onnxruntime), and not the other."""
+        self._threads = threads_here()
+        self._graph = _runtime(runtime)
+        self.versions = versions(runtime, "torch")  # torch draws the noise
+        self.name, self.precision = runtime, precision
+        self.device_kind = f"{cpu_kind()} x{self._threads}"
+        self.latent_channels = exported.latent_channels
+        self._exported = exported
+        self._known: dict[tuple[int, int, bool, int], OnnxCompiled] = {}
+
+    def compiled(self, shape: Shape, batch: int) -> "OnnxCompiled":
+        place = shape.width, shape.height, shape.guided, batch
+        if place not in self._known:
+            graphs = self._exported.graphs(shape, batch)
+            # The text encoder and the time table are run once, and cost little: they keep float32.
+            files = [(graphs.text, "fp32"), (graphs.time, "fp32")]
+            files += [(graphs.denoiser, self.precision), (graphs.decoder, self.precision)]
+            with room_for(batch):
+                networks = [self._graph(file, precision, self._threads) for file, precision in files]
+            self._known[place] = OnnxCompiled(batch, *networks)
+        return self._known[place]
+
+    def close(self) -> None:
+        """Drops the networks."""
+        self._known.clear()
+
+
+class OnnxCompiled:
+    """The networks for one shape and batch size.
+
+    Measured on an AVX-512 CPU, batches of 2, 4 and 8, both runtimes, float32 and bfloat16, 1 to 3 threads: every row
+    keeps its bits when the batch is rotated. So a batch is run whole, whatever the threads.
+    """
+
+    def __init__(self, batch: int, text: Network, time: Network, denoiser: Network, decoder: Network) -> None:
+        self._batch = batch
+        self._text, self._time, self._denoiser, self._decoder = text, time, denoiser, decoder
+        self._given: list[Array] | None = None
+        self._rows: dict[int, Array] = {}
+
+    def place(self, values: NDArray[np.float32]) -> Array:
+        return np.ascontiguousarray(values)
+
+    def encode_text(self, tokens: NDArray[np.int64]) -> list[Array]:
+        with room_for(self._batch):
+            return self._text.run({"tokens": tokens})
+
+    def pair(self, without: list[Array], text: list[Array]) -> list[Array]:
+        return [np.concatenate([np.broadcast_to(a, b.shape), b]) for a, b in zip(without, text, strict=True)]
+
+    def time_table(self, timesteps: Sequence[int]) -> Sequence[Array]:
+        for timestep in timesteps:
+            if timestep not in self._rows:
+                (self._rows[timestep],) = self._time.run({"timesteps": np.array([timestep], np.float32)})
+        return [self._rows[timestep] for timestep in timesteps]
+
+    def denoise(self, latents: Array, time: Array, text: list[Array]) -> Array:
+        if text is not self._given:  # keys and values are the same at every step of a batch
+            named = {f"{'value' if n % 2 else 'key'}_{n // 2}": array for n, array in enumerate(text)}
+            self._denoiser.set(named)
+            self._given = text
+        with room_for(self._batch):
+            (prediction,) = self._denoiser.run({"latents": latents, "time": time})
+        return prediction
+
+    def step_done(self) -> Callable[[], object]:
+        return lambda: None
+
+    def decode(self, latents: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        with room_for(self._batch):
+            pixels, finite = self._decoder.run({"latents": latents})
+        return pixels, finite
+
+
+@contextlib.contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Turns the runtimes' ways of running out of memory into OutOfMemory."""
+    try:
+        yield
+    except MemoryError:
+        pass
+    except Exception as error:
+        if not any(words in str(error).lower() for words in NO_MEMORY):
+            raise
+    else:
+        return
+    raise OutOfMemory(f"The device has no room for a batch of {size}.")
+
+
+def _runtime(name: str) -> Callable[[Path, str, int], Network]:
+    """The class of its networks: made of an ONNX file, a precision and a number of threads."""
+    if name == "openvino":
+        from worker.pipelines import openvino_graphs
+
+        return openvino_graphs.Graph
+    from worker.pipelines import onnxruntime_graphs
+
+    return onnxruntime_graphs.Graph
+
+
+def threads_here() -> int:
+    """OMP_NUM_THREADS, as for torch; else the number of CPUs that this process may use."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdigit() and int(said) > 0:
+        return int(said)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# Each of these changes which kernels are chosen, and so the last bits.
+_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "sve", "bf16")
+
+
+def cpu_kind() -> str:
+    """The machine, its CPU's name (kernels are cut to the caches of a model) and the instructions that it has."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    lines = dict(line.split(":", 1) for line in reversed(text.splitlines()) if ":" in line)
+    said = {name.strip(): value.strip() for name, value in lines.items()}
+    flags = said.get("flags", said.get("Features", "")).split()
+    has = "+".join(name for name in _INSTRUCTIONS if name in flags)
+    return " ".join(part for part in (platform.machine(), said.get("model name", ""), has) if part)
