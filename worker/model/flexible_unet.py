@@ -21,7 +21,7 @@ from worker.model.unet import JOIN, KEEP, Op, UNet
 class Configurations:
     """The published dict. Lists run from the outermost block inwards for `down`, from the innermost out for `up`.
 
-    The last two are not published: smaller models need them.
+    A model without a mid block need not speak of one. The last two are not published: smaller models need them.
     """
 
     sample_size: int
@@ -36,13 +36,13 @@ class Configurations:
     down_blocks_num_resnets: tuple[int, ...]
     down_blocks_num_attentions: tuple[int, ...]
     add_downsample: tuple[bool, ...]
-    mid_num_resnets: int
-    mid_num_attentions: int
-    add_upsample_mid_block: bool
     prev_output_channels: tuple[int, ...]
     up_blocks_num_resnets: tuple[int, ...]
     up_blocks_num_attentions: tuple[int, ...]
     add_upsample: tuple[bool, ...]
+    mid_num_resnets: int = 0
+    mid_num_attentions: int = 0
+    add_upsample_mid_block: bool = False
     norm_num_groups: int = 32
     latent_channels: int = 4
 

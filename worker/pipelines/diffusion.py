@@ -86,7 +86,7 @@ class Backend(Protocol):
 
 
 class Checker(Protocol):
-    def flags(self, pixels: NDArray[np.uint8]) -> Sequence[bool]:
+    def flags(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Whether each picture (batch, height, width, 3) should be looked at by a person first."""
         ...
 
