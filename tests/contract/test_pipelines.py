@@ -57,7 +57,8 @@ def settings(request: pytest.FixtureRequest) -> Settings:
     settings_for = request.getfixturevalue("settings_for")
     if variant == "tiny-sd":
         return settings_for(name, variant)
-    return settings_for(name, PRESSWORK_PRECISION=variant)
+    sizes = "4,1" if name == "onnx" else "16,8,4,1"  # each is exported and compiled
+    return settings_for(name, PRESSWORK_PRECISION=variant, PRESSWORK_BATCH_SIZES=sizes)
 
 
 @pytest.fixture(scope="session")
