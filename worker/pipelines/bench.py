@@ -1,225 +1,26 @@
-"""What the engine does on a device, beside stock diffusers on the same weights in the same run.
+"""`presswork bench engine`: what the engine does on this machine, as a table for people and as JSON.
 
 Needs the source tree, torch, transformers and diffusers, and no network: the model is made where it runs.
 """
 
 import argparse
-import copy
 import json
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from services.core.errors import PressworkError, SettingsError
-from services.core.specs import Shape, Spec
-from worker.model import checkpoint, make, sampler
-from worker.model.checkpoint import Checkpoint
-from worker.model.stages import Decoder, Denoiser, TextEncoder
-from worker.model.text import Prompts
-from worker.model.unet import flops
-from worker.pipelines.diffusion import DiffusionPipeline
-from worker.pipelines.stock import Stock, Work
+from services.core.errors import PressworkError
+from worker.model import checkpoint, make
+from worker.model.directory import check_model_dir
+from worker.model.presets import PRESETS
+from worker.pipelines.measure import measure
 from worker.pipelines.torch_compiled import DTYPES, find_device
 
-PROMPTS = ("a red mug on a wooden table", "a blue chair, studio photo", "a small green lamp", "two yellow bottles")
 ROUNDS = 5
-Render = Callable[[], object]
-
-
-@dataclass
-class Contender:
-    """One way to render the batch, and the seconds of each of its rounds."""
-
-    name: str
-    render: Render
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def best(self) -> float:
-        return min(self.seconds)
-
-
-def interleave(contenders: list[Contender], rounds: int, device: torch.device, say: Callable[[str], None]) -> None:
-    """Each once to warm up, then in turns: what else the machine does falls on all of them."""
-    for number in range(rounds + 1):
-        for contender in contenders:
-            began = time.perf_counter()
-            contender.render()
-            _wait(device)
-            seconds = time.perf_counter() - began
-            if number:
-                contender.seconds.append(seconds)
-            else:
-                say(f"  {contender.name}: first batch {seconds:.1f} s")
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product of random numbers (zeros run faster, and so prove nothing)."""
-    n = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(8):
-        _wait(device)
-        began = time.perf_counter()
-        a @ b
-        _wait(device)
-        best = min(best, time.perf_counter() - began)
-    return 2 * n**3 / best
-
-
-def counted(loaded: Checkpoint, shape: Shape, batch: int) -> dict[str, float]:
-    """FLOPs of each network for one batch of that shape, with what the engine saves; and the U-Net's without."""
-    unet, vae, text_encoder = (copy.deepcopy(network).to("meta") for network in
-                               (loaded.unet, loaded.vae, loaded.text_encoder))  # fmt: skip
-    length = Prompts.of(loaded.tokenizer, loaded.text_encoder.config.max_position_embeddings).length
-    halves = 2 if shape.guided else 1
-    with torch.device("meta"):
-        latents = torch.empty(batch, unet.latent_channels, shape.height // 8, shape.width // 8)
-        tokens = torch.empty(batch, length, dtype=torch.int64)
-        time, states = unet.embed_time(torch.empty(1)), torch.empty(halves * batch, length, unet.text_width)
-        keys = unet.project_text(states)
-        twice = latents.repeat(halves, 1, 1, 1)
-        return {
-            "encode_text": float(flops(lambda: TextEncoder(text_encoder, unet)(tokens))),
-            "denoise": float(flops(lambda: Denoiser(unet)(latents, time, keys))) * shape.steps,
-            "denoise_unsaved": float(flops(lambda: unet(twice, torch.empty(halves * batch), states))) * shape.steps,
-            "decode": float(flops(lambda: Decoder(vae)(latents))),
-        }
-
-
-def per_network(pipeline: DiffusionPipeline, work: Work, device: torch.device) -> dict[str, float]:
-    """Milliseconds a batch of each network alone, the best of three."""
-    compiled = pipeline._backend.compiled(work.shape, len(work.specs))
-    tokens, _ = pipeline._prompts.tokens([spec.prompt for spec in work.specs])
-    text = compiled.encode_text(tokens)
-    both = compiled.pair([array[:1] for array in text], text)
-    steps = sampler.plan(pipeline._rules, work.shape.steps)
-    times = compiled.time_table([step.timestep for step in steps])
-    latents = compiled.place(np.stack([pipeline._noise(spec) for spec in work.specs]))
-
-    def denoise() -> None:
-        for row in times:
-            compiled.denoise(latents, row, both)
-
-    found = {}
-    for name, run in (
-        ("encode_text", lambda: compiled.encode_text(tokens)),
-        ("denoise", denoise),
-        ("decode", lambda: compiled.decode(latents)),
-    ):
-        best = float("inf")
-        for _ in range(3):
-            _wait(device)
-            began = time.perf_counter()
-            run()
-            _wait(device)
-            best = min(best, time.perf_counter() - began)
-        found[name] = round(best * 1000, 2)
-    return found
-
-
-def measure(
-    loaded: Callable[[], Checkpoint], name: str, *, device: torch.device, batch: int, precisions: list[str],
-    runtimes: list[str], cache: Path, rounds: int, compiles: bool, say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
-    """Renders the same batch in every way and says how long each took. `loaded` gives a fresh checkpoint."""
-    first = loaded()
-    index, work = first.index, _work(first, batch)
-    say(
-        f"{name}: {index.default_size[0]}x{index.default_size[1]}, {index.default_steps} steps, batch {batch}, {device}"
-    )
-    costs = counted(first, work.shape, batch)
-    stock_dtype = DTYPES["fp16" if device.type == "cuda" else "fp32"]
-    contenders = [_stock(loaded(), work, device, stock_dtype, compiles=False)]
-    if compiles and device.type == "cuda":
-        contenders.append(_stock(loaded(), work, device, stock_dtype, compiles=True))
-    ours: list[tuple[Contender, DiffusionPipeline]] = []
-    for precision in precisions:
-        for runtime in runtimes:
-            if runtime == "onnxruntime" and precision != "fp32":
-                continue
-            pipeline = _pipeline(loaded, runtime, precision, device, (batch,), cache, compiles)
-            contender = Contender(f"{runtime} {precision}", lambda p=pipeline: p.render(work.batch, _no_step))  # type: ignore[misc]
-            ours.append((contender, pipeline))
-    interleave([*contenders, *(contender for contender, _ in ours)], rounds, device, say)
-    baseline = contenders[0]
-    total = costs["encode_text"] + costs["denoise"] + costs["decode"]
-    found: dict[str, Any] = {
-        "model": name, "batch": batch, "device": _device_name(device), "steps": index.default_steps,
-        "size": list(index.default_size), "gflop_an_image": round(total / batch / 1e9, 2),
-        "unet_flops_saved": round(1 - costs["denoise"] / costs["denoise_unsaved"], 4),
-        "torch": torch.__version__, "contenders": [],
-    }  # fmt: skip
-    rates: dict[str, float] = {}
-    everyone: list[tuple[Contender, DiffusionPipeline | None]] = [*((stock, None) for stock in contenders), *ours]
-    for contender, used in everyone:
-        precision = contender.name.rpartition(" ")[2]
-        rate = rates.setdefault(precision, matrix_rate(device, DTYPES[precision]))
-        found["contenders"].append(
-            {
-                "name": contender.name,
-                "images_a_second": round(batch / contender.best, 4),
-                "ms_an_image": round(contender.best / batch * 1000, 2),
-                "ratio": round(baseline.best / contender.best, 3),
-                "ratio_median": round(statistics.median(baseline.seconds) / statistics.median(contender.seconds), 3),
-                "matrix_tflops": round(rate / 1e12, 3),
-                "of_arithmetic_limit": round(total / contender.best / rate, 3),
-                "ms_a_batch": None if used is None else per_network(used, work, device),
-            }
-        )
-    for _, pipeline in ours:
-        pipeline.close()
-    return found
-
-
-def _work(loaded: Checkpoint, batch: int) -> Work:
-    index = loaded.index
-    width, height = index.default_size
-    return Work(
-        tuple(
-            Spec(loaded.revision, PROMPTS[n % len(PROMPTS)], "", n, width, height, index.default_steps, 7.5)
-            for n in range(batch)
-        )
-    )
-
-
-def _stock(loaded: Checkpoint, work: Work, device: torch.device, dtype: torch.dtype, *, compiles: bool) -> Contender:
-    stock = Stock(loaded, device, dtype, compiles=compiles)
-    how = "compiled" if compiles else "eager"
-    precision = next(name for name, known in DTYPES.items() if known == dtype)
-    return Contender(f"stock diffusers {how} {precision}", lambda: stock.render(work))
-
-
-def _pipeline(
-    loaded: Callable[[], Checkpoint], runtime: str, precision: str, device: torch.device,
-    batch_sizes: tuple[int, ...], cache: Path, compiles: bool,
-) -> DiffusionPipeline:  # fmt: skip
-    fresh = loaded()
-    if runtime == "torch":
-        from worker.pipelines.torch_compiled import open_torch
-
-        return open_torch(fresh, str(device), precision, batch_sizes, compiles=compiles, cache=cache)
-    from worker.pipelines.onnx import open_onnx
-
-    return open_onnx(
-        fresh.folder, runtime=runtime, precision=precision, device=str(device), batch_sizes=batch_sizes, cache=cache
-    )
-
-
-def _no_step(_step: int) -> None:
-    """Nobody listens."""
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread(s)"
 
 
 def show(found: dict[str, Any]) -> str:
@@ -246,14 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         prog="presswork bench engine",
         description="Renders the same batch with this engine and with stock diffusers, in turns, and compares.",
     )
+    parser.add_argument("--model", metavar="DIR", help="a checkpoint (default: one made with random weights)")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="the model to make (CPU: mini; CUDA: full)")
     parser.add_argument(
-        "--model", metavar="DIR", type=Path, help="a checkpoint (default: one made with random weights)"
-    )
-    parser.add_argument(
-        "--preset", choices=("tiny", "mini", "full", "sd15"), help="the model to make (CPU: mini; CUDA: full)"
-    )
-    parser.add_argument(
-        "--compare", action="append", default=[], metavar="PRESET", help="another model beside it: sd15"
+        "--compare", action="append", default=[], choices=tuple(PRESETS), help="another model after it: sd15, say"
     )
     parser.add_argument("--device", default="", help="cpu, cuda or cuda:N (default: cuda if there is one)")
     parser.add_argument(
@@ -277,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         results = []
         with tempfile.TemporaryDirectory(prefix="presswork-bench-") as scratch:
             for number, preset in enumerate([given.preset or ("full" if on_cuda else "mini"), *given.compare]):
-                folder = given.model if given.model and number == 0 else Path(scratch) / preset
+                named = bool(given.model) and number == 0
+                folder = check_model_dir(given.model) if named else Path(scratch) / preset
                 if not folder.exists():
                     _say(f"making {preset} with random weights")
                     make.make(folder, preset)
@@ -297,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
                     sys.stdout.flush()
                     if given.json:
                         given.json.write_text(json.dumps(results, indent=1) + "\n")
-    except (PressworkError, SettingsError) as error:
+    except PressworkError as error:
         sys.stderr.write(f"presswork bench: {error}\n")
         return 1
     return 0
@@ -306,11 +104,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _say(line: str) -> None:
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

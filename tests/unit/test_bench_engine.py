@@ -1,0 +1,48 @@
+"""`presswork bench engine` compares like with like: stock diffusers and the engine draw the same pictures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from worker.model import checkpoint
+from worker.model.make import make
+from worker.pipelines import bench, measure
+from worker.pipelines.stock import Stock
+from worker.pipelines.torch_compiled import open_torch
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-sd"])
+def test_stock_diffusers_and_the_engine_draw_the_same_pictures_from_the_same_weights(tmp_path: Path, preset: str):
+    make(tmp_path / preset, preset)
+    loaded = checkpoint.load(tmp_path / preset)
+    work = measure.work_of(loaded, 3)
+    stock = Stock(loaded, torch.device("cpu"), torch.float32, compiles=False).render(work)
+    pipeline = open_torch(loaded, "cpu", "fp32", (3,), compiles=False, cache=tmp_path)
+    ours = np.stack([picture.pixels for picture in pipeline.render(work.batch, lambda step: None)])
+    assert ours.std() > 5
+    assert int(np.abs(ours.astype(int) - stock.astype(int)).max()) <= 1
+
+
+def test_the_benchmark_says_what_it_measured_and_both_models_of_a_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "engine.json"
+    options = ["--preset", "tiny", "--compare", "tiny-sd", "--runtime", "torch", "--precision", "fp32", "--batch", "2"]
+    assert bench.main([*options, "--rounds", "1", "--device", "cpu", "--json", str(file)]) == 0
+    deci, stable = json.loads(file.read_text())
+    assert (deci["model"], stable["model"]) == ("tiny", "tiny-sd")
+    assert deci["unet_flops_saved"] > stable["unet_flops_saved"] > 0
+    names = [one["name"] for one in deci["contenders"]]
+    assert names == ["stock diffusers eager fp32", "torch fp32"]
+    assert set(deci["contenders"][1]["ms_a_batch"]) == {"encode_text", "denoise", "decode"}
+    printed = capsys.readouterr().out
+    assert "torch fp32" in printed and max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_model_that_is_not_there_is_a_sentence_and_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert bench.main(["--model", str(tmp_path / "nowhere")]) == 1
+    assert "not a directory" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
