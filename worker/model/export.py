@@ -100,12 +100,23 @@ class Exporter:
 
 def _save(model: Any, file: Path, weights: dict[str, Tensor], offsets: dict[str, int]) -> None:
     import onnx_ir as ir
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnx_ir.passes import Sequential, common
     from onnxscript import optimizer
 
     # Everything is folded but the weights' transposes: those would be copies of the weights, a set for each graph.
-    optimizer.optimize_ir(model, should_fold=lambda node: False if node.op_type == "Transpose" else None)
-    ClearMetadataAndDocStringPass()(model)  # stack traces with the paths of this machine
+    # onnxscript's rewriting rules would take as long as all the rest, and compilers have better ones.
+    optimizer.fold_constants(
+        model, onnx_shape_inference=True, should_fold=lambda node: False if node.op_type == "Transpose" else None
+    )
+    tidy = Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.ClearMetadataAndDocStringPass(),  # stack traces with the paths of this machine
+    )
+    tidy(model)
     for name, value in model.graph.initializers.items():
         if name in weights:
             value.const_value = ir.ExternalTensor(

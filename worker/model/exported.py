@@ -63,18 +63,25 @@ class Exported:
 
     def graphs(self, shape: Shape, batch: int) -> Graphs:
         """The graphs for that shape; exported when nobody has done so yet, which takes seconds."""
-        name = f"{shape.width}x{shape.height}-{batch}-{'guided' if shape.guided else 'unguided'}"
         height, width = shape.height // SIZE_UNIT, shape.width // SIZE_UNIT
-
-        def write(exporter: "Exporter", into: Path) -> None:
-            exporter.write_denoiser(into / f"{name}-denoiser.onnx", batch, height, width, guided=shape.guided)
-            exporter.write_decoder(into / f"{name}-decoder.onnx", batch, height, width)
-            exporter.write_text(into / f"{name}-text.onnx", batch)
-
-        found = self._get(name, write)
+        size, guided = f"{shape.width}x{shape.height}-{batch}", "guided" if shape.guided else "unguided"
+        found = Graphs(
+            text=self._graph(f"text-{batch}", lambda exporter, file: exporter.write_text(file, batch)),
+            time=self._get(FACTS, _write_facts) / TIME,
+            denoiser=self._graph(
+                f"denoiser-{size}-{guided}",
+                lambda exporter, file: exporter.write_denoiser(file, batch, height, width, guided=shape.guided),
+            ),
+            decoder=self._graph(
+                f"decoder-{size}", lambda exporter, file: exporter.write_decoder(file, batch, height, width)
+            ),
+        )
         self._exporter = None  # gigabytes, at full size
-        of = {part: found / f"{name}-{part}.onnx" for part in ("text", "denoiser", "decoder")}
-        return Graphs(time=found / TIME, **of)
+        return found
+
+    def _graph(self, name: str, write: Callable[["Exporter", Path], None]) -> Path:
+        file = f"{name}.onnx"
+        return self._get(name, lambda exporter, into: write(exporter, into / file)) / file
 
     def _get(self, part: str, write: Callable[["Exporter", Path], None]) -> Path:
         return self._artefacts.get(part, lambda into: write(self._load(), into))
