@@ -86,7 +86,9 @@ def _writable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SettingsError(f"Nothing can be stored in the artefacts' folder {folder}: {error.strerror}.") from None
+        raise SettingsError(
+            f"Nothing can be stored in the artefacts' folder {folder}: {error.strerror or error}."
+        ) from None
 
 
 def _write_text(file: Path, text: str) -> None:

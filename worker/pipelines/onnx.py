@@ -97,8 +97,9 @@ class OnnxBackend:
 class OnnxCompiled:
     """The networks for one shape and batch size.
 
-    Measured on an AVX-512 CPU, batches of 2, 4 and 8, both runtimes, float32 and bfloat16, 1 to 3 threads: every row
-    keeps its bits when the batch is rotated. So a batch is run whole, whatever the threads.
+    Measured on an AVX-512 CPU, both runtimes, float32 and bfloat16: batches of 2, 4 and 8 with one and two threads,
+    U-Net and decoder at 8 with three and four. Every row keeps its bits when the batch is rotated. So a batch is run
+    whole, whatever the threads, where torch has to go image by image.
     """
 
     def __init__(self, batch: int, text: Network, time: Network, denoiser: Network, decoder: Network) -> None:
