@@ -266,6 +266,7 @@ def test_an_index_that_makes_no_sense_is_refused(model: Path, block: object) -> 
         lambda model: (model / "tokenizer" / "merges.txt").touch(),
         lambda model: (model / "scheduler" / "scheduler_config.json").write_text("[]"),
         lambda model: (model / "unet" / "diffusion_pytorch_model.safetensors").touch(),
+        lambda model: write_index(model, presswork={"sampler": {"guidance_rescale": 0.5}}),
     ],
 )
 def test_the_revision_follows_weights_and_configs_that_are_read(model: Path, change: Callable[[Path], object]) -> None:

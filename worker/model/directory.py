@@ -125,8 +125,9 @@ def read_index(folder: Path) -> Index:
 
 
 def revision(folder: Path) -> str:
-    """`revision-` and 12 hex digits of a sha256 over the weights and configs that are read, by sorted file name."""
-    digest = hashlib.sha256()
+    """`revision-` and 12 hex digits of a sha256 over the weights and configs that are read, by sorted file name, and
+    over what model_index.json says of the sampler: all that decides pixels."""
+    digest = hashlib.sha256(json.dumps(dict(read_index(folder).sampler), sort_keys=True).encode())
     files = [folder / "scheduler" / "scheduler_config.json"]
     files += [file for file in (folder / "tokenizer").glob("*") if file.suffix in (".json", ".txt")]
     for name in networks(folder):

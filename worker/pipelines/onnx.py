@@ -190,4 +190,4 @@ def cpu_kind() -> str:
     said = {name.strip(): value.strip() for name, value in lines.items()}
     flags = said.get("flags", said.get("Features", "")).split()
     has = "+".join(name for name in _INSTRUCTIONS if name in flags)
-    return " ".join(part for part in (platform.machine(), said.get("model name", ""), has) if part)
+    return " ".join(part for part in (platform.machine(), said.get("model name", ""), has) if part).replace("/", "-")
