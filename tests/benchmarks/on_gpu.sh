@@ -5,7 +5,8 @@
 #   tests/benchmarks/on_gpu.sh OUT [diffusers-0.42.1-py3-none-any.whl]
 #
 # Needs Python 3.11 or later with torch (CUDA), transformers, safetensors and numpy; the wheel, if diffusers is not
-# installed: pip download --no-deps diffusers==0.42.1. Writes OUT/engine.json and OUT/engine.txt.
+# installed: pip download --no-deps diffusers==0.42.1. Writes OUT/engine.json and OUT/engine.txt. To try it without a GPU:
+# DEVICE=cpu PRESET=tiny COMPARE=tiny-sd OPTIONS="--runtime torch".
 set -euo pipefail
 out=${1:?the folder for the results}
 wheel=${2:-}
@@ -21,5 +22,5 @@ if [ -n "$wheel" ]; then
   PYTHONPATH=$PYTHONPATH:$unpacked
 fi
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-timeout 530 python3 -m worker.pipelines.bench --preset full --compare sd15 --device "${DEVICE:-cuda}" \
+timeout 530 python3 -m worker.pipelines.bench --preset "${PRESET:-full}" --compare "${COMPARE:-sd15}" --device "${DEVICE:-cuda}" \
   --batch 16 --batch 1 --rounds 3 --budget 400 --json "$out/engine.json" ${OPTIONS:-} | tee "$out/engine.txt"
