@@ -2,13 +2,16 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 from services.core.specs import Image, Shape
 from worker import batching
 from worker.lease import Held, Interrupted, Lease
-from worker.pipeline import DeviceSick, OutOfMemory, Picture, Pipeline, Spoiled, canary, reproducibility_class
+from worker.pipeline import Batch, DeviceSick, OutOfMemory, Picture, Pipeline, Spoiled, canary, reproducibility_class
 from worker.retries import Part, Plan
 
 log = logging.getLogger(__name__)
@@ -52,11 +55,13 @@ class Device:
         self.sick = False
         self._mark = mark
         self._memory: dict[Shape, Memory] = {}
+        self._thread = ThreadPoolExecutor(1, "device")
 
     def render(self, held: Held) -> Outcome:
         """Renders what it can of a claim, and stops at once when nobody wants it any more."""
         claim = held.claim
-        plan = Plan(self.pipeline.card.batch_sizes, self._most(claim.shape))
+        tried = self._most(claim.shape)
+        plan = Plan(self.pipeline.card.batch_sizes, tried)
         plan.add(claim.images)
         outcome = Outcome(held, plan=plan)
         self.lease.rendering(held)
@@ -78,7 +83,8 @@ class Device:
             self._mark(0)
             self.lease.rendering(None)
             outcome.seconds = time.monotonic() - began
-            self._remember(claim.shape, plan.most)
+            if outcome.rendered:
+                self._remember(claim.shape, tried, plan.most)
         return outcome
 
     def _most(self, shape: Shape) -> int:
@@ -91,27 +97,27 @@ class Device:
             return min((size for size in sizes if size > memory.most), default=memory.most)
         return memory.most
 
-    def _remember(self, shape: Shape, most: int) -> None:
+    def _remember(self, shape: Shape, tried: int, most: int) -> None:
+        """`tried`, and then `most`, was the largest size. A larger one that failed is not tried again for a while."""
         if most == max(self.pipeline.card.batch_sizes):
             self._memory.pop(shape, None)
             return
         memory = self._memory.setdefault(shape, Memory(most))
-        memory.good_batches = memory.good_batches + 1 if memory.most == most else 0
+        memory.good_batches = memory.good_batches + 1 if memory.most == most == tried else 0
         memory.most = most
 
     def _render_part(self, part: Part, outcome: Outcome, plan: Plan) -> None:
-        shape = outcome.held.claim.shape
-        began = time.monotonic()
+        batch = batching.form(part.images, outcome.held.claim.shape, part.size)
         try:
-            with self.lease.patience(COMPILE_SECONDS):
-                self.pipeline.prepare(shape, part.size)
-            pictures = self.pipeline.render(batching.form(part.images, shape, part.size), self.lease.on_step)
+            self._prepare(batch)
+            began = time.monotonic()
+            pictures = self._run(self.pipeline.render, batch, self.lease.on_step)
         except OutOfMemory:
             log.warning("out of memory", extra={"claim": outcome.held.claim.id, "size": part.size})
             if not plan.step_down(part):
                 self.check(part.size)
                 plan.too_large(part)
-        except Interrupted:
+        except (Interrupted, DeviceSick):
             raise
         except Exception as error:
             log.warning(
@@ -141,19 +147,46 @@ class Device:
         card = self.pipeline.card
         sizes = [declared for declared in card.batch_sizes if size is None or declared <= size]
         try:
-            for number, declared in enumerate(sizes, start=1):
-                batch = canary(card, declared)
+            for declared in sizes[:-1]:
                 try:
-                    with self.lease.patience(COMPILE_SECONDS):
-                        self.pipeline.prepare(batch.shape, declared)
-                    (picture, *_) = self.pipeline.render(batch, self.lease.on_step)
+                    picture = self._render_canary(declared)
                     break
                 except OutOfMemory:
-                    if number == len(sizes):
-                        raise
-        except Interrupted:
+                    continue
+            else:
+                picture = self._render_canary(sizes[-1])
+        except (Interrupted, DeviceSick):
             raise
         except Exception as error:
             raise DeviceSick(f"The device failed on the canary image: {error}") from error
         if isinstance(picture, Spoiled):
             raise DeviceSick(f"The device spoiled the canary image: {picture.message}")
+
+    def _render_canary(self, size: int) -> Picture | Spoiled:
+        """Notes how long this device is silent at most while it does well: the watchdog is to know."""
+        batch = canary(self.pipeline.card, size)
+        self._prepare(batch)
+        heard = [time.monotonic()]
+
+        def on_step(step: int) -> None:
+            heard.append(time.monotonic())
+            self.lease.on_step(step)
+
+        pictures: Sequence[Picture | Spoiled] = self._run(self.pipeline.render, batch, on_step)
+        heard.append(time.monotonic())
+        self.lease.expect(max(after - before for before, after in pairwise(heard)))
+        return pictures[0]
+
+    def _prepare(self, batch: Batch) -> None:
+        """Compiles what is not compiled yet. No prompt is to blame for what goes wrong here, but for memory."""
+        try:
+            with self.lease.patience(COMPILE_SECONDS):
+                self._run(self.pipeline.prepare, batch.shape, batch.size)
+        except OutOfMemory:
+            raise
+        except Exception as error:
+            raise DeviceSick(f"The pipeline cannot be made ready for a batch of {batch.size}: {error}") from error
+
+    def _run(self, verb: Callable[..., Any], *arguments: object) -> Any:
+        """On the device's own thread: what a compiler keeps for a thread must be found again."""
+        return self._thread.submit(verb, *arguments).result()

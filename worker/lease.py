@@ -18,6 +18,7 @@ from services.core.specs import Claim, Image
 
 log = logging.getLogger(__name__)
 EXIT_HUNG = 70
+USUAL_TIMES = 4
 
 
 class Interrupted(Exception):
@@ -69,7 +70,7 @@ class Lease:
         self._progress = 0  # counts up; written by the rendering thread, the next two by the watchdog
         self._seen = 0
         self._silent_watches = 0
-        self._patience = settings.watchdog_seconds
+        self._usual = self._patience = settings.watchdog_seconds
 
     def start(self) -> None:
         for name, verb in (("lease", self._beat_for_ever), ("watchdog", self._watch_for_ever)):
@@ -93,12 +94,17 @@ class Lease:
     @contextmanager
     def patience(self, seconds: float) -> Iterator[None]:
         """For what makes no steps, such as compiling: the watchdog waits for so long instead."""
-        self._patience = max(seconds, self._settings.watchdog_seconds)
+        self._patience = max(seconds, self._usual)
         try:
             yield
         finally:
             self._progress += 1  # first: silence that patience allowed must not count once it is over
-            self._patience = self._settings.watchdog_seconds
+            self._patience = self._usual
+
+    def expect(self, silence: float) -> None:
+        """So many seconds without a step are usual for this device: the watchdog is no stricter than a few of them."""
+        self._usual = max(self._usual, USUAL_TIMES * silence)
+        self._patience = max(self._patience, self._usual)
 
     def on_step(self, step: int) -> None:
         """The pipeline's callback. Raises Interrupted when the batch is of no use any more."""
@@ -128,11 +134,11 @@ class Lease:
         hung device's lease. Time is counted in watches: while the whole process was stopped, nobody watched and no
         device hung."""
         held = self._rendering  # first: what begins after this has made its progress after this, too
-        progress = self._progress
+        patience, progress = self._patience, self._progress  # in this order: patience ends after progress was made
         self._silent_watches = self._silent_watches + 1 if progress == self._seen else 0
         self._seen = progress
         silent = self._silent_watches * self._settings.beat_seconds
-        if held is not None and silent > self._patience:
+        if held is not None and silent > patience:
             log.error("device hangs", extra={"claim": held.claim.id, "silent_seconds": round(silent, 1)})
             self._die(EXIT_HUNG)
 

@@ -104,8 +104,8 @@ class Pipeline(Protocol):
 
 
 def versions(*packages: str) -> str:
-    """Presswork's version and those of the packages that a pipeline draws with, as they are installed here."""
-    return ", ".join(f"{name} {_version(name)}" for name in ("presswork", *packages))
+    """Presswork's version and those of the packages that draw and encode, as they are installed here."""
+    return ", ".join(f"{name} {_version(name)}" for name in ("presswork", "pillow", *packages))
 
 
 def _version(package: str) -> str:

@@ -16,5 +16,5 @@ app = typer.Typer(no_args_is_help=True, help="Measure what this machine can do."
 )
 def engine(options: Annotated[list[str] | None, typer.Argument(metavar="[OPTIONS]")] = None) -> None:
     """Render the same batch with this engine and with stock diffusers, in turns (--help: its options)."""
-    command = [sys.executable, "-m", "worker.pipelines.bench", *(options or [])]
+    command = [sys.executable, "-m", "worker.bench", *(options or [])]
     raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -12,7 +12,7 @@ from tests.benchmarks.report import report
 def run() -> None:
     with tempfile.TemporaryDirectory(prefix="presswork-bench-") as folder:
         file = Path(folder) / "engine.json"
-        command = [sys.executable, "-m", "worker.pipelines.bench", "--json", str(file)]
+        command = [sys.executable, "-m", "worker.bench", "--json", str(file)]
         subprocess.run(command, check=True)
         (found,) = json.loads(file.read_text())
     stock, *ours = found["contenders"]

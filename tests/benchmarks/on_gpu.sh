@@ -22,5 +22,5 @@ if [ -n "$wheel" ]; then
   PYTHONPATH=$PYTHONPATH:$unpacked
 fi
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-timeout 530 python3 -m worker.pipelines.bench --preset "${PRESET:-full}" --compare "${COMPARE:-sd15}" --device "${DEVICE:-cuda}" \
+timeout 530 python3 -m worker.bench --preset "${PRESET:-full}" --compare "${COMPARE:-sd15}" --device "${DEVICE:-cuda}" \
   --batch 16 --batch 1 --rounds 3 --budget 400 --json "$out/engine.json" ${OPTIONS:-} | tee "$out/engine.txt"

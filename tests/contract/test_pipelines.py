@@ -49,7 +49,9 @@ def torch_settings(settings_for: Callable[..., Settings]) -> Settings:
     return settings_for("torch")
 
 
-@pytest.fixture(scope="session", params=["simulated", "torch", "torch bf16", "torch tiny-sd", "onnx", "onnx bf16"])
+@pytest.fixture(
+    scope="session", params=["simulated", "torch", "torch bf16", "torch tiny-sd", "torch cuda", "onnx", "onnx bf16"]
+)
 def settings(request: pytest.FixtureRequest) -> Settings:
     name, _, variant = request.param.partition(" ")
     if name == "simulated":
@@ -57,6 +59,12 @@ def settings(request: pytest.FixtureRequest) -> Settings:
     settings_for = request.getfixturevalue("settings_for")
     if variant == "tiny-sd":
         return settings_for(name, variant)
+    if variant == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device here")
+        return settings_for(name, PRESSWORK_DEVICE="cuda", PRESSWORK_BATCH_SIZES="8,4,1")
     sizes = "4,1" if name == "onnx" else "16,8,4,1"  # each is exported and compiled
     return settings_for(name, PRESSWORK_PRECISION=variant, PRESSWORK_BATCH_SIZES=sizes)
 
@@ -310,7 +318,7 @@ def test_noise_is_that_of_the_image_s_own_seed_and_what_diffusers_would_draw() -
 def test_torch_running_out_of_memory_is_told_from_other_errors() -> None:
     import torch
 
-    from worker.pipelines.torch_compiled import room_for
+    from worker.pipelines.room import room_for
 
     with pytest.raises(OutOfMemory, match="a batch of 4"), room_for(4):
         torch.empty(2**50)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from worker.bench import __main__ as bench
+from worker.bench import measure
+from worker.bench.stock import Stock
 from worker.model import checkpoint
 from worker.model.make import make
-from worker.pipelines import bench, measure
-from worker.pipelines.stock import Stock
 from worker.pipelines.torch_compiled import open_torch
 
 

@@ -61,8 +61,9 @@ class Exported:
     def latent_channels(self) -> int:
         return int(self._facts["latent_channels"])
 
-    def graphs(self, shape: Shape, batch: int) -> Graphs:
-        """The graphs for that shape; exported when nobody has done so yet, which takes seconds."""
+    def graphs(self, shape: Shape, batch: int, part: int) -> Graphs:
+        """The graphs for that shape, the decoder's for `part` images at once; exported when nobody has done so yet,
+        which takes seconds."""
         height, width = shape.height // SIZE_UNIT, shape.width // SIZE_UNIT
         size, guided = f"{shape.width}x{shape.height}-{batch}", "guided" if shape.guided else "unguided"
         found = Graphs(
@@ -73,7 +74,8 @@ class Exported:
                 lambda exporter, file: exporter.write_denoiser(file, batch, height, width, guided=shape.guided),
             ),
             decoder=self._graph(
-                f"decoder-{size}", lambda exporter, file: exporter.write_decoder(file, batch, height, width)
+                f"decoder-{shape.width}x{shape.height}-{part}",
+                lambda exporter, file: exporter.write_decoder(file, part, height, width),
             ),
         )
         self._exporter = None  # gigabytes, at full size

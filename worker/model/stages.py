@@ -10,6 +10,13 @@ from torch import Tensor, nn
 
 from worker.model.unet import UNet
 
+DECODED_AT_ONCE = 4  # images: at full size a decoder's features are gigabytes for sixteen
+
+
+def decoded_at_once(batch: int) -> int:
+    """How many images of a batch are decoded in one go: equal parts, or bytes would depend on an image's slot."""
+    return max(n for n in range(1, DECODED_AT_ONCE + 1) if batch % n == 0)
+
 
 class TextEncoder(nn.Module):
     """Tokens to what the U-Net's cross-attentions read of them, once for a whole image."""

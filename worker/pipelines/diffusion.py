@@ -3,9 +3,10 @@
 A backend supplies the three networks at fixed shapes; the contract for it is here.
 """
 
+import contextlib
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,8 @@ from worker.model import directory, noise, sampler
 from worker.model.directory import SIZE_UNIT, Index
 from worker.model.sampler import Rules
 from worker.model.text import Prompts, unknown_words
-from worker.pipeline import Batch, OnStep, Picture, Spoiled
+from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled
+from worker.pipelines.room import room_for
 
 Array = Any
 """The backend's own: a numpy array, or a torch tensor on its device."""
@@ -51,17 +53,13 @@ class Compiled(Protocol):
         """The prediction, float32, for each text: (batch or 2 * batch, channels, height / 8, width / 8)."""
         ...
 
-    def step_done(self) -> "Wait":
+    def step_done(self) -> Callable[[], object]:
         """A way to wait until all that was asked so far is done on the device."""
         ...
 
     def decode(self, latents: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Pixels (batch, height, width, 3), and which images (batch,) are finite."""
         ...
-
-
-class Wait(Protocol):
-    def __call__(self) -> object: ...
 
 
 class Backend(Protocol):
@@ -74,12 +72,14 @@ class Backend(Protocol):
     versions: str  # of the libraries that decide bytes
     latent_channels: int
     steps_in_flight: int  # how many steps may be asked for before the first of them is done: 0 where calls block
+    warm_runs: int  # how often a new shape must be run until it is compiled: 0 where `compiled` does it all
 
     def compiled(self, shape: Shape, batch: int) -> Compiled:
-        """The networks at that shape; compiled at the first call, which may take minutes.
+        """The networks at that shape; the same ones at every call. The first may take minutes."""
+        ...
 
-        Raises OutOfMemory when the device has no room.
-        """
+    def forget(self, shape: Shape, batch: int) -> None:
+        """Drops what was compiled for that shape, and its memory."""
         ...
 
     def close(self) -> None: ...
@@ -112,65 +112,111 @@ class DiffusionPipeline:
             default_guidance_scale=index.default_guidance_scale,
         )
         self._words = frozenset(index.words)
+        self._prepared: set[tuple[int, int, bool, int]] = set()
         self._without: dict[int, list[Array]] = {}  # the empty negative prompt, encoded in a batch of that size
 
     def prepare(self, shape: Shape, size: int) -> None:
-        self._backend.compiled(shape, size)
+        """Compiles the networks for a batch of `size` images of that shape, and runs them until that is done."""
+        place = shape.width, shape.height, shape.guided, size
+        if place in self._prepared:
+            return
+        spec = Spec(shape.model_revision, "", "", 0, shape.width, shape.height, shape.steps, 7.5 if shape.guided else 1)
+        batch = Batch(spec.shape, (spec,) * size, 0)
+        with self._forgotten_if_too_large(shape, size), room_for(size):
+            compiled = self._backend.compiled(shape, size)
+            for _ in range(self._backend.warm_runs):
+                text, _ = self._encode(compiled, batch)
+                latents = compiled.place(np.stack([self._noise(spec) for spec in batch.specs]))
+                prediction = compiled.denoise(latents, compiled.time_table([1])[0], text)
+                compiled.decode(prediction[:size])
+        self._prepared.add(place)
 
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
         """Pictures uint8 (height, width, 3); an image whose latents or pixels are NaN or Inf is Spoiled, alone."""
+        self.prepare(batch.shape, batch.size)
         compiled = self._backend.compiled(batch.shape, batch.size)
-        tokens, truncated = self._prompts.tokens([spec.prompt for spec in batch.specs])
-        text = compiled.encode_text(tokens)
-        if batch.shape.guided:
-            text = compiled.pair(self._encode_negative(compiled, batch), text)
-        latents = self._denoise(compiled, batch, text, on_step)
-        pixels, finite = compiled.decode(latents)
-        flagged = [None] * batch.size if self._checker is None else [bool(flag) for flag in self._checker.flags(pixels)]
+        with self._forgotten_if_too_large(batch.shape, batch.size):
+            with room_for(batch.size):
+                text, truncated = self._encode(compiled, batch)
+            latents = self._denoise(compiled, batch, text, on_step)
+            with room_for(batch.size):
+                pixels, finite = compiled.decode(latents)
+                flagged = self._flags(pixels[: batch.wanted])
         unknown = [unknown_words(spec.prompt, self._words) for spec in batch.specs]
         return [
-            Picture(pixels[slot], truncated[slot], flagged[slot], unknown[slot]) if finite[slot] else Spoiled()
+            Picture(pixels[slot], truncated[slot], flagged.get(slot), unknown[slot]) if finite[slot] else Spoiled()
             for slot in range(batch.size)
         ]
 
     def close(self) -> None:
         """Gives the device back."""
         self._without.clear()
+        self._prepared.clear()
         self._backend.close()
+
+    @contextlib.contextmanager
+    def _forgotten_if_too_large(self, shape: Shape, size: int) -> Iterator[None]:
+        """What was compiled for a size that does not fit would take room from a smaller one."""
+        try:
+            yield
+        except OutOfMemory:
+            self._backend.forget(shape, size)
+            self._prepared.discard((shape.width, shape.height, shape.guided, size))
+            self._without.pop(size, None)
+            raise
+
+    def _encode(self, compiled: Compiled, batch: Batch) -> tuple[list[Array], list[bool]]:
+        """The text as `denoise` wants it, and which images' prompts, or negative prompts, were cut short."""
+        tokens, truncated = self._prompts.tokens([spec.prompt for spec in batch.specs])
+        text = compiled.encode_text(tokens)
+        if not batch.shape.guided:
+            return text, truncated
+        negatives = [spec.negative_prompt for spec in batch.specs]
+        if not any(negatives):
+            return compiled.pair(self._encode_nothing(compiled, batch.size), text), truncated
+        tokens, cut = self._prompts.tokens(negatives)
+        either = [one or other for one, other in zip(truncated, cut, strict=True)]
+        return compiled.pair(compiled.encode_text(tokens), text), either
+
+    def _encode_nothing(self, compiled: Compiled, size: int) -> list[Array]:
+        """One row for the empty negative prompt, which is the rule: encoded once, in a batch of that size."""
+        if size not in self._without:
+            encoded = compiled.encode_text(self._prompts.tokens([""] * size)[0])
+            self._without[size] = [1 * array[:1] for array in encoded]  # a copy: a view would hold all rows
+        return self._without[size]
 
     def _denoise(self, compiled: Compiled, batch: Batch, text: list[Array], on_step: OnStep) -> Array:
         steps = sampler.plan(self._rules, batch.shape.steps)
-        times = compiled.time_table([step.timestep for step in steps])
-        latents = compiled.place(np.stack([self._noise(spec) for spec in batch.specs]))
-        scales = compiled.place(np.array([[[[spec.guidance_scale]]] for spec in batch.specs], np.float32))
+        with room_for(batch.size):
+            times = compiled.time_table([step.timestep for step in steps])
+            latents = compiled.place(np.stack([self._noise(spec) for spec in batch.specs]))
+            scales = compiled.place(np.array([[[[spec.guidance_scale]]] for spec in batch.specs], np.float32))
         estimate, ahead = None, self._backend.steps_in_flight
-        asked: deque[Wait] = deque()
+        asked: deque[Callable[[], object]] = deque()
         for number, (step, time) in enumerate(zip(steps, times, strict=True), start=1):
-            prediction = compiled.denoise(latents, time, text)
-            if batch.shape.guided:
-                prediction = sampler.guide(prediction, scales, self._rules.rescale)
-            latents, estimate = sampler.advance(step, latents, prediction, estimate)
-            asked.append(compiled.step_done())
+            with room_for(batch.size):
+                prediction = compiled.denoise(latents, time, text)
+                if batch.shape.guided:
+                    prediction = sampler.guide(prediction, scales, self._rules.rescale)
+                latents, estimate = sampler.advance(step, latents, prediction, estimate)
+                asked.append(compiled.step_done())
             if len(asked) > ahead:
-                asked.popleft()()
-                on_step(number - ahead)
+                self._hear(asked, number - ahead, on_step)
         for number in range(len(steps) - len(asked) + 1, len(steps) + 1):
-            asked.popleft()()
-            on_step(number)
+            self._hear(asked, number, on_step)
         return latents
+
+    def _hear(self, asked: deque[Callable[[], object]], step: int, on_step: OnStep) -> None:
+        """A step that is reported is a step that was done."""
+        asked.popleft()()
+        on_step(step)
+
+    def _flags(self, pixels: NDArray[np.uint8]) -> dict[int, bool]:
+        """The checker's verdict by slot; nothing where none was asked."""
+        return {} if self._checker is None else dict(enumerate(map(bool, self._checker.flags(pixels))))
 
     def _noise(self, spec: Spec) -> NDArray[np.float32]:
         return noise.draw(spec.seed, (self._backend.latent_channels, spec.height // SIZE_UNIT, spec.width // SIZE_UNIT))
-
-    def _encode_negative(self, compiled: Compiled, batch: Batch) -> list[Array]:
-        """One row when no image has a negative prompt, which is the rule: encoded once."""
-        negatives = [spec.negative_prompt for spec in batch.specs]
-        if any(negatives):
-            return compiled.encode_text(self._prompts.tokens(negatives)[0])
-        if batch.size not in self._without:
-            encoded = compiled.encode_text(self._prompts.tokens(negatives)[0])
-            self._without[batch.size] = [array[:1] for array in encoded]
-        return self._without[batch.size]
 
 
 def open_diffusion(name: str, settings: Settings) -> DiffusionPipeline:
@@ -180,7 +226,7 @@ def open_diffusion(name: str, settings: Settings) -> DiffusionPipeline:
     """
     folder = directory.locate(settings.model_dir)
     directory.check(folder)
-    checker = _checker(folder) if settings.safety_checker else None
+    checker = _checker(folder, settings.device if name == "torch" else "cpu") if settings.safety_checker else None
     cache = Path(settings.artefacts or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "presswork")
     if name == "torch":
         from worker.model import checkpoint
@@ -198,7 +244,7 @@ def open_diffusion(name: str, settings: Settings) -> DiffusionPipeline:
     )  # fmt: skip
 
 
-def _checker(folder: Path) -> Checker:
+def _checker(folder: Path, device: str) -> Checker:
     from worker.model.safety import load_safety_checker
 
-    return load_safety_checker(folder)
+    return load_safety_checker(folder, device)

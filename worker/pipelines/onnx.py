@@ -3,12 +3,10 @@
 A second start needs neither diffusers nor transformers: only the artefacts of the first.
 """
 
-import contextlib
-import os
-import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +14,12 @@ from numpy.typing import NDArray
 from services.core.errors import SettingsError
 from services.core.specs import Shape
 from worker.model.exported import Exported
-from worker.pipeline import OutOfMemory, versions
+from worker.model.stages import decoded_at_once
+from worker.pipeline import versions
 from worker.pipelines.diffusion import Checker, DiffusionPipeline
+from worker.pipelines.processor import cpu_kind, threads_here
 
 Array = NDArray[Any]
-NO_MEMORY = ("bad_alloc", "bad allocation", "out of memory", "failed to allocate", "allocate memory")
 PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32",)}
 
 
@@ -65,33 +64,44 @@ class OnnxBackend:
 
     device = "cpu"
     steps_in_flight = 0
+    warm_runs = 0
 
     def __init__(self, exported: Exported, runtime: str, precision: str) -> None:
         """Imports `runtime` (openvino or onnxruntime), and not the other."""
         self._threads = threads_here()
         self._graph = _runtime(runtime)
-        self.versions = versions(runtime, "torch")  # torch draws the noise
+        self.versions = versions(runtime, "torch", "onnxscript", "diffusers")  # torch draws the noise; all export
         self.name, self.precision = runtime, precision
         self.device_kind = f"{cpu_kind()} x{self._threads}"
         self.latent_channels = exported.latent_channels
         self._exported = exported
         self._known: dict[tuple[int, int, bool, int], OnnxCompiled] = {}
+        self._networks: WeakValueDictionary[Path, Network] = WeakValueDictionary()
 
     def compiled(self, shape: Shape, batch: int) -> "OnnxCompiled":
         place = shape.width, shape.height, shape.guided, batch
         if place not in self._known:
-            graphs = self._exported.graphs(shape, batch)
+            graphs = self._exported.graphs(shape, batch, decoded_at_once(batch))
             # The text encoder and the time table are run once, and cost little: they keep float32.
             files = [(graphs.text, "fp32"), (graphs.time, "fp32")]
             files += [(graphs.denoiser, self.precision), (graphs.decoder, self.precision)]
-            with room_for(batch):
-                networks = [self._graph(file, precision, self._threads) for file, precision in files]
-            self._known[place] = OnnxCompiled(batch, *networks)
+            self._known[place] = OnnxCompiled(batch, *(self._network(file, precision) for file, precision in files))
         return self._known[place]
+
+    def forget(self, shape: Shape, batch: int) -> None:
+        self._known.pop((shape.width, shape.height, shape.guided, batch), None)
 
     def close(self) -> None:
         """Drops the networks."""
         self._known.clear()
+        self._networks.clear()
+
+    def _network(self, file: Path, precision: str) -> Network:
+        """A graph is compiled once, whichever shapes it serves, and dropped with the last of them."""
+        network = self._networks.get(file)
+        if network is None:
+            network = self._networks[file] = self._graph(file, precision, self._threads)
+        return network
 
 
 class OnnxCompiled:
@@ -112,8 +122,7 @@ class OnnxCompiled:
         return np.ascontiguousarray(values)
 
     def encode_text(self, tokens: NDArray[np.int64]) -> list[Array]:
-        with room_for(self._batch):
-            return self._text.run({"tokens": tokens})
+        return self._text.run({"tokens": tokens})
 
     def pair(self, without: list[Array], text: list[Array]) -> list[Array]:
         return [np.concatenate([np.broadcast_to(a, b.shape), b]) for a, b in zip(without, text, strict=True)]
@@ -129,32 +138,17 @@ class OnnxCompiled:
             named = {f"{'value' if n % 2 else 'key'}_{n // 2}": array for n, array in enumerate(text)}
             self._denoiser.set(named)
             self._given = text
-        with room_for(self._batch):
-            (prediction,) = self._denoiser.run({"latents": latents, "time": time})
+        (prediction,) = self._denoiser.run({"latents": latents, "time": time})
         return prediction
 
     def step_done(self) -> Callable[[], object]:
         return lambda: None
 
     def decode(self, latents: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        with room_for(self._batch):
-            pixels, finite = self._decoder.run({"latents": latents})
+        parts = np.split(latents, len(latents) // decoded_at_once(self._batch))
+        decoded = [self._decoder.run({"latents": np.ascontiguousarray(part)}) for part in parts]
+        pixels, finite = (np.concatenate(arrays) for arrays in zip(*decoded, strict=True))
         return pixels, finite
-
-
-@contextlib.contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """Turns the runtimes' ways of running out of memory into OutOfMemory."""
-    try:
-        yield
-    except MemoryError:
-        pass
-    except Exception as error:
-        if not any(words in str(error).lower() for words in NO_MEMORY):
-            raise
-    else:
-        return
-    raise OutOfMemory(f"The device has no room for a batch of {size}.")
 
 
 def _runtime(name: str) -> Callable[[Path, str, int], Network]:
@@ -166,28 +160,3 @@ def _runtime(name: str) -> Callable[[Path, str, int], Network]:
     from worker.pipelines import onnxruntime_graphs
 
     return onnxruntime_graphs.Graph
-
-
-def threads_here() -> int:
-    """OMP_NUM_THREADS, as for torch; else the number of CPUs that this process may use."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    if said.isdigit() and int(said) > 0:
-        return int(said)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# Each of these changes which kernels are chosen, and so the last bits.
-_INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "sve", "bf16")
-
-
-def cpu_kind() -> str:
-    """The machine, its CPU's name (kernels are cut to the caches of a model) and the instructions that it has."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    lines = dict(line.split(":", 1) for line in reversed(text.splitlines()) if ":" in line)
-    said = {name.strip(): value.strip() for name, value in lines.items()}
-    flags = said.get("flags", said.get("Features", "")).split()
-    has = "+".join(name for name in _INSTRUCTIONS if name in flags)
-    return " ".join(part for part in (platform.machine(), said.get("model name", ""), has) if part).replace("/", "-")

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,41 +14,45 @@ from torch import Tensor, nn
 from services.core.errors import SettingsError
 from services.core.specs import Shape
 from worker.model.checkpoint import Checkpoint
-from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder
+from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder, decoded_at_once
 from worker.model.text import Prompts
-from worker.pipeline import OutOfMemory, versions
+from worker.pipeline import versions
 from worker.pipelines.diffusion import Checker, DiffusionPipeline
+from worker.pipelines.processor import cpu_kind
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRAPHED_UP_TO = 4  # images: beyond that a CUDA graph has no launches to hide (measured by others: none at 32)
-DECODED_AT_ONCE = 4  # images: the decoder's features are large, and one part is copied while the next is decoded
+GRAPH_RUNS = 3  # to compile, to record, to replay
 SHAPES_TO_COMPILE = 256  # torch silently stops compiling after eight
 
 
 class TorchBackend:
     """A checkpoint on one device. On CUDA the networks are compiled when a shape is first asked for."""
 
-    name = "torch"
-
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, *, compiles: bool, cache: Path) -> None:
         """`precision` is fp32, bf16 or fp16; "" stands for fp16 on CUDA and fp32 on a CPU. `cache` is a folder that
         is shared with others who compile the same."""
+        self.name = "torch"
         self._device = find_device(device)
         on_cuda = self._device.type == "cuda"
         self.precision = precision or ("fp16" if on_cuda else "fp32")
         if self.precision == "fp16" and not on_cuda:
             raise SettingsError("PRESSWORK_PRECISION is fp16, which no CPU computes with; it can be fp32 or bf16.")
         self.device, self.device_kind = _names(self._device)
-        self.versions = versions("torch")
+        self.versions = versions("torch", "diffusers", "transformers")
         self.latent_channels = checkpoint.unet.latent_channels
         self.steps_in_flight = 1 if on_cuda else 0
         # Measured: with several threads, CPU kernels cut a batch into pieces across its images, and what an image
         # looks like in the last bit then depends on its slot. One image at a time has no slots.
         self._singly = not on_cuda and torch.get_num_threads() > 1
         self._compiles = compiles and on_cuda
+        self.warm_runs = GRAPH_RUNS if self._compiles else 0
         if self._compiles:
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+            self.name = "torch-compiled"  # other kernels, other bytes
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / f"inductor-{torch.__version__}"))
             torch._dynamo.config.recompile_limit = SHAPES_TO_COMPILE
+            # Nothing is timed to choose a kernel: two workers might choose differently, and bytes with them.
+            torch._inductor.config.deterministic = True
         dtype = DTYPES[self.precision]
         unet = checkpoint.unet.to(self._device, dtype, memory_format=torch.channels_last)
         self._text = TextEncoder(checkpoint.text_encoder.to(self._device, dtype), unet)
@@ -66,6 +69,11 @@ class TorchBackend:
             self._known[place] = TorchCompiled(text, denoiser, decoder, self._time, self._device, batch, self._singly)
         return self._known[place]
 
+    def forget(self, shape: Shape, batch: int) -> None:
+        self._known.pop((shape.width, shape.height, shape.guided, batch), None)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def close(self) -> None:
         """Drops the networks and gives their memory back to the device."""
         self._known.clear()
@@ -76,8 +84,8 @@ class TorchBackend:
     def _compile(self, network: nn.Module, batch: int) -> Callable[..., Any]:
         if not self._compiles:
             return network
-        # No autotuning: two workers might choose different kernels, and the same spec would give different bytes.
-        return torch.compile(network, dynamic=False, mode="reduce-overhead" if batch <= GRAPHED_UP_TO else None)
+        mode = "reduce-overhead" if batch <= GRAPHED_UP_TO else None
+        return torch.compile(network, dynamic=False, fullgraph=True, mode=mode)
 
 
 class TorchCompiled:
@@ -89,8 +97,6 @@ class TorchCompiled:
     ) -> None:  # fmt: skip
         self._text, self._denoiser, self._decoder, self._time = text, denoiser, decoder, time
         self._device, self._batch, self._singly = device, batch, singly
-        # Equal parts, or an image's bytes would depend on its slot.
-        self._decoded_at_once = max(n for n in range(1, DECODED_AT_ONCE + 1) if batch % n == 0)
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._tables: dict[tuple[int, ...], Tensor] = {}
 
@@ -131,13 +137,18 @@ class TorchCompiled:
         if self._copying is None:
             return lambda: None
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(self._device))
         return event.synchronize
 
     def decode(self, latents: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         with self._steady():
-            parts = latents.split(1 if self._singly else self._decoded_at_once)
-            copies = [self._to_host(tensor) for part in parts for tensor in self._decoder(part)]
+            parts = latents.split(1 if self._singly else decoded_at_once(self._batch))
+            decoded = []  # kept until the copies are done: the device must not use that memory again before
+            copies = []
+            for part in parts:
+                for tensor in self._decoder(part):
+                    decoded.append(tensor)
+                    copies.append(self._to_host(tensor))
             if self._copying:
                 self._copying.synchronize()
         pixels, finite = (torch.cat(copies[n::2]).numpy() for n in (0, 1))
@@ -151,14 +162,14 @@ class TorchCompiled:
         self._copying.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._copying):
             host.copy_(tensor, non_blocking=True)
-        tensor.record_stream(self._copying)
         return host
 
     @contextlib.contextmanager
     def _steady(self) -> Iterator[None]:
-        """The same kernels every time, float32 that is float32, and OutOfMemory told from other errors."""
+        """Without gradients, with the same kernels every time, and with a float32 that is float32."""
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with torch.inference_mode(), flags, room_for(self._batch):
+        here = torch.cuda.device(self._device) if self._copying else contextlib.nullcontext()
+        with torch.inference_mode(), flags, here:
             if self._copying:
                 torch.compiler.cudagraph_mark_step_begin()
             yield
@@ -172,23 +183,6 @@ def open_torch(
     prompts = Prompts.of(loaded.tokenizer, loaded.max_tokens)
     backend = TorchBackend(loaded, device, precision, compiles=compiles, cache=cache)
     return DiffusionPipeline(backend, loaded.index, loaded.revision, loaded.rules, prompts, batch_sizes, checker)
-
-
-@contextlib.contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """Turns torch's several ways of running out of memory into OutOfMemory."""
-    try:
-        yield
-        return
-    except (torch.OutOfMemoryError, MemoryError):
-        pass
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
-            raise
-    # Outside the handlers: a context would keep the failed batch's tensors alive while a smaller one is tried.
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
-    raise OutOfMemory(f"The device has no room for a batch of {size}.")
 
 
 def find_device(name: str) -> torch.device:
@@ -211,4 +205,4 @@ def _names(device: torch.device) -> tuple[str, str]:
         kind = torch.cuda.get_device_name(device)
         return f"cuda:{device.index or 0} {kind}", kind
     # Measured: one thread and two give pixels that differ by a level here and there.
-    return "cpu", f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} x{torch.get_num_threads()}"
+    return "cpu", f"{cpu_kind()} {torch.backends.cpu.get_cpu_capability()} x{torch.get_num_threads()}"

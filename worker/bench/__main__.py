@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from services.core.errors import PressworkError
+from worker.bench.measure import measure
 from worker.model import checkpoint, make
 from worker.model.directory import check_model_dir
 from worker.model.presets import PRESETS
-from worker.pipelines.measure import measure
 from worker.pipelines.torch_compiled import DTYPES, find_device
 
 ROUNDS = 5

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from services.core.specs import Shape, Spec
+from worker.bench.stock import Stock, Work
 from worker.model import sampler
 from worker.model.checkpoint import Checkpoint
 from worker.model.stages import Decoder, Denoiser, TextEncoder
 from worker.model.text import Prompts
 from worker.model.unet import flops
 from worker.pipelines.diffusion import DiffusionPipeline
-from worker.pipelines.stock import Stock, Work
 from worker.pipelines.torch_compiled import DTYPES
 
 PROMPTS = ("a red mug on a wooden table", "a blue chair, studio photo", "a small green lamp", "two yellow bottles")

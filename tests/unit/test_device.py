@@ -1,0 +1,108 @@
+"""The device in this process: what it remembers of its memory, and whom it blames."""
+
+import dataclasses
+import itertools
+import threading
+
+import pytest
+
+from services.core.database import Database
+from services.core.settings import Settings
+from services.core.specs import Claim, Image, Shape, Spec
+from worker.device import REGROW_BATCHES, Device, Outcome
+from worker.lease import USUAL_TIMES, Lease
+from worker.pipeline import DeviceSick, OutOfMemory
+from worker.pipelines.simulated import SimulatedPipeline
+
+SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x"})
+SPEC = Spec("simulated-1", "a mug", "", 0, 64, 64, 2, 7.5)
+
+
+class Fussy(SimulatedPipeline):
+    """Has room for `most` images, and cannot be made ready for a `refused` shape."""
+
+    most = 16
+    refused: Shape | None = None
+
+    def __init__(self) -> None:
+        super().__init__(SETTINGS)
+        self.asked: list[int] = []
+        self.threads: set[str] = set()
+
+    def prepare(self, shape: Shape, size: int) -> None:
+        self.threads.add(threading.current_thread().name)
+        if shape == self.refused:
+            raise OSError("No space left on device")
+
+    def render(self, batch, on_step):
+        self.threads.add(threading.current_thread().name)
+        self.asked.append(batch.size)
+        if batch.size > self.most:
+            raise OutOfMemory
+        return super().render(batch, on_step)
+
+
+@pytest.fixture
+def lease() -> Lease:
+    return Lease(Database(SETTINGS.database_url, application="nobody"), SETTINGS)
+
+
+@pytest.fixture
+def device(lease: Lease) -> Device:
+    return Device(Fussy(), lease, "here", lambda claim_id: None)
+
+
+def render(device: Device, images: int = 16, spec: Spec = SPEC) -> Outcome:
+    claim = Claim(1, spec.shape, tuple(Image(1, n, 1, spec, "png") for n in range(images)), 30.0)
+    return device.render(device.lease.hold(claim))
+
+
+def test_a_size_that_did_not_fit_is_tried_again_after_many_good_batches_and_then_not_for_as_many(device: Device):
+    device.pipeline.most = 8
+    for _ in range(3 * REGROW_BATCHES):
+        assert len(render(device, 8).rendered) == 8
+    failed = [number for number, size in enumerate(device.pipeline.asked) if size == 16]
+    assert len(failed) == 3
+    assert all(later - earlier > REGROW_BATCHES for earlier, later in itertools.pairwise(failed))
+
+
+def test_a_device_that_has_room_again_grows_again(device: Device):
+    device.pipeline.most = 8
+    render(device, 8)
+    device.pipeline.most = 16
+    for _ in range(REGROW_BATCHES + 2):
+        render(device, 8)
+    assert device.pipeline.asked[-1] == 16
+
+
+def test_a_shape_that_cannot_be_made_ready_blames_no_prompt(device: Device):
+    device.pipeline.refused = SPEC.shape
+    outcome = render(device)
+    assert device.sick
+    assert outcome.plan is not None and outcome.plan.failed == []
+    assert outcome.rendered == []
+
+
+def test_the_canary_is_rendered_at_the_largest_size_that_there_is_room_for(device: Device):
+    device.pipeline.most = 4
+    device.check()
+    assert device.pipeline.asked == [16, 8, 4]
+    device.pipeline.most = 0
+    with pytest.raises(DeviceSick):
+        device.check()
+
+
+def test_everything_runs_on_the_devices_own_thread(device: Device):
+    device.check()
+    render(device)
+    assert len(device.pipeline.threads) == 1
+    assert threading.current_thread().name not in device.pipeline.threads
+
+
+def test_a_slow_device_that_passed_its_canary_is_not_taken_for_hung(lease: Lease):
+    slow = dataclasses.replace(SETTINGS, lease_seconds=0.02, simulated_step_ms=100.0)
+    lease = Lease(Database(SETTINGS.database_url, application="nobody"), slow)
+    pipeline = SimulatedPipeline(slow)
+    Device(pipeline, lease, "here", lambda claim_id: None).check()
+    assert lease._usual >= USUAL_TIMES * 0.1 > slow.watchdog_seconds
+    assert lease._patience == lease._usual
