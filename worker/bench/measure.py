@@ -128,10 +128,11 @@ def measure(
         f"{name}: {index.default_size[0]}x{index.default_size[1]}, {index.default_steps} steps, batch {batch}, {device}"
     )
     costs = counted(first, work.shape, batch)
-    stock_dtype = DTYPES["fp16" if device.type == "cuda" else "fp32"]
-    contenders = [_stock(loaded(), work, device, stock_dtype, compiles=False)]
-    if compiles and device.type == "cuda":
-        contenders.append(_stock(loaded(), work, device, stock_dtype, compiles=True))
+    contenders = [_stock(loaded(), work, device, "fp32", compiles=False)]  # the baseline of all ratios
+    if device.type == "cuda":
+        contenders.append(_stock(loaded(), work, device, "fp16", compiles=False))
+        if compiles:
+            contenders.append(_stock(loaded(), work, device, "fp16", compiles=True))
     ours: list[tuple[Contender, DiffusionPipeline]] = []
     for precision in precisions:
         for runtime in runtimes:
@@ -182,10 +183,9 @@ def work_of(loaded: Checkpoint, batch: int) -> Work:
     )
 
 
-def _stock(loaded: Checkpoint, work: Work, device: torch.device, dtype: torch.dtype, *, compiles: bool) -> Contender:
-    stock = Stock(loaded, device, dtype, compiles=compiles)
+def _stock(loaded: Checkpoint, work: Work, device: torch.device, precision: str, *, compiles: bool) -> Contender:
+    stock = Stock(loaded, device, DTYPES[precision], compiles=compiles)
     how = "compiled" if compiles else "eager"
-    precision = next(name for name, known in DTYPES.items() if known == dtype)
     return Contender(f"stock diffusers {how} {precision}", lambda: stock.render(work))
 
 

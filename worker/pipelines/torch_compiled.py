@@ -51,8 +51,7 @@ class TorchBackend:
             self.name = "torch-compiled"  # other kernels, other bytes
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / f"inductor-{torch.__version__}"))
             torch._dynamo.config.recompile_limit = SHAPES_TO_COMPILE
-            # Nothing is timed to choose a kernel: two workers might choose differently, and bytes with them.
-            torch._inductor.config.deterministic = True
+            _choose_kernels_untimed()
         dtype = DTYPES[self.precision]
         unet = checkpoint.unet.to(self._device, dtype, memory_format=torch.channels_last)
         self._text = TextEncoder(checkpoint.text_encoder.to(self._device, dtype), unet)
@@ -183,6 +182,14 @@ def open_torch(
     prompts = Prompts.of(loaded.tokenizer, loaded.max_tokens)
     backend = TorchBackend(loaded, device, precision, compiles=compiles, cache=cache)
     return DiffusionPipeline(backend, loaded.index, loaded.revision, loaded.rules, prompts, batch_sizes, checker)
+
+
+def _choose_kernels_untimed() -> None:
+    """Two workers that time kernels might choose differently, and bytes with them. torch before 2.11 times some."""
+    from torch._inductor import config  # two seconds, which a CPU need not spend
+
+    if hasattr(config, "deterministic"):
+        config.deterministic = True
 
 
 def find_device(name: str) -> torch.device:
