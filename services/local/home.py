@@ -66,6 +66,10 @@ class Home:
             self._write("secrets.json", saved)
         return str(saved[name])
 
+    def owns(self, value: str) -> bool:
+        """Whether a saved secret stands in it: then it is an address or a key of this folder's own servers."""
+        return any(secret in value for secret in self._read("secrets.json").values())
+
     def ports(self, wanted: Mapping[str, bool], say: Callable[[str], None]) -> dict[str, int]:
         """A free port for each name, saved ones first; True asks that port + 10000 be free as well.
 

@@ -71,6 +71,7 @@ class Stack:
     def _construct(self) -> None:
         """Decides which servers are ours, in the order in which they are best started: the slowest first."""
         given = {name: self._given(name) for name in ("DATABASE_URL", "REDIS_URL", *AWS, "PRESSWORK_SECRET")}
+        given |= dict.fromkeys(self._own(given), "")
         classes: dict[str, type[Server]] = {
             "AWS_ENDPOINT_URL": SeaweedFS,
             "REDIS_URL": Valkey,
@@ -96,6 +97,11 @@ class Stack:
             return {"REDIS_URL": server.url}
         assert isinstance(server, SeaweedFS)
         return dict(zip(AWS, (server.url, server.access_key, server.secret_key), strict=True))
+
+    def _own(self, given: Mapping[str, str]) -> list[str]:
+        """What a shell has from this folder's own env file: it names servers that are started here, none elsewhere."""
+        own = [name for name, value in given.items() if self.home.owns(value)]
+        return [*own, *AWS] if "AWS_SECRET_ACCESS_KEY" in own else own
 
     def _given(self, name: str) -> str:
         """What the environment says, be it directly or by NAME_FILE."""

@@ -341,6 +341,18 @@ def test_a_server_elsewhere_can_be_named_by_a_file(tmp_path: Path) -> None:
         assert stack.values["REDIS_URL"] == "redis://:x@elsewhere/0"
 
 
+@pytest.mark.parametrize(
+    ("ours", "elsewhere"),
+    [("valkey", OUTSIDE), ("seaweedfs", {"DATABASE_URL": OUTSIDE["DATABASE_URL"], "REDIS_URL": "redis://elsewhere/0"})],
+)
+def test_a_shell_that_has_sourced_the_folders_env_file_can_start_the_folder_again(tmp_path: Path, ours, elsewhere):
+    with Stack(tmp_path, elsewhere) as stack:
+        before = dict(stack.values)
+    with Stack(tmp_path, before) as stack:
+        assert [server.name for server in stack.servers] == [ours]
+        assert stack.values == before
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderUnusable, match=r"cannot be written \(Not a directory\).* PRESSWORK_HOME\.$"):
