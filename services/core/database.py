@@ -17,7 +17,7 @@ from sqlalchemy import Connection as Connection  # for the rooms that may not im
 from sqlalchemy import create_engine, event, exc, make_url, text
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from services.core.errors import Conflict, DatabaseAway, UnfitDatabase
+from services.core.errors import Conflict, DatabaseAway, SettingsError, UnfitDatabase
 
 HOUSE = "*"
 _MIGRATIONS = Path(__file__).resolve().parents[2] / "migrations"
@@ -27,8 +27,13 @@ _TRY_AGAIN = {"40001", "40P01", "55P03", "57014"}  # serialization, deadlock, lo
 
 
 def driver_url(url: str) -> str:
-    """The URL with the driver that we bring: postgres:// and postgresql:// mean psycopg."""
-    parsed = make_url(url)
+    """The URL with the driver that we bring: postgres:// and postgresql:// mean psycopg. Raises SettingsError."""
+    try:
+        parsed = make_url(url)
+    except (exc.ArgumentError, ValueError):
+        raise SettingsError(
+            "DATABASE_URL is not understood; it must be such as postgresql://user:password@host:5432/presswork."
+        ) from None
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     return parsed.render_as_string(hide_password=False)

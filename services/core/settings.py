@@ -48,10 +48,26 @@ def _number(low: float, high: float) -> Callable[[str], float]:
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in words:
-            raise ValueError(f"it can be {' or '.join(filter(None, words))}")
+            raise ValueError(f"it can be {_either(*filter(None, words))}")
         return value
 
     return parse
+
+
+def _address(*schemes: str) -> Callable[[str], str]:
+    """A URL. What stands behind its scheme is the driver's to read."""
+    beginnings = tuple(f"{scheme}://" for scheme in schemes)
+
+    def parse(value: str) -> str:
+        if value and not value.startswith(beginnings):
+            raise ValueError(f"it must begin with {_either(*beginnings)}")
+        return value
+
+    return parse
+
+
+def _either(*words: str) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _batch_sizes(value: str) -> tuple[int, ...]:
@@ -68,10 +84,12 @@ def _setting(variable: str, default: str | None, parse: Callable[[str], Any] = _
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     # The three servers.
-    database_url: str = _setting("DATABASE_URL", None, secret=True)
-    redis_url: str = _setting("REDIS_URL", None, secret=True)
-    s3_endpoint_url: str = _setting("AWS_ENDPOINT_URL", "")  # empty: AWS itself
-    s3_public_url: str = _setting("PRESSWORK_PUBLIC_S3_URL", "")  # where clients reach the store, if elsewhere
+    database_url: str = _setting(
+        "DATABASE_URL", None, _address("postgresql", "postgres", "postgresql+psycopg"), secret=True
+    )
+    redis_url: str = _setting("REDIS_URL", None, _address("redis", "rediss"), secret=True)
+    s3_endpoint_url: str = _setting("AWS_ENDPOINT_URL", "", _address("http", "https"))  # empty: AWS itself
+    s3_public_url: str = _setting("PRESSWORK_PUBLIC_S3_URL", "", _address("http", "https"))  # as clients see it
     s3_access_key: str = _setting("AWS_ACCESS_KEY_ID", "", secret=True)
     s3_secret_key: str = _setting("AWS_SECRET_ACCESS_KEY", "", secret=True)
     s3_region: str = _setting("AWS_REGION", "us-east-1")
@@ -117,7 +135,8 @@ class Settings:
             try:
                 values[entry.name] = parse(text)
             except ValueError as error:
-                raise SettingsError(f"{variable} is {text[:80]!r}; {error}.") from None
+                found = "not understood" if entry.metadata["secret"] else repr(text[:80])
+                raise SettingsError(f"{variable} is {found}; {error}.") from None
         return cls(**values)
 
     @classmethod

@@ -41,7 +41,7 @@ def up(wishes: Wishes, environ: Mapping[str, str], say: Callable[[str], None]) -
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
     environ = dict(environ) | {"PRESSWORK_PIPELINE": wishes.pipeline}
-    Settings.read({"DATABASE_URL": "-", "REDIS_URL": "-"} | environ)  # a bad one is found before anything is started
+    Settings.read({"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://"} | environ)  # a bad one is found first
     port = int(environ.get("PRESSWORK_PORT") or Settings.default("PRESSWORK_PORT"))
     stack = Stack(wishes.home, environ, say)
     began = time.monotonic()

@@ -15,7 +15,7 @@ from services.core.settings import Settings
 from services.core.specs import SEED_LIMIT, Spec
 from worker.pipeline import Batch, OutOfMemory, Picture, Pipeline, Spoiled, canary, open_pipeline, reproducibility_class
 
-SERVERS = {"DATABASE_URL": "unused", "REDIS_URL": "unused"}
+SERVERS = {"DATABASE_URL": "postgresql://unused", "REDIS_URL": "redis://unused"}
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from services.core.database import driver_url
 from services.core.errors import SettingsError
 from services.core.settings import Settings
 
@@ -25,6 +26,8 @@ def test_only_the_database_and_redis_must_be_set():
         ("PRESSWORK_LEASE_SECONDS", "0", "a number from 1 to 3600"),
         ("PRESSWORK_BATCH_SIZES", "16,8", "with 1 among them"),
         ("PRESSWORK_SIMULATED_FAULTS", "maybe", "it can be 1 or 0"),
+        ("PRESSWORK_PIPELINE", "watercolour", "it can be simulated, torch or onnx"),
+        ("AWS_ENDPOINT_URL", "localhost:9000", "it must begin with http:// or https://"),
     ],
 )
 def test_a_bad_value_is_refused_with_what_was_found_and_what_would_do(variable, value, allowed):
@@ -32,6 +35,21 @@ def test_a_bad_value_is_refused_with_what_was_found_and_what_would_do(variable, 
         Settings.read({**BASE, variable: value})
     for part in (variable, repr(value), allowed):
         assert part in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("DATABASE_URL", "db:hush@host/x"), ("REDIS_URL", "http://:hush@host")]
+)
+def test_a_bad_address_is_refused_without_a_word_of_its_password(variable, value):
+    with pytest.raises(SettingsError, match=f"^{variable} is not understood; it must begin with") as refusal:
+        Settings.read({**BASE, variable: value})
+    assert "hush" not in str(refusal.value)
+
+
+def test_a_database_address_that_the_driver_cannot_read_is_one_sentence():
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL is not understood; it must be such as") as refusal:
+        driver_url("postgresql://user:hush@host:port/x")
+    assert "hush" not in str(refusal.value)
 
 
 def test_a_missing_variable_is_named():

@@ -15,7 +15,7 @@ from worker.pipeline import Batch, OutOfMemory, Picture, Spoiled
 from worker.pipelines.simulated import REVISION, SimulatedFault, SimulatedPipeline
 from worker.pipelines.still_life import scene
 
-SERVERS = {"DATABASE_URL": "unused", "REDIS_URL": "unused"}
+SERVERS = {"DATABASE_URL": "postgresql://unused", "REDIS_URL": "redis://unused"}
 # sha256 of the pictures of `test_the_drawing_does_not_change_without_a_new_revision`.
 DRAWN = {"simulated-1": "295bb94186a40f8f29abec627f64376e0b1dc4a205cdf5b84c34e2ac9d9a2c25"}
 
@@ -132,7 +132,7 @@ drawer.render(Batch(spec.shape, (spec,), 1), lambda step: print(step, flush=True
 
 def aloud(prompt: str, *variables: str) -> "subprocess.Popen[str]":
     here = Path(__file__).parents[2]
-    servers = ("DATABASE_URL=unused", "REDIS_URL=unused")
+    servers = [f"{name}={address}" for name, address in SERVERS.items()]
     command = [sys.executable, "-c", STEPS_ALOUD, prompt, *servers, *variables]
     return subprocess.Popen(command, cwd=here, stdout=subprocess.PIPE, text=True)
 
