@@ -21,7 +21,7 @@ keys = typer.Typer(no_args_is_help=True, help="Issue and revoke API keys.")
 app.add_typer(keys, name="keys")
 app.add_typer(bench.app, name="bench")
 app.add_typer(model.app, name="model")
-errors = Console(stderr=True, highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="PRESSWORK_HOME", help="The folder with all data, logs and secrets.")

@@ -9,7 +9,7 @@ from services.core import leadership, queues, storage, tenants, views
 from services.core.errors import PressworkError
 from services.core.settings import Settings
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def run() -> int:

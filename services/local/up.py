@@ -120,7 +120,9 @@ def _saved_key(settings: Settings, home: Home) -> str:
 
 
 def _for_people(values: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in values.items() if name.startswith(("DATABASE_", "REDIS_", "AWS_"))}
+    """What a shell needs for `presswork doctor`, `keys` and a worker by hand."""
+    shown = ("DATABASE_", "REDIS_", "AWS_", "PRESSWORK_SECRET")
+    return {name: value for name, value in values.items() if name.startswith(shown)}
 
 
 def _announce(url: str, env_file: Path, stopping: threading.Event, say: Callable[[str], None]) -> None:

@@ -154,7 +154,23 @@ def test_doctor_finds_all_well_and_says_what_is_not(up, client):
         command, capture_output=True, text=True, check=False, env={**environ, "REDIS_URL": "redis://127.0.0.1:9/0"}
     )
     assert ill.returncode == 1
-    assert "Redis at 127.0.0.1:9 does not answer" in ill.stdout.replace("\n", " ")
+    assert "Redis at 127.0.0.1:9 does not answer to this password.\n" in ill.stdout
+    assert len(ill.stdout.splitlines()) == len(well.stdout.splitlines()), "a line for each check, however long"
+
+
+def test_a_key_is_made_and_revoked_with_nothing_but_the_env_file(up, client):
+    def keys(*arguments: str) -> str:
+        command = [sys.executable, "-m", "services.cli.app", "keys", *arguments]
+        environ = {"PATH": os.environ["PATH"], **up.values()}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout.strip()
+
+    job = client.submit([{"prompt": "a cup", "size": "64x64"}])
+    key = keys("create", "a friend")
+    with Client(up.values()["PRESSWORK_URL"], key) as friend:
+        assert friend.job(job["id"])["id"] == job["id"]
+        assert keys("revoke", key.split("_")[1]) == "revoked"
+        with pytest.raises(ClientError, match="API key in force"):
+            friend.job(job["id"])
 
 
 @pytest.mark.timeout(180)
