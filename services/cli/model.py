@@ -14,7 +14,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 @app.command()
 def inspect(folder: Folder, json: Json = False) -> None:
-    """Say what a model is: its kind, revision, defaults and the size of each network. Nothing is loaded."""
+    """Say what a model is, without loading it.
+
+    Its kind, revision, defaults and the size of each network.
+    """
     _run("inspect", folder, json)
 
 
