@@ -28,7 +28,7 @@ from tests.waiting import until
 
 IMAGES = 10_000
 KILLS = 200
-WHOLE_WORKERS = 25  # of the kills; the others hit the Celery child alone
+WHOLE_WORKERS = 16  # of the kills; the others hit the Celery child alone
 STOPS = 20
 STOPPED_AT_ONCE = 2
 WORKERS = 4
