@@ -5,6 +5,7 @@ Any text can be spelt, in bytes where need be; the files are those of the publis
 
 import json
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -15,20 +16,38 @@ _WORDS = """
     painting drawing portrait background catalogue style morning night
 """
 WORDS = tuple(_WORDS.split())
+Pair = tuple[str, str]
 
 
-def build(words: Iterable[str] = WORDS) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Tokens by number, and merges: the 256 bytes, each also as the end of a word, then `words` letter by letter."""
+def build(words: Iterable[str] = WORDS) -> tuple[dict[str, int], list[Pair]]:
+    """Tokens by number, and merges: the 256 bytes, each also as the end of a word, then `words` letter by letter.
+
+    A word's merges build on what those of the words before it leave of it; else "alarm" would split "small".
+    """
     letters = [printable(byte) for byte in range(256)]
     tokens = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters)])
-    merges: dict[tuple[str, str], None] = {}
+    merges: dict[Pair, int] = {}
     for word in words:
-        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        pieces = _merged([*word[:-1], f"{word[-1]}</w>"], merges)
         while len(pieces) > 1:
-            merges[pieces[0], pieces[1]] = None
+            merges[pieces[0], pieces[1]] = len(merges)
             pieces[:2] = [pieces[0] + pieces[1]]
             tokens[pieces[0]] = None
     return {token: number for number, token in enumerate([*tokens, START, END])}, list(merges)
+
+
+def _merged(pieces: list[str], ranks: dict[Pair, int]) -> list[str]:
+    """What byte-pair encoding leaves of a word: the merge of the lowest rank first, wherever it applies."""
+    while pairs := [pair for pair in pairwise(pieces) if pair in ranks]:
+        first = min(pairs, key=ranks.__getitem__)
+        joined: list[str] = []
+        for piece in pieces:
+            if joined and (joined[-1], piece) == first:
+                joined[-1] += piece
+            else:
+                joined.append(piece)
+        pieces = joined
+    return pieces
 
 
 def printable(byte: int) -> str:

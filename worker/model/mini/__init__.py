@@ -1,0 +1,1 @@
+"""presswork-mini: the small model that ships with Presswork, from its drawings to its figures."""
