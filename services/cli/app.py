@@ -35,8 +35,8 @@ def up(
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers to run.")] = 1,
     pipeline: Annotated[
         str,
-        typer.Option(envvar="PRESSWORK_PIPELINE", help="simulated, onnx or torch; PRESSWORK_MODEL_DIR names a model."),
-    ] = "simulated",
+        typer.Option(envvar="PRESSWORK_PIPELINE", help="onnx, torch or simulated; PRESSWORK_MODEL_DIR names a model."),
+    ] = "onnx",
     port: Annotated[int | None, typer.Option(envvar="PRESSWORK_PORT", help="Where the web server listens.")] = None,
 ) -> None:
     """Run everything on this machine until Ctrl-C.
@@ -65,7 +65,7 @@ def status(home: Home = HOME) -> None:
 def demo(
     home: Home = HOME,
     output: Annotated[Path, typer.Option(help="Where images, results and the contact sheet go.")] = Path("demo-output"),
-    pipeline: Annotated[str, typer.Option(envvar="PRESSWORK_PIPELINE", help="simulated, onnx or torch.")] = "simulated",
+    pipeline: Annotated[str, typer.Option(envvar="PRESSWORK_PIPELINE", help="onnx, torch or simulated.")] = "onnx",
 ) -> None:
     """Render 48 prompts and make a contact sheet.
 

@@ -57,10 +57,13 @@ def _render(client: Client, prompts: Path, output: Path) -> int:
 
 
 def _title(images: list[Image]) -> str:
-    """Which class of pipeline made the pictures; the simulated one draws them from the words, and no network does."""
-    made_by = sorted({image["reproducibility_class"] or "" for image in images})
-    drawn = ", drawn by the simulated pipeline" if all(name.startswith("simulated") for name in made_by) else ""
-    return f"Presswork demo: {len(images)} images{drawn} ({', '.join(made_by)})"
+    """What made the pictures; the simulated pipeline draws them from the words, and no network does."""
+    made_by = {tuple((image["reproducibility_class"] or "").split("/")[:3]) for image in images}
+    who = [
+        "drawn by the simulated pipeline" if backend == "simulated" else f"by {revision}, {backend} {precision}"
+        for revision, backend, precision in sorted(made_by)
+    ]
+    return f"Presswork demo: {len(images)} images {', '.join(who)}"
 
 
 def _watch(client: Client, job_id: str) -> Job:

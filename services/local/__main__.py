@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("verb", choices=["up", "down", "status"])
     parser.add_argument("--home", type=Path, default=Path(os.environ.get("PRESSWORK_HOME") or ".presswork"))
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--pipeline", default=os.environ.get("PRESSWORK_PIPELINE") or "simulated")
+    parser.add_argument("--pipeline", default=os.environ.get("PRESSWORK_PIPELINE") or "onnx")
     arguments = parser.parse_args(argv)
     logs.configure("up", level="WARNING")
     try:

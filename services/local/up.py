@@ -23,7 +23,7 @@ from services.local.supervisor import Program, Supervisor
 
 WORKER_GRACE = 90.0
 READY_SECONDS = 120.0
-SMALL_MODEL = "tiny"  # the preset that is made where no model is named
+SHIPPED_MODEL = "presswork-mini"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +78,14 @@ def _programs(wishes: Wishes, values: Mapping[str, str]) -> list[Program]:
 
 
 def _pipeline_values(wishes: Wishes, environ: Mapping[str, str], home: Home) -> dict[str, str]:
-    """Every pipeline but the simulated one needs a model; without one it gets a tiny one with random weights, made
-    once. What its networks are compiled to is kept in the folder."""
+    """Every pipeline but the simulated one needs a model: the small one that ships, where none is named. What its
+    networks are compiled to is kept in the folder."""
     if wishes.pipeline == "simulated":
         return {}
-    folder = environ.get("PRESSWORK_MODEL_DIR")
-    if not folder:
-        folder = str(home.folder / "models" / SMALL_MODEL)
-        if not Path(folder).exists():
-            Path(folder).parent.mkdir(parents=True, exist_ok=True)
-            _of_model("make", "--preset", SMALL_MODEL, "--", folder)
-    name = environ.get("PRESSWORK_MODEL") or json.loads(_of_model("inspect", "--json", "--", folder))["name"]
+    model = environ.get("PRESSWORK_MODEL_DIR") or SHIPPED_MODEL
+    name = environ.get("PRESSWORK_MODEL") or json.loads(_of_model("inspect", "--json", "--", model))["name"]
     artefacts = environ.get("PRESSWORK_ARTEFACTS") or str(home.folder / "artefacts")
-    return {"PRESSWORK_MODEL_DIR": folder, "PRESSWORK_MODEL": name, "PRESSWORK_ARTEFACTS": artefacts}
+    return {"PRESSWORK_MODEL_DIR": model, "PRESSWORK_MODEL": name, "PRESSWORK_ARTEFACTS": artefacts}
 
 
 def _of_model(*command: str) -> str:

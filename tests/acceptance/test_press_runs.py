@@ -55,7 +55,7 @@ class Up:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    up = Up(tmp_path_factory.mktemp("up"), "--workers", "2")
+    up = Up(tmp_path_factory.mktemp("up"), "--workers", "2", "--pipeline", "simulated")
     up.client().close()
     yield up
     assert up.process.stop(60) == 0

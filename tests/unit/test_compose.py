@@ -111,8 +111,9 @@ def test_the_web_server_listens_where_the_port_leads_and_signs_for_where_the_sto
     assert moved["ports"] == ["127.0.0.1:80:8420"]
 
 
-def test_a_worker_renders_simulated_pictures_until_it_is_told_otherwise():
-    assert model_name(Settings.read(SERVICES["worker"]["environment"])) == "simulated"
+def test_a_worker_serves_the_model_that_ships_and_the_web_server_asks_for_it_until_told_otherwise():
+    name = model_name(Settings.read(SERVICES["worker"]["environment"]))
+    assert name == SERVICES["web"]["environment"]["PRESSWORK_MODEL"] == "presswork-mini"
 
 
 def test_the_worker_for_the_ai_100_refuses_to_start_until_a_pipeline_is_named():

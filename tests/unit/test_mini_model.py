@@ -2,6 +2,7 @@
 
 import json
 import struct
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,8 @@ def test_the_model_lists_the_words_of_its_grammar_and_defaults_that_it_allows():
     assert 1.0 < said.default_guidance_scale < 10.0
 
 
-def test_the_showcase_asks_only_for_what_the_model_knows():
-    lines = (PACKAGE / "showcase.jsonl").read_text(encoding="utf-8").splitlines()
+def test_the_demo_asks_only_for_what_the_model_knows():
+    lines = (resources.files("services.cli") / "demo.jsonl").read_text(encoding="utf-8").splitlines()
     requests = [json.loads(line) for line in lines]
     assert len(requests) == 48
     assert len({request["custom_id"] for request in requests}) == 48

@@ -19,6 +19,7 @@ FLEXIBLE, STOCK = "flexible_unet", "unet"
 PARTS = ("text_encoder", "vae", "tokenizer", "scheduler", FLEXIBLE)
 DECI_2, DECI_1, STABLE = "DeciDiffusion 2.0", "DeciDiffusion 1.0", "Stable Diffusion"
 DEFAULT_STEPS = {DECI_2: 10, DECI_1: 30, STABLE: 10}
+SHIPPED = "presswork-mini"
 SIZE_UNIT = 8  # pixels a latent stands for
 
 
@@ -58,13 +59,16 @@ def check_model_dir(name_or_path: str | Path) -> Path:
 
 
 def locate(name_or_path: str | Path) -> Path:
-    """The directory of that name, or that of the hub's model of that name, which is fetched unless it is in the local
-    cache: a restart serves the same model. Raises SettingsError, in one sentence, where there is none."""
+    """The directory of that name, the model of that name that ships with us, or the hub's, which is fetched unless it
+    is in the local cache: a restart serves the same model. Raises SettingsError, in one sentence, where there is none.
+    """
     said, folder = str(name_or_path), Path(name_or_path)
     if folder.is_dir():
         return folder
+    if said == SHIPPED:
+        return Path(__file__).parent / "mini" / SHIPPED
     if folder.exists() or not hub.NAME.fullmatch(said):
-        raise SettingsError(f"The model {said!r} is not a directory, nor a name as on the hub.")
+        raise SettingsError(f"The model {said!r} is not a directory, nor {SHIPPED}, nor a name as on the hub.")
     found = hub.cached(said, PARTS)
     if found is not None and _is_whole(found):
         return found
