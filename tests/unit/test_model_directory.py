@@ -215,7 +215,7 @@ def test_what_the_index_leaves_out_has_sane_defaults(model: Path) -> None:
     said = directory.read_index(model)
     assert (said.name, said.default_size, said.max_steps) == ("somebody/a-model", (64, 96), 20)
     assert said.words == ()
-    write_index(model, presswork={"words": ["red", "mug"], "sampler": {"guidance_rescale": 0.0}})
+    write_index(model, presswork={"words": ["Red", "MUG"], "sampler": {"guidance_rescale": 0.0}})
     said = directory.read_index(model)
     assert (said.words, said.sampler) == (("red", "mug"), {"guidance_rescale": 0.0})
 

@@ -27,8 +27,8 @@ SIZE_UNIT = 8  # pixels a latent stands for
 class Index:
     """What is known of a model before it is loaded. Sizes are (width, height) in pixels.
 
-    `kind` is one of the three above. `words`: all that a small model knows; empty where that is not said. `sampler`
-    overrides what sampler.Rules takes for such a model: lambda_min_clipped, squeezed, guidance_rescale.
+    `kind` is one of the three above. `words`: all that a small model knows, casefolded; empty where that is not said.
+    `sampler` overrides what sampler.Rules takes for such a model: lambda_min_clipped, squeezed, guidance_rescale.
     """
 
     name: str
@@ -117,7 +117,7 @@ def read_index(folder: Path) -> Index:
             default_steps=int(block.get("default_steps", DEFAULT_STEPS[kind])),
             default_guidance_scale=float(block.get("default_guidance_scale", 7.5)),
             max_steps=int(block.get("max_steps", MAX_STEPS)),
-            words=tuple(str(word) for word in words),
+            words=tuple(str(word).casefold() for word in words),
             sampler=dict(block.get("sampler", {})),
         )
     except (AttributeError, IndexError, TypeError, ValueError):

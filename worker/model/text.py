@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -24,7 +25,11 @@ class Prompts:
     def of(cls, tokenizer: Any, positions: int) -> Self:
         """From transformers' CLIPTokenizer and the number of positions that the text encoder has."""
         length = min(int(tokenizer.model_max_length), positions)
-        return cls(tokenizer.backend_tokenizer, length, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        # A copy, as the file may have been saved with a cut of its own, of which `tokens` would never hear.
+        backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        backend.no_truncation()
+        backend.no_padding()
+        return cls(backend, length, tokenizer.eos_token_id, tokenizer.pad_token_id)
 
     def tokens(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], list[bool]]:
         """int64 (prompts, length), and which prompts were longer than that: those keep their beginning."""
@@ -45,13 +50,31 @@ class Prompts:
         return cls(Tokenizer.from_str(said["tokenizer"]), said["length"], said["end"], said["padding"])
 
 
-_WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+_JOINERS = "'’-"
+_POSSESSIVE = re.compile("['’]s$")
 
 
 def unknown_words(prompt: str, known: frozenset[str]) -> tuple[str, ...]:
-    """The words of a prompt that are not in `known` (lower case), as it writes them and each once; none where nothing
-    is said to be known."""
+    """The words of a prompt that are not in `known` (casefolded), as it writes them and each once; none where nothing
+    is said to be known. A word with hyphens is known if its parts are, a possessive if its stem is."""
     if not known:
         return ()
-    found = {word.casefold(): word for word in reversed(_WORD.findall(prompt)) if word.casefold() not in known}
-    return tuple(reversed(found.values()))
+    found: dict[str, str] = {}
+    for word in _words(prompt):
+        plain = unicodedata.normalize("NFC", word).casefold()
+        if not _is_known(plain, known):
+            found.setdefault(plain, word)
+    return tuple(found.values())
+
+
+def _words(prompt: str) -> list[str]:
+    """Runs of letters, digits and the marks on them in any script; with the hyphens and apostrophes between them."""
+    kept = (letter if letter in _JOINERS or unicodedata.category(letter)[0] in "LMN" else " " for letter in prompt)
+    return [word for run in "".join(kept).split() if (word := run.strip(_JOINERS))]
+
+
+def _is_known(word: str, known: frozenset[str]) -> bool:
+    if word in known or _POSSESSIVE.sub("", word) in known:
+        return True
+    parts = [part for part in word.split("-") if part]
+    return len(parts) > 1 and all(_is_known(part, known) for part in parts)
