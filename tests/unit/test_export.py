@@ -1,5 +1,6 @@
 """The exported graphs compute what the networks do, under names that stay, from one file of weights."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ pytest.importorskip("onnxscript")
 import onnx
 import onnxruntime
 
-from worker.model import checkpoint, make
+from worker.model import checkpoint, directory, make
 from worker.model.checkpoint import Checkpoint
 from worker.model.export import WEIGHTS, Exporter
+from worker.model.exported import Exported
 from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder
 
 BATCH, SIDE = 2, 8
@@ -108,6 +110,13 @@ def test_all_graphs_share_one_file_of_weights(exported: Path):
 def test_a_graph_says_nothing_of_the_machine_that_wrote_it(exported: Path):
     for name in GRAPHS:
         assert str(Path(__file__).parents[2]).encode() not in (exported / f"{name}.onnx").read_bytes()
+
+
+def test_how_a_model_is_sampled_is_read_at_each_start_and_never_from_the_cache(model: Checkpoint, tmp_path: Path):
+    started = Exported(model.folder, tmp_path)
+    assert started.rules == directory.read_rules(model.folder) == model.rules
+    (facts,) = tmp_path.glob("*/*/facts-model.json")
+    assert set(json.loads(facts.read_text())) == {"prompts", "latent_channels"}
 
 
 def test_exporting_says_nothing(exporter: Exporter, tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -47,12 +47,11 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
         name: networks.load(name, folder, directory.read_object(folder / name / "config.json"), dtype)
         for name in directory.networks(folder)
     }
-    scheduler = directory.read_object(folder / "scheduler" / "scheduler_config.json")
     checkpoint = Checkpoint(
         folder=folder,
         index=index,
         revision=directory.revision(folder),
-        rules=Rules.read(scheduler, flexible=index.flexible, said=index.sampler),
+        rules=directory.read_rules(folder),
         tokenizer=_tokenizer(folder / "tokenizer"),
         text_encoder=loaded["text_encoder"],
         unet=loaded[directory.unet(folder)],

@@ -13,7 +13,7 @@ from typing import Any
 
 from services.core.errors import SettingsError
 from worker.model import hub, weights
-from worker.model.sampler import MAX_STEPS
+from worker.model.sampler import MAX_STEPS, Rules
 
 FLEXIBLE, STOCK = "flexible_unet", "unet"
 PARTS = ("text_encoder", "vae", "tokenizer", "scheduler", FLEXIBLE)
@@ -139,6 +139,12 @@ def revision(folder: Path) -> str:
     for file in sorted(files, key=lambda file: file.relative_to(folder).as_posix()):
         try:
             with file.open("rb") as stream:
+def read_rules(folder: Path) -> Rules:
+    """How the model is sampled. Raises SettingsError, in one sentence, where what is said of it makes no sense."""
+    index, scheduler = read_index(folder), read_object(folder / "scheduler" / "scheduler_config.json")
+    return Rules.read(scheduler, flexible=index.flexible, said=index.sampler)
+
+
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise SettingsError(f"The model's {file} cannot be read: {error.strerror or error}.") from None

@@ -26,7 +26,6 @@ class Exporter:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """The checkpoint's networks become float32."""
-        self.rules = checkpoint.rules
         self.prompts = Prompts.of(checkpoint.tokenizer, checkpoint.max_tokens)
         text_encoder, unet, vae = (
             network.float().eval() for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae)

@@ -1,4 +1,4 @@
-"""A model as it is run without its checkpoint: graphs, prompts and rules, kept as artefacts and exported when missing.
+"""A model as it is run without its checkpoint: graphs and prompts, kept as artefacts and exported when missing.
 
 Imports neither diffusers nor transformers unless something has to be exported.
 """
@@ -6,7 +6,7 @@ Imports neither diffusers nor transformers unless something has to be exported.
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +16,15 @@ from services.core.specs import Shape
 from worker.model import directory
 from worker.model.artefacts import Artefacts
 from worker.model.directory import SIZE_UNIT
-from worker.model.sampler import Rules
 from worker.model.text import Prompts
 
 if TYPE_CHECKING:
     from worker.model.export import Exporter
 
-SOURCES = ("export.py", "stages.py", "networks.py", "unet.py", "flexible_unet.py", "stock_unet.py", "text.py")
+SOURCES = (
+    "exported.py", "export.py", "checkpoint.py", "stages.py", "networks.py", "unet.py", "flexible_unet.py",
+    "stock_unet.py", "text.py",
+)  # fmt: skip
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript")
 FACTS, TIME = "facts", "time.onnx"
 
@@ -45,13 +47,10 @@ class Exported:
         """Raises SettingsError, in one sentence, when the model does not fit or the cache cannot be written."""
         self._folder = folder
         self.index, self.revision = directory.read_index(folder), directory.revision(folder)
+        self.rules = directory.read_rules(folder)  # read at each start: an old cache must not serve an old sampler
         self._artefacts = Artefacts(cache, f"{self.index.name}-{self.revision}", _decides(self.revision))
         self._exporter: Exporter | None = None
         self._facts = json.loads((self._get(FACTS, _write_facts) / f"{FACTS}-model.json").read_text("utf-8"))
-
-    @cached_property
-    def rules(self) -> Rules:
-        return Rules(**self._facts["rules"])
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -102,11 +101,7 @@ def _write_facts(exporter: "Exporter", into: Path) -> None:
 
     exporter.write_weights(into / WEIGHTS)
     exporter.write_time(into / TIME)
-    facts = {
-        "rules": asdict(exporter.rules),
-        "prompts": exporter.prompts.to_json(),
-        "latent_channels": exporter.latent_channels,
-    }
+    facts = {"prompts": exporter.prompts.to_json(), "latent_channels": exporter.latent_channels}
     (into / f"{FACTS}-model.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from worker.model import directory, weights
-from worker.model.sampler import Rules
 
 
 def inspect(folder: Path) -> dict[str, Any]:
@@ -19,8 +18,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     """
     directory.check(folder)
     index = directory.read_index(folder)
-    scheduler = directory.read_object(folder / "scheduler" / "scheduler_config.json")
-    rules = Rules.read(scheduler, flexible=index.flexible, said=index.sampler)
+    rules = directory.read_rules(folder)
     return {
         "directory": str(folder),
         "name": index.name,
