@@ -48,12 +48,15 @@ class Configurations:
 
     @classmethod
     def read(cls, published: Mapping[str, Any]) -> Self:
-        """Raises SettingsError, in one sentence, for what is missing, unknown or does not fit together."""
+        """Raises SettingsError, in one sentence, for what is missing, unknown or does not fit together. Unknown fields
+        that are null, false, zero or empty are passed over: they switch nothing on."""
         known = {entry.name for entry in fields(cls)}
-        if unknown := sorted(set(published) - known):
+        if unknown := sorted(name for name, value in published.items() if name not in known and value):
             raise SettingsError(f'The flexible U-Net\'s "configurations" hold the unknown field {unknown[0]!r}.')
         values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in published.items()
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in published.items()
+            if name in known
         }
         try:
             read = cls(**values)
@@ -79,30 +82,6 @@ class Configurations:
         joined = sum(self.up_blocks_num_resnets)
         if kept != joined:
             raise SettingsError(f"The flexible U-Net keeps {kept} skips and its up blocks take {joined}.")
-
-
-V2 = Configurations(
-    sample_size=64,
-    temb_dim=1280,
-    resnet_eps=1e-5,
-    resnet_act_fn="silu",
-    num_attention_heads=8,
-    cross_attention_dim=768,
-    mix_block_in_forward=True,
-    down_blocks_in_channels=(320, 320, 640),
-    down_blocks_out_channels=(320, 640, 1280),
-    down_blocks_num_resnets=(2, 2, 1),
-    down_blocks_num_attentions=(0, 1, 3),
-    add_downsample=(True, True, False),
-    mid_num_resnets=0,
-    mid_num_attentions=0,
-    add_upsample_mid_block=False,
-    prev_output_channels=(1280, 1280, 640),
-    up_blocks_num_resnets=(2, 3, 3),
-    up_blocks_num_attentions=(5, 3, 0),
-    add_upsample=(True, True, False),
-)
-"""DeciDiffusion 2.0, reconstructed from its published sizes; a checkpoint's own configurations always win."""
 
 
 class FlexibleUNet(UNet):

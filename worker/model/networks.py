@@ -27,29 +27,13 @@ CLIP_FIELDS = (
 # How the attention of older VAE files is named.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
-# What of a stock config.json must be as in Stable Diffusion 1.x: its successors' networks are walked in another way.
-_STOCK_FIELDS: dict[str, tuple[Any, ...]] = {
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn", None),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "act_fn": ("silu", "swish"),
-    "use_linear_projection": (False,),
-    "transformer_layers_per_block": (1,),
-    "only_cross_attention": (False,),
-    "dual_cross_attention": (False,),
-    "resnet_time_scale_shift": ("default",),
-    "resnet_skip_time_act": (False,),
-    "attention_type": ("default",),
-    "center_input_sample": (False,),
-}
-
 
 def build(component: str, config: Mapping[str, Any]) -> nn.Module:
     """The network of `component` (text_encoder, flexible_unet, unet or vae) on the meta device, in eval mode.
 
     Raises SettingsError, in one sentence, where `config` makes none.
     """
-    kinds = {FLEXIBLE: _flexible_unet, STOCK: _stock_unet, "text_encoder": _text_encoder, "vae": _vae}
+    kinds = {FLEXIBLE: _flexible_unet, STOCK: StockUNet, "text_encoder": _text_encoder, "vae": _vae}
     with told_in_a_sentence(f"{component}/config.json makes no network"), torch.device("meta"):
         network: nn.Module = kinds[component](config)
     return network.eval().requires_grad_(False)
@@ -135,15 +119,6 @@ def _flexible_unet(config: Mapping[str, Any]) -> nn.Module:
     if not isinstance(configurations, dict):
         raise SettingsError('The model\'s flexible_unet/config.json has no "configurations".')
     return FlexibleUNet(configurations)
-
-
-def _stock_unet(config: Mapping[str, Any]) -> nn.Module:
-    network = StockUNet(config)
-    for name, known in _STOCK_FIELDS.items():
-        found = network.config[name]
-        if any(value not in known for value in (found if isinstance(found, list | tuple) else [found])):
-            raise SettingsError(f"The model's unet has {name} {found!r}, which no Stable Diffusion 1.x has.")
-    return network
 
 
 def _text_encoder(config: Mapping[str, Any]) -> nn.Module:

@@ -3,6 +3,7 @@
 It keeps a skip after each attention; its parameters keep their published names.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +13,19 @@ from torch import nn
 from services.core.errors import SettingsError
 from worker.model.unet import JOIN, KEEP, Op, UNet
 
-SD15: dict[str, Any] = {
-    "sample_size": 64,
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "block_out_channels": [320, 640, 1280, 1280],
+# The fields that the walk honours, whatever they are.
+HONOURED = (
+    "sample_size", "in_channels", "out_channels", "flip_sin_to_cos", "freq_shift", "block_out_channels",
+    "layers_per_block", "downsample_padding", "dropout", "norm_num_groups", "norm_eps", "cross_attention_dim",
+    "attention_head_dim",
+)  # fmt: skip
+# All others must be as diffusers has them unless they are told, or one of these.
+FAMILY: dict[str, tuple[Any, ...]] = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", None),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "act_fn": ("silu", "swish"),
 }
-"""Stable Diffusion 1.5: what its config.json says beyond diffusers' defaults."""
 
 
 class StockUNet(UNet):
@@ -27,6 +34,7 @@ class StockUNet(UNet):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         known = {name: value for name, value in config.items() if not name.startswith("_")}
+        _check(known)
         try:
             stock = UNet2DConditionModel(**known)
         except (TypeError, ValueError) as error:
@@ -55,6 +63,22 @@ class StockUNet(UNet):
             for upsampler in block.upsamplers or ():
                 ops.append(Op("resample", upsampler))
         return ops
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """Raises SettingsError, in one sentence, for what the walk would pass over: its pictures would be wrong."""
+    usual = inspect.signature(UNet2DConditionModel).parameters
+    for name in sorted(usual.keys() & config.keys() - set(HONOURED)):
+        found, default = config[name], usual[name].default
+        values = found if isinstance(found, list | tuple) else [found]
+        allowed = FAMILY.get(name, (default,))
+        if any(value not in allowed and (value or default) for value in values):
+            raise SettingsError(f"The model's unet has {name} {found!r}, which no Stable Diffusion 1.x has.")
+    made, taken = config.get("out_channels", 4), config.get("in_channels", 4)
+    if made != taken:
+        raise SettingsError(f"The model's unet makes {made} latent channels of {taken}; they must be as many.")
+    if isinstance(config.get("cross_attention_dim"), list | tuple):
+        raise SettingsError("The model's unet has a cross_attention_dim for each block; one for all is known.")
 
 
 def _pairs(block: nn.Module) -> list[list[Op]]:
