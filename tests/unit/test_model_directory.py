@@ -314,3 +314,45 @@ def test_a_model_in_the_cache_is_found_without_a_network(deci: Path, tmp_path: P
         [sys.executable, "-c", script], env=offline, cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
     assert done.stdout.strip() == str(kept / "snapshots" / ("a" * 40)), done.stderr
+
+
+def with_checker(model: Path) -> Path:
+    for name, file in directory.SAFETY.items():
+        (model / name).mkdir()
+        (model / name / file).write_text("{}")
+    (model / "safety_checker" / "model.safetensors").write_bytes(STOCK)
+    return model
+
+
+def test_a_safety_checker_must_be_there_whole_only_when_it_is_asked_for(model: Path) -> None:
+    directory.check_model_dir(model)
+    with pytest.raises(SettingsError, match="lacks safety_checker/config"):
+        directory.check_model_dir(model, directory.SAFETY)
+    directory.check_model_dir(with_checker(model), directory.SAFETY)
+    (model / "safety_checker" / "model.safetensors").write_bytes(STOCK[:-1])
+    directory.check_model_dir(model)
+    with pytest.raises(SettingsError, match=r"safety_checker.* is cut short"):
+        directory.check_model_dir(model, directory.SAFETY)
+
+
+def test_a_model_s_safety_checker_is_fetched_from_the_hub_when_it_is_asked_for_and_only_then(
+    deci: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[list[str]] = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str], local_files_only: bool, **_: object) -> str:
+        if not local_files_only:
+            asked.append([pattern.split("/")[0] for pattern in allow_patterns])
+            if "safety_checker" in asked[-1]:
+                with_checker(deci)
+        return str(deci)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.chdir(tmp_path)
+    assert directory.check_model_dir("somebody/a-model") == deci
+    assert asked == []  # whole in the cache
+    assert directory.check_model_dir("somebody/a-model", directory.SAFETY) == deci
+    assert directory.check_model_dir("somebody/a-model", directory.SAFETY) == deci
+    assert len(asked) == 1 and {*directory.SAFETY} <= {*asked[0]}

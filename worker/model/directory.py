@@ -6,7 +6,7 @@ What Presswork itself wants to know stands in model_index.json's "presswork" blo
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from worker.model.sampler import MAX_STEPS, Rules
 
 FLEXIBLE, STOCK = "flexible_unet", "unet"
 PARTS = ("text_encoder", "vae", "tokenizer", "scheduler", FLEXIBLE)
+# Fetched and loaded only when asked for.
+SAFETY = {"safety_checker": "config.json", "feature_extractor": "preprocessor_config.json"}
 DECI_2, DECI_1, STABLE = "DeciDiffusion 2.0", "DeciDiffusion 1.0", "Stable Diffusion"
 DEFAULT_STEPS = {DECI_2: 10, DECI_1: 30, STABLE: 10}
 SHIPPED = "presswork-mini"
@@ -46,21 +48,24 @@ class Index:
         return self.kind != STABLE
 
 
-def check_model_dir(name_or_path: str | Path) -> Path:
-    """The directory of the model that PRESSWORK_MODEL_DIR names, whole as far as can be told without loading it.
+def check_model_dir(name_or_path: str | Path, more: Collection[str] = ()) -> Path:
+    """The directory of the model that PRESSWORK_MODEL_DIR names, whole as far as can be told without loading it; with
+    the components `more` of SAFETY, too.
 
     Raises SettingsError, in one sentence, where a part is missing or cannot be what it should be.
     """
     if not str(name_or_path):
         raise SettingsError("PRESSWORK_MODEL_DIR is not set; it must name the directory of a model.")
-    folder = locate(name_or_path)
-    check(folder)
+    folder = locate(name_or_path, more)
+    check(folder, more)
     return folder
 
 
-def locate(name_or_path: str | Path) -> Path:
+def locate(name_or_path: str | Path, more: Collection[str] = ()) -> Path:
     """The directory of that name, the model of that name that ships with us, or the hub's, which is fetched unless it
-    is in the local cache: a restart serves the same model. Raises SettingsError, in one sentence, where there is none.
+    is in the local cache: a restart serves the same model. `more`: which components of SAFETY are fetched, too.
+
+    Raises SettingsError, in one sentence, where there is none.
     """
     said, folder = str(name_or_path), Path(name_or_path)
     if folder.is_dir():
@@ -69,17 +74,18 @@ def locate(name_or_path: str | Path) -> Path:
         return Path(__file__).parent / "mini" / SHIPPED
     if folder.exists() or not hub.NAME.fullmatch(said):
         raise SettingsError(f"The model {said!r} is not a directory, nor {SHIPPED}, nor a name as on the hub.")
-    found = hub.cached(said, PARTS)
-    if found is not None and _is_whole(found):
+    wanted = (*PARTS, *more)
+    found = hub.cached(said, wanted)
+    if found is not None and _is_whole(found, more):
         return found
-    found = hub.fetched(said, PARTS)
+    found = hub.fetched(said, wanted)
     # A stock U-Net only where there is no flexible one: beside that it is a placeholder of 3.4 GB.
-    return found if unet(found) == FLEXIBLE else hub.fetched(said, (*PARTS, STOCK))
+    return found if unet(found) == FLEXIBLE else hub.fetched(said, (*wanted, STOCK))
 
 
-def check(folder: Path) -> None:
-    """Raises SettingsError, in one sentence, unless `folder` holds every component. Code and pickles are passed over;
-    so is a `unet` beside a `flexible_unet`, which would load, and draw something else."""
+def check(folder: Path, more: Collection[str] = ()) -> None:
+    """Raises SettingsError, in one sentence, unless `folder` holds every component, and `more` of SAFETY. Code and
+    pickles are passed over; so is a `unet` beside a `flexible_unet`, which would load, and draw something else."""
     read_index(folder)
     for name in networks(folder):
         read_object(folder / name / "config.json")
@@ -88,6 +94,10 @@ def check(folder: Path) -> None:
     if not all((tokenizer / name).is_file() for name in ("vocab.json", "merges.txt")):
         read_object(tokenizer / "tokenizer.json")
     read_object(folder / "scheduler" / "scheduler_config.json")
+    for name in more:
+        read_object(folder / name / SAFETY[name])
+        if name == "safety_checker":
+            _check_weights(folder / name)
 
 
 def unet(folder: Path) -> str:
@@ -128,6 +138,12 @@ def read_index(folder: Path) -> Index:
     return said
 
 
+def read_rules(folder: Path) -> Rules:
+    """How the model is sampled. Raises SettingsError, in one sentence, where what is said of it makes no sense."""
+    index, scheduler = read_index(folder), read_object(folder / "scheduler" / "scheduler_config.json")
+    return Rules.read(scheduler, flexible=index.flexible, said=index.sampler)
+
+
 def revision(folder: Path) -> str:
     """`revision-` and 12 hex digits of a sha256 over the weights and configs that are read, by sorted file name, and
     over what model_index.json says of the sampler: all that decides pixels."""
@@ -139,12 +155,6 @@ def revision(folder: Path) -> str:
     for file in sorted(files, key=lambda file: file.relative_to(folder).as_posix()):
         try:
             with file.open("rb") as stream:
-def read_rules(folder: Path) -> Rules:
-    """How the model is sampled. Raises SettingsError, in one sentence, where what is said of it makes no sense."""
-    index, scheduler = read_index(folder), read_object(folder / "scheduler" / "scheduler_config.json")
-    return Rules.read(scheduler, flexible=index.flexible, said=index.sampler)
-
-
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise SettingsError(f"The model's {file} cannot be read: {error.strerror or error}.") from None
@@ -190,9 +200,9 @@ def _check_weights(folder: Path) -> None:
         raise SettingsError(f"The model's {file} holds DeciDiffusion's U-Net; its place is the folder {FLEXIBLE}.")
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path, more: Collection[str]) -> bool:
     try:
-        check(folder)
+        check(folder, more)
     except SettingsError:
         return False
     return True
