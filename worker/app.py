@@ -20,16 +20,15 @@ from services.core import database as databases
 from services.core import logs, queues, storage, suspects, workers
 from services.core.errors import Away, DatabaseAway, PressworkError
 from services.core.settings import Settings
-from worker.child import EXIT_UNFIT, Child
-from worker.pipeline import model_name
+from worker import exits
+from worker.child import Child
+from worker.pipeline import ModelUnfit, model_name
 from worker.shared import Shared
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.25
 FAILED_STARTS = 3
 CHILDLESS_SECONDS = 10.0
-EXIT_SETTINGS = 2
-EXIT_CHILDLESS = 74
 _child: Child | None = None
 
 
@@ -48,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             log.warning("%s", warning)
     except PressworkError as error:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201
-        return EXIT_SETTINGS
+        return exits.UNFIT if isinstance(error, ModelUnfit) else exits.SETTINGS
     return Parent(settings, model, database).run()
 
 
@@ -113,7 +112,7 @@ class Parent:
             _child = child
         except BaseException:  # Celery would log it and go on with a child that does nothing
             log.exception("child does not start")
-            os._exit(EXIT_UNFIT)
+            os._exit(exits.UNFIT)
 
     def _watch(self) -> None:
         """Reports a child's death, and sees to its replacement: Celery looks for dead children every five seconds,
@@ -128,7 +127,7 @@ class Parent:
                 self._child_died()
             elif time.monotonic() - seen_at > CHILDLESS_SECONDS and not self.shared.stopping:
                 log.error("no child was started; leaving", extra={"seconds": CHILDLESS_SECONDS})
-                os._exit(EXIT_CHILDLESS)
+                os._exit(exits.CHILDLESS)
 
     def _replace_child(self) -> None:
         hub, pool = getattr(self._worker, "hub", None), getattr(self._worker, "pool", None)
@@ -154,9 +153,9 @@ class Parent:
         self._failed_starts += 1
         if reason or self._failed_starts >= FAILED_STARTS:
             print(f"worker: {reason or 'The child dies before it has loaded the pipeline.'}", file=sys.stderr)  # noqa: T201
-            self.exit_code = EXIT_UNFIT
+            self.exit_code = exits.UNFIT
             self._worker.stop()
-            os._exit(EXIT_UNFIT)
+            os._exit(exits.UNFIT)
 
     def _report(self, worker_id: str, claim_id: int, device: str) -> bool:
         """Tells the ledger; tries until it hears, or until the leases have run out anyway. True: the device looks

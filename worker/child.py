@@ -19,6 +19,7 @@ from services.core.contact import Contact
 from services.core.errors import DatabaseAway, PressworkError
 from services.core.queues import Bell
 from services.core.settings import Settings
+from worker import exits
 from worker.lease import Lease
 from worker.pipeline import open_pipeline
 from worker.render import Press
@@ -27,9 +28,6 @@ from worker.shared import Shared
 log = logging.getLogger(__name__)
 TICK_SECONDS = 2.0
 SLICE_SECONDS = 60.0
-EXIT_SICK = 71
-EXIT_UNFIT = 72
-EXIT_ORPHAN = 73
 
 
 class Child:
@@ -181,13 +179,13 @@ class Child:
     def _leave_if_sick(self, since: float) -> None:
         """After a rest the process ends; its successor tries the canary again on a fresh device."""
         if time.monotonic() - since > self.settings.sick_seconds and not self.press.busy:
-            os._exit(EXIT_SICK)
+            os._exit(exits.SICK)
 
     def _leave_if_orphaned(self) -> None:
         if os.getppid() != self.shared.parent:
             log.error("parent gone")
-            os._exit(EXIT_ORPHAN)
+            os._exit(exits.ORPHAN)
 
     def _give_up(self, reason: str) -> NoReturn:
         self.shared.give_up(reason)
-        os._exit(EXIT_UNFIT)
+        os._exit(exits.UNFIT)

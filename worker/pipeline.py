@@ -20,6 +20,10 @@ class OutOfMemory(PressworkError):
     """The device has no room for a batch of this size."""
 
 
+class ModelUnfit(SettingsError):
+    """The model directory does not fit."""
+
+
 class DeviceSick(PressworkError):
     """The device failed on the known-good canary image."""
 
@@ -152,10 +156,13 @@ def model_name(settings: Settings) -> str:
     """The name of the model that the pipeline will serve, found out without loading it.
 
     Raises:
-        SettingsError: its model directory does not fit.
+        ModelUnfit: its model directory does not fit; the reason is one sentence.
     """
     if settings.pipeline == "simulated":
         return "simulated"
-    from worker.model.directory import check_model_dir, read_index
+    from worker.model.directory import SAFETY, check_model_dir, read_index
 
-    return read_index(check_model_dir(settings.model_dir)).name
+    try:
+        return read_index(check_model_dir(settings.model_dir, SAFETY if settings.safety_checker else ())).name
+    except SettingsError as error:
+        raise ModelUnfit(str(error)) from error

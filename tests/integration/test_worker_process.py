@@ -1,6 +1,7 @@
 """The worker as a process: Celery, its child, the bell, and what becomes of images when processes die."""
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from tests.factories import TENANT, submit
 from tests.processes import Process
 from tests.proxy import Proxy
 from tests.waiting import until
+from worker import exits
 
 Start = Callable[..., Process]
 LEASE = "1.5"
@@ -221,8 +223,51 @@ def test_the_first_worker_registers_its_model(start, database):
 )
 def test_a_bad_setting_ends_the_worker_with_one_sentence(environ, store, tmp_path, variable, value, sentence):
     worker = Process("worker.app", {**environ, variable: value}, tmp_path / "log")
-    assert worker.popen.wait(30) == 2
+    assert worker.popen.wait(30) == exits.SETTINGS
     assert sentence in worker.text()
+    assert "Traceback" not in worker.text()
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with random weights."""
+    from worker.model.make import make
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make(folder, "tiny")
+    return folder
+
+
+@pytest.mark.parametrize("pipeline", ["onnx", "torch"])
+def test_a_model_that_is_not_there_ends_the_worker_with_one_sentence_and_a_code_of_its_own(
+    environ, store, tmp_path, pipeline
+):
+    model = {"PRESSWORK_PIPELINE": pipeline, "PRESSWORK_MODEL_DIR": str(tmp_path / "nowhere")}
+    worker = Process("worker.app", {**environ, **model}, tmp_path / "log")
+    assert worker.popen.wait(30) == exits.UNFIT
+    (sentence,) = worker.text().splitlines()
+    assert sentence.startswith("worker: The model ") and sentence.endswith(".")
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("pipeline", ["onnx", "torch"])
+def test_a_model_that_only_the_child_finds_unfit_ends_the_worker_with_one_sentence_and_that_code(
+    environ, store, tiny, tmp_path, pipeline
+):
+    from safetensors.numpy import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny, tmp_path / "model"))
+    (file,) = (folder / "vae").glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["decoder.conv_in.bias"] = tensors["decoder.conv_in.bias"][:3]
+    save_file(tensors, file, metadata={"format": "pt"})
+    model = {"PRESSWORK_PIPELINE": pipeline, "PRESSWORK_MODEL_DIR": str(folder)}
+    worker = Process(
+        "worker.app", {**environ, **model, "PRESSWORK_ARTEFACTS": str(tmp_path / "artefacts")}, tmp_path / "log"
+    )
+    assert worker.popen.wait(120) == exits.UNFIT
+    (sentence,) = [line for line in worker.text().splitlines() if line.startswith("worker: ")]
+    assert "vae" in sentence and "decoder.conv_in.bias is [3], not [32]" in sentence
     assert "Traceback" not in worker.text()
 
 
@@ -244,7 +289,7 @@ def test_a_device_that_ends_every_process_ends_the_worker_and_fails_no_image(sta
     worker = start(PRESSWORK_MODEL_DIR=str(tmp_path), PRESSWORK_SICK_SECONDS="0.1")
     (tmp_path / "sick-kill").touch()
     job_id = submit(database, settings, mugs(40))
-    assert worker.popen.wait(60) == 72
+    assert worker.popen.wait(60) == exits.UNFIT
     assert "dies before it has loaded the pipeline" in worker.text()
     (tmp_path / "sick-kill").unlink()
     start(PRESSWORK_MODEL_DIR=str(tmp_path))
