@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from services.core.errors import SettingsError
+from services.core.settings import Settings
 from worker.model import directory, weights
+from worker.pipeline import ModelUnfit, model_name
 
 
 def weights_file(**tensors: tuple[str, list[int], int]) -> bytes:
@@ -333,6 +335,17 @@ def test_a_safety_checker_must_be_there_whole_only_when_it_is_asked_for(model: P
     directory.check_model_dir(model)
     with pytest.raises(SettingsError, match=r"safety_checker.* is cut short"):
         directory.check_model_dir(model, directory.SAFETY)
+
+
+def test_a_worker_asks_for_the_safety_checker_when_it_is_set_to(model: Path) -> None:
+    named = {"DATABASE_URL": "unused", "REDIS_URL": "unused", "PRESSWORK_PIPELINE": "onnx"}
+    named |= {"PRESSWORK_MODEL_DIR": str(model)}
+    checked = Settings.read(named | {"PRESSWORK_SAFETY_CHECKER": "1"})
+    assert model_name(Settings.read(named)) == "some-model"
+    with pytest.raises(ModelUnfit, match="lacks safety_checker/config"):
+        model_name(checked)
+    with_checker(model)
+    assert model_name(checked) == "some-model"
 
 
 def test_a_model_s_safety_checker_is_fetched_from_the_hub_when_it_is_asked_for_and_only_then(
