@@ -224,8 +224,7 @@ def open_diffusion(name: str, settings: Settings) -> DiffusionPipeline:
 
     Raises SettingsError, in one sentence, for a model, device or precision that does not do.
     """
-    folder = directory.locate(settings.model_dir)
-    directory.check(folder)
+    folder = directory.check_model_dir(settings.model_dir, directory.SAFETY if settings.safety_checker else ())
     checker = _checker(folder, settings.device if name == "torch" else "cpu") if settings.safety_checker else None
     cache = Path(settings.artefacts or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "presswork")
     if name == "torch":
