@@ -53,7 +53,7 @@ def verify(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
     parameters, tensors = (sum(part[key] for part in parts.values()) for key in ("parameters", "tensors"))
     report = {"directory": given.dir, "kind": loaded.index.kind, "revision": loaded.revision}
     counted = {"parameters": parameters, "tensors": tensors}
-    whole = f"{loaded.index.kind}, {loaded.revision}, {parameters:,} parameters in {tensors:,} tensors"
+    whole = f"{loaded.index.kind}'s architecture, {loaded.revision}, {parameters:,} parameters in {tensors:,} tensors"
     return report | counted, f"{given.dir} is whole: {whole}"
 
 

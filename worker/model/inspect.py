@@ -46,7 +46,7 @@ def table(told: dict[str, Any]) -> str:
     how += [f"rescale {sampler['guidance_rescale']:g}"] if sampler["guidance_rescale"] else []
     sizes = ", ".join(f"{width}x{height}" for width, height in told["sizes"])
     lines = [
-        f"{told['name']}: {told['kind']}",
+        f"{told['name']}: a model of {told['kind']}'s architecture",
         "",
         f"  revision  {told['revision']}",
         f"  sizes     {sizes} pixels",
