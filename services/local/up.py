@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -125,7 +126,8 @@ def _announce(url: str, env_file: Path, stopping: threading.Event, say: Callable
     began = time.monotonic()
     while not stopping.wait(0.1):
         if _ready(url):
-            say(f"ready at {url} after {time.monotonic() - began:.1f} s; `. {env_file}` sets PRESSWORK_API_KEY")
+            source = f". {shlex.quote(str(env_file))}"
+            say(f"ready at {url} after {time.monotonic() - began:.1f} s; `{source}` sets PRESSWORK_API_KEY")
             return
         if time.monotonic() - began > READY_SECONDS:
             say(f"not ready after {READY_SECONDS:.0f} s; see {url}/readyz and the logs in {env_file.parent / 'logs'}")

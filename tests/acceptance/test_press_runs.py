@@ -29,7 +29,7 @@ class Up:
     """`presswork up` on a folder of its own."""
 
     def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
-        self.home = folder / "home"
+        self.home = folder / "a home"
         self.port = free_port()
         settings = {"PRESSWORK_PORT": str(self.port), "PRESSWORK_LEASE_SECONDS": "3", **environ}
         self.process = Process(
@@ -44,7 +44,7 @@ class Up:
     def values(self) -> dict[str, str]:
         """What a shell has after it has read the file."""
         shown = subprocess.run(
-            ["sh", "-c", f". {self.home}/env; env"], capture_output=True, text=True, check=True, env={}
+            ["sh", "-c", f". '{self.home}/env'; env"], capture_output=True, text=True, check=True, env={}
         )
         return dict(line.split("=", 1) for line in shown.stdout.splitlines())
 
@@ -137,6 +137,14 @@ def test_a_port_in_use_is_one_sentence(up, tmp_path):
     assert other.returncode == 1
     assert f"Port {up.port} is in use" in other.stderr
     assert "Traceback" not in other.stderr
+
+
+def test_the_command_that_up_prints_sets_the_key(up):
+    _, command, _ = up.process.text().split("`")
+    shown = subprocess.run(
+        ["sh", "-c", f'{command}; printf %s "$PRESSWORK_API_KEY"'], capture_output=True, text=True, check=True, env={}
+    )
+    assert shown.stdout == up.values()["PRESSWORK_API_KEY"]
 
 
 def test_the_secrets_are_for_the_owner_alone(up):
