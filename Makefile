@@ -24,9 +24,9 @@ setup: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Presswork needs Python 3.11 or later; PYTHON=... names one." if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || (echo "making .venv" && $(PYTHON) -m venv .venv)
-	@echo "installing torch (the largest part: a minute or so)"
+	@echo "installing torch (the largest part; it takes a minute or several)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' requirements.lock)"
-	@echo "installing the rest of requirements.lock"
+	@echo "installing the rest of requirements.lock (a minute or several, too)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $(STAMP)

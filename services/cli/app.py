@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,21 @@ Home = Annotated[
     Path, typer.Option("--home", envvar="PRESSWORK_HOME", help="The folder with all data, logs and secrets.")
 ]
 HOME = Path(".presswork")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"presswork {metadata.version('presswork')}")
+        raise typer.Exit
+
+
+@app.callback()
+def presswork(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Prompts in, stored images out, in bulk."""
 
 
 @app.command()
