@@ -14,7 +14,7 @@ from worker.model import vocabulary
 from worker.model.mini import grammar, latents, train_unet
 from worker.model.mini.config import Config
 from worker.model.mini.drawings import SIDE
-from worker.model.mini.sample import RULES
+from worker.model.sampler import Rules
 
 SHIPPED = Path(__file__).parent / "presswork-mini"
 SCHEDULER = {
@@ -53,6 +53,7 @@ def export(config: Config, folder: Path, guidance_scale: float) -> None:
 
 
 def _index(guidance_scale: float) -> dict[str, Any]:
+    rules = Rules()
     return {
         "_class_name": "DeciDiffusionPipeline",
         "_name_or_path": "presswork-mini",
@@ -69,9 +70,9 @@ def _index(guidance_scale: float) -> dict[str, Any]:
             "default_guidance_scale": guidance_scale,
             "max_steps": 50,
             "sampler": {
-                "guidance_rescale": RULES.rescale,
-                "lambda_min_clipped": RULES.clip,
-                "squeezed": RULES.squeezed,
+                "guidance_rescale": rules.rescale,
+                "lambda_min_clipped": rules.clip,
+                "squeezed": rules.squeezed,
             },
             "words": list(grammar.words()),
         },

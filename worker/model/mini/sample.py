@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from worker.model import sampler
 from worker.model.checkpoint import Checkpoint
-from worker.model.mini.train_unet import tokenize
+from worker.model.text import Prompts
 
-RULES = sampler.Rules()
 LATENTS = (4, 16, 16)
 
 
@@ -25,8 +24,8 @@ def pictures(
     latents: Any = torch.from_numpy(
         np.stack([np.random.default_rng(seed).standard_normal(LATENTS, np.float32) for seed in seeds])
     )
-    tokens = tokenize(model.tokenizer, [""] * len(prompts) + prompts)
-    text = model.text_encoder(tokens).last_hidden_state
+    tokens, _ = Prompts.of(model.tokenizer, model.max_tokens).tokens([""] * len(prompts) + prompts)
+    text = model.text_encoder(torch.from_numpy(tokens)).last_hidden_state
     scales = torch.full((len(prompts), 1, 1, 1), guidance_scale)
     last = None
     for step in sampler.plan(model.rules, steps):
