@@ -4,7 +4,6 @@ import argparse
 import json
 import random
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from numpy.typing import NDArray
 
 from worker.model import checkpoint
 from worker.model.checkpoint import Checkpoint
-from worker.model.mini import classifier, export, grammar, looks, sample
+from worker.model.mini import classifier, export, grammar, looks
 from worker.model.mini.drawings import draw
+from worker.model.mini.sample import Sampler, pixels
 
 STEPS, BATCH = 10, 20
 CLASSIFIER = Path("build/mini/classifier.pt")
@@ -28,10 +28,11 @@ def figures(folder: Path = export.SHIPPED, images: int = 500, guidance_scale: fl
     Beside the model's: the judges' own on drawings of the same scenes, and those after the VAE alone (the ceiling).
     """
     judge = classifier.trained(CLASSIFIER)
-    model = checkpoint.load(folder)
     scenes = grammar.held_out()[:images]
-    scale = model.index.default_guidance_scale if guidance_scale is None else guidance_scale
-    pictures, seconds = _pictures(model, scenes, scale)
+    with Sampler(folder) as sampler:
+        scale = sampler.card.default_guidance_scale if guidance_scale is None else guidance_scale
+        prompts = [grammar.plain_caption(scene) for scene in scenes]
+        pictures = pixels(sampler.pictures(prompts, range(len(prompts)), STEPS, scale))
     real = np.stack([draw(scene, random.Random(f"figures {number}")) for number, scene in enumerate(scenes)])
     named = classifier.things(judge, pictures)
     wrong = Counter(scene.thing for scene, thing in zip(scenes, named, strict=True) if scene.thing != thing)
@@ -39,9 +40,11 @@ def figures(folder: Path = export.SHIPPED, images: int = 500, guidance_scale: fl
         "guidance_scale": scale,
         "model": shares(scenes, pictures, named),
         "drawings": shares(scenes, real, classifier.things(judge, real)),
-        "vae": shares(scenes, (packed := _through_vae(model, real)), classifier.things(judge, packed)),
+        "vae": shares(
+            scenes, (packed := _through_vae(checkpoint.load(folder), real)), classifier.things(judge, packed)
+        ),
         "vae_psnr_db": round(_psnr(real, packed), 2),
-        "cpu_ms_an_image": round(1000 * seconds / len(scenes), 1),
+        "cpu_ms_an_image": round(1000 * sampler.cpu_seconds / len(scenes), 1),
         "wrong_things": dict(wrong.most_common()),
     }
 
@@ -56,21 +59,13 @@ def shares(scenes: Any, pictures: NDArray[np.uint8], things: list[str]) -> dict[
     }
 
 
-def _pictures(model: Checkpoint, scenes: Any, scale: float) -> tuple[NDArray[np.uint8], float]:
-    """The pictures and the CPU seconds that they took, in batches of BATCH."""
-    began, made = time.process_time(), []
-    for start in range(0, len(scenes), BATCH):
-        prompts = [grammar.plain_caption(scene) for scene in scenes[start : start + BATCH]]
-        made.append(sample.pictures(model, prompts, list(range(start, start + len(prompts))), STEPS, scale))
-    return np.concatenate(made), time.process_time() - began
-
-
 @torch.inference_mode()
 def _through_vae(model: Checkpoint, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     made = []
     for start in range(0, len(pictures), BATCH):
         batch = torch.from_numpy(pictures[start : start + BATCH].transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
-        made.append(sample.to_bytes(model.vae.decode(model.vae.encode(batch).latent_dist.mode()).sample))
+        decoded = model.vae.decode(model.vae.encode(batch).latent_dist.mode()).sample
+        made.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     return np.concatenate(made)
 
 
@@ -88,7 +83,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=500, metavar="N", help="of the 500 held-out combinations")
     parser.add_argument("--guidance", type=float, default=None, metavar="S", help="default: the model's own")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1)
     sys.stdout.write(json.dumps(figures(given.model, given.images, given.guidance), indent=1) + "\n")
     return 0
 

@@ -1,42 +1,69 @@
-"""Prompts to pictures in a few lines: for presswork-mini's figures, not for serving.
+"""Prompts to pictures by the engine as it serves them on a CPU: for presswork-mini's figures and tests."""
 
-The sampler's coefficients are the engine's; noise is drawn from a seed an image.
-"""
-
-from typing import Any
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from worker.model import sampler
-from worker.model.checkpoint import Checkpoint
-from worker.model.text import Prompts
+from services.core.errors import PressworkError
+from services.core.specs import Spec
+from worker.pipeline import Batch, Picture, Spoiled
+from worker.pipelines.onnx import open_onnx
 
-LATENTS = (4, 16, 16)
-
-
-@torch.inference_mode()
-def pictures(
-    model: Checkpoint, prompts: list[str], seeds: list[int], steps: int, guidance_scale: float
-) -> NDArray[np.uint8]:
-    """(B, 128, 128, 3) uint8 sRGB of a checkpoint loaded in float32."""
-    latents: Any = torch.from_numpy(
-        np.stack([np.random.default_rng(seed).standard_normal(LATENTS, np.float32) for seed in seeds])
-    )
-    tokens, _ = Prompts.of(model.tokenizer, model.max_tokens).tokens([""] * len(prompts) + prompts)
-    text = model.text_encoder(torch.from_numpy(tokens)).last_hidden_state
-    scales = torch.full((len(prompts), 1, 1, 1), guidance_scale)
-    last = None
-    for step in sampler.plan(model.rules, steps):
-        timesteps = torch.full((2 * len(prompts),), step.timestep)
-        predicted = model.unet(torch.cat([latents, latents]), timesteps, text)
-        guided = sampler.guide(predicted, scales, model.rules.rescale)
-        latents, last = sampler.advance(step, latents, guided, last)
-    return to_bytes(model.vae.decode(latents).sample)
+BATCH = 8
 
 
-def to_bytes(made: torch.Tensor) -> NDArray[np.uint8]:
-    """(B, 3, H, W) in -1..1 to (B, H, W, 3) uint8."""
-    levels: NDArray[np.uint8] = ((made.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return levels
+class Sampler(AbstractContextManager["Sampler"]):
+    """A model's directory on the onnx pipeline. `cpu_seconds`: what rendering took so far, compiling left out."""
+
+    def __init__(self, folder: Path) -> None:
+        self._artefacts = tempfile.TemporaryDirectory(prefix="presswork-mini-")
+        self._pipeline = open_onnx(
+            folder, runtime="openvino", precision="fp32", device="cpu", batch_sizes=(BATCH,),
+            cache=Path(self._artefacts.name),
+        )  # fmt: skip
+        self.card = self._pipeline.card
+        self.cpu_seconds = 0.0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._pipeline.close()
+        self._artefacts.cleanup()
+
+    def pictures(
+        self, prompts: Sequence[str], seeds: Sequence[int], steps: int = 10, guidance_scale: float | None = None
+    ) -> list[Picture]:
+        """One picture a prompt, of the model's default size and guidance. Raises PressworkError for a spoiled one."""
+        scale = self.card.default_guidance_scale if guidance_scale is None else guidance_scale
+        width, height = self.card.default_size
+        specs = [
+            Spec(self.card.revision, prompt, "", seed, width, height, steps, scale)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        made: list[Picture] = []
+        for start in range(0, len(specs), BATCH):
+            part = specs[start : start + BATCH]
+            batch = Batch(part[0].shape, tuple(part + part[-1:] * (BATCH - len(part))), len(part))
+            self._pipeline.prepare(batch.shape, BATCH)
+            began = time.process_time()
+            for picture in self._pipeline.render(batch, _unheard)[: len(part)]:
+                if isinstance(picture, Spoiled):
+                    raise PressworkError(picture.message)
+                made.append(picture)
+            self.cpu_seconds += time.process_time() - began
+        return made
+
+
+def _unheard(_step: int) -> None:
+    """Nobody listens to the steps."""
+
+
+def pixels(pictures: Sequence[Picture]) -> NDArray[np.uint8]:
+    """(B, height, width, 3)."""
+    return np.stack([picture.pixels for picture in pictures])
