@@ -338,7 +338,7 @@ def test_a_safety_checker_must_be_there_whole_only_when_it_is_asked_for(model: P
 
 
 def test_a_worker_asks_for_the_safety_checker_when_it_is_set_to(model: Path) -> None:
-    named = {"DATABASE_URL": "unused", "REDIS_URL": "unused", "PRESSWORK_PIPELINE": "onnx"}
+    named = {"DATABASE_URL": "postgresql://x", "REDIS_URL": "redis://x", "PRESSWORK_PIPELINE": "onnx"}
     named |= {"PRESSWORK_MODEL_DIR": str(model)}
     checked = Settings.read(named | {"PRESSWORK_SAFETY_CHECKER": "1"})
     assert model_name(Settings.read(named)) == "some-model"
