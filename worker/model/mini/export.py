@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.model.mini.export", description="Writes the checkpoint.")
     parser.add_argument("--folder", type=Path, default=Config().folder, metavar="DIR", help="where it was trained")
     parser.add_argument("--to", type=Path, default=SHIPPED, metavar="DIR", help="default: the one that is shipped")
-    parser.add_argument("--guidance", type=float, default=2.5, metavar="S", help="the model's default guidance scale")
+    parser.add_argument("--guidance", type=float, default=2.0, metavar="S", help="the model's default guidance scale")
     given = parser.parse_args(arguments)
     export(Config(folder=given.folder), given.to, given.guidance)
     size = sum(file.stat().st_size for file in given.to.rglob("*") if file.is_file())
