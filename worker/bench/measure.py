@@ -138,7 +138,7 @@ def measure(
         for runtime in runtimes:
             if runtime == "onnxruntime" and precision != "fp32":
                 continue
-            pipeline = _pipeline(loaded, runtime, precision, device, (batch,), cache, compiles)
+            pipeline = _pipeline(loaded, first.folder, runtime, precision, device, (batch,), cache, compiles)
             contender = Contender(f"{runtime} {precision}", lambda p=pipeline: p.render(work.batch, _no_step))  # type: ignore[misc]
             ours.append((contender, pipeline))
     interleave([*contenders, *(contender for contender, _ in ours)], rounds, device, say)
@@ -190,18 +190,17 @@ def _stock(loaded: Checkpoint, work: Work, device: torch.device, precision: str,
 
 
 def _pipeline(
-    loaded: Callable[[], Checkpoint], runtime: str, precision: str, device: torch.device,
+    loaded: Callable[[], Checkpoint], folder: Path, runtime: str, precision: str, device: torch.device,
     batch_sizes: tuple[int, ...], cache: Path, compiles: bool,
 ) -> DiffusionPipeline:  # fmt: skip
-    fresh = loaded()
     if runtime == "torch":
         from worker.pipelines.torch_compiled import open_torch
 
-        return open_torch(fresh, str(device), precision, batch_sizes, compiles=compiles, cache=cache)
+        return open_torch(loaded(), str(device), precision, batch_sizes, compiles=compiles, cache=cache)
     from worker.pipelines.onnx import open_onnx
 
     return open_onnx(
-        fresh.folder, runtime=runtime, precision=precision, device=str(device), batch_sizes=batch_sizes, cache=cache
+        folder, runtime=runtime, precision=precision, device=str(device), batch_sizes=batch_sizes, cache=cache
     )
 
 
