@@ -112,11 +112,14 @@ def render(
     wanted: int | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> list[np.ndarray]:
-    batch = Batch(specs[0].shape, tuple(specs), len(specs) if wanted is None else wanted)
+    """In a batch of the smallest declared size that holds them, as a worker would pad it."""
+    size = min(declared for declared in pipeline.card.batch_sizes if declared >= len(specs))
+    padded = (*specs, *specs[-1:] * (size - len(specs)))
+    batch = Batch(specs[0].shape, tuple(padded), len(specs) if wanted is None else wanted)
     pictures = pipeline.render(batch, on_step)
-    assert len(pictures) == len(specs)
+    assert len(pictures) == size
     assert all(isinstance(picture, Picture) for picture in pictures)
-    return [picture.pixels for picture in pictures]
+    return [picture.pixels for picture in pictures[: len(specs)]]
 
 
 def test_the_card_serves_its_own_defaults(pipeline: Pipeline, settings: Settings) -> None:
