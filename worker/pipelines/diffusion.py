@@ -125,10 +125,9 @@ class DiffusionPipeline:
         with self._forgotten_if_too_large(shape, size), room_for(size):
             compiled = self._backend.compiled(shape, size)
             for _ in range(self._backend.warm_runs):
+                # All that a render does: compilers look at layouts too, which change after the first step.
                 text, _ = self._encode(compiled, batch)
-                latents = compiled.place(np.stack([self._noise(spec) for spec in batch.specs]))
-                prediction = compiled.denoise(latents, compiled.time_table([1])[0], text)
-                compiled.decode(prediction[:size])
+                compiled.decode(self._denoise(compiled, batch, text, _unheard))
         self._prepared.add(place)
 
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
@@ -217,6 +216,10 @@ class DiffusionPipeline:
 
     def _noise(self, spec: Spec) -> NDArray[np.float32]:
         return noise.draw(spec.seed, (self._backend.latent_channels, spec.height // SIZE_UNIT, spec.width // SIZE_UNIT))
+
+
+def _unheard(_step: int) -> None:
+    """Nobody listens."""
 
 
 def open_diffusion(name: str, settings: Settings) -> DiffusionPipeline:
