@@ -11,16 +11,19 @@ import threading
 import time
 
 from scheduler.duties import Duty, timetable
+from scheduler.errands import Errands, errands
 from services.core import database as databases
-from services.core import leadership, logs
+from services.core import leadership, leases, logs
 from services.core.contact import Contact
 from services.core.errors import Away, PressworkError
 from services.core.queues import Bell
 from services.core.settings import Settings
+from services.core.storage import S3Store
 
 log = logging.getLogger(__name__)
 LEAD_SECONDS = 10.0
 TICK_SECONDS = 0.25
+ERRANDS_AT_ONCE = 2
 EXIT_SETTINGS = 2
 
 
@@ -87,7 +90,7 @@ class Scheduler:
             with self.database.begin() as connection:
                 leadership.assert_held(connection, self.holder, self.epoch)
                 duty.run(connection)
-        except leadership.NoLongerLeader:
+        except leases.LeaseLost:
             log.warning("no longer leads", extra={"epoch": self.epoch})
             self.epoch = None
             return False
@@ -105,7 +108,9 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure("scheduler")
     try:
         settings = Settings.read()
-        database = databases.Database(settings.database_url, application="presswork scheduler", pool_size=2)
+        database = databases.Database(
+            settings.database_url, application="presswork scheduler", pool_size=2 + ERRANDS_AT_ONCE
+        )
         if arguments.check:
             with database.begin() as connection:
                 return 0 if leadership.exists(connection) else 1
@@ -118,7 +123,14 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     contact = Contact()
-    Scheduler(database, timetable(settings, Bell(settings.redis_url), contact), contact).run(stopping)
+    scheduler = Scheduler(database, timetable(settings, Bell(settings.redis_url), contact), contact)
+    running = Errands(database, errands(settings, database, S3Store(settings)), scheduler.holder)
+    threads = [threading.Thread(target=running.run, args=(stopping,), name="errands") for _ in range(ERRANDS_AT_ONCE)]
+    for thread in threads:
+        thread.start()
+    scheduler.run(stopping)
+    for thread in threads:
+        thread.join()
     return 0
 
 

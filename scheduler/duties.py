@@ -33,6 +33,7 @@ def timetable(settings: Settings, bell: Bell, contact: Contact) -> list[Duty]:
 
     return [
         Duty("finish", 0.5, jobs.finish),
+        Duty("deadlines", 1.0, jobs.expire),
         Duty("sweep", 1.0, upkeep.sweep_cancelled),
         Duty("fold", 1.0, upkeep.fold),
         Duty("expire", 2.0, expire),

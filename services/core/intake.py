@@ -15,15 +15,9 @@ from typing import Any, Self
 from pydantic import ValidationError
 from sqlalchemy import Connection, text
 
-from services.core import jobs, requests, strict_json, tables
+from services.core import idempotency, jobs, requests, strict_json, tables
 from services.core.database import Database
-from services.core.errors import (
-    DatabaseAway,
-    IdempotencyBusy,
-    IdempotencyConflict,
-    InvalidSubmission,
-    Problem,
-)
+from services.core.errors import InvalidSubmission, Problem
 from services.core.models import Model
 from services.core.settings import Settings
 from services.core.specs import SEED_LIMIT, Shape
@@ -35,11 +29,6 @@ _SPOOL_MEMORY = 1 << 20
 _SPOOL_ROWS = 1_000  # written at a time
 _COPY_CHUNK = 1 << 18
 
-_REMEMBER = text("""
-INSERT INTO idempotency (tenant_id, key, request_sha256, job_id) VALUES (:tenant_id, :key, :sha256, :job_id)
-ON CONFLICT DO NOTHING
-""")
-_REMEMBERED = text("SELECT request_sha256, job_id FROM idempotency WHERE tenant_id = :tenant_id AND key = :key")
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -62,22 +51,42 @@ class Lane:
     said: str
 
 
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A job that stands already, and what it has: images, and the shapes of its segments, in order of their numbers."""
+
+    job_id: int
+    images: int = 0
+    shapes: tuple[Shape, ...] = ()
+
+
 class Submission:
-    """Gathers one submission's requests. Use as a context manager; not for two threads at once."""
+    """Gathers requests for a new job, or for one that stands. A context manager; not for two threads at once."""
 
     def __init__(
-        self, settings: Settings, catalogue: dict[str, Model], *, defaults: dict[str, Any] | None = None
+        self,
+        settings: Settings,
+        catalogue: dict[str, Model],
+        *,
+        defaults: dict[str, Any] | None = None,
+        ground: Ground | None = None,
+        most_images: int | None = None,
     ) -> None:
-        self.job_id = jobs.new_id()
+        self.ground = ground or Ground(jobs.new_id())
+        self.job_id = self.ground.job_id
         self.problems: list[Problem] = []
-        self.total = 0
+        self.total = self.ground.images
+        self.requests = 0
         self.models: set[str] = set()
+        self._most_images = most_images or settings.max_images_per_job
         self._digest = hashlib.sha256()
         self._settings = settings
         self._catalogue = catalogue
         self._defaults = defaults or {}
-        self._segments: dict[Shape, tuple[int, int]] = {}  # number, first index
-        self._highest: list[int] = []  # the last index of each segment
+        self._segments: dict[Shape, tuple[int, int]] = {  # number, first index
+            shape: (number, self.total) for number, shape in enumerate(self.ground.shapes)
+        }
+        self._highest: list[int] = [-1] * len(self._segments)  # the last index of each segment; -1: nothing came to it
         self._lanes: dict[tuple[object, ...], Lane] = {}  # by what a request says of its shape
         self._custom_ids: dict[int, int] = {}
         self._rows: list[str] = []
@@ -141,16 +150,14 @@ class Submission:
             IdempotencyConflict, IdempotencyBusy: the key stands for another body, or for one under way.
             DatabaseAway: nothing can be recorded now, or the outcome is not known: send it again with the same key.
         """
-        if not self.problems and not self.total:
-            self.refuse(Problem("missing_field", "The submission holds no request.", "images"))
-        if self.problems:
-            raise InvalidSubmission(self.problems[:MOST_PROBLEMS], more=self.hopeless)
-        self._flush()
-        self._digest.update(repr((label.priority, sorted(label.labels.items()))).encode())
+        self.close()
+        head = (label.priority, sorted(label.labels.items()), *(["dedupe"] if label.dedupe else []))
+        self._digest.update(repr((*head, *(["embed_prompt"] if label.embed_prompt else []))).encode())
         with database.begin(tenant_id) as connection:
-            connection.execute(text("SET LOCAL statement_timeout = 0"))
             if idempotency_key is not None:
-                known = self._remember(connection, tenant_id, idempotency_key)
+                known = idempotency.remember(
+                    connection, tenant_id, idempotency_key, sha256=self._digest.digest(), thing=self.job_id
+                )
                 if known is not None:
                     return Receipt(known, frozenset(self.models), replayed=True)
             jobs.create(
@@ -159,11 +166,41 @@ class Submission:
                 tenant_id=tenant_id,
                 priority=requests.PRIORITIES[label.priority],
                 total=self.total,
+                requests=self.requests,
                 labels=label.labels,
-                segments=[(shape, first, self._highest[number]) for shape, (number, first) in self._segments.items()],
+                segments=self.new_segments,
+                dedupe=label.dedupe,
+                embed_prompt=label.embed_prompt,
             )
-            self._copy(connection)
+            self.copy(connection)
         return Receipt(self.job_id, frozenset(self.models))
+
+    def close(self) -> bytes:
+        """Nothing more comes. Returns the sha256 of all that was asked for, whatever its white space.
+
+        Raises:
+            InvalidSubmission: something is wrong with it; up to a hundred problems.
+        """
+        if not self.problems and not self.requests:
+            self.refuse(Problem("missing_field", "The submission holds no request.", "images"))
+        if self.problems:
+            raise InvalidSubmission(self.problems[:MOST_PROBLEMS], more=self.hopeless)
+        self._flush()
+        return self._digest.digest()
+
+    @property
+    def new_segments(self) -> list[tuple[Shape, int, int]]:
+        """Shape, first and last index of the segments that its ground did not have, in order of their numbers."""
+        return [
+            (shape, first, self._highest[number])
+            for shape, (number, first) in self._segments.items()
+            if number >= len(self.ground.shapes)
+        ]
+
+    @property
+    def grown_segments(self) -> dict[int, int]:
+        """The numbers of those of the ground's segments to which images came, with their last index."""
+        return {number: high for number, high in enumerate(self._highest[: len(self.ground.shapes)]) if high >= 0}
 
     def _take(self, request: requests.ImageRequest, place: int, prefix: str) -> None:
         """Spools a request whose fields are in order, if its model serves it and the job can hold it."""
@@ -174,9 +211,11 @@ class Submission:
             if first != place:
                 rule = f"stands at {first} already; each must be used once in a job"
                 self._refuse("duplicate_custom_id", place, f"{prefix}custom_id", rule, request.custom_id)
-        if self.total + request.n > self._settings.max_images_per_job:
-            most = f"{self._settings.max_images_per_job:,}"
-            message = f"The job has more than {most} images; submit it in parts."
+        if request.output_compression is not None and request.output_format == "png":
+            rule = f"must be {requests.ALLOWED['output_compression']}"
+            self._refuse("invalid_value", place, f"{prefix}output_compression", rule, request.output_compression)
+        if self.total + request.n > self._most_images:
+            message = f"The job has more than {self._most_images:,} images; submit it in parts."
             self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
         elif lane is not None and not self.problems:
             self._write(request, lane)
@@ -232,13 +271,15 @@ class Submission:
         self._highest[lane.segment] = self.total + request.n - 1
         seed = secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
         custom_id = "\\N" if request.custom_id is None else request.custom_id
-        words = f"{_escaped(request.prompt)}\t{_escaped(request.negative_prompt)}\n"
+        compression = "\\N" if request.output_compression is None else request.output_compression
+        words = f"{_escaped(request.prompt)}\t{_escaped(request.negative_prompt)}\t{compression}\n"
         rest = f"{request.output_format}\t{custom_id}\t{words}"
         self._rows.append(
             f"{self.job_id}\t{self.total}\t{request.n}\t{lane.segment}\t{seed}\t{lane.guidance!r}\t{rest}"
         )
         self._said.append(f"{request.n}\t{request.seed}\t{lane.said}\t{rest}")
         self.total += request.n
+        self.requests += 1
         if len(self._rows) == _SPOOL_ROWS:
             self._flush()
 
@@ -248,29 +289,10 @@ class Submission:
         self._rows.clear()
         self._said.clear()
 
-    def _remember(self, connection: Connection, tenant_id: int, key: str) -> int | None:
-        """Takes the key for this job; the job that has it already, or None."""
-        connection.execute(text("SET LOCAL lock_timeout = '2s'"))
-        values = {"tenant_id": tenant_id, "key": key, "sha256": self._digest.digest(), "job_id": self.job_id}
-        try:
-            taken = connection.execute(_REMEMBER, values).rowcount
-        except Exception as error:
-            if getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03":
-                raise IdempotencyBusy from None
-            raise
-        connection.execute(text("SET LOCAL lock_timeout = '10s'"))
-        if taken:
-            return None
-        row = connection.execute(_REMEMBERED, {"tenant_id": tenant_id, "key": key}).one_or_none()
-        if row is None:
-            raise DatabaseAway("The Idempotency-Key was forgotten in this very moment; try again.")
-        if bytes(row.request_sha256) != self._digest.digest():
-            raise IdempotencyConflict
-        return int(row.job_id)
-
-    def _copy(self, connection: Connection) -> None:
+    def copy(self, connection: Connection) -> None:
         """Payloads from the spool, images from the payloads, straight into the partition: Postgres takes no COPY
         where row-level security stands, and the application may insert there but not read."""
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
         payloads = _leaf(connection, "payloads", self.job_id)
         images = _leaf(connection, "images", self.job_id)
         columns = ", ".join(column.name for column in tables.payloads.columns)
@@ -284,9 +306,9 @@ class Submission:
             text(
                 f"INSERT INTO {images} (job_id, index, segment_id) "  # noqa: S608  names of our own
                 "SELECT job_id, index + nth, segment_id FROM payloads CROSS JOIN generate_series(0, n - 1) AS nth "
-                "WHERE job_id = :job_id ORDER BY index"
+                "WHERE job_id = :job_id AND index >= :first ORDER BY index"
             ),
-            {"job_id": self.job_id},
+            {"job_id": self.job_id, "first": self.ground.images},
         )
 
 

@@ -19,17 +19,25 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _DIGITS = {letter: value for value, letter in enumerate(_ALPHABET)}
 
 _NEW = text("""
-INSERT INTO jobs (id, tenant_id, state, priority, total, labels)
-VALUES (:id, :tenant_id, 'queued', :priority, :total, CAST(:labels AS jsonb))
+INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, opened_at)
+VALUES (:id, :tenant_id, 'queued', :priority, :total, :requests, CAST(:labels AS jsonb), :dedupe, :embed_prompt, now())
 """)
 _NEW_COUNTERS = text("INSERT INTO counters (job_id, queued) VALUES (:id, :total)")
 _NEW_SEGMENTS = text("""
 INSERT INTO segments (job_id, id, tenant_id, model_revision, width, height, steps, guided, priority, open, low, high)
-VALUES (:job_id, :id, :tenant_id, :model_revision, :width, :height, :steps, :guided, :priority, true, :low, :high)
+VALUES (:job_id, :id, :tenant_id, :model_revision, :width, :height, :steps, :guided, :priority, :open, :low, :high)
 """)
 _CANCEL = text("""
-UPDATE jobs SET state = 'cancelling', cancel_requested_at = now()
+UPDATE jobs SET state = 'cancelling', stop_reason = 'cancelled', cancel_requested_at = now()
 WHERE id = :id AND tenant_id = :tenant_id AND state = ANY(:sources)
+""")
+_OVERDUE = text("""
+SELECT id FROM jobs WHERE expires_at < now() AND finished_at IS NULL AND state = ANY(:sources)
+ORDER BY expires_at LIMIT 50
+""")
+_EXPIRE = text("""
+UPDATE jobs SET state = 'cancelling', stop_reason = 'expired', cancel_requested_at = now()
+WHERE id = :id AND state = ANY(:sources)
 """)
 _ALONE = text("SELECT pg_advisory_xact_lock(:id)")
 _CLOSE = text("UPDATE segments SET open = false WHERE job_id = :id AND open")
@@ -51,16 +59,22 @@ _FINALIZE = text(f"""
 UPDATE jobs SET state = 'finalizing', finalizing_at = now(), started_at = coalesce(started_at, now())
 FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources)
 """)  # noqa: S608  our own text
-_FINISH = text(f"""
-UPDATE jobs SET state = CASE WHEN ready.done > 0 THEN 'completed' ELSE 'failed' END, finished_at = now()
-FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources)
+_END = """
+UPDATE jobs SET finished_at = now(), output_file_id = :output_file_id, error_file_id = :error_file_id,
+  state = CASE WHEN state = 'cancelling' THEN stop_reason WHEN ready.done > 0 THEN 'completed' ELSE 'failed' END
+"""
+_FINISH = text(f"""{_END}
+FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) AND input_file_id IS NULL
 RETURNING jobs.id
+""")
+_CLOSABLE = text(f"""
+SELECT jobs.id FROM jobs, ({_ALL_FINAL}) ready
+WHERE jobs.id = ready.id AND finished_at IS NULL AND input_file_id IS NOT NULL ORDER BY jobs.id LIMIT 10
 """)  # noqa: S608  our own text
-_FINISH_CANCELLED = text(f"""
-UPDATE jobs SET state = 'cancelled', finished_at = now()
-FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources)
-RETURNING jobs.id
-""")  # noqa: S608  our own text
+_CLOSE_JOB = text(f"""{_END}
+FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) AND jobs.id = :id
+""")
+_ENDING = [JobState.FINALIZING.value, JobState.CANCELLING.value]
 
 
 def new_id() -> int:
@@ -94,13 +108,31 @@ def create(
     tenant_id: int,
     priority: int,
     total: int,
+    requests: int,
     labels: dict[str, str],
     segments: Sequence[tuple[Shape, int, int]],
+    dedupe: bool = False,
+    embed_prompt: bool = False,
 ) -> None:
     """Records a job with its segments: (shape, first index, last index) each, numbered in order."""
-    values = {"id": job_id, "tenant_id": tenant_id, "priority": priority, "total": total}
-    connection.execute(_NEW, values | {"labels": json.dumps(labels)})
+    values = {"id": job_id, "tenant_id": tenant_id, "priority": priority, "total": total, "requests": requests}
+    options = {"labels": json.dumps(labels), "dedupe": dedupe, "embed_prompt": embed_prompt}
+    connection.execute(_NEW, values | options)
     connection.execute(_NEW_COUNTERS, {"id": job_id, "total": total})
+    new_segments(connection, job_id, tenant_id=tenant_id, priority=priority, segments=segments)
+
+
+def new_segments(
+    connection: Connection,
+    job_id: int,
+    *,
+    tenant_id: int,
+    priority: int,
+    segments: Sequence[tuple[Shape, int, int]],
+    first: int = 0,
+    opened: bool = True,
+) -> None:
+    """Segments (shape, first index, last index) with numbers from `first` on; what is not opened is not claimed."""
     rows = [
         {
             "job_id": job_id,
@@ -114,10 +146,12 @@ def create(
             "guided": shape.guided,
             "low": low,
             "high": high,
+            "open": opened,
         }
-        for number, (shape, low, high) in enumerate(segments)
+        for number, (shape, low, high) in enumerate(segments, first)
     ]
-    connection.execute(_NEW_SEGMENTS, rows)
+    if rows:
+        connection.execute(_NEW_SEGMENTS, rows)
 
 
 def cancel(connection: Connection, tenant_id: int, job_id: int) -> None:
@@ -154,9 +188,30 @@ def pause(connection: Connection, tenant_id: int, job_id: int, paused: bool) -> 
 
 
 def finish(connection: Connection) -> list[int]:
-    """Ends every job whose images are all final; returns the ids of those that reached their final state."""
-    finalize = states.sources(JobState.FINALIZING)
-    connection.execute(_FINALIZE, {"sources": finalize})
-    finished = connection.execute(_FINISH, {"sources": [JobState.FINALIZING.value]}).scalars().all()
-    cancelled = connection.execute(_FINISH_CANCELLED, {"sources": [JobState.CANCELLING.value]}).scalars().all()
-    return [*finished, *cancelled]
+    """Ends every job whose images are all final; returns the ids of those that reached their final state. What came as
+    a file stays `finalizing` until `close`, when its files are written."""
+    connection.execute(_FINALIZE, {"sources": states.sources(JobState.FINALIZING)})
+    values = {"sources": _ENDING, "output_file_id": None, "error_file_id": None}
+    return list(connection.execute(_FINISH, values).scalars())
+
+
+def closable(connection: Connection) -> list[int]:
+    """Jobs that came as a file and of which every image is final: their output is to be written."""
+    return list(connection.execute(_CLOSABLE, {"sources": _ENDING}).scalars())
+
+
+def close(connection: Connection, job_id: int, *, output_file_id: int | None, error_file_id: int | None) -> bool:
+    """Ends such a job, with its files. False: it has ended before."""
+    values = {"id": job_id, "sources": _ENDING, "output_file_id": output_file_id, "error_file_id": error_file_id}
+    return connection.execute(_CLOSE_JOB, values).rowcount == 1
+
+
+def expire(connection: Connection) -> int:
+    """Stops the jobs that are out of time, as a cancel does; what is done of them stays. Returns how many."""
+    sources = states.sources(JobState.CANCELLING)
+    stopped = 0
+    for job_id in connection.execute(_OVERDUE, {"sources": sources}).scalars().all():
+        connection.execute(_ALONE, {"id": job_id})
+        stopped += connection.execute(_EXPIRE, {"id": job_id, "sources": sources}).rowcount
+        connection.execute(_CLOSE, {"id": job_id})
+    return stopped

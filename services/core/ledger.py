@@ -40,11 +40,11 @@ ORDER BY class.priority <> :turn, class.priority, t.virtual_time, s.job_id, s.id
 # OFFSET 0 keeps the planner from joining the jobs in any other way than segment by segment, in the order given.
 _TAKE = text("""
 WITH taken AS MATERIALIZED (
-  SELECT j.tenant_id, j.state AS job_state, i.*
+  SELECT j.tenant_id, j.state AS job_state, j.embed_prompt, j.dedupe, i.*
   FROM unnest(CAST(:job_ids AS bigint[]), CAST(:segment_ids AS smallint[]), CAST(:lows AS integer[]))
        AS s (job_id, id, low)
   CROSS JOIN LATERAL (
-    SELECT tenant_id, state FROM jobs
+    SELECT tenant_id, state, embed_prompt, dedupe FROM jobs
     WHERE jobs.id = s.job_id AND state IN ('queued', 'in_progress') AND NOT paused OFFSET 0
   ) j
   CROSS JOIN LATERAL (
@@ -67,7 +67,7 @@ WITH taken AS MATERIALIZED (
   SELECT job_id, -count(*), count(*) FROM taken GROUP BY job_id
 )
 SELECT claim.id AS claim_id, taken.*, p.index AS first_index, p.seed, p.guidance_scale, p.output_format,
-       p.prompt, p.negative_prompt
+       p.output_compression, p.prompt, p.negative_prompt
 FROM claim, taken
 CROSS JOIN LATERAL (
   SELECT * FROM payloads WHERE payloads.job_id = taken.job_id AND payloads.index <= taken.index
@@ -147,17 +147,22 @@ WITH known AS MATERIALIZED (
   RETURNING id, versions
 )
 INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproducibility_class, engine_id, truncated,
-                     flagged, unknown_words, render_seconds, claim_id)
+                     flagged, unknown_words, render_seconds, render_key, reused, claim_id)
 SELECT job_id, index, object_key, sha256, bytes, device, reproducibility_class,
        coalesce((SELECT id FROM known WHERE known.versions = stored.versions),
                 (SELECT id FROM met WHERE met.versions = stored.versions)),
-       truncated, flagged, unknown_words, render_seconds, CAST(:claim_id AS bigint)
+       truncated, flagged, unknown_words, render_seconds, render_key, reused, CAST(:claim_id AS bigint)
 FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:object_key AS text[]),
             CAST(:sha256 AS bytea[]), CAST(:bytes AS integer[]), CAST(:device AS text[]),
             CAST(:reproducibility_class AS text[]), CAST(:versions AS text[]), CAST(:truncated AS boolean[]),
-            CAST(:flagged AS boolean[]), CAST(:unknown_words AS jsonb[]), CAST(:render_seconds AS real[]))
+            CAST(:flagged AS boolean[]), CAST(:unknown_words AS jsonb[]), CAST(:render_seconds AS real[]),
+            CAST(:render_key AS bytea[]), CAST(:reused AS boolean[]))
      AS stored (job_id, index, object_key, sha256, bytes, device, reproducibility_class, versions, truncated, flagged,
-                unknown_words, render_seconds)
+                unknown_words, render_seconds, render_key, reused)
+""")
+_REUSED = text("""
+INSERT INTO counter_deltas (job_id, reused)
+SELECT job_id, count(*) FROM unnest(CAST(:job_ids AS bigint[])) AS job_id GROUP BY job_id
 """)
 
 _FAILURES = text("""
@@ -315,6 +320,8 @@ def settle(
         values = {name: [getattr(image, name) for image in visible] for name in StoredImage.__slots__}
         words = [json.dumps(image.unknown_words) for image in visible]
         connection.execute(_RESULTS, values | {"unknown_words": words, "claim_id": claim_id})
+    if reused := [image.job_id for image in visible if image.reused]:
+        connection.execute(_REUSED, {"job_ids": reused})
     if failed:
         record_failures(connection, claim_id, failed, device=device, batch_images=row.images)
     return Settlement(Verdict.OK, tuple(image for image in stored if image.job_id in moved.cancelled))
@@ -373,4 +380,7 @@ def _image(row: Any, shape: Shape) -> Image:
         steps=shape.steps,
         guidance_scale=row.guidance_scale,
     )
-    return Image(row.job_id, row.index, row.tenant_id, spec, row.output_format, row.attempt, row.crashes)
+    return Image(
+        row.job_id, row.index, row.tenant_id, spec, row.output_format, row.attempt, row.crashes,
+        row.output_compression, row.embed_prompt, row.dedupe,
+    )  # fmt: skip

@@ -33,10 +33,13 @@ ALLOWED = {
     "n": f"a whole number from 1 to {IMAGES_PER_REQUEST:,}",
     "custom_id": "1 to 128 of A-Z a-z 0-9 . _ -, with no dot at either end",
     "output_format": '"png", "jpeg" or "webp"',
+    "output_compression": "a whole number from 0 to 100, with output_format jpeg or webp",
     "model": "the name of a model",
     "images": "a list of at least one request",
     "defaults": "an object with fields of a request other than prompt and custom_id",
     "priority": '"high", "normal" or "low"',
+    "dedupe": "true or false",
+    "embed_prompt": "true or false",
     "labels": "an object of at most 16 texts; names of up to 64 characters, values of up to 512",
 }
 
@@ -102,6 +105,7 @@ class Defaults(_Strict):
     ] = None  # type: ignore[assignment]
     n: Annotated[int, Field(ge=1, le=IMAGES_PER_REQUEST)] = 1
     output_format: OutputFormat = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100)] = None  # type: ignore[assignment]
     model: Annotated[str, Field(max_length=200), AfterValidator(_text)] = None  # type: ignore[assignment]
 
 
@@ -129,6 +133,8 @@ class Label(_Strict):
     """The head of a submission: everything but its requests."""
 
     priority: Literal["high", "normal", "low"] = "normal"
+    dedupe: bool = False
+    embed_prompt: bool = False
     labels: Annotated[
         dict[
             Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_text)],

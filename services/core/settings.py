@@ -101,6 +101,11 @@ class Settings:
     model: str = _setting("PRESSWORK_MODEL", "simulated")  # what a job that names no model gets
     max_body_bytes: int = _setting("PRESSWORK_MAX_BODY_BYTES", str(2**30), _whole(1024, 2**40))
     max_images_per_job: int = _setting("PRESSWORK_MAX_IMAGES_PER_JOB", "2000000", _whole(1, 2**31 - 1))
+    max_images_per_draft: int = _setting("PRESSWORK_MAX_IMAGES_PER_DRAFT", "50000000", _whole(1, 2**31 - 1))
+    max_file_bytes: int = _setting("PRESSWORK_MAX_FILE_BYTES", str(200 << 20), _whole(1024, 2**40))
+    max_lines_per_file: int = _setting("PRESSWORK_MAX_LINES_PER_FILE", "50000", _whole(1, 10**7))
+    wait_seconds: int = _setting("PRESSWORK_WAIT_SECONDS", "300", _whole(1, 3600))  # for images asked for one by one
+    public_url: str = _setting("PRESSWORK_PUBLIC_URL", "", _address("http", "https"))  # empty: as the client says
     url_seconds: int = _setting("PRESSWORK_URL_SECONDS", "900", _whole(10, 604800))
     # Leases; beats, margins and the watchdog derive from this one.
     lease_seconds: float = _setting("PRESSWORK_LEASE_SECONDS", "30", _number(1, 3600))

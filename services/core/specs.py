@@ -10,6 +10,7 @@ from typing import Literal
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 SEED_LIMIT = 2**63
+Digest = bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,23 @@ class Spec:
     def shape(self) -> Shape:
         return Shape(self.model_revision, self.width, self.height, self.steps, self.guidance_scale > 1.0)
 
-    def render_key(self, output_format: str) -> str:
-        """sha256, in hex, of the canonical spec and the output format."""
-        canonical = json.dumps({**asdict(self), "format": output_format}, sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+    def render_key(self, output_format: str, output_compression: int | None = None, embed_prompt: bool = False) -> str:
+        """sha256, in hex, of the canonical spec and of what decides the file that its pixels become."""
+        canonical = {**asdict(self), "format": output_format}
+        if output_compression is not None:
+            canonical["compression"] = output_compression
+        if embed_prompt:
+            canonical["embed_prompt"] = True
+        return hashlib.sha256(json.dumps(canonical, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One claimed picture: which it is, what it shows, and what befell it before."""
+    """One claimed picture: which it is, what it shows, what file it becomes, and what befell it before.
+
+    `output_compression` is the quality of a lossy format, 0..100, or None for the format's default. `embed_prompt`: the
+    file tells the prompt. `dedupe`: a stored image of an equal render key and class will do.
+    """
 
     job_id: int
     index: int
@@ -57,6 +66,13 @@ class Image:
     output_format: OutputFormat
     attempt: int = 0
     crashes: int = 0
+    output_compression: int | None = None
+    embed_prompt: bool = False
+    dedupe: bool = False
+
+    @property
+    def render_key(self) -> str:
+        return self.spec.render_key(self.output_format, self.output_compression, self.embed_prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +91,8 @@ class StoredImage:
     """What the object store holds for one image, as the ledger records it. `sha256` is 32 raw bytes.
 
     `device`, `reproducibility_class` and `versions` are of whoever drew it; `versions` None: it did not say.
-    `truncated`, `flagged` (None: no checker ran) and `unknown_words` are what its model says about it.
+    `truncated`, `flagged` (None: no checker ran) and `unknown_words` are what its model says about it. `render_key` is
+    32 raw bytes; `reused`: copied from an earlier image of that key and class, not rendered.
     """
 
     job_id: int
@@ -90,6 +107,8 @@ class StoredImage:
     flagged: bool | None
     unknown_words: tuple[str, ...]
     render_seconds: float
+    render_key: Digest | None = None
+    reused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

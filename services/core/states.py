@@ -52,12 +52,12 @@ IMAGE_MOVES: dict[ImageState, frozenset[ImageState]] = {
 }
 
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {
-    JobState.DRAFT: frozenset({JobState.QUEUED, JobState.CANCELLING, JobState.EXPIRED}),
-    JobState.VALIDATING: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLING, JobState.EXPIRED}),
+    JobState.DRAFT: frozenset({JobState.QUEUED, JobState.CANCELLING}),
+    JobState.VALIDATING: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLING}),
     JobState.QUEUED: frozenset({JobState.IN_PROGRESS, JobState.FINALIZING, JobState.CANCELLING}),
     JobState.IN_PROGRESS: frozenset({JobState.FINALIZING, JobState.CANCELLING}),
-    JobState.FINALIZING: frozenset({JobState.COMPLETED, JobState.FAILED, JobState.EXPIRED}),
-    JobState.CANCELLING: frozenset({JobState.CANCELLED}),
+    JobState.FINALIZING: frozenset({JobState.COMPLETED, JobState.FAILED}),
+    JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.EXPIRED}),  # asked to stop, or out of time
     JobState.COMPLETED: frozenset(),
     JobState.FAILED: frozenset(),
     JobState.CANCELLED: frozenset(),

@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -21,6 +23,8 @@ from services.core.settings import Settings
 log = logging.getLogger(__name__)
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _PROBE = "probe/conditional-write"
+_CHUNK = 1 << 20
+_ONE_BY_ONE = TransferConfig(use_threads=False)  # large files in parts, one after the other: memory stays flat
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,22 @@ class ImageStore(Protocol):
 
     def read(self, key: str) -> bytes: ...
 
-    def drop(self, key: str) -> None: ...
+    def stream(self, key: str) -> Iterator[bytes]:
+        """The object's bytes, chunk by chunk."""
+        ...
+
+    def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
+        """Stores the file's bytes, from where it stands, under a key that its owner alone writes to; again is no
+        error."""
+        ...
+
+    def copy(self, source: str, target: str) -> None:
+        """Within the store, metadata and all; again is no error."""
+        ...
+
+    def drop(self, key: str) -> None:
+        """Again is no error."""
+        ...
 
     def presign(self, key: str, seconds: int, filename: str) -> str:
         """A URL that downloads the object for so many seconds."""
@@ -92,6 +111,22 @@ class S3Store:
         with self._translated():
             body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
         return bytes(body)
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        with self._translated():
+            yield from self._client.get_object(Bucket=self._bucket, Key=key)["Body"].iter_chunks(_CHUNK)
+
+    def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
+        with self._translated():
+            self._client.upload_fileobj(
+                file, self._bucket, key, ExtraArgs={"ContentType": media_type}, Config=_ONE_BY_ONE
+            )
+
+    def copy(self, source: str, target: str) -> None:
+        with self._translated():
+            self._client.copy_object(
+                Bucket=self._bucket, Key=target, CopySource={"Bucket": self._bucket, "Key": source}
+            )
 
     def drop(self, key: str) -> None:
         with self._translated():
@@ -193,7 +228,7 @@ class S3Store:
                 f"The object store at {self._endpoint} refuses with {code or _status(error)}; "
                 f"check the bucket {self._bucket!r} and the credentials."
             ) from error
-        except BotoCoreError as error:
+        except (BotoCoreError, Boto3Error) as error:
             raise StoreAway(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
         except OSError as error:
             raise StoreAway(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error

@@ -92,8 +92,26 @@ jobs = Table(
     Column("cancel_requested_at", Moment),
     Column("finalizing_at", Moment),
     Column("finished_at", Moment),
+    Column("requests", Integer, nullable=False, server_default=zero),
+    Column("input_file_id", BigInteger),  # what came as a file leaves as files
+    Column("output_file_id", BigInteger),
+    Column("error_file_id", BigInteger),
+    Column("output_expires_seconds", Integer),
+    Column("completion_window", Text),
+    Column("base_url", Text),  # how its client reaches us: what the links in its files begin with
+    Column("expires_at", Moment),  # what has not finished by then is stopped
+    Column("opened_at", Moment),  # when a file was validated, or a draft finalized
+    Column("stop_reason", Text),  # why it was stopped: asked to, or out of time
+    Column("problems", JSONB),  # why its file was refused
+    Column("parent_id", BigInteger),  # the job whose images it renders again
+    Column("dedupe", Boolean, nullable=False, server_default=text("false")),
+    Column("embed_prompt", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint("priority BETWEEN 0 AND 2", name="jobs_priority"),
-    CheckConstraint("total > 0", name="jobs_total"),
+    CheckConstraint(
+        "total > 0 OR (total = 0 AND state NOT IN ('queued','in_progress','finalizing','completed'))",
+        name="jobs_total",
+    ),
+    CheckConstraint("stop_reason IN ('cancelled','expired')", name="jobs_stop_reason"),
     CheckConstraint(
         "state IN ('draft','validating','queued','in_progress','finalizing','cancelling',"
         "'completed','failed','cancelled','expired')",
@@ -104,6 +122,75 @@ jobs = Table(
     ),
     Index("jobs_tenant", "tenant_id", "id"),
     Index("jobs_live", "id", postgresql_where=text("finished_at IS NULL")),
+    Index("jobs_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND finished_at IS NULL")),
+    Index("jobs_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+)
+
+job_chunks = Table(  # what was appended to a draft, so that a chunk may be sent again
+    "job_chunks",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("jobs.id")),
+    Column("number", Integer),
+    Column("tenant_id", Integer, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("first_index", Integer, nullable=False),
+    Column("requests", Integer, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    PrimaryKeyConstraint("job_id", "number"),
+)
+
+files = Table(
+    "files",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("object_key", Text, nullable=False),
+    Column("job_id", BigInteger),  # whose output it is
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("expires_at", Moment),
+    Column("deleted_at", Moment),  # nobody sees it any more; a duty drops the object, then the row
+    CheckConstraint("purpose IN ('batch','batch_output')", name="files_purpose"),
+    CheckConstraint("octet_length(sha256) = 32", name="files_sha256"),
+    Index("files_tenant", "tenant_id", "id"),
+    Index("files_deleted", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+    Index("files_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("mime_type", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'pending'")),
+    Column("file_id", BigInteger),
+    Column("file_expires_seconds", Integer),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("expires_at", Moment, nullable=False),
+    CheckConstraint("state IN ('pending','completed','cancelled','expired')", name="uploads_state"),
+    CheckConstraint("(state = 'completed') = (file_id IS NOT NULL)", name="uploads_file"),
+    Index("uploads_pending", "expires_at", postgresql_where=text("state = 'pending'")),
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("upload_id", BigInteger, ForeignKey("uploads.id", ondelete="CASCADE"), nullable=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("object_key", Text, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Index("upload_parts_upload", "upload_id"),
 )
 
 idempotency = Table(
@@ -112,8 +199,9 @@ idempotency = Table(
     Column("tenant_id", Integer, ForeignKey("tenants.id")),
     Column("key", Text),
     Column("request_sha256", LargeBinary, nullable=False),
-    Column("job_id", BigInteger, nullable=False),
+    Column("job_id", BigInteger, nullable=False),  # or the id of another kind of thing
     Column("created_at", Moment, nullable=False, server_default=now),
+    Column("kind", Text, nullable=False, server_default=text("'job'")),
     PrimaryKeyConstraint("tenant_id", "key"),
     Index("idempotency_age", "created_at"),
 )
@@ -181,6 +269,7 @@ payloads = Table(
     Column("custom_id", Text),
     Column("prompt", Text, nullable=False),
     Column("negative_prompt", Text, nullable=False),
+    Column("output_compression", SmallInteger),  # quality of a lossy format, 0..100; null: the format's default
     PrimaryKeyConstraint("job_id", "index"),
     postgresql_partition_by="RANGE (job_id)",
 )
@@ -202,8 +291,11 @@ results = Table(
     Column("engine_id", SmallInteger),  # no foreign key: its check would lock the same row for every image of all
     Column("flagged", Boolean),  # null: no safety checker ran
     Column("unknown_words", JSONB, nullable=False, server_default=text("'[]'")),
+    Column("render_key", LargeBinary),
+    Column("reused", Boolean, nullable=False, server_default=text("false")),  # copied, not rendered
     PrimaryKeyConstraint("job_id", "index"),
     CheckConstraint("octet_length(sha256) = 32", name="results_sha256"),
+    Index("results_render_key", "render_key", postgresql_where=text("render_key IS NOT NULL")),
     postgresql_partition_by="RANGE (job_id)",
 )
 
@@ -261,6 +353,7 @@ counters = Table(
     Column("cancelled", Integer, nullable=False, server_default=zero),
     Column("rate", Double, nullable=False, server_default=zero),  # images finished a second, lately
     Column("folded_at", Moment, nullable=False, server_default=now),
+    Column("reused", Integer, nullable=False, server_default=zero),  # of those done
     CheckConstraint("least(queued, rendering, done, failed, cancelled) >= 0", name="counters_not_negative"),
 )
 
@@ -274,6 +367,7 @@ counter_deltas = Table(  # append-only; a duty folds them into `counters`
     Column("done", Integer, nullable=False, server_default=zero),
     Column("failed", Integer, nullable=False, server_default=zero),
     Column("cancelled", Integer, nullable=False, server_default=zero),
+    Column("reused", Integer, nullable=False, server_default=zero),
     CheckConstraint("queued + rendering + done + failed + cancelled = 0", name="counter_deltas_balance"),
     Index("counter_deltas_job", "job_id"),
 )
@@ -292,6 +386,63 @@ workers = Table(
     Column("seen_at", Moment, nullable=False, server_default=now),
     CheckConstraint("state IN ('ready','busy','sick','stopped','crashed')", name="workers_state"),
     Index("workers_seen", "seen_at"),
+)
+
+render_rates = Table(  # accelerator-seconds an image takes, as each device has measured it
+    "render_rates",
+    metadata,
+    Column("model_revision", Text),
+    Column("width", Integer),
+    Column("height", Integer),
+    Column("steps", SmallInteger),
+    Column("guided", Boolean),
+    Column("device", Text),
+    Column("images", BigInteger, nullable=False),
+    Column("seconds_per_image", Double, nullable=False),
+    Column("deviation", Double, nullable=False),
+    Column("measured_at", Moment, nullable=False, server_default=now),
+    PrimaryKeyConstraint("model_revision", "width", "height", "steps", "guided", "device"),
+)
+
+exports = Table(
+    "exports",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("job_id", BigInteger, ForeignKey("jobs.id"), nullable=False),
+    Column("format", Text, nullable=False),
+    Column("options", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("state", Text, nullable=False, server_default=text("'queued'")),
+    Column("images_total", Integer, nullable=False, server_default=zero),
+    Column("images_done", Integer, nullable=False, server_default=zero),
+    Column("bytes", BigInteger, nullable=False, server_default=zero),
+    Column("next_shard", Integer, nullable=False, server_default=zero),  # where it goes on after a death
+    Column("next_index", Integer, nullable=False, server_default=zero),
+    Column("error", Text),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("finished_at", Moment),
+    Column("expires_at", Moment),
+    CheckConstraint("format IN ('webdataset','parquet','imagefolder','zip')", name="exports_format"),
+    CheckConstraint("state IN ('queued','running','completed','failed','cancelled')", name="exports_state"),
+    CheckConstraint(
+        "(state IN ('completed','failed','cancelled')) = (finished_at IS NOT NULL)", name="exports_finished"
+    ),
+    Index("exports_job", "job_id", "id"),
+    Index("exports_live", "id", postgresql_where=text("finished_at IS NULL")),
+)
+
+export_files = Table(
+    "export_files",
+    metadata,
+    Column("export_id", BigInteger, ForeignKey("exports.id", ondelete="CASCADE")),
+    Column("path", Text),
+    Column("tenant_id", Integer, nullable=False),
+    Column("shard", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("object_key", Text, nullable=False),
+    PrimaryKeyConstraint("export_id", "path"),
 )
 
 duties = Table(

@@ -12,16 +12,16 @@ _FOLD = text("""
 WITH gone AS (
   DELETE FROM counter_deltas WHERE id IN (
     SELECT id FROM counter_deltas ORDER BY id LIMIT 20000 FOR UPDATE SKIP LOCKED
-  ) RETURNING job_id, queued, rendering, done, failed, cancelled
+  ) RETURNING job_id, queued, rendering, done, failed, cancelled, reused
 ), sums AS (
   SELECT job_id, sum(queued) AS queued, sum(rendering) AS rendering, sum(done) AS done, sum(failed) AS failed,
-         sum(cancelled) AS cancelled
+         sum(cancelled) AS cancelled, sum(reused) AS reused
   FROM gone GROUP BY job_id
 )
 UPDATE counters SET
   queued = counters.queued + sums.queued, rendering = counters.rendering + sums.rendering,
   done = counters.done + sums.done, failed = counters.failed + sums.failed,
-  cancelled = counters.cancelled + sums.cancelled,
+  cancelled = counters.cancelled + sums.cancelled, reused = counters.reused + sums.reused,
   rate = rate + CASE WHEN counters.done + counters.failed = 0 THEN 1 ELSE 1 - exp(-seconds / 30) END
               * ((sums.done + sums.failed) / seconds - rate),
   folded_at = clock_timestamp()

@@ -409,6 +409,21 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(api: Api) -> None:
     assert api.http.get("/v1/jobs").status_code == 401
 
 
+OTHER_ROWS = (  # of tables that nothing above has written to
+    "INSERT INTO files (id, tenant_id, purpose, filename, bytes, sha256, object_key)"
+    " VALUES (1, 1, 'batch', 'f', 1, %(sha256)s, 'k')",
+    "INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, mime_type, expires_at)"
+    " VALUES (1, 1, 'batch', 'f', 1, 'text/plain', now())",
+    "INSERT INTO upload_parts (id, upload_id, tenant_id, bytes, sha256, object_key)"
+    " VALUES (1, 1, 1, 1, %(sha256)s, 'k')",
+    "INSERT INTO job_chunks (job_id, number, tenant_id, sha256, first_index, requests, images)"
+    " VALUES (%(job_id)s, 0, 1, %(sha256)s, 0, 1, 1)",
+    "INSERT INTO exports (id, tenant_id, job_id, format) VALUES (1, 1, %(job_id)s, 'zip')",
+    "INSERT INTO export_files (export_id, path, tenant_id, shard, bytes, sha256, images, object_key)"
+    " VALUES (1, 'p', 1, 0, 1, %(sha256)s, 1, 'k')",
+)
+
+
 def test_a_session_that_names_no_tenant_sees_no_row_of_anybody(
     api: Api, others: tuple[dict[str, Any], httpx.Client], database_url: str
 ) -> None:
@@ -418,6 +433,9 @@ def test_a_session_that_names_no_tenant_sees_no_row_of_anybody(
     factories.settle(api.database, claim, failed=[failed])
     api.http.post("/v1/jobs", json={"images": [{"prompt": "c"}]}, headers={"Idempotency-Key": "k"})
     with psycopg.connect(plain(database_url), autocommit=True) as session:
+        session.execute("SELECT set_config('app.tenant', '*', false)")
+        for statement in OTHER_ROWS:
+            session.execute(statement, {"job_id": claim.images[0].job_id, "sha256": b"0" * 32})
         tables = {
             row[0]
             for row in session.execute(

@@ -1,0 +1,100 @@
+"""Errands: duties that take a while, such as validating a file or writing an export.
+
+Each is about one thing, under a lease of its own, on a thread beside the timetable; any scheduler may run any of them,
+and what one leaves half done by dying another goes on with when the lease has run out.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.core.database import Connection, Database
+from services.core.errors import Away
+from services.core.leases import Lease, LeaseLost
+from services.core.settings import Settings
+from services.core.storage import ImageStore
+
+log = logging.getLogger(__name__)
+LOOK_SECONDS = 0.25
+PAUSE_SECONDS = 5.0  # before the same thing is tried again here, after it went wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """`pending` names the things that wait, a few at a time; `run` does the work for one of them under its lease."""
+
+    name: str
+    pending: Callable[[Connection], list[int]]
+    run: Callable[[int, Lease], object]
+
+
+class Errands:
+    """Runs errands, on as many threads as `run` is called from."""
+
+    def __init__(self, database: Database, errands: list[Errand], holder: str) -> None:
+        self.database, self.errands, self.holder = database, errands, holder
+        self._guard = threading.Lock()
+        self._in_hand: set[str] = set()
+        self._not_before: dict[str, float] = {}
+
+    def run(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
+            try:
+                busy = self.run_once(stopping)
+            except Away as error:
+                log.warning("errands put off", extra={"error": str(error)})
+                busy = False
+                stopping.wait(1.0)
+            if not busy:
+                stopping.wait(LOOK_SECONDS)
+
+    def run_once(self, stopping: threading.Event | None = None) -> bool:
+        """Does all that waits, each thing once. Returns whether there was anything."""
+        busy = False
+        for errand in self.errands:
+            with self.database.begin() as connection:
+                things = errand.pending(connection)
+            for thing in things:
+                if stopping is not None and stopping.is_set():
+                    return busy
+                busy |= self._try(errand, thing)
+        return busy
+
+    def _try(self, errand: Errand, thing: int) -> bool:
+        name = f"{errand.name}/{thing}"
+        with self._guard:
+            if name in self._in_hand or self._not_before.get(name, 0.0) > time.monotonic():
+                return False
+            self._in_hand.add(name)
+        try:
+            return self._perform(errand, thing, Lease(self.database, name, self.holder))
+        finally:
+            with self._guard:
+                self._in_hand.discard(name)
+
+    def _perform(self, errand: Errand, thing: int, lease: Lease) -> bool:
+        began = time.monotonic()
+        try:
+            if not lease.take():
+                return False
+            errand.run(thing, lease)
+            lease.release()
+        except LeaseLost:
+            log.warning("errand lost", extra={"errand": lease.name})
+        except Away as error:
+            log.warning("errand put off", extra={"errand": lease.name, "error": str(error)})
+            self._not_before[lease.name] = time.monotonic() + PAUSE_SECONDS
+        except Exception:
+            log.exception("errand failed", extra={"errand": lease.name})
+            self._not_before[lease.name] = time.monotonic() + PAUSE_SECONDS
+        else:
+            self._not_before.pop(lease.name, None)
+            log.info("errand done", extra={"errand": lease.name, "seconds": round(time.monotonic() - began, 3)})
+        return True
+
+
+def errands(settings: Settings, database: Database, store: ImageStore) -> list[Errand]:
+    """What there is to run; each kind's file in the core says what it does."""
+    return []
