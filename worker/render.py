@@ -39,9 +39,7 @@ class Press:
         self.stopping = threading.Event()
         self.busy = False
         self.device = Device(pipeline, lease, f"{host} {pipeline.device}", mark)
-        self._storing = Storing(
-            settings, database, store, lease, self.device.name, pipeline.versions, self.stopping
-        )  # fmt: skip
+        self._storing = Storing(settings, database, store, lease, self.device, self.stopping)
         self._one_at_a_time = threading.Lock()
         self._seats = threading.Semaphore(settings.spool_batches)
         self._claiming = ThreadPoolExecutor(1, "claim")

@@ -11,8 +11,8 @@ from services.core.database import Database
 from services.core.errors import Away, StoreAway, StoreRefused
 from services.core.settings import Settings
 from services.core.specs import FailedImage, StoredImage
-from worker import encoding, retries
-from worker.device import Outcome, Rendered
+from worker import encoding, provenance, retries
+from worker.device import Device, Outcome, Rendered
 from worker.lease import Held, Lease
 
 log = logging.getLogger(__name__)
@@ -24,11 +24,11 @@ class Storing:
     """The stage after the device. `stopping`: give back what cannot be stored right now."""
 
     def __init__(
-        self, settings: Settings, database: Database, store: storage.ImageStore, lease: Lease, device: str,
-        versions: str, stopping: threading.Event,
+        self, settings: Settings, database: Database, store: storage.ImageStore, lease: Lease, device: Device,
+        stopping: threading.Event,
     ) -> None:  # fmt: skip
         self._settings, self._database, self._objects, self._lease = settings, database, store, lease
-        self._device, self._versions, self._stopping = device, versions, stopping
+        self._device, self._pipeline, self._stopping = device.name, device.pipeline, stopping
         self._refused = False
         self._batches = ThreadPoolExecutor(settings.spool_batches, "store")
         self._uploading = ThreadPoolExecutor(UPLOADS, "upload")
@@ -57,20 +57,20 @@ class Storing:
 
     def _store(self, held: Held, rendered: Rendered) -> StoredImage | FailedImage | None:
         """Encodes and uploads; tries again for as long as the store is away. None: not wanted any more, or not now."""
-        image, spec = rendered.image, rendered.image.spec
+        image, render_key = rendered.image, rendered.image.render_key
         if not held.wants(image):
             return None
         try:
-            data = encoding.encode(rendered.picture.pixels, image.output_format)
+            told = provenance.describe(image, self._pipeline.card.name, rendered.reproducibility_class)
+            data = encoding.encode(rendered.picture.pixels, image.output_format, image.output_compression, told)
         except Exception as error:
             log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
             return retries.failure(image, error)
         key = storage.image_key(
-            image.tenant_id, jobs.public_id(image.job_id), image.index, spec.render_key(image.output_format),
-            image.output_format,
+            image.tenant_id, jobs.public_id(image.job_id), image.index, render_key, image.output_format
         )  # fmt: skip
         metadata = {
-            "device": self._device, "class": rendered.reproducibility_class, "versions": self._versions,
+            "device": self._device, "class": rendered.reproducibility_class, "versions": self._pipeline.versions,
         }  # fmt: skip
         pause, refused_until = 0.2, time.monotonic() + REFUSED_LEASES * self._settings.lease_seconds
         while not held.lost and held.wants(image):
@@ -100,6 +100,7 @@ class Storing:
                 flagged=rendered.picture.flagged,
                 unknown_words=rendered.picture.unknown_words,
                 render_seconds=rendered.seconds,
+                render_key=bytes.fromhex(render_key),
             )
         return None
 
