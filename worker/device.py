@@ -58,11 +58,13 @@ class Device:
         self._thread = ThreadPoolExecutor(1, "device")
 
     def render(self, held: Held) -> Outcome:
-        """Renders what it can of a claim, and stops at once when nobody wants it any more."""
+        """Renders what is left of a claim, as far as it can, and stops at once when nobody wants it any more."""
+        if not held.left:
+            return Outcome(held)
         claim = held.claim
         tried = self._most(claim.shape)
         plan = Plan(self.pipeline.card.batch_sizes, tried)
-        plan.add(claim.images)
+        plan.add(held.left)
         outcome = Outcome(held, plan=plan)
         self.lease.rendering(held)
         self._mark(claim.id)
@@ -86,6 +88,10 @@ class Device:
             if outcome.rendered:
                 self._remember(claim.shape, tried, plan.most)
         return outcome
+
+    def expected_class(self, shape: Shape) -> str:
+        """The reproducibility class of the next batch of that shape, unless the device has less room than is known."""
+        return reproducibility_class(self.pipeline, self._most(shape))
 
     def _most(self, shape: Shape) -> int:
         """The largest declared size to try; one more once the device has done well for a while."""

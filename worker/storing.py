@@ -48,7 +48,8 @@ class Storing:
             stored = [future.result() for future in [self._uploading.submit(self._store, outcome.held, rendered)
                                                      for rendered in outcome.rendered]]  # fmt: skip
             unstorable = [image for image in stored if isinstance(image, FailedImage)]
-            self._settle(outcome, [image for image in stored if isinstance(image, StoredImage)], unstorable)
+            ours = [image for image in stored if isinstance(image, StoredImage)]
+            self._settle(outcome, [*outcome.held.reused, *ours], unstorable)
         except Exception:
             log.exception("settle failed; the lease will run out", extra={"claim": outcome.held.claim.id})
         finally:
@@ -132,7 +133,7 @@ class Storing:
         log.info(
             "settled",
             extra={"claim": claim.id, "verdict": settlement.verdict.value, "done": len(stored), "failed": len(failed),
-                   "released": len(released)},
+                   "released": len(released), "reused": len(outcome.held.reused)},
         )  # fmt: skip
 
     def _drop(self, images: Sequence[StoredImage]) -> None:
