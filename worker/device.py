@@ -39,12 +39,15 @@ class Memory:
 
 @dataclass(slots=True)
 class Outcome:
-    """What rendering made of a claim. Images in neither list were not rendered: they are released."""
+    """What rendering made of a claim. Images in neither list were not rendered: they are released. `pass_seconds` went
+    into passes that gave pictures, for `slots` images, padding included."""
 
     held: Held
     rendered: list[Rendered] = field(default_factory=list)
     plan: Plan | None = None
     seconds: float = 0.0
+    pass_seconds: float = 0.0
+    slots: int = 0
 
 
 class Device:
@@ -135,12 +138,15 @@ class Device:
                 self.check(part.size)
                 plan.give_up(part, error)
         else:
-            seconds = (time.monotonic() - began) / len(part.images)
+            pass_seconds = time.monotonic() - began
+            seconds = pass_seconds / len(part.images)
             name = reproducibility_class(self.pipeline, part.size)
             if len(pictures) != part.size:
                 raise DeviceSick(f"The pipeline made {len(pictures)} pictures of {part.size}.")
             if any(isinstance(picture, Spoiled) for picture in pictures[: len(part.images)]):
                 self.check(part.size)
+            outcome.pass_seconds += pass_seconds
+            outcome.slots += part.size
             for image, picture in zip(part.images, pictures, strict=False):  # the rest is padding
                 if isinstance(picture, Spoiled):
                     plan.spoiled(image, picture.message)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from services.core import jobs, ledger, storage, suspects
+from services.core import jobs, ledger, rates, storage, suspects
 from services.core.database import Database
 from services.core.errors import Away, StoreAway, StoreRefused
 from services.core.settings import Settings
@@ -130,11 +130,25 @@ class Storing:
                 pause = min(pause * 2, 2.0)
         if settlement.verdict is ledger.Verdict.OK:
             self._drop(settlement.dropped)
+            self._measure(outcome)
         log.info(
             "settled",
             extra={"claim": claim.id, "verdict": settlement.verdict.value, "done": len(stored), "failed": len(failed),
                    "released": len(released), "reused": len(outcome.held.reused)},
         )  # fmt: skip
+
+    def _measure(self, outcome: Outcome) -> None:
+        """Tells how long the images took. Settled is settled: what cannot be told now is left out."""
+        if not outcome.rendered:
+            return
+        try:
+            with self._database.begin() as connection:
+                rates.record(
+                    connection, outcome.held.claim.shape, self._device, images=len(outcome.rendered),
+                    seconds_per_image=outcome.pass_seconds / outcome.slots,
+                )  # fmt: skip
+        except Exception as error:
+            log.warning("rate left out", extra={"claim": outcome.held.claim.id, "error": str(error)[:200]})
 
     def _drop(self, images: Sequence[StoredImage]) -> None:
         """Removes the objects of images that were cancelled while they were stored: nobody will ask for them."""

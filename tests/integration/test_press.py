@@ -32,6 +32,25 @@ def test_every_stored_object_has_the_sha256_that_the_ledger_records(make_press, 
         assert len(data) == image.bytes
 
 
+def test_a_stored_file_tells_its_spec_and_class_and_is_as_compressed_as_was_asked(make_press, database, fast, store):
+    press = make_press()
+    rows = [{**mugs(1)[0], "output_format": "jpeg", "output_compression": quality} for quality in (5, 95)]
+    job_id = submit(database, fast, [*rows, mugs(1)[0]], head={"embed_prompt": True})
+    press.run()
+    squeezed, fine, lossless = images(database, job_id)
+    assert squeezed.bytes < fine.bytes
+    assert len({image.object_key.rpartition("-")[2] for image in (squeezed, fine, lossless)}) == 3
+    for image in (squeezed, fine, lossless):
+        told = store.read(image.object_key).decode("latin-1")
+        assert "<presswork:Prompt>mug 0</presswork:Prompt>" in told
+        assert f"<presswork:ReproducibilityClass>{image.reproducibility_class}</presswork:Repro" in told
+    with database.begin() as connection:
+        keys = connection.execute(text("SELECT encode(render_key, 'hex') FROM results ORDER BY index")).scalars().all()
+    assert [key[:16] in image.object_key for key, image in zip(keys, images(database, job_id), strict=True)] == [
+        True
+    ] * 3
+
+
 def test_the_same_spec_gives_the_same_file_whatever_its_neighbours(make_press, database, fast):
     press = make_press()
     alone = submit(database, fast, mugs(1))
