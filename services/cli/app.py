@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from services.cli import bench, jobs, model, submit
+from services.cli import bench, downloads, exports, jobs, model, submit
 from services.cli.exits import EPILOG
 from services.core.errors import PressworkError
 
@@ -20,9 +20,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG,
 )  # fmt: skip
 keys = typer.Typer(no_args_is_help=True, help="Issue and revoke API keys.")
-JOBS, MACHINE, HOUSE = "Jobs", "This machine", "The house"
+JOBS, RESULTS, MACHINE, HOUSE = "Jobs", "Results", "This machine", "The house"
 submit.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
+downloads.add_to(app, RESULTS)
+exports.add_to(app, RESULTS)
 app.add_typer(keys, name="keys", rich_help_panel=HOUSE)
 app.add_typer(bench.app, name="bench", rich_help_panel=HOUSE)
 app.add_typer(model.app, name="model", rich_help_panel=HOUSE)

@@ -25,7 +25,7 @@ class Profile:
     api_key: str
 
 
-def connect(name: str | None, patience: float = PATIENCE_SECONDS) -> Client:
+def connect(name: str | None, patience: float | None = None) -> Client:
     """A client of the server that is meant. While it waits for the server it says so, once."""
     profile = find(name)
     told = 0
@@ -36,6 +36,7 @@ def connect(name: str | None, patience: float = PATIENCE_SECONDS) -> Client:
         if told == _TELL_AFTER + 1:
             show.say(f"{why.message}; trying again", style="dim")
 
+    patience = PATIENCE_SECONDS if patience is None else patience
     return Client(profile.url, profile.api_key, patience=patience, on_wait=on_wait)
 
 

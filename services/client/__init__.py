@@ -24,7 +24,7 @@ from services.client.answers import (
     Range,
 )
 from services.client.client import PAGE, Client
-from services.client.transport import ClientError
+from services.client.transport import ClientError, file_sha256
 
 __all__ = [
     "PAGE",
@@ -44,4 +44,5 @@ __all__ = [
     "Model",
     "Preview",
     "Range",
+    "file_sha256",
 ]
