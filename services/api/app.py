@@ -7,7 +7,21 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from services.api import auth, errors, health, jobs, queries, schemas, submissions
+from services.api import (
+    auth,
+    batches,
+    contents,
+    errors,
+    files,
+    generations,
+    health,
+    jobs,
+    models,
+    queries,
+    schemas,
+    submissions,
+    uploads,
+)
 from services.api.auth import documented
 from services.api.context import Context
 from services.api.edge import Edge
@@ -38,8 +52,15 @@ def create_app(settings: Settings) -> FastAPI:
     )
     tenants_routes.include_router(submissions.router)
     tenants_routes.include_router(jobs.router)
+    for room in (files, uploads, batches, generations, models):
+        tenants_routes.include_router(room.router)
+    links_routes = APIRouter(
+        prefix="/v1", dependencies=[Depends(documented), Depends(queries.only_known)], responses=_ERRORS
+    )
+    links_routes.include_router(contents.router)
     app.include_router(open_routes)
     app.include_router(tenants_routes)
+    app.include_router(links_routes)
     app.add_middleware(Edge)
     errors.install(app)
     return app

@@ -12,6 +12,7 @@ from services.core.settings import Settings
 from services.core.storage import S3Store
 
 SUBMISSIONS_AT_ONCE = 4
+WAITING_AT_ONCE = 8  # looks at the database of those who wait for their images, at one time
 CONNECTIONS = 10
 
 
@@ -22,6 +23,7 @@ class Context:
     store: S3Store
     bell: Bell
     submissions: anyio.CapacityLimiter  # parsing is bound by one CPU: more at once would only take more memory
+    waiting: anyio.CapacityLimiter
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
@@ -31,12 +33,18 @@ class Context:
             S3Store(settings),
             Bell(settings.redis_url),
             anyio.CapacityLimiter(SUBMISSIONS_AT_ONCE),
+            anyio.CapacityLimiter(WAITING_AT_ONCE),
         )
 
 
 def _context(request: Request) -> Context:
     found: Context = request.app.state.context
     return found
+
+
+def base_url(settings: Settings, request: Request) -> str:
+    """What clients put in front of `/v1`: as it is set, or as this client did."""
+    return (settings.public_url or str(request.base_url)).rstrip("/")
 
 
 Here = Annotated[Context, Depends(_context)]

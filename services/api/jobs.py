@@ -3,15 +3,13 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import RedirectResponse
 
-from services.api import cursors, queries, schemas
+from services.api import context, cursors, queries, schemas
 from services.api.auth import Tenant
 from services.api.context import Context, Here
 from services.api.errors import Refused
-from services.core import jobs, storage, upkeep, views
+from services.core import jobs, links, upkeep, views
 from services.core.errors import Conflict, NotFound
-from services.core.states import ImageState
 
 router = APIRouter()
 _PAST_THE_NEWEST = 2**63 - 1
@@ -57,27 +55,9 @@ def list_images(
         raise NotFound("There is no such job.")
     page = found[:limit]
     more = cursors.seal(here.settings.secret, listing, page[-1].index) if len(found) > limit else None
-    job_url = schemas.job_url(request, number)
-    return schemas.ImagePage(data=[schemas.image(view, job_url) for view in page], next_cursor=more)
-
-
-@router.get("/jobs/{job_id}/images/{index}/content", status_code=307, response_class=RedirectResponse)
-def show_content(here: Here, tenant: Tenant, job_id: str, index: str) -> Any:
-    """Redirects to the stored image, at an address that is good for a while."""
-    number = jobs.parse_id(job_id)
-    if not (index.isascii() and index.isdigit() and len(index) <= 9):
-        raise NotFound("There is no such image.")
-    with here.database.begin(tenant) as connection:
-        found = views.images(connection, tenant, number, state=None, after=int(index) - 1, limit=1)
-    if not found or found[0].index != int(index):
-        raise NotFound("There is no such image.")
-    image = found[0]
-    if image.state is not ImageState.DONE or image.object_key is None:
-        raise Refused(409, "not_done", f"The image is {image.state.word}; it can be fetched once it is done.")
-    name = image.custom_id or f"{jobs.public_id(number)}-{image.index:06d}"  # both are safe in a header and on a disk
-    filename = f"{name}.{storage.EXTENSIONS[image.output_format]}"
-    address = here.store.presign(image.object_key, here.settings.url_seconds, filename)
-    return RedirectResponse(address, status_code=307)
+    base_url, secret = context.base_url(here.settings, request), here.settings.secret
+    data = [schemas.image(view, links.image_url(base_url, secret, number, view.index)) for view in page]
+    return schemas.ImagePage(data=data, next_cursor=more)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=schemas.Job)

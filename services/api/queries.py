@@ -30,6 +30,10 @@ def _whole(value: object) -> object:
 
 
 Limit = Annotated[int, BeforeValidator(_whole), Query(ge=1, le=1000, description="a whole number from 1 to 1000")]
+FileLimit = Annotated[
+    int, BeforeValidator(_whole), Query(ge=1, le=10_000, description="a whole number from 1 to 10000")
+]
+BatchLimit = Annotated[int, BeforeValidator(_whole), Query(ge=1, le=100, description="a whole number from 1 to 100")]
 Cursor = Annotated[str | None, Query(max_length=200, description="the next_cursor of the page before")]
 Status = Annotated[
     Literal["queued", "rendering", "done", "failed", "cancelled"] | None,

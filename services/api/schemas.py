@@ -3,7 +3,6 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import Request
 from pydantic import BaseModel, PlainSerializer
 
 from services.core import jobs, requests
@@ -138,7 +137,7 @@ def job(view: JobView) -> Job:
     )
 
 
-def image(view: ImageView, job_url: str) -> Image:
+def image(view: ImageView, url: str) -> Image:
     done = view.state is ImageState.DONE
     failed = view.state is ImageState.FAILED
     return Image(
@@ -150,7 +149,7 @@ def image(view: ImageView, job_url: str) -> Image:
         output_format=view.output_format,
         sha256=view.sha256,
         bytes=view.bytes,
-        url=f"{job_url}/images/{view.index}/content" if done else None,
+        url=url if done else None,
         truncated=view.truncated,
         flagged=view.flagged,
         unknown_words=None if view.unknown_words is None else list(view.unknown_words),
@@ -159,10 +158,6 @@ def image(view: ImageView, job_url: str) -> Image:
         device=view.device,
         error=ImageError(code=view.error_code or "unknown", message=view.error_message or "") if failed else None,
     )
-
-
-def job_url(request: Request, job_id: int) -> str:
-    return f"{str(request.base_url).rstrip('/')}/v1/jobs/{jobs.public_id(job_id)}"
 
 
 def submission_body() -> dict[str, Any]:

@@ -34,6 +34,10 @@ class StoreRefused(StoreAway):
     """The object store refused the request: check its address, the bucket and the credentials."""
 
 
+class ObjectGone(StoreRefused):
+    """The object store does not have this object any more."""
+
+
 class NotFound(PressworkError):
     """There is no such thing, or it belongs to somebody else."""
 

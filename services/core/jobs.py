@@ -4,19 +4,14 @@ Functions take an open transaction and never commit.
 """
 
 import json
-import secrets
-import time
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from services.core import states, tables
+from services.core import ids, states
 from services.core.errors import Conflict, NotFound
 from services.core.specs import Shape
 from services.core.states import JobState
-
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_DIGITS = {letter: value for value, letter in enumerate(_ALPHABET)}
 
 _NEW = text("""
 INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, opened_at)
@@ -78,27 +73,17 @@ _ENDING = [JobState.FINALIZING.value, JobState.CANCELLING.value]
 
 
 def new_id() -> int:
-    """A fresh job id: time-ordered, so that partitions are by age; hard to guess, and no right to anything."""
-    milliseconds = int(time.time() * 1000) - int(tables.ID_EPOCH.timestamp() * 1000)
-    return milliseconds << tables.ID_RANDOM_BITS | secrets.randbits(tables.ID_RANDOM_BITS)
+    """A fresh job id: time-ordered, so that partitions are by age."""
+    return ids.new()
 
 
 def public_id(job_id: int) -> str:
-    """How people see it: `job_` and 13 characters of Crockford's base 32."""
-    return "job_" + "".join(_ALPHABET[job_id >> shift & 31] for shift in range(60, -1, -5))
+    return ids.public("job_", job_id)
 
 
 def parse_id(public: str) -> int:
     """The inverse; NotFound for anything that is no job's id."""
-    letters = public.removeprefix("job_")
-    if len(public) != 17 or len(letters) != 13 or any(letter not in _DIGITS for letter in letters):
-        raise NotFound("There is no such job.")
-    value = 0
-    for letter in letters:
-        value = value << 5 | _DIGITS[letter]
-    if value >= 2**63:
-        raise NotFound("There is no such job.")
-    return value
+    return ids.parse("job_", public, "job")
 
 
 def create(

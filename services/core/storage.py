@@ -17,7 +17,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from services.core.errors import StoreAway, StoreRefused
+from services.core.errors import ObjectGone, StoreAway, StoreRefused
 from services.core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -224,6 +224,8 @@ class S3Store:
             code = error.response.get("Error", {}).get("Code", "")
             if _status(error) >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
                 raise StoreAway(f"The object store at {self._endpoint} answers {code or _status(error)}.") from error
+            if code == "NoSuchKey":
+                raise ObjectGone from error
             raise StoreRefused(
                 f"The object store at {self._endpoint} refuses with {code or _status(error)}; "
                 f"check the bucket {self._bucket!r} and the credentials."

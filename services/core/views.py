@@ -59,6 +59,10 @@ _FLEET = text("""
 SELECT id, host, pid, device, model, state, extract(epoch FROM now() - seen_at)::double precision AS silent
 FROM workers WHERE seen_at > now() - interval '5 minutes' ORDER BY host, pid
 """)
+_WORKERS = text("""
+SELECT model_revision, count(*) AS workers FROM workers
+WHERE state IN ('ready', 'busy') AND seen_at > now() - interval '15 seconds' GROUP BY model_revision
+""")
 _TOTALS = text("""
 SELECT sum(c.queued + d.queued) AS queued, sum(c.rendering + d.rendering) AS rendering, sum(c.done + d.done) AS done,
        sum(c.failed + d.failed) AS failed, sum(c.cancelled + d.cancelled) AS cancelled
@@ -143,6 +147,14 @@ def images(
     return [_image_view(row) for row in rows]
 
 
+def image(connection: Connection, tenant_id: int | None, job_id: int, index: int) -> ImageView | None:
+    """One image; None: there is none, or not of this tenant. As the house (None) anybody's."""
+    if tenant_id is not None and not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
+        return None
+    rows: Any = connection.execute(_IMAGES_FROM, {"job_id": job_id, "after": index - 1, "limit": 1}).all()
+    return _image_view(rows[0]) if rows and rows[0].index == index else None
+
+
 def waiting_models(connection: Connection) -> list[str]:
     """Models for which something may wait: whose bells should ring."""
     return list(connection.execute(_WAITING_MODELS).scalars())
@@ -151,6 +163,11 @@ def waiting_models(connection: Connection) -> list[str]:
 def fleet(connection: Connection) -> Sequence[Any]:
     """Workers seen in the last five minutes; `silent` is seconds since."""
     return connection.execute(_FLEET).all()
+
+
+def workers_by_revision(connection: Connection) -> dict[str, int]:
+    """How many live workers serve each model revision."""
+    return {row.model_revision: row.workers for row in connection.execute(_WORKERS)}
 
 
 def readiness(connection: Connection, model: str) -> tuple[bool, bool]:
