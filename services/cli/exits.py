@@ -25,9 +25,23 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-EPILOG = """Exit codes: 0 done. 1 failed. 2 wrong usage. 3 the job ended, and images of it failed or were never made.
-4 there is no such thing. 5 refused: bad input, a key that does not fit, or not possible in this state.
-6 the server cannot be reached. 130 interrupted."""
+EPILOG = """Exit codes:
+
+  0  done
+
+  1  failed
+
+  2  wrong usage or settings
+
+  3  the job ended, and images of it failed or were never made
+
+  4  there is no such thing
+
+  5  refused: bad input, a wrong key, or not possible in this state
+
+  6  the server cannot be reached
+
+130  interrupted"""
 
 
 class BadInput(PressworkError):
@@ -94,6 +108,8 @@ def tell(error: Exception, as_json: bool) -> Exit:
 
 def _code(error: Exception) -> Exit:
     match error:
+        case ClientError(code="unknown_route"):
+            return Exit.FAILED
         case ClientError(status=404):
             return Exit.NOT_FOUND
         case ClientError(code="unreachable") | ClientError(status=502 | 503 | 504):

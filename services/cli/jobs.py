@@ -79,7 +79,7 @@ def items(
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> None:
-    """List a job's requests and their images, those that failed first."""
+    """List a job's requests, those that failed first."""
     with connect(profile) as client:
         found = client.requests(job, status, page=_page(limit, 100))
         if as_json:
@@ -107,7 +107,10 @@ def pause(jobs: options.JobIds, profile: options.ProfileName = None, as_json: op
 
 
 def resume(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """Let paused jobs go on. (A submission that was cut off goes on with `submit --resume`.)"""
+    """Let paused jobs go on.
+
+    (A submission that was cut off goes on with `submit --resume`.)
+    """
     _each(jobs, profile, as_json, lambda client, job: client.resume(job))
 
 
@@ -123,7 +126,10 @@ def retry(
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> Exit:
-    """Make a new job of the images that failed: the same prompts, seeds and ids."""
+    """Make a new job of the images that failed.
+
+    With the same prompts, seeds and custom_ids; the old job stays as it is.
+    """
     given = {"include_cancelled": include_cancelled or None, "priority": priority}
     given["labels"] = options.pairs(label, "--label") or None  # type: ignore[assignment]
     asked = {name: value for name, value in given.items() if value is not None}
@@ -137,7 +143,10 @@ def retry(
 
 
 def models(profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """List the models that can be asked for, their sizes, and who serves them."""
+    """List the models that can be asked for.
+
+    With the sizes of each (its default in bold), its default and most steps, and how many live workers serve it.
+    """
     with connect(profile) as client:
         found = client.models()
     if as_json:

@@ -101,13 +101,13 @@ def job(found: Job) -> RenderableType:
     table.add_row("images", _counted(found))
     if found["rate"] and not found["finished_at"]:
         table.add_row("speed", f"{speed(found['rate'])}{_left(found)}")
-    table.add_row("created", f"{found['created_at']}  ({age(found['created_at'], found['as_of'])} ago)")
+    table.add_row("created", f"{local(found['created_at'])}  ({age(found['created_at'], found['as_of'])} ago)")
     for name in ("started_at", "cancel_requested_at", "finished_at", "expires_at"):
-        if moment := found.get(name):
+        if given := found.get(name):
             took = ""
             if name == "finished_at" and found["started_at"]:
                 took = f"  (after {age(found['started_at'], found['finished_at'] or found['as_of'])})"
-            table.add_row(name.removesuffix("_at").replace("_", " "), f"{moment}{took}")
+            table.add_row(name.removesuffix("_at").replace("_", " "), f"{local(str(given))}{took}")
     extras = [
         word for word, given in (("dedupe", found.get("dedupe")), ("embed prompt", found.get("embed_prompt"))) if given
     ]
@@ -259,6 +259,11 @@ def age(since: str, until: str | None = None) -> str:
 
 def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def local(text: str) -> str:
+    """A moment on this machine's clock."""
+    return moment(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def size(count: int) -> str:
