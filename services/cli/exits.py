@@ -25,9 +25,9 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-EPILOG = """Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 the job ended and images of it failed or were never
-made, 4 there is no such thing, 5 refused: bad input, a wrong key, or not possible in this state, 6 the server cannot be
-reached, 130 interrupted."""
+EPILOG = """Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 the job ended and images of it failed or were
+never made, 4 there is no such thing, 5 refused: bad input, a wrong key, or not possible in this state, 6 the server
+cannot be reached, 130 interrupted."""
 
 
 class BadInput(PressworkError):

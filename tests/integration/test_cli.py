@@ -302,7 +302,7 @@ def test_a_job_is_paused_resumed_and_what_failed_of_it_is_tried_again(run: Run, 
     assert document(run("pause", job, "--json"))["paused"]
     assert "paused" in run("show", job).stdout
     assert not document(run("resume", job, "--json"))["paused"]
-    assert "has not finished" in run("retry", job, code=5).stderr
+    assert "once it has finished" in run("retry", job, code=5).stderr
     render(api, store, job, 0, 2)
     again = document(run("retry", job, "--priority", "high", "--label", "again=yes", "--json"))
     assert (again["retry_of"], again["counts"]["total"], again["priority"]) == (job, 2, "high")
