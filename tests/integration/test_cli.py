@@ -2,12 +2,14 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -17,10 +19,12 @@ import httpx
 import pyarrow
 import pytest
 from click.testing import Result
+from PIL import Image
 from pyarrow import parquet
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from scheduler.errands import Errands, errands
 from services.cli.app import app
 from services.client import Client, ClientError
 from services.core import jobs, upkeep
@@ -34,8 +38,16 @@ from tests.waiting import until
 from tests.web import Api, open_api
 
 ROOT = Path(__file__).parents[2]
-PICTURE = b"a picture, if you are kind"
 Run = Callable[..., Result]
+
+
+def _picture() -> bytes:
+    drawn = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(drawn, "png")
+    return drawn.getvalue()
+
+
+PICTURE = _picture()
 
 
 @pytest.fixture(scope="module")
@@ -458,6 +470,37 @@ def test_what_does_not_match_its_sha256_is_not_kept(run: Run, api: Api, store: S
         )
     assert "does not match its sha256" in run("download", job, "-o", "out", code=1).stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["metadata.jsonl"]
+
+
+def test_an_export_is_begun_followed_and_downloaded(run: Run, api: Api, store: S3Store, tmp_path: Path) -> None:
+    needs(api, "/v1/exports/{export_id}/files")
+    job = str(api.submit(*[{"prompt": f"mug {index}", "size": "64x64"} for index in range(5)])["id"])
+    assert "finished" in run("export", job, "--no-wait", code=5).stderr
+    render(api, store, job)
+    with exporter(api, store):
+        made = document(run("export", job, "--option", "images_per_shard=2", "-o", "out", "--json"))
+        assert (made["status"], made["counts"]["done"]) == ("completed", 5)
+        names = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        assert len([name for name in names if name.suffix == ".tar"]) == 3
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.tar")}
+        run("export", made["id"], "-o", "out")
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert made["id"] in run("exports", job).stdout
+        assert "images_per_shard" in run("export", job, "--option", "images_per_shard=no", code=5).stderr
+
+
+@contextmanager
+def exporter(api: Api, store: S3Store) -> Iterator[None]:
+    """A scheduler's errands, until the end of the block."""
+    stopping = threading.Event()
+    running = Errands(api.database, errands(api.settings, api.database, store), "here")
+    thread = threading.Thread(target=running.run, args=(stopping,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
 
 
 def test_a_file_that_was_cut_off_goes_on_where_it_stopped(api: Api, store: S3Store, tmp_path: Path) -> None:
