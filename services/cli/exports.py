@@ -95,9 +95,10 @@ def _finish(client: Client, made: Export, output: Path | None) -> Export:
 
 def _fetch_all(client: Client, made: Export, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    console = show.err()
     bar = Progress(
         TextColumn("downloading"), BarColumn(20), DownloadColumn(), TransferSpeedColumn(),
-        console=show.err(), transient=True,
+        console=console, transient=True, disable=not console.is_terminal,
     )  # fmt: skip
     pool = ThreadPoolExecutor(_PARALLEL)
     files = 0

@@ -31,7 +31,7 @@ def job(client: Client, job_id: str, as_json: bool) -> Exit:
 
 def export(client: Client, export_id: str) -> Export:
     """Follows an export to its end."""
-    with _bar() as progress:
+    with bar() as progress:
         task = progress.add_task("exporting", total=None, tail="")
         for found in _polls(lambda: client.export(export_id), lambda export: bool(export["finished_at"])):
             counts = found["counts"]
@@ -53,7 +53,7 @@ def _job_json(client: Client, job_id: str) -> Job:
 def _job_shown(client: Client, job_id: str) -> Job:
     if not sys.stderr.isatty():
         return _job_logged(client, job_id)
-    with _bar() as progress:
+    with bar() as progress:
         task = progress.add_task("", total=None, tail="")
         for found in _polls(lambda: client.job(job_id), _finished):
             counts = found["counts"]
@@ -125,15 +125,15 @@ class Amount(ProgressColumn):
         return Text(f"{task.completed:,.0f}/{total}")
 
 
-def _bar() -> Progress:
+def bar() -> Progress:
+    """For people who look; a log gets no bars."""
+    console = show.err()
     return Progress(
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=20),
         Amount(),
         TextColumn("{task.fields[tail]}", markup=False),
-        console=show.err(),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
-
-
-bar = _bar

@@ -54,7 +54,14 @@ class Source:
     form: Form
     columns: Mapping[str, str]  # field of a request -> name in the source
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    taken: int = 0  # rows, so far
     position: Callable[[], float | None] = lambda: None  # 0..1, once it is being read
+
+    @property
+    def total(self) -> int | None:
+        """A guess at how many rows there are, by how much of the file they have taken."""
+        share = self.position()
+        return round(self.taken / share) if share else None
 
     @property
     def unit(self) -> str:
@@ -73,7 +80,9 @@ class Source:
         try:
             with _open(self.path) as file:
                 self._measure(file)
-                yield from reader[self.form](file)
+                for row in reader[self.form](file):
+                    self.taken += 1
+                    yield row
         except UnicodeDecodeError as error:
             raise PressworkError(
                 f"{self.name} is not UTF-8: byte 0x{error.object[error.start]:02x} does not fit. Save it as UTF-8."

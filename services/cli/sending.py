@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from services.cli import follow, show
 from services.cli.exits import BadInput, Interrupted
@@ -75,7 +75,7 @@ def go_on(client: Client, source: Source, job_id: str, most: int) -> Job:
         show.say(f"{job_id} is no draft any more: all of it has been submitted")
         return job
     there = {chunk["number"]: chunk for chunk in client.chunks(job_id)}
-    show.say(f"{job_id} has {len(there):,} parts, {sum(c['requests'] for c in there.values()):,} requests", style="dim")
+    show.say(f"{job_id} has {_parts(len(there))}, {sum(c['requests'] for c in there.values()):,} requests", style="dim")
     return _send_parts(client, source, job_id, parts(source.rows(), most), there)
 
 
@@ -131,10 +131,12 @@ def _send_parts(
             places = [{"chunk": entry.get("chunk"), **_placeless(entry)} for entry in error.errors]
             raise BadInput(f"{_summary(error)}, across the parts of {job_id}.", places) from None
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped after {sent:,} parts, which are kept; this goes on:\n  {_again(job_id)}") from None
+        raise Interrupted(
+            f"stopped; what had arrived is kept ({_parts(sent)}), and this goes on:\n  {_again(job_id)}"
+        ) from None
     except (ClientError, PressworkError):
         if not isinstance(sys.exception(), BadInput):
-            show.say(f"{sent:,} parts are kept; this goes on:\n  {_again(job_id)}")
+            show.say(f"what had arrived is kept ({_parts(sent)}), and this goes on:\n  {_again(job_id)}")
         raise
 
 
@@ -156,13 +158,10 @@ def _is_there(part: Part, there: Mapping[int, Stored]) -> bool:
     return stored is not None and stored["requests"] == len(part.places) and part.number != max(there)
 
 
-def _advance(progress: Progress, task: Any, source: Source, requests: int) -> None:
-    """The total is a guess by how much of the file has been read."""
-    share = source.position()
-    total = round(requests / share) if share else None
-    speed = progress.tasks[0].speed
-    tail = "requests" + (f", {speed:,.0f} a second" if speed else "")
-    progress.update(task, completed=requests, total=total, tail=tail)
+def _advance(progress: Progress, task: TaskID, source: Source, requests: int) -> None:
+    seconds = progress.tasks[0].elapsed
+    tail = "requests" + (f", {requests / seconds:,.0f} a second" if seconds else "")
+    progress.update(task, completed=requests, total=source.total, tail=tail)
 
 
 def _placed(error: ClientError, source: Source, places: list[int]) -> Exception:
@@ -179,6 +178,10 @@ def _kept(error: ClientError, problems: list[dict[str, Any]], job_id: str) -> Ba
 def _summary(error: ClientError) -> str:
     count = len(error.errors)
     return f"refused: {'a problem was' if count == 1 else f'{count} problems were'} found"
+
+
+def _parts(count: int) -> str:
+    return "1 part" if count == 1 else f"{count:,} parts"
 
 
 def _at(error: ClientError, source: Source, places: "list[int] | array[int]") -> list[dict[str, Any]]:

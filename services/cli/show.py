@@ -30,8 +30,10 @@ def err() -> Console:
 
 
 def say(sentence: str, style: str = "") -> None:
-    """A sentence to the person, in their error stream."""
-    err().print(Text(f"presswork: {sentence}", style=style), soft_wrap=True)
+    """A sentence to the person, in their error stream. Lines that are set in are commands to copy: never broken."""
+    console = err()
+    for line in f"presswork: {sentence}".split("\n"):
+        console.print(Text(line, style=style), soft_wrap=line.startswith("  ") or not console.is_terminal)
 
 
 def document(value: object) -> None:
