@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from services.api import auth, errors, health, jobs, queries, schemas, submissions
+from services.api import actions, auth, drafts, errors, health, jobs, queries, schemas, submissions
 from services.api.auth import documented
 from services.api.context import Context
 from services.api.edge import Edge
@@ -36,8 +36,8 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(documented), Depends(auth.authenticate), Depends(queries.only_known)],
         responses=_ERRORS,
     )
-    tenants_routes.include_router(submissions.router)
-    tenants_routes.include_router(jobs.router)
+    for routes in (submissions, drafts, actions, jobs):
+        tenants_routes.include_router(routes.router)
     app.include_router(open_routes)
     app.include_router(tenants_routes)
     app.add_middleware(Edge)
