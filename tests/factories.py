@@ -35,6 +35,7 @@ def submit(
     *,
     priority: str = "normal",
     tenant: int = TENANT,
+    head: dict[str, Any] | None = None,
     **fields: Any,
 ) -> int:
     """A job of that many images (or of these requests), recorded as the API records it; its id."""
@@ -44,7 +45,7 @@ def submit(
     with intake.Submission(settings, catalogue) as submission:
         for index, row in enumerate(rows):
             submission.add(index, {**row, **fields})
-        label = requests.Label.model_validate({"priority": priority})
+        label = requests.Label.model_validate({"priority": priority, **(head or {})})
         return submission.record(database, tenant, label=label).job_id
 
 

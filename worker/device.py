@@ -39,12 +39,15 @@ class Memory:
 
 @dataclass(slots=True)
 class Outcome:
-    """What rendering made of a claim. Images in neither list were not rendered: they are released."""
+    """What rendering made of a claim. Images in neither list were not rendered: they are released. `pass_seconds` went
+    into passes that gave pictures, for `slots` images, padding included."""
 
     held: Held
     rendered: list[Rendered] = field(default_factory=list)
     plan: Plan | None = None
     seconds: float = 0.0
+    pass_seconds: float = 0.0
+    slots: int = 0
 
 
 class Device:
@@ -58,11 +61,13 @@ class Device:
         self._thread = ThreadPoolExecutor(1, "device")
 
     def render(self, held: Held) -> Outcome:
-        """Renders what it can of a claim, and stops at once when nobody wants it any more."""
+        """Renders what is left of a claim, as far as it can, and stops at once when nobody wants it any more."""
+        if not held.left:
+            return Outcome(held)
         claim = held.claim
         tried = self._most(claim.shape)
         plan = Plan(self.pipeline.card.batch_sizes, tried)
-        plan.add(claim.images)
+        plan.add(held.left)
         outcome = Outcome(held, plan=plan)
         self.lease.rendering(held)
         self._mark(claim.id)
@@ -86,6 +91,10 @@ class Device:
             if outcome.rendered:
                 self._remember(claim.shape, tried, plan.most)
         return outcome
+
+    def expected_class(self, shape: Shape) -> str:
+        """The reproducibility class of the next batch of that shape, unless the device has less room than is known."""
+        return reproducibility_class(self.pipeline, self._most(shape))
 
     def _most(self, shape: Shape) -> int:
         """The largest declared size to try; one more once the device has done well for a while."""
@@ -129,12 +138,15 @@ class Device:
                 self.check(part.size)
                 plan.give_up(part, error)
         else:
-            seconds = (time.monotonic() - began) / len(part.images)
+            pass_seconds = time.monotonic() - began
+            seconds = pass_seconds / len(part.images)
             name = reproducibility_class(self.pipeline, part.size)
             if len(pictures) != part.size:
                 raise DeviceSick(f"The pipeline made {len(pictures)} pictures of {part.size}.")
             if any(isinstance(picture, Spoiled) for picture in pictures[: len(part.images)]):
                 self.check(part.size)
+            outcome.pass_seconds += pass_seconds
+            outcome.slots += part.size
             for image, picture in zip(part.images, pictures, strict=False):  # the rest is padding
                 if isinstance(picture, Spoiled):
                     plan.spoiled(image, picture.message)

@@ -7,14 +7,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from services.core import ledger
 from services.core.database import Database
 from services.core.errors import DatabaseAway
 from services.core.settings import Settings
-from services.core.specs import Claim, Image
+from services.core.specs import Claim, Image, StoredImage
 
 log = logging.getLogger(__name__)
 EXIT_HUNG = 70
@@ -30,6 +30,8 @@ class Held:
 
     def __init__(self, claim: Claim, fence_seconds: float) -> None:
         self.claim = claim
+        self.left = claim.images  # to render
+        self.reused: tuple[StoredImage, ...] = ()
         self.step = 0
         self.cancelled: frozenset[int] = frozenset()
         self.extended_at = time.monotonic()
@@ -45,6 +47,12 @@ class Held:
     def lost(self) -> bool:
         """The ledger said so: settling is of no use."""
         return self._lost
+
+    def spare(self, reused: Iterable[StoredImage]) -> None:
+        """These lie in the store already: only the others are left to render."""
+        self.reused = tuple(reused)
+        there = {(image.job_id, image.index) for image in self.reused}
+        self.left = tuple(image for image in self.claim.images if (image.job_id, image.index) not in there)
 
     def wants(self, image: Image) -> bool:
         return image.job_id not in self.cancelled
@@ -113,7 +121,7 @@ class Lease:
         if held is None:
             return
         held.step = step
-        if held.fenced or not any(held.wants(image) for image in held.claim.images):
+        if held.fenced or not any(held.wants(image) for image in held.left):
             raise Interrupted
 
     def beat(self) -> None:

@@ -20,6 +20,7 @@ from worker import batching
 from worker.device import Device, Outcome
 from worker.lease import Held, Lease
 from worker.pipeline import Pipeline
+from worker.reuse import Reuse
 from worker.storing import Storing
 
 log = logging.getLogger(__name__)
@@ -39,9 +40,8 @@ class Press:
         self.stopping = threading.Event()
         self.busy = False
         self.device = Device(pipeline, lease, f"{host} {pipeline.device}", mark)
-        self._storing = Storing(
-            settings, database, store, lease, self.device.name, pipeline.versions, self.stopping
-        )  # fmt: skip
+        self._reuse = Reuse(database, store, self.device)
+        self._storing = Storing(settings, database, store, lease, self.device, self.stopping)
         self._one_at_a_time = threading.Lock()
         self._seats = threading.Semaphore(settings.spool_batches)
         self._claiming = ThreadPoolExecutor(1, "claim")
@@ -125,6 +125,8 @@ class Press:
             if claim is not None:
                 held = self.lease.hold(claim)
                 self._after_claim(claim, found, seats)
+                self._reuse.look(held)
+                self._charge(held)
                 return held
             # Drained, or all locked by others: lift the marks, so that these are not looked at again; then the rest.
             with self.database.begin() as connection:
@@ -138,9 +140,6 @@ class Press:
 
     def _after_claim(self, claim: Claim, found: ledger.Candidates, seats: int) -> None:
         """What may follow a claim and is healed by a duty if it does not. Never raises: the claim is held."""
-        for image in claim.images:
-            share = batching.cost(claim.shape, 1)
-            self._charges[image.tenant_id] = self._charges.get(image.tenant_id, 0.0) + share
         if len(claim.images) == seats:
             self.bell.ring(self.pipeline.card.name)
         try:
@@ -152,3 +151,8 @@ class Press:
                     upkeep.raise_low(connection, found.job_ids)
         except Exception as error:
             log.warning("start put off", extra={"claim": claim.id, "error": str(error)})
+
+    def _charge(self, held: Held) -> None:
+        for image in held.left:
+            share = batching.cost(held.claim.shape, 1)
+            self._charges[image.tenant_id] = self._charges.get(image.tenant_id, 0.0) + share

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from services.core import jobs, ledger, storage, suspects
+from services.core import jobs, ledger, rates, storage, suspects
 from services.core.database import Database
 from services.core.errors import Away, StoreAway, StoreRefused
 from services.core.settings import Settings
 from services.core.specs import FailedImage, StoredImage
-from worker import encoding, retries
-from worker.device import Outcome, Rendered
+from worker import encoding, provenance, retries
+from worker.device import Device, Outcome, Rendered
 from worker.lease import Held, Lease
 
 log = logging.getLogger(__name__)
@@ -24,11 +24,11 @@ class Storing:
     """The stage after the device. `stopping`: give back what cannot be stored right now."""
 
     def __init__(
-        self, settings: Settings, database: Database, store: storage.ImageStore, lease: Lease, device: str,
-        versions: str, stopping: threading.Event,
+        self, settings: Settings, database: Database, store: storage.ImageStore, lease: Lease, device: Device,
+        stopping: threading.Event,
     ) -> None:  # fmt: skip
         self._settings, self._database, self._objects, self._lease = settings, database, store, lease
-        self._device, self._versions, self._stopping = device, versions, stopping
+        self._device, self._pipeline, self._stopping = device.name, device.pipeline, stopping
         self._refused = False
         self._batches = ThreadPoolExecutor(settings.spool_batches, "store")
         self._uploading = ThreadPoolExecutor(UPLOADS, "upload")
@@ -48,7 +48,8 @@ class Storing:
             stored = [future.result() for future in [self._uploading.submit(self._store, outcome.held, rendered)
                                                      for rendered in outcome.rendered]]  # fmt: skip
             unstorable = [image for image in stored if isinstance(image, FailedImage)]
-            self._settle(outcome, [image for image in stored if isinstance(image, StoredImage)], unstorable)
+            ours = [image for image in stored if isinstance(image, StoredImage)]
+            self._settle(outcome, [*outcome.held.reused, *ours], unstorable)
         except Exception:
             log.exception("settle failed; the lease will run out", extra={"claim": outcome.held.claim.id})
         finally:
@@ -57,20 +58,20 @@ class Storing:
 
     def _store(self, held: Held, rendered: Rendered) -> StoredImage | FailedImage | None:
         """Encodes and uploads; tries again for as long as the store is away. None: not wanted any more, or not now."""
-        image, spec = rendered.image, rendered.image.spec
+        image, render_key = rendered.image, rendered.image.render_key
         if not held.wants(image):
             return None
         try:
-            data = encoding.encode(rendered.picture.pixels, image.output_format)
+            told = provenance.describe(image, self._pipeline.card.name, rendered.reproducibility_class)
+            data = encoding.encode(rendered.picture.pixels, image.output_format, image.output_compression, told)
         except Exception as error:
             log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
             return retries.failure(image, error)
         key = storage.image_key(
-            image.tenant_id, jobs.public_id(image.job_id), image.index, spec.render_key(image.output_format),
-            image.output_format,
+            image.tenant_id, jobs.public_id(image.job_id), image.index, render_key, image.output_format
         )  # fmt: skip
         metadata = {
-            "device": self._device, "class": rendered.reproducibility_class, "versions": self._versions,
+            "device": self._device, "class": rendered.reproducibility_class, "versions": self._pipeline.versions,
         }  # fmt: skip
         pause, refused_until = 0.2, time.monotonic() + REFUSED_LEASES * self._settings.lease_seconds
         while not held.lost and held.wants(image):
@@ -100,6 +101,7 @@ class Storing:
                 flagged=rendered.picture.flagged,
                 unknown_words=rendered.picture.unknown_words,
                 render_seconds=rendered.seconds,
+                render_key=bytes.fromhex(render_key),
             )
         return None
 
@@ -128,11 +130,25 @@ class Storing:
                 pause = min(pause * 2, 2.0)
         if settlement.verdict is ledger.Verdict.OK:
             self._drop(settlement.dropped)
+            self._measure(outcome)
         log.info(
             "settled",
             extra={"claim": claim.id, "verdict": settlement.verdict.value, "done": len(stored), "failed": len(failed),
-                   "released": len(released)},
+                   "released": len(released), "reused": len(outcome.held.reused)},
         )  # fmt: skip
+
+    def _measure(self, outcome: Outcome) -> None:
+        """Tells how long the images took. Settled is settled: what cannot be told now is left out."""
+        if not outcome.rendered:
+            return
+        try:
+            with self._database.begin() as connection:
+                rates.record(
+                    connection, outcome.held.claim.shape, self._device, images=len(outcome.rendered),
+                    seconds_per_image=outcome.pass_seconds / outcome.slots,
+                )  # fmt: skip
+        except Exception as error:
+            log.warning("rate left out", extra={"claim": outcome.held.claim.id, "error": str(error)[:200]})
 
     def _drop(self, images: Sequence[StoredImage]) -> None:
         """Removes the objects of images that were cancelled while they were stored: nobody will ask for them."""

@@ -8,9 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 
 from services.api import (
+    actions,
     auth,
     batches,
     contents,
+    drafts,
     errors,
     files,
     generations,
@@ -50,10 +52,8 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(documented), Depends(auth.authenticate), Depends(queries.only_known)],
         responses=_ERRORS,
     )
-    tenants_routes.include_router(submissions.router)
-    tenants_routes.include_router(jobs.router)
-    for room in (files, uploads, batches, generations, models):
-        tenants_routes.include_router(room.router)
+    for routes in (submissions, drafts, actions, jobs, files, uploads, batches, generations, models):
+        tenants_routes.include_router(routes.router)
     links_routes = APIRouter(
         prefix="/v1", dependencies=[Depends(documented), Depends(queries.only_known)], responses=_ERRORS
     )

@@ -59,16 +59,16 @@ def idempotency_key(request: Request) -> str | None:
 
 @asynccontextmanager
 async def received(
-    request: Request, settings: Settings, form: Format, *, limit: int = JSON_LIMIT
+    request: Request, settings: Settings, form: Format, most: int | None = None
 ) -> AsyncIterator[IO[bytes]]:
-    """The whole body on a spool, rewound. `limit` is that of JSON, in bytes.
+    """The whole body, of at most so many bytes, on a spool, rewound.
 
     Raises:
         Refused: it is too long (413), came too slowly (408), or there is no room for it (503).
         RefusedSubmission: a line is too long, or there are more lines than a job may have images.
         ClientDisconnect: the client went away.
     """
-    limit = settings.max_body_bytes if form is Format.NDJSON else min(limit, settings.max_body_bytes)
+    limit = most or (settings.max_body_bytes if form is Format.NDJSON else min(JSON_LIMIT, settings.max_body_bytes))
     check_length(request, limit)
     meter = LineMeter(settings.max_images_per_job) if form is Format.NDJSON else None
     with tempfile.SpooledTemporaryFile(_SPOOL_MEMORY) as spool:

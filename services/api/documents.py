@@ -30,7 +30,7 @@ async def read_object(request: Request, settings: Settings, *, optional: bool = 
         return {}
     if bodies.body_format(request) is not Format.JSON:
         raise Refused(415, "unsupported_media_type", "Content-Type must be application/json, in UTF-8.")
-    async with bodies.received(request, settings, Format.JSON, limit=_LIMIT) as spool:
+    async with bodies.received(request, settings, Format.JSON, most=_LIMIT) as spool:
         try:
             value = strict_json.loads(spool.read())
         except strict_json.BadJson as error:

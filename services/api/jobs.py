@@ -10,18 +10,28 @@ from services.api.context import Context, Here
 from services.api.errors import Refused
 from services.core import jobs, links, upkeep, views
 from services.core.errors import Conflict, NotFound
+from services.core.states import ImageState
 
 router = APIRouter()
 _PAST_THE_NEWEST = 2**63 - 1
+_AMONG_OTHERS = 1 << 32
 
 
 @router.get("/jobs", response_model=schemas.JobPage)
-def list_jobs(here: Here, tenant: Tenant, limit: queries.Limit = 100, cursor: queries.Cursor = None) -> Any:
-    """The tenant's jobs, newest first."""
-    listing = f"jobs/{tenant}"
+def list_jobs(
+    here: Here,
+    tenant: Tenant,
+    status: queries.JobStatus = None,
+    label: queries.Label = None,
+    limit: queries.Limit = 100,
+    cursor: queries.Cursor = None,
+) -> Any:
+    """The tenant's jobs, newest first: all, or those of one status, or with one label."""
+    listing = f"jobs/{tenant}" if status is label is None else f"jobs/{tenant}/{status}/{label}"
+    wanted = queries.label(label)
     before = _PAST_THE_NEWEST if cursor is None else cursors.unseal(here.settings.secret, listing, cursor)
     with here.database.begin(tenant) as connection:
-        found = views.jobs(connection, tenant, before=before, limit=limit + 1)
+        found = views.jobs(connection, tenant, before=before, limit=limit + 1, state=status, label=wanted)
     page = found[:limit]
     more = cursors.seal(here.settings.secret, listing, page[-1].id) if len(found) > limit else None
     return schemas.JobPage(data=[schemas.job(view) for view in page], next_cursor=more)
@@ -30,7 +40,7 @@ def list_jobs(here: Here, tenant: Tenant, limit: queries.Limit = 100, cursor: qu
 @router.get("/jobs/{job_id}", response_model=schemas.Job)
 def show_job(here: Here, tenant: Tenant, job_id: str) -> Any:
     """One job with its counts."""
-    return _job(here, tenant, jobs.parse_id(job_id))
+    return shown(here, tenant, jobs.parse_id(job_id))
 
 
 @router.get("/jobs/{job_id}/images", response_model=schemas.ImagePage)
@@ -40,11 +50,14 @@ def list_images(
     tenant: Tenant,
     job_id: str,
     status: queries.Status = None,
+    order: queries.Order = "index",
     limit: queries.Limit = 100,
     cursor: queries.Cursor = None,
 ) -> Any:
-    """The job's images in order, all or those of one status."""
+    """The job's images, all or those of one status: in order, or those that failed first."""
     number = jobs.parse_id(job_id)
+    if order == "failed_first" and status is None:
+        return _images_failed_first(request, here, tenant, number, limit, cursor)
     listing = f"images/{tenant}/{number}/{status}"
     after = -1 if cursor is None else cursors.unseal(here.settings.secret, listing, cursor)
     with here.database.begin(tenant) as connection:
@@ -71,10 +84,32 @@ def cancel_job(here: Here, tenant: Tenant, job_id: str) -> Any:
         raise Refused(409, "job_finished", str(error)) from None
     with here.database.begin() as connection:  # a first sweep, so that small jobs need not wait for the duty
         upkeep.sweep_cancelled(connection)
-    return _job(here, tenant, number)
+    return shown(here, tenant, number)
 
 
-def _job(here: Context, tenant: int, number: int) -> schemas.Job:
+def _images_failed_first(
+    request: Request, here: Context, tenant: int, number: int, limit: int, cursor: str | None
+) -> schemas.ImagePage:
+    """A cursor's lower bits are the index where the page ended, the one above tells that the failed were over."""
+    listing = f"images/{tenant}/{number}/failed_first"
+    place = None if cursor is None else cursors.unseal(here.settings.secret, listing, cursor)
+    failed, after = (True, -1) if place is None else (place < _AMONG_OTHERS, place % _AMONG_OTHERS)
+    with here.database.begin(tenant) as connection:
+        found = views.images_failed_first(connection, tenant, number, failed=failed, after=after, limit=limit + 1)
+    if found is None:
+        raise NotFound("There is no such job.")
+    more = None
+    if len(found) > limit:
+        last = found[limit - 1]
+        among = 0 if last.state is ImageState.FAILED else _AMONG_OTHERS
+        more = cursors.seal(here.settings.secret, listing, among + last.index)
+    base_url, secret = context.base_url(here.settings, request), here.settings.secret
+    data = [schemas.image(view, links.image_url(base_url, secret, number, view.index)) for view in found[:limit]]
+    return schemas.ImagePage(data=data, next_cursor=more)
+
+
+def shown(here: Context, tenant: int, number: int) -> schemas.Job:
+    """The job as it is now. Raises NotFound."""
     with here.database.begin(tenant) as connection:
         view = views.job(connection, tenant, number)
     if view is None:

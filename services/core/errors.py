@@ -45,6 +45,10 @@ class NotFound(PressworkError):
 class Conflict(PressworkError):
     """The request does not fit the state that the thing is in."""
 
+    def __init__(self, message: str | None = None, code: str = "conflict") -> None:
+        self.code = code
+        super().__init__(message)
+
 
 class UnfitDatabase(PressworkError):
     """The database is not set up as Presswork needs it."""

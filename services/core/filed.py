@@ -53,7 +53,10 @@ _REQUESTS = text("""
 SELECT count(*) FILTER (WHERE done = n) AS done, count(*) FILTER (WHERE done < n AND final = n) AS failed
 FROM (
   SELECT p.n, count(*) FILTER (WHERE i.state = 2) AS done, count(*) FILTER (WHERE i.state >= 2) AS final
-  FROM payloads p JOIN images i ON i.job_id = p.job_id AND i.index >= p.index AND i.index < p.index + p.n
+  FROM payloads p CROSS JOIN LATERAL (
+    SELECT state FROM images
+    WHERE images.job_id = p.job_id AND images.index >= p.index AND images.index < p.index + p.n OFFSET 0
+  ) i
   WHERE p.job_id = :id GROUP BY p.index, p.n
 ) request
 """)

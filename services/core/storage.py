@@ -6,7 +6,7 @@ An object is written once. A second writer of the same key finds the first one's
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
@@ -23,6 +23,7 @@ from services.core.settings import Settings
 log = logging.getLogger(__name__)
 EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _PROBE = "probe/conditional-write"
+_COPY_PROBE = "probe/conditional-copy"
 _CHUNK = 1 << 20
 _ONE_BY_ONE = TransferConfig(use_threads=False)  # large files in parts, one after the other: memory stays flat
 
@@ -60,6 +61,11 @@ class ImageStore(Protocol):
         """Within the store, metadata and all; again is no error."""
         ...
 
+    def copy_new(self, source: str, target: str, *, sha256: bytes, size: int, claim_id: int) -> str | None:
+        """Copies an object of that content to `target` or to a key of this claim; says where it lies. What is under
+        `target` stays. None: `source` is gone or has another content, or `target` has."""
+        ...
+
     def drop(self, key: str) -> None:
         """Again is no error."""
         ...
@@ -88,6 +94,7 @@ class S3Store:
         self._client = _client(settings, settings.s3_endpoint_url)
         self._public = _client(settings, settings.s3_public_url) if settings.s3_public_url else self._client
         self._conditional: bool | None = None
+        self._conditional_copy: bool | None = None
 
     def put(self, key: str, data: bytes, media_type: str, metadata: dict[str, str], *, claim_id: int) -> StoredObject:
         digest = hashlib.sha256(data)
@@ -99,8 +106,7 @@ class S3Store:
             winner = self._adopt(key)
             if winner is not None:
                 return winner
-        stem, _, extension = key.rpartition(".")
-        own_key = f"{stem}-{claim_id}.{extension}"
+        own_key = _own_key(key, claim_id)
         with self._translated():
             self._client.put_object(
                 Bucket=self._bucket, Key=own_key, Body=data, ContentType=media_type, Metadata=metadata
@@ -127,6 +133,16 @@ class S3Store:
             self._client.copy_object(
                 Bucket=self._bucket, Key=target, CopySource={"Bucket": self._bucket, "Key": source}
             )
+
+    def copy_new(self, source: str, target: str, *, sha256: bytes, size: int, claim_id: int) -> str | None:
+        if not self._holds(source, sha256, size):
+            return None
+        if not self._copies_conditionally():
+            target = _own_key(target, claim_id)
+            self.copy(source, target)
+        elif not self._copy_new(source, target) and not self._holds(target, sha256, size):
+            return None
+        return target
 
     def drop(self, key: str) -> None:
         with self._translated():
@@ -186,11 +202,20 @@ class S3Store:
 
     def _put_new(self, key: str, data: bytes, media_type: str, metadata: dict[str, str]) -> bool:
         """False: the key is taken."""
+        return self._write_new(
+            self._client.put_object, Key=key, Body=data, ContentType=media_type, Metadata=metadata
+        )  # fmt: skip
+
+    def _copy_new(self, source: str, target: str) -> bool:
+        """False: the key is taken."""
+        return self._write_new(
+            self._client.copy_object, Key=target, CopySource={"Bucket": self._bucket, "Key": source}
+        )  # fmt: skip
+
+    def _write_new(self, verb: Callable[..., object], **arguments: object) -> bool:
         with self._translated():
             try:
-                self._client.put_object(
-                    Bucket=self._bucket, Key=key, Body=data, ContentType=media_type, Metadata=metadata, IfNoneMatch="*"
-                )
+                verb(Bucket=self._bucket, IfNoneMatch="*", **arguments)
             except ClientError as error:
                 if _status(error) == 409:  # two writers at once, on AWS: nobody has won yet
                     raise StoreAway("The object store saw two writers of one key at once.") from error
@@ -198,6 +223,27 @@ class S3Store:
                     raise
                 return False
         return True
+
+    def _copies_conditionally(self) -> bool:
+        """Found out once, when the first copy is wanted: not every store that can write conditionally copies so."""
+        if self._conditional_copy is None:
+            try:
+                self._copy_new(_PROBE, _COPY_PROBE)
+                self._conditional_copy = not self._copy_new(_PROBE, _COPY_PROBE)
+            except StoreRefused:  # it does not know the condition
+                self._conditional_copy = False
+        return self._conditional_copy
+
+    def _holds(self, key: str, sha256: bytes, size: int) -> bool:
+        """Whether an object of that content lies there, by what its writer said of it and its size."""
+        with self._translated():
+            try:
+                found = self._client.head_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                if _status(error) == 404:
+                    return False
+                raise
+        return bool(found["ContentLength"] == size and found.get("Metadata", {}).get("sha256") == sha256.hex())
 
     def _adopt(self, key: str) -> StoredObject | None:
         """The winner's object, if its bytes are what its metadata says."""
@@ -222,7 +268,11 @@ class S3Store:
             yield
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
-            if _status(error) >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
+            if (_status(error) >= 500 and _status(error) != 501) or code in (
+                "SlowDown",
+                "RequestTimeout",
+                "Throttling",
+            ):
                 raise StoreAway(f"The object store at {self._endpoint} answers {code or _status(error)}.") from error
             if code == "NoSuchKey":
                 raise ObjectGone from error
@@ -234,6 +284,11 @@ class S3Store:
             raise StoreAway(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
         except OSError as error:
             raise StoreAway(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
+
+
+def _own_key(key: str, claim_id: int) -> str:
+    stem, _, extension = key.rpartition(".")
+    return f"{stem}-{claim_id}.{extension}"
 
 
 def _status(error: ClientError) -> int:

@@ -4,79 +4,20 @@ import dataclasses
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
 from sqlalchemy import text
 
-from services.core import jobs, ledger, models, storage, upkeep, views
-from services.core.database import Database
-from services.core.queues import Bell
+from services.core import jobs, ledger, storage, upkeep
 from services.core.settings import Settings
 from services.core.states import ImageState
 from tests.factories import TENANT, claim, submit
+from tests.presses import counts, images, mugs
 from tests.proxy import Proxy
 from tests.waiting import until
-from worker.lease import Lease
 from worker.pipeline import OutOfMemory, Picture, Spoiled
 from worker.pipelines.simulated import SimulatedPipeline
-from worker.render import Press
-
-PressMaker = Callable[..., Press]
-
-
-@pytest.fixture
-def fast(settings: Settings) -> Settings:
-    """Faults on, small leases, and small pictures are asked for."""
-    return dataclasses.replace(settings, simulated_faults=True, lease_seconds=3.0)
-
-
-@pytest.fixture
-def make_press(database_url: str, fast: Settings, store: storage.S3Store) -> Iterator[PressMaker]:
-    databases: list[Database] = []
-    presses: list[Press] = []
-
-    def make(settings: Settings = fast, worker: str = "worker-1", **parts: object) -> Press:
-        database = Database(database_url, application=worker, pool_size=8, nested_loops=True)
-        databases.append(database)
-        pipeline = parts.get("pipeline", SimulatedPipeline)(settings)
-        with database.begin() as connection:
-            models.register(connection, pipeline.card)
-        lease = Lease(database, settings)
-        lease.start()
-        press = Press(
-            settings, pipeline, database, parts.get("store", store), Bell(settings.redis_url), lease,
-            worker_id=worker, host=worker,
-        )  # fmt: skip
-        presses.append(press)
-        return press
-
-    yield make
-    for press in presses:
-        press.stopping.set()
-        press.wait_idle()
-    for database in databases:
-        database.close()
-
-
-def counts(database: Database, job_id: int) -> dict[str, int]:
-    with database.begin(TENANT) as connection:
-        found = views.job(connection, TENANT, job_id)
-    assert found is not None
-    return {state: count for state, count in found.counts.items() if count}
-
-
-def images(database: Database, job_id: int, state: ImageState | None = None) -> list[views.ImageView]:
-    with database.begin(TENANT) as connection:
-        found = views.images(connection, TENANT, job_id, state=state, after=-1, limit=1000)
-    assert found is not None
-    return found
-
-
-def mugs(count: int, **at: str) -> list[dict[str, object]]:
-    """Small requests; `at` replaces prompts: _3="fault:raise"."""
-    return [{"prompt": at.get(f"_{index}", f"mug {index}"), "size": "64x64", "seed": index} for index in range(count)]
 
 
 def test_every_stored_object_has_the_sha256_that_the_ledger_records(make_press, database, fast, store):
@@ -89,6 +30,25 @@ def test_every_stored_object_has_the_sha256_that_the_ledger_records(make_press, 
         data = store.read(image.object_key)
         assert hashlib.sha256(data).hexdigest() == image.sha256
         assert len(data) == image.bytes
+
+
+def test_a_stored_file_tells_its_spec_and_class_and_is_as_compressed_as_was_asked(make_press, database, fast, store):
+    press = make_press()
+    rows = [{**mugs(1)[0], "output_format": "jpeg", "output_compression": quality} for quality in (5, 95)]
+    job_id = submit(database, fast, [*rows, mugs(1)[0]], head={"embed_prompt": True})
+    press.run()
+    squeezed, fine, lossless = images(database, job_id)
+    assert squeezed.bytes < fine.bytes
+    assert len({image.object_key.rpartition("-")[2] for image in (squeezed, fine, lossless)}) == 3
+    for image in (squeezed, fine, lossless):
+        told = store.read(image.object_key).decode("latin-1")
+        assert "<presswork:Prompt>mug 0</presswork:Prompt>" in told
+        assert f"<presswork:ReproducibilityClass>{image.reproducibility_class}</presswork:Repro" in told
+    with database.begin() as connection:
+        keys = connection.execute(text("SELECT encode(render_key, 'hex') FROM results ORDER BY index")).scalars().all()
+    assert [key[:16] in image.object_key for key, image in zip(keys, images(database, job_id), strict=True)] == [
+        True
+    ] * 3
 
 
 def test_the_same_spec_gives_the_same_file_whatever_its_neighbours(make_press, database, fast):
