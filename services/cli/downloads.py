@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from services.cli import follow, options, show
+from services.cli import follow, options, show, units
 from services.cli.exits import Exit, Interrupted, guarded
 from services.cli.profile import connect
 from services.client import Client, ClientError, Image, JobRequest, file_sha256
@@ -123,7 +123,7 @@ def _fetch_all(client: Client, job: str, folder: Path, names: Names, parallel: i
                 _count(tally, wanted, future)
                 if not future.exception():
                     metadata.write(json.dumps({"file_name": wanted.name, **wanted.facts}, ensure_ascii=False) + "\n")
-                progress.update(task, advance=1, tail=show.size(tally.bytes))
+                progress.update(task, advance=1, tail=units.size(tally.bytes))
 
             for wanted in _wanted(client, job, names):
                 waiting.append((wanted, pool.submit(_fetch, client, job, wanted, folder)))
@@ -189,7 +189,7 @@ def _count(tally: Tally, wanted: Wanted, future: "Future[bool]") -> None:
 
 def _tell(tally: Tally, folder: Path) -> None:
     kept = f", {tally.kept:,} were there" if tally.kept else ""
-    show.say(f"{tally.fetched:,} images ({show.size(tally.bytes)}) downloaded to {folder}{kept}; every sha256 matches")
+    show.say(f"{tally.fetched:,} images ({units.size(tally.bytes)}) downloaded to {folder}{kept}; every sha256 matches")
     for entry in tally.failed[:_MOST_TOLD]:
         show.say(f"image {entry['index']} ({entry['file_name']}): {entry['message']}", style="red")
     if tally.failed:

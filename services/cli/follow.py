@@ -8,7 +8,7 @@ from typing import TypeVar
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from services.cli import show
+from services.cli import show, units
 from services.cli.exits import Exit, Interrupted
 from services.client import Client, ClientError, Export, Job
 
@@ -35,7 +35,7 @@ def export(client: Client, export_id: str) -> Export:
         task = progress.add_task("exporting", total=None, tail="")
         for found in _polls(lambda: client.export(export_id), lambda export: bool(export["finished_at"])):
             counts = found["counts"]
-            words = f"{found['status']}, {show.size(found['bytes'])}"
+            words = f"{found['status']}, {units.size(found['bytes'])}"
             progress.update(task, completed=counts["done"], total=counts["total"] or None, tail=words)
     return found
 
@@ -111,9 +111,9 @@ def _tail(found: Job) -> str:
     counts = found["counts"]
     words = [f"{counts['failed']:,} failed"] if counts["failed"] else []
     if found["rate"]:
-        words.append(show.speed(found["rate"]))
+        words.append(units.speed(found["rate"]))
     if found["eta_seconds"] is not None and not found["finished_at"]:
-        words.append(f"{show.duration(found['eta_seconds'])} left")
+        words.append(f"{units.duration(found['eta_seconds'])} left")
     return ", ".join(words) or f"{counts['queued']:,} queued"
 
 

@@ -3,13 +3,13 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from services.cli import units
 from services.client import Estimate, Export, Image, Job, JobRequest, Model, Range
 
 _PIPED_WIDTH = 240  # what is piped into another program is not cut at 80 columns
@@ -81,11 +81,11 @@ def jobs(found: Iterable[Job]) -> Table:
         table.add_row(
             job["id"],
             status(job["status"], job["paused"]),
-            share(counts["done"], counts["total"]),
+            units.share(counts["done"], counts["total"]),
             f"{counts['total']:,}",
             Text(f"{counts['failed']:,}" if counts["failed"] else "", style="red"),
-            "" if job["eta_seconds"] is None or job["finished_at"] else duration(job["eta_seconds"]),
-            age(job["created_at"], job["as_of"]),
+            "" if job["eta_seconds"] is None or job["finished_at"] else units.duration(job["eta_seconds"]),
+            units.age(job["created_at"], job["as_of"]),
             Text(labels(job), style="dim"),
         )
     return table
@@ -102,14 +102,16 @@ def job(found: Job) -> RenderableType:
     table.add_column(overflow="fold")
     table.add_row("images", _counted(found))
     if found["rate"] and not found["finished_at"]:
-        table.add_row("speed", f"{speed(found['rate'])}{_left(found)}")
-    table.add_row("created", f"{local(found['created_at'])}  ({age(found['created_at'], found['as_of'])} ago)")
+        table.add_row("speed", f"{units.speed(found['rate'])}{_left(found)}")
+    table.add_row(
+        "created", f"{units.local(found['created_at'])}  ({units.age(found['created_at'], found['as_of'])} ago)"
+    )
     for name in ("started_at", "cancel_requested_at", "finished_at", "expires_at"):
         if given := found.get(name):
             took = ""
             if name == "finished_at" and found["started_at"]:
-                took = f"  (after {age(found['started_at'], found['finished_at'] or found['as_of'])})"
-            table.add_row(name.removesuffix("_at").replace("_", " "), f"{local(str(given))}{took}")
+                took = f"  (after {units.age(found['started_at'], found['finished_at'] or found['as_of'])})"
+            table.add_row(name.removesuffix("_at").replace("_", " "), f"{units.local(str(given))}{took}")
     extras = [
         word for word, given in (("dedupe", found.get("dedupe")), ("embed prompt", found.get("embed_prompt"))) if given
     ]
@@ -141,7 +143,11 @@ def bar(done: int, lost: int, total: int, width: int = 40) -> Text:
     middle = _CELLS[part] if part and full + red < width else ""
     rest = width - full - red - len(middle)
     return Text.assemble(
-        ("█" * full, "green"), (middle, "green"), ("█" * red, "red"), ("░" * rest, "dim"), f"  {share(done, total)}"
+        ("█" * full, "green"),
+        (middle, "green"),
+        ("█" * red, "red"),
+        ("░" * rest, "dim"),
+        f"  {units.share(done, total)}",
     )
 
 
@@ -154,7 +160,7 @@ def items(found: Iterable[JobRequest]) -> Table:
     table.add_column("PROMPT, AND WHAT WENT WRONG", overflow="fold", ratio=1)
     for item in found:
         done = sum(image["status"] == "done" for image in item["images"])
-        words = Text(shortened(item["prompt"], 90))
+        words = Text(units.shortened(item["prompt"], 90))
         for reason in dict.fromkeys(_reason(image) for image in item["images"] if image["error"]):
             words.append(f"\n{reason}", style="red")
         table.add_row(
@@ -173,7 +179,7 @@ def exports(found: Iterable[Export]) -> Table:
     for export in found:
         done = f"{export['counts']['done']:,}/{export['counts']['total']:,}"
         table.add_row(
-            export["id"], export["format"], status(export["status"]), done, size(export["bytes"]),
+            export["id"], export["format"], status(export["status"]), done, units.size(export["bytes"]),
             Text(export["error"] or ""),
         )  # fmt: skip
     return table
@@ -226,60 +232,13 @@ def estimate(found: Estimate) -> RenderableType:
 def _range(found: Range | None) -> str:
     if found is None:
         return "not known: nothing like it was measured yet"
-    return f"{duration(found['expected'])}  (from {duration(found['low'])} to {duration(found['high'])})"
-
-
-def share(part: int, total: int) -> str:
-    """Never 100 % before all of it is there."""
-    return f"{part * 100 // total} %" if total else "-"
+    return (
+        f"{units.duration(found['expected'])}  (from {units.duration(found['low'])} to {units.duration(found['high'])})"
+    )
 
 
 def labels(found: Job) -> str:
     return " ".join(f"{name}={value}" for name, value in found["labels"].items())
-
-
-def speed(rate: float) -> str:
-    return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
-
-
-def duration(seconds: float) -> str:
-    """Rough, in the two units that matter."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    for large, small, words in ((days, hours, "d h"), (hours, minutes, "h min"), (minutes, 0, "min s")):
-        if large:
-            first, second = words.split()
-            return f"{large} {first} {small} {second}" if small else f"{large} {first}"
-    return f"{rest} s"
-
-
-def age(since: str, until: str | None = None) -> str:
-    end = moment(until) if until else datetime.now(UTC)
-    return duration(max(0.0, (end - moment(since)).total_seconds()))
-
-
-def moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
-
-
-def local(text: str) -> str:
-    """A moment on this machine's clock."""
-    return moment(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def size(count: int) -> str:
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
-
-
-def shortened(text: str, limit: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def _table() -> Table:
@@ -299,7 +258,7 @@ def _counted(found: Job) -> Text:
 
 
 def _left(found: Job) -> str:
-    return "" if found["eta_seconds"] is None else f", {duration(found['eta_seconds'])} to go"
+    return "" if found["eta_seconds"] is None else f", {units.duration(found['eta_seconds'])} to go"
 
 
 def _reason(image: Image) -> str:
