@@ -31,6 +31,8 @@ def read(given: str, vary: Mapping[str, str], combine: str | None, repeat: int |
                 f'{given} is {strict_json.describe(found)}; it must be an object: {{"template", "vary"}}.', []
             )
         found = found.get("matrix", found)
+    if not isinstance(found, dict) or not isinstance(found.get("vary", {}), dict):
+        raise BadInput(f'{given}: "vary" must be an object of lists, one for each name.', [])
     lists = {name: [_value(name, word) for word in _words(name, text)] for name, text in vary.items()}
     whole: Any = {**found, "vary": {**found.get("vary", {}), **lists}}
     if not whole["vary"]:

@@ -6,6 +6,7 @@ places that the rows remember. What is already a request on a line goes through 
 
 import csv
 import json
+import math
 import re
 import shutil
 import sys
@@ -135,7 +136,7 @@ class Source:
             for cells in reader:
                 if any(cells):
                     given = {name: cells[at] for name, at in taken if at < len(cells) and cells[at] != ""}
-                    yield Row(begins, _dumped({**self.defaults, **_numbers(given)}))
+                    yield Row(begins, _dumped({**self.defaults, **_plain(given)}))
                 begins = reader.line_num + 1
         except csv.Error as error:
             raise PressworkError(f"{self.name}, line {reader.line_num}: {error}.") from None
@@ -159,7 +160,7 @@ class Source:
                 for value in batch.to_pylist():
                     number += 1
                     given = {name: value[column] for name, column in taken.items() if value[column] is not None}
-                    yield Row(number, _dumped({**self.defaults, **_numbers(given)}))
+                    yield Row(number, _dumped({**self.defaults, **_plain(given)}))
 
     def _taken(self, names: Mapping[str, object]) -> dict[str, str]:
         """Which name of the source each field is from: the ones given, and those that are called as the field is."""
@@ -210,17 +211,24 @@ def number(name: str, text: str) -> object:
     return float(word) if name in NUMBER_FIELDS and _NUMBER.fullmatch(word) else text
 
 
-def _numbers(given: dict[str, Any]) -> dict[str, Any]:
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table's cells mean as fields. Columns of whole numbers that have gaps are floats to many programs."""
+    found: dict[str, Any] = {}
     for name, value in given.items():
-        if name in WHOLE_FIELDS and isinstance(value, float | Decimal) and value == int(value):
-            given[name] = int(value)  # whole columns with gaps are floats to many programs
-        elif isinstance(value, Decimal):
-            given[name] = float(value)
-        elif isinstance(value, str) and name in WHOLE_FIELDS | NUMBER_FIELDS:
-            given[name] = number(name, value)
-        elif name == "custom_id" and isinstance(value, int):
-            given[name] = str(value)
-    return given
+        if isinstance(value, float) and math.isnan(value):
+            continue  # a gap
+        if isinstance(value, Decimal):
+            value = float(value)
+        if isinstance(value, float) and value.is_integer() and name in WHOLE_FIELDS | {"custom_id"}:
+            value = int(value)
+        if name == "custom_id" and isinstance(value, int):
+            value = str(value)
+        elif isinstance(value, bytes):
+            value = value.decode()
+        elif isinstance(value, str):
+            value = number(name, value)
+        found[name] = value
+    return found
 
 
 def _dumped(request: Mapping[str, Any]) -> bytes:

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -155,7 +156,8 @@ def test_csv_columns_are_mapped_numbers_are_read_and_defaults_fill_what_is_empty
 
 
 def test_parquet_is_read_as_a_table_from_a_file_and_from_stdin(run: Run, api: Api, tmp_path: Path) -> None:
-    table = pyarrow.table({"prompt": ["a", "b"], "n": [1.0, None], "guidance_scale": [3, 4], "custom_id": [12, 13]})
+    cells = {"prompt": [b"a", b"b"], "n": [1.0, math.nan], "guidance_scale": [3, None], "custom_id": [12, 13]}
+    table = pyarrow.table(cells)
     parquet.write_table(table, tmp_path / "p.parquet")
     run("submit", "p.parquet")
     data = (tmp_path / "p.parquet").read_bytes()
