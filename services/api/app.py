@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from services.api import actions, auth, drafts, errors, health, jobs, queries, schemas, submissions
+from services.api import actions, auth, drafts, errors, health, jobs, listings, plans, queries, schemas, submissions
 from services.api.auth import documented
 from services.api.context import Context
 from services.api.edge import Edge
@@ -36,7 +36,7 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(documented), Depends(auth.authenticate), Depends(queries.only_known)],
         responses=_ERRORS,
     )
-    for routes in (submissions, drafts, actions, jobs):
+    for routes in (submissions, plans, drafts, actions, listings, jobs):
         tenants_routes.include_router(routes.router)
     app.include_router(open_routes)
     app.include_router(tenants_routes)

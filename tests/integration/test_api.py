@@ -351,6 +351,7 @@ JOB_ROUTES = {
     ("GET", "/v1/jobs/{job_id}/images"),
     ("GET", "/v1/jobs/{job_id}/images/{index}/content"),
     ("GET", "/v1/jobs/{job_id}/chunks"),
+    ("GET", "/v1/jobs/{job_id}/requests"),
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"),
     ("PATCH", "/v1/jobs/{job_id}"),
     ("POST", "/v1/jobs/{job_id}/cancel"),
@@ -366,7 +367,12 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {  # of routes that look at noth
 }
 UNFIT = {("PUT", "/v1/jobs/{job_id}/chunks/{number}"), ("POST", "/v1/jobs/{job_id}/finalize"),
          ("POST", "/v1/jobs/{job_id}/retry")}  # what a job in progress does not take  # fmt: skip
-TENANT_ROUTES = {("GET", "/v1/jobs"), ("POST", "/v1/jobs")}
+TENANT_ROUTES = {
+    ("GET", "/v1/jobs"),
+    ("POST", "/v1/jobs"),
+    ("POST", "/v1/jobs/preview"),
+    ("POST", "/v1/jobs/estimate"),
+}
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json")}
 
 
