@@ -351,6 +351,7 @@ JOB_ROUTES = {
     ("GET", "/v1/jobs/{job_id}/images"),
     ("GET", "/v1/jobs/{job_id}/images/{index}/content"),
     ("GET", "/v1/jobs/{job_id}/chunks"),
+    ("GET", "/v1/jobs/{job_id}/requests"),
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"),
     ("PATCH", "/v1/jobs/{job_id}"),
     ("POST", "/v1/jobs/{job_id}/cancel"),
@@ -373,6 +374,8 @@ THING_ROUTES = {
 TENANT_ROUTES = {
     ("GET", "/v1/jobs"),
     ("POST", "/v1/jobs"),
+    ("POST", "/v1/jobs/preview"),
+    ("POST", "/v1/jobs/estimate"),
     ("GET", "/v1/files"),
     ("POST", "/v1/files"),
     ("POST", "/v1/uploads"),
