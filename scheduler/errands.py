@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from services.core import exports
 from services.core.database import Connection, Database
 from services.core.errors import Away
+from services.core.exports import errand as exporting
 from services.core.leases import Lease, LeaseLost
 from services.core.settings import Settings
 from services.core.storage import ImageStore
@@ -95,6 +97,12 @@ class Errands:
         return True
 
 
-def errands(settings: Settings, database: Database, store: ImageStore) -> list[Errand]:
+def errands(settings: Settings, database: Database, store: ImageStore) -> list[Errand]:  # noqa: ARG001
     """What there is to run; each kind's file in the core says what it does."""
-    return []
+
+    def export(export_id: int, lease: Lease) -> None:
+        exporting.run(settings, store, export_id, lease)
+
+    return [
+        Errand("export", exports.pending, export),
+    ]

@@ -86,7 +86,7 @@ def _presswork_error(_request: Request, error: PressworkError) -> Response:
     for kind, status, code in CODES:
         if isinstance(error, kind):
             if status < 500:
-                return envelope(status, code, str(error))
+                return envelope(status, error.code if isinstance(error, errors.Conflict) else code, str(error))
             log.warning("outage", extra={"code": code, "error": str(error)})
             return envelope(status, code, f"{kind.__doc__} Try again.", headers={"Retry-After": RETRY_SECONDS})
     raise error
