@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from services.api import auth, errors, health, jobs, queries, schemas, submissions
+from services.api import auth, errors, exports, health, jobs, queries, schemas, submissions
 from services.api.auth import documented
 from services.api.context import Context
 from services.api.edge import Edge
@@ -38,6 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     tenants_routes.include_router(submissions.router)
     tenants_routes.include_router(jobs.router)
+    tenants_routes.include_router(exports.router)
     app.include_router(open_routes)
     app.include_router(tenants_routes)
     app.add_middleware(Edge)

@@ -351,6 +351,14 @@ JOB_ROUTES = {
     ("GET", "/v1/jobs/{job_id}/images"),
     ("GET", "/v1/jobs/{job_id}/images/{index}/content"),
     ("POST", "/v1/jobs/{job_id}/cancel"),
+    ("GET", "/v1/jobs/{job_id}/exports"),
+}
+EXPORT_ROUTES = {  # of others' they are told nothing in test_exports_api.py
+    ("POST", "/v1/jobs/{job_id}/exports"),
+    ("GET", "/v1/exports/{export_id}"),
+    ("GET", "/v1/exports/{export_id}/files"),
+    ("POST", "/v1/exports/{export_id}/cancel"),
+    ("DELETE", "/v1/exports/{export_id}"),
 }
 TENANT_ROUTES = {("GET", "/v1/jobs"), ("POST", "/v1/jobs")}
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json")}
@@ -362,8 +370,8 @@ def routes(settings: Settings) -> set[tuple[str, str]]:
 
 
 def test_every_route_is_known_to_the_tests_of_tenants(settings: Settings) -> None:
-    """A new route fails here until it is added to one of the three sets, and so to the tests below."""
-    assert routes(settings) == JOB_ROUTES | TENANT_ROUTES | OPEN_ROUTES
+    """A new route fails here until it is added to one of the four sets, and so to the tests below."""
+    assert routes(settings) == JOB_ROUTES | EXPORT_ROUTES | TENANT_ROUTES | OPEN_ROUTES
 
 
 @pytest.fixture
@@ -396,8 +404,9 @@ def test_lists_hold_only_ones_own(api: Api, others: tuple[dict[str, Any], httpx.
 
 
 def test_without_a_key_only_the_open_routes_answer(api: Api) -> None:
-    for method, path in sorted(JOB_ROUTES | TENANT_ROUTES):
-        answer = httpx.request(method, api.url + path.format(job_id="job_0000000000000", index=0))
+    for method, path in sorted(JOB_ROUTES | EXPORT_ROUTES | TENANT_ROUTES):
+        named = {"job_id": "job_0000000000000", "index": 0, "export_id": "export_0000000000000"}
+        answer = httpx.request(method, api.url + path.format(**named))
         assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="presswork"'), path
     for method, path in sorted(OPEN_ROUTES):
         assert httpx.request(method, api.url + path).status_code == 200, path
@@ -590,7 +599,7 @@ def test_openapi_tells_the_truth_about_bodies(api: Api) -> None:
     assert not jsonschema.Draft202012Validator(schema).is_valid({"images": []})
     assert '"default": null' not in json.dumps(content)  # a null that is given is refused
     described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-    assert described == JOB_ROUTES | TENANT_ROUTES | OPEN_ROUTES - {("GET", "/openapi.json")}
+    assert described == JOB_ROUTES | EXPORT_ROUTES | TENANT_ROUTES | OPEN_ROUTES - {("GET", "/openapi.json")}
     for path, methods in document["paths"].items():
         for operation in methods.values():
             assert bool(operation.get("security")) == path.startswith("/v1/")
