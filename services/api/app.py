@@ -14,6 +14,7 @@ from services.api import (
     contents,
     drafts,
     errors,
+    exports,
     files,
     generations,
     health,
@@ -56,6 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for routes in (
         submissions, plans, drafts, actions, listings, jobs, files, uploads, batches, generations, models,
+        exports,
     ):  # fmt: skip
         tenants_routes.include_router(routes.router)
     links_routes = APIRouter(

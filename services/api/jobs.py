@@ -68,9 +68,8 @@ def list_images(
         raise NotFound("There is no such job.")
     page = found[:limit]
     more = cursors.seal(here.settings.secret, listing, page[-1].index) if len(found) > limit else None
-    base_url, secret = context.base_url(here.settings, request), here.settings.secret
-    data = [schemas.image(view, links.image_url(base_url, secret, number, view.index)) for view in page]
-    return schemas.ImagePage(data=data, next_cursor=more)
+    link = context.linker(here, request, number)
+    return schemas.ImagePage(data=[schemas.image(view, link) for view in page], next_cursor=more)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=schemas.Job)
