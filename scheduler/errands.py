@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from services.core import closing, files, uploads, validation
+from services.core import closing, exports, files, uploads, validation
 from services.core.database import Connection, Database
 from services.core.errors import Away
+from services.core.exports import errand as exporting
 from services.core.leases import Lease, LeaseLost
 from services.core.queues import Bell
 from services.core.settings import Settings
@@ -106,9 +107,13 @@ def errands(settings: Settings, store: ImageStore, bell: Bell) -> list[Errand]:
     def close(job_id: int, lease: Lease) -> None:
         closing.run(settings, store, job_id, lease)
 
+    def export(export_id: int, lease: Lease) -> None:
+        exporting.run(settings, store, export_id, lease)
+
     return [
         Errand("validate", validation.pending, validate),
         Errand("close", closing.pending, close),
         Errand("drop-file", files.doomed, lambda file_id, lease: files.drop(store, file_id, lease)),
         Errand("drop-upload", uploads.over, lambda upload_id, lease: uploads.drop(store, upload_id, lease)),
+        Errand("export", exports.pending, export),
     ]

@@ -14,11 +14,14 @@ from services.api import (
     contents,
     drafts,
     errors,
+    exports,
     files,
     generations,
     health,
     jobs,
+    listings,
     models,
+    plans,
     queries,
     schemas,
     submissions,
@@ -52,7 +55,10 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(documented), Depends(auth.authenticate), Depends(queries.only_known)],
         responses=_ERRORS,
     )
-    for routes in (submissions, drafts, actions, jobs, files, uploads, batches, generations, models):
+    for routes in (
+        submissions, plans, drafts, actions, listings, jobs, files, uploads, batches, generations, models,
+        exports,
+    ):  # fmt: skip
         tenants_routes.include_router(routes.router)
     links_routes = APIRouter(
         prefix="/v1", dependencies=[Depends(documented), Depends(queries.only_known)], responses=_ERRORS

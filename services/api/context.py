@@ -1,11 +1,13 @@
 """What every handler works with: the settings and the doors to the database, the store and the bell."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 import anyio
 from fastapi import Depends, Request
 
+from services.core import links
 from services.core.database import Database
 from services.core.queues import Bell
 from services.core.settings import Settings
@@ -45,6 +47,12 @@ def _context(request: Request) -> Context:
 def base_url(settings: Settings, request: Request) -> str:
     """What clients put in front of `/v1`: as it is set, or as this client did."""
     return (settings.public_url or str(request.base_url)).rstrip("/")
+
+
+def linker(here: "Context", request: Request, job_id: int) -> Callable[[int], str]:
+    """What makes an image's index its link."""
+    base = base_url(here.settings, request)
+    return lambda index: links.image_url(base, here.settings.secret, job_id, index)
 
 
 Here = Annotated[Context, Depends(_context)]

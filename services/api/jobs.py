@@ -8,7 +8,7 @@ from services.api import context, cursors, queries, schemas
 from services.api.auth import Tenant
 from services.api.context import Context, Here
 from services.api.errors import Refused
-from services.core import jobs, links, upkeep, views
+from services.core import jobs, upkeep, views
 from services.core.errors import Conflict, NotFound
 from services.core.states import ImageState
 
@@ -68,9 +68,8 @@ def list_images(
         raise NotFound("There is no such job.")
     page = found[:limit]
     more = cursors.seal(here.settings.secret, listing, page[-1].index) if len(found) > limit else None
-    base_url, secret = context.base_url(here.settings, request), here.settings.secret
-    data = [schemas.image(view, links.image_url(base_url, secret, number, view.index)) for view in page]
-    return schemas.ImagePage(data=data, next_cursor=more)
+    link = context.linker(here, request, number)
+    return schemas.ImagePage(data=[schemas.image(view, link) for view in page], next_cursor=more)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=schemas.Job)
@@ -103,9 +102,8 @@ def _images_failed_first(
         last = found[limit - 1]
         among = 0 if last.state is ImageState.FAILED else _AMONG_OTHERS
         more = cursors.seal(here.settings.secret, listing, among + last.index)
-    base_url, secret = context.base_url(here.settings, request), here.settings.secret
-    data = [schemas.image(view, links.image_url(base_url, secret, number, view.index)) for view in found[:limit]]
-    return schemas.ImagePage(data=data, next_cursor=more)
+    link = context.linker(here, request, number)
+    return schemas.ImagePage(data=[schemas.image(view, link) for view in found[:limit]], next_cursor=more)
 
 
 def shown(here: Context, tenant: int, number: int) -> schemas.Job:

@@ -1,5 +1,6 @@
 """What the API answers with. Output models name every field they show."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
@@ -157,7 +158,7 @@ def job(view: JobView) -> Job:
     )
 
 
-def image(view: ImageView, url: str) -> Image:
+def image(view: ImageView, link: Callable[[int], str]) -> Image:
     done = view.state is ImageState.DONE
     failed = view.state is ImageState.FAILED
     return Image(
@@ -170,7 +171,7 @@ def image(view: ImageView, url: str) -> Image:
         output_compression=view.output_compression,
         sha256=view.sha256,
         bytes=view.bytes,
-        url=url if done else None,
+        url=link(view.index) if done else None,
         truncated=view.truncated,
         flagged=view.flagged,
         unknown_words=None if view.unknown_words is None else list(view.unknown_words),

@@ -89,6 +89,9 @@ _CODES = {"string_too_long": "too_long", "string_unicode": "invalid_character"} 
 
 Text = Annotated[str, Field(max_length=PROMPT_LIMIT), AfterValidator(_text)]
 Size = Annotated[str, Field(json_schema_extra={"example": "512x512"}), AfterValidator(_size)]
+Steps = Annotated[int, Field(ge=1, le=10_000)]
+Guidance = Annotated[float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)]
+ModelName = Annotated[str, Field(max_length=200), AfterValidator(_text)]
 
 
 class _Strict(BaseModel):
@@ -101,14 +104,12 @@ class Defaults(_Strict):
     negative_prompt: Text = ""
     seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT)] = None  # type: ignore[assignment]
     size: Size = None  # type: ignore[assignment]
-    num_inference_steps: Annotated[int, Field(ge=1, le=10_000)] = None  # type: ignore[assignment]
-    guidance_scale: Annotated[
-        float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)
-    ] = None  # type: ignore[assignment]
+    num_inference_steps: Steps = None  # type: ignore[assignment]
+    guidance_scale: Guidance = None  # type: ignore[assignment]
     n: Annotated[int, Field(ge=1, le=IMAGES_PER_REQUEST)] = 1
     output_format: OutputFormat = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] = None  # type: ignore[assignment]
-    model: Annotated[str, Field(max_length=200), AfterValidator(_text)] = None  # type: ignore[assignment]
+    model: ModelName = None  # type: ignore[assignment]
 
 
 class ImageRequest(Defaults):
@@ -165,6 +166,23 @@ class Retry(Changes):
     """How failed images are tried again. What is not set is as the first job has it."""
 
     include_cancelled: bool = False
+
+
+class Asked(_Strict):
+    """Some images of one shape, for an estimate. What is not set is the model's default."""
+
+    ALLOWED: ClassVar = {
+        "images": "a whole number from 1 to 2,147,483,647",
+        "model": ALLOWED["model"],
+        "size": ALLOWED["size"],
+        "num_inference_steps": ALLOWED["num_inference_steps"],
+        "guidance_scale": ALLOWED["guidance_scale"],
+    }
+    images: Annotated[int, Field(ge=1, lt=2**31)]
+    model: ModelName = None  # type: ignore[assignment]
+    size: Size = None  # type: ignore[assignment]
+    num_inference_steps: Steps = None  # type: ignore[assignment]
+    guidance_scale: Guidance = None  # type: ignore[assignment]
 
 
 class Finalize(_Strict):

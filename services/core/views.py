@@ -34,11 +34,11 @@ _JOBS = text(
     "AND j.labels @> CAST(:labels AS jsonb) ORDER BY j.id DESC LIMIT :limit"
 )
 
-_IMAGES = """
+_IMAGE = """
 SELECT i.index, i.state, p.custom_id, p.output_format, p.output_compression, p.seed, p.index AS first_index,
        r.object_key, r.sha256, r.bytes, r.truncated, r.flagged, r.unknown_words, r.device, r.reproducibility_class,
        r.reused, e.versions, f.code, f.message
-FROM images i
+FROM {images} i
 CROSS JOIN LATERAL (
   SELECT index, custom_id, output_format, output_compression, seed FROM payloads
   WHERE payloads.job_id = i.job_id AND payloads.index <= i.index ORDER BY payloads.index DESC LIMIT 1
@@ -50,6 +50,12 @@ LEFT JOIN LATERAL (
   ORDER BY id DESC LIMIT 1
 ) f ON true
 """
+_IMAGES = _IMAGE.format(images="images")
+_RANGES = """(
+  SELECT images.* FROM unnest(CAST(:firsts AS integer[]), CAST(:ns AS integer[])) AS range (first, n)
+  JOIN images ON images.job_id = :job_id AND images.index >= range.first AND images.index < range.first + range.n
+)"""
+_IMAGES_OF = text(_IMAGE.format(images=_RANGES) + "ORDER BY i.index")
 _IMAGES_FROM = text(_IMAGES + "WHERE i.job_id = :job_id AND i.index > :after ORDER BY i.index LIMIT :limit")
 _IMAGES_IN_STATE = text(
     _IMAGES + "WHERE i.job_id = :job_id AND i.state = :state AND i.index > :after ORDER BY i.index LIMIT :limit"
@@ -182,6 +188,12 @@ def image(connection: Connection, tenant_id: int | None, job_id: int, index: int
         return None
     rows: Any = connection.execute(_IMAGES_FROM, {"job_id": job_id, "after": index - 1, "limit": 1}).all()
     return _image_view(rows[0]) if rows and rows[0].index == index else None
+
+
+def images_of(connection: Connection, job_id: int, firsts: Sequence[int], ns: Sequence[int]) -> list[ImageView]:
+    """The images of requests that begin at these indexes and have so many images each, in order."""
+    rows = connection.execute(_IMAGES_OF, {"job_id": job_id, "firsts": list(firsts), "ns": list(ns)})
+    return [_image_view(row) for row in rows]
 
 
 def images_failed_first(

@@ -387,6 +387,8 @@ def test_a_bad_parameter_of_a_submission_is_refused(api: Api, query: str) -> Non
         ("HEAD", "/v1/jobs", "GET, POST"),
         ("OPTIONS", "/v1/jobs", "GET, POST"),
         ("GET", "/v1/jobs/{id}/cancel", "POST"),
+        ("PUT", "/v1/jobs/{id}/exports", "GET, POST"),
+        ("PATCH", "/v1/exports/{id}", "DELETE, GET"),
         ("POST", "/livez", "GET"),
     ],
 )

@@ -46,6 +46,11 @@ def rows(api: Api, job: str) -> dict[str, int]:
         return {str(state): count for state, count in found}
 
 
+@pytest.fixture
+def api(emptied: Api) -> Api:
+    return emptied
+
+
 def code(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
