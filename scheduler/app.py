@@ -15,7 +15,7 @@ from scheduler.errands import Errands, errands
 from services.core import database as databases
 from services.core import leadership, leases, logs
 from services.core.contact import Contact
-from services.core.errors import Away, PressworkError
+from services.core.errors import Away, PressworkError, SettingsError
 from services.core.queues import Bell
 from services.core.settings import Settings
 from services.core.storage import S3Store
@@ -108,6 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure("scheduler")
     try:
         settings = Settings.read()
+        if not settings.secret and not arguments.check:
+            raise SettingsError("PRESSWORK_SECRET is not set; it must be the web servers': links are signed with it.")
         database = databases.Database(
             settings.database_url, application="presswork scheduler", pool_size=2 + ERRANDS_AT_ONCE
         )
@@ -123,8 +125,9 @@ def main(argv: list[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     contact = Contact()
-    scheduler = Scheduler(database, timetable(settings, Bell(settings.redis_url), contact), contact)
-    running = Errands(database, errands(settings, database, S3Store(settings)), scheduler.holder)
+    bell = Bell(settings.redis_url)
+    scheduler = Scheduler(database, timetable(settings, bell, contact), contact)
+    running = Errands(database, errands(settings, S3Store(settings), bell), scheduler.holder)
     threads = [threading.Thread(target=running.run, args=(stopping,), name="errands") for _ in range(ERRANDS_AT_ONCE)]
     for thread in threads:
         thread.start()

@@ -7,12 +7,15 @@ and what one leaves half done by dying another goes on with when the lease has r
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from services.core import closing, exports, files, uploads, validation
 from services.core.database import Connection, Database
 from services.core.errors import Away
+from services.core.exports import errand as exporting
 from services.core.leases import Lease, LeaseLost
+from services.core.queues import Bell
 from services.core.settings import Settings
 from services.core.storage import ImageStore
 
@@ -26,7 +29,7 @@ class Errand:
     """`pending` names the things that wait, a few at a time; `run` does the work for one of them under its lease."""
 
     name: str
-    pending: Callable[[Connection], list[int]]
+    pending: Callable[[Connection], Sequence[int]]
     run: Callable[[int, Lease], object]
 
 
@@ -95,6 +98,22 @@ class Errands:
         return True
 
 
-def errands(settings: Settings, database: Database, store: ImageStore) -> list[Errand]:
-    """What there is to run; each kind's file in the core says what it does."""
-    return []
+def errands(settings: Settings, store: ImageStore, bell: Bell) -> list[Errand]:
+    """What there is to run; each one's file in the core says what it does."""
+
+    def validate(job_id: int, lease: Lease) -> None:
+        validation.run(settings, store, bell, job_id, lease)
+
+    def close(job_id: int, lease: Lease) -> None:
+        closing.run(settings, store, job_id, lease)
+
+    def export(export_id: int, lease: Lease) -> None:
+        exporting.run(settings, store, export_id, lease)
+
+    return [
+        Errand("validate", validation.pending, validate),
+        Errand("close", closing.pending, close),
+        Errand("drop-file", files.doomed, lambda file_id, lease: files.drop(store, file_id, lease)),
+        Errand("drop-upload", uploads.over, lambda upload_id, lease: uploads.drop(store, upload_id, lease)),
+        Errand("export", exports.pending, export),
+    ]

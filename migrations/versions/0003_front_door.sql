@@ -48,6 +48,8 @@ CREATE INDEX upload_parts_upload ON upload_parts (upload_id);
 ALTER TABLE jobs
   DROP CONSTRAINT jobs_total,
   ADD COLUMN requests integer NOT NULL DEFAULT 0,
+  ADD COLUMN requests_done integer,
+  ADD COLUMN requests_failed integer,
   ADD COLUMN input_file_id bigint,
   ADD COLUMN output_file_id bigint,
   ADD COLUMN error_file_id bigint,

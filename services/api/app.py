@@ -7,7 +7,26 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from services.api import auth, errors, health, jobs, queries, schemas, submissions
+from services.api import (
+    actions,
+    auth,
+    batches,
+    contents,
+    drafts,
+    errors,
+    exports,
+    files,
+    generations,
+    health,
+    jobs,
+    listings,
+    models,
+    plans,
+    queries,
+    schemas,
+    submissions,
+    uploads,
+)
 from services.api.auth import documented
 from services.api.context import Context
 from services.api.edge import Edge
@@ -36,10 +55,18 @@ def create_app(settings: Settings) -> FastAPI:
         dependencies=[Depends(documented), Depends(auth.authenticate), Depends(queries.only_known)],
         responses=_ERRORS,
     )
-    tenants_routes.include_router(submissions.router)
-    tenants_routes.include_router(jobs.router)
+    for routes in (
+        submissions, plans, drafts, actions, listings, jobs, files, uploads, batches, generations, models,
+        exports,
+    ):  # fmt: skip
+        tenants_routes.include_router(routes.router)
+    links_routes = APIRouter(
+        prefix="/v1", dependencies=[Depends(documented), Depends(queries.only_known)], responses=_ERRORS
+    )
+    links_routes.include_router(contents.router)
     app.include_router(open_routes)
     app.include_router(tenants_routes)
+    app.include_router(links_routes)
     app.add_middleware(Edge)
     errors.install(app)
     return app

@@ -58,23 +58,25 @@ def idempotency_key(request: Request) -> str | None:
 
 
 @asynccontextmanager
-async def received(request: Request, settings: Settings, form: Format) -> AsyncIterator[IO[bytes]]:
-    """The whole body on a spool, rewound.
+async def received(
+    request: Request, settings: Settings, form: Format, most: int | None = None
+) -> AsyncIterator[IO[bytes]]:
+    """The whole body, of at most so many bytes, on a spool, rewound.
 
     Raises:
         Refused: it is too long (413), came too slowly (408), or there is no room for it (503).
         RefusedSubmission: a line is too long, or there are more lines than a job may have images.
         ClientDisconnect: the client went away.
     """
-    limit = settings.max_body_bytes if form is Format.NDJSON else min(JSON_LIMIT, settings.max_body_bytes)
-    _check_length(request, limit)
+    limit = most or (settings.max_body_bytes if form is Format.NDJSON else min(JSON_LIMIT, settings.max_body_bytes))
+    check_length(request, limit)
     meter = LineMeter(settings.max_images_per_job) if form is Format.NDJSON else None
     with tempfile.SpooledTemporaryFile(_SPOOL_MEMORY) as spool:
         taken, waiting = 0, bytearray()
-        async for chunk in _chunks(request):
+        async for chunk in chunks(request):
             taken += len(chunk)
             if taken > limit:
-                raise _too_long(limit)
+                raise too_long(limit)
             if meter is not None:
                 meter.feed(chunk)
             waiting += chunk
@@ -139,17 +141,17 @@ class LineMeter:
         raise RefusedSubmission(InvalidSubmission([problem]), "line", status=413)
 
 
-def _check_length(request: Request, limit: int) -> None:
+def check_length(request: Request, limit: int) -> None:
     declared = request.headers.get("content-length", "0")
     if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
-        raise _too_long(limit)
+        raise too_long(limit)
 
 
-def _too_long(limit: int) -> Refused:
+def too_long(limit: int) -> Refused:
     return Refused(413, "body_too_long", f"The body is longer than {limit:,} bytes; submit it in parts.")
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
+async def chunks(request: Request) -> AsyncIterator[bytes]:
     stream = aiter(request.stream())
     while True:
         try:

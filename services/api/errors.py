@@ -40,9 +40,10 @@ class Refused(PressworkError):
 
 
 class RefusedSubmission(PressworkError):
-    """A submission was refused; each of its problems stands at a `line` (NDJSON) or an `index` (JSON)."""
+    """A submission was refused; each of its problems stands at a `line` (NDJSON), an `index` (JSON) or in a
+    `chunk` (of a draft)."""
 
-    def __init__(self, refused: InvalidSubmission, place: Literal["line", "index"], status: int = 422) -> None:
+    def __init__(self, refused: InvalidSubmission, place: Literal["line", "index", "chunk"], status: int = 422) -> None:
         self.problems, self.more, self.place, self.status = refused.problems, refused.more, place, status
         super().__init__(str(refused))
 
@@ -86,7 +87,7 @@ def _presswork_error(_request: Request, error: PressworkError) -> Response:
     for kind, status, code in CODES:
         if isinstance(error, kind):
             if status < 500:
-                return envelope(status, code, str(error))
+                return envelope(status, error.code if isinstance(error, errors.Conflict) else code, str(error))
             log.warning("outage", extra={"code": code, "error": str(error)})
             return envelope(status, code, f"{kind.__doc__} Try again.", headers={"Retry-After": RETRY_SECONDS})
     raise error
@@ -117,10 +118,11 @@ def _refused_submission(_request: Request, error: RefusedSubmission) -> Response
 
 
 def _invalid_parameter(request: Request, error: RequestValidationError) -> Response:
-    """Query parameters are all that FastAPI checks for us; their routes say in words what is allowed."""
+    """Parameters are all that FastAPI checks for us; their routes say in words what is allowed."""
     entry = error.errors()[0]
     name = str(entry["loc"][-1])
-    fields = {field.alias: field.field_info for field in request.scope["route"].dependant.query_params}
+    dependant = request.scope["route"].dependant
+    fields = {field.alias: field.field_info for field in (*dependant.query_params, *dependant.path_params)}
     allowed = fields[name].description if name in fields else "what the documentation allows"
     found = json.dumps(str(entry.get("input"))[:40])
     return envelope(422, "invalid_parameter", f"{name} is {found}; it must be {allowed}.", name)

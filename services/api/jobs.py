@@ -3,27 +3,35 @@
 from typing import Any
 
 from fastapi import APIRouter, Request
-from starlette.responses import RedirectResponse
 
-from services.api import cursors, queries, schemas
+from services.api import context, cursors, queries, schemas
 from services.api.auth import Tenant
 from services.api.context import Context, Here
 from services.api.errors import Refused
-from services.core import jobs, storage, upkeep, views
+from services.core import jobs, upkeep, views
 from services.core.errors import Conflict, NotFound
 from services.core.states import ImageState
 
 router = APIRouter()
 _PAST_THE_NEWEST = 2**63 - 1
+_AMONG_OTHERS = 1 << 32
 
 
 @router.get("/jobs", response_model=schemas.JobPage)
-def list_jobs(here: Here, tenant: Tenant, limit: queries.Limit = 100, cursor: queries.Cursor = None) -> Any:
-    """The tenant's jobs, newest first."""
-    listing = f"jobs/{tenant}"
+def list_jobs(
+    here: Here,
+    tenant: Tenant,
+    status: queries.JobStatus = None,
+    label: queries.Label = None,
+    limit: queries.Limit = 100,
+    cursor: queries.Cursor = None,
+) -> Any:
+    """The tenant's jobs, newest first: all, or those of one status, or with one label."""
+    listing = f"jobs/{tenant}" if status is label is None else f"jobs/{tenant}/{status}/{label}"
+    wanted = queries.label(label)
     before = _PAST_THE_NEWEST if cursor is None else cursors.unseal(here.settings.secret, listing, cursor)
     with here.database.begin(tenant) as connection:
-        found = views.jobs(connection, tenant, before=before, limit=limit + 1)
+        found = views.jobs(connection, tenant, before=before, limit=limit + 1, state=status, label=wanted)
     page = found[:limit]
     more = cursors.seal(here.settings.secret, listing, page[-1].id) if len(found) > limit else None
     return schemas.JobPage(data=[schemas.job(view) for view in page], next_cursor=more)
@@ -32,7 +40,7 @@ def list_jobs(here: Here, tenant: Tenant, limit: queries.Limit = 100, cursor: qu
 @router.get("/jobs/{job_id}", response_model=schemas.Job)
 def show_job(here: Here, tenant: Tenant, job_id: str) -> Any:
     """One job with its counts."""
-    return _job(here, tenant, jobs.parse_id(job_id))
+    return shown(here, tenant, jobs.parse_id(job_id))
 
 
 @router.get("/jobs/{job_id}/images", response_model=schemas.ImagePage)
@@ -42,11 +50,14 @@ def list_images(
     tenant: Tenant,
     job_id: str,
     status: queries.Status = None,
+    order: queries.Order = "index",
     limit: queries.Limit = 100,
     cursor: queries.Cursor = None,
 ) -> Any:
-    """The job's images in order, all or those of one status."""
+    """The job's images, all or those of one status: in order, or those that failed first."""
     number = jobs.parse_id(job_id)
+    if order == "failed_first" and status is None:
+        return _images_failed_first(request, here, tenant, number, limit, cursor)
     listing = f"images/{tenant}/{number}/{status}"
     after = -1 if cursor is None else cursors.unseal(here.settings.secret, listing, cursor)
     with here.database.begin(tenant) as connection:
@@ -57,27 +68,8 @@ def list_images(
         raise NotFound("There is no such job.")
     page = found[:limit]
     more = cursors.seal(here.settings.secret, listing, page[-1].index) if len(found) > limit else None
-    job_url = schemas.job_url(request, number)
-    return schemas.ImagePage(data=[schemas.image(view, job_url) for view in page], next_cursor=more)
-
-
-@router.get("/jobs/{job_id}/images/{index}/content", status_code=307, response_class=RedirectResponse)
-def show_content(here: Here, tenant: Tenant, job_id: str, index: str) -> Any:
-    """Redirects to the stored image, at an address that is good for a while."""
-    number = jobs.parse_id(job_id)
-    if not (index.isascii() and index.isdigit() and len(index) <= 9):
-        raise NotFound("There is no such image.")
-    with here.database.begin(tenant) as connection:
-        found = views.images(connection, tenant, number, state=None, after=int(index) - 1, limit=1)
-    if not found or found[0].index != int(index):
-        raise NotFound("There is no such image.")
-    image = found[0]
-    if image.state is not ImageState.DONE or image.object_key is None:
-        raise Refused(409, "not_done", f"The image is {image.state.word}; it can be fetched once it is done.")
-    name = image.custom_id or f"{jobs.public_id(number)}-{image.index:06d}"  # both are safe in a header and on a disk
-    filename = f"{name}.{storage.EXTENSIONS[image.output_format]}"
-    address = here.store.presign(image.object_key, here.settings.url_seconds, filename)
-    return RedirectResponse(address, status_code=307)
+    link = context.linker(here, request, number)
+    return schemas.ImagePage(data=[schemas.image(view, link) for view in page], next_cursor=more)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=schemas.Job)
@@ -91,10 +83,31 @@ def cancel_job(here: Here, tenant: Tenant, job_id: str) -> Any:
         raise Refused(409, "job_finished", str(error)) from None
     with here.database.begin() as connection:  # a first sweep, so that small jobs need not wait for the duty
         upkeep.sweep_cancelled(connection)
-    return _job(here, tenant, number)
+    return shown(here, tenant, number)
 
 
-def _job(here: Context, tenant: int, number: int) -> schemas.Job:
+def _images_failed_first(
+    request: Request, here: Context, tenant: int, number: int, limit: int, cursor: str | None
+) -> schemas.ImagePage:
+    """A cursor's lower bits are the index where the page ended, the one above tells that the failed were over."""
+    listing = f"images/{tenant}/{number}/failed_first"
+    place = None if cursor is None else cursors.unseal(here.settings.secret, listing, cursor)
+    failed, after = (True, -1) if place is None else (place < _AMONG_OTHERS, place % _AMONG_OTHERS)
+    with here.database.begin(tenant) as connection:
+        found = views.images_failed_first(connection, tenant, number, failed=failed, after=after, limit=limit + 1)
+    if found is None:
+        raise NotFound("There is no such job.")
+    more = None
+    if len(found) > limit:
+        last = found[limit - 1]
+        among = 0 if last.state is ImageState.FAILED else _AMONG_OTHERS
+        more = cursors.seal(here.settings.secret, listing, among + last.index)
+    link = context.linker(here, request, number)
+    return schemas.ImagePage(data=[schemas.image(view, link) for view in found[:limit]], next_cursor=more)
+
+
+def shown(here: Context, tenant: int, number: int) -> schemas.Job:
+    """The job as it is now. Raises NotFound."""
     with here.database.begin(tenant) as connection:
         view = views.job(connection, tenant, number)
     if view is None:

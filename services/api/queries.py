@@ -3,10 +3,10 @@
 from typing import Annotated, Literal
 
 from fastapi import Query, Request
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from services.api.errors import Refused
-from services.core.states import ImageState
+from services.core.states import ImageState, JobState
 
 
 def only_known(request: Request) -> None:
@@ -22,14 +22,23 @@ def only_known(request: Request) -> None:
         seen.add(name)
 
 
-def _whole(value: object) -> object:
+def whole(value: object) -> object:
     """Pydantic would take "+1", "1.0" and " 1" for 1."""
     if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) <= 9):
         raise ValueError("not a whole number")
     return value
 
 
-Limit = Annotated[int, BeforeValidator(_whole), Query(ge=1, le=1000, description="a whole number from 1 to 1000")]
+def _label(given: str | None) -> str | None:
+    name, colon, _ = (given or "").partition(":")
+    if given is not None and not (0 < len(name) <= 64 and colon and "\0" not in given):
+        raise ValueError("no label")
+    return given
+
+
+Limit = Annotated[int, BeforeValidator(whole), Query(ge=1, le=1000, description="a whole number from 1 to 1000")]
+FileLimit = Annotated[int, BeforeValidator(whole), Query(ge=1, le=10_000, description="a whole number from 1 to 10000")]
+BatchLimit = Annotated[int, BeforeValidator(whole), Query(ge=1, le=100, description="a whole number from 1 to 100")]
 Cursor = Annotated[str | None, Query(max_length=200, description="the next_cursor of the page before")]
 Status = Annotated[
     Literal["queued", "rendering", "done", "failed", "cancelled"] | None,
@@ -39,6 +48,31 @@ Priority = Annotated[
     Literal["high", "normal", "low"] | None,
     Query(description="one of high, normal, low; with JSON it is a field of the body instead"),
 ]
+
+
+_YES_OR_NO = Literal["true", "false"] | None
+Dedupe = Annotated[_YES_OR_NO, Query(description="true or false; with JSON it is a field of the body instead")]
+EmbedPrompt = Annotated[_YES_OR_NO, Query(description="true or false; with JSON it is a field of the body instead")]
+JobStatus = Annotated[JobState | None, Query(description=f"one of {', '.join(state.value for state in JobState)}")]
+Label = Annotated[
+    str | None,
+    AfterValidator(_label),
+    Query(
+        max_length=600,
+        description="a label's name, a colon and its value, such as run:nightly",
+        json_schema_extra={"pattern": "^[^:]{1,64}:"},
+    ),
+]
+Order = Annotated[Literal["index", "failed_first"], Query(description="index or failed_first")]
+
+
+def label(given: str | None) -> tuple[str, str] | None:
+    """(name, value): the first colon parts them."""
+    return None if given is None else (given.partition(":")[0], given.partition(":")[2])
+
+
+def flag(word: str | None) -> bool | None:
+    return None if word is None else word == "true"
 
 
 def image_state(status: str | None) -> ImageState | None:

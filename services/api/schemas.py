@@ -1,9 +1,9 @@
-"""What the API answers with, and how OpenAPI describes what it takes. Output models name every field they show."""
+"""What the API answers with. Output models name every field they show."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import Request
 from pydantic import BaseModel, PlainSerializer
 
 from services.core import jobs, requests
@@ -32,6 +32,9 @@ class Counts(BaseModel):
 
 
 class Job(BaseModel):
+    """`retry_of` is the job whose failed images it renders again; `reused` counts, of the done ones, those that were
+    copied from earlier images. `expires_at`: what has not finished by then is stopped, and `stop_reason` says so."""
+
     id: str
     object: Literal["job"] = "job"
     status: str
@@ -39,10 +42,17 @@ class Job(BaseModel):
     priority: str
     counts: Counts
     labels: dict[str, str]
+    requests: int
+    retry_of: str | None
+    reused: int
+    dedupe: bool
+    embed_prompt: bool
     created_at: Moment
     started_at: Moment | None
     cancel_requested_at: Moment | None
     finished_at: Moment | None
+    expires_at: Moment | None
+    stop_reason: str | None
     rate: float
     eta_seconds: float | None
     as_of: Moment
@@ -68,6 +78,7 @@ class Image(BaseModel):
     seed: int
     seed_string: str
     output_format: str
+    output_compression: int | None
     sha256: str | None
     bytes: int | None
     url: str | None
@@ -75,6 +86,7 @@ class Image(BaseModel):
     flagged: bool | None
     unknown_words: list[str] | None
     reproducibility_class: str | None
+    reused: bool | None
     versions: str | None
     device: str | None
     error: ImageError | None
@@ -88,6 +100,7 @@ class ImagePage(BaseModel):
 class Problem(BaseModel):
     line: int | None = None
     index: int | None = None
+    chunk: int | None = None
     param: str | None
     code: str
     message: str
@@ -128,17 +141,24 @@ def job(view: JobView) -> Job:
         priority=PRIORITY_WORDS[view.priority],
         counts=Counts(total=view.total, **view.counts),
         labels=view.labels,
+        requests=view.requests,
+        retry_of=None if view.retry_of is None else jobs.public_id(view.retry_of),
+        reused=view.reused,
+        dedupe=view.dedupe,
+        embed_prompt=view.embed_prompt,
         created_at=view.created_at,
         started_at=view.started_at,
         cancel_requested_at=view.cancel_requested_at,
         finished_at=view.finished_at,
+        expires_at=view.expires_at,
+        stop_reason=view.stop_reason,
         rate=round(view.rate, 3),
         eta_seconds=None if view.eta_seconds is None else round(view.eta_seconds, 1),
         as_of=view.as_of,
     )
 
 
-def image(view: ImageView, job_url: str) -> Image:
+def image(view: ImageView, link: Callable[[int], str]) -> Image:
     done = view.state is ImageState.DONE
     failed = view.state is ImageState.FAILED
     return Image(
@@ -148,37 +168,16 @@ def image(view: ImageView, job_url: str) -> Image:
         seed=view.seed,
         seed_string=str(view.seed),
         output_format=view.output_format,
+        output_compression=view.output_compression,
         sha256=view.sha256,
         bytes=view.bytes,
-        url=f"{job_url}/images/{view.index}/content" if done else None,
+        url=link(view.index) if done else None,
         truncated=view.truncated,
         flagged=view.flagged,
         unknown_words=None if view.unknown_words is None else list(view.unknown_words),
         reproducibility_class=view.reproducibility_class,
+        reused=view.reused,
         versions=view.versions,
         device=view.device,
         error=ImageError(code=view.error_code or "unknown", message=view.error_message or "") if failed else None,
     )
-
-
-def job_url(request: Request, job_id: int) -> str:
-    return f"{str(request.base_url).rstrip('/')}/v1/jobs/{jobs.public_id(job_id)}"
-
-
-def submission_body() -> dict[str, Any]:
-    """The `requestBody` of a submission: we read it ourselves, so FastAPI cannot know."""
-    one, defaults, head = (
-        model.model_json_schema() for model in (requests.ImageRequest, requests.Defaults, requests.Label)
-    )
-    images = {"type": "array", "minItems": 1, "items": one, "description": requests.ALLOWED["images"]}
-    whole = {
-        "type": "object",
-        "additionalProperties": False,
-        "required": ["images"],
-        "properties": {"images": images, "defaults": defaults, **head["properties"]},
-    }
-    lines = {"type": "string", "description": "One request object a line.", "contentSchema": one}
-    return {
-        "required": True,
-        "content": {"application/json": {"schema": whole}, "application/x-ndjson": {"schema": lines}},
-    }

@@ -10,18 +10,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from services.cli import bench, model
+from services.cli import bench, downloads, exports, jobs, model, submit
+from services.cli.exits import EPILOG
 from services.core.errors import PressworkError
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 app = typer.Typer(
-    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-    help="Presswork: prompts in, stored images out, in bulk.",
+    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG,
 )  # fmt: skip
 keys = typer.Typer(no_args_is_help=True, help="Issue and revoke API keys.")
-app.add_typer(keys, name="keys")
-app.add_typer(bench.app, name="bench")
-app.add_typer(model.app, name="model")
+JOBS, RESULTS, MACHINE, HOUSE = "Jobs", "Results", "This machine", "The house"
+submit.add_to(app, JOBS)
+jobs.add_to(app, JOBS)
+downloads.add_to(app, RESULTS)
+exports.add_to(app, RESULTS)
+app.add_typer(keys, name="keys", rich_help_panel=HOUSE)
+app.add_typer(bench.app, name="bench", rich_help_panel=HOUSE)
+app.add_typer(model.app, name="model", rich_help_panel=HOUSE)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Home = Annotated[
@@ -45,7 +51,7 @@ def presswork(
     """Prompts in, stored images out, in bulk."""
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def up(
     home: Home = HOME,
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers to run.")] = 1,
@@ -65,19 +71,19 @@ def up(
     os.execv(sys.executable, [sys.executable, "-m", "services.local", *arguments])  # noqa: S606
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def down(home: Home = HOME) -> None:
     """Stop what `presswork up` runs on this folder."""
     _local("down", home)
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def status(home: Home = HOME) -> None:
     """Show what runs on this folder."""
     _local("status", home)
 
 
-@app.command()
+@app.command(rich_help_panel=MACHINE)
 def demo(
     home: Home = HOME,
     output: Annotated[Path, typer.Option(help="Where images, results and the contact sheet go.")] = Path("demo-output"),
@@ -92,7 +98,7 @@ def demo(
     raise typer.Exit(_guarded(demonstration.run, home, output, pipeline))
 
 
-@app.command()
+@app.command(rich_help_panel=HOUSE)
 def doctor() -> None:
     """Check the settings and reach every server."""
     from services.cli import doctor as physician
@@ -100,7 +106,7 @@ def doctor() -> None:
     raise typer.Exit(_guarded(physician.run))
 
 
-@app.command()
+@app.command(rich_help_panel=HOUSE)
 def migrate() -> None:
     """Bring the database to this program's schema.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from services.cli import profile
 from services.cli.sheet import contact_sheet
 from services.client import Client, ClientError, Image, Job
 from services.core.errors import PressworkError
@@ -141,13 +142,12 @@ def _ready_client(home: Path, since: int | None = None) -> Client | None:
     """A client by the folder's env file, if its server would accept a submit; `since`: and is this process's."""
     try:
         holder = int((home / "lock").read_text().strip())
-        lines = (home / "env").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
         return None
-    if since is not None and holder != since:
+    local = profile.local_stack(home)
+    if local is None or (since is not None and holder != since):
         return None
-    values = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-    client = Client(values["PRESSWORK_URL"].strip("'"), values["PRESSWORK_API_KEY"].strip("'"))
+    client = Client(local.url, local.api_key)
     return client if client.ready() else None
 
 

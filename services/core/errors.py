@@ -34,12 +34,20 @@ class StoreRefused(StoreAway):
     """The object store refused the request: check its address, the bucket and the credentials."""
 
 
+class ObjectGone(StoreRefused):
+    """The object store does not have this object any more."""
+
+
 class NotFound(PressworkError):
     """There is no such thing, or it belongs to somebody else."""
 
 
 class Conflict(PressworkError):
     """The request does not fit the state that the thing is in."""
+
+    def __init__(self, message: str | None = None, code: str = "conflict") -> None:
+        self.code = code
+        super().__init__(message)
 
 
 class UnfitDatabase(PressworkError):

@@ -1,5 +1,8 @@
 """Idempotency keys: one name, one thing. Recorded in the transaction that makes the thing."""
 
+import hashlib
+import json
+
 from sqlalchemy import Connection, text
 
 from services.core.errors import DatabaseAway, IdempotencyBusy, IdempotencyConflict
@@ -9,6 +12,11 @@ INSERT INTO idempotency (tenant_id, key, request_sha256, job_id, kind)
 VALUES (:tenant_id, :key, :sha256, :thing, :kind) ON CONFLICT DO NOTHING
 """)
 _REMEMBERED = text("SELECT request_sha256, job_id, kind FROM idempotency WHERE tenant_id = :tenant_id AND key = :key")
+
+
+def digest(*asked: object) -> bytes:
+    """sha256 of what was asked for, as plain values: the order of keys says nothing."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 
 
 def remember(

@@ -71,7 +71,9 @@ class Submission:
         defaults: dict[str, Any] | None = None,
         ground: Ground | None = None,
         most_images: int | None = None,
+        most_here: int | None = None,
     ) -> None:
+        """`most_images` is what the job may hold at last, `most_here` what may come to its ground."""
         self.ground = ground or Ground(jobs.new_id())
         self.job_id = self.ground.job_id
         self.problems: list[Problem] = []
@@ -79,6 +81,7 @@ class Submission:
         self.requests = 0
         self.models: set[str] = set()
         self._most_images = most_images or settings.max_images_per_job
+        self._most_here = most_here or self._most_images
         self._digest = hashlib.sha256()
         self._settings = settings
         self._catalogue = catalogue
@@ -217,6 +220,9 @@ class Submission:
         if self.total + request.n > self._most_images:
             message = f"The job has more than {self._most_images:,} images; submit it in parts."
             self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
+        elif self.total - self.ground.images + request.n > self._most_here:
+            message = f"The body has more than {self._most_here:,} images; append it in parts."
+            self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
         elif lane is not None and not self.problems:
             self._write(request, lane)
 
@@ -293,8 +299,7 @@ class Submission:
         """Payloads from the spool, images from the payloads, straight into the partition: Postgres takes no COPY
         where row-level security stands, and the application may insert there but not read."""
         connection.execute(text("SET LOCAL statement_timeout = 0"))
-        payloads = _leaf(connection, "payloads", self.job_id)
-        images = _leaf(connection, "images", self.job_id)
+        payloads = leaf(connection, "payloads", self.job_id)
         columns = ", ".join(column.name for column in tables.payloads.columns)
         self._spool.seek(0)
         driver = connection.connection.driver_connection
@@ -302,14 +307,7 @@ class Submission:
         with driver.cursor().copy(f"COPY {payloads} ({columns}) FROM STDIN") as copy:
             while chunk := self._spool.read(_COPY_CHUNK):
                 copy.write(chunk)
-        connection.execute(
-            text(
-                f"INSERT INTO {images} (job_id, index, segment_id) "  # noqa: S608  names of our own
-                "SELECT job_id, index + nth, segment_id FROM payloads CROSS JOIN generate_series(0, n - 1) AS nth "
-                "WHERE job_id = :job_id AND index >= :first ORDER BY index"
-            ),
-            {"job_id": self.job_id, "first": self.ground.images},
-        )
+        spread(connection, self.job_id, first=self.ground.images)
 
 
 def read_lines(submission: Submission, lines: Iterable[bytes]) -> None:
@@ -334,7 +332,19 @@ def _escaped(value: str) -> str:
     return value if value.isprintable() and "\\" not in value else value.translate(_ESCAPES)
 
 
-def _leaf(connection: Connection, table: str, job_id: int) -> str:
+def spread(connection: Connection, job_id: int, *, first: int = 0) -> None:
+    """Makes the images of the job's payloads from that index on, queued."""
+    images = leaf(connection, "images", job_id)
+    statement = text(
+        f"INSERT INTO {images} (job_id, index, segment_id) "  # noqa: S608  a name of our own
+        "SELECT job_id, index + nth, segment_id FROM payloads CROSS JOIN generate_series(0, n - 1) AS nth "
+        "WHERE job_id = :job_id AND index >= :first ORDER BY index"
+    )
+    connection.execute(statement, {"job_id": job_id, "first": first})
+
+
+def leaf(connection: Connection, table: str, job_id: int) -> str:
+    """The partition that holds the job's rows of that table."""
     name = tables.partition_name(table, job_id)
     known = connection.execute(text("SELECT to_regclass(:name)"), {"name": name}).scalar_one()
     return name if known else f"{table}_default"

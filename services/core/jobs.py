@@ -4,19 +4,14 @@ Functions take an open transaction and never commit.
 """
 
 import json
-import secrets
-import time
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from services.core import states, tables
+from services.core import ids, states
 from services.core.errors import Conflict, NotFound
 from services.core.specs import Shape
 from services.core.states import JobState
-
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-_DIGITS = {letter: value for value, letter in enumerate(_ALPHABET)}
 
 _NEW = text("""
 INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, opened_at)
@@ -43,6 +38,11 @@ _ALONE = text("SELECT pg_advisory_xact_lock(:id)")
 _CLOSE = text("UPDATE segments SET open = false WHERE job_id = :id AND open")
 _PAUSE = text("UPDATE jobs SET paused = :paused WHERE id = :id AND tenant_id = :tenant_id AND state = ANY(:sources)")
 _OPEN = text("UPDATE segments SET open = :open WHERE job_id = :id")
+_LABELS = text("UPDATE jobs SET labels = CAST(:labels AS jsonb) WHERE id = :id AND tenant_id = :tenant_id")
+_PRIORITY = text("""
+UPDATE jobs SET priority = :priority WHERE id = :id AND tenant_id = :tenant_id AND finished_at IS NULL
+""")
+_SEGMENTS_PRIORITY = text("UPDATE segments SET priority = :priority WHERE job_id = :id")
 _STATE = text("SELECT state FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
 
 _ALL_FINAL = """
@@ -78,27 +78,17 @@ _ENDING = [JobState.FINALIZING.value, JobState.CANCELLING.value]
 
 
 def new_id() -> int:
-    """A fresh job id: time-ordered, so that partitions are by age; hard to guess, and no right to anything."""
-    milliseconds = int(time.time() * 1000) - int(tables.ID_EPOCH.timestamp() * 1000)
-    return milliseconds << tables.ID_RANDOM_BITS | secrets.randbits(tables.ID_RANDOM_BITS)
+    """A fresh job id: time-ordered, so that partitions are by age."""
+    return ids.new()
 
 
 def public_id(job_id: int) -> str:
-    """How people see it: `job_` and 13 characters of Crockford's base 32."""
-    return "job_" + "".join(_ALPHABET[job_id >> shift & 31] for shift in range(60, -1, -5))
+    return ids.public("job_", job_id)
 
 
 def parse_id(public: str) -> int:
     """The inverse; NotFound for anything that is no job's id."""
-    letters = public.removeprefix("job_")
-    if len(public) != 17 or len(letters) != 13 or any(letter not in _DIGITS for letter in letters):
-        raise NotFound("There is no such job.")
-    value = 0
-    for letter in letters:
-        value = value << 5 | _DIGITS[letter]
-    if value >= 2**63:
-        raise NotFound("There is no such job.")
-    return value
+    return ids.parse("job_", public, "job")
 
 
 def create(
@@ -167,24 +157,50 @@ def cancel(connection: Connection, tenant_id: int, job_id: int) -> None:
     if moved:
         connection.execute(_CLOSE, {"id": job_id})
         return
-    state = connection.execute(_STATE, values).scalar_one_or_none()
-    if state is None:
-        raise NotFound("There is no such job.")
+    state = _state(connection, tenant_id, job_id)
     if state not in (JobState.CANCELLING, JobState.CANCELLED):
         raise Conflict(f"The job is {state}; only a job that has not finished can be cancelled.")
 
 
 def pause(connection: Connection, tenant_id: int, job_id: int, paused: bool) -> None:
-    """Nothing of a paused job is claimed; what is being rendered goes on.
+    """Nothing of a paused job is claimed; what is being rendered goes on. Asking again is no error.
 
     Raises:
-        NotFound: no such job of this tenant, or none that has work left.
+        NotFound: no such job of this tenant.
+        Conflict: a draft, whose images nothing claims anyway, or a job that ends or has ended.
     """
     values = {"id": job_id, "tenant_id": tenant_id, "paused": paused}
     live = sorted(state.value for state in states.CLAIMABLE_JOB_STATES)
-    if not connection.execute(_PAUSE, values | {"sources": live}).rowcount:
-        raise NotFound("There is no such job that could be paused.")
-    connection.execute(_OPEN, {"id": job_id, "open": not paused})
+    if connection.execute(_PAUSE, values | {"sources": live}).rowcount:
+        connection.execute(_OPEN, {"id": job_id, "open": not paused})
+        return
+    state = _state(connection, tenant_id, job_id)
+    code = "job_finished" if state in states.FINAL_JOB_STATES else "job_not_queued"
+    raise Conflict(f"The job is {state}; only one that is queued or in_progress can be paused and resumed.", code)
+
+
+def change(
+    connection: Connection,
+    tenant_id: int,
+    job_id: int,
+    *,
+    priority: int | None = None,
+    labels: dict[str, str] | None = None,
+) -> None:
+    """Gives a job another priority, for all that is not claimed yet, or other labels. None: as it is.
+
+    Raises:
+        NotFound: no such job of this tenant.
+        Conflict: another priority for a job that has finished.
+    """
+    values = {"id": job_id, "tenant_id": tenant_id}
+    state = _state(connection, tenant_id, job_id)
+    if priority is not None:
+        if not connection.execute(_PRIORITY, values | {"priority": priority}).rowcount:
+            raise Conflict(f"The job is {state}; only one that has not finished has a priority.", "job_finished")
+        connection.execute(_SEGMENTS_PRIORITY, {"id": job_id, "priority": priority})
+    if labels is not None:
+        connection.execute(_LABELS, values | {"labels": json.dumps(labels)})
 
 
 def finish(connection: Connection) -> list[int]:
@@ -215,3 +231,10 @@ def expire(connection: Connection) -> int:
         stopped += connection.execute(_EXPIRE, {"id": job_id, "sources": sources}).rowcount
         connection.execute(_CLOSE, {"id": job_id})
     return stopped
+
+
+def _state(connection: Connection, tenant_id: int, job_id: int) -> str:
+    state = connection.execute(_STATE, {"id": job_id, "tenant_id": tenant_id}).scalar_one_or_none()
+    if state is None:
+        raise NotFound("There is no such job.")
+    return str(state)

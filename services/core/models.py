@@ -4,6 +4,7 @@ Workers publish their card when they are ready; a submit checks against it. Func
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, text
 
@@ -36,6 +37,7 @@ class Model:
     default_steps: int
     default_guidance_scale: float
     sizes: dict[tuple[int, int], int]
+    registered_at: datetime
 
 
 def register(connection: Connection, card: ModelCard) -> None:
@@ -63,6 +65,7 @@ def catalogue(connection: Connection) -> dict[str, Model]:
                 row.default_steps,
                 row.default_guidance_scale,
                 {},
+                row.registered_at,
             ),
         )
         model.sizes[row.width, row.height] = row.max_steps

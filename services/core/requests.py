@@ -1,7 +1,7 @@
 """What a client may ask for: the fields of a request, their limits, and the sentences that refuse the rest."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
@@ -13,6 +13,7 @@ from services.core.specs import SEED_LIMIT, OutputFormat
 PROMPT_LIMIT = 2_000
 IMAGES_PER_REQUEST = 1_000
 GUIDANCE_LIMIT = 50.0
+CHUNKS_PER_DRAFT = 1_000_000
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -41,6 +42,7 @@ ALLOWED = {
     "dedupe": "true or false",
     "embed_prompt": "true or false",
     "labels": "an object of at most 16 texts; names of up to 64 characters, values of up to 512",
+    "include_cancelled": "true or false",
 }
 
 
@@ -87,6 +89,9 @@ _CODES = {"string_too_long": "too_long", "string_unicode": "invalid_character"} 
 
 Text = Annotated[str, Field(max_length=PROMPT_LIMIT), AfterValidator(_text)]
 Size = Annotated[str, Field(json_schema_extra={"example": "512x512"}), AfterValidator(_size)]
+Steps = Annotated[int, Field(ge=1, le=10_000)]
+Guidance = Annotated[float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)]
+ModelName = Annotated[str, Field(max_length=200), AfterValidator(_text)]
 
 
 class _Strict(BaseModel):
@@ -99,14 +104,12 @@ class Defaults(_Strict):
     negative_prompt: Text = ""
     seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT)] = None  # type: ignore[assignment]
     size: Size = None  # type: ignore[assignment]
-    num_inference_steps: Annotated[int, Field(ge=1, le=10_000)] = None  # type: ignore[assignment]
-    guidance_scale: Annotated[
-        float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)
-    ] = None  # type: ignore[assignment]
+    num_inference_steps: Steps = None  # type: ignore[assignment]
+    guidance_scale: Guidance = None  # type: ignore[assignment]
     n: Annotated[int, Field(ge=1, le=IMAGES_PER_REQUEST)] = 1
     output_format: OutputFormat = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] = None  # type: ignore[assignment]
-    model: Annotated[str, Field(max_length=200), AfterValidator(_text)] = None  # type: ignore[assignment]
+    model: ModelName = None  # type: ignore[assignment]
 
 
 class ImageRequest(Defaults):
@@ -129,29 +132,85 @@ def read_plain(line: bytes) -> ImageRequest | None:
 _READER = TypeAdapter(ImageRequest)
 
 
+Priority = Literal["high", "normal", "low"]
+Labels = Annotated[
+    dict[
+        Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_text)],
+        Annotated[str, Field(max_length=512), AfterValidator(_text)],
+    ],
+    Field(max_length=16),
+]
+
+
 class Label(_Strict):
     """The head of a submission: everything but its requests."""
 
-    priority: Literal["high", "normal", "low"] = "normal"
+    priority: Priority = "normal"
     dedupe: bool = False
     embed_prompt: bool = False
-    labels: Annotated[
-        dict[
-            Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_text)],
-            Annotated[str, Field(max_length=512), AfterValidator(_text)],
-        ],
-        Field(max_length=16),
-    ] = Field(default_factory=dict)
+    labels: Labels = Field(default_factory=dict)
 
 
-def problems(error: ValidationError, value: object, line: int | None = None, prefix: str = "") -> list[Problem]:
-    """What pydantic found, in our words: the field, what was found there, what is allowed."""
-    return [_problem(entry, value, line, prefix) for entry in error.errors(include_url=False, include_context=True)]
+class Bare(_Strict):
+    """The head of what has none."""
 
 
-def _problem(entry: Any, value: object, line: int | None, prefix: str) -> Problem:
+class Changes(_Strict):
+    """What may be changed of a job that stands. None: left as it is; null is refused."""
+
+    priority: Priority = None  # type: ignore[assignment]
+    labels: Labels = None  # type: ignore[assignment]
+
+
+class Retry(Changes):
+    """How failed images are tried again. What is not set is as the first job has it."""
+
+    include_cancelled: bool = False
+
+
+class Asked(_Strict):
+    """Some images of one shape, for an estimate. What is not set is the model's default."""
+
+    ALLOWED: ClassVar = {
+        "images": "a whole number from 1 to 2,147,483,647",
+        "model": ALLOWED["model"],
+        "size": ALLOWED["size"],
+        "num_inference_steps": ALLOWED["num_inference_steps"],
+        "guidance_scale": ALLOWED["guidance_scale"],
+    }
+    images: Annotated[int, Field(ge=1, lt=2**31)]
+    model: ModelName = None  # type: ignore[assignment]
+    size: Size = None  # type: ignore[assignment]
+    num_inference_steps: Steps = None  # type: ignore[assignment]
+    guidance_scale: Guidance = None  # type: ignore[assignment]
+
+
+class Finalize(_Strict):
+    """What a draft must hold to be complete."""
+
+    ALLOWED: ClassVar = {
+        "chunks": "a whole number from 1 to 1,000,000: how many chunks were appended",
+        "images": "a whole number from 1: how many images they hold",
+    }
+    chunks: Annotated[int, Field(ge=1, le=CHUNKS_PER_DRAFT)]
+    images: Annotated[int, Field(ge=1, lt=2**31)] = None  # type: ignore[assignment]
+
+
+def problems(
+    error: ValidationError,
+    value: object,
+    line: int | None = None,
+    prefix: str = "",
+    allowed: dict[str, str] = ALLOWED,
+) -> list[Problem]:
+    """What pydantic found, in our words: the field, what was found there, what is `allowed`."""
+    found = error.errors(include_url=False, include_context=True)
+    return [_problem(entry, value, line, prefix, allowed) for entry in found]
+
+
+def _problem(entry: Any, value: object, line: int | None, prefix: str, allowed: dict[str, str]) -> Problem:
     field = str(entry["loc"][0]) if entry["loc"] else ""
-    param = prefix + ".".join(str(part) for part in entry["loc"]) if field in ALLOWED else prefix + "request"
+    param = prefix + ".".join(str(part) for part in entry["loc"]) if field in allowed else prefix + "request"
     kind = entry["type"]
     if kind == "extra_forbidden" or (kind == "string_unicode" and not field):  # the latter: a name that is no text
         field = field or str(entry["input"])
@@ -159,14 +218,14 @@ def _problem(entry: Any, value: object, line: int | None, prefix: str) -> Proble
         name = field if field.isascii() and field.isidentifier() else shown
         return Problem("unknown_field", f"There is no field {shown}.", f"{prefix}{name}"[:80], line)
     if kind == "missing":
-        return Problem("missing_field", f"{prefix}{field} is missing; it must be {ALLOWED[field]}.", param, line)
+        return Problem("missing_field", f"{prefix}{field} is missing; it must be {allowed[field]}.", param, line)
     if not field:
         return Problem(
             "wrong_type", f"Found {strict_json.describe(value)} where a request object must stand.", param, line
         )
     if kind == "invalid_character":
-        message = f"{param} holds the character {entry['msg']}; it must be {ALLOWED[field]}, no controls."
+        message = f"{param} holds the character {entry['msg']}; it must be {allowed[field]}, no controls."
         return Problem("invalid_character", message, param, line)
     code = "wrong_type" if kind.endswith("_type") else _CODES.get(kind, "invalid_value")
     found = strict_json.describe(entry["input"])
-    return Problem(code, f"{param} is {found}; it must be {ALLOWED[field]}.", param, line)
+    return Problem(code, f"{param} is {found}; it must be {allowed[field]}.", param, line)

@@ -17,7 +17,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from services.core.errors import StoreAway, StoreRefused
+from services.core.errors import ObjectGone, StoreAway, StoreRefused
 from services.core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,14 @@ class ImageStore(Protocol):
 
     def drop(self, key: str) -> None:
         """Again is no error."""
+        ...
+
+    def size(self, key: str) -> int:
+        """Of the object, in bytes. Raises ObjectGone if there is none."""
+        ...
+
+    def under(self, prefix: str) -> Iterator[str]:
+        """The keys that begin so, also of objects that no row tells of."""
         ...
 
     def presign(self, key: str, seconds: int, filename: str) -> str:
@@ -147,6 +155,20 @@ class S3Store:
     def drop(self, key: str) -> None:
         with self._translated():
             self._client.delete_object(Bucket=self._bucket, Key=key)
+
+    def size(self, key: str) -> int:
+        with self._translated():
+            try:
+                return int(self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
+            except ClientError as error:
+                if _status(error) == 404:  # an answer without a body has no other code
+                    raise ObjectGone from error
+                raise
+
+    def under(self, prefix: str) -> Iterator[str]:
+        with self._translated():
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
+                yield from (entry["Key"] for entry in page.get("Contents", ()))
 
     def presign(self, key: str, seconds: int, filename: str) -> str:
         parameters = {
@@ -274,6 +296,8 @@ class S3Store:
                 "Throttling",
             ):
                 raise StoreAway(f"The object store at {self._endpoint} answers {code or _status(error)}.") from error
+            if code == "NoSuchKey":
+                raise ObjectGone from error
             raise StoreRefused(
                 f"The object store at {self._endpoint} refuses with {code or _status(error)}; "
                 f"check the bucket {self._bucket!r} and the credentials."

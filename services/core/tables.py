@@ -93,6 +93,8 @@ jobs = Table(
     Column("finalizing_at", Moment),
     Column("finished_at", Moment),
     Column("requests", Integer, nullable=False, server_default=zero),
+    Column("requests_done", Integer),  # these two once its files are written
+    Column("requests_failed", Integer),
     Column("input_file_id", BigInteger),  # what came as a file leaves as files
     Column("output_file_id", BigInteger),
     Column("error_file_id", BigInteger),

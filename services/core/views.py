@@ -3,6 +3,7 @@
 A tenant's reads take its id and run in its own transaction: `database.begin(tenant_id)`.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,26 +18,29 @@ _COUNTS = ("queued", "rendering", "done", "failed", "cancelled")
 _JOB = """
 SELECT j.*, now() AS as_of,
        c.queued + d.queued AS queued, c.rendering + d.rendering AS rendering, c.done + d.done AS done,
-       c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled,
+       c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled, c.reused + d.reused AS reused_images,
        CASE WHEN c.folded_at > now() - interval '60 seconds' THEN c.rate ELSE 0 END AS rate
 FROM jobs j JOIN counters c ON c.job_id = j.id
 CROSS JOIN LATERAL (
   SELECT coalesce(sum(queued), 0)::integer AS queued, coalesce(sum(rendering), 0)::integer AS rendering,
          coalesce(sum(done), 0)::integer AS done, coalesce(sum(failed), 0)::integer AS failed,
-         coalesce(sum(cancelled), 0)::integer AS cancelled
+         coalesce(sum(cancelled), 0)::integer AS cancelled, coalesce(sum(reused), 0)::integer AS reused
   FROM counter_deltas WHERE job_id = j.id
 ) d
 """
 _ONE_JOB = text(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id = :job_id")
-_JOBS = text(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id < :before ORDER BY j.id DESC LIMIT :limit")
+_JOBS = text(
+    _JOB + "WHERE j.tenant_id = :tenant_id AND j.id < :before AND (CAST(:state AS text) IS NULL OR j.state = :state) "
+    "AND j.labels @> CAST(:labels AS jsonb) ORDER BY j.id DESC LIMIT :limit"
+)
 
-_IMAGES = """
-SELECT i.index, i.state, p.custom_id, p.output_format, p.seed, p.index AS first_index, r.object_key, r.sha256,
-       r.bytes, r.truncated, r.flagged, r.unknown_words, r.device, r.reproducibility_class, e.versions,
-       f.code, f.message
-FROM images i
+_IMAGE = """
+SELECT i.index, i.state, p.custom_id, p.output_format, p.output_compression, p.seed, p.index AS first_index,
+       r.object_key, r.sha256, r.bytes, r.truncated, r.flagged, r.unknown_words, r.device, r.reproducibility_class,
+       r.reused, e.versions, f.code, f.message
+FROM {images} i
 CROSS JOIN LATERAL (
-  SELECT index, custom_id, output_format, seed FROM payloads
+  SELECT index, custom_id, output_format, output_compression, seed FROM payloads
   WHERE payloads.job_id = i.job_id AND payloads.index <= i.index ORDER BY payloads.index DESC LIMIT 1
 ) p
 LEFT JOIN results r ON r.job_id = i.job_id AND r.index = i.index
@@ -46,18 +50,34 @@ LEFT JOIN LATERAL (
   ORDER BY id DESC LIMIT 1
 ) f ON true
 """
+_IMAGES = _IMAGE.format(images="images")
+_RANGES = """(
+  SELECT images.* FROM unnest(CAST(:firsts AS integer[]), CAST(:ns AS integer[])) AS range (first, n)
+  JOIN images ON images.job_id = :job_id AND images.index >= range.first AND images.index < range.first + range.n
+)"""
+_IMAGES_OF = text(_IMAGE.format(images=_RANGES) + "ORDER BY i.index")
 _IMAGES_FROM = text(_IMAGES + "WHERE i.job_id = :job_id AND i.index > :after ORDER BY i.index LIMIT :limit")
 _IMAGES_IN_STATE = text(
     _IMAGES + "WHERE i.job_id = :job_id AND i.state = :state AND i.index > :after ORDER BY i.index LIMIT :limit"
+)
+_IMAGES_NOT_FAILED = text(
+    _IMAGES + "WHERE i.job_id = :job_id AND i.state <> 3 AND i.index > :after ORDER BY i.index LIMIT :limit"
 )
 _OWNS = text("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
 _WAITING_MODELS = text("""
 SELECT DISTINCT m.name FROM models m WHERE EXISTS (
   SELECT FROM segments WHERE model_revision = m.revision AND open AND low <= high)
 """)
+_MODELS_OF = text("""
+SELECT DISTINCT m.name FROM segments s JOIN models m ON m.revision = s.model_revision WHERE s.job_id = :job_id
+""")
 _FLEET = text("""
 SELECT id, host, pid, device, model, state, extract(epoch FROM now() - seen_at)::double precision AS silent
 FROM workers WHERE seen_at > now() - interval '5 minutes' ORDER BY host, pid
+""")
+_WORKERS = text("""
+SELECT model_revision, count(*) AS workers FROM workers
+WHERE state IN ('ready', 'busy') AND seen_at > now() - interval '15 seconds' GROUP BY model_revision
 """)
 _TOTALS = text("""
 SELECT sum(c.queued + d.queued) AS queued, sum(c.rendering + d.rendering) AS rendering, sum(c.done + d.done) AS done,
@@ -77,7 +97,8 @@ SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SE
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """One job at one moment. `rate`: images finished a second, lately; `eta_seconds`: None while nothing moves."""
+    """One job at one moment. `reused`: of the done ones, copied from earlier images. `rate`: images finished a second,
+    lately; `eta_seconds`: None while nothing moves."""
 
     id: int
     state: str
@@ -86,10 +107,17 @@ class JobView:
     total: int
     counts: dict[str, int]
     labels: dict[str, str]
+    requests: int
+    retry_of: int | None
+    reused: int
+    dedupe: bool
+    embed_prompt: bool
     created_at: datetime
     started_at: datetime | None
     cancel_requested_at: datetime | None
     finished_at: datetime | None
+    expires_at: datetime | None
+    stop_reason: str | None
     rate: float
     eta_seconds: float | None
     as_of: datetime
@@ -105,6 +133,7 @@ class ImageView:
     custom_id: str | None
     seed: int
     output_format: str
+    output_compression: int | None
     object_key: str | None
     sha256: str | None
     bytes: int | None
@@ -112,6 +141,7 @@ class ImageView:
     flagged: bool | None
     unknown_words: tuple[str, ...] | None
     reproducibility_class: str | None
+    reused: bool | None
     versions: str | None
     device: str | None
     error_code: str | None
@@ -123,9 +153,18 @@ def job(connection: Connection, tenant_id: int, job_id: int) -> JobView | None:
     return None if row is None else _job_view(row)
 
 
-def jobs(connection: Connection, tenant_id: int, *, before: int, limit: int) -> list[JobView]:
-    """The newest jobs with an id below `before`."""
-    values = {"tenant_id": tenant_id, "before": before, "limit": limit}
+def jobs(
+    connection: Connection,
+    tenant_id: int,
+    *,
+    before: int,
+    limit: int,
+    state: str | None = None,
+    label: tuple[str, str] | None = None,
+) -> list[JobView]:
+    """The newest jobs with an id below `before`, in that state and with that label if one is given."""
+    values = {"tenant_id": tenant_id, "before": before, "limit": limit, "state": state}
+    values["labels"] = json.dumps(dict([label] if label else []))
     return [_job_view(row) for row in connection.execute(_JOBS, values)]
 
 
@@ -143,14 +182,55 @@ def images(
     return [_image_view(row) for row in rows]
 
 
+def image(connection: Connection, tenant_id: int | None, job_id: int, index: int) -> ImageView | None:
+    """One image; None: there is none, or not of this tenant. As the house (None) anybody's."""
+    if tenant_id is not None and not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
+        return None
+    rows: Any = connection.execute(_IMAGES_FROM, {"job_id": job_id, "after": index - 1, "limit": 1}).all()
+    return _image_view(rows[0]) if rows and rows[0].index == index else None
+
+
+def images_of(connection: Connection, job_id: int, firsts: Sequence[int], ns: Sequence[int]) -> list[ImageView]:
+    """The images of requests that begin at these indexes and have so many images each, in order."""
+    rows = connection.execute(_IMAGES_OF, {"job_id": job_id, "firsts": list(firsts), "ns": list(ns)})
+    return [_image_view(row) for row in rows]
+
+
+def images_failed_first(
+    connection: Connection, tenant_id: int, job_id: int, *, failed: bool, after: int, limit: int
+) -> list[ImageView] | None:
+    """The images that failed, in order, and then all the others. `failed`: the page before ended among the failed,
+    at the index `after`. None: no such job of this tenant."""
+    found: list[ImageView] | None = []
+    if failed:
+        found = images(connection, tenant_id, job_id, state=ImageState.FAILED, after=after, limit=limit)
+        after = -1
+    elif not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
+        return None
+    if found is None or len(found) == limit:
+        return found
+    values = {"job_id": job_id, "after": after, "limit": limit - len(found)}
+    return found + [_image_view(row) for row in connection.execute(_IMAGES_NOT_FAILED, values)]
+
+
 def waiting_models(connection: Connection) -> list[str]:
     """Models for which something may wait: whose bells should ring."""
     return list(connection.execute(_WAITING_MODELS).scalars())
 
 
+def models_of(connection: Connection, job_id: int) -> list[str]:
+    """The models that render a job."""
+    return list(connection.execute(_MODELS_OF, {"job_id": job_id}).scalars())
+
+
 def fleet(connection: Connection) -> Sequence[Any]:
     """Workers seen in the last five minutes; `silent` is seconds since."""
     return connection.execute(_FLEET).all()
+
+
+def workers_by_revision(connection: Connection) -> dict[str, int]:
+    """How many live workers serve each model revision."""
+    return {row.model_revision: row.workers for row in connection.execute(_WORKERS)}
 
 
 def readiness(connection: Connection, model: str) -> tuple[bool, bool]:
@@ -179,10 +259,17 @@ def _job_view(row: Any) -> JobView:
         total=row.total,
         counts={name: getattr(row, name) for name in _COUNTS},
         labels=row.labels,
+        requests=row.requests,
+        retry_of=row.parent_id,
+        reused=row.reused_images,
+        dedupe=row.dedupe,
+        embed_prompt=row.embed_prompt,
         created_at=row.created_at,
         started_at=row.started_at,
         cancel_requested_at=row.cancel_requested_at,
         finished_at=row.finished_at,
+        expires_at=row.expires_at,
+        stop_reason=row.stop_reason,
         rate=rate,
         eta_seconds=left / rate if rate > 0 else None,
         as_of=row.as_of,
@@ -196,6 +283,7 @@ def _image_view(row: Any) -> ImageView:
         custom_id=row.custom_id,
         seed=(row.seed + row.index - row.first_index) % 2**63,
         output_format=row.output_format,
+        output_compression=row.output_compression,
         object_key=row.object_key,
         sha256=None if row.sha256 is None else bytes(row.sha256).hex(),
         bytes=row.bytes,
@@ -203,6 +291,7 @@ def _image_view(row: Any) -> ImageView:
         flagged=row.flagged,
         unknown_words=None if row.unknown_words is None else tuple(row.unknown_words),
         reproducibility_class=row.reproducibility_class,
+        reused=row.reused,
         versions=row.versions,
         device=row.device,
         error_code=row.code,

@@ -31,7 +31,7 @@ def run() -> None:
         size = _write(file)
         web = Process("services.web", {**os.environ, **ours.environ}, ours.folder / "web.log")
         try:
-            until(lambda: _up())
+            until(lambda: up())
             peak = Peak(web.pid)
             began = time.monotonic()
             with Client(f"http://127.0.0.1:{PORT}", ours.key, timeout=600) as client:
@@ -40,7 +40,7 @@ def run() -> None:
             peak.end()
         finally:
             web.stop()
-        copied = _raw_copy(ours, parse_id(job["id"]))
+        copied = raw_copy(ours, parse_id(job["id"]))
     report(
         "submit", PROMPTS / seconds, PROMPTS / copied, "prompts/s", "raw COPY of the same rows",
         prompts=PROMPTS, seconds=round(seconds, 1), copy_seconds=round(copied, 1),
@@ -58,7 +58,7 @@ def _write(file: Path) -> int:
     return file.stat().st_size
 
 
-def _up() -> bool:
+def up() -> bool:
     try:
         return httpx.get(f"http://127.0.0.1:{PORT}/livez").status_code == 200
     except httpx.TransportError:
@@ -83,7 +83,7 @@ class Peak:
             time.sleep(0.05)
 
 
-def _raw_copy(ours: House, job_id: int) -> float:
+def raw_copy(ours: House, job_id: int) -> float:
     """Seconds to COPY the job's payloads and images, prepared as files, into empty tables of the same make."""
     url = ours.stack.superuser_url.replace("postgresql+psycopg", "postgresql")
     seconds = 0.0

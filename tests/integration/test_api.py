@@ -268,7 +268,7 @@ def test_a_done_image_is_shown_with_its_checksum_and_downloads_byte_for_byte(api
     assert [image["status"] for image in page] == ["done", "done", "queued"]
     shown = page[1]
     assert (shown["sha256"], shown["bytes"]) == (hashlib.sha256(PICTURE).hexdigest(), len(PICTURE))
-    assert shown["url"] == f"{api.url}/v1/jobs/{job['id']}/images/1/content"
+    assert shown["url"].startswith(f"{api.url}/v1/jobs/{job['id']}/images/1/content?signature=")
     assert (shown["truncated"], shown["reproducibility_class"], shown["error"]) == (False, "test/16", None)
     assert (shown["flagged"], shown["unknown_words"], shown["versions"]) == (None, [], "presswork 0.1.0")
     assert page[2]["url"] is None
@@ -350,9 +350,56 @@ JOB_ROUTES = {
     ("GET", "/v1/jobs/{job_id}"),
     ("GET", "/v1/jobs/{job_id}/images"),
     ("GET", "/v1/jobs/{job_id}/images/{index}/content"),
+    ("GET", "/v1/jobs/{job_id}/chunks"),
+    ("GET", "/v1/jobs/{job_id}/requests"),
+    ("PUT", "/v1/jobs/{job_id}/chunks/{number}"),
+    ("PATCH", "/v1/jobs/{job_id}"),
     ("POST", "/v1/jobs/{job_id}/cancel"),
+    ("POST", "/v1/jobs/{job_id}/finalize"),
+    ("POST", "/v1/jobs/{job_id}/pause"),
+    ("POST", "/v1/jobs/{job_id}/resume"),
+    ("POST", "/v1/jobs/{job_id}/retry"),
+    ("GET", "/v1/jobs/{job_id}/exports"),
 }
-TENANT_ROUTES = {("GET", "/v1/jobs"), ("POST", "/v1/jobs")}
+EXPORT_ROUTES = {  # of others' they are told nothing in test_exports_api.py
+    ("POST", "/v1/jobs/{job_id}/exports"),
+    ("GET", "/v1/exports/{export_id}"),
+    ("GET", "/v1/exports/{export_id}/files"),
+    ("POST", "/v1/exports/{export_id}/cancel"),
+    ("DELETE", "/v1/exports/{export_id}"),
+}
+# The same for what the stock client makes; each is asked for with `thing`, the id of one.
+THING_ROUTES = {
+    ("GET", "/v1/files/{file_id}"),
+    ("GET", "/v1/files/{file_id}/content"),
+    ("DELETE", "/v1/files/{file_id}"),
+    ("POST", "/v1/uploads/{upload_id}/parts"),
+    ("POST", "/v1/uploads/{upload_id}/complete"),
+    ("POST", "/v1/uploads/{upload_id}/cancel"),
+    ("GET", "/v1/batches/{batch_id}"),
+    ("POST", "/v1/batches/{batch_id}/cancel"),
+}
+TENANT_ROUTES = {
+    ("GET", "/v1/jobs"),
+    ("POST", "/v1/jobs"),
+    ("POST", "/v1/jobs/preview"),
+    ("POST", "/v1/jobs/estimate"),
+    ("GET", "/v1/files"),
+    ("POST", "/v1/files"),
+    ("POST", "/v1/uploads"),
+    ("GET", "/v1/batches"),
+    ("POST", "/v1/batches"),
+    ("POST", "/v1/images/generations"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{name}"),
+}
+BODIES: dict[tuple[str, str], dict[str, Any]] = {  # of routes that look at nothing without one
+    ("PUT", "/v1/jobs/{job_id}/chunks/{number}"): {"images": [{"prompt": "a"}]},
+    ("PATCH", "/v1/jobs/{job_id}"): {"labels": {"a": "b"}},
+    ("POST", "/v1/jobs/{job_id}/finalize"): {"chunks": 1},
+}
+UNFIT = {("PUT", "/v1/jobs/{job_id}/chunks/{number}"), ("POST", "/v1/jobs/{job_id}/finalize"),
+         ("POST", "/v1/jobs/{job_id}/retry")}  # what a job in progress does not take  # fmt: skip
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json")}
 
 
@@ -362,8 +409,8 @@ def routes(settings: Settings) -> set[tuple[str, str]]:
 
 
 def test_every_route_is_known_to_the_tests_of_tenants(settings: Settings) -> None:
-    """A new route fails here until it is added to one of the three sets, and so to the tests below."""
-    assert routes(settings) == JOB_ROUTES | TENANT_ROUTES | OPEN_ROUTES
+    """A new route fails here until it is added to one of the five sets, and so to the tests below."""
+    assert routes(settings) == JOB_ROUTES | THING_ROUTES | EXPORT_ROUTES | TENANT_ROUTES | OPEN_ROUTES
 
 
 @pytest.fixture
@@ -377,14 +424,53 @@ def others(api: Api, store: S3Store) -> tuple[dict[str, Any], httpx.Client]:
 
 def test_on_every_route_anothers_job_is_404(api: Api, others: tuple[dict[str, Any], httpx.Client]) -> None:
     job, stranger = others
-    for method, path in sorted(JOB_ROUTES):
-        address = path.format(job_id=job["id"], index=0)
-        theirs = stranger.request(method, address)
-        unknown = stranger.request(method, path.format(job_id="job_0000000000000", index=0))
+    last = ("POST", "/v1/jobs/{job_id}/cancel")
+    for method, path in [*sorted(JOB_ROUTES - {last}), last]:
+        address = path.format(job_id=job["id"], index=0, number=0)
+        body = BODIES.get((method, path))
+        theirs = stranger.request(method, address, json=body)
+        unknown = stranger.request(method, path.format(job_id="job_0000000000000", index=0, number=0), json=body)
         assert theirs.status_code == 404, path
         assert theirs.content == unknown.content
-        assert api.http.request(method, address).status_code in (200, 307)
+        own = api.http.request(method, address, json=body).status_code
+        assert own in ((409,) if (method, path) in UNFIT else (200, 307)), path
     assert api.http.get(f"/v1/jobs/{job['id']}").json()["status"] == "cancelling"  # by its owner, last of all
+
+
+def test_anothers_file_upload_and_batch_are_404(api: Api) -> None:
+    file = api.http.post("/v1/files", files={"file": ("a", b"{}")}, data={"purpose": "batch"}).json()["id"]
+    upload = {"filename": "a", "purpose": "batch", "bytes": 2, "mime_type": "text/plain"}
+    body = {"input_file_id": file, "endpoint": "/v1/images/generations", "completion_window": "24h"}
+    things = {
+        "file_id": file,
+        "upload_id": api.http.post("/v1/uploads", json=upload).json()["id"],
+        "batch_id": api.http.post("/v1/batches", json=body).json()["id"],
+    }
+    unknown = {"file_id": "file-0000000000000", "upload_id": "upload_0000000000000", "batch_id": "batch_0000000000000"}
+    _, key = api.new_tenant("other")
+    with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}) as stranger:
+        for method, path in sorted(THING_ROUTES):
+            more: dict[str, Any] = {"files": {"data": ("a", b"{}")}} if path.endswith("/parts") else {}
+            if path.endswith("/complete"):
+                more = {"json": {"part_ids": ["part_0000000000000"]}}
+            theirs = stranger.request(method, path.format(**things), **more)
+            assert theirs.status_code == 404, path
+            assert theirs.content == stranger.request(method, path.format(**unknown), **more).content
+        assert stranger.post("/v1/batches", json=body).json()["error"]["param"] == "input_file_id"
+        for listing in ("/v1/files", "/v1/batches"):
+            assert stranger.get(listing).json()["data"] == []
+            assert len(api.http.get(listing).json()["data"]) == 1
+
+
+def test_a_link_is_good_for_its_own_image_and_for_no_other(api: Api, store: S3Store) -> None:
+    job = api.submit({"prompt": "a", "n": 2})
+    render(api, store, seats=2)
+    first, second = (shown["url"] for shown in api.http.get(f"/v1/jobs/{job['id']}/images").json()["data"])
+    assert httpx.get(first).status_code == 307
+    crossed = second.partition("?")[0] + "?" + first.partition("?")[2]
+    for bad in (crossed, first[:-1], first + "0", first.partition("=")[0] + "=", first.partition("=")[0] + "=é"):
+        assert httpx.get(bad).status_code == 404, bad
+    assert httpx.get(first.partition("?")[0]).status_code == 401
 
 
 def test_lists_hold_only_ones_own(api: Api, others: tuple[dict[str, Any], httpx.Client]) -> None:
@@ -396,8 +482,9 @@ def test_lists_hold_only_ones_own(api: Api, others: tuple[dict[str, Any], httpx.
 
 
 def test_without_a_key_only_the_open_routes_answer(api: Api) -> None:
-    for method, path in sorted(JOB_ROUTES | TENANT_ROUTES):
-        answer = httpx.request(method, api.url + path.format(job_id="job_0000000000000", index=0))
+    for method, path in sorted(JOB_ROUTES | THING_ROUTES | EXPORT_ROUTES | TENANT_ROUTES):
+        ids = dict.fromkeys(("job_id", "file_id", "upload_id", "batch_id", "export_id", "name"), "job_0000000000000")
+        answer = httpx.request(method, api.url + path.format(index=0, number=0, **ids))
         assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="presswork"'), path
     for method, path in sorted(OPEN_ROUTES):
         assert httpx.request(method, api.url + path).status_code == 200, path
@@ -590,7 +677,8 @@ def test_openapi_tells_the_truth_about_bodies(api: Api) -> None:
     assert not jsonschema.Draft202012Validator(schema).is_valid({"images": []})
     assert '"default": null' not in json.dumps(content)  # a null that is given is refused
     described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-    assert described == JOB_ROUTES | TENANT_ROUTES | OPEN_ROUTES - {("GET", "/openapi.json")}
+    open_routes = OPEN_ROUTES - {("GET", "/openapi.json")}
+    assert described == JOB_ROUTES | THING_ROUTES | EXPORT_ROUTES | TENANT_ROUTES | open_routes
     for path, methods in document["paths"].items():
         for operation in methods.values():
             assert bool(operation.get("security")) == path.startswith("/v1/")

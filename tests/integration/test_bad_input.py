@@ -381,12 +381,14 @@ def test_a_bad_parameter_of_a_submission_is_refused(api: Api, query: str) -> Non
     ("method", "path", "allowed"),
     [
         ("PUT", "/v1/jobs", "GET, POST"),
-        ("DELETE", "/v1/jobs/{id}", "GET"),
+        ("DELETE", "/v1/jobs/{id}", "GET, PATCH"),
         ("TRACE", "/v1/jobs", "GET, POST"),
         ("BREW", "/v1/jobs/{id}/images", "GET"),
         ("HEAD", "/v1/jobs", "GET, POST"),
         ("OPTIONS", "/v1/jobs", "GET, POST"),
         ("GET", "/v1/jobs/{id}/cancel", "POST"),
+        ("PUT", "/v1/jobs/{id}/exports", "GET, POST"),
+        ("PATCH", "/v1/exports/{id}", "DELETE, GET"),
         ("POST", "/livez", "GET"),
     ],
 )

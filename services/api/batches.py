@@ -1,0 +1,155 @@
+"""The stock client's batches: jobs that came as a file. A 2xx means that file and job are committed."""
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal
+
+import anyio
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+
+from services.api import bodies, context, documents, queries, vocabulary
+from services.api.auth import Tenant
+from services.api.context import Context, Here
+from services.api.documents import Document
+from services.api.errors import Refused
+from services.api.uploads import EXPIRES_AFTER, ExpiresAfter
+from services.core import filed, files, idempotency, jobs, lines, requests, upkeep
+from services.core.database import Connection
+from services.core.errors import Conflict, NotFound
+
+router = APIRouter()
+_WINDOW = re.compile(r"([1-9][0-9]{0,3})([hd])")
+_MOST_DAYS = 30
+_TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
+After = Annotated[str | None, Query(max_length=40, description="the id of the last one seen")]
+
+
+class NewBatch(Document):
+    """`priority`, `dedupe` and `embed_prompt` are ours; the rest is the stock client's."""
+
+    input_file_id: Annotated[str, Field(max_length=40, description="the id of an uploaded file")]
+    endpoint: Annotated[Literal["/v1/images/generations"], Field(description=f'"{lines.ENDPOINT}"')]
+    completion_window: Annotated[
+        str, Field(max_length=8, description='hours or days, such as "24h" or "7d", up to 30 days')
+    ]
+    metadata: Annotated[
+        dict[
+            Annotated[str, Field(min_length=1, max_length=64, pattern=_TEXT)],
+            Annotated[str, Field(max_length=512, pattern=_TEXT)],
+        ]
+        | None,
+        Field(max_length=16, description=requests.ALLOWED["labels"]),
+    ] = None
+    output_expires_after: Annotated[ExpiresAfter | None, Field(description=EXPIRES_AFTER)] = None
+    priority: Annotated[Literal["high", "normal", "low"], Field(description=requests.ALLOWED["priority"])] = "normal"
+    dedupe: Annotated[bool, Field(description="true or false")] = False
+    embed_prompt: Annotated[bool, Field(description="true or false")] = False
+
+
+@router.post("/batches", response_model=vocabulary.Batch, openapi_extra={"requestBody": documents.schema(NewBatch)})
+async def create_batch(request: Request, here: Here, tenant: Tenant) -> Any:
+    """Makes a job of an uploaded file; the file is read and checked after this answers."""
+    key = bodies.idempotency_key(request)
+    asked = await documents.read(request, here.settings, NewBatch)
+    base_url = context.base_url(here.settings, request)
+    return await anyio.to_thread.run_sync(_create, here, tenant, asked, key, base_url)
+
+
+@router.get("/batches", response_model=vocabulary.BatchList)
+def list_batches(here: Here, tenant: Tenant, limit: queries.BatchLimit = 20, after: After = None) -> Any:
+    """The tenant's batches, newest first."""
+    before = None if after is None else vocabulary.parse_batch_id(after)
+    with here.database.begin(tenant) as connection:
+        found = filed.page(connection, tenant, before=before, limit=limit + 1)
+    data = [vocabulary.batch(entry) for entry in found[:limit]]
+    return vocabulary.BatchList(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=len(found) > limit,
+    )
+
+
+@router.get("/batches/{batch_id}", response_model=vocabulary.Batch)
+def show_batch(here: Here, tenant: Tenant, batch_id: str) -> Any:
+    return _show(here, tenant, vocabulary.parse_batch_id(batch_id))
+
+
+@router.post("/batches/{batch_id}/cancel", response_model=vocabulary.Batch)
+def cancel_batch(here: Here, tenant: Tenant, batch_id: str) -> Any:
+    """From now on nothing of it is rendered; what is done is kept and listed. Asking again is no error."""
+    number = vocabulary.parse_batch_id(batch_id)
+    _show(here, tenant, number)
+    try:
+        with here.database.begin(tenant) as connection:
+            jobs.cancel(connection, tenant, number)
+    except Conflict as error:
+        raise Refused(409, "job_finished", str(error), headers={"x-should-retry": "false"}) from None
+    with here.database.begin() as connection:  # a first sweep, so that small jobs need not wait for the duty
+        upkeep.sweep_cancelled(connection)
+    return _show(here, tenant, number)
+
+
+def _show(here: Context, tenant: int, number: int) -> vocabulary.Batch:
+    with here.database.begin(tenant) as connection:
+        found = filed.find(connection, tenant, number)
+    if found is None:
+        raise NotFound("There is no such batch.")
+    return vocabulary.batch(found)
+
+
+def _create(here: Context, tenant: int, asked: NewBatch, key: str | None, base_url: str) -> vocabulary.Batch:
+    job_id = jobs.new_id()
+    window = _seconds(asked.completion_window)
+    with here.database.begin(tenant) as connection:
+        if key is not None:
+            canonical = json.dumps(asked.model_dump(), sort_keys=True).encode()
+            known = idempotency.remember(
+                connection, tenant, key, sha256=hashlib.sha256(canonical).digest(), thing=job_id, kind="batch"
+            )
+            if known is not None:
+                found = filed.find(connection, tenant, known)
+                assert found is not None, "what a key stands for can be read"
+                return vocabulary.batch(found)
+        expires = asked.output_expires_after
+        filed.create(
+            connection,
+            tenant,
+            job_id=job_id,
+            input_file_id=_input(connection, tenant, asked.input_file_id),
+            priority=requests.PRIORITIES[asked.priority],
+            labels=asked.metadata or {},
+            dedupe=asked.dedupe,
+            embed_prompt=asked.embed_prompt,
+            completion_window=asked.completion_window,
+            window_seconds=window,
+            output_expires_seconds=None if expires is None else expires.seconds,
+            base_url=base_url,
+        )
+        found = filed.find(connection, tenant, job_id)
+    assert found is not None, "a recorded job can be read"
+    return vocabulary.batch(found)
+
+
+def _input(connection: Connection, tenant: int, public: str) -> int:
+    try:
+        file = files.find(connection, tenant, files.parse_id(public))
+    except NotFound:
+        raise Refused(400, "invalid_value", "There is no such file; upload it first.", param="input_file_id") from None
+    if file.purpose != "batch":
+        raise Refused(400, "invalid_value", 'The file is no input; its purpose must be "batch".', param="input_file_id")
+    return file.id
+
+
+def _seconds(window: str) -> int:
+    found = _WINDOW.fullmatch(window)
+    hours = int(found[1]) * (24 if found[2] == "d" else 1) if found else 0
+    if not 1 <= hours <= _MOST_DAYS * 24:
+        allowed = NewBatch.model_fields["completion_window"].description
+        shown = json.dumps(window)
+        raise Refused(
+            400, "invalid_value", f"completion_window is {shown}; it must be {allowed}.", param="completion_window"
+        )
+    return hours * 3600

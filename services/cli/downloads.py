@@ -1,0 +1,196 @@
+"""`presswork download`: a job's images into a folder, several at a time, each verified, and metadata.jsonl beside them.
+
+Given twice it fetches only what is not there yet: a file counts as there when its sha256 is the recorded one.
+"""
+
+import hashlib
+import heapq
+import json
+import re
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from services.cli import follow, options, show, units
+from services.cli.exits import Exit, Interrupted, guarded
+from services.cli.profile import connect
+from services.client import Client, ClientError, Image, JobRequest, file_sha256
+
+_PATIENCE_SECONDS = 60.0
+_EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+_SAFE = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?", re.ASCII)
+_INDEX = re.compile(r"[0-9]{6,9}", re.ASCII)
+_LEFT_OUT = {"url", "status", "error", "seed_string"}  # of an image, in metadata.jsonl
+_MOST_TOLD = 10
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Registers the command of this file."""
+    app.command("download", rich_help_panel=panel)(guarded(download))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One file to fetch, and what metadata.jsonl says of it."""
+
+    image: Image
+    name: str
+    facts: dict[str, Any]
+
+
+@dataclass
+class Names:
+    """A name for each image: its custom_id, else its index. No two are alike: `~` stands in no custom_id."""
+
+    by: Literal["custom_id", "index"]
+    taken: set[int] = field(default_factory=set)  # names that look like an index
+
+    def of(self, request: JobRequest, place: int) -> str:
+        image = request["images"][place]
+        given = request["custom_id"]
+        stem, rank = f"{image['index']:06d}", ""
+        if self.by == "custom_id" and given is not None and _SAFE.fullmatch(given):
+            stem, rank = given, f"~{place}" if request["n"] > 1 else ""
+        if _INDEX.fullmatch(stem) and not rank:
+            if int(stem) in self.taken:
+                stem = f"{stem}~{image['index']}"
+            else:
+                self.taken.add(int(stem))
+        return f"{stem}{rank}.{_EXTENSIONS[image['output_format']]}"
+
+
+@dataclass
+class Tally:
+    fetched: int = 0
+    kept: int = 0
+    bytes: int = 0
+    failed: list[dict[str, Any]] = field(default_factory=list)
+
+
+def download(
+    job: options.JobId,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Where to; the job's id if absent.", show_default=False),
+    ] = None,
+    names: Annotated[
+        Literal["custom_id", "index"], typer.Option(help="What the files are called after.")
+    ] = "custom_id",
+    parallel: Annotated[int, typer.Option("--parallel", "-p", min=1, max=64, help="How many at a time.")] = 8,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> Exit:
+    """Download a job's images, each verified by its sha256.
+
+    Named after their custom_id (ID~0, ID~1, ... where a request has several) or their index, with metadata.jsonl
+    beside them. What is there already is not fetched again.
+    """
+    folder = output or Path(job)
+    with connect(profile, _PATIENCE_SECONDS) as client:
+        found = client.job(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            tally = _fetch_all(client, job, folder, Names(names), parallel, found["counts"]["done"])
+        except KeyboardInterrupt:
+            raise Interrupted("stopped; the same command goes on with what is missing") from None
+    if as_json:
+        show.document({"object": "download", "job_id": job, "folder": str(folder), **vars(tally)})
+    else:
+        _tell(tally, folder)
+        if not found["finished_at"]:
+            show.say(f"the job is {found['status'].replace('_', ' ')}: there will be more", style="dim")
+    return Exit.FAILED if tally.failed else Exit.OK
+
+
+def _fetch_all(client: Client, job: str, folder: Path, names: Names, parallel: int, total: int) -> Tally:
+    """In order, though several at a time, so that metadata.jsonl is the same each time."""
+    tally = Tally()
+    draft = folder / "metadata.jsonl.part"
+    pool = ThreadPoolExecutor(parallel)
+    waiting: deque[tuple[Wanted, Future[bool]]] = deque()
+    try:
+        with follow.bar() as progress, draft.open("w", encoding="utf-8") as metadata:
+            task = progress.add_task("downloading", total=total, tail="")
+
+            def settle() -> None:
+                wanted, future = waiting.popleft()
+                _count(tally, wanted, future)
+                if not future.exception():
+                    metadata.write(json.dumps({"file_name": wanted.name, **wanted.facts}, ensure_ascii=False) + "\n")
+                progress.update(task, advance=1, tail=units.size(tally.bytes))
+
+            for wanted in _wanted(client, job, names):
+                waiting.append((wanted, pool.submit(_fetch, client, job, wanted, folder)))
+                if len(waiting) >= parallel * 4:
+                    settle()
+            while waiting:
+                settle()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    draft.replace(folder / "metadata.jsonl")
+    return tally
+
+
+def _wanted(client: Client, job: str, names: Names) -> Iterator[Wanted]:
+    for request in _in_order(client, job):
+        for place, image in enumerate(request["images"]):
+            name = names.of(request, place)
+            if image["status"] == "done":
+                facts = {key: value for key, value in image.items() if key not in _LEFT_OUT}
+                words = {"prompt": request["prompt"], "negative_prompt": request["negative_prompt"]}
+                yield Wanted(image, name, {"index": image["index"], **words, **facts})
+
+
+def _in_order(client: Client, job: str) -> Iterator[JobRequest]:
+    """The list begins with what failed; here the statuses' own lists are woven into one, by index."""
+    lists = [client.requests(job, status) for status in ("failed", "rendering", "queued", "cancelled", "done")]
+    last = -1
+    for request in heapq.merge(*lists, key=lambda one: one["images"][0]["index"]):
+        first = request["images"][0]["index"]
+        if first > last:  # one that moved on in the meantime stands in two lists
+            yield request
+            last = first
+
+
+def _fetch(client: Client, job: str, wanted: Wanted, folder: Path) -> bool:
+    """False if it was there."""
+    path, sha256 = folder / wanted.name, wanted.image["sha256"]
+    with suppress(FileNotFoundError):
+        if path.stat().st_size == wanted.image["bytes"] and file_sha256(path) == sha256:
+            return False
+    data = client.download(job, wanted.image["index"])
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ClientError(0, "damaged", "what came does not match its sha256")
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(data)
+    part.replace(path)
+    return True
+
+
+def _count(tally: Tally, wanted: Wanted, future: "Future[bool]") -> None:
+    """One image that cannot be had is told at the end; a server that cannot be reached ends it all."""
+    try:
+        fetched = future.result()
+    except ClientError as error:
+        if error.code == "unreachable" or error.status == 401:
+            raise
+        tally.failed.append({"index": wanted.image["index"], "file_name": wanted.name, "message": error.message})
+        return
+    tally.fetched += fetched
+    tally.kept += not fetched
+    tally.bytes += (wanted.image["bytes"] or 0) if fetched else 0
+
+
+def _tell(tally: Tally, folder: Path) -> None:
+    kept = f", {tally.kept:,} were there" if tally.kept else ""
+    show.say(f"{tally.fetched:,} images ({units.size(tally.bytes)}) downloaded to {folder}{kept}; every sha256 matches")
+    for entry in tally.failed[:_MOST_TOLD]:
+        show.say(f"image {entry['index']} ({entry['file_name']}): {entry['message']}", style="red")
+    if tally.failed:
+        show.say(f"{len(tally.failed):,} images are missing; the same command tries those again")

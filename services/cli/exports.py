@@ -1,0 +1,160 @@
+"""`presswork export` and `exports`: a job as a data set, made by the server, followed, and fetched."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from services.cli import follow, options, show
+from services.cli.exits import Exit, Interrupted, Usage, guarded
+from services.cli.profile import connect
+from services.client import Client, ClientError, Export, ExportFile, file_sha256
+from services.core.errors import PressworkError
+
+_PATIENCE_SECONDS = 60.0
+_PARALLEL = 4
+_EXPORT = "export_"
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Registers the commands of this file."""
+    app.command("export", rich_help_panel=panel)(guarded(export))
+    app.command("exports", rich_help_panel=panel)(guarded(list_exports))
+
+
+def export(
+    what: Annotated[
+        str, typer.Argument(metavar="JOB", help="A job's id, or that of an export to go on with.", show_default=False)
+    ],
+    form: Annotated[
+        Literal["webdataset", "parquet", "imagefolder", "zip"], typer.Option("--format", "-f", help="As what.")
+    ] = "webdataset",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Download it, verified, to here.", show_default=False),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="NAME=VALUE", help="The format's own; again for more.", show_default=False),
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Begin it and return.")] = False,
+    key: options.Key = None,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> Exit:
+    """Export a finished job as a data set, and download it with -o.
+
+    If it is cut off: the export goes on, and `presswork export EXPORT -o DIR` goes on with the download.
+    """
+    if no_wait and output is not None:
+        raise Usage("--no-wait returns before there is anything to download; leave out one of it and --output.")
+    given = {name: _value(word) for name, word in options.pairs(option, "--option").items()}
+    with connect(profile, _PATIENCE_SECONDS) as client:
+        made = client.export(what) if what.startswith(_EXPORT) else client.create_export(
+            what, form, given or None, idempotency_key=key
+        )  # fmt: skip
+        if not no_wait:
+            made = _finish(client, made, output)
+    if as_json:
+        show.document(made)
+    else:
+        show.render(show.exports([made]))
+    return Exit.OK
+
+
+def list_exports(job: options.JobId, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
+    """List a job's exports."""
+    with connect(profile) as client:
+        found = list(client.exports(job))
+    if as_json:
+        for one in found:
+            show.document(one)
+    elif found:
+        show.render(show.exports(found))
+    else:
+        show.say(f"{job} has no exports; `presswork export {job}` makes one")
+
+
+def _finish(client: Client, made: Export, output: Path | None) -> Export:
+    again = f"`presswork export {made['id']}" + (f" -o {output}`" if output else "`")
+    try:
+        show.say(f"{made['id']} is {made['status']}", style="dim")
+        made = follow.export(client, made["id"])
+        if made["status"] != "completed":
+            raise PressworkError(f"the export {made['status']}: {made['error'] or 'no reason is given'}")
+        if output is not None:
+            _fetch_all(client, made, output)
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; {again} goes on") from None
+    return made
+
+
+def _fetch_all(client: Client, made: Export, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    console = show.err()
+    bar = Progress(
+        TextColumn("downloading"), BarColumn(20), DownloadColumn(), TransferSpeedColumn(),
+        console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    pool = ThreadPoolExecutor(_PARALLEL)
+    files = 0
+    try:
+        with bar:
+            task = bar.add_task("", total=made["bytes"] or None)
+            running: set[Future[None]] = set()
+            for file in client.export_files(made["id"]):
+                if len(running) >= _PARALLEL:  # so that the addresses are used while they last
+                    running = _settle(running)
+                running.add(pool.submit(_fetch, client, made["id"], file, folder, bar, task))
+                files += 1
+            while running:
+                running = _settle(running)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    show.say(f"{files:,} files are in {folder}; every sha256 matches")
+
+
+def _settle(running: "set[Future[None]]") -> "set[Future[None]]":
+    done, rest = wait(running, return_when=FIRST_COMPLETED)
+    for future in done:
+        future.result()
+    return rest
+
+
+def _fetch(client: Client, export_id: str, file: ExportFile, folder: Path, bar: Progress, task: Any) -> None:
+    path = folder / _inside(file["path"])
+    if path.exists() and path.stat().st_size == file["bytes"] and file_sha256(path) == file["sha256"]:
+        bar.advance(task, file["bytes"])
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        client.save(file, path, lambda count: bar.advance(task, count))
+    except ClientError as error:
+        if error.status != 403:
+            raise
+        fresh = next(_named(client, export_id, file["path"]), file)  # the address was too old
+        client.save(fresh, path, lambda count: bar.advance(task, count))
+
+
+def _named(client: Client, export_id: str, path: str) -> Iterator[ExportFile]:
+    return (file for file in client.export_files(export_id) if file["path"] == path)
+
+
+def _inside(path: str) -> PurePosixPath:
+    """A server names files, never places outside the folder."""
+    found = PurePosixPath(path)
+    if found.is_absolute() or ".." in found.parts or not found.parts:
+        raise PressworkError(f"the server named a file {path!r}, outside the folder; it was not fetched.")
+    return found
+
+
+def _value(word: str) -> object:
+    """As JSON if it is, else the text."""
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word

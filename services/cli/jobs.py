@@ -1,0 +1,181 @@
+"""`presswork ls, show, watch, items, cancel, pause, resume, retry, models`: following jobs and steering them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+from services.cli import follow, options, show
+from services.cli.exits import Exit, guarded
+from services.cli.profile import connect
+from services.client import Client, Job
+
+T = TypeVar("T")
+_Status = Literal[
+    "draft", "validating", "queued", "in_progress", "finalizing", "cancelling", "completed", "failed", "cancelled",
+    "expired"
+]  # fmt: skip
+_RequestStatus = Literal["failed", "rendering", "queued", "cancelled", "done"]
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Registers the commands of this file."""
+    commands: dict[str, Callable[..., Any]] = {
+        "ls": list_jobs, "show": show_jobs, "watch": watch, "items": items, "cancel": cancel, "pause": pause,
+        "resume": resume, "retry": retry, "models": models,
+    }  # fmt: skip
+    for name, verb in commands.items():
+        app.command(name, rich_help_panel=panel)(guarded(verb))
+
+
+def list_jobs(
+    status: Annotated[_Status | None, typer.Option(help="Only jobs of this status.", show_default=False)] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label.", show_default=False)
+    ] = None,
+    limit: options.Limit = 20,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> None:
+    """List jobs, newest first."""
+    wanted = ":".join(next(iter(options.pairs([label], "--label").items()))) if label else None
+    with connect(profile) as client:
+        found = client.jobs(status=status, label=wanted, page=_page(limit, 1000))
+        if as_json:
+            for job in _up_to(limit, found):
+                show.document(job)
+            return
+        shown = list(_up_to(limit, found))
+        more = bool(limit) and next(found, None) is not None
+    if shown:
+        show.render(show.jobs(shown))
+    else:
+        show.say("there are no jobs" + (" like that" if status or label else " yet; `presswork submit` makes one"))
+    if more:
+        show.say(f"there are more; --limit {limit * 10} shows them", style="dim")
+
+
+def show_jobs(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
+    """Show how a job stands."""
+    _each(jobs, profile, as_json, lambda client, job: client.job(job))
+
+
+def watch(job: options.JobId, profile: options.ProfileName = None, as_json: options.Json = False) -> Exit:
+    """Follow a job until it ends.
+
+    With --json a line for every change. Ends with 3 if images failed or were not made.
+    """
+    with connect(profile) as client:
+        return follow.job(client, job, as_json)
+
+
+def items(
+    job: options.JobId,
+    status: Annotated[
+        _RequestStatus | None, typer.Option(help="Only requests of this status.", show_default=False)
+    ] = None,
+    limit: options.Limit = 50,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> None:
+    """List a job's requests, those that failed first."""
+    with connect(profile) as client:
+        found = client.requests(job, status, page=_page(limit, 100))
+        if as_json:
+            for item in _up_to(limit, found):
+                show.document(item)
+            return
+        shown = list(_up_to(limit, found))
+        more = bool(limit) and next(found, None) is not None
+    if shown:
+        show.render(show.items(shown))
+    else:
+        show.say(f"no request of {job} is {status}" if status else f"{job} has no requests yet")
+    if more:
+        show.say(f"there are more; --limit {limit * 10} shows them, --status only some", style="dim")
+
+
+def cancel(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
+    """Cancel jobs. What is done stays; nothing more of them is rendered."""
+    _each(jobs, profile, as_json, lambda client, job: client.cancel(job))
+
+
+def pause(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
+    """Pause jobs: what renders is finished, nothing new is begun."""
+    _each(jobs, profile, as_json, lambda client, job: client.pause(job))
+
+
+def resume(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
+    """Let paused jobs go on.
+
+    (A submission that was cut off goes on with `submit --resume`.)
+    """
+    _each(jobs, profile, as_json, lambda client, job: client.resume(job))
+
+
+def retry(
+    job: options.JobId,
+    include_cancelled: Annotated[
+        bool, typer.Option("--include-cancelled", help="Those that were cancelled too.")
+    ] = False,
+    priority: options.Priority = None,
+    label: options.Labels = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the new job until it ends.")] = False,
+    key: options.Key = None,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> Exit:
+    """Make a new job of the images that failed.
+
+    With the same prompts, seeds and custom_ids; the old job stays as it is.
+    """
+    given = {"include_cancelled": include_cancelled or None, "priority": priority}
+    given["labels"] = options.pairs(label, "--label") or None  # type: ignore[assignment]
+    asked = {name: value for name, value in given.items() if value is not None}
+    with connect(profile) as client:
+        made = client.retry(job, idempotency_key=key, **asked)
+        if watch:
+            show.say(f"{made['id']} retries {made['counts']['total']:,} images")
+            return follow.job(client, made["id"], as_json)
+    _told(made, as_json)
+    return Exit.OK
+
+
+def models(profile: options.ProfileName = None, as_json: options.Json = False) -> None:
+    """List the models that can be asked for.
+
+    With the sizes of each (its default in bold), its default and most steps, and how many live workers serve it.
+    """
+    with connect(profile) as client:
+        found = client.models()
+    if as_json:
+        show.document(found)
+    elif found:
+        show.render(show.models(found))
+    else:
+        show.say("no model is registered; a worker that serves one does so")
+
+
+def _each(jobs: list[str], profile: str | None, as_json: bool, verb: Callable[[Client, str], Job]) -> None:
+    with connect(profile) as client:
+        for number, job in enumerate(jobs):
+            if number and not as_json:
+                show.render("")
+            _told(verb(client, job), as_json)
+
+
+def _told(job: Job, as_json: bool) -> None:
+    if as_json:
+        show.document(job)
+    else:
+        show.render(show.job(job))
+
+
+def _up_to(limit: int, found: Iterable[T]) -> Iterator[T]:
+    return islice(found, limit or None)
+
+
+def _page(limit: int, most: int) -> int:
+    """One more than is shown tells whether there is more."""
+    return min(limit + 1, most) if limit else most

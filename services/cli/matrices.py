@@ -1,0 +1,84 @@
+"""A matrix of combinations: from a template and lists on the command line, or from a file."""
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from services.cli import reading, show
+from services.cli.exits import BadInput, Usage
+from services.client import Client, ClientError, Job, Matrix, Preview
+from services.core import strict_json
+
+
+def read(given: str, vary: Mapping[str, str], combine: str | None, repeat: int | None) -> Matrix:
+    """`given` is a template, or the name of a .json file with a matrix in it; options go before the file.
+
+    Raises Usage, and BadInput: the file is no matrix.
+    """
+    found: Any = {"template": given}
+    if given.lower().endswith(".json"):
+        try:
+            found = strict_json.loads(Path(given).read_bytes())
+        except strict_json.BadJson as error:
+            raise BadInput(f"{given}: {error}", []) from None
+        if not isinstance(found, dict):
+            raise BadInput(
+                f'{given} is {strict_json.describe(found)}; it must be an object: {{"template", "vary"}}.', []
+            )
+        found = found.get("matrix", found)
+    if not isinstance(found, dict) or not isinstance(found.get("vary", {}), dict):
+        raise BadInput(f'{given}: "vary" must be an object of lists, one for each name.', [])
+    lists = {name: [_value(name, word) for word in _words(name, text)] for name, text in vary.items()}
+    whole: Any = {**found, "vary": {**found.get("vary", {}), **lists}}
+    if not whole["vary"]:
+        raise Usage("Nothing varies: --vary NAME=A,B says what a name of the template goes through.")
+    whole |= {name: value for name, value in (("combine", combine), ("repeat", repeat)) if value is not None}
+    made: Matrix = whole
+    return made
+
+
+def send(
+    client: Client, matrix: Matrix, defaults: Mapping[str, Any], head: Mapping[str, Any], key: str | None, quiet: bool
+) -> Job:
+    """Shows what it comes to, and submits it."""
+    given = ({"defaults": dict(defaults)} if defaults else {}) | dict(head)
+    try:
+        if not quiet:
+            show_preview(client.preview(matrix, **given))
+        return client.submit_matrix(matrix, idempotency_key=key, **given)
+    except ClientError as error:
+        if not error.errors:
+            raise
+        raise BadInput(
+            "refused; nothing was submitted.", [{**entry, "index": None} for entry in error.errors]
+        ) from None
+
+
+def show_preview(preview: Preview) -> None:
+    """On stderr: how many, and the first of them."""
+    show.say(f"{preview['requests']:,} combinations, {preview['images']:,} images; the first:")
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 2))
+    table.add_column("PROMPT", overflow="fold")
+    table.add_column("WITH", overflow="fold", style="dim")
+    for request in preview["first"]:
+        others = {name: value for name, value in request.items() if name != "prompt"}
+        words = " ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in others.items())
+        table.add_row(Text(request["prompt"]), Text(words))
+    show.err().print(table)
+
+
+def _words(name: str, text: str) -> list[str]:
+    """Between commas; quotes keep those that belong to a value."""
+    found = next(csv.reader([text], skipinitialspace=True), [])
+    if not found or "" in found:
+        raise Usage(f"--vary {name}={text} has an empty value; it must be NAME=A,B,...")
+    return found
+
+
+def _value(name: str, word: str) -> object:
+    return reading.number(name, word)

@@ -1,0 +1,54 @@
+"""The options and arguments that several commands share."""
+
+from typing import Annotated, Literal
+
+import typer
+
+from services.cli.exits import Usage
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id: job_...", show_default=False)]
+JobIds = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs: job_...", show_default=False)]
+Json = Annotated[
+    bool, typer.Option("--json", help="JSON on stdout, and nothing else there.", rich_help_panel="Everywhere")
+]
+ProfileName = Annotated[
+    str | None,
+    typer.Option(
+        "--profile",
+        metavar="NAME",
+        help="A profile of ~/.config/presswork/config.toml (or PRESSWORK_CONFIG).",
+        rich_help_panel="Everywhere",
+        show_default=False,
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--idempotency-key",
+        metavar="KEY",
+        help="Names this submission, so that giving it twice makes one job.",
+        show_default=False,
+    ),
+]
+Priority = Annotated[
+    Literal["high", "normal", "low"] | None,
+    typer.Option(help="Which jobs come first.", show_default=False),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="NAME=VALUE", help="A label of the job; again for more.", show_default=False),
+]
+Limit = Annotated[int, typer.Option("--limit", "-l", min=0, help="How many to show; 0 shows all.")]
+
+
+def pairs(given: list[str] | None, option: str) -> dict[str, str]:
+    """NAME=VALUE options as a dict. Raises Usage."""
+    found: dict[str, str] = {}
+    for word in given or []:
+        name, sign, value = word.partition("=")
+        if not sign or not name:
+            raise Usage(f"{option} is {word!r}; it must be NAME=VALUE.")
+        if name in found:
+            raise Usage(f"{option} gives {name} twice.")
+        found[name] = value
+    return found

@@ -1,0 +1,255 @@
+"""Reading prompts: JSONL, CSV, TSV, Parquet and plain text, from files or stdin, as requests one by one.
+
+Nothing is judged here but the file itself: what a field may hold is the server's to say, and its errors are told at the
+places that the rows remember. What is already a request on a line goes through as it stands.
+"""
+
+import csv
+import json
+import math
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from services.cli import show
+from services.cli.exits import Usage
+from services.core import requests, strict_json
+from services.core.errors import PressworkError
+
+Form = Literal["jsonl", "csv", "tsv", "parquet", "text", "lines"]  # lines: requests or prompts, as the first shows
+EXTENSIONS: dict[str, Form] = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet",
+    ".txt": "text",
+}  # fmt: skip
+FIELDS = tuple(requests.ImageRequest.model_fields)
+WHOLE_FIELDS = {"seed", "n", "num_inference_steps", "output_compression"}
+NUMBER_FIELDS = {"guidance_scale"}
+_WHOLE = re.compile(r"([+-]?[0-9]{1,30})(?:\.0*)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
+_BOM = b"\xef\xbb\xbf"
+_PARQUET_ROWS = 4096
+_STDIN = Path("-")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One request as a line of JSON, without its end, and the place in the source that it is from."""
+
+    place: int
+    line: bytes
+
+
+@dataclass
+class Source:
+    """What is read, and how. `unit` is what places count: lines, or rows of a table without lines."""
+
+    path: Path
+    form: Form
+    columns: Mapping[str, str]  # field of a request -> name in the source
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    taken: int = 0  # rows, so far
+    position: Callable[[], float | None] = lambda: None  # 0..1, once it is being read
+
+    @property
+    def total(self) -> int | None:
+        """A guess at how many rows there are, by how much of the file they have taken."""
+        share = self.position()
+        return round(self.taken / share) if share else None
+
+    @property
+    def unit(self) -> str:
+        return "row" if self.form == "parquet" else "line"
+
+    @property
+    def name(self) -> str:
+        return "stdin" if self.path == _STDIN else str(self.path)
+
+    def rows(self) -> Iterator[Row]:
+        """Raises PressworkError: the file cannot be read as what it should be."""
+        reader = {
+            "jsonl": self._jsonl, "csv": self._csv, "tsv": self._csv, "parquet": self._parquet, "text": self._text,
+            "lines": self._lines,
+        }  # fmt: skip
+        try:
+            with _open(self.path) as file:
+                self._measure(file)
+                for row in reader[self.form](file):
+                    self.taken += 1
+                    yield row
+        except UnicodeDecodeError as error:
+            raise PressworkError(
+                f"{self.name} is not UTF-8: byte 0x{error.object[error.start]:02x} does not fit. Save it as UTF-8."
+            ) from None
+
+    def _lines(self, file: IO[bytes]) -> Iterator[Row]:
+        head: list[bytes] = []
+        for line in file:
+            head.append(line)
+            if line.strip():
+                break
+        as_json = head[-1:] != [] and head[-1].removeprefix(_BOM).lstrip().startswith(b"{")
+        show.say(f"reading {'requests as JSON' if as_json else 'prompts'}, one a line", style="dim")
+        yield from (self._jsonl if as_json else self._text)(chain(head, file))
+
+    def _jsonl(self, file: Iterable[bytes]) -> Iterator[Row]:
+        for number, line in enumerate(file, 1):
+            text = (line.removeprefix(_BOM) if number == 1 else line).strip()
+            if text:
+                yield Row(number, self._merged(text))
+
+    def _merged(self, line: bytes) -> bytes:
+        """With the defaults; what is no object of JSON goes as it is: the server says what is wrong with it."""
+        if not self.defaults and not self.columns:
+            return line
+        try:
+            value = strict_json.loads(line)
+        except strict_json.BadJson:
+            return line
+        if not isinstance(value, dict):
+            return line
+        taken = {name: value[column] for name, column in self._taken(value).items()} if self.columns else value
+        return _dumped({**self.defaults, **taken})
+
+    def _text(self, file: Iterable[bytes]) -> Iterator[Row]:
+        for number, line in enumerate(file, 1):
+            prompt = (line.removeprefix(_BOM) if number == 1 else line).decode().strip()
+            if prompt:
+                yield Row(number, _dumped({**self.defaults, "prompt": prompt}))
+
+    def _csv(self, file: IO[bytes]) -> Iterator[Row]:
+        lines = (line.decode() for line in _without_bom(file))
+        csv.field_size_limit(1 << 20)
+        reader = csv.reader(lines, delimiter="\t" if self.form == "tsv" else ",", strict=True)
+        try:
+            head = next(reader, [])
+            taken = [(name, head.index(column)) for name, column in self._taken(dict.fromkeys(head)).items()]
+            self._need(taken, head)
+            begins = reader.line_num + 1
+            for cells in reader:
+                if any(cells):
+                    given = {name: cells[at] for name, at in taken if at < len(cells) and cells[at] != ""}
+                    yield Row(begins, _dumped({**self.defaults, **_plain(given)}))
+                begins = reader.line_num + 1
+        except csv.Error as error:
+            raise PressworkError(f"{self.name}, line {reader.line_num}: {error}.") from None
+
+    def _parquet(self, file: IO[bytes]) -> Iterator[Row]:
+        try:
+            import pyarrow as arrow
+            from pyarrow import parquet
+        except ImportError:
+            raise PressworkError("Parquet needs pyarrow: pip install 'presswork[cli]'.") from None
+        with _seekable(file) as whole:
+            try:
+                table = parquet.ParquetFile(whole)
+            except arrow.ArrowException as error:
+                raise PressworkError(f"{self.name} is no Parquet file: {error}") from None
+            taken = self._taken(dict.fromkeys(table.schema_arrow.names))
+            self._need(list(taken.items()), table.schema_arrow.names)
+            total, number = table.metadata.num_rows, 0
+            self.position = lambda: number / total if total else 1.0
+            for batch in table.iter_batches(_PARQUET_ROWS, columns=list(dict.fromkeys(taken.values()))):
+                for value in batch.to_pylist():
+                    number += 1
+                    given = {name: value[column] for name, column in taken.items() if value[column] is not None}
+                    yield Row(number, _dumped({**self.defaults, **_plain(given)}))
+
+    def _taken(self, names: Mapping[str, object]) -> dict[str, str]:
+        """Which name of the source each field is from: the ones given, and those that are called as the field is."""
+        found = {name: column for name, column in self.columns.items() if column in names}
+        return found | {name: name for name in FIELDS if name in names and name not in self.columns}
+
+    def _need(self, taken: list[Any], names: list[str]) -> None:
+        """Of a table: the columns that were named are there, and one of them is the prompt."""
+        shown = ", ".join(names) or "none"
+        absent = [column for column in self.columns.values() if column not in names]
+        if absent:
+            raise PressworkError(f"{self.name} has no column {absent[0]!r}; it has: {shown}.")
+        if not any(name == "prompt" for name, _ in taken):
+            raise PressworkError(
+                f"{self.name} has no column 'prompt'; say which it is, --column prompt=NAME, of: {shown}."
+            )
+        known = {*FIELDS, *self.columns.values()}
+        unused = [name for name in names if name not in known]
+        if unused:
+            show.say(f"columns of {self.name} that are no fields are left out: {', '.join(unused)}", style="dim")
+
+    def _measure(self, file: IO[bytes]) -> None:
+        if self.path != _STDIN and (size := self.path.stat().st_size):
+            self.position = lambda: min(1.0, file.tell() / size) if not file.closed else 1.0
+
+
+def source(path: Path, form: Form | None, columns: Mapping[str, str], defaults: Mapping[str, Any]) -> Source:
+    """Raises Usage: the format cannot be told, or --column names no field."""
+    for name in columns:
+        if name not in FIELDS:
+            raise Usage(f"--column names the field {name!r}; a request has: {', '.join(FIELDS)}.")
+    if form is None and path == _STDIN:
+        return Source(path, "lines", columns, defaults)
+    form = form or EXTENSIONS.get(path.suffix.lower())
+    if form is None:
+        known = ", ".join(EXTENSIONS)
+        raise Usage(f"{path} does not say what it is ({known}); --format does: jsonl, csv, tsv, parquet or text.")
+    if form == "text" and columns:
+        raise Usage("Plain text has no columns: each line is a prompt.")
+    return Source(path, form, columns, defaults)
+
+
+def number(name: str, text: str) -> object:
+    """The number that a field's text says, or the text if it says none: then the field's own error tells."""
+    word = text.strip()
+    if name in WHOLE_FIELDS and (found := _WHOLE.fullmatch(word)):
+        return int(found[1])
+    return float(word) if name in NUMBER_FIELDS and _NUMBER.fullmatch(word) else text
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table's cells mean as fields. Columns of whole numbers that have gaps are floats to many programs."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, float) and math.isnan(value):
+            continue  # a gap
+        if isinstance(value, Decimal):
+            value = float(value)
+        if isinstance(value, float) and value.is_integer() and name in WHOLE_FIELDS | {"custom_id"}:
+            value = int(value)
+        if name == "custom_id" and isinstance(value, int):
+            value = str(value)
+        elif isinstance(value, bytes):
+            value = value.decode()
+        elif isinstance(value, str):
+            value = number(name, value)
+        found[name] = value
+    return found
+
+
+def _dumped(request: Mapping[str, Any]) -> bytes:
+    return json.dumps(request, ensure_ascii=False, default=str, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def _open(path: Path) -> AbstractContextManager[IO[bytes]]:
+    return nullcontext(sys.stdin.buffer) if path == _STDIN else path.open("rb")
+
+
+def _without_bom(file: IO[bytes]) -> Iterator[bytes]:
+    for number, line in enumerate(file):
+        yield line if number else line.removeprefix(_BOM)
+
+
+@contextmanager
+def _seekable(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    if file.seekable():
+        yield file
+        return
+    with tempfile.TemporaryFile() as spool:
+        shutil.copyfileobj(file, spool, 1 << 20)
+        spool.seek(0)
+        yield spool

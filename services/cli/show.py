@@ -1,0 +1,266 @@
+"""What people see: stdout is for results, stderr for everything said along the way."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from services.cli import units
+from services.client import Estimate, Export, Image, Job, JobRequest, Model, Range
+
+_PIPED_WIDTH = 240  # what is piped into another program is not cut at 80 columns
+_STYLES = {
+    "completed": "green", "done": "green", "failed": "red", "expired": "red", "cancelled": "yellow",
+    "cancelling": "yellow", "paused": "magenta", "in_progress": "cyan", "rendering": "cyan", "running": "cyan",
+    "finalizing": "cyan", "draft": "blue",
+}  # fmt: skip
+_CELLS = " ▏▎▍▌▋▊▉█"
+
+
+def out() -> Console:
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+
+
+def err() -> Console:
+    return Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else _PIPED_WIDTH)
+
+
+def say(sentence: str, style: str = "") -> None:
+    """A sentence to the person, in their error stream. Lines that are set in are commands to copy: never broken."""
+    console = err()
+    for line in f"presswork: {sentence}".split("\n"):
+        console.print(Text(line, style=style), soft_wrap=line.startswith("  ") or not console.is_terminal)
+
+
+def document(value: object) -> None:
+    """One JSON document on a line of stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def render(what: RenderableType) -> None:
+    out().print(what)
+
+
+def status(word: str, paused: bool = False) -> Text:
+    shown = "paused" if paused and word in ("queued", "in_progress") else word
+    return Text(shown.replace("_", " "), style=_STYLES.get(shown, ""))
+
+
+def problems(found: Sequence[Mapping[str, Any]]) -> None:
+    """An error table: where, which field, what was found and what would do."""
+    table = _table()
+    place = next((name for name in ("line", "row", "index", "chunk") if found[0].get(name) is not None), "")
+    if place:
+        table.add_column(place.upper(), justify="right", style="bold")
+    table.add_column("FIELD", style="red", overflow="fold", max_width=22)
+    table.add_column("WHAT IS WRONG", overflow="fold")
+    for problem in found:
+        where = problem.get(place)
+        cells = [problem.get("param") or "", str(problem["message"])]
+        table.add_row(*([Text("" if where is None else f"{where:,}")] if place else []), *map(Text, cells))
+    err().print(table)
+
+
+def jobs(found: Iterable[Job]) -> Table:
+    table = _table()
+    table.add_column("JOB", no_wrap=True)
+    table.add_column("STATUS", no_wrap=True)
+    table.add_column("DONE", justify="right", no_wrap=True)
+    table.add_column("OF", justify="right", no_wrap=True)
+    table.add_column("FAILED", justify="right", no_wrap=True)
+    table.add_column("LEFT", justify="right", no_wrap=True)
+    table.add_column("AGE", justify="right", no_wrap=True)
+    table.add_column("LABELS", no_wrap=True, overflow="ellipsis", ratio=1)
+    for job in found:
+        counts = job["counts"]
+        table.add_row(
+            job["id"],
+            status(job["status"], job["paused"]),
+            units.share(counts["done"], counts["total"]),
+            f"{counts['total']:,}",
+            Text(f"{counts['failed']:,}" if counts["failed"] else "", style="red"),
+            "" if job["eta_seconds"] is None or job["finished_at"] else units.duration(job["eta_seconds"]),
+            units.age(job["created_at"], job["as_of"]),
+            Text(labels(job), style="dim"),
+        )
+    return table
+
+
+def job(found: Job) -> RenderableType:
+    counts = found["counts"]
+    head = Text.assemble((found["id"], "bold"), "  ", status(found["status"], found["paused"]))
+    if found["paused"] and not found["finished_at"]:
+        head.append(f" ({found['status'].replace('_', ' ')})", style="dim")
+    head.append(f", {found['priority']} priority")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("images", _counted(found))
+    if found["rate"] and not found["finished_at"]:
+        table.add_row("speed", f"{units.speed(found['rate'])}{_left(found)}")
+    table.add_row(
+        "created", f"{units.local(found['created_at'])}  ({units.age(found['created_at'], found['as_of'])} ago)"
+    )
+    for name in ("started_at", "cancel_requested_at", "finished_at", "expires_at"):
+        if given := found.get(name):
+            took = ""
+            if name == "finished_at" and found["started_at"]:
+                took = f"  (after {units.age(found['started_at'], found['finished_at'] or found['as_of'])})"
+            table.add_row(name.removesuffix("_at").replace("_", " "), f"{units.local(str(given))}{took}")
+    extras = [
+        word for word, given in (("dedupe", found.get("dedupe")), ("embed prompt", found.get("embed_prompt"))) if given
+    ]
+    if extras:
+        table.add_row("options", ", ".join(extras))
+    if found["labels"]:
+        table.add_row("labels", Text(labels(found)))
+    if found.get("retry_of"):
+        table.add_row("retry of", found["retry_of"])
+    parts: list[RenderableType] = [
+        head,
+        bar(counts["done"], counts["failed"] + counts["cancelled"], counts["total"]),
+        table,
+    ]
+    if counts["failed"]:
+        hint = f"presswork items {found['id']} says why"
+        hint += f"; presswork retry {found['id']} tries them again" if found["finished_at"] else ""
+        parts.append(Text(hint, style="dim"))
+    return Group(*parts)
+
+
+def bar(done: int, lost: int, total: int, width: int = 40) -> Text:
+    """How far it is: green what is done, red what never will be."""
+    if not total:
+        return Text("no images yet", style="dim")
+    eighths = done * width * 8 // total
+    full, part = divmod(eighths, 8)
+    red = min(width - full, -(-lost * width // total)) if lost else 0
+    middle = _CELLS[part] if part and full + red < width else ""
+    rest = width - full - red - len(middle)
+    return Text.assemble(
+        ("█" * full, "green"),
+        (middle, "green"),
+        ("█" * red, "red"),
+        ("░" * rest, "dim"),
+        f"  {units.share(done, total)}",
+    )
+
+
+def items(found: Iterable[JobRequest]) -> Table:
+    table = _table()
+    table.add_column("INDEX", justify="right", no_wrap=True)
+    table.add_column("ID", overflow="fold", max_width=20)
+    table.add_column("STATUS", no_wrap=True)
+    table.add_column("DONE", justify="right", no_wrap=True)
+    table.add_column("PROMPT, AND WHAT WENT WRONG", overflow="fold", ratio=1)
+    for item in found:
+        done = sum(image["status"] == "done" for image in item["images"])
+        words = Text(units.shortened(item["prompt"], 90))
+        for reason in dict.fromkeys(_reason(image) for image in item["images"] if image["error"]):
+            words.append(f"\n{reason}", style="red")
+        table.add_row(
+            f"{item['index']:,}", Text(item["custom_id"] or ""), status(item["status"]), f"{done}/{item['n']}", words
+        )
+    return table
+
+
+def exports(found: Iterable[Export]) -> Table:
+    table = _table()
+    for name in ("EXPORT", "FORMAT", "STATUS"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("IMAGES", justify="right", no_wrap=True)
+    table.add_column("SIZE", justify="right", no_wrap=True)
+    table.add_column("ERROR", overflow="fold", style="red")
+    for export in found:
+        done = f"{export['counts']['done']:,}/{export['counts']['total']:,}"
+        table.add_row(
+            export["id"], export["format"], status(export["status"]), done, units.size(export["bytes"]),
+            Text(export["error"] or ""),
+        )  # fmt: skip
+    return table
+
+
+def models(found: Iterable[Model]) -> Table:
+    table = _table()
+    table.add_column("MODEL", overflow="fold")
+    table.add_column("SIZES", overflow="fold", ratio=1)
+    table.add_column("STEPS", justify="right", no_wrap=True)
+    table.add_column("GUIDANCE", justify="right", no_wrap=True)
+    table.add_column("WORKERS", justify="right", no_wrap=True)
+    for model in found:
+        sizes = Text(" ").join(
+            Text(name, style="bold" if name == model["default_size"] else "") for name in model["sizes"]
+        )
+        steps = f"{model['default_num_inference_steps']} of {model['max_num_inference_steps']}"
+        workers = Text(str(model["workers"]), style="green" if model["workers"] else "red")
+        table.add_row(Text(model["id"]), sizes, steps, f"{model['default_guidance_scale']:g}", workers)
+    return table
+
+
+def estimate(found: Estimate) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    grid.add_row("images", f"{found['images']:,}")
+    grid.add_row("ahead of them", f"{found['ahead']:,} images that are queued")
+    grid.add_row("accelerator", _range(found["accelerator_seconds"]))
+    grid.add_row("until all is done", _range(found["seconds_to_finish"]))
+    served = (
+        Text(f"{found['workers']} live", style="green")
+        if found["served"]
+        else Text(f"{found['workers']} live; no worker serves all of it right now", style="red")
+    )
+    grid.add_row("workers", served)
+    table = _table()
+    for name in ("MODEL", "SIZE", "STEPS", "GUIDED", "IMAGES", "EACH", "WORKERS"):
+        table.add_column(name, justify="left" if name in ("MODEL", "SIZE", "GUIDED") else "right", overflow="fold")
+    for shape in found["shapes"]:
+        each = shape["seconds_per_image"]
+        guess = "~" if shape["measured"] == "another shape" else ""
+        table.add_row(
+            Text(shape["model"]), shape["size"], str(shape["num_inference_steps"]), "yes" if shape["guided"] else "no",
+            f"{shape['images']:,}", "not measured" if each is None else f"{guess}{each:.3g} s", str(shape["workers"]),
+        )  # fmt: skip
+    return Group(grid, "", table)
+
+
+def _range(found: Range | None) -> str:
+    if found is None:
+        return "not known: nothing like it was measured yet"
+    return (
+        f"{units.duration(found['expected'])}  (from {units.duration(found['low'])} to {units.duration(found['high'])})"
+    )
+
+
+def labels(found: Job) -> str:
+    return " ".join(f"{name}={value}" for name, value in found["labels"].items())
+
+
+def _table() -> Table:
+    return Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def _counted(found: Job) -> Text:
+    counts = found["counts"]
+    reused = found.get("reused")
+    words = Text(f"{counts['done']:,} of {counts['total']:,} done", style="")
+    if reused:
+        words.append(f" ({reused:,} of them reused)", style="dim")
+    for name in ("rendering", "queued", "failed", "cancelled"):
+        if counts[name]:
+            words.append(f", {counts[name]:,} {name}", style=_STYLES.get(name, ""))
+    return words
+
+
+def _left(found: Job) -> str:
+    return "" if found["eta_seconds"] is None else f", {units.duration(found['eta_seconds'])} to go"
+
+
+def _reason(image: Image) -> str:
+    error = image["error"]
+    return "" if error is None else f"{error['code']}: {error['message']}"

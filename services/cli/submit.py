@@ -1,0 +1,287 @@
+"""`presswork submit` and `estimate`: prompts from a file, from stdin or from a matrix, into a job."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from services.cli import checking, follow, matrices, options, reading, sending, show
+from services.cli.exits import Exit, Usage, guarded
+from services.cli.profile import connect
+from services.client import Client, Job
+
+_PATIENCE_SECONDS = 120.0
+_FIELDS, _HOW = "Fields of every request that does not set them", "How it is read"
+_MATRIX, _SENT = "A matrix instead of a file", "How it is sent"
+
+File = Annotated[
+    Path | None,
+    typer.Argument(metavar="FILE", help="JSONL, CSV, TSV, Parquet or text; - is stdin.", show_default=False),
+]
+Form = Annotated[
+    Literal["jsonl", "csv", "tsv", "parquet", "text"] | None,
+    typer.Option("--format", help="If the file's name does not say it.", rich_help_panel=_HOW, show_default=False),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="FIELD=NAME",
+        rich_help_panel=_HOW,
+        show_default=False,
+        help="Where a field is found, such as prompt=caption; again for more.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="NAME", rich_help_panel=_FIELDS, show_default=False, help="`presswork models` lists them."
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option("--size", metavar="WxH", rich_help_panel=_FIELDS, show_default=False, help="Such as 512x512."),
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", rich_help_panel=_FIELDS, show_default=False, help="num_inference_steps.")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option("--guidance", rich_help_panel=_FIELDS, show_default=False, help="guidance_scale; up to 1 is none."),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", rich_help_panel=_FIELDS, show_default=False, help="Drawn for each request if absent."),
+]
+N = Annotated[
+    int | None, typer.Option("--n", "-n", rich_help_panel=_FIELDS, show_default=False, help="Images of each request.")
+]
+Negative = Annotated[
+    str | None,
+    typer.Option(
+        "--negative-prompt", metavar="TEXT", rich_help_panel=_FIELDS, show_default=False, help="What not to show."
+    ),
+]
+Output = Annotated[
+    Literal["png", "jpeg", "webp"] | None,
+    typer.Option("--output-format", rich_help_panel=_FIELDS, show_default=False, help="What file it becomes."),
+]
+Compression = Annotated[
+    int | None,
+    typer.Option(
+        "--output-compression", rich_help_panel=_FIELDS, show_default=False, help="Quality, 0 to 100, of jpeg and webp."
+    ),
+]
+Matrix = Annotated[
+    str | None,
+    typer.Option(
+        "--matrix",
+        metavar="TEMPLATE",
+        rich_help_panel=_MATRIX,
+        show_default=False,
+        help='"a {colour} mug", or a .json file with the matrix.',
+    ),
+]
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vary",
+        metavar="NAME=A,B,...",
+        rich_help_panel=_MATRIX,
+        show_default=False,
+        help="What a name goes through; again for more.",
+    ),
+]
+Combine = Annotated[
+    Literal["product", "zip"] | None,
+    typer.Option("--combine", rich_help_panel=_MATRIX, show_default=False, help="All with all, or first with first."),
+]
+Repeat = Annotated[
+    int | None,
+    typer.Option("--repeat", min=1, rich_help_panel=_MATRIX, show_default=False, help="Images of each combination."),
+]
+
+
+def add_to(app: typer.Typer, panel: str) -> None:
+    """Registers the commands of this file."""
+    app.command("submit", rich_help_panel=panel)(guarded(submit))
+    app.command("estimate", rich_help_panel=panel)(guarded(estimate))
+
+
+def submit(
+    file: File = None,
+    form: Form = None,
+    column: Columns = None,
+    model: Model = None,
+    size: Size = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    seed: Seed = None,
+    n: N = None,
+    negative_prompt: Negative = None,
+    output_format: Output = None,
+    output_compression: Compression = None,
+    matrix: Matrix = None,
+    vary: Vary = None,
+    combine: Combine = None,
+    repeat: Repeat = None,
+    priority: options.Priority = None,
+    label: options.Labels = None,
+    dedupe: Annotated[bool, typer.Option("--dedupe", help="Take images that were rendered before.")] = False,
+    embed_prompt: Annotated[bool, typer.Option("--embed-prompt", help="Write the prompt into the files.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job until it ends.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; submit nothing.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JOB", help="Go on with a submission that was cut off.", rich_help_panel=_SENT, show_default=False
+        ),
+    ] = None,
+    chunk: Annotated[
+        int,
+        typer.Option(
+            min=1, max=1_000_000, help="Requests a part; above two parts it is a draft.", rich_help_panel=_SENT
+        ),
+    ] = sending.CHUNK_REQUESTS,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--idempotency-key",
+            metavar="KEY",
+            rich_help_panel=_SENT,
+            show_default=False,
+            help="Given twice with the same input, it makes one job.",
+        ),
+    ] = None,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> Exit:
+    """Submit prompts: a file, stdin (-), or a matrix of combinations.
+
+    However many there are, they are streamed. Many go in parts; when that is cut off, --resume goes on with it.
+    """  # fmt: skip
+    defaults = _defaults(model, size, steps, guidance, seed, n, negative_prompt, output_format, output_compression)
+    labels = options.pairs(label, "--label")
+    given = {"priority": priority, "labels": labels, "dedupe": dedupe, "embed_prompt": embed_prompt}
+    head = {name: value for name, value in given.items() if value}
+    grid = _grid(matrix, vary, combine, repeat, file, resume)
+    source = None if grid else _source(file, form, column, defaults)
+    with connect(profile, _PATIENCE_SECONDS) as client:
+        if dry_run:
+            return _dry_run(client, source, grid, defaults, head, as_json)
+        if grid is not None:
+            job = matrices.send(client, grid, defaults, head, key, quiet=as_json)
+        elif resume is not None:
+            job = sending.go_on(client, _there(source), resume, chunk)
+        else:
+            job = sending.send(client, _there(source), head, chunk, key)
+        return _after(client, job, watch, as_json)
+
+
+def estimate(
+    file: File = None,
+    form: Form = None,
+    column: Columns = None,
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, help="That many images, without a file.", show_default=False)
+    ] = None,
+    model: Model = None,
+    size: Size = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    n: N = None,
+    matrix: Matrix = None,
+    vary: Vary = None,
+    combine: Combine = None,
+    repeat: Repeat = None,
+    priority: options.Priority = None,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> Exit:
+    """Say how long a file, a matrix or a number of images would take."""
+    defaults = _defaults(model, size, steps, guidance, None, n, None, None, None)
+    head: dict[str, Any] = {"priority": priority} if priority else {}
+    if images is not None:
+        if file is not None or matrix is not None:
+            raise Usage("--images stands for a file or a matrix; give one of them.")
+        shape = {"images": images * (n or 1)} | {name: value for name, value in defaults.items() if name != "n"}
+        with connect(profile) as client:
+            _shown(client.estimate(shapes=[shape], **head), as_json)
+        return Exit.OK
+    grid = _grid(matrix, vary, combine, repeat, file, None)
+    source = None if grid else _source(file, form, column, defaults)
+    with connect(profile) as client:
+        return _dry_run(client, source, grid, defaults, head, as_json)
+
+
+def _dry_run(
+    client: Client,
+    source: reading.Source | None,
+    grid: Any,
+    defaults: Mapping[str, Any],
+    head: Mapping[str, Any],
+    as_json: bool,
+) -> Exit:
+    priority = {name: value for name, value in head.items() if name == "priority"}
+    if grid is not None:
+        with_defaults: dict[str, Any] = {"defaults": dict(defaults)} if defaults else {}
+        if not as_json:
+            matrices.show_preview(client.preview(grid, **with_defaults))
+        _shown(client.estimate(matrix=grid, **with_defaults, **priority), as_json)
+        return Exit.OK
+    counted = checking.check(_there(source))
+    show.say(f"{counted.requests:,} requests for {counted.images:,} images, all well formed")
+    _shown(client.estimate(shapes=counted.shapes(), **priority), as_json)
+    return Exit.OK
+
+
+def _shown(found: Any, as_json: bool) -> None:
+    if as_json:
+        show.document(found)
+    else:
+        show.render(show.estimate(found))
+
+
+def _after(client: Client, job: Job, watch: bool, as_json: bool) -> Exit:
+    if watch:
+        show.say(f"{job['id']} has {job['counts']['total']:,} images")
+        return follow.job(client, job["id"], as_json)
+    if as_json:
+        show.document(job)
+    else:
+        show.render(show.job(job))
+    return Exit.OK
+
+
+def _grid(
+    matrix: str | None, vary: list[str] | None, combine: str | None, repeat: int | None, file: Path | None, resume: Any
+) -> Any:
+    if matrix is None:
+        if vary or combine or repeat:
+            raise Usage("--vary, --combine and --repeat belong to --matrix.")
+        return None
+    if file is not None or resume is not None:
+        raise Usage("A matrix takes the place of FILE, and is submitted in one go.")
+    return matrices.read(matrix, options.pairs(vary, "--vary"), combine, repeat)
+
+
+def _source(file: Path | None, form: Any, column: list[str] | None, defaults: Mapping[str, Any]) -> reading.Source:
+    if file is None:
+        raise Usage("Say what to submit: a FILE, - for stdin, or --matrix.")
+    return reading.source(file, form, options.pairs(column, "--column"), defaults)
+
+
+def _there(source: reading.Source | None) -> reading.Source:
+    assert source is not None, "without a matrix there is a source"
+    return source
+
+
+def _defaults(
+    model: Any, size: Any, steps: Any, guidance: Any, seed: Any, n: Any, negative: Any, output: Any, compression: Any
+) -> dict[str, Any]:
+    given = {
+        "model": model, "size": size, "num_inference_steps": steps, "guidance_scale": guidance, "seed": seed, "n": n,
+        "negative_prompt": negative, "output_format": output, "output_compression": compression,
+    }  # fmt: skip
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,52 @@
+"""Numbers, durations and moments as people read them."""
+
+from datetime import UTC, datetime
+
+
+def share(part: int, total: int) -> str:
+    """Never 100 % before all of it is there."""
+    return f"{part * 100 // total} %" if total else "-"
+
+
+def speed(rate: float) -> str:
+    return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
+
+
+def duration(seconds: float) -> str:
+    """Rough, in the two units that matter."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    for large, small, words in ((days, hours, "d h"), (hours, minutes, "h min"), (minutes, 0, "min s")):
+        if large:
+            first, second = words.split()
+            return f"{large} {first} {small} {second}" if small else f"{large} {first}"
+    return f"{rest} s"
+
+
+def age(since: str, until: str | None = None) -> str:
+    end = moment(until) if until else datetime.now(UTC)
+    return duration(max(0.0, (end - moment(since)).total_seconds()))
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def local(text: str) -> str:
+    """A moment on this machine's clock."""
+    return moment(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def size(count: int) -> str:
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def shortened(text: str, limit: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"

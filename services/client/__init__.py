@@ -1,0 +1,48 @@
+"""A thin typed client of the HTTP API, for people and for the command line.
+
+    with Client("http://127.0.0.1:8000", "pw_...") as client:
+        job = client.submit([{"prompt": "a red mug", "n": 4}])
+
+It retries what is safe to send again, and only that: a submission is sent under an Idempotency-Key, so sending it again
+after a lost answer makes no second job.
+"""
+
+from services.client.answers import (
+    Chunk,
+    Counts,
+    Estimate,
+    Export,
+    ExportFile,
+    Image,
+    ImageError,
+    ImageRequest,
+    Job,
+    JobRequest,
+    Matrix,
+    Model,
+    Preview,
+    Range,
+)
+from services.client.client import PAGE, Client
+from services.client.transport import ClientError, file_sha256
+
+__all__ = [
+    "PAGE",
+    "Chunk",
+    "Client",
+    "ClientError",
+    "Counts",
+    "Estimate",
+    "Export",
+    "ExportFile",
+    "Image",
+    "ImageError",
+    "ImageRequest",
+    "Job",
+    "JobRequest",
+    "Matrix",
+    "Model",
+    "Preview",
+    "Range",
+    "file_sha256",
+]

@@ -1,0 +1,205 @@
+"""What the API takes and answers with, as types. Moments are text: ISO 8601, in UTC."""
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+ImageStatus = Literal["queued", "rendering", "done", "failed", "cancelled"]
+ExportFormat = Literal["webdataset", "parquet", "imagefolder", "zip"]
+
+
+class ImageRequest(TypedDict):
+    """A prompt and what it should become."""
+
+    prompt: str
+    negative_prompt: NotRequired[str]
+    seed: NotRequired[int]
+    size: NotRequired[str]
+    num_inference_steps: NotRequired[int]
+    guidance_scale: NotRequired[float]
+    n: NotRequired[int]
+    custom_id: NotRequired[str]
+    output_format: NotRequired[str]
+    output_compression: NotRequired[int]
+    model: NotRequired[str]
+
+
+class Matrix(TypedDict):
+    """A template and what its names stand for, or what fields of a request go through; see the README."""
+
+    template: str
+    vary: dict[str, list[Any]]
+    negative_template: NotRequired[str]
+    combine: NotRequired[Literal["product", "zip"]]
+    repeat: NotRequired[int]
+    seed: NotRequired[int]
+
+
+class Preview(TypedDict):
+    """What a matrix comes to; `first` are up to ten of its requests."""
+
+    requests: int
+    images: int
+    first: list[ImageRequest]
+
+
+class Counts(TypedDict):
+    """queued + rendering + done + failed + cancelled = total."""
+
+    total: int
+    queued: int
+    rendering: int
+    done: int
+    failed: int
+    cancelled: int
+
+
+class Job(TypedDict):
+    """`rate` in images a second. `reused` of the done images were copied and not rendered."""
+
+    id: str
+    object: str
+    status: str
+    paused: bool
+    priority: str
+    requests: int
+    counts: Counts
+    reused: int
+    labels: dict[str, str]
+    dedupe: bool
+    embed_prompt: bool
+    retry_of: str | None
+    stop_reason: str | None
+    created_at: str
+    started_at: str | None
+    cancel_requested_at: str | None
+    finished_at: str | None
+    expires_at: str | None
+    rate: float
+    eta_seconds: float | None
+    as_of: str
+
+
+class ImageError(TypedDict):
+    code: str
+    message: str
+
+
+class Image(TypedDict):
+    """One image. `url` leads to the file for as long as there is one, and needs no key."""
+
+    index: int
+    custom_id: str | None
+    status: str
+    seed: int
+    seed_string: str
+    output_format: str
+    output_compression: int | None
+    sha256: str | None
+    bytes: int | None
+    url: str | None
+    reused: bool | None
+    truncated: bool | None
+    flagged: bool | None
+    unknown_words: list[str] | None
+    reproducibility_class: str | None
+    versions: str | None
+    device: str | None
+    error: ImageError | None
+
+
+class JobRequest(TypedDict):
+    """One request of a job, with all its images."""
+
+    object: str
+    index: int
+    custom_id: str | None
+    prompt: str
+    negative_prompt: str
+    n: int
+    status: str
+    images: list[Image]
+
+
+class Chunk(TypedDict):
+    """A part of a draft, as the server has it. `replayed`: it had been there before."""
+
+    object: str
+    number: int
+    requests: int
+    images: int
+    sha256: str
+    replayed: NotRequired[bool]
+
+
+class Range(TypedDict):
+    low: float
+    expected: float
+    high: float
+
+
+class EstimatedShape(TypedDict):
+    model: str
+    size: str
+    num_inference_steps: int
+    guided: bool
+    images: int
+    workers: int
+    seconds_per_image: float | None
+    measured: Literal["this shape", "another shape"] | None
+
+
+class Estimate(TypedDict):
+    """What a submission would take. `ahead`: images queued that come before; null: nothing was measured yet."""
+
+    object: str
+    requests: int
+    images: int
+    ahead: int
+    accelerator_seconds: Range | None
+    seconds_to_finish: Range | None
+    served: bool
+    workers: int
+    shapes: list[EstimatedShape]
+
+
+class ExportCounts(TypedDict):
+    total: int
+    done: int
+
+
+class Export(TypedDict):
+    object: str
+    id: str
+    job_id: str
+    format: str
+    options: dict[str, Any]
+    status: str
+    counts: ExportCounts
+    bytes: int
+    created_at: str
+    finished_at: str | None
+    expires_at: str | None
+    error: str | None
+
+
+class ExportFile(TypedDict):
+    """A file of an export; `url` is good for some minutes and needs no key."""
+
+    path: str
+    bytes: int
+    sha256: str
+    images: int
+    url: str
+
+
+class Model(TypedDict):
+    id: str
+    object: str
+    created: int
+    owned_by: str
+    revision: str
+    sizes: list[str]
+    default_size: str
+    default_num_inference_steps: int
+    default_guidance_scale: float
+    max_num_inference_steps: int
+    workers: int

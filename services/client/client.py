@@ -1,0 +1,232 @@
+"""The client: one method for each thing that the API does."""
+
+import json
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import httpx
+
+from services.client.answers import (
+    Chunk,
+    Estimate,
+    Export,
+    ExportFile,
+    ExportFormat,
+    Image,
+    ImageRequest,
+    Job,
+    JobRequest,
+    Matrix,
+    Model,
+    Preview,
+)
+from services.client.transport import ClientError, Transport
+
+T = TypeVar("T")
+PAGE = 1000
+REQUESTS_PAGE = 100  # each comes with all its images
+_LINES = {"Content-Type": "application/x-ndjson"}
+
+
+class Client:
+    """Safe between threads. `timeout` is for one exchange, `patience` for all attempts at one call, in seconds;
+    `on_wait` hears why, before each pause. Every method raises ClientError."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        timeout: float = 60.0,
+        patience: float = 30.0,
+        on_wait: Callable[[ClientError], None] | None = None,
+    ) -> None:
+        self._transport = Transport(url, key, timeout, patience, on_wait)
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def ready(self) -> bool:
+        """Whether a submission would be accepted right now."""
+        try:
+            return self._transport.http.get("/readyz", timeout=5.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    # --- submitting
+
+    def submit(self, images: Iterable[ImageRequest], *, idempotency_key: str | None = None, **head: Any) -> Job:
+        """`head`: defaults, priority, labels, dedupe, embed_prompt."""
+        body = json.dumps({"images": list(images), **head}).encode()
+        return self.submit_body(body, "application/json", idempotency_key=idempotency_key)
+
+    def submit_matrix(self, matrix: Matrix, *, idempotency_key: str | None = None, **head: Any) -> Job:
+        """Every combination of a matrix as a request; `head` as with `submit`."""
+        body = json.dumps({"matrix": matrix, **head}).encode()
+        return self.submit_body(body, "application/json", idempotency_key=idempotency_key)
+
+    def submit_file(self, path: str | Path, *, priority: str | None = None, idempotency_key: str | None = None) -> Job:
+        """A file with one request object a line; it is streamed, whatever its size."""
+        headers = _LINES | _key(idempotency_key)
+        parameters = {} if priority is None else {"priority": priority}
+
+        def send() -> httpx.Response:
+            with Path(path).open("rb") as file:
+                return self._transport.http.post("/v1/jobs", content=file, headers=headers, params=parameters)
+
+        found: Job = self._transport.attempt(send).json()
+        return found
+
+    def submit_body(
+        self, body: bytes, media: str, *, priority: str | None = None, idempotency_key: str | None = None
+    ) -> Job:
+        """A body as it is: `application/json`, or `application/x-ndjson` with its priority beside it."""
+        headers = {"Content-Type": media} | _key(idempotency_key)
+        parameters = {} if priority is None else {"priority": priority}
+        return self._job("POST", "", content=body, headers=headers, params=parameters)
+
+    def preview(self, matrix: Matrix, **head: Any) -> Preview:
+        """What a matrix comes to, without submitting it."""
+        return self._call(Preview, "POST", "/v1/jobs/preview", json={"matrix": matrix, **head})
+
+    def estimate(
+        self,
+        images: Sequence[ImageRequest] | None = None,
+        *,
+        matrix: Matrix | None = None,
+        shapes: Sequence[Mapping[str, Any]] | None = None,
+        **head: Any,
+    ) -> Estimate:
+        """What requests, a matrix, or shapes such as {"images": 1000, "size": "512x512"} would take."""
+        given = {"images": images, "matrix": matrix, "shapes": shapes}
+        body = {name: value for name, value in given.items() if value is not None} | head
+        return self._call(Estimate, "POST", "/v1/jobs/estimate", json=body)
+
+    # --- submitting in parts
+
+    def create_draft(self, *, idempotency_key: str | None = None, **head: Any) -> Job:
+        """A job that is sent in chunks and begins with `finalize`. `head`: priority, labels, dedupe, embed_prompt."""
+        return self._job("POST", "", json={"draft": True, **head}, headers=_key(idempotency_key))
+
+    def put_chunk(self, job_id: str, number: int, lines: bytes) -> Chunk:
+        """One request a line. The same chunk may be sent again; the server says `replayed`."""
+        return self._call(Chunk, "PUT", f"/v1/jobs/{_id(job_id)}/chunks/{number}", content=lines, headers=_LINES)
+
+    def chunks(self, job_id: str) -> Iterator[Chunk]:
+        """The chunks of a draft that have arrived."""
+        return self._transport.pages(f"/v1/jobs/{_id(job_id)}/chunks", {}, PAGE)
+
+    def finalize(self, job_id: str, chunks: int, images: int | None = None) -> Job:
+        """Queues a draft, once all of its chunks are there."""
+        counted = {} if images is None else {"images": images}
+        return self._job("POST", f"/{_id(job_id)}/finalize", json={"chunks": chunks, **counted})
+
+    # --- following and steering
+
+    def job(self, job_id: str) -> Job:
+        return self._job("GET", f"/{_id(job_id)}")
+
+    def jobs(self, *, status: str | None = None, label: str | None = None, page: int = PAGE) -> Iterator[Job]:
+        """All jobs, newest first, page by page; `label` is "name:value"."""
+        return self._transport.pages("/v1/jobs", _given(status=status, label=label), page)
+
+    def change(self, job_id: str, *, priority: str | None = None, labels: Mapping[str, str] | None = None) -> Job:
+        return self._job("PATCH", f"/{_id(job_id)}", json=_given(priority=priority, labels=labels))
+
+    def cancel(self, job_id: str) -> Job:
+        """Final from the moment it answers."""
+        return self._job("POST", f"/{_id(job_id)}/cancel")
+
+    def pause(self, job_id: str) -> Job:
+        return self._job("POST", f"/{_id(job_id)}/pause")
+
+    def resume(self, job_id: str) -> Job:
+        return self._job("POST", f"/{_id(job_id)}/resume")
+
+    def retry(self, job_id: str, *, idempotency_key: str | None = None, **options: Any) -> Job:
+        """A new job of the images that failed. `options`: include_cancelled, priority, labels."""
+        return self._job("POST", f"/{_id(job_id)}/retry", json=options, headers=_key(idempotency_key))
+
+    # --- what became of it
+
+    def images(self, job_id: str, status: str | None = None, *, order: str | None = None) -> Iterator[Image]:
+        """The job's images in order, page by page; `order` may be "failed_first"."""
+        return self._transport.pages(f"/v1/jobs/{_id(job_id)}/images", _given(status=status, order=order), PAGE)
+
+    def requests(self, job_id: str, status: str | None = None, *, page: int = REQUESTS_PAGE) -> Iterator[JobRequest]:
+        """The job's requests with their images, page by page: failed first, then rendering, queued, cancelled, done."""
+        return self._transport.pages(f"/v1/jobs/{_id(job_id)}/requests", _given(status=status), page)
+
+    def download(self, job_id: str, index: int) -> bytes:
+        """The stored file."""
+        path = f"/v1/jobs/{_id(job_id)}/images/{index}/content"
+        found = self._transport.attempt(lambda: self._transport.http.get(path))
+        return self._transport.attempt(lambda: self._transport.store.get(found.headers["Location"])).content
+
+    # --- exports
+
+    def create_export(
+        self,
+        job_id: str,
+        format: ExportFormat,
+        options: Mapping[str, Any] | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> Export:
+        """Begins to write a finished job's images as a data set."""
+        body = {"format": format} | _given(options=options)
+        return self._call(Export, "POST", f"/v1/jobs/{_id(job_id)}/exports", json=body, headers=_key(idempotency_key))
+
+    def exports(self, job_id: str) -> Iterator[Export]:
+        return self._transport.pages(f"/v1/jobs/{_id(job_id)}/exports", {}, PAGE)
+
+    def export(self, export_id: str) -> Export:
+        return self._call(Export, "GET", f"/v1/exports/{_id(export_id)}")
+
+    def cancel_export(self, export_id: str) -> Export:
+        return self._call(Export, "POST", f"/v1/exports/{_id(export_id)}/cancel")
+
+    def delete_export(self, export_id: str) -> None:
+        self._call(dict[str, str], "DELETE", f"/v1/exports/{_id(export_id)}")
+
+    def export_files(self, export_id: str) -> Iterator[ExportFile]:
+        """The files of an export. Their addresses last some minutes, so take them as they come."""
+        return self._transport.pages(f"/v1/exports/{_id(export_id)}/files", {}, 100)
+
+    def save(self, file: ExportFile, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
+        """Fetches a file of an export to `path`, verified. An interrupted one goes on where it stopped."""
+        self._transport.save(file["url"], path, file["sha256"], on_bytes)
+
+    def models(self) -> list[Model]:
+        return list(self._call(dict[str, list[Model]], "GET", "/v1/models")["data"])
+
+    def _job(self, method: str, path: str, **parts: Any) -> Job:
+        return self._call(Job, method, f"/v1/jobs{path}", **parts)
+
+    def _call(self, _kind: type[T], method: str, path: str, **parts: Any) -> T:
+        found: T = self._transport.call(method, path, **parts)
+        return found
+
+
+def _id(given: str) -> str:
+    """Whatever was given, it stays one part of the address."""
+    return quote(given, safe="")
+
+
+def _key(given: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": given or secrets.token_urlsafe(24)}
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

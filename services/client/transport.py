@@ -1,0 +1,130 @@
+"""How the client sends: again while that may help and is safe, and with errors that say what was refused."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+_AGAIN = {502, 503, 504}
+_DIRECT = {"all://127.0.0.1": None, "all://localhost": None}  # whatever proxies the environment names
+_BUSY = "idempotency_key_in_use"
+_READ_BYTES = 1 << 20
+
+
+class ClientError(Exception):
+    """The server refused, or could not be reached (`status` 0).
+
+    `errors` are a submission's problems, each with its line or index, param, code and message.
+    """
+
+    def __init__(self, status: int, code: str, message: str, errors: list[dict[str, Any]] | None = None) -> None:
+        self.status, self.code, self.message, self.errors = status, code, message, errors or []
+        super().__init__(message)
+
+
+class Transport:
+    """Two connections: one to the API with the key, one to the store without."""
+
+    def __init__(
+        self, url: str, key: str, timeout: float, patience: float, on_wait: Callable[[ClientError], None] | None
+    ) -> None:
+        self._patience, self._on_wait = patience, on_wait
+        headers = {"Authorization": f"Bearer {key}"}
+        self.http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout, mounts=_DIRECT)
+        # Knows no key: an object's address is its own permit.
+        self.store = httpx.Client(timeout=timeout, mounts=_DIRECT)
+
+    def close(self) -> None:
+        self.http.close()
+        self.store.close()
+
+    def call(self, method: str, path: str, **parts: Any) -> Any:
+        """The answer's JSON, None if it has none. What is sent must be safe to send twice."""
+        answer = self.attempt(lambda: self.http.request(method, path, **parts))
+        return answer.json() if answer.content else None
+
+    def pages(self, path: str, parameters: dict[str, Any], limit: int) -> Iterator[Any]:
+        cursor: str | None = None
+        while True:
+            asked = parameters | {"limit": limit} | ({} if cursor is None else {"cursor": cursor})
+            page = self.attempt(partial(self.http.get, path, params=asked)).json()
+            yield from page["data"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
+
+    def attempt(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        """Sends until it is answered for good, or patience is over."""
+        deadline = time.monotonic() + self._patience
+        pause = 0.1
+        while True:
+            try:
+                answer = send()
+            except httpx.TransportError as error:
+                host = error.request.url.netloc.decode("ascii", "replace")
+                refusal = ClientError(0, "unreachable", f"{host} cannot be reached: {str(error) or 'no answer'}")
+            else:
+                if answer.status_code < 400:
+                    return answer
+                refusal = _refusal(answer)
+                if answer.status_code not in _AGAIN and refusal.code != _BUSY:
+                    raise refusal
+                pause = max(pause, _retry_after(answer))
+            if time.monotonic() + pause > deadline:
+                raise refusal
+            if self._on_wait is not None:
+                self._on_wait(refusal)
+            time.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+    def save(self, url: str, path: Path, sha256: str, on_bytes: Callable[[int], None] | None = None) -> None:
+        """Fetches a file from the store. A part that is there already, as `NAME.part`, is gone on with.
+
+        Raises ClientError: refused, or the file does not match its sha256; then the part is gone.
+        """
+        part = path.with_name(f"{path.name}.part")
+
+        def send() -> httpx.Response:
+            have = part.stat().st_size if part.exists() else 0
+            headers = {"Range": f"bytes={have}-"} if have else {}
+            with self.store.stream("GET", url, headers=headers) as answer:
+                if answer.status_code == 416:  # all of it was there: what it is worth is seen below
+                    return httpx.Response(206, request=answer.request)
+                if answer.status_code >= 400:
+                    answer.read()
+                    return answer
+                with part.open("ab" if answer.status_code == 206 else "wb") as file:
+                    for data in answer.iter_bytes(_READ_BYTES):
+                        file.write(data)
+                        if on_bytes is not None:
+                            on_bytes(len(data))
+                return answer
+
+        self.attempt(send)
+        if file_sha256(part) != sha256:
+            part.unlink()
+            raise ClientError(0, "damaged", f"{path.name} does not match its sha256; fetch it again.")
+        part.replace(path)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refusal(answer: httpx.Response) -> ClientError:
+    try:
+        error = answer.json()["error"]
+        return ClientError(answer.status_code, error["code"], error["message"], error.get("errors"))
+    except (ValueError, KeyError, TypeError):
+        message = f"{answer.request.url.host} answered {answer.status_code}, and not as Presswork does."
+        return ClientError(answer.status_code, "unexpected_answer", message)
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    value = answer.headers.get("Retry-After", "")
+    return min(float(value), 30.0) if value.isascii() and value.isdigit() else 0.0

@@ -1,0 +1,102 @@
+"""The errand that ends a job which came as a file: writes what became of every request, then the job's last state.
+
+A request of which every image is done stands in the output file; any other in the error file, with its good images
+listed. Both lie at keys decided by the job, so whoever dies on the way is followed by one who writes the same again.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from sqlalchemy import Connection, text
+
+from services.core import filed, files, ids, jobs, lines, outcomes
+from services.core.leases import Lease
+from services.core.outcomes import Request
+from services.core.settings import Settings
+from services.core.storage import ImageStore
+
+_PAGE = 1_000
+_JOB = text("""
+SELECT tenant_id, state, stop_reason, total, base_url, output_expires_seconds FROM jobs WHERE id = :id
+""")
+_STOPPED = {
+    "expired": ("batch_expired", "The request was not executed before the completion window ended."),
+    "cancelled": ("batch_cancelled", "The request was not executed before the job was cancelled."),
+}
+
+
+def pending(connection: Connection) -> Sequence[int]:
+    return jobs.closable(connection)
+
+
+def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> None:
+    with lease.begin() as connection:
+        job = connection.execute(_JOB, {"id": job_id}).one()
+    with tempfile.TemporaryFile() as first, tempfile.TemporaryFile() as second:
+        output, errors = _File("output", first), _File("errors", second)
+        for request in _requests(lease, job_id) if job.total else ():
+            (output if request.is_done else errors).write(_line(settings, job, job_id, request))
+        for file in (output, errors):
+            file.store(store, _key(job, job_id, file.name))
+            lease.keep()
+    with lease.begin() as connection:
+        filed.set_counts(connection, job_id, done=output.lines, failed=errors.lines)
+        numbers = [_record(connection, job, job_id, file) for file in (output, errors)]
+        jobs.close(connection, job_id, output_file_id=numbers[0], error_file_id=numbers[1])
+
+
+class _File:
+    """Lines on their way to the store."""
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self.name = name
+        self.lines = self.bytes = 0
+        self.digest = hashlib.sha256()
+        self._file = file
+
+    def write(self, line: bytes) -> None:
+        self._file.write(line)
+        self.digest.update(line)
+        self.lines += 1
+        self.bytes += len(line)
+
+    def store(self, store: ImageStore, key: str) -> None:
+        if self.lines:
+            self._file.seek(0)
+            store.put_file(key, self._file, "application/jsonl")
+
+
+def _record(connection: Connection, job: Any, job_id: int, file: _File) -> int | None:
+    """The file's id; None for one that has no line."""
+    if not file.lines:
+        return None
+    number = ids.new()
+    files.record(
+        connection, number, tenant_id=job.tenant_id, purpose="batch_output",
+        filename=f"{jobs.public_id(job_id)}_{file.name}.jsonl", size=file.bytes, sha256=file.digest.digest(),
+        key=_key(job, job_id, file.name), job_id=job_id, expires_seconds=job.output_expires_seconds,
+    )  # fmt: skip
+    return number
+
+
+def _key(job: Any, job_id: int, name: str) -> str:
+    return f"files/{job.tenant_id}/{jobs.public_id(job_id)}/{name}.jsonl"
+
+
+def _requests(lease: Lease, job_id: int) -> Iterator[Request]:
+    after = -1
+    while True:
+        with lease.begin() as connection:
+            found = outcomes.page(connection, job_id, after=after, limit=_PAGE)
+        if not found:
+            return
+        yield from found
+        after = found[-1].first
+
+
+def _line(settings: Settings, job: Any, job_id: int, request: Request) -> bytes:
+    data = [lines.entry(image, job_id, job.base_url, settings.secret) for image in request.stored]
+    error = None if request.is_done else request.failure or _STOPPED[job.stop_reason]
+    return lines.output_line(job_id, request, data, error)

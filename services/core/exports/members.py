@@ -1,0 +1,197 @@
+"""What an export holds: the job's done images in the order of their indexes, a page at a time, and where it is cut.
+
+Counting shards and filling them follow one rule, so an export that goes on after a death goes on as it began.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from services.core.database import Database
+from services.core.exports.rows import Export, Plan
+from services.core.specs import SEED_LIMIT
+from services.core.storage import EXTENSIONS
+
+SHARD_BYTES = 1_000_000_000
+IMAGES_PER_FOLDER = 10_000
+_PAGE = 500
+_NARROW_PAGE = 10_000
+
+_DONE = """
+FROM images i JOIN results r ON r.job_id = i.job_id AND r.index = i.index
+CROSS JOIN LATERAL (
+  SELECT * FROM payloads WHERE payloads.job_id = i.job_id AND payloads.index <= i.index
+  ORDER BY payloads.index DESC LIMIT 1
+) p
+"""
+_WHERE = """
+WHERE i.job_id = :job_id AND i.index >= :first AND i.state = 2 AND (:include_flagged OR r.flagged IS NOT TRUE)
+ORDER BY i.index LIMIT :limit
+"""
+_OUTLINES = text(f"SELECT i.index, r.bytes, p.index AS first_index, p.custom_id {_DONE} {_WHERE}")
+_MEMBERS = text(f"""
+SELECT i.index, p.index AS first_index, p.custom_id, p.prompt, p.negative_prompt, p.seed, p.guidance_scale,
+       p.output_format, s.width, s.height, s.steps, s.model_revision, r.object_key, r.sha256, r.bytes, r.truncated,
+       r.flagged, r.unknown_words, r.reproducibility_class
+{_DONE} JOIN segments s ON s.job_id = i.job_id AND s.id = i.segment_id
+{_WHERE}
+""")
+_MODELS = text("""
+SELECT m.revision, min(m.name) AS name FROM models m
+WHERE m.revision IN (SELECT model_revision FROM segments WHERE job_id = :job_id) GROUP BY m.revision
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One image of an export. `flagged` is None where no checker ran; `sha256` is 32 raw bytes."""
+
+    index: int
+    custom_id: str | None
+    prompt: str
+    negative_prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance_scale: float
+    model: str | None
+    model_revision: str
+    output_format: str
+    object_key: str
+    sha256: bytes
+    bytes: int
+    truncated: bool
+    flagged: bool | None
+    unknown_words: tuple[str, ...]
+    reproducibility_class: str
+
+    @property
+    def extension(self) -> str:
+        return EXTENSIONS[self.output_format]
+
+    @property
+    def file_name(self) -> str:
+        """No other image of the job has it, on a disk that knows no capitals either: it ends in the index."""
+        number = f"{self.index:08d}.{self.extension}"
+        return number if self.custom_id is None else f"{self.custom_id}-{number}"
+
+    def record(self) -> dict[str, Any]:
+        """As JSON tells of it. No field is ever null or an empty list: readers take a column's type from whatever
+        comes first."""
+        return {
+            "index": self.index,
+            "custom_id": self.custom_id or "",
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "seed": self.seed,
+            "seed_string": str(self.seed),
+            "width": self.width,
+            "height": self.height,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "model": self.model or "",
+            "model_revision": self.model_revision,
+            "output_format": self.output_format,
+            "sha256": self.sha256.hex(),
+            "bytes": self.bytes,
+            "truncated": self.truncated,
+            "safety_checked": self.flagged is not None,
+            "flagged": bool(self.flagged),
+            "unknown_words": " ".join(self.unknown_words),
+            "reproducibility_class": self.reproducibility_class,
+        }
+
+
+class Cut:
+    """Fills one shard. `most_bytes` None: only the number of images counts."""
+
+    def __init__(self, export: Export) -> None:
+        folder = export.format == "imagefolder"
+        self.most_images = min(export.options.images_per_shard, IMAGES_PER_FOLDER if folder else 2**31)
+        self.most_bytes = None if folder or export.options.images == "reference" else SHARD_BYTES
+        self.images = self.bytes = 0
+
+    def takes(self, size: int) -> bool:
+        """Whether an image of so many bytes still goes in; it is counted then. The first always does."""
+        full = self.images >= self.most_images
+        heavy = self.most_bytes is not None and self.bytes + size > self.most_bytes
+        if self.images and (full or heavy):
+            return False
+        self.images += 1
+        self.bytes += size
+        return True
+
+
+def plan(database: Database, export: Export, keep: Callable[[], None]) -> Plan:
+    """Counts the shards. `keep` is called on the way."""
+    open_cuts: dict[str, Cut] = {}
+    shards, images = dict.fromkeys(export.options.split, 0), dict.fromkeys(export.options.split, 0)
+    for row in _rows(database, export, _OUTLINES, 0, _NARROW_PAGE, keep):
+        split = export.options.split_of(_request(row))
+        images[split] += 1
+        if split not in open_cuts or not open_cuts[split].takes(row.bytes):
+            open_cuts[split] = Cut(export)
+            open_cuts[split].takes(row.bytes)
+            shards[split] += 1
+    with database.begin() as connection:
+        models = {row.revision: row.name for row in connection.execute(_MODELS, {"job_id": export.job_id})}
+    return Plan({name: (shards[name], images[name]) for name in export.options.split}, models)
+
+
+def of_split(database: Database, export: Export, split: str, first: int, keep: Callable[[], None]) -> Iterator[Member]:
+    """The split's images from that index on."""
+    assert export.plan is not None
+    for row in _rows(database, export, _MEMBERS, first, _PAGE, keep):
+        if export.options.split_of(_request(row)) == split:
+            yield _member(row, export.plan.models.get(row.model_revision))
+
+
+def _rows(
+    database: Database, export: Export, statement: Any, first: int, page: int, keep: Callable[[], None]
+) -> Iterator[Any]:
+    """The job has finished, so pages that are read one after the other fit together."""
+    values = {"job_id": export.job_id, "include_flagged": export.options.include_flagged, "limit": page}
+    while True:
+        keep()
+        with database.begin() as connection:
+            rows = _read(connection, statement, values | {"first": first})
+        yield from rows
+        if len(rows) < page:
+            return
+        first = rows[-1].index + 1
+
+
+def _read(connection: Connection, statement: Any, values: dict[str, Any]) -> list[Any]:
+    return list(connection.execute(statement, values))
+
+
+def _request(row: Any) -> str:
+    """What the images of one request share, in this job and, if it has a name, in others."""
+    return row.custom_id or f"#{row.first_index}"
+
+
+def _member(row: Any, model: str | None) -> Member:
+    return Member(
+        index=row.index,
+        custom_id=row.custom_id,
+        prompt=row.prompt,
+        negative_prompt=row.negative_prompt,
+        seed=(row.seed + row.index - row.first_index) % SEED_LIMIT,
+        width=row.width,
+        height=row.height,
+        steps=row.steps,
+        guidance_scale=row.guidance_scale,
+        model=model,
+        model_revision=row.model_revision,
+        output_format=row.output_format,
+        object_key=row.object_key,
+        sha256=bytes(row.sha256),
+        bytes=row.bytes,
+        truncated=row.truncated,
+        flagged=row.flagged,
+        unknown_words=tuple(row.unknown_words),
+        reproducibility_class=row.reproducibility_class,
+    )

@@ -1,0 +1,109 @@
+"""What an export may be asked for: its format, its options and their limits, and the sentences that refuse the rest."""
+
+import hashlib
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
+
+from services.core import strict_json
+from services.core.errors import InvalidSubmission, Problem
+
+MOST_IMAGES_PER_SHARD = 100_000
+MOST_SPLITS = 16
+DAY = 24 * 3600
+_SPLIT = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
+
+ALLOWED = {
+    "format": '"webdataset", "parquet", "imagefolder" or "zip"',
+    "options": "an object with fields among images_per_shard, include_flagged, split, images, expires_in_seconds",
+    "images_per_shard": f"a whole number from 1 to {MOST_IMAGES_PER_SHARD:,}",
+    "include_flagged": "true or false",
+    "split": f"an object of 1 to {MOST_SPLITS} names (a-z 0-9 _, a letter first, at most 32) with shares that make 1",
+    "images": '"inline", or for parquet "reference"',
+    "expires_in_seconds": "a whole number from 60 to 31536000",
+}
+
+
+def _name(value: str) -> str:
+    if not _SPLIT.fullmatch(value):
+        raise PydanticCustomError("invalid_value", "")
+    return value
+
+
+def _whole(shares: dict[str, float]) -> dict[str, float]:
+    if not math.isclose(sum(shares.values()), 1.0, abs_tol=1e-6):
+        raise PydanticCustomError("invalid_value", "")
+    return dict(sorted(shares.items()))
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Options(_Strict):
+    """How an export is cut and what is in it. All but how long it is kept decides its bytes."""
+
+    images_per_shard: Annotated[int, Field(ge=1, le=MOST_IMAGES_PER_SHARD)] = 10_000
+    include_flagged: bool = True
+    split: Annotated[
+        dict[Annotated[str, AfterValidator(_name)], Annotated[float, Field(gt=0, le=1)]],
+        Field(min_length=1, max_length=MOST_SPLITS),
+        AfterValidator(_whole),
+    ] = Field(default_factory=lambda: {"train": 1.0})
+    images: Literal["inline", "reference"] = "inline"
+    expires_in_seconds: Annotated[int, Field(ge=60, le=365 * DAY)] = 7 * DAY
+
+    def split_of(self, name: str) -> str:
+        """The split of the images that go by this name: those of one request stay together, in every export."""
+        point = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
+        edge, names = 0.0, list(self.split)
+        for split in names[:-1]:
+            edge += self.split[split]
+            if point < edge:
+                return split
+        return names[-1]
+
+
+class Order(_Strict):
+    """The body that asks for an export."""
+
+    format: Literal["webdataset", "parquet", "imagefolder", "zip"]
+    options: Options = Field(default_factory=Options)
+
+    def digest(self, job_id: int) -> bytes:
+        """What an Idempotency-Key stands for."""
+        return hashlib.sha256(f"export\n{job_id}\n{self.model_dump_json()}".encode()).digest()
+
+
+def parse(value: object) -> Order:
+    """Raises InvalidSubmission: each field that is wrong, what was found there and what is allowed."""
+    if not isinstance(value, dict):
+        shown = strict_json.describe(value)
+        raise InvalidSubmission([Problem("wrong_type", f"The body is {shown}; it must be an object.")])
+    try:
+        order = Order.model_validate(value)
+    except ValidationError as error:
+        raise InvalidSubmission([_problem(entry) for entry in error.errors(include_url=False)]) from None
+    if order.options.images == "reference" and order.format != "parquet":
+        message = f'options.images is "reference"; with {order.format} it must be "inline".'
+        raise InvalidSubmission([Problem("invalid_value", message, "options.images")])
+    return order
+
+
+def _problem(entry: Any) -> Problem:
+    path = [str(part) for part in entry["loc"]]
+    named = path[: 2 if path[0] == "options" else 1]
+    param, field = ".".join(named), named[-1]
+    if entry["type"] == "extra_forbidden":
+        shown = strict_json.describe(field)
+        name = param if field.isascii() and field.isidentifier() else shown
+        return Problem("unknown_field", f"There is no field {shown}.", name[:80])
+    if entry["type"] == "missing":
+        return Problem("missing_field", f"{param} is missing; it must be {ALLOWED[field]}.", param)
+    code = "wrong_type" if entry["type"].endswith("_type") else "invalid_value"
+    found = strict_json.describe(entry["input"])
+    beside = f" at {strict_json.describe(path[2])}" if len(path) > 2 else ""
+    return Problem(code, f"{param} is {found}{beside}; it must be {ALLOWED[field]}.", param)

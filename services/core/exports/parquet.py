@@ -1,0 +1,73 @@
+"""Parquet: a row for each image, with its bytes as `datasets` takes them for an Image, or with a link to it.
+
+Row groups of a fixed number of rows, and no writer's option is left to chance. The only file that knows pyarrow, which
+takes its time to load.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from services.core import links
+from services.core.exports.members import Member
+from services.core.exports.rows import File
+from services.core.exports.shards import Desk, Shard, Unfit
+
+_ROWS_INLINE = 100  # in a group, and in memory
+_ROWS_REFERENCE = 5_000
+_FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
+
+
+def write(desk: Desk, shard: Shard, members: Iterable[Member]) -> list[File]:
+    import pyarrow.parquet
+
+    inline = desk.export.options.images == "inline"
+    schema = _schema(inline)
+    rows = _inline(desk, members) if inline else _references(desk, members)
+    images = 0
+    with tempfile.TemporaryFile() as file:
+        with pyarrow.parquet.ParquetWriter(
+            file, schema, compression="zstd", compression_level=3, use_dictionary=False, version="2.6",
+            data_page_version="1.0", write_statistics=not inline,
+        ) as writer:  # fmt: skip
+            while group := list(islice(rows, _ROWS_INLINE if inline else _ROWS_REFERENCE)):
+                writer.write_table(pyarrow.Table.from_pylist(group, schema), row_group_size=len(group))
+                images += len(group)
+        return [desk.put(f"data/{shard.name}.parquet", file, "application/vnd.apache.parquet", images)]
+
+
+def _schema(inline: bool) -> Any:
+    import pyarrow as pa
+
+    text, whole = pa.string(), pa.int64()
+    picture = [("image", pa.struct([("bytes", pa.binary()), ("path", text)]))] if inline else [("url", text)]
+    fields = [
+        *picture, ("sha256", text), ("index", whole), ("custom_id", text), ("prompt", text), ("negative_prompt", text),
+        ("seed", whole), ("width", pa.int32()), ("height", pa.int32()), ("num_inference_steps", pa.int32()),
+        ("guidance_scale", pa.float64()), ("model", text), ("model_revision", text), ("output_format", text),
+        ("bytes", whole), ("truncated", pa.bool_()), ("flagged", pa.bool_()), ("unknown_words", pa.list_(text)),
+        ("reproducibility_class", text),
+    ]  # fmt: skip
+    return pa.schema(fields, {"huggingface": json.dumps(_FEATURES)} if inline else None)
+
+
+def _inline(desk: Desk, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
+    for member, data in desk.pictures(members):
+        yield {"image": {"bytes": data, "path": member.file_name}} | _row(member)
+
+
+def _references(desk: Desk, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
+    if not desk.secret or not desk.export.base_url:
+        raise Unfit("Links to images cannot be made: PRESSWORK_SECRET or PRESSWORK_PUBLIC_URL is not set.")
+    for member in members:
+        desk.keep()
+        url = links.image_url(desk.export.base_url, desk.secret, desk.export.job_id, member.index)
+        yield {"url": url} | _row(member)
+
+
+def _row(member: Member) -> dict[str, Any]:
+    """With nulls and lists: here the columns' types are written down."""
+    shown = {"custom_id": member.custom_id, "model": member.model, "flagged": member.flagged}
+    return member.record() | shown | {"unknown_words": list(member.unknown_words)}

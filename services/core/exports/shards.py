@@ -1,0 +1,112 @@
+"""What a format's file gets and gives: a shard, its pictures read and checked, and files put into the store."""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any
+
+from services.core.errors import ObjectGone, PressworkError
+from services.core.exports.members import Member
+from services.core.exports.rows import Export, File
+from services.core.storage import ImageStore
+
+_FETCHERS = 8
+_AHEAD = 16  # pictures in memory
+
+
+class Unfit(PressworkError):
+    """The export cannot be written: something of it is not what the ledger says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The `ordinal`th of `of` shards of a split; `number` counts those of all splits."""
+
+    number: int
+    split: str
+    ordinal: int
+    of: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.split}-{self.ordinal:05d}-of-{self.of:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where one export is written. `keep` keeps its lease and is called often."""
+
+    export: Export
+    store: ImageStore
+    secret: str
+    keep: Callable[[], None]
+
+    def pictures(self, members: Iterable[Member]) -> Iterator[tuple[Member, bytes]]:
+        """Each with its bytes, a few read ahead. Raises Unfit for one that is gone or is not what was recorded."""
+        waiting: deque[tuple[Member, Future[bytes]]] = deque()
+        with ThreadPoolExecutor(_FETCHERS) as pool:
+            try:
+                for member in members:
+                    waiting.append((member, pool.submit(self._fetch, member)))
+                    if len(waiting) == _AHEAD:
+                        yield self._next(waiting)
+                while waiting:
+                    yield self._next(waiting)
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def put(self, path: str, file: IO[bytes], media_type: str, images: int) -> File:
+        """Stores the whole file; a second time the same bytes under the same key."""
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+        size = file.tell()
+        file.seek(0)
+        key = self.export.prefix + path
+        self.store.put_file(key, _Kept(file, self.keep), media_type)  # type: ignore[arg-type]
+        return File(path, digest, size, images, key)
+
+    def _next(self, waiting: deque[tuple[Member, Future[bytes]]]) -> tuple[Member, bytes]:
+        self.keep()
+        member, future = waiting.popleft()
+        return member, future.result()
+
+    def _fetch(self, member: Member) -> bytes:
+        try:
+            data = self.store.read(member.object_key)
+        except ObjectGone:
+            raise gone(member) from None
+        if hashlib.sha256(data).digest() != member.sha256:
+            raise Unfit(
+                f"Image {member.index} has changed in the store since it was rendered: its sha256 is not the one that "
+                "the ledger records. Render it again, or restore its object."
+            )
+        return data
+
+
+def gone(member: Member) -> Unfit:
+    return Unfit(f"Image {member.index} is no longer in the store. Render it again, or restore its object.")
+
+
+def json_line(value: dict[str, Any]) -> str:
+    """Readable; but what some readers take for the end of a line is escaped."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029") + "\n"
+
+
+class _Kept:
+    """A file whose reader, however slow, does not lose the lease."""
+
+    def __init__(self, file: IO[bytes], keep: Callable[[], None]) -> None:
+        self._file, self._keep = file, keep
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        self._keep()
+        return self._file.read(size)
+
+    def close(self) -> None:
+        """Whoever uploads it closes it; its owner is not done with it."""

@@ -1,0 +1,626 @@
+"""The `presswork` command against the real API: what a person sees, what a program reads, and how each command ends."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow
+import pytest
+from click.testing import Result
+from PIL import Image
+from pyarrow import parquet
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from scheduler.errands import Errands, errands
+from services.cli.app import app
+from services.client import Client, ClientError
+from services.core import jobs, upkeep
+from services.core.settings import Settings
+from services.core.specs import FailedImage
+from services.core.storage import S3Store
+from services.local.home import write_env_file
+from services.local.stack import Stack
+from tests import factories
+from tests.waiting import until
+from tests.web import Api, open_api
+
+ROOT = Path(__file__).parents[2]
+Run = Callable[..., Result]
+
+
+def _picture() -> bytes:
+    drawn = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(drawn, "png")
+    return drawn.getvalue()
+
+
+PICTURE = _picture()
+
+
+@pytest.fixture(scope="module")
+def house(
+    stack: Stack, template: str, fresh_database: Callable[[str], AbstractContextManager[str]]
+) -> Iterator[tuple[Api, S3Store]]:
+    """One server for all tests of this file; each has a tenant of its own."""
+    with fresh_database(template) as url:
+        settings = Settings.read(dict(stack.values) | {"DATABASE_URL": url})
+        store = S3Store(settings)
+        store.prepare()
+        with open_api(settings) as running:
+            yield running, store
+
+
+@pytest.fixture
+def api(house: tuple[Api, S3Store], tmp_path: Path) -> Iterator[Api]:
+    shared, _ = house
+    _, key = shared.new_tenant(str(tmp_path))
+    with httpx.Client(base_url=shared.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http:
+        yield dataclasses.replace(shared, key=key, http=http)
+
+
+@pytest.fixture
+def store(house: tuple[Api, S3Store]) -> S3Store:
+    return house[1]
+
+
+@pytest.fixture
+def run(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command in this process, in a folder of its own, with the server in its environment; its code is checked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRESSWORK_URL", api.url)
+    monkeypatch.setenv("PRESSWORK_API_KEY", api.key)
+    monkeypatch.setenv("PRESSWORK_CONFIG", str(tmp_path / "config.toml"))
+
+    def call(*words: str, code: int = 0, stdin: str | bytes | None = None) -> Result:
+        result = CliRunner().invoke(app, list(words), input=stdin)
+        assert result.exit_code == code, f"{result.exit_code}: {result.output}\n{result.exception!r}"
+        return result
+
+    return call
+
+
+def payloads(api: Api) -> list[dict[str, Any]]:
+    """What was recorded of each request of the tenant's newest job, in order."""
+    job_id = jobs.parse_id(api.http.get("/v1/jobs").json()["data"][0]["id"])
+    with api.database.begin() as connection:
+        rows = connection.execute(
+            text("SELECT custom_id, prompt, seed, output_format FROM payloads WHERE job_id = :id ORDER BY index"),
+            {"id": job_id},
+        )
+        return [dict(row._mapping) for row in rows]
+
+
+def document(result: Result) -> Any:
+    """The one JSON document on stdout."""
+    (line,) = result.stdout.splitlines()
+    return json.loads(line)
+
+
+def needs(api: Api, path: str) -> None:
+    """Skips where the server has no such route."""
+    if path not in api.http.get("/openapi.json").json()["paths"]:
+        pytest.skip(f"the server has no {path}")
+
+
+def render(api: Api, store: S3Store, job: str, *failed: int) -> None:
+    """A worker's work, all of it; these images of the job fail."""
+    lost = {(jobs.parse_id(job), index) for index in failed}
+    while (claim := factories.claim(api.database)) is not None:
+        made = [one for one in factories.stored(claim, PICTURE) if (one.job_id, one.index) not in lost]
+        for one in made:
+            store.put(one.object_key, PICTURE, "image/png", {}, claim_id=claim.id)
+        places = [place for place in factories.places(claim) if place in lost]
+        broken = [FailedImage(job_id, index, "error", "It broke.") for job_id, index in places]
+        factories.settle(api.database, claim, stored=made, failed=broken)
+    with api.database.begin() as connection:
+        upkeep.fold(connection)
+        jobs.finish(connection)
+
+
+# --- submitting
+
+
+def test_a_text_file_becomes_a_job_with_a_prompt_a_line(run: Run, api: Api, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\ufeffa red mug\n\n  a blue vase, 青い花瓶\r\n", encoding="utf-8")
+    job = document(run("submit", "prompts.txt", "--priority", "high", "--json"))
+    assert (job["counts"]["total"], job["priority"]) == (2, "high")
+    assert [row["prompt"] for row in payloads(api)] == ["a red mug", "a blue vase, 青い花瓶"]
+
+
+def test_csv_columns_are_mapped_numbers_are_read_and_defaults_fill_what_is_empty(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text('id,caption,seed,n,price\nmug,"a mug,\nred",7,2.0,9\nvase,a vase,,,8\n')
+    result = run("submit", "p.csv", "--column", "prompt=caption", "--column", "custom_id=id", "--seed", "3",
+                 "--output-format", "webp", "--json")  # fmt: skip
+    assert document(result)["counts"]["total"] == 3
+    assert "price" in result.stderr
+    assert [(row["custom_id"], row["prompt"], row["seed"], row["output_format"]) for row in payloads(api)] == [
+        ("mug", "a mug,\nred", 7, "webp"),
+        ("vase", "a vase", 3, "webp"),
+    ]
+
+
+def test_parquet_is_read_as_a_table_from_a_file_and_from_stdin(run: Run, api: Api, tmp_path: Path) -> None:
+    cells = {"prompt": [b"a", b"b"], "n": [1.0, math.nan], "guidance_scale": [3, None], "custom_id": [12, 13]}
+    table = pyarrow.table(cells)
+    parquet.write_table(table, tmp_path / "p.parquet")
+    run("submit", "p.parquet")
+    data = (tmp_path / "p.parquet").read_bytes()
+    assert document(run("submit", "-", "--format", "parquet", "--json", stdin=data))["counts"]["total"] == 2
+    assert {row["custom_id"] for row in payloads(api)} == {"12", "13"}
+
+
+@pytest.mark.parametrize(("given", "prompt"), [('{"prompt": "a", "seed": 1}\n', "a"), ("a mug\n", "a mug")])
+def test_stdin_is_requests_or_prompts_as_its_first_line_shows(run: Run, api: Api, given: str, prompt: str) -> None:
+    run("submit", "-", stdin="\n" + given)
+    assert [row["prompt"] for row in payloads(api)] == [prompt]
+
+
+def test_labels_and_defaults_reach_the_job(run: Run, api: Api, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "seed": 5, "n": 2}\n')
+    job = document(
+        run("submit", "p.jsonl", "--label", "for=shop", "--label", "x=a=b", "--seed", "9", "-n", "3", "--json")
+    )
+    assert (job["labels"], job["counts"]["total"]) == ({"for": "shop", "x": "a=b"}, 5)
+    assert [row["seed"] for row in payloads(api)] == [9, 5]
+
+
+@pytest.mark.parametrize("labels", [[], ["--label", "a=b"]])
+def test_bad_lines_are_shown_in_a_table_at_their_places_and_nothing_is_recorded(
+    run: Run, api: Api, tmp_path: Path, labels: list[str]
+) -> None:
+    (tmp_path / "p.csv").write_text('prompt,seed,size\na,1,64x64\n"two\nlines",abc,64x64\nb,2,large\n')
+    result = run("submit", "p.csv", *labels, code=5)
+    assert 'seed is "abc"; it must be a whole number' in result.stderr
+    assert 'size is "large"' in result.stderr
+    places = [line.split()[0] for line in result.stderr.splitlines() if line.strip()[:1].isdigit()]
+    assert places == ["3", "5"]
+    assert result.stdout == ""
+    found = document(run("submit", "p.csv", *labels, "--json", code=5))["error"]
+    assert [(entry["line"], entry["param"]) for entry in found["errors"]] == [(3, "seed"), (5, "size")]
+    assert api.http.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_line_that_is_no_json_is_named(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": \n')
+    for options in ([], ["--label", "a=b"], ["--seed", "1"]):
+        found = document(run("submit", "p.jsonl", *options, "--json", code=5))["error"]["errors"]
+        assert [(entry["line"], entry["code"]) for entry in found] == [(3, "invalid_json")]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["submit", "p.xyz"], "does not say what it is"),
+        (["submit"], "Say what to submit"),
+        (["submit", "p.txt", "--label", "nothing"], "it must be NAME=VALUE"),
+        (["submit", "p.txt", "--column", "promt=a"], "names the field 'promt'"),
+        (["submit", "p.txt", "--vary", "a=b"], "belong to --matrix"),
+    ],
+)
+def test_wrong_usage_is_a_sentence_and_ends_with_2(run: Run, words: list[str], said: str) -> None:
+    assert said in run(*words, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("absent.txt", None, "No such file"),
+        ("latin.txt", "caf\xe9\n".encode("latin-1"), "is not UTF-8"),
+        ("p.parquet", b"no table", "is no Parquet file"),
+        ("p.csv", b"caption\na\n", "has no column 'prompt'"),
+        ("broken.csv", b'prompt\n"a\n', "line 2"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_a_sentence(
+    run: Run, tmp_path: Path, name: str, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    result = run("submit", name, code=1)
+    assert said in result.stderr
+    assert "Traceback" not in result.output
+
+
+# --- following and steering
+
+
+def test_ls_and_show_tell_how_jobs_stand(run: Run, api: Api, store: S3Store) -> None:
+    assert "there are no jobs yet" in run("ls").stderr
+    job = api.submit({"prompt": "a", "n": 3}, labels={"for": "the shop"})
+    assert run("ls", "--json").stdout.count("\n") == 1
+    render(api, store, str(job["id"]), 0)
+    shown = run("ls").stdout
+    assert re.search(rf"{job['id']} +completed +66 % +3 +1 ", shown)
+    assert "for=the shop" in shown
+    shown = run("show", str(job["id"])).stdout
+    assert "2 of 3 done, 1 failed" in shown
+    assert f"presswork retry {job['id']}" in shown
+    assert document(run("show", str(job["id"]), "--json"))["counts"]["failed"] == 1
+
+
+def test_ls_shows_as_many_as_asked_and_says_that_there_are_more(run: Run, api: Api) -> None:
+    ids = [str(api.submit()["id"]) for _ in range(3)]
+    result = run("ls", "--limit", "2")
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == ids[:0:-1]
+    assert "there are more" in result.stderr
+    assert len(run("ls", "--limit", "0", "--json").stdout.splitlines()) == 3
+
+
+def test_watch_ends_with_0_when_all_is_done_and_with_3_when_images_failed(run: Run, api: Api, store: S3Store) -> None:
+    well, badly = (str(api.submit({"prompt": "a", "n": 2})["id"]) for _ in range(2))
+    render(api, store, badly, 1)
+    assert "2 of 2 done" in run("watch", well).stdout
+    result = run("watch", badly, "--json", code=3)
+    assert json.loads(result.stdout.splitlines()[-1])["counts"]["failed"] == 1
+
+
+def test_submit_with_watch_goes_on_until_a_worker_has_done_it(
+    run: Run, api: Api, store: S3Store, tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    with command(api, tmp_path, "submit", "p.txt", "--watch", "--json") as process:
+        first = json.loads(process.stdout.readline())
+        assert first["counts"]["queued"] == 2
+        render(api, store, first["id"])
+        last = [json.loads(line) for line in process.stdout][-1]
+        assert (process.wait(20), last["status"]) == (0, "completed")
+
+
+def test_ctrl_c_while_watching_says_that_the_job_goes_on(run: Run, api: Api, tmp_path: Path) -> None:
+    job = str(api.submit()["id"])
+    with command(api, tmp_path, "watch", job) as process:
+        assert job in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert f"`presswork watch {job}` looks again" in process.stderr.read()
+    assert api.http.get(f"/v1/jobs/{job}").json()["status"] == "queued"
+
+
+def test_cancel_takes_several_jobs_and_again_is_no_error(run: Run, api: Api) -> None:
+    ids = [str(api.submit()["id"]) for _ in range(2)]
+    shown = [json.loads(line) for line in run("cancel", *ids, "--json").stdout.splitlines()]
+    assert [job["id"] for job in shown] == ids
+    assert {job["status"] for job in shown} <= {"cancelling", "cancelled"}
+    run("watch", ids[0], code=3) if shown[0]["finished_at"] else None
+
+
+def test_items_shows_what_failed_first_and_why(run: Run, api: Api, store: S3Store) -> None:
+    needs(api, "/v1/jobs/{job_id}/requests")
+    job = str(api.submit({"prompt": "a good one", "custom_id": "good"}, {"prompt": "a bad one"})["id"])
+    render(api, store, job, 1)
+    shown = run("items", job).stdout
+    assert shown.index("failed") < shown.index("done ")
+    assert "error: It broke." in shown
+    assert document(run("items", job, "--status", "failed", "--json"))["images"][0]["error"]["code"] == "error"
+
+
+def test_a_job_is_paused_resumed_and_what_failed_of_it_is_tried_again(run: Run, api: Api, store: S3Store) -> None:
+    needs(api, "/v1/jobs/{job_id}/retry")
+    job = str(api.submit({"prompt": "a", "n": 3, "custom_id": "mug"})["id"])
+    assert document(run("pause", job, "--json"))["paused"]
+    assert "paused" in run("show", job).stdout
+    assert not document(run("resume", job, "--json"))["paused"]
+    assert "once it has finished" in run("retry", job, code=5).stderr
+    render(api, store, job, 0, 2)
+    again = document(run("retry", job, "--priority", "high", "--label", "again=yes", "--json"))
+    assert (again["retry_of"], again["counts"]["total"], again["priority"]) == (job, 2, "high")
+
+
+def test_models_are_listed_with_their_sizes_and_live_workers(run: Run, api: Api) -> None:
+    needs(api, "/v1/models")
+    assert "simulated" in run("models").stdout
+    (model,) = document(run("models", "--json"))
+    assert (model["default_size"], model["workers"]) == ("512x512", 1)
+
+
+# --- drafts
+
+
+def lines(count: int) -> str:
+    return "".join(json.dumps({"prompt": f"mug {index}", "custom_id": f"mug-{index}"}) + "\n" for index in range(count))
+
+
+def test_many_requests_go_as_a_draft_and_become_one_job(run: Run, api: Api, tmp_path: Path) -> None:
+    needs(api, "/v1/jobs/{job_id}/finalize")
+    (tmp_path / "p.jsonl").write_text(lines(35))
+    result = run("submit", "p.jsonl", "--chunk", "10", "--priority", "low", "--label", "a=b", "--json")
+    job = document(result)
+    assert (job["status"], job["priority"], job["labels"], job["requests"]) == ("queued", "low", {"a": "b"}, 35)
+    assert [row["prompt"] for row in payloads(api)] == [f"mug {index}" for index in range(35)]
+    assert f"--resume {job['id']}" in result.stderr
+
+
+def test_a_draft_names_the_bad_line_of_the_file_and_goes_on_once_it_is_right(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
+    needs(api, "/v1/jobs/{job_id}/finalize")
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n" + lines(35).replace('"mug 31"', "31"))
+    found = document(run("submit", "p.jsonl", "--chunk", "10", "--json", code=5))["error"]
+    assert [(entry["line"], entry["param"]) for entry in found["errors"]] == [(33, "prompt")]
+    draft = api.http.get("/v1/jobs").json()["data"][0]["id"]
+    file.write_text("\n" + lines(35))
+    assert document(run("submit", "p.jsonl", "--chunk", "10", "--resume", draft, "--json"))["requests"] == 35
+    assert "is no draft any more" in run("submit", "p.jsonl", "--chunk", "10", "--resume", draft).stderr
+
+
+def test_a_draft_refuses_to_go_on_with_another_input(run: Run, api: Api, tmp_path: Path) -> None:
+    needs(api, "/v1/jobs/{job_id}/finalize")
+    draft = api.http.post("/v1/jobs", json={"draft": True}).json()["id"]
+    api.http.put(f"/v1/jobs/{draft}/chunks/0", content=lines(2), headers={"Content-Type": "application/x-ndjson"})
+    (tmp_path / "p.jsonl").write_text(lines(2).replace("mug 0", "jug 0"))
+    assert "submit it anew" in run("submit", "p.jsonl", "--chunk", "2", "--resume", draft, code=5).stderr
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+def test_a_submission_that_is_cut_off_goes_on_with_the_command_that_it_named(
+    run: Run, api: Api, tmp_path: Path, blow: signal.Signals
+) -> None:
+    needs(api, "/v1/jobs/{job_id}/finalize")
+    whole = lines(60).splitlines(keepends=True)
+    with command(api, tmp_path, "submit", "-", "--format", "jsonl", "--chunk", "10") as process:
+        process.stdin.writelines(whole[:45])
+        process.stdin.flush()
+        draft = until(lambda: next((job["id"] for job in api.http.get("/v1/jobs").json()["data"]), None))
+        until(lambda: len(api.http.get(f"/v1/jobs/{draft}/chunks").json()["data"]) == 4)
+        process.send_signal(blow)
+        said = process.stderr.read()
+        assert process.wait(20) == (130 if blow is signal.SIGINT else -blow)
+    words = re.findall(r"presswork (submit - .*)", said)[-1].split()
+    assert words == ["submit", "-", "--format", "jsonl", "--chunk", "10", "--resume", draft]
+    job = document(run(*words, "--json", stdin="".join(whole)))
+    assert (job["id"], job["requests"], job["status"]) == (draft, 60, "queued")
+
+
+# --- matrices and estimates
+
+
+def test_a_matrix_is_previewed_and_submitted(run: Run, api: Api) -> None:
+    needs(api, "/v1/jobs/preview")
+    words = ["submit", "--matrix", "a {colour} {thing}", "--vary", 'colour=red,"deep, dark blue"', "--vary",
+             "thing=mug,jug", "--vary", "guidance_scale=3,7.5", "--repeat", "2"]  # fmt: skip
+    result = run(*words, "--size", "64x64", "--json")
+    assert document(result)["counts"]["total"] == 16
+    assert {row["prompt"] for row in payloads(api)} == {
+        f"a {c} {t}" for c in ("red", "deep, dark blue") for t in ("mug", "jug")
+    }
+    result = run(*words)
+    assert "8 combinations, 16 images" in result.stderr
+    assert "a deep, dark blue mug" in result.stderr
+
+
+def test_a_matrix_stands_in_a_file_and_options_go_before_it(run: Run, api: Api, tmp_path: Path) -> None:
+    needs(api, "/v1/jobs/preview")
+    (tmp_path / "m.json").write_text('{"template": "a {colour} mug", "vary": {"colour": ["red", "blue"]}, "repeat": 9}')
+    job = document(run("submit", "--matrix", "m.json", "--vary", "colour=green", "--repeat", "3", "--json"))
+    assert job["counts"]["total"] == 3
+    assert "thing" in run("submit", "--matrix", "a {thing} {colour}", "--vary", "colour=red", code=5).stderr
+
+
+def test_a_dry_run_checks_here_estimates_there_and_submits_nothing(run: Run, api: Api, tmp_path: Path) -> None:
+    needs(api, "/v1/jobs/estimate")
+    (tmp_path / "p.jsonl").write_text(lines(3))
+    result = run("submit", "p.jsonl", "-n", "2", "--size", "64x64", "--dry-run", "--json")
+    found = document(result)
+    assert (found["images"], found["shapes"][0]["size"]) == (6, "64x64")
+    assert "all well formed" in result.stderr
+    assert "6" in run("estimate", "p.jsonl", "-n", "2").stdout
+    assert document(run("estimate", "--images", "1000", "--steps", "20", "--json"))["shapes"][0]["images"] == 1000
+    assert api.http.get("/v1/jobs").json()["data"] == []
+
+
+def test_a_dry_run_tells_the_same_problems_as_the_server(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "seed": -1}\nnothing\n{"prompt": "b"}\n{"promt": "b"}\n')
+    dry = document(run("submit", "p.jsonl", "--dry-run", "--json", code=5))["error"]["errors"]
+    assert dry == document(run("submit", "p.jsonl", "--json", code=5))["error"]["errors"]
+    (tmp_path / "p.jsonl").write_text(lines(1) * 2)
+    assert "stands at line 1 too" in run("submit", "p.jsonl", "--dry-run", code=5).stderr
+
+
+# --- results
+
+
+def test_images_are_downloaded_verified_and_named_and_a_second_time_kept(
+    run: Run, api: Api, store: S3Store, tmp_path: Path
+) -> None:
+    needs(api, "/v1/jobs/{job_id}/requests")
+    job = str(api.submit({"prompt": "a mug", "custom_id": "mug"}, {"prompt": "a jug", "custom_id": "jug", "n": 2},
+                         {"prompt": "b"})["id"])  # fmt: skip
+    render(api, store, job, 0)
+    found = document(run("download", job, "-o", "out", "--json"))
+    assert (found["fetched"], found["kept"], found["failed"]) == (3, 0, [])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "000003.png",
+        "jug~0.png",
+        "jug~1.png",
+        "metadata.jsonl",
+    ]
+    facts = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
+    assert [(one["index"], one["file_name"], one["prompt"]) for one in facts] == [
+        (1, "jug~0.png", "a jug"), (2, "jug~1.png", "a jug"), (3, "000003.png", "b"),
+    ]  # fmt: skip
+    (tmp_path / "out" / "jug~1.png").write_bytes(PICTURE[:-1] + b"!")
+    assert (tmp_path / "out" / "jug~0.png").read_bytes() == PICTURE
+    found = document(run("download", job, "-o", "out", "--json"))
+    assert (found["fetched"], found["kept"]) == (1, 2)
+    assert (tmp_path / "out" / "jug~1.png").read_bytes() == PICTURE
+
+
+def test_what_does_not_match_its_sha256_is_not_kept(run: Run, api: Api, store: S3Store, tmp_path: Path) -> None:
+    needs(api, "/v1/jobs/{job_id}/requests")
+    job = str(api.submit({"prompt": "a mug"})["id"])
+    render(api, store, job)
+    with api.database.begin() as connection:
+        connection.execute(
+            text("UPDATE results SET sha256 = sha256(sha256) WHERE job_id = :id"), {"id": jobs.parse_id(job)}
+        )
+    assert "does not match its sha256" in run("download", job, "-o", "out", code=1).stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metadata.jsonl"]
+
+
+def test_an_export_is_begun_followed_and_downloaded(run: Run, api: Api, store: S3Store, tmp_path: Path) -> None:
+    needs(api, "/v1/exports/{export_id}/files")
+    job = str(api.submit(*[{"prompt": f"mug {index}", "size": "64x64"} for index in range(5)])["id"])
+    assert "finished" in run("export", job, "--no-wait", code=5).stderr
+    render(api, store, job)
+    with exporter(api, store):
+        made = document(run("export", job, "--option", "images_per_shard=2", "-o", "out", "--json"))
+        assert (made["status"], made["counts"]["done"]) == ("completed", 5)
+        names = {path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file()}
+        assert len([name for name in names if name.suffix == ".tar"]) == 3
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.tar")}
+        run("export", made["id"], "-o", "out")
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        assert made["id"] in run("exports", job).stdout
+        assert "images_per_shard" in run("export", job, "--option", "images_per_shard=no", code=5).stderr
+
+
+@contextmanager
+def exporter(api: Api, store: S3Store) -> Iterator[None]:
+    """A scheduler's errands, until the end of the block."""
+    stopping = threading.Event()
+    running = Errands(api.database, errands(api.settings, api.database, store), "here")
+    thread = threading.Thread(target=running.run, args=(stopping,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+def test_a_file_that_was_cut_off_goes_on_where_it_stopped(api: Api, store: S3Store, tmp_path: Path) -> None:
+    content = os.urandom(100_000)
+    store.put("cli/whole", content, "application/zip", {}, claim_id=1)
+    with Client(api.url, api.key) as client:
+        path, seen = tmp_path / "file.zip", []
+        (tmp_path / "file.zip.part").write_bytes(content[:60_000])
+        file = {"path": "file.zip", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "images": 1,
+                "url": store.presign("cli/whole", 60, "file.zip")}  # fmt: skip
+        client.save(file, path, seen.append)
+    assert (path.read_bytes(), sum(seen)) == (content, 40_000)
+
+
+def test_a_part_that_is_not_of_this_file_is_found_out(api: Api, store: S3Store, tmp_path: Path) -> None:
+    store.put("cli/other", b"content", "application/zip", {}, claim_id=1)
+    (tmp_path / "file.zip.part").write_bytes(b"CON")
+    file = {"path": "file.zip", "bytes": 7, "sha256": hashlib.sha256(b"content").hexdigest(), "images": 1,
+            "url": store.presign("cli/other", 60, "file.zip")}  # fmt: skip
+    with Client(api.url, api.key) as client:
+        with pytest.raises(ClientError, match="does not match"):
+            client.save(file, tmp_path / "file.zip")
+        client.save(file, tmp_path / "file.zip")
+    assert (tmp_path / "file.zip").read_bytes() == b"content"
+
+
+# --- which server, and how it ends
+
+
+def test_without_a_server_the_command_says_what_to_set(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PRESSWORK_URL")
+    assert "PRESSWORK_API_KEY is set and PRESSWORK_URL is not" in run("ls", code=2).stderr
+    monkeypatch.delenv("PRESSWORK_API_KEY")
+    assert "No server is named" in run("ls", code=2).stderr
+
+
+def test_a_profile_is_chosen_by_option_environment_or_the_file_and_a_readable_one_is_warned_of(
+    run: Run, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[profiles.here]\nurl = "{api.url}"\napi_key = "{api.key}"\n'
+        '[profiles.bad]\nurl = "no address"\napi_key = "x"\n'
+    )
+    config.chmod(0o644)
+    assert "others may read it" in run("ls", "--profile", "here").stderr
+    config.chmod(0o600)
+    assert "others" not in run("ls", "--profile", "here").stderr
+    assert "no profile 'there'; it has: bad, here" in run("ls", "--profile", "there", code=2).stderr
+    assert "must be an address" in run("ls", "--profile", "bad", code=2).stderr
+    for name in ("PRESSWORK_URL", "PRESSWORK_API_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PRESSWORK_PROFILE", "here")
+    run("ls")
+    monkeypatch.delenv("PRESSWORK_PROFILE")
+    run("ls", code=2)
+    config.write_text('default = "here"\n' + config.read_text())
+    run("ls")
+
+
+def test_the_local_stack_in_the_folder_is_used_and_said_in_one_line(
+    run: Run, api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PRESSWORK_URL", "PRESSWORK_API_KEY"):
+        monkeypatch.delenv(name)
+    (tmp_path / ".presswork").mkdir()
+    write_env_file(tmp_path / ".presswork", {"PRESSWORK_URL": api.url, "PRESSWORK_API_KEY": api.key, "OTHER": "it's"})
+    assert run("ls", "--json").stderr == f"presswork: using the local stack in .presswork, at {api.url}\n"
+
+
+def test_what_is_not_there_ends_with_4_and_a_wrong_key_with_5(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["show", "job_0000000000000"], ["watch", "no-where?"], ["cancel", "job_0000000000000"]):
+        result = run(*words, "--json", code=4)
+        assert document(result)["error"]["code"] == "not_found", words
+    monkeypatch.setenv("PRESSWORK_API_KEY", "pw_wrong")
+    assert "not one of this server's" in run("ls", code=5).stderr
+
+
+def test_a_server_that_cannot_be_reached_ends_with_6(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRESSWORK_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("services.cli.profile.PATIENCE_SECONDS", 0.5)
+    result = run("show", "job_0000000000000", "--json", code=6)
+    assert document(result)["error"]["code"] == "unreachable"
+    assert "127.0.0.1:9 cannot be reached" in result.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_nothing_badly(run: Run, api: Api, tmp_path: Path) -> None:
+    for _ in range(3):
+        api.submit()
+    with command(api, tmp_path, "ls", "--json") as process:
+        process.stdout.close()
+        assert (process.wait(20), process.stderr.read()) == (0, "")
+
+
+def test_help_names_every_exit_code_and_the_shells_completion_knows_the_commands(run: Run) -> None:
+    shown = run("--help").stdout
+    for code in ("0", "1", "2", "3", "4", "5", "6", "130"):
+        assert re.search(rf"\b{code}\b", shown.partition("Exit codes")[2])
+    words = {"_PRESSWORK_COMPLETE": "complete_bash", "COMP_WORDS": "presswork su", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from services.cli.app import app; app(prog_name='presswork')"],
+        env=os.environ | words, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["submit"]
+
+
+@contextmanager
+def command(api: Api, folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """The command as a process of its own, with pipes."""
+    environ = os.environ | {"PRESSWORK_URL": api.url, "PRESSWORK_API_KEY": api.key, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.cli.app", *words], cwd=folder, env=environ, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()

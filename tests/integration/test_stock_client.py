@@ -1,0 +1,370 @@
+"""The stock `openai` package, as it is, against the API on real servers, with a scheduler and a worker at work."""
+
+import asyncio
+import base64
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+from sqlalchemy import text
+
+from services.core.settings import Settings
+from services.core.storage import S3Store
+from tests.rendering import rendering, scheduling
+from tests.waiting import until
+from tests.web import Api
+
+ENDPOINT = "/v1/images/generations"
+
+
+@pytest.fixture
+def client(api: Api) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, max_retries=0) as found:
+        yield found
+
+
+@pytest.fixture
+def scheduler(settings: Settings, store: S3Store, api: Api) -> Iterator[None]:
+    with scheduling(settings, store):
+        yield
+
+
+@pytest.fixture
+def worker(settings: Settings, store: S3Store, api: Api) -> Iterator[None]:
+    with rendering(settings, store):
+        yield
+
+
+def line(custom_id: str, **body: Any) -> dict[str, Any]:
+    return {"custom_id": custom_id, "method": "POST", "url": ENDPOINT, "body": {"size": "64x64", **body}}
+
+
+def upload(client: openai.OpenAI, lines: list[Any]) -> str:
+    data = b"".join(json.dumps(entry).encode() + b"\n" for entry in lines)
+    return client.files.create(file=("requests.jsonl", data), purpose="batch").id
+
+
+def start(client: openai.OpenAI, lines: list[Any], **more: Any) -> Any:
+    return client.batches.create(
+        input_file_id=upload(client, lines), endpoint=ENDPOINT, completion_window="24h", **more
+    )
+
+
+def finished(client: openai.OpenAI, batch_id: str) -> Any:
+    return until(lambda: (found := client.batches.retrieve(batch_id)).status in ENDED and found)
+
+
+ENDED = ("completed", "failed", "expired", "cancelled")
+
+
+def read(client: openai.OpenAI, file_id: str | None) -> list[dict[str, Any]]:
+    assert file_id
+    return [json.loads(entry) for entry in client.files.content(file_id).text.splitlines()]
+
+
+def test_a_file_is_uploaded_rendered_and_its_results_downloaded(client, scheduler, worker):
+    batch = start(client, [
+        line("one", prompt="a mug", n=3, seed=7),
+        line("two", prompt="a jug", output_format="webp", output_compression=50, negative_prompt="cups", user="me"),
+        line("three", prompt="a cup", num_inference_steps=5, guidance_scale=1.0, quality="auto", response_format="url"),
+    ], metadata={"project": "kitchen"})  # fmt: skip
+    assert batch.status == "validating"
+    done = finished(client, batch.id)
+    assert (done.status, done.error_file_id, done.errors) == ("completed", None, None)
+    assert done.request_counts.model_dump() == {"total": 3, "completed": 3, "failed": 0}
+    assert done.metadata == {"project": "kitchen"}
+    assert done.created_at <= done.in_progress_at <= done.finalizing_at <= done.completed_at < done.expires_at
+    results = {entry["custom_id"]: entry for entry in read(client, done.output_file_id)}
+    assert list(results) == ["one", "two", "three"]
+    one = results["one"]["response"]
+    assert (one["status_code"], results["one"]["error"]) == (200, None)
+    assert [image["seed"] for image in one["body"]["data"]] == [7, 8, 9]
+    for image, kind in ((one["body"]["data"][2], "PNG"), (results["two"]["response"]["body"]["data"][0], "WEBP")):
+        data = httpx.get(image["url"], follow_redirects=True).content  # no key: the link is signed
+        assert hashlib.sha256(data).hexdigest() == image["sha256"]
+        assert Image.open(BytesIO(data)).format == kind
+        assert httpx.get(image["url"][:-1] + "!", follow_redirects=True).status_code == 404
+
+
+def test_a_request_of_which_an_image_failed_stands_in_the_error_file_with_its_good_ones(
+    client, scheduler, settings, store, api
+):
+    with rendering(dataclasses.replace(settings, simulated_faults=True), store):
+        batch = start(client, [line("good", prompt="a mug"), line("bad", prompt="fault:nan"),
+                               line("mixed", prompt="fault:once", n=2)])  # fmt: skip
+        done = finished(client, batch.id)
+    assert done.status == "completed"
+    assert done.request_counts.total == done.request_counts.completed + done.request_counts.failed == 3
+    bad = next(entry for entry in read(client, done.error_file_id) if entry["custom_id"] == "bad")
+    assert bad["error"]["code"] == bad["response"]["body"]["error"]["code"] == "invalid_output"
+    assert (bad["response"]["status_code"], bad["response"]["body"]["data"]) == (500, [])
+    assert "good" in {entry["custom_id"] for entry in read(client, done.output_file_id)}
+
+
+def test_a_file_with_bad_lines_is_refused_with_the_line_and_the_field_of_each(client, scheduler, api):
+    before = api.rows()
+    batch = start(client, [
+        line("fine", prompt="a mug"),
+        line("a/b", prompt="a mug"),
+        line("fine", prompt="again"),
+        {"custom_id": "m", "method": "GET", "url": "/v1/chat/completions", "body": {"prompt": "x"}},
+        line("many", prompt="a mug", n=11),
+        line("loud", prompt="a mug", quality="hd"),
+        line("bytes", prompt="a mug", response_format="b64_json"),
+        line("size", prompt="a mug", size="65x64"),
+        line("who", prompt="a mug", model="dall-e-3"),
+        line("none"),
+        [1, 2],
+    ])  # fmt: skip
+    failed = finished(client, batch.id)
+    assert (failed.status, failed.output_file_id) == ("failed", None)
+    found = [(error.line, error.param, error.code) for error in failed.errors.data]
+    assert found == [
+        (2, "custom_id", "invalid_value"),
+        (3, "custom_id", "duplicate_custom_id"),
+        (4, "method", "invalid_value"),
+        (4, "url", "invalid_value"),
+        (5, "body.n", "invalid_value"),
+        (6, "body.quality", "invalid_value"),
+        (7, "body.response_format", "invalid_value"),
+        (8, "body.size", "unserved_size"),
+        (9, "body.model", "unknown_model"),
+        (10, "body.prompt", "missing_field"),
+        (11, None, "wrong_type"),
+    ]
+    assert "num_inference_steps" in failed.errors.data[5].message
+    assert failed.request_counts.total == 0
+    rows = api.rows()
+    assert {name: rows[name] for name in ("images", "payloads", "segments")} == {
+        name: before[name] for name in ("images", "payloads", "segments")
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "where"),
+    [
+        (b"", "empty_file", None),
+        (b"\n\n", "missing_field", None),
+        (b'{"custom_id": "a"\n', "invalid_json", 1),
+        (b"\xef\xbb\xbf" + json.dumps(line("a", prompt="x")).encode() + b"\r\n\xef\xbb\xbf{}", "invalid_json", 2),
+        (json.dumps(line("a", prompt="x")).encode() + b"\n\n" + json.dumps(line("b", prompt="x")).encode(),
+         "blank_line", 2),
+        (b"x" * 70_000, "line_too_long", 1),
+        (json.dumps(line("a", prompt="caf\u00e9"), ensure_ascii=False).encode("latin-1"), "invalid_encoding", 1),
+        (b"\x1f\x8b\x08\x00gzip", "invalid_encoding", 1),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_none_is_refused_with_a_sentence(client, scheduler, data, code, where):
+    file = client.files.create(file=("bad.jsonl", data), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+    failed = finished(client, batch.id)
+    assert [(error.code, error.line) for error in failed.errors.data] == [(code, where)]
+
+
+def test_a_cancelled_batch_keeps_what_is_finished_and_lists_the_rest(client, scheduler, settings, store, api):
+    with rendering(dataclasses.replace(settings, simulated_batch_ms=500), store):
+        batch = start(client, [line(f"r{number}", prompt="a mug") for number in range(80)])
+        until(lambda: client.batches.retrieve(batch.id).request_counts.completed)
+        assert client.batches.cancel(batch.id).status == "cancelling"
+        ended = finished(client, batch.id)
+    assert (ended.status, ended.completed_at) == ("cancelled", None)
+    assert ended.cancelled_at >= ended.cancelling_at
+    assert len(read(client, ended.output_file_id)) == ended.request_counts.completed < 80
+    errors = read(client, ended.error_file_id)
+    assert {entry["error"]["code"] for entry in errors} == {"batch_cancelled"}
+    assert len(errors) == ended.request_counts.failed == 80 - ended.request_counts.completed
+    assert client.batches.cancel(batch.id).status == "cancelled"
+
+
+def test_what_is_out_of_time_expires_and_says_so(client, scheduler, api):
+    batch = start(client, [line("late", prompt="a mug")])
+    until(lambda: client.batches.retrieve(batch.id).status == "in_progress")
+    with api.database.begin() as connection:
+        connection.execute(text("UPDATE jobs SET expires_at = now() - interval '1 second'"))
+    expired = finished(client, batch.id)
+    assert (expired.status, expired.output_file_id, expired.cancelling_at) == ("expired", None, None)
+    assert expired.expired_at
+    assert [entry["error"]["code"] for entry in read(client, expired.error_file_id)] == ["batch_expired"]
+
+
+def test_lists_are_paged_by_the_client_itself(client, api):
+    ids = [upload(client, [line("a", prompt="x")]) for _ in range(5)]
+    assert [file.id for file in client.files.list(limit=2)] == ids[::-1]
+    assert [file.id for file in client.files.list(limit=2, order="asc", purpose="batch")] == ids
+    batches = [client.batches.create(input_file_id=ids[0], endpoint=ENDPOINT, completion_window="7d").id
+               for _ in range(5)]  # fmt: skip
+    assert [batch.id for batch in client.batches.list(limit=2)] == batches[::-1]
+    assert client.batches.list(limit=2).has_more
+
+
+def test_a_file_can_be_looked_at_read_and_deleted(client, scheduler, api, store):
+    data = b'{"custom_id": "a"}\n' * 3
+    file = client.files.create(
+        file=("../x/name.jsonl", data), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert (file.bytes, file.filename, file.status) == (len(data), "name.jsonl", "processed")
+    assert file.expires_at - file.created_at == 3600
+    assert client.files.retrieve(file.id) == file
+    assert client.files.content(file.id).read() == data
+    assert client.files.delete(file.id).deleted
+    for verb in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError):
+            verb(file.id)
+    count = text("SELECT count(*) FROM files")
+    with_files = api.database.begin
+
+    def gone() -> bool:
+        with with_files() as connection:
+            return connection.execute(count).scalar_one() == 0
+
+    until(gone)
+
+
+def test_a_large_file_comes_in_parts_in_any_order(client, api, store):
+    pieces = [b"a" * 100_000, b"b" * 50_000, b"c" * 7]
+    whole = b"".join(pieces)
+    made = client.uploads.create(filename="big.jsonl", purpose="batch", bytes=len(whole), mime_type="application/jsonl")
+    parts = {piece[0]: client.uploads.parts.create(made.id, data=piece).id for piece in reversed(pieces)}
+    with pytest.raises(openai.BadRequestError, match="the upload was to have"):
+        client.uploads.complete(made.id, part_ids=[parts[ord("a")]])
+    with pytest.raises(openai.BadRequestError, match="MD5"):
+        client.uploads.complete(made.id, part_ids=[parts[ord(x)] for x in "abc"], md5="0" * 32)
+    md5 = hashlib.md5(whole).hexdigest()
+    done = client.uploads.complete(made.id, part_ids=[parts[ord(x)] for x in "abc"], md5=md5)
+    assert (done.status, done.file.bytes) == ("completed", len(whole))
+    assert client.files.content(done.file.id).read() == whole
+    with pytest.raises(openai.ConflictError):
+        client.uploads.parts.create(made.id, data=b"late")
+    assert client.uploads.complete(made.id, part_ids=["x"]).file.id == done.file.id  # a retry after a lost answer
+    other = client.uploads.create(filename="o", purpose="batch", bytes=1, mime_type="text/plain")
+    with pytest.raises(openai.BadRequestError, match="was to have"):
+        client.uploads.parts.create(other.id, data=b"two")
+    assert client.uploads.cancel(other.id).status == "cancelled"
+
+
+def test_images_are_made_while_the_client_waits(client, worker):
+    answer = client.images.generate(prompt="a mug", n=2, size="64x64", extra_body={"seed": 5})
+    assert answer.size == "64x64"
+    assert [image.seed for image in answer.data] == [5, 6]
+    for image in answer.data:
+        data = base64.b64decode(image.b64_json)
+        assert hashlib.sha256(data).hexdigest() == image.sha256
+        assert httpx.get(image.url, follow_redirects=True).content == data
+    only = client.images.generate(prompt="a mug", size="64x64", response_format="b64_json", output_format="jpeg")
+    assert only.data[0].url is None
+    assert Image.open(BytesIO(base64.b64decode(only.data[0].b64_json))).format == "JPEG"
+    assert client.images.generate(prompt="a", size="64x64", response_format="url").data[0].b64_json is None
+
+
+def test_what_cannot_be_asked_for_is_a_bad_request_with_its_field(client, worker):
+    for body, param in (
+        ({"prompt": "x", "n": 11}, "n"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "x", "size": "63x63"}, "size"),
+        ({"prompt": "x", "quality": "hd"}, "quality"),
+        ({"prompt": "x", "output_format": "gif"}, "output_format"),
+        ({"prompt": "x", "output_compression": 40}, "output_compression"),
+        ({"prompt": "x", "extra_body": {"steps": 3}}, "steps"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.images.generate(**body)
+        assert refused.value.param == param
+
+
+def test_a_client_that_does_not_wait_gets_the_job(client, api):
+    raw = client.images.with_raw_response.generate(
+        prompt="a mug", extra_headers={"Prefer": "respond-async", "Idempotency-Key": "once"}
+    )
+    job = json.loads(raw.text)
+    assert (raw.http_response.status_code, job["object"], job["priority"]) == (202, "job", "high")
+    again = client.images.with_raw_response.generate(
+        prompt="a mug", extra_headers={"Prefer": "wait=0", "Idempotency-Key": "once"}
+    )
+    assert json.loads(again.text)["id"] == job["id"]
+
+
+def test_a_failed_image_is_said_once_and_not_tried_again(settings, store, api):
+    with (
+        openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, max_retries=5) as client,
+        rendering(dataclasses.replace(settings, simulated_faults=True), store),
+        pytest.raises(openai.InternalServerError, match="0 of 1 images are done"),
+    ):
+        client.images.generate(prompt="fault:nan", size="64x64")
+    assert api.rows()["jobs"] == 1
+
+
+def test_models_say_what_can_be_asked_for(client, api):
+    (model,) = client.models.list()
+    assert (model.id, model.object, model.default_size) == ("simulated", "model", "512x512")
+    assert client.models.retrieve("simulated") == model
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-image-1")
+
+
+def test_the_asynchronous_client_does_it_all_as_well(api, scheduler, worker):
+    async def all_of_it() -> tuple[Any, Any]:
+        async with openai.AsyncOpenAI(base_url=f"{api.url}/v1", api_key=api.key, max_retries=0) as client:
+            data = json.dumps(line("a", prompt="a mug")).encode()
+            file = await client.files.create(file=("r.jsonl", data), purpose="batch")
+            batch, image = await asyncio.gather(
+                client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h"),
+                client.images.generate(prompt="a jug", size="64x64"),
+            )
+            while batch.status not in ENDED:
+                await asyncio.sleep(0.05)
+                batch = await client.batches.retrieve(batch.id)
+            content = await client.files.content(batch.output_file_id)
+            return json.loads(content.text), image
+
+    result, image = asyncio.run(all_of_it())
+    assert result["custom_id"] == "a"
+    assert image.data[0].url
+
+
+def test_the_same_key_makes_one_file_and_one_batch(client, api):
+    def make(name: str, **headers: str) -> Any:
+        return client.files.create(file=(name, b"{}"), purpose="batch", extra_headers=headers)
+
+    file = make("a.jsonl", **{"Idempotency-Key": "f"})
+    assert make("a.jsonl", **{"Idempotency-Key": "f"}).id == file.id
+    with pytest.raises(openai.UnprocessableEntityError):
+        make("b.jsonl", **{"Idempotency-Key": "f"})
+
+    def batch(**more: Any) -> Any:
+        return client.batches.create(
+            input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h",
+            extra_headers={"Idempotency-Key": "b"}, **more,
+        )  # fmt: skip
+
+    assert batch().id == batch().id
+    with pytest.raises(openai.UnprocessableEntityError):
+        batch(metadata={"other": "body"})
+
+
+def test_bad_batches_are_refused_with_the_field(client, api):
+    file_id = upload(client, [line("a", prompt="x")])
+    fine = {"input_file_id": file_id, "endpoint": ENDPOINT, "completion_window": "24h"}
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"input_file_id": "file-0000000000000"}, "input_file_id"),
+        ({"endpoint": "/v1/chat/completions"}, "endpoint"),
+        ({"completion_window": "soon"}, "completion_window"),
+        ({"completion_window": "31d"}, "completion_window"),
+        ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
+        ({"metadata": {"a": "x" * 513}}, "metadata.a"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": 5}}, "output_expires_after.seconds"),
+        ({"extra_body": {"tenant_id": 2}}, "tenant_id"),
+    ]
+    make: Callable[..., Any] = client.batches.create
+    for change, param in refused:
+        with pytest.raises(openai.BadRequestError) as error:
+            make(**{**fine, **change})
+        assert error.value.param == param
+    with pytest.raises(openai.BadRequestError, match="purpose"):
+        client.files.create(file=("a", b"x"), purpose="fine-tune")
