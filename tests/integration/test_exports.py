@@ -190,7 +190,7 @@ def test_two_exports_of_a_job_are_the_same_to_the_byte_even_when_one_was_killed_
     """The store ends its process, so to speak, at every write in turn: before it and after it."""
     wished = {"images_per_shard": 7, "split": {"train": 0.6, "val": 0.4}}
     smooth = exporting.export(database, settings, store, job_id, form, **wished)
-    assert smooth.state == "completed"
+    assert smooth.state == "completed" and smooth.images_done == smooth.images_total == IMAGES
     broken = exporting.order(database, job_id, form, **wished)
     deaths = 0
     dying = DyingStore(settings)

@@ -59,6 +59,8 @@ def _write(desk: Desk, lease: Lease) -> None:
                 exports.begin(connection, export, plan)
         elif (shard := _next_shard(export)) is not None:
             _write_shard(desk, shard, lease)
+        elif export.images_done != export.plan.images:
+            raise Unfit(f"{export.images_done:,} images were found where {export.plan.images:,} had been counted.")
         else:
             files = sums.write(desk, lease.database)
             with lease.begin() as connection:
