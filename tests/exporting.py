@@ -97,7 +97,9 @@ def read(database: Database, export_id: int) -> Export | None:
         return rows.read(connection, export_id)
 
 
-def run(database: Database, settings: Settings, store: ImageStore, holder: str = "scheduler-a") -> None:
+def run(
+    database: Database, settings: Settings, store: ImageStore, holder: str = "scheduler-a", seconds: float = 20
+) -> None:
     """Writes and drops all that waits."""
     errand = _errands(database, settings, store, holder)
 
@@ -106,7 +108,7 @@ def run(database: Database, settings: Settings, store: ImageStore, holder: str =
         with database.begin() as connection:
             return not exports.pending(connection)
 
-    until(nothing_waits, seconds=20, every=0.01)
+    until(nothing_waits, seconds, every=0.01)
 
 
 def run_once(database: Database, settings: Settings, store: ImageStore) -> None:

@@ -1,12 +1,14 @@
 """Exports: written with a real database and store, and read back with the programs that they are for."""
 
 import csv
+import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from sqlalchemy import text
 
 from services.core import exports, jobs, links
 from services.core.errors import StoreAway
-from services.core.exports import members, rows
+from services.core.exports import members, rows, shards
 from services.core.storage import S3Store
 from tests import exporting, factories
 from tests.exporting import picture
@@ -188,7 +190,7 @@ def test_two_exports_of_a_job_are_the_same_to_the_byte_even_when_one_was_killed_
     """The store ends its process, so to speak, at every write in turn: before it and after it."""
     wished = {"images_per_shard": 7, "split": {"train": 0.6, "val": 0.4}}
     smooth = exporting.export(database, settings, store, job_id, form, **wished)
-    assert smooth.state == "completed"
+    assert smooth.state == "completed" and smooth.images_done == smooth.images_total == IMAGES
     broken = exporting.order(database, job_id, form, **wished)
     deaths = 0
     dying = DyingStore(settings)
@@ -260,17 +262,16 @@ def test_flagged_images_stay_out_where_that_is_asked_for(database, settings, sto
     assert (made.state, made.images_total, made.images_done) == ("completed", IMAGES - 1, IMAGES - 1)
 
 
-@pytest.mark.parametrize("form", EVERY_FORMAT)
 @pytest.mark.parametrize("harm", ["gone", "changed"])
-def test_an_image_that_is_not_what_was_recorded_fails_the_export_by_name(database, settings, store, job_id, form, harm):
+def test_an_image_that_is_not_what_was_recorded_fails_the_export_by_name(database, settings, store, job_id, harm):
     store.drop(f"test/{job_id}/0.png")
     if harm == "changed":
         store.put(f"test/{job_id}/0.png", b"another picture", "image/png", {}, claim_id=99)
-    made = exporting.export(database, settings, store, job_id, form)
-    assert made.state == "failed" and made.finished_at is not None
-    assert made.error is not None and made.error.startswith("Image 0 ")
-    assert not list(store.under(made.prefix))
-    assert exporting.read(database, made.id).state == "failed"  # type: ignore[union-attr]
+    for form in EVERY_FORMAT:
+        made = exporting.export(database, settings, store, job_id, form)
+        assert made.state == "failed" and made.finished_at is not None
+        assert made.error is not None and made.error.startswith("Image 0 ")
+        assert not list(store.under(made.prefix))
 
 
 def test_a_store_that_is_away_fails_no_export(database, settings, store, job_id):
@@ -284,6 +285,61 @@ def test_a_store_that_is_away_fails_no_export(database, settings, store, job_id)
     exporting.age_leases(database)
     exporting.run(database, settings, store, "another")
     assert exporting.read(database, export_id).state == "completed"  # type: ignore[union-attr]
+
+
+def test_a_writer_that_lost_its_lease_records_nothing(database, settings, store, job_id):
+    class StolenStore(S3Store):
+        """While it takes a file, another scheduler takes the lease."""
+
+        def put_file(self, key: str, file: Any, media_type: str) -> None:
+            super().put_file(key, file, media_type)
+            with database.begin() as connection:
+                connection.execute(text("UPDATE duties SET holder = 'another', epoch = epoch + 1"))
+
+    export_id = exporting.order(database, job_id, "zip")
+    exporting.run_once(database, settings, StolenStore(settings))
+    late = exporting.read(database, export_id)
+    assert late is not None and (late.state, late.next_shard) == ("running", 0)
+    assert exporting.sums(database, export_id) == {}
+    exporting.run(database, settings, store, "another")
+    assert exporting.read(database, export_id).state == "completed"  # type: ignore[union-attr]
+
+
+def test_no_more_than_a_few_pictures_are_in_memory_at_once(database, settings, store):
+    requests = [{"prompt": "a mug", "size": "64x64", "n": 60}]
+    job_id = exporting.finished_job(database, settings, store, requests)
+    asked = 0
+
+    class CountingStore(S3Store):
+        def read(self, key: str) -> bytes:
+            nonlocal asked
+            asked += 1
+            return super().read(key)
+
+    export = replace(
+        exporting.read(database, exporting.order(database, job_id, "zip")), plan=rows.Plan({"train": (1, 60)}, {})
+    )
+    desk = shards.Desk(export, CountingStore(settings), settings.secret, lambda: None)
+    for taken, (member, data) in enumerate(desk.pictures(members.of_split(database, export, "train", 0, desk.keep)), 1):
+        assert len(data) == member.bytes
+        assert asked <= taken + 16
+    assert taken == asked == 60
+
+
+def test_a_large_file_is_stored_in_parts_and_its_lease_is_kept_meanwhile(database, settings, store, job_id):
+    kept = 0
+
+    def keep() -> None:
+        nonlocal kept
+        kept += 1
+
+    export = exporting.read(database, exporting.order(database, job_id, "zip"))
+    content = os.urandom(1 << 20) * 20
+    file = io.BytesIO(content)
+    found = shards.Desk(export, store, "", keep).put("data/large.zip", file, "application/zip", 1)
+    assert store.size(found.object_key) == found.bytes == len(content)
+    assert hashlib.sha256(store.read(found.object_key)).digest() == found.sha256
+    assert kept >= 3 and not file.closed
 
 
 def test_what_is_cancelled_deleted_or_expired_leaves_no_object_behind(database, settings, store, job_id):
@@ -319,16 +375,16 @@ def test_what_is_cancelled_deleted_or_expired_leaves_no_object_behind(database, 
 def test_a_scheduler_that_is_killed_leaves_an_export_that_the_next_one_ends(
     database, settings, store, environ, tmp_path
 ):
-    requests = [{"prompt": f"mug {n}", "seed": n, "size": "64x64", "n": 8} for n in range(10)]
+    requests = [{"prompt": f"mug {n}", "seed": n, "size": "64x64", "n": 8} for n in range(5)]
     job_id = exporting.finished_job(database, settings, store, requests)
     smooth = exporting.export(database, settings, store, job_id, "webdataset", images_per_shard=1)
     export_id = exporting.order(database, job_id, "webdataset", images_per_shard=1)
     with scheduler(environ) as first:
-        until(lambda: exporting.read(database, export_id).next_shard > 10, every=0.01)  # type: ignore[union-attr]
+        until(lambda: exporting.read(database, export_id).next_shard > 5, every=0.01)  # type: ignore[union-attr]
         first.kill()
         first.wait()
     half = exporting.read(database, export_id)
-    assert half is not None and half.state == "running" and half.next_shard < 80
+    assert half is not None and half.state == "running" and half.next_shard < 40
     exporting.age_leases(database)
     with scheduler(environ):
         until(lambda: exporting.read(database, export_id).state == "completed")  # type: ignore[union-attr]

@@ -33,11 +33,11 @@ UPDATE exports SET expires_at = now(), finished_at = coalesce(finished_at, now()
   state = CASE WHEN finished_at IS NULL THEN 'cancelled' ELSE state END
 WHERE tenant_id = :tenant_id AND id = :id
 """)
-# Small ones are not kept waiting by large ones: those that have come least far come first.
+# A few, by lot: none waits for ever behind others, and other errands do not wait long for these.
 _PENDING = text("""
 SELECT id FROM exports
 WHERE finished_at IS NULL OR expires_at <= now() OR (state IN ('failed', 'cancelled') AND next_shard >= 0)
-ORDER BY next_shard, id LIMIT :limit
+ORDER BY random() LIMIT :limit
 """)
 _PLAN = text("""
 UPDATE exports SET options = options || CAST(:plan AS jsonb), images_total = :images, state = 'running'
@@ -115,7 +115,7 @@ def remove(connection: Connection, tenant_id: int, export_id: int) -> None:
     connection.execute(_REMOVE, {"tenant_id": tenant_id, "id": export_id})
 
 
-def pending(connection: Connection, limit: int = 20) -> list[int]:
+def pending(connection: Connection, limit: int = 2) -> list[int]:
     """Exports that wait to be written, or to be dropped."""
     return list(connection.execute(_PENDING, {"limit": limit}).scalars())
 

@@ -6,6 +6,8 @@ leaves an object that the next one writes again, with the same bytes under the s
 
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 from services.core import exports
 from services.core.exports import archive, folder, members, parquet, rows, sums, tar
@@ -16,7 +18,9 @@ from services.core.leases import Lease
 from services.core.settings import Settings
 from services.core.storage import ImageStore
 
-SLICE_SECONDS = 20.0  # then others get their turn, after the shard that is being written
+SLICE_SECONDS = 10.0  # then others get their turn, after the shard that is being written
+_DROPPERS = 8
+_TOGETHER = 500
 
 _WRITERS: dict[str, Callable[[Desk, Shard, Iterable[Member]], list[File]]] = {
     "webdataset": tar.write,
@@ -33,7 +37,7 @@ def run(settings: Settings, store: ImageStore, export_id: int, lease: Lease) -> 
         if export.finished_at is None:
             _write(Desk(export, store, settings.secret, lease.keep), lease)
         elif export.expired or (export.state != "completed" and export.next_shard >= 0):
-            _drop(store, export, lease)
+            _drop(store, export, lease, until)
         else:
             return
         if time.monotonic() > until:
@@ -55,6 +59,8 @@ def _write(desk: Desk, lease: Lease) -> None:
                 exports.begin(connection, export, plan)
         elif (shard := _next_shard(export)) is not None:
             _write_shard(desk, shard, lease)
+        elif export.images_done != export.plan.images:
+            raise Unfit(f"{export.images_done:,} images were found where {export.plan.images:,} had been counted.")
         else:
             files = sums.write(desk, lease.database)
             with lease.begin() as connection:
@@ -93,11 +99,15 @@ def _write_shard(desk: Desk, shard: Shard, lease: Lease) -> None:
         exports.record(connection, export, files, images=cut.images, next_index=last + 1)
 
 
-def _drop(store: ImageStore, export: Export, lease: Lease) -> None:
-    """Every object first, also those that were never recorded; then the rows."""
-    for key in store.under(export.prefix):
-        lease.keep()
-        store.drop(key)
+def _drop(store: ImageStore, export: Export, lease: Lease, until: float) -> None:
+    """Every object first, also those that were never recorded; then the rows. What is left at the end of the slice is
+    found by the next."""
+    with ThreadPoolExecutor(_DROPPERS) as pool:
+        while some := list(islice(store.under(export.prefix), _TOGETHER)):  # listed anew, until there are none
+            if time.monotonic() > until:
+                return
+            lease.keep()
+            list(pool.map(store.drop, some))
     more = True
     while more:
         with lease.begin() as connection:

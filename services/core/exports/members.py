@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import text
 
 from services.core.database import Database
 from services.core.exports.rows import Export, Plan
@@ -17,19 +17,23 @@ from services.core.storage import EXTENSIONS
 SHARD_BYTES = 1_000_000_000
 IMAGES_PER_FOLDER = 10_000
 _PAGE = 500
-_NARROW_PAGE = 10_000
 
 _DONE = """
-FROM images i JOIN results r ON r.job_id = i.job_id AND r.index = i.index
+FROM images i
+CROSS JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND results.index = i.index OFFSET 0) r
 CROSS JOIN LATERAL (
   SELECT * FROM payloads WHERE payloads.job_id = i.job_id AND payloads.index <= i.index
   ORDER BY payloads.index DESC LIMIT 1
 ) p
 """
+# A page is a range of indexes, and each row's result is looked up by itself: with a LIMIT or a plain join it would be
+# left to the planner, who may know nothing of a new table, whether the rest of the job is looked at as well.
 _WHERE = """
-WHERE i.job_id = :job_id AND i.index >= :first AND i.state = 2 AND (:include_flagged OR r.flagged IS NOT TRUE)
-ORDER BY i.index LIMIT :limit
+WHERE i.job_id = :job_id AND i.index >= :first AND i.index < :end AND i.state = 2
+  AND (:include_flagged OR r.flagged IS NOT TRUE)
+ORDER BY i.index
 """
+_TOTAL = text("SELECT total FROM jobs WHERE id = :job_id")
 _OUTLINES = text(f"SELECT i.index, r.bytes, p.index AS first_index, p.custom_id {_DONE} {_WHERE}")
 _MEMBERS = text(f"""
 SELECT i.index, p.index AS first_index, p.custom_id, p.prompt, p.negative_prompt, p.seed, p.guidance_scale,
@@ -129,7 +133,7 @@ def plan(database: Database, export: Export, keep: Callable[[], None]) -> Plan:
     """Counts the shards. `keep` is called on the way."""
     open_cuts: dict[str, Cut] = {}
     shards, images = dict.fromkeys(export.options.split, 0), dict.fromkeys(export.options.split, 0)
-    for row in _rows(database, export, _OUTLINES, 0, _NARROW_PAGE, keep):
+    for row in _rows(database, export, _OUTLINES, 0, keep):
         split = export.options.split_of(_request(row))
         images[split] += 1
         if split not in open_cuts or not open_cuts[split].takes(row.bytes):
@@ -144,28 +148,21 @@ def plan(database: Database, export: Export, keep: Callable[[], None]) -> Plan:
 def of_split(database: Database, export: Export, split: str, first: int, keep: Callable[[], None]) -> Iterator[Member]:
     """The split's images from that index on."""
     assert export.plan is not None
-    for row in _rows(database, export, _MEMBERS, first, _PAGE, keep):
+    for row in _rows(database, export, _MEMBERS, first, keep):
         if export.options.split_of(_request(row)) == split:
             yield _member(row, export.plan.models.get(row.model_revision))
 
 
-def _rows(
-    database: Database, export: Export, statement: Any, first: int, page: int, keep: Callable[[], None]
-) -> Iterator[Any]:
+def _rows(database: Database, export: Export, statement: Any, first: int, keep: Callable[[], None]) -> Iterator[Any]:
     """The job has finished, so pages that are read one after the other fit together."""
-    values = {"job_id": export.job_id, "include_flagged": export.options.include_flagged, "limit": page}
-    while True:
+    values = {"job_id": export.job_id, "include_flagged": export.options.include_flagged}
+    with database.begin() as connection:
+        total = int(connection.execute(_TOTAL, {"job_id": export.job_id}).scalar_one())
+    for begin in range(first, total, _PAGE):
         keep()
         with database.begin() as connection:
-            rows = _read(connection, statement, values | {"first": first})
+            rows = connection.execute(statement, values | {"first": begin, "end": begin + _PAGE}).all()
         yield from rows
-        if len(rows) < page:
-            return
-        first = rows[-1].index + 1
-
-
-def _read(connection: Connection, statement: Any, values: dict[str, Any]) -> list[Any]:
-    return list(connection.execute(statement, values))
 
 
 def _request(row: Any) -> str:

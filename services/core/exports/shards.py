@@ -1,6 +1,7 @@
 """What a format's file gets and gives: a shard, its pictures read and checked, and files put into the store."""
 
 import hashlib
+import io
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -63,7 +64,7 @@ class Desk:
         """Stores the whole file; a second time the same bytes under the same key."""
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
-        size = file.tell()
+        size = file.seek(0, io.SEEK_END)
         file.seek(0)
         key = self.export.prefix + path
         self.store.put_file(key, _Kept(file, self.keep), media_type)  # type: ignore[arg-type]
