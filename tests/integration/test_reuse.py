@@ -130,7 +130,9 @@ def test_another_tenants_images_are_never_used(press, database, fast):
     press.run()
     assert press.pipeline.batches == [8, 8]
     assert reused(database, theirs) == 0
-    ours = submit(database, fast, mugs(8), head=DEDUPE)  # older than theirs, and all the same the ones to be copied
+    ours = submit(
+        database, fast, mugs(8), head=DEDUPE
+    )  # their own are older than the other tenant's, and the ones to be copied
     press.run()
     assert press.pipeline.batches == [8, 8]
     assert reused(database, ours) == 8
