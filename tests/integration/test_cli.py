@@ -29,6 +29,7 @@ from scheduler.errands import Errands, errands
 from services.cli.app import app
 from services.client import Client, ClientError
 from services.core import jobs, upkeep
+from services.core.queues import Bell
 from services.core.settings import Settings
 from services.core.specs import FailedImage
 from services.core.storage import S3Store
@@ -495,7 +496,7 @@ def test_an_export_is_begun_followed_and_downloaded(run: Run, api: Api, store: S
 def exporter(api: Api, store: S3Store) -> Iterator[None]:
     """A scheduler's errands, until the end of the block."""
     stopping = threading.Event()
-    running = Errands(api.database, errands(api.settings, api.database, store), "here")
+    running = Errands(api.database, errands(api.settings, store, Bell(api.settings.redis_url)), "here")
     thread = threading.Thread(target=running.run, args=(stopping,))
     thread.start()
     try:
