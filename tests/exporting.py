@@ -15,6 +15,7 @@ from services.core import exports, jobs, storage
 from services.core.database import Database
 from services.core.exports import options, rows
 from services.core.exports.rows import Export
+from services.core.queues import Bell
 from services.core.settings import Settings
 from services.core.storage import ImageStore, S3Store
 from tests import factories
@@ -116,7 +117,7 @@ def run_once(database: Database, settings: Settings, store: ImageStore) -> None:
 
 
 def _errands(database: Database, settings: Settings, store: ImageStore, holder: str) -> Errands:
-    return Errands(database, errands(settings, database, store), holder)
+    return Errands(database, errands(settings, store, Bell(settings.redis_url)), holder)
 
 
 def export(database: Database, settings: Settings, store: ImageStore, job_id: int, form: str, **wished: Any) -> Export:

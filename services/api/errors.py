@@ -110,7 +110,7 @@ def _refused_submission(_request: Request, error: RefusedSubmission) -> Response
     return envelope(
         error.status,
         first.code,
-        str(error) if first.line is None else f"{error.place} {first.line}: {error}",
+        f"line {first.line}: {error}" if first.line is not None and error.place == "line" else str(error),
         first.param,
         errors=[entry(problem) for problem in error.problems],
         more=error.more,
@@ -144,6 +144,8 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
+    """Of the routes with this very path, or else of those whose pattern it fits."""
     path = request.scope["path"]
-    found = (route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path))
-    return {method for route in found for method in route.methods or ()}
+    found = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
+    exact = [route for route in found if route.path == path]
+    return {method for route in exact or found for method in route.methods or ()}

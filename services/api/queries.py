@@ -1,6 +1,6 @@
 """Query parameters, strictly: known ones, once each, well formed."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
 from pydantic import AfterValidator, BeforeValidator
@@ -36,9 +36,18 @@ def _label(given: str | None) -> str | None:
     return given
 
 
-Limit = Annotated[int, BeforeValidator(whole), Query(ge=1, le=1000, description="a whole number from 1 to 1000")]
-FileLimit = Annotated[int, BeforeValidator(whole), Query(ge=1, le=10_000, description="a whole number from 1 to 10000")]
-BatchLimit = Annotated[int, BeforeValidator(whole), Query(ge=1, le=100, description="a whole number from 1 to 100")]
+def _up_to(most: int) -> Any:
+    return Query(
+        ge=1,
+        le=most,
+        description=f"a whole number from 1 to {most}",
+        json_schema_extra={"minimum": 1, "maximum": most},  # pydantic cannot see them behind the validator
+    )
+
+
+Limit = Annotated[int, BeforeValidator(whole), _up_to(1000)]
+FileLimit = Annotated[int, BeforeValidator(whole), _up_to(10_000)]
+BatchLimit = Annotated[int, BeforeValidator(whole), _up_to(100)]
 Cursor = Annotated[str | None, Query(max_length=200, description="the next_cursor of the page before")]
 Status = Annotated[
     Literal["queued", "rendering", "done", "failed", "cancelled"] | None,

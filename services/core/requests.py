@@ -87,11 +87,18 @@ def _no_minus_zero(value: float) -> float:
 
 _CODES = {"string_too_long": "too_long", "string_unicode": "invalid_character"}  # by pydantic's kind
 
-Text = Annotated[str, Field(max_length=PROMPT_LIMIT), AfterValidator(_text)]
-Size = Annotated[str, Field(json_schema_extra={"example": "512x512"}), AfterValidator(_size)]
+_FINE = r"[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]"  # for those who read the schema: what `_text` lets pass
+
+
+def _described(pattern: str, **more: Any) -> Any:
+    return Field(json_schema_extra={"pattern": f"^{pattern}$", **more})
+
+
+Text = Annotated[str, Field(max_length=PROMPT_LIMIT), _described(_FINE + "*"), AfterValidator(_text)]
+Size = Annotated[str, _described(_SIZE.pattern, example="512x512"), AfterValidator(_size)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Guidance = Annotated[float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)]
-ModelName = Annotated[str, Field(max_length=200), AfterValidator(_text)]
+ModelName = Annotated[str, Field(max_length=200), _described(_FINE + "*"), AfterValidator(_text)]
 
 
 class _Strict(BaseModel):
@@ -115,8 +122,18 @@ class Defaults(_Strict):
 class ImageRequest(Defaults):
     """One request: a prompt and what it should become."""
 
-    prompt: Annotated[str, Field(max_length=PROMPT_LIMIT), AfterValidator(_prompt)]
-    custom_id: Annotated[str, Field(max_length=128), AfterValidator(_custom_id)] = None  # type: ignore[assignment]
+    prompt: Annotated[
+        str,
+        Field(max_length=PROMPT_LIMIT),
+        _described(_FINE + r"*[^\s\u0000-\u001f\u007f-\u009f]" + _FINE + "*"),
+        AfterValidator(_prompt),
+    ]
+    custom_id: Annotated[
+        str,
+        Field(max_length=128),
+        _described("[A-Za-z0-9_-]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"),
+        AfterValidator(_custom_id),
+    ] = None  # type: ignore[assignment]
 
 
 def read_plain(line: bytes) -> ImageRequest | None:
@@ -135,8 +152,8 @@ _READER = TypeAdapter(ImageRequest)
 Priority = Literal["high", "normal", "low"]
 Labels = Annotated[
     dict[
-        Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_text)],
-        Annotated[str, Field(max_length=512), AfterValidator(_text)],
+        Annotated[str, Field(min_length=1, max_length=64), _described(_FINE + "+"), AfterValidator(_text)],
+        Annotated[str, Field(max_length=512), _described(_FINE + "*"), AfterValidator(_text)],
     ],
     Field(max_length=16),
 ]
@@ -210,7 +227,11 @@ def problems(
 
 def _problem(entry: Any, value: object, line: int | None, prefix: str, allowed: dict[str, str]) -> Problem:
     field = str(entry["loc"][0]) if entry["loc"] else ""
-    param = prefix + ".".join(str(part) for part in entry["loc"]) if field in allowed else prefix + "request"
+    param = (
+        prefix + ".".join(str(part) for part in entry["loc"] if part != "[key]")
+        if field in allowed
+        else prefix + "request"
+    )
     kind = entry["type"]
     if kind == "extra_forbidden" or (kind == "string_unicode" and not field):  # the latter: a name that is no text
         field = field or str(entry["input"])
