@@ -22,7 +22,12 @@ router = APIRouter()
 Number = Annotated[
     int,
     BeforeValidator(queries.whole),
-    Path(ge=0, lt=requests.CHUNKS_PER_DRAFT, description="a whole number from 0 to 999999"),
+    Path(
+        ge=0,
+        lt=requests.CHUNKS_PER_DRAFT,
+        description="a whole number from 0 to 999999",
+        json_schema_extra={"minimum": 0, "maximum": requests.CHUNKS_PER_DRAFT - 1},
+    ),
 ]
 
 

@@ -145,5 +145,6 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
 
 def _methods(request: Request) -> set[str]:
     path = request.scope["path"]
-    found = (route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path))
+    found = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
+    found = [route for route in found if route.path == path] or found  # an address of its own hides a pattern's
     return {method for route in found for method in route.methods or ()}

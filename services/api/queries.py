@@ -36,7 +36,16 @@ def _label(given: str | None) -> str | None:
     return given
 
 
-Limit = Annotated[int, BeforeValidator(whole), Query(ge=1, le=1000, description="a whole number from 1 to 1000")]
+Limit = Annotated[
+    int,
+    BeforeValidator(whole),
+    Query(
+        ge=1,
+        le=1000,
+        description="a whole number from 1 to 1000",
+        json_schema_extra={"minimum": 1, "maximum": 1000},  # which a validator in front hides
+    ),
+]
 Cursor = Annotated[str | None, Query(max_length=200, description="the next_cursor of the page before")]
 Status = Annotated[
     Literal["queued", "rendering", "done", "failed", "cancelled"] | None,

@@ -1,5 +1,6 @@
 """Jobs that come in chunks: appended once each, claimed by nobody before they are finalized, and then whole."""
 
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +11,7 @@ from sqlalchemy import text
 
 from services.core import drafts, intake, jobs, models, upkeep
 from tests import factories
-from tests.web import Api
+from tests.web import Api, serving
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -278,3 +279,20 @@ def test_a_bad_chunk_is_refused_like_a_bad_submission_and_leaves_no_row(api: Api
     for number in ("-1", "1000000", "x", "1.0", "+1", "%D9%A5"):
         assert code(api.http.put(f"/v1/jobs/{job}/chunks/{number}", json={})) == (422, "invalid_parameter")
     assert api.rows() == before
+
+
+def test_a_draft_holds_more_than_one_body_may_and_has_a_limit_of_its_own(api: Api) -> None:
+    small = dataclasses.replace(api.settings, max_images_per_job=10, max_images_per_draft=25)
+    job = opened(api)
+    with serving(small) as url, httpx.Client(base_url=url, headers=dict(api.http.headers), timeout=60) as http:
+
+        def send(number: int, n: int) -> httpx.Response:
+            return http.put(f"/v1/jobs/{job}/chunks/{number}", json={"images": [{"prompt": "a", "n": n}]})
+
+        refused = send(0, 11)
+        assert code(refused) == (422, "too_many_images") and "more than 10" in refused.json()["error"]["message"]
+        assert [send(number, 10).status_code for number in range(2)] == [200, 200]
+        refused = send(2, 6)
+        assert code(refused) == (422, "too_many_images") and "more than 25" in refused.json()["error"]["message"]
+        assert send(2, 5).status_code == 200
+    assert finalize(api, job, 3, images=25).status_code == 202
