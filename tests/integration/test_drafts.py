@@ -2,15 +2,21 @@
 
 import dataclasses
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from sqlalchemy import text
 
 from services.core import drafts, intake, jobs, models, upkeep
+from services.local.stack import Stack
 from tests import factories
+from tests.processes import Process
+from tests.waiting import until
 from tests.web import Api, serving
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
@@ -168,6 +174,43 @@ def test_a_chunk_that_is_not_committed_leaves_nothing_and_can_be_sent_again(api:
     assert shown(api, jobs.public_id(job))["counts"]["total"] == 0 and rows(api, jobs.public_id(job)) == {}
     append(die=False)
     assert rows(api, jobs.public_id(job)) == {"0": 5}
+
+
+def test_a_chunk_is_whole_or_not_there_after_its_web_server_is_killed_before_the_commit(
+    api: Api, stack: Stack, tmp_path: Path
+) -> None:
+    """And the client, which never heard an answer, sends it again to another server."""
+    job = opened(api)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environ = dict(stack.values) | {"DATABASE_URL": api.settings.database_url, "PRESSWORK_PORT": str(port)}
+    doomed = Process("services.web", environ, tmp_path / "web.log")
+    url = api.settings.database_url.replace("+psycopg", "")
+    try:
+        until(lambda: "listening" in doomed.text())
+        headers = {**NDJSON, "Authorization": f"Bearer {api.key}"}
+        with (
+            psycopg.connect(url) as other,
+            psycopg.connect(url, autocommit=True) as watch,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            other.execute("LOCK TABLE images IN EXCLUSIVE MODE")  # its payloads are written, its images are not
+            sent = pool.submit(
+                httpx.put, f"http://127.0.0.1:{port}/v1/jobs/{job}/chunks/0", content=b'{"prompt":"a","n":3}\n',
+                headers=headers, timeout=60,
+            )  # fmt: skip
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            until(lambda: watch.execute(waiting).fetchone() == (1,))
+            doomed.kill()
+            assert isinstance(sent.exception(), httpx.TransportError)
+    finally:
+        doomed.kill()
+    assert shown(api, job)["counts"]["total"] == 0
+    again = put(api, job, 0, {"prompt": "a", "n": 3})
+    assert (again.status_code, again.json()["replayed"]) == (200, False)
+    assert shown(api, job)["counts"]["queued"] == 3 and rows(api, job) == {"0": 3}
 
 
 def test_the_chunks_are_listed_so_that_a_client_can_go_on(api: Api) -> None:
