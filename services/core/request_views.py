@@ -18,7 +18,7 @@ from services.core.views import ImageView
 
 ORDER = (ImageState.FAILED, ImageState.RENDERING, ImageState.QUEUED, ImageState.CANCELLED, ImageState.DONE)
 MOST_IMAGES = 10_000  # on a page: a request has up to a thousand
-LOOKED_AT = 50_000  # requests, for one page
+LOOKED_AT = 20_000  # requests, for one page
 
 _STATE = """
 SELECT p.index, p.n, p.custom_id, p.prompt, p.negative_prompt, state.* FROM {requests} p
@@ -114,7 +114,7 @@ def page(
         ended = _gather(connection, job_id, Place(state, start), found, limit)
         if ended is not None:
             break
-    images = views.images_of(connection, job_id, list(found), [n for n, _, _ in found.values()])
+    images = views.images_at(connection, job_id, [first + nth for first in found for nth in range(found[first][0])])
     return _together(found, images), ended
 
 

@@ -1,16 +1,23 @@
 """Jobs that come in chunks: appended once each, claimed by nobody before they are finalized, and then whole."""
 
+import dataclasses
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from sqlalchemy import text
 
 from services.core import drafts, intake, jobs, models, upkeep
+from services.local.stack import Stack
 from tests import factories
-from tests.web import Api
+from tests.processes import Process
+from tests.waiting import until
+from tests.web import Api, serving
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 
@@ -169,6 +176,43 @@ def test_a_chunk_that_is_not_committed_leaves_nothing_and_can_be_sent_again(api:
     assert rows(api, jobs.public_id(job)) == {"0": 5}
 
 
+def test_a_chunk_is_whole_or_not_there_after_its_web_server_is_killed_before_the_commit(
+    api: Api, stack: Stack, tmp_path: Path
+) -> None:
+    """And the client, which never heard an answer, sends it again to another server."""
+    job = opened(api)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    environ = dict(stack.values) | {"DATABASE_URL": api.settings.database_url, "PRESSWORK_PORT": str(port)}
+    doomed = Process("services.web", environ, tmp_path / "web.log")
+    url = api.settings.database_url.replace("+psycopg", "")
+    try:
+        until(lambda: "listening" in doomed.text())
+        headers = {**NDJSON, "Authorization": f"Bearer {api.key}"}
+        with (
+            psycopg.connect(url) as other,
+            psycopg.connect(url, autocommit=True) as watch,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            other.execute("LOCK TABLE images IN EXCLUSIVE MODE")  # its payloads are written, its images are not
+            sent = pool.submit(
+                httpx.put, f"http://127.0.0.1:{port}/v1/jobs/{job}/chunks/0", content=b'{"prompt":"a","n":3}\n',
+                headers=headers, timeout=60,
+            )  # fmt: skip
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+            )
+            until(lambda: watch.execute(waiting).fetchone() == (1,))
+            doomed.kill()
+            assert isinstance(sent.exception(), httpx.TransportError)
+    finally:
+        doomed.kill()
+    assert shown(api, job)["counts"]["total"] == 0
+    again = put(api, job, 0, {"prompt": "a", "n": 3})
+    assert (again.status_code, again.json()["replayed"]) == (200, False)
+    assert shown(api, job)["counts"]["queued"] == 3 and rows(api, job) == {"0": 3}
+
+
 def test_the_chunks_are_listed_so_that_a_client_can_go_on(api: Api) -> None:
     job = opened(api)
     for number in (4, 0, 2):
@@ -278,3 +322,20 @@ def test_a_bad_chunk_is_refused_like_a_bad_submission_and_leaves_no_row(api: Api
     for number in ("-1", "1000000", "x", "1.0", "+1", "%D9%A5"):
         assert code(api.http.put(f"/v1/jobs/{job}/chunks/{number}", json={})) == (422, "invalid_parameter")
     assert api.rows() == before
+
+
+def test_a_draft_holds_more_than_one_body_may_and_has_a_limit_of_its_own(api: Api) -> None:
+    small = dataclasses.replace(api.settings, max_images_per_job=10, max_images_per_draft=25)
+    job = opened(api)
+    with serving(small) as url, httpx.Client(base_url=url, headers=dict(api.http.headers), timeout=60) as http:
+
+        def send(number: int, n: int) -> httpx.Response:
+            return http.put(f"/v1/jobs/{job}/chunks/{number}", json={"images": [{"prompt": "a", "n": n}]})
+
+        refused = send(0, 11)
+        assert code(refused) == (422, "too_many_images") and "more than 10" in refused.json()["error"]["message"]
+        assert [send(number, 10).status_code for number in range(2)] == [200, 200]
+        refused = send(2, 6)
+        assert code(refused) == (422, "too_many_images") and "more than 25" in refused.json()["error"]["message"]
+        assert send(2, 5).status_code == 200
+    assert finalize(api, job, 3, images=25).status_code == 202

@@ -3,6 +3,7 @@
 from typing import Any
 
 import httpx
+import jsonschema
 import pytest
 from sqlalchemy import text
 
@@ -176,3 +177,31 @@ def test_a_bad_estimate_is_refused_like_a_bad_submission(api: Api) -> None:
         assert answer.status_code == 422, body
     line = {"Content-Type": "application/x-ndjson"}
     assert api.http.post("/v1/jobs/estimate", content=b'{"prompt":"a"}', headers=line).status_code == 415
+
+
+def test_openapi_tells_the_truth_about_the_bodies_of_matrices_drafts_and_chunks(api: Api) -> None:
+    paths = api.http.get("/openapi.json").json()["paths"]
+    chunk = f"/v1/jobs/{api.http.post('/v1/jobs', json={'draft': True}).json()['id']}/chunks/0"
+    images = [{"prompt": "a"}]
+    for method, path, address, body in (
+        ("post", "/v1/jobs", "/v1/jobs", {"draft": True}),
+        ("post", "/v1/jobs", "/v1/jobs", {"draft": True, "labels": {"a": "b"}, "dedupe": True}),
+        ("post", "/v1/jobs", "/v1/jobs", {"draft": True, "defaults": {}}),
+        ("post", "/v1/jobs", "/v1/jobs", {"draft": False, "images": images}),
+        ("post", "/v1/jobs", "/v1/jobs", {"draft": False}),
+        ("post", "/v1/jobs", "/v1/jobs", {"matrix": MATRIX, "defaults": {"n": 2}}),
+        ("post", "/v1/jobs", "/v1/jobs", {"matrix": MATRIX, "images": images}),
+        ("post", "/v1/jobs", "/v1/jobs", {"matrix": {**MATRIX, "repeat": 0}}),
+        ("post", "/v1/jobs", "/v1/jobs", {"matrix": {**MATRIX, "combine": "cross"}}),
+        ("post", "/v1/jobs/preview", "/v1/jobs/preview", {"matrix": MATRIX}),
+        ("post", "/v1/jobs/preview", "/v1/jobs/preview", {"images": images}),
+        ("post", "/v1/jobs/estimate", "/v1/jobs/estimate", {"images": images, "priority": "low"}),
+        ("post", "/v1/jobs/estimate", "/v1/jobs/estimate", {"shapes": [{"images": 1}], "priority": "low"}),
+        ("post", "/v1/jobs/estimate", "/v1/jobs/estimate", {"shapes": [{"images": 1, "n": 1}]}),
+        ("put", "/v1/jobs/{job_id}/chunks/{number}", chunk, {"images": images}),
+        ("put", "/v1/jobs/{job_id}/chunks/{number}", chunk, {"images": images, "priority": "low"}),
+        ("put", "/v1/jobs/{job_id}/chunks/{number}", chunk, {"images": []}),
+    ):
+        schema = paths[path][method]["requestBody"]["content"]["application/json"]["schema"]
+        accepted = api.http.request(method, address, json=body).is_success
+        assert jsonschema.Draft202012Validator(schema).is_valid(body) == accepted, (path, body)
