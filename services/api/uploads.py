@@ -115,9 +115,9 @@ def _add_part(here: Context, tenant: int, upload_id: int, form: Form) -> vocabul
     if form.fields:
         raise Refused(400, "unknown_field", "The form has the field data and no other.", param=next(iter(form.fields)))
     with here.database.begin(tenant) as connection:
-        found = uploads.find(connection, tenant, upload_id)
+        uploads.find(connection, tenant, upload_id)
     part, sha256 = ids.new(), files.digest(form.file)
-    key = f"{core_files.object_key(tenant, found.id)}/{uploads.part_id(part)}"
+    key = uploads.part_key(tenant, upload_id, part)
     here.store.put_file(key, form.file, "application/octet-stream")
     try:
         with here.database.begin(tenant) as connection:

@@ -71,6 +71,10 @@ def part_id(number: int) -> str:
     return ids.public("part_", number)
 
 
+def part_key(tenant_id: int, upload_id: int, part: int) -> str:
+    return f"uploads/{tenant_id}/{public_id(upload_id)}/{part_id(part)}"
+
+
 def create(
     connection: Connection,
     tenant_id: int,
