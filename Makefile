@@ -1,9 +1,11 @@
 # make demo · make test · make check · make bench · make up
 #
 # PYTHON           the interpreter that makes .venv (3.11 or later)
+# JOBS             how many files of tests run at a time
 # TORCH_INDEX_URL  where pip takes torch from, if not from its default (a CPU-only build, say)
 PYTHON ?= python3
 NAME ?= all
+JOBS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -38,7 +40,7 @@ up: setup
 	@exec $(BIN)/presswork up
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff format --check .

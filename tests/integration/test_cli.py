@@ -325,6 +325,8 @@ def test_a_job_is_paused_resumed_and_what_failed_of_it_is_tried_again(run: Run, 
 
 def test_models_are_listed_with_their_sizes_and_live_workers(run: Run, api: Api) -> None:
     needs(api, "/v1/models")
+    with api.database.begin() as connection:
+        connection.execute(text("UPDATE workers SET seen_at = now()"))
     assert "simulated" in run("models").stdout
     (model,) = document(run("models", "--json"))
     assert (model["default_size"], model["workers"]) == ("512x512", 1)
@@ -617,6 +619,7 @@ def command(api: Api, folder: Path, *words: str) -> Iterator[subprocess.Popen[st
     process = subprocess.Popen(
         [sys.executable, "-m", "services.cli.app", *words], cwd=folder, env=environ, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored below a shell's `&`
     )  # fmt: skip
     try:
         yield process

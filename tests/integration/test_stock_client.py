@@ -4,6 +4,7 @@ import asyncio
 import base64
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -145,6 +146,84 @@ def test_a_file_with_bad_lines_is_refused_with_the_line_and_the_field_of_each(cl
     assert {name: rows[name] for name in ("images", "payloads", "segments")} == {
         name: before[name] for name in ("images", "payloads", "segments")
     }
+
+
+NUMBERS = itertools.count()
+
+
+def raw(**body: Any) -> str:
+    """A good line with a name of its own, but for these fields of its body."""
+    whole = line(f"line-{next(NUMBERS)}", prompt="a mug")
+    return json.dumps({**whole, "body": {**whole["body"], **body}})
+
+
+# The rows of bad inputs that a line of a file can hold, each with the code and the field of its one problem.
+BAD_LINES: list[tuple[str, bytes, str, str | None]] = [
+    (name, text.encode() if isinstance(text, str) else text, code, param)
+    for name, text, code, param in [
+        ("7 not UTF-8", b'{"custom_id": "\xff\xfe"}', "invalid_encoding", None),
+        ("8 UTF-16", "{}".encode("utf-16"), "invalid_encoding", None),
+        ("10 null", "null", "wrong_type", None),
+        ("10 a number", "7", "wrong_type", None),
+        ("11 garbage behind it", raw() + " x", "invalid_json", None),
+        ("12 nested deep", '{"custom_id": ' + "[" * 500 + "]" * 500 + "}", "invalid_json", None),
+        ("13 a key twice", '{"custom_id": "a", "custom_id": "b"}', "duplicate_key", None),
+        ("14 an unknown field", raw(model_path="/etc"), "unknown_field", "body.model_path"),
+        ("21 NaN", raw(guidance_scale=1).replace(": 1}", ": NaN}"), "invalid_number", None),
+        ("21 1e999", raw(guidance_scale=1).replace(": 1}", ": 1e999}"), "invalid_number", None),
+        ("22 guidance", raw(guidance_scale=51), "invalid_value", "body.guidance_scale"),
+        ("23 steps 0", raw(num_inference_steps=0), "invalid_value", "body.num_inference_steps"),
+        ("23 steps as text", raw(num_inference_steps="20"), "wrong_type", "body.num_inference_steps"),
+        ("23 steps true", raw(num_inference_steps=True), "wrong_type", "body.num_inference_steps"),
+        ("23 too many steps", raw(num_inference_steps=51), "unserved_steps", "body.num_inference_steps"),
+        ("24 seed -1", raw(seed=-1), "invalid_value", "body.seed"),
+        ("26 seed 2^63", raw(seed=2**63), "invalid_value", "body.seed"),
+        ("27 seed of 5,000 digits", raw(seed=1).replace(": 1}", f": {'9' * 5000}}}"), "invalid_number", None),
+        ("28 size 0x0", raw(size="0x0"), "invalid_value", "body.size"),
+        ("28 a size nobody serves", raw(size="520x512"), "unserved_size", "body.size"),
+        ("30 n 0", raw(n=0), "invalid_value", "body.n"),
+        ("30 n 10^9", raw(n=10**9), "invalid_value", "body.n"),
+        ("36 a blank prompt", raw(prompt="  "), "invalid_value", "body.prompt"),
+        ("37 a long prompt", raw(prompt="a" * 2001), "too_long", "body.prompt"),
+        ("38 NUL", raw(prompt="a\0b"), "invalid_character", "body.prompt"),
+        ("39 a lone surrogate", raw(prompt="\ud800"), "invalid_character", "body.prompt"),
+        ("41 an escape sequence", raw(prompt="\x1b[2J"), "invalid_character", "body.prompt"),
+        ("42 an id with a bidi override", json.dumps(line("a\u202eb", prompt="x")), "invalid_value", "custom_id"),
+        ("53 an id that is a path", json.dumps(line("../../etc/passwd", prompt="x")), "invalid_value", "custom_id"),
+        ("54 an id with a line end", json.dumps(line("a\r\nb", prompt="x")), "invalid_value", "custom_id"),
+        ("56 a long id", json.dumps(line("a" * 129, prompt="x")), "too_long", "custom_id"),
+        ("59 a model that is a path", raw(model="../../x"), "unknown_model", "body.model"),
+        ("60 a bucket", raw(output_prefix="s3://other"), "unknown_field", "body.output_prefix"),
+        ("69 a list", "[]", "wrong_type", None),
+        ("69 two in one line", "{}{}", "invalid_json", None),
+        ("69 single quotes", "{'custom_id': 'a'}", "invalid_json", None),
+        ("69 a trailing comma", '{"custom_id": "a",}', "invalid_json", None),
+        ("70 cut off", raw()[:-9], "invalid_json", None),
+        ("72 NUL bytes", b"\0" * 64, "invalid_json", None),
+        ("compression of PNG", raw(output_compression=3), "invalid_value", "body.output_compression"),
+        ("a style", raw(style="vivid"), "unknown_field", "body.style"),
+        ("a stream", raw(stream=True), "invalid_value", "body.stream"),
+        ("an id in the body", raw(custom_id="b"), "unknown_field", "body.custom_id"),
+        ("a fifth field", json.dumps({**line("x", prompt="a"), "priority": 1}), "unknown_field", None),
+    ]
+]
+
+
+def test_every_bad_line_is_named_with_what_is_wrong_and_nothing_of_it_is_echoed_at_length(client, scheduler, api):
+    data = b"\n".join(text for _, text, _, _ in BAD_LINES)
+    file = client.files.create(file=("bad.jsonl", data), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")
+    found = finished(client, batch.id).errors.data
+    by_line = {error.line: (error.code, error.param) for error in found}
+    assert {name: by_line.get(number) for number, (name, *_) in enumerate(BAD_LINES, 1)} == {
+        name: (code, param) for name, _, code, param in BAD_LINES
+    }
+    assert len(found) == len(BAD_LINES)
+    for error in found:
+        assert "a" * 81 not in error.message
+        assert error.message.isascii()
+        assert error.message.isprintable()
+    assert api.rows()["images"] == api.rows()["payloads"] == 0
 
 
 @pytest.mark.parametrize(
