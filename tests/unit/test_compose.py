@@ -329,14 +329,14 @@ def test_an_image_runs_as_nobody_special_from_a_pinned_base_and_files_that_exist
 
 def test_the_slim_image_installs_neither_torch_nor_what_needs_it():
     run = "\n".join(instructions("services/Dockerfile")["RUN"])
-    assert re.findall(r'"\.\[(.*)\]"', run) == ["web,cli"]
+    assert re.findall(r'"\.\[(.*)\]"', run) == ["web,cli,scheduler"]
     assert not re.search("torch|diffusers|transformers", run)
     assert not {"torch", "diffusers", "transformers", "accelerate", "numpy"} & slim_distributions()
 
 
 def slim_distributions():
-    """What `pip install .[web,cli]` brings, by the metadata of what is installed here."""
-    found, waiting = set(), [("presswork", frozenset({"web", "cli"}))]
+    """What `pip install .[web,cli,scheduler]` brings, by the metadata of what is installed here."""
+    found, waiting = set(), [("presswork", frozenset({"web", "cli", "scheduler"}))]
     while waiting:
         name, extras = waiting.pop()
         for requirement in map(Requirement, importlib.metadata.requires(name) or []):
