@@ -262,6 +262,40 @@ def test_a_cancelled_batch_keeps_what_is_finished_and_lists_the_rest(client, sch
     assert client.batches.cancel(batch.id).status == "cancelled"
 
 
+def test_a_file_that_is_being_read_stays_and_its_batch_can_be_cancelled(client, settings, store, api):
+    batch = start(client, [line("a", prompt="a mug")])
+    with pytest.raises(openai.ConflictError, match="being validated"):
+        client.files.delete(batch.input_file_id)
+    assert client.batches.cancel(batch.id).status == "cancelling"
+    with scheduling(settings, store):
+        ended = finished(client, batch.id)
+    assert (ended.status, ended.request_counts.total, ended.error_file_id) == ("cancelled", 0, None)
+    assert api.rows()["images"] == 0
+    assert client.files.delete(batch.input_file_id).deleted
+
+
+def test_a_file_that_is_gone_from_the_store_fails_its_batch_with_a_sentence(client, settings, store, api):
+    batch = start(client, [line("a", prompt="a mug")])
+    with api.database.begin() as connection:
+        store.drop(connection.execute(text("SELECT object_key FROM files")).scalar_one())
+    with scheduling(settings, store):
+        failed = finished(client, batch.id)
+    assert [(error.code, error.message) for error in failed.errors.data] == [
+        ("file_gone", "The input file is not in the object store any more.")
+    ]
+
+
+def test_output_files_expire_when_their_batch_said_so(client, scheduler, worker, api):
+    batch = start(client, [line("a", prompt="a mug")], output_expires_after={"anchor": "created_at", "seconds": 3600})
+    output = client.files.retrieve(finished(client, batch.id).output_file_id)
+    assert output.expires_at - output.created_at == 3600
+    assert output.purpose == "batch_output"
+    with api.database.begin() as connection:
+        connection.execute(text("UPDATE files SET expires_at = now() - interval '1 s' WHERE purpose = 'batch_output'"))
+    with pytest.raises(openai.NotFoundError):
+        client.files.content(output.id)
+
+
 def test_what_is_out_of_time_expires_and_says_so(client, scheduler, api):
     batch = start(client, [line("late", prompt="a mug")])
     until(lambda: client.batches.retrieve(batch.id).status == "in_progress")
