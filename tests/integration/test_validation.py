@@ -1,0 +1,112 @@
+"""The errand that reads a file, run by itself: what happens beside it while it reads."""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from services.core import filed, files, ids, jobs, leases, validation
+from services.core.database import Database
+from services.core.leases import Lease
+from services.core.queues import Bell
+from services.core.settings import Settings
+from services.core.storage import S3Store
+from tests import factories
+
+ENDPOINT = "/v1/images/generations"
+
+
+class During:
+    """The real store, with something that happens while a file is read from it."""
+
+    def __init__(self, store: S3Store, happens: Any) -> None:
+        self._store, self._happens = store, happens
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        yield from self._store.stream(key)
+        self._happens()
+
+
+def submit(database: Database, store: S3Store, lines: int) -> int:
+    """A job of a file with so many lines; it is validating."""
+    factories.register(database)
+    body = {"method": "POST", "url": ENDPOINT, "body": {"prompt": "a mug"}}
+    data = b"".join(json.dumps({"custom_id": f"line-{number}", **body}).encode() + b"\n" for number in range(lines))
+    file_id, job_id = ids.new(), ids.new()
+    key = files.object_key(factories.TENANT, file_id)
+    store.put_file(key, io.BytesIO(data), "application/jsonl")
+    with database.begin() as connection:
+        files.record(
+            connection, file_id, tenant_id=factories.TENANT, purpose="batch", filename="f", size=len(data),
+            sha256=b"0" * 32, key=key,
+        )  # fmt: skip
+        filed.create(
+            connection, factories.TENANT, job_id=job_id, input_file_id=file_id, priority=1, labels={}, dedupe=False,
+            embed_prompt=False, completion_window="24h", window_seconds=86400, output_expires_seconds=None,
+            base_url="http://here",
+        )  # fmt: skip
+    return job_id
+
+
+def taken(database: Database, job_id: int, holder: str = "here") -> Lease:
+    lease = Lease(database, f"validate/{job_id}", holder)
+    assert lease.take()
+    return lease
+
+
+def view(database: Database, job_id: int) -> filed.FiledJob:
+    with database.begin() as connection:
+        found = filed.find(connection, factories.TENANT, job_id)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def bell(settings: Settings) -> Bell:
+    return Bell(settings.redis_url)
+
+
+def test_a_job_that_is_cancelled_while_its_file_is_read_stays_cancelled(database, settings, store, bell):
+    job_id = submit(database, store, 3)
+
+    def cancel() -> None:
+        with database.begin(factories.TENANT) as connection:
+            jobs.cancel(connection, factories.TENANT, job_id)
+
+    validation.run(settings, During(store, cancel), bell, job_id, taken(database, job_id))
+    found = view(database, job_id)
+    assert (found.state, found.requests) == ("cancelling", 0)
+    assert factories.claim(database) is None
+
+
+def test_who_was_thought_dead_while_it_read_a_file_records_nothing(database, settings, store, bell):
+    job_id = submit(database, store, 3)
+    slow = taken(database, job_id, "slow")
+
+    def overtake() -> None:
+        with database.begin() as connection:
+            leases.end(connection, slow.name, "slow", 1)
+        validation.run(settings, store, bell, job_id, taken(database, job_id, "next"))
+
+    with pytest.raises(leases.LeaseLost):
+        validation.run(settings, During(store, overtake), bell, job_id, slow)
+    found = view(database, job_id)
+    assert (found.state, found.requests) == ("queued", 3)
+    claim = factories.claim(database)
+    assert claim is not None
+    assert [image.index for image in claim.images] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("most", "state"), [(3, "queued"), (2, "failed")])
+def test_a_file_has_so_many_lines_and_no_more(database, settings, store, bell, most, state):
+    job_id = submit(database, store, 3)
+    limited = replace(settings, max_lines_per_file=most)
+    validation.run(limited, store, bell, job_id, taken(database, job_id))
+    found = view(database, job_id)
+    assert found.state == state
+    if state == "failed":
+        assert found.problems is not None
+        assert [(problem["code"], problem["line"]) for problem in found.problems] == [("too_many_lines", 3)]
