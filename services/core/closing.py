@@ -27,8 +27,8 @@ _STOPPED = {
 }
 
 
-def pending(connection: Connection) -> Sequence[int]:
-    return jobs.closable(connection)
+def pending(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+    return jobs.closable(connection, besides)
 
 
 def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> None:

@@ -22,7 +22,10 @@ VALUES (:id, :tenant_id, 'validating', :priority, 0, CAST(:labels AS jsonb), :de
         :completion_window, :output_expires_seconds, :base_url, now() + make_interval(secs => :window_seconds))
 """)
 _NEW_COUNTERS = text("INSERT INTO counters (job_id, queued) VALUES (:id, 0)")
-_VALIDATING = text("SELECT id FROM jobs WHERE finished_at IS NULL AND state = 'validating' ORDER BY id LIMIT 10")
+_VALIDATING = text("""
+SELECT id FROM jobs WHERE finished_at IS NULL AND state = 'validating' AND id <> ALL(CAST(:besides AS bigint[]))
+ORDER BY id LIMIT 10
+""")
 _INPUT = text("""
 SELECT j.tenant_id, j.priority, j.state, f.object_key FROM jobs j
 LEFT JOIN files f ON f.id = j.input_file_id AND f.deleted_at IS NULL WHERE j.id = :id
@@ -111,8 +114,9 @@ def create(
     connection.execute(_NEW_COUNTERS, {"id": job_id})
 
 
-def validating(connection: Connection) -> Sequence[int]:
-    return connection.execute(_VALIDATING).scalars().all()
+def validating(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+    """The oldest that wait for it, but for `besides`."""
+    return connection.execute(_VALIDATING, {"besides": list(besides)}).scalars().all()
 
 
 def source(connection: Connection, job_id: int) -> Any:

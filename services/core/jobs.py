@@ -69,7 +69,9 @@ RETURNING jobs.id
 """)
 _CLOSABLE = text(f"""
 SELECT jobs.id FROM jobs, ({_ALL_FINAL}) ready
-WHERE jobs.id = ready.id AND finished_at IS NULL AND input_file_id IS NOT NULL ORDER BY jobs.id LIMIT 10
+WHERE jobs.id = ready.id AND finished_at IS NULL AND input_file_id IS NOT NULL
+  AND jobs.id <> ALL(CAST(:besides AS bigint[]))
+ORDER BY jobs.id LIMIT 10
 """)  # noqa: S608  our own text
 _CLOSE_JOB = text(f"""{_END}
 FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) AND jobs.id = :id
@@ -211,9 +213,9 @@ def finish(connection: Connection) -> list[int]:
     return list(connection.execute(_FINISH, values).scalars())
 
 
-def closable(connection: Connection) -> list[int]:
+def closable(connection: Connection, besides: Sequence[int] = ()) -> list[int]:
     """Jobs that came as a file and of which every image is final: their output is to be written."""
-    return list(connection.execute(_CLOSABLE, {"sources": _ENDING}).scalars())
+    return list(connection.execute(_CLOSABLE, {"sources": _ENDING, "besides": list(besides)}).scalars())
 
 
 def close(connection: Connection, job_id: int, *, output_file_id: int | None, error_file_id: int | None) -> bool:

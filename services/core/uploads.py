@@ -34,8 +34,11 @@ _PARTS = text("SELECT * FROM upload_parts WHERE upload_id = :id")
 _COMPLETE = text("UPDATE uploads SET state = 'completed', file_id = :file_id WHERE id = :id AND state = 'pending'")
 _CANCEL = text("UPDATE uploads SET state = 'cancelled' WHERE id = :id AND state = 'pending'")
 _OVER = text("""
-(SELECT DISTINCT u.id FROM upload_parts p JOIN uploads u ON u.id = p.upload_id WHERE u.state <> 'pending' LIMIT 20)
-UNION (SELECT id FROM uploads WHERE state = 'pending' AND expires_at < now() ORDER BY expires_at LIMIT 20)
+(SELECT DISTINCT u.id FROM upload_parts p JOIN uploads u ON u.id = p.upload_id
+ WHERE u.state <> 'pending' AND u.id <> ALL(CAST(:besides AS bigint[])) LIMIT 20)
+UNION
+(SELECT id FROM uploads WHERE state = 'pending' AND expires_at < now() AND id <> ALL(CAST(:besides AS bigint[]))
+ ORDER BY expires_at LIMIT 20)
 """)
 _EXPIRE = text("UPDATE uploads SET state = 'expired' WHERE id = :id AND state = 'pending' AND expires_at < now()")
 _FORGET_PARTS = text("DELETE FROM upload_parts WHERE upload_id = :id")
@@ -157,9 +160,9 @@ def cancel(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
     return find(connection, tenant_id, upload_id)
 
 
-def over(connection: Connection) -> Sequence[int]:
+def over(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
     """Uploads that are out of time, or over with parts that still take room."""
-    return connection.execute(_OVER).scalars().all()
+    return connection.execute(_OVER, {"besides": list(besides)}).scalars().all()
 
 
 def drop(store: ImageStore, upload_id: int, lease: Lease) -> None:

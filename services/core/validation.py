@@ -19,8 +19,8 @@ _KEEP_LINES = 500
 _BOM = b"\xef\xbb\xbf"
 
 
-def pending(connection: Connection) -> Sequence[int]:
-    return filed.validating(connection)
+def pending(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+    return filed.validating(connection, besides)
 
 
 def run(settings: Settings, store: ImageStore, bell: Bell, job_id: int, lease: Lease) -> None:

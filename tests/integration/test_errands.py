@@ -1,0 +1,107 @@
+"""Errands: each thing is done once, whoever comes too late for it, and nothing that goes wrong keeps others waiting."""
+
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from scheduler import app
+from scheduler.errands import Errand, Errands, errands
+from services.core import filed, jobs, upkeep
+from services.core.database import Database
+from services.core.leases import Lease
+from services.core.queues import Bell
+from services.core.settings import Settings
+from services.core.storage import S3Store
+from tests import factories
+from tests.waiting import until
+from tests.web import Api
+
+ENDPOINT = "/v1/images/generations"
+
+
+@pytest.fixture
+def running(database: Database, settings: Settings, store: S3Store) -> Errands:
+    return Errands(database, errands(settings, store, Bell(settings.redis_url)), "scheduler-1")
+
+
+def start(api: Api, *bodies: dict[str, Any]) -> str:
+    """A batch of these requests; its id."""
+    lines = ({"custom_id": f"r{number}", "method": "POST", "url": ENDPOINT, "body": {"size": "64x64", **body}}
+             for number, body in enumerate(bodies))  # fmt: skip
+    data = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    file = api.http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", data)}).json()
+    asked = {"input_file_id": file["id"], "endpoint": ENDPOINT, "completion_window": "24h"}
+    return str(api.http.post("/v1/batches", json=asked).json()["id"])
+
+
+def number(batch: str) -> int:
+    return jobs.parse_id("job_" + batch.removeprefix("batch_"))
+
+
+def rendered(api: Api) -> None:
+    while (claim := factories.claim(api.database)) is not None:
+        factories.settle(api.database, claim)
+    with api.database.begin() as connection:
+        upkeep.fold(connection)
+
+
+def test_things_that_always_go_wrong_do_not_keep_others_waiting(database):
+    waiting, done = list(range(30)), []
+
+    def run(thing: int, _lease: Lease) -> None:
+        if thing < 25:
+            raise RuntimeError("always")
+        waiting.remove(thing)
+        done.append(thing)
+
+    def pending(_connection: Any, besides: Any = ()) -> list[int]:
+        return [thing for thing in waiting if thing not in besides][:10]
+
+    busy = Errands(database, [Errand("odd", pending, run)], "scheduler-1")
+    for _ in range(4):
+        busy.run_once()
+    assert done == [25, 26, 27, 28, 29]
+
+
+def test_validation_and_closing_look_past_what_is_put_off(api, database):
+    batches = [number(start(api, {"prompt": "a mug"})) for _ in range(12)]
+    with database.begin() as connection:
+        assert filed.validating(connection) == batches[:10]
+        assert filed.validating(connection, besides=batches[:10]) == batches[10:]
+
+
+def test_errands_go_on_after_an_error_that_nobody_foresaw(database):
+    looked, done, stopping = [], [], threading.Event()
+
+    def broken(_connection: Any, _besides: Any = ()) -> list[int]:
+        looked.append(1)
+        raise RuntimeError("unforeseen")
+
+    def fine(_connection: Any, _besides: Any = ()) -> list[int]:
+        return [] if done else [7]
+
+    both = [Errand("broken", broken, print), Errand("fine", fine, lambda thing, _lease: done.append(thing))]
+    thread = threading.Thread(target=Errands(database, both, "scheduler-1").run, args=(stopping,))
+    thread.start()
+    try:
+        until(lambda: len(looked) > 1 and done)
+    finally:
+        stopping.set()
+        thread.join()
+    assert done == [7]
+
+
+def test_a_scheduler_that_breaks_ends_with_its_errands(environ, store, monkeypatch):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    def broken(_scheduler: Any, _stopping: Any) -> None:
+        raise RuntimeError("unforeseen")
+
+    monkeypatch.setattr(app.Scheduler, "run", broken)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(RuntimeError, match="unforeseen"):
+        app.main([])
+    assert not [thread for thread in threading.enumerate() if thread.name == "errands"]
