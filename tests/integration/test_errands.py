@@ -8,7 +8,7 @@ import pytest
 
 from scheduler import app
 from scheduler.errands import Errand, Errands, errands
-from services.core import filed, jobs, upkeep
+from services.core import closing, filed, jobs, upkeep
 from services.core.database import Database
 from services.core.leases import Lease
 from services.core.queues import Bell
@@ -45,6 +45,24 @@ def rendered(api: Api) -> None:
         factories.settle(api.database, claim)
     with api.database.begin() as connection:
         upkeep.fold(connection)
+
+
+def test_whoever_closes_a_job_a_second_time_leaves_its_files_as_they_are(api, running, database, settings, store):
+    batch = start(api, {"prompt": "a mug"})
+    running.run_once()
+    rendered(api)
+    with database.begin() as connection:
+        jobs.finish(connection)
+        assert closing.pending(connection) == [number(batch)]
+    running.run_once()
+    late = Lease(database, f"close/{number(batch)}", "scheduler-2")  # had seen it among what waits
+    assert late.take()
+    closing.run(settings, store, number(batch), late)
+    shown = api.http.get(f"/v1/batches/{batch}").json()
+    assert shown["status"] == "completed"
+    assert [file["id"] for file in api.http.get("/v1/files?purpose=batch_output").json()["data"]] == [
+        shown["output_file_id"]
+    ]
 
 
 def test_things_that_always_go_wrong_do_not_keep_others_waiting(database):
