@@ -2,9 +2,11 @@
 
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from scheduler import app
 from scheduler.errands import Errand, Errands, errands
@@ -109,6 +111,28 @@ def test_errands_go_on_after_an_error_that_nobody_foresaw(database):
         stopping.set()
         thread.join()
     assert done == [7]
+
+
+def test_a_job_validated_after_its_priority_was_changed_has_the_new_one(api, running, database, monkeypatch):
+    batch = start(api, {"prompt": "a mug"})
+    read: Callable[..., Any] = filed.source
+
+    def source(connection: Any, job_id: int) -> Any:
+        row = read(connection, job_id)
+        answer = api.http.patch(f"/v1/jobs/{jobs.public_id(job_id)}", json={"priority": "high"})
+        assert answer.status_code == 200
+        return row
+
+    monkeypatch.setattr(filed, "source", source)  # the change comes while the file is read
+    running.run_once()
+    with database.begin() as connection:
+        priorities = connection.execute(
+            text(
+                "SELECT j.state, j.priority, s.priority FROM jobs j JOIN segments s ON s.job_id = j.id WHERE j.id = :id"
+            ),
+            {"id": number(batch)},
+        ).all()
+    assert [tuple(row) for row in priorities] == [("queued", 0, 0)]
 
 
 def test_a_scheduler_that_breaks_ends_with_its_errands(environ, store, monkeypatch):
