@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from scheduler import app
 from scheduler.errands import Errand, Errands, errands
-from services.core import closing, filed, jobs, upkeep
+from services.core import closing, filed, jobs, upkeep, uploads
 from services.core.database import Database
 from services.core.leases import Lease
 from services.core.queues import Bell
@@ -133,6 +133,41 @@ def test_a_job_validated_after_its_priority_was_changed_has_the_new_one(api, run
             {"id": number(batch)},
         ).all()
     assert [tuple(row) for row in priorities] == [("queued", 0, 0)]
+
+
+def test_an_upload_that_is_open_after_all_keeps_its_parts(api, database, store):
+    made = api.http.post(
+        "/v1/uploads", json={"filename": "a", "purpose": "batch", "bytes": 3, "mime_type": "text/plain"}
+    ).json()
+    part = api.http.post(f"/v1/uploads/{made['id']}/parts", files={"data": ("a", b"abc")}).json()
+    upload = uploads.parse_id(made["id"])
+    lease = Lease(database, f"drop-upload/{upload}", "scheduler-1")  # it seemed out of time; the clock was set back
+    assert lease.take()
+    uploads.drop(store, upload, lease)
+    done = api.http.post(f"/v1/uploads/{made['id']}/complete", json={"part_ids": [part["id"]]})
+    assert (done.status_code, done.json()["status"]) == (200, "completed")
+
+
+def test_what_is_refused_leaves_no_object(api, store):
+    made = api.http.post(
+        "/v1/uploads", json={"filename": "a", "purpose": "batch", "bytes": 3, "mime_type": "text/plain"}
+    ).json()
+    before = set(store.under("files/"))
+    api.http.post(f"/v1/uploads/{made['id']}/cancel")
+    late = api.http.post(f"/v1/uploads/{made['id']}/parts", files={"data": ("a", b"abc")})
+    assert late.status_code == 409
+    assert set(store.under("files/")) == before
+
+    def send(data: bytes) -> int:
+        answer = api.http.post(
+            "/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", data)}, headers={"Idempotency-Key": "k"}
+        )
+        return answer.status_code
+
+    assert send(b"one") == 200
+    stored = set(store.under("files/"))
+    assert send(b"two") == 422
+    assert set(store.under("files/")) == stored
 
 
 def test_a_scheduler_that_breaks_ends_with_its_errands(environ, store, monkeypatch):
