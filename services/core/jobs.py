@@ -32,7 +32,7 @@ ORDER BY expires_at LIMIT 50
 """)
 _EXPIRE = text("""
 UPDATE jobs SET state = 'cancelling', stop_reason = 'expired', cancel_requested_at = now()
-WHERE id = :id AND state = ANY(:sources)
+WHERE id = :id AND state = ANY(:sources) AND expires_at < now()
 """)
 _ALONE = text("SELECT pg_advisory_xact_lock(:id)")
 _CLOSE = text("UPDATE segments SET open = false WHERE job_id = :id AND open")
@@ -61,7 +61,8 @@ FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources)
 """)  # noqa: S608  our own text
 _END = """
 UPDATE jobs SET finished_at = now(), output_file_id = :output_file_id, error_file_id = :error_file_id,
-  state = CASE WHEN state = 'cancelling' THEN stop_reason WHEN ready.done > 0 THEN 'completed' ELSE 'failed' END
+  state = CASE WHEN state = 'cancelling' THEN coalesce(stop_reason, 'cancelled')
+               WHEN ready.done > 0 THEN 'completed' ELSE 'failed' END
 """
 _FINISH = text(f"""{_END}
 FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) AND input_file_id IS NULL
@@ -225,13 +226,17 @@ def close(connection: Connection, job_id: int, *, output_file_id: int | None, er
 
 
 def expire(connection: Connection) -> int:
-    """Stops the jobs that are out of time, as a cancel does; what is done of them stays. Returns how many."""
+    """Stops the jobs that are out of time, as a cancel does; what is done of them stays. Returns how many.
+
+    Their locks are had in order of ids, as by claims; whatever was finalized meanwhile has all the time in the world.
+    """
     sources = states.sources(JobState.CANCELLING)
     stopped = 0
-    for job_id in connection.execute(_OVERDUE, {"sources": sources}).scalars().all():
+    for job_id in sorted(connection.execute(_OVERDUE, {"sources": sources}).scalars()):
         connection.execute(_ALONE, {"id": job_id})
-        stopped += connection.execute(_EXPIRE, {"id": job_id, "sources": sources}).rowcount
-        connection.execute(_CLOSE, {"id": job_id})
+        if connection.execute(_EXPIRE, {"id": job_id, "sources": sources}).rowcount:
+            connection.execute(_CLOSE, {"id": job_id})
+            stopped += 1
     return stopped
 
 
