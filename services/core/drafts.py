@@ -130,15 +130,18 @@ def create(
     connection.execute(_NEW_COUNTERS, {"id": job_id})
 
 
-def ground(connection: Connection, tenant_id: int, job_id: int) -> Ground:
-    """What a chunk is parsed upon.
+def ground(connection: Connection, tenant_id: int, job_id: int, number: int) -> Ground:
+    """What the chunk of that number is parsed upon. One that was committed finds the room that it has taken: sent
+    again, it must not be refused for it.
 
     Raises:
         NotFound: no such job of this tenant.
         Conflict: it is no draft.
     """
     row = _draft(connection, tenant_id, job_id, _GROUND)
-    return Ground(job_id, row.total, tuple(Shape(*shape) for shape in connection.execute(_SHAPES, {"id": job_id})))
+    known = connection.execute(_CHUNK, {"id": job_id, "number": number}).one_or_none()
+    images = row.total - (known.images if known else 0)
+    return Ground(job_id, images, tuple(Shape(*shape) for shape in connection.execute(_SHAPES, {"id": job_id})))
 
 
 def append(connection: Connection, tenant_id: int, submission: Submission, number: int) -> tuple[Chunk, bool]:
