@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from services.core import idempotency, jobs, requests, views
+from services.core import idempotency, jobs, requests, strict_json, views
 from services.core.errors import Conflict, InvalidSubmission, NotFound, Problem
 from services.core.intake import MOST_PROBLEMS, Ground, Submission
 from services.core.specs import Shape
@@ -273,7 +273,7 @@ def _gaps(connection: Connection, job_id: int, wanted: requests.Finalize, count:
 def _duplicate(row: Any) -> Problem:
     places = [f"request {request} of chunk {chunk}" for chunk, request in zip(row.chunks, row.requests, strict=True)]
     message = (
-        f'custom_id is "{row.custom_id}" in {places[0]} and in {places[1]}, counted from 0; '
+        f"custom_id is {strict_json.describe(row.custom_id)} in {places[0]} and in {places[1]}, counted from 0; "
         "each must be used once in a job."
     )
     return Problem("duplicate_custom_id", message, "custom_id", row.chunks[1])
