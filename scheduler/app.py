@@ -131,9 +131,12 @@ def main(argv: list[str] | None = None) -> int:
     threads = [threading.Thread(target=running.run, args=(stopping,), name="errands") for _ in range(ERRANDS_AT_ONCE)]
     for thread in threads:
         thread.start()
-    scheduler.run(stopping)
-    for thread in threads:
-        thread.join()
+    try:
+        scheduler.run(stopping)
+    finally:  # a scheduler that cannot lead any more must not live on for its errands: it is to be started anew
+        stopping.set()
+        for thread in threads:
+            thread.join()
     return 0
 
 

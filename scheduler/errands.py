@@ -21,15 +21,16 @@ from services.core.storage import ImageStore
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.25
-PAUSE_SECONDS = 5.0  # before the same thing is tried again here, after it went wrong
+PAUSE_SECONDS = 5.0  # before the same thing is tried again here, after it went wrong or was in other hands
 
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """`pending` names the things that wait, a few at a time; `run` does the work for one of them under its lease."""
+    """`pending` names the things that wait, a few at a time and besides those given; `run` does the work for one of
+    them under its lease. It may be called for a thing that another has done in this very moment."""
 
     name: str
-    pending: Callable[[Connection], Sequence[int]]
+    pending: Callable[[Connection, Sequence[int]], Sequence[int]]
     run: Callable[[int, Lease], object]
 
 
@@ -39,8 +40,8 @@ class Errands:
     def __init__(self, database: Database, errands: list[Errand], holder: str) -> None:
         self.database, self.errands, self.holder = database, errands, holder
         self._guard = threading.Lock()
-        self._in_hand: set[str] = set()
-        self._not_before: dict[str, float] = {}
+        self._in_hand: set[tuple[str, int]] = set()
+        self._not_before: dict[tuple[str, int | None], float] = {}  # None: the look at what waits
 
     def run(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
@@ -57,30 +58,52 @@ class Errands:
         """Does all that waits, each thing once. Returns whether there was anything."""
         busy = False
         for errand in self.errands:
-            with self.database.begin() as connection:
-                things = errand.pending(connection)
-            for thing in things:
+            for thing in self._look(errand):
                 if stopping is not None and stopping.is_set():
                     return busy
                 busy |= self._try(errand, thing)
         return busy
 
-    def _try(self, errand: Errand, thing: int) -> bool:
-        name = f"{errand.name}/{thing}"
+    def _look(self, errand: Errand) -> Sequence[int]:
+        """What waits, past all that is in hand or put off: however much of it there is, it keeps nothing waiting."""
+        now = time.monotonic()
         with self._guard:
-            if name in self._in_hand or self._not_before.get(name, 0.0) > time.monotonic():
-                return False
-            self._in_hand.add(name)
+            self._not_before = {key: moment for key, moment in self._not_before.items() if moment > now}
+            if (errand.name, None) in self._not_before:
+                return []
+            besides = [thing for name, thing in (*self._in_hand, *self._not_before)
+                       if name == errand.name and thing is not None]  # fmt: skip
         try:
-            return self._perform(errand, thing, Lease(self.database, name, self.holder))
+            with self.database.begin() as connection:
+                return errand.pending(connection, besides)
+        except Away:
+            raise
+        except Exception:
+            log.exception("errands not found", extra={"errand": errand.name})
+            self._put_off(errand, None)
+            return []
+
+    def _put_off(self, errand: Errand, thing: int | None) -> None:
+        with self._guard:
+            self._not_before[errand.name, thing] = time.monotonic() + PAUSE_SECONDS
+
+    def _try(self, errand: Errand, thing: int) -> bool:
+        key = errand.name, thing
+        with self._guard:
+            if key in self._in_hand or self._not_before.get(key, 0.0) > time.monotonic():
+                return False
+            self._in_hand.add(key)
+        try:
+            return self._perform(errand, thing, Lease(self.database, f"{errand.name}/{thing}", self.holder))
         finally:
             with self._guard:
-                self._in_hand.discard(name)
+                self._in_hand.discard(key)
 
     def _perform(self, errand: Errand, thing: int, lease: Lease) -> bool:
         began = time.monotonic()
         try:
             if not lease.take():
+                self._put_off(errand, thing)
                 return False
             errand.run(thing, lease)
             lease.release()
@@ -88,12 +111,11 @@ class Errands:
             log.warning("errand lost", extra={"errand": lease.name})
         except Away as error:
             log.warning("errand put off", extra={"errand": lease.name, "error": str(error)})
-            self._not_before[lease.name] = time.monotonic() + PAUSE_SECONDS
+            self._put_off(errand, thing)
         except Exception:
             log.exception("errand failed", extra={"errand": lease.name})
-            self._not_before[lease.name] = time.monotonic() + PAUSE_SECONDS
+            self._put_off(errand, thing)
         else:
-            self._not_before.pop(lease.name, None)
             log.info("errand done", extra={"errand": lease.name, "seconds": round(time.monotonic() - began, 3)})
         return True
 

@@ -65,8 +65,9 @@ def _refused(kind: type[Document], error: ValidationError) -> Refused:
     if code == "unknown_field":
         shown = strict_json.describe(names[-1])
         known = ", ".join(sorted(kind.model_fields))
-        return Refused(400, code, f"There is no field {shown}; there are: {known}.", param=".".join(names)[:80])
+        return Refused(400, code, f"There is no field {shown}; there are: {known}.", param=strict_json.place(*names))
     field = kind.model_fields.get(names[0]) if names else None
     allowed = (field.description if field else None) or "as the documentation says"
     found = "missing" if code == "missing_field" else strict_json.describe(entry["input"])
-    return Refused(400, code, f"{'.'.join(names)} is {found}; it must be {allowed}.", param=".".join(names)[:80])
+    param = strict_json.place(*(part for part in entry["loc"] if part != "[key]"))
+    return Refused(400, code, f"{param} is {found}; it must be {allowed}.", param=param)

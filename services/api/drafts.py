@@ -117,7 +117,7 @@ def finalize_draft(response: Response, here: Here, tenant: Tenant, job_id: str, 
 
 def _append(here: Context, arrival: Arrival) -> Appended:
     with here.database.begin(arrival.tenant) as connection:
-        ground = drafts.ground(connection, arrival.tenant, arrival.job_id)
+        ground = drafts.ground(connection, arrival.tenant, arrival.job_id, arrival.number)
         catalogue = models.catalogue(connection)
     order = _read(arrival, here.settings) if arrival.form is Format.JSON else Order()
     with intake.Submission(

@@ -15,7 +15,7 @@ from services.api.context import Context, Here
 from services.api.errors import Refused
 from services.api.forms import Form
 from services.core import files, idempotency, ids
-from services.core.errors import ObjectGone
+from services.core.errors import IdempotencyBusy, IdempotencyConflict, NotFound, ObjectGone
 
 router = APIRouter()
 EXPIRY = range(3600, 2_592_001)
@@ -127,16 +127,20 @@ def _store(here: Context, tenant: int, form: Form, expires: int | None, key: str
     object_key = files.object_key(tenant, number)
     here.store.put_file(object_key, form.file, "application/jsonl")
     known = None
-    with here.database.begin(tenant) as connection:
-        if key is not None:
-            asked = hashlib.sha256(repr((sha256, form.filename, expires)).encode()).digest()
-            known = idempotency.remember(connection, tenant, key, sha256=asked, thing=number, kind="file")
-        if known is None:
-            files.record(
-                connection, number, tenant_id=tenant, purpose="batch", filename=form.filename, size=form.size,
-                sha256=sha256, key=object_key, expires_seconds=expires,
-            )  # fmt: skip
-        found = files.find(connection, tenant, number if known is None else known)
+    try:
+        with here.database.begin(tenant) as connection:
+            if key is not None:
+                asked = hashlib.sha256(repr((sha256, form.filename, expires)).encode()).digest()
+                known = idempotency.remember(connection, tenant, key, sha256=asked, thing=number, kind="file")
+            if known is None:
+                files.record(
+                    connection, number, tenant_id=tenant, purpose="batch", filename=form.filename, size=form.size,
+                    sha256=sha256, key=object_key, expires_seconds=expires,
+                )  # fmt: skip
+            found = files.find(connection, tenant, number if known is None else known)
+    except (IdempotencyConflict, IdempotencyBusy, NotFound):  # of anything else it is not known what was committed
+        here.store.drop(object_key)
+        raise
     if known is not None:
         here.store.drop(object_key)
     return vocabulary.file(found)

@@ -19,7 +19,7 @@ from services.api.auth import Tenant
 from services.api.context import Context, Here
 from services.api.errors import JsonResponse, Refused, envelope
 from services.core import intake, jobs, lines, models, outcomes, requests, views
-from services.core.errors import Conflict, InvalidSubmission
+from services.core.errors import Away, Conflict, InvalidSubmission, StoreAway
 from services.core.lines import Body
 from services.core.outcomes import Stored
 
@@ -72,6 +72,21 @@ async def generate(request: Request, here: Here, tenant: Tenant) -> Any:
     if "custom_id" in body.fields:
         raise Refused(400, "unknown_field", "custom_id belongs to files of requests.", param="custom_id")
     job_id = await anyio.to_thread.run_sync(_submit, here, tenant, body, key, limiter=here.submissions)
+    try:
+        return await _answered(request, here, tenant, job_id, body.response_format, preference, key)
+    except Away as error:
+        if key is not None:  # sent again, it finds its job
+            raise
+        code = "store_away" if isinstance(error, StoreAway) else "database_away"
+        goes_on = f"Its outcome cannot be told now. It goes on: see /v1/jobs/{jobs.public_id(job_id)}."
+        raise Refused(503, code, goes_on, headers=_NO_RETRY) from error
+
+
+async def _answered(
+    request: Request, here: Context, tenant: int, job_id: int, response_format: str | None, preference: Preference,
+    key: str | None,
+) -> Any:  # fmt: skip
+    """The committed job's pictures, or the job itself."""
     if preference.asynchronous:
         return await anyio.to_thread.run_sync(_job, here, tenant, job_id)
     limit = here.settings.wait_seconds if preference.seconds is None else preference.seconds
@@ -83,7 +98,7 @@ async def generate(request: Request, here: Here, tenant: Tenant) -> Any:
             f"It is not done after {limit:g} s. It goes on: see /v1/jobs/{jobs.public_id(job_id)}.", headers=_NO_RETRY,
         )  # fmt: skip
     base_url = context.base_url(here.settings, request)
-    return await anyio.to_thread.run_sync(_answer, here, tenant, job_id, body.response_format, base_url)
+    return await anyio.to_thread.run_sync(_answer, here, tenant, job_id, response_format, base_url)
 
 
 def _preference(request: Request) -> Preference:

@@ -14,7 +14,7 @@ from services.api.errors import Refused
 from services.api.forms import Form
 from services.core import files as core_files
 from services.core import ids, uploads
-from services.core.errors import NotFound
+from services.core.errors import Conflict, NotFound
 
 router = APIRouter()
 PART_LIMIT = 64 << 20
@@ -122,8 +122,10 @@ def _add_part(here: Context, tenant: int, upload_id: int, form: Form) -> vocabul
     try:
         with here.database.begin(tenant) as connection:
             uploads.add_part(connection, tenant, upload_id, part=part, size=form.size, sha256=sha256, key=key)
-    except uploads.PartsUnfit as error:
+    except (uploads.PartsUnfit, Conflict) as error:
         here.store.drop(key)
+        if isinstance(error, Conflict):
+            raise
         raise Refused(400, "parts_unfit", str(error)) from None
     return vocabulary.UploadPart(
         id=uploads.part_id(part), created_at=ids.epoch(part), upload_id=uploads.public_id(upload_id)

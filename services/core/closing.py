@@ -19,7 +19,7 @@ from services.core.storage import ImageStore
 
 _PAGE = 1_000
 _JOB = text("""
-SELECT tenant_id, state, stop_reason, total, base_url, output_expires_seconds FROM jobs WHERE id = :id
+SELECT tenant_id, finished_at, stop_reason, total, base_url, output_expires_seconds FROM jobs WHERE id = :id
 """)
 _STOPPED = {
     "expired": ("batch_expired", "The request was not executed before the completion window ended."),
@@ -27,13 +27,15 @@ _STOPPED = {
 }
 
 
-def pending(connection: Connection) -> Sequence[int]:
-    return jobs.closable(connection)
+def pending(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+    return jobs.closable(connection, besides)
 
 
 def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> None:
     with lease.begin() as connection:
         job = connection.execute(_JOB, {"id": job_id}).one()
+    if job.finished_at is not None:  # by another, since it was seen to wait
+        return
     with tempfile.TemporaryFile() as first, tempfile.TemporaryFile() as second:
         output, errors = _File("output", first), _File("errors", second)
         for request in _requests(lease, job_id) if job.total else ():
@@ -42,9 +44,10 @@ def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> Non
             file.store(store, _key(job, job_id, file.name))
             lease.keep()
     with lease.begin() as connection:
-        filed.set_counts(connection, job_id, done=output.lines, failed=errors.lines)
-        numbers = [_record(connection, job, job_id, file) for file in (output, errors)]
-        jobs.close(connection, job_id, output_file_id=numbers[0], error_file_id=numbers[1])
+        if jobs.close(connection, job_id, output_file_id=output.number, error_file_id=errors.number):
+            filed.set_counts(connection, job_id, done=output.lines, failed=errors.lines)
+            for file in (output, errors):
+                _record(connection, job, job_id, file)
 
 
 class _File:
@@ -55,6 +58,12 @@ class _File:
         self.lines = self.bytes = 0
         self.digest = hashlib.sha256()
         self._file = file
+        self._number = ids.new()
+
+    @property
+    def number(self) -> int | None:
+        """The id that it gets as a file; None: it has no line, and becomes none."""
+        return self._number if self.lines else None
 
     def write(self, line: bytes) -> None:
         self._file.write(line)
@@ -68,17 +77,14 @@ class _File:
             store.put_file(key, self._file, "application/jsonl")
 
 
-def _record(connection: Connection, job: Any, job_id: int, file: _File) -> int | None:
-    """The file's id; None for one that has no line."""
-    if not file.lines:
-        return None
-    number = ids.new()
+def _record(connection: Connection, job: Any, job_id: int, file: _File) -> None:
+    if file.number is None:
+        return
     files.record(
-        connection, number, tenant_id=job.tenant_id, purpose="batch_output",
+        connection, file.number, tenant_id=job.tenant_id, purpose="batch_output",
         filename=f"{jobs.public_id(job_id)}_{file.name}.jsonl", size=file.bytes, sha256=file.digest.digest(),
         key=_key(job, job_id, file.name), job_id=job_id, expires_seconds=job.output_expires_seconds,
     )  # fmt: skip
-    return number
 
 
 def _key(job: Any, job_id: int, name: str) -> str:

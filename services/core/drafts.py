@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from services.core import idempotency, jobs, requests, views
+from services.core import idempotency, jobs, requests, strict_json, views
 from services.core.errors import Conflict, InvalidSubmission, NotFound, Problem
 from services.core.intake import MOST_PROBLEMS, Ground, Submission
 from services.core.specs import Shape
@@ -130,15 +130,18 @@ def create(
     connection.execute(_NEW_COUNTERS, {"id": job_id})
 
 
-def ground(connection: Connection, tenant_id: int, job_id: int) -> Ground:
-    """What a chunk is parsed upon.
+def ground(connection: Connection, tenant_id: int, job_id: int, number: int) -> Ground:
+    """What the chunk of that number is parsed upon. One that was committed finds the room that it has taken: sent
+    again, it must not be refused for it.
 
     Raises:
         NotFound: no such job of this tenant.
         Conflict: it is no draft.
     """
     row = _draft(connection, tenant_id, job_id, _GROUND)
-    return Ground(job_id, row.total, tuple(Shape(*shape) for shape in connection.execute(_SHAPES, {"id": job_id})))
+    known = connection.execute(_CHUNK, {"id": job_id, "number": number}).one_or_none()
+    images = row.total - (known.images if known else 0)
+    return Ground(job_id, images, tuple(Shape(*shape) for shape in connection.execute(_SHAPES, {"id": job_id})))
 
 
 def append(connection: Connection, tenant_id: int, submission: Submission, number: int) -> tuple[Chunk, bool]:
@@ -270,7 +273,7 @@ def _gaps(connection: Connection, job_id: int, wanted: requests.Finalize, count:
 def _duplicate(row: Any) -> Problem:
     places = [f"request {request} of chunk {chunk}" for chunk, request in zip(row.chunks, row.requests, strict=True)]
     message = (
-        f'custom_id is "{row.custom_id}" in {places[0]} and in {places[1]}, counted from 0; '
+        f"custom_id is {strict_json.describe(row.custom_id)} in {places[0]} and in {places[1]}, counted from 0; "
         "each must be used once in a job."
     )
     return Problem("duplicate_custom_id", message, "custom_id", row.chunks[1])

@@ -22,14 +22,17 @@ VALUES (:id, :tenant_id, 'validating', :priority, 0, CAST(:labels AS jsonb), :de
         :completion_window, :output_expires_seconds, :base_url, now() + make_interval(secs => :window_seconds))
 """)
 _NEW_COUNTERS = text("INSERT INTO counters (job_id, queued) VALUES (:id, 0)")
-_VALIDATING = text("SELECT id FROM jobs WHERE finished_at IS NULL AND state = 'validating' ORDER BY id LIMIT 10")
+_VALIDATING = text("""
+SELECT id FROM jobs WHERE finished_at IS NULL AND state = 'validating' AND id <> ALL(CAST(:besides AS bigint[]))
+ORDER BY id LIMIT 10
+""")
 _INPUT = text("""
-SELECT j.tenant_id, j.priority, j.state, f.object_key FROM jobs j
+SELECT j.state, f.object_key FROM jobs j
 LEFT JOIN files f ON f.id = j.input_file_id AND f.deleted_at IS NULL WHERE j.id = :id
 """)
 _OPEN = text("""
 UPDATE jobs SET state = 'queued', total = :total, requests = :requests, opened_at = now()
-WHERE id = :id AND state = 'validating'
+WHERE id = :id AND state = 'validating' RETURNING tenant_id, priority
 """)
 _COUNT = text("UPDATE counters SET queued = queued + :total WHERE job_id = :id")
 _REFUSE = text("""
@@ -111,23 +114,27 @@ def create(
     connection.execute(_NEW_COUNTERS, {"id": job_id})
 
 
-def validating(connection: Connection) -> Sequence[int]:
-    return connection.execute(_VALIDATING).scalars().all()
+def validating(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+    """The oldest that wait for it, but for `besides`."""
+    return connection.execute(_VALIDATING, {"besides": list(besides)}).scalars().all()
 
 
 def source(connection: Connection, job_id: int) -> Any:
-    """A row with tenant_id, priority, state, and object_key: None when the file is gone."""
+    """A row with state, and object_key: None when the file is gone."""
     return connection.execute(_INPUT, {"id": job_id}).one()
 
 
-def accept(connection: Connection, submission: intake.Submission, *, tenant_id: int, priority: int) -> bool:
-    """Its file is in order: records every image and opens the job. False: it is not waiting for that any more."""
+def accept(connection: Connection, submission: intake.Submission) -> bool:
+    """Its file is in order: records every image and opens the job, in the class that it is in by now. False: it is not
+    waiting for that any more."""
     values = {"id": submission.job_id, "total": submission.total, "requests": submission.requests}
-    if not connection.execute(_OPEN, values).rowcount:
+    job = connection.execute(_OPEN, values).one_or_none()
+    if job is None:
         return False
     jobs.new_segments(
-        connection, submission.job_id, tenant_id=tenant_id, priority=priority, segments=submission.new_segments
-    )
+        connection, submission.job_id, tenant_id=job.tenant_id, priority=job.priority,
+        segments=submission.new_segments,
+    )  # fmt: skip
     submission.copy(connection)
     connection.execute(_COUNT, {"id": submission.job_id, "total": submission.total})
     return True

@@ -33,8 +33,9 @@ _IN_USE = text("SELECT EXISTS (SELECT FROM jobs WHERE input_file_id = :id AND te
                "AND finished_at IS NULL AND state = 'validating')")  # fmt: skip
 _DELETE = text(f"UPDATE files SET deleted_at = now() WHERE tenant_id = :tenant_id AND id = :id AND {_SEEN}")  # noqa: S608
 _DOOMED = text("""
-(SELECT id FROM files WHERE deleted_at IS NOT NULL LIMIT 20)
-UNION (SELECT id FROM files WHERE expires_at < now() ORDER BY expires_at LIMIT 20)
+(SELECT id FROM files WHERE deleted_at IS NOT NULL AND id <> ALL(CAST(:besides AS bigint[])) LIMIT 20)
+UNION
+(SELECT id FROM files WHERE expires_at < now() AND id <> ALL(CAST(:besides AS bigint[])) ORDER BY expires_at LIMIT 20)
 """)
 _KEY = text("SELECT object_key FROM files WHERE id = :id")
 _FORGET = text("DELETE FROM files WHERE id = :id")
@@ -119,9 +120,9 @@ def delete(connection: Connection, tenant_id: int, file_id: int) -> None:
         raise NotFound("There is no such file.")
 
 
-def doomed(connection: Connection) -> Sequence[int]:
+def doomed(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
     """Files that nobody sees any more and that still take room."""
-    return connection.execute(_DOOMED).scalars().all()
+    return connection.execute(_DOOMED, {"besides": list(besides)}).scalars().all()
 
 
 def drop(store: ImageStore, file_id: int, lease: Lease) -> None:

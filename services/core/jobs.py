@@ -32,7 +32,7 @@ ORDER BY expires_at LIMIT 50
 """)
 _EXPIRE = text("""
 UPDATE jobs SET state = 'cancelling', stop_reason = 'expired', cancel_requested_at = now()
-WHERE id = :id AND state = ANY(:sources)
+WHERE id = :id AND state = ANY(:sources) AND expires_at < now()
 """)
 _ALONE = text("SELECT pg_advisory_xact_lock(:id)")
 _CLOSE = text("UPDATE segments SET open = false WHERE job_id = :id AND open")
@@ -61,7 +61,8 @@ FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources)
 """)  # noqa: S608  our own text
 _END = """
 UPDATE jobs SET finished_at = now(), output_file_id = :output_file_id, error_file_id = :error_file_id,
-  state = CASE WHEN state = 'cancelling' THEN stop_reason WHEN ready.done > 0 THEN 'completed' ELSE 'failed' END
+  state = CASE WHEN state = 'cancelling' THEN coalesce(stop_reason, 'cancelled')
+               WHEN ready.done > 0 THEN 'completed' ELSE 'failed' END
 """
 _FINISH = text(f"""{_END}
 FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) AND input_file_id IS NULL
@@ -69,7 +70,9 @@ RETURNING jobs.id
 """)
 _CLOSABLE = text(f"""
 SELECT jobs.id FROM jobs, ({_ALL_FINAL}) ready
-WHERE jobs.id = ready.id AND finished_at IS NULL AND input_file_id IS NOT NULL ORDER BY jobs.id LIMIT 10
+WHERE jobs.id = ready.id AND finished_at IS NULL AND input_file_id IS NOT NULL
+  AND jobs.id <> ALL(CAST(:besides AS bigint[]))
+ORDER BY jobs.id LIMIT 10
 """)  # noqa: S608  our own text
 _CLOSE_JOB = text(f"""{_END}
 FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) AND jobs.id = :id
@@ -211,9 +214,9 @@ def finish(connection: Connection) -> list[int]:
     return list(connection.execute(_FINISH, values).scalars())
 
 
-def closable(connection: Connection) -> list[int]:
+def closable(connection: Connection, besides: Sequence[int] = ()) -> list[int]:
     """Jobs that came as a file and of which every image is final: their output is to be written."""
-    return list(connection.execute(_CLOSABLE, {"sources": _ENDING}).scalars())
+    return list(connection.execute(_CLOSABLE, {"sources": _ENDING, "besides": list(besides)}).scalars())
 
 
 def close(connection: Connection, job_id: int, *, output_file_id: int | None, error_file_id: int | None) -> bool:
@@ -223,13 +226,17 @@ def close(connection: Connection, job_id: int, *, output_file_id: int | None, er
 
 
 def expire(connection: Connection) -> int:
-    """Stops the jobs that are out of time, as a cancel does; what is done of them stays. Returns how many."""
+    """Stops the jobs that are out of time, as a cancel does; what is done of them stays. Returns how many.
+
+    Their locks are had in order of ids, as by claims; whatever was finalized meanwhile has all the time in the world.
+    """
     sources = states.sources(JobState.CANCELLING)
     stopped = 0
-    for job_id in connection.execute(_OVERDUE, {"sources": sources}).scalars().all():
+    for job_id in sorted(connection.execute(_OVERDUE, {"sources": sources}).scalars()):
         connection.execute(_ALONE, {"id": job_id})
-        stopped += connection.execute(_EXPIRE, {"id": job_id, "sources": sources}).rowcount
-        connection.execute(_CLOSE, {"id": job_id})
+        if connection.execute(_EXPIRE, {"id": job_id, "sources": sources}).rowcount:
+            connection.execute(_CLOSE, {"id": job_id})
+            stopped += 1
     return stopped
 
 

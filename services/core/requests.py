@@ -228,7 +228,7 @@ def problems(
 def _problem(entry: Any, value: object, line: int | None, prefix: str, allowed: dict[str, str]) -> Problem:
     field = str(entry["loc"][0]) if entry["loc"] else ""
     param = (
-        prefix + ".".join(str(part) for part in entry["loc"] if part != "[key]")
+        strict_json.place(*(part for part in entry["loc"] if part != "[key]"), prefix=prefix)
         if field in allowed
         else prefix + "request"
     )

@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 from services.core.errors import PressworkError, Problem
 
 MOST_KEYS = 1_000
 MOST_DEPTH = 32
+MOST_SHOWN = 80  # characters of the input, in an error
 
 
 class BadJson(PressworkError):
@@ -57,6 +59,14 @@ def describe(value: object, limit: int = 40) -> str:
         return json.dumps(value)[: limit + 24]
     except ValueError:
         return "a number with thousands of digits"
+
+
+def place(*parts: object, prefix: str = "") -> str:
+    """Where something stands, as errors name it: short, and with nothing of the input but plain names."""
+    shown = (
+        str(part) if str(part).isascii() and re.fullmatch(r"[\w-]+", str(part)) else describe(part) for part in parts
+    )
+    return (prefix + ".".join(shown))[:MOST_SHOWN]
 
 
 def _is_too_deep(value: object) -> bool:

@@ -34,10 +34,14 @@ _PARTS = text("SELECT * FROM upload_parts WHERE upload_id = :id")
 _COMPLETE = text("UPDATE uploads SET state = 'completed', file_id = :file_id WHERE id = :id AND state = 'pending'")
 _CANCEL = text("UPDATE uploads SET state = 'cancelled' WHERE id = :id AND state = 'pending'")
 _OVER = text("""
-(SELECT DISTINCT u.id FROM upload_parts p JOIN uploads u ON u.id = p.upload_id WHERE u.state <> 'pending' LIMIT 20)
-UNION (SELECT id FROM uploads WHERE state = 'pending' AND expires_at < now() ORDER BY expires_at LIMIT 20)
+(SELECT DISTINCT u.id FROM upload_parts p JOIN uploads u ON u.id = p.upload_id
+ WHERE u.state <> 'pending' AND u.id <> ALL(CAST(:besides AS bigint[])) LIMIT 20)
+UNION
+(SELECT id FROM uploads WHERE state = 'pending' AND expires_at < now() AND id <> ALL(CAST(:besides AS bigint[]))
+ ORDER BY expires_at LIMIT 20)
 """)
 _EXPIRE = text("UPDATE uploads SET state = 'expired' WHERE id = :id AND state = 'pending' AND expires_at < now()")
+_IS_OVER = text("SELECT state <> 'pending' FROM uploads WHERE id = :id")
 _FORGET_PARTS = text("DELETE FROM upload_parts WHERE upload_id = :id")
 
 
@@ -142,14 +146,18 @@ def complete(
     file_id = ids.new()
     key = files.object_key(tenant_id, file_id)
     sha256 = _join(store, [known[part].object_key for part in parts], key, md5)
-    with database.begin(tenant_id) as connection:
-        _lock_pending(connection, tenant_id, upload_id)
-        files.record(
-            connection, file_id, tenant_id=tenant_id, purpose=upload.purpose, filename=upload.filename, size=size,
-            sha256=sha256, key=key, expires_seconds=upload.file_expires_seconds,
-        )  # fmt: skip
-        connection.execute(_COMPLETE, {"id": upload_id, "file_id": file_id})
-        return find(connection, tenant_id, upload_id)
+    try:
+        with database.begin(tenant_id) as connection:
+            _lock_pending(connection, tenant_id, upload_id)
+            files.record(
+                connection, file_id, tenant_id=tenant_id, purpose=upload.purpose, filename=upload.filename, size=size,
+                sha256=sha256, key=key, expires_seconds=upload.file_expires_seconds,
+            )  # fmt: skip
+            connection.execute(_COMPLETE, {"id": upload_id, "file_id": file_id})
+            return find(connection, tenant_id, upload_id)
+    except Conflict:  # another was quicker, or the hour is over
+        store.drop(key)
+        raise
 
 
 def cancel(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
@@ -161,15 +169,17 @@ def cancel(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
     return find(connection, tenant_id, upload_id)
 
 
-def over(connection: Connection) -> Sequence[int]:
+def over(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
     """Uploads that are out of time, or over with parts that still take room."""
-    return connection.execute(_OVER).scalars().all()
+    return connection.execute(_OVER, {"besides": list(besides)}).scalars().all()
 
 
 def drop(store: ImageStore, upload_id: int, lease: Lease) -> None:
     """The objects first, then their rows."""
     with lease.begin() as connection:
         connection.execute(_EXPIRE, {"id": upload_id})
+        if not connection.execute(_IS_OVER, {"id": upload_id}).scalar_one():  # the clock was set back
+            return
         keys = [row.object_key for row in connection.execute(_PARTS, {"id": upload_id})]
     for key in keys:
         store.drop(key)

@@ -13,14 +13,15 @@ from services.core.errors import InvalidSubmission, ObjectGone, Problem
 from services.core.leases import Lease
 from services.core.queues import Bell
 from services.core.settings import Settings
+from services.core.states import JobState
 from services.core.storage import ImageStore
 
 _KEEP_LINES = 500
 _BOM = b"\xef\xbb\xbf"
 
 
-def pending(connection: Connection) -> Sequence[int]:
-    return filed.validating(connection)
+def pending(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+    return filed.validating(connection, besides)
 
 
 def run(settings: Settings, store: ImageStore, bell: Bell, job_id: int, lease: Lease) -> None:
@@ -28,6 +29,8 @@ def run(settings: Settings, store: ImageStore, bell: Bell, job_id: int, lease: L
     with lease.begin() as connection:
         source = filed.source(connection, job_id)
         catalogue = models.catalogue(connection)
+    if source.state != JobState.VALIDATING:  # read or cancelled since it was seen to wait
+        return
     with intake.Submission(settings, catalogue, ground=intake.Ground(job_id)) as submission:
         try:
             if source.object_key is None:
@@ -39,7 +42,7 @@ def run(settings: Settings, store: ImageStore, bell: Bell, job_id: int, lease: L
                 filed.refuse(connection, job_id, error.problems)
             return
         with lease.begin() as connection:
-            opened = filed.accept(connection, submission, tenant_id=source.tenant_id, priority=source.priority)
+            opened = filed.accept(connection, submission)
     if opened:  # lost with this process: the ring duty and the workers' timers find the job within seconds
         for model in submission.models:
             bell.ring(model)

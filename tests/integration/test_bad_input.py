@@ -570,3 +570,34 @@ def test_a_strange_host_breaks_nothing(api: Api, job_id: str, host: str) -> None
     rows = [f"GET /v1/jobs/{job_id}/images HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {api.key}"]
     answer = talk(api, "\r\n".join([*rows, "Connection: close", "", ""]).encode())
     assert answer.startswith((b"HTTP/1.1 200 ", b"HTTP/1.1 400 "))
+
+
+STRANGE = "\x1b[2J" + "k" * 5_000
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/v1/jobs", {"images": [{"prompt": "a"}], "labels": {STRANGE: "x"}}),
+        ("POST", "/v1/jobs", {"draft": True, "labels": {STRANGE: 3}}),
+        ("POST", "/v1/jobs", {"images": [{"prompt": "a", STRANGE: 1}]}),
+        ("POST", "/v1/batches", {"input_file_id": "x", "endpoint": "/v1/images/generations", "completion_window": "1h",
+                                 "metadata": {STRANGE: "x"}}),
+        ("POST", "/v1/batches", {STRANGE: 1}),
+        ("POST", "/v1/batches", {"input_file_id": "x", "endpoint": STRANGE, "completion_window": "1h"}),
+        ("POST", "/v1/uploads", {"filename": STRANGE, "purpose": "batch", "bytes": 1, "mime_type": "text/plain"}),
+        ("POST", "/v1/images/generations", {"prompt": "a", STRANGE: 1}),
+        ("POST", "/v1/images/generations", {"prompt": "a", "user": STRANGE}),
+        ("POST", "/v1/jobs", {"matrix": {"template": "{a}", "vary": {STRANGE: [1]}}}),
+        ("POST", "/v1/jobs/estimate", {"shapes": [{"images": 1, STRANGE: 1}]}),
+    ],
+)  # fmt: skip
+def test_errors_echo_little_of_the_input_and_no_control_character(
+    api: Api, method: str, path: str, body: dict[str, Any]
+) -> None:
+    error = api.http.request(method, path, json=body).json()["error"]
+    assert error["type"] == "invalid_request_error"
+    for said in (error, *error.get("errors", [])):
+        for words in (said["message"], said["param"] or ""):
+            assert "k" * 81 not in words
+            assert words.isprintable()

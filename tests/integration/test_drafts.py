@@ -158,7 +158,7 @@ def test_a_chunk_that_is_not_committed_leaves_nothing_and_can_be_sent_again(api:
     """As when the web server dies between the chunk's rows and its commit."""
     job = jobs.parse_id(opened(api))
     with api.database.begin() as connection:
-        ground = drafts.ground(connection, factories.TENANT, job)
+        ground = drafts.ground(connection, factories.TENANT, job, 0)
         catalogue = models.catalogue(connection)
 
     def append(die: bool) -> None:
@@ -338,4 +338,7 @@ def test_a_draft_holds_more_than_one_body_may_and_has_a_limit_of_its_own(api: Ap
         refused = send(2, 6)
         assert code(refused) == (422, "too_many_images") and "more than 25" in refused.json()["error"]["message"]
         assert send(2, 5).status_code == 200
+        again = send(2, 5)
+        assert (again.status_code, again.json().get("replayed")) == (200, True)
+        assert code(send(2, 6))[0] == 422 and code(send(2, 4)) == (409, "chunk_conflict")
     assert finalize(api, job, 3, images=25).status_code == 202

@@ -1,14 +1,19 @@
 """What can be done to a job that stands, and the ways to look at it: priority, pause, retry, filters, failed first."""
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import text
 
-from services.core import jobs, request_views
+from services.core import jobs, request_views, upkeep
+from services.core.database import Connection
 from services.core.specs import Claim, FailedImage
 from tests import factories
+from tests.waiting import until
 from tests.web import Api
 
 
@@ -276,3 +281,63 @@ def test_lines_may_ask_for_dedupe_and_embed_prompt_in_the_address(api: Api) -> N
     refused = api.http.post("/v1/jobs?dedupe=true", json={"images": [{"prompt": "a"}]})
     assert code(refused) == (422, "unknown_parameter")
     assert api.http.post("/v1/jobs", json={"images": [{"prompt": "a"}], "dedupe": "true"}).status_code == 422
+
+
+# --- running out of time
+
+
+@contextmanager
+def expiring(api: Api, held: int) -> Iterator[Connection]:
+    """The duty runs, and waits for the lock of a job that the block's transaction holds as a claim does."""
+    waits = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = "
+                 "(SELECT oid FROM pg_database WHERE datname = current_database())")  # fmt: skip
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            with api.database.begin() as connection:
+                jobs.expire(connection)
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    with api.database.begin() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock_shared(:id)"), {"id": held})
+        thread.start()
+        until(lambda: connection.execute(waits).scalar_one())
+        yield connection
+    thread.join()
+    assert not failed
+
+
+def test_a_draft_that_is_finalized_while_it_runs_out_of_time_is_rendered(api: Api) -> None:
+    job = api.http.post("/v1/jobs", json={"draft": True}).json()["id"]
+    api.http.put(f"/v1/jobs/{job}/chunks/0", json={"images": [{"prompt": "a mug"}]})
+    number = jobs.parse_id(job)
+    with api.database.begin() as connection:
+        connection.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s' WHERE id = :id"), {"id": number})
+    with expiring(api, number):
+        assert api.http.post(f"/v1/jobs/{job}/finalize", json={"chunks": 1}).status_code == 202
+    assert api.http.get(f"/v1/jobs/{job}").json()["status"] == "queued"
+    assert factories.claim(api.database) is not None
+
+
+def test_jobs_out_of_time_are_locked_in_the_order_in_which_claims_lock_them(api: Api) -> None:
+    first, second = sorted(jobs.parse_id(str(api.submit()["id"])) for _ in range(2))
+    overdue = text("UPDATE jobs SET expires_at = now() - make_interval(secs => :age) WHERE id = :id")
+    with api.database.begin() as connection:
+        connection.execute(overdue, [{"id": first, "age": 1}, {"id": second, "age": 2}])
+    with expiring(api, first) as claim:
+        assert claim.execute(text("SELECT pg_try_advisory_xact_lock_shared(:id)"), {"id": second}).scalar_one()
+
+
+def test_a_job_that_was_cancelled_by_an_earlier_version_ends_and_keeps_no_other_from_it(api: Api) -> None:
+    old, new = (str(api.submit()["id"]) for _ in range(2))
+    for job in (old, new):
+        api.http.post(f"/v1/jobs/{job}/cancel")
+    with api.database.begin() as connection:
+        connection.execute(text("UPDATE jobs SET stop_reason = NULL WHERE id = :id"), {"id": jobs.parse_id(old)})
+        upkeep.fold(connection)
+    with api.database.begin() as connection:
+        jobs.finish(connection)
+    assert [api.http.get(f"/v1/jobs/{job}").json()["status"] for job in (old, new)] == ["cancelled", "cancelled"]

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
+from services.core.errors import StoreAway
 from services.core.settings import Settings
 from services.core.storage import S3Store
 from tests.rendering import rendering, scheduling
@@ -411,6 +412,20 @@ def test_a_failed_image_is_said_once_and_not_tried_again(settings, store, api):
     ):
         client.images.generate(prompt="fault:nan", size="64x64")
     assert api.rows()["jobs"] == 1
+
+
+def test_an_outage_after_the_commit_is_said_once_and_nothing_is_rendered_twice(api, worker, monkeypatch):
+    def away(*_: object) -> bytes:
+        raise StoreAway
+
+    monkeypatch.setattr(S3Store, "read", away)
+    with openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, max_retries=2) as client:
+        with pytest.raises(openai.InternalServerError, match="It goes on: see /v1/jobs/job_"):
+            client.images.generate(prompt="a mug", size="64x64")
+        assert api.rows()["jobs"] == 1
+        with pytest.raises(openai.InternalServerError, match="Try again"):
+            client.images.generate(prompt="a mug", size="64x64", extra_headers={"Idempotency-Key": "once"})
+        assert api.rows()["jobs"] == 2
 
 
 def test_models_say_what_can_be_asked_for(client, api):

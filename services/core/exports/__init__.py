@@ -5,6 +5,7 @@ Functions take an open transaction and never commit.
 """
 
 import json
+from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
@@ -36,7 +37,8 @@ WHERE tenant_id = :tenant_id AND id = :id
 # A few, by lot: none waits for ever behind others, and other errands do not wait long for these.
 _PENDING = text("""
 SELECT id FROM exports
-WHERE finished_at IS NULL OR expires_at <= now() OR (state IN ('failed', 'cancelled') AND next_shard >= 0)
+WHERE (finished_at IS NULL OR expires_at <= now() OR (state IN ('failed', 'cancelled') AND next_shard >= 0))
+  AND id <> ALL(CAST(:besides AS bigint[]))
 ORDER BY random() LIMIT :limit
 """)
 _PLAN = text("""
@@ -115,9 +117,9 @@ def remove(connection: Connection, tenant_id: int, export_id: int) -> None:
     connection.execute(_REMOVE, {"tenant_id": tenant_id, "id": export_id})
 
 
-def pending(connection: Connection, limit: int = 2) -> list[int]:
+def pending(connection: Connection, besides: Sequence[int] = (), limit: int = 2) -> list[int]:
     """Exports that wait to be written, or to be dropped."""
-    return list(connection.execute(_PENDING, {"limit": limit}).scalars())
+    return list(connection.execute(_PENDING, {"besides": list(besides), "limit": limit}).scalars())
 
 
 def begin(connection: Connection, export: Export, plan: Plan) -> bool:
