@@ -25,9 +25,11 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-EPILOG = """Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 the job ended and images of it failed or were
-never made, 4 there is no such thing, 5 refused: bad input, a wrong key, or not possible in this state, 6 the server
-cannot be reached, 130 interrupted."""
+EPILOG = (
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 the job ended and images of it failed or were "
+    "never made, 4 there is no such thing, 5 refused: bad input, a wrong key, or not possible in this state, 6 the "
+    "server cannot be reached, 130 interrupted."
+)
 
 
 class BadInput(PressworkError):
@@ -80,7 +82,7 @@ def tell(error: Exception, as_json: bool) -> Exit:
         error = PressworkError(f"{name}{error.strerror or error}")
     code = _code(error)
     problems = error.problems if isinstance(error, BadInput) else getattr(error, "errors", [])
-    if problems:
+    if problems and not (len(problems) == 1 and problems[0]["message"] == str(error)):
         show.problems(problems)
     show.say(str(error))
     hint = _hint(error)

@@ -9,7 +9,10 @@ from services.cli.exits import Usage
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id: job_...", show_default=False)]
 JobIds = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs: job_...", show_default=False)]
 Json = Annotated[
-    bool, typer.Option("--json", help="JSON on stdout, and nothing else there.", rich_help_panel="Everywhere")
+    bool,
+    typer.Option(
+        "--json", help="JSON on stdout, a line for each thing, and nothing else.", rich_help_panel="Everywhere"
+    ),
 ]
 ProfileName = Annotated[
     str | None,

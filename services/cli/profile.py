@@ -124,4 +124,4 @@ def _checked(url: str, key: str, what: str) -> Profile:
         raise SettingsError(f"{what} is {url!r}; it must be an address such as http://127.0.0.1:8000.")
     if not (key.isascii() and key.isprintable()):
         raise SettingsError(f"The API key that belongs to {url} holds characters that no key has.")
-    return Profile(url, key)
+    return Profile(url.rstrip("/").removesuffix("/v1"), key)  # the stock client's base_url ends with it

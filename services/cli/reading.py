@@ -96,6 +96,11 @@ class Source:
             if line.strip():
                 break
         as_json = head[-1:] != [] and head[-1].removeprefix(_BOM).lstrip().startswith(b"{")
+        if self.columns and not as_json:
+            raise Usage(
+                f"{self.name} looks like plain text, which has no columns; "
+                "--format says what it is: csv, tsv or parquet."
+            )
         show.say(f"reading {'requests as JSON' if as_json else 'prompts'}, one a line", style="dim")
         yield from (self._jsonl if as_json else self._text)(chain(head, file))
 
@@ -129,12 +134,15 @@ class Source:
         csv.field_size_limit(1 << 20)
         reader = csv.reader(lines, delimiter="\t" if self.form == "tsv" else ",", strict=True)
         try:
-            head = next(reader, [])
+            head = next(reader, None)
+            if head is None:
+                return
             taken = [(name, head.index(column)) for name, column in self._taken(dict.fromkeys(head)).items()]
             self._need(taken, head)
             begins = reader.line_num + 1
             for cells in reader:
                 if any(cells):
+                    self._fits(cells, head, begins)
                     given = {name: cells[at] for name, at in taken if at < len(cells) and cells[at] != ""}
                     yield Row(begins, _dumped({**self.defaults, **_plain(given)}))
                 begins = reader.line_num + 1
@@ -181,6 +189,15 @@ class Source:
         unused = [name for name in names if name not in known]
         if unused:
             show.say(f"columns of {self.name} that are no fields are left out: {', '.join(unused)}", style="dim")
+
+    def _fits(self, cells: list[str], head: list[str], line: int) -> None:
+        """A text with a comma and no quotes ends at the comma: half of a prompt would be rendered as if it were all."""
+        if any(cells[len(head) :]):
+            mark = "tab" if self.form == "tsv" else "comma"
+            raise PressworkError(
+                f"{self.name}, line {line}: it has {len(cells):,} cells, and the first line has {len(head):,}; "
+                f"a text with a {mark} in it must stand in quotes."
+            )
 
     def _measure(self, file: IO[bytes]) -> None:
         if self.path != _STDIN and (size := self.path.stat().st_size):

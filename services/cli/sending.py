@@ -1,6 +1,7 @@
 """Sending requests: few in one submission, many as a draft in chunks that an interruption does not undo."""
 
 import json
+import re
 import shlex
 import sys
 from array import array
@@ -21,6 +22,7 @@ from services.core.errors import PressworkError
 
 CHUNK_REQUESTS = 50_000
 CHUNK_BYTES = 64 << 20
+_FIRST = re.compile(r"stands at (line|index) ([\d,]+) already")
 _JSON_BYTES = 24 << 20  # what the server takes as one JSON text, with room
 
 
@@ -191,11 +193,18 @@ def _at(error: ClientError, source: Source, places: "list[int] | array[int]") ->
         at = line - 1 if line is not None else index
         place = places[at] if at is not None and 0 <= at < len(places) else None
         rest = _placeless(entry)
+        if entry["code"] == "duplicate_custom_id":
+            rest["message"] = _FIRST.sub(lambda first: _first(first, source, places), rest["message"])
         if index is not None:
             rest["param"] = (rest["param"] or "").removeprefix(f"images[{index}].") or None
             rest["message"] = rest["message"].replace(f"images[{index}].", "")
         found.append({source.unit: place, **rest})
     return found
+
+
+def _first(said: re.Match[str], source: Source, places: "list[int] | array[int]") -> str:
+    at = int(said[2].replace(",", "")) - (said[1] == "line")
+    return f"stands at {source.unit} {places[at]:,} already" if 0 <= at < len(places) else said[0]
 
 
 def _placeless(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`presswork submit` and `estimate`: prompts from a file, from stdin or from a matrix, into a job."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,9 +8,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from services.cli import checking, follow, matrices, options, reading, sending, show
-from services.cli.exits import Exit, Usage, guarded
+from services.cli.exits import BadInput, Exit, Usage, guarded
 from services.cli.profile import connect
-from services.client import Client, Job
+from services.client import Client, ClientError, Job
 
 _PATIENCE_SECONDS = 120.0
 _FIELDS, _HOW = "Fields of every request that does not set them", "How it is read"
@@ -232,8 +233,21 @@ def _dry_run(
         return Exit.OK
     counted = checking.check(_there(source))
     show.say(f"{counted.requests:,} requests for {counted.images:,} images, all well formed")
-    _shown(client.estimate(shapes=counted.shapes(), **priority), as_json)
+    try:
+        _shown(client.estimate(shapes=counted.shapes(), **priority), as_json)
+    except ClientError as error:
+        raise _of_requests(error) from None
     return Exit.OK
+
+
+def _of_requests(error: ClientError) -> Exception:
+    """What is wrong with shapes, told as what is wrong with the requests that came to them."""
+    shape = re.compile(r"^shapes\[\d+\]\.")
+    found: dict[str, dict[str, Any]] = {}
+    for entry in error.errors:
+        message = shape.sub("", entry["message"])
+        found[message] = {"param": shape.sub("", entry.get("param") or ""), "code": entry["code"], "message": message}
+    return BadInput("; ".join(found), list(found.values())) if found else error
 
 
 def _shown(found: Any, as_json: bool) -> None:

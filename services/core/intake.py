@@ -212,7 +212,8 @@ class Submission:
         if request.custom_id is not None:
             first = self._custom_ids.setdefault(hash(request.custom_id), place)
             if first != place:
-                rule = f"stands at {first} already; each must be used once in a job"
+                unit = "index" if prefix.startswith("images[") else "line"
+                rule = f"stands at {unit} {first:,} already; each must be used once in a job"
                 self._refuse("duplicate_custom_id", place, f"{prefix}custom_id", rule, request.custom_id)
         if request.output_compression is not None and request.output_format == "png":
             rule = f"must be {requests.ALLOWED['output_compression']}"

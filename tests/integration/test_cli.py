@@ -212,6 +212,7 @@ def test_a_line_that_is_no_json_is_named(run: Run, tmp_path: Path) -> None:
         (["submit", "p.txt", "--label", "nothing"], "it must be NAME=VALUE"),
         (["submit", "p.txt", "--column", "promt=a"], "names the field 'promt'"),
         (["submit", "p.txt", "--vary", "a=b"], "belong to --matrix"),
+        (["submit", "-", "--column", "prompt=caption"], "plain text, which has no columns"),
     ],
 )
 def test_wrong_usage_is_a_sentence_and_ends_with_2(run: Run, words: list[str], said: str) -> None:
@@ -226,6 +227,7 @@ def test_wrong_usage_is_a_sentence_and_ends_with_2(run: Run, words: list[str], s
         ("p.parquet", b"no table", "is no Parquet file"),
         ("p.csv", b"caption\na\n", "has no column 'prompt'"),
         ("broken.csv", b'prompt\n"a\n', "line 2"),
+        ("comma.csv", b"n,prompt\n1,a mug\n1,a red mug, on a table\n", "line 3: it has 3 cells"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_a_sentence(
@@ -236,6 +238,28 @@ def test_a_file_that_cannot_be_read_is_a_sentence(
     result = run("submit", name, code=1)
     assert said in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_a_file_without_a_request_is_refused(run: Run, tmp_path: Path) -> None:
+    for content in ("", "prompt\n", "prompt,seed\n,\n"):
+        (tmp_path / "p.csv").write_text(content)
+        assert "p.csv holds no requests." in run("submit", "p.csv", code=5).stderr
+
+
+def test_empty_cells_beyond_the_last_column_are_no_mistake(run: Run, api: Api, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt\na mug,,\n")
+    run("submit", "p.csv")
+    assert [row["prompt"] for row in payloads(api)] == ["a mug"]
+
+
+@pytest.mark.parametrize("labels", [[], ["--label", "a=b"]])
+def test_the_first_of_two_equal_names_is_told_at_its_place_in_the_file(
+    run: Run, tmp_path: Path, labels: list[str]
+) -> None:
+    (tmp_path / "p.csv").write_text('prompt,custom_id\n"two\nlines",a\nb,b\nc,b\n')
+    (problem,) = document(run("submit", "p.csv", *labels, "--json", code=5))["error"]["errors"]
+    assert (problem["line"], problem["code"]) == (5, "duplicate_custom_id")
+    assert "it stands at line 4 already" in problem["message"]
 
 
 # --- following and steering
@@ -436,6 +460,15 @@ def test_a_dry_run_tells_the_same_problems_as_the_server(run: Run, tmp_path: Pat
     assert "stands at line 1 too" in run("submit", "p.jsonl", "--dry-run", code=5).stderr
 
 
+def test_what_no_worker_serves_is_told_once_in_a_dry_run_and_of_the_request(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb\n")
+    said = run("submit", "p.txt", "--size", "100x100", "--dry-run", code=5).stderr
+    assert said.count('size is "100x100"; it must be one of') == 1
+    assert "shapes" not in said
+    assert "thing" in (said := run("submit", "--matrix", "a {thing}", "--vary", "x=y", "--dry-run", code=5).stderr)
+    assert said.count("The template names {thing}") == 1
+
+
 # --- results
 
 
@@ -574,6 +607,13 @@ def test_the_local_stack_in_the_folder_is_used_and_said_in_one_line(
     (tmp_path / ".presswork").mkdir()
     write_env_file(tmp_path / ".presswork", {"PRESSWORK_URL": api.url, "PRESSWORK_API_KEY": api.key, "OTHER": "it's"})
     assert run("ls", "--json").stderr == f"presswork: using the local stack in .presswork, at {api.url}\n"
+
+
+def test_an_address_as_the_stock_client_has_it_will_do(run: Run, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = str(api.submit()["id"])
+    for end in ("/", "/v1", "/v1/"):
+        monkeypatch.setenv("PRESSWORK_URL", api.url + end)
+        assert job in run("ls").stdout
 
 
 def test_what_is_not_there_ends_with_4_and_a_wrong_key_with_5(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
