@@ -131,7 +131,8 @@ def _invalid_parameter(request: Request, error: RequestValidationError) -> Respo
 def _http_exception(request: Request, error: HTTPException) -> Response:
     """Unknown routes and methods."""
     if error.status_code == 404:
-        return envelope(404, "unknown_route", "There is nothing at this address.")
+        rest = "" if request.url.path.startswith("/v1/") else "; those of jobs, files and batches begin with /v1/"
+        return envelope(404, "unknown_route", f"There is nothing at this address{rest}.")
     if error.status_code == 405:
         methods = sorted(_methods(request))
         return envelope(

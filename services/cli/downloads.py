@@ -88,8 +88,9 @@ def download(
 ) -> Exit:
     """Download a job's images, each verified by its sha256.
 
-    Named after their custom_id (ID~0, ID~1, ... where a request has several) or their index, with metadata.jsonl
-    beside them. What is there already is not fetched again.
+    They are called after their custom_id (ID~0, ID~1, ... where a request has several) or their index.
+
+    Beside them stands metadata.jsonl. What is there already is not fetched again.
     """
     folder = output or Path(job)
     with connect(profile, _PATIENCE_SECONDS) as client:
@@ -188,6 +189,9 @@ def _count(tally: Tally, wanted: Wanted, future: "Future[bool]") -> None:
 
 
 def _tell(tally: Tally, folder: Path) -> None:
+    if not (tally.fetched or tally.kept or tally.failed):
+        show.say("no image of the job is done: there is nothing to download")
+        return
     kept = f", {tally.kept:,} were there" if tally.kept else ""
     show.say(f"{tally.fetched:,} images ({units.size(tally.bytes)}) downloaded to {folder}{kept}; every sha256 matches")
     for entry in tally.failed[:_MOST_TOLD]:

@@ -163,6 +163,8 @@ def items(found: Iterable[JobRequest]) -> Table:
         words = Text(units.shortened(item["prompt"], 90))
         for reason in dict.fromkeys(_reason(image) for image in item["images"] if image["error"]):
             words.append(f"\n{reason}", style="red")
+        for lost in dict.fromkeys(lost for image in item["images"] for lost in _lost(image)):
+            words.append(f"\n{lost}", style="yellow")
         table.add_row(
             f"{item['index']:,}", Text(item["custom_id"] or ""), status(item["status"]), f"{done}/{item['n']}", words
         )
@@ -264,3 +266,15 @@ def _left(found: Job) -> str:
 def _reason(image: Image) -> str:
     error = image["error"]
     return "" if error is None else f"{error['code']}: {error['message']}"
+
+
+def _lost(image: Image) -> list[str]:
+    """What its model said of the prompt or the picture."""
+    said = []
+    if image["truncated"]:
+        said.append("truncated: the prompt is longer than the model reads")
+    if image["unknown_words"]:
+        said.append(f"unknown to the model: {', '.join(image['unknown_words'])}")
+    if image["flagged"]:
+        said.append("flagged by the safety checker")
+    return said

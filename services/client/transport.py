@@ -66,7 +66,9 @@ class Transport:
                 answer = send()
             except httpx.TransportError as error:
                 host = error.request.url.netloc.decode("ascii", "replace")
-                refusal = ClientError(0, "unreachable", f"{host} cannot be reached: {str(error) or 'no answer'}")
+                refusal = ClientError(
+                    0, "unreachable", f"{host} cannot be reached: {str(error).rstrip('.') or 'no answer'}"
+                )
             else:
                 if answer.status_code < 400:
                     return answer

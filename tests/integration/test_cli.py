@@ -335,6 +335,17 @@ def test_items_shows_what_failed_first_and_why(run: Run, api: Api, store: S3Stor
     assert document(run("items", job, "--status", "failed", "--json"))["images"][0]["error"]["code"] == "error"
 
 
+def test_items_shows_what_a_prompt_lost(run: Run, api: Api) -> None:
+    job = str(api.submit({"prompt": "a dragon", "n": 2})["id"])
+    claim = factories.claim(api.database)
+    assert claim is not None
+    said = [dataclasses.replace(one, unknown_words=("dragon",), truncated=True) for one in factories.stored(claim)]
+    factories.settle(api.database, claim, stored=said)
+    shown = run("items", job).stdout
+    assert shown.count("unknown to the model: dragon") == 1
+    assert "truncated: the prompt is longer" in shown
+
+
 def test_a_job_is_paused_resumed_and_what_failed_of_it_is_tried_again(run: Run, api: Api, store: S3Store) -> None:
     needs(api, "/v1/jobs/{job_id}/retry")
     job = str(api.submit({"prompt": "a", "n": 3, "custom_id": "mug"})["id"])
@@ -496,6 +507,12 @@ def test_images_are_downloaded_verified_and_named_and_a_second_time_kept(
     found = document(run("download", job, "-o", "out", "--json"))
     assert (found["fetched"], found["kept"]) == (1, 2)
     assert (tmp_path / "out" / "jug~1.png").read_bytes() == PICTURE
+
+
+def test_a_job_of_which_nothing_is_done_has_nothing_to_download(run: Run, api: Api) -> None:
+    job = str(api.submit()["id"])
+    assert "no image of the job is done" in run("download", job).stderr
+    assert document(run("download", job, "--json"))["fetched"] == 0
 
 
 def test_what_does_not_match_its_sha256_is_not_kept(run: Run, api: Api, store: S3Store, tmp_path: Path) -> None:

@@ -496,3 +496,11 @@ def test_bad_batches_are_refused_with_the_field(client, api):
         assert error.value.param == param
     with pytest.raises(openai.BadRequestError, match="purpose"):
         client.files.create(file=("a", b"x"), purpose="fine-tune")
+
+
+def test_a_base_url_without_v1_is_answered_with_how_addresses_begin(api):
+    with (
+        openai.OpenAI(base_url=api.url, api_key=api.key, max_retries=0) as client,
+        pytest.raises(openai.NotFoundError, match="begin with /v1/"),
+    ):
+        client.models.list()
