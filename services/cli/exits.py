@@ -40,6 +40,10 @@ class BadInput(PressworkError):
         super().__init__(message)
 
 
+class Unreadable(PressworkError):
+    """The input cannot be read as what it was said to be."""
+
+
 class Usage(PressworkError):
     """The options do not go together."""
 
@@ -104,7 +108,7 @@ def _code(error: Exception) -> Exit:
             return Exit.UNREACHABLE
         case ClientError(status=status) if 400 <= status < 500:
             return Exit.REFUSED
-        case BadInput():
+        case BadInput() | Unreadable():
             return Exit.REFUSED
         case Usage() | SettingsError():
             return Exit.USAGE

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from services.cli import show
-from services.cli.exits import Usage
+from services.cli.exits import Unreadable, Usage
 from services.core import requests, strict_json
 from services.core.errors import PressworkError
 
@@ -85,7 +85,7 @@ class Source:
                     self.taken += 1
                     yield row
         except UnicodeDecodeError as error:
-            raise PressworkError(
+            raise Unreadable(
                 f"{self.name} is not UTF-8: byte 0x{error.object[error.start]:02x} does not fit. Save it as UTF-8."
             ) from None
 
@@ -147,7 +147,7 @@ class Source:
                     yield Row(begins, _dumped({**self.defaults, **_plain(given)}))
                 begins = reader.line_num + 1
         except csv.Error as error:
-            raise PressworkError(f"{self.name}, line {reader.line_num}: {error}.") from None
+            raise Unreadable(f"{self.name}, line {reader.line_num}: {error}.") from None
 
     def _parquet(self, file: IO[bytes]) -> Iterator[Row]:
         try:
@@ -159,7 +159,7 @@ class Source:
             try:
                 table = parquet.ParquetFile(whole)
             except arrow.ArrowException as error:
-                raise PressworkError(f"{self.name} is no Parquet file: {error}") from None
+                raise Unreadable(f"{self.name} is no Parquet file: {error}") from None
             taken = self._taken(dict.fromkeys(table.schema_arrow.names))
             self._need(list(taken.items()), table.schema_arrow.names)
             total, number = table.metadata.num_rows, 0
@@ -180,11 +180,9 @@ class Source:
         shown = ", ".join(names) or "none"
         absent = [column for column in self.columns.values() if column not in names]
         if absent:
-            raise PressworkError(f"{self.name} has no column {absent[0]!r}; it has: {shown}.")
+            raise Unreadable(f"{self.name} has no column {absent[0]!r}; it has: {shown}.")
         if not any(name == "prompt" for name, _ in taken):
-            raise PressworkError(
-                f"{self.name} has no column 'prompt'; say which it is, --column prompt=NAME, of: {shown}."
-            )
+            raise Unreadable(f"{self.name} has no column 'prompt'; say which it is, --column prompt=NAME, of: {shown}.")
         known = {*FIELDS, *self.columns.values()}
         unused = [name for name in names if name not in known]
         if unused:
@@ -194,7 +192,7 @@ class Source:
         """A text with a comma and no quotes ends at the comma: half of a prompt would be rendered as if it were all."""
         if any(cells[len(head) :]):
             mark = "tab" if self.form == "tsv" else "comma"
-            raise PressworkError(
+            raise Unreadable(
                 f"{self.name}, line {line}: it has {len(cells):,} cells, and the first line has {len(head):,}; "
                 f"a text with a {mark} in it must stand in quotes."
             )
