@@ -158,6 +158,7 @@ def test_a_file_with_bad_lines_is_refused_with_the_line_and_the_field_of_each(cl
         (json.dumps(line("a", prompt="x")).encode() + b"\n\n" + json.dumps(line("b", prompt="x")).encode(),
          "blank_line", 2),
         (b"x" * 70_000, "line_too_long", 1),
+        (b"\n" * 2_000, "blank_line", 1),
         (json.dumps(line("a", prompt="caf\u00e9"), ensure_ascii=False).encode("latin-1"), "invalid_encoding", 1),
         (b"\x1f\x8b\x08\x00gzip", "invalid_encoding", 1),
     ],
