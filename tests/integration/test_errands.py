@@ -193,3 +193,12 @@ def test_a_file_that_expires_is_kept_until_its_job_has_read_it(api, running, dat
     assert api.http.get(f"/v1/batches/{batch}").json()["status"] == "in_progress"
     with database.begin() as connection:  # the same round, once it was read
         assert connection.execute(text("SELECT count(*) FROM files")).scalar_one() == 0
+
+
+def test_nobody_waits_for_a_holder_who_is_long_at_a_transaction(database):
+    first, second = (Lease(database, "validate/1", holder) for holder in ("scheduler-1", "scheduler-2"))
+    assert first.take()
+    with first.begin():
+        assert not second.take()  # at once, where a lock would be waited for until it times out
+    first.release()
+    assert second.take()
