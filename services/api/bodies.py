@@ -151,6 +151,12 @@ def too_long(limit: int) -> Refused:
     return Refused(413, "body_too_long", f"The body is longer than {limit:,} bytes; submit it in parts.")
 
 
+def no_room(error: OSError) -> Refused:
+    log.error("spool broke", extra={"error": str(error)})
+    headers = {"Retry-After": RETRY_SECONDS}
+    return Refused(503, "no_room", "There is no room for the body right now; try again.", headers=headers)
+
+
 async def chunks(request: Request) -> AsyncIterator[bytes]:
     stream = aiter(request.stream())
     while True:
@@ -168,10 +174,4 @@ async def _write(spool: IO[bytes], data: bytearray) -> None:
     try:
         await anyio.to_thread.run_sync(spool.write, data)
     except OSError as error:
-        log.error("spool broke", extra={"error": str(error)})
-        raise Refused(
-            503,
-            "no_room",
-            "There is no room for the body right now; try again.",
-            headers={"Retry-After": RETRY_SECONDS},
-        ) from None
+        raise no_room(error) from None

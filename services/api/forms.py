@@ -46,6 +46,8 @@ async def received(request: Request, file_field: str, limit: int) -> AsyncIterat
         form = await parser.parse()
     except MultiPartException as error:
         raise Refused(400, "invalid_form", f"The form cannot be read: {error.message}"[:200]) from None
+    except OSError as error:
+        raise bodies.no_room(error) from None
     except (KeyError, ValueError):
         raise Refused(400, "invalid_form", "The form cannot be read.") from None
     try:

@@ -35,7 +35,10 @@ _DELETE = text(f"UPDATE files SET deleted_at = now() WHERE tenant_id = :tenant_i
 _DOOMED = text("""
 (SELECT id FROM files WHERE deleted_at IS NOT NULL AND id <> ALL(CAST(:besides AS bigint[])) LIMIT 20)
 UNION
-(SELECT id FROM files WHERE expires_at < now() AND id <> ALL(CAST(:besides AS bigint[])) ORDER BY expires_at LIMIT 20)
+(SELECT id FROM files
+ WHERE expires_at < now() AND id <> ALL(CAST(:besides AS bigint[])) AND NOT EXISTS (
+   SELECT FROM jobs WHERE input_file_id = files.id AND finished_at IS NULL AND state = 'validating')
+ ORDER BY expires_at LIMIT 20)
 """)
 _KEY = text("SELECT object_key FROM files WHERE id = :id")
 _FORGET = text("DELETE FROM files WHERE id = :id")

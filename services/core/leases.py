@@ -21,6 +21,8 @@ ON CONFLICT (name) DO UPDATE SET
 WHERE duties.holder = excluded.holder OR duties.expires_at < clock_timestamp()
 RETURNING epoch
 """)
+_TAKEN = text("SELECT EXISTS (SELECT FROM duties WHERE name = :name AND holder <> :holder "
+              "AND expires_at >= clock_timestamp())")  # fmt: skip
 _HELD = text("SELECT 1 FROM duties WHERE name = :name AND epoch = :epoch AND holder = :holder FOR SHARE")
 _KEEP = text("""
 UPDATE duties SET expires_at = clock_timestamp() + make_interval(secs => :seconds)
@@ -37,6 +39,8 @@ class LeaseLost(PressworkError):
 
 def take(connection: Connection, name: str, holder: str, seconds: float) -> int | None:
     """Takes or keeps the lease for so many seconds; its epoch, or None while another holds it."""
+    if connection.execute(_TAKEN, {"name": name, "holder": holder}).scalar_one():  # and may be long at a transaction
+        return None
     epoch = connection.execute(_TAKE, {"name": name, "holder": holder, "seconds": seconds}).scalar_one_or_none()
     return None if epoch is None else int(epoch)
 

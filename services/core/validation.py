@@ -17,6 +17,7 @@ from services.core.states import JobState
 from services.core.storage import ImageStore
 
 _KEEP_LINES = 500
+_BLANK_LINES = 1_000  # at the end; a file of nothing else would keep an errand's thread for minutes
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -58,6 +59,10 @@ def _read(settings: Settings, store: ImageStore, key: str, submission: intake.Su
                 return
             if not line or line.isspace():
                 blank = blank or number
+                if number - blank > _BLANK_LINES:
+                    message = f"More than {_BLANK_LINES:,} blank lines follow one another."
+                    submission.refuse(Problem("blank_line", message, None, blank))
+                    return
                 continue
             if blank:
                 submission.refuse(Problem("blank_line", "A blank line stands between requests.", None, blank))

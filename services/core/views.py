@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from services.core.states import ImageState
 
@@ -43,25 +43,30 @@ CROSS JOIN LATERAL (
   SELECT index, custom_id, output_format, output_compression, seed FROM payloads
   WHERE payloads.job_id = i.job_id AND payloads.index <= i.index ORDER BY payloads.index DESC LIMIT 1
 ) p
-LEFT JOIN results r ON r.job_id = i.job_id AND r.index = i.index
+LEFT JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND results.index = i.index OFFSET 0) r ON true
 LEFT JOIN engines e ON e.id = r.engine_id
 LEFT JOIN LATERAL (
   SELECT code, message FROM failures WHERE i.state = 3 AND failures.job_id = i.job_id AND failures.index = i.index
   ORDER BY id DESC LIMIT 1
 ) f ON true
 """
-_IMAGES = _IMAGE.format(images="images")
+# Few images first, then what belongs to each: joined before they are few, it would be that of the whole job.
+_PAGE = """(
+  SELECT * FROM images WHERE job_id = :job_id AND index > :after{which} ORDER BY index LIMIT :limit
+)"""
+
+
+def _page(which: str = "") -> TextClause:
+    return text(_IMAGE.format(images=_PAGE.format(which=which)) + "ORDER BY i.index")
+
+
 # By equality, so that the planner knows how few they are; a range it takes for a good part of the table.
 _THESE = """unnest(CAST(:indexes AS integer[])) AS wanted (index)
 CROSS JOIN LATERAL (SELECT * FROM images WHERE images.job_id = :job_id AND images.index = wanted.index OFFSET 0)"""
 _THESE_IMAGES = text(_IMAGE.format(images=_THESE) + "ORDER BY i.index")
-_IMAGES_FROM = text(_IMAGES + "WHERE i.job_id = :job_id AND i.index > :after ORDER BY i.index LIMIT :limit")
-_IMAGES_IN_STATE = text(
-    _IMAGES + "WHERE i.job_id = :job_id AND i.state = :state AND i.index > :after ORDER BY i.index LIMIT :limit"
-)
-_IMAGES_NOT_FAILED = text(
-    _IMAGES + "WHERE i.job_id = :job_id AND i.state <> 3 AND i.index > :after ORDER BY i.index LIMIT :limit"
-)
+_IMAGES_FROM = _page()
+_IMAGES_IN_STATE = _page(" AND state = :state")
+_IMAGES_NOT_FAILED = _page(" AND state <> 3")
 _OWNS = text("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
 _WAITING_MODELS = text("""
 SELECT DISTINCT m.name FROM models m WHERE EXISTS (
@@ -185,8 +190,8 @@ def image(connection: Connection, tenant_id: int | None, job_id: int, index: int
     """One image; None: there is none, or not of this tenant. As the house (None) anybody's."""
     if tenant_id is not None and not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
         return None
-    rows: Any = connection.execute(_IMAGES_FROM, {"job_id": job_id, "after": index - 1, "limit": 1}).all()
-    return _image_view(rows[0]) if rows and rows[0].index == index else None
+    found = images_at(connection, job_id, [index])
+    return found[0] if found else None
 
 
 def images_at(connection: Connection, job_id: int, indexes: Sequence[int]) -> list[ImageView]:

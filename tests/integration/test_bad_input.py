@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from starlette.datastructures import UploadFile
 
 from services.api import bodies
 from services.core import jobs
@@ -601,3 +602,13 @@ def test_errors_echo_little_of_the_input_and_no_control_character(
         for words in (said["message"], said["param"] or ""):
             assert "k" * 81 not in words
             assert words.isprintable()
+
+
+def test_a_file_that_there_is_no_room_for_can_be_sent_later(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(UploadFile, "write", full)
+    answer = api.http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", b"{}")})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_room")
+    assert answer.headers["retry-after"]

@@ -10,7 +10,7 @@ from sqlalchemy import text
 
 from scheduler import app
 from scheduler.errands import Errand, Errands, errands
-from services.core import closing, filed, jobs, upkeep, uploads
+from services.core import closing, filed, files, jobs, upkeep, uploads
 from services.core.database import Database
 from services.core.leases import Lease
 from services.core.queues import Bell
@@ -182,3 +182,23 @@ def test_a_scheduler_that_breaks_ends_with_its_errands(environ, store, monkeypat
     with pytest.raises(RuntimeError, match="unforeseen"):
         app.main([])
     assert not [thread for thread in threading.enumerate() if thread.name == "errands"]
+
+
+def test_a_file_that_expires_is_kept_until_its_job_has_read_it(api, running, database):
+    batch = start(api, {"prompt": "a mug"})
+    with database.begin() as connection:
+        connection.execute(text("UPDATE files SET expires_at = now() - interval '1 second'"))
+        assert files.doomed(connection) == []
+    running.run_once()
+    assert api.http.get(f"/v1/batches/{batch}").json()["status"] == "in_progress"
+    with database.begin() as connection:  # the same round, once it was read
+        assert connection.execute(text("SELECT count(*) FROM files")).scalar_one() == 0
+
+
+def test_nobody_waits_for_a_holder_who_is_long_at_a_transaction(database):
+    first, second = (Lease(database, "validate/1", holder) for holder in ("scheduler-1", "scheduler-2"))
+    assert first.take()
+    with first.begin():
+        assert not second.take()  # at once, where a lock would be waited for until it times out
+    first.release()
+    assert second.take()

@@ -8,10 +8,11 @@ from collections import Counter
 import pytest
 from sqlalchemy import event, text
 
-from services.core import jobs
+from services.core import jobs, reuse
 from services.core.database import Database
 from services.core.errors import StoreRefused
 from services.core.storage import S3Store
+from tests import factories
 from tests.factories import TENANT, submit
 from tests.presses import counts, images, mugs
 from worker.device import Outcome
@@ -260,3 +261,28 @@ def test_where_the_store_copies_unconditionally_a_copys_key_carries_the_claims_i
     plain = Unconditional(settings)
     assert plain.copy_new("copies/b.png", "copies/c.png", **content(b"drawn"), claim_id=9) == "copies/c-9.png"
     assert store.read("copies/c-9.png") == b"drawn"
+
+
+def test_however_often_an_image_was_made_the_look_for_it_reads_a_few_of_them(database_url, database, fast, press):
+    job = submit(database, fast, mugs(1))
+    claim = factories.claim(database, revision=press.pipeline.card.revision)
+    key = bytes.fromhex(claim.images[0].render_key)
+    with database.begin() as connection:
+        connection.execute(
+            text("""
+            INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproducibility_class, truncated,
+                                 unknown_words, render_seconds, render_key, claim_id)
+            SELECT :job, nth, 'key', sha256('x'), 1, 'device', 'class', false, '[]', 1, :key, 1
+            FROM generate_series(1, 5000) AS nth
+            """),
+            {"job": job, "key": key},
+        )
+    read = text("""
+    SELECT coalesce(sum(idx_tup_fetch + seq_tup_read), 0) FROM pg_stat_xact_user_tables WHERE relname LIKE 'results%'
+    """)
+    worker = Database(database_url, application="worker", nested_loops=True)
+    with worker.begin() as connection:
+        before = connection.execute(read).scalar_one()
+        assert len(reuse.find(connection, claim.images, "class")) == 1
+        assert connection.execute(read).scalar_one() - before <= 1000
+    worker.close()

@@ -237,6 +237,7 @@ def test_every_bad_line_is_named_with_what_is_wrong_and_nothing_of_it_is_echoed_
         (json.dumps(line("a", prompt="x")).encode() + b"\n\n" + json.dumps(line("b", prompt="x")).encode(),
          "blank_line", 2),
         (b"x" * 70_000, "line_too_long", 1),
+        (b"\n" * 2_000, "blank_line", 1),
         (json.dumps(line("a", prompt="caf\u00e9"), ensure_ascii=False).encode("latin-1"), "invalid_encoding", 1),
         (b"\x1f\x8b\x08\x00gzip", "invalid_encoding", 1),
     ],
