@@ -22,7 +22,12 @@ def run() -> None:
         connection.execute(text("SET lock_timeout = '10s'"))
         connection.execute(text("SET statement_timeout = '10min'"))
         connection.commit()
-        context.configure(connection=connection, target_metadata=tables.metadata, include_name=include_name)
+        context.configure(
+            connection=connection,
+            target_metadata=tables.metadata,
+            include_name=include_name,
+            transaction_per_migration=True,  # one that builds an index beside the work must not hold another's locks
+        )
         with context.begin_transaction():
             context.run_migrations()
         connection.commit()

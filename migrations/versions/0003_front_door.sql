@@ -84,11 +84,10 @@ ALTER TABLE idempotency ADD COLUMN kind text NOT NULL DEFAULT 'job';
 
 ALTER TABLE payloads ADD COLUMN output_compression smallint;
 
--- Every column is null or has a constant default; the index looks at no row that has no key.
+-- Every column is null or has a constant default. The index on render_key is built by the next migration.
 ALTER TABLE results
   ADD COLUMN render_key bytea,
   ADD COLUMN reused boolean NOT NULL DEFAULT false;
-CREATE INDEX results_render_key ON results (render_key) WHERE render_key IS NOT NULL;
 
 ALTER TABLE counters ADD COLUMN reused integer NOT NULL DEFAULT 0;
 ALTER TABLE counter_deltas ADD COLUMN reused integer NOT NULL DEFAULT 0;

@@ -57,6 +57,25 @@ def test_the_second_migration_touches_no_row_of_results_and_says_nothing_of_them
         engine.dispose()
 
 
+def test_an_index_that_was_cut_off_while_it_was_built_is_finished_and_covers_every_partition(stack, fresh_database):
+    with fresh_database("template0") as url:
+        migrator_url = f"{stack.migrator_url.rpartition('/')[0]}/{url.rpartition('/')[2]}"
+        databases.migrate(migrator_url, "0003")
+        engine = create_engine(databases.driver_url(migrator_url))
+        with engine.begin() as connection:
+            connection.execute(text("CREATE INDEX results_default_render_key_idx ON results_default (render_key) "
+                                    "WHERE render_key IS NOT NULL"))  # fmt: skip
+        databases.migrate(migrator_url)
+        with engine.begin() as connection:
+            found = connection.execute(text(
+                "SELECT count(*), bool_and(indisvalid) FROM pg_index JOIN pg_class c ON c.oid = indexrelid "
+                "WHERE c.relname ~ 'render_key'"
+            )).one()  # fmt: skip
+            leaves = text("SELECT count(*) FROM pg_inherits WHERE inhparent = 'results'::regclass")
+            assert tuple(found) == (connection.execute(leaves).scalar_one() + 1, True)
+        engine.dispose()
+
+
 _OLD_RESULT = text("""
 INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproducibility_class, truncated,
                      render_seconds, claim_id)
