@@ -21,6 +21,7 @@ from services.core.storage import ImageStore
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.25
+LONGEST_PAUSE_SECONDS = 300.0
 PAUSE_SECONDS = 5.0  # before the same thing is tried again here, after it went wrong or was in other hands
 
 
@@ -42,6 +43,7 @@ class Errands:
         self._guard = threading.Lock()
         self._in_hand: set[tuple[str, int]] = set()
         self._not_before: dict[tuple[str, int | None], float] = {}  # None: the look at what waits
+        self._pauses: dict[tuple[str, int | None], float] = {}  # the last one of what has failed
 
     def run(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
@@ -83,9 +85,13 @@ class Errands:
             self._put_off(errand, None)
             return []
 
-    def _put_off(self, errand: Errand, thing: int | None) -> None:
+    def _put_off(self, errand: Errand, thing: int | None, *, failed: bool = False) -> None:
+        """`failed`: in a way that nobody foresaw, so each time for twice as long."""
+        key, pause = (errand.name, thing), PAUSE_SECONDS
         with self._guard:
-            self._not_before[errand.name, thing] = time.monotonic() + PAUSE_SECONDS
+            if failed:
+                pause = self._pauses[key] = min(self._pauses.get(key, PAUSE_SECONDS / 2) * 2, LONGEST_PAUSE_SECONDS)
+            self._not_before[key] = time.monotonic() + pause
 
     def _try(self, errand: Errand, thing: int) -> bool:
         key = errand.name, thing
@@ -114,8 +120,9 @@ class Errands:
             self._put_off(errand, thing)
         except Exception:
             log.exception("errand failed", extra={"errand": lease.name})
-            self._put_off(errand, thing)
+            self._put_off(errand, thing, failed=True)
         else:
+            self._pauses.pop((errand.name, thing), None)
             log.info("errand done", extra={"errand": lease.name, "seconds": round(time.monotonic() - began, 3)})
         return True
 

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,26 @@ def test_things_that_always_go_wrong_do_not_keep_others_waiting(database):
     for _ in range(4):
         busy.run_once()
     assert done == [25, 26, 27, 28, 29]
+
+
+def test_what_goes_wrong_again_and_again_is_tried_ever_more_seldom_and_what_went_well_is_forgotten(database):
+    broken = [True]
+
+    def run(_thing: int, _lease: object) -> None:
+        if broken[0]:
+            raise ValueError("nobody foresaw this")
+
+    errand = Errand("break", lambda _connection, besides: [] if 1 in besides else [1], run)
+    running = Errands(database, [errand], "here")
+    pauses = []
+    for _ in range(9):
+        running.run_once()
+        pauses.append(round(running._not_before["break", 1] - time.monotonic()))
+        running._not_before.clear()
+    assert pauses == [5, 10, 20, 40, 80, 160, 300, 300, 300]
+    broken[0] = False
+    running.run_once()
+    assert not running._pauses
 
 
 def test_validation_and_closing_look_past_what_is_put_off(api, database):
