@@ -106,7 +106,10 @@ def download(
         _tell(tally, folder)
         if not found["finished_at"]:
             show.say(f"the job is {found['status'].replace('_', ' ')}: there will be more", style="dim")
-    return Exit.FAILED if tally.failed else Exit.OK
+    if tally.failed:
+        return Exit.FAILED
+    missing = found["counts"]["failed"] + found["counts"]["cancelled"]
+    return Exit.INCOMPLETE if found["finished_at"] and missing else Exit.OK
 
 
 def _fetch_all(client: Client, job: str, folder: Path, names: Names, parallel: int, total: int) -> Tally:

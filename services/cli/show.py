@@ -52,17 +52,20 @@ def status(word: str, paused: bool = False) -> Text:
 
 
 def problems(found: Sequence[Mapping[str, Any]]) -> None:
-    """An error table: where, which field, what was found and what would do."""
+    """An error table: where, which field, what was found and what would do. What is wrong with many is told once."""
     table = _table()
     place = next((name for name in ("line", "row", "index", "chunk") if found[0].get(name) is not None), "")
     if place:
         table.add_column(place.upper(), justify="right", style="bold")
     table.add_column("FIELD", style="red", overflow="fold", max_width=22)
     table.add_column("WHAT IS WRONG", overflow="fold")
+    same: dict[tuple[str, str], list[Any]] = {}
     for problem in found:
-        where = problem.get(place)
-        cells = [problem.get("param") or "", str(problem["message"])]
-        table.add_row(*([Text("" if where is None else f"{where:,}")] if place else []), *map(Text, cells))
+        same.setdefault((problem.get("param") or "", str(problem["message"])), []).append(problem.get(place))
+    for (field, message), places in same.items():
+        where = "" if places[0] is None else f"{places[0]:,}"
+        others = f" (and {len(places) - 1:,} more with the same)" if len(places) > 1 else ""
+        table.add_row(*([Text(where)] if place else []), Text(field), Text(message + others))
     err().print(table)
 
 

@@ -197,6 +197,13 @@ def test_bad_lines_are_shown_in_a_table_at_their_places_and_nothing_is_recorded(
     assert api.http.get("/v1/jobs").json()["data"] == []
 
 
+def test_what_is_wrong_with_every_line_is_told_once(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a mug\n" * 30)
+    said = run("submit", "p.txt", "--size", "100x100", code=5).stderr
+    assert said.count("it must be one of") == 1
+    assert "(and 29 more with the same)" in " ".join(said.split())
+
+
 def test_a_line_that_is_no_json_is_named(run: Run, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n\n{"prompt": \n')
     for options in ([], ["--label", "a=b"], ["--seed", "1"]):
@@ -490,7 +497,7 @@ def test_images_are_downloaded_verified_and_named_and_a_second_time_kept(
     job = str(api.submit({"prompt": "a mug", "custom_id": "mug"}, {"prompt": "a jug", "custom_id": "jug", "n": 2},
                          {"prompt": "b"})["id"])  # fmt: skip
     render(api, store, job, 0)
-    found = document(run("download", job, "-o", "out", "--json"))
+    found = document(run("download", job, "-o", "out", "--json", code=3))  # all that there is, and one image failed
     assert (found["fetched"], found["kept"], found["failed"]) == (3, 0, [])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "000003.png",
@@ -504,7 +511,7 @@ def test_images_are_downloaded_verified_and_named_and_a_second_time_kept(
     ]  # fmt: skip
     (tmp_path / "out" / "jug~1.png").write_bytes(PICTURE[:-1] + b"!")
     assert (tmp_path / "out" / "jug~0.png").read_bytes() == PICTURE
-    found = document(run("download", job, "-o", "out", "--json"))
+    found = document(run("download", job, "-o", "out", "--json", code=3))
     assert (found["fetched"], found["kept"]) == (1, 2)
     assert (tmp_path / "out" / "jug~1.png").read_bytes() == PICTURE
 
