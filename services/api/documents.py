@@ -1,11 +1,11 @@
-"""Reading a small JSON body: an object with known fields, checked by a model of it."""
+"""Bodies of the stock client's routes: an object with known fields. What is wrong with one is 400, as it expects."""
 
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from services.api import bodies
+from services.api import bodies, objects
 from services.api.bodies import Format
 from services.api.errors import Refused
 from services.core import strict_json
@@ -24,38 +24,29 @@ class Document(BaseModel):
 Kind = TypeVar("Kind", bound=Document)
 
 
-async def read_object(request: Request, settings: Settings, *, optional: bool = False) -> dict[str, Any]:
-    """The body as an object; an empty one if there is none and it is optional. Raises Refused."""
-    if optional and not request.headers.get("content-length", "0").strip("0") and not _chunked(request):
-        return {}
-    if bodies.body_format(request) is not Format.JSON:
-        raise Refused(415, "unsupported_media_type", "Content-Type must be application/json, in UTF-8.")
+async def read_object(request: Request, settings: Settings, example: str) -> dict[str, Any]:
+    """The object that the body is; `example` names a field of it. Raises Refused."""
+    objects.require_json(request)
     async with bodies.received(request, settings, Format.JSON, most=_LIMIT) as spool:
         try:
-            value = strict_json.loads(spool.read())
-        except strict_json.BadJson as error:
-            raise Refused(400, error.code, str(error)) from None
-    if not isinstance(value, dict):
-        raise Refused(400, "wrong_type", f"The body is {strict_json.describe(value)}; it must be an object.")
-    return value
+            return objects.read(spool.read(), example)
+        except Refused as error:
+            status = 400 if error.status == 422 else error.status
+            raise Refused(status, error.code, str(error), param=error.param) from None
 
 
-async def read(request: Request, settings: Settings, kind: type[Kind], *, optional: bool = False) -> Kind:
+async def read(request: Request, settings: Settings, kind: type[Kind]) -> Kind:
     """The body as `kind`. Raises Refused with the first thing that is wrong: its field, what was found, what may be."""
-    value = await read_object(request, settings, optional=optional)
+    value = await read_object(request, settings, next(iter(kind.model_fields)))
     try:
         return kind.model_validate(value)
     except ValidationError as error:
         raise _refused(kind, error) from None
 
 
-def schema(kind: type[Document], *, required: bool = True) -> dict[str, Any]:
+def schema(kind: type[Document]) -> dict[str, Any]:
     """The `requestBody`, for OpenAPI: FastAPI cannot know it."""
-    return {"required": required, "content": {"application/json": {"schema": kind.model_json_schema()}}}
-
-
-def _chunked(request: Request) -> bool:
-    return "transfer-encoding" in request.headers
+    return {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}
 
 
 def _refused(kind: type[Document], error: ValidationError) -> Refused:

@@ -65,7 +65,7 @@ async def generate(request: Request, here: Here, tenant: Tenant) -> Any:
     """Renders up to ten images of one prompt and waits for them."""
     key = bodies.idempotency_key(request)
     preference = _preference(request)
-    asked = await documents.read_object(request, here.settings)
+    asked = await documents.read_object(request, here.settings, "prompt")
     body, problems = lines.read_body(asked, "")
     if problems:
         raise Refused(400, problems[0].code, problems[0].message, param=problems[0].param)

@@ -20,7 +20,7 @@ from tests.benchmarks.submit import PROMPT, Peak, raw_copy, up
 from tests.processes import Process
 from tests.waiting import until
 
-PROMPTS = int(os.environ.get("BULK_PROMPTS", "1000000"))
+PROMPTS = int(os.environ.get("BULK_PROMPTS", "5000000"))
 CHUNK = 50_000
 FIRST = 3  # chunks, after which the web process is warm
 PORT = 18431
