@@ -2,22 +2,19 @@
 
 from typing import Any, Literal
 
-import anyio
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from services.api import bodies, cursors, queries, schemas
+from services.api import bodies, context, cursors, objects, queries, schemas
 from services.api.auth import Tenant
-from services.api.bodies import Format
 from services.api.context import Context, Here
 from services.api.errors import Refused
-from services.core import exports, jobs, strict_json
+from services.core import exports, jobs
 from services.core.errors import InvalidSubmission
 from services.core.exports import options, rows
 
 router = APIRouter()
 _PAST_THE_NEWEST = 2**63 - 1
-_LONGEST_BODY = 64 << 10
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -81,19 +78,17 @@ class ExportFilePage(BaseModel):
         "parameters": [_KEY],
     },
 )
-async def create_export(request: Request, response: Response, here: Here, tenant: Tenant, job_id: str) -> Any:
+def create_export(
+    request: Request, response: Response, here: Here, tenant: Tenant, job_id: str, body: objects.Small
+) -> Any:
     """Asks for an export of a finished job's images; committed when this answers."""
     number = jobs.parse_id(job_id)
     key = bodies.idempotency_key(request)
-    order = await _order(request, here)
-    base_url = here.settings.public_url or str(request.base_url)
-
-    def record() -> tuple[rows.Export, bool]:
-        with here.database.begin(tenant) as connection:
-            export_id, replayed = exports.create(connection, tenant, number, order, base_url=base_url, key=key)
-            return rows.find(connection, tenant, export_id), replayed
-
-    found, replayed = await anyio.to_thread.run_sync(record)
+    order = _order(body)
+    base_url = context.base_url(here.settings, request)
+    with here.database.begin(tenant) as connection:
+        export_id, replayed = exports.create(connection, tenant, number, order, base_url=base_url, key=key)
+        found = rows.find(connection, tenant, export_id)
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
     return _shown(found)
@@ -153,17 +148,9 @@ def delete_export(here: Here, tenant: Tenant, export_id: str) -> Response:
     return Response(status_code=204)
 
 
-async def _order(request: Request, here: Context) -> options.Order:
-    if bodies.body_format(request) is not Format.JSON:
-        raise Refused(415, "unsupported_media_type", "Content-Type must be application/json, in UTF-8.")
-    async with bodies.received(request, here.settings, Format.JSON) as spool:
-        body = spool.read(_LONGEST_BODY + 1)
-    if len(body) > _LONGEST_BODY:
-        raise Refused(413, "body_too_long", f"The body is longer than {_LONGEST_BODY:,} bytes, all that this takes.")
+def _order(body: bytes) -> options.Order:
     try:
-        return options.parse(strict_json.loads(body))
-    except strict_json.BadJson as error:
-        raise Refused(400, error.code, str(error)) from None
+        return options.parse(objects.read(body, "format"))
     except InvalidSubmission as error:
         first = error.problems[0]
         raise Refused(422, first.code, first.message, param=first.param) from None

@@ -199,8 +199,8 @@ BAD: list[tuple[int, str, str | None, object]] = [
     (422, "wrong_type", "options.expires_in_seconds", {"format": "zip", "options": {"expires_in_seconds": None}}),
     (422, "wrong_type", None, []),
     (400, "invalid_json", None, b"{"),
-    (400, "duplicate_key", None, b'{"format":"zip","format":"zip"}'),
-    (400, "invalid_number", None, b'{"format":"zip","options":{"split":{"train":NaN}}}'),
+    (422, "duplicate_key", None, b'{"format":"zip","format":"zip"}'),
+    (422, "invalid_number", None, b'{"format":"zip","options":{"split":{"train":NaN}}}'),
     (413, "body_too_long", None, b" " * 70_000),
 ]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from services.core import jobs
+from services.core import ids
 from services.core.errors import NotFound
 from services.core.exports.options import Options
 
@@ -77,16 +77,12 @@ class File:
 
 
 def public_id(export_id: int) -> str:
-    return _PREFIX + jobs.public_id(export_id).removeprefix("job_")
+    return ids.public(_PREFIX, export_id)
 
 
 def parse_id(public: str) -> int:
     """The inverse; NotFound for anything that is no export's id."""
-    letters = public.removeprefix(_PREFIX)
-    try:
-        return jobs.parse_id(f"job_{letters if letters != public else ''}")
-    except NotFound:
-        raise NotFound("There is no such export.") from None
+    return ids.parse(_PREFIX, public, "export")
 
 
 def find(connection: Connection, tenant_id: int, export_id: int) -> Export:
