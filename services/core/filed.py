@@ -22,9 +22,12 @@ VALUES (:id, :tenant_id, 'validating', :priority, 0, CAST(:labels AS jsonb), :de
         :completion_window, :output_expires_seconds, :base_url, now() + make_interval(secs => :window_seconds))
 """)
 _NEW_COUNTERS = text("INSERT INTO counters (job_id, queued) VALUES (:id, 0)")
+# Every tenant's first, then every tenant's second: whoever sends a thousand files keeps nobody waiting.
 _VALIDATING = text("""
-SELECT id FROM jobs WHERE finished_at IS NULL AND state = 'validating' AND id <> ALL(CAST(:besides AS bigint[]))
-ORDER BY id LIMIT 10
+SELECT id FROM (
+  SELECT id, row_number() OVER (PARTITION BY tenant_id ORDER BY id) AS turn FROM jobs
+  WHERE finished_at IS NULL AND state = 'validating' AND id <> ALL(CAST(:besides AS bigint[]))
+) waiting ORDER BY turn, id LIMIT 10
 """)
 _INPUT = text("""
 SELECT j.state, f.object_key FROM jobs j

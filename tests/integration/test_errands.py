@@ -1,11 +1,13 @@
 """Errands: each thing is done once, whoever comes too late for it, and nothing that goes wrong keeps others waiting."""
 
+import dataclasses
 import json
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import text
 
@@ -111,6 +113,15 @@ def test_validation_and_closing_look_past_what_is_put_off(api, database):
     with database.begin() as connection:
         assert filed.validating(connection) == batches[:10]
         assert filed.validating(connection, besides=batches[:10]) == batches[10:]
+
+
+def test_a_tenant_with_many_files_keeps_no_other_waiting(api, database):
+    batches = [number(start(api, {"prompt": "a mug"})) for _ in range(12)]
+    _, key = api.new_tenant("other")
+    with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}) as http:
+        late = number(start(dataclasses.replace(api, http=http), {"prompt": "a mug"}))
+    with database.begin() as connection:
+        assert filed.validating(connection) == [batches[0], late, *batches[1:9]]
 
 
 def test_errands_go_on_after_an_error_that_nobody_foresaw(database):
