@@ -12,17 +12,19 @@ from sqlalchemy import Connection, text
 from services.core.database import Database
 from services.core.errors import PressworkError
 
-_TAKE = text("""
+# Free when it has run out; or when it ends later than any lease given now could, since the clock was set back.
+_FREE = """(duties.expires_at < clock_timestamp()
+  OR duties.expires_at > clock_timestamp() + make_interval(secs => 2 * :seconds))"""
+_TAKE = text(f"""
 INSERT INTO duties (name, holder, epoch, expires_at)
 VALUES (:name, :holder, 1, clock_timestamp() + make_interval(secs => :seconds))
 ON CONFLICT (name) DO UPDATE SET
   epoch = duties.epoch + (duties.holder <> excluded.holder)::integer,
   holder = excluded.holder, expires_at = excluded.expires_at
-WHERE duties.holder = excluded.holder OR duties.expires_at < clock_timestamp()
+WHERE duties.holder = excluded.holder OR {_FREE}
 RETURNING epoch
-""")
-_TAKEN = text("SELECT EXISTS (SELECT FROM duties WHERE name = :name AND holder <> :holder "
-              "AND expires_at >= clock_timestamp())")  # fmt: skip
+""")  # noqa: S608  our own text
+_TAKEN = text(f"SELECT EXISTS (SELECT FROM duties WHERE name = :name AND holder <> :holder AND NOT {_FREE})")  # noqa: S608
 _HELD = text("SELECT 1 FROM duties WHERE name = :name AND epoch = :epoch AND holder = :holder FOR SHARE")
 _KEEP = text("""
 UPDATE duties SET expires_at = clock_timestamp() + make_interval(secs => :seconds)
@@ -39,7 +41,9 @@ class LeaseLost(PressworkError):
 
 def take(connection: Connection, name: str, holder: str, seconds: float) -> int | None:
     """Takes or keeps the lease for so many seconds; its epoch, or None while another holds it."""
-    if connection.execute(_TAKEN, {"name": name, "holder": holder}).scalar_one():  # and may be long at a transaction
+    if connection.execute(
+        _TAKEN, {"name": name, "holder": holder, "seconds": seconds}
+    ).scalar_one():  # and may be long at a transaction
         return None
     epoch = connection.execute(_TAKE, {"name": name, "holder": holder, "seconds": seconds}).scalar_one_or_none()
     return None if epoch is None else int(epoch)

@@ -15,7 +15,7 @@ from scheduler import app
 from scheduler.errands import Errand, Errands, errands
 from services.core import closing, filed, files, jobs, upkeep, uploads
 from services.core.database import Database
-from services.core.leases import Lease
+from services.core.leases import Lease, LeaseLost
 from services.core.queues import Bell
 from services.core.settings import Settings
 from services.core.storage import S3Store
@@ -225,6 +225,18 @@ def test_a_file_that_expires_is_kept_until_its_job_has_read_it(api, running, dat
     assert api.http.get(f"/v1/batches/{batch}").json()["status"] == "in_progress"
     with database.begin() as connection:  # the same round, once it was read
         assert connection.execute(text("SELECT count(*) FROM files")).scalar_one() == 0
+
+
+def test_a_lease_that_ends_later_than_any_can_is_free(database):
+    """The database's clock was ahead when it was taken, and has been set back."""
+    first, second = (Lease(database, "thing", name, 5.0) for name in ("first", "second"))
+    assert first.take()
+    assert not second.take()
+    with database.begin() as connection:
+        connection.execute(text("UPDATE duties SET expires_at = expires_at + interval '1 day'"))
+    assert second.take()
+    with pytest.raises(LeaseLost), first.begin():
+        pass
 
 
 def test_nobody_waits_for_a_holder_who_is_long_at_a_transaction(database):
