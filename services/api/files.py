@@ -99,7 +99,7 @@ def delete_file(here: Here, tenant: Tenant, file_id: str) -> Any:
     return vocabulary.FileDeleted(id=file_id)
 
 
-def check_purpose(purpose: object) -> None:
+def _check_purpose(purpose: object) -> None:
     if purpose != "batch":
         raise Refused(
             400, "invalid_value", 'purpose must be "batch": files of requests are all that is taken.', param="purpose"
@@ -108,7 +108,7 @@ def check_purpose(purpose: object) -> None:
 
 def _expiry(fields: dict[str, str]) -> int | None:
     """Seconds from now, or None for a file that stays. Checks the form's fields on the way."""
-    check_purpose(fields.get("purpose"))
+    _check_purpose(fields.get("purpose"))
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     if unknown := fields.keys() - {"purpose", "expires_after[anchor]", "expires_after[seconds]"}:
         raise Refused(400, "unknown_field", "The form has a field that is not known.", param=sorted(unknown)[0][:80])

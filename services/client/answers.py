@@ -2,7 +2,6 @@
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-ImageStatus = Literal["queued", "rendering", "done", "failed", "cancelled"]
 ExportFormat = Literal["webdataset", "parquet", "imagefolder", "zip"]
 
 

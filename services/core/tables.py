@@ -459,7 +459,6 @@ duties = Table(
 # Job ids: milliseconds since the epoch below, shifted left by 22 random bits. Partitions hold one week each.
 ID_EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 ID_RANDOM_BITS = 22
-PARTITIONED = ("images", "payloads", "results")
 
 
 def id_floor(moment: datetime) -> int:

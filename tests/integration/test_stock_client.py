@@ -18,7 +18,9 @@ from sqlalchemy import text
 
 from services.core.errors import StoreAway
 from services.core.settings import Settings
+from services.core.specs import FailedImage
 from services.core.storage import S3Store
+from tests import factories
 from tests.rendering import rendering, scheduling
 from tests.waiting import until
 from tests.web import Api
@@ -95,19 +97,31 @@ def test_a_file_is_uploaded_rendered_and_its_results_downloaded(client, schedule
         assert httpx.get(image["url"][:-1] + "!", follow_redirects=True).status_code == 404
 
 
-def test_a_request_of_which_an_image_failed_stands_in_the_error_file_with_its_good_ones(
-    client, scheduler, settings, store, api
-):
+def test_a_request_of_which_an_image_failed_stands_in_the_error_file_with_its_good_ones(client, scheduler, api):
+    batch = start(client, [line("good", prompt="a mug"), line("bad", prompt="a jug"),
+                           line("mixed", prompt="a cup", n=3, seed=5)])  # fmt: skip
+    until(lambda: client.batches.retrieve(batch.id).status == "in_progress")
+    claim = factories.claim(api.database)
+    assert claim is not None
+    broken = [FailedImage(claim.images[0].job_id, index, "invalid_output", "It came out as NaN.") for index in (1, 3)]
+    stored = [image for image in factories.stored(claim) if image.index not in (1, 3)]
+    factories.settle(api.database, claim, stored=stored, failed=broken)
+    done = finished(client, batch.id)
+    assert (done.status, done.request_counts.completed, done.request_counts.failed) == ("completed", 1, 2)
+    assert [entry["custom_id"] for entry in read(client, done.output_file_id)] == ["good"]
+    bad, mixed = read(client, done.error_file_id)
+    for entry, name, seeds in ((bad, "bad", []), (mixed, "mixed", [5, 7])):
+        response = entry["response"]
+        assert (entry["custom_id"], response["status_code"]) == (name, 500)
+        assert entry["error"]["code"] == response["body"]["error"]["code"] == "invalid_output"
+        assert [image["seed"] for image in response["body"]["data"]] == seeds
+
+
+def test_a_batch_of_which_every_request_failed_has_completed_and_says_so(client, scheduler, settings, store, api):
     with rendering(dataclasses.replace(settings, simulated_faults=True), store):
-        batch = start(client, [line("good", prompt="a mug"), line("bad", prompt="fault:nan"),
-                               line("mixed", prompt="fault:once", n=2)])  # fmt: skip
-        done = finished(client, batch.id)
-    assert done.status == "completed"
-    assert done.request_counts.total == done.request_counts.completed + done.request_counts.failed == 3
-    bad = next(entry for entry in read(client, done.error_file_id) if entry["custom_id"] == "bad")
-    assert bad["error"]["code"] == bad["response"]["body"]["error"]["code"] == "invalid_output"
-    assert (bad["response"]["status_code"], bad["response"]["body"]["data"]) == (500, [])
-    assert "good" in {entry["custom_id"] for entry in read(client, done.output_file_id)}
+        done = finished(client, start(client, [line("bad", prompt="fault:nan")]).id)
+    assert (done.status, done.output_file_id, done.request_counts.failed) == ("completed", None, 1)
+    assert read(client, done.error_file_id)[0]["error"]["code"] == "invalid_output"
 
 
 def test_a_file_with_bad_lines_is_refused_with_the_line_and_the_field_of_each(client, scheduler, api):

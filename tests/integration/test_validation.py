@@ -13,6 +13,7 @@ from services.core.database import Database
 from services.core.leases import Lease
 from services.core.queues import Bell
 from services.core.settings import Settings
+from services.core.specs import FailedImage
 from services.core.storage import S3Store
 from tests import factories
 
@@ -30,10 +31,10 @@ class During:
         self._happens()
 
 
-def submit(database: Database, store: S3Store, lines: int) -> int:
-    """A job of a file with so many lines; it is validating."""
+def submit(database: Database, store: S3Store, lines: int, n: int = 1) -> int:
+    """A job of a file with so many lines of n images each; it is validating."""
     factories.register(database)
-    body = {"method": "POST", "url": ENDPOINT, "body": {"prompt": "a mug"}}
+    body = {"method": "POST", "url": ENDPOINT, "body": {"prompt": "a mug", "n": n}}
     data = b"".join(json.dumps({"custom_id": f"line-{number}", **body}).encode() + b"\n" for number in range(lines))
     file_id, job_id = ids.new(), ids.new()
     key = files.object_key(factories.TENANT, file_id)
@@ -98,6 +99,23 @@ def test_who_was_thought_dead_while_it_read_a_file_records_nothing(database, set
     claim = factories.claim(database)
     assert claim is not None
     assert [image.index for image in claim.images] == [0, 1, 2]
+
+
+def test_requests_of_several_images_are_counted_while_they_are_rendered(database, settings, store, bell):
+    job_id = submit(database, store, 3, n=2)
+    validation.run(settings, store, bell, job_id, taken(database, job_id))
+    first = factories.claim(database, seats=3)
+    assert first is not None
+    factories.settle(database, first)  # all of the first request, and half of the second
+    found = view(database, job_id)
+    assert (found.requests, found.done, found.failed) == (3, 1, 0)
+    second = factories.claim(database)
+    assert second is not None
+    broken = [FailedImage(job_id, 3, "invalid_output", "It came out as NaN.")]
+    stored = [image for image in factories.stored(second) if image.index != 3]
+    factories.settle(database, second, stored=stored, failed=broken)
+    found = view(database, job_id)
+    assert (found.requests, found.done, found.failed) == (3, 2, 1)
 
 
 @pytest.mark.parametrize(("most", "state"), [(3, "queued"), (2, "failed")])
