@@ -111,12 +111,6 @@ def document(result: Result) -> Any:
     return json.loads(line)
 
 
-def needs(api: Api, path: str) -> None:
-    """Skips where the server has no such route."""
-    if path not in api.http.get("/openapi.json").json()["paths"]:
-        pytest.skip(f"the server has no {path}")
-
-
 def render(api: Api, store: S3Store, job: str, *failed: int) -> None:
     """A worker's work, all of it; these images of the job fail."""
     lost = {(jobs.parse_id(job), index) for index in failed}
@@ -333,7 +327,6 @@ def test_cancel_takes_several_jobs_and_again_is_no_error(run: Run, api: Api) -> 
 
 
 def test_items_shows_what_failed_first_and_why(run: Run, api: Api, store: S3Store) -> None:
-    needs(api, "/v1/jobs/{job_id}/requests")
     job = str(api.submit({"prompt": "a good one", "custom_id": "good"}, {"prompt": "a bad one"})["id"])
     render(api, store, job, 1)
     shown = run("items", job).stdout
@@ -354,7 +347,6 @@ def test_items_shows_what_a_prompt_lost(run: Run, api: Api) -> None:
 
 
 def test_a_job_is_paused_resumed_and_what_failed_of_it_is_tried_again(run: Run, api: Api, store: S3Store) -> None:
-    needs(api, "/v1/jobs/{job_id}/retry")
     job = str(api.submit({"prompt": "a", "n": 3, "custom_id": "mug"})["id"])
     assert document(run("pause", job, "--json"))["paused"]
     assert "paused" in run("show", job).stdout
@@ -366,7 +358,6 @@ def test_a_job_is_paused_resumed_and_what_failed_of_it_is_tried_again(run: Run, 
 
 
 def test_models_are_listed_with_their_sizes_and_live_workers(run: Run, api: Api) -> None:
-    needs(api, "/v1/models")
     with api.database.begin() as connection:
         connection.execute(text("UPDATE workers SET seen_at = now()"))
     assert "simulated" in run("models").stdout
@@ -382,7 +373,6 @@ def lines(count: int) -> str:
 
 
 def test_many_requests_go_as_a_draft_and_become_one_job(run: Run, api: Api, tmp_path: Path) -> None:
-    needs(api, "/v1/jobs/{job_id}/finalize")
     (tmp_path / "p.jsonl").write_text(lines(35))
     result = run("submit", "p.jsonl", "--chunk", "10", "--priority", "low", "--label", "a=b", "--json")
     job = document(result)
@@ -394,7 +384,6 @@ def test_many_requests_go_as_a_draft_and_become_one_job(run: Run, api: Api, tmp_
 def test_a_draft_names_the_bad_line_of_the_file_and_goes_on_once_it_is_right(
     run: Run, api: Api, tmp_path: Path
 ) -> None:
-    needs(api, "/v1/jobs/{job_id}/finalize")
     file = tmp_path / "p.jsonl"
     file.write_text("\n" + lines(35).replace('"mug 31"', "31"))
     found = document(run("submit", "p.jsonl", "--chunk", "10", "--json", code=5))["error"]
@@ -406,7 +395,6 @@ def test_a_draft_names_the_bad_line_of_the_file_and_goes_on_once_it_is_right(
 
 
 def test_a_draft_refuses_to_go_on_with_another_input(run: Run, api: Api, tmp_path: Path) -> None:
-    needs(api, "/v1/jobs/{job_id}/finalize")
     draft = api.http.post("/v1/jobs", json={"draft": True}).json()["id"]
     api.http.put(f"/v1/jobs/{draft}/chunks/0", content=lines(2), headers={"Content-Type": "application/x-ndjson"})
     (tmp_path / "p.jsonl").write_text(lines(2).replace("mug 0", "jug 0"))
@@ -417,7 +405,6 @@ def test_a_draft_refuses_to_go_on_with_another_input(run: Run, api: Api, tmp_pat
 def test_a_submission_that_is_cut_off_goes_on_with_the_command_that_it_named(
     run: Run, api: Api, tmp_path: Path, blow: signal.Signals
 ) -> None:
-    needs(api, "/v1/jobs/{job_id}/finalize")
     whole = lines(60).splitlines(keepends=True)
     with command(api, tmp_path, "submit", "-", "--format", "jsonl", "--chunk", "10") as process:
         process.stdin.writelines(whole[:45])
@@ -437,7 +424,6 @@ def test_a_submission_that_is_cut_off_goes_on_with_the_command_that_it_named(
 
 
 def test_a_matrix_is_previewed_and_submitted(run: Run, api: Api) -> None:
-    needs(api, "/v1/jobs/preview")
     words = ["submit", "--matrix", "a {colour} {thing}", "--vary", 'colour=red,"deep, dark blue"', "--vary",
              "thing=mug,jug", "--vary", "guidance_scale=3,7.5", "--repeat", "2"]  # fmt: skip
     result = run(*words, "--size", "64x64", "--json")
@@ -451,7 +437,6 @@ def test_a_matrix_is_previewed_and_submitted(run: Run, api: Api) -> None:
 
 
 def test_a_matrix_stands_in_a_file_and_options_go_before_it(run: Run, api: Api, tmp_path: Path) -> None:
-    needs(api, "/v1/jobs/preview")
     (tmp_path / "m.json").write_text('{"template": "a {colour} mug", "vary": {"colour": ["red", "blue"]}, "repeat": 9}')
     job = document(run("submit", "--matrix", "m.json", "--vary", "colour=green", "--repeat", "3", "--json"))
     assert job["counts"]["total"] == 3
@@ -459,7 +444,6 @@ def test_a_matrix_stands_in_a_file_and_options_go_before_it(run: Run, api: Api, 
 
 
 def test_a_dry_run_checks_here_estimates_there_and_submits_nothing(run: Run, api: Api, tmp_path: Path) -> None:
-    needs(api, "/v1/jobs/estimate")
     (tmp_path / "p.jsonl").write_text(lines(3))
     result = run("submit", "p.jsonl", "-n", "2", "--size", "64x64", "--dry-run", "--json")
     found = document(result)
@@ -493,7 +477,6 @@ def test_what_no_worker_serves_is_told_once_in_a_dry_run_and_of_the_request(run:
 def test_images_are_downloaded_verified_and_named_and_a_second_time_kept(
     run: Run, api: Api, store: S3Store, tmp_path: Path
 ) -> None:
-    needs(api, "/v1/jobs/{job_id}/requests")
     job = str(api.submit({"prompt": "a mug", "custom_id": "mug"}, {"prompt": "a jug", "custom_id": "jug", "n": 2},
                          {"prompt": "b"})["id"])  # fmt: skip
     render(api, store, job, 0)
@@ -523,7 +506,6 @@ def test_a_job_of_which_nothing_is_done_has_nothing_to_download(run: Run, api: A
 
 
 def test_what_does_not_match_its_sha256_is_not_kept(run: Run, api: Api, store: S3Store, tmp_path: Path) -> None:
-    needs(api, "/v1/jobs/{job_id}/requests")
     job = str(api.submit({"prompt": "a mug"})["id"])
     render(api, store, job)
     with api.database.begin() as connection:
@@ -535,7 +517,6 @@ def test_what_does_not_match_its_sha256_is_not_kept(run: Run, api: Api, store: S
 
 
 def test_an_export_is_begun_followed_and_downloaded(run: Run, api: Api, store: S3Store, tmp_path: Path) -> None:
-    needs(api, "/v1/exports/{export_id}/files")
     job = str(api.submit(*[{"prompt": f"mug {index}", "size": "64x64"} for index in range(5)])["id"])
     assert "finished" in run("export", job, "--no-wait", code=5).stderr
     render(api, store, job)
