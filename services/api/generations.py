@@ -88,11 +88,11 @@ async def _answered(
 ) -> Any:  # fmt: skip
     """The committed job's pictures, or the job itself."""
     if preference.asynchronous:
-        return await anyio.to_thread.run_sync(_job, here, tenant, job_id)
+        return await anyio.to_thread.run_sync(_job, here, tenant, job_id, "respond-async")
     limit = here.settings.wait_seconds if preference.seconds is None else preference.seconds
     if not await _wait(request, here, tenant, job_id, limit, give_up=key is None):
         if preference.seconds is not None:
-            return await anyio.to_thread.run_sync(_job, here, tenant, job_id)
+            return await anyio.to_thread.run_sync(_job, here, tenant, job_id, f"wait={preference.seconds:g}")
         raise Refused(
             504, "still_rendering",
             f"It is not done after {limit:g} s. It goes on: see /v1/jobs/{jobs.public_id(job_id)}.", headers=_NO_RETRY,
@@ -155,11 +155,11 @@ def _cancel(here: Context, tenant: int, job_id: int) -> None:
         return
 
 
-def _job(here: Context, tenant: int, job_id: int) -> Response:
+def _job(here: Context, tenant: int, job_id: int, applied: str) -> Response:
     with here.database.begin(tenant) as connection:
         view = views.job(connection, tenant, job_id)
     assert view is not None, "a recorded job can be read"
-    return JsonResponse(schemas.job(view).model_dump(mode="json"), 202, {"Preference-Applied": "respond-async"})
+    return JsonResponse(schemas.job(view).model_dump(mode="json"), 202, {"Preference-Applied": applied})
 
 
 def _answer(here: Context, tenant: int, job_id: int, response_format: str | None, base_url: str) -> Any:

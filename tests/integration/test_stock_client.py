@@ -417,6 +417,8 @@ def test_a_client_that_does_not_wait_gets_the_job(client, api):
         prompt="a mug", extra_headers={"Prefer": "wait=0", "Idempotency-Key": "once"}
     )
     assert json.loads(again.text)["id"] == job["id"]
+    applied = [answer.http_response.headers["Preference-Applied"] for answer in (raw, again)]
+    assert applied == ["respond-async", "wait=0"]
 
 
 def test_a_failed_image_is_said_once_and_not_tried_again(settings, store, api):
