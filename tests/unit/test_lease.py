@@ -1,4 +1,5 @@
-"""The watchdog: a device that hangs ends its process; one that was stopped, or is compiling, goes on."""
+"""The watchdog: a device that hangs ends its process; one that was stopped, or is compiling, goes on. And the fence: a
+worker that could not extend its lease stops by its own clock."""
 
 import time
 
@@ -7,7 +8,7 @@ import pytest
 from services.core.database import Database
 from services.core.settings import Settings
 from services.core.specs import Claim, Image, Shape, Spec
-from worker.lease import EXIT_HUNG, Held, Lease
+from worker.lease import EXIT_HUNG, Held, Interrupted, Lease
 
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x"})
 WATCHES = round(SETTINGS.watchdog_seconds / SETTINGS.beat_seconds)
@@ -87,3 +88,32 @@ def test_patience_is_never_less_than_the_watchdogs_time(lease, held, exits):
     with lease.patience(0.0):
         watch(lease, WATCHES - 1)
     assert exits == []
+
+
+def test_a_worker_that_could_not_extend_its_lease_stops_by_its_own_clock(lease, held, monkeypatch):
+    start = held.extended_at
+    monkeypatch.setattr(time, "monotonic", lambda: start + SETTINGS.fence_seconds - 0.01)
+    lease.on_step(1)
+    assert not held.fenced
+    monkeypatch.setattr(time, "monotonic", lambda: start + SETTINGS.fence_seconds + 0.01)
+    assert held.fenced
+    assert not held.lost, "it may still settle, if nobody took the images"
+    with pytest.raises(Interrupted):
+        lease.on_step(2)
+
+
+def test_the_fence_is_counted_from_when_the_lease_was_asked_for(lease, held, monkeypatch):
+    start = held.extended_at
+    held.heard(frozenset(), start + 5.0)
+    monkeypatch.setattr(time, "monotonic", lambda: start + SETTINGS.fence_seconds + 4.99)
+    assert not held.fenced
+    monkeypatch.setattr(time, "monotonic", lambda: start + SETTINGS.fence_seconds + 5.01)
+    assert held.fenced
+
+
+def test_a_worker_that_is_told_of_its_lost_lease_stops_at_the_next_step(lease, held):
+    held.heard(None, time.monotonic())
+    assert held.fenced
+    assert held.lost
+    with pytest.raises(Interrupted):
+        lease.on_step(1)
