@@ -103,6 +103,17 @@ def test_of_an_adopted_object_the_versions_are_its_writers_and_the_verdict_is_ou
     assert (shown.versions, shown.flagged) == (versions, True)
 
 
+def test_an_object_whose_bytes_are_not_those_of_its_sha256_is_not_adopted(store, fast):
+    """Half an upload, or another's file: it stays where it is, and ours goes under the claim's own key."""
+    claimed = hashlib.sha256(b"whole").hexdigest()
+    for key, metadata in (("torn/a.png", {"sha256": claimed}), ("torn/b.png", {})):
+        store._client.put_object(Bucket=fast.bucket, Key=key, Body=b"who", Metadata=metadata)
+        ours = store.put(key, b"whole", "image/png", {}, claim_id=7)
+        assert (ours.key, ours.adopted) == (key.replace(".png", "-7.png"), False)
+        assert ours.sha256 == hashlib.sha256(b"whole").digest()
+        assert (store.read(key), store.read(ours.key)) == (b"who", b"whole")
+
+
 def test_out_of_memory_steps_down_remembers_and_is_recorded_in_the_class(make_press, database, fast):
     press = make_press()
     job_id = submit(database, fast, mugs(16, _0="fault:oom>4"))
