@@ -246,3 +246,16 @@ def test_nobody_waits_for_a_holder_who_is_long_at_a_transaction(database):
         assert not second.take()  # at once, where a lock would be waited for until it times out
     first.release()
     assert second.take()
+
+
+def test_a_lease_that_was_lost_and_taken_again_under_the_same_name_is_not_the_same_lease(database):
+    """A process that slept has the holder's name and an old epoch; who works by now must not be joined by it."""
+    slept, other, awake = (Lease(database, "thing", name, 5.0) for name in ("first", "second", "first"))
+    for lease in (slept, other, awake):
+        assert lease.take()
+        with database.begin() as connection:
+            connection.execute(text("UPDATE duties SET expires_at = clock_timestamp() - interval '1 second'"))
+    with pytest.raises(LeaseLost), slept.begin():
+        pass
+    with awake.begin():
+        pass
