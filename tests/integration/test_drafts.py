@@ -290,6 +290,18 @@ def test_a_cancelled_draft_is_swept_and_an_old_one_expires(api: Api) -> None:
     assert code(finalize(api, expired, 1)) == (409, "not_a_draft")
 
 
+def test_a_sweep_leaves_the_images_of_a_draft_alone(api: Api) -> None:
+    draft, cancelled = opened(api), opened(api)
+    for job in (draft, cancelled):
+        put(api, job, 0, {"prompt": "a", "n": 20})
+    with api.database.begin(factories.TENANT) as connection:
+        jobs.cancel(connection, factories.TENANT, jobs.parse_id(cancelled))
+    with api.database.begin() as connection:
+        assert upkeep.sweep_cancelled(connection) == 20
+    assert (rows(api, draft), rows(api, cancelled)) == ({"0": 20}, {"4": 20})
+    assert finalize(api, draft, 1).json()["counts"]["queued"] == 20
+
+
 def test_an_idempotency_key_opens_one_draft(api: Api) -> None:
     headers = {"Idempotency-Key": "d1"}
     answers = [api.http.post("/v1/jobs", json={"draft": True, "labels": {"a": "b"}}, headers=headers) for _ in range(2)]
