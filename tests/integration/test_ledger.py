@@ -182,6 +182,17 @@ def test_a_settle_that_does_not_account_for_every_image_is_refused_whole(databas
     assert settle(database, taken).verdict is Verdict.OK
 
 
+def test_a_settle_moves_no_image_that_another_claim_holds(database, settings):
+    job_id = submit(database, settings, 4)
+    ours, theirs = (claim(database, seats=2) for _ in range(2))
+    for outcome in ({"stored": stored(theirs)}, {"released": places(theirs)}):
+        with pytest.raises(LedgerBroken):
+            settle(database, ours, **outcome)
+        assert counts_match(database, job_id)["rendering"] == 4
+    assert settle(database, theirs).verdict is Verdict.OK
+    assert settle(database, ours).verdict is Verdict.OK
+
+
 def test_an_expired_lease_queues_its_images_again_and_never_counts_against_them(database, settings):
     job_id = submit(database, settings, 5)
     claim(database, lease=0.0)
@@ -362,6 +373,22 @@ def test_a_paused_job_is_not_claimed(database, settings):
     assert len(claim(database).images) == 4
 
 
+def test_a_job_that_is_paused_between_the_look_and_the_claim_is_not_claimed(database, settings):
+    """A claim chooses its segments before it holds the jobs' locks: what happened in between it must see."""
+    paused, other = submit(database, settings, 4), submit(database, settings, 4)
+    with database.begin() as connection:
+        chosen = ledger.candidates(connection, factories.REVISION, 1)
+    assert [row.job_id for row in chosen.rows] == [paused, other]
+    with database.begin(TENANT) as connection:
+        jobs.pause(connection, TENANT, paused, True)
+    with database.begin() as connection:
+        taken = ledger.claim(
+            connection, chosen, model_revision=factories.REVISION, worker_id="worker-a", seats=16, lease=30.0
+        )
+    assert {image.job_id for image in taken.images} == {other}
+    assert counts_match(database, paused)["queued"] == 4
+
+
 def test_free_seats_are_filled_from_other_jobs_of_the_same_shape_alone(database, settings):
     first = submit(database, settings, 3)
     other_shape = submit(database, settings, 3, size="256x256")
@@ -526,6 +553,22 @@ def test_a_cancel_is_not_overtaken_for_ever_by_claims_and_settles_of_its_job(dat
 def sweep(database: Database) -> int:
     with database.begin() as connection:
         return upkeep.sweep_cancelled(connection, 900)
+
+
+def test_a_sweep_leaves_every_job_alone_that_is_not_being_cancelled(database, settings):
+    submit(database, settings, 2)
+    held = claim(database, seats=1)
+    with database.begin() as connection:
+        ledger.start(connection, held.fresh_jobs)
+    submit(database, settings, 3)
+    paused = submit(database, settings, 4)
+    with database.begin(TENANT) as connection:
+        jobs.pause(connection, TENANT, paused, True)
+    doomed = submit(database, settings, 5)
+    with database.begin(TENANT) as connection:
+        jobs.cancel(connection, TENANT, doomed)
+    assert (sweep(database), sweep(database)) == (5, 0)
+    assert counts_match(database, doomed)["cancelled"] == 5
 
 
 def test_crossing_sweeps_cancel_every_image_once(database, settings):
