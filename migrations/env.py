@@ -3,7 +3,7 @@
 from alembic import context
 from sqlalchemy import create_engine, text
 
-from services.core import database, tables
+from services.core.db import database, tables
 from services.core.settings import Settings
 
 MIGRATION_LOCK = 7_209_411  # any number of our own: two migrators wait for each other

@@ -10,15 +10,16 @@ import sys
 import threading
 import time
 
-from scheduler.duties import Duty, timetable
-from scheduler.errands import Errands, errands
-from services.core import database as databases
-from services.core import leadership, leases, logs
-from services.core.contact import Contact
-from services.core.errors import Away, PressworkError, SettingsError
-from services.core.queues import Bell
+from scheduler.background_tasks import Errands, errands
+from scheduler.periodic_tasks import Duty, timetable
+from services.core import logs
+from services.core.db import database as databases
+from services.core.db import leadership, leases
+from services.core.db.connectivity import Contact
+from services.core.model.errors import Away, PressworkError, SettingsError
+from services.core.notify import Bell
 from services.core.settings import Settings
-from services.core.storage import S3Store
+from services.core.storage.s3 import S3Store
 
 log = logging.getLogger(__name__)
 LEAD_SECONDS = 10.0

@@ -14,9 +14,9 @@ from typing import Any
 import uvicorn
 
 from services.api.app import create_app
-from services.core import database as databases
 from services.core import logs
-from services.core.errors import Away, PressworkError, SettingsError
+from services.core.db import database as databases
+from services.core.model.errors import Away, PressworkError, SettingsError
 from services.core.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MALLOC_PERTURB_", "165")  # a server that reads what it has freed is to crash here, not elsewhere
 
-from services.core import database as databases
+from services.core.db import database as databases
 from services.core.settings import Settings
-from services.core.storage import S3Store
+from services.core.storage.s3 import S3Store
 from services.local.stack import Stack
 
 _numbers = itertools.count(1)

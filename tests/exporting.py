@@ -10,14 +10,15 @@ from typing import Any
 from PIL import Image
 from sqlalchemy import text
 
-from scheduler.errands import Errands, errands
-from services.core import exports, jobs, storage
-from services.core.database import Database
-from services.core.exports import options, rows
-from services.core.exports.rows import Export
-from services.core.queues import Bell
+from scheduler.background_tasks import Errands, errands
+from services.core.db.database import Database
+from services.core.exports import exports, options, records
+from services.core.exports.records import Export
+from services.core.jobs import lifecycle
+from services.core.notify import Bell
 from services.core.settings import Settings
-from services.core.storage import ImageStore, S3Store
+from services.core.storage import s3
+from services.core.storage.s3 import ImageStore, S3Store
 from tests import factories
 from tests.waiting import until
 
@@ -63,7 +64,7 @@ def finished_job(
         stored = []
         for image, result in zip(claim.images, factories.stored(claim), strict=True):
             data = picture(image.index, image.output_format)
-            key = f"test/{job_id}/{image.index}.{storage.EXTENSIONS[image.output_format]}"
+            key = f"test/{job_id}/{image.index}.{s3.EXTENSIONS[image.output_format]}"
             store.put(key, data, f"image/{image.output_format}", {}, claim_id=claim.id)
             found = image.index in flagged
             stored.append(
@@ -83,7 +84,7 @@ def finished_job(
 
 def finish(database: Database, job_id: int) -> None:
     with database.begin() as connection:
-        assert job_id in jobs.finish(connection)
+        assert job_id in lifecycle.finish(connection)
 
 
 def order(database: Database, job_id: int, form: str, **wished: Any) -> int:
@@ -95,7 +96,7 @@ def order(database: Database, job_id: int, form: str, **wished: Any) -> int:
 
 def read(database: Database, export_id: int) -> Export | None:
     with database.begin() as connection:
-        return rows.read(connection, export_id)
+        return records.read(connection, export_id)
 
 
 def run(
@@ -132,13 +133,13 @@ def export(database: Database, settings: Settings, store: ImageStore, job_id: in
 def sums(database: Database, export_id: int) -> dict[str, str]:
     """path -> sha256, of every file."""
     with database.begin() as connection:
-        return {file.path: file.sha256.hex() for file in rows.files(connection, export_id, passed=0, limit=100_000)}
+        return {file.path: file.sha256.hex() for file in records.files(connection, export_id, passed=0, limit=100_000)}
 
 
 def download(database: Database, store: S3Store, export_id: int, folder: Path) -> Path:
     """The export's tree, each file with the recorded size and sha256."""
     with database.begin() as connection:
-        found = rows.files(connection, export_id, passed=0, limit=100_000)
+        found = records.files(connection, export_id, passed=0, limit=100_000)
     for file in found:
         data = store.read(file.object_key)
         assert (len(data), hashlib.sha256(data).digest()) == (file.bytes, file.sha256), file.path

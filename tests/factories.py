@@ -4,10 +4,13 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from services.core import intake, ledger, models, requests, upkeep
-from services.core.database import Connection, Database
+from services.core.db.database import Connection, Database
+from services.core.fleet import models
+from services.core.jobs import submissions
+from services.core.model import requests
+from services.core.model.specs import Claim, ModelCard, StoredImage
+from services.core.queue import ledger, maintenance
 from services.core.settings import Settings
-from services.core.specs import Claim, ModelCard, StoredImage
 
 REVISION = "simulated-test"
 CARD = ModelCard(
@@ -42,7 +45,7 @@ def submit(
     rows = [{"prompt": f"a mug, number {index}"} for index in range(images)] if isinstance(images, int) else images
     with database.begin() as connection:
         catalogue = models.catalogue(connection)
-    with intake.Submission(settings, catalogue) as submission:
+    with submissions.Submission(settings, catalogue) as submission:
         for index, row in enumerate(rows):
             submission.add(index, {**row, **fields})
         label = requests.Label.model_validate({"priority": priority, **(head or {})})
@@ -64,7 +67,7 @@ def claim(
         if taken is not None:
             return taken
         with database.begin() as connection:  # as a worker does: what is drained is not looked at again
-            if not upkeep.raise_low(connection):
+            if not maintenance.raise_low(connection):
                 return None
 
 

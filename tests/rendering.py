@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from scheduler.app import Scheduler
-from scheduler.duties import timetable
-from scheduler.errands import Errands, errands
-from services.core import models
-from services.core.contact import Contact
-from services.core.database import Database
-from services.core.queues import Bell
+from scheduler.background_tasks import Errands, errands
+from scheduler.periodic_tasks import timetable
+from services.core.db.connectivity import Contact
+from services.core.db.database import Database
+from services.core.fleet import models
+from services.core.notify import Bell
 from services.core.settings import Settings
-from services.core.storage import S3Store
+from services.core.storage.s3 import S3Store
 from worker.lease import Lease
 from worker.pipelines.simulated import SimulatedPipeline
 from worker.render import Press

@@ -11,9 +11,10 @@ import uvicorn
 from sqlalchemy import text
 
 from services.api.app import create_app
-from services.core import tenants, workers
-from services.core.database import Database
+from services.core.db.database import Database
+from services.core.fleet import workers
 from services.core.settings import Settings
+from services.core.tenants import api_keys
 from services.web import server_config
 from tests import factories
 from tests.waiting import until
@@ -49,7 +50,7 @@ class Api:
             tenant = connection.execute(
                 text("INSERT INTO tenants (name) VALUES (:name) RETURNING id"), {"name": name}
             ).scalar_one()
-            return tenant, tenants.issue_key(connection, self.settings.secret, tenant, "test")
+            return tenant, api_keys.issue_key(connection, self.settings.secret, tenant, "test")
 
     def rows(self) -> dict[str, int]:
         """How many rows there are of all that a submission writes."""
@@ -78,7 +79,7 @@ def open_api(settings: Settings) -> Iterator[Api]:
     database = Database(settings.database_url, application="tests", pool_size=10)
     factories.register(database)
     with database.begin() as connection:
-        key = tenants.issue_key(connection, settings.secret, factories.TENANT, "test")
+        key = api_keys.issue_key(connection, settings.secret, factories.TENANT, "test")
         workers.register(
             connection, "worker-a", host="host", pid=1, device="cpu", model="simulated",
             revision=factories.REVISION, state="ready",

@@ -16,14 +16,17 @@ from typing import Any
 
 from celery import signals
 
-from services.core import database as databases
-from services.core import logs, queues, storage, suspects, workers
-from services.core.errors import Away, DatabaseAway, PressworkError
+from services.core import logs, notify
+from services.core.db import database as databases
+from services.core.fleet import workers
+from services.core.model.errors import Away, DatabaseAway, PressworkError
+from services.core.queue import quarantine
 from services.core.settings import Settings
-from worker import exits
+from services.core.storage import s3
+from worker import exit_codes
 from worker.child import Child
 from worker.pipeline import ModelUnfit, model_name
-from worker.shared import Shared
+from worker.shared_memory import Shared
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.25
@@ -47,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
             log.warning("%s", warning)
     except PressworkError as error:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201
-        return exits.UNFIT if isinstance(error, ModelUnfit) else exits.SETTINGS
+        return exit_codes.UNFIT if isinstance(error, ModelUnfit) else exit_codes.SETTINGS
     return Parent(settings, model, database).run()
 
 
@@ -58,7 +61,7 @@ def _fit(settings: Settings, database: databases.Database) -> list[str]:
         found = databases.assert_fit(database)
     finally:
         database.close()
-    storage.S3Store(settings).prepare()
+    s3.S3Store(settings).prepare()
     return found
 
 
@@ -80,14 +83,14 @@ class Parent:
         self.settings = settings
         self.database = database
         self.shared = Shared()
-        self.app = queues.celery_app(settings.redis_url, model)
+        self.app = notify.celery_app(settings.redis_url, model)
         self.exit_code = 0
         self._failed_starts = 0
         self._worker: Any = None
 
     def run(self) -> int:
         warnings.filterwarnings("ignore", message="(?s).*superuser privileges")
-        self.app.task(name=queues.TASK, ignore_result=True)(_render)
+        self.app.task(name=notify.TASK, ignore_result=True)(_render)
         signals.setup_logging.connect(_leave_logging_alone, weak=False)
         signals.worker_process_init.connect(self._start_child, weak=False)
         signals.worker_process_shutdown.connect(_stop_child, weak=False)
@@ -112,7 +115,7 @@ class Parent:
             _child = child
         except BaseException:  # Celery would log it and go on with a child that does nothing
             log.exception("child does not start")
-            os._exit(exits.UNFIT)
+            os._exit(exit_codes.UNFIT)
 
     def _watch(self) -> None:
         """Reports a child's death, and sees to its replacement: Celery looks for dead children every five seconds,
@@ -127,7 +130,7 @@ class Parent:
                 self._child_died()
             elif time.monotonic() - seen_at > CHILDLESS_SECONDS and not self.shared.stopping:
                 log.error("no child was started; leaving", extra={"seconds": CHILDLESS_SECONDS})
-                os._exit(exits.CHILDLESS)
+                os._exit(exit_codes.CHILDLESS)
 
     def _replace_child(self) -> None:
         hub, pool = getattr(self._worker, "hub", None), getattr(self._worker, "pool", None)
@@ -153,9 +156,9 @@ class Parent:
         self._failed_starts += 1
         if reason or self._failed_starts >= FAILED_STARTS:
             print(f"worker: {reason or 'The child dies before it has loaded the pipeline.'}", file=sys.stderr)  # noqa: T201
-            self.exit_code = exits.UNFIT
+            self.exit_code = exit_codes.UNFIT
             self._worker.stop()
-            os._exit(exits.UNFIT)
+            os._exit(exit_codes.UNFIT)
 
     def _report(self, worker_id: str, claim_id: int, device: str) -> bool:
         """Tells the ledger; tries until it hears, or until the leases have run out anyway. True: the device looks
@@ -164,7 +167,7 @@ class Parent:
         while time.monotonic() < deadline:
             try:
                 with self.database.begin() as connection:
-                    return suspects.child_died(connection, worker_id, rendering=claim_id or None, device=device)
+                    return quarantine.child_died(connection, worker_id, rendering=claim_id or None, device=device)
             except DatabaseAway:
                 time.sleep(1.0)
             except Exception:

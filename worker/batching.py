@@ -7,7 +7,7 @@ an image's bytes do not depend on how many waited with it; padding repeats the l
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 
-from services.core.specs import Image, Shape
+from services.core.model.specs import Image, Shape
 from worker.pipeline import Batch
 
 _WEIGHTS = {0: 8, 1: 4, 2: 1}  # priority class -> how often of 13 it goes first

@@ -13,17 +13,19 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from services.core import database as databases
-from services.core import ledger, models, storage, suspects, upkeep, workers
-from services.core.contact import Contact
-from services.core.errors import DatabaseAway, PressworkError
-from services.core.queues import Bell
+from services.core.db import database as databases
+from services.core.db.connectivity import Contact
+from services.core.fleet import models, workers
+from services.core.model.errors import DatabaseAway, PressworkError
+from services.core.notify import Bell
+from services.core.queue import ledger, maintenance, quarantine
 from services.core.settings import Settings
-from worker import exits
+from services.core.storage import s3
+from worker import exit_codes
 from worker.lease import Lease
 from worker.pipeline import open_pipeline
 from worker.render import Press
-from worker.shared import Shared
+from worker.shared_memory import Shared
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 2.0
@@ -49,7 +51,7 @@ class Child:
         self.database = databases.Database(
             settings.database_url, application=f"presswork worker {self.worker_id}", pool_size=8, nested_loops=True
         )
-        self.store = storage.S3Store(settings)
+        self.store = s3.S3Store(settings)
         self.bell = Bell(settings.redis_url)
         self.lease = Lease(self.database, settings)
         self.press = Press(
@@ -99,7 +101,7 @@ class Child:
     def _register(self) -> None:
         with self.database.begin() as connection:
             if self.press.device.sick:
-                suspects.device_sick(connection, self.press.device.name)
+                quarantine.device_sick(connection, self.press.device.name)
             else:
                 models.register(connection, self.pipeline.card)
             workers.register(
@@ -158,13 +160,13 @@ class Child:
     def _tick(self) -> None:
         """What any worker does for all, so that a dead scheduler strands nothing."""
         self._beat("sick" if self.press.device.sick else "busy" if self.press.busy else "ready")
-        for verb in (self._expire, upkeep.fold, upkeep.raise_low):
+        for verb in (self._expire, maintenance.fold, maintenance.raise_low):
             with self.database.begin() as connection:
-                if upkeep.alone(connection):
+                if maintenance.alone(connection):
                     verb(connection)
         for tenant_id, cost in self.press.take_charges().items():
             with self.database.begin() as connection:
-                upkeep.charge(connection, tenant_id, cost)
+                maintenance.charge(connection, tenant_id, cost)
 
     def _expire(self, connection: databases.Connection) -> int:
         steady = self.contact.steady(self.settings.lease_seconds)
@@ -179,13 +181,13 @@ class Child:
     def _leave_if_sick(self, since: float) -> None:
         """After a rest the process ends; its successor tries the canary again on a fresh device."""
         if time.monotonic() - since > self.settings.sick_seconds and not self.press.busy:
-            os._exit(exits.SICK)
+            os._exit(exit_codes.SICK)
 
     def _leave_if_orphaned(self) -> None:
         if os.getppid() != self.shared.parent:
             log.error("parent gone")
-            os._exit(exits.ORPHAN)
+            os._exit(exit_codes.ORPHAN)
 
     def _give_up(self, reason: str) -> NoReturn:
         self.shared.give_up(reason)
-        os._exit(exits.UNFIT)
+        os._exit(exit_codes.UNFIT)

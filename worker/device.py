@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from services.core.specs import Image, Shape
+from services.core.model.specs import Image, Shape
 from worker import batching
 from worker.lease import Held, Interrupted, Lease
 from worker.pipeline import Batch, DeviceSick, OutOfMemory, Picture, Pipeline, Spoiled, canary, reproducibility_class

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from services.core.specs import OutputFormat
+from services.core.model.specs import OutputFormat
 from worker.provenance import SOFTWARE, Provenance
 
 MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from services.core import ledger
-from services.core.database import Database
-from services.core.errors import DatabaseAway
+from services.core.db.database import Database
+from services.core.model.errors import DatabaseAway
+from services.core.model.specs import Claim, Image, StoredImage
+from services.core.queue import ledger
 from services.core.settings import Settings
-from services.core.specs import Claim, Image, StoredImage
 
 log = logging.getLogger(__name__)
 EXIT_HUNG = 70

@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from services.core.errors import PressworkError, SettingsError
+from services.core.model.errors import PressworkError, SettingsError
+from services.core.model.specs import ModelCard, Shape, Spec
 from services.core.settings import Settings
-from services.core.specs import ModelCard, Shape, Spec
 
 
 class OutOfMemory(PressworkError):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from services.core.specs import Image
+from services.core.model.specs import Image
 
 SOFTWARE = "Presswork"
 # IPTC NewsCodes, digital source type: made by a model that was trained on sampled content.

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from services.core import ledger, storage, upkeep
-from services.core.database import Database
-from services.core.errors import Away
-from services.core.queues import Bell
+from services.core.db.database import Database
+from services.core.model.errors import Away
+from services.core.model.specs import Claim
+from services.core.notify import Bell
+from services.core.queue import ledger, maintenance
 from services.core.settings import Settings
-from services.core.specs import Claim
+from services.core.storage import s3
 from worker import batching
 from worker.device import Device, Outcome
 from worker.lease import Held, Lease
@@ -32,7 +33,7 @@ class Press:
     """One pipeline and everything around it. `run` may be called from any thread; one at a time does the work."""
 
     def __init__(
-        self, settings: Settings, pipeline: Pipeline, database: Database, store: storage.ImageStore, bell: Bell,
+        self, settings: Settings, pipeline: Pipeline, database: Database, store: s3.ImageStore, bell: Bell,
         lease: Lease, *, worker_id: str, host: str, mark: Callable[[int], None] = lambda _claim_id: None,
     ) -> None:  # fmt: skip
         self.settings, self.pipeline, self.database, self.bell = settings, pipeline, database, bell
@@ -130,7 +131,7 @@ class Press:
                 return held
             # Drained, or all locked by others: lift the marks, so that these are not looked at again; then the rest.
             with self.database.begin() as connection:
-                upkeep.raise_low(connection, found.job_ids)
+                maintenance.raise_low(connection, found.job_ids)
             found = found.others
         return None
 
@@ -148,7 +149,7 @@ class Press:
                     ledger.start(connection, claim.fresh_jobs)
             if len(claim.images) < seats:
                 with self.database.begin() as connection:
-                    upkeep.raise_low(connection, found.job_ids)
+                    maintenance.raise_low(connection, found.job_ids)
         except Exception as error:
             log.warning("start put off", extra={"claim": claim.id, "error": str(error)})
 

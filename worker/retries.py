@@ -6,7 +6,7 @@ Plain Python: it decides, and renders nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from services.core.specs import FailedImage, Image
+from services.core.model.specs import FailedImage, Image
 from worker import batching
 
 OUT_OF_MEMORY = "The device has no room for even one image of this size."

@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from services.core import jobs, ledger, rates, storage, suspects
-from services.core.database import Database
-from services.core.errors import Away, StoreAway, StoreRefused
+from services.core.db.database import Database
+from services.core.fleet import throughput
+from services.core.jobs import lifecycle
+from services.core.model.errors import Away, StoreAway, StoreRefused
+from services.core.model.specs import FailedImage, StoredImage
+from services.core.queue import ledger, quarantine
 from services.core.settings import Settings
-from services.core.specs import FailedImage, StoredImage
+from services.core.storage import s3
 from worker import encoding, provenance, retries
 from worker.device import Device, Outcome, Rendered
 from worker.lease import Held, Lease
@@ -24,7 +27,7 @@ class Storing:
     """The stage after the device. `stopping`: give back what cannot be stored right now."""
 
     def __init__(
-        self, settings: Settings, database: Database, store: storage.ImageStore, lease: Lease, device: Device,
+        self, settings: Settings, database: Database, store: s3.ImageStore, lease: Lease, device: Device,
         stopping: threading.Event,
     ) -> None:  # fmt: skip
         self._settings, self._database, self._objects, self._lease = settings, database, store, lease
@@ -67,8 +70,8 @@ class Storing:
         except Exception as error:
             log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
             return retries.failure(image, error)
-        key = storage.image_key(
-            image.tenant_id, jobs.public_id(image.job_id), image.index, render_key, image.output_format
+        key = s3.image_key(
+            image.tenant_id, lifecycle.public_id(image.job_id), image.index, render_key, image.output_format
         )  # fmt: skip
         metadata = {
             "device": self._device, "class": rendered.reproducibility_class, "versions": self._pipeline.versions,
@@ -120,7 +123,7 @@ class Storing:
                         render_seconds=outcome.seconds,
                     )  # fmt: skip
                     if settlement.verdict is ledger.Verdict.FENCED:
-                        suspects.alive_after_all(connection, claim.id)
+                        quarantine.alive_after_all(connection, claim.id)
                 break
             except Away as error:
                 if self._stopping.is_set() and pause >= 2.0:
@@ -143,7 +146,7 @@ class Storing:
             return
         try:
             with self._database.begin() as connection:
-                rates.record(
+                throughput.record(
                     connection, outcome.held.claim.shape, self._device, images=len(outcome.rendered),
                     seconds_per_image=outcome.pass_seconds / outcome.slots,
                 )  # fmt: skip

@@ -7,29 +7,22 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from services.api import (
-    actions,
-    auth,
-    batches,
-    contents,
+from services.api import authentication, errors, health, parameters
+from services.api.authentication import documented
+from services.api.dependencies import Context
+from services.api.middleware import Edge
+from services.api.openai import batches, files, generations, models, uploads
+from services.api.v1 import (
     drafts,
-    errors,
+    estimation,
     exports,
-    files,
-    generations,
-    health,
+    image_content,
+    job_actions,
+    job_requests,
     jobs,
-    listings,
-    models,
-    plans,
-    queries,
     schemas,
     submissions,
-    uploads,
 )
-from services.api.auth import documented
-from services.api.context import Context
-from services.api.edge import Edge
 from services.core.settings import Settings
 
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}
@@ -47,23 +40,23 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.context = Context.open(settings)
     app.state.readiness = health.Readiness(app.state.context)
-    open_routes = APIRouter(dependencies=[Depends(queries.only_known)])
+    open_routes = APIRouter(dependencies=[Depends(parameters.only_known)])
     open_routes.include_router(health.router)
     # Who asks is settled before what is asked.
     tenants_routes = APIRouter(
         prefix="/v1",
-        dependencies=[Depends(documented), Depends(auth.authenticate), Depends(queries.only_known)],
+        dependencies=[Depends(documented), Depends(authentication.authenticate), Depends(parameters.only_known)],
         responses=_ERRORS,
     )
     for routes in (
-        submissions, plans, drafts, actions, listings, jobs, files, uploads, batches, generations, models,
+        submissions, estimation, drafts, job_actions, job_requests, jobs, files, uploads, batches, generations, models,
         exports,
     ):  # fmt: skip
         tenants_routes.include_router(routes.router)
     links_routes = APIRouter(
-        prefix="/v1", dependencies=[Depends(documented), Depends(queries.only_known)], responses=_ERRORS
+        prefix="/v1", dependencies=[Depends(documented), Depends(parameters.only_known)], responses=_ERRORS
     )
-    links_routes.include_router(contents.router)
+    links_routes.include_router(image_content.router)
     app.include_router(open_routes)
     app.include_router(tenants_routes)
     app.include_router(links_routes)

@@ -11,8 +11,8 @@ from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from services.core import errors
-from services.core.errors import InvalidSubmission, PressworkError, Problem
+from services.core.model import errors
+from services.core.model.errors import InvalidSubmission, PressworkError, Problem
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = "2"

@@ -13,11 +13,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from services.api import schemas
-from services.api.context import Context, Here
+from services.api.dependencies import Context, Here
 from services.api.errors import JsonResponse
-from services.core import database, queues, views
-from services.core.errors import Away, PressworkError, UnfitDatabase
+from services.api.v1 import schemas
+from services.core import notify
+from services.core.db import database
+from services.core.jobs import queries
+from services.core.model.errors import Away, PressworkError, UnfitDatabase
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -80,7 +82,7 @@ class Readiness:
         return _checked("The object store is reachable.", self._here.store.check)
 
     def _redis(self) -> schemas.Check:
-        if queues.redis_answers(self._here.settings.redis_url):
+        if notify.redis_answers(self._here.settings.redis_url):
             return _ok("Redis answers.")
         return schemas.Check(
             status="degraded", message="Redis is away: workers find work on their own timer, a few seconds later."
@@ -90,7 +92,7 @@ class Readiness:
         model = self._here.settings.model
         try:
             with self._here.database.begin() as connection:
-                registered, worker_was_up = views.readiness(connection, model)
+                registered, worker_was_up = queries.readiness(connection, model)
         except Away as error:
             return {"database": _failing(str(error))}
         return {
@@ -109,8 +111,8 @@ class Figures(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         with self._here.database.begin() as connection:
-            images, jobs, claims = views.totals(connection)
-            fleet = views.fleet(connection)
+            images, jobs, claims = queries.totals(connection)
+            fleet = queries.fleet(connection)
         yield _gauge("presswork_images", "Images, by state.", ["state"], {(state,): n for state, n in images.items()})
         yield _gauge("presswork_jobs", "Jobs, by state.", ["state"], {(state,): n for state, n in jobs.items()})
         yield _gauge("presswork_open_claims", "Claims under lease.", [], {(): claims})

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from services.cli import bench, downloads, exports, jobs, model, submit
 from services.cli.exits import EPILOG
-from services.core.errors import PressworkError
+from services.core.model.errors import PressworkError
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 app = typer.Typer(
@@ -112,7 +112,7 @@ def migrate() -> None:
 
     As the role in DATABASE_URL, which must own the tables.
     """
-    from services.core import database
+    from services.core.db import database
     from services.core.settings import Settings
 
     def run() -> int:

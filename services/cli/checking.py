@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from services.cli.exits import BadInput
 from services.cli.reading import Source
-from services.core import requests, strict_json
-from services.core.errors import Problem
-from services.core.requests import ImageRequest
+from services.core.model import requests, strict_json
+from services.core.model.errors import Problem
+from services.core.model.requests import ImageRequest
 
 _MOST = 100
 

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from services.cli import profile
 from services.cli.sheet import contact_sheet
 from services.client import Client, ClientError, Image, Job
-from services.core.errors import PressworkError
+from services.core.model.errors import PressworkError
 
 console = Console(highlight=False)
 START_SECONDS = 120.0

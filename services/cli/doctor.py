@@ -4,10 +4,14 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from services.core import database as databases
-from services.core import leadership, queues, storage, tenants, views
-from services.core.errors import PressworkError
+from services.core import notify
+from services.core.db import database as databases
+from services.core.db import leadership
+from services.core.jobs import queries
+from services.core.model.errors import PressworkError
 from services.core.settings import Settings
+from services.core.storage import s3
+from services.core.tenants import api_keys
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -40,7 +44,7 @@ def create_key(name: str) -> int:
         raise PressworkError("PRESSWORK_SECRET is not set; keys are stored under it.")
     core = databases.Database(settings.database_url, application="presswork keys", pool_size=1)
     with core.begin() as connection:
-        key = tenants.issue_key(connection, settings.secret, tenants.default_tenant(connection), name)
+        key = api_keys.issue_key(connection, settings.secret, api_keys.default_tenant(connection), name)
     console.print(key)
     return 0
 
@@ -48,7 +52,7 @@ def create_key(name: str) -> int:
 def revoke_key(key_id: str) -> int:
     core = databases.Database(Settings.read().database_url, application="presswork keys", pool_size=1)
     with core.begin() as connection:
-        if not tenants.revoke_key(connection, key_id):
+        if not api_keys.revoke_key(connection, key_id):
             raise PressworkError(f"There is no key {key_id[:20]!r} in force.")
     console.print("revoked")
     return 0
@@ -68,13 +72,13 @@ def _bad(name: str, error: PressworkError) -> None:
 
 
 def _redis(settings: Settings) -> str:
-    if not queues.redis_answers(settings.redis_url):
-        raise PressworkError(f"Redis at {queues.redis_address(settings.redis_url)} does not answer to this password.")
+    if not notify.redis_answers(settings.redis_url):
+        raise PressworkError(f"Redis at {notify.redis_address(settings.redis_url)} does not answer to this password.")
     return "answers"
 
 
 def _store(settings: Settings) -> str:
-    store = storage.S3Store(settings)
+    store = s3.S3Store(settings)
     store.check()
     return f"bucket {settings.bucket} is there"
 
@@ -88,7 +92,7 @@ def _scheduler(core: databases.Database) -> str:
 
 def _workers(core: databases.Database) -> str:
     with core.begin() as connection:
-        fleet = [row for row in views.fleet(connection) if row.silent < 15 and row.state in ("ready", "busy")]
+        fleet = [row for row in queries.fleet(connection) if row.silent < 15 and row.state in ("ready", "busy")]
     if not fleet:
         raise PressworkError("No worker was seen in the last 15 s; start one with `python -m worker.app`.")
     return ", ".join(f"{row.host}:{row.pid} {row.device} {row.state}" for row in fleet)
@@ -96,7 +100,7 @@ def _workers(core: databases.Database) -> str:
 
 def _model(core: databases.Database, settings: Settings) -> str:
     with core.begin() as connection:
-        registered, _ = views.readiness(connection, settings.model)
+        registered, _ = queries.readiness(connection, settings.model)
     if not registered:
         raise PressworkError(
             f"The default model {settings.model!r} is not registered; a worker that serves it does so."

@@ -11,7 +11,7 @@ import typer
 
 from services.cli import show
 from services.client import ClientError
-from services.core.errors import PressworkError, SettingsError
+from services.core.model.errors import PressworkError, SettingsError
 
 
 class Exit(IntEnum):

@@ -13,7 +13,7 @@ from services.cli import follow, options, show
 from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
 from services.client import Client, ClientError, Export, ExportFile, file_sha256
-from services.core.errors import PressworkError
+from services.core.model.errors import PressworkError
 
 _PATIENCE_SECONDS = 60.0
 _PARALLEL = 4

@@ -12,7 +12,7 @@ from rich.text import Text
 from services.cli import reading, show
 from services.cli.exits import BadInput, Usage
 from services.client import Client, ClientError, Job, Matrix, Preview
-from services.core import strict_json
+from services.core.model import strict_json
 
 
 def read(given: str, vary: Mapping[str, str], combine: str | None, repeat: int | None) -> Matrix:

@@ -13,7 +13,7 @@ import httpx
 
 from services.cli import show
 from services.client import Client, ClientError
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 
 PATIENCE_SECONDS = 5.0
 _TELL_AFTER = 1  # attempts: one lost answer is nobody's business

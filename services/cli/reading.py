@@ -21,8 +21,8 @@ from typing import IO, Any, Literal
 
 from services.cli import show
 from services.cli.exits import Unreadable, Usage
-from services.core import requests, strict_json
-from services.core.errors import PressworkError
+from services.core.model import requests, strict_json
+from services.core.model.errors import PressworkError
 
 Form = Literal["jsonl", "csv", "tsv", "parquet", "text", "lines"]  # lines: requests or prompts, as the first shows
 EXTENSIONS: dict[str, Form] = {

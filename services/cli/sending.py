@@ -17,8 +17,8 @@ from services.cli.exits import BadInput, Interrupted
 from services.cli.reading import Row, Source
 from services.client import Chunk as Stored
 from services.client import Client, ClientError, Job
-from services.core import strict_json
-from services.core.errors import PressworkError
+from services.core.model import strict_json
+from services.core.model.errors import PressworkError
 
 CHUNK_REQUESTS = 50_000
 CHUNK_BYTES = 64 << 20

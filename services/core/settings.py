@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 
 
 def _text(value: str) -> str:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from services.core import logs
-from services.core.errors import PressworkError
+from services.core.model.errors import PressworkError
 from services.local.supervisor import read_running, stop_running
 from services.local.up import WORKER_GRACE, Wishes, up
 

@@ -1,6 +1,6 @@
 """What can go wrong with the embedded stack, each in one sentence that says what to do."""
 
-from services.core.errors import PressworkError
+from services.core.model.errors import PressworkError
 
 
 class AlreadyRunning(PressworkError):

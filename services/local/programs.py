@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 
 
 def postgres_folder() -> Path:

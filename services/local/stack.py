@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from services.local import running
 from services.local.home import Home, write_env_file
 from services.local.server import Server

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.core.errors import PressworkError
+from services.core.model.errors import PressworkError
 from services.local import running
 from services.local.child import Child
 from services.local.errors import FolderUnusable

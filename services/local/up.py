@@ -14,9 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.core import database, storage, tenants, upkeep
-from services.core.errors import PressworkError
+from services.core.db import database
+from services.core.model.errors import PressworkError
+from services.core.queue import maintenance
 from services.core.settings import Settings
+from services.core.storage import s3
+from services.core.tenants import api_keys
 from services.local.errors import PortTaken
 from services.local.home import Home, is_free, write_env_file, write_private
 from services.local.stack import Stack
@@ -52,7 +55,7 @@ def up(wishes: Wishes, environ: Mapping[str, str], say: Callable[[str], None]) -
         values = dict(stack.values) | _pipeline_values(wishes, environ, stack.home)
         settings = Settings.read(environ | values)
         database.migrate(stack.migrator_url)
-        storage.S3Store(settings).prepare()
+        s3.S3Store(settings).prepare()
         key = _saved_key(settings, stack.home)
         url = f"http://{settings.host}:{settings.port}"
         env_file = write_env_file(wishes.home, {"PRESSWORK_URL": url, "PRESSWORK_API_KEY": key} | _for_people(values))
@@ -105,10 +108,12 @@ def _saved_key(settings: Settings, home: Home) -> str:
     core = database.Database(settings.database_url, application="presswork up", pool_size=1)
     try:
         with core.begin() as connection:
-            upkeep.make_partitions(connection)  # a folder that lay still for months gets this week's before any job
+            maintenance.make_partitions(
+                connection
+            )  # a folder that lay still for months gets this week's before any job
             key = file.read_text(encoding="utf-8").strip() if file.exists() else ""
-            if tenants.authenticate(connection, settings.secret, key) is None:
-                key = tenants.issue_key(connection, settings.secret, tenants.default_tenant(connection), "local")
+            if api_keys.authenticate(connection, settings.secret, key) is None:
+                key = api_keys.issue_key(connection, settings.secret, api_keys.default_tenant(connection), "local")
     finally:
         core.close()
     write_private(file, key + "\n")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import httpx
 import psutil
 
-from services.core.jobs import parse_id
+from services.core.jobs.lifecycle import parse_id
 from tests import factories
 from tests.benchmarks.house import house
 from tests.benchmarks.report import report

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import psycopg
 from sqlalchemy import text
 
-from services.core import views
+from services.core.jobs import queries
 from tests import factories
 from tests.benchmarks.house import House, house
 from tests.benchmarks.report import report
@@ -59,12 +59,12 @@ def _presswork(ours: House) -> tuple[float, float]:
 
 def _ready(ours: House) -> bool:
     with ours.database.begin() as connection:
-        return bool(views.fleet(connection))
+        return bool(queries.fleet(connection))
 
 
 def _done(ours: House, job_id: int) -> bool:
     with ours.database.begin(1) as connection:
-        found = views.job(connection, 1, job_id)
+        found = queries.job(connection, 1, job_id)
     return found is not None and found.counts["done"] == IMAGES
 
 

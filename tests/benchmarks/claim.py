@@ -7,8 +7,9 @@ import time
 
 import psycopg
 
-from services.core import jobs, ledger, upkeep
-from services.core.specs import Claim
+from services.core.jobs import lifecycle
+from services.core.model.specs import Claim
+from services.core.queue import ledger, maintenance
 from tests import factories
 from tests.benchmarks.house import House, house
 from tests.benchmarks.report import report
@@ -30,7 +31,7 @@ def run() -> None:
             if size == SIZES[-1]:
                 paused = factories.submit(ours.database, ours.settings, [{"prompt": "paused", "n": 1000}] * 1000)
                 with ours.database.begin(factories.TENANT) as connection:
-                    jobs.pause(connection, factories.TENANT, paused, True)
+                    lifecycle.pause(connection, factories.TENANT, paused, True)
             factories.submit(ours.database, ours.settings, [{"prompt": "a mug", "n": 1000}] * (size // 1000))
             _drain(ours, size // 2)
             costs = _costs(ours, min(SAMPLES, size // 2 // 16 - 1))
@@ -74,9 +75,9 @@ def _drain(ours: House, images: int) -> None:
         _settle(ours, claim)
         done += len(claim.images)
         with ours.database.begin() as connection:
-            upkeep.fold(connection)
+            maintenance.fold(connection)
         with ours.database.begin() as connection:
-            upkeep.raise_low(connection)
+            maintenance.raise_low(connection)
 
 
 def _costs(ours: House, samples: int) -> list[float]:

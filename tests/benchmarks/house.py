@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.core import database as databases
-from services.core import storage, tenants
+from services.core.db import database as databases
 from services.core.settings import Settings
+from services.core.storage import s3
+from services.core.tenants import api_keys
 from services.local.stack import Stack
 
 
@@ -28,9 +29,9 @@ def house(**extra: str) -> Iterator[House]:
         environ = dict(stack.values) | extra
         databases.migrate(stack.migrator_url)
         settings = Settings.read(environ)
-        storage.S3Store(settings).prepare()
+        s3.S3Store(settings).prepare()
         database = databases.Database(settings.database_url, application="benchmark", pool_size=4, nested_loops=True)
         with database.begin() as connection:
-            key = tenants.issue_key(connection, settings.secret, 1, "benchmark")
+            key = api_keys.issue_key(connection, settings.secret, 1, "benchmark")
         yield House(stack, environ, settings, database, Path(folder), key)
         database.close()

@@ -10,8 +10,8 @@ from celery import Celery
 from celery.signals import worker_process_init
 from PIL import Image as Picture
 
+from services.core.model.specs import Shape, Spec
 from services.core.settings import Settings
-from services.core.specs import Shape, Spec
 from worker.pipeline import Batch
 from worker.pipelines.simulated import SimulatedPipeline
 

@@ -5,7 +5,7 @@ import time
 
 from sqlalchemy import text
 
-from services.core import views
+from services.core.jobs import queries
 from tests import factories
 from tests.benchmarks.claim import _claim, _settle
 from tests.benchmarks.house import house
@@ -27,7 +27,7 @@ def run() -> None:
         for _ in range(READS):
             began = time.perf_counter()
             with ours.database.begin(1) as connection:
-                view = views.job(connection, 1, job_id)
+                view = queries.job(connection, 1, job_id)
             reads.append(time.perf_counter() - began)
         assert view is not None
         assert view.counts["done"] == IMAGES // 2

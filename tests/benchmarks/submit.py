@@ -11,8 +11,8 @@ import psutil
 import psycopg
 
 from services.client import Client
-from services.core import tables
-from services.core.jobs import parse_id
+from services.core.db import tables
+from services.core.jobs.lifecycle import parse_id
 from tests import factories
 from tests.benchmarks.house import House, house
 from tests.benchmarks.report import report

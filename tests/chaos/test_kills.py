@@ -18,10 +18,11 @@ from typing import Self
 import pytest
 from sqlalchemy import text
 
-from services.core import storage, views
-from services.core.database import Database
+from services.core.db.database import Database
+from services.core.jobs import queries
+from services.core.model.states import ImageState
 from services.core.settings import Settings
-from services.core.states import ImageState
+from services.core.storage import s3
 from tests.factories import TENANT, submit
 from tests.processes import Process
 from tests.waiting import until
@@ -152,7 +153,7 @@ def chance() -> random.Random:
 
 @pytest.fixture
 def fleet(
-    environ: dict[str, str], database: Database, store: storage.S3Store, tmp_path: Path, chance: random.Random
+    environ: dict[str, str], database: Database, store: s3.S3Store, tmp_path: Path, chance: random.Random
 ) -> Iterator[Fleet]:
     environment = environ | {
         "PRESSWORK_LEASE_SECONDS": str(LEASE),
@@ -190,7 +191,7 @@ class Reader:
     def _run(self) -> None:
         while self._going:
             with self._database.begin(TENANT) as connection:
-                view = views.job(connection, TENANT, self._job_id)
+                view = queries.job(connection, TENANT, self._job_id)
             assert view is not None
             counts = view.counts
             self.reads += 1
@@ -205,7 +206,7 @@ class Reader:
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_two_hundred_kills_and_twenty_stops_lose_nothing_and_show_nothing_twice(
-    fleet: Fleet, database: Database, settings: Settings, store: storage.S3Store, chance: random.Random
+    fleet: Fleet, database: Database, settings: Settings, store: s3.S3Store, chance: random.Random
 ):
     until(lambda: _registered(database), seconds=90)
     requests = [{"prompt": f"a mug {index}", "size": "64x64", "output_format": "jpeg"} for index in range(IMAGES)]
@@ -254,7 +255,7 @@ def test_two_hundred_kills_and_twenty_stops_lose_nothing_and_show_nothing_twice(
 
 def _registered(database: Database) -> bool:
     with database.begin() as connection:
-        return len([row for row in views.fleet(connection) if row.state == "ready"]) >= WORKERS
+        return len([row for row in queries.fleet(connection) if row.state == "ready"]) >= WORKERS
 
 
 def _wait_for_progress(reader: Reader, done: float, chance: random.Random) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.core.errors import SettingsError
-from services.core.specs import Spec
+from services.core.model.errors import SettingsError
+from services.core.model.specs import Spec
 from worker.model import sampler
 from worker.pipeline import Batch, Picture
 from worker.pipelines.diffusion import DiffusionPipeline
@@ -28,7 +28,7 @@ KINDS = [("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32")]
 RESTART = """
 import json, sys
 from pathlib import Path
-from services.core.specs import Spec
+from services.core.model.specs import Spec
 from worker.pipeline import Batch
 from worker.pipelines.onnx import open_onnx
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
+from services.core.model.specs import SEED_LIMIT, Spec
 from services.core.settings import Settings
-from services.core.specs import SEED_LIMIT, Spec
 from worker.pipeline import Batch, OutOfMemory, Picture, Pipeline, Spoiled, canary, open_pipeline, reproducibility_class
 
 SERVERS = {"DATABASE_URL": "postgresql://unused", "REDIS_URL": "redis://unused"}
@@ -341,7 +341,7 @@ def test_noise_is_that_of_the_image_s_own_seed_and_what_diffusers_would_draw() -
 def test_torch_running_out_of_memory_is_told_from_other_errors() -> None:
     import torch
 
-    from worker.pipelines.room import room_for
+    from worker.pipelines.out_of_memory import room_for
 
     with pytest.raises(OutOfMemory, match="a batch of 4"), room_for(4):
         torch.empty(2**50)

@@ -8,9 +8,9 @@ import psycopg
 import pytest
 
 from services.core.settings import Settings
-from services.core.storage import S3Store
+from services.core.storage.s3 import S3Store
 from services.local.stack import Stack
-from tests.presses import PressMaker, press_maker
+from tests.render_loops import PressMaker, press_maker
 from tests.web import Api, open_api
 
 # Of these no row is left to the next test, children first.

@@ -23,10 +23,11 @@ from fastapi.routing import iter_route_contexts
 
 from services.api.app import create_app
 from services.client import Client, ClientError
-from services.core import jobs, tenants
+from services.core.jobs import lifecycle
+from services.core.model.specs import Claim, FailedImage, StoredImage
 from services.core.settings import Settings
-from services.core.specs import Claim, FailedImage, StoredImage
-from services.core.storage import S3Store
+from services.core.storage.s3 import S3Store
+from services.core.tenants import api_keys
 from services.local.stack import Stack
 from tests import factories
 from tests.processes import Process
@@ -47,7 +48,7 @@ def plain(url: str) -> str:
 def ended(api: Api, job: dict[str, Any]) -> str:
     """The job's status, once the finishing duty has run."""
     with api.database.begin() as connection:
-        jobs.finish(connection)
+        lifecycle.finish(connection)
     return str(api.http.get(f"/v1/jobs/{job['id']}").json()["status"])
 
 
@@ -492,7 +493,7 @@ def test_without_a_key_only_the_open_routes_answer(api: Api) -> None:
 
 def test_a_revoked_key_is_refused_from_the_next_request_on(api: Api) -> None:
     with api.database.begin() as connection:
-        assert tenants.revoke_key(connection, api.key.split("_")[1])
+        assert api_keys.revoke_key(connection, api.key.split("_")[1])
     assert api.http.get("/v1/jobs").status_code == 401
 
 

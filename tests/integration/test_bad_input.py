@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import text
 from starlette.datastructures import UploadFile
 
-from services.api import bodies
-from services.core import jobs
+from services.api.body import streaming
+from services.core.jobs import lifecycle
 from services.core.settings import Settings
 from services.local.stack import Stack
 from tests.web import Api, open_api
@@ -299,7 +299,7 @@ def test_prompts_of_every_kind_are_kept_character_for_character(api: Api) -> Non
         with api.database.begin() as connection:
             kept = connection.execute(
                 text("SELECT prompt, negative_prompt FROM payloads WHERE job_id = :id ORDER BY index"),
-                {"id": jobs.parse_id(str(job["id"]))},
+                {"id": lifecycle.parse_id(str(job["id"]))},
             ).all()
         assert [tuple(row) for row in kept] == [(words, words) for words in PROMPTS]
 
@@ -308,7 +308,8 @@ def test_minus_zero_is_stored_as_zero(api: Api) -> None:
     job = api.submit({"prompt": "x", "guidance_scale": -0.0})
     with api.database.begin() as connection:
         kept = connection.execute(
-            text("SELECT guidance_scale::text FROM payloads WHERE job_id = :id"), {"id": jobs.parse_id(str(job["id"]))}
+            text("SELECT guidance_scale::text FROM payloads WHERE job_id = :id"),
+            {"id": lifecycle.parse_id(str(job["id"]))},
         ).scalar_one()
     assert kept == "0"
 
@@ -444,15 +445,15 @@ def keys(api: Api) -> dict[str, list[tuple[str, str]]]:
 
 def test_all_that_is_wrong_with_a_key_looks_the_same(api: Api) -> None:
     """Row 92."""
-    bodies = set()
+    streaming = set()
     for name, headers in keys(api).items():
         head = b"GET /v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         head += b"".join(f"{key}: {value}\r\n".encode("latin-1") for key, value in headers)
         answer = talk(api, head + b"\r\n")
         assert answer.startswith(b"HTTP/1.1 401 "), name
         assert b"\r\nwww-authenticate: Bearer" in answer, name
-        bodies.add(answer.partition(b"\r\n\r\n")[2])
-    assert len(bodies) == 1
+        streaming.add(answer.partition(b"\r\n\r\n")[2])
+    assert len(streaming) == 1
 
 
 def talk(api: Api, *parts: bytes, patience: float = 20.0) -> bytes:
@@ -530,7 +531,7 @@ def test_a_line_without_end_is_cut_off_after_64_kilobytes(api: Api) -> None:
 
 
 def test_a_body_that_stops_coming_is_not_waited_for(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(streaming, "PATIENCE_SECONDS", 0.2)
     answer = talk(api, head(api, "Content-Length: 100"), GOOD)
     assert answer.startswith(b"HTTP/1.1 408 ") and code_of(answer) == "body_too_slow"
 

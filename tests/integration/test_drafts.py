@@ -12,7 +12,9 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from services.core import drafts, intake, jobs, models, upkeep
+from services.core.fleet import models
+from services.core.jobs import drafts, lifecycle, submissions
+from services.core.queue import maintenance
 from services.local.stack import Stack
 from tests import factories
 from tests.processes import Process
@@ -48,7 +50,8 @@ def rows(api: Api, job: str) -> dict[str, int]:
     """Images that there really are, by state."""
     with api.database.begin() as connection:
         found = connection.execute(
-            text("SELECT state, count(*) FROM images WHERE job_id = :id GROUP BY state"), {"id": jobs.parse_id(job)}
+            text("SELECT state, count(*) FROM images WHERE job_id = :id GROUP BY state"),
+            {"id": lifecycle.parse_id(job)},
         )
         return {str(state): count for state, count in found}
 
@@ -118,7 +121,7 @@ def test_the_images_of_a_draft_are_those_of_the_same_job_sent_at_once(api: Api) 
                     "LEFT JOIN payloads p ON p.job_id = i.job_id AND p.index = i.index "
                     "WHERE i.job_id = :id ORDER BY i.index"
                 ),
-                {"id": jobs.parse_id(one)},
+                {"id": lifecycle.parse_id(one)},
             )
             kept.append([tuple(row) for row in found])
     assert kept[0] == kept[1]
@@ -156,13 +159,13 @@ def test_chunks_sent_all_at_once_are_each_committed_once_or_told_to_come_back(ap
 
 def test_a_chunk_that_is_not_committed_leaves_nothing_and_can_be_sent_again(api: Api) -> None:
     """As when the web server dies between the chunk's rows and its commit."""
-    job = jobs.parse_id(opened(api))
+    job = lifecycle.parse_id(opened(api))
     with api.database.begin() as connection:
         ground = drafts.ground(connection, factories.TENANT, job, 0)
         catalogue = models.catalogue(connection)
 
     def append(die: bool) -> None:
-        with intake.Submission(api.settings, catalogue, ground=ground) as submission:
+        with submissions.Submission(api.settings, catalogue, ground=ground) as submission:
             submission.add(0, {"prompt": "a", "n": 5})
             with api.database.begin() as connection:
                 drafts.append(connection, factories.TENANT, submission, 0)
@@ -171,9 +174,9 @@ def test_a_chunk_that_is_not_committed_leaves_nothing_and_can_be_sent_again(api:
 
     with pytest.raises(InterruptedError):
         append(die=True)
-    assert shown(api, jobs.public_id(job))["counts"]["total"] == 0 and rows(api, jobs.public_id(job)) == {}
+    assert shown(api, lifecycle.public_id(job))["counts"]["total"] == 0 and rows(api, lifecycle.public_id(job)) == {}
     append(die=False)
-    assert rows(api, jobs.public_id(job)) == {"0": 5}
+    assert rows(api, lifecycle.public_id(job)) == {"0": 5}
 
 
 def test_a_chunk_is_whole_or_not_there_after_its_web_server_is_killed_before_the_commit(
@@ -280,9 +283,9 @@ def test_a_cancelled_draft_is_swept_and_an_old_one_expires(api: Api) -> None:
     assert api.http.post(f"/v1/jobs/{empty}/cancel").status_code == 200
     with api.database.begin() as connection:
         connection.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s' WHERE expires_at IS NOT NULL"))
-        assert jobs.expire(connection) == 1
-        upkeep.sweep_cancelled(connection)
-        jobs.finish(connection)
+        assert lifecycle.expire(connection) == 1
+        maintenance.sweep_cancelled(connection)
+        lifecycle.finish(connection)
     assert [(shown(api, job)["status"], shown(api, job)["stop_reason"]) for job in (cancelled, expired, empty)] == [
         ("cancelled", "cancelled"), ("expired", "expired"), ("cancelled", "cancelled"),
     ]  # fmt: skip
@@ -295,9 +298,9 @@ def test_a_sweep_leaves_the_images_of_a_draft_alone(api: Api) -> None:
     for job in (draft, cancelled):
         put(api, job, 0, {"prompt": "a", "n": 20})
     with api.database.begin(factories.TENANT) as connection:
-        jobs.cancel(connection, factories.TENANT, jobs.parse_id(cancelled))
+        lifecycle.cancel(connection, factories.TENANT, lifecycle.parse_id(cancelled))
     with api.database.begin() as connection:
-        assert upkeep.sweep_cancelled(connection) == 20
+        assert maintenance.sweep_cancelled(connection) == 20
     assert (rows(api, draft), rows(api, cancelled)) == ({"0": 20}, {"4": 20})
     assert finalize(api, draft, 1).json()["counts"]["queued"] == 20
 

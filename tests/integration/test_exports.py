@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
-from services.core import exports, jobs, links
-from services.core.errors import StoreAway
-from services.core.exports import members, rows, shards
-from services.core.storage import S3Store
+from services.core.exports import exports, members, records, shards
+from services.core.jobs import lifecycle
+from services.core.model.errors import StoreAway
+from services.core.storage import signed_urls
+from services.core.storage.s3 import S3Store
 from tests import exporting, factories
 from tests.exporting import picture
 from tests.waiting import until
@@ -177,9 +178,11 @@ def test_parquet_by_reference_holds_links_that_are_signed(database, settings, st
     tree = exporting.download(database, store, made.id, tmp_path)
     rows_ = pyarrow.parquet.read_table(tree / "data/train-00000-of-00001.parquet").to_pylist()
     assert [row["url"] for row in rows_] == [
-        links.image_url("http://press.test", settings.secret, job_id, index) for index in range(IMAGES)
+        signed_urls.image_url("http://press.test", settings.secret, job_id, index) for index in range(IMAGES)
     ]
-    assert rows_[0]["url"].startswith(f"http://press.test/v1/jobs/{jobs.public_id(job_id)}/images/0/content?signature=")
+    assert rows_[0]["url"].startswith(
+        f"http://press.test/v1/jobs/{lifecycle.public_id(job_id)}/images/0/content?signature="
+    )
     assert "image" not in rows_[0]
 
 
@@ -241,13 +244,13 @@ def test_the_manifest_and_the_sums_tell_of_every_file(database, settings, store,
     assert checked.stdout.decode().count(": OK\n") == len(files) - 1
     manifest = json.loads((tree / "manifest.json").read_text())
     assert (manifest["version"], manifest["format"], manifest["images"]) == (1, "webdataset", IMAGES)
-    assert manifest["job"] == jobs.public_id(job_id)
+    assert manifest["job"] == lifecycle.public_id(job_id)
     assert {file["path"] for file in manifest["files"]} == files - {"manifest.json", "SHA256SUMS"}
     assert sum(file["images"] for file in manifest["files"]) == IMAGES
     assert sum(split["images"] for split in manifest["splits"].values()) == IMAGES
     assert sum(split["shards"] for split in manifest["splits"].values()) == len(manifest["files"])
     assert made.bytes == sum((tree / file).stat().st_size for file in files)
-    assert jobs.public_id(made.id)[4:] not in (tree / "manifest.json").read_text()
+    assert lifecycle.public_id(made.id)[4:] not in (tree / "manifest.json").read_text()
 
 
 def test_a_shard_ends_where_it_would_grow_too_large(database, settings, store, job_id, monkeypatch):
@@ -317,7 +320,7 @@ def test_no_more_than_a_few_pictures_are_in_memory_at_once(database, settings, s
             return super().read(key)
 
     export = replace(
-        exporting.read(database, exporting.order(database, job_id, "zip")), plan=rows.Plan({"train": (1, 60)}, {})
+        exporting.read(database, exporting.order(database, job_id, "zip")), plan=records.Plan({"train": (1, 60)}, {})
     )
     desk = shards.Desk(export, CountingStore(settings), settings.secret, lambda: None)
     for taken, (member, data) in enumerate(desk.pictures(members.of_split(database, export, "train", 0, desk.keep)), 1):
@@ -362,9 +365,9 @@ def test_what_is_cancelled_deleted_or_expired_leaves_no_object_behind(database, 
         exports.remove(connection, factories.TENANT, removed)
         connection.execute(text("UPDATE exports SET expires_at = now() WHERE id = :id"), {"id": expired})
     exporting.run(database, settings, store)
-    assert list(store.under(f"exports/{factories.TENANT}/{rows.public_id(cancelled)}")) == []
-    assert list(store.under(f"exports/{factories.TENANT}/{rows.public_id(expired)}")) == []
-    assert list(store.under(f"exports/{factories.TENANT}/{rows.public_id(removed)}")) == []
+    assert list(store.under(f"exports/{factories.TENANT}/{records.public_id(cancelled)}")) == []
+    assert list(store.under(f"exports/{factories.TENANT}/{records.public_id(expired)}")) == []
+    assert list(store.under(f"exports/{factories.TENANT}/{records.public_id(removed)}")) == []
     found = exporting.read(database, cancelled)
     assert found is not None and (found.state, found.next_shard, found.bytes) == ("cancelled", -1, 0)
     assert exporting.read(database, expired) is exporting.read(database, removed) is None

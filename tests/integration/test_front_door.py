@@ -12,8 +12,8 @@ import psutil
 import pytest
 from sqlalchemy import text
 
-from services.core.database import Database
-from services.core.storage import S3Store
+from services.core.db.database import Database
+from services.core.storage.s3 import S3Store
 from tests.processes import Process
 from tests.waiting import until
 from tests.web import Api

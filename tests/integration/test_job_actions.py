@@ -9,9 +9,10 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from services.core import jobs, request_views, upkeep
-from services.core.database import Connection
-from services.core.specs import Claim, FailedImage
+from services.core.db.database import Connection
+from services.core.jobs import lifecycle, request_queries
+from services.core.model.specs import Claim, FailedImage
+from services.core.queue import maintenance
 from tests import factories
 from tests.waiting import until
 from tests.web import Api
@@ -42,7 +43,7 @@ def render(api: Api, *fail: int, seats: int = 1000) -> None:
 
 def finished(api: Api, job: str) -> str:
     with api.database.begin() as connection:
-        jobs.finish(connection)
+        lifecycle.finish(connection)
     return str(api.http.get(f"/v1/jobs/{job}").json()["status"])
 
 
@@ -63,7 +64,7 @@ def test_another_priority_holds_for_all_that_is_not_claimed_yet(api: Api) -> Non
     changed = api.http.patch(f"/v1/jobs/{slow}", json={"priority": "high", "labels": {"a": "b"}})
     assert (changed.status_code, changed.json()["priority"], changed.json()["labels"]) == (200, "high", {"a": "b"})
     claim = factories.claim(api.database, 1, turn=0)
-    assert claim is not None and claim.images[0].job_id == jobs.parse_id(slow)
+    assert claim is not None and claim.images[0].job_id == lifecycle.parse_id(slow)
     assert api.http.patch(f"/v1/jobs/{slow}", json={}).json()["priority"] == "high"
 
 
@@ -131,7 +132,7 @@ def test_a_retry_is_a_new_job_of_the_failed_images_with_their_seeds_and_names(ap
         kept = connection.execute(
             text("SELECT index, n, seed, custom_id, prompt, negative_prompt, guidance_scale, output_format,"
                  " output_compression FROM payloads WHERE job_id = :id ORDER BY index"),
-            {"id": jobs.parse_id(child["id"])},
+            {"id": lifecycle.parse_id(child["id"])},
         ).all()  # fmt: skip
     same = ("x", "a\tb\\", "c", 3.5, "webp", 40)
     assert [tuple(row)[:4] for row in kept] == [
@@ -236,7 +237,7 @@ def mixed(api: Api) -> str:
     with api.database.begin() as connection:  # as a sweep would, half way
         connection.execute(text("UPDATE images SET state = 4 WHERE index IN (20, 24)"))
         connection.execute(text("INSERT INTO counter_deltas (job_id, queued, cancelled) VALUES (:id, -2, 2)"),
-                           {"id": jobs.parse_id(job)})  # fmt: skip
+                           {"id": lifecycle.parse_id(job)})  # fmt: skip
     return job
 
 
@@ -265,7 +266,7 @@ def test_requests_are_listed_failed_first_with_their_images(api: Api) -> None:
 def test_a_page_of_requests_ends_early_when_it_holds_enough_images(api: Api) -> None:
     job = submitted(api, *({"prompt": f"p{n}", "n": 1000} for n in range(13)))
     first = api.http.get(f"/v1/jobs/{job}/requests").json()
-    assert len(first["data"]) == request_views.MOST_IMAGES // 1000
+    assert len(first["data"]) == request_queries.MOST_IMAGES // 1000
     rest = api.http.get(f"/v1/jobs/{job}/requests?cursor={first['next_cursor']}").json()
     assert len(rest["data"]) == 3 and rest["next_cursor"] is None
 
@@ -296,7 +297,7 @@ def expiring(api: Api, held: int) -> Iterator[Connection]:
     def run() -> None:
         try:
             with api.database.begin() as connection:
-                jobs.expire(connection)
+                lifecycle.expire(connection)
         except BaseException as error:
             failed.append(error)
 
@@ -313,7 +314,7 @@ def expiring(api: Api, held: int) -> Iterator[Connection]:
 def test_a_draft_that_is_finalized_while_it_runs_out_of_time_is_rendered(api: Api) -> None:
     job = api.http.post("/v1/jobs", json={"draft": True}).json()["id"]
     api.http.put(f"/v1/jobs/{job}/chunks/0", json={"images": [{"prompt": "a mug"}]})
-    number = jobs.parse_id(job)
+    number = lifecycle.parse_id(job)
     with api.database.begin() as connection:
         connection.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s' WHERE id = :id"), {"id": number})
     with expiring(api, number):
@@ -323,7 +324,7 @@ def test_a_draft_that_is_finalized_while_it_runs_out_of_time_is_rendered(api: Ap
 
 
 def test_jobs_out_of_time_are_locked_in_the_order_in_which_claims_lock_them(api: Api) -> None:
-    first, second = sorted(jobs.parse_id(str(api.submit()["id"])) for _ in range(2))
+    first, second = sorted(lifecycle.parse_id(str(api.submit()["id"])) for _ in range(2))
     overdue = text("UPDATE jobs SET expires_at = now() - make_interval(secs => :age) WHERE id = :id")
     with api.database.begin() as connection:
         connection.execute(overdue, [{"id": first, "age": 1}, {"id": second, "age": 2}])
@@ -336,8 +337,8 @@ def test_a_job_that_was_cancelled_by_an_earlier_version_ends_and_keeps_no_other_
     for job in (old, new):
         api.http.post(f"/v1/jobs/{job}/cancel")
     with api.database.begin() as connection:
-        connection.execute(text("UPDATE jobs SET stop_reason = NULL WHERE id = :id"), {"id": jobs.parse_id(old)})
-        upkeep.fold(connection)
+        connection.execute(text("UPDATE jobs SET stop_reason = NULL WHERE id = :id"), {"id": lifecycle.parse_id(old)})
+        maintenance.fold(connection)
     with api.database.begin() as connection:
-        jobs.finish(connection)
+        lifecycle.finish(connection)
     assert [api.http.get(f"/v1/jobs/{job}").json()["status"] for job in (old, new)] == ["cancelled", "cancelled"]

@@ -10,14 +10,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, event, text
 
-from services.core import jobs, ledger, tables, upkeep, views
-from services.core.contact import Contact
-from services.core.database import Database
-from services.core.errors import Conflict, LedgerBroken
-from services.core.ledger import Verdict
+from services.core.db import tables
+from services.core.db.connectivity import Contact
+from services.core.db.database import Database
+from services.core.jobs import lifecycle, queries
+from services.core.model.errors import Conflict, LedgerBroken
+from services.core.model.specs import FailedImage
+from services.core.model.states import ImageState
+from services.core.queue import ledger, maintenance
+from services.core.queue.ledger import Verdict
 from services.core.settings import Settings
-from services.core.specs import FailedImage
-from services.core.states import ImageState
 from tests import factories
 from tests.factories import TENANT, claim, places, settle, stored, submit
 from tests.waiting import until
@@ -28,9 +30,9 @@ def _registered(database: Database) -> None:
     factories.register(database)
 
 
-def view(database: Database, job_id: int) -> views.JobView:
+def view(database: Database, job_id: int) -> queries.JobView:
     with database.begin(TENANT) as connection:
-        found = views.job(connection, TENANT, job_id)
+        found = queries.job(connection, TENANT, job_id)
     assert found is not None
     return found
 
@@ -101,9 +103,9 @@ def test_a_settle_repeated_after_a_lost_reply_is_told_so_and_changes_nothing(dat
     assert counts_match(database, job_id)["done"] == 4
 
 
-def images(database: Database, job_id: int) -> list[views.ImageView]:
+def images(database: Database, job_id: int) -> list[queries.ImageView]:
     with database.begin(TENANT) as connection:
-        found = views.images(connection, TENANT, job_id, state=None, after=-1, limit=100)
+        found = queries.images(connection, TENANT, job_id, state=None, after=-1, limit=100)
     assert found is not None
     return found
 
@@ -131,7 +133,7 @@ def test_versions_are_kept_with_each_image_and_written_once(database, settings):
         named = zip(stored(taken), versions, strict=True)
         settle(database, taken, stored=[dataclasses.replace(image, versions=name) for image, name in named])
     with database.begin() as connection:
-        upkeep.forget(connection)
+        maintenance.forget(connection)
         connection.execute(text("DELETE FROM claims"))
         connection.execute(text("DELETE FROM workers"))
         assert connection.execute(text("SELECT count(*) FROM engines")).scalar_one() == 3
@@ -219,7 +221,7 @@ def test_a_heartbeat_keeps_a_lease_and_hears_of_cancels_and_of_loss(database, se
         assert ledger.extend(connection, {taken.id: 3}, 30.0).held == {taken.id: frozenset()}
         assert ledger.expire(connection, 0.0) == 0
     with database.begin(TENANT) as connection:
-        jobs.cancel(connection, TENANT, job_id)
+        lifecycle.cancel(connection, TENANT, job_id)
     with database.begin() as connection:
         assert ledger.extend(connection, {taken.id: 4}, 0.0).held == {taken.id: frozenset({job_id})}
     with database.begin() as connection:
@@ -234,7 +236,7 @@ def test_a_cancel_waits_for_a_crossing_claim_and_no_claim_comes_after_it(databas
 
     def cancel() -> None:
         with database.begin(TENANT) as connection:
-            jobs.cancel(connection, TENANT, job_id)
+            lifecycle.cancel(connection, TENANT, job_id)
         cancelled.set()
 
     with database.begin() as connection:
@@ -254,7 +256,7 @@ def test_a_claim_that_waits_for_a_crossing_cancel_takes_nothing(database, settin
     job_id = submit(database, settings, 4)
     taken: list[object] = []
     with database.begin(TENANT) as connection:
-        jobs.cancel(connection, TENANT, job_id)
+        lifecycle.cancel(connection, TENANT, job_id)
         thread = threading.Thread(target=lambda: taken.append(claim(database)))
         thread.start()
         time.sleep(0.3)
@@ -270,7 +272,7 @@ def test_a_cancel_waits_for_a_crossing_settle_and_what_it_made_done_stays_done(d
 
     def cancel() -> None:
         with database.begin(TENANT) as connection:
-            jobs.cancel(connection, TENANT, job_id)
+            lifecycle.cancel(connection, TENANT, job_id)
         cancelled.set()
 
     with database.begin() as connection:
@@ -286,12 +288,12 @@ def test_nothing_turns_done_once_cancel_has_answered(database, settings):
     job_id = submit(database, settings, 20)
     taken = claim(database)
     with database.begin(TENANT) as connection:
-        jobs.cancel(connection, TENANT, job_id)
+        lifecycle.cancel(connection, TENANT, job_id)
     settlement = settle(database, taken)
     assert len(settlement.dropped) == 16
     with database.begin() as connection:
-        assert upkeep.sweep_cancelled(connection) == 4
-        assert jobs.finish(connection) == [job_id]
+        assert maintenance.sweep_cancelled(connection) == 4
+        assert lifecycle.finish(connection) == [job_id]
         assert connection.execute(text("SELECT count(*) FROM results")).scalar_one() == 0
     assert counts_match(database, job_id)["cancelled"] == 20
     assert view(database, job_id).state == "cancelled"
@@ -301,21 +303,21 @@ def test_cancelling_again_is_no_error_and_cancelling_a_finished_job_is(database,
     job_id = submit(database, settings, 1)
     for _ in range(2):
         with database.begin(TENANT) as connection:
-            jobs.cancel(connection, TENANT, job_id)
+            lifecycle.cancel(connection, TENANT, job_id)
     other = submit(database, settings, 1)
     settle(database, claim(database))
     with database.begin() as connection:
-        jobs.finish(connection)
+        lifecycle.finish(connection)
     assert view(database, other).state == "completed"
     with pytest.raises(Conflict), database.begin(TENANT) as connection:
-        jobs.cancel(connection, TENANT, other)
+        lifecycle.cancel(connection, TENANT, other)
 
 
 def test_released_images_of_a_cancelled_job_are_cancelled(database, settings):
     job_id = submit(database, settings, 4)
     taken = claim(database)
     with database.begin(TENANT) as connection:
-        jobs.cancel(connection, TENANT, job_id)
+        lifecycle.cancel(connection, TENANT, job_id)
     settle(database, taken, released=places(taken))
     assert counts_match(database, job_id)["cancelled"] == 4
 
@@ -327,7 +329,7 @@ def test_a_failed_image_keeps_its_code_and_its_neighbours_are_done(database, set
     failed = [FailedImage(bad.job_id, bad.index, "render_error", "it broke")]
     settle(database, taken, stored=[image for image in stored(taken) if image.index != 2], failed=failed)
     with database.begin(TENANT) as connection:
-        (found,) = views.images(connection, TENANT, job_id, state=ImageState.FAILED, after=-1, limit=10)
+        (found,) = queries.images(connection, TENANT, job_id, state=ImageState.FAILED, after=-1, limit=10)
     assert (found.index, found.error_code, found.error_message) == (2, "render_error", "it broke")
     assert counts_match(database, job_id) == {"queued": 0, "rendering": 0, "done": 3, "failed": 1, "cancelled": 0}
 
@@ -343,7 +345,7 @@ def test_an_image_requeued_while_its_low_mark_is_being_raised_is_not_stranded(da
         released.set()
 
     with database.begin() as connection:
-        assert upkeep.raise_low(connection) == 1
+        assert maintenance.raise_low(connection) == 1
         thread = threading.Thread(target=release)
         thread.start()
         assert not released.wait(0.3)
@@ -356,7 +358,7 @@ def test_a_drained_segment_is_not_looked_at_again_and_a_release_brings_it_back(d
     submit(database, settings, 16)
     taken = claim(database)
     with database.begin() as connection:
-        upkeep.raise_low(connection)
+        maintenance.raise_low(connection)
     with database.begin() as connection:
         assert not ledger.candidates(connection, factories.REVISION, 1).rows
     settle(database, taken, released=places(taken))
@@ -366,10 +368,10 @@ def test_a_drained_segment_is_not_looked_at_again_and_a_release_brings_it_back(d
 def test_a_paused_job_is_not_claimed(database, settings):
     job_id = submit(database, settings, 4)
     with database.begin(TENANT) as connection:
-        jobs.pause(connection, TENANT, job_id, True)
+        lifecycle.pause(connection, TENANT, job_id, True)
     assert claim(database) is None
     with database.begin(TENANT) as connection:
-        jobs.pause(connection, TENANT, job_id, False)
+        lifecycle.pause(connection, TENANT, job_id, False)
     assert len(claim(database).images) == 4
 
 
@@ -380,7 +382,7 @@ def test_a_job_that_is_paused_between_the_look_and_the_claim_is_not_claimed(data
         chosen = ledger.candidates(connection, factories.REVISION, 1)
     assert [row.job_id for row in chosen.rows] == [paused, other]
     with database.begin(TENANT) as connection:
-        jobs.pause(connection, TENANT, paused, True)
+        lifecycle.pause(connection, TENANT, paused, True)
     with database.begin() as connection:
         taken = ledger.claim(
             connection, chosen, model_revision=factories.REVISION, worker_id="worker-a", seats=16, lease=30.0
@@ -416,7 +418,7 @@ def test_the_tenant_that_used_least_for_its_weight_goes_first(database, settings
         taken = claim(database, seats=8)
         turns[taken.images[0].job_id] += 1
         with database.begin() as connection:
-            upkeep.charge(connection, taken.images[0].tenant_id, 8.0)
+            maintenance.charge(connection, taken.images[0].tenant_id, 8.0)
     assert turns == {ours: 2, theirs: 4}
 
 
@@ -454,7 +456,7 @@ def test_counts_add_up_in_every_read_while_eight_workers_claim_settle_and_fold(d
             else:
                 settle(database, taken)
             with database.begin() as connection:
-                upkeep.fold(connection)
+                maintenance.fold(connection)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -470,14 +472,14 @@ def test_counts_add_up_in_every_read_while_eight_workers_claim_settle_and_fold(d
 def test_a_job_finishes_once_all_its_images_are_final(database, settings):
     job_id = submit(database, settings, 20)
     with database.begin() as connection:
-        assert jobs.finish(connection) == []
+        assert lifecycle.finish(connection) == []
     settle(database, claim(database))
     with database.begin() as connection:
-        assert jobs.finish(connection) == []
+        assert lifecycle.finish(connection) == []
     settle(database, claim(database))
     with database.begin() as connection:
-        assert jobs.finish(connection) == [job_id]
-        assert jobs.finish(connection) == []
+        assert lifecycle.finish(connection) == [job_id]
+        assert lifecycle.finish(connection) == []
     finished = view(database, job_id)
     assert finished.state == "completed"
     assert finished.finished_at is not None
@@ -488,7 +490,7 @@ def test_a_job_of_which_nothing_was_done_has_failed(database, settings):
     taken = claim(database)
     settle(database, taken, failed=[FailedImage(job_id, 0, "render_error", "it broke")])
     with database.begin() as connection:
-        jobs.finish(connection)
+        lifecycle.finish(connection)
     assert view(database, job_id).state == "failed"
 
 
@@ -521,8 +523,8 @@ def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
 
 def test_partitions_are_made_ahead_and_only_once(database):
     with database.begin() as connection:
-        assert upkeep.make_partitions(connection, 8) == 9
-        assert upkeep.make_partitions(connection, 8) == 0
+        assert maintenance.make_partitions(connection, 8) == 9
+        assert maintenance.make_partitions(connection, 8) == 0
 
 
 def test_a_cancel_is_not_overtaken_for_ever_by_claims_and_settles_of_its_job(database, settings):
@@ -541,7 +543,7 @@ def test_a_cancel_is_not_overtaken_for_ever_by_claims_and_settles_of_its_job(dat
         thread.start()
     until(lambda: sum(settled.values()) > 50)
     with database.begin(TENANT) as connection:  # a lock that is not had in ten seconds is an error
-        jobs.cancel(connection, TENANT, job_id)
+        lifecycle.cancel(connection, TENANT, job_id)
     working.clear()
     for thread in threads:
         thread.join()
@@ -552,7 +554,7 @@ def test_a_cancel_is_not_overtaken_for_ever_by_claims_and_settles_of_its_job(dat
 
 def sweep(database: Database) -> int:
     with database.begin() as connection:
-        return upkeep.sweep_cancelled(connection, 900)
+        return maintenance.sweep_cancelled(connection, 900)
 
 
 def test_a_sweep_leaves_every_job_alone_that_is_not_being_cancelled(database, settings):
@@ -563,10 +565,10 @@ def test_a_sweep_leaves_every_job_alone_that_is_not_being_cancelled(database, se
     submit(database, settings, 3)
     paused = submit(database, settings, 4)
     with database.begin(TENANT) as connection:
-        jobs.pause(connection, TENANT, paused, True)
+        lifecycle.pause(connection, TENANT, paused, True)
     doomed = submit(database, settings, 5)
     with database.begin(TENANT) as connection:
-        jobs.cancel(connection, TENANT, doomed)
+        lifecycle.cancel(connection, TENANT, doomed)
     assert (sweep(database), sweep(database)) == (5, 0)
     assert counts_match(database, doomed)["cancelled"] == 5
 
@@ -577,7 +579,7 @@ def test_crossing_sweeps_cancel_every_image_once(database, settings):
     ids = [submit(database, settings, 400) for _ in range(4)]
     for job_id in ids:
         with database.begin(TENANT) as connection:
-            jobs.cancel(connection, TENANT, job_id)
+            lifecycle.cancel(connection, TENANT, job_id)
     with ThreadPoolExecutor(6) as pool:
         swept = sum(pool.map(lambda _: sweep(database), range(36)))
     assert swept == 1_600
@@ -587,14 +589,14 @@ def test_crossing_sweeps_cancel_every_image_once(database, settings):
 
 def test_rows_that_came_before_their_partition_do_not_stop_the_making_of_others(database):
     with database.begin() as connection:
-        upkeep.make_partitions(connection, 5)
+        maintenance.make_partitions(connection, 5)
     ahead = tables.id_floor(datetime.now(UTC) + timedelta(weeks=6))
     with database.begin() as connection:
         connection.execute(
             text("INSERT INTO images_default (job_id, index, segment_id) VALUES (:id, 0, 0)"), {"id": ahead}
         )
     with database.begin() as connection:
-        assert upkeep.make_partitions(connection, 9) == 4 * 3 - 1
+        assert maintenance.make_partitions(connection, 9) == 4 * 3 - 1
 
 
 def test_an_outage_longer_than_a_lease_expires_nothing_until_a_lease_after_it():

@@ -28,7 +28,7 @@ import redis
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from services.local.errors import AlreadyRunning, FolderUnusable, ServerFailed
 from services.local.stack import Stack, write_env_file
 from services.local.supervisor import Program, Supervisor, read_running, stop_running

@@ -8,13 +8,14 @@ from collections import Counter
 import pytest
 from sqlalchemy import event, text
 
-from services.core import jobs, reuse
-from services.core.database import Database
-from services.core.errors import StoreRefused
-from services.core.storage import S3Store
+from services.core.db.database import Database
+from services.core.jobs import lifecycle
+from services.core.model.errors import StoreRefused
+from services.core.queue import reuse
+from services.core.storage.s3 import S3Store
 from tests import factories
 from tests.factories import TENANT, submit
-from tests.presses import counts, images, mugs
+from tests.render_loops import counts, images, mugs
 from worker.device import Outcome
 from worker.pipelines.simulated import SimulatedPipeline
 
@@ -203,7 +204,7 @@ def test_a_cancel_that_crosses_a_copy_takes_the_copy_away_and_leaves_the_source(
     held = press._take()
     assert held.left == ()
     with database.begin(TENANT) as connection:
-        jobs.cancel(connection, TENANT, second)
+        lifecycle.cancel(connection, TENANT, second)
     press._hand_over(Outcome(held)).result()
     assert counts(database, second) == {"cancelled": 4}
     assert reused(database, second) == 0
@@ -222,7 +223,7 @@ def test_images_that_need_no_rendering_do_not_keep_a_batch_going_that_nobody_wan
     assert len(held.claim.images) == 16
     assert {image.job_id for image in held.left} == {doomed}
     with database.begin(TENANT) as connection:
-        jobs.cancel(connection, TENANT, doomed)
+        lifecycle.cancel(connection, TENANT, doomed)
     outcomes = []
     device = threading.Thread(target=lambda: outcomes.append(press.device.render(held)))
     device.start()

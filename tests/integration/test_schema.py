@@ -6,9 +6,10 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
-from services.core import database as databases
-from services.core import jobs, leadership, leases, tables
-from services.core.errors import UnfitDatabase
+from services.core.db import database as databases
+from services.core.db import leadership, leases, tables
+from services.core.jobs import lifecycle
+from services.core.model.errors import UnfitDatabase
 from tests import factories
 
 
@@ -41,7 +42,7 @@ def test_the_second_migration_touches_no_row_of_results_and_says_nothing_of_them
             "AND relkind IN ('r', 'p') ORDER BY 1"
         )
         with engine.begin() as connection:
-            job_id = jobs.new_id()
+            job_id = lifecycle.new_id()
             connection.execute(text("SELECT set_config('app.tenant', '*', true)"))
             for index, job in enumerate((job_id, 1)):  # one in a week's partition, one in the default
                 connection.execute(_OLD_RESULT, {"job_id": job, "index": index})

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
-from services.core.errors import StoreAway
+from services.core.model.errors import StoreAway
+from services.core.model.specs import FailedImage
 from services.core.settings import Settings
-from services.core.specs import FailedImage
-from services.core.storage import S3Store
+from services.core.storage.s3 import S3Store
 from tests import factories
 from tests.rendering import rendering, scheduling
 from tests.waiting import until

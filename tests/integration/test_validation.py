@@ -8,13 +8,17 @@ from typing import Any
 
 import pytest
 
-from services.core import filed, files, ids, jobs, leases, validation
-from services.core.database import Database
-from services.core.leases import Lease
-from services.core.queues import Bell
+from services.core.batches import batch_jobs, validation
+from services.core.db import leases
+from services.core.db.database import Database
+from services.core.db.leases import Lease
+from services.core.files import files
+from services.core.jobs import lifecycle
+from services.core.model import ids
+from services.core.model.specs import FailedImage
+from services.core.notify import Bell
 from services.core.settings import Settings
-from services.core.specs import FailedImage
-from services.core.storage import S3Store
+from services.core.storage.s3 import S3Store
 from tests import factories
 
 ENDPOINT = "/v1/images/generations"
@@ -44,7 +48,7 @@ def submit(database: Database, store: S3Store, lines: int, n: int = 1) -> int:
             connection, file_id, tenant_id=factories.TENANT, purpose="batch", filename="f", size=len(data),
             sha256=b"0" * 32, key=key,
         )  # fmt: skip
-        filed.create(
+        batch_jobs.create(
             connection, factories.TENANT, job_id=job_id, input_file_id=file_id, priority=1, labels={}, dedupe=False,
             embed_prompt=False, completion_window="24h", window_seconds=86400, output_expires_seconds=None,
             base_url="http://here",
@@ -58,9 +62,9 @@ def taken(database: Database, job_id: int, holder: str = "here") -> Lease:
     return lease
 
 
-def view(database: Database, job_id: int) -> filed.FiledJob:
+def view(database: Database, job_id: int) -> batch_jobs.FiledJob:
     with database.begin() as connection:
-        found = filed.find(connection, factories.TENANT, job_id)
+        found = batch_jobs.find(connection, factories.TENANT, job_id)
     assert found is not None
     return found
 
@@ -75,7 +79,7 @@ def test_a_job_that_is_cancelled_while_its_file_is_read_stays_cancelled(database
 
     def cancel() -> None:
         with database.begin(factories.TENANT) as connection:
-            jobs.cancel(connection, factories.TENANT, job_id)
+            lifecycle.cancel(connection, factories.TENANT, job_id)
 
     validation.run(settings, During(store, cancel), bell, job_id, taken(database, job_id))
     found = view(database, job_id)

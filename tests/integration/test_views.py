@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from services.core import views
-from services.core.database import Connection, Database
+from services.core.db.database import Connection, Database
+from services.core.jobs import queries
+from services.core.model.states import ImageState
 from services.core.settings import Settings
-from services.core.states import ImageState
 from tests import factories
 
 IMAGES = 20_000
@@ -42,11 +42,11 @@ def job(database: Database, settings: Settings) -> int:
 @pytest.mark.parametrize(
     "look",
     [
-        lambda connection, job: [views.image(connection, TENANT, job, IMAGES - 1)],
-        lambda connection, job: [views.image(connection, None, job, IMAGES - 1)],
-        lambda connection, job: views.images(connection, TENANT, job, state=None, after=IMAGES // 2, limit=10),
-        lambda connection, job: views.images(connection, TENANT, job, state=ImageState.DONE, after=9, limit=10),
-        lambda connection, job: views.images_failed_first(connection, TENANT, job, failed=False, after=9, limit=10),
+        lambda connection, job: [queries.image(connection, TENANT, job, IMAGES - 1)],
+        lambda connection, job: [queries.image(connection, None, job, IMAGES - 1)],
+        lambda connection, job: queries.images(connection, TENANT, job, state=None, after=IMAGES // 2, limit=10),
+        lambda connection, job: queries.images(connection, TENANT, job, state=ImageState.DONE, after=9, limit=10),
+        lambda connection, job: queries.images_failed_first(connection, TENANT, job, failed=False, after=9, limit=10),
     ],
     ids=["one", "one by its link", "a page", "a page of the done", "a page behind the failed"],
 )

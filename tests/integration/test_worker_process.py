@@ -12,15 +12,17 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from services.core import models, queues, views
-from services.core.database import Database
+from services.core import notify
+from services.core.db.database import Database
+from services.core.fleet import models
+from services.core.jobs import queries
+from services.core.model.states import ImageState
 from services.core.settings import Settings
-from services.core.states import ImageState
 from tests.factories import TENANT, submit
 from tests.processes import Process
 from tests.proxy import Proxy
 from tests.waiting import until
-from worker import exits
+from worker import exit_codes
 
 Start = Callable[..., Process]
 LEASE = "1.5"
@@ -46,19 +48,19 @@ def start(environ: dict[str, str], store: object, tmp_path: Path, database: Data
 
 def alive(database: Database) -> int:
     with database.begin() as connection:
-        return sum(row.state in ("ready", "busy", "sick") for row in views.fleet(connection))
+        return sum(row.state in ("ready", "busy", "sick") for row in queries.fleet(connection))
 
 
 def counts(database: Database, job_id: int) -> dict[str, int]:
     with database.begin(TENANT) as connection:
-        found = views.job(connection, TENANT, job_id)
+        found = queries.job(connection, TENANT, job_id)
     assert found is not None
     return {state: count for state, count in found.counts.items() if count}
 
 
 def failed(database: Database, job_id: int) -> dict[int, str]:
     with database.begin(TENANT) as connection:
-        found = views.images(connection, TENANT, job_id, state=ImageState.FAILED, after=-1, limit=100)
+        found = queries.images(connection, TENANT, job_id, state=ImageState.FAILED, after=-1, limit=100)
     return {image.index: image.error_code for image in found}
 
 
@@ -67,7 +69,7 @@ def mugs(count: int, **at: str) -> list[dict[str, object]]:
 
 
 def ring(settings: Settings) -> None:
-    assert queues.Bell(settings.redis_url).ring_now("simulated", again=True)
+    assert notify.Bell(settings.redis_url).ring_now("simulated", again=True)
 
 
 def test_a_bell_starts_the_work_at_once(start, database, settings):
@@ -200,7 +202,7 @@ def test_rubbish_on_the_queue_is_dropped_and_the_worker_goes_on(start, database,
     worker = start()
     client = redis.Redis.from_url(settings.redis_url)
     for rubbish in (b"\x80\x04.", b"{}", b"[]", b'{"body": 1}', b"x" * 100_000):
-        client.lpush(queues.queue_name("simulated"), rubbish)
+        client.lpush(notify.queue_name("simulated"), rubbish)
     job_id = submit(database, settings, mugs(8))
     until(lambda: counts(database, job_id) == {"done": 8})
     assert worker.popen.poll() is None
@@ -223,7 +225,7 @@ def test_the_first_worker_registers_its_model(start, database):
 )
 def test_a_bad_setting_ends_the_worker_with_one_sentence(environ, store, tmp_path, variable, value, sentence):
     worker = Process("worker.app", {**environ, variable: value}, tmp_path / "log")
-    assert worker.popen.wait(30) == exits.SETTINGS
+    assert worker.popen.wait(30) == exit_codes.SETTINGS
     assert sentence in worker.text()
     assert "Traceback" not in worker.text()
 
@@ -244,7 +246,7 @@ def test_a_model_that_is_not_there_ends_the_worker_with_one_sentence_and_a_code_
 ):
     model = {"PRESSWORK_PIPELINE": pipeline, "PRESSWORK_MODEL_DIR": str(tmp_path / "nowhere")}
     worker = Process("worker.app", {**environ, **model}, tmp_path / "log")
-    assert worker.popen.wait(30) == exits.UNFIT
+    assert worker.popen.wait(30) == exit_codes.UNFIT
     (sentence,) = worker.text().splitlines()
     assert sentence.startswith("worker: The model ") and sentence.endswith(".")
 
@@ -265,7 +267,7 @@ def test_a_model_that_only_the_child_finds_unfit_ends_the_worker_with_one_senten
     worker = Process(
         "worker.app", {**environ, **model, "PRESSWORK_ARTEFACTS": str(tmp_path / "artefacts")}, tmp_path / "log"
     )
-    assert worker.popen.wait(120) == exits.UNFIT
+    assert worker.popen.wait(120) == exit_codes.UNFIT
     (sentence,) = [line for line in worker.text().splitlines() if line.startswith("worker: ")]
     assert "vae" in sentence and "decoder.conv_in.bias is [3], not [32]" in sentence
     assert "Traceback" not in worker.text()
@@ -289,7 +291,7 @@ def test_a_device_that_ends_every_process_ends_the_worker_and_fails_no_image(sta
     worker = start(PRESSWORK_MODEL_DIR=str(tmp_path), PRESSWORK_SICK_SECONDS="0.1")
     (tmp_path / "sick-kill").touch()
     job_id = submit(database, settings, mugs(40))
-    assert worker.popen.wait(60) == exits.UNFIT
+    assert worker.popen.wait(60) == exit_codes.UNFIT
     assert "dies before it has loaded the pipeline" in worker.text()
     (tmp_path / "sick-kill").unlink()
     start(PRESSWORK_MODEL_DIR=str(tmp_path))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from tests.waiting import until
 from worker.model.artefacts import Artefacts
 

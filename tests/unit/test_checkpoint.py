@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from worker.model import checkpoint, directory, vocabulary, weights
 from worker.model.make import make
 

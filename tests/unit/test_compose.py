@@ -24,8 +24,8 @@ from packaging.utils import canonicalize_name
 
 from services import web
 from services.cli import app as cli
-from services.core import database as databases
-from services.core.errors import SettingsError
+from services.core.db import database as databases
+from services.core.model.errors import SettingsError
 from services.core.settings import Settings
 from services.local import programs
 from services.local.child import until

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from services.core.database import Database
+from services.core.db.database import Database
+from services.core.model.specs import Claim, Image, Shape, Spec
 from services.core.settings import Settings
-from services.core.specs import Claim, Image, Shape, Spec
 from worker.device import REGROW_BATCHES, Device, Outcome
 from worker.lease import USUAL_TIMES, Lease
 from worker.pipeline import DeviceSick, OutOfMemory

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from services.core.database import Database
+from services.core.db.database import Database
+from services.core.model.specs import Claim, Image, Shape, Spec
 from services.core.settings import Settings
-from services.core.specs import Claim, Image, Shape, Spec
 from worker.lease import EXIT_HUNG, Held, Interrupted, Lease
 
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x"})

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.core.errors import PressworkError
+from services.core.model.errors import PressworkError
 from worker.model import __main__ as command
 from worker.model import checkpoint, directory, networks, vocabulary, weights
 from worker.model.make import FolderTaken, make

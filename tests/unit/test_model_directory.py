@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from services.core.settings import Settings
 from worker.model import directory, weights
 from worker.pipeline import ModelUnfit, model_name

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.core.specs import Shape, Spec
+from services.core.model.specs import Shape, Spec
 from worker.model import checkpoint
 from worker.model.make import make
 from worker.pipeline import Batch

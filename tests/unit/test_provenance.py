@@ -14,7 +14,7 @@ import pytest
 from PIL import ExifTags
 from PIL import Image as Pillow
 
-from services.core.specs import SEED_LIMIT, Image, Spec
+from services.core.model.specs import SEED_LIMIT, Image, Spec
 from worker import encoding, provenance
 from worker.provenance import AI_GENERATED, NAMESPACES
 

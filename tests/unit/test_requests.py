@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from services.core import requests
-from services.core.errors import Problem
+from services.core.model import requests
+from services.core.model.errors import Problem
 
 
 def refusal(value: object) -> list[Problem]:

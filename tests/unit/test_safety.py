@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from worker.model.safety import Preparation, load_safety_checker
 
 # As old libraries wrote it: fields that newer ones no longer know, and the decisive ones in a second block.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from worker.model import sampler
 from worker.model.sampler import MAX_STEPS, Rules
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from services.core.database import driver_url
-from services.core.errors import SettingsError
+from services.core.db.database import driver_url
+from services.core.model.errors import SettingsError
 from services.core.settings import Settings
 
 BASE = {"DATABASE_URL": "postgresql://x", "REDIS_URL": "redis://x"}

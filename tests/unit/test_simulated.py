@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from services.core.model.specs import Spec
 from services.core.settings import Settings
-from services.core.specs import Spec
 from worker.pipeline import Batch, OutOfMemory, Picture, Spoiled
 from worker.pipelines.simulated import REVISION, SimulatedFault, SimulatedPipeline
 from worker.pipelines.still_life import scene
@@ -122,7 +122,7 @@ def test_faults_in_the_padding_do_nothing() -> None:
 STEPS_ALOUD = """
 import sys
 from services.core.settings import Settings
-from services.core.specs import Spec
+from services.core.model.specs import Spec
 from worker.pipeline import Batch, open_pipeline
 drawer = open_pipeline("simulated", Settings.read(dict(variable.split("=") for variable in sys.argv[2:])))
 spec = Spec("r", sys.argv[1], "", 7, 64, 64, 6, 7.5)

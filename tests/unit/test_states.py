@@ -1,7 +1,7 @@
 """The table of moves."""
 
-from services.core import states
-from services.core.states import ImageState, JobState
+from services.core.model import states
+from services.core.model.states import ImageState, JobState
 
 
 def test_no_move_leaves_a_final_state():

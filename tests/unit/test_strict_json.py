@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.core import strict_json
-from services.core.strict_json import BadJson
+from services.core.model import strict_json
+from services.core.model.strict_json import BadJson
 
 REFUSED = [
     (b"\xff", "invalid_encoding"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from worker.model.flexible_unet import Configurations, FlexibleUNet
 from worker.model.presets import PRESETS
 from worker.model.stock_unet import FAMILY, HONOURED, StockUNet

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from services.core.errors import PressworkError
+from services.core.model.errors import PressworkError
 from worker.bench.measure import measure
 from worker.model import checkpoint, make
 from worker.model.directory import check_model_dir

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from services.core.specs import Shape, Spec
+from services.core.model.specs import Shape, Spec
 from worker.bench.stock import Stock, Work
 from worker.model import sampler
 from worker.model.checkpoint import Checkpoint

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from services.core.specs import Shape, Spec
+from services.core.model.specs import Shape, Spec
 from worker.model import noise, sampler
 from worker.model.checkpoint import Checkpoint
 from worker.model.text import Prompts

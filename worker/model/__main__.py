@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from services.core.errors import PressworkError
+from services.core.model.errors import PressworkError
 from worker.model import directory
 from worker.model.presets import PRESETS
 

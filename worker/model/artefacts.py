@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 
 DRAFT = ".draft-"
 LOCK = ".lock"

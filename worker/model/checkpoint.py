@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from worker.model import directory, networks
 from worker.model.directory import SIZE_UNIT, Index
 from worker.model.sampler import Rules

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from worker.model import hub, weights
 from worker.model.sampler import MAX_STEPS, Rules
 

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.core.specs import Shape
+from services.core.model.specs import Shape
 from worker.model import directory
 from worker.model.artefacts import Artefacts
 from worker.model.directory import SIZE_UNIT

@@ -13,7 +13,7 @@ from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from worker.model.unet import JOIN, KEEP, Op, UNet
 
 

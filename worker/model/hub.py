@@ -6,7 +6,7 @@ Only configs, tokenizers and safetensors are fetched; nothing is, where HF_HUB_O
 import re
 from pathlib import Path
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.core.errors import PressworkError
+from services.core.model.errors import PressworkError
 from worker.model import directory, vocabulary
 from worker.model.presets import PRESETS, Preset
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from worker.model import weights
 from worker.model.directory import FLEXIBLE, STOCK
 from worker.model.flexible_unet import FlexibleUNet

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  as everybody calls it
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from worker.model import directory, networks, weights
 
 COMPONENT = "safety_checker"

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 
 TRAINED_STEPS = 1000
 MAX_STEPS = 50

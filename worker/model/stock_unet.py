@@ -10,7 +10,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 from worker.model.unet import JOIN, KEEP, Op, UNet
 
 # The fields that the walk honours, whatever they are.

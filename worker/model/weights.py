@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from services.core.errors import SettingsError
+from services.core.model.errors import SettingsError
 
 # As diffusers and transformers publish them, the first that is there is taken.
 NAMES = (

@@ -13,14 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from services.core.model.specs import ModelCard, Shape, Spec
 from services.core.settings import Settings
-from services.core.specs import ModelCard, Shape, Spec
 from worker.model import directory, noise, sampler
 from worker.model.directory import SIZE_UNIT, Index
 from worker.model.sampler import Rules
 from worker.model.text import Prompts, unknown_words
 from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled
-from worker.pipelines.room import room_for
+from worker.pipelines.out_of_memory import room_for
 
 Array = Any
 """The backend's own: a numpy array, or a torch tensor on its device."""

@@ -11,13 +11,13 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from services.core.errors import SettingsError
-from services.core.specs import Shape
+from services.core.model.errors import SettingsError
+from services.core.model.specs import Shape
 from worker.model.exported import Exported
 from worker.model.stages import decoded_at_once
 from worker.pipeline import versions
+from worker.pipelines.cpu import cpu_kind, threads_here
 from worker.pipelines.diffusion import Checker, DiffusionPipeline
-from worker.pipelines.processor import cpu_kind, threads_here
 
 Array = NDArray[Any]
 PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32",)}

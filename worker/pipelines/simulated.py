@@ -13,8 +13,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from services.core.model.specs import ModelCard, Shape, Spec
 from services.core.settings import Settings
-from services.core.specs import ModelCard, Shape, Spec
 from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled, versions
 from worker.pipelines.still_life import scene
 

@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from services.core.errors import SettingsError
-from services.core.specs import Shape
+from services.core.model.errors import SettingsError
+from services.core.model.specs import Shape
 from worker.model.checkpoint import Checkpoint
 from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder, decoded_at_once
 from worker.model.text import Prompts
 from worker.pipeline import versions
+from worker.pipelines.cpu import cpu_kind
 from worker.pipelines.diffusion import Checker, DiffusionPipeline
-from worker.pipelines.processor import cpu_kind
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRAPHED_UP_TO = 4  # images: beyond that a CUDA graph has no launches to hide (measured by others: none at 32)

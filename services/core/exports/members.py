@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import text
 
-from services.core.database import Database
-from services.core.exports.rows import Export, Plan
-from services.core.specs import SEED_LIMIT
-from services.core.storage import EXTENSIONS
+from services.core.db.database import Database
+from services.core.exports.records import Export, Plan
+from services.core.model.specs import SEED_LIMIT
+from services.core.storage.s3 import EXTENSIONS
 
 SHARD_BYTES = 1_000_000_000
 IMAGES_PER_FOLDER = 10_000

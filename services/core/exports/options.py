@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from services.core import strict_json
-from services.core.errors import InvalidSubmission, Problem
+from services.core.model import strict_json
+from services.core.model.errors import InvalidSubmission, Problem
 
 MOST_IMAGES_PER_SHARD = 100_000
 MOST_SPLITS = 16

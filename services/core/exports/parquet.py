@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from services.core import links
 from services.core.exports.members import Member
-from services.core.exports.rows import File
+from services.core.exports.records import File
 from services.core.exports.shards import Desk, Shard, Unfit
+from services.core.storage import signed_urls
 
 _ROWS_INLINE = 100  # in a group, and in memory
 _ROWS_REFERENCE = 5_000
@@ -63,7 +63,7 @@ def _references(desk: Desk, members: Iterable[Member]) -> Iterator[dict[str, Any
         raise Unfit("Links to images cannot be made: PRESSWORK_SECRET or PRESSWORK_PUBLIC_URL is not set.")
     for member in members:
         desk.keep()
-        url = links.image_url(desk.export.base_url, desk.secret, desk.export.job_id, member.index)
+        url = signed_urls.image_url(desk.export.base_url, desk.secret, desk.export.job_id, member.index)
         yield {"url": url} | _row(member)
 
 

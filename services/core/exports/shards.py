@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any
 
-from services.core.errors import ObjectGone, PressworkError
 from services.core.exports.members import Member
-from services.core.exports.rows import Export, File
-from services.core.storage import ImageStore
+from services.core.exports.records import Export, File
+from services.core.model.errors import ObjectGone, PressworkError
+from services.core.storage.s3 import ImageStore
 
 _FETCHERS = 8
 _AHEAD = 16  # pictures in memory

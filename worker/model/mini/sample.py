@@ -10,8 +10,8 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from services.core.errors import PressworkError
-from services.core.specs import Spec
+from services.core.model.errors import PressworkError
+from services.core.model.specs import Spec
 from worker.pipeline import Batch, Picture, Spoiled
 from worker.pipelines.onnx import open_onnx
 

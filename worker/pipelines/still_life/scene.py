@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from services.core.specs import Spec
+from services.core.model.specs import Spec
 from worker.pipelines.still_life import forms, planes, words
 from worker.pipelines.still_life.canvas import BASE
 from worker.pipelines.still_life.words import Colour, mix

@@ -1,0 +1,177 @@
+"""Reading a submission's body: its headers checked, its bytes on a spool, never more than the limits allow.
+
+The spool lies in memory while it is small and on disk beyond that, so a body of any size costs the same memory.
+"""
+
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import IO
+
+import anyio
+from fastapi import Request
+
+from services.api.errors import RETRY_SECONDS, Refused, RefusedSubmission
+from services.core.model.errors import InvalidSubmission, Problem
+from services.core.settings import Settings
+
+log = logging.getLogger(__name__)
+JSON_LIMIT = 32 << 20
+LINE_LIMIT = 64 << 10
+PATIENCE_SECONDS = 60.0  # between two chunks of a body
+_SPOOL_MEMORY = 1 << 20
+_WRITE_BYTES = 1 << 20
+
+
+class Format(StrEnum):
+    JSON = "application/json"
+    NDJSON = "application/x-ndjson"
+
+
+def body_format(request: Request) -> Format:
+    """Raises Refused with 415 for every type but our two, and for every encoding."""
+    if request.headers.getlist("content-encoding"):
+        raise Refused(415, "unsupported_encoding", "The body must be sent as it is, without a Content-Encoding.")
+    given = request.headers.getlist("content-type")
+    media, *parameters = [part.strip().lower() for part in given[0].split(";")] if len(given) == 1 else [""]
+    charsets = {part.removeprefix("charset=").strip('"') for part in parameters if part.startswith("charset=")}
+    if media not in set(Format) or not charsets <= {"utf-8", "utf8"}:
+        raise Refused(
+            415, "unsupported_media_type", "Content-Type must be application/json or application/x-ndjson, in UTF-8."
+        )
+    return Format(media)
+
+
+def idempotency_key(request: Request) -> str | None:
+    given = request.headers.getlist("idempotency-key")
+    if not given:
+        return None
+    key = given[0]
+    if len(given) > 1 or not 1 <= len(key) <= 255 or not all("!" <= letter <= "~" for letter in key):
+        raise Refused(
+            400, "invalid_idempotency_key", "Idempotency-Key must be given once: 1 to 255 visible ASCII characters."
+        )
+    return key
+
+
+@asynccontextmanager
+async def received(
+    request: Request, settings: Settings, form: Format, most: int | None = None
+) -> AsyncIterator[IO[bytes]]:
+    """The whole body, of at most so many bytes, on a spool, rewound.
+
+    Raises:
+        Refused: it is too long (413), came too slowly (408), or there is no room for it (503).
+        RefusedSubmission: a line is too long, or there are more lines than a job may have images.
+        ClientDisconnect: the client went away.
+    """
+    limit = most or (settings.max_body_bytes if form is Format.NDJSON else min(JSON_LIMIT, settings.max_body_bytes))
+    check_length(request, limit)
+    meter = LineMeter(settings.max_images_per_job) if form is Format.NDJSON else None
+    with tempfile.SpooledTemporaryFile(_SPOOL_MEMORY) as spool:
+        taken, waiting = 0, bytearray()
+        async for chunk in chunks(request):
+            taken += len(chunk)
+            if taken > limit:
+                raise too_long(limit)
+            if meter is not None:
+                meter.feed(chunk)
+            waiting += chunk
+            if len(waiting) >= _WRITE_BYTES:
+                await _write(spool, waiting)
+                waiting = bytearray()
+        await _write(spool, waiting)
+        spool.seek(0)
+        yield spool
+
+
+def lines(spool: IO[bytes]) -> Iterator[bytes]:
+    """Without their ends. None is longer than LINE_LIMIT: the meter has seen to it."""
+    for line in spool:
+        yield line.rstrip(b"\r\n")
+
+
+@dataclass(slots=True)
+class LineMeter:
+    """Watches lines go by in chunks: their lengths and their number."""
+
+    most_lines: int
+    number: int = 1  # of the line that has begun
+    length: int = field(default=0)  # of that line, so far
+
+    def feed(self, chunk: bytes) -> None:
+        ends = chunk.count(b"\n")
+        if not ends:
+            self.length += len(chunk)
+        elif len(chunk) + self.length <= LINE_LIMIT:
+            self.number += ends
+            self.length = len(chunk) - chunk.rfind(b"\n") - 1
+        else:
+            self._walk(chunk)
+        if self.length > LINE_LIMIT:
+            self._refuse()
+        if self.number - 1 > self.most_lines:
+            problem = Problem(
+                "too_many_images",
+                f"A job has at most {self.most_lines:,} images; submit it in parts.",
+                None,
+                self.number,
+            )
+            raise RefusedSubmission(InvalidSubmission([problem]), "line")
+
+    def _walk(self, chunk: bytes) -> None:
+        first, *others = chunk.split(b"\n")
+        self.length += len(first)
+        for line in others:
+            if self.length > LINE_LIMIT:
+                self._refuse()
+            self.number += 1
+            self.length = len(line)
+
+    def _refuse(self) -> None:
+        problem = Problem(
+            "line_too_long",
+            f"The line is longer than {LINE_LIMIT:,} bytes, which is all a line may have.",
+            None,
+            self.number,
+        )
+        raise RefusedSubmission(InvalidSubmission([problem]), "line", status=413)
+
+
+def check_length(request: Request, limit: int) -> None:
+    declared = request.headers.get("content-length", "0")
+    if declared.isascii() and declared.isdigit() and (len(declared) > 18 or int(declared) > limit):
+        raise too_long(limit)
+
+
+def too_long(limit: int) -> Refused:
+    return Refused(413, "body_too_long", f"The body is longer than {limit:,} bytes; submit it in parts.")
+
+
+def no_room(error: OSError) -> Refused:
+    log.error("spool broke", extra={"error": str(error)})
+    headers = {"Retry-After": RETRY_SECONDS}
+    return Refused(503, "no_room", "There is no room for the body right now; try again.", headers=headers)
+
+
+async def chunks(request: Request) -> AsyncIterator[bytes]:
+    stream = aiter(request.stream())
+    while True:
+        try:
+            with anyio.fail_after(PATIENCE_SECONDS):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise Refused(408, "body_too_slow", f"Nothing came for {PATIENCE_SECONDS:g} seconds.") from None
+        if chunk is None:
+            return
+        yield chunk
+
+
+async def _write(spool: IO[bytes], data: bytearray) -> None:
+    try:
+        await anyio.to_thread.run_sync(spool.write, data)
+    except OSError as error:
+        raise no_room(error) from None

@@ -1,0 +1,75 @@
+"""A submission's JSON body taken apart: its head, its defaults, and its requests, listed or spanned by a matrix."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from services.core.jobs import submissions
+from services.core.model import requests, strict_json, templates
+from services.core.model.errors import Problem
+from services.core.model.templates import Matrix
+
+M = TypeVar("M", bound=BaseModel)
+
+
+@dataclass(slots=True)
+class Order:
+    """What a body asks for, read and not yet checked request by request. `problems` of all but the requests."""
+
+    images: list[Any] = field(default_factory=list)
+    matrix: Matrix | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, body: dict[str, Any], most_images: int) -> "Order":
+        """Takes its parts out of the body; what stays there is the head."""
+        order = cls()
+        defaults = body.pop("defaults", {})
+        if isinstance(defaults, dict):
+            order.defaults = defaults
+        else:
+            order.problems.append(wrong("defaults", defaults))
+        if "matrix" in body and "images" not in body:
+            order.matrix, found = templates.read(body.pop("matrix"), order.defaults, most_images)
+            order.problems += found
+            return order
+        images = body.pop("images", None)
+        if isinstance(images, list) and images:
+            order.images = images
+        else:
+            order.problems.append(wrong("images", images))
+        if "matrix" in body:
+            del body["matrix"]
+            order.problems.append(Problem("invalid_value", "Of images and matrix one alone can be given.", "matrix"))
+        return order
+
+    def head(self, model: type[M], rest: dict[str, Any], default: M) -> M:
+        """The head of the body as that model, or the default when something is wrong with it."""
+        try:
+            return model.model_validate(rest)
+        except ValidationError as error:
+            self.problems += requests.problems(error, rest)
+            return default
+
+    def fill(self, submission: submissions.Submission) -> None:
+        """Hands over all that is asked for, one request after the other, until it is hopeless."""
+        for problem in self.problems:
+            submission.refuse(problem)
+        for index, (prefix, value) in enumerate(self._requests()):
+            if submission.hopeless:
+                return
+            submission.add(index, value, prefix)
+
+    def _requests(self) -> Iterable[tuple[str, Any]]:
+        if self.matrix is not None:
+            return (("", value) for value in self.matrix.requests())
+        return ((f"images[{index}].", value) for index, value in enumerate(self.images))
+
+
+def wrong(name: str, found: object) -> Problem:
+    code = "missing_field" if found is None else "invalid_value" if found == [] else "wrong_type"
+    shown = "missing" if found is None else "empty" if found == [] else strict_json.describe(found)
+    return Problem(code, f"{name} is {shown}; it must be {requests.ALLOWED[name]}.", name)

@@ -1,0 +1,58 @@
+"""What every handler works with: the settings and the doors to the database, the store and the bell."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import anyio
+from fastapi import Depends, Request
+
+from services.core.db.database import Database
+from services.core.notify import Bell
+from services.core.settings import Settings
+from services.core.storage import signed_urls
+from services.core.storage.s3 import S3Store
+
+SUBMISSIONS_AT_ONCE = 4
+WAITING_AT_ONCE = 8  # looks at the database of those who wait for their images, at one time
+CONNECTIONS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    settings: Settings
+    database: Database
+    store: S3Store
+    bell: Bell
+    submissions: anyio.CapacityLimiter  # parsing is bound by one CPU: more at once would only take more memory
+    waiting: anyio.CapacityLimiter
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Context":
+        return cls(
+            settings,
+            Database(settings.database_url, application="presswork web", pool_size=CONNECTIONS),
+            S3Store(settings),
+            Bell(settings.redis_url),
+            anyio.CapacityLimiter(SUBMISSIONS_AT_ONCE),
+            anyio.CapacityLimiter(WAITING_AT_ONCE),
+        )
+
+
+def _context(request: Request) -> Context:
+    found: Context = request.app.state.context
+    return found
+
+
+def base_url(settings: Settings, request: Request) -> str:
+    """What clients put in front of `/v1`: as it is set, or as this client did."""
+    return (settings.public_url or str(request.base_url)).rstrip("/")
+
+
+def linker(here: "Context", request: Request, job_id: int) -> Callable[[int], str]:
+    """What makes an image's index its link."""
+    base = base_url(here.settings, request)
+    return lambda index: signed_urls.image_url(base, here.settings.secret, job_id, index)
+
+
+Here = Annotated[Context, Depends(_context)]

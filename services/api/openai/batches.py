@@ -1,0 +1,161 @@
+"""The stock client's batches: jobs that came as a file. A 2xx means that file and job are committed."""
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal
+
+import anyio
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+
+from services.api import dependencies, parameters
+from services.api.authentication import Tenant
+from services.api.body import streaming
+from services.api.dependencies import Context, Here
+from services.api.errors import Refused
+from services.api.openai import bodies, schemas
+from services.api.openai.bodies import Document
+from services.api.openai.uploads import EXPIRES_AFTER, ExpiresAfter
+from services.core.batches import batch_jobs, line_format
+from services.core.db.database import Connection
+from services.core.files import files
+from services.core.jobs import idempotency, lifecycle
+from services.core.model import requests
+from services.core.model.errors import Conflict, NotFound
+from services.core.queue import maintenance
+
+router = APIRouter()
+_WINDOW = re.compile(r"([1-9][0-9]{0,3})([hd])")
+_MOST_DAYS = 30
+_TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
+After = Annotated[str | None, Query(max_length=40, description="the id of the last one seen")]
+
+
+class NewBatch(Document):
+    """`priority`, `dedupe` and `embed_prompt` are ours; the rest is the stock client's."""
+
+    input_file_id: Annotated[str, Field(max_length=40, description="the id of an uploaded file")]
+    endpoint: Annotated[Literal["/v1/images/generations"], Field(description=f'"{line_format.ENDPOINT}"')]
+    completion_window: Annotated[
+        str, Field(max_length=8, description='hours or days, such as "24h" or "7d", up to 30 days')
+    ]
+    metadata: Annotated[
+        dict[
+            Annotated[str, Field(min_length=1, max_length=64, pattern=_TEXT)],
+            Annotated[str, Field(max_length=512, pattern=_TEXT)],
+        ]
+        | None,
+        Field(max_length=16, description=requests.ALLOWED["labels"]),
+    ] = None
+    output_expires_after: Annotated[ExpiresAfter | None, Field(description=EXPIRES_AFTER)] = None
+    priority: Annotated[Literal["high", "normal", "low"], Field(description=requests.ALLOWED["priority"])] = "normal"
+    dedupe: Annotated[bool, Field(description="true or false")] = False
+    embed_prompt: Annotated[bool, Field(description="true or false")] = False
+
+
+@router.post("/batches", response_model=schemas.Batch, openapi_extra={"requestBody": bodies.schema(NewBatch)})
+async def create_batch(request: Request, here: Here, tenant: Tenant) -> Any:
+    """Makes a job of an uploaded file; the file is read and checked after this answers."""
+    key = streaming.idempotency_key(request)
+    asked = await bodies.read(request, here.settings, NewBatch)
+    base_url = dependencies.base_url(here.settings, request)
+    return await anyio.to_thread.run_sync(_create, here, tenant, asked, key, base_url)
+
+
+@router.get("/batches", response_model=schemas.BatchList)
+def list_batches(here: Here, tenant: Tenant, limit: parameters.BatchLimit = 20, after: After = None) -> Any:
+    """The tenant's batches, newest first."""
+    before = None if after is None else schemas.parse_batch_id(after)
+    with here.database.begin(tenant) as connection:
+        found = batch_jobs.page(connection, tenant, before=before, limit=limit + 1)
+    data = [schemas.batch(entry) for entry in found[:limit]]
+    return schemas.BatchList(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=len(found) > limit,
+    )
+
+
+@router.get("/batches/{batch_id}", response_model=schemas.Batch)
+def show_batch(here: Here, tenant: Tenant, batch_id: str) -> Any:
+    return _show(here, tenant, schemas.parse_batch_id(batch_id))
+
+
+@router.post("/batches/{batch_id}/cancel", response_model=schemas.Batch)
+def cancel_batch(here: Here, tenant: Tenant, batch_id: str) -> Any:
+    """From now on nothing of it is rendered; what is done is kept and listed. Asking again is no error."""
+    number = schemas.parse_batch_id(batch_id)
+    _show(here, tenant, number)
+    try:
+        with here.database.begin(tenant) as connection:
+            lifecycle.cancel(connection, tenant, number)
+    except Conflict as error:
+        raise Refused(409, "job_finished", str(error), headers={"x-should-retry": "false"}) from None
+    with here.database.begin() as connection:  # a first sweep, so that small jobs need not wait for the duty
+        maintenance.sweep_cancelled(connection)
+    return _show(here, tenant, number)
+
+
+def _show(here: Context, tenant: int, number: int) -> schemas.Batch:
+    with here.database.begin(tenant) as connection:
+        found = batch_jobs.find(connection, tenant, number)
+    if found is None:
+        raise NotFound("There is no such batch.")
+    return schemas.batch(found)
+
+
+def _create(here: Context, tenant: int, asked: NewBatch, key: str | None, base_url: str) -> schemas.Batch:
+    job_id = lifecycle.new_id()
+    window = _seconds(asked.completion_window)
+    with here.database.begin(tenant) as connection:
+        if key is not None:
+            canonical = json.dumps(asked.model_dump(), sort_keys=True).encode()
+            known = idempotency.remember(
+                connection, tenant, key, sha256=hashlib.sha256(canonical).digest(), thing=job_id, kind="batch"
+            )
+            if known is not None:
+                found = batch_jobs.find(connection, tenant, known)
+                assert found is not None, "what a key stands for can be read"
+                return schemas.batch(found)
+        expires = asked.output_expires_after
+        batch_jobs.create(
+            connection,
+            tenant,
+            job_id=job_id,
+            input_file_id=_input(connection, tenant, asked.input_file_id),
+            priority=requests.PRIORITIES[asked.priority],
+            labels=asked.metadata or {},
+            dedupe=asked.dedupe,
+            embed_prompt=asked.embed_prompt,
+            completion_window=asked.completion_window,
+            window_seconds=window,
+            output_expires_seconds=None if expires is None else expires.seconds,
+            base_url=base_url,
+        )
+        found = batch_jobs.find(connection, tenant, job_id)
+    assert found is not None, "a recorded job can be read"
+    return schemas.batch(found)
+
+
+def _input(connection: Connection, tenant: int, public: str) -> int:
+    try:
+        file = files.find(connection, tenant, files.parse_id(public))
+    except NotFound:
+        raise Refused(400, "invalid_value", "There is no such file; upload it first.", param="input_file_id") from None
+    if file.purpose != "batch":
+        raise Refused(400, "invalid_value", 'The file is no input; its purpose must be "batch".', param="input_file_id")
+    return file.id
+
+
+def _seconds(window: str) -> int:
+    found = _WINDOW.fullmatch(window)
+    hours = int(found[1]) * (24 if found[2] == "d" else 1) if found else 0
+    if not 1 <= hours <= _MOST_DAYS * 24:
+        allowed = NewBatch.model_fields["completion_window"].description
+        shown = json.dumps(window)
+        raise Refused(
+            400, "invalid_value", f"completion_window is {shown}; it must be {allowed}.", param="completion_window"
+        )
+    return hours * 3600

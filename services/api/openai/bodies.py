@@ -1,0 +1,64 @@
+"""Bodies of the stock client's routes: an object with known fields. What is wrong with one is 400, as it expects."""
+
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from services.api.body import json_object, streaming
+from services.api.body.streaming import Format
+from services.api.errors import Refused
+from services.core.model import strict_json
+from services.core.settings import Settings
+
+_LIMIT = 1 << 20
+_KINDS = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
+
+
+class Document(BaseModel):
+    """A body's fields. What is allowed in each is its description."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+Kind = TypeVar("Kind", bound=Document)
+
+
+async def read_object(request: Request, settings: Settings, example: str) -> dict[str, Any]:
+    """The object that the body is; `example` names a field of it. Raises Refused."""
+    json_object.require_json(request)
+    async with streaming.received(request, settings, Format.JSON, most=_LIMIT) as spool:
+        try:
+            return json_object.read(spool.read(), example)
+        except Refused as error:
+            status = 400 if error.status == 422 else error.status
+            raise Refused(status, error.code, str(error), param=error.param) from None
+
+
+async def read(request: Request, settings: Settings, kind: type[Kind]) -> Kind:
+    """The body as `kind`. Raises Refused with the first thing that is wrong: its field, what was found, what may be."""
+    value = await read_object(request, settings, next(iter(kind.model_fields)))
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise _refused(kind, error) from None
+
+
+def schema(kind: type[Document]) -> dict[str, Any]:
+    """The `requestBody`, for OpenAPI: FastAPI cannot know it."""
+    return {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}
+
+
+def _refused(kind: type[Document], error: ValidationError) -> Refused:
+    entry = error.errors(include_url=False)[0]
+    names = [str(part) for part in entry["loc"]]
+    code = _KINDS.get(entry["type"], "invalid_value")
+    if code == "unknown_field":
+        shown = strict_json.describe(names[-1])
+        known = ", ".join(sorted(kind.model_fields))
+        return Refused(400, code, f"There is no field {shown}; there are: {known}.", param=strict_json.place(*names))
+    field = kind.model_fields.get(names[0]) if names else None
+    allowed = (field.description if field else None) or "as the documentation says"
+    found = "missing" if code == "missing_field" else strict_json.describe(entry["input"])
+    param = strict_json.place(*(part for part in entry["loc"] if part != "[key]"))
+    return Refused(400, code, f"{param} is {found}; it must be {allowed}.", param=param)

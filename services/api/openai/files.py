@@ -1,0 +1,170 @@
+"""The stock client's files: uploaded whole, listed, read, deleted."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import IO, Annotated, Any, Literal
+
+import anyio
+from fastapi import APIRouter, Query, Request
+from starlette.responses import StreamingResponse
+
+from services.api import parameters
+from services.api.authentication import Tenant
+from services.api.body import multipart, streaming
+from services.api.body.multipart import Form
+from services.api.dependencies import Context, Here
+from services.api.errors import Refused
+from services.api.openai import schemas
+from services.core.files import files
+from services.core.jobs import idempotency
+from services.core.model import ids
+from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, NotFound, ObjectGone
+
+router = APIRouter()
+EXPIRY = range(3600, 2_592_001)
+_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["file", "purpose"],
+                "properties": {
+                    "file": {"type": "string", "format": "binary", "description": "One request a line, as JSON."},
+                    "purpose": {"type": "string", "enum": ["batch"]},
+                    "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                    "expires_after[seconds]": {"type": "integer", "minimum": EXPIRY.start, "maximum": EXPIRY.stop - 1},
+                },
+            }
+        }
+    },
+}
+
+After = Annotated[str | None, Query(max_length=40, description="the id of the last one seen")]
+Order = Annotated[Literal["asc", "desc"], Query(description="asc or desc")]
+Purpose = Annotated[str | None, Query(max_length=40, description="batch or batch_output")]
+
+
+@router.post("/files", response_model=schemas.File, openapi_extra={"requestBody": _FORM})
+async def create_file(request: Request, here: Here, tenant: Tenant) -> Any:
+    """Stores a file of requests."""
+    key = streaming.idempotency_key(request)
+    async with multipart.received(request, "file", here.settings.max_file_bytes) as form:
+        expires = _expiry(form.fields)
+        return await anyio.to_thread.run_sync(_store, here, tenant, form, expires, key)
+
+
+@router.get("/files", response_model=schemas.FileList)
+def list_files(
+    here: Here, tenant: Tenant, limit: parameters.FileLimit = 10_000, after: After = None, order: Order = "desc",
+    purpose: Purpose = None,
+) -> Any:  # fmt: skip
+    """The tenant's files, newest first unless asked otherwise."""
+    number = None if after is None else files.parse_id(after)
+    with here.database.begin(tenant) as connection:
+        found = files.page(
+            connection, tenant, after=number, limit=limit + 1, newest_first=order == "desc", purpose=purpose
+        )
+    data = [schemas.file(entry) for entry in found[:limit]]
+    return schemas.FileList(
+        data=data,
+        first_id=data[0].id if data else None,
+        last_id=data[-1].id if data else None,
+        has_more=len(found) > limit,
+    )
+
+
+@router.get("/files/{file_id}", response_model=schemas.File)
+def show_file(here: Here, tenant: Tenant, file_id: str) -> Any:
+    with here.database.begin(tenant) as connection:
+        return schemas.file(files.find(connection, tenant, files.parse_id(file_id)))
+
+
+@router.get("/files/{file_id}/content", response_class=StreamingResponse)
+def read_file(here: Here, tenant: Tenant, file_id: str) -> Any:
+    """The file's bytes."""
+    with here.database.begin(tenant) as connection:
+        found = files.find(connection, tenant, files.parse_id(file_id))
+    try:
+        chunks = _begun(here.store.stream(found.object_key))
+    except ObjectGone:
+        raise Refused(410, "file_gone", "The file is not in the object store any more.") from None
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", found.filename)
+    headers = {"Content-Length": str(found.bytes), "Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
+
+
+@router.delete("/files/{file_id}", response_model=schemas.FileDeleted)
+def delete_file(here: Here, tenant: Tenant, file_id: str) -> Any:
+    """From now on nobody sees it; jobs that were made of it go on."""
+    with here.database.begin(tenant) as connection:
+        files.delete(connection, tenant, files.parse_id(file_id))
+    return schemas.FileDeleted(id=file_id)
+
+
+def _check_purpose(purpose: object) -> None:
+    if purpose != "batch":
+        raise Refused(
+            400, "invalid_value", 'purpose must be "batch": files of requests are all that is taken.', param="purpose"
+        )
+
+
+def _expiry(fields: dict[str, str]) -> int | None:
+    """Seconds from now, or None for a file that stays. Checks the form's fields on the way."""
+    _check_purpose(fields.get("purpose"))
+    anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
+    if unknown := fields.keys() - {"purpose", "expires_after[anchor]", "expires_after[seconds]"}:
+        raise Refused(400, "unknown_field", "The form has a field that is not known.", param=sorted(unknown)[0][:80])
+    if anchor is None and seconds is None:
+        return None
+    fits = seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 9
+    if anchor != "created_at" or not fits or int(seconds or 0) not in EXPIRY:
+        allowed = f"anchor created_at, and seconds from {EXPIRY.start:,} to {EXPIRY.stop - 1:,}"
+        raise Refused(400, "invalid_value", f"expires_after must have {allowed}.", param="expires_after")
+    return int(seconds or 0)
+
+
+def _store(here: Context, tenant: int, form: Form, expires: int | None, key: str | None) -> schemas.File:
+    """Put, then record: if the process dies between the two, an object is left that no row names."""
+    number, sha256 = ids.new(), digest(form.file)
+    object_key = files.object_key(tenant, number)
+    here.store.put_file(object_key, form.file, "application/jsonl")
+    known = None
+    try:
+        with here.database.begin(tenant) as connection:
+            if key is not None:
+                asked = hashlib.sha256(repr((sha256, form.filename, expires)).encode()).digest()
+                known = idempotency.remember(connection, tenant, key, sha256=asked, thing=number, kind="file")
+            if known is None:
+                files.record(
+                    connection, number, tenant_id=tenant, purpose="batch", filename=form.filename, size=form.size,
+                    sha256=sha256, key=object_key, expires_seconds=expires,
+                )  # fmt: skip
+            found = files.find(connection, tenant, number if known is None else known)
+    except (IdempotencyConflict, IdempotencyBusy, NotFound):  # of anything else it is not known what was committed
+        here.store.drop(object_key)
+        raise
+    if known is not None:
+        here.store.drop(object_key)
+    return schemas.file(found)
+
+
+def digest(file: IO[bytes]) -> bytes:
+    """Its sha256; the file is rewound."""
+    found = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        found.update(chunk)
+    file.seek(0)
+    return found.digest()
+
+
+def _begun(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same chunks, with the first one had already: what cannot be read is found out before an answer begins."""
+    first = next(chunks, b"")
+
+    def go_on() -> Iterator[bytes]:
+        yield first
+        yield from chunks
+
+    return go_on()

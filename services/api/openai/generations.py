@@ -1,0 +1,201 @@
+"""POST /v1/images/generations: a small job of high priority, whose client waits for its images.
+
+It is a job like any other: committed before anything is awaited, so nothing is lost when the wait ends early. With
+`Prefer: respond-async`, or `wait=N` and nothing done by then, the answer is that job.
+"""
+
+import base64
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from services.api import dependencies
+from services.api.authentication import Tenant
+from services.api.body import streaming
+from services.api.dependencies import Context, Here
+from services.api.errors import JsonResponse, Refused, envelope
+from services.api.openai import bodies, schemas
+from services.api.v1 import schemas as v1
+from services.core.batches import line_format, results
+from services.core.batches.line_format import Body
+from services.core.batches.results import Stored
+from services.core.fleet import models
+from services.core.jobs import lifecycle, queries, submissions
+from services.core.model import requests
+from services.core.model.errors import Away, Conflict, InvalidSubmission, StoreAway
+
+router = APIRouter()
+_FIRST_LOOK, _LATER_LOOKS = 0.05, 0.4  # seconds between two looks
+_PREFER_WAIT = re.compile(r"wait=([0-9]{1,5})")
+_NO_RETRY = {"x-should-retry": "false"}  # the stock client would send it again, and it would be rendered again
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """`asynchronous`: do not wait at all. `seconds`: wait that long, then answer with the job."""
+
+    asynchronous: bool = False
+    seconds: float | None = None
+
+
+def _schema() -> dict[str, Any]:
+    one = requests.ImageRequest.model_json_schema()
+    one["properties"].pop("custom_id")
+    one["properties"]["n"] = {"type": "integer", "minimum": 1, "maximum": line_format.IMAGES_PER_REQUEST}
+    one["properties"]["response_format"] = {"type": "string", "enum": list(line_format.RESPONSE_FORMATS)}
+    one["properties"]["user"] = {"type": "string", "maxLength": 512}
+    return {"required": True, "content": {"application/json": {"schema": one}}}
+
+
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "enum": ["respond-async", "wait=10"]},
+    "description": "respond-async: answer 202 with the job at once; wait=N: after so many seconds.",
+}
+
+
+@router.post(
+    "/images/generations",
+    response_model=schemas.Pictures,
+    responses={202: {"model": v1.Job}},
+    openapi_extra={"requestBody": _schema(), "parameters": [_PREFER]},
+)
+async def generate(request: Request, here: Here, tenant: Tenant) -> Any:
+    """Renders up to ten images of one prompt and waits for them."""
+    key = streaming.idempotency_key(request)
+    preference = _preference(request)
+    asked = await bodies.read_object(request, here.settings, "prompt")
+    body, problems = line_format.read_body(asked, "")
+    if problems:
+        raise Refused(400, problems[0].code, problems[0].message, param=problems[0].param)
+    if "custom_id" in body.fields:
+        raise Refused(400, "unknown_field", "custom_id belongs to files of requests.", param="custom_id")
+    job_id = await anyio.to_thread.run_sync(_submit, here, tenant, body, key, limiter=here.submissions)
+    try:
+        return await _answered(request, here, tenant, job_id, body.response_format, preference, key)
+    except Away as error:
+        if key is not None:  # sent again, it finds its job
+            raise
+        code = "store_away" if isinstance(error, StoreAway) else "database_away"
+        goes_on = f"Its outcome cannot be told now. It goes on: see /v1/jobs/{lifecycle.public_id(job_id)}."
+        raise Refused(503, code, goes_on, headers=_NO_RETRY) from error
+
+
+async def _answered(
+    request: Request, here: Context, tenant: int, job_id: int, response_format: str | None, preference: Preference,
+    key: str | None,
+) -> Any:  # fmt: skip
+    """The committed job's pictures, or the job itself."""
+    if preference.asynchronous:
+        return await anyio.to_thread.run_sync(_job, here, tenant, job_id, "respond-async")
+    limit = here.settings.wait_seconds if preference.seconds is None else preference.seconds
+    if not await _wait(request, here, tenant, job_id, limit, give_up=key is None):
+        if preference.seconds is not None:
+            return await anyio.to_thread.run_sync(_job, here, tenant, job_id, f"wait={preference.seconds:g}")
+        raise Refused(
+            504, "still_rendering",
+            f"It is not done after {limit:g} s. It goes on: see /v1/jobs/{lifecycle.public_id(job_id)}.",
+            headers=_NO_RETRY,
+        )  # fmt: skip
+    base_url = dependencies.base_url(here.settings, request)
+    return await anyio.to_thread.run_sync(_answer, here, tenant, job_id, response_format, base_url)
+
+
+def _preference(request: Request) -> Preference:
+    """RFC 7240: what is not understood is left aside."""
+    words = [word.strip().lower() for value in request.headers.getlist("prefer") for word in value.split(",")]
+    waits = [int(found[1]) for word in words if (found := _PREFER_WAIT.fullmatch(word))]
+    return Preference("respond-async" in words and not waits, min(waits) if waits else None)
+
+
+def _submit(here: Context, tenant: int, body: Body, key: str | None) -> int:
+    with here.database.begin() as connection:
+        catalogue = models.catalogue(connection)
+    with submissions.Submission(here.settings, catalogue) as submission:
+        submission.add(0, body.fields)
+        try:
+            receipt = submission.record(
+                here.database, tenant, label=requests.Label(priority="high"), idempotency_key=key
+            )
+        except InvalidSubmission as error:
+            first = error.problems[0]
+            raise Refused(400, first.code, first.message, param=first.param) from None
+    for model in receipt.models:
+        here.bell.ring(model)
+    return receipt.job_id
+
+
+async def _wait(request: Request, here: Context, tenant: int, job_id: int, limit: float, *, give_up: bool) -> bool:
+    """Whether all images are final by then. `give_up`: a client that goes away wants nothing any more."""
+    deadline, pause = time.monotonic() + limit, _FIRST_LOOK
+    while True:
+        if await anyio.to_thread.run_sync(_is_over, here, tenant, job_id, limiter=here.waiting):
+            return True
+        if time.monotonic() + pause > deadline:
+            return False
+        await anyio.sleep(pause)
+        pause = min(pause * 1.3, _LATER_LOOKS)
+        if give_up and await request.is_disconnected():
+            await anyio.to_thread.run_sync(_cancel, here, tenant, job_id)
+            return False
+
+
+def _is_over(here: Context, tenant: int, job_id: int) -> bool:
+    with here.database.begin(tenant) as connection:
+        view = queries.job(connection, tenant, job_id)
+    assert view is not None, "a recorded job can be read"
+    return view.counts["queued"] + view.counts["rendering"] == 0
+
+
+def _cancel(here: Context, tenant: int, job_id: int) -> None:
+    try:
+        with here.database.begin(tenant) as connection:
+            lifecycle.cancel(connection, tenant, job_id)
+    except Conflict:  # finished in this very moment
+        return
+
+
+def _job(here: Context, tenant: int, job_id: int, applied: str) -> Response:
+    with here.database.begin(tenant) as connection:
+        view = queries.job(connection, tenant, job_id)
+    assert view is not None, "a recorded job can be read"
+    return JsonResponse(v1.job(view).model_dump(mode="json"), 202, {"Preference-Applied": applied})
+
+
+def _answer(here: Context, tenant: int, job_id: int, response_format: str | None, base_url: str) -> Any:
+    with here.database.begin(tenant) as connection:
+        request = results.page(connection, job_id, limit=1)[0]
+    data = [_picture(here, job_id, image, response_format, base_url) for image in request.stored]
+    if not request.is_done:
+        return _failed(job_id, request, data)
+    first = request.stored[0]
+    return schemas.Pictures(
+        created=schemas.epoch(first.finished_at),
+        data=data,
+        output_format=first.output_format,
+        size=f"{first.width}x{first.height}",
+    )
+
+
+def _failed(job_id: int, request: results.Request, data: list[schemas.Picture]) -> Response:
+    """Not all could be rendered: what is wrong with the first that could not, and those that are good."""
+    code, message = request.failure or ("cancelled", "The job was cancelled before it was done.")
+    said = f"{message} ({len(data)} of {request.images} images are done; the job is {lifecycle.public_id(job_id)}.)"
+    return envelope(500, code, said, headers=_NO_RETRY, data=[picture.model_dump() for picture in data])
+
+
+def _picture(here: Context, job_id: int, image: Stored, response_format: str | None, base_url: str) -> schemas.Picture:
+    """With neither asked for, both: some programs look for the url, others for the bytes."""
+    entry = line_format.entry(image, job_id, base_url, here.settings.secret)
+    if response_format == "b64_json":
+        entry["url"] = None
+    if response_format != "url":
+        entry["b64_json"] = base64.b64encode(here.store.read(image.object_key)).decode()
+    return schemas.Picture(**entry)

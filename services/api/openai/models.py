@@ -1,0 +1,46 @@
+"""What can be asked for."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from services.api.authentication import Tenant
+from services.api.dependencies import Here
+from services.api.openai import schemas
+from services.core.fleet import models
+from services.core.fleet.models import Model
+from services.core.jobs import queries
+from services.core.model.errors import NotFound
+
+router = APIRouter()
+
+
+@router.get("/models", response_model=schemas.ModelList)
+def list_models(here: Here, tenant: Tenant) -> Any:  # noqa: ARG001  who asks is settled all the same
+    """Every model, whether or not a worker is up that serves it."""
+    with here.database.begin() as connection:
+        found, workers = models.catalogue(connection), queries.workers_by_revision(connection)
+    return schemas.ModelList(data=[_shown(model, workers) for model in found.values()])
+
+
+@router.get("/models/{name}", response_model=schemas.Model)
+def show_model(here: Here, tenant: Tenant, name: str) -> Any:  # noqa: ARG001
+    with here.database.begin() as connection:
+        found, workers = models.catalogue(connection), queries.workers_by_revision(connection)
+    if name not in found:
+        raise NotFound("There is no such model.")
+    return _shown(found[name], workers)
+
+
+def _shown(model: Model, workers: dict[str, int]) -> schemas.Model:
+    return schemas.Model(
+        id=model.name,
+        created=schemas.epoch(model.registered_at),
+        revision=model.revision,
+        sizes=[f"{width}x{height}" for width, height in model.sizes],
+        default_size="x".join(map(str, model.default_size)),
+        default_num_inference_steps=model.default_steps,
+        default_guidance_scale=model.default_guidance_scale,
+        max_num_inference_steps=max(model.sizes.values()),
+        workers=workers.get(model.revision, 0),
+    )

@@ -1,0 +1,149 @@
+"""The stock client's uploads: a large file in parts, sent side by side and in any order."""
+
+from typing import Annotated, Any, Literal
+
+import anyio
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from services.api.authentication import Tenant
+from services.api.body import multipart
+from services.api.body.multipart import Form
+from services.api.dependencies import Context, Here
+from services.api.errors import Refused
+from services.api.openai import bodies, files, schemas
+from services.api.openai.bodies import Document
+from services.core.files import files as core_files
+from services.core.files import uploads
+from services.core.model import ids
+from services.core.model.errors import Conflict, NotFound
+
+router = APIRouter()
+PART_LIMIT = 64 << 20
+_PARTS = 10_000
+
+
+class ExpiresAfter(Document):
+    """How long a file stays, counted from when it is made."""
+
+    anchor: Annotated[Literal["created_at"], Field(description='"created_at"')]
+    seconds: Annotated[int, Field(ge=files.EXPIRY.start, le=files.EXPIRY.stop - 1)]
+
+
+EXPIRES_AFTER = (
+    f'an object with anchor "created_at" and seconds from {files.EXPIRY.start:,} to {files.EXPIRY.stop - 1:,}'
+)
+
+
+class NewUpload(Document):
+    filename: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$",
+                                   description="text of 1 to 255 characters")]  # fmt: skip
+    purpose: Annotated[Literal["batch"], Field(description='"batch"')]
+    bytes: Annotated[int, Field(ge=1, description="the size of the whole file in bytes")]
+    mime_type: Annotated[str, Field(min_length=1, max_length=100, pattern="^[ -~]+$", description="a media type")]
+    expires_after: Annotated[ExpiresAfter | None, Field(description=EXPIRES_AFTER)] = None
+
+
+class Completion(Document):
+    part_ids: Annotated[list[str], Field(min_length=1, max_length=_PARTS, description="the ids of all parts, in order")]
+    md5: Annotated[str | None, Field(pattern="^[0-9a-fA-F]{32}$", description="32 hexadecimal digits")] = None
+
+
+_FORM = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["data"],
+                "properties": {"data": {"type": "string", "format": "binary"}},
+            }
+        }
+    },
+}
+
+
+@router.post("/uploads", response_model=schemas.Upload, openapi_extra={"requestBody": bodies.schema(NewUpload)})
+async def create_upload(request: Request, here: Here, tenant: Tenant) -> Any:
+    """Announces a file of that many bytes; its parts may come for an hour."""
+    asked = await bodies.read(request, here.settings, NewUpload)
+    if asked.bytes > here.settings.max_file_bytes:
+        raise Refused(
+            400, "file_too_long", f"bytes is {asked.bytes}; a file has at most {here.settings.max_file_bytes:,}.",
+            param="bytes",
+        )  # fmt: skip
+    return await anyio.to_thread.run_sync(_create, here, tenant, asked)
+
+
+@router.post("/uploads/{upload_id}/parts", response_model=schemas.UploadPart, openapi_extra={"requestBody": _FORM})
+async def add_part(request: Request, here: Here, tenant: Tenant, upload_id: str) -> Any:
+    """Takes one part, up to 64 MiB."""
+    number = uploads.parse_id(upload_id)
+    async with multipart.received(request, "data", PART_LIMIT) as form:
+        return await anyio.to_thread.run_sync(_add_part, here, tenant, number, form)
+
+
+@router.post(
+    "/uploads/{upload_id}/complete",
+    response_model=schemas.Upload,
+    openapi_extra={"requestBody": bodies.schema(Completion)},
+)
+async def complete_upload(request: Request, here: Here, tenant: Tenant, upload_id: str) -> Any:
+    """Joins the parts, in the order of this list, to a file."""
+    number = uploads.parse_id(upload_id)
+    asked = await bodies.read(request, here.settings, Completion)
+    return await anyio.to_thread.run_sync(_complete, here, tenant, number, asked)
+
+
+@router.post("/uploads/{upload_id}/cancel", response_model=schemas.Upload)
+def cancel_upload(here: Here, tenant: Tenant, upload_id: str) -> Any:
+    """No part is taken any more."""
+    with here.database.begin(tenant) as connection:
+        return schemas.upload(uploads.cancel(connection, tenant, uploads.parse_id(upload_id)), None)
+
+
+def _create(here: Context, tenant: int, asked: NewUpload) -> schemas.Upload:
+    with here.database.begin(tenant) as connection:
+        found = uploads.create(
+            connection, tenant, purpose=asked.purpose, filename=asked.filename, size=asked.bytes,
+            mime_type=asked.mime_type,
+            file_expires_seconds=None if asked.expires_after is None else asked.expires_after.seconds,
+        )  # fmt: skip
+    return schemas.upload(found, None)
+
+
+def _add_part(here: Context, tenant: int, upload_id: int, form: Form) -> schemas.UploadPart:
+    """Put, then record: an object that no row names is left if the process dies between the two."""
+    if form.fields:
+        raise Refused(400, "unknown_field", "The form has the field data and no other.", param=next(iter(form.fields)))
+    with here.database.begin(tenant) as connection:
+        uploads.find(connection, tenant, upload_id)
+    part, sha256 = ids.new(), files.digest(form.file)
+    key = uploads.part_key(tenant, upload_id, part)
+    here.store.put_file(key, form.file, "application/octet-stream")
+    try:
+        with here.database.begin(tenant) as connection:
+            uploads.add_part(connection, tenant, upload_id, part=part, size=form.size, sha256=sha256, key=key)
+    except (uploads.PartsUnfit, Conflict) as error:
+        here.store.drop(key)
+        if isinstance(error, Conflict):
+            raise
+        raise Refused(400, "parts_unfit", str(error)) from None
+    return schemas.UploadPart(
+        id=uploads.part_id(part), created_at=ids.epoch(part), upload_id=uploads.public_id(upload_id)
+    )
+
+
+def _complete(here: Context, tenant: int, upload_id: int, asked: Completion) -> schemas.Upload:
+    try:
+        found = uploads.complete(here.database, here.store, tenant, upload_id, parts=asked.part_ids, md5=asked.md5)
+    except uploads.PartsUnfit as error:
+        raise Refused(400, "parts_unfit", str(error)) from None
+    made = None
+    if found.file_id is not None:
+        with here.database.begin(tenant) as connection:
+            try:
+                made = core_files.find(connection, tenant, found.file_id)
+            except NotFound:  # completed before, and its file deleted since
+                made = None
+    return schemas.upload(found, made)

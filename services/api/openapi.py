@@ -1,0 +1,97 @@
+"""How OpenAPI describes the bodies that we read ourselves, and the header that names a request."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from services.core.model import requests
+from services.core.model.templates import FIELDS, MOST_NAMES
+
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    "description": "Names this request: sent again with the same body, it answers with the thing that it made.",
+}
+IDEMPOTENT: dict[str, Any] = {"parameters": [_KEY]}
+
+
+def body(model: type[BaseModel], required: bool = True) -> dict[str, Any]:
+    """A small JSON object."""
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": required, "content": content}}
+
+
+def submission_body() -> dict[str, Any]:
+    """A job: requests in a list, a matrix of them, or a draft that holds none yet. Or one request a line."""
+    head, defaults = requests.Label.model_json_schema()["properties"], requests.Defaults.model_json_schema()
+    shared = {"defaults": defaults, "draft": {"const": False}, **head}
+    forms = [
+        _object({"images": _images(), **shared}, "images"),
+        _object({"matrix": _matrix(), **shared}, "matrix"),
+        _object({"draft": {"const": True}, **head}, "draft"),
+    ]
+    return _json_or_lines({"oneOf": forms})
+
+
+def chunk_body() -> dict[str, Any]:
+    return _json_or_lines(_object({"images": _images(), "defaults": requests.Defaults.model_json_schema()}, "images"))
+
+
+def matrix_body() -> dict[str, Any]:
+    head, defaults = requests.Label.model_json_schema()["properties"], requests.Defaults.model_json_schema()
+    return _json(_object({"matrix": _matrix(), "defaults": defaults, **head}, "matrix"))
+
+
+def estimate_body(shape: type[BaseModel], most_shapes: int) -> dict[str, Any]:
+    head, defaults = requests.Label.model_json_schema()["properties"], requests.Defaults.model_json_schema()
+    shapes = {"type": "array", "minItems": 1, "maxItems": most_shapes, "items": shape.model_json_schema()}
+    forms = [
+        _object({"images": _images(), "defaults": defaults, **head}, "images"),
+        _object({"matrix": _matrix(), "defaults": defaults, **head}, "matrix"),
+        _object({"shapes": shapes, "priority": head["priority"]}, "shapes"),
+    ]
+    return _json({"oneOf": forms})
+
+
+def _images() -> dict[str, Any]:
+    one = requests.ImageRequest.model_json_schema()
+    return {"type": "array", "minItems": 1, "items": one, "description": requests.ALLOWED["images"]}
+
+
+def _matrix() -> dict[str, Any]:
+    defaults = requests.Defaults.model_json_schema()["properties"]
+    template = {"type": "string", "maxLength": requests.PROMPT_LIMIT}
+    values = {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}}
+    vary = {"type": "object", "minProperties": 1, "maxProperties": MOST_NAMES, "additionalProperties": values}
+    words = f"Names in braces in the template, or fields of a request: {', '.join(sorted(FIELDS))}."
+    properties = {
+        "template": template,
+        "negative_template": template,
+        "vary": vary | {"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]{0,63}$"}, "description": words},
+        "combine": {"enum": ["product", "zip"], "default": "product"},
+        "repeat": defaults["n"],
+        "seed": defaults["seed"],
+    }
+    return _object(properties, "template", "vary")
+
+
+def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": list(required),
+        "properties": properties,
+    }
+
+
+def _json(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
+
+
+def _json_or_lines(schema: dict[str, Any]) -> dict[str, Any]:
+    one = requests.ImageRequest.model_json_schema()
+    lines = {"type": "string", "description": "One request object a line.", "contentSchema": one}
+    content = {"application/json": {"schema": schema}, "application/x-ndjson": {"schema": lines}}
+    return {"required": True, "content": content}

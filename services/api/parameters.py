@@ -1,0 +1,88 @@
+"""Query parameters, strictly: known ones, once each, well formed."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import Query, Request
+from pydantic import AfterValidator, BeforeValidator
+
+from services.api.errors import Refused
+from services.core.model.states import ImageState, JobState
+
+
+def only_known(request: Request) -> None:
+    """Refuses parameters that the route does not know, and any that is given twice."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if name not in known:
+            takes = ", ".join(sorted(known)) or "none"
+            raise Refused(422, "unknown_parameter", f"There is no such query parameter; known here: {takes}.")
+        if name in seen:
+            raise Refused(422, "repeated_parameter", f"{name} is given twice.", param=name)
+        seen.add(name)
+
+
+def whole(value: object) -> object:
+    """Pydantic would take "+1", "1.0" and " 1" for 1."""
+    if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) <= 9):
+        raise ValueError("not a whole number")
+    return value
+
+
+def _label(given: str | None) -> str | None:
+    name, colon, _ = (given or "").partition(":")
+    if given is not None and not (0 < len(name) <= 64 and colon and "\0" not in given):
+        raise ValueError("no label")
+    return given
+
+
+def _up_to(most: int) -> Any:
+    return Query(
+        ge=1,
+        le=most,
+        description=f"a whole number from 1 to {most}",
+        json_schema_extra={"minimum": 1, "maximum": most},  # pydantic cannot see them behind the validator
+    )
+
+
+Limit = Annotated[int, BeforeValidator(whole), _up_to(1000)]
+FileLimit = Annotated[int, BeforeValidator(whole), _up_to(10_000)]
+BatchLimit = Annotated[int, BeforeValidator(whole), _up_to(100)]
+Cursor = Annotated[str | None, Query(max_length=200, description="the next_cursor of the page before")]
+Status = Annotated[
+    Literal["queued", "rendering", "done", "failed", "cancelled"] | None,
+    Query(description="one of queued, rendering, done, failed, cancelled"),
+]
+Priority = Annotated[
+    Literal["high", "normal", "low"] | None,
+    Query(description="one of high, normal, low; with JSON it is a field of the body instead"),
+]
+
+
+_YES_OR_NO = Literal["true", "false"] | None
+Dedupe = Annotated[_YES_OR_NO, Query(description="true or false; with JSON it is a field of the body instead")]
+EmbedPrompt = Annotated[_YES_OR_NO, Query(description="true or false; with JSON it is a field of the body instead")]
+JobStatus = Annotated[JobState | None, Query(description=f"one of {', '.join(state.value for state in JobState)}")]
+Label = Annotated[
+    str | None,
+    AfterValidator(_label),
+    Query(
+        max_length=600,
+        description="a label's name, a colon and its value, such as run:nightly",
+        json_schema_extra={"pattern": "^[^:]{1,64}:"},
+    ),
+]
+Order = Annotated[Literal["index", "failed_first"], Query(description="index or failed_first")]
+
+
+def label(given: str | None) -> tuple[str, str] | None:
+    """(name, value): the first colon parts them."""
+    return None if given is None else (given.partition(":")[0], given.partition(":")[2])
+
+
+def flag(word: str | None) -> bool | None:
+    return None if word is None else word == "true"
+
+
+def image_state(status: str | None) -> ImageState | None:
+    return None if status is None else ImageState[status.upper()]

@@ -1,0 +1,168 @@
+"""What a job would be: the requests that a matrix spans, and what a job would cost. Nothing is recorded."""
+
+from typing import IO, Any, Literal
+
+import anyio
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from services.api import openapi
+from services.api.body import json_object, streaming
+from services.api.body.submission_body import Order
+from services.api.dependencies import Context, Here
+from services.api.errors import RefusedSubmission
+from services.core.fleet import models
+from services.core.jobs import estimates, submissions
+from services.core.jobs.estimates import Span, Tally
+from services.core.model import requests, strict_json
+from services.core.model.errors import InvalidSubmission, Problem
+
+router = APIRouter()
+FIRST = 10
+_SHAPES_RULE = (
+    f"a list of 1 to {submissions.MOST_SHAPES} objects with images, and model, size, steps and guidance if need be"
+)
+
+
+class Preview(BaseModel):
+    """How many requests and images a matrix spans, and the first of them as they would be submitted."""
+
+    object: Literal["preview"] = "preview"
+    requests: int
+    images: int
+    first: list[dict[str, Any]]
+
+
+class Seconds(BaseModel):
+    low: float
+    expected: float
+    high: float
+
+
+class ShapeEstimate(BaseModel):
+    """`seconds_per_image` comes from measurements of this shape, or of another of its model, or is not known."""
+
+    model: str
+    size: str
+    num_inference_steps: int
+    guided: bool
+    images: int
+    workers: int
+    seconds_per_image: float | None
+    measured: Literal["this shape", "another shape"] | None
+
+
+class Estimate(BaseModel):
+    """`ahead` counts the images queued that come before; `served`: a live worker serves every shape. Seconds are null
+    where nothing was measured, those to finish also where no worker is live."""
+
+    object: Literal["estimate"] = "estimate"
+    requests: int | None
+    images: int
+    ahead: int
+    accelerator_seconds: Seconds | None
+    seconds_to_finish: Seconds | None
+    served: bool
+    workers: int
+    shapes: list[ShapeEstimate]
+
+
+@router.post("/jobs/preview", response_model=Preview, openapi_extra={"requestBody": openapi.matrix_body()})
+async def preview(request: Request, here: Here) -> Any:
+    """Spans a matrix without submitting it: how many requests and images, and the first ten requests."""
+    return await _read(request, here, _preview)
+
+
+@router.post(
+    "/jobs/estimate",
+    response_model=Estimate,
+    openapi_extra={"requestBody": openapi.estimate_body(requests.Asked, submissions.MOST_SHAPES)},
+)
+async def estimate(request: Request, here: Here) -> Any:
+    """What a job would cost in accelerator-seconds, and when it would be done if it were submitted now."""
+    return await _read(request, here, _estimate)
+
+
+async def _read(request: Request, here: Context, answer: Any) -> Any:
+    json_object.require_json(request)
+    async with streaming.received(request, here.settings, streaming.Format.JSON) as spool:
+        try:
+            return await anyio.to_thread.run_sync(answer, here, spool, limiter=here.submissions)
+        except InvalidSubmission as error:
+            raise RefusedSubmission(error, "index") from None
+
+
+def _preview(here: Context, spool: IO[bytes]) -> Preview:
+    body = json_object.read(spool.read(), "matrix")
+    if "matrix" not in body:
+        raise InvalidSubmission([Problem("missing_field", "matrix is missing: it is what can be previewed.", "matrix")])
+    order = Order.of(body, here.settings.max_images_per_job)
+    order.head(requests.Label, body, requests.Label())
+    with here.database.begin() as connection:
+        catalogue = models.catalogue(connection)
+    first: list[dict[str, Any]] = []
+    with Tally(here.settings, catalogue, defaults=order.defaults) as tally:
+        for problem in order.problems:
+            tally.refuse(problem)
+        if order.matrix is not None:
+            for index, value in zip(range(FIRST), order.matrix.requests(), strict=False):
+                first.append(order.defaults | value)
+                tally.add(index, value)
+        tally.close()
+    assert order.matrix is not None
+    return Preview(requests=order.matrix.combinations, images=order.matrix.images, first=first)
+
+
+def _estimate(here: Context, spool: IO[bytes]) -> Estimate:
+    body = json_object.read(spool.read())
+    shapes = body.pop("shapes", None) if "images" not in body and "matrix" not in body else None
+    order = Order() if shapes is not None else Order.of(body, here.settings.max_images_per_job)
+    label = order.head(requests.Label, body, requests.Label())
+    with here.database.begin() as connection:
+        catalogue = models.catalogue(connection)
+    with Tally(here.settings, catalogue, defaults=order.defaults) as tally:
+        order.fill(tally) if shapes is None else _count_shapes(tally, order, shapes)
+        tally.close()
+    with here.database.begin() as connection:
+        found = estimates.estimate(connection, tally.counts, requests.PRIORITIES[label.priority])
+    return Estimate(
+        requests=tally.requests if shapes is None else None,
+        images=found.images,
+        ahead=found.ahead,
+        accelerator_seconds=_seconds(found.accelerator_seconds),
+        seconds_to_finish=_seconds(found.seconds_to_finish),
+        served=found.served,
+        workers=found.workers,
+        shapes=[_shape(entry) for entry in found.shapes],
+    )
+
+
+def _count_shapes(tally: Tally, order: Order, shapes: object) -> None:
+    for problem in order.problems:
+        tally.refuse(problem)
+    if not isinstance(shapes, list) or not 1 <= len(shapes) <= submissions.MOST_SHAPES:
+        shown = strict_json.describe(shapes)
+        tally.refuse(Problem("invalid_value", f"shapes is {shown}; it must be {_SHAPES_RULE}.", "shapes"))
+        return
+    for place, value in enumerate(shapes):
+        tally.add_shape(place, value)
+
+
+def _seconds(span: Span | None) -> Seconds | None:
+    if span is None:
+        return None
+    return Seconds(low=round(span.low, 3), expected=round(span.expected, 3), high=round(span.high, 3))
+
+
+def _shape(entry: estimates.ShapeEstimate) -> ShapeEstimate:
+    rate = entry.rate
+    return ShapeEstimate(
+        model=entry.model,
+        size=f"{entry.shape.width}x{entry.shape.height}",
+        num_inference_steps=entry.shape.steps,
+        guided=entry.shape.guided,
+        images=entry.images,
+        workers=entry.workers,
+        seconds_per_image=None if rate is None else rate.seconds,
+        measured=None if rate is None else "this shape" if rate.same else "another shape",
+    )

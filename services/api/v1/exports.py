@@ -1,0 +1,185 @@
+"""Exports: asked for, watched, fetched, cancelled and deleted. They are written elsewhere, after this has answered."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
+
+from services.api import dependencies, pagination, parameters
+from services.api.authentication import Tenant
+from services.api.body import json_object, streaming
+from services.api.dependencies import Context, Here
+from services.api.errors import Refused
+from services.api.v1 import schemas
+from services.core.exports import exports, options, records
+from services.core.jobs import lifecycle
+from services.core.model.errors import InvalidSubmission
+
+router = APIRouter()
+_PAST_THE_NEWEST = 2**63 - 1
+_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+    "description": "Names this export: sent again with the same body, it answers with the export that it made.",
+}
+
+
+class Counts(BaseModel):
+    total: int
+    done: int
+
+
+class Export(BaseModel):
+    """`bytes` are those stored so far; from `expires_at` on nothing of it is there any more."""
+
+    id: str
+    object: Literal["export"] = "export"
+    job_id: str
+    format: str
+    options: options.Options
+    status: str
+    counts: Counts
+    bytes: int
+    created_at: schemas.Moment
+    finished_at: schemas.Moment | None
+    expires_at: schemas.Moment | None
+    error: str | None
+
+
+class ExportPage(BaseModel):
+    data: list[Export]
+    next_cursor: str | None
+
+
+class ExportFile(BaseModel):
+    """`url` is good for minutes; ask again for a fresh one."""
+
+    path: str
+    bytes: int
+    sha256: str
+    images: int
+    url: str
+
+
+class ExportFilePage(BaseModel):
+    data: list[ExportFile]
+    next_cursor: str | None
+
+
+@router.post(
+    "/jobs/{job_id}/exports",
+    status_code=202,
+    response_model=Export,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": options.Order.model_json_schema()}},
+        },
+        "parameters": [_KEY],
+    },
+)
+def create_export(
+    request: Request, response: Response, here: Here, tenant: Tenant, job_id: str, body: json_object.Small
+) -> Any:
+    """Asks for an export of a finished job's images; committed when this answers."""
+    number = lifecycle.parse_id(job_id)
+    key = streaming.idempotency_key(request)
+    order = _order(body)
+    base_url = dependencies.base_url(here.settings, request)
+    with here.database.begin(tenant) as connection:
+        export_id, replayed = exports.create(connection, tenant, number, order, base_url=base_url, key=key)
+        found = records.find(connection, tenant, export_id)
+    if replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return _shown(found)
+
+
+@router.get("/jobs/{job_id}/exports", response_model=ExportPage)
+def list_exports(
+    here: Here, tenant: Tenant, job_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
+) -> Any:
+    """The job's exports, newest first."""
+    number = lifecycle.parse_id(job_id)
+    listing = f"exports/{tenant}/{number}"
+    before = _PAST_THE_NEWEST if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
+    with here.database.begin(tenant) as connection:
+        found = records.of_job(connection, tenant, number, before=before, limit=limit + 1)
+    more = pagination.seal(here.settings.secret, listing, found[limit - 1].id) if len(found) > limit else None
+    return ExportPage(data=[_shown(export) for export in found[:limit]], next_cursor=more)
+
+
+@router.get("/exports/{export_id}", response_model=Export)
+def show_export(here: Here, tenant: Tenant, export_id: str) -> Any:
+    """One export with its progress."""
+    return _shown(_find(here, tenant, export_id))
+
+
+@router.get("/exports/{export_id}/files", response_model=ExportFilePage)
+def list_files(
+    here: Here, tenant: Tenant, export_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
+) -> Any:
+    """The files of a completed export by path, each with an address that is good for a while."""
+    export = _find(here, tenant, export_id)
+    if export.state != "completed":
+        raise Refused(409, "export_not_completed", f"The export is {export.state}; it has files once it is completed.")
+    listing = f"export_files/{tenant}/{export.id}"
+    passed = 0 if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
+    with here.database.begin(tenant) as connection:
+        found = records.files(connection, export.id, passed=passed, limit=limit + 1)
+    more = pagination.seal(here.settings.secret, listing, passed + limit) if len(found) > limit else None
+    return ExportFilePage(data=[_file(here, file) for file in found[:limit]], next_cursor=more)
+
+
+@router.post("/exports/{export_id}/cancel", response_model=Export)
+def cancel_export(here: Here, tenant: Tenant, export_id: str) -> Any:
+    """Stops an export and drops what was stored of it; asking again is no error."""
+    number = records.parse_id(export_id)
+    with here.database.begin(tenant) as connection:
+        exports.cancel(connection, tenant, number)
+    return _shown(_find(here, tenant, export_id))
+
+
+@router.delete("/exports/{export_id}", status_code=204, response_class=Response)
+def delete_export(here: Here, tenant: Tenant, export_id: str) -> Response:
+    """It is gone when this answers; its objects go soon after. The job and its images stay."""
+    number = records.parse_id(export_id)
+    with here.database.begin(tenant) as connection:
+        exports.remove(connection, tenant, number)
+    return Response(status_code=204)
+
+
+def _order(body: bytes) -> options.Order:
+    try:
+        return options.parse(json_object.read(body, "format"))
+    except InvalidSubmission as error:
+        first = error.problems[0]
+        raise Refused(422, first.code, first.message, param=first.param) from None
+
+
+def _find(here: Context, tenant: int, export_id: str) -> records.Export:
+    number = records.parse_id(export_id)
+    with here.database.begin(tenant) as connection:
+        return records.find(connection, tenant, number)
+
+
+def _shown(export: records.Export) -> Export:
+    return Export(
+        id=records.public_id(export.id),
+        job_id=lifecycle.public_id(export.job_id),
+        format=export.format,
+        options=export.options,
+        status=export.state,
+        counts=Counts(total=export.images_total, done=export.images_done),
+        bytes=export.bytes,
+        created_at=export.created_at,
+        finished_at=export.finished_at,
+        expires_at=export.expires_at,
+        error=export.error,
+    )
+
+
+def _file(here: Context, file: records.File) -> ExportFile:
+    url = here.store.presign(file.object_key, here.settings.url_seconds, file.path.rpartition("/")[2])
+    return ExportFile(path=file.path, bytes=file.bytes, sha256=file.sha256.hex(), images=file.images, url=url)

@@ -1,0 +1,77 @@
+"""A job's requests with their images: what failed first."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from services.api import dependencies, pagination, parameters
+from services.api.authentication import Tenant
+from services.api.dependencies import Here
+from services.api.v1 import schemas
+from services.core.jobs import lifecycle, request_queries
+from services.core.jobs.request_queries import Place, RequestView
+from services.core.model.states import ImageState
+
+router = APIRouter()
+
+
+class JobRequest(BaseModel):
+    """One request: `index` is its first image's. Failed if one of its images did, done if all are."""
+
+    object: Literal["job.request"] = "job.request"
+    index: int
+    custom_id: str | None
+    prompt: str
+    negative_prompt: str
+    n: int
+    status: str
+    images: list[schemas.Image]
+
+
+class RequestPage(BaseModel):
+    """A page may hold fewer than `limit`: the list ends where `next_cursor` is null."""
+
+    data: list[JobRequest]
+    next_cursor: str | None
+
+
+@router.get("/jobs/{job_id}/requests", response_model=RequestPage)
+def list_requests(
+    request: Request,
+    here: Here,
+    tenant: Tenant,
+    job_id: str,
+    status: parameters.Status = None,
+    limit: parameters.Limit = 100,
+    cursor: parameters.Cursor = None,
+) -> Any:
+    """The job's requests: failed ones first, then rendering, queued, cancelled and done; or those of one status."""
+    number = lifecycle.parse_id(job_id)
+    listing = f"requests/{tenant}/{number}/{status}"
+    place = None
+    if cursor is not None:
+        position = pagination.unseal(here.settings.secret, listing, cursor)
+        place = Place(ImageState(position >> 32), position & 0xFFFFFFFF)
+    with here.database.begin(tenant) as connection:
+        found, next_place = request_queries.page(
+            connection, tenant, number, only=parameters.image_state(status), place=place, limit=limit
+        )
+    more = None
+    if next_place is not None:
+        more = pagination.seal(here.settings.secret, listing, next_place.state << 32 | next_place.index)
+    link = dependencies.linker(here, request, number)
+    return RequestPage(data=[_request(view, link) for view in found], next_cursor=more)
+
+
+def _request(view: RequestView, link: Callable[[int], str]) -> JobRequest:
+    return JobRequest(
+        index=view.index,
+        custom_id=view.custom_id,
+        prompt=view.prompt,
+        negative_prompt=view.negative_prompt,
+        n=view.n,
+        status=view.state.word,
+        images=[schemas.image(image, link) for image in view.images],
+    )

@@ -1,0 +1,117 @@
+"""Reading and cancelling jobs. Every handler works in the tenant's own transaction, so others' things are not there."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from services.api import dependencies, pagination, parameters
+from services.api.authentication import Tenant
+from services.api.dependencies import Context, Here
+from services.api.errors import Refused
+from services.api.v1 import schemas
+from services.core.jobs import lifecycle, queries
+from services.core.model.errors import Conflict, NotFound
+from services.core.model.states import ImageState
+from services.core.queue import maintenance
+
+router = APIRouter()
+_PAST_THE_NEWEST = 2**63 - 1
+_AMONG_OTHERS = 1 << 32
+
+
+@router.get("/jobs", response_model=schemas.JobPage)
+def list_jobs(
+    here: Here,
+    tenant: Tenant,
+    status: parameters.JobStatus = None,
+    label: parameters.Label = None,
+    limit: parameters.Limit = 100,
+    cursor: parameters.Cursor = None,
+) -> Any:
+    """The tenant's jobs, newest first: all, or those of one status, or with one label."""
+    listing = f"jobs/{tenant}" if status is label is None else f"jobs/{tenant}/{status}/{label}"
+    wanted = parameters.label(label)
+    before = _PAST_THE_NEWEST if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
+    with here.database.begin(tenant) as connection:
+        found = queries.jobs(connection, tenant, before=before, limit=limit + 1, state=status, label=wanted)
+    page = found[:limit]
+    more = pagination.seal(here.settings.secret, listing, page[-1].id) if len(found) > limit else None
+    return schemas.JobPage(data=[schemas.job(view) for view in page], next_cursor=more)
+
+
+@router.get("/jobs/{job_id}", response_model=schemas.Job)
+def show_job(here: Here, tenant: Tenant, job_id: str) -> Any:
+    """One job with its counts."""
+    return shown(here, tenant, lifecycle.parse_id(job_id))
+
+
+@router.get("/jobs/{job_id}/images", response_model=schemas.ImagePage)
+def list_images(
+    request: Request,
+    here: Here,
+    tenant: Tenant,
+    job_id: str,
+    status: parameters.Status = None,
+    order: parameters.Order = "index",
+    limit: parameters.Limit = 100,
+    cursor: parameters.Cursor = None,
+) -> Any:
+    """The job's images, all or those of one status: in order, or those that failed first."""
+    number = lifecycle.parse_id(job_id)
+    if order == "failed_first" and status is None:
+        return _images_failed_first(request, here, tenant, number, limit, cursor)
+    listing = f"images/{tenant}/{number}/{status}"
+    after = -1 if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
+    with here.database.begin(tenant) as connection:
+        found = queries.images(
+            connection, tenant, number, state=parameters.image_state(status), after=after, limit=limit + 1
+        )
+    if found is None:
+        raise NotFound("There is no such job.")
+    page = found[:limit]
+    more = pagination.seal(here.settings.secret, listing, page[-1].index) if len(found) > limit else None
+    link = dependencies.linker(here, request, number)
+    return schemas.ImagePage(data=[schemas.image(view, link) for view in page], next_cursor=more)
+
+
+@router.post("/jobs/{job_id}/cancel", response_model=schemas.Job)
+def cancel_job(here: Here, tenant: Tenant, job_id: str) -> Any:
+    """Cancels a job. Once this answers, nothing more of it is claimed or turns done; asking again is no error."""
+    number = lifecycle.parse_id(job_id)
+    try:
+        with here.database.begin(tenant) as connection:
+            lifecycle.cancel(connection, tenant, number)
+    except Conflict as error:
+        raise Refused(409, "job_finished", str(error)) from None
+    with here.database.begin() as connection:  # a first sweep, so that small jobs need not wait for the duty
+        maintenance.sweep_cancelled(connection)
+    return shown(here, tenant, number)
+
+
+def _images_failed_first(
+    request: Request, here: Context, tenant: int, number: int, limit: int, cursor: str | None
+) -> schemas.ImagePage:
+    """A cursor's lower bits are the index where the page ended, the one above tells that the failed were over."""
+    listing = f"images/{tenant}/{number}/failed_first"
+    place = None if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
+    failed, after = (True, -1) if place is None else (place < _AMONG_OTHERS, place % _AMONG_OTHERS)
+    with here.database.begin(tenant) as connection:
+        found = queries.images_failed_first(connection, tenant, number, failed=failed, after=after, limit=limit + 1)
+    if found is None:
+        raise NotFound("There is no such job.")
+    more = None
+    if len(found) > limit:
+        last = found[limit - 1]
+        among = 0 if last.state is ImageState.FAILED else _AMONG_OTHERS
+        more = pagination.seal(here.settings.secret, listing, among + last.index)
+    link = dependencies.linker(here, request, number)
+    return schemas.ImagePage(data=[schemas.image(view, link) for view in found[:limit]], next_cursor=more)
+
+
+def shown(here: Context, tenant: int, number: int) -> schemas.Job:
+    """The job as it is now. Raises NotFound."""
+    with here.database.begin(tenant) as connection:
+        view = queries.job(connection, tenant, number)
+    if view is None:
+        raise NotFound("There is no such job.")
+    return schemas.job(view)

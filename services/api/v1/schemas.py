@@ -1,0 +1,184 @@
+"""What the API answers with. Output models name every field they show."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, PlainSerializer
+
+from services.core.jobs import lifecycle
+from services.core.jobs.queries import ImageView, JobView
+from services.core.model import requests
+from services.core.model.states import ImageState
+
+PRIORITY_WORDS = {number: word for word, number in requests.PRIORITIES.items()}
+
+
+def _utc(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Moment = Annotated[datetime, PlainSerializer(_utc, return_type=str)]
+
+
+class Counts(BaseModel):
+    """queued + rendering + done + failed + cancelled = total, in every answer."""
+
+    total: int
+    queued: int
+    rendering: int
+    done: int
+    failed: int
+    cancelled: int
+
+
+class Job(BaseModel):
+    """`retry_of` is the job whose failed images it renders again; `reused` counts, of the done ones, those that were
+    copied from earlier images. `expires_at`: what has not finished by then is stopped, and `stop_reason` says so."""
+
+    id: str
+    object: Literal["job"] = "job"
+    status: str
+    paused: bool
+    priority: str
+    counts: Counts
+    labels: dict[str, str]
+    requests: int
+    retry_of: str | None
+    reused: int
+    dedupe: bool
+    embed_prompt: bool
+    created_at: Moment
+    started_at: Moment | None
+    cancel_requested_at: Moment | None
+    finished_at: Moment | None
+    expires_at: Moment | None
+    stop_reason: str | None
+    rate: float
+    eta_seconds: float | None
+    as_of: Moment
+
+
+class JobPage(BaseModel):
+    data: list[Job]
+    next_cursor: str | None
+
+
+class ImageError(BaseModel):
+    code: str
+    message: str
+
+
+class Image(BaseModel):
+    """`seed_string` is for readers whose numbers end at 2^53. `flagged` is the model's own safety checker's verdict,
+    null where none ran; `unknown_words` are the prompt's that its vocabulary does not know; `versions` drew it."""
+
+    index: int
+    custom_id: str | None
+    status: str
+    seed: int
+    seed_string: str
+    output_format: str
+    output_compression: int | None
+    sha256: str | None
+    bytes: int | None
+    url: str | None
+    truncated: bool | None
+    flagged: bool | None
+    unknown_words: list[str] | None
+    reproducibility_class: str | None
+    reused: bool | None
+    versions: str | None
+    device: str | None
+    error: ImageError | None
+
+
+class ImagePage(BaseModel):
+    data: list[Image]
+    next_cursor: str | None
+
+
+class Problem(BaseModel):
+    line: int | None = None
+    index: int | None = None
+    chunk: int | None = None
+    param: str | None
+    code: str
+    message: str
+
+
+class Error(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+    errors: list[Problem] | None = None
+    more: bool | None = None
+
+
+class ErrorBody(BaseModel):
+    error: Error
+
+
+class Alive(BaseModel):
+    status: Literal["ok"] = "ok"
+
+
+class Check(BaseModel):
+    status: Literal["ok", "degraded", "failing"]
+    message: str
+
+
+class Ready(BaseModel):
+    status: Literal["ok", "degraded", "failing"]
+    checks: dict[str, Check]
+
+
+def job(view: JobView) -> Job:
+    return Job(
+        id=lifecycle.public_id(view.id),
+        status=view.state,
+        paused=view.paused,
+        priority=PRIORITY_WORDS[view.priority],
+        counts=Counts(total=view.total, **view.counts),
+        labels=view.labels,
+        requests=view.requests,
+        retry_of=None if view.retry_of is None else lifecycle.public_id(view.retry_of),
+        reused=view.reused,
+        dedupe=view.dedupe,
+        embed_prompt=view.embed_prompt,
+        created_at=view.created_at,
+        started_at=view.started_at,
+        cancel_requested_at=view.cancel_requested_at,
+        finished_at=view.finished_at,
+        expires_at=view.expires_at,
+        stop_reason=view.stop_reason,
+        rate=round(view.rate, 3),
+        eta_seconds=None if view.eta_seconds is None else round(view.eta_seconds, 1),
+        as_of=view.as_of,
+    )
+
+
+def image(view: ImageView, link: Callable[[int], str]) -> Image:
+    done = view.state is ImageState.DONE
+    failed = view.state is ImageState.FAILED
+    return Image(
+        index=view.index,
+        custom_id=view.custom_id,
+        status=view.state.word,
+        seed=view.seed,
+        seed_string=str(view.seed),
+        output_format=view.output_format,
+        output_compression=view.output_compression,
+        sha256=view.sha256,
+        bytes=view.bytes,
+        url=link(view.index) if done else None,
+        truncated=view.truncated,
+        flagged=view.flagged,
+        unknown_words=None if view.unknown_words is None else list(view.unknown_words),
+        reproducibility_class=view.reproducibility_class,
+        reused=view.reused,
+        versions=view.versions,
+        device=view.device,
+        error=ImageError(code=view.error_code or "unknown", message=view.error_message or "") if failed else None,
+    )

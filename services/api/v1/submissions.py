@@ -1,0 +1,127 @@
+"""POST /v1/jobs: the body is received by the event loop, then checked and recorded by one thread.
+
+Commit, then ring. If the process dies between the commit and the answer, the client's retry with the same
+Idempotency-Key is answered with the job that stands.
+"""
+
+from dataclasses import dataclass
+from typing import IO, Any
+
+import anyio
+from fastapi import APIRouter, Request, Response
+
+from services.api import openapi, parameters
+from services.api.authentication import Tenant
+from services.api.body import json_object, streaming
+from services.api.body.streaming import Format
+from services.api.body.submission_body import Order
+from services.api.dependencies import Context, Here
+from services.api.errors import Refused, RefusedSubmission
+from services.api.v1 import schemas
+from services.core.fleet import models
+from services.core.jobs import drafts, lifecycle, queries, submissions
+from services.core.model import requests
+from services.core.model.errors import InvalidSubmission, Problem
+
+router = APIRouter()
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One submission, received and not yet read. `said` is what the query says of a job that comes as lines."""
+
+    tenant: int
+    form: Format
+    spool: IO[bytes]
+    key: str | None
+    said: dict[str, Any]
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    response_model=schemas.Job,
+    responses={201: {"model": schemas.Job, "description": "A draft, which holds no image yet."}},
+    openapi_extra={"requestBody": openapi.submission_body(), **openapi.IDEMPOTENT},
+)
+async def submit(
+    request: Request,
+    response: Response,
+    here: Here,
+    tenant: Tenant,
+    priority: parameters.Priority = None,
+    dedupe: parameters.Dedupe = None,
+    embed_prompt: parameters.EmbedPrompt = None,
+) -> Any:
+    """Submits a job: committed, with all its images, when this answers. Or opens a draft, to which images are to come
+    in chunks."""
+    form = streaming.body_format(request)
+    key = streaming.idempotency_key(request)
+    said = {"priority": priority, "dedupe": parameters.flag(dedupe), "embed_prompt": parameters.flag(embed_prompt)}
+    said = {name: value for name, value in said.items() if value is not None}
+    if said and form is Format.JSON:
+        name = next(iter(said))
+        raise Refused(422, "unknown_parameter", f"With JSON, {name} is a field of the body.", param=name)
+    async with streaming.received(request, here.settings, form) as spool:
+        arrival = Arrival(tenant, form, spool, key, said)
+        receipt, answer = await anyio.to_thread.run_sync(_record, here, arrival, limiter=here.submissions)
+    if receipt.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    if answer.status == "draft":
+        response.status_code = 201
+    return answer
+
+
+def _record(here: Context, arrival: Arrival) -> tuple[submissions.Receipt, schemas.Job]:
+    try:
+        receipt = (_record_json if arrival.form is Format.JSON else _record_lines)(here, arrival)
+    except InvalidSubmission as error:
+        raise RefusedSubmission(error, "index" if arrival.form is Format.JSON else "line") from None
+    for model in receipt.models:  # lost with this process: the workers' timers find the job within seconds
+        here.bell.ring(model)
+    with here.database.begin(arrival.tenant) as connection:
+        view = queries.job(connection, arrival.tenant, receipt.job_id)
+    assert view is not None, "a recorded job can be read"
+    return receipt, schemas.job(view)
+
+
+def _record_lines(here: Context, arrival: Arrival) -> submissions.Receipt:
+    label = requests.Label.model_validate(arrival.said)
+    with submissions.Submission(here.settings, _catalogue(here)) as submission:
+        submissions.read_lines(submission, streaming.lines(arrival.spool))
+        return submission.record(here.database, arrival.tenant, label=label, idempotency_key=arrival.key)
+
+
+def _record_json(here: Context, arrival: Arrival) -> submissions.Receipt:
+    body = json_object.read(arrival.spool.read())
+    draft = body.pop("draft", False)
+    if draft is True:
+        return _open_draft(here, arrival, body)
+    order = Order.of(body, here.settings.max_images_per_job)
+    if draft is not False:
+        order.problems.append(Problem("wrong_type", "draft must be true or false.", "draft"))
+    label = order.head(requests.Label, body, requests.Label())
+    with submissions.Submission(here.settings, _catalogue(here), defaults=order.defaults) as submission:
+        order.fill(submission)
+        return submission.record(here.database, arrival.tenant, label=label, idempotency_key=arrival.key)
+
+
+def _open_draft(here: Context, arrival: Arrival, body: dict[str, Any]) -> submissions.Receipt:
+    order = Order()
+    for name in ("images", "matrix", "defaults"):
+        if name in body:
+            del body[name]
+            message = f"A draft is opened without {name}: each chunk that is appended to it may bring its own."
+            order.problems.append(Problem("invalid_value", message, name))
+    label = order.head(requests.Label, body, requests.Label())
+    if order.problems:
+        raise InvalidSubmission(order.problems)
+    job_id = lifecycle.new_id()
+    with here.database.begin(arrival.tenant) as connection:
+        known = drafts.open_draft(connection, arrival.tenant, job_id, label, idempotency_key=arrival.key)
+    return submissions.Receipt(job_id if known is None else known, frozenset(), replayed=known is not None)
+
+
+def _catalogue(here: Context) -> dict[str, models.Model]:
+    with here.database.begin() as connection:
+        return models.catalogue(connection)

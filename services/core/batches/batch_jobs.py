@@ -1,0 +1,179 @@
+"""Jobs that come as a file: every write and read of what they have and others do not.
+
+Such a job is recorded at once and `validating` until an errand has read its file; it ends when another has written
+its output and error files. Functions take an open transaction and never commit.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from services.core.jobs import lifecycle, submissions
+from services.core.model import ids
+from services.core.model.errors import Problem
+
+_NEW = text("""
+INSERT INTO jobs (id, tenant_id, state, priority, total, labels, dedupe, embed_prompt, input_file_id, completion_window,
+                  output_expires_seconds, base_url, expires_at)
+VALUES (:id, :tenant_id, 'validating', :priority, 0, CAST(:labels AS jsonb), :dedupe, :embed_prompt, :input_file_id,
+        :completion_window, :output_expires_seconds, :base_url, now() + make_interval(secs => :window_seconds))
+""")
+_NEW_COUNTERS = text("INSERT INTO counters (job_id, queued) VALUES (:id, 0)")
+# Every tenant's first, then every tenant's second: whoever sends a thousand files keeps nobody waiting.
+_VALIDATING = text("""
+SELECT id FROM (
+  SELECT id, row_number() OVER (PARTITION BY tenant_id ORDER BY id) AS turn FROM jobs
+  WHERE finished_at IS NULL AND state = 'validating' AND id <> ALL(CAST(:besides AS bigint[]))
+) waiting ORDER BY turn, id LIMIT 10
+""")
+_INPUT = text("""
+SELECT j.state, f.object_key FROM jobs j
+LEFT JOIN files f ON f.id = j.input_file_id AND f.deleted_at IS NULL WHERE j.id = :id
+""")
+_OPEN = text("""
+UPDATE jobs SET state = 'queued', total = :total, requests = :requests, opened_at = now()
+WHERE id = :id AND state = 'validating' RETURNING tenant_id, priority
+""")
+_COUNT = text("UPDATE counters SET queued = queued + :total WHERE job_id = :id")
+_REFUSE = text("""
+UPDATE jobs SET state = 'failed', finished_at = now(), problems = CAST(:problems AS jsonb)
+WHERE id = :id AND state = 'validating'
+""")
+_SET_COUNTS = text("UPDATE jobs SET requests_done = :done, requests_failed = :failed WHERE id = :id")
+_JOB = """
+SELECT j.*, c.done + d.done AS done, c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled
+FROM jobs j JOIN counters c ON c.job_id = j.id
+CROSS JOIN LATERAL (
+  SELECT coalesce(sum(done), 0) AS done, coalesce(sum(failed), 0) AS failed, coalesce(sum(cancelled), 0) AS cancelled
+  FROM counter_deltas WHERE job_id = j.id
+) d
+WHERE j.tenant_id = :tenant_id AND j.input_file_id IS NOT NULL
+"""
+_ONE = text(_JOB + "AND j.id = :id")
+_PAGE = text(_JOB + "AND j.id < :before ORDER BY j.id DESC LIMIT :limit")
+# Of a request with several images each must be looked at: done if all are, failed if all are final and one is not done.
+_REQUESTS = text("""
+SELECT count(*) FILTER (WHERE done = n) AS done, count(*) FILTER (WHERE done < n AND final = n) AS failed
+FROM (
+  SELECT p.n, count(*) FILTER (WHERE i.state = 2) AS done, count(*) FILTER (WHERE i.state >= 2) AS final
+  FROM payloads p CROSS JOIN LATERAL (
+    SELECT state FROM images
+    WHERE images.job_id = p.job_id AND images.index >= p.index AND images.index < p.index + p.n OFFSET 0
+  ) i
+  WHERE p.job_id = :id GROUP BY p.index, p.n
+) request
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class FiledJob:
+    """One such job at one moment. `done` and `failed` count requests; what was never tried counts as failed."""
+
+    id: int
+    state: str
+    stop_reason: str | None
+    input_file_id: int
+    output_file_id: int | None
+    error_file_id: int | None
+    completion_window: str
+    labels: dict[str, str]
+    problems: list[dict[str, Any]] | None
+    requests: int
+    done: int
+    failed: int
+    created_at: datetime
+    expires_at: datetime
+    opened_at: datetime | None
+    finalizing_at: datetime | None
+    cancel_requested_at: datetime | None
+    finished_at: datetime | None
+
+
+def create(
+    connection: Connection,
+    tenant_id: int,
+    *,
+    job_id: int,
+    input_file_id: int,
+    priority: int,
+    labels: dict[str, str],
+    dedupe: bool,
+    embed_prompt: bool,
+    completion_window: str,
+    window_seconds: int,
+    output_expires_seconds: int | None,
+    base_url: str,
+) -> None:
+    """Records a job of a file that is yet to be read; it has that many seconds to finish."""
+    values = {
+        "id": job_id, "tenant_id": tenant_id, "input_file_id": input_file_id, "priority": priority, "dedupe": dedupe,
+        "embed_prompt": embed_prompt, "labels": json.dumps(labels), "completion_window": completion_window,
+        "window_seconds": window_seconds, "output_expires_seconds": output_expires_seconds, "base_url": base_url,
+    }  # fmt: skip
+    connection.execute(_NEW, values)
+    connection.execute(_NEW_COUNTERS, {"id": job_id})
+
+
+def validating(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+    """The oldest that wait for it, but for `besides`."""
+    return connection.execute(_VALIDATING, {"besides": list(besides)}).scalars().all()
+
+
+def source(connection: Connection, job_id: int) -> Any:
+    """A row with state, and object_key: None when the file is gone."""
+    return connection.execute(_INPUT, {"id": job_id}).one()
+
+
+def accept(connection: Connection, submission: submissions.Submission) -> bool:
+    """Its file is in order: records every image and opens the job, in the class that it is in by now. False: it is not
+    waiting for that any more."""
+    values = {"id": submission.job_id, "total": submission.total, "requests": submission.requests}
+    job = connection.execute(_OPEN, values).one_or_none()
+    if job is None:
+        return False
+    lifecycle.new_segments(
+        connection, submission.job_id, tenant_id=job.tenant_id, priority=job.priority,
+        segments=submission.new_segments,
+    )  # fmt: skip
+    submission.copy(connection)
+    connection.execute(_COUNT, {"id": submission.job_id, "total": submission.total})
+    return True
+
+
+def refuse(connection: Connection, job_id: int, problems: Sequence[Problem]) -> None:
+    """Its file is not in order: the job has failed, and says why."""
+    found = json.dumps([asdict(problem) for problem in problems])
+    connection.execute(_REFUSE, {"id": job_id, "problems": found})
+
+
+def set_counts(connection: Connection, job_id: int, *, done: int, failed: int) -> None:
+    connection.execute(_SET_COUNTS, {"id": job_id, "done": done, "failed": failed})
+
+
+def find(connection: Connection, tenant_id: int, job_id: int) -> FiledJob | None:
+    row = connection.execute(_ONE, {"tenant_id": tenant_id, "id": job_id}).one_or_none()
+    return None if row is None else _view(connection, row)
+
+
+def page(connection: Connection, tenant_id: int, *, before: int | None, limit: int) -> list[FiledJob]:
+    """The newest with an id below `before`."""
+    values = {"tenant_id": tenant_id, "before": before if before is not None else ids.LIMIT - 1, "limit": limit}
+    return [_view(connection, row) for row in connection.execute(_PAGE, values).all()]
+
+
+def _view(connection: Connection, row: Any) -> FiledJob:
+    done, failed = row.requests_done, row.requests_failed
+    if done is None and row.requests == row.total:  # one image each: requests are images
+        done, failed = row.done, row.failed + row.cancelled
+    elif done is None:
+        counted = connection.execute(_REQUESTS, {"id": row.id}).one()
+        done, failed = counted.done, counted.failed
+    return FiledJob(
+        row.id, row.state, row.stop_reason, row.input_file_id, row.output_file_id, row.error_file_id,
+        row.completion_window, row.labels, row.problems, row.requests, done, failed, row.created_at, row.expires_at,
+        row.opened_at, row.finalizing_at, row.cancel_requested_at, row.finished_at,
+    )  # fmt: skip

@@ -1,0 +1,111 @@
+"""The errand that ends a job which came as a file: writes what became of every request, then the job's last state.
+
+A request of which every image is done stands in the output file; any other in the error file, with its good images
+listed. Both lie at keys decided by the job, so whoever dies on the way is followed by one who writes the same again.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from sqlalchemy import Connection, text
+
+from services.core.batches import batch_jobs, line_format, results
+from services.core.batches.results import Request
+from services.core.db.leases import Lease
+from services.core.files import files
+from services.core.jobs import lifecycle
+from services.core.model import ids
+from services.core.settings import Settings
+from services.core.storage.s3 import ImageStore
+
+_PAGE = 1_000
+_JOB = text("""
+SELECT tenant_id, finished_at, stop_reason, total, base_url, output_expires_seconds FROM jobs WHERE id = :id
+""")
+_STOPPED = {
+    "expired": ("batch_expired", "The request was not executed before the completion window ended."),
+    "cancelled": ("batch_cancelled", "The request was not executed before the job was cancelled."),
+}
+
+
+def pending(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+    return lifecycle.closable(connection, besides)
+
+
+def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> None:
+    with lease.begin() as connection:
+        job = connection.execute(_JOB, {"id": job_id}).one()
+    if job.finished_at is not None:  # by another, since it was seen to wait
+        return
+    with tempfile.TemporaryFile() as first, tempfile.TemporaryFile() as second:
+        output, errors = _File("output", first), _File("errors", second)
+        for request in _requests(lease, job_id) if job.total else ():
+            (output if request.is_done else errors).write(_line(settings, job, job_id, request))
+        for file in (output, errors):
+            file.store(store, _key(job, job_id, file.name))
+            lease.keep()
+    with lease.begin() as connection:
+        if lifecycle.close(connection, job_id, output_file_id=output.number, error_file_id=errors.number):
+            batch_jobs.set_counts(connection, job_id, done=output.lines, failed=errors.lines)
+            for file in (output, errors):
+                _record(connection, job, job_id, file)
+
+
+class _File:
+    """Lines on their way to the store."""
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self.name = name
+        self.lines = self.bytes = 0
+        self.digest = hashlib.sha256()
+        self._file = file
+        self._number = ids.new()
+
+    @property
+    def number(self) -> int | None:
+        """The id that it gets as a file; None: it has no line, and becomes none."""
+        return self._number if self.lines else None
+
+    def write(self, line: bytes) -> None:
+        self._file.write(line)
+        self.digest.update(line)
+        self.lines += 1
+        self.bytes += len(line)
+
+    def store(self, store: ImageStore, key: str) -> None:
+        if self.lines:
+            self._file.seek(0)
+            store.put_file(key, self._file, "application/jsonl")
+
+
+def _record(connection: Connection, job: Any, job_id: int, file: _File) -> None:
+    if file.number is None:
+        return
+    files.record(
+        connection, file.number, tenant_id=job.tenant_id, purpose="batch_output",
+        filename=f"{lifecycle.public_id(job_id)}_{file.name}.jsonl", size=file.bytes, sha256=file.digest.digest(),
+        key=_key(job, job_id, file.name), job_id=job_id, expires_seconds=job.output_expires_seconds,
+    )  # fmt: skip
+
+
+def _key(job: Any, job_id: int, name: str) -> str:
+    return f"files/{job.tenant_id}/{lifecycle.public_id(job_id)}/{name}.jsonl"
+
+
+def _requests(lease: Lease, job_id: int) -> Iterator[Request]:
+    after = -1
+    while True:
+        with lease.begin() as connection:
+            found = results.page(connection, job_id, after=after, limit=_PAGE)
+        if not found:
+            return
+        yield from found
+        after = found[-1].first
+
+
+def _line(settings: Settings, job: Any, job_id: int, request: Request) -> bytes:
+    data = [line_format.entry(image, job_id, job.base_url, settings.secret) for image in request.stored]
+    error = None if request.is_done else request.failure or _STOPPED[job.stop_reason]
+    return line_format.output_line(job_id, request, data, error)

@@ -1,0 +1,187 @@
+"""The words of the stock `openai` client, where they meet ours: a request's body and line, a result's entry and line.
+
+`images/generations` bodies carry fields that steer other systems' models. What asks for nothing is taken (null,
+"auto"), what asks for something that is not done here is refused: nobody should think that it was.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from services.core.batches.results import Request, Stored
+from services.core.jobs import lifecycle
+from services.core.model import ids, strict_json
+from services.core.model.errors import PressworkError, Problem
+from services.core.storage import signed_urls
+
+ENDPOINT = "/v1/images/generations"
+IMAGES_PER_REQUEST = 10
+LINE_LIMIT = 64 << 10
+RESPONSE_FORMATS = ("url", "b64_json")
+
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "quality": ("auto", "standard"),
+    "background": ("auto", "opaque"),
+    "moderation": ("auto", "low"),
+    "stream": (False,),
+    "partial_images": (0,),
+}
+_INSTEAD = {
+    "quality": "; num_inference_steps is what decides quality here",
+    "background": "; pictures have no transparency",
+    "stream": "; a job's progress can be polled",
+    "partial_images": "; a job's progress can be polled",
+}
+_UNUSED = ("user", "safety_identifier")  # texts that only their sender makes use of
+
+
+class LineTooLong(PressworkError):
+    """A line is longer than a line may be."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(f"The line is longer than {LINE_LIMIT:,} bytes, which is all a line may have.")
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A request's body in our words. `response_format` None: not said."""
+
+    fields: dict[str, Any]
+    response_format: str | None
+
+
+def read_body(body: dict[str, Any], prefix: str, line: int | None = None) -> tuple[Body, list[Problem]]:
+    """Splits off what `ImageRequest` does not know; its own fields are checked by whoever takes them."""
+    fields = {name: value for name, value in body.items() if value is not None}
+    problems: list[Problem] = []
+
+    def refuse(name: str, found: object, allowed: str) -> None:
+        shown = strict_json.describe(found)
+        problems.append(
+            Problem("invalid_value", f"{prefix}{name} is {shown}; it must be {allowed}.", prefix + name, line)
+        )
+
+    for name, neutral in _NEUTRAL.items():
+        found: object = fields.pop(name, neutral[0])
+        if found not in neutral or type(found) is not type(neutral[0]):
+            words = " or ".join(json.dumps(value) for value in neutral)
+            refuse(name, found, words + _INSTEAD.get(name, ""))
+    for name in _UNUSED:
+        label: object = fields.pop(name, "")
+        if not isinstance(label, str) or len(label) > 512:
+            refuse(name, label, "text of at most 512 characters")
+    if fields.get("size") == "auto":
+        del fields["size"]
+    n = fields.get("n")
+    if type(n) is int and n > IMAGES_PER_REQUEST:
+        refuse("n", fields.pop("n"), f"a whole number from 1 to {IMAGES_PER_REQUEST}")
+    response_format = fields.pop("response_format", None)
+    if response_format is not None and response_format not in RESPONSE_FORMATS:
+        refuse("response_format", response_format, '"url" or "b64_json"')
+        response_format = None
+    return Body(fields, response_format), problems
+
+
+def read_line(text: bytes, number: int) -> tuple[dict[str, Any], list[Problem]]:
+    """One line of an input file -> what `intake.Submission.add` takes, its custom_id among it."""
+    try:
+        value = strict_json.loads(text)
+    except strict_json.BadJson as error:
+        return {}, [error.problem(number)]
+    if not isinstance(value, dict):
+        found = strict_json.describe(value)
+        return {}, [Problem("wrong_type", f"Found {found} where a request object must stand.", None, number)]
+    problems: list[Problem] = []
+
+    def refuse(code: str, param: str, found: object, allowed: str) -> None:
+        shown = "missing" if code == "missing_field" else strict_json.describe(found)
+        problems.append(Problem(code, f"{param} is {shown}; it must be {allowed}.", param, number))
+
+    for name, allowed in (("method", "POST"), ("url", ENDPOINT)):
+        if value.get(name) != allowed:
+            refuse(
+                "missing_field" if value.get(name) is None else "invalid_value", name, value.get(name), f'"{allowed}"'
+            )
+    if unknown := sorted(value.keys() - {"custom_id", "method", "url", "body"}):
+        shown = strict_json.describe(unknown[0])
+        problems.append(
+            Problem("unknown_field", f"A line has custom_id, method, url and body; there is no {shown}.", None, number)
+        )
+    custom_id, body = value.get("custom_id"), value.get("body")
+    if custom_id is None:
+        refuse("missing_field", "custom_id", None, "a text that names the request in this file")
+    if not isinstance(body, dict):
+        refuse("missing_field" if body is None else "wrong_type", "body", body, "an object with the request's fields")
+        return {}, problems
+    if "custom_id" in body:
+        problems.append(Problem("unknown_field", "custom_id stands beside body, not in it.", "body.custom_id", number))
+    read, more = read_body(body, "body.", number)
+    problems += more
+    if read.response_format == "b64_json":
+        refuse("invalid_value", "body.response_format", "b64_json", '"url" in a file: the bytes are behind each url')
+    return {**read.fields, "custom_id": custom_id}, problems
+
+
+def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines without their ends, whatever the chunks; a last line that is empty is none.
+
+    Raises:
+        LineTooLong: before more of it is read.
+    """
+    rest, number = b"", 1
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            if len(line) > LINE_LIMIT:
+                raise LineTooLong(number)
+            yield line.removesuffix(b"\r")
+            number += 1
+        if len(rest) > LINE_LIMIT:
+            raise LineTooLong(number)
+    if rest:
+        yield rest.removesuffix(b"\r")
+
+
+def entry(image: Stored, job_id: int, base_url: str, secret: str) -> dict[str, Any]:
+    """One stored image, as `data[]` of a response lists it. Its url lives as long as the image."""
+    return {
+        "url": signed_urls.image_url(base_url, secret, job_id, image.index),
+        "b64_json": None,
+        "revised_prompt": None,
+        "seed": image.seed,
+        "sha256": image.sha256,
+        "bytes": image.bytes,
+        "output_format": image.output_format,
+        "model_revision": image.model_revision,
+        "truncated": image.truncated,
+        "flagged": image.flagged,
+        "unknown_words": image.unknown_words,
+        "reproducibility_class": image.reproducibility_class,
+        "reused": image.reused,
+        "job_id": lifecycle.public_id(job_id),
+        "index": image.index,
+    }
+
+
+def output_line(
+    job_id: int, request: Request, data: list[dict[str, Any]], error: tuple[str, str] | None = None
+) -> bytes:
+    """A line of the output file, or with an error (code, message) one of the error file; `data` are its good images."""
+    created = max((image.finished_at for image in request.stored), default=None)
+    body: dict[str, Any] = {"created": int(created.timestamp()) if created else None, "data": data}
+    if error is not None:
+        code, message = error
+        body["error"] = {"code": code, "message": message, "type": "server_error", "param": None}
+    line = {
+        "id": f"{ids.public('batch_req_', job_id)}_{request.first}",
+        "custom_id": request.custom_id,
+        "response": {
+            "status_code": 200 if error is None else 500,
+            "request_id": f"{ids.public('req_', job_id)}_{request.first}",
+            "body": body,
+        },
+        "error": None if error is None else {"code": error[0], "message": error[1]},
+    }
+    return json.dumps(line, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"

@@ -1,0 +1,100 @@
+"""The errand that reads a job's file: every line is checked, then every image is recorded in one transaction, or none.
+
+It survives any death: nothing is written before its one commit, and whoever takes the lease next reads the file anew.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sqlalchemy import Connection
+
+from services.core.batches import batch_jobs, line_format
+from services.core.db.leases import Lease
+from services.core.fleet import models
+from services.core.jobs import submissions
+from services.core.model.errors import InvalidSubmission, ObjectGone, Problem
+from services.core.model.states import JobState
+from services.core.notify import Bell
+from services.core.settings import Settings
+from services.core.storage.s3 import ImageStore
+
+_KEEP_LINES = 500
+_BLANK_LINES = 1_000  # at the end; a file of nothing else would keep an errand's thread for minutes
+_BOM = b"\xef\xbb\xbf"
+
+
+def pending(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+    return batch_jobs.validating(connection, besides)
+
+
+def run(settings: Settings, store: ImageStore, bell: Bell, job_id: int, lease: Lease) -> None:
+    """Takes the job to `queued`, or to `failed` with up to a hundred problems, each with its line."""
+    with lease.begin() as connection:
+        source = batch_jobs.source(connection, job_id)
+        catalogue = models.catalogue(connection)
+    if source.state != JobState.VALIDATING:  # read or cancelled since it was seen to wait
+        return
+    with submissions.Submission(settings, catalogue, ground=submissions.Ground(job_id)) as submission:
+        try:
+            if source.object_key is None:
+                raise InvalidSubmission([Problem("file_gone", "The input file has been deleted.", "input_file_id")])
+            _read(settings, store, source.object_key, submission, lease)
+            submission.close()
+        except InvalidSubmission as error:
+            with lease.begin() as connection:
+                batch_jobs.refuse(connection, job_id, error.problems)
+            return
+        with lease.begin() as connection:
+            opened = batch_jobs.accept(connection, submission)
+    if opened:  # lost with this process: the ring duty and the workers' timers find the job within seconds
+        for model in submission.models:
+            bell.ring(model)
+
+
+def _read(settings: Settings, store: ImageStore, key: str, submission: submissions.Submission, lease: Lease) -> None:
+    blank = number = 0
+    try:
+        for number, line in enumerate(line_format.split(store.stream(key)), 1):
+            if number % _KEEP_LINES == 0:
+                lease.keep()
+            if submission.hopeless:
+                return
+            if not line or line.isspace():
+                blank = blank or number
+                if number - blank > _BLANK_LINES:
+                    message = f"More than {_BLANK_LINES:,} blank lines follow one another."
+                    submission.refuse(Problem("blank_line", message, None, blank))
+                    return
+                continue
+            if blank:
+                submission.refuse(Problem("blank_line", "A blank line stands between requests.", None, blank))
+                blank = 0
+            if number > settings.max_lines_per_file:
+                message = f"A file has at most {settings.max_lines_per_file:,} lines; send the rest as another."
+                submission.refuse(Problem("too_many_lines", message, None, number))
+                return
+            _add(submission, line.removeprefix(_BOM) if number == 1 else line, number)
+        if not number:
+            message = "The file is empty; it must hold one request a line."
+            submission.refuse(Problem("empty_file", message, None, None))
+    except line_format.LineTooLong as error:
+        submission.refuse(Problem("line_too_long", str(error), None, error.number))
+    except ObjectGone:
+        submission.refuse(Problem("file_gone", "The input file is not in the object store any more.", None, None))
+
+
+def _add(submission: submissions.Submission, line: bytes, number: int) -> None:
+    fields, problems = line_format.read_line(line, number)
+    for problem in problems:
+        submission.refuse(problem)
+    if not problems:
+        known = len(submission.problems)
+        submission.add(number, fields, "body.")
+        submission.problems[known:] = map(_beside_body, submission.problems[known:])
+
+
+def _beside_body(problem: Problem) -> Problem:
+    """A line's custom_id stands beside its body."""
+    if problem.param != "body.custom_id":
+        return problem
+    return replace(problem, param="custom_id", message=problem.message.replace("body.custom_id", "custom_id", 1))

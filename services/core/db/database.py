@@ -1,0 +1,179 @@
+"""The one door to Postgres: the engine, `begin()`, the translation of its errors, and the start-up assertions.
+
+Every transaction says whose rows it may see: one tenant's, or as the house all of them. The ledger's sessions plan
+nested loops over indexes only: its statements touch a handful of rows in tables of millions, and a plan made on a
+guess of the planner's must never scan one of them.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import alembic.command
+import alembic.config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection as Connection  # for the rooms that may not import sqlalchemy
+from sqlalchemy import create_engine, event, exc, make_url, text
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from services.core.model.errors import Conflict, DatabaseAway, SettingsError, UnfitDatabase
+
+HOUSE = "*"
+_MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations"
+_REQUIRED = {"fsync": "on", "full_page_writes": "on", "server_encoding": "UTF8"}
+_DURABLE = {"on", "remote_apply", "remote_write", "local"}
+_TRY_AGAIN = {"40001", "40P01", "55P03", "57014"}  # serialization, deadlock, lock timeout, statement timeout
+
+
+def driver_url(url: str) -> str:
+    """The URL with the driver that we bring: postgres:// and postgresql:// mean psycopg. Raises SettingsError."""
+    try:
+        parsed = make_url(url)
+    except (exc.ArgumentError, ValueError):
+        raise SettingsError(
+            "DATABASE_URL is not understood; it must be such as postgresql://user:password@host:5432/presswork."
+        ) from None
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed.render_as_string(hide_password=False)
+
+
+class Database:
+    """A pool of connections. Safe between threads; never carried across a fork."""
+
+    def __init__(self, url: str, *, application: str, pool_size: int = 5, nested_loops: bool = False) -> None:
+        options = {
+            "statement_timeout": "30s",
+            "lock_timeout": "10s",
+            "idle_in_transaction_session_timeout": "60s",
+            # PostgreSQL 18.6 crashes (signal 11 in perform_pruning_base_step) when a statement that prunes partitions
+            # as it runs meets a row that was changed since its snapshot. Looking into a few more leaves is cheap.
+            "enable_partition_pruning": "off",
+        }
+        if nested_loops:
+            options |= {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+        self._engine = create_engine(
+            driver_url(url),
+            pool_size=pool_size,
+            max_overflow=pool_size,
+            pool_timeout=10,
+            isolation_level="READ COMMITTED",
+            connect_args={
+                "application_name": application,
+                "connect_timeout": 5,
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "tcp_user_timeout": 10_000,
+                "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
+            },
+        )
+        event.listen(self._engine, "checkout", _claim_for_house)
+
+    @contextmanager
+    def begin(self, tenant: int | None = None) -> Iterator[Connection]:
+        """One transaction, committed at the end; sees `tenant`'s rows alone, or as the house (None) all.
+
+        Raises:
+            DatabaseAway: the server cannot be reached or gave up; whether a commit went through is not known.
+        """
+        try:
+            with self._engine.begin() as connection:
+                if tenant is not None:
+                    connection.execute(_SET_TENANT, {"tenant": str(int(tenant))})
+                yield connection
+        except exc.DBAPIError as error:
+            if _is_outage(error):
+                raise DatabaseAway(f"The database cannot be reached: {_first_line(error)}") from error
+            raise
+        except exc.TimeoutError as error:
+            raise DatabaseAway("All connections to the database are in use.") from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def forget(self) -> None:
+        """After a fork, in the child: drops the parent's connections without closing them."""
+        self._engine.dispose(close=False)
+
+
+_SET_TENANT = text("SELECT set_config('app.tenant', :tenant, true)")
+
+
+def _claim_for_house(connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
+    """A fresh connection is the house's; `begin(tenant)` narrows one transaction of it."""
+    if "house" not in entry.info:
+        cursor = connection.cursor()  # type: ignore[attr-defined]
+        cursor.execute("SELECT set_config('app.tenant', %s, false)", (HOUSE,))
+        cursor.close()
+        connection.commit()  # type: ignore[attr-defined]
+        entry.info["house"] = True
+
+
+def _is_outage(error: exc.DBAPIError) -> bool:
+    code = getattr(error.orig, "sqlstate", None)
+    if error.connection_invalidated or code in _TRY_AGAIN:
+        return True
+    if isinstance(error, exc.OperationalError | exc.InterfaceError):
+        return code is None or code[:2] in ("08", "53", "57", "58")
+    return code == "25006"  # read-only: a standby, in the middle of a failover
+
+
+def _first_line(error: exc.DBAPIError) -> str:
+    return str(error.orig).strip().split("\n")[0][:200]
+
+
+def assert_fit(database: Database) -> list[str]:
+    """Checks the promises' ground: durable commits, UTF-8, our schema. Returns warnings.
+
+    Raises:
+        UnfitDatabase: a setting under which an accepted job could be lost, or the schema is not migrated.
+    """
+    with database.begin() as connection:
+        for name, wanted in _REQUIRED.items():
+            found = connection.execute(text(f"SHOW {name}")).scalar_one()  # our own names
+            if found != wanted:
+                raise UnfitDatabase(f"Postgres runs with {name} = {found}; Presswork needs {name} = {wanted}.")
+        durable = connection.execute(text("SHOW synchronous_commit")).scalar_one()
+        if durable not in _DURABLE:
+            raise UnfitDatabase(f"Postgres runs with synchronous_commit = {durable}; Presswork needs it on.")
+        revision = MigrationContext.configure(connection).get_current_revision()
+        role = connection.execute(
+            text("SELECT rolname, rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user")
+        ).one()
+    if revision != head_revision():
+        raise UnfitDatabase(
+            f"The database is at schema revision {revision or 'none'} and this program needs {head_revision()}; "
+            "run `presswork migrate`."
+        )
+    if role[1]:
+        return [f"The role {role[0]} bypasses row-level security; let the application connect as a plain role."]
+    return []
+
+
+def _alembic() -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    return config
+
+
+def head_revision() -> str:
+    return ScriptDirectory.from_config(_alembic()).get_current_head() or ""
+
+
+def migrate(url: str, revision: str = "head") -> None:
+    """Brings the schema to a revision, the newest if none is named; safe to run in several processes at once.
+
+    Raises:
+        DatabaseAway: the server cannot be reached.
+        Conflict: the database holds tables that are not ours to migrate, or the role may not make tables.
+    """
+    config = _alembic()
+    config.attributes["url"] = url
+    try:
+        alembic.command.upgrade(config, revision)
+    except exc.OperationalError as error:
+        raise DatabaseAway(f"The database cannot be reached: {_first_line(error)}") from error
+    except exc.ProgrammingError as error:
+        raise Conflict(f"The database refused the migration: {_first_line(error)}") from error

@@ -1,0 +1,111 @@
+"""Leases by name: who may do a thing that one at a time should do. Kept in Postgres, with an epoch as fencing token.
+
+The leader of the schedulers holds one; so does whoever validates a file, closes a job or writes an export.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, text
+
+from services.core.db.database import Database
+from services.core.model.errors import PressworkError
+
+# Free when it has run out; or when it ends later than any lease given now could, since the clock was set back.
+_FREE = """(duties.expires_at < clock_timestamp()
+  OR duties.expires_at > clock_timestamp() + make_interval(secs => 2 * :seconds))"""
+_TAKE = text(f"""
+INSERT INTO duties (name, holder, epoch, expires_at)
+VALUES (:name, :holder, 1, clock_timestamp() + make_interval(secs => :seconds))
+ON CONFLICT (name) DO UPDATE SET
+  epoch = duties.epoch + (duties.holder <> excluded.holder)::integer,
+  holder = excluded.holder, expires_at = excluded.expires_at
+WHERE duties.holder = excluded.holder OR {_FREE}
+RETURNING epoch
+""")  # noqa: S608  our own text
+_TAKEN = text(f"SELECT EXISTS (SELECT FROM duties WHERE name = :name AND holder <> :holder AND NOT {_FREE})")  # noqa: S608
+_HELD = text("SELECT 1 FROM duties WHERE name = :name AND epoch = :epoch AND holder = :holder FOR SHARE")
+_KEEP = text("""
+UPDATE duties SET expires_at = clock_timestamp() + make_interval(secs => :seconds)
+WHERE name = :name AND epoch = :epoch AND holder = :holder
+""")
+_END = text("UPDATE duties SET expires_at = '-infinity' WHERE name = :name AND holder = :holder AND epoch = :epoch")
+_FORGET = text("DELETE FROM duties WHERE name = :name AND holder = :holder AND epoch = :epoch")
+_SEEN = text("SELECT EXISTS (SELECT FROM duties WHERE name = :name AND expires_at > now())")
+
+
+class LeaseLost(PressworkError):
+    """Another process holds this lease by now; this write was not made."""
+
+
+def take(connection: Connection, name: str, holder: str, seconds: float) -> int | None:
+    """Takes or keeps the lease for so many seconds; its epoch, or None while another holds it."""
+    if connection.execute(
+        _TAKEN, {"name": name, "holder": holder, "seconds": seconds}
+    ).scalar_one():  # and may be long at a transaction
+        return None
+    epoch = connection.execute(_TAKE, {"name": name, "holder": holder, "seconds": seconds}).scalar_one_or_none()
+    return None if epoch is None else int(epoch)
+
+
+def assert_held(connection: Connection, name: str, holder: str, epoch: int) -> None:
+    """First thing in every transaction of the holder: no other can take the lease until it ends.
+
+    Raises:
+        LeaseLost: a holder that was paused writes nothing.
+    """
+    if connection.execute(_HELD, {"name": name, "epoch": epoch, "holder": holder}).first() is None:
+        raise LeaseLost
+
+
+def end(connection: Connection, name: str, holder: str, epoch: int) -> None:
+    """Others may take it at once."""
+    connection.execute(_END, {"name": name, "holder": holder, "epoch": epoch})
+
+
+def exists(connection: Connection, name: str) -> bool:
+    """Whether somebody holds it right now."""
+    return bool(connection.execute(_SEEN, {"name": name}).scalar_one())
+
+
+class Lease:
+    """One lease in one thread's hands, for work that takes a while. Whoever works calls `keep` on the way."""
+
+    def __init__(self, database: Database, name: str, holder: str, seconds: float = 30.0) -> None:
+        self.database, self.name, self.holder, self.seconds = database, name, holder, seconds
+        self._epoch = 0
+        self._kept_at = 0.0
+
+    def take(self) -> bool:
+        self._kept_at = time.monotonic()
+        with self.database.begin() as connection:
+            epoch = take(connection, self.name, self.holder, self.seconds)
+        self._epoch = epoch or 0
+        return epoch is not None
+
+    def keep(self) -> None:
+        """Costs nothing most of the time: asks the database once in a third of the lease.
+
+        Raises:
+            LeaseLost: others may be at it; stop.
+        """
+        if time.monotonic() - self._kept_at > self.seconds / 3:
+            with self.begin():
+                pass
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """A transaction of the house that only the holder can make; it keeps the lease as well."""
+        asked_at = time.monotonic()
+        with self.database.begin() as connection:
+            values = {"name": self.name, "holder": self.holder, "epoch": self._epoch, "seconds": self.seconds}
+            if not connection.execute(_KEEP, values).rowcount:
+                raise LeaseLost
+            yield connection
+        self._kept_at = asked_at
+
+    def release(self) -> None:
+        """The work is done: nobody needs to know of it any more."""
+        with self.database.begin() as connection:
+            connection.execute(_FORGET, {"name": self.name, "holder": self.holder, "epoch": self._epoch})

@@ -1,0 +1,139 @@
+"""Exports as they are recorded: the frozen values, and every read of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from services.core.exports.options import Options
+from services.core.model import ids
+from services.core.model.errors import NotFound
+
+_COLUMNS = "SELECT * FROM exports WHERE (expires_at IS NULL OR expires_at > now())"
+_ONE = text(f"{_COLUMNS} AND tenant_id = :tenant_id AND id = :id")
+_OF_JOB = text(f"{_COLUMNS} AND job_id = :job_id AND id < :before ORDER BY id DESC LIMIT :limit")
+_ANY = text("SELECT *, (expires_at IS NOT NULL AND expires_at <= now()) AS expired FROM exports WHERE id = :id")
+_OWNS = text("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
+_FILES = text("""
+SELECT path, bytes, sha256, images, object_key FROM export_files WHERE export_id = :id
+ORDER BY path OFFSET :passed LIMIT :limit
+""")
+_PREFIX = "export_"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an export comes to, counted before its first shard: (shards, images) of each split, in order, and the names
+    under which the job's model revisions were served."""
+
+    splits: dict[str, tuple[int, int]]
+    models: dict[str, str]
+
+    @property
+    def images(self) -> int:
+        return sum(images for _, images in self.splits.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """One export at one moment. `next_shard` is where it goes on after a death; below 0: nothing of it is stored."""
+
+    id: int
+    tenant_id: int
+    job_id: int
+    format: str
+    options: Options
+    base_url: str
+    plan: Plan | None
+    state: str
+    images_total: int
+    images_done: int
+    bytes: int
+    next_shard: int
+    next_index: int
+    error: str | None
+    created_at: datetime
+    finished_at: datetime | None
+    expires_at: datetime | None
+    expired: bool = False
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of all its objects begin with."""
+        return f"exports/{self.tenant_id}/{public_id(self.id)}/"
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of an export. `images` is how many it holds; `sha256` 32 raw bytes."""
+
+    path: str
+    sha256: bytes
+    bytes: int
+    images: int
+    object_key: str
+
+
+def public_id(export_id: int) -> str:
+    return ids.public(_PREFIX, export_id)
+
+
+def parse_id(public: str) -> int:
+    """The inverse; NotFound for anything that is no export's id."""
+    return ids.parse(_PREFIX, public, "export")
+
+
+def find(connection: Connection, tenant_id: int, export_id: int) -> Export:
+    """Raises NotFound, also for one that has expired."""
+    row = connection.execute(_ONE, {"tenant_id": tenant_id, "id": export_id}).one_or_none()
+    if row is None:
+        raise NotFound("There is no such export.")
+    return _export(row)
+
+
+def of_job(connection: Connection, tenant_id: int, job_id: int, *, before: int, limit: int) -> list[Export]:
+    """The newest with an id below `before`. Raises NotFound: no such job of this tenant."""
+    if not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
+        raise NotFound("There is no such job.")
+    rows = connection.execute(_OF_JOB, {"job_id": job_id, "before": before, "limit": limit})
+    return [_export(row) for row in rows]
+
+
+def files(connection: Connection, export_id: int, *, passed: int, limit: int) -> Sequence[File]:
+    """By path, after the first `passed`: of an export that is completed they never change."""
+    rows = connection.execute(_FILES, {"id": export_id, "passed": passed, "limit": limit})
+    return [File(row.path, bytes(row.sha256), row.bytes, row.images, row.object_key) for row in rows]
+
+
+def read(connection: Connection, export_id: int) -> Export | None:
+    """Whoever's it is and however old: for whoever works at it."""
+    row = connection.execute(_ANY, {"id": export_id}).one_or_none()
+    return None if row is None else _export(row, row.expired)
+
+
+def _export(row: Any, expired: bool = False) -> Export:
+    kept = dict(row.options)
+    base_url, counted = kept.pop("base_url", ""), kept.pop("plan", None)
+    plan = counted and Plan({name: (shards, images) for name, shards, images in counted["splits"]}, counted["models"])
+    return Export(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        job_id=row.job_id,
+        format=row.format,
+        options=Options.model_validate(kept),
+        base_url=base_url,
+        plan=plan,
+        state=row.state,
+        images_total=row.images_total,
+        images_done=row.images_done,
+        bytes=row.bytes,
+        next_shard=row.next_shard,
+        next_index=row.next_index,
+        error=row.error,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+        expires_at=row.expires_at,
+        expired=expired,
+    )

@@ -1,0 +1,65 @@
+"""Zip: pictures under images/, and a record of each in metadata.jsonl and, for spreadsheets, in metadata.csv.
+
+Stored as they are, for pictures are packed already; dated 1980, the first day that a zip knows.
+"""
+
+import csv
+import io
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from typing import IO, Any
+
+from services.core.exports.members import Member
+from services.core.exports.records import File
+from services.core.exports.shards import Desk, Shard, json_line
+
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def write(desk: Desk, shard: Shard, members: Iterable[Member]) -> list[File]:
+    images = 0
+    with (
+        tempfile.TemporaryFile() as file,
+        tempfile.TemporaryFile() as lines,
+        tempfile.TemporaryFile() as table,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        for member, data in desk.pictures(members):
+            images += 1
+            name = f"images/{member.file_name}"
+            archive.writestr(_entry(name), data)
+            row = {"file_name": name, **member.record()}
+            lines.write(json_line(row).encode())
+            if images == 1:
+                table.write(csv_line(row.keys()))
+            table.write(csv_line(row.values()))
+        for name, content in (("metadata.csv", table), ("metadata.jsonl", lines)):
+            _copy(archive, name, content)
+        archive.close()
+        return [desk.put(f"data/{shard.name}.zip", file, "application/zip", images)]
+
+
+def csv_line(values: Iterable[Any]) -> bytes:
+    """One row in UTF-8. A text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    row = io.StringIO(newline="")
+    csv.writer(row).writerow(
+        [f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value for value in values]
+    )
+    return row.getvalue().encode()
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.create_system, entry.external_attr = 3, 0o100644 << 16
+    return entry
+
+
+def _copy(archive: zipfile.ZipFile, name: str, content: IO[bytes]) -> None:
+    content.seek(0)
+    entry = _entry(name)
+    entry.file_size = content.seek(0, io.SEEK_END)
+    content.seek(0)
+    with archive.open(entry, "w") as target:
+        shutil.copyfileobj(content, target)

@@ -1,0 +1,145 @@
+"""Files: what clients upload to be rendered, and what they get back. The bytes lie in the object store.
+
+The object is put first, then its row is written: if the process dies between the two, an object is left that no row
+names. Nobody sees a deleted or expired file; an errand drops its object and then its row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from services.core.db.leases import Lease
+from services.core.model import ids
+from services.core.model.errors import Conflict, NotFound
+from services.core.model.specs import Digest
+from services.core.storage.s3 import ImageStore
+
+_NEW = text("""
+INSERT INTO files (id, tenant_id, purpose, filename, bytes, sha256, object_key, job_id, expires_at)
+VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :sha256, :object_key, :job_id,
+        now() + make_interval(secs => :expires_seconds))
+""")
+_SEEN = "deleted_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
+_FIND = text(f"SELECT * FROM files WHERE tenant_id = :tenant_id AND id = :id AND {_SEEN}")  # noqa: S608  our own text
+_PAGE = f"""
+SELECT * FROM files WHERE tenant_id = :tenant_id AND {_SEEN} AND (CAST(:purpose AS text) IS NULL OR purpose = :purpose)
+"""  # noqa: S608  our own text
+_NEWEST_FIRST = text(_PAGE + "AND id < :after ORDER BY id DESC LIMIT :limit")
+_OLDEST_FIRST = text(_PAGE + "AND id > :after ORDER BY id LIMIT :limit")
+_IN_USE = text("SELECT EXISTS (SELECT FROM jobs WHERE input_file_id = :id AND tenant_id = :tenant_id "
+               "AND finished_at IS NULL AND state = 'validating')")  # fmt: skip
+_DELETE = text(f"UPDATE files SET deleted_at = now() WHERE tenant_id = :tenant_id AND id = :id AND {_SEEN}")  # noqa: S608
+_DOOMED = text("""
+(SELECT id FROM files WHERE deleted_at IS NOT NULL AND id <> ALL(CAST(:besides AS bigint[])) LIMIT 20)
+UNION
+(SELECT id FROM files
+ WHERE expires_at < now() AND id <> ALL(CAST(:besides AS bigint[])) AND NOT EXISTS (
+   SELECT FROM jobs WHERE input_file_id = files.id AND finished_at IS NULL AND state = 'validating')
+ ORDER BY expires_at LIMIT 20)
+""")
+_KEY = text("SELECT object_key FROM files WHERE id = :id")
+_FORGET = text("DELETE FROM files WHERE id = :id")
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """`purpose`: "batch" for what was uploaded, "batch_output" for what came of it. `sha256` is 32 raw bytes."""
+
+    id: int
+    tenant_id: int
+    purpose: str
+    filename: str
+    bytes: int
+    sha256: Digest
+    object_key: str
+    job_id: int | None
+    created_at: datetime
+    expires_at: datetime | None
+
+
+def public_id(file_id: int) -> str:
+    return ids.public("file-", file_id)
+
+
+def parse_id(public: str) -> int:
+    """The inverse; NotFound for anything that is no file's id."""
+    return ids.parse("file-", public, "file")
+
+
+def object_key(tenant_id: int, file_id: int) -> str:
+    return f"files/{tenant_id}/{public_id(file_id)}"
+
+
+def record(
+    connection: Connection,
+    file_id: int,
+    *,
+    tenant_id: int,
+    purpose: str,
+    filename: str,
+    size: int,
+    sha256: bytes,
+    key: str,
+    job_id: int | None = None,
+    expires_seconds: int | None = None,
+) -> None:
+    """Makes a stored object a file."""
+    values = {"id": file_id, "tenant_id": tenant_id, "purpose": purpose, "filename": filename, "bytes": size}
+    more = {"sha256": sha256, "object_key": key, "job_id": job_id, "expires_seconds": expires_seconds}
+    connection.execute(_NEW, values | more)
+
+
+def find(connection: Connection, tenant_id: int, file_id: int) -> File:
+    """Raises NotFound: no such file of this tenant, or not any more."""
+    row = connection.execute(_FIND, {"tenant_id": tenant_id, "id": file_id}).one_or_none()
+    if row is None:
+        raise NotFound("There is no such file.")
+    return _file(row)
+
+
+def page(
+    connection: Connection, tenant_id: int, *, after: int | None, limit: int, newest_first: bool, purpose: str | None
+) -> list[File]:
+    if after is None:
+        after = ids.LIMIT - 1 if newest_first else -1
+    values = {"tenant_id": tenant_id, "after": after, "limit": limit, "purpose": purpose}
+    return [_file(row) for row in connection.execute(_NEWEST_FIRST if newest_first else _OLDEST_FIRST, values)]
+
+
+def delete(connection: Connection, tenant_id: int, file_id: int) -> None:
+    """From this commit on nobody sees it.
+
+    Raises:
+        NotFound: no such file of this tenant.
+        Conflict: a job is being made of it right now.
+    """
+    values = {"tenant_id": tenant_id, "id": file_id}
+    if connection.execute(_IN_USE, values).scalar_one():
+        raise Conflict("The file is being validated; it can be deleted once that is over.")
+    if not connection.execute(_DELETE, values).rowcount:
+        raise NotFound("There is no such file.")
+
+
+def doomed(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+    """Files that nobody sees any more and that still take room."""
+    return connection.execute(_DOOMED, {"besides": list(besides)}).scalars().all()
+
+
+def drop(store: ImageStore, file_id: int, lease: Lease) -> None:
+    """The object first, then the row: whoever dies in between leaves a row, and the next one goes on."""
+    with lease.begin() as connection:
+        key = connection.execute(_KEY, {"id": file_id}).scalar_one_or_none()
+    if key is not None:
+        store.drop(key)
+        with lease.begin() as connection:
+            connection.execute(_FORGET, {"id": file_id})
+
+
+def _file(row: Any) -> File:
+    return File(
+        row.id, row.tenant_id, row.purpose, row.filename, row.bytes, bytes(row.sha256), row.object_key, row.job_id,
+        row.created_at, row.expires_at,
+    )  # fmt: skip

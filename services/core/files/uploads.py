@@ -1,0 +1,222 @@
+"""Uploads: large files that come in parts, in any order, and become a file when their client says so."""
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from services.core.db.database import Database
+from services.core.db.leases import Lease
+from services.core.files import files
+from services.core.model import ids
+from services.core.model.errors import Conflict, NotFound, PressworkError
+from services.core.storage.s3 import ImageStore
+
+LIFE_SECONDS = 3600
+_NEW = text("""
+INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, mime_type, file_expires_seconds, expires_at)
+VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :mime_type, :file_expires_seconds,
+        now() + make_interval(secs => :life))
+""")
+_FIND = text("SELECT * FROM uploads WHERE tenant_id = :tenant_id AND id = :id")
+_LOCK = text(
+    "SELECT *, expires_at < now() AS overdue FROM uploads WHERE tenant_id = :tenant_id AND id = :id FOR UPDATE"
+)
+_TAKEN = text("SELECT coalesce(sum(bytes), 0) FROM upload_parts WHERE upload_id = :id")
+_NEW_PART = text("""
+INSERT INTO upload_parts (id, upload_id, tenant_id, bytes, sha256, object_key)
+VALUES (:id, :upload_id, :tenant_id, :bytes, :sha256, :object_key)
+""")
+_PARTS = text("SELECT * FROM upload_parts WHERE upload_id = :id")
+_COMPLETE = text("UPDATE uploads SET state = 'completed', file_id = :file_id WHERE id = :id AND state = 'pending'")
+_CANCEL = text("UPDATE uploads SET state = 'cancelled' WHERE id = :id AND state = 'pending'")
+_OVER = text("""
+(SELECT DISTINCT u.id FROM upload_parts p JOIN uploads u ON u.id = p.upload_id
+ WHERE u.state <> 'pending' AND u.id <> ALL(CAST(:besides AS bigint[])) LIMIT 20)
+UNION
+(SELECT id FROM uploads WHERE state = 'pending' AND expires_at < now() AND id <> ALL(CAST(:besides AS bigint[]))
+ ORDER BY expires_at LIMIT 20)
+""")
+_EXPIRE = text("UPDATE uploads SET state = 'expired' WHERE id = :id AND state = 'pending' AND expires_at < now()")
+_IS_OVER = text("SELECT state <> 'pending' FROM uploads WHERE id = :id")
+_FORGET_PARTS = text("DELETE FROM upload_parts WHERE upload_id = :id")
+
+
+class PartsUnfit(PressworkError):
+    """The parts do not make the file that the upload announced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    id: int
+    tenant_id: int
+    purpose: str
+    filename: str
+    bytes: int
+    state: str
+    file_id: int | None
+    file_expires_seconds: int | None
+    created_at: datetime
+    expires_at: datetime
+
+
+def public_id(upload_id: int) -> str:
+    return ids.public("upload_", upload_id)
+
+
+def parse_id(public: str) -> int:
+    return ids.parse("upload_", public, "upload")
+
+
+def part_id(number: int) -> str:
+    return ids.public("part_", number)
+
+
+def part_key(tenant_id: int, upload_id: int, part: int) -> str:
+    return f"uploads/{tenant_id}/{public_id(upload_id)}/{part_id(part)}"
+
+
+def create(
+    connection: Connection,
+    tenant_id: int,
+    *,
+    purpose: str,
+    filename: str,
+    size: int,
+    mime_type: str,
+    file_expires_seconds: int | None,
+) -> Upload:
+    """Open for an hour. `size` is that of the whole file, in bytes."""
+    number = ids.new()
+    values = {"id": number, "tenant_id": tenant_id, "purpose": purpose, "filename": filename, "bytes": size}
+    more = {"mime_type": mime_type, "file_expires_seconds": file_expires_seconds, "life": LIFE_SECONDS}
+    connection.execute(_NEW, values | more)
+    return find(connection, tenant_id, number)
+
+
+def find(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
+    row = connection.execute(_FIND, {"tenant_id": tenant_id, "id": upload_id}).one_or_none()
+    if row is None:
+        raise NotFound("There is no such upload.")
+    return _upload(row)
+
+
+def add_part(
+    connection: Connection, tenant_id: int, upload_id: int, *, part: int, size: int, sha256: bytes, key: str
+) -> None:
+    """Records a part that lies in the store.
+
+    Raises:
+        NotFound, Conflict: no such upload, or none that is open.
+        PartsUnfit: more came than was announced.
+    """
+    upload = _lock_pending(connection, tenant_id, upload_id)
+    taken = connection.execute(_TAKEN, {"id": upload_id}).scalar_one()
+    if taken + size > upload.bytes:
+        raise PartsUnfit(f"The parts come to {taken + size:,} bytes; the upload was to have {upload.bytes:,}.")
+    values = {"id": part, "upload_id": upload_id, "tenant_id": tenant_id, "bytes": size}
+    connection.execute(_NEW_PART, values | {"sha256": sha256, "object_key": key})
+
+
+def complete(
+    database: Database, store: ImageStore, tenant_id: int, upload_id: int, *, parts: Sequence[str], md5: str | None
+) -> Upload:
+    """Joins the parts, in the order given, to a file. Sent again after it worked, it answers the same.
+
+    Raises:
+        NotFound, Conflict: no such upload, or none that is open.
+        PartsUnfit: a part is not of this upload, or twice there; the bytes are not as many as announced, or have
+            another MD5.
+    """
+    with database.begin(tenant_id) as connection:
+        upload = find(connection, tenant_id, upload_id)
+        if upload.state == "completed":
+            return upload
+        _lock_pending(connection, tenant_id, upload_id)
+        known = {part_id(row.id): row for row in connection.execute(_PARTS, {"id": upload_id})}
+    if strangers := [part for part in parts if part not in known]:
+        raise PartsUnfit(f"{strangers[0][:40]!r} is no part of this upload.")
+    if len(set(parts)) != len(parts):
+        raise PartsUnfit("A part is named twice.")
+    if (size := sum(known[part].bytes for part in parts)) != upload.bytes:
+        raise PartsUnfit(f"The parts come to {size:,} bytes; the upload was to have {upload.bytes:,}.")
+    file_id = ids.new()
+    key = files.object_key(tenant_id, file_id)
+    sha256 = _join(store, [known[part].object_key for part in parts], key, md5)
+    try:
+        with database.begin(tenant_id) as connection:
+            _lock_pending(connection, tenant_id, upload_id)
+            files.record(
+                connection, file_id, tenant_id=tenant_id, purpose=upload.purpose, filename=upload.filename, size=size,
+                sha256=sha256, key=key, expires_seconds=upload.file_expires_seconds,
+            )  # fmt: skip
+            connection.execute(_COMPLETE, {"id": upload_id, "file_id": file_id})
+            return find(connection, tenant_id, upload_id)
+    except Conflict:  # another was quicker, or the hour is over
+        store.drop(key)
+        raise
+
+
+def cancel(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
+    """No part is taken any more. Calling it again is no error; a completed upload is a Conflict."""
+    upload = find(connection, tenant_id, upload_id)
+    if upload.state == "completed":
+        raise Conflict("The upload is completed; delete its file instead.")
+    connection.execute(_CANCEL, {"id": upload_id})
+    return find(connection, tenant_id, upload_id)
+
+
+def over(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+    """Uploads that are out of time, or over with parts that still take room."""
+    return connection.execute(_OVER, {"besides": list(besides)}).scalars().all()
+
+
+def drop(store: ImageStore, upload_id: int, lease: Lease) -> None:
+    """The objects first, then their rows."""
+    with lease.begin() as connection:
+        connection.execute(_EXPIRE, {"id": upload_id})
+        if not connection.execute(_IS_OVER, {"id": upload_id}).scalar_one():  # the clock was set back
+            return
+        keys = [row.object_key for row in connection.execute(_PARTS, {"id": upload_id})]
+    for key in keys:
+        store.drop(key)
+        lease.keep()
+    with lease.begin() as connection:
+        connection.execute(_FORGET_PARTS, {"id": upload_id})
+
+
+def _lock_pending(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
+    row = connection.execute(_LOCK, {"tenant_id": tenant_id, "id": upload_id}).one_or_none()
+    if row is None:
+        raise NotFound("There is no such upload.")
+    if row.state != "pending" or row.overdue:
+        state = row.state if row.state != "pending" else "expired"
+        raise Conflict(f"The upload is {state}; only a pending one takes parts and can be completed.")
+    return _upload(row)
+
+
+def _join(store: ImageStore, keys: Sequence[str], target: str, md5: str | None) -> bytes:
+    """Returns the sha256 of the whole."""
+    digest, checksum = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with tempfile.TemporaryFile() as file:
+        for key in keys:
+            for chunk in store.stream(key):
+                file.write(chunk)
+                digest.update(chunk)
+                checksum.update(chunk)
+        if md5 is not None and checksum.hexdigest() != md5.lower():
+            raise PartsUnfit(f"The file's MD5 is {checksum.hexdigest()}, not the one that was given.")
+        file.seek(0)
+        store.put_file(target, file, "application/octet-stream")
+    return digest.digest()
+
+
+def _upload(row: Any) -> Upload:
+    return Upload(
+        row.id, row.tenant_id, row.purpose, row.filename, row.bytes, row.state, row.file_id, row.file_expires_seconds,
+        row.created_at, row.expires_at,
+    )  # fmt: skip

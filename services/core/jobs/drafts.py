@@ -1,0 +1,284 @@
+"""Drafts: jobs that grow by numbered chunks and are queued, whole, by their last commit.
+
+A chunk is committed once, however often it is sent. Its images are queued rows in segments that are not open, so
+nothing claims them before `finalize` opens them all. Whoever reads outside the transaction that writes (to parse a
+chunk, to look for duplicates) holds no lock; the draft's total says whether another was quicker.
+
+Functions that take a connection take an open transaction and never commit.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from services.core.jobs import idempotency, lifecycle, queries
+from services.core.jobs.submissions import MOST_PROBLEMS, Ground, Submission
+from services.core.model import requests, strict_json
+from services.core.model.errors import Conflict, InvalidSubmission, NotFound, Problem
+from services.core.model.specs import Shape
+from services.core.model.states import JobState
+
+KEPT_DAYS = 7
+_TOLD = 10  # of missing chunks, by number
+
+_NEW = text("""
+INSERT INTO jobs (id, tenant_id, state, priority, total, labels, dedupe, embed_prompt, parent_id, expires_at)
+VALUES (:id, :tenant_id, 'draft', :priority, 0, CAST(:labels AS jsonb), :dedupe, :embed_prompt, :parent_id,
+        now() + make_interval(days => :days))
+""")
+_NEW_COUNTERS = text("INSERT INTO counters (job_id, queued) VALUES (:id, 0)")
+_GROUND = text("""
+SELECT state, total, priority, opened_at FROM jobs WHERE id = :id AND tenant_id = :tenant_id
+""")
+_LOCKED_GROUND = text(f"{_GROUND.text} FOR NO KEY UPDATE")
+_SHAPES = text("""
+SELECT model_revision, width, height, steps, guided FROM segments WHERE job_id = :id ORDER BY segments.id
+""")
+_CHUNK = text("SELECT number, sha256, requests, images FROM job_chunks WHERE job_id = :id AND number = :number")
+_CHUNKS = text("""
+SELECT number, sha256, requests, images FROM job_chunks
+WHERE job_id = :id AND number > :after ORDER BY number LIMIT :limit
+""")
+_NEW_CHUNK = text("""
+INSERT INTO job_chunks (job_id, number, tenant_id, sha256, first_index, requests, images)
+VALUES (:id, :number, :tenant_id, :sha256, :first_index, :requests, :images)
+""")
+_GROW_SEGMENT = text("UPDATE segments SET high = :high WHERE job_id = :id AND id = :segment")
+_GROW = text("UPDATE jobs SET total = total + :images, requests = requests + :requests WHERE id = :id")
+_GROW_COUNTERS = text("UPDATE counters SET queued = queued + :images WHERE job_id = :id")
+_COUNT_CHUNKS = text("""
+SELECT count(*) AS chunks, count(*) FILTER (WHERE number < :wanted) AS within FROM job_chunks WHERE job_id = :id
+""")
+_MISSING = text("""
+SELECT wanted.number FROM generate_series(0, :wanted - 1) AS wanted (number)
+WHERE NOT EXISTS (SELECT FROM job_chunks WHERE job_id = :id AND job_chunks.number = wanted.number) LIMIT :limit
+""")
+_DUPLICATES = text("""
+WITH twice AS MATERIALIZED (
+  SELECT custom_id, min(index) AS first, (array_agg(index ORDER BY index))[2] AS second
+  FROM payloads WHERE job_id = :id AND custom_id IS NOT NULL GROUP BY custom_id HAVING count(*) > 1
+  ORDER BY second LIMIT :limit
+)
+SELECT twice.custom_id, place.*
+FROM twice CROSS JOIN LATERAL (
+  SELECT array_agg(c.number ORDER BY indexes.index) AS chunks, array_agg((
+    SELECT count(*) FROM payloads p WHERE p.job_id = :id AND p.index >= c.first_index AND p.index < indexes.index
+  ) ORDER BY indexes.index) AS requests
+  FROM unnest(ARRAY[first, second]) AS indexes (index)
+  JOIN job_chunks c ON c.job_id = :id AND indexes.index >= c.first_index AND indexes.index < c.first_index + c.images
+) place
+ORDER BY second
+""")
+_FINALIZE = text("""
+UPDATE jobs SET state = 'queued', opened_at = now(), expires_at = NULL WHERE id = :id AND state = ANY(:sources)
+""")
+_OPEN = text("UPDATE segments SET open = true WHERE job_id = :id")
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A chunk as it was committed. `sha256` in hex, of what it asks for, whatever its white space."""
+
+    number: int
+    requests: int
+    images: int
+    sha256: str
+
+
+def open_draft(
+    connection: Connection,
+    tenant_id: int,
+    job_id: int,
+    label: requests.Label,
+    *,
+    idempotency_key: str | None = None,
+) -> int | None:
+    """Makes a job without images. Returns None, or the job that this Idempotency-Key made before."""
+    if idempotency_key is not None:
+        digest = idempotency.digest("draft", label.model_dump())
+        known = idempotency.remember(connection, tenant_id, idempotency_key, sha256=digest, thing=job_id)
+        if known is not None:
+            return known
+    create(
+        connection,
+        tenant_id,
+        job_id,
+        priority=requests.PRIORITIES[label.priority],
+        labels=label.labels,
+        dedupe=label.dedupe,
+        embed_prompt=label.embed_prompt,
+    )
+    return None
+
+
+def create(
+    connection: Connection,
+    tenant_id: int,
+    job_id: int,
+    *,
+    priority: int,
+    labels: dict[str, str],
+    dedupe: bool,
+    embed_prompt: bool,
+    parent_id: int | None = None,
+) -> None:
+    """Records a draft that holds nothing."""
+    values = {"id": job_id, "tenant_id": tenant_id, "priority": priority, "labels": json.dumps(labels)}
+    options = {"dedupe": dedupe, "embed_prompt": embed_prompt, "parent_id": parent_id, "days": KEPT_DAYS}
+    connection.execute(_NEW, values | options)
+    connection.execute(_NEW_COUNTERS, {"id": job_id})
+
+
+def ground(connection: Connection, tenant_id: int, job_id: int, number: int) -> Ground:
+    """What the chunk of that number is parsed upon. One that was committed finds the room that it has taken: sent
+    again, it must not be refused for it.
+
+    Raises:
+        NotFound: no such job of this tenant.
+        Conflict: it is no draft.
+    """
+    row = _draft(connection, tenant_id, job_id, _GROUND)
+    known = connection.execute(_CHUNK, {"id": job_id, "number": number}).one_or_none()
+    images = row.total - (known.images if known else 0)
+    return Ground(job_id, images, tuple(Shape(*shape) for shape in connection.execute(_SHAPES, {"id": job_id})))
+
+
+def append(connection: Connection, tenant_id: int, submission: Submission, number: int) -> tuple[Chunk, bool]:
+    """Commits a parsed chunk with its images, once. Returns it, and whether it had been committed before.
+
+    Raises:
+        InvalidSubmission: something is wrong with it.
+        NotFound, Conflict: no such draft any more; this number has another content (`chunk_conflict`); or another
+            chunk was appended since this one's ground was read (`chunk_busy`).
+    """
+    digest = submission.close()
+    job_id, first = submission.job_id, submission.ground.images
+    row = _draft(connection, tenant_id, job_id, _LOCKED_GROUND)
+    known = connection.execute(_CHUNK, {"id": job_id, "number": number}).one_or_none()
+    if known is not None:
+        if bytes(known.sha256) != digest:
+            message = f"Chunk {number} was appended before with other requests; give these another number."
+            raise Conflict(message, "chunk_conflict")
+        return _chunk(known), True
+    if row.total != first:
+        message = "Another chunk was appended in the meantime; append one chunk at a time, and this one again."
+        raise Conflict(message, "chunk_busy")
+    images, count = submission.total - first, submission.requests
+    values = {"id": job_id, "number": number, "requests": count, "images": images}
+    connection.execute(_NEW_CHUNK, values | {"tenant_id": tenant_id, "sha256": digest, "first_index": first})
+    connection.execute(_GROW, values)
+    connection.execute(_GROW_COUNTERS, values)
+    for segment, high in submission.grown_segments.items():
+        connection.execute(_GROW_SEGMENT, {"id": job_id, "segment": segment, "high": high})
+    lifecycle.new_segments(
+        connection,
+        job_id,
+        tenant_id=tenant_id,
+        priority=row.priority,
+        segments=submission.new_segments,
+        first=len(submission.ground.shapes),
+        opened=False,
+    )
+    submission.copy(connection)
+    return Chunk(number, count, images, digest.hex()), False
+
+
+def chunks(connection: Connection, tenant_id: int, job_id: int, *, after: int, limit: int) -> list[Chunk]:
+    """The job's chunks with a number above `after`, in order. Raises NotFound."""
+    _row(connection, tenant_id, job_id, _GROUND)
+    return [_chunk(row) for row in connection.execute(_CHUNKS, {"id": job_id, "after": after, "limit": limit})]
+
+
+def inspect(connection: Connection, tenant_id: int, job_id: int, wanted: requests.Finalize) -> int | None:
+    """Looks for all that keeps a draft from being finalized. Returns its images, or None: it was finalized before.
+
+    Raises:
+        InvalidSubmission: chunks are missing, or there are too many; another count of images; duplicate custom_ids.
+        NotFound, Conflict: no such draft.
+    """
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    row = _row(connection, tenant_id, job_id, _GROUND)
+    count = connection.execute(_COUNT_CHUNKS, {"id": job_id, "wanted": wanted.chunks}).one()
+    if row.state != JobState.DRAFT and row.opened_at is not None and count.chunks == count.within == wanted.chunks:
+        return None
+    if row.state != JobState.DRAFT:
+        raise _no_draft(row.state)
+    problems = _gaps(connection, job_id, wanted, count)
+    if not problems and wanted.images not in (None, row.total):
+        message = f"The chunks hold {row.total:,} images; images says {wanted.images:,}."
+        problems.append(Problem("images_mismatch", message, "images"))
+    if not problems:
+        found = connection.execute(_DUPLICATES, {"id": job_id, "limit": MOST_PROBLEMS + 1})
+        problems = [_duplicate(entry) for entry in found]
+    if problems:
+        raise InvalidSubmission(problems[:MOST_PROBLEMS], more=len(problems) > MOST_PROBLEMS)
+    return int(row.total)
+
+
+def finalize(connection: Connection, tenant_id: int, job_id: int, images: int) -> list[str]:
+    """Queues the draft that was inspected, and all its images with it. Returns the names of its models.
+
+    Raises:
+        NotFound, Conflict: no such draft any more, or a chunk came since it was inspected.
+    """
+    row = _draft(connection, tenant_id, job_id, _LOCKED_GROUND)
+    if row.total != images:
+        raise Conflict("A chunk was appended in the meantime; finalize it again.", "chunk_busy")
+    return open_all(connection, job_id)
+
+
+def open_all(connection: Connection, job_id: int) -> list[str]:
+    """Queues a draft whose row is locked. Returns the names of its models."""
+    connection.execute(_FINALIZE, {"id": job_id, "sources": [JobState.DRAFT.value]})
+    connection.execute(_OPEN, {"id": job_id})
+    return queries.models_of(connection, job_id)
+
+
+def _draft(connection: Connection, tenant_id: int, job_id: int, statement: Any) -> Any:
+    row = _row(connection, tenant_id, job_id, statement)
+    if row.state != JobState.DRAFT:
+        raise _no_draft(row.state)
+    return row
+
+
+def _row(connection: Connection, tenant_id: int, job_id: int, statement: Any) -> Any:
+    row = connection.execute(statement, {"id": job_id, "tenant_id": tenant_id}).one_or_none()
+    if row is None:
+        raise NotFound("There is no such job.")
+    return row
+
+
+def _no_draft(state: str) -> Conflict:
+    return Conflict(f"The job is {state}; only a draft takes chunks and can be finalized.", "not_a_draft")
+
+
+def _gaps(connection: Connection, job_id: int, wanted: requests.Finalize, count: Any) -> list[Problem]:
+    if count.within < wanted.chunks:
+        values = {"id": job_id, "wanted": wanted.chunks, "limit": _TOLD}
+        missing = connection.execute(_MISSING, values).scalars().all()
+        gone = wanted.chunks - count.within
+        rest = f" and {gone - len(missing):,} more" if gone > len(missing) else ""
+        message = f"Of {wanted.chunks:,} chunks {gone:,} are missing: {', '.join(map(str, missing))}{rest}."
+        return [Problem("chunks_missing", message, "chunks")]
+    if count.chunks > count.within:
+        message = (
+            f"There are {count.chunks:,} chunks and chunks says {wanted.chunks:,}: "
+            f"{count.chunks - count.within:,} have numbers from {wanted.chunks:,} on."
+        )
+        return [Problem("chunks_mismatch", message, "chunks")]
+    return []
+
+
+def _duplicate(row: Any) -> Problem:
+    places = [f"request {request} of chunk {chunk}" for chunk, request in zip(row.chunks, row.requests, strict=True)]
+    message = (
+        f"custom_id is {strict_json.describe(row.custom_id)} in {places[0]} and in {places[1]}, counted from 0; "
+        "each must be used once in a job."
+    )
+    return Problem("duplicate_custom_id", message, "custom_id", row.chunks[1])
+
+
+def _chunk(row: Any) -> Chunk:
+    return Chunk(row.number, row.requests, row.images, bytes(row.sha256).hex())

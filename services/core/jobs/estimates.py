@@ -1,0 +1,219 @@
+"""What a job would cost and when it would be done: counted as a submission is, and put into seconds by what the workers
+have measured.
+
+Accelerator-seconds are images times the mean of their shape. The interval goes from the quickest device's mean to the
+slowest one's, each give or take two standard errors and what chance does to so many images. A shape that nobody has
+measured is scaled from the nearest one of its model by pixels, steps and guidance, and its interval is twice as wide to
+either side: not everything grows with the steps.
+
+The time to finish takes the work queued before it in the same and higher classes first, and all workers of the model as
+free for it: tenants that share a class will shift it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, text
+
+from services.core.fleet.models import Model
+from services.core.jobs.submissions import Lane, Submission
+from services.core.model import requests
+from services.core.model.specs import Shape
+from services.core.settings import Settings
+
+UNMEASURED = 2.0  # how many times wider the interval of a scaled shape is, to either side
+LIVE_SECONDS = 15.0
+
+_RATES = text("SELECT * FROM render_rates WHERE model_revision = ANY(:revisions)")
+_WORKERS = text("""
+SELECT model_revision, count(*) AS workers FROM workers
+WHERE seen_at > now() - make_interval(secs => :seconds) AND state IN ('ready', 'busy')
+  AND model_revision = ANY(:revisions)
+GROUP BY model_revision
+""")
+# A job's queued images, told apart by shape in proportion to its segments' spans: exact for a job of one shape.
+_AHEAD = text("""
+SELECT s.model_revision, s.width, s.height, s.steps, s.guided,
+       sum(waiting.queued * (s.high - s.low + 1)::double precision / waiting.span) AS images
+FROM jobs j
+CROSS JOIN LATERAL (
+  SELECT c.queued + coalesce((SELECT sum(queued) FROM counter_deltas d WHERE d.job_id = j.id), 0) AS queued,
+         (SELECT sum(high - low + 1) FROM segments o WHERE o.job_id = j.id AND o.open AND o.low <= o.high) AS span
+  FROM counters c WHERE c.job_id = j.id
+) waiting
+JOIN segments s ON s.job_id = j.id AND s.open AND s.low <= s.high
+WHERE j.finished_at IS NULL AND j.state IN ('queued', 'in_progress') AND NOT j.paused AND j.priority <= :priority
+  AND waiting.queued > 0 AND s.model_revision = ANY(:revisions)
+GROUP BY s.model_revision, s.width, s.height, s.steps, s.guided
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Seconds: what is to be expected, and between which bounds."""
+
+    low: float
+    expected: float
+    high: float
+
+    def __add__(self, other: "Span") -> "Span":
+        return Span(self.low + other.low, self.expected + other.expected, self.high + other.high)
+
+    def over(self, workers: int) -> "Span":
+        return Span(self.low / workers, self.expected / workers, self.high / workers)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What an image of a shape takes. `same`: this shape was measured, and not another of its model."""
+
+    seconds: float
+    same: bool
+    devices: tuple[tuple[float, float, int], ...]  # mean, deviation, images measured
+    scale: float = 1.0
+
+    def span(self, images: float) -> Span:
+        """Accelerator-seconds of so many images."""
+        lows, highs = [], []
+        for mean, deviation, measured in self.devices:
+            give = 2 * deviation * (1 / math.sqrt(max(measured, 1)) + 1 / math.sqrt(max(images, 1)))
+            lows.append(max(mean - give, 0.0))
+            highs.append(mean + give)
+        width = 1.0 if self.same else UNMEASURED
+        times = images * self.scale
+        return Span(min(lows) * times / width, self.seconds * images, max(highs) * times * width)
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeEstimate:
+    model: str
+    shape: Shape
+    images: int
+    workers: int
+    rate: Rate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """`ahead`: images queued that come before. None: nothing was measured, or nobody serves it."""
+
+    images: int
+    ahead: int
+    accelerator_seconds: Span | None
+    seconds_to_finish: Span | None
+    workers: int
+    shapes: tuple[ShapeEstimate, ...]
+
+    @property
+    def served(self) -> bool:
+        return all(entry.workers for entry in self.shapes)
+
+
+class Tally(Submission):
+    """A submission that is only counted: checked like any other, and nothing of it is kept."""
+
+    def __init__(self, settings: Settings, catalogue: dict[str, Model], *, defaults: dict[str, Any]) -> None:
+        super().__init__(settings, catalogue, defaults=defaults)
+        self.counts: dict[tuple[str, Shape], int] = {}  # images, by model and shape
+
+    def _write(self, request: requests.ImageRequest, lane: Lane) -> None:
+        self._count(request.model, lane, request.n)
+
+    def add_shape(self, place: int, value: object) -> None:
+        """Checks and counts some images of one shape."""
+        prefix = f"shapes[{place}]."
+        try:
+            asked = requests.Asked.model_validate(value)
+        except ValidationError as error:
+            self.problems.extend(requests.problems(error, value, place, prefix, requests.Asked.ALLOWED))
+            return
+        said = asked.model_dump(exclude={"images"}, exclude_none=True)
+        request = requests.ImageRequest(prompt="-", **said)
+        lane = self._new_lane((place,), request, place, prefix)
+        if lane is not None:
+            self._count(request.model, lane, asked.images)
+
+    def _count(self, model: str | None, lane: Lane, images: int) -> None:
+        key = model or self._settings.model, lane.shape
+        self.counts[key] = self.counts.get(key, 0) + images
+        self.total += images
+        self.requests += 1
+
+
+def estimate(connection: Connection, counts: dict[tuple[str, Shape], int], priority: int) -> Estimate:
+    """Of so many images by model and shape. Takes a transaction of the house: all tenants' work lies ahead."""
+    revisions = sorted({shape.model_revision for _, shape in counts})
+    measured = connection.execute(_RATES, {"revisions": revisions}).all()
+    found = connection.execute(_WORKERS, {"revisions": revisions, "seconds": LIVE_SECONDS})
+    workers = {row.model_revision: int(row.workers) for row in found}
+    ahead = {
+        Shape(row.model_revision, row.width, row.height, row.steps, row.guided): float(row.images)
+        for row in connection.execute(_AHEAD, {"revisions": revisions, "priority": priority})
+    }
+    rates = {shape: _rate(measured, shape) for shape in {*ahead, *(shape for _, shape in counts)}}
+    shapes = tuple(
+        ShapeEstimate(model, shape, images, workers.get(shape.model_revision, 0), rates[shape])
+        for (model, shape), images in counts.items()
+    )
+    own: dict[Shape, float] = {}
+    for (_, shape), images in counts.items():
+        own[shape] = own.get(shape, 0) + images
+    return Estimate(
+        images=sum(counts.values()),
+        ahead=round(sum(ahead.values())),
+        accelerator_seconds=_work(own, rates),
+        seconds_to_finish=_finish(own, ahead, rates, workers),
+        workers=sum(workers.values()),
+        shapes=shapes,
+    )
+
+
+def _finish(
+    own: dict[Shape, float], ahead: dict[Shape, float], rates: dict[Shape, Rate | None], workers: dict[str, int]
+) -> Span | None:
+    """The latest of its models: their workers do not wait for one another."""
+    spans = []
+    for revision in {shape.model_revision for shape in own}:
+        waiting = {shape: images for shape, images in ahead.items() if shape.model_revision == revision}
+        for shape, images in own.items():
+            if shape.model_revision == revision:
+                waiting[shape] = waiting.get(shape, 0.0) + images
+        work = _work(waiting, rates)
+        if work is None or not workers.get(revision):
+            return None
+        spans.append(work.over(workers[revision]))
+    return max(spans, key=lambda span: span.expected, default=None)
+
+
+def _work(images: dict[Shape, float], rates: dict[Shape, Rate | None]) -> Span | None:
+    total = Span(0.0, 0.0, 0.0)
+    for shape, count in images.items():
+        rate = rates[shape]
+        if rate is None:
+            return None
+        total += rate.span(count)
+    return total
+
+
+def _rate(measured: Sequence[Any], shape: Shape) -> Rate | None:
+    """This shape's rate, or else the nearest measured one's of its model, scaled."""
+    by_shape: dict[Shape, list[Any]] = {}
+    for row in measured:
+        if row.model_revision == shape.model_revision and row.images > 0:
+            key = Shape(row.model_revision, row.width, row.height, row.steps, row.guided)
+            by_shape.setdefault(key, []).append(row)
+    if not by_shape:
+        return None
+    near = min(by_shape, key=lambda other: (other != shape, abs(math.log(_size(shape) / _size(other)))))
+    rows, scale = by_shape[near], _size(shape) / _size(near)
+    devices = tuple((row.seconds_per_image, row.deviation, int(row.images)) for row in rows)
+    mean = sum(seconds * images for seconds, _, images in devices) / sum(images for _, _, images in devices)
+    return Rate(mean * scale, near == shape, devices, scale)
+
+
+def _size(shape: Shape) -> float:
+    """What a render's work grows with."""
+    return float(shape.width * shape.height * shape.steps * (2 if shape.guided else 1))

@@ -1,0 +1,47 @@
+"""Idempotency keys: one name, one thing. Recorded in the transaction that makes the thing."""
+
+import hashlib
+import json
+
+from sqlalchemy import Connection, text
+
+from services.core.model.errors import DatabaseAway, IdempotencyBusy, IdempotencyConflict
+
+_REMEMBER = text("""
+INSERT INTO idempotency (tenant_id, key, request_sha256, job_id, kind)
+VALUES (:tenant_id, :key, :sha256, :thing, :kind) ON CONFLICT DO NOTHING
+""")
+_REMEMBERED = text("SELECT request_sha256, job_id, kind FROM idempotency WHERE tenant_id = :tenant_id AND key = :key")
+
+
+def digest(*asked: object) -> bytes:
+    """sha256 of what was asked for, as plain values: the order of keys says nothing."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
+
+
+def remember(
+    connection: Connection, tenant_id: int, key: str, *, sha256: bytes, thing: int, kind: str = "job"
+) -> int | None:
+    """Takes the key for this thing; the id of the thing that has it already, or None. `sha256` is of what was asked.
+
+    Raises:
+        IdempotencyConflict: the key stands for something else.
+        IdempotencyBusy: a transaction that is under way has taken it.
+    """
+    values = {"tenant_id": tenant_id, "key": key, "sha256": sha256, "thing": thing, "kind": kind}
+    connection.execute(text("SET LOCAL lock_timeout = '2s'"))
+    try:
+        taken = connection.execute(_REMEMBER, values).rowcount
+    except Exception as error:
+        if getattr(getattr(error, "orig", None), "sqlstate", None) == "55P03":
+            raise IdempotencyBusy from None
+        raise
+    connection.execute(text("SET LOCAL lock_timeout = '10s'"))
+    if taken:
+        return None
+    row = connection.execute(_REMEMBERED, {"tenant_id": tenant_id, "key": key}).one_or_none()
+    if row is None:
+        raise DatabaseAway("The Idempotency-Key was forgotten in this very moment; try again.")
+    if bytes(row.request_sha256) != sha256 or row.kind != kind:
+        raise IdempotencyConflict
+    return int(row.job_id)

@@ -1,0 +1,303 @@
+"""Every read made for people. Each is one statement, so what it shows was true at one moment.
+
+A tenant's reads take its id and run in its own transaction: `database.begin(tenant_id)`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, TextClause, text
+
+from services.core.model.states import ImageState
+
+_COUNTS = ("queued", "rendering", "done", "failed", "cancelled")
+
+_JOB = """
+SELECT j.*, now() AS as_of,
+       c.queued + d.queued AS queued, c.rendering + d.rendering AS rendering, c.done + d.done AS done,
+       c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled, c.reused + d.reused AS reused_images,
+       CASE WHEN c.folded_at > now() - interval '60 seconds' THEN c.rate ELSE 0 END AS rate
+FROM jobs j JOIN counters c ON c.job_id = j.id
+CROSS JOIN LATERAL (
+  SELECT coalesce(sum(queued), 0)::integer AS queued, coalesce(sum(rendering), 0)::integer AS rendering,
+         coalesce(sum(done), 0)::integer AS done, coalesce(sum(failed), 0)::integer AS failed,
+         coalesce(sum(cancelled), 0)::integer AS cancelled, coalesce(sum(reused), 0)::integer AS reused
+  FROM counter_deltas WHERE job_id = j.id
+) d
+"""
+_ONE_JOB = text(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id = :job_id")
+_JOBS = text(
+    _JOB + "WHERE j.tenant_id = :tenant_id AND j.id < :before AND (CAST(:state AS text) IS NULL OR j.state = :state) "
+    "AND j.labels @> CAST(:labels AS jsonb) ORDER BY j.id DESC LIMIT :limit"
+)
+
+_IMAGE = """
+SELECT i.index, i.state, p.custom_id, p.output_format, p.output_compression, p.seed, p.index AS first_index,
+       r.object_key, r.sha256, r.bytes, r.truncated, r.flagged, r.unknown_words, r.device, r.reproducibility_class,
+       r.reused, e.versions, f.code, f.message
+FROM {images} i
+CROSS JOIN LATERAL (
+  SELECT index, custom_id, output_format, output_compression, seed FROM payloads
+  WHERE payloads.job_id = i.job_id AND payloads.index <= i.index ORDER BY payloads.index DESC LIMIT 1
+) p
+LEFT JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND results.index = i.index OFFSET 0) r ON true
+LEFT JOIN engines e ON e.id = r.engine_id
+LEFT JOIN LATERAL (
+  SELECT code, message FROM failures WHERE i.state = 3 AND failures.job_id = i.job_id AND failures.index = i.index
+  ORDER BY id DESC LIMIT 1
+) f ON true
+"""
+# Few images first, then what belongs to each: joined before they are few, it would be that of the whole job.
+_PAGE = """(
+  SELECT * FROM images WHERE job_id = :job_id AND index > :after{which} ORDER BY index LIMIT :limit
+)"""
+
+
+def _page(which: str = "") -> TextClause:
+    return text(_IMAGE.format(images=_PAGE.format(which=which)) + "ORDER BY i.index")
+
+
+# By equality, so that the planner knows how few they are; a range it takes for a good part of the table.
+_THESE = """unnest(CAST(:indexes AS integer[])) AS wanted (index)
+CROSS JOIN LATERAL (SELECT * FROM images WHERE images.job_id = :job_id AND images.index = wanted.index OFFSET 0)"""
+_THESE_IMAGES = text(_IMAGE.format(images=_THESE) + "ORDER BY i.index")
+_IMAGES_FROM = _page()
+_IMAGES_IN_STATE = _page(" AND state = :state")
+_IMAGES_NOT_FAILED = _page(" AND state <> 3")
+_OWNS = text("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
+_WAITING_MODELS = text("""
+SELECT DISTINCT m.name FROM models m WHERE EXISTS (
+  SELECT FROM segments WHERE model_revision = m.revision AND open AND low <= high)
+""")
+_MODELS_OF = text("""
+SELECT DISTINCT m.name FROM segments s JOIN models m ON m.revision = s.model_revision WHERE s.job_id = :job_id
+""")
+_FLEET = text("""
+SELECT id, host, pid, device, model, state, extract(epoch FROM now() - seen_at)::double precision AS silent
+FROM workers WHERE seen_at > now() - interval '5 minutes' ORDER BY host, pid
+""")
+_WORKERS = text("""
+SELECT model_revision, count(*) AS workers FROM workers
+WHERE state IN ('ready', 'busy') AND seen_at > now() - interval '15 seconds' GROUP BY model_revision
+""")
+_TOTALS = text("""
+SELECT sum(c.queued + d.queued) AS queued, sum(c.rendering + d.rendering) AS rendering, sum(c.done + d.done) AS done,
+       sum(c.failed + d.failed) AS failed, sum(c.cancelled + d.cancelled) AS cancelled
+FROM counters c CROSS JOIN LATERAL (
+  SELECT coalesce(sum(queued), 0) AS queued, coalesce(sum(rendering), 0) AS rendering, coalesce(sum(done), 0) AS done,
+         coalesce(sum(failed), 0) AS failed, coalesce(sum(cancelled), 0) AS cancelled
+  FROM counter_deltas WHERE job_id = c.job_id
+) d
+""")
+_JOB_STATES = text("SELECT state, count(*) AS jobs FROM jobs GROUP BY state")
+_OPEN_CLAIMS = text("SELECT count(*) FROM claims WHERE state = 'open'")
+_READY = text("""
+SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SELECT FROM models) AS worker_was_up
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """One job at one moment. `reused`: of the done ones, copied from earlier images. `rate`: images finished a second,
+    lately; `eta_seconds`: None while nothing moves."""
+
+    id: int
+    state: str
+    paused: bool
+    priority: int
+    total: int
+    counts: dict[str, int]
+    labels: dict[str, str]
+    requests: int
+    retry_of: int | None
+    reused: int
+    dedupe: bool
+    embed_prompt: bool
+    created_at: datetime
+    started_at: datetime | None
+    cancel_requested_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    stop_reason: str | None
+    rate: float
+    eta_seconds: float | None
+    as_of: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ImageView:
+    """One image at one moment. Of a done one `flagged` is None where no checker ran, and `versions` where none were
+    recorded."""
+
+    index: int
+    state: ImageState
+    custom_id: str | None
+    seed: int
+    output_format: str
+    output_compression: int | None
+    object_key: str | None
+    sha256: str | None
+    bytes: int | None
+    truncated: bool | None
+    flagged: bool | None
+    unknown_words: tuple[str, ...] | None
+    reproducibility_class: str | None
+    reused: bool | None
+    versions: str | None
+    device: str | None
+    error_code: str | None
+    error_message: str | None
+
+
+def job(connection: Connection, tenant_id: int, job_id: int) -> JobView | None:
+    row = connection.execute(_ONE_JOB, {"tenant_id": tenant_id, "job_id": job_id}).one_or_none()
+    return None if row is None else _job_view(row)
+
+
+def jobs(
+    connection: Connection,
+    tenant_id: int,
+    *,
+    before: int,
+    limit: int,
+    state: str | None = None,
+    label: tuple[str, str] | None = None,
+) -> list[JobView]:
+    """The newest jobs with an id below `before`, in that state and with that label if one is given."""
+    values = {"tenant_id": tenant_id, "before": before, "limit": limit, "state": state}
+    values["labels"] = json.dumps(dict([label] if label else []))
+    return [_job_view(row) for row in connection.execute(_JOBS, values)]
+
+
+def images(
+    connection: Connection, tenant_id: int, job_id: int, *, state: ImageState | None, after: int, limit: int
+) -> list[ImageView] | None:
+    """The job's images with an index above `after`, in order; None: no such job of this tenant."""
+    if not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
+        return None
+    values = {"job_id": job_id, "after": after, "limit": limit}
+    if state is None:
+        rows = connection.execute(_IMAGES_FROM, values)
+    else:
+        rows = connection.execute(_IMAGES_IN_STATE, values | {"state": int(state)})
+    return [_image_view(row) for row in rows]
+
+
+def image(connection: Connection, tenant_id: int | None, job_id: int, index: int) -> ImageView | None:
+    """One image; None: there is none, or not of this tenant. As the house (None) anybody's."""
+    if tenant_id is not None and not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
+        return None
+    found = images_at(connection, job_id, [index])
+    return found[0] if found else None
+
+
+def images_at(connection: Connection, job_id: int, indexes: Sequence[int]) -> list[ImageView]:
+    """The job's images of these indexes, in order."""
+    rows = connection.execute(_THESE_IMAGES, {"job_id": job_id, "indexes": list(indexes)})
+    return [_image_view(row) for row in rows]
+
+
+def images_failed_first(
+    connection: Connection, tenant_id: int, job_id: int, *, failed: bool, after: int, limit: int
+) -> list[ImageView] | None:
+    """The images that failed, in order, and then all the others. `failed`: the page before ended among the failed,
+    at the index `after`. None: no such job of this tenant."""
+    found: list[ImageView] | None = []
+    if failed:
+        found = images(connection, tenant_id, job_id, state=ImageState.FAILED, after=after, limit=limit)
+        after = -1
+    elif not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
+        return None
+    if found is None or len(found) == limit:
+        return found
+    values = {"job_id": job_id, "after": after, "limit": limit - len(found)}
+    return found + [_image_view(row) for row in connection.execute(_IMAGES_NOT_FAILED, values)]
+
+
+def waiting_models(connection: Connection) -> list[str]:
+    """Models for which something may wait: whose bells should ring."""
+    return list(connection.execute(_WAITING_MODELS).scalars())
+
+
+def models_of(connection: Connection, job_id: int) -> list[str]:
+    """The models that render a job."""
+    return list(connection.execute(_MODELS_OF, {"job_id": job_id}).scalars())
+
+
+def fleet(connection: Connection) -> Sequence[Any]:
+    """Workers seen in the last five minutes; `silent` is seconds since."""
+    return connection.execute(_FLEET).all()
+
+
+def workers_by_revision(connection: Connection) -> dict[str, int]:
+    """How many live workers serve each model revision."""
+    return {row.model_revision: row.workers for row in connection.execute(_WORKERS)}
+
+
+def readiness(connection: Connection, model: str) -> tuple[bool, bool]:
+    """Whether the model is registered, and whether a worker has ever been up: only workers register models, and a
+    fleet that was scaled to nothing accepts work."""
+    row = connection.execute(_READY, {"model": model}).one()
+    return row.registered, row.worker_was_up
+
+
+def totals(connection: Connection) -> tuple[dict[str, int], dict[str, int], int]:
+    """Of the whole house: images by state, jobs by state, open claims."""
+    row = connection.execute(_TOTALS).one()
+    images_by_state = {name: int(getattr(row, name) or 0) for name in _COUNTS}
+    jobs_by_state = {entry.state: entry.jobs for entry in connection.execute(_JOB_STATES)}
+    return images_by_state, jobs_by_state, int(connection.execute(_OPEN_CLAIMS).scalar_one())
+
+
+def _job_view(row: Any) -> JobView:
+    left = row.queued + row.rendering
+    rate = row.rate if left and row.state in ("queued", "in_progress") else 0.0
+    return JobView(
+        id=row.id,
+        state=row.state,
+        paused=row.paused,
+        priority=row.priority,
+        total=row.total,
+        counts={name: getattr(row, name) for name in _COUNTS},
+        labels=row.labels,
+        requests=row.requests,
+        retry_of=row.parent_id,
+        reused=row.reused_images,
+        dedupe=row.dedupe,
+        embed_prompt=row.embed_prompt,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        cancel_requested_at=row.cancel_requested_at,
+        finished_at=row.finished_at,
+        expires_at=row.expires_at,
+        stop_reason=row.stop_reason,
+        rate=rate,
+        eta_seconds=left / rate if rate > 0 else None,
+        as_of=row.as_of,
+    )
+
+
+def _image_view(row: Any) -> ImageView:
+    return ImageView(
+        index=row.index,
+        state=ImageState(row.state),
+        custom_id=row.custom_id,
+        seed=(row.seed + row.index - row.first_index) % 2**63,
+        output_format=row.output_format,
+        output_compression=row.output_compression,
+        object_key=row.object_key,
+        sha256=None if row.sha256 is None else bytes(row.sha256).hex(),
+        bytes=row.bytes,
+        truncated=row.truncated,
+        flagged=row.flagged,
+        unknown_words=None if row.unknown_words is None else tuple(row.unknown_words),
+        reproducibility_class=row.reproducibility_class,
+        reused=row.reused,
+        versions=row.versions,
+        device=row.device,
+        error_code=row.code,
+        error_message=row.message,
+    )

@@ -1,0 +1,153 @@
+"""A job's requests as people look at them: what failed first. A request's state follows from its images' states.
+
+The states are walked one after the other, each in order of index, from where a page ended. A walk jumps from one image
+in the state to the request that it belongs to, and on to the first such image behind that request: it costs what is
+found, where an index of the images knows the state (failed, queued), and else one look at the rows in between.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from services.core.jobs import queries
+from services.core.jobs.queries import ImageView
+from services.core.model.errors import NotFound
+from services.core.model.states import ImageState
+
+ORDER = (ImageState.FAILED, ImageState.RENDERING, ImageState.QUEUED, ImageState.CANCELLED, ImageState.DONE)
+MOST_IMAGES = 10_000  # on a page: a request has up to a thousand
+LOOKED_AT = 20_000  # requests, for one page
+
+_STATE = """
+SELECT p.index, p.n, p.custom_id, p.prompt, p.negative_prompt, state.* FROM {requests} p
+CROSS JOIN LATERAL (
+  SELECT CASE WHEN count(*) FILTER (WHERE i.state = 3) > 0 THEN 3 WHEN count(*) FILTER (WHERE i.state = 2) = p.n THEN 2
+              WHEN count(*) FILTER (WHERE i.state = 4) > 0 THEN 4 WHEN count(*) FILTER (WHERE i.state = 1) > 0 THEN 1
+              ELSE 0 END AS state
+  FROM images i WHERE i.job_id = :job_id AND i.index >= p.index AND i.index < p.index + p.n
+) state
+"""
+# The first image at or after an index that is in the state.
+_NEXT = (
+    """SELECT index FROM images WHERE job_id = :job_id AND state = {state} AND index >= {at} ORDER BY index LIMIT 1"""
+)
+_NEXT_QUEUED = """
+SELECT min(waiting.index) FROM segments s CROSS JOIN LATERAL (
+  SELECT index FROM images
+  WHERE images.job_id = :job_id AND segment_id = s.id AND state = 0 AND index >= {at} ORDER BY index LIMIT 1
+) waiting
+WHERE s.job_id = :job_id HAVING min(waiting.index) IS NOT NULL
+"""
+_JUMP = """(
+  WITH RECURSIVE found AS (
+    (SELECT p.* FROM ({start}) first (index) CROSS JOIN LATERAL ({payload}) p)
+    UNION ALL
+    SELECT p.* FROM found CROSS JOIN LATERAL ({next}) next (index) CROSS JOIN LATERAL ({payload_next}) p
+  )
+  SELECT * FROM found LIMIT :looked_at
+)"""
+_PAYLOAD = """SELECT index, n, custom_id, prompt, negative_prompt FROM payloads
+WHERE payloads.job_id = :job_id AND payloads.index <= {at} ORDER BY payloads.index DESC LIMIT 1"""
+# Few images are being rendered at a time, in all the house.
+_RENDERING = """(
+  SELECT DISTINCT p.* FROM images i CROSS JOIN LATERAL ({payload}) p
+  WHERE i.job_id = :job_id AND i.claim_id IS NOT NULL AND p.index >= :from ORDER BY p.index LIMIT :looked_at
+)"""
+
+
+def _jump(state: ImageState) -> str:
+    first = _NEXT_QUEUED if state is ImageState.QUEUED else _NEXT
+    return _JUMP.format(
+        start=first.format(at=":from", state=int(state)),
+        payload=_PAYLOAD.format(at="first.index"),
+        next=first.format(at="found.index + found.n", state=int(state)),
+        payload_next=_PAYLOAD.format(at="next.index"),
+    )
+
+
+_SOURCES = {state: _jump(state) for state in ORDER} | {
+    ImageState.RENDERING: _RENDERING.format(payload=_PAYLOAD.format(at="i.index"))
+}
+_REQUESTS = {state: text(_STATE.format(requests=source)) for state, source in _SOURCES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a page begins: among the requests of this state, at this index."""
+
+    state: ImageState
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestView:
+    """One request at one moment, with its images. `index` is that of its first one."""
+
+    index: int
+    custom_id: str | None
+    prompt: str
+    negative_prompt: str
+    n: int
+    state: ImageState
+    images: tuple[ImageView, ...]
+
+
+def page(
+    connection: Connection, tenant_id: int, job_id: int, *, only: ImageState | None, place: Place | None, limit: int
+) -> tuple[list[RequestView], Place | None]:
+    """Up to `limit` requests from `place` on, and where the next page begins; None: there is no more. Raises NotFound.
+
+    Requests that change their state while somebody turns the pages may be missed or seen twice, as in any list.
+    """
+    job = queries.job(connection, tenant_id, job_id)
+    if job is None:
+        raise NotFound("There is no such job.")
+    found: dict[int, tuple[int, ImageState, tuple[str | None, str, str]]] = {}  # by index: n, state, words
+    states = (only,) if only is not None else ORDER
+    ended: Place | None = None
+    for state in states[states.index(place.state) if place else 0 :]:
+        if not job.counts[state.word]:
+            continue
+        start = place.index if place is not None and place.state is state else 0
+        ended = _gather(connection, job_id, Place(state, start), found, limit)
+        if ended is not None:
+            break
+    images = queries.images_at(connection, job_id, [first + nth for first in found for nth in range(found[first][0])])
+    return _together(found, images), ended
+
+
+def _gather(
+    connection: Connection,
+    job_id: int,
+    place: Place,
+    found: dict[int, tuple[int, ImageState, tuple[str | None, str, str]]],
+    limit: int,
+) -> Place | None:
+    """Adds requests of the place's state; where to go on, or None when there are no more of them."""
+    values = {"job_id": job_id, "from": place.index, "looked_at": LOOKED_AT}
+    total = sum(n for n, _, _ in found.values())
+    looked_at, end = 0, place.index
+    options = {"stream_results": True, "max_row_buffer": 200}
+    with connection.execute(_REQUESTS[place.state], values, execution_options=options) as rows:
+        row: Any
+        for row in rows:
+            looked_at, end = looked_at + 1, row.index + row.n
+            if row.state != place.state or row.index in found:
+                continue
+            if len(found) == limit or (found and total + row.n > MOST_IMAGES):
+                return Place(place.state, row.index)
+            found[row.index] = row.n, place.state, (row.custom_id, row.prompt, row.negative_prompt)
+            total += row.n
+    return Place(place.state, end) if looked_at == LOOKED_AT else None
+
+
+def _together(
+    found: dict[int, tuple[int, ImageState, tuple[str | None, str, str]]], images: Sequence[ImageView]
+) -> list[RequestView]:
+    by_index = {image.index: image for image in images}
+    return [
+        RequestView(first, *words, n, state, tuple(by_index[index] for index in range(first, first + n)))
+        for first, (n, state, words) in found.items()
+    ]

@@ -1,0 +1,112 @@
+"""Trying failed images again: a new job of them, linked to the old one, which stays finished.
+
+Its rows are made from the old one's by the database itself, so a million failures cost this process no memory. Seeds,
+shapes, custom_ids and the model's revision are the old ones: images of a request that failed one after another become
+one request, so a custom_id may stand at several.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from services.core.jobs import drafts, idempotency, lifecycle, submissions
+from services.core.model import requests, states
+from services.core.model.errors import Conflict, NotFound
+from services.core.model.states import ImageState
+
+_PARENT = text("SELECT * FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
+# Seeds wrap around at 2^63, which a bigint cannot hold on the way.
+_RUNS = """
+INSERT INTO {leaf} (job_id, index, n, segment_id, seed, guidance_scale, output_format, custom_id, prompt,
+                    negative_prompt, output_compression)
+SELECT :child, sum(run.n) OVER (ORDER BY run.first) - run.n, run.n, p.segment_id,
+       mod(p.seed::numeric + run.first - p.index, 9223372036854775808)::bigint, p.guidance_scale, p.output_format,
+       p.custom_id, p.prompt, p.negative_prompt, p.output_compression
+FROM (
+  SELECT request, min(index) AS first, count(*)::integer AS n FROM (
+    SELECT i.index, p.index AS request, i.index - row_number() OVER (PARTITION BY p.index ORDER BY i.index) AS island
+    FROM images i
+    CROSS JOIN LATERAL (
+      SELECT index FROM payloads WHERE payloads.job_id = :parent AND payloads.index <= i.index
+      ORDER BY payloads.index DESC LIMIT 1
+    ) p
+    WHERE i.job_id = :parent AND i.state = ANY(:states)
+  ) failed GROUP BY request, island
+) run JOIN payloads p ON p.job_id = :parent AND p.index = run.request
+"""
+_SEGMENTS = text("""
+INSERT INTO segments (job_id, id, tenant_id, model_revision, width, height, steps, guided, priority, open, low, high)
+SELECT :child, s.id, s.tenant_id, s.model_revision, s.width, s.height, s.steps, s.guided, :priority, false,
+       span.low, span.high
+FROM (
+  SELECT segment_id, min(index) AS low, max(index + n - 1) AS high FROM payloads WHERE job_id = :child
+  GROUP BY segment_id
+) span JOIN segments s ON s.job_id = :parent AND s.id = span.segment_id
+""")
+_COUNT = text("SELECT count(*) AS requests, coalesce(sum(n), 0) AS images FROM payloads WHERE job_id = :child")
+_TOTAL = text("UPDATE jobs SET total = :images, requests = :requests WHERE id = :child")
+_COUNTERS = text("UPDATE counters SET queued = :images WHERE job_id = :child")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The new job and the names of its models. `replayed`: this Idempotency-Key had made it before."""
+
+    job_id: int
+    models: list[str]
+    replayed: bool = False
+
+
+def retry(
+    connection: Connection,
+    tenant_id: int,
+    parent_id: int,
+    asked: requests.Retry,
+    *,
+    idempotency_key: str | None = None,
+) -> Receipt:
+    """Queues a new job of the images that failed, or were cancelled if that is asked for.
+
+    Raises:
+        NotFound: no such job of this tenant.
+        Conflict: it has not finished, or nothing of it failed.
+        IdempotencyConflict, IdempotencyBusy: the key stands for something else, or for a request under way.
+    """
+    parent = connection.execute(_PARENT, {"id": parent_id, "tenant_id": tenant_id}).one_or_none()
+    if parent is None:
+        raise NotFound("There is no such job.")
+    child = lifecycle.new_id()
+    if idempotency_key is not None:
+        digest = idempotency.digest("retry", parent_id, asked.model_dump())
+        known = idempotency.remember(connection, tenant_id, idempotency_key, sha256=digest, thing=child)
+        if known is not None:
+            return Receipt(known, [], replayed=True)
+    if parent.state not in states.FINAL_JOB_STATES:
+        message = f"The job is {parent.state}; what failed of it can be tried again once it has finished."
+        raise Conflict(message, "job_not_finished")
+    wanted = [ImageState.FAILED, *([ImageState.CANCELLED] if asked.include_cancelled else [])]
+    priority = parent.priority if asked.priority is None else requests.PRIORITIES[asked.priority]
+    drafts.create(
+        connection,
+        tenant_id,
+        child,
+        priority=priority,
+        labels=parent.labels if asked.labels is None else asked.labels,
+        dedupe=parent.dedupe,
+        embed_prompt=parent.embed_prompt,
+        parent_id=parent_id,
+    )
+    values = {"parent": parent_id, "child": child, "priority": priority}
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    runs = text(_RUNS.format(leaf=submissions.leaf(connection, "payloads", child)))
+    connection.execute(runs, values | {"states": [int(state) for state in wanted]})
+    count = connection.execute(_COUNT, {"child": child}).one()
+    if not count.images:
+        words = " or ".join(f"was {state.word}" if state is ImageState.CANCELLED else state.word for state in wanted)
+        raise Conflict(f"No image of the job {words}: there is nothing to try again.", "nothing_to_retry")
+    connection.execute(_SEGMENTS, values)
+    totals = {"child": child, "images": count.images, "requests": count.requests}
+    connection.execute(_TOTAL, totals)
+    connection.execute(_COUNTERS, totals)
+    submissions.spread(connection, child)
+    return Receipt(child, drafts.open_all(connection, child))

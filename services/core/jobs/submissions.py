@@ -1,0 +1,353 @@
+"""Submit: validate everything, then record everything in one transaction, then ring.
+
+Requests are checked one by one as they are read and written, ready for COPY, to a spool that lives on disk once it
+is large: memory stays flat, and the transaction does nothing but copy. One problem refuses the whole submission.
+"""
+
+import hashlib
+import secrets
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, text
+
+from services.core.db import tables
+from services.core.db.database import Database
+from services.core.fleet.models import Model
+from services.core.jobs import idempotency, lifecycle
+from services.core.model import requests, strict_json
+from services.core.model.errors import InvalidSubmission, Problem
+from services.core.model.specs import SEED_LIMIT, Shape
+from services.core.settings import Settings
+
+MOST_PROBLEMS = 100
+MOST_SHAPES = 64
+_MOST_LANES = 10_000
+_SPOOL_MEMORY = 1 << 20
+_SPOOL_ROWS = 1_000  # written at a time
+_COPY_CHUNK = 1 << 18
+
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a submission came to. `replayed`: this Idempotency-Key had been used for it before."""
+
+    job_id: int
+    models: frozenset[str]
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What requests that say the same of model, size, steps and guidance come to."""
+
+    shape: Shape
+    segment: int
+    guidance: float
+    said: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A job that stands already, and what it has: images, and the shapes of its segments, in order of their numbers."""
+
+    job_id: int
+    images: int = 0
+    shapes: tuple[Shape, ...] = ()
+
+
+class Submission:
+    """Gathers requests for a new job, or for one that stands. A context manager; not for two threads at once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: dict[str, Model],
+        *,
+        defaults: dict[str, Any] | None = None,
+        ground: Ground | None = None,
+        most_images: int | None = None,
+        most_here: int | None = None,
+    ) -> None:
+        """`most_images` is what the job may hold at last, `most_here` what may come to its ground."""
+        self.ground = ground or Ground(lifecycle.new_id())
+        self.job_id = self.ground.job_id
+        self.problems: list[Problem] = []
+        self.total = self.ground.images
+        self.requests = 0
+        self.models: set[str] = set()
+        self._most_images = most_images or settings.max_images_per_job
+        self._most_here = most_here or self._most_images
+        self._digest = hashlib.sha256()
+        self._settings = settings
+        self._catalogue = catalogue
+        self._defaults = defaults or {}
+        self._segments: dict[Shape, tuple[int, int]] = {  # number, first index
+            shape: (number, self.total) for number, shape in enumerate(self.ground.shapes)
+        }
+        self._highest: list[int] = [-1] * len(self._segments)  # the last index of each segment; -1: nothing came to it
+        self._lanes: dict[tuple[object, ...], Lane] = {}  # by what a request says of its shape
+        self._custom_ids: dict[int, int] = {}
+        self._rows: list[str] = []
+        self._said: list[str] = []  # what an Idempotency-Key stands for: neither order of keys nor white space
+        self._spool = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY)  # noqa: SIM115  closed by __exit__
+        if defaults:
+            self._check_defaults()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._spool.close()
+
+    @property
+    def hopeless(self) -> bool:
+        """So many problems that reading on tells nobody more."""
+        return len(self.problems) >= MOST_PROBLEMS
+
+    def refuse(self, problem: Problem) -> None:
+        self.problems.append(problem)
+
+    def add(self, place: int, value: object, prefix: str = "") -> None:
+        """Checks one request and spools it. `place` is its line or index, `prefix` its path for error texts."""
+        if self._defaults and isinstance(value, dict):
+            value = {**self._defaults, **value}
+        try:
+            request = requests.ImageRequest.model_validate(value)
+        except ValidationError as error:
+            self.problems.extend(requests.problems(error, value, place, prefix))
+        else:
+            self._take(request, place, prefix)
+
+    def add_line(self, number: int, line: bytes) -> None:
+        """Checks one line of NDJSON and spools its request."""
+        request = None if self._defaults else requests.read_plain(line)
+        if request is not None:
+            self._take(request, number, "")
+            return
+        try:
+            value = strict_json.loads(line)
+        except strict_json.BadJson as error:
+            self.refuse(error.problem(number))
+        else:
+            self.add(number, value)
+
+    def record(
+        self,
+        database: Database,
+        tenant_id: int,
+        *,
+        label: requests.Label,
+        idempotency_key: str | None = None,
+    ) -> Receipt:
+        """Commits the job and all its images, or nothing.
+
+        Raises:
+            InvalidSubmission: something is wrong with it; up to a hundred problems.
+            IdempotencyConflict, IdempotencyBusy: the key stands for another body, or for one under way.
+            DatabaseAway: nothing can be recorded now, or the outcome is not known: send it again with the same key.
+        """
+        self.close()
+        head = (label.priority, sorted(label.labels.items()), *(["dedupe"] if label.dedupe else []))
+        self._digest.update(repr((*head, *(["embed_prompt"] if label.embed_prompt else []))).encode())
+        with database.begin(tenant_id) as connection:
+            if idempotency_key is not None:
+                known = idempotency.remember(
+                    connection, tenant_id, idempotency_key, sha256=self._digest.digest(), thing=self.job_id
+                )
+                if known is not None:
+                    return Receipt(known, frozenset(self.models), replayed=True)
+            lifecycle.create(
+                connection,
+                self.job_id,
+                tenant_id=tenant_id,
+                priority=requests.PRIORITIES[label.priority],
+                total=self.total,
+                requests=self.requests,
+                labels=label.labels,
+                segments=self.new_segments,
+                dedupe=label.dedupe,
+                embed_prompt=label.embed_prompt,
+            )
+            self.copy(connection)
+        return Receipt(self.job_id, frozenset(self.models))
+
+    def close(self) -> bytes:
+        """Nothing more comes. Returns the sha256 of all that was asked for, whatever its white space.
+
+        Raises:
+            InvalidSubmission: something is wrong with it; up to a hundred problems.
+        """
+        if not self.problems and not self.requests:
+            self.refuse(Problem("missing_field", "The submission holds no request.", "images"))
+        if self.problems:
+            raise InvalidSubmission(self.problems[:MOST_PROBLEMS], more=self.hopeless)
+        self._flush()
+        return self._digest.digest()
+
+    @property
+    def new_segments(self) -> list[tuple[Shape, int, int]]:
+        """Shape, first and last index of the segments that its ground did not have, in order of their numbers."""
+        return [
+            (shape, first, self._highest[number])
+            for shape, (number, first) in self._segments.items()
+            if number >= len(self.ground.shapes)
+        ]
+
+    @property
+    def grown_segments(self) -> dict[int, int]:
+        """The numbers of those of the ground's segments to which images came, with their last index."""
+        return {number: high for number, high in enumerate(self._highest[: len(self.ground.shapes)]) if high >= 0}
+
+    def _take(self, request: requests.ImageRequest, place: int, prefix: str) -> None:
+        """Spools a request whose fields are in order, if its model serves it and the job can hold it."""
+        said = (request.model, request.size, request.num_inference_steps, request.guidance_scale)
+        lane = self._lanes.get(said) or self._new_lane(said, request, place, prefix)
+        if request.custom_id is not None:
+            first = self._custom_ids.setdefault(hash(request.custom_id), place)
+            if first != place:
+                unit = "index" if prefix.startswith("images[") else "line"
+                rule = f"stands at {unit} {first:,} already; each must be used once in a job"
+                self._refuse("duplicate_custom_id", place, f"{prefix}custom_id", rule, request.custom_id)
+        if request.output_compression is not None and request.output_format == "png":
+            rule = f"must be {requests.ALLOWED['output_compression']}"
+            self._refuse("invalid_value", place, f"{prefix}output_compression", rule, request.output_compression)
+        if self.total + request.n > self._most_images:
+            message = f"The job has more than {self._most_images:,} images; submit it in parts."
+            self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
+        elif self.total - self.ground.images + request.n > self._most_here:
+            message = f"The body has more than {self._most_here:,} images; append it in parts."
+            self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
+        elif lane is not None and not self.problems:
+            self._write(request, lane)
+
+    def _check_defaults(self) -> None:
+        try:
+            requests.Defaults.model_validate(self._defaults)
+        except ValidationError as error:
+            self.problems.extend(requests.problems(error, self._defaults, prefix="defaults."))
+            self._defaults = {}
+
+    def _refuse(self, code: str, place: int, param: str, rule: str, found: object) -> None:
+        self.refuse(Problem(code, f"{param} is {strict_json.describe(found)}; it {rule}.", param, place))
+
+    def _new_lane(
+        self, said: tuple[object, ...], request: requests.ImageRequest, place: int, prefix: str
+    ) -> Lane | None:
+        """What a request asks for, or None when its model does not serve it."""
+        name = self._settings.model if request.model is None else request.model
+        model = self._catalogue.get(name)
+        if model is None:
+            known = ", ".join(sorted(self._catalogue)) or "none yet: no worker has been up"
+            self._refuse("unknown_model", place, f"{prefix}model", f"must be one of: {known}", name)
+            return None
+        size = model.default_size if request.size is None else requests.size_pixels(request.size)
+        most_steps = model.sizes.get(size)
+        if most_steps is None:
+            served = ", ".join(f"{w}x{h}" for w, h in model.sizes)
+            self._refuse("unserved_size", place, f"{prefix}size", f"must be one of: {served}", request.size)
+            return None
+        steps = model.default_steps if request.num_inference_steps is None else request.num_inference_steps
+        if steps > most_steps:
+            rule = f"must be a whole number from 1 to {most_steps}"
+            self._refuse("unserved_steps", place, f"{prefix}num_inference_steps", rule, steps)
+            return None
+        guidance = model.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
+        self.models.add(name)
+        shape = Shape(model.revision, *size, steps, guidance > 1.0)
+        if shape not in self._segments and len(self._segments) == MOST_SHAPES:
+            message = f"The job mixes more than {MOST_SHAPES} shapes (size, steps, guided or not); submit it in parts."
+            self.refuse(Problem("too_many_shapes", message, f"{prefix}size", place))
+            return None
+        if shape not in self._segments:
+            self._segments[shape] = len(self._segments), self.total
+            self._highest.append(self.total)
+        lane = Lane(shape, self._segments[shape][0], guidance, repr(said))
+        if len(self._lanes) < _MOST_LANES:
+            self._lanes[said] = lane
+        return lane
+
+    def _write(self, request: requests.ImageRequest, lane: Lane) -> None:
+        """One row for COPY, and what of it an Idempotency-Key stands for: all but what was drawn or looked up here."""
+        self._highest[lane.segment] = self.total + request.n - 1
+        seed = secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
+        custom_id = "\\N" if request.custom_id is None else request.custom_id
+        compression = "\\N" if request.output_compression is None else request.output_compression
+        words = f"{_escaped(request.prompt)}\t{_escaped(request.negative_prompt)}\t{compression}\n"
+        rest = f"{request.output_format}\t{custom_id}\t{words}"
+        self._rows.append(
+            f"{self.job_id}\t{self.total}\t{request.n}\t{lane.segment}\t{seed}\t{lane.guidance!r}\t{rest}"
+        )
+        self._said.append(f"{request.n}\t{request.seed}\t{lane.said}\t{rest}")
+        self.total += request.n
+        self.requests += 1
+        if len(self._rows) == _SPOOL_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._spool.write("".join(self._rows).encode())
+        self._digest.update("".join(self._said).encode())
+        self._rows.clear()
+        self._said.clear()
+
+    def copy(self, connection: Connection) -> None:
+        """Payloads from the spool, images from the payloads, straight into the partition: Postgres takes no COPY
+        where row-level security stands, and the application may insert there but not read."""
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        payloads = leaf(connection, "payloads", self.job_id)
+        columns = ", ".join(column.name for column in tables.payloads.columns)
+        self._spool.seek(0)
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        with driver.cursor().copy(f"COPY {payloads} ({columns}) FROM STDIN") as copy:
+            while chunk := self._spool.read(_COPY_CHUNK):
+                copy.write(chunk)
+        spread(connection, self.job_id, first=self.ground.images)
+
+
+def read_lines(submission: Submission, lines: Iterable[bytes]) -> None:
+    """Adds requests from NDJSON lines, each without its line end."""
+    blank = 0
+    for number, line in enumerate(lines, 1):
+        if submission.hopeless:
+            return
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line or line.isspace():
+            blank = blank or number
+            continue
+        if blank:
+            submission.refuse(Problem("blank_line", "A blank line stands between requests.", None, blank))
+            blank = 0
+        submission.add_line(number, line)
+
+
+def _escaped(value: str) -> str:
+    """As COPY's text format takes it. What is printable and holds no backslash needs nothing."""
+    return value if value.isprintable() and "\\" not in value else value.translate(_ESCAPES)
+
+
+def spread(connection: Connection, job_id: int, *, first: int = 0) -> None:
+    """Makes the images of the job's payloads from that index on, queued."""
+    images = leaf(connection, "images", job_id)
+    statement = text(
+        f"INSERT INTO {images} (job_id, index, segment_id) "  # noqa: S608  a name of our own
+        "SELECT job_id, index + nth, segment_id FROM payloads CROSS JOIN generate_series(0, n - 1) AS nth "
+        "WHERE job_id = :job_id AND index >= :first ORDER BY index"
+    )
+    connection.execute(statement, {"job_id": job_id, "first": first})
+
+
+def leaf(connection: Connection, table: str, job_id: int) -> str:
+    """The partition that holds the job's rows of that table."""
+    name = tables.partition_name(table, job_id)
+    known = connection.execute(text("SELECT to_regclass(:name)"), {"name": name}).scalar_one()
+    return name if known else f"{table}_default"

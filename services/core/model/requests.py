@@ -1,0 +1,252 @@
+"""What a client may ask for: the fields of a request, their limits, and the sentences that refuse the rest."""
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+from services.core.model import strict_json
+from services.core.model.errors import Problem
+from services.core.model.specs import SEED_LIMIT, OutputFormat
+
+PROMPT_LIMIT = 2_000
+IMAGES_PER_REQUEST = 1_000
+GUIDANCE_LIMIT = 50.0
+CHUNKS_PER_DRAFT = 1_000_000
+PRIORITIES = {"high": 0, "normal": 1, "low": 2}
+
+_FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# No dot at either end, and no name that some systems give to a device: people save files under these.
+_CUSTOM_ID = re.compile(
+    r"(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$))[a-z0-9_-](?:[a-z0-9._-]{0,126}[a-z0-9_-])?",
+    re.IGNORECASE | re.ASCII,
+)
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+
+ALLOWED = {
+    "prompt": f"text of 1 to {PROMPT_LIMIT:,} characters, not only spaces",
+    "negative_prompt": f"text of at most {PROMPT_LIMIT:,} characters",
+    "seed": "a whole number from 0 to 9223372036854775807",
+    "size": 'width and height in pixels, such as "512x512"',
+    "num_inference_steps": "a whole number from 1",
+    "guidance_scale": "a number from 0 to 50",
+    "n": f"a whole number from 1 to {IMAGES_PER_REQUEST:,}",
+    "custom_id": "1 to 128 of A-Z a-z 0-9 . _ -, with no dot at either end",
+    "output_format": '"png", "jpeg" or "webp"',
+    "output_compression": "a whole number from 0 to 100, with output_format jpeg or webp",
+    "model": "the name of a model",
+    "images": "a list of at least one request",
+    "defaults": "an object with fields of a request other than prompt and custom_id",
+    "priority": '"high", "normal" or "low"',
+    "dedupe": "true or false",
+    "embed_prompt": "true or false",
+    "labels": "an object of at most 16 texts; names of up to 64 characters, values of up to 512",
+    "include_cancelled": "true or false",
+}
+
+
+def _text(value: str) -> str:
+    if value.isprintable():  # most are, and this is quicker than looking for what is forbidden
+        return value
+    found = _FORBIDDEN.search(value)
+    if found:
+        raise PydanticCustomError(
+            "invalid_character", "{point}", {"point": f"U+{ord(found[0]):04X} at {found.start()}"}
+        )
+    return value
+
+
+def _prompt(value: str) -> str:
+    if not value or value.isspace():
+        raise PydanticCustomError("empty", "")
+    return _text(value)
+
+
+def _custom_id(value: str) -> str:
+    if not _CUSTOM_ID.fullmatch(value):
+        raise PydanticCustomError("invalid_value", "")
+    return value
+
+
+def _size(value: str) -> str:
+    if not _SIZE.fullmatch(value):
+        raise PydanticCustomError("invalid_value", "")
+    return value
+
+
+def size_pixels(size: str) -> tuple[int, int]:
+    """(width, height) of a checked size such as "768x512"."""
+    width, height = size.split("x")
+    return int(width), int(height)
+
+
+def _no_minus_zero(value: float) -> float:
+    return value + 0.0
+
+
+_CODES = {"string_too_long": "too_long", "string_unicode": "invalid_character"}  # by pydantic's kind
+
+_FINE = r"[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]"  # for those who read the schema: what `_text` lets pass
+
+
+def _described(pattern: str, **more: Any) -> Any:
+    return Field(json_schema_extra={"pattern": f"^{pattern}$", **more})
+
+
+Text = Annotated[str, Field(max_length=PROMPT_LIMIT), _described(_FINE + "*"), AfterValidator(_text)]
+Size = Annotated[str, _described(_SIZE.pattern, example="512x512"), AfterValidator(_size)]
+Steps = Annotated[int, Field(ge=1, le=10_000)]
+Guidance = Annotated[float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)]
+ModelName = Annotated[str, Field(max_length=200), _described(_FINE + "*"), AfterValidator(_text)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class Defaults(_Strict):
+    """Fields of a request, for all requests of a submission that do not set them. None: not set; null is refused."""
+
+    negative_prompt: Text = ""
+    seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT)] = None  # type: ignore[assignment]
+    size: Size = None  # type: ignore[assignment]
+    num_inference_steps: Steps = None  # type: ignore[assignment]
+    guidance_scale: Guidance = None  # type: ignore[assignment]
+    n: Annotated[int, Field(ge=1, le=IMAGES_PER_REQUEST)] = 1
+    output_format: OutputFormat = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100)] = None  # type: ignore[assignment]
+    model: ModelName = None  # type: ignore[assignment]
+
+
+class ImageRequest(Defaults):
+    """One request: a prompt and what it should become."""
+
+    prompt: Annotated[
+        str,
+        Field(max_length=PROMPT_LIMIT),
+        _described(_FINE + r"*[^\s\u0000-\u001f\u007f-\u009f]" + _FINE + "*"),
+        AfterValidator(_prompt),
+    ]
+    custom_id: Annotated[
+        str,
+        Field(max_length=128),
+        _described("[A-Za-z0-9_-]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"),
+        AfterValidator(_custom_id),
+    ] = None  # type: ignore[assignment]
+
+
+def read_plain(line: bytes) -> ImageRequest | None:
+    """The request on a line, in one pass, when there is nothing odd about it; None sends it to the strict reader, who
+    says what is wrong. Each key brings a colon, so as many colons as fields mean that no key stands twice."""
+    try:
+        request = _READER.validate_json(line)
+    except ValidationError:
+        return None
+    return request if line.count(b":") == len(request.model_fields_set) else None
+
+
+_READER = TypeAdapter(ImageRequest)
+
+
+Priority = Literal["high", "normal", "low"]
+Labels = Annotated[
+    dict[
+        Annotated[str, Field(min_length=1, max_length=64), _described(_FINE + "+"), AfterValidator(_text)],
+        Annotated[str, Field(max_length=512), _described(_FINE + "*"), AfterValidator(_text)],
+    ],
+    Field(max_length=16),
+]
+
+
+class Label(_Strict):
+    """The head of a submission: everything but its requests."""
+
+    priority: Priority = "normal"
+    dedupe: bool = False
+    embed_prompt: bool = False
+    labels: Labels = Field(default_factory=dict)
+
+
+class Bare(_Strict):
+    """The head of what has none."""
+
+
+class Changes(_Strict):
+    """What may be changed of a job that stands. None: left as it is; null is refused."""
+
+    priority: Priority = None  # type: ignore[assignment]
+    labels: Labels = None  # type: ignore[assignment]
+
+
+class Retry(Changes):
+    """How failed images are tried again. What is not set is as the first job has it."""
+
+    include_cancelled: bool = False
+
+
+class Asked(_Strict):
+    """Some images of one shape, for an estimate. What is not set is the model's default."""
+
+    ALLOWED: ClassVar = {
+        "images": "a whole number from 1 to 2,147,483,647",
+        "model": ALLOWED["model"],
+        "size": ALLOWED["size"],
+        "num_inference_steps": ALLOWED["num_inference_steps"],
+        "guidance_scale": ALLOWED["guidance_scale"],
+    }
+    images: Annotated[int, Field(ge=1, lt=2**31)]
+    model: ModelName = None  # type: ignore[assignment]
+    size: Size = None  # type: ignore[assignment]
+    num_inference_steps: Steps = None  # type: ignore[assignment]
+    guidance_scale: Guidance = None  # type: ignore[assignment]
+
+
+class Finalize(_Strict):
+    """What a draft must hold to be complete."""
+
+    ALLOWED: ClassVar = {
+        "chunks": "a whole number from 1 to 1,000,000: how many chunks were appended",
+        "images": "a whole number from 1: how many images they hold",
+    }
+    chunks: Annotated[int, Field(ge=1, le=CHUNKS_PER_DRAFT)]
+    images: Annotated[int, Field(ge=1, lt=2**31)] = None  # type: ignore[assignment]
+
+
+def problems(
+    error: ValidationError,
+    value: object,
+    line: int | None = None,
+    prefix: str = "",
+    allowed: dict[str, str] = ALLOWED,
+) -> list[Problem]:
+    """What pydantic found, in our words: the field, what was found there, what is `allowed`."""
+    found = error.errors(include_url=False, include_context=True)
+    return [_problem(entry, value, line, prefix, allowed) for entry in found]
+
+
+def _problem(entry: Any, value: object, line: int | None, prefix: str, allowed: dict[str, str]) -> Problem:
+    field = str(entry["loc"][0]) if entry["loc"] else ""
+    param = (
+        strict_json.place(*(part for part in entry["loc"] if part != "[key]"), prefix=prefix)
+        if field in allowed
+        else prefix + "request"
+    )
+    kind = entry["type"]
+    if kind == "extra_forbidden" or (kind == "string_unicode" and not field):  # the latter: a name that is no text
+        field = field or str(entry["input"])
+        shown = strict_json.describe(field)
+        name = field if field.isascii() and field.isidentifier() else shown
+        return Problem("unknown_field", f"There is no field {shown}.", f"{prefix}{name}"[:80], line)
+    if kind == "missing":
+        return Problem("missing_field", f"{prefix}{field} is missing; it must be {allowed[field]}.", param, line)
+    if not field:
+        return Problem(
+            "wrong_type", f"Found {strict_json.describe(value)} where a request object must stand.", param, line
+        )
+    if kind == "invalid_character":
+        message = f"{param} holds the character {entry['msg']}; it must be {allowed[field]}, no controls."
+        return Problem("invalid_character", message, param, line)
+    code = "wrong_type" if kind.endswith("_type") else _CODES.get(kind, "invalid_value")
+    found = strict_json.describe(entry["input"])
+    return Problem(code, f"{param} is {found}; it must be {allowed[field]}.", param, line)

@@ -1,0 +1,108 @@
+"""JSON as a strict reader takes it: UTF-8, finite numbers, no key twice. Errors are Problems, never tracebacks."""
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+from services.core.model.errors import PressworkError, Problem
+
+MOST_KEYS = 1_000
+MOST_DEPTH = 32
+MOST_SHOWN = 80  # characters of the input, in an error
+
+
+class BadJson(PressworkError):
+    """The text is not JSON as Presswork takes it."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+    def problem(self, line: int | None = None) -> Problem:
+        return Problem(self.code, str(self), None, line)
+
+
+def loads(body: bytes) -> Any:
+    """The value of one JSON text.
+
+    Raises:
+        BadJson: not UTF-8, not JSON, a number that is not finite, a key that stands twice, too many keys in one
+            object, nested too deep.
+    """
+    try:
+        value = _DECODER.decode(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadJson("invalid_encoding", f"The text is not UTF-8: byte {error.start} does not fit.") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise BadJson("invalid_json", f"The text is not JSON: {error.msg.lower()} at {where}.") from None
+    except RecursionError:
+        raise BadJson("invalid_json", "The text is nested too deep.") from None
+    except ValueError:  # Python's own limit on the digits of an integer
+        raise BadJson("invalid_number", "The text holds a number with thousands of digits.") from None
+    if body.count(b"[") + body.count(b"{") > MOST_DEPTH and _is_too_deep(value):
+        raise BadJson("invalid_json", "The text is nested too deep.")
+    return value
+
+
+def describe(value: object, limit: int = 40) -> str:
+    """What was found, in ASCII and short, for an error that a person reads."""
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str):
+        shown = json.dumps(value[:limit])
+        return shown if len(value) <= limit else f'{shown[:-1]}..." ({len(value):,} characters)'
+    try:
+        return json.dumps(value)[: limit + 24]
+    except ValueError:
+        return "a number with thousands of digits"
+
+
+def place(*parts: object, prefix: str = "") -> str:
+    """Where something stands, as errors name it: short, and with nothing of the input but plain names."""
+    shown = (
+        str(part) if str(part).isascii() and re.fullmatch(r"[\w-]+", str(part)) else describe(part) for part in parts
+    )
+    return (prefix + ".".join(shown))[:MOST_SHOWN]
+
+
+def _is_too_deep(value: object) -> bool:
+    level: list[Any] = [value]
+    for _ in range(MOST_DEPTH):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+            if isinstance(child, dict | list)
+        ]
+    return bool(level)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MOST_KEYS:
+        raise BadJson("too_many_keys", f"An object has {len(pairs):,} keys; {MOST_KEYS:,} are allowed.")
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise BadJson("duplicate_key", f"The key {describe(key)} stands twice in one object.")
+            seen.add(key)
+    return found
+
+
+def _constant(word: str) -> NoReturn:
+    raise BadJson("invalid_number", f"{word} is not a JSON number.")
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise BadJson("invalid_number", f"The number {digits[:40]} is too large.")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)

@@ -1,0 +1,212 @@
+"""Matrices: a template and values to vary, spanned into requests one by one.
+
+How many there are is multiplied out before any is made. A template is text with names in braces, put together by
+ourselves: nothing in it is ever evaluated, and a brace that is neither a name's nor doubled is refused.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from services.core.model import requests, strict_json
+from services.core.model.errors import Problem
+
+MOST_NAMES = 32
+FIELDS = frozenset(
+    {"size", "num_inference_steps", "guidance_scale", "negative_prompt", "seed", "output_format", "model"}
+)
+_KEYS = frozenset({"template", "negative_template", "vary", "combine", "repeat", "seed"})
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
+_PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]{0,63})\}|[{}]", re.ASCII)
+_VALUES = "a list of at least one text or number"
+
+Template = tuple[tuple[str, str | None], ...]  # literal text, and the name that follows it
+
+
+class _Refused(Exception):
+    """Carries one Problem."""
+
+    def __init__(self, code: str, message: str, param: str) -> None:
+        self.problem = Problem(code, message, param)
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A checked matrix. `combinations` is how many requests it spans, `images` how many images they ask for."""
+
+    combinations: int
+    images: int
+    template: Template
+    negative_template: Template | None
+    vary: dict[str, list[Any]] = field(default_factory=dict)
+    fields: frozenset[str] = frozenset()  # the names that set a field of the request
+    pairwise: bool = False
+    fixed: dict[str, Any] = field(default_factory=dict)  # what each request has of seed and n
+
+    def requests(self) -> Iterator[dict[str, Any]]:
+        """Every combination as a request, the last name varying fastest; one at a time."""
+        together = zip(*self.vary.values(), strict=True) if self.pairwise else itertools.product(*self.vary.values())
+        for values in together:
+            chosen = dict(zip(self.vary, values, strict=True))
+            request = self.fixed | {name: chosen[name] for name in self.fields}
+            request["prompt"] = _put_together(self.template, chosen)
+            if self.negative_template is not None:
+                request["negative_prompt"] = _put_together(self.negative_template, chosen)
+            yield request
+
+
+def read(value: object, defaults: dict[str, Any], most_images: int) -> tuple[Matrix | None, list[Problem]]:
+    """Checks a matrix: (it, nothing), or (None, what is wrong with it). `defaults` are the submission's."""
+    if not isinstance(value, dict):
+        shown = strict_json.describe(value)
+        return None, [
+            Problem("wrong_type", f"matrix is {shown}; it must be an object with template and vary.", "matrix")
+        ]
+    try:
+        return _read(value, defaults, most_images), []
+    except _Refused as refused:
+        return None, [refused.problem]
+
+
+def _read(value: dict[str, Any], defaults: dict[str, Any], most_images: int) -> Matrix:
+    for key in value:
+        if key not in _KEYS:
+            message = f"There is no field {strict_json.describe(key)} in a matrix."
+            raise _Refused("unknown_field", message, "matrix")
+    template = _template(value, "template")
+    assert template is not None
+    negative = _template(value, "negative_template") if "negative_template" in value else None
+    vary = _vary(value.get("vary"))
+    standing = {name for _, name in (*template, *(negative or ())) if name is not None}
+    fields = _fields(vary, standing, "negative_template" in value)
+    pairwise = _combine(value.get("combine", "product"), vary)
+    fixed = _fixed(value, fields)
+    combinations = min(map(len, vary.values())) if pairwise else math.prod(map(len, vary.values()))
+    each = fixed.get("n", defaults.get("n", 1))
+    images = combinations * (each if isinstance(each, int) and each > 0 else 1)
+    if images > most_images:
+        counted = f"{images:,}" if images < 10**15 else "more than 10^15"
+        message = f"The matrix spans {counted} images; a job has at most {most_images:,}."
+        raise _Refused("too_many_images", message, "matrix")
+    _check_fields(vary, fields)
+    return Matrix(combinations, images, template, negative, vary, fields, pairwise, fixed)
+
+
+def _template(value: dict[str, Any], key: str) -> Template:
+    param, allowed = f"matrix.{key}", requests.ALLOWED["prompt"]
+    if key not in value:
+        raise _Refused("missing_field", f"{param} is missing; it must be {allowed}.", param)
+    text = value[key]
+    if not isinstance(text, str) or len(text) > requests.PROMPT_LIMIT:
+        code = "too_long" if isinstance(text, str) else "wrong_type"
+        raise _Refused(code, f"{param} is {strict_json.describe(text)}; it must be {allowed}.", param)
+    pieces: list[tuple[str, str | None]] = []
+    literal, done = "", 0
+    for piece in _PIECE.finditer(text):
+        literal += text[done : piece.start()]
+        done = piece.end()
+        if piece[1] is not None:
+            pieces.append((literal, piece[1]))
+            literal = ""
+        elif len(piece[0]) == 2:
+            literal += piece[0][0]
+        else:
+            message = (
+                f"{param} has a {piece[0]} at character {piece.start() + 1} that belongs to no name: write {{name}} "
+                "for a name in vary (letters, digits and _), and {{ or }} for a brace itself."
+            )
+            raise _Refused("invalid_template", message, param)
+    pieces.append((literal + text[done:], None))
+    return tuple(pieces)
+
+
+def _vary(value: object) -> dict[str, list[Any]]:
+    rule = f"an object of 1 to {MOST_NAMES} names, each with {_VALUES}"
+    if not isinstance(value, dict) or not 1 <= len(value) <= MOST_NAMES:
+        shown = "missing" if value is None else strict_json.describe(value)
+        code = "missing_field" if value is None else "invalid_value" if isinstance(value, dict) else "wrong_type"
+        raise _Refused(code, f"matrix.vary is {shown}; it must be {rule}.", "matrix.vary")
+    for name, values in value.items():
+        if not _NAME.fullmatch(name):
+            message = f"matrix.vary has the name {strict_json.describe(name)}; a name is 1 to 64 letters, digits and _."
+            raise _Refused("invalid_value", message, "matrix.vary")
+        if not isinstance(values, list) or not values:
+            shown = "empty" if values == [] else strict_json.describe(values)
+            raise _Refused("wrong_type", f"matrix.vary.{name} is {shown}; it must be {_VALUES}.", f"matrix.vary.{name}")
+        for index, entry in enumerate(values):
+            if isinstance(entry, bool) or not isinstance(entry, str | int | float):
+                param = f"matrix.vary.{name}[{index}]"
+                raise _Refused(
+                    "wrong_type", f"{param} is {strict_json.describe(entry)}; it must be text or a number.", param
+                )
+            if isinstance(entry, str) and len(entry) > requests.PROMPT_LIMIT:
+                param = f"matrix.vary.{name}[{index}]"
+                message = f"{param} has {len(entry):,} characters; {requests.PROMPT_LIMIT:,} are allowed."
+                raise _Refused("too_long", message, param)
+    return value
+
+
+def _fields(vary: dict[str, list[Any]], standing: set[str], negative: bool) -> frozenset[str]:
+    """The names that set a field. Every name stands in a template or is a field's; every name in a template varies."""
+    for name in sorted(standing - set(vary)):
+        message = f"The template names {{{name}}}, and vary has no such name; it has {', '.join(vary)}."
+        raise _Refused("unknown_name", message, "matrix.template")
+    fields = frozenset(name for name in vary if name not in standing)
+    for name in sorted(fields - FIELDS):
+        message = (
+            f"matrix.vary.{name} stands in no template and is no field that can vary; put {{{name}}} into the "
+            f"template, or vary one of {', '.join(sorted(FIELDS))}."
+        )
+        raise _Refused("unused_name", message, f"matrix.vary.{name}")
+    if negative and "negative_prompt" in fields:
+        message = "negative_prompt is given twice, by negative_template and by vary."
+        raise _Refused("invalid_value", message, "matrix.vary.negative_prompt")
+    return fields
+
+
+def _combine(value: object, vary: dict[str, list[Any]]) -> bool:
+    if value not in ("product", "zip"):
+        message = f'matrix.combine is {strict_json.describe(value)}; it must be "product" or "zip".'
+        raise _Refused("invalid_value", message, "matrix.combine")
+    lengths = {len(values) for values in vary.values()}
+    if value == "zip" and len(lengths) > 1:
+        told = ", ".join(f"{name} has {len(values):,}" for name, values in vary.items())
+        message = f"With combine zip all lists in matrix.vary must be of one length; {told}."
+        raise _Refused("invalid_value", message, "matrix.vary")
+    return value == "zip"
+
+
+def _fixed(value: dict[str, Any], fields: frozenset[str]) -> dict[str, Any]:
+    if "seed" in value and "seed" in fields:
+        raise _Refused("invalid_value", "seed is given twice, by the matrix and by vary.", "matrix.seed")
+    fixed = {}
+    for key, name in (("repeat", "n"), ("seed", "seed")):
+        if key in value:
+            _check(name, value[key], f"matrix.{key}")
+            fixed[name] = value[key]
+    return fixed
+
+
+def _check_fields(vary: dict[str, list[Any]], fields: frozenset[str]) -> None:
+    for name in sorted(fields):
+        for index, entry in enumerate(vary[name]):
+            _check(name, entry, f"matrix.vary.{name}[{index}]")
+
+
+def _check(name: str, value: object, param: str) -> None:
+    try:
+        requests.Defaults.model_validate({name: value})
+    except ValidationError as error:
+        code = requests.problems(error, {name: value})[0].code
+        message = f"{param} is {strict_json.describe(value)}; it must be {requests.ALLOWED[name]}."
+        raise _Refused(code, message, param) from None
+
+
+def _put_together(template: Template, chosen: dict[str, Any]) -> str:
+    return "".join(literal if name is None else f"{literal}{chosen[name]}" for literal, name in template)

@@ -1,0 +1,175 @@
+"""What a process's death says about the images it was rendering: suspects, poison, a sick device, a bad deploy.
+
+The Celery parent survives its child and reports which claim was being rendered. Those images are suspects: they ride
+in ever smaller batches, alone at last, until the innocent are done and the guilty one stands convicted by two devices
+(or three times by the only one). A device that crashes on ever different images, or fails its canary, is sick itself;
+then its suspects get their counts back. Functions take an open transaction of the house.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from services.core.model.specs import FailedImage
+from services.core.model.states import ClaimState
+from services.core.queue import ledger
+
+log = logging.getLogger(__name__)
+SICK_CRASHES = 3  # so many crashes on images that never crashed before, in ten minutes, and the device is suspect
+POISON_TIMES = 3
+POISON_DEVICES = 2
+
+_OPEN_CLAIMS = text("""
+SELECT id, job_ids, images FROM claims WHERE worker_id = :worker_id AND state = 'open' ORDER BY id FOR UPDATE
+""")
+_CLAIMED = text("SELECT job_id, index FROM images WHERE claim_id = :claim_id AND job_id = ANY(:job_ids)")
+# Crashes of claims none of whose images had crashed before, by device: a poison prompt makes one of these, then it is
+# a suspect; a sick device or a bad deploy makes one after another, and completes nothing in between.
+_FRESH_CRASHES = text("""
+SELECT device, count(DISTINCT claim_id) AS crashes FROM failures f
+WHERE code = 'crash' AND failed_at > now() - interval '10 minutes'
+  AND failed_at > coalesce((
+    SELECT max(ended_at) FROM claims JOIN workers ON workers.id = claims.worker_id
+    WHERE claims.state = 'settled' AND ended_at > now() - interval '10 minutes' AND render_seconds > 0
+      AND workers.host || ' ' || workers.device = f.device), '-infinity')
+  AND NOT EXISTS (SELECT FROM failures e WHERE e.job_id = f.job_id AND e.index = f.index AND e.code = 'crash'
+                  AND e.id < f.id AND e.claim_id <> f.claim_id)
+GROUP BY device
+""")
+_LIVE_DEVICES = text("""
+SELECT count(DISTINCT host || ' ' || device) FROM workers
+WHERE seen_at > now() - interval '10 minutes'
+""")
+_EVIDENCE = text("""
+SELECT count(*) AS times, count(DISTINCT device) AS devices FROM failures
+WHERE job_id = :job_id AND index = :index AND code = 'crash' AND batch_images = 1
+""")
+_POISON = text("""
+WITH moved AS (
+  UPDATE images SET state = 3, attempt = attempt + 1 WHERE job_id = :job_id AND index = :index AND state = 0
+  RETURNING job_id
+)
+INSERT INTO counter_deltas (job_id, queued, failed) SELECT job_id, -1, 1 FROM moved
+""")
+_LOCK_JOB = text("SELECT pg_advisory_xact_lock(7209413, hashint8(:job_id))")
+_SUSPECT_SEGMENT = text("""
+SELECT s.id FROM segments s JOIN segments o USING (job_id, model_revision, width, height, steps, guided)
+WHERE o.job_id = :job_id AND o.id = :segment_id AND s.cap = :cap LIMIT 1
+""")
+_NEW_SUSPECT_SEGMENT = text("""
+INSERT INTO segments (job_id, id, tenant_id, model_revision, width, height, steps, guided, priority, open, cap,
+                      low, high)
+SELECT job_id, (SELECT max(id) + 1 FROM segments WHERE job_id = :job_id), tenant_id, model_revision, width, height,
+       steps, guided, priority, open, :cap, low, high
+FROM segments WHERE job_id = :job_id AND id = :segment_id RETURNING id
+""")
+_MAKE_SUSPECTS = text("""
+UPDATE images SET segment_id = :new_segment, crashes = least(crashes + 1, 32767)
+WHERE job_id = :job_id AND index = ANY(:indexes) AND segment_id = :segment_id AND state = 0
+""")
+_WIDEN = text("""
+UPDATE segments SET low = least(low, :low), high = greatest(high, :high) WHERE job_id = :job_id AND id = :segment_id
+""")
+_SEGMENTS_OF = text("""
+SELECT segment_id, array_agg(index ORDER BY index) AS indexes FROM images
+WHERE job_id = :job_id AND index = ANY(:indexes) AND state = 0 GROUP BY segment_id
+""")
+_PARDON = text("""
+UPDATE images SET crashes = greatest(crashes - 1, 0)
+WHERE (job_id, index) IN (SELECT job_id, index FROM failures WHERE code = 'crash' AND device = :device
+                          AND failed_at > now() - interval '10 minutes') AND state IN (0, 1)
+""")
+_STRIKE = text("""
+UPDATE failures SET code = 'device' WHERE code = 'crash' AND device = :device
+  AND failed_at > now() - interval '10 minutes'
+""")
+_TAKE_BACK_ONE = text("""
+UPDATE images SET crashes = greatest(crashes - 1, 0)
+FROM failures WHERE failures.claim_id = :claim_id AND failures.code = 'crash'
+  AND images.job_id = failures.job_id AND images.index = failures.index AND images.state IN (0, 1)
+""")
+_STRIKE_ONE = text("UPDATE failures SET code = 'device' WHERE claim_id = :claim_id AND code = 'crash'")
+_CRASHED_WORKER = text("UPDATE workers SET state = 'crashed', seen_at = now() WHERE id = :worker_id")
+
+
+def child_died(connection: Connection, worker_id: str, *, rendering: int | None, device: str) -> bool:
+    """Takes back all that a dead process held. `rendering` is the claim it was rendering, if any: only its images are
+    suspects. Returns whether the device now looks sick: its next process must pass the canary before it claims.
+    """
+    connection.execute(_CRASHED_WORKER, {"worker_id": worker_id})
+    claims = connection.execute(_OPEN_CLAIMS, {"worker_id": worker_id}).all()
+    innocent = [row for row in claims if row.id != rendering]
+    if innocent:
+        ledger.take_back(connection, innocent, ClaimState.EXPIRED, lost=1)
+    blamed = next((row for row in claims if row.id == rendering), None)
+    return blamed is not None and _blame(connection, blamed, device)
+
+
+def device_sick(connection: Connection, device: str) -> None:
+    """The device failed its canary: what crashed on it lately gets its counts back."""
+    connection.execute(_PARDON, {"device": device})
+    connection.execute(_STRIKE, {"device": device})
+
+
+def alive_after_all(connection: Connection, claim_id: int) -> None:
+    """A claim reported as crashed came to settle: its process lives, and the crash is taken back."""
+    connection.execute(_TAKE_BACK_ONE, {"claim_id": claim_id})
+    connection.execute(_STRIKE_ONE, {"claim_id": claim_id})
+
+
+def _blame(connection: Connection, claim: Any, device: str) -> bool:
+    images: Sequence[Any] = connection.execute(_CLAIMED, {"claim_id": claim.id, "job_ids": claim.job_ids}).all()
+    ledger.take_back(connection, [claim], ClaimState.CRASHED, lost=0)
+    message = "The process died while rendering this image."
+    evidence = [FailedImage(row.job_id, row.index, "crash", message) for row in images]
+    ledger.record_failures(connection, claim.id, evidence, device=device, batch_images=claim.images)
+    sick = _device_looks_sick(connection, device)
+    if sick:
+        log.warning("device suspect: crashes on different images", extra={"device": device})
+        device_sick(connection, device)
+        return True
+    for job_id in sorted({row.job_id for row in images}):
+        connection.execute(_LOCK_JOB, {"job_id": job_id})
+        indexes = [row.index for row in images if row.job_id == job_id]
+        if claim.images == 1 and _convicted(connection, job_id, indexes[0]):
+            _fail_as_poison(connection, claim.id, job_id, indexes[0], device)
+        else:
+            _make_suspects(connection, job_id, indexes, cap=max(1, claim.images // 2))
+    return False
+
+
+def _device_looks_sick(connection: Connection, device: str) -> bool:
+    crashes = {row.device: row.crashes for row in connection.execute(_FRESH_CRASHES)}
+    bad = sum(1 for count in crashes.values() if count >= SICK_CRASHES)
+    live = max(connection.execute(_LIVE_DEVICES).scalar_one(), 1)
+    if live > 1 and bad * 2 > live:
+        log.error("most devices crash: a bad deploy? no image is blamed", extra={"devices": live, "crashing": bad})
+        return True
+    return bool(crashes.get(device, 0) >= SICK_CRASHES)
+
+
+def _convicted(connection: Connection, job_id: int, index: int) -> bool:
+    row = connection.execute(_EVIDENCE, {"job_id": job_id, "index": index}).one()
+    return bool(row.devices >= POISON_DEVICES or row.times >= POISON_TIMES)
+
+
+def _fail_as_poison(connection: Connection, claim_id: int, job_id: int, index: int, device: str) -> None:
+    connection.execute(_POISON, {"job_id": job_id, "index": index})
+    message = "The process died each time that it rendered this image alone."
+    poison = FailedImage(job_id, index, "poison", message)
+    ledger.record_failures(connection, claim_id, [poison], device=device, batch_images=1)
+
+
+def _make_suspects(connection: Connection, job_id: int, indexes: list[int], *, cap: int) -> None:
+    """Moves queued images into the job's segment of that shape whose batches hold at most `cap`."""
+    for row in connection.execute(_SEGMENTS_OF, {"job_id": job_id, "indexes": indexes}).all():
+        place = {"job_id": job_id, "segment_id": row.segment_id}
+        found = connection.execute(_SUSPECT_SEGMENT, place | {"cap": cap}).scalar_one_or_none()
+        if found is None:
+            found = connection.execute(_NEW_SUSPECT_SEGMENT, place | {"cap": cap}).scalar_one()
+        # The mark first: a duty that raises it holds the row, and must be waited for before images arrive below it.
+        span = {"low": row.indexes[0], "high": row.indexes[-1]}
+        connection.execute(_WIDEN, {"job_id": job_id, "segment_id": found} | span)
+        connection.execute(_MAKE_SUSPECTS, place | {"indexes": row.indexes, "new_segment": found})

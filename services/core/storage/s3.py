@@ -1,0 +1,338 @@
+"""Where images are kept: the ImageStore contract and S3. Stored bytes are those whose sha256 the ledger records.
+
+An object is written once. A second writer of the same key finds the first one's bytes, checks them, and adopts them.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from services.core.model.errors import ObjectGone, StoreAway, StoreRefused
+from services.core.settings import Settings
+
+log = logging.getLogger(__name__)
+EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+_PROBE = "probe/conditional-write"
+_COPY_PROBE = "probe/conditional-copy"
+_CHUNK = 1 << 20
+_ONE_BY_ONE = TransferConfig(use_threads=False)  # large files in parts, one after the other: memory stays flat
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object as it lies in the store. `metadata` was given by whoever wrote it; `adopted`: that was not us."""
+
+    key: str
+    sha256: bytes
+    size: int
+    metadata: dict[str, str]
+    adopted: bool = False
+
+
+class ImageStore(Protocol):
+    """A place for immutable objects. All methods raise StoreAway for an outage and StoreRefused for a refusal."""
+
+    def put(self, key: str, data: bytes, media_type: str, metadata: dict[str, str], *, claim_id: int) -> StoredObject:
+        """Stores `data` under `key`, or adopts what an earlier writer stored there, or takes a key of this claim."""
+        ...
+
+    def read(self, key: str) -> bytes: ...
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """The object's bytes, chunk by chunk."""
+        ...
+
+    def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
+        """Stores the file's bytes, from where it stands, under a key that its owner alone writes to; again is no
+        error."""
+        ...
+
+    def copy(self, source: str, target: str) -> None:
+        """Within the store, metadata and all; again is no error."""
+        ...
+
+    def copy_new(self, source: str, target: str, *, sha256: bytes, size: int, claim_id: int) -> str | None:
+        """Copies an object of that content to `target` or to a key of this claim; says where it lies. What is under
+        `target` stays. None: `source` is gone or has another content, or `target` has."""
+        ...
+
+    def drop(self, key: str) -> None:
+        """Again is no error."""
+        ...
+
+    def size(self, key: str) -> int:
+        """Of the object, in bytes. Raises ObjectGone if there is none."""
+        ...
+
+    def under(self, prefix: str) -> Iterator[str]:
+        """The keys that begin so, also of objects that no row tells of."""
+        ...
+
+    def presign(self, key: str, seconds: int, filename: str) -> str:
+        """A URL that downloads the object for so many seconds."""
+        ...
+
+    def check(self) -> None:
+        """Whether the store takes and gives right now."""
+        ...
+
+
+def image_key(tenant_id: int, job: str, index: int, render_key: str, output_format: str) -> str:
+    """`<two hash characters>/<tenant>/<job>/<index>-<render key>.<ext>`: spread out, and nothing user-written."""
+    spread = hashlib.sha256(f"{job}/{index}".encode()).hexdigest()[:2]
+    return f"{spread}/{tenant_id}/{job}/{index:08d}-{render_key[:16]}.{EXTENSIONS[output_format]}"
+
+
+class S3Store:
+    """Any S3-compatible store. Safe between threads; never carried across a fork."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._bucket = settings.bucket
+        self._endpoint = settings.s3_endpoint_url or "AWS"
+        self._client = _client(settings, settings.s3_endpoint_url)
+        self._public = _client(settings, settings.s3_public_url) if settings.s3_public_url else self._client
+        self._conditional: bool | None = None
+        self._conditional_copy: bool | None = None
+
+    def put(self, key: str, data: bytes, media_type: str, metadata: dict[str, str], *, claim_id: int) -> StoredObject:
+        digest = hashlib.sha256(data)
+        metadata = {name: value.encode("ascii", "replace").decode() for name, value in metadata.items()}
+        metadata |= {"sha256": digest.hexdigest(), "claim": str(claim_id)}
+        if self._writes_conditionally():
+            if self._put_new(key, data, media_type, metadata):
+                return StoredObject(key, digest.digest(), len(data), metadata)
+            winner = self._adopt(key)
+            if winner is not None:
+                return winner
+        own_key = _own_key(key, claim_id)
+        with self._translated():
+            self._client.put_object(
+                Bucket=self._bucket, Key=own_key, Body=data, ContentType=media_type, Metadata=metadata
+            )
+        return StoredObject(own_key, digest.digest(), len(data), metadata)
+
+    def read(self, key: str) -> bytes:
+        with self._translated():
+            body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+        return bytes(body)
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        with self._translated():
+            yield from self._client.get_object(Bucket=self._bucket, Key=key)["Body"].iter_chunks(_CHUNK)
+
+    def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
+        with self._translated():
+            self._client.upload_fileobj(
+                file, self._bucket, key, ExtraArgs={"ContentType": media_type}, Config=_ONE_BY_ONE
+            )
+
+    def copy(self, source: str, target: str) -> None:
+        with self._translated():
+            self._client.copy_object(
+                Bucket=self._bucket, Key=target, CopySource={"Bucket": self._bucket, "Key": source}
+            )
+
+    def copy_new(self, source: str, target: str, *, sha256: bytes, size: int, claim_id: int) -> str | None:
+        if not self._holds(source, sha256, size):
+            return None
+        if not self._copies_conditionally():
+            target = _own_key(target, claim_id)
+            self.copy(source, target)
+        elif not self._copy_new(source, target) and not self._holds(target, sha256, size):
+            return None
+        return target
+
+    def drop(self, key: str) -> None:
+        with self._translated():
+            self._client.delete_object(Bucket=self._bucket, Key=key)
+
+    def size(self, key: str) -> int:
+        with self._translated():
+            try:
+                return int(self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
+            except ClientError as error:
+                if _status(error) == 404:  # an answer without a body has no other code
+                    raise ObjectGone from error
+                raise
+
+    def under(self, prefix: str) -> Iterator[str]:
+        with self._translated():
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
+                yield from (entry["Key"] for entry in page.get("Contents", ()))
+
+    def presign(self, key: str, seconds: int, filename: str) -> str:
+        parameters = {
+            "Bucket": self._bucket,
+            "Key": key,
+            "ResponseContentDisposition": f'attachment; filename="{filename}"',
+        }
+        return str(self._public.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
+
+    def check(self) -> None:
+        with self._translated():
+            self._client.head_bucket(Bucket=self._bucket)
+
+    def prepare(self, patience: float = 60.0) -> bool:
+        """Makes the bucket if it is missing and finds out whether the store writes conditionally; waits for a store
+        that is still starting, `patience` seconds at most."""
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return self._prepare()
+            except StoreRefused:
+                raise
+            except StoreAway:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def _prepare(self) -> bool:
+        with self._translated():
+            try:
+                self._client.head_bucket(Bucket=self._bucket)
+            except ClientError as error:
+                if _status(error) != 404:
+                    raise
+                self._create_bucket()
+        return self._writes_conditionally()
+
+    def _create_bucket(self) -> None:
+        try:
+            self._client.create_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                raise
+
+    def _writes_conditionally(self) -> bool:
+        """Found out once: a second write of the probe must be refused."""
+        if self._conditional is None:
+            self._put_new(_PROBE, b"presswork", "text/plain", {})
+            self._conditional = not self._put_new(_PROBE, b"presswork", "text/plain", {})
+            if not self._conditional:
+                log.warning("store writes unconditionally: keys will carry the claim's id")
+        return self._conditional
+
+    def _put_new(self, key: str, data: bytes, media_type: str, metadata: dict[str, str]) -> bool:
+        """False: the key is taken."""
+        return self._write_new(
+            self._client.put_object, Key=key, Body=data, ContentType=media_type, Metadata=metadata
+        )  # fmt: skip
+
+    def _copy_new(self, source: str, target: str) -> bool:
+        """False: the key is taken."""
+        return self._write_new(
+            self._client.copy_object, Key=target, CopySource={"Bucket": self._bucket, "Key": source}
+        )  # fmt: skip
+
+    def _write_new(self, verb: Callable[..., object], **arguments: object) -> bool:
+        with self._translated():
+            try:
+                verb(Bucket=self._bucket, IfNoneMatch="*", **arguments)
+            except ClientError as error:
+                if _status(error) == 409:  # two writers at once, on AWS: nobody has won yet
+                    raise StoreAway("The object store saw two writers of one key at once.") from error
+                if _status(error) != 412:
+                    raise
+                return False
+        return True
+
+    def _copies_conditionally(self) -> bool:
+        """Found out once, when the first copy is wanted: not every store that can write conditionally copies so."""
+        if self._conditional_copy is None:
+            try:
+                self._copy_new(_PROBE, _COPY_PROBE)
+                self._conditional_copy = not self._copy_new(_PROBE, _COPY_PROBE)
+            except StoreRefused:  # it does not know the condition
+                self._conditional_copy = False
+        return self._conditional_copy
+
+    def _holds(self, key: str, sha256: bytes, size: int) -> bool:
+        """Whether an object of that content lies there, by what its writer said of it and its size."""
+        with self._translated():
+            try:
+                found = self._client.head_object(Bucket=self._bucket, Key=key)
+            except ClientError as error:
+                if _status(error) == 404:
+                    return False
+                raise
+        return bool(found["ContentLength"] == size and found.get("Metadata", {}).get("sha256") == sha256.hex())
+
+    def _adopt(self, key: str) -> StoredObject | None:
+        """The winner's object, if its bytes are what its metadata says."""
+        with self._translated():
+            try:
+                found = self._client.get_object(Bucket=self._bucket, Key=key)
+                data = bytes(found["Body"].read())
+            except ClientError as error:
+                if _status(error) == 404:
+                    return None
+                raise
+        digest = hashlib.sha256(data)
+        metadata = dict(found.get("Metadata", {}))
+        if metadata.get("sha256") != digest.hexdigest():
+            log.warning("object does not match its sha256", extra={"key": key})
+            return None
+        return StoredObject(key, digest.digest(), len(data), metadata, adopted=True)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if (_status(error) >= 500 and _status(error) != 501) or code in (
+                "SlowDown",
+                "RequestTimeout",
+                "Throttling",
+            ):
+                raise StoreAway(f"The object store at {self._endpoint} answers {code or _status(error)}.") from error
+            if code == "NoSuchKey":
+                raise ObjectGone from error
+            raise StoreRefused(
+                f"The object store at {self._endpoint} refuses with {code or _status(error)}; "
+                f"check the bucket {self._bucket!r} and the credentials."
+            ) from error
+        except (BotoCoreError, Boto3Error) as error:
+            raise StoreAway(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
+        except OSError as error:
+            raise StoreAway(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
+
+
+def _own_key(key: str, claim_id: int) -> str:
+    stem, _, extension = key.rpartition(".")
+    return f"{stem}-{claim_id}.{extension}"
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _client(settings: Settings, endpoint: str) -> Any:
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint or None,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key or None,
+        aws_secret_access_key=settings.s3_secret_key or None,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=3,
+            read_timeout=20,
+            retries={"total_max_attempts": 1},
+            max_pool_connections=32,
+            tcp_keepalive=True,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path" if endpoint else "auto"},
+        ),
+    )

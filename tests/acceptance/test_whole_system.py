@@ -1,0 +1,247 @@
+"""Prompts in, stored images out: the whole of it, as a person runs it."""
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import psycopg
+import pytest
+from PIL import Image
+from sqlalchemy import text
+
+from services.client import Client, ClientError
+from services.core.jobs import queries
+from services.core.settings import Settings
+from services.core.tenants import api_keys
+from tests import factories
+from tests.processes import Process
+from tests.waiting import until
+
+
+class Up:
+    """`presswork up` on a folder of its own."""
+
+    def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
+        self.home = folder / "a home"
+        self.port = free_port()
+        settings = {"PRESSWORK_PORT": str(self.port), "PRESSWORK_LEASE_SECONDS": "3", **environ}
+        self.process = Process(
+            "services.local", settings, folder / "up.log", "up", "--home", str(self.home), *arguments
+        )
+
+    def client(self) -> Client:
+        until(lambda: "ready at" in self.process.text() or self.process.popen.poll() is not None, seconds=60)
+        assert self.process.popen.poll() is None, self.process.text()
+        return Client(self.values()["PRESSWORK_URL"], self.values()["PRESSWORK_API_KEY"])
+
+    def values(self) -> dict[str, str]:
+        """What a shell has after it has read the file."""
+        shown = subprocess.run(
+            ["sh", "-c", f". '{self.home}/env'; env"], capture_output=True, text=True, check=True, env={}
+        )
+        return dict(line.split("=", 1) for line in shown.stdout.splitlines())
+
+    def pid(self, name: str) -> int:
+        running = json.loads((self.home / "run.json").read_text())
+        return {**running["programs"], **running["servers"]}[name]["pid"]
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    up = Up(tmp_path_factory.mktemp("up"), "--workers", "2", "--pipeline", "simulated")
+    up.client().close()
+    yield up
+    assert up.process.stop(60) == 0
+
+
+@pytest.fixture(scope="module")
+def client(up: Up) -> Iterator[Client]:
+    with up.client() as client:
+        yield client
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def finished(client: Client, job_id: str) -> dict:
+    return until(lambda: job if (job := client.job(job_id))["finished_at"] else None, seconds=60)
+
+
+def test_a_job_of_every_kind_of_request_becomes_images_that_anyone_can_check(client):
+    requests = [
+        {"prompt": "a red mug", "n": 3, "seed": 2**63 - 1, "custom_id": "mug", "size": "256x256"},
+        {"prompt": "une tasse bleue, 青い花瓶, 🏺", "output_format": "jpeg", "size": "768x512"},
+        {"prompt": "a vase", "negative_prompt": "flowers", "guidance_scale": 1, "num_inference_steps": 50},
+    ]
+    job = client.submit(requests, priority="high", labels={"for": "everyone"}, defaults={"output_format": "webp"})
+    job = finished(client, job["id"])
+    assert job["status"] == "completed"
+    assert job["counts"] == {"total": 5, "queued": 0, "rendering": 0, "done": 5, "failed": 0, "cancelled": 0}
+    images = list(client.images(job["id"]))
+    assert [image["seed"] for image in images[:3]] == [2**63 - 1, 0, 1]
+    for image, kind, size in zip(images, ["WEBP"] * 3 + ["JPEG", "WEBP"], [(256, 256)] * 3 + [(768, 512), (512, 512)],
+                                 strict=True):  # fmt: skip
+        data = client.download(job["id"], image["index"])
+        assert hashlib.sha256(data).hexdigest() == image["sha256"]
+        with Image.open(BytesIO(data)) as picture:
+            assert (picture.format, picture.size) == (kind, size)
+
+
+def test_the_same_requests_give_the_same_bytes_again(client):
+    request = {"prompt": "a teal jug", "seed": 11, "size": "256x256"}
+    jobs = [finished(client, client.submit([request] * 4)["id"]) for _ in range(2)]
+    shas = {image["sha256"] for job in jobs for image in client.images(job["id"])}
+    assert len(shas) == 1
+
+
+@pytest.mark.parametrize("name", ["web", "scheduler", "worker-1", "postgres", "valkey", "seaweedfs"])
+def test_whatever_dies_is_started_again_and_the_job_is_done(up, client, name):
+    job = client.submit([{"prompt": f"a bowl {index}", "size": "64x64"} for index in range(64)])
+    pid = up.pid(name)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: up.pid(name) != pid, seconds=10)
+    assert name in up.process.text()
+    assert finished(client, job["id"])["counts"]["done"] == 64
+
+
+def test_a_second_up_on_the_folder_is_one_sentence(up):
+    second = subprocess.run(
+        [sys.executable, "-m", "services.local", "up", "--home", str(up.home)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert second.returncode == 1
+    assert "already runs" in second.stderr
+    assert second.stderr.count("\n") == 1
+
+
+def test_a_port_in_use_is_one_sentence(up, tmp_path):
+    other = subprocess.run(
+        [sys.executable, "-m", "services.local", "up", "--home", str(tmp_path / "other")],
+        capture_output=True, text=True, check=False, env={**os.environ, "PRESSWORK_PORT": str(up.port)},
+    )  # fmt: skip
+    assert other.returncode == 1
+    assert f"Port {up.port} is in use" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def test_the_command_that_up_prints_sets_the_key(up):
+    _, command, _ = up.process.text().split("`")
+    shown = subprocess.run(
+        ["sh", "-c", f'{command}; printf %s "$PRESSWORK_API_KEY"'], capture_output=True, text=True, check=True, env={}
+    )
+    assert shown.stdout == up.values()["PRESSWORK_API_KEY"]
+
+
+def test_the_secrets_are_for_the_owner_alone(up):
+    for name in ("env", "key", "secrets.json"):
+        assert (up.home / name).stat().st_mode & 0o077 == 0
+
+
+def test_doctor_finds_all_well_and_says_what_is_not(up, client):
+    command = [sys.executable, "-m", "services.cli.app", "doctor"]
+    environ = {"PATH": os.environ["PATH"], **up.values()}
+    well = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+    assert well.returncode == 0, well.stdout
+    assert well.stdout.count("ok") >= 7
+    ill = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**environ, "REDIS_URL": "redis://127.0.0.1:9/0"}
+    )
+    assert ill.returncode == 1
+    assert "Redis at 127.0.0.1:9 does not answer to this password.\n" in ill.stdout
+    assert len(ill.stdout.splitlines()) == len(well.stdout.splitlines()), "a line for each check, however long"
+
+
+def test_a_key_is_made_and_revoked_with_nothing_but_the_env_file(up, client):
+    def keys(*arguments: str) -> str:
+        command = [sys.executable, "-m", "services.cli.app", "keys", *arguments]
+        environ = {"PATH": os.environ["PATH"], **up.values()}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout.strip()
+
+    job = client.submit([{"prompt": "a cup", "size": "64x64"}])
+    key = keys("create", "a friend")
+    with Client(up.values()["PRESSWORK_URL"], key) as friend:
+        assert friend.job(job["id"])["id"] == job["id"]
+        assert keys("revoke", key.split("_")[1]) == "revoked"
+        with pytest.raises(ClientError, match="API key in force"):
+            friend.job(job["id"])
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("pipeline", ["torch", "onnx"])  # `up` is on the simulated one
+def test_the_demo_renders_48_prompts_verifies_them_and_cleans_up(tmp_path, pipeline):
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("PRESSWORK_")}
+    demo = subprocess.run(
+        [sys.executable, "-m", "services.cli.app", "demo", "--pipeline", pipeline],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=170, env=environ,
+    )  # fmt: skip
+    assert demo.returncode == 0, demo.stdout + demo.stderr
+    assert "demo: 48 of 48 images done" in demo.stdout.splitlines()
+    output = tmp_path / "demo-output"
+    rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 48
+    for row in rows:
+        data = (output / f"{row['index']:02d}-{row['custom_id']}.png").read_bytes()
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        assert (row["flagged"], row["unknown_words"]) == (None, [])
+        assert row["versions"].startswith("presswork ") and "torch " in row["versions"]
+    with Image.open(output / "contact-sheet.png") as sheet:
+        assert sheet.width > 1_000
+    assert not (tmp_path / ".presswork" / "run.json").exists()
+
+
+def test_a_web_server_killed_between_commit_and_reply_makes_one_job_of_two_tries(
+    environ, stack, database, store, tmp_path
+):
+    """The reply's read of the job is held up by a lock; the commit before it is not."""
+    factories.register(database)
+    environment = {**environ, "PRESSWORK_PORT": str(free_port())}
+    settings = Settings.read(environment)
+    with database.begin() as connection:
+        key = api_keys.issue_key(connection, settings.secret, factories.TENANT, "test")
+    web = Process("services.web", environment, tmp_path / "web.log")
+    with Client(f"http://127.0.0.1:{settings.port}", key) as client:
+        until(lambda: _answers(settings.port))
+        admin_url = stack.superuser_url.replace("+psycopg", "").rpartition("/")[0]
+        name = environ["DATABASE_URL"].rpartition("/")[2]
+        jobs: list[dict] = []
+        with psycopg.connect(f"{admin_url}/{name}") as admin:
+            admin.execute("LOCK TABLE counter_deltas IN ACCESS EXCLUSIVE MODE")
+            sender = threading.Thread(target=lambda: jobs.append(client.submit([{"prompt": "a mug"}])))
+            sender.start()
+
+            def committed() -> bool:
+                with database.begin() as connection:
+                    return connection.execute(text("SELECT count(*) FROM jobs")).scalar_one() == 1
+
+            until(committed)
+            web.kill()
+            admin.rollback()
+        web = Process("services.web", environment, tmp_path / "web.log")
+        sender.join(30)
+        web.kill()
+    assert len(jobs) == 1
+    with database.begin(factories.TENANT) as connection:
+        found = queries.jobs(connection, factories.TENANT, before=2**63 - 1, limit=10)
+    assert len(found) == 1
+    assert found[0].counts["queued"] == 1
+
+
+def test_a_client_that_cannot_reach_the_server_says_so():
+    with Client("http://127.0.0.1:9", "pw_x", patience=0.1) as client, pytest.raises(ClientError, match="be reached"):
+        client.job("job_0")

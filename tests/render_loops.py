@@ -1,0 +1,66 @@
+"""Presses in the test's own process: the worker's loop, the simulated pipeline, a real database and a real store."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from services.core.db.database import Database
+from services.core.fleet import models
+from services.core.jobs import queries
+from services.core.model.states import ImageState
+from services.core.notify import Bell
+from services.core.settings import Settings
+from services.core.storage import s3
+from tests.factories import TENANT
+from worker.lease import Lease
+from worker.pipelines.simulated import SimulatedPipeline
+from worker.render import Press
+
+PressMaker = Callable[..., Press]
+
+
+@contextmanager
+def press_maker(database_url: str, usual: Settings, usual_store: s3.S3Store) -> Iterator[PressMaker]:
+    """Makes presses; stops them all in the end."""
+    databases: list[Database] = []
+    presses: list[Press] = []
+
+    def make(settings: Settings = usual, worker: str = "worker-1", **parts: object) -> Press:
+        database = Database(database_url, application=worker, pool_size=8, nested_loops=True)
+        databases.append(database)
+        pipeline = parts.get("pipeline", SimulatedPipeline)(settings)
+        with database.begin() as connection:
+            models.register(connection, pipeline.card)
+        lease = Lease(database, settings)
+        lease.start()
+        press = Press(
+            settings, pipeline, database, parts.get("store", usual_store), Bell(settings.redis_url), lease,
+            worker_id=worker, host=worker,
+        )  # fmt: skip
+        presses.append(press)
+        return press
+
+    yield make
+    for press in presses:
+        press.stopping.set()
+        press.wait_idle()
+    for database in databases:
+        database.close()
+
+
+def counts(database: Database, job_id: int) -> dict[str, int]:
+    with database.begin(TENANT) as connection:
+        found = queries.job(connection, TENANT, job_id)
+    assert found is not None
+    return {state: count for state, count in found.counts.items() if count}
+
+
+def images(database: Database, job_id: int, state: ImageState | None = None) -> list[queries.ImageView]:
+    with database.begin(TENANT) as connection:
+        found = queries.images(connection, TENANT, job_id, state=state, after=-1, limit=1000)
+    assert found is not None
+    return found
+
+
+def mugs(count: int, **at: str) -> list[dict[str, object]]:
+    """Small requests; `at` replaces prompts: _3="fault:raise"."""
+    return [{"prompt": at.get(f"_{index}", f"mug {index}"), "size": "64x64", "seed": index} for index in range(count)]

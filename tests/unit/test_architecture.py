@@ -1,0 +1,49 @@
+"""The house rules: who imports whom, what logs say, and that tables and migrations agree on names."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from services.core import logs
+from services.core.db import tables
+from services.core.jobs.lifecycle import new_id, parse_id, public_id
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_no_room_imports_what_is_not_its_own():
+    linter = Path(sys.executable).with_name("lint-imports")
+    checked = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_the_lock_names_versions_and_no_address():
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        name, separator, version = line.partition("==")
+        assert separator, line
+        assert name.replace("-", "").replace("_", "").replace(".", "").isalnum(), line
+        assert "/" not in version, line
+
+
+def test_a_log_line_is_one_json_object_whatever_is_in_it():
+    record = logging.makeLogRecord({"msg": "settled\nforged: line", "levelname": "INFO", "claim": 7, "who": "\x1b[2J"})
+    line = logs.JsonLines("worker").format(record)
+    assert "\n" not in line
+    assert "\x1b" not in line
+    assert json.loads(line)["claim"] == 7
+
+
+def test_job_ids_are_ordered_by_time_and_survive_the_way_there_and_back():
+    ids = [new_id() for _ in range(100)]
+    assert len(set(ids)) == 100
+    assert [parse_id(public_id(number)) for number in ids] == ids
+    assert sorted(map(public_id, ids)) == [public_id(number) for number in sorted(ids)]
+
+
+def test_a_partition_is_named_after_the_monday_of_its_week():
+    job_id = new_id()
+    monday = tables.id_moment(job_id).date()
+    assert tables.partition_name("images", job_id) <= f"images_{monday:%Y%m%d}"
+    assert len(tables.partition_name("images", job_id)) == len("images_20260101")
