@@ -19,7 +19,7 @@ from services.core.files import files, uploads
 from services.core.model.errors import Away
 from services.core.notify import Bell
 from services.core.settings import Settings
-from services.core.storage.s3 import ImageStore
+from services.core.storage.contract import ImageStore
 
 log = logging.getLogger(__name__)
 LOOK_SECONDS = 0.25

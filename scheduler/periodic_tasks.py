@@ -6,11 +6,13 @@ Expiring leases and folding counters run on the workers' timers too, so a dead s
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from services.core.db import partitions
 from services.core.db.connectivity import Contact
 from services.core.db.database import Connection
-from services.core.jobs import lifecycle, queries
+from services.core.fleet import workers
+from services.core.jobs import idempotency, lifecycle, queries
 from services.core.notify import Bell
-from services.core.queue import ledger, maintenance
+from services.core.queue import claims, counters, expiry, segments
 from services.core.settings import Settings
 
 
@@ -26,20 +28,24 @@ class Duty:
 def timetable(settings: Settings, bell: Bell, contact: Contact) -> list[Duty]:
     def expire(connection: Connection) -> int:
         steady = contact.steady(settings.lease_seconds)
-        return ledger.expire(connection, settings.lease_seconds) if steady else 0
+        return expiry.expire(connection, settings.lease_seconds) if steady else 0
 
     def ring(connection: Connection) -> None:
         for model in queries.waiting_models(connection):
             bell.ring(model)
 
+    def forget(connection: Connection) -> None:
+        for table in (claims, idempotency, workers):
+            table.forget(connection)
+
     return [
         Duty("finish", 0.5, lifecycle.finish),
         Duty("deadlines", 1.0, lifecycle.expire),
-        Duty("sweep", 1.0, maintenance.sweep_cancelled),
-        Duty("fold", 1.0, maintenance.fold),
+        Duty("sweep", 1.0, segments.sweep_cancelled),
+        Duty("fold", 1.0, counters.fold),
         Duty("expire", 2.0, expire),
-        Duty("low", 2.0, maintenance.raise_low),
+        Duty("low", 2.0, segments.raise_low),
         Duty("ring", 5.0, ring),
-        Duty("forget", 300.0, maintenance.forget),
-        Duty("partitions", 3600.0, maintenance.make_partitions),
+        Duty("forget", 300.0, forget),
+        Duty("partitions", 3600.0, partitions.make_partitions),
     ]

@@ -17,8 +17,9 @@ from services.core.exports.records import Export
 from services.core.jobs import lifecycle
 from services.core.notify import Bell
 from services.core.settings import Settings
-from services.core.storage import s3
-from services.core.storage.s3 import ImageStore, S3Store
+from services.core.storage import keys
+from services.core.storage.contract import ImageStore
+from services.core.storage.s3 import S3Store
 from tests import factories
 from tests.waiting import until
 
@@ -64,7 +65,7 @@ def finished_job(
         stored = []
         for image, result in zip(claim.images, factories.stored(claim), strict=True):
             data = picture(image.index, image.output_format)
-            key = f"test/{job_id}/{image.index}.{s3.EXTENSIONS[image.output_format]}"
+            key = f"test/{job_id}/{image.index}.{keys.EXTENSIONS[image.output_format]}"
             store.put(key, data, f"image/{image.output_format}", {}, claim_id=claim.id)
             found = image.index in flagged
             stored.append(

@@ -9,7 +9,7 @@ from services.core.fleet import models
 from services.core.jobs import submissions
 from services.core.model import requests
 from services.core.model.specs import Claim, ModelCard, StoredImage
-from services.core.queue import ledger, maintenance
+from services.core.queue import claims, segments, settlement
 from services.core.settings import Settings
 
 REVISION = "simulated-test"
@@ -67,7 +67,7 @@ def claim(
         if taken is not None:
             return taken
         with database.begin() as connection:  # as a worker does: what is drained is not looked at again
-            if not maintenance.raise_low(connection):
+            if not segments.raise_low(connection):
                 return None
 
 
@@ -80,8 +80,8 @@ def claim_in(
     lease: float = 30.0,
     revision: str = REVISION,
 ) -> Claim | None:
-    chosen = ledger.candidates(connection, revision, turn)
-    return ledger.claim(connection, chosen, model_revision=revision, worker_id=worker, seats=seats, lease=lease)
+    chosen = claims.candidates(connection, revision, turn)
+    return claims.claim(connection, chosen, model_revision=revision, worker_id=worker, seats=seats, lease=lease)
 
 
 def stored(claim: Claim, picture: bytes = b"picture") -> list[StoredImage]:
@@ -109,7 +109,7 @@ def places(claim: Claim) -> list[tuple[int, int]]:
     return [(image.job_id, image.index) for image in claim.images]
 
 
-def settle(database: Database, claim: Claim, **outcome: Sequence[Any]) -> ledger.Settlement:
+def settle(database: Database, claim: Claim, **outcome: Sequence[Any]) -> settlement.Settlement:
     """Settles a claim: as done, unless told otherwise."""
     with database.begin() as connection:
-        return ledger.settle(connection, claim.id, device="host device", **(outcome or {"stored": stored(claim)}))
+        return settlement.settle(connection, claim.id, device="host device", **(outcome or {"stored": stored(claim)}))

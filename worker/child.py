@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from services.core.db import database as databases
+from services.core.db import leases
 from services.core.db.connectivity import Contact
 from services.core.fleet import models, workers
 from services.core.model.errors import DatabaseAway, PressworkError
 from services.core.notify import Bell
-from services.core.queue import ledger, maintenance, quarantine
+from services.core.queue import counters, expiry, fair_share, quarantine, segments
 from services.core.settings import Settings
 from services.core.storage import s3
 from worker import exit_codes
@@ -160,17 +161,17 @@ class Child:
     def _tick(self) -> None:
         """What any worker does for all, so that a dead scheduler strands nothing."""
         self._beat("sick" if self.press.device.sick else "busy" if self.press.busy else "ready")
-        for verb in (self._expire, maintenance.fold, maintenance.raise_low):
+        for verb in (self._expire, counters.fold, segments.raise_low):
             with self.database.begin() as connection:
-                if maintenance.alone(connection):
+                if leases.alone(connection):
                     verb(connection)
         for tenant_id, cost in self.press.take_charges().items():
             with self.database.begin() as connection:
-                maintenance.charge(connection, tenant_id, cost)
+                fair_share.charge(connection, tenant_id, cost)
 
     def _expire(self, connection: databases.Connection) -> int:
         steady = self.contact.steady(self.settings.lease_seconds)
-        return ledger.expire(connection, self.settings.lease_seconds) if steady else 0
+        return expiry.expire(connection, self.settings.lease_seconds) if steady else 0
 
     def _beat(self, state: str) -> None:
         with self.database.begin() as connection:

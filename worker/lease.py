@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from services.core.db.database import Database
 from services.core.model.errors import DatabaseAway
 from services.core.model.specs import Claim, Image, StoredImage
-from services.core.queue import ledger
+from services.core.queue import claims
 from services.core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ class Lease:
         steps = {claim_id: entry.step for claim_id, entry in held.items()}
         asked_at = time.monotonic()
         with self._database.begin() as connection:
-            heard = ledger.extend(connection, steps, self._settings.lease_seconds).held
+            heard = claims.extend(connection, steps, self._settings.lease_seconds).held
         for claim_id, entry in held.items():
             entry.heard(heard.get(claim_id), asked_at)
 

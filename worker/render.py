@@ -14,9 +14,9 @@ from services.core.db.database import Database
 from services.core.model.errors import Away
 from services.core.model.specs import Claim
 from services.core.notify import Bell
-from services.core.queue import ledger, maintenance
+from services.core.queue import claims, segments
 from services.core.settings import Settings
-from services.core.storage import s3
+from services.core.storage import contract
 from worker import batching
 from worker.device import Device, Outcome
 from worker.lease import Held, Lease
@@ -33,7 +33,7 @@ class Press:
     """One pipeline and everything around it. `run` may be called from any thread; one at a time does the work."""
 
     def __init__(
-        self, settings: Settings, pipeline: Pipeline, database: Database, store: s3.ImageStore, bell: Bell,
+        self, settings: Settings, pipeline: Pipeline, database: Database, store: contract.ImageStore, bell: Bell,
         lease: Lease, *, worker_id: str, host: str, mark: Callable[[int], None] = lambda _claim_id: None,
     ) -> None:  # fmt: skip
         self.settings, self.pipeline, self.database, self.bell = settings, pipeline, database, bell
@@ -115,7 +115,7 @@ class Press:
             found = self._candidates()
         while found.rows:
             with self.database.begin() as connection:
-                claim = ledger.claim(
+                claim = claims.claim(
                     connection,
                     found,
                     model_revision=self.pipeline.card.revision,
@@ -131,25 +131,25 @@ class Press:
                 return held
             # Drained, or all locked by others: lift the marks, so that these are not looked at again; then the rest.
             with self.database.begin() as connection:
-                maintenance.raise_low(connection, found.job_ids)
+                segments.raise_low(connection, found.job_ids)
             found = found.others
         return None
 
-    def _candidates(self) -> ledger.Candidates:
+    def _candidates(self) -> claims.Candidates:
         with self.database.begin() as connection:
-            return ledger.candidates(connection, self.pipeline.card.revision, next(self._turns))
+            return claims.candidates(connection, self.pipeline.card.revision, next(self._turns))
 
-    def _after_claim(self, claim: Claim, found: ledger.Candidates, seats: int) -> None:
+    def _after_claim(self, claim: Claim, found: claims.Candidates, seats: int) -> None:
         """What may follow a claim and is healed by a duty if it does not. Never raises: the claim is held."""
         if len(claim.images) == seats:
             self.bell.ring(self.pipeline.card.name)
         try:
             if claim.fresh_jobs:
                 with self.database.begin() as connection:
-                    ledger.start(connection, claim.fresh_jobs)
+                    claims.start(connection, claim.fresh_jobs)
             if len(claim.images) < seats:
                 with self.database.begin() as connection:
-                    maintenance.raise_low(connection, found.job_ids)
+                    segments.raise_low(connection, found.job_ids)
         except Exception as error:
             log.warning("start put off", extra={"claim": claim.id, "error": str(error)})
 

@@ -9,11 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from services.core.db.database import Database
-from services.core.jobs import lifecycle
+from services.core.model import ids
 from services.core.model.errors import StoreAway
 from services.core.model.specs import Image, StoredImage
 from services.core.queue import reuse
-from services.core.storage import s3
+from services.core.storage import contract, keys
 from worker.device import Device
 from worker.lease import Held
 
@@ -24,7 +24,7 @@ COPIES = 8  # at once
 class Reuse:
     """The look at what lies in the store, for the images of jobs that ask for it; for others it costs nothing."""
 
-    def __init__(self, database: Database, store: s3.ImageStore, device: Device) -> None:
+    def __init__(self, database: Database, store: contract.ImageStore, device: Device) -> None:
         self._database, self._objects, self._device = database, store, device
         self._copying = ThreadPoolExecutor(COPIES, "copy")
 
@@ -51,8 +51,8 @@ class Reuse:
 
     def _copy(self, held: Held, image: Image, source: StoredImage) -> StoredImage | None:
         """An object of this job's own: that the source's goes some day must not matter. None: it is to be rendered."""
-        key = s3.image_key(
-            image.tenant_id, lifecycle.public_id(image.job_id), image.index, image.render_key, image.output_format
+        key = keys.image_key(
+            image.tenant_id, ids.public_job(image.job_id), image.index, image.render_key, image.output_format
         )
         try:
             copied = self._objects.copy_new(

@@ -8,12 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from services.core.db.database import Database
 from services.core.fleet import throughput
-from services.core.jobs import lifecycle
+from services.core.model import ids
 from services.core.model.errors import Away, StoreAway, StoreRefused
 from services.core.model.specs import FailedImage, StoredImage
-from services.core.queue import ledger, quarantine
+from services.core.queue import quarantine, settlement
 from services.core.settings import Settings
-from services.core.storage import s3
+from services.core.storage import contract, keys
 from worker import encoding, provenance, retries
 from worker.device import Device, Outcome, Rendered
 from worker.lease import Held, Lease
@@ -27,7 +27,7 @@ class Storing:
     """The stage after the device. `stopping`: give back what cannot be stored right now."""
 
     def __init__(
-        self, settings: Settings, database: Database, store: s3.ImageStore, lease: Lease, device: Device,
+        self, settings: Settings, database: Database, store: contract.ImageStore, lease: Lease, device: Device,
         stopping: threading.Event,
     ) -> None:  # fmt: skip
         self._settings, self._database, self._objects, self._lease = settings, database, store, lease
@@ -70,8 +70,8 @@ class Storing:
         except Exception as error:
             log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
             return retries.failure(image, error)
-        key = s3.image_key(
-            image.tenant_id, lifecycle.public_id(image.job_id), image.index, render_key, image.output_format
+        key = keys.image_key(
+            image.tenant_id, ids.public_job(image.job_id), image.index, render_key, image.output_format
         )  # fmt: skip
         metadata = {
             "device": self._device, "class": rendered.reproducibility_class, "versions": self._pipeline.versions,
@@ -118,11 +118,11 @@ class Storing:
         while True:
             try:
                 with self._database.begin() as connection:
-                    settlement = ledger.settle(
+                    settled = settlement.settle(
                         connection, claim.id, device=self._device, stored=stored, failed=failed, released=released,
                         render_seconds=outcome.seconds,
                     )  # fmt: skip
-                    if settlement.verdict is ledger.Verdict.FENCED:
+                    if settled.verdict is settlement.Verdict.FENCED:
                         quarantine.alive_after_all(connection, claim.id)
                 break
             except Away as error:
@@ -131,12 +131,12 @@ class Storing:
                 log.warning("settle put off", extra={"claim": claim.id, "error": str(error)})
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
-        if settlement.verdict is ledger.Verdict.OK:
-            self._drop(settlement.dropped)
+        if settled.verdict is settlement.Verdict.OK:
+            self._drop(settled.dropped)
             self._measure(outcome)
         log.info(
             "settled",
-            extra={"claim": claim.id, "verdict": settlement.verdict.value, "done": len(stored), "failed": len(failed),
+            extra={"claim": claim.id, "verdict": settled.verdict.value, "done": len(stored), "failed": len(failed),
                    "released": len(released), "reused": len(outcome.held.reused)},
         )  # fmt: skip
 

@@ -14,9 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.core.db import database
+from services.core.db import database, partitions
 from services.core.model.errors import PressworkError
-from services.core.queue import maintenance
 from services.core.settings import Settings
 from services.core.storage import s3
 from services.core.tenants import api_keys
@@ -108,9 +107,7 @@ def _saved_key(settings: Settings, home: Home) -> str:
     core = database.Database(settings.database_url, application="presswork up", pool_size=1)
     try:
         with core.begin() as connection:
-            maintenance.make_partitions(
-                connection
-            )  # a folder that lay still for months gets this week's before any job
+            partitions.make_partitions(connection)  # a folder that lay still for months gets this week's before any job
             key = file.read_text(encoding="utf-8").strip() if file.exists() else ""
             if api_keys.authenticate(connection, settings.secret, key) is None:
                 key = api_keys.issue_key(connection, settings.secret, api_keys.default_tenant(connection), "local")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import httpx
 import psutil
 
-from services.core.jobs.lifecycle import parse_id
+from services.core.model.ids import parse_job
 from tests import factories
 from tests.benchmarks.house import house
 from tests.benchmarks.report import report
@@ -53,7 +53,7 @@ def run() -> None:
         finally:
             web.stop()
         assert finalized["counts"]["queued"] == PROMPTS
-        copied = raw_copy(ours, parse_id(job))
+        copied = raw_copy(ours, parse_job(job))
     report(
         "bulk", PROMPTS / spent, PROMPTS / copied, "prompts/s", "raw COPY of the same rows",
         prompts=PROMPTS, chunks=len(rest), seconds=round(spent, 1), finalize_seconds=round(finalizing, 1),

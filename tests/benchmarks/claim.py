@@ -9,7 +9,7 @@ import psycopg
 
 from services.core.jobs import lifecycle
 from services.core.model.specs import Claim
-from services.core.queue import ledger, maintenance
+from services.core.queue import counters, segments, settlement
 from tests import factories
 from tests.benchmarks.house import House, house
 from tests.benchmarks.report import report
@@ -63,7 +63,7 @@ def _claim(ours: House, seats: int = 16) -> Claim | None:
 
 def _settle(ours: House, claim: Claim) -> None:
     with ours.database.begin() as connection:
-        ledger.settle(connection, claim.id, device="d", stored=factories.stored(claim), render_seconds=0.1)
+        settlement.settle(connection, claim.id, device="d", stored=factories.stored(claim), render_seconds=0.1)
 
 
 def _drain(ours: House, images: int) -> None:
@@ -75,9 +75,9 @@ def _drain(ours: House, images: int) -> None:
         _settle(ours, claim)
         done += len(claim.images)
         with ours.database.begin() as connection:
-            maintenance.fold(connection)
+            counters.fold(connection)
         with ours.database.begin() as connection:
-            maintenance.raise_low(connection)
+            segments.raise_low(connection)
 
 
 def _costs(ours: House, samples: int) -> list[float]:

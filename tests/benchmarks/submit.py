@@ -11,8 +11,8 @@ import psutil
 import psycopg
 
 from services.client import Client
-from services.core.db import tables
-from services.core.jobs.lifecycle import parse_id
+from services.core.db import partitions
+from services.core.model.ids import parse_job
 from tests import factories
 from tests.benchmarks.house import House, house
 from tests.benchmarks.report import report
@@ -40,7 +40,7 @@ def run() -> None:
             peak.end()
         finally:
             web.stop()
-        copied = raw_copy(ours, parse_id(job["id"]))
+        copied = raw_copy(ours, parse_job(job["id"]))
     report(
         "submit", PROMPTS / seconds, PROMPTS / copied, "prompts/s", "raw COPY of the same rows",
         prompts=PROMPTS, seconds=round(seconds, 1), copy_seconds=round(copied, 1),
@@ -90,7 +90,7 @@ def raw_copy(ours: House, job_id: int) -> float:
     with psycopg.connect(url) as database:
         database.execute("SET app.tenant = '*'")
         for table in ("payloads", "images"):
-            leaf = tables.partition_name(table, job_id)
+            leaf = partitions.partition_name(table, job_id)
             file = ours.folder / f"{table}.copy"
             with file.open("wb") as out, database.cursor().copy(f"COPY (SELECT * FROM {leaf}) TO STDOUT") as copy:
                 for part in copy:

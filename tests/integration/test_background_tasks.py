@@ -18,8 +18,9 @@ from services.core.db.database import Database
 from services.core.db.leases import Lease, LeaseLost
 from services.core.files import files, uploads
 from services.core.jobs import lifecycle
+from services.core.model import ids
 from services.core.notify import Bell
-from services.core.queue import maintenance
+from services.core.queue import counters
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from tests import factories
@@ -45,14 +46,14 @@ def start(api: Api, *bodies: dict[str, Any]) -> str:
 
 
 def number(batch: str) -> int:
-    return lifecycle.parse_id("job_" + batch.removeprefix("batch_"))
+    return ids.parse_job("job_" + batch.removeprefix("batch_"))
 
 
 def rendered(api: Api) -> None:
     while (claim := factories.claim(api.database)) is not None:
         factories.settle(api.database, claim)
     with api.database.begin() as connection:
-        maintenance.fold(connection)
+        counters.fold(connection)
 
 
 def test_whoever_closes_a_job_a_second_time_leaves_its_files_as_they_are(api, running, database, settings, store):
@@ -154,7 +155,7 @@ def test_a_job_validated_after_its_priority_was_changed_has_the_new_one(api, run
 
     def source(connection: Any, job_id: int) -> Any:
         row = read(connection, job_id)
-        answer = api.http.patch(f"/v1/jobs/{lifecycle.public_id(job_id)}", json={"priority": "high"})
+        answer = api.http.patch(f"/v1/jobs/{ids.public_job(job_id)}", json={"priority": "high"})
         assert answer.status_code == 200
         return row
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from starlette.datastructures import UploadFile
 
 from services.api.body import streaming
-from services.core.jobs import lifecycle
+from services.core.model import ids
 from services.core.settings import Settings
 from services.local.stack import Stack
 from tests.web import Api, open_api
@@ -299,7 +299,7 @@ def test_prompts_of_every_kind_are_kept_character_for_character(api: Api) -> Non
         with api.database.begin() as connection:
             kept = connection.execute(
                 text("SELECT prompt, negative_prompt FROM payloads WHERE job_id = :id ORDER BY index"),
-                {"id": lifecycle.parse_id(str(job["id"]))},
+                {"id": ids.parse_job(str(job["id"]))},
             ).all()
         assert [tuple(row) for row in kept] == [(words, words) for words in PROMPTS]
 
@@ -309,7 +309,7 @@ def test_minus_zero_is_stored_as_zero(api: Api) -> None:
     with api.database.begin() as connection:
         kept = connection.execute(
             text("SELECT guidance_scale::text FROM payloads WHERE job_id = :id"),
-            {"id": lifecycle.parse_id(str(job["id"]))},
+            {"id": ids.parse_job(str(job["id"]))},
         ).scalar_one()
     assert kept == "0"
 

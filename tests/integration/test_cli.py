@@ -29,9 +29,10 @@ from scheduler.background_tasks import Errands, errands
 from services.cli.app import app
 from services.client import Client, ClientError
 from services.core.jobs import lifecycle
+from services.core.model import ids
 from services.core.model.specs import FailedImage
 from services.core.notify import Bell
-from services.core.queue import maintenance
+from services.core.queue import counters
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from services.local.home import write_env_file
@@ -97,7 +98,7 @@ def run(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def payloads(api: Api) -> list[dict[str, Any]]:
     """What was recorded of each request of the tenant's newest job, in order."""
-    job_id = lifecycle.parse_id(api.http.get("/v1/jobs").json()["data"][0]["id"])
+    job_id = ids.parse_job(api.http.get("/v1/jobs").json()["data"][0]["id"])
     with api.database.begin() as connection:
         rows = connection.execute(
             text("SELECT custom_id, prompt, seed, output_format FROM payloads WHERE job_id = :id ORDER BY index"),
@@ -114,7 +115,7 @@ def document(result: Result) -> Any:
 
 def render(api: Api, store: S3Store, job: str, *failed: int) -> None:
     """A worker's work, all of it; these images of the job fail."""
-    lost = {(lifecycle.parse_id(job), index) for index in failed}
+    lost = {(ids.parse_job(job), index) for index in failed}
     while (claim := factories.claim(api.database)) is not None:
         made = [one for one in factories.stored(claim, PICTURE) if (one.job_id, one.index) not in lost]
         for one in made:
@@ -123,7 +124,7 @@ def render(api: Api, store: S3Store, job: str, *failed: int) -> None:
         broken = [FailedImage(job_id, index, "error", "It broke.") for job_id, index in places]
         factories.settle(api.database, claim, stored=made, failed=broken)
     with api.database.begin() as connection:
-        maintenance.fold(connection)
+        counters.fold(connection)
         lifecycle.finish(connection)
 
 
@@ -511,7 +512,7 @@ def test_what_does_not_match_its_sha256_is_not_kept(run: Run, api: Api, store: S
     render(api, store, job)
     with api.database.begin() as connection:
         connection.execute(
-            text("UPDATE results SET sha256 = sha256(sha256) WHERE job_id = :id"), {"id": lifecycle.parse_id(job)}
+            text("UPDATE results SET sha256 = sha256(sha256) WHERE job_id = :id"), {"id": ids.parse_job(job)}
         )
     assert "does not match its sha256" in run("download", job, "-o", "out", code=1).stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["metadata.jsonl"]

@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from services.core.fleet import models
 from services.core.jobs import drafts, lifecycle, submissions
-from services.core.queue import maintenance
+from services.core.model import ids
+from services.core.queue import segments
 from services.local.stack import Stack
 from tests import factories
 from tests.processes import Process
@@ -51,7 +52,7 @@ def rows(api: Api, job: str) -> dict[str, int]:
     with api.database.begin() as connection:
         found = connection.execute(
             text("SELECT state, count(*) FROM images WHERE job_id = :id GROUP BY state"),
-            {"id": lifecycle.parse_id(job)},
+            {"id": ids.parse_job(job)},
         )
         return {str(state): count for state, count in found}
 
@@ -121,7 +122,7 @@ def test_the_images_of_a_draft_are_those_of_the_same_job_sent_at_once(api: Api) 
                     "LEFT JOIN payloads p ON p.job_id = i.job_id AND p.index = i.index "
                     "WHERE i.job_id = :id ORDER BY i.index"
                 ),
-                {"id": lifecycle.parse_id(one)},
+                {"id": ids.parse_job(one)},
             )
             kept.append([tuple(row) for row in found])
     assert kept[0] == kept[1]
@@ -159,7 +160,7 @@ def test_chunks_sent_all_at_once_are_each_committed_once_or_told_to_come_back(ap
 
 def test_a_chunk_that_is_not_committed_leaves_nothing_and_can_be_sent_again(api: Api) -> None:
     """As when the web server dies between the chunk's rows and its commit."""
-    job = lifecycle.parse_id(opened(api))
+    job = ids.parse_job(opened(api))
     with api.database.begin() as connection:
         ground = drafts.ground(connection, factories.TENANT, job, 0)
         catalogue = models.catalogue(connection)
@@ -174,9 +175,9 @@ def test_a_chunk_that_is_not_committed_leaves_nothing_and_can_be_sent_again(api:
 
     with pytest.raises(InterruptedError):
         append(die=True)
-    assert shown(api, lifecycle.public_id(job))["counts"]["total"] == 0 and rows(api, lifecycle.public_id(job)) == {}
+    assert shown(api, ids.public_job(job))["counts"]["total"] == 0 and rows(api, ids.public_job(job)) == {}
     append(die=False)
-    assert rows(api, lifecycle.public_id(job)) == {"0": 5}
+    assert rows(api, ids.public_job(job)) == {"0": 5}
 
 
 def test_a_chunk_is_whole_or_not_there_after_its_web_server_is_killed_before_the_commit(
@@ -284,7 +285,7 @@ def test_a_cancelled_draft_is_swept_and_an_old_one_expires(api: Api) -> None:
     with api.database.begin() as connection:
         connection.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s' WHERE expires_at IS NOT NULL"))
         assert lifecycle.expire(connection) == 1
-        maintenance.sweep_cancelled(connection)
+        segments.sweep_cancelled(connection)
         lifecycle.finish(connection)
     assert [(shown(api, job)["status"], shown(api, job)["stop_reason"]) for job in (cancelled, expired, empty)] == [
         ("cancelled", "cancelled"), ("expired", "expired"), ("cancelled", "cancelled"),
@@ -298,9 +299,9 @@ def test_a_sweep_leaves_the_images_of_a_draft_alone(api: Api) -> None:
     for job in (draft, cancelled):
         put(api, job, 0, {"prompt": "a", "n": 20})
     with api.database.begin(factories.TENANT) as connection:
-        lifecycle.cancel(connection, factories.TENANT, lifecycle.parse_id(cancelled))
+        lifecycle.cancel(connection, factories.TENANT, ids.parse_job(cancelled))
     with api.database.begin() as connection:
-        assert maintenance.sweep_cancelled(connection) == 20
+        assert segments.sweep_cancelled(connection) == 20
     assert (rows(api, draft), rows(api, cancelled)) == ({"0": 20}, {"4": 20})
     assert finalize(api, draft, 1).json()["counts"]["queued"] == 20
 

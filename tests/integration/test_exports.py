@@ -17,7 +17,7 @@ from PIL import Image
 from sqlalchemy import text
 
 from services.core.exports import exports, members, records, shards
-from services.core.jobs import lifecycle
+from services.core.model import ids
 from services.core.model.errors import StoreAway
 from services.core.storage import signed_urls
 from services.core.storage.s3 import S3Store
@@ -180,9 +180,7 @@ def test_parquet_by_reference_holds_links_that_are_signed(database, settings, st
     assert [row["url"] for row in rows_] == [
         signed_urls.image_url("http://press.test", settings.secret, job_id, index) for index in range(IMAGES)
     ]
-    assert rows_[0]["url"].startswith(
-        f"http://press.test/v1/jobs/{lifecycle.public_id(job_id)}/images/0/content?signature="
-    )
+    assert rows_[0]["url"].startswith(f"http://press.test/v1/jobs/{ids.public_job(job_id)}/images/0/content?signature=")
     assert "image" not in rows_[0]
 
 
@@ -244,13 +242,13 @@ def test_the_manifest_and_the_sums_tell_of_every_file(database, settings, store,
     assert checked.stdout.decode().count(": OK\n") == len(files) - 1
     manifest = json.loads((tree / "manifest.json").read_text())
     assert (manifest["version"], manifest["format"], manifest["images"]) == (1, "webdataset", IMAGES)
-    assert manifest["job"] == lifecycle.public_id(job_id)
+    assert manifest["job"] == ids.public_job(job_id)
     assert {file["path"] for file in manifest["files"]} == files - {"manifest.json", "SHA256SUMS"}
     assert sum(file["images"] for file in manifest["files"]) == IMAGES
     assert sum(split["images"] for split in manifest["splits"].values()) == IMAGES
     assert sum(split["shards"] for split in manifest["splits"].values()) == len(manifest["files"])
     assert made.bytes == sum((tree / file).stat().st_size for file in files)
-    assert lifecycle.public_id(made.id)[4:] not in (tree / "manifest.json").read_text()
+    assert ids.public_job(made.id)[4:] not in (tree / "manifest.json").read_text()
 
 
 def test_a_shard_ends_where_it_would_grow_too_large(database, settings, store, job_id, monkeypatch):

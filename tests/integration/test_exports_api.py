@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.core.jobs import lifecycle
+from services.core.model import ids
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from services.local.stack import Stack
@@ -34,7 +34,7 @@ def shelf(api: Api) -> S3Store:
 
 @pytest.fixture(scope="module")
 def job_id(api: Api, shelf: S3Store) -> str:
-    return lifecycle.public_id(exporting.finished_job(api.database, api.settings, shelf))
+    return ids.public_job(exporting.finished_job(api.database, api.settings, shelf))
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_a_job_that_has_not_finished_or_has_nothing_done_is_not_exported(api):
     answer = ask(api, str(job["id"]))
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "job_not_finished")
     assert api.http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
-    exporting.finish(api.database, lifecycle.parse_id(str(job["id"])))
+    exporting.finish(api.database, ids.parse_job(str(job["id"])))
     answer = ask(api, str(job["id"]))
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "nothing_to_export")
 

@@ -11,8 +11,9 @@ from sqlalchemy import text
 
 from services.core.db.database import Connection
 from services.core.jobs import lifecycle, request_queries
+from services.core.model import ids
 from services.core.model.specs import Claim, FailedImage
-from services.core.queue import maintenance
+from services.core.queue import counters
 from tests import factories
 from tests.waiting import until
 from tests.web import Api
@@ -64,7 +65,7 @@ def test_another_priority_holds_for_all_that_is_not_claimed_yet(api: Api) -> Non
     changed = api.http.patch(f"/v1/jobs/{slow}", json={"priority": "high", "labels": {"a": "b"}})
     assert (changed.status_code, changed.json()["priority"], changed.json()["labels"]) == (200, "high", {"a": "b"})
     claim = factories.claim(api.database, 1, turn=0)
-    assert claim is not None and claim.images[0].job_id == lifecycle.parse_id(slow)
+    assert claim is not None and claim.images[0].job_id == ids.parse_job(slow)
     assert api.http.patch(f"/v1/jobs/{slow}", json={}).json()["priority"] == "high"
 
 
@@ -132,7 +133,7 @@ def test_a_retry_is_a_new_job_of_the_failed_images_with_their_seeds_and_names(ap
         kept = connection.execute(
             text("SELECT index, n, seed, custom_id, prompt, negative_prompt, guidance_scale, output_format,"
                  " output_compression FROM payloads WHERE job_id = :id ORDER BY index"),
-            {"id": lifecycle.parse_id(child["id"])},
+            {"id": ids.parse_job(child["id"])},
         ).all()  # fmt: skip
     same = ("x", "a\tb\\", "c", 3.5, "webp", 40)
     assert [tuple(row)[:4] for row in kept] == [
@@ -237,7 +238,7 @@ def mixed(api: Api) -> str:
     with api.database.begin() as connection:  # as a sweep would, half way
         connection.execute(text("UPDATE images SET state = 4 WHERE index IN (20, 24)"))
         connection.execute(text("INSERT INTO counter_deltas (job_id, queued, cancelled) VALUES (:id, -2, 2)"),
-                           {"id": lifecycle.parse_id(job)})  # fmt: skip
+                           {"id": ids.parse_job(job)})  # fmt: skip
     return job
 
 
@@ -314,7 +315,7 @@ def expiring(api: Api, held: int) -> Iterator[Connection]:
 def test_a_draft_that_is_finalized_while_it_runs_out_of_time_is_rendered(api: Api) -> None:
     job = api.http.post("/v1/jobs", json={"draft": True}).json()["id"]
     api.http.put(f"/v1/jobs/{job}/chunks/0", json={"images": [{"prompt": "a mug"}]})
-    number = lifecycle.parse_id(job)
+    number = ids.parse_job(job)
     with api.database.begin() as connection:
         connection.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s' WHERE id = :id"), {"id": number})
     with expiring(api, number):
@@ -324,7 +325,7 @@ def test_a_draft_that_is_finalized_while_it_runs_out_of_time_is_rendered(api: Ap
 
 
 def test_jobs_out_of_time_are_locked_in_the_order_in_which_claims_lock_them(api: Api) -> None:
-    first, second = sorted(lifecycle.parse_id(str(api.submit()["id"])) for _ in range(2))
+    first, second = sorted(ids.parse_job(str(api.submit()["id"])) for _ in range(2))
     overdue = text("UPDATE jobs SET expires_at = now() - make_interval(secs => :age) WHERE id = :id")
     with api.database.begin() as connection:
         connection.execute(overdue, [{"id": first, "age": 1}, {"id": second, "age": 2}])
@@ -337,8 +338,8 @@ def test_a_job_that_was_cancelled_by_an_earlier_version_ends_and_keeps_no_other_
     for job in (old, new):
         api.http.post(f"/v1/jobs/{job}/cancel")
     with api.database.begin() as connection:
-        connection.execute(text("UPDATE jobs SET stop_reason = NULL WHERE id = :id"), {"id": lifecycle.parse_id(old)})
-        maintenance.fold(connection)
+        connection.execute(text("UPDATE jobs SET stop_reason = NULL WHERE id = :id"), {"id": ids.parse_job(old)})
+        counters.fold(connection)
     with api.database.begin() as connection:
         lifecycle.finish(connection)
     assert [api.http.get(f"/v1/jobs/{job}").json()["status"] for job in (old, new)] == ["cancelled", "cancelled"]

@@ -10,15 +10,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, event, text
 
-from services.core.db import tables
+from services.core.db import partitions
 from services.core.db.connectivity import Contact
 from services.core.db.database import Database
 from services.core.jobs import lifecycle, queries
+from services.core.model import ids
 from services.core.model.errors import Conflict, LedgerBroken
 from services.core.model.specs import FailedImage
 from services.core.model.states import ImageState
-from services.core.queue import ledger, maintenance
-from services.core.queue.ledger import Verdict
+from services.core.queue import claims, counters, expiry, fair_share, segments, settlement
+from services.core.queue.settlement import Verdict
 from services.core.settings import Settings
 from tests import factories
 from tests.factories import TENANT, claim, places, settle, stored, submit
@@ -85,7 +86,7 @@ def test_a_late_settle_moves_nothing(database: Database, settings: Settings):
     job_id = submit(database, settings, 8)
     late = claim(database, lease=0.0)
     with database.begin() as connection:
-        assert ledger.expire(connection, 0.0) == 8
+        assert expiry.expire(connection, 0.0) == 8
     again = claim(database)
     before = counts_match(database, job_id)
     assert settle(database, late).verdict is Verdict.FENCED
@@ -133,7 +134,7 @@ def test_versions_are_kept_with_each_image_and_written_once(database, settings):
         named = zip(stored(taken), versions, strict=True)
         settle(database, taken, stored=[dataclasses.replace(image, versions=name) for image, name in named])
     with database.begin() as connection:
-        maintenance.forget(connection)
+        claims.forget(connection)
         connection.execute(text("DELETE FROM claims"))
         connection.execute(text("DELETE FROM workers"))
         assert connection.execute(text("SELECT count(*) FROM engines")).scalar_one() == 3
@@ -144,7 +145,7 @@ def test_two_settles_that_bring_the_same_new_versions_at_once_both_record_them(d
     job_id = submit(database, settings, 2)
     first, second = (claim(database, seats=1) for _ in range(2))
     with database.begin() as connection:
-        ledger.settle(connection, first.id, device="d", stored=stored(first))
+        settlement.settle(connection, first.id, device="d", stored=stored(first))
         thread = threading.Thread(target=settle, args=(database, second))
         thread.start()
         until(lambda: waits_for_a_lock(database))  # its snapshot is older than our commit
@@ -199,7 +200,7 @@ def test_an_expired_lease_queues_its_images_again_and_never_counts_against_them(
     job_id = submit(database, settings, 5)
     claim(database, lease=0.0)
     with database.begin() as connection:
-        assert ledger.expire(connection, 0.0) == 5
+        assert expiry.expire(connection, 0.0) == 5
         rows = connection.execute(text("SELECT DISTINCT state, attempt, lost, crashes FROM images")).all()
     assert [tuple(row) for row in rows] == [(0, 0, 1, 0)]
     assert counts_match(database, job_id)["queued"] == 5
@@ -209,7 +210,7 @@ def test_no_lease_is_overdue_until_a_lease_after_the_database_started(database, 
     submit(database, settings, 5)
     claim(database, lease=0.0)
     with database.begin() as connection:
-        assert ledger.expire(connection, lease=10 * 365 * 86400) == 0
+        assert expiry.expire(connection, lease=10 * 365 * 86400) == 0
 
 
 def test_a_heartbeat_keeps_a_lease_and_hears_of_cancels_and_of_loss(database, settings):
@@ -218,16 +219,16 @@ def test_a_heartbeat_keeps_a_lease_and_hears_of_cancels_and_of_loss(database, se
     taken = claim(database, seats=4, lease=0.0)
     assert {job_id, other} == {image.job_id for image in taken.images}
     with database.begin() as connection:
-        assert ledger.extend(connection, {taken.id: 3}, 30.0).held == {taken.id: frozenset()}
-        assert ledger.expire(connection, 0.0) == 0
+        assert claims.extend(connection, {taken.id: 3}, 30.0).held == {taken.id: frozenset()}
+        assert expiry.expire(connection, 0.0) == 0
     with database.begin(TENANT) as connection:
         lifecycle.cancel(connection, TENANT, job_id)
     with database.begin() as connection:
-        assert ledger.extend(connection, {taken.id: 4}, 0.0).held == {taken.id: frozenset({job_id})}
+        assert claims.extend(connection, {taken.id: 4}, 0.0).held == {taken.id: frozenset({job_id})}
     with database.begin() as connection:
-        ledger.expire(connection, 0.0)
+        expiry.expire(connection, 0.0)
     with database.begin() as connection:
-        assert ledger.extend(connection, {taken.id: 5}, 30.0).held == {}
+        assert claims.extend(connection, {taken.id: 5}, 30.0).held == {}
 
 
 def test_a_cancel_waits_for_a_crossing_claim_and_no_claim_comes_after_it(database, settings):
@@ -276,7 +277,7 @@ def test_a_cancel_waits_for_a_crossing_settle_and_what_it_made_done_stays_done(d
         cancelled.set()
 
     with database.begin() as connection:
-        ledger.settle(connection, taken.id, device="d", stored=stored(taken))
+        settlement.settle(connection, taken.id, device="d", stored=stored(taken))
         thread = threading.Thread(target=cancel)
         thread.start()
         assert not cancelled.wait(0.3)
@@ -292,7 +293,7 @@ def test_nothing_turns_done_once_cancel_has_answered(database, settings):
     settlement = settle(database, taken)
     assert len(settlement.dropped) == 16
     with database.begin() as connection:
-        assert maintenance.sweep_cancelled(connection) == 4
+        assert segments.sweep_cancelled(connection) == 4
         assert lifecycle.finish(connection) == [job_id]
         assert connection.execute(text("SELECT count(*) FROM results")).scalar_one() == 0
     assert counts_match(database, job_id)["cancelled"] == 20
@@ -345,7 +346,7 @@ def test_an_image_requeued_while_its_low_mark_is_being_raised_is_not_stranded(da
         released.set()
 
     with database.begin() as connection:
-        assert maintenance.raise_low(connection) == 1
+        assert segments.raise_low(connection) == 1
         thread = threading.Thread(target=release)
         thread.start()
         assert not released.wait(0.3)
@@ -358,9 +359,9 @@ def test_a_drained_segment_is_not_looked_at_again_and_a_release_brings_it_back(d
     submit(database, settings, 16)
     taken = claim(database)
     with database.begin() as connection:
-        maintenance.raise_low(connection)
+        segments.raise_low(connection)
     with database.begin() as connection:
-        assert not ledger.candidates(connection, factories.REVISION, 1).rows
+        assert not claims.candidates(connection, factories.REVISION, 1).rows
     settle(database, taken, released=places(taken))
     assert len(claim(database).images) == 16
 
@@ -379,12 +380,12 @@ def test_a_job_that_is_paused_between_the_look_and_the_claim_is_not_claimed(data
     """A claim chooses its segments before it holds the jobs' locks: what happened in between it must see."""
     paused, other = submit(database, settings, 4), submit(database, settings, 4)
     with database.begin() as connection:
-        chosen = ledger.candidates(connection, factories.REVISION, 1)
+        chosen = claims.candidates(connection, factories.REVISION, 1)
     assert [row.job_id for row in chosen.rows] == [paused, other]
     with database.begin(TENANT) as connection:
         lifecycle.pause(connection, TENANT, paused, True)
     with database.begin() as connection:
-        taken = ledger.claim(
+        taken = claims.claim(
             connection, chosen, model_revision=factories.REVISION, worker_id="worker-a", seats=16, lease=30.0
         )
     assert {image.job_id for image in taken.images} == {other}
@@ -418,7 +419,7 @@ def test_the_tenant_that_used_least_for_its_weight_goes_first(database, settings
         taken = claim(database, seats=8)
         turns[taken.images[0].job_id] += 1
         with database.begin() as connection:
-            maintenance.charge(connection, taken.images[0].tenant_id, 8.0)
+            fair_share.charge(connection, taken.images[0].tenant_id, 8.0)
     assert turns == {ours: 2, theirs: 4}
 
 
@@ -456,7 +457,7 @@ def test_counts_add_up_in_every_read_while_eight_workers_claim_settle_and_fold(d
             else:
                 settle(database, taken)
             with database.begin() as connection:
-                maintenance.fold(connection)
+                counters.fold(connection)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -499,7 +500,7 @@ def test_a_first_claim_reports_its_jobs_as_fresh_and_start_marks_them(database, 
     taken = claim(database)
     assert taken.fresh_jobs == (job_id,)
     with database.begin() as connection:
-        ledger.start(connection, taken.fresh_jobs)
+        claims.start(connection, taken.fresh_jobs)
     assert view(database, job_id).state == "in_progress"
     assert claim(database).fresh_jobs == ()
 
@@ -510,11 +511,11 @@ def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
     submit(database, settings, 5_000)
     with database.begin() as connection:
         connection.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
-        chosen = ledger.candidates(connection, factories.REVISION, 1)
+        chosen = claims.candidates(connection, factories.REVISION, 1)
         row = chosen.rows[0]
         values = {"job_ids": [row.job_id], "segment_ids": [row.id], "lows": [row.low], "seats": 16,
                   "worker_id": "w", "lease": 30.0}  # fmt: skip
-        plan = "\n".join(connection.execute(text("EXPLAIN " + ledger._TAKE.text), values).scalars())
+        plan = "\n".join(connection.execute(text("EXPLAIN " + claims._TAKE.text), values).scalars())
     database.close()
     assert "Seq Scan on images" not in plan
     assert "Seq Scan on payloads" not in plan
@@ -523,8 +524,8 @@ def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
 
 def test_partitions_are_made_ahead_and_only_once(database):
     with database.begin() as connection:
-        assert maintenance.make_partitions(connection, 8) == 9
-        assert maintenance.make_partitions(connection, 8) == 0
+        assert partitions.make_partitions(connection, 8) == 9
+        assert partitions.make_partitions(connection, 8) == 0
 
 
 def test_a_cancel_is_not_overtaken_for_ever_by_claims_and_settles_of_its_job(database, settings):
@@ -554,14 +555,14 @@ def test_a_cancel_is_not_overtaken_for_ever_by_claims_and_settles_of_its_job(dat
 
 def sweep(database: Database) -> int:
     with database.begin() as connection:
-        return maintenance.sweep_cancelled(connection, 900)
+        return segments.sweep_cancelled(connection, 900)
 
 
 def test_a_sweep_leaves_every_job_alone_that_is_not_being_cancelled(database, settings):
     submit(database, settings, 2)
     held = claim(database, seats=1)
     with database.begin() as connection:
-        ledger.start(connection, held.fresh_jobs)
+        claims.start(connection, held.fresh_jobs)
     submit(database, settings, 3)
     paused = submit(database, settings, 4)
     with database.begin(TENANT) as connection:
@@ -589,14 +590,14 @@ def test_crossing_sweeps_cancel_every_image_once(database, settings):
 
 def test_rows_that_came_before_their_partition_do_not_stop_the_making_of_others(database):
     with database.begin() as connection:
-        maintenance.make_partitions(connection, 5)
-    ahead = tables.id_floor(datetime.now(UTC) + timedelta(weeks=6))
+        partitions.make_partitions(connection, 5)
+    ahead = ids.floor(datetime.now(UTC) + timedelta(weeks=6))
     with database.begin() as connection:
         connection.execute(
             text("INSERT INTO images_default (job_id, index, segment_id) VALUES (:id, 0, 0)"), {"id": ahead}
         )
     with database.begin() as connection:
-        assert maintenance.make_partitions(connection, 9) == 4 * 3 - 1
+        assert partitions.make_partitions(connection, 9) == 4 * 3 - 1
 
 
 def test_an_outage_longer_than_a_lease_expires_nothing_until_a_lease_after_it():

@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy import text
 
 from services.core.jobs import lifecycle
+from services.core.model import ids
 from services.core.model.states import ImageState
-from services.core.queue import ledger, maintenance
+from services.core.queue import counters, expiry
 from services.core.settings import Settings
-from services.core.storage import s3
+from services.core.storage import keys, s3
 from tests.factories import TENANT, claim, submit
 from tests.proxy import Proxy
 from tests.render_loops import counts, images, mugs
@@ -93,12 +94,12 @@ def test_of_an_adopted_object_the_versions_are_its_writers_and_the_verdict_is_ou
     job_id = submit(database, fast, mugs(1, _0="fault:flag"))
     theirs = claim(database, revision=press.pipeline.card.revision, lease=0.0)
     (image,) = theirs.images
-    key = s3.image_key(
-        image.tenant_id, lifecycle.public_id(job_id), 0, image.spec.render_key(image.output_format), image.output_format
+    key = keys.image_key(
+        image.tenant_id, ids.public_job(job_id), 0, image.spec.render_key(image.output_format), image.output_format
     )
     store.put(key, b"theirs", "image/png", {} if versions is None else {"versions": versions}, claim_id=theirs.id)
     with database.begin() as connection:
-        assert ledger.expire(connection, 0.0) == 1
+        assert expiry.expire(connection, 0.0) == 1
     press.run()
     (shown,) = images(database, job_id)
     assert shown.sha256 == hashlib.sha256(b"theirs").hexdigest()
@@ -156,7 +157,7 @@ def test_a_store_that_is_away_fails_nothing_uses_no_attempt_and_stops_the_claimi
     until(lambda: counts(database, job_id) == {"queued": 200 - in_hand, "rendering": in_hand})
     time.sleep(fast.lease_seconds * 1.2)  # longer than a lease: the heartbeat keeps what waits in the spool
     with database.begin() as connection:
-        maintenance.fold(connection)
+        counters.fold(connection)
     assert counts(database, job_id) == {"queued": 200 - in_hand, "rendering": in_hand}
     proxy.mend()
     worker.join(30)
@@ -205,7 +206,7 @@ def test_a_paused_process_whose_lease_ran_out_is_fenced_and_the_winners_bytes_st
         connection.execute(text("UPDATE claims SET expires_at = now() - interval '1 hour'"))
         connection.execute(text("UPDATE images SET lost = 0"))
     with database.begin() as connection:
-        assert ledger.expire(connection, 0.0) == 16
+        assert expiry.expire(connection, 0.0) == 16
     make_press(worker="quick").run()
     worker.join(10)
     assert counts(database, job_id) == {"done": 16}

@@ -7,8 +7,8 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from services.core.db import database as databases
-from services.core.db import leadership, leases, tables
-from services.core.jobs import lifecycle
+from services.core.db import leadership, leases, partitions, tables
+from services.core.model import ids
 from services.core.model.errors import UnfitDatabase
 from tests import factories
 
@@ -42,7 +42,7 @@ def test_the_second_migration_touches_no_row_of_results_and_says_nothing_of_them
             "AND relkind IN ('r', 'p') ORDER BY 1"
         )
         with engine.begin() as connection:
-            job_id = lifecycle.new_id()
+            job_id = ids.new()
             connection.execute(text("SELECT set_config('app.tenant', '*', true)"))
             for index, job in enumerate((job_id, 1)):  # one in a week's partition, one in the default
                 connection.execute(_OLD_RESULT, {"job_id": job, "index": index})
@@ -122,7 +122,7 @@ def test_the_database_itself_forbids_impossible_rows(database, settings, stateme
 
 def test_the_application_can_neither_read_a_partition_nor_drop_one(database, settings):
     factories.register(database)
-    leaf = tables.partition_name("payloads", factories.submit(database, settings, 1))
+    leaf = partitions.partition_name("payloads", factories.submit(database, settings, 1))
     for statement in (f"SELECT * FROM {leaf}", f"DROP TABLE {leaf}", "DELETE FROM images", "TRUNCATE payloads"):
         with pytest.raises(ProgrammingError, match=r"permission denied|must be owner"), database.begin() as connection:
             connection.execute(text(statement))

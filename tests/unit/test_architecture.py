@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from services.core import logs
-from services.core.db import tables
-from services.core.jobs.lifecycle import new_id, parse_id, public_id
+from services.core.db import partitions
+from services.core.model import ids
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,14 +36,14 @@ def test_a_log_line_is_one_json_object_whatever_is_in_it():
 
 
 def test_job_ids_are_ordered_by_time_and_survive_the_way_there_and_back():
-    ids = [new_id() for _ in range(100)]
-    assert len(set(ids)) == 100
-    assert [parse_id(public_id(number)) for number in ids] == ids
-    assert sorted(map(public_id, ids)) == [public_id(number) for number in sorted(ids)]
+    numbers = [ids.new() for _ in range(100)]
+    assert len(set(numbers)) == 100
+    assert [ids.parse_job(ids.public_job(number)) for number in numbers] == numbers
+    assert sorted(map(ids.public_job, numbers)) == [ids.public_job(number) for number in sorted(numbers)]
 
 
 def test_a_partition_is_named_after_the_monday_of_its_week():
-    job_id = new_id()
-    monday = tables.id_moment(job_id).date()
-    assert tables.partition_name("images", job_id) <= f"images_{monday:%Y%m%d}"
-    assert len(tables.partition_name("images", job_id)) == len("images_20260101")
+    job_id = ids.new()
+    monday = ids.moment(job_id).date()
+    assert partitions.partition_name("images", job_id) <= f"images_{monday:%Y%m%d}"
+    assert len(partitions.partition_name("images", job_id)) == len("images_20260101")

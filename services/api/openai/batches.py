@@ -21,9 +21,9 @@ from services.core.batches import batch_jobs, line_format
 from services.core.db.database import Connection
 from services.core.files import files
 from services.core.jobs import idempotency, lifecycle
-from services.core.model import requests
+from services.core.model import ids, requests
 from services.core.model.errors import Conflict, NotFound
-from services.core.queue import maintenance
+from services.core.queue import segments
 
 router = APIRouter()
 _WINDOW = re.compile(r"([1-9][0-9]{0,3})([hd])")
@@ -94,7 +94,7 @@ def cancel_batch(here: Here, tenant: Tenant, batch_id: str) -> Any:
     except Conflict as error:
         raise Refused(409, "job_finished", str(error), headers={"x-should-retry": "false"}) from None
     with here.database.begin() as connection:  # a first sweep, so that small jobs need not wait for the duty
-        maintenance.sweep_cancelled(connection)
+        segments.sweep_cancelled(connection)
     return _show(here, tenant, number)
 
 
@@ -107,7 +107,7 @@ def _show(here: Context, tenant: int, number: int) -> schemas.Batch:
 
 
 def _create(here: Context, tenant: int, asked: NewBatch, key: str | None, base_url: str) -> schemas.Batch:
-    job_id = lifecycle.new_id()
+    job_id = ids.new()
     window = _seconds(asked.completion_window)
     with here.database.begin(tenant) as connection:
         if key is not None:

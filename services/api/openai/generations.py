@@ -26,7 +26,7 @@ from services.core.batches.line_format import Body
 from services.core.batches.results import Stored
 from services.core.fleet import models
 from services.core.jobs import lifecycle, queries, submissions
-from services.core.model import requests
+from services.core.model import ids, requests
 from services.core.model.errors import Away, Conflict, InvalidSubmission, StoreAway
 
 router = APIRouter()
@@ -84,7 +84,7 @@ async def generate(request: Request, here: Here, tenant: Tenant) -> Any:
         if key is not None:  # sent again, it finds its job
             raise
         code = "store_away" if isinstance(error, StoreAway) else "database_away"
-        goes_on = f"Its outcome cannot be told now. It goes on: see /v1/jobs/{lifecycle.public_id(job_id)}."
+        goes_on = f"Its outcome cannot be told now. It goes on: see /v1/jobs/{ids.public_job(job_id)}."
         raise Refused(503, code, goes_on, headers=_NO_RETRY) from error
 
 
@@ -101,7 +101,7 @@ async def _answered(
             return await anyio.to_thread.run_sync(_job, here, tenant, job_id, f"wait={preference.seconds:g}")
         raise Refused(
             504, "still_rendering",
-            f"It is not done after {limit:g} s. It goes on: see /v1/jobs/{lifecycle.public_id(job_id)}.",
+            f"It is not done after {limit:g} s. It goes on: see /v1/jobs/{ids.public_job(job_id)}.",
             headers=_NO_RETRY,
         )  # fmt: skip
     base_url = dependencies.base_url(here.settings, request)
@@ -187,7 +187,7 @@ def _answer(here: Context, tenant: int, job_id: int, response_format: str | None
 def _failed(job_id: int, request: results.Request, data: list[schemas.Picture]) -> Response:
     """Not all could be rendered: what is wrong with the first that could not, and those that are good."""
     code, message = request.failure or ("cancelled", "The job was cancelled before it was done.")
-    said = f"{message} ({len(data)} of {request.images} images are done; the job is {lifecycle.public_id(job_id)}.)"
+    said = f"{message} ({len(data)} of {request.images} images are done; the job is {ids.public_job(job_id)}.)"
     return envelope(500, code, said, headers=_NO_RETRY, data=[picture.model_dump() for picture in data])
 
 

@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from services.core.batches import line_format
 from services.core.batches.batch_jobs import FiledJob
 from services.core.files import files, uploads
-from services.core.jobs import lifecycle
 from services.core.model import ids
 from services.core.model.states import JobState
 
@@ -247,7 +246,7 @@ def batch(job: FiledJob) -> Batch:
         cancelled_at=ended if word == "cancelled" else None,
         request_counts=RequestCounts(total=job.requests, completed=job.done, failed=job.failed),
         metadata=job.labels or None,
-        job_id=lifecycle.public_id(job.id),
+        job_id=ids.public_job(job.id),
     )
 
 

@@ -17,8 +17,8 @@ from services.api.errors import Refused, RefusedSubmission
 from services.api.v1 import schemas
 from services.api.v1.jobs import shown
 from services.core.fleet import models
-from services.core.jobs import drafts, lifecycle, submissions
-from services.core.model import requests
+from services.core.jobs import drafts, submissions
+from services.core.model import ids, requests
 from services.core.model.errors import InvalidSubmission
 from services.core.settings import Settings
 
@@ -74,7 +74,7 @@ async def append_chunk(request: Request, here: Here, tenant: Tenant, job_id: str
     """Appends requests to a draft, one chunk after the other. The same chunk again is answered as at first."""
     form = streaming.body_format(request)
     async with streaming.received(request, here.settings, form) as spool:
-        arrival = Arrival(tenant, lifecycle.parse_id(job_id), number, form, spool)
+        arrival = Arrival(tenant, ids.parse_job(job_id), number, form, spool)
         return await anyio.to_thread.run_sync(_append, here, arrival, limiter=here.submissions)
 
 
@@ -83,7 +83,7 @@ def list_chunks(
     here: Here, tenant: Tenant, job_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
 ) -> Any:
     """The chunks that were appended, by their numbers: whoever appends goes on from here after a crash."""
-    number = lifecycle.parse_id(job_id)
+    number = ids.parse_job(job_id)
     listing = f"chunks/{tenant}/{number}"
     after = -1 if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
     with here.database.begin(tenant) as connection:
@@ -102,7 +102,7 @@ def list_chunks(
 )
 def finalize_draft(response: Response, here: Here, tenant: Tenant, job_id: str, body: json_object.Small) -> Any:
     """Queues a draft, whole: its chunks are numbered from 0 without a gap, and no custom_id stands twice."""
-    number = lifecycle.parse_id(job_id)
+    number = ids.parse_job(job_id)
     asked = json_object.parse(requests.Finalize, body, requests.Finalize.ALLOWED)
     try:
         with here.database.begin(tenant) as connection:

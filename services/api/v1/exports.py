@@ -12,7 +12,7 @@ from services.api.dependencies import Context, Here
 from services.api.errors import Refused
 from services.api.v1 import schemas
 from services.core.exports import exports, options, records
-from services.core.jobs import lifecycle
+from services.core.model import ids
 from services.core.model.errors import InvalidSubmission
 
 router = APIRouter()
@@ -84,7 +84,7 @@ def create_export(
     request: Request, response: Response, here: Here, tenant: Tenant, job_id: str, body: json_object.Small
 ) -> Any:
     """Asks for an export of a finished job's images; committed when this answers."""
-    number = lifecycle.parse_id(job_id)
+    number = ids.parse_job(job_id)
     key = streaming.idempotency_key(request)
     order = _order(body)
     base_url = dependencies.base_url(here.settings, request)
@@ -101,7 +101,7 @@ def list_exports(
     here: Here, tenant: Tenant, job_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
 ) -> Any:
     """The job's exports, newest first."""
-    number = lifecycle.parse_id(job_id)
+    number = ids.parse_job(job_id)
     listing = f"exports/{tenant}/{number}"
     before = _PAST_THE_NEWEST if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
     with here.database.begin(tenant) as connection:
@@ -167,7 +167,7 @@ def _find(here: Context, tenant: int, export_id: str) -> records.Export:
 def _shown(export: records.Export) -> Export:
     return Export(
         id=records.public_id(export.id),
-        job_id=lifecycle.public_id(export.job_id),
+        job_id=ids.public_job(export.job_id),
         format=export.format,
         options=export.options,
         status=export.state,

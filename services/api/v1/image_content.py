@@ -8,10 +8,11 @@ from starlette.responses import RedirectResponse
 from services.api import authentication
 from services.api.dependencies import Context, Here
 from services.api.errors import Refused
-from services.core.jobs import lifecycle, queries
+from services.core.jobs import queries
+from services.core.model import ids
 from services.core.model.errors import NotFound
 from services.core.model.states import ImageState
-from services.core.storage import s3, signed_urls
+from services.core.storage import keys, signed_urls
 
 router = APIRouter()
 Signature = Annotated[str | None, Query(max_length=64, description="the signature that the image's url carries")]
@@ -21,7 +22,7 @@ Signature = Annotated[str | None, Query(max_length=64, description="the signatur
 def show_content(request: Request, here: Here, job_id: str, index: str, signature: Signature = None) -> Any:
     """Redirects to the stored image. Its signed `url` needs no key; without the signature it takes one."""
     tenant = authentication.authenticate(request, here) if signature is None else None
-    number = lifecycle.parse_id(job_id)
+    number = ids.parse_job(job_id)
     if not (index.isascii() and index.isdigit() and len(index) <= 9):
         raise NotFound("There is no such image.")
     if signature is not None and not signed_urls.is_genuine(here.settings.secret, number, int(index), signature):
@@ -36,6 +37,6 @@ def _redirect(here: Context, tenant: int | None, number: int, index: int) -> Red
         raise NotFound("There is no such image.")
     if image.state is not ImageState.DONE or image.object_key is None:
         raise Refused(409, "not_done", f"The image is {image.state.word}; it can be fetched once it is done.")
-    name = image.custom_id or f"{lifecycle.public_id(number)}-{index:06d}"  # both are safe in a header and on a disk
-    filename = f"{name}.{s3.EXTENSIONS[image.output_format]}"
+    name = image.custom_id or f"{ids.public_job(number)}-{index:06d}"  # both are safe in a header and on a disk
+    filename = f"{name}.{keys.EXTENSIONS[image.output_format]}"
     return RedirectResponse(here.store.presign(image.object_key, here.settings.url_seconds, filename), status_code=307)

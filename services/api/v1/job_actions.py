@@ -11,7 +11,7 @@ from services.api.dependencies import Context, Here
 from services.api.v1 import schemas
 from services.api.v1.jobs import shown
 from services.core.jobs import lifecycle, queries, retry
-from services.core.model import requests
+from services.core.model import ids, requests
 
 router = APIRouter()
 
@@ -19,7 +19,7 @@ router = APIRouter()
 @router.patch("/jobs/{job_id}", response_model=schemas.Job, openapi_extra=openapi.body(requests.Changes))
 def change_job(here: Here, tenant: Tenant, job_id: str, body: json_object.Small) -> Any:
     """Gives a job another priority, or other labels in place of those it has."""
-    number = lifecycle.parse_id(job_id)
+    number = ids.parse_job(job_id)
     asked = json_object.parse(requests.Changes, body)
     priority = None if asked.priority is None else requests.PRIORITIES[asked.priority]
     with here.database.begin(tenant) as connection:
@@ -30,13 +30,13 @@ def change_job(here: Here, tenant: Tenant, job_id: str, body: json_object.Small)
 @router.post("/jobs/{job_id}/pause", response_model=schemas.Job)
 def pause_job(here: Here, tenant: Tenant, job_id: str) -> Any:
     """Nothing more of the job is begun until it is resumed; what is being rendered goes on."""
-    return _pause(here, tenant, lifecycle.parse_id(job_id), True)
+    return _pause(here, tenant, ids.parse_job(job_id), True)
 
 
 @router.post("/jobs/{job_id}/resume", response_model=schemas.Job)
 def resume_job(here: Here, tenant: Tenant, job_id: str) -> Any:
     """Goes on with a paused job."""
-    return _pause(here, tenant, lifecycle.parse_id(job_id), False)
+    return _pause(here, tenant, ids.parse_job(job_id), False)
 
 
 @router.post(
@@ -49,7 +49,7 @@ def retry_job(
     request: Request, response: Response, here: Here, tenant: Tenant, job_id: str, body: json_object.SmallOrNone
 ) -> Any:
     """Submits a new job of the images that failed: the same specs, seeds and custom_ids. The old one stays as it is."""
-    number = lifecycle.parse_id(job_id)
+    number = ids.parse_job(job_id)
     asked = json_object.parse(requests.Retry, body)
     key = streaming.idempotency_key(request)
     with here.database.begin(tenant) as connection:

@@ -10,8 +10,9 @@ from services.api import dependencies, pagination, parameters
 from services.api.authentication import Tenant
 from services.api.dependencies import Here
 from services.api.v1 import schemas
-from services.core.jobs import lifecycle, request_queries
+from services.core.jobs import request_queries
 from services.core.jobs.request_queries import Place, RequestView
+from services.core.model import ids
 from services.core.model.states import ImageState
 
 router = APIRouter()
@@ -48,7 +49,7 @@ def list_requests(
     cursor: parameters.Cursor = None,
 ) -> Any:
     """The job's requests: failed ones first, then rendering, queued, cancelled and done; or those of one status."""
-    number = lifecycle.parse_id(job_id)
+    number = ids.parse_job(job_id)
     listing = f"requests/{tenant}/{number}/{status}"
     place = None
     if cursor is not None:

@@ -10,9 +10,10 @@ from services.api.dependencies import Context, Here
 from services.api.errors import Refused
 from services.api.v1 import schemas
 from services.core.jobs import lifecycle, queries
+from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.states import ImageState
-from services.core.queue import maintenance
+from services.core.queue import segments
 
 router = APIRouter()
 _PAST_THE_NEWEST = 2**63 - 1
@@ -42,7 +43,7 @@ def list_jobs(
 @router.get("/jobs/{job_id}", response_model=schemas.Job)
 def show_job(here: Here, tenant: Tenant, job_id: str) -> Any:
     """One job with its counts."""
-    return shown(here, tenant, lifecycle.parse_id(job_id))
+    return shown(here, tenant, ids.parse_job(job_id))
 
 
 @router.get("/jobs/{job_id}/images", response_model=schemas.ImagePage)
@@ -57,7 +58,7 @@ def list_images(
     cursor: parameters.Cursor = None,
 ) -> Any:
     """The job's images, all or those of one status: in order, or those that failed first."""
-    number = lifecycle.parse_id(job_id)
+    number = ids.parse_job(job_id)
     if order == "failed_first" and status is None:
         return _images_failed_first(request, here, tenant, number, limit, cursor)
     listing = f"images/{tenant}/{number}/{status}"
@@ -77,14 +78,14 @@ def list_images(
 @router.post("/jobs/{job_id}/cancel", response_model=schemas.Job)
 def cancel_job(here: Here, tenant: Tenant, job_id: str) -> Any:
     """Cancels a job. Once this answers, nothing more of it is claimed or turns done; asking again is no error."""
-    number = lifecycle.parse_id(job_id)
+    number = ids.parse_job(job_id)
     try:
         with here.database.begin(tenant) as connection:
             lifecycle.cancel(connection, tenant, number)
     except Conflict as error:
         raise Refused(409, "job_finished", str(error)) from None
     with here.database.begin() as connection:  # a first sweep, so that small jobs need not wait for the duty
-        maintenance.sweep_cancelled(connection)
+        segments.sweep_cancelled(connection)
     return shown(here, tenant, number)
 
 

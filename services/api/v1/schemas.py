@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, PlainSerializer
 
-from services.core.jobs import lifecycle
 from services.core.jobs.queries import ImageView, JobView
-from services.core.model import requests
+from services.core.model import ids, requests
 from services.core.model.states import ImageState
 
 PRIORITY_WORDS = {number: word for word, number in requests.PRIORITIES.items()}
@@ -136,14 +135,14 @@ class Ready(BaseModel):
 
 def job(view: JobView) -> Job:
     return Job(
-        id=lifecycle.public_id(view.id),
+        id=ids.public_job(view.id),
         status=view.state,
         paused=view.paused,
         priority=PRIORITY_WORDS[view.priority],
         counts=Counts(total=view.total, **view.counts),
         labels=view.labels,
         requests=view.requests,
-        retry_of=None if view.retry_of is None else lifecycle.public_id(view.retry_of),
+        retry_of=None if view.retry_of is None else ids.public_job(view.retry_of),
         reused=view.reused,
         dedupe=view.dedupe,
         embed_prompt=view.embed_prompt,

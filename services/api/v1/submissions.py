@@ -19,8 +19,8 @@ from services.api.dependencies import Context, Here
 from services.api.errors import Refused, RefusedSubmission
 from services.api.v1 import schemas
 from services.core.fleet import models
-from services.core.jobs import drafts, lifecycle, queries, submissions
-from services.core.model import requests
+from services.core.jobs import drafts, queries, submissions
+from services.core.model import ids, requests
 from services.core.model.errors import InvalidSubmission, Problem
 
 router = APIRouter()
@@ -116,7 +116,7 @@ def _open_draft(here: Context, arrival: Arrival, body: dict[str, Any]) -> submis
     label = order.head(requests.Label, body, requests.Label())
     if order.problems:
         raise InvalidSubmission(order.problems)
-    job_id = lifecycle.new_id()
+    job_id = ids.new()
     with here.database.begin(arrival.tenant) as connection:
         known = drafts.open_draft(connection, arrival.tenant, job_id, label, idempotency_key=arrival.key)
     return submissions.Receipt(job_id if known is None else known, frozenset(), replayed=known is not None)

@@ -18,7 +18,7 @@ from services.core.files import files
 from services.core.jobs import lifecycle
 from services.core.model import ids
 from services.core.settings import Settings
-from services.core.storage.s3 import ImageStore
+from services.core.storage.contract import ImageStore
 
 _PAGE = 1_000
 _JOB = text("""
@@ -85,13 +85,13 @@ def _record(connection: Connection, job: Any, job_id: int, file: _File) -> None:
         return
     files.record(
         connection, file.number, tenant_id=job.tenant_id, purpose="batch_output",
-        filename=f"{lifecycle.public_id(job_id)}_{file.name}.jsonl", size=file.bytes, sha256=file.digest.digest(),
+        filename=f"{ids.public_job(job_id)}_{file.name}.jsonl", size=file.bytes, sha256=file.digest.digest(),
         key=_key(job, job_id, file.name), job_id=job_id, expires_seconds=job.output_expires_seconds,
     )  # fmt: skip
 
 
 def _key(job: Any, job_id: int, name: str) -> str:
-    return f"files/{job.tenant_id}/{lifecycle.public_id(job_id)}/{name}.jsonl"
+    return f"files/{job.tenant_id}/{ids.public_job(job_id)}/{name}.jsonl"
 
 
 def _requests(lease: Lease, job_id: int) -> Iterator[Request]:

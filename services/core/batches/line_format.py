@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.core.batches.results import Request, Stored
-from services.core.jobs import lifecycle
 from services.core.model import ids, strict_json
 from services.core.model.errors import PressworkError, Problem
 from services.core.storage import signed_urls
@@ -160,7 +159,7 @@ def entry(image: Stored, job_id: int, base_url: str, secret: str) -> dict[str, A
         "unknown_words": image.unknown_words,
         "reproducibility_class": image.reproducibility_class,
         "reused": image.reused,
-        "job_id": lifecycle.public_id(job_id),
+        "job_id": ids.public_job(job_id),
         "index": image.index,
     }
 

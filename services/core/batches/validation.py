@@ -16,7 +16,7 @@ from services.core.model.errors import InvalidSubmission, ObjectGone, Problem
 from services.core.model.states import JobState
 from services.core.notify import Bell
 from services.core.settings import Settings
-from services.core.storage.s3 import ImageStore
+from services.core.storage.contract import ImageStore
 
 _KEEP_LINES = 500
 _BLANK_LINES = 1_000  # at the end; a file of nothing else would keep an errand's thread for minutes

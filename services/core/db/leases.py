@@ -34,6 +34,8 @@ _END = text("UPDATE duties SET expires_at = '-infinity' WHERE name = :name AND h
 _FORGET = text("DELETE FROM duties WHERE name = :name AND holder = :holder AND epoch = :epoch")
 _SEEN = text("SELECT EXISTS (SELECT FROM duties WHERE name = :name AND expires_at > now())")
 
+_ALONE = text("SELECT pg_try_advisory_xact_lock(7209412)")
+
 
 class LeaseLost(PressworkError):
     """Another process holds this lease by now; this write was not made."""
@@ -62,6 +64,11 @@ def assert_held(connection: Connection, name: str, holder: str, epoch: int) -> N
 def end(connection: Connection, name: str, holder: str, epoch: int) -> None:
     """Others may take it at once."""
     connection.execute(_END, {"name": name, "holder": holder, "epoch": epoch})
+
+
+def alone(connection: Connection) -> bool:
+    """Whether nobody else keeps house right now; until this transaction ends nobody else will."""
+    return bool(connection.execute(_ALONE).scalar_one())
 
 
 def exists(connection: Connection, name: str) -> bool:

@@ -4,8 +4,6 @@
 its first image. `results` is insert-only. These three are range-partitioned by job id, which is time-ordered.
 """
 
-from datetime import UTC, datetime, timedelta
-
 from sqlalchemy import (
     REAL,
     BigInteger,
@@ -455,23 +453,3 @@ duties = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("expires_at", Moment, nullable=False),
 )
-
-# Job ids: milliseconds since the epoch below, shifted left by 22 random bits. Partitions hold one week each.
-ID_EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-ID_RANDOM_BITS = 22
-
-
-def id_floor(moment: datetime) -> int:
-    """The smallest job id of that moment."""
-    return int((moment - ID_EPOCH) / timedelta(milliseconds=1)) << ID_RANDOM_BITS
-
-
-def id_moment(job_id: int) -> datetime:
-    """When the job of this id was made, to the millisecond."""
-    return ID_EPOCH + timedelta(milliseconds=job_id >> ID_RANDOM_BITS)
-
-
-def partition_name(table: str, job_id: int) -> str:
-    """The name of the weekly partition that the duty makes for this job id: `images_20261123`, its Monday."""
-    day = id_moment(job_id).date()
-    return f"{table}_{day - timedelta(days=day.weekday()):%Y%m%d}"

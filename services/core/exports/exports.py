@@ -12,7 +12,8 @@ from sqlalchemy import Connection, text
 from services.core.exports import records
 from services.core.exports.options import Order
 from services.core.exports.records import Export, File, Plan
-from services.core.jobs import idempotency, lifecycle
+from services.core.jobs import idempotency
+from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 
 _JOB = text("""
@@ -84,7 +85,7 @@ def create(
         raise Conflict(f"The job is {job.state}; it can be exported once it has finished.", "job_not_finished")
     if not job.done:
         raise Conflict(f"The job is {job.state} and none of its images is done.", "nothing_to_export")
-    export_id = lifecycle.new_id()
+    export_id = ids.new()
     if key is not None:
         digest = order.digest(job_id)
         known = idempotency.remember(connection, tenant_id, key, sha256=digest, thing=export_id, kind="export")

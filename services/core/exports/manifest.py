@@ -10,7 +10,7 @@ from services.core.db.database import Database
 from services.core.exports import records
 from services.core.exports.records import File
 from services.core.exports.shards import Desk
-from services.core.jobs import lifecycle
+from services.core.model import ids
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
@@ -38,7 +38,7 @@ def _begin(manifest: IO[bytes], desk: Desk) -> None:
     head = {
         "version": 1,
         "format": export.format,
-        "job": lifecycle.public_id(export.job_id),
+        "job": ids.public_job(export.job_id),
         "images": export.plan.images,
         "splits": {name: {"shards": shards, "images": images} for name, (shards, images) in export.plan.splits.items()},
         "options": options,

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from services.core.db.database import Database
 from services.core.exports.records import Export, Plan
 from services.core.model.specs import SEED_LIMIT
-from services.core.storage.s3 import EXTENSIONS
+from services.core.storage.keys import EXTENSIONS
 
 SHARD_BYTES = 1_000_000_000
 IMAGES_PER_FOLDER = 10_000

@@ -12,7 +12,7 @@ from typing import IO, Any
 from services.core.exports.members import Member
 from services.core.exports.records import Export, File
 from services.core.model.errors import ObjectGone, PressworkError
-from services.core.storage.s3 import ImageStore
+from services.core.storage.contract import ImageStore
 
 _FETCHERS = 8
 _AHEAD = 16  # pictures in memory

@@ -15,7 +15,7 @@ from services.core.exports.members import Cut, Member
 from services.core.exports.records import Export, File
 from services.core.exports.shards import Desk, Shard, Unfit
 from services.core.settings import Settings
-from services.core.storage.s3 import ImageStore
+from services.core.storage.contract import ImageStore
 
 SLICE_SECONDS = 10.0  # then others get their turn, after the shard that is being written
 _DROPPERS = 8

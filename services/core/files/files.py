@@ -15,7 +15,7 @@ from services.core.db.leases import Lease
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.specs import Digest
-from services.core.storage.s3 import ImageStore
+from services.core.storage.contract import ImageStore
 
 _NEW = text("""
 INSERT INTO files (id, tenant_id, purpose, filename, bytes, sha256, object_key, job_id, expires_at)

@@ -14,7 +14,7 @@ from services.core.db.leases import Lease
 from services.core.files import files
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound, PressworkError
-from services.core.storage.s3 import ImageStore
+from services.core.storage.contract import ImageStore
 
 LIFE_SECONDS = 3600
 _NEW = text("""

@@ -16,6 +16,7 @@ _SEEN = text("""
 SELECT EXISTS (SELECT FROM workers
                WHERE host = :host AND state <> 'crashed' AND seen_at > now() - interval '10 seconds')
 """)
+_FORGET = text("DELETE FROM workers WHERE seen_at < now() - interval '1 day'")
 
 
 def seen(connection: Connection, host: str) -> bool:
@@ -34,3 +35,8 @@ def register(
 def beat(connection: Connection, worker_id: str, state: str) -> bool:
     """`state` is ready, busy, sick or stopped. False: nobody knows this worker."""
     return connection.execute(_BEAT, {"id": worker_id, "state": state}).rowcount == 1
+
+
+def forget(connection: Connection) -> None:
+    """Drops workers that have been silent for a day."""
+    connection.execute(_FORGET)

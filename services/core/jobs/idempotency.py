@@ -12,6 +12,10 @@ INSERT INTO idempotency (tenant_id, key, request_sha256, job_id, kind)
 VALUES (:tenant_id, :key, :sha256, :thing, :kind) ON CONFLICT DO NOTHING
 """)
 _REMEMBERED = text("SELECT request_sha256, job_id, kind FROM idempotency WHERE tenant_id = :tenant_id AND key = :key")
+_FORGET = text("""
+DELETE FROM idempotency WHERE (tenant_id, key) IN (
+  SELECT tenant_id, key FROM idempotency WHERE created_at < now() - interval '7 days' LIMIT 10000)
+""")
 
 
 def digest(*asked: object) -> bytes:
@@ -45,3 +49,8 @@ def remember(
     if bytes(row.request_sha256) != sha256 or row.kind != kind:
         raise IdempotencyConflict
     return int(row.job_id)
+
+
+def forget(connection: Connection) -> None:
+    """Drops records after a week, a batch at a time."""
+    connection.execute(_FORGET)

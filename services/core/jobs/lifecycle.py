@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from services.core.model import ids, states
+from services.core.model import states
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.specs import Shape
 from services.core.model.states import JobState
@@ -78,20 +78,6 @@ _CLOSE_JOB = text(f"""{_END}
 FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) AND jobs.id = :id
 """)
 _ENDING = [JobState.FINALIZING.value, JobState.CANCELLING.value]
-
-
-def new_id() -> int:
-    """A fresh job id: time-ordered, so that partitions are by age."""
-    return ids.new()
-
-
-def public_id(job_id: int) -> str:
-    return ids.public("job_", job_id)
-
-
-def parse_id(public: str) -> int:
-    """The inverse; NotFound for anything that is no job's id."""
-    return ids.parse("job_", public, "job")
 
 
 def create(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from services.core.jobs import drafts, idempotency, lifecycle, submissions
-from services.core.model import requests, states
+from services.core.db import partitions
+from services.core.jobs import drafts, idempotency, submissions
+from services.core.model import ids, requests, states
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.states import ImageState
 
@@ -75,7 +76,7 @@ def retry(
     parent = connection.execute(_PARENT, {"id": parent_id, "tenant_id": tenant_id}).one_or_none()
     if parent is None:
         raise NotFound("There is no such job.")
-    child = lifecycle.new_id()
+    child = ids.new()
     if idempotency_key is not None:
         digest = idempotency.digest("retry", parent_id, asked.model_dump())
         known = idempotency.remember(connection, tenant_id, idempotency_key, sha256=digest, thing=child)
@@ -98,7 +99,7 @@ def retry(
     )
     values = {"parent": parent_id, "child": child, "priority": priority}
     connection.execute(text("SET LOCAL statement_timeout = 0"))
-    runs = text(_RUNS.format(leaf=submissions.leaf(connection, "payloads", child)))
+    runs = text(_RUNS.format(leaf=partitions.leaf(connection, "payloads", child)))
     connection.execute(runs, values | {"states": [int(state) for state in wanted]})
     count = connection.execute(_COUNT, {"child": child}).one()
     if not count.images:

@@ -15,11 +15,11 @@ from typing import Any, Self
 from pydantic import ValidationError
 from sqlalchemy import Connection, text
 
-from services.core.db import tables
+from services.core.db import partitions, tables
 from services.core.db.database import Database
 from services.core.fleet.models import Model
 from services.core.jobs import idempotency, lifecycle
-from services.core.model import requests, strict_json
+from services.core.model import ids, requests, strict_json
 from services.core.model.errors import InvalidSubmission, Problem
 from services.core.model.specs import SEED_LIMIT, Shape
 from services.core.settings import Settings
@@ -76,7 +76,7 @@ class Submission:
         most_here: int | None = None,
     ) -> None:
         """`most_images` is what the job may hold at last, `most_here` what may come to its ground."""
-        self.ground = ground or Ground(lifecycle.new_id())
+        self.ground = ground or Ground(ids.new())
         self.job_id = self.ground.job_id
         self.problems: list[Problem] = []
         self.total = self.ground.images
@@ -302,7 +302,7 @@ class Submission:
         """Payloads from the spool, images from the payloads, straight into the partition: Postgres takes no COPY
         where row-level security stands, and the application may insert there but not read."""
         connection.execute(text("SET LOCAL statement_timeout = 0"))
-        payloads = leaf(connection, "payloads", self.job_id)
+        payloads = partitions.leaf(connection, "payloads", self.job_id)
         columns = ", ".join(column.name for column in tables.payloads.columns)
         self._spool.seek(0)
         driver = connection.connection.driver_connection
@@ -337,17 +337,10 @@ def _escaped(value: str) -> str:
 
 def spread(connection: Connection, job_id: int, *, first: int = 0) -> None:
     """Makes the images of the job's payloads from that index on, queued."""
-    images = leaf(connection, "images", job_id)
+    images = partitions.leaf(connection, "images", job_id)
     statement = text(
         f"INSERT INTO {images} (job_id, index, segment_id) "  # noqa: S608  a name of our own
         "SELECT job_id, index + nth, segment_id FROM payloads CROSS JOIN generate_series(0, n - 1) AS nth "
         "WHERE job_id = :job_id AND index >= :first ORDER BY index"
     )
     connection.execute(statement, {"job_id": job_id, "first": first})
-
-
-def leaf(connection: Connection, table: str, job_id: int) -> str:
-    """The partition that holds the job's rows of that table."""
-    name = tables.partition_name(table, job_id)
-    known = connection.execute(text("SELECT to_regclass(:name)"), {"name": name}).scalar_one()
-    return name if known else f"{table}_default"

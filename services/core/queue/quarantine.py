@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from services.core.model.specs import FailedImage
 from services.core.model.states import ClaimState
-from services.core.queue import ledger
+from services.core.queue import expiry, settlement
 
 log = logging.getLogger(__name__)
 SICK_CRASHES = 3  # so many crashes on images that never crashed before, in ten minutes, and the device is suspect
@@ -102,7 +102,7 @@ def child_died(connection: Connection, worker_id: str, *, rendering: int | None,
     claims = connection.execute(_OPEN_CLAIMS, {"worker_id": worker_id}).all()
     innocent = [row for row in claims if row.id != rendering]
     if innocent:
-        ledger.take_back(connection, innocent, ClaimState.EXPIRED, lost=1)
+        expiry.take_back(connection, innocent, ClaimState.EXPIRED, lost=1)
     blamed = next((row for row in claims if row.id == rendering), None)
     return blamed is not None and _blame(connection, blamed, device)
 
@@ -121,10 +121,10 @@ def alive_after_all(connection: Connection, claim_id: int) -> None:
 
 def _blame(connection: Connection, claim: Any, device: str) -> bool:
     images: Sequence[Any] = connection.execute(_CLAIMED, {"claim_id": claim.id, "job_ids": claim.job_ids}).all()
-    ledger.take_back(connection, [claim], ClaimState.CRASHED, lost=0)
+    expiry.take_back(connection, [claim], ClaimState.CRASHED, lost=0)
     message = "The process died while rendering this image."
     evidence = [FailedImage(row.job_id, row.index, "crash", message) for row in images]
-    ledger.record_failures(connection, claim.id, evidence, device=device, batch_images=claim.images)
+    settlement.record_failures(connection, claim.id, evidence, device=device, batch_images=claim.images)
     sick = _device_looks_sick(connection, device)
     if sick:
         log.warning("device suspect: crashes on different images", extra={"device": device})
@@ -159,7 +159,7 @@ def _fail_as_poison(connection: Connection, claim_id: int, job_id: int, index: i
     connection.execute(_POISON, {"job_id": job_id, "index": index})
     message = "The process died each time that it rendered this image alone."
     poison = FailedImage(job_id, index, "poison", message)
-    ledger.record_failures(connection, claim_id, [poison], device=device, batch_images=1)
+    settlement.record_failures(connection, claim_id, [poison], device=device, batch_images=1)
 
 
 def _make_suspects(connection: Connection, job_id: int, indexes: list[int], *, cap: int) -> None:

@@ -1,4 +1,4 @@
-"""Where images are kept: the ImageStore contract and S3. Stored bytes are those whose sha256 the ledger records.
+"""S3 as an ImageStore. Stored bytes are those whose sha256 the queue records.
 
 An object is written once. A second writer of the same key finds the first one's bytes, checks them, and adopts them.
 """
@@ -8,8 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import boto3
 from boto3.exceptions import Boto3Error
@@ -19,78 +18,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from services.core.model.errors import ObjectGone, StoreAway, StoreRefused
 from services.core.settings import Settings
+from services.core.storage.contract import StoredObject
 
 log = logging.getLogger(__name__)
-EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _PROBE = "probe/conditional-write"
 _COPY_PROBE = "probe/conditional-copy"
 _CHUNK = 1 << 20
 _ONE_BY_ONE = TransferConfig(use_threads=False)  # large files in parts, one after the other: memory stays flat
-
-
-@dataclass(frozen=True, slots=True)
-class StoredObject:
-    """One object as it lies in the store. `metadata` was given by whoever wrote it; `adopted`: that was not us."""
-
-    key: str
-    sha256: bytes
-    size: int
-    metadata: dict[str, str]
-    adopted: bool = False
-
-
-class ImageStore(Protocol):
-    """A place for immutable objects. All methods raise StoreAway for an outage and StoreRefused for a refusal."""
-
-    def put(self, key: str, data: bytes, media_type: str, metadata: dict[str, str], *, claim_id: int) -> StoredObject:
-        """Stores `data` under `key`, or adopts what an earlier writer stored there, or takes a key of this claim."""
-        ...
-
-    def read(self, key: str) -> bytes: ...
-
-    def stream(self, key: str) -> Iterator[bytes]:
-        """The object's bytes, chunk by chunk."""
-        ...
-
-    def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
-        """Stores the file's bytes, from where it stands, under a key that its owner alone writes to; again is no
-        error."""
-        ...
-
-    def copy(self, source: str, target: str) -> None:
-        """Within the store, metadata and all; again is no error."""
-        ...
-
-    def copy_new(self, source: str, target: str, *, sha256: bytes, size: int, claim_id: int) -> str | None:
-        """Copies an object of that content to `target` or to a key of this claim; says where it lies. What is under
-        `target` stays. None: `source` is gone or has another content, or `target` has."""
-        ...
-
-    def drop(self, key: str) -> None:
-        """Again is no error."""
-        ...
-
-    def size(self, key: str) -> int:
-        """Of the object, in bytes. Raises ObjectGone if there is none."""
-        ...
-
-    def under(self, prefix: str) -> Iterator[str]:
-        """The keys that begin so, also of objects that no row tells of."""
-        ...
-
-    def presign(self, key: str, seconds: int, filename: str) -> str:
-        """A URL that downloads the object for so many seconds."""
-        ...
-
-    def check(self) -> None:
-        """Whether the store takes and gives right now."""
-        ...
-
-
-def image_key(tenant_id: int, job: str, index: int, render_key: str, output_format: str) -> str:
-    """`<two hash characters>/<tenant>/<job>/<index>-<render key>.<ext>`: spread out, and nothing user-written."""
-    spread = hashlib.sha256(f"{job}/{index}".encode()).hexdigest()[:2]
-    return f"{spread}/{tenant_id}/{job}/{index:08d}-{render_key[:16]}.{EXTENSIONS[output_format]}"
 
 
 class S3Store:

@@ -5,7 +5,7 @@ A link names one image and nothing else can be made of it. It redirects to a pre
 
 import hmac
 
-from services.core.jobs import lifecycle
+from services.core.model import ids
 
 _SIGNATURE = 32  # hex digits: 128 bits
 
@@ -20,5 +20,5 @@ def is_genuine(secret: str, job_id: int, index: int, given: str) -> bool:
 
 def image_url(base_url: str, secret: str, job_id: int, index: int) -> str:
     """`base_url` is what clients put in front of `/v1`."""
-    address = f"{base_url.rstrip('/')}/v1/jobs/{lifecycle.public_id(job_id)}/images/{index}/content"
+    address = f"{base_url.rstrip('/')}/v1/jobs/{ids.public_job(job_id)}/images/{index}/content"
     return f"{address}?signature={signature(secret, job_id, index)}"

@@ -1,0 +1,38 @@
+"""Counters: the deltas that every move of images appends are folded into one row a job."""
+
+from sqlalchemy import Connection, text
+
+from services.core.db import leases
+
+# Deltas are folded oldest first, so no counter can dip below nothing on the way. The rate is an exponential mean
+# over half a minute of images finished a second.
+_FOLD = text("""
+WITH gone AS (
+  DELETE FROM counter_deltas WHERE id IN (
+    SELECT id FROM counter_deltas ORDER BY id LIMIT 20000 FOR UPDATE SKIP LOCKED
+  ) RETURNING job_id, queued, rendering, done, failed, cancelled, reused
+), sums AS (
+  SELECT job_id, sum(queued) AS queued, sum(rendering) AS rendering, sum(done) AS done, sum(failed) AS failed,
+         sum(cancelled) AS cancelled, sum(reused) AS reused
+  FROM gone GROUP BY job_id
+)
+UPDATE counters SET
+  queued = counters.queued + sums.queued, rendering = counters.rendering + sums.rendering,
+  done = counters.done + sums.done, failed = counters.failed + sums.failed,
+  cancelled = counters.cancelled + sums.cancelled, reused = counters.reused + sums.reused,
+  rate = rate + CASE WHEN counters.done + counters.failed = 0 THEN 1 ELSE 1 - exp(-seconds / 30) END
+              * ((sums.done + sums.failed) / seconds - rate),
+  folded_at = clock_timestamp()
+FROM sums, LATERAL (
+  SELECT greatest(extract(epoch FROM clock_timestamp() - folded_at)::double precision, 0.05) AS seconds
+  FROM counters AS before WHERE before.job_id = sums.job_id
+) age
+WHERE counters.job_id = sums.job_id
+""")
+
+
+def fold(connection: Connection) -> int:
+    """Adds the deltas up into the counters; returns for how many jobs. One at a time: a second one does nothing."""
+    if not leases.alone(connection):
+        return 0
+    return connection.execute(_FOLD).rowcount

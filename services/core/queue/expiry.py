@@ -1,0 +1,44 @@
+"""Expiry: what an overdue claim or a dead process held is queued again.
+
+Functions take an open transaction of the house and never commit. The order of locks is in `claims`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from services.core.model.states import ClaimState
+from services.core.queue import claims
+from services.core.queue.image_moves import CANCELLED, MOVED
+
+_TAKE_BACK = text(f"""{CANCELLED}
+  UPDATE images SET state = CASE WHEN job_id IN (SELECT id FROM cancelled) THEN 4 ELSE 0 END, claim_id = NULL,
+         lost = least(lost + :lost, 32767)
+  WHERE claim_id = ANY(:claim_ids) AND job_id = ANY(:job_ids) AND state = 1
+  RETURNING job_id, index, segment_id, state
+), {MOVED}""")  # noqa: S608  our own text
+
+_OVERDUE = text("""
+SELECT id, job_ids FROM claims
+WHERE state = 'open' AND expires_at < now()
+  AND pg_postmaster_start_time() + make_interval(secs => :grace) < now()
+ORDER BY expires_at LIMIT 50 FOR UPDATE SKIP LOCKED
+""")
+
+
+def expire(connection: Connection, lease: float) -> int:
+    """Takes back what overdue claims hold; returns how many images. `lost` counts, and never against an image.
+
+    Nobody could extend a lease while the database was down, so none is overdue until a lease after its start.
+    """
+    overdue = connection.execute(_OVERDUE, {"grace": lease}).all()
+    return take_back(connection, overdue, ClaimState.EXPIRED, lost=1) if overdue else 0
+
+
+def take_back(connection: Connection, held: Sequence[Any], state: ClaimState, *, lost: int) -> int:
+    """Queues the images of these locked claims (rows with id, job_ids) again; those of cancelled jobs are cancelled."""
+    job_ids = sorted({job_id for row in held for job_id in row.job_ids})
+    claims.share_jobs(connection, job_ids)
+    values = {"claim_ids": [row.id for row in held], "job_ids": job_ids, "lost": lost, "claim_state": state}
+    return int(connection.execute(_TAKE_BACK, values | {"render_seconds": None}).one().images)

@@ -1,0 +1,15 @@
+"""Fair shares: a tenant's virtual time moves on by what it used, and the smallest goes first."""
+
+from sqlalchemy import Connection, text
+
+_CHARGE = text("""
+UPDATE tenants SET virtual_time = greatest(virtual_time,
+  (SELECT coalesce(min(t.virtual_time), 0) FROM tenants t
+   WHERE EXISTS (SELECT FROM segments WHERE tenant_id = t.id AND open AND low <= high))) + :cost / weight
+WHERE id = :tenant_id
+""")
+
+
+def charge(connection: Connection, tenant_id: int, cost: float) -> None:
+    """Moves a tenant's virtual time on by what it used, over its weight. An idle tenant does not hoard credit."""
+    connection.execute(_CHARGE, {"tenant_id": tenant_id, "cost": cost})

@@ -1,0 +1,142 @@
+"""Settlement: a worker ends its claim, and every image of it becomes done, failed or queued again, in one go.
+
+Functions take an open transaction of the house and never commit. The order of locks is in `claims`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from sqlalchemy import Connection, text
+
+from services.core.model.errors import LedgerBroken
+from services.core.model.specs import FailedImage, StoredImage
+from services.core.model.states import ClaimState, ImageState
+from services.core.queue.image_moves import CANCELLED, MOVED
+
+_LOCK_CLAIM = text("""
+SELECT state, images, job_ids,
+       (SELECT count(pg_advisory_xact_lock_shared(job_id)) FROM unnest(job_ids) AS job_id) AS jobs_held
+FROM claims WHERE id = :id FOR UPDATE
+""")
+
+_MOVE = text(f"""{CANCELLED}
+  UPDATE images SET state = CASE WHEN images.job_id IN (SELECT id FROM cancelled) THEN 4 ELSE outcome.state END,
+         claim_id = NULL, attempt = attempt + (outcome.state = 3)::integer
+  FROM unnest(CAST(:in_jobs AS bigint[]), CAST(:indexes AS integer[]), CAST(:states AS smallint[]))
+       AS outcome (job_id, index, state)
+  WHERE images.job_id = outcome.job_id AND images.index = outcome.index
+    AND images.claim_id = ANY(:claim_ids) AND images.state = 1
+  RETURNING images.job_id, images.index, images.segment_id, images.state
+), {MOVED}""")  # noqa: S608  our own text
+
+# Versions are written once and then only looked up. DO UPDATE, because DO NOTHING would not return the row that
+# another settle has just committed and this snapshot does not see.
+_RESULTS = text("""
+WITH known AS MATERIALIZED (
+  SELECT id, versions FROM engines WHERE versions = ANY(CAST(:versions AS text[]))
+), met AS (
+  INSERT INTO engines (versions)
+  SELECT DISTINCT new FROM unnest(CAST(:versions AS text[])) AS new
+  WHERE new IS NOT NULL AND new NOT IN (SELECT versions FROM known) ORDER BY new
+  ON CONFLICT (versions) DO UPDATE SET versions = excluded.versions
+  RETURNING id, versions
+)
+INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproducibility_class, engine_id, truncated,
+                     flagged, unknown_words, render_seconds, render_key, reused, claim_id)
+SELECT job_id, index, object_key, sha256, bytes, device, reproducibility_class,
+       coalesce((SELECT id FROM known WHERE known.versions = stored.versions),
+                (SELECT id FROM met WHERE met.versions = stored.versions)),
+       truncated, flagged, unknown_words, render_seconds, render_key, reused, CAST(:claim_id AS bigint)
+FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:object_key AS text[]),
+            CAST(:sha256 AS bytea[]), CAST(:bytes AS integer[]), CAST(:device AS text[]),
+            CAST(:reproducibility_class AS text[]), CAST(:versions AS text[]), CAST(:truncated AS boolean[]),
+            CAST(:flagged AS boolean[]), CAST(:unknown_words AS jsonb[]), CAST(:render_seconds AS real[]),
+            CAST(:render_key AS bytea[]), CAST(:reused AS boolean[]))
+     AS stored (job_id, index, object_key, sha256, bytes, device, reproducibility_class, versions, truncated, flagged,
+                unknown_words, render_seconds, render_key, reused)
+""")
+
+_REUSED = text("""
+INSERT INTO counter_deltas (job_id, reused)
+SELECT job_id, count(*) FROM unnest(CAST(:job_ids AS bigint[])) AS job_id GROUP BY job_id
+""")
+
+_FAILURES = text("""
+INSERT INTO failures (job_id, index, code, message, claim_id, device, batch_images)
+SELECT *, :claim_id, :device, :batch_images
+FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:code AS text[]), CAST(:message AS text[]))
+""")
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    ALREADY = "already"  # settled before: a retry after a lost reply
+    FENCED = "fenced"  # the lease was lost; nothing of it may become visible
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """`dropped` are stored images that nobody will see: their objects may go."""
+
+    verdict: Verdict
+    dropped: tuple[StoredImage, ...] = ()
+
+
+def settle(
+    connection: Connection,
+    claim_id: int,
+    *,
+    device: str,
+    stored: Sequence[StoredImage] = (),
+    failed: Sequence[FailedImage] = (),
+    released: Sequence[tuple[int, int]] = (),
+    render_seconds: float | None = None,
+) -> Settlement:
+    """Ends a claim: every one of its images becomes done, failed or queued again, in one go.
+
+    Images of a cancelled job become cancelled, whatever came of them.
+
+    Raises:
+        LedgerBroken: the outcomes are not exactly the claim's images.
+    """
+    row = connection.execute(_LOCK_CLAIM, {"id": claim_id}).one_or_none()
+    if row is None or row.state != ClaimState.OPEN:
+        return Settlement(Verdict.ALREADY if row and row.state == ClaimState.SETTLED else Verdict.FENCED, tuple(stored))
+    outcomes = [(image.job_id, image.index, ImageState.DONE) for image in stored]
+    outcomes += [(image.job_id, image.index, ImageState.FAILED) for image in failed]
+    outcomes += [(job_id, index, ImageState.QUEUED) for job_id, index in released]
+    moved = connection.execute(
+        _MOVE,
+        {
+            "claim_ids": [claim_id],
+            "job_ids": row.job_ids,
+            "in_jobs": [job_id for job_id, _, _ in outcomes],
+            "indexes": [index for _, index, _ in outcomes],
+            "states": [int(state) for _, _, state in outcomes],
+            "claim_state": ClaimState.SETTLED,
+            "render_seconds": render_seconds,
+        },
+    ).one()
+    if not moved.images == len(outcomes) == row.images:
+        raise LedgerBroken(
+            f"Claim {claim_id} holds {row.images} images; {len(outcomes)} outcomes moved {moved.images}."
+        )
+    visible = [image for image in stored if image.job_id not in moved.cancelled]
+    if visible:
+        values = {name: [getattr(image, name) for image in visible] for name in StoredImage.__slots__}
+        words = [json.dumps(image.unknown_words) for image in visible]
+        connection.execute(_RESULTS, values | {"unknown_words": words, "claim_id": claim_id})
+    if reused := [image.job_id for image in visible if image.reused]:
+        connection.execute(_REUSED, {"job_ids": reused})
+    if failed:
+        record_failures(connection, claim_id, failed, device=device, batch_images=row.images)
+    return Settlement(Verdict.OK, tuple(image for image in stored if image.job_id in moved.cancelled))
+
+
+def record_failures(
+    connection: Connection, claim_id: int, failed: Sequence[FailedImage], *, device: str, batch_images: int
+) -> None:
+    values = {name: [getattr(image, name) for image in failed] for name in FailedImage.__slots__}
+    connection.execute(_FAILURES, values | {"claim_id": claim_id, "device": device, "batch_images": batch_images})
