@@ -12,7 +12,7 @@ from services.core.db.database import Connection
 from services.core.fleet import workers
 from services.core.jobs import idempotency, lifecycle, queries
 from services.core.notify import Bell
-from services.core.queue import claims, counters, expiry, segments
+from services.core.queue import claims, counters, expiry, job_states, segments
 from services.core.settings import Settings
 
 
@@ -40,7 +40,7 @@ def timetable(settings: Settings, bell: Bell, contact: Contact) -> list[Duty]:
 
     return [
         Duty("finish", 0.5, lifecycle.finish),
-        Duty("deadlines", 1.0, lifecycle.expire),
+        Duty("deadlines", 1.0, job_states.expire),
         Duty("sweep", 1.0, segments.sweep_cancelled),
         Duty("fold", 1.0, counters.fold),
         Duty("expire", 2.0, expire),

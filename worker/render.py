@@ -14,7 +14,7 @@ from services.core.db.database import Database
 from services.core.model.errors import Away
 from services.core.model.specs import Claim
 from services.core.notify import Bell
-from services.core.queue import claims, segments
+from services.core.queue import claims, job_states, segments
 from services.core.settings import Settings
 from services.core.storage import contract
 from worker import batching
@@ -146,7 +146,7 @@ class Press:
         try:
             if claim.fresh_jobs:
                 with self.database.begin() as connection:
-                    claims.start(connection, claim.fresh_jobs)
+                    job_states.start(connection, claim.fresh_jobs)
             if len(claim.images) < seats:
                 with self.database.begin() as connection:
                     segments.raise_low(connection, found.job_ids)

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from services.core.fleet import models
 from services.core.jobs import drafts, lifecycle, submissions
 from services.core.model import ids
-from services.core.queue import segments
+from services.core.queue import job_states, segments
 from services.local.stack import Stack
 from tests import factories
 from tests.processes import Process
@@ -284,7 +284,7 @@ def test_a_cancelled_draft_is_swept_and_an_old_one_expires(api: Api) -> None:
     assert api.http.post(f"/v1/jobs/{empty}/cancel").status_code == 200
     with api.database.begin() as connection:
         connection.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s' WHERE expires_at IS NOT NULL"))
-        assert lifecycle.expire(connection) == 1
+        assert job_states.expire(connection) == 1
         segments.sweep_cancelled(connection)
         lifecycle.finish(connection)
     assert [(shown(api, job)["status"], shown(api, job)["stop_reason"]) for job in (cancelled, expired, empty)] == [

@@ -13,7 +13,7 @@ from services.core.db.database import Connection
 from services.core.jobs import lifecycle, request_queries
 from services.core.model import ids
 from services.core.model.specs import Claim, FailedImage
-from services.core.queue import counters
+from services.core.queue import counters, job_states
 from tests import factories
 from tests.waiting import until
 from tests.web import Api
@@ -298,7 +298,7 @@ def expiring(api: Api, held: int) -> Iterator[Connection]:
     def run() -> None:
         try:
             with api.database.begin() as connection:
-                lifecycle.expire(connection)
+                job_states.expire(connection)
         except BaseException as error:
             failed.append(error)
 

@@ -18,7 +18,7 @@ from services.core.model import ids
 from services.core.model.errors import Conflict, LedgerBroken
 from services.core.model.specs import FailedImage
 from services.core.model.states import ImageState
-from services.core.queue import claims, counters, expiry, fair_share, segments, settlement
+from services.core.queue import claims, counters, expiry, fair_share, job_states, segments, settlement
 from services.core.queue.settlement import Verdict
 from services.core.settings import Settings
 from tests import factories
@@ -500,7 +500,7 @@ def test_a_first_claim_reports_its_jobs_as_fresh_and_start_marks_them(database, 
     taken = claim(database)
     assert taken.fresh_jobs == (job_id,)
     with database.begin() as connection:
-        claims.start(connection, taken.fresh_jobs)
+        job_states.start(connection, taken.fresh_jobs)
     assert view(database, job_id).state == "in_progress"
     assert claim(database).fresh_jobs == ()
 
@@ -514,7 +514,7 @@ def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
         chosen = claims.candidates(connection, factories.REVISION, 1)
         row = chosen.rows[0]
         values = {"job_ids": [row.job_id], "segment_ids": [row.id], "lows": [row.low], "seats": 16,
-                  "worker_id": "w", "lease": 30.0}  # fmt: skip
+                  "worker_id": "w", "lease": 30.0, "claimable": ["queued", "in_progress"]}  # fmt: skip
         plan = "\n".join(connection.execute(text("EXPLAIN " + claims._TAKE.text), values).scalars())
     database.close()
     assert "Seq Scan on images" not in plan
@@ -562,7 +562,7 @@ def test_a_sweep_leaves_every_job_alone_that_is_not_being_cancelled(database, se
     submit(database, settings, 2)
     held = claim(database, seats=1)
     with database.begin() as connection:
-        claims.start(connection, held.fresh_jobs)
+        job_states.start(connection, held.fresh_jobs)
     submit(database, settings, 3)
     paused = submit(database, settings, 4)
     with database.begin(TENANT) as connection:

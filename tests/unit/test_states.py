@@ -22,5 +22,7 @@ def test_every_state_can_be_reached_and_every_state_that_is_not_final_can_end():
 
 
 def test_sources_are_the_states_from_which_a_move_is_allowed():
-    assert states.sources(JobState.CANCELLED) == ["cancelling"]
-    assert "completed" not in states.sources(JobState.CANCELLING)
+    assert states.FINISH_STOPPED.guard == ["cancelling"]
+    assert states.STOP.guard == ["draft", "in_progress", "queued", "validating"]
+    for state, targets in states.JOB_MOVES.items():
+        assert targets == {target for move in states.JOB_VERBS if state.value in move.guard for target in move.targets}

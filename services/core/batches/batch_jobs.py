@@ -1,28 +1,22 @@
-"""Jobs that come as a file: every write and read of what they have and others do not.
+"""Jobs that come as a file: what they have and others do not.
 
 Such a job is recorded at once and `validating` until an errand has read its file; it ends when another has written
 its output and error files. Functions take an open transaction and never commit.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
 
-from services.core.jobs import lifecycle, submissions
+from services.core.jobs import submissions
 from services.core.model import ids
-from services.core.model.errors import Problem
+from services.core.model.states import JobState
+from services.core.queue import job_states, segments
+from services.core.queue.job_states import NewJob
 
-_NEW = text("""
-INSERT INTO jobs (id, tenant_id, state, priority, total, labels, dedupe, embed_prompt, input_file_id, completion_window,
-                  output_expires_seconds, base_url, expires_at)
-VALUES (:id, :tenant_id, 'validating', :priority, 0, CAST(:labels AS jsonb), :dedupe, :embed_prompt, :input_file_id,
-        :completion_window, :output_expires_seconds, :base_url, now() + make_interval(secs => :window_seconds))
-""")
-_NEW_COUNTERS = text("INSERT INTO counters (job_id, queued) VALUES (:id, 0)")
 # Every tenant's first, then every tenant's second: whoever sends a thousand files keeps nobody waiting.
 _VALIDATING = text("""
 SELECT id FROM (
@@ -34,16 +28,6 @@ _INPUT = text("""
 SELECT j.state, f.object_key FROM jobs j
 LEFT JOIN files f ON f.id = j.input_file_id AND f.deleted_at IS NULL WHERE j.id = :id
 """)
-_OPEN = text("""
-UPDATE jobs SET state = 'queued', total = :total, requests = :requests, opened_at = now()
-WHERE id = :id AND state = 'validating' RETURNING tenant_id, priority
-""")
-_COUNT = text("UPDATE counters SET queued = queued + :total WHERE job_id = :id")
-_REFUSE = text("""
-UPDATE jobs SET state = 'failed', finished_at = now(), problems = CAST(:problems AS jsonb)
-WHERE id = :id AND state = 'validating'
-""")
-_SET_COUNTS = text("UPDATE jobs SET requests_done = :done, requests_failed = :failed WHERE id = :id")
 _JOB = """
 SELECT j.*, c.done + d.done AS done, c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled
 FROM jobs j JOIN counters c ON c.job_id = j.id
@@ -109,13 +93,12 @@ def create(
     base_url: str,
 ) -> None:
     """Records a job of a file that is yet to be read; it has that many seconds to finish."""
-    values = {
-        "id": job_id, "tenant_id": tenant_id, "input_file_id": input_file_id, "priority": priority, "dedupe": dedupe,
-        "embed_prompt": embed_prompt, "labels": json.dumps(labels), "completion_window": completion_window,
-        "window_seconds": window_seconds, "output_expires_seconds": output_expires_seconds, "base_url": base_url,
-    }  # fmt: skip
-    connection.execute(_NEW, values)
-    connection.execute(_NEW_COUNTERS, {"id": job_id})
+    job = NewJob(
+        id=job_id, tenant_id=tenant_id, state=JobState.VALIDATING, priority=priority, labels=labels, dedupe=dedupe,
+        embed_prompt=embed_prompt, input_file_id=input_file_id, completion_window=completion_window,
+        output_expires_seconds=output_expires_seconds, base_url=base_url, expires_seconds=window_seconds,
+    )  # fmt: skip
+    job_states.create(connection, job)
 
 
 def validating(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
@@ -131,27 +114,16 @@ def source(connection: Connection, job_id: int) -> Any:
 def accept(connection: Connection, submission: submissions.Submission) -> bool:
     """Its file is in order: records every image and opens the job, in the class that it is in by now. False: it is not
     waiting for that any more."""
-    values = {"id": submission.job_id, "total": submission.total, "requests": submission.requests}
-    job = connection.execute(_OPEN, values).one_or_none()
+    images = submission.total
+    job = job_states.accept(connection, submission.job_id, images=images, requests=submission.requests)
     if job is None:
         return False
-    lifecycle.new_segments(
+    segments.new(
         connection, submission.job_id, tenant_id=job.tenant_id, priority=job.priority,
         segments=submission.new_segments,
     )  # fmt: skip
     submission.copy(connection)
-    connection.execute(_COUNT, {"id": submission.job_id, "total": submission.total})
     return True
-
-
-def refuse(connection: Connection, job_id: int, problems: Sequence[Problem]) -> None:
-    """Its file is not in order: the job has failed, and says why."""
-    found = json.dumps([asdict(problem) for problem in problems])
-    connection.execute(_REFUSE, {"id": job_id, "problems": found})
-
-
-def set_counts(connection: Connection, job_id: int, *, done: int, failed: int) -> None:
-    connection.execute(_SET_COUNTS, {"id": job_id, "done": done, "failed": failed})
 
 
 def find(connection: Connection, tenant_id: int, job_id: int) -> FiledJob | None:

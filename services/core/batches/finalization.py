@@ -11,12 +11,12 @@ from typing import IO, Any
 
 from sqlalchemy import Connection, text
 
-from services.core.batches import batch_jobs, line_format, results
+from services.core.batches import line_format, results
 from services.core.batches.results import Request
 from services.core.db.leases import Lease
 from services.core.files import files
-from services.core.jobs import lifecycle
 from services.core.model import ids
+from services.core.queue import job_states
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
@@ -31,7 +31,7 @@ _STOPPED = {
 
 
 def pending(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
-    return lifecycle.closable(connection, besides)
+    return job_states.finishable(connection, besides)
 
 
 def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> None:
@@ -47,8 +47,8 @@ def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> Non
             file.store(store, _key(job, job_id, file.name))
             lease.keep()
     with lease.begin() as connection:
-        if lifecycle.close(connection, job_id, output_file_id=output.number, error_file_id=errors.number):
-            batch_jobs.set_counts(connection, job_id, done=output.lines, failed=errors.lines)
+        ended = job_states.Files(output.number, errors.number, requests_done=output.lines, requests_failed=errors.lines)
+        if job_states.finish(connection, job_id, ended):
             for file in (output, errors):
                 _record(connection, job, job_id, file)
 

@@ -15,6 +15,7 @@ from services.core.jobs import submissions
 from services.core.model.errors import InvalidSubmission, ObjectGone, Problem
 from services.core.model.states import JobState
 from services.core.notify import Bell
+from services.core.queue import job_states
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
@@ -42,7 +43,7 @@ def run(settings: Settings, store: ImageStore, bell: Bell, job_id: int, lease: L
             submission.close()
         except InvalidSubmission as error:
             with lease.begin() as connection:
-                batch_jobs.refuse(connection, job_id, error.problems)
+                job_states.refuse(connection, job_id, error.problems)
             return
         with lease.begin() as connection:
             opened = batch_jobs.accept(connection, submission)

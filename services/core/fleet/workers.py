@@ -33,7 +33,7 @@ def register(
 
 
 def beat(connection: Connection, worker_id: str, state: str) -> bool:
-    """`state` is ready, busy, sick or stopped. False: nobody knows this worker."""
+    """`state` is ready, busy, sick, stopped or crashed. False: nobody knows this worker."""
     return connection.execute(_BEAT, {"id": worker_id, "state": state}).rowcount == 1
 
 

@@ -7,28 +7,23 @@ chunk, to look for duplicates) holds no lock; the draft's total says whether ano
 Functions that take a connection take an open transaction and never commit.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, text
 
-from services.core.jobs import idempotency, lifecycle, queries
+from services.core.jobs import idempotency, queries
 from services.core.jobs.submissions import MOST_PROBLEMS, Ground, Submission
 from services.core.model import requests, strict_json
 from services.core.model.errors import Conflict, InvalidSubmission, NotFound, Problem
 from services.core.model.specs import Shape
 from services.core.model.states import JobState
+from services.core.queue import job_states, segments
+from services.core.queue.job_states import NewJob
 
 KEPT_DAYS = 7
 _TOLD = 10  # of missing chunks, by number
 
-_NEW = text("""
-INSERT INTO jobs (id, tenant_id, state, priority, total, labels, dedupe, embed_prompt, parent_id, expires_at)
-VALUES (:id, :tenant_id, 'draft', :priority, 0, CAST(:labels AS jsonb), :dedupe, :embed_prompt, :parent_id,
-        now() + make_interval(days => :days))
-""")
-_NEW_COUNTERS = text("INSERT INTO counters (job_id, queued) VALUES (:id, 0)")
 _GROUND = text("""
 SELECT state, total, priority, opened_at FROM jobs WHERE id = :id AND tenant_id = :tenant_id
 """)
@@ -45,9 +40,6 @@ _NEW_CHUNK = text("""
 INSERT INTO job_chunks (job_id, number, tenant_id, sha256, first_index, requests, images)
 VALUES (:id, :number, :tenant_id, :sha256, :first_index, :requests, :images)
 """)
-_GROW_SEGMENT = text("UPDATE segments SET high = :high WHERE job_id = :id AND id = :segment")
-_GROW = text("UPDATE jobs SET total = total + :images, requests = requests + :requests WHERE id = :id")
-_GROW_COUNTERS = text("UPDATE counters SET queued = queued + :images WHERE job_id = :id")
 _COUNT_CHUNKS = text("""
 SELECT count(*) AS chunks, count(*) FILTER (WHERE number < :wanted) AS within FROM job_chunks WHERE job_id = :id
 """)
@@ -71,10 +63,6 @@ FROM twice CROSS JOIN LATERAL (
 ) place
 ORDER BY second
 """)
-_FINALIZE = text("""
-UPDATE jobs SET state = 'queued', opened_at = now(), expires_at = NULL WHERE id = :id AND state = ANY(:sources)
-""")
-_OPEN = text("UPDATE segments SET open = true WHERE job_id = :id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +113,11 @@ def create(
     parent_id: int | None = None,
 ) -> None:
     """Records a draft that holds nothing."""
-    values = {"id": job_id, "tenant_id": tenant_id, "priority": priority, "labels": json.dumps(labels)}
-    options = {"dedupe": dedupe, "embed_prompt": embed_prompt, "parent_id": parent_id, "days": KEPT_DAYS}
-    connection.execute(_NEW, values | options)
-    connection.execute(_NEW_COUNTERS, {"id": job_id})
+    draft = NewJob(
+        id=job_id, tenant_id=tenant_id, state=JobState.DRAFT, priority=priority, labels=labels, dedupe=dedupe,
+        embed_prompt=embed_prompt, parent_id=parent_id, expires_seconds=KEPT_DAYS * 86_400,
+    )  # fmt: skip
+    job_states.create(connection, draft)
 
 
 def ground(connection: Connection, tenant_id: int, job_id: int, number: int) -> Ground:
@@ -168,11 +157,10 @@ def append(connection: Connection, tenant_id: int, submission: Submission, numbe
     images, count = submission.total - first, submission.requests
     values = {"id": job_id, "number": number, "requests": count, "images": images}
     connection.execute(_NEW_CHUNK, values | {"tenant_id": tenant_id, "sha256": digest, "first_index": first})
-    connection.execute(_GROW, values)
-    connection.execute(_GROW_COUNTERS, values)
+    job_states.grow(connection, job_id, images=images, requests=count)
     for segment, high in submission.grown_segments.items():
-        connection.execute(_GROW_SEGMENT, {"id": job_id, "segment": segment, "high": high})
-    lifecycle.new_segments(
+        segments.grow(connection, job_id, segment, high)
+    segments.new(
         connection,
         job_id,
         tenant_id=tenant_id,
@@ -231,8 +219,7 @@ def finalize(connection: Connection, tenant_id: int, job_id: int, images: int) -
 
 def open_all(connection: Connection, job_id: int) -> list[str]:
     """Queues a draft whose row is locked. Returns the names of its models."""
-    connection.execute(_FINALIZE, {"id": job_id, "sources": [JobState.DRAFT.value]})
-    connection.execute(_OPEN, {"id": job_id})
+    job_states.open_draft(connection, job_id)
     return queries.models_of(connection, job_id)
 
 

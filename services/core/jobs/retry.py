@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from services.core.db import partitions
-from services.core.jobs import drafts, idempotency, submissions
+from services.core.jobs import drafts, idempotency
 from services.core.model import ids, requests, states
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.states import ImageState
+from services.core.queue import images, job_states, segments
 
 _PARENT = text("SELECT * FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
 # Seeds wrap around at 2^63, which a bigint cannot hold on the way.
 _RUNS = """
-INSERT INTO {leaf} (job_id, index, n, segment_id, seed, guidance_scale, output_format, custom_id, prompt,
+INSERT INTO {payloads_leaf} (job_id, index, n, segment_id, seed, guidance_scale, output_format, custom_id, prompt,
                     negative_prompt, output_compression)
 SELECT :child, sum(run.n) OVER (ORDER BY run.first) - run.n, run.n, p.segment_id,
        mod(p.seed::numeric + run.first - p.index, 9223372036854775808)::bigint, p.guidance_scale, p.output_format,
@@ -35,18 +36,7 @@ FROM (
   ) failed GROUP BY request, island
 ) run JOIN payloads p ON p.job_id = :parent AND p.index = run.request
 """
-_SEGMENTS = text("""
-INSERT INTO segments (job_id, id, tenant_id, model_revision, width, height, steps, guided, priority, open, low, high)
-SELECT :child, s.id, s.tenant_id, s.model_revision, s.width, s.height, s.steps, s.guided, :priority, false,
-       span.low, span.high
-FROM (
-  SELECT segment_id, min(index) AS low, max(index + n - 1) AS high FROM payloads WHERE job_id = :child
-  GROUP BY segment_id
-) span JOIN segments s ON s.job_id = :parent AND s.id = span.segment_id
-""")
 _COUNT = text("SELECT count(*) AS requests, coalesce(sum(n), 0) AS images FROM payloads WHERE job_id = :child")
-_TOTAL = text("UPDATE jobs SET total = :images, requests = :requests WHERE id = :child")
-_COUNTERS = text("UPDATE counters SET queued = :images WHERE job_id = :child")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +87,15 @@ def retry(
         embed_prompt=parent.embed_prompt,
         parent_id=parent_id,
     )
-    values = {"parent": parent_id, "child": child, "priority": priority}
+    values = {"parent": parent_id, "child": child}
     connection.execute(text("SET LOCAL statement_timeout = 0"))
-    runs = text(_RUNS.format(leaf=partitions.leaf(connection, "payloads", child)))
+    runs = text(_RUNS.format(payloads_leaf=partitions.leaf(connection, "payloads", child)))
     connection.execute(runs, values | {"states": [int(state) for state in wanted]})
     count = connection.execute(_COUNT, {"child": child}).one()
     if not count.images:
         words = " or ".join(f"was {state.word}" if state is ImageState.CANCELLED else state.word for state in wanted)
         raise Conflict(f"No image of the job {words}: there is nothing to try again.", "nothing_to_retry")
-    connection.execute(_SEGMENTS, values)
-    totals = {"child": child, "images": count.images, "requests": count.requests}
-    connection.execute(_TOTAL, totals)
-    connection.execute(_COUNTERS, totals)
-    submissions.spread(connection, child)
+    segments.inherit(connection, parent_id=parent_id, child_id=child, priority=priority)
+    job_states.grow(connection, child, images=count.images, requests=count.requests)
+    images.spread(connection, child)
     return Receipt(child, drafts.open_all(connection, child))

@@ -18,10 +18,13 @@ from sqlalchemy import Connection, text
 from services.core.db import partitions, tables
 from services.core.db.database import Database
 from services.core.fleet.models import Model
-from services.core.jobs import idempotency, lifecycle
+from services.core.jobs import idempotency
 from services.core.model import ids, requests, strict_json
 from services.core.model.errors import InvalidSubmission, Problem
 from services.core.model.specs import SEED_LIMIT, Shape
+from services.core.model.states import JobState
+from services.core.queue import images, job_states, segments
+from services.core.queue.job_states import NewJob
 from services.core.settings import Settings
 
 MOST_PROBLEMS = 100
@@ -165,17 +168,20 @@ class Submission:
                 )
                 if known is not None:
                     return Receipt(known, frozenset(self.models), replayed=True)
-            lifecycle.create(
-                connection,
-                self.job_id,
+            job = NewJob(
+                id=self.job_id,
                 tenant_id=tenant_id,
+                state=JobState.QUEUED,
                 priority=requests.PRIORITIES[label.priority],
+                labels=label.labels,
                 total=self.total,
                 requests=self.requests,
-                labels=label.labels,
-                segments=self.new_segments,
                 dedupe=label.dedupe,
                 embed_prompt=label.embed_prompt,
+            )
+            job_states.create(connection, job)
+            segments.new(
+                connection, self.job_id, tenant_id=tenant_id, priority=job.priority, segments=self.new_segments
             )
             self.copy(connection)
         return Receipt(self.job_id, frozenset(self.models))
@@ -302,15 +308,15 @@ class Submission:
         """Payloads from the spool, images from the payloads, straight into the partition: Postgres takes no COPY
         where row-level security stands, and the application may insert there but not read."""
         connection.execute(text("SET LOCAL statement_timeout = 0"))
-        payloads = partitions.leaf(connection, "payloads", self.job_id)
+        payloads_leaf = partitions.leaf(connection, "payloads", self.job_id)
         columns = ", ".join(column.name for column in tables.payloads.columns)
         self._spool.seek(0)
         driver = connection.connection.driver_connection
         assert driver is not None
-        with driver.cursor().copy(f"COPY {payloads} ({columns}) FROM STDIN") as copy:
+        with driver.cursor().copy(f"COPY {payloads_leaf} ({columns}) FROM STDIN") as copy:
             while chunk := self._spool.read(_COPY_CHUNK):
                 copy.write(chunk)
-        spread(connection, self.job_id, first=self.ground.images)
+        images.spread(connection, self.job_id, first=self.ground.images)
 
 
 def read_lines(submission: Submission, lines: Iterable[bytes]) -> None:
@@ -333,14 +339,3 @@ def read_lines(submission: Submission, lines: Iterable[bytes]) -> None:
 def _escaped(value: str) -> str:
     """As COPY's text format takes it. What is printable and holds no backslash needs nothing."""
     return value if value.isprintable() and "\\" not in value else value.translate(_ESCAPES)
-
-
-def spread(connection: Connection, job_id: int, *, first: int = 0) -> None:
-    """Makes the images of the job's payloads from that index on, queued."""
-    images = partitions.leaf(connection, "images", job_id)
-    statement = text(
-        f"INSERT INTO {images} (job_id, index, segment_id) "  # noqa: S608  a name of our own
-        "SELECT job_id, index + nth, segment_id FROM payloads CROSS JOIN generate_series(0, n - 1) AS nth "
-        "WHERE job_id = :job_id AND index >= :first ORDER BY index"
-    )
-    connection.execute(statement, {"job_id": job_id, "first": first})

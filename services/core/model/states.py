@@ -4,6 +4,7 @@ Every write of a state goes through the core and follows these tables; the datab
 what a single row can be held to. Nothing leaves a final state.
 """
 
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
 
@@ -51,24 +52,48 @@ IMAGE_MOVES: dict[ImageState, frozenset[ImageState]] = {
     ImageState.CANCELLED: frozenset(),
 }
 
+
+@dataclass(frozen=True, slots=True)
+class JobMove:
+    """What one verb may do to a job: the states that it may come from are the guard of the verb's UPDATE."""
+
+    sources: frozenset[JobState]
+    targets: frozenset[JobState]
+
+    @property
+    def guard(self) -> list[str]:
+        """The sources, as a parameter for `state = ANY(:sources)`."""
+        return guard(self.sources)
+
+
+def _move(sources: set[JobState], *targets: JobState) -> JobMove:
+    return JobMove(frozenset(sources), frozenset(targets))
+
+
+FIRST_JOB_STATES = frozenset({JobState.DRAFT, JobState.VALIDATING, JobState.QUEUED})
+CLAIMABLE_JOB_STATES = frozenset({JobState.QUEUED, JobState.IN_PROGRESS})
+
+OPEN = _move({JobState.DRAFT}, JobState.QUEUED)
+ACCEPT = _move({JobState.VALIDATING}, JobState.QUEUED)
+REFUSE = _move({JobState.VALIDATING}, JobState.FAILED)
+START = _move({JobState.QUEUED}, JobState.IN_PROGRESS)
+FINALIZE = _move({JobState.QUEUED, JobState.IN_PROGRESS}, JobState.FINALIZING)
+STOP = _move({JobState.DRAFT, JobState.VALIDATING, JobState.QUEUED, JobState.IN_PROGRESS}, JobState.CANCELLING)
+FINISH = _move({JobState.FINALIZING}, JobState.COMPLETED, JobState.FAILED)
+FINISH_STOPPED = _move({JobState.CANCELLING}, JobState.CANCELLED, JobState.EXPIRED)  # asked to stop, or out of time
+
+JOB_VERBS = (OPEN, ACCEPT, REFUSE, START, FINALIZE, STOP, FINISH, FINISH_STOPPED)
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {
-    JobState.DRAFT: frozenset({JobState.QUEUED, JobState.CANCELLING}),
-    JobState.VALIDATING: frozenset({JobState.QUEUED, JobState.FAILED, JobState.CANCELLING}),
-    JobState.QUEUED: frozenset({JobState.IN_PROGRESS, JobState.FINALIZING, JobState.CANCELLING}),
-    JobState.IN_PROGRESS: frozenset({JobState.FINALIZING, JobState.CANCELLING}),
-    JobState.FINALIZING: frozenset({JobState.COMPLETED, JobState.FAILED}),
-    JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.EXPIRED}),  # asked to stop, or out of time
-    JobState.COMPLETED: frozenset(),
-    JobState.FAILED: frozenset(),
-    JobState.CANCELLED: frozenset(),
-    JobState.EXPIRED: frozenset(),
+    state: frozenset(target for move in JOB_VERBS if state in move.sources for target in move.targets)
+    for state in JobState
 }
 
 FINAL_IMAGE_STATES = frozenset(state for state, moves in IMAGE_MOVES.items() if not moves)
 FINAL_JOB_STATES = frozenset(state for state, moves in JOB_MOVES.items() if not moves)
-CLAIMABLE_JOB_STATES = frozenset({JobState.QUEUED, JobState.IN_PROGRESS})
+ENDING_JOB_STATES = FINISH.sources | FINISH_STOPPED.sources
+STOPPED_JOB_STATES = FINISH_STOPPED.sources | FINISH_STOPPED.targets
 
 
-def sources(target: JobState) -> list[str]:
-    """The states a job may be in for a move to `target`: the guard of every UPDATE of a job's state."""
-    return sorted(state.value for state, moves in JOB_MOVES.items() if target in moves)
+def guard(states: frozenset[JobState]) -> list[str]:
+    """Those states, as a parameter for `state = ANY(:sources)`."""
+    return sorted(state.value for state in states)

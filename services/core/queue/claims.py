@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from services.core.model import states
 from services.core.model.specs import SEED_LIMIT, Claim, Image, Shape, Spec
 
 # Which segments come first: the class whose turn it is, then the others by priority; within a class the tenant with
@@ -41,7 +42,7 @@ WITH taken AS MATERIALIZED (
        AS s (job_id, id, low)
   CROSS JOIN LATERAL (
     SELECT tenant_id, state, embed_prompt, dedupe FROM jobs
-    WHERE jobs.id = s.job_id AND state IN ('queued', 'in_progress') AND NOT paused OFFSET 0
+    WHERE jobs.id = s.job_id AND state = ANY(:claimable) AND NOT paused OFFSET 0
   ) j
   CROSS JOIN LATERAL (
     SELECT job_id, index, attempt, crashes FROM images
@@ -70,10 +71,6 @@ CROSS JOIN LATERAL (
   ORDER BY payloads.index DESC LIMIT 1
 ) p
 ORDER BY taken.job_id, taken.index
-""")
-
-_START = text("""
-UPDATE jobs SET state = 'in_progress', started_at = now() WHERE id = ANY(:job_ids) AND state = 'queued'
 """)
 
 _EXTEND = text("""
@@ -154,19 +151,14 @@ def claim(
             "seats": seats,
             "worker_id": worker_id,
             "lease": lease,
+            "claimable": states.guard(states.CLAIMABLE_JOB_STATES),
         },
     ).all()
     if not rows:
         return None
     shape = Shape(model_revision, *_shape(first))
-    fresh = sorted({row.job_id for row in rows if row.job_state == "queued"})
+    fresh = sorted({row.job_id for row in rows if row.job_state in states.START.sources})
     return Claim(rows[0].claim_id, shape, tuple(_image(row, shape) for row in rows), lease, tuple(fresh))
-
-
-def start(connection: Connection, job_ids: Sequence[int]) -> None:
-    """Marks jobs as in progress, after the claim's own transaction: no claim waits for another's commit. If it is never
-    called, the finishing duty does it."""
-    connection.execute(_START, {"job_ids": list(job_ids)})
 
 
 def extend(connection: Connection, steps: dict[int, int], lease: float) -> Beat:

@@ -4,6 +4,8 @@ from sqlalchemy import Connection, text
 
 from services.core.db import leases
 
+_NEW = text("INSERT INTO counters (job_id, queued) VALUES (:id, :images)")
+_GROW = text("UPDATE counters SET queued = queued + :images WHERE job_id = :id")
 # Deltas are folded oldest first, so no counter can dip below nothing on the way. The rate is an exponential mean
 # over half a minute of images finished a second.
 _FOLD = text("""
@@ -29,6 +31,16 @@ FROM sums, LATERAL (
 ) age
 WHERE counters.job_id = sums.job_id
 """)
+
+
+def new(connection: Connection, job_id: int, images: int) -> None:
+    """The counters of a new job, all of whose images are queued."""
+    connection.execute(_NEW, {"id": job_id, "images": images})
+
+
+def grow(connection: Connection, job_id: int, images: int) -> None:
+    """So many queued images came to a job of which nothing is claimed yet."""
+    connection.execute(_GROW, {"id": job_id, "images": images})
 
 
 def fold(connection: Connection) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from services.core.model import states
 from services.core.model.states import ClaimState
 from services.core.queue import claims
 from services.core.queue.image_moves import CANCELLED, MOVED
@@ -41,4 +42,5 @@ def take_back(connection: Connection, held: Sequence[Any], state: ClaimState, *,
     job_ids = sorted({job_id for row in held for job_id in row.job_ids})
     claims.share_jobs(connection, job_ids)
     values = {"claim_ids": [row.id for row in held], "job_ids": job_ids, "lost": lost, "claim_state": state}
-    return int(connection.execute(_TAKE_BACK, values | {"render_seconds": None}).one().images)
+    rest = {"render_seconds": None, "stopped": states.guard(states.STOPPED_JOB_STATES)}
+    return int(connection.execute(_TAKE_BACK, values | rest).one().images)

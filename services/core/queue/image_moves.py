@@ -23,5 +23,5 @@ SELECT (SELECT count(*) FROM moved) AS images, ARRAY(SELECT id FROM cancelled) A
 
 CANCELLED = """
 WITH cancelled AS MATERIALIZED (
-  SELECT id FROM jobs WHERE id = ANY(:job_ids) AND state IN ('cancelling', 'cancelled')
+  SELECT id FROM jobs WHERE id = ANY(:job_ids) AND state = ANY(:stopped)
 ), moved AS ("""

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from services.core.fleet import workers
 from services.core.model.specs import FailedImage
 from services.core.model.states import ClaimState
 from services.core.queue import expiry, settlement
@@ -91,14 +92,13 @@ FROM failures WHERE failures.claim_id = :claim_id AND failures.code = 'crash'
   AND images.job_id = failures.job_id AND images.index = failures.index AND images.state IN (0, 1)
 """)
 _STRIKE_ONE = text("UPDATE failures SET code = 'device' WHERE claim_id = :claim_id AND code = 'crash'")
-_CRASHED_WORKER = text("UPDATE workers SET state = 'crashed', seen_at = now() WHERE id = :worker_id")
 
 
 def child_died(connection: Connection, worker_id: str, *, rendering: int | None, device: str) -> bool:
     """Takes back all that a dead process held. `rendering` is the claim it was rendering, if any: only its images are
     suspects. Returns whether the device now looks sick: its next process must pass the canary before it claims.
     """
-    connection.execute(_CRASHED_WORKER, {"worker_id": worker_id})
+    workers.beat(connection, worker_id, "crashed")
     claims = connection.execute(_OPEN_CLAIMS, {"worker_id": worker_id}).all()
     innocent = [row for row in claims if row.id != rendering]
     if innocent:

@@ -1,11 +1,31 @@
-"""Segments: their low-water marks, and the sweep after a cancel.
+"""Segments: the images of one job that share a shape, from which workers claim. Every write of them but a quarantine's.
 
-Each verb is safe to run anywhere, at any time, by several at once.
+Low-water marks are raised and cancelled images swept anywhere, at any time, by several at once.
 """
 
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
+
+from services.core.model.specs import Shape
+
+_NEW = text("""
+INSERT INTO segments (job_id, id, tenant_id, model_revision, width, height, steps, guided, priority, open, low, high)
+VALUES (:job_id, :id, :tenant_id, :model_revision, :width, :height, :steps, :guided, :priority, :open, :low, :high)
+""")
+_INHERIT = text("""
+INSERT INTO segments (job_id, id, tenant_id, model_revision, width, height, steps, guided, priority, open, low, high)
+SELECT :child, s.id, s.tenant_id, s.model_revision, s.width, s.height, s.steps, s.guided, :priority, false,
+       span.low, span.high
+FROM (
+  SELECT segment_id, min(index) AS low, max(index + n - 1) AS high FROM payloads WHERE job_id = :child
+  GROUP BY segment_id
+) span JOIN segments s ON s.job_id = :parent AND s.id = span.segment_id
+""")
+_GROW = text("UPDATE segments SET high = :high WHERE job_id = :job_id AND id = :segment_id")
+_SET_OPEN = text("UPDATE segments SET open = :open WHERE job_id = :job_id")
+_CLOSE = text("UPDATE segments SET open = false WHERE job_id = :job_id AND open")
+_SET_PRIORITY = text("UPDATE segments SET priority = :priority WHERE job_id = :job_id")
 
 _LOCK_SEGMENTS = text("""
 SELECT job_id, id FROM segments WHERE open AND low <= high
@@ -43,6 +63,61 @@ WITH doomed AS MATERIALIZED (
 )
 SELECT count(*) FROM moved
 """)
+
+
+def new(
+    connection: Connection,
+    job_id: int,
+    *,
+    tenant_id: int,
+    priority: int,
+    segments: Sequence[tuple[Shape, int, int]],
+    first: int = 0,
+    opened: bool = True,
+) -> None:
+    """Segments (shape, first index, last index) with numbers from `first` on; what is not opened is not claimed."""
+    rows = [
+        {
+            "job_id": job_id,
+            "id": number,
+            "tenant_id": tenant_id,
+            "priority": priority,
+            "model_revision": shape.model_revision,
+            "width": shape.width,
+            "height": shape.height,
+            "steps": shape.steps,
+            "guided": shape.guided,
+            "low": low,
+            "high": high,
+            "open": opened,
+        }
+        for number, (shape, low, high) in enumerate(segments, first)
+    ]
+    if rows:
+        connection.execute(_NEW, rows)
+
+
+def inherit(connection: Connection, *, parent_id: int, child_id: int, priority: int) -> None:
+    """The segments of a job whose payloads were copied from another's: the shapes are the other's. Not open yet."""
+    connection.execute(_INHERIT, {"parent": parent_id, "child": child_id, "priority": priority})
+
+
+def grow(connection: Connection, job_id: int, segment_id: int, high: int) -> None:
+    """Images came to a segment that is not open; `high` is the index of the last one."""
+    connection.execute(_GROW, {"job_id": job_id, "segment_id": segment_id, "high": high})
+
+
+def set_open(connection: Connection, job_id: int, is_open: bool) -> None:
+    connection.execute(_SET_OPEN, {"job_id": job_id, "open": is_open})
+
+
+def close(connection: Connection, job_id: int) -> None:
+    """Nothing of the job is claimed any more."""
+    connection.execute(_CLOSE, {"job_id": job_id})
+
+
+def set_priority(connection: Connection, job_id: int, priority: int) -> None:
+    connection.execute(_SET_PRIORITY, {"job_id": job_id, "priority": priority})
 
 
 def raise_low(connection: Connection, job_ids: Sequence[int] | None = None, limit: int = 100) -> int:

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, text
 
+from services.core.model import states
 from services.core.model.errors import LedgerBroken
 from services.core.model.specs import FailedImage, StoredImage
 from services.core.model.states import ClaimState, ImageState
@@ -117,6 +118,7 @@ def settle(
             "states": [int(state) for _, _, state in outcomes],
             "claim_state": ClaimState.SETTLED,
             "render_seconds": render_seconds,
+            "stopped": states.guard(states.STOPPED_JOB_STATES),
         },
     ).one()
     if not moved.images == len(outcomes) == row.images:

@@ -1,0 +1,240 @@
+"""The rows of `jobs`: every write of them, and above all every move from one state to the next.
+
+Each move is one UPDATE that is guarded by the states it may come from, as `model.states` lists them: where it moves
+nothing, the caller asks why. Functions take an open transaction and never commit.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from services.core.model import states
+from services.core.model.errors import Problem
+from services.core.model.states import JobState
+from services.core.queue import counters, segments
+
+_NEW = text("""
+INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, parent_id,
+                  input_file_id, completion_window, output_expires_seconds, base_url, expires_at, opened_at)
+VALUES (:id, :tenant_id, :state, :priority, :total, :requests, CAST(:labels AS jsonb), :dedupe, :embed_prompt,
+        :parent_id, :input_file_id, :completion_window, :output_expires_seconds, :base_url,
+        now() + make_interval(secs => :expires_seconds), CASE WHEN :opened THEN now() END)
+""")
+_GROW = text("UPDATE jobs SET total = total + :images, requests = requests + :requests WHERE id = :id")
+_LABELS = text("UPDATE jobs SET labels = CAST(:labels AS jsonb) WHERE id = :id AND tenant_id = :tenant_id")
+_PRIORITY = text("""
+UPDATE jobs SET priority = :priority
+WHERE id = :id AND tenant_id = :tenant_id AND finished_at IS NULL AND priority <> :priority
+""")
+_PAUSE = text("""
+UPDATE jobs SET paused = :paused
+WHERE id = :id AND tenant_id = :tenant_id AND state = ANY(:sources) AND paused <> :paused
+""")
+_OPEN = text("""
+UPDATE jobs SET state = 'queued', opened_at = now(), expires_at = NULL WHERE id = :id AND state = ANY(:sources)
+""")
+_ACCEPT = text("""
+UPDATE jobs SET state = 'queued', total = :images, requests = :requests, opened_at = now()
+WHERE id = :id AND state = ANY(:sources) RETURNING tenant_id, priority
+""")
+_REFUSE = text("""
+UPDATE jobs SET state = 'failed', finished_at = now(), problems = CAST(:problems AS jsonb)
+WHERE id = :id AND state = ANY(:sources)
+""")
+_START = text("""
+UPDATE jobs SET state = 'in_progress', started_at = now() WHERE id = ANY(:ids) AND state = ANY(:sources)
+""")
+_ALONE = text("SELECT pg_advisory_xact_lock(:id)")
+_STOP = """
+UPDATE jobs SET state = 'cancelling', stop_reason = :reason, cancel_requested_at = now()
+WHERE id = :id AND state = ANY(:sources)"""
+_CANCEL = text(_STOP + " AND tenant_id = :tenant_id")
+_EXPIRE = text(_STOP + " AND expires_at < now()")
+_OVERDUE = text("""
+SELECT id FROM jobs WHERE expires_at < now() AND finished_at IS NULL AND state = ANY(:sources)
+ORDER BY expires_at LIMIT 50
+""")
+
+_ALL_FINAL = """
+SELECT j.id, c.done + d.done AS done FROM jobs j
+JOIN counters c ON c.job_id = j.id
+CROSS JOIN LATERAL (
+  SELECT coalesce(sum(queued), 0) AS queued, coalesce(sum(rendering), 0) AS rendering, coalesce(sum(done), 0) AS done
+  FROM counter_deltas WHERE job_id = j.id
+) d
+WHERE j.finished_at IS NULL AND j.state = ANY(:sources)
+  AND c.queued + d.queued = 0 AND c.rendering + d.rendering = 0
+"""
+_FINALIZE = text(f"""
+UPDATE jobs SET state = 'finalizing', finalizing_at = now(), started_at = coalesce(started_at, now())
+FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources)
+""")  # noqa: S608  our own text
+_FINISH = """
+UPDATE jobs SET finished_at = now(), output_file_id = :output_file_id, error_file_id = :error_file_id,
+  requests_done = :requests_done, requests_failed = :requests_failed,
+  state = CASE WHEN state = 'cancelling' THEN coalesce(stop_reason, 'cancelled')
+               WHEN ready.done > 0 THEN 'completed' ELSE 'failed' END
+"""
+_FINISH_ALL = text(f"""{_FINISH}
+FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) AND input_file_id IS NULL
+RETURNING jobs.id
+""")
+_FINISH_ONE = text(f"""{_FINISH}
+FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) AND jobs.id = :id
+""")
+_FINISHABLE = text(f"""
+SELECT jobs.id FROM jobs, ({_ALL_FINAL}) ready
+WHERE jobs.id = ready.id AND finished_at IS NULL AND input_file_id IS NOT NULL
+  AND jobs.id <> ALL(CAST(:besides AS bigint[]))
+ORDER BY jobs.id LIMIT 10
+""")  # noqa: S608  our own text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job as it is recorded. A draft and a file that is yet to be read hold no images; `expires_seconds` counts from
+    now."""
+
+    id: int
+    tenant_id: int
+    state: JobState
+    priority: int
+    labels: dict[str, str]
+    total: int = 0
+    requests: int = 0
+    dedupe: bool = False
+    embed_prompt: bool = False
+    parent_id: int | None = None
+    input_file_id: int | None = None
+    completion_window: str | None = None
+    output_expires_seconds: int | None = None
+    base_url: str | None = None
+    expires_seconds: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """What a job that came as a file leaves behind: its files, where they have lines, and its requests' outcomes."""
+
+    output_file_id: int | None = None
+    error_file_id: int | None = None
+    requests_done: int | None = None
+    requests_failed: int | None = None
+
+
+def create(connection: Connection, job: NewJob) -> None:
+    """Records a job and its counters."""
+    assert job.state in states.FIRST_JOB_STATES
+    values = asdict(job) | {"labels": json.dumps(job.labels), "opened": job.state is JobState.QUEUED}
+    connection.execute(_NEW, values)
+    counters.new(connection, job.id, job.total)
+
+
+def grow(connection: Connection, job_id: int, *, images: int, requests: int) -> None:
+    """So many images came to a job that holds its row's lock."""
+    connection.execute(_GROW, {"id": job_id, "images": images, "requests": requests})
+    counters.grow(connection, job_id, images)
+
+
+def set_labels(connection: Connection, tenant_id: int, job_id: int, labels: dict[str, str]) -> None:
+    connection.execute(_LABELS, {"id": job_id, "tenant_id": tenant_id, "labels": json.dumps(labels)})
+
+
+def set_priority(connection: Connection, tenant_id: int, job_id: int, priority: int) -> bool:
+    """For all that is not claimed yet. False: the job has finished, or has that priority."""
+    values = {"id": job_id, "tenant_id": tenant_id, "priority": priority}
+    if not connection.execute(_PRIORITY, values).rowcount:
+        return False
+    segments.set_priority(connection, job_id, priority)
+    return True
+
+
+def pause(connection: Connection, tenant_id: int, job_id: int, paused: bool) -> bool:
+    """From now on nothing of the job is claimed, or something is again. False: it is so, or nothing can be claimed."""
+    values = {"id": job_id, "tenant_id": tenant_id, "paused": paused}
+    if not connection.execute(_PAUSE, values | {"sources": states.guard(states.CLAIMABLE_JOB_STATES)}).rowcount:
+        return False
+    segments.set_open(connection, job_id, not paused)
+    return True
+
+
+def open_draft(connection: Connection, job_id: int) -> bool:
+    """A draft is complete: queues it with all its images."""
+    if not connection.execute(_OPEN, {"id": job_id, "sources": states.OPEN.guard}).rowcount:
+        return False
+    segments.set_open(connection, job_id, True)
+    return True
+
+
+def accept(connection: Connection, job_id: int, *, images: int, requests: int) -> Any:
+    """A file is in order: queues its job, whose segments and images come with this transaction. A row with tenant_id
+    and priority; None: the job is not validating any more."""
+    values = {"id": job_id, "images": images, "requests": requests, "sources": states.ACCEPT.guard}
+    job = connection.execute(_ACCEPT, values).one_or_none()
+    if job is not None:
+        counters.grow(connection, job_id, images)
+    return job
+
+
+def refuse(connection: Connection, job_id: int, problems: Sequence[Problem]) -> bool:
+    """A file is not in order: its job has failed, and says why."""
+    found = json.dumps([asdict(problem) for problem in problems])
+    values = {"id": job_id, "problems": found, "sources": states.REFUSE.guard}
+    return connection.execute(_REFUSE, values).rowcount == 1
+
+
+def start(connection: Connection, job_ids: Sequence[int]) -> None:
+    """Marks jobs as in progress, after the claim's own transaction: no claim waits for another's commit. If it is never
+    called, `finalize` does it."""
+    connection.execute(_START, {"ids": list(job_ids), "sources": states.START.guard})
+
+
+def cancel(connection: Connection, tenant_id: int, job_id: int) -> bool:
+    """From this commit on nothing of the job is claimed and nothing of it turns done. False: it stops or has ended."""
+    connection.execute(_ALONE, {"id": job_id})  # waits for the claims and settles that hold the job, and for no later
+    values = {"id": job_id, "tenant_id": tenant_id, "reason": "cancelled", "sources": states.STOP.guard}
+    if not connection.execute(_CANCEL, values).rowcount:
+        return False
+    segments.close(connection, job_id)
+    return True
+
+
+def expire(connection: Connection) -> int:
+    """Stops the jobs that are out of time, as a cancel does; what is done of them stays. Returns how many.
+
+    Their locks are had in order of ids, as by claims; a job that was finalized meanwhile is not stopped.
+    """
+    stopped = 0
+    for job_id in sorted(connection.execute(_OVERDUE, {"sources": states.STOP.guard}).scalars()):
+        connection.execute(_ALONE, {"id": job_id})
+        values = {"id": job_id, "reason": "expired", "sources": states.STOP.guard}
+        if connection.execute(_EXPIRE, values).rowcount:
+            segments.close(connection, job_id)
+            stopped += 1
+    return stopped
+
+
+def finalize(connection: Connection) -> int:
+    """Every job whose images are all final is finalizing from now on. Returns how many."""
+    return connection.execute(_FINALIZE, {"sources": states.FINALIZE.guard}).rowcount
+
+
+def finish_all(connection: Connection) -> list[int]:
+    """Ends the jobs whose images are all final and that leave no files; returns their ids."""
+    values = asdict(Files()) | {"sources": states.guard(states.ENDING_JOB_STATES)}
+    return list(connection.execute(_FINISH_ALL, values).scalars())
+
+
+def finishable(connection: Connection, besides: Sequence[int] = ()) -> list[int]:
+    """Jobs that came as a file and of which every image is final: their output is to be written."""
+    values = {"sources": states.guard(states.ENDING_JOB_STATES), "besides": list(besides)}
+    return list(connection.execute(_FINISHABLE, values).scalars())
+
+
+def finish(connection: Connection, job_id: int, files: Files) -> bool:
+    """Ends such a job, with its files. False: it has ended before."""
+    values = asdict(files) | {"id": job_id, "sources": states.guard(states.ENDING_JOB_STATES)}
+    return connection.execute(_FINISH_ONE, values).rowcount == 1

@@ -1,0 +1,98 @@
+"""One writer per table: the SQL of the core is read, and each table is written by one package alone."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.core.db import tables
+
+CORE = Path(__file__).parents[2] / "services" / "core"
+WRITERS = {
+    "jobs": "queue",
+    "segments": "queue",
+    "images": "queue",
+    "counters": "queue",
+    "counter_deltas": "queue",
+    "claims": "queue",
+    "results": "queue",
+    "engines": "queue",
+    "failures": "queue",
+    "tenants": "queue",  # their virtual time
+    "payloads": "jobs",
+    "job_chunks": "jobs",
+    "idempotency": "jobs",
+    "files": "files",
+    "uploads": "files",
+    "upload_parts": "files",
+    "exports": "exports",
+    "export_files": "exports",
+    "api_keys": "tenants",
+    "models": "fleet",
+    "model_shapes": "fleet",
+    "workers": "fleet",
+    "render_rates": "fleet",
+    "duties": "db",
+}
+# What is written: `images`, or `{images_leaf}`, the partition of it that a statement is made for. UPDATE is a write
+# where SET follows, not in FOR UPDATE and not in ON CONFLICT DO UPDATE.
+_WRITES = re.compile(
+    r"\b(?:INSERT\s+INTO|MERGE\s+INTO|DELETE\s+FROM|TRUNCATE|COPY)\s+(?:ONLY\s+)?([^\s(;]+)"
+    r"|\bUPDATE\s+(?:ONLY\s+)?(?!SET\b)([^\s(;]+)(?:\s+(?:AS\s+)?(?!SET\b)\w+)?\s+SET\b"
+)
+
+
+def texts(source: str) -> Iterator[str]:
+    """Every text of a program but its docstrings, what an f-string puts in as `{its source}`."""
+    tree = ast.parse(source)
+    inside = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)}
+    inside |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                str(part.value) if isinstance(part, ast.Constant) else f"{{{ast.unparse(part.value)}}}"
+                for part in node.values
+                if isinstance(part, ast.Constant | ast.FormattedValue)
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in inside:
+            yield node.value
+
+
+def writes(source: str) -> set[str]:
+    """The tables that a program writes."""
+    return {
+        re.sub(r"^\{(\w+)_leaf\}$", r"\1", into or changed)
+        for sql in texts(source)
+        for into, changed in _WRITES.findall(sql)
+    }
+
+
+def test_every_table_is_written_by_one_package_of_the_core():
+    found: dict[str, set[str]] = {}
+    for path in sorted(CORE.rglob("*.py")):
+        for table in writes(path.read_text(encoding="utf-8")):
+            found.setdefault(table, set()).add(path.relative_to(CORE).parts[0])
+    assert {table: sorted(packages) for table, packages in found.items()} == {
+        table: [package] for table, package in WRITERS.items()
+    }
+    assert set(WRITERS) == set(tables.metadata.tables)
+
+
+@pytest.mark.parametrize(
+    ("source", "written"),
+    [
+        ("text('UPDATE jobs SET state = 1')", {"jobs"}),
+        ("text('UPDATE jobs AS j SET state = 1')", {"jobs"}),
+        ("text('SELECT 1 FROM jobs FOR UPDATE SKIP LOCKED')", set()),
+        ("text('INSERT INTO a VALUES (1) ON CONFLICT (b) DO UPDATE SET c = 1')", {"a"}),
+        ("text('WITH gone AS (DELETE FROM a RETURNING b) INSERT INTO c SELECT b FROM gone')", {"a", "c"}),
+        ("sql = f'INSERT INTO {images_leaf} (a) ' 'SELECT 1'", {"images"}),
+        ("sql = 'INSERT INTO {payloads_leaf} (a)'.format(payloads_leaf=x)", {"payloads"}),
+        ("sql = f'COPY {payloads_leaf} ({columns}) FROM STDIN'", {"payloads"}),
+        ("sql = f'UPDATE {table} SET a = 1'", {"{table}"}),  # what cannot be read is no table of ours
+    ],
+)
+def test_writes_are_found_wherever_a_statement_has_them(source, written):
+    assert writes(source) == written
