@@ -23,14 +23,14 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements.lock pyproject.toml services/client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Presswork needs Python 3.11 or later; PYTHON=... names one." if sys.version_info < (3, 11) else 0)'
 	@test -x $(BIN)/python || (echo "making .venv" && $(PYTHON) -m venv .venv)
 	@echo "installing torch (the largest part; it takes a minute or several)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' requirements.lock)"
 	@echo "installing the rest of requirements.lock (a minute or several, too)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e services/client -e .
 	@touch $(STAMP)
 
 demo: setup
@@ -53,4 +53,4 @@ bench: setup
 	$(BIN)/python -m tests.benchmarks $(NAME)
 
 clean:
-	rm -rf .venv .presswork demo-output bench-results build *.egg-info
+	rm -rf .venv .presswork demo-output bench-results build *.egg-info services/client/build services/client/*.egg-info

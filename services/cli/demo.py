@@ -16,9 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from presswork_client import Client, ClientError, Image, Job
 from services.cli import profile
 from services.cli.sheet import contact_sheet
-from services.client import Client, ClientError, Image, Job
 from services.core.model.errors import PressworkError
 
 console = Console(highlight=False)

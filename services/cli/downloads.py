@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from presswork_client import Client, ClientError, Image, JobRequest, file_sha256
 from services.cli import follow, options, show, units
 from services.cli.exits import Exit, Interrupted, guarded
 from services.cli.profile import connect
-from services.client import Client, ClientError, Image, JobRequest, file_sha256
 
 _PATIENCE_SECONDS = 60.0
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}

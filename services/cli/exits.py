@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
+from presswork_client import ClientError
 from services.cli import show
-from services.client import ClientError
 from services.core.model.errors import PressworkError, SettingsError
 
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from presswork_client import Client, ClientError, Export, ExportFile, file_sha256
 from services.cli import follow, options, show
 from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
-from services.client import Client, ClientError, Export, ExportFile, file_sha256
 from services.core.model.errors import PressworkError
 
 _PATIENCE_SECONDS = 60.0

@@ -8,9 +8,9 @@ from typing import TypeVar
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from presswork_client import Client, ClientError, Export, Job
 from services.cli import show, units
 from services.cli.exits import Exit, Interrupted
-from services.client import Client, ClientError, Export, Job
 
 T = TypeVar("T")
 POLL_SECONDS = 0.5

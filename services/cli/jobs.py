@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+from presswork_client import Client, Job
 from services.cli import follow, options, show
 from services.cli.exits import Exit, guarded
 from services.cli.profile import connect
-from services.client import Client, Job
 
 T = TypeVar("T")
 _Status = Literal[

@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from presswork_client import Client, ClientError, Job, Matrix, Preview
 from services.cli import reading, show
 from services.cli.exits import BadInput, Usage
-from services.client import Client, ClientError, Job, Matrix, Preview
 from services.core.model import strict_json
 
 

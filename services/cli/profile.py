@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
+from presswork_client import Client, ClientError
 from services.cli import show
-from services.client import Client, ClientError
 from services.core.model.errors import SettingsError
 
 PATIENCE_SECONDS = 5.0

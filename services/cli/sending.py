@@ -12,11 +12,11 @@ from typing import Any
 
 from rich.progress import Progress, TaskID
 
+from presswork_client import Chunk as Stored
+from presswork_client import Client, ClientError, Job
 from services.cli import follow, show
 from services.cli.exits import BadInput, Interrupted
 from services.cli.reading import Row, Source
-from services.client import Chunk as Stored
-from services.client import Client, ClientError, Job
 from services.core.model import strict_json
 from services.core.model.errors import PressworkError
 

@@ -9,8 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from presswork_client import Estimate, Export, Image, Job, JobRequest, Model, Range
 from services.cli import units
-from services.client import Estimate, Export, Image, Job, JobRequest, Model, Range
 
 _PIPED_WIDTH = 240  # what is piped into another program is not cut at 80 columns
 _STYLES = {

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from presswork_client import Client, ClientError, Job
 from services.cli import checking, follow, matrices, options, reading, sending, show
 from services.cli.exits import BadInput, Exit, Usage, guarded
 from services.cli.profile import connect
-from services.client import Client, ClientError, Job
 
 _PATIENCE_SECONDS = 120.0
 _FIELDS, _HOW = "Fields of every request that does not set them", "How it is read"

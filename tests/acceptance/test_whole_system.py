@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
-from services.client import Client, ClientError
+from presswork_client import Client, ClientError
 from services.core.jobs import queries
 from services.core.settings import Settings
 from services.core.tenants import api_keys

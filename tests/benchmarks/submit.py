@@ -10,7 +10,7 @@ import httpx
 import psutil
 import psycopg
 
-from services.client import Client
+from presswork_client import Client
 from services.core.db import partitions
 from services.core.model.ids import parse_job
 from tests import factories

@@ -21,8 +21,8 @@ import pytest
 import redis
 from fastapi.routing import iter_route_contexts
 
+from presswork_client import Client, ClientError
 from services.api.app import create_app
-from services.client import Client, ClientError
 from services.core.jobs import lifecycle
 from services.core.model.specs import Claim, FailedImage, StoredImage
 from services.core.settings import Settings

@@ -25,9 +25,9 @@ from pyarrow import parquet
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from presswork_client import Client, ClientError
 from scheduler.background_tasks import Errands, errands
 from services.cli.app import app
-from services.client import Client, ClientError
 from services.core.jobs import lifecycle
 from services.core.model import ids
 from services.core.model.specs import FailedImage

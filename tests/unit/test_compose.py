@@ -318,12 +318,15 @@ def test_an_image_runs_as_nobody_special_from_a_pinned_base_and_files_that_exist
     admitted = re.findall(r"^!(.*)", (ROOT / ".dockerignore").read_text(), re.M)
     for copied in found["COPY"]:
         *sources, _ = copied.split()
-        assert sources[0].startswith("--from=build") or set(sources) <= set(admitted)
+        assert sources[0].startswith("--from=build") or {source.split("/")[0] for source in sources} <= set(admitted)
         assert sources[0].startswith("--from=build") or all((ROOT / source).exists() for source in sources)
     installs = re.findall(r"pip install (?:(?!&&).)*", "\n".join(found["RUN"]))
-    assert len(installs) == 2 + (dockerfile == "worker/Dockerfile")
+    assert len(installs) == 3 + (dockerfile == "worker/Dockerfile")
     for install in installs:
         assert re.search(r"-c requirements\.lock|--no-deps|'\^torch==' requirements\.lock", install), install
+    assert installs[-3] == "pip install --no-deps ./services/client", "it is there before the extras ask for it"
+    assert installs[-1].endswith(" ./services/client . ")
+    assert "PYTHONSAFEPATH=1" in found["ENV"][-1].split(), "no folder's name can stand before ours"
     _exists(json.loads(found["CMD"][-1]))
 
 

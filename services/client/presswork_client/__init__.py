@@ -7,7 +7,7 @@ It retries what is safe to send again, and only that: a submission is sent under
 after a lost answer makes no second job.
 """
 
-from services.client.answers import (
+from presswork_client.answers import (
     Chunk,
     Counts,
     Estimate,
@@ -23,8 +23,8 @@ from services.client.answers import (
     Preview,
     Range,
 )
-from services.client.client import PAGE, Client
-from services.client.transport import ClientError, file_sha256
+from presswork_client.client import PAGE, Client
+from presswork_client.transport import ClientError, file_sha256
 
 __all__ = [
     "PAGE",

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
-from services.client.answers import (
+from presswork_client.answers import (
     Chunk,
     Estimate,
     Export,
@@ -24,7 +24,7 @@ from services.client.answers import (
     Model,
     Preview,
 )
-from services.client.transport import ClientError, Transport
+from presswork_client.transport import ClientError, Transport
 
 T = TypeVar("T")
 PAGE = 1000

@@ -1,0 +1,49 @@
+"""`presswork-client`: what it needs, what it is called, and that it agrees with the distribution that asks for it."""
+
+import ast
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+import presswork_client
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "services" / "client"
+OURS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CLIENTS = tomllib.loads((FOLDER / "pyproject.toml").read_text())
+
+
+def test_the_client_needs_httpx_and_nothing_else() -> None:
+    assert [Requirement(line).name for line in CLIENTS["project"]["dependencies"]] == ["httpx"]
+    found = set()
+    for path in FOLDER.glob("presswork_client/**/*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.module is not None
+                found.add(node.module.split(".")[0])
+    assert found - sys.stdlib_module_names == {"httpx", "presswork_client"}
+
+
+def test_the_client_is_typed_and_comes_from_its_own_distribution() -> None:
+    folder = Path(presswork_client.__file__).parent
+    assert folder == FOLDER / "presswork_client"
+    assert (folder / "py.typed").exists()
+    assert set(metadata.packages_distributions()["presswork_client"]) == {"presswork-client"}
+    excluded = OURS["tool"]["setuptools"]["packages"]["find"]["exclude"]
+    assert excluded == ["services.client*"], "else the server's distribution holds the client a second time"
+
+
+def test_the_command_line_asks_for_the_client_that_is_in_the_tree() -> None:
+    requirements = map(Requirement, OURS["project"]["optional-dependencies"]["cli"])
+    [wanted] = [requirement for requirement in requirements if requirement.name == "presswork-client"]
+    version = CLIENTS["project"]["version"]
+    assert wanted.specifier.contains(version)
+    assert version == OURS["project"]["version"]
+    assert (FOLDER / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    locked = (ROOT / "requirements.lock").read_text()
+    assert "presswork" not in locked, "no index is asked for what the tree holds"
