@@ -4,20 +4,25 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+PRESSWORK = Path(sys.executable).with_name("presswork")  # the command as it is installed
 
 
 class Process:
     """`python -m MODULE` with an environment; its output in a file."""
 
     def __init__(self, module: str, environ: Mapping[str, str], log: Path, *arguments: str) -> None:
+        self._start([sys.executable, "-m", module, *arguments], environ, log)
+
+    def _start(
+        self, command: Sequence[str | Path], environ: Mapping[str, str], log: Path, cwd: Path | None = None
+    ) -> None:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PRESSWORK_", "AWS_"))}
         self.log = log
         with log.open("ab") as output:
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments], env={**clean, **environ}, stdout=output, stderr=output
-            )
+            self.popen = subprocess.Popen(command, env={**clean, **environ}, cwd=cwd, stdout=output, stderr=output)
 
     @property
     def pid(self) -> int:
@@ -50,3 +55,21 @@ class Process:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+
+
+class Command(Process):
+    """`presswork` as it is installed, started in a folder."""
+
+    def __init__(self, environ: Mapping[str, str], log: Path, *arguments: str, cwd: Path) -> None:
+        self._start([PRESSWORK, *arguments], environ, log, cwd)
+
+
+def project_of_another(folder: Path) -> Path:
+    """A folder with a project in it that uses the names of our packages for its own."""
+    folder.mkdir()
+    for name in ("services", "scheduler", "migrations", "presswork_client"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(f"raise RuntimeError('this is the {name} of another project')\n")
+    for name in ("worker", "celeryconfig"):
+        (folder / f"{name}.py").write_text(f"raise RuntimeError('this is the {name} of another project')\n")
+    return folder

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,9 @@ from rich.console import Console
 
 from services.cli import bench, downloads, exports, jobs, model, submit
 from services.cli.exits import EPILOG
+from services.core import extras
 from services.core.model.errors import PressworkError
+from services.core.processes import python
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 app = typer.Typer(
@@ -67,8 +68,13 @@ def up(
     """
     if port is not None:
         os.environ["PRESSWORK_PORT"] = str(port)
-    arguments = ["up", "--home", str(home), "--workers", str(workers), "--pipeline", pipeline]
-    os.execv(sys.executable, [sys.executable, "-m", "services.local", *arguments])  # noqa: S606
+    command = python("services.local", "up", "--home", str(home), "--workers", str(workers), "--pipeline", pipeline)
+
+    def run() -> int:
+        extras.require_stack(pipeline)
+        os.execv(command[0], command)  # noqa: S606
+
+    raise typer.Exit(_guarded(run))
 
 
 @app.command(rich_help_panel=MACHINE)
@@ -143,7 +149,7 @@ def revoke_key(key_id: Annotated[str, typer.Argument(help="The eight characters 
 
 
 def _local(verb: str, home: Path) -> None:
-    command = [sys.executable, "-m", "services.local", verb, "--home", str(home)]
+    command = python("services.local", verb, "--home", str(home))
     raise typer.Exit(subprocess.run(command, check=False).returncode)
 
 
@@ -152,16 +158,8 @@ def _guarded(verb: Any, *arguments: Any) -> int:
     try:
         return int(verb(*arguments))
     except PressworkError as error:
-        errors.print(f"presswork: {error}")
-        return EXIT_FAILED
+        errors.print(f"presswork: {error}", markup=False)
+        return EXIT_USAGE if isinstance(error, extras.MissingExtra) else EXIT_FAILED
     except KeyboardInterrupt:
         errors.print("presswork: stopped")
         return 130
-
-
-def main() -> None:
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,10 +1,13 @@
 """`presswork bench ...`: figures of this machine, measured by processes of their own."""
 
 import subprocess
-import sys
 from typing import Annotated
 
 import typer
+
+from services.cli.exits import guarded
+from services.core import extras
+from services.core.processes import python
 
 app = typer.Typer(no_args_is_help=True, help="Measure what this machine can do.")
 
@@ -14,7 +17,8 @@ app = typer.Typer(no_args_is_help=True, help="Measure what this machine can do."
     add_help_option=False,  # the process knows its options
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
-def engine(options: Annotated[list[str] | None, typer.Argument(metavar="[OPTIONS]")] = None) -> None:
+@guarded
+def engine(options: Annotated[list[str] | None, typer.Argument(metavar="[OPTIONS]")] = None) -> int:
     """Render the same batch with this engine and with stock diffusers, in turns (--help: its options)."""
-    command = [sys.executable, "-m", "worker.bench", *(options or [])]
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    extras.require("worker", "torch")
+    return subprocess.run(python("worker.bench", *(options or [])), check=False).returncode

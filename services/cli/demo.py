@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from presswork_client import Client, ClientError, Image, Job
 from services.cli import profile
 from services.cli.sheet import contact_sheet
+from services.core import extras
 from services.core.model.errors import PressworkError
+from services.core.processes import python
 
 console = Console(highlight=False)
 START_SECONDS = 120.0
@@ -116,7 +117,8 @@ def _stack(home: Path, pipeline: str) -> Iterator[Client]:
         console.print(f"using the stack that is up on {home}")
         yield running
         return
-    command = [sys.executable, "-m", "services.local", "up", "--home", str(home), "--pipeline", pipeline]
+    extras.require_stack(pipeline)
+    command = python("services.local", "up", "--home", str(home), "--pipeline", pipeline)
     environ = dict(os.environ) | ({} if "PRESSWORK_PORT" in os.environ else {"PRESSWORK_PORT": str(_free_port())})
     process = subprocess.Popen(command, env=environ, start_new_session=True)
     try:

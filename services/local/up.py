@@ -5,7 +5,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from services.core.db import database, partitions
 from services.core.model.errors import PressworkError
+from services.core.processes import python
 from services.core.settings import Settings
 from services.core.storage import s3
 from services.core.tenants import api_keys
@@ -71,10 +71,10 @@ def _programs(wishes: Wishes, values: Mapping[str, str]) -> list[Program]:
     quiet = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     shared = dict(values) | {"PRESSWORK_PIPELINE": wishes.pipeline}
     return [
-        Program("web", [sys.executable, "-m", "services.web"], shared, grace=15.0),
-        Program("scheduler", [sys.executable, "-m", "scheduler.app"], shared, grace=15.0),
+        Program("web", python("services.web"), shared, grace=15.0),
+        Program("scheduler", python("scheduler.app"), shared, grace=15.0),
         *(
-            Program(f"worker-{number}", [sys.executable, "-m", "worker.app"], shared | quiet, grace=WORKER_GRACE)
+            Program(f"worker-{number}", python("worker.app"), shared | quiet, grace=WORKER_GRACE)
             for number in range(1, wishes.workers + 1)
         ),
     ]
@@ -93,9 +93,7 @@ def _pipeline_values(wishes: Wishes, environ: Mapping[str, str], home: Home) -> 
 
 def _of_model(*command: str) -> str:
     """What `presswork model` prints. Raises PressworkError with its last line where it fails."""
-    found = subprocess.run(
-        [sys.executable, "-m", "worker.model", *command], capture_output=True, text=True, check=False
-    )
+    found = subprocess.run(python("worker.model", *command), capture_output=True, text=True, check=False)
     if found.returncode != 0:
         raise PressworkError((found.stderr.strip().splitlines() or ["The model cannot be read."])[-1])
     return found.stdout

@@ -22,20 +22,21 @@ from services.core.jobs import queries
 from services.core.settings import Settings
 from services.core.tenants import api_keys
 from tests import factories
-from tests.processes import Process
+from tests.processes import PRESSWORK, Command, Process, project_of_another
 from tests.waiting import until
 
 
 class Up:
-    """`presswork up` on a folder of its own."""
+    """`presswork up` on a folder of its own, started in a project that has a `services/` of its own, and so on."""
 
     def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
         self.home = folder / "a home"
         self.port = free_port()
         settings = {"PRESSWORK_PORT": str(self.port), "PRESSWORK_LEASE_SECONDS": "3", **environ}
-        self.process = Process(
-            "services.local", settings, folder / "up.log", "up", "--home", str(self.home), *arguments
-        )
+        self.process = Command(
+            settings, folder / "up.log", "up", "--home", str(self.home), *arguments,
+            cwd=project_of_another(folder / "project"),
+        )  # fmt: skip
 
     def client(self) -> Client:
         until(lambda: "ready at" in self.process.text() or self.process.popen.poll() is not None, seconds=60)
@@ -154,7 +155,7 @@ def test_the_secrets_are_for_the_owner_alone(up):
 
 
 def test_doctor_finds_all_well_and_says_what_is_not(up, client):
-    command = [sys.executable, "-m", "services.cli.app", "doctor"]
+    command = [sys.executable, "-m", "services.cli", "doctor"]
     environ = {"PATH": os.environ["PATH"], **up.values()}
     well = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     assert well.returncode == 0, well.stdout
@@ -169,7 +170,7 @@ def test_doctor_finds_all_well_and_says_what_is_not(up, client):
 
 def test_a_key_is_made_and_revoked_with_nothing_but_the_env_file(up, client):
     def keys(*arguments: str) -> str:
-        command = [sys.executable, "-m", "services.cli.app", "keys", *arguments]
+        command = [sys.executable, "-m", "services.cli", "keys", *arguments]
         environ = {"PATH": os.environ["PATH"], **up.values()}
         return subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout.strip()
 
@@ -186,13 +187,14 @@ def test_a_key_is_made_and_revoked_with_nothing_but_the_env_file(up, client):
 @pytest.mark.parametrize("pipeline", ["torch", "onnx"])  # `up` is on the simulated one
 def test_the_demo_renders_48_prompts_verifies_them_and_cleans_up(tmp_path, pipeline):
     environ = {name: value for name, value in os.environ.items() if not name.startswith("PRESSWORK_")}
+    project = project_of_another(tmp_path / "project")
     demo = subprocess.run(
-        [sys.executable, "-m", "services.cli.app", "demo", "--pipeline", pipeline],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=170, env=environ,
+        [PRESSWORK, "demo", "--pipeline", pipeline], cwd=project, env=environ, capture_output=True, text=True,
+        check=False, timeout=170,
     )  # fmt: skip
     assert demo.returncode == 0, demo.stdout + demo.stderr
     assert "demo: 48 of 48 images done" in demo.stdout.splitlines()
-    output = tmp_path / "demo-output"
+    output = project / "demo-output"
     rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
     assert len(rows) == 48
     for row in rows:

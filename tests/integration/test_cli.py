@@ -664,7 +664,7 @@ def command(api: Api, folder: Path, *words: str) -> Iterator[subprocess.Popen[st
     """The command as a process of its own, with pipes."""
     environ = os.environ | {"PRESSWORK_URL": api.url, "PRESSWORK_API_KEY": api.key, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "services.cli.app", *words], cwd=folder, env=environ, text=True,
+        [sys.executable, "-m", "services.cli", *words], cwd=folder, env=environ, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored below a shell's `&`
     )  # fmt: skip

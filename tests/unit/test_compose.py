@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from services import web
+from services.cli import __main__ as entry
 from services.cli import app as cli
 from services.core.db import database as databases
 from services.core.model.errors import SettingsError
@@ -133,7 +134,7 @@ def _exists(command):
     match command:
         case ["presswork", verb]:
             scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-            assert scripts["presswork"] == f"{cli.main.__module__}:{cli.main.__name__}"
+            assert scripts["presswork"] == f"{entry.main.__module__}:{entry.main.__name__}"
             assert verb in typer.main.get_command(cli.app).commands
         case ["python", "-m", module, *options]:
             assert importlib.util.find_spec(module)

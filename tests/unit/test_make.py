@@ -86,7 +86,7 @@ def test_the_vocabulary_spells_any_byte() -> None:
 
 
 def presswork(*arguments: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "services.cli.app", "model", *arguments]
+    words = [sys.executable, "-m", "services.cli", "model", *arguments]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
 
 

@@ -1,0 +1,35 @@
+"""The `presswork` command's way in. Where the extra `cli` is not installed, it says so with nothing but the core."""
+
+import sys
+from importlib import metadata
+
+from services.core import extras
+
+EXIT_USAGE = 2
+# What the commands need beside `cli`, as far as it can be said before their options are read.
+NEEDS = {
+    "up": ("local",), "demo": ("local",), "model": ("cli", "worker"), "bench": ("cli", "worker", "torch"),
+}  # fmt: skip
+
+
+def main() -> int:
+    if extras.lacking("cli"):
+        return _without_cli(sys.argv[1:])
+    from services.cli.app import app
+
+    app(prog_name="presswork")
+    return 0
+
+
+def _without_cli(words: list[str]) -> int:
+    if words == ["--version"]:
+        print(f"presswork {metadata.version(extras.DISTRIBUTION)}")  # noqa: T201
+        return 0
+    command = next((word for word in words if not word.startswith("-")), "")
+    missing = extras.lacking(*NEEDS.get(command, ("cli",)))
+    print(f"presswork: {extras.sentence(*missing)}", file=sys.stderr)  # noqa: T201
+    return EXIT_USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
