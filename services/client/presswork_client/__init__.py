@@ -8,11 +8,14 @@ after a lost answer makes no second job.
 """
 
 from presswork_client.answers import (
+    AppendedChunk,
     Chunk,
     Counts,
     Estimate,
     Export,
     ExportFile,
+    ExportFormat,
+    ExportOptions,
     Image,
     ImageError,
     ImageRequest,
@@ -20,6 +23,7 @@ from presswork_client.answers import (
     JobRequest,
     Matrix,
     Model,
+    OutputFormat,
     Preview,
     Range,
 )
@@ -28,6 +32,7 @@ from presswork_client.transport import ClientError, file_sha256
 
 __all__ = [
     "PAGE",
+    "AppendedChunk",
     "Chunk",
     "Client",
     "ClientError",
@@ -35,6 +40,8 @@ __all__ = [
     "Estimate",
     "Export",
     "ExportFile",
+    "ExportFormat",
+    "ExportOptions",
     "Image",
     "ImageError",
     "ImageRequest",
@@ -42,6 +49,7 @@ __all__ = [
     "JobRequest",
     "Matrix",
     "Model",
+    "OutputFormat",
     "Preview",
     "Range",
     "file_sha256",

@@ -3,6 +3,7 @@
 from typing import Any, Literal, NotRequired, TypedDict
 
 ExportFormat = Literal["webdataset", "parquet", "imagefolder", "zip"]
+OutputFormat = Literal["png", "jpeg", "webp"]
 
 
 class ImageRequest(TypedDict):
@@ -16,7 +17,7 @@ class ImageRequest(TypedDict):
     guidance_scale: NotRequired[float]
     n: NotRequired[int]
     custom_id: NotRequired[str]
-    output_format: NotRequired[str]
+    output_format: NotRequired[OutputFormat]
     output_compression: NotRequired[int]
     model: NotRequired[str]
 
@@ -35,6 +36,7 @@ class Matrix(TypedDict):
 class Preview(TypedDict):
     """What a matrix comes to; `first` are up to ten of its requests."""
 
+    object: Literal["preview"]
     requests: int
     images: int
     first: list[ImageRequest]
@@ -55,7 +57,7 @@ class Job(TypedDict):
     """`rate` in images a second. `reused` of the done images were copied and not rendered."""
 
     id: str
-    object: str
+    object: Literal["job"]
     status: str
     paused: bool
     priority: str
@@ -108,7 +110,7 @@ class Image(TypedDict):
 class JobRequest(TypedDict):
     """One request of a job, with all its images."""
 
-    object: str
+    object: Literal["job.request"]
     index: int
     custom_id: str | None
     prompt: str
@@ -119,14 +121,19 @@ class JobRequest(TypedDict):
 
 
 class Chunk(TypedDict):
-    """A part of a draft, as the server has it. `replayed`: it had been there before."""
+    """A part of a draft, as the server has it."""
 
-    object: str
+    object: Literal["job.chunk"]
     number: int
     requests: int
     images: int
     sha256: str
-    replayed: NotRequired[bool]
+
+
+class AppendedChunk(Chunk):
+    """`replayed`: the server had it before, and did nothing now."""
+
+    replayed: bool
 
 
 class Range(TypedDict):
@@ -147,10 +154,11 @@ class EstimatedShape(TypedDict):
 
 
 class Estimate(TypedDict):
-    """What a submission would take. `ahead`: images queued that come before; null: nothing was measured yet."""
+    """What a submission would take. `ahead`: images queued that come before; null: nothing was measured yet.
+    `requests` is null for shapes, which say how many images there are and nothing of requests."""
 
-    object: str
-    requests: int
+    object: Literal["estimate"]
+    requests: int | None
     images: int
     ahead: int
     accelerator_seconds: Range | None
@@ -165,12 +173,22 @@ class ExportCounts(TypedDict):
     done: int
 
 
+class ExportOptions(TypedDict):
+    """`split`: names of splits and their shares, which add up to 1."""
+
+    images_per_shard: int
+    include_flagged: bool
+    split: dict[str, float]
+    images: Literal["inline", "reference"]
+    expires_in_seconds: int
+
+
 class Export(TypedDict):
-    object: str
+    object: Literal["export"]
     id: str
     job_id: str
     format: str
-    options: dict[str, Any]
+    options: ExportOptions
     status: str
     counts: ExportCounts
     bytes: int
@@ -192,7 +210,7 @@ class ExportFile(TypedDict):
 
 class Model(TypedDict):
     id: str
-    object: str
+    object: Literal["model"]
     created: int
     owned_by: str
     revision: str

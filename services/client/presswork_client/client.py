@@ -11,6 +11,7 @@ from urllib.parse import quote
 import httpx
 
 from presswork_client.answers import (
+    AppendedChunk,
     Chunk,
     Estimate,
     Export,
@@ -119,9 +120,11 @@ class Client:
         """A job that is sent in chunks and begins with `finalize`. `head`: priority, labels, dedupe, embed_prompt."""
         return self._job("POST", "", json={"draft": True, **head}, headers=_key(idempotency_key))
 
-    def put_chunk(self, job_id: str, number: int, lines: bytes) -> Chunk:
+    def put_chunk(self, job_id: str, number: int, lines: bytes) -> AppendedChunk:
         """One request a line. The same chunk may be sent again; the server says `replayed`."""
-        return self._call(Chunk, "PUT", f"/v1/jobs/{_id(job_id)}/chunks/{number}", content=lines, headers=_LINES)
+        return self._call(
+            AppendedChunk, "PUT", f"/v1/jobs/{_id(job_id)}/chunks/{number}", content=lines, headers=_LINES
+        )
 
     def chunks(self, job_id: str) -> Iterator[Chunk]:
         """The chunks of a draft that have arrived."""
