@@ -1,9 +1,8 @@
-"""The production shape without a container engine: compose.yaml against the specification and against our own code,
-the Dockerfiles, and what the slim image would hold. The roles' script runs on a real Postgres."""
+"""The production shape without a container engine: compose.yaml against the specification and against our own code.
+The roles' script runs on a real Postgres."""
 
 import copy
 import functools
-import importlib.metadata
 import importlib.resources
 import importlib.util
 import json
@@ -19,8 +18,6 @@ import psycopg
 import pytest
 import typer.main
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from services import web
 from services.cli import __main__ as entry
@@ -298,79 +295,3 @@ def test_the_roles_are_made_once_and_take_the_passwords_of_today(bare_postgres):
     for role, password in (("app", "earlyAPP"), ("reader", "laterAPP")):
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             psycopg.connect(url(role, password)).close()
-
-
-def instructions(dockerfile):
-    """Its instructions by word: {"RUN": ["pip install ...", ...], ...}."""
-    text = re.sub(r"^#.*\n", "", (ROOT / dockerfile).read_text(), flags=re.M).replace("\\\n", " ")
-    found = {}
-    for word, rest in (line.split(None, 1) for line in text.splitlines() if line.strip()):
-        found.setdefault(word, []).append(rest)
-    return found
-
-
-@pytest.mark.parametrize("dockerfile", ["services/Dockerfile", "worker/Dockerfile"])
-def test_an_image_runs_as_nobody_special_from_a_pinned_base_and_files_that_exist(dockerfile):
-    assert dockerfile in {SERVICES[name]["build"]["dockerfile"] for name in OURS}
-    found = instructions(dockerfile)
-    assert found["USER"][-1] == "10001:10001"
-    assert found["ARG"][0] == "BASE=python:3.11-slim"
-    assert {base.split()[0] for base in found["FROM"]} <= {"${BASE}", "base"}
-    admitted = re.findall(r"^!(.*)", (ROOT / ".dockerignore").read_text(), re.M)
-    for copied in found["COPY"]:
-        *sources, _ = copied.split()
-        assert sources[0].startswith("--from=build") or {source.split("/")[0] for source in sources} <= set(admitted)
-        assert sources[0].startswith("--from=build") or all((ROOT / source).exists() for source in sources)
-    installs = re.findall(r"pip install (?:(?!&&).)*", "\n".join(found["RUN"]))
-    assert len(installs) == 3 + (dockerfile == "worker/Dockerfile")
-    for install in installs:
-        assert re.search(r"-c requirements\.lock|--no-deps|'\^torch==' requirements\.lock", install), install
-    assert installs[-3] == "pip install --no-deps ./services/client", "it is there before the extras ask for it"
-    assert installs[-1].endswith(" ./services/client . ")
-    assert "PYTHONSAFEPATH=1" in found["ENV"][-1].split(), "no folder's name can stand before ours"
-    _exists(json.loads(found["CMD"][-1]))
-
-
-def test_the_slim_image_installs_neither_torch_nor_what_needs_it():
-    run = "\n".join(instructions("services/Dockerfile")["RUN"])
-    assert re.findall(r'"\.\[(.*)\]"', run) == ["web,cli,scheduler"]
-    assert not re.search("torch|diffusers|transformers", run)
-    assert not {"torch", "diffusers", "transformers", "accelerate", "numpy"} & slim_distributions()
-
-
-def slim_distributions():
-    """What `pip install .[web,cli,scheduler]` brings, by the metadata of what is installed here."""
-    found, waiting = set(), [("presswork", frozenset({"web", "cli", "scheduler"}))]
-    while waiting:
-        name, extras = waiting.pop()
-        for requirement in map(Requirement, importlib.metadata.requires(name) or []):
-            wanted = [{"extra": extra} for extra in extras | {""}]
-            entry = canonicalize_name(requirement.name), frozenset(requirement.extras)
-            if entry not in found and (not requirement.marker or any(map(requirement.marker.evaluate, wanted))):
-                found.add(entry)
-                waiting.append(entry)
-    return {name for name, _ in found}
-
-
-SLIM_START = """
-import importlib, pkgutil, sys
-sys.modules.update(dict.fromkeys(sys.argv[1:]))  # None: an import of it fails
-import scheduler, services
-for package in (services, scheduler):
-    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.startswith("services.local"):
-            importlib.import_module(module.name)
-"""
-
-
-def test_all_that_the_slim_image_runs_can_be_imported_with_only_what_it_installs():
-    slim = slim_distributions() | {"presswork"}
-    missing = {
-        module
-        for module, names in importlib.metadata.packages_distributions().items()
-        if not slim & {canonicalize_name(name) for name in names} and not module.startswith("_")
-    }
-    assert {"torch", "diffusers", "transformers", "numpy"} <= missing
-    command = [sys.executable, "-c", SLIM_START, "worker", *sorted(missing - {"services", "scheduler", "migrations"})]
-    started = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert started.returncode == 0, started.stderr
