@@ -147,13 +147,16 @@ class Parent:
             if self._report(worker_id, claim_id, device):
                 self.shared.rest()
             self.shared.forget_child()  # its successor waits for this
-            self._replace_child()
+            if not reason:
+                self._replace_child()
             time.sleep(WATCH_SECONDS)  # a claim whose commit was under way when it died shows only now
             self._report(worker_id, 0, device)
-            return
-        self.shared.forget_child()
-        self._replace_child()
-        self._failed_starts += 1
+            if not reason:
+                return
+        else:
+            self.shared.forget_child()
+            self._replace_child()
+            self._failed_starts += 1
         if reason or self._failed_starts >= FAILED_STARTS:
             print(f"worker: {reason or 'The child dies before it has loaded the pipeline.'}", file=sys.stderr)  # noqa: T201
             self.exit_code = exit_codes.UNFIT

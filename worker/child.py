@@ -24,7 +24,7 @@ from services.core.settings import Settings
 from services.core.storage import s3
 from worker import exit_codes
 from worker.lease import Lease
-from worker.pipeline import open_pipeline
+from worker.pipeline import CompileFailed, open_pipeline
 from worker.render import Press
 from worker.shared_memory import Shared
 
@@ -68,6 +68,8 @@ class Child:
             self._rest()
         try:
             self.press.device.check()
+        except CompileFailed as error:
+            self._give_up(str(error))
         except PressworkError as error:
             log.error("device sick", extra={"error": str(error)})
             self.press.device.sick = True
@@ -143,6 +145,8 @@ class Child:
             if self.press.device.sick:
                 sick_since = sick_since or time.monotonic()
                 self._leave_if_sick(sick_since)
+            if self.press.device.unfit and not self.press.busy:
+                self._give_up(self.press.device.unfit)
             try:
                 self._tick()
             except DatabaseAway as error:

@@ -8,10 +8,21 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from services.core.model.errors import SettingsError
 from services.core.model.specs import Image, Shape
 from worker import batching
 from worker.lease import Held, Interrupted, Lease
-from worker.pipeline import Batch, DeviceSick, OutOfMemory, Picture, Pipeline, Spoiled, canary, reproducibility_class
+from worker.pipeline import (
+    Batch,
+    CompileFailed,
+    DeviceSick,
+    OutOfMemory,
+    Picture,
+    Pipeline,
+    Spoiled,
+    canary,
+    reproducibility_class,
+)
 from worker.retries import Part, Plan
 
 log = logging.getLogger(__name__)
@@ -56,6 +67,7 @@ class Device:
     def __init__(self, pipeline: Pipeline, lease: Lease, name: str, mark: Callable[[int], None]) -> None:
         self.pipeline, self.lease, self.name = pipeline, lease, name
         self.sick = False
+        self.unfit = ""  # why nothing can be compiled for it, in one sentence
         self._mark = mark
         self._memory: dict[Shape, Memory] = {}
         self._thread = ThreadPoolExecutor(1, "device")
@@ -82,6 +94,9 @@ class Device:
             self.sick = True
             plan.failed.clear()
             outcome.rendered.clear()
+        except CompileFailed as error:  # what was rendered before is good
+            log.error("device unfit", extra={"claim": claim.id, "error": str(error)})
+            self.unfit = str(error)
         except Exception:
             log.exception("render failed; what is left is released", extra={"claim": claim.id})
         finally:
@@ -91,6 +106,11 @@ class Device:
             if outcome.rendered:
                 self._remember(claim.shape, tried, plan.most)
         return outcome
+
+    @property
+    def serves(self) -> bool:
+        """Whether it is to be given work."""
+        return not self.sick and not self.unfit
 
     def expected_class(self, shape: Shape) -> str:
         """The reproducibility class of the next batch of that shape, unless the device has less room than is known."""
@@ -126,7 +146,7 @@ class Device:
             if not plan.step_down(part):
                 self.check(part.size)
                 plan.too_large(part)
-        except (Interrupted, DeviceSick):
+        except (Interrupted, DeviceSick, CompileFailed):
             raise
         except Exception as error:
             log.warning(
@@ -155,7 +175,7 @@ class Device:
 
     def check(self, size: int | None = None) -> None:
         """Renders the canary in a batch of that declared size, by default the largest that there is room for. Raises
-        DeviceSick when that fails: then it was not the prompt."""
+        DeviceSick when that fails: then it was not the prompt; or CompileFailed: then it was not the device either."""
         card = self.pipeline.card
         sizes = [declared for declared in card.batch_sizes if size is None or declared <= size]
         try:
@@ -167,7 +187,7 @@ class Device:
                     continue
             else:
                 picture = self._render_canary(sizes[-1])
-        except (Interrupted, DeviceSick):
+        except (Interrupted, DeviceSick, CompileFailed):
             raise
         except Exception as error:
             raise DeviceSick(f"The device failed on the canary image: {error}") from error
@@ -190,12 +210,15 @@ class Device:
         return pictures[0]
 
     def _prepare(self, batch: Batch) -> None:
-        """Compiles what is not compiled yet. No prompt is to blame for what goes wrong here, but for memory."""
+        """Compiles what is not compiled yet. No prompt is to blame for what goes wrong here, but for memory; and no
+        device for a compiler that fails, or a folder that does not take what it makes."""
         try:
             with self.lease.patience(COMPILE_SECONDS):
                 self._run(self.pipeline.prepare, batch.shape, batch.size)
-        except OutOfMemory:
+        except (OutOfMemory, CompileFailed):
             raise
+        except SettingsError as error:
+            raise CompileFailed(str(error)) from error
         except Exception as error:
             raise DeviceSick(f"The pipeline cannot be made ready for a batch of {batch.size}: {error}") from error
 

@@ -3,9 +3,11 @@
 Implementations live in `worker/pipelines/`; the contract suite in `tests/contract/` is what they all pass.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +28,10 @@ class ModelUnfit(SettingsError):
 
 class DeviceSick(PressworkError):
     """The device failed on the known-good canary image."""
+
+
+class CompileFailed(PressworkError):
+    """What a batch needs cannot be compiled on this machine: neither a prompt nor the device is to blame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,7 @@ class Pipeline(Protocol):
 
         Raises:
             OutOfMemory: the device has no room for `size`; a smaller declared size may fit.
+            CompileFailed: a compiler fails, or what it makes cannot be kept.
         """
         ...
 
@@ -98,6 +105,7 @@ class Pipeline(Protocol):
 
         Raises:
             OutOfMemory: the device has no room for `batch.size`; a smaller declared size may fit.
+            CompileFailed: as `prepare` does.
             Exception: anything else: some prompt of the batch cannot be rendered, or the device is sick.
         """
         ...
@@ -146,10 +154,21 @@ def open_pipeline(name: str, settings: Settings) -> Pipeline:
 
         return SimulatedPipeline(settings)
     if name in ("torch", "onnx"):
+        if name == "torch":
+            from worker.pipelines.compiler import keep_caches
+
+            keep_caches(artefacts(settings))  # before torch is imported
         from worker.pipelines.diffusion import open_diffusion
 
         return open_diffusion(name, settings)
     raise SettingsError(f"There is no pipeline {name!r}.")
+
+
+def artefacts(settings: Settings) -> Path:
+    """The folder for what is compiled, shared by the workers of a host."""
+    if settings.artefacts:
+        return Path(settings.artefacts)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "presswork"
 
 
 def model_name(settings: Settings) -> str:

@@ -51,7 +51,7 @@ class Press:
 
     def run(self, until: Callable[[], bool] = lambda: False) -> bool:
         """Works until nothing waits, `until()` says so or the worker stops. False: another thread is at it."""
-        if self.device.sick or not self._one_at_a_time.acquire(blocking=False):
+        if not self.device.serves or not self._one_at_a_time.acquire(blocking=False):
             return False
         self.busy = True
         try:
@@ -76,7 +76,7 @@ class Press:
         upcoming = self._claiming.submit(self._claim)
         try:
             while (held := upcoming.result()) is not None:
-                if self.stopping.is_set() or self.device.sick:
+                if self.stopping.is_set() or not self.device.serves:
                     settling.append(self._hand_over(Outcome(held)))
                     break
                 upcoming = self._claiming.submit(lambda: None if until() else self._claim())
@@ -90,11 +90,11 @@ class Press:
     def _claim(self) -> Held | None:
         """Takes the next images, as soon as the spool has room."""
         while not self._seats.acquire(timeout=0.2):
-            if self.stopping.is_set() or self.device.sick:
+            if self.stopping.is_set() or not self.device.serves:
                 return None
         held = None
         try:
-            if not self.stopping.is_set() and not self.device.sick:
+            if not self.stopping.is_set() and self.device.serves:
                 self._storing.check()
                 held = self._take()
         except Away as error:

@@ -179,6 +179,19 @@ def test_the_accelerators_are_handed_in():
     assert SERVICES["worker-ai100"]["devices"] == ["/dev/accel:/dev/accel"]
 
 
+def test_a_gpu_worker_compiles_and_what_it_compiles_lies_where_it_can_be_written_and_executed():
+    service = SERVICES["worker-gpu"]
+    assert service["build"]["args"]["TRITON"] == "1", "Triton finds no C compiler"
+    artefacts = service["environment"]["PRESSWORK_ARTEFACTS"]
+    mounts = {there: (here, options) for here, there, *options in (volume.split(":") for volume in service["volumes"])}
+    assert mounts[artefacts] == ("artefacts", []), "neither a tmpfs, nor read-only, nor noexec"
+    assert RAW["volumes"]["artefacts"] == {}, "a plain local volume, which takes its owner from the image"
+    assert not any(place.split(":")[0] == artefacts for place in service["tmpfs"])
+    final = (ROOT / service["build"]["dockerfile"]).read_text().rpartition("FROM base")[2]
+    assert re.search(rf"install -d -o 10001 -g 10001 .*{artefacts}\b", final)
+    assert re.search(r'test -z "\$TRITON".*\bgcc libc6-dev\b.*\bpython3-dev\b', final.replace("\\\n", ""))
+
+
 def test_everything_waits_for_what_it_cannot_start_without():
     assert SERVICES["roles"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     assert SERVICES["migrate"]["depends_on"] == {"roles": {"condition": "service_completed_successfully"}}

@@ -7,11 +7,12 @@ import threading
 import pytest
 
 from services.core.db.database import Database
+from services.core.model.errors import SettingsError
 from services.core.model.specs import Claim, Image, Shape, Spec
 from services.core.settings import Settings
 from worker.device import REGROW_BATCHES, Device, Outcome
 from worker.lease import USUAL_TIMES, Lease
-from worker.pipeline import DeviceSick, OutOfMemory
+from worker.pipeline import CompileFailed, DeviceSick, OutOfMemory, canary
 from worker.pipelines.simulated import SimulatedPipeline
 
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x"})
@@ -19,10 +20,11 @@ SPEC = Spec("simulated-1", "a mug", "", 0, 64, 64, 2, 7.5)
 
 
 class Fussy(SimulatedPipeline):
-    """Has room for `most` images, and cannot be made ready for a `refused` shape."""
+    """Has room for `most` images, and cannot be made ready for a `refused` shape, for the reason `refusal`."""
 
     most = 16
     refused: Shape | None = None
+    refusal: Exception = OSError("No space left on device")
 
     def __init__(self) -> None:
         super().__init__(SETTINGS)
@@ -32,7 +34,7 @@ class Fussy(SimulatedPipeline):
     def prepare(self, shape: Shape, size: int) -> None:
         self.threads.add(threading.current_thread().name)
         if shape == self.refused:
-            raise OSError("No space left on device")
+            raise self.refusal
 
     def render(self, batch, on_step):
         self.threads.add(threading.current_thread().name)
@@ -81,6 +83,44 @@ def test_a_shape_that_cannot_be_made_ready_blames_no_prompt(device: Device):
     assert device.sick
     assert outcome.plan is not None and outcome.plan.failed == []
     assert outcome.rendered == []
+
+
+@pytest.mark.parametrize("refusal", [CompileFailed("no compiler"), SettingsError("The folder is full.")])
+def test_a_shape_that_cannot_be_compiled_blames_neither_a_prompt_nor_the_device(device: Device, refusal: Exception):
+    device.pipeline.refused, device.pipeline.refusal = SPEC.shape, refusal
+    outcome = render(device)
+    assert (device.sick, device.unfit, device.serves) == (False, str(refusal), False)
+    assert outcome.plan is not None and outcome.plan.failed == []
+    assert outcome.rendered == []
+
+
+class Forgetful(Fussy):
+    """Compiles again in the middle of its `last` render, and fails at it."""
+
+    last = 0
+
+    def render(self, batch, on_step):
+        if len(self.asked) == self.last:
+            raise CompileFailed("no compiler")
+        return super().render(batch, on_step)
+
+
+def test_what_was_rendered_before_a_compiler_failed_is_kept_and_the_rest_is_given_back(lease: Lease):
+    device = Device(Forgetful(), lease, "here", lambda claim_id: None)
+    device.pipeline.last = 2
+    outcome = render(device, 48)
+    assert len(outcome.rendered) == 32
+    assert outcome.plan is not None and outcome.plan.failed == []
+    assert (device.sick, device.unfit) == (False, "no compiler")
+
+
+@pytest.mark.parametrize("where", ["prepare", "render"])
+def test_a_canary_that_cannot_be_compiled_shows_no_sick_device(lease: Lease, where: str):
+    device = Device(Forgetful() if where == "render" else Fussy(), lease, "here", lambda claim_id: None)
+    if where == "prepare":
+        device.pipeline.refusal, device.pipeline.refused = CompileFailed("no compiler"), canary(Fussy().card, 1).shape
+    with pytest.raises(CompileFailed, match="no compiler"):
+        device.check()
 
 
 def test_the_canary_is_rendered_at_the_largest_size_that_there_is_room_for(device: Device):

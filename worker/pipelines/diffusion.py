@@ -4,7 +4,6 @@ A backend supplies the three networks at fixed shapes; the contract for it is he
 """
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from worker.model import directory, noise, sampler
 from worker.model.directory import SIZE_UNIT, Index
 from worker.model.sampler import Rules
 from worker.model.text import Prompts, unknown_words
-from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled
+from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled, artefacts
 from worker.pipelines.out_of_memory import room_for
 
 Array = Any
@@ -229,7 +228,7 @@ def open_diffusion(name: str, settings: Settings) -> DiffusionPipeline:
     """
     folder = directory.check_model_dir(settings.model_dir, directory.SAFETY if settings.safety_checker else ())
     checker = _checker(folder, settings.device if name == "torch" else "cpu") if settings.safety_checker else None
-    cache = Path(settings.artefacts or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "presswork")
+    cache = artefacts(settings)
     if name == "torch":
         from worker.model import checkpoint
         from worker.pipelines.torch_compiled import open_torch

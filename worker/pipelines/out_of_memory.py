@@ -12,17 +12,30 @@ WORDS = (
 )  # fmt: skip
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from or upon, and so on. Who ends a failed recording of a CUDA graph, for one,
+    may raise an error of its own over the one that said why."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    said = f"{type(error).__name__}: {error}".lower()
+    return isinstance(error, MemoryError) or "outofmemoryerror" in said or any(words in said for words in WORDS)
+
+
 @contextlib.contextmanager
 def room_for(size: int) -> Iterator[None]:
     """Raises OutOfMemory for whatever says that there was no room for a batch of `size`."""
     try:
         yield
         return
-    except MemoryError:
-        pass
     except Exception as error:
-        said = f"{type(error).__name__}: {error}".lower()
-        if "outofmemoryerror" not in said and not any(words in said for words in WORDS):
+        if not any(map(is_out_of_memory, causes(error))):
             raise
     # Outside the handlers: a context would keep the failed batch's tensors alive while a smaller one is tried.
     raise OutOfMemory(f"The device has no room for a batch of {size}.")

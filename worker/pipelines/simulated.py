@@ -15,7 +15,7 @@ from pathlib import Path
 
 from services.core.model.specs import ModelCard, Shape, Spec
 from services.core.settings import Settings
-from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled, versions
+from worker.pipeline import Batch, CompileFailed, OnStep, OutOfMemory, Picture, Spoiled, versions
 from worker.pipelines.still_life import scene
 
 REVISION = "simulated-1"  # to be raised whenever the drawing changes: the same spec must give the same file
@@ -36,7 +36,8 @@ class SimulatedPipeline:
     names no image), `fault:oom` and `fault:oom>N` (out of memory, at any size or above N), `fault:hang` and
     `fault:kill` (half way), `fault:nan` (this image is spoiled), `fault:slow` (one more second a step).
     `fault:flag` does none: its picture comes as if a safety checker had flagged it.
-    A file named `sick` or `sick-kill` in PRESSWORK_MODEL_DIR makes every render raise, or end the process.
+    A file named `sick` or `sick-kill` in PRESSWORK_MODEL_DIR makes every render raise, or end the process; one named
+    `uncompilable` makes every `prepare` raise CompileFailed.
     """
 
     backend = "simulated"
@@ -58,8 +59,10 @@ class SimulatedPipeline:
             default_guidance_scale=7.5,
         )
 
-    def prepare(self, shape: Shape, size: int) -> None:
+    def prepare(self, shape: Shape, size: int) -> None:  # noqa: ARG002
         """There is nothing to compile."""
+        if self._settings.model_dir and (Path(self._settings.model_dir) / "uncompilable").exists():
+            raise CompileFailed("The simulated device has no compiler.")
 
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
         """Pictures uint8 (height, width, 3). Drawing happens within the law's time, a share of it in each step."""

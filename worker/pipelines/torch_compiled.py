@@ -1,7 +1,6 @@
 """The torch backend: on CUDA in half precision, compiled for each shape; on a CPU eagerly, in float32 or bfloat16."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from worker.model.checkpoint import Checkpoint
 from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder, decoded_at_once
 from worker.model.text import Prompts
 from worker.pipeline import versions
+from worker.pipelines.compiler import assert_compiles, compiling, keep_caches
 from worker.pipelines.cpu import cpu_kind
 from worker.pipelines.diffusion import Checker, DiffusionPipeline
 
@@ -49,7 +49,8 @@ class TorchBackend:
         self.warm_runs = GRAPH_RUNS if self._compiles else 0
         if self._compiles:
             self.name = "torch-compiled"  # other kernels, other bytes
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / f"inductor-{torch.__version__}"))
+            keep_caches(cache)
+            assert_compiles()
             torch._dynamo.config.recompile_limit = SHAPES_TO_COMPILE
             _choose_kernels_untimed()
         dtype = DTYPES[self.precision]
@@ -168,7 +169,7 @@ class TorchCompiled:
         """Without gradients, with the same kernels every time, and with a float32 that is float32."""
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         here = torch.cuda.device(self._device) if self._copying else contextlib.nullcontext()
-        with torch.inference_mode(), flags, here:
+        with compiling(), torch.inference_mode(), flags, here:
             if self._copying:
                 torch.compiler.cudagraph_mark_step_begin()
             yield
