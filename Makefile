@@ -1,8 +1,11 @@
-# make demo · make test · make check · make bench · make up
+# make demo · make test · make check · make bench · make up · make images · make images-test
 #
 # PYTHON           the interpreter that makes .venv (3.11 or later)
 # JOBS             how many files of tests run at a time
 # TORCH_INDEX_URL  where pip takes torch from, if not from its default (a CPU-only build, say)
+# IMAGES           which images to build, if not presswork and presswork-worker
+# ENGINE           docker, buildah or podman, if not the first that works
+# BASE, BUILD_ARGS the images' base, and more options for the engine's build
 PYTHON ?= python3
 NAME ?= all
 JOBS ?= 2
@@ -10,7 +13,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo up test check bench clean
+.PHONY: setup demo up test check bench images images-test clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +22,8 @@ help:
 	@echo "make test    run all tests"
 	@echo "make check   format, lint, types, import contracts, unit tests"
 	@echo "make bench   run the benchmarks (NAME=busy for one)"
+	@echo "make images  build the container images, with docker, buildah or podman"
+	@echo "make images-test   run compose.yaml from them and render a job"
 	@echo "make setup   only install, into .venv"
 
 setup: $(STAMP)
@@ -51,6 +56,12 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks $(NAME)
+
+images:
+	@$(PYTHON) -m tests.images build $(IMAGES)
+
+images-test: setup
+	@$(BIN)/python -m tests.images test
 
 clean:
 	rm -rf .venv .presswork demo-output bench-results build *.egg-info services/client/build services/client/*.egg-info

@@ -19,6 +19,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.images import building
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -231,6 +233,25 @@ def test_nothing_stands_in_the_lock_alone_and_all_that_we_ask_for_is_pinned_in_i
     for requirement in requirements("presswork"):
         if requirement.name not in ("presswork", "presswork-client"):
             assert requirement.specifier.contains(LOCK[canonicalize_name(requirement.name)]), str(requirement)
+
+
+def test_make_images_builds_what_compose_yaml_runs():
+    built = {
+        service["image"].split(":")[0]: (service["build"]["dockerfile"], service["build"].get("args", {}))
+        for service in SERVICES.values()
+        if "build" in service
+    }
+    for name, (dockerfile, arguments) in building.IMAGES.items():
+        assert built[name][0] == dockerfile
+        assert {key: value for key, value in built[name][1].items() if key == "TRITON"} == arguments
+    assert SERVICES["web"]["image"] == f"presswork:${{PRESSWORK_VERSION:-{building.VERSION}}}"
+
+
+def test_the_settings_of_pip_that_name_places_on_this_disk_are_found(tmp_path):
+    (tmp_path / "index" / "simple").mkdir(parents=True)
+    (tmp_path / "wheels").mkdir()
+    said = f"file://{tmp_path}/index/simple/ https://example.org{tmp_path} {tmp_path}/wheels {tmp_path}/nowhere"
+    assert building.places_in(said) == {f"{tmp_path}/index", f"{tmp_path}/wheels"}
 
 
 SLIM_START = """

@@ -1,0 +1,31 @@
+"""`make images` and `make images-test`: the two images built, and compose.yaml run from them.
+
+    python -m tests.images build [IMAGE ...]    presswork and presswork-worker, or those named
+    python -m tests.images test                 all of compose.yaml from them, and one job through its published ports
+
+From the environment: ENGINE (docker, buildah or podman; else the first that answers), BASE (the base image), BUILD_ARGS
+(more options of the engine's build), TORCH_INDEX_URL, and for the test WORKERS.
+"""
+
+import argparse
+
+from tests.images import building
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.images", description="Builds the images, and tries them.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    build = verbs.add_parser("build", help="build the images")
+    build.add_argument("images", nargs="*", choices=[*building.IMAGES, []], default=["presswork", "presswork-worker"])
+    verbs.add_parser("test", help="run compose.yaml from the images and render a job")
+    given = parser.parse_args()
+    if given.verb == "build":
+        building.build(given.images)
+    else:
+        from tests.images import running  # needs more than the standard library
+
+        running.test()
+
+
+if __name__ == "__main__":
+    main()
