@@ -25,7 +25,8 @@ from services.core.settings import Settings
 from services.core.storage import s3
 from worker import exit_codes
 from worker.child import Child
-from worker.pipeline import ModelUnfit, model_name
+from worker.pipeline import ModelUnfit
+from worker.pipelines.registry import model_name
 from worker.shared_memory import Shared
 
 log = logging.getLogger(__name__)

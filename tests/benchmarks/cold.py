@@ -10,9 +10,10 @@ from tests.benchmarks.report import report
 
 FIRST_IMAGE = """
 from services.core.settings import Settings
-from worker.pipeline import canary, open_pipeline
+from worker.pipeline import canary
+from worker.pipelines.registry import open_pipeline
 
-pipeline = open_pipeline("onnx", Settings.read())
+pipeline = open_pipeline(Settings.read())
 assert pipeline.render(canary(pipeline.card, 8), lambda step: None)
 """
 
@@ -28,6 +29,7 @@ def _seconds(artefacts: str) -> float:
     environ = os.environ | {
         "DATABASE_URL": "postgresql://unused",
         "REDIS_URL": "redis://unused",
+        "PRESSWORK_PIPELINE": "onnx",
         "PRESSWORK_MODEL_DIR": "presswork-mini",
         "PRESSWORK_ARTEFACTS": artefacts,
     }

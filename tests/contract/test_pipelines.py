@@ -18,16 +18,18 @@ import pytest
 from services.core.model.errors import SettingsError
 from services.core.model.specs import SEED_LIMIT, Spec
 from services.core.settings import Settings
-from worker.pipeline import Batch, OutOfMemory, Picture, Pipeline, Spoiled, canary, open_pipeline, reproducibility_class
+from worker.pipeline import Batch, OutOfMemory, Picture, Pipeline, Spoiled, canary, reproducibility_class
+from worker.pipelines.registry import open_pipeline
 
 SERVERS = {"DATABASE_URL": "postgresql://unused", "REDIS_URL": "redis://unused"}
 ROOT = Path(__file__).parents[2]
 ANOTHER = """
 import hashlib, pickle, sys
-from worker.pipeline import Batch, open_pipeline, reproducibility_class
+from worker.pipeline import Batch, reproducibility_class
+from worker.pipelines.registry import open_pipeline
 
 settings, specs = pickle.load(sys.stdin.buffer)
-pipeline = open_pipeline(settings.pipeline, settings)
+pipeline = open_pipeline(settings)
 pictures = pipeline.render(Batch(specs[0].shape, tuple(specs), len(specs)), lambda step: None)
 digests = [hashlib.sha256(picture.pixels.tobytes()).hexdigest() for picture in pictures]
 sys.stdout.buffer.write(pickle.dumps((pipeline.card, reproducibility_class(pipeline, len(specs)), digests)))
@@ -87,14 +89,14 @@ def settings(request: pytest.FixtureRequest) -> Settings:
 
 @pytest.fixture(scope="session")
 def pipeline(settings: Settings) -> Iterator[Pipeline]:
-    opened = open_pipeline(settings.pipeline, settings)
+    opened = open_pipeline(settings)
     yield opened
     opened.close()
 
 
 @pytest.fixture(scope="session")
 def torch_pipeline(torch_settings: Settings) -> Pipeline:
-    return open_pipeline("torch", torch_settings)
+    return open_pipeline(torch_settings)
 
 
 def spec_for(pipeline: Pipeline, **changes: Any) -> Spec:
@@ -284,7 +286,7 @@ def test_torch_keeps_slots_equal_with_any_number_of_threads(torch_settings: Sett
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        pipeline = open_pipeline("torch", torch_settings)
+        pipeline = open_pipeline(torch_settings)
         big = {"width": 128, "height": 128, "steps": 1}
         ours, others = spec_for(pipeline, **big), [spec_for(pipeline, seed=n, **big) for n in range(4)]
         alike = [render(pipeline, [*others[:slot], ours, *others[slot:]])[slot].tobytes() for slot in range(5)]
@@ -316,7 +318,7 @@ def test_torch_gives_no_black_picture_for_nan_but_spoils_that_image_alone(
     (embedding,) = (tensor for name, tensor in tensors.items() if "token_embedding" in name)
     embedding[vocabulary.build()[0]["fox</w>"]] = np.nan
     save_file(tensors, file, metadata={"format": "pt"})
-    pipeline = open_pipeline("torch", dataclasses.replace(torch_settings, model_dir=str(sick)))
+    pipeline = open_pipeline(dataclasses.replace(torch_settings, model_dir=str(sick)))
     assert pipeline.card.revision != torch_pipeline.card.revision
 
     specs = [spec_for(pipeline), spec_for(pipeline, prompt="a red fox"), spec_for(pipeline, seed=8)]
@@ -352,7 +354,7 @@ def test_torch_running_out_of_memory_is_told_from_other_errors() -> None:
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta", "cpu:x"])
 def test_torch_refuses_a_device_that_is_not_there(torch_settings: Settings, device: str) -> None:
     with pytest.raises(SettingsError, match="PRESSWORK_DEVICE"):
-        open_pipeline("torch", dataclasses.replace(torch_settings, device=device))
+        open_pipeline(dataclasses.replace(torch_settings, device=device))
 
 
 def test_torch_refuses_weights_that_are_not_whole(tiny_model: Path, torch_settings: Settings, tmp_path: Path) -> None:
@@ -372,4 +374,4 @@ def test_torch_refuses_weights_that_are_not_whole(tiny_model: Path, torch_settin
         spoil(tensors)
         save_file(tensors, file, metadata={"format": "pt"})
         with pytest.raises(SettingsError, match=component):
-            open_pipeline("torch", dataclasses.replace(torch_settings, model_dir=str(folder)))
+            open_pipeline(dataclasses.replace(torch_settings, model_dir=str(folder)))

@@ -30,9 +30,9 @@ class AtTorch(importlib.abc.MetaPathFinder):
             sys.exit()
 sys.meta_path.insert(0, AtTorch())
 from services.core.settings import Settings
-from worker.pipeline import open_pipeline
+from worker.pipelines.registry import open_pipeline
 settings = Settings.read()
-open_pipeline(settings.pipeline, settings)
+open_pipeline(settings)
 """
 
 

@@ -19,6 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from services.core.model.pipelines import PIPELINES
 from tests.images import building
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,7 @@ BY_NAME = {  # what others import for us, because a text of ours names it or bec
     "services.web": {"httptools", "uvloop"},
     "services.api.body.multipart": {"python_multipart"},
     "worker.model.export": {"onnx"},
+    "worker.pipelines.registry": {entry.module for entry in PIPELINES.values()},
 }
 
 

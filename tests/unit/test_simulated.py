@@ -123,8 +123,9 @@ STEPS_ALOUD = """
 import sys
 from services.core.settings import Settings
 from services.core.model.specs import Spec
-from worker.pipeline import Batch, open_pipeline
-drawer = open_pipeline("simulated", Settings.read(dict(variable.split("=") for variable in sys.argv[2:])))
+from worker.pipeline import Batch
+from worker.pipelines.registry import open_pipeline
+drawer = open_pipeline(Settings.read(dict(variable.split("=") for variable in sys.argv[2:])))
 spec = Spec("r", sys.argv[1], "", 7, 64, 64, 6, 7.5)
 drawer.render(Batch(spec.shape, (spec,), 1), lambda step: print(step, flush=True))
 """

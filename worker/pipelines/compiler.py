@@ -31,7 +31,10 @@ _DEVICE = ("cuda error", "triton error [cuda]", "acceleratorerror", "device-side
 def keep_caches(artefacts: Path) -> None:
     """Names the folders in which Triton and Inductor keep what they compile, if the environment does not. Triton reads
     its own when its driver loads, before torch would set it: so this comes before torch is imported."""
-    version = metadata.version("torch")
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:  # a pipeline without torch
+        return
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(artefacts / f"inductor-{version}"))
     os.environ.setdefault("TRITON_CACHE_DIR", str(artefacts / f"triton-{version}"))
 

@@ -18,7 +18,7 @@ from worker.model import directory, noise, sampler
 from worker.model.directory import SIZE_UNIT, Index
 from worker.model.sampler import Rules
 from worker.model.text import Prompts, unknown_words
-from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled, artefacts
+from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled
 from worker.pipelines.out_of_memory import room_for
 
 Array = Any
@@ -221,31 +221,15 @@ def _unheard(_step: int) -> None:
     """Nobody listens."""
 
 
-def open_diffusion(name: str, settings: Settings) -> DiffusionPipeline:
-    """The model in PRESSWORK_MODEL_DIR on the backend `name` ("torch" or "onnx"); imports only what that needs.
-
-    Raises SettingsError, in one sentence, for a model, device or precision that does not do.
-    """
-    folder = directory.check_model_dir(settings.model_dir, directory.SAFETY if settings.safety_checker else ())
-    checker = _checker(folder, settings.device if name == "torch" else "cpu") if settings.safety_checker else None
-    cache = artefacts(settings)
-    if name == "torch":
-        from worker.model import checkpoint
-        from worker.pipelines.torch_compiled import open_torch
-
-        return open_torch(
-            checkpoint.load(folder), settings.device, settings.precision, settings.batch_sizes,
-            compiles=settings.compile, cache=cache, checker=checker,
-        )  # fmt: skip
-    from worker.pipelines.onnx import open_onnx
-
-    return open_onnx(
-        folder, runtime=settings.runtime, precision=settings.precision, device=settings.device,
-        batch_sizes=settings.batch_sizes, cache=cache, checker=checker,
-    )  # fmt: skip
+def checked_folder(settings: Settings) -> Path:
+    """The model directory of the settings. Raises SettingsError, in one sentence, if anything in it is missing."""
+    return directory.check_model_dir(settings.model_dir, directory.SAFETY if settings.safety_checker else ())
 
 
-def _checker(folder: Path, device: str) -> Checker:
-    from worker.model.safety import load_safety_checker
+def safety_checker(settings: Settings, folder: Path, device: str) -> Checker | None:
+    """The checkpoint's own, on that device; None where the settings ask for none."""
+    if not settings.safety_checker:
+        return None
+    from worker.model.safety import load_safety_checker  # imports transformers
 
     return load_safety_checker(folder, device)

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Shape
+from services.core.settings import Settings
 from worker.model.exported import Exported
 from worker.model.stages import decoded_at_once
-from worker.pipeline import versions
+from worker.pipeline import artefacts, versions
+from worker.pipelines import diffusion
 from worker.pipelines.cpu import cpu_kind, threads_here
 from worker.pipelines.diffusion import Checker, DiffusionPipeline
 
@@ -33,6 +35,16 @@ class Network(Protocol):
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """The outputs for these inputs and those that were set: arrays of the caller's own."""
         ...
+
+
+def open_pipeline(settings: Settings) -> DiffusionPipeline:
+    """The model in PRESSWORK_MODEL_DIR on this machine's CPU. Raises SettingsError, in one sentence, as `open_onnx`."""
+    folder = diffusion.checked_folder(settings)
+    return open_onnx(
+        folder, runtime=settings.runtime, precision=settings.precision, device=settings.device,
+        batch_sizes=settings.batch_sizes, cache=artefacts(settings),
+        checker=diffusion.safety_checker(settings, folder, "cpu"),
+    )  # fmt: skip
 
 
 def open_onnx(

@@ -144,3 +144,8 @@ def _sleep_until(deadline: float) -> None:
     remaining = deadline - time.monotonic()
     if remaining > 0:
         time.sleep(remaining)
+
+
+def open_pipeline(settings: Settings) -> SimulatedPipeline:
+    """Nothing to load."""
+    return SimulatedPipeline(settings)

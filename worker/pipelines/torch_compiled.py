@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Shape
+from services.core.settings import Settings
+from worker.model import checkpoint
 from worker.model.checkpoint import Checkpoint
 from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder, decoded_at_once
 from worker.model.text import Prompts
-from worker.pipeline import versions
+from worker.pipeline import artefacts, versions
+from worker.pipelines import diffusion
 from worker.pipelines.compiler import assert_compiles, compiling, keep_caches
 from worker.pipelines.cpu import cpu_kind
 from worker.pipelines.diffusion import Checker, DiffusionPipeline
@@ -173,6 +176,17 @@ class TorchCompiled:
             if self._copying:
                 torch.compiler.cudagraph_mark_step_begin()
             yield
+
+
+def open_pipeline(settings: Settings) -> DiffusionPipeline:
+    """The model in PRESSWORK_MODEL_DIR on PRESSWORK_DEVICE. Raises SettingsError, in one sentence, for a model, device
+    or precision that does not do."""
+    folder = diffusion.checked_folder(settings)
+    checker = diffusion.safety_checker(settings, folder, settings.device)
+    return open_torch(
+        checkpoint.load(folder), settings.device, settings.precision, settings.batch_sizes,
+        compiles=settings.compile, cache=artefacts(settings), checker=checker,
+    )  # fmt: skip
 
 
 def open_torch(

@@ -1,0 +1,37 @@
+"""Opens the pipeline that the settings name, and imports no other. `services/core/model/pipelines.py` lists them."""
+
+import importlib
+
+from services.core.model.errors import SettingsError
+from services.core.model.pipelines import PIPELINES
+from services.core.settings import Settings
+from worker.model.directory import SAFETY, check_model_dir, read_index
+from worker.pipeline import ModelUnfit, Pipeline, artefacts
+from worker.pipelines import compiler
+
+
+def open_pipeline(settings: Settings) -> Pipeline:
+    """Loads the pipeline PRESSWORK_PIPELINE on this process's device.
+
+    Raises:
+        SettingsError: its model directory or device does not fit.
+    """
+    compiler.keep_caches(artefacts(settings))  # before anything imports torch
+    module = importlib.import_module(PIPELINES[settings.pipeline].module)
+    pipeline: Pipeline = module.open_pipeline(settings)
+    return pipeline
+
+
+def model_name(settings: Settings) -> str:
+    """The name of the model that the pipeline will serve, found out without loading it.
+
+    Raises:
+        ModelUnfit: its model directory does not fit; the reason is one sentence.
+    """
+    always = PIPELINES[settings.pipeline].model
+    if always is not None:
+        return always
+    try:
+        return read_index(check_model_dir(settings.model_dir, SAFETY if settings.safety_checker else ())).name
+    except SettingsError as error:
+        raise ModelUnfit(str(error)) from error
