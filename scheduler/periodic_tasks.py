@@ -1,6 +1,7 @@
 """The timetable: what the leader does, and how often. Each duty is one short transaction, safe to run again.
 
-Expiring leases and folding counters run on the workers' timers too, so a dead scheduler strands nothing.
+Expiring leases, folding counters and numbering events run on the workers' timers too, so a dead scheduler strands
+nothing.
 """
 
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from services.core.db import partitions
 from services.core.db.connectivity import Contact
 from services.core.db.database import Connection
+from services.core.events import numbering
 from services.core.fleet import workers
 from services.core.jobs import idempotency, lifecycle, queries
 from services.core.notify import Bell
@@ -43,6 +45,7 @@ def timetable(settings: Settings, bell: Bell, contact: Contact) -> list[Duty]:
         Duty("deadlines", 1.0, job_states.expire),
         Duty("sweep", 1.0, segments.sweep_cancelled),
         Duty("fold", 1.0, counters.fold),
+        Duty("number", 0.5, numbering.number),
         Duty("expire", 2.0, expire),
         Duty("low", 2.0, segments.raise_low),
         Duty("ring", 5.0, ring),

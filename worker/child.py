@@ -16,6 +16,7 @@ from typing import NoReturn
 from services.core.db import database as databases
 from services.core.db import leases
 from services.core.db.connectivity import Contact
+from services.core.events import numbering
 from services.core.fleet import models, workers
 from services.core.model.errors import DatabaseAway, PressworkError
 from services.core.notify import Bell
@@ -166,7 +167,7 @@ class Child:
     def _tick(self) -> None:
         """What any worker does for all, so that a dead scheduler strands nothing."""
         self._beat("sick" if self.press.device.sick else "busy" if self.press.busy else "ready")
-        for verb in (self._expire, counters.fold, segments.raise_low):
+        for verb in (self._expire, counters.fold, numbering.number, segments.raise_low):
             with self.database.begin() as connection:
                 if leases.alone(connection):
                     verb(connection)

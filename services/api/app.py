@@ -15,6 +15,7 @@ from services.api.openai import batches, files, generations, models, uploads
 from services.api.v1 import (
     drafts,
     estimation,
+    events,
     exports,
     image_content,
     job_actions,
@@ -49,8 +50,8 @@ def create_app(settings: Settings) -> FastAPI:
         responses=_ERRORS,
     )
     for routes in (
-        submissions, estimation, drafts, job_actions, job_requests, jobs, files, uploads, batches, generations, models,
-        exports,
+        submissions, estimation, drafts, job_actions, job_requests, jobs, events, files, uploads, batches, generations,
+        models, exports,
     ):  # fmt: skip
         tenants_routes.include_router(routes.router)
     links_routes = APIRouter(

@@ -29,6 +29,12 @@ def whole(value: object) -> object:
     return value
 
 
+def _position(value: object) -> object:
+    if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise ValueError("not a whole number")
+    return value
+
+
 def _label(given: str | None) -> str | None:
     name, colon, _ = (given or "").partition(":")
     if given is not None and not (0 < len(name) <= 64 and colon and "\0" not in given):
@@ -46,6 +52,11 @@ def _up_to(most: int) -> Any:
 
 
 Limit = Annotated[int, BeforeValidator(whole), _up_to(1000)]
+After = Annotated[
+    int,
+    BeforeValidator(_position),
+    Query(ge=0, description="the seq of the last event that is known", json_schema_extra={"minimum": 0}),
+]
 FileLimit = Annotated[int, BeforeValidator(whole), _up_to(10_000)]
 BatchLimit = Annotated[int, BeforeValidator(whole), _up_to(100)]
 Cursor = Annotated[str | None, Query(max_length=200, description="the next_cursor of the page before")]

@@ -57,8 +57,16 @@ def list_jobs(
 
 
 def show_jobs(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """Show how a job stands."""
-    _each(jobs, profile, as_json, lambda client, job: client.job(job))
+    """Show how a job stands, and what happened to it."""
+    with connect(profile) as client:
+        for number, job in enumerate(jobs):
+            if as_json:
+                show.document(client.job(job))
+                continue
+            if number:
+                show.render("")
+            show.render(show.job(client.job(job)))
+            show.render(show.timeline(client.events(job)))
 
 
 def watch(job: options.JobId, profile: options.ProfileName = None, as_json: options.Json = False) -> Exit:

@@ -9,7 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from presswork_client import Estimate, Export, Image, Job, JobRequest, Model, Range
+from presswork_client import Estimate, Event, Export, Image, Job, JobRequest, Model, Range
 from services.cli import units
 
 _PIPED_WIDTH = 240  # what is piped into another program is not cut at 80 columns
@@ -18,6 +18,7 @@ _STYLES = {
     "cancelling": "yellow", "paused": "magenta", "in_progress": "cyan", "rendering": "cyan", "running": "cyan",
     "finalizing": "cyan", "draft": "blue",
 }  # fmt: skip
+_COUNTS = ("done", "failed", "cancelled", "reused", "total")
 _CELLS = " ▏▎▍▌▋▊▉█"
 
 
@@ -136,6 +137,19 @@ def job(found: Job) -> RenderableType:
     return Group(*parts)
 
 
+def timeline(found: Iterable[Event]) -> Table:
+    """What happened to a job: when, what, and how much of it was made in the end."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for event in found:
+        words = event["kind"].removeprefix("job.").replace("_", " ").replace(".", " ")
+        told = sorted(event["data"].items(), key=lambda field: _COUNTS.index(field[0]) if field[0] in _COUNTS else -1)
+        said = ", ".join(_said(name, value) for name, value in told if value)
+        table.add_row(units.local(event["at"]), Text.assemble(words, (f"  {said}" if said else "", "dim")))
+    return table
+
+
 def bar(done: int, lost: int, total: int, width: int = 40) -> Text:
     """How far it is: green what is done, red what never will be."""
     if not total:
@@ -248,6 +262,13 @@ def labels(found: Job) -> str:
 
 def _table() -> Table:
     return Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def _said(name: str, value: object) -> str:
+    """A field of an event: counts read as in `3 done`, the rest is the value, or its name with it."""
+    if name in ("index", "device"):
+        return f"{name} {value}"
+    return f"{value:,} {name}" if isinstance(value, int) else str(value).replace("_", " ")
 
 
 def _counted(found: Job) -> Text:

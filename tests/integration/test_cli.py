@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 from presswork_client import Client, ClientError
 from scheduler.background_tasks import Errands, errands
 from services.cli.app import app
+from services.core.events import numbering
 from services.core.jobs import lifecycle
 from services.core.model import ids
 from services.core.model.specs import FailedImage
@@ -278,6 +279,10 @@ def test_ls_and_show_tell_how_jobs_stand(run: Run, api: Api, store: S3Store) -> 
     assert "for=the shop" in shown
     shown = run("show", str(job["id"])).stdout
     assert "2 of 3 done, 1 failed" in shown
+    with api.database.begin() as connection:
+        numbering.number(connection)
+    told = run("show", str(job["id"])).stdout
+    assert re.search(r"created.*\n.* queued *\n.* finalizing *\n.* completed +2 done, 1 failed, 3 total", told)
     assert f"presswork retry {job['id']}" in shown
     assert document(run("show", str(job["id"]), "--json"))["counts"]["failed"] == 1
 

@@ -35,6 +35,7 @@ WRITERS = {
     "workers": "fleet",
     "render_rates": "fleet",
     "duties": "db",
+    "events": "events",
 }
 # What is written: `images`, or `{images_leaf}`, the partition of it that a statement is made for. UPDATE is a write
 # where SET follows, not in FOR UPDATE and not in ON CONFLICT DO UPDATE.

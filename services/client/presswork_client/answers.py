@@ -79,6 +79,23 @@ class Job(TypedDict):
     as_of: str
 
 
+class Event(TypedDict):
+    """Something that happened to a job; `seq` grows."""
+
+    seq: int
+    at: str
+    kind: str
+    actor: str
+    data: dict[str, int | str]
+
+
+class EventPage(TypedDict):
+    """Events in order of `seq`; the next page is asked for behind the last one's."""
+
+    data: list[Event]
+    has_more: bool
+
+
 class ImageError(TypedDict):
     code: str
     message: str

@@ -14,6 +14,8 @@ from presswork_client.answers import (
     AppendedChunk,
     Chunk,
     Estimate,
+    Event,
+    EventPage,
     Export,
     ExportFile,
     ExportFormat,
@@ -170,6 +172,16 @@ class Client:
     def requests(self, job_id: str, status: str | None = None, *, page: int = REQUESTS_PAGE) -> Iterator[JobRequest]:
         """The job's requests with their images, page by page: failed first, then rendering, queued, cancelled, done."""
         return self._transport.pages(f"/v1/jobs/{_id(job_id)}/requests", _given(status=status), page)
+
+    def events(self, job_id: str, after: int = 0) -> Iterator[Event]:
+        """What happened to the job, oldest first, behind the event of that `seq`; page by page."""
+        more = True
+        while more:
+            parameters = {"after": after, "limit": PAGE}
+            answer: EventPage = self._transport.call("GET", f"/v1/jobs/{_id(job_id)}/events", params=parameters)
+            yield from answer["data"]
+            more = answer["has_more"]
+            after = answer["data"][-1]["seq"] if more else after
 
     def download(self, job_id: str, index: int) -> bytes:
         """The stored file."""

@@ -445,6 +445,22 @@ export_files = Table(
     PrimaryKeyConstraint("export_id", "path"),
 )
 
+events = Table(  # append-only; `seq` is given to what is committed, and readers go by it
+    "events",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("seq", BigInteger),
+    Column("tenant_id", Integer),  # null: the house's own
+    Column("at", Moment, nullable=False, server_default=now),
+    Column("actor", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("data", JSONB, nullable=False, server_default=text("'{}'")),
+    Index("events_seq", "seq", unique=True),
+    Index("events_unnumbered", "id", postgresql_where=text("seq IS NULL")),
+    Index("events_subject", "subject", "seq"),
+)
+
 duties = Table(
     "duties",
     metadata,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
+from services.core.events import log
 from services.core.exports import records
 from services.core.exports.options import Order
 from services.core.exports.records import Export, File, Plan
@@ -21,14 +22,22 @@ SELECT j.state, j.finished_at, j.base_url, c.done + d.done AS done FROM jobs j J
 CROSS JOIN LATERAL (SELECT coalesce(sum(done), 0)::integer AS done FROM counter_deltas WHERE job_id = j.id) d
 WHERE j.id = :job_id AND j.tenant_id = :tenant_id
 """)
-_NEW = text("""
-INSERT INTO exports (id, tenant_id, job_id, format, options, images_total)
-VALUES (:id, :tenant_id, :job_id, :format, CAST(:options AS jsonb), :images)
-""")
+_SUBJECT = "'export/' || id"
+_NEW = text(f"""
+WITH made AS (
+  INSERT INTO exports (id, tenant_id, job_id, format, options, images_total)
+  VALUES (:id, :tenant_id, :job_id, :format, CAST(:options AS jsonb), :images)
+  RETURNING id, tenant_id, job_id, format
+)
+{log.of_each("made", "'export.created'", subject=_SUBJECT, data="jsonb_build_object('job', job_id, 'format', format)")}
+""")  # noqa: S608  our own text
 _KEPT = "now() + make_interval(secs => (options->>'expires_in_seconds')::double precision)"
 _CANCEL = text(f"""
-UPDATE exports SET state = 'cancelled', finished_at = now(), expires_at = {_KEPT}
-WHERE tenant_id = :tenant_id AND id = :id AND finished_at IS NULL
+WITH moved AS (
+  UPDATE exports SET state = 'cancelled', finished_at = now(), expires_at = {_KEPT}
+  WHERE tenant_id = :tenant_id AND id = :id AND finished_at IS NULL RETURNING id, tenant_id
+)
+{log.of_each("moved", "'export.cancelled'", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
 _REMOVE = text("""
 UPDATE exports SET expires_at = now(), finished_at = coalesce(finished_at, now()),
@@ -56,8 +65,11 @@ UPDATE exports SET next_shard = :shard + 1, next_index = :index, images_done = i
 WHERE id = :id AND finished_at IS NULL AND next_shard = :shard
 """)
 _END = text(f"""
-UPDATE exports SET state = :state, error = :error, finished_at = now(), expires_at = {_KEPT}
-WHERE id = :id AND finished_at IS NULL
+WITH moved AS (
+  UPDATE exports SET state = :state, error = :error, finished_at = now(), expires_at = {_KEPT}
+  WHERE id = :id AND finished_at IS NULL RETURNING id, tenant_id, state
+)
+{log.of_each("moved", "'export.' || state", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
 _FORGET_FILES = text("""
 DELETE FROM export_files WHERE export_id = :id AND path IN (

@@ -172,6 +172,11 @@ def jobs(
     return [_job_view(row) for row in connection.execute(_JOBS, values)]
 
 
+def exists(connection: Connection, tenant_id: int, job_id: int) -> bool:
+    """Whether the tenant has such a job."""
+    return bool(connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one())
+
+
 def images(
     connection: Connection, tenant_id: int, job_id: int, *, state: ImageState | None, after: int, limit: int
 ) -> list[ImageView] | None:

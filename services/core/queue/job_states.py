@@ -1,7 +1,9 @@
 """The rows of `jobs`: every write of them, and above all every move from one state to the next.
 
 Each move is one UPDATE that is guarded by the states it may come from, as `model.states` lists them: where it moves
-nothing, the caller asks why. Functions take an open transaction and never commit.
+nothing, the caller asks why. The same statement logs what it moved.
+
+Functions take an open transaction and never commit.
 """
 
 import json
@@ -11,80 +13,131 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from services.core.events import log
 from services.core.model import states
 from services.core.model.errors import Problem
+from services.core.model.requests import PRIORITIES
 from services.core.model.states import JobState
 from services.core.queue import counters, segments
 
-_NEW = text("""
-INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, parent_id,
-                  input_file_id, completion_window, output_expires_seconds, base_url, expires_at, opened_at)
-VALUES (:id, :tenant_id, :state, :priority, :total, :requests, CAST(:labels AS jsonb), :dedupe, :embed_prompt,
-        :parent_id, :input_file_id, :completion_window, :output_expires_seconds, :base_url,
-        now() + make_interval(secs => :expires_seconds), CASE WHEN :opened THEN now() END)
-""")
+_NEW = text(f"""
+WITH made AS (
+  INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, parent_id,
+                    input_file_id, completion_window, output_expires_seconds, base_url, expires_at, opened_at)
+  VALUES (:id, :tenant_id, :state, :priority, :total, :requests, CAST(:labels AS jsonb), :dedupe, :embed_prompt,
+          :parent_id, :input_file_id, :completion_window, :output_expires_seconds, :base_url,
+          now() + make_interval(secs => :expires_seconds), CASE WHEN :opened THEN now() END)
+  RETURNING id, tenant_id, state
+), told AS (
+  SELECT id, tenant_id, state, kind FROM made CROSS JOIN unnest(CAST(:kinds AS text[])) AS kind
+)
+{log.of_jobs("told", "kind", "jsonb_build_object('state', state)")}
+""")  # noqa: S608  our own text
 _GROW = text("UPDATE jobs SET total = total + :images, requests = requests + :requests WHERE id = :id")
 _LABELS = text("UPDATE jobs SET labels = CAST(:labels AS jsonb) WHERE id = :id AND tenant_id = :tenant_id")
-_PRIORITY = text("""
-UPDATE jobs SET priority = :priority
-WHERE id = :id AND tenant_id = :tenant_id AND finished_at IS NULL AND priority <> :priority
-""")
-_PAUSE = text("""
-UPDATE jobs SET paused = :paused
-WHERE id = :id AND tenant_id = :tenant_id AND state = ANY(:sources) AND paused <> :paused
-""")
-_OPEN = text("""
-UPDATE jobs SET state = 'queued', opened_at = now(), expires_at = NULL WHERE id = :id AND state = ANY(:sources)
-""")
-_ACCEPT = text("""
-UPDATE jobs SET state = 'queued', total = :images, requests = :requests, opened_at = now()
-WHERE id = :id AND state = ANY(:sources) RETURNING tenant_id, priority
-""")
-_REFUSE = text("""
-UPDATE jobs SET state = 'failed', finished_at = now(), problems = CAST(:problems AS jsonb)
-WHERE id = :id AND state = ANY(:sources)
-""")
-_START = text("""
-UPDATE jobs SET state = 'in_progress', started_at = now() WHERE id = ANY(:ids) AND state = ANY(:sources)
-""")
+_PRIORITY = text(f"""
+WITH moved AS (
+  UPDATE jobs SET priority = :priority
+  WHERE id = :id AND tenant_id = :tenant_id AND finished_at IS NULL AND priority <> :priority
+  RETURNING id, tenant_id
+)
+{log.of_jobs("moved", "'job.priority_changed'", "jsonb_build_object('priority', CAST(:word AS text))")}
+""")  # noqa: S608  our own text
+_PAUSE = text(f"""
+WITH moved AS (
+  UPDATE jobs SET paused = :paused
+  WHERE id = :id AND tenant_id = :tenant_id AND state = ANY(:sources) AND paused <> :paused
+  RETURNING id, tenant_id, paused
+)
+{log.of_jobs("moved", "CASE WHEN paused THEN 'job.paused' ELSE 'job.resumed' END")}
+""")  # noqa: S608  our own text
+_OPEN = text(f"""
+WITH moved AS (
+  UPDATE jobs SET state = 'queued', opened_at = now(), expires_at = NULL WHERE id = :id AND state = ANY(:sources)
+  RETURNING id, tenant_id
+)
+{log.of_jobs("moved", "'job.queued'")}
+""")  # noqa: S608  our own text
+_ACCEPT = text(f"""
+WITH moved AS (
+  UPDATE jobs SET state = 'queued', total = :images, requests = :requests, opened_at = now()
+  WHERE id = :id AND state = ANY(:sources) RETURNING id, tenant_id, priority
+), told AS (
+  {log.of_jobs("moved", "'job.queued'")}
+)
+SELECT tenant_id, priority FROM moved
+""")  # noqa: S608  our own text
+_NO_COUNTS = "jsonb_build_object('done', 0, 'failed', 0, 'cancelled', 0, 'reused', 0, 'total', 0)"
+_REFUSE = text(f"""
+WITH moved AS (
+  UPDATE jobs SET state = 'failed', finished_at = now(), problems = CAST(:problems AS jsonb)
+  WHERE id = :id AND state = ANY(:sources) RETURNING id, tenant_id, jsonb_array_length(problems) AS found
+), refused AS (
+  {log.of_jobs("moved", "'job.refused'", "jsonb_build_object('problems', found)")}
+)
+{log.of_jobs("moved", "'job.failed'", _NO_COUNTS)}
+""")  # noqa: S608  our own text
+_START = text(f"""
+WITH moved AS (
+  UPDATE jobs SET state = 'in_progress', started_at = now() WHERE id = ANY(:ids) AND state = ANY(:sources)
+  RETURNING id, tenant_id
+)
+{log.of_jobs("moved", "'job.started'")}
+""")  # noqa: S608  our own text
 _ALONE = text("SELECT pg_advisory_xact_lock(:id)")
-_STOP = """
-UPDATE jobs SET state = 'cancelling', stop_reason = :reason, cancel_requested_at = now()
-WHERE id = :id AND state = ANY(:sources)"""
-_CANCEL = text(_STOP + " AND tenant_id = :tenant_id")
-_EXPIRE = text(_STOP + " AND expires_at < now()")
+_STOP = f"""
+WITH moved AS (
+  UPDATE jobs SET state = 'cancelling', stop_reason = :reason, cancel_requested_at = now()
+  WHERE id = :id AND state = ANY(:sources) AND {{rest}} RETURNING id, tenant_id, stop_reason
+)
+{log.of_jobs("moved", "'job.cancel_requested'", "jsonb_build_object('reason', stop_reason)")}
+"""  # noqa: S608  our own text
+_CANCEL = text(_STOP.format(rest="tenant_id = :tenant_id"))
+_EXPIRE = text(_STOP.format(rest="expires_at < now()"))
 _OVERDUE = text("""
 SELECT id FROM jobs WHERE expires_at < now() AND finished_at IS NULL AND state = ANY(:sources)
 ORDER BY expires_at LIMIT 50
 """)
 
 _ALL_FINAL = """
-SELECT j.id, c.done + d.done AS done FROM jobs j
+SELECT j.id, c.done + d.done AS done, c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled,
+       c.reused + d.reused AS reused
+FROM jobs j
 JOIN counters c ON c.job_id = j.id
 CROSS JOIN LATERAL (
-  SELECT coalesce(sum(queued), 0) AS queued, coalesce(sum(rendering), 0) AS rendering, coalesce(sum(done), 0) AS done
+  SELECT coalesce(sum(queued), 0) AS queued, coalesce(sum(rendering), 0) AS rendering, coalesce(sum(done), 0) AS done,
+         coalesce(sum(failed), 0) AS failed, coalesce(sum(cancelled), 0) AS cancelled,
+         coalesce(sum(reused), 0) AS reused
   FROM counter_deltas WHERE job_id = j.id
 ) d
 WHERE j.finished_at IS NULL AND j.state = ANY(:sources)
   AND c.queued + d.queued = 0 AND c.rendering + d.rendering = 0
 """
 _FINALIZE = text(f"""
-UPDATE jobs SET state = 'finalizing', finalizing_at = now(), started_at = coalesce(started_at, now())
-FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources)
+WITH moved AS (
+  UPDATE jobs SET state = 'finalizing', finalizing_at = now(), started_at = coalesce(started_at, now())
+  FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) RETURNING jobs.id, tenant_id
+)
+{log.of_jobs("moved", "'job.finalizing'")}
 """)  # noqa: S608  our own text
-_FINISH = """
-UPDATE jobs SET finished_at = now(), output_file_id = :output_file_id, error_file_id = :error_file_id,
-  requests_done = :requests_done, requests_failed = :requests_failed,
-  state = CASE WHEN state = 'cancelling' THEN coalesce(stop_reason, 'cancelled')
-               WHEN ready.done > 0 THEN 'completed' ELSE 'failed' END
-"""
-_FINISH_ALL = text(f"""{_FINISH}
-FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) AND input_file_id IS NULL
-RETURNING jobs.id
-""")
-_FINISH_ONE = text(f"""{_FINISH}
-FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) AND jobs.id = :id
-""")
+_COUNTS = """jsonb_build_object(
+  'done', done, 'failed', failed, 'cancelled', cancelled, 'reused', reused, 'total', total)"""
+_FINISH = f"""
+WITH moved AS (
+  UPDATE jobs SET finished_at = now(), output_file_id = :output_file_id, error_file_id = :error_file_id,
+    requests_done = :requests_done, requests_failed = :requests_failed,
+    state = CASE WHEN state = 'cancelling' THEN coalesce(stop_reason, 'cancelled')
+                 WHEN ready.done > 0 THEN 'completed' ELSE 'failed' END
+  FROM ({_ALL_FINAL}) ready
+  WHERE jobs.id = ready.id AND state = ANY(:sources) AND {{which}}
+  RETURNING jobs.id, tenant_id, state, total, ready.done, ready.failed, ready.cancelled, ready.reused
+), told AS (
+  {log.of_jobs("moved", "'job.' || state", _COUNTS)}
+)
+SELECT id FROM moved
+"""  # noqa: S608  our own text
+_FINISH_ALL = text(_FINISH.format(which="input_file_id IS NULL"))
+_FINISH_ONE = text(_FINISH.format(which="jobs.id = :id"))
 _FINISHABLE = text(f"""
 SELECT jobs.id FROM jobs, ({_ALL_FINAL}) ready
 WHERE jobs.id = ready.id AND finished_at IS NULL AND input_file_id IS NOT NULL
@@ -129,6 +182,7 @@ def create(connection: Connection, job: NewJob) -> None:
     """Records a job and its counters."""
     assert job.state in states.FIRST_JOB_STATES
     values = asdict(job) | {"labels": json.dumps(job.labels), "opened": job.state is JobState.QUEUED}
+    values["kinds"] = ["job.created", *(["job.queued"] if job.state is JobState.QUEUED else [])]
     connection.execute(_NEW, values)
     counters.new(connection, job.id, job.total)
 
@@ -145,7 +199,8 @@ def set_labels(connection: Connection, tenant_id: int, job_id: int, labels: dict
 
 def set_priority(connection: Connection, tenant_id: int, job_id: int, priority: int) -> bool:
     """For all that is not claimed yet. False: the job has finished, or has that priority."""
-    values = {"id": job_id, "tenant_id": tenant_id, "priority": priority}
+    word = next(word for word, number in PRIORITIES.items() if number == priority)
+    values = {"id": job_id, "tenant_id": tenant_id, "priority": priority, "word": word}
     if not connection.execute(_PRIORITY, values).rowcount:
         return False
     segments.set_priority(connection, job_id, priority)
@@ -237,4 +292,4 @@ def finishable(connection: Connection, besides: Sequence[int] = ()) -> list[int]
 def finish(connection: Connection, job_id: int, files: Files) -> bool:
     """Ends such a job, with its files. False: it has ended before."""
     values = asdict(files) | {"id": job_id, "sources": states.guard(states.ENDING_JOB_STATES)}
-    return connection.execute(_FINISH_ONE, values).rowcount == 1
+    return connection.execute(_FINISH_ONE, values).first() is not None

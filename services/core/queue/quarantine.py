@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from services.core.events import log as events
 from services.core.fleet import workers
 from services.core.model.specs import FailedImage
 from services.core.model.states import ClaimState
@@ -111,6 +112,7 @@ def device_sick(connection: Connection, device: str) -> None:
     """The device failed its canary: what crashed on it lately gets its counts back."""
     connection.execute(_PARDON, {"device": device})
     connection.execute(_STRIKE, {"device": device})
+    events.append(connection, "device.sick", f"device/{device}", tenant_id=None)
 
 
 def alive_after_all(connection: Connection, claim_id: int) -> None:
@@ -158,6 +160,7 @@ def _convicted(connection: Connection, job_id: int, index: int) -> bool:
 def _fail_as_poison(connection: Connection, claim_id: int, job_id: int, index: int, device: str) -> None:
     connection.execute(_POISON, {"job_id": job_id, "index": index})
     message = "The process died each time that it rendered this image alone."
+    events.append_of_job(connection, "image.poison", job_id, {"index": index, "device": device})
     poison = FailedImage(job_id, index, "poison", message)
     settlement.record_failures(connection, claim_id, [poison], device=device, batch_images=1)
 

@@ -1,0 +1,41 @@
+"""The log of events: what happened to whom, written in the transaction that makes it true.
+
+A statement that moves rows logs what it moved as part of itself: `WITH moved AS (UPDATE ... RETURNING ...)` and then
+one of the fragments below. A fragment's arguments are SQL of our own, never values. `subject` is such as `job/17`: the
+kind of thing and its number. `actor` is the process that did it, as its connection names itself.
+"""
+
+import json
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, text
+
+_INTO = "INSERT INTO events (tenant_id, actor, kind, subject, data) "
+_ACTOR = "regexp_replace(current_setting('application_name'), '^presswork ', '')"
+_APPEND = text(f"{_INTO} VALUES (:tenant_id, {_ACTOR}, :kind, :subject, CAST(:data AS jsonb))")
+_APPEND_OF_JOB = text(f"""
+{_INTO} SELECT tenant_id, {_ACTOR}, :kind, 'job/' || id, CAST(:data AS jsonb) FROM jobs WHERE id = :job_id
+""")  # noqa: S608  our own text
+
+
+def append(
+    connection: Connection, kind: str, subject: str, *, tenant_id: int | None, data: Mapping[str, object] | None = None
+) -> None:
+    """Logs one event. Without a tenant it is the house's own, and no tenant sees it."""
+    values = {"tenant_id": tenant_id, "kind": kind, "subject": subject, "data": json.dumps(data or {})}
+    connection.execute(_APPEND, values)
+
+
+def append_of_job(connection: Connection, kind: str, job_id: int, data: Mapping[str, object] | None = None) -> None:
+    """Logs one event about a job, for its tenant."""
+    connection.execute(_APPEND_OF_JOB, {"kind": kind, "job_id": job_id, "data": json.dumps(data or {})})
+
+
+def of_each(moved: str, kind: str, *, subject: str, data: str = "jsonb_build_object()") -> str:
+    """The part of a statement that logs one event for each row of `moved`, which has `tenant_id`."""
+    return f"{_INTO} SELECT tenant_id, {_ACTOR}, {kind}, {subject}, {data} FROM {moved}"  # noqa: S608  our own text
+
+
+def of_jobs(moved: str, kind: str, data: str = "jsonb_build_object()") -> str:
+    """The same where `moved` are jobs, with `id` and `tenant_id`."""
+    return of_each(moved, kind, subject="'job/' || id", data=data)

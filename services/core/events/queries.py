@@ -1,0 +1,51 @@
+"""Reading events, by `seq`: whoever has read up to a number has missed nothing below it, and never will have."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+_AFTER = text("""
+SELECT seq, tenant_id, at, actor, kind, subject, data FROM events WHERE seq > :seq ORDER BY seq LIMIT :limit
+""")
+_OF_SUBJECT = text("""
+SELECT seq, tenant_id, at, actor, kind, subject, data FROM events
+WHERE subject = :subject AND tenant_id = :tenant_id AND seq > :seq ORDER BY seq LIMIT :limit
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that is true. `tenant_id` is None for what concerns the whole house."""
+
+    seq: int
+    tenant_id: int | None
+    at: datetime
+    actor: str
+    kind: str
+    subject: str
+    data: dict[str, Any]
+
+
+def after(connection: Connection, seq: int, *, limit: int = 1_000) -> list[Event]:
+    """Everybody's events with a number above `seq`, in order."""
+    return _events(connection.execute(_AFTER, {"seq": seq, "limit": limit}))
+
+
+def of_subject(
+    connection: Connection, tenant_id: int, subject: str, *, after_seq: int = 0, limit: int = 1_000
+) -> list[Event]:
+    """The tenant's events about that subject with a number above `after_seq`, in order."""
+    values = {"subject": subject, "tenant_id": tenant_id, "seq": after_seq, "limit": limit}
+    return _events(connection.execute(_OF_SUBJECT, values))
+
+
+def job(job_id: int) -> str:
+    """The subject of a job's events."""
+    return f"job/{job_id}"
+
+
+def _events(rows: Iterable[Any]) -> list[Event]:
+    return [Event(row.seq, row.tenant_id, row.at, row.actor, row.kind, row.subject, row.data) for row in rows]
