@@ -1,6 +1,7 @@
 """The ledger's proofs, on a real Postgres: what no race, no late worker and no lost reply may break."""
 
 import dataclasses
+import re
 import threading
 import time
 from collections import Counter
@@ -586,6 +587,57 @@ def test_crossing_sweeps_cancel_every_image_once(database, settings):
     assert swept == 1_600
     for job_id in ids:
         assert counts_match(database, job_id)["cancelled"] == 400
+
+
+def cancelled(database: Database, tenant: int, job_id: int) -> int:
+    with database.begin(tenant) as connection:
+        lifecycle.cancel(connection, tenant, job_id)
+    return job_id
+
+
+def queued(database: Database, job_id: int) -> int:
+    with database.begin() as connection:
+        waiting = text("SELECT count(*) FROM images WHERE job_id = :id AND state = 0")
+        return connection.execute(waiting, {"id": job_id}).scalar_one()
+
+
+def test_a_sweep_of_a_job_touches_no_other_and_none_that_is_not_being_cancelled(database, settings):
+    others, ours = (cancelled(database, TENANT, submit(database, settings, 30)) for _ in range(2))
+    living = submit(database, settings, 5)
+    with database.begin() as connection:
+        assert segments.sweep(connection, ours, 20) == 20
+        assert segments.sweep(connection, ours) == 10
+        assert segments.sweep(connection, ours) == 0
+        assert segments.sweep(connection, living) == 0
+    assert [queued(database, job_id) for job_id in (others, ours, living)] == [30, 0, 5]
+
+
+def test_a_tenant_that_cancels_much_keeps_no_other_from_being_swept(database, settings):
+    with database.begin() as connection:
+        connection.execute(text("INSERT INTO tenants (id, name) VALUES (2, 'other')"))
+    huge, second = (cancelled(database, TENANT, submit(database, settings, 90)) for _ in range(2))
+    small = cancelled(database, 2, submit(database, settings, 5, tenant=2))
+    held = submit(database, settings, 1)
+    assert claim(database) is not None
+    cancelled(database, TENANT, held)
+    with database.begin() as connection:
+        assert segments.sweepable(connection) == [huge, small, second]  # of `held` nothing waits
+        assert segments.sweepable(connection, 2) == [huge, small]
+        assert segments.sweep_cancelled(connection, 45) == 45
+    assert queued(database, small) == 0
+    assert (queued(database, huge), queued(database, second)) == (90 - 20, 90 - 20)
+    with database.begin() as connection:
+        assert segments.sweep_cancelled(connection) == 140
+
+
+def test_the_sweep_of_a_job_plans_no_scan_of_a_whole_table(settings, database, database_url):
+    submit(database, settings, 5_000)
+    job_id = cancelled(database, TENANT, submit(database, settings, 5_000))
+    values = {"job_id": job_id, "limit": 10_000, "sources": ["cancelling"]}
+    with database.begin() as connection:
+        plan = "\n".join(connection.execute(text("EXPLAIN (ANALYZE) " + segments._SWEEP.text), values).scalars())
+    assert "Seq Scan on images" not in plan
+    assert max(int(rows) for rows in re.findall(r"actual time=[0-9.]+ rows=(\d+)", plan)) == 5_000
 
 
 def test_rows_that_came_before_their_partition_do_not_stop_the_making_of_others(database):

@@ -94,7 +94,7 @@ def cancel_batch(here: Here, tenant: Tenant, batch_id: str) -> Any:
     except Conflict as error:
         raise Refused(409, "job_finished", str(error), headers={"x-should-retry": "false"}) from None
     with here.database.begin() as connection:  # a first sweep, so that small jobs need not wait for the duty
-        segments.sweep_cancelled(connection)
+        segments.sweep(connection, number)
     return _show(here, tenant, number)
 
 

@@ -85,7 +85,7 @@ def cancel_job(here: Here, tenant: Tenant, job_id: str) -> Any:
     except Conflict as error:
         raise Refused(409, "job_finished", str(error)) from None
     with here.database.begin() as connection:  # a first sweep, so that small jobs need not wait for the duty
-        segments.sweep_cancelled(connection)
+        segments.sweep(connection, number)
     return shown(here, tenant, number)
 
 

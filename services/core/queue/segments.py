@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
+from services.core.model import states
 from services.core.model.specs import Shape
 
 _NEW = text("""
@@ -44,16 +45,20 @@ CROSS JOIN LATERAL (
 WHERE segments.job_id = locked.job_id AND segments.id = locked.id AND segments.low < waiting.low
 """)
 
+# Every tenant's first, then every tenant's second: whoever cancels a thousand jobs keeps nobody waiting.
+_SWEEPABLE = text("""
+SELECT id FROM (
+  SELECT id, row_number() OVER (PARTITION BY tenant_id ORDER BY id) AS turn FROM jobs
+  WHERE finished_at IS NULL AND state = ANY(:sources)
+    AND EXISTS (SELECT FROM images WHERE images.job_id = jobs.id AND images.state = 0)
+) waiting ORDER BY turn, id LIMIT :most
+""")
 _SWEEP = text("""
 WITH doomed AS MATERIALIZED (
-  SELECT queued.job_id, queued.index FROM jobs JOIN segments ON segments.job_id = jobs.id
-  CROSS JOIN LATERAL (
-    SELECT job_id, index FROM images
-    WHERE images.job_id = segments.job_id AND images.segment_id = segments.id AND images.state = 0
-    ORDER BY index LIMIT :limit FOR UPDATE SKIP LOCKED
-  ) queued
-  WHERE jobs.finished_at IS NULL AND jobs.state = 'cancelling'
-  LIMIT :limit
+  SELECT job_id, index FROM images
+  WHERE job_id = :job_id AND state = 0
+    AND EXISTS (SELECT FROM jobs WHERE id = :job_id AND finished_at IS NULL AND jobs.state = ANY(:sources))
+  ORDER BY segment_id, index LIMIT :limit FOR UPDATE SKIP LOCKED
 ), moved AS (
   UPDATE images SET state = 4 FROM doomed
   WHERE images.job_id = doomed.job_id AND images.index = doomed.index AND images.state = 0
@@ -63,6 +68,8 @@ WITH doomed AS MATERIALIZED (
 )
 SELECT count(*) FROM moved
 """)
+SWEPT_AT_ONCE = 10_000
+_SWEPT_JOBS = 100
 
 
 def new(
@@ -134,6 +141,27 @@ def raise_low(connection: Connection, job_ids: Sequence[int] | None = None, limi
     return connection.execute(_RAISE_LOW, values).rowcount
 
 
-def sweep_cancelled(connection: Connection, limit: int = 10_000) -> int:
-    """Cancels up to `limit` queued images of jobs that are being cancelled; call again while it returns `limit`."""
-    return int(connection.execute(_SWEEP, {"limit": limit}).scalar_one())
+def sweep(connection: Connection, job_id: int, limit: int = SWEPT_AT_ONCE) -> int:
+    """Cancels up to `limit` queued images of this job, if it is being cancelled; returns how many."""
+    values = {"job_id": job_id, "limit": limit, "sources": states.FINISH_STOPPED.guard}
+    return int(connection.execute(_SWEEP, values).scalar_one())
+
+
+def sweep_cancelled(connection: Connection, limit: int = SWEPT_AT_ONCE) -> int:
+    """Cancels up to `limit` queued images of the jobs that are being cancelled, by turns of their tenants and each job
+    its share; what small jobs leave of theirs goes to the large. Call again while it returns `limit`."""
+    jobs, swept = sweepable(connection), 0
+    while jobs and swept < limit:
+        share, large = max((limit - swept) // len(jobs), 1), []
+        for job_id in jobs[: limit - swept]:
+            found = sweep(connection, job_id, share)
+            swept += found
+            if found == share:
+                large.append(job_id)
+        jobs = large
+    return swept
+
+
+def sweepable(connection: Connection, most: int = _SWEPT_JOBS) -> list[int]:
+    """Jobs that are being cancelled and of which images still wait."""
+    return list(connection.execute(_SWEEPABLE, {"sources": states.FINISH_STOPPED.guard, "most": most}).scalars())
