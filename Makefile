@@ -45,7 +45,8 @@ up: setup
 	@exec $(BIN)/presswork up
 
 test: setup
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=
+	@echo "coverage: $$($(BIN)/coverage report --format=total) % of the lines, counted in the tests' own processes alone"
 
 check: setup
 	$(BIN)/ruff format --check .
