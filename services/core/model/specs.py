@@ -5,12 +5,17 @@ Plain Python. A value here holds no connection, no tensor and no file.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 SEED_LIMIT = 2**63
 Digest = bytes
+
+
+def image_seed(seed: int, nth: int) -> int:
+    """The seed of the `nth` image, from 0, of a request whose first image has `seed`. `columns.IMAGE_SEED` in SQL."""
+    return (seed + nth) % SEED_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +31,10 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """All that decides an image's pixels. `seed` in 0..2^63-1, `guidance_scale` in 0..50, sizes in pixels."""
+    """All that decides an image's pixels. `seed` in 0..2^63-1, `guidance_scale` in 0..50, sizes in pixels.
+
+    A field added later needs a default under which the pixels are what they were without it: see `canonical`.
+    """
 
     model_revision: str
     prompt: str
@@ -41,9 +49,27 @@ class Spec:
     def shape(self) -> Shape:
         return Shape(self.model_revision, self.width, self.height, self.steps, self.guidance_scale > 1.0)
 
+    def canonical(self) -> dict[str, Any]:
+        """What a render key is made of, under names that no rename of an attribute changes.
+
+        Keys of stored images must not change: these eight are always in it, and a field added later only where it
+        differs from its default.
+        """
+        later = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return {
+            "model_revision": self.model_revision,
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "seed": self.seed,
+            "width": self.width,
+            "height": self.height,
+            "steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+        } | {name: value for name, default in later.items() if (value := getattr(self, name)) != default}
+
     def render_key(self, output_format: str, output_compression: int | None = None, embed_prompt: bool = False) -> str:
         """sha256, in hex, of the canonical spec and of what decides the file that its pixels become."""
-        canonical = {**asdict(self), "format": output_format}
+        canonical = self.canonical() | {"format": output_format}
         if output_compression is not None:
             canonical["compression"] = output_compression
         if embed_prompt:
