@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 from services.core import logs
-from services.core.db import partitions
+from services.core.db import columns, partitions, tables
+from services.core.db.columns import Payload
 from services.core.model import ids
+from services.core.model.requests import ImageRequest
+from services.core.model.specs import Shape
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,3 +50,16 @@ def test_a_partition_is_named_after_the_monday_of_its_week():
     monday = ids.moment(job_id).date()
     assert partitions.partition_name("images", job_id) <= f"images_{monday:%Y%m%d}"
     assert len(partitions.partition_name("images", job_id)) == len("images_20260101")
+
+
+def test_a_payload_has_an_attribute_for_every_column_and_a_cell_in_the_row_that_is_copied():
+    request = ImageRequest.model_validate({"prompt": "a\tmug \\", "seed": 5})
+    row, said = columns.payload_row(request, job_id=1, index=2, segment_id=3, seed=5, guidance_scale=7.5)
+    assert [column.name for column in columns.PAYLOAD] == ["job_id", *Payload.__slots__]
+    assert [column.name for column in tables.payloads.columns] == ["job_id", *Payload.__slots__]
+    assert row == "1\t2\t1\t3\t5\t7.5\tpng\t\\N\ta\\tmug \\\\\t\t\\N\n"
+    assert row.endswith(said)
+
+
+def test_the_columns_of_a_shape_are_the_attributes_of_a_shape():
+    assert tuple(column.name for column in columns.shape_columns()) == columns.SHAPE == Shape.__slots__

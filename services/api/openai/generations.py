@@ -179,7 +179,7 @@ def _answer(here: Context, tenant: int, job_id: int, response_format: str | None
     return schemas.Pictures(
         created=schemas.epoch(first.finished_at),
         data=data,
-        output_format=first.output_format,
+        output_format=first.payload.output_format,
         size=f"{first.width}x{first.height}",
     )
 
@@ -187,7 +187,8 @@ def _answer(here: Context, tenant: int, job_id: int, response_format: str | None
 def _failed(job_id: int, request: results.Request, data: list[schemas.Picture]) -> Response:
     """Not all could be rendered: what is wrong with the first that could not, and those that are good."""
     code, message = request.failure or ("cancelled", "The job was cancelled before it was done.")
-    said = f"{message} ({len(data)} of {request.images} images are done; the job is {ids.public_job(job_id)}.)"
+    done = f"{len(data)} of {request.payload.n} images are done"
+    said = f"{message} ({done}; the job is {ids.public_job(job_id)}.)"
     return envelope(500, code, said, headers=_NO_RETRY, data=[picture.model_dump() for picture in data])
 
 

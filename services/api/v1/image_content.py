@@ -37,6 +37,7 @@ def _redirect(here: Context, tenant: int | None, number: int, index: int) -> Red
         raise NotFound("There is no such image.")
     if image.state is not ImageState.DONE or image.object_key is None:
         raise Refused(409, "not_done", f"The image is {image.state.word}; it can be fetched once it is done.")
-    name = image.custom_id or f"{ids.public_job(number)}-{index:06d}"  # both are safe in a header and on a disk
-    filename = f"{name}.{keys.EXTENSIONS[image.output_format]}"
+    payload = image.payload
+    name = payload.custom_id or f"{ids.public_job(number)}-{index:06d}"  # both are safe in a header and on a disk
+    filename = f"{name}.{keys.EXTENSIONS[payload.output_format]}"
     return RedirectResponse(here.store.presign(image.object_key, here.settings.url_seconds, filename), status_code=307)

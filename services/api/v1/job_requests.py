@@ -68,11 +68,11 @@ def list_requests(
 
 def _request(view: RequestView, link: Callable[[int], str]) -> JobRequest:
     return JobRequest(
-        index=view.index,
-        custom_id=view.custom_id,
-        prompt=view.prompt,
-        negative_prompt=view.negative_prompt,
-        n=view.n,
+        index=view.payload.index,
+        custom_id=view.payload.custom_id,
+        prompt=view.payload.prompt,
+        negative_prompt=view.payload.negative_prompt,
+        n=view.payload.n,
         status=view.state.word,
         images=[schemas.image(image, link) for image in view.images],
     )

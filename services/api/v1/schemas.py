@@ -163,12 +163,12 @@ def image(view: ImageView, link: Callable[[int], str]) -> Image:
     failed = view.state is ImageState.FAILED
     return Image(
         index=view.index,
-        custom_id=view.custom_id,
+        custom_id=view.payload.custom_id,
         status=view.state.word,
         seed=view.seed,
         seed_string=str(view.seed),
-        output_format=view.output_format,
-        output_compression=view.output_compression,
+        output_format=view.payload.output_format,
+        output_compression=view.payload.output_compression,
         sha256=view.sha256,
         bytes=view.bytes,
         url=link(view.index) if done else None,

@@ -20,7 +20,7 @@ from services.core.queue import job_states
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
-_PAGE = 1_000
+_PAGE = 250  # requests, each with all that it said
 _JOB = text("""
 SELECT tenant_id, finished_at, stop_reason, total, base_url, output_expires_seconds FROM jobs WHERE id = :id
 """)
@@ -102,7 +102,7 @@ def _requests(lease: Lease, job_id: int) -> Iterator[Request]:
         if not found:
             return
         yield from found
-        after = found[-1].first
+        after = found[-1].payload.index
 
 
 def _line(settings: Settings, job: Any, job_id: int, request: Request) -> bytes:

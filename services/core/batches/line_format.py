@@ -149,10 +149,10 @@ def entry(image: Stored, job_id: int, base_url: str, secret: str) -> dict[str, A
         "url": signed_urls.image_url(base_url, secret, job_id, image.index),
         "b64_json": None,
         "revised_prompt": None,
-        "seed": image.seed,
+        "seed": image.payload.seed_of(image.index),
         "sha256": image.sha256,
         "bytes": image.bytes,
-        "output_format": image.output_format,
+        "output_format": image.payload.output_format,
         "model_revision": image.model_revision,
         "truncated": image.truncated,
         "flagged": image.flagged,
@@ -174,11 +174,11 @@ def output_line(
         code, message = error
         body["error"] = {"code": code, "message": message, "type": "server_error", "param": None}
     line = {
-        "id": f"{ids.public('batch_req_', job_id)}_{request.first}",
-        "custom_id": request.custom_id,
+        "id": f"{ids.public('batch_req_', job_id)}_{request.payload.index}",
+        "custom_id": request.payload.custom_id,
         "response": {
             "status_code": 200 if error is None else 500,
-            "request_id": f"{ids.public('req_', job_id)}_{request.first}",
+            "request_id": f"{ids.public('req_', job_id)}_{request.payload.index}",
             "body": body,
         },
         "error": None if error is None else {"code": error[0], "message": error[1]},

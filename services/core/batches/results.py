@@ -8,12 +8,13 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from services.core.model.specs import SEED_LIMIT, OutputFormat
+from services.core.db import columns
+from services.core.db.columns import Payload
 from services.core.model.states import ImageState
 
 # OFFSET 0: request by request, image by image, each by its key; a join of all with all is never quicker here.
-_REQUESTS = text("""
-SELECT p.index AS first, p.custom_id, p.seed, p.output_format, s.model_revision, s.width, s.height, i.index, i.state,
+_REQUESTS = text(f"""
+SELECT {columns.payload()}, s.model_revision, s.width, s.height, i.index, i.state,
        r.object_key, r.sha256, r.bytes, r.truncated, r.flagged, r.unknown_words, r.reproducibility_class, r.reused,
        r.finished_at, f.code, f.message
 FROM (SELECT * FROM payloads WHERE job_id = :job_id AND index > :after ORDER BY index LIMIT :limit) p
@@ -30,7 +31,7 @@ LEFT JOIN LATERAL (
   ORDER BY id DESC LIMIT 1
 ) f ON true
 ORDER BY i.index
-""")
+""")  # noqa: S608  our own text
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +39,10 @@ class Stored:
     """One done image."""
 
     index: int
-    seed: int
+    payload: Payload
     model_revision: str
     width: int
     height: int
-    output_format: OutputFormat
     object_key: str
     sha256: str
     bytes: int
@@ -58,26 +58,25 @@ class Stored:
 class Request:
     """One request. `failure`: code and sentence of the first image that failed, if one did."""
 
-    first: int
-    custom_id: str | None
-    images: int
+    payload: Payload
     stored: list[Stored]
     failure: tuple[str, str] | None
 
     @property
     def is_done(self) -> bool:
-        return len(self.stored) == self.images
+        return len(self.stored) == self.payload.n
 
 
 def page(connection: Connection, job_id: int, *, after: int = -1, limit: int) -> list[Request]:
     """The requests whose first image has an index above `after`, in order."""
     rows = connection.execute(_REQUESTS, {"job_id": job_id, "after": after, "limit": limit})
-    return [_request(list(images)) for _, images in groupby(rows, lambda row: row.first)]
+    return [_request(list(images)) for _, images in groupby(rows, lambda row: row.payload_index)]
 
 
 def _request(images: list[Any]) -> Request:
-    stored = [_stored(image) for image in images if image.state == ImageState.DONE]
-    return Request(images[0].first, images[0].custom_id, len(images), stored, next(_failures(images), None))
+    payload = columns.read_payload(images[0])
+    stored = [_stored(image, payload) for image in images if image.state == ImageState.DONE]
+    return Request(payload, stored, next(_failures(images), None))
 
 
 def _failures(images: list[Any]) -> Iterator[tuple[str, str]]:
@@ -86,14 +85,13 @@ def _failures(images: list[Any]) -> Iterator[tuple[str, str]]:
             yield image.code or "unknown", image.message or ""
 
 
-def _stored(image: Any) -> Stored:
+def _stored(image: Any, payload: Payload) -> Stored:
     return Stored(
         index=image.index,
-        seed=(image.seed + image.index - image.first) % SEED_LIMIT,
+        payload=payload,
         model_revision=image.model_revision,
         width=image.width,
         height=image.height,
-        output_format=image.output_format,
         object_key=image.object_key,
         sha256=bytes(image.sha256).hex(),
         bytes=image.bytes,

@@ -26,6 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
+from services.core.db import columns
+
 metadata = MetaData()
 Moment = DateTime(timezone=True)
 now = text("now()")
@@ -212,11 +214,7 @@ segments = Table(
     Column("job_id", BigInteger, ForeignKey("jobs.id")),
     Column("id", SmallInteger),
     Column("tenant_id", Integer, nullable=False),
-    Column("model_revision", Text, nullable=False),
-    Column("width", Integer, nullable=False),
-    Column("height", Integer, nullable=False),
-    Column("steps", SmallInteger, nullable=False),
-    Column("guided", Boolean, nullable=False),
+    *columns.shape_columns(),
     Column("priority", SmallInteger, nullable=False),
     Column("open", Boolean, nullable=False),
     Column("cap", SmallInteger),  # suspects of a crash: at most so many in one batch, and no others with them
@@ -259,17 +257,7 @@ images = Table(
 payloads = Table(
     "payloads",
     metadata,
-    Column("job_id", BigInteger),
-    Column("index", Integer),
-    Column("n", Integer, nullable=False),
-    Column("segment_id", SmallInteger, nullable=False),
-    Column("seed", BigInteger, nullable=False),
-    Column("guidance_scale", Double, nullable=False),
-    Column("output_format", Text, nullable=False),
-    Column("custom_id", Text),
-    Column("prompt", Text, nullable=False),
-    Column("negative_prompt", Text, nullable=False),
-    Column("output_compression", SmallInteger),  # quality of a lossy format, 0..100; null: the format's default
+    *columns.PAYLOAD,
     PrimaryKeyConstraint("job_id", "index"),
     postgresql_partition_by="RANGE (job_id)",
 )
@@ -346,15 +334,14 @@ counters = Table(
     "counters",
     metadata,
     Column("job_id", BigInteger, ForeignKey("jobs.id"), primary_key=True, autoincrement=False),
-    Column("queued", Integer, nullable=False),
-    Column("rendering", Integer, nullable=False, server_default=zero),
-    Column("done", Integer, nullable=False, server_default=zero),
-    Column("failed", Integer, nullable=False, server_default=zero),
-    Column("cancelled", Integer, nullable=False, server_default=zero),
+    *(
+        Column(name, Integer, nullable=False, server_default=zero if name != "queued" else None)
+        for name in columns.COUNTS
+    ),
     Column("rate", Double, nullable=False, server_default=zero),  # images finished a second, lately
     Column("folded_at", Moment, nullable=False, server_default=now),
     Column("reused", Integer, nullable=False, server_default=zero),  # of those done
-    CheckConstraint("least(queued, rendering, done, failed, cancelled) >= 0", name="counters_not_negative"),
+    CheckConstraint(f"least({', '.join(columns.COUNTS)}) >= 0", name="counters_not_negative"),
 )
 
 counter_deltas = Table(  # append-only; a duty folds them into `counters`
@@ -362,13 +349,9 @@ counter_deltas = Table(  # append-only; a duty folds them into `counters`
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
     Column("job_id", BigInteger, nullable=False),
-    Column("queued", Integer, nullable=False, server_default=zero),
-    Column("rendering", Integer, nullable=False, server_default=zero),
-    Column("done", Integer, nullable=False, server_default=zero),
-    Column("failed", Integer, nullable=False, server_default=zero),
-    Column("cancelled", Integer, nullable=False, server_default=zero),
+    *(Column(name, Integer, nullable=False, server_default=zero) for name in columns.COUNTS),
     Column("reused", Integer, nullable=False, server_default=zero),
-    CheckConstraint("queued + rendering + done + failed + cancelled = 0", name="counter_deltas_balance"),
+    CheckConstraint(f"{' + '.join(columns.COUNTS)} = 0", name="counter_deltas_balance"),
     Index("counter_deltas_job", "job_id"),
 )
 
@@ -391,17 +374,13 @@ workers = Table(
 render_rates = Table(  # accelerator-seconds an image takes, as each device has measured it
     "render_rates",
     metadata,
-    Column("model_revision", Text),
-    Column("width", Integer),
-    Column("height", Integer),
-    Column("steps", SmallInteger),
-    Column("guided", Boolean),
+    *columns.shape_columns(),
     Column("device", Text),
     Column("images", BigInteger, nullable=False),
     Column("seconds_per_image", Double, nullable=False),
     Column("deviation", Double, nullable=False),
     Column("measured_at", Moment, nullable=False, server_default=now),
-    PrimaryKeyConstraint("model_revision", "width", "height", "steps", "guided", "device"),
+    PrimaryKeyConstraint(*columns.SHAPE, "device"),
 )
 
 exports = Table(

@@ -9,23 +9,22 @@ from typing import Any
 
 from sqlalchemy import text
 
+from services.core.db import columns
+from services.core.db.columns import Payload
 from services.core.db.database import Database
 from services.core.exports.records import Export, Plan
-from services.core.model.specs import SEED_LIMIT
+from services.core.model.specs import Shape
 from services.core.storage.keys import EXTENSIONS
 
 SHARD_BYTES = 1_000_000_000
 IMAGES_PER_FOLDER = 10_000
 _PAGE = 500
 
-_DONE = """
+_DONE = f"""
 FROM images i
 CROSS JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND results.index = i.index OFFSET 0) r
-CROSS JOIN LATERAL (
-  SELECT * FROM payloads WHERE payloads.job_id = i.job_id AND payloads.index <= i.index
-  ORDER BY payloads.index DESC LIMIT 1
-) p
-"""
+{columns.payload_of("i")}
+"""  # noqa: S608  our own text
 # A page is a range of indexes, and each row's result is looked up by itself: with a LIMIT or a plain join it would be
 # left to the planner, who may know nothing of a new table, whether the rest of the job is looked at as well.
 _WHERE = """
@@ -36,9 +35,8 @@ ORDER BY i.index
 _TOTAL = text("SELECT total FROM jobs WHERE id = :job_id")
 _OUTLINES = text(f"SELECT i.index, r.bytes, p.index AS first_index, p.custom_id {_DONE} {_WHERE}")
 _MEMBERS = text(f"""
-SELECT i.index, p.index AS first_index, p.custom_id, p.prompt, p.negative_prompt, p.seed, p.guidance_scale,
-       p.output_format, s.width, s.height, s.steps, s.model_revision, r.object_key, r.sha256, r.bytes, r.truncated,
-       r.flagged, r.unknown_words, r.reproducibility_class
+SELECT i.index, {columns.payload()}, {columns.shape("s")}, r.object_key, r.sha256, r.bytes, r.truncated, r.flagged,
+       r.unknown_words, r.reproducibility_class
 {_DONE} JOIN segments s ON s.job_id = i.job_id AND s.id = i.segment_id
 {_WHERE}
 """)
@@ -53,17 +51,9 @@ class Member:
     """One image of an export. `flagged` is None where no checker ran; `sha256` is 32 raw bytes."""
 
     index: int
-    custom_id: str | None
-    prompt: str
-    negative_prompt: str
-    seed: int
-    width: int
-    height: int
-    steps: int
-    guidance_scale: float
+    payload: Payload
+    shape: Shape
     model: str | None
-    model_revision: str
-    output_format: str
     object_key: str
     sha256: bytes
     bytes: int
@@ -74,31 +64,32 @@ class Member:
 
     @property
     def extension(self) -> str:
-        return EXTENSIONS[self.output_format]
+        return EXTENSIONS[self.payload.output_format]
 
     @property
     def file_name(self) -> str:
         """No other image of the job has it, on a disk that knows no capitals either: it ends in the index."""
         number = f"{self.index:08d}.{self.extension}"
-        return number if self.custom_id is None else f"{self.custom_id}-{number}"
+        return number if self.payload.custom_id is None else f"{self.payload.custom_id}-{number}"
 
     def record(self) -> dict[str, Any]:
         """As JSON tells of it. No field is ever null or an empty list: readers take a column's type from whatever
         comes first."""
+        payload, seed = self.payload, self.payload.seed_of(self.index)
         return {
             "index": self.index,
-            "custom_id": self.custom_id or "",
-            "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
-            "seed": self.seed,
-            "seed_string": str(self.seed),
-            "width": self.width,
-            "height": self.height,
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale,
+            "custom_id": payload.custom_id or "",
+            "prompt": payload.prompt,
+            "negative_prompt": payload.negative_prompt,
+            "seed": seed,
+            "seed_string": str(seed),
+            "width": self.shape.width,
+            "height": self.shape.height,
+            "num_inference_steps": self.shape.steps,
+            "guidance_scale": payload.guidance_scale,
             "model": self.model or "",
-            "model_revision": self.model_revision,
-            "output_format": self.output_format,
+            "model_revision": self.shape.model_revision,
+            "output_format": payload.output_format,
             "sha256": self.sha256.hex(),
             "bytes": self.bytes,
             "truncated": self.truncated,
@@ -134,7 +125,7 @@ def plan(database: Database, export: Export, keep: Callable[[], None]) -> Plan:
     open_cuts: dict[str, Cut] = {}
     shards, images = dict.fromkeys(export.options.split, 0), dict.fromkeys(export.options.split, 0)
     for row in _rows(database, export, _OUTLINES, 0, keep):
-        split = export.options.split_of(_request(row))
+        split = export.options.split_of(_request(row.custom_id, row.first_index))
         images[split] += 1
         if split not in open_cuts or not open_cuts[split].takes(row.bytes):
             open_cuts[split] = Cut(export)
@@ -149,8 +140,9 @@ def of_split(database: Database, export: Export, split: str, first: int, keep: C
     """The split's images from that index on."""
     assert export.plan is not None
     for row in _rows(database, export, _MEMBERS, first, keep):
-        if export.options.split_of(_request(row)) == split:
-            yield _member(row, export.plan.models.get(row.model_revision))
+        payload = columns.read_payload(row)
+        if export.options.split_of(_request(payload.custom_id, payload.index)) == split:
+            yield _member(row, payload, export.plan.models.get(row.model_revision))
 
 
 def _rows(database: Database, export: Export, statement: Any, first: int, keep: Callable[[], None]) -> Iterator[Any]:
@@ -165,25 +157,17 @@ def _rows(database: Database, export: Export, statement: Any, first: int, keep: 
         yield from rows
 
 
-def _request(row: Any) -> str:
+def _request(custom_id: str | None, first_index: int) -> str:
     """What the images of one request share, in this job and, if it has a name, in others."""
-    return row.custom_id or f"#{row.first_index}"
+    return custom_id or f"#{first_index}"
 
 
-def _member(row: Any, model: str | None) -> Member:
+def _member(row: Any, payload: Payload, model: str | None) -> Member:
     return Member(
         index=row.index,
-        custom_id=row.custom_id,
-        prompt=row.prompt,
-        negative_prompt=row.negative_prompt,
-        seed=(row.seed + row.index - row.first_index) % SEED_LIMIT,
-        width=row.width,
-        height=row.height,
-        steps=row.steps,
-        guidance_scale=row.guidance_scale,
+        payload=payload,
+        shape=columns.read_shape(row),
         model=model,
-        model_revision=row.model_revision,
-        output_format=row.output_format,
         object_key=row.object_key,
         sha256=bytes(row.sha256),
         bytes=row.bytes,

@@ -69,5 +69,5 @@ def _references(desk: Desk, members: Iterable[Member]) -> Iterator[dict[str, Any
 
 def _row(member: Member) -> dict[str, Any]:
     """With nulls and lists: here the columns' types are written down."""
-    shown = {"custom_id": member.custom_id, "model": member.model, "flagged": member.flagged}
+    shown = {"custom_id": member.payload.custom_id, "model": member.model, "flagged": member.flagged}
     return member.record() | shown | {"unknown_words": list(member.unknown_words)}

@@ -21,7 +21,7 @@ def write(desk: Desk, shard: Shard, members: Iterable[Member]) -> list[File]:
             parts = {
                 member.extension: data,
                 "json": json_line(member.record()).encode(),
-                "txt": member.prompt.encode(),
+                "txt": member.payload.prompt.encode(),
             }
             for extension, content in sorted(parts.items()):
                 _add(file, f"{member.index:09d}.{extension}", content)

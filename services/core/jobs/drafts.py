@@ -12,11 +12,11 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from services.core.db import columns
 from services.core.jobs import idempotency, queries
 from services.core.jobs.submissions import MOST_PROBLEMS, Ground, Submission
 from services.core.model import requests, strict_json
 from services.core.model.errors import Conflict, InvalidSubmission, NotFound, Problem
-from services.core.model.specs import Shape
 from services.core.model.states import JobState
 from services.core.queue import job_states, segments
 from services.core.queue.job_states import NewJob
@@ -28,9 +28,7 @@ _GROUND = text("""
 SELECT state, total, priority, opened_at FROM jobs WHERE id = :id AND tenant_id = :tenant_id
 """)
 _LOCKED_GROUND = text(f"{_GROUND.text} FOR NO KEY UPDATE")
-_SHAPES = text("""
-SELECT model_revision, width, height, steps, guided FROM segments WHERE job_id = :id ORDER BY segments.id
-""")
+_SHAPES = text(f"SELECT {columns.shape('s')} FROM segments s WHERE job_id = :id ORDER BY s.id")  # noqa: S608  our own text
 _CHUNK = text("SELECT number, sha256, requests, images FROM job_chunks WHERE job_id = :id AND number = :number")
 _CHUNKS = text("""
 SELECT number, sha256, requests, images FROM job_chunks
@@ -131,7 +129,7 @@ def ground(connection: Connection, tenant_id: int, job_id: int, number: int) -> 
     row = _draft(connection, tenant_id, job_id, _GROUND)
     known = connection.execute(_CHUNK, {"id": job_id, "number": number}).one_or_none()
     images = row.total - (known.images if known else 0)
-    return Ground(job_id, images, tuple(Shape(*shape) for shape in connection.execute(_SHAPES, {"id": job_id})))
+    return Ground(job_id, images, tuple(map(columns.read_shape, connection.execute(_SHAPES, {"id": job_id}))))
 
 
 def append(connection: Connection, tenant_id: int, submission: Submission, number: int) -> tuple[Chunk, bool]:

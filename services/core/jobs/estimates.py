@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import Connection, text
 
+from services.core.db import columns
 from services.core.fleet.models import Model
 from services.core.jobs.submissions import Lane, Submission
 from services.core.model import requests
@@ -35,8 +36,8 @@ WHERE seen_at > now() - make_interval(secs => :seconds) AND state IN ('ready', '
 GROUP BY model_revision
 """)
 # A job's queued images, told apart by shape in proportion to its segments' spans: exact for a job of one shape.
-_AHEAD = text("""
-SELECT s.model_revision, s.width, s.height, s.steps, s.guided,
+_AHEAD = text(f"""
+SELECT {columns.shape("s")},
        sum(waiting.queued * (s.high - s.low + 1)::double precision / waiting.span) AS images
 FROM jobs j
 CROSS JOIN LATERAL (
@@ -47,8 +48,8 @@ CROSS JOIN LATERAL (
 JOIN segments s ON s.job_id = j.id AND s.open AND s.low <= s.high
 WHERE j.finished_at IS NULL AND j.state IN ('queued', 'in_progress') AND NOT j.paused AND j.priority <= :priority
   AND waiting.queued > 0 AND s.model_revision = ANY(:revisions)
-GROUP BY s.model_revision, s.width, s.height, s.steps, s.guided
-""")
+GROUP BY {columns.shape("s")}
+""")  # noqa: S608  our own text
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ def estimate(connection: Connection, counts: dict[tuple[str, Shape], int], prior
     found = connection.execute(_WORKERS, {"revisions": revisions, "seconds": LIVE_SECONDS})
     workers = {row.model_revision: int(row.workers) for row in found}
     ahead = {
-        Shape(row.model_revision, row.width, row.height, row.steps, row.guided): float(row.images)
+        columns.read_shape(row): float(row.images)
         for row in connection.execute(_AHEAD, {"revisions": revisions, "priority": priority})
     }
     rates = {shape: _rate(measured, shape) for shape in {*ahead, *(shape for _, shape in counts)}}
@@ -203,8 +204,7 @@ def _rate(measured: Sequence[Any], shape: Shape) -> Rate | None:
     by_shape: dict[Shape, list[Any]] = {}
     for row in measured:
         if row.model_revision == shape.model_revision and row.images > 0:
-            key = Shape(row.model_revision, row.width, row.height, row.steps, row.guided)
-            by_shape.setdefault(key, []).append(row)
+            by_shape.setdefault(columns.read_shape(row), []).append(row)
     if not by_shape:
         return None
     near = min(by_shape, key=lambda other: (other != shape, abs(math.log(_size(shape) / _size(other)))))

@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause, text
 
+from services.core.db import columns
+from services.core.db.columns import COUNTS, Payload
 from services.core.model.states import ImageState
-
-_COUNTS = ("queued", "rendering", "done", "failed", "cancelled")
 
 _JOB = """
 SELECT j.*, now() AS as_of,
@@ -34,22 +34,19 @@ _JOBS = text(
     "AND j.labels @> CAST(:labels AS jsonb) ORDER BY j.id DESC LIMIT :limit"
 )
 
-_IMAGE = """
-SELECT i.index, i.state, p.custom_id, p.output_format, p.output_compression, p.seed, p.index AS first_index,
+_IMAGE = f"""
+SELECT i.index, i.state, {columns.payload()},
        r.object_key, r.sha256, r.bytes, r.truncated, r.flagged, r.unknown_words, r.device, r.reproducibility_class,
        r.reused, e.versions, f.code, f.message
-FROM {images} i
-CROSS JOIN LATERAL (
-  SELECT index, custom_id, output_format, output_compression, seed FROM payloads
-  WHERE payloads.job_id = i.job_id AND payloads.index <= i.index ORDER BY payloads.index DESC LIMIT 1
-) p
+FROM {{images}} i
+{columns.payload_of("i")}
 LEFT JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND results.index = i.index OFFSET 0) r ON true
 LEFT JOIN engines e ON e.id = r.engine_id
 LEFT JOIN LATERAL (
   SELECT code, message FROM failures WHERE i.state = 3 AND failures.job_id = i.job_id AND failures.index = i.index
   ORDER BY id DESC LIMIT 1
 ) f ON true
-"""
+"""  # noqa: S608  our own text
 # Few images first, then what belongs to each: joined before they are few, it would be that of the whole job.
 _PAGE = """(
   SELECT * FROM images WHERE job_id = :job_id AND index > :after{which} ORDER BY index LIMIT :limit
@@ -129,15 +126,12 @@ class JobView:
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """One image at one moment. Of a done one `flagged` is None where no checker ran, and `versions` where none were
-    recorded."""
+    """One image at one moment, with its request. Of a done one `flagged` is None where no checker ran, and `versions`
+    where none were recorded."""
 
     index: int
     state: ImageState
-    custom_id: str | None
-    seed: int
-    output_format: str
-    output_compression: int | None
+    payload: Payload
     object_key: str | None
     sha256: str | None
     bytes: int | None
@@ -150,6 +144,10 @@ class ImageView:
     device: str | None
     error_code: str | None
     error_message: str | None
+
+    @property
+    def seed(self) -> int:
+        return self.payload.seed_of(self.index)
 
 
 def job(connection: Connection, tenant_id: int, job_id: int) -> JobView | None:
@@ -252,7 +250,7 @@ def readiness(connection: Connection, model: str) -> tuple[bool, bool]:
 def totals(connection: Connection) -> tuple[dict[str, int], dict[str, int], int]:
     """Of the whole house: images by state, jobs by state, open claims."""
     row = connection.execute(_TOTALS).one()
-    images_by_state = {name: int(getattr(row, name) or 0) for name in _COUNTS}
+    images_by_state = {name: int(getattr(row, name) or 0) for name in COUNTS}
     jobs_by_state = {entry.state: entry.jobs for entry in connection.execute(_JOB_STATES)}
     return images_by_state, jobs_by_state, int(connection.execute(_OPEN_CLAIMS).scalar_one())
 
@@ -266,7 +264,7 @@ def _job_view(row: Any) -> JobView:
         paused=row.paused,
         priority=row.priority,
         total=row.total,
-        counts={name: getattr(row, name) for name in _COUNTS},
+        counts={name: getattr(row, name) for name in COUNTS},
         labels=row.labels,
         requests=row.requests,
         retry_of=row.parent_id,
@@ -289,10 +287,7 @@ def _image_view(row: Any) -> ImageView:
     return ImageView(
         index=row.index,
         state=ImageState(row.state),
-        custom_id=row.custom_id,
-        seed=(row.seed + row.index - row.first_index) % 2**63,
-        output_format=row.output_format,
-        output_compression=row.output_compression,
+        payload=columns.read_payload(row),
         object_key=row.object_key,
         sha256=None if row.sha256 is None else bytes(row.sha256).hex(),
         bytes=row.bytes,

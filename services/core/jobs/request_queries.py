@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from services.core.db.columns import Payload
 from services.core.jobs import queries
 from services.core.jobs.queries import ImageView
 from services.core.model.errors import NotFound
@@ -21,7 +22,7 @@ MOST_IMAGES = 10_000  # on a page: a request has up to a thousand
 LOOKED_AT = 20_000  # requests, for one page
 
 _STATE = """
-SELECT p.index, p.n, p.custom_id, p.prompt, p.negative_prompt, state.* FROM {requests} p
+SELECT p.index, p.n, state.* FROM {requests} p
 CROSS JOIN LATERAL (
   SELECT CASE WHEN count(*) FILTER (WHERE i.state = 3) > 0 THEN 3 WHEN count(*) FILTER (WHERE i.state = 2) = p.n THEN 2
               WHEN count(*) FILTER (WHERE i.state = 4) > 0 THEN 4 WHEN count(*) FILTER (WHERE i.state = 1) > 0 THEN 1
@@ -48,7 +49,7 @@ _JUMP = """(
   )
   SELECT * FROM found LIMIT :looked_at
 )"""
-_PAYLOAD = """SELECT index, n, custom_id, prompt, negative_prompt FROM payloads
+_PAYLOAD = """SELECT index, n FROM payloads
 WHERE payloads.job_id = :job_id AND payloads.index <= {at} ORDER BY payloads.index DESC LIMIT 1"""
 # Few images are being rendered at a time, in all the house.
 _RENDERING = """(
@@ -83,13 +84,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class RequestView:
-    """One request at one moment, with its images. `index` is that of its first one."""
+    """One request at one moment, with its images."""
 
-    index: int
-    custom_id: str | None
-    prompt: str
-    negative_prompt: str
-    n: int
+    payload: Payload
     state: ImageState
     images: tuple[ImageView, ...]
 
@@ -104,7 +101,7 @@ def page(
     job = queries.job(connection, tenant_id, job_id)
     if job is None:
         raise NotFound("There is no such job.")
-    found: dict[int, tuple[int, ImageState, tuple[str | None, str, str]]] = {}  # by index: n, state, words
+    found: dict[int, tuple[int, ImageState]] = {}  # by index: n, state
     states = (only,) if only is not None else ORDER
     ended: Place | None = None
     for state in states[states.index(place.state) if place else 0 :]:
@@ -122,12 +119,12 @@ def _gather(
     connection: Connection,
     job_id: int,
     place: Place,
-    found: dict[int, tuple[int, ImageState, tuple[str | None, str, str]]],
+    found: dict[int, tuple[int, ImageState]],
     limit: int,
 ) -> Place | None:
     """Adds requests of the place's state; where to go on, or None when there are no more of them."""
     values = {"job_id": job_id, "from": place.index, "looked_at": LOOKED_AT}
-    total = sum(n for n, _, _ in found.values())
+    total = sum(n for n, _ in found.values())
     looked_at, end = 0, place.index
     options = {"stream_results": True, "max_row_buffer": 200}
     with connection.execute(_REQUESTS[place.state], values, execution_options=options) as rows:
@@ -138,16 +135,14 @@ def _gather(
                 continue
             if len(found) == limit or (found and total + row.n > MOST_IMAGES):
                 return Place(place.state, row.index)
-            found[row.index] = row.n, place.state, (row.custom_id, row.prompt, row.negative_prompt)
+            found[row.index] = row.n, place.state
             total += row.n
     return Place(place.state, end) if looked_at == LOOKED_AT else None
 
 
-def _together(
-    found: dict[int, tuple[int, ImageState, tuple[str | None, str, str]]], images: Sequence[ImageView]
-) -> list[RequestView]:
+def _together(found: dict[int, tuple[int, ImageState]], images: Sequence[ImageView]) -> list[RequestView]:
     by_index = {image.index: image for image in images}
     return [
-        RequestView(first, *words, n, state, tuple(by_index[index] for index in range(first, first + n)))
-        for first, (n, state, words) in found.items()
+        RequestView(by_index[first].payload, state, tuple(by_index[index] for index in range(first, first + n)))
+        for first, (n, state) in found.items()
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from services.core.db import partitions
+from services.core.db import columns, partitions
 from services.core.jobs import drafts, idempotency
 from services.core.model import ids, requests, states
 from services.core.model.errors import Conflict, NotFound
@@ -17,25 +17,26 @@ from services.core.model.states import ImageState
 from services.core.queue import images, job_states, segments
 
 _PARENT = text("SELECT * FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
-# Seeds wrap around at 2^63, which a bigint cannot hold on the way.
-_RUNS = """
-INSERT INTO {payloads_leaf} (job_id, index, n, segment_id, seed, guidance_scale, output_format, custom_id, prompt,
-                    negative_prompt, output_compression)
-SELECT :child, sum(run.n) OVER (ORDER BY run.first) - run.n, run.n, p.segment_id,
-       mod(p.seed::numeric + run.first - p.index, 9223372036854775808)::bigint, p.guidance_scale, p.output_format,
-       p.custom_id, p.prompt, p.negative_prompt, p.output_compression
+# What of a payload is another one's in the new job; every other column is copied.
+_CHANGED = {
+    "job_id": ":child",
+    "index": "sum(run.n) OVER (ORDER BY run.first) - run.n",
+    "n": "run.n",
+    "seed": columns.image_seed_sql("p.seed", "run.first - p.index"),
+}
+_COPIED = ", ".join(_CHANGED.get(column.name, f"p.{column.name}") for column in columns.PAYLOAD)
+_RUNS = f"""
+INSERT INTO {{payloads_leaf}} ({columns.names(columns.PAYLOAD)})
+SELECT {_COPIED}
 FROM (
   SELECT request, min(index) AS first, count(*)::integer AS n FROM (
     SELECT i.index, p.index AS request, i.index - row_number() OVER (PARTITION BY p.index ORDER BY i.index) AS island
     FROM images i
-    CROSS JOIN LATERAL (
-      SELECT index FROM payloads WHERE payloads.job_id = :parent AND payloads.index <= i.index
-      ORDER BY payloads.index DESC LIMIT 1
-    ) p
+    {columns.payload_of("i")}
     WHERE i.job_id = :parent AND i.state = ANY(:states)
   ) failed GROUP BY request, island
 ) run JOIN payloads p ON p.job_id = :parent AND p.index = run.request
-"""
+"""  # noqa: S608  our own text
 _COUNT = text("SELECT count(*) AS requests, coalesce(sum(n), 0) AS images FROM payloads WHERE job_id = :child")
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 from sqlalchemy import Connection, text
 
-from services.core.db import partitions, tables
+from services.core.db import columns, partitions
 from services.core.db.database import Database
 from services.core.fleet.models import Model
 from services.core.jobs import idempotency
@@ -33,8 +33,6 @@ _MOST_LANES = 10_000
 _SPOOL_MEMORY = 1 << 20
 _SPOOL_ROWS = 1_000  # written at a time
 _COPY_CHUNK = 1 << 18
-
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,14 +283,12 @@ class Submission:
         """One row for COPY, and what of it an Idempotency-Key stands for: all but what was drawn or looked up here."""
         self._highest[lane.segment] = self.total + request.n - 1
         seed = secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
-        custom_id = "\\N" if request.custom_id is None else request.custom_id
-        compression = "\\N" if request.output_compression is None else request.output_compression
-        words = f"{_escaped(request.prompt)}\t{_escaped(request.negative_prompt)}\t{compression}\n"
-        rest = f"{request.output_format}\t{custom_id}\t{words}"
-        self._rows.append(
-            f"{self.job_id}\t{self.total}\t{request.n}\t{lane.segment}\t{seed}\t{lane.guidance!r}\t{rest}"
-        )
-        self._said.append(f"{request.n}\t{request.seed}\t{lane.said}\t{rest}")
+        row, said = columns.payload_row(
+            request, job_id=self.job_id, index=self.total, segment_id=lane.segment, seed=seed,
+            guidance_scale=lane.guidance,
+        )  # fmt: skip
+        self._rows.append(row)
+        self._said.append(f"{request.n}\t{request.seed}\t{lane.said}\t{said}")
         self.total += request.n
         self.requests += 1
         if len(self._rows) == _SPOOL_ROWS:
@@ -309,11 +305,10 @@ class Submission:
         where row-level security stands, and the application may insert there but not read."""
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         payloads_leaf = partitions.leaf(connection, "payloads", self.job_id)
-        columns = ", ".join(column.name for column in tables.payloads.columns)
         self._spool.seek(0)
         driver = connection.connection.driver_connection
         assert driver is not None
-        with driver.cursor().copy(f"COPY {payloads_leaf} ({columns}) FROM STDIN") as copy:
+        with driver.cursor().copy(f"COPY {payloads_leaf} ({columns.names(columns.PAYLOAD)}) FROM STDIN") as copy:
             while chunk := self._spool.read(_COPY_CHUNK):
                 copy.write(chunk)
         images.spread(connection, self.job_id, first=self.ground.images)
@@ -334,8 +329,3 @@ def read_lines(submission: Submission, lines: Iterable[bytes]) -> None:
             submission.refuse(Problem("blank_line", "A blank line stands between requests.", None, blank))
             blank = 0
         submission.add_line(number, line)
-
-
-def _escaped(value: str) -> str:
-    """As COPY's text format takes it. What is printable and holds no backslash needs nothing."""
-    return value if value.isprintable() and "\\" not in value else value.translate(_ESCAPES)

@@ -14,7 +14,8 @@ Digest = bytes
 
 
 def image_seed(seed: int, nth: int) -> int:
-    """The seed of the `nth` image, from 0, of a request whose first image has `seed`. `columns.IMAGE_SEED` in SQL."""
+    """The seed of the `nth` image, from 0, of a request whose first image has `seed`. `columns.image_seed_sql` says the
+    same in SQL."""
     return (seed + nth) % SEED_LIMIT
 
 

@@ -4,25 +4,26 @@ Low-water marks are raised and cancelled images swept anywhere, at any time, by 
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from sqlalchemy import Connection, text
 
+from services.core.db import columns
 from services.core.model import states
 from services.core.model.specs import Shape
 
-_NEW = text("""
-INSERT INTO segments (job_id, id, tenant_id, model_revision, width, height, steps, guided, priority, open, low, high)
-VALUES (:job_id, :id, :tenant_id, :model_revision, :width, :height, :steps, :guided, :priority, :open, :low, :high)
-""")
-_INHERIT = text("""
-INSERT INTO segments (job_id, id, tenant_id, model_revision, width, height, steps, guided, priority, open, low, high)
-SELECT :child, s.id, s.tenant_id, s.model_revision, s.width, s.height, s.steps, s.guided, :priority, false,
-       span.low, span.high
+_NEW = text(f"""
+INSERT INTO segments (job_id, id, tenant_id, {", ".join(columns.SHAPE)}, priority, open, low, high)
+VALUES (:job_id, :id, :tenant_id, :{", :".join(columns.SHAPE)}, :priority, :open, :low, :high)
+""")  # noqa: S608  our own text
+_INHERIT = text(f"""
+INSERT INTO segments (job_id, id, tenant_id, {", ".join(columns.SHAPE)}, priority, open, low, high)
+SELECT :child, s.id, s.tenant_id, {columns.shape("s")}, :priority, false, span.low, span.high
 FROM (
   SELECT segment_id, min(index) AS low, max(index + n - 1) AS high FROM payloads WHERE job_id = :child
   GROUP BY segment_id
 ) span JOIN segments s ON s.job_id = :parent AND s.id = span.segment_id
-""")
+""")  # noqa: S608  our own text
 _GROW = text("UPDATE segments SET high = :high WHERE job_id = :job_id AND id = :segment_id")
 _SET_OPEN = text("UPDATE segments SET open = :open WHERE job_id = :job_id")
 _CLOSE = text("UPDATE segments SET open = false WHERE job_id = :job_id AND open")
@@ -89,11 +90,7 @@ def new(
             "id": number,
             "tenant_id": tenant_id,
             "priority": priority,
-            "model_revision": shape.model_revision,
-            "width": shape.width,
-            "height": shape.height,
-            "steps": shape.steps,
-            "guided": shape.guided,
+            **asdict(shape),
             "low": low,
             "high": high,
             "open": opened,
