@@ -645,13 +645,13 @@ def test_what_nobody_foresaw_is_a_500_without_a_trace(
 ) -> None:
     admin = f"{plain(stack.superuser_url).rpartition('/')[0]}/{database_url.rpartition('/')[2]}"
     with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute("ALTER TABLE counters RENAME TO lost")
+        connection.execute("ALTER VIEW job_counts RENAME TO lost")
     answer = api.http.get("/v1/jobs")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
-    for private in ("counters", "Traceback", ".py", "psycopg", "SELECT"):
+    for private in ("job_counts", "Traceback", ".py", "psycopg", "SELECT"):
         assert private not in answer.text
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert "lost" in caplog.text or "counters" in caplog.text
+    assert "job_counts" in caplog.text
 
 
 def test_openapi_tells_the_truth_about_bodies(api: Api) -> None:

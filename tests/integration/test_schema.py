@@ -128,6 +128,32 @@ def test_the_application_can_neither_read_a_partition_nor_drop_one(database, set
             connection.execute(text(statement))
 
 
+def test_the_view_of_counts_adds_deltas_up_and_shows_a_tenant_its_own_jobs_alone(
+    stack, database, database_url, settings
+):
+    """Also where whoever migrated it may see everything."""
+    admin = create_engine(stack.superuser_url.rpartition("/")[0] + "/" + database_url.rpartition("/")[2])
+    with admin.begin() as connection:
+        connection.execute(text("ALTER VIEW job_counts OWNER TO CURRENT_USER"))
+    admin.dispose()
+    factories.register(database)
+    with database.begin() as connection:
+        connection.execute(text("INSERT INTO tenants (id, name) VALUES (2, 'other') ON CONFLICT DO NOTHING"))
+    mine, theirs = factories.submit(database, settings, 3), factories.submit(database, settings, 2, tenant=2)
+    factories.claim(database)
+    counts = text("SELECT job_id, queued, rendering, done, failed, cancelled, reused FROM job_counts ORDER BY 1")
+    with database.begin() as connection:
+        found = connection.execute(counts).all()
+        assert [tuple(row) for row in found] == [(mine, 0, 3, 0, 0, 0, 0), (theirs, 0, 2, 0, 0, 0, 0)]
+    for tenant, job_id in ((1, mine), (2, theirs)):
+        with database.begin(tenant) as connection:
+            assert [row.job_id for row in connection.execute(counts)] == [job_id]
+    engine = create_engine(databases.driver_url(database_url))  # a session that has not said whose it is
+    with engine.begin() as connection:
+        assert connection.execute(counts).all() == []
+    engine.dispose()
+
+
 def test_one_scheduler_leads_and_an_ex_leader_writes_nothing(database):
     with database.begin() as connection:
         first = leadership.lead(connection, "a", 30.0)

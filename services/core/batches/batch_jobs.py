@@ -29,12 +29,7 @@ SELECT j.state, f.object_key FROM jobs j
 LEFT JOIN files f ON f.id = j.input_file_id AND f.deleted_at IS NULL WHERE j.id = :id
 """)
 _JOB = """
-SELECT j.*, c.done + d.done AS done, c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled
-FROM jobs j JOIN counters c ON c.job_id = j.id
-CROSS JOIN LATERAL (
-  SELECT coalesce(sum(done), 0) AS done, coalesce(sum(failed), 0) AS failed, coalesce(sum(cancelled), 0) AS cancelled
-  FROM counter_deltas WHERE job_id = j.id
-) d
+SELECT j.*, c.done, c.failed, c.cancelled FROM jobs j JOIN job_counts c ON c.job_id = j.id
 WHERE j.tenant_id = :tenant_id AND j.input_file_id IS NOT NULL
 """
 _ONE = text(_JOB + "AND j.id = :id")

@@ -71,6 +71,11 @@ def names(columns: tuple[Column[Any], ...]) -> str:
     return ", ".join(column.name for column in columns)
 
 
+def counts(alias: str) -> str:
+    """The counts in a SELECT, of the view `job_counts`: counters with the deltas that are not folded into them yet."""
+    return ", ".join(f"{alias}.{name}" for name in COUNTS)
+
+
 def shape(alias: str) -> str:
     """The columns of a shape in a SELECT, in the order of Shape's attributes."""
     return ", ".join(f"{alias}.{name}" for name in SHAPE)

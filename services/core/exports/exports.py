@@ -18,8 +18,7 @@ from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 
 _JOB = text("""
-SELECT j.state, j.finished_at, j.base_url, c.done + d.done AS done FROM jobs j JOIN counters c ON c.job_id = j.id
-CROSS JOIN LATERAL (SELECT coalesce(sum(done), 0)::integer AS done FROM counter_deltas WHERE job_id = j.id) d
+SELECT j.state, j.finished_at, j.base_url, c.done FROM jobs j JOIN job_counts c ON c.job_id = j.id
 WHERE j.id = :job_id AND j.tenant_id = :tenant_id
 """)
 _SUBJECT = "'export/' || id"

@@ -41,9 +41,9 @@ SELECT {columns.shape("s")},
        sum(waiting.queued * (s.high - s.low + 1)::double precision / waiting.span) AS images
 FROM jobs j
 CROSS JOIN LATERAL (
-  SELECT c.queued + coalesce((SELECT sum(queued) FROM counter_deltas d WHERE d.job_id = j.id), 0) AS queued,
+  SELECT c.queued,
          (SELECT sum(high - low + 1) FROM segments o WHERE o.job_id = j.id AND o.open AND o.low <= o.high) AS span
-  FROM counters c WHERE c.job_id = j.id
+  FROM job_counts c WHERE c.job_id = j.id
 ) waiting
 JOIN segments s ON s.job_id = j.id AND s.open AND s.low <= s.high
 WHERE j.finished_at IS NULL AND j.state IN ('queued', 'in_progress') AND NOT j.paused AND j.priority <= :priority

@@ -15,19 +15,11 @@ from services.core.db import columns
 from services.core.db.columns import COUNTS, Payload
 from services.core.model.states import ImageState
 
-_JOB = """
-SELECT j.*, now() AS as_of,
-       c.queued + d.queued AS queued, c.rendering + d.rendering AS rendering, c.done + d.done AS done,
-       c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled, c.reused + d.reused AS reused_images,
+_JOB = f"""
+SELECT j.*, now() AS as_of, {columns.counts("c")}, c.reused,
        CASE WHEN c.folded_at > now() - interval '60 seconds' THEN c.rate ELSE 0 END AS rate
-FROM jobs j JOIN counters c ON c.job_id = j.id
-CROSS JOIN LATERAL (
-  SELECT coalesce(sum(queued), 0)::integer AS queued, coalesce(sum(rendering), 0)::integer AS rendering,
-         coalesce(sum(done), 0)::integer AS done, coalesce(sum(failed), 0)::integer AS failed,
-         coalesce(sum(cancelled), 0)::integer AS cancelled, coalesce(sum(reused), 0)::integer AS reused
-  FROM counter_deltas WHERE job_id = j.id
-) d
-"""
+FROM jobs j JOIN job_counts c ON c.job_id = j.id
+"""  # noqa: S608  our own text
 _ONE_JOB = text(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id = :job_id")
 _JOBS = text(
     _JOB + "WHERE j.tenant_id = :tenant_id AND j.id < :before AND (CAST(:state AS text) IS NULL OR j.state = :state) "
@@ -80,15 +72,9 @@ _WORKERS = text("""
 SELECT model_revision, count(*) AS workers FROM workers
 WHERE state IN ('ready', 'busy') AND seen_at > now() - interval '15 seconds' GROUP BY model_revision
 """)
-_TOTALS = text("""
-SELECT sum(c.queued + d.queued) AS queued, sum(c.rendering + d.rendering) AS rendering, sum(c.done + d.done) AS done,
-       sum(c.failed + d.failed) AS failed, sum(c.cancelled + d.cancelled) AS cancelled
-FROM counters c CROSS JOIN LATERAL (
-  SELECT coalesce(sum(queued), 0) AS queued, coalesce(sum(rendering), 0) AS rendering, coalesce(sum(done), 0) AS done,
-         coalesce(sum(failed), 0) AS failed, coalesce(sum(cancelled), 0) AS cancelled
-  FROM counter_deltas WHERE job_id = c.job_id
-) d
-""")
+_TOTALS = text(f"""
+SELECT {", ".join(f"sum({name}) AS {name}" for name in COUNTS)} FROM job_counts
+""")  # noqa: S608  our own text
 _JOB_STATES = text("SELECT state, count(*) AS jobs FROM jobs GROUP BY state")
 _OPEN_CLAIMS = text("SELECT count(*) FROM claims WHERE state = 'open'")
 _READY = text("""
@@ -268,7 +254,7 @@ def _job_view(row: Any) -> JobView:
         labels=row.labels,
         requests=row.requests,
         retry_of=row.parent_id,
-        reused=row.reused_images,
+        reused=row.reused,
         dedupe=row.dedupe,
         embed_prompt=row.embed_prompt,
         created_at=row.created_at,

@@ -100,18 +100,8 @@ ORDER BY expires_at LIMIT 50
 """)
 
 _ALL_FINAL = """
-SELECT j.id, c.done + d.done AS done, c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled,
-       c.reused + d.reused AS reused
-FROM jobs j
-JOIN counters c ON c.job_id = j.id
-CROSS JOIN LATERAL (
-  SELECT coalesce(sum(queued), 0) AS queued, coalesce(sum(rendering), 0) AS rendering, coalesce(sum(done), 0) AS done,
-         coalesce(sum(failed), 0) AS failed, coalesce(sum(cancelled), 0) AS cancelled,
-         coalesce(sum(reused), 0) AS reused
-  FROM counter_deltas WHERE job_id = j.id
-) d
-WHERE j.finished_at IS NULL AND j.state = ANY(:sources)
-  AND c.queued + d.queued = 0 AND c.rendering + d.rendering = 0
+SELECT j.id, c.done, c.failed, c.cancelled, c.reused FROM jobs j JOIN job_counts c ON c.job_id = j.id
+WHERE j.finished_at IS NULL AND j.state = ANY(:sources) AND c.queued = 0 AND c.rendering = 0
 """
 _FINALIZE = text(f"""
 WITH moved AS (

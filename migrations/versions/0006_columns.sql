@@ -1,0 +1,23 @@
+-- Counters with the deltas that are not folded into them yet: what a job's counts are. security_invoker: whoever reads
+-- it sees the jobs that they may see.
+CREATE VIEW job_counts WITH (security_invoker = true) AS
+SELECT c.job_id, c.queued + d.queued AS queued, c.rendering + d.rendering AS rendering, c.done + d.done AS done,
+       c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled, c.reused + d.reused AS reused,
+       c.rate, c.folded_at
+FROM counters c
+CROSS JOIN LATERAL (
+  SELECT coalesce(sum(queued), 0)::integer AS queued, coalesce(sum(rendering), 0)::integer AS rendering,
+         coalesce(sum(done), 0)::integer AS done, coalesce(sum(failed), 0)::integer AS failed,
+         coalesce(sum(cancelled), 0)::integer AS cancelled, coalesce(sum(reused), 0)::integer AS reused
+  FROM counter_deltas WHERE counter_deltas.job_id = c.job_id
+) d;
+
+DO $$
+BEGIN
+  IF to_regrole('presswork_app') IS NOT NULL THEN
+    GRANT SELECT ON job_counts TO presswork_app;
+  END IF;
+  IF to_regrole('presswork_reader') IS NOT NULL THEN
+    GRANT SELECT ON job_counts TO presswork_reader;
+  END IF;
+END $$;
