@@ -81,7 +81,7 @@ def claim_in(
     revision: str = REVISION,
 ) -> Claim | None:
     chosen = claims.candidates(connection, revision, turn)
-    return claims.claim(connection, chosen, model_revision=revision, worker_id=worker, seats=seats, lease=lease)
+    return claims.claim(connection, chosen, worker_id=worker, seats=seats, lease=lease)
 
 
 def stored(claim: Claim, picture: bytes = b"picture") -> list[StoredImage]:

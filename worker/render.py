@@ -118,7 +118,6 @@ class Press:
                 claim = claims.claim(
                     connection,
                     found,
-                    model_revision=self.pipeline.card.revision,
                     worker_id=self.worker_id,
                     seats=seats,
                     lease=self.settings.lease_seconds,

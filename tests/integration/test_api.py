@@ -501,8 +501,7 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(api: Api) -> None:
 OTHER_ROWS = (  # of tables that nothing above has written to
     "INSERT INTO files (id, tenant_id, purpose, filename, bytes, sha256, object_key)"
     " VALUES (1, 1, 'batch', 'f', 1, %(sha256)s, 'k')",
-    "INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, mime_type, expires_at)"
-    " VALUES (1, 1, 'batch', 'f', 1, 'text/plain', now())",
+    "INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, expires_at) VALUES (1, 1, 'batch', 'f', 1, now())",
     "INSERT INTO upload_parts (id, upload_id, tenant_id, bytes, sha256, object_key)"
     " VALUES (1, 1, 1, 1, %(sha256)s, 'k')",
     "INSERT INTO job_chunks (job_id, number, tenant_id, sha256, first_index, requests, images)"

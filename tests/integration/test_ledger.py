@@ -386,9 +386,7 @@ def test_a_job_that_is_paused_between_the_look_and_the_claim_is_not_claimed(data
     with database.begin(TENANT) as connection:
         lifecycle.pause(connection, TENANT, paused, True)
     with database.begin() as connection:
-        taken = claims.claim(
-            connection, chosen, model_revision=factories.REVISION, worker_id="worker-a", seats=16, lease=30.0
-        )
+        taken = claims.claim(connection, chosen, worker_id="worker-a", seats=16, lease=30.0)
     assert {image.job_id for image in taken.images} == {other}
     assert counts_match(database, paused)["queued"] == 4
 

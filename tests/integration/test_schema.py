@@ -6,8 +6,11 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
+from services.core.batches import results
 from services.core.db import database as databases
 from services.core.db import leadership, leases, partitions, tables
+from services.core.files import uploads
+from services.core.jobs import queries, request_queries
 from services.core.model import ids
 from services.core.model.errors import UnfitDatabase
 from tests import factories
@@ -82,6 +85,85 @@ INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproduci
                      render_seconds, claim_id)
 VALUES (:job_id, :index, 'key', sha256('x'), 1, 'd', 'c', true, 0.1, 1)
 """)
+
+
+_BEFORE = "0004"
+_FILLED = text("""
+WITH job AS (
+  INSERT INTO jobs (id, tenant_id, state, priority, total, requests) VALUES (:job_id, 1, 'queued', 1, 30, 10)
+), segment AS (
+  INSERT INTO segments (job_id, id, tenant_id, model_revision, width, height, steps, guided, priority, open, low, high)
+  VALUES (:job_id, 0, 1, :revision, 64, 64, 10, true, 1, true, 0, 29)
+), payload AS (
+  INSERT INTO payloads (job_id, index, n, segment_id, seed, guidance_scale, output_format, custom_id, prompt,
+                        negative_prompt)
+  SELECT :job_id, nth * 3, 3, 0, 9223372036854775807, 7.5, 'png', 'mug-' || nth, 'a mug', ''
+  FROM generate_series(0, 9) AS nth
+), image AS (
+  INSERT INTO images (job_id, index, segment_id, state, not_before)
+  SELECT :job_id, nth, 0, CASE WHEN nth < 10 THEN 2 ELSE 0 END, CASE WHEN nth % 2 = 0 THEN now() END
+  FROM generate_series(0, 29) AS nth
+), result AS (
+  INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproducibility_class, truncated,
+                       render_seconds, claim_id)
+  SELECT :job_id, nth, 'key', sha256('x'), 1, 'd', 'c', false, 0.1, 1 FROM generate_series(0, 9) AS nth
+), counter AS (
+  INSERT INTO counters (job_id, queued, done) VALUES (:job_id, 25, 5)
+), delta AS (
+  INSERT INTO counter_deltas (job_id, queued, done) SELECT :job_id, -1, 1 FROM generate_series(1, 5)
+)
+INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, mime_type, expires_at)
+VALUES (:job_id, 1, 'batch', 'old.jsonl', 7, 'text/plain', now() + interval '1 hour')
+""")
+
+
+def test_a_filled_database_is_migrated_without_touching_an_image_and_everything_of_it_still_reads(
+    stack, fresh_database, settings
+):
+    with fresh_database("template0") as url:
+        migrator_url = f"{stack.migrator_url.rpartition('/')[0]}/{url.rpartition('/')[2]}"
+        databases.migrate(migrator_url, _BEFORE)
+        engine = create_engine(databases.driver_url(migrator_url))
+        jobs = [ids.new(), 1]  # one in a week's partition, one in the default
+        files = text(
+            "SELECT relname, pg_relation_filenode(oid) FROM pg_class WHERE relname ~ '^(images|payloads|uploads)' "
+            "AND relkind = 'r' ORDER BY 1"
+        )
+        with engine.begin() as connection:
+            connection.execute(text("SELECT set_config('app.tenant', '*', true)"))
+            for job_id in jobs:
+                connection.execute(_FILLED, {"job_id": job_id, "revision": factories.REVISION})
+            before = connection.execute(files).all()
+        databases.migrate(migrator_url)
+        with engine.begin() as connection:
+            assert connection.execute(files).all() == before
+        engine.dispose()
+        database = databases.Database(url, application="tests")
+        try:
+            _reads(database, jobs)
+            factories.register(database)
+            newer = factories.submit(database, settings, 3, size="64x64", num_inference_steps=10)
+            taken = [factories.claim(database), factories.claim(database), factories.claim(database)]
+            assert [len(claim.images) for claim in taken] == [16, 16, 11]
+            assert {image.job_id for claim in taken for image in claim.images} == {*jobs, newer}
+            for claim in taken:
+                assert factories.settle(database, claim).verdict == "ok"
+        finally:
+            database.close()
+
+
+def _reads(database, jobs):
+    for job_id in jobs:
+        with database.begin(1) as connection:
+            view = queries.job(connection, 1, job_id)
+            assert (view.counts["queued"], view.counts["done"], view.total) == (20, 10, 30)
+            shown = queries.images(connection, 1, job_id, state=None, after=-1, limit=100)
+            assert [image.seed for image in shown[:4]] == [2**63 - 1, 0, 1, 2**63 - 1]
+            assert [image.payload.custom_id for image in shown[::3]] == [f"mug-{n}" for n in range(10)]
+            found, _ = request_queries.page(connection, 1, job_id, only=None, place=None, limit=100)
+            assert sorted(request.payload.index for request in found) == list(range(0, 30, 3))
+            assert len(results.page(connection, job_id, limit=100)) == 10
+            assert uploads.find(connection, 1, job_id).filename == "old.jsonl"
 
 
 def test_the_application_is_no_superuser_and_the_database_is_durable(database):

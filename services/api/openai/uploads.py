@@ -106,7 +106,6 @@ def _create(here: Context, tenant: int, asked: NewUpload) -> schemas.Upload:
     with here.database.begin(tenant) as connection:
         found = uploads.create(
             connection, tenant, purpose=asked.purpose, filename=asked.filename, size=asked.bytes,
-            mime_type=asked.mime_type,
             file_expires_seconds=None if asked.expires_after is None else asked.expires_after.seconds,
         )  # fmt: skip
     return schemas.upload(found, None)

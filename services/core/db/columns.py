@@ -28,6 +28,7 @@ PAYLOAD = (
     Column("negative_prompt", Text, nullable=False),
     Column("output_compression", SmallInteger),  # quality of a lossy format, 0..100; null: the format's default
 )
+RENDERED = ("seed", "guidance_scale", "output_format", "output_compression", "prompt", "negative_prompt")  # by workers
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _NULL = "\\N"
 

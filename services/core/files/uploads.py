@@ -18,9 +18,8 @@ from services.core.storage.contract import ImageStore
 
 LIFE_SECONDS = 3600
 _NEW = text("""
-INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, mime_type, file_expires_seconds, expires_at)
-VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :mime_type, :file_expires_seconds,
-        now() + make_interval(secs => :life))
+INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, file_expires_seconds, expires_at)
+VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :file_expires_seconds, now() + make_interval(secs => :life))
 """)
 _FIND = text("SELECT * FROM uploads WHERE tenant_id = :tenant_id AND id = :id")
 _LOCK = text(
@@ -87,13 +86,12 @@ def create(
     purpose: str,
     filename: str,
     size: int,
-    mime_type: str,
     file_expires_seconds: int | None,
 ) -> Upload:
     """Open for an hour. `size` is that of the whole file, in bytes."""
     number = ids.new()
     values = {"id": number, "tenant_id": tenant_id, "purpose": purpose, "filename": filename, "bytes": size}
-    more = {"mime_type": mime_type, "file_expires_seconds": file_expires_seconds, "life": LIFE_SECONDS}
+    more = {"file_expires_seconds": file_expires_seconds, "life": LIFE_SECONDS}
     connection.execute(_NEW, values | more)
     return find(connection, tenant_id, number)
 

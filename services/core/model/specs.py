@@ -80,7 +80,7 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One claimed picture: which it is, what it shows, what file it becomes, and what befell it before.
+    """One claimed picture: which it is, what it shows, and what file it becomes.
 
     `output_compression` is the quality of a lossy format, 0..100, or None for the format's default. `embed_prompt`: the
     file tells the prompt. `dedupe`: a stored image of an equal render key and class will do.
@@ -91,8 +91,6 @@ class Image:
     tenant_id: int
     spec: Spec
     output_format: OutputFormat
-    attempt: int = 0
-    crashes: int = 0
     output_compression: int | None = None
     embed_prompt: bool = False
     dedupe: bool = False

@@ -13,29 +13,30 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from services.core.db import columns
 from services.core.model import states
-from services.core.model.specs import SEED_LIMIT, Claim, Image, Shape, Spec
+from services.core.model.specs import Claim, Image, Shape, Spec, image_seed
 
 # Which segments come first: the class whose turn it is, then the others by priority; within a class the tenant with
 # the smallest virtual time; within a tenant the oldest job. One index probe for each class and tenant.
-_CANDIDATES = text("""
+_CANDIDATES = text(f"""
 SELECT s.*
 FROM (VALUES (0), (1), (2)) AS class (priority)
 CROSS JOIN tenants t
 CROSS JOIN LATERAL (
-  SELECT job_id, id, low, high, cap, width, height, steps, guided,
+  SELECT job_id, id, low, high, cap, {", ".join(columns.SHAPE)},
          extract(epoch FROM clock_timestamp() - created_at) AS age
   FROM segments
   WHERE model_revision = :revision AND priority = class.priority AND tenant_id = t.id AND open AND low <= high
   ORDER BY job_id, id LIMIT 16
 ) s
 ORDER BY class.priority <> :turn, class.priority, t.virtual_time, s.job_id, s.id
-""")
+""")  # noqa: S608  our own text
 
 # The claim itself, under the jobs' locks: its snapshot is taken when they are held, so a cancel that committed first
 # is seen, and one that comes later waits. `taken` is materialised: its LIMIT holds exactly.
 # OFFSET 0 keeps the planner from joining the jobs in any other way than segment by segment, in the order given.
-_TAKE = text("""
+_TAKE = text(f"""
 WITH taken AS MATERIALIZED (
   SELECT j.tenant_id, j.state AS job_state, j.embed_prompt, j.dedupe, i.*
   FROM unnest(CAST(:job_ids AS bigint[]), CAST(:segment_ids AS smallint[]), CAST(:lows AS integer[]))
@@ -45,9 +46,8 @@ WITH taken AS MATERIALIZED (
     WHERE jobs.id = s.job_id AND state = ANY(:claimable) AND NOT paused OFFSET 0
   ) j
   CROSS JOIN LATERAL (
-    SELECT job_id, index, attempt, crashes FROM images
+    SELECT job_id, index FROM images
     WHERE images.job_id = s.job_id AND segment_id = s.id AND index >= s.low AND state = 0
-      AND (not_before IS NULL OR not_before <= now())
     ORDER BY index LIMIT :seats FOR UPDATE SKIP LOCKED
   ) i
   LIMIT :seats
@@ -63,15 +63,10 @@ WITH taken AS MATERIALIZED (
   INSERT INTO counter_deltas (job_id, queued, rendering)
   SELECT job_id, -count(*), count(*) FROM taken GROUP BY job_id
 )
-SELECT claim.id AS claim_id, taken.*, p.index AS first_index, p.seed, p.guidance_scale, p.output_format,
-       p.output_compression, p.prompt, p.negative_prompt
-FROM claim, taken
-CROSS JOIN LATERAL (
-  SELECT * FROM payloads WHERE payloads.job_id = taken.job_id AND payloads.index <= taken.index
-  ORDER BY payloads.index DESC LIMIT 1
-) p
+SELECT claim.id AS claim_id, taken.*, p.index AS first_index, {", ".join(f"p.{name}" for name in columns.RENDERED)}
+FROM claim, taken {columns.payload_of("taken")}
 ORDER BY taken.job_id, taken.index
-""")
+""")  # noqa: S608  our own text
 
 _EXTEND = text("""
 UPDATE claims SET expires_at = now() + make_interval(secs => :lease), step = beat.step
@@ -127,9 +122,7 @@ def candidates(connection: Connection, model_revision: str, turn: int) -> Candid
     return Candidates(tuple(connection.execute(_CANDIDATES, {"revision": model_revision, "turn": turn})))
 
 
-def claim(
-    connection: Connection, chosen: Candidates, *, model_revision: str, worker_id: str, seats: int, lease: float
-) -> Claim | None:
+def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: int, lease: float) -> Claim | None:
     """Leases up to `seats` images of one shape for `lease` seconds; None when these segments are drained.
 
     The first candidate decides the shape; free seats are filled from the others of that shape. Suspects of a crash
@@ -156,7 +149,7 @@ def claim(
     ).all()
     if not rows:
         return None
-    shape = Shape(model_revision, *_shape(first))
+    shape = columns.read_shape(first)
     fresh = sorted({row.job_id for row in rows if row.job_state in states.START.sources})
     return Claim(rows[0].claim_id, shape, tuple(_image(row, shape) for row in rows), lease, tuple(fresh))
 
@@ -183,11 +176,8 @@ def _mates(rows: Sequence[Any]) -> list[Any]:
     first = rows[0]
     if first.cap is not None:
         return [first]
-    return [row for row in rows if row.cap is None and _shape(row) == _shape(first)]
-
-
-def _shape(row: Any) -> tuple[int, int, int, bool]:
-    return row.width, row.height, row.steps, row.guided
+    shape = columns.read_shape(first)
+    return [row for row in rows if row.cap is None and columns.read_shape(row) == shape]
 
 
 def _image(row: Any, shape: Shape) -> Image:
@@ -195,13 +185,13 @@ def _image(row: Any, shape: Shape) -> Image:
         model_revision=shape.model_revision,
         prompt=row.prompt,
         negative_prompt=row.negative_prompt,
-        seed=(row.seed + row.index - row.first_index) % SEED_LIMIT,
+        seed=image_seed(row.seed, row.index - row.first_index),
         width=shape.width,
         height=shape.height,
         steps=shape.steps,
         guidance_scale=row.guidance_scale,
     )
     return Image(
-        row.job_id, row.index, row.tenant_id, spec, row.output_format, row.attempt, row.crashes,
-        row.output_compression, row.embed_prompt, row.dedupe,
+        row.job_id, row.index, row.tenant_id, spec, row.output_format, row.output_compression, row.embed_prompt,
+        row.dedupe,
     )  # fmt: skip

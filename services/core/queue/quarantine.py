@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from services.core.db import columns
 from services.core.events import log as events
 from services.core.fleet import workers
 from services.core.model.specs import FailedImage
@@ -56,17 +57,17 @@ WITH moved AS (
 INSERT INTO counter_deltas (job_id, queued, failed) SELECT job_id, -1, 1 FROM moved
 """)
 _LOCK_JOB = text("SELECT pg_advisory_xact_lock(7209413, hashint8(:job_id))")
-_SUSPECT_SEGMENT = text("""
-SELECT s.id FROM segments s JOIN segments o USING (job_id, model_revision, width, height, steps, guided)
+_SHAPE = ", ".join(columns.SHAPE)
+_SUSPECT_SEGMENT = text(f"""
+SELECT s.id FROM segments s JOIN segments o USING (job_id, {_SHAPE})
 WHERE o.job_id = :job_id AND o.id = :segment_id AND s.cap = :cap LIMIT 1
-""")
-_NEW_SUSPECT_SEGMENT = text("""
-INSERT INTO segments (job_id, id, tenant_id, model_revision, width, height, steps, guided, priority, open, cap,
-                      low, high)
-SELECT job_id, (SELECT max(id) + 1 FROM segments WHERE job_id = :job_id), tenant_id, model_revision, width, height,
-       steps, guided, priority, open, :cap, low, high
+""")  # noqa: S608  our own text
+_NEW_SUSPECT_SEGMENT = text(f"""
+INSERT INTO segments (job_id, id, tenant_id, {_SHAPE}, priority, open, cap, low, high)
+SELECT job_id, (SELECT max(id) + 1 FROM segments WHERE job_id = :job_id), tenant_id, {_SHAPE}, priority, open, :cap,
+       low, high
 FROM segments WHERE job_id = :job_id AND id = :segment_id RETURNING id
-""")
+""")  # noqa: S608  our own text
 _MAKE_SUSPECTS = text("""
 UPDATE images SET segment_id = :new_segment, crashes = least(crashes + 1, 32767)
 WHERE job_id = :job_id AND index = ANY(:indexes) AND segment_id = :segment_id AND state = 0
