@@ -81,4 +81,4 @@ def _words(name: str, text: str) -> list[str]:
 
 
 def _value(name: str, word: str) -> object:
-    return reading.number(name, word)
+    return reading.parsed(name, word)

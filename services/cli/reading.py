@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_origin
 
 from services.cli import show
 from services.cli.exits import Unreadable, Usage
@@ -30,8 +30,12 @@ EXTENSIONS: dict[str, Form] = {
     ".txt": "text",
 }  # fmt: skip
 FIELDS = tuple(requests.ImageRequest.model_fields)
-WHOLE_FIELDS = {"seed", "n", "num_inference_steps", "output_compression"}
-NUMBER_FIELDS = {"guidance_scale"}
+_KINDS = {
+    name: get_origin(given.annotation) or given.annotation for name, given in requests.ImageRequest.model_fields.items()
+}
+WHOLE_FIELDS = {name for name, kind in _KINDS.items() if kind is int}
+NUMBER_FIELDS = {name for name, kind in _KINDS.items() if kind is float}
+OBJECT_FIELDS = {name for name, kind in _KINDS.items() if kind is dict}  # in a table without objects: texts of JSON
 _WHOLE = re.compile(r"([+-]?[0-9]{1,30})(?:\.0*)?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _BOM = b"\xef\xbb\xbf"
@@ -165,10 +169,17 @@ class Source:
             total, number = table.metadata.num_rows, 0
             self.position = lambda: number / total if total else 1.0
             for batch in table.iter_batches(_PARQUET_ROWS, columns=list(dict.fromkeys(taken.values()))):
-                for value in batch.to_pylist():
+                for value in self._values(batch):
                     number += 1
                     given = {name: value[column] for name, column in taken.items() if value[column] is not None}
                     yield Row(number, _dumped({**self.defaults, **_plain(given)}))
+
+    def _values(self, batch: Any) -> list[dict[str, Any]]:
+        try:
+            found: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="strict")
+        except KeyError:
+            raise Unreadable(f"{self.name} has a map in which a key stands twice.") from None
+        return found
 
     def _taken(self, names: Mapping[str, object]) -> dict[str, str]:
         """Which name of the source each field is from: the ones given, and those that are called as the field is."""
@@ -218,9 +229,15 @@ def source(path: Path, form: Form | None, columns: Mapping[str, str], defaults: 
     return Source(path, form, columns, defaults)
 
 
-def number(name: str, text: str) -> object:
-    """The number that a field's text says, or the text if it says none: then the field's own error tells."""
+def parsed(name: str, text: str) -> object:
+    """What a field's text says where the field is no text: a number, an object; or the text if it says none: then the
+    field's own error tells."""
     word = text.strip()
+    if name in OBJECT_FIELDS:
+        try:
+            return strict_json.loads(word.encode())
+        except (strict_json.BadJson, UnicodeEncodeError):
+            return text
     if name in WHOLE_FIELDS and (found := _WHOLE.fullmatch(word)):
         return int(found[1])
     return float(word) if name in NUMBER_FIELDS and _NUMBER.fullmatch(word) else text
@@ -241,13 +258,21 @@ def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, bytes):
             value = value.decode()
         elif isinstance(value, str):
-            value = number(name, value)
+            value = parsed(name, value)
         found[name] = value
     return found
 
 
 def _dumped(request: Mapping[str, Any]) -> bytes:
-    return json.dumps(request, ensure_ascii=False, default=str, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    text = json.dumps(request, ensure_ascii=False, default=_as_json, separators=(",", ":"))
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _as_json(value: object) -> object:
+    """What a column holds and JSON does not know."""
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return str(value)
 
 
 def _open(path: Path) -> AbstractContextManager[IO[bytes]]:

@@ -18,12 +18,10 @@ from services.core.model.states import ImageState
 router = APIRouter()
 
 
-class JobRequest(BaseModel):
+class JobRequest(schemas.OfRequest):
     """One request: `index` is its first image's. Failed if one of its images did, done if all are."""
 
     object: Literal["job.request"] = "job.request"
-    index: int
-    custom_id: str | None
     prompt: str
     negative_prompt: str
     n: int
@@ -68,8 +66,7 @@ def list_requests(
 
 def _request(view: RequestView, link: Callable[[int], str]) -> JobRequest:
     return JobRequest(
-        index=view.payload.index,
-        custom_id=view.payload.custom_id,
+        **schemas.of_request(view.payload.index, view.payload),
         prompt=view.payload.prompt,
         negative_prompt=view.payload.negative_prompt,
         n=view.payload.n,

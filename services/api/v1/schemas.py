@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, PlainSerializer
 
+from services.core.db.columns import Payload
 from services.core.jobs.queries import ImageView, JobView
 from services.core.model import ids, requests
 from services.core.model.states import ImageState
@@ -68,12 +69,17 @@ class ImageError(BaseModel):
     message: str
 
 
-class Image(BaseModel):
-    """`seed_string` is for readers whose numbers end at 2^53. `flagged` is the model's own safety checker's verdict,
-    null where none ran; `unknown_words` are the prompt's that its vocabulary does not know; `versions` drew it."""
+class OfRequest(BaseModel):
+    """What an image and its request both say of what was asked for."""
 
     index: int
     custom_id: str | None
+
+
+class Image(OfRequest):
+    """`seed_string` is for readers whose numbers end at 2^53. `flagged` is the model's own safety checker's verdict,
+    null where none ran; `unknown_words` are the prompt's that its vocabulary does not know; `versions` drew it."""
+
     status: str
     seed: int
     seed_string: str
@@ -158,12 +164,16 @@ def job(view: JobView) -> Job:
     )
 
 
+def of_request(index: int, payload: Payload) -> dict[str, Any]:
+    """The fields of OfRequest."""
+    return {"index": index, "custom_id": payload.custom_id}
+
+
 def image(view: ImageView, link: Callable[[int], str]) -> Image:
     done = view.state is ImageState.DONE
     failed = view.state is ImageState.FAILED
     return Image(
-        index=view.index,
-        custom_id=view.payload.custom_id,
+        **of_request(view.index, view.payload),
         status=view.state.word,
         seed=view.seed,
         seed_string=str(view.seed),

@@ -29,6 +29,8 @@ PAYLOAD = (
     Column("output_compression", SmallInteger),  # quality of a lossy format, 0..100; null: the format's default
 )
 RENDERED = ("seed", "guidance_scale", "output_format", "output_compression", "prompt", "negative_prompt")  # by workers
+LISTED = ("custom_id",)  # what every image of a request is listed with: a page of them must stay small
+LISTED_BYTES = "(" + " + ".join(f"coalesce(octet_length({name}::text), 0)" for name in LISTED) + ")"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _NULL = "\\N"
 

@@ -5,7 +5,7 @@ Counting shards and filling them follow one rule, so an export that goes on afte
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from sqlalchemy import text
 
@@ -46,6 +46,31 @@ WHERE m.revision IN (SELECT model_revision FROM segments WHERE job_id = :job_id)
 """)
 
 
+class Record(TypedDict):
+    """What an export says of each image, whatever its format."""
+
+    index: int
+    custom_id: str
+    prompt: str
+    negative_prompt: str
+    seed: int
+    seed_string: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    model: str
+    model_revision: str
+    output_format: str
+    sha256: str
+    bytes: int
+    truncated: bool
+    safety_checked: bool
+    flagged: bool
+    unknown_words: str
+    reproducibility_class: str
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One image of an export. `flagged` is None where no checker ran; `sha256` is 32 raw bytes."""
@@ -72,9 +97,9 @@ class Member:
         number = f"{self.index:08d}.{self.extension}"
         return number if self.payload.custom_id is None else f"{self.payload.custom_id}-{number}"
 
-    def record(self) -> dict[str, Any]:
-        """As JSON tells of it. No field is ever null or an empty list: readers take a column's type from whatever
-        comes first."""
+    def record(self) -> Record:
+        """As JSON tells of it. No field is ever null, an empty list or an object: readers take a column's type from
+        whatever comes first."""
         payload, seed = self.payload, self.payload.seed_of(self.index)
         return {
             "index": self.index,

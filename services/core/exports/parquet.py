@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from services.core.exports.members import Member
+from services.core.exports.members import Member, Record
 from services.core.exports.records import File
 from services.core.exports.shards import Desk, Shard, Unfit
 from services.core.storage import signed_urls
 
 _ROWS_INLINE = 100  # in a group, and in memory
 _ROWS_REFERENCE = 5_000
+_LEFT_OUT = {"seed_string", "safety_checked"}  # a column of whole numbers needs no text, and flagged may be null
 _FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 
 
@@ -41,16 +42,14 @@ def write(desk: Desk, shard: Shard, members: Iterable[Member]) -> list[File]:
 def _schema(inline: bool) -> Any:
     import pyarrow as pa
 
-    text, whole = pa.string(), pa.int64()
+    text = pa.string()
+    types = {str: text, int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    special = dict.fromkeys(("width", "height", "num_inference_steps"), pa.int32()) | {"unknown_words": pa.list_(text)}
     picture = [("image", pa.struct([("bytes", pa.binary()), ("path", text)]))] if inline else [("url", text)]
     fields = [
-        *picture, ("sha256", text), ("index", whole), ("custom_id", text), ("prompt", text), ("negative_prompt", text),
-        ("seed", whole), ("width", pa.int32()), ("height", pa.int32()), ("num_inference_steps", pa.int32()),
-        ("guidance_scale", pa.float64()), ("model", text), ("model_revision", text), ("output_format", text),
-        ("bytes", whole), ("truncated", pa.bool_()), ("flagged", pa.bool_()), ("unknown_words", pa.list_(text)),
-        ("reproducibility_class", text),
-    ]  # fmt: skip
-    return pa.schema(fields, {"huggingface": json.dumps(_FEATURES)} if inline else None)
+        (name, special.get(name, types[kind])) for name, kind in Record.__annotations__.items() if name not in _LEFT_OUT
+    ]
+    return pa.schema([*picture, *fields], {"huggingface": json.dumps(_FEATURES)} if inline else None)
 
 
 def _inline(desk: Desk, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
@@ -70,4 +69,4 @@ def _references(desk: Desk, members: Iterable[Member]) -> Iterator[dict[str, Any
 def _row(member: Member) -> dict[str, Any]:
     """With nulls and lists: here the columns' types are written down."""
     shown = {"custom_id": member.payload.custom_id, "model": member.model, "flagged": member.flagged}
-    return member.record() | shown | {"unknown_words": list(member.unknown_words)}
+    return {**member.record(), **shown, "unknown_words": list(member.unknown_words)}

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any
@@ -92,7 +92,7 @@ def gone(member: Member) -> Unfit:
     return Unfit(f"Image {member.index} is no longer in the store. Render it again, or restore its object.")
 
 
-def json_line(value: dict[str, Any]) -> str:
+def json_line(value: Mapping[str, Any]) -> str:
     """Readable; but what some readers take for the end of a line is escaped."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029") + "\n"

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from services.core.db import columns
 from services.core.db.columns import Payload
 from services.core.jobs import queries
 from services.core.jobs.queries import ImageView
@@ -22,7 +23,7 @@ MOST_IMAGES = 10_000  # on a page: a request has up to a thousand
 LOOKED_AT = 20_000  # requests, for one page
 
 _STATE = """
-SELECT p.index, p.n, state.* FROM {requests} p
+SELECT p.index, p.n, p.weight, state.* FROM {requests} p
 CROSS JOIN LATERAL (
   SELECT CASE WHEN count(*) FILTER (WHERE i.state = 3) > 0 THEN 3 WHEN count(*) FILTER (WHERE i.state = 2) = p.n THEN 2
               WHEN count(*) FILTER (WHERE i.state = 4) > 0 THEN 4 WHEN count(*) FILTER (WHERE i.state = 1) > 0 THEN 1
@@ -49,8 +50,8 @@ _JUMP = """(
   )
   SELECT * FROM found LIMIT :looked_at
 )"""
-_PAYLOAD = """SELECT index, n FROM payloads
-WHERE payloads.job_id = :job_id AND payloads.index <= {at} ORDER BY payloads.index DESC LIMIT 1"""
+_PAYLOAD = f"""SELECT index, n, 1 + {columns.LISTED_BYTES} / 512 AS weight FROM payloads
+WHERE payloads.job_id = :job_id AND payloads.index <= {{at}} ORDER BY payloads.index DESC LIMIT 1"""  # noqa: S608
 # Few images are being rendered at a time, in all the house.
 _RENDERING = """(
   SELECT DISTINCT p.* FROM images i CROSS JOIN LATERAL ({payload}) p
@@ -91,6 +92,15 @@ class RequestView:
     images: tuple[ImageView, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A request of the page. `weight`: what it takes of MOST_IMAGES."""
+
+    n: int
+    weight: int
+    state: ImageState
+
+
 def page(
     connection: Connection, tenant_id: int, job_id: int, *, only: ImageState | None, place: Place | None, limit: int
 ) -> tuple[list[RequestView], Place | None]:
@@ -101,7 +111,7 @@ def page(
     job = queries.job(connection, tenant_id, job_id)
     if job is None:
         raise NotFound("There is no such job.")
-    found: dict[int, tuple[int, ImageState]] = {}  # by index: n, state
+    found: dict[int, _Found] = {}  # by index
     states = (only,) if only is not None else ORDER
     ended: Place | None = None
     for state in states[states.index(place.state) if place else 0 :]:
@@ -111,7 +121,7 @@ def page(
         ended = _gather(connection, job_id, Place(state, start), found, limit)
         if ended is not None:
             break
-    images = queries.images_at(connection, job_id, [first + nth for first in found for nth in range(found[first][0])])
+    images = queries.images_at(connection, job_id, [first + nth for first in found for nth in range(found[first].n)])
     return _together(found, images), ended
 
 
@@ -119,12 +129,12 @@ def _gather(
     connection: Connection,
     job_id: int,
     place: Place,
-    found: dict[int, tuple[int, ImageState]],
+    found: dict[int, _Found],
     limit: int,
 ) -> Place | None:
     """Adds requests of the place's state; where to go on, or None when there are no more of them."""
     values = {"job_id": job_id, "from": place.index, "looked_at": LOOKED_AT}
-    total = sum(n for n, _ in found.values())
+    total = sum(request.weight for request in found.values())
     looked_at, end = 0, place.index
     options = {"stream_results": True, "max_row_buffer": 200}
     with connection.execute(_REQUESTS[place.state], values, execution_options=options) as rows:
@@ -133,16 +143,21 @@ def _gather(
             looked_at, end = looked_at + 1, row.index + row.n
             if row.state != place.state or row.index in found:
                 continue
-            if len(found) == limit or (found and total + row.n > MOST_IMAGES):
+            weight = row.n * row.weight
+            if len(found) == limit or (found and total + weight > MOST_IMAGES):
                 return Place(place.state, row.index)
-            found[row.index] = row.n, place.state
-            total += row.n
+            found[row.index] = _Found(row.n, weight, place.state)
+            total += weight
     return Place(place.state, end) if looked_at == LOOKED_AT else None
 
 
-def _together(found: dict[int, tuple[int, ImageState]], images: Sequence[ImageView]) -> list[RequestView]:
+def _together(found: dict[int, _Found], images: Sequence[ImageView]) -> list[RequestView]:
     by_index = {image.index: image for image in images}
     return [
-        RequestView(by_index[first].payload, state, tuple(by_index[index] for index in range(first, first + n)))
-        for first, (n, state) in found.items()
+        RequestView(
+            by_index[first].payload,
+            request.state,
+            tuple(by_index[index] for index in range(first, first + request.n)),
+        )
+        for first, request in found.items()
     ]
