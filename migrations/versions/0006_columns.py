@@ -1,4 +1,4 @@
-"""One view that adds the counters up; columns that nothing reads go."""
+"""One view that adds the counters up, metadata of requests; columns that nothing reads go."""
 
 from pathlib import Path
 

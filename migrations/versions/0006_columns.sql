@@ -25,3 +25,6 @@ END $$;
 -- No code reads these any more. Only the catalogue changes: no row is touched, whatever the number of images.
 ALTER TABLE images DROP COLUMN not_before;
 ALTER TABLE uploads DROP COLUMN mime_type;
+
+-- What a request's sender keeps with it. json, not jsonb, which would write numbers in its own way.
+ALTER TABLE payloads ADD COLUMN metadata json;

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,35 @@ def test_csv_columns_are_mapped_numbers_are_read_and_defaults_fill_what_is_empty
         ("mug", "a mug,\nred", 7, "webp"),
         ("vase", "a vase", 3, "webp"),
     ]
+
+
+def test_metadata_is_taken_as_it_stands_from_lines_columns_and_cells(run: Run, api: Api, tmp_path: Path) -> None:
+    """A struct's row has all its fields, those that it lacks as null."""
+
+    def sent(name: str) -> list[Any]:
+        job = document(run("submit", name, "--json"))["id"]
+        return [image["metadata"] for image in api.http.get(f"/v1/jobs/{job}/images").json()["data"]]
+
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "metadata": {"sku": 9007199254740993, "x": 1.0}}\n')
+    assert json.dumps(sent("p.jsonl")) == '[{"sku": 9007199254740993, "x": 1.0}]'
+    (tmp_path / "p.csv").write_text('prompt,metadata\na,"{""sku"": 9007199254740993, ""gift"": true}"\nb,\n')
+    assert json.dumps(sent("p.csv")) == '[{"gift": true, "sku": 9007199254740993}, {}]'
+    prompts = ["a", "b", "c"]
+    price = pyarrow.array([Decimal("1.50"), None, Decimal("2.00")], pyarrow.decimal128(5, 2))
+    struct = pyarrow.StructArray.from_arrays([pyarrow.array([2**63 - 1, None, 3]), price], ["sku", "price"])
+    pairs = pyarrow.array([[("sku", 1)], None, []], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    for name, column, expected in (
+        ("struct", struct, [{"price": 1.5, "sku": 2**63 - 1}, {"price": None, "sku": None}, {"price": 2, "sku": 3}]),
+        ("map", pairs, [{"sku": 1}, {}, {}]),
+        ("text", pyarrow.array(['{"sku": 1}', None, "{}"]), [{"sku": 1}, {}, {}]),
+    ):
+        parquet.write_table(pyarrow.table({"prompt": prompts, "metadata": column}), tmp_path / f"{name}.parquet")
+        assert sent(f"{name}.parquet") == expected, name
+    twice = pyarrow.array([[("a", 1), ("a", 2)]], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    parquet.write_table(pyarrow.table({"prompt": ["a"], "metadata": twice}), tmp_path / "twice.parquet")
+    assert "has a map in which a key stands twice" in run("submit", "twice.parquet", code=5).stderr
+    (tmp_path / "bad.csv").write_text("prompt,metadata\na,sku=7\n")
+    assert "must be a flat object" in run("submit", "bad.csv", code=5).stderr
 
 
 def test_parquet_is_read_as_a_table_from_a_file_and_from_stdin(run: Run, api: Api, tmp_path: Path) -> None:

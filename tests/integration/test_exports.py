@@ -89,6 +89,7 @@ def test_a_webdataset_is_read_by_webdataset(database, settings, store, job_id, t
         "model": "simulated",
         "model_revision": factories.REVISION,
         "output_format": "png",
+        "metadata": "{}",
         "sha256": first["sha256"],
         "bytes": len(picture(0)),
         "truncated": False,

@@ -115,5 +115,22 @@ def test_whatever_stands_in_a_field_it_is_taken_or_refused_and_never_breaks(valu
     assert request.guidance_scale is None or 0 <= request.guidance_scale <= requests.GUIDANCE_LIMIT
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_no_number_of_metadata_is_more_or_less_than_a_number(number: float) -> None:
+    [problem] = refusal({"prompt": "x", "metadata": {"a": number}})
+    assert (problem.code, problem.param) == ("invalid_value", "images[2].metadata.a")
+
+
+@pytest.mark.parametrize("written", ['{"a": NaN}', '{"a": 1e400}', '{"a": 1, "a": 2}', '{"a": {}}', '{"a": "b: c"}'])
+def test_a_line_with_odd_metadata_is_left_to_the_strict_reader(written: str) -> None:
+    assert requests.read_plain(f'{{"prompt": "x", "metadata": {written}}}'.encode()) is None
+
+
+def test_a_line_with_plain_metadata_is_read_in_one_pass() -> None:
+    found = requests.read_plain(b'{"prompt": "x", "metadata": {"a": 1, "b": 1.0, "c": true, "d": null, "e": ""}}')
+    assert found is not None
+    assert requests.metadata_text(found.metadata) == '{"a":1,"b":1.0,"c":true,"d":null,"e":""}'
+
+
 def test_a_size_gives_width_before_height() -> None:
     assert requests.size_pixels("768x512") == (768, 512)

@@ -70,10 +70,11 @@ class ImageError(BaseModel):
 
 
 class OfRequest(BaseModel):
-    """What an image and its request both say of what was asked for."""
+    """What an image and its request both say of what was asked for. `metadata` is what its sender keeps with it."""
 
     index: int
     custom_id: str | None
+    metadata: dict[str, requests.MetadataValue]
 
 
 class Image(OfRequest):
@@ -166,7 +167,7 @@ def job(view: JobView) -> Job:
 
 def of_request(index: int, payload: Payload) -> dict[str, Any]:
     """The fields of OfRequest."""
-    return {"index": index, "custom_id": payload.custom_id}
+    return {"index": index, "custom_id": payload.custom_id, "metadata": payload.metadata or {}}
 
 
 def image(view: ImageView, link: Callable[[int], str]) -> Image:

@@ -6,6 +6,9 @@ ExportFormat = Literal["webdataset", "parquet", "imagefolder", "zip"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 
+Metadata = dict[str, str | int | float | bool | None]
+
+
 class ImageRequest(TypedDict):
     """A prompt and what it should become."""
 
@@ -20,6 +23,7 @@ class ImageRequest(TypedDict):
     output_format: NotRequired[OutputFormat]
     output_compression: NotRequired[int]
     model: NotRequired[str]
+    metadata: NotRequired[Metadata]
 
 
 class Matrix(TypedDict):
@@ -106,6 +110,7 @@ class Image(TypedDict):
 
     index: int
     custom_id: str | None
+    metadata: Metadata
     status: str
     seed: int
     seed_string: str
@@ -130,6 +135,7 @@ class JobRequest(TypedDict):
     object: Literal["job.request"]
     index: int
     custom_id: str | None
+    metadata: Metadata
     prompt: str
     negative_prompt: str
     n: int

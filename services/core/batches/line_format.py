@@ -169,7 +169,11 @@ def output_line(
 ) -> bytes:
     """A line of the output file, or with an error (code, message) one of the error file; `data` are its good images."""
     created = max((image.finished_at for image in request.stored), default=None)
-    body: dict[str, Any] = {"created": int(created.timestamp()) if created else None, "data": data}
+    body: dict[str, Any] = {
+        "created": int(created.timestamp()) if created else None,
+        "data": data,
+        "metadata": request.payload.metadata or {},
+    }
     if error is not None:
         code, message = error
         body["error"] = {"code": code, "message": message, "type": "server_error", "param": None}

@@ -8,9 +8,9 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, SmallInteger, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, SmallInteger, Text
 
-from services.core.model.requests import ImageRequest
+from services.core.model.requests import ImageRequest, MetadataValue, metadata_text
 from services.core.model.specs import SEED_LIMIT, OutputFormat, Shape, image_seed
 
 COUNTS = ("queued", "rendering", "done", "failed", "cancelled")  # the states of images: they add up to the job's total
@@ -27,9 +27,10 @@ PAYLOAD = (
     Column("prompt", Text, nullable=False),
     Column("negative_prompt", Text, nullable=False),
     Column("output_compression", SmallInteger),  # quality of a lossy format, 0..100; null: the format's default
+    Column("metadata", JSON),  # as text, so that numbers keep their digits; null: none
 )
 RENDERED = ("seed", "guidance_scale", "output_format", "output_compression", "prompt", "negative_prompt")  # by workers
-LISTED = ("custom_id",)  # what every image of a request is listed with: a page of them must stay small
+LISTED = ("custom_id", "metadata")  # what every image of a request is listed with: a page of them must stay small
 LISTED_BYTES = "(" + " + ".join(f"coalesce(octet_length({name}::text), 0)" for name in LISTED) + ")"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _NULL = "\\N"
@@ -49,6 +50,7 @@ class Payload:
     prompt: str
     negative_prompt: str
     output_compression: int | None
+    metadata: dict[str, MetadataValue] | None
 
     def seed_of(self, index: int) -> int:
         """The seed of the image at that index of the job."""
@@ -117,7 +119,10 @@ def payload_row(
     compression = _NULL if request.output_compression is None else request.output_compression
     words = f"{_escaped(request.prompt)}\t{_escaped(request.negative_prompt)}\t{compression}"
     said = f"{request.output_format}\t{custom_id}\t{words}"
-    return f"{job_id}\t{index}\t{request.n}\t{segment_id}\t{seed}\t{guidance_scale!r}\t{said}\n", f"{said}\n"
+    stored = f"{said}\t{_NULL}"
+    if request.metadata:
+        stored = said = f"{said}\t{_escaped(metadata_text(request.metadata))}"
+    return f"{job_id}\t{index}\t{request.n}\t{segment_id}\t{seed}\t{guidance_scale!r}\t{stored}\n", said
 
 
 def image_seed_sql(seed: str, nth: str) -> str:

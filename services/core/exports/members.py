@@ -13,6 +13,7 @@ from services.core.db import columns
 from services.core.db.columns import Payload
 from services.core.db.database import Database
 from services.core.exports.records import Export, Plan
+from services.core.model.requests import metadata_text
 from services.core.model.specs import Shape
 from services.core.storage.keys import EXTENSIONS
 
@@ -62,6 +63,7 @@ class Record(TypedDict):
     model: str
     model_revision: str
     output_format: str
+    metadata: str
     sha256: str
     bytes: int
     truncated: bool
@@ -99,7 +101,7 @@ class Member:
 
     def record(self) -> Record:
         """As JSON tells of it. No field is ever null, an empty list or an object: readers take a column's type from
-        whatever comes first."""
+        whatever comes first. So metadata is a text of JSON."""
         payload, seed = self.payload, self.payload.seed_of(self.index)
         return {
             "index": self.index,
@@ -115,6 +117,7 @@ class Member:
             "model": self.model or "",
             "model_revision": self.shape.model_revision,
             "output_format": payload.output_format,
+            "metadata": metadata_text(payload.metadata or {}),
             "sha256": self.sha256.hex(),
             "bytes": self.bytes,
             "truncated": self.truncated,

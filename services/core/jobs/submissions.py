@@ -288,7 +288,7 @@ class Submission:
             guidance_scale=lane.guidance,
         )  # fmt: skip
         self._rows.append(row)
-        self._said.append(f"{request.n}\t{request.seed}\t{lane.said}\t{said}")
+        self._said.append(f"{request.n}\t{request.seed}\t{lane.said}\t{said}\n")
         self.total += request.n
         self.requests += 1
         if len(self._rows) == _SPOOL_ROWS:

@@ -1,9 +1,21 @@
 """What a client may ask for: the fields of a request, their limits, and the sentences that refuse the rest."""
 
+import json
+import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from services.core.model import strict_json
@@ -13,6 +25,7 @@ from services.core.model.specs import SEED_LIMIT, OutputFormat
 PROMPT_LIMIT = 2_000
 IMAGES_PER_REQUEST = 1_000
 GUIDANCE_LIMIT = 50.0
+METADATA_LIMIT = 4_096  # bytes, as compact JSON
 CHUNKS_PER_DRAFT = 1_000_000
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
@@ -36,6 +49,8 @@ ALLOWED = {
     "output_format": '"png", "jpeg" or "webp"',
     "output_compression": "a whole number from 0 to 100, with output_format jpeg or webp",
     "model": "the name of a model",
+    "metadata": f"a flat object of at most {METADATA_LIMIT:,} bytes as JSON",
+    "metadata.*": "text, a number, true, false or null, under a name of 1 to 64 characters",
     "images": "a list of at least one request",
     "defaults": "an object with fields of a request other than prompt and custom_id",
     "priority": '"high", "normal" or "low"',
@@ -85,7 +100,30 @@ def _no_minus_zero(value: float) -> float:
     return value + 0.0
 
 
-_CODES = {"string_too_long": "too_long", "string_unicode": "invalid_character"}  # by pydantic's kind
+def _metadata_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("invalid_value", "")
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    raise PydanticCustomError("metadata_type", "")
+
+
+def metadata_text(value: Mapping[str, Any]) -> str:
+    """Metadata as it is stored and exported: compact JSON, its names in order."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+
+
+def _metadata_size(value: dict[str, Any]) -> dict[str, Any]:
+    size = len(metadata_text(value).encode())
+    if size > METADATA_LIMIT:
+        raise PydanticCustomError("object_too_long", "{found}", {"found": f"an object of {size:,} bytes"})
+    return value
+
+
+# By pydantic's kind, or ours.
+_CODES = {"string_too_long": "too_long", "string_unicode": "invalid_character", "object_too_long": "too_long"}
 
 _FINE = r"[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]"  # for those who read the schema: what `_text` lets pass
 
@@ -98,6 +136,27 @@ Text = Annotated[str, Field(max_length=PROMPT_LIMIT), _described(_FINE + "*"), A
 Size = Annotated[str, _described(_SIZE.pattern, example="512x512"), AfterValidator(_size)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Guidance = Annotated[float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)]
+MetadataValue = str | int | float | bool | None
+Metadata = Annotated[
+    dict[
+        Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_text)],
+        Annotated[MetadataValue, PlainValidator(_metadata_value)],
+    ],
+    AfterValidator(_metadata_size),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"minLength": 1, "maxLength": 64, "pattern": f"^{_FINE}+$"},
+            "additionalProperties": {
+                "anyOf": [
+                    {"type": "string", "pattern": f"^{_FINE}*$"},
+                    *({"type": kind} for kind in ("integer", "number", "boolean", "null")),
+                ]
+            },
+            "description": ALLOWED["metadata"],
+        }
+    ),
+]
 ModelName = Annotated[str, Field(max_length=200), _described(_FINE + "*"), AfterValidator(_text)]
 
 
@@ -117,6 +176,7 @@ class Defaults(_Strict):
     output_format: OutputFormat = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] = None  # type: ignore[assignment]
     model: ModelName = None  # type: ignore[assignment]
+    metadata: Metadata = None  # type: ignore[assignment]
 
 
 class ImageRequest(Defaults):
@@ -138,12 +198,15 @@ class ImageRequest(Defaults):
 
 def read_plain(line: bytes) -> ImageRequest | None:
     """The request on a line, in one pass, when there is nothing odd about it; None sends it to the strict reader, who
-    says what is wrong. Each key brings a colon, so as many colons as fields mean that no key stands twice."""
+    says what is wrong. Each key brings a colon, so as many colons as keys mean that no key stands twice."""
     try:
         request = _READER.validate_json(line)
     except ValidationError:
         return None
-    return request if line.count(b":") == len(request.model_fields_set) else None
+    keys = len(request.model_fields_set)
+    if request.metadata:
+        keys += len(request.metadata)
+    return request if line.count(b":") == keys else None
 
 
 _READER = TypeAdapter(ImageRequest)
@@ -244,9 +307,10 @@ def _problem(entry: Any, value: object, line: int | None, prefix: str, allowed: 
         return Problem(
             "wrong_type", f"Found {strict_json.describe(value)} where a request object must stand.", param, line
         )
+    rule = allowed.get(f"{field}.*", allowed[field]) if len(entry["loc"]) > 1 else allowed[field]
     if kind == "invalid_character":
-        message = f"{param} holds the character {entry['msg']}; it must be {allowed[field]}, no controls."
+        message = f"{param} holds the character {entry['msg']}; it must be {rule}, no controls."
         return Problem("invalid_character", message, param, line)
     code = "wrong_type" if kind.endswith("_type") else _CODES.get(kind, "invalid_value")
-    found = strict_json.describe(entry["input"])
-    return Problem(code, f"{param} is {found}; it must be {allowed[field]}.", param, line)
+    found = entry["msg"] if kind == "object_too_long" else strict_json.describe(entry["input"])
+    return Problem(code, f"{param} is {found}; it must be {rule}.", param, line)
