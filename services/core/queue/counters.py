@@ -2,26 +2,23 @@
 
 from sqlalchemy import Connection, text
 
-from services.core.db import leases
+from services.core.db import columns, leases
 
 _NEW = text("INSERT INTO counters (job_id, queued) VALUES (:id, :images)")
 _GROW = text("UPDATE counters SET queued = queued + :images WHERE job_id = :id")
 # Deltas are folded oldest first, so no counter can dip below nothing on the way. The rate is an exponential mean
 # over half a minute of images finished a second.
-_FOLD = text("""
+_ADDED = (*columns.COUNTS, "reused")
+_FOLD = text(f"""
 WITH gone AS (
   DELETE FROM counter_deltas WHERE id IN (
     SELECT id FROM counter_deltas ORDER BY id LIMIT 20000 FOR UPDATE SKIP LOCKED
-  ) RETURNING job_id, queued, rendering, done, failed, cancelled, reused
+  ) RETURNING job_id, {", ".join(_ADDED)}
 ), sums AS (
-  SELECT job_id, sum(queued) AS queued, sum(rendering) AS rendering, sum(done) AS done, sum(failed) AS failed,
-         sum(cancelled) AS cancelled, sum(reused) AS reused
-  FROM gone GROUP BY job_id
+  SELECT job_id, {", ".join(f"sum({name}) AS {name}" for name in _ADDED)} FROM gone GROUP BY job_id
 )
 UPDATE counters SET
-  queued = counters.queued + sums.queued, rendering = counters.rendering + sums.rendering,
-  done = counters.done + sums.done, failed = counters.failed + sums.failed,
-  cancelled = counters.cancelled + sums.cancelled, reused = counters.reused + sums.reused,
+  {", ".join(f"{name} = counters.{name} + sums.{name}" for name in _ADDED)},
   rate = rate + CASE WHEN counters.done + counters.failed = 0 THEN 1 ELSE 1 - exp(-seconds / 30) END
               * ((sums.done + sums.failed) / seconds - rate),
   folded_at = clock_timestamp()
@@ -30,7 +27,7 @@ FROM sums, LATERAL (
   FROM counters AS before WHERE before.job_id = sums.job_id
 ) age
 WHERE counters.job_id = sums.job_id
-""")
+""")  # noqa: S608  our own text
 
 
 def new(connection: Connection, job_id: int, images: int) -> None:
