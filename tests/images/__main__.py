@@ -16,11 +16,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.images", description="Builds the images, and tries them.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     build = verbs.add_parser("build", help="build the images")
-    build.add_argument("images", nargs="*", choices=[*building.IMAGES, []], default=["presswork", "presswork-worker"])
+    build.add_argument("images", nargs="*", help=f"of {', '.join(building.IMAGES)}; else the first two")
     verbs.add_parser("test", help="run compose.yaml from the images and render a job")
     given = parser.parse_args()
     if given.verb == "build":
-        building.build(given.images)
+        building.build(given.images or ["presswork", "presswork-worker"])
     else:
         from tests.images import running  # needs more than the standard library
 

@@ -37,6 +37,8 @@ ANSWER_SECONDS = 20
 
 def build(names: list[str]) -> None:
     """Builds these images and says how long each took and how large it is."""
+    if unknown := [name for name in names if name not in IMAGES]:
+        sys.exit(f"There is no image {unknown[0]!r}; there are {', '.join(IMAGES)}.")
     engine = builder()
     base = base_image(engine)
     for name in names:

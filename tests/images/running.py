@@ -25,8 +25,8 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from presswork_client import Client
 from services.cli.sheet import contact_sheet
-from services.client import Client
 from tests.images.building import HERE, ROOT, VERSION, base_image, build_image, builder, is_here, obtain, say
 from tests.waiting import until
 
