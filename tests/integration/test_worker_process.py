@@ -124,16 +124,17 @@ def test_a_device_that_kills_every_process_fails_no_image(start, database, setti
         assert connection.execute(text("SELECT max(attempt), max(crashes) FROM images")).one() == (0, 0)
 
 
+@pytest.mark.timeout(240)
 def test_a_worker_that_cannot_compile_ends_with_one_sentence_and_fails_no_image(start, database, settings, tmp_path):
     (tmp_path / "uncompilable").touch()
     never = start(wait=False, PRESSWORK_MODEL_DIR=str(tmp_path))
-    assert never.popen.wait(30) == exit_codes.UNFIT
+    assert never.popen.wait(90) == exit_codes.UNFIT
     assert "worker: The simulated device has no compiler." in never.text().splitlines()
     (tmp_path / "uncompilable").unlink()
     later = start(PRESSWORK_MODEL_DIR=str(tmp_path))
     (tmp_path / "uncompilable").touch()
     job_id = submit(database, settings, mugs(40))
-    assert later.popen.wait(30) == exit_codes.UNFIT
+    assert later.popen.wait(60) == exit_codes.UNFIT
     assert "worker: The simulated device has no compiler." in later.text().splitlines()
     assert "device sick" not in never.text() + later.text()
     assert counts(database, job_id) == {"queued": 40}
