@@ -1,7 +1,8 @@
-# make demo · make test · make check · make bench · make up · make images · make images-test
+# make demo · make test · make check · make chaos · make mutate · make bench · make up · make images · make images-test
 #
 # PYTHON           the interpreter that makes .venv (3.11 or later)
-# JOBS             how many files of tests run at a time
+# JOBS             how many files of tests, or mutants, run at a time
+# SAMPLE           how many mutants to try, drawn at random; all of them, if 0
 # TORCH_INDEX_URL  where pip takes torch from, if not from its default (a CPU-only build, say)
 # IMAGES           which images to build, if not presswork and presswork-worker
 # ENGINE           docker, buildah or podman, if not the first that works
@@ -9,18 +10,21 @@
 PYTHON ?= python3
 NAME ?= all
 JOBS ?= 2
+SAMPLE ?= 0
 BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo up test check bench images images-test clean
+.PHONY: setup demo up test check chaos mutate bench images images-test clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    render 48 prompts on this machine into ./demo-output"
 	@echo "make up      run everything until Ctrl-C"
-	@echo "make test    run all tests"
+	@echo "make test    run the tests"
 	@echo "make check   format, lint, types, import contracts, unit tests"
+	@echo "make chaos   kill and stop processes at random for some minutes: too slow for make test"
+	@echo "make mutate  break the code in one small place at a time: does a test fail? (NAME=ledger SAMPLE=50)"
 	@echo "make bench   run the benchmarks (NAME=busy for one)"
 	@echo "make images  build the container images, with docker, buildah or podman"
 	@echo "make images-test   run compose.yaml from them and render a job"
@@ -55,6 +59,12 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/unit
 
+chaos: setup
+	$(BIN)/python -m pytest -m chaos -s tests/chaos
+
+mutate: setup
+	$(BIN)/python -m tests.mutation $(NAME) --sample $(SAMPLE) --slots $(JOBS)
+
 bench: setup
 	$(BIN)/python -m tests.benchmarks $(NAME)
 
@@ -65,4 +75,4 @@ images-test: setup
 	@$(BIN)/python -m tests.images test
 
 clean:
-	rm -rf .venv .presswork demo-output bench-results build *.egg-info services/client/build services/client/*.egg-info
+	rm -rf .venv .presswork demo-output bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info

@@ -2,6 +2,7 @@
 template database for each test."""
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -20,11 +21,17 @@ from services.core.storage.s3 import S3Store
 from services.local.stack import Stack
 
 _numbers = itertools.count(1)
+_RUNNING = os.environ.get("PRESSWORK_TESTS_STACK")
+_COPY = "STRATEGY FILE_COPY" if _RUNNING else ""  # a checkpoint, and no log: quick where the servers lie in memory
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Real Postgres, Valkey and SeaweedFS, on ports of their own."""
+    """Real Postgres, Valkey and SeaweedFS, on ports of their own; or those that run already, with a migrated template,
+    as the file says that PRESSWORK_TESTS_STACK names."""
+    if _RUNNING:
+        yield _running(tmp_path_factory.mktemp("stack"), Path(_RUNNING))
+        return
     quiet = {name: value for name, value in os.environ.items() if not name.startswith(("PRESSWORK_", "AWS_"))}
     for name in ("DATABASE_URL", "REDIS_URL"):
         quiet.pop(name, None)
@@ -35,7 +42,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 @pytest.fixture(scope="session")
 def template(stack: Stack) -> str:
     """The name of a migrated database to copy."""
-    databases.migrate(stack.migrator_url)
+    if not _RUNNING:
+        databases.migrate(stack.migrator_url)
     return "presswork"
 
 
@@ -47,7 +55,7 @@ def fresh_database(stack: Stack) -> Callable[[str], AbstractContextManager[str]]
     def copy(original: str) -> Iterator[str]:
         name = f"test_{os.getpid()}_{next(_numbers)}"
         with psycopg.connect(_plain(stack.superuser_url), autocommit=True) as admin:
-            admin.execute(f"CREATE DATABASE {name} TEMPLATE {original} OWNER presswork_migrator")
+            admin.execute(f"CREATE DATABASE {name} TEMPLATE {original} OWNER presswork_migrator {_COPY}")
         yield _rename(stack.values["DATABASE_URL"], name)
         with psycopg.connect(_plain(stack.superuser_url), autocommit=True) as admin:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
@@ -90,6 +98,14 @@ def store(settings: Settings) -> S3Store:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
+
+
+def _running(home: Path, told: Path) -> Stack:
+    """A stack that somebody else has started and will stop."""
+    known = json.loads(told.read_text(encoding="utf-8"))
+    running = Stack(home, {})
+    running.values, running.migrator_url, running.superuser_url = known["values"], known["migrator"], known["superuser"]
+    return running
 
 
 def _plain(url: str) -> str:
