@@ -15,7 +15,7 @@ from services.core.queue.image_moves import CANCELLED, MOVED
 
 _TAKE_BACK = text(f"""{CANCELLED}
   UPDATE images SET state = CASE WHEN job_id IN (SELECT id FROM cancelled) THEN 4 ELSE 0 END, claim_id = NULL,
-         lost = least(lost + :lost, 32767)
+         lost = least(lost + CAST(:lost AS integer), 32767)
   WHERE claim_id = ANY(:claim_ids) AND job_id = ANY(:job_ids) AND state = 1
   RETURNING job_id, index, segment_id, state
 ), {MOVED}""")  # noqa: S608  our own text
