@@ -217,7 +217,7 @@ class Reader:
             time.sleep(0.05)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_forty_kills_and_four_stops_lose_nothing_and_show_nothing_twice(
     fleet: Fleet, database: Database, settings: Settings, store: s3.S3Store, chance: random.Random
 ):

@@ -6,6 +6,7 @@ The tests of a module stand with the quickest first: most mutants are killed by 
 from dataclasses import dataclass
 
 _LEDGER = "tests/integration/test_ledger.py"
+_ROWS = "tests/integration/test_ledger_rows.py"
 _ACTIONS = "tests/integration/test_job_actions.py"
 _DRAFTS = "tests/integration/test_drafts.py"
 _ERRANDS = "tests/integration/test_background_tasks.py"
@@ -19,7 +20,7 @@ class Target:
 
 
 TARGETS = {
-    "ledger": Target("services/core/queue/ledger.py", (_LEDGER,)),
+    "ledger": Target("services/core/queue/ledger.py", (_ROWS, _LEDGER)),
     "suspects": Target("services/core/queue/quarantine.py", ("tests/integration/test_suspects.py",)),
     "jobs": Target("services/core/jobs/lifecycle.py", (_LEDGER, _ACTIONS, _DRAFTS)),
     "leases": Target("services/core/db/leases.py", ("tests/integration/test_leases.py",)),

@@ -1,0 +1,414 @@
+"""What claims, heartbeats, settles and expiries write and read, row by row, and what of others they leave alone."""
+
+import dataclasses
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from services.core.db.database import Database
+from services.core.fleet import models
+from services.core.jobs import lifecycle
+from services.core.model.errors import LedgerBroken
+from services.core.model.specs import Claim, FailedImage
+from services.core.queue import ledger, maintenance
+from services.core.queue.ledger import Verdict
+from tests import factories
+from tests.factories import REVISION, TENANT, claim, claim_in, places, settle, stored, submit
+from tests.waiting import until
+
+
+@pytest.fixture(autouse=True)
+def _registered(database: Database) -> None:
+    factories.register(database)
+
+
+def rows(database: Database, statement: str, **values: object) -> list[tuple[Any, ...]]:
+    with database.begin() as connection:
+        return [tuple(row) for row in connection.execute(text(statement), values)]
+
+
+def images(database: Database, job_id: int) -> list[tuple[Any, ...]]:
+    """State, attempt, lost and claim of each, in order."""
+    return rows(
+        database, "SELECT state, attempt, lost, claim_id FROM images WHERE job_id = :id ORDER BY index", id=job_id
+    )
+
+
+def counted(database: Database, job_id: int) -> Counter[str]:
+    """What the counters and their deltas say; the images themselves say the same."""
+    names = ("queued", "rendering", "done", "failed", "cancelled")
+    sums = ", ".join(f"c.{name} + coalesce(sum(d.{name}), 0)" for name in (*names, "reused"))
+    statement = (
+        f"SELECT {sums} FROM counters c LEFT JOIN counter_deltas d USING (job_id) WHERE job_id = :id GROUP BY c.job_id"
+    )
+    (found,) = rows(database, statement, id=job_id)
+    states = Counter(row[0] for row in images(database, job_id))
+    assert list(found[:5]) == [states[number] for number in range(5)]
+    return Counter({name: int(count) for name, count in zip((*names, "reused"), found, strict=True) if count})
+
+
+def candidates(database: Database, turn: int = 1, revision: str = REVISION) -> ledger.Candidates:
+    with database.begin() as connection:
+        return ledger.candidates(connection, revision, turn)
+
+
+def waits_for_a_lock(database: Database) -> bool:
+    return bool(rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
+
+
+def shapes(count: int) -> list[dict[str, object]]:
+    return [{"prompt": f"{steps}", "num_inference_steps": steps} for steps in range(1, count + 1)]
+
+
+def test_the_candidates_are_the_sixteen_oldest_segments_of_each_tenant_in_order(database, settings):
+    first, second = submit(database, settings, shapes(10)), submit(database, settings, shapes(10))
+    expected = [(first, number) for number in range(10)] + [(second, number) for number in range(6)]
+    assert [(row.job_id, row.id) for row in candidates(database).rows] == expected
+
+
+def test_segments_of_another_model_or_that_are_not_open_are_no_candidates(database, settings):
+    other = dataclasses.replace(factories.CARD, name="other", revision="other-1")
+    with database.begin() as connection:
+        models.register(connection, other)
+    ours, theirs, paused = (
+        submit(database, settings, [{"prompt": "a", "model": name}]) for name in ("simulated", "other", "simulated")
+    )
+    with database.begin(TENANT) as connection:
+        lifecycle.pause(connection, TENANT, paused, True)
+    assert [row.job_id for row in candidates(database).rows] == [ours]
+    assert [row.job_id for row in candidates(database, revision="other-1").rows] == [theirs]
+    assert claim(database, revision="other-1").shape.model_revision == "other-1"
+
+
+def test_candidates_say_how_old_and_how_large_a_batch_of_them_may_be(database, settings):
+    first = submit(database, settings, 3)
+    wide = submit(database, settings, 4, size="256x256")
+    third = submit(database, settings, 5)
+    rows(
+        database, "UPDATE segments SET created_at = now() - interval '1 hour' WHERE job_id = :id RETURNING 1", id=first
+    )
+    rows(
+        database,
+        "UPDATE segments SET created_at = now() - interval '2 hours' WHERE job_id <> :id RETURNING 1",
+        id=first,
+    )
+    found = candidates(database)
+    assert 3600 <= found.age < 3700
+    assert found.most_waiting == 3 + 5
+    assert found.job_ids == [first, third]
+    assert [row.job_id for row in found.others.rows] == [wide]
+    assert found.others.most_waiting == 4
+    assert found.others.others.rows == ()
+
+
+def test_those_under_suspicion_ride_alone_and_as_many_as_their_cap_says(database, settings):
+    suspect, other = submit(database, settings, 6), submit(database, settings, 6)
+    rows(database, "UPDATE segments SET cap = 4 WHERE job_id = :id RETURNING 1", id=suspect)
+    found = candidates(database)
+    assert (found.most_waiting, found.job_ids) == (6, [suspect])
+    assert [row.job_id for row in found.others.rows] == [other]
+    assert Counter(image.job_id for image in claim(database).images) == {suspect: 4}
+    assert Counter(image.job_id for image in claim(database, seats=1).images) == {suspect: 1}
+    rows(database, "UPDATE segments SET cap = CASE WHEN job_id = :id THEN 4 END RETURNING 1", id=other)
+    assert Counter(image.job_id for image in claim(database).images) == {suspect: 1}, "no suspects ride with it"
+
+
+def test_nothing_can_be_claimed_of_no_segments(database):
+    with database.begin() as connection:
+        none = ledger.Candidates(())
+        assert ledger.claim(connection, none, model_revision=REVISION, worker_id="w", seats=4, lease=1.0) is None
+
+
+def test_a_claim_takes_the_images_of_its_segments_alone(database, settings):
+    small, wide = {"prompt": "small", "n": 2}, {"prompt": "wide", "n": 2, "size": "256x256"}
+    job_id = submit(database, settings, [small, wide, small, wide])
+    assert places(claim(database)) == [(job_id, index) for index in (0, 1, 4, 5)]
+    assert places(claim(database)) == [(job_id, index) for index in (2, 3, 6, 7)]
+
+
+def test_a_claim_writes_who_holds_which_jobs_and_for_how_long(database, settings):
+    first, second = submit(database, settings, 3), submit(database, settings, 3)
+    taken = claim(database, seats=5, worker="worker-x", lease=45.0)
+    assert places(taken) == [(first, index) for index in range(3)] + [(second, index) for index in range(2)]
+    assert [image.spec.prompt for image in taken.images[3:]] == ["a mug, number 0", "a mug, number 1"]
+    assert (taken.lease_seconds, taken.fresh_jobs) == (45.0, (first, second))
+    ((claim_id, worker, state, count, job_ids, left),) = rows(
+        database,
+        "SELECT id, worker_id, state, images, job_ids, extract(epoch FROM expires_at - created_at) FROM claims",
+    )
+    assert (claim_id, worker, state, count, sorted(job_ids), left) == (
+        taken.id, "worker-x", "open", 5, [first, second], 45,
+    )  # fmt: skip
+    assert [row[3] for row in images(database, second)] == [taken.id, taken.id, None]
+    assert counted(database, first) == {"rendering": 3}
+    assert counted(database, second) == {"queued": 1, "rendering": 2}
+
+
+def test_each_image_has_the_prompt_of_its_own_job(database, settings):
+    """The look for the nearest payload below must not stray into another job's."""
+    submit(database, settings, [{"prompt": "first", "n": 2}])
+    submit(database, settings, [{"prompt": "second", "n": 2}, {"prompt": "third", "n": 2}])
+    assert [image.spec.prompt for image in claim(database).images] == ["first"] * 2 + ["second"] * 2 + ["third"] * 2
+
+
+def test_a_claim_passes_by_what_another_is_just_taking(database, settings):
+    job_id = submit(database, settings, 6)
+    with database.begin() as connection:
+        assert places(claim_in(connection, 2)) == [(job_id, 0), (job_id, 1)]
+        assert places(claim(database, seats=2)) == [(job_id, 2), (job_id, 3)]
+    assert places(claim(database, seats=2)) == [(job_id, 4), (job_id, 5)]
+
+
+def test_the_first_claim_starts_its_job_and_no_other(database, settings):
+    first, _, ended = (submit(database, settings, 2) for _ in range(3))
+    rows(database, "UPDATE jobs SET state = 'finalizing', finalizing_at = now() WHERE id = :id RETURNING 1", id=ended)
+    with database.begin() as connection:
+        ledger.start(connection, [first, ended])
+    assert rows(database, "SELECT state, started_at IS NULL FROM jobs ORDER BY id") == [
+        ("in_progress", False), ("queued", True), ("finalizing", True),
+    ]  # fmt: skip
+
+
+def test_a_heartbeat_extends_the_claims_that_it_names_and_notes_their_steps(database, settings):
+    first, second = submit(database, settings, 2), submit(database, settings, 2)
+    ours, also, theirs = (claim(database, seats=n, lease=1.0) for n in (1, 1, 2))
+    assert {image.job_id for image in theirs.images} == {second}
+    for job_id in (first, second):
+        with database.begin(TENANT) as connection:
+            lifecycle.cancel(connection, TENANT, job_id)
+    with database.begin() as connection:
+        beat = ledger.extend(connection, {ours.id: 7, also.id: 9}, 60.0)
+    assert beat.held == {ours.id: frozenset({first}), also.id: frozenset({first})}
+    found = rows(database, "SELECT step, round(extract(epoch FROM expires_at - now())) > 30 FROM claims ORDER BY id")
+    assert found == [(7, True), (9, True), (0, False)]
+
+
+def test_a_settle_waits_for_another_of_the_same_claim_and_changes_nothing(database, settings):
+    job_id = submit(database, settings, 2)
+    taken = claim(database)
+    with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+        ledger.settle(connection, taken.id, device="d", stored=stored(taken))
+        again = pool.submit(settle, database, taken)
+        until(lambda: waits_for_a_lock(database))
+        connection.commit()
+        assert again.result().verdict is Verdict.ALREADY
+    assert counted(database, job_id) == {"done": 2}
+
+
+def test_every_image_of_a_claim_gets_its_own_outcome_and_every_job_its_own_counts(database, settings):
+    first, second = submit(database, settings, 4), submit(database, settings, 3)
+    taken = claim(database, seats=7)
+    by_place = {(image.job_id, image.index): image for image in stored(taken)}
+    failed = [(first, 1), (second, 0), (second, 1)]
+    released = [(first, 2), (first, 3)]
+    done = [
+        dataclasses.replace(image, reused=place[0] == second, flagged=True)
+        for place, image in by_place.items()
+        if place not in (*failed, *released)
+    ]
+    settlement = settle(
+        database, taken, stored=done, released=released,
+        failed=[FailedImage(*place, "render_error", f"broke at {place[1]}") for place in failed],
+    )  # fmt: skip
+    assert (settlement.verdict, settlement.dropped) == (Verdict.OK, ())
+    assert images(database, first) == [(2, 0, 0, None), (3, 1, 0, None), (0, 0, 0, None), (0, 0, 0, None)]
+    assert images(database, second) == [(3, 1, 0, None), (3, 1, 0, None), (2, 0, 0, None)]
+    assert counted(database, first) == {"done": 1, "failed": 1, "queued": 2}
+    assert counted(database, second) == {"done": 1, "failed": 2, "reused": 1}
+    assert sorted(
+        rows(database, "SELECT job_id, index, code, message, claim_id, device, batch_images FROM failures")
+    ) == [(*place, "render_error", f"broke at {place[1]}", taken.id, "host device", 7) for place in failed]
+
+
+def test_the_result_of_an_image_is_recorded_as_the_worker_reports_it(database, settings):
+    submit(database, settings, 2)
+    taken = claim(database)
+    one, two = stored(taken)
+    two = dataclasses.replace(
+        two, object_key="k2", sha256=bytes(32), bytes=77, device="other", reproducibility_class="c2", truncated=True,
+        flagged=False, unknown_words=("x",), render_seconds=0.5, render_key=bytes(range(32)), reused=True,
+    )  # fmt: skip
+    settle(database, taken, stored=[one, two])
+    found = rows(
+        database,
+        """SELECT index, object_key, sha256, bytes, device, reproducibility_class, truncated, flagged, unknown_words,
+                  render_seconds, render_key, reused, claim_id FROM results ORDER BY index""",
+    )
+    assert [tuple(bytes(value) if isinstance(value, memoryview) else value for value in row) for row in found] == [
+        (0, one.object_key, one.sha256, 7, "host device", "test/16", False, None, [], pytest.approx(0.1), None, False,
+         taken.id),
+        (1, "k2", bytes(32), 77, "other", "c2", True, False, ["x"], 0.5, bytes(range(32)), True, taken.id),
+    ]  # fmt: skip
+
+
+def test_a_settled_claim_says_when_and_how_long_and_others_stay_open(database, settings):
+    submit(database, settings, 4)
+    ours, theirs = claim(database, seats=2), claim(database, seats=2)
+    with database.begin() as connection:
+        ledger.settle(connection, ours.id, device="d", stored=stored(ours), render_seconds=1.5)
+    assert rows(database, "SELECT id, state, ended_at IS NULL, render_seconds FROM claims ORDER BY id") == [
+        (ours.id, "settled", False, 1.5), (theirs.id, "open", True, None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("outcomes", ["none", "too few", "twice", "of nobody"])
+def test_outcomes_that_are_not_the_claims_images_are_refused_whole(database, settings, outcomes):
+    job_id = submit(database, settings, 3)
+    taken = claim(database, seats=2)
+    ours = stored(taken)
+    given = {
+        "none": {"released": []},
+        "too few": {"stored": ours[:1]},
+        "twice": {"stored": ours, "released": places(taken)},
+        "of nobody": {"stored": ours, "released": [(job_id, 2)]},
+    }[outcomes]
+    with pytest.raises(LedgerBroken, match=f"Claim {taken.id} holds 2 images"), database.begin() as connection:
+        ledger.settle(connection, taken.id, device="d", **given)
+    assert counted(database, job_id) == {"queued": 1, "rendering": 2}
+    assert settle(database, taken).verdict is Verdict.OK
+
+
+def test_a_claim_that_nobody_knows_is_fenced(database, settings):
+    submit(database, settings, 1)
+    taken = claim(database)
+    late = dataclasses.replace(taken, id=taken.id + 1000)
+    assert settle(database, late) == ledger.Settlement(Verdict.FENCED, tuple(stored(late)))
+    assert settle(database, taken).verdict is Verdict.OK
+    assert settle(database, taken) == ledger.Settlement(Verdict.ALREADY, tuple(stored(taken)))
+
+
+def test_of_a_cancelled_job_in_a_mixed_claim_nothing_becomes_visible_and_of_the_other_all(database, settings):
+    doomed, other = submit(database, settings, 3), submit(database, settings, 3)
+    taken = claim(database)
+    with database.begin(TENANT) as connection:
+        lifecycle.cancel(connection, TENANT, doomed)
+    images_of = [dataclasses.replace(image, reused=True) for image in stored(taken)]
+    settlement = settle(database, taken, stored=images_of)
+    assert [image.job_id for image in settlement.dropped] == [doomed] * 3
+    assert rows(database, "SELECT job_id, index FROM results ORDER BY index") == [(other, n) for n in range(3)]
+    assert counted(database, doomed) == {"cancelled": 3}
+    assert counted(database, other) == {"done": 3, "reused": 3}
+
+
+def test_a_release_lowers_the_mark_of_its_own_segment_to_its_first_image(database, settings):
+    small, wide = {"prompt": "small", "n": 4}, {"prompt": "wide", "n": 4, "size": "256x256"}
+    job_id = submit(database, settings, [small, wide])
+    other = submit(database, settings, [small])
+    ours, theirs, drained = claim(database, seats=4), claim(database, seats=4), claim(database, seats=4)
+    assert {image.job_id for image in (*theirs.images, *drained.images)} == {job_id, other}
+    with database.begin() as connection:
+        maintenance.raise_low(connection)
+    before = rows(database, "SELECT job_id, id, low FROM segments ORDER BY job_id, id")
+    assert before == [(job_id, 0, 4), (job_id, 1, 8), (other, 0, 4)]
+    settle(database, ours, stored=[stored(ours)[0], stored(ours)[3]], released=places(ours)[1:3])
+    assert rows(database, "SELECT job_id, id, low FROM segments ORDER BY job_id, id") == [(job_id, 0, 1), *before[1:]]
+    assert [place[1] for place in places(claim(database))] == [1, 2]
+
+
+def expire(database: Database, lease: float = 0.0) -> int:
+    with database.begin() as connection:
+        return ledger.expire(connection, lease)
+
+
+def test_only_overdue_claims_expire_and_each_once(database, settings):
+    job_id = submit(database, settings, 6)
+    overdue, alive, settled = claim(database, 2, lease=-1.0), claim(database, 2), claim(database, 2, lease=-1.0)
+    settle(database, settled, released=places(settled)[:1], stored=stored(settled)[1:])
+    assert expire(database) == 2
+    assert expire(database) == 0
+    assert rows(database, "SELECT id, state, ended_at IS NULL, render_seconds FROM claims ORDER BY id") == [
+        (overdue.id, "expired", False, None), (alive.id, "open", True, None), (settled.id, "settled", False, None),
+    ]  # fmt: skip
+    assert images(database, job_id) == [(0, 0, 1, None)] * 2 + [(1, 0, 0, alive.id)] * 2 + [
+        (0, 0, 0, None),
+        (2, 0, 0, None),
+    ]
+    assert counted(database, job_id) == {"queued": 3, "rendering": 2, "done": 1}
+
+
+def test_expiry_cancels_what_was_cancelled_and_queues_the_rest(database, settings):
+    doomed, other = submit(database, settings, 2), submit(database, settings, 2)
+    claim(database, lease=-1.0)
+    with database.begin() as connection:
+        maintenance.raise_low(connection)
+    with database.begin(TENANT) as connection:
+        lifecycle.cancel(connection, TENANT, doomed)
+    assert expire(database) == 4
+    assert counted(database, doomed) == {"cancelled": 2}
+    assert counted(database, other) == {"queued": 2}
+    assert rows(database, "SELECT low FROM segments ORDER BY job_id") == [(2,), (0,)]
+
+
+def test_how_often_an_image_was_lost_has_an_end(database, settings):
+    job_id = submit(database, settings, 2)
+    rows(database, "UPDATE images SET lost = 32767 WHERE index = 0 RETURNING 1")
+    claim(database, lease=-1.0)
+    assert expire(database) == 2
+    assert [row[2] for row in images(database, job_id)] == [32767, 1]
+
+
+def test_an_expiry_passes_by_a_claim_that_is_just_being_settled(database, settings):
+    job_id = submit(database, settings, 4)
+    settling, overdue = claim(database, 2, lease=-1.0), claim(database, 2, lease=-1.0)
+    with database.begin() as connection:
+        ledger.settle(connection, settling.id, device="d", stored=stored(settling))
+        assert expire(database) == 2
+    assert expire(database) == 0
+    assert rows(database, "SELECT id, state FROM claims ORDER BY id") == [
+        (settling.id, "settled"), (overdue.id, "expired"),
+    ]  # fmt: skip
+    assert counted(database, job_id) == {"done": 2, "queued": 2}
+
+
+def test_a_database_that_has_just_started_expires_nothing_until_a_lease_later(database, settings):
+    submit(database, settings, 1)
+    claim(database, lease=-1.0)
+    ((up,),) = rows(database, "SELECT extract(epoch FROM now() - pg_postmaster_start_time())")
+    assert expire(database, float(up) + 30) == 0
+    assert expire(database, float(up) / 2) == 1
+
+
+def held(database: Database, taken: Claim) -> bool:
+    return rows(database, "SELECT state FROM claims WHERE id = :id", id=taken.id) == [("open",)]
+
+
+def test_a_cancel_of_the_second_job_waits_for_a_crossing_claim_too(database, settings):
+    """The claim shares the locks of all jobs that it may take from, not of the first alone."""
+    submit(database, settings, 2)
+    second = submit(database, settings, 2)
+
+    def cancel() -> None:
+        with database.begin(TENANT) as connection:
+            lifecycle.cancel(connection, TENANT, second)
+
+    with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+        taken = claim_in(connection)
+        cancelled = pool.submit(cancel)
+        until(lambda: waits_for_a_lock(database))
+        connection.commit()
+        cancelled.result()
+    assert held(database, taken)
+    settle(database, taken)
+    assert counted(database, second) == {"cancelled": 2}
+
+
+def test_a_cancel_waits_for_a_crossing_expiry(database, settings):
+    job_id = submit(database, settings, 2)
+    claim(database, lease=-1.0)
+
+    def cancel() -> None:
+        with database.begin(TENANT) as connection:
+            lifecycle.cancel(connection, TENANT, job_id)
+
+    with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+        assert ledger.expire(connection, 0.0) == 2
+        cancelled = pool.submit(cancel)
+        until(lambda: waits_for_a_lock(database))
+        connection.commit()
+        cancelled.result()
+    with database.begin() as connection:
+        assert maintenance.sweep_cancelled(connection) == 2
+    assert counted(database, job_id) == {"cancelled": 2}
