@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.core.model.specs import Image, Shape, Spec
-from worker import batching
-from worker.retries import Plan
+from services.core.model.specs import FailedImage, Image, Shape, Spec
+from worker import batching, retries
+from worker.pipeline import Batch
+from worker.retries import Part, Plan
 
 SIZES = (16, 8, 4, 1)
 SHAPE = Shape("r", 64, 64, 10, True)
@@ -82,3 +83,71 @@ def test_halving_finds_every_culprit_and_spares_the_innocent_at_an_unchanged_siz
     assert {image.index for image in plan.failed} == guilty
     assert len(sizes) == 1
     assert passes <= 1 + 2 * 4 * max(len(guilty), 1)
+
+
+def test_parts_come_in_order_and_each_image_in_one_of_them():
+    plan = Plan(SIZES, 4)
+    given = images(9)
+    plan.add(given)
+    assert list(iter(plan.next, None)) == [Part(tuple(given[:4]), 4), Part(tuple(given[4:8]), 4), Part((given[8],), 4)]
+
+
+def test_stepping_down_takes_the_next_size_for_what_did_not_fit_and_for_all_that_waits_in_order():
+    plan = Plan(SIZES, 8)
+    given = images(10)
+    plan.add(given)
+    assert plan.step_down(plan.next())
+    assert plan.most == 4
+    assert [part.images for part in iter(plan.next, None)] == [tuple(given[:4]), tuple(given[4:8]), tuple(given[8:])]
+
+
+@pytest.mark.parametrize(("size", "smaller"), [(17, 16), (16, 8), (8, 4), (4, 1), (2, 1), (1, None)])
+def test_the_next_smaller_size_is_the_largest_declared_below(size, smaller):
+    assert batching.next_smaller((4, 16, 1, 8), size) == smaller
+
+
+def test_halves_come_before_what_waits_and_hold_the_images_between_them():
+    plan = Plan(SIZES, 4)
+    given = images(5)
+    plan.add(given)
+    plan.halve(Part(tuple(given[:3]), 8))
+    assert [(part.images, part.size) for part in iter(plan.next, None)] == [
+        (tuple(given[:1]), 8), (tuple(given[1:3]), 8), (tuple(given[:4]), 4), (tuple(given[4:]), 4),
+    ]  # fmt: skip
+
+
+def test_one_image_stands_alone_and_two_do_not():
+    plan = Plan(SIZES, 4)
+    assert plan.stands_alone(Part(tuple(images(1)), 16))
+    assert not plan.stands_alone(Part(tuple(images(2)), 1))
+
+
+def test_what_failed_says_why_in_a_short_line_that_postgres_can_hold():
+    plan = Plan(SIZES, 4)
+    one, two = images(2)
+    plan.spoiled(one, "not\x00finite")
+    plan.give_up(Part((two,), 4), ValueError("no" * 300))
+    plan.too_large(Part((one, two), 4))
+    assert plan.failed == [
+        FailedImage(1, 0, "invalid_output", "notfinite"),
+        FailedImage(1, 1, "render_error", ("ValueError: " + "no" * 300)[:300]),
+        FailedImage(1, 0, "resource", retries.OUT_OF_MEMORY),
+        FailedImage(1, 1, "resource", retries.OUT_OF_MEMORY),
+    ]
+    assert retries.failure(one, KeyError("a")) == FailedImage(1, 0, "render_error", "KeyError: 'a'")
+
+
+def test_a_batch_holds_its_images_in_order_and_repeats_the_last():
+    given = images(2)
+    assert batching.form(given, SHAPE, 4) == Batch(SHAPE, (given[0].spec, *[given[1].spec] * 3), 2)
+    assert batching.form(given, SHAPE, 2) == Batch(SHAPE, (given[0].spec, given[1].spec), 2)
+
+
+def test_the_turns_are_those_of_smooth_weighted_round_robin():
+    assert list(islice(batching.turns(), 14)) == [0, 1, 0, 0, 1, 0, 2, 0, 1, 0, 0, 1, 0, 0]
+
+
+def test_an_image_of_512_by_512_at_ten_guided_steps_costs_one():
+    assert batching.cost(Shape("r", 512, 512, 10, True), 1) == 1.0
+    assert batching.cost(Shape("r", 512, 256, 20, False), 6) == 3.0
+    assert batching.cost(Shape("r", 256, 512, 30, True), 2) == 3.0
