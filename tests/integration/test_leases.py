@@ -175,6 +175,8 @@ def test_a_lease_that_another_began_anew_is_not_ours_though_its_epoch_is(databas
     assert take(database, "b") == 1
     with pytest.raises(LeaseLost), ours.begin():
         pass
+    ours.release()
+    assert held(database, "thing", "b", 1)
 
 
 def test_who_did_not_get_a_lease_can_do_nothing_in_its_name(database):

@@ -244,6 +244,19 @@ def test_the_result_of_an_image_is_recorded_as_the_worker_reports_it(database, s
     ]  # fmt: skip
 
 
+def test_versions_that_are_known_are_looked_up_and_not_written_again(database, settings):
+    submit(database, settings, 4)
+    settle(database, claim(database, seats=2))
+    before = rows(database, "SELECT id, versions, xmin FROM engines")
+    taken = claim(database, seats=2)
+    new = dataclasses.replace(stored(taken)[1], versions="presswork 0.2.0")
+    settle(database, taken, stored=[stored(taken)[0], new])
+    assert rows(database, "SELECT id, versions, xmin FROM engines ORDER BY id")[:1] == before
+    assert rows(database, "SELECT versions FROM results JOIN engines ON engines.id = engine_id ORDER BY index") == [
+        ("presswork 0.1.0",)] * 3 + [("presswork 0.2.0",)
+    ]  # fmt: skip
+
+
 def test_a_settled_claim_says_when_and_how_long_and_others_stay_open(database, settings):
     submit(database, settings, 4)
     ours, theirs = claim(database, seats=2), claim(database, seats=2)

@@ -185,27 +185,28 @@ def test_only_crashes_of_that_image_alone_convict_it(database, settings, what, c
 
 
 def test_suspects_of_one_shape_and_size_share_a_segment_and_others_do_not(database, settings):
+    other = submit(database, settings, [{"prompt": "a", "num_inference_steps": steps} for steps in range(1, 9)])
+    rows(database, "UPDATE segments SET open = false RETURNING 1")
     job_id = submit(database, settings, [{"prompt": f"{size}", "size": size, "n": 8} for size in ("64x64", "256x256")])
     for seats in (2, 2, 2):
         taken = claim(database, seats=seats)
         assert not died(database, taken, device=f"{A} {taken.images[0].index}")
         rows(database, "UPDATE segments SET open = false WHERE cap IS NOT NULL RETURNING 1")
     assert caps(database, job_id) == [(1, 0, 7)]
-    rows(database, "UPDATE segments SET open = (width = 256) RETURNING 1")
+    rows(database, "UPDATE segments SET open = (width = 256) WHERE job_id = :id RETURNING 1", id=job_id)
     crashed(database, seats=2, device=B)
     assert caps(database, job_id) == [(1, 0, 7), (1, 8, 15)]
     crashed(database, seats=4, device=f"{B} 2")
     assert caps(database, job_id) == [(1, 0, 7), (1, 8, 15), (2, 8, 15)]
     segments = rows(
         database,
-        "SELECT width, height, guided, priority, tenant_id FROM segments WHERE job_id = :id ORDER BY id", id=job_id,
+        "SELECT id, width, height, guided, priority, tenant_id FROM segments WHERE job_id = :id ORDER BY id", id=job_id,
     )  # fmt: skip
     assert segments == [
-        (64, 64, True, 1, 1),
-        (256, 256, True, 1, 1),
-        (64, 64, True, 1, 1),
-        *[(256, 256, True, 1, 1)] * 2,
-    ]
+        (0, 64, 64, True, 1, 1), (1, 256, 256, True, 1, 1), (2, 64, 64, True, 1, 1), (3, 256, 256, True, 1, 1),
+        (4, 256, 256, True, 1, 1),
+    ]  # fmt: skip
+    assert caps(database, other) == []
 
 
 def test_suspects_that_come_below_the_mark_of_their_segment_lower_it(database, settings):
@@ -214,9 +215,12 @@ def test_suspects_that_come_below_the_mark_of_their_segment_lower_it(database, s
     assert not died(database, upper, worker="worker-b", device=B)
     with database.begin() as connection:
         assert maintenance.raise_low(connection) == 2
+    other = submit(database, settings, [{"prompt": "a"}, {"prompt": "b", "size": "64x64"}])
+    rows(database, "UPDATE segments SET low = 9, open = false WHERE job_id = :id RETURNING 1", id=other)
     assert caps(database, job_id) == [(1, 2, 7)]
     assert not died(database, lower)
     assert caps(database, job_id) == [(1, 0, 7)]
+    assert rows(database, "SELECT low FROM segments WHERE job_id = :id", id=other) == [(9,), (9,)]
     assert [claim(database).images[0].index for _ in range(3)] == [4, 0, 1]
 
 
@@ -370,6 +374,7 @@ def test_half_of_the_devices_are_not_most_of_them(database, settings, live):
     """Workers that nobody has seen for long do not count."""
     for number in range(2, 6):
         started(database, f"worker-{number}", f"host-{number}")
+    started(database, "worker-2-again", "host-2")
     if live == 4:
         rows(database, "UPDATE workers SET seen_at = now() - interval '11 minutes' WHERE id = 'worker-5' RETURNING 1")
     for device in range(2 if live == 4 else 3):
@@ -380,12 +385,15 @@ def test_half_of_the_devices_are_not_most_of_them(database, settings, live):
     assert fresh_crashes(database, settings, 1) == [live == 5]
 
 
-def test_a_single_device_is_no_majority(database, settings):
-    for number in range(3):
+def test_a_single_device_is_no_majority_and_both_of_two_are_one(database, settings):
+    for number in range(6):
         with database.begin() as connection:
             image = FailedImage(number, 0, "crash", "")
-            ledger.record_failures(connection, number, [image], device="gone", batch_images=1)
+            device = "gone" if number < 3 else "gone too"
+            ledger.record_failures(connection, number, [image], device=device, batch_images=1)
     assert fresh_crashes(database, settings, 1) == [False]
+    started(database, "worker-b", "host-b")
+    assert fresh_crashes(database, settings, 1) == [True]
 
 
 def test_a_sick_device_is_held_to_account_for_its_own_crashes_of_late_alone(database, settings):
@@ -430,9 +438,30 @@ def test_a_process_that_lives_after_all_takes_back_that_crash_and_no_other(datab
     assert not died(database, one)
     assert not died(database, two, worker="worker-b", device=B)
     assert [row[2] for _, row in sorted(images(database, first).items())] == [1, 1]
+    again = claim(database, seats=1)
+    assert len(again.images) == 1
     with database.begin() as connection:
         quarantine.alive_after_all(connection, one.id)
     assert [row[2] for _, row in sorted(images(database, first).items())] == [0, 1]
     assert rows(database, "SELECT claim_id, code FROM failures ORDER BY claim_id") == [
         (one.id, "device"), (two.id, "crash"),
     ]  # fmt: skip
+
+
+def test_one_that_is_cancelled_is_not_failed_by_what_convicts_it(database, settings):
+    job_id = submit(database, settings, 1)
+    crashed(database)
+    crashed(database)
+    taken = claim(database)
+    with database.begin(TENANT) as connection:
+        lifecycle.cancel(connection, TENANT, job_id)
+    assert not died(database, taken, device=B)
+    assert images(database, job_id)[0][:2] == (4, 0)
+    assert queued_and_failed(database, job_id) == (0, 0)
+
+
+def test_how_often_an_image_crashed_has_an_end(database, settings):
+    job_id = submit(database, settings, 2)
+    rows(database, "UPDATE images SET crashes = 32767 WHERE index = 0 RETURNING 1")
+    crashed(database)
+    assert [images(database, job_id)[index][2] for index in (0, 1)] == [32767, 1]

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 _LEDGER = "tests/integration/test_ledger.py"
 _ROWS = "tests/integration/test_ledger_rows.py"
-_ACTIONS = "tests/integration/test_job_actions.py"
+_JOBS = "tests/integration/test_jobs.py"
 _DRAFTS = "tests/integration/test_drafts.py"
-_ERRANDS = "tests/integration/test_background_tasks.py"
-_API = "tests/integration/test_api.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +20,11 @@ class Target:
 TARGETS = {
     "ledger": Target("services/core/queue/ledger.py", (_ROWS, _LEDGER)),
     "suspects": Target("services/core/queue/quarantine.py", ("tests/integration/test_suspects.py",)),
-    "jobs": Target("services/core/jobs/lifecycle.py", (_LEDGER, _ACTIONS, _DRAFTS)),
+    "jobs": Target("services/core/jobs/lifecycle.py", (_JOBS,)),
     "leases": Target("services/core/db/leases.py", ("tests/integration/test_leases.py",)),
     "storage": Target("services/core/storage/s3.py", ("tests/integration/test_storage.py",)),
-    "drafts": Target("services/core/jobs/drafts.py", (_DRAFTS,)),
-    "intake": Target("services/core/jobs/submissions.py", (_LEDGER, _DRAFTS, _API)),
+    "drafts": Target("services/core/jobs/drafts.py", (_JOBS, _DRAFTS)),
+    "intake": Target("services/core/jobs/submissions.py", ("tests/unit/test_intake.py", _JOBS)),
     "retries": Target("worker/retries.py", ("tests/unit/test_retries.py",)),
     "batching": Target("worker/batching.py", ("tests/unit/test_retries.py",)),
 }
