@@ -154,6 +154,7 @@ def test_the_innocent_are_done_and_the_one_that_crashes_alone_fails(database, se
 
 
 def test_two_devices_convict_an_image_and_one_alone_needs_three_times(database, settings):
+    bystander = submit(database, settings, 1, priority="low", size="256x256")
     job_id = submit(database, settings, 1)
     crashed(database)
     assert images(database, job_id)[0] == (0, 0, 1, 0)
@@ -166,6 +167,7 @@ def test_two_devices_convict_an_image_and_one_alone_needs_three_times(database, 
     crashed(database, device=B)
     assert images(database, other)[0] == (3, 1, 1, 0)
     assert queued_and_failed(database, other) == (0, 1)
+    assert images(database, bystander)[0] == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -301,6 +303,15 @@ def test_a_device_that_crashes_on_ever_other_images_is_sick_and_they_are_pardone
     assert fresh_crashes(database, settings, 1) == [False], "its account is settled"
 
 
+def test_crashes_on_other_images_of_one_job_are_fresh_and_so_are_those_that_were_pardoned(database, settings):
+    job_id = submit(database, settings, 6)
+    with database.begin() as connection:
+        pardoned = [FailedImage(job_id, index, "device", "") for index in range(6)]
+        ledger.record_failures(connection, 0, pardoned, device=A, batch_images=6)
+    workers_of = {name: claim(database, seats=2, worker=name) for name in ("w1", "w2", "w3")}
+    assert [died(database, taken, worker=name) for name, taken in workers_of.items()] == [False, False, True]
+
+
 def test_a_poison_prompt_makes_no_device_sick(database, settings):
     submit(database, settings, 2)
     for number in range(4):  # together, and each alone
@@ -375,6 +386,8 @@ def test_half_of_the_devices_are_not_most_of_them(database, settings, live):
     for number in range(2, 6):
         started(database, f"worker-{number}", f"host-{number}")
     started(database, "worker-2-again", "host-2")
+    started(database, "worker-9", "host-9")
+    rows(database, "UPDATE workers SET seen_at = now() - interval '11 minutes' WHERE id = 'worker-9' RETURNING 1")
     if live == 4:
         rows(database, "UPDATE workers SET seen_at = now() - interval '11 minutes' WHERE id = 'worker-5' RETURNING 1")
     for device in range(2 if live == 4 else 3):
@@ -440,9 +453,12 @@ def test_a_process_that_lives_after_all_takes_back_that_crash_and_no_other(datab
     assert [row[2] for _, row in sorted(images(database, first).items())] == [1, 1]
     again = claim(database, seats=1)
     assert len(again.images) == 1
+    other = submit(database, settings, 2)
+    rows(database, "UPDATE images SET crashes = 2 RETURNING 1")
     with database.begin() as connection:
         quarantine.alive_after_all(connection, one.id)
-    assert [row[2] for _, row in sorted(images(database, first).items())] == [0, 1]
+    assert [row[2] for row in images(database, other).values()] == [2, 2]
+    assert [row[2] for _, row in sorted(images(database, first).items())] == [1, 2]
     assert rows(database, "SELECT claim_id, code FROM failures ORDER BY claim_id") == [
         (one.id, "device"), (two.id, "crash"),
     ]  # fmt: skip
