@@ -24,6 +24,7 @@ def main() -> int:
     names = asked.module + (asked.modules if asked.modules != ["all"] else [])
     warnings.simplefilter("ignore", SyntaxWarning)  # what a fault makes of `is` and the like
     found = [mutant for name in names or TARGETS for mutant in mutants.of(name, _ROOT)]
+    whole = not (names or asked.only or asked.sample)
     if asked.only:
         found = [mutant for mutant in found if mutant.language == asked.only]
     if asked.sample:
@@ -43,7 +44,7 @@ def main() -> int:
         except RuntimeError as error:
             print(error, file=sys.stderr)
             return 2
-    return 0 if report.write(found, notebook.results, equivalents) else 1
+    return 0 if report.write(found, notebook.results, equivalents, whole=whole) else 1
 
 
 def _arguments() -> argparse.Namespace:

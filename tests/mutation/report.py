@@ -14,8 +14,8 @@ _DATA = Path(__file__).with_name("equivalent.toml")
 class Equivalents:
     """Mutants that no test can tell from the original, each with the reason, from `equivalent.toml`.
 
-    An entry names a target, the function or statement, the line as it is and, unless it speaks of every fault of that
-    line, the line as the fault leaves it.
+    An entry names the function or statement, the line as it is and, unless it speaks of every fault of that line, the
+    line as the fault leaves it. The module is only a heading: an entry holds wherever its statement moves.
     """
 
     def __init__(self, path: Path = _DATA) -> None:
@@ -25,25 +25,26 @@ class Equivalents:
 
     def reason(self, mutant: Mutant) -> str | None:
         old, new = (_squeezed(line) for line in mutant.lines)
-        for number, (target, entry) in enumerate(self._entries):
-            if target != mutant.target or entry["in"] != mutant.where or _squeezed(entry["line"]) != old:
+        for number, (_, entry) in enumerate(self._entries):
+            if entry["in"] != mutant.where or _squeezed(entry["line"]) != old:
                 continue
             if "becomes" not in entry or _squeezed(entry["becomes"]) == new:
                 self._met.add(number)
                 return str(entry["because"])
         return None
 
-    def unmet(self, targets: Sequence[str]) -> list[str]:
-        """Entries about these targets that speak of no mutant any more."""
+    def unmet(self) -> list[str]:
+        """Entries that speak of no mutant that was asked about."""
         return [
             f"{target}, {entry['in']}: {entry['line']}"
             for number, (target, entry) in enumerate(self._entries)
-            if target in targets and number not in self._met
+            if number not in self._met
         ]
 
 
-def write(mutants: Sequence[Mutant], results: dict[str, Result], equivalents: Equivalents) -> bool:
-    """Prints the report. Returns whether every mutant that was tried is killed or explained."""
+def write(mutants: Sequence[Mutant], results: dict[str, Result], equivalents: Equivalents, *, whole: bool) -> bool:
+    """Prints the report. Returns whether every mutant that was tried is killed or explained. `whole`: these are all
+    mutants that there are, so an explanation that speaks of none of them is out of date."""
     targets = list(dict.fromkeys(mutant.target for mutant in mutants))
     survivors: list[Mutant] = []
     counts: dict[str, Counter[str]] = {target: Counter() for target in targets}
@@ -70,10 +71,9 @@ def write(mutants: Sequence[Mutant], results: dict[str, Result], equivalents: Eq
         total += counts[target]
     if len(targets) > 1:
         print(_row("all", total, columns))
-    unmet = equivalents.unmet(targets)
-    for entry in unmet:
+    for entry in equivalents.unmet() if whole else ():
         print(f"equivalent.toml explains what is no mutant any more: {entry}")
-    return not survivors and not unmet
+    return not survivors
 
 
 def _row(name: str, count: Counter[str], columns: Sequence[str]) -> str:
