@@ -624,3 +624,22 @@ def test_an_old_jobs_rows_lie_in_the_partition_for_what_has_none(database, setti
         assert submissions.leaf(connection, "images", lifecycle.new_id()).startswith("images_")
         assert submissions.leaf(connection, "images", lifecycle.new_id()) != "images_default"
         assert submissions.leaf(connection, "images", 1) == "images_default"
+
+
+def test_what_takes_long_for_a_large_job_is_not_cut_short(database, settings):
+    """Copying millions of rows and looking for their duplicates take longer than any other statement may."""
+    job_id = draft(database)
+    append(database, settings, job_id, 0)
+    timeout = text("SHOW statement_timeout")
+    with database.begin() as connection:
+        assert connection.execute(timeout).scalar_one() == "30s"
+        drafts.inspect(connection, TENANT, job_id, requests.Finalize(chunks=1))
+        assert connection.execute(timeout).scalar_one() == "0"
+    with database.begin() as connection:
+        catalogue = models.catalogue(connection)
+    with Submission(settings, catalogue) as submission:
+        submission.add(0, SMALL)
+        submission.close()
+        with database.begin() as connection:
+            submission.copy(connection)
+            assert connection.execute(timeout).scalar_one() == "0"

@@ -185,8 +185,18 @@ def test_who_did_not_get_a_lease_can_do_nothing_in_its_name(database):
     assert not theirs.take()
     with pytest.raises(LeaseLost), theirs.begin():
         pass
-    assert lease(database, "c").seconds == SECONDS
-    assert Lease(database, "thing", "c").seconds > 0
+    ours.release()
+    assert lease(database, "b").take()
+    for stranger in (theirs, lease(database, "b")):  # they have its holder's name, and took nothing
+        with pytest.raises(LeaseLost), stranger.begin():
+            pass
+
+
+def test_who_asks_while_its_holder_is_at_a_transaction_hears_no_at_once(database):
+    ours = lease(database, "a")
+    assert ours.take()
+    with ours.begin():
+        assert take(database, "b") is None
 
 
 def test_keeping_asks_the_database_once_in_a_third_of_the_lease(database, monkeypatch):

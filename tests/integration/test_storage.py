@@ -5,10 +5,12 @@ import hashlib
 import io
 import os
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -182,6 +184,29 @@ def test_a_store_that_cannot_be_reached_is_away(settings):
     for verb in (away.check, lambda: away.read("a"), lambda: away.prepare(0.0)):
         with pytest.raises(StoreAway, match="cannot be reached"):
             verb()
+
+
+def test_a_request_is_made_once_and_whoever_asked_decides_about_again(settings):
+    asked: list[str] = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(503)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        busy = S3Store(dataclasses.replace(settings, s3_endpoint_url=f"http://127.0.0.1:{server.server_port}"))
+        with pytest.raises(StoreAway):
+            busy.check()
+        server.shutdown()
+        thread.join()
+    assert asked == [f"/{settings.bucket}"]
 
 
 def test_the_message_says_which_store(settings):
