@@ -643,3 +643,21 @@ def test_what_takes_long_for_a_large_job_is_not_cut_short(database, settings):
         with database.begin() as connection:
             submission.copy(connection)
             assert connection.execute(timeout).scalar_one() == "0"
+
+
+def test_whoever_stops_a_job_waits_for_those_who_are_at_its_images(database, settings):
+    """Claims and settles share the job's lock; a cancel and an expiry have it alone, and then see what became of it."""
+    cancelled, expired = submit(database, settings, 1), submit(database, settings, 1)
+    rows(database, "UPDATE jobs SET expires_at = now() - interval '1 s' WHERE id = :id RETURNING 1", id=expired)
+    for job_id, verb in (
+        (cancelled, lambda: do(database, lifecycle.cancel, cancelled)),
+        (expired, lambda: expire(database)),
+    ):
+        with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock_shared(:id)"), {"id": job_id})
+            stopping = pool.submit(verb)
+            until(lambda: rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
+            assert one(database, "state", job_id) == ("queued",)
+            connection.commit()
+            stopping.result()
+        assert one(database, "state", job_id) == ("cancelling",)
