@@ -6,15 +6,18 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from services.core.db import partitions
 from services.core.db.database import Database
 from services.core.fleet import models
-from services.core.jobs import drafts, lifecycle, submissions
+from services.core.jobs import drafts, lifecycle
 from services.core.jobs.submissions import Receipt, Submission
 from services.core.model import requests, states
 from services.core.model.errors import Conflict, IdempotencyConflict, InvalidSubmission, NotFound
+from services.core.model.ids import new as new_id
+from services.core.model.ids import parse_job, public_job
 from services.core.model.specs import FailedImage
 from services.core.model.states import JobState
-from services.core.queue import maintenance
+from services.core.queue import counters, job_states, segments
 from services.core.settings import Settings
 from tests import factories
 from tests.factories import TENANT, claim, places, settle, stored, submit
@@ -61,7 +64,7 @@ def put_in(database: Database, job_id: int, state: str) -> None:
 
 
 def draft(database: Database, *, tenant: int = TENANT, days: int | None = None) -> int:
-    job_id = lifecycle.new_id()
+    job_id = new_id()
     with database.begin() as connection:
         drafts.open_draft(connection, tenant, job_id, requests.Label())
         if days is not None:
@@ -199,7 +202,7 @@ def test_a_finished_job_has_labels_and_no_priority(database, settings):
 def test_another_tenants_job_is_not_there(database, settings, crowd, verb):
     """For the house, too, which sees all rows: the statements say whose job they mean."""
     before = others(database)
-    for job_id in (*crowd[: len(JobState)], lifecycle.new_id()):
+    for job_id in (*crowd[: len(JobState)], new_id()):
         with pytest.raises(NotFound):
             do(database, verb, job_id, tenant=OTHER)
     assert others(database) == before
@@ -207,7 +210,7 @@ def test_another_tenants_job_is_not_there(database, settings, crowd, verb):
 
 def fold(database: Database) -> None:
     with database.begin() as connection:
-        maintenance.fold(connection)
+        counters.fold(connection)
 
 
 def finish(database: Database) -> list[int]:
@@ -276,7 +279,7 @@ def test_a_job_that_was_stopped_ends_as_what_stopped_it(database, settings, reas
     rows(database, "UPDATE jobs SET stop_reason = :reason RETURNING 1", reason=reason)
     assert finish(database) == []
     with database.begin() as connection:
-        assert maintenance.sweep_cancelled(connection) == 1
+        assert segments.sweep_cancelled(connection) == 1
     assert finish(database) == [job_id]
     assert one(database, "state", job_id) == (reason or "cancelled",)
 
@@ -293,16 +296,16 @@ def test_a_job_that_came_as_a_file_ends_with_its_files(database, settings):
     do(database, lifecycle.pause, waiting, True)
     do(database, lifecycle.cancel, stopped)
     with database.begin() as connection:
-        maintenance.sweep_cancelled(connection)
+        segments.sweep_cancelled(connection)
     settle(database, claim(database))
 
     def closable(*besides: int) -> list[int]:
         with database.begin() as connection:
-            return lifecycle.closable(connection, besides)
+            return job_states.finishable(connection, besides)
 
     def close(job_id: int, output: int | None, errors: int | None) -> bool:
         with database.begin() as connection:
-            return lifecycle.close(connection, job_id, output_file_id=output, error_file_id=errors)
+            return job_states.finish(connection, job_id, job_states.Files(output, errors, 0, 0))
 
     assert closable() == [stopped], "the others are not yet finalizing"
     assert finish(database) == [plain]
@@ -329,7 +332,7 @@ def test_a_job_that_came_as_a_file_ends_with_its_files(database, settings):
 
 def expire(database: Database) -> int:
     with database.begin() as connection:
-        return lifecycle.expire(connection)
+        return job_states.expire(connection)
 
 
 def test_a_job_out_of_time_is_stopped_unless_it_has_ended_or_is_ending(database, settings):
@@ -372,12 +375,12 @@ def test_a_new_job_is_recorded_as_it_was_asked_for(database, settings, crowd):
         "SELECT id, tenant_id, width, height, steps, guided, priority, open, low, high FROM segments "
         "WHERE job_id = :id ORDER BY id", id=job_id,
     ) == [(0, TENANT, 512, 512, 10, True, 0, True, 0, 4), (1, TENANT, 64, 64, 10, True, 0, True, 3, 3)]  # fmt: skip
-    assert lifecycle.parse_id(lifecycle.public_id(job_id)) == job_id
+    assert parse_job(public_job(job_id)) == job_id
 
 
 def test_a_draft_is_opened_empty_and_kept_for_a_week(database):
     label = requests.Label(priority="high", labels={"a": "b"}, embed_prompt=True)
-    ids = [lifecycle.new_id() for _ in range(3)]
+    ids = [new_id() for _ in range(3)]
     with database.begin() as connection:
         assert drafts.open_draft(connection, TENANT, ids[0], label, idempotency_key="k") is None
         assert drafts.open_draft(connection, TENANT, ids[1], label, idempotency_key="k") == ids[0]
@@ -621,9 +624,9 @@ def test_every_image_of_a_request_is_a_row_in_its_own_place(database, settings):
 
 def test_an_old_jobs_rows_lie_in_the_partition_for_what_has_none(database, settings):
     with database.begin() as connection:
-        assert submissions.leaf(connection, "images", lifecycle.new_id()).startswith("images_")
-        assert submissions.leaf(connection, "images", lifecycle.new_id()) != "images_default"
-        assert submissions.leaf(connection, "images", 1) == "images_default"
+        assert partitions.leaf(connection, "images", new_id()).startswith("images_")
+        assert partitions.leaf(connection, "images", new_id()) != "images_default"
+        assert partitions.leaf(connection, "images", 1) == "images_default"
 
 
 def test_what_takes_long_for_a_large_job_is_not_cut_short(database, settings):

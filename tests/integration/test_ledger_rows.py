@@ -13,8 +13,8 @@ from services.core.fleet import models
 from services.core.jobs import lifecycle
 from services.core.model.errors import LedgerBroken
 from services.core.model.specs import Claim, FailedImage
-from services.core.queue import ledger, maintenance
-from services.core.queue.ledger import Verdict
+from services.core.queue import claims, expiry, job_states, segments, settlement
+from services.core.queue.settlement import Verdict
 from tests import factories
 from tests.factories import REVISION, TENANT, claim, claim_in, places, settle, stored, submit
 from tests.waiting import until
@@ -50,9 +50,9 @@ def counted(database: Database, job_id: int) -> Counter[str]:
     return Counter({name: int(count) for name, count in zip((*names, "reused"), found, strict=True) if count})
 
 
-def candidates(database: Database, turn: int = 1, revision: str = REVISION) -> ledger.Candidates:
+def candidates(database: Database, turn: int = 1, revision: str = REVISION) -> claims.Candidates:
     with database.begin() as connection:
-        return ledger.candidates(connection, revision, turn)
+        return claims.candidates(connection, revision, turn)
 
 
 def waits_for_a_lock(database: Database) -> bool:
@@ -118,8 +118,8 @@ def test_those_under_suspicion_ride_alone_and_as_many_as_their_cap_says(database
 
 def test_nothing_can_be_claimed_of_no_segments(database):
     with database.begin() as connection:
-        none = ledger.Candidates(())
-        assert ledger.claim(connection, none, model_revision=REVISION, worker_id="w", seats=4, lease=1.0) is None
+        none = claims.Candidates(())
+        assert claims.claim(connection, none, worker_id="w", seats=4, lease=1.0) is None
 
 
 def test_a_claim_takes_the_images_of_its_segments_alone(database, settings):
@@ -166,7 +166,7 @@ def test_the_first_claim_starts_its_job_and_no_other(database, settings):
     first, _, ended = (submit(database, settings, 2) for _ in range(3))
     rows(database, "UPDATE jobs SET state = 'finalizing', finalizing_at = now() WHERE id = :id RETURNING 1", id=ended)
     with database.begin() as connection:
-        ledger.start(connection, [first, ended])
+        job_states.start(connection, [first, ended])
     assert rows(database, "SELECT state, started_at IS NULL FROM jobs ORDER BY id") == [
         ("in_progress", False), ("queued", True), ("finalizing", True),
     ]  # fmt: skip
@@ -180,7 +180,7 @@ def test_a_heartbeat_extends_the_claims_that_it_names_and_notes_their_steps(data
         with database.begin(TENANT) as connection:
             lifecycle.cancel(connection, TENANT, job_id)
     with database.begin() as connection:
-        beat = ledger.extend(connection, {ours.id: 7, also.id: 9}, 60.0)
+        beat = claims.extend(connection, {ours.id: 7, also.id: 9}, 60.0)
     assert beat.held == {ours.id: frozenset({first}), also.id: frozenset({first})}
     found = rows(database, "SELECT step, round(extract(epoch FROM expires_at - now())) > 30 FROM claims ORDER BY id")
     assert found == [(7, True), (9, True), (0, False)]
@@ -190,7 +190,7 @@ def test_a_settle_waits_for_another_of_the_same_claim_and_changes_nothing(databa
     job_id = submit(database, settings, 2)
     taken = claim(database)
     with ThreadPoolExecutor(1) as pool, database.begin() as connection:
-        ledger.settle(connection, taken.id, device="d", stored=stored(taken))
+        settlement.settle(connection, taken.id, device="d", stored=stored(taken))
         again = pool.submit(settle, database, taken)
         until(lambda: waits_for_a_lock(database))
         connection.commit()
@@ -261,7 +261,7 @@ def test_a_settled_claim_says_when_and_how_long_and_others_stay_open(database, s
     submit(database, settings, 4)
     ours, theirs = claim(database, seats=2), claim(database, seats=2)
     with database.begin() as connection:
-        ledger.settle(connection, ours.id, device="d", stored=stored(ours), render_seconds=1.5)
+        settlement.settle(connection, ours.id, device="d", stored=stored(ours), render_seconds=1.5)
     assert rows(database, "SELECT id, state, ended_at IS NULL, render_seconds FROM claims ORDER BY id") == [
         (ours.id, "settled", False, 1.5), (theirs.id, "open", True, None),
     ]  # fmt: skip
@@ -279,7 +279,7 @@ def test_outcomes_that_are_not_the_claims_images_are_refused_whole(database, set
         "of nobody": {"stored": ours, "released": [(job_id, 2)]},
     }[outcomes]
     with pytest.raises(LedgerBroken, match=f"Claim {taken.id} holds 2 images"), database.begin() as connection:
-        ledger.settle(connection, taken.id, device="d", **given)
+        settlement.settle(connection, taken.id, device="d", **given)
     assert counted(database, job_id) == {"queued": 1, "rendering": 2}
     assert settle(database, taken).verdict is Verdict.OK
 
@@ -288,9 +288,9 @@ def test_a_claim_that_nobody_knows_is_fenced(database, settings):
     submit(database, settings, 1)
     taken = claim(database)
     late = dataclasses.replace(taken, id=taken.id + 1000)
-    assert settle(database, late) == ledger.Settlement(Verdict.FENCED, tuple(stored(late)))
+    assert settle(database, late) == settlement.Settlement(Verdict.FENCED, tuple(stored(late)))
     assert settle(database, taken).verdict is Verdict.OK
-    assert settle(database, taken) == ledger.Settlement(Verdict.ALREADY, tuple(stored(taken)))
+    assert settle(database, taken) == settlement.Settlement(Verdict.ALREADY, tuple(stored(taken)))
 
 
 def test_of_a_cancelled_job_in_a_mixed_claim_nothing_becomes_visible_and_of_the_other_all(database, settings):
@@ -313,7 +313,7 @@ def test_a_release_lowers_the_mark_of_its_own_segment_to_its_first_image(databas
     ours, theirs, drained = claim(database, seats=4), claim(database, seats=4), claim(database, seats=4)
     assert {image.job_id for image in (*theirs.images, *drained.images)} == {job_id, other}
     with database.begin() as connection:
-        maintenance.raise_low(connection)
+        segments.raise_low(connection)
     before = rows(database, "SELECT job_id, id, low FROM segments ORDER BY job_id, id")
     assert before == [(job_id, 0, 4), (job_id, 1, 8), (other, 0, 4)]
     settle(database, ours, stored=[stored(ours)[0], stored(ours)[3]], released=places(ours)[1:3])
@@ -323,7 +323,7 @@ def test_a_release_lowers_the_mark_of_its_own_segment_to_its_first_image(databas
 
 def expire(database: Database, lease: float = 0.0) -> int:
     with database.begin() as connection:
-        return ledger.expire(connection, lease)
+        return expiry.expire(connection, lease)
 
 
 def test_only_overdue_claims_expire_and_each_once(database, settings):
@@ -346,7 +346,7 @@ def test_expiry_cancels_what_was_cancelled_and_queues_the_rest(database, setting
     doomed, other = submit(database, settings, 2), submit(database, settings, 2)
     claim(database, lease=-1.0)
     with database.begin() as connection:
-        maintenance.raise_low(connection)
+        segments.raise_low(connection)
     with database.begin(TENANT) as connection:
         lifecycle.cancel(connection, TENANT, doomed)
     assert expire(database) == 4
@@ -367,7 +367,7 @@ def test_an_expiry_passes_by_a_claim_that_is_just_being_settled(database, settin
     job_id = submit(database, settings, 4)
     settling, overdue = claim(database, 2, lease=-1.0), claim(database, 2, lease=-1.0)
     with database.begin() as connection:
-        ledger.settle(connection, settling.id, device="d", stored=stored(settling))
+        settlement.settle(connection, settling.id, device="d", stored=stored(settling))
         assert expire(database) == 2
     assert expire(database) == 0
     assert rows(database, "SELECT id, state FROM claims ORDER BY id") == [
@@ -417,11 +417,11 @@ def test_a_cancel_waits_for_a_crossing_expiry(database, settings):
             lifecycle.cancel(connection, TENANT, job_id)
 
     with ThreadPoolExecutor(1) as pool, database.begin() as connection:
-        assert ledger.expire(connection, 0.0) == 2
+        assert expiry.expire(connection, 0.0) == 2
         cancelled = pool.submit(cancel)
         until(lambda: waits_for_a_lock(database))
         connection.commit()
         cancelled.result()
     with database.begin() as connection:
-        assert maintenance.sweep_cancelled(connection) == 2
+        assert segments.sweep_cancelled(connection) == 2
     assert counted(database, job_id) == {"cancelled": 2}

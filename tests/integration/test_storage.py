@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 
 from services.core.model.errors import ObjectGone, StoreAway, StoreRefused
 from services.core.settings import Settings
-from services.core.storage import s3
+from services.core.storage import keys
 from services.core.storage.s3 import S3Store
 
 
@@ -69,7 +69,7 @@ def answering(store: S3Store, verb: str, *answers: BaseException) -> Iterator[li
 
 
 def test_the_key_of_an_image_is_spread_by_two_characters_and_holds_nothing_user_written():
-    key = s3.image_key(3, "job_x", 7, "0123456789abcdef0123", "jpeg")
+    key = keys.image_key(3, "job_x", 7, "0123456789abcdef0123", "jpeg")
     spread = hashlib.sha256(b"job_x/7").hexdigest()[:2]
     assert key == f"{spread}/3/job_x/00000007-0123456789abcdef.jpg"
 

@@ -9,8 +9,8 @@ from services.core.db.database import Database
 from services.core.fleet import workers
 from services.core.jobs import lifecycle
 from services.core.model.specs import Claim, FailedImage
-from services.core.queue import ledger, maintenance, quarantine
-from services.core.queue.ledger import Verdict
+from services.core.queue import quarantine, segments, settlement
+from services.core.queue.settlement import Verdict
 from tests import factories
 from tests.factories import REVISION, TENANT, claim, settle, submit
 from tests.waiting import until
@@ -125,7 +125,7 @@ def test_suspects_ride_with_nobody_else_in_ever_smaller_batches(database, settin
     job_id, other = submit(database, settings, 16), submit(database, settings, 16)
     crashed(database)
     with database.begin() as connection:
-        maintenance.raise_low(connection)
+        segments.raise_low(connection)
     for size in (8, 4, 2, 1):
         taken = claim(database)
         assert {image.job_id for image in taken.images} == {job_id}
@@ -181,7 +181,7 @@ def test_only_crashes_of_that_image_alone_convict_it(database, settings, what, c
     )
     for device in (A, B, B):
         with database.begin() as connection:
-            ledger.record_failures(connection, 0, [before], device=device, batch_images=1 + (what == "together"))
+            settlement.record_failures(connection, 0, [before], device=device, batch_images=1 + (what == "together"))
     crashed(database)
     assert images(database, job_id)[0][0] == (3 if convicted else 0)
 
@@ -216,7 +216,7 @@ def test_suspects_that_come_below_the_mark_of_their_segment_lower_it(database, s
     lower, upper = claim(database, seats=2), claim(database, seats=2, worker="worker-b")
     assert not died(database, upper, worker="worker-b", device=B)
     with database.begin() as connection:
-        assert maintenance.raise_low(connection) == 2
+        assert segments.raise_low(connection) == 2
     other = submit(database, settings, [{"prompt": "a"}, {"prompt": "b", "size": "64x64"}])
     rows(database, "UPDATE segments SET low = 9, open = false WHERE job_id = :id RETURNING 1", id=other)
     assert caps(database, job_id) == [(1, 2, 7)]
@@ -262,7 +262,7 @@ def test_a_claim_that_is_being_settled_is_waited_for_and_blamed_for_nothing(data
     job_id = submit(database, settings, 2)
     taken = claim(database)
     with ThreadPoolExecutor(1) as pool, database.begin() as connection:
-        ledger.settle(connection, taken.id, device=A, stored=factories.stored(taken))
+        settlement.settle(connection, taken.id, device=A, stored=factories.stored(taken))
         verdict = pool.submit(died, database, taken)
         until(lambda: waits_for_a_lock(database))
         connection.commit()
@@ -307,7 +307,7 @@ def test_crashes_on_other_images_of_one_job_are_fresh_and_so_are_those_that_were
     job_id = submit(database, settings, 6)
     with database.begin() as connection:
         pardoned = [FailedImage(job_id, index, "device", "") for index in range(6)]
-        ledger.record_failures(connection, 0, pardoned, device=A, batch_images=6)
+        settlement.record_failures(connection, 0, pardoned, device=A, batch_images=6)
     workers_of = {name: claim(database, seats=2, worker=name) for name in ("w1", "w2", "w3")}
     assert [died(database, taken, worker=name) for name, taken in workers_of.items()] == [False, False, True]
 
@@ -327,7 +327,7 @@ def test_only_crashes_of_the_last_ten_minutes_and_since_its_last_batch_speak_aga
         submit(database, settings, 1, priority="high")
         taken = claim(database, turn=0)
         with database.begin() as connection:
-            ledger.settle(connection, taken.id, device=A, stored=factories.stored(taken), render_seconds=0.5)
+            settlement.settle(connection, taken.id, device=A, stored=factories.stored(taken), render_seconds=0.5)
     assert fresh_crashes(database, settings, 2) == [False, False]
     assert fresh_crashes(database, settings, 1) == [True]
 
@@ -350,7 +350,7 @@ def test_what_is_no_batch_that_this_device_rendered_since_does_not_speak_for_it(
     submit(database, settings, 1, priority="high")
     taken = claim(database, turn=0, worker=worker)
     with database.begin() as connection:
-        ledger.settle(connection, taken.id, device=A, stored=factories.stored(taken), render_seconds=seconds)
+        settlement.settle(connection, taken.id, device=A, stored=factories.stored(taken), render_seconds=seconds)
     if state == "old":
         age(database, "claims", "ended_at", 1)
     elif state != "settled":
@@ -375,7 +375,7 @@ def test_when_most_devices_crash_no_image_is_blamed(database, settings):
         fresh = [FailedImage(number, 0, "crash", "") for number in range(3 if device == A else 6)]
         for claim_number, image in enumerate(fresh[-3:]):
             with database.begin() as connection:
-                ledger.record_failures(connection, 100 + claim_number, [image], device=device, batch_images=1)
+                settlement.record_failures(connection, 100 + claim_number, [image], device=device, batch_images=1)
     assert fresh_crashes(database, settings, 1, device="host-c device") == [True]
     assert rows(database, "SELECT DISTINCT crashes FROM images") == [(0,)]
 
@@ -394,7 +394,7 @@ def test_half_of_the_devices_are_not_most_of_them(database, settings, live):
         for number in range(3):
             image = FailedImage(10 * device + number, 0, "crash", "")
             with database.begin() as connection:
-                ledger.record_failures(connection, number, [image], device=f"d{device}", batch_images=1)
+                settlement.record_failures(connection, number, [image], device=f"d{device}", batch_images=1)
     assert fresh_crashes(database, settings, 1) == [live == 5]
 
 
@@ -403,7 +403,7 @@ def test_a_single_device_is_no_majority_and_both_of_two_are_one(database, settin
         with database.begin() as connection:
             image = FailedImage(number, 0, "crash", "")
             device = "gone" if number < 3 else "gone too"
-            ledger.record_failures(connection, number, [image], device=device, batch_images=1)
+            settlement.record_failures(connection, number, [image], device=device, batch_images=1)
     assert fresh_crashes(database, settings, 1) == [False]
     started(database, "worker-b", "host-b")
     assert fresh_crashes(database, settings, 1) == [True]
@@ -416,10 +416,10 @@ def test_a_sick_device_is_held_to_account_for_its_own_crashes_of_late_alone(data
     )  # fmt: skip
     with database.begin() as connection:
         connection.execute(text("UPDATE images SET crashes = 2"))
-        ledger.record_failures(connection, 1, [old], device=A, batch_images=1)
+        settlement.record_failures(connection, 1, [old], device=A, batch_images=1)
         connection.execute(text("UPDATE failures SET failed_at = now() - interval '11 minutes'"))
-        ledger.record_failures(connection, 2, [theirs], device=B, batch_images=1)
-        ledger.record_failures(connection, 3, [ours, held], device=A, batch_images=1)
+        settlement.record_failures(connection, 2, [theirs], device=B, batch_images=1)
+        settlement.record_failures(connection, 3, [ours, held], device=A, batch_images=1)
         connection.execute(text("UPDATE images SET state = 1, claim_id = 9 WHERE index = 3"))
         quarantine.device_sick(connection, A)
     assert [row[2] for _, row in sorted(images(database, job_id).items())] == [2, 2, 1, 1]
@@ -434,7 +434,7 @@ def test_neither_pardon_touches_what_is_final_or_no_crash(database, settings):
         connection.execute(text("UPDATE images SET crashes = 2"))
         connection.execute(text("UPDATE images SET state = 3 WHERE index = 0"))
         for index, code in enumerate(("crash", "render_error", "crash")):
-            ledger.record_failures(connection, 1, [FailedImage(job_id, index, code, "")], device=A, batch_images=1)
+            settlement.record_failures(connection, 1, [FailedImage(job_id, index, code, "")], device=A, batch_images=1)
         connection.execute(text("UPDATE images SET crashes = 0 WHERE index = 2"))
         quarantine.device_sick(connection, A)
         connection.execute(text("UPDATE failures SET code = 'crash' WHERE code = 'device'"))

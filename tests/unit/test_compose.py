@@ -29,7 +29,7 @@ from services.local import programs
 from services.local.child import until
 from services.local.home import Home
 from services.local.servers import postgres, seaweedfs
-from worker.pipeline import model_name
+from worker.pipelines.registry import model_name
 
 ROOT = Path(__file__).parents[2]
 RAW = yaml.safe_load((ROOT / "compose.yaml").read_text())

@@ -14,7 +14,8 @@ import pytest
 from services.core.model.errors import SettingsError
 from services.core.settings import Settings
 from worker.model import directory, weights
-from worker.pipeline import ModelUnfit, model_name
+from worker.pipeline import ModelUnfit
+from worker.pipelines.registry import model_name
 
 
 def weights_file(**tensors: tuple[str, list[int], int]) -> bytes:
