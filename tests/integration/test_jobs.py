@@ -403,15 +403,16 @@ def test_a_chunk_grows_its_own_draft_and_its_segments(database, settings, crowd)
     chunk, replayed = append(database, settings, job_id, 0, SMALL, WIDE)
     assert (chunk.number, chunk.requests, chunk.images, replayed) == (0, 2, 3, False)
     assert append(database, settings, job_id, 1, WIDE, {"prompt": "m"})[0].images == 2
+    assert append(database, settings, job_id, 2, SMALL)[0].images == 2
     assert append(database, settings, job_id, 0, SMALL, WIDE) == (chunk, True)
-    assert one(database, "state, total, requests", job_id) == ("draft", 5, 4)
-    assert rows(database, "SELECT queued FROM counters WHERE job_id = :id", id=job_id) == [(5,)]
+    assert one(database, "state, total, requests", job_id) == ("draft", 7, 5)
+    assert rows(database, "SELECT queued FROM counters WHERE job_id = :id", id=job_id) == [(7,)]
     segments = "SELECT id, width, low, high, open FROM segments WHERE job_id = :id ORDER BY id"
     assert rows(database, segments, id=job_id) == [
-        (0, 64, 0, 1, False), (1, 256, 2, 3, False), (2, 512, 4, 4, False),
+        (0, 64, 0, 6, False), (1, 256, 2, 3, False), (2, 512, 4, 4, False),
     ]  # fmt: skip
     chunks = "SELECT number, tenant_id, first_index, requests, images FROM job_chunks WHERE job_id = :id ORDER BY 1"
-    assert rows(database, chunks, id=job_id) == [(0, TENANT, 0, 2, 3), (1, TENANT, 3, 2, 2)]  # fmt: skip
+    assert rows(database, chunks, id=job_id) == [(0, TENANT, 0, 2, 3), (1, TENANT, 3, 2, 2), (2, TENANT, 5, 1, 2)]
     assert others(database, job_id) == before
 
 
