@@ -315,6 +315,8 @@ def test_a_job_that_came_as_a_file_ends_with_its_files(database, settings):
     assert close(first, 11, 12) is True
     assert close(first, 13, 14) is False
     assert close(waiting, 1, 2) is False
+    do(database, lifecycle.cancel, waiting)
+    assert close(waiting, 1, 2) is False, "its image is not swept yet, though others are ready"
     assert one(database, "state, output_file_id, error_file_id, finished_at IS NULL", first) == (
         "completed", 11, 12, False,
     )  # fmt: skip
@@ -665,3 +667,21 @@ def test_whoever_stops_a_job_waits_for_those_who_are_at_its_images(database, set
             connection.commit()
             stopping.result()
         assert one(database, "state", job_id) == ("cancelling",)
+
+
+def test_of_two_that_close_a_job_at_once_one_gives_it_its_files(database, settings):
+    job_id = as_file(database, submit(database, settings, 1))
+    settle(database, claim(database))
+    finish(database)
+
+    def close(output: int) -> bool:
+        with database.begin() as connection:
+            return lifecycle.close(connection, job_id, output_file_id=output, error_file_id=None)
+
+    with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+        assert lifecycle.close(connection, job_id, output_file_id=1, error_file_id=None)
+        crossing = pool.submit(close, 2)
+        until(lambda: rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
+        connection.commit()
+        assert crossing.result() is False
+    assert one(database, "state, output_file_id", job_id) == ("completed", 1)
