@@ -246,6 +246,8 @@ def test_what_a_key_stands_for_is_what_was_asked_and_not_what_was_drawn():
     ]  # fmt: skip
     assert len({digest(body) for body in (asked, *others)}) == len(others) + 1
     assert digest({}) != digest({}, {}) != digest({}, {}, {})
+    closed = gathered(asked)
+    assert closed.close() == closed.close() == digest(asked)
     assert len(digest({})) == len(hashlib.sha256().digest())
 
 
