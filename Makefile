@@ -24,7 +24,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make check   format, lint, types, import contracts, unit tests"
 	@echo "make chaos   kill and stop processes at random for some minutes: too slow for make test"
-	@echo "make mutate  break the code in one small place at a time: does a test fail? (NAME=ledger SAMPLE=50)"
+	@echo "make mutate  break the code in one small place at a time: does a test fail? (NAME=claims SAMPLE=50)"
 	@echo "make bench   run the benchmarks (NAME=busy for one)"
 	@echo "make images  build the container images, with docker, buildah or podman"
 	@echo "make images-test   run compose.yaml from them and render a job"

@@ -676,10 +676,10 @@ def test_of_two_that_close_a_job_at_once_one_gives_it_its_files(database, settin
 
     def close(output: int) -> bool:
         with database.begin() as connection:
-            return lifecycle.close(connection, job_id, output_file_id=output, error_file_id=None)
+            return job_states.finish(connection, job_id, job_states.Files(output))
 
     with ThreadPoolExecutor(1) as pool, database.begin() as connection:
-        assert lifecycle.close(connection, job_id, output_file_id=1, error_file_id=None)
+        assert job_states.finish(connection, job_id, job_states.Files(1))
         crossing = pool.submit(close, 2)
         until(lambda: rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
         connection.commit()
