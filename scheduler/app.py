@@ -10,14 +10,14 @@ import sys
 import threading
 import time
 
-from scheduler.background_tasks import Errands, errands
-from scheduler.periodic_tasks import Duty, timetable
+from scheduler.background_tasks import BackgroundTaskRunner, background_tasks
+from scheduler.periodic_tasks import PeriodicTask, timetable
 from services.core import logs
 from services.core.db import database as databases
 from services.core.db import leadership, leases
-from services.core.db.connectivity import Contact
-from services.core.model.errors import Away, PressworkError, SettingsError
-from services.core.notify import Bell
+from services.core.db.connectivity import Connectivity
+from services.core.model.errors import PressworkError, SettingsError, Unavailable
+from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 
@@ -32,11 +32,15 @@ class Scheduler:
     """Keeps a timetable while it leads."""
 
     def __init__(
-        self, database: databases.Database, duties: list[Duty], contact: Contact, holder: str | None = None
+        self,
+        database: databases.Database,
+        periodic_tasks: list[PeriodicTask],
+        connectivity: Connectivity,
+        holder: str | None = None,
     ) -> None:
         self.database = database
-        self.duties = duties
-        self.contact = contact
+        self.periodic_tasks = periodic_tasks
+        self.connectivity = connectivity
         self.holder = holder or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.epoch: int | None = None
         self._led_until = 0.0
@@ -46,9 +50,9 @@ class Scheduler:
         while not stopping.is_set():
             try:
                 self.run_once()
-            except Away as error:
+            except Unavailable as error:
                 log.warning("duties put off", extra={"error": str(error)})
-                self.contact.lost()
+                self.connectivity.lost()
                 stopping.wait(1.0)
             stopping.wait(TICK_SECONDS)
         self.resign()
@@ -57,8 +61,8 @@ class Scheduler:
         """Leads if it can, and does what is due. Returns whether it leads."""
         if not self._lead():
             return False
-        for duty in self.duties:
-            if self._due.get(duty.name, 0.0) <= time.monotonic() and not self._perform(duty):
+        for periodic_task in self.periodic_tasks:
+            if self._due.get(periodic_task.name, 0.0) <= time.monotonic() and not self._perform(periodic_task):
                 return False
         return True
 
@@ -66,9 +70,9 @@ class Scheduler:
         if self.epoch is None:
             return
         try:
-            with self.database.begin() as connection:
+            with self.database.begin_system() as connection:
                 leadership.resign(connection, self.holder, self.epoch)
-        except Away as error:
+        except Unavailable as error:
             log.warning("not resigned; the lead will run out", extra={"error": str(error)})
         self.epoch = None
 
@@ -77,28 +81,28 @@ class Scheduler:
         if self.epoch is not None and time.monotonic() < self._led_until - LEAD_SECONDS * 2 / 3:
             return True
         asked_at = time.monotonic()
-        with self.database.begin() as connection:
+        with self.database.begin_system() as connection:
             epoch = leadership.lead(connection, self.holder, LEAD_SECONDS)
         if epoch is not None and epoch != self.epoch:
             log.info("leads", extra={"epoch": epoch})
         self.epoch, self._led_until = epoch, asked_at + LEAD_SECONDS
         return epoch is not None
 
-    def _perform(self, duty: Duty) -> bool:
+    def _perform(self, periodic_task: PeriodicTask) -> bool:
         assert self.epoch is not None
-        self._due[duty.name] = time.monotonic() + duty.every
+        self._due[periodic_task.name] = time.monotonic() + periodic_task.every
         try:
-            with self.database.begin() as connection:
+            with self.database.begin_system() as connection:
                 leadership.assert_held(connection, self.holder, self.epoch)
-                duty.run(connection)
+                periodic_task.run(connection)
         except leases.LeaseLost:
             log.warning("no longer leads", extra={"epoch": self.epoch})
             self.epoch = None
             return False
-        except Away:
+        except Unavailable:
             raise
         except Exception:
-            log.exception("duty failed", extra={"duty": duty.name})
+            log.exception("duty failed", extra={"duty": periodic_task.name})
         return True
 
 
@@ -115,9 +119,9 @@ def main(argv: list[str] | None = None) -> int:
             settings.database_url, application="presswork scheduler", pool_size=2 + ERRANDS_AT_ONCE
         )
         if arguments.check:
-            with database.begin() as connection:
+            with database.begin_system() as connection:
                 return 0 if leadership.exists(connection) else 1
-        for warning in databases.assert_fit(database):
+        for warning in databases.assert_suitable(database):
             log.warning("%s", warning)
     except PressworkError as error:
         print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201
@@ -125,10 +129,10 @@ def main(argv: list[str] | None = None) -> int:
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    contact = Contact()
-    bell = Bell(settings.redis_url)
-    scheduler = Scheduler(database, timetable(settings, bell, contact), contact)
-    running = Errands(database, errands(settings, S3Store(settings), bell), scheduler.holder)
+    connectivity = Connectivity()
+    notifier = Notifier(settings.redis_url)
+    scheduler = Scheduler(database, timetable(settings, notifier, connectivity), connectivity)
+    running = BackgroundTaskRunner(database, background_tasks(settings, S3Store(settings), notifier), scheduler.holder)
     threads = [threading.Thread(target=running.run, args=(stopping,), name="errands") for _ in range(ERRANDS_AT_ONCE)]
     for thread in threads:
         thread.start()

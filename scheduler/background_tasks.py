@@ -16,8 +16,8 @@ from services.core.db.leases import Lease, LeaseLost
 from services.core.exports import exports
 from services.core.exports import task as exporting
 from services.core.files import files, uploads
-from services.core.model.errors import Away
-from services.core.notify import Bell
+from services.core.model.errors import Unavailable
+from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
@@ -28,7 +28,7 @@ PAUSE_SECONDS = 5.0  # before the same thing is tried again here, after it went 
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class BackgroundTask:
     """`pending` names the things that wait, a few at a time and besides those given; `run` does the work for one of
     them under its lease. It may be called for a thing that another has done in this very moment."""
 
@@ -37,11 +37,11 @@ class Errand:
     run: Callable[[int, Lease], object]
 
 
-class Errands:
+class BackgroundTaskRunner:
     """Runs errands, on as many threads as `run` is called from."""
 
-    def __init__(self, database: Database, errands: list[Errand], holder: str) -> None:
-        self.database, self.errands, self.holder = database, errands, holder
+    def __init__(self, database: Database, background_tasks: list[BackgroundTask], holder: str) -> None:
+        self.database, self.background_tasks, self.holder = database, background_tasks, holder
         self._guard = threading.Lock()
         self._in_hand: set[tuple[str, int]] = set()
         self._not_before: dict[tuple[str, int | None], float] = {}  # None: the look at what waits
@@ -51,7 +51,7 @@ class Errands:
         while not stopping.is_set():
             try:
                 busy = self.run_once(stopping)
-            except Away as error:
+            except Unavailable as error:
                 log.warning("errands put off", extra={"error": str(error)})
                 busy = False
                 stopping.wait(1.0)
@@ -61,79 +61,81 @@ class Errands:
     def run_once(self, stopping: threading.Event | None = None) -> bool:
         """Does all that waits, each thing once. Returns whether there was anything."""
         busy = False
-        for errand in self.errands:
-            for thing in self._look(errand):
+        for background_task in self.background_tasks:
+            for thing in self._look(background_task):
                 if stopping is not None and stopping.is_set():
                     return busy
-                busy |= self._try(errand, thing)
+                busy |= self._try(background_task, thing)
         return busy
 
-    def _look(self, errand: Errand) -> Sequence[int]:
+    def _look(self, background_task: BackgroundTask) -> Sequence[int]:
         """What waits, past all that is in hand or put off: however much of it there is, it keeps nothing waiting."""
         now = time.monotonic()
         with self._guard:
             self._not_before = {key: moment for key, moment in self._not_before.items() if moment > now}
-            if (errand.name, None) in self._not_before:
+            if (background_task.name, None) in self._not_before:
                 return []
-            besides = [thing for name, thing in (*self._in_hand, *self._not_before)
-                       if name == errand.name and thing is not None]  # fmt: skip
+            excluding = [thing for name, thing in (*self._in_hand, *self._not_before)
+                       if name == background_task.name and thing is not None]  # fmt: skip
         try:
-            with self.database.begin() as connection:
-                return errand.pending(connection, besides)
-        except Away:
+            with self.database.begin_system() as connection:
+                return background_task.pending(connection, excluding)
+        except Unavailable:
             raise
         except Exception:
-            log.exception("errands not found", extra={"errand": errand.name})
-            self._put_off(errand, None)
+            log.exception("errands not found", extra={"errand": background_task.name})
+            self._put_off(background_task, None)
             return []
 
-    def _put_off(self, errand: Errand, thing: int | None, *, failed: bool = False) -> None:
+    def _put_off(self, background_task: BackgroundTask, thing: int | None, *, failed: bool = False) -> None:
         """`failed`: in a way that nobody foresaw, so each time for twice as long."""
-        key, pause = (errand.name, thing), PAUSE_SECONDS
+        key, pause = (background_task.name, thing), PAUSE_SECONDS
         with self._guard:
             if failed:
                 pause = self._pauses[key] = min(self._pauses.get(key, PAUSE_SECONDS / 2) * 2, LONGEST_PAUSE_SECONDS)
             self._not_before[key] = time.monotonic() + pause
 
-    def _try(self, errand: Errand, thing: int) -> bool:
-        key = errand.name, thing
+    def _try(self, background_task: BackgroundTask, thing: int) -> bool:
+        key = background_task.name, thing
         with self._guard:
             if key in self._in_hand or self._not_before.get(key, 0.0) > time.monotonic():
                 return False
             self._in_hand.add(key)
         try:
-            return self._perform(errand, thing, Lease(self.database, f"{errand.name}/{thing}", self.holder))
+            return self._perform(
+                background_task, thing, Lease(self.database, f"{background_task.name}/{thing}", self.holder)
+            )
         finally:
             with self._guard:
                 self._in_hand.discard(key)
 
-    def _perform(self, errand: Errand, thing: int, lease: Lease) -> bool:
+    def _perform(self, background_task: BackgroundTask, thing: int, lease: Lease) -> bool:
         began = time.monotonic()
         try:
             if not lease.take():
-                self._put_off(errand, thing)
+                self._put_off(background_task, thing)
                 return False
-            errand.run(thing, lease)
+            background_task.run(thing, lease)
             lease.release()
         except LeaseLost:
             log.warning("errand lost", extra={"errand": lease.name})
-        except Away as error:
+        except Unavailable as error:
             log.warning("errand put off", extra={"errand": lease.name, "error": str(error)})
-            self._put_off(errand, thing)
+            self._put_off(background_task, thing)
         except Exception:
             log.exception("errand failed", extra={"errand": lease.name})
-            self._put_off(errand, thing, failed=True)
+            self._put_off(background_task, thing, failed=True)
         else:
-            self._pauses.pop((errand.name, thing), None)
+            self._pauses.pop((background_task.name, thing), None)
             log.info("errand done", extra={"errand": lease.name, "seconds": round(time.monotonic() - began, 3)})
         return True
 
 
-def errands(settings: Settings, store: ImageStore, bell: Bell) -> list[Errand]:
+def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) -> list[BackgroundTask]:
     """What there is to run; each one's file in the core says what it does."""
 
     def validate(job_id: int, lease: Lease) -> None:
-        validation.run(settings, store, bell, job_id, lease)
+        validation.run(settings, store, notifier, job_id, lease)
 
     def close(job_id: int, lease: Lease) -> None:
         finalization.run(settings, store, job_id, lease)
@@ -142,9 +144,9 @@ def errands(settings: Settings, store: ImageStore, bell: Bell) -> list[Errand]:
         exporting.run(settings, store, export_id, lease)
 
     return [
-        Errand("validate", validation.pending, validate),
-        Errand("close", finalization.pending, close),
-        Errand("drop-file", files.doomed, lambda file_id, lease: files.drop(store, file_id, lease)),
-        Errand("drop-upload", uploads.over, lambda upload_id, lease: uploads.drop(store, upload_id, lease)),
-        Errand("export", exports.pending, export),
+        BackgroundTask("validate", validation.pending, validate),
+        BackgroundTask("close", finalization.pending, close),
+        BackgroundTask("drop-file", files.doomed, lambda file_id, lease: files.drop(store, file_id, lease)),
+        BackgroundTask("drop-upload", uploads.over, lambda upload_id, lease: uploads.drop(store, upload_id, lease)),
+        BackgroundTask("export", exports.pending, export),
     ]

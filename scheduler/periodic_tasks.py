@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.core.db import partitions
-from services.core.db.connectivity import Contact
+from services.core.db.connectivity import Connectivity
 from services.core.db.database import Connection
 from services.core.events import numbering
 from services.core.fleet import workers
 from services.core.jobs import idempotency, lifecycle, queries
-from services.core.notify import Bell
+from services.core.notify import Notifier
 from services.core.queue import claims, counters, expiry, job_states, segments
 from services.core.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Duty:
+class PeriodicTask:
     """`run` gets an open transaction of the leader; `every` in seconds."""
 
     name: str
@@ -27,28 +27,28 @@ class Duty:
     run: Callable[[Connection], object]
 
 
-def timetable(settings: Settings, bell: Bell, contact: Contact) -> list[Duty]:
+def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity) -> list[PeriodicTask]:
     def expire(connection: Connection) -> int:
-        steady = contact.steady(settings.lease_seconds)
+        steady = connectivity.steady(settings.lease_seconds)
         return expiry.expire(connection, settings.lease_seconds) if steady else 0
 
-    def ring(connection: Connection) -> None:
+    def notify(connection: Connection) -> None:
         for model in queries.waiting_models(connection):
-            bell.ring(model)
+            notifier.notify(model)
 
     def forget(connection: Connection) -> None:
         for table in (claims, idempotency, workers):
             table.forget(connection)
 
     return [
-        Duty("finish", 0.5, lifecycle.finish),
-        Duty("deadlines", 1.0, job_states.expire),
-        Duty("sweep", 1.0, segments.sweep_cancelled),
-        Duty("fold", 1.0, counters.fold),
-        Duty("number", 0.5, numbering.number),
-        Duty("expire", 2.0, expire),
-        Duty("low", 2.0, segments.raise_low),
-        Duty("ring", 5.0, ring),
-        Duty("forget", 300.0, forget),
-        Duty("partitions", 3600.0, partitions.make_partitions),
+        PeriodicTask("finish", 0.5, lifecycle.finish),
+        PeriodicTask("deadlines", 1.0, job_states.expire),
+        PeriodicTask("sweep", 1.0, segments.sweep_cancelled),
+        PeriodicTask("fold", 1.0, counters.fold),
+        PeriodicTask("number", 0.5, numbering.number),
+        PeriodicTask("expire", 2.0, expire),
+        PeriodicTask("low", 2.0, segments.raise_low),
+        PeriodicTask("ring", 5.0, notify),
+        PeriodicTask("forget", 300.0, forget),
+        PeriodicTask("partitions", 3600.0, partitions.make_partitions),
     ]

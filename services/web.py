@@ -16,7 +16,7 @@ import uvicorn
 from services.api.app import create_app
 from services.core import logs
 from services.core.db import database as databases
-from services.core.model.errors import Away, PressworkError, SettingsError
+from services.core.model.errors import PressworkError, SettingsError, Unavailable
 from services.core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -87,9 +87,9 @@ def _check_database(settings: Settings) -> None:
     """An unfit database ends the start; one that is away does not: it may be back before the first request."""
     database = databases.Database(settings.database_url, application="presswork web check", pool_size=1)
     try:
-        for warning in databases.assert_fit(database):
+        for warning in databases.assert_suitable(database):
             log.warning("%s", warning)
-    except Away as error:
+    except Unavailable as error:
         log.warning("database away at start", extra={"error": str(error)})
     finally:
         database.close()

@@ -10,12 +10,12 @@ from typing import Any
 from PIL import Image
 from sqlalchemy import text
 
-from scheduler.background_tasks import Errands, errands
+from scheduler.background_tasks import BackgroundTaskRunner, background_tasks
 from services.core.db.database import Database
 from services.core.exports import exports, options, records
 from services.core.exports.records import Export
 from services.core.jobs import lifecycle
-from services.core.notify import Bell
+from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage import keys
 from services.core.storage.contract import ImageStore
@@ -84,7 +84,7 @@ def finished_job(
 
 
 def finish(database: Database, job_id: int) -> None:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert job_id in lifecycle.finish(connection)
 
 
@@ -96,7 +96,7 @@ def order(database: Database, job_id: int, form: str, **wished: Any) -> int:
 
 
 def read(database: Database, export_id: int) -> Export | None:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return records.read(connection, export_id)
 
 
@@ -104,11 +104,11 @@ def run(
     database: Database, settings: Settings, store: ImageStore, holder: str = "scheduler-a", seconds: float = 20
 ) -> None:
     """Writes and drops all that waits."""
-    errand = _errands(database, settings, store, holder)
+    background_task = _errands(database, settings, store, holder)
 
     def nothing_waits() -> bool:
-        errand.run_once()
-        with database.begin() as connection:
+        background_task.run_once()
+        with database.begin_system() as connection:
             return not exports.pending(connection)
 
     until(nothing_waits, seconds, every=0.01)
@@ -118,8 +118,8 @@ def run_once(database: Database, settings: Settings, store: ImageStore) -> None:
     _errands(database, settings, store, "scheduler-a").run_once()
 
 
-def _errands(database: Database, settings: Settings, store: ImageStore, holder: str) -> Errands:
-    return Errands(database, errands(settings, store, Bell(settings.redis_url)), holder)
+def _errands(database: Database, settings: Settings, store: ImageStore, holder: str) -> BackgroundTaskRunner:
+    return BackgroundTaskRunner(database, background_tasks(settings, store, Notifier(settings.redis_url)), holder)
 
 
 def export(database: Database, settings: Settings, store: ImageStore, job_id: int, form: str, **wished: Any) -> Export:
@@ -133,13 +133,13 @@ def export(database: Database, settings: Settings, store: ImageStore, job_id: in
 
 def sums(database: Database, export_id: int) -> dict[str, str]:
     """path -> sha256, of every file."""
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return {file.path: file.sha256.hex() for file in records.files(connection, export_id, passed=0, limit=100_000)}
 
 
 def download(database: Database, store: S3Store, export_id: int, folder: Path) -> Path:
     """The export's tree, each file with the recorded size and sha256."""
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         found = records.files(connection, export_id, passed=0, limit=100_000)
     for file in found:
         data = store.read(file.object_key)
@@ -152,5 +152,5 @@ def download(database: Database, store: S3Store, export_id: int, folder: Path) -
 
 def age_leases(database: Database) -> None:
     """As if whoever held them had been dead for long."""
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("UPDATE duties SET expires_at = '-infinity'"))

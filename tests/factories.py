@@ -27,7 +27,7 @@ TENANT = 1
 
 
 def register(database: Database, card: ModelCard = CARD) -> None:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         models.register(connection, card)
 
 
@@ -43,12 +43,12 @@ def submit(
 ) -> int:
     """A job of that many images (or of these requests), recorded as the API records it; its id."""
     rows = [{"prompt": f"a mug, number {index}"} for index in range(images)] if isinstance(images, int) else images
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         catalogue = models.catalogue(connection)
     with submissions.Submission(settings, catalogue) as submission:
         for index, row in enumerate(rows):
             submission.add(index, {**row, **fields})
-        label = requests.Label.model_validate({"priority": priority, **(head or {})})
+        label = requests.JobOptions.model_validate({"priority": priority, **(head or {})})
         return submission.record(database, tenant, label=label).job_id
 
 
@@ -62,11 +62,11 @@ def claim(
     revision: str = REVISION,
 ) -> Claim | None:
     while True:
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             taken = claim_in(connection, seats, worker=worker, turn=turn, lease=lease, revision=revision)
         if taken is not None:
             return taken
-        with database.begin() as connection:  # as a worker does: what is drained is not looked at again
+        with database.begin_system() as connection:  # as a worker does: what is drained is not looked at again
             if not segments.raise_low(connection):
                 return None
 
@@ -111,5 +111,5 @@ def places(claim: Claim) -> list[tuple[int, int]]:
 
 def settle(database: Database, claim: Claim, **outcome: Sequence[Any]) -> settlement.Settlement:
     """Settles a claim: as done, unless told otherwise."""
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return settlement.settle(connection, claim.id, device="host device", **(outcome or {"stored": stored(claim)}))

@@ -7,42 +7,42 @@ from services.core.db.database import Database
 from services.core.fleet import models
 from services.core.jobs import queries
 from services.core.model.states import ImageState
-from services.core.notify import Bell
+from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage import s3
 from tests.factories import TENANT
-from worker.lease import Lease
+from worker.heartbeat import Heartbeat
 from worker.pipelines.simulated import SimulatedPipeline
-from worker.render import Press
+from worker.render import RenderLoop
 
-PressMaker = Callable[..., Press]
+RenderLoopMaker = Callable[..., RenderLoop]
 
 
 @contextmanager
-def press_maker(database_url: str, usual: Settings, usual_store: s3.S3Store) -> Iterator[PressMaker]:
+def render_loop_maker(database_url: str, usual: Settings, usual_store: s3.S3Store) -> Iterator[RenderLoopMaker]:
     """Makes presses; stops them all in the end."""
     databases: list[Database] = []
-    presses: list[Press] = []
+    render_loops: list[RenderLoop] = []
 
-    def make(settings: Settings = usual, worker: str = "worker-1", **parts: object) -> Press:
+    def make(settings: Settings = usual, worker: str = "worker-1", **parts: object) -> RenderLoop:
         database = Database(database_url, application=worker, pool_size=8, nested_loops=True)
         databases.append(database)
         pipeline = parts.get("pipeline", SimulatedPipeline)(settings)
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             models.register(connection, pipeline.card)
-        lease = Lease(database, settings)
-        lease.start()
-        press = Press(
-            settings, pipeline, database, parts.get("store", usual_store), Bell(settings.redis_url), lease,
+        heartbeat = Heartbeat(database, settings)
+        heartbeat.start()
+        render_loop = RenderLoop(
+            settings, pipeline, database, parts.get("store", usual_store), Notifier(settings.redis_url), heartbeat,
             worker_id=worker, host=worker,
         )  # fmt: skip
-        presses.append(press)
-        return press
+        render_loops.append(render_loop)
+        return render_loop
 
     yield make
-    for press in presses:
-        press.stopping.set()
-        press.wait_idle()
+    for render_loop in render_loops:
+        render_loop.stopping.set()
+        render_loop.wait_idle()
     for database in databases:
         database.close()
 

@@ -46,7 +46,7 @@ class Api:
 
     def new_tenant(self, name: str) -> tuple[int, str]:
         """Its id and a key of its own."""
-        with self.database.begin() as connection:
+        with self.database.begin_system() as connection:
             tenant = connection.execute(
                 text("INSERT INTO tenants (name) VALUES (:name) RETURNING id"), {"name": name}
             ).scalar_one()
@@ -54,7 +54,7 @@ class Api:
 
     def rows(self) -> dict[str, int]:
         """How many rows there are of all that a submission writes."""
-        with self.database.begin() as connection:
+        with self.database.begin_system() as connection:
             return {name: connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one() for name in TABLES}
 
 
@@ -78,7 +78,7 @@ def serving(settings: Settings) -> Iterator[str]:
 def open_api(settings: Settings) -> Iterator[Api]:
     database = Database(settings.database_url, application="tests", pool_size=10)
     factories.register(database)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         key = api_keys.issue_key(connection, settings.secret, factories.TENANT, "test")
         workers.register(
             connection, "worker-a", host="host", pid=1, device="cpu", model="simulated",

@@ -19,15 +19,15 @@ from celery import signals
 from services.core import logs, notify
 from services.core.db import database as databases
 from services.core.fleet import workers
-from services.core.model.errors import Away, DatabaseAway, PressworkError
+from services.core.model.errors import DatabaseUnavailable, PressworkError, Unavailable
 from services.core.queue import quarantine
 from services.core.settings import Settings
 from services.core.storage import s3
 from worker import exit_codes
 from worker.child import Child
-from worker.pipeline import ModelUnfit
+from worker.pipeline import ModelUnusable
 from worker.pipelines.registry import model_name
-from worker.shared_memory import Shared
+from worker.shared_memory import SharedState
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.25
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             log.warning("%s", warning)
     except PressworkError as error:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201
-        return exit_codes.UNFIT if isinstance(error, ModelUnfit) else exit_codes.SETTINGS
+        return exit_codes.MODEL_UNUSABLE if isinstance(error, ModelUnusable) else exit_codes.SETTINGS
     return Parent(settings, model, database).run()
 
 
@@ -59,7 +59,7 @@ def _fit(settings: Settings, database: databases.Database) -> list[str]:
     """What can be found out before the fork, so that a bad setting is one sentence and no respawn loop. Leaves no
     connection open that a child could inherit."""
     try:
-        found = databases.assert_fit(database)
+        found = databases.assert_suitable(database)
     finally:
         database.close()
     s3.S3Store(settings).prepare()
@@ -70,9 +70,9 @@ def _check(settings: Settings) -> int:
     """For a container's health check: 0 when a worker of this host was seen within three of its ticks."""
     database = databases.Database(settings.database_url, application="presswork worker check", pool_size=1)
     try:
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             return 0 if workers.seen(connection, socket.gethostname()) else 1
-    except Away as error:
+    except Unavailable as error:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201
         return 1
 
@@ -83,7 +83,7 @@ class Parent:
     def __init__(self, settings: Settings, model: str, database: databases.Database) -> None:
         self.settings = settings
         self.database = database
-        self.shared = Shared()
+        self.shared = SharedState()
         self.app = notify.celery_app(settings.redis_url, model)
         self.exit_code = 0
         self._failed_starts = 0
@@ -116,7 +116,7 @@ class Parent:
             _child = child
         except BaseException:  # Celery would log it and go on with a child that does nothing
             log.exception("child does not start")
-            os._exit(exit_codes.UNFIT)
+            os._exit(exit_codes.MODEL_UNUSABLE)
 
     def _watch(self) -> None:
         """Reports a child's death, and sees to its replacement: Celery looks for dead children every five seconds,
@@ -160,9 +160,9 @@ class Parent:
             self._failed_starts += 1
         if reason or self._failed_starts >= FAILED_STARTS:
             print(f"worker: {reason or 'The child dies before it has loaded the pipeline.'}", file=sys.stderr)  # noqa: T201
-            self.exit_code = exit_codes.UNFIT
+            self.exit_code = exit_codes.MODEL_UNUSABLE
             self._worker.stop()
-            os._exit(exit_codes.UNFIT)
+            os._exit(exit_codes.MODEL_UNUSABLE)
 
     def _report(self, worker_id: str, claim_id: int, device: str) -> bool:
         """Tells the ledger; tries until it hears, or until the leases have run out anyway. True: the device looks
@@ -170,9 +170,9 @@ class Parent:
         deadline = time.monotonic() + self.settings.lease_seconds
         while time.monotonic() < deadline:
             try:
-                with self.database.begin() as connection:
+                with self.database.begin_system() as connection:
                     return quarantine.child_died(connection, worker_id, rendering=claim_id or None, device=device)
-            except DatabaseAway:
+            except DatabaseUnavailable:
                 time.sleep(1.0)
             except Exception:
                 log.exception("death not reported; the leases will run out", extra={"worker": worker_id})

@@ -1,7 +1,7 @@
 """The process that holds the pipeline: starts it, keeps house on a timer, and renders with or without a bell.
 
-Work is always done under the press's own lock: in the Celery task when a bell came, in the timer's thread when none
-did. So Redis may be away for as long as it likes.
+Work is always done under the render loop's own lock: in the Celery task after a wake-up, else in the timer's thread. So
+Redis may be away for any length of time.
 """
 
 import logging
@@ -15,20 +15,20 @@ from typing import NoReturn
 
 from services.core.db import database as databases
 from services.core.db import leases
-from services.core.db.connectivity import Contact
+from services.core.db.connectivity import Connectivity
 from services.core.events import numbering
 from services.core.fleet import models, workers
-from services.core.model.errors import DatabaseAway, PressworkError
-from services.core.notify import Bell
+from services.core.model.errors import DatabaseUnavailable, PressworkError
+from services.core.notify import Notifier
 from services.core.queue import counters, expiry, fair_share, quarantine, segments
 from services.core.settings import Settings
 from services.core.storage import s3
 from worker import exit_codes
-from worker.lease import Lease
+from worker.heartbeat import Heartbeat
 from worker.pipeline import CompileFailed
 from worker.pipelines.registry import open_pipeline
-from worker.render import Press
-from worker.shared_memory import Shared
+from worker.render import RenderLoop
+from worker.shared_memory import SharedState
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 2.0
@@ -38,9 +38,9 @@ SLICE_SECONDS = 60.0
 class Child:
     """One incarnation of a worker. Construct it after the fork."""
 
-    def __init__(self, settings: Settings, shared: Shared) -> None:
+    def __init__(self, settings: Settings, shared: SharedState) -> None:
         self.settings, self.shared = settings, shared
-        self.contact = Contact()
+        self.connectivity = Connectivity()
         self.host = socket.gethostname()
         self.worker_id = f"{self.host}-{os.getpid()}-{secrets.token_hex(4)}"
         shared.introduce(os.getpid(), self.worker_id)
@@ -55,13 +55,13 @@ class Child:
             settings.database_url, application=f"presswork worker {self.worker_id}", pool_size=8, nested_loops=True
         )
         self.store = s3.S3Store(settings)
-        self.bell = Bell(settings.redis_url)
-        self.lease = Lease(self.database, settings)
-        self.press = Press(
-            settings, self.pipeline, self.database, self.store, self.bell, self.lease,
+        self.notifier = Notifier(settings.redis_url)
+        self.heartbeat = Heartbeat(self.database, settings)
+        self.render_loop = RenderLoop(
+            settings, self.pipeline, self.database, self.store, self.notifier, self.heartbeat,
             worker_id=self.worker_id, host=self.host, mark=shared.rendering,
         )  # fmt: skip
-        self.lease.start()
+        self.heartbeat.start()
 
     def start(self) -> None:
         """Passes the canary, publishes what can be served, and begins to look for work."""
@@ -69,31 +69,31 @@ class Child:
             log.warning("device rests", extra={"seconds": self.settings.sick_seconds})
             self._rest()
         try:
-            self.press.device.check()
+            self.render_loop.device.check()
         except CompileFailed as error:
             self._give_up(str(error))
         except PressworkError as error:
             log.error("device sick", extra={"error": str(error)})
-            self.press.device.sick = True
-        self.shared.ready(self.press.device.name)
+            self.render_loop.device.sick = True
+        self.shared.ready(self.render_loop.device.name)
         self._insist(self._register)
-        for name, verb in (("housekeeping", self._keep_house), ("timer", self._look_for_work)):
+        for name, verb in (("housekeeping", self._housekeeping_loop), ("timer", self._look_for_work)):
             threading.Thread(target=verb, name=name, daemon=True).start()
 
     def render(self) -> None:
         """What a bell starts: works for a time slice or until nothing waits; rings again if there is more."""
         deadline = time.monotonic() + SLICE_SECONDS
-        worked = self.press.run(lambda: time.monotonic() > deadline)
+        worked = self.render_loop.run(lambda: time.monotonic() > deadline)
         if worked and time.monotonic() > deadline:
-            self.bell.ring_now(self.pipeline.card.name, again=True)
+            self.notifier.notify_now(self.pipeline.card.name, again=True)
 
     def stop(self) -> None:
         """Finishes the batch at hand, gives back what was not begun, and closes the device."""
-        self.press.stopping.set()
-        self.press.wait_idle()
+        self.render_loop.stopping.set()
+        self.render_loop.wait_idle()
         try:
             self._beat("stopped")
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             log.warning("stop not recorded", extra={"error": str(error)})
         self.pipeline.close()
         self.database.close()
@@ -104,9 +104,9 @@ class Child:
             time.sleep(0.1)
 
     def _register(self) -> None:
-        with self.database.begin() as connection:
-            if self.press.device.sick:
-                quarantine.device_sick(connection, self.press.device.name)
+        with self.database.begin_system() as connection:
+            if self.render_loop.device.sick:
+                quarantine.device_sick(connection, self.render_loop.device.name)
             else:
                 models.register(connection, self.pipeline.card)
             workers.register(
@@ -117,7 +117,7 @@ class Child:
                 device=self.pipeline.device,
                 model=self.pipeline.card.name,
                 revision=self.pipeline.card.revision,
-                state="sick" if self.press.device.sick else "ready",
+                state="sick" if self.render_loop.device.sick else "ready",
             )
 
     def _insist(self, verb: Callable[[], None]) -> None:
@@ -126,33 +126,33 @@ class Child:
             try:
                 verb()
                 return
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 log.warning("start put off", extra={"error": str(error)})
                 time.sleep(1.0)
 
     def _look_for_work(self) -> None:
-        while not self.press.stopping.is_set():
+        while not self.render_loop.stopping.is_set():
             try:
-                self.press.run()
+                self.render_loop.run()
             except Exception:
                 log.exception("work failed")
-            self.press.stopping.wait(TICK_SECONDS)
+            self.render_loop.stopping.wait(TICK_SECONDS)
 
-    def _keep_house(self) -> None:
+    def _housekeeping_loop(self) -> None:
         sick_since = None
         while True:
             self._leave_if_orphaned()
             if self.shared.stopping:
-                self.press.stopping.set()
-            if self.press.device.sick:
+                self.render_loop.stopping.set()
+            if self.render_loop.device.sick:
                 sick_since = sick_since or time.monotonic()
                 self._leave_if_sick(sick_since)
-            if self.press.device.unfit and not self.press.busy:
-                self._give_up(self.press.device.unfit)
+            if self.render_loop.device.unfit and not self.render_loop.busy:
+                self._give_up(self.render_loop.device.unfit)
             try:
                 self._tick()
-            except DatabaseAway as error:
-                self.contact.lost()
+            except DatabaseUnavailable as error:
+                self.connectivity.lost()
                 log.warning("housekeeping put off", extra={"error": str(error)})
             except Exception:
                 log.exception("housekeeping failed")
@@ -161,33 +161,33 @@ class Child:
     def _pause(self) -> None:
         """A tick, but hears at once that it is time to stop."""
         deadline = time.monotonic() + min(TICK_SECONDS, self.settings.lease_seconds / 2)
-        while time.monotonic() < deadline and (self.press.stopping.is_set() or not self.shared.stopping):
+        while time.monotonic() < deadline and (self.render_loop.stopping.is_set() or not self.shared.stopping):
             time.sleep(0.1)
 
     def _tick(self) -> None:
         """What any worker does for all, so that a dead scheduler strands nothing."""
-        self._beat("sick" if self.press.device.sick else "busy" if self.press.busy else "ready")
+        self._beat("sick" if self.render_loop.device.sick else "busy" if self.render_loop.busy else "ready")
         for verb in (self._expire, counters.fold, numbering.number, segments.raise_low):
-            with self.database.begin() as connection:
+            with self.database.begin_system() as connection:
                 if leases.alone(connection):
                     verb(connection)
-        for tenant_id, cost in self.press.take_charges().items():
-            with self.database.begin() as connection:
+        for tenant_id, cost in self.render_loop.take_charges().items():
+            with self.database.begin_system() as connection:
                 fair_share.charge(connection, tenant_id, cost)
 
     def _expire(self, connection: databases.Connection) -> int:
-        steady = self.contact.steady(self.settings.lease_seconds)
+        steady = self.connectivity.steady(self.settings.lease_seconds)
         return expiry.expire(connection, self.settings.lease_seconds) if steady else 0
 
     def _beat(self, state: str) -> None:
-        with self.database.begin() as connection:
+        with self.database.begin_system() as connection:
             known = workers.beat(connection, self.worker_id, state)
         if not known:  # it was silent for so long that it was forgotten
             self._register()
 
     def _leave_if_sick(self, since: float) -> None:
         """After a rest the process ends; its successor tries the canary again on a fresh device."""
-        if time.monotonic() - since > self.settings.sick_seconds and not self.press.busy:
+        if time.monotonic() - since > self.settings.sick_seconds and not self.render_loop.busy:
             os._exit(exit_codes.SICK)
 
     def _leave_if_orphaned(self) -> None:
@@ -197,4 +197,4 @@ class Child:
 
     def _give_up(self, reason: str) -> NoReturn:
         self.shared.give_up(reason)
-        os._exit(exit_codes.UNFIT)
+        os._exit(exit_codes.MODEL_UNUSABLE)

@@ -11,19 +11,19 @@ from typing import Any
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Image, Shape
 from worker import batching
-from worker.lease import Held, Interrupted, Lease
+from worker.heartbeat import Heartbeat, HeldClaim, Interrupted
 from worker.pipeline import (
     Batch,
     CompileFailed,
     DeviceSick,
+    InvalidOutput,
     OutOfMemory,
     Picture,
     Pipeline,
-    Spoiled,
     canary,
     reproducibility_class,
 )
-from worker.retries import Part, Plan
+from worker.retries import Part, RetryPlan
 
 log = logging.getLogger(__name__)
 COMPILE_SECONDS = 900.0  # how long a shape may take to compile before the watchdog thinks that the device hangs
@@ -53,9 +53,9 @@ class Outcome:
     """What rendering made of a claim. Images in neither list were not rendered: they are released. `pass_seconds` went
     into passes that gave pictures, for `slots` images, padding included."""
 
-    held: Held
+    held: HeldClaim
     rendered: list[Rendered] = field(default_factory=list)
-    plan: Plan | None = None
+    plan: RetryPlan | None = None
     seconds: float = 0.0
     pass_seconds: float = 0.0
     slots: int = 0
@@ -64,24 +64,24 @@ class Outcome:
 class Device:
     """One pipeline and what is known of it. Used by one thread at a time."""
 
-    def __init__(self, pipeline: Pipeline, lease: Lease, name: str, mark: Callable[[int], None]) -> None:
-        self.pipeline, self.lease, self.name = pipeline, lease, name
+    def __init__(self, pipeline: Pipeline, heartbeat: Heartbeat, name: str, mark: Callable[[int], None]) -> None:
+        self.pipeline, self.heartbeat, self.name = pipeline, heartbeat, name
         self.sick = False
         self.unfit = ""  # why nothing can be compiled for it, in one sentence
         self._mark = mark
         self._memory: dict[Shape, Memory] = {}
         self._thread = ThreadPoolExecutor(1, "device")
 
-    def render(self, held: Held) -> Outcome:
+    def render(self, held: HeldClaim) -> Outcome:
         """Renders what is left of a claim, as far as it can, and stops at once when nobody wants it any more."""
         if not held.left:
             return Outcome(held)
         claim = held.claim
         tried = self._most(claim.shape)
-        plan = Plan(self.pipeline.card.batch_sizes, tried)
+        plan = RetryPlan(self.pipeline.card.batch_sizes, tried)
         plan.add(held.left)
         outcome = Outcome(held, plan=plan)
-        self.lease.rendering(held)
+        self.heartbeat.rendering(held)
         self._mark(claim.id)
         began = time.monotonic()
         try:
@@ -101,7 +101,7 @@ class Device:
             log.exception("render failed; what is left is released", extra={"claim": claim.id})
         finally:
             self._mark(0)
-            self.lease.rendering(None)
+            self.heartbeat.rendering(None)
             outcome.seconds = time.monotonic() - began
             if outcome.rendered:
                 self._remember(claim.shape, tried, plan.most)
@@ -135,12 +135,12 @@ class Device:
         memory.good_batches = memory.good_batches + 1 if memory.most == most == tried else 0
         memory.most = most
 
-    def _render_part(self, part: Part, outcome: Outcome, plan: Plan) -> None:
+    def _render_part(self, part: Part, outcome: Outcome, plan: RetryPlan) -> None:
         batch = batching.form(part.images, outcome.held.claim.shape, part.size)
         try:
             self._prepare(batch)
             began = time.monotonic()
-            pictures = self._run(self.pipeline.render, batch, self.lease.on_step)
+            pictures = self._run(self.pipeline.render, batch, self.heartbeat.on_step)
         except OutOfMemory:
             log.warning("out of memory", extra={"claim": outcome.held.claim.id, "size": part.size})
             if not plan.step_down(part):
@@ -163,13 +163,13 @@ class Device:
             name = reproducibility_class(self.pipeline, part.size)
             if len(pictures) != part.size:
                 raise DeviceSick(f"The pipeline made {len(pictures)} pictures of {part.size}.")
-            if any(isinstance(picture, Spoiled) for picture in pictures[: len(part.images)]):
+            if any(isinstance(picture, InvalidOutput) for picture in pictures[: len(part.images)]):
                 self.check(part.size)
             outcome.pass_seconds += pass_seconds
             outcome.slots += part.size
             for image, picture in zip(part.images, pictures, strict=False):  # the rest is padding
-                if isinstance(picture, Spoiled):
-                    plan.spoiled(image, picture.message)
+                if isinstance(picture, InvalidOutput):
+                    plan.invalid_output(image, picture.message)
                 else:
                     outcome.rendered.append(Rendered(image, picture, name, seconds))
 
@@ -191,10 +191,10 @@ class Device:
             raise
         except Exception as error:
             raise DeviceSick(f"The device failed on the canary image: {error}") from error
-        if isinstance(picture, Spoiled):
+        if isinstance(picture, InvalidOutput):
             raise DeviceSick(f"The device spoiled the canary image: {picture.message}")
 
-    def _render_canary(self, size: int) -> Picture | Spoiled:
+    def _render_canary(self, size: int) -> Picture | InvalidOutput:
         """Notes how long this device is silent at most while it does well: the watchdog is to know."""
         batch = canary(self.pipeline.card, size)
         self._prepare(batch)
@@ -202,18 +202,18 @@ class Device:
 
         def on_step(step: int) -> None:
             heard.append(time.monotonic())
-            self.lease.on_step(step)
+            self.heartbeat.on_step(step)
 
-        pictures: Sequence[Picture | Spoiled] = self._run(self.pipeline.render, batch, on_step)
+        pictures: Sequence[Picture | InvalidOutput] = self._run(self.pipeline.render, batch, on_step)
         heard.append(time.monotonic())
-        self.lease.expect(max(after - before for before, after in pairwise(heard)))
+        self.heartbeat.expect(max(after - before for before, after in pairwise(heard)))
         return pictures[0]
 
     def _prepare(self, batch: Batch) -> None:
         """Compiles what is not compiled yet. No prompt is to blame for what goes wrong here, but for memory; and no
         device for a compiler that fails, or a folder that does not take what it makes."""
         try:
-            with self.lease.patience(COMPILE_SECONDS):
+            with self.heartbeat.patience(COMPILE_SECONDS):
                 self._run(self.pipeline.prepare, batch.shape, batch.size)
         except (OutOfMemory, CompileFailed):
             raise

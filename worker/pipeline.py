@@ -23,7 +23,7 @@ class OutOfMemory(PressworkError):
     """The device has no room for a batch of this size."""
 
 
-class ModelUnfit(SettingsError):
+class ModelUnusable(SettingsError):
     """The model directory does not fit."""
 
 
@@ -67,7 +67,7 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Spoiled:
+class InvalidOutput:
     """An image whose latents came out as NaN or Inf; it fails alone."""
 
     message: str = "The model's output for this image was not finite."
@@ -99,7 +99,7 @@ class Pipeline(Protocol):
         """
         ...
 
-    def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
+    def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | InvalidOutput]:
         """Renders `batch.size` images, in order; what `on_step` raises passes through.
 
         Each image depends on its own spec and on `batch.size` alone, never on its slot or its neighbours.

@@ -11,38 +11,40 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from services.core.db.database import Database
-from services.core.model.errors import Away
+from services.core.model.errors import Unavailable
 from services.core.model.specs import Claim
-from services.core.notify import Bell
+from services.core.notify import Notifier
 from services.core.queue import claims, job_states, segments
 from services.core.settings import Settings
 from services.core.storage import contract
 from worker import batching
 from worker.device import Device, Outcome
-from worker.lease import Held, Lease
+from worker.heartbeat import Heartbeat, HeldClaim
 from worker.pipeline import Pipeline
 from worker.reuse import Reuse
-from worker.storing import Storing
+from worker.storing import StoringStage
 
 log = logging.getLogger(__name__)
 LINGER_SECONDS = 0.15
 FRESH_SECONDS = 1.0
 
 
-class Press:
+class RenderLoop:
     """One pipeline and everything around it. `run` may be called from any thread; one at a time does the work."""
 
     def __init__(
-        self, settings: Settings, pipeline: Pipeline, database: Database, store: contract.ImageStore, bell: Bell,
-        lease: Lease, *, worker_id: str, host: str, mark: Callable[[int], None] = lambda _claim_id: None,
+        self, settings: Settings, pipeline: Pipeline, database: Database, store: contract.ImageStore,
+        notifier: Notifier, heartbeat: Heartbeat, *, worker_id: str, host: str,
+        mark: Callable[[int], None] = lambda _claim_id: None,
     ) -> None:  # fmt: skip
-        self.settings, self.pipeline, self.database, self.bell = settings, pipeline, database, bell
-        self.lease, self.worker_id = lease, worker_id
+        self.settings, self.pipeline = settings, pipeline
+        self.database, self.notifier = database, notifier
+        self.heartbeat, self.worker_id = heartbeat, worker_id
         self.stopping = threading.Event()
         self.busy = False
-        self.device = Device(pipeline, lease, f"{host} {pipeline.device}", mark)
+        self.device = Device(pipeline, heartbeat, f"{host} {pipeline.device}", mark)
         self._reuse = Reuse(database, store, self.device)
-        self._storing = Storing(settings, database, store, lease, self.device, self.stopping)
+        self._storing = StoringStage(settings, database, store, heartbeat, self.device, self.stopping)
         self._one_at_a_time = threading.Lock()
         self._seats = threading.Semaphore(settings.spool_batches)
         self._claiming = ThreadPoolExecutor(1, "claim")
@@ -87,7 +89,7 @@ class Press:
             for future in settling:
                 future.result()
 
-    def _claim(self) -> Held | None:
+    def _claim(self) -> HeldClaim | None:
         """Takes the next images, as soon as the spool has room."""
         while not self._seats.acquire(timeout=0.2):
             if self.stopping.is_set() or not self.device.serves:
@@ -97,7 +99,7 @@ class Press:
             if not self.stopping.is_set() and self.device.serves:
                 self._storing.check()
                 held = self._take()
-        except Away as error:
+        except Unavailable as error:
             log.warning("claim put off", extra={"error": str(error)})
         finally:
             if held is None:
@@ -107,14 +109,14 @@ class Press:
     def _hand_over(self, outcome: Outcome) -> Future[None]:
         return self._storing.hand_over(outcome, self._seats.release)
 
-    def _take(self) -> Held | None:
+    def _take(self) -> HeldClaim | None:
         seats = max(self.pipeline.card.batch_sizes)
         found = self._candidates()
-        if found.rows and found.age < FRESH_SECONDS and found.most_waiting < seats:
+        if found.rows and found.age < FRESH_SECONDS and found.max_waiting < seats:
             time.sleep(LINGER_SECONDS)
             found = self._candidates()
         while found.rows:
-            with self.database.begin() as connection:
+            with self.database.begin_system() as connection:
                 claim = claims.claim(
                     connection,
                     found,
@@ -123,36 +125,36 @@ class Press:
                     lease=self.settings.lease_seconds,
                 )
             if claim is not None:
-                held = self.lease.hold(claim)
+                held = self.heartbeat.hold(claim)
                 self._after_claim(claim, found, seats)
                 self._reuse.look(held)
                 self._charge(held)
                 return held
             # Drained, or all locked by others: lift the marks, so that these are not looked at again; then the rest.
-            with self.database.begin() as connection:
+            with self.database.begin_system() as connection:
                 segments.raise_low(connection, found.job_ids)
             found = found.others
         return None
 
     def _candidates(self) -> claims.Candidates:
-        with self.database.begin() as connection:
+        with self.database.begin_system() as connection:
             return claims.candidates(connection, self.pipeline.card.revision, next(self._turns))
 
     def _after_claim(self, claim: Claim, found: claims.Candidates, seats: int) -> None:
         """What may follow a claim and is healed by a duty if it does not. Never raises: the claim is held."""
         if len(claim.images) == seats:
-            self.bell.ring(self.pipeline.card.name)
+            self.notifier.notify(self.pipeline.card.name)
         try:
             if claim.fresh_jobs:
-                with self.database.begin() as connection:
+                with self.database.begin_system() as connection:
                     job_states.start(connection, claim.fresh_jobs)
             if len(claim.images) < seats:
-                with self.database.begin() as connection:
+                with self.database.begin_system() as connection:
                     segments.raise_low(connection, found.job_ids)
         except Exception as error:
             log.warning("start put off", extra={"claim": claim.id, "error": str(error)})
 
-    def _charge(self, held: Held) -> None:
+    def _charge(self, held: HeldClaim) -> None:
         for image in held.left:
             share = batching.cost(held.claim.shape, 1)
             self._charges[image.tenant_id] = self._charges.get(image.tenant_id, 0.0) + share

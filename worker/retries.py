@@ -22,7 +22,7 @@ class Part:
 
 
 @dataclass(slots=True)
-class Plan:
+class RetryPlan:
     """The parts of a claim that are still to be rendered, and the images that never will be.
 
     `most` is the largest declared size that fits the device, as far as is known.
@@ -65,7 +65,7 @@ class Plan:
     def give_up(self, part: Part, error: Exception) -> None:
         self.failed += [failure(image, error) for image in part.images]
 
-    def spoiled(self, image: Image, message: str) -> None:
+    def invalid_output(self, image: Image, message: str) -> None:
         self.failed.append(_failed(image, "invalid_output", message))
 
 

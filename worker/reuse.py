@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from services.core.db.database import Database
 from services.core.model import ids
-from services.core.model.errors import StoreAway
+from services.core.model.errors import StoreUnavailable
 from services.core.model.specs import Image, StoredImage
 from services.core.queue import reuse
 from services.core.storage import contract, keys
 from worker.device import Device
-from worker.lease import Held
+from worker.heartbeat import HeldClaim
 
 log = logging.getLogger(__name__)
 COPIES = 8  # at once
@@ -28,19 +28,19 @@ class Reuse:
         self._database, self._objects, self._device = database, store, device
         self._copying = ThreadPoolExecutor(COPIES, "copy")
 
-    def look(self, held: Held) -> None:
+    def look(self, held: HeldClaim) -> None:
         """Leaves to be rendered what could not be copied. Never raises: the claim is held."""
         wanted = [image for image in held.claim.images if image.dedupe]
         if not wanted:
             return
         try:
-            held.spare(self._copies(held, wanted))
+            held.skip_stored(self._copies(held, wanted))
         except Exception as error:
             log.warning("reuse left out", extra={"claim": held.claim.id, "error": str(error)})
 
-    def _copies(self, held: Held, wanted: list[Image]) -> Iterable[StoredImage]:
+    def _copies(self, held: HeldClaim, wanted: list[Image]) -> Iterable[StoredImage]:
         expected = self._device.expected_class(held.claim.shape)
-        with self._database.begin() as connection:
+        with self._database.begin_system() as connection:
             found = reuse.find(connection, wanted, expected)
         copying = [
             self._copying.submit(self._copy, held, image, source)
@@ -49,7 +49,7 @@ class Reuse:
         ]
         return [copy for future in copying if (copy := future.result())]
 
-    def _copy(self, held: Held, image: Image, source: StoredImage) -> StoredImage | None:
+    def _copy(self, held: HeldClaim, image: Image, source: StoredImage) -> StoredImage | None:
         """An object of this job's own: that the source's goes some day must not matter. None: it is to be rendered."""
         key = keys.image_key(
             image.tenant_id, ids.public_job(image.job_id), image.index, image.render_key, image.output_format
@@ -58,7 +58,7 @@ class Reuse:
             copied = self._objects.copy_new(
                 source.object_key, key, sha256=source.sha256, size=source.bytes, claim_id=held.claim.id
             )
-        except StoreAway as error:
+        except StoreUnavailable as error:
             log.warning("not copied", extra={"claim": held.claim.id, "error": str(error)})
             return None
         if copied is None:

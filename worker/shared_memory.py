@@ -15,7 +15,7 @@ _DEVICE, _DEVICE_LENGTH = 192, 256
 _REASON, _REASON_LENGTH = 448, 512
 
 
-class Shared:
+class SharedState:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 1024)
         self.parent = os.getpid()

@@ -9,28 +9,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from services.core.db.database import Database
 from services.core.fleet import throughput
 from services.core.model import ids
-from services.core.model.errors import Away, StoreAway, StoreRefused
+from services.core.model.errors import StoreRefused, StoreUnavailable, Unavailable
 from services.core.model.specs import FailedImage, StoredImage
 from services.core.queue import quarantine, settlement
 from services.core.settings import Settings
 from services.core.storage import contract, keys
 from worker import encoding, provenance, retries
 from worker.device import Device, Outcome, Rendered
-from worker.lease import Held, Lease
+from worker.heartbeat import Heartbeat, HeldClaim
 
 log = logging.getLogger(__name__)
 UPLOADS = 8
 REFUSED_LEASES = 2  # a store that refuses us for so long may take others' images: give ours back
 
 
-class Storing:
+class StoringStage:
     """The stage after the device. `stopping`: give back what cannot be stored right now."""
 
     def __init__(
-        self, settings: Settings, database: Database, store: contract.ImageStore, lease: Lease, device: Device,
+        self, settings: Settings, database: Database, store: contract.ImageStore, heartbeat: Heartbeat, device: Device,
         stopping: threading.Event,
     ) -> None:  # fmt: skip
-        self._settings, self._database, self._objects, self._lease = settings, database, store, lease
+        self._settings, self._database, self._objects, self._heartbeat = settings, database, store, heartbeat
         self._device, self._pipeline, self._stopping = device.name, device.pipeline, stopping
         self._refused = False
         self._batches = ThreadPoolExecutor(settings.spool_batches, "store")
@@ -56,10 +56,10 @@ class Storing:
         except Exception:
             log.exception("settle failed; the lease will run out", extra={"claim": outcome.held.claim.id})
         finally:
-            self._lease.let_go(outcome.held)
+            self._heartbeat.release_claim(outcome.held)
             done()
 
-    def _store(self, held: Held, rendered: Rendered) -> StoredImage | FailedImage | None:
+    def _store(self, held: HeldClaim, rendered: Rendered) -> StoredImage | FailedImage | None:
         """Encodes and uploads; tries again for as long as the store is away. None: not wanted any more, or not now."""
         image, render_key = rendered.image, rendered.image.render_key
         if not held.wants(image):
@@ -82,7 +82,7 @@ class Storing:
                 found = self._objects.put(
                     key, data, encoding.MEDIA_TYPES[image.output_format], metadata, claim_id=held.claim.id
                 )
-            except StoreAway as error:
+            except StoreUnavailable as error:
                 if isinstance(error, StoreRefused) and time.monotonic() > refused_until:
                     self._refused = True
                 if self._stopping.is_set() or self._refused:
@@ -117,15 +117,15 @@ class Storing:
         pause = 0.1
         while True:
             try:
-                with self._database.begin() as connection:
+                with self._database.begin_system() as connection:
                     settled = settlement.settle(
                         connection, claim.id, device=self._device, stored=stored, failed=failed, released=released,
                         render_seconds=outcome.seconds,
                     )  # fmt: skip
                     if settled.verdict is settlement.Verdict.FENCED:
-                        quarantine.alive_after_all(connection, claim.id)
+                        quarantine.retract_crash(connection, claim.id)
                 break
-            except Away as error:
+            except Unavailable as error:
                 if self._stopping.is_set() and pause >= 2.0:
                     raise
                 log.warning("settle put off", extra={"claim": claim.id, "error": str(error)})
@@ -145,7 +145,7 @@ class Storing:
         if not outcome.rendered:
             return
         try:
-            with self._database.begin() as connection:
+            with self._database.begin_system() as connection:
                 throughput.record(
                     connection, outcome.held.claim.shape, self._device, images=len(outcome.rendered),
                     seconds_per_image=outcome.pass_seconds / outcome.slots,
@@ -158,5 +158,5 @@ class Storing:
         for image in images:
             try:
                 self._objects.drop(image.object_key)
-            except StoreAway as error:
+            except StoreUnavailable as error:
                 log.warning("object left behind", extra={"key": image.object_key, "error": str(error)})

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from services.api import authentication, errors, health, parameters
 from services.api.authentication import documented
 from services.api.dependencies import Context
-from services.api.middleware import Edge
+from services.api.middleware import RequestMiddleware
 from services.api.openai import batches, files, generations, models, uploads
 from services.api.v1 import (
     drafts,
@@ -41,12 +41,12 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.context = Context.open(settings)
     app.state.readiness = health.Readiness(app.state.context)
-    open_routes = APIRouter(dependencies=[Depends(parameters.only_known)])
+    open_routes = APIRouter(dependencies=[Depends(parameters.reject_unknown)])
     open_routes.include_router(health.router)
     # Who asks is settled before what is asked.
     tenants_routes = APIRouter(
         prefix="/v1",
-        dependencies=[Depends(documented), Depends(authentication.authenticate), Depends(parameters.only_known)],
+        dependencies=[Depends(documented), Depends(authentication.authenticate), Depends(parameters.reject_unknown)],
         responses=_ERRORS,
     )
     for routes in (
@@ -55,13 +55,13 @@ def create_app(settings: Settings) -> FastAPI:
     ):  # fmt: skip
         tenants_routes.include_router(routes.router)
     links_routes = APIRouter(
-        prefix="/v1", dependencies=[Depends(documented), Depends(parameters.only_known)], responses=_ERRORS
+        prefix="/v1", dependencies=[Depends(documented), Depends(parameters.reject_unknown)], responses=_ERRORS
     )
     links_routes.include_router(image_content.router)
     app.include_router(open_routes)
     app.include_router(tenants_routes)
     app.include_router(links_routes)
-    app.add_middleware(Edge)
+    app.add_middleware(RequestMiddleware)
     errors.install(app)
     return app
 

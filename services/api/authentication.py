@@ -6,8 +6,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
-from services.api.dependencies import Here
-from services.api.errors import Refused
+from services.api.dependencies import ContextDep
+from services.api.errors import ApiError
 from services.core.tenants import api_keys
 
 _BEARER = re.compile(r"bearer +(pw_[A-Za-z0-9]{8}_[A-Za-z0-9]{43})", re.IGNORECASE | re.ASCII)
@@ -16,19 +16,19 @@ _KEY_NAMES = frozenset({"key", "api_key", "apikey", "api-key", "token", "access_
 documented = HTTPBearer(auto_error=False, description="An API key, `pw_...`.")
 
 
-def authenticate(request: Request, here: Here) -> int:
+def authenticate(request: Request, context: ContextDep) -> int:
     """The tenant whose key this is."""
     for name, value in request.query_params.multi_items():
         if name.lower() in _KEY_NAMES or value.startswith("pw_"):
-            raise Refused(400, "key_in_query", "An API key goes into the Authorization header, never into an address.")
+            raise ApiError(400, "key_in_query", "An API key goes into the Authorization header, never into an address.")
     given = request.headers.getlist("authorization")
     found = _BEARER.fullmatch(given[0]) if len(given) == 1 else None
     tenant = None
     if found is not None:
-        with here.database.begin() as connection:
-            tenant = api_keys.authenticate(connection, here.settings.secret, found[1])
+        with context.database.begin_system() as connection:
+            tenant = api_keys.authenticate(connection, context.settings.secret, found[1])
     if tenant is None:
-        raise Refused(
+        raise ApiError(
             401,
             "invalid_api_key",
             "This needs one API key in force, as `Authorization: Bearer pw_...`.",

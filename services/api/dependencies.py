@@ -8,7 +8,7 @@ import anyio
 from fastapi import Depends, Request
 
 from services.core.db.database import Database
-from services.core.notify import Bell
+from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage import signed_urls
 from services.core.storage.s3 import S3Store
@@ -23,7 +23,7 @@ class Context:
     settings: Settings
     database: Database
     store: S3Store
-    bell: Bell
+    notifier: Notifier
     submissions: anyio.CapacityLimiter  # parsing is bound by one CPU: more at once would only take more memory
     waiting: anyio.CapacityLimiter
 
@@ -33,7 +33,7 @@ class Context:
             settings,
             Database(settings.database_url, application="presswork web", pool_size=CONNECTIONS),
             S3Store(settings),
-            Bell(settings.redis_url),
+            Notifier(settings.redis_url),
             anyio.CapacityLimiter(SUBMISSIONS_AT_ONCE),
             anyio.CapacityLimiter(WAITING_AT_ONCE),
         )
@@ -49,10 +49,10 @@ def base_url(settings: Settings, request: Request) -> str:
     return (settings.public_url or str(request.base_url)).rstrip("/")
 
 
-def linker(here: "Context", request: Request, job_id: int) -> Callable[[int], str]:
+def linker(context: "Context", request: Request, job_id: int) -> Callable[[int], str]:
     """What makes an image's index its link."""
-    base = base_url(here.settings, request)
-    return lambda index: signed_urls.image_url(base, here.settings.secret, job_id, index)
+    base = base_url(context.settings, request)
+    return lambda index: signed_urls.image_url(base, context.settings.secret, job_id, index)
 
 
-Here = Annotated[Context, Depends(_context)]
+ContextDep = Annotated[Context, Depends(_context)]

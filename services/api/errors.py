@@ -23,13 +23,13 @@ CODES: list[tuple[type[PressworkError], int, str]] = [
     (errors.IdempotencyConflict, 422, "idempotency_key_reused"),
     (errors.IdempotencyBusy, 409, "idempotency_key_in_use"),
     (errors.Conflict, 409, "conflict"),
-    (errors.DatabaseAway, 503, "database_away"),
-    (errors.StoreAway, 503, "store_away"),
-    (errors.Away, 503, "unavailable"),
+    (errors.DatabaseUnavailable, 503, "database_away"),
+    (errors.StoreUnavailable, 503, "store_away"),
+    (errors.Unavailable, 503, "unavailable"),
 ]
 
 
-class Refused(PressworkError):
+class ApiError(PressworkError):
     """The request was refused."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Refused(PressworkError):
         super().__init__(message)
 
 
-class RefusedSubmission(PressworkError):
+class SubmissionError(PressworkError):
     """A submission was refused; each of its problems stands at a `line` (NDJSON), an `index` (JSON) or in a
     `chunk` (of a draft)."""
 
@@ -74,8 +74,8 @@ def install(app: FastAPI) -> None:
     """Every answer that is no success goes through here, but for what no handler foresaw: that is the edge's."""
     handlers: dict[Any, Callable[[Request, Any], Response]] = {
         PressworkError: _presswork_error,
-        Refused: _refused,
-        RefusedSubmission: _refused_submission,
+        ApiError: _refused,
+        SubmissionError: _refused_submission,
         RequestValidationError: _invalid_parameter,
         HTTPException: _http_exception,
     }
@@ -93,11 +93,11 @@ def _presswork_error(_request: Request, error: PressworkError) -> Response:
     raise error
 
 
-def _refused(_request: Request, error: Refused) -> Response:
+def _refused(_request: Request, error: ApiError) -> Response:
     return envelope(error.status, error.code, str(error), error.param, error.headers)
 
 
-def _refused_submission(_request: Request, error: RefusedSubmission) -> Response:
+def _refused_submission(_request: Request, error: SubmissionError) -> Response:
     def entry(problem: Problem) -> dict[str, Any]:
         return {
             error.place: problem.line,

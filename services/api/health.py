@@ -13,13 +13,13 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 from starlette.responses import Response
 
-from services.api.dependencies import Context, Here
+from services.api.dependencies import Context, ContextDep
 from services.api.errors import JsonResponse
 from services.api.v1 import schemas
 from services.core import notify
 from services.core.db import database
 from services.core.jobs import queries
-from services.core.model.errors import Away, PressworkError, UnfitDatabase
+from services.core.model.errors import PressworkError, Unavailable, UnsuitableDatabase
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -41,18 +41,18 @@ def readyz(request: Request) -> Response:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-def metrics(here: Here) -> Response:
+def metrics(context: ContextDep) -> Response:
     """Figures in Prometheus' format, read from the database when asked for."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(Figures(here))
+    registry.register(Figures(context))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class Readiness:
     """Looks at most once a second, however many ask: this route needs no key."""
 
-    def __init__(self, here: Context) -> None:
-        self._here = here
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._lock = threading.Lock()
         self._seen: tuple[float, schemas.Ready] | None = None
 
@@ -73,27 +73,27 @@ class Readiness:
 
     def _database(self) -> schemas.Check:
         def check() -> None:
-            for warning in database.assert_fit(self._here.database):
+            for warning in database.assert_suitable(self._context.database):
                 log.warning("%s", warning)
 
         return _checked("The database is reachable and fit.", check)
 
     def _store(self) -> schemas.Check:
-        return _checked("The object store is reachable.", self._here.store.check)
+        return _checked("The object store is reachable.", self._context.store.check)
 
     def _redis(self) -> schemas.Check:
-        if notify.redis_answers(self._here.settings.redis_url):
+        if notify.redis_answers(self._context.settings.redis_url):
             return _ok("Redis answers.")
         return schemas.Check(
             status="degraded", message="Redis is away: workers find work on their own timer, a few seconds later."
         )
 
     def _model_and_worker(self) -> dict[str, schemas.Check]:
-        model = self._here.settings.model
+        model = self._context.settings.model
         try:
-            with self._here.database.begin() as connection:
+            with self._context.database.begin_system() as connection:
                 registered, worker_was_up = queries.readiness(connection, model)
-        except Away as error:
+        except Unavailable as error:
             return {"database": _failing(str(error))}
         return {
             "model": _ok(f"The default model {model} is registered.")
@@ -106,11 +106,11 @@ class Readiness:
 class Figures(Collector):
     """Counts of the whole house; no tenant and no prompt in it."""
 
-    def __init__(self, here: Context) -> None:
-        self._here = here
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        with self._here.database.begin() as connection:
+        with self._context.database.begin_system() as connection:
             images, jobs, claims = queries.totals(connection)
             fleet = queries.fleet(connection)
         yield _gauge("presswork_images", "Images, by state.", ["state"], {(state,): n for state, n in images.items()})
@@ -136,9 +136,9 @@ def _checked(sentence: str, check: Callable[[], object]) -> schemas.Check:
     """Outages are told by their family alone: what failed where is for the log."""
     try:
         check()
-    except UnfitDatabase as error:
+    except UnsuitableDatabase as error:
         return _failing(str(error))
-    except Away as error:
+    except Unavailable as error:
         log.warning("not ready", extra={"error": str(error)})
         return _failing((type(error).__doc__ or "").strip())
     except PressworkError as error:

@@ -25,7 +25,7 @@ SECURITY = {
 }
 
 
-class Edge:
+class RequestMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from services.core.model import requests
-from services.core.model.templates import FIELDS, MOST_NAMES
+from services.core.model.templates import FIELDS, MAX_NAMES
 
 _KEY = {
     "name": "Idempotency-Key",
@@ -25,7 +25,7 @@ def body(model: type[BaseModel], required: bool = True) -> dict[str, Any]:
 
 def submission_body() -> dict[str, Any]:
     """A job: requests in a list, a matrix of them, or a draft that holds none yet. Or one request a line."""
-    head, defaults = requests.Label.model_json_schema()["properties"], requests.Defaults.model_json_schema()
+    head, defaults = requests.JobOptions.model_json_schema()["properties"], requests.Defaults.model_json_schema()
     shared = {"defaults": defaults, "draft": {"const": False}, **head}
     forms = [
         _object({"images": _images(), **shared}, "images"),
@@ -40,13 +40,13 @@ def chunk_body() -> dict[str, Any]:
 
 
 def matrix_body() -> dict[str, Any]:
-    head, defaults = requests.Label.model_json_schema()["properties"], requests.Defaults.model_json_schema()
+    head, defaults = requests.JobOptions.model_json_schema()["properties"], requests.Defaults.model_json_schema()
     return _json(_object({"matrix": _matrix(), "defaults": defaults, **head}, "matrix"))
 
 
-def estimate_body(shape: type[BaseModel], most_shapes: int) -> dict[str, Any]:
-    head, defaults = requests.Label.model_json_schema()["properties"], requests.Defaults.model_json_schema()
-    shapes = {"type": "array", "minItems": 1, "maxItems": most_shapes, "items": shape.model_json_schema()}
+def estimate_body(shape: type[BaseModel], max_shapes: int) -> dict[str, Any]:
+    head, defaults = requests.JobOptions.model_json_schema()["properties"], requests.Defaults.model_json_schema()
+    shapes = {"type": "array", "minItems": 1, "maxItems": max_shapes, "items": shape.model_json_schema()}
     forms = [
         _object({"images": _images(), "defaults": defaults, **head}, "images"),
         _object({"matrix": _matrix(), "defaults": defaults, **head}, "matrix"),
@@ -64,7 +64,7 @@ def _matrix() -> dict[str, Any]:
     defaults = requests.Defaults.model_json_schema()["properties"]
     template = {"type": "string", "maxLength": requests.PROMPT_LIMIT}
     values = {"type": "array", "minItems": 1, "items": {"type": ["string", "number"]}}
-    vary = {"type": "object", "minProperties": 1, "maxProperties": MOST_NAMES, "additionalProperties": values}
+    vary = {"type": "object", "minProperties": 1, "maxProperties": MAX_NAMES, "additionalProperties": values}
     words = f"Names in braces in the template, or fields of a request: {', '.join(sorted(FIELDS))}."
     properties = {
         "template": template,

@@ -4,27 +4,27 @@ import base64
 import binascii
 import hmac
 
-from services.api.errors import Refused
+from services.api.errors import ApiError
 
 _POSITION_BYTES = 8
 _PROOF_BYTES = 12
 
 
-def seal(secret: str, listing: str, position: int) -> str:
+def encode_cursor(secret: str, listing: str, position: int) -> str:
     """`listing` names the list with its filter: a cursor is good for no other."""
     value = position.to_bytes(_POSITION_BYTES, "big")
     return base64.urlsafe_b64encode(value + _proof(secret, listing, value)).decode().rstrip("=")
 
 
-def unseal(secret: str, listing: str, cursor: str) -> int:
-    """Raises Refused unless `seal` made it with the same secret for the same list."""
+def decode_cursor(secret: str, listing: str, cursor: str) -> int:
+    """Raises ApiError unless `seal` made it with the same secret for the same list."""
     try:
         given = cursor.encode("ascii")
         position = int.from_bytes(base64.urlsafe_b64decode(given + b"=" * (-len(given) % 4))[:_POSITION_BYTES], "big")
     except (UnicodeEncodeError, binascii.Error):
         given, position = b"", 0
-    if not hmac.compare_digest(given, seal(secret, listing, position).encode()):
-        raise Refused(
+    if not hmac.compare_digest(given, encode_cursor(secret, listing, position).encode()):
+        raise ApiError(
             400, "invalid_cursor", "cursor must be the next_cursor of this list's page before.", param="cursor"
         )
     return position

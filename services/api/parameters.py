@@ -5,20 +5,20 @@ from typing import Annotated, Any, Literal
 from fastapi import Query, Request
 from pydantic import AfterValidator, BeforeValidator
 
-from services.api.errors import Refused
+from services.api.errors import ApiError
 from services.core.model.states import ImageState, JobState
 
 
-def only_known(request: Request) -> None:
+def reject_unknown(request: Request) -> None:
     """Refuses parameters that the route does not know, and any that is given twice."""
     known = {field.alias for field in request.scope["route"].dependant.query_params}
     seen: set[str] = set()
     for name, _ in request.query_params.multi_items():
         if name not in known:
             takes = ", ".join(sorted(known)) or "none"
-            raise Refused(422, "unknown_parameter", f"There is no such query parameter; known here: {takes}.")
+            raise ApiError(422, "unknown_parameter", f"There is no such query parameter; known here: {takes}.")
         if name in seen:
-            raise Refused(422, "repeated_parameter", f"{name} is given twice.", param=name)
+            raise ApiError(422, "repeated_parameter", f"{name} is given twice.", param=name)
         seen.add(name)
 
 
@@ -74,7 +74,7 @@ _YES_OR_NO = Literal["true", "false"] | None
 Dedupe = Annotated[_YES_OR_NO, Query(description="true or false; with JSON it is a field of the body instead")]
 EmbedPrompt = Annotated[_YES_OR_NO, Query(description="true or false; with JSON it is a field of the body instead")]
 JobStatus = Annotated[JobState | None, Query(description=f"one of {', '.join(state.value for state in JobState)}")]
-Label = Annotated[
+JobOptions = Annotated[
     str | None,
     AfterValidator(_label),
     Query(

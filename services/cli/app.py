@@ -22,14 +22,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG,
 )  # fmt: skip
 keys = typer.Typer(no_args_is_help=True, help="Issue and revoke API keys.")
-JOBS, RESULTS, MACHINE, HOUSE = "Jobs", "Results", "This machine", "The house"
+JOBS, RESULTS, MACHINE, SYSTEM = "Jobs", "Results", "This machine", "The house"
 submit.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
 downloads.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
-app.add_typer(keys, name="keys", rich_help_panel=HOUSE)
-app.add_typer(bench.app, name="bench", rich_help_panel=HOUSE)
-app.add_typer(model.app, name="model", rich_help_panel=HOUSE)
+app.add_typer(keys, name="keys", rich_help_panel=SYSTEM)
+app.add_typer(bench.app, name="bench", rich_help_panel=SYSTEM)
+app.add_typer(model.app, name="model", rich_help_panel=SYSTEM)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Home = Annotated[
@@ -106,7 +106,7 @@ def demo(
     raise typer.Exit(_guarded(demonstration.run, home, output, pipeline))
 
 
-@app.command(rich_help_panel=HOUSE)
+@app.command(rich_help_panel=SYSTEM)
 def doctor() -> None:
     """Check the settings and reach every server."""
     from services.cli import doctor as physician
@@ -114,7 +114,7 @@ def doctor() -> None:
     raise typer.Exit(_guarded(physician.run))
 
 
-@app.command(rich_help_panel=HOUSE)
+@app.command(rich_help_panel=SYSTEM)
 def migrate() -> None:
     """Bring the database to this program's schema.
 

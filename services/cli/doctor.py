@@ -26,7 +26,7 @@ def run() -> int:
     _line("settings", lambda: f"model {settings.model}, bucket {settings.bucket}, lease {settings.lease_seconds:g} s")
     core = databases.Database(settings.database_url, application="presswork doctor", pool_size=1)
     checks: dict[str, Callable[[], str]] = {
-        "database": lambda: " ".join(databases.assert_fit(core)) or "reached, durable, at the right schema",
+        "database": lambda: " ".join(databases.assert_suitable(core)) or "reached, durable, at the right schema",
         "redis": lambda: _redis(settings),
         "store": lambda: _store(settings),
         "scheduler": lambda: _scheduler(core),
@@ -43,7 +43,7 @@ def create_key(name: str) -> int:
     if not settings.secret:
         raise PressworkError("PRESSWORK_SECRET is not set; keys are stored under it.")
     core = databases.Database(settings.database_url, application="presswork keys", pool_size=1)
-    with core.begin() as connection:
+    with core.begin_system() as connection:
         key = api_keys.issue_key(connection, settings.secret, api_keys.default_tenant(connection), name)
     console.print(key)
     return 0
@@ -51,7 +51,7 @@ def create_key(name: str) -> int:
 
 def revoke_key(key_id: str) -> int:
     core = databases.Database(Settings.read().database_url, application="presswork keys", pool_size=1)
-    with core.begin() as connection:
+    with core.begin_system() as connection:
         if not api_keys.revoke_key(connection, key_id):
             raise PressworkError(f"There is no key {key_id[:20]!r} in force.")
     console.print("revoked")
@@ -84,14 +84,14 @@ def _store(settings: Settings) -> str:
 
 
 def _scheduler(core: databases.Database) -> str:
-    with core.begin() as connection:
+    with core.begin_system() as connection:
         if not leadership.exists(connection):
             raise PressworkError("No scheduler leads; start one with `python -m scheduler.app`.")
     return "one leads"
 
 
 def _workers(core: databases.Database) -> str:
-    with core.begin() as connection:
+    with core.begin_system() as connection:
         fleet = [row for row in queries.fleet(connection) if row.silent < 15 and row.state in ("ready", "busy")]
     if not fleet:
         raise PressworkError("No worker was seen in the last 15 s; start one with `python -m worker.app`.")
@@ -99,7 +99,7 @@ def _workers(core: databases.Database) -> str:
 
 
 def _model(core: databases.Database, settings: Settings) -> str:
-    with core.begin() as connection:
+    with core.begin_system() as connection:
         registered, _ = queries.readiness(connection, settings.model)
     if not registered:
         raise PressworkError(

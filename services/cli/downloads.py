@@ -27,7 +27,7 @@ _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _SAFE = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?", re.ASCII)
 _INDEX = re.compile(r"[0-9]{6,9}", re.ASCII)
 _LEFT_OUT = {"url", "status", "error", "seed_string"}  # of an image, in metadata.jsonl
-_MOST_TOLD = 10
+_MAX_TOLD = 10
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
@@ -197,7 +197,7 @@ def _tell(tally: Tally, folder: Path) -> None:
         return
     kept = f", {tally.kept:,} were there" if tally.kept else ""
     show.say(f"{tally.fetched:,} images ({units.size(tally.bytes)}) downloaded to {folder}{kept}; every sha256 matches")
-    for entry in tally.failed[:_MOST_TOLD]:
+    for entry in tally.failed[:_MAX_TOLD]:
         show.say(f"image {entry['index']} ({entry['file_name']}): {entry['message']}", style="red")
     if tally.failed:
         show.say(f"{len(tally.failed):,} images are missing; the same command tries those again")

@@ -18,7 +18,7 @@ from kombu import Queue
 log = logging.getLogger(__name__)
 
 
-class ToughChannel(kombu.transport.redis.Channel):
+class TolerantChannel(kombu.transport.redis.Channel):
     """Takes a message that is no message for no message. Kombu lets it end the consumer, and Celery the worker."""
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -29,7 +29,7 @@ class ToughChannel(kombu.transport.redis.Channel):
             raise Empty from None
 
 
-kombu.transport.redis.Transport.Channel = ToughChannel
+kombu.transport.redis.Transport.Channel = TolerantChannel
 TASK = "presswork.render"
 _COALESCE_MILLISECONDS = 2000
 
@@ -70,7 +70,7 @@ def celery_app(redis_url: str, model: str | None = None) -> Celery:
     return app
 
 
-class Bell:
+class Notifier:
     """Rings for models. At most one bell for a model in two seconds; a ring never blocks its caller."""
 
     def __init__(self, redis_url: str) -> None:
@@ -80,7 +80,7 @@ class Bell:
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def ring(self, model: str, *, again: bool = False) -> None:
+    def notify(self, model: str, *, again: bool = False) -> None:
         """Rings soon, on a thread of the bell's own. `again` rings though it was rung a moment ago."""
         with self._wake:
             if self._thread is None:
@@ -89,7 +89,7 @@ class Bell:
             self._wanted[model] = again or self._wanted.get(model, False)
             self._wake.notify()
 
-    def ring_now(self, model: str, *, again: bool = False) -> bool:
+    def notify_now(self, model: str, *, again: bool = False) -> bool:
         """Rings in the caller's time; False when Redis is away."""
         try:
             fresh = self._redis.set(f"presswork:bell:{model}", 1, px=_COALESCE_MILLISECONDS, nx=not again)
@@ -106,7 +106,7 @@ class Bell:
                 while not self._wanted:
                     self._wake.wait()
                 model, again = self._wanted.popitem()
-            self.ring_now(model, again=again)
+            self.notify_now(model, again=again)
 
 
 def redis_answers(redis_url: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from services.core import logs
 from services.core.model.errors import PressworkError
 from services.local.supervisor import read_running, stop_running
-from services.local.up import WORKER_GRACE, Wishes, up
+from services.local.up import WORKER_GRACE, UpOptions, up
 
 EXIT_FAILED = 1
 
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure("up", level="WARNING")
     try:
         if arguments.verb == "up":
-            up(Wishes(arguments.home, arguments.workers, arguments.pipeline), os.environ, _say)
+            up(UpOptions(arguments.home, arguments.workers, arguments.pipeline), os.environ, _say)
             return 0
         return _down(arguments.home) if arguments.verb == "down" else _status(arguments.home)
     except PressworkError as error:

@@ -34,7 +34,7 @@ class Program:
     grace: float = 30.0  # seconds from SIGTERM to SIGKILL: a worker finishes its batch in it
 
 
-class Kept:
+class Supervised:
     """One process that is kept running: how often it failed in a row, and when it may start again."""
 
     def __init__(self, name: str, start: Callable[[], Child], child: Child | None = None) -> None:
@@ -105,7 +105,7 @@ class Supervisor:
         self._programs = [self._keep_program(program) for program in self.programs]
         self.stack.stop()
 
-    def _start(self, kept: Kept) -> None:
+    def _start(self, kept: Supervised) -> None:
         try:
             kept.child = kept.start()
         except (PressworkError, OSError) as error:
@@ -114,20 +114,20 @@ class Supervisor:
             kept.due = time.monotonic() + pause
             self.say(f"{kept.name} cannot be started ({error}); trying again in {pause:g} s")
 
-    def _keep_server(self, server: Server) -> Kept:
+    def _keep_server(self, server: Server) -> Supervised:
         def start() -> Child:
             server.start()
             assert server.child is not None
             return server.child
 
-        return Kept(server.name, start, server.child)
+        return Supervised(server.name, start, server.child)
 
-    def _keep_program(self, program: Program) -> Kept:
+    def _keep_program(self, program: Program) -> Supervised:
         replaced = {f"{name}_FILE" for name in program.env}  # a NAME_FILE would go before the NAME that is given
         inherited = {name: value for name, value in self.stack.environ.items() if name not in replaced}
         environment = {**inherited, **program.env}
         path = self.stack.home.logs / f"{program.name}.log"
-        return Kept(program.name, lambda: Child(program.argv, env=environment, log=path))
+        return Supervised(program.name, lambda: Child(program.argv, env=environment, log=path))
 
     def _record(self) -> None:
         programs = {kept.name: kept.child for kept in self._programs if kept.child}

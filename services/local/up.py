@@ -31,7 +31,7 @@ SHIPPED_MODEL = "presswork-mini"
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class UpOptions:
     """What a person asked for on the command line."""
 
     home: Path
@@ -39,7 +39,7 @@ class Wishes:
     pipeline: str
 
 
-def up(wishes: Wishes, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
+def up(wishes: UpOptions, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Runs everything until INT or TERM. Raises PressworkError in one sentence, with everything stopped."""
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -67,7 +67,7 @@ def up(wishes: Wishes, environ: Mapping[str, str], say: Callable[[str], None]) -
         say("stopped")
 
 
-def _programs(wishes: Wishes, values: Mapping[str, str]) -> list[Program]:
+def _programs(wishes: UpOptions, values: Mapping[str, str]) -> list[Program]:
     threads = str(max(1, (os.cpu_count() or 1) // wishes.workers))
     quiet = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     shared = dict(values) | {"PRESSWORK_PIPELINE": wishes.pipeline}
@@ -81,7 +81,7 @@ def _programs(wishes: Wishes, values: Mapping[str, str]) -> list[Program]:
     ]
 
 
-def _pipeline_values(wishes: Wishes, environ: Mapping[str, str], home: Home) -> dict[str, str]:
+def _pipeline_values(wishes: UpOptions, environ: Mapping[str, str], home: Home) -> dict[str, str]:
     """Every pipeline but the simulated one needs a model: the small one that ships, where none is named. What its
     networks are compiled to is kept in the folder."""
     if wishes.pipeline in PIPELINES and PIPELINES[wishes.pipeline].model:
@@ -105,7 +105,7 @@ def _saved_key(settings: Settings, home: Home) -> str:
     file = home.folder / "key"
     core = database.Database(settings.database_url, application="presswork up", pool_size=1)
     try:
-        with core.begin() as connection:
+        with core.begin_system() as connection:
             partitions.make_partitions(connection)  # a folder that lay still for months gets this week's before any job
             key = file.read_text(encoding="utf-8").strip() if file.exists() else ""
             if api_keys.authenticate(connection, settings.secret, key) is None:

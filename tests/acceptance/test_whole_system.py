@@ -214,7 +214,7 @@ def test_a_web_server_killed_between_commit_and_reply_makes_one_job_of_two_tries
     factories.register(database)
     environment = {**environ, "PRESSWORK_PORT": str(free_port())}
     settings = Settings.read(environment)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         key = api_keys.issue_key(connection, settings.secret, factories.TENANT, "test")
     web = Process("services.web", environment, tmp_path / "web.log")
     with Client(f"http://127.0.0.1:{settings.port}", key) as client:
@@ -228,7 +228,7 @@ def test_a_web_server_killed_between_commit_and_reply_makes_one_job_of_two_tries
             sender.start()
 
             def committed() -> bool:
-                with database.begin() as connection:
+                with database.begin_system() as connection:
                     return connection.execute(text("SELECT count(*) FROM jobs")).scalar_one() == 1
 
             until(committed)

@@ -14,7 +14,7 @@ import psutil
 
 from services.core.model.ids import parse_job
 from tests import factories
-from tests.benchmarks.house import house
+from tests.benchmarks.environment import house
 from tests.benchmarks.report import report
 from tests.benchmarks.submit import PROMPT, Peak, raw_copy, up
 from tests.processes import Process

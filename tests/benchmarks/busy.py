@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from services.core.jobs import queries
 from tests import factories
-from tests.benchmarks.house import House, house
+from tests.benchmarks.environment import House, house
 from tests.benchmarks.report import report
 from tests.processes import Process
 from tests.proxy import Proxy
@@ -47,7 +47,7 @@ def _presswork(ours: House) -> tuple[float, float]:
         ]
         job_id = factories.submit(ours.database, ours.settings, requests)
         until(lambda: _done(ours, job_id), seconds=600, every=0.5)
-        with ours.database.begin() as connection:
+        with ours.database.begin_system() as connection:
             row = connection.execute(text(
                 "SELECT sum(render_seconds) AS rendering, sum(images) AS images, "
                 "extract(epoch FROM max(ended_at) - min(created_at))::float AS wall FROM claims"
@@ -58,7 +58,7 @@ def _presswork(ours: House) -> tuple[float, float]:
 
 
 def _ready(ours: House) -> bool:
-    with ours.database.begin() as connection:
+    with ours.database.begin_system() as connection:
         return bool(queries.fleet(connection))
 
 

@@ -11,7 +11,7 @@ from services.core.jobs import lifecycle
 from services.core.model.specs import Claim
 from services.core.queue import counters, segments, settlement
 from tests import factories
-from tests.benchmarks.house import House, house
+from tests.benchmarks.environment import House, house
 from tests.benchmarks.report import report
 
 SIZES = (1_000, 100_000, 1_000_000)
@@ -57,12 +57,12 @@ def _without_vacuum(ours: House) -> None:
 
 
 def _claim(ours: House, seats: int = 16) -> Claim | None:
-    with ours.database.begin() as connection:
+    with ours.database.begin_system() as connection:
         return factories.claim_in(connection, seats)
 
 
 def _settle(ours: House, claim: Claim) -> None:
-    with ours.database.begin() as connection:
+    with ours.database.begin_system() as connection:
         settlement.settle(connection, claim.id, device="d", stored=factories.stored(claim), render_seconds=0.1)
 
 
@@ -74,9 +74,9 @@ def _drain(ours: House, images: int) -> None:
         assert claim is not None
         _settle(ours, claim)
         done += len(claim.images)
-        with ours.database.begin() as connection:
+        with ours.database.begin_system() as connection:
             counters.fold(connection)
-        with ours.database.begin() as connection:
+        with ours.database.begin_system() as connection:
             segments.raise_low(connection)
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import text
 from services.core.jobs import queries
 from tests import factories
 from tests.benchmarks.claim import _claim, _settle
-from tests.benchmarks.house import house
+from tests.benchmarks.environment import house
 from tests.benchmarks.report import report
 
 IMAGES = 1_000_000
@@ -32,7 +32,7 @@ def run() -> None:
         assert view is not None
         assert view.counts["done"] == IMAGES // 2
         began = time.perf_counter()
-        with ours.database.begin() as connection:
+        with ours.database.begin_system() as connection:
             connection.execute(
                 text("SELECT state, count(*) FROM images WHERE job_id = :id GROUP BY state"), {"id": job_id}
             ).all()

@@ -14,7 +14,7 @@ from presswork_client import Client
 from services.core.db import partitions
 from services.core.model.ids import parse_job
 from tests import factories
-from tests.benchmarks.house import House, house
+from tests.benchmarks.environment import House, house
 from tests.benchmarks.report import report
 from tests.processes import Process
 from tests.waiting import until

@@ -119,12 +119,12 @@ class Fleet:
     def _claim_of(self, child: int) -> int | None:
         """The newest claim of a frozen child, if it holds an older one: so this one cannot be settled already. None,
         too, while one of its unfinished transactions has the claim locked, since then no sweep can expire it."""
-        with self._database.begin() as connection:
+        with self._database.begin_system() as connection:
             claims = connection.execute(_CLAIMS, {"pid": child}).scalars().all()
         return claims[0] if len(claims) > 1 else None
 
     def _expired(self, claim: int) -> bool:
-        with self._database.begin() as connection:
+        with self._database.begin_system() as connection:
             return connection.execute(_STATE, {"id": claim}).scalar_one() == "expired"
 
     def _aim(self) -> int:
@@ -266,7 +266,7 @@ def survive(
     assert hit == {"child": storm.kills - storm.whole_workers, "worker": storm.whole_workers, "stop": storm.stops}
     assert ends.total() == storm.stops
     assert ends["fenced"] >= storm.fenced, "a stopped child that goes on settles too late, and lives"
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         states = {
             row.state: row.n
             for row in connection.execute(text("SELECT state, count(*) AS n FROM images GROUP BY state"))
@@ -287,7 +287,7 @@ def survive(
 
 
 def _registered(database: Database) -> bool:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return len([row for row in queries.fleet(connection) if row.state == "ready"]) >= WORKERS
 
 

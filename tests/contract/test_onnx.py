@@ -97,14 +97,14 @@ def test_what_is_not_finite_spoils_its_own_image_alone(pipeline: DiffusionPipeli
     compiled = pipeline._backend.compiled(spec_for(pipeline, 1).shape, SIZE)
     chance = np.random.default_rng(3)
     latents = chance.standard_normal((SIZE, 4, 8, 8), np.float32)
-    spoiled = latents.copy()
-    spoiled[2, 1, 3, 3], spoiled[3, 0, 0, 0] = np.nan, np.inf
+    invalid_output = latents.copy()
+    invalid_output[2, 1, 3, 3], invalid_output[3, 0, 0, 0] = np.nan, np.inf
     text = compiled.encode_text(chance.integers(0, 200, (SIZE, pipeline._prompts.length)))
     text, (time,) = compiled.pair([array[:1] for array in text], text), compiled.time_table([548])
-    sound, found = (compiled.denoise(given, time, text) for given in (latents, spoiled))
+    sound, found = (compiled.denoise(given, time, text) for given in (latents, invalid_output))
     assert np.array_equal(found.reshape(2, SIZE, -1)[:, :2], sound.reshape(2, SIZE, -1)[:, :2])
     pixels, finite = compiled.decode(latents)
-    others, flags = compiled.decode(spoiled)
+    others, flags = compiled.decode(invalid_output)
     assert finite.all()
     assert flags.tolist() == [True, True, False, False]
     assert np.array_equal(others[:2], pixels[:2])
@@ -117,7 +117,7 @@ def test_its_pictures_are_those_of_torch(kind: tuple[str, str], model: Path, cac
     ours = opened(model, cache, *kind)
     loaded = checkpoint.load(model)
     backend = TorchBackend(loaded, "cpu", "fp32", compiles=False, cache=cache)
-    theirs = DiffusionPipeline(backend, loaded.index, loaded.revision, loaded.rules, ours._prompts, (SIZE, 1))
+    theirs = DiffusionPipeline(backend, loaded.index, loaded.revision, loaded.sampler_config, ours._prompts, (SIZE, 1))
     specs = [spec_for(ours, seed, negative_prompt="blurred" * (seed % 2)) for seed in range(SIZE)]
     levels = 2 if kind[1] == "fp32" else 40
     for found, wanted in zip(render(ours, *specs), render(theirs, *specs), strict=True):

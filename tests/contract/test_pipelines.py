@@ -18,7 +18,7 @@ import pytest
 from services.core.model.errors import SettingsError
 from services.core.model.specs import SEED_LIMIT, Spec
 from services.core.settings import Settings
-from worker.pipeline import Batch, OutOfMemory, Picture, Pipeline, Spoiled, canary, reproducibility_class
+from worker.pipeline import Batch, InvalidOutput, OutOfMemory, Picture, Pipeline, canary, reproducibility_class
 from worker.pipelines.registry import open_pipeline
 
 SERVERS = {"DATABASE_URL": "postgresql://unused", "REDIS_URL": "redis://unused"}
@@ -322,9 +322,9 @@ def test_torch_gives_no_black_picture_for_nan_but_spoils_that_image_alone(
     assert pipeline.card.revision != torch_pipeline.card.revision
 
     specs = [spec_for(pipeline), spec_for(pipeline, prompt="a red fox"), spec_for(pipeline, seed=8)]
-    first, spoiled, last = pipeline.render(Batch(specs[0].shape, tuple(specs), 3), lambda step: None)
+    first, invalid_output, last = pipeline.render(Batch(specs[0].shape, tuple(specs), 3), lambda step: None)
     well = render(torch_pipeline, [specs[0], specs[2], specs[2]])
-    assert spoiled == Spoiled()
+    assert invalid_output == InvalidOutput()
     assert isinstance(first, Picture) and first.pixels.tobytes() == well[0].tobytes()
     assert isinstance(last, Picture) and last.pixels.tobytes() == well[2].tobytes()
 
@@ -343,11 +343,11 @@ def test_noise_is_that_of_the_image_s_own_seed_and_what_diffusers_would_draw() -
 def test_torch_running_out_of_memory_is_told_from_other_errors() -> None:
     import torch
 
-    from worker.pipelines.out_of_memory import room_for
+    from worker.pipelines.out_of_memory import out_of_memory_for
 
-    with pytest.raises(OutOfMemory, match="a batch of 4"), room_for(4):
+    with pytest.raises(OutOfMemory, match="a batch of 4"), out_of_memory_for(4):
         torch.empty(2**50)
-    with pytest.raises(RuntimeError, match="shape"), room_for(4):
+    with pytest.raises(RuntimeError, match="shape"), out_of_memory_for(4):
         torch.empty(2) + torch.empty(3).reshape(7)
 
 

@@ -10,7 +10,7 @@ import pytest
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from services.local.stack import Stack
-from tests.render_loops import PressMaker, press_maker
+from tests.render_loops import RenderLoopMaker, render_loop_maker
 from tests.web import Api, open_api
 
 # Of these no row is left to the next test, children first.
@@ -33,8 +33,8 @@ def fast(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def make_press(database_url: str, fast: Settings, store: S3Store) -> Iterator[PressMaker]:
-    with press_maker(database_url, fast, store) as make:
+def make_render_loop(database_url: str, fast: Settings, store: S3Store) -> Iterator[RenderLoopMaker]:
+    with render_loop_maker(database_url, fast, store) as make:
         yield make
 
 

@@ -47,7 +47,7 @@ def plain(url: str) -> str:
 
 def ended(api: Api, job: dict[str, Any]) -> str:
     """The job's status, once the finishing duty has run."""
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         lifecycle.finish(connection)
     return str(api.http.get(f"/v1/jobs/{job['id']}").json()["status"])
 
@@ -400,7 +400,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {  # of routes that look at noth
     ("PATCH", "/v1/jobs/{job_id}"): {"labels": {"a": "b"}},
     ("POST", "/v1/jobs/{job_id}/finalize"): {"chunks": 1},
 }
-UNFIT = {("PUT", "/v1/jobs/{job_id}/chunks/{number}"), ("POST", "/v1/jobs/{job_id}/finalize"),
+MODEL_UNUSABLE = {("PUT", "/v1/jobs/{job_id}/chunks/{number}"), ("POST", "/v1/jobs/{job_id}/finalize"),
          ("POST", "/v1/jobs/{job_id}/retry")}  # what a job in progress does not take  # fmt: skip
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json")}
 
@@ -435,7 +435,7 @@ def test_on_every_route_anothers_job_is_404(api: Api, others: tuple[dict[str, An
         assert theirs.status_code == 404, path
         assert theirs.content == unknown.content
         own = api.http.request(method, address, json=body).status_code
-        assert own in ((409,) if (method, path) in UNFIT else (200, 307)), path
+        assert own in ((409,) if (method, path) in MODEL_UNUSABLE else (200, 307)), path
     assert api.http.get(f"/v1/jobs/{job['id']}").json()["status"] == "cancelling"  # by its owner, last of all
 
 
@@ -493,7 +493,7 @@ def test_without_a_key_only_the_open_routes_answer(api: Api) -> None:
 
 
 def test_a_revoked_key_is_refused_from_the_next_request_on(api: Api) -> None:
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         assert api_keys.revoke_key(connection, api.key.split("_")[1])
     assert api.http.get("/v1/jobs").status_code == 401
 
@@ -677,9 +677,9 @@ def test_openapi_tells_the_truth_about_bodies(api: Api) -> None:
         assert jsonschema.Draft202012Validator(line).is_valid(request) == accepted, request
     assert not jsonschema.Draft202012Validator(schema).is_valid({"images": []})
     assert '"default": null' not in json.dumps(content)  # a null that is given is refused
-    described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    documented_body = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     open_routes = OPEN_ROUTES - {("GET", "/openapi.json")}
-    assert described == JOB_ROUTES | THING_ROUTES | EXPORT_ROUTES | TENANT_ROUTES | open_routes
+    assert documented_body == JOB_ROUTES | THING_ROUTES | EXPORT_ROUTES | TENANT_ROUTES | open_routes
     for path, methods in document["paths"].items():
         for operation in methods.values():
             assert bool(operation.get("security")) == path.startswith("/v1/")

@@ -12,14 +12,14 @@ import pytest
 from sqlalchemy import text
 
 from scheduler import app
-from scheduler.background_tasks import Errand, Errands, errands
+from scheduler.background_tasks import BackgroundTask, BackgroundTaskRunner, background_tasks
 from services.core.batches import batch_jobs, finalization
 from services.core.db.database import Database
 from services.core.db.leases import Lease, LeaseLost
 from services.core.files import files, uploads
 from services.core.jobs import lifecycle
 from services.core.model import ids
-from services.core.notify import Bell
+from services.core.notify import Notifier
 from services.core.queue import counters
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
@@ -31,8 +31,10 @@ ENDPOINT = "/v1/images/generations"
 
 
 @pytest.fixture
-def running(database: Database, settings: Settings, store: S3Store) -> Errands:
-    return Errands(database, errands(settings, store, Bell(settings.redis_url)), "scheduler-1")
+def running(database: Database, settings: Settings, store: S3Store) -> BackgroundTaskRunner:
+    return BackgroundTaskRunner(
+        database, background_tasks(settings, store, Notifier(settings.redis_url)), "scheduler-1"
+    )
 
 
 def start(api: Api, *bodies: dict[str, Any]) -> str:
@@ -52,7 +54,7 @@ def number(batch: str) -> int:
 def rendered(api: Api) -> None:
     while (claim := factories.claim(api.database)) is not None:
         factories.settle(api.database, claim)
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         counters.fold(connection)
 
 
@@ -60,7 +62,7 @@ def test_whoever_closes_a_job_a_second_time_leaves_its_files_as_they_are(api, ru
     batch = start(api, {"prompt": "a mug"})
     running.run_once()
     rendered(api)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         lifecycle.finish(connection)
         assert finalization.pending(connection) == [number(batch)]
     running.run_once()
@@ -83,10 +85,10 @@ def test_things_that_always_go_wrong_do_not_keep_others_waiting(database):
         waiting.remove(thing)
         done.append(thing)
 
-    def pending(_connection: Any, besides: Any = ()) -> list[int]:
-        return [thing for thing in waiting if thing not in besides][:10]
+    def pending(_connection: Any, excluding: Any = ()) -> list[int]:
+        return [thing for thing in waiting if thing not in excluding][:10]
 
-    busy = Errands(database, [Errand("odd", pending, run)], "scheduler-1")
+    busy = BackgroundTaskRunner(database, [BackgroundTask("odd", pending, run)], "scheduler-1")
     for _ in range(4):
         busy.run_once()
     assert done == [25, 26, 27, 28, 29]
@@ -99,8 +101,8 @@ def test_what_goes_wrong_again_and_again_is_tried_ever_more_seldom_and_what_went
         if broken[0]:
             raise ValueError("nobody foresaw this")
 
-    errand = Errand("break", lambda _connection, besides: [] if 1 in besides else [1], run)
-    running = Errands(database, [errand], "here")
+    background_task = BackgroundTask("break", lambda _connection, excluding: [] if 1 in excluding else [1], run)
+    running = BackgroundTaskRunner(database, [background_task], "here")
     pauses = []
     for _ in range(9):
         running.run_once()
@@ -114,9 +116,9 @@ def test_what_goes_wrong_again_and_again_is_tried_ever_more_seldom_and_what_went
 
 def test_validation_and_closing_look_past_what_is_put_off(api, database):
     batches = [number(start(api, {"prompt": "a mug"})) for _ in range(12)]
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert batch_jobs.validating(connection) == batches[:10]
-        assert batch_jobs.validating(connection, besides=batches[:10]) == batches[10:]
+        assert batch_jobs.validating(connection, excluding=batches[:10]) == batches[10:]
 
 
 def test_a_tenant_with_many_files_keeps_no_other_waiting(api, database):
@@ -124,7 +126,7 @@ def test_a_tenant_with_many_files_keeps_no_other_waiting(api, database):
     _, key = api.new_tenant("other")
     with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}) as http:
         late = number(start(dataclasses.replace(api, http=http), {"prompt": "a mug"}))
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert batch_jobs.validating(connection) == [batches[0], late, *batches[1:9]]
 
 
@@ -138,8 +140,11 @@ def test_errands_go_on_after_an_error_that_nobody_foresaw(database):
     def fine(_connection: Any, _besides: Any = ()) -> list[int]:
         return [] if done else [7]
 
-    both = [Errand("broken", broken, print), Errand("fine", fine, lambda thing, _lease: done.append(thing))]
-    thread = threading.Thread(target=Errands(database, both, "scheduler-1").run, args=(stopping,))
+    both = [
+        BackgroundTask("broken", broken, print),
+        BackgroundTask("fine", fine, lambda thing, _lease: done.append(thing)),
+    ]
+    thread = threading.Thread(target=BackgroundTaskRunner(database, both, "scheduler-1").run, args=(stopping,))
     thread.start()
     try:
         until(lambda: len(looked) > 1 and done)
@@ -161,7 +166,7 @@ def test_a_job_validated_after_its_priority_was_changed_has_the_new_one(api, run
 
     monkeypatch.setattr(batch_jobs, "source", source)  # the change comes while the file is read
     running.run_once()
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         priorities = connection.execute(
             text(
                 "SELECT j.state, j.priority, s.priority FROM jobs j JOIN segments s ON s.job_id = j.id WHERE j.id = :id"
@@ -222,12 +227,12 @@ def test_a_scheduler_that_breaks_ends_with_its_errands(environ, store, monkeypat
 
 def test_a_file_that_expires_is_kept_until_its_job_has_read_it(api, running, database):
     batch = start(api, {"prompt": "a mug"})
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("UPDATE files SET expires_at = now() - interval '1 second'"))
         assert files.doomed(connection) == []
     running.run_once()
     assert api.http.get(f"/v1/batches/{batch}").json()["status"] == "in_progress"
-    with database.begin() as connection:  # the same round, once it was read
+    with database.begin_system() as connection:  # the same round, once it was read
         assert connection.execute(text("SELECT count(*) FROM files")).scalar_one() == 0
 
 
@@ -236,7 +241,7 @@ def test_a_lease_that_ends_later_than_any_can_is_free(database):
     first, second = (Lease(database, "thing", name, 5.0) for name in ("first", "second"))
     assert first.take()
     assert not second.take()
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("UPDATE duties SET expires_at = expires_at + interval '1 day'"))
     assert second.take()
     with pytest.raises(LeaseLost), first.begin():
@@ -257,7 +262,7 @@ def test_a_lease_that_was_lost_and_taken_again_under_the_same_name_is_not_the_sa
     slept, other, awake = (Lease(database, "thing", name, 5.0) for name in ("first", "second", "first"))
     for lease in (slept, other, awake):
         assert lease.take()
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             connection.execute(text("UPDATE duties SET expires_at = clock_timestamp() - interval '1 second'"))
     with pytest.raises(LeaseLost), slept.begin():
         pass

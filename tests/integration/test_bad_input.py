@@ -296,7 +296,7 @@ def test_prompts_of_every_kind_are_kept_character_for_character(api: Api) -> Non
     body = "\n".join(json.dumps(request, ensure_ascii=False) for request in given).encode()
     by_lines = api.http.post("/v1/jobs", content=body, headers=NDJSON).json()
     for job in (by_json, by_lines):
-        with api.database.begin() as connection:
+        with api.database.begin_system() as connection:
             kept = connection.execute(
                 text("SELECT prompt, negative_prompt FROM payloads WHERE job_id = :id ORDER BY index"),
                 {"id": ids.parse_job(str(job["id"]))},
@@ -306,7 +306,7 @@ def test_prompts_of_every_kind_are_kept_character_for_character(api: Api) -> Non
 
 def test_minus_zero_is_stored_as_zero(api: Api) -> None:
     job = api.submit({"prompt": "x", "guidance_scale": -0.0})
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         kept = connection.execute(
             text("SELECT guidance_scale::text FROM payloads WHERE job_id = :id"),
             {"id": ids.parse_job(str(job["id"]))},

@@ -27,13 +27,13 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from presswork_client import Client, ClientError
-from scheduler.background_tasks import Errands, errands
+from scheduler.background_tasks import BackgroundTaskRunner, background_tasks
 from services.cli.app import app
 from services.core.events import numbering
 from services.core.jobs import lifecycle
 from services.core.model import ids
 from services.core.model.specs import FailedImage
-from services.core.notify import Bell
+from services.core.notify import Notifier
 from services.core.queue import counters
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
@@ -101,7 +101,7 @@ def run(api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def payloads(api: Api) -> list[dict[str, Any]]:
     """What was recorded of each request of the tenant's newest job, in order."""
     job_id = ids.parse_job(api.http.get("/v1/jobs").json()["data"][0]["id"])
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         rows = connection.execute(
             text("SELECT custom_id, prompt, seed, output_format FROM payloads WHERE job_id = :id ORDER BY index"),
             {"id": job_id},
@@ -125,7 +125,7 @@ def render(api: Api, store: S3Store, job: str, *failed: int) -> None:
         places = [place for place in factories.places(claim) if place in lost]
         broken = [FailedImage(job_id, index, "error", "It broke.") for job_id, index in places]
         factories.settle(api.database, claim, stored=made, failed=broken)
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         counters.fold(connection)
         lifecycle.finish(connection)
 
@@ -309,7 +309,7 @@ def test_ls_and_show_tell_how_jobs_stand(run: Run, api: Api, store: S3Store) -> 
     assert "for=the shop" in shown
     shown = run("show", str(job["id"])).stdout
     assert "2 of 3 done, 1 failed" in shown
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         numbering.number(connection)
     told = run("show", str(job["id"])).stdout
     assert re.search(r"created.*\n.* queued *\n.* finalizing *\n.* completed +2 done, 1 failed, 3 total", told)
@@ -395,7 +395,7 @@ def test_a_job_is_paused_resumed_and_what_failed_of_it_is_tried_again(run: Run, 
 
 
 def test_models_are_listed_with_their_sizes_and_live_workers(run: Run, api: Api) -> None:
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         connection.execute(text("UPDATE workers SET seen_at = now()"))
     assert "simulated" in run("models").stdout
     (model,) = document(run("models", "--json"))
@@ -545,7 +545,7 @@ def test_a_job_of_which_nothing_is_done_has_nothing_to_download(run: Run, api: A
 def test_what_does_not_match_its_sha256_is_not_kept(run: Run, api: Api, store: S3Store, tmp_path: Path) -> None:
     job = str(api.submit({"prompt": "a mug"})["id"])
     render(api, store, job)
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         connection.execute(
             text("UPDATE results SET sha256 = sha256(sha256) WHERE job_id = :id"), {"id": ids.parse_job(job)}
         )
@@ -573,7 +573,9 @@ def test_an_export_is_begun_followed_and_downloaded(run: Run, api: Api, store: S
 def exporter(api: Api, store: S3Store) -> Iterator[None]:
     """A scheduler's errands, until the end of the block."""
     stopping = threading.Event()
-    running = Errands(api.database, errands(api.settings, store, Bell(api.settings.redis_url)), "here")
+    running = BackgroundTaskRunner(
+        api.database, background_tasks(api.settings, store, Notifier(api.settings.redis_url)), "here"
+    )
     thread = threading.Thread(target=running.run, args=(stopping,))
     thread.start()
     try:

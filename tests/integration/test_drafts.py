@@ -49,7 +49,7 @@ def shown(api: Api, job: str) -> dict[str, Any]:
 
 def rows(api: Api, job: str) -> dict[str, int]:
     """Images that there really are, by state."""
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         found = connection.execute(
             text("SELECT state, count(*) FROM images WHERE job_id = :id GROUP BY state"),
             {"id": ids.parse_job(job)},
@@ -114,7 +114,7 @@ def test_the_images_of_a_draft_are_those_of_the_same_job_sent_at_once(api: Api) 
     assert finalize(api, job, 6).status_code == 202
     kept = []
     for one in (whole, job):
-        with api.database.begin() as connection:
+        with api.database.begin_system() as connection:
             found = connection.execute(
                 text(
                     "SELECT i.index, i.segment_id, s.width, s.high, p.prompt, p.seed, s.open, s.low FROM images i "
@@ -161,14 +161,14 @@ def test_chunks_sent_all_at_once_are_each_committed_once_or_told_to_come_back(ap
 def test_a_chunk_that_is_not_committed_leaves_nothing_and_can_be_sent_again(api: Api) -> None:
     """As when the web server dies between the chunk's rows and its commit."""
     job = ids.parse_job(opened(api))
-    with api.database.begin() as connection:
-        ground = drafts.ground(connection, factories.TENANT, job, 0)
+    with api.database.begin_system() as connection:
+        existing = drafts.existing(connection, factories.TENANT, job, 0)
         catalogue = models.catalogue(connection)
 
     def append(die: bool) -> None:
-        with submissions.Submission(api.settings, catalogue, ground=ground) as submission:
+        with submissions.Submission(api.settings, catalogue, existing=existing) as submission:
             submission.add(0, {"prompt": "a", "n": 5})
-            with api.database.begin() as connection:
+            with api.database.begin_system() as connection:
                 drafts.append(connection, factories.TENANT, submission, 0)
                 if die:
                     raise InterruptedError
@@ -282,7 +282,7 @@ def test_a_cancelled_draft_is_swept_and_an_old_one_expires(api: Api) -> None:
         put(api, job, 0, {"prompt": "a", "n": 20})
     assert api.http.post(f"/v1/jobs/{cancelled}/cancel").json()["counts"]["cancelled"] == 20
     assert api.http.post(f"/v1/jobs/{empty}/cancel").status_code == 200
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         connection.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s' WHERE expires_at IS NOT NULL"))
         assert job_states.expire(connection) == 1
         segments.sweep_cancelled(connection)
@@ -300,7 +300,7 @@ def test_a_sweep_leaves_the_images_of_a_draft_alone(api: Api) -> None:
         put(api, job, 0, {"prompt": "a", "n": 20})
     with api.database.begin(factories.TENANT) as connection:
         lifecycle.cancel(connection, factories.TENANT, ids.parse_job(cancelled))
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         assert segments.sweep_cancelled(connection) == 20
     assert (rows(api, draft), rows(api, cancelled)) == ({"0": 20}, {"4": 20})
     assert finalize(api, draft, 1).json()["counts"]["queued"] == 20

@@ -25,7 +25,7 @@ def code(answer: httpx.Response) -> tuple[int, str]:
 
 def measured(api: Api, *, seconds: float, deviation: float = 0.0, images: int = 100, device: str = "gpu", **shape: Any):
     values = {"revision": factories.REVISION, "width": 512, "height": 512, "steps": 10, "guided": True, **shape}
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         connection.execute(
             text(
                 "INSERT INTO render_rates (model_revision, width, height, steps, guided, device, images,"
@@ -118,7 +118,7 @@ def test_an_estimate_multiplies_what_was_measured_and_shares_it_among_the_live_w
         True,
         1,
     )
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         workers.register(connection, "worker-b", host="h", pid=2, device="gpu", model="simulated",
                          revision=factories.REVISION, state="ready")  # fmt: skip
     assert estimated(api, images=[{"prompt": "a", "n": 100}])["seconds_to_finish"]["expected"] == 100.0
@@ -157,7 +157,7 @@ def test_a_shape_that_was_not_measured_is_scaled_from_its_nearest_with_a_wider_i
 
 def test_without_a_live_worker_nothing_is_said_of_the_end(api: Api) -> None:
     measured(api, seconds=1.0)
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         connection.execute(text("UPDATE workers SET seen_at = now() - interval '16 seconds'"))
     found = estimated(api, shapes=[{"images": 10}])
     assert (found["seconds_to_finish"], found["served"], found["workers"]) == (None, False, 0)

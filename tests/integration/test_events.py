@@ -10,23 +10,23 @@ from services.core.events import log, numbering, queries
 from services.core.files import files
 from services.core.jobs import lifecycle
 from services.core.model import ids
-from services.core.model.errors import DatabaseAway
+from services.core.model.errors import DatabaseUnavailable
 from services.core.queue import job_states, quarantine, segments
 from services.core.tenants import api_keys
 from tests import factories
 from tests.factories import TENANT, submit
 
-HOUSE = 10_000
+SYSTEM = 10_000
 
 
-def number(database, most=HOUSE):
-    with database.begin() as connection:
+def number(database, most=SYSTEM):
+    with database.begin_system() as connection:
         return numbering.number(connection, most)
 
 
 def all_events(database):
-    with database.begin() as connection:
-        return queries.after(connection, 0, limit=HOUSE)
+    with database.begin_system() as connection:
+        return queries.after(connection, 0, limit=SYSTEM)
 
 
 def kinds(database, job_id):
@@ -40,10 +40,10 @@ def append(connection, subject):
 
 
 def test_what_is_committed_late_is_numbered_after_and_neither_missed_nor_waited_for(database):
-    late = database.begin()
+    late = database.begin_system()
     connection = late.__enter__()
     append(connection, "test/late")  # the lower identity
-    with database.begin() as other:
+    with database.begin_system() as other:
         other.execute(text("SET LOCAL lock_timeout = '1s'"))
         append(other, "test/early")
     assert number(database) == 1
@@ -51,18 +51,18 @@ def test_what_is_committed_late_is_numbered_after_and_neither_missed_nor_waited_
     assert [event.subject for event in read] == ["test/early"]
     late.__exit__(None, None, None)
     assert number(database) == 1
-    with database.begin() as other:
+    with database.begin_system() as other:
         rest = queries.after(other, read[-1].seq)
     assert [event.subject for event in rest] == ["test/late"]
     assert rest[0].seq == read[0].seq + 1
 
 
 def test_what_is_rolled_back_never_happened_and_leaves_no_gap(database):
-    with pytest.raises(ZeroDivisionError), database.begin() as connection:
+    with pytest.raises(ZeroDivisionError), database.begin_system() as connection:
         append(connection, "test/undone")
         raise ZeroDivisionError
     for place in range(3):
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             append(connection, f"test/{place}")
         number(database)
     assert [(event.seq, event.subject) for event in all_events(database)] == [
@@ -71,10 +71,10 @@ def test_what_is_rolled_back_never_happened_and_leaves_no_gap(database):
 
 
 def test_two_that_number_at_once_do_it_once_and_neither_waits(database):
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         for place in range(10):
             append(connection, f"test/{place}")
-    with database.begin() as first:
+    with database.begin_system() as first:
         assert numbering.number(first, 4) == 4
         assert number(database) == 0  # the other is at it
         assert all_events(database) == []  # and nothing of it is seen before it commits
@@ -84,12 +84,12 @@ def test_two_that_number_at_once_do_it_once_and_neither_waits(database):
 
 
 def test_a_numbering_that_is_killed_leaves_no_trace(database, settings):
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         append(connection, "test/1")
-    with pytest.raises(DatabaseAway), database.begin() as doomed:
+    with pytest.raises(DatabaseUnavailable), database.begin_system() as doomed:
         assert numbering.number(doomed) == 1
         victim = doomed.execute(text("SELECT pg_backend_pid()")).scalar_one()
-        with database.begin() as killer:
+        with database.begin_system() as killer:
             killer.execute(text("SELECT pg_terminate_backend(:pid)"), {"pid": victim})
         doomed.execute(text("SELECT 1"))
     assert all_events(database) == []
@@ -98,7 +98,7 @@ def test_a_numbering_that_is_killed_leaves_no_trace(database, settings):
 
 
 def test_the_application_can_neither_change_an_event_nor_give_it_a_number(database):
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         append(connection, "test/1")
     for statement in (
         "UPDATE events SET seq = 7",
@@ -106,12 +106,12 @@ def test_the_application_can_neither_change_an_event_nor_give_it_a_number(databa
         "DELETE FROM events",
         "INSERT INTO events (seq, actor, kind, subject) VALUES (7, 'a', 'k', 's')",
     ):
-        with pytest.raises(ProgrammingError, match="permission denied"), database.begin() as connection:
+        with pytest.raises(ProgrammingError, match="permission denied"), database.begin_system() as connection:
             connection.execute(text(statement))
 
 
 def test_a_tenant_sees_and_numbers_no_other_ones_events(database):
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         append(connection, "test/1")
         log.append(connection, "device.sick", "device/here", tenant_id=None)
     with database.begin(TENANT + 1) as connection:
@@ -132,11 +132,11 @@ def test_a_job_tells_its_life_and_its_counts_only_at_the_end(database, settings)
         lifecycle.pause(connection, TENANT, job_id, False)
         lifecycle.change(connection, TENANT, job_id, priority=0)
     claim = factories.claim(database)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         job_states.start(connection, claim.fresh_jobs)
         job_states.start(connection, claim.fresh_jobs)
     factories.settle(database, claim)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         lifecycle.finish(connection)
         lifecycle.finish(connection)
     assert kinds(database, job_id) == [
@@ -155,10 +155,10 @@ def test_a_stopped_job_says_why_and_ends_as_what_it_was_stopped_for(database, se
     with database.begin(TENANT) as connection:
         lifecycle.cancel(connection, TENANT, cancelled)
         lifecycle.cancel(connection, TENANT, cancelled)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s' WHERE id = :id"), {"id": expired})
         assert job_states.expire(connection) == 1
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert segments.sweep_cancelled(connection) == 2
         lifecycle.finish(connection)
     for job_id, end in ((cancelled, "job.cancelled"), (expired, "job.expired")):
@@ -170,9 +170,9 @@ def test_a_poisonous_image_is_told_to_its_tenant_and_a_sick_device_to_the_house(
     job_id = submit(database, settings, 1)
     for number_of_times in range(3):
         claim = factories.claim(database, worker=f"worker-{number_of_times}")
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             quarantine.child_died(connection, f"worker-{number_of_times}", rendering=claim.id, device="here")
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         quarantine.device_sick(connection, "there")
     number(database)
     poison, sick = (
@@ -198,7 +198,7 @@ def test_files_and_keys_tell_when_they_come_and_go(database, settings):
         assert api_keys.revoke_key(connection, key_id)
         assert not api_keys.revoke_key(connection, key_id)
     for file_id in (dropped, expired):
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             connection.execute(files._FORGET, {"id": file_id})
     number(database)
     told = {}

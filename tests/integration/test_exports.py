@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from services.core.exports import exports, members, records, shards
 from services.core.model import ids
-from services.core.model.errors import StoreAway
+from services.core.model.errors import StoreUnavailable
 from services.core.storage import signed_urls
 from services.core.storage.s3 import S3Store
 from tests import exporting, factories
@@ -279,7 +279,7 @@ def test_an_image_that_is_not_what_was_recorded_fails_the_export_by_name(databas
 def test_a_store_that_is_away_fails_no_export(database, settings, store, job_id):
     class AwayStore(S3Store):
         def read(self, key: str) -> bytes:
-            raise StoreAway
+            raise StoreUnavailable
 
     export_id = exporting.order(database, job_id, "webdataset")
     exporting.run_once(database, settings, AwayStore(settings))
@@ -295,7 +295,7 @@ def test_a_writer_that_lost_its_lease_records_nothing(database, settings, store,
 
         def put_file(self, key: str, file: Any, media_type: str) -> None:
             super().put_file(key, file, media_type)
-            with database.begin() as connection:
+            with database.begin_system() as connection:
                 connection.execute(text("UPDATE duties SET holder = 'another', epoch = epoch + 1"))
 
     export_id = exporting.order(database, job_id, "zip")
@@ -319,9 +319,10 @@ def test_no_more_than_a_few_pictures_are_in_memory_at_once(database, settings, s
             return super().read(key)
 
     export = replace(
-        exporting.read(database, exporting.order(database, job_id, "zip")), plan=records.Plan({"train": (1, 60)}, {})
+        exporting.read(database, exporting.order(database, job_id, "zip")),
+        plan=records.ShardPlan({"train": (1, 60)}, {}),
     )
-    desk = shards.Desk(export, CountingStore(settings), settings.secret, lambda: None)
+    desk = shards.ExportWriter(export, CountingStore(settings), settings.secret, lambda: None)
     for taken, (member, data) in enumerate(desk.pictures(members.of_split(database, export, "train", 0, desk.keep)), 1):
         assert len(data) == member.bytes
         assert asked <= taken + 16
@@ -338,7 +339,7 @@ def test_a_large_file_is_stored_in_parts_and_its_lease_is_kept_meanwhile(databas
     export = exporting.read(database, exporting.order(database, job_id, "zip"))
     content = os.urandom(1 << 20) * 20
     file = io.BytesIO(content)
-    found = shards.Desk(export, store, "", keep).put("data/large.zip", file, "application/zip", 1)
+    found = shards.ExportWriter(export, store, "", keep).put("data/large.zip", file, "application/zip", 1)
     assert store.size(found.object_key) == found.bytes == len(content)
     assert hashlib.sha256(store.read(found.object_key)).digest() == found.sha256
     assert kept >= 3 and not file.closed
@@ -370,7 +371,7 @@ def test_what_is_cancelled_deleted_or_expired_leaves_no_object_behind(database, 
     found = exporting.read(database, cancelled)
     assert found is not None and (found.state, found.next_shard, found.bytes) == ("cancelled", -1, 0)
     assert exporting.read(database, expired) is exporting.read(database, removed) is None
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT count(*) FROM export_files")).scalar_one() == 0
 
 

@@ -62,19 +62,19 @@ def start(client: openai.OpenAI, data: bytes) -> Any:
 
 
 def rows(database: Database, table: str) -> int:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
 
 
-def under_way(database: Database, errand: str) -> bool:
+def under_way(database: Database, background_task: str) -> bool:
     named = text("SELECT count(*) FROM duties WHERE name LIKE :name")
-    with database.begin() as connection:
-        return bool(connection.execute(named, {"name": f"{errand}%"}).scalar_one())
+    with database.begin_system() as connection:
+        return bool(connection.execute(named, {"name": f"{background_task}%"}).scalar_one())
 
 
 def forget_leases(database: Database) -> None:
     """What a killed holder had is free again, as after half a minute."""
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("UPDATE duties SET expires_at = '-infinity'"))
 
 

@@ -43,7 +43,7 @@ def render(api: Api, *fail: int, seats: int = 1000) -> None:
 
 
 def finished(api: Api, job: str) -> str:
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         lifecycle.finish(connection)
     return str(api.http.get(f"/v1/jobs/{job}").json()["status"])
 
@@ -129,7 +129,7 @@ def test_a_retry_is_a_new_job_of_the_failed_images_with_their_seeds_and_names(ap
     assert (answer.status_code, child["retry_of"], child["status"]) == (202, job, "queued")
     assert (child["labels"], child["priority"], child["dedupe"]) == ({"run": "1"}, "low", True)
     assert (child["counts"]["total"], child["counts"]["queued"], child["requests"]) == (5, 5, 4)
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         kept = connection.execute(
             text("SELECT index, n, seed, custom_id, prompt, negative_prompt, guidance_scale, output_format,"
                  " output_compression FROM payloads WHERE job_id = :id ORDER BY index"),
@@ -235,7 +235,7 @@ def mixed(api: Api) -> str:
     job = submitted(api, *({"prompt": f"p{n}", "n": 1 + n % 2, "custom_id": f"r{n}"} for n in range(20)))
     render(api, 0, 7, 8, seats=12)  # requests 0 to 7
     claimed(api, 5)  # 8 to 10, and half of 11
-    with api.database.begin() as connection:  # as a sweep would, half way
+    with api.database.begin_system() as connection:  # as a sweep would, half way
         connection.execute(text("UPDATE images SET state = 4 WHERE index IN (20, 24)"))
         connection.execute(text("INSERT INTO counter_deltas (job_id, queued, cancelled) VALUES (:id, -2, 2)"),
                            {"id": ids.parse_job(job)})  # fmt: skip
@@ -267,7 +267,7 @@ def test_requests_are_listed_failed_first_with_their_images(api: Api) -> None:
 def test_a_page_of_requests_ends_early_when_it_holds_enough_images(api: Api) -> None:
     job = submitted(api, *({"prompt": f"p{n}", "n": 1000} for n in range(13)))
     first = api.http.get(f"/v1/jobs/{job}/requests").json()
-    assert len(first["data"]) == request_queries.MOST_IMAGES // 1000
+    assert len(first["data"]) == request_queries.MAX_IMAGES // 1000
     rest = api.http.get(f"/v1/jobs/{job}/requests?cursor={first['next_cursor']}").json()
     assert len(rest["data"]) == 3 and rest["next_cursor"] is None
 
@@ -297,13 +297,13 @@ def expiring(api: Api, held: int) -> Iterator[Connection]:
 
     def run() -> None:
         try:
-            with api.database.begin() as connection:
+            with api.database.begin_system() as connection:
                 job_states.expire(connection)
         except BaseException as error:
             failed.append(error)
 
     thread = threading.Thread(target=run)
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock_shared(:id)"), {"id": held})
         thread.start()
         until(lambda: connection.execute(waits).scalar_one())
@@ -316,7 +316,7 @@ def test_a_draft_that_is_finalized_while_it_runs_out_of_time_is_rendered(api: Ap
     job = api.http.post("/v1/jobs", json={"draft": True}).json()["id"]
     api.http.put(f"/v1/jobs/{job}/chunks/0", json={"images": [{"prompt": "a mug"}]})
     number = ids.parse_job(job)
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         connection.execute(text("UPDATE jobs SET expires_at = now() - interval '1 s' WHERE id = :id"), {"id": number})
     with expiring(api, number):
         assert api.http.post(f"/v1/jobs/{job}/finalize", json={"chunks": 1}).status_code == 202
@@ -327,7 +327,7 @@ def test_a_draft_that_is_finalized_while_it_runs_out_of_time_is_rendered(api: Ap
 def test_jobs_out_of_time_are_locked_in_the_order_in_which_claims_lock_them(api: Api) -> None:
     first, second = sorted(ids.parse_job(str(api.submit()["id"])) for _ in range(2))
     overdue = text("UPDATE jobs SET expires_at = now() - make_interval(secs => :age) WHERE id = :id")
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         connection.execute(overdue, [{"id": first, "age": 1}, {"id": second, "age": 2}])
     with expiring(api, first) as claim:
         assert claim.execute(text("SELECT pg_try_advisory_xact_lock_shared(:id)"), {"id": second}).scalar_one()
@@ -337,9 +337,9 @@ def test_a_job_that_was_cancelled_by_an_earlier_version_ends_and_keeps_no_other_
     old, new = (str(api.submit()["id"]) for _ in range(2))
     for job in (old, new):
         api.http.post(f"/v1/jobs/{job}/cancel")
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         connection.execute(text("UPDATE jobs SET stop_reason = NULL WHERE id = :id"), {"id": ids.parse_job(old)})
         counters.fold(connection)
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         lifecycle.finish(connection)
     assert [api.http.get(f"/v1/jobs/{job}").json()["status"] for job in (old, new)] == ["cancelled", "cancelled"]

@@ -34,7 +34,7 @@ def _registered(database: Database) -> None:
 
 
 def rows(database: Database, statement: str, **values: object) -> list[tuple[Any, ...]]:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return [tuple(row) for row in connection.execute(text(statement), values)]
 
 
@@ -65,8 +65,8 @@ def put_in(database: Database, job_id: int, state: str) -> None:
 
 def draft(database: Database, *, tenant: int = TENANT, days: int | None = None) -> int:
     job_id = new_id()
-    with database.begin() as connection:
-        drafts.open_draft(connection, tenant, job_id, requests.Label())
+    with database.begin_system() as connection:
+        drafts.open_draft(connection, tenant, job_id, requests.JobOptions())
         if days is not None:
             connection.execute(
                 text("UPDATE jobs SET expires_at = now() + make_interval(days => :days) WHERE id = :id"),
@@ -78,13 +78,13 @@ def draft(database: Database, *, tenant: int = TENANT, days: int | None = None) 
 def append(
     database: Database, settings: Settings, job_id: int, number: int, *bodies: dict[str, Any], tenant: int = TENANT
 ) -> tuple[drafts.Chunk, bool]:
-    with database.begin() as connection:
-        ground = drafts.ground(connection, tenant, job_id, number)
+    with database.begin_system() as connection:
+        existing = drafts.existing(connection, tenant, job_id, number)
         catalogue = models.catalogue(connection)
-    with Submission(settings, catalogue, ground=ground) as submission:
+    with Submission(settings, catalogue, existing=existing) as submission:
         for place, body in enumerate(bodies or ({"prompt": "a", "n": 2},)):
             submission.add(place, body)
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             return drafts.append(connection, tenant, submission, number)
 
 
@@ -106,7 +106,7 @@ def crowd(database: Database, settings: Settings) -> list[int]:
 
 
 def do(database: Database, verb: Any, *arguments: Any, tenant: int = TENANT, **options: Any) -> Any:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return verb(connection, tenant, *arguments, **options)
 
 
@@ -191,10 +191,10 @@ def test_a_finished_job_has_labels_and_no_priority(database, settings):
         lambda connection, tenant, job_id: lifecycle.pause(connection, tenant, job_id, True),
         lambda connection, tenant, job_id: lifecycle.change(connection, tenant, job_id, priority=0),
         lambda connection, tenant, job_id: lifecycle.change(connection, tenant, job_id, labels={"x": "y"}),
-        lambda connection, tenant, job_id: drafts.ground(connection, tenant, job_id, 0),
+        lambda connection, tenant, job_id: drafts.existing(connection, tenant, job_id, 0),
         lambda connection, tenant, job_id: drafts.chunks(connection, tenant, job_id, after=-1, limit=9),
         lambda connection, tenant, job_id: drafts.inspect(
-            connection, tenant, job_id, requests.Finalize(chunks=1)
+            connection, tenant, job_id, requests.FinalizeRequest(chunks=1)
         ),
         lambda connection, tenant, job_id: drafts.finalize(connection, tenant, job_id, 2),
     ],
@@ -209,12 +209,12 @@ def test_another_tenants_job_is_not_there(database, settings, crowd, verb):
 
 
 def fold(database: Database) -> None:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         counters.fold(connection)
 
 
 def finish(database: Database) -> list[int]:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return lifecycle.finish(connection)
 
 
@@ -278,7 +278,7 @@ def test_a_job_that_was_stopped_ends_as_what_stopped_it(database, settings, reas
     do(database, lifecycle.cancel, job_id)
     rows(database, "UPDATE jobs SET stop_reason = :reason RETURNING 1", reason=reason)
     assert finish(database) == []
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert segments.sweep_cancelled(connection) == 1
     assert finish(database) == [job_id]
     assert one(database, "state", job_id) == (reason or "cancelled",)
@@ -295,16 +295,16 @@ def test_a_job_that_came_as_a_file_ends_with_its_files(database, settings):
         as_file(database, job_id)
     do(database, lifecycle.pause, waiting, True)
     do(database, lifecycle.cancel, stopped)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         segments.sweep_cancelled(connection)
     settle(database, claim(database))
 
-    def closable(*besides: int) -> list[int]:
-        with database.begin() as connection:
-            return job_states.finishable(connection, besides)
+    def closable(*excluding: int) -> list[int]:
+        with database.begin_system() as connection:
+            return job_states.finishable(connection, excluding)
 
     def close(job_id: int, output: int | None, errors: int | None) -> bool:
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             return job_states.finish(connection, job_id, job_states.Files(output, errors, 0, 0))
 
     assert closable() == [stopped], "the others are not yet finalizing"
@@ -333,7 +333,7 @@ def test_a_job_that_came_as_a_file_ends_with_its_files(database, settings):
 
 
 def expire(database: Database) -> int:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return job_states.expire(connection)
 
 
@@ -381,9 +381,9 @@ def test_a_new_job_is_recorded_as_it_was_asked_for(database, settings, crowd):
 
 
 def test_a_draft_is_opened_empty_and_kept_for_a_week(database):
-    label = requests.Label(priority="high", labels={"a": "b"}, embed_prompt=True)
+    label = requests.JobOptions(priority="high", labels={"a": "b"}, embed_prompt=True)
     ids = sorted(new_id() for _ in range(3))  # those of one millisecond have no order
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert drafts.open_draft(connection, TENANT, ids[0], label, idempotency_key="k") is None
         assert drafts.open_draft(connection, TENANT, ids[1], label, idempotency_key="k") == ids[0]
         assert drafts.open_draft(connection, TENANT, ids[2], label) is None
@@ -422,10 +422,10 @@ def test_a_chunk_sent_again_is_parsed_as_if_it_were_not_there_and_others_are(dat
     job_id = draft(database)
     append(database, settings, job_id, 3, SMALL, WIDE)
     append(database, settings, job_id, 5, WIDE)
-    with database.begin() as connection:
-        grounds = [drafts.ground(connection, TENANT, job_id, number) for number in (3, 4, 5)]
-    assert [ground.images for ground in grounds] == [1, 4, 3]
-    assert {ground.job_id for ground in grounds} == {job_id}
+    with database.begin_system() as connection:
+        grounds = [drafts.existing(connection, TENANT, job_id, number) for number in (3, 4, 5)]
+    assert [existing.images for existing in grounds] == [1, 4, 3]
+    assert {existing.job_id for existing in grounds} == {job_id}
     assert [(shape.width, shape.steps) for shape in grounds[0].shapes] == [(64, 10), (256, 10)]
 
 
@@ -435,7 +435,7 @@ def test_the_chunks_of_a_draft_are_listed_in_order_from_a_number_on(database, se
         append(database, settings, job_id, number)
 
     def listed(after: int, limit: int) -> list[int]:
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             return [chunk.number for chunk in drafts.chunks(connection, TENANT, job_id, after=after, limit=limit)]
 
     assert (listed(-1, 9), listed(0, 2), listed(2, 9), listed(7, 9)) == ([0, 2, 4, 7], [2, 4], [4, 7], [])
@@ -443,11 +443,11 @@ def test_the_chunks_of_a_draft_are_listed_in_order_from_a_number_on(database, se
 
 def test_a_chunk_that_another_was_quicker_than_is_told_so(database, settings):
     job_id = draft(database)
-    with database.begin() as connection:
-        ground = drafts.ground(connection, TENANT, job_id, 0)
+    with database.begin_system() as connection:
+        existing = drafts.existing(connection, TENANT, job_id, 0)
         catalogue = models.catalogue(connection)
     append(database, settings, job_id, 1)
-    with Submission(settings, catalogue, ground=ground) as submission:
+    with Submission(settings, catalogue, existing=existing) as submission:
         submission.add(0, SMALL)
         with pytest.raises(Conflict) as caught:
             do(database, drafts.append, submission, 0)
@@ -463,7 +463,7 @@ def inspected(database: Database, job_id: int, chunks: int, images: int | None =
         database,
         drafts.inspect,
         job_id,
-        requests.Finalize(chunks=chunks, **({} if images is None else {"images": images})),
+        requests.FinalizeRequest(chunks=chunks, **({} if images is None else {"images": images})),
     )
 
 
@@ -535,23 +535,23 @@ def test_what_is_no_draft_takes_no_chunk_and_is_not_finalized(database, settings
             continue
         job_id = draft(database)
         append(database, settings, job_id, 0)
-        with database.begin() as connection:
-            ground, catalogue = drafts.ground(connection, TENANT, job_id, 1), models.catalogue(connection)
+        with database.begin_system() as connection:
+            existing, catalogue = drafts.existing(connection, TENANT, job_id, 1), models.catalogue(connection)
         put_in(database, job_id, state)
         rows(database, "UPDATE jobs SET opened_at = NULL RETURNING 1")
         before = others(database)["jobs"]
-        with Submission(settings, catalogue, ground=ground) as submission:
+        with Submission(settings, catalogue, existing=existing) as submission:
             submission.add(0, SMALL)
             for verb, arguments in (
-                (drafts.ground, (job_id, 1)),
+                (drafts.existing, (job_id, 1)),
                 (drafts.append, (submission, 1)),
                 (drafts.finalize, (job_id, 2)),
-                (drafts.inspect, (job_id, requests.Finalize(chunks=1))),
+                (drafts.inspect, (job_id, requests.FinalizeRequest(chunks=1))),
             ):
                 with pytest.raises(Conflict, match=f"is {state}") as caught:
                     do(database, verb, *arguments)
                 assert caught.value.code == "not_a_draft"
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             drafts.open_all(connection, job_id)
         assert others(database)["jobs"] == before
 
@@ -559,15 +559,15 @@ def test_what_is_no_draft_takes_no_chunk_and_is_not_finalized(database, settings
 def test_a_chunk_that_crosses_another_waits_for_it(database, settings):
     """Both were parsed upon the same ground; the row of the draft is locked by whoever writes first."""
     job_id = draft(database)
-    with database.begin() as connection:
-        ground, catalogue = drafts.ground(connection, TENANT, job_id, 0), models.catalogue(connection)
+    with database.begin_system() as connection:
+        existing, catalogue = drafts.existing(connection, TENANT, job_id, 0), models.catalogue(connection)
     with (
-        Submission(settings, catalogue, ground=ground) as one_chunk,
-        Submission(settings, catalogue, ground=ground) as another,
+        Submission(settings, catalogue, existing=existing) as one_chunk,
+        Submission(settings, catalogue, existing=existing) as another,
     ):
         one_chunk.add(0, SMALL)
         another.add(0, WIDE)
-        with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+        with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
             drafts.append(connection, TENANT, one_chunk, 0)
             crossing = pool.submit(do, database, drafts.append, another, 1)
             until(lambda: rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
@@ -581,13 +581,13 @@ def test_a_chunk_that_crosses_another_waits_for_it(database, settings):
 def recorded(
     database: Database, settings: Settings, *bodies: dict[str, Any], key: str | None = None, **label: Any
 ) -> Receipt:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         catalogue = models.catalogue(connection)
     with Submission(settings, catalogue) as submission:
         for place, body in enumerate(bodies or ({"prompt": "a"},)):
             submission.add(place, body)
         return submission.record(
-            database, TENANT, label=requests.Label.model_validate(label), idempotency_key=key
+            database, TENANT, label=requests.JobOptions.model_validate(label), idempotency_key=key
         )  # fmt: skip
 
 
@@ -626,7 +626,7 @@ def test_every_image_of_a_request_is_a_row_in_its_own_place(database, settings):
 
 
 def test_an_old_jobs_rows_lie_in_the_partition_for_what_has_none(database, settings):
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert partitions.leaf(connection, "images", new_id()).startswith("images_")
         assert partitions.leaf(connection, "images", new_id()) != "images_default"
         assert partitions.leaf(connection, "images", 1) == "images_default"
@@ -637,16 +637,16 @@ def test_what_takes_long_for_a_large_job_is_not_cut_short(database, settings):
     job_id = draft(database)
     append(database, settings, job_id, 0)
     timeout = text("SHOW statement_timeout")
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(timeout).scalar_one() == "30s"
-        drafts.inspect(connection, TENANT, job_id, requests.Finalize(chunks=1))
+        drafts.inspect(connection, TENANT, job_id, requests.FinalizeRequest(chunks=1))
         assert connection.execute(timeout).scalar_one() == "0"
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         catalogue = models.catalogue(connection)
     with Submission(settings, catalogue) as submission:
         submission.add(0, SMALL)
         submission.close()
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             submission.copy(connection)
             assert connection.execute(timeout).scalar_one() == "0"
 
@@ -659,7 +659,7 @@ def test_whoever_stops_a_job_waits_for_those_who_are_at_its_images(database, set
         (cancelled, lambda: do(database, lifecycle.cancel, cancelled)),
         (expired, lambda: expire(database)),
     ):
-        with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+        with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
             connection.execute(text("SELECT pg_advisory_xact_lock_shared(:id)"), {"id": job_id})
             stopping = pool.submit(verb)
             until(lambda: rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
@@ -675,10 +675,10 @@ def test_of_two_that_close_a_job_at_once_one_gives_it_its_files(database, settin
     finish(database)
 
     def close(output: int) -> bool:
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             return job_states.finish(connection, job_id, job_states.Files(output))
 
-    with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+    with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
         assert job_states.finish(connection, job_id, job_states.Files(1))
         crossing = pool.submit(close, 2)
         until(lambda: rows(database, "SELECT FROM pg_locks WHERE NOT granted"))

@@ -22,29 +22,29 @@ def lease(database: Database, holder: str, name: str = "thing") -> Lease:
 def set_end(database: Database, seconds: float, name: str = "thing") -> None:
     """The lease ends so many seconds from now."""
     statement = "UPDATE duties SET expires_at = clock_timestamp() + make_interval(secs => :seconds) WHERE name = :name"
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text(statement), {"seconds": seconds, "name": name})
 
 
 def take(database: Database, holder: str, name: str = "thing") -> int | None:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return leases.take(connection, name, holder, SECONDS)
 
 
 def held(database: Database, name: str, holder: str, epoch: int) -> bool:
-    with suppress(LeaseLost), database.begin() as connection:
+    with suppress(LeaseLost), database.begin_system() as connection:
         leases.assert_held(connection, name, holder, epoch)
         return True
     return False
 
 
 def exists(database: Database, name: str) -> bool:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return leases.exists(connection, name)
 
 
 def waits_for_a_lock(database: Database) -> bool:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return connection.execute(text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")).scalar_one()
 
 
@@ -67,7 +67,7 @@ def test_a_lease_lasts_as_long_as_was_asked_for_and_is_made_longer_by_its_holder
     for again in (lambda: take(database, "a"), kept.take, lambda: used(kept)):
         set_end(database, 0.5)
         again()
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             left = connection.execute(text("SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM duties"))
             assert SECONDS - 3 < left.scalar_one() <= SECONDS
 
@@ -91,7 +91,7 @@ def test_of_two_that_find_it_free_at_once_one_gets_it(database):
         if started:
             assert take(database, "before", name) == 1
             set_end(database, -1.0, name)
-        with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+        with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
             assert leases.take(connection, name, "a", SECONDS) == 1 + started
             answer = pool.submit(take, database, "b", name)
             until(lambda: waits_for_a_lock(database))
@@ -112,7 +112,7 @@ def test_nobody_takes_a_lease_while_its_holder_is_at_a_transaction(database):
     """Even if it has run out: who takes it next sees all that the holder has written, and nothing comes after."""
     assert take(database, "a") == 1
     set_end(database, -1.0)
-    with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+    with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
         leases.assert_held(connection, "thing", "a", 1)
         answer = pool.submit(take, database, "b")
         until(lambda: waits_for_a_lock(database))
@@ -124,10 +124,10 @@ def test_only_its_holder_ends_a_lease_and_then_it_is_free_at_once(database):
     assert take(database, "a") == 1
     assert take(database, "a", "other") == 1
     for name, holder, epoch in (("thing", "b", 1), ("thing", "a", 2), ("others", "a", 1)):
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             leases.end(connection, name, holder, epoch)
         assert take(database, "b") is None
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         leases.end(connection, "thing", "a", 1)
     assert take(database, "b") == 2
     assert take(database, "b", "other") is None
@@ -152,7 +152,7 @@ def test_only_its_holder_releases_a_lease_and_nothing_of_it_is_left(database):
         used(ours)
     ours.release()
     used(other)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT name FROM duties")).scalars().all() == ["other"]
 
 
@@ -170,7 +170,7 @@ def test_a_lease_that_another_began_anew_is_not_ours_though_its_epoch_is(databas
     ours = lease(database, "a")
     assert ours.take()
     lease(database, "a").take()
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("DELETE FROM duties"))
     assert take(database, "b") == 1
     with pytest.raises(LeaseLost), ours.begin():
@@ -207,18 +207,18 @@ def test_keeping_asks_the_database_once_in_a_third_of_the_lease(database, monkey
     set_end(database, 0.1)
     monkeypatch.setattr(time, "monotonic", lambda: start + SECONDS / 3 - 0.01)
     ours.keep()
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(
             text("SELECT expires_at < clock_timestamp() + interval '1 s' FROM duties")
         ).scalar_one()
     later = start + SECONDS / 3 + 0.01
     monkeypatch.setattr(time, "monotonic", lambda: later)
     ours.keep()  # it has run out by now, perhaps; nobody has taken it
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(
             text("SELECT expires_at > clock_timestamp() + interval '1 s' FROM duties")
         ).scalar_one()
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("DELETE FROM duties"))
     monkeypatch.setattr(time, "monotonic", lambda: later + SECONDS / 3 - 0.01)
     ours.keep()  # counted from when it was last kept

@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from services.core.db import partitions
-from services.core.db.connectivity import Contact
+from services.core.db.connectivity import Connectivity
 from services.core.db.database import Database
 from services.core.jobs import lifecycle, queries
 from services.core.model import ids
-from services.core.model.errors import Conflict, LedgerBroken
+from services.core.model.errors import Conflict, InvariantViolated
 from services.core.model.specs import FailedImage
 from services.core.model.states import ImageState
 from services.core.queue import claims, counters, expiry, fair_share, job_states, segments, settlement
@@ -41,7 +41,7 @@ def view(database: Database, job_id: int) -> queries.JobView:
 
 def by_state(database: Database, job_id: int) -> dict[str, int]:
     """Counted from the images themselves, not from the counters."""
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         rows = connection.execute(
             text("SELECT state, count(*) AS n FROM images WHERE job_id = :id GROUP BY state"), {"id": job_id}
         )
@@ -86,7 +86,7 @@ def test_two_claimers_never_share_an_image(database: Database, settings: Setting
 def test_a_late_settle_moves_nothing(database: Database, settings: Settings):
     job_id = submit(database, settings, 8)
     late = claim(database, lease=0.0)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert expiry.expire(connection, 0.0) == 8
     again = claim(database)
     before = counts_match(database, job_id)
@@ -134,7 +134,7 @@ def test_versions_are_kept_with_each_image_and_written_once(database, settings):
         taken = claim(database, seats=2)
         named = zip(stored(taken), versions, strict=True)
         settle(database, taken, stored=[dataclasses.replace(image, versions=name) for image, name in named])
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         claims.forget(connection)
         connection.execute(text("DELETE FROM claims"))
         connection.execute(text("DELETE FROM workers"))
@@ -145,7 +145,7 @@ def test_versions_are_kept_with_each_image_and_written_once(database, settings):
 def test_two_settles_that_bring_the_same_new_versions_at_once_both_record_them(database, settings):
     job_id = submit(database, settings, 2)
     first, second = (claim(database, seats=1) for _ in range(2))
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         settlement.settle(connection, first.id, device="d", stored=stored(first))
         thread = threading.Thread(target=settle, args=(database, second))
         thread.start()
@@ -155,7 +155,7 @@ def test_two_settles_that_bring_the_same_new_versions_at_once_both_record_them(d
 
 
 def waits_for_a_lock(database: Database) -> bool:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return connection.execute(text("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)")).scalar_one()
 
 
@@ -180,7 +180,7 @@ def test_a_settle_asks_the_database_as_often_for_sixteen_images_as_for_one(datab
 def test_a_settle_that_does_not_account_for_every_image_is_refused_whole(database, settings):
     job_id = submit(database, settings, 4)
     taken = claim(database)
-    with pytest.raises(LedgerBroken):
+    with pytest.raises(InvariantViolated):
         settle(database, taken, stored=stored(taken)[:3])
     assert counts_match(database, job_id)["rendering"] == 4
     assert settle(database, taken).verdict is Verdict.OK
@@ -190,7 +190,7 @@ def test_a_settle_moves_no_image_that_another_claim_holds(database, settings):
     job_id = submit(database, settings, 4)
     ours, theirs = (claim(database, seats=2) for _ in range(2))
     for outcome in ({"stored": stored(theirs)}, {"released": places(theirs)}):
-        with pytest.raises(LedgerBroken):
+        with pytest.raises(InvariantViolated):
             settle(database, ours, **outcome)
         assert counts_match(database, job_id)["rendering"] == 4
     assert settle(database, theirs).verdict is Verdict.OK
@@ -200,7 +200,7 @@ def test_a_settle_moves_no_image_that_another_claim_holds(database, settings):
 def test_an_expired_lease_queues_its_images_again_and_never_counts_against_them(database, settings):
     job_id = submit(database, settings, 5)
     claim(database, lease=0.0)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert expiry.expire(connection, 0.0) == 5
         rows = connection.execute(text("SELECT DISTINCT state, attempt, lost, crashes FROM images")).all()
     assert [tuple(row) for row in rows] == [(0, 0, 1, 0)]
@@ -210,7 +210,7 @@ def test_an_expired_lease_queues_its_images_again_and_never_counts_against_them(
 def test_no_lease_is_overdue_until_a_lease_after_the_database_started(database, settings):
     submit(database, settings, 5)
     claim(database, lease=0.0)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert expiry.expire(connection, lease=10 * 365 * 86400) == 0
 
 
@@ -219,16 +219,16 @@ def test_a_heartbeat_keeps_a_lease_and_hears_of_cancels_and_of_loss(database, se
     other = submit(database, settings, 2)
     taken = claim(database, seats=4, lease=0.0)
     assert {job_id, other} == {image.job_id for image in taken.images}
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert claims.extend(connection, {taken.id: 3}, 30.0).held == {taken.id: frozenset()}
         assert expiry.expire(connection, 0.0) == 0
     with database.begin(TENANT) as connection:
         lifecycle.cancel(connection, TENANT, job_id)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert claims.extend(connection, {taken.id: 4}, 0.0).held == {taken.id: frozenset({job_id})}
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         expiry.expire(connection, 0.0)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert claims.extend(connection, {taken.id: 5}, 30.0).held == {}
 
 
@@ -241,7 +241,7 @@ def test_a_cancel_waits_for_a_crossing_claim_and_no_claim_comes_after_it(databas
             lifecycle.cancel(connection, TENANT, job_id)
         cancelled.set()
 
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         crossing = factories.claim_in(connection)
         thread = threading.Thread(target=cancel)
         thread.start()
@@ -277,7 +277,7 @@ def test_a_cancel_waits_for_a_crossing_settle_and_what_it_made_done_stays_done(d
             lifecycle.cancel(connection, TENANT, job_id)
         cancelled.set()
 
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         settlement.settle(connection, taken.id, device="d", stored=stored(taken))
         thread = threading.Thread(target=cancel)
         thread.start()
@@ -293,7 +293,7 @@ def test_nothing_turns_done_once_cancel_has_answered(database, settings):
         lifecycle.cancel(connection, TENANT, job_id)
     settlement = settle(database, taken)
     assert len(settlement.dropped) == 16
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert segments.sweep_cancelled(connection) == 4
         assert lifecycle.finish(connection) == [job_id]
         assert connection.execute(text("SELECT count(*) FROM results")).scalar_one() == 0
@@ -308,7 +308,7 @@ def test_cancelling_again_is_no_error_and_cancelling_a_finished_job_is(database,
             lifecycle.cancel(connection, TENANT, job_id)
     other = submit(database, settings, 1)
     settle(database, claim(database))
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         lifecycle.finish(connection)
     assert view(database, other).state == "completed"
     with pytest.raises(Conflict), database.begin(TENANT) as connection:
@@ -346,7 +346,7 @@ def test_an_image_requeued_while_its_low_mark_is_being_raised_is_not_stranded(da
         settle(database, taken, released=places(taken))
         released.set()
 
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert segments.raise_low(connection) == 1
         thread = threading.Thread(target=release)
         thread.start()
@@ -359,9 +359,9 @@ def test_an_image_requeued_while_its_low_mark_is_being_raised_is_not_stranded(da
 def test_a_drained_segment_is_not_looked_at_again_and_a_release_brings_it_back(database, settings):
     submit(database, settings, 16)
     taken = claim(database)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         segments.raise_low(connection)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert not claims.candidates(connection, factories.REVISION, 1).rows
     settle(database, taken, released=places(taken))
     assert len(claim(database).images) == 16
@@ -380,12 +380,12 @@ def test_a_paused_job_is_not_claimed(database, settings):
 def test_a_job_that_is_paused_between_the_look_and_the_claim_is_not_claimed(database, settings):
     """A claim chooses its segments before it holds the jobs' locks: what happened in between it must see."""
     paused, other = submit(database, settings, 4), submit(database, settings, 4)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         chosen = claims.candidates(connection, factories.REVISION, 1)
     assert [row.job_id for row in chosen.rows] == [paused, other]
     with database.begin(TENANT) as connection:
         lifecycle.pause(connection, TENANT, paused, True)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         taken = claims.claim(connection, chosen, worker_id="worker-a", seats=16, lease=30.0)
     assert {image.job_id for image in taken.images} == {other}
     assert counts_match(database, paused)["queued"] == 4
@@ -410,14 +410,14 @@ def test_the_class_whose_turn_it_is_goes_first_and_the_rest_by_priority(database
 
 
 def test_the_tenant_that_used_least_for_its_weight_goes_first(database, settings):
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("INSERT INTO tenants (id, name, weight) VALUES (2, 'other', 2)"))
     ours, theirs = submit(database, settings, 64), submit(database, settings, 64, tenant=2)
     turns: Counter[int] = Counter()
     for _ in range(6):
         taken = claim(database, seats=8)
         turns[taken.images[0].job_id] += 1
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             fair_share.charge(connection, taken.images[0].tenant_id, 8.0)
     assert turns == {ours: 2, theirs: 4}
 
@@ -432,7 +432,7 @@ def test_counts_add_up_in_every_read_while_eight_workers_claim_settle_and_fold(d
     def watch() -> None:
         nonlocal reads
         while working.is_set():
-            with database.begin() as connection:  # both in one snapshot
+            with database.begin_system() as connection:  # both in one snapshot
                 row = connection.execute(text("""
                   SELECT c.queued + coalesce(sum(d.queued), 0) AS queued, c.done + coalesce(sum(d.done), 0) AS done,
                          c.rendering + coalesce(sum(d.rendering), 0) AS rendering,
@@ -455,7 +455,7 @@ def test_counts_add_up_in_every_read_while_eight_workers_claim_settle_and_fold(d
                 settle(database, taken, released=places(taken))
             else:
                 settle(database, taken)
-            with database.begin() as connection:
+            with database.begin_system() as connection:
                 counters.fold(connection)
 
     watcher = threading.Thread(target=watch)
@@ -471,13 +471,13 @@ def test_counts_add_up_in_every_read_while_eight_workers_claim_settle_and_fold(d
 
 def test_a_job_finishes_once_all_its_images_are_final(database, settings):
     job_id = submit(database, settings, 20)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert lifecycle.finish(connection) == []
     settle(database, claim(database))
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert lifecycle.finish(connection) == []
     settle(database, claim(database))
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert lifecycle.finish(connection) == [job_id]
         assert lifecycle.finish(connection) == []
     finished = view(database, job_id)
@@ -489,7 +489,7 @@ def test_a_job_of_which_nothing_was_done_has_failed(database, settings):
     job_id = submit(database, settings, 1)
     taken = claim(database)
     settle(database, taken, failed=[FailedImage(job_id, 0, "render_error", "it broke")])
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         lifecycle.finish(connection)
     assert view(database, job_id).state == "failed"
 
@@ -498,7 +498,7 @@ def test_a_first_claim_reports_its_jobs_as_fresh_and_start_marks_them(database, 
     job_id = submit(database, settings, 32)
     taken = claim(database)
     assert taken.fresh_jobs == (job_id,)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         job_states.start(connection, taken.fresh_jobs)
     assert view(database, job_id).state == "in_progress"
     assert claim(database).fresh_jobs == ()
@@ -508,7 +508,7 @@ def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
     database = Database(database_url, application="plans", nested_loops=True)
     factories.register(database)
     submit(database, settings, 5_000)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
         chosen = claims.candidates(connection, factories.REVISION, 1)
         row = chosen.rows[0]
@@ -522,7 +522,7 @@ def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
 
 
 def test_partitions_are_made_ahead_and_only_once(database):
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert partitions.make_partitions(connection, 8) == 9
         assert partitions.make_partitions(connection, 8) == 0
 
@@ -553,14 +553,14 @@ def test_a_cancel_is_not_overtaken_for_ever_by_claims_and_settles_of_its_job(dat
 
 
 def sweep(database: Database) -> int:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return segments.sweep_cancelled(connection, 900)
 
 
 def test_a_sweep_leaves_every_job_alone_that_is_not_being_cancelled(database, settings):
     submit(database, settings, 2)
     held = claim(database, seats=1)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         job_states.start(connection, held.fresh_jobs)
     submit(database, settings, 3)
     paused = submit(database, settings, 4)
@@ -594,7 +594,7 @@ def cancelled(database: Database, tenant: int, job_id: int) -> int:
 
 
 def queued(database: Database, job_id: int) -> int:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         waiting = text("SELECT count(*) FROM images WHERE job_id = :id AND state = 0")
         return connection.execute(waiting, {"id": job_id}).scalar_one()
 
@@ -602,7 +602,7 @@ def queued(database: Database, job_id: int) -> int:
 def test_a_sweep_of_a_job_touches_no_other_and_none_that_is_not_being_cancelled(database, settings):
     others, ours = (cancelled(database, TENANT, submit(database, settings, 30)) for _ in range(2))
     living = submit(database, settings, 5)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert segments.sweep(connection, ours, 20) == 20
         assert segments.sweep(connection, ours) == 10
         assert segments.sweep(connection, ours) == 0
@@ -611,20 +611,20 @@ def test_a_sweep_of_a_job_touches_no_other_and_none_that_is_not_being_cancelled(
 
 
 def test_a_tenant_that_cancels_much_keeps_no_other_from_being_swept(database, settings):
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("INSERT INTO tenants (id, name) VALUES (2, 'other')"))
     huge, second = (cancelled(database, TENANT, submit(database, settings, 90)) for _ in range(2))
     small = cancelled(database, 2, submit(database, settings, 5, tenant=2))
     held = submit(database, settings, 1)
     assert claim(database) is not None
     cancelled(database, TENANT, held)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert segments.sweepable(connection) == [huge, small, second]  # of `held` nothing waits
         assert segments.sweepable(connection, 2) == [huge, small]
         assert segments.sweep_cancelled(connection, 45) == 45
     assert queued(database, small) == 0
     assert (queued(database, huge), queued(database, second)) == (90 - 20, 90 - 20)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert segments.sweep_cancelled(connection) == 140
 
 
@@ -632,27 +632,27 @@ def test_the_sweep_of_a_job_plans_no_scan_of_a_whole_table(settings, database, d
     submit(database, settings, 5_000)
     job_id = cancelled(database, TENANT, submit(database, settings, 5_000))
     values = {"job_id": job_id, "limit": 10_000, "sources": ["cancelling"]}
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         plan = "\n".join(connection.execute(text("EXPLAIN (ANALYZE) " + segments._SWEEP.text), values).scalars())
     assert "Seq Scan on images" not in plan
     assert max(int(rows) for rows in re.findall(r"actual time=[0-9.]+ rows=(\d+)", plan)) == 5_000
 
 
 def test_rows_that_came_before_their_partition_do_not_stop_the_making_of_others(database):
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         partitions.make_partitions(connection, 5)
     ahead = ids.floor(datetime.now(UTC) + timedelta(weeks=6))
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(
             text("INSERT INTO images_default (job_id, index, segment_id) VALUES (:id, 0, 0)"), {"id": ahead}
         )
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert partitions.make_partitions(connection, 9) == 4 * 3 - 1
 
 
 def test_an_outage_longer_than_a_lease_expires_nothing_until_a_lease_after_it():
-    contact = Contact()
-    assert contact.steady(1000.0)
-    contact.lost()
-    assert not contact.steady(1000.0)
-    assert contact.steady(0.0)
+    connectivity = Connectivity()
+    assert connectivity.steady(1000.0)
+    connectivity.lost()
+    assert not connectivity.steady(1000.0)
+    assert connectivity.steady(0.0)

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from services.core.db.database import Database
 from services.core.fleet import models
 from services.core.jobs import lifecycle
-from services.core.model.errors import LedgerBroken
+from services.core.model.errors import InvariantViolated
 from services.core.model.specs import Claim, FailedImage
 from services.core.queue import claims, expiry, job_states, segments, settlement
 from services.core.queue.settlement import Verdict
@@ -26,7 +26,7 @@ def _registered(database: Database) -> None:
 
 
 def rows(database: Database, statement: str, **values: object) -> list[tuple[Any, ...]]:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return [tuple(row) for row in connection.execute(text(statement), values)]
 
 
@@ -51,7 +51,7 @@ def counted(database: Database, job_id: int) -> Counter[str]:
 
 
 def candidates(database: Database, turn: int = 1, revision: str = REVISION) -> claims.Candidates:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return claims.candidates(connection, revision, turn)
 
 
@@ -71,7 +71,7 @@ def test_the_candidates_are_the_sixteen_oldest_segments_of_each_tenant_in_order(
 
 def test_segments_of_another_model_or_that_are_not_open_are_no_candidates(database, settings):
     other = dataclasses.replace(factories.CARD, name="other", revision="other-1")
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         models.register(connection, other)
     ours, theirs, paused = (
         submit(database, settings, [{"prompt": "a", "model": name}]) for name in ("simulated", "other", "simulated")
@@ -97,10 +97,10 @@ def test_candidates_say_how_old_and_how_large_a_batch_of_them_may_be(database, s
     )
     found = candidates(database)
     assert 3600 <= found.age < 3700
-    assert found.most_waiting == 3 + 5
+    assert found.max_waiting == 3 + 5
     assert found.job_ids == [first, third]
     assert [row.job_id for row in found.others.rows] == [wide]
-    assert found.others.most_waiting == 4
+    assert found.others.max_waiting == 4
     assert found.others.others.rows == ()
 
 
@@ -108,7 +108,7 @@ def test_those_under_suspicion_ride_alone_and_as_many_as_their_cap_says(database
     suspect, other = submit(database, settings, 6), submit(database, settings, 6)
     rows(database, "UPDATE segments SET cap = 4 WHERE job_id = :id RETURNING 1", id=suspect)
     found = candidates(database)
-    assert (found.most_waiting, found.job_ids) == (6, [suspect])
+    assert (found.max_waiting, found.job_ids) == (6, [suspect])
     assert [row.job_id for row in found.others.rows] == [other]
     assert Counter(image.job_id for image in claim(database).images) == {suspect: 4}
     assert Counter(image.job_id for image in claim(database, seats=1).images) == {suspect: 1}
@@ -117,7 +117,7 @@ def test_those_under_suspicion_ride_alone_and_as_many_as_their_cap_says(database
 
 
 def test_nothing_can_be_claimed_of_no_segments(database):
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         none = claims.Candidates(())
         assert claims.claim(connection, none, worker_id="w", seats=4, lease=1.0) is None
 
@@ -156,7 +156,7 @@ def test_each_image_has_the_prompt_of_its_own_job(database, settings):
 
 def test_a_claim_passes_by_what_another_is_just_taking(database, settings):
     job_id = submit(database, settings, 6)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert places(claim_in(connection, 2)) == [(job_id, 0), (job_id, 1)]
         assert places(claim(database, seats=2)) == [(job_id, 2), (job_id, 3)]
     assert places(claim(database, seats=2)) == [(job_id, 4), (job_id, 5)]
@@ -165,7 +165,7 @@ def test_a_claim_passes_by_what_another_is_just_taking(database, settings):
 def test_the_first_claim_starts_its_job_and_no_other(database, settings):
     first, _, ended = (submit(database, settings, 2) for _ in range(3))
     rows(database, "UPDATE jobs SET state = 'finalizing', finalizing_at = now() WHERE id = :id RETURNING 1", id=ended)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         job_states.start(connection, [first, ended])
     assert rows(database, "SELECT state, started_at IS NULL FROM jobs ORDER BY id") == [
         ("in_progress", False), ("queued", True), ("finalizing", True),
@@ -179,7 +179,7 @@ def test_a_heartbeat_extends_the_claims_that_it_names_and_notes_their_steps(data
     for job_id in (first, second):
         with database.begin(TENANT) as connection:
             lifecycle.cancel(connection, TENANT, job_id)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         beat = claims.extend(connection, {ours.id: 7, also.id: 9}, 60.0)
     assert beat.held == {ours.id: frozenset({first}), also.id: frozenset({first})}
     found = rows(database, "SELECT step, round(extract(epoch FROM expires_at - now())) > 30 FROM claims ORDER BY id")
@@ -189,7 +189,7 @@ def test_a_heartbeat_extends_the_claims_that_it_names_and_notes_their_steps(data
 def test_a_settle_waits_for_another_of_the_same_claim_and_changes_nothing(database, settings):
     job_id = submit(database, settings, 2)
     taken = claim(database)
-    with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+    with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
         settlement.settle(connection, taken.id, device="d", stored=stored(taken))
         again = pool.submit(settle, database, taken)
         until(lambda: waits_for_a_lock(database))
@@ -260,7 +260,7 @@ def test_versions_that_are_known_are_looked_up_and_not_written_again(database, s
 def test_a_settled_claim_says_when_and_how_long_and_others_stay_open(database, settings):
     submit(database, settings, 4)
     ours, theirs = claim(database, seats=2), claim(database, seats=2)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         settlement.settle(connection, ours.id, device="d", stored=stored(ours), render_seconds=1.5)
     assert rows(database, "SELECT id, state, ended_at IS NULL, render_seconds FROM claims ORDER BY id") == [
         (ours.id, "settled", False, 1.5), (theirs.id, "open", True, None),
@@ -278,7 +278,10 @@ def test_outcomes_that_are_not_the_claims_images_are_refused_whole(database, set
         "twice": {"stored": ours, "released": places(taken)},
         "of nobody": {"stored": ours, "released": [(job_id, 2)]},
     }[outcomes]
-    with pytest.raises(LedgerBroken, match=f"Claim {taken.id} holds 2 images"), database.begin() as connection:
+    with (
+        pytest.raises(InvariantViolated, match=f"Claim {taken.id} holds 2 images"),
+        database.begin_system() as connection,
+    ):
         settlement.settle(connection, taken.id, device="d", **given)
     assert counted(database, job_id) == {"queued": 1, "rendering": 2}
     assert settle(database, taken).verdict is Verdict.OK
@@ -312,7 +315,7 @@ def test_a_release_lowers_the_mark_of_its_own_segment_to_its_first_image(databas
     other = submit(database, settings, [small])
     ours, theirs, drained = claim(database, seats=4), claim(database, seats=4), claim(database, seats=4)
     assert {image.job_id for image in (*theirs.images, *drained.images)} == {job_id, other}
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         segments.raise_low(connection)
     before = rows(database, "SELECT job_id, id, low FROM segments ORDER BY job_id, id")
     assert before == [(job_id, 0, 4), (job_id, 1, 8), (other, 0, 4)]
@@ -322,7 +325,7 @@ def test_a_release_lowers_the_mark_of_its_own_segment_to_its_first_image(databas
 
 
 def expire(database: Database, lease: float = 0.0) -> int:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return expiry.expire(connection, lease)
 
 
@@ -345,7 +348,7 @@ def test_only_overdue_claims_expire_and_each_once(database, settings):
 def test_expiry_cancels_what_was_cancelled_and_queues_the_rest(database, settings):
     doomed, other = submit(database, settings, 2), submit(database, settings, 2)
     claim(database, lease=-1.0)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         segments.raise_low(connection)
     with database.begin(TENANT) as connection:
         lifecycle.cancel(connection, TENANT, doomed)
@@ -366,7 +369,7 @@ def test_how_often_an_image_was_lost_has_an_end(database, settings):
 def test_an_expiry_passes_by_a_claim_that_is_just_being_settled(database, settings):
     job_id = submit(database, settings, 4)
     settling, overdue = claim(database, 2, lease=-1.0), claim(database, 2, lease=-1.0)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         settlement.settle(connection, settling.id, device="d", stored=stored(settling))
         assert expire(database) == 2
     assert expire(database) == 0
@@ -397,7 +400,7 @@ def test_a_cancel_of_the_second_job_waits_for_a_crossing_claim_too(database, set
         with database.begin(TENANT) as connection:
             lifecycle.cancel(connection, TENANT, second)
 
-    with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+    with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
         taken = claim_in(connection)
         cancelled = pool.submit(cancel)
         until(lambda: waits_for_a_lock(database))
@@ -416,12 +419,12 @@ def test_a_cancel_waits_for_a_crossing_expiry(database, settings):
         with database.begin(TENANT) as connection:
             lifecycle.cancel(connection, TENANT, job_id)
 
-    with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+    with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
         assert expiry.expire(connection, 0.0) == 2
         cancelled = pool.submit(cancel)
         until(lambda: waits_for_a_lock(database))
         connection.commit()
         cancelled.result()
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert segments.sweep_cancelled(connection) == 2
     assert counted(database, job_id) == {"cancelled": 2}

@@ -19,15 +19,15 @@ from tests.factories import TENANT, claim, submit
 from tests.proxy import Proxy
 from tests.render_loops import counts, images, mugs
 from tests.waiting import until
-from worker.pipeline import OutOfMemory, Picture, Spoiled
+from worker.pipeline import InvalidOutput, OutOfMemory, Picture
 from worker.pipelines.simulated import SimulatedPipeline
 
 
-def test_every_stored_object_has_the_sha256_that_the_ledger_records(make_press, database, fast, store):
-    press = make_press()
+def test_every_stored_object_has_the_sha256_that_the_ledger_records(make_render_loop, database, fast, store):
+    render_loop = make_render_loop()
     formats = ["png", "jpeg", "webp"]
     job_id = submit(database, fast, [{**row, "output_format": formats[i % 3]} for i, row in enumerate(mugs(40))])
-    assert press.run()
+    assert render_loop.run()
     assert counts(database, job_id) == {"done": 40}
     for image in images(database, job_id):
         data = store.read(image.object_key)
@@ -35,11 +35,13 @@ def test_every_stored_object_has_the_sha256_that_the_ledger_records(make_press, 
         assert len(data) == image.bytes
 
 
-def test_a_stored_file_tells_its_spec_and_class_and_is_as_compressed_as_was_asked(make_press, database, fast, store):
-    press = make_press()
+def test_a_stored_file_tells_its_spec_and_class_and_is_as_compressed_as_was_asked(
+    make_render_loop, database, fast, store
+):
+    render_loop = make_render_loop()
     rows = [{**mugs(1)[0], "output_format": "jpeg", "output_compression": quality} for quality in (5, 95)]
     job_id = submit(database, fast, [*rows, mugs(1)[0]], head={"embed_prompt": True})
-    press.run()
+    render_loop.run()
     squeezed, fine, lossless = images(database, job_id)
     assert squeezed.bytes < fine.bytes
     assert len({image.object_key.rpartition("-")[2] for image in (squeezed, fine, lossless)}) == 3
@@ -47,19 +49,19 @@ def test_a_stored_file_tells_its_spec_and_class_and_is_as_compressed_as_was_aske
         told = store.read(image.object_key).decode("latin-1")
         assert "<presswork:Prompt>mug 0</presswork:Prompt>" in told
         assert f"<presswork:ReproducibilityClass>{image.reproducibility_class}</presswork:Repro" in told
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         keys = connection.execute(text("SELECT encode(render_key, 'hex') FROM results ORDER BY index")).scalars().all()
     assert [key[:16] in image.object_key for key, image in zip(keys, images(database, job_id), strict=True)] == [
         True
     ] * 3
 
 
-def test_the_same_spec_gives_the_same_file_whatever_its_neighbours(make_press, database, fast):
-    press = make_press()
+def test_the_same_spec_gives_the_same_file_whatever_its_neighbours(make_render_loop, database, fast):
+    render_loop = make_render_loop()
     alone = submit(database, fast, mugs(1))
-    press.run()
+    render_loop.run()
     among = submit(database, fast, mugs(33))
-    press.run()
+    render_loop.run()
     (first,) = images(database, alone)
     assert first.sha256 == images(database, among)[0].sha256
 
@@ -67,40 +69,40 @@ def test_the_same_spec_gives_the_same_file_whatever_its_neighbours(make_press, d
 @pytest.mark.parametrize(
     ("fault", "code"), [("fault:raise", "render_error"), ("fault:nan", "invalid_output"), ("fault:oom", "resource")]
 )
-def test_a_prompt_that_fails_fails_alone_in_a_batch_of_sixteen(make_press, database, fast, fault, code):
-    press = make_press()
+def test_a_prompt_that_fails_fails_alone_in_a_batch_of_sixteen(make_render_loop, database, fast, fault, code):
+    render_loop = make_render_loop()
     job_id = submit(database, fast, mugs(16, _5=fault, _11=fault))
-    press.run()
+    render_loop.run()
     assert counts(database, job_id) == {"done": 14, "failed": 2}
     assert {(i.index, i.error_code) for i in images(database, job_id, ImageState.FAILED)} == {(5, code), (11, code)}
 
 
-def test_a_flagged_picture_is_done_like_any_other_and_its_neighbours_are_not_flagged(make_press, database, fast):
-    press = make_press()
+def test_a_flagged_picture_is_done_like_any_other_and_its_neighbours_are_not_flagged(make_render_loop, database, fast):
+    render_loop = make_render_loop()
     job_id = submit(database, fast, mugs(4, _2="fault:flag"))
-    press.run()
+    render_loop.run()
     assert counts(database, job_id) == {"done": 4}
     assert [image.flagged for image in images(database, job_id)] == [None, None, True, None]
     assert {(image.versions, image.unknown_words) for image in images(database, job_id)} == {
-        (press.pipeline.versions, ())
+        (render_loop.pipeline.versions, ())
     }
 
 
 @pytest.mark.parametrize("versions", ["presswork 0.0.9", None])
 def test_of_an_adopted_object_the_versions_are_its_writers_and_the_verdict_is_our_own(
-    make_press, database, fast, store, versions
+    make_render_loop, database, fast, store, versions
 ):
-    press = make_press()
+    render_loop = make_render_loop()
     job_id = submit(database, fast, mugs(1, _0="fault:flag"))
-    theirs = claim(database, revision=press.pipeline.card.revision, lease=0.0)
+    theirs = claim(database, revision=render_loop.pipeline.card.revision, lease=0.0)
     (image,) = theirs.images
     key = keys.image_key(
         image.tenant_id, ids.public_job(job_id), 0, image.spec.render_key(image.output_format), image.output_format
     )
     store.put(key, b"theirs", "image/png", {} if versions is None else {"versions": versions}, claim_id=theirs.id)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert expiry.expire(connection, 0.0) == 1
-    press.run()
+    render_loop.run()
     (shown,) = images(database, job_id)
     assert shown.sha256 == hashlib.sha256(b"theirs").hexdigest()
     assert (shown.versions, shown.flagged) == (versions, True)
@@ -117,60 +119,60 @@ def test_an_object_whose_bytes_are_not_those_of_its_sha256_is_not_adopted(store,
         assert (store.read(key), store.read(ours.key)) == (b"who", b"whole")
 
 
-def test_out_of_memory_steps_down_remembers_and_is_recorded_in_the_class(make_press, database, fast):
-    press = make_press()
+def test_out_of_memory_steps_down_remembers_and_is_recorded_in_the_class(make_render_loop, database, fast):
+    render_loop = make_render_loop()
     job_id = submit(database, fast, mugs(16, _0="fault:oom>4"))
-    press.run()
+    render_loop.run()
     assert counts(database, job_id) == {"done": 16}
     assert {image.reproducibility_class.rpartition("/")[2] for image in images(database, job_id)} == {"4"}
     later = submit(database, fast, mugs(16))
-    press.run()
+    render_loop.run()
     assert {image.reproducibility_class.rpartition("/")[2] for image in images(database, later)} == {"4"}
 
 
-def test_a_sick_device_fails_nothing_gives_all_back_and_stops_claiming(make_press, database, fast, tmp_path):
-    press = make_press(dataclasses.replace(fast, model_dir=str(tmp_path)))
+def test_a_sick_device_fails_nothing_gives_all_back_and_stops_claiming(make_render_loop, database, fast, tmp_path):
+    render_loop = make_render_loop(dataclasses.replace(fast, model_dir=str(tmp_path)))
     job_id = submit(database, fast, mugs(40))
     (tmp_path / "sick").touch()
-    press.run()
-    assert press.device.sick
+    render_loop.run()
+    assert render_loop.device.sick
     assert counts(database, job_id) == {"queued": 40}
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(attempt) FROM images")).scalar_one() == 0
-    healthy = make_press(worker="worker-2")
+    healthy = make_render_loop(worker="worker-2")
     healthy.run()
     assert counts(database, job_id) == {"done": 40}
 
 
-def test_a_store_that_is_away_fails_nothing_uses_no_attempt_and_stops_the_claiming(make_press, database, fast):
+def test_a_store_that_is_away_fails_nothing_uses_no_attempt_and_stops_the_claiming(make_render_loop, database, fast):
     target = urlsplit(fast.s3_endpoint_url)
     proxy = Proxy(target.hostname, target.port)
     away = dataclasses.replace(fast, s3_endpoint_url=f"http://127.0.0.1:{proxy.port}")
     proxied = s3.S3Store(away)
     proxied.prepare()
-    press = make_press(store=proxied)
+    render_loop = make_render_loop(store=proxied)
     job_id = submit(database, fast, mugs(200))
     proxy.cut()
-    worker = threading.Thread(target=press.run)
+    worker = threading.Thread(target=render_loop.run)
     worker.start()
     in_hand = fast.spool_batches * 16
     until(lambda: counts(database, job_id) == {"queued": 200 - in_hand, "rendering": in_hand})
     time.sleep(fast.lease_seconds * 1.2)  # longer than a lease: the heartbeat keeps what waits in the spool
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         counters.fold(connection)
     assert counts(database, job_id) == {"queued": 200 - in_hand, "rendering": in_hand}
     proxy.mend()
     worker.join(30)
     assert counts(database, job_id) == {"done": 200}
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(attempt), max(lost) FROM images")).one() == (0, 0)
     proxy.close()
 
 
-def test_a_cancel_stops_the_running_batch_at_the_next_step(make_press, database, fast):
-    press = make_press()
+def test_a_cancel_stops_the_running_batch_at_the_next_step(make_render_loop, database, fast):
+    render_loop = make_render_loop()
     job_id = submit(database, fast, mugs(16, _0="fault:slow"), num_inference_steps=50)
-    worker = threading.Thread(target=press.run)
+    worker = threading.Thread(target=render_loop.run)
     worker.start()
     until(lambda: counts(database, job_id) == {"rendering": 16})
     with database.begin(TENANT) as connection:
@@ -180,58 +182,60 @@ def test_a_cancel_stops_the_running_batch_at_the_next_step(make_press, database,
     assert counts(database, job_id) == {"cancelled": 16}
 
 
-def test_a_warm_stop_finishes_the_batch_at_hand_and_gives_back_the_rest(make_press, database, fast):
-    press = make_press(dataclasses.replace(fast, simulated_batch_ms=500.0))
+def test_a_warm_stop_finishes_the_batch_at_hand_and_gives_back_the_rest(make_render_loop, database, fast):
+    render_loop = make_render_loop(dataclasses.replace(fast, simulated_batch_ms=500.0))
     job_id = submit(database, fast, mugs(200))
-    worker = threading.Thread(target=press.run)
+    worker = threading.Thread(target=render_loop.run)
     worker.start()
     until(lambda: counts(database, job_id).get("done"))
-    press.stopping.set()
+    render_loop.stopping.set()
     worker.join(10)
     found = counts(database, job_id)
     assert set(found) == {"done", "queued"}
     assert found["queued"] > 0
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(lost) FROM images")).scalar_one() == 0
 
 
-def test_a_paused_process_whose_lease_ran_out_is_fenced_and_the_winners_bytes_stay(make_press, database, fast, store):
+def test_a_paused_process_whose_lease_ran_out_is_fenced_and_the_winners_bytes_stay(
+    make_render_loop, database, fast, store
+):
     """Both render the same images; what is recorded is what is stored."""
-    slow = make_press(dataclasses.replace(fast, simulated_batch_ms=400.0), worker="slow")
+    slow = make_render_loop(dataclasses.replace(fast, simulated_batch_ms=400.0), worker="slow")
     job_id = submit(database, fast, mugs(16))
     worker = threading.Thread(target=slow.run)
     worker.start()
     until(lambda: counts(database, job_id) == {"rendering": 16})
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("UPDATE claims SET expires_at = now() - interval '1 hour'"))
         connection.execute(text("UPDATE images SET lost = 0"))
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert expiry.expire(connection, 0.0) == 16
-    make_press(worker="quick").run()
+    make_render_loop(worker="quick").run()
     worker.join(10)
     assert counts(database, job_id) == {"done": 16}
     for image in images(database, job_id):
         assert hashlib.sha256(store.read(image.object_key)).hexdigest() == image.sha256
 
 
-def test_a_second_thread_does_not_work_beside_the_first(make_press, database, fast):
-    press = make_press(dataclasses.replace(fast, simulated_batch_ms=500.0))
+def test_a_second_thread_does_not_work_beside_the_first(make_render_loop, database, fast):
+    render_loop = make_render_loop(dataclasses.replace(fast, simulated_batch_ms=500.0))
     job_id = submit(database, fast, mugs(16))
-    worker = threading.Thread(target=press.run)
+    worker = threading.Thread(target=render_loop.run)
     worker.start()
     until(lambda: counts(database, job_id) == {"rendering": 16})
-    assert not press.run()
+    assert not render_loop.run()
     worker.join()
 
 
-def test_the_next_batch_is_claimed_while_one_renders(make_press, database, fast):
-    press = make_press(dataclasses.replace(fast, simulated_batch_ms=1000.0))
+def test_the_next_batch_is_claimed_while_one_renders(make_render_loop, database, fast):
+    render_loop = make_render_loop(dataclasses.replace(fast, simulated_batch_ms=1000.0))
     submit(database, fast, mugs(48))
-    worker = threading.Thread(target=press.run)
+    worker = threading.Thread(target=render_loop.run)
     worker.start()
 
     def open_claims() -> bool:
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             return connection.execute(text("SELECT count(*) FROM claims WHERE state = 'open'")).scalar_one() >= 2
 
     until(open_claims, seconds=1.0)
@@ -242,7 +246,7 @@ class Broken(SimulatedPipeline):
     """A device that gives nothing but NaN."""
 
     def render(self, batch, on_step):
-        return [Spoiled()] * batch.size
+        return [InvalidOutput()] * batch.size
 
 
 class Full(SimulatedPipeline):
@@ -264,43 +268,43 @@ class Odd(SimulatedPipeline):
 
 
 @pytest.mark.parametrize("device", [Broken, Full])
-def test_a_device_that_cannot_even_render_its_canary_fails_nothing(make_press, database, fast, device):
-    press = make_press(pipeline=device)
+def test_a_device_that_cannot_even_render_its_canary_fails_nothing(make_render_loop, database, fast, device):
+    render_loop = make_render_loop(pipeline=device)
     job_id = submit(database, fast, mugs(48))
-    press.run()
-    assert press.device.sick
+    render_loop.run()
+    assert render_loop.device.sick
     assert counts(database, job_id) == {"queued": 48}
 
 
-def test_a_picture_that_cannot_be_encoded_fails_alone(make_press, database, fast):
-    press = make_press(pipeline=Odd)
+def test_a_picture_that_cannot_be_encoded_fails_alone(make_render_loop, database, fast):
+    render_loop = make_render_loop(pipeline=Odd)
     job_id = submit(database, fast, mugs(16, _9="an odd mug"))
-    press.run()
+    render_loop.run()
     assert counts(database, job_id) == {"done": 15, "failed": 1}
     assert [image.index for image in images(database, job_id, ImageState.FAILED)] == [9]
 
 
-def test_what_one_shape_has_not_another_may_have(make_press, database, fast):
+def test_what_one_shape_has_not_another_may_have(make_render_loop, database, fast):
     """A job in front of which nothing can be had just now does not keep the device from the next one."""
-    press = make_press()
+    render_loop = make_render_loop()
     first = submit(database, fast, mugs(4))
-    with database.begin() as connection:  # paused in this very moment: its segments still look open
+    with database.begin_system() as connection:  # paused in this very moment: its segments still look open
         connection.execute(text("UPDATE jobs SET paused = true WHERE id = :id"), {"id": first})
     other = submit(database, fast, [{"prompt": "a mug", "size": "128x128"}] * 4)
-    press.run()
+    render_loop.run()
     assert counts(database, other) == {"done": 4}
     assert counts(database, first) == {"queued": 4}
 
 
-def test_a_cancelled_job_ends_though_the_store_is_away(make_press, database, fast):
+def test_a_cancelled_job_ends_though_the_store_is_away(make_render_loop, database, fast):
     target = urlsplit(fast.s3_endpoint_url)
     proxy = Proxy(target.hostname, target.port)
     proxied = s3.S3Store(dataclasses.replace(fast, s3_endpoint_url=f"http://127.0.0.1:{proxy.port}"))
     proxied.prepare()
-    press = make_press(store=proxied)
+    render_loop = make_render_loop(store=proxied)
     job_id = submit(database, fast, mugs(16))
     proxy.cut()
-    worker = threading.Thread(target=press.run)
+    worker = threading.Thread(target=render_loop.run)
     worker.start()
     until(lambda: counts(database, job_id) == {"rendering": 16})
     with database.begin(TENANT) as connection:
@@ -310,24 +314,24 @@ def test_a_cancelled_job_ends_though_the_store_is_away(make_press, database, fas
     proxy.close()
 
 
-def test_the_same_spec_gives_the_same_file_in_any_slot_of_a_halved_batch_too(make_press, database, fast):
-    press = make_press()
+def test_the_same_spec_gives_the_same_file_in_any_slot_of_a_halved_batch_too(make_render_loop, database, fast):
+    render_loop = make_render_loop()
     rows = mugs(16)
     straight = submit(database, fast, rows)
-    press.run()
+    render_loop.run()
     turned = submit(database, fast, [*reversed(rows[:15]), {**rows[15], "prompt": "fault:raise"}])
-    press.run()
+    render_loop.run()
     one = {image.seed: (image.sha256, image.reproducibility_class) for image in images(database, straight)}
     other = {image.seed: (image.sha256, image.reproducibility_class) for image in images(database, turned)}
     del one[15], other[15]
     assert one == other
 
 
-def test_every_image_has_one_object_in_the_store_and_there_is_no_other(make_press, database, fast, store):
-    press = make_press(dataclasses.replace(fast, bucket="one-object"), store=(own := own_store(fast)))
+def test_every_image_has_one_object_in_the_store_and_there_is_no_other(make_render_loop, database, fast, store):
+    render_loop = make_render_loop(dataclasses.replace(fast, bucket="one-object"), store=(own := own_store(fast)))
     own.prepare()
     job_id = submit(database, fast, mugs(40))
-    press.run()
+    render_loop.run()
     keys = {entry["Key"] for entry in own._client.list_objects_v2(Bucket="one-object")["Contents"]}
     assert keys - {"probe/conditional-write"} == {image.object_key for image in images(database, job_id)}
 
@@ -336,15 +340,15 @@ def own_store(settings: Settings) -> s3.S3Store:
     return s3.S3Store(dataclasses.replace(settings, bucket="one-object"))
 
 
-def test_a_store_that_refuses_one_worker_for_long_gives_its_images_to_others(make_press, database, fast):
+def test_a_store_that_refuses_one_worker_for_long_gives_its_images_to_others(make_render_loop, database, fast):
     stranger = s3.S3Store(dataclasses.replace(fast, s3_secret_key="wrong"))
     stranger._conditional = True
-    press = make_press(store=stranger)
+    render_loop = make_render_loop(store=stranger)
     job_id = submit(database, fast, mugs(16))
-    press.run()
+    render_loop.run()
     assert counts(database, job_id) == {"queued": 16}
-    press.run()  # and it claims nothing more while it is refused
-    with database.begin() as connection:
+    render_loop.run()  # and it claims nothing more while it is refused
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT count(*) FROM claims")).scalar_one() == 1
-    make_press(worker="worker-2").run()
+    make_render_loop(worker="worker-2").run()
     assert counts(database, job_id) == {"done": 16}

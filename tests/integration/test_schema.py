@@ -12,7 +12,7 @@ from services.core.db import leadership, leases, partitions, tables
 from services.core.files import uploads
 from services.core.jobs import queries, request_queries
 from services.core.model import ids
-from services.core.model.errors import UnfitDatabase
+from services.core.model.errors import UnsuitableDatabase
 from tests import factories
 
 
@@ -167,7 +167,7 @@ def _reads(database, jobs):
 
 
 def test_the_application_is_no_superuser_and_the_database_is_durable(database):
-    assert databases.assert_fit(database) == []
+    assert databases.assert_suitable(database) == []
 
 
 def test_a_database_that_could_lose_commits_is_refused(stack, template, database_url):
@@ -177,8 +177,8 @@ def test_a_database_that_could_lose_commits_is_refused(stack, template, database
             text("ALTER ROLE presswork_app SET synchronous_commit = off")
         )
         try:
-            with pytest.raises(UnfitDatabase, match="synchronous_commit = off"):
-                databases.assert_fit(databases.Database(database_url, application="t"))
+            with pytest.raises(UnsuitableDatabase, match="synchronous_commit = off"):
+                databases.assert_suitable(databases.Database(database_url, application="t"))
         finally:
             connection.execute(text("ALTER ROLE presswork_app RESET synchronous_commit"))
     engine.dispose()
@@ -198,7 +198,7 @@ def test_a_database_that_could_lose_commits_is_refused(stack, template, database
 def test_the_database_itself_forbids_impossible_rows(database, settings, statement):
     factories.register(database)
     factories.submit(database, settings, 1)
-    with pytest.raises(IntegrityError), database.begin() as connection:
+    with pytest.raises(IntegrityError), database.begin_system() as connection:
         connection.execute(text(statement))
 
 
@@ -206,7 +206,10 @@ def test_the_application_can_neither_read_a_partition_nor_drop_one(database, set
     factories.register(database)
     leaf = partitions.partition_name("payloads", factories.submit(database, settings, 1))
     for statement in (f"SELECT * FROM {leaf}", f"DROP TABLE {leaf}", "DELETE FROM images", "TRUNCATE payloads"):
-        with pytest.raises(ProgrammingError, match=r"permission denied|must be owner"), database.begin() as connection:
+        with (
+            pytest.raises(ProgrammingError, match=r"permission denied|must be owner"),
+            database.begin_system() as connection,
+        ):
             connection.execute(text(statement))
 
 
@@ -219,12 +222,12 @@ def test_the_view_of_counts_adds_deltas_up_and_shows_a_tenant_its_own_jobs_alone
         connection.execute(text("ALTER VIEW job_counts OWNER TO CURRENT_USER"))
     admin.dispose()
     factories.register(database)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("INSERT INTO tenants (id, name) VALUES (2, 'other') ON CONFLICT DO NOTHING"))
     mine, theirs = factories.submit(database, settings, 3), factories.submit(database, settings, 2, tenant=2)
     factories.claim(database)
     counts = text("SELECT job_id, queued, rendering, done, failed, cancelled, reused FROM job_counts ORDER BY 1")
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         found = connection.execute(counts).all()
         assert [tuple(row) for row in found] == [(mine, 0, 3, 0, 0, 0, 0), (theirs, 0, 2, 0, 0, 0, 0)]
     for tenant, job_id in ((1, mine), (2, theirs)):
@@ -237,16 +240,16 @@ def test_the_view_of_counts_adds_deltas_up_and_shows_a_tenant_its_own_jobs_alone
 
 
 def test_one_scheduler_leads_and_an_ex_leader_writes_nothing(database):
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         first = leadership.lead(connection, "a", 30.0)
         assert leadership.lead(connection, "b", 30.0) is None
         assert leadership.lead(connection, "a", 30.0) == first
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("UPDATE duties SET expires_at = now() - interval '1 second'"))
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         second = leadership.lead(connection, "b", 30.0)
     assert second == first + 1
-    with pytest.raises(leases.LeaseLost), database.begin() as connection:
+    with pytest.raises(leases.LeaseLost), database.begin_system() as connection:
         leadership.assert_held(connection, "a", first)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         leadership.assert_held(connection, "b", second)

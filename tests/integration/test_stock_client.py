@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
-from services.core.model.errors import StoreAway
+from services.core.model.errors import StoreUnavailable
 from services.core.model.specs import FailedImage
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
@@ -292,7 +292,7 @@ def test_a_file_that_is_being_read_stays_and_its_batch_can_be_cancelled(client, 
 
 def test_a_file_that_is_gone_from_the_store_fails_its_batch_with_a_sentence(client, settings, store, api):
     batch = start(client, [line("a", prompt="a mug")])
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         store.drop(connection.execute(text("SELECT object_key FROM files")).scalar_one())
     with scheduling(settings, store):
         failed = finished(client, batch.id)
@@ -306,7 +306,7 @@ def test_output_files_expire_when_their_batch_said_so(client, scheduler, worker,
     output = client.files.retrieve(finished(client, batch.id).output_file_id)
     assert output.expires_at - output.created_at == 3600
     assert output.purpose == "batch_output"
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         connection.execute(text("UPDATE files SET expires_at = now() - interval '1 s' WHERE purpose = 'batch_output'"))
     with pytest.raises(openai.NotFoundError):
         client.files.content(output.id)
@@ -315,7 +315,7 @@ def test_output_files_expire_when_their_batch_said_so(client, scheduler, worker,
 def test_what_is_out_of_time_expires_and_says_so(client, scheduler, api):
     batch = start(client, [line("late", prompt="a mug")])
     until(lambda: client.batches.retrieve(batch.id).status == "in_progress")
-    with api.database.begin() as connection:
+    with api.database.begin_system() as connection:
         connection.execute(text("UPDATE jobs SET expires_at = now() - interval '1 second'"))
     expired = finished(client, batch.id)
     assert (expired.status, expired.output_file_id, expired.cancelling_at) == ("expired", None, None)
@@ -433,7 +433,7 @@ def test_a_failed_image_is_said_once_and_not_tried_again(settings, store, api):
 
 def test_an_outage_after_the_commit_is_said_once_and_nothing_is_rendered_twice(api, worker, monkeypatch):
     def away(*_: object) -> bytes:
-        raise StoreAway
+        raise StoreUnavailable
 
     monkeypatch.setattr(S3Store, "read", away)
     with openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, max_retries=2) as client:

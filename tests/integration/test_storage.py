@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from botocore.exceptions import ClientError
 
-from services.core.model.errors import ObjectGone, StoreAway, StoreRefused
+from services.core.model.errors import ObjectMissing, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
 from services.core.storage import keys
 from services.core.storage.s3 import S3Store
@@ -147,7 +147,7 @@ def test_whether_it_writes_conditionally_is_asked_once(store, settings):
 def test_two_writers_of_one_key_at_once_are_a_matter_of_time(store):
     with (
         answering(store, "put_object", refusing(409, "ConditionalRequestConflict")),
-        pytest.raises(StoreAway, match="two"),
+        pytest.raises(StoreUnavailable, match="two"),
     ):
         store.put(fresh("a.png"), b"x", "image/png", {}, claim_id=1)
 
@@ -163,17 +163,25 @@ def test_any_other_refusal_of_a_write_is_told(store):
 @pytest.mark.parametrize(
     ("status", "code", "error"),
     [
-        (500, "InternalError", StoreAway), (503, "SlowDown", StoreAway), (503, "", StoreAway), (499, "", StoreRefused),
-        (501, "NotImplemented", StoreRefused), (400, "RequestTimeout", StoreAway), (400, "Throttling", StoreAway),
-        (400, "SlowDown", StoreAway), (404, "NoSuchKey", ObjectGone), (404, "NoSuchBucket", StoreRefused),
-        (403, "", StoreRefused), (400, "EntityTooLarge", StoreRefused),
+        (500, "InternalError", StoreUnavailable),
+        (503, "SlowDown", StoreUnavailable),
+        (503, "", StoreUnavailable),
+        (499, "", StoreRefused),
+        (501, "NotImplemented", StoreRefused),
+        (400, "RequestTimeout", StoreUnavailable),
+        (400, "Throttling", StoreUnavailable),
+        (400, "SlowDown", StoreUnavailable),
+        (404, "NoSuchKey", ObjectMissing),
+        (404, "NoSuchBucket", StoreRefused),
+        (403, "", StoreRefused),
+        (400, "EntityTooLarge", StoreRefused),
     ],
-)  # fmt: skip
+)
 def test_what_is_worth_trying_again_is_told_from_what_is_not(store, status, code, error):
     with answering(store, "get_object", refusing(status, code)), pytest.raises(error) as caught:
         store.read("any")
     assert type(caught.value) is error
-    if error is not ObjectGone:
+    if error is not ObjectMissing:
         assert code in str(caught.value) and (code or str(status) in str(caught.value))
 
 
@@ -182,7 +190,7 @@ def test_a_store_that_cannot_be_reached_is_away(settings):
         nowhere = f"http://127.0.0.1:{listener.getsockname()[1]}"
     away = S3Store(dataclasses.replace(settings, s3_endpoint_url=nowhere))
     for verb in (away.check, lambda: away.read("a"), lambda: away.prepare(0.0)):
-        with pytest.raises(StoreAway, match="cannot be reached"):
+        with pytest.raises(StoreUnavailable, match="cannot be reached"):
             verb()
 
 
@@ -202,7 +210,7 @@ def test_a_request_is_made_once_and_whoever_asked_decides_about_again(settings):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         busy = S3Store(dataclasses.replace(settings, s3_endpoint_url=f"http://127.0.0.1:{server.server_port}"))
-        with pytest.raises(StoreAway):
+        with pytest.raises(StoreUnavailable):
             busy.check()
         server.shutdown()
         thread.join()
@@ -213,13 +221,13 @@ def test_the_message_says_which_store(settings):
     assert S3Store(settings)._endpoint == settings.s3_endpoint_url
     for endpoint in ("", "http://127.0.0.1:1"):
         other = S3Store(dataclasses.replace(settings, s3_endpoint_url=endpoint))
-        with answering(other, "head_bucket", refusing(503)), pytest.raises(StoreAway, match=endpoint or "AWS"):
+        with answering(other, "head_bucket", refusing(503)), pytest.raises(StoreUnavailable, match=endpoint or "AWS"):
             other.check()
 
 
 def test_a_broken_connection_is_an_outage(store):
     for error in (OSError("reset"), ConnectionResetError("reset")):
-        with answering(store, "get_object", error), pytest.raises(StoreAway, match="reset"):
+        with answering(store, "get_object", error), pytest.raises(StoreUnavailable, match="reset"):
             store.read("a")
 
 
@@ -233,7 +241,7 @@ def test_a_store_that_is_still_starting_is_waited_for_and_one_that_refuses_is_no
     with answering(own, "head_bucket", refusing(403)) as asked, pytest.raises(StoreRefused):
         own.prepare()
     assert (len(asked), len(slept)) == (1, 2)
-    with answering(own, "head_bucket", refusing(503), refusing(503)) as asked, pytest.raises(StoreAway):
+    with answering(own, "head_bucket", refusing(503), refusing(503)) as asked, pytest.raises(StoreUnavailable):
         own.prepare(patience=-1.0)
     assert (len(asked), len(slept)) == (1, 2)
 
@@ -246,7 +254,7 @@ def test_it_waits_as_long_as_it_was_told(settings, monkeypatch):
     with answering(own, "head_bucket", refusing(503), refusing(503)):
         assert own.prepare()
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with answering(own, "head_bucket", refusing(503), refusing(503)), pytest.raises(StoreAway):
+    with answering(own, "head_bucket", refusing(503), refusing(503)), pytest.raises(StoreUnavailable):
         own.prepare(patience=49.0)
 
 
@@ -295,7 +303,7 @@ def test_what_has_another_content_than_was_said_is_not_copied(store, settings):
         lay(store, settings, fresh("a.png"), b"drawn", sha256=hashlib.sha256(b"drawm").hexdigest()),
     ):
         assert store.copy_new(source, target, **content(b"drawn"), claim_id=1) is None
-    with pytest.raises(ObjectGone):
+    with pytest.raises(ObjectMissing):
         store.size(target)
     assert store.copy_new(whole, target, **content(b"drawn"), claim_id=1) == target
 
@@ -341,7 +349,7 @@ def test_what_is_dropped_is_gone_and_dropping_again_is_no_error(store, settings)
     store.drop(key)
     store.drop(key)
     for verb in (store.read, store.size, lambda key: list(store.stream(key))):
-        with pytest.raises(ObjectGone):
+        with pytest.raises(ObjectMissing):
             verb(key)
 
 

@@ -25,7 +25,7 @@ def _registered(database: Database) -> None:
 
 
 def started(database: Database, worker: str, host: str) -> None:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         workers.register(
             connection, worker, host=host, pid=1, device="device", model="simulated", revision=REVISION, state="ready"
         )
@@ -33,7 +33,7 @@ def started(database: Database, worker: str, host: str) -> None:
 
 def died(database: Database, claim: Claim | None = None, *, worker: str = "worker-a", device: str = A) -> bool:
     """The process dies while it renders that claim, or between two."""
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return quarantine.child_died(connection, worker, rendering=claim.id if claim else None, device=device)
 
 
@@ -45,7 +45,7 @@ def crashed(database: Database, seats: int = 16, *, worker: str = "worker-a", de
 
 
 def rows(database: Database, statement: str, **values: object) -> list[tuple[object, ...]]:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return [tuple(row) for row in connection.execute(text(statement), values)]
 
 
@@ -124,7 +124,7 @@ def test_a_worker_that_died_has_just_been_seen(database):
 def test_suspects_ride_with_nobody_else_in_ever_smaller_batches(database, settings):
     job_id, other = submit(database, settings, 16), submit(database, settings, 16)
     crashed(database)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         segments.raise_low(connection)
     for size in (8, 4, 2, 1):
         taken = claim(database)
@@ -180,7 +180,7 @@ def test_only_crashes_of_that_image_alone_convict_it(database, settings, what, c
         job_id + (what == "another job"), int(what == "another index"), "device" if what == "pardoned" else "crash", ""
     )
     for device in (A, B, B):
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             settlement.record_failures(connection, 0, [before], device=device, batch_images=1 + (what == "together"))
     crashed(database)
     assert images(database, job_id)[0][0] == (3 if convicted else 0)
@@ -215,7 +215,7 @@ def test_suspects_that_come_below_the_mark_of_their_segment_lower_it(database, s
     job_id = submit(database, settings, 8)
     lower, upper = claim(database, seats=2), claim(database, seats=2, worker="worker-b")
     assert not died(database, upper, worker="worker-b", device=B)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert segments.raise_low(connection) == 2
     other = submit(database, settings, [{"prompt": "a"}, {"prompt": "b", "size": "64x64"}])
     rows(database, "UPDATE segments SET low = 9, open = false WHERE job_id = :id RETURNING 1", id=other)
@@ -261,7 +261,7 @@ def test_the_images_of_two_jobs_are_suspects_in_their_own_jobs(database, setting
 def test_a_claim_that_is_being_settled_is_waited_for_and_blamed_for_nothing(database, settings):
     job_id = submit(database, settings, 2)
     taken = claim(database)
-    with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+    with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
         settlement.settle(connection, taken.id, device=A, stored=factories.stored(taken))
         verdict = pool.submit(died, database, taken)
         until(lambda: waits_for_a_lock(database))
@@ -274,7 +274,7 @@ def test_a_claim_that_is_being_settled_is_waited_for_and_blamed_for_nothing(data
 def test_two_that_die_at_once_put_their_suspects_of_one_job_together(database, settings):
     job_id = submit(database, settings, 4)
     first, second = claim(database, seats=2), claim(database, seats=2, worker="worker-b")
-    with ThreadPoolExecutor(1) as pool, database.begin() as connection:
+    with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
         assert not quarantine.child_died(connection, "worker-a", rendering=first.id, device=A)
         verdict = pool.submit(died, database, second, worker="worker-b", device=B)
         until(lambda: waits_for_a_lock(database))
@@ -305,7 +305,7 @@ def test_a_device_that_crashes_on_ever_other_images_is_sick_and_they_are_pardone
 
 def test_crashes_on_other_images_of_one_job_are_fresh_and_so_are_those_that_were_pardoned(database, settings):
     job_id = submit(database, settings, 6)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         pardoned = [FailedImage(job_id, index, "device", "") for index in range(6)]
         settlement.record_failures(connection, 0, pardoned, device=A, batch_images=6)
     workers_of = {name: claim(database, seats=2, worker=name) for name in ("w1", "w2", "w3")}
@@ -326,7 +326,7 @@ def test_only_crashes_of_the_last_ten_minutes_and_since_its_last_batch_speak_aga
     else:
         submit(database, settings, 1, priority="high")
         taken = claim(database, turn=0)
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             settlement.settle(connection, taken.id, device=A, stored=factories.stored(taken), render_seconds=0.5)
     assert fresh_crashes(database, settings, 2) == [False, False]
     assert fresh_crashes(database, settings, 1) == [True]
@@ -349,7 +349,7 @@ def test_what_is_no_batch_that_this_device_rendered_since_does_not_speak_for_it(
     assert fresh_crashes(database, settings, 2) == [False, False]
     submit(database, settings, 1, priority="high")
     taken = claim(database, turn=0, worker=worker)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         settlement.settle(connection, taken.id, device=A, stored=factories.stored(taken), render_seconds=seconds)
     if state == "old":
         age(database, "claims", "ended_at", 1)
@@ -374,7 +374,7 @@ def test_when_most_devices_crash_no_image_is_blamed(database, settings):
     for device in (A, B):
         fresh = [FailedImage(number, 0, "crash", "") for number in range(3 if device == A else 6)]
         for claim_number, image in enumerate(fresh[-3:]):
-            with database.begin() as connection:
+            with database.begin_system() as connection:
                 settlement.record_failures(connection, 100 + claim_number, [image], device=device, batch_images=1)
     assert fresh_crashes(database, settings, 1, device="host-c device") == [True]
     assert rows(database, "SELECT DISTINCT crashes FROM images") == [(0,)]
@@ -393,14 +393,14 @@ def test_half_of_the_devices_are_not_most_of_them(database, settings, live):
     for device in range(2 if live == 4 else 3):
         for number in range(3):
             image = FailedImage(10 * device + number, 0, "crash", "")
-            with database.begin() as connection:
+            with database.begin_system() as connection:
                 settlement.record_failures(connection, number, [image], device=f"d{device}", batch_images=1)
     assert fresh_crashes(database, settings, 1) == [live == 5]
 
 
 def test_a_single_device_is_no_majority_and_both_of_two_are_one(database, settings):
     for number in range(6):
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             image = FailedImage(number, 0, "crash", "")
             device = "gone" if number < 3 else "gone too"
             settlement.record_failures(connection, number, [image], device=device, batch_images=1)
@@ -414,7 +414,7 @@ def test_a_sick_device_is_held_to_account_for_its_own_crashes_of_late_alone(data
     old, theirs, ours, held = (
         FailedImage(job_id, index, "crash", "") for index in range(4)
     )  # fmt: skip
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("UPDATE images SET crashes = 2"))
         settlement.record_failures(connection, 1, [old], device=A, batch_images=1)
         connection.execute(text("UPDATE failures SET failed_at = now() - interval '11 minutes'"))
@@ -430,7 +430,7 @@ def test_a_sick_device_is_held_to_account_for_its_own_crashes_of_late_alone(data
 
 def test_neither_pardon_touches_what_is_final_or_no_crash(database, settings):
     job_id = submit(database, settings, 3)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("UPDATE images SET crashes = 2"))
         connection.execute(text("UPDATE images SET state = 3 WHERE index = 0"))
         for index, code in enumerate(("crash", "render_error", "crash")):
@@ -438,7 +438,7 @@ def test_neither_pardon_touches_what_is_final_or_no_crash(database, settings):
         connection.execute(text("UPDATE images SET crashes = 0 WHERE index = 2"))
         quarantine.device_sick(connection, A)
         connection.execute(text("UPDATE failures SET code = 'crash' WHERE code = 'device'"))
-        quarantine.alive_after_all(connection, 1)
+        quarantine.retract_crash(connection, 1)
     assert [row[2] for _, row in sorted(images(database, job_id).items())] == [2, 2, 0]
     assert rows(database, "SELECT index, code FROM failures ORDER BY index") == [
         (0, "device"), (1, "render_error"), (2, "device"),
@@ -455,8 +455,8 @@ def test_a_process_that_lives_after_all_takes_back_that_crash_and_no_other(datab
     assert len(again.images) == 1
     other = submit(database, settings, 2)
     rows(database, "UPDATE images SET crashes = 2 RETURNING 1")
-    with database.begin() as connection:
-        quarantine.alive_after_all(connection, one.id)
+    with database.begin_system() as connection:
+        quarantine.retract_crash(connection, one.id)
     assert [row[2] for row in images(database, other).values()] == [2, 2]
     assert [row[2] for _, row in sorted(images(database, first).items())] == [1, 2]
     assert rows(database, "SELECT claim_id, code FROM failures ORDER BY claim_id") == [

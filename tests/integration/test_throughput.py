@@ -18,12 +18,12 @@ SHAPE = Shape("revision", 512, 512, 10, True)
 
 def record(database: Database, *seen: tuple[int, float], shape: Shape = SHAPE, device: str = "here") -> None:
     for images, seconds in seen:
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             throughput.record(connection, shape, device, images=images, seconds_per_image=seconds)
 
 
 def rows(database: Database) -> list[Row]:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return list(connection.execute(text("SELECT * FROM render_rates ORDER BY device, width")))
 
 
@@ -53,35 +53,35 @@ def test_each_shape_and_each_device_has_a_row_of_its_own(database):
     assert [row.seconds_per_image for row in rows(database)] == [1.0, 2.0, 3.0]
 
 
-def test_an_image_that_rides_alone_is_not_said_to_cost_a_whole_batch(make_press, database, fast):
-    press = make_press(dataclasses.replace(fast, simulated_batch_ms=320.0))
+def test_an_image_that_rides_alone_is_not_said_to_cost_a_whole_batch(make_render_loop, database, fast):
+    render_loop = make_render_loop(dataclasses.replace(fast, simulated_batch_ms=320.0))
     submit(database, fast, mugs(1), num_inference_steps=2)
-    press.run()
+    render_loop.run()
     (row,) = rows(database)
-    assert (row.model_revision, row.width, row.steps, row.guided) == (press.pipeline.card.revision, 64, 2, True)
-    assert (row.device, row.images) == (press.device.name, 1)
+    assert (row.model_revision, row.width, row.steps, row.guided) == (render_loop.pipeline.card.revision, 64, 2, True)
+    assert (row.device, row.images) == (render_loop.device.name, 1)
     assert 0.32 / 16 <= row.seconds_per_image < 0.32 / 2
 
 
-def test_only_what_was_rendered_is_measured(make_press, database, fast):
-    press = make_press()
+def test_only_what_was_rendered_is_measured(make_render_loop, database, fast):
+    render_loop = make_render_loop()
     submit(database, fast, mugs(16, _5="fault:raise"))
-    press.run()
+    render_loop.run()
     (row,) = rows(database)
     assert row.images == 15
     submit(database, fast, mugs(5), head={"dedupe": True})
-    press.run()
+    render_loop.run()
     assert rows(database) == [row]
 
 
-def test_a_rate_that_cannot_be_recorded_fails_nothing(make_press, database, fast, stack, database_url):
+def test_a_rate_that_cannot_be_recorded_fails_nothing(make_render_loop, database, fast, stack, database_url):
     admin = psycopg.conninfo.make_conninfo(
         stack.superuser_url.replace("+psycopg", ""), dbname=database_url.rpartition("/")[2]
     )
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute("REVOKE INSERT ON render_rates FROM presswork_app")
-    press = make_press()
+    render_loop = make_render_loop()
     job_id = submit(database, fast, mugs(4))
-    press.run()
+    render_loop.run()
     assert counts(database, job_id) == {"done": 4}
     assert rows(database) == []

@@ -16,7 +16,7 @@ from services.core.files import files
 from services.core.jobs import lifecycle
 from services.core.model import ids
 from services.core.model.specs import FailedImage
-from services.core.notify import Bell
+from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from tests import factories
@@ -43,7 +43,7 @@ def submit(database: Database, store: S3Store, lines: int, n: int = 1) -> int:
     file_id, job_id = ids.new(), ids.new()
     key = files.object_key(factories.TENANT, file_id)
     store.put_file(key, io.BytesIO(data), "application/jsonl")
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         files.record(
             connection, file_id, tenant_id=factories.TENANT, purpose="batch", filename="f", size=len(data),
             sha256=b"0" * 32, key=key,
@@ -63,41 +63,41 @@ def taken(database: Database, job_id: int, holder: str = "here") -> Lease:
 
 
 def view(database: Database, job_id: int) -> batch_jobs.FiledJob:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         found = batch_jobs.find(connection, factories.TENANT, job_id)
     assert found is not None
     return found
 
 
 @pytest.fixture
-def bell(settings: Settings) -> Bell:
-    return Bell(settings.redis_url)
+def notifier(settings: Settings) -> Notifier:
+    return Notifier(settings.redis_url)
 
 
-def test_a_job_that_is_cancelled_while_its_file_is_read_stays_cancelled(database, settings, store, bell):
+def test_a_job_that_is_cancelled_while_its_file_is_read_stays_cancelled(database, settings, store, notifier):
     job_id = submit(database, store, 3)
 
     def cancel() -> None:
         with database.begin(factories.TENANT) as connection:
             lifecycle.cancel(connection, factories.TENANT, job_id)
 
-    validation.run(settings, During(store, cancel), bell, job_id, taken(database, job_id))
+    validation.run(settings, During(store, cancel), notifier, job_id, taken(database, job_id))
     found = view(database, job_id)
     assert (found.state, found.requests) == ("cancelling", 0)
     assert factories.claim(database) is None
 
 
-def test_who_was_thought_dead_while_it_read_a_file_records_nothing(database, settings, store, bell):
+def test_who_was_thought_dead_while_it_read_a_file_records_nothing(database, settings, store, notifier):
     job_id = submit(database, store, 3)
     slow = taken(database, job_id, "slow")
 
     def overtake() -> None:
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             leases.end(connection, slow.name, "slow", 1)
-        validation.run(settings, store, bell, job_id, taken(database, job_id, "next"))
+        validation.run(settings, store, notifier, job_id, taken(database, job_id, "next"))
 
     with pytest.raises(leases.LeaseLost):
-        validation.run(settings, During(store, overtake), bell, job_id, slow)
+        validation.run(settings, During(store, overtake), notifier, job_id, slow)
     found = view(database, job_id)
     assert (found.state, found.requests) == ("queued", 3)
     claim = factories.claim(database)
@@ -105,9 +105,9 @@ def test_who_was_thought_dead_while_it_read_a_file_records_nothing(database, set
     assert [image.index for image in claim.images] == [0, 1, 2]
 
 
-def test_requests_of_several_images_are_counted_while_they_are_rendered(database, settings, store, bell):
+def test_requests_of_several_images_are_counted_while_they_are_rendered(database, settings, store, notifier):
     job_id = submit(database, store, 3, n=2)
-    validation.run(settings, store, bell, job_id, taken(database, job_id))
+    validation.run(settings, store, notifier, job_id, taken(database, job_id))
     first = factories.claim(database, seats=3)
     assert first is not None
     factories.settle(database, first)  # all of the first request, and half of the second
@@ -123,10 +123,10 @@ def test_requests_of_several_images_are_counted_while_they_are_rendered(database
 
 
 @pytest.mark.parametrize(("most", "state"), [(3, "queued"), (2, "failed")])
-def test_a_file_has_so_many_lines_and_no_more(database, settings, store, bell, most, state):
+def test_a_file_has_so_many_lines_and_no_more(database, settings, store, notifier, most, state):
     job_id = submit(database, store, 3)
     limited = replace(settings, max_lines_per_file=most)
-    validation.run(limited, store, bell, job_id, taken(database, job_id))
+    validation.run(limited, store, notifier, job_id, taken(database, job_id))
     found = view(database, job_id)
     assert found.state == state
     if state == "failed":

@@ -25,7 +25,7 @@ def job(database: Database, settings: Settings) -> int:
     """All done, and so new that the planner knows nothing of it."""
     factories.register(database)
     number = factories.submit(database, settings, IMAGES, size="64x64")
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         connection.execute(text("UPDATE images SET state = 2 WHERE job_id = :id"), {"id": number})
         connection.execute(
             text("""

@@ -47,7 +47,7 @@ def start(environ: dict[str, str], store: object, tmp_path: Path, database: Data
 
 
 def alive(database: Database) -> int:
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         return sum(row.state in ("ready", "busy", "sick") for row in queries.fleet(connection))
 
 
@@ -68,17 +68,17 @@ def mugs(count: int, **at: str) -> list[dict[str, object]]:
     return [{"prompt": at.get(f"_{index}", f"mug {index}"), "size": "64x64"} for index in range(count)]
 
 
-def ring(settings: Settings) -> None:
-    assert notify.Bell(settings.redis_url).ring_now("simulated", again=True)
+def wake_up(settings: Settings) -> None:
+    assert notify.Notifier(settings.redis_url).notify_now("simulated", again=True)
 
 
 def test_a_bell_starts_the_work_at_once(start, database, settings):
     start()
     began = time.monotonic()
     job_id = submit(database, settings, mugs(4))
-    ring(settings)
+    wake_up(settings)
     until(lambda: counts(database, job_id) == {"done": 4}, every=0.02)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         waited = connection.execute(text("SELECT min(extract(epoch FROM c.created_at - s.created_at)) "
                                          "FROM claims c, segments s")).scalar_one()  # fmt: skip
     assert time.monotonic() - began < 30
@@ -107,7 +107,7 @@ def test_two_devices_convict_a_prompt_sooner_than_one(start, database, settings)
     start()
     job_id = submit(database, settings, mugs(1, _0="fault:kill"))
     until(lambda: counts(database, job_id) == {"failed": 1}, seconds=80)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         crashes = connection.execute(text("SELECT count(*) FROM failures WHERE code = 'crash'")).scalar_one()
     assert crashes <= 3
 
@@ -120,7 +120,7 @@ def test_a_device_that_kills_every_process_fails_no_image(start, database, setti
     until(lambda: counts(database, job_id) == {"queued": 40})
     (tmp_path / "sick").unlink()
     until(lambda: counts(database, job_id) == {"done": 40}, seconds=60)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(attempt), max(crashes) FROM images")).one() == (0, 0)
 
 
@@ -128,20 +128,20 @@ def test_a_device_that_kills_every_process_fails_no_image(start, database, setti
 def test_a_worker_that_cannot_compile_ends_with_one_sentence_and_fails_no_image(start, database, settings, tmp_path):
     (tmp_path / "uncompilable").touch()
     never = start(wait=False, PRESSWORK_MODEL_DIR=str(tmp_path))
-    assert never.popen.wait(90) == exit_codes.UNFIT
+    assert never.popen.wait(90) == exit_codes.MODEL_UNUSABLE
     assert "worker: The simulated device has no compiler." in never.text().splitlines()
     (tmp_path / "uncompilable").unlink()
     later = start(PRESSWORK_MODEL_DIR=str(tmp_path))
     (tmp_path / "uncompilable").touch()
     job_id = submit(database, settings, mugs(40))
-    assert later.popen.wait(60) == exit_codes.UNFIT
+    assert later.popen.wait(60) == exit_codes.MODEL_UNUSABLE
     assert "worker: The simulated device has no compiler." in later.text().splitlines()
     assert "device sick" not in never.text() + later.text()
     assert counts(database, job_id) == {"queued": 40}
     (tmp_path / "uncompilable").unlink()
     start(PRESSWORK_MODEL_DIR=str(tmp_path))
     until(lambda: counts(database, job_id) == {"done": 40}, seconds=60)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(attempt), max(crashes) FROM images")).one() == (0, 0)
 
 
@@ -164,23 +164,23 @@ def test_a_killed_worker_loses_nothing_once_its_leases_have_run_out(start, datab
     worker.kill()
     start(wait=False)
     until(lambda: counts(database, job_id) == {"done": 100}, seconds=40)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(crashes) FROM images")).scalar_one() == 0
 
 
-@pytest.mark.parametrize("bell", [True, False])
-def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(start, database, settings, bell):
+@pytest.mark.parametrize("notifier", [True, False])
+def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(start, database, settings, notifier):
     """Whether a bell started the work, in the Celery task, or the timer did."""
     worker = start(PRESSWORK_SIMULATED_BATCH_MS="600", PRESSWORK_LEASE_SECONDS="60")
     job_id = submit(database, settings, mugs(200))
-    if bell:
-        ring(settings)
+    if notifier:
+        wake_up(settings)
     until(lambda: counts(database, job_id).get("done"))
     assert worker.stop() == 0
     found = counts(database, job_id)
     assert "rendering" not in found
     assert found["done"] >= 16
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(lost) FROM images")).scalar_one() == 0
         assert connection.execute(text("SELECT count(*) FROM claims WHERE state <> 'settled'")).scalar_one() == 0
         assert connection.execute(text("SELECT DISTINCT state FROM workers")).scalars().all() == ["stopped"]
@@ -197,7 +197,7 @@ def test_redis_cut_off_and_emptied_in_the_middle_costs_nothing(start, database, 
     proxy = Proxy(target.hostname, target.port)
     start(REDIS_URL=settings.redis_url.replace(f":{target.port}", f":{proxy.port}"), PRESSWORK_SIMULATED_BATCH_MS="100")
     job_id = submit(database, settings, mugs(300))
-    ring(settings)
+    wake_up(settings)
     until(lambda: counts(database, job_id).get("done"))
     proxy.cut()
     redis.Redis.from_url(settings.redis_url).flushall()
@@ -213,9 +213,9 @@ def test_bells_rung_many_times_render_nothing_twice(start, database, settings):
     start()
     job_id = submit(database, settings, mugs(64))
     for _ in range(30):
-        ring(settings)
+        wake_up(settings)
     until(lambda: counts(database, job_id) == {"done": 64})
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT sum(images) FROM claims")).scalar_one() == 64
 
 
@@ -231,7 +231,7 @@ def test_rubbish_on_the_queue_is_dropped_and_the_worker_goes_on(start, database,
 
 def test_the_first_worker_registers_its_model(start, database):
     start()
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert models.catalogue(connection)["simulated"].default_size == (512, 512)
 
 
@@ -267,7 +267,7 @@ def test_a_model_that_is_not_there_ends_the_worker_with_one_sentence_and_a_code_
 ):
     model = {"PRESSWORK_PIPELINE": pipeline, "PRESSWORK_MODEL_DIR": str(tmp_path / "nowhere")}
     worker = Process("worker.app", {**environ, **model}, tmp_path / "log")
-    assert worker.popen.wait(30) == exit_codes.UNFIT
+    assert worker.popen.wait(30) == exit_codes.MODEL_UNUSABLE
     (sentence,) = worker.text().splitlines()
     assert sentence.startswith("worker: The model ") and sentence.endswith(".")
 
@@ -288,7 +288,7 @@ def test_a_model_that_only_the_child_finds_unfit_ends_the_worker_with_one_senten
     worker = Process(
         "worker.app", {**environ, **model, "PRESSWORK_ARTEFACTS": str(tmp_path / "artefacts")}, tmp_path / "log"
     )
-    assert worker.popen.wait(120) == exit_codes.UNFIT
+    assert worker.popen.wait(120) == exit_codes.MODEL_UNUSABLE
     (sentence,) = [line for line in worker.text().splitlines() if line.startswith("worker: ")]
     assert "vae" in sentence and "decoder.conv_in.bias is [3], not [32]" in sentence
     assert "Traceback" not in worker.text()
@@ -312,7 +312,7 @@ def test_a_device_that_ends_every_process_ends_the_worker_and_fails_no_image(sta
     worker = start(PRESSWORK_MODEL_DIR=str(tmp_path), PRESSWORK_SICK_SECONDS="0.1")
     (tmp_path / "sick-kill").touch()
     job_id = submit(database, settings, mugs(40))
-    assert worker.popen.wait(60) == exit_codes.UNFIT
+    assert worker.popen.wait(60) == exit_codes.MODEL_UNUSABLE
     assert "dies before it has loaded the pipeline" in worker.text()
     (tmp_path / "sick-kill").unlink()
     start(PRESSWORK_MODEL_DIR=str(tmp_path))
@@ -333,7 +333,7 @@ def test_a_database_cut_off_for_longer_than_a_lease_loses_no_work_and_uses_no_at
     time.sleep(float(LEASE) * 1.5)
     proxy.mend()
     until(lambda: counts(database, job_id) == {"done": 100}, seconds=60)
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(attempt), max(lost), max(crashes) FROM images")).one() == (0, 0, 0)
     proxy.close()
 
@@ -345,7 +345,7 @@ def test_what_a_killed_worker_held_is_claimed_again_within_a_lease_and_a_sweep(s
     start()
     worker.kill()
     until(lambda: counts(database, job_id) == {"done": 16})
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         late = connection.execute(text(
             "SELECT extract(epoch FROM max(created_at) - min(expires_at)) FROM claims"
         )).scalar_one()  # fmt: skip
@@ -357,7 +357,7 @@ def test_without_redis_work_begins_within_five_seconds(start, database, settings
     submit(database, settings, mugs(4))
 
     def waited() -> float | None:
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             return connection.execute(text(
                 "SELECT extract(epoch FROM c.created_at - s.created_at) FROM claims c, segments s"
             )).scalar_one_or_none()  # fmt: skip

@@ -84,8 +84,8 @@ def test_both_layouts_load_whole_and_ready(layout: str, request: pytest.FixtureR
     assert loaded.index.flexible == (layout == "tiny")
     assert loaded.revision == directory.revision(folder)
     assert loaded.max_tokens == 77
-    assert loaded.rules.prediction == ("v_prediction" if layout == "tiny" else "epsilon")
-    assert loaded.rules.squeezed == (layout == "tiny")
+    assert loaded.sampler_config.prediction == ("v_prediction" if layout == "tiny" else "epsilon")
+    assert loaded.sampler_config.squeezed == (layout == "tiny")
 
 
 def test_weights_are_cast_as_they_are_loaded(tiny: Path) -> None:

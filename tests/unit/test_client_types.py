@@ -58,7 +58,7 @@ def document() -> dict[str, Any]:
 
 def differences(schema: Any, kind: Any, place: str, document: dict[str, Any], *, sent: bool = False) -> list[str]:
     """Where a schema and a type of the client are not the same; `sent`: a request's, whose fields may be left out."""
-    api, client = shape(resolved(schema, document)), described(kind)
+    api, client = shape(resolved(schema, document)), documented_body(kind)
     if place in DIFFERENCES:
         expected, ours, _ = DIFFERENCES[place]
         return [] if (api, client) == (expected, ours) else [f"{place}: {api} and {client}, no longer as listed"]
@@ -106,11 +106,11 @@ def shape(schema: dict[str, Any]) -> str:
     return "[]" if schema["type"] == "array" else str(schema["type"])
 
 
-def described(kind: Any) -> str:
+def documented_body(kind: Any) -> str:
     """A type of the client, one level of it."""
     kind = bare(kind)
     if get_origin(kind) in (Union, types.UnionType):
-        return " | ".join(sorted("object" if is_typeddict(one) else described(one) for one in get_args(kind)))
+        return " | ".join(sorted("object" if is_typeddict(one) else documented_body(one) for one in get_args(kind)))
     if get_origin(kind) is Literal:
         return " | ".join(sorted(map(repr, get_args(kind))))
     if get_origin(kind) in (list, dict):

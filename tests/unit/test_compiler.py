@@ -14,7 +14,7 @@ import torch
 from services.core.model.errors import SettingsError
 from worker.pipeline import CompileFailed, OutOfMemory
 from worker.pipelines import compiler
-from worker.pipelines.out_of_memory import room_for
+from worker.pipelines.out_of_memory import out_of_memory_for
 from worker.pipelines.torch_compiled import TorchCompiled
 
 ROOT = Path(__file__).parents[2]
@@ -154,21 +154,21 @@ MEMORY = [
 
 @pytest.mark.parametrize("error", COMPILERS, ids=repr)
 def test_a_compiler_s_error_is_no_device_s(error: Exception):
-    with pytest.raises(CompileFailed) as said, room_for(4), compiler.compiling():
+    with pytest.raises(CompileFailed) as said, out_of_memory_for(4), compiler.compiling():
         raise error
     assert "\n" not in str(said.value) and said.value.__cause__ is error
 
 
 @pytest.mark.parametrize("error", DEVICES, ids=repr)
 def test_a_device_s_error_stays_what_it_is_though_a_compiler_was_at_work(error: Exception):
-    with pytest.raises(type(error)) as said, room_for(4), compiler.compiling():
+    with pytest.raises(type(error)) as said, out_of_memory_for(4), compiler.compiling():
         raise error
     assert said.value is error
 
 
 @pytest.mark.parametrize("error", MEMORY, ids=repr)
 def test_memory_that_ran_out_in_a_compiler_is_memory(error: Exception):
-    with pytest.raises(OutOfMemory), room_for(4), compiler.compiling():
+    with pytest.raises(OutOfMemory), out_of_memory_for(4), compiler.compiling():
         raise error
 
 

@@ -297,7 +297,7 @@ def test_the_roles_are_made_once_and_take_the_passwords_of_today(bare_postgres):
 
     databases.migrate(url("migrator", "laterMIGRATOR"))
     application = databases.Database(url("app", "laterAPP"), application="tests")
-    assert databases.assert_fit(application) == []
+    assert databases.assert_suitable(application) == []
     application.close()
     with psycopg.connect(url("app", "laterAPP")) as app, pytest.raises(psycopg.errors.InsufficientPrivilege):
         app.execute("CREATE TABLE loot ()")

@@ -11,7 +11,7 @@ from services.core.model.errors import SettingsError
 from services.core.model.specs import Claim, Image, Shape, Spec
 from services.core.settings import Settings
 from worker.device import REGROW_BATCHES, Device, Outcome
-from worker.lease import USUAL_TIMES, Lease
+from worker.heartbeat import USUAL_TIMES, Heartbeat
 from worker.pipeline import CompileFailed, DeviceSick, OutOfMemory, canary
 from worker.pipelines.simulated import SimulatedPipeline
 
@@ -45,18 +45,18 @@ class Fussy(SimulatedPipeline):
 
 
 @pytest.fixture
-def lease() -> Lease:
-    return Lease(Database(SETTINGS.database_url, application="nobody"), SETTINGS)
+def heartbeat() -> Heartbeat:
+    return Heartbeat(Database(SETTINGS.database_url, application="nobody"), SETTINGS)
 
 
 @pytest.fixture
-def device(lease: Lease) -> Device:
-    return Device(Fussy(), lease, "here", lambda claim_id: None)
+def device(heartbeat: Heartbeat) -> Device:
+    return Device(Fussy(), heartbeat, "here", lambda claim_id: None)
 
 
 def render(device: Device, images: int = 16, spec: Spec = SPEC) -> Outcome:
     claim = Claim(1, spec.shape, tuple(Image(1, n, 1, spec, "png") for n in range(images)), 30.0)
-    return device.render(device.lease.hold(claim))
+    return device.render(device.heartbeat.hold(claim))
 
 
 def test_a_size_that_did_not_fit_is_tried_again_after_many_good_batches_and_then_not_for_as_many(device: Device):
@@ -105,8 +105,8 @@ class Forgetful(Fussy):
         return super().render(batch, on_step)
 
 
-def test_what_was_rendered_before_a_compiler_failed_is_kept_and_the_rest_is_given_back(lease: Lease):
-    device = Device(Forgetful(), lease, "here", lambda claim_id: None)
+def test_what_was_rendered_before_a_compiler_failed_is_kept_and_the_rest_is_given_back(heartbeat: Heartbeat):
+    device = Device(Forgetful(), heartbeat, "here", lambda claim_id: None)
     device.pipeline.last = 2
     outcome = render(device, 48)
     assert len(outcome.rendered) == 32
@@ -115,8 +115,8 @@ def test_what_was_rendered_before_a_compiler_failed_is_kept_and_the_rest_is_give
 
 
 @pytest.mark.parametrize("where", ["prepare", "render"])
-def test_a_canary_that_cannot_be_compiled_shows_no_sick_device(lease: Lease, where: str):
-    device = Device(Forgetful() if where == "render" else Fussy(), lease, "here", lambda claim_id: None)
+def test_a_canary_that_cannot_be_compiled_shows_no_sick_device(heartbeat: Heartbeat, where: str):
+    device = Device(Forgetful() if where == "render" else Fussy(), heartbeat, "here", lambda claim_id: None)
     if where == "prepare":
         device.pipeline.refusal, device.pipeline.refused = CompileFailed("no compiler"), canary(Fussy().card, 1).shape
     with pytest.raises(CompileFailed, match="no compiler"):
@@ -139,10 +139,10 @@ def test_everything_runs_on_the_devices_own_thread(device: Device):
     assert threading.current_thread().name not in device.pipeline.threads
 
 
-def test_a_slow_device_that_passed_its_canary_is_not_taken_for_hung(lease: Lease):
+def test_a_slow_device_that_passed_its_canary_is_not_taken_for_hung(heartbeat: Heartbeat):
     slow = dataclasses.replace(SETTINGS, lease_seconds=0.02, simulated_step_ms=100.0)
-    lease = Lease(Database(SETTINGS.database_url, application="nobody"), slow)
+    heartbeat = Heartbeat(Database(SETTINGS.database_url, application="nobody"), slow)
     pipeline = SimulatedPipeline(slow)
-    Device(pipeline, lease, "here", lambda claim_id: None).check()
-    assert lease._usual >= USUAL_TIMES * 0.1 > slow.watchdog_seconds
-    assert lease._patience == lease._usual
+    Device(pipeline, heartbeat, "here", lambda claim_id: None).check()
+    assert heartbeat._usual >= USUAL_TIMES * 0.1 > slow.watchdog_seconds
+    assert heartbeat._patience == heartbeat._usual

@@ -114,7 +114,7 @@ def test_a_graph_says_nothing_of_the_machine_that_wrote_it(exported: Path):
 
 def test_how_a_model_is_sampled_is_read_at_each_start_and_never_from_the_cache(model: Checkpoint, tmp_path: Path):
     started = Exported(model.folder, tmp_path)
-    assert started.rules == directory.read_rules(model.folder) == model.rules
+    assert started.sampler_config == directory.read_sampler_config(model.folder) == model.sampler_config
     (facts,) = tmp_path.glob("*/*/facts-model.json")
     assert set(json.loads(facts.read_text())) == {"prompts", "latent_channels"}
 

@@ -9,7 +9,7 @@ import pytest
 
 from services.core.fleet.models import Model
 from services.core.jobs import submissions
-from services.core.jobs.submissions import Ground, Submission
+from services.core.jobs.submissions import ExistingJob, Submission
 from services.core.model.errors import InvalidSubmission, Problem
 from services.core.model.specs import SEED_LIMIT, Shape
 from services.core.settings import Settings
@@ -98,13 +98,13 @@ def test_segments_span_from_their_first_image_to_their_last():
 
 def test_a_job_that_stands_goes_on_with_its_numbers_and_segments():
     other = Shape("usual-1", 64, 64, 10, True)
-    ground = Ground(77, 10, (SHAPE, other, Shape("usual-1", 64, 128, 10, True)))
-    submission = gathered({"size": "64x64", "n": 2}, {"num_inference_steps": 9}, ground=ground)
+    existing = ExistingJob(77, 10, (SHAPE, other, Shape("usual-1", 64, 128, 10, True)))
+    submission = gathered({"size": "64x64", "n": 2}, {"num_inference_steps": 9}, existing=existing)
     assert (submission.job_id, submission.total, submission.requests) == (77, 13, 2)
     assert submission.grown_segments == {1: 11}
     assert submission.new_segments == [(Shape("usual-1", 512, 512, 9, True), 12, 12)]
     assert [row[:3] for row in copied(submission)] == [["10", "2", "1"], ["12", "1", "3"]]
-    first = gathered({}, ground=Ground(77, 0, (SHAPE,)))
+    first = gathered({}, existing=ExistingJob(77, 0, (SHAPE,)))
     assert first.grown_segments == {0: 0}
 
 
@@ -161,16 +161,16 @@ def test_a_name_is_used_once_and_told_by_line_or_by_index():
 
 
 def test_a_job_holds_as_many_images_as_it_may_and_a_body_as_many_as_may_come():
-    assert gathered({"n": 3}, {"n": 2}, most_images=5).problems == []
-    submission = gathered({"n": 3}, {"n": 3}, {"n": 2}, most_images=5)
+    assert gathered({"n": 3}, {"n": 2}, max_images=5).problems == []
+    submission = gathered({"n": 3}, {"n": 3}, {"n": 2}, max_images=5)
     assert codes(submission) == [("too_many_images", 1)]
     assert "The job has more than 5 images" in submission.problems[0].message
-    ground = Ground(77, 4, (SHAPE,))
-    assert gathered({"n": 3}, {"n": 2}, ground=ground, most_images=9, most_here=5).problems == []
-    submission = gathered({"n": 3}, {"n": 3}, ground=ground, most_images=99, most_here=5)
+    existing = ExistingJob(77, 4, (SHAPE,))
+    assert gathered({"n": 3}, {"n": 2}, existing=existing, max_images=9, max_here=5).problems == []
+    submission = gathered({"n": 3}, {"n": 3}, existing=existing, max_images=99, max_here=5)
     assert codes(submission) == [("too_many_images", 1)]
     assert "The body has more than 5 images" in submission.problems[0].message
-    assert codes(gathered({"n": 6}, ground=ground, most_images=9)) == [("too_many_images", 0)]
+    assert codes(gathered({"n": 6}, existing=existing, max_images=9)) == [("too_many_images", 0)]
     small = dataclasses.replace(SETTINGS, max_images_per_job=2)
     submission = Submission(small, CATALOGUE)
     submission.add(0, {"prompt": "a", "n": 3})

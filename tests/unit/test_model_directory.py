@@ -14,7 +14,7 @@ import pytest
 from services.core.model.errors import SettingsError
 from services.core.settings import Settings
 from worker.model import directory, weights
-from worker.pipeline import ModelUnfit
+from worker.pipeline import ModelUnusable
 from worker.pipelines.registry import model_name
 
 
@@ -343,7 +343,7 @@ def test_a_worker_asks_for_the_safety_checker_when_it_is_set_to(model: Path) -> 
     named |= {"PRESSWORK_MODEL_DIR": str(model)}
     checked = Settings.read(named | {"PRESSWORK_SAFETY_CHECKER": "1"})
     assert model_name(Settings.read(named)) == "some-model"
-    with pytest.raises(ModelUnfit, match="lacks safety_checker/config"):
+    with pytest.raises(ModelUnusable, match="lacks safety_checker/config"):
         model_name(checked)
     with_checker(model)
     assert model_name(checked) == "some-model"

@@ -63,7 +63,7 @@ def test_defaults_hold_no_field_that_is_one_requests_own(field: str) -> None:
 
 
 def test_every_field_has_its_allowance_in_words() -> None:
-    fields = {*requests.ImageRequest.model_fields, *requests.Label.model_fields}
+    fields = {*requests.ImageRequest.model_fields, *requests.JobOptions.model_fields}
     assert fields <= set(requests.ALLOWED)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from services.core.model.specs import FailedImage, Image, Shape, Spec
 from worker import batching, retries
 from worker.pipeline import Batch
-from worker.retries import Part, Plan
+from worker.retries import Part, RetryPlan
 
 SIZES = (16, 8, 4, 1)
 SHAPE = Shape("r", 64, 64, 10, True)
@@ -22,7 +22,7 @@ def images(count: int) -> list[Image]:
 
 @pytest.mark.parametrize(("count", "most", "parts"), [(1, 16, 1), (16, 16, 1), (3, 8, 1), (16, 8, 2), (9, 4, 3)])
 def test_the_largest_size_that_there_is_room_for_serves_however_few_the_images_are(count, most, parts):
-    plan = Plan(SIZES, most)
+    plan = RetryPlan(SIZES, most)
     plan.add(images(count))
     taken = list(iter(plan.next, None))
     assert [part.size for part in taken] == [most] * parts
@@ -43,7 +43,7 @@ def test_of_thirteen_turns_eight_are_high_four_normal_and_one_low():
 
 
 def test_memory_that_does_not_do_steps_down_for_all_that_is_left():
-    plan = Plan(SIZES, 16)
+    plan = RetryPlan(SIZES, 16)
     plan.add(images(16))
     assert plan.step_down(plan.next())
     parts = [plan.next(), plan.next()]
@@ -52,7 +52,7 @@ def test_memory_that_does_not_do_steps_down_for_all_that_is_left():
 
 
 def test_memory_that_does_not_do_for_one_fails_it():
-    plan = Plan(SIZES, 1)
+    plan = RetryPlan(SIZES, 1)
     plan.add(images(2))
     part = plan.next()
     assert not plan.step_down(part)
@@ -63,7 +63,7 @@ def test_memory_that_does_not_do_for_one_fails_it():
 
 @given(st.integers(1, 16), st.sets(st.integers(0, 15)))
 def test_halving_finds_every_culprit_and_spares_the_innocent_at_an_unchanged_size(count, culprits):
-    plan = Plan(SIZES, 16)
+    plan = RetryPlan(SIZES, 16)
     plan.add(images(count))
     done: set[int] = set()
     sizes: set[int] = set()
@@ -86,14 +86,14 @@ def test_halving_finds_every_culprit_and_spares_the_innocent_at_an_unchanged_siz
 
 
 def test_parts_come_in_order_and_each_image_in_one_of_them():
-    plan = Plan(SIZES, 4)
+    plan = RetryPlan(SIZES, 4)
     given = images(9)
     plan.add(given)
     assert list(iter(plan.next, None)) == [Part(tuple(given[:4]), 4), Part(tuple(given[4:8]), 4), Part((given[8],), 4)]
 
 
 def test_stepping_down_takes_the_next_size_for_what_did_not_fit_and_for_all_that_waits_in_order():
-    plan = Plan(SIZES, 8)
+    plan = RetryPlan(SIZES, 8)
     given = images(10)
     plan.add(given)
     assert plan.step_down(plan.next())
@@ -107,7 +107,7 @@ def test_the_next_smaller_size_is_the_largest_declared_below(size, smaller):
 
 
 def test_halves_come_before_what_waits_and_hold_the_images_between_them():
-    plan = Plan(SIZES, 4)
+    plan = RetryPlan(SIZES, 4)
     given = images(5)
     plan.add(given)
     plan.halve(Part(tuple(given[:3]), 8))
@@ -117,15 +117,15 @@ def test_halves_come_before_what_waits_and_hold_the_images_between_them():
 
 
 def test_one_image_stands_alone_and_two_do_not():
-    plan = Plan(SIZES, 4)
+    plan = RetryPlan(SIZES, 4)
     assert plan.stands_alone(Part(tuple(images(1)), 16))
     assert not plan.stands_alone(Part(tuple(images(2)), 1))
 
 
 def test_what_failed_says_why_in_a_short_line_that_postgres_can_hold():
-    plan = Plan(SIZES, 4)
+    plan = RetryPlan(SIZES, 4)
     one, two = images(2)
-    plan.spoiled(one, "not\x00finite")
+    plan.invalid_output(one, "not\x00finite")
     plan.give_up(Part((two,), 4), ValueError("no" * 300))
     plan.too_large(Part((one, two), 4))
     assert plan.failed == [

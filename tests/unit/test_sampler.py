@@ -10,40 +10,40 @@ import torch
 
 from services.core.model.errors import SettingsError
 from worker.model import sampler
-from worker.model.sampler import MAX_STEPS, Rules
+from worker.model.sampler import MAX_STEPS, SamplerConfig
 
 PUBLISHED_16 = (998, 936, 873, 811, 748, 686, 624, 561, 499, 437, 374, 312, 250, 187, 125, 62)
 PUBLISHED_10 = (998, 936, 873, 811, 748, 686, 548, 411, 274, 137)
-STABLE = Rules("scaled_linear", 0.00085, 0.012, "epsilon", -math.inf, squeezed=False, rescale=0.0)
+STABLE = SamplerConfig("scaled_linear", 0.00085, 0.012, "epsilon", -math.inf, squeezed=False, rescale=0.0)
 
 
 def test_ten_steps_are_the_published_squeezed_ones_and_sixteen_the_plain_ones():
-    assert sampler.timesteps(Rules(), 10) == PUBLISHED_10
-    assert sampler.timesteps(Rules(), 16) == PUBLISHED_16
-    assert sampler.timesteps(Rules(), 11) == (*PUBLISHED_16[:7], 496, 372, 248, 124)
-    assert sampler.timesteps(dataclasses.replace(Rules(), squeezed=False), 10)[:3] == (998, 898, 798)
+    assert sampler.timesteps(SamplerConfig(), 10) == PUBLISHED_10
+    assert sampler.timesteps(SamplerConfig(), 16) == PUBLISHED_16
+    assert sampler.timesteps(SamplerConfig(), 11) == (*PUBLISHED_16[:7], 496, 372, 248, 124)
+    assert sampler.timesteps(dataclasses.replace(SamplerConfig(), squeezed=False), 10)[:3] == (998, 898, 798)
 
 
-@pytest.mark.parametrize("rules", [Rules(), STABLE], ids=["deci", "stable"])
-def test_any_number_of_steps_goes_strictly_down_and_never_to_zero(rules: Rules):
+@pytest.mark.parametrize("sampler_config", [SamplerConfig(), STABLE], ids=["deci", "stable"])
+def test_any_number_of_steps_goes_strictly_down_and_never_to_zero(sampler_config: SamplerConfig):
     for steps in range(1, MAX_STEPS + 1):
-        taken = sampler.timesteps(rules, steps)
+        taken = sampler.timesteps(sampler_config, steps)
         assert len(taken) == steps
         assert all(high > low for high, low in itertools.pairwise((*taken, 0)))
     for steps in (0, MAX_STEPS + 1):
         with pytest.raises(ValueError, match="from 1 to 50"):
-            sampler.timesteps(rules, steps)
+            sampler.timesteps(sampler_config, steps)
 
 
-def diffusers_scheduler(rules: Rules) -> "object":
+def diffusers_scheduler(sampler_config: SamplerConfig) -> "object":
     from diffusers import DPMSolverMultistepScheduler
 
     return DPMSolverMultistepScheduler(
-        beta_start=rules.beta_start,
-        beta_end=rules.beta_end,
-        beta_schedule=rules.beta_schedule,
-        prediction_type=rules.prediction,
-        lambda_min_clipped=rules.clip,
+        beta_start=sampler_config.beta_start,
+        beta_end=sampler_config.beta_end,
+        beta_schedule=sampler_config.beta_schedule,
+        prediction_type=sampler_config.prediction,
+        lambda_min_clipped=sampler_config.clip,
         solver_type="heun",
         algorithm_type="dpmsolver++",
         solver_order=2,
@@ -52,9 +52,9 @@ def diffusers_scheduler(rules: Rules) -> "object":
     )
 
 
-@pytest.mark.parametrize("rules", [Rules(), STABLE], ids=["deci", "stable"])
+@pytest.mark.parametrize("sampler_config", [SamplerConfig(), STABLE], ids=["deci", "stable"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 11, 14, 15, 16, 30, 50])
-def test_latents_are_what_diffusers_computes_for_any_model(rules: Rules, steps: int):
+def test_latents_are_what_diffusers_computes_for_any_model(sampler_config: SamplerConfig, steps: int):
     """The model is a random smooth function of latents and time, the same for both."""
     chance = torch.Generator().manual_seed(steps)
     mix, bias = torch.randn(4, 4, generator=chance) / 2, torch.randn(4, 8, 8, generator=chance)
@@ -63,24 +63,24 @@ def test_latents_are_what_diffusers_computes_for_any_model(rules: Rules, steps: 
         return torch.tanh(torch.einsum("ij,bjhw->bihw", mix, latents) + bias * math.cos(timestep / 300))
 
     start = torch.randn(3, 4, 8, 8, generator=chance)
-    scheduler = diffusers_scheduler(rules)
-    scheduler.set_timesteps(timesteps=list(sampler.timesteps(rules, steps)))
+    scheduler = diffusers_scheduler(sampler_config)
+    scheduler.set_timesteps(timesteps=list(sampler.timesteps(sampler_config, steps)))
     theirs = start * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         theirs = scheduler.step(model(theirs, int(timestep)), timestep, theirs).prev_sample
     ours, last = start, None
-    for step in sampler.plan(rules, steps):
+    for step in sampler.plan(sampler_config, steps):
         ours, last = sampler.advance(step, ours, model(ours, step.timestep), last)
     scale = float(theirs.std())
     assert float((ours - theirs).abs().max()) / scale < 1e-5
 
 
 def test_unsqueezed_timesteps_are_those_that_diffusers_spreads():
-    for rules, steps in itertools.product((Rules(), STABLE), (1, 7, 16, 25, 50)):
-        scheduler = diffusers_scheduler(rules)
+    for sampler_config, steps in itertools.product((SamplerConfig(), STABLE), (1, 7, 16, 25, 50)):
+        scheduler = diffusers_scheduler(sampler_config)
         scheduler.set_timesteps(steps)
         assert tuple(scheduler.timesteps.tolist()) == sampler.timesteps(
-            dataclasses.replace(rules, squeezed=False), steps
+            dataclasses.replace(sampler_config, squeezed=False), steps
         )
 
 
@@ -88,7 +88,7 @@ def test_arrays_and_tensors_go_the_same_way():
     chance = np.random.default_rng(1)
     latents, prediction = (chance.standard_normal((2, 4, 8, 8), np.float32) for _ in range(2))
     halves, scales = chance.standard_normal((4, 4, 8, 8), np.float32), np.float32([[[[2.0]]], [[[7.5]]]])
-    step = sampler.plan(Rules(), 10)[4]
+    step = sampler.plan(SamplerConfig(), 10)[4]
     arrays = sampler.advance(step, latents, sampler.guide(halves, scales, 0.8), prediction)
     tensors = sampler.advance(
         step,
@@ -123,10 +123,10 @@ def test_the_published_scheduler_config_is_read_and_the_pipeline_s_own_constants
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
     }
-    assert Rules.read(on_disk, flexible=True, said={}) == Rules()
-    assert Rules.read(on_disk, flexible=True, said={"guidance_rescale": 0.0}).rescale == 0.0
+    assert SamplerConfig.read(on_disk, flexible=True, said={}) == SamplerConfig()
+    assert SamplerConfig.read(on_disk, flexible=True, said={"guidance_rescale": 0.0}).rescale == 0.0
     stable = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    assert Rules.read(stable, flexible=False, said={}) == STABLE
+    assert SamplerConfig.read(stable, flexible=False, said={}) == STABLE
 
 
 @pytest.mark.parametrize(
@@ -139,4 +139,4 @@ def test_the_published_scheduler_config_is_read_and_the_pipeline_s_own_constants
 )
 def test_a_scheduler_that_is_not_known_is_refused_in_a_sentence(config: dict[str, str], sentence: str):
     with pytest.raises(SettingsError, match=sentence):
-        Rules.read(config, flexible=True, said={})
+        SamplerConfig.read(config, flexible=True, said={})

@@ -11,7 +11,7 @@ import pytest
 
 from services.core.model.specs import Spec
 from services.core.settings import Settings
-from worker.pipeline import Batch, OutOfMemory, Picture, Spoiled
+from worker.pipeline import Batch, InvalidOutput, OutOfMemory, Picture
 from worker.pipelines.simulated import REVISION, SimulatedFault, SimulatedPipeline
 from worker.pipelines.still_life import scene
 
@@ -80,9 +80,9 @@ def test_fault_raise_fails_the_whole_batch_and_names_nobody() -> None:
 
 
 def test_fault_nan_spoils_one_image_alone() -> None:
-    first, spoiled, last = pipeline(simulated_faults=1).render(batch("fine", "a fault:nan", "well"), nothing)
+    first, invalid_output, last = pipeline(simulated_faults=1).render(batch("fine", "a fault:nan", "well"), nothing)
     assert isinstance(first, Picture) and isinstance(last, Picture)
-    assert spoiled == Spoiled()
+    assert invalid_output == InvalidOutput()
 
 
 def test_fault_flag_flags_one_picture_and_changes_no_pixel_of_it() -> None:

@@ -92,7 +92,7 @@ def per_network(pipeline: DiffusionPipeline, work: Work, device: torch.device) -
     tokens, _ = pipeline._prompts.tokens([spec.prompt for spec in work.specs])
     text = compiled.encode_text(tokens)
     both = compiled.pair([array[:1] for array in text], text)
-    steps = sampler.plan(pipeline._rules, work.shape.steps)
+    steps = sampler.plan(pipeline._sampler_config, work.shape.steps)
     times = compiled.time_table([step.timestep for step in steps])
     latents = compiled.place(np.stack([pipeline._noise(spec) for spec in work.specs]))
 

@@ -39,12 +39,13 @@ class Stock:
             torch.nn.Module.to(network, device, dtype) for network in (loaded.unet, loaded.vae, loaded.text_encoder)
         )
         self._predict = torch.compile(self._evaluate, dynamic=False) if compiles else self._evaluate
-        self._device, self._dtype, self._rules = device, dtype, loaded.rules
+        self._device, self._dtype, self._sampler_config = device, dtype, loaded.sampler_config
         self._prompts = Prompts.of(loaded.tokenizer, loaded.text_encoder.config.max_position_embeddings)
-        rules = loaded.rules
+        sampler_config = loaded.sampler_config
         self._scheduler = DPMSolverMultistepScheduler(
-            beta_start=rules.beta_start, beta_end=rules.beta_end, beta_schedule=rules.beta_schedule,
-            prediction_type=rules.prediction, lambda_min_clipped=rules.clip, solver_type="heun",
+            beta_start=sampler_config.beta_start, beta_end=sampler_config.beta_end,
+            beta_schedule=sampler_config.beta_schedule,
+            prediction_type=sampler_config.prediction, lambda_min_clipped=sampler_config.clip, solver_type="heun",
             final_sigmas_type="sigma_min",
         )  # fmt: skip
 
@@ -59,11 +60,13 @@ class Stock:
         latents = torch.from_numpy(np.stack([noise.draw(spec.seed, size) for spec in specs]))
         latents = latents.to(self._device, self._dtype)
         scale = specs[0].guidance_scale
-        self._scheduler.set_timesteps(timesteps=list(sampler.timesteps(self._rules, shape.steps)), device=self._device)
+        self._scheduler.set_timesteps(
+            timesteps=list(sampler.timesteps(self._sampler_config, shape.steps)), device=self._device
+        )
         for timestep in self._scheduler.timesteps:
-            without, prompted = self._predict(torch.cat([latents] * 2), timestep, text).chunk(2)
-            guided = without + scale * (prompted - without)
-            guided = _rescaled(guided, prompted, self._rules.rescale)
+            uncond, prompted = self._predict(torch.cat([latents] * 2), timestep, text).chunk(2)
+            guided = uncond + scale * (prompted - uncond)
+            guided = _rescaled(guided, prompted, self._sampler_config.rescale)
             latents = self._scheduler.step(guided, timestep, latents).prev_sample
         image = self._vae.decode(latents / self._vae.config.scaling_factor).sample
         pixels = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()

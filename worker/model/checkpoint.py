@@ -12,7 +12,7 @@ import torch
 from services.core.model.errors import SettingsError
 from worker.model import directory, networks
 from worker.model.directory import SIZE_UNIT, Index
-from worker.model.sampler import Rules
+from worker.model.sampler import SamplerConfig
 from worker.model.unet import UNet
 
 
@@ -24,7 +24,7 @@ class Checkpoint:
     folder: Path
     index: Index
     revision: str
-    rules: Rules
+    sampler_config: SamplerConfig
     tokenizer: Any
     text_encoder: Any
     unet: UNet
@@ -51,7 +51,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
         folder=folder,
         index=index,
         revision=directory.revision(folder),
-        rules=directory.read_rules(folder),
+        sampler_config=directory.read_sampler_config(folder),
         tokenizer=_tokenizer(folder / "tokenizer"),
         text_encoder=loaded["text_encoder"],
         unet=loaded[directory.unet(folder)],

@@ -13,7 +13,7 @@ from typing import Any
 
 from services.core.model.errors import SettingsError
 from worker.model import hub, weights
-from worker.model.sampler import MAX_STEPS, Rules
+from worker.model.sampler import MAX_STEPS, SamplerConfig
 
 FLEXIBLE, STOCK = "flexible_unet", "unet"
 PARTS = ("text_encoder", "vae", "tokenizer", "scheduler", FLEXIBLE)
@@ -138,10 +138,10 @@ def read_index(folder: Path) -> Index:
     return said
 
 
-def read_rules(folder: Path) -> Rules:
+def read_sampler_config(folder: Path) -> SamplerConfig:
     """How the model is sampled. Raises SettingsError, in one sentence, where what is said of it makes no sense."""
     index, scheduler = read_index(folder), read_object(folder / "scheduler" / "scheduler_config.json")
-    return Rules.read(scheduler, flexible=index.flexible, said=index.sampler)
+    return SamplerConfig.read(scheduler, flexible=index.flexible, said=index.sampler)
 
 
 def revision(folder: Path) -> str:

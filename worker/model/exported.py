@@ -47,7 +47,9 @@ class Exported:
         """Raises SettingsError, in one sentence, when the model does not fit or the cache cannot be written."""
         self._folder = folder
         self.index, self.revision = directory.read_index(folder), directory.revision(folder)
-        self.rules = directory.read_rules(folder)  # read at each start: an old cache must not serve an old sampler
+        self.sampler_config = directory.read_sampler_config(
+            folder
+        )  # read at each start: an old cache must not serve an old sampler
         self._artefacts = Artefacts(cache, f"{self.index.name}-{self.revision}", _decides(self.revision))
         self._exporter: Exporter | None = None
         self._facts = json.loads((self._get(FACTS, _write_facts) / f"{FACTS}-model.json").read_text("utf-8"))

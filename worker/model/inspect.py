@@ -18,7 +18,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     """
     directory.check(folder)
     index = directory.read_index(folder)
-    rules = directory.read_rules(folder)
+    sampler_config = directory.read_sampler_config(folder)
     return {
         "directory": str(folder),
         "name": index.name,
@@ -31,9 +31,9 @@ def inspect(folder: Path) -> dict[str, Any]:
         "max_steps": index.max_steps,
         "sampler": {
             "name": "DPM-Solver++ 2M",
-            "squeezed": rules.squeezed,
-            "prediction": rules.prediction,
-            "guidance_rescale": rules.rescale,
+            "squeezed": sampler_config.squeezed,
+            "prediction": sampler_config.prediction,
+            "guidance_rescale": sampler_config.rescale,
         },
         "components": {name: _component(folder / name) for name in directory.networks(folder)},
     }

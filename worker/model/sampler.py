@@ -27,7 +27,7 @@ Latents = TypeVar("Latents")
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class SamplerConfig:
     """What a model was trained for and how its publisher samples it.
 
     `clip`: log signal-to-noise below which no timestep is taken (lambda_min_clipped). `rescale`: the share in 0..1 of
@@ -55,7 +55,7 @@ class Rules:
             raise SettingsError(f"The guidance rescale is {self.rescale}; it must be from 0 to 1.")
 
     @classmethod
-    def read(cls, scheduler: Mapping[str, Any], *, flexible: bool, said: Mapping[str, Any]) -> "Rules":
+    def read(cls, scheduler: Mapping[str, Any], *, flexible: bool, said: Mapping[str, Any]) -> "SamplerConfig":
         """From a checkpoint's scheduler_config.json. What DeciDiffusion publishes there (DDIM, zero terminal SNR) is
         not what its pipeline runs; for a `flexible` U-Net the pipeline's own constants stand. `said` overrides."""
         try:
@@ -85,23 +85,23 @@ class Step:
     before: float
 
 
-def timesteps(rules: Rules, steps: int) -> tuple[int, ...]:
+def timesteps(sampler_config: SamplerConfig, steps: int) -> tuple[int, ...]:
     """Descending, `steps` of them: 10 and 11 are squeezed where the rules say so, anything else is spread evenly."""
     if not 1 <= steps <= MAX_STEPS:
         raise ValueError(f"steps is {steps}; it must be from 1 to {MAX_STEPS}")
-    if not rules.squeezed or steps not in SQUEEZED:
-        return _even(rules, steps)
-    kept = _even(rules, UNSQUEEZED_STEPS)[: SQUEEZED[steps]]
+    if not sampler_config.squeezed or steps not in SQUEEZED:
+        return _even(sampler_config, steps)
+    kept = _even(sampler_config, UNSQUEEZED_STEPS)[: SQUEEZED[steps]]
     left = steps - len(kept)
     stride = kept[-1] // (left + 1)
     return (*kept, *(stride * n for n in range(left, 0, -1)))
 
 
 @lru_cache(maxsize=256)
-def plan(rules: Rules, steps: int) -> tuple[Step, ...]:
+def plan(sampler_config: SamplerConfig, steps: int) -> tuple[Step, ...]:
     """The steps' coefficients, for standard normal latents to begin with."""
-    taken = timesteps(rules, steps)
-    kept_share = _kept_share(rules)
+    taken = timesteps(sampler_config, steps)
+    kept_share = _alphas_cumprod(sampler_config)
     # As Python's floats: numpy's would make float64 of float32 latents.
     alphas, sigmas, lambdas = (levels.tolist() for levels in _noise_levels(kept_share[[*taken, 0]]))
     found = []
@@ -115,7 +115,7 @@ def plan(rules: Rules, steps: int) -> tuple[Step, ...]:
             ratio = (lambdas[n] - lambdas[n - 1]) / h
             slope = alphas[n + 1] * (rest / h + 1.0) / ratio
             now, before = now + slope, -slope
-        if rules.prediction == "v_prediction":
+        if sampler_config.prediction == "v_prediction":
             of_latents, of_prediction = alpha, -sigma
         else:
             of_latents, of_prediction = 1.0 / alpha, -sigma / alpha
@@ -125,9 +125,9 @@ def plan(rules: Rules, steps: int) -> tuple[Step, ...]:
 
 def advance(step: Step, latents: Any, prediction: Any, last: Any | None) -> tuple[Any, Any]:
     """The next latents and this step's estimate of the clean image. `last` is the estimate of the step before."""
-    estimate = step.of_latents * latents + step.of_prediction * prediction
-    latents = step.keep * latents + step.now * estimate
-    return (latents if last is None or not step.before else latents + step.before * last), estimate
+    x0 = step.of_latents * latents + step.of_prediction * prediction
+    latents = step.keep * latents + step.now * x0
+    return (latents if last is None or not step.before else latents + step.before * last), x0
 
 
 def guide(prediction: Any, scales: Any, rescale: float) -> Any:
@@ -136,8 +136,8 @@ def guide(prediction: Any, scales: Any, rescale: float) -> Any:
     `scales` (batch, 1, 1, 1) is each image's guidance scale (Ho and Salimans, 2022); `rescale` as in `Rules`.
     """
     batch = prediction.shape[0] // 2
-    without, text = prediction[:batch], prediction[batch:]
-    guided = without + scales * (text - without)
+    uncond, text = prediction[:batch], prediction[batch:]
+    guided = uncond + scales * (text - uncond)
     if rescale == 0.0:
         return guided
     brought_back = guided * (_deviation(text) / _deviation(guided))
@@ -150,23 +150,26 @@ def _deviation(x: Any) -> Any:
     return (centred * centred).mean(axis=axes, keepdims=True) ** 0.5
 
 
-def _even(rules: Rules, steps: int) -> tuple[int, ...]:
+def _even(sampler_config: SamplerConfig, steps: int) -> tuple[int, ...]:
     """Evenly from the last timestep that is not clipped down to 0, which itself is not taken."""
-    *_, lambdas = _noise_levels(_kept_share(rules))
-    last = TRAINED_STEPS - int(np.searchsorted(lambdas[::-1], rules.clip)) - 1
+    *_, lambdas = _noise_levels(_alphas_cumprod(sampler_config))
+    last = TRAINED_STEPS - int(np.searchsorted(lambdas[::-1], sampler_config.clip)) - 1
     spread = np.linspace(0, last, steps + 1).round()[::-1][:-1]
     return tuple(int(timestep) for timestep in spread)
 
 
 @lru_cache(maxsize=32)
-def _kept_share(rules: Rules) -> NDArray[np.float64]:
+def _alphas_cumprod(sampler_config: SamplerConfig) -> NDArray[np.float64]:
     """(1000,): the signal's share of the variance at each timestep (alphas_cumprod), rounded as it was in training."""
-    if rules.beta_schedule == "squaredcos_cap_v2":
+    if sampler_config.beta_schedule == "squaredcos_cap_v2":
         betas = np.array([min(1 - _cosine(t + 1) / _cosine(t), 0.999) for t in range(TRAINED_STEPS)], np.float32)
-    elif rules.beta_schedule == "scaled_linear":
-        betas = np.linspace(rules.beta_start**0.5, rules.beta_end**0.5, TRAINED_STEPS, dtype=np.float32) ** 2
+    elif sampler_config.beta_schedule == "scaled_linear":
+        betas = (
+            np.linspace(sampler_config.beta_start**0.5, sampler_config.beta_end**0.5, TRAINED_STEPS, dtype=np.float32)
+            ** 2
+        )
     else:
-        betas = np.linspace(rules.beta_start, rules.beta_end, TRAINED_STEPS, dtype=np.float32)
+        betas = np.linspace(sampler_config.beta_start, sampler_config.beta_end, TRAINED_STEPS, dtype=np.float32)
     alphas = (np.float32(1.0) - betas).astype(np.float64)
     return np.cumprod(alphas).astype(np.float32).astype(np.float64)
 

@@ -16,10 +16,10 @@ from services.core.model.specs import ModelCard, Shape, Spec
 from services.core.settings import Settings
 from worker.model import directory, noise, sampler
 from worker.model.directory import SIZE_UNIT, Index
-from worker.model.sampler import Rules
+from worker.model.sampler import SamplerConfig
 from worker.model.text import Prompts, unknown_words
-from worker.pipeline import Batch, OnStep, OutOfMemory, Picture, Spoiled
-from worker.pipelines.out_of_memory import room_for
+from worker.pipeline import Batch, InvalidOutput, OnStep, OutOfMemory, Picture
+from worker.pipelines.out_of_memory import out_of_memory_for
 
 Array = Any
 """The backend's own: a numpy array, or a torch tensor on its device."""
@@ -39,7 +39,7 @@ class Compiled(Protocol):
         """For (batch, tokens): keys and values (batch, heads, tokens, channels) for each cross-attention."""
         ...
 
-    def pair(self, without: list[Array], text: list[Array]) -> list[Array]:
+    def pair(self, uncond: list[Array], text: list[Array]) -> list[Array]:
         """What two calls of `encode_text` gave, as the two guidance halves (2 * batch, ...) of one batch. `without`
         may have one row, which then stands for all."""
         ...
@@ -94,10 +94,10 @@ class DiffusionPipeline:
     """Classifier-free guidance with a scale per image, and the sampler of `worker/model/sampler.py`."""
 
     def __init__(
-        self, backend: Backend, index: Index, revision: str, rules: Rules, prompts: Prompts,
+        self, backend: Backend, index: Index, revision: str, sampler_config: SamplerConfig, prompts: Prompts,
         batch_sizes: tuple[int, ...], checker: Checker | None = None,
     ) -> None:  # fmt: skip
-        self._backend, self._rules, self._prompts, self._checker = backend, rules, prompts, checker
+        self._backend, self._sampler_config, self._prompts, self._checker = backend, sampler_config, prompts, checker
         self.backend, self.precision = backend.name, backend.precision
         self.device, self.device_kind, self.versions = backend.device, backend.device_kind, backend.versions
         self.card = ModelCard(
@@ -112,7 +112,7 @@ class DiffusionPipeline:
         )
         self._words = frozenset(index.words)
         self._prepared: set[tuple[int, int, bool, int]] = set()
-        self._without: dict[int, list[Array]] = {}  # the empty negative prompt, encoded in a batch of that size
+        self._uncond: dict[int, list[Array]] = {}  # the empty negative prompt, encoded in a batch of that size
 
     def prepare(self, shape: Shape, size: int) -> None:
         """Compiles the networks for a batch of `size` images of that shape, and runs them until that is done."""
@@ -121,7 +121,7 @@ class DiffusionPipeline:
             return
         spec = Spec(shape.model_revision, "", "", 0, shape.width, shape.height, shape.steps, 7.5 if shape.guided else 1)
         batch = Batch(spec.shape, (spec,) * size, 0)
-        with self._forgotten_if_too_large(shape, size), room_for(size):
+        with self._forgotten_if_too_large(shape, size), out_of_memory_for(size):
             compiled = self._backend.compiled(shape, size)
             for _ in range(self._backend.warm_runs):
                 # All that a render does: compilers look at layouts too, which change after the first step.
@@ -129,26 +129,28 @@ class DiffusionPipeline:
                 compiled.decode(self._denoise(compiled, batch, text, _unheard))
         self._prepared.add(place)
 
-    def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
-        """Pictures uint8 (height, width, 3); an image whose latents or pixels are NaN or Inf is Spoiled, alone."""
+    def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | InvalidOutput]:
+        """Pictures uint8 (height, width, 3); an image with a NaN or Inf in its latents or pixels is InvalidOutput."""
         self.prepare(batch.shape, batch.size)
         compiled = self._backend.compiled(batch.shape, batch.size)
         with self._forgotten_if_too_large(batch.shape, batch.size):
-            with room_for(batch.size):
+            with out_of_memory_for(batch.size):
                 text, truncated = self._encode(compiled, batch)
             latents = self._denoise(compiled, batch, text, on_step)
-            with room_for(batch.size):
+            with out_of_memory_for(batch.size):
                 pixels, finite = compiled.decode(latents)
                 flagged = self._flags(pixels[: batch.wanted])
         unknown = [unknown_words(spec.prompt, self._words) for spec in batch.specs]
         return [
-            Picture(pixels[slot], truncated[slot], flagged.get(slot), unknown[slot]) if finite[slot] else Spoiled()
+            Picture(pixels[slot], truncated[slot], flagged.get(slot), unknown[slot])
+            if finite[slot]
+            else InvalidOutput()
             for slot in range(batch.size)
         ]
 
     def close(self) -> None:
         """Gives the device back."""
-        self._without.clear()
+        self._uncond.clear()
         self._prepared.clear()
         self._backend.close()
 
@@ -160,7 +162,7 @@ class DiffusionPipeline:
         except OutOfMemory:
             self._backend.forget(shape, size)
             self._prepared.discard((shape.width, shape.height, shape.guided, size))
-            self._without.pop(size, None)
+            self._uncond.pop(size, None)
             raise
 
     def _encode(self, compiled: Compiled, batch: Batch) -> tuple[list[Array], list[bool]]:
@@ -178,25 +180,25 @@ class DiffusionPipeline:
 
     def _encode_nothing(self, compiled: Compiled, size: int) -> list[Array]:
         """One row for the empty negative prompt, which is the rule: encoded once, in a batch of that size."""
-        if size not in self._without:
+        if size not in self._uncond:
             encoded = compiled.encode_text(self._prompts.tokens([""] * size)[0])
-            self._without[size] = [1 * array[:1] for array in encoded]  # a copy: a view would hold all rows
-        return self._without[size]
+            self._uncond[size] = [1 * array[:1] for array in encoded]  # a copy: a view would hold all rows
+        return self._uncond[size]
 
     def _denoise(self, compiled: Compiled, batch: Batch, text: list[Array], on_step: OnStep) -> Array:
-        steps = sampler.plan(self._rules, batch.shape.steps)
-        with room_for(batch.size):
+        steps = sampler.plan(self._sampler_config, batch.shape.steps)
+        with out_of_memory_for(batch.size):
             times = compiled.time_table([step.timestep for step in steps])
             latents = compiled.place(np.stack([self._noise(spec) for spec in batch.specs]))
             scales = compiled.place(np.array([[[[spec.guidance_scale]]] for spec in batch.specs], np.float32))
-        estimate, ahead = None, self._backend.steps_in_flight
+        x0, ahead = None, self._backend.steps_in_flight
         asked: deque[Callable[[], object]] = deque()
         for number, (step, time) in enumerate(zip(steps, times, strict=True), start=1):
-            with room_for(batch.size):
+            with out_of_memory_for(batch.size):
                 prediction = compiled.denoise(latents, time, text)
                 if batch.shape.guided:
-                    prediction = sampler.guide(prediction, scales, self._rules.rescale)
-                latents, estimate = sampler.advance(step, latents, prediction, estimate)
+                    prediction = sampler.guide(prediction, scales, self._sampler_config.rescale)
+                latents, x0 = sampler.advance(step, latents, prediction, x0)
                 asked.append(compiled.step_done())
             if len(asked) > ahead:
                 self._hear(asked, number - ahead, on_step)

@@ -66,7 +66,8 @@ def open_onnx(
         raise SettingsError(f"PRESSWORK_DEVICE is {device!r}; with {runtime} it can only be cpu.")
     exported = Exported(folder, cache)
     return DiffusionPipeline(
-        OnnxBackend(exported, runtime, precision), exported.index, exported.revision, exported.rules, exported.prompts,
+        OnnxBackend(exported, runtime, precision), exported.index, exported.revision, exported.sampler_config,
+        exported.prompts,
         batch_sizes, checker,
     )  # fmt: skip
 
@@ -136,8 +137,8 @@ class OnnxCompiled:
     def encode_text(self, tokens: NDArray[np.int64]) -> list[Array]:
         return self._text.run({"tokens": tokens})
 
-    def pair(self, without: list[Array], text: list[Array]) -> list[Array]:
-        return [np.concatenate([np.broadcast_to(a, b.shape), b]) for a, b in zip(without, text, strict=True)]
+    def pair(self, uncond: list[Array], text: list[Array]) -> list[Array]:
+        return [np.concatenate([np.broadcast_to(a, b.shape), b]) for a, b in zip(uncond, text, strict=True)]
 
     def time_table(self, timesteps: Sequence[int]) -> Sequence[Array]:
         for timestep in timesteps:

@@ -29,7 +29,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def room_for(size: int) -> Iterator[None]:
+def out_of_memory_for(size: int) -> Iterator[None]:
     """Raises OutOfMemory for whatever says that there was no room for a batch of `size`."""
     try:
         yield

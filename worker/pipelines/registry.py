@@ -6,7 +6,7 @@ from services.core.model.errors import SettingsError
 from services.core.model.pipelines import PIPELINES
 from services.core.settings import Settings
 from worker.model.directory import SAFETY, check_model_dir, read_index
-from worker.pipeline import ModelUnfit, Pipeline, artefacts
+from worker.pipeline import ModelUnusable, Pipeline, artefacts
 from worker.pipelines import compiler
 
 
@@ -26,7 +26,7 @@ def model_name(settings: Settings) -> str:
     """The name of the model that the pipeline will serve, found out without loading it.
 
     Raises:
-        ModelUnfit: its model directory does not fit; the reason is one sentence.
+        ModelUnusable: its model directory does not fit; the reason is one sentence.
     """
     always = PIPELINES[settings.pipeline].model
     if always is not None:
@@ -34,4 +34,4 @@ def model_name(settings: Settings) -> str:
     try:
         return read_index(check_model_dir(settings.model_dir, SAFETY if settings.safety_checker else ())).name
     except SettingsError as error:
-        raise ModelUnfit(str(error)) from error
+        raise ModelUnusable(str(error)) from error

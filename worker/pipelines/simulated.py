@@ -15,7 +15,7 @@ from pathlib import Path
 
 from services.core.model.specs import ModelCard, Shape, Spec
 from services.core.settings import Settings
-from worker.pipeline import Batch, CompileFailed, OnStep, OutOfMemory, Picture, Spoiled, versions
+from worker.pipeline import Batch, CompileFailed, InvalidOutput, OnStep, OutOfMemory, Picture, versions
 from worker.pipelines.still_life import scene
 
 REVISION = "simulated-1"  # to be raised whenever the drawing changes: the same spec must give the same file
@@ -64,7 +64,7 @@ class SimulatedPipeline:
         if self._settings.model_dir and (Path(self._settings.model_dir) / "uncompilable").exists():
             raise CompileFailed("The simulated device has no compiler.")
 
-    def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | Spoiled]:
+    def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | InvalidOutput]:
         """Pictures uint8 (height, width, 3). Drawing happens within the law's time, a share of it in each step."""
         began = time.monotonic()
         self._fail_if_sick()
@@ -73,7 +73,7 @@ class SimulatedPipeline:
         _fail_at_once(anywhere, batch.size)
         steps = batch.shape.steps
         share = self._seconds(batch) / steps + (SLOW_SECONDS if "slow" in anywhere else 0.0)
-        drawn: list[Picture | Spoiled] = []
+        drawn: list[Picture | InvalidOutput] = []
         for step in range(1, steps + 1):
             if step == steps // 2 + 1:
                 _fail_half_way(anywhere)
@@ -104,9 +104,9 @@ class SimulatedPipeline:
             raise RuntimeError("simulated device failure")
 
 
-def _outcome(spec: Spec, faults: frozenset[str]) -> Picture | Spoiled:
+def _outcome(spec: Spec, faults: frozenset[str]) -> Picture | InvalidOutput:
     if "nan" in faults:
-        return Spoiled()
+        return InvalidOutput()
     return replace(_picture(spec), flagged=True) if "flag" in faults else _picture(spec)
 
 

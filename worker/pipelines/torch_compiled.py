@@ -114,8 +114,8 @@ class TorchCompiled:
             rows = [self._text(row) for row in torch.from_numpy(tokens).split(1)]
             return [torch.cat(arrays) for arrays in zip(*rows, strict=True)]
 
-    def pair(self, without: list[Tensor], text: list[Tensor]) -> list[Tensor]:
-        return [torch.cat([a.expand_as(b), b]) for a, b in zip(without, text, strict=True)]
+    def pair(self, uncond: list[Tensor], text: list[Tensor]) -> list[Tensor]:
+        return [torch.cat([a.expand_as(b), b]) for a, b in zip(uncond, text, strict=True)]
 
     def time_table(self, timesteps: Sequence[int]) -> Sequence[Tensor]:
         key = tuple(timesteps)
@@ -196,7 +196,9 @@ def open_torch(
     """A loaded checkpoint as a pipeline; its networks are moved to the device, and must not be used elsewhere."""
     prompts = Prompts.of(loaded.tokenizer, loaded.max_tokens)
     backend = TorchBackend(loaded, device, precision, compiles=compiles, cache=cache)
-    return DiffusionPipeline(backend, loaded.index, loaded.revision, loaded.rules, prompts, batch_sizes, checker)
+    return DiffusionPipeline(
+        backend, loaded.index, loaded.revision, loaded.sampler_config, prompts, batch_sizes, checker
+    )
 
 
 def _choose_kernels_untimed() -> None:

@@ -6,53 +6,53 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
 from services.api.body import streaming
-from services.api.dependencies import Here
-from services.api.errors import Refused, RefusedSubmission
+from services.api.dependencies import ContextDep
+from services.api.errors import ApiError, SubmissionError
 from services.core.model import requests, strict_json
 from services.core.model.errors import InvalidSubmission
 
 SMALL_BYTES = 64 << 10
-_MOST_BRACKETS = 500_000  # each is an object or a list in memory, many times as large as its text
+_MAX_BRACKETS = 500_000  # each is an object or a list in memory, many times as large as its text
 _UNREADABLE = {"invalid_encoding", "invalid_json"}  # codes of a body that is no JSON at all
 M = TypeVar("M", bound=BaseModel)
 
 
 def read(body: bytes, example: str = "images") -> dict[str, Any]:
-    """The object that a body is; `example` names a field of it. Raises Refused."""
+    """The object that a body is; `example` names a field of it. Raises ApiError."""
     if body.startswith(b"\xef\xbb\xbf"):
-        raise Refused(400, "invalid_encoding", "The body begins with a byte order mark; send UTF-8 without one.")
-    if body.count(b"{") + body.count(b"[") > _MOST_BRACKETS:
-        raise Refused(413, "body_too_long", "The list is too long for JSON; send one request a line, as NDJSON.")
+        raise ApiError(400, "invalid_encoding", "The body begins with a byte order mark; send UTF-8 without one.")
+    if body.count(b"{") + body.count(b"[") > _MAX_BRACKETS:
+        raise ApiError(413, "body_too_long", "The list is too long for JSON; send one request a line, as NDJSON.")
     try:
         value = strict_json.loads(body)
     except strict_json.BadJson as error:
         # An empty body is no broken text, there is just nothing in it.
         status = 400 if error.code in _UNREADABLE and body.strip() else 422
-        raise Refused(status, error.code, str(error)) from None
+        raise ApiError(status, error.code, str(error)) from None
     if not isinstance(value, dict):
         shown = strict_json.describe(value)
-        raise Refused(422, "wrong_type", f"The body is {shown}; it must be an object with the field {example}.")
+        raise ApiError(422, "wrong_type", f"The body is {shown}; it must be an object with the field {example}.")
     return value
 
 
 def require_json(request: Request) -> None:
-    """Raises Refused with 415 for a body that says it is something else."""
+    """Raises ApiError with 415 for a body that says it is something else."""
     if streaming.body_format(request) is not streaming.Format.JSON:
-        raise Refused(415, "unsupported_media_type", "Content-Type must be application/json, in UTF-8.")
+        raise ApiError(415, "unsupported_media_type", "Content-Type must be application/json, in UTF-8.")
 
 
-async def _small(request: Request, here: Here) -> bytes:
+async def _small(request: Request, context: ContextDep) -> bytes:
     require_json(request)
-    async with streaming.received(request, here.settings, streaming.Format.JSON, SMALL_BYTES) as spool:
+    async with streaming.received(request, context.settings, streaming.Format.JSON, SMALL_BYTES) as spool:
         return spool.read()
 
 
-async def _small_or_none(request: Request, here: Here) -> bytes:
+async def _small_or_none(request: Request, context: ContextDep) -> bytes:
     if "content-type" not in request.headers and request.headers.get("content-length", "0") == "0":
         if "transfer-encoding" in request.headers:
             require_json(request)
         return b"{}"
-    return await _small(request, here)
+    return await _small(request, context)
 
 
 Small = Annotated[bytes, Depends(_small)]
@@ -60,10 +60,10 @@ SmallOrNone = Annotated[bytes, Depends(_small_or_none)]
 
 
 def parse(model: type[M], body: bytes, allowed: dict[str, str] = requests.ALLOWED) -> M:
-    """The body as that model. Raises Refused, or RefusedSubmission with all that is wrong with it."""
+    """The body as that model. Raises ApiError, or SubmissionError with all that is wrong with it."""
     value = read(body, next(iter(model.model_fields)))
     try:
         return model.model_validate(value)
     except ValidationError as error:
         problems = requests.problems(error, value, allowed=allowed)
-        raise RefusedSubmission(InvalidSubmission(problems), "index") from None
+        raise SubmissionError(InvalidSubmission(problems), "index") from None

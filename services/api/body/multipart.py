@@ -10,10 +10,10 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from services.api.body import streaming
-from services.api.errors import Refused
+from services.api.errors import ApiError
 
 _ROOM = 64 << 10  # for everything around the file
-_MOST_FIELDS = 8
+_MAX_FIELDS = 8
 _NAME = 255
 
 
@@ -32,24 +32,24 @@ async def received(request: Request, file_field: str, limit: int) -> AsyncIterat
     """The form, with its file on a spool, rewound.
 
     Raises:
-        Refused: it is no such form (400, 415), too long (413), or came too slowly (408).
+        ApiError: it is no such form (400, 415), too long (413), or came too slowly (408).
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise Refused(415, "unsupported_media_type", "Content-Type must be multipart/form-data.")
+        raise ApiError(415, "unsupported_media_type", "Content-Type must be multipart/form-data.")
     if request.headers.getlist("content-encoding"):
-        raise Refused(415, "unsupported_encoding", "The body must be sent as it is, without a Content-Encoding.")
+        raise ApiError(415, "unsupported_encoding", "The body must be sent as it is, without a Content-Encoding.")
     streaming.check_length(request, limit + _ROOM)
     parser = MultiPartParser(
-        request.headers, _limited(request, limit + _ROOM), max_files=1, max_fields=_MOST_FIELDS, max_part_size=_ROOM
+        request.headers, _limited(request, limit + _ROOM), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_ROOM
     )
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        raise Refused(400, "invalid_form", f"The form cannot be read: {error.message}"[:200]) from None
+        raise ApiError(400, "invalid_form", f"The form cannot be read: {error.message}"[:200]) from None
     except OSError as error:
         raise streaming.no_room(error) from None
     except (KeyError, ValueError):
-        raise Refused(400, "invalid_form", "The form cannot be read.") from None
+        raise ApiError(400, "invalid_form", "The form cannot be read.") from None
     try:
         yield _checked(form.multi_items(), file_field, limit)
     finally:
@@ -71,16 +71,16 @@ def _checked(items: list[tuple[str, UploadFile | str]], file_field: str, limit: 
     file: UploadFile | None = None
     for name, value in items:
         if name in fields or (name == file_field and file is not None):
-            raise Refused(400, "repeated_field", "A field of the form is given twice.", param=name[:80])
+            raise ApiError(400, "repeated_field", "A field of the form is given twice.", param=name[:80])
         if isinstance(value, UploadFile) and name == file_field:
             file = value
         elif isinstance(value, str) and name != file_field:
             fields[name] = value
         else:
             kind = "a file" if isinstance(value, str) else "no file"
-            raise Refused(400, "invalid_form", f"This field of the form must be {kind}.", param=name[:80])
+            raise ApiError(400, "invalid_form", f"This field of the form must be {kind}.", param=name[:80])
     if file is None:
-        raise Refused(
+        raise ApiError(
             400, "missing_field", f"The form has no file; it must be the field {file_field}.", param=file_field
         )
     size = file.size or 0

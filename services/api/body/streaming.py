@@ -14,7 +14,7 @@ from typing import IO
 import anyio
 from fastapi import Request
 
-from services.api.errors import RETRY_SECONDS, Refused, RefusedSubmission
+from services.api.errors import RETRY_SECONDS, ApiError, SubmissionError
 from services.core.model.errors import InvalidSubmission, Problem
 from services.core.settings import Settings
 
@@ -32,14 +32,14 @@ class Format(StrEnum):
 
 
 def body_format(request: Request) -> Format:
-    """Raises Refused with 415 for every type but our two, and for every encoding."""
+    """Raises ApiError with 415 for every type but our two, and for every encoding."""
     if request.headers.getlist("content-encoding"):
-        raise Refused(415, "unsupported_encoding", "The body must be sent as it is, without a Content-Encoding.")
+        raise ApiError(415, "unsupported_encoding", "The body must be sent as it is, without a Content-Encoding.")
     given = request.headers.getlist("content-type")
     media, *parameters = [part.strip().lower() for part in given[0].split(";")] if len(given) == 1 else [""]
     charsets = {part.removeprefix("charset=").strip('"') for part in parameters if part.startswith("charset=")}
     if media not in set(Format) or not charsets <= {"utf-8", "utf8"}:
-        raise Refused(
+        raise ApiError(
             415, "unsupported_media_type", "Content-Type must be application/json or application/x-ndjson, in UTF-8."
         )
     return Format(media)
@@ -51,7 +51,7 @@ def idempotency_key(request: Request) -> str | None:
         return None
     key = given[0]
     if len(given) > 1 or not 1 <= len(key) <= 255 or not all("!" <= letter <= "~" for letter in key):
-        raise Refused(
+        raise ApiError(
             400, "invalid_idempotency_key", "Idempotency-Key must be given once: 1 to 255 visible ASCII characters."
         )
     return key
@@ -64,8 +64,8 @@ async def received(
     """The whole body, of at most so many bytes, on a spool, rewound.
 
     Raises:
-        Refused: it is too long (413), came too slowly (408), or there is no room for it (503).
-        RefusedSubmission: a line is too long, or there are more lines than a job may have images.
+        ApiError: it is too long (413), came too slowly (408), or there is no room for it (503).
+        SubmissionError: a line is too long, or there are more lines than a job may have images.
         ClientDisconnect: the client went away.
     """
     limit = most or (settings.max_body_bytes if form is Format.NDJSON else min(JSON_LIMIT, settings.max_body_bytes))
@@ -98,7 +98,7 @@ def lines(spool: IO[bytes]) -> Iterator[bytes]:
 class LineMeter:
     """Watches lines go by in chunks: their lengths and their number."""
 
-    most_lines: int
+    max_lines: int
     number: int = 1  # of the line that has begun
     length: int = field(default=0)  # of that line, so far
 
@@ -113,14 +113,14 @@ class LineMeter:
             self._walk(chunk)
         if self.length > LINE_LIMIT:
             self._refuse()
-        if self.number - 1 > self.most_lines:
+        if self.number - 1 > self.max_lines:
             problem = Problem(
                 "too_many_images",
-                f"A job has at most {self.most_lines:,} images; submit it in parts.",
+                f"A job has at most {self.max_lines:,} images; submit it in parts.",
                 None,
                 self.number,
             )
-            raise RefusedSubmission(InvalidSubmission([problem]), "line")
+            raise SubmissionError(InvalidSubmission([problem]), "line")
 
     def _walk(self, chunk: bytes) -> None:
         first, *others = chunk.split(b"\n")
@@ -138,7 +138,7 @@ class LineMeter:
             None,
             self.number,
         )
-        raise RefusedSubmission(InvalidSubmission([problem]), "line", status=413)
+        raise SubmissionError(InvalidSubmission([problem]), "line", status=413)
 
 
 def check_length(request: Request, limit: int) -> None:
@@ -147,14 +147,14 @@ def check_length(request: Request, limit: int) -> None:
         raise too_long(limit)
 
 
-def too_long(limit: int) -> Refused:
-    return Refused(413, "body_too_long", f"The body is longer than {limit:,} bytes; submit it in parts.")
+def too_long(limit: int) -> ApiError:
+    return ApiError(413, "body_too_long", f"The body is longer than {limit:,} bytes; submit it in parts.")
 
 
-def no_room(error: OSError) -> Refused:
+def no_room(error: OSError) -> ApiError:
     log.error("spool broke", extra={"error": str(error)})
     headers = {"Retry-After": RETRY_SECONDS}
-    return Refused(503, "no_room", "There is no room for the body right now; try again.", headers=headers)
+    return ApiError(503, "no_room", "There is no room for the body right now; try again.", headers=headers)
 
 
 async def chunks(request: Request) -> AsyncIterator[bytes]:
@@ -164,7 +164,7 @@ async def chunks(request: Request) -> AsyncIterator[bytes]:
             with anyio.fail_after(PATIENCE_SECONDS):
                 chunk = await anext(stream, None)
         except TimeoutError:
-            raise Refused(408, "body_too_slow", f"Nothing came for {PATIENCE_SECONDS:g} seconds.") from None
+            raise ApiError(408, "body_too_slow", f"Nothing came for {PATIENCE_SECONDS:g} seconds.") from None
         if chunk is None:
             return
         yield chunk

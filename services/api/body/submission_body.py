@@ -15,7 +15,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(slots=True)
-class Order:
+class SubmissionBody:
     """What a body asks for, read and not yet checked request by request. `problems` of all but the requests."""
 
     images: list[Any] = field(default_factory=list)
@@ -24,7 +24,7 @@ class Order:
     problems: list[Problem] = field(default_factory=list)
 
     @classmethod
-    def of(cls, body: dict[str, Any], most_images: int) -> "Order":
+    def of(cls, body: dict[str, Any], max_images: int) -> "SubmissionBody":
         """Takes its parts out of the body; what stays there is the head."""
         order = cls()
         defaults = body.pop("defaults", {})
@@ -33,7 +33,7 @@ class Order:
         else:
             order.problems.append(wrong("defaults", defaults))
         if "matrix" in body and "images" not in body:
-            order.matrix, found = templates.read(body.pop("matrix"), order.defaults, most_images)
+            order.matrix, found = templates.read(body.pop("matrix"), order.defaults, max_images)
             order.problems += found
             return order
         images = body.pop("images", None)

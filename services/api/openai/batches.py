@@ -12,8 +12,8 @@ from pydantic import Field
 from services.api import dependencies, parameters
 from services.api.authentication import Tenant
 from services.api.body import streaming
-from services.api.dependencies import Context, Here
-from services.api.errors import Refused
+from services.api.dependencies import Context, ContextDep
+from services.api.errors import ApiError
 from services.api.openai import bodies, schemas
 from services.api.openai.bodies import Document
 from services.api.openai.uploads import EXPIRES_AFTER, ExpiresAfter
@@ -27,7 +27,7 @@ from services.core.queue import segments
 
 router = APIRouter()
 _WINDOW = re.compile(r"([1-9][0-9]{0,3})([hd])")
-_MOST_DAYS = 30
+_MAX_DAYS = 30
 _TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
 After = Annotated[str | None, Query(max_length=40, description="the id of the last one seen")]
 
@@ -55,19 +55,19 @@ class NewBatch(Document):
 
 
 @router.post("/batches", response_model=schemas.Batch, openapi_extra={"requestBody": bodies.schema(NewBatch)})
-async def create_batch(request: Request, here: Here, tenant: Tenant) -> Any:
+async def create_batch(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Makes a job of an uploaded file; the file is read and checked after this answers."""
     key = streaming.idempotency_key(request)
-    asked = await bodies.read(request, here.settings, NewBatch)
-    base_url = dependencies.base_url(here.settings, request)
-    return await anyio.to_thread.run_sync(_create, here, tenant, asked, key, base_url)
+    asked = await bodies.read(request, context.settings, NewBatch)
+    base_url = dependencies.base_url(context.settings, request)
+    return await anyio.to_thread.run_sync(_create, context, tenant, asked, key, base_url)
 
 
 @router.get("/batches", response_model=schemas.BatchList)
-def list_batches(here: Here, tenant: Tenant, limit: parameters.BatchLimit = 20, after: After = None) -> Any:
+def list_batches(context: ContextDep, tenant: Tenant, limit: parameters.BatchLimit = 20, after: After = None) -> Any:
     """The tenant's batches, newest first."""
     before = None if after is None else schemas.parse_batch_id(after)
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         found = batch_jobs.page(connection, tenant, before=before, limit=limit + 1)
     data = [schemas.batch(entry) for entry in found[:limit]]
     return schemas.BatchList(
@@ -79,37 +79,37 @@ def list_batches(here: Here, tenant: Tenant, limit: parameters.BatchLimit = 20, 
 
 
 @router.get("/batches/{batch_id}", response_model=schemas.Batch)
-def show_batch(here: Here, tenant: Tenant, batch_id: str) -> Any:
-    return _show(here, tenant, schemas.parse_batch_id(batch_id))
+def show_batch(context: ContextDep, tenant: Tenant, batch_id: str) -> Any:
+    return _show(context, tenant, schemas.parse_batch_id(batch_id))
 
 
 @router.post("/batches/{batch_id}/cancel", response_model=schemas.Batch)
-def cancel_batch(here: Here, tenant: Tenant, batch_id: str) -> Any:
+def cancel_batch(context: ContextDep, tenant: Tenant, batch_id: str) -> Any:
     """From now on nothing of it is rendered; what is done is kept and listed. Asking again is no error."""
     number = schemas.parse_batch_id(batch_id)
-    _show(here, tenant, number)
+    _show(context, tenant, number)
     try:
-        with here.database.begin(tenant) as connection:
+        with context.database.begin(tenant) as connection:
             lifecycle.cancel(connection, tenant, number)
     except Conflict as error:
-        raise Refused(409, "job_finished", str(error), headers={"x-should-retry": "false"}) from None
-    with here.database.begin() as connection:  # a first sweep, so that small jobs need not wait for the duty
+        raise ApiError(409, "job_finished", str(error), headers={"x-should-retry": "false"}) from None
+    with context.database.begin_system() as connection:  # a first sweep, so that small jobs need not wait for the duty
         segments.sweep(connection, number)
-    return _show(here, tenant, number)
+    return _show(context, tenant, number)
 
 
-def _show(here: Context, tenant: int, number: int) -> schemas.Batch:
-    with here.database.begin(tenant) as connection:
+def _show(context: Context, tenant: int, number: int) -> schemas.Batch:
+    with context.database.begin(tenant) as connection:
         found = batch_jobs.find(connection, tenant, number)
     if found is None:
         raise NotFound("There is no such batch.")
     return schemas.batch(found)
 
 
-def _create(here: Context, tenant: int, asked: NewBatch, key: str | None, base_url: str) -> schemas.Batch:
+def _create(context: Context, tenant: int, asked: NewBatch, key: str | None, base_url: str) -> schemas.Batch:
     job_id = ids.new()
     window = _seconds(asked.completion_window)
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         if key is not None:
             canonical = json.dumps(asked.model_dump(), sort_keys=True).encode()
             known = idempotency.remember(
@@ -143,19 +143,21 @@ def _input(connection: Connection, tenant: int, public: str) -> int:
     try:
         file = files.find(connection, tenant, files.parse_id(public))
     except NotFound:
-        raise Refused(400, "invalid_value", "There is no such file; upload it first.", param="input_file_id") from None
+        raise ApiError(400, "invalid_value", "There is no such file; upload it first.", param="input_file_id") from None
     if file.purpose != "batch":
-        raise Refused(400, "invalid_value", 'The file is no input; its purpose must be "batch".', param="input_file_id")
+        raise ApiError(
+            400, "invalid_value", 'The file is no input; its purpose must be "batch".', param="input_file_id"
+        )
     return file.id
 
 
 def _seconds(window: str) -> int:
     found = _WINDOW.fullmatch(window)
     hours = int(found[1]) * (24 if found[2] == "d" else 1) if found else 0
-    if not 1 <= hours <= _MOST_DAYS * 24:
+    if not 1 <= hours <= _MAX_DAYS * 24:
         allowed = NewBatch.model_fields["completion_window"].description
         shown = json.dumps(window)
-        raise Refused(
+        raise ApiError(
             400, "invalid_value", f"completion_window is {shown}; it must be {allowed}.", param="completion_window"
         )
     return hours * 3600

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from services.api.body import json_object, streaming
 from services.api.body.streaming import Format
-from services.api.errors import Refused
+from services.api.errors import ApiError
 from services.core.model import strict_json
 from services.core.settings import Settings
 
@@ -25,18 +25,18 @@ Kind = TypeVar("Kind", bound=Document)
 
 
 async def read_object(request: Request, settings: Settings, example: str) -> dict[str, Any]:
-    """The object that the body is; `example` names a field of it. Raises Refused."""
+    """The object that the body is; `example` names a field of it. Raises ApiError."""
     json_object.require_json(request)
     async with streaming.received(request, settings, Format.JSON, most=_LIMIT) as spool:
         try:
             return json_object.read(spool.read(), example)
-        except Refused as error:
+        except ApiError as error:
             status = 400 if error.status == 422 else error.status
-            raise Refused(status, error.code, str(error), param=error.param) from None
+            raise ApiError(status, error.code, str(error), param=error.param) from None
 
 
 async def read(request: Request, settings: Settings, kind: type[Kind]) -> Kind:
-    """The body as `kind`. Raises Refused with the first thing that is wrong: its field, what was found, what may be."""
+    """The body as `kind`. Raises ApiError with the first problem: its field, what was found, what may be."""
     value = await read_object(request, settings, next(iter(kind.model_fields)))
     try:
         return kind.model_validate(value)
@@ -49,16 +49,16 @@ def schema(kind: type[Document]) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}
 
 
-def _refused(kind: type[Document], error: ValidationError) -> Refused:
+def _refused(kind: type[Document], error: ValidationError) -> ApiError:
     entry = error.errors(include_url=False)[0]
     names = [str(part) for part in entry["loc"]]
     code = _KINDS.get(entry["type"], "invalid_value")
     if code == "unknown_field":
         shown = strict_json.describe(names[-1])
         known = ", ".join(sorted(kind.model_fields))
-        return Refused(400, code, f"There is no field {shown}; there are: {known}.", param=strict_json.place(*names))
+        return ApiError(400, code, f"There is no field {shown}; there are: {known}.", param=strict_json.place(*names))
     field = kind.model_fields.get(names[0]) if names else None
     allowed = (field.description if field else None) or "as the documentation says"
     found = "missing" if code == "missing_field" else strict_json.describe(entry["input"])
     param = strict_json.place(*(part for part in entry["loc"] if part != "[key]"))
-    return Refused(400, code, f"{param} is {found}; it must be {allowed}.", param=param)
+    return ApiError(400, code, f"{param} is {found}; it must be {allowed}.", param=param)

@@ -13,13 +13,13 @@ from services.api import parameters
 from services.api.authentication import Tenant
 from services.api.body import multipart, streaming
 from services.api.body.multipart import Form
-from services.api.dependencies import Context, Here
-from services.api.errors import Refused
+from services.api.dependencies import Context, ContextDep
+from services.api.errors import ApiError
 from services.api.openai import schemas
 from services.core.files import files
 from services.core.jobs import idempotency
 from services.core.model import ids
-from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, NotFound, ObjectGone
+from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, NotFound, ObjectMissing
 
 router = APIRouter()
 EXPIRY = range(3600, 2_592_001)
@@ -47,22 +47,23 @@ Purpose = Annotated[str | None, Query(max_length=40, description="batch or batch
 
 
 @router.post("/files", response_model=schemas.File, openapi_extra={"requestBody": _FORM})
-async def create_file(request: Request, here: Here, tenant: Tenant) -> Any:
+async def create_file(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Stores a file of requests."""
     key = streaming.idempotency_key(request)
-    async with multipart.received(request, "file", here.settings.max_file_bytes) as form:
+    async with multipart.received(request, "file", context.settings.max_file_bytes) as form:
         expires = _expiry(form.fields)
-        return await anyio.to_thread.run_sync(_store, here, tenant, form, expires, key)
+        return await anyio.to_thread.run_sync(_store, context, tenant, form, expires, key)
 
 
 @router.get("/files", response_model=schemas.FileList)
 def list_files(
-    here: Here, tenant: Tenant, limit: parameters.FileLimit = 10_000, after: After = None, order: Order = "desc",
+    context: ContextDep, tenant: Tenant, limit: parameters.FileLimit = 10_000, after: After = None,
+    order: Order = "desc",
     purpose: Purpose = None,
 ) -> Any:  # fmt: skip
     """The tenant's files, newest first unless asked otherwise."""
     number = None if after is None else files.parse_id(after)
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         found = files.page(
             connection, tenant, after=number, limit=limit + 1, newest_first=order == "desc", purpose=purpose
         )
@@ -76,36 +77,36 @@ def list_files(
 
 
 @router.get("/files/{file_id}", response_model=schemas.File)
-def show_file(here: Here, tenant: Tenant, file_id: str) -> Any:
-    with here.database.begin(tenant) as connection:
+def show_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
+    with context.database.begin(tenant) as connection:
         return schemas.file(files.find(connection, tenant, files.parse_id(file_id)))
 
 
 @router.get("/files/{file_id}/content", response_class=StreamingResponse)
-def read_file(here: Here, tenant: Tenant, file_id: str) -> Any:
+def read_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
     """The file's bytes."""
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         found = files.find(connection, tenant, files.parse_id(file_id))
     try:
-        chunks = _begun(here.store.stream(found.object_key))
-    except ObjectGone:
-        raise Refused(410, "file_gone", "The file is not in the object store any more.") from None
+        chunks = _begun(context.store.stream(found.object_key))
+    except ObjectMissing:
+        raise ApiError(410, "file_gone", "The file is not in the object store any more.") from None
     name = re.sub(r"[^A-Za-z0-9._-]", "_", found.filename)
     headers = {"Content-Length": str(found.bytes), "Content-Disposition": f'attachment; filename="{name}"'}
     return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
 
 
 @router.delete("/files/{file_id}", response_model=schemas.FileDeleted)
-def delete_file(here: Here, tenant: Tenant, file_id: str) -> Any:
+def delete_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
     """From now on nobody sees it; jobs that were made of it go on."""
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         files.delete(connection, tenant, files.parse_id(file_id))
     return schemas.FileDeleted(id=file_id)
 
 
 def _check_purpose(purpose: object) -> None:
     if purpose != "batch":
-        raise Refused(
+        raise ApiError(
             400, "invalid_value", 'purpose must be "batch": files of requests are all that is taken.', param="purpose"
         )
 
@@ -115,24 +116,24 @@ def _expiry(fields: dict[str, str]) -> int | None:
     _check_purpose(fields.get("purpose"))
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     if unknown := fields.keys() - {"purpose", "expires_after[anchor]", "expires_after[seconds]"}:
-        raise Refused(400, "unknown_field", "The form has a field that is not known.", param=sorted(unknown)[0][:80])
+        raise ApiError(400, "unknown_field", "The form has a field that is not known.", param=sorted(unknown)[0][:80])
     if anchor is None and seconds is None:
         return None
     fits = seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 9
     if anchor != "created_at" or not fits or int(seconds or 0) not in EXPIRY:
         allowed = f"anchor created_at, and seconds from {EXPIRY.start:,} to {EXPIRY.stop - 1:,}"
-        raise Refused(400, "invalid_value", f"expires_after must have {allowed}.", param="expires_after")
+        raise ApiError(400, "invalid_value", f"expires_after must have {allowed}.", param="expires_after")
     return int(seconds or 0)
 
 
-def _store(here: Context, tenant: int, form: Form, expires: int | None, key: str | None) -> schemas.File:
+def _store(context: Context, tenant: int, form: Form, expires: int | None, key: str | None) -> schemas.File:
     """Put, then record: if the process dies between the two, an object is left that no row names."""
     number, sha256 = ids.new(), digest(form.file)
     object_key = files.object_key(tenant, number)
-    here.store.put_file(object_key, form.file, "application/jsonl")
+    context.store.put_file(object_key, form.file, "application/jsonl")
     known = None
     try:
-        with here.database.begin(tenant) as connection:
+        with context.database.begin(tenant) as connection:
             if key is not None:
                 asked = hashlib.sha256(repr((sha256, form.filename, expires)).encode()).digest()
                 known = idempotency.remember(connection, tenant, key, sha256=asked, thing=number, kind="file")
@@ -143,10 +144,10 @@ def _store(here: Context, tenant: int, form: Form, expires: int | None, key: str
                 )  # fmt: skip
             found = files.find(connection, tenant, number if known is None else known)
     except (IdempotencyConflict, IdempotencyBusy, NotFound):  # of anything else it is not known what was committed
-        here.store.drop(object_key)
+        context.store.drop(object_key)
         raise
     if known is not None:
-        here.store.drop(object_key)
+        context.store.drop(object_key)
     return schemas.file(found)
 
 

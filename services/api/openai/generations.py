@@ -17,8 +17,8 @@ from starlette.responses import Response
 from services.api import dependencies
 from services.api.authentication import Tenant
 from services.api.body import streaming
-from services.api.dependencies import Context, Here
-from services.api.errors import JsonResponse, Refused, envelope
+from services.api.dependencies import Context, ContextDep
+from services.api.errors import ApiError, JsonResponse, envelope
 from services.api.openai import bodies, schemas
 from services.api.v1 import schemas as v1
 from services.core.batches import line_format, results
@@ -27,7 +27,7 @@ from services.core.batches.results import Stored
 from services.core.fleet import models
 from services.core.jobs import lifecycle, queries, submissions
 from services.core.model import ids, requests
-from services.core.model.errors import Away, Conflict, InvalidSubmission, StoreAway
+from services.core.model.errors import Conflict, InvalidSubmission, StoreUnavailable, Unavailable
 
 router = APIRouter()
 _FIRST_LOOK, _LATER_LOOKS = 0.05, 0.4  # seconds between two looks
@@ -67,45 +67,45 @@ _PREFER = {
     responses={202: {"model": v1.Job}},
     openapi_extra={"requestBody": _schema(), "parameters": [_PREFER]},
 )
-async def generate(request: Request, here: Here, tenant: Tenant) -> Any:
+async def generate(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Renders up to ten images of one prompt and waits for them."""
     key = streaming.idempotency_key(request)
     preference = _preference(request)
-    asked = await bodies.read_object(request, here.settings, "prompt")
+    asked = await bodies.read_object(request, context.settings, "prompt")
     body, problems = line_format.read_body(asked, "")
     if problems:
-        raise Refused(400, problems[0].code, problems[0].message, param=problems[0].param)
+        raise ApiError(400, problems[0].code, problems[0].message, param=problems[0].param)
     if "custom_id" in body.fields:
-        raise Refused(400, "unknown_field", "custom_id belongs to files of requests.", param="custom_id")
-    job_id = await anyio.to_thread.run_sync(_submit, here, tenant, body, key, limiter=here.submissions)
+        raise ApiError(400, "unknown_field", "custom_id belongs to files of requests.", param="custom_id")
+    job_id = await anyio.to_thread.run_sync(_submit, context, tenant, body, key, limiter=context.submissions)
     try:
-        return await _answered(request, here, tenant, job_id, body.response_format, preference, key)
-    except Away as error:
+        return await _answered(request, context, tenant, job_id, body.response_format, preference, key)
+    except Unavailable as error:
         if key is not None:  # sent again, it finds its job
             raise
-        code = "store_away" if isinstance(error, StoreAway) else "database_away"
+        code = "store_away" if isinstance(error, StoreUnavailable) else "database_away"
         goes_on = f"Its outcome cannot be told now. It goes on: see /v1/jobs/{ids.public_job(job_id)}."
-        raise Refused(503, code, goes_on, headers=_NO_RETRY) from error
+        raise ApiError(503, code, goes_on, headers=_NO_RETRY) from error
 
 
 async def _answered(
-    request: Request, here: Context, tenant: int, job_id: int, response_format: str | None, preference: Preference,
+    request: Request, context: Context, tenant: int, job_id: int, response_format: str | None, preference: Preference,
     key: str | None,
 ) -> Any:  # fmt: skip
     """The committed job's pictures, or the job itself."""
     if preference.asynchronous:
-        return await anyio.to_thread.run_sync(_job, here, tenant, job_id, "respond-async")
-    limit = here.settings.wait_seconds if preference.seconds is None else preference.seconds
-    if not await _wait(request, here, tenant, job_id, limit, give_up=key is None):
+        return await anyio.to_thread.run_sync(_job, context, tenant, job_id, "respond-async")
+    limit = context.settings.wait_seconds if preference.seconds is None else preference.seconds
+    if not await _wait(request, context, tenant, job_id, limit, give_up=key is None):
         if preference.seconds is not None:
-            return await anyio.to_thread.run_sync(_job, here, tenant, job_id, f"wait={preference.seconds:g}")
-        raise Refused(
+            return await anyio.to_thread.run_sync(_job, context, tenant, job_id, f"wait={preference.seconds:g}")
+        raise ApiError(
             504, "still_rendering",
             f"It is not done after {limit:g} s. It goes on: see /v1/jobs/{ids.public_job(job_id)}.",
             headers=_NO_RETRY,
         )  # fmt: skip
-    base_url = dependencies.base_url(here.settings, request)
-    return await anyio.to_thread.run_sync(_answer, here, tenant, job_id, response_format, base_url)
+    base_url = dependencies.base_url(context.settings, request)
+    return await anyio.to_thread.run_sync(_answer, context, tenant, job_id, response_format, base_url)
 
 
 def _preference(request: Request) -> Preference:
@@ -115,64 +115,64 @@ def _preference(request: Request) -> Preference:
     return Preference("respond-async" in words and not waits, min(waits) if waits else None)
 
 
-def _submit(here: Context, tenant: int, body: Body, key: str | None) -> int:
-    with here.database.begin() as connection:
+def _submit(context: Context, tenant: int, body: Body, key: str | None) -> int:
+    with context.database.begin_system() as connection:
         catalogue = models.catalogue(connection)
-    with submissions.Submission(here.settings, catalogue) as submission:
+    with submissions.Submission(context.settings, catalogue) as submission:
         submission.add(0, body.fields)
         try:
             receipt = submission.record(
-                here.database, tenant, label=requests.Label(priority="high"), idempotency_key=key
+                context.database, tenant, label=requests.JobOptions(priority="high"), idempotency_key=key
             )
         except InvalidSubmission as error:
             first = error.problems[0]
-            raise Refused(400, first.code, first.message, param=first.param) from None
+            raise ApiError(400, first.code, first.message, param=first.param) from None
     for model in receipt.models:
-        here.bell.ring(model)
+        context.notifier.notify(model)
     return receipt.job_id
 
 
-async def _wait(request: Request, here: Context, tenant: int, job_id: int, limit: float, *, give_up: bool) -> bool:
+async def _wait(request: Request, context: Context, tenant: int, job_id: int, limit: float, *, give_up: bool) -> bool:
     """Whether all images are final by then. `give_up`: a client that goes away wants nothing any more."""
     deadline, pause = time.monotonic() + limit, _FIRST_LOOK
     while True:
-        if await anyio.to_thread.run_sync(_is_over, here, tenant, job_id, limiter=here.waiting):
+        if await anyio.to_thread.run_sync(_is_over, context, tenant, job_id, limiter=context.waiting):
             return True
         if time.monotonic() + pause > deadline:
             return False
         await anyio.sleep(pause)
         pause = min(pause * 1.3, _LATER_LOOKS)
         if give_up and await request.is_disconnected():
-            await anyio.to_thread.run_sync(_cancel, here, tenant, job_id)
+            await anyio.to_thread.run_sync(_cancel, context, tenant, job_id)
             return False
 
 
-def _is_over(here: Context, tenant: int, job_id: int) -> bool:
-    with here.database.begin(tenant) as connection:
+def _is_over(context: Context, tenant: int, job_id: int) -> bool:
+    with context.database.begin(tenant) as connection:
         view = queries.job(connection, tenant, job_id)
     assert view is not None, "a recorded job can be read"
     return view.counts["queued"] + view.counts["rendering"] == 0
 
 
-def _cancel(here: Context, tenant: int, job_id: int) -> None:
+def _cancel(context: Context, tenant: int, job_id: int) -> None:
     try:
-        with here.database.begin(tenant) as connection:
+        with context.database.begin(tenant) as connection:
             lifecycle.cancel(connection, tenant, job_id)
     except Conflict:  # finished in this very moment
         return
 
 
-def _job(here: Context, tenant: int, job_id: int, applied: str) -> Response:
-    with here.database.begin(tenant) as connection:
+def _job(context: Context, tenant: int, job_id: int, applied: str) -> Response:
+    with context.database.begin(tenant) as connection:
         view = queries.job(connection, tenant, job_id)
     assert view is not None, "a recorded job can be read"
     return JsonResponse(v1.job(view).model_dump(mode="json"), 202, {"Preference-Applied": applied})
 
 
-def _answer(here: Context, tenant: int, job_id: int, response_format: str | None, base_url: str) -> Any:
-    with here.database.begin(tenant) as connection:
+def _answer(context: Context, tenant: int, job_id: int, response_format: str | None, base_url: str) -> Any:
+    with context.database.begin(tenant) as connection:
         request = results.page(connection, job_id, limit=1)[0]
-    data = [_picture(here, job_id, image, response_format, base_url) for image in request.stored]
+    data = [_picture(context, job_id, image, response_format, base_url) for image in request.stored]
     if not request.is_done:
         return _failed(job_id, request, data)
     first = request.stored[0]
@@ -192,11 +192,13 @@ def _failed(job_id: int, request: results.Request, data: list[schemas.Picture]) 
     return envelope(500, code, said, headers=_NO_RETRY, data=[picture.model_dump() for picture in data])
 
 
-def _picture(here: Context, job_id: int, image: Stored, response_format: str | None, base_url: str) -> schemas.Picture:
+def _picture(
+    context: Context, job_id: int, image: Stored, response_format: str | None, base_url: str
+) -> schemas.Picture:
     """With neither asked for, both: some programs look for the url, others for the bytes."""
-    entry = line_format.entry(image, job_id, base_url, here.settings.secret)
+    entry = line_format.entry(image, job_id, base_url, context.settings.secret)
     if response_format == "b64_json":
         entry["url"] = None
     if response_format != "url":
-        entry["b64_json"] = base64.b64encode(here.store.read(image.object_key)).decode()
+        entry["b64_json"] = base64.b64encode(context.store.read(image.object_key)).decode()
     return schemas.Picture(**entry)

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from services.api.authentication import Tenant
-from services.api.dependencies import Here
+from services.api.dependencies import ContextDep
 from services.api.openai import schemas
 from services.core.fleet import models
 from services.core.fleet.models import Model
@@ -16,16 +16,16 @@ router = APIRouter()
 
 
 @router.get("/models", response_model=schemas.ModelList)
-def list_models(here: Here, tenant: Tenant) -> Any:  # noqa: ARG001  who asks is settled all the same
+def list_models(context: ContextDep, tenant: Tenant) -> Any:  # noqa: ARG001  who asks is settled all the same
     """Every model, whether or not a worker is up that serves it."""
-    with here.database.begin() as connection:
+    with context.database.begin_system() as connection:
         found, workers = models.catalogue(connection), queries.workers_by_revision(connection)
     return schemas.ModelList(data=[_shown(model, workers) for model in found.values()])
 
 
 @router.get("/models/{name}", response_model=schemas.Model)
-def show_model(here: Here, tenant: Tenant, name: str) -> Any:  # noqa: ARG001
-    with here.database.begin() as connection:
+def show_model(context: ContextDep, tenant: Tenant, name: str) -> Any:  # noqa: ARG001
+    with context.database.begin_system() as connection:
         found, workers = models.catalogue(connection), queries.workers_by_revision(connection)
     if name not in found:
         raise NotFound("There is no such model.")

@@ -9,8 +9,8 @@ from pydantic import Field
 from services.api.authentication import Tenant
 from services.api.body import multipart
 from services.api.body.multipart import Form
-from services.api.dependencies import Context, Here
-from services.api.errors import Refused
+from services.api.dependencies import Context, ContextDep
+from services.api.errors import ApiError
 from services.api.openai import bodies, files, schemas
 from services.api.openai.bodies import Document
 from services.core.files import files as core_files
@@ -64,23 +64,23 @@ _FORM = {
 
 
 @router.post("/uploads", response_model=schemas.Upload, openapi_extra={"requestBody": bodies.schema(NewUpload)})
-async def create_upload(request: Request, here: Here, tenant: Tenant) -> Any:
+async def create_upload(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Announces a file of that many bytes; its parts may come for an hour."""
-    asked = await bodies.read(request, here.settings, NewUpload)
-    if asked.bytes > here.settings.max_file_bytes:
-        raise Refused(
-            400, "file_too_long", f"bytes is {asked.bytes}; a file has at most {here.settings.max_file_bytes:,}.",
+    asked = await bodies.read(request, context.settings, NewUpload)
+    if asked.bytes > context.settings.max_file_bytes:
+        raise ApiError(
+            400, "file_too_long", f"bytes is {asked.bytes}; a file has at most {context.settings.max_file_bytes:,}.",
             param="bytes",
         )  # fmt: skip
-    return await anyio.to_thread.run_sync(_create, here, tenant, asked)
+    return await anyio.to_thread.run_sync(_create, context, tenant, asked)
 
 
 @router.post("/uploads/{upload_id}/parts", response_model=schemas.UploadPart, openapi_extra={"requestBody": _FORM})
-async def add_part(request: Request, here: Here, tenant: Tenant, upload_id: str) -> Any:
+async def add_part(request: Request, context: ContextDep, tenant: Tenant, upload_id: str) -> Any:
     """Takes one part, up to 64 MiB."""
     number = uploads.parse_id(upload_id)
     async with multipart.received(request, "data", PART_LIMIT) as form:
-        return await anyio.to_thread.run_sync(_add_part, here, tenant, number, form)
+        return await anyio.to_thread.run_sync(_add_part, context, tenant, number, form)
 
 
 @router.post(
@@ -88,22 +88,22 @@ async def add_part(request: Request, here: Here, tenant: Tenant, upload_id: str)
     response_model=schemas.Upload,
     openapi_extra={"requestBody": bodies.schema(Completion)},
 )
-async def complete_upload(request: Request, here: Here, tenant: Tenant, upload_id: str) -> Any:
+async def complete_upload(request: Request, context: ContextDep, tenant: Tenant, upload_id: str) -> Any:
     """Joins the parts, in the order of this list, to a file."""
     number = uploads.parse_id(upload_id)
-    asked = await bodies.read(request, here.settings, Completion)
-    return await anyio.to_thread.run_sync(_complete, here, tenant, number, asked)
+    asked = await bodies.read(request, context.settings, Completion)
+    return await anyio.to_thread.run_sync(_complete, context, tenant, number, asked)
 
 
 @router.post("/uploads/{upload_id}/cancel", response_model=schemas.Upload)
-def cancel_upload(here: Here, tenant: Tenant, upload_id: str) -> Any:
+def cancel_upload(context: ContextDep, tenant: Tenant, upload_id: str) -> Any:
     """No part is taken any more."""
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         return schemas.upload(uploads.cancel(connection, tenant, uploads.parse_id(upload_id)), None)
 
 
-def _create(here: Context, tenant: int, asked: NewUpload) -> schemas.Upload:
-    with here.database.begin(tenant) as connection:
+def _create(context: Context, tenant: int, asked: NewUpload) -> schemas.Upload:
+    with context.database.begin(tenant) as connection:
         found = uploads.create(
             connection, tenant, purpose=asked.purpose, filename=asked.filename, size=asked.bytes,
             file_expires_seconds=None if asked.expires_after is None else asked.expires_after.seconds,
@@ -111,36 +111,38 @@ def _create(here: Context, tenant: int, asked: NewUpload) -> schemas.Upload:
     return schemas.upload(found, None)
 
 
-def _add_part(here: Context, tenant: int, upload_id: int, form: Form) -> schemas.UploadPart:
+def _add_part(context: Context, tenant: int, upload_id: int, form: Form) -> schemas.UploadPart:
     """Put, then record: an object that no row names is left if the process dies between the two."""
     if form.fields:
-        raise Refused(400, "unknown_field", "The form has the field data and no other.", param=next(iter(form.fields)))
-    with here.database.begin(tenant) as connection:
+        raise ApiError(400, "unknown_field", "The form has the field data and no other.", param=next(iter(form.fields)))
+    with context.database.begin(tenant) as connection:
         uploads.find(connection, tenant, upload_id)
     part, sha256 = ids.new(), files.digest(form.file)
     key = uploads.part_key(tenant, upload_id, part)
-    here.store.put_file(key, form.file, "application/octet-stream")
+    context.store.put_file(key, form.file, "application/octet-stream")
     try:
-        with here.database.begin(tenant) as connection:
+        with context.database.begin(tenant) as connection:
             uploads.add_part(connection, tenant, upload_id, part=part, size=form.size, sha256=sha256, key=key)
-    except (uploads.PartsUnfit, Conflict) as error:
-        here.store.drop(key)
+    except (uploads.InvalidParts, Conflict) as error:
+        context.store.drop(key)
         if isinstance(error, Conflict):
             raise
-        raise Refused(400, "parts_unfit", str(error)) from None
+        raise ApiError(400, "parts_unfit", str(error)) from None
     return schemas.UploadPart(
         id=uploads.part_id(part), created_at=ids.epoch(part), upload_id=uploads.public_id(upload_id)
     )
 
 
-def _complete(here: Context, tenant: int, upload_id: int, asked: Completion) -> schemas.Upload:
+def _complete(context: Context, tenant: int, upload_id: int, asked: Completion) -> schemas.Upload:
     try:
-        found = uploads.complete(here.database, here.store, tenant, upload_id, parts=asked.part_ids, md5=asked.md5)
-    except uploads.PartsUnfit as error:
-        raise Refused(400, "parts_unfit", str(error)) from None
+        found = uploads.complete(
+            context.database, context.store, tenant, upload_id, parts=asked.part_ids, md5=asked.md5
+        )
+    except uploads.InvalidParts as error:
+        raise ApiError(400, "parts_unfit", str(error)) from None
     made = None
     if found.file_id is not None:
-        with here.database.begin(tenant) as connection:
+        with context.database.begin(tenant) as connection:
             try:
                 made = core_files.find(connection, tenant, found.file_id)
             except NotFound:  # completed before, and its file deleted since

@@ -8,19 +8,19 @@ from pydantic import BaseModel
 
 from services.api import openapi
 from services.api.body import json_object, streaming
-from services.api.body.submission_body import Order
-from services.api.dependencies import Context, Here
-from services.api.errors import RefusedSubmission
+from services.api.body.submission_body import SubmissionBody
+from services.api.dependencies import Context, ContextDep
+from services.api.errors import SubmissionError
 from services.core.fleet import models
 from services.core.jobs import estimates, submissions
-from services.core.jobs.estimates import Span, Tally
+from services.core.jobs.estimates import Interval, WorkTally
 from services.core.model import requests, strict_json
 from services.core.model.errors import InvalidSubmission, Problem
 
 router = APIRouter()
 FIRST = 10
 _SHAPES_RULE = (
-    f"a list of 1 to {submissions.MOST_SHAPES} objects with images, and model, size, steps and guidance if need be"
+    f"a list of 1 to {submissions.MAX_SHAPES} objects with images, and model, size, steps and guidance if need be"
 )
 
 
@@ -68,40 +68,40 @@ class Estimate(BaseModel):
 
 
 @router.post("/jobs/preview", response_model=Preview, openapi_extra={"requestBody": openapi.matrix_body()})
-async def preview(request: Request, here: Here) -> Any:
+async def preview(request: Request, context: ContextDep) -> Any:
     """Spans a matrix without submitting it: how many requests and images, and the first ten requests."""
-    return await _read(request, here, _preview)
+    return await _read(request, context, _preview)
 
 
 @router.post(
     "/jobs/estimate",
     response_model=Estimate,
-    openapi_extra={"requestBody": openapi.estimate_body(requests.Asked, submissions.MOST_SHAPES)},
+    openapi_extra={"requestBody": openapi.estimate_body(requests.EstimateShape, submissions.MAX_SHAPES)},
 )
-async def estimate(request: Request, here: Here) -> Any:
+async def estimate(request: Request, context: ContextDep) -> Any:
     """What a job would cost in accelerator-seconds, and when it would be done if it were submitted now."""
-    return await _read(request, here, _estimate)
+    return await _read(request, context, _estimate)
 
 
-async def _read(request: Request, here: Context, answer: Any) -> Any:
+async def _read(request: Request, context: Context, answer: Any) -> Any:
     json_object.require_json(request)
-    async with streaming.received(request, here.settings, streaming.Format.JSON) as spool:
+    async with streaming.received(request, context.settings, streaming.Format.JSON) as spool:
         try:
-            return await anyio.to_thread.run_sync(answer, here, spool, limiter=here.submissions)
+            return await anyio.to_thread.run_sync(answer, context, spool, limiter=context.submissions)
         except InvalidSubmission as error:
-            raise RefusedSubmission(error, "index") from None
+            raise SubmissionError(error, "index") from None
 
 
-def _preview(here: Context, spool: IO[bytes]) -> Preview:
+def _preview(context: Context, spool: IO[bytes]) -> Preview:
     body = json_object.read(spool.read(), "matrix")
     if "matrix" not in body:
         raise InvalidSubmission([Problem("missing_field", "matrix is missing: it is what can be previewed.", "matrix")])
-    order = Order.of(body, here.settings.max_images_per_job)
-    order.head(requests.Label, body, requests.Label())
-    with here.database.begin() as connection:
+    order = SubmissionBody.of(body, context.settings.max_images_per_job)
+    order.head(requests.JobOptions, body, requests.JobOptions())
+    with context.database.begin_system() as connection:
         catalogue = models.catalogue(connection)
     first: list[dict[str, Any]] = []
-    with Tally(here.settings, catalogue, defaults=order.defaults) as tally:
+    with WorkTally(context.settings, catalogue, defaults=order.defaults) as tally:
         for problem in order.problems:
             tally.refuse(problem)
         if order.matrix is not None:
@@ -113,17 +113,17 @@ def _preview(here: Context, spool: IO[bytes]) -> Preview:
     return Preview(requests=order.matrix.combinations, images=order.matrix.images, first=first)
 
 
-def _estimate(here: Context, spool: IO[bytes]) -> Estimate:
+def _estimate(context: Context, spool: IO[bytes]) -> Estimate:
     body = json_object.read(spool.read())
     shapes = body.pop("shapes", None) if "images" not in body and "matrix" not in body else None
-    order = Order() if shapes is not None else Order.of(body, here.settings.max_images_per_job)
-    label = order.head(requests.Label, body, requests.Label())
-    with here.database.begin() as connection:
+    order = SubmissionBody() if shapes is not None else SubmissionBody.of(body, context.settings.max_images_per_job)
+    label = order.head(requests.JobOptions, body, requests.JobOptions())
+    with context.database.begin_system() as connection:
         catalogue = models.catalogue(connection)
-    with Tally(here.settings, catalogue, defaults=order.defaults) as tally:
+    with WorkTally(context.settings, catalogue, defaults=order.defaults) as tally:
         order.fill(tally) if shapes is None else _count_shapes(tally, order, shapes)
         tally.close()
-    with here.database.begin() as connection:
+    with context.database.begin_system() as connection:
         found = estimates.estimate(connection, tally.counts, requests.PRIORITIES[label.priority])
     return Estimate(
         requests=tally.requests if shapes is None else None,
@@ -137,10 +137,10 @@ def _estimate(here: Context, spool: IO[bytes]) -> Estimate:
     )
 
 
-def _count_shapes(tally: Tally, order: Order, shapes: object) -> None:
+def _count_shapes(tally: WorkTally, order: SubmissionBody, shapes: object) -> None:
     for problem in order.problems:
         tally.refuse(problem)
-    if not isinstance(shapes, list) or not 1 <= len(shapes) <= submissions.MOST_SHAPES:
+    if not isinstance(shapes, list) or not 1 <= len(shapes) <= submissions.MAX_SHAPES:
         shown = strict_json.describe(shapes)
         tally.refuse(Problem("invalid_value", f"shapes is {shown}; it must be {_SHAPES_RULE}.", "shapes"))
         return
@@ -148,7 +148,7 @@ def _count_shapes(tally: Tally, order: Order, shapes: object) -> None:
         tally.add_shape(place, value)
 
 
-def _seconds(span: Span | None) -> Seconds | None:
+def _seconds(span: Interval | None) -> Seconds | None:
     if span is None:
         return None
     return Seconds(low=round(span.low, 3), expected=round(span.expected, 3), high=round(span.high, 3))

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from services.api import parameters
 from services.api.authentication import Tenant
-from services.api.dependencies import Here
+from services.api.dependencies import ContextDep
 from services.api.v1 import schemas
 from services.core.events import queries as events
 from services.core.jobs import queries
@@ -37,11 +37,11 @@ class EventPage(BaseModel):
 
 @router.get("/jobs/{job_id}/events", response_model=EventPage)
 def list_events(
-    here: Here, tenant: Tenant, job_id: str, after: parameters.After = 0, limit: parameters.Limit = 100
+    context: ContextDep, tenant: Tenant, job_id: str, after: parameters.After = 0, limit: parameters.Limit = 100
 ) -> Any:
     """What happened to the job, oldest first. It takes about a second until an event is listed."""
     number = ids.parse_job(job_id)
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         if not queries.exists(connection, tenant, number):
             raise NotFound("There is no such job.")
         found = events.of_subject(connection, tenant, events.job(number), after_seq=after, limit=limit + 1)

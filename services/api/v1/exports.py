@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from services.api import dependencies, pagination, parameters
 from services.api.authentication import Tenant
 from services.api.body import json_object, streaming
-from services.api.dependencies import Context, Here
-from services.api.errors import Refused
+from services.api.dependencies import Context, ContextDep
+from services.api.errors import ApiError
 from services.api.v1 import schemas
 from services.core.exports import exports, options, records
 from services.core.model import ids
@@ -75,20 +75,20 @@ class ExportFilePage(BaseModel):
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": options.Order.model_json_schema()}},
+            "content": {"application/json": {"schema": options.ExportRequest.model_json_schema()}},
         },
         "parameters": [_KEY],
     },
 )
 def create_export(
-    request: Request, response: Response, here: Here, tenant: Tenant, job_id: str, body: json_object.Small
+    request: Request, response: Response, context: ContextDep, tenant: Tenant, job_id: str, body: json_object.Small
 ) -> Any:
     """Asks for an export of a finished job's images; committed when this answers."""
     number = ids.parse_job(job_id)
     key = streaming.idempotency_key(request)
     order = _order(body)
-    base_url = dependencies.base_url(here.settings, request)
-    with here.database.begin(tenant) as connection:
+    base_url = dependencies.base_url(context.settings, request)
+    with context.database.begin(tenant) as connection:
         export_id, replayed = exports.create(connection, tenant, number, order, base_url=base_url, key=key)
         found = records.find(connection, tenant, export_id)
     if replayed:
@@ -98,69 +98,71 @@ def create_export(
 
 @router.get("/jobs/{job_id}/exports", response_model=ExportPage)
 def list_exports(
-    here: Here, tenant: Tenant, job_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
+    context: ContextDep, tenant: Tenant, job_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
 ) -> Any:
     """The job's exports, newest first."""
     number = ids.parse_job(job_id)
     listing = f"exports/{tenant}/{number}"
-    before = _PAST_THE_NEWEST if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
-    with here.database.begin(tenant) as connection:
+    before = _PAST_THE_NEWEST if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
+    with context.database.begin(tenant) as connection:
         found = records.of_job(connection, tenant, number, before=before, limit=limit + 1)
-    more = pagination.seal(here.settings.secret, listing, found[limit - 1].id) if len(found) > limit else None
+    more = (
+        pagination.encode_cursor(context.settings.secret, listing, found[limit - 1].id) if len(found) > limit else None
+    )
     return ExportPage(data=[_shown(export) for export in found[:limit]], next_cursor=more)
 
 
 @router.get("/exports/{export_id}", response_model=Export)
-def show_export(here: Here, tenant: Tenant, export_id: str) -> Any:
+def show_export(context: ContextDep, tenant: Tenant, export_id: str) -> Any:
     """One export with its progress."""
-    return _shown(_find(here, tenant, export_id))
+    return _shown(_find(context, tenant, export_id))
 
 
 @router.get("/exports/{export_id}/files", response_model=ExportFilePage)
 def list_files(
-    here: Here, tenant: Tenant, export_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
+    context: ContextDep, tenant: Tenant, export_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
 ) -> Any:
     """The files of a completed export by path, each with an address that is good for a while."""
-    export = _find(here, tenant, export_id)
+    export = _find(context, tenant, export_id)
     if export.state != "completed":
-        raise Refused(409, "export_not_completed", f"The export is {export.state}; it has files once it is completed.")
+        raise ApiError(409, "export_not_completed", f"The export is {export.state}; it has files once it is completed.")
     listing = f"export_files/{tenant}/{export.id}"
-    passed = 0 if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
-    with here.database.begin(tenant) as connection:
+    passed = 0 if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
+    with context.database.begin(tenant) as connection:
         found = records.files(connection, export.id, passed=passed, limit=limit + 1)
-    more = pagination.seal(here.settings.secret, listing, passed + limit) if len(found) > limit else None
-    return ExportFilePage(data=[_file(here, file) for file in found[:limit]], next_cursor=more)
+    more = pagination.encode_cursor(context.settings.secret, listing, passed + limit) if len(found) > limit else None
+    return ExportFilePage(data=[_file(context, file) for file in found[:limit]], next_cursor=more)
 
 
 @router.post("/exports/{export_id}/cancel", response_model=Export)
-def cancel_export(here: Here, tenant: Tenant, export_id: str) -> Any:
+def cancel_export(context: ContextDep, tenant: Tenant, export_id: str) -> Any:
     """Stops an export and drops what was stored of it; asking again is no error."""
     number = records.parse_id(export_id)
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         exports.cancel(connection, tenant, number)
-    return _shown(_find(here, tenant, export_id))
+    return _shown(_find(context, tenant, export_id))
 
 
 @router.delete("/exports/{export_id}", status_code=204, response_class=Response)
-def delete_export(here: Here, tenant: Tenant, export_id: str) -> Response:
+def delete_export(context: ContextDep, tenant: Tenant, export_id: str) -> Response:
     """It is gone when this answers; its objects go soon after. The job and its images stay."""
     number = records.parse_id(export_id)
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         exports.remove(connection, tenant, number)
     return Response(status_code=204)
 
 
-def _order(body: bytes) -> options.Order:
+def _order(body: bytes) -> options.ExportRequest:
     try:
         return options.parse(json_object.read(body, "format"))
     except InvalidSubmission as error:
         first = error.problems[0]
-        raise Refused(422, first.code, first.message, param=first.param) from None
+        raise ApiError(422, first.code, first.message, param=first.param) from None
 
 
-def _find(here: Context, tenant: int, export_id: str) -> records.Export:
+def _find(context: Context, tenant: int, export_id: str) -> records.Export:
     number = records.parse_id(export_id)
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         return records.find(connection, tenant, number)
 
 
@@ -180,6 +182,6 @@ def _shown(export: records.Export) -> Export:
     )
 
 
-def _file(here: Context, file: records.File) -> ExportFile:
-    url = here.store.presign(file.object_key, here.settings.url_seconds, file.path.rpartition("/")[2])
+def _file(context: Context, file: records.File) -> ExportFile:
+    url = context.store.presign(file.object_key, context.settings.url_seconds, file.path.rpartition("/")[2])
     return ExportFile(path=file.path, bytes=file.bytes, sha256=file.sha256.hex(), images=file.images, url=url)

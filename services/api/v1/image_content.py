@@ -6,8 +6,8 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import RedirectResponse
 
 from services.api import authentication
-from services.api.dependencies import Context, Here
-from services.api.errors import Refused
+from services.api.dependencies import Context, ContextDep
+from services.api.errors import ApiError
 from services.core.jobs import queries
 from services.core.model import ids
 from services.core.model.errors import NotFound
@@ -19,25 +19,28 @@ Signature = Annotated[str | None, Query(max_length=64, description="the signatur
 
 
 @router.get("/jobs/{job_id}/images/{index}/content", status_code=307, response_class=RedirectResponse)
-def show_content(request: Request, here: Here, job_id: str, index: str, signature: Signature = None) -> Any:
+def show_content(request: Request, context: ContextDep, job_id: str, index: str, signature: Signature = None) -> Any:
     """Redirects to the stored image. Its signed `url` needs no key; without the signature it takes one."""
-    tenant = authentication.authenticate(request, here) if signature is None else None
+    tenant = authentication.authenticate(request, context) if signature is None else None
     number = ids.parse_job(job_id)
     if not (index.isascii() and index.isdigit() and len(index) <= 9):
         raise NotFound("There is no such image.")
-    if signature is not None and not signed_urls.is_genuine(here.settings.secret, number, int(index), signature):
+    if signature is not None and not signed_urls.is_genuine(context.settings.secret, number, int(index), signature):
         raise NotFound("There is no such image.")
-    return _redirect(here, tenant, number, int(index))
+    return _redirect(context, tenant, number, int(index))
 
 
-def _redirect(here: Context, tenant: int | None, number: int, index: int) -> RedirectResponse:
-    with here.database.begin(tenant) as connection:
+def _redirect(context: Context, tenant: int | None, number: int, index: int) -> RedirectResponse:
+    database = context.database
+    with database.begin_system() if tenant is None else database.begin(tenant) as connection:
         image = queries.image(connection, tenant, number, index)
     if image is None:
         raise NotFound("There is no such image.")
     if image.state is not ImageState.DONE or image.object_key is None:
-        raise Refused(409, "not_done", f"The image is {image.state.word}; it can be fetched once it is done.")
+        raise ApiError(409, "not_done", f"The image is {image.state.word}; it can be fetched once it is done.")
     payload = image.payload
     name = payload.custom_id or f"{ids.public_job(number)}-{index:06d}"  # both are safe in a header and on a disk
     filename = f"{name}.{keys.EXTENSIONS[payload.output_format]}"
-    return RedirectResponse(here.store.presign(image.object_key, here.settings.url_seconds, filename), status_code=307)
+    return RedirectResponse(
+        context.store.presign(image.object_key, context.settings.url_seconds, filename), status_code=307
+    )

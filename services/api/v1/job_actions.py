@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from services.api import openapi
 from services.api.authentication import Tenant
 from services.api.body import json_object, streaming
-from services.api.dependencies import Context, Here
+from services.api.dependencies import Context, ContextDep
 from services.api.v1 import schemas
 from services.api.v1.jobs import shown
 from services.core.jobs import lifecycle, queries, retry
@@ -16,58 +16,63 @@ from services.core.model import ids, requests
 router = APIRouter()
 
 
-@router.patch("/jobs/{job_id}", response_model=schemas.Job, openapi_extra=openapi.body(requests.Changes))
-def change_job(here: Here, tenant: Tenant, job_id: str, body: json_object.Small) -> Any:
+@router.patch("/jobs/{job_id}", response_model=schemas.Job, openapi_extra=openapi.body(requests.JobChanges))
+def change_job(context: ContextDep, tenant: Tenant, job_id: str, body: json_object.Small) -> Any:
     """Gives a job another priority, or other labels in place of those it has."""
     number = ids.parse_job(job_id)
-    asked = json_object.parse(requests.Changes, body)
+    asked = json_object.parse(requests.JobChanges, body)
     priority = None if asked.priority is None else requests.PRIORITIES[asked.priority]
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         lifecycle.change(connection, tenant, number, priority=priority, labels=asked.labels)
-    return shown(here, tenant, number)
+    return shown(context, tenant, number)
 
 
 @router.post("/jobs/{job_id}/pause", response_model=schemas.Job)
-def pause_job(here: Here, tenant: Tenant, job_id: str) -> Any:
+def pause_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
     """Nothing more of the job is begun until it is resumed; what is being rendered goes on."""
-    return _pause(here, tenant, ids.parse_job(job_id), True)
+    return _pause(context, tenant, ids.parse_job(job_id), True)
 
 
 @router.post("/jobs/{job_id}/resume", response_model=schemas.Job)
-def resume_job(here: Here, tenant: Tenant, job_id: str) -> Any:
+def resume_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
     """Goes on with a paused job."""
-    return _pause(here, tenant, ids.parse_job(job_id), False)
+    return _pause(context, tenant, ids.parse_job(job_id), False)
 
 
 @router.post(
     "/jobs/{job_id}/retry",
     status_code=202,
     response_model=schemas.Job,
-    openapi_extra=openapi.body(requests.Retry, required=False) | openapi.IDEMPOTENT,
+    openapi_extra=openapi.body(requests.RetryOptions, required=False) | openapi.IDEMPOTENT,
 )
 def retry_job(
-    request: Request, response: Response, here: Here, tenant: Tenant, job_id: str, body: json_object.SmallOrNone
+    request: Request,
+    response: Response,
+    context: ContextDep,
+    tenant: Tenant,
+    job_id: str,
+    body: json_object.SmallOrNone,
 ) -> Any:
     """Submits a new job of the images that failed: the same specs, seeds and custom_ids. The old one stays as it is."""
     number = ids.parse_job(job_id)
-    asked = json_object.parse(requests.Retry, body)
+    asked = json_object.parse(requests.RetryOptions, body)
     key = streaming.idempotency_key(request)
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         receipt = retry.retry(connection, tenant, number, asked, idempotency_key=key)
-    _ring(here, receipt.models)
+    _notify(context, receipt.models)
     if receipt.replayed:
         response.headers["Idempotent-Replayed"] = "true"
-    return shown(here, tenant, receipt.job_id)
+    return shown(context, tenant, receipt.job_id)
 
 
-def _pause(here: Context, tenant: int, number: int, paused: bool) -> schemas.Job:
-    with here.database.begin(tenant) as connection:
+def _pause(context: Context, tenant: int, number: int, paused: bool) -> schemas.Job:
+    with context.database.begin(tenant) as connection:
         lifecycle.pause(connection, tenant, number, paused)
         models = [] if paused else queries.models_of(connection, number)
-    _ring(here, models)
-    return shown(here, tenant, number)
+    _notify(context, models)
+    return shown(context, tenant, number)
 
 
-def _ring(here: Context, models: list[str]) -> None:
+def _notify(context: Context, models: list[str]) -> None:
     for model in models:  # a bell that is lost costs seconds: the workers look for themselves
-        here.bell.ring(model)
+        context.notifier.notify(model)

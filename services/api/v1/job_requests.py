@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from services.api import dependencies, pagination, parameters
 from services.api.authentication import Tenant
-from services.api.dependencies import Here
+from services.api.dependencies import ContextDep
 from services.api.v1 import schemas
 from services.core.jobs import request_queries
 from services.core.jobs.request_queries import Place, RequestView
@@ -39,7 +39,7 @@ class RequestPage(BaseModel):
 @router.get("/jobs/{job_id}/requests", response_model=RequestPage)
 def list_requests(
     request: Request,
-    here: Here,
+    context: ContextDep,
     tenant: Tenant,
     job_id: str,
     status: parameters.Status = None,
@@ -51,16 +51,16 @@ def list_requests(
     listing = f"requests/{tenant}/{number}/{status}"
     place = None
     if cursor is not None:
-        position = pagination.unseal(here.settings.secret, listing, cursor)
+        position = pagination.decode_cursor(context.settings.secret, listing, cursor)
         place = Place(ImageState(position >> 32), position & 0xFFFFFFFF)
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         found, next_place = request_queries.page(
             connection, tenant, number, only=parameters.image_state(status), place=place, limit=limit
         )
     more = None
     if next_place is not None:
-        more = pagination.seal(here.settings.secret, listing, next_place.state << 32 | next_place.index)
-    link = dependencies.linker(here, request, number)
+        more = pagination.encode_cursor(context.settings.secret, listing, next_place.state << 32 | next_place.index)
+    link = dependencies.linker(context, request, number)
     return RequestPage(data=[_request(view, link) for view in found], next_cursor=more)
 
 

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Request
 
 from services.api import dependencies, pagination, parameters
 from services.api.authentication import Tenant
-from services.api.dependencies import Context, Here
-from services.api.errors import Refused
+from services.api.dependencies import Context, ContextDep
+from services.api.errors import ApiError
 from services.api.v1 import schemas
 from services.core.jobs import lifecycle, queries
 from services.core.model import ids
@@ -22,34 +22,34 @@ _AMONG_OTHERS = 1 << 32
 
 @router.get("/jobs", response_model=schemas.JobPage)
 def list_jobs(
-    here: Here,
+    context: ContextDep,
     tenant: Tenant,
     status: parameters.JobStatus = None,
-    label: parameters.Label = None,
+    label: parameters.JobOptions = None,
     limit: parameters.Limit = 100,
     cursor: parameters.Cursor = None,
 ) -> Any:
     """The tenant's jobs, newest first: all, or those of one status, or with one label."""
     listing = f"jobs/{tenant}" if status is label is None else f"jobs/{tenant}/{status}/{label}"
     wanted = parameters.label(label)
-    before = _PAST_THE_NEWEST if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
-    with here.database.begin(tenant) as connection:
+    before = _PAST_THE_NEWEST if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
+    with context.database.begin(tenant) as connection:
         found = queries.jobs(connection, tenant, before=before, limit=limit + 1, state=status, label=wanted)
     page = found[:limit]
-    more = pagination.seal(here.settings.secret, listing, page[-1].id) if len(found) > limit else None
+    more = pagination.encode_cursor(context.settings.secret, listing, page[-1].id) if len(found) > limit else None
     return schemas.JobPage(data=[schemas.job(view) for view in page], next_cursor=more)
 
 
 @router.get("/jobs/{job_id}", response_model=schemas.Job)
-def show_job(here: Here, tenant: Tenant, job_id: str) -> Any:
+def show_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
     """One job with its counts."""
-    return shown(here, tenant, ids.parse_job(job_id))
+    return shown(context, tenant, ids.parse_job(job_id))
 
 
 @router.get("/jobs/{job_id}/images", response_model=schemas.ImagePage)
 def list_images(
     request: Request,
-    here: Here,
+    context: ContextDep,
     tenant: Tenant,
     job_id: str,
     status: parameters.Status = None,
@@ -60,43 +60,43 @@ def list_images(
     """The job's images, all or those of one status: in order, or those that failed first."""
     number = ids.parse_job(job_id)
     if order == "failed_first" and status is None:
-        return _images_failed_first(request, here, tenant, number, limit, cursor)
+        return _images_failed_first(request, context, tenant, number, limit, cursor)
     listing = f"images/{tenant}/{number}/{status}"
-    after = -1 if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
-    with here.database.begin(tenant) as connection:
+    after = -1 if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
+    with context.database.begin(tenant) as connection:
         found = queries.images(
             connection, tenant, number, state=parameters.image_state(status), after=after, limit=limit + 1
         )
     if found is None:
         raise NotFound("There is no such job.")
     page = found[:limit]
-    more = pagination.seal(here.settings.secret, listing, page[-1].index) if len(found) > limit else None
-    link = dependencies.linker(here, request, number)
+    more = pagination.encode_cursor(context.settings.secret, listing, page[-1].index) if len(found) > limit else None
+    link = dependencies.linker(context, request, number)
     return schemas.ImagePage(data=[schemas.image(view, link) for view in page], next_cursor=more)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=schemas.Job)
-def cancel_job(here: Here, tenant: Tenant, job_id: str) -> Any:
+def cancel_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
     """Cancels a job. Once this answers, nothing more of it is claimed or turns done; asking again is no error."""
     number = ids.parse_job(job_id)
     try:
-        with here.database.begin(tenant) as connection:
+        with context.database.begin(tenant) as connection:
             lifecycle.cancel(connection, tenant, number)
     except Conflict as error:
-        raise Refused(409, "job_finished", str(error)) from None
-    with here.database.begin() as connection:  # a first sweep, so that small jobs need not wait for the duty
+        raise ApiError(409, "job_finished", str(error)) from None
+    with context.database.begin_system() as connection:  # a first sweep, so that small jobs need not wait for the duty
         segments.sweep(connection, number)
-    return shown(here, tenant, number)
+    return shown(context, tenant, number)
 
 
 def _images_failed_first(
-    request: Request, here: Context, tenant: int, number: int, limit: int, cursor: str | None
+    request: Request, context: Context, tenant: int, number: int, limit: int, cursor: str | None
 ) -> schemas.ImagePage:
     """A cursor's lower bits are the index where the page ended, the one above tells that the failed were over."""
     listing = f"images/{tenant}/{number}/failed_first"
-    place = None if cursor is None else pagination.unseal(here.settings.secret, listing, cursor)
+    place = None if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
     failed, after = (True, -1) if place is None else (place < _AMONG_OTHERS, place % _AMONG_OTHERS)
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         found = queries.images_failed_first(connection, tenant, number, failed=failed, after=after, limit=limit + 1)
     if found is None:
         raise NotFound("There is no such job.")
@@ -104,14 +104,14 @@ def _images_failed_first(
     if len(found) > limit:
         last = found[limit - 1]
         among = 0 if last.state is ImageState.FAILED else _AMONG_OTHERS
-        more = pagination.seal(here.settings.secret, listing, among + last.index)
-    link = dependencies.linker(here, request, number)
+        more = pagination.encode_cursor(context.settings.secret, listing, among + last.index)
+    link = dependencies.linker(context, request, number)
     return schemas.ImagePage(data=[schemas.image(view, link) for view in found[:limit]], next_cursor=more)
 
 
-def shown(here: Context, tenant: int, number: int) -> schemas.Job:
+def shown(context: Context, tenant: int, number: int) -> schemas.Job:
     """The job as it is now. Raises NotFound."""
-    with here.database.begin(tenant) as connection:
+    with context.database.begin(tenant) as connection:
         view = queries.job(connection, tenant, number)
     if view is None:
         raise NotFound("There is no such job.")

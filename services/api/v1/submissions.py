@@ -14,9 +14,9 @@ from services.api import openapi, parameters
 from services.api.authentication import Tenant
 from services.api.body import json_object, streaming
 from services.api.body.streaming import Format
-from services.api.body.submission_body import Order
-from services.api.dependencies import Context, Here
-from services.api.errors import Refused, RefusedSubmission
+from services.api.body.submission_body import SubmissionBody
+from services.api.dependencies import Context, ContextDep
+from services.api.errors import ApiError, SubmissionError
 from services.api.v1 import schemas
 from services.core.fleet import models
 from services.core.jobs import drafts, queries, submissions
@@ -27,7 +27,7 @@ router = APIRouter()
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class ReceivedSubmission:
     """One submission, received and not yet read. `said` is what the query says of a job that comes as lines."""
 
     tenant: int
@@ -47,7 +47,7 @@ class Arrival:
 async def submit(
     request: Request,
     response: Response,
-    here: Here,
+    context: ContextDep,
     tenant: Tenant,
     priority: parameters.Priority = None,
     dedupe: parameters.Dedupe = None,
@@ -61,10 +61,10 @@ async def submit(
     said = {name: value for name, value in said.items() if value is not None}
     if said and form is Format.JSON:
         name = next(iter(said))
-        raise Refused(422, "unknown_parameter", f"With JSON, {name} is a field of the body.", param=name)
-    async with streaming.received(request, here.settings, form) as spool:
-        arrival = Arrival(tenant, form, spool, key, said)
-        receipt, answer = await anyio.to_thread.run_sync(_record, here, arrival, limiter=here.submissions)
+        raise ApiError(422, "unknown_parameter", f"With JSON, {name} is a field of the body.", param=name)
+    async with streaming.received(request, context.settings, form) as spool:
+        arrival = ReceivedSubmission(tenant, form, spool, key, said)
+        receipt, answer = await anyio.to_thread.run_sync(_record, context, arrival, limiter=context.submissions)
     if receipt.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     if answer.status == "draft":
@@ -72,56 +72,56 @@ async def submit(
     return answer
 
 
-def _record(here: Context, arrival: Arrival) -> tuple[submissions.Receipt, schemas.Job]:
+def _record(context: Context, arrival: ReceivedSubmission) -> tuple[submissions.Receipt, schemas.Job]:
     try:
-        receipt = (_record_json if arrival.form is Format.JSON else _record_lines)(here, arrival)
+        receipt = (_record_json if arrival.form is Format.JSON else _record_lines)(context, arrival)
     except InvalidSubmission as error:
-        raise RefusedSubmission(error, "index" if arrival.form is Format.JSON else "line") from None
+        raise SubmissionError(error, "index" if arrival.form is Format.JSON else "line") from None
     for model in receipt.models:  # lost with this process: the workers' timers find the job within seconds
-        here.bell.ring(model)
-    with here.database.begin(arrival.tenant) as connection:
+        context.notifier.notify(model)
+    with context.database.begin(arrival.tenant) as connection:
         view = queries.job(connection, arrival.tenant, receipt.job_id)
     assert view is not None, "a recorded job can be read"
     return receipt, schemas.job(view)
 
 
-def _record_lines(here: Context, arrival: Arrival) -> submissions.Receipt:
-    label = requests.Label.model_validate(arrival.said)
-    with submissions.Submission(here.settings, _catalogue(here)) as submission:
+def _record_lines(context: Context, arrival: ReceivedSubmission) -> submissions.Receipt:
+    label = requests.JobOptions.model_validate(arrival.said)
+    with submissions.Submission(context.settings, _catalogue(context)) as submission:
         submissions.read_lines(submission, streaming.lines(arrival.spool))
-        return submission.record(here.database, arrival.tenant, label=label, idempotency_key=arrival.key)
+        return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
 
 
-def _record_json(here: Context, arrival: Arrival) -> submissions.Receipt:
+def _record_json(context: Context, arrival: ReceivedSubmission) -> submissions.Receipt:
     body = json_object.read(arrival.spool.read())
     draft = body.pop("draft", False)
     if draft is True:
-        return _open_draft(here, arrival, body)
-    order = Order.of(body, here.settings.max_images_per_job)
+        return _open_draft(context, arrival, body)
+    order = SubmissionBody.of(body, context.settings.max_images_per_job)
     if draft is not False:
         order.problems.append(Problem("wrong_type", "draft must be true or false.", "draft"))
-    label = order.head(requests.Label, body, requests.Label())
-    with submissions.Submission(here.settings, _catalogue(here), defaults=order.defaults) as submission:
+    label = order.head(requests.JobOptions, body, requests.JobOptions())
+    with submissions.Submission(context.settings, _catalogue(context), defaults=order.defaults) as submission:
         order.fill(submission)
-        return submission.record(here.database, arrival.tenant, label=label, idempotency_key=arrival.key)
+        return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
 
 
-def _open_draft(here: Context, arrival: Arrival, body: dict[str, Any]) -> submissions.Receipt:
-    order = Order()
+def _open_draft(context: Context, arrival: ReceivedSubmission, body: dict[str, Any]) -> submissions.Receipt:
+    order = SubmissionBody()
     for name in ("images", "matrix", "defaults"):
         if name in body:
             del body[name]
             message = f"A draft is opened without {name}: each chunk that is appended to it may bring its own."
             order.problems.append(Problem("invalid_value", message, name))
-    label = order.head(requests.Label, body, requests.Label())
+    label = order.head(requests.JobOptions, body, requests.JobOptions())
     if order.problems:
         raise InvalidSubmission(order.problems)
     job_id = ids.new()
-    with here.database.begin(arrival.tenant) as connection:
+    with context.database.begin(arrival.tenant) as connection:
         known = drafts.open_draft(connection, arrival.tenant, job_id, label, idempotency_key=arrival.key)
     return submissions.Receipt(job_id if known is None else known, frozenset(), replayed=known is not None)
 
 
-def _catalogue(here: Context) -> dict[str, models.Model]:
-    with here.database.begin() as connection:
+def _catalogue(context: Context) -> dict[str, models.Model]:
+    with context.database.begin_system() as connection:
         return models.catalogue(connection)

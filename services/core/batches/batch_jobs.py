@@ -96,9 +96,9 @@ def create(
     job_states.create(connection, job)
 
 
-def validating(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+def validating(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
     """The oldest that wait for it, but for `besides`."""
-    return connection.execute(_VALIDATING, {"besides": list(besides)}).scalars().all()
+    return connection.execute(_VALIDATING, {"besides": list(excluding)}).scalars().all()
 
 
 def source(connection: Connection, job_id: int) -> Any:

@@ -30,8 +30,8 @@ _STOPPED = {
 }
 
 
-def pending(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
-    return job_states.finishable(connection, besides)
+def pending(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
+    return job_states.finishable(connection, excluding)
 
 
 def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> None:

@@ -12,9 +12,9 @@ from services.core.batches import batch_jobs, line_format
 from services.core.db.leases import Lease
 from services.core.fleet import models
 from services.core.jobs import submissions
-from services.core.model.errors import InvalidSubmission, ObjectGone, Problem
+from services.core.model.errors import InvalidSubmission, ObjectMissing, Problem
 from services.core.model.states import JobState
-from services.core.notify import Bell
+from services.core.notify import Notifier
 from services.core.queue import job_states
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
@@ -24,18 +24,18 @@ _BLANK_LINES = 1_000  # at the end; a file of nothing else would keep an errand'
 _BOM = b"\xef\xbb\xbf"
 
 
-def pending(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
-    return batch_jobs.validating(connection, besides)
+def pending(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
+    return batch_jobs.validating(connection, excluding)
 
 
-def run(settings: Settings, store: ImageStore, bell: Bell, job_id: int, lease: Lease) -> None:
+def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, lease: Lease) -> None:
     """Takes the job to `queued`, or to `failed` with up to a hundred problems, each with its line."""
     with lease.begin() as connection:
         source = batch_jobs.source(connection, job_id)
         catalogue = models.catalogue(connection)
     if source.state != JobState.VALIDATING:  # read or cancelled since it was seen to wait
         return
-    with submissions.Submission(settings, catalogue, ground=submissions.Ground(job_id)) as submission:
+    with submissions.Submission(settings, catalogue, existing=submissions.ExistingJob(job_id)) as submission:
         try:
             if source.object_key is None:
                 raise InvalidSubmission([Problem("file_gone", "The input file has been deleted.", "input_file_id")])
@@ -49,7 +49,7 @@ def run(settings: Settings, store: ImageStore, bell: Bell, job_id: int, lease: L
             opened = batch_jobs.accept(connection, submission)
     if opened:  # lost with this process: the ring duty and the workers' timers find the job within seconds
         for model in submission.models:
-            bell.ring(model)
+            notifier.notify(model)
 
 
 def _read(settings: Settings, store: ImageStore, key: str, submission: submissions.Submission, lease: Lease) -> None:
@@ -80,7 +80,7 @@ def _read(settings: Settings, store: ImageStore, key: str, submission: submissio
             submission.refuse(Problem("empty_file", message, None, None))
     except line_format.LineTooLong as error:
         submission.refuse(Problem("line_too_long", str(error), None, error.number))
-    except ObjectGone:
+    except ObjectMissing:
         submission.refuse(Problem("file_gone", "The input file is not in the object store any more.", None, None))
 
 

@@ -6,7 +6,7 @@ After an outage nobody has been able to extend a lease. Whoever comes back first
 import time
 
 
-class Contact:
+class Connectivity:
     """One process's view of the database. A process that has just started knows of no break."""
 
     def __init__(self) -> None:

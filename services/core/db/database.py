@@ -6,7 +6,7 @@ guess of the planner's must never scan one of them.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import alembic.command
@@ -17,9 +17,9 @@ from sqlalchemy import Connection as Connection  # for the rooms that may not im
 from sqlalchemy import create_engine, event, exc, make_url, text
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from services.core.model.errors import Conflict, DatabaseAway, SettingsError, UnfitDatabase
+from services.core.model.errors import Conflict, DatabaseUnavailable, SettingsError, UnsuitableDatabase
 
-HOUSE = "*"
+SYSTEM = "*"
 _MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations"
 _REQUIRED = {"fsync": "on", "full_page_writes": "on", "server_encoding": "UTF8"}
 _DURABLE = {"on", "remote_apply", "remote_write", "local"}
@@ -69,15 +69,23 @@ class Database:
                 "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
             },
         )
-        event.listen(self._engine, "checkout", _claim_for_house)
+        event.listen(self._engine, "checkout", _become_system)
 
-    @contextmanager
-    def begin(self, tenant: int | None = None) -> Iterator[Connection]:
-        """One transaction, committed at the end; sees `tenant`'s rows alone, or as the house (None) all.
+    def begin(self, tenant: int) -> AbstractContextManager[Connection]:
+        """One transaction, committed at the end, that sees `tenant`'s rows alone. Raises as `begin_system` does."""
+        return self._begin(tenant)
+
+    def begin_system(self) -> AbstractContextManager[Connection]:
+        """One transaction, committed at the end, that sees every tenant's rows: for workers, schedulers, and what the
+        API must know before it knows the tenant.
 
         Raises:
-            DatabaseAway: the server cannot be reached or gave up; whether a commit went through is not known.
+            DatabaseUnavailable: the server cannot be reached or gave up; whether a commit went through is not known.
         """
+        return self._begin(None)
+
+    @contextmanager
+    def _begin(self, tenant: int | None) -> Iterator[Connection]:
         try:
             with self._engine.begin() as connection:
                 if tenant is not None:
@@ -85,10 +93,10 @@ class Database:
                 yield connection
         except exc.DBAPIError as error:
             if _is_outage(error):
-                raise DatabaseAway(f"The database cannot be reached: {_first_line(error)}") from error
+                raise DatabaseUnavailable(f"The database cannot be reached: {_first_line(error)}") from error
             raise
         except exc.TimeoutError as error:
-            raise DatabaseAway("All connections to the database are in use.") from error
+            raise DatabaseUnavailable("All connections to the database are in use.") from error
 
     def close(self) -> None:
         self._engine.dispose()
@@ -101,11 +109,11 @@ class Database:
 _SET_TENANT = text("SELECT set_config('app.tenant', :tenant, true)")
 
 
-def _claim_for_house(connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
+def _become_system(connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
     """A fresh connection is the house's; `begin(tenant)` narrows one transaction of it."""
     if "house" not in entry.info:
         cursor = connection.cursor()  # type: ignore[attr-defined]
-        cursor.execute("SELECT set_config('app.tenant', %s, false)", (HOUSE,))
+        cursor.execute("SELECT set_config('app.tenant', %s, false)", (SYSTEM,))
         cursor.close()
         connection.commit()  # type: ignore[attr-defined]
         entry.info["house"] = True
@@ -124,26 +132,26 @@ def _first_line(error: exc.DBAPIError) -> str:
     return str(error.orig).strip().split("\n")[0][:200]
 
 
-def assert_fit(database: Database) -> list[str]:
+def assert_suitable(database: Database) -> list[str]:
     """Checks the promises' ground: durable commits, UTF-8, our schema. Returns warnings.
 
     Raises:
-        UnfitDatabase: a setting under which an accepted job could be lost, or the schema is not migrated.
+        UnsuitableDatabase: a setting under which an accepted job could be lost, or the schema is not migrated.
     """
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         for name, wanted in _REQUIRED.items():
             found = connection.execute(text(f"SHOW {name}")).scalar_one()  # our own names
             if found != wanted:
-                raise UnfitDatabase(f"Postgres runs with {name} = {found}; Presswork needs {name} = {wanted}.")
+                raise UnsuitableDatabase(f"Postgres runs with {name} = {found}; Presswork needs {name} = {wanted}.")
         durable = connection.execute(text("SHOW synchronous_commit")).scalar_one()
         if durable not in _DURABLE:
-            raise UnfitDatabase(f"Postgres runs with synchronous_commit = {durable}; Presswork needs it on.")
+            raise UnsuitableDatabase(f"Postgres runs with synchronous_commit = {durable}; Presswork needs it on.")
         revision = MigrationContext.configure(connection).get_current_revision()
         role = connection.execute(
             text("SELECT rolname, rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user")
         ).one()
     if revision != head_revision():
-        raise UnfitDatabase(
+        raise UnsuitableDatabase(
             f"The database is at schema revision {revision or 'none'} and this program needs {head_revision()}; "
             "run `presswork migrate`."
         )
@@ -166,7 +174,7 @@ def migrate(url: str, revision: str = "head") -> None:
     """Brings the schema to a revision, the newest if none is named; safe to run in several processes at once.
 
     Raises:
-        DatabaseAway: the server cannot be reached.
+        DatabaseUnavailable: the server cannot be reached.
         Conflict: the database holds tables that are not ours to migrate, or the role may not make tables.
     """
     config = _alembic()
@@ -174,6 +182,6 @@ def migrate(url: str, revision: str = "head") -> None:
     try:
         alembic.command.upgrade(config, revision)
     except exc.OperationalError as error:
-        raise DatabaseAway(f"The database cannot be reached: {_first_line(error)}") from error
+        raise DatabaseUnavailable(f"The database cannot be reached: {_first_line(error)}") from error
     except exc.ProgrammingError as error:
         raise Conflict(f"The database refused the migration: {_first_line(error)}") from error

@@ -86,7 +86,7 @@ class Lease:
 
     def take(self) -> bool:
         self._kept_at = time.monotonic()
-        with self.database.begin() as connection:
+        with self.database.begin_system() as connection:
             epoch = take(connection, self.name, self.holder, self.seconds)
         self._epoch = epoch or 0
         return epoch is not None
@@ -105,7 +105,7 @@ class Lease:
     def begin(self) -> Iterator[Connection]:
         """A transaction of the house that only the holder can make; it keeps the lease as well."""
         asked_at = time.monotonic()
-        with self.database.begin() as connection:
+        with self.database.begin_system() as connection:
             values = {"name": self.name, "holder": self.holder, "epoch": self._epoch, "seconds": self.seconds}
             if not connection.execute(_KEEP, values).rowcount:
                 raise LeaseLost
@@ -114,5 +114,5 @@ class Lease:
 
     def release(self) -> None:
         """The work is done: nobody needs to know of it any more."""
-        with self.database.begin() as connection:
+        with self.database.begin_system() as connection:
             connection.execute(_FORGET, {"name": self.name, "holder": self.holder, "epoch": self._epoch})

@@ -438,7 +438,7 @@ events = Table(  # append-only; `seq` is given to what is committed, and readers
     Index("events_subject", "subject", "seq"),
 )
 
-duties = Table(
+periodic_tasks = Table(
     "duties",
     metadata,
     Column("name", Text, primary_key=True),

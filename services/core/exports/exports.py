@@ -11,8 +11,8 @@ from sqlalchemy import Connection, text
 
 from services.core.events import log
 from services.core.exports import records
-from services.core.exports.options import Order
-from services.core.exports.records import Export, File, Plan
+from services.core.exports.options import ExportRequest
+from services.core.exports.records import Export, File, ShardPlan
 from services.core.jobs import idempotency
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
@@ -79,7 +79,7 @@ _FORGET = text("DELETE FROM exports WHERE id = :id AND expires_at <= now()")
 
 
 def create(
-    connection: Connection, tenant_id: int, job_id: int, order: Order, *, base_url: str, key: str | None = None
+    connection: Connection, tenant_id: int, job_id: int, order: ExportRequest, *, base_url: str, key: str | None = None
 ) -> tuple[int, bool]:
     """Records an export that waits; its id, and whether this Idempotency-Key had made it before. `base_url` is what
     links to images begin with, unless the job knows better.
@@ -129,12 +129,12 @@ def remove(connection: Connection, tenant_id: int, export_id: int) -> None:
     connection.execute(_REMOVE, {"tenant_id": tenant_id, "id": export_id})
 
 
-def pending(connection: Connection, besides: Sequence[int] = (), limit: int = 2) -> list[int]:
+def pending(connection: Connection, excluding: Sequence[int] = (), limit: int = 2) -> list[int]:
     """Exports that wait to be written, or to be dropped."""
-    return list(connection.execute(_PENDING, {"besides": list(besides), "limit": limit}).scalars())
+    return list(connection.execute(_PENDING, {"besides": list(excluding), "limit": limit}).scalars())
 
 
-def begin(connection: Connection, export: Export, plan: Plan) -> bool:
+def begin(connection: Connection, export: Export, plan: ShardPlan) -> bool:
     """What it will come to is known. False: it was cancelled meanwhile."""
     counted = {
         "splits": [[name, shards, images] for name, (shards, images) in plan.splits.items()],

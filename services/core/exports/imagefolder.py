@@ -10,14 +10,14 @@ from itertools import islice
 
 from services.core.exports.members import Member
 from services.core.exports.records import File
-from services.core.exports.shards import Desk, Shard, Unfit, gone, json_line
-from services.core.model.errors import ObjectGone
+from services.core.exports.shards import ExportFailed, ExportWriter, Shard, gone, json_line
+from services.core.model.errors import ObjectMissing
 
 _COPIERS = 8
 _TOGETHER = 64
 
 
-def write(desk: Desk, shard: Shard, members: Iterable[Member]) -> list[File]:
+def write(desk: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
     folder = f"{shard.split}/{shard.ordinal:05d}"
     files: list[File] = []
     with tempfile.TemporaryFile() as lines, ThreadPoolExecutor(_COPIERS) as pool:
@@ -30,16 +30,16 @@ def write(desk: Desk, shard: Shard, members: Iterable[Member]) -> list[File]:
     return files
 
 
-def _copy(desk: Desk, path: str, member: Member) -> File:
+def _copy(desk: ExportWriter, path: str, member: Member) -> File:
     """Its size is asked for, not its bytes read: the store copies what the ledger's sha256 was taken of."""
     key = desk.export.prefix + path
     try:
         desk.store.copy(member.object_key, key)
         size = desk.store.size(key)
-    except ObjectGone:
+    except ObjectMissing:
         raise gone(member) from None
     if size != member.bytes:
-        raise Unfit(
+        raise ExportFailed(
             f"Image {member.index} has {size:,} bytes in the store where the ledger records {member.bytes:,}. "
             "Render it again, or restore its object."
         )

@@ -9,7 +9,7 @@ from typing import IO
 from services.core.db.database import Database
 from services.core.exports import records
 from services.core.exports.records import File
-from services.core.exports.shards import Desk
+from services.core.exports.shards import ExportWriter
 from services.core.model import ids
 
 MANIFEST = "manifest.json"
@@ -17,7 +17,7 @@ SUMS = "SHA256SUMS"
 _PAGE = 1_000
 
 
-def write(desk: Desk, database: Database) -> list[File]:
+def write(desk: ExportWriter, database: Database) -> list[File]:
     """Once all shards are recorded."""
     with tempfile.TemporaryFile() as manifest, tempfile.TemporaryFile() as sums:
         _begin(manifest, desk)
@@ -31,7 +31,7 @@ def write(desk: Desk, database: Database) -> list[File]:
         return [about, desk.put(SUMS, sums, "text/plain", 0)]
 
 
-def _begin(manifest: IO[bytes], desk: Desk) -> None:
+def _begin(manifest: IO[bytes], desk: ExportWriter) -> None:
     export = desk.export
     assert export.plan is not None
     options = export.options.model_dump(exclude={"expires_in_seconds"})
@@ -46,11 +46,11 @@ def _begin(manifest: IO[bytes], desk: Desk) -> None:
     manifest.write(json.dumps(head, indent=2).removesuffix("\n}").encode() + b',\n  "files": [')
 
 
-def _files(desk: Desk, database: Database) -> Iterator[File]:
+def _files(desk: ExportWriter, database: Database) -> Iterator[File]:
     passed = 0
     while True:
         desk.keep()
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             page = records.files(connection, desk.export.id, passed=passed, limit=_PAGE)
         yield from page
         if len(page) < _PAGE:

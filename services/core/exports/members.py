@@ -12,7 +12,7 @@ from sqlalchemy import text
 from services.core.db import columns
 from services.core.db.columns import Payload
 from services.core.db.database import Database
-from services.core.exports.records import Export, Plan
+from services.core.exports.records import Export, ShardPlan
 from services.core.model.requests import metadata_text
 from services.core.model.specs import Shape
 from services.core.storage.keys import EXTENSIONS
@@ -128,19 +128,19 @@ class Member:
         }
 
 
-class Cut:
+class ShardCapacity:
     """Fills one shard. `most_bytes` None: only the number of images counts."""
 
     def __init__(self, export: Export) -> None:
         folder = export.format == "imagefolder"
-        self.most_images = min(export.options.images_per_shard, IMAGES_PER_FOLDER if folder else 2**31)
-        self.most_bytes = None if folder or export.options.images == "reference" else SHARD_BYTES
+        self.max_images = min(export.options.images_per_shard, IMAGES_PER_FOLDER if folder else 2**31)
+        self.max_bytes = None if folder or export.options.images == "reference" else SHARD_BYTES
         self.images = self.bytes = 0
 
     def takes(self, size: int) -> bool:
         """Whether an image of so many bytes still goes in; it is counted then. The first always does."""
-        full = self.images >= self.most_images
-        heavy = self.most_bytes is not None and self.bytes + size > self.most_bytes
+        full = self.images >= self.max_images
+        heavy = self.max_bytes is not None and self.bytes + size > self.max_bytes
         if self.images and (full or heavy):
             return False
         self.images += 1
@@ -148,20 +148,20 @@ class Cut:
         return True
 
 
-def plan(database: Database, export: Export, keep: Callable[[], None]) -> Plan:
+def plan(database: Database, export: Export, keep: Callable[[], None]) -> ShardPlan:
     """Counts the shards. `keep` is called on the way."""
-    open_cuts: dict[str, Cut] = {}
+    open_cuts: dict[str, ShardCapacity] = {}
     shards, images = dict.fromkeys(export.options.split, 0), dict.fromkeys(export.options.split, 0)
     for row in _rows(database, export, _OUTLINES, 0, keep):
         split = export.options.split_of(_request(row.custom_id, row.first_index))
         images[split] += 1
         if split not in open_cuts or not open_cuts[split].takes(row.bytes):
-            open_cuts[split] = Cut(export)
+            open_cuts[split] = ShardCapacity(export)
             open_cuts[split].takes(row.bytes)
             shards[split] += 1
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         models = {row.revision: row.name for row in connection.execute(_MODELS, {"job_id": export.job_id})}
-    return Plan({name: (shards[name], images[name]) for name in export.options.split}, models)
+    return ShardPlan({name: (shards[name], images[name]) for name in export.options.split}, models)
 
 
 def of_split(database: Database, export: Export, split: str, first: int, keep: Callable[[], None]) -> Iterator[Member]:
@@ -176,11 +176,11 @@ def of_split(database: Database, export: Export, split: str, first: int, keep: C
 def _rows(database: Database, export: Export, statement: Any, first: int, keep: Callable[[], None]) -> Iterator[Any]:
     """The job has finished, so pages that are read one after the other fit together."""
     values = {"job_id": export.job_id, "include_flagged": export.options.include_flagged}
-    with database.begin() as connection:
+    with database.begin_system() as connection:
         total = int(connection.execute(_TOTAL, {"job_id": export.job_id}).scalar_one())
     for begin in range(first, total, _PAGE):
         keep()
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             rows = connection.execute(statement, values | {"first": begin, "end": begin + _PAGE}).all()
         yield from rows
 

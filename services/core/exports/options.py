@@ -11,17 +11,17 @@ from pydantic_core import PydanticCustomError
 from services.core.model import strict_json
 from services.core.model.errors import InvalidSubmission, Problem
 
-MOST_IMAGES_PER_SHARD = 100_000
-MOST_SPLITS = 16
+MAX_IMAGES_PER_SHARD = 100_000
+MAX_SPLITS = 16
 DAY = 24 * 3600
 _SPLIT = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 
 ALLOWED = {
     "format": '"webdataset", "parquet", "imagefolder" or "zip"',
     "options": "an object with fields among images_per_shard, include_flagged, split, images, expires_in_seconds",
-    "images_per_shard": f"a whole number from 1 to {MOST_IMAGES_PER_SHARD:,}",
+    "images_per_shard": f"a whole number from 1 to {MAX_IMAGES_PER_SHARD:,}",
     "include_flagged": "true or false",
-    "split": f"an object of 1 to {MOST_SPLITS} names (a-z 0-9 _, a letter first, at most 32) with shares that make 1",
+    "split": f"an object of 1 to {MAX_SPLITS} names (a-z 0-9 _, a letter first, at most 32) with shares that make 1",
     "images": '"inline", or for parquet "reference"',
     "expires_in_seconds": "a whole number from 60 to 31536000",
 }
@@ -46,11 +46,11 @@ class _Strict(BaseModel):
 class Options(_Strict):
     """How an export is cut and what is in it. All but how long it is kept decides its bytes."""
 
-    images_per_shard: Annotated[int, Field(ge=1, le=MOST_IMAGES_PER_SHARD)] = 10_000
+    images_per_shard: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_SHARD)] = 10_000
     include_flagged: bool = True
     split: Annotated[
         dict[Annotated[str, AfterValidator(_name)], Annotated[float, Field(gt=0, le=1)]],
-        Field(min_length=1, max_length=MOST_SPLITS),
+        Field(min_length=1, max_length=MAX_SPLITS),
         AfterValidator(_whole),
     ] = Field(default_factory=lambda: {"train": 1.0})
     images: Literal["inline", "reference"] = "inline"
@@ -67,7 +67,7 @@ class Options(_Strict):
         return names[-1]
 
 
-class Order(_Strict):
+class ExportRequest(_Strict):
     """The body that asks for an export."""
 
     format: Literal["webdataset", "parquet", "imagefolder", "zip"]
@@ -78,13 +78,13 @@ class Order(_Strict):
         return hashlib.sha256(f"export\n{job_id}\n{self.model_dump_json()}".encode()).digest()
 
 
-def parse(value: object) -> Order:
+def parse(value: object) -> ExportRequest:
     """Raises InvalidSubmission: each field that is wrong, what was found there and what is allowed."""
     if not isinstance(value, dict):
         shown = strict_json.describe(value)
         raise InvalidSubmission([Problem("wrong_type", f"The body is {shown}; it must be an object.")])
     try:
-        order = Order.model_validate(value)
+        order = ExportRequest.model_validate(value)
     except ValidationError as error:
         raise InvalidSubmission([_problem(entry) for entry in error.errors(include_url=False)]) from None
     if order.options.images == "reference" and order.format != "parquet":

@@ -12,7 +12,7 @@ from typing import Any
 
 from services.core.exports.members import Member, Record
 from services.core.exports.records import File
-from services.core.exports.shards import Desk, Shard, Unfit
+from services.core.exports.shards import ExportFailed, ExportWriter, Shard
 from services.core.storage import signed_urls
 
 _ROWS_INLINE = 100  # in a group, and in memory
@@ -21,7 +21,7 @@ _LEFT_OUT = {"seed_string", "safety_checked"}  # a column of whole numbers needs
 _FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 
 
-def write(desk: Desk, shard: Shard, members: Iterable[Member]) -> list[File]:
+def write(desk: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
     import pyarrow.parquet
 
     inline = desk.export.options.images == "inline"
@@ -52,14 +52,14 @@ def _schema(inline: bool) -> Any:
     return pa.schema([*picture, *fields], {"huggingface": json.dumps(_FEATURES)} if inline else None)
 
 
-def _inline(desk: Desk, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
+def _inline(desk: ExportWriter, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
     for member, data in desk.pictures(members):
         yield {"image": {"bytes": data, "path": member.file_name}} | _row(member)
 
 
-def _references(desk: Desk, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
+def _references(desk: ExportWriter, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
     if not desk.secret or not desk.export.base_url:
-        raise Unfit("Links to images cannot be made: PRESSWORK_SECRET or PRESSWORK_PUBLIC_URL is not set.")
+        raise ExportFailed("Links to images cannot be made: PRESSWORK_SECRET or PRESSWORK_PUBLIC_URL is not set.")
     for member in members:
         desk.keep()
         url = signed_urls.image_url(desk.export.base_url, desk.secret, desk.export.job_id, member.index)

@@ -24,7 +24,7 @@ _PREFIX = "export_"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ShardPlan:
     """What an export comes to, counted before its first shard: (shards, images) of each split, in order, and the names
     under which the job's model revisions were served."""
 
@@ -46,7 +46,7 @@ class Export:
     format: str
     options: Options
     base_url: str
-    plan: Plan | None
+    plan: ShardPlan | None
     state: str
     images_total: int
     images_done: int
@@ -116,7 +116,9 @@ def read(connection: Connection, export_id: int) -> Export | None:
 def _export(row: Any, expired: bool = False) -> Export:
     kept = dict(row.options)
     base_url, counted = kept.pop("base_url", ""), kept.pop("plan", None)
-    plan = counted and Plan({name: (shards, images) for name, shards, images in counted["splits"]}, counted["models"])
+    plan = counted and ShardPlan(
+        {name: (shards, images) for name, shards, images in counted["splits"]}, counted["models"]
+    )
     return Export(
         id=row.id,
         tenant_id=row.tenant_id,

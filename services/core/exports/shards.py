@@ -11,14 +11,14 @@ from typing import IO, Any
 
 from services.core.exports.members import Member
 from services.core.exports.records import Export, File
-from services.core.model.errors import ObjectGone, PressworkError
+from services.core.model.errors import ObjectMissing, PressworkError
 from services.core.storage.contract import ImageStore
 
 _FETCHERS = 8
 _AHEAD = 16  # pictures in memory
 
 
-class Unfit(PressworkError):
+class ExportFailed(PressworkError):
     """The export cannot be written: something of it is not what the ledger says."""
 
 
@@ -37,7 +37,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class ExportWriter:
     """Where one export is written. `keep` keeps its lease and is called often."""
 
     export: Export
@@ -46,7 +46,7 @@ class Desk:
     keep: Callable[[], None]
 
     def pictures(self, members: Iterable[Member]) -> Iterator[tuple[Member, bytes]]:
-        """Each with its bytes, a few read ahead. Raises Unfit for one that is gone or is not what was recorded."""
+        """Each with its bytes, a few read ahead. Raises ExportFailed if one is gone or differs from its record."""
         waiting: deque[tuple[Member, Future[bytes]]] = deque()
         with ThreadPoolExecutor(_FETCHERS) as pool:
             try:
@@ -78,18 +78,18 @@ class Desk:
     def _fetch(self, member: Member) -> bytes:
         try:
             data = self.store.read(member.object_key)
-        except ObjectGone:
+        except ObjectMissing:
             raise gone(member) from None
         if hashlib.sha256(data).digest() != member.sha256:
-            raise Unfit(
+            raise ExportFailed(
                 f"Image {member.index} has changed in the store since it was rendered: its sha256 is not the one that "
                 "the ledger records. Render it again, or restore its object."
             )
         return data
 
 
-def gone(member: Member) -> Unfit:
-    return Unfit(f"Image {member.index} is no longer in the store. Render it again, or restore its object.")
+def gone(member: Member) -> ExportFailed:
+    return ExportFailed(f"Image {member.index} is no longer in the store. Render it again, or restore its object.")
 
 
 def json_line(value: Mapping[str, Any]) -> str:

@@ -11,9 +11,9 @@ from itertools import islice
 
 from services.core.db.leases import Lease
 from services.core.exports import exports, imagefolder, manifest, members, parquet, records, webdataset, zip_archive
-from services.core.exports.members import Cut, Member
+from services.core.exports.members import Member, ShardCapacity
 from services.core.exports.records import Export, File
-from services.core.exports.shards import Desk, Shard, Unfit
+from services.core.exports.shards import ExportFailed, ExportWriter, Shard
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
@@ -21,7 +21,7 @@ SLICE_SECONDS = 10.0  # then others get their turn, after the shard that is bein
 _DROPPERS = 8
 _TOGETHER = 500
 
-_WRITERS: dict[str, Callable[[Desk, Shard, Iterable[Member]], list[File]]] = {
+_WRITERS: dict[str, Callable[[ExportWriter, Shard, Iterable[Member]], list[File]]] = {
     "webdataset": webdataset.write,
     "parquet": parquet.write,
     "imagefolder": imagefolder.write,
@@ -34,7 +34,7 @@ def run(settings: Settings, store: ImageStore, export_id: int, lease: Lease) -> 
     until = time.monotonic() + SLICE_SECONDS
     while (export := _read(export_id, lease)) is not None:
         if export.finished_at is None:
-            _write(Desk(export, store, settings.secret, lease.keep), lease)
+            _write(ExportWriter(export, store, settings.secret, lease.keep), lease)
         elif export.expired or (export.state != "completed" and export.next_shard >= 0):
             _drop(store, export, lease, until)
         else:
@@ -44,11 +44,11 @@ def run(settings: Settings, store: ImageStore, export_id: int, lease: Lease) -> 
 
 
 def _read(export_id: int, lease: Lease) -> Export | None:
-    with lease.database.begin() as connection:
+    with lease.database.begin_system() as connection:
         return records.read(connection, export_id)
 
 
-def _write(desk: Desk, lease: Lease) -> None:
+def _write(desk: ExportWriter, lease: Lease) -> None:
     """One step: the plan, or the next shard, or what says that all is there."""
     export = desk.export
     try:
@@ -59,13 +59,15 @@ def _write(desk: Desk, lease: Lease) -> None:
         elif (shard := _next_shard(export)) is not None:
             _write_shard(desk, shard, lease)
         elif export.images_done != export.plan.images:
-            raise Unfit(f"{export.images_done:,} images were found where {export.plan.images:,} had been counted.")
+            raise ExportFailed(
+                f"{export.images_done:,} images were found where {export.plan.images:,} had been counted."
+            )
         else:
             files = manifest.write(desk, lease.database)
             with lease.begin() as connection:
                 if exports.record(connection, export, files, images=0, next_index=0):
                     exports.complete(connection, export)
-    except Unfit as error:
+    except ExportFailed as error:
         with lease.begin() as connection:
             exports.fail(connection, export, str(error))
 
@@ -80,8 +82,8 @@ def _next_shard(export: Export) -> Shard | None:
     return None
 
 
-def _write_shard(desk: Desk, shard: Shard, lease: Lease) -> None:
-    export, cut = desk.export, Cut(desk.export)
+def _write_shard(desk: ExportWriter, shard: Shard, lease: Lease) -> None:
+    export, cut = desk.export, ShardCapacity(desk.export)
     first = export.next_index if shard.ordinal else 0
     last = first
 

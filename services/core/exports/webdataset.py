@@ -10,10 +10,10 @@ from typing import IO
 
 from services.core.exports.members import Member
 from services.core.exports.records import File
-from services.core.exports.shards import Desk, Shard, json_line
+from services.core.exports.shards import ExportWriter, Shard, json_line
 
 
-def write(desk: Desk, shard: Shard, members: Iterable[Member]) -> list[File]:
+def write(desk: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
     images = 0
     with tempfile.TemporaryFile() as file:
         for member, data in desk.pictures(members):

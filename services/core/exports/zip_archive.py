@@ -13,12 +13,12 @@ from typing import IO, Any
 
 from services.core.exports.members import Member
 from services.core.exports.records import File
-from services.core.exports.shards import Desk, Shard, json_line
+from services.core.exports.shards import ExportWriter, Shard, json_line
 
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def write(desk: Desk, shard: Shard, members: Iterable[Member]) -> list[File]:
+def write(desk: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
     images = 0
     with (
         tempfile.TemporaryFile() as file,

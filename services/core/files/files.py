@@ -138,9 +138,9 @@ def delete(connection: Connection, tenant_id: int, file_id: int) -> None:
         raise NotFound("There is no such file.")
 
 
-def doomed(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+def doomed(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
     """Files that nobody sees any more and that still take room."""
-    return connection.execute(_DOOMED, {"besides": list(besides)}).scalars().all()
+    return connection.execute(_DOOMED, {"besides": list(excluding)}).scalars().all()
 
 
 def drop(store: ImageStore, file_id: int, lease: Lease) -> None:

@@ -45,7 +45,7 @@ _IS_OVER = text("SELECT state <> 'pending' FROM uploads WHERE id = :id")
 _FORGET_PARTS = text("DELETE FROM upload_parts WHERE upload_id = :id")
 
 
-class PartsUnfit(PressworkError):
+class InvalidParts(PressworkError):
     """The parts do not make the file that the upload announced."""
 
 
@@ -110,12 +110,12 @@ def add_part(
 
     Raises:
         NotFound, Conflict: no such upload, or none that is open.
-        PartsUnfit: more came than was announced.
+        InvalidParts: more came than was announced.
     """
     upload = _lock_pending(connection, tenant_id, upload_id)
     taken = connection.execute(_TAKEN, {"id": upload_id}).scalar_one()
     if taken + size > upload.bytes:
-        raise PartsUnfit(f"The parts come to {taken + size:,} bytes; the upload was to have {upload.bytes:,}.")
+        raise InvalidParts(f"The parts come to {taken + size:,} bytes; the upload was to have {upload.bytes:,}.")
     values = {"id": part, "upload_id": upload_id, "tenant_id": tenant_id, "bytes": size}
     connection.execute(_NEW_PART, values | {"sha256": sha256, "object_key": key})
 
@@ -127,7 +127,7 @@ def complete(
 
     Raises:
         NotFound, Conflict: no such upload, or none that is open.
-        PartsUnfit: a part is not of this upload, or twice there; the bytes are not as many as announced, or have
+        InvalidParts: a part is not of this upload, or twice there; the bytes are not as many as announced, or have
             another MD5.
     """
     with database.begin(tenant_id) as connection:
@@ -137,11 +137,11 @@ def complete(
         _lock_pending(connection, tenant_id, upload_id)
         known = {part_id(row.id): row for row in connection.execute(_PARTS, {"id": upload_id})}
     if strangers := [part for part in parts if part not in known]:
-        raise PartsUnfit(f"{strangers[0][:40]!r} is no part of this upload.")
+        raise InvalidParts(f"{strangers[0][:40]!r} is no part of this upload.")
     if len(set(parts)) != len(parts):
-        raise PartsUnfit("A part is named twice.")
+        raise InvalidParts("A part is named twice.")
     if (size := sum(known[part].bytes for part in parts)) != upload.bytes:
-        raise PartsUnfit(f"The parts come to {size:,} bytes; the upload was to have {upload.bytes:,}.")
+        raise InvalidParts(f"The parts come to {size:,} bytes; the upload was to have {upload.bytes:,}.")
     file_id = ids.new()
     key = files.object_key(tenant_id, file_id)
     sha256 = _join(store, [known[part].object_key for part in parts], key, md5)
@@ -168,9 +168,9 @@ def cancel(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
     return find(connection, tenant_id, upload_id)
 
 
-def over(connection: Connection, besides: Sequence[int] = ()) -> Sequence[int]:
+def over(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
     """Uploads that are out of time, or over with parts that still take room."""
-    return connection.execute(_OVER, {"besides": list(besides)}).scalars().all()
+    return connection.execute(_OVER, {"besides": list(excluding)}).scalars().all()
 
 
 def drop(store: ImageStore, upload_id: int, lease: Lease) -> None:
@@ -207,7 +207,7 @@ def _join(store: ImageStore, keys: Sequence[str], target: str, md5: str | None) 
                 digest.update(chunk)
                 checksum.update(chunk)
         if md5 is not None and checksum.hexdigest() != md5.lower():
-            raise PartsUnfit(f"The file's MD5 is {checksum.hexdigest()}, not the one that was given.")
+            raise InvalidParts(f"The file's MD5 is {checksum.hexdigest()}, not the one that was given.")
         file.seek(0)
         store.put_file(target, file, "application/octet-stream")
     return digest.digest()

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from services.core.db import columns
 from services.core.jobs import idempotency, queries
-from services.core.jobs.submissions import MOST_PROBLEMS, Ground, Submission
+from services.core.jobs.submissions import MAX_PROBLEMS, ExistingJob, Submission
 from services.core.model import requests, strict_json
 from services.core.model.errors import Conflict, InvalidSubmission, NotFound, Problem
 from services.core.model.states import JobState
@@ -77,7 +77,7 @@ def open_draft(
     connection: Connection,
     tenant_id: int,
     job_id: int,
-    label: requests.Label,
+    label: requests.JobOptions,
     *,
     idempotency_key: str | None = None,
 ) -> int | None:
@@ -118,7 +118,7 @@ def create(
     job_states.create(connection, draft)
 
 
-def ground(connection: Connection, tenant_id: int, job_id: int, number: int) -> Ground:
+def existing(connection: Connection, tenant_id: int, job_id: int, number: int) -> ExistingJob:
     """What the chunk of that number is parsed upon. One that was committed finds the room that it has taken: sent
     again, it must not be refused for it.
 
@@ -129,7 +129,7 @@ def ground(connection: Connection, tenant_id: int, job_id: int, number: int) -> 
     row = _draft(connection, tenant_id, job_id, _GROUND)
     known = connection.execute(_CHUNK, {"id": job_id, "number": number}).one_or_none()
     images = row.total - (known.images if known else 0)
-    return Ground(job_id, images, tuple(map(columns.read_shape, connection.execute(_SHAPES, {"id": job_id}))))
+    return ExistingJob(job_id, images, tuple(map(columns.read_shape, connection.execute(_SHAPES, {"id": job_id}))))
 
 
 def append(connection: Connection, tenant_id: int, submission: Submission, number: int) -> tuple[Chunk, bool]:
@@ -141,7 +141,7 @@ def append(connection: Connection, tenant_id: int, submission: Submission, numbe
             chunk was appended since this one's ground was read (`chunk_busy`).
     """
     digest = submission.close()
-    job_id, first = submission.job_id, submission.ground.images
+    job_id, first = submission.job_id, submission.existing.images
     row = _draft(connection, tenant_id, job_id, _LOCKED_GROUND)
     known = connection.execute(_CHUNK, {"id": job_id, "number": number}).one_or_none()
     if known is not None:
@@ -164,7 +164,7 @@ def append(connection: Connection, tenant_id: int, submission: Submission, numbe
         tenant_id=tenant_id,
         priority=row.priority,
         segments=submission.new_segments,
-        first=len(submission.ground.shapes),
+        first=len(submission.existing.shapes),
         opened=False,
     )
     submission.copy(connection)
@@ -177,7 +177,7 @@ def chunks(connection: Connection, tenant_id: int, job_id: int, *, after: int, l
     return [_chunk(row) for row in connection.execute(_CHUNKS, {"id": job_id, "after": after, "limit": limit})]
 
 
-def inspect(connection: Connection, tenant_id: int, job_id: int, wanted: requests.Finalize) -> int | None:
+def inspect(connection: Connection, tenant_id: int, job_id: int, wanted: requests.FinalizeRequest) -> int | None:
     """Looks for all that keeps a draft from being finalized. Returns its images, or None: it was finalized before.
 
     Raises:
@@ -196,10 +196,10 @@ def inspect(connection: Connection, tenant_id: int, job_id: int, wanted: request
         message = f"The chunks hold {row.total:,} images; images says {wanted.images:,}."
         problems.append(Problem("images_mismatch", message, "images"))
     if not problems:
-        found = connection.execute(_DUPLICATES, {"id": job_id, "limit": MOST_PROBLEMS + 1})
+        found = connection.execute(_DUPLICATES, {"id": job_id, "limit": MAX_PROBLEMS + 1})
         problems = [_duplicate(entry) for entry in found]
     if problems:
-        raise InvalidSubmission(problems[:MOST_PROBLEMS], more=len(problems) > MOST_PROBLEMS)
+        raise InvalidSubmission(problems[:MAX_PROBLEMS], more=len(problems) > MAX_PROBLEMS)
     return int(row.total)
 
 
@@ -239,7 +239,7 @@ def _no_draft(state: str) -> Conflict:
     return Conflict(f"The job is {state}; only a draft takes chunks and can be finalized.", "not_a_draft")
 
 
-def _gaps(connection: Connection, job_id: int, wanted: requests.Finalize, count: Any) -> list[Problem]:
+def _gaps(connection: Connection, job_id: int, wanted: requests.FinalizeRequest, count: Any) -> list[Problem]:
     if count.within < wanted.chunks:
         values = {"id": job_id, "wanted": wanted.chunks, "limit": _TOLD}
         missing = connection.execute(_MISSING, values).scalars().all()

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, text
 
 from services.core.db import columns
 from services.core.fleet.models import Model
-from services.core.jobs.submissions import Lane, Submission
+from services.core.jobs.submissions import ResolvedShape, Submission
 from services.core.model import requests
 from services.core.model.specs import Shape
 from services.core.settings import Settings
@@ -53,18 +53,18 @@ GROUP BY {columns.shape("s")}
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Interval:
     """Seconds: what is to be expected, and between which bounds."""
 
     low: float
     expected: float
     high: float
 
-    def __add__(self, other: "Span") -> "Span":
-        return Span(self.low + other.low, self.expected + other.expected, self.high + other.high)
+    def __add__(self, other: "Interval") -> "Interval":
+        return Interval(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
-    def over(self, workers: int) -> "Span":
-        return Span(self.low / workers, self.expected / workers, self.high / workers)
+    def over(self, workers: int) -> "Interval":
+        return Interval(self.low / workers, self.expected / workers, self.high / workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Rate:
     devices: tuple[tuple[float, float, int], ...]  # mean, deviation, images measured
     scale: float = 1.0
 
-    def span(self, images: float) -> Span:
+    def span(self, images: float) -> Interval:
         """Accelerator-seconds of so many images."""
         lows, highs = [], []
         for mean, deviation, measured in self.devices:
@@ -85,7 +85,7 @@ class Rate:
             highs.append(mean + give)
         width = 1.0 if self.same else UNMEASURED
         times = images * self.scale
-        return Span(min(lows) * times / width, self.seconds * images, max(highs) * times * width)
+        return Interval(min(lows) * times / width, self.seconds * images, max(highs) * times * width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +103,8 @@ class Estimate:
 
     images: int
     ahead: int
-    accelerator_seconds: Span | None
-    seconds_to_finish: Span | None
+    accelerator_seconds: Interval | None
+    seconds_to_finish: Interval | None
     workers: int
     shapes: tuple[ShapeEstimate, ...]
 
@@ -113,23 +113,23 @@ class Estimate:
         return all(entry.workers for entry in self.shapes)
 
 
-class Tally(Submission):
+class WorkTally(Submission):
     """A submission that is only counted: checked like any other, and nothing of it is kept."""
 
     def __init__(self, settings: Settings, catalogue: dict[str, Model], *, defaults: dict[str, Any]) -> None:
         super().__init__(settings, catalogue, defaults=defaults)
         self.counts: dict[tuple[str, Shape], int] = {}  # images, by model and shape
 
-    def _write(self, request: requests.ImageRequest, lane: Lane) -> None:
+    def _write(self, request: requests.ImageRequest, lane: ResolvedShape) -> None:
         self._count(request.model, lane, request.n)
 
     def add_shape(self, place: int, value: object) -> None:
         """Checks and counts some images of one shape."""
         prefix = f"shapes[{place}]."
         try:
-            asked = requests.Asked.model_validate(value)
+            asked = requests.EstimateShape.model_validate(value)
         except ValidationError as error:
-            self.problems.extend(requests.problems(error, value, place, prefix, requests.Asked.ALLOWED))
+            self.problems.extend(requests.problems(error, value, place, prefix, requests.EstimateShape.ALLOWED))
             return
         said = asked.model_dump(exclude={"images"}, exclude_none=True)
         request = requests.ImageRequest(prompt="-", **said)
@@ -137,7 +137,7 @@ class Tally(Submission):
         if lane is not None:
             self._count(request.model, lane, asked.images)
 
-    def _count(self, model: str | None, lane: Lane, images: int) -> None:
+    def _count(self, model: str | None, lane: ResolvedShape, images: int) -> None:
         key = model or self._settings.model, lane.shape
         self.counts[key] = self.counts.get(key, 0) + images
         self.total += images
@@ -174,7 +174,7 @@ def estimate(connection: Connection, counts: dict[tuple[str, Shape], int], prior
 
 def _finish(
     own: dict[Shape, float], ahead: dict[Shape, float], rates: dict[Shape, Rate | None], workers: dict[str, int]
-) -> Span | None:
+) -> Interval | None:
     """The latest of its models: their workers do not wait for one another."""
     spans = []
     for revision in {shape.model_revision for shape in own}:
@@ -189,8 +189,8 @@ def _finish(
     return max(spans, key=lambda span: span.expected, default=None)
 
 
-def _work(images: dict[Shape, float], rates: dict[Shape, Rate | None]) -> Span | None:
-    total = Span(0.0, 0.0, 0.0)
+def _work(images: dict[Shape, float], rates: dict[Shape, Rate | None]) -> Interval | None:
+    total = Interval(0.0, 0.0, 0.0)
     for shape, count in images.items():
         rate = rates[shape]
         if rate is None:

@@ -5,7 +5,7 @@ import json
 
 from sqlalchemy import Connection, text
 
-from services.core.model.errors import DatabaseAway, IdempotencyBusy, IdempotencyConflict
+from services.core.model.errors import DatabaseUnavailable, IdempotencyBusy, IdempotencyConflict
 
 _REMEMBER = text("""
 INSERT INTO idempotency (tenant_id, key, request_sha256, job_id, kind)
@@ -45,7 +45,7 @@ def remember(
         return None
     row = connection.execute(_REMEMBERED, {"tenant_id": tenant_id, "key": key}).one_or_none()
     if row is None:
-        raise DatabaseAway("The Idempotency-Key was forgotten in this very moment; try again.")
+        raise DatabaseUnavailable("The Idempotency-Key was forgotten in this very moment; try again.")
     if bytes(row.request_sha256) != sha256 or row.kind != kind:
         raise IdempotencyConflict
     return int(row.job_id)

@@ -19,7 +19,7 @@ from services.core.model.errors import NotFound
 from services.core.model.states import ImageState
 
 ORDER = (ImageState.FAILED, ImageState.RENDERING, ImageState.QUEUED, ImageState.CANCELLED, ImageState.DONE)
-MOST_IMAGES = 10_000  # on a page: a request has up to a thousand
+MAX_IMAGES = 10_000  # on a page: a request has up to a thousand
 LOOKED_AT = 20_000  # requests, for one page
 
 _STATE = """
@@ -144,7 +144,7 @@ def _gather(
             if row.state != place.state or row.index in found:
                 continue
             weight = row.n * row.weight
-            if len(found) == limit or (found and total + weight > MOST_IMAGES):
+            if len(found) == limit or (found and total + weight > MAX_IMAGES):
                 return Place(place.state, row.index)
             found[row.index] = _Found(row.n, weight, place.state)
             total += weight

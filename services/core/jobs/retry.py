@@ -41,7 +41,7 @@ _COUNT = text("SELECT count(*) AS requests, coalesce(sum(n), 0) AS images FROM p
 
 
 @dataclass(frozen=True, slots=True)
-class Receipt:
+class RetryResult:
     """The new job and the names of its models. `replayed`: this Idempotency-Key had made it before."""
 
     job_id: int
@@ -53,10 +53,10 @@ def retry(
     connection: Connection,
     tenant_id: int,
     parent_id: int,
-    asked: requests.Retry,
+    asked: requests.RetryOptions,
     *,
     idempotency_key: str | None = None,
-) -> Receipt:
+) -> RetryResult:
     """Queues a new job of the images that failed, or were cancelled if that is asked for.
 
     Raises:
@@ -72,7 +72,7 @@ def retry(
         digest = idempotency.digest("retry", parent_id, asked.model_dump())
         known = idempotency.remember(connection, tenant_id, idempotency_key, sha256=digest, thing=child)
         if known is not None:
-            return Receipt(known, [], replayed=True)
+            return RetryResult(known, [], replayed=True)
     if parent.state not in states.FINAL_JOB_STATES:
         message = f"The job is {parent.state}; what failed of it can be tried again once it has finished."
         raise Conflict(message, "job_not_finished")
@@ -99,4 +99,4 @@ def retry(
     segments.inherit(connection, parent_id=parent_id, child_id=child, priority=priority)
     job_states.grow(connection, child, images=count.images, requests=count.requests)
     images.spread(connection, child)
-    return Receipt(child, drafts.open_all(connection, child))
+    return RetryResult(child, drafts.open_all(connection, child))

@@ -27,9 +27,9 @@ from services.core.queue import images, job_states, segments
 from services.core.queue.job_states import NewJob
 from services.core.settings import Settings
 
-MOST_PROBLEMS = 100
-MOST_SHAPES = 64
-_MOST_LANES = 10_000
+MAX_PROBLEMS = 100
+MAX_SHAPES = 64
+_MAX_LANES = 10_000
 _SPOOL_MEMORY = 1 << 20
 _SPOOL_ROWS = 1_000  # written at a time
 _COPY_CHUNK = 1 << 18
@@ -45,7 +45,7 @@ class Receipt:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class ResolvedShape:
     """What requests that say the same of model, size, steps and guidance come to."""
 
     shape: Shape
@@ -55,7 +55,7 @@ class Lane:
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class ExistingJob:
     """A job that stands already, and what it has: images, and the shapes of its segments, in order of their numbers."""
 
     job_id: int
@@ -72,28 +72,28 @@ class Submission:
         catalogue: dict[str, Model],
         *,
         defaults: dict[str, Any] | None = None,
-        ground: Ground | None = None,
-        most_images: int | None = None,
-        most_here: int | None = None,
+        existing: ExistingJob | None = None,
+        max_images: int | None = None,
+        max_here: int | None = None,
     ) -> None:
         """`most_images` is what the job may hold at last, `most_here` what may come to its ground."""
-        self.ground = ground or Ground(ids.new())
-        self.job_id = self.ground.job_id
+        self.existing = existing or ExistingJob(ids.new())
+        self.job_id = self.existing.job_id
         self.problems: list[Problem] = []
-        self.total = self.ground.images
+        self.total = self.existing.images
         self.requests = 0
         self.models: set[str] = set()
-        self._most_images = most_images or settings.max_images_per_job
-        self._most_here = most_here or self._most_images
+        self._max_images = max_images or settings.max_images_per_job
+        self._max_here = max_here or self._max_images
         self._digest = hashlib.sha256()
         self._settings = settings
         self._catalogue = catalogue
         self._defaults = defaults or {}
         self._segments: dict[Shape, tuple[int, int]] = {  # number, first index
-            shape: (number, self.total) for number, shape in enumerate(self.ground.shapes)
+            shape: (number, self.total) for number, shape in enumerate(self.existing.shapes)
         }
         self._highest: list[int] = [-1] * len(self._segments)  # the last index of each segment; -1: nothing came to it
-        self._lanes: dict[tuple[object, ...], Lane] = {}  # by what a request says of its shape
+        self._lanes: dict[tuple[object, ...], ResolvedShape] = {}  # by what a request says of its shape
         self._custom_ids: dict[int, int] = {}
         self._rows: list[str] = []
         self._said: list[str] = []  # what an Idempotency-Key stands for: neither order of keys nor white space
@@ -112,7 +112,7 @@ class Submission:
     @property
     def hopeless(self) -> bool:
         """So many problems that reading on tells nobody more."""
-        return len(self.problems) >= MOST_PROBLEMS
+        return len(self.problems) >= MAX_PROBLEMS
 
     def refuse(self, problem: Problem) -> None:
         self.problems.append(problem)
@@ -146,7 +146,7 @@ class Submission:
         database: Database,
         tenant_id: int,
         *,
-        label: requests.Label,
+        label: requests.JobOptions,
         idempotency_key: str | None = None,
     ) -> Receipt:
         """Commits the job and all its images, or nothing.
@@ -154,7 +154,7 @@ class Submission:
         Raises:
             InvalidSubmission: something is wrong with it; up to a hundred problems.
             IdempotencyConflict, IdempotencyBusy: the key stands for another body, or for one under way.
-            DatabaseAway: nothing can be recorded now, or the outcome is not known: send it again with the same key.
+            DatabaseUnavailable: nothing can be recorded now, or the outcome is unknown: send it again, same key.
         """
         self.close()
         head = (label.priority, sorted(label.labels.items()), *(["dedupe"] if label.dedupe else []))
@@ -193,7 +193,7 @@ class Submission:
         if not self.problems and not self.requests:
             self.refuse(Problem("missing_field", "The submission holds no request.", "images"))
         if self.problems:
-            raise InvalidSubmission(self.problems[:MOST_PROBLEMS], more=self.hopeless)
+            raise InvalidSubmission(self.problems[:MAX_PROBLEMS], more=self.hopeless)
         self._flush()
         return self._digest.digest()
 
@@ -203,13 +203,13 @@ class Submission:
         return [
             (shape, first, self._highest[number])
             for shape, (number, first) in self._segments.items()
-            if number >= len(self.ground.shapes)
+            if number >= len(self.existing.shapes)
         ]
 
     @property
     def grown_segments(self) -> dict[int, int]:
         """The numbers of those of the ground's segments to which images came, with their last index."""
-        return {number: high for number, high in enumerate(self._highest[: len(self.ground.shapes)]) if high >= 0}
+        return {number: high for number, high in enumerate(self._highest[: len(self.existing.shapes)]) if high >= 0}
 
     def _take(self, request: requests.ImageRequest, place: int, prefix: str) -> None:
         """Spools a request whose fields are in order, if its model serves it and the job can hold it."""
@@ -224,11 +224,11 @@ class Submission:
         if request.output_compression is not None and request.output_format == "png":
             rule = f"must be {requests.ALLOWED['output_compression']}"
             self._refuse("invalid_value", place, f"{prefix}output_compression", rule, request.output_compression)
-        if self.total + request.n > self._most_images:
-            message = f"The job has more than {self._most_images:,} images; submit it in parts."
+        if self.total + request.n > self._max_images:
+            message = f"The job has more than {self._max_images:,} images; submit it in parts."
             self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
-        elif self.total - self.ground.images + request.n > self._most_here:
-            message = f"The body has more than {self._most_here:,} images; append it in parts."
+        elif self.total - self.existing.images + request.n > self._max_here:
+            message = f"The body has more than {self._max_here:,} images; append it in parts."
             self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
         elif lane is not None and not self.problems:
             self._write(request, lane)
@@ -245,7 +245,7 @@ class Submission:
 
     def _new_lane(
         self, said: tuple[object, ...], request: requests.ImageRequest, place: int, prefix: str
-    ) -> Lane | None:
+    ) -> ResolvedShape | None:
         """What a request asks for, or None when its model does not serve it."""
         name = self._settings.model if request.model is None else request.model
         model = self._catalogue.get(name)
@@ -254,32 +254,32 @@ class Submission:
             self._refuse("unknown_model", place, f"{prefix}model", f"must be one of: {known}", name)
             return None
         size = model.default_size if request.size is None else requests.size_pixels(request.size)
-        most_steps = model.sizes.get(size)
-        if most_steps is None:
+        max_steps = model.sizes.get(size)
+        if max_steps is None:
             served = ", ".join(f"{w}x{h}" for w, h in model.sizes)
             self._refuse("unserved_size", place, f"{prefix}size", f"must be one of: {served}", request.size)
             return None
         steps = model.default_steps if request.num_inference_steps is None else request.num_inference_steps
-        if steps > most_steps:
-            rule = f"must be a whole number from 1 to {most_steps}"
+        if steps > max_steps:
+            rule = f"must be a whole number from 1 to {max_steps}"
             self._refuse("unserved_steps", place, f"{prefix}num_inference_steps", rule, steps)
             return None
         guidance = model.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
         self.models.add(name)
         shape = Shape(model.revision, *size, steps, guidance > 1.0)
-        if shape not in self._segments and len(self._segments) == MOST_SHAPES:
-            message = f"The job mixes more than {MOST_SHAPES} shapes (size, steps, guided or not); submit it in parts."
+        if shape not in self._segments and len(self._segments) == MAX_SHAPES:
+            message = f"The job mixes more than {MAX_SHAPES} shapes (size, steps, guided or not); submit it in parts."
             self.refuse(Problem("too_many_shapes", message, f"{prefix}size", place))
             return None
         if shape not in self._segments:
             self._segments[shape] = len(self._segments), self.total
             self._highest.append(self.total)
-        lane = Lane(shape, self._segments[shape][0], guidance, repr(said))
-        if len(self._lanes) < _MOST_LANES:
+        lane = ResolvedShape(shape, self._segments[shape][0], guidance, repr(said))
+        if len(self._lanes) < _MAX_LANES:
             self._lanes[said] = lane
         return lane
 
-    def _write(self, request: requests.ImageRequest, lane: Lane) -> None:
+    def _write(self, request: requests.ImageRequest, lane: ResolvedShape) -> None:
         """One row for COPY, and what of it an Idempotency-Key stands for: all but what was drawn or looked up here."""
         self._highest[lane.segment] = self.total + request.n - 1
         seed = secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
@@ -311,7 +311,7 @@ class Submission:
         with driver.cursor().copy(f"COPY {payloads_leaf} ({columns.names(columns.PAYLOAD)}) FROM STDIN") as copy:
             while chunk := self._spool.read(_COPY_CHUNK):
                 copy.write(chunk)
-        images.spread(connection, self.job_id, first=self.ground.images)
+        images.spread(connection, self.job_id, first=self.existing.images)
 
 
 def read_lines(submission: Submission, lines: Iterable[bytes]) -> None:

@@ -18,23 +18,23 @@ class SettingsError(PressworkError):
     """A setting is missing or cannot be used."""
 
 
-class Away(PressworkError):
+class Unavailable(PressworkError):
     """A server that Presswork needs cannot be reached."""
 
 
-class DatabaseAway(Away):
+class DatabaseUnavailable(Unavailable):
     """The database cannot be reached."""
 
 
-class StoreAway(Away):
+class StoreUnavailable(Unavailable):
     """The object store cannot be reached."""
 
 
-class StoreRefused(StoreAway):
+class StoreRefused(StoreUnavailable):
     """The object store refused the request: check its address, the bucket and the credentials."""
 
 
-class ObjectGone(StoreRefused):
+class ObjectMissing(StoreRefused):
     """The object store does not have this object any more."""
 
 
@@ -50,11 +50,11 @@ class Conflict(PressworkError):
         super().__init__(message)
 
 
-class UnfitDatabase(PressworkError):
+class UnsuitableDatabase(PressworkError):
     """The database is not set up as Presswork needs it."""
 
 
-class LedgerBroken(PressworkError):
+class InvariantViolated(PressworkError):
     """The ledger found rows that its own rules forbid; nothing was changed."""
 
 

@@ -222,7 +222,7 @@ Labels = Annotated[
 ]
 
 
-class Label(_Strict):
+class JobOptions(_Strict):
     """The head of a submission: everything but its requests."""
 
     priority: Priority = "normal"
@@ -231,24 +231,24 @@ class Label(_Strict):
     labels: Labels = Field(default_factory=dict)
 
 
-class Bare(_Strict):
+class NoOptions(_Strict):
     """The head of what has none."""
 
 
-class Changes(_Strict):
+class JobChanges(_Strict):
     """What may be changed of a job that stands. None: left as it is; null is refused."""
 
     priority: Priority = None  # type: ignore[assignment]
     labels: Labels = None  # type: ignore[assignment]
 
 
-class Retry(Changes):
+class RetryOptions(JobChanges):
     """How failed images are tried again. What is not set is as the first job has it."""
 
     include_cancelled: bool = False
 
 
-class Asked(_Strict):
+class EstimateShape(_Strict):
     """Some images of one shape, for an estimate. What is not set is the model's default."""
 
     ALLOWED: ClassVar = {
@@ -265,7 +265,7 @@ class Asked(_Strict):
     guidance_scale: Guidance = None  # type: ignore[assignment]
 
 
-class Finalize(_Strict):
+class FinalizeRequest(_Strict):
     """What a draft must hold to be complete."""
 
     ALLOWED: ClassVar = {

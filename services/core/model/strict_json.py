@@ -7,9 +7,9 @@ from typing import Any, NoReturn
 
 from services.core.model.errors import PressworkError, Problem
 
-MOST_KEYS = 1_000
-MOST_DEPTH = 32
-MOST_SHOWN = 80  # characters of the input, in an error
+MAX_KEYS = 1_000
+MAX_DEPTH = 32
+MAX_SHOWN = 80  # characters of the input, in an error
 
 
 class BadJson(PressworkError):
@@ -41,7 +41,7 @@ def loads(body: bytes) -> Any:
         raise BadJson("invalid_json", "The text is nested too deep.") from None
     except ValueError:  # Python's own limit on the digits of an integer
         raise BadJson("invalid_number", "The text holds a number with thousands of digits.") from None
-    if body.count(b"[") + body.count(b"{") > MOST_DEPTH and _is_too_deep(value):
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_too_deep(value):
         raise BadJson("invalid_json", "The text is nested too deep.")
     return value
 
@@ -66,12 +66,12 @@ def place(*parts: object, prefix: str = "") -> str:
     shown = (
         str(part) if str(part).isascii() and re.fullmatch(r"[\w-]+", str(part)) else describe(part) for part in parts
     )
-    return (prefix + ".".join(shown))[:MOST_SHOWN]
+    return (prefix + ".".join(shown))[:MAX_SHOWN]
 
 
 def _is_too_deep(value: object) -> bool:
     level: list[Any] = [value]
-    for _ in range(MOST_DEPTH):
+    for _ in range(MAX_DEPTH):
         level = [
             child
             for node in level
@@ -82,8 +82,8 @@ def _is_too_deep(value: object) -> bool:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) > MOST_KEYS:
-        raise BadJson("too_many_keys", f"An object has {len(pairs):,} keys; {MOST_KEYS:,} are allowed.")
+    if len(pairs) > MAX_KEYS:
+        raise BadJson("too_many_keys", f"An object has {len(pairs):,} keys; {MAX_KEYS:,} are allowed.")
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from services.core.model import requests, strict_json
 from services.core.model.errors import Problem
 
-MOST_NAMES = 32
+MAX_NAMES = 32
 FIELDS = frozenset(
     {"size", "num_inference_steps", "guidance_scale", "negative_prompt", "seed", "output_format", "model"}
 )
@@ -61,7 +61,7 @@ class Matrix:
             yield request
 
 
-def read(value: object, defaults: dict[str, Any], most_images: int) -> tuple[Matrix | None, list[Problem]]:
+def read(value: object, defaults: dict[str, Any], max_images: int) -> tuple[Matrix | None, list[Problem]]:
     """Checks a matrix: (it, nothing), or (None, what is wrong with it). `defaults` are the submission's."""
     if not isinstance(value, dict):
         shown = strict_json.describe(value)
@@ -69,12 +69,12 @@ def read(value: object, defaults: dict[str, Any], most_images: int) -> tuple[Mat
             Problem("wrong_type", f"matrix is {shown}; it must be an object with template and vary.", "matrix")
         ]
     try:
-        return _read(value, defaults, most_images), []
+        return _read(value, defaults, max_images), []
     except _Refused as refused:
         return None, [refused.problem]
 
 
-def _read(value: dict[str, Any], defaults: dict[str, Any], most_images: int) -> Matrix:
+def _read(value: dict[str, Any], defaults: dict[str, Any], max_images: int) -> Matrix:
     for key in value:
         if key not in _KEYS:
             message = f"There is no field {strict_json.describe(key)} in a matrix."
@@ -90,9 +90,9 @@ def _read(value: dict[str, Any], defaults: dict[str, Any], most_images: int) -> 
     combinations = min(map(len, vary.values())) if pairwise else math.prod(map(len, vary.values()))
     each = fixed.get("n", defaults.get("n", 1))
     images = combinations * (each if isinstance(each, int) and each > 0 else 1)
-    if images > most_images:
+    if images > max_images:
         counted = f"{images:,}" if images < 10**15 else "more than 10^15"
-        message = f"The matrix spans {counted} images; a job has at most {most_images:,}."
+        message = f"The matrix spans {counted} images; a job has at most {max_images:,}."
         raise _Refused("too_many_images", message, "matrix")
     _check_fields(vary, fields)
     return Matrix(combinations, images, template, negative, vary, fields, pairwise, fixed)
@@ -127,8 +127,8 @@ def _template(value: dict[str, Any], key: str) -> Template:
 
 
 def _vary(value: object) -> dict[str, list[Any]]:
-    rule = f"an object of 1 to {MOST_NAMES} names, each with {_VALUES}"
-    if not isinstance(value, dict) or not 1 <= len(value) <= MOST_NAMES:
+    rule = f"an object of 1 to {MAX_NAMES} names, each with {_VALUES}"
+    if not isinstance(value, dict) or not 1 <= len(value) <= MAX_NAMES:
         shown = "missing" if value is None else strict_json.describe(value)
         code = "missing_field" if value is None else "invalid_value" if isinstance(value, dict) else "wrong_type"
         raise _Refused(code, f"matrix.vary is {shown}; it must be {rule}.", "matrix.vary")

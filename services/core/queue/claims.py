@@ -102,7 +102,7 @@ class Candidates:
         return float(self.rows[0].age)
 
     @property
-    def most_waiting(self) -> int:
+    def max_waiting(self) -> int:
         """No more images than this can wait in the segments that would share a batch."""
         return sum(row.high - row.low + 1 for row in _mates(self.rows))
 

@@ -273,9 +273,9 @@ def finish_all(connection: Connection) -> list[int]:
     return list(connection.execute(_FINISH_ALL, values).scalars())
 
 
-def finishable(connection: Connection, besides: Sequence[int] = ()) -> list[int]:
+def finishable(connection: Connection, excluding: Sequence[int] = ()) -> list[int]:
     """Jobs that came as a file and of which every image is final: their output is to be written."""
-    values = {"sources": states.guard(states.ENDING_JOB_STATES), "besides": list(besides)}
+    values = {"sources": states.guard(states.ENDING_JOB_STATES), "besides": list(excluding)}
     return list(connection.execute(_FINISHABLE, values).scalars())
 
 

@@ -116,7 +116,7 @@ def device_sick(connection: Connection, device: str) -> None:
     events.append(connection, "device.sick", f"device/{device}", tenant_id=None)
 
 
-def alive_after_all(connection: Connection, claim_id: int) -> None:
+def retract_crash(connection: Connection, claim_id: int) -> None:
     """A claim reported as crashed came to settle: its process lives, and the crash is taken back."""
     connection.execute(_TAKE_BACK_ONE, {"claim_id": claim_id})
     connection.execute(_STRIKE_ONE, {"claim_id": claim_id})

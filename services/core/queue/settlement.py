@@ -11,7 +11,7 @@ from enum import StrEnum
 from sqlalchemy import Connection, text
 
 from services.core.model import states
-from services.core.model.errors import LedgerBroken
+from services.core.model.errors import InvariantViolated
 from services.core.model.specs import FailedImage, StoredImage
 from services.core.model.states import ClaimState, ImageState
 from services.core.queue.image_moves import CANCELLED, MOVED
@@ -100,7 +100,7 @@ def settle(
     Images of a cancelled job become cancelled, whatever came of them.
 
     Raises:
-        LedgerBroken: the outcomes are not exactly the claim's images.
+        InvariantViolated: the outcomes are not exactly the claim's images.
     """
     row = connection.execute(_LOCK_CLAIM, {"id": claim_id}).one_or_none()
     if row is None or row.state != ClaimState.OPEN:
@@ -122,7 +122,7 @@ def settle(
         },
     ).one()
     if not moved.images == len(outcomes) == row.images:
-        raise LedgerBroken(
+        raise InvariantViolated(
             f"Claim {claim_id} holds {row.images} images; {len(outcomes)} outcomes moved {moved.images}."
         )
     visible = [image for image in stored if image.job_id not in moved.cancelled]

@@ -17,7 +17,7 @@ class StoredObject:
 
 
 class ImageStore(Protocol):
-    """A place for immutable objects. All methods raise StoreAway for an outage and StoreRefused for a refusal."""
+    """A place for immutable objects. Every method raises StoreUnavailable for an outage, StoreRefused for a refusal."""
 
     def put(self, key: str, data: bytes, media_type: str, metadata: dict[str, str], *, claim_id: int) -> StoredObject:
         """Stores `data` under `key`, or adopts what an earlier writer stored there, or takes a key of this claim."""
@@ -48,7 +48,7 @@ class ImageStore(Protocol):
         ...
 
     def size(self, key: str) -> int:
-        """Of the object, in bytes. Raises ObjectGone if there is none."""
+        """Of the object, in bytes. Raises ObjectMissing if there is none."""
         ...
 
     def under(self, prefix: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from services.core.model.errors import ObjectGone, StoreAway, StoreRefused
+from services.core.model.errors import ObjectMissing, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
 from services.core.storage.contract import StoredObject
 
@@ -96,7 +96,7 @@ class S3Store:
                 return int(self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
             except ClientError as error:
                 if _status(error) == 404:  # an answer without a body has no other code
-                    raise ObjectGone from error
+                    raise ObjectMissing from error
                 raise
 
     def under(self, prefix: str) -> Iterator[str]:
@@ -125,7 +125,7 @@ class S3Store:
                 return self._prepare()
             except StoreRefused:
                 raise
-            except StoreAway:
+            except StoreUnavailable:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
@@ -174,7 +174,7 @@ class S3Store:
                 verb(Bucket=self._bucket, IfNoneMatch="*", **arguments)
             except ClientError as error:
                 if _status(error) == 409:  # two writers at once, on AWS: nobody has won yet
-                    raise StoreAway("The object store saw two writers of one key at once.") from error
+                    raise StoreUnavailable("The object store saw two writers of one key at once.") from error
                 if _status(error) != 412:
                     raise
                 return False
@@ -229,17 +229,19 @@ class S3Store:
                 "RequestTimeout",
                 "Throttling",
             ):
-                raise StoreAway(f"The object store at {self._endpoint} answers {code or _status(error)}.") from error
+                raise StoreUnavailable(
+                    f"The object store at {self._endpoint} answers {code or _status(error)}."
+                ) from error
             if code == "NoSuchKey":
-                raise ObjectGone from error
+                raise ObjectMissing from error
             raise StoreRefused(
                 f"The object store at {self._endpoint} refuses with {code or _status(error)}; "
                 f"check the bucket {self._bucket!r} and the credentials."
             ) from error
         except (BotoCoreError, Boto3Error) as error:
-            raise StoreAway(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
+            raise StoreUnavailable(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
         except OSError as error:
-            raise StoreAway(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
+            raise StoreUnavailable(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
 
 
 def _own_key(key: str, claim_id: int) -> str:

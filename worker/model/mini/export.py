@@ -14,7 +14,7 @@ from worker.model import vocabulary
 from worker.model.mini import grammar, latents, train_unet
 from worker.model.mini.config import Config
 from worker.model.mini.drawings import SIDE
-from worker.model.sampler import Rules
+from worker.model.sampler import SamplerConfig
 
 SHIPPED = Path(__file__).parent / "presswork-mini"
 SCHEDULER = {
@@ -53,7 +53,7 @@ def export(config: Config, folder: Path, guidance_scale: float) -> None:
 
 
 def _index(guidance_scale: float) -> dict[str, Any]:
-    rules = Rules()
+    rules = SamplerConfig()
     return {
         "_class_name": "DeciDiffusionPipeline",
         "_name_or_path": "presswork-mini",

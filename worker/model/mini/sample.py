@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from services.core.model.errors import PressworkError
 from services.core.model.specs import Spec
-from worker.pipeline import Batch, Picture, Spoiled
+from worker.pipeline import Batch, InvalidOutput, Picture
 from worker.pipelines.onnx import open_onnx
 
 BATCH = 8
@@ -53,7 +53,7 @@ class Sampler(AbstractContextManager["Sampler"]):
             self._pipeline.prepare(batch.shape, BATCH)
             began = time.process_time()
             for picture in self._pipeline.render(batch, _unheard)[: len(part)]:
-                if isinstance(picture, Spoiled):
+                if isinstance(picture, InvalidOutput):
                     raise PressworkError(picture.message)
                 made.append(picture)
             self.cpu_seconds += time.process_time() - began

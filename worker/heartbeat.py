@@ -1,6 +1,6 @@
 """Keeps the worker's claims alive, hears of cancels and of lost leases, and watches that the device moves.
 
-A claim is `Held` from the moment it is taken until it is settled. The step callback asks it at every denoising step.
+A claim is a `HeldClaim` from the moment it is taken until it is settled. The step callback asks it at every denoising step.
 """
 
 import logging
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from services.core.db.database import Database
-from services.core.model.errors import DatabaseAway
+from services.core.model.errors import DatabaseUnavailable
 from services.core.model.specs import Claim, Image, StoredImage
 from services.core.queue import claims
 from services.core.settings import Settings
@@ -25,7 +25,7 @@ class Interrupted(Exception):
     """Nobody wants this batch any more: its lease is lost, or all its images are cancelled."""
 
 
-class Held:
+class HeldClaim:
     """One claim in this worker's hands."""
 
     def __init__(self, claim: Claim, fence_seconds: float) -> None:
@@ -48,7 +48,7 @@ class Held:
         """The ledger said so: settling is of no use."""
         return self._lost
 
-    def spare(self, reused: Iterable[StoredImage]) -> None:
+    def skip_stored(self, reused: Iterable[StoredImage]) -> None:
         """These lie in the store already: only the others are left to render."""
         self.reused = tuple(reused)
         there = {(image.job_id, image.index) for image in self.reused}
@@ -65,16 +65,16 @@ class Held:
             self.cancelled, self.extended_at = cancelled, asked_at
 
 
-class Lease:
+class Heartbeat:
     """The heartbeat of all claims that are held, and the watchdog of the one being rendered."""
 
     def __init__(self, database: Database, settings: Settings, die: Callable[[int], None] = os._exit) -> None:
         self._database = database
         self._settings = settings
         self._die = die
-        self._held: dict[int, Held] = {}
+        self._held: dict[int, HeldClaim] = {}
         self._guard = threading.Lock()
-        self._rendering: Held | None = None
+        self._rendering: HeldClaim | None = None
         self._progress = 0  # counts up; written by the rendering thread, the next two by the watchdog
         self._seen = 0
         self._silent_watches = 0
@@ -84,17 +84,17 @@ class Lease:
         for name, verb in (("lease", self._beat_for_ever), ("watchdog", self._watch_for_ever)):
             threading.Thread(target=verb, name=name, daemon=True).start()
 
-    def hold(self, claim: Claim) -> Held:
-        held = Held(claim, self._settings.fence_seconds)
+    def hold(self, claim: Claim) -> HeldClaim:
+        held = HeldClaim(claim, self._settings.fence_seconds)
         with self._guard:
             self._held[claim.id] = held
         return held
 
-    def let_go(self, held: Held) -> None:
+    def release_claim(self, held: HeldClaim) -> None:
         with self._guard:
             self._held.pop(held.claim.id, None)
 
-    def rendering(self, held: Held | None) -> None:
+    def rendering(self, held: HeldClaim | None) -> None:
         """Sets the watchdog on a claim, or takes it off."""
         self._progress += 1
         self._rendering = held
@@ -132,7 +132,7 @@ class Lease:
             return
         steps = {claim_id: entry.step for claim_id, entry in held.items()}
         asked_at = time.monotonic()
-        with self._database.begin() as connection:
+        with self._database.begin_system() as connection:
             heard = claims.extend(connection, steps, self._settings.lease_seconds).held
         for claim_id, entry in held.items():
             entry.heard(heard.get(claim_id), asked_at)
@@ -155,7 +155,7 @@ class Lease:
             time.sleep(self._settings.beat_seconds)
             try:
                 self.beat()
-            except DatabaseAway as error:
+            except DatabaseUnavailable as error:
                 log.warning("beat lost", extra={"error": str(error)})
             except Exception:
                 log.exception("beat failed")

@@ -31,7 +31,7 @@ def house(**extra: str) -> Iterator[House]:
         settings = Settings.read(environ)
         s3.S3Store(settings).prepare()
         database = databases.Database(settings.database_url, application="benchmark", pool_size=4, nested_loops=True)
-        with database.begin() as connection:
+        with database.begin_system() as connection:
             key = api_keys.issue_key(connection, settings.secret, 1, "benchmark")
         yield House(stack, environ, settings, database, Path(folder), key)
         database.close()
