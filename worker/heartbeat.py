@@ -1,6 +1,6 @@
 """Keeps the worker's claims alive, hears of cancels and of lost leases, and watches that the device moves.
 
-A claim is a `HeldClaim` from the moment it is taken until it is settled. The step callback asks it at every denoising step.
+A claim is a `HeldClaim` from the moment it is taken until it is settled; the step callback asks it at every step.
 """
 
 import logging

@@ -18,10 +18,10 @@ from services.core.queue import claims, job_states, segments
 from services.core.settings import Settings
 from services.core.storage import contract
 from worker import batching
+from worker.dedupe import Dedupe
 from worker.device import Device, Outcome
 from worker.heartbeat import Heartbeat, HeldClaim
 from worker.pipeline import Pipeline
-from worker.reuse import Reuse
 from worker.storing import StoringStage
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class RenderLoop:
         self.stopping = threading.Event()
         self.busy = False
         self.device = Device(pipeline, heartbeat, f"{host} {pipeline.device}", mark)
-        self._reuse = Reuse(database, store, self.device)
+        self._dedupe = Dedupe(database, store, self.device)
         self._storing = StoringStage(settings, database, store, heartbeat, self.device, self.stopping)
         self._one_at_a_time = threading.Lock()
         self._seats = threading.Semaphore(settings.spool_batches)
@@ -127,7 +127,7 @@ class RenderLoop:
             if claim is not None:
                 held = self.heartbeat.hold(claim)
                 self._after_claim(claim, found, seats)
-                self._reuse.look(held)
+                self._dedupe.look(held)
                 self._charge(held)
                 return held
             # Drained, or all locked by others: lift the marks, so that these are not looked at again; then the rest.

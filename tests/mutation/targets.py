@@ -5,8 +5,8 @@ The tests of a module stand with the quickest first: most mutants are killed by 
 
 from dataclasses import dataclass
 
-_LEDGER = "tests/integration/test_ledger.py"
-_ROWS = "tests/integration/test_ledger_rows.py"
+_LEDGER = "tests/integration/test_queue.py"
+_ROWS = "tests/integration/test_queue_rows.py"
 _JOBS = "tests/integration/test_jobs.py"
 _DRAFTS = "tests/integration/test_drafts.py"
 _EVENTS = "tests/integration/test_events.py"
@@ -25,12 +25,12 @@ TARGETS = {
     "image_moves": Target("services/core/queue/image_moves.py", (_ROWS, _LEDGER)),
     "job_states": Target("services/core/queue/job_states.py", (_JOBS, _ROWS, _EVENTS)),
     "segments": Target("services/core/queue/segments.py", (_ROWS, _LEDGER, _JOBS)),
-    "quarantine": Target("services/core/queue/quarantine.py", ("tests/integration/test_suspects.py",)),
+    "quarantine": Target("services/core/queue/quarantine.py", ("tests/integration/test_quarantine.py",)),
     "lifecycle": Target("services/core/jobs/lifecycle.py", (_JOBS,)),
     "leases": Target("services/core/db/leases.py", ("tests/integration/test_leases.py",)),
     "s3": Target("services/core/storage/s3.py", ("tests/integration/test_storage.py",)),
     "drafts": Target("services/core/jobs/drafts.py", (_JOBS, _DRAFTS)),
-    "submissions": Target("services/core/jobs/submissions.py", ("tests/unit/test_intake.py", _JOBS)),
+    "submissions": Target("services/core/jobs/submissions.py", ("tests/unit/test_submissions.py", _JOBS)),
     "numbering": Target("services/core/events/numbering.py", (_EVENTS,)),
     "retries": Target("worker/retries.py", ("tests/unit/test_retries.py",)),
     "batching": Target("worker/batching.py", ("tests/unit/test_retries.py",)),

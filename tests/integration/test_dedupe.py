@@ -11,7 +11,7 @@ from sqlalchemy import event, text
 from services.core.db.database import Database
 from services.core.jobs import lifecycle
 from services.core.model.errors import StoreRefused
-from services.core.queue import reuse
+from services.core.queue import dedupe
 from services.core.storage.s3 import S3Store
 from tests import factories
 from tests.factories import TENANT, submit
@@ -286,6 +286,6 @@ def test_however_often_an_image_was_made_the_look_for_it_reads_a_few_of_them(dat
     worker = Database(database_url, application="worker", nested_loops=True)
     with worker.begin_system() as connection:
         before = connection.execute(read).scalar_one()
-        assert len(reuse.find(connection, claim.images, "class")) == 1
+        assert len(dedupe.find(connection, claim.images, "class")) == 1
         assert connection.execute(read).scalar_one() - before <= 1000
     worker.close()

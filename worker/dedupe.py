@@ -12,7 +12,7 @@ from services.core.db.database import Database
 from services.core.model import ids
 from services.core.model.errors import StoreUnavailable
 from services.core.model.specs import Image, StoredImage
-from services.core.queue import reuse
+from services.core.queue import dedupe
 from services.core.storage import contract, keys
 from worker.device import Device
 from worker.heartbeat import HeldClaim
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 COPIES = 8  # at once
 
 
-class Reuse:
+class Dedupe:
     """The look at what lies in the store, for the images of jobs that ask for it; for others it costs nothing."""
 
     def __init__(self, database: Database, store: contract.ImageStore, device: Device) -> None:
@@ -41,7 +41,7 @@ class Reuse:
     def _copies(self, held: HeldClaim, wanted: list[Image]) -> Iterable[StoredImage]:
         expected = self._device.expected_class(held.claim.shape)
         with self._database.begin_system() as connection:
-            found = reuse.find(connection, wanted, expected)
+            found = dedupe.find(connection, wanted, expected)
         copying = [
             self._copying.submit(self._copy, held, image, source)
             for image in wanted
