@@ -290,11 +290,12 @@ def as_file(database: Database, job_id: int) -> int:
 
 
 def test_a_job_that_came_as_a_file_ends_with_its_files(database, settings):
-    waiting, first, second, plain, stopped = (submit(database, settings, 1) for _ in range(5))
+    waiting, first, second, plain, stopped, no_file = (submit(database, settings, 1) for _ in range(6))
     for job_id in (waiting, first, second, stopped):
         as_file(database, job_id)
     do(database, lifecycle.pause, waiting, True)
-    do(database, lifecycle.cancel, stopped)
+    for job_id in (stopped, no_file):
+        do(database, lifecycle.cancel, job_id)
     with database.begin_system() as connection:
         segments.sweep_cancelled(connection)
     settle(database, claim(database))
@@ -308,7 +309,7 @@ def test_a_job_that_came_as_a_file_ends_with_its_files(database, settings):
             return job_states.finish(connection, job_id, job_states.Files(output, errors, 0, 0))
 
     assert closable() == [stopped], "the others are not yet finalizing"
-    assert finish(database) == [plain]
+    assert sorted(finish(database)) == sorted([plain, no_file])
     assert [one(database, "state", job_id) for job_id in (first, second)] == [("finalizing",)] * 2
     assert closable() == sorted([first, second, stopped])
     assert closable(first) == sorted([second, stopped])
@@ -685,3 +686,16 @@ def test_of_two_that_close_a_job_at_once_one_gives_it_its_files(database, settin
         connection.commit()
         assert crossing.result() is False
     assert one(database, "state, output_file_id", job_id) == ("completed", 1)
+
+
+def test_of_two_that_end_a_stopped_job_at_once_one_does(database, settings):
+    job_id = submit(database, settings, 1)
+    do(database, lifecycle.cancel, job_id)
+    with database.begin_system() as connection:
+        segments.sweep_cancelled(connection)
+    with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
+        assert lifecycle.finish(connection) == [job_id]
+        crossing = pool.submit(finish, database)
+        until(lambda: rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
+        connection.commit()
+        assert crossing.result() == []

@@ -21,7 +21,7 @@ _RESULTS = _ROOT / "mutation-results" / "results.jsonl"
 def main() -> int:
     asked = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the slots are stopped on the way out
-    names = asked.module + (asked.modules if asked.modules != ["all"] else [])
+    names = asked.module + [name for name in asked.modules if name in TARGETS]
     warnings.simplefilter("ignore", SyntaxWarning)  # what a fault makes of `is` and the like
     found = [mutant for name in names or TARGETS for mutant in mutants.of(name, _ROOT)]
     whole = not (names or asked.only or asked.sample)
@@ -49,7 +49,8 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("modules", nargs="*", choices=("all", *TARGETS), default=["all"], metavar="MODULE")
+    # The default is no list: a list would be no choice.
+    parser.add_argument("modules", nargs="*", choices=("all", *TARGETS), default="all", metavar="MODULE")
     parser.add_argument("--module", action="append", choices=tuple(TARGETS), default=[], help="the same, by name")
     parser.add_argument("--sample", type=int, default=0, help="only so many, drawn by the seed")
     parser.add_argument("--seed", type=int, default=0)
