@@ -242,7 +242,7 @@ def test_a_lease_that_ends_later_than_any_can_is_free(database):
     assert first.take()
     assert not second.take()
     with database.begin_system() as connection:
-        connection.execute(text("UPDATE duties SET expires_at = expires_at + interval '1 day'"))
+        connection.execute(text("UPDATE leases SET expires_at = expires_at + interval '1 day'"))
     assert second.take()
     with pytest.raises(LeaseLost), first.begin():
         pass
@@ -263,7 +263,7 @@ def test_a_lease_that_was_lost_and_taken_again_under_the_same_name_is_not_the_sa
     for lease in (slept, other, awake):
         assert lease.take()
         with database.begin_system() as connection:
-            connection.execute(text("UPDATE duties SET expires_at = clock_timestamp() - interval '1 second'"))
+            connection.execute(text("UPDATE leases SET expires_at = clock_timestamp() - interval '1 second'"))
     with pytest.raises(LeaseLost), slept.begin():
         pass
     with awake.begin():

@@ -296,7 +296,7 @@ def test_a_writer_that_lost_its_lease_records_nothing(database, settings, store,
         def put_file(self, key: str, file: Any, media_type: str) -> None:
             super().put_file(key, file, media_type)
             with database.begin_system() as connection:
-                connection.execute(text("UPDATE duties SET holder = 'another', epoch = epoch + 1"))
+                connection.execute(text("UPDATE leases SET holder = 'another', epoch = epoch + 1"))
 
     export_id = exporting.order(database, job_id, "zip")
     exporting.run_once(database, settings, StolenStore(settings))

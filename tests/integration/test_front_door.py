@@ -67,7 +67,7 @@ def rows(database: Database, table: str) -> int:
 
 
 def under_way(database: Database, background_task: str) -> bool:
-    named = text("SELECT count(*) FROM duties WHERE name LIKE :name")
+    named = text("SELECT count(*) FROM leases WHERE name LIKE :name")
     with database.begin_system() as connection:
         return bool(connection.execute(named, {"name": f"{background_task}%"}).scalar_one())
 
@@ -75,7 +75,7 @@ def under_way(database: Database, background_task: str) -> bool:
 def forget_leases(database: Database) -> None:
     """What a killed holder had is free again, as after half a minute."""
     with database.begin_system() as connection:
-        connection.execute(text("UPDATE duties SET expires_at = '-infinity'"))
+        connection.execute(text("UPDATE leases SET expires_at = '-infinity'"))
 
 
 def test_fifty_thousand_lines_are_accepted_within_ten_seconds_and_little_memory(web, scheduler, requests, api):

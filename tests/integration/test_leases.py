@@ -21,7 +21,7 @@ def lease(database: Database, holder: str, name: str = "thing") -> Lease:
 
 def set_end(database: Database, seconds: float, name: str = "thing") -> None:
     """The lease ends so many seconds from now."""
-    statement = "UPDATE duties SET expires_at = clock_timestamp() + make_interval(secs => :seconds) WHERE name = :name"
+    statement = "UPDATE leases SET expires_at = clock_timestamp() + make_interval(secs => :seconds) WHERE name = :name"
     with database.begin_system() as connection:
         connection.execute(text(statement), {"seconds": seconds, "name": name})
 
@@ -68,7 +68,7 @@ def test_a_lease_lasts_as_long_as_was_asked_for_and_is_made_longer_by_its_holder
         set_end(database, 0.5)
         again()
         with database.begin_system() as connection:
-            left = connection.execute(text("SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM duties"))
+            left = connection.execute(text("SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM leases"))
             assert SECONDS - 3 < left.scalar_one() <= SECONDS
 
 
@@ -153,7 +153,7 @@ def test_only_its_holder_releases_a_lease_and_nothing_of_it_is_left(database):
     ours.release()
     used(other)
     with database.begin_system() as connection:
-        assert connection.execute(text("SELECT name FROM duties")).scalars().all() == ["other"]
+        assert connection.execute(text("SELECT name FROM leases")).scalars().all() == ["other"]
 
 
 def test_a_transaction_of_the_holder_keeps_this_lease_and_no_other_of_its(database):
@@ -171,7 +171,7 @@ def test_a_lease_that_another_began_anew_is_not_ours_though_its_epoch_is(databas
     assert ours.take()
     lease(database, "a").take()
     with database.begin_system() as connection:
-        connection.execute(text("DELETE FROM duties"))
+        connection.execute(text("DELETE FROM leases"))
     assert take(database, "b") == 1
     with pytest.raises(LeaseLost), ours.begin():
         pass
@@ -209,17 +209,17 @@ def test_keeping_asks_the_database_once_in_a_third_of_the_lease(database, monkey
     ours.keep()
     with database.begin_system() as connection:
         assert connection.execute(
-            text("SELECT expires_at < clock_timestamp() + interval '1 s' FROM duties")
+            text("SELECT expires_at < clock_timestamp() + interval '1 s' FROM leases")
         ).scalar_one()
     later = start + SECONDS / 3 + 0.01
     monkeypatch.setattr(time, "monotonic", lambda: later)
     ours.keep()  # it has run out by now, perhaps; nobody has taken it
     with database.begin_system() as connection:
         assert connection.execute(
-            text("SELECT expires_at > clock_timestamp() + interval '1 s' FROM duties")
+            text("SELECT expires_at > clock_timestamp() + interval '1 s' FROM leases")
         ).scalar_one()
     with database.begin_system() as connection:
-        connection.execute(text("DELETE FROM duties"))
+        connection.execute(text("DELETE FROM leases"))
     monkeypatch.setattr(time, "monotonic", lambda: later + SECONDS / 3 - 0.01)
     ours.keep()  # counted from when it was last kept
     monkeypatch.setattr(time, "monotonic", lambda: later + SECONDS / 3 + 0.01)

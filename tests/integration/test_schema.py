@@ -245,7 +245,7 @@ def test_one_scheduler_leads_and_an_ex_leader_writes_nothing(database):
         assert leadership.lead(connection, "b", 30.0) is None
         assert leadership.lead(connection, "a", 30.0) == first
     with database.begin_system() as connection:
-        connection.execute(text("UPDATE duties SET expires_at = now() - interval '1 second'"))
+        connection.execute(text("UPDATE leases SET expires_at = now() - interval '1 second'"))
     with database.begin_system() as connection:
         second = leadership.lead(connection, "b", 30.0)
     assert second == first + 1

@@ -34,7 +34,7 @@ WRITERS = {
     "model_shapes": "fleet",
     "workers": "fleet",
     "render_rates": "fleet",
-    "duties": "db",
+    "leases": "db",
     "events": "events",
 }
 # What is written: `images`, or `{images_leaf}`, the partition of it that a statement is made for. UPDATE is a write

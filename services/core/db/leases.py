@@ -13,26 +13,26 @@ from services.core.db.database import Database
 from services.core.model.errors import PressworkError
 
 # Free when it has run out; or when it ends later than any lease given now could, since the clock was set back.
-_FREE = """(duties.expires_at < clock_timestamp()
-  OR duties.expires_at > clock_timestamp() + make_interval(secs => 2 * :seconds))"""
+_FREE = """(leases.expires_at < clock_timestamp()
+  OR leases.expires_at > clock_timestamp() + make_interval(secs => 2 * :seconds))"""
 _TAKE = text(f"""
-INSERT INTO duties (name, holder, epoch, expires_at)
+INSERT INTO leases (name, holder, epoch, expires_at)
 VALUES (:name, :holder, 1, clock_timestamp() + make_interval(secs => :seconds))
 ON CONFLICT (name) DO UPDATE SET
-  epoch = duties.epoch + (duties.holder <> excluded.holder)::integer,
+  epoch = leases.epoch + (leases.holder <> excluded.holder)::integer,
   holder = excluded.holder, expires_at = excluded.expires_at
-WHERE duties.holder = excluded.holder OR {_FREE}
+WHERE leases.holder = excluded.holder OR {_FREE}
 RETURNING epoch
 """)  # noqa: S608  our own text
-_TAKEN = text(f"SELECT EXISTS (SELECT FROM duties WHERE name = :name AND holder <> :holder AND NOT {_FREE})")  # noqa: S608
-_HELD = text("SELECT 1 FROM duties WHERE name = :name AND epoch = :epoch AND holder = :holder FOR SHARE")
+_TAKEN = text(f"SELECT EXISTS (SELECT FROM leases WHERE name = :name AND holder <> :holder AND NOT {_FREE})")  # noqa: S608
+_HELD = text("SELECT 1 FROM leases WHERE name = :name AND epoch = :epoch AND holder = :holder FOR SHARE")
 _KEEP = text("""
-UPDATE duties SET expires_at = clock_timestamp() + make_interval(secs => :seconds)
+UPDATE leases SET expires_at = clock_timestamp() + make_interval(secs => :seconds)
 WHERE name = :name AND epoch = :epoch AND holder = :holder
 """)
-_END = text("UPDATE duties SET expires_at = '-infinity' WHERE name = :name AND holder = :holder AND epoch = :epoch")
-_FORGET = text("DELETE FROM duties WHERE name = :name AND holder = :holder AND epoch = :epoch")
-_SEEN = text("SELECT EXISTS (SELECT FROM duties WHERE name = :name AND expires_at > now())")
+_END = text("UPDATE leases SET expires_at = '-infinity' WHERE name = :name AND holder = :holder AND epoch = :epoch")
+_FORGET = text("DELETE FROM leases WHERE name = :name AND holder = :holder AND epoch = :epoch")
+_SEEN = text("SELECT EXISTS (SELECT FROM leases WHERE name = :name AND expires_at > now())")
 
 _ALONE = text("SELECT pg_try_advisory_xact_lock(7209412)")
 

@@ -438,8 +438,8 @@ events = Table(  # append-only; `seq` is given to what is committed, and readers
     Index("events_subject", "subject", "seq"),
 )
 
-periodic_tasks = Table(
-    "duties",
+leases = Table(
+    "leases",
     metadata,
     Column("name", Text, primary_key=True),
     Column("holder", Text, nullable=False),
