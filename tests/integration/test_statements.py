@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, text
 
+from services.core.jobs import queries
 from services.core.model.specs import FailedImage
 from tests import factories
 from tests.factories import submit
@@ -49,3 +50,13 @@ def test_a_claim_sends_two_statements_and_a_settle_three_and_one_more_with_failu
             database, second, stored=done, failed=[FailedImage(failed.job_id, failed.index, "error", "It broke.")]
         )
     assert len(sent) == 4, sent
+
+
+def test_the_database_shows_a_statement_by_its_name(database, settings):
+    factories.register(database)
+    job_id = submit(database, settings, 1)
+    with database.begin_system() as connection, database.begin_system() as watcher:
+        queries.models_of(connection, job_id)
+        pid = connection.connection.driver_connection.info.backend_pid
+        shown = watcher.execute(text("SELECT query FROM pg_stat_activity WHERE pid = :pid"), {"pid": pid}).scalar_one()
+    assert "/* queries.models_of */" in shown[:60]

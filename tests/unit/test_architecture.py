@@ -1,7 +1,9 @@
 """The house rules: who imports whom, what logs say, and that tables and migrations agree on names."""
 
+import ast
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 from services.core import logs
 from services.core.db import columns, partitions, tables
 from services.core.db.columns import Payload
+from services.core.db.statements import statement
 from services.core.model import ids
 from services.core.model.requests import ImageRequest
 from services.core.model.specs import Shape
@@ -63,3 +66,29 @@ def test_a_payload_has_an_attribute_for_every_column_and_a_cell_in_the_row_that_
 
 def test_the_columns_of_a_shape_are_the_attributes_of_a_shape():
     assert tuple(column.name for column in columns.shape_columns()) == columns.SHAPE == Shape.__slots__
+
+
+def test_every_statement_has_the_name_of_its_file_and_its_own():
+    core = ROOT / "services/core"
+    found: dict[str, Path] = {}
+    for path in sorted(core.rglob("*.py")):
+        if path.name in ("tables.py", "statements.py"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+                continue
+            if node.func.id == "text":  # settings of a session or transaction alone
+                assert re.match(r"f?[\"'](SET LOCAL|SHOW|SELECT rolname)", ast.unparse(node.args[0])), (
+                    path,
+                    node.lineno,
+                )
+            elif node.func.id == "statement" and isinstance(node.args[0], ast.Constant):
+                name = node.args[0].value
+                assert name.startswith(f"{path.stem}."), (path, name)
+                assert found.setdefault(name, path) == path, f"{name} stands in two files"
+    assert len(found) > 150
+
+
+def test_a_name_stands_behind_the_first_word_of_its_statement():
+    assert statement("jobs.find")("\nSELECT 1").text == "SELECT /* jobs.find */ 1"
+    assert statement("jobs.find")("(SELECT 1)\nUNION ALL (SELECT 2)").text.startswith("(SELECT /* jobs.find */ 1)")

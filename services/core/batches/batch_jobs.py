@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from services.core.db.statements import statement
 from services.core.jobs import submissions
 from services.core.model import ids
 from services.core.model.states import JobState
@@ -18,13 +19,13 @@ from services.core.queue import job_states, segments
 from services.core.queue.job_states import NewJob
 
 # Every tenant's first, then every tenant's second: whoever sends a thousand files keeps nobody waiting.
-_VALIDATING = text("""
+_VALIDATING = statement("batch_jobs.validating")("""
 SELECT id FROM (
   SELECT id, row_number() OVER (PARTITION BY tenant_id ORDER BY id) AS turn FROM jobs
   WHERE finished_at IS NULL AND state = 'validating' AND id <> ALL(CAST(:besides AS bigint[]))
 ) waiting ORDER BY turn, id LIMIT 10
 """)
-_INPUT = text("""
+_INPUT = statement("batch_jobs.input")("""
 SELECT j.state, f.object_key FROM jobs j
 LEFT JOIN files f ON f.id = j.input_file_id AND f.deleted_at IS NULL WHERE j.id = :id
 """)
@@ -32,10 +33,10 @@ _JOB = """
 SELECT j.*, c.done, c.failed, c.cancelled FROM jobs j JOIN job_counts c ON c.job_id = j.id
 WHERE j.tenant_id = :tenant_id AND j.input_file_id IS NOT NULL
 """
-_ONE = text(_JOB + "AND j.id = :id")
-_PAGE = text(_JOB + "AND j.id < :before ORDER BY j.id DESC LIMIT :limit")
+_ONE = statement("batch_jobs.one")(_JOB + "AND j.id = :id")
+_PAGE = statement("batch_jobs.page")(_JOB + "AND j.id < :before ORDER BY j.id DESC LIMIT :limit")
 # Of a request with several images each must be looked at: done if all are, failed if all are final and one is not done.
-_REQUESTS = text("""
+_REQUESTS = statement("batch_jobs.requests")("""
 SELECT count(*) FILTER (WHERE done = n) AS done, count(*) FILTER (WHERE done < n AND final = n) AS failed
 FROM (
   SELECT p.n, count(*) FILTER (WHERE i.state = 2) AS done, count(*) FILTER (WHERE i.state >= 2) AS final

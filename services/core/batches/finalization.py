@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.batches import line_format, results
 from services.core.batches.results import Request
 from services.core.db.leases import Lease
+from services.core.db.statements import statement
 from services.core.files import files
 from services.core.model import ids
 from services.core.queue import job_states
@@ -21,7 +22,7 @@ from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
 _PAGE = 250  # requests, each with all that it said
-_JOB = text("""
+_JOB = statement("finalization.job")("""
 SELECT tenant_id, finished_at, stop_reason, total, base_url, output_expires_seconds FROM jobs WHERE id = :id
 """)
 _STOPPED = {

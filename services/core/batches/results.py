@@ -6,14 +6,15 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db import columns
 from services.core.db.columns import Payload
+from services.core.db.statements import statement
 from services.core.model.states import ImageState
 
 # OFFSET 0: request by request, image by image, each by its key; a join of all with all is never quicker here.
-_REQUESTS = text(f"""
+_REQUESTS = statement("results.requests")(f"""
 SELECT {columns.payload()}, s.model_revision, s.width, s.height, i.index, i.state,
        r.object_key, r.sha256, r.bytes, r.truncated, r.flagged, r.unknown_words, r.reproducibility_class, r.reused,
        r.finished_at, f.code, f.message

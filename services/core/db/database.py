@@ -17,6 +17,7 @@ from sqlalchemy import Connection as Connection  # for the rooms that may not im
 from sqlalchemy import create_engine, event, exc, make_url, text
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from services.core.db.statements import statement
 from services.core.model.errors import Conflict, DatabaseUnavailable, SettingsError, UnsuitableDatabase
 
 SYSTEM = "*"
@@ -106,7 +107,7 @@ class Database:
         self._engine.dispose(close=False)
 
 
-_SET_TENANT = text("SELECT set_config('app.tenant', :tenant, true)")
+_SET_TENANT = statement("database.set_tenant")("SELECT set_config('app.tenant', :tenant, true)")
 
 
 def _become_system(connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:

@@ -7,15 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db.database import Database
+from services.core.db.statements import statement
 from services.core.model.errors import PressworkError
 
 # Free when it has run out; or when it ends later than any lease given now could, since the clock was set back.
 _FREE = """(leases.expires_at < clock_timestamp()
   OR leases.expires_at > clock_timestamp() + make_interval(secs => 2 * :seconds))"""
-_TAKE = text(f"""
+_TAKE = statement("leases.take")(f"""
 INSERT INTO leases (name, holder, epoch, expires_at)
 VALUES (:name, :holder, 1, clock_timestamp() + make_interval(secs => :seconds))
 ON CONFLICT (name) DO UPDATE SET
@@ -24,17 +25,23 @@ ON CONFLICT (name) DO UPDATE SET
 WHERE leases.holder = excluded.holder OR {_FREE}
 RETURNING epoch
 """)  # noqa: S608  our own text
-_TAKEN = text(f"SELECT EXISTS (SELECT FROM leases WHERE name = :name AND holder <> :holder AND NOT {_FREE})")  # noqa: S608
-_HELD = text("SELECT 1 FROM leases WHERE name = :name AND epoch = :epoch AND holder = :holder FOR SHARE")
-_KEEP = text("""
+_TAKEN = statement("leases.taken")(f"""
+SELECT EXISTS (SELECT FROM leases WHERE name = :name AND holder <> :holder AND NOT {_FREE})
+""")  # noqa: S608  our own text
+_HELD = statement("leases.held")(
+    "SELECT 1 FROM leases WHERE name = :name AND epoch = :epoch AND holder = :holder FOR SHARE"
+)
+_KEEP = statement("leases.keep")("""
 UPDATE leases SET expires_at = clock_timestamp() + make_interval(secs => :seconds)
 WHERE name = :name AND epoch = :epoch AND holder = :holder
 """)
-_END = text("UPDATE leases SET expires_at = '-infinity' WHERE name = :name AND holder = :holder AND epoch = :epoch")
-_FORGET = text("DELETE FROM leases WHERE name = :name AND holder = :holder AND epoch = :epoch")
-_SEEN = text("SELECT EXISTS (SELECT FROM leases WHERE name = :name AND expires_at > now())")
+_END = statement("leases.end")(
+    "UPDATE leases SET expires_at = '-infinity' WHERE name = :name AND holder = :holder AND epoch = :epoch"
+)
+_FORGET = statement("leases.forget")("DELETE FROM leases WHERE name = :name AND holder = :holder AND epoch = :epoch")
+_SEEN = statement("leases.seen")("SELECT EXISTS (SELECT FROM leases WHERE name = :name AND expires_at > now())")
 
-_ALONE = text("SELECT pg_try_advisory_xact_lock(7209412)")
+_ALONE = statement("leases.alone")("SELECT pg_try_advisory_xact_lock(7209412)")
 
 
 class LeaseLost(PressworkError):

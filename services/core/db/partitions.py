@@ -2,13 +2,16 @@
 
 from datetime import timedelta
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from services.core.db.statements import statement
 from services.core.model import ids
 
-_MAKE_PARTITIONS = text("SELECT presswork_make_partitions((now() AT TIME ZONE 'UTC')::date, :weeks)")
+_MAKE_PARTITIONS = statement("partitions.make_partitions")(
+    "SELECT presswork_make_partitions((now() AT TIME ZONE 'UTC')::date, :weeks)"
+)
 
-_LEAF = text("SELECT to_regclass(:name)")
+_LEAF = statement("partitions.leaf")("SELECT to_regclass(:name)")
 
 
 def make_partitions(connection: Connection, weeks: int = 5) -> int:

@@ -8,12 +8,14 @@ kind of thing and its number. `actor` is the process that did it, as its connect
 import json
 from collections.abc import Mapping
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
+
+from services.core.db.statements import statement
 
 _INTO = "INSERT INTO events (tenant_id, actor, kind, subject, data) "
 _ACTOR = "regexp_replace(current_setting('application_name'), '^presswork ', '')"
-_APPEND = text(f"{_INTO} VALUES (:tenant_id, {_ACTOR}, :kind, :subject, CAST(:data AS jsonb))")
-_APPEND_OF_JOB = text(f"""
+_APPEND = statement("log.append")(f"{_INTO} VALUES (:tenant_id, {_ACTOR}, :kind, :subject, CAST(:data AS jsonb))")
+_APPEND_OF_JOB = statement("log.append_of_job")(f"""
 {_INTO} SELECT tenant_id, {_ACTOR}, :kind, 'job/' || id, CAST(:data AS jsonb) FROM jobs WHERE id = :job_id
 """)  # noqa: S608  our own text
 

@@ -4,9 +4,11 @@ Identities are given at the insert: a reader that goes by them passes over a tra
 wait for it. The function in the database numbers what is committed, one caller at a time; a second one does nothing.
 """
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
-_NUMBER = text("SELECT presswork_number_events(:most)")
+from services.core.db.statements import statement
+
+_NUMBER = statement("numbering.number")("SELECT presswork_number_events(:most)")
 
 
 def number(connection: Connection, most: int = 5_000) -> int:

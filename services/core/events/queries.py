@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
-_AFTER = text("""
+from services.core.db.statements import statement
+
+_AFTER = statement("queries.after")("""
 SELECT seq, tenant_id, at, actor, kind, subject, data FROM events WHERE seq > :seq ORDER BY seq LIMIT :limit
 """)
-_OF_SUBJECT = text("""
+_OF_SUBJECT = statement("queries.of_subject")("""
 SELECT seq, tenant_id, at, actor, kind, subject, data FROM events
 WHERE subject = :subject AND tenant_id = :tenant_id AND seq > :seq ORDER BY seq LIMIT :limit
 """)

@@ -7,8 +7,9 @@ Functions take an open transaction and never commit.
 import json
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from services.core.db.statements import statement
 from services.core.events import log
 from services.core.exports import records
 from services.core.exports.options import ExportRequest
@@ -17,12 +18,12 @@ from services.core.jobs import idempotency
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 
-_JOB = text("""
+_JOB = statement("exports.job")("""
 SELECT j.state, j.finished_at, j.base_url, c.done FROM jobs j JOIN job_counts c ON c.job_id = j.id
 WHERE j.id = :job_id AND j.tenant_id = :tenant_id
 """)
 _SUBJECT = "'export/' || id"
-_NEW = text(f"""
+_NEW = statement("exports.new")(f"""
 WITH made AS (
   INSERT INTO exports (id, tenant_id, job_id, format, options, images_total)
   VALUES (:id, :tenant_id, :job_id, :format, CAST(:options AS jsonb), :images)
@@ -31,51 +32,51 @@ WITH made AS (
 {log.of_each("made", "'export.created'", subject=_SUBJECT, data="jsonb_build_object('job', job_id, 'format', format)")}
 """)  # noqa: S608  our own text
 _KEPT = "now() + make_interval(secs => (options->>'expires_in_seconds')::double precision)"
-_CANCEL = text(f"""
+_CANCEL = statement("exports.cancel")(f"""
 WITH moved AS (
   UPDATE exports SET state = 'cancelled', finished_at = now(), expires_at = {_KEPT}
   WHERE tenant_id = :tenant_id AND id = :id AND finished_at IS NULL RETURNING id, tenant_id
 )
 {log.of_each("moved", "'export.cancelled'", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
-_REMOVE = text("""
+_REMOVE = statement("exports.remove")("""
 UPDATE exports SET expires_at = now(), finished_at = coalesce(finished_at, now()),
   state = CASE WHEN finished_at IS NULL THEN 'cancelled' ELSE state END
 WHERE tenant_id = :tenant_id AND id = :id
 """)
 # A few, by lot: none waits for ever behind others, and other errands do not wait long for these.
-_PENDING = text("""
+_PENDING = statement("exports.pending")("""
 SELECT id FROM exports
 WHERE (finished_at IS NULL OR expires_at <= now() OR (state IN ('failed', 'cancelled') AND next_shard >= 0))
   AND id <> ALL(CAST(:besides AS bigint[]))
 ORDER BY random() LIMIT :limit
 """)
-_PLAN = text("""
+_PLAN = statement("exports.plan")("""
 UPDATE exports SET options = options || CAST(:plan AS jsonb), images_total = :images, state = 'running'
 WHERE id = :id AND finished_at IS NULL
 """)
-_RECORD = text("""
+_RECORD = statement("exports.record")("""
 INSERT INTO export_files (export_id, path, tenant_id, shard, bytes, sha256, images, object_key)
 VALUES (:export_id, :path, :tenant_id, :shard, :bytes, :sha256, :images, :object_key)
 """)
-_ADVANCE = text("""
+_ADVANCE = statement("exports.advance")("""
 UPDATE exports SET next_shard = :shard + 1, next_index = :index, images_done = images_done + :images,
   bytes = bytes + :bytes
 WHERE id = :id AND finished_at IS NULL AND next_shard = :shard
 """)
-_END = text(f"""
+_END = statement("exports.end")(f"""
 WITH moved AS (
   UPDATE exports SET state = :state, error = :error, finished_at = now(), expires_at = {_KEPT}
   WHERE id = :id AND finished_at IS NULL RETURNING id, tenant_id, state
 )
 {log.of_each("moved", "'export.' || state", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
-_FORGET_FILES = text("""
+_FORGET_FILES = statement("exports.forget_files")("""
 DELETE FROM export_files WHERE export_id = :id AND path IN (
   SELECT path FROM export_files WHERE export_id = :id LIMIT :limit)
 """)
-_EMPTY = text("UPDATE exports SET next_shard = -1, images_done = 0, bytes = 0 WHERE id = :id")
-_FORGET = text("DELETE FROM exports WHERE id = :id AND expires_at <= now()")
+_EMPTY = statement("exports.empty")("UPDATE exports SET next_shard = -1, images_done = 0, bytes = 0 WHERE id = :id")
+_FORGET = statement("exports.forget")("DELETE FROM exports WHERE id = :id AND expires_at <= now()")
 
 
 def create(

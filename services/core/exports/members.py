@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
-from sqlalchemy import text
-
 from services.core.db import columns
 from services.core.db.columns import Payload
 from services.core.db.database import Database
+from services.core.db.statements import statement
 from services.core.exports.records import Export, ShardPlan
 from services.core.model.requests import metadata_text
 from services.core.model.specs import Shape
@@ -33,15 +32,17 @@ WHERE i.job_id = :job_id AND i.index >= :first AND i.index < :end AND i.state = 
   AND (:include_flagged OR r.flagged IS NOT TRUE)
 ORDER BY i.index
 """
-_TOTAL = text("SELECT total FROM jobs WHERE id = :job_id")
-_OUTLINES = text(f"SELECT i.index, r.bytes, p.index AS first_index, p.custom_id {_DONE} {_WHERE}")
-_MEMBERS = text(f"""
+_TOTAL = statement("members.total")("SELECT total FROM jobs WHERE id = :job_id")
+_OUTLINES = statement("members.outlines")(
+    f"SELECT i.index, r.bytes, p.index AS first_index, p.custom_id {_DONE} {_WHERE}"
+)
+_MEMBERS = statement("members.members")(f"""
 SELECT i.index, {columns.payload()}, {columns.shape("s")}, r.object_key, r.sha256, r.bytes, r.truncated, r.flagged,
        r.unknown_words, r.reproducibility_class
 {_DONE} JOIN segments s ON s.job_id = i.job_id AND s.id = i.segment_id
 {_WHERE}
 """)
-_MODELS = text("""
+_MODELS = statement("members.models")("""
 SELECT m.revision, min(m.name) AS name FROM models m
 WHERE m.revision IN (SELECT model_revision FROM segments WHERE job_id = :job_id) GROUP BY m.revision
 """)

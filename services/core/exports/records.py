@@ -5,18 +5,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from services.core.db.statements import statement
 from services.core.exports.options import Options
 from services.core.model import ids
 from services.core.model.errors import NotFound
 
 _COLUMNS = "SELECT * FROM exports WHERE (expires_at IS NULL OR expires_at > now())"
-_ONE = text(f"{_COLUMNS} AND tenant_id = :tenant_id AND id = :id")
-_OF_JOB = text(f"{_COLUMNS} AND job_id = :job_id AND id < :before ORDER BY id DESC LIMIT :limit")
-_ANY = text("SELECT *, (expires_at IS NOT NULL AND expires_at <= now()) AS expired FROM exports WHERE id = :id")
-_OWNS = text("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
-_FILES = text("""
+_ONE = statement("records.one")(f"{_COLUMNS} AND tenant_id = :tenant_id AND id = :id")
+_OF_JOB = statement("records.of_job")(f"{_COLUMNS} AND job_id = :job_id AND id < :before ORDER BY id DESC LIMIT :limit")
+_ANY = statement("records.any")(
+    "SELECT *, (expires_at IS NOT NULL AND expires_at <= now()) AS expired FROM exports WHERE id = :id"
+)
+_OWNS = statement("records.owns")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
+_FILES = statement("records.files")("""
 SELECT path, bytes, sha256, images, object_key FROM export_files WHERE export_id = :id
 ORDER BY path OFFSET :passed LIMIT :limit
 """)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db.leases import Lease
+from services.core.db.statements import statement
 from services.core.events import log
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
@@ -19,7 +20,7 @@ from services.core.model.specs import Digest
 from services.core.storage.contract import ImageStore
 
 _SUBJECT = "'file/' || id"
-_NEW = text(f"""
+_NEW = statement("files.new")(f"""
 WITH made AS (
   INSERT INTO files (id, tenant_id, purpose, filename, bytes, sha256, object_key, job_id, expires_at)
   VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :sha256, :object_key, :job_id,
@@ -29,21 +30,23 @@ WITH made AS (
 {log.of_each("made", "'file.created'", subject=_SUBJECT, data="jsonb_build_object('purpose', purpose)")}
 """)  # noqa: S608  our own text
 _SEEN = "deleted_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
-_FIND = text(f"SELECT * FROM files WHERE tenant_id = :tenant_id AND id = :id AND {_SEEN}")  # noqa: S608  our own text
+_FIND = statement("files.find")(f"SELECT * FROM files WHERE tenant_id = :tenant_id AND id = :id AND {_SEEN}")  # noqa: S608  our own text
 _PAGE = f"""
 SELECT * FROM files WHERE tenant_id = :tenant_id AND {_SEEN} AND (CAST(:purpose AS text) IS NULL OR purpose = :purpose)
 """  # noqa: S608  our own text
-_NEWEST_FIRST = text(_PAGE + "AND id < :after ORDER BY id DESC LIMIT :limit")
-_OLDEST_FIRST = text(_PAGE + "AND id > :after ORDER BY id LIMIT :limit")
-_IN_USE = text("SELECT EXISTS (SELECT FROM jobs WHERE input_file_id = :id AND tenant_id = :tenant_id "
-               "AND finished_at IS NULL AND state = 'validating')")  # fmt: skip
-_DELETE = text(f"""
+_NEWEST_FIRST = statement("files.newest_first")(_PAGE + "AND id < :after ORDER BY id DESC LIMIT :limit")
+_OLDEST_FIRST = statement("files.oldest_first")(_PAGE + "AND id > :after ORDER BY id LIMIT :limit")
+_IN_USE = statement("files.in_use")("""
+SELECT EXISTS (SELECT FROM jobs WHERE input_file_id = :id AND tenant_id = :tenant_id
+               AND finished_at IS NULL AND state = 'validating')
+""")
+_DELETE = statement("files.delete")(f"""
 WITH gone AS (
   UPDATE files SET deleted_at = now() WHERE tenant_id = :tenant_id AND id = :id AND {_SEEN} RETURNING id, tenant_id
 )
 {log.of_each("gone", "'file.deleted'", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
-_DOOMED = text("""
+_DOOMED = statement("files.doomed")("""
 (SELECT id FROM files WHERE deleted_at IS NOT NULL AND id <> ALL(CAST(:besides AS bigint[])) LIMIT 20)
 UNION
 (SELECT id FROM files
@@ -51,8 +54,8 @@ UNION
    SELECT FROM jobs WHERE input_file_id = files.id AND finished_at IS NULL AND state = 'validating')
  ORDER BY expires_at LIMIT 20)
 """)
-_KEY = text("SELECT object_key FROM files WHERE id = :id")
-_FORGET = text(f"""
+_KEY = statement("files.key")("SELECT object_key FROM files WHERE id = :id")
+_FORGET = statement("files.forget")(f"""
 WITH gone AS (DELETE FROM files WHERE id = :id RETURNING id, tenant_id, deleted_at),
 expired AS (SELECT id, tenant_id FROM gone WHERE deleted_at IS NULL)
 {log.of_each("expired", "'file.expired'", subject=_SUBJECT)}

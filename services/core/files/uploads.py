@@ -7,42 +7,47 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db.database import Database
 from services.core.db.leases import Lease
+from services.core.db.statements import statement
 from services.core.files import files
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound, PressworkError
 from services.core.storage.contract import ImageStore
 
 LIFE_SECONDS = 3600
-_NEW = text("""
+_NEW = statement("uploads.new")("""
 INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, file_expires_seconds, expires_at)
 VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :file_expires_seconds, now() + make_interval(secs => :life))
 """)
-_FIND = text("SELECT * FROM uploads WHERE tenant_id = :tenant_id AND id = :id")
-_LOCK = text(
+_FIND = statement("uploads.find")("SELECT * FROM uploads WHERE tenant_id = :tenant_id AND id = :id")
+_LOCK = statement("uploads.lock")(
     "SELECT *, expires_at < now() AS overdue FROM uploads WHERE tenant_id = :tenant_id AND id = :id FOR UPDATE"
 )
-_TAKEN = text("SELECT coalesce(sum(bytes), 0) FROM upload_parts WHERE upload_id = :id")
-_NEW_PART = text("""
+_TAKEN = statement("uploads.taken")("SELECT coalesce(sum(bytes), 0) FROM upload_parts WHERE upload_id = :id")
+_NEW_PART = statement("uploads.new_part")("""
 INSERT INTO upload_parts (id, upload_id, tenant_id, bytes, sha256, object_key)
 VALUES (:id, :upload_id, :tenant_id, :bytes, :sha256, :object_key)
 """)
-_PARTS = text("SELECT * FROM upload_parts WHERE upload_id = :id")
-_COMPLETE = text("UPDATE uploads SET state = 'completed', file_id = :file_id WHERE id = :id AND state = 'pending'")
-_CANCEL = text("UPDATE uploads SET state = 'cancelled' WHERE id = :id AND state = 'pending'")
-_OVER = text("""
+_PARTS = statement("uploads.parts")("SELECT * FROM upload_parts WHERE upload_id = :id")
+_COMPLETE = statement("uploads.complete")(
+    "UPDATE uploads SET state = 'completed', file_id = :file_id WHERE id = :id AND state = 'pending'"
+)
+_CANCEL = statement("uploads.cancel")("UPDATE uploads SET state = 'cancelled' WHERE id = :id AND state = 'pending'")
+_OVER = statement("uploads.over")("""
 (SELECT DISTINCT u.id FROM upload_parts p JOIN uploads u ON u.id = p.upload_id
  WHERE u.state <> 'pending' AND u.id <> ALL(CAST(:besides AS bigint[])) LIMIT 20)
 UNION
 (SELECT id FROM uploads WHERE state = 'pending' AND expires_at < now() AND id <> ALL(CAST(:besides AS bigint[]))
  ORDER BY expires_at LIMIT 20)
 """)
-_EXPIRE = text("UPDATE uploads SET state = 'expired' WHERE id = :id AND state = 'pending' AND expires_at < now()")
-_IS_OVER = text("SELECT state <> 'pending' FROM uploads WHERE id = :id")
-_FORGET_PARTS = text("DELETE FROM upload_parts WHERE upload_id = :id")
+_EXPIRE = statement("uploads.expire")(
+    "UPDATE uploads SET state = 'expired' WHERE id = :id AND state = 'pending' AND expires_at < now()"
+)
+_IS_OVER = statement("uploads.is_over")("SELECT state <> 'pending' FROM uploads WHERE id = :id")
+_FORGET_PARTS = statement("uploads.forget_parts")("DELETE FROM upload_parts WHERE upload_id = :id")
 
 
 class InvalidParts(PressworkError):

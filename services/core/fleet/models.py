@@ -6,22 +6,23 @@ Workers publish their card when they are ready; a submit checks against it. Func
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from services.core.db.statements import statement
 from services.core.model.specs import ModelCard
 
-_REGISTER = text("""
+_REGISTER = statement("models.register")("""
 INSERT INTO models (name, revision, default_width, default_height, default_steps, default_guidance_scale)
 VALUES (:name, :revision, :width, :height, :steps, :guidance_scale)
 ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, default_width = excluded.default_width,
   default_height = excluded.default_height, default_steps = excluded.default_steps,
   default_guidance_scale = excluded.default_guidance_scale
 """)
-_REGISTER_SHAPE = text("""
+_REGISTER_SHAPE = statement("models.register_shape")("""
 INSERT INTO model_shapes (model_revision, width, height, max_steps) VALUES (:revision, :width, :height, :max_steps)
 ON CONFLICT (model_revision, width, height) DO UPDATE SET max_steps = excluded.max_steps
 """)
-_CATALOGUE = text("""
+_CATALOGUE = statement("models.catalogue")("""
 SELECT m.*, s.width, s.height, s.max_steps FROM models m JOIN model_shapes s ON s.model_revision = m.revision
 ORDER BY m.name, s.width * s.height, s.width
 """)

@@ -6,15 +6,16 @@ all its slots: that is what an image costs while there are enough of them, howev
 
 from dataclasses import asdict
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db import columns
+from services.core.db.statements import statement
 from services.core.model.specs import Shape
 
 WINDOW = 256  # images: the plain mean of so many, then exponentially weighted, so that old ones fade
 
 # An observation weighs as much as the images that were asked for. One row a device: nobody waits for another's commit.
-_RECORD = text(f"""
+_RECORD = statement("throughput.record")(f"""
 INSERT INTO render_rates AS r
   ({", ".join(columns.SHAPE)}, device, images, seconds_per_image, deviation)
 VALUES (:{", :".join(columns.SHAPE)}, :device, :images, :seconds, 0)

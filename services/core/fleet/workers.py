@@ -3,20 +3,22 @@
 A worker's id names one incarnation of one process; it is never reused. Functions take an open transaction.
 """
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
-_REGISTER = text("""
+from services.core.db.statements import statement
+
+_REGISTER = statement("workers.register")("""
 INSERT INTO workers (id, host, pid, device, model, model_revision, state)
 VALUES (:id, :host, :pid, :device, :model, :model_revision, :state)
 ON CONFLICT (id) DO UPDATE SET state = excluded.state, seen_at = now()
 """)
-_BEAT = text("UPDATE workers SET seen_at = now(), state = :state WHERE id = :id")
+_BEAT = statement("workers.beat")("UPDATE workers SET seen_at = now(), state = :state WHERE id = :id")
 
-_SEEN = text("""
+_SEEN = statement("workers.seen")("""
 SELECT EXISTS (SELECT FROM workers
                WHERE host = :host AND state <> 'crashed' AND seen_at > now() - interval '10 seconds')
 """)
-_FORGET = text("DELETE FROM workers WHERE seen_at < now() - interval '1 day'")
+_FORGET = statement("workers.forget")("DELETE FROM workers WHERE seen_at < now() - interval '1 day'")
 
 
 def seen(connection: Connection, host: str) -> bool:

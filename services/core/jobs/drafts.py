@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from services.core.db import columns
+from services.core.db.statements import statement
 from services.core.jobs import idempotency, queries
 from services.core.jobs.submissions import MAX_PROBLEMS, ExistingJob, Submission
 from services.core.model import requests, strict_json
@@ -24,28 +25,30 @@ from services.core.queue.job_states import NewJob
 KEPT_DAYS = 7
 _TOLD = 10  # of missing chunks, by number
 
-_GROUND = text("""
+_GROUND = statement("drafts.ground")("""
 SELECT state, total, priority, opened_at FROM jobs WHERE id = :id AND tenant_id = :tenant_id
 """)
-_LOCKED_GROUND = text(f"{_GROUND.text} FOR NO KEY UPDATE")
-_SHAPES = text(f"SELECT {columns.shape('s')} FROM segments s WHERE job_id = :id ORDER BY s.id")  # noqa: S608  our own text
-_CHUNK = text("SELECT number, sha256, requests, images FROM job_chunks WHERE job_id = :id AND number = :number")
-_CHUNKS = text("""
+_LOCKED_GROUND = statement("drafts.locked_ground")(f"{_GROUND.text} FOR NO KEY UPDATE")
+_SHAPES = statement("drafts.shapes")(f"SELECT {columns.shape('s')} FROM segments s WHERE job_id = :id ORDER BY s.id")  # noqa: S608  our own text
+_CHUNK = statement("drafts.chunk")(
+    "SELECT number, sha256, requests, images FROM job_chunks WHERE job_id = :id AND number = :number"
+)
+_CHUNKS = statement("drafts.chunks")("""
 SELECT number, sha256, requests, images FROM job_chunks
 WHERE job_id = :id AND number > :after ORDER BY number LIMIT :limit
 """)
-_NEW_CHUNK = text("""
+_NEW_CHUNK = statement("drafts.new_chunk")("""
 INSERT INTO job_chunks (job_id, number, tenant_id, sha256, first_index, requests, images)
 VALUES (:id, :number, :tenant_id, :sha256, :first_index, :requests, :images)
 """)
-_COUNT_CHUNKS = text("""
+_COUNT_CHUNKS = statement("drafts.count_chunks")("""
 SELECT count(*) AS chunks, count(*) FILTER (WHERE number < :wanted) AS within FROM job_chunks WHERE job_id = :id
 """)
-_MISSING = text("""
+_MISSING = statement("drafts.missing")("""
 SELECT wanted.number FROM generate_series(0, :wanted - 1) AS wanted (number)
 WHERE NOT EXISTS (SELECT FROM job_chunks WHERE job_id = :id AND job_chunks.number = wanted.number) LIMIT :limit
 """)
-_DUPLICATES = text("""
+_DUPLICATES = statement("drafts.duplicates")("""
 WITH twice AS MATERIALIZED (
   SELECT custom_id, min(index) AS first, (array_agg(index ORDER BY index))[2] AS second
   FROM payloads WHERE job_id = :id AND custom_id IS NOT NULL GROUP BY custom_id HAVING count(*) > 1

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db import columns
+from services.core.db.statements import statement
 from services.core.fleet.models import Model
 from services.core.jobs.submissions import ResolvedShape, Submission
 from services.core.model import requests
@@ -28,15 +29,15 @@ from services.core.settings import Settings
 UNMEASURED = 2.0  # how many times wider the interval of a scaled shape is, to either side
 LIVE_SECONDS = 15.0
 
-_RATES = text("SELECT * FROM render_rates WHERE model_revision = ANY(:revisions)")
-_WORKERS = text("""
+_RATES = statement("estimates.rates")("SELECT * FROM render_rates WHERE model_revision = ANY(:revisions)")
+_WORKERS = statement("estimates.workers")("""
 SELECT model_revision, count(*) AS workers FROM workers
 WHERE seen_at > now() - make_interval(secs => :seconds) AND state IN ('ready', 'busy')
   AND model_revision = ANY(:revisions)
 GROUP BY model_revision
 """)
 # A job's queued images, told apart by shape in proportion to its segments' spans: exact for a job of one shape.
-_AHEAD = text(f"""
+_AHEAD = statement("estimates.ahead")(f"""
 SELECT {columns.shape("s")},
        sum(waiting.queued * (s.high - s.low + 1)::double precision / waiting.span) AS images
 FROM jobs j

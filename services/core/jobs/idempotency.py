@@ -5,14 +5,17 @@ import json
 
 from sqlalchemy import Connection, text
 
+from services.core.db.statements import statement
 from services.core.model.errors import DatabaseUnavailable, IdempotencyBusy, IdempotencyConflict
 
-_REMEMBER = text("""
+_REMEMBER = statement("idempotency.remember")("""
 INSERT INTO idempotency (tenant_id, key, request_sha256, job_id, kind)
 VALUES (:tenant_id, :key, :sha256, :thing, :kind) ON CONFLICT DO NOTHING
 """)
-_REMEMBERED = text("SELECT request_sha256, job_id, kind FROM idempotency WHERE tenant_id = :tenant_id AND key = :key")
-_FORGET = text("""
+_REMEMBERED = statement("idempotency.remembered")(
+    "SELECT request_sha256, job_id, kind FROM idempotency WHERE tenant_id = :tenant_id AND key = :key"
+)
+_FORGET = statement("idempotency.forget")("""
 DELETE FROM idempotency WHERE (tenant_id, key) IN (
   SELECT tenant_id, key FROM idempotency WHERE created_at < now() - interval '7 days' LIMIT 10000)
 """)

@@ -3,14 +3,15 @@
 Functions take an open transaction and never commit.
 """
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from services.core.db.statements import statement
 from services.core.model import states
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.states import JobState
 from services.core.queue import job_states
 
-_STATE = text("SELECT state FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
+_STATE = statement("lifecycle.state")("SELECT state FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
 
 
 def cancel(connection: Connection, tenant_id: int, job_id: int) -> None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, TextClause, text
+from sqlalchemy import Connection, TextClause
 
 from services.core.db import columns
 from services.core.db.columns import COUNTS, Payload
+from services.core.db.statements import statement
 from services.core.model.states import ImageState
 
 _JOB = f"""
@@ -20,8 +21,8 @@ SELECT j.*, now() AS as_of, {columns.counts("c")}, c.reused,
        CASE WHEN c.folded_at > now() - interval '60 seconds' THEN c.rate ELSE 0 END AS rate
 FROM jobs j JOIN job_counts c ON c.job_id = j.id
 """  # noqa: S608  our own text
-_ONE_JOB = text(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id = :job_id")
-_JOBS = text(
+_ONE_JOB = statement("queries.one_job")(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id = :job_id")
+_JOBS = statement("queries.jobs")(
     _JOB + "WHERE j.tenant_id = :tenant_id AND j.id < :before AND (CAST(:state AS text) IS NULL OR j.state = :state) "
     "AND j.labels @> CAST(:labels AS jsonb) ORDER BY j.id DESC LIMIT :limit"
 )
@@ -45,39 +46,39 @@ _PAGE = """(
 )"""
 
 
-def _page(which: str = "") -> TextClause:
-    return text(_IMAGE.format(images=_PAGE.format(which=which)) + "ORDER BY i.index")
+def _page(name: str, which: str = "") -> TextClause:
+    return statement(name)(_IMAGE.format(images=_PAGE.format(which=which)) + "ORDER BY i.index")
 
 
 # By equality, so that the planner knows how few they are; a range it takes for a good part of the table.
 _THESE = """unnest(CAST(:indexes AS integer[])) AS wanted (index)
 CROSS JOIN LATERAL (SELECT * FROM images WHERE images.job_id = :job_id AND images.index = wanted.index OFFSET 0)"""
-_THESE_IMAGES = text(_IMAGE.format(images=_THESE) + "ORDER BY i.index")
-_IMAGES_FROM = _page()
-_IMAGES_IN_STATE = _page(" AND state = :state")
-_IMAGES_NOT_FAILED = _page(" AND state <> 3")
-_OWNS = text("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
-_WAITING_MODELS = text("""
+_THESE_IMAGES = statement("queries.these_images")(_IMAGE.format(images=_THESE) + "ORDER BY i.index")
+_IMAGES_FROM = _page("queries.images_from")
+_IMAGES_IN_STATE = _page("queries.images_in_state", " AND state = :state")
+_IMAGES_NOT_FAILED = _page("queries.images_not_failed", " AND state <> 3")
+_OWNS = statement("queries.owns")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
+_WAITING_MODELS = statement("queries.waiting_models")("""
 SELECT DISTINCT m.name FROM models m WHERE EXISTS (
   SELECT FROM segments WHERE model_revision = m.revision AND open AND low <= high)
 """)
-_MODELS_OF = text("""
+_MODELS_OF = statement("queries.models_of")("""
 SELECT DISTINCT m.name FROM segments s JOIN models m ON m.revision = s.model_revision WHERE s.job_id = :job_id
 """)
-_FLEET = text("""
+_FLEET = statement("queries.fleet")("""
 SELECT id, host, pid, device, model, state, extract(epoch FROM now() - seen_at)::double precision AS silent
 FROM workers WHERE seen_at > now() - interval '5 minutes' ORDER BY host, pid
 """)
-_WORKERS = text("""
+_WORKERS = statement("queries.workers")("""
 SELECT model_revision, count(*) AS workers FROM workers
 WHERE state IN ('ready', 'busy') AND seen_at > now() - interval '15 seconds' GROUP BY model_revision
 """)
-_TOTALS = text(f"""
+_TOTALS = statement("queries.totals")(f"""
 SELECT {", ".join(f"sum({name}) AS {name}" for name in COUNTS)} FROM job_counts
 """)  # noqa: S608  our own text
-_JOB_STATES = text("SELECT state, count(*) AS jobs FROM jobs GROUP BY state")
-_OPEN_CLAIMS = text("SELECT count(*) FROM claims WHERE state = 'open'")
-_READY = text("""
+_JOB_STATES = statement("queries.job_states")("SELECT state, count(*) AS jobs FROM jobs GROUP BY state")
+_OPEN_CLAIMS = statement("queries.open_claims")("SELECT count(*) FROM claims WHERE state = 'open'")
+_READY = statement("queries.ready")("""
 SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SELECT FROM models) AS worker_was_up
 """)
 

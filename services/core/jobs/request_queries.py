@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db import columns
 from services.core.db.columns import Payload
+from services.core.db.statements import statement
 from services.core.jobs import queries
 from services.core.jobs.queries import ImageView
 from services.core.model.errors import NotFound
@@ -72,7 +73,10 @@ def _jump(state: ImageState) -> str:
 _SOURCES = {state: _jump(state) for state in ORDER} | {
     ImageState.RENDERING: _RENDERING.format(payload=_PAYLOAD.format(at="i.index"))
 }
-_REQUESTS = {state: text(_STATE.format(requests=source)) for state, source in _SOURCES.items()}
+_REQUESTS = {
+    state: statement(f"request_queries.{state.word}")(_STATE.format(requests=source))
+    for state, source in _SOURCES.items()
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from services.core.db import columns, partitions
+from services.core.db.statements import statement
 from services.core.jobs import drafts, idempotency
 from services.core.model import ids, requests, states
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.states import ImageState
 from services.core.queue import images, job_states, segments
 
-_PARENT = text("SELECT * FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
+_PARENT = statement("retry.parent")("SELECT * FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
 # What of a payload is another one's in the new job; every other column is copied.
 _CHANGED = {
     "job_id": ":child",
@@ -37,7 +38,9 @@ FROM (
   ) failed GROUP BY request, island
 ) run JOIN payloads p ON p.job_id = :parent AND p.index = run.request
 """  # noqa: S608  our own text
-_COUNT = text("SELECT count(*) AS requests, coalesce(sum(n), 0) AS images FROM payloads WHERE job_id = :child")
+_COUNT = statement("retry.count")(
+    "SELECT count(*) AS requests, coalesce(sum(n), 0) AS images FROM payloads WHERE job_id = :child"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ def retry(
     )
     values = {"parent": parent_id, "child": child}
     connection.execute(text("SET LOCAL statement_timeout = 0"))
-    runs = text(_RUNS.format(payloads_leaf=partitions.leaf(connection, "payloads", child)))
+    runs = statement("retry.runs")(_RUNS.format(payloads_leaf=partitions.leaf(connection, "payloads", child)))
     connection.execute(runs, values | {"states": [int(state) for state in wanted]})
     count = connection.execute(_COUNT, {"child": child}).one()
     if not count.images:

@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db import columns
+from services.core.db.statements import statement
 from services.core.model import states
 from services.core.model.specs import Claim, Image, Shape, Spec, image_seed
 
 # Which segments come first: the class whose turn it is, then the others by priority; within a class the tenant with
 # the smallest virtual time; within a tenant the oldest job. One index probe for each class and tenant.
-_CANDIDATES = text(f"""
+_CANDIDATES = statement("claims.candidates")(f"""
 SELECT s.*
 FROM (VALUES (0), (1), (2)) AS class (priority)
 CROSS JOIN tenants t
@@ -36,7 +37,7 @@ ORDER BY class.priority <> :turn, class.priority, t.virtual_time, s.job_id, s.id
 # The claim itself, under the jobs' locks: its snapshot is taken when they are held, so a cancel that committed first
 # is seen, and one that comes later waits. `taken` is materialised: its LIMIT holds exactly.
 # OFFSET 0 keeps the planner from joining the jobs in any other way than segment by segment, in the order given.
-_TAKE = text(f"""
+_TAKE = statement("claims.take")(f"""
 WITH taken AS MATERIALIZED (
   SELECT j.tenant_id, j.state AS job_state, j.embed_prompt, j.dedupe, i.*
   FROM unnest(CAST(:job_ids AS bigint[]), CAST(:segment_ids AS smallint[]), CAST(:lows AS integer[]))
@@ -68,7 +69,7 @@ FROM claim, taken {columns.payload_of("taken")}
 ORDER BY taken.job_id, taken.index
 """)  # noqa: S608  our own text
 
-_EXTEND = text("""
+_EXTEND = statement("claims.extend")("""
 UPDATE claims SET expires_at = now() + make_interval(secs => :lease), step = beat.step
 FROM unnest(CAST(:ids AS bigint[]), CAST(:steps AS smallint[])) AS beat (id, step)
 WHERE claims.id = beat.id AND state = 'open'
@@ -76,9 +77,11 @@ RETURNING claims.id,
   ARRAY(SELECT jobs.id FROM jobs WHERE jobs.id = ANY(job_ids) AND cancel_requested_at IS NOT NULL) AS cancelled
 """)
 
-_SHARE_JOBS = text("SELECT pg_advisory_xact_lock_shared(id) FROM unnest(CAST(:ids AS bigint[])) AS id")
+_SHARE_JOBS = statement("claims.share_jobs")(
+    "SELECT pg_advisory_xact_lock_shared(id) FROM unnest(CAST(:ids AS bigint[])) AS id"
+)
 
-_FORGET = text("""
+_FORGET = statement("claims.forget")("""
 DELETE FROM claims WHERE id IN (
   SELECT id FROM claims WHERE state <> 'open' AND ended_at < now() - interval '1 day' ORDER BY ended_at LIMIT 10000)
 """)

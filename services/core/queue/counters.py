@@ -1,15 +1,16 @@
 """Counters: the deltas that every move of images appends are folded into one row a job."""
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db import columns, leases
+from services.core.db.statements import statement
 
-_NEW = text("INSERT INTO counters (job_id, queued) VALUES (:id, :images)")
-_GROW = text("UPDATE counters SET queued = queued + :images WHERE job_id = :id")
+_NEW = statement("counters.new")("INSERT INTO counters (job_id, queued) VALUES (:id, :images)")
+_GROW = statement("counters.grow")("UPDATE counters SET queued = queued + :images WHERE job_id = :id")
 # Deltas are folded oldest first, so no counter can dip below nothing on the way. The rate is an exponential mean
 # over half a minute of images finished a second.
 _ADDED = (*columns.COUNTS, "reused")
-_FOLD = text(f"""
+_FOLD = statement("counters.fold")(f"""
 WITH gone AS (
   DELETE FROM counter_deltas WHERE id IN (
     SELECT id FROM counter_deltas ORDER BY id LIMIT 20000 FOR UPDATE SKIP LOCKED

@@ -5,15 +5,16 @@ A row of results is a done image: settle writes both at once, and nothing leaves
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from services.core.db.statements import statement
 from services.core.model.specs import Image, StoredImage
 
 # The newest one of a thousand: it is kept the longest. The inner LIMIT keeps the order away from the index: a planner
 # that knows little of the keys would walk the primary key backwards to the first that fits, through millions when none
 # does. And it bounds a look: one picture asked for a million times would cost the square of that. Whoever finds nothing
 # of their own among the thousand renders it.
-_FIND = text("""
+_FIND = statement("dedupe.find")("""
 SELECT wanted.job_id AS for_job, wanted.index AS for_index, found.index AS from_index, found.*, e.versions
 FROM unnest(CAST(:job_ids AS bigint[]), CAST(:indexes AS integer[]), CAST(:tenant_ids AS integer[]),
             CAST(:render_keys AS bytea[])) AS wanted (job_id, index, tenant_id, render_key)

@@ -6,21 +6,22 @@ Functions take an open transaction of the house and never commit. The order of l
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from services.core.db.statements import statement
 from services.core.model import states
 from services.core.model.states import ClaimState
 from services.core.queue import claims
 from services.core.queue.image_moves import CANCELLED, MOVED
 
-_TAKE_BACK = text(f"""{CANCELLED}
+_TAKE_BACK = statement("expiry.take_back")(f"""{CANCELLED}
   UPDATE images SET state = CASE WHEN job_id IN (SELECT id FROM cancelled) THEN 4 ELSE 0 END, claim_id = NULL,
          lost = least(lost + CAST(:lost AS integer), 32767)
   WHERE claim_id = ANY(:claim_ids) AND job_id = ANY(:job_ids) AND state = 1
   RETURNING job_id, index, segment_id, state
 ), {MOVED}""")  # noqa: S608  our own text
 
-_OVERDUE = text("""
+_OVERDUE = statement("expiry.overdue")("""
 SELECT id, job_ids FROM claims
 WHERE state = 'open' AND expires_at < now()
   AND pg_postmaster_start_time() + make_interval(secs => :grace) < now()

@@ -1,8 +1,10 @@
 """Fair shares: a tenant's virtual time moves on by what it used, and the smallest goes first."""
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
-_CHARGE = text("""
+from services.core.db.statements import statement
+
+_CHARGE = statement("fair_share.charge")("""
 UPDATE tenants SET virtual_time = greatest(virtual_time,
   (SELECT coalesce(min(t.virtual_time), 0) FROM tenants t
    WHERE EXISTS (SELECT FROM segments WHERE tenant_id = t.id AND open AND low <= high))) + :cost / weight

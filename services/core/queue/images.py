@@ -1,16 +1,17 @@
 """New images: one queued row each, made of the payloads of their requests by the database itself."""
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db import partitions
+from services.core.db.statements import statement
 
 
 def spread(connection: Connection, job_id: int, *, first: int = 0) -> None:
     """Makes the images of the job's payloads from that index on, queued."""
     images_leaf = partitions.leaf(connection, "images", job_id)
-    statement = text(
+    spreading = statement("images.spread")(
         f"INSERT INTO {images_leaf} (job_id, index, segment_id) "  # noqa: S608  a name of our own
         "SELECT job_id, index + nth, segment_id FROM payloads CROSS JOIN generate_series(0, n - 1) AS nth "
         "WHERE job_id = :job_id AND index >= :first ORDER BY index"
     )
-    connection.execute(statement, {"job_id": job_id, "first": first})
+    connection.execute(spreading, {"job_id": job_id, "first": first})

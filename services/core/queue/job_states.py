@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from services.core.db.statements import statement
 from services.core.events import log
 from services.core.model import states
 from services.core.model.errors import Problem
@@ -20,7 +21,7 @@ from services.core.model.requests import PRIORITIES
 from services.core.model.states import JobState
 from services.core.queue import counters, segments
 
-_NEW = text(f"""
+_NEW = statement("job_states.new")(f"""
 WITH made AS (
   INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, parent_id,
                     input_file_id, completion_window, output_expires_seconds, base_url, expires_at, opened_at)
@@ -33,9 +34,13 @@ WITH made AS (
 )
 {log.of_jobs("told", "kind", "jsonb_build_object('state', state)")}
 """)  # noqa: S608  our own text
-_GROW = text("UPDATE jobs SET total = total + :images, requests = requests + :requests WHERE id = :id")
-_LABELS = text("UPDATE jobs SET labels = CAST(:labels AS jsonb) WHERE id = :id AND tenant_id = :tenant_id")
-_PRIORITY = text(f"""
+_GROW = statement("job_states.grow")(
+    "UPDATE jobs SET total = total + :images, requests = requests + :requests WHERE id = :id"
+)
+_LABELS = statement("job_states.labels")(
+    "UPDATE jobs SET labels = CAST(:labels AS jsonb) WHERE id = :id AND tenant_id = :tenant_id"
+)
+_PRIORITY = statement("job_states.priority")(f"""
 WITH moved AS (
   UPDATE jobs SET priority = :priority
   WHERE id = :id AND tenant_id = :tenant_id AND finished_at IS NULL AND priority <> :priority
@@ -43,7 +48,7 @@ WITH moved AS (
 )
 {log.of_jobs("moved", "'job.priority_changed'", "jsonb_build_object('priority', CAST(:word AS text))")}
 """)  # noqa: S608  our own text
-_PAUSE = text(f"""
+_PAUSE = statement("job_states.pause")(f"""
 WITH moved AS (
   UPDATE jobs SET paused = :paused
   WHERE id = :id AND tenant_id = :tenant_id AND state = ANY(:sources) AND paused <> :paused
@@ -51,14 +56,14 @@ WITH moved AS (
 )
 {log.of_jobs("moved", "CASE WHEN paused THEN 'job.paused' ELSE 'job.resumed' END")}
 """)  # noqa: S608  our own text
-_OPEN = text(f"""
+_OPEN = statement("job_states.open")(f"""
 WITH moved AS (
   UPDATE jobs SET state = 'queued', opened_at = now(), expires_at = NULL WHERE id = :id AND state = ANY(:sources)
   RETURNING id, tenant_id
 )
 {log.of_jobs("moved", "'job.queued'")}
 """)  # noqa: S608  our own text
-_ACCEPT = text(f"""
+_ACCEPT = statement("job_states.accept")(f"""
 WITH moved AS (
   UPDATE jobs SET state = 'queued', total = :images, requests = :requests, opened_at = now()
   WHERE id = :id AND state = ANY(:sources) RETURNING id, tenant_id, priority
@@ -68,7 +73,7 @@ WITH moved AS (
 SELECT tenant_id, priority FROM moved
 """)  # noqa: S608  our own text
 _NO_COUNTS = "jsonb_build_object('done', 0, 'failed', 0, 'cancelled', 0, 'reused', 0, 'total', 0)"
-_REFUSE = text(f"""
+_REFUSE = statement("job_states.refuse")(f"""
 WITH moved AS (
   UPDATE jobs SET state = 'failed', finished_at = now(), problems = CAST(:problems AS jsonb)
   WHERE id = :id AND state = ANY(:sources) RETURNING id, tenant_id, jsonb_array_length(problems) AS found
@@ -77,14 +82,14 @@ WITH moved AS (
 )
 {log.of_jobs("moved", "'job.failed'", _NO_COUNTS)}
 """)  # noqa: S608  our own text
-_START = text(f"""
+_START = statement("job_states.start")(f"""
 WITH moved AS (
   UPDATE jobs SET state = 'in_progress', started_at = now() WHERE id = ANY(:ids) AND state = ANY(:sources)
   RETURNING id, tenant_id
 )
 {log.of_jobs("moved", "'job.started'")}
 """)  # noqa: S608  our own text
-_ALONE = text("SELECT pg_advisory_xact_lock(:id)")
+_ALONE = statement("job_states.alone")("SELECT pg_advisory_xact_lock(:id)")
 _STOP = f"""
 WITH moved AS (
   UPDATE jobs SET state = 'cancelling', stop_reason = :reason, cancel_requested_at = now()
@@ -92,9 +97,9 @@ WITH moved AS (
 )
 {log.of_jobs("moved", "'job.cancel_requested'", "jsonb_build_object('reason', stop_reason)")}
 """  # noqa: S608  our own text
-_CANCEL = text(_STOP.format(rest="tenant_id = :tenant_id"))
-_EXPIRE = text(_STOP.format(rest="expires_at < now()"))
-_OVERDUE = text("""
+_CANCEL = statement("job_states.cancel")(_STOP.format(rest="tenant_id = :tenant_id"))
+_EXPIRE = statement("job_states.expire")(_STOP.format(rest="expires_at < now()"))
+_OVERDUE = statement("job_states.overdue")("""
 SELECT id FROM jobs WHERE expires_at < now() AND finished_at IS NULL AND state = ANY(:sources)
 ORDER BY expires_at LIMIT 50
 """)
@@ -103,7 +108,7 @@ _ALL_FINAL = """
 SELECT j.id, c.done, c.failed, c.cancelled, c.reused FROM jobs j JOIN job_counts c ON c.job_id = j.id
 WHERE j.finished_at IS NULL AND j.state = ANY(:sources) AND c.queued = 0 AND c.rendering = 0
 """
-_FINALIZE = text(f"""
+_FINALIZE = statement("job_states.finalize")(f"""
 WITH moved AS (
   UPDATE jobs SET state = 'finalizing', finalizing_at = now(), started_at = coalesce(started_at, now())
   FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) RETURNING jobs.id, tenant_id
@@ -126,9 +131,9 @@ WITH moved AS (
 )
 SELECT id FROM moved
 """  # noqa: S608  our own text
-_FINISH_ALL = text(_FINISH.format(which="input_file_id IS NULL"))
-_FINISH_ONE = text(_FINISH.format(which="jobs.id = :id"))
-_FINISHABLE = text(f"""
+_FINISH_ALL = statement("job_states.finish_all")(_FINISH.format(which="input_file_id IS NULL"))
+_FINISH_ONE = statement("job_states.finish_one")(_FINISH.format(which="jobs.id = :id"))
+_FINISHABLE = statement("job_states.finishable")(f"""
 SELECT jobs.id FROM jobs, ({_ALL_FINAL}) ready
 WHERE jobs.id = ready.id AND finished_at IS NULL AND input_file_id IS NOT NULL
   AND jobs.id <> ALL(CAST(:besides AS bigint[]))

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db import columns
+from services.core.db.statements import statement
 from services.core.events import log as events
 from services.core.fleet import workers
 from services.core.model.specs import FailedImage
@@ -24,13 +25,15 @@ SICK_CRASHES = 3  # so many crashes on images that never crashed before, in ten 
 POISON_TIMES = 3
 POISON_DEVICES = 2
 
-_OPEN_CLAIMS = text("""
+_OPEN_CLAIMS = statement("quarantine.open_claims")("""
 SELECT id, job_ids, images FROM claims WHERE worker_id = :worker_id AND state = 'open' ORDER BY id FOR UPDATE
 """)
-_CLAIMED = text("SELECT job_id, index FROM images WHERE claim_id = :claim_id AND job_id = ANY(:job_ids)")
+_CLAIMED = statement("quarantine.claimed")(
+    "SELECT job_id, index FROM images WHERE claim_id = :claim_id AND job_id = ANY(:job_ids)"
+)
 # Crashes of claims none of whose images had crashed before, by device: a poison prompt makes one of these, then it is
 # a suspect; a sick device or a bad deploy makes one after another, and completes nothing in between.
-_FRESH_CRASHES = text("""
+_FRESH_CRASHES = statement("quarantine.fresh_crashes")("""
 SELECT device, count(DISTINCT claim_id) AS crashes FROM failures f
 WHERE code = 'crash' AND failed_at > now() - interval '10 minutes'
   AND failed_at > coalesce((
@@ -41,59 +44,61 @@ WHERE code = 'crash' AND failed_at > now() - interval '10 minutes'
                   AND e.id < f.id AND e.claim_id <> f.claim_id)
 GROUP BY device
 """)
-_LIVE_DEVICES = text("""
+_LIVE_DEVICES = statement("quarantine.live_devices")("""
 SELECT count(DISTINCT host || ' ' || device) FROM workers
 WHERE seen_at > now() - interval '10 minutes'
 """)
-_EVIDENCE = text("""
+_EVIDENCE = statement("quarantine.evidence")("""
 SELECT count(*) AS times, count(DISTINCT device) AS devices FROM failures
 WHERE job_id = :job_id AND index = :index AND code = 'crash' AND batch_images = 1
 """)
-_POISON = text("""
+_POISON = statement("quarantine.poison")("""
 WITH moved AS (
   UPDATE images SET state = 3, attempt = attempt + 1 WHERE job_id = :job_id AND index = :index AND state = 0
   RETURNING job_id
 )
 INSERT INTO counter_deltas (job_id, queued, failed) SELECT job_id, -1, 1 FROM moved
 """)
-_LOCK_JOB = text("SELECT pg_advisory_xact_lock(7209413, hashint8(:job_id))")
+_LOCK_JOB = statement("quarantine.lock_job")("SELECT pg_advisory_xact_lock(7209413, hashint8(:job_id))")
 _SHAPE = ", ".join(columns.SHAPE)
-_SUSPECT_SEGMENT = text(f"""
+_SUSPECT_SEGMENT = statement("quarantine.suspect_segment")(f"""
 SELECT s.id FROM segments s JOIN segments o USING (job_id, {_SHAPE})
 WHERE o.job_id = :job_id AND o.id = :segment_id AND s.cap = :cap LIMIT 1
 """)  # noqa: S608  our own text
-_NEW_SUSPECT_SEGMENT = text(f"""
+_NEW_SUSPECT_SEGMENT = statement("quarantine.new_suspect_segment")(f"""
 INSERT INTO segments (job_id, id, tenant_id, {_SHAPE}, priority, open, cap, low, high)
 SELECT job_id, (SELECT max(id) + 1 FROM segments WHERE job_id = :job_id), tenant_id, {_SHAPE}, priority, open, :cap,
        low, high
 FROM segments WHERE job_id = :job_id AND id = :segment_id RETURNING id
 """)  # noqa: S608  our own text
-_MAKE_SUSPECTS = text("""
+_MAKE_SUSPECTS = statement("quarantine.make_suspects")("""
 UPDATE images SET segment_id = :new_segment, crashes = least(crashes + 1, 32767)
 WHERE job_id = :job_id AND index = ANY(:indexes) AND segment_id = :segment_id AND state = 0
 """)
-_WIDEN = text("""
+_WIDEN = statement("quarantine.widen")("""
 UPDATE segments SET low = least(low, :low), high = greatest(high, :high) WHERE job_id = :job_id AND id = :segment_id
 """)
-_SEGMENTS_OF = text("""
+_SEGMENTS_OF = statement("quarantine.segments_of")("""
 SELECT segment_id, array_agg(index ORDER BY index) AS indexes FROM images
 WHERE job_id = :job_id AND index = ANY(:indexes) AND state = 0 GROUP BY segment_id
 """)
-_PARDON = text("""
+_PARDON = statement("quarantine.pardon")("""
 UPDATE images SET crashes = greatest(crashes - 1, 0)
 WHERE (job_id, index) IN (SELECT job_id, index FROM failures WHERE code = 'crash' AND device = :device
                           AND failed_at > now() - interval '10 minutes') AND state IN (0, 1)
 """)
-_STRIKE = text("""
+_STRIKE = statement("quarantine.strike")("""
 UPDATE failures SET code = 'device' WHERE code = 'crash' AND device = :device
   AND failed_at > now() - interval '10 minutes'
 """)
-_TAKE_BACK_ONE = text("""
+_TAKE_BACK_ONE = statement("quarantine.take_back_one")("""
 UPDATE images SET crashes = greatest(crashes - 1, 0)
 FROM failures WHERE failures.claim_id = :claim_id AND failures.code = 'crash'
   AND images.job_id = failures.job_id AND images.index = failures.index AND images.state IN (0, 1)
 """)
-_STRIKE_ONE = text("UPDATE failures SET code = 'device' WHERE claim_id = :claim_id AND code = 'crash'")
+_STRIKE_ONE = statement("quarantine.strike_one")(
+    "UPDATE failures SET code = 'device' WHERE claim_id = :claim_id AND code = 'crash'"
+)
 
 
 def child_died(connection: Connection, worker_id: str, *, rendering: int | None, device: str) -> bool:

@@ -6,17 +6,18 @@ Low-water marks are raised and cancelled images swept anywhere, at any time, by 
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from services.core.db import columns
+from services.core.db.statements import statement
 from services.core.model import states
 from services.core.model.specs import Shape
 
-_NEW = text(f"""
+_NEW = statement("segments.new")(f"""
 INSERT INTO segments (job_id, id, tenant_id, {", ".join(columns.SHAPE)}, priority, open, low, high)
 VALUES (:job_id, :id, :tenant_id, :{", :".join(columns.SHAPE)}, :priority, :open, :low, :high)
 """)  # noqa: S608  our own text
-_INHERIT = text(f"""
+_INHERIT = statement("segments.inherit")(f"""
 INSERT INTO segments (job_id, id, tenant_id, {", ".join(columns.SHAPE)}, priority, open, low, high)
 SELECT :child, s.id, s.tenant_id, {columns.shape("s")}, :priority, false, span.low, span.high
 FROM (
@@ -24,18 +25,18 @@ FROM (
   GROUP BY segment_id
 ) span JOIN segments s ON s.job_id = :parent AND s.id = span.segment_id
 """)  # noqa: S608  our own text
-_GROW = text("UPDATE segments SET high = :high WHERE job_id = :job_id AND id = :segment_id")
-_SET_OPEN = text("UPDATE segments SET open = :open WHERE job_id = :job_id")
-_CLOSE = text("UPDATE segments SET open = false WHERE job_id = :job_id AND open")
-_SET_PRIORITY = text("UPDATE segments SET priority = :priority WHERE job_id = :job_id")
+_GROW = statement("segments.grow")("UPDATE segments SET high = :high WHERE job_id = :job_id AND id = :segment_id")
+_SET_OPEN = statement("segments.set_open")("UPDATE segments SET open = :open WHERE job_id = :job_id")
+_CLOSE = statement("segments.close")("UPDATE segments SET open = false WHERE job_id = :job_id AND open")
+_SET_PRIORITY = statement("segments.set_priority")("UPDATE segments SET priority = :priority WHERE job_id = :job_id")
 
-_LOCK_SEGMENTS = text("""
+_LOCK_SEGMENTS = statement("segments.lock_segments")("""
 SELECT job_id, id FROM segments WHERE open AND low <= high
   AND (CAST(:job_ids AS bigint[]) IS NULL OR job_id = ANY(:job_ids))
 ORDER BY job_id, id LIMIT :limit FOR UPDATE SKIP LOCKED
 """)
 
-_RAISE_LOW = text("""
+_RAISE_LOW = statement("segments.raise_low")("""
 UPDATE segments SET low = waiting.low
 FROM unnest(CAST(:job_ids AS bigint[]), CAST(:ids AS smallint[])) AS locked (job_id, id)
 CROSS JOIN LATERAL (
@@ -47,14 +48,14 @@ WHERE segments.job_id = locked.job_id AND segments.id = locked.id AND segments.l
 """)
 
 # Every tenant's first, then every tenant's second: whoever cancels a thousand jobs keeps nobody waiting.
-_SWEEPABLE = text("""
+_SWEEPABLE = statement("segments.sweepable")("""
 SELECT id FROM (
   SELECT id, row_number() OVER (PARTITION BY tenant_id ORDER BY id) AS turn FROM jobs
   WHERE finished_at IS NULL AND state = ANY(:sources)
     AND EXISTS (SELECT FROM images WHERE images.job_id = jobs.id AND images.state = 0)
 ) waiting ORDER BY turn, id LIMIT :most
 """)
-_SWEEP = text("""
+_SWEEP = statement("segments.sweep")("""
 WITH doomed AS MATERIALIZED (
   SELECT job_id, index FROM images
   WHERE job_id = :job_id AND state = 0

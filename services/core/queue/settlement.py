@@ -8,21 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from services.core.db.statements import statement
 from services.core.model import states
 from services.core.model.errors import InvariantViolated
 from services.core.model.specs import FailedImage, StoredImage
 from services.core.model.states import ClaimState, ImageState
 from services.core.queue.image_moves import CANCELLED, MOVED
 
-_LOCK_CLAIM = text("""
+_LOCK_CLAIM = statement("settlement.lock_claim")("""
 SELECT state, images, job_ids,
        (SELECT count(pg_advisory_xact_lock_shared(job_id)) FROM unnest(job_ids) AS job_id) AS jobs_held
 FROM claims WHERE id = :id FOR UPDATE
 """)
 
-_MOVE = text(f"""{CANCELLED}
+_MOVE = statement("settlement.move")(f"""{CANCELLED}
   UPDATE images SET state = CASE WHEN images.job_id IN (SELECT id FROM cancelled) THEN 4 ELSE outcome.state END,
          claim_id = NULL, attempt = attempt + (outcome.state = 3)::integer
   FROM unnest(CAST(:in_jobs AS bigint[]), CAST(:indexes AS integer[]), CAST(:states AS smallint[]))
@@ -34,7 +35,7 @@ _MOVE = text(f"""{CANCELLED}
 
 # Versions are written once and then only looked up. DO UPDATE, because DO NOTHING would not return the row that
 # another settle has just committed and this snapshot does not see.
-_RESULTS = text("""
+_RESULTS = statement("settlement.results")("""
 WITH known AS MATERIALIZED (
   SELECT id, versions FROM engines WHERE versions = ANY(CAST(:versions AS text[]))
 ), met AS (
@@ -59,12 +60,12 @@ FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:object_k
                 unknown_words, render_seconds, render_key, reused)
 """)
 
-_REUSED = text("""
+_REUSED = statement("settlement.reused")("""
 INSERT INTO counter_deltas (job_id, reused)
 SELECT job_id, count(*) FROM unnest(CAST(:job_ids AS bigint[])) AS job_id GROUP BY job_id
 """)
 
-_FAILURES = text("""
+_FAILURES = statement("settlement.failures")("""
 INSERT INTO failures (job_id, index, code, message, claim_id, device, batch_images)
 SELECT *, :claim_id, :device, :batch_images
 FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:code AS text[]), CAST(:message AS text[]))

@@ -8,23 +8,24 @@ import hmac
 import secrets
 import string
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
+from services.core.db.statements import statement
 from services.core.events import log
 
 _LETTERS = string.ascii_letters + string.digits
-_NEW = text(f"""
+_NEW = statement("api_keys.new")(f"""
 WITH made AS (
   INSERT INTO api_keys (id, tenant_id, name, hmac) VALUES (:id, :tenant_id, :name, :hmac) RETURNING id, tenant_id, name
 )
 {log.of_each("made", "'key.issued'", subject="'key/' || id", data="jsonb_build_object('name', name)")}
 """)  # noqa: S608  our own text
-_FIND = text("SELECT tenant_id, hmac FROM api_keys WHERE id = :id AND revoked_at IS NULL")
-_REVOKE = text(f"""
+_FIND = statement("api_keys.find")("SELECT tenant_id, hmac FROM api_keys WHERE id = :id AND revoked_at IS NULL")
+_REVOKE = statement("api_keys.revoke")(f"""
 WITH moved AS (UPDATE api_keys SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id, tenant_id)
 {log.of_each("moved", "'key.revoked'", subject="'key/' || id")}
 """)  # noqa: S608  our own text
-_DEFAULT = text("SELECT min(id) FROM tenants")
+_DEFAULT = statement("api_keys.default")("SELECT min(id) FROM tenants")
 
 
 def _proof(secret: str, key: str) -> bytes:
