@@ -92,3 +92,17 @@ def test_every_statement_has_the_name_of_its_file_and_its_own():
 def test_a_name_stands_behind_the_first_word_of_its_statement():
     assert statement("jobs.find")("\nSELECT 1").text == "SELECT /* jobs.find */ 1"
     assert statement("jobs.find")("(SELECT 1)\nUNION ALL (SELECT 2)").text.startswith("(SELECT /* jobs.find */ 1)")
+
+
+def test_every_link_in_a_page_leads_to_a_file():
+    pages = subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    links = [
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#\s]+)", (ROOT / page).read_text(encoding="utf-8"))
+        if not target.startswith("http")
+    ]
+    assert [(page, target) for page, target in links if not (ROOT / page).parent.joinpath(target).exists()] == []
+    assert len(links) > 50
