@@ -181,7 +181,7 @@ def test_a_retry_keeps_it(emptied: Api) -> None:
 
 def test_a_page_of_requests_stays_small_however_much_they_carry(emptied: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every image is listed with its request's metadata."""
-    monkeypatch.setattr(request_queries, "MOST_IMAGES", 100)
+    monkeypatch.setattr(request_queries, "MAX_IMAGES", 100)
     heavy = {"a": "x" * 4_000}
     job = str(emptied.submit(*[{"prompt": "a mug", "n": 5, "metadata": heavy}] * 5)["id"])
     sizes, cursor, seen = [], None, 0

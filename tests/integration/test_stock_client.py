@@ -347,7 +347,7 @@ def test_a_file_can_be_looked_at_read_and_deleted(client, scheduler, api, store)
         with pytest.raises(openai.NotFoundError):
             verb(file.id)
     count = text("SELECT count(*) FROM files")
-    with_files = api.database.begin
+    with_files = api.database.begin_system
 
     def gone() -> bool:
         with with_files() as connection:

@@ -238,7 +238,7 @@ def test_the_first_worker_registers_its_model(start, database):
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
     [
-        ("PRESSWORK_PIPELINE", "watercolour", "it can be simulated, torch or onnx"),
+        ("PRESSWORK_PIPELINE", "watercolour", "it can be onnx, torch or simulated"),
         ("PRESSWORK_BATCH_SIZES", "16,x", "PRESSWORK_BATCH_SIZES is '16,x'"),
         ("DATABASE_URL", "postgresql://nobody:x@127.0.0.1:9/none", "cannot be reached"),
         ("AWS_SECRET_ACCESS_KEY", "wrong", "check the bucket"),
