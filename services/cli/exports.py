@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -13,6 +13,7 @@ from presswork_client import Client, ClientError, Export, ExportFile, file_sha25
 from services.cli import follow, options, show
 from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
+from services.core.exports.formats import FormatName
 from services.core.model.errors import PressworkError
 
 _PATIENCE_SECONDS = 60.0
@@ -30,9 +31,7 @@ def export(
     what: Annotated[
         str, typer.Argument(metavar="JOB", help="A job's id, or that of an export to go on with.", show_default=False)
     ],
-    form: Annotated[
-        Literal["webdataset", "parquet", "imagefolder", "zip"], typer.Option("--format", "-f", help="As what.")
-    ] = "webdataset",
+    form: Annotated[FormatName, typer.Option("--format", "-f", help="As what.")] = "webdataset",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Download it, verified, to here.", show_default=False),

@@ -17,6 +17,7 @@ from PIL import Image
 from sqlalchemy import text
 
 from services.core.exports import exports, members, records, shards
+from services.core.exports.formats import FORMATS
 from services.core.model import ids
 from services.core.model.errors import StoreUnavailable
 from services.core.storage import signed_urls
@@ -25,7 +26,7 @@ from tests import exporting, factories
 from tests.exporting import picture
 from tests.waiting import until
 
-EVERY_FORMAT = ("webdataset", "parquet", "imagefolder", "zip")
+EVERY_FORMAT = tuple(FORMATS)
 IMAGES = 19  # of the odd requests
 NAMES = [  # index, custom_id, of the first ones
     (0, None),

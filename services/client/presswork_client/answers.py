@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-ExportFormat = Literal["webdataset", "parquet", "imagefolder", "zip"]
+ExportFormat = str  # the server says which there are; it may know more than this client
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 

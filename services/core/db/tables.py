@@ -399,7 +399,6 @@ exports = Table(
     Column("created_at", Moment, nullable=False, server_default=now),
     Column("finished_at", Moment),
     Column("expires_at", Moment),
-    CheckConstraint("format IN ('webdataset','parquet','imagefolder','zip')", name="exports_format"),
     CheckConstraint("state IN ('queued','running','completed','failed','cancelled')", name="exports_state"),
     CheckConstraint(
         "(state IN ('completed','failed','cancelled')) = (finished_at IS NOT NULL)", name="exports_finished"

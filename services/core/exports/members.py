@@ -11,13 +11,13 @@ from services.core.db import columns
 from services.core.db.columns import Payload
 from services.core.db.database import Database
 from services.core.db.statements import statement
+from services.core.exports.formats import FORMATS
 from services.core.exports.records import Export, ShardPlan
 from services.core.model.requests import metadata_text
 from services.core.model.specs import Shape
 from services.core.storage.keys import EXTENSIONS
 
 SHARD_BYTES = 1_000_000_000
-IMAGES_PER_FOLDER = 10_000
 _PAGE = 500
 
 _DONE = f"""
@@ -133,9 +133,9 @@ class ShardCapacity:
     """Fills one shard. `most_bytes` None: only the number of images counts."""
 
     def __init__(self, export: Export) -> None:
-        folder = export.format == "imagefolder"
-        self.max_images = min(export.options.images_per_shard, IMAGES_PER_FOLDER if folder else 2**31)
-        self.max_bytes = None if folder or export.options.images == "reference" else SHARD_BYTES
+        layout, wished = FORMATS[export.format], export.options
+        self.max_images = min(wished.images_per_shard, layout.max_images or wished.images_per_shard)
+        self.max_bytes = SHARD_BYTES if layout.limits_bytes and wished.images == "inline" else None
         self.images = self.bytes = 0
 
     def takes(self, size: int) -> bool:

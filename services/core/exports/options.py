@@ -3,11 +3,13 @@
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from services.core.exports.formats import FORMATS, FormatName
 from services.core.model import strict_json
 from services.core.model.errors import InvalidSubmission, Problem
 
@@ -16,13 +18,20 @@ MAX_SPLITS = 16
 DAY = 24 * 3600
 _SPLIT = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 
+
+def _any_of(names: Iterable[str]) -> str:
+    *most, last = (f'"{name}"' for name in names)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+_WITH_REFERENCES = [name for name, entry in FORMATS.items() if entry.references]
 ALLOWED = {
-    "format": '"webdataset", "parquet", "imagefolder" or "zip"',
+    "format": _any_of(FORMATS),
     "options": "an object with fields among images_per_shard, include_flagged, split, images, expires_in_seconds",
     "images_per_shard": f"a whole number from 1 to {MAX_IMAGES_PER_SHARD:,}",
     "include_flagged": "true or false",
     "split": f"an object of 1 to {MAX_SPLITS} names (a-z 0-9 _, a letter first, at most 32) with shares that make 1",
-    "images": '"inline", or for parquet "reference"',
+    "images": f'"inline", or for {" or ".join(_WITH_REFERENCES)} "reference"',
     "expires_in_seconds": "a whole number from 60 to 31536000",
 }
 
@@ -70,7 +79,7 @@ class Options(_Strict):
 class ExportRequest(_Strict):
     """The body that asks for an export."""
 
-    format: Literal["webdataset", "parquet", "imagefolder", "zip"]
+    format: FormatName
     options: Options = Field(default_factory=Options)
 
     def digest(self, job_id: int) -> bytes:
@@ -87,7 +96,7 @@ def parse(value: object) -> ExportRequest:
         order = ExportRequest.model_validate(value)
     except ValidationError as error:
         raise InvalidSubmission([_problem(entry) for entry in error.errors(include_url=False)]) from None
-    if order.options.images == "reference" and order.format != "parquet":
+    if order.options.images == "reference" and not FORMATS[order.format].references:
         message = f'options.images is "reference"; with {order.format} it must be "inline".'
         raise InvalidSubmission([Problem("invalid_value", message, "options.images")])
     return order

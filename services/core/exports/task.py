@@ -5,14 +5,15 @@ leaves an object that the next one writes again, with the same bytes under the s
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from services.core.db.leases import Lease
-from services.core.exports import exports, imagefolder, manifest, members, parquet, records, webdataset, zip_archive
+from services.core.exports import exports, manifest, members, records
+from services.core.exports.formats import FORMATS
 from services.core.exports.members import Member, ShardCapacity
-from services.core.exports.records import Export, File
+from services.core.exports.records import Export
 from services.core.exports.shards import ExportFailed, ExportWriter, Shard
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
@@ -20,13 +21,6 @@ from services.core.storage.contract import ImageStore
 SLICE_SECONDS = 10.0  # then others get their turn, after the shard that is being written
 _DROPPERS = 8
 _TOGETHER = 500
-
-_WRITERS: dict[str, Callable[[ExportWriter, Shard, Iterable[Member]], list[File]]] = {
-    "webdataset": webdataset.write,
-    "parquet": parquet.write,
-    "imagefolder": imagefolder.write,
-    "zip": zip_archive.write,
-}
 
 
 def run(settings: Settings, store: ImageStore, export_id: int, lease: Lease) -> None:
@@ -95,7 +89,7 @@ def _write_shard(desk: ExportWriter, shard: Shard, lease: Lease) -> None:
             last = member.index
             yield member
 
-    files = _WRITERS[export.format](desk, shard, taken())
+    files = FORMATS[export.format].writer()(desk, shard, taken())
     with lease.begin() as connection:
         exports.record(connection, export, files, images=cut.images, next_index=last + 1)
 
