@@ -109,7 +109,7 @@ class Parent:
 
     def _start_child(self, **_: object) -> None:
         """In the child, right after the fork."""
-        global _child
+        global _child  # noqa: PLW0603  Celery's task is a function and finds its child here
         try:
             child = Child(self.settings, self.shared)
             child.start()

@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +12,9 @@ from starlette.responses import Response
 
 from services.core.model import errors
 from services.core.model.errors import InvalidSubmission, PressworkError, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = "2"

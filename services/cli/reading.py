@@ -155,14 +155,14 @@ class Source:
 
     def _parquet(self, file: IO[bytes]) -> Iterator[Row]:
         try:
-            import pyarrow as arrow
+            import pyarrow as pa
             from pyarrow import parquet
         except ImportError:
             raise PressworkError("Parquet needs pyarrow: pip install 'presswork[cli]'.") from None
         with _seekable(file) as whole:
             try:
                 table = parquet.ParquetFile(whole)
-            except arrow.ArrowException as error:
+            except pa.ArrowException as error:
                 raise Unreadable(f"{self.name} is no Parquet file: {error}") from None
             taken = self._taken(dict.fromkeys(table.schema_arrow.names))
             self._need(list(taken.items()), table.schema_arrow.names)
@@ -245,22 +245,20 @@ def parsed(name: str, text: str) -> object:
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a table's cells mean as fields. Columns of whole numbers that have gaps are floats to many programs."""
-    found: dict[str, Any] = {}
-    for name, value in given.items():
-        if isinstance(value, float) and math.isnan(value):
-            continue  # a gap
-        if isinstance(value, Decimal):
-            value = float(value)
-        if isinstance(value, float) and value.is_integer() and name in WHOLE_FIELDS | {"custom_id"}:
-            value = int(value)
-        if name == "custom_id" and isinstance(value, int):
-            value = str(value)
-        elif isinstance(value, bytes):
-            value = value.decode()
-        elif isinstance(value, str):
-            value = parsed(name, value)
-        found[name] = value
-    return found
+    gaps = {name for name, value in given.items() if isinstance(value, float) and math.isnan(value)}
+    return {name: _cell(name, value) for name, value in given.items() if name not in gaps}
+
+
+def _cell(name: str, value: Any) -> Any:
+    if isinstance(value, Decimal):
+        value = float(value)
+    if isinstance(value, float) and value.is_integer() and name in WHOLE_FIELDS | {"custom_id"}:
+        value = int(value)
+    if name == "custom_id" and isinstance(value, int):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    return parsed(name, value) if isinstance(value, str) else value
 
 
 def _dumped(request: Mapping[str, Any]) -> bytes:

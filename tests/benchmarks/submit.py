@@ -31,7 +31,7 @@ def run() -> None:
         size = _write(file)
         web = Process("services.web", {**os.environ, **ours.environ}, ours.folder / "web.log")
         try:
-            until(lambda: up())
+            until(up)
             peak = Peak(web.pid)
             began = time.monotonic()
             with Client(f"http://127.0.0.1:{PORT}", ours.key, timeout=600) as client:

@@ -54,7 +54,10 @@ def builder() -> str:
     if named and named not in ENGINES:
         sys.exit(f"ENGINE is {named!r}; it can be {', '.join(ENGINES)}.")
     for engine in [named] if named else ENGINES:
-        if shutil.which(engine) and subprocess.run(ENGINES[engine][0], capture_output=True).returncode == 0:
+        if (
+            shutil.which(engine)
+            and subprocess.run(ENGINES[engine][0], capture_output=True, check=False).returncode == 0
+        ):
             return engine
     sys.exit(
         f"{named} does not work here." if named else
@@ -69,7 +72,7 @@ def build_image(engine: str, tag: str, dockerfile: str, context: Path, *options:
     more = shlex.split(os.environ.get("BUILD_ARGS", ""))
     with pip_settings(engine) as mounts:
         command = [*ENGINES[engine][1], *mounts, *stated, *more, *options, "-f", dockerfile, "-t", tag, str(context)]
-        built = subprocess.run(command, cwd=context)
+        built = subprocess.run(command, cwd=context, check=False)
     if built.returncode:
         sys.exit(f"{tag} was not built: {engine} ended with {built.returncode}.")
 
@@ -101,15 +104,20 @@ def obtain(engine: str, image: str) -> bool:
     if is_here(engine, image):
         return True
     try:  # asked for first: a pull tries for minutes where nobody answers
-        asked = subprocess.run([engine, "manifest", "inspect", image], capture_output=True, timeout=ANSWER_SECONDS)
+        asked = subprocess.run(
+            [engine, "manifest", "inspect", image], capture_output=True, timeout=ANSWER_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
         return False
-    return asked.returncode == 0 and subprocess.run([engine, "pull", image], capture_output=True).returncode == 0
+    return (
+        asked.returncode == 0
+        and subprocess.run([engine, "pull", image], capture_output=True, check=False).returncode == 0
+    )
 
 
 def is_here(engine: str, image: str) -> bool:
     inspect = [engine, "inspect", "--type=image", image]
-    return subprocess.run(inspect, capture_output=True).returncode == 0
+    return subprocess.run(inspect, capture_output=True, check=False).returncode == 0
 
 
 def size(engine: str, name: str) -> int:
@@ -126,7 +134,9 @@ def size(engine: str, name: str) -> int:
 def pip_settings(engine: str) -> Iterator[list[str]]:
     """Options that give a build the settings of this machine's pip: one file of them all, and what they name on this
     machine's disk. Docker mounts nothing into a build: there BASE or BUILD_ARGS must bring what pip needs."""
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
+    listed = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
     settings = dict(line.split("=", 1) for line in listed.stdout.splitlines() if "=" in line)
     values = {key.rpartition(".")[2]: ast.literal_eval(value) for key, value in sorted(settings.items(), reverse=True)}
     if engine == "docker" or not values:

@@ -68,7 +68,7 @@ def _runner() -> str:
     """docker or podman, with its compose."""
     wanted = os.environ.get("ENGINE") or builder()
     if wanted == "docker":
-        if subprocess.run(["docker", "compose", "version"], capture_output=True).returncode:
+        if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
             sys.exit("Running compose.yaml with docker takes its plugin compose.")
         return "docker"
     if not (shutil.which("podman") and shutil.which("podman-compose")):
@@ -186,13 +186,13 @@ class Stack:
         for name in self.services:
             print(f"--- {name}", flush=True)
             with contextlib.suppress(AssertionError):
-                subprocess.run([self.engine, "logs", "--tail", "40", self._container(name)])
+                subprocess.run([self.engine, "logs", "--tail", "40", self._container(name)], check=False)
 
     def down(self) -> None:
         self._run("down", "--volumes", "--timeout", "60")
 
     def _run(self, *words: str) -> None:
-        done = subprocess.run([*self._compose, *words], env=self.environ, capture_output=True, text=True)
+        done = subprocess.run([*self._compose, *words], env=self.environ, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{words[0]} {words[-1]}: {done.stdout}{done.stderr}"
 
     def _container(self, name: str) -> str:

@@ -499,16 +499,24 @@ def test_a_revoked_key_is_refused_from_the_next_request_on(api: Api) -> None:
 
 
 OTHER_ROWS = (  # of tables that nothing above has written to
-    "INSERT INTO files (id, tenant_id, purpose, filename, bytes, sha256, object_key)"
-    " VALUES (1, 1, 'batch', 'f', 1, %(sha256)s, 'k')",
+    (
+        "INSERT INTO files (id, tenant_id, purpose, filename, bytes, sha256, object_key)"
+        " VALUES (1, 1, 'batch', 'f', 1, %(sha256)s, 'k')"
+    ),
     "INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, expires_at) VALUES (1, 1, 'batch', 'f', 1, now())",
-    "INSERT INTO upload_parts (id, upload_id, tenant_id, bytes, sha256, object_key)"
-    " VALUES (1, 1, 1, 1, %(sha256)s, 'k')",
-    "INSERT INTO job_chunks (job_id, number, tenant_id, sha256, first_index, requests, images)"
-    " VALUES (%(job_id)s, 0, 1, %(sha256)s, 0, 1, 1)",
+    (
+        "INSERT INTO upload_parts (id, upload_id, tenant_id, bytes, sha256, object_key)"
+        " VALUES (1, 1, 1, 1, %(sha256)s, 'k')"
+    ),
+    (
+        "INSERT INTO job_chunks (job_id, number, tenant_id, sha256, first_index, requests, images)"
+        " VALUES (%(job_id)s, 0, 1, %(sha256)s, 0, 1, 1)"
+    ),
     "INSERT INTO exports (id, tenant_id, job_id, format) VALUES (1, 1, %(job_id)s, 'zip')",
-    "INSERT INTO export_files (export_id, path, tenant_id, shard, bytes, sha256, images, object_key)"
-    " VALUES (1, 'p', 1, 0, 1, %(sha256)s, 1, 'k')",
+    (
+        "INSERT INTO export_files (export_id, path, tenant_id, shard, bytes, sha256, images, object_key)"
+        " VALUES (1, 'p', 1, 0, 1, %(sha256)s, 1, 'k')"
+    ),
 )
 
 

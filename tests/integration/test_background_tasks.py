@@ -4,8 +4,7 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -26,6 +25,9 @@ from services.core.storage.s3 import S3Store
 from tests import factories
 from tests.waiting import until
 from tests.web import Api
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ENDPOINT = "/v1/images/generations"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pyarrow
+import pyarrow as pa
 import pytest
 from click.testing import Result
 from PIL import Image
@@ -166,18 +166,18 @@ def test_metadata_is_taken_as_it_stands_from_lines_columns_and_cells(run: Run, a
     (tmp_path / "p.csv").write_text('prompt,metadata\na,"{""sku"": 9007199254740993, ""gift"": true}"\nb,\n')
     assert json.dumps(sent("p.csv")) == '[{"gift": true, "sku": 9007199254740993}, {}]'
     prompts = ["a", "b", "c"]
-    price = pyarrow.array([Decimal("1.50"), None, Decimal("2.00")], pyarrow.decimal128(5, 2))
-    struct = pyarrow.StructArray.from_arrays([pyarrow.array([2**63 - 1, None, 3]), price], ["sku", "price"])
-    pairs = pyarrow.array([[("sku", 1)], None, []], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    price = pa.array([Decimal("1.50"), None, Decimal("2.00")], pa.decimal128(5, 2))
+    struct = pa.StructArray.from_arrays([pa.array([2**63 - 1, None, 3]), price], ["sku", "price"])
+    pairs = pa.array([[("sku", 1)], None, []], pa.map_(pa.string(), pa.int64()))
     for name, column, expected in (
         ("struct", struct, [{"price": 1.5, "sku": 2**63 - 1}, {"price": None, "sku": None}, {"price": 2, "sku": 3}]),
         ("map", pairs, [{"sku": 1}, {}, {}]),
-        ("text", pyarrow.array(['{"sku": 1}', None, "{}"]), [{"sku": 1}, {}, {}]),
+        ("text", pa.array(['{"sku": 1}', None, "{}"]), [{"sku": 1}, {}, {}]),
     ):
-        parquet.write_table(pyarrow.table({"prompt": prompts, "metadata": column}), tmp_path / f"{name}.parquet")
+        parquet.write_table(pa.table({"prompt": prompts, "metadata": column}), tmp_path / f"{name}.parquet")
         assert sent(f"{name}.parquet") == expected, name
-    twice = pyarrow.array([[("a", 1), ("a", 2)]], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
-    parquet.write_table(pyarrow.table({"prompt": ["a"], "metadata": twice}), tmp_path / "twice.parquet")
+    twice = pa.array([[("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int64()))
+    parquet.write_table(pa.table({"prompt": ["a"], "metadata": twice}), tmp_path / "twice.parquet")
     assert "has a map in which a key stands twice" in run("submit", "twice.parquet", code=5).stderr
     (tmp_path / "bad.csv").write_text("prompt,metadata\na,sku=7\n")
     assert "must be a flat object" in run("submit", "bad.csv", code=5).stderr
@@ -185,7 +185,7 @@ def test_metadata_is_taken_as_it_stands_from_lines_columns_and_cells(run: Run, a
 
 def test_parquet_is_read_as_a_table_from_a_file_and_from_stdin(run: Run, api: Api, tmp_path: Path) -> None:
     cells = {"prompt": [b"a", b"b"], "n": [1.0, math.nan], "guidance_scale": [3, None], "custom_id": [12, 13]}
-    table = pyarrow.table(cells)
+    table = pa.table(cells)
     parquet.write_table(table, tmp_path / "p.parquet")
     run("submit", "p.parquet")
     data = (tmp_path / "p.parquet").read_bytes()
@@ -703,7 +703,9 @@ def command(api: Api, folder: Path, *words: str) -> Iterator[subprocess.Popen[st
     process = subprocess.Popen(
         [sys.executable, "-m", "services.cli", *words], cwd=folder, env=environ, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored below a shell's `&`
+        preexec_fn=lambda: signal.signal(  # noqa: PLW1509  no thread of ours runs yet
+            signal.SIGINT, signal.default_int_handler  # ignored below a shell's `&`
+        ),
     )  # fmt: skip
     try:
         yield process

@@ -41,8 +41,10 @@ def render_loop(make_render_loop):
 
 def reused(database: Database, job_id: int) -> int:
     with database.begin_system() as connection:
-        counted = "SELECT (SELECT reused FROM counters WHERE job_id = :id) + " \
-                  "(SELECT coalesce(sum(reused), 0) FROM counter_deltas WHERE job_id = :id)"  # fmt: skip
+        counted = (
+            "SELECT (SELECT reused FROM counters WHERE job_id = :id) + "
+            "(SELECT coalesce(sum(reused), 0) FROM counter_deltas WHERE job_id = :id)"
+        )
         return int(connection.execute(text(counted), {"id": job_id}).scalar_one())
 
 

@@ -187,7 +187,7 @@ def test_a_finished_job_has_labels_and_no_priority(database, settings):
 @pytest.mark.parametrize(
     "verb",
     [
-        lambda connection, tenant, job_id: lifecycle.cancel(connection, tenant, job_id),
+        lifecycle.cancel,
         lambda connection, tenant, job_id: lifecycle.pause(connection, tenant, job_id, True),
         lambda connection, tenant, job_id: lifecycle.change(connection, tenant, job_id, priority=0),
         lambda connection, tenant, job_id: lifecycle.change(connection, tenant, job_id, labels={"x": "y"}),

@@ -520,6 +520,7 @@ def a_normal_user_can_run(python: str) -> bool:
             group=NOBODY,
             extra_groups=[],
             capture_output=True,
+            check=False,
         )
     except OSError:
         return False

@@ -101,7 +101,7 @@ def test_who_is_killed_half_way_holds_nobody_up(tmp_path: Path):
     cache, say = tmp_path / "cache", tmp_path / "say"
     say.mkdir()
     with start_maker(cache, say) as killed:
-        until(lambda: (say / "made").exists())
+        until((say / "made").exists)
         killed.kill()
     make = Maker()
     folder = Artefacts(cache, "model", {"n": 1}).get("part", make)

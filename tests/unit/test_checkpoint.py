@@ -145,9 +145,10 @@ def test_old_and_new_names_of_tensors_load_alike(tiny: Path, model: Path) -> Non
         names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
         renamed = {}
         for name, tensor in tensors.items():
+            old_name = name
             for new, old in names.items():
-                name = name.replace(f".{new}.", f".{old}.")
-            renamed[name] = tensor
+                old_name = old_name.replace(f".{new}.", f".{old}.")
+            renamed[old_name] = tensor
         assert renamed.keys() != tensors.keys()
         return renamed
 

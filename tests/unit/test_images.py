@@ -53,7 +53,7 @@ BY_NAME = {  # what others import for us, because a text of ours names it or bec
 
 def instructions(dockerfile: str) -> dict[str, list[str]]:
     """Its instructions by word: {"RUN": ["pip install ...", ...], ...}."""
-    text = re.sub(r"^#.*\n", "", (ROOT / dockerfile).read_text(), flags=re.M).replace("\\\n", " ")
+    text = re.sub(r"^#.*\n", "", (ROOT / dockerfile).read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     found: dict[str, list[str]] = {}
     for word, rest in (line.split(None, 1) for line in text.splitlines() if line.strip()):
         found.setdefault(word, []).append(rest)
@@ -129,7 +129,7 @@ def importable() -> dict[str, set[str]]:
 
 def source(module: str) -> Path | None:
     """The file of a module of ours."""
-    home = ROOT / "services/client" if module.split(".")[0] == CLIENT else ROOT
+    home = ROOT / "services/client" if module.split(".", maxsplit=1)[0] == CLIENT else ROOT
     place = home.joinpath(*module.split("."))
     return next((file for file in (place / "__init__.py", place.with_suffix(".py")) if file.exists()), None)
 
@@ -179,7 +179,7 @@ def test_an_image_runs_as_nobody_special_from_a_pinned_base_and_files_that_exist
     assert found["USER"][-1] == "10001:10001"
     assert found["ARG"][0] == "BASE=python:3.11-slim"
     assert {base.split()[0] for base in found["FROM"]} <= {"${BASE}", "base"}
-    admitted = re.findall(r"^!(.*)", (ROOT / ".dockerignore").read_text(), re.M)
+    admitted = re.findall(r"^!(.*)", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
     for copied in found["COPY"]:
         *sources, _ = copied.split()
         assert sources[0].startswith("--from=build") or {source.split("/")[0] for source in sources} <= set(admitted)

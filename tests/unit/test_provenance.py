@@ -7,7 +7,7 @@ import subprocess
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def opened(data: bytes) -> Pillow.Image:
 def properties(data: bytes) -> dict[str, str]:
     """The XMP packet's, by prefixed name."""
     packet = opened(data).info["xmp"]
-    (description,) = ElementTree.fromstring(packet).iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
+    (description,) = ET.fromstring(packet).iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
     prefixes = {uri: prefix for prefix, uri in NAMESPACES.items()}
     split = [(entry.tag[1:].split("}"), entry.text or "") for entry in description]
     return {f"{prefixes[uri]}:{name}": text for (uri, name), text in split}

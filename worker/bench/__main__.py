@@ -27,8 +27,10 @@ def show(found: dict[str, Any]) -> str:
     """The table for people, in 80 columns. `of matmul`: FLOP/s over those of torch's own large matrix product, which on
     a CPU is not the fastest there is."""
     lines = [
-        f"{found['model']}, batch {found['batch']}, {found['size'][0]}x{found['size'][1]}, {found['steps']} steps"
-        f" on {found['device']}",
+        (
+            f"{found['model']}, batch {found['batch']}, {found['size'][0]}x{found['size'][1]}, {found['steps']} steps"
+            f" on {found['device']}"
+        ),
         f"{found['gflop_an_image']:,} GFLOP an image; exact savings {found['unet_flops_saved']:.1%} of the U-Net",
         f"{'':32}{'images/s':>10}{'ms/image':>10}{'ratio':>8}{'of matmul':>10}",
     ]

@@ -116,7 +116,7 @@ def _expiry(fields: dict[str, str]) -> int | None:
     _check_purpose(fields.get("purpose"))
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     if unknown := fields.keys() - {"purpose", "expires_after[anchor]", "expires_after[seconds]"}:
-        raise ApiError(400, "unknown_field", "The form has a field that is not known.", param=sorted(unknown)[0][:80])
+        raise ApiError(400, "unknown_field", "The form has a field that is not known.", param=min(unknown)[:80])
     if anchor is None and seconds is None:
         return None
     fits = seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 9

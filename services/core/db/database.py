@@ -13,7 +13,7 @@ import alembic.command
 import alembic.config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection as Connection  # for the rooms that may not import sqlalchemy
+from sqlalchemy import Connection as Connection  # noqa: PLC0414  for the rooms that may not import sqlalchemy
 from sqlalchemy import create_engine, event, exc, make_url, text
 from sqlalchemy.pool import ConnectionPoolEntry
 

@@ -317,11 +317,10 @@ class Submission:
 def read_lines(submission: Submission, lines: Iterable[bytes]) -> None:
     """Adds requests from NDJSON lines, each without its line end."""
     blank = 0
-    for number, line in enumerate(lines, 1):
+    for number, given in enumerate(lines, 1):
         if submission.hopeless:
             return
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+        line = given.removeprefix(b"\xef\xbb\xbf") if number == 1 else given
         if not line or line.isspace():
             blank = blank or number
             continue

@@ -7,7 +7,6 @@ then its suspects get their counts back. Functions take an open transaction of t
 """
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -128,7 +127,7 @@ def retract_crash(connection: Connection, claim_id: int) -> None:
 
 
 def _blame(connection: Connection, claim: Any, device: str) -> bool:
-    images: Sequence[Any] = connection.execute(_CLAIMED, {"claim_id": claim.id, "job_ids": claim.job_ids}).all()
+    images: list[Any] = list(connection.execute(_CLAIMED, {"claim_id": claim.id, "job_ids": claim.job_ids}))
     expiry.take_back(connection, [claim], ClaimState.CRASHED, lost=0)
     message = "The process died while rendering this image."
     evidence = [FailedImage(row.job_id, row.index, "crash", message) for row in images]
