@@ -111,11 +111,16 @@ class Figures(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         with self._context.database.begin_system() as connection:
-            images, jobs, claims = queries.totals(connection)
-            fleet = queries.fleet(connection)
+            figures = list(self._read(connection))
+        yield from figures
+
+    def _read(self, connection: database.Connection) -> Iterator[GaugeMetricFamily]:
+        """A new metric is one more `yield` here, of what a query of the package that it is about returns."""
+        images, jobs, claims = queries.totals(connection)
         yield _gauge("presswork_images", "Images, by state.", ["state"], {(state,): n for state, n in images.items()})
         yield _gauge("presswork_jobs", "Jobs, by state.", ["state"], {(state,): n for state, n in jobs.items()})
         yield _gauge("presswork_open_claims", "Claims under lease.", [], {(): claims})
+        fleet = queries.fleet(connection)
         workers: dict[tuple[str, ...], float] = {}
         for worker in fleet:
             place = (worker.model, worker.device, worker.state)
