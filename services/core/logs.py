@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, one event a verb, ids as fields. Prompts are never logged."""
+"""Structured logs: one JSON object per line, with an event and its ids as fields. Prompts are never logged."""
 
 import json
 import logging

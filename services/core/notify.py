@@ -1,7 +1,7 @@
-"""The Celery application and the bell. A message says "there is work for this model": a hint, never the work.
+"""The Celery application and the wake-ups that it carries: "there is work for this model". A wake-up is only a hint.
 
-JSON only, acknowledged early, results ignored, no countdown, no retry of Celery's. Nothing here raises when Redis is
-away: workers look for work on their own timer too.
+Messages are JSON and acknowledged early; Celery's results, countdowns and retries are not used. Nothing here raises if
+Redis cannot be reached: workers also look for work on a timer.
 """
 
 import logging
@@ -19,13 +19,13 @@ log = logging.getLogger(__name__)
 
 
 class TolerantChannel(kombu.transport.redis.Channel):
-    """Takes a message that is no message for no message. Kombu lets it end the consumer, and Celery the worker."""
+    """Drops a malformed message. Without this, it ends Kombu's consumer and with it the Celery worker."""
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            log.warning("rubbish dropped", extra={"error": f"{type(error).__name__}: {error}"[:200]})
+            log.warning("invalid message dropped", extra={"error": f"{type(error).__name__}: {error}"[:200]})
             raise Empty from None
 
 
@@ -39,7 +39,7 @@ def queue_name(model: str) -> str:
 
 
 def celery_app(redis_url: str, model: str | None = None) -> Celery:
-    """The application; with `model`, a worker of it consumes that model's bells."""
+    """The application. With `model`, its workers consume that model's wake-ups."""
     app = Celery("presswork", broker=redis_url)
     app.conf.update(
         accept_content=["json"],
@@ -52,7 +52,7 @@ def celery_app(redis_url: str, model: str | None = None) -> Celery:
         worker_send_task_events=False,
         worker_enable_remote_control=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_proc_alive_timeout=1800.0,  # the child loads a model, and may compile it, before it says that it is up
+        worker_proc_alive_timeout=1800.0,  # before the child reports that it is up, it loads a model and may compile it
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=2.0,
@@ -71,7 +71,7 @@ def celery_app(redis_url: str, model: str | None = None) -> Celery:
 
 
 class Notifier:
-    """Rings for models. At most one bell for a model in two seconds; a ring never blocks its caller."""
+    """Wakes the workers of models: at most once in two seconds for each model."""
 
     def __init__(self, redis_url: str) -> None:
         self._redis = redis.Redis.from_url(redis_url, socket_connect_timeout=2.0, socket_timeout=2.0)
@@ -81,22 +81,22 @@ class Notifier:
         self._thread: threading.Thread | None = None
 
     def notify(self, model: str, *, again: bool = False) -> None:
-        """Rings soon, on a thread of the bell's own. `again` rings though it was rung a moment ago."""
+        """Sends a wake-up soon, from a thread of its own; never blocks. `again`: even if one was sent a moment ago."""
         with self._wake:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="bell", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
                 self._thread.start()
             self._wanted[model] = again or self._wanted.get(model, False)
             self._wake.notify()
 
     def notify_now(self, model: str, *, again: bool = False) -> bool:
-        """Rings in the caller's time; False when Redis is away."""
+        """Sends a wake-up before it returns; False if Redis cannot be reached."""
         try:
-            fresh = self._redis.set(f"presswork:bell:{model}", 1, px=_COALESCE_MILLISECONDS, nx=not again)
+            fresh = self._redis.set(f"presswork:wake-up:{model}", 1, px=_COALESCE_MILLISECONDS, nx=not again)
             if fresh or again:
                 self._app.send_task(TASK, args=[model], queue=queue_name(model), retry=False, ignore_result=True)
-        except Exception as error:  # whatever a broken connection raises: a lost bell is healed by the timers
-            log.warning("bell lost", extra={"model": model, "error": str(error)[:200]})
+        except Exception as error:  # a broken connection raises many types; the workers' timers make up for it
+            log.warning("wake-up lost", extra={"model": model, "error": str(error)[:200]})
             return False
         return True
 
@@ -110,7 +110,7 @@ class Notifier:
 
 
 def redis_answers(redis_url: str) -> bool:
-    """Whether the Redis server takes our password and answers, within two seconds."""
+    """Whether the Redis server accepts the password and answers within two seconds."""
     client: Any = redis.Redis.from_url(redis_url, socket_connect_timeout=2.0, socket_timeout=2.0)
     try:
         return bool(client.ping())

@@ -1,11 +1,11 @@
-"""How a process of ours starts another one of ours."""
+"""How one Presswork process starts another."""
 
 import sys
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module of ours, whatever the current folder holds.
+    """The command that runs a Presswork module, whatever the current folder contains.
 
-    Without `-P` a folder of the user's called `services`, `worker` or `migrations` would be imported in place of ours.
+    Without `-P`, a user's folder called `services`, `worker` or `migrations` would be imported instead of Presswork's.
     """
     return [sys.executable, "-P", "-m", module, *arguments]

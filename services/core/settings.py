@@ -56,7 +56,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
 
 
 def _address(*schemes: str) -> Callable[[str], str]:
-    """A URL. What stands behind its scheme is the driver's to read."""
+    """A URL. Only its scheme is checked here; the driver reads the rest."""
     beginnings = tuple(f"{scheme}://" for scheme in schemes)
 
     def parse(value: str) -> str:
@@ -105,24 +105,24 @@ class Settings:
     max_images_per_draft: int = _setting("PRESSWORK_MAX_IMAGES_PER_DRAFT", "50000000", _whole(1, 2**31 - 1))
     max_file_bytes: int = _setting("PRESSWORK_MAX_FILE_BYTES", str(200 << 20), _whole(1024, 2**40))
     max_lines_per_file: int = _setting("PRESSWORK_MAX_LINES_PER_FILE", "50000", _whole(1, 10**7))
-    wait_seconds: int = _setting("PRESSWORK_WAIT_SECONDS", "300", _whole(1, 3600))  # for images asked for one by one
-    public_url: str = _setting("PRESSWORK_PUBLIC_URL", "", _address("http", "https"))  # empty: as the client says
+    wait_seconds: int = _setting("PRESSWORK_WAIT_SECONDS", "300", _whole(1, 3600))  # for synchronous image requests
+    public_url: str = _setting("PRESSWORK_PUBLIC_URL", "", _address("http", "https"))  # empty: as each request says
     url_seconds: int = _setting("PRESSWORK_URL_SECONDS", "900", _whole(10, 604800))
-    # Leases; beats, margins and the watchdog derive from this one.
+    # The heartbeat interval, the safety margin and the watchdog are derived from the lease.
     lease_seconds: float = _setting("PRESSWORK_LEASE_SECONDS", "30", _number(1, 3600))
     # The worker.
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")
-    model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")  # a directory, or a hub id where the network is there
+    model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")  # a directory, or a hub id where the hub can be reached
     precision: str = _setting("PRESSWORK_PRECISION", "", _one_of("", "fp32", "bf16", "fp16"))  # empty: the device's own
     runtime: str = _setting("PRESSWORK_RUNTIME", "openvino", _one_of("openvino", "onnxruntime"))  # of the onnx pipeline
     compile: bool = _setting("PRESSWORK_COMPILE", "1", _flag)  # of the torch pipeline, on CUDA
-    safety_checker: bool = _setting("PRESSWORK_SAFETY_CHECKER", "0", _flag)  # the model's own; it flags, no more
+    safety_checker: bool = _setting("PRESSWORK_SAFETY_CHECKER", "0", _flag)  # the model's own; it only flags images
     artefacts: str = _setting("PRESSWORK_ARTEFACTS", "")  # compiled models; empty: the user's cache folder
     batch_sizes: tuple[int, ...] = _setting("PRESSWORK_BATCH_SIZES", "16,8,4,1", _batch_sizes)
     spool_batches: int = _setting("PRESSWORK_SPOOL_BATCHES", "4", _whole(1, 1024))
     sick_seconds: float = _setting("PRESSWORK_SICK_SECONDS", "30", _number(0.1, 86400))
-    # The simulated pipeline's timing law, in milliseconds, and its faults.
+    # How long the simulated pipeline takes, in milliseconds, and whether it simulates faults.
     simulated_batch_ms: float = _setting("PRESSWORK_SIMULATED_BATCH_MS", "0", _number(0, 1e7))
     simulated_step_ms: float = _setting("PRESSWORK_SIMULATED_STEP_MS", "0", _number(0, 1e7))
     simulated_image_ms: float = _setting("PRESSWORK_SIMULATED_IMAGE_MS", "0", _number(0, 1e7))
@@ -130,7 +130,7 @@ class Settings:
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> Self:
-        """Raises SettingsError with a sentence that names the variable, what was found and what would do."""
+        """Raises SettingsError: its message names the variable, the value found and the values allowed."""
         environ = os.environ if environ is None else environ
         values = {}
         for entry in fields(cls):
@@ -147,7 +147,7 @@ class Settings:
 
     @classmethod
     def variables(cls) -> dict[str, bool]:
-        """Every variable that is known, and whether it is a secret."""
+        """Every known variable, and whether it is a secret."""
         return {entry.metadata["variable"]: entry.metadata["secret"] for entry in fields(cls)}
 
     @classmethod
@@ -161,12 +161,12 @@ class Settings:
 
     @property
     def fence_seconds(self) -> float:
-        """A lease not extended for this long is given up by its holder, before others may take it."""
+        """A holder that could not extend its lease for this long gives it up, before others may take it."""
         return self.lease_seconds * 5 / 6
 
     @property
     def watchdog_seconds(self) -> float:
-        """No denoising step for this long means that the device hangs."""
+        """If no denoising step ends for this long, the device is taken to hang."""
         return self.lease_seconds * 2
 
 

@@ -114,7 +114,7 @@ VALUE = "text, a number, true, false or null, under a name of 1 to 64 characters
         ('{"a": NaN}', "invalid_number", None, "NaN is not a JSON number"),
         ('{"a": -Infinity}', "invalid_number", None, "-Infinity is not a JSON number"),
         ('{"a": 1e400}', "invalid_number", None, "too large"),
-        ('{"a": 1, "a": 2}', "duplicate_key", None, 'The key "a" stands twice'),
+        ('{"a": 1, "a": 2}', "duplicate_key", None, 'The key "a" appears twice'),
         (json.dumps({"a": "é" * 2_045}), "too_long", "metadata", "is an object of 4,098 bytes"),
         (json.dumps({str(n): n for n in range(600)}), "too_long", "metadata", "bytes; it must be a flat object"),
     ],

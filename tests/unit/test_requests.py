@@ -47,7 +47,7 @@ def test_all_problems_of_a_request_are_told_at_once() -> None:
 def test_what_is_no_object_is_refused_as_such(value: object) -> None:
     [problem] = refusal(value)
     assert problem.code == "wrong_type"
-    assert "where a request object must stand" in problem.message
+    assert "where a request object is expected" in problem.message
 
 
 @pytest.mark.parametrize("field", sorted(set(requests.ImageRequest.model_fields)))

@@ -91,7 +91,7 @@ def read_line(text: bytes, number: int) -> tuple[dict[str, Any], list[Problem]]:
         return {}, [error.problem(number)]
     if not isinstance(value, dict):
         found = strict_json.describe(value)
-        return {}, [Problem("wrong_type", f"Found {found} where a request object must stand.", None, number)]
+        return {}, [Problem("wrong_type", f"Found {found} where a request object is expected.", None, number)]
     problems: list[Problem] = []
 
     def refuse(code: str, param: str, found: object, allowed: str) -> None:

@@ -1,7 +1,6 @@
-"""The family of things that go wrong, and what a person is told.
+"""The exceptions of Presswork. Each class's docstring is its default message, which users see.
 
-One root; small families. The class docstring is the default message. `Away` is the family of outages: worth
-trying again, and never an image's fault.
+`Unavailable` is the family of outages: they are worth trying again and are never an image's fault.
 """
 
 from dataclasses import dataclass
@@ -39,11 +38,11 @@ class ObjectMissing(StoreRefused):
 
 
 class NotFound(PressworkError):
-    """There is no such thing, or it belongs to somebody else."""
+    """There is no such thing, or it belongs to another tenant."""
 
 
 class Conflict(PressworkError):
-    """The request does not fit the state that the thing is in."""
+    """The request is not possible in the current state."""
 
     def __init__(self, message: str | None = None, code: str = "conflict") -> None:
         self.code = code
@@ -55,12 +54,12 @@ class UnsuitableDatabase(PressworkError):
 
 
 class InvariantViolated(PressworkError):
-    """The ledger found rows that its own rules forbid; nothing was changed."""
+    """The queue found rows that its rules forbid; nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with a submission: a stable code, a sentence, the field, and the line or index it stands at."""
+    """One thing wrong with a submission: a stable code, a sentence, the field, and its line or index."""
 
     code: str
     message: str

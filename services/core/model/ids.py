@@ -1,4 +1,4 @@
-"""Ids: time-ordered numbers within, `file-0d5k...` for people. Hard to guess, and no right to anything."""
+"""Ids: time-ordered integers inside, text such as `file-0d5k...` outside. Knowing an id grants no access."""
 
 import secrets
 import time
@@ -10,31 +10,31 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _DIGITS = {letter: value for value, letter in enumerate(_ALPHABET)}
 _LETTERS = 13
 LIMIT = 2**63
-# Milliseconds since the epoch below, shifted left by 22 random bits: what is sorted by id is sorted by age.
+# An id is the milliseconds since EPOCH followed by 22 random bits: sorting by id sorts by age.
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 RANDOM_BITS = 22
 
 
 def new() -> int:
-    """A fresh id: milliseconds first, so that what is sorted by id is sorted by age."""
+    """A new id. Ids made in different milliseconds sort by age; those of one millisecond have no order."""
     milliseconds = int(time.time() * 1000) - int(EPOCH.timestamp() * 1000)
     return milliseconds << RANDOM_BITS | secrets.randbits(RANDOM_BITS)
 
 
 def public(prefix: str, number: int) -> str:
-    """How people see it: the prefix (such as `job_`) and 13 characters of Crockford's base 32."""
+    """The public form of an id: the prefix (such as `job_`) and 13 characters of Crockford's base 32."""
     return prefix + "".join(_ALPHABET[number >> shift & 31] for shift in range(60, -1, -5))
 
 
 def parse(prefix: str, public: str, noun: str) -> int:
-    """The inverse; NotFound for anything that is no such id."""
+    """The inverse of `public`. Raises NotFound if the text is not such an id."""
     letters = public.removeprefix(prefix)
-    fits = len(public) == len(prefix) + _LETTERS and len(letters) == _LETTERS
+    valid = len(public) == len(prefix) + _LETTERS and len(letters) == _LETTERS
     value = 0
-    for letter in letters if fits else "":
-        fits = fits and letter in _DIGITS
+    for letter in letters if valid else "":
+        valid = valid and letter in _DIGITS
         value = value << 5 | _DIGITS.get(letter, 0)
-    if not fits or value >= LIMIT:
+    if not valid or value >= LIMIT:
         raise NotFound(f"There is no such {noun}.")
     return value
 
@@ -44,12 +44,12 @@ def public_job(job_id: int) -> str:
 
 
 def parse_job(public: str) -> int:
-    """The inverse; NotFound for anything that is no job's id."""
+    """The inverse of `public_job`. Raises NotFound if the text is not a job's id."""
     return parse("job_", public, "job")
 
 
 def floor(moment: datetime) -> int:
-    """The smallest id of that moment."""
+    """The smallest id that can be made at that moment."""
     return int((moment - EPOCH) / timedelta(milliseconds=1)) << RANDOM_BITS
 
 

@@ -1,4 +1,4 @@
-"""The registry of pipelines: every PRESSWORK_PIPELINE there is, and what it takes. Only names; nothing is imported.
+"""The registry of pipelines: every value of PRESSWORK_PIPELINE. It holds names only and imports no pipeline.
 
 A new backend is one line here and one module with `open_pipeline(settings)` under `worker/pipelines/`.
 """
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PipelineEntry:
-    """`module` is imported only when the pipeline is chosen. `extras` are those it needs beside `worker`. `model` is
-    the one model that it always serves; None: the model is in PRESSWORK_MODEL_DIR."""
+    """`module` is imported only when the pipeline is chosen, and needs `extras` in addition to `worker`. `model` is the
+    only model that it serves; None: it serves the one in PRESSWORK_MODEL_DIR."""
 
     module: str
     extras: tuple[str, ...] = ()

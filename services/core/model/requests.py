@@ -1,4 +1,4 @@
-"""What a client may ask for: the fields of a request, their limits, and the sentences that refuse the rest."""
+"""What a client may ask for: the fields of a request, their limits, and the messages for invalid ones."""
 
 import json
 import math
@@ -30,7 +30,7 @@ CHUNKS_PER_DRAFT = 1_000_000
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-# No dot at either end, and no name that some systems give to a device: people save files under these.
+# People save files under custom_ids: no dot at either end, and no name that Windows reserves for a device.
 _CUSTOM_ID = re.compile(
     r"(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$))[a-z0-9_-](?:[a-z0-9._-]{0,126}[a-z0-9_-])?",
     re.IGNORECASE | re.ASCII,
@@ -62,7 +62,7 @@ ALLOWED = {
 
 
 def _text(value: str) -> str:
-    if value.isprintable():  # most are, and this is quicker than looking for what is forbidden
+    if value.isprintable():  # nearly every text is, and this is faster than the search
         return value
     found = _FORBIDDEN.search(value)
     if found:
@@ -111,7 +111,7 @@ def _metadata_value(value: Any) -> Any:
 
 
 def metadata_text(value: Mapping[str, Any]) -> str:
-    """Metadata as it is stored and exported: compact JSON, its names in order."""
+    """Metadata as it is stored and exported: compact JSON with sorted names."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
 
 
@@ -122,18 +122,18 @@ def _metadata_size(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-# By pydantic's kind, or ours.
+# By the type of pydantic's error, or of one raised above.
 _CODES = {"string_too_long": "too_long", "string_unicode": "invalid_character", "object_too_long": "too_long"}
 
-_FINE = r"[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]"  # for those who read the schema: what `_text` lets pass
+_PRINTABLE = r"[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]"  # what `_text` accepts, for readers of the schema
 
 
-def _described(pattern: str, **more: Any) -> Any:
+def _documented(pattern: str, **more: Any) -> Any:
     return Field(json_schema_extra={"pattern": f"^{pattern}$", **more})
 
 
-Text = Annotated[str, Field(max_length=PROMPT_LIMIT), _described(_FINE + "*"), AfterValidator(_text)]
-Size = Annotated[str, _described(_SIZE.pattern, example="512x512"), AfterValidator(_size)]
+Text = Annotated[str, Field(max_length=PROMPT_LIMIT), _documented(_PRINTABLE + "*"), AfterValidator(_text)]
+Size = Annotated[str, _documented(_SIZE.pattern, example="512x512"), AfterValidator(_size)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Guidance = Annotated[float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)]
 MetadataValue = str | int | float | bool | None
@@ -146,10 +146,10 @@ Metadata = Annotated[
     WithJsonSchema(
         {
             "type": "object",
-            "propertyNames": {"minLength": 1, "maxLength": 64, "pattern": f"^{_FINE}+$"},
+            "propertyNames": {"minLength": 1, "maxLength": 64, "pattern": f"^{_PRINTABLE}+$"},
             "additionalProperties": {
                 "anyOf": [
-                    {"type": "string", "pattern": f"^{_FINE}*$"},
+                    {"type": "string", "pattern": f"^{_PRINTABLE}*$"},
                     *({"type": kind} for kind in ("integer", "number", "boolean", "null")),
                 ]
             },
@@ -157,7 +157,7 @@ Metadata = Annotated[
         }
     ),
 ]
-ModelName = Annotated[str, Field(max_length=200), _described(_FINE + "*"), AfterValidator(_text)]
+ModelName = Annotated[str, Field(max_length=200), _documented(_PRINTABLE + "*"), AfterValidator(_text)]
 
 
 class _Strict(BaseModel):
@@ -165,7 +165,7 @@ class _Strict(BaseModel):
 
 
 class Defaults(_Strict):
-    """Fields of a request, for all requests of a submission that do not set them. None: not set; null is refused."""
+    """The fields that a submission may set for all of its requests at once. None: not set; null is refused."""
 
     negative_prompt: Text = ""
     seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT)] = None  # type: ignore[assignment]
@@ -185,20 +185,22 @@ class ImageRequest(Defaults):
     prompt: Annotated[
         str,
         Field(max_length=PROMPT_LIMIT),
-        _described(_FINE + r"*[^\s\u0000-\u001f\u007f-\u009f]" + _FINE + "*"),
+        _documented(_PRINTABLE + r"*[^\s\u0000-\u001f\u007f-\u009f]" + _PRINTABLE + "*"),
         AfterValidator(_prompt),
     ]
     custom_id: Annotated[
         str,
         Field(max_length=128),
-        _described("[A-Za-z0-9_-]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"),
+        _documented("[A-Za-z0-9_-]([A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"),
         AfterValidator(_custom_id),
     ] = None  # type: ignore[assignment]
 
 
 def read_plain(line: bytes) -> ImageRequest | None:
-    """The request on a line, in one pass, when there is nothing odd about it; None sends it to the strict reader, who
-    says what is wrong. Each key brings a colon, so as many colons as keys mean that no key stands twice."""
+    """Parses a valid line in one fast pass. None: the line needs the strict reader, which also explains what is wrong.
+
+    Each key brings a colon. So if the line has as many colons as the request has keys, no key appears twice.
+    """
     try:
         request = _READER.validate_json(line)
     except ValidationError:
@@ -215,15 +217,15 @@ _READER = TypeAdapter(ImageRequest)
 Priority = Literal["high", "normal", "low"]
 Labels = Annotated[
     dict[
-        Annotated[str, Field(min_length=1, max_length=64), _described(_FINE + "+"), AfterValidator(_text)],
-        Annotated[str, Field(max_length=512), _described(_FINE + "*"), AfterValidator(_text)],
+        Annotated[str, Field(min_length=1, max_length=64), _documented(_PRINTABLE + "+"), AfterValidator(_text)],
+        Annotated[str, Field(max_length=512), _documented(_PRINTABLE + "*"), AfterValidator(_text)],
     ],
     Field(max_length=16),
 ]
 
 
 class JobOptions(_Strict):
-    """The head of a submission: everything but its requests."""
+    """The options of a submission: everything except its requests."""
 
     priority: Priority = "normal"
     dedupe: bool = False
@@ -232,24 +234,24 @@ class JobOptions(_Strict):
 
 
 class NoOptions(_Strict):
-    """The head of what has none."""
+    """The options of a body that has none."""
 
 
 class JobChanges(_Strict):
-    """What may be changed of a job that stands. None: left as it is; null is refused."""
+    """The fields of an existing job that may be changed. None: unchanged; null is refused."""
 
     priority: Priority = None  # type: ignore[assignment]
     labels: Labels = None  # type: ignore[assignment]
 
 
 class RetryOptions(JobChanges):
-    """How failed images are tried again. What is not set is as the first job has it."""
+    """How failed images are tried again. Fields that are not set are taken from the first job."""
 
     include_cancelled: bool = False
 
 
 class EstimateShape(_Strict):
-    """Some images of one shape, for an estimate. What is not set is the model's default."""
+    """A number of images of one shape, for an estimate. Fields that are not set take the model's defaults."""
 
     ALLOWED: ClassVar = {
         "images": "a whole number from 1 to 2,147,483,647",
@@ -266,7 +268,7 @@ class EstimateShape(_Strict):
 
 
 class FinalizeRequest(_Strict):
-    """What a draft must hold to be complete."""
+    """What a complete draft holds: the client's own count, checked before the draft is queued."""
 
     ALLOWED: ClassVar = {
         "chunks": "a whole number from 1 to 1,000,000: how many chunks were appended",
@@ -283,7 +285,7 @@ def problems(
     prefix: str = "",
     allowed: dict[str, str] = ALLOWED,
 ) -> list[Problem]:
-    """What pydantic found, in our words: the field, what was found there, what is `allowed`."""
+    """Translates pydantic's errors: each names the field, the value found and what is `allowed`."""
     found = error.errors(include_url=False, include_context=True)
     return [_problem(entry, value, line, prefix, allowed) for entry in found]
 
@@ -296,7 +298,7 @@ def _problem(entry: Any, value: object, line: int | None, prefix: str, allowed: 
         else prefix + "request"
     )
     kind = entry["type"]
-    if kind == "extra_forbidden" or (kind == "string_unicode" and not field):  # the latter: a name that is no text
+    if kind == "extra_forbidden" or (kind == "string_unicode" and not field):  # the latter: a name that is not Unicode
         field = field or str(entry["input"])
         shown = strict_json.describe(field)
         name = field if field.isascii() and field.isidentifier() else shown
@@ -305,7 +307,7 @@ def _problem(entry: Any, value: object, line: int | None, prefix: str, allowed: 
         return Problem("missing_field", f"{prefix}{field} is missing; it must be {allowed[field]}.", param, line)
     if not field:
         return Problem(
-            "wrong_type", f"Found {strict_json.describe(value)} where a request object must stand.", param, line
+            "wrong_type", f"Found {strict_json.describe(value)} where a request object is expected.", param, line
         )
     rule = allowed.get(f"{field}.*", allowed[field]) if len(entry["loc"]) > 1 else allowed[field]
     if kind == "invalid_character":

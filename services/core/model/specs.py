@@ -1,6 +1,6 @@
-"""The frozen values that travel between the rooms: Spec, Shape, Image, Claim, StoredImage and the model's card.
+"""The frozen values that packages exchange: Spec, Shape, Image, Claim, StoredImage and the model's card.
 
-Plain Python. A value here holds no connection, no tensor and no file.
+Plain Python: none of them holds a connection, a tensor or a file.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ Digest = bytes
 
 
 def image_seed(seed: int, nth: int) -> int:
-    """The seed of the `nth` image, from 0, of a request whose first image has `seed`. `columns.image_seed_sql` says the
+    """The seed of the `nth` image, from 0, of a request whose first image has `seed`. `columns.image_seed_sql` is the
     same in SQL."""
     return (seed + nth) % SEED_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What must be equal for images to share a pass. Sizes in pixels; `guided` is guidance_scale > 1."""
+    """What images must have in common to share a batch. Sizes in pixels; `guided` is guidance_scale > 1."""
 
     model_revision: str
     width: int
@@ -32,9 +32,9 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """All that decides an image's pixels. `seed` in 0..2^63-1, `guidance_scale` in 0..50, sizes in pixels.
+    """Everything that decides an image's pixels. `seed` in 0..2^63-1, `guidance_scale` in 0..50, sizes in pixels.
 
-    A field added later needs a default under which the pixels are what they were without it: see `canonical`.
+    A field that is added later needs a default that leaves the pixels as they were without it: see `canonical`.
     """
 
     model_revision: str
@@ -51,10 +51,10 @@ class Spec:
         return Shape(self.model_revision, self.width, self.height, self.steps, self.guidance_scale > 1.0)
 
     def canonical(self) -> dict[str, Any]:
-        """What a render key is made of, under names that no rename of an attribute changes.
+        """What a render key is computed from. Its names are written out, so renaming an attribute changes no key.
 
-        Keys of stored images must not change: these eight are always in it, and a field added later only where it
-        differs from its default.
+        Keys of stored images must not change: these eight fields are always included, and a field that is added later
+        only if it differs from its default.
         """
         later = {field.name: field.default for field in fields(self) if field.default is not MISSING}
         return {
@@ -69,7 +69,7 @@ class Spec:
         } | {name: value for name, default in later.items() if (value := getattr(self, name)) != default}
 
     def render_key(self, output_format: str, output_compression: int | None = None, embed_prompt: bool = False) -> str:
-        """sha256, in hex, of the canonical spec and of what decides the file that its pixels become."""
+        """sha256, in hex, of the canonical spec and of the options of the file in which its pixels are stored."""
         canonical = self.canonical() | {"format": output_format}
         if output_compression is not None:
             canonical["compression"] = output_compression
@@ -80,10 +80,11 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One claimed picture: which it is, what it shows, and what file it becomes.
+    """One claimed image: its place in the job, its spec, and the file that it becomes.
 
     `output_compression` is the quality of a lossy format, 0..100, or None for the format's default. `embed_prompt`: the
-    file tells the prompt. `dedupe`: a stored image of an equal render key and class will do.
+    prompt is written into the file. `dedupe`: a stored image with the same render key and reproducibility class may be
+    copied instead of rendering.
     """
 
     job_id: int
@@ -102,22 +103,22 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A lease on images taken in one go. `id` is never reused: it is the fencing token."""
+    """A lease on a batch of images. `id` is never reused: it is the fencing token."""
 
     id: int
     shape: Shape
     images: tuple[Image, ...]
     lease_seconds: float
-    fresh_jobs: tuple[int, ...] = ()  # jobs of which nothing was claimed before
+    fresh_jobs: tuple[int, ...] = ()  # jobs that had no claim before this one
 
 
 @dataclass(frozen=True, slots=True)
 class StoredImage:
-    """What the object store holds for one image, as the ledger records it. `sha256` is 32 raw bytes.
+    """What the object store holds for one image, as the queue records it. `sha256` is 32 raw bytes.
 
-    `device`, `reproducibility_class` and `versions` are of whoever drew it; `versions` None: it did not say.
-    `truncated`, `flagged` (None: no checker ran) and `unknown_words` are what its model says about it. `render_key` is
-    32 raw bytes; `reused`: copied from an earlier image of that key and class, not rendered.
+    `device`, `reproducibility_class` and `versions` are those of the worker that rendered it; `versions` None: not
+    known. `truncated`, `flagged` (None: no checker ran) and `unknown_words` are the model's remarks. `render_key` is 32
+    raw bytes. `reused`: copied from an earlier image of the same key and class, not rendered.
     """
 
     job_id: int
@@ -148,7 +149,7 @@ class FailedImage:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a pipeline serves, as workers publish it and submit checks against it.
+    """What a pipeline serves. Workers publish it, and submissions are checked against it.
 
     `sizes` are (width, height) in pixels, `batch_sizes` the declared sizes, largest first.
     """

@@ -1,7 +1,7 @@
 """The states of images and jobs, and the one table of moves between them.
 
-Every write of a state goes through the core and follows these tables; the database's CHECK constraints repeat
-what a single row can be held to. Nothing leaves a final state.
+Every write of a state goes through `services.core.queue` and follows these tables. The database's CHECK constraints
+repeat the rules that concern a single row. Nothing leaves a final state.
 """
 
 from dataclasses import dataclass
@@ -36,11 +36,11 @@ class JobState(StrEnum):
 
 
 class ClaimState(StrEnum):
-    """A claim is open until it is settled by its worker or taken back by the ledger."""
+    """A claim is open until its worker settles it or the queue takes it back."""
 
     OPEN = "open"
     SETTLED = "settled"
-    EXPIRED = "expired"  # the lease ran out: a lost host, a lost network, a stopped process
+    EXPIRED = "expired"  # the lease ran out: the host or the network was lost, or the process was stopped
     CRASHED = "crashed"  # the process died while rendering it
 
 
@@ -55,7 +55,7 @@ IMAGE_MOVES: dict[ImageState, frozenset[ImageState]] = {
 
 @dataclass(frozen=True, slots=True)
 class JobMove:
-    """What one verb may do to a job: the states that it may come from are the guard of the verb's UPDATE."""
+    """One kind of move: the states that a job may move from, which guard the move's UPDATE, and those it may reach."""
 
     sources: frozenset[JobState]
     targets: frozenset[JobState]
@@ -80,7 +80,9 @@ START = _move({JobState.QUEUED}, JobState.IN_PROGRESS)
 FINALIZE = _move({JobState.QUEUED, JobState.IN_PROGRESS}, JobState.FINALIZING)
 STOP = _move({JobState.DRAFT, JobState.VALIDATING, JobState.QUEUED, JobState.IN_PROGRESS}, JobState.CANCELLING)
 FINISH = _move({JobState.FINALIZING}, JobState.COMPLETED, JobState.FAILED)
-FINISH_STOPPED = _move({JobState.CANCELLING}, JobState.CANCELLED, JobState.EXPIRED)  # asked to stop, or out of time
+FINISH_STOPPED = _move(
+    {JobState.CANCELLING}, JobState.CANCELLED, JobState.EXPIRED
+)  # cancelled by a user, or out of time
 
 JOB_VERBS = (OPEN, ACCEPT, REFUSE, START, FINALIZE, STOP, FINISH, FINISH_STOPPED)
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {

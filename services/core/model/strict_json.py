@@ -1,4 +1,4 @@
-"""JSON as a strict reader takes it: UTF-8, finite numbers, no key twice. Errors are Problems, never tracebacks."""
+"""A strict JSON reader: UTF-8, finite numbers, no duplicate keys. Every defect is reported as a Problem."""
 
 import json
 import math
@@ -13,7 +13,7 @@ MAX_SHOWN = 80  # characters of the input, in an error
 
 
 class BadJson(PressworkError):
-    """The text is not JSON as Presswork takes it."""
+    """The text is not JSON that Presswork accepts."""
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -27,13 +27,13 @@ def loads(body: bytes) -> Any:
     """The value of one JSON text.
 
     Raises:
-        BadJson: not UTF-8, not JSON, a number that is not finite, a key that stands twice, too many keys in one
-            object, nested too deep.
+        BadJson: not UTF-8, not JSON, a number that is not finite, a duplicate key, too many keys in one object, or
+            nested too deep.
     """
     try:
         value = _DECODER.decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise BadJson("invalid_encoding", f"The text is not UTF-8: byte {error.start} does not fit.") from None
+        raise BadJson("invalid_encoding", f"The text is not UTF-8: byte {error.start} is invalid.") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise BadJson("invalid_json", f"The text is not JSON: {error.msg.lower()} at {where}.") from None
@@ -47,7 +47,7 @@ def loads(body: bytes) -> Any:
 
 
 def describe(value: object, limit: int = 40) -> str:
-    """What was found, in ASCII and short, for an error that a person reads."""
+    """The value, in ASCII and shortened, for an error message."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
@@ -62,7 +62,7 @@ def describe(value: object, limit: int = 40) -> str:
 
 
 def place(*parts: object, prefix: str = "") -> str:
-    """Where something stands, as errors name it: short, and with nothing of the input but plain names."""
+    """A path as errors name it: shortened, and quoting only plain names of the input."""
     shown = (
         str(part) if str(part).isascii() and re.fullmatch(r"[\w-]+", str(part)) else describe(part) for part in parts
     )
@@ -89,7 +89,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise BadJson("duplicate_key", f"The key {describe(key)} stands twice in one object.")
+                raise BadJson("duplicate_key", f"The key {describe(key)} appears twice in one object.")
             seen.add(key)
     return found
 

@@ -1,7 +1,7 @@
-"""Matrices: a template and values to vary, spanned into requests one by one.
+"""Matrices: a template and the values to vary in it, expanded into requests one by one.
 
-How many there are is multiplied out before any is made. A template is text with names in braces, put together by
-ourselves: nothing in it is ever evaluated, and a brace that is neither a name's nor doubled is refused.
+The number of requests is computed before the first is made. A template is text with names in braces. It is only ever
+filled in, never evaluated; a brace that is neither part of a name nor doubled is refused.
 """
 
 import itertools
@@ -38,31 +38,31 @@ class _Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A checked matrix. `combinations` is how many requests it spans, `images` how many images they ask for."""
+    """A checked matrix. `combinations` is the number of its requests, `images` the number of images they ask for."""
 
     combinations: int
     images: int
     template: Template
     negative_template: Template | None
     vary: dict[str, list[Any]] = field(default_factory=dict)
-    fields: frozenset[str] = frozenset()  # the names that set a field of the request
+    fields: frozenset[str] = frozenset()  # the names in `vary` that are fields of the request
     pairwise: bool = False
-    fixed: dict[str, Any] = field(default_factory=dict)  # what each request has of seed and n
+    fixed: dict[str, Any] = field(default_factory=dict)  # seed and n, if the matrix sets them
 
     def requests(self) -> Iterator[dict[str, Any]]:
-        """Every combination as a request, the last name varying fastest; one at a time."""
+        """Yields every combination as a request; the last name varies fastest."""
         together = zip(*self.vary.values(), strict=True) if self.pairwise else itertools.product(*self.vary.values())
         for values in together:
             chosen = dict(zip(self.vary, values, strict=True))
             request = self.fixed | {name: chosen[name] for name in self.fields}
-            request["prompt"] = _put_together(self.template, chosen)
+            request["prompt"] = _fill(self.template, chosen)
             if self.negative_template is not None:
-                request["negative_prompt"] = _put_together(self.negative_template, chosen)
+                request["negative_prompt"] = _fill(self.negative_template, chosen)
             yield request
 
 
 def read(value: object, defaults: dict[str, Any], max_images: int) -> tuple[Matrix | None, list[Problem]]:
-    """Checks a matrix: (it, nothing), or (None, what is wrong with it). `defaults` are the submission's."""
+    """Checks a matrix: (the matrix, []), or (None, its problems). `defaults` are the submission's."""
     if not isinstance(value, dict):
         shown = strict_json.describe(value)
         return None, [
@@ -83,8 +83,8 @@ def _read(value: dict[str, Any], defaults: dict[str, Any], max_images: int) -> M
     assert template is not None
     negative = _template(value, "negative_template") if "negative_template" in value else None
     vary = _vary(value.get("vary"))
-    standing = {name for _, name in (*template, *(negative or ())) if name is not None}
-    fields = _fields(vary, standing, "negative_template" in value)
+    used = {name for _, name in (*template, *(negative or ())) if name is not None}
+    fields = _fields(vary, used, "negative_template" in value)
     pairwise = _combine(value.get("combine", "product"), vary)
     fixed = _fixed(value, fields)
     combinations = min(map(len, vary.values())) if pairwise else math.prod(map(len, vary.values()))
@@ -152,15 +152,16 @@ def _vary(value: object) -> dict[str, list[Any]]:
     return value
 
 
-def _fields(vary: dict[str, list[Any]], standing: set[str], negative: bool) -> frozenset[str]:
-    """The names that set a field. Every name stands in a template or is a field's; every name in a template varies."""
-    for name in sorted(standing - set(vary)):
+def _fields(vary: dict[str, list[Any]], used: set[str], negative: bool) -> frozenset[str]:
+    """The names in `vary` that set a field. Every name in `vary` is used in a template or is a field; every name in a
+    template is in `vary`."""
+    for name in sorted(used - set(vary)):
         message = f"The template names {{{name}}}, and vary has no such name; it has {', '.join(vary)}."
         raise _Refused("unknown_name", message, "matrix.template")
-    fields = frozenset(name for name in vary if name not in standing)
+    fields = frozenset(name for name in vary if name not in used)
     for name in sorted(fields - FIELDS):
         message = (
-            f"matrix.vary.{name} stands in no template and is no field that can vary; put {{{name}}} into the "
+            f"matrix.vary.{name} is neither used in a template nor a field that can vary; put {{{name}}} into the "
             f"template, or vary one of {', '.join(sorted(FIELDS))}."
         )
         raise _Refused("unused_name", message, f"matrix.vary.{name}")
@@ -176,8 +177,8 @@ def _combine(value: object, vary: dict[str, list[Any]]) -> bool:
         raise _Refused("invalid_value", message, "matrix.combine")
     lengths = {len(values) for values in vary.values()}
     if value == "zip" and len(lengths) > 1:
-        told = ", ".join(f"{name} has {len(values):,}" for name, values in vary.items())
-        message = f"With combine zip all lists in matrix.vary must be of one length; {told}."
+        lengths_found = ", ".join(f"{name} has {len(values):,}" for name, values in vary.items())
+        message = f"With combine zip all lists in matrix.vary must be of one length; {lengths_found}."
         raise _Refused("invalid_value", message, "matrix.vary")
     return value == "zip"
 
@@ -208,5 +209,5 @@ def _check(name: str, value: object, param: str) -> None:
         raise _Refused(code, message, param) from None
 
 
-def _put_together(template: Template, chosen: dict[str, Any]) -> str:
+def _fill(template: Template, chosen: dict[str, Any]) -> str:
     return "".join(literal if name is None else f"{literal}{chosen[name]}" for literal, name in template)
