@@ -169,7 +169,7 @@ class Child:
         self._beat("sick" if self.render_loop.device.sick else "busy" if self.render_loop.busy else "ready")
         for verb in (self._expire, counters.fold, numbering.number, segments.raise_low):
             with self.database.begin_system() as connection:
-                if leases.alone(connection):
+                if leases.lock_maintenance(connection):
                     verb(connection)
         for tenant_id, cost in self.render_loop.take_charges().items():
             with self.database.begin_system() as connection:

@@ -1,7 +1,7 @@
-"""What a payload, a shape and the counts consist of: tables, statements and dataclasses take their columns from here.
+"""The columns of payloads, shapes and counts: tables, statements and dataclasses take them from here.
 
-Whoever reads payloads selects `payload()` and gets a whole `Payload`; a retry copies every column. So a new field of a
-request is added here once: a column, an attribute, and a cell of the row for COPY.
+Every reader of payloads selects `payload()` and gets a whole `Payload`; a retry copies every column. So a new field of
+a request is added once, here: a column, an attribute, and a cell of the row for COPY.
 """
 
 from dataclasses import dataclass, fields
@@ -13,7 +13,7 @@ from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, Small
 from services.core.model.requests import ImageRequest, MetadataValue, metadata_text
 from services.core.model.specs import SEED_LIMIT, OutputFormat, Shape, image_seed
 
-COUNTS = ("queued", "rendering", "done", "failed", "cancelled")  # the states of images: they add up to the job's total
+COUNTS = ("queued", "rendering", "done", "failed", "cancelled")  # one per state of images; the sum is the job's total
 SHAPE = tuple(field.name for field in fields(Shape))
 PAYLOAD = (
     Column("job_id", BigInteger),
@@ -29,8 +29,9 @@ PAYLOAD = (
     Column("output_compression", SmallInteger),  # quality of a lossy format, 0..100; null: the format's default
     Column("metadata", JSON),  # as text, so that numbers keep their digits; null: none
 )
-RENDERED = ("seed", "guidance_scale", "output_format", "output_compression", "prompt", "negative_prompt")  # by workers
-LISTED = ("custom_id", "metadata")  # what every image of a request is listed with: a page of them must stay small
+# What a worker needs.
+RENDERED = ("seed", "guidance_scale", "output_format", "output_compression", "prompt", "negative_prompt")
+LISTED = ("custom_id", "metadata")  # repeated for every image of a request: pages must stay small
 LISTED_BYTES = "(" + " + ".join(f"coalesce(octet_length({name}::text), 0)" for name in LISTED) + ")"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _NULL = "\\N"
@@ -38,7 +39,7 @@ _NULL = "\\N"
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """One request as it is stored. `index` is that of its first image, and `seed` that image's."""
+    """One request as it is stored. `index` and `seed` are those of its first image."""
 
     index: int
     n: int
@@ -62,7 +63,7 @@ _values = attrgetter(*(f"payload_{name}" for name in _FIELDS))
 
 
 def shape_columns() -> tuple[Column[Any], ...]:
-    """For a table with a row per shape of something."""
+    """The columns of a shape, for a table."""
     return (
         Column("model_revision", Text, nullable=False),
         Column("width", Integer, nullable=False),
@@ -77,7 +78,7 @@ def names(columns: tuple[Column[Any], ...]) -> str:
 
 
 def counts(alias: str) -> str:
-    """The counts in a SELECT, of the view `job_counts`: counters with the deltas that are not folded into them yet."""
+    """The counts in a SELECT from the view `job_counts`, which adds the deltas that are not folded yet."""
     return ", ".join(f"{alias}.{name}" for name in COUNTS)
 
 
@@ -91,7 +92,7 @@ def read_shape(row: Any) -> Shape:
 
 
 def payload(alias: str = "p") -> str:
-    """The columns of a payload in a SELECT, under names that no other table's have."""
+    """The columns of a payload in a SELECT, under names that no other table has."""
     return ", ".join(f"{alias}.{name} AS payload_{name}" for name in _FIELDS)
 
 
@@ -100,7 +101,7 @@ def read_payload(row: Any) -> Payload:
 
 
 def payload_of(image: str) -> str:
-    """Joins, as `p`, the payload of each row of `image`: its request's, which lies at the index of its first image."""
+    """Joins, as `p`, the payload of each row of `image`. A payload is stored at the index of its first image."""
     return (
         f"CROSS JOIN LATERAL (SELECT * FROM payloads WHERE payloads.job_id = {image}.job_id "  # noqa: S608  our own text
         f"AND payloads.index <= {image}.index ORDER BY payloads.index DESC LIMIT 1) p"
@@ -110,26 +111,26 @@ def payload_of(image: str) -> str:
 def payload_row(
     request: ImageRequest, *, job_id: int, index: int, segment_id: int, seed: int, guidance_scale: float
 ) -> tuple[str, str]:
-    """A line for COPY, its cells in the order of PAYLOAD; and of it what the request said, for an Idempotency-Key.
+    """A line for COPY with its cells in the order of PAYLOAD, and the text that an Idempotency-Key's digest covers.
 
-    What an earlier version wrote of a request must not change: a field added later stands in the second text only where
-    it is given.
+    The second text of a request must be the same in every version, or keys of the release before stop matching. So a
+    field that is added later appears in it only if the request sets it.
     """
     custom_id = _NULL if request.custom_id is None else request.custom_id
     compression = _NULL if request.output_compression is None else request.output_compression
     words = f"{_escaped(request.prompt)}\t{_escaped(request.negative_prompt)}\t{compression}"
-    said = f"{request.output_format}\t{custom_id}\t{words}"
-    stored = f"{said}\t{_NULL}"
+    digest_text = f"{request.output_format}\t{custom_id}\t{words}"
+    stored = f"{digest_text}\t{_NULL}"
     if request.metadata:
-        stored = said = f"{said}\t{_escaped(metadata_text(request.metadata))}"
-    return f"{job_id}\t{index}\t{request.n}\t{segment_id}\t{seed}\t{guidance_scale!r}\t{stored}\n", said
+        stored = digest_text = f"{digest_text}\t{_escaped(metadata_text(request.metadata))}"
+    return f"{job_id}\t{index}\t{request.n}\t{segment_id}\t{seed}\t{guidance_scale!r}\t{stored}\n", digest_text
 
 
 def image_seed_sql(seed: str, nth: str) -> str:
-    """`image_seed` as an SQL expression. Seeds wrap around at 2^63, which a bigint cannot hold on the way."""
+    """`image_seed` as an SQL expression. It adds as numeric: a sum that wraps at 2^63 would overflow a bigint."""
     return f"mod({seed}::numeric + {nth}, {SEED_LIMIT})::bigint"
 
 
 def _escaped(value: str) -> str:
-    """As COPY's text format takes it. What is printable and holds no backslash needs nothing."""
+    """The value in COPY's text format. Printable text without a backslash needs no escape."""
     return value if value.isprintable() and "\\" not in value else value.translate(_ESCAPES)

@@ -1,8 +1,8 @@
-"""The one door to Postgres: the engine, `begin()`, the translation of its errors, and the start-up assertions.
+"""All access to Postgres: the engine, transactions, the translation of its errors, and the checks at start.
 
-Every transaction says whose rows it may see: one tenant's, or as the house all of them. The ledger's sessions plan
-nested loops over indexes only: its statements touch a handful of rows in tables of millions, and a plan made on a
-guess of the planner's must never scan one of them.
+Every transaction sees either the rows of one tenant (`begin`) or all rows (`begin_system`). Sessions of the queue plan
+only nested loops over indexes: their statements touch a few rows in tables of millions, and a wrong estimate by the
+planner must never lead to a scan.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ import alembic.command
 import alembic.config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection as Connection  # noqa: PLC0414  for the rooms that may not import sqlalchemy
+from sqlalchemy import Connection as Connection  # noqa: PLC0414  for the packages that may not import sqlalchemy
 from sqlalchemy import create_engine, event, exc, make_url, text
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -28,12 +28,12 @@ _TRY_AGAIN = {"40001", "40P01", "55P03", "57014"}  # serialization, deadlock, lo
 
 
 def driver_url(url: str) -> str:
-    """The URL with the driver that we bring: postgres:// and postgresql:// mean psycopg. Raises SettingsError."""
+    """The URL with Presswork's driver: postgres:// and postgresql:// mean psycopg. Raises SettingsError."""
     try:
         parsed = make_url(url)
     except (exc.ArgumentError, ValueError):
         raise SettingsError(
-            "DATABASE_URL is not understood; it must be such as postgresql://user:password@host:5432/presswork."
+            "DATABASE_URL is not understood; it must be of the form postgresql://user:password@host:5432/presswork."
         ) from None
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
@@ -41,15 +41,15 @@ def driver_url(url: str) -> str:
 
 
 class Database:
-    """A pool of connections. Safe between threads; never carried across a fork."""
+    """A pool of connections. Threads may share it; a forked process must not (see `forget`)."""
 
     def __init__(self, url: str, *, application: str, pool_size: int = 5, nested_loops: bool = False) -> None:
         options = {
             "statement_timeout": "30s",
             "lock_timeout": "10s",
             "idle_in_transaction_session_timeout": "60s",
-            # PostgreSQL 18.6 crashes (signal 11 in perform_pruning_base_step) when a statement that prunes partitions
-            # as it runs meets a row that was changed since its snapshot. Looking into a few more leaves is cheap.
+            # PostgreSQL 18.6 crashes (signal 11 in perform_pruning_base_step) if a statement that prunes partitions at
+            # run time meets a row that was changed since its snapshot. Reading a few more partitions is cheap.
             "enable_partition_pruning": "off",
         }
         if nested_loops:
@@ -73,15 +73,15 @@ class Database:
         event.listen(self._engine, "checkout", _become_system)
 
     def begin(self, tenant: int) -> AbstractContextManager[Connection]:
-        """One transaction, committed at the end, that sees `tenant`'s rows alone. Raises as `begin_system` does."""
+        """One transaction that sees only `tenant`'s rows; committed at the end. Raises as `begin_system` does."""
         return self._begin(tenant)
 
     def begin_system(self) -> AbstractContextManager[Connection]:
-        """One transaction, committed at the end, that sees every tenant's rows: for workers, schedulers, and what the
-        API must know before it knows the tenant.
+        """One transaction that sees every tenant's rows; committed at the end. For workers and schedulers, and for what
+        the API reads before it knows the tenant.
 
         Raises:
-            DatabaseUnavailable: the server cannot be reached or gave up; whether a commit went through is not known.
+            DatabaseUnavailable: the server cannot be reached or gave up. The commit may or may not have happened.
         """
         return self._begin(None)
 
@@ -103,7 +103,7 @@ class Database:
         self._engine.dispose()
 
     def forget(self) -> None:
-        """After a fork, in the child: drops the parent's connections without closing them."""
+        """For the child of a fork: drops the parent's connections without closing them."""
         self._engine.dispose(close=False)
 
 
@@ -111,13 +111,13 @@ _SET_TENANT = statement("database.set_tenant")("SELECT set_config('app.tenant', 
 
 
 def _become_system(connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
-    """A fresh connection is the house's; `begin(tenant)` narrows one transaction of it."""
-    if "house" not in entry.info:
+    """A new connection sees every tenant's rows; `begin(tenant)` narrows one transaction."""
+    if "system" not in entry.info:
         cursor = connection.cursor()  # type: ignore[attr-defined]
         cursor.execute("SELECT set_config('app.tenant', %s, false)", (SYSTEM,))
         cursor.close()
         connection.commit()  # type: ignore[attr-defined]
-        entry.info["house"] = True
+        entry.info["system"] = True
 
 
 def _is_outage(error: exc.DBAPIError) -> bool:
@@ -134,14 +134,14 @@ def _first_line(error: exc.DBAPIError) -> str:
 
 
 def assert_suitable(database: Database) -> list[str]:
-    """Checks the promises' ground: durable commits, UTF-8, our schema. Returns warnings.
+    """Checks what Presswork's promises rest on: durable commits, UTF-8, the schema's revision. Returns warnings.
 
     Raises:
-        UnsuitableDatabase: a setting under which an accepted job could be lost, or the schema is not migrated.
+        UnsuitableDatabase: with a setting of the server an accepted job could be lost, or the schema is not migrated.
     """
     with database.begin_system() as connection:
         for name, wanted in _REQUIRED.items():
-            found = connection.execute(text(f"SHOW {name}")).scalar_one()  # our own names
+            found = connection.execute(text(f"SHOW {name}")).scalar_one()  # names from _REQUIRED
             if found != wanted:
                 raise UnsuitableDatabase(f"Postgres runs with {name} = {found}; Presswork needs {name} = {wanted}.")
         durable = connection.execute(text("SHOW synchronous_commit")).scalar_one()
@@ -176,7 +176,7 @@ def migrate(url: str, revision: str = "head") -> None:
 
     Raises:
         DatabaseUnavailable: the server cannot be reached.
-        Conflict: the database holds tables that are not ours to migrate, or the role may not make tables.
+        Conflict: the database holds tables that are not Presswork's, or the role may not create tables.
     """
     config = _alembic()
     config.attributes["url"] = url

@@ -1,4 +1,4 @@
-"""One scheduler leads: by a lease whose epoch is the fencing token of all that the leader writes."""
+"""One scheduler leads. It holds a lease whose epoch is the fencing token of everything that the leader writes."""
 
 from sqlalchemy import Connection
 
@@ -8,12 +8,12 @@ LEADER = "leader"
 
 
 def lead(connection: Connection, holder: str, seconds: float) -> int | None:
-    """Takes or keeps the lead for so many seconds; the epoch, or None while another holds it."""
+    """Takes or keeps the lead for `seconds`. Returns the epoch, or None while another scheduler leads."""
     return leases.take(connection, LEADER, holder, seconds)
 
 
 def assert_held(connection: Connection, holder: str, epoch: int) -> None:
-    """First thing in every transaction of the leader. Raises leases.LeaseLost: a paused ex-leader writes nothing."""
+    """The first call in every transaction of the leader. Raises leases.LeaseLost, so a former leader writes nothing."""
     leases.assert_held(connection, LEADER, holder, epoch)
 
 
@@ -22,5 +22,5 @@ def resign(connection: Connection, holder: str, epoch: int) -> None:
 
 
 def exists(connection: Connection) -> bool:
-    """Whether some scheduler leads right now."""
+    """Whether a scheduler leads right now."""
     return leases.exists(connection, LEADER)

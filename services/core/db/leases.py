@@ -1,6 +1,7 @@
-"""Leases by name: who may do a thing that one at a time should do. Kept in Postgres, with an epoch as fencing token.
+"""Named leases: each lets one process at a time do a piece of work. Stored in Postgres; the epoch is the fencing token.
 
-The leader of the schedulers holds one; so does whoever validates a file, closes a job or writes an export.
+The leading scheduler holds one, and so does each background task while it validates a file, ends a job or writes an
+export.
 """
 
 import time
@@ -13,7 +14,8 @@ from services.core.db.database import Database
 from services.core.db.statements import statement
 from services.core.model.errors import PressworkError
 
-# Free when it has run out; or when it ends later than any lease given now could, since the clock was set back.
+# A lease is free if it has run out. It is also free if it ends later than any lease given now could: then the clock was
+# set back.
 _FREE = """(leases.expires_at < clock_timestamp()
   OR leases.expires_at > clock_timestamp() + make_interval(secs => 2 * :seconds))"""
 _TAKE = statement("leases.take")(f"""
@@ -41,50 +43,49 @@ _END = statement("leases.end")(
 _FORGET = statement("leases.forget")("DELETE FROM leases WHERE name = :name AND holder = :holder AND epoch = :epoch")
 _SEEN = statement("leases.seen")("SELECT EXISTS (SELECT FROM leases WHERE name = :name AND expires_at > now())")
 
-_ALONE = statement("leases.alone")("SELECT pg_try_advisory_xact_lock(7209412)")
+_LOCK_MAINTENANCE = statement("leases.lock_maintenance")("SELECT pg_try_advisory_xact_lock(7209412)")
 
 
 class LeaseLost(PressworkError):
-    """Another process holds this lease by now; this write was not made."""
+    """Another process holds this lease now; nothing was written."""
 
 
 def take(connection: Connection, name: str, holder: str, seconds: float) -> int | None:
-    """Takes or keeps the lease for so many seconds; its epoch, or None while another holds it."""
-    if connection.execute(
-        _TAKEN, {"name": name, "holder": holder, "seconds": seconds}
-    ).scalar_one():  # and may be long at a transaction
+    """Takes or keeps the lease for `seconds`. Returns its epoch, or None while another holds it."""
+    values = {"name": name, "holder": holder, "seconds": seconds}
+    if connection.execute(_TAKEN, values).scalar_one():  # _TAKE would wait for a long transaction of its holder
         return None
-    epoch = connection.execute(_TAKE, {"name": name, "holder": holder, "seconds": seconds}).scalar_one_or_none()
+    epoch = connection.execute(_TAKE, values).scalar_one_or_none()
     return None if epoch is None else int(epoch)
 
 
 def assert_held(connection: Connection, name: str, holder: str, epoch: int) -> None:
-    """First thing in every transaction of the holder: no other can take the lease until it ends.
+    """The first call in every transaction of the holder: until it ends, no other process can take the lease.
 
     Raises:
-        LeaseLost: a holder that was paused writes nothing.
+        LeaseLost: the lease was lost. A holder that was paused writes nothing.
     """
     if connection.execute(_HELD, {"name": name, "epoch": epoch, "holder": holder}).first() is None:
         raise LeaseLost
 
 
 def end(connection: Connection, name: str, holder: str, epoch: int) -> None:
-    """Others may take it at once."""
+    """Gives the lease up: others may take it at once."""
     connection.execute(_END, {"name": name, "holder": holder, "epoch": epoch})
 
 
-def alone(connection: Connection) -> bool:
-    """Whether nobody else keeps house right now; until this transaction ends nobody else will."""
-    return bool(connection.execute(_ALONE).scalar_one())
+def lock_maintenance(connection: Connection) -> bool:
+    """Tries to take the maintenance lock until this transaction ends. False: another transaction holds it."""
+    return bool(connection.execute(_LOCK_MAINTENANCE).scalar_one())
 
 
 def exists(connection: Connection, name: str) -> bool:
-    """Whether somebody holds it right now."""
+    """Whether a process holds the lease right now."""
     return bool(connection.execute(_SEEN, {"name": name}).scalar_one())
 
 
 class Lease:
-    """One lease in one thread's hands, for work that takes a while. Whoever works calls `keep` on the way."""
+    """A lease held by one thread while it does a long piece of work. The work calls `keep` on the way."""
 
     def __init__(self, database: Database, name: str, holder: str, seconds: float = 30.0) -> None:
         self.database, self.name, self.holder, self.seconds = database, name, holder, seconds
@@ -99,10 +100,10 @@ class Lease:
         return epoch is not None
 
     def keep(self) -> None:
-        """Costs nothing most of the time: asks the database once in a third of the lease.
+        """Extends the lease if a third of it has passed; call it as often as you like.
 
         Raises:
-            LeaseLost: others may be at it; stop.
+            LeaseLost: another process may be doing the work; stop.
         """
         if time.monotonic() - self._kept_at > self.seconds / 3:
             with self.begin():
@@ -110,7 +111,7 @@ class Lease:
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """A transaction of the house that only the holder can make; it keeps the lease as well."""
+        """A system transaction that only the holder can make. It also extends the lease."""
         asked_at = time.monotonic()
         with self.database.begin_system() as connection:
             values = {"name": self.name, "holder": self.holder, "epoch": self._epoch, "seconds": self.seconds}
@@ -120,6 +121,6 @@ class Lease:
         self._kept_at = asked_at
 
     def release(self) -> None:
-        """The work is done: nobody needs to know of it any more."""
+        """Deletes the lease: the work is done."""
         with self.database.begin_system() as connection:
             connection.execute(_FORGET, {"name": self.name, "holder": self.holder, "epoch": self._epoch})

@@ -9,8 +9,10 @@ _FIRST_WORD = re.compile(r"\s*(\S+)")
 
 
 def statement(name: str) -> Callable[[str], TextClause]:
-    """Makes SQL a statement of that name, such as `claims.take` (file and statement). It is put behind the first word:
-    what stands before a statement is cut off by some of those who show it."""
+    """Makes a statement with a name such as `claims.take` (file and variable).
+
+    The name follows the first word, because some tools cut off a comment that precedes a statement.
+    """
 
     def named(sql: str) -> TextClause:
         first = _FIRST_WORD.match(sql)

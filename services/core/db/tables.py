@@ -1,7 +1,7 @@
-"""The SQL tables as SQLAlchemy Core knows them. Migrations make them; a test holds the two to each other.
+"""The SQL tables as SQLAlchemy Core knows them. Migrations create them; a test compares the two.
 
-`images` is narrow and hot: 64 bytes a row, no prompt in it. `payloads` is cold, one row a request, at the index of
-its first image. `results` is insert-only. These three are range-partitioned by job id, which is time-ordered.
+`images` is narrow and hot: 64 bytes per row, without the prompt. `payloads` is cold: one row per request, at the index
+of its first image. `results` is insert-only. These three are range-partitioned by job id, which is time-ordered.
 """
 
 from sqlalchemy import (
@@ -93,17 +93,17 @@ jobs = Table(
     Column("finalizing_at", Moment),
     Column("finished_at", Moment),
     Column("requests", Integer, nullable=False, server_default=zero),
-    Column("requests_done", Integer),  # these two once its files are written
+    Column("requests_done", Integer),  # these two are set when the job's files are written
     Column("requests_failed", Integer),
-    Column("input_file_id", BigInteger),  # what came as a file leaves as files
+    Column("input_file_id", BigInteger),  # set if the job was submitted as a file; its results are files too
     Column("output_file_id", BigInteger),
     Column("error_file_id", BigInteger),
     Column("output_expires_seconds", Integer),
     Column("completion_window", Text),
-    Column("base_url", Text),  # how its client reaches us: what the links in its files begin with
-    Column("expires_at", Moment),  # what has not finished by then is stopped
-    Column("opened_at", Moment),  # when a file was validated, or a draft finalized
-    Column("stop_reason", Text),  # why it was stopped: asked to, or out of time
+    Column("base_url", Text),  # the API's address as its client sees it: links in its files begin with it
+    Column("expires_at", Moment),  # a job that has not finished by then is stopped
+    Column("opened_at", Moment),  # when its file was validated or its draft finalized
+    Column("stop_reason", Text),  # why it was stopped: cancelled by a user, or out of time
     Column("problems", JSONB),  # why its file was refused
     Column("parent_id", BigInteger),  # the job whose images it renders again
     Column("dedupe", Boolean, nullable=False, server_default=text("false")),
@@ -128,7 +128,7 @@ jobs = Table(
     Index("jobs_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
 )
 
-job_chunks = Table(  # what was appended to a draft, so that a chunk may be sent again
+job_chunks = Table(  # the chunks of drafts: a chunk that is sent again is recognized
     "job_chunks",
     metadata,
     Column("job_id", BigInteger, ForeignKey("jobs.id")),
@@ -155,7 +155,7 @@ files = Table(
     Column("job_id", BigInteger),  # whose output it is
     Column("created_at", Moment, nullable=False, server_default=now),
     Column("expires_at", Moment),
-    Column("deleted_at", Moment),  # nobody sees it any more; a duty drops the object, then the row
+    Column("deleted_at", Moment),  # from then on it is hidden; a background task deletes the object, then the row
     CheckConstraint("purpose IN ('batch','batch_output')", name="files_purpose"),
     CheckConstraint("octet_length(sha256) = 32", name="files_sha256"),
     Index("files_tenant", "tenant_id", "id"),
@@ -216,8 +216,8 @@ segments = Table(
     *columns.shape_columns(),
     Column("priority", SmallInteger, nullable=False),
     Column("open", Boolean, nullable=False),
-    Column("cap", SmallInteger),  # suspects of a crash: at most so many in one batch, and no others with them
-    Column("low", Integer, nullable=False),  # below this index nothing waits
+    Column("cap", SmallInteger),  # for quarantined images: the largest batch, which other images do not join
+    Column("low", Integer, nullable=False),  # no image below this index is queued
     Column("high", Integer, nullable=False),  # the last index
     Column("created_at", Moment, nullable=False, server_default=now),
     PrimaryKeyConstraint("job_id", "id"),
@@ -274,7 +274,7 @@ results = Table(
     Column("object_key", Text, nullable=False),
     Column("device", Text, nullable=False),
     Column("reproducibility_class", Text, nullable=False),
-    Column("engine_id", SmallInteger),  # no foreign key: its check would lock the same row for every image of all
+    Column("engine_id", SmallInteger),  # no foreign key: its check would lock the same row for every image
     Column("flagged", Boolean),  # null: no safety checker ran
     Column("unknown_words", JSONB, nullable=False, server_default=text("'[]'")),
     Column("render_key", LargeBinary),
@@ -285,14 +285,14 @@ results = Table(
     postgresql_partition_by="RANGE (job_id)",
 )
 
-engines = Table(  # the versions that drew images, each set of them once; nothing is ever dropped from it
+engines = Table(  # the sets of library versions that rendered images; rows are never deleted
     "engines",
     metadata,
     Column("id", SmallInteger, Identity(), primary_key=True),
     Column("versions", Text, nullable=False, unique=True),
 )
 
-failures = Table(  # every counted failure, also of images that were tried again: the evidence against suspects
+failures = Table(  # every counted failure, also of images that were tried again: evidence for the quarantine
     "failures",
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
@@ -336,13 +336,13 @@ counters = Table(
         Column(name, Integer, nullable=False, server_default=zero if name != "queued" else None)
         for name in columns.COUNTS
     ),
-    Column("rate", Double, nullable=False, server_default=zero),  # images finished a second, lately
+    Column("rate", Double, nullable=False, server_default=zero),  # images finished per second, recently
     Column("folded_at", Moment, nullable=False, server_default=now),
-    Column("reused", Integer, nullable=False, server_default=zero),  # of those done
+    Column("reused", Integer, nullable=False, server_default=zero),  # how many of the done ones were copied
     CheckConstraint(f"least({', '.join(columns.COUNTS)}) >= 0", name="counters_not_negative"),
 )
 
-counter_deltas = Table(  # append-only; a duty folds them into `counters`
+counter_deltas = Table(  # append-only; a periodic task folds them into `counters`
     "counter_deltas",
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
@@ -369,7 +369,7 @@ workers = Table(
     Index("workers_seen", "seen_at"),
 )
 
-render_rates = Table(  # accelerator-seconds an image takes, as each device has measured it
+render_rates = Table(  # accelerator-seconds per image, as measured by each device
     "render_rates",
     metadata,
     *columns.shape_columns(),
@@ -393,7 +393,7 @@ exports = Table(
     Column("images_total", Integer, nullable=False, server_default=zero),
     Column("images_done", Integer, nullable=False, server_default=zero),
     Column("bytes", BigInteger, nullable=False, server_default=zero),
-    Column("next_shard", Integer, nullable=False, server_default=zero),  # where it goes on after a death
+    Column("next_shard", Integer, nullable=False, server_default=zero),  # where another process continues after a crash
     Column("next_index", Integer, nullable=False, server_default=zero),
     Column("error", Text),
     Column("created_at", Moment, nullable=False, server_default=now),
@@ -421,12 +421,12 @@ export_files = Table(
     PrimaryKeyConstraint("export_id", "path"),
 )
 
-events = Table(  # append-only; `seq` is given to what is committed, and readers go by it
+events = Table(  # append-only; committed rows are numbered in `seq`, and readers go by it. See events/numbering.py
     "events",
     metadata,
     Column("id", BigInteger, Identity(always=True), primary_key=True),
     Column("seq", BigInteger),
-    Column("tenant_id", Integer),  # null: the house's own
+    Column("tenant_id", Integer),  # null: an event of the system, which no tenant sees
     Column("at", Moment, nullable=False, server_default=now),
     Column("actor", Text, nullable=False),
     Column("kind", Text, nullable=False),

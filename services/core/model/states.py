@@ -80,9 +80,7 @@ START = _move({JobState.QUEUED}, JobState.IN_PROGRESS)
 FINALIZE = _move({JobState.QUEUED, JobState.IN_PROGRESS}, JobState.FINALIZING)
 STOP = _move({JobState.DRAFT, JobState.VALIDATING, JobState.QUEUED, JobState.IN_PROGRESS}, JobState.CANCELLING)
 FINISH = _move({JobState.FINALIZING}, JobState.COMPLETED, JobState.FAILED)
-FINISH_STOPPED = _move(
-    {JobState.CANCELLING}, JobState.CANCELLED, JobState.EXPIRED
-)  # cancelled by a user, or out of time
+FINISH_STOPPED = _move({JobState.CANCELLING}, JobState.CANCELLED, JobState.EXPIRED)  # by a user, or out of time
 
 JOB_VERBS = (OPEN, ACCEPT, REFUSE, START, FINALIZE, STOP, FINISH, FINISH_STOPPED)
 JOB_MOVES: dict[JobState, frozenset[JobState]] = {

@@ -1,10 +1,11 @@
-"""Claims: a worker leases images, says that it is still at it, and hears which jobs were cancelled.
+"""Claims: a worker leases images, extends the lease while it renders, and learns which jobs were cancelled.
 
-A worker's verbs are fenced by the claim's id, which is never reused; the database's clock is the only clock. All
-functions take an open transaction of the house and never commit.
+A worker's writes are fenced by the claim's id, which is never reused. The database's clock is the only clock. All
+functions take an open system transaction and never commit.
 
-Locks are taken in one order everywhere: claim, jobs, images, segments, engines. A job's lock is an advisory one, shared
-by claims and settles and held alone by a cancel: unlike row locks these queue, so a cancel is not overtaken for ever.
+Locks are always taken in this order: claim, jobs, images, segments, engines. A job's lock is an advisory lock: claims
+and settles share it, a cancel takes it exclusively. Advisory locks are granted in turn, row locks are not, so a stream
+of claims cannot keep a cancel waiting.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from services.core.db.statements import statement
 from services.core.model import states
 from services.core.model.specs import Claim, Image, Shape, Spec, image_seed
 
-# Which segments come first: the class whose turn it is, then the others by priority; within a class the tenant with
-# the smallest virtual time; within a tenant the oldest job. One index probe for each class and tenant.
+# The order of segments: first the priority class whose turn it is, then the other classes by priority; within a class
+# the tenant with the smallest virtual time; within a tenant the oldest job. One index probe per class and tenant.
 _CANDIDATES = statement("claims.candidates")(f"""
 SELECT s.*
 FROM (VALUES (0), (1), (2)) AS class (priority)
@@ -34,9 +35,9 @@ CROSS JOIN LATERAL (
 ORDER BY class.priority <> :turn, class.priority, t.virtual_time, s.job_id, s.id
 """)  # noqa: S608  our own text
 
-# The claim itself, under the jobs' locks: its snapshot is taken when they are held, so a cancel that committed first
-# is seen, and one that comes later waits. `taken` is materialised: its LIMIT holds exactly.
-# OFFSET 0 keeps the planner from joining the jobs in any other way than segment by segment, in the order given.
+# Runs with the jobs' locks held, so its snapshot shows every cancel that committed before, and later cancels wait.
+# MATERIALIZED makes the LIMIT of `taken` exact. OFFSET 0 forces the planner to join the jobs segment by segment, in the
+# order given.
 _TAKE = statement("claims.take")(f"""
 WITH taken AS MATERIALIZED (
   SELECT j.tenant_id, j.state AS job_state, j.embed_prompt, j.dedupe, i.*
@@ -89,14 +90,14 @@ DELETE FROM claims WHERE id IN (
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a heartbeat heard: the claims still held, each with its jobs that were cancelled."""
+    """The answer to a heartbeat: the claims that are still held, each with its cancelled jobs."""
 
     held: dict[int, frozenset[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Segments that may have work, best first. `age` in seconds, of the first one."""
+    """Segments that may have queued images, best first. `age` is that of the first one, in seconds."""
 
     rows: tuple[Any, ...]
 
@@ -106,34 +107,34 @@ class Candidates:
 
     @property
     def max_waiting(self) -> int:
-        """No more images than this can wait in the segments that would share a batch."""
-        return sum(row.high - row.low + 1 for row in _mates(self.rows))
+        """An upper bound of the images queued in the segments that would share a batch."""
+        return sum(row.high - row.low + 1 for row in _same_shape(self.rows))
 
     @property
     def job_ids(self) -> list[int]:
-        return sorted({row.job_id for row in _mates(self.rows)})
+        return sorted({row.job_id for row in _same_shape(self.rows)})
 
     @property
     def others(self) -> "Candidates":
-        """What is left when the first and those that ride with it have nothing."""
-        gone = {(row.job_id, row.id) for row in _mates(self.rows)}
-        return Candidates(tuple(row for row in self.rows if (row.job_id, row.id) not in gone))
+        """The candidates that remain if the first one and those that share its batch have no queued image."""
+        same = {(row.job_id, row.id) for row in _same_shape(self.rows)}
+        return Candidates(tuple(row for row in self.rows if (row.job_id, row.id) not in same))
 
 
 def candidates(connection: Connection, model_revision: str, turn: int) -> Candidates:
-    """The open segments of that revision. `turn` is the priority class that goes first: 0, 1 or 2."""
+    """The open segments of that revision. `turn` is the priority class that comes first: 0, 1 or 2."""
     return Candidates(tuple(connection.execute(_CANDIDATES, {"revision": model_revision, "turn": turn})))
 
 
 def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: int, lease: float) -> Claim | None:
-    """Leases up to `seats` images of one shape for `lease` seconds; None when these segments are drained.
+    """Leases up to `seats` images of one shape for `lease` seconds. None: these segments have no queued image left.
 
-    The first candidate decides the shape; free seats are filled from the others of that shape. Suspects of a crash
-    ride alone, at most their cap.
+    The first candidate decides the shape; free seats are filled from other segments of that shape. Quarantined images
+    share no batch with others, and at most `cap` of them are in one batch.
     """
     if not chosen.rows:
         return None
-    segments = _mates(chosen.rows)[:seats]
+    segments = _same_shape(chosen.rows)[:seats]
     first = segments[0]
     share_jobs(connection, [row.job_id for row in segments])
     if first.cap is not None:
@@ -158,24 +159,27 @@ def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: 
 
 
 def extend(connection: Connection, steps: dict[int, int], lease: float) -> Beat:
-    """Keeps the claims alive for another `lease` seconds; `steps` is claim id -> denoising steps done."""
+    """Extends the claims by `lease` seconds from now. `steps` maps a claim's id to its denoising steps done."""
     rows = connection.execute(_EXTEND, {"ids": list(steps), "steps": list(steps.values()), "lease": lease})
     return Beat({row.id: frozenset(row.cancelled) for row in rows})
 
 
 def share_jobs(connection: Connection, job_ids: Sequence[int]) -> None:
-    """Until this transaction ends no cancel of these jobs can begin. In order of ids, in a statement of its own: the
-    next one sees all that was committed before the locks were had."""
+    """Keeps these jobs from being cancelled until this transaction ends.
+
+    The locks are taken in order of ids, and in a statement of their own, so that the next statement sees everything
+    that was committed before they were granted.
+    """
     connection.execute(_SHARE_JOBS, {"ids": sorted(set(job_ids))})
 
 
 def forget(connection: Connection) -> None:
-    """Drops claims that ended more than a day ago, a batch at a time."""
+    """Deletes claims that ended more than a day ago, up to 10,000 per call."""
     connection.execute(_FORGET)
 
 
-def _mates(rows: Sequence[Any]) -> list[Any]:
-    """The segments that ride with the first: those of its shape; with suspects none."""
+def _same_shape(rows: Sequence[Any]) -> list[Any]:
+    """The first segment and those that may share its batch: of its shape, and none with quarantined images."""
     first = rows[0]
     if first.cap is not None:
         return [first]

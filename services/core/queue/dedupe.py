@@ -1,6 +1,7 @@
-"""Earlier results that a job with `dedupe` may have copied, not rendered: of its tenant, of equal render key and class.
+"""Finds earlier results that a job with `dedupe` may copy instead of rendering.
 
-A row of results is a done image: settle writes both at once, and nothing leaves that state.
+They belong to the same tenant and have the same render key and reproducibility class. Every row of results is a done
+image: settle writes both at once, and an image never leaves that state.
 """
 
 from collections.abc import Sequence
@@ -10,10 +11,10 @@ from sqlalchemy import Connection
 from services.core.db.statements import statement
 from services.core.model.specs import Image, StoredImage
 
-# The newest one of a thousand: it is kept the longest. The inner LIMIT keeps the order away from the index: a planner
-# that knows little of the keys would walk the primary key backwards to the first that fits, through millions when none
-# does. And it bounds a look: one picture asked for a million times would cost the square of that. Whoever finds nothing
-# of their own among the thousand renders it.
+# Takes the newest of up to 1,000 results, because it will be kept the longest. The inner LIMIT has two reasons. It
+# separates ORDER BY from the index on the key: without statistics the planner would walk the primary key backwards,
+# through millions of rows if there is no match. And it bounds the cost if one image is requested a million times. If
+# none of the 1,000 is of the tenant, the image is rendered.
 _FIND = statement("dedupe.find")("""
 SELECT wanted.job_id AS for_job, wanted.index AS for_index, found.index AS from_index, found.*, e.versions
 FROM unnest(CAST(:job_ids AS bigint[]), CAST(:indexes AS integer[]), CAST(:tenant_ids AS integer[]),
@@ -33,7 +34,7 @@ LEFT JOIN engines e ON e.id = found.engine_id
 def find(
     connection: Connection, wanted: Sequence[Image], reproducibility_class: str
 ) -> dict[tuple[int, int], StoredImage]:
-    """For the (job id, index) of each wanted image the earlier one that serves as well, where there is one."""
+    """Maps the (job id, index) of a wanted image to an equal earlier one. Images without one are left out."""
     rows = connection.execute(
         _FIND,
         {

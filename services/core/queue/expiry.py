@@ -1,6 +1,6 @@
-"""Expiry: what an overdue claim or a dead process held is queued again.
+"""Expiry: the images of overdue claims and of dead processes are queued again.
 
-Functions take an open transaction of the house and never commit. The order of locks is in `claims`.
+Functions take an open system transaction and never commit. `claims` says in which order locks are taken.
 """
 
 from collections.abc import Sequence
@@ -30,16 +30,16 @@ ORDER BY expires_at LIMIT 50 FOR UPDATE SKIP LOCKED
 
 
 def expire(connection: Connection, lease: float) -> int:
-    """Takes back what overdue claims hold; returns how many images. `lost` counts, and never against an image.
+    """Queues the images of overdue claims again; returns how many. An image's `lost` is a statistic: it has no limit.
 
-    Nobody could extend a lease while the database was down, so none is overdue until a lease after its start.
+    No lease can be extended while the database is down. So no claim is overdue until one lease after its start.
     """
     overdue = connection.execute(_OVERDUE, {"grace": lease}).all()
     return take_back(connection, overdue, ClaimState.EXPIRED, lost=1) if overdue else 0
 
 
 def take_back(connection: Connection, held: Sequence[Any], state: ClaimState, *, lost: int) -> int:
-    """Queues the images of these locked claims (rows with id, job_ids) again; those of cancelled jobs are cancelled."""
+    """Queues the images of these locked claims (rows with id, job_ids) again; cancels those of cancelled jobs."""
     job_ids = sorted({job_id for row in held for job_id in row.job_ids})
     claims.share_jobs(connection, job_ids)
     values = {"claim_ids": [row.id for row in held], "job_ids": job_ids, "lost": lost, "claim_state": state}

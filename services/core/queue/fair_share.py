@@ -1,4 +1,4 @@
-"""Fair shares: a tenant's virtual time moves on by what it used, and the smallest goes first."""
+"""Fair shares: a tenant's virtual time advances with its usage, and the tenant with the smallest comes first."""
 
 from sqlalchemy import Connection
 
@@ -13,5 +13,5 @@ WHERE id = :tenant_id
 
 
 def charge(connection: Connection, tenant_id: int, cost: float) -> None:
-    """Moves a tenant's virtual time on by what it used, over its weight. An idle tenant does not hoard credit."""
+    """Advances a tenant's virtual time by `cost` over its weight. An idle tenant does not accumulate credit."""
     connection.execute(_CHARGE, {"tenant_id": tenant_id, "cost": cost})

@@ -1,10 +1,10 @@
-"""What settlement and expiry share: the SQL by which images leave their claim, with all that follows in one statement.
+"""SQL that settlement and expiry share: one statement moves images out of their claim and does all that follows.
 
-Images of a cancelled job become cancelled, whatever came of them.
+Images of a cancelled job become cancelled, whatever their outcome.
 """
 
-# `low` is lowered without a look at its value: a duty that is raising it right now holds the row's lock, and this
-# statement must wait for it (a guard on the old value would let the image fall below the mark for ever).
+# Lowers `low` without a guard on its old value: if a periodic task is raising it, this statement must wait for the
+# row's lock. A guard would skip the row, and the image would stay below the mark and never be claimed.
 MOVED = """
 counted AS (
   INSERT INTO counter_deltas (job_id, queued, rendering, done, failed, cancelled)

@@ -1,7 +1,7 @@
-"""The rows of `jobs`: every write of them, and above all every move from one state to the next.
+"""Every write of the table `jobs`, above all every move from one state to the next.
 
-Each move is one UPDATE that is guarded by the states it may come from, as `model.states` lists them: where it moves
-nothing, the caller asks why. The same statement logs what it moved.
+Each move is one UPDATE, guarded by the states that `model.states` allows it to come from; the same statement logs the
+event. If it moves no row, the caller finds out why.
 
 Functions take an open transaction and never commit.
 """
@@ -29,10 +29,10 @@ WITH made AS (
           :parent_id, :input_file_id, :completion_window, :output_expires_seconds, :base_url,
           now() + make_interval(secs => :expires_seconds), CASE WHEN :opened THEN now() END)
   RETURNING id, tenant_id, state
-), told AS (
+), logged AS (
   SELECT id, tenant_id, state, kind FROM made CROSS JOIN unnest(CAST(:kinds AS text[])) AS kind
 )
-{log.of_jobs("told", "kind", "jsonb_build_object('state', state)")}
+{log.of_jobs("logged", "kind", "jsonb_build_object('state', state)")}
 """)  # noqa: S608  our own text
 _GROW = statement("job_states.grow")(
     "UPDATE jobs SET total = total + :images, requests = requests + :requests WHERE id = :id"
@@ -67,7 +67,7 @@ _ACCEPT = statement("job_states.accept")(f"""
 WITH moved AS (
   UPDATE jobs SET state = 'queued', total = :images, requests = :requests, opened_at = now()
   WHERE id = :id AND state = ANY(:sources) RETURNING id, tenant_id, priority
-), told AS (
+), logged AS (
   {log.of_jobs("moved", "'job.queued'")}
 )
 SELECT tenant_id, priority FROM moved
@@ -89,7 +89,7 @@ WITH moved AS (
 )
 {log.of_jobs("moved", "'job.started'")}
 """)  # noqa: S608  our own text
-_ALONE = statement("job_states.alone")("SELECT pg_advisory_xact_lock(:id)")
+_LOCK_JOB = statement("job_states.lock_job")("SELECT pg_advisory_xact_lock(:id)")
 _STOP = f"""
 WITH moved AS (
   UPDATE jobs SET state = 'cancelling', stop_reason = :reason, cancel_requested_at = now()
@@ -126,7 +126,7 @@ WITH moved AS (
   FROM ({_ALL_FINAL}) ready
   WHERE jobs.id = ready.id AND state = ANY(:sources) AND {{which}}
   RETURNING jobs.id, tenant_id, state, total, ready.done, ready.failed, ready.cancelled, ready.reused
-), told AS (
+), logged AS (
   {log.of_jobs("moved", "'job.' || state", _COUNTS)}
 )
 SELECT id FROM moved
@@ -136,15 +136,14 @@ _FINISH_ONE = statement("job_states.finish_one")(_FINISH.format(which="jobs.id =
 _FINISHABLE = statement("job_states.finishable")(f"""
 SELECT jobs.id FROM jobs, ({_ALL_FINAL}) ready
 WHERE jobs.id = ready.id AND finished_at IS NULL AND input_file_id IS NOT NULL
-  AND jobs.id <> ALL(CAST(:besides AS bigint[]))
+  AND jobs.id <> ALL(CAST(:excluding AS bigint[]))
 ORDER BY jobs.id LIMIT 10
 """)  # noqa: S608  our own text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
-    """A job as it is recorded. A draft and a file that is yet to be read hold no images; `expires_seconds` counts from
-    now."""
+    """A new job. A draft, and a job whose file is not read yet, have no images. `expires_seconds` counts from now."""
 
     id: int
     tenant_id: int
@@ -165,7 +164,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What a job that came as a file leaves behind: its files, where they have lines, and its requests' outcomes."""
+    """The results of a job that was submitted as a file: its files, unless they are empty, and its request counts."""
 
     output_file_id: int | None = None
     error_file_id: int | None = None
@@ -183,7 +182,7 @@ def create(connection: Connection, job: NewJob) -> None:
 
 
 def grow(connection: Connection, job_id: int, *, images: int, requests: int) -> None:
-    """So many images came to a job that holds its row's lock."""
+    """Adds images to a job whose row the caller has locked."""
     connection.execute(_GROW, {"id": job_id, "images": images, "requests": requests})
     counters.grow(connection, job_id, images)
 
@@ -193,7 +192,7 @@ def set_labels(connection: Connection, tenant_id: int, job_id: int, labels: dict
 
 
 def set_priority(connection: Connection, tenant_id: int, job_id: int, priority: int) -> bool:
-    """For all that is not claimed yet. False: the job has finished, or has that priority."""
+    """Changes the priority of all images that are not claimed yet. False: the job has finished or has that priority."""
     word = next(word for word, number in PRIORITIES.items() if number == priority)
     values = {"id": job_id, "tenant_id": tenant_id, "priority": priority, "word": word}
     if not connection.execute(_PRIORITY, values).rowcount:
@@ -203,7 +202,7 @@ def set_priority(connection: Connection, tenant_id: int, job_id: int, priority: 
 
 
 def pause(connection: Connection, tenant_id: int, job_id: int, paused: bool) -> bool:
-    """From now on nothing of the job is claimed, or something is again. False: it is so, or nothing can be claimed."""
+    """Stops or resumes the claiming of the job's images. False: nothing changes, or the job cannot be claimed from."""
     values = {"id": job_id, "tenant_id": tenant_id, "paused": paused}
     if not connection.execute(_PAUSE, values | {"sources": states.guard(states.CLAIMABLE_JOB_STATES)}).rowcount:
         return False
@@ -212,7 +211,7 @@ def pause(connection: Connection, tenant_id: int, job_id: int, paused: bool) -> 
 
 
 def open_draft(connection: Connection, job_id: int) -> bool:
-    """A draft is complete: queues it with all its images."""
+    """Queues a complete draft with all its images. False: the job is not a draft."""
     if not connection.execute(_OPEN, {"id": job_id, "sources": states.OPEN.guard}).rowcount:
         return False
     segments.set_open(connection, job_id, True)
@@ -220,8 +219,8 @@ def open_draft(connection: Connection, job_id: int) -> bool:
 
 
 def accept(connection: Connection, job_id: int, *, images: int, requests: int) -> Any:
-    """A file is in order: queues its job, whose segments and images come with this transaction. A row with tenant_id
-    and priority; None: the job is not validating any more."""
+    """Queues a job whose file is valid; the caller adds its segments and images in the same transaction. Returns a row
+    with tenant_id and priority, or None if the job is no longer validating."""
     values = {"id": job_id, "images": images, "requests": requests, "sources": states.ACCEPT.guard}
     job = connection.execute(_ACCEPT, values).one_or_none()
     if job is not None:
@@ -230,21 +229,21 @@ def accept(connection: Connection, job_id: int, *, images: int, requests: int) -
 
 
 def refuse(connection: Connection, job_id: int, problems: Sequence[Problem]) -> bool:
-    """A file is not in order: its job has failed, and says why."""
+    """Fails a job whose file is invalid, and records its problems. False: the job is no longer validating."""
     found = json.dumps([asdict(problem) for problem in problems])
     values = {"id": job_id, "problems": found, "sources": states.REFUSE.guard}
     return connection.execute(_REFUSE, values).rowcount == 1
 
 
 def start(connection: Connection, job_ids: Sequence[int]) -> None:
-    """Marks jobs as in progress, after the claim's own transaction: no claim waits for another's commit. If it is never
-    called, `finalize` does it."""
+    """Marks jobs as in progress. Call it after the claim's transaction, so that no claim waits for another's commit. If
+    it is never called, `finalize` does its work."""
     connection.execute(_START, {"ids": list(job_ids), "sources": states.START.guard})
 
 
 def cancel(connection: Connection, tenant_id: int, job_id: int) -> bool:
-    """From this commit on nothing of the job is claimed and nothing of it turns done. False: it stops or has ended."""
-    connection.execute(_ALONE, {"id": job_id})  # waits for the claims and settles that hold the job, and for no later
+    """From this commit on, no image of the job is claimed or becomes done. False: the job is stopping or has ended."""
+    connection.execute(_LOCK_JOB, {"id": job_id})  # waits for the claims and settles under way, not for later ones
     values = {"id": job_id, "tenant_id": tenant_id, "reason": "cancelled", "sources": states.STOP.guard}
     if not connection.execute(_CANCEL, values).rowcount:
         return False
@@ -253,13 +252,13 @@ def cancel(connection: Connection, tenant_id: int, job_id: int) -> bool:
 
 
 def expire(connection: Connection) -> int:
-    """Stops the jobs that are out of time, as a cancel does; what is done of them stays. Returns how many.
+    """Stops the jobs that are out of time, as a cancel does; their done images stay. Returns how many.
 
-    Their locks are had in order of ids, as by claims; a job that was finalized meanwhile is not stopped.
+    Locks are taken in order of ids, as by claims. A job that was finalized in the meantime is not stopped.
     """
     stopped = 0
     for job_id in sorted(connection.execute(_OVERDUE, {"sources": states.STOP.guard}).scalars()):
-        connection.execute(_ALONE, {"id": job_id})
+        connection.execute(_LOCK_JOB, {"id": job_id})
         values = {"id": job_id, "reason": "expired", "sources": states.STOP.guard}
         if connection.execute(_EXPIRE, values).rowcount:
             segments.close(connection, job_id)
@@ -268,23 +267,23 @@ def expire(connection: Connection) -> int:
 
 
 def finalize(connection: Connection) -> int:
-    """Every job whose images are all final is finalizing from now on. Returns how many."""
+    """Moves every job whose images are all final to `finalizing`. Returns how many."""
     return connection.execute(_FINALIZE, {"sources": states.FINALIZE.guard}).rowcount
 
 
 def finish_all(connection: Connection) -> list[int]:
-    """Ends the jobs whose images are all final and that leave no files; returns their ids."""
+    """Ends the jobs whose images are all final, except those that were submitted as a file. Returns their ids."""
     values = asdict(Files()) | {"sources": states.guard(states.ENDING_JOB_STATES)}
     return list(connection.execute(_FINISH_ALL, values).scalars())
 
 
 def finishable(connection: Connection, excluding: Sequence[int] = ()) -> list[int]:
-    """Jobs that came as a file and of which every image is final: their output is to be written."""
-    values = {"sources": states.guard(states.ENDING_JOB_STATES), "besides": list(excluding)}
+    """Jobs that were submitted as a file and whose images are all final: their output files can be written."""
+    values = {"sources": states.guard(states.ENDING_JOB_STATES), "excluding": list(excluding)}
     return list(connection.execute(_FINISHABLE, values).scalars())
 
 
 def finish(connection: Connection, job_id: int, files: Files) -> bool:
-    """Ends such a job, with its files. False: it has ended before."""
+    """Ends a finishable job and records its files. False: it has already ended."""
     values = asdict(files) | {"id": job_id, "sources": states.guard(states.ENDING_JOB_STATES)}
     return connection.execute(_FINISH_ONE, values).first() is not None

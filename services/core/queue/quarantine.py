@@ -1,9 +1,10 @@
-"""What a process's death says about the images it was rendering: suspects, poison, a sick device, a bad deploy.
+"""The quarantine: finds out whether an image, a device or a deploy makes processes crash.
 
-The Celery parent survives its child and reports which claim was being rendered. Those images are suspects: they ride
-in ever smaller batches, alone at last, until the innocent are done and the guilty one stands convicted by two devices
-(or three times by the only one). A device that crashes on ever different images, or fails its canary, is sick itself;
-then its suspects get their counts back. Functions take an open transaction of the house.
+The Celery parent survives its child and reports the claim that was being rendered. The images of that claim are
+quarantined: they are rendered in ever smaller batches, at last one by one, until every other image is done and the one
+that crashes has crashed alone on two devices (or three times on the only one). That image is poison and fails. A device
+that crashes on different images each time, or fails its canary, is sick; its crashes are then not counted against the
+images. Functions take an open system transaction.
 """
 
 import logging
@@ -20,7 +21,7 @@ from services.core.model.states import ClaimState
 from services.core.queue import expiry, settlement
 
 log = logging.getLogger(__name__)
-SICK_CRASHES = 3  # so many crashes on images that never crashed before, in ten minutes, and the device is suspect
+SICK_CRASHES = 3  # in ten minutes, on images that had never crashed before: then the device looks sick
 POISON_TIMES = 3
 POISON_DEVICES = 2
 
@@ -30,8 +31,8 @@ SELECT id, job_ids, images FROM claims WHERE worker_id = :worker_id AND state = 
 _CLAIMED = statement("quarantine.claimed")(
     "SELECT job_id, index FROM images WHERE claim_id = :claim_id AND job_id = ANY(:job_ids)"
 )
-# Crashes of claims none of whose images had crashed before, by device: a poison prompt makes one of these, then it is
-# a suspect; a sick device or a bad deploy makes one after another, and completes nothing in between.
+# By device, the crashes of claims none of whose images had crashed before, since the device last completed a claim. A
+# poison image causes one of these and is then quarantined; a sick device or a bad deploy causes one after another.
 _FRESH_CRASHES = statement("quarantine.fresh_crashes")("""
 SELECT device, count(DISTINCT claim_id) AS crashes FROM failures f
 WHERE code = 'crash' AND failed_at > now() - interval '10 minutes'
@@ -60,17 +61,17 @@ INSERT INTO counter_deltas (job_id, queued, failed) SELECT job_id, -1, 1 FROM mo
 """)
 _LOCK_JOB = statement("quarantine.lock_job")("SELECT pg_advisory_xact_lock(7209413, hashint8(:job_id))")
 _SHAPE = ", ".join(columns.SHAPE)
-_SUSPECT_SEGMENT = statement("quarantine.suspect_segment")(f"""
+_QUARANTINE_SEGMENT = statement("quarantine.quarantine_segment")(f"""
 SELECT s.id FROM segments s JOIN segments o USING (job_id, {_SHAPE})
 WHERE o.job_id = :job_id AND o.id = :segment_id AND s.cap = :cap LIMIT 1
 """)  # noqa: S608  our own text
-_NEW_SUSPECT_SEGMENT = statement("quarantine.new_suspect_segment")(f"""
+_NEW_QUARANTINE_SEGMENT = statement("quarantine.new_quarantine_segment")(f"""
 INSERT INTO segments (job_id, id, tenant_id, {_SHAPE}, priority, open, cap, low, high)
 SELECT job_id, (SELECT max(id) + 1 FROM segments WHERE job_id = :job_id), tenant_id, {_SHAPE}, priority, open, :cap,
        low, high
 FROM segments WHERE job_id = :job_id AND id = :segment_id RETURNING id
 """)  # noqa: S608  our own text
-_MAKE_SUSPECTS = statement("quarantine.make_suspects")("""
+_MOVE_IMAGES = statement("quarantine.move_images")("""
 UPDATE images SET segment_id = :new_segment, crashes = least(crashes + 1, 32767)
 WHERE job_id = :job_id AND index = ANY(:indexes) AND segment_id = :segment_id AND state = 0
 """)
@@ -81,52 +82,53 @@ _SEGMENTS_OF = statement("quarantine.segments_of")("""
 SELECT segment_id, array_agg(index ORDER BY index) AS indexes FROM images
 WHERE job_id = :job_id AND index = ANY(:indexes) AND state = 0 GROUP BY segment_id
 """)
-_PARDON = statement("quarantine.pardon")("""
+_FORGIVE = statement("quarantine.forgive")("""
 UPDATE images SET crashes = greatest(crashes - 1, 0)
 WHERE (job_id, index) IN (SELECT job_id, index FROM failures WHERE code = 'crash' AND device = :device
                           AND failed_at > now() - interval '10 minutes') AND state IN (0, 1)
 """)
-_STRIKE = statement("quarantine.strike")("""
+_DISCOUNT_CRASHES = statement("quarantine.discount_crashes")("""
 UPDATE failures SET code = 'device' WHERE code = 'crash' AND device = :device
   AND failed_at > now() - interval '10 minutes'
 """)
-_TAKE_BACK_ONE = statement("quarantine.take_back_one")("""
+_FORGIVE_ONE = statement("quarantine.forgive_one")("""
 UPDATE images SET crashes = greatest(crashes - 1, 0)
 FROM failures WHERE failures.claim_id = :claim_id AND failures.code = 'crash'
   AND images.job_id = failures.job_id AND images.index = failures.index AND images.state IN (0, 1)
 """)
-_STRIKE_ONE = statement("quarantine.strike_one")(
+_DISCOUNT_CRASH = statement("quarantine.discount_crash")(
     "UPDATE failures SET code = 'device' WHERE claim_id = :claim_id AND code = 'crash'"
 )
 
 
 def child_died(connection: Connection, worker_id: str, *, rendering: int | None, device: str) -> bool:
-    """Takes back all that a dead process held. `rendering` is the claim it was rendering, if any: only its images are
-    suspects. Returns whether the device now looks sick: its next process must pass the canary before it claims.
+    """Takes back the claims of a dead process. `rendering` is the claim that it was rendering, if any: only that
+    claim's images are quarantined. Returns whether the device looks sick: then its next process must pass the canary
+    before it claims.
     """
     workers.beat(connection, worker_id, "crashed")
     claims = connection.execute(_OPEN_CLAIMS, {"worker_id": worker_id}).all()
-    innocent = [row for row in claims if row.id != rendering]
-    if innocent:
-        expiry.take_back(connection, innocent, ClaimState.EXPIRED, lost=1)
-    blamed = next((row for row in claims if row.id == rendering), None)
-    return blamed is not None and _blame(connection, blamed, device)
+    others = [row for row in claims if row.id != rendering]
+    if others:
+        expiry.take_back(connection, others, ClaimState.EXPIRED, lost=1)
+    crashed = next((row for row in claims if row.id == rendering), None)
+    return crashed is not None and _handle_crash(connection, crashed, device)
 
 
 def device_sick(connection: Connection, device: str) -> None:
-    """The device failed its canary: what crashed on it lately gets its counts back."""
-    connection.execute(_PARDON, {"device": device})
-    connection.execute(_STRIKE, {"device": device})
+    """The device is sick: its recent crashes no longer count against the images."""
+    connection.execute(_FORGIVE, {"device": device})
+    connection.execute(_DISCOUNT_CRASHES, {"device": device})
     events.append(connection, "device.sick", f"device/{device}", tenant_id=None)
 
 
 def retract_crash(connection: Connection, claim_id: int) -> None:
-    """A claim reported as crashed came to settle: its process lives, and the crash is taken back."""
-    connection.execute(_TAKE_BACK_ONE, {"claim_id": claim_id})
-    connection.execute(_STRIKE_ONE, {"claim_id": claim_id})
+    """Undoes the crash of a claim: it came to settle, so its process is alive."""
+    connection.execute(_FORGIVE_ONE, {"claim_id": claim_id})
+    connection.execute(_DISCOUNT_CRASH, {"claim_id": claim_id})
 
 
-def _blame(connection: Connection, claim: Any, device: str) -> bool:
+def _handle_crash(connection: Connection, claim: Any, device: str) -> bool:
     images: list[Any] = list(connection.execute(_CLAIMED, {"claim_id": claim.id, "job_ids": claim.job_ids}))
     expiry.take_back(connection, [claim], ClaimState.CRASHED, lost=0)
     message = "The process died while rendering this image."
@@ -134,16 +136,16 @@ def _blame(connection: Connection, claim: Any, device: str) -> bool:
     settlement.record_failures(connection, claim.id, evidence, device=device, batch_images=claim.images)
     sick = _device_looks_sick(connection, device)
     if sick:
-        log.warning("device suspect: crashes on different images", extra={"device": device})
+        log.warning("device looks sick: it crashes on different images", extra={"device": device})
         device_sick(connection, device)
         return True
     for job_id in sorted({row.job_id for row in images}):
         connection.execute(_LOCK_JOB, {"job_id": job_id})
         indexes = [row.index for row in images if row.job_id == job_id]
-        if claim.images == 1 and _convicted(connection, job_id, indexes[0]):
+        if claim.images == 1 and _is_poison(connection, job_id, indexes[0]):
             _fail_as_poison(connection, claim.id, job_id, indexes[0], device)
         else:
-            _make_suspects(connection, job_id, indexes, cap=max(1, claim.images // 2))
+            _quarantine(connection, job_id, indexes, cap=max(1, claim.images // 2))
     return False
 
 
@@ -152,12 +154,12 @@ def _device_looks_sick(connection: Connection, device: str) -> bool:
     bad = sum(1 for count in crashes.values() if count >= SICK_CRASHES)
     live = max(connection.execute(_LIVE_DEVICES).scalar_one(), 1)
     if live > 1 and bad * 2 > live:
-        log.error("most devices crash: a bad deploy? no image is blamed", extra={"devices": live, "crashing": bad})
+        log.error("most devices crash: a bad deploy? no image is quarantined", extra={"devices": live, "crashing": bad})
         return True
     return bool(crashes.get(device, 0) >= SICK_CRASHES)
 
 
-def _convicted(connection: Connection, job_id: int, index: int) -> bool:
+def _is_poison(connection: Connection, job_id: int, index: int) -> bool:
     row = connection.execute(_EVIDENCE, {"job_id": job_id, "index": index}).one()
     return bool(row.devices >= POISON_DEVICES or row.times >= POISON_TIMES)
 
@@ -170,14 +172,14 @@ def _fail_as_poison(connection: Connection, claim_id: int, job_id: int, index: i
     settlement.record_failures(connection, claim_id, [poison], device=device, batch_images=1)
 
 
-def _make_suspects(connection: Connection, job_id: int, indexes: list[int], *, cap: int) -> None:
-    """Moves queued images into the job's segment of that shape whose batches hold at most `cap`."""
+def _quarantine(connection: Connection, job_id: int, indexes: list[int], *, cap: int) -> None:
+    """Moves queued images into the job's quarantine segment of their shape, whose batches hold at most `cap` images."""
     for row in connection.execute(_SEGMENTS_OF, {"job_id": job_id, "indexes": indexes}).all():
         place = {"job_id": job_id, "segment_id": row.segment_id}
-        found = connection.execute(_SUSPECT_SEGMENT, place | {"cap": cap}).scalar_one_or_none()
+        found = connection.execute(_QUARANTINE_SEGMENT, place | {"cap": cap}).scalar_one_or_none()
         if found is None:
-            found = connection.execute(_NEW_SUSPECT_SEGMENT, place | {"cap": cap}).scalar_one()
-        # The mark first: a duty that raises it holds the row, and must be waited for before images arrive below it.
+            found = connection.execute(_NEW_QUARANTINE_SEGMENT, place | {"cap": cap}).scalar_one()
+        # Lower the mark first: it waits for a periodic task that is raising it, and only then images arrive below it.
         span = {"low": row.indexes[0], "high": row.indexes[-1]}
         connection.execute(_WIDEN, {"job_id": job_id, "segment_id": found} | span)
-        connection.execute(_MAKE_SUSPECTS, place | {"indexes": row.indexes, "new_segment": found})
+        connection.execute(_MOVE_IMAGES, place | {"indexes": row.indexes, "new_segment": found})

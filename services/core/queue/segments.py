@@ -1,6 +1,6 @@
-"""Segments: the images of one job that share a shape, from which workers claim. Every write of them but a quarantine's.
+"""Segments: the images of one job that share a shape, from which workers claim. Every write except the quarantine's.
 
-Low-water marks are raised and cancelled images swept anywhere, at any time, by several at once.
+Any number of processes may raise low-water marks and sweep cancelled images at the same time.
 """
 
 from collections.abc import Sequence
@@ -47,13 +47,13 @@ CROSS JOIN LATERAL (
 WHERE segments.job_id = locked.job_id AND segments.id = locked.id AND segments.low < waiting.low
 """)
 
-# Every tenant's first, then every tenant's second: whoever cancels a thousand jobs keeps nobody waiting.
+# The first job of every tenant, then the second: a tenant that cancels a thousand jobs does not delay the others.
 _SWEEPABLE = statement("segments.sweepable")("""
 SELECT id FROM (
   SELECT id, row_number() OVER (PARTITION BY tenant_id ORDER BY id) AS turn FROM jobs
   WHERE finished_at IS NULL AND state = ANY(:sources)
     AND EXISTS (SELECT FROM images WHERE images.job_id = jobs.id AND images.state = 0)
-) waiting ORDER BY turn, id LIMIT :most
+) waiting ORDER BY turn, id LIMIT :limit
 """)
 _SWEEP = statement("segments.sweep")("""
 WITH doomed AS MATERIALIZED (
@@ -84,7 +84,7 @@ def new(
     first: int = 0,
     opened: bool = True,
 ) -> None:
-    """Segments (shape, first index, last index) with numbers from `first` on; what is not opened is not claimed."""
+    """Inserts segments (shape, first index, last index), numbered from `first`. Workers claim only from open ones."""
     rows = [
         {
             "job_id": job_id,
@@ -103,12 +103,12 @@ def new(
 
 
 def inherit(connection: Connection, *, parent_id: int, child_id: int, priority: int) -> None:
-    """The segments of a job whose payloads were copied from another's: the shapes are the other's. Not open yet."""
+    """Inserts the segments of a job whose payloads were copied from its parent, with the parent's shapes; not open."""
     connection.execute(_INHERIT, {"parent": parent_id, "child": child_id, "priority": priority})
 
 
 def grow(connection: Connection, job_id: int, segment_id: int, high: int) -> None:
-    """Images came to a segment that is not open; `high` is the index of the last one."""
+    """Extends a segment that is not open; `high` is the index of its last image."""
     connection.execute(_GROW, {"job_id": job_id, "segment_id": segment_id, "high": high})
 
 
@@ -117,7 +117,7 @@ def set_open(connection: Connection, job_id: int, is_open: bool) -> None:
 
 
 def close(connection: Connection, job_id: int) -> None:
-    """Nothing of the job is claimed any more."""
+    """Closes the job's segments: its images are no longer claimed."""
     connection.execute(_CLOSE, {"job_id": job_id})
 
 
@@ -126,10 +126,10 @@ def set_priority(connection: Connection, job_id: int, priority: int) -> None:
 
 
 def raise_low(connection: Connection, job_ids: Sequence[int] | None = None, limit: int = 100) -> int:
-    """Lifts the low-water marks of open segments to their first queued image. The only verb that raises one.
+    """Raises the low-water marks of open segments to their first queued image. Nothing else raises them.
 
-    Two statements on purpose: the second takes its snapshot when the segments are already locked, so it sees every
-    image that was queued again by someone who held the lock before.
+    Uses two statements on purpose: the second takes its snapshot with the segments locked, so it sees every image that
+    an earlier holder of the lock has queued again.
     """
     wanted = None if job_ids is None else list(job_ids)
     locked = connection.execute(_LOCK_SEGMENTS, {"job_ids": wanted, "limit": limit}).all()
@@ -146,8 +146,10 @@ def sweep(connection: Connection, job_id: int, limit: int = SWEPT_AT_ONCE) -> in
 
 
 def sweep_cancelled(connection: Connection, limit: int = SWEPT_AT_ONCE) -> int:
-    """Cancels up to `limit` queued images of the jobs that are being cancelled, by turns of their tenants and each job
-    its share; what small jobs leave of theirs goes to the large. Call again while it returns `limit`."""
+    """Cancels up to `limit` queued images of the jobs that are being cancelled. Call again while it returns `limit`.
+
+    Tenants take turns and each job gets an equal share; large jobs get what small jobs leave of theirs.
+    """
     jobs, swept = sweepable(connection), 0
     while jobs and swept < limit:
         share, large = max((limit - swept) // len(jobs), 1), []
@@ -160,6 +162,6 @@ def sweep_cancelled(connection: Connection, limit: int = SWEPT_AT_ONCE) -> int:
     return swept
 
 
-def sweepable(connection: Connection, most: int = _SWEPT_JOBS) -> list[int]:
-    """Jobs that are being cancelled and of which images still wait."""
-    return list(connection.execute(_SWEEPABLE, {"sources": states.FINISH_STOPPED.guard, "most": most}).scalars())
+def sweepable(connection: Connection, limit: int = _SWEPT_JOBS) -> list[int]:
+    """Jobs that are being cancelled and still have queued images."""
+    return list(connection.execute(_SWEEPABLE, {"sources": states.FINISH_STOPPED.guard, "limit": limit}).scalars())

@@ -1,6 +1,6 @@
-"""Settlement: a worker ends its claim, and every image of it becomes done, failed or queued again, in one go.
+"""Settlement: a worker ends its claim, and in one transaction every image of it becomes done, failed or queued again.
 
-Functions take an open transaction of the house and never commit. The order of locks is in `claims`.
+Functions take an open system transaction and never commit. `claims` says in which order locks are taken.
 """
 
 import json
@@ -33,12 +33,12 @@ _MOVE = statement("settlement.move")(f"""{CANCELLED}
   RETURNING images.job_id, images.index, images.segment_id, images.state
 ), {MOVED}""")  # noqa: S608  our own text
 
-# Versions are written once and then only looked up. DO UPDATE, because DO NOTHING would not return the row that
-# another settle has just committed and this snapshot does not see.
+# Versions are inserted once and then looked up. DO UPDATE, because DO NOTHING would not return a row that another
+# settle has just committed and that this snapshot does not see.
 _RESULTS = statement("settlement.results")("""
 WITH known AS MATERIALIZED (
   SELECT id, versions FROM engines WHERE versions = ANY(CAST(:versions AS text[]))
-), met AS (
+), added AS (
   INSERT INTO engines (versions)
   SELECT DISTINCT new FROM unnest(CAST(:versions AS text[])) AS new
   WHERE new IS NOT NULL AND new NOT IN (SELECT versions FROM known) ORDER BY new
@@ -49,7 +49,7 @@ INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproduci
                      flagged, unknown_words, render_seconds, render_key, reused, claim_id)
 SELECT job_id, index, object_key, sha256, bytes, device, reproducibility_class,
        coalesce((SELECT id FROM known WHERE known.versions = stored.versions),
-                (SELECT id FROM met WHERE met.versions = stored.versions)),
+                (SELECT id FROM added WHERE added.versions = stored.versions)),
        truncated, flagged, unknown_words, render_seconds, render_key, reused, CAST(:claim_id AS bigint)
 FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:object_key AS text[]),
             CAST(:sha256 AS bytea[]), CAST(:bytes AS integer[]), CAST(:device AS text[]),
@@ -74,13 +74,13 @@ FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:code AS 
 
 class Verdict(StrEnum):
     OK = "ok"
-    ALREADY = "already"  # settled before: a retry after a lost reply
-    FENCED = "fenced"  # the lease was lost; nothing of it may become visible
+    ALREADY = "already"  # it was settled before: the worker retries after a lost reply
+    FENCED = "fenced"  # the lease was lost: none of its results may become visible
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """`dropped` are stored images that nobody will see: their objects may go."""
+    """`dropped` are stored images that never become visible: their objects may be deleted."""
 
     verdict: Verdict
     dropped: tuple[StoredImage, ...] = ()
@@ -96,9 +96,9 @@ def settle(
     released: Sequence[tuple[int, int]] = (),
     render_seconds: float | None = None,
 ) -> Settlement:
-    """Ends a claim: every one of its images becomes done, failed or queued again, in one go.
+    """Ends a claim: every image of it becomes done, failed or queued again.
 
-    Images of a cancelled job become cancelled, whatever came of them.
+    Images of a cancelled job become cancelled, whatever their outcome.
 
     Raises:
         InvariantViolated: the outcomes are not exactly the claim's images.
