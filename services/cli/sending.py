@@ -22,7 +22,7 @@ from services.core.model.errors import PressworkError
 
 CHUNK_REQUESTS = 50_000
 CHUNK_BYTES = 64 << 20
-_FIRST = re.compile(r"stands at (line|index) ([\d,]+) already")
+_FIRST = re.compile(r"was used at (line|index) ([\d,]+) already")
 _JSON_BYTES = 24 << 20  # what the server takes as one JSON text, with room
 
 
@@ -204,7 +204,7 @@ def _at(error: ClientError, source: Source, places: "list[int] | array[int]") ->
 
 def _first(said: re.Match[str], source: Source, places: "list[int] | array[int]") -> str:
     at = int(said[2].replace(",", "")) - (said[1] == "line")
-    return f"stands at {source.unit} {places[at]:,} already" if 0 <= at < len(places) else said[0]
+    return f"was used at {source.unit} {places[at]:,} already" if 0 <= at < len(places) else said[0]
 
 
 def _placeless(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -180,9 +180,9 @@ STRINGS = [
 ]  # fmt: skip
 DUPLICATE = b'{"images":[{"prompt":"x","custom_id":"a"},{"prompt":"y"},{"prompt":"z","custom_id":"a"}]}'
 TYPED = [
-    Case("57-duplicate-id", 422, "duplicate_custom_id", DUPLICATE, said="stands at index 0", at=2),
+    Case("57-duplicate-id", 422, "duplicate_custom_id", DUPLICATE, said="was used at index 0", at=2),
     Case("57-duplicate-id-in-lines", 422, "duplicate_custom_id",
-         lines(*[b'{"prompt":"x","custom_id":"a"}'] * 2), NDJSON, said="stands at line 1", at=2),
+         lines(*[b'{"prompt":"x","custom_id":"a"}'] * 2), NDJSON, said="was used at line 1", at=2),
     Case("61-one-broken-line", 422, "invalid_json", LINE * 4999 + b'{"prompt":\n' + LINE * 5000, NDJSON, at=5000),
     Case("63-lone-carriage-returns", 422, "invalid_json", LINE.replace(b"\n", b"\r") * 3, NDJSON, at=1),
     Case("64-blank-in-the-middle", 422, "blank_line", LINE + b"\n \r\n" + LINE, NDJSON, at=2),

@@ -293,7 +293,7 @@ def test_the_first_of_two_equal_names_is_told_at_its_place_in_the_file(
     (tmp_path / "p.csv").write_text('prompt,custom_id\n"two\nlines",a\nb,b\nc,b\n')
     (problem,) = document(run("submit", "p.csv", *labels, "--json", code=5))["error"]["errors"]
     assert (problem["line"], problem["code"]) == (5, "duplicate_custom_id")
-    assert "it stands at line 4 already" in problem["message"]
+    assert "it was used at line 4 already" in problem["message"]
 
 
 # --- following and steering

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import ProgrammingError
 
 from services.core.events import log, numbering, queries
@@ -108,6 +108,21 @@ def test_the_application_can_neither_change_an_event_nor_give_it_a_number(databa
     ):
         with pytest.raises(ProgrammingError, match="permission denied"), database.begin_system() as connection:
             connection.execute(text(statement))
+
+
+def test_numbers_go_on_after_old_events_are_deleted_if_the_newest_one_is_kept(database, stack, database_url):
+    for subject in ("test/1", "test/2", "test/3"):
+        with database.begin_system() as connection:
+            append(connection, subject)
+        number(database)
+    admin = create_engine(stack.superuser_url.rpartition("/")[0] + "/" + database_url.rpartition("/")[2])
+    with admin.begin() as connection:
+        connection.execute(text("DELETE FROM events WHERE seq < (SELECT max(seq) FROM events)"))
+    admin.dispose()
+    with database.begin_system() as connection:
+        append(connection, "test/4")
+    assert number(database) == 1
+    assert [(event.seq, event.subject) for event in all_events(database)] == [(3, "test/3"), (4, "test/4")]
 
 
 def test_a_tenant_sees_and_numbers_no_other_ones_events(database):

@@ -154,9 +154,9 @@ def test_a_name_is_used_once_and_told_by_line_or_by_index():
     named = [{"custom_id": "x"}, {"custom_id": "y"}, {}, {}, {"custom_id": "x"}]
     (problem,) = gathered(*named).problems
     assert (problem.code, problem.line, problem.param) == ("duplicate_custom_id", 4, "custom_id")
-    assert 'custom_id is "x"; it stands at line 0 already; each must be used once in a job.' in problem.message
+    assert 'custom_id is "x"; it was used at line 0 already; each must be used once in a job.' in problem.message
     (problem,) = gathered(*named, prefix="images[4].").problems
-    assert "it stands at index 0 already" in problem.message
+    assert "it was used at index 0 already" in problem.message
     assert problem.param == "images[4].custom_id"
 
 
@@ -188,8 +188,8 @@ def test_a_job_mixes_sixty_four_shapes_and_no_more():
 
 def test_a_hundred_problems_are_told_and_reading_stops():
     submission = read(*[b"{"] * 150)
-    assert (len(submission.problems), submission.hopeless) == (100, True)
-    assert not read(*[b"{"] * 99).hopeless
+    assert (len(submission.problems), submission.has_too_many_problems) == (100, True)
+    assert not read(*[b"{"] * 99).has_too_many_problems
     for count in (99, 100):
         with pytest.raises(InvalidSubmission) as caught:
             read(*[b"{"] * count).close()

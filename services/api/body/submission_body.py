@@ -55,11 +55,11 @@ class SubmissionBody:
             return default
 
     def fill(self, submission: submissions.Submission) -> None:
-        """Hands over all that is asked for, one request after the other, until it is hopeless."""
+        """Hands over all that is asked for, one request after the other, until it has too many problems."""
         for problem in self.problems:
             submission.refuse(problem)
         for index, (prefix, value) in enumerate(self._requests()):
-            if submission.hopeless:
+            if submission.has_too_many_problems:
                 return
             submission.add(index, value, prefix)
 

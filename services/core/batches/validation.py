@@ -1,6 +1,7 @@
-"""The errand that reads a job's file: every line is checked, then every image is recorded in one transaction, or none.
+"""The background task that reads a batch job's file: it checks every line, then records all images in one transaction.
 
-It survives any death: nothing is written before its one commit, and whoever takes the lease next reads the file anew.
+If its process dies, nothing is lost or left over: nothing is written before the one commit, and the next holder of the
+lease reads the file again.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
 _KEEP_LINES = 500
-_BLANK_LINES = 1_000  # at the end; a file of nothing else would keep an errand's thread for minutes
+_BLANK_LINES = 1_000  # at the end; a file of only blank lines would occupy a thread for minutes
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -29,11 +30,11 @@ def pending(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[i
 
 
 def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, lease: Lease) -> None:
-    """Takes the job to `queued`, or to `failed` with up to a hundred problems, each with its line."""
+    """Moves the job to `queued`, or to `failed` with up to 100 problems, each with its line."""
     with lease.begin() as connection:
         source = batch_jobs.source(connection, job_id)
         catalogue = models.catalogue(connection)
-    if source.state != JobState.VALIDATING:  # read or cancelled since it was seen to wait
+    if source.state != JobState.VALIDATING:  # read or cancelled in the meantime
         return
     with submissions.Submission(settings, catalogue, existing=submissions.ExistingJob(job_id)) as submission:
         try:
@@ -47,7 +48,7 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, 
             return
         with lease.begin() as connection:
             opened = batch_jobs.accept(connection, submission)
-    if opened:  # lost with this process: the ring duty and the workers' timers find the job within seconds
+    if opened:  # if this is lost, a periodic task and the workers' timers find the job within seconds
         for model in submission.models:
             notifier.notify(model)
 
@@ -58,7 +59,7 @@ def _read(settings: Settings, store: ImageStore, key: str, submission: submissio
         for number, line in enumerate(line_format.split(store.stream(key)), 1):
             if number % _KEEP_LINES == 0:
                 lease.keep()
-            if submission.hopeless:
+            if submission.has_too_many_problems:
                 return
             if not line or line.isspace():
                 blank = blank or number
@@ -68,7 +69,7 @@ def _read(settings: Settings, store: ImageStore, key: str, submission: submissio
                     return
                 continue
             if blank:
-                submission.refuse(Problem("blank_line", "A blank line stands between requests.", None, blank))
+                submission.refuse(Problem("blank_line", "There is a blank line between requests.", None, blank))
                 blank = 0
             if number > settings.max_lines_per_file:
                 message = f"A file has at most {settings.max_lines_per_file:,} lines; send the rest as another."
@@ -95,7 +96,7 @@ def _add(submission: submissions.Submission, line: bytes, number: int) -> None:
 
 
 def _beside_body(problem: Problem) -> Problem:
-    """A line's custom_id stands beside its body."""
+    """Corrects the path of a problem with custom_id, which is beside the line's body."""
     if problem.param != "body.custom_id":
         return problem
     return replace(problem, param="custom_id", message=problem.message.replace("body.custom_id", "custom_id", 1))

@@ -1,8 +1,8 @@
-"""The log of events: what happened to whom, written in the transaction that makes it true.
+"""The log of events. An event is written in the transaction that makes it true.
 
-A statement that moves rows logs what it moved as part of itself: `WITH moved AS (UPDATE ... RETURNING ...)` and then
-one of the fragments below. A fragment's arguments are SQL of our own, never values. `subject` is such as `job/17`: the
-kind of thing and its number. `actor` is the process that did it, as its connection names itself.
+A statement that moves rows also logs them: `WITH moved AS (UPDATE ... RETURNING ...)` followed by one of the fragments
+below. A fragment's arguments are SQL written in this code, never values. `subject` is a kind and an id, such as
+`job/17`. `actor` is the application name of the connection that wrote the event.
 """
 
 import json
@@ -23,7 +23,7 @@ _APPEND_OF_JOB = statement("log.append_of_job")(f"""
 def append(
     connection: Connection, kind: str, subject: str, *, tenant_id: int | None, data: Mapping[str, object] | None = None
 ) -> None:
-    """Logs one event. Without a tenant it is the house's own, and no tenant sees it."""
+    """Logs one event. Without a tenant it is an event of the system, which no tenant sees."""
     values = {"tenant_id": tenant_id, "kind": kind, "subject": subject, "data": json.dumps(data or {})}
     connection.execute(_APPEND, values)
 
@@ -34,10 +34,10 @@ def append_of_job(connection: Connection, kind: str, job_id: int, data: Mapping[
 
 
 def of_each(moved: str, kind: str, *, subject: str, data: str = "jsonb_build_object()") -> str:
-    """The part of a statement that logs one event for each row of `moved`, which has `tenant_id`."""
+    """The part of a statement that logs one event for each row of `moved`, which has a column `tenant_id`."""
     return f"{_INTO} SELECT tenant_id, {_ACTOR}, {kind}, {subject}, {data} FROM {moved}"  # noqa: S608  our own text
 
 
 def of_jobs(moved: str, kind: str, data: str = "jsonb_build_object()") -> str:
-    """The same where `moved` are jobs, with `id` and `tenant_id`."""
+    """The same for jobs: `moved` has the columns `id` and `tenant_id`."""
     return of_each(moved, kind, subject="'job/' || id", data=data)

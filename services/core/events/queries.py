@@ -1,4 +1,4 @@
-"""Reading events, by `seq`: whoever has read up to a number has missed nothing below it, and never will have."""
+"""Reads events by `seq`. A reader that has read up to a number has every event below it: none is added there later."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ WHERE subject = :subject AND tenant_id = :tenant_id AND seq > :seq ORDER BY seq 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that is true. `tenant_id` is None for what concerns the whole house."""
+    """One committed event. `tenant_id` is None for an event of the system."""
 
     seq: int
     tenant_id: int | None
@@ -32,7 +32,7 @@ class Event:
 
 
 def after(connection: Connection, seq: int, *, limit: int = 1_000) -> list[Event]:
-    """Everybody's events with a number above `seq`, in order."""
+    """Events of all tenants with a number above `seq`, in order."""
     return _events(connection.execute(_AFTER, {"seq": seq, "limit": limit}))
 
 
@@ -45,7 +45,7 @@ def of_subject(
 
 
 def job(job_id: int) -> str:
-    """The subject of a job's events."""
+    """The subject under which a job's events are logged."""
     return f"job/{job_id}"
 
 

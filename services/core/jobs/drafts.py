@@ -1,8 +1,8 @@
-"""Drafts: jobs that grow by numbered chunks and are queued, whole, by their last commit.
+"""Drafts: jobs that grow by numbered chunks and are queued as a whole when they are finalized.
 
-A chunk is committed once, however often it is sent. Its images are queued rows in segments that are not open, so
-nothing claims them before `finalize` opens them all. Whoever reads outside the transaction that writes (to parse a
-chunk, to look for duplicates) holds no lock; the draft's total says whether another was quicker.
+A chunk is committed once, however often it is sent. Its images are queued rows in segments that are not open, so they
+are not claimed before `finalize` opens all segments. Parsing a chunk and looking for duplicates happen before the
+transaction that writes, without a lock; if the draft's total has changed by then, another chunk was faster.
 
 Functions that take a connection take an open transaction and never commit.
 """
@@ -23,12 +23,12 @@ from services.core.queue import job_states, segments
 from services.core.queue.job_states import NewJob
 
 KEPT_DAYS = 7
-_TOLD = 10  # of missing chunks, by number
+_MAX_LISTED = 10  # numbers of missing chunks, in an error
 
-_GROUND = statement("drafts.ground")("""
+_DRAFT = statement("drafts.draft")("""
 SELECT state, total, priority, opened_at FROM jobs WHERE id = :id AND tenant_id = :tenant_id
 """)
-_LOCKED_GROUND = statement("drafts.locked_ground")(f"{_GROUND.text} FOR NO KEY UPDATE")
+_LOCKED_DRAFT = statement("drafts.locked_draft")(f"{_DRAFT.text} FOR NO KEY UPDATE")
 _SHAPES = statement("drafts.shapes")(f"SELECT {columns.shape('s')} FROM segments s WHERE job_id = :id ORDER BY s.id")  # noqa: S608  our own text
 _CHUNK = statement("drafts.chunk")(
     "SELECT number, sha256, requests, images FROM job_chunks WHERE job_id = :id AND number = :number"
@@ -68,7 +68,7 @@ ORDER BY second
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A chunk as it was committed. `sha256` in hex, of what it asks for, whatever its white space."""
+    """A committed chunk. `sha256`, in hex, covers what it asks for; white space and the order of keys do not matter."""
 
     number: int
     requests: int
@@ -84,7 +84,7 @@ def open_draft(
     *,
     idempotency_key: str | None = None,
 ) -> int | None:
-    """Makes a job without images. Returns None, or the job that this Idempotency-Key made before."""
+    """Creates a draft without images. Returns None, or the id of the job that this Idempotency-Key created before."""
     if idempotency_key is not None:
         digest = idempotency.digest("draft", label.model_dump())
         known = idempotency.remember(connection, tenant_id, idempotency_key, sha256=digest, thing=job_id)
@@ -113,7 +113,7 @@ def create(
     embed_prompt: bool,
     parent_id: int | None = None,
 ) -> None:
-    """Records a draft that holds nothing."""
+    """Records an empty draft."""
     draft = NewJob(
         id=job_id, tenant_id=tenant_id, state=JobState.DRAFT, priority=priority, labels=labels, dedupe=dedupe,
         embed_prompt=embed_prompt, parent_id=parent_id, expires_seconds=KEPT_DAYS * 86_400,
@@ -122,30 +122,30 @@ def create(
 
 
 def existing(connection: Connection, tenant_id: int, job_id: int, number: int) -> ExistingJob:
-    """What the chunk of that number is parsed upon. One that was committed finds the room that it has taken: sent
-    again, it must not be refused for it.
+    """The draft to which the chunk of that number is added. If that chunk is already committed, its own images are not
+    counted: sent again, it must not be refused as too large.
 
     Raises:
         NotFound: no such job of this tenant.
-        Conflict: it is no draft.
+        Conflict: the job is not a draft.
     """
-    row = _draft(connection, tenant_id, job_id, _GROUND)
+    row = _draft(connection, tenant_id, job_id, _DRAFT)
     known = connection.execute(_CHUNK, {"id": job_id, "number": number}).one_or_none()
     images = row.total - (known.images if known else 0)
     return ExistingJob(job_id, images, tuple(map(columns.read_shape, connection.execute(_SHAPES, {"id": job_id}))))
 
 
 def append(connection: Connection, tenant_id: int, submission: Submission, number: int) -> tuple[Chunk, bool]:
-    """Commits a parsed chunk with its images, once. Returns it, and whether it had been committed before.
+    """Commits a parsed chunk with its images, once. Returns it, and whether it was already committed.
 
     Raises:
         InvalidSubmission: something is wrong with it.
-        NotFound, Conflict: no such draft any more; this number has another content (`chunk_conflict`); or another
-            chunk was appended since this one's ground was read (`chunk_busy`).
+        NotFound, Conflict: the draft no longer exists; this number was used for another content (`chunk_conflict`); or
+            another chunk was appended since this one was parsed (`chunk_busy`).
     """
     digest = submission.close()
     job_id, first = submission.job_id, submission.existing.images
-    row = _draft(connection, tenant_id, job_id, _LOCKED_GROUND)
+    row = _draft(connection, tenant_id, job_id, _LOCKED_DRAFT)
     known = connection.execute(_CHUNK, {"id": job_id, "number": number}).one_or_none()
     if known is not None:
         if bytes(known.sha256) != digest:
@@ -176,19 +176,19 @@ def append(connection: Connection, tenant_id: int, submission: Submission, numbe
 
 def chunks(connection: Connection, tenant_id: int, job_id: int, *, after: int, limit: int) -> list[Chunk]:
     """The job's chunks with a number above `after`, in order. Raises NotFound."""
-    _row(connection, tenant_id, job_id, _GROUND)
+    _row(connection, tenant_id, job_id, _DRAFT)
     return [_chunk(row) for row in connection.execute(_CHUNKS, {"id": job_id, "after": after, "limit": limit})]
 
 
 def inspect(connection: Connection, tenant_id: int, job_id: int, wanted: requests.FinalizeRequest) -> int | None:
-    """Looks for all that keeps a draft from being finalized. Returns its images, or None: it was finalized before.
+    """Checks whether a draft can be finalized. Returns the number of its images, or None if it was finalized before.
 
     Raises:
-        InvalidSubmission: chunks are missing, or there are too many; another count of images; duplicate custom_ids.
+        InvalidSubmission: chunks are missing or too many, the count of images differs, or custom_ids are duplicate.
         NotFound, Conflict: no such draft.
     """
     connection.execute(text("SET LOCAL statement_timeout = 0"))
-    row = _row(connection, tenant_id, job_id, _GROUND)
+    row = _row(connection, tenant_id, job_id, _DRAFT)
     count = connection.execute(_COUNT_CHUNKS, {"id": job_id, "wanted": wanted.chunks}).one()
     if row.state != JobState.DRAFT and row.opened_at is not None and count.chunks == count.within == wanted.chunks:
         return None
@@ -207,12 +207,12 @@ def inspect(connection: Connection, tenant_id: int, job_id: int, wanted: request
 
 
 def finalize(connection: Connection, tenant_id: int, job_id: int, images: int) -> list[str]:
-    """Queues the draft that was inspected, and all its images with it. Returns the names of its models.
+    """Queues the inspected draft with all its images. Returns the names of its models.
 
     Raises:
-        NotFound, Conflict: no such draft any more, or a chunk came since it was inspected.
+        NotFound, Conflict: the draft no longer exists, or a chunk was appended since it was inspected.
     """
-    row = _draft(connection, tenant_id, job_id, _LOCKED_GROUND)
+    row = _draft(connection, tenant_id, job_id, _LOCKED_DRAFT)
     if row.total != images:
         raise Conflict("A chunk was appended in the meantime; finalize it again.", "chunk_busy")
     return open_all(connection, job_id)
@@ -244,11 +244,11 @@ def _no_draft(state: str) -> Conflict:
 
 def _gaps(connection: Connection, job_id: int, wanted: requests.FinalizeRequest, count: Any) -> list[Problem]:
     if count.within < wanted.chunks:
-        values = {"id": job_id, "wanted": wanted.chunks, "limit": _TOLD}
+        values = {"id": job_id, "wanted": wanted.chunks, "limit": _MAX_LISTED}
         missing = connection.execute(_MISSING, values).scalars().all()
-        gone = wanted.chunks - count.within
-        rest = f" and {gone - len(missing):,} more" if gone > len(missing) else ""
-        message = f"Of {wanted.chunks:,} chunks {gone:,} are missing: {', '.join(map(str, missing))}{rest}."
+        absent = wanted.chunks - count.within
+        rest = f" and {absent - len(missing):,} more" if absent > len(missing) else ""
+        message = f"Of {wanted.chunks:,} chunks {absent:,} are missing: {', '.join(map(str, missing))}{rest}."
         return [Problem("chunks_missing", message, "chunks")]
     if count.chunks > count.within:
         message = (

@@ -1,13 +1,12 @@
-"""What a job would cost and when it would be done: counted as a submission is, and put into seconds by what the workers
-have measured.
+"""Estimates what a job would cost and when it would finish, from the rates that workers have measured.
 
-Accelerator-seconds are images times the mean of their shape. The interval goes from the quickest device's mean to the
-slowest one's, each give or take two standard errors and what chance does to so many images. A shape that nobody has
-measured is scaled from the nearest one of its model by pixels, steps and guidance, and its interval is twice as wide to
-either side: not everything grows with the steps.
+Accelerator-seconds are the number of images times the mean of their shape. The interval reaches from the fastest
+device's mean to the slowest one's, widened by two standard errors of the mean and of a sum of that many images. The
+rate of a shape that was never measured is scaled from the nearest shape of its model by pixels, steps and guidance; its
+interval is twice as wide on either side, because not all of the work grows with the steps.
 
-The time to finish takes the work queued before it in the same and higher classes first, and all workers of the model as
-free for it: tenants that share a class will shift it.
+The time to finish assumes that the work already queued in the same and higher priority classes comes first, and that
+all workers of the model are available. Other tenants in the same class change it.
 """
 
 import math
@@ -26,7 +25,7 @@ from services.core.model import requests
 from services.core.model.specs import Shape
 from services.core.settings import Settings
 
-UNMEASURED = 2.0  # how many times wider the interval of a scaled shape is, to either side
+UNMEASURED = 2.0  # how many times wider the interval of a scaled shape is, on either side
 LIVE_SECONDS = 15.0
 
 _RATES = statement("estimates.rates")("SELECT * FROM render_rates WHERE model_revision = ANY(:revisions)")
@@ -36,7 +35,7 @@ WHERE seen_at > now() - make_interval(secs => :seconds) AND state IN ('ready', '
   AND model_revision = ANY(:revisions)
 GROUP BY model_revision
 """)
-# A job's queued images, told apart by shape in proportion to its segments' spans: exact for a job of one shape.
+# A job's queued images, divided among its shapes in proportion to its segments' spans: exact for a job of one shape.
 _AHEAD = statement("estimates.ahead")(f"""
 SELECT {columns.shape("s")},
        sum(waiting.queued * (s.high - s.low + 1)::double precision / waiting.span) AS images
@@ -55,7 +54,7 @@ GROUP BY {columns.shape("s")}
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Seconds: what is to be expected, and between which bounds."""
+    """Seconds: the expected value and its bounds."""
 
     low: float
     expected: float
@@ -70,7 +69,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What an image of a shape takes. `same`: this shape was measured, and not another of its model."""
+    """The seconds that an image of a shape takes. `same`: measured for this shape, not scaled from another."""
 
     seconds: float
     same: bool
@@ -81,9 +80,9 @@ class Rate:
         """Accelerator-seconds of so many images."""
         lows, highs = [], []
         for mean, deviation, measured in self.devices:
-            give = 2 * deviation * (1 / math.sqrt(max(measured, 1)) + 1 / math.sqrt(max(images, 1)))
-            lows.append(max(mean - give, 0.0))
-            highs.append(mean + give)
+            margin = 2 * deviation * (1 / math.sqrt(max(measured, 1)) + 1 / math.sqrt(max(images, 1)))
+            lows.append(max(mean - margin, 0.0))
+            highs.append(mean + margin)
         width = 1.0 if self.same else UNMEASURED
         times = images * self.scale
         return Interval(min(lows) * times / width, self.seconds * images, max(highs) * times * width)
@@ -100,7 +99,7 @@ class ShapeEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """`ahead`: images queued that come before. None: nothing was measured, or nobody serves it."""
+    """`ahead` is the number of queued images that come first. None: no rate was measured, or no worker serves it."""
 
     images: int
     ahead: int
@@ -115,14 +114,14 @@ class Estimate:
 
 
 class WorkTally(Submission):
-    """A submission that is only counted: checked like any other, and nothing of it is kept."""
+    """Checks requests as a submission does, but only counts them."""
 
     def __init__(self, settings: Settings, catalogue: dict[str, Model], *, defaults: dict[str, Any]) -> None:
         super().__init__(settings, catalogue, defaults=defaults)
         self.counts: dict[tuple[str, Shape], int] = {}  # images, by model and shape
 
-    def _write(self, request: requests.ImageRequest, lane: ResolvedShape) -> None:
-        self._count(request.model, lane, request.n)
+    def _write(self, request: requests.ImageRequest, resolved: ResolvedShape) -> None:
+        self._count(request.model, resolved, request.n)
 
     def add_shape(self, place: int, value: object) -> None:
         """Checks and counts some images of one shape."""
@@ -132,21 +131,21 @@ class WorkTally(Submission):
         except ValidationError as error:
             self.problems.extend(requests.problems(error, value, place, prefix, requests.EstimateShape.ALLOWED))
             return
-        said = asked.model_dump(exclude={"images"}, exclude_none=True)
-        request = requests.ImageRequest(prompt="-", **said)
-        lane = self._new_lane((place,), request, place, prefix)
-        if lane is not None:
-            self._count(request.model, lane, asked.images)
+        fields = asked.model_dump(exclude={"images"}, exclude_none=True)
+        request = requests.ImageRequest(prompt="-", **fields)
+        resolved = self._resolve((place,), request, place, prefix)
+        if resolved is not None:
+            self._count(request.model, resolved, asked.images)
 
-    def _count(self, model: str | None, lane: ResolvedShape, images: int) -> None:
-        key = model or self._settings.model, lane.shape
+    def _count(self, model: str | None, resolved: ResolvedShape, images: int) -> None:
+        key = model or self._settings.model, resolved.shape
         self.counts[key] = self.counts.get(key, 0) + images
         self.total += images
         self.requests += 1
 
 
 def estimate(connection: Connection, counts: dict[tuple[str, Shape], int], priority: int) -> Estimate:
-    """Of so many images by model and shape. Takes a transaction of the house: all tenants' work lies ahead."""
+    """Estimates the images counted by model and shape. Takes a system transaction: the work of all tenants counts."""
     revisions = sorted({shape.model_revision for _, shape in counts})
     measured = connection.execute(_RATES, {"revisions": revisions}).all()
     found = connection.execute(_WORKERS, {"revisions": revisions, "seconds": LIVE_SECONDS})
@@ -176,7 +175,7 @@ def estimate(connection: Connection, counts: dict[tuple[str, Shape], int], prior
 def _finish(
     own: dict[Shape, float], ahead: dict[Shape, float], rates: dict[Shape, Rate | None], workers: dict[str, int]
 ) -> Interval | None:
-    """The latest of its models: their workers do not wait for one another."""
+    """The time until the last of the job's models is done. Workers of different models work at the same time."""
     spans = []
     for revision in {shape.model_revision for shape in own}:
         waiting = {shape: images for shape, images in ahead.items() if shape.model_revision == revision}
@@ -201,7 +200,7 @@ def _work(images: dict[Shape, float], rates: dict[Shape, Rate | None]) -> Interv
 
 
 def _rate(measured: Sequence[Any], shape: Shape) -> Rate | None:
-    """This shape's rate, or else the nearest measured one's of its model, scaled."""
+    """The measured rate of this shape; otherwise that of the nearest measured shape of its model, scaled."""
     by_shape: dict[Shape, list[Any]] = {}
     for row in measured:
         if row.model_revision == shape.model_revision and row.images > 0:
@@ -216,5 +215,5 @@ def _rate(measured: Sequence[Any], shape: Shape) -> Rate | None:
 
 
 def _size(shape: Shape) -> float:
-    """What a render's work grows with."""
+    """A number proportional to the work of a render."""
     return float(shape.width * shape.height * shape.steps * (2 if shape.guided else 1))

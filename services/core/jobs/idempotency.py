@@ -1,4 +1,4 @@
-"""Idempotency keys: one name, one thing. Recorded in the transaction that makes the thing."""
+"""Idempotency keys: a key belongs to one job or export, and is recorded in the transaction that creates it."""
 
 import hashlib
 import json
@@ -22,18 +22,19 @@ DELETE FROM idempotency WHERE (tenant_id, key) IN (
 
 
 def digest(*asked: object) -> bytes:
-    """sha256 of what was asked for, as plain values: the order of keys says nothing."""
+    """sha256 of a request as plain values; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).digest()
 
 
 def remember(
     connection: Connection, tenant_id: int, key: str, *, sha256: bytes, thing: int, kind: str = "job"
 ) -> int | None:
-    """Takes the key for this thing; the id of the thing that has it already, or None. `sha256` is of what was asked.
+    """Records the key for the id `thing`. Returns None, or the id for which the key was recorded before. `sha256` is
+    the digest of the request.
 
     Raises:
-        IdempotencyConflict: the key stands for something else.
-        IdempotencyBusy: a transaction that is under way has taken it.
+        IdempotencyConflict: the key was used for another request.
+        IdempotencyBusy: a transaction that is under way is recording it.
     """
     values = {"tenant_id": tenant_id, "key": key, "sha256": sha256, "thing": thing, "kind": kind}
     connection.execute(text("SET LOCAL lock_timeout = '2s'"))
@@ -48,12 +49,12 @@ def remember(
         return None
     row = connection.execute(_REMEMBERED, {"tenant_id": tenant_id, "key": key}).one_or_none()
     if row is None:
-        raise DatabaseUnavailable("The Idempotency-Key was forgotten in this very moment; try again.")
+        raise DatabaseUnavailable("The Idempotency-Key expired at this moment; try again.")
     if bytes(row.request_sha256) != sha256 or row.kind != kind:
         raise IdempotencyConflict
     return int(row.job_id)
 
 
 def forget(connection: Connection) -> None:
-    """Drops records after a week, a batch at a time."""
+    """Deletes keys that are older than a week, up to 10,000 per call."""
     connection.execute(_FORGET)

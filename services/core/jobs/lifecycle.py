@@ -1,4 +1,4 @@
-"""What people ask of a job: cancel, pause, another priority. The queue writes; here its answers become errors.
+"""What users do to a job: cancel, pause, resume, change. The queue writes; this file turns refusals into errors.
 
 Functions take an open transaction and never commit.
 """
@@ -15,7 +15,7 @@ _STATE = statement("lifecycle.state")("SELECT state FROM jobs WHERE id = :id AND
 
 
 def cancel(connection: Connection, tenant_id: int, job_id: int) -> None:
-    """From this commit on nothing of the job is claimed and nothing of it turns done. Calling it again is no error.
+    """From this commit on, no image of the job is claimed or becomes done. A second call is not an error.
 
     Raises:
         NotFound: no such job of this tenant.
@@ -29,11 +29,11 @@ def cancel(connection: Connection, tenant_id: int, job_id: int) -> None:
 
 
 def pause(connection: Connection, tenant_id: int, job_id: int, paused: bool) -> None:
-    """Nothing of a paused job is claimed; what is being rendered goes on. Asking again is no error.
+    """Images of a paused job are not claimed; those that are being rendered go on. A second call is not an error.
 
     Raises:
         NotFound: no such job of this tenant.
-        Conflict: a draft, whose images nothing claims anyway, or a job that ends or has ended.
+        Conflict: the job is neither queued nor in progress.
     """
     if job_states.pause(connection, tenant_id, job_id, paused):
         return
@@ -52,11 +52,11 @@ def change(
     priority: int | None = None,
     labels: dict[str, str] | None = None,
 ) -> None:
-    """Gives a job another priority, for all that is not claimed yet, or other labels. None: as it is.
+    """Changes the priority of all images that are not claimed yet, or the job's labels. None: unchanged.
 
     Raises:
         NotFound: no such job of this tenant.
-        Conflict: another priority for a job that has finished.
+        Conflict: the priority of a finished job cannot change.
     """
     _state(connection, tenant_id, job_id)
     if priority is not None and not job_states.set_priority(connection, tenant_id, job_id, priority):
@@ -68,8 +68,8 @@ def change(
 
 
 def finish(connection: Connection) -> list[int]:
-    """Ends every job whose images are all final; returns the ids of those that reached their final state. What came as
-    a file stays `finalizing` until its files are written."""
+    """Ends every job whose images are all final. Returns the ids of the jobs that reached their final state; a job that
+    was submitted as a file stays `finalizing` until its output files are written."""
     job_states.finalize(connection)
     return job_states.finish_all(connection)
 

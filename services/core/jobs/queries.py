@@ -1,6 +1,6 @@
-"""Every read made for people. Each is one statement, so what it shows was true at one moment.
+"""Reads of jobs, images and workers for users. Each is one statement, so its result was true at one moment.
 
-A tenant's reads take its id and run in its own transaction: `database.begin(tenant_id)`.
+Reads for a tenant take its id and run in its transaction: `database.begin(tenant_id)`.
 """
 
 import json
@@ -40,7 +40,7 @@ LEFT JOIN LATERAL (
   ORDER BY id DESC LIMIT 1
 ) f ON true
 """  # noqa: S608  our own text
-# Few images first, then what belongs to each: joined before they are few, it would be that of the whole job.
+# Selects the images of the page first and then joins the rest: joined first, it would be that of the whole job.
 _PAGE = """(
   SELECT * FROM images WHERE job_id = :job_id AND index > :after{which} ORDER BY index LIMIT :limit
 )"""
@@ -50,7 +50,7 @@ def _page(name: str, which: str = "") -> TextClause:
     return statement(name)(_IMAGE.format(images=_PAGE.format(which=which)) + "ORDER BY i.index")
 
 
-# By equality, so that the planner knows how few they are; a range it takes for a good part of the table.
+# By equality, so that the planner knows that they are few; it takes a range for a large part of the table.
 _THESE = """unnest(CAST(:indexes AS integer[])) AS wanted (index)
 CROSS JOIN LATERAL (SELECT * FROM images WHERE images.job_id = :job_id AND images.index = wanted.index OFFSET 0)"""
 _THESE_IMAGES = statement("queries.these_images")(_IMAGE.format(images=_THESE) + "ORDER BY i.index")
@@ -85,8 +85,8 @@ SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SE
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """One job at one moment. `reused`: of the done ones, copied from earlier images. `rate`: images finished a second,
-    lately; `eta_seconds`: None while nothing moves."""
+    """One job at one moment. `reused` counts the done images that were copied from earlier ones. `rate` is the recent
+    number of images finished per second; `eta_seconds` is None while it is 0."""
 
     id: int
     state: str
@@ -113,8 +113,8 @@ class JobView:
 
 @dataclass(frozen=True, slots=True)
 class ImageView:
-    """One image at one moment, with its request. Of a done one `flagged` is None where no checker ran, and `versions`
-    where none were recorded."""
+    """One image at one moment, with its request. In a done image, `flagged` is None if no checker ran, and `versions`
+    if none were recorded."""
 
     index: int
     state: ImageState
@@ -151,7 +151,7 @@ def jobs(
     state: str | None = None,
     label: tuple[str, str] | None = None,
 ) -> list[JobView]:
-    """The newest jobs with an id below `before`, in that state and with that label if one is given."""
+    """The newest jobs with an id below `before`; only those with the given state and label, if any."""
     values = {"tenant_id": tenant_id, "before": before, "limit": limit, "state": state}
     values["labels"] = json.dumps(dict([label] if label else []))
     return [_job_view(row) for row in connection.execute(_JOBS, values)]
@@ -165,7 +165,7 @@ def exists(connection: Connection, tenant_id: int, job_id: int) -> bool:
 def images(
     connection: Connection, tenant_id: int, job_id: int, *, state: ImageState | None, after: int, limit: int
 ) -> list[ImageView] | None:
-    """The job's images with an index above `after`, in order; None: no such job of this tenant."""
+    """The job's images with an index above `after`, in order. None: the tenant has no such job."""
     if not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
         return None
     values = {"job_id": job_id, "after": after, "limit": limit}
@@ -177,7 +177,7 @@ def images(
 
 
 def image(connection: Connection, tenant_id: int | None, job_id: int, index: int) -> ImageView | None:
-    """One image; None: there is none, or not of this tenant. As the house (None) anybody's."""
+    """One image. None: there is none, or it belongs to another tenant. With tenant_id None, any tenant's image."""
     if tenant_id is not None and not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
         return None
     found = images_at(connection, job_id, [index])
@@ -193,8 +193,8 @@ def images_at(connection: Connection, job_id: int, indexes: Sequence[int]) -> li
 def images_failed_first(
     connection: Connection, tenant_id: int, job_id: int, *, failed: bool, after: int, limit: int
 ) -> list[ImageView] | None:
-    """The images that failed, in order, and then all the others. `failed`: the page before ended among the failed,
-    at the index `after`. None: no such job of this tenant."""
+    """The failed images in order, then all others. `failed`: the page before ended among the failed ones, at the index
+    `after`. None: the tenant has no such job."""
     found: list[ImageView] | None = []
     if failed:
         found = images(connection, tenant_id, job_id, state=ImageState.FAILED, after=after, limit=limit)
@@ -208,7 +208,7 @@ def images_failed_first(
 
 
 def waiting_models(connection: Connection) -> list[str]:
-    """Models for which something may wait: whose bells should ring."""
+    """Models for which images may be queued: their workers should be woken."""
     return list(connection.execute(_WAITING_MODELS).scalars())
 
 
@@ -218,7 +218,7 @@ def models_of(connection: Connection, job_id: int) -> list[str]:
 
 
 def fleet(connection: Connection) -> Sequence[Any]:
-    """Workers seen in the last five minutes; `silent` is seconds since."""
+    """Workers seen in the last five minutes; `silent` is the number of seconds since then."""
     return connection.execute(_FLEET).all()
 
 
@@ -228,14 +228,14 @@ def workers_by_revision(connection: Connection) -> dict[str, int]:
 
 
 def readiness(connection: Connection, model: str) -> tuple[bool, bool]:
-    """Whether the model is registered, and whether a worker has ever been up: only workers register models, and a
-    fleet that was scaled to nothing accepts work."""
+    """Whether the model is registered, and whether a worker has ever been up. Only workers register models; a model
+    stays registered while no worker runs."""
     row = connection.execute(_READY, {"model": model}).one()
     return row.registered, row.worker_was_up
 
 
 def totals(connection: Connection) -> tuple[dict[str, int], dict[str, int], int]:
-    """Of the whole house: images by state, jobs by state, open claims."""
+    """Of all tenants: images by state, jobs by state, open claims."""
     row = connection.execute(_TOTALS).one()
     images_by_state = {name: int(getattr(row, name) or 0) for name in COUNTS}
     jobs_by_state = {entry.state: entry.jobs for entry in connection.execute(_JOB_STATES)}

@@ -1,8 +1,8 @@
-"""A job's requests as people look at them: what failed first. A request's state follows from its images' states.
+"""Pages of a job's requests, failed ones first. A request's state follows from the states of its images.
 
-The states are walked one after the other, each in order of index, from where a page ended. A walk jumps from one image
-in the state to the request that it belongs to, and on to the first such image behind that request: it costs what is
-found, where an index of the images knows the state (failed, queued), and else one look at the rows in between.
+Pages go through the states one after the other, and through each in order of index. Within a state a query jumps from
+an image in that state to its request, and on to the first such image after that request. If an index of `images` covers
+the state (failed, queued), the cost depends only on the requests found; otherwise the rows in between are read once.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from services.core.model.errors import NotFound
 from services.core.model.states import ImageState
 
 ORDER = (ImageState.FAILED, ImageState.RENDERING, ImageState.QUEUED, ImageState.CANCELLED, ImageState.DONE)
-MAX_IMAGES = 10_000  # on a page: a request has up to a thousand
-LOOKED_AT = 20_000  # requests, for one page
+MAX_IMAGES = 10_000  # on a page; a request has up to 1,000
+LOOKED_AT = 20_000  # requests read for one page
 
 _STATE = """
 SELECT p.index, p.n, p.weight, state.* FROM {requests} p
@@ -32,7 +32,7 @@ CROSS JOIN LATERAL (
   FROM images i WHERE i.job_id = :job_id AND i.index >= p.index AND i.index < p.index + p.n
 ) state
 """
-# The first image at or after an index that is in the state.
+# The first image in the state at or after an index.
 _NEXT = (
     """SELECT index FROM images WHERE job_id = :job_id AND state = {state} AND index >= {at} ORDER BY index LIMIT 1"""
 )
@@ -53,7 +53,7 @@ _JUMP = """(
 )"""
 _PAYLOAD = f"""SELECT index, n, 1 + {columns.LISTED_BYTES} / 512 AS weight FROM payloads
 WHERE payloads.job_id = :job_id AND payloads.index <= {{at}} ORDER BY payloads.index DESC LIMIT 1"""  # noqa: S608
-# Few images are being rendered at a time, in all the house.
+# In the whole system, few images are being rendered at any time.
 _RENDERING = """(
   SELECT DISTINCT p.* FROM images i CROSS JOIN LATERAL ({payload}) p
   WHERE i.job_id = :job_id AND i.claim_id IS NOT NULL AND p.index >= :from ORDER BY p.index LIMIT :looked_at
@@ -81,7 +81,7 @@ _REQUESTS = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a page begins: among the requests of this state, at this index."""
+    """Where a page begins: the state of its first request and an index."""
 
     state: ImageState
     index: int = 0
@@ -98,7 +98,7 @@ class RequestView:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A request of the page. `weight`: what it takes of MOST_IMAGES."""
+    """A request of the page. `weight` counts towards MAX_IMAGES."""
 
     n: int
     weight: int
@@ -108,9 +108,9 @@ class _Found:
 def page(
     connection: Connection, tenant_id: int, job_id: int, *, only: ImageState | None, place: Place | None, limit: int
 ) -> tuple[list[RequestView], Place | None]:
-    """Up to `limit` requests from `place` on, and where the next page begins; None: there is no more. Raises NotFound.
+    """Up to `limit` requests from `place` on, and where the next page begins (None: this is the last). Raises NotFound.
 
-    Requests that change their state while somebody turns the pages may be missed or seen twice, as in any list.
+    A request that changes its state while a client reads the pages may be missed or listed twice.
     """
     job = queries.job(connection, tenant_id, job_id)
     if job is None:
@@ -126,7 +126,7 @@ def page(
         if ended is not None:
             break
     images = queries.images_at(connection, job_id, [first + nth for first in found for nth in range(found[first].n)])
-    return _together(found, images), ended
+    return _request_views(found, images), ended
 
 
 def _gather(
@@ -136,7 +136,7 @@ def _gather(
     found: dict[int, _Found],
     limit: int,
 ) -> Place | None:
-    """Adds requests of the place's state; where to go on, or None when there are no more of them."""
+    """Adds requests in the state of `place` to `found`. Returns where to continue, or None if there are no more."""
     values = {"job_id": job_id, "from": place.index, "looked_at": LOOKED_AT}
     total = sum(request.weight for request in found.values())
     looked_at, end = 0, place.index
@@ -155,7 +155,7 @@ def _gather(
     return Place(place.state, end) if looked_at == LOOKED_AT else None
 
 
-def _together(found: dict[int, _Found], images: Sequence[ImageView]) -> list[RequestView]:
+def _request_views(found: dict[int, _Found], images: Sequence[ImageView]) -> list[RequestView]:
     by_index = {image.index: image for image in images}
     return [
         RequestView(

@@ -1,8 +1,8 @@
-"""Trying failed images again: a new job of them, linked to the old one, which stays finished.
+"""Retries failed images in a new job that is linked to the old one; the old job stays finished.
 
-Its rows are made from the old one's by the database itself, so a million failures cost this process no memory. Seeds,
-shapes, custom_ids and the model's revision are the old ones: images of a request that failed one after another become
-one request, so a custom_id may stand at several.
+The database copies the rows, so this process needs no memory for them. Seeds, shapes, custom_ids and the model's
+revision are copied. Consecutive failed images of a request become one request of the new job; so a request with gaps
+between them becomes several with the same custom_id.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from services.core.model.states import ImageState
 from services.core.queue import images, job_states, segments
 
 _PARENT = statement("retry.parent")("SELECT * FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
-# What of a payload is another one's in the new job; every other column is copied.
+# The columns of a payload that differ in the new job; every other column is copied.
 _CHANGED = {
     "job_id": ":child",
     "index": "sum(run.n) OVER (ORDER BY run.first) - run.n",
@@ -45,7 +45,7 @@ _COUNT = statement("retry.count")(
 
 @dataclass(frozen=True, slots=True)
 class RetryResult:
-    """The new job and the names of its models. `replayed`: this Idempotency-Key had made it before."""
+    """The new job and the names of its models. `replayed`: this Idempotency-Key had already created it."""
 
     job_id: int
     models: list[str]
@@ -60,12 +60,12 @@ def retry(
     *,
     idempotency_key: str | None = None,
 ) -> RetryResult:
-    """Queues a new job of the images that failed, or were cancelled if that is asked for.
+    """Queues a new job with the images that failed and, if asked for, those that were cancelled.
 
     Raises:
         NotFound: no such job of this tenant.
-        Conflict: it has not finished, or nothing of it failed.
-        IdempotencyConflict, IdempotencyBusy: the key stands for something else, or for a request under way.
+        Conflict: the job has not finished, or none of its images failed.
+        IdempotencyConflict, IdempotencyBusy: the key was used for another request, or is in use right now.
     """
     parent = connection.execute(_PARENT, {"id": parent_id, "tenant_id": tenant_id}).one_or_none()
     if parent is None:

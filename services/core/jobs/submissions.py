@@ -1,7 +1,7 @@
-"""Submit: validate everything, then record everything in one transaction, then ring.
+"""Submission: validates all requests, then records the job and all its images in one transaction.
 
-Requests are checked one by one as they are read and written, ready for COPY, to a spool that lives on disk once it
-is large: memory stays flat, and the transaction does nothing but copy. One problem refuses the whole submission.
+Each request is checked as it is read and written, as a line for COPY, to a spool that moves to disk once it is large.
+So memory stays constant, and the transaction only copies. A single problem refuses the whole submission.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from services.core.settings import Settings
 
 MAX_PROBLEMS = 100
 MAX_SHAPES = 64
-_MAX_LANES = 10_000
+_MAX_CACHED = 10_000
 _SPOOL_MEMORY = 1 << 20
 _SPOOL_ROWS = 1_000  # written at a time
 _COPY_CHUNK = 1 << 18
@@ -37,7 +37,7 @@ _COPY_CHUNK = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What a submission came to. `replayed`: this Idempotency-Key had been used for it before."""
+    """The recorded job and the names of its models. `replayed`: this Idempotency-Key had already recorded it."""
 
     job_id: int
     models: frozenset[str]
@@ -46,17 +46,17 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedShape:
-    """What requests that say the same of model, size, steps and guidance come to."""
+    """The result of checking one combination of model, size, steps and guidance."""
 
     shape: Shape
     segment: int
     guidance: float
-    said: str
+    digest_text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ExistingJob:
-    """A job that stands already, and what it has: images, and the shapes of its segments, in order of their numbers."""
+    """A job that already exists: the number of its images, and the shapes of its segments in order of their numbers."""
 
     job_id: int
     images: int = 0
@@ -64,7 +64,7 @@ class ExistingJob:
 
 
 class Submission:
-    """Gathers requests for a new job, or for one that stands. A context manager; not for two threads at once."""
+    """Collects the requests of a new job or an existing one. A context manager; not safe between threads."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Submission:
         max_images: int | None = None,
         max_here: int | None = None,
     ) -> None:
-        """`most_images` is what the job may hold at last, `most_here` what may come to its ground."""
+        """`max_images` limits the images of the whole job, `max_here` those that this submission adds."""
         self.existing = existing or ExistingJob(ids.new())
         self.job_id = self.existing.job_id
         self.problems: list[Problem] = []
@@ -92,11 +92,11 @@ class Submission:
         self._segments: dict[Shape, tuple[int, int]] = {  # number, first index
             shape: (number, self.total) for number, shape in enumerate(self.existing.shapes)
         }
-        self._highest: list[int] = [-1] * len(self._segments)  # the last index of each segment; -1: nothing came to it
-        self._lanes: dict[tuple[object, ...], ResolvedShape] = {}  # by what a request says of its shape
+        self._highest: list[int] = [-1] * len(self._segments)  # the last index of each segment; -1: nothing was added
+        self._resolved: dict[tuple[object, ...], ResolvedShape] = {}  # by a request's fields that decide its shape
         self._custom_ids: dict[int, int] = {}
         self._rows: list[str] = []
-        self._said: list[str] = []  # what an Idempotency-Key stands for: neither order of keys nor white space
+        self._digest_texts: list[str] = []  # what an Idempotency-Key covers: not white space, not the order of keys
         self._spool = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY)  # noqa: SIM115  closed by __exit__
         if defaults:
             self._check_defaults()
@@ -110,8 +110,8 @@ class Submission:
         self._spool.close()
 
     @property
-    def hopeless(self) -> bool:
-        """So many problems that reading on tells nobody more."""
+    def has_too_many_problems(self) -> bool:
+        """Whether the caller may stop reading: no more problems would be reported."""
         return len(self.problems) >= MAX_PROBLEMS
 
     def refuse(self, problem: Problem) -> None:
@@ -152,9 +152,9 @@ class Submission:
         """Commits the job and all its images, or nothing.
 
         Raises:
-            InvalidSubmission: something is wrong with it; up to a hundred problems.
-            IdempotencyConflict, IdempotencyBusy: the key stands for another body, or for one under way.
-            DatabaseUnavailable: nothing can be recorded now, or the outcome is unknown: send it again, same key.
+            InvalidSubmission: something is wrong with it; lists up to 100 problems.
+            IdempotencyConflict, IdempotencyBusy: the key was used for another body, or is in use right now.
+            DatabaseUnavailable: nothing was recorded, or the outcome is unknown: submit again with the same key.
         """
         self.close()
         head = (label.priority, sorted(label.labels.items()), *(["dedupe"] if label.dedupe else []))
@@ -185,21 +185,21 @@ class Submission:
         return Receipt(self.job_id, frozenset(self.models))
 
     def close(self) -> bytes:
-        """Nothing more comes. Returns the sha256 of all that was asked for, whatever its white space.
+        """Ends the input. Returns the sha256 of all requests, which white space and the order of keys do not change.
 
         Raises:
-            InvalidSubmission: something is wrong with it; up to a hundred problems.
+            InvalidSubmission: something is wrong with it; lists up to 100 problems.
         """
         if not self.problems and not self.requests:
             self.refuse(Problem("missing_field", "The submission holds no request.", "images"))
         if self.problems:
-            raise InvalidSubmission(self.problems[:MAX_PROBLEMS], more=self.hopeless)
+            raise InvalidSubmission(self.problems[:MAX_PROBLEMS], more=self.has_too_many_problems)
         self._flush()
         return self._digest.digest()
 
     @property
     def new_segments(self) -> list[tuple[Shape, int, int]]:
-        """Shape, first and last index of the segments that its ground did not have, in order of their numbers."""
+        """Shape, first and last index of the segments that the existing job lacks, in order of their numbers."""
         return [
             (shape, first, self._highest[number])
             for shape, (number, first) in self._segments.items()
@@ -208,18 +208,18 @@ class Submission:
 
     @property
     def grown_segments(self) -> dict[int, int]:
-        """The numbers of those of the ground's segments to which images came, with their last index."""
+        """The existing segments to which images were added: number -> last index."""
         return {number: high for number, high in enumerate(self._highest[: len(self.existing.shapes)]) if high >= 0}
 
     def _take(self, request: requests.ImageRequest, place: int, prefix: str) -> None:
-        """Spools a request whose fields are in order, if its model serves it and the job can hold it."""
-        said = (request.model, request.size, request.num_inference_steps, request.guidance_scale)
-        lane = self._lanes.get(said) or self._new_lane(said, request, place, prefix)
+        """Spools a request with valid fields, if its model serves it and the job's limits allow it."""
+        fields = (request.model, request.size, request.num_inference_steps, request.guidance_scale)
+        resolved = self._resolved.get(fields) or self._resolve(fields, request, place, prefix)
         if request.custom_id is not None:
             first = self._custom_ids.setdefault(hash(request.custom_id), place)
             if first != place:
                 unit = "index" if prefix.startswith("images[") else "line"
-                rule = f"stands at {unit} {first:,} already; each must be used once in a job"
+                rule = f"was used at {unit} {first:,} already; each must be used once in a job"
                 self._refuse("duplicate_custom_id", place, f"{prefix}custom_id", rule, request.custom_id)
         if request.output_compression is not None and request.output_format == "png":
             rule = f"must be {requests.ALLOWED['output_compression']}"
@@ -230,8 +230,8 @@ class Submission:
         elif self.total - self.existing.images + request.n > self._max_here:
             message = f"The body has more than {self._max_here:,} images; append it in parts."
             self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
-        elif lane is not None and not self.problems:
-            self._write(request, lane)
+        elif resolved is not None and not self.problems:
+            self._write(request, resolved)
 
     def _check_defaults(self) -> None:
         try:
@@ -243,10 +243,10 @@ class Submission:
     def _refuse(self, code: str, place: int, param: str, rule: str, found: object) -> None:
         self.refuse(Problem(code, f"{param} is {strict_json.describe(found)}; it {rule}.", param, place))
 
-    def _new_lane(
-        self, said: tuple[object, ...], request: requests.ImageRequest, place: int, prefix: str
+    def _resolve(
+        self, fields: tuple[object, ...], request: requests.ImageRequest, place: int, prefix: str
     ) -> ResolvedShape | None:
-        """What a request asks for, or None when its model does not serve it."""
+        """Looks up the request's model and completes its shape; None, with a problem, if no model serves it."""
         name = self._settings.model if request.model is None else request.model
         model = self._catalogue.get(name)
         if model is None:
@@ -274,21 +274,21 @@ class Submission:
         if shape not in self._segments:
             self._segments[shape] = len(self._segments), self.total
             self._highest.append(self.total)
-        lane = ResolvedShape(shape, self._segments[shape][0], guidance, repr(said))
-        if len(self._lanes) < _MAX_LANES:
-            self._lanes[said] = lane
-        return lane
+        resolved = ResolvedShape(shape, self._segments[shape][0], guidance, repr(fields))
+        if len(self._resolved) < _MAX_CACHED:
+            self._resolved[fields] = resolved
+        return resolved
 
-    def _write(self, request: requests.ImageRequest, lane: ResolvedShape) -> None:
-        """One row for COPY, and what of it an Idempotency-Key stands for: all but what was drawn or looked up here."""
-        self._highest[lane.segment] = self.total + request.n - 1
+    def _write(self, request: requests.ImageRequest, resolved: ResolvedShape) -> None:
+        """Writes a row for COPY and the text for the digest, which leaves out what was drawn or looked up here."""
+        self._highest[resolved.segment] = self.total + request.n - 1
         seed = secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
-        row, said = columns.payload_row(
-            request, job_id=self.job_id, index=self.total, segment_id=lane.segment, seed=seed,
-            guidance_scale=lane.guidance,
+        row, digest_text = columns.payload_row(
+            request, job_id=self.job_id, index=self.total, segment_id=resolved.segment, seed=seed,
+            guidance_scale=resolved.guidance,
         )  # fmt: skip
         self._rows.append(row)
-        self._said.append(f"{request.n}\t{request.seed}\t{lane.said}\t{said}\n")
+        self._digest_texts.append(f"{request.n}\t{request.seed}\t{resolved.digest_text}\t{digest_text}\n")
         self.total += request.n
         self.requests += 1
         if len(self._rows) == _SPOOL_ROWS:
@@ -296,13 +296,16 @@ class Submission:
 
     def _flush(self) -> None:
         self._spool.write("".join(self._rows).encode())
-        self._digest.update("".join(self._said).encode())
+        self._digest.update("".join(self._digest_texts).encode())
         self._rows.clear()
-        self._said.clear()
+        self._digest_texts.clear()
 
     def copy(self, connection: Connection) -> None:
-        """Payloads from the spool, images from the payloads, straight into the partition: Postgres takes no COPY
-        where row-level security stands, and the application may insert there but not read."""
+        """Copies the payloads from the spool and makes the images from them, directly in the job's partitions.
+
+        Postgres refuses COPY into a table with row-level security. In a partition the application may insert but not
+        read.
+        """
         connection.execute(text("SET LOCAL statement_timeout = 0"))
         payloads_leaf = partitions.leaf(connection, "payloads", self.job_id)
         self._spool.seek(0)
@@ -318,13 +321,13 @@ def read_lines(submission: Submission, lines: Iterable[bytes]) -> None:
     """Adds requests from NDJSON lines, each without its line end."""
     blank = 0
     for number, given in enumerate(lines, 1):
-        if submission.hopeless:
+        if submission.has_too_many_problems:
             return
         line = given.removeprefix(b"\xef\xbb\xbf") if number == 1 else given
         if not line or line.isspace():
             blank = blank or number
             continue
         if blank:
-            submission.refuse(Problem("blank_line", "A blank line stands between requests.", None, blank))
+            submission.refuse(Problem("blank_line", "There is a blank line between requests.", None, blank))
             blank = 0
         submission.add_line(number, line)
