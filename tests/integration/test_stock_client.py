@@ -361,7 +361,7 @@ def test_a_large_file_comes_in_parts_in_any_order(client, api, store):
     whole = b"".join(pieces)
     made = client.uploads.create(filename="big.jsonl", purpose="batch", bytes=len(whole), mime_type="application/jsonl")
     parts = {piece[0]: client.uploads.parts.create(made.id, data=piece).id for piece in reversed(pieces)}
-    with pytest.raises(openai.BadRequestError, match="the upload was to have"):
+    with pytest.raises(openai.BadRequestError, match="the upload announced"):
         client.uploads.complete(made.id, part_ids=[parts[ord("a")]])
     with pytest.raises(openai.BadRequestError, match="MD5"):
         client.uploads.complete(made.id, part_ids=[parts[ord(x)] for x in "abc"], md5="0" * 32)
@@ -373,7 +373,7 @@ def test_a_large_file_comes_in_parts_in_any_order(client, api, store):
         client.uploads.parts.create(made.id, data=b"late")
     assert client.uploads.complete(made.id, part_ids=["x"]).file.id == done.file.id  # a retry after a lost answer
     other = client.uploads.create(filename="o", purpose="batch", bytes=1, mime_type="text/plain")
-    with pytest.raises(openai.BadRequestError, match="was to have"):
+    with pytest.raises(openai.BadRequestError, match="the upload announced"):
         client.uploads.parts.create(other.id, data=b"two")
     assert client.uploads.cancel(other.id).status == "cancelled"
 

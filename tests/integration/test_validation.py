@@ -62,7 +62,7 @@ def taken(database: Database, job_id: int, holder: str = "here") -> Lease:
     return lease
 
 
-def view(database: Database, job_id: int) -> batch_jobs.FiledJob:
+def view(database: Database, job_id: int) -> batch_jobs.BatchJob:
     with database.begin_system() as connection:
         found = batch_jobs.find(connection, factories.TENANT, job_id)
     assert found is not None

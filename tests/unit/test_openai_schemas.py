@@ -8,11 +8,11 @@ import pytest
 from openai.types import Batch
 
 from services.api.openai import schemas
-from services.core.batches.batch_jobs import FiledJob
+from services.core.batches.batch_jobs import BatchJob
 from services.core.model.states import JobState
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
-JOB = FiledJob(
+JOB = BatchJob(
     id=1, state="queued", stop_reason=None, input_file_id=2, output_file_id=None, error_file_id=None,
     completion_window="24h", labels={}, problems=None, requests=2, done=0, failed=0, created_at=NOW, expires_at=NOW,
     opened_at=NOW, finalizing_at=None, cancel_requested_at=None, finished_at=None,

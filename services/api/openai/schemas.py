@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from services.core.batches import line_format
-from services.core.batches.batch_jobs import FiledJob
+from services.core.batches.batch_jobs import BatchJob
 from services.core.files import files, uploads
 from services.core.model import ids
 from services.core.model.states import JobState
@@ -186,7 +186,7 @@ def epoch(moment: datetime) -> int:
     return int(moment.timestamp())
 
 
-def status(job: FiledJob) -> str:
+def status(job: BatchJob) -> str:
     """What was not refused at the door has completed, however many of its requests failed; what is out of time is
     being finalized, since nobody asked for a cancel."""
     if job.state == JobState.FAILED and job.problems is None:
@@ -221,7 +221,7 @@ def upload(found: uploads.Upload, made: files.File | None) -> Upload:
     )
 
 
-def batch(job: FiledJob) -> Batch:
+def batch(job: BatchJob) -> Batch:
     word = status(job)
     ended = _maybe(job.finished_at)
     expired = job.stop_reason == "expired"

@@ -1,7 +1,7 @@
-"""Jobs that come as a file: what they have and others do not.
+"""Batch jobs: jobs that are submitted as a file.
 
-Such a job is recorded at once and `validating` until an errand has read its file; it ends when another has written
-its output and error files. Functions take an open transaction and never commit.
+A batch job is recorded at once and stays `validating` until a background task has read its file. It ends when another
+background task has written its output and error files. Functions take an open transaction and never commit.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from services.core.model.states import JobState
 from services.core.queue import job_states, segments
 from services.core.queue.job_states import NewJob
 
-# Every tenant's first, then every tenant's second: whoever sends a thousand files keeps nobody waiting.
+# The first file of every tenant, then the second: a tenant that sends a thousand files does not delay the others.
 _VALIDATING = statement("batch_jobs.validating")("""
 SELECT id FROM (
   SELECT id, row_number() OVER (PARTITION BY tenant_id ORDER BY id) AS turn FROM jobs
-  WHERE finished_at IS NULL AND state = 'validating' AND id <> ALL(CAST(:besides AS bigint[]))
+  WHERE finished_at IS NULL AND state = 'validating' AND id <> ALL(CAST(:excluding AS bigint[]))
 ) waiting ORDER BY turn, id LIMIT 10
 """)
 _INPUT = statement("batch_jobs.input")("""
@@ -35,7 +35,7 @@ WHERE j.tenant_id = :tenant_id AND j.input_file_id IS NOT NULL
 """
 _ONE = statement("batch_jobs.one")(_JOB + "AND j.id = :id")
 _PAGE = statement("batch_jobs.page")(_JOB + "AND j.id < :before ORDER BY j.id DESC LIMIT :limit")
-# Of a request with several images each must be looked at: done if all are, failed if all are final and one is not done.
+# A request of several images is done if all of them are, and failed if all are final and at least one is not done.
 _REQUESTS = statement("batch_jobs.requests")("""
 SELECT count(*) FILTER (WHERE done = n) AS done, count(*) FILTER (WHERE done < n AND final = n) AS failed
 FROM (
@@ -50,8 +50,9 @@ FROM (
 
 
 @dataclass(frozen=True, slots=True)
-class FiledJob:
-    """One such job at one moment. `done` and `failed` count requests; what was never tried counts as failed."""
+class BatchJob:
+    """One batch job at one moment. `done` and `failed` count requests; requests that were never tried count as
+    failed."""
 
     id: int
     state: str
@@ -88,7 +89,7 @@ def create(
     output_expires_seconds: int | None,
     base_url: str,
 ) -> None:
-    """Records a job of a file that is yet to be read; it has that many seconds to finish."""
+    """Records a job whose file is not read yet. It must finish within `window_seconds`."""
     job = NewJob(
         id=job_id, tenant_id=tenant_id, state=JobState.VALIDATING, priority=priority, labels=labels, dedupe=dedupe,
         embed_prompt=embed_prompt, input_file_id=input_file_id, completion_window=completion_window,
@@ -98,18 +99,18 @@ def create(
 
 
 def validating(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
-    """The oldest that wait for it, but for `besides`."""
-    return connection.execute(_VALIDATING, {"besides": list(excluding)}).scalars().all()
+    """Jobs whose file waits to be read, a few of the oldest of each tenant, without those in `excluding`."""
+    return connection.execute(_VALIDATING, {"excluding": list(excluding)}).scalars().all()
 
 
 def source(connection: Connection, job_id: int) -> Any:
-    """A row with state, and object_key: None when the file is gone."""
+    """A row with state and object_key, which is None if the file was deleted."""
     return connection.execute(_INPUT, {"id": job_id}).one()
 
 
 def accept(connection: Connection, submission: submissions.Submission) -> bool:
-    """Its file is in order: records every image and opens the job, in the class that it is in by now. False: it is not
-    waiting for that any more."""
+    """Records every image of a valid file and queues the job with its current priority. False: the job is no longer
+    validating."""
     images = submission.total
     job = job_states.accept(connection, submission.job_id, images=images, requests=submission.requests)
     if job is None:
@@ -122,25 +123,25 @@ def accept(connection: Connection, submission: submissions.Submission) -> bool:
     return True
 
 
-def find(connection: Connection, tenant_id: int, job_id: int) -> FiledJob | None:
+def find(connection: Connection, tenant_id: int, job_id: int) -> BatchJob | None:
     row = connection.execute(_ONE, {"tenant_id": tenant_id, "id": job_id}).one_or_none()
     return None if row is None else _view(connection, row)
 
 
-def page(connection: Connection, tenant_id: int, *, before: int | None, limit: int) -> list[FiledJob]:
-    """The newest with an id below `before`."""
+def page(connection: Connection, tenant_id: int, *, before: int | None, limit: int) -> list[BatchJob]:
+    """The newest batch jobs with an id below `before`."""
     values = {"tenant_id": tenant_id, "before": before if before is not None else ids.LIMIT - 1, "limit": limit}
     return [_view(connection, row) for row in connection.execute(_PAGE, values).all()]
 
 
-def _view(connection: Connection, row: Any) -> FiledJob:
+def _view(connection: Connection, row: Any) -> BatchJob:
     done, failed = row.requests_done, row.requests_failed
     if done is None and row.requests == row.total:  # one image each: requests are images
         done, failed = row.done, row.failed + row.cancelled
     elif done is None:
         counted = connection.execute(_REQUESTS, {"id": row.id}).one()
         done, failed = counted.done, counted.failed
-    return FiledJob(
+    return BatchJob(
         row.id, row.state, row.stop_reason, row.input_file_id, row.output_file_id, row.error_file_id,
         row.completion_window, row.labels, row.problems, row.requests, done, failed, row.created_at, row.expires_at,
         row.opened_at, row.finalizing_at, row.cancel_requested_at, row.finished_at,

@@ -1,7 +1,8 @@
-"""The errand that ends a job which came as a file: writes what became of every request, then the job's last state.
+"""The background task that ends a batch job: it writes the results of all requests, then the job's final state.
 
-A request of which every image is done stands in the output file; any other in the error file, with its good images
-listed. Both lie at keys decided by the job, so whoever dies on the way is followed by one who writes the same again.
+If all images of a request are done, the request is listed in the output file. If any image failed, the request is
+listed in the error file together with its successful images. Both files have keys that depend only on the job: if a
+process dies while it writes them, the next one writes the same bytes again.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from services.core.queue import job_states
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
-_PAGE = 250  # requests, each with all that it said
+_PAGE = 250  # requests, each with its whole payload
 _JOB = statement("finalization.job")("""
 SELECT tenant_id, finished_at, stop_reason, total, base_url, output_expires_seconds FROM jobs WHERE id = :id
 """)
@@ -38,7 +39,7 @@ def pending(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[i
 def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> None:
     with lease.begin() as connection:
         job = connection.execute(_JOB, {"id": job_id}).one()
-    if job.finished_at is not None:  # by another, since it was seen to wait
+    if job.finished_at is not None:  # another process ended it in the meantime
         return
     with tempfile.TemporaryFile() as first, tempfile.TemporaryFile() as second:
         output, errors = _File("output", first), _File("errors", second)
@@ -55,7 +56,7 @@ def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> Non
 
 
 class _File:
-    """Lines on their way to the store."""
+    """An output or error file while its lines are collected."""
 
     def __init__(self, name: str, file: IO[bytes]) -> None:
         self.name = name
@@ -66,7 +67,7 @@ class _File:
 
     @property
     def number(self) -> int | None:
-        """The id that it gets as a file; None: it has no line, and becomes none."""
+        """Its id as a file; None if it has no lines, since empty files are not stored."""
         return self._number if self.lines else None
 
     def write(self, line: bytes) -> None:

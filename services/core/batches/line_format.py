@@ -1,7 +1,7 @@
-"""The words of the stock `openai` client, where they meet ours: a request's body and line, a result's entry and line.
+"""The formats of the stock `openai` client: a request's body and line, and a result's entry and line.
 
-`images/generations` bodies carry fields that steer other systems' models. What asks for nothing is taken (null,
-"auto"), what asks for something that is not done here is refused: nobody should think that it was.
+Bodies of `images/generations` have fields for other systems' models. A value that asks for nothing (null, "auto") is
+accepted. A value that asks for something Presswork does not do is refused, so that no client believes it was done.
 """
 
 import json
@@ -32,11 +32,11 @@ _INSTEAD = {
     "stream": "; a job's progress can be polled",
     "partial_images": "; a job's progress can be polled",
 }
-_UNUSED = ("user", "safety_identifier")  # texts that only their sender makes use of
+_UNUSED = ("user", "safety_identifier")  # texts that are meant for the sender's own use
 
 
 class LineTooLong(PressworkError):
-    """A line is longer than a line may be."""
+    """A line is too long."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -45,14 +45,14 @@ class LineTooLong(PressworkError):
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A request's body in our words. `response_format` None: not said."""
+    """A body as the fields of an `ImageRequest`. `response_format` None: not given."""
 
     fields: dict[str, Any]
     response_format: str | None
 
 
 def read_body(body: dict[str, Any], prefix: str, line: int | None = None) -> tuple[Body, list[Problem]]:
-    """Splits off what `ImageRequest` does not know; its own fields are checked by whoever takes them."""
+    """Checks and removes the fields that `ImageRequest` does not have. The caller checks the remaining ones."""
     fields = {name: value for name, value in body.items() if value is not None}
     problems: list[Problem] = []
 
@@ -84,7 +84,7 @@ def read_body(body: dict[str, Any], prefix: str, line: int | None = None) -> tup
 
 
 def read_line(text: bytes, number: int) -> tuple[dict[str, Any], list[Problem]]:
-    """One line of an input file -> what `intake.Submission.add` takes, its custom_id among it."""
+    """Translates one line of an input file to the value that `Submission.add` takes, including its custom_id."""
     try:
         value = strict_json.loads(text)
     except strict_json.BadJson as error:
@@ -115,7 +115,7 @@ def read_line(text: bytes, number: int) -> tuple[dict[str, Any], list[Problem]]:
         refuse("missing_field" if body is None else "wrong_type", "body", body, "an object with the request's fields")
         return {}, problems
     if "custom_id" in body:
-        problems.append(Problem("unknown_field", "custom_id stands beside body, not in it.", "body.custom_id", number))
+        problems.append(Problem("unknown_field", "custom_id belongs beside body, not in it.", "body.custom_id", number))
     read, more = read_body(body, "body.", number)
     problems += more
     if read.response_format == "b64_json":
@@ -124,10 +124,10 @@ def read_line(text: bytes, number: int) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines without their ends, whatever the chunks; a last line that is empty is none.
+    """Yields the lines of a stream without their line ends. An empty last line is left out.
 
     Raises:
-        LineTooLong: before more of it is read.
+        LineTooLong: before the rest of the line is read.
     """
     rest, number = b"", 1
     for chunk in chunks:
@@ -144,7 +144,7 @@ def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def entry(image: Stored, job_id: int, base_url: str, secret: str) -> dict[str, Any]:
-    """One stored image, as `data[]` of a response lists it. Its url lives as long as the image."""
+    """One stored image as an entry of a response's `data`. Its url is valid as long as the image exists."""
     return {
         "url": signed_urls.image_url(base_url, secret, job_id, image.index),
         "b64_json": None,
@@ -167,7 +167,8 @@ def entry(image: Stored, job_id: int, base_url: str, secret: str) -> dict[str, A
 def output_line(
     job_id: int, request: Request, data: list[dict[str, Any]], error: tuple[str, str] | None = None
 ) -> bytes:
-    """A line of the output file, or with an error (code, message) one of the error file; `data` are its good images."""
+    """A line of the output file; with an error (code, message), of the error file. `data` lists the successful
+    images."""
     created = max((image.finished_at for image in request.stored), default=None)
     body: dict[str, Any] = {
         "created": int(created.timestamp()) if created else None,

@@ -1,4 +1,4 @@
-"""What became of requests: their images, request by request, for whoever writes that down for a stock client."""
+"""The results of a job, request by request, for the output files of batch jobs and the OpenAI routes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from services.core.db.columns import Payload
 from services.core.db.statements import statement
 from services.core.model.states import ImageState
 
-# OFFSET 0: request by request, image by image, each by its key; a join of all with all is never quicker here.
+# OFFSET 0 forces lookups by key, request by request and image by image: a join of whole tables is never faster here.
 _REQUESTS = statement("results.requests")(f"""
 SELECT {columns.payload()}, s.model_revision, s.width, s.height, i.index, i.state,
        r.object_key, r.sha256, r.bytes, r.truncated, r.flagged, r.unknown_words, r.reproducibility_class, r.reused,
@@ -57,7 +57,7 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. `failure`: code and sentence of the first image that failed, if one did."""
+    """One request. `failure` is the code and message of its first failed image, if any."""
 
     payload: Payload
     stored: list[Stored]

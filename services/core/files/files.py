@@ -1,7 +1,7 @@
-"""Files: what clients upload to be rendered, and what they get back. The bytes lie in the object store.
+"""Files: the input files that clients upload and the output files of their jobs. The bytes are in the object store.
 
-The object is put first, then its row is written: if the process dies between the two, an object is left that no row
-names. Nobody sees a deleted or expired file; an errand drops its object and then its row.
+The object is stored first, then its row is written. If the process dies in between, an object without a row is left
+over. A deleted or expired file is hidden at once; a background task deletes its object and then its row.
 """
 
 from collections.abc import Sequence
@@ -47,10 +47,10 @@ WITH gone AS (
 {log.of_each("gone", "'file.deleted'", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
 _DOOMED = statement("files.doomed")("""
-(SELECT id FROM files WHERE deleted_at IS NOT NULL AND id <> ALL(CAST(:besides AS bigint[])) LIMIT 20)
+(SELECT id FROM files WHERE deleted_at IS NOT NULL AND id <> ALL(CAST(:excluding AS bigint[])) LIMIT 20)
 UNION
 (SELECT id FROM files
- WHERE expires_at < now() AND id <> ALL(CAST(:besides AS bigint[])) AND NOT EXISTS (
+ WHERE expires_at < now() AND id <> ALL(CAST(:excluding AS bigint[])) AND NOT EXISTS (
    SELECT FROM jobs WHERE input_file_id = files.id AND finished_at IS NULL AND state = 'validating')
  ORDER BY expires_at LIMIT 20)
 """)
@@ -64,7 +64,7 @@ expired AS (SELECT id, tenant_id FROM gone WHERE deleted_at IS NULL)
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """`purpose`: "batch" for what was uploaded, "batch_output" for what came of it. `sha256` is 32 raw bytes."""
+    """`purpose` is "batch" for an uploaded file and "batch_output" for a result. `sha256` is 32 raw bytes."""
 
     id: int
     tenant_id: int
@@ -83,7 +83,7 @@ def public_id(file_id: int) -> str:
 
 
 def parse_id(public: str) -> int:
-    """The inverse; NotFound for anything that is no file's id."""
+    """The inverse of `public_id`. Raises NotFound if the text is not a file's id."""
     return ids.parse("file-", public, "file")
 
 
@@ -104,14 +104,14 @@ def record(
     job_id: int | None = None,
     expires_seconds: int | None = None,
 ) -> None:
-    """Makes a stored object a file."""
+    """Records a stored object as a file."""
     values = {"id": file_id, "tenant_id": tenant_id, "purpose": purpose, "filename": filename, "bytes": size}
     more = {"sha256": sha256, "object_key": key, "job_id": job_id, "expires_seconds": expires_seconds}
     connection.execute(_NEW, values | more)
 
 
 def find(connection: Connection, tenant_id: int, file_id: int) -> File:
-    """Raises NotFound: no such file of this tenant, or not any more."""
+    """Raises NotFound: the tenant has no such file, or it was deleted or has expired."""
     row = connection.execute(_FIND, {"tenant_id": tenant_id, "id": file_id}).one_or_none()
     if row is None:
         raise NotFound("There is no such file.")
@@ -128,26 +128,26 @@ def page(
 
 
 def delete(connection: Connection, tenant_id: int, file_id: int) -> None:
-    """From this commit on nobody sees it.
+    """Hides the file from this commit on; a background task deletes it.
 
     Raises:
         NotFound: no such file of this tenant.
-        Conflict: a job is being made of it right now.
+        Conflict: a job is validating it right now.
     """
     values = {"tenant_id": tenant_id, "id": file_id}
     if connection.execute(_IN_USE, values).scalar_one():
-        raise Conflict("The file is being validated; it can be deleted once that is over.")
+        raise Conflict("The file is being validated; it can be deleted when that is over.")
     if not connection.execute(_DELETE, values).rowcount:
         raise NotFound("There is no such file.")
 
 
 def doomed(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
-    """Files that nobody sees any more and that still take room."""
-    return connection.execute(_DOOMED, {"besides": list(excluding)}).scalars().all()
+    """Hidden files whose objects are not deleted yet."""
+    return connection.execute(_DOOMED, {"excluding": list(excluding)}).scalars().all()
 
 
 def drop(store: ImageStore, file_id: int, lease: Lease) -> None:
-    """The object first, then the row: whoever dies in between leaves a row, and the next one goes on."""
+    """Deletes the object, then the row. If the process dies in between, the row makes another one continue."""
     with lease.begin() as connection:
         key = connection.execute(_KEY, {"id": file_id}).scalar_one_or_none()
     if key is not None:

@@ -1,4 +1,4 @@
-"""Uploads: large files that come in parts, in any order, and become a file when their client says so."""
+"""Uploads: large files that arrive in parts, in any order, and become a file when the client completes them."""
 
 import hashlib
 import tempfile
@@ -38,9 +38,9 @@ _COMPLETE = statement("uploads.complete")(
 _CANCEL = statement("uploads.cancel")("UPDATE uploads SET state = 'cancelled' WHERE id = :id AND state = 'pending'")
 _OVER = statement("uploads.over")("""
 (SELECT DISTINCT u.id FROM upload_parts p JOIN uploads u ON u.id = p.upload_id
- WHERE u.state <> 'pending' AND u.id <> ALL(CAST(:besides AS bigint[])) LIMIT 20)
+ WHERE u.state <> 'pending' AND u.id <> ALL(CAST(:excluding AS bigint[])) LIMIT 20)
 UNION
-(SELECT id FROM uploads WHERE state = 'pending' AND expires_at < now() AND id <> ALL(CAST(:besides AS bigint[]))
+(SELECT id FROM uploads WHERE state = 'pending' AND expires_at < now() AND id <> ALL(CAST(:excluding AS bigint[]))
  ORDER BY expires_at LIMIT 20)
 """)
 _EXPIRE = statement("uploads.expire")(
@@ -51,7 +51,7 @@ _FORGET_PARTS = statement("uploads.forget_parts")("DELETE FROM upload_parts WHER
 
 
 class InvalidParts(PressworkError):
-    """The parts do not make the file that the upload announced."""
+    """The parts do not make up the file that the upload announced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def create(
     size: int,
     file_expires_seconds: int | None,
 ) -> Upload:
-    """Open for an hour. `size` is that of the whole file, in bytes."""
+    """Creates an upload that stays open for an hour. `size` is that of the whole file, in bytes."""
     number = ids.new()
     values = {"id": number, "tenant_id": tenant_id, "purpose": purpose, "filename": filename, "bytes": size}
     more = {"file_expires_seconds": file_expires_seconds, "life": LIFE_SECONDS}
@@ -111,16 +111,16 @@ def find(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
 def add_part(
     connection: Connection, tenant_id: int, upload_id: int, *, part: int, size: int, sha256: bytes, key: str
 ) -> None:
-    """Records a part that lies in the store.
+    """Records a part whose object is stored.
 
     Raises:
-        NotFound, Conflict: no such upload, or none that is open.
-        InvalidParts: more came than was announced.
+        NotFound, Conflict: there is no such upload, or it is not open.
+        InvalidParts: the parts exceed the announced size.
     """
     upload = _lock_pending(connection, tenant_id, upload_id)
     taken = connection.execute(_TAKEN, {"id": upload_id}).scalar_one()
     if taken + size > upload.bytes:
-        raise InvalidParts(f"The parts come to {taken + size:,} bytes; the upload was to have {upload.bytes:,}.")
+        raise InvalidParts(f"The parts come to {taken + size:,} bytes; the upload announced {upload.bytes:,}.")
     values = {"id": part, "upload_id": upload_id, "tenant_id": tenant_id, "bytes": size}
     connection.execute(_NEW_PART, values | {"sha256": sha256, "object_key": key})
 
@@ -128,12 +128,12 @@ def add_part(
 def complete(
     database: Database, store: ImageStore, tenant_id: int, upload_id: int, *, parts: Sequence[str], md5: str | None
 ) -> Upload:
-    """Joins the parts, in the order given, to a file. Sent again after it worked, it answers the same.
+    """Joins the parts, in the given order, to a file. Repeating it after a success returns the same upload.
 
     Raises:
-        NotFound, Conflict: no such upload, or none that is open.
-        InvalidParts: a part is not of this upload, or twice there; the bytes are not as many as announced, or have
-            another MD5.
+        NotFound, Conflict: there is no such upload, or it is not open.
+        InvalidParts: a part belongs to another upload or is named twice, or the size or the MD5 is not the announced
+            one.
     """
     with database.begin(tenant_id) as connection:
         upload = find(connection, tenant_id, upload_id)
@@ -142,11 +142,11 @@ def complete(
         _lock_pending(connection, tenant_id, upload_id)
         known = {part_id(row.id): row for row in connection.execute(_PARTS, {"id": upload_id})}
     if strangers := [part for part in parts if part not in known]:
-        raise InvalidParts(f"{strangers[0][:40]!r} is no part of this upload.")
+        raise InvalidParts(f"{strangers[0][:40]!r} is not a part of this upload.")
     if len(set(parts)) != len(parts):
         raise InvalidParts("A part is named twice.")
     if (size := sum(known[part].bytes for part in parts)) != upload.bytes:
-        raise InvalidParts(f"The parts come to {size:,} bytes; the upload was to have {upload.bytes:,}.")
+        raise InvalidParts(f"The parts come to {size:,} bytes; the upload announced {upload.bytes:,}.")
     file_id = ids.new()
     key = files.object_key(tenant_id, file_id)
     sha256 = _join(store, [known[part].object_key for part in parts], key, md5)
@@ -159,13 +159,14 @@ def complete(
             )  # fmt: skip
             connection.execute(_COMPLETE, {"id": upload_id, "file_id": file_id})
             return find(connection, tenant_id, upload_id)
-    except Conflict:  # another was quicker, or the hour is over
+    except Conflict:  # another request was faster, or the hour is over
         store.drop(key)
         raise
 
 
 def cancel(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
-    """No part is taken any more. Calling it again is no error; a completed upload is a Conflict."""
+    """Closes the upload: it accepts no more parts. A second call is not an error; raises Conflict if it is
+    completed."""
     upload = find(connection, tenant_id, upload_id)
     if upload.state == "completed":
         raise Conflict("The upload is completed; delete its file instead.")
@@ -174,12 +175,12 @@ def cancel(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
 
 
 def over(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
-    """Uploads that are out of time, or over with parts that still take room."""
-    return connection.execute(_OVER, {"besides": list(excluding)}).scalars().all()
+    """Uploads that are out of time, and ended ones whose parts are not deleted yet."""
+    return connection.execute(_OVER, {"excluding": list(excluding)}).scalars().all()
 
 
 def drop(store: ImageStore, upload_id: int, lease: Lease) -> None:
-    """The objects first, then their rows."""
+    """Deletes the objects of the parts, then their rows."""
     with lease.begin() as connection:
         connection.execute(_EXPIRE, {"id": upload_id})
         if not connection.execute(_IS_OVER, {"id": upload_id}).scalar_one():  # the clock was set back
@@ -203,7 +204,7 @@ def _lock_pending(connection: Connection, tenant_id: int, upload_id: int) -> Upl
 
 
 def _join(store: ImageStore, keys: Sequence[str], target: str, md5: str | None) -> bytes:
-    """Returns the sha256 of the whole."""
+    """Stores the parts as one object. Returns its sha256."""
     digest, checksum = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with tempfile.TemporaryFile() as file:
         for key in keys:

@@ -1,6 +1,7 @@
-"""Models are named, revisions are pinned: what can be asked for, whether or not a worker is up.
+"""Models by name, each with its current revision: what clients may ask for, whether or not a worker is running.
 
-Workers publish their card when they are ready; a submit checks against it. Functions take an open transaction.
+Workers publish their model card when they are ready; submissions are checked against it. Functions take an open
+transaction.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ ORDER BY m.name, s.width * s.height, s.width
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model as it is asked for: its current revision, defaults, and sizes (width, height) -> most steps."""
+    """A model that clients may ask for: current revision, defaults, and sizes (width, height) -> maximum of steps."""
 
     name: str
     revision: str

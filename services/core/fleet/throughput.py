@@ -1,7 +1,7 @@
-"""How fast each device renders each shape, as its workers measure it: what estimates are made of.
+"""How fast each device renders each shape, as its workers measure it. Estimates are based on this.
 
-A pass takes as long for one image as for a full batch, padding being rendered too. So a pass's seconds are shared by
-all its slots: that is what an image costs while there are enough of them, however full this batch happened to be.
+A batch takes the same time whether it is full or not, because padding is rendered too. So its seconds are divided by
+all of its slots. The result is the cost of an image in a full batch, however full the measured one was.
 """
 
 from dataclasses import asdict
@@ -12,9 +12,9 @@ from services.core.db import columns
 from services.core.db.statements import statement
 from services.core.model.specs import Shape
 
-WINDOW = 256  # images: the plain mean of so many, then exponentially weighted, so that old ones fade
+WINDOW = 256  # images: the plain mean of the first ones, then an exponentially weighted mean
 
-# An observation weighs as much as the images that were asked for. One row a device: nobody waits for another's commit.
+# An observation is weighted by its number of requested images. One row per device: workers do not wait for each other.
 _RECORD = statement("throughput.record")(f"""
 INSERT INTO render_rates AS r
   ({", ".join(columns.SHAPE)}, device, images, seconds_per_image, deviation)
@@ -31,7 +31,7 @@ ON CONFLICT ({", ".join(columns.SHAPE)}, device) DO UPDATE SET
 
 
 def record(connection: Connection, shape: Shape, device: str, *, images: int, seconds_per_image: float) -> None:
-    """Takes in what a claim of `images` showed: weighted mean and standard deviation of the seconds an image takes."""
+    """Updates the weighted mean and deviation of the seconds per image with the measurement of a claim of `images`."""
     connection.execute(
         _RECORD,
         asdict(shape)

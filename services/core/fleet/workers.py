@@ -1,6 +1,6 @@
-"""Workers as others see them: registered when their pipeline has passed its canary, seen while they do something.
+"""Workers: registered when their pipeline has passed its canary, and seen with every heartbeat.
 
-A worker's id names one incarnation of one process; it is never reused. Functions take an open transaction.
+A worker's id belongs to one process and is never reused. Functions take an open transaction.
 """
 
 from sqlalchemy import Connection
@@ -22,23 +22,23 @@ _FORGET = statement("workers.forget")("DELETE FROM workers WHERE seen_at < now()
 
 
 def seen(connection: Connection, host: str) -> bool:
-    """Whether a worker of that host did something in the last ten seconds."""
+    """Whether a worker of that host was seen in the last ten seconds."""
     return bool(connection.execute(_SEEN, {"host": host}).scalar_one())
 
 
 def register(
     connection: Connection, worker_id: str, *, host: str, pid: int, device: str, model: str, revision: str, state: str
 ) -> None:
-    """`state` is ready or sick; `device` as people name it."""
+    """`state` is ready or sick; `device` is the name that users see."""
     values = {"id": worker_id, "host": host, "pid": pid, "device": device, "model": model}
     connection.execute(_REGISTER, values | {"model_revision": revision, "state": state})
 
 
 def beat(connection: Connection, worker_id: str, state: str) -> bool:
-    """`state` is ready, busy, sick, stopped or crashed. False: nobody knows this worker."""
+    """Records a heartbeat. `state` is ready, busy, sick, stopped or crashed. False: the worker is not registered."""
     return connection.execute(_BEAT, {"id": worker_id, "state": state}).rowcount == 1
 
 
 def forget(connection: Connection) -> None:
-    """Drops workers that have been silent for a day."""
+    """Deletes workers that were not seen for a day."""
     connection.execute(_FORGET)

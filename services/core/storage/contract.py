@@ -1,4 +1,4 @@
-"""Where images are kept, as everyone else sees it: the ImageStore contract. An object is written once."""
+"""The ImageStore contract: where images and files are stored. An object is written once and never changed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import IO, Protocol
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """One object as it lies in the store. `metadata` was given by whoever wrote it; `adopted`: that was not us."""
+    """One stored object. `metadata` was given by its writer; `adopted`: the writer was another process."""
 
     key: str
     sha256: bytes
@@ -17,10 +17,11 @@ class StoredObject:
 
 
 class ImageStore(Protocol):
-    """A place for immutable objects. Every method raises StoreUnavailable for an outage, StoreRefused for a refusal."""
+    """A store of immutable objects. Every method raises StoreUnavailable in an outage and StoreRefused if it is
+    refused."""
 
     def put(self, key: str, data: bytes, media_type: str, metadata: dict[str, str], *, claim_id: int) -> StoredObject:
-        """Stores `data` under `key`, or adopts what an earlier writer stored there, or takes a key of this claim."""
+        """Stores `data` under `key`. If the key is taken, adopts the object there or uses a key of this claim."""
         ...
 
     def read(self, key: str) -> bytes: ...
@@ -30,35 +31,34 @@ class ImageStore(Protocol):
         ...
 
     def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
-        """Stores the file's bytes, from where it stands, under a key that its owner alone writes to; again is no
-        error."""
+        """Stores the file's bytes from its current position. Only one owner may write to `key`; it may write again."""
         ...
 
     def copy(self, source: str, target: str) -> None:
-        """Within the store, metadata and all; again is no error."""
+        """Copies an object with its metadata within the store. A second call is not an error."""
         ...
 
     def copy_new(self, source: str, target: str, *, sha256: bytes, size: int, claim_id: int) -> str | None:
-        """Copies an object of that content to `target` or to a key of this claim; says where it lies. What is under
-        `target` stays. None: `source` is gone or has another content, or `target` has."""
+        """Copies an object of that content to `target`, or to a key of this claim; returns the key. An existing object
+        at `target` stays. None: `source` is missing or has other content, or `target` has other content."""
         ...
 
     def drop(self, key: str) -> None:
-        """Again is no error."""
+        """Deletes the object. A second call is not an error."""
         ...
 
     def size(self, key: str) -> int:
-        """Of the object, in bytes. Raises ObjectMissing if there is none."""
+        """The object's size in bytes. Raises ObjectMissing if there is none."""
         ...
 
     def under(self, prefix: str) -> Iterator[str]:
-        """The keys that begin so, also of objects that no row tells of."""
+        """The keys that begin with `prefix`, including those of objects without a row."""
         ...
 
     def presign(self, key: str, seconds: int, filename: str) -> str:
-        """A URL that downloads the object for so many seconds."""
+        """A URL that downloads the object as `filename` and is valid for `seconds`."""
         ...
 
     def check(self) -> None:
-        """Whether the store takes and gives right now."""
+        """Returns if the store answers right now; raises otherwise."""
         ...

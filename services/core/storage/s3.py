@@ -1,6 +1,6 @@
-"""S3 as an ImageStore. Stored bytes are those whose sha256 the queue records.
+"""S3 as an ImageStore. The sha256 that the queue records is that of the stored bytes.
 
-An object is written once. A second writer of the same key finds the first one's bytes, checks them, and adopts them.
+An object is written once. A second writer of the same key reads the first one's bytes, checks them, and adopts them.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ _ONE_BY_ONE = TransferConfig(use_threads=False)  # large files in parts, one aft
 
 
 class S3Store:
-    """Any S3-compatible store. Safe between threads; never carried across a fork."""
+    """Any S3-compatible store. Threads may share it; a forked process must not."""
 
     def __init__(self, settings: Settings) -> None:
         self._bucket = settings.bucket
@@ -95,7 +95,7 @@ class S3Store:
             try:
                 return int(self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
             except ClientError as error:
-                if _status(error) == 404:  # an answer without a body has no other code
+                if _status(error) == 404:  # an answer to HEAD has no body and so no error code
                     raise ObjectMissing from error
                 raise
 
@@ -117,8 +117,8 @@ class S3Store:
             self._client.head_bucket(Bucket=self._bucket)
 
     def prepare(self, patience: float = 60.0) -> bool:
-        """Makes the bucket if it is missing and finds out whether the store writes conditionally; waits for a store
-        that is still starting, `patience` seconds at most."""
+        """Creates the bucket if it is missing, and finds out whether the store supports conditional writes. Waits up to
+        `patience` seconds for a store that is starting."""
         deadline = time.monotonic() + patience
         while True:
             try:
@@ -148,7 +148,7 @@ class S3Store:
                 raise
 
     def _writes_conditionally(self) -> bool:
-        """Found out once: a second write of the probe must be refused."""
+        """Whether the store supports conditional writes. Tried once: it must refuse the second write of a probe."""
         if self._conditional is None:
             self._put_new(_PROBE, b"presswork", "text/plain", {})
             self._conditional = not self._put_new(_PROBE, b"presswork", "text/plain", {})
@@ -173,7 +173,7 @@ class S3Store:
             try:
                 verb(Bucket=self._bucket, IfNoneMatch="*", **arguments)
             except ClientError as error:
-                if _status(error) == 409:  # two writers at once, on AWS: nobody has won yet
+                if _status(error) == 409:  # AWS: two writers at once, and neither has succeeded yet
                     raise StoreUnavailable("The object store saw two writers of one key at once.") from error
                 if _status(error) != 412:
                     raise
@@ -181,17 +181,17 @@ class S3Store:
         return True
 
     def _copies_conditionally(self) -> bool:
-        """Found out once, when the first copy is wanted: not every store that can write conditionally copies so."""
+        """Whether the store supports conditional copies. Tried at the first copy: some stores support only writes."""
         if self._conditional_copy is None:
             try:
                 self._copy_new(_PROBE, _COPY_PROBE)
                 self._conditional_copy = not self._copy_new(_PROBE, _COPY_PROBE)
-            except StoreRefused:  # it does not know the condition
+            except StoreRefused:  # the store does not support the condition
                 self._conditional_copy = False
         return self._conditional_copy
 
     def _holds(self, key: str, sha256: bytes, size: int) -> bool:
-        """Whether an object of that content lies there, by what its writer said of it and its size."""
+        """Whether the key holds an object of that content, judged by its size and the sha256 in its metadata."""
         with self._translated():
             try:
                 found = self._client.head_object(Bucket=self._bucket, Key=key)
@@ -202,7 +202,7 @@ class S3Store:
         return bool(found["ContentLength"] == size and found.get("Metadata", {}).get("sha256") == sha256.hex())
 
     def _adopt(self, key: str) -> StoredObject | None:
-        """The winner's object, if its bytes are what its metadata says."""
+        """The first writer's object, if its bytes match the sha256 in its metadata."""
         with self._translated():
             try:
                 found = self._client.get_object(Bucket=self._bucket, Key=key)

@@ -1,6 +1,6 @@
-"""Links to images that last as long as the images: signed, so that whoever has one needs no key.
+"""Signed links to images. They need no API key and stay valid as long as the image exists.
 
-A link names one image and nothing else can be made of it. It redirects to a presigned address that lasts minutes.
+A link gives access to one image only. It redirects to a presigned URL that is valid for minutes.
 """
 
 import hmac
@@ -19,6 +19,6 @@ def is_genuine(secret: str, job_id: int, index: int, given: str) -> bool:
 
 
 def image_url(base_url: str, secret: str, job_id: int, index: int) -> str:
-    """`base_url` is what clients put in front of `/v1`."""
+    """The link. `base_url` is the API's address without `/v1`."""
     address = f"{base_url.rstrip('/')}/v1/jobs/{ids.public_job(job_id)}/images/{index}/content"
     return f"{address}?signature={signature(secret, job_id, index)}"

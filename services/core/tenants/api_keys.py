@@ -1,7 +1,6 @@
-"""Tenants and their API keys. A key is shown once; only its HMAC is stored, under the house's secret.
+"""Tenants and their API keys. A key is shown once; only its HMAC under PRESSWORK_SECRET is stored.
 
-A key is `pw_`, eight characters that name it, `_`, and 43 that prove it: 256 random bits. Such a key needs no slow
-hash.
+A key is `pw_`, an id of 8 characters, `_`, and 43 random characters: about 256 bits. Such a key needs no slow hash.
 """
 
 import hmac
@@ -37,7 +36,7 @@ def default_tenant(connection: Connection) -> int:
 
 
 def issue_key(connection: Connection, secret: str, tenant_id: int, name: str) -> str:
-    """A new key, in clear: it cannot be shown again."""
+    """Creates a key and returns it in clear text: it cannot be shown again."""
     key_id = "".join(secrets.choice(_LETTERS) for _ in range(8))
     key = f"pw_{key_id}_{''.join(secrets.choice(_LETTERS) for _ in range(43))}"
     connection.execute(_NEW, {"id": key_id, "tenant_id": tenant_id, "name": name, "hmac": _proof(secret, key)})
@@ -45,7 +44,7 @@ def issue_key(connection: Connection, secret: str, tenant_id: int, name: str) ->
 
 
 def authenticate(connection: Connection, secret: str, key: str) -> int | None:
-    """The tenant whose key this is; None for anything else."""
+    """The tenant of a valid key; None if it is invalid or revoked."""
     parts = key.split("_")
     if len(key) > 100 or len(parts) != 3 or parts[0] != "pw" or not key.isascii():
         return None
@@ -56,5 +55,5 @@ def authenticate(connection: Connection, secret: str, key: str) -> int | None:
 
 
 def revoke_key(connection: Connection, key_id: str) -> bool:
-    """Takes effect with the next request. False: there is no such key in force."""
+    """Revokes a key from the next request on. False: there is no such valid key."""
     return connection.execute(_REVOKE, {"id": key_id}).rowcount == 1
