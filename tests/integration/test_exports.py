@@ -323,8 +323,9 @@ def test_no_more_than_a_few_pictures_are_in_memory_at_once(database, settings, s
         exporting.read(database, exporting.order(database, job_id, "zip")),
         plan=records.ShardPlan({"train": (1, 60)}, {}),
     )
-    desk = shards.ExportWriter(export, CountingStore(settings), settings.secret, lambda: None)
-    for taken, (member, data) in enumerate(desk.pictures(members.of_split(database, export, "train", 0, desk.keep)), 1):
+    writer = shards.ExportWriter(export, CountingStore(settings), settings.secret, lambda: None)
+    found = members.of_split(database, export, "train", 0, writer.keep)
+    for taken, (member, data) in enumerate(writer.pictures(found), 1):
         assert len(data) == member.bytes
         assert asked <= taken + 16
     assert taken == asked == 60

@@ -129,7 +129,7 @@ def list_files(
     listing = f"export_files/{tenant}/{export.id}"
     passed = 0 if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
     with context.database.begin(tenant) as connection:
-        found = records.files(connection, export.id, passed=passed, limit=limit + 1)
+        found = records.files(connection, export.id, skip=passed, limit=limit + 1)
     more = pagination.encode_cursor(context.settings.secret, listing, passed + limit) if len(found) > limit else None
     return ExportFilePage(data=[_file(context, file) for file in found[:limit]], next_cursor=more)
 

@@ -1,6 +1,6 @@
-"""Exports: a finished job's images as files for other programs. Every write about them; `errand` does the work.
+"""Exports: a finished job's images as files for other programs. Every write of their tables; `task` does the work.
 
-What is in an export is decided by the job, its format and its options alone, so that two of them have the same bytes.
+The content of an export depends only on the job, the format and the options, so equal exports have the same bytes.
 Functions take an open transaction and never commit.
 """
 
@@ -44,11 +44,11 @@ UPDATE exports SET expires_at = now(), finished_at = coalesce(finished_at, now()
   state = CASE WHEN finished_at IS NULL THEN 'cancelled' ELSE state END
 WHERE tenant_id = :tenant_id AND id = :id
 """)
-# A few, by lot: none waits for ever behind others, and other errands do not wait long for these.
+# A few at random: no export waits for ever behind others, and other background tasks do not wait long.
 _PENDING = statement("exports.pending")("""
 SELECT id FROM exports
 WHERE (finished_at IS NULL OR expires_at <= now() OR (state IN ('failed', 'cancelled') AND next_shard >= 0))
-  AND id <> ALL(CAST(:besides AS bigint[]))
+  AND id <> ALL(CAST(:excluding AS bigint[]))
 ORDER BY random() LIMIT :limit
 """)
 _PLAN = statement("exports.plan")("""
@@ -80,15 +80,15 @@ _FORGET = statement("exports.forget")("DELETE FROM exports WHERE id = :id AND ex
 
 
 def create(
-    connection: Connection, tenant_id: int, job_id: int, order: ExportRequest, *, base_url: str, key: str | None = None
+    connection: Connection, tenant_id: int, job_id: int, asked: ExportRequest, *, base_url: str, key: str | None = None
 ) -> tuple[int, bool]:
-    """Records an export that waits; its id, and whether this Idempotency-Key had made it before. `base_url` is what
-    links to images begin with, unless the job knows better.
+    """Records a queued export. Returns its id, and whether this Idempotency-Key had already created it. Links to images
+    begin with the job's own base URL or else with `base_url`.
 
     Raises:
         NotFound: no such job of this tenant.
-        Conflict: the job has not finished, or has no image to export.
-        IdempotencyConflict, IdempotencyBusy: the key stands for something else, or for a request under way.
+        Conflict: the job has not finished, or none of its images is done.
+        IdempotencyConflict, IdempotencyBusy: the key was used for another request, or is in use right now.
     """
     job = connection.execute(_JOB, {"job_id": job_id, "tenant_id": tenant_id}).one_or_none()
     if job is None:
@@ -99,22 +99,23 @@ def create(
         raise Conflict(f"The job is {job.state} and none of its images is done.", "nothing_to_export")
     export_id = ids.new()
     if key is not None:
-        digest = order.digest(job_id)
+        digest = asked.digest(job_id)
         known = idempotency.remember(connection, tenant_id, key, sha256=digest, thing=export_id, kind="export")
         if known is not None:
             return known, True
-    options = order.options.model_dump() | {"base_url": job.base_url or base_url}
+    options = asked.options.model_dump() | {"base_url": job.base_url or base_url}
     values = {"id": export_id, "tenant_id": tenant_id, "job_id": job_id, "images": job.done}
-    connection.execute(_NEW, values | {"format": order.format, "options": json.dumps(options)})
+    connection.execute(_NEW, values | {"format": asked.format, "options": json.dumps(options)})
     return export_id, False
 
 
 def cancel(connection: Connection, tenant_id: int, export_id: int) -> None:
-    """Stops it after the file that is being written; what was stored is dropped. Again is no error.
+    """Stops the export after the file that is being written; its stored files are deleted. A second call is not an
+    error.
 
     Raises:
         NotFound: no such export of this tenant.
-        Conflict: it has ended in another way.
+        Conflict: it has already completed or failed.
     """
     if not connection.execute(_CANCEL, {"tenant_id": tenant_id, "id": export_id}).rowcount:
         export = records.find(connection, tenant_id, export_id)
@@ -125,18 +126,18 @@ def cancel(connection: Connection, tenant_id: int, export_id: int) -> None:
 
 
 def remove(connection: Connection, tenant_id: int, export_id: int) -> None:
-    """Nobody sees it any more; its objects and rows are dropped soon. Raises NotFound."""
+    """Hides the export at once; its objects and rows are deleted soon. Raises NotFound."""
     records.find(connection, tenant_id, export_id)
     connection.execute(_REMOVE, {"tenant_id": tenant_id, "id": export_id})
 
 
 def pending(connection: Connection, excluding: Sequence[int] = (), limit: int = 2) -> list[int]:
-    """Exports that wait to be written, or to be dropped."""
-    return list(connection.execute(_PENDING, {"besides": list(excluding), "limit": limit}).scalars())
+    """Exports that wait to be written or deleted."""
+    return list(connection.execute(_PENDING, {"excluding": list(excluding), "limit": limit}).scalars())
 
 
 def begin(connection: Connection, export: Export, plan: ShardPlan) -> bool:
-    """What it will come to is known. False: it was cancelled meanwhile."""
+    """Records the plan of an export and starts it. False: it was cancelled in the meantime."""
     counted = {
         "splits": [[name, shards, images] for name, (shards, images) in plan.splits.items()],
         "models": plan.models,
@@ -146,7 +147,7 @@ def begin(connection: Connection, export: Export, plan: ShardPlan) -> bool:
 
 
 def record(connection: Connection, export: Export, files: list[File], *, images: int, next_index: int) -> bool:
-    """A shard is stored: its files are known, and the next one begins at that index. False: it was cancelled."""
+    """Records the files of a stored shard; the next one begins at `next_index`. False: the export was cancelled."""
     values = {"id": export.id, "shard": export.next_shard, "index": next_index, "images": images}
     if not connection.execute(_ADVANCE, values | {"bytes": sum(file.bytes for file in files)}).rowcount:
         return False
@@ -173,16 +174,16 @@ def complete(connection: Connection, export: Export) -> None:
 
 
 def fail(connection: Connection, export: Export, error: str) -> None:
-    """For good, with a sentence for people."""
+    """Ends the export as failed, with a sentence for users."""
     connection.execute(_END, {"id": export.id, "state": "failed", "error": error})
 
 
 def forget_files(connection: Connection, export: Export, limit: int = 10_000) -> bool:
-    """Drops rows of files whose objects are gone. True: there may be more."""
+    """Deletes rows of files whose objects are deleted. True: there may be more."""
     return connection.execute(_FORGET_FILES, {"id": export.id, "limit": limit}).rowcount == limit
 
 
 def forget(connection: Connection, export: Export) -> None:
-    """Nothing of it is stored any more: an expired one is gone, of another one the row tells what became of it."""
+    """Records that nothing is stored any more. Deletes the row of an expired export; other rows keep their state."""
     connection.execute(_EMPTY, {"id": export.id})
     connection.execute(_FORGET, {"id": export.id})

@@ -1,4 +1,4 @@
-"""Hugging Face image folder: real picture files, copied within the store, and a metadata.jsonl in each folder.
+"""Hugging Face image folder: image files, copied within the store, and a metadata.jsonl in each folder.
 
 `load_dataset("imagefolder", data_dir=...)` reads the downloaded tree.
 """
@@ -10,37 +10,37 @@ from itertools import islice
 
 from services.core.exports.members import Member
 from services.core.exports.records import File
-from services.core.exports.shards import ExportFailed, ExportWriter, Shard, gone, json_line
+from services.core.exports.shards import ExportFailed, ExportWriter, Shard, json_line, missing
 from services.core.model.errors import ObjectMissing
 
 _COPIERS = 8
-_TOGETHER = 64
+_BATCH = 64
 
 
-def write(desk: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
+def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
     folder = f"{shard.split}/{shard.ordinal:05d}"
     files: list[File] = []
     with tempfile.TemporaryFile() as lines, ThreadPoolExecutor(_COPIERS) as pool:
         for some in _batches(members):
-            desk.keep()
-            files += pool.map(lambda member: _copy(desk, f"{folder}/{member.file_name}", member), some)
+            writer.keep()
+            files += pool.map(lambda member: _copy(writer, f"{folder}/{member.file_name}", member), some)
             for member in some:
                 lines.write(json_line({"file_name": member.file_name, **member.record()}).encode())
-        files.append(desk.put(f"{folder}/metadata.jsonl", lines, "application/jsonl", 0))
+        files.append(writer.put(f"{folder}/metadata.jsonl", lines, "application/jsonl", 0))
     return files
 
 
-def _copy(desk: ExportWriter, path: str, member: Member) -> File:
-    """Its size is asked for, not its bytes read: the store copies what the ledger's sha256 was taken of."""
-    key = desk.export.prefix + path
+def _copy(writer: ExportWriter, path: str, member: Member) -> File:
+    """Copies an image within the store and checks its size. Its bytes are not read: the store copies them unchanged."""
+    key = writer.export.prefix + path
     try:
-        desk.store.copy(member.object_key, key)
-        size = desk.store.size(key)
+        writer.store.copy(member.object_key, key)
+        size = writer.store.size(key)
     except ObjectMissing:
-        raise gone(member) from None
+        raise missing(member) from None
     if size != member.bytes:
         raise ExportFailed(
-            f"Image {member.index} has {size:,} bytes in the store where the ledger records {member.bytes:,}. "
+            f"Image {member.index} has {size:,} bytes in the store, but {member.bytes:,} were recorded. "
             "Render it again, or restore its object."
         )
     return File(path, member.sha256, size, 1, key)
@@ -48,5 +48,5 @@ def _copy(desk: ExportWriter, path: str, member: Member) -> File:
 
 def _batches(members: Iterable[Member]) -> Iterator[list[Member]]:
     rest = iter(members)
-    while some := list(islice(rest, _TOGETHER)):
+    while some := list(islice(rest, _BATCH)):
         yield some

@@ -1,5 +1,5 @@
-"""What an export says of itself: manifest.json, and SHA256SUMS for `sha256sum -c`. Nothing in them tells one export
-of a job from the next."""
+"""The description of an export: manifest.json, and SHA256SUMS for `sha256sum -c`. Equal exports of a job have equal
+ones."""
 
 import json
 import tempfile
@@ -17,22 +17,22 @@ SUMS = "SHA256SUMS"
 _PAGE = 1_000
 
 
-def write(desk: ExportWriter, database: Database) -> list[File]:
-    """Once all shards are recorded."""
+def write(writer: ExportWriter, database: Database) -> list[File]:
+    """Writes both files. Call it when all shards are recorded."""
     with tempfile.TemporaryFile() as manifest, tempfile.TemporaryFile() as sums:
-        _begin(manifest, desk)
-        for number, file in enumerate(_files(desk, database)):
+        _begin(manifest, writer)
+        for number, file in enumerate(_files(writer, database)):
             entry = {"path": file.path, "images": file.images, "bytes": file.bytes, "sha256": file.sha256.hex()}
             manifest.write(f"{',' if number else ''}\n    {json.dumps(entry)}".encode())
             sums.write(_line(file))
         manifest.write(b"\n  ]\n}\n")
-        about = desk.put(MANIFEST, manifest, "application/json", 0)
-        sums.write(_line(about))
-        return [about, desk.put(SUMS, sums, "text/plain", 0)]
+        described = writer.put(MANIFEST, manifest, "application/json", 0)
+        sums.write(_line(described))
+        return [described, writer.put(SUMS, sums, "text/plain", 0)]
 
 
-def _begin(manifest: IO[bytes], desk: ExportWriter) -> None:
-    export = desk.export
+def _begin(manifest: IO[bytes], writer: ExportWriter) -> None:
+    export = writer.export
     assert export.plan is not None
     options = export.options.model_dump(exclude={"expires_in_seconds"})
     head = {
@@ -46,16 +46,16 @@ def _begin(manifest: IO[bytes], desk: ExportWriter) -> None:
     manifest.write(json.dumps(head, indent=2).removesuffix("\n}").encode() + b',\n  "files": [')
 
 
-def _files(desk: ExportWriter, database: Database) -> Iterator[File]:
-    passed = 0
+def _files(writer: ExportWriter, database: Database) -> Iterator[File]:
+    skip = 0
     while True:
-        desk.keep()
+        writer.keep()
         with database.begin_system() as connection:
-            page = records.files(connection, desk.export.id, passed=passed, limit=_PAGE)
+            page = records.files(connection, writer.export.id, skip=skip, limit=_PAGE)
         yield from page
         if len(page) < _PAGE:
             return
-        passed += _PAGE
+        skip += _PAGE
 
 
 def _line(file: File) -> bytes:

@@ -1,6 +1,7 @@
-"""What an export holds: the job's done images in the order of their indexes, a page at a time, and where it is cut.
+"""The images of an export: the job's done images in order of their indexes, and their division into shards.
 
-Counting shards and filling them follow one rule, so an export that goes on after a death goes on as it began.
+The same rule counts the shards and fills them. So an export that another process continues after a crash gets the
+shards that were planned.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,8 +26,8 @@ FROM images i
 CROSS JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND results.index = i.index OFFSET 0) r
 {columns.payload_of("i")}
 """  # noqa: S608  our own text
-# A page is a range of indexes, and each row's result is looked up by itself: with a LIMIT or a plain join it would be
-# left to the planner, who may know nothing of a new table, whether the rest of the job is looked at as well.
+# A page is a range of indexes, and each row's result is looked up by key. With a LIMIT or a plain join, a planner
+# without statistics of a new table might read the rest of the job as well.
 _WHERE = """
 WHERE i.job_id = :job_id AND i.index >= :first AND i.index < :end AND i.state = 2
   AND (:include_flagged OR r.flagged IS NOT TRUE)
@@ -49,7 +50,7 @@ WHERE m.revision IN (SELECT model_revision FROM segments WHERE job_id = :job_id)
 
 
 class Record(TypedDict):
-    """What an export says of each image, whatever its format."""
+    """The metadata of each image in an export, in every format."""
 
     index: int
     custom_id: str
@@ -96,13 +97,13 @@ class Member:
 
     @property
     def file_name(self) -> str:
-        """No other image of the job has it, on a disk that knows no capitals either: it ends in the index."""
+        """Unique within the job, because it ends in the index; also on file systems that ignore case."""
         number = f"{self.index:08d}.{self.extension}"
         return number if self.payload.custom_id is None else f"{self.payload.custom_id}-{number}"
 
     def record(self) -> Record:
-        """As JSON tells of it. No field is ever null, an empty list or an object: readers take a column's type from
-        whatever comes first. So metadata is a text of JSON."""
+        """The metadata of the image. No field is ever null, a list or an object, because readers infer a column's type
+        from its first values. So `metadata` is JSON as text."""
         payload, seed = self.payload, self.payload.seed_of(self.index)
         return {
             "index": self.index,
@@ -130,7 +131,7 @@ class Member:
 
 
 class ShardCapacity:
-    """Fills one shard. `most_bytes` None: only the number of images counts."""
+    """How much one shard may hold and holds. `max_bytes` None: only the number of images is limited."""
 
     def __init__(self, export: Export) -> None:
         layout, wished = FORMATS[export.format], export.options
@@ -139,10 +140,11 @@ class ShardCapacity:
         self.images = self.bytes = 0
 
     def takes(self, size: int) -> bool:
-        """Whether an image of so many bytes still goes in; it is counted then. The first always does."""
+        """Counts an image of `size` bytes if it fits into the shard; False if it does not. The first one always
+        fits."""
         full = self.images >= self.max_images
-        heavy = self.max_bytes is not None and self.bytes + size > self.max_bytes
-        if self.images and (full or heavy):
+        too_large = self.max_bytes is not None and self.bytes + size > self.max_bytes
+        if self.images and (full or too_large):
             return False
         self.images += 1
         self.bytes += size
@@ -150,15 +152,15 @@ class ShardCapacity:
 
 
 def plan(database: Database, export: Export, keep: Callable[[], None]) -> ShardPlan:
-    """Counts the shards. `keep` is called on the way."""
-    open_cuts: dict[str, ShardCapacity] = {}
+    """Counts the shards and images of each split. Calls `keep` regularly."""
+    open_shards: dict[str, ShardCapacity] = {}
     shards, images = dict.fromkeys(export.options.split, 0), dict.fromkeys(export.options.split, 0)
     for row in _rows(database, export, _OUTLINES, 0, keep):
         split = export.options.split_of(_request(row.custom_id, row.first_index))
         images[split] += 1
-        if split not in open_cuts or not open_cuts[split].takes(row.bytes):
-            open_cuts[split] = ShardCapacity(export)
-            open_cuts[split].takes(row.bytes)
+        if split not in open_shards or not open_shards[split].takes(row.bytes):
+            open_shards[split] = ShardCapacity(export)
+            open_shards[split].takes(row.bytes)
             shards[split] += 1
     with database.begin_system() as connection:
         models = {row.revision: row.name for row in connection.execute(_MODELS, {"job_id": export.job_id})}
@@ -166,7 +168,7 @@ def plan(database: Database, export: Export, keep: Callable[[], None]) -> ShardP
 
 
 def of_split(database: Database, export: Export, split: str, first: int, keep: Callable[[], None]) -> Iterator[Member]:
-    """The split's images from that index on."""
+    """The images of the split from index `first` on."""
     assert export.plan is not None
     for row in _rows(database, export, _MEMBERS, first, keep):
         payload = columns.read_payload(row)
@@ -175,7 +177,7 @@ def of_split(database: Database, export: Export, split: str, first: int, keep: C
 
 
 def _rows(database: Database, export: Export, statement: Any, first: int, keep: Callable[[], None]) -> Iterator[Any]:
-    """The job has finished, so pages that are read one after the other fit together."""
+    """Reads page by page. The job has finished, so its rows do not change in between."""
     values = {"job_id": export.job_id, "include_flagged": export.options.include_flagged}
     with database.begin_system() as connection:
         total = int(connection.execute(_TOTAL, {"job_id": export.job_id}).scalar_one())
@@ -187,7 +189,8 @@ def _rows(database: Database, export: Export, statement: Any, first: int, keep: 
 
 
 def _request(custom_id: str | None, first_index: int) -> str:
-    """What the images of one request share, in this job and, if it has a name, in others."""
+    """The name by which a request's images are assigned to a split: the custom_id, the same in all jobs, or its
+    index."""
     return custom_id or f"#{first_index}"
 
 

@@ -1,4 +1,4 @@
-"""What an export may be asked for: its format, its options and their limits, and the sentences that refuse the rest."""
+"""The request for an export: its format, its options and their limits, and the messages for invalid ones."""
 
 import hashlib
 import math
@@ -53,7 +53,7 @@ class _Strict(BaseModel):
 
 
 class Options(_Strict):
-    """How an export is cut and what is in it. All but how long it is kept decides its bytes."""
+    """The options of an export. All of them except expires_in_seconds decide its bytes."""
 
     images_per_shard: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_SHARD)] = 10_000
     include_flagged: bool = True
@@ -66,12 +66,12 @@ class Options(_Strict):
     expires_in_seconds: Annotated[int, Field(ge=60, le=365 * DAY)] = 7 * DAY
 
     def split_of(self, name: str) -> str:
-        """The split of the images that go by this name: those of one request stay together, in every export."""
+        """The split of a request's images, chosen by the hash of its name: the same in every export."""
         point = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
-        edge, names = 0.0, list(self.split)
+        upper, names = 0.0, list(self.split)
         for split in names[:-1]:
-            edge += self.split[split]
-            if point < edge:
+            upper += self.split[split]
+            if point < upper:
                 return split
         return names[-1]
 
@@ -83,23 +83,23 @@ class ExportRequest(_Strict):
     options: Options = Field(default_factory=Options)
 
     def digest(self, job_id: int) -> bytes:
-        """What an Idempotency-Key stands for."""
+        """The digest that an Idempotency-Key covers."""
         return hashlib.sha256(f"export\n{job_id}\n{self.model_dump_json()}".encode()).digest()
 
 
 def parse(value: object) -> ExportRequest:
-    """Raises InvalidSubmission: each field that is wrong, what was found there and what is allowed."""
+    """Parses the body. Raises InvalidSubmission with the invalid fields, the values found and the values allowed."""
     if not isinstance(value, dict):
         shown = strict_json.describe(value)
         raise InvalidSubmission([Problem("wrong_type", f"The body is {shown}; it must be an object.")])
     try:
-        order = ExportRequest.model_validate(value)
+        asked = ExportRequest.model_validate(value)
     except ValidationError as error:
         raise InvalidSubmission([_problem(entry) for entry in error.errors(include_url=False)]) from None
-    if order.options.images == "reference" and not FORMATS[order.format].references:
-        message = f'options.images is "reference"; with {order.format} it must be "inline".'
+    if asked.options.images == "reference" and not FORMATS[asked.format].references:
+        message = f'options.images is "reference"; with {asked.format} it must be "inline".'
         raise InvalidSubmission([Problem("invalid_value", message, "options.images")])
-    return order
+    return asked
 
 
 def _problem(entry: Any) -> Problem:

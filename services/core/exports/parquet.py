@@ -1,7 +1,7 @@
-"""Parquet: a row for each image, with its bytes as `datasets` takes them for an Image, or with a link to it.
+"""Parquet: one row per image, with its bytes as an Image feature of `datasets`, or with a link to it.
 
-Row groups of a fixed number of rows, and no writer's option is left to chance. The only file that knows pyarrow, which
-takes its time to load.
+Row groups have a fixed number of rows and all options of the writer are set, so the bytes are reproducible. Only this
+file imports pyarrow, and only when it is needed, because pyarrow loads slowly.
 """
 
 import json
@@ -15,28 +15,28 @@ from services.core.exports.records import File
 from services.core.exports.shards import ExportFailed, ExportWriter, Shard
 from services.core.storage import signed_urls
 
-_ROWS_INLINE = 100  # in a group, and in memory
+_ROWS_INLINE = 100  # per row group, and in memory
 _ROWS_REFERENCE = 5_000
-_LEFT_OUT = {"seed_string", "safety_checked"}  # a column of whole numbers needs no text, and flagged may be null
+_LEFT_OUT = {"seed_string", "safety_checked"}  # here seed is an integer column, and flagged may be null
 _FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 
 
-def write(desk: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
+def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
     import pyarrow.parquet
 
-    inline = desk.export.options.images == "inline"
+    inline = writer.export.options.images == "inline"
     schema = _schema(inline)
-    rows = _inline(desk, members) if inline else _references(desk, members)
+    rows = _inline(writer, members) if inline else _references(writer, members)
     images = 0
     with tempfile.TemporaryFile() as file:
         with pyarrow.parquet.ParquetWriter(
             file, schema, compression="zstd", compression_level=3, use_dictionary=False, version="2.6",
             data_page_version="1.0", write_statistics=not inline,
-        ) as writer:  # fmt: skip
+        ) as table:  # fmt: skip
             while group := list(islice(rows, _ROWS_INLINE if inline else _ROWS_REFERENCE)):
-                writer.write_table(pyarrow.Table.from_pylist(group, schema), row_group_size=len(group))
+                table.write_table(pyarrow.Table.from_pylist(group, schema), row_group_size=len(group))
                 images += len(group)
-        return [desk.put(f"data/{shard.name}.parquet", file, "application/vnd.apache.parquet", images)]
+        return [writer.put(f"data/{shard.name}.parquet", file, "application/vnd.apache.parquet", images)]
 
 
 def _schema(inline: bool) -> Any:
@@ -52,21 +52,21 @@ def _schema(inline: bool) -> Any:
     return pa.schema([*picture, *fields], {"huggingface": json.dumps(_FEATURES)} if inline else None)
 
 
-def _inline(desk: ExportWriter, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
-    for member, data in desk.pictures(members):
+def _inline(writer: ExportWriter, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
+    for member, data in writer.pictures(members):
         yield {"image": {"bytes": data, "path": member.file_name}} | _row(member)
 
 
-def _references(desk: ExportWriter, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
-    if not desk.secret or not desk.export.base_url:
+def _references(writer: ExportWriter, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
+    if not writer.secret or not writer.export.base_url:
         raise ExportFailed("Links to images cannot be made: PRESSWORK_SECRET or PRESSWORK_PUBLIC_URL is not set.")
     for member in members:
-        desk.keep()
-        url = signed_urls.image_url(desk.export.base_url, desk.secret, desk.export.job_id, member.index)
+        writer.keep()
+        url = signed_urls.image_url(writer.export.base_url, writer.secret, writer.export.job_id, member.index)
         yield {"url": url} | _row(member)
 
 
 def _row(member: Member) -> dict[str, Any]:
-    """With nulls and lists: here the columns' types are written down."""
+    """The record with nulls and lists, which a schema allows."""
     shown = {"custom_id": member.payload.custom_id, "model": member.model, "flagged": member.flagged}
     return {**member.record(), **shown, "unknown_words": list(member.unknown_words)}

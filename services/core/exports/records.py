@@ -1,4 +1,4 @@
-"""Exports as they are recorded: the frozen values, and every read of them."""
+"""Reads of exports, and the frozen values that they return."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ _ANY = statement("records.any")(
 _OWNS = statement("records.owns")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
 _FILES = statement("records.files")("""
 SELECT path, bytes, sha256, images, object_key FROM export_files WHERE export_id = :id
-ORDER BY path OFFSET :passed LIMIT :limit
+ORDER BY path OFFSET :skip LIMIT :limit
 """)
 _PREFIX = "export_"
 
 
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
-    """What an export comes to, counted before its first shard: (shards, images) of each split, in order, and the names
-    under which the job's model revisions were served."""
+    """The size of an export, counted before its first shard is written: (shards, images) of each split, in order. Also
+    the model name of each of the job's model revisions."""
 
     splits: dict[str, tuple[int, int]]
     models: dict[str, str]
@@ -41,7 +41,7 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One export at one moment. `next_shard` is where it goes on after a death; below 0: nothing of it is stored."""
+    """One export at one moment. `next_shard` is the next one to write; below 0: nothing of the export is stored."""
 
     id: int
     tenant_id: int
@@ -64,13 +64,13 @@ class Export:
 
     @property
     def prefix(self) -> str:
-        """What the keys of all its objects begin with."""
+        """The prefix of the keys of its objects."""
         return f"exports/{self.tenant_id}/{public_id(self.id)}/"
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file of an export. `images` is how many it holds; `sha256` 32 raw bytes."""
+    """One file of an export. `images` is the number of its images; `sha256` is 32 raw bytes."""
 
     path: str
     sha256: bytes
@@ -84,12 +84,12 @@ def public_id(export_id: int) -> str:
 
 
 def parse_id(public: str) -> int:
-    """The inverse; NotFound for anything that is no export's id."""
+    """The inverse of `public_id`. Raises NotFound if the text is not an export's id."""
     return ids.parse(_PREFIX, public, "export")
 
 
 def find(connection: Connection, tenant_id: int, export_id: int) -> Export:
-    """Raises NotFound, also for one that has expired."""
+    """Raises NotFound: the tenant has no such export, or it has expired."""
     row = connection.execute(_ONE, {"tenant_id": tenant_id, "id": export_id}).one_or_none()
     if row is None:
         raise NotFound("There is no such export.")
@@ -97,21 +97,21 @@ def find(connection: Connection, tenant_id: int, export_id: int) -> Export:
 
 
 def of_job(connection: Connection, tenant_id: int, job_id: int, *, before: int, limit: int) -> list[Export]:
-    """The newest with an id below `before`. Raises NotFound: no such job of this tenant."""
+    """The job's newest exports with an id below `before`. Raises NotFound: the tenant has no such job."""
     if not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
         raise NotFound("There is no such job.")
     rows = connection.execute(_OF_JOB, {"job_id": job_id, "before": before, "limit": limit})
     return [_export(row) for row in rows]
 
 
-def files(connection: Connection, export_id: int, *, passed: int, limit: int) -> Sequence[File]:
-    """By path, after the first `passed`: of an export that is completed they never change."""
-    rows = connection.execute(_FILES, {"id": export_id, "passed": passed, "limit": limit})
+def files(connection: Connection, export_id: int, *, skip: int, limit: int) -> Sequence[File]:
+    """The export's files by path, without the first `skip`. Those of a completed export never change."""
+    rows = connection.execute(_FILES, {"id": export_id, "skip": skip, "limit": limit})
     return [File(row.path, bytes(row.sha256), row.bytes, row.images, row.object_key) for row in rows]
 
 
 def read(connection: Connection, export_id: int) -> Export | None:
-    """Whoever's it is and however old: for whoever works at it."""
+    """The export of any tenant, even if it has expired: for the background task."""
     row = connection.execute(_ANY, {"id": export_id}).one_or_none()
     return None if row is None else _export(row, row.expired)
 

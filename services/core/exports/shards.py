@@ -1,4 +1,4 @@
-"""What a format's file gets and gives: a shard, its pictures read and checked, and files put into the store."""
+"""What every format needs: a shard, the images read and checked, and the writing of files to the store."""
 
 import hashlib
 import io
@@ -15,16 +15,16 @@ from services.core.model.errors import ObjectMissing, PressworkError
 from services.core.storage.contract import ImageStore
 
 _FETCHERS = 8
-_AHEAD = 16  # pictures in memory
+_AHEAD = 16  # images in memory
 
 
 class ExportFailed(PressworkError):
-    """The export cannot be written: something of it is not what the ledger says."""
+    """The export cannot be written: a stored image is not what was recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The `ordinal`th of `of` shards of a split; `number` counts those of all splits."""
+    """Shard `ordinal` of the `of` shards of a split; `number` counts the shards of all splits."""
 
     number: int
     split: str
@@ -38,7 +38,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class ExportWriter:
-    """Where one export is written. `keep` keeps its lease and is called often."""
+    """Writes one export. `keep` extends its lease and is called often."""
 
     export: Export
     store: ImageStore
@@ -46,7 +46,7 @@ class ExportWriter:
     keep: Callable[[], None]
 
     def pictures(self, members: Iterable[Member]) -> Iterator[tuple[Member, bytes]]:
-        """Each with its bytes, a few read ahead. Raises ExportFailed if one is gone or differs from its record."""
+        """Each image with its bytes; a few are read ahead. Raises ExportFailed if one is missing or has changed."""
         waiting: deque[tuple[Member, Future[bytes]]] = deque()
         with ThreadPoolExecutor(_FETCHERS) as pool:
             try:
@@ -61,7 +61,7 @@ class ExportWriter:
                     future.cancel()
 
     def put(self, path: str, file: IO[bytes], media_type: str, images: int) -> File:
-        """Stores the whole file; a second time the same bytes under the same key."""
+        """Stores the whole file. Writing a file again stores the same bytes under the same key."""
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
         size = file.seek(0, io.SEEK_END)
@@ -79,27 +79,27 @@ class ExportWriter:
         try:
             data = self.store.read(member.object_key)
         except ObjectMissing:
-            raise gone(member) from None
+            raise missing(member) from None
         if hashlib.sha256(data).digest() != member.sha256:
             raise ExportFailed(
                 f"Image {member.index} has changed in the store since it was rendered: its sha256 is not the one that "
-                "the ledger records. Render it again, or restore its object."
+                "was recorded. Render it again, or restore its object."
             )
         return data
 
 
-def gone(member: Member) -> ExportFailed:
+def missing(member: Member) -> ExportFailed:
     return ExportFailed(f"Image {member.index} is no longer in the store. Render it again, or restore its object.")
 
 
 def json_line(value: Mapping[str, Any]) -> str:
-    """Readable; but what some readers take for the end of a line is escaped."""
+    """One line of readable JSON. Characters that some readers take for the end of a line are escaped."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029") + "\n"
 
 
 class _Kept:
-    """A file whose reader, however slow, does not lose the lease."""
+    """A file that extends the lease each time it is read, so that a slow upload does not lose it."""
 
     def __init__(self, file: IO[bytes], keep: Callable[[], None]) -> None:
         self._file, self._keep = file, keep
@@ -110,4 +110,4 @@ class _Kept:
         return self._file.read(size)
 
     def close(self) -> None:
-        """Whoever uploads it closes it; its owner is not done with it."""
+        """Does nothing: the uploader closes the file, but its owner still needs it."""

@@ -1,7 +1,7 @@
-"""The errand: an export is written shard by shard, or dropped, by whoever holds its lease.
+"""The background task of exports: the holder of an export's lease writes it shard by shard, or deletes it.
 
-A shard is put into the store, then recorded in one transaction that moves the export on. Whoever dies between the two
-leaves an object that the next one writes again, with the same bytes under the same key.
+A shard is stored first and then recorded in one transaction. If the process dies in between, the next one writes the
+same bytes again under the same key.
 """
 
 import time
@@ -18,13 +18,13 @@ from services.core.exports.shards import ExportFailed, ExportWriter, Shard
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
-SLICE_SECONDS = 10.0  # then others get their turn, after the shard that is being written
+SLICE_SECONDS = 10.0  # then, after the current shard, other exports get their turn
 _DROPPERS = 8
-_TOGETHER = 500
+_BATCH = 500
 
 
 def run(settings: Settings, store: ImageStore, export_id: int, lease: Lease) -> None:
-    """Does a slice of what is to be done for an export; again until nothing is."""
+    """Works on an export for one time slice. Call it again while the export is pending."""
     until = time.monotonic() + SLICE_SECONDS
     while (export := _read(export_id, lease)) is not None:
         if export.finished_at is None:
@@ -42,22 +42,22 @@ def _read(export_id: int, lease: Lease) -> Export | None:
         return records.read(connection, export_id)
 
 
-def _write(desk: ExportWriter, lease: Lease) -> None:
-    """One step: the plan, or the next shard, or what says that all is there."""
-    export = desk.export
+def _write(writer: ExportWriter, lease: Lease) -> None:
+    """Writes the next part: the plan, a shard, or the manifest that completes the export."""
+    export = writer.export
     try:
         if export.plan is None:
             plan = members.plan(lease.database, export, lease.keep)
             with lease.begin() as connection:
                 exports.begin(connection, export, plan)
         elif (shard := _next_shard(export)) is not None:
-            _write_shard(desk, shard, lease)
+            _write_shard(writer, shard, lease)
         elif export.images_done != export.plan.images:
             raise ExportFailed(
-                f"{export.images_done:,} images were found where {export.plan.images:,} had been counted."
+                f"{export.images_done:,} images were found, but {export.plan.images:,} had been counted."
             )
         else:
-            files = manifest.write(desk, lease.database)
+            files = manifest.write(writer, lease.database)
             with lease.begin() as connection:
                 if exports.record(connection, export, files, images=0, next_index=0):
                     exports.complete(connection, export)
@@ -76,29 +76,29 @@ def _next_shard(export: Export) -> Shard | None:
     return None
 
 
-def _write_shard(desk: ExportWriter, shard: Shard, lease: Lease) -> None:
-    export, cut = desk.export, ShardCapacity(desk.export)
+def _write_shard(writer: ExportWriter, shard: Shard, lease: Lease) -> None:
+    export, capacity = writer.export, ShardCapacity(writer.export)
     first = export.next_index if shard.ordinal else 0
     last = first
 
     def taken() -> Iterable[Member]:
         nonlocal last
         for member in members.of_split(lease.database, export, shard.split, first, lease.keep):
-            if not cut.takes(member.bytes):
+            if not capacity.takes(member.bytes):
                 return
             last = member.index
             yield member
 
-    files = FORMATS[export.format].writer()(desk, shard, taken())
+    files = FORMATS[export.format].writer()(writer, shard, taken())
     with lease.begin() as connection:
-        exports.record(connection, export, files, images=cut.images, next_index=last + 1)
+        exports.record(connection, export, files, images=capacity.images, next_index=last + 1)
 
 
 def _drop(store: ImageStore, export: Export, lease: Lease, until: float) -> None:
-    """Every object first, also those that were never recorded; then the rows. What is left at the end of the slice is
-    found by the next."""
+    """Deletes all objects, including those that were never recorded, and then the rows. What is left at the end of the
+    time slice is deleted in the next."""
     with ThreadPoolExecutor(_DROPPERS) as pool:
-        while some := list(islice(store.under(export.prefix), _TOGETHER)):  # listed anew, until there are none
+        while some := list(islice(store.under(export.prefix), _BATCH)):  # listed again until there are none
             if time.monotonic() > until:
                 return
             lease.keep()

@@ -1,6 +1,6 @@
-"""WebDataset: tar shards with, for each image, the picture, its record as .json and its prompt as .txt.
+"""WebDataset: tar shards that hold, for each image, the image file, its record as .json and its prompt as .txt.
 
-A key is the image's index in the job; what is not decided by the job (times, owners) is nought.
+The key of a sample is the image's index in the job. Times and owners are 0, so the bytes depend only on the job.
 """
 
 import tarfile
@@ -13,10 +13,10 @@ from services.core.exports.records import File
 from services.core.exports.shards import ExportWriter, Shard, json_line
 
 
-def write(desk: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
+def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
     images = 0
     with tempfile.TemporaryFile() as file:
-        for member, data in desk.pictures(members):
+        for member, data in writer.pictures(members):
             images += 1
             parts = {
                 member.extension: data,
@@ -27,11 +27,11 @@ def write(desk: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[F
                 _add(file, f"{member.index:09d}.{extension}", content)
         file.write(bytes(2 * tarfile.BLOCKSIZE))
         file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
-        return [desk.put(f"data/{shard.name}.tar", file, "application/x-tar", images)]
+        return [writer.put(f"data/{shard.name}.tar", file, "application/x-tar", images)]
 
 
 def _add(file: IO[bytes], name: str, content: bytes) -> None:
-    """Straight into the file: tarfile's own writer remembers every member."""
+    """Writes a member directly to the file, because tarfile's own writer keeps every member in memory."""
     head = tarfile.TarInfo(name)
     head.size = len(content)
     file.write(head.tobuf(tarfile.USTAR_FORMAT))

@@ -1,6 +1,6 @@
-"""Zip: pictures under images/, and a record of each in metadata.jsonl and, for spreadsheets, in metadata.csv.
+"""Zip: image files under images/, and a record of each in metadata.jsonl and, for spreadsheets, in metadata.csv.
 
-Stored as they are, for pictures are packed already; dated 1980, the first day that a zip knows.
+Entries are not compressed, because image files already are. Their date is 1980-01-01, the earliest that a zip allows.
 """
 
 import csv
@@ -18,7 +18,7 @@ from services.core.exports.shards import ExportWriter, Shard, json_line
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def write(desk: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
+def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
     images = 0
     with (
         tempfile.TemporaryFile() as file,
@@ -26,7 +26,7 @@ def write(desk: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[F
         tempfile.TemporaryFile() as table,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
     ):
-        for member, data in desk.pictures(members):
+        for member, data in writer.pictures(members):
             images += 1
             name = f"images/{member.file_name}"
             archive.writestr(_entry(name), data)
@@ -38,11 +38,11 @@ def write(desk: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[F
         for name, content in (("metadata.csv", table), ("metadata.jsonl", lines)):
             _copy(archive, name, content)
         archive.close()
-        return [desk.put(f"data/{shard.name}.zip", file, "application/zip", images)]
+        return [writer.put(f"data/{shard.name}.zip", file, "application/zip", images)]
 
 
 def csv_line(values: Iterable[Any]) -> bytes:
-    """One row in UTF-8. A text that a spreadsheet would run as a formula gets an apostrophe in front."""
+    """One row in UTF-8. An apostrophe precedes a text that a spreadsheet would run as a formula."""
     row = io.StringIO(newline="")
     csv.writer(row).writerow(
         [f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value for value in values]
