@@ -6,11 +6,11 @@ from sqlalchemy import create_engine, text
 from services.core.db import database, tables
 from services.core.settings import Settings
 
-MIGRATION_LOCK = 7_209_411  # any number of our own: two migrators wait for each other
+MIGRATION_LOCK = 7_209_411  # any number that only Presswork uses: two migrators wait for each other
 
 
 def include_name(name: str | None, type_: str, _parents: object) -> bool:
-    """Partitions are the duty's, not the metadata's."""
+    """Leaves out partitions: a periodic task makes them, and the metadata does not list them."""
     return type_ != "table" or name in tables.metadata.tables
 
 
@@ -26,7 +26,7 @@ def run() -> None:
             connection=connection,
             target_metadata=tables.metadata,
             include_name=include_name,
-            transaction_per_migration=True,  # one that builds an index beside the work must not hold another's locks
+            transaction_per_migration=True,  # one that builds an index concurrently must hold no locks of another
         )
         with context.begin_transaction():
             context.run_migrations()

@@ -1,4 +1,4 @@
-"""The press: tables, partitions, row-level security and the rights of the roles."""
+"""The first schema: tables, partitions, row-level security and the rights of the roles."""
 
 from pathlib import Path
 

@@ -212,8 +212,8 @@ CREATE TABLE duties (
   expires_at timestamptz NOT NULL
 );
 
--- Row-level security, the second wall: a session sees its tenant's rows (app.tenant = '7'), the house's processes
--- see all ('*'), and a session that has said nothing sees none.
+-- Row-level security, in addition to the application's own checks: a session sees its tenant's rows (app.tenant = '7'),
+-- sessions of the system see all rows ('*'), and a session that has set nothing sees none.
 CREATE FUNCTION presswork_tenant() RETURNS integer LANGUAGE sql STABLE PARALLEL SAFE AS
   $$ SELECT nullif(nullif(current_setting('app.tenant', true), '*'), '')::integer $$;
 CREATE FUNCTION presswork_house() RETURNS boolean LANGUAGE sql STABLE PARALLEL SAFE AS
@@ -242,9 +242,9 @@ BEGIN
   CREATE POLICY house ON claims USING ((SELECT presswork_house()));
 END $$;
 
--- Partitions of images, payloads and results: one a week, by time-ordered job id, and a default for what the duty
--- missed. The application may insert into a partition (COPY goes there) and may read only through the parent, where
--- row-level security stands.
+-- Partitions of images, payloads and results: one per week, by time-ordered job id, and a default one for rows whose
+-- week has none. The application may insert into a partition (COPY needs that) but may read only through the parent,
+-- which has row-level security.
 CREATE FUNCTION presswork_make_partitions(first date, weeks integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE

@@ -1,4 +1,4 @@
-"""What is said of each image: which versions drew it, the safety checker's verdict, the words it did not know."""
+"""More about each image: the versions that rendered it, the safety checker's result, the words the model lacks."""
 
 from pathlib import Path
 

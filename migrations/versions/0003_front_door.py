@@ -1,4 +1,4 @@
-"""The front door: files and uploads, jobs that are validated or appended to, exports, measured rates, render keys."""
+"""Files and uploads, jobs that are submitted as files or drafts, exports, measured rates, render keys."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""The index by which an earlier image of the same render key is found, built beside the work: nobody waits for it.
+"""The index that finds an earlier image of the same render key. It is built concurrently, so no other session waits.
 
-An index of a partitioned table cannot be built so, but those of its partitions can; the table's own is then put
-together of them. Begun again after it was cut off, it goes on where it was.
+Postgres cannot build the index of a partitioned table concurrently, but it can build those of the partitions; the
+table's index is then assembled from them. If the migration is interrupted and run again, it continues where it stopped.
 """
 
 from alembic import op
@@ -23,7 +23,7 @@ def upgrade() -> None:
     connection = op.get_bind()
     with op.get_context().autocommit_block():
         connection.exec_driver_sql("SET statement_timeout = 0")
-        connection.exec_driver_sql("SET lock_timeout = '10min'")  # it waits for every transaction that is under way
+        connection.exec_driver_sql("SET lock_timeout = '10min'")  # it waits for every transaction under way
         for leaf, index, valid in connection.exec_driver_sql(_LEAVES).all():
             if index and not valid:
                 connection.exec_driver_sql(f'DROP INDEX CONCURRENTLY "{index}"')
@@ -33,6 +33,6 @@ def upgrade() -> None:
         connection.exec_driver_sql("SET lock_timeout = '10s'")
     connection.exec_driver_sql(f"CREATE INDEX results_render_key ON ONLY results {_ON}")
     for leaf, _, valid in connection.exec_driver_sql(_LEAVES).all():
-        if not valid:  # made since: it is empty
+        if not valid:  # a partition made in the meantime: it is empty
             connection.exec_driver_sql(f'CREATE INDEX "{leaf}_render_key_idx" ON "{leaf}" {_ON}')
         connection.exec_driver_sql(f'ALTER INDEX results_render_key ATTACH PARTITION "{leaf}_render_key_idx"')

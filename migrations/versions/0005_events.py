@@ -1,4 +1,4 @@
-"""The log of events, and the function that numbers those that are committed."""
+"""The log of events, and the function that numbers committed events."""
 
 from pathlib import Path
 

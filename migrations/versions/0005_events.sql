@@ -1,5 +1,5 @@
--- `id` is given when a row is inserted, `seq` when it is seen to be committed: readers go by `seq`. Neither is the
--- application's to set. No foreign key to tenants: an event outlives what it is about.
+-- `id` is assigned when a row is inserted, `seq` after it is committed: readers go by `seq`. The application can set
+-- neither. There is no foreign key to tenants: an event outlives its subject.
 CREATE TABLE events (
   id bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
   seq bigint,
@@ -18,9 +18,10 @@ ALTER TABLE events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE events FORCE ROW LEVEL SECURITY;
 CREATE POLICY tenant ON events USING ((SELECT presswork_house()) OR tenant_id = (SELECT presswork_tenant()));
 
--- Numbers the oldest rows that are committed and have no number; returns how many. One at a time: each UPDATE takes its
--- snapshot when the lock is held, which is after the commit of the one before, so numbers are given in order, without a
--- gap, and become visible in order. A row that is committed later gets a later number, and nobody waits for it.
+-- Numbers the oldest committed rows without a number; returns how many. Only one caller at a time does: each UPDATE takes
+-- its snapshot while it holds the lock, so after the commit of the one before. So numbers are assigned and become visible
+-- in order and without a gap. A row that is committed later gets a later number, and no reader waits for it.
+-- The next number is max(seq) + 1: deleting old events must keep the newest numbered row.
 CREATE FUNCTION presswork_number_events(most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$

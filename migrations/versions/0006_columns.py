@@ -1,4 +1,4 @@
-"""One view that adds the counters up, metadata of requests; columns that nothing reads go."""
+"""A view that adds up the counters, and metadata of requests. Drops columns that are no longer read."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
--- Counters with the deltas that are not folded into them yet: what a job's counts are. security_invoker: whoever reads
--- it sees the jobs that they may see.
+-- A job's counts: its counters plus the deltas that are not folded yet. security_invoker: a reader sees only the jobs
+-- that row-level security shows it.
 CREATE VIEW job_counts WITH (security_invoker = true) AS
 SELECT c.job_id, c.queued + d.queued AS queued, c.rendering + d.rendering AS rendering, c.done + d.done AS done,
        c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled, c.reused + d.reused AS reused,
@@ -22,9 +22,9 @@ BEGIN
   END IF;
 END $$;
 
--- No code reads these any more. Only the catalogue changes: no row is touched, whatever the number of images.
+-- No code reads these columns any more. Only the catalogue changes: no row is rewritten.
 ALTER TABLE images DROP COLUMN not_before;
 ALTER TABLE uploads DROP COLUMN mime_type;
 
--- What a request's sender keeps with it. json, not jsonb, which would write numbers in its own way.
+-- Data that a client keeps with a request. json, because jsonb would change how numbers are written.
 ALTER TABLE payloads ADD COLUMN metadata json;

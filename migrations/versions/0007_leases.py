@@ -1,4 +1,4 @@
-"""The table of leases gets its name; its old one stays, as a view, for one release."""
+"""Renames the table of leases from duties to leases. A view keeps the old name for one release."""
 
 from pathlib import Path
 

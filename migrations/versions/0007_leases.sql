@@ -1,4 +1,4 @@
--- The table holds leases. Programs of the release before go on under the old name: a view that passes everything on.
+-- Programs of the release before use the old name: an updatable view, which passes reads and writes on to the table.
 ALTER TABLE duties RENAME TO leases;
 ALTER INDEX duties_pkey RENAME TO leases_pkey;
 CREATE VIEW duties WITH (security_invoker = true) AS SELECT name, holder, epoch, expires_at FROM leases;
