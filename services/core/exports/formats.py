@@ -1,6 +1,6 @@
 """The registry of export formats: each name, the module that writes it, and what decides where its shards end.
 
-A new format is one line here and one module with `write(desk, shard, members)` in this package. The API, the OpenAPI
+A new format is one line here and one module with `write(writer, shard, members)` in this package. The API, the OpenAPI
 document and the command line read the names from here. Nothing is imported before a format is written.
 """
 
