@@ -25,6 +25,7 @@ def authenticate(request: Request, context: ContextDep) -> int:
     found = _BEARER.fullmatch(given[0]) if len(given) == 1 else None
     tenant = None
     if found is not None:
+        # As the system: the key decides which tenant this is.
         with context.database.begin_system() as connection:
             tenant = api_keys.authenticate(connection, context.settings.secret, found[1])
     if tenant is None:

@@ -91,6 +91,7 @@ class Readiness:
     def _model_and_worker(self) -> dict[str, schemas.Check]:
         model = self._context.settings.model
         try:
+            # As the system: this route takes no key, so there is no tenant.
             with self._context.database.begin_system() as connection:
                 registered, worker_was_up = queries.readiness(connection, model)
         except Unavailable as error:
@@ -110,6 +111,7 @@ class Figures(Collector):
         self._context = context
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        # As the system: the figures are sums over all tenants.
         with self._context.database.begin_system() as connection:
             figures = list(self._read(connection))
         yield from figures

@@ -116,7 +116,7 @@ def _preference(request: Request) -> Preference:
 
 
 def _submit(context: Context, tenant: int, body: Body, key: str | None) -> int:
-    with context.database.begin_system() as connection:
+    with context.database.begin(tenant) as connection:
         catalogue = models.catalogue(connection)
     with submissions.Submission(context.settings, catalogue) as submission:
         submission.add(0, body.fields)

@@ -16,16 +16,16 @@ router = APIRouter()
 
 
 @router.get("/models", response_model=schemas.ModelList)
-def list_models(context: ContextDep, tenant: Tenant) -> Any:  # noqa: ARG001  who asks is settled all the same
+def list_models(context: ContextDep, tenant: Tenant) -> Any:
     """Every model, whether or not a worker is up that serves it."""
-    with context.database.begin_system() as connection:
+    with context.database.begin(tenant) as connection:
         found, workers = models.catalogue(connection), queries.workers_by_revision(connection)
     return schemas.ModelList(data=[_shown(model, workers) for model in found.values()])
 
 
 @router.get("/models/{name}", response_model=schemas.Model)
-def show_model(context: ContextDep, tenant: Tenant, name: str) -> Any:  # noqa: ARG001
-    with context.database.begin_system() as connection:
+def show_model(context: ContextDep, tenant: Tenant, name: str) -> Any:
+    with context.database.begin(tenant) as connection:
         found, workers = models.catalogue(connection), queries.workers_by_revision(connection)
     if name not in found:
         raise NotFound("There is no such model.")

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from services.api import openapi
+from services.api.authentication import Tenant
 from services.api.body import json_object, streaming
 from services.api.body.submission_body import SubmissionBody
 from services.api.dependencies import Context, ContextDep
@@ -68,9 +69,9 @@ class Estimate(BaseModel):
 
 
 @router.post("/jobs/preview", response_model=Preview, openapi_extra={"requestBody": openapi.matrix_body()})
-async def preview(request: Request, context: ContextDep) -> Any:
+async def preview(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Spans a matrix without submitting it: how many requests and images, and the first ten requests."""
-    return await _read(request, context, _preview)
+    return await _read(request, context, tenant, _preview)
 
 
 @router.post(
@@ -78,27 +79,27 @@ async def preview(request: Request, context: ContextDep) -> Any:
     response_model=Estimate,
     openapi_extra={"requestBody": openapi.estimate_body(requests.EstimateShape, submissions.MAX_SHAPES)},
 )
-async def estimate(request: Request, context: ContextDep) -> Any:
+async def estimate(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """What a job would cost in accelerator-seconds, and when it would be done if it were submitted now."""
-    return await _read(request, context, _estimate)
+    return await _read(request, context, tenant, _estimate)
 
 
-async def _read(request: Request, context: Context, answer: Any) -> Any:
+async def _read(request: Request, context: Context, tenant: int, answer: Any) -> Any:
     json_object.require_json(request)
     async with streaming.received(request, context.settings, streaming.Format.JSON) as spool:
         try:
-            return await anyio.to_thread.run_sync(answer, context, spool, limiter=context.submissions)
+            return await anyio.to_thread.run_sync(answer, context, tenant, spool, limiter=context.submissions)
         except InvalidSubmission as error:
             raise SubmissionError(error, "index") from None
 
 
-def _preview(context: Context, spool: IO[bytes]) -> Preview:
+def _preview(context: Context, tenant: int, spool: IO[bytes]) -> Preview:
     body = json_object.read(spool.read(), "matrix")
     if "matrix" not in body:
         raise InvalidSubmission([Problem("missing_field", "matrix is missing: it is what can be previewed.", "matrix")])
     order = SubmissionBody.of(body, context.settings.max_images_per_job)
     order.head(requests.JobOptions, body, requests.JobOptions())
-    with context.database.begin_system() as connection:
+    with context.database.begin(tenant) as connection:
         catalogue = models.catalogue(connection)
     first: list[dict[str, Any]] = []
     with WorkTally(context.settings, catalogue, defaults=order.defaults) as tally:
@@ -113,16 +114,17 @@ def _preview(context: Context, spool: IO[bytes]) -> Preview:
     return Preview(requests=order.matrix.combinations, images=order.matrix.images, first=first)
 
 
-def _estimate(context: Context, spool: IO[bytes]) -> Estimate:
+def _estimate(context: Context, tenant: int, spool: IO[bytes]) -> Estimate:
     body = json_object.read(spool.read())
     shapes = body.pop("shapes", None) if "images" not in body and "matrix" not in body else None
     order = SubmissionBody() if shapes is not None else SubmissionBody.of(body, context.settings.max_images_per_job)
     label = order.head(requests.JobOptions, body, requests.JobOptions())
-    with context.database.begin_system() as connection:
+    with context.database.begin(tenant) as connection:
         catalogue = models.catalogue(connection)
     with WorkTally(context.settings, catalogue, defaults=order.defaults) as tally:
         order.fill(tally) if shapes is None else _count_shapes(tally, order, shapes)
         tally.close()
+    # As the system: the queued images of every tenant are ahead of this job.
     with context.database.begin_system() as connection:
         found = estimates.estimate(connection, tally.counts, requests.PRIORITIES[label.priority])
     return Estimate(

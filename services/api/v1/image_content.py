@@ -32,6 +32,7 @@ def show_content(request: Request, context: ContextDep, job_id: str, index: str,
 
 def _redirect(context: Context, tenant: int | None, number: int, index: int) -> RedirectResponse:
     database = context.database
+    # As the system where a signature takes the place of the key: the link names the image and no tenant.
     with database.begin_system() if tenant is None else database.begin(tenant) as connection:
         image = queries.image(connection, tenant, number, index)
     if image is None:

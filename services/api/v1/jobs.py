@@ -84,7 +84,8 @@ def cancel_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
             lifecycle.cancel(connection, tenant, number)
     except Conflict as error:
         raise ApiError(409, "job_finished", str(error)) from None
-    with context.database.begin_system() as connection:  # a first sweep, so that small jobs need not wait for the duty
+    # Cancels the images of a small job at once; what is left is for the periodic task.
+    with context.database.begin(tenant) as connection:
         segments.sweep(connection, number)
     return shown(context, tenant, number)
 

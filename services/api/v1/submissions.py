@@ -87,7 +87,7 @@ def _record(context: Context, arrival: ReceivedSubmission) -> tuple[submissions.
 
 def _record_lines(context: Context, arrival: ReceivedSubmission) -> submissions.Receipt:
     label = requests.JobOptions.model_validate(arrival.said)
-    with submissions.Submission(context.settings, _catalogue(context)) as submission:
+    with submissions.Submission(context.settings, _catalogue(context, arrival.tenant)) as submission:
         submissions.read_lines(submission, streaming.lines(arrival.spool))
         return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
 
@@ -101,7 +101,8 @@ def _record_json(context: Context, arrival: ReceivedSubmission) -> submissions.R
     if draft is not False:
         order.problems.append(Problem("wrong_type", "draft must be true or false.", "draft"))
     label = order.head(requests.JobOptions, body, requests.JobOptions())
-    with submissions.Submission(context.settings, _catalogue(context), defaults=order.defaults) as submission:
+    catalogue = _catalogue(context, arrival.tenant)
+    with submissions.Submission(context.settings, catalogue, defaults=order.defaults) as submission:
         order.fill(submission)
         return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
 
@@ -122,6 +123,6 @@ def _open_draft(context: Context, arrival: ReceivedSubmission, body: dict[str, A
     return submissions.Receipt(job_id if known is None else known, frozenset(), replayed=known is not None)
 
 
-def _catalogue(context: Context) -> dict[str, models.Model]:
-    with context.database.begin_system() as connection:
+def _catalogue(context: Context, tenant: int) -> dict[str, models.Model]:
+    with context.database.begin(tenant) as connection:
         return models.catalogue(connection)
