@@ -1,6 +1,6 @@
-"""The composition root of the web process: one ASGI application, and the server that runs it.
+"""The composition root of the web process: one ASGI application and the server that runs it.
 
-`python -m services.web`, or `uvicorn --factory services.web:create` for those who bring a server of their own.
+Run `python -m services.web`, or `uvicorn --factory services.web:create` to use another server configuration.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ BACKLOG = 2048
 
 
 def create() -> Any:
-    """The ASGI application, for a server's factory: ends the process with one sentence when it cannot be set up."""
+    """The ASGI application. If it cannot be set up, the process ends with one sentence."""
     logs.configure("web")
     try:
         return _build(Settings.read())
@@ -46,7 +46,7 @@ def main() -> int:
     except PressworkError as error:
         print(f"web: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_SETTINGS
-    # The server catches the signal first, ends in order, and then raises it again.
+    # uvicorn handles SIGTERM first: it shuts down in order, then raises the signal again.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     log.info("listening", extra={"host": settings.host, "port": settings.port})
     try:
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def server_config(app: Any) -> uvicorn.Config:
-    """h11, since it bounds a request's head; the request log is the application's."""
+    """h11, since it limits the size of a request's head. RequestMiddleware writes the request log."""
     return uvicorn.Config(
         app,
         http="h11",
@@ -84,13 +84,14 @@ def _build(settings: Settings) -> Any:
 
 
 def _check_database(settings: Settings) -> None:
-    """An unfit database ends the start; one that is away does not: it may be back before the first request."""
+    """Stops the start if the database is unsuitable, and not if it cannot be reached: it may be back for the first
+    request."""
     database = databases.Database(settings.database_url, application="presswork web check", pool_size=1)
     try:
         for warning in databases.assert_suitable(database):
             log.warning("%s", warning)
     except Unavailable as error:
-        log.warning("database away at start", extra={"error": str(error)})
+        log.warning("database unreachable at start", extra={"error": str(error)})
     finally:
         database.close()
 
@@ -106,7 +107,7 @@ def _listen(settings: Settings) -> socket.socket:
             f"Cannot listen on {settings.host} port {settings.port} ({reason}): set PRESSWORK_PORT to a free port, "
             "or PRESSWORK_HOST to an address of this machine."
         ) from None
-    # Inherited by every connection: asyncio does not set it for us here, and an answer would wait 40 ms for an ACK.
+    # Every connection inherits this; without it an answer can wait 40 ms for an ACK. asyncio does not set it here.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 

@@ -30,7 +30,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody},
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Connects to nothing yet: with the servers away it starts all the same and answers 503."""
+    """Connects to nothing yet: it starts although servers cannot be reached, and then answers 503."""
     app = FastAPI(
         title="Presswork",
         version=version("presswork"),
@@ -43,7 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.readiness = health.Readiness(app.state.context)
     open_routes = APIRouter(dependencies=[Depends(parameters.reject_unknown)])
     open_routes.include_router(health.router)
-    # Who asks is settled before what is asked.
+    # A request without a valid key learns nothing about parameters: authentication comes first.
     tenants_routes = APIRouter(
         prefix="/v1",
         dependencies=[Depends(documented), Depends(authentication.authenticate), Depends(parameters.reject_unknown)],

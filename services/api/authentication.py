@@ -1,4 +1,4 @@
-"""Who is asking: one bearer key, one tenant. All failures look the same."""
+"""Authentication: one bearer key names one tenant. Every failure has the same answer."""
 
 import re
 from typing import Annotated
@@ -32,7 +32,7 @@ def authenticate(request: Request, context: ContextDep) -> int:
         raise ApiError(
             401,
             "invalid_api_key",
-            "This needs one API key in force, as `Authorization: Bearer pw_...`.",
+            "This needs one valid API key, as `Authorization: Bearer pw_...`.",
             headers={"WWW-Authenticate": 'Bearer realm="presswork"'},
         )
     return tenant

@@ -1,4 +1,4 @@
-"""What every handler works with: the settings and the doors to the database, the store and the bell."""
+"""What every handler depends on: the settings, the database, the object store and the notifier."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from services.core.storage import signed_urls
 from services.core.storage.s3 import S3Store
 
 SUBMISSIONS_AT_ONCE = 4
-WAITING_AT_ONCE = 8  # looks at the database of those who wait for their images, at one time
+WAITING_AT_ONCE = 8  # polls of the database for clients that wait for images, at one time
 CONNECTIONS = 10
 
 
@@ -24,7 +24,7 @@ class Context:
     database: Database
     store: S3Store
     notifier: Notifier
-    submissions: anyio.CapacityLimiter  # parsing is bound by one CPU: more at once would only take more memory
+    submissions: anyio.CapacityLimiter  # parsing is bound by the CPU: more at once would only use more memory
     waiting: anyio.CapacityLimiter
 
     @classmethod
@@ -45,12 +45,12 @@ def _context(request: Request) -> Context:
 
 
 def base_url(settings: Settings, request: Request) -> str:
-    """What clients put in front of `/v1`: as it is set, or as this client did."""
+    """The address in front of `/v1`: PRESSWORK_PUBLIC_URL, or the one that this request was sent to."""
     return (settings.public_url or str(request.base_url)).rstrip("/")
 
 
 def linker(context: "Context", request: Request, job_id: int) -> Callable[[int], str]:
-    """What makes an image's index its link."""
+    """A function from an image's index to its signed URL."""
     base = base_url(context.settings, request)
     return lambda index: signed_urls.image_url(base, context.settings.secret, job_id, index)
 

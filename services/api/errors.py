@@ -1,4 +1,4 @@
-"""What a client is told when something goes wrong: one envelope, a table of codes, and the handlers that fill it."""
+"""Error answers: one envelope, a table of codes, and the handlers that map exceptions to them."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 RETRY_SECONDS = "2"
 
-# The first family that fits decides. Outages show their docstring only: what failed where is for the log.
+# The first class that matches decides. An outage shows only the docstring; the log has the details.
 CODES: list[tuple[type[PressworkError], int, str]] = [
     (errors.NotFound, 404, "not_found"),
     (errors.IdempotencyConflict, 422, "idempotency_key_reused"),
@@ -42,8 +42,7 @@ class ApiError(PressworkError):
 
 
 class SubmissionError(PressworkError):
-    """A submission was refused; each of its problems stands at a `line` (NDJSON), an `index` (JSON) or in a
-    `chunk` (of a draft)."""
+    """A submission was refused. Each problem has its `line` (NDJSON), `index` (JSON) or `chunk` (of a draft)."""
 
     def __init__(self, refused: InvalidSubmission, place: Literal["line", "index", "chunk"], status: int = 422) -> None:
         self.problems, self.more, self.place, self.status = refused.problems, refused.more, place, status
@@ -51,7 +50,7 @@ class SubmissionError(PressworkError):
 
 
 class JsonResponse(Response):
-    """JSON in ASCII: whatever a client sent can be told back to it."""
+    """JSON in ASCII, so that an answer may quote anything that a client sent."""
 
     media_type = "application/json"
 
@@ -73,7 +72,7 @@ def envelope(
 
 
 def install(app: FastAPI) -> None:
-    """Every answer that is no success goes through here, but for what no handler foresaw: that is the edge's."""
+    """Installs the handlers of all known errors. RequestMiddleware answers unexpected exceptions."""
     handlers: dict[Any, Callable[[Request, Any], Response]] = {
         PressworkError: _presswork_error,
         ApiError: _refused,
@@ -120,7 +119,7 @@ def _refused_submission(_request: Request, error: SubmissionError) -> Response:
 
 
 def _invalid_parameter(request: Request, error: RequestValidationError) -> Response:
-    """Parameters are all that FastAPI checks for us; their routes say in words what is allowed."""
+    """FastAPI checks parameters alone. What is allowed is the parameter's description."""
     entry = error.errors()[0]
     name = str(entry["loc"][-1])
     dependant = request.scope["route"].dependant
@@ -147,7 +146,7 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
-    """Of the routes with this very path, or else of those whose pattern it fits."""
+    """The methods of the routes with exactly this path, or else of those whose pattern matches."""
     path = request.scope["path"]
     found = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     exact = [route for route in found if route.path == path]

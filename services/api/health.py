@@ -1,4 +1,4 @@
-"""For those who watch over the process: does it live, can it take work, and the figures."""
+"""Monitoring: liveness, readiness and Prometheus metrics."""
 
 import logging
 import threading
@@ -34,7 +34,7 @@ async def livez() -> Any:
 
 @router.get("/readyz", response_model=schemas.Ready, responses={503: {"model": schemas.Ready}})
 def readyz(request: Request) -> Response:
-    """Whether a submission would be accepted, and rendered: 200 if so. Redis may be away: it carries only hints."""
+    """200 if a submission would be accepted and rendered. Redis may be unreachable: it carries only wake-ups."""
     readiness: Readiness = request.app.state.readiness
     ready = readiness.look()
     return JsonResponse(ready.model_dump(), 503 if ready.status == "failing" else 200)
@@ -42,14 +42,14 @@ def readyz(request: Request) -> Response:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 def metrics(context: ContextDep) -> Response:
-    """Figures in Prometheus' format, read from the database when asked for."""
+    """Metrics in Prometheus' format, read from the database at each request."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Figures(context))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class Readiness:
-    """Looks at most once a second, however many ask: this route needs no key."""
+    """Runs the checks at most once a second: the route takes no key, so anyone may call it at any rate."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -76,7 +76,7 @@ class Readiness:
             for warning in database.assert_suitable(self._context.database):
                 log.warning("%s", warning)
 
-        return _checked("The database is reachable and fit.", check)
+        return _checked("The database is reachable and suitable.", check)
 
     def _store(self) -> schemas.Check:
         return _checked("The object store is reachable.", self._context.store.check)
@@ -85,7 +85,8 @@ class Readiness:
         if notify.redis_answers(self._context.settings.redis_url):
             return _ok("Redis answers.")
         return schemas.Check(
-            status="degraded", message="Redis is away: workers find work on their own timer, a few seconds later."
+            status="degraded",
+            message="Redis cannot be reached: workers find work on their own timer, a few seconds later.",
         )
 
     def _model_and_worker(self) -> dict[str, schemas.Check]:
@@ -105,7 +106,7 @@ class Readiness:
 
 
 class Figures(Collector):
-    """Counts of the whole house; no tenant and no prompt in it."""
+    """Counts over all tenants. No label names a tenant or holds a prompt."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -140,7 +141,7 @@ def _gauge(name: str, text: str, labels: list[str], values: dict[tuple[str, ...]
 
 
 def _checked(sentence: str, check: Callable[[], object]) -> schemas.Check:
-    """Outages are told by their family alone: what failed where is for the log."""
+    """The check's answer. An outage shows only its kind; the log has the details."""
     try:
         check()
     except UnsuitableDatabase as error:
@@ -150,7 +151,7 @@ def _checked(sentence: str, check: Callable[[], object]) -> schemas.Check:
         return _failing((type(error).__doc__ or "").strip())
     except PressworkError as error:
         log.warning("not ready", extra={"error": str(error)})
-        return _failing("It cannot be used; the log says why.")
+        return _failing("It is unusable; the log says why.")
     return _ok(sentence)
 
 

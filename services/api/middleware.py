@@ -1,4 +1,4 @@
-"""The outermost layer: headers on every answer, one log line a request, and the last word on what nobody foresaw."""
+"""The outermost layer: security headers, one log line per request, and the answer to unexpected exceptions."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ DRAIN_SECONDS = 1.0
 DRAIN_BYTES = 8 << 20
 HEADERS = 100
 HEAD_BYTES = 32 << 10
-CLIENT_WENT_AWAY = 499  # for the log: nobody hears it
+CLIENT_DISCONNECTED = 499  # in the log only: nobody receives it
 
 SECURITY = {
     "X-Content-Type-Options": "nosniff",
@@ -37,18 +37,18 @@ class RequestMiddleware:
         try:
             await (_bad_head(scope) or self._app)(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
-            exchange.status = CLIENT_WENT_AWAY
+            exchange.status = CLIENT_DISCONNECTED
         except Exception:
-            log.exception("request broke")
+            log.exception("request failed")
             if not exchange.status:
-                answer = envelope(500, "internal_error", "Something went wrong on our side; it has been logged.")
+                answer = envelope(500, "internal_error", "Something went wrong in the server; it has been logged.")
                 await answer(scope, exchange.receive, exchange.send)
         finally:
-            exchange.tell()
+            exchange.write_log()
 
 
 def _bad_head(scope: Scope) -> ASGIApp | None:
-    """The answer to a head that h11 lets pass: too large, or with two opinions on where the body ends."""
+    """The answer to a request head that h11 accepts and we refuse: too large, or with two body lengths."""
     names = [name for name, _ in scope["headers"]]
     if len(names) > HEADERS or sum(len(name) + len(value) for name, value in scope["headers"]) > HEAD_BYTES:
         return envelope(431, "head_too_long", f"Up to {HEADERS} headers and {HEAD_BYTES:,} bytes of them are taken.")
@@ -89,7 +89,7 @@ class Exchange:
             message = {"type": "http.response.body"}
         await self._send(message)
 
-    def tell(self) -> None:
+    def write_log(self) -> None:
         fields: dict[str, Any] = {
             "method": self._scope["method"],
             "path": self._scope["path"][:200],
@@ -99,8 +99,8 @@ class Exchange:
         log.info("request", extra=fields)
 
     async def _drain(self) -> None:
-        """We answered before the body was over. Closing at once could reset the connection under a client that is
-        still sending, before it has seen the answer; so we listen a moment longer."""
+        """Reads on for a moment after an answer that came before the end of the body. If the server closed at once,
+        a client that is still sending could see a reset connection instead of the answer."""
         taken = 0
         with anyio.move_on_after(DRAIN_SECONDS):
             while self._unread and taken < DRAIN_BYTES:

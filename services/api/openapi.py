@@ -1,4 +1,4 @@
-"""How OpenAPI describes the bodies that we read ourselves, and the header that names a request."""
+"""OpenAPI schemas of the bodies that FastAPI does not parse, and of the Idempotency-Key header."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _KEY = {
     "in": "header",
     "required": False,
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
-    "description": "Names this request: sent again with the same body, it answers with the thing that it made.",
+    "description": "Names this request. If it is sent again with the same body, the first answer is repeated.",
 }
 IDEMPOTENT: dict[str, Any] = {"parameters": [_KEY]}
 

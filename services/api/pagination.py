@@ -1,4 +1,4 @@
-"""Cursors: where a page ended, signed for the list that it belongs to, opaque to clients."""
+"""Cursors: the position at which a page ended, signed for one list and opaque to clients."""
 
 import base64
 import binascii
@@ -11,13 +11,13 @@ _PROOF_BYTES = 12
 
 
 def encode_cursor(secret: str, listing: str, position: int) -> str:
-    """`listing` names the list with its filter: a cursor is good for no other."""
+    """`listing` names the list with its filter: the cursor is valid for that list only."""
     value = position.to_bytes(_POSITION_BYTES, "big")
     return base64.urlsafe_b64encode(value + _proof(secret, listing, value)).decode().rstrip("=")
 
 
 def decode_cursor(secret: str, listing: str, cursor: str) -> int:
-    """Raises ApiError unless `seal` made it with the same secret for the same list."""
+    """Raises ApiError unless `encode_cursor` made it with the same secret for the same list."""
     try:
         given = cursor.encode("ascii")
         position = int.from_bytes(base64.urlsafe_b64decode(given + b"=" * (-len(given) % 4))[:_POSITION_BYTES], "big")

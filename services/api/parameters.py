@@ -1,4 +1,4 @@
-"""Query parameters, strictly: known ones, once each, well formed."""
+"""Query parameters, checked strictly: known, given once, and well formed."""
 
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ def reject_unknown(request: Request) -> None:
 
 
 def whole(value: object) -> object:
-    """Pydantic would take "+1", "1.0" and " 1" for 1."""
+    """Digits only: pydantic alone would read "+1", "1.0" and " 1" as 1."""
     if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) <= 9):
         raise ValueError("not a whole number")
     return value
@@ -42,12 +42,12 @@ def _label(given: str | None) -> str | None:
     return given
 
 
-def _up_to(most: int) -> Any:
+def _up_to(maximum: int) -> Any:
     return Query(
         ge=1,
-        le=most,
-        description=f"a whole number from 1 to {most}",
-        json_schema_extra={"minimum": 1, "maximum": most},  # pydantic cannot see them behind the validator
+        le=maximum,
+        description=f"a whole number from 1 to {maximum}",
+        json_schema_extra={"minimum": 1, "maximum": maximum},  # pydantic cannot see them behind the validator
     )
 
 
@@ -55,7 +55,7 @@ Limit = Annotated[int, BeforeValidator(whole), _up_to(1000)]
 After = Annotated[
     int,
     BeforeValidator(_position),
-    Query(ge=0, description="the seq of the last event that is known", json_schema_extra={"minimum": 0}),
+    Query(ge=0, description="the seq of the last event that the client has", json_schema_extra={"minimum": 0}),
 ]
 FileLimit = Annotated[int, BeforeValidator(whole), _up_to(10_000)]
 BatchLimit = Annotated[int, BeforeValidator(whole), _up_to(100)]
@@ -87,7 +87,7 @@ Order = Annotated[Literal["index", "failed_first"], Query(description="index or 
 
 
 def label(given: str | None) -> tuple[str, str] | None:
-    """(name, value): the first colon parts them."""
+    """(name, value), separated by the first colon."""
     return None if given is None else (given.partition(":")[0], given.partition(":")[2])
 
 

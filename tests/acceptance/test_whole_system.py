@@ -179,7 +179,7 @@ def test_a_key_is_made_and_revoked_with_nothing_but_the_env_file(up, client):
     with Client(up.values()["PRESSWORK_URL"], key) as friend:
         assert friend.job(job["id"])["id"] == job["id"]
         assert keys("revoke", key.split("_")[1]) == "revoked"
-        with pytest.raises(ClientError, match="API key in force"):
+        with pytest.raises(ClientError, match="valid API key"):
             friend.job(job["id"])
 
 

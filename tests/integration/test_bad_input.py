@@ -531,7 +531,7 @@ def test_a_line_without_end_is_cut_off_after_64_kilobytes(api: Api) -> None:
 
 
 def test_a_body_that_stops_coming_is_not_waited_for(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(streaming, "CHUNK_TIMEOUT_SECONDS", 0.2)
     answer = talk(api, head(api, "Content-Length: 100"), GOOD)
     assert answer.startswith(b"HTTP/1.1 408 ") and code_of(answer) == "body_too_slow"
 

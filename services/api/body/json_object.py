@@ -1,4 +1,4 @@
-"""A body that is one JSON object: read strictly, and checked against its model."""
+"""Bodies of one JSON object, read strictly and checked against a model."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -13,12 +13,12 @@ from services.core.model.errors import InvalidSubmission
 
 SMALL_BYTES = 64 << 10
 _MAX_BRACKETS = 500_000  # each is an object or a list in memory, many times as large as its text
-_UNREADABLE = {"invalid_encoding", "invalid_json"}  # codes of a body that is no JSON at all
+_UNREADABLE = {"invalid_encoding", "invalid_json"}  # codes of a body that is not JSON
 M = TypeVar("M", bound=BaseModel)
 
 
 def read(body: bytes, example: str = "images") -> dict[str, Any]:
-    """The object that a body is; `example` names a field of it. Raises ApiError."""
+    """Reads the body as an object. Errors name `example` as one of its fields. Raises ApiError."""
     if body.startswith(b"\xef\xbb\xbf"):
         raise ApiError(400, "invalid_encoding", "The body begins with a byte order mark; send UTF-8 without one.")
     if body.count(b"{") + body.count(b"[") > _MAX_BRACKETS:
@@ -26,7 +26,7 @@ def read(body: bytes, example: str = "images") -> dict[str, Any]:
     try:
         value = strict_json.loads(body)
     except strict_json.BadJson as error:
-        # An empty body is no broken text, there is just nothing in it.
+        # 422, since an empty body is not malformed JSON: its fields are missing.
         status = 400 if error.code in _UNREADABLE and body.strip() else 422
         raise ApiError(status, error.code, str(error)) from None
     if not isinstance(value, dict):
@@ -36,7 +36,7 @@ def read(body: bytes, example: str = "images") -> dict[str, Any]:
 
 
 def require_json(request: Request) -> None:
-    """Raises ApiError with 415 for a body that says it is something else."""
+    """Raises ApiError with 415 unless Content-Type is JSON."""
     if streaming.body_format(request) is not streaming.Format.JSON:
         raise ApiError(415, "unsupported_media_type", "Content-Type must be application/json, in UTF-8.")
 
@@ -60,7 +60,7 @@ SmallOrNone = Annotated[bytes, Depends(_small_or_none)]
 
 
 def parse(model: type[M], body: bytes, allowed: dict[str, str] = requests.ALLOWED) -> M:
-    """The body as that model. Raises ApiError, or SubmissionError with all that is wrong with it."""
+    """The body as that model. Raises ApiError, or SubmissionError with every problem."""
     value = read(body, next(iter(model.model_fields)))
     try:
         return model.model_validate(value)

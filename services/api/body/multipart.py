@@ -1,4 +1,4 @@
-"""Reading a multipart form with one file in it: streamed to disk, never more than the limits allow."""
+"""Reads a multipart form with one file. The file is streamed to disk and its size is limited."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,14 +12,14 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from services.api.body import streaming
 from services.api.errors import ApiError
 
-_ROOM = 64 << 10  # for everything around the file
+_OVERHEAD_BYTES = 64 << 10  # the form without its file
 _MAX_FIELDS = 8
-_NAME = 255
+_MAX_NAME = 255
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`size` of the file in bytes. `filename` is as its sender named it, without a path."""
+    """`size` is the file's, in bytes. `filename` is the sender's, without a path."""
 
     fields: dict[str, str]
     file: IO[bytes]
@@ -29,25 +29,29 @@ class Form:
 
 @asynccontextmanager
 async def received(request: Request, file_field: str, limit: int) -> AsyncIterator[Form]:
-    """The form, with its file on a spool, rewound.
+    """The form. Its file lies in a spooled temporary file, rewound.
 
     Raises:
-        ApiError: it is no such form (400, 415), too long (413), or came too slowly (408).
+        ApiError: the body is not such a form (400, 415), too long (413), or too slow (408); or the disk is full (503).
     """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ApiError(415, "unsupported_media_type", "Content-Type must be multipart/form-data.")
     if request.headers.getlist("content-encoding"):
         raise ApiError(415, "unsupported_encoding", "The body must be sent as it is, without a Content-Encoding.")
-    streaming.check_length(request, limit + _ROOM)
+    streaming.check_length(request, limit + _OVERHEAD_BYTES)
     parser = MultiPartParser(
-        request.headers, _limited(request, limit + _ROOM), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_ROOM
+        request.headers,
+        _limited(request, limit + _OVERHEAD_BYTES),
+        max_files=1,
+        max_fields=_MAX_FIELDS,
+        max_part_size=_OVERHEAD_BYTES,
     )
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise ApiError(400, "invalid_form", f"The form cannot be read: {error.message}"[:200]) from None
     except OSError as error:
-        raise streaming.no_room(error) from None
+        raise streaming.out_of_space(error) from None
     except (KeyError, ValueError):
         raise ApiError(400, "invalid_form", "The form cannot be read.") from None
     try:
@@ -87,5 +91,5 @@ def _checked(items: list[tuple[str, UploadFile | str]], file_field: str, limit: 
     if size > limit:
         raise streaming.too_long(limit)
     filename = (file.filename or "").replace("\\", "/").rpartition("/")[2]
-    printable = "".join(letter for letter in filename if letter.isprintable())[:_NAME]
+    printable = "".join(letter for letter in filename if letter.isprintable())[:_MAX_NAME]
     return Form(fields, file.file, printable or "file", size)

@@ -1,6 +1,6 @@
-"""Reading a submission's body: its headers checked, its bytes on a spool, never more than the limits allow.
+"""Reads a submission's body into a spooled temporary file, within limits on its length and on its lines.
 
-The spool lies in memory while it is small and on disk beyond that, so a body of any size costs the same memory.
+A small body stays in memory and a larger one goes to disk, so the memory does not grow with the body.
 """
 
 import logging
@@ -21,7 +21,7 @@ from services.core.settings import Settings
 log = logging.getLogger(__name__)
 JSON_LIMIT = 32 << 20
 LINE_LIMIT = 64 << 10
-PATIENCE_SECONDS = 60.0  # between two chunks of a body
+CHUNK_TIMEOUT_SECONDS = 60.0  # between two chunks of a body
 _SPOOL_MEMORY = 1 << 20
 _WRITE_BYTES = 1 << 20
 
@@ -32,7 +32,7 @@ class Format(StrEnum):
 
 
 def body_format(request: Request) -> Format:
-    """Raises ApiError with 415 for every type but our two, and for every encoding."""
+    """Raises ApiError with 415 for any other type, and for any content encoding."""
     if request.headers.getlist("content-encoding"):
         raise ApiError(415, "unsupported_encoding", "The body must be sent as it is, without a Content-Encoding.")
     given = request.headers.getlist("content-type")
@@ -59,16 +59,18 @@ def idempotency_key(request: Request) -> str | None:
 
 @asynccontextmanager
 async def received(
-    request: Request, settings: Settings, form: Format, most: int | None = None
+    request: Request, settings: Settings, form: Format, max_bytes: int | None = None
 ) -> AsyncIterator[IO[bytes]]:
-    """The whole body, of at most so many bytes, on a spool, rewound.
+    """The whole body in a spooled temporary file, rewound. `max_bytes` replaces the settings' limit.
 
     Raises:
-        ApiError: it is too long (413), came too slowly (408), or there is no room for it (503).
+        ApiError: the body is too long (413) or too slow (408), or the disk is full (503).
         SubmissionError: a line is too long, or there are more lines than a job may have images.
-        ClientDisconnect: the client went away.
+        ClientDisconnect: the client closed the connection.
     """
-    limit = most or (settings.max_body_bytes if form is Format.NDJSON else min(JSON_LIMIT, settings.max_body_bytes))
+    limit = max_bytes or (
+        settings.max_body_bytes if form is Format.NDJSON else min(JSON_LIMIT, settings.max_body_bytes)
+    )
     check_length(request, limit)
     meter = LineMeter(settings.max_images_per_job) if form is Format.NDJSON else None
     with tempfile.SpooledTemporaryFile(_SPOOL_MEMORY) as spool:
@@ -89,18 +91,18 @@ async def received(
 
 
 def lines(spool: IO[bytes]) -> Iterator[bytes]:
-    """Without their ends. None is longer than LINE_LIMIT: the meter has seen to it."""
+    """The lines without their line ends. LineMeter has refused any that is longer than LINE_LIMIT."""
     for line in spool:
         yield line.rstrip(b"\r\n")
 
 
 @dataclass(slots=True)
 class LineMeter:
-    """Watches lines go by in chunks: their lengths and their number."""
+    """Counts and measures lines while the body arrives in chunks. Raises SubmissionError past a limit."""
 
     max_lines: int
-    number: int = 1  # of the line that has begun
-    length: int = field(default=0)  # of that line, so far
+    number: int = 1  # of the current line
+    length: int = field(default=0)  # of the current line, so far
 
     def feed(self, chunk: bytes) -> None:
         ends = chunk.count(b"\n")
@@ -134,7 +136,7 @@ class LineMeter:
     def _refuse(self) -> None:
         problem = Problem(
             "line_too_long",
-            f"The line is longer than {LINE_LIMIT:,} bytes, which is all a line may have.",
+            f"The line is longer than {LINE_LIMIT:,} bytes, the limit for a line.",
             None,
             self.number,
         )
@@ -151,20 +153,20 @@ def too_long(limit: int) -> ApiError:
     return ApiError(413, "body_too_long", f"The body is longer than {limit:,} bytes; submit it in parts.")
 
 
-def no_room(error: OSError) -> ApiError:
-    log.error("spool broke", extra={"error": str(error)})
+def out_of_space(error: OSError) -> ApiError:
+    log.error("spool failed", extra={"error": str(error)})
     headers = {"Retry-After": RETRY_SECONDS}
-    return ApiError(503, "no_room", "There is no room for the body right now; try again.", headers=headers)
+    return ApiError(503, "no_room", "There is no space for the body right now; try again.", headers=headers)
 
 
 async def chunks(request: Request) -> AsyncIterator[bytes]:
     stream = aiter(request.stream())
     while True:
         try:
-            with anyio.fail_after(PATIENCE_SECONDS):
+            with anyio.fail_after(CHUNK_TIMEOUT_SECONDS):
                 chunk = await anext(stream, None)
         except TimeoutError:
-            raise ApiError(408, "body_too_slow", f"Nothing came for {PATIENCE_SECONDS:g} seconds.") from None
+            raise ApiError(408, "body_too_slow", f"Nothing came for {CHUNK_TIMEOUT_SECONDS:g} seconds.") from None
         if chunk is None:
             return
         yield chunk
@@ -174,4 +176,4 @@ async def _write(spool: IO[bytes], data: bytearray) -> None:
     try:
         await anyio.to_thread.run_sync(spool.write, data)
     except OSError as error:
-        raise no_room(error) from None
+        raise out_of_space(error) from None

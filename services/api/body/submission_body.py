@@ -1,4 +1,4 @@
-"""A submission's JSON body taken apart: its head, its defaults, and its requests, listed or spanned by a matrix."""
+"""A submission's JSON body in parts: options, defaults, and requests as a list or as a matrix."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(slots=True)
 class SubmissionBody:
-    """What a body asks for, read and not yet checked request by request. `problems` of all but the requests."""
+    """The body's parts. `problems` are those of the options, defaults and matrix; requests are checked by `fill`."""
 
     images: list[Any] = field(default_factory=list)
     matrix: Matrix | None = None
@@ -25,7 +25,7 @@ class SubmissionBody:
 
     @classmethod
     def of(cls, body: dict[str, Any], max_images: int) -> "SubmissionBody":
-        """Takes its parts out of the body; what stays there is the head."""
+        """Removes these parts from `body`; the job's options are left in it."""
         order = cls()
         defaults = body.pop("defaults", {})
         if isinstance(defaults, dict):
@@ -43,11 +43,11 @@ class SubmissionBody:
             order.problems.append(wrong("images", images))
         if "matrix" in body:
             del body["matrix"]
-            order.problems.append(Problem("invalid_value", "Of images and matrix one alone can be given.", "matrix"))
+            order.problems.append(Problem("invalid_value", "Give images or matrix, not both.", "matrix"))
         return order
 
     def head(self, model: type[M], rest: dict[str, Any], default: M) -> M:
-        """The head of the body as that model, or the default when something is wrong with it."""
+        """The job's options as that model. If they are invalid, their problems are kept and `default` is returned."""
         try:
             return model.model_validate(rest)
         except ValidationError as error:
@@ -55,7 +55,7 @@ class SubmissionBody:
             return default
 
     def fill(self, submission: submissions.Submission) -> None:
-        """Hands over all that is asked for, one request after the other, until it has too many problems."""
+        """Adds every request to the submission, until it has as many problems as are reported."""
         for problem in self.problems:
             submission.refuse(problem)
         for index, (prefix, value) in enumerate(self._requests()):

@@ -1,4 +1,4 @@
-"""The stock client's batches: jobs that came as a file. A 2xx means that file and job are committed."""
+"""Batches of the OpenAI-shaped API: jobs made from a file. A 2xx means that file and job are committed."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ After = Annotated[str | None, Query(max_length=40, description="the id of the la
 
 
 class NewBatch(Document):
-    """`priority`, `dedupe` and `embed_prompt` are ours; the rest is the stock client's."""
+    """`priority`, `dedupe` and `embed_prompt` are Presswork's; OpenAI's API has the others."""
 
     input_file_id: Annotated[str, Field(max_length=40, description="the id of an uploaded file")]
     endpoint: Annotated[Literal["/v1/images/generations"], Field(description=f'"{line_format.ENDPOINT}"')]
@@ -56,7 +56,7 @@ class NewBatch(Document):
 
 @router.post("/batches", response_model=schemas.Batch, openapi_extra={"requestBody": bodies.schema(NewBatch)})
 async def create_batch(request: Request, context: ContextDep, tenant: Tenant) -> Any:
-    """Makes a job of an uploaded file; the file is read and checked after this answers."""
+    """Makes a job from an uploaded file. The file is read and checked after this answers."""
     key = streaming.idempotency_key(request)
     asked = await bodies.read(request, context.settings, NewBatch)
     base_url = dependencies.base_url(context.settings, request)
@@ -85,7 +85,7 @@ def show_batch(context: ContextDep, tenant: Tenant, batch_id: str) -> Any:
 
 @router.post("/batches/{batch_id}/cancel", response_model=schemas.Batch)
 def cancel_batch(context: ContextDep, tenant: Tenant, batch_id: str) -> Any:
-    """From now on nothing of it is rendered; what is done is kept and listed. Asking again is no error."""
+    """Nothing more of the batch is rendered; finished images are kept and listed. Repeating this is not an error."""
     number = schemas.parse_batch_id(batch_id)
     _show(context, tenant, number)
     try:
@@ -118,7 +118,7 @@ def _create(context: Context, tenant: int, asked: NewBatch, key: str | None, bas
             )
             if known is not None:
                 found = batch_jobs.find(connection, tenant, known)
-                assert found is not None, "what a key stands for can be read"
+                assert found is not None, "the batch of a remembered key can be read"
                 return schemas.batch(found)
         expires = asked.output_expires_after
         batch_jobs.create(
@@ -147,7 +147,7 @@ def _input(connection: Connection, tenant: int, public: str) -> int:
         raise ApiError(400, "invalid_value", "There is no such file; upload it first.", param="input_file_id") from None
     if file.purpose != "batch":
         raise ApiError(
-            400, "invalid_value", 'The file is no input; its purpose must be "batch".', param="input_file_id"
+            400, "invalid_value", 'The file is not an input file; its purpose must be "batch".', param="input_file_id"
         )
     return file.id
 

@@ -1,4 +1,4 @@
-"""Bodies of the stock client's routes: an object with known fields. What is wrong with one is 400, as it expects."""
+"""Bodies of the OpenAI-shaped routes: objects with known fields. Errors are 400, as OpenAI's client expects."""
 
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ _KINDS = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
 
 
 class Document(BaseModel):
-    """A body's fields. What is allowed in each is its description."""
+    """A body's fields. A field's description says what is allowed in it."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -25,9 +25,9 @@ Kind = TypeVar("Kind", bound=Document)
 
 
 async def read_object(request: Request, settings: Settings, example: str) -> dict[str, Any]:
-    """The object that the body is; `example` names a field of it. Raises ApiError."""
+    """Reads the body as an object. Errors name `example` as one of its fields. Raises ApiError."""
     json_object.require_json(request)
-    async with streaming.received(request, settings, Format.JSON, most=_LIMIT) as spool:
+    async with streaming.received(request, settings, Format.JSON, max_bytes=_LIMIT) as spool:
         try:
             return json_object.read(spool.read(), example)
         except ApiError as error:
@@ -36,7 +36,7 @@ async def read_object(request: Request, settings: Settings, example: str) -> dic
 
 
 async def read(request: Request, settings: Settings, kind: type[Kind]) -> Kind:
-    """The body as `kind`. Raises ApiError with the first problem: its field, what was found, what may be."""
+    """The body as `kind`. Raises ApiError with the first problem: the field, what was found, and what is allowed."""
     value = await read_object(request, settings, next(iter(kind.model_fields)))
     try:
         return kind.model_validate(value)
@@ -45,7 +45,7 @@ async def read(request: Request, settings: Settings, kind: type[Kind]) -> Kind:
 
 
 def schema(kind: type[Document]) -> dict[str, Any]:
-    """The `requestBody`, for OpenAPI: FastAPI cannot know it."""
+    """The `requestBody` for OpenAPI; FastAPI does not parse it."""
     return {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}
 
 

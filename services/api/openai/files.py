@@ -1,4 +1,4 @@
-"""The stock client's files: uploaded whole, listed, read, deleted."""
+"""Files of the OpenAI-shaped API: upload, list, read, delete."""
 
 import hashlib
 import re
@@ -98,7 +98,7 @@ def read_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
 
 @router.delete("/files/{file_id}", response_model=schemas.FileDeleted)
 def delete_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
-    """From now on nobody sees it; jobs that were made of it go on."""
+    """Deletes a file. Jobs that were made from it go on."""
     with context.database.begin(tenant) as connection:
         files.delete(connection, tenant, files.parse_id(file_id))
     return schemas.FileDeleted(id=file_id)
@@ -107,27 +107,27 @@ def delete_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
 def _check_purpose(purpose: object) -> None:
     if purpose != "batch":
         raise ApiError(
-            400, "invalid_value", 'purpose must be "batch": files of requests are all that is taken.', param="purpose"
+            400, "invalid_value", 'purpose must be "batch": only files of requests are accepted.', param="purpose"
         )
 
 
 def _expiry(fields: dict[str, str]) -> int | None:
-    """Seconds from now, or None for a file that stays. Checks the form's fields on the way."""
+    """Seconds from now, or None for a file that does not expire. Raises ApiError for a wrong or unknown field."""
     _check_purpose(fields.get("purpose"))
     anchor, seconds = fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]")
     if unknown := fields.keys() - {"purpose", "expires_after[anchor]", "expires_after[seconds]"}:
         raise ApiError(400, "unknown_field", "The form has a field that is not known.", param=min(unknown)[:80])
     if anchor is None and seconds is None:
         return None
-    fits = seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 9
-    if anchor != "created_at" or not fits or int(seconds or 0) not in EXPIRY:
+    is_number = seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 9
+    if anchor != "created_at" or not is_number or int(seconds or 0) not in EXPIRY:
         allowed = f"anchor created_at, and seconds from {EXPIRY.start:,} to {EXPIRY.stop - 1:,}"
         raise ApiError(400, "invalid_value", f"expires_after must have {allowed}.", param="expires_after")
     return int(seconds or 0)
 
 
 def _store(context: Context, tenant: int, form: Form, expires: int | None, key: str | None) -> schemas.File:
-    """Put, then record: if the process dies between the two, an object is left that no row names."""
+    """Puts the object, then records it. If the process dies between the two, an object without a row is left."""
     number, sha256 = ids.new(), digest(form.file)
     object_key = files.object_key(tenant, number)
     context.store.put_file(object_key, form.file, "application/jsonl")
@@ -152,7 +152,7 @@ def _store(context: Context, tenant: int, form: Form, expires: int | None, key: 
 
 
 def digest(file: IO[bytes]) -> bytes:
-    """Its sha256; the file is rewound."""
+    """The sha256 of the file, which is rewound."""
     found = hashlib.sha256()
     while chunk := file.read(1 << 20):
         found.update(chunk)
@@ -161,7 +161,7 @@ def digest(file: IO[bytes]) -> bytes:
 
 
 def _begun(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks, with the first one had already: what cannot be read is found out before an answer begins."""
+    """The same chunks. The first is read now, so that an object that cannot be read is an error answer."""
     first = next(chunks, b"")
 
     def go_on() -> Iterator[bytes]:

@@ -1,7 +1,7 @@
-"""POST /v1/images/generations: a small job of high priority, whose client waits for its images.
+"""POST /v1/images/generations: a small job of high priority whose client waits for the images.
 
-It is a job like any other: committed before anything is awaited, so nothing is lost when the wait ends early. With
-`Prefer: respond-async`, or `wait=N` and nothing done by then, the answer is that job.
+The job is committed before the wait begins, so nothing is lost if the wait ends early. With `Prefer: respond-async`,
+or with `wait=N` if the images are not done after N seconds, the answer is the job.
 """
 
 import base64
@@ -30,14 +30,14 @@ from services.core.model import ids, requests
 from services.core.model.errors import Conflict, InvalidSubmission, StoreUnavailable, Unavailable
 
 router = APIRouter()
-_FIRST_LOOK, _LATER_LOOKS = 0.05, 0.4  # seconds between two looks
+_MIN_PAUSE, _MAX_PAUSE = 0.05, 0.4  # seconds between two polls
 _PREFER_WAIT = re.compile(r"wait=([0-9]{1,5})")
-_NO_RETRY = {"x-should-retry": "false"}  # the stock client would send it again, and it would be rendered again
+_NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client would send it again, and it would be rendered again
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """`asynchronous`: do not wait at all. `seconds`: wait that long, then answer with the job."""
+    """`asynchronous`: do not wait. `seconds`: wait that long, then answer with the job."""
 
     asynchronous: bool = False
     seconds: float | None = None
@@ -81,10 +81,10 @@ async def generate(request: Request, context: ContextDep, tenant: Tenant) -> Any
     try:
         return await _answered(request, context, tenant, job_id, body.response_format, preference, key)
     except Unavailable as error:
-        if key is not None:  # sent again, it finds its job
+        if key is not None:  # a retry with this key is answered from the same job
             raise
         code = "store_away" if isinstance(error, StoreUnavailable) else "database_away"
-        goes_on = f"Its outcome cannot be told now. It goes on: see /v1/jobs/{ids.public_job(job_id)}."
+        goes_on = f"Its outcome cannot be read now. It goes on: see /v1/jobs/{ids.public_job(job_id)}."
         raise ApiError(503, code, goes_on, headers=_NO_RETRY) from error
 
 
@@ -92,7 +92,7 @@ async def _answered(
     request: Request, context: Context, tenant: int, job_id: int, response_format: str | None, preference: Preference,
     key: str | None,
 ) -> Any:  # fmt: skip
-    """The committed job's pictures, or the job itself."""
+    """The pictures of the committed job, or the job."""
     if preference.asynchronous:
         return await anyio.to_thread.run_sync(_job, context, tenant, job_id, "respond-async")
     limit = context.settings.wait_seconds if preference.seconds is None else preference.seconds
@@ -109,7 +109,7 @@ async def _answered(
 
 
 def _preference(request: Request) -> Preference:
-    """RFC 7240: what is not understood is left aside."""
+    """The Prefer header. RFC 7240: unknown preferences are ignored."""
     words = [word.strip().lower() for value in request.headers.getlist("prefer") for word in value.split(",")]
     waits = [int(found[1]) for word in words if (found := _PREFER_WAIT.fullmatch(word))]
     return Preference("respond-async" in words and not waits, min(waits) if waits else None)
@@ -133,15 +133,15 @@ def _submit(context: Context, tenant: int, body: Body, key: str | None) -> int:
 
 
 async def _wait(request: Request, context: Context, tenant: int, job_id: int, limit: float, *, give_up: bool) -> bool:
-    """Whether all images are final by then. `give_up`: a client that goes away wants nothing any more."""
-    deadline, pause = time.monotonic() + limit, _FIRST_LOOK
+    """Whether all images are final before the limit. With `give_up`, the job is cancelled if the client disconnects."""
+    deadline, pause = time.monotonic() + limit, _MIN_PAUSE
     while True:
         if await anyio.to_thread.run_sync(_is_over, context, tenant, job_id, limiter=context.waiting):
             return True
         if time.monotonic() + pause > deadline:
             return False
         await anyio.sleep(pause)
-        pause = min(pause * 1.3, _LATER_LOOKS)
+        pause = min(pause * 1.3, _MAX_PAUSE)
         if give_up and await request.is_disconnected():
             await anyio.to_thread.run_sync(_cancel, context, tenant, job_id)
             return False
@@ -158,7 +158,7 @@ def _cancel(context: Context, tenant: int, job_id: int) -> None:
     try:
         with context.database.begin(tenant) as connection:
             lifecycle.cancel(connection, tenant, job_id)
-    except Conflict:  # finished in this very moment
+    except Conflict:  # the job finished first
         return
 
 
@@ -185,17 +185,17 @@ def _answer(context: Context, tenant: int, job_id: int, response_format: str | N
 
 
 def _failed(job_id: int, request: results.Request, data: list[schemas.Picture]) -> Response:
-    """Not all could be rendered: what is wrong with the first that could not, and those that are good."""
+    """The answer if an image failed: its error, and the images that succeeded."""
     code, message = request.failure or ("cancelled", "The job was cancelled before it was done.")
     done = f"{len(data)} of {request.payload.n} images are done"
-    said = f"{message} ({done}; the job is {ids.public_job(job_id)}.)"
-    return envelope(500, code, said, headers=_NO_RETRY, data=[picture.model_dump() for picture in data])
+    sentence = f"{message} ({done}; the job is {ids.public_job(job_id)}.)"
+    return envelope(500, code, sentence, headers=_NO_RETRY, data=[picture.model_dump() for picture in data])
 
 
 def _picture(
     context: Context, job_id: int, image: Stored, response_format: str | None, base_url: str
 ) -> schemas.Picture:
-    """With neither asked for, both: some programs look for the url, others for the bytes."""
+    """Without a response_format the entry has both: some clients read the url, others the bytes."""
     entry = line_format.entry(image, job_id, base_url, context.settings.secret)
     if response_format == "b64_json":
         entry["url"] = None

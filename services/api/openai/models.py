@@ -17,7 +17,7 @@ router = APIRouter()
 
 @router.get("/models", response_model=schemas.ModelList)
 def list_models(context: ContextDep, tenant: Tenant) -> Any:
-    """Every model, whether or not a worker is up that serves it."""
+    """Every registered model, also without a worker that serves it."""
     with context.database.begin(tenant) as connection:
         found, workers = models.catalogue(connection), queries.workers_by_revision(connection)
     return schemas.ModelList(data=[_shown(model, workers) for model in found.values()])

@@ -1,6 +1,6 @@
-"""The words of the stock client for what is ours: one table for states, and the shapes of its objects.
+"""Objects of the OpenAI-shaped API, and one table from Presswork's states to its words.
 
-Here, and here alone, a job that came as a file is called a batch.
+Only this API calls a job that was made from a file a batch.
 """
 
 from datetime import datetime
@@ -75,7 +75,7 @@ class UploadPart(BaseModel):
 
 
 class RequestCounts(BaseModel):
-    """`failed` counts the lines of the error file: what failed, and what was never tried."""
+    """`failed` counts the lines of the error file: requests that failed and requests that were never rendered."""
 
     total: int
     completed: int
@@ -187,8 +187,8 @@ def epoch(moment: datetime) -> int:
 
 
 def status(job: BatchJob) -> str:
-    """What was not refused at the door has completed, however many of its requests failed; what is out of time is
-    being finalized, since nobody asked for a cancel."""
+    """A job whose file was accepted is `completed`, even if all of its requests failed. A job that ran out of time is
+    `finalizing` and not `cancelling`, since no client cancelled it."""
     if job.state == JobState.FAILED and job.problems is None:
         return "completed"
     if job.state == JobState.CANCELLING and job.stop_reason == "expired":

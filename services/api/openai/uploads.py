@@ -1,4 +1,4 @@
-"""The stock client's uploads: a large file in parts, sent side by side and in any order."""
+"""Uploads of the OpenAI-shaped API: a large file in parts, sent concurrently and in any order."""
 
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ _PARTS = 10_000
 
 
 class ExpiresAfter(Document):
-    """How long a file stays, counted from when it is made."""
+    """When a file expires, counted from its creation."""
 
     anchor: Annotated[Literal["created_at"], Field(description='"created_at"')]
     seconds: Annotated[int, Field(ge=files.EXPIRY.start, le=files.EXPIRY.stop - 1)]
@@ -65,7 +65,7 @@ _FORM = {
 
 @router.post("/uploads", response_model=schemas.Upload, openapi_extra={"requestBody": bodies.schema(NewUpload)})
 async def create_upload(request: Request, context: ContextDep, tenant: Tenant) -> Any:
-    """Announces a file of that many bytes; its parts may come for an hour."""
+    """Begins an upload of that many bytes. Its parts are accepted for an hour."""
     asked = await bodies.read(request, context.settings, NewUpload)
     if asked.bytes > context.settings.max_file_bytes:
         raise ApiError(
@@ -77,7 +77,7 @@ async def create_upload(request: Request, context: ContextDep, tenant: Tenant) -
 
 @router.post("/uploads/{upload_id}/parts", response_model=schemas.UploadPart, openapi_extra={"requestBody": _FORM})
 async def add_part(request: Request, context: ContextDep, tenant: Tenant, upload_id: str) -> Any:
-    """Takes one part, up to 64 MiB."""
+    """Stores one part of up to 64 MiB."""
     number = uploads.parse_id(upload_id)
     async with multipart.received(request, "data", PART_LIMIT) as form:
         return await anyio.to_thread.run_sync(_add_part, context, tenant, number, form)
@@ -89,7 +89,7 @@ async def add_part(request: Request, context: ContextDep, tenant: Tenant, upload
     openapi_extra={"requestBody": bodies.schema(Completion)},
 )
 async def complete_upload(request: Request, context: ContextDep, tenant: Tenant, upload_id: str) -> Any:
-    """Joins the parts, in the order of this list, to a file."""
+    """Joins the parts to a file, in the order of this list."""
     number = uploads.parse_id(upload_id)
     asked = await bodies.read(request, context.settings, Completion)
     return await anyio.to_thread.run_sync(_complete, context, tenant, number, asked)
@@ -97,7 +97,7 @@ async def complete_upload(request: Request, context: ContextDep, tenant: Tenant,
 
 @router.post("/uploads/{upload_id}/cancel", response_model=schemas.Upload)
 def cancel_upload(context: ContextDep, tenant: Tenant, upload_id: str) -> Any:
-    """No part is taken any more."""
+    """Cancels the upload: no more parts are accepted."""
     with context.database.begin(tenant) as connection:
         return schemas.upload(uploads.cancel(connection, tenant, uploads.parse_id(upload_id)), None)
 
@@ -112,7 +112,7 @@ def _create(context: Context, tenant: int, asked: NewUpload) -> schemas.Upload:
 
 
 def _add_part(context: Context, tenant: int, upload_id: int, form: Form) -> schemas.UploadPart:
-    """Put, then record: an object that no row names is left if the process dies between the two."""
+    """Puts the object, then records it. If the process dies between the two, an object without a row is left."""
     if form.fields:
         raise ApiError(400, "unknown_field", "The form has the field data and no other.", param=next(iter(form.fields)))
     with context.database.begin(tenant) as connection:

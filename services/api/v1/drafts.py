@@ -1,4 +1,4 @@
-"""Drafts: a job of any size, appended in chunks and then finalized. A chunk is safe to send again, by its number."""
+"""Drafts: jobs of any size, sent in numbered chunks and then finalized. A chunk may be sent again safely."""
 
 from dataclasses import dataclass
 from typing import IO, Annotated, Any, Literal
@@ -36,7 +36,7 @@ Number = Annotated[
 
 
 class Chunk(BaseModel):
-    """A chunk as it was committed. `sha256` is of what its requests say, whatever their white space."""
+    """A committed chunk. `sha256` is of its requests in canonical form, so it does not depend on white space."""
 
     object: Literal["job.chunk"] = "job.chunk"
     number: int
@@ -46,7 +46,7 @@ class Chunk(BaseModel):
 
 
 class Appended(Chunk):
-    """`replayed`: it had been committed before, and nothing was done now."""
+    """`replayed`: the chunk was committed by an earlier call, and this one changed nothing."""
 
     replayed: bool
 
@@ -58,7 +58,7 @@ class ChunkPage(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ReceivedChunk:
-    """One chunk, received and not yet read."""
+    """One chunk, received and not yet parsed."""
 
     tenant: int
     job_id: int
@@ -71,7 +71,7 @@ class ReceivedChunk:
     "/jobs/{job_id}/chunks/{number}", response_model=Appended, openapi_extra={"requestBody": openapi.chunk_body()}
 )
 async def append_chunk(request: Request, context: ContextDep, tenant: Tenant, job_id: str, number: Number) -> Any:
-    """Appends requests to a draft, one chunk after the other. The same chunk again is answered as at first."""
+    """Appends a chunk of requests to a draft. The same chunk, sent again, gets the same answer."""
     form = streaming.body_format(request)
     async with streaming.received(request, context.settings, form) as spool:
         arrival = ReceivedChunk(tenant, ids.parse_job(job_id), number, form, spool)
@@ -82,7 +82,7 @@ async def append_chunk(request: Request, context: ContextDep, tenant: Tenant, jo
 def list_chunks(
     context: ContextDep, tenant: Tenant, job_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
 ) -> Any:
-    """The chunks that were appended, by their numbers: whoever appends goes on from here after a crash."""
+    """The chunks of a draft by number: a client that crashed reads here where to go on."""
     number = ids.parse_job(job_id)
     listing = f"chunks/{tenant}/{number}"
     after = -1 if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
@@ -97,13 +97,13 @@ def list_chunks(
     "/jobs/{job_id}/finalize",
     status_code=202,
     response_model=schemas.Job,
-    responses={200: {"model": schemas.Job, "description": "It had been finalized before."}},
+    responses={200: {"model": schemas.Job, "description": "It was finalized by an earlier call."}},
     openapi_extra=openapi.body(requests.FinalizeRequest),
 )
 def finalize_draft(
     response: Response, context: ContextDep, tenant: Tenant, job_id: str, body: json_object.Small
 ) -> Any:
-    """Queues a draft, whole: its chunks are numbered from 0 without a gap, and no custom_id stands twice."""
+    """Queues a draft. Its chunks must be numbered from 0 without a gap, and each custom_id be used once."""
     number = ids.parse_job(job_id)
     asked = json_object.parse(requests.FinalizeRequest, body, requests.FinalizeRequest.ALLOWED)
     try:
@@ -116,7 +116,7 @@ def finalize_draft(
         return shown(context, tenant, number)
     with context.database.begin(tenant) as connection:
         names = drafts.finalize(connection, tenant, number, images)
-    for model in names:  # lost with this process: the workers' timers find the job within seconds
+    for model in names:  # if it is lost, the workers' timers find the job within seconds
         context.notifier.notify(model)
     return shown(context, tenant, number)
 

@@ -1,4 +1,4 @@
-"""What a job would be: the requests that a matrix spans, and what a job would cost. Nothing is recorded."""
+"""Previews the requests of a matrix and estimates what a job would cost. Nothing is recorded."""
 
 from typing import IO, Any, Literal
 
@@ -26,7 +26,7 @@ _SHAPES_RULE = (
 
 
 class Preview(BaseModel):
-    """How many requests and images a matrix spans, and the first of them as they would be submitted."""
+    """The numbers of requests and images of a matrix, and the first requests as they would be submitted."""
 
     object: Literal["preview"] = "preview"
     requests: int
@@ -41,7 +41,7 @@ class Seconds(BaseModel):
 
 
 class ShapeEstimate(BaseModel):
-    """`seconds_per_image` comes from measurements of this shape, or of another of its model, or is not known."""
+    """`measured` says what `seconds_per_image` comes from: this shape, or another one of the model. Null: not known."""
 
     model: str
     size: str
@@ -54,8 +54,8 @@ class ShapeEstimate(BaseModel):
 
 
 class Estimate(BaseModel):
-    """`ahead` counts the images queued that come before; `served`: a live worker serves every shape. Seconds are null
-    where nothing was measured, those to finish also where no worker is live."""
+    """`ahead`: queued images that are rendered first. `served`: live workers serve every shape. Seconds are null if
+    nothing was measured; `seconds_to_finish` also if no worker is live."""
 
     object: Literal["estimate"] = "estimate"
     requests: int | None
@@ -70,7 +70,7 @@ class Estimate(BaseModel):
 
 @router.post("/jobs/preview", response_model=Preview, openapi_extra={"requestBody": openapi.matrix_body()})
 async def preview(request: Request, context: ContextDep, tenant: Tenant) -> Any:
-    """Spans a matrix without submitting it: how many requests and images, and the first ten requests."""
+    """Counts the requests and images of a matrix and shows the first ten requests, without submitting it."""
     return await _read(request, context, tenant, _preview)
 
 
@@ -80,7 +80,7 @@ async def preview(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     openapi_extra={"requestBody": openapi.estimate_body(requests.EstimateShape, submissions.MAX_SHAPES)},
 )
 async def estimate(request: Request, context: ContextDep, tenant: Tenant) -> Any:
-    """What a job would cost in accelerator-seconds, and when it would be done if it were submitted now."""
+    """Estimates the accelerator-seconds of a job, and the time until it would finish if it were submitted now."""
     return await _read(request, context, tenant, _estimate)
 
 

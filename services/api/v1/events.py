@@ -1,4 +1,4 @@
-"""What happened to a job, in order."""
+"""The events of a job, in order."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ router = APIRouter()
 
 
 class Event(BaseModel):
-    """Something that is true since `at`. `seq` grows; `actor` is the process that did it."""
+    """Something that happened at `at`. `seq` grows; `actor` is the process that did it."""
 
     seq: int
     at: schemas.Moment
@@ -28,8 +28,8 @@ class Event(BaseModel):
 
 
 class EventPage(BaseModel):
-    """In order of `seq`: ask again with `after` as the last one's, now or later. An event that is committed late has a
-    higher number, so none is missed."""
+    """In order of `seq`. For the next page, now or later, ask with `after` as the last `seq`. An event that is
+    committed late gets a higher number, so none is missed."""
 
     data: list[Event]
     has_more: bool
@@ -39,7 +39,7 @@ class EventPage(BaseModel):
 def list_events(
     context: ContextDep, tenant: Tenant, job_id: str, after: parameters.After = 0, limit: parameters.Limit = 100
 ) -> Any:
-    """What happened to the job, oldest first. It takes about a second until an event is listed."""
+    """The job's events, oldest first. An event is listed about a second after it happened."""
     number = ids.parse_job(job_id)
     with context.database.begin(tenant) as connection:
         if not queries.exists(connection, tenant, number):

@@ -1,4 +1,4 @@
-"""Exports: asked for, watched, fetched, cancelled and deleted. They are written elsewhere, after this has answered."""
+"""Creates, shows, lists, cancels and deletes exports. A background task of the scheduler writes them."""
 
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ _KEY = {
     "in": "header",
     "required": False,
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
-    "description": "Names this export: sent again with the same body, it answers with the export that it made.",
+    "description": "Names this export. If it is sent again with the same body, the answer is the first export.",
 }
 
 
@@ -32,7 +32,7 @@ class Counts(BaseModel):
 
 
 class Export(BaseModel):
-    """`bytes` are those stored so far; from `expires_at` on nothing of it is there any more."""
+    """`bytes` have been stored so far. The files are deleted at `expires_at`."""
 
     id: str
     object: Literal["export"] = "export"
@@ -54,7 +54,7 @@ class ExportPage(BaseModel):
 
 
 class ExportFile(BaseModel):
-    """`url` is good for minutes; ask again for a fresh one."""
+    """`url` is valid for some minutes; ask again for a fresh one."""
 
     path: str
     bytes: int
@@ -83,7 +83,7 @@ class ExportFilePage(BaseModel):
 def create_export(
     request: Request, response: Response, context: ContextDep, tenant: Tenant, job_id: str, body: json_object.Small
 ) -> Any:
-    """Asks for an export of a finished job's images; committed when this answers."""
+    """Creates an export of a finished job's images; it is committed when this answers."""
     number = ids.parse_job(job_id)
     key = streaming.idempotency_key(request)
     order = _order(body)
@@ -122,7 +122,7 @@ def show_export(context: ContextDep, tenant: Tenant, export_id: str) -> Any:
 def list_files(
     context: ContextDep, tenant: Tenant, export_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
 ) -> Any:
-    """The files of a completed export by path, each with an address that is good for a while."""
+    """The files of a completed export by path, each with a URL that is valid for some minutes."""
     export = _find(context, tenant, export_id)
     if export.state != "completed":
         raise ApiError(409, "export_not_completed", f"The export is {export.state}; it has files once it is completed.")
@@ -136,7 +136,7 @@ def list_files(
 
 @router.post("/exports/{export_id}/cancel", response_model=Export)
 def cancel_export(context: ContextDep, tenant: Tenant, export_id: str) -> Any:
-    """Stops an export and drops what was stored of it; asking again is no error."""
+    """Stops an export and deletes what it stored. Repeating this is not an error."""
     number = records.parse_id(export_id)
     with context.database.begin(tenant) as connection:
         exports.cancel(connection, tenant, number)
@@ -145,7 +145,7 @@ def cancel_export(context: ContextDep, tenant: Tenant, export_id: str) -> Any:
 
 @router.delete("/exports/{export_id}", status_code=204, response_class=Response)
 def delete_export(context: ContextDep, tenant: Tenant, export_id: str) -> Response:
-    """It is gone when this answers; its objects go soon after. The job and its images stay."""
+    """Deletes the export; its objects are deleted soon after. The job and its images stay."""
     number = records.parse_id(export_id)
     with context.database.begin(tenant) as connection:
         exports.remove(connection, tenant, number)

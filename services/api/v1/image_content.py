@@ -1,4 +1,4 @@
-"""An image's bytes: a link that lasts as long as the image and redirects to an address that lasts minutes."""
+"""An image's bytes: a link that is valid as long as the image, and redirects to a URL that is valid for minutes."""
 
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ Signature = Annotated[str | None, Query(max_length=64, description="the signatur
 
 @router.get("/jobs/{job_id}/images/{index}/content", status_code=307, response_class=RedirectResponse)
 def show_content(request: Request, context: ContextDep, job_id: str, index: str, signature: Signature = None) -> Any:
-    """Redirects to the stored image. Its signed `url` needs no key; without the signature it takes one."""
+    """Redirects to the stored image. The signed `url` needs no key; without the signature a key is needed."""
     tenant = authentication.authenticate(request, context) if signature is None else None
     number = ids.parse_job(job_id)
     if not (index.isascii() and index.isdigit() and len(index) <= 9):
@@ -40,7 +40,7 @@ def _redirect(context: Context, tenant: int | None, number: int, index: int) -> 
     if image.state is not ImageState.DONE or image.object_key is None:
         raise ApiError(409, "not_done", f"The image is {image.state.word}; it can be fetched once it is done.")
     payload = image.payload
-    name = payload.custom_id or f"{ids.public_job(number)}-{index:06d}"  # both are safe in a header and on a disk
+    name = payload.custom_id or f"{ids.public_job(number)}-{index:06d}"  # both are safe in a header and as a file name
     filename = f"{name}.{keys.EXTENSIONS[payload.output_format]}"
     return RedirectResponse(
         context.store.presign(image.object_key, context.settings.url_seconds, filename), status_code=307

@@ -1,4 +1,4 @@
-"""What can be done to a job that stands: other priority or labels, pause and resume, trying again what failed."""
+"""Actions on a submitted job: change its priority or labels, pause, resume, and retry its failed images."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ router = APIRouter()
 
 @router.patch("/jobs/{job_id}", response_model=schemas.Job, openapi_extra=openapi.body(requests.JobChanges))
 def change_job(context: ContextDep, tenant: Tenant, job_id: str, body: json_object.Small) -> Any:
-    """Gives a job another priority, or other labels in place of those it has."""
+    """Changes a job's priority, or replaces its labels."""
     number = ids.parse_job(job_id)
     asked = json_object.parse(requests.JobChanges, body)
     priority = None if asked.priority is None else requests.PRIORITIES[asked.priority]
@@ -29,13 +29,13 @@ def change_job(context: ContextDep, tenant: Tenant, job_id: str, body: json_obje
 
 @router.post("/jobs/{job_id}/pause", response_model=schemas.Job)
 def pause_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
-    """Nothing more of the job is begun until it is resumed; what is being rendered goes on."""
+    """Pauses a job: no more of its images begin until it is resumed. Images that are being rendered go on."""
     return _pause(context, tenant, ids.parse_job(job_id), True)
 
 
 @router.post("/jobs/{job_id}/resume", response_model=schemas.Job)
 def resume_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
-    """Goes on with a paused job."""
+    """Resumes a paused job."""
     return _pause(context, tenant, ids.parse_job(job_id), False)
 
 
@@ -53,7 +53,7 @@ def retry_job(
     job_id: str,
     body: json_object.SmallOrNone,
 ) -> Any:
-    """Submits a new job of the images that failed: the same specs, seeds and custom_ids. The old one stays as it is."""
+    """Submits the failed images as a new job with the same specs, seeds and custom_ids. The old job is not changed."""
     number = ids.parse_job(job_id)
     asked = json_object.parse(requests.RetryOptions, body)
     key = streaming.idempotency_key(request)
@@ -74,5 +74,5 @@ def _pause(context: Context, tenant: int, number: int, paused: bool) -> schemas.
 
 
 def _notify(context: Context, models: list[str]) -> None:
-    for model in models:  # a bell that is lost costs seconds: the workers look for themselves
+    for model in models:  # if it is lost, the workers' timers find the job within seconds
         context.notifier.notify(model)

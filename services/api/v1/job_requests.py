@@ -1,4 +1,4 @@
-"""A job's requests with their images: what failed first."""
+"""A job's requests with their images, failed ones first."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -19,7 +19,7 @@ router = APIRouter()
 
 
 class JobRequest(schemas.OfRequest):
-    """One request: `index` is its first image's. Failed if one of its images did, done if all are."""
+    """One request; `index` is that of its first image. It is failed if any image failed, and done if all are done."""
 
     object: Literal["job.request"] = "job.request"
     prompt: str

@@ -1,4 +1,4 @@
-"""Reading and cancelling jobs. Every handler works in the tenant's own transaction, so others' things are not there."""
+"""Reading and cancelling jobs, each in a transaction that sees only the tenant's rows."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def list_images(
     limit: parameters.Limit = 100,
     cursor: parameters.Cursor = None,
 ) -> Any:
-    """The job's images, all or those of one status: in order, or those that failed first."""
+    """The job's images, all or those of one status, by index or failed first."""
     number = ids.parse_job(job_id)
     if order == "failed_first" and status is None:
         return _images_failed_first(request, context, tenant, number, limit, cursor)
@@ -77,7 +77,7 @@ def list_images(
 
 @router.post("/jobs/{job_id}/cancel", response_model=schemas.Job)
 def cancel_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
-    """Cancels a job. Once this answers, nothing more of it is claimed or turns done; asking again is no error."""
+    """Cancels a job. After the answer no image of it is claimed or becomes done. Repeating this is not an error."""
     number = ids.parse_job(job_id)
     try:
         with context.database.begin(tenant) as connection:
@@ -93,7 +93,7 @@ def cancel_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
 def _images_failed_first(
     request: Request, context: Context, tenant: int, number: int, limit: int, cursor: str | None
 ) -> schemas.ImagePage:
-    """A cursor's lower bits are the index where the page ended, the one above tells that the failed were over."""
+    """The lower 32 bits of a cursor are the last index of the page. Bit 32 is set once all failed ones are listed."""
     listing = f"images/{tenant}/{number}/failed_first"
     place = None if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
     failed, after = (True, -1) if place is None else (place < _AMONG_OTHERS, place % _AMONG_OTHERS)

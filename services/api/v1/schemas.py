@@ -1,4 +1,4 @@
-"""What the API answers with. Output models name every field they show."""
+"""The answers of the native API. Output models list every field."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -33,8 +33,8 @@ class Counts(BaseModel):
 
 
 class Job(BaseModel):
-    """`retry_of` is the job whose failed images it renders again; `reused` counts, of the done ones, those that were
-    copied from earlier images. `expires_at`: what has not finished by then is stopped, and `stop_reason` says so."""
+    """`retry_of` is the job whose failed images this one renders again. `reused` counts the done images that were
+    copied from earlier jobs. A job that has not finished at `expires_at` is stopped, and `stop_reason` says so."""
 
     id: str
     object: Literal["job"] = "job"
@@ -70,7 +70,7 @@ class ImageError(BaseModel):
 
 
 class OfRequest(BaseModel):
-    """What an image and its request both say of what was asked for. `metadata` is what its sender keeps with it."""
+    """The fields that an image and its request share. `metadata` is the client's own."""
 
     index: int
     custom_id: str | None
@@ -78,8 +78,9 @@ class OfRequest(BaseModel):
 
 
 class Image(OfRequest):
-    """`seed_string` is for readers whose numbers end at 2^53. `flagged` is the model's own safety checker's verdict,
-    null where none ran; `unknown_words` are the prompt's that its vocabulary does not know; `versions` drew it."""
+    """`seed_string` is for clients whose numbers end at 2^53. `flagged` is the verdict of the model's safety checker,
+    null if it has none. `unknown_words` of the prompt are not in the model's vocabulary. `versions` names the software
+    that drew it."""
 
     status: str
     seed: int

@@ -1,7 +1,7 @@
-"""POST /v1/jobs: the body is received by the event loop, then checked and recorded by one thread.
+"""POST /v1/jobs: the event loop receives the body, then one thread checks and records it.
 
-Commit, then ring. If the process dies between the commit and the answer, the client's retry with the same
-Idempotency-Key is answered with the job that stands.
+The job is committed, then workers are notified. If the process dies before it answers, the client's retry with the
+same Idempotency-Key gets the committed job.
 """
 
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ router = APIRouter()
 
 @dataclass(frozen=True, slots=True)
 class ReceivedSubmission:
-    """One submission, received and not yet read. `said` is what the query says of a job that comes as lines."""
+    """One submission, received and not yet parsed. `options` are the query's, for a job that is sent as lines."""
 
     tenant: int
     form: Format
     spool: IO[bytes]
     key: str | None
-    said: dict[str, Any]
+    options: dict[str, Any]
 
 
 @router.post(
@@ -53,17 +53,17 @@ async def submit(
     dedupe: parameters.Dedupe = None,
     embed_prompt: parameters.EmbedPrompt = None,
 ) -> Any:
-    """Submits a job: committed, with all its images, when this answers. Or opens a draft, to which images are to come
-    in chunks."""
+    """Submits a job, which is committed with all its images when this answers; or opens a draft, to which images are
+    appended in chunks."""
     form = streaming.body_format(request)
     key = streaming.idempotency_key(request)
-    said = {"priority": priority, "dedupe": parameters.flag(dedupe), "embed_prompt": parameters.flag(embed_prompt)}
-    said = {name: value for name, value in said.items() if value is not None}
-    if said and form is Format.JSON:
-        name = next(iter(said))
+    options = {"priority": priority, "dedupe": parameters.flag(dedupe), "embed_prompt": parameters.flag(embed_prompt)}
+    options = {name: value for name, value in options.items() if value is not None}
+    if options and form is Format.JSON:
+        name = next(iter(options))
         raise ApiError(422, "unknown_parameter", f"With JSON, {name} is a field of the body.", param=name)
     async with streaming.received(request, context.settings, form) as spool:
-        arrival = ReceivedSubmission(tenant, form, spool, key, said)
+        arrival = ReceivedSubmission(tenant, form, spool, key, options)
         receipt, answer = await anyio.to_thread.run_sync(_record, context, arrival, limiter=context.submissions)
     if receipt.replayed:
         response.headers["Idempotent-Replayed"] = "true"
@@ -77,7 +77,7 @@ def _record(context: Context, arrival: ReceivedSubmission) -> tuple[submissions.
         receipt = (_record_json if arrival.form is Format.JSON else _record_lines)(context, arrival)
     except InvalidSubmission as error:
         raise SubmissionError(error, "index" if arrival.form is Format.JSON else "line") from None
-    for model in receipt.models:  # lost with this process: the workers' timers find the job within seconds
+    for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds
         context.notifier.notify(model)
     with context.database.begin(arrival.tenant) as connection:
         view = queries.job(connection, arrival.tenant, receipt.job_id)
@@ -86,7 +86,7 @@ def _record(context: Context, arrival: ReceivedSubmission) -> tuple[submissions.
 
 
 def _record_lines(context: Context, arrival: ReceivedSubmission) -> submissions.Receipt:
-    label = requests.JobOptions.model_validate(arrival.said)
+    label = requests.JobOptions.model_validate(arrival.options)
     with submissions.Submission(context.settings, _catalogue(context, arrival.tenant)) as submission:
         submissions.read_lines(submission, streaming.lines(arrival.spool))
         return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
@@ -112,7 +112,7 @@ def _open_draft(context: Context, arrival: ReceivedSubmission, body: dict[str, A
     for name in ("images", "matrix", "defaults"):
         if name in body:
             del body[name]
-            message = f"A draft is opened without {name}: each chunk that is appended to it may bring its own."
+            message = f"A draft is opened without {name}; each chunk may have its own."
             order.problems.append(Problem("invalid_value", message, name))
     label = order.head(requests.JobOptions, body, requests.JobOptions())
     if order.problems:
