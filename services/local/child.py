@@ -1,6 +1,6 @@
-"""One child process: started to die with us, in a session of its own, its output in a log, ended for good.
+"""A child process in its own session that logs to a file and dies with this process.
 
-The thread that starts a child must live as long as the child should: the kernel ties the two together.
+The thread that starts a child must live as long as the child: the kernel signals the child when that thread ends.
 """
 
 import functools
@@ -15,15 +15,15 @@ from pathlib import Path
 from services.local.errors import ServerFailed
 
 LAUNCHER = Path(__file__).with_name("launch.py")
-LOG_BYTES = 10 * 2**20  # a log larger than this is put aside at the next start, one old one is kept
-TELLING = ("FATAL", "PANIC", "panic:", "Fatal", "ERROR", "Error", "error", "cannot")
+LOG_BYTES = 10 * 2**20  # a larger log is rotated at the next start; one old log is kept
+ERROR_WORDS = ("FATAL", "PANIC", "panic:", "Fatal", "ERROR", "Error", "error", "cannot")
 
 
-SAME = "same"  # whom a child is: see launch.py
+SAME = "same"  # the child's user: see launch.py
 
 
 class Child:
-    """A started process. `poll` also ends what the process left behind in its group."""
+    """A started process. Once it has ended, `poll` kills the rest of its process group."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Child:
     def poll(self) -> int | None:
         """The exit code, or None while it lives; -9 is death by signal 9."""
         if self.process.returncode is None and self._is_zombie():
-            # While the dead leader is not reaped, its group's number cannot become somebody else's.
+            # Before the dead leader is reaped, its group id cannot be reused by another program.
             self._kill_group()
         return self.process.poll()
 
@@ -86,13 +86,13 @@ class Child:
         except ValueError:
             return f"was ended by signal {-code}"
 
-    def last_words(self) -> str:
-        """The line of its log, since this start, that tells most: the last one about an error, or the last one."""
+    def last_error(self) -> str:
+        """The last line about an error in the log since this start, or else the last line."""
         with self.log.open("rb") as file:
             file.seek(max(self.log_start, self.log.stat().st_size - 65536))
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        telling = [line for line in lines if any(word in line for word in TELLING)]
-        return (telling or lines or ["its log is empty"])[-1][:300]
+        errors = [line for line in lines if any(word in line for word in ERROR_WORDS)]
+        return (errors or lines or ["its log is empty"])[-1][:300]
 
     def _is_zombie(self) -> bool:
         try:
@@ -121,7 +121,7 @@ def run(
     identity: str = SAME,
     timeout: float = 120,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a short command that dies with us; its answer and complaints come back as text. Raises ServerFailed."""
+    """Runs a short command that dies with this process. Output is text. Raises ServerFailed after `timeout` s."""
     try:
         return subprocess.run(
             launched(argv, signal.SIGKILL, identity),
@@ -141,7 +141,7 @@ def run(
 
 
 def until(condition: Callable[[], bool], timeout: float, pause: float = 0.02) -> bool:
-    """Waits for a condition; whether it came true in time."""
+    """Waits for a condition. Returns whether it became true in time."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -151,13 +151,13 @@ def until(condition: Callable[[], bool], timeout: float, pause: float = 0.02) ->
 
 
 def birth(pid: int) -> str:
-    """What tells a process from a later one with its pid: the era and its start in ticks. Empty where unknown."""
+    """Identifies a process among all that had its pid: the boot and its start in ticks. Empty if unknown."""
     fields = stat(pid)
-    return f"{era()} {fields[19]}" if fields else ""
+    return f"{boot_id()} {fields[19]}" if fields else ""
 
 
 def alive(pid: int, born: str = "") -> bool:
-    """Whether the very process lives: a zombie does not, nor does another one that got its pid."""
+    """Whether this process runs; a zombie does not, and another process with the same pid is not counted."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -166,12 +166,12 @@ def alive(pid: int, born: str = "") -> bool:
         pass
     fields = stat(pid)
     if not fields:
-        return not era()
-    return fields[0] not in "ZX" and born in ("", f"{era()} {fields[19]}")
+        return not boot_id()
+    return fields[0] not in "ZX" and born in ("", f"{boot_id()} {fields[19]}")
 
 
 def stat(pid: int) -> list[str]:
-    """What the kernel says of a process, from its state on; nothing if it is gone, or on other systems than Linux."""
+    """The fields of /proc/PID/stat from the state on; empty if the process is gone, or on systems other than Linux."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -180,8 +180,8 @@ def stat(pid: int) -> list[str]:
 
 
 @functools.cache
-def era() -> str:
-    """Pids mean something within one boot and one pid namespace only."""
+def boot_id() -> str:
+    """Identifies the boot and the pid namespace: a pid is meaningful only within them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -190,7 +190,7 @@ def era() -> str:
 
 
 def _rotate(log: Path) -> int:
-    """Puts a grown log aside; returns where this start's lines begin."""
+    """Rotates a large log. Returns the offset at which the lines of this start begin."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if not log.exists():
         log.touch(mode=0o600)

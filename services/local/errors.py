@@ -1,4 +1,4 @@
-"""What can go wrong with the embedded stack, each in one sentence that says what to do."""
+"""Errors of the embedded stack. Each message says what to do."""
 
 from services.core.model.errors import PressworkError
 

@@ -1,6 +1,6 @@
-"""The home folder of the embedded stack: who holds it, its saved secrets and ports, the file to source.
+"""The home folder of the embedded stack: its lock, saved secrets and ports, and the env file for shells.
 
-Secrets are in files of mode 0600 in a folder of mode 0700, and nowhere else.
+Secrets are only in files of mode 0600 in a folder of mode 0700.
 """
 
 import fcntl
@@ -17,12 +17,12 @@ from typing import Any
 
 from services.local.errors import AlreadyRunning, FolderUnusable, PortTaken
 
-# Below the range that outgoing connections are given. One server needs port + 10000 too, hence 22767 and not more.
+# Below the range of ports for outgoing connections. One server also needs port + 10000, so 22767 is the highest.
 LOWEST_PORT, HIGHEST_PORT, SECOND_PORT = 15000, 22767, 10000
 
 
 class Home:
-    """The folder, opened and held by this process until `close`."""
+    """The folder. This process locks it from `open` to `close`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(os.path.abspath(folder))  # noqa: PTH100 - must not follow a link that is missing
@@ -53,13 +53,13 @@ class Home:
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
 
     def close(self) -> None:
-        """Lets go of the folder; the lock file stays, or two could lock two files of one name."""
+        """Unlocks the folder. The lock file is kept: otherwise two processes could each lock a file of that name."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
 
     def secret(self, name: str) -> str:
-        """The saved secret of that name, made at first use: 48 characters of 0-9a-f, so it needs no quoting."""
+        """The saved secret of that name, created at first use. Its 48 hexadecimal digits need no quoting."""
         saved = self._read("secrets.json")
         if name not in saved:
             saved[name] = secrets.token_hex(24)
@@ -67,20 +67,20 @@ class Home:
         return str(saved[name])
 
     def owns(self, value: str) -> bool:
-        """Whether a saved secret stands in it: then it is an address or a key of this folder's own servers."""
+        """Whether the value contains a saved secret: then it is an address or a key of this folder's servers."""
         return any(secret in value for secret in self._read("secrets.json").values())
 
     def ports(self, wanted: Mapping[str, bool], say: Callable[[str], None]) -> dict[str, int]:
-        """A free port for each name, saved ones first; True asks that port + 10000 be free as well.
+        """A free port for each name, the saved one if possible. True means that port + 10000 must be free too.
 
-        Whoever holds the folder has no server running, so a saved port that is taken is taken by somebody else.
+        Call it before the folder's servers start: a saved port that is in use then belongs to another program.
         """
         saved: dict[str, int] = self._read("ports.json")
         chosen: dict[str, int] = {}
         for name, second in wanted.items():
             port = saved.get(name)
-            if port is not None and (port in chosen.values() or not _fits(port, second)):
-                say(f"Port {port} of {name} is in use by another program; another one is taken, and saved.")
+            if port is not None and (port in chosen.values() or not _is_usable(port, second)):
+                say(f"Port {port} of {name} is in use by another program; another port is chosen and saved.")
                 port = None
             chosen[name] = port if port is not None else _free_port(second, {*saved.values(), *chosen.values()})
         if {**saved, **chosen} != saved:
@@ -98,7 +98,7 @@ class Home:
                 f"{path} cannot be read ({error}): restore it, or name another PRESSWORK_HOME."
             ) from None
         if not isinstance(value, dict):
-            raise FolderUnusable(f"{path} does not hold what it should: restore it, or name another PRESSWORK_HOME.")
+            raise FolderUnusable(f"{path} does not hold a JSON object: restore it, or name another PRESSWORK_HOME.")
         return value
 
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
@@ -106,7 +106,7 @@ class Home:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces a file by one of mode 0600, whole or not at all. Raises FolderUnusable."""
+    """Replaces a file atomically by one of mode 0600. Raises FolderUnusable."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         draft.unlink(missing_ok=True)
@@ -120,7 +120,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def write_env_file(home: Path, values: Mapping[str, str]) -> Path:
-    """Writes `<home>/env`, which a shell can source; returns its path."""
+    """Writes `<home>/env` for a shell to source. Returns its path."""
     for name in values:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(f"{name!r} cannot be the name of a variable.")
@@ -131,7 +131,7 @@ def write_env_file(home: Path, values: Mapping[str, str]) -> Path:
 
 
 def is_free(port: int) -> bool:
-    """Whether we could listen there now; connections of an earlier life that linger do not matter."""
+    """Whether a server could listen on the port now. Lingering connections of an earlier server do not matter."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -142,12 +142,12 @@ def is_free(port: int) -> bool:
     return True
 
 
-def _fits(port: int, second: bool) -> bool:
+def _is_usable(port: int, second: bool) -> bool:
     return is_free(port) and (not second or is_free(port + SECOND_PORT))
 
 
 def _free_port(second: bool, avoid: set[int]) -> int:
     for port in random.sample(range(LOWEST_PORT, HIGHEST_PORT + 1), 500):
-        if port not in avoid and _fits(port, second):
+        if port not in avoid and _is_usable(port, second):
             return port
     raise PortTaken(f"No free port was found from {LOWEST_PORT} to {HIGHEST_PORT}: end a program that listens there.")

@@ -1,15 +1,15 @@
-"""Becomes another program that dies with the one which started it. Run as a script, with nothing but the interpreter.
+"""Executes a program that dies with its parent. Run as a script that needs only the standard library.
 
     launch.py PARENT SIGNAL IDENTITY [program argument...]
 
-PARENT is the pid that must still be our parent, SIGNAL what the kernel sends us when it dies. IDENTITY is `same`,
-`inner:UID` (that uid inside a user namespace; outside, files stay ours) or `user:UID` (for root: that user).
+PARENT is the expected parent pid, SIGNAL what the kernel sends when that process dies. IDENTITY is `same`,
+`inner:UID` (that uid inside a user namespace; outside it files keep their owner) or `user:UID` (root becomes it).
 """
 
 import os
 import signal
 import sys
-from ctypes import CDLL, get_errno  # now: another user may not reach Python's library
+from ctypes import CDLL, get_errno  # imported here: after `become`, Python's library may not be readable
 
 CLONE_NEWUSER = 0x10000000
 PR_SET_PDEATHSIG = 1
@@ -25,12 +25,12 @@ def main() -> None:
     elif kind == "user":
         become(int(uid))
     if sys.platform == "linux":
-        die_with_parent(death_signal)  # after the change of credentials, which clears it
+        die_with_parent(death_signal)  # last, since a change of credentials clears it
         if os.getppid() != parent:
             sys.exit(ORPHANED)
-    if not program:  # only asked whether the identity can be had
+    if not program:  # the caller only checks that the identity can be taken
         return
-    # Python ignores these two, and what is ignored stays ignored across exec.
+    # Python ignores these two signals, and an ignored signal stays ignored across exec.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:

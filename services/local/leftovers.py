@@ -1,6 +1,6 @@
-"""Servers of an earlier life of this folder: found by program name and working folder, waited for, then ended.
+"""Ends servers that an earlier start left running on this folder, found by program name and working folder.
 
-Two servers on the same data would destroy it, and saved pids are not to be trusted after a crash or a reboot.
+Two servers on the same data would destroy it. Saved pids are not reliable after a crash or a reboot.
 """
 
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 from services.local import child
 from services.local.errors import AlreadyRunning
 
-PATIENCE = 8.0  # they were told to stop when their parent died
+PATIENCE = 8.0  # seconds: they got a signal to stop when their parent died
 PROC = Path("/proc")
 
 
 def clear(folder: Path, programs: frozenset[str], patience: float = PATIENCE) -> bool:
-    """Returns when none is left, and whether that is known. Raises AlreadyRunning if one will not end."""
+    """Waits, then ends them. Returns whether it is known that none is left. Raises AlreadyRunning."""
     if not (PROC / "self" / "exe").exists():
         return False
     for number in (None, signal.SIGTERM, signal.SIGKILL):
@@ -28,7 +28,7 @@ def clear(folder: Path, programs: frozenset[str], patience: float = PATIENCE) ->
 
 
 def living(folder: Path, programs: frozenset[str]) -> list[int]:
-    """Processes of these programs whose working folder is here."""
+    """Processes of these programs whose working folder is in `folder`."""
     return [int(path.name) for path in PROC.iterdir() if path.name.isdigit() and _is_ours(path, folder, programs)]
 
 
@@ -36,7 +36,7 @@ def _is_ours(path: Path, folder: Path, programs: frozenset[str]) -> bool:
     try:
         program = (path / "exe").readlink().name.removesuffix(" (deleted)")
         return program in programs and (path / "cwd").readlink().is_relative_to(folder.resolve())
-    except OSError:  # gone, or somebody else's
+    except OSError:  # it has ended, or belongs to another user
         return False
 
 

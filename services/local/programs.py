@@ -1,4 +1,4 @@
-"""Where the three servers' programs are: carried by wheels, which are looked up and never imported."""
+"""Finds the three servers' programs, in wheels that are located but never imported."""
 
 import importlib.metadata
 import importlib.util

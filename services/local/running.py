@@ -1,4 +1,4 @@
-"""`<home>/run.json`: which processes run for a folder, with pids and ports and no secrets, and how they are ended."""
+"""`<home>/run.json`: the processes of a folder with pids and ports, without secrets; and how they are stopped."""
 
 import json
 import os
@@ -19,7 +19,7 @@ LAST_GRACE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A pid, and what tells it from a later process with the same pid."""
+    """A pid, with `born` to distinguish it from a later process with the same pid."""
 
     pid: int
     born: str
@@ -30,9 +30,9 @@ class Process:
         return child.alive(self.pid, self.born)
 
     def orphans(self) -> list[int]:
-        """What it left behind in its session, if it is dead: while any is left, nobody else can get the number."""
+        """Pids left in its session, if it is dead. As long as there are any, its number is not reused."""
         its_number_is_reused = child.stat(self.pid) and child.birth(self.pid) != self.born
-        if self.alive() or its_number_is_reused or not child.era() or not self.born.startswith(child.era()):
+        if self.alive() or its_number_is_reused or not child.boot_id() or not self.born.startswith(child.boot_id()):
             return []
         pids = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
         return [pid for pid in pids if pid != self.pid and child.stat(pid)[3:4] == [str(self.pid)]]
@@ -48,12 +48,12 @@ class Running:
     programs: dict[str, Process]
 
     def living(self) -> list[Process]:
-        """Its programs and servers that live still."""
+        """Its programs and servers that still run."""
         return [process for process in (*self.programs.values(), *self.servers.values()) if process.alive()]
 
 
 def record(folder: Path, servers: Sequence[Server], programs: Mapping[str, Child], since: float | None = None) -> None:
-    """Writes who runs now. `since` is now unless it is given."""
+    """Writes which processes run. `since` defaults to now."""
     this = Process(os.getpid(), child.birth(os.getpid()))
     running = Running(
         this,
@@ -69,15 +69,15 @@ def forget(folder: Path) -> None:
 
 
 def read_running(home: Path) -> Running | None:
-    """What runs for this folder, or None if its supervisor does not live."""
+    """The processes of this folder, or None if its supervisor does not run."""
     running = _read(Path(home))
     return running if running and running.supervisor.alive() else None
 
 
 def stop_running(home: Path, timeout: float = 60) -> bool:
-    """Asks the supervisor to stop, and after `timeout` seconds ends everything by force; False if nothing ran.
+    """Asks the supervisor to stop, and after `timeout` seconds kills everything. Returns False if nothing ran.
 
-    Raises AlreadyRunning if that is not ours to stop.
+    Raises AlreadyRunning if the processes belong to another user.
     """
     running = read_running(home)
     if running is None:
@@ -97,7 +97,7 @@ def stop_running(home: Path, timeout: float = 60) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Waits for the processes of a supervisor that died, then ends them. Raises AlreadyRunning if one will not end."""
+    """Waits for the processes of a dead supervisor, then kills them. Raises AlreadyRunning if one does not end."""
     running = _read(folder)
     if running:
         _end(running)
@@ -105,7 +105,7 @@ def clear(folder: Path) -> None:
 
 
 def _end(running: Running) -> None:
-    """Those of a dead supervisor were told to stop by the kernel: a moment's grace, then by force."""
+    """Kills what still runs after a grace period: the kernel sent stop signals when the supervisor died."""
     for program in running.programs.values():
         for pid in program.orphans():
             _kill(pid)
@@ -139,4 +139,4 @@ def _read(folder: Path) -> Running | None:
             {name: Process(**process) for name, process in value["programs"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # none, or not ours: a note, not the truth
+        return None  # missing or damaged: the file is only a record

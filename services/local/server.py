@@ -1,4 +1,4 @@
-"""What every server of the embedded stack can do, and how each is started, waited for and ended."""
+"""The base class of the embedded servers: start, wait until ready, stop."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from services.local.errors import PortTaken, ServerFailed
 from services.local.home import Home
 
 Say = Callable[[str], None]
-DIAGNOSTICS = ("MALLOC_PERTURB_",)  # the C library poisons freed memory: our tests run the servers so
+DIAGNOSTICS = ("MALLOC_PERTURB_",)  # makes the C library overwrite freed memory; the tests run the servers with it
 IN_USE = ("address already in use", "could not bind", "bind: ")
 
 
@@ -22,8 +22,8 @@ class Server(ABC):
     """One server process on loopback with its data under the home folder."""
 
     name: str
-    port: int  # the one that clients use
-    programs: frozenset[str]  # what its processes are called
+    port: int  # for clients
+    programs: frozenset[str]  # names of its processes
     stop_signal = signal.SIGTERM
     stop_seconds = 10.0
 
@@ -36,7 +36,7 @@ class Server(ABC):
     @staticmethod
     @abstractmethod
     def wanted_ports() -> dict[str, bool]:
-        """The ports it needs by name, and whether port + 10000 as well."""
+        """The ports it needs by name; True if it also needs port + 10000."""
 
     @abstractmethod
     def spawn(self) -> Child:
@@ -44,20 +44,20 @@ class Server(ABC):
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether it answers a real request now; returns soon."""
+        """Whether it answers a real request now; returns within seconds."""
 
     @property
     def process(self) -> subprocess.Popen[bytes] | None:
         return self.child.process if self.child else None
 
     def start(self) -> None:
-        """Starts the process and returns; the calling thread must live as long as the server should."""
+        """Starts the process and returns. The calling thread must live as long as the server."""
         self.folder.mkdir(mode=0o700, exist_ok=True)
         self.forget_leftovers(known_gone=self._clear_leftovers())
         self.child = self.spawn()
 
-    def forget_leftovers(self, *, known_gone: bool) -> None:  # noqa: B027 - most have nothing to forget
-        """Clears what a crashed process left in the folder, where it is known that none lives."""
+    def forget_leftovers(self, *, known_gone: bool) -> None:  # noqa: B027 - optional
+        """Deletes what a crashed process left in the folder, if it is known that none runs."""
 
     def wait_ready(self, timeout: float = 60) -> None:
         """Raises ServerFailed or PortTaken with the last line of its log."""
@@ -83,14 +83,14 @@ class Server(ABC):
         self.finish_stop()
 
     def environment(self, **more: str) -> dict[str, str]:
-        """A bare environment: nothing of the user's reaches a server, neither credentials nor configuration."""
+        """A minimal environment: servers do not get the user's credentials or configuration."""
         home = str(self.folder)
-        poison = {name: os.environ[name] for name in DIAGNOSTICS if name in os.environ}
+        diagnostics = {name: os.environ[name] for name in DIAGNOSTICS if name in os.environ}
         path = os.environ.get("PATH", os.defpath)
-        return {"PATH": path, "HOME": home, "LC_ALL": "C", "TZ": "UTC", **poison, **more}
+        return {"PATH": path, "HOME": home, "LC_ALL": "C", "TZ": "UTC", **diagnostics, **more}
 
     def _clear_leftovers(self) -> bool:
-        """Those of an unknown death were told to stop and get time for it; those of one that we saw get little."""
+        """Ends leftover processes. After an unknown end they get time to stop; after one that was observed, little."""
         patience = leftovers.PATIENCE if self.child is None else 0.5
         return leftovers.clear(self.folder, self.programs, patience)
 
@@ -100,7 +100,7 @@ class Server(ABC):
         return self.child
 
     def _failure(self, child: Child) -> ServerFailed | PortTaken:
-        words = child.last_words()
+        words = child.last_error()
         if any(phrase in words.lower() for phrase in IN_USE):
             return PortTaken(
                 f"{self.name} cannot listen, another program took its port just now; start again ({words})."
@@ -109,5 +109,5 @@ class Server(ABC):
 
 
 def reachable_by_others(folder: Path) -> None:
-    """Lets other users pass through a folder, without seeing what is in it."""
+    """Lets other users pass through a folder without listing it."""
     folder.chmod(folder.stat().st_mode | 0o011)

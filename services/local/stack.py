@@ -1,4 +1,4 @@
-"""The embedded stack: Postgres, Valkey and an S3 server for one machine, in one folder, and the settings they give."""
+"""The embedded stack: Postgres, Valkey and an S3 server in one folder, and the settings to reach them."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ READY_SECONDS = 60.0
 class Stack:
     """Starts a server for each of DATABASE_URL, REDIS_URL and AWS_ENDPOINT_URL that the environment does not give.
 
-    The thread that calls `start` must live as long as the servers should: they die with it.
+    The thread that calls `start` must live as long as the servers: they die with it.
     """
 
     def __init__(self, home: Path, environ: Mapping[str, str], say: Callable[[str], None] = log.info) -> None:
@@ -31,11 +31,11 @@ class Stack:
         self.say = say
         self.servers: list[Server] = []
         self.values: dict[str, str] = {}
-        self.migrator_url = ""  # with a database of others: PRESSWORK_MIGRATOR_URL, or else DATABASE_URL
-        self.superuser_url = ""  # empty with a database of others
+        self.migrator_url = ""  # for a given database: PRESSWORK_MIGRATOR_URL, or else DATABASE_URL
+        self.superuser_url = ""  # empty for a given database
 
     def start(self) -> dict[str, str]:
-        """Returns once all answer real requests. Raises PressworkError in one sentence, having stopped everything."""
+        """Returns once all servers answer real requests. If one fails, all are stopped and PressworkError is raised."""
         self.home.open()
         try:
             running.clear(self.home.folder)
@@ -51,7 +51,7 @@ class Stack:
         return dict(self.values)
 
     def stop(self) -> None:
-        """Stops what was started, all at once. Harmless when nothing was, or when called again."""
+        """Stops all started servers together. May be called again, or before any was started."""
         for server in self.servers:
             server.begin_stop()
         for server in self.servers:
@@ -69,7 +69,7 @@ class Stack:
         self.stop()
 
     def _construct(self) -> None:
-        """Decides which servers are ours, in the order in which they are best started: the slowest first."""
+        """Creates the servers that the environment does not give, the one that starts slowest first."""
         given = {name: self._given(name) for name in ("DATABASE_URL", "REDIS_URL", *AWS, "PRESSWORK_SECRET")}
         given |= dict.fromkeys(self._own(given), "")
         classes: dict[str, type[Server]] = {
@@ -77,11 +77,11 @@ class Stack:
             "REDIS_URL": Valkey,
             "DATABASE_URL": Postgres,
         }
-        ours = [kind for variable, kind in classes.items() if not given[variable]]
-        wanted = {name: second for kind in ours for name, second in kind.wanted_ports().items()}
+        embedded = [kind for variable, kind in classes.items() if not given[variable]]
+        wanted = {name: second for kind in embedded for name, second in kind.wanted_ports().items()}
         ports = self.home.ports(wanted, self.say)
         self.values = {name: value for name, value in given.items() if value}
-        for kind in ours:
+        for kind in embedded:
             server = kind(self.home, {name: ports[name] for name in kind.wanted_ports()})
             self.servers.append(server)
             self.values |= self._values_of(server)
@@ -99,12 +99,12 @@ class Stack:
         return dict(zip(AWS, (server.url, server.access_key, server.secret_key), strict=True))
 
     def _own(self, given: Mapping[str, str]) -> list[str]:
-        """What a shell has from this folder's own env file: it names servers that are started here, none elsewhere."""
+        """Variables that a shell sourced from this folder's env file. They name embedded servers, not external ones."""
         own = [name for name, value in given.items() if self.home.owns(value)]
         return [*own, *AWS] if "AWS_SECRET_ACCESS_KEY" in own else own
 
     def _given(self, name: str) -> str:
-        """What the environment says, be it directly or by NAME_FILE."""
+        """The variable's value, given directly or as NAME_FILE."""
         path = self.environ.get(f"{name}_FILE")
         if not path:
             return self.environ.get(name, "")

@@ -1,4 +1,4 @@
-"""Keeps the embedded servers and the programs beside them running, and stops them in order."""
+"""Restarts the embedded servers and programs that end, and stops all of them in order."""
 
 import logging
 import signal
@@ -20,22 +20,22 @@ __all__ = ["Process", "Program", "Running", "Supervisor", "read_running", "stop_
 log = logging.getLogger(__name__)
 
 TICK = 0.1
-YOUNG = 5.0  # what dies sooner than this after its start is failing, and is started again less and less often
-LONGEST_PAUSE = 30.0
+MIN_UPTIME = 5.0  # seconds: a process that ends earlier is restarted with growing pauses
+MAX_PAUSE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program to run beside the servers. `env` is added to the environment that the stack was given."""
+    """A program to run next to the servers. `env` is added to the stack's environment."""
 
     name: str
     argv: Sequence[str]
     env: Mapping[str, str]
-    grace: float = 30.0  # seconds from SIGTERM to SIGKILL: a worker finishes its batch in it
+    grace: float = 30.0  # seconds from SIGTERM to SIGKILL: enough for a worker to finish its batch
 
 
 class Supervised:
-    """One process that is kept running: how often it failed in a row, and when it may start again."""
+    """A process that is kept running: its failures in a row, and the time of its next start."""
 
     def __init__(self, name: str, start: Callable[[], Child], child: Child | None = None) -> None:
         self.name, self.start, self.child = name, start, child
@@ -45,21 +45,21 @@ class Supervised:
     def died(self) -> bool:
         return self.child is not None and self.child.poll() is not None
 
-    def bury(self) -> str:
-        """Decides when it starts again; returns the sentence to say."""
+    def schedule_restart(self) -> str:
+        """Decides when it starts again. Returns a sentence about it."""
         child = self.child
         assert child is not None
         lived = time.monotonic() - child.started
-        self.failures = self.failures + 1 if lived < YOUNG else 0
-        pause = min(LONGEST_PAUSE, 2.0 ** (self.failures - 1)) if self.failures else 0.0
+        self.failures = self.failures + 1 if lived < MIN_UPTIME else 0
+        pause = min(MAX_PAUSE, 2.0 ** (self.failures - 1)) if self.failures else 0.0
         self.child, self.due = None, time.monotonic() + pause
         when = f"starting it again in {pause:g} s" if pause else "starting it again"
-        said = "" if child.process.returncode <= 0 else f": {child.last_words().rstrip('.')}"
-        return f"{self.name} {child.how_it_ended()} after {lived:.1f} s{said}; {when} (log: {child.log})"
+        reason = "" if child.process.returncode <= 0 else f": {child.last_error().rstrip('.')}"
+        return f"{self.name} {child.how_it_ended()} after {lived:.1f} s{reason}; {when} (log: {child.log})"
 
 
 class Supervisor:
-    """Runs programs beside a started stack. Everything is started by the thread that calls `run_until`."""
+    """Runs programs next to a started stack. The thread that calls `run_until` starts every process."""
 
     def __init__(self, stack: Stack, programs: Sequence[Program], say: Callable[[str], None] = log.info) -> None:
         self.stack, self.programs, self.say = stack, list(programs), say
@@ -68,7 +68,7 @@ class Supervisor:
         self._since = time.time()
 
     def run_until(self, stop_event: threading.Event) -> None:
-        """Starts the programs, restarts whatever dies, and stops everything once the event is set."""
+        """Starts the programs, restarts any process that ends, and stops everything once the event is set."""
         try:
             for kept in self._programs:
                 self._start(kept)
@@ -79,11 +79,11 @@ class Supervisor:
             self.stop()
 
     def tick(self) -> None:
-        """One look at everyone."""
+        """Checks every process once."""
         changed = False
         for kept in (*self._servers, *self._programs):
             if kept.died():
-                self.say(kept.bury())
+                self.say(kept.schedule_restart())
             if kept.child is None and time.monotonic() >= kept.due:
                 self._start(kept)
                 changed = True
@@ -91,7 +91,7 @@ class Supervisor:
             self._record()
 
     def stop(self) -> None:
-        """Programs first, each with its grace, then the servers. Harmless when called again."""
+        """Stops the programs, each within its grace, then the servers. May be called again."""
         pairs = [
             (program, kept.child) for program, kept in zip(self.programs, self._programs, strict=True) if kept.child
         ]
@@ -110,7 +110,7 @@ class Supervisor:
             kept.child = kept.start()
         except (PressworkError, OSError) as error:
             kept.failures += 1
-            pause = min(LONGEST_PAUSE, 2.0 ** (kept.failures - 1))
+            pause = min(MAX_PAUSE, 2.0 ** (kept.failures - 1))
             kept.due = time.monotonic() + pause
             self.say(f"{kept.name} cannot be started ({error}); trying again in {pause:g} s")
 
@@ -123,7 +123,7 @@ class Supervisor:
         return Supervised(server.name, start, server.child)
 
     def _keep_program(self, program: Program) -> Supervised:
-        replaced = {f"{name}_FILE" for name in program.env}  # a NAME_FILE would go before the NAME that is given
+        replaced = {f"{name}_FILE" for name in program.env}  # a NAME_FILE would take precedence over NAME
         inherited = {name: value for name, value in self.stack.environ.items() if name not in replaced}
         environment = {**inherited, **program.env}
         path = self.stack.home.logs / f"{program.name}.log"
@@ -133,5 +133,5 @@ class Supervisor:
         programs = {kept.name: kept.child for kept in self._programs if kept.child}
         try:
             running.record(self.stack.home.folder, self.stack.servers, programs, self._since)
-        except FolderUnusable as error:  # a full disk is no reason to stop
-            self.say(f"Who runs cannot be noted down: {error}")
+        except FolderUnusable as error:  # a full disk must not stop the servers
+            self.say(f"The running processes cannot be recorded: {error}")

@@ -1,10 +1,10 @@
-"""A thin typed client of the HTTP API, for people and for the command line.
+"""A typed client of the HTTP API.
 
     with Client("http://127.0.0.1:8000", "pw_...") as client:
         job = client.submit([{"prompt": "a red mug", "n": 4}])
 
-It retries what is safe to send again, and only that: a submission is sent under an Idempotency-Key, so sending it again
-after a lost answer makes no second job.
+It retries only requests that are safe to repeat. A submission has an Idempotency-Key, so a retry after a lost answer
+does not make a second job.
 """
 
 from presswork_client.answers import (

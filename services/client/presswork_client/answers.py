@@ -1,4 +1,4 @@
-"""What the API takes and answers with, as types. Moments are text: ISO 8601, in UTC."""
+"""Types of the API's bodies and answers. Times are text: ISO 8601, in UTC."""
 
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -10,7 +10,7 @@ Metadata = dict[str, str | int | float | bool | None]
 
 
 class ImageRequest(TypedDict):
-    """A prompt and what it should become."""
+    """A prompt and how to render it."""
 
     prompt: str
     negative_prompt: NotRequired[str]
@@ -27,7 +27,7 @@ class ImageRequest(TypedDict):
 
 
 class Matrix(TypedDict):
-    """A template and what its names stand for, or what fields of a request go through; see the README."""
+    """A template and the values of its names and of request fields; see the README."""
 
     template: str
     vary: dict[str, list[Any]]
@@ -38,7 +38,7 @@ class Matrix(TypedDict):
 
 
 class Preview(TypedDict):
-    """What a matrix comes to; `first` are up to ten of its requests."""
+    """The size of a matrix; `first` are up to ten of its requests."""
 
     object: Literal["preview"]
     requests: int
@@ -58,7 +58,7 @@ class Counts(TypedDict):
 
 
 class Job(TypedDict):
-    """`rate` in images a second. `reused` of the done images were copied and not rendered."""
+    """`rate` is in images per second. `reused` done images were copied and not rendered."""
 
     id: str
     object: Literal["job"]
@@ -94,7 +94,7 @@ class Event(TypedDict):
 
 
 class EventPage(TypedDict):
-    """Events in order of `seq`; the next page is asked for behind the last one's."""
+    """Events in order of `seq`. The next page begins after the last `seq`."""
 
     data: list[Event]
     has_more: bool
@@ -106,7 +106,7 @@ class ImageError(TypedDict):
 
 
 class Image(TypedDict):
-    """One image. `url` leads to the file for as long as there is one, and needs no key."""
+    """One image. `url` needs no key and is valid as long as the file exists."""
 
     index: int
     custom_id: str | None
@@ -144,7 +144,7 @@ class JobRequest(TypedDict):
 
 
 class Chunk(TypedDict):
-    """A part of a draft, as the server has it."""
+    """A part of a draft that the server has committed."""
 
     object: Literal["job.chunk"]
     number: int
@@ -154,7 +154,7 @@ class Chunk(TypedDict):
 
 
 class AppendedChunk(Chunk):
-    """`replayed`: the server had it before, and did nothing now."""
+    """`replayed`: the server already had the chunk, and this call changed nothing."""
 
     replayed: bool
 
@@ -177,8 +177,8 @@ class EstimatedShape(TypedDict):
 
 
 class Estimate(TypedDict):
-    """What a submission would take. `ahead`: images queued that come before; null: nothing was measured yet.
-    `requests` is null for shapes, which say how many images there are and nothing of requests."""
+    """The time that a submission would take; null if nothing was measured yet. `ahead`: queued images that are rendered
+    first. `requests` is null for an estimate of shapes, which have no requests."""
 
     object: Literal["estimate"]
     requests: int | None
@@ -197,7 +197,7 @@ class ExportCounts(TypedDict):
 
 
 class ExportOptions(TypedDict):
-    """`split`: names of splits and their shares, which add up to 1."""
+    """`split`: names of splits and their shares, whose sum is 1."""
 
     images_per_shard: int
     include_flagged: bool
@@ -222,7 +222,7 @@ class Export(TypedDict):
 
 
 class ExportFile(TypedDict):
-    """A file of an export; `url` is good for some minutes and needs no key."""
+    """A file of an export; `url` is valid for some minutes and needs no key."""
 
     path: str
     bytes: int

