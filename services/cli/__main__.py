@@ -1,4 +1,4 @@
-"""The `presswork` command's way in. Where the extra `cli` is not installed, it says so with nothing but the core."""
+"""The entry point of `presswork`. It imports only the core, so that it can say which extra is missing."""
 
 import sys
 from importlib import metadata
@@ -6,7 +6,7 @@ from importlib import metadata
 from services.core import extras
 
 EXIT_USAGE = 2
-# What the commands need beside `cli`, as far as it can be said before their options are read.
+# The extras that commands need in addition to `cli`, as far as is known before their options are parsed.
 NEEDS = {
     "up": ("local",), "demo": ("local",), "model": ("cli", "worker"), "bench": ("cli", "worker", "torch"),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The `presswork` command. It talks to servers over HTTP, and runs everything heavy as a process of its own."""
+"""The `presswork` command. It talks to servers over HTTP and runs heavy work in separate processes."""
 
 import os
 import subprocess
@@ -22,14 +22,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG,
 )  # fmt: skip
 keys = typer.Typer(no_args_is_help=True, help="Issue and revoke API keys.")
-JOBS, RESULTS, MACHINE, SYSTEM = "Jobs", "Results", "This machine", "The house"
+JOBS, RESULTS, MACHINE, OPERATIONS = "Jobs", "Results", "This machine", "Operations"
 submit.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
 downloads.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
-app.add_typer(keys, name="keys", rich_help_panel=SYSTEM)
-app.add_typer(bench.app, name="bench", rich_help_panel=SYSTEM)
-app.add_typer(model.app, name="model", rich_help_panel=SYSTEM)
+app.add_typer(keys, name="keys", rich_help_panel=OPERATIONS)
+app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)
+app.add_typer(model.app, name="model", rich_help_panel=OPERATIONS)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Home = Annotated[
@@ -62,7 +62,7 @@ def up(
         str,
         typer.Option(envvar="PRESSWORK_PIPELINE", help=f"{KINDS}; PRESSWORK_MODEL_DIR names a model."),
     ] = "onnx",
-    port: Annotated[int | None, typer.Option(envvar="PRESSWORK_PORT", help="Where the web server listens.")] = None,
+    port: Annotated[int | None, typer.Option(envvar="PRESSWORK_PORT", help="The web server's port.")] = None,
 ) -> None:
     """Run everything on this machine until Ctrl-C.
 
@@ -87,7 +87,7 @@ def down(home: Home = HOME) -> None:
 
 @app.command(rich_help_panel=MACHINE)
 def status(home: Home = HOME) -> None:
-    """Show what runs on this folder."""
+    """Show which processes run on this folder."""
     _local("status", home)
 
 
@@ -106,19 +106,19 @@ def demo(
     raise typer.Exit(_guarded(demonstration.run, home, output, pipeline))
 
 
-@app.command(rich_help_panel=SYSTEM)
+@app.command(rich_help_panel=OPERATIONS)
 def doctor() -> None:
     """Check the settings and reach every server."""
-    from services.cli import doctor as physician
+    from services.cli import doctor as checks
 
-    raise typer.Exit(_guarded(physician.run))
+    raise typer.Exit(_guarded(checks.run))
 
 
-@app.command(rich_help_panel=SYSTEM)
+@app.command(rich_help_panel=OPERATIONS)
 def migrate() -> None:
-    """Bring the database to this program's schema.
+    """Migrate the database to this program's schema.
 
-    As the role in DATABASE_URL, which must own the tables.
+    The role in DATABASE_URL must own the tables.
     """
     from services.core.db import database
     from services.core.settings import Settings
@@ -133,21 +133,21 @@ def migrate() -> None:
 
 @keys.command("create")
 def create_key(name: Annotated[str, typer.Argument(help="What the key is for.")] = "default") -> None:
-    """Issue an API key and print it: it is shown this once.
+    """Issue an API key and print it. It cannot be shown again.
 
     Needs DATABASE_URL and PRESSWORK_SECRET.
     """
-    from services.cli import doctor as physician
+    from services.cli import doctor as checks
 
-    raise typer.Exit(_guarded(physician.create_key, name))
+    raise typer.Exit(_guarded(checks.create_key, name))
 
 
 @keys.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(help="The eight characters after `pw_`.")]) -> None:
-    """Revoke an API key; it is refused from the next request on."""
-    from services.cli import doctor as physician
+    """Revoke an API key: the next request with it is refused."""
+    from services.cli import doctor as checks
 
-    raise typer.Exit(_guarded(physician.revoke_key, key_id))
+    raise typer.Exit(_guarded(checks.revoke_key, key_id))
 
 
 def _local(verb: str, home: Path) -> None:
@@ -156,7 +156,7 @@ def _local(verb: str, home: Path) -> None:
 
 
 def _guarded(verb: Any, *arguments: Any) -> int:
-    """Runs a verb; what goes wrong is a sentence, never a traceback."""
+    """Runs a verb and returns the exit code. Errors are printed as a sentence, without a traceback."""
     try:
         return int(verb(*arguments))
     except PressworkError as error:

@@ -1,4 +1,4 @@
-"""`presswork bench ...`: figures of this machine, measured by processes of their own."""
+"""`presswork bench ...`: benchmarks of this machine, each in a separate process."""
 
 import subprocess
 from typing import Annotated
@@ -19,6 +19,6 @@ app = typer.Typer(no_args_is_help=True, help="Measure what this machine can do."
 )
 @guarded
 def engine(options: Annotated[list[str] | None, typer.Argument(metavar="[OPTIONS]")] = None) -> int:
-    """Render the same batch with this engine and with stock diffusers, in turns (--help: its options)."""
+    """Render the same batch with this engine and with stock diffusers, alternately (--help: its options)."""
     extras.require("worker", "torch")
     return subprocess.run(python("worker.bench", *(options or [])), check=False).returncode

@@ -1,4 +1,4 @@
-"""Checking requests here, before anything is sent: the same rules as the server's, and what they come to by shape."""
+"""Checks requests before anything is sent, by the server's rules, and counts their images by shape."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,56 +12,61 @@ from services.core.model import requests, strict_json
 from services.core.model.errors import Problem
 from services.core.model.requests import ImageRequest
 
-_MOST = 100
+_MAX_PROBLEMS = 100
 
-Said = tuple[str | None, str | None, int | None, float | None]  # model, size, steps, guidance scale
+ShapeFields = tuple[str | None, str | None, int | None, float | None]  # model, size, steps, guidance scale
 
 
 @dataclass
 class Count:
-    """How many images there are of everything that decides how long they take."""
+    """Counts images by the fields that decide their rendering time."""
 
     requests: int = 0
     images: int = 0
-    said: Counter[Said] = field(default_factory=Counter)
+    by_shape: Counter[ShapeFields] = field(default_factory=Counter)
 
     def add(self, request: ImageRequest) -> None:
         self.requests += 1
         self.images += request.n
         scale: float | None = request.guidance_scale
-        guided = scale if scale is None else (7.5 if scale > 1 else 1.0)  # how much guides makes no difference in time
-        self.said[request.model, request.size, request.num_inference_steps, guided] += request.n
+        guided = (
+            scale if scale is None else (7.5 if scale > 1 else 1.0)
+        )  # the time depends only on whether there is guidance
+        self.by_shape[request.model, request.size, request.num_inference_steps, guided] += request.n
 
     def shapes(self) -> list[dict[str, Any]]:
-        """As the API's estimate takes them."""
+        """The counts in the form of the API's estimate."""
         names = ("model", "size", "num_inference_steps", "guidance_scale")
         return [
-            {"images": images} | {name: value for name, value in zip(names, said, strict=True) if value is not None}
-            for said, images in self.said.items()
+            {"images": images} | {name: value for name, value in zip(names, fields, strict=True) if value is not None}
+            for fields, images in self.by_shape.items()
         ]
 
 
 def check(source: Source) -> Count:
-    """Raises BadInput with up to a hundred problems."""
+    """Counts the source's requests. Raises BadInput with up to a hundred problems."""
     count = Count()
     found: list[Problem] = []
     seen: dict[str, int] = {}
     for row in source.rows():
         request = _request(row.line, row.place, found)
-        if len(found) >= _MOST:
+        if len(found) >= _MAX_PROBLEMS:
             break
         if request is None:
             continue
         count.add(request)
         name: str | None = request.custom_id
         if name is not None and seen.setdefault(name, row.place) != row.place:
-            message = f"custom_id {strict_json.describe(name)} stands at {source.unit} {seen[name]:,} too."
+            message = f"custom_id {strict_json.describe(name)} is used at {source.unit} {seen[name]:,} too."
             found.append(Problem("duplicate_custom_id", message, "custom_id", row.place))
     if found:
-        more = " or more" if len(found) >= _MOST else ""
+        more = " or more" if len(found) >= _MAX_PROBLEMS else ""
         raise BadInput(
             f"{len(found)}{more} problems were found; nothing was submitted.",
-            [{source.unit: p.line, "param": p.param, "code": p.code, "message": p.message} for p in found[:_MOST]],
+            [
+                {source.unit: p.line, "param": p.param, "code": p.code, "message": p.message}
+                for p in found[:_MAX_PROBLEMS]
+            ],
         )
     if not count.requests:
         raise BadInput(f"{source.name} holds no requests.", [])

@@ -1,4 +1,4 @@
-"""`presswork demo`: the whole flow once, for a newcomer. Uses a stack that is up on the folder, else starts its own."""
+"""`presswork demo`: the whole flow once, on the stack that is up on the folder or on one that it starts."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ def _render(client: Client, prompts: Path, output: Path) -> int:
 
 
 def _title(images: list[Image]) -> str:
-    """What made the pictures; the simulated pipeline draws them from the words, and no network does."""
+    """The sheet's title names what made the pictures: a model, or the simulated pipeline, which has none."""
     made_by = {tuple((image["reproducibility_class"] or "").split("/")[:3]) for image in images}
     who = [
         "drawn by the simulated pipeline" if backend == "simulated" else f"by {revision}, {backend} {precision}"
@@ -111,7 +111,7 @@ def _file_name(image: Image) -> str:
 
 @contextmanager
 def _stack(home: Path, pipeline: str) -> Iterator[Client]:
-    """A client of the stack on this folder: the one that is up, or one of our own, stopped at the end."""
+    """A client of the stack on this folder. A stack that is started here is stopped at the end."""
     running = _ready_client(home)
     if running is not None:
         console.print(f"using the stack that is up on {home}")
@@ -133,21 +133,21 @@ def _wait_ready(home: Path, process: subprocess.Popen[bytes]) -> Client:
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise PressworkError("The stack did not start.")
-        client = _ready_client(home, since=process.pid)
+        client = _ready_client(home, holder=process.pid)
         if client is not None:
             return client
         time.sleep(0.1)
     raise PressworkError(f"The stack was not ready after {START_SECONDS:.0f} s; see the logs in {home / 'logs'}.")
 
 
-def _ready_client(home: Path, since: int | None = None) -> Client | None:
-    """A client by the folder's env file, if its server would accept a submit; `since`: and is this process's."""
+def _ready_client(home: Path, holder: int | None = None) -> Client | None:
+    """A client by the folder's env file, if its server is ready; with `holder`, only if that pid holds the folder."""
     try:
-        holder = int((home / "lock").read_text().strip())
+        pid = int((home / "lock").read_text().strip())
     except (OSError, ValueError):
         return None
     local = profile.local_stack(home)
-    if local is None or (since is not None and holder != since):
+    if local is None or (holder is not None and pid != holder):
         return None
     client = Client(local.url, local.api_key)
     return client if client.ready() else None

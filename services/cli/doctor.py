@@ -1,4 +1,4 @@
-"""What can be checked from here: the settings, the three servers, the workers; and the keys of the house."""
+"""`presswork doctor` and `keys`: checks the settings, servers and workers; issues and revokes API keys."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def run() -> int:
-    """Prints a line for each check; 0 when all are well."""
+    """Prints a line for each check. Returns 0 if all pass."""
     try:
         settings = Settings.read()
     except PressworkError as error:
@@ -41,7 +41,7 @@ def run() -> int:
 def create_key(name: str) -> int:
     settings = Settings.read()
     if not settings.secret:
-        raise PressworkError("PRESSWORK_SECRET is not set; keys are stored under it.")
+        raise PressworkError("PRESSWORK_SECRET is not set; stored keys are hashed with it.")
     core = databases.Database(settings.database_url, application="presswork keys", pool_size=1)
     with core.begin_system() as connection:
         key = api_keys.issue_key(connection, settings.secret, api_keys.default_tenant(connection), name)
@@ -53,7 +53,7 @@ def revoke_key(key_id: str) -> int:
     core = databases.Database(Settings.read().database_url, application="presswork keys", pool_size=1)
     with core.begin_system() as connection:
         if not api_keys.revoke_key(connection, key_id):
-            raise PressworkError(f"There is no key {key_id[:20]!r} in force.")
+            raise PressworkError(f"There is no valid key {key_id[:20]!r}.")
     console.print("revoked")
     return 0
 
@@ -80,7 +80,7 @@ def _redis(settings: Settings) -> str:
 def _store(settings: Settings) -> str:
     store = s3.S3Store(settings)
     store.check()
-    return f"bucket {settings.bucket} is there"
+    return f"bucket {settings.bucket} exists"
 
 
 def _scheduler(core: databases.Database) -> str:

@@ -1,6 +1,6 @@
-"""`presswork download`: a job's images into a folder, several at a time, each verified, and metadata.jsonl beside them.
+"""`presswork download`: fetches a job's images, several at a time, verifies each, and writes metadata.jsonl.
 
-Given twice it fetches only what is not there yet: a file counts as there when its sha256 is the recorded one.
+A file whose sha256 is the recorded one is not fetched again.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ _PATIENCE_SECONDS = 60.0
 _EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 _SAFE = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?", re.ASCII)
 _INDEX = re.compile(r"[0-9]{6,9}", re.ASCII)
-_LEFT_OUT = {"url", "status", "error", "seed_string"}  # of an image, in metadata.jsonl
-_MAX_TOLD = 10
+_NOT_IN_METADATA = {"url", "status", "error", "seed_string"}  # fields of an image
+_MAX_SHOWN = 10
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
@@ -37,7 +37,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One file to fetch, and what metadata.jsonl says of it."""
+    """One file to fetch, and its fields in metadata.jsonl."""
 
     image: Image
     name: str
@@ -46,7 +46,7 @@ class Wanted:
 
 @dataclass
 class Names:
-    """A name for each image: its custom_id, else its index. No two are alike: `~` stands in no custom_id."""
+    """Gives each image a unique name: its custom_id, else its index. A custom_id cannot contain `~`."""
 
     by: Literal["custom_id", "index"]
     taken: set[int] = field(default_factory=set)  # names that look like an index
@@ -77,20 +77,18 @@ def download(
     job: options.JobId,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Where to; the job's id if absent.", show_default=False),
+        typer.Option("--output", "-o", metavar="DIR", help="The folder; by default the job's id.", show_default=False),
     ] = None,
-    names: Annotated[
-        Literal["custom_id", "index"], typer.Option(help="What the files are called after.")
-    ] = "custom_id",
+    names: Annotated[Literal["custom_id", "index"], typer.Option(help="What the files are named after.")] = "custom_id",
     parallel: Annotated[int, typer.Option("--parallel", "-p", min=1, max=64, help="How many at a time.")] = 8,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> Exit:
     """Download a job's images, each verified by its sha256.
 
-    They are called after their custom_id (ID~0, ID~1, ... where a request has several) or their index.
+    A file is named after its custom_id (ID~0, ID~1, ... if a request has several) or its index.
 
-    Beside them stands metadata.jsonl. What is there already is not fetched again.
+    metadata.jsonl is written next to them. Files that are already there are not fetched again.
     """
     folder = output or Path(job)
     with connect(profile, _PATIENCE_SECONDS) as client:
@@ -113,7 +111,7 @@ def download(
 
 
 def _fetch_all(client: Client, job: str, folder: Path, names: Names, parallel: int, total: int) -> Tally:
-    """In order, though several at a time, so that metadata.jsonl is the same each time."""
+    """Fetches several at a time but writes metadata.jsonl in order, so that it is the same each time."""
     tally = Tally()
     draft = folder / "metadata.jsonl.part"
     pool = ThreadPoolExecutor(parallel)
@@ -146,31 +144,31 @@ def _wanted(client: Client, job: str, names: Names) -> Iterator[Wanted]:
         for place, image in enumerate(request["images"]):
             name = names.of(request, place)
             if image["status"] == "done":
-                facts = {key: value for key, value in image.items() if key not in _LEFT_OUT}
+                facts = {key: value for key, value in image.items() if key not in _NOT_IN_METADATA}
                 words = {"prompt": request["prompt"], "negative_prompt": request["negative_prompt"]}
                 yield Wanted(image, name, {"index": image["index"], **words, **facts})
 
 
 def _in_order(client: Client, job: str) -> Iterator[JobRequest]:
-    """The list begins with what failed; here the statuses' own lists are woven into one, by index."""
+    """The job's requests by index. The API lists them by status, so the lists of all statuses are merged."""
     lists = [client.requests(job, status) for status in ("failed", "rendering", "queued", "cancelled", "done")]
     last = -1
     for request in heapq.merge(*lists, key=lambda one: one["images"][0]["index"]):
         first = request["images"][0]["index"]
-        if first > last:  # one that moved on in the meantime stands in two lists
+        if first > last:  # a request that changed its status meanwhile is in two lists
             yield request
             last = first
 
 
 def _fetch(client: Client, job: str, wanted: Wanted, folder: Path) -> bool:
-    """False if it was there."""
+    """Fetches one image. False if the file was already there."""
     path, sha256 = folder / wanted.name, wanted.image["sha256"]
     with suppress(FileNotFoundError):
         if path.stat().st_size == wanted.image["bytes"] and file_sha256(path) == sha256:
             return False
     data = client.download(job, wanted.image["index"])
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise ClientError(0, "damaged", "what came does not match its sha256")
+        raise ClientError(0, "damaged", "the download does not match its sha256")
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(data)
     part.replace(path)
@@ -178,7 +176,7 @@ def _fetch(client: Client, job: str, wanted: Wanted, folder: Path) -> bool:
 
 
 def _count(tally: Tally, wanted: Wanted, future: "Future[bool]") -> None:
-    """One image that cannot be had is told at the end; a server that cannot be reached ends it all."""
+    """Counts one image. A failed one is reported at the end; an unreachable server or a bad key ends the download."""
     try:
         fetched = future.result()
     except ClientError as error:
@@ -195,9 +193,9 @@ def _tell(tally: Tally, folder: Path) -> None:
     if not (tally.fetched or tally.kept or tally.failed):
         show.say("no image of the job is done: there is nothing to download")
         return
-    kept = f", {tally.kept:,} were there" if tally.kept else ""
+    kept = f", {tally.kept:,} were already there" if tally.kept else ""
     show.say(f"{tally.fetched:,} images ({units.size(tally.bytes)}) downloaded to {folder}{kept}; every sha256 matches")
-    for entry in tally.failed[:_MAX_TOLD]:
+    for entry in tally.failed[:_MAX_SHOWN]:
         show.say(f"image {entry['index']} ({entry['file_name']}): {entry['message']}", style="red")
     if tally.failed:
         show.say(f"{len(tally.failed):,} images are missing; the same command tries those again")

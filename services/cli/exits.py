@@ -1,4 +1,4 @@
-"""How the command ends: its exit codes, and the sentence (or JSON) that goes with each. No traceback reaches anyone."""
+"""Exit codes, and the sentence or JSON that is printed with each. Errors never print a traceback."""
 
 import functools
 import os
@@ -26,14 +26,14 @@ class Exit(IntEnum):
 
 
 EPILOG = (
-    "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 the job ended and images of it failed or were "
-    "never made, 4 there is no such thing, 5 refused: bad input, a wrong key, or not possible in this state, 6 the "
+    "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 the job ended and some images failed or were "
+    "not made, 4 not found, 5 refused: bad input, a wrong key, or not possible in this state, 6 the "
     "server cannot be reached, 130 interrupted."
 )
 
 
 class BadInput(PressworkError):
-    """The input was refused; each problem stands at a line, a row or an index of what was given."""
+    """The input was refused. Each problem has its line, row or index."""
 
     def __init__(self, message: str, problems: list[dict[str, Any]], *, hint: str = "") -> None:
         self.problems, self.hint = problems, hint
@@ -41,46 +41,46 @@ class BadInput(PressworkError):
 
 
 class Unreadable(PressworkError):
-    """The input cannot be read as what it was said to be."""
+    """The input cannot be read in the given format."""
 
 
 class Usage(PressworkError):
-    """The options do not go together."""
+    """The options contradict each other or are incomplete."""
 
 
 class Interrupted(PressworkError):
-    """Ctrl-C, and what to do now."""
+    """Ctrl-C was pressed. The message says how to go on."""
 
 
 def guarded(verb: Callable[..., Any]) -> Callable[..., None]:
-    """A command whose return is its exit code (None: 0) and whose errors are sentences."""
+    """Makes a command whose return value is its exit code (None: 0) and whose errors are printed as sentences."""
 
     @functools.wraps(verb)
     def run(*arguments: Any, **options: Any) -> None:
         as_json = bool(options.get("as_json"))
         try:
             code = verb(*arguments, **options) or Exit.OK
-        except BrokenPipeError:  # the reader of our output has seen enough
+        except BrokenPipeError:  # the reader of stdout, such as `head`, has ended
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = Exit.OK
         except (ClientError, PressworkError, OSError) as error:
-            code = tell(error, as_json)
+            code = report(error, as_json)
         except KeyboardInterrupt:
-            code = tell(Interrupted("stopped"), as_json)
+            code = report(Interrupted("stopped"), as_json)
         except typer.Exit:
             raise
-        except Exception as error:  # ours to mend, and still no page of code for anyone who did not ask for it
+        except Exception as error:  # a bug: the traceback is shown only on request
             if os.environ.get("PRESSWORK_TRACEBACK"):
                 raise
             what = f"{type(error).__name__}: {error}"
-            code = tell(PressworkError(f"this command broke ({what}); PRESSWORK_TRACEBACK=1 shows where"), as_json)
+            code = report(PressworkError(f"this command failed ({what}); PRESSWORK_TRACEBACK=1 shows where"), as_json)
         raise typer.Exit(int(code))
 
     return run
 
 
-def tell(error: Exception, as_json: bool) -> Exit:
-    """Says what went wrong, on stderr, and with --json on stdout too; the code that it ends with."""
+def report(error: Exception, as_json: bool) -> Exit:
+    """Prints the error on stderr, and with --json also on stdout. Returns the exit code."""
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""
         error = PressworkError(f"{name}{error.strerror or error}")
@@ -124,7 +124,7 @@ def _hint(error: Exception) -> str:
         case ClientError(code="unreachable"):
             return "Is the server up, and PRESSWORK_URL or the profile's url its address? `presswork up` starts one."
         case ClientError(code="unknown_route"):
-            return "This server does not know that; it may be older than this command."
+            return "This server has no such route; it may be older than this command."
         case BadInput(hint=hint):
             return hint
     return ""

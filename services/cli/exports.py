@@ -1,4 +1,4 @@
-"""`presswork export` and `exports`: a job as a data set, made by the server, followed, and fetched."""
+"""`presswork export` and `exports`: the server writes a data set; it is followed and downloaded."""
 
 import json
 from collections.abc import Iterator
@@ -29,28 +29,30 @@ def add_to(app: typer.Typer, panel: str) -> None:
 
 def export(
     what: Annotated[
-        str, typer.Argument(metavar="JOB", help="A job's id, or that of an export to go on with.", show_default=False)
+        str, typer.Argument(metavar="JOB", help="A job's id, or an export's to go on with.", show_default=False)
     ],
-    form: Annotated[FormatName, typer.Option("--format", "-f", help="As what.")] = "webdataset",
+    form: Annotated[FormatName, typer.Option("--format", "-f", help="The data set's format.")] = "webdataset",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Download it, verified, to here.", show_default=False),
+        typer.Option("--output", "-o", metavar="DIR", help="Download it to here, verified.", show_default=False),
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", metavar="NAME=VALUE", help="The format's own; again for more.", show_default=False),
+        typer.Option(
+            "--option", metavar="NAME=VALUE", help="An option of the format; may be repeated.", show_default=False
+        ),
     ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Begin it and return.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Start it and return.")] = False,
     key: options.Key = None,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> Exit:
     """Export a finished job as a data set, and download it with -o.
 
-    If it is cut off: the export goes on, and `presswork export EXPORT -o DIR` goes on with the download.
+    If this is interrupted, the export goes on; `presswork export EXPORT -o DIR` resumes the download.
     """
     if no_wait and output is not None:
-        raise Usage("--no-wait returns before there is anything to download; leave out one of it and --output.")
+        raise Usage("--no-wait returns before there is anything to download; leave out --no-wait or --output.")
     given = {name: _value(word) for name, word in options.pairs(option, "--option").items()}
     with connect(profile, _PATIENCE_SECONDS) as client:
         made = client.export(what) if what.startswith(_EXPORT) else client.create_export(
@@ -106,7 +108,7 @@ def _fetch_all(client: Client, made: Export, folder: Path) -> None:
             task = bar.add_task("", total=made["bytes"] or None)
             running: set[Future[None]] = set()
             for file in client.export_files(made["id"]):
-                if len(running) >= _PARALLEL:  # so that the addresses are used while they last
+                if len(running) >= _PARALLEL:  # so that URLs are used before they expire
                     running = _settle(running)
                 running.add(pool.submit(_fetch, client, made["id"], file, folder, bar, task))
                 files += 1
@@ -144,7 +146,7 @@ def _named(client: Client, export_id: str, path: str) -> Iterator[ExportFile]:
 
 
 def _inside(path: str) -> PurePosixPath:
-    """A server names files, never places outside the folder."""
+    """A path inside the folder. Raises if the server names one outside."""
     found = PurePosixPath(path)
     if found.is_absolute() or ".." in found.parts or not found.parts:
         raise PressworkError(f"the server named a file {path!r}, outside the folder; it was not fetched.")
@@ -152,7 +154,7 @@ def _inside(path: str) -> PurePosixPath:
 
 
 def _value(word: str) -> object:
-    """As JSON if it is, else the text."""
+    """The word as JSON if it is valid JSON, else as text."""
     try:
         return json.loads(word)
     except ValueError:

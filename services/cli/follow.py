@@ -1,4 +1,4 @@
-"""Following a job or an export until it ends: a bar for people who look, lines for logs, JSON for programs."""
+"""Follows a job or an export until it ends: a bar on a terminal, lines in a log, JSON for programs."""
 
 import sys
 import time
@@ -14,12 +14,12 @@ from services.cli.exits import Exit, Interrupted
 
 T = TypeVar("T")
 POLL_SECONDS = 0.5
-AWAY_SECONDS = 600.0  # how long a server that was there may be away
+MAX_OUTAGE_SECONDS = 600.0  # once the server has answered
 _LINE_SECONDS = 10.0  # between lines in a log
 
 
 def job(client: Client, job_id: str, as_json: bool) -> Exit:
-    """Follows a job to its end, says how it ended, and tells by its code whether all images were made."""
+    """Follows a job to its end and prints the result. The exit code says whether all images were made."""
     try:
         found = _job_json(client, job_id) if as_json else _job_shown(client, job_id)
     except KeyboardInterrupt:
@@ -41,10 +41,10 @@ def export(client: Client, export_id: str) -> Export:
 
 
 def _job_json(client: Client, job_id: str) -> Job:
-    """A line of JSON whenever something has changed."""
+    """Prints a line of JSON for every change."""
     last: Job | None = None
     for found in _polls(lambda: client.job(job_id), _finished):
-        if last is None or _news(found) != _news(last):
+        if last is None or _visible_state(found) != _visible_state(last):
             show.document(found)
             last = found
     return found
@@ -73,26 +73,26 @@ def _job_logged(client: Client, job_id: str) -> Job:
     last, shown = None, 0.0
     for found in _polls(lambda: client.job(job_id), _finished):
         now = time.monotonic()
-        if _news(found) != last and (now - shown >= _LINE_SECONDS or last is None):
+        if _visible_state(found) != last and (now - shown >= _LINE_SECONDS or last is None):
             counts = found["counts"]
             show.say(f"{found['id']} {found['status']}: {counts['done']:,} of {counts['total']:,} done, {_tail(found)}")
-            last, shown = _news(found), now
+            last, shown = _visible_state(found), now
     return found
 
 
 def _polls(ask: Callable[[], T], ended: Callable[[T], bool]) -> Iterator[T]:
-    """What `ask` answers, again and again, until it has ended; an outage on the way is waited for."""
-    seen, away = False, 0.0
+    """Yields the answers of `ask` until one has ended. After the first answer it waits for the end of an outage."""
+    seen, failing_since = False, 0.0
     while True:
         try:
             found = ask()
         except ClientError as error:
-            gone = error.status in (0, 502, 503, 504)
-            away = away or time.monotonic()
-            if not (seen and gone) or time.monotonic() - away > AWAY_SECONDS:
+            is_outage = error.status in (0, 502, 503, 504)
+            failing_since = failing_since or time.monotonic()
+            if not (seen and is_outage) or time.monotonic() - failing_since > MAX_OUTAGE_SECONDS:
                 raise
         else:
-            seen, away = True, 0.0
+            seen, failing_since = True, 0.0
             yield found
             if ended(found):
                 return
@@ -103,7 +103,7 @@ def _finished(found: Job) -> bool:
     return bool(found["finished_at"])
 
 
-def _news(found: Job) -> tuple[object, ...]:
+def _visible_state(found: Job) -> tuple[object, ...]:
     return found["status"], found["paused"], found["priority"], tuple(found["counts"].values())
 
 
@@ -118,7 +118,7 @@ def _tail(found: Job) -> str:
 
 
 class Amount(ProgressColumn):
-    """done/total with separators, and as much as is known."""
+    """done/total with separators; `?` for a total that is not known."""
 
     def render(self, task: Task) -> Text:
         total = "?" if task.total is None else f"{task.total:,.0f}"
@@ -126,7 +126,7 @@ class Amount(ProgressColumn):
 
 
 def bar() -> Progress:
-    """For people who look; a log gets no bars."""
+    """A progress bar on a terminal; nothing elsewhere."""
     console = show.err()
     return Progress(
         TextColumn("{task.description}", style="bold", markup=False),

@@ -1,4 +1,4 @@
-"""`presswork ls, show, watch, items, cancel, pause, resume, retry, models`: following jobs and steering them."""
+"""`presswork ls, show, watch, items, cancel, pause, resume, retry, models`: follows and controls jobs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -57,7 +57,7 @@ def list_jobs(
 
 
 def show_jobs(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """Show how a job stands, and what happened to it."""
+    """Show the state of jobs and their events."""
     with connect(profile) as client:
         for number, job in enumerate(jobs):
             if as_json:
@@ -72,7 +72,7 @@ def show_jobs(jobs: options.JobIds, profile: options.ProfileName = None, as_json
 def watch(job: options.JobId, profile: options.ProfileName = None, as_json: options.Json = False) -> Exit:
     """Follow a job until it ends.
 
-    With --json a line for every change. Ends with 3 if images failed or were not made.
+    With --json it prints a line for every change. Exit code 3: images failed or were not made.
     """
     with connect(profile) as client:
         return follow.job(client, job, as_json)
@@ -87,7 +87,7 @@ def items(
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> None:
-    """List a job's requests, those that failed first."""
+    """List a job's requests, failed ones first."""
     with connect(profile) as client:
         found = client.requests(job, status, page=_page(limit, 100))
         if as_json:
@@ -105,28 +105,26 @@ def items(
 
 
 def cancel(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """Cancel jobs. What is done stays; nothing more of them is rendered."""
+    """Cancel jobs. Finished images stay; nothing more is rendered."""
     _each(jobs, profile, as_json, lambda client, job: client.cancel(job))
 
 
 def pause(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """Pause jobs: what renders is finished, nothing new is begun."""
+    """Pause jobs. Images being rendered finish; no others begin."""
     _each(jobs, profile, as_json, lambda client, job: client.pause(job))
 
 
 def resume(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """Let paused jobs go on.
+    """Resume paused jobs.
 
-    (A submission that was cut off goes on with `submit --resume`.)
+    (To resume an interrupted submission, use `submit --resume`.)
     """
     _each(jobs, profile, as_json, lambda client, job: client.resume(job))
 
 
 def retry(
     job: options.JobId,
-    include_cancelled: Annotated[
-        bool, typer.Option("--include-cancelled", help="Those that were cancelled too.")
-    ] = False,
+    include_cancelled: Annotated[bool, typer.Option("--include-cancelled", help="Also cancelled images.")] = False,
     priority: options.Priority = None,
     label: options.Labels = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the new job until it ends.")] = False,
@@ -134,9 +132,9 @@ def retry(
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> Exit:
-    """Make a new job of the images that failed.
+    """Render the failed images again, as a new job.
 
-    With the same prompts, seeds and custom_ids; the old job stays as it is.
+    Prompts, seeds and custom_ids are the same; the old job is not changed.
     """
     given = {"include_cancelled": include_cancelled or None, "priority": priority}
     given["labels"] = options.pairs(label, "--label") or None  # type: ignore[assignment]
@@ -146,14 +144,14 @@ def retry(
         if watch:
             show.say(f"{made['id']} retries {made['counts']['total']:,} images")
             return follow.job(client, made["id"], as_json)
-    _told(made, as_json)
+    _print(made, as_json)
     return Exit.OK
 
 
 def models(profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """List the models that can be asked for.
+    """List the models that requests can name.
 
-    With the sizes of each (its default in bold), its default and most steps, and how many live workers serve it.
+    Shown are sizes (the default in bold), default and maximum steps, and the number of live workers.
     """
     with connect(profile) as client:
         found = client.models()
@@ -170,10 +168,10 @@ def _each(jobs: list[str], profile: str | None, as_json: bool, verb: Callable[[C
         for number, job in enumerate(jobs):
             if number and not as_json:
                 show.render("")
-            _told(verb(client, job), as_json)
+            _print(verb(client, job), as_json)
 
 
-def _told(job: Job, as_json: bool) -> None:
+def _print(job: Job, as_json: bool) -> None:
     if as_json:
         show.document(job)
     else:
@@ -184,6 +182,6 @@ def _up_to(limit: int, found: Iterable[T]) -> Iterator[T]:
     return islice(found, limit or None)
 
 
-def _page(limit: int, most: int) -> int:
-    """One more than is shown tells whether there is more."""
-    return min(limit + 1, most) if limit else most
+def _page(limit: int, maximum: int) -> int:
+    """The page size: one more than is shown, to know whether there are more."""
+    return min(limit + 1, maximum) if limit else maximum

@@ -16,9 +16,9 @@ from services.core.model import strict_json
 
 
 def read(given: str, vary: Mapping[str, str], combine: str | None, repeat: int | None) -> Matrix:
-    """`given` is a template, or the name of a .json file with a matrix in it; options go before the file.
+    """`given` is a template, or the name of a .json file with a matrix. Options replace fields of the file.
 
-    Raises Usage, and BadInput: the file is no matrix.
+    Raises Usage; BadInput if the file is not a matrix.
     """
     found: Any = {"template": given}
     if given.lower().endswith(".json"):
@@ -36,7 +36,7 @@ def read(given: str, vary: Mapping[str, str], combine: str | None, repeat: int |
     lists = {name: [_value(name, word) for word in _words(name, text)] for name, text in vary.items()}
     whole: Any = {**found, "vary": {**found.get("vary", {}), **lists}}
     if not whole["vary"]:
-        raise Usage("Nothing varies: --vary NAME=A,B says what a name of the template goes through.")
+        raise Usage("Nothing varies: --vary NAME=A,B lists the values of a name in the template.")
     whole |= {name: value for name, value in (("combine", combine), ("repeat", repeat)) if value is not None}
     made: Matrix = whole
     return made
@@ -45,7 +45,7 @@ def read(given: str, vary: Mapping[str, str], combine: str | None, repeat: int |
 def send(
     client: Client, matrix: Matrix, defaults: Mapping[str, Any], head: Mapping[str, Any], key: str | None, quiet: bool
 ) -> Job:
-    """Shows what it comes to, and submits it."""
+    """Shows a preview, unless quiet, and submits the matrix."""
     given = ({"defaults": dict(defaults)} if defaults else {}) | dict(head)
     try:
         if not quiet:
@@ -60,7 +60,7 @@ def send(
 
 
 def show_preview(preview: Preview) -> None:
-    """On stderr: how many, and the first of them."""
+    """Prints the numbers of requests and images and the first requests, on stderr."""
     show.say(f"{preview['requests']:,} combinations, {preview['images']:,} images; the first:")
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 2))
     table.add_column("PROMPT", overflow="fold")
@@ -73,7 +73,7 @@ def show_preview(preview: Preview) -> None:
 
 
 def _words(name: str, text: str) -> list[str]:
-    """Between commas; quotes keep those that belong to a value."""
+    """The values between commas, as in CSV: a quoted value may hold a comma."""
     found = next(csv.reader([text], skipinitialspace=True), [])
     if not found or "" in found:
         raise Usage(f"--vary {name}={text} has an empty value; it must be NAME=A,B,...")

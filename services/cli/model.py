@@ -1,4 +1,4 @@
-"""`presswork model`: inspect, make and verify a model's directory, each in a process that may load torch."""
+"""`presswork model`: inspects, makes and verifies model directories, in a separate process that may load torch."""
 
 import subprocess
 from typing import Annotated
@@ -18,9 +18,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command()
 @guarded
 def inspect(folder: Folder, json: Json = False) -> int:
-    """Say what a model is, without loading it.
+    """Describe a model without loading it.
 
-    Its kind, revision, defaults and the size of each network.
+    Shows the kind, revision, defaults and the size of each network.
     """
     extras.require("worker")
     return _run("inspect", folder, json)
@@ -36,7 +36,7 @@ def make(
 ) -> int:
     """Write a model with random weights, for tests and benchmarks.
 
-    full and sd15 have the sizes of DeciDiffusion 2.0 and Stable Diffusion 1.5.
+    Presets full and sd15 have the sizes of DeciDiffusion 2.0 and Stable Diffusion 1.5.
     """
     extras.require("worker", "torch")
     return _run("make", folder, json, "--preset", preset, "--seed", str(seed))
@@ -45,7 +45,7 @@ def make(
 @app.command()
 @guarded
 def verify(folder: Folder, json: Json = False) -> int:
-    """Load all of a model, strictly, and render nothing."""
+    """Load a whole model strictly, without rendering."""
     extras.require("worker", "torch")
     return _run("verify", folder, json)
 

@@ -10,9 +10,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id: job_...",
 JobIds = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs: job_...", show_default=False)]
 Json = Annotated[
     bool,
-    typer.Option(
-        "--json", help="JSON on stdout, a line for each thing, and nothing else.", rich_help_panel="Everywhere"
-    ),
+    typer.Option("--json", help="Print only JSON on stdout, one line per object.", rich_help_panel="Everywhere"),
 ]
 ProfileName = Annotated[
     str | None,
@@ -29,17 +27,17 @@ Key = Annotated[
     typer.Option(
         "--idempotency-key",
         metavar="KEY",
-        help="Names this submission, so that giving it twice makes one job.",
+        help="With the same key, a repeated command makes one job.",
         show_default=False,
     ),
 ]
 Priority = Annotated[
     Literal["high", "normal", "low"] | None,
-    typer.Option(help="Which jobs come first.", show_default=False),
+    typer.Option(help="Higher priorities are rendered first.", show_default=False),
 ]
 Labels = Annotated[
     list[str] | None,
-    typer.Option("--label", metavar="NAME=VALUE", help="A label of the job; again for more.", show_default=False),
+    typer.Option("--label", metavar="NAME=VALUE", help="A label of the job; may be repeated.", show_default=False),
 ]
 Limit = Annotated[int, typer.Option("--limit", "-l", min=0, help="How many to show; 0 shows all.")]
 

@@ -1,5 +1,5 @@
-"""Which server, and with which key: a profile that is named, else the environment, else the profile file's own choice,
-else the local stack in this folder."""
+"""Finds the server and the key: the named profile, else the environment, else the profile file's default, else the
+local stack in this folder."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ from services.cli import show
 from services.core.model.errors import SettingsError
 
 PATIENCE_SECONDS = 5.0
-_TELL_AFTER = 1  # attempts: one lost answer is nobody's business
+_QUIET_ATTEMPTS = 1  # one lost answer is not reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +26,14 @@ class Profile:
 
 
 def connect(name: str | None, patience: float | None = None) -> Client:
-    """A client of the server that is meant. While it waits for the server it says so, once."""
+    """A client of the chosen server. If it has to wait for the server, it says so once."""
     profile = find(name)
-    told = 0
+    attempts = 0
 
     def on_wait(why: ClientError) -> None:
-        nonlocal told
-        told += 1
-        if told == _TELL_AFTER + 1:
+        nonlocal attempts
+        attempts += 1
+        if attempts == _QUIET_ATTEMPTS + 1:
             show.say(f"{why.message}; trying again", style="dim")
 
     patience = PATIENCE_SECONDS if patience is None else patience
@@ -41,7 +41,7 @@ def connect(name: str | None, patience: float | None = None) -> Client:
 
 
 def find(name: str | None, environ: Mapping[str, str] = os.environ) -> Profile:
-    """Raises SettingsError: nothing says where the server is, or what says it cannot be used."""
+    """Raises SettingsError if no server is configured, or its profile is invalid."""
     url, key = environ.get("PRESSWORK_URL"), environ.get("PRESSWORK_API_KEY")
     if name is None and (url or key):
         if not (url and key):
@@ -77,7 +77,7 @@ def config_path(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def local_stack(home: Path) -> Profile | None:
-    """What the env file of a stack on this folder says, if there is one."""
+    """The server and key in the env file of a stack on this folder, if there is one."""
     try:
         lines = (home / "env").read_text(encoding="utf-8").splitlines()
         words = [word for line in lines for word in shlex.split(line.removeprefix("export "))]
@@ -93,7 +93,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
-                show.say(f"{path} holds keys and others may read it; `chmod 600 {shlex.quote(str(path))}` ends that")
+                show.say(f"{path} holds keys and other users may read it; run `chmod 600 {shlex.quote(str(path))}`")
             return tomllib.load(file)
     except FileNotFoundError:
         return {}
@@ -123,5 +123,5 @@ def _checked(url: str, key: str, what: str) -> Profile:
     if address.scheme not in ("http", "https") or not address.host:
         raise SettingsError(f"{what} is {url!r}; it must be an address such as http://127.0.0.1:8000.")
     if not (key.isascii() and key.isprintable()):
-        raise SettingsError(f"The API key that belongs to {url} holds characters that no key has.")
-    return Profile(url.rstrip("/").removesuffix("/v1"), key)  # the stock client's base_url ends with it
+        raise SettingsError(f"The API key that belongs to {url} has characters that are not allowed in a key.")
+    return Profile(url.rstrip("/").removesuffix("/v1"), key)  # the base_url of OpenAI's client ends with it

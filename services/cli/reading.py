@@ -1,7 +1,7 @@
-"""Reading prompts: JSONL, CSV, TSV, Parquet and plain text, from files or stdin, as requests one by one.
+"""Reads prompts from JSONL, CSV, TSV, Parquet and plain text, from files or stdin, as requests one by one.
 
-Nothing is judged here but the file itself: what a field may hold is the server's to say, and its errors are told at the
-places that the rows remember. What is already a request on a line goes through as it stands.
+Only the file's format is checked here. The server checks fields, and each row keeps its place so that the server's
+errors can name it. A line that is already a request is passed on unchanged.
 """
 
 import csv
@@ -24,7 +24,9 @@ from services.cli.exits import Unreadable, Usage
 from services.core.model import requests, strict_json
 from services.core.model.errors import PressworkError
 
-Form = Literal["jsonl", "csv", "tsv", "parquet", "text", "lines"]  # lines: requests or prompts, as the first shows
+Form = Literal[
+    "jsonl", "csv", "tsv", "parquet", "text", "lines"
+]  # lines: requests or prompts, decided by the first line
 EXTENSIONS: dict[str, Form] = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet", ".pq": "parquet",
     ".txt": "text",
@@ -35,7 +37,7 @@ _KINDS = {
 }
 WHOLE_FIELDS = {name for name, kind in _KINDS.items() if kind is int}
 NUMBER_FIELDS = {name for name, kind in _KINDS.items() if kind is float}
-OBJECT_FIELDS = {name for name, kind in _KINDS.items() if kind is dict}  # in a table without objects: texts of JSON
+OBJECT_FIELDS = {name for name, kind in _KINDS.items() if kind is dict}  # in a format without objects: JSON as text
 _WHOLE = re.compile(r"([+-]?[0-9]{1,30})(?:\.0*)?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _BOM = b"\xef\xbb\xbf"
@@ -45,7 +47,7 @@ _STDIN = Path("-")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One request as a line of JSON, without its end, and the place in the source that it is from."""
+    """One request as a line of JSON, without a line end, and its place in the source."""
 
     place: int
     line: bytes
@@ -53,7 +55,7 @@ class Row:
 
 @dataclass
 class Source:
-    """What is read, and how. `unit` is what places count: lines, or rows of a table without lines."""
+    """A file of requests and its format. `unit` is what places count: lines, or rows of a Parquet file."""
 
     path: Path
     form: Form
@@ -64,7 +66,7 @@ class Source:
 
     @property
     def total(self) -> int | None:
-        """A guess at how many rows there are, by how much of the file they have taken."""
+        """An estimate of the number of rows, from the share of the file that has been read."""
         share = self.position()
         return round(self.taken / share) if share else None
 
@@ -77,7 +79,7 @@ class Source:
         return "stdin" if self.path == _STDIN else str(self.path)
 
     def rows(self) -> Iterator[Row]:
-        """Raises PressworkError: the file cannot be read as what it should be."""
+        """Raises PressworkError if the file cannot be read in its format."""
         reader = {
             "jsonl": self._jsonl, "csv": self._csv, "tsv": self._csv, "parquet": self._parquet, "text": self._text,
             "lines": self._lines,
@@ -90,7 +92,7 @@ class Source:
                     yield row
         except UnicodeDecodeError as error:
             raise Unreadable(
-                f"{self.name} is not UTF-8: byte 0x{error.object[error.start]:02x} does not fit. Save it as UTF-8."
+                f"{self.name} is not UTF-8: it has the byte 0x{error.object[error.start]:02x}. Save it as UTF-8."
             ) from None
 
     def _lines(self, file: IO[bytes]) -> Iterator[Row]:
@@ -115,7 +117,7 @@ class Source:
                 yield Row(number, self._merged(text))
 
     def _merged(self, line: bytes) -> bytes:
-        """With the defaults; what is no object of JSON goes as it is: the server says what is wrong with it."""
+        """The line with the defaults. A line that is not a JSON object is passed on: the server reports the error."""
         if not self.defaults and not self.columns:
             return line
         try:
@@ -146,7 +148,7 @@ class Source:
             begins = reader.line_num + 1
             for cells in reader:
                 if any(cells):
-                    self._fits(cells, head, begins)
+                    self._check_width(cells, head, begins)
                     given = {name: cells[at] for name, at in taken if at < len(cells) and cells[at] != ""}
                     yield Row(begins, _dumped({**self.defaults, **_plain(given)}))
                 begins = reader.line_num + 1
@@ -178,34 +180,34 @@ class Source:
         try:
             found: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="strict")
         except KeyError:
-            raise Unreadable(f"{self.name} has a map in which a key stands twice.") from None
+            raise Unreadable(f"{self.name} has a map with a repeated key.") from None
         return found
 
     def _taken(self, names: Mapping[str, object]) -> dict[str, str]:
-        """Which name of the source each field is from: the ones given, and those that are called as the field is."""
+        """The column of each field: the one given with --column, else the one with the field's name."""
         found = {name: column for name, column in self.columns.items() if column in names}
         return found | {name: name for name in FIELDS if name in names and name not in self.columns}
 
     def _need(self, taken: list[Any], names: list[str]) -> None:
-        """Of a table: the columns that were named are there, and one of them is the prompt."""
+        """Raises Unreadable unless the table has the named columns and a prompt."""
         shown = ", ".join(names) or "none"
         absent = [column for column in self.columns.values() if column not in names]
         if absent:
             raise Unreadable(f"{self.name} has no column {absent[0]!r}; it has: {shown}.")
         if not any(name == "prompt" for name, _ in taken):
-            raise Unreadable(f"{self.name} has no column 'prompt'; say which it is, --column prompt=NAME, of: {shown}.")
+            raise Unreadable(f"{self.name} has no column 'prompt'; name it with --column prompt=NAME; it has: {shown}.")
         known = {*FIELDS, *self.columns.values()}
         unused = [name for name in names if name not in known]
         if unused:
-            show.say(f"columns of {self.name} that are no fields are left out: {', '.join(unused)}", style="dim")
+            show.say(f"columns of {self.name} that are not fields are ignored: {', '.join(unused)}", style="dim")
 
-    def _fits(self, cells: list[str], head: list[str], line: int) -> None:
-        """A text with a comma and no quotes ends at the comma: half of a prompt would be rendered as if it were all."""
+    def _check_width(self, cells: list[str], head: list[str], line: int) -> None:
+        """Raises Unreadable if a row has too many cells: an unquoted comma would cut a prompt in half."""
         if any(cells[len(head) :]):
             mark = "tab" if self.form == "tsv" else "comma"
             raise Unreadable(
                 f"{self.name}, line {line}: it has {len(cells):,} cells, and the first line has {len(head):,}; "
-                f"a text with a {mark} in it must stand in quotes."
+                f"a text with a {mark} in it must be quoted."
             )
 
     def _measure(self, file: IO[bytes]) -> None:
@@ -214,7 +216,7 @@ class Source:
 
 
 def source(path: Path, form: Form | None, columns: Mapping[str, str], defaults: Mapping[str, Any]) -> Source:
-    """Raises Usage: the format cannot be told, or --column names no field."""
+    """Raises Usage if the format is not known, or --column names something that is not a field."""
     for name in columns:
         if name not in FIELDS:
             raise Usage(f"--column names the field {name!r}; a request has: {', '.join(FIELDS)}.")
@@ -223,15 +225,15 @@ def source(path: Path, form: Form | None, columns: Mapping[str, str], defaults: 
     form = form or EXTENSIONS.get(path.suffix.lower())
     if form is None:
         known = ", ".join(EXTENSIONS)
-        raise Usage(f"{path} does not say what it is ({known}); --format does: jsonl, csv, tsv, parquet or text.")
+        raise Usage(f"{path} has none of the known endings ({known}); use --format: jsonl, csv, tsv, parquet or text.")
     if form == "text" and columns:
         raise Usage("Plain text has no columns: each line is a prompt.")
     return Source(path, form, columns, defaults)
 
 
 def parsed(name: str, text: str) -> object:
-    """What a field's text says where the field is no text: a number, an object; or the text if it says none: then the
-    field's own error tells."""
+    """A field's text as the number or object that the field needs. Any other text is returned unchanged, and the
+    server reports it."""
     word = text.strip()
     if name in OBJECT_FIELDS:
         try:
@@ -244,7 +246,7 @@ def parsed(name: str, text: str) -> object:
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a table's cells mean as fields. Columns of whole numbers that have gaps are floats to many programs."""
+    """A table's cells as fields. Many programs write a column of whole numbers that has gaps as floats."""
     gaps = {name for name, value in given.items() if isinstance(value, float) and math.isnan(value)}
     return {name: _cell(name, value) for name, value in given.items() if name not in gaps}
 
@@ -267,7 +269,7 @@ def _dumped(request: Mapping[str, Any]) -> bytes:
 
 
 def _as_json(value: object) -> object:
-    """What a column holds and JSON does not know."""
+    """Converts column types that JSON does not have."""
     if isinstance(value, Decimal):
         return int(value) if value == value.to_integral_value() else float(value)
     return str(value)

@@ -1,4 +1,4 @@
-"""Sending requests: few in one submission, many as a draft in chunks that an interruption does not undo."""
+"""Sends requests: few in one submission, many as a draft in chunks, which can be resumed."""
 
 import json
 import re
@@ -23,12 +23,12 @@ from services.core.model.errors import PressworkError
 CHUNK_REQUESTS = 50_000
 CHUNK_BYTES = 64 << 20
 _FIRST = re.compile(r"was used at (line|index) ([\d,]+) already")
-_JSON_BYTES = 24 << 20  # what the server takes as one JSON text, with room
+_JSON_BYTES = 24 << 20  # below the server's limit for a JSON body
 
 
 @dataclass
 class Part:
-    """Some requests, one a line, and where each is from."""
+    """Some requests, one a line, and their places in the source."""
 
     number: int
     body: bytearray = field(default_factory=bytearray)
@@ -40,11 +40,11 @@ class Part:
         self.places.append(row.place)
 
 
-def parts(rows: Iterable[Row], most: int) -> Iterator[Part]:
-    """The same rows always come in the same parts: that is what lets a draft go on."""
+def parts(rows: Iterable[Row], max_requests: int) -> Iterator[Part]:
+    """Splits rows into parts. The same rows always give the same parts, so that a draft can be resumed."""
     part = Part(0)
     for row in rows:
-        if part.places and (len(part.places) >= most or len(part.body) + len(row.line) >= CHUNK_BYTES):
+        if part.places and (len(part.places) >= max_requests or len(part.body) + len(row.line) >= CHUNK_BYTES):
             yield part
             part = Part(part.number + 1)
         part.take(row)
@@ -52,33 +52,35 @@ def parts(rows: Iterable[Row], most: int) -> Iterator[Part]:
         yield part
 
 
-def send(client: Client, source: Source, head: Mapping[str, Any], most: int, key: str | None) -> Job:
-    """Submits what the source holds. Up to two parts of it go as one submission, more as a draft.
+def send(client: Client, source: Source, head: Mapping[str, Any], max_requests: int, key: str | None) -> Job:
+    """Submits the source's requests. Up to two parts are sent as one submission, more as a draft.
 
     Raises:
-        BadInput: the server refused it, with the places of what is wrong.
-        Interrupted: by Ctrl-C, with the command that goes on.
+        BadInput: the server refused it. Each problem has its place in the source.
+        Interrupted: Ctrl-C was pressed. The message has the command that resumes.
     """
-    coming = parts(source.rows(), most)
+    coming = parts(source.rows(), max_requests)
     first = list(islice(coming, 3))
     if not first:
         raise BadInput(f"{source.name} holds no requests.", [])
     if len(first) < 3 and sum(len(part.body) for part in first) <= CHUNK_BYTES:
         return _send_whole(client, source, first, head, key)
     draft = client.create_draft(idempotency_key=key, **head)
-    show.say(f"{draft['id']} takes the requests in parts; if that is cut off, this goes on:\n  {_again(draft['id'])}")
+    show.say(
+        f"{draft['id']} takes the requests in parts; if that is interrupted, resume with:\n  {_again(draft['id'])}"
+    )
     return _send_parts(client, source, draft["id"], chain(first, coming), {})
 
 
-def go_on(client: Client, source: Source, job_id: str, most: int) -> Job:
-    """Sends what a draft lacks, and finalizes it."""
+def go_on(client: Client, source: Source, job_id: str, max_requests: int) -> Job:
+    """Sends the missing parts of a draft and finalizes it."""
     job = client.job(job_id)
     if job["status"] != "draft":
-        show.say(f"{job_id} is no draft any more: all of it has been submitted")
+        show.say(f"{job_id} is not a draft any more: all of it has been submitted")
         return job
     there = {chunk["number"]: chunk for chunk in client.chunks(job_id)}
     show.say(f"{job_id} has {_parts(len(there))}, {sum(c['requests'] for c in there.values()):,} requests", style="dim")
-    return _send_parts(client, source, job_id, parts(source.rows(), most), there)
+    return _send_parts(client, source, job_id, parts(source.rows(), max_requests), there)
 
 
 def _send_whole(client: Client, source: Source, first: list[Part], head: Mapping[str, Any], key: str | None) -> Job:
@@ -96,12 +98,12 @@ def _send_whole(client: Client, source: Source, first: list[Part], head: Mapping
         raise _placed(error, source, places) from None
     except KeyboardInterrupt:
         raise Interrupted(
-            "stopped while it was being submitted: all of it was recorded, or nothing. `presswork ls` tells"
+            "stopped while it was being submitted: either all of it was recorded or nothing; `presswork ls` shows which"
         ) from None
 
 
 def _json(source: Source, body: bytes, places: list[int], head: Mapping[str, Any]) -> bytes:
-    """The lines as one JSON text, under a head. A line that is no JSON would spoil all of it, so it is found here."""
+    """The lines as one JSON body with the job's options. Raises BadInput for lines that are not JSON."""
     lines = body.splitlines()
     wrong = []
     for place, line in zip(places, lines, strict=True):
@@ -134,11 +136,11 @@ def _send_parts(
             raise BadInput(f"{_summary(error)}, across the parts of {job_id}.", places) from None
     except KeyboardInterrupt:
         raise Interrupted(
-            f"stopped; what had arrived is kept ({_parts(sent)}), and this goes on:\n  {_again(job_id)}"
+            f"stopped; what has arrived is kept ({_parts(sent)}); resume with:\n  {_again(job_id)}"
         ) from None
     except (ClientError, PressworkError):
         if not isinstance(sys.exception(), BadInput):
-            show.say(f"what had arrived is kept ({_parts(sent)}), and this goes on:\n  {_again(job_id)}")
+            show.say(f"what has arrived is kept ({_parts(sent)}); resume with:\n  {_again(job_id)}")
         raise
 
 
@@ -147,7 +149,7 @@ def _put(client: Client, source: Source, job_id: str, part: Part) -> Stored:
         return client.put_chunk(job_id, part.number, bytes(part.body))
     except ClientError as error:
         if error.code == "chunk_conflict":
-            hint = f"{source.name} is not what it was when part {part.number} was sent; submit it anew, as a new job."
+            hint = f"{source.name} has changed since part {part.number} was sent; submit it as a new job."
             raise BadInput(error.message, [], hint=hint) from None
         if not error.errors:
             raise
@@ -155,7 +157,7 @@ def _put(client: Client, source: Source, job_id: str, part: Part) -> Stored:
 
 
 def _is_there(part: Part, there: Mapping[int, Stored]) -> bool:
-    """The last part that is there is sent again all the same: the server then says whether the input is what it was."""
+    """Whether the server has the part. The last one it has is sent again, to find out if the input has changed."""
     stored = there.get(part.number)
     return stored is not None and stored["requests"] == len(part.places) and part.number != max(there)
 
@@ -167,14 +169,14 @@ def _advance(progress: Progress, task: TaskID, source: Source, requests: int) ->
 
 
 def _placed(error: ClientError, source: Source, places: list[int]) -> Exception:
-    """The server's refusal, told at the places of the source."""
+    """The server's refusal, with the places in the source."""
     if not error.errors:
         return error
     return BadInput(f"{_summary(error)}; nothing was submitted.", _at(error, source, places))
 
 
 def _kept(error: ClientError, problems: list[dict[str, Any]], job_id: str) -> BadInput:
-    return BadInput(f"{_summary(error)}.", problems, hint=f"Put that right, and go on with:\n  {_again(job_id)}")
+    return BadInput(f"{_summary(error)}.", problems, hint=f"Correct that and resume with:\n  {_again(job_id)}")
 
 
 def _summary(error: ClientError) -> str:
@@ -202,9 +204,9 @@ def _at(error: ClientError, source: Source, places: "list[int] | array[int]") ->
     return found
 
 
-def _first(said: re.Match[str], source: Source, places: "list[int] | array[int]") -> str:
-    at = int(said[2].replace(",", "")) - (said[1] == "line")
-    return f"was used at {source.unit} {places[at]:,} already" if 0 <= at < len(places) else said[0]
+def _first(found: re.Match[str], source: Source, places: "list[int] | array[int]") -> str:
+    at = int(found[2].replace(",", "")) - (found[1] == "line")
+    return f"was used at {source.unit} {places[at]:,} already" if 0 <= at < len(places) else found[0]
 
 
 def _placeless(entry: Mapping[str, Any]) -> dict[str, Any]:

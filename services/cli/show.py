@@ -1,4 +1,4 @@
-"""What people see: stdout is for results, stderr for everything said along the way."""
+"""Output for people: results on stdout, everything else on stderr."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from rich.text import Text
 from presswork_client import Estimate, Event, Export, Image, Job, JobRequest, Model, Range
 from services.cli import units
 
-_PIPED_WIDTH = 240  # what is piped into another program is not cut at 80 columns
+_PIPED_WIDTH = 240  # columns when the output is not a terminal, so that nothing is cut
 _STYLES = {
     "completed": "green", "done": "green", "failed": "red", "expired": "red", "cancelled": "yellow",
     "cancelling": "yellow", "paused": "magenta", "in_progress": "cyan", "rendering": "cyan", "running": "cyan",
@@ -31,14 +31,14 @@ def err() -> Console:
 
 
 def say(sentence: str, style: str = "") -> None:
-    """A sentence to the person, in their error stream. Lines that are set in are commands to copy: never broken."""
+    """Prints a sentence on stderr. Indented lines are commands to copy and are never wrapped."""
     console = err()
     for line in f"presswork: {sentence}".split("\n"):
         console.print(Text(line, style=style), soft_wrap=line.startswith("  ") or not console.is_terminal)
 
 
 def document(value: object) -> None:
-    """One JSON document on a line of stdout."""
+    """Prints one JSON document as a line of stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
@@ -53,7 +53,7 @@ def status(word: str, paused: bool = False) -> Text:
 
 
 def problems(found: Sequence[Mapping[str, Any]]) -> None:
-    """An error table: where, which field, what was found and what would do. What is wrong with many is told once."""
+    """Prints a table of errors: the place, the field and the message. Equal errors share a row."""
     table = _table()
     place = next((name for name in ("line", "row", "index", "chunk") if found[0].get(name) is not None), "")
     if place:
@@ -131,27 +131,27 @@ def job(found: Job) -> RenderableType:
         table,
     ]
     if counts["failed"]:
-        hint = f"presswork items {found['id']} says why"
+        hint = f"presswork items {found['id']} shows why"
         hint += f"; presswork retry {found['id']} tries them again" if found["finished_at"] else ""
         parts.append(Text(hint, style="dim"))
     return Group(*parts)
 
 
 def timeline(found: Iterable[Event]) -> Table:
-    """What happened to a job: when, what, and how much of it was made in the end."""
+    """A job's events: time, kind and data."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for event in found:
         words = event["kind"].removeprefix("job.").replace("_", " ").replace(".", " ")
-        told = sorted(event["data"].items(), key=lambda field: _COUNTS.index(field[0]) if field[0] in _COUNTS else -1)
-        said = ", ".join(_said(name, value) for name, value in told if value)
-        table.add_row(units.local(event["at"]), Text.assemble(words, (f"  {said}" if said else "", "dim")))
+        fields = sorted(event["data"].items(), key=lambda field: _COUNTS.index(field[0]) if field[0] in _COUNTS else -1)
+        data = ", ".join(_event_field(name, value) for name, value in fields if value)
+        table.add_row(units.local(event["at"]), Text.assemble(words, (f"  {data}" if data else "", "dim")))
     return table
 
 
 def bar(done: int, lost: int, total: int, width: int = 40) -> Text:
-    """How far it is: green what is done, red what never will be."""
+    """A progress bar: green is done, red is failed or cancelled."""
     if not total:
         return Text("no images yet", style="dim")
     eighths = done * width * 8 // total
@@ -180,8 +180,8 @@ def items(found: Iterable[JobRequest]) -> Table:
         words = Text(units.shortened(item["prompt"], 90))
         for reason in dict.fromkeys(_reason(image) for image in item["images"] if image["error"]):
             words.append(f"\n{reason}", style="red")
-        for lost in dict.fromkeys(lost for image in item["images"] for lost in _lost(image)):
-            words.append(f"\n{lost}", style="yellow")
+        for warning in dict.fromkeys(warning for image in item["images"] for warning in _warnings(image)):
+            words.append(f"\n{warning}", style="yellow")
         table.add_row(
             f"{item['index']:,}", Text(item["custom_id"] or ""), status(item["status"]), f"{done}/{item['n']}", words
         )
@@ -250,7 +250,7 @@ def estimate(found: Estimate) -> RenderableType:
 
 def _range(found: Range | None) -> str:
     if found is None:
-        return "not known: nothing like it was measured yet"
+        return "not known: this model was not measured yet"
     return (
         f"{units.duration(found['expected'])}  (from {units.duration(found['low'])} to {units.duration(found['high'])})"
     )
@@ -264,8 +264,8 @@ def _table() -> Table:
     return Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
 
 
-def _said(name: str, value: object) -> str:
-    """A field of an event: counts read as in `3 done`, the rest is the value, or its name with it."""
+def _event_field(name: str, value: object) -> str:
+    """A field of an event: `3 done` for a count, `index 3` for an index, else the value."""
     if name in ("index", "device"):
         return f"{name} {value}"
     return f"{value:,} {name}" if isinstance(value, int) else str(value).replace("_", " ")
@@ -292,13 +292,13 @@ def _reason(image: Image) -> str:
     return "" if error is None else f"{error['code']}: {error['message']}"
 
 
-def _lost(image: Image) -> list[str]:
-    """What its model said of the prompt or the picture."""
-    said = []
+def _warnings(image: Image) -> list[str]:
+    """What the model reports about the prompt or the picture."""
+    found = []
     if image["truncated"]:
-        said.append("truncated: the prompt is longer than the model reads")
+        found.append("truncated: the prompt is longer than the model reads")
     if image["unknown_words"]:
-        said.append(f"unknown to the model: {', '.join(image['unknown_words'])}")
+        found.append(f"unknown to the model: {', '.join(image['unknown_words'])}")
     if image["flagged"]:
-        said.append("flagged by the safety checker")
-    return said
+        found.append("flagged by the safety checker")
+    return found

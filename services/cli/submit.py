@@ -1,4 +1,4 @@
-"""`presswork submit` and `estimate`: prompts from a file, from stdin or from a matrix, into a job."""
+"""`presswork submit` and `estimate`: make a job from a file, stdin or a matrix, or estimate it."""
 
 import re
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from services.cli.exits import BadInput, Exit, Usage, guarded
 from services.cli.profile import connect
 
 _PATIENCE_SECONDS = 120.0
-_FIELDS, _HOW = "Fields of every request that does not set them", "How it is read"
-_MATRIX, _SENT = "A matrix instead of a file", "How it is sent"
+_FIELDS, _HOW = "Defaults for fields that a request does not set", "Reading the file"
+_MATRIX, _SENT = "A matrix instead of a file", "Sending"
 
 File = Annotated[
     Path | None,
@@ -22,7 +22,7 @@ File = Annotated[
 ]
 Form = Annotated[
     Literal["jsonl", "csv", "tsv", "parquet", "text"] | None,
-    typer.Option("--format", help="If the file's name does not say it.", rich_help_panel=_HOW, show_default=False),
+    typer.Option("--format", help="If the file's name does not show it.", rich_help_panel=_HOW, show_default=False),
 ]
 Columns = Annotated[
     list[str] | None,
@@ -31,7 +31,7 @@ Columns = Annotated[
         metavar="FIELD=NAME",
         rich_help_panel=_HOW,
         show_default=False,
-        help="Where a field is found, such as prompt=caption; again for more.",
+        help="The column of a field, such as prompt=caption; may be repeated.",
     ),
 ]
 Model = Annotated[
@@ -49,11 +49,13 @@ Steps = Annotated[
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option("--guidance", rich_help_panel=_FIELDS, show_default=False, help="guidance_scale; up to 1 is none."),
+    typer.Option(
+        "--guidance", rich_help_panel=_FIELDS, show_default=False, help="guidance_scale; 1 or less: no guidance."
+    ),
 ]
 Seed = Annotated[
     int | None,
-    typer.Option("--seed", rich_help_panel=_FIELDS, show_default=False, help="Drawn for each request if absent."),
+    typer.Option("--seed", rich_help_panel=_FIELDS, show_default=False, help="Random for each request if absent."),
 ]
 N = Annotated[
     int | None, typer.Option("--n", "-n", rich_help_panel=_FIELDS, show_default=False, help="Images of each request.")
@@ -66,7 +68,7 @@ Negative = Annotated[
 ]
 Output = Annotated[
     Literal["png", "jpeg", "webp"] | None,
-    typer.Option("--output-format", rich_help_panel=_FIELDS, show_default=False, help="What file it becomes."),
+    typer.Option("--output-format", rich_help_panel=_FIELDS, show_default=False, help="The format of the image files."),
 ]
 Compression = Annotated[
     int | None,
@@ -91,12 +93,14 @@ Vary = Annotated[
         metavar="NAME=A,B,...",
         rich_help_panel=_MATRIX,
         show_default=False,
-        help="What a name goes through; again for more.",
+        help="The values of a name; may be repeated.",
     ),
 ]
 Combine = Annotated[
     Literal["product", "zip"] | None,
-    typer.Option("--combine", rich_help_panel=_MATRIX, show_default=False, help="All with all, or first with first."),
+    typer.Option(
+        "--combine", rich_help_panel=_MATRIX, show_default=False, help="All combinations, or first with first."
+    ),
 ]
 Repeat = Annotated[
     int | None,
@@ -129,20 +133,20 @@ def submit(
     repeat: Repeat = None,
     priority: options.Priority = None,
     label: options.Labels = None,
-    dedupe: Annotated[bool, typer.Option("--dedupe", help="Take images that were rendered before.")] = False,
+    dedupe: Annotated[bool, typer.Option("--dedupe", help="Reuse images that were rendered before.")] = False,
     embed_prompt: Annotated[bool, typer.Option("--embed-prompt", help="Write the prompt into the files.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job until it ends.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; submit nothing.")] = False,
     resume: Annotated[
         str | None,
         typer.Option(
-            metavar="JOB", help="Go on with a submission that was cut off.", rich_help_panel=_SENT, show_default=False
+            metavar="JOB", help="Resume an interrupted submission.", rich_help_panel=_SENT, show_default=False
         ),
     ] = None,
     chunk: Annotated[
         int,
         typer.Option(
-            min=1, max=1_000_000, help="Requests a part; above two parts it is a draft.", rich_help_panel=_SENT
+            min=1, max=1_000_000, help="Requests a part; more than two parts make a draft.", rich_help_panel=_SENT
         ),
     ] = sending.CHUNK_REQUESTS,
     key: Annotated[
@@ -152,7 +156,7 @@ def submit(
             metavar="KEY",
             rich_help_panel=_SENT,
             show_default=False,
-            help="Given twice with the same input, it makes one job.",
+            help="With the same key, a repeated command makes one job.",
         ),
     ] = None,
     profile: options.ProfileName = None,
@@ -160,7 +164,7 @@ def submit(
 ) -> Exit:
     """Submit prompts: a file, stdin (-), or a matrix of combinations.
 
-    However many there are, they are streamed. Many go in parts; when that is cut off, --resume goes on with it.
+    Prompts are streamed. Many are sent in parts; if that is interrupted, --resume sends the rest.
     """  # fmt: skip
     defaults = _defaults(model, size, steps, guidance, seed, n, negative_prompt, output_format, output_compression)
     labels = options.pairs(label, "--label")
@@ -174,9 +178,9 @@ def submit(
         if grid is not None:
             job = matrices.send(client, grid, defaults, head, key, quiet=as_json)
         elif resume is not None:
-            job = sending.go_on(client, _there(source), resume, chunk)
+            job = sending.go_on(client, _required(source), resume, chunk)
         else:
-            job = sending.send(client, _there(source), head, chunk, key)
+            job = sending.send(client, _required(source), head, chunk, key)
         return _after(client, job, watch, as_json)
 
 
@@ -200,12 +204,12 @@ def estimate(
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> Exit:
-    """Say how long a file, a matrix or a number of images would take."""
+    """Estimate how long a file, a matrix or a number of images takes."""
     defaults = _defaults(model, size, steps, guidance, None, n, None, None, None)
     head: dict[str, Any] = {"priority": priority} if priority else {}
     if images is not None:
         if file is not None or matrix is not None:
-            raise Usage("--images stands for a file or a matrix; give one of them.")
+            raise Usage("--images replaces a file or a matrix; give one of the three.")
         shape = {"images": images * (n or 1)} | {name: value for name, value in defaults.items() if name != "n"}
         with connect(profile) as client:
             _shown(client.estimate(shapes=[shape], **head), as_json)
@@ -231,7 +235,7 @@ def _dry_run(
             matrices.show_preview(client.preview(grid, **with_defaults))
         _shown(client.estimate(matrix=grid, **with_defaults, **priority), as_json)
         return Exit.OK
-    counted = checking.check(_there(source))
+    counted = checking.check(_required(source))
     show.say(f"{counted.requests:,} requests for {counted.images:,} images, all well formed")
     try:
         _shown(client.estimate(shapes=counted.shapes(), **priority), as_json)
@@ -241,7 +245,7 @@ def _dry_run(
 
 
 def _of_requests(error: ClientError) -> Exception:
-    """What is wrong with shapes, told as what is wrong with the requests that came to them."""
+    """The errors of an estimate's shapes, as errors of the requests with these shapes."""
     shape = re.compile(r"^shapes\[\d+\]\.")
     found: dict[str, dict[str, Any]] = {}
     for entry in error.errors:
@@ -276,17 +280,17 @@ def _grid(
             raise Usage("--vary, --combine and --repeat belong to --matrix.")
         return None
     if file is not None or resume is not None:
-        raise Usage("A matrix takes the place of FILE, and is submitted in one go.")
+        raise Usage("A matrix replaces FILE and cannot be resumed.")
     return matrices.read(matrix, options.pairs(vary, "--vary"), combine, repeat)
 
 
 def _source(file: Path | None, form: Any, column: list[str] | None, defaults: Mapping[str, Any]) -> reading.Source:
     if file is None:
-        raise Usage("Say what to submit: a FILE, - for stdin, or --matrix.")
+        raise Usage("Nothing to submit: give a FILE, - for stdin, or --matrix.")
     return reading.source(file, form, options.pairs(column, "--column"), defaults)
 
 
-def _there(source: reading.Source | None) -> reading.Source:
+def _required(source: reading.Source | None) -> reading.Source:
     assert source is not None, "without a matrix there is a source"
     return source
 

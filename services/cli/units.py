@@ -1,10 +1,10 @@
-"""Numbers, durations and moments as people read them."""
+"""Formats numbers, durations and times for people."""
 
 from datetime import UTC, datetime
 
 
 def share(part: int, total: int) -> str:
-    """Never 100 % before all of it is there."""
+    """Percent, rounded down: 100 % means all."""
     return f"{part * 100 // total} %" if total else "-"
 
 
@@ -13,7 +13,7 @@ def speed(rate: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Rough, in the two units that matter."""
+    """Rounded to the two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -34,7 +34,7 @@ def moment(text: str) -> datetime:
 
 
 def local(text: str) -> str:
-    """A moment on this machine's clock."""
+    """A UTC time in this machine's time zone."""
     return moment(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 

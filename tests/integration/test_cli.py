@@ -57,7 +57,7 @@ PICTURE = _picture()
 
 
 @pytest.fixture(scope="module")
-def house(
+def servers(
     stack: Stack, template: str, fresh_database: Callable[[str], AbstractContextManager[str]]
 ) -> Iterator[tuple[Api, S3Store]]:
     """One server for all tests of this file; each has a tenant of its own."""
@@ -70,16 +70,16 @@ def house(
 
 
 @pytest.fixture
-def api(house: tuple[Api, S3Store], tmp_path: Path) -> Iterator[Api]:
-    shared, _ = house
+def api(servers: tuple[Api, S3Store], tmp_path: Path) -> Iterator[Api]:
+    shared, _ = servers
     _, key = shared.new_tenant(str(tmp_path))
     with httpx.Client(base_url=shared.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) as http:
         yield dataclasses.replace(shared, key=key, http=http)
 
 
 @pytest.fixture
-def store(house: tuple[Api, S3Store]) -> S3Store:
-    return house[1]
+def store(servers: tuple[Api, S3Store]) -> S3Store:
+    return servers[1]
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_metadata_is_taken_as_it_stands_from_lines_columns_and_cells(run: Run, a
         assert sent(f"{name}.parquet") == expected, name
     twice = pa.array([[("a", 1), ("a", 2)]], pa.map_(pa.string(), pa.int64()))
     parquet.write_table(pa.table({"prompt": ["a"], "metadata": twice}), tmp_path / "twice.parquet")
-    assert "has a map in which a key stands twice" in run("submit", "twice.parquet", code=5).stderr
+    assert "has a map with a repeated key" in run("submit", "twice.parquet", code=5).stderr
     (tmp_path / "bad.csv").write_text("prompt,metadata\na,sku=7\n")
     assert "must be a flat object" in run("submit", "bad.csv", code=5).stderr
 
@@ -224,7 +224,7 @@ def test_bad_lines_are_shown_in_a_table_at_their_places_and_nothing_is_recorded(
     assert api.http.get("/v1/jobs").json()["data"] == []
 
 
-def test_what_is_wrong_with_every_line_is_told_once(run: Run, tmp_path: Path) -> None:
+def test_what_is_wrong_with_every_line_is_reported_once(run: Run, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a mug\n" * 30)
     said = run("submit", "p.txt", "--size", "100x100", code=5).stderr
     assert said.count("it must be one of") == 1
@@ -241,8 +241,8 @@ def test_a_line_that_is_no_json_is_named(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["submit", "p.xyz"], "does not say what it is"),
-        (["submit"], "Say what to submit"),
+        (["submit", "p.xyz"], "has none of the known endings"),
+        (["submit"], "Nothing to submit"),
         (["submit", "p.txt", "--label", "nothing"], "it must be NAME=VALUE"),
         (["submit", "p.txt", "--column", "promt=a"], "names the field 'promt'"),
         (["submit", "p.txt", "--vary", "a=b"], "belong to --matrix"),
@@ -287,7 +287,7 @@ def test_empty_cells_beyond_the_last_column_are_no_mistake(run: Run, api: Api, t
 
 
 @pytest.mark.parametrize("labels", [[], ["--label", "a=b"]])
-def test_the_first_of_two_equal_names_is_told_at_its_place_in_the_file(
+def test_the_first_of_two_equal_names_is_reported_at_its_place_in_the_file(
     run: Run, tmp_path: Path, labels: list[str]
 ) -> None:
     (tmp_path / "p.csv").write_text('prompt,custom_id\n"two\nlines",a\nb,b\nc,b\n')
@@ -428,14 +428,14 @@ def test_a_draft_names_the_bad_line_of_the_file_and_goes_on_once_it_is_right(
     draft = api.http.get("/v1/jobs").json()["data"][0]["id"]
     file.write_text("\n" + lines(35))
     assert document(run("submit", "p.jsonl", "--chunk", "10", "--resume", draft, "--json"))["requests"] == 35
-    assert "is no draft any more" in run("submit", "p.jsonl", "--chunk", "10", "--resume", draft).stderr
+    assert "is not a draft any more" in run("submit", "p.jsonl", "--chunk", "10", "--resume", draft).stderr
 
 
 def test_a_draft_refuses_to_go_on_with_another_input(run: Run, api: Api, tmp_path: Path) -> None:
     draft = api.http.post("/v1/jobs", json={"draft": True}).json()["id"]
     api.http.put(f"/v1/jobs/{draft}/chunks/0", content=lines(2), headers={"Content-Type": "application/x-ndjson"})
     (tmp_path / "p.jsonl").write_text(lines(2).replace("mug 0", "jug 0"))
-    assert "submit it anew" in run("submit", "p.jsonl", "--chunk", "2", "--resume", draft, code=5).stderr
+    assert "submit it as a new job" in run("submit", "p.jsonl", "--chunk", "2", "--resume", draft, code=5).stderr
 
 
 @pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
@@ -496,10 +496,10 @@ def test_a_dry_run_tells_the_same_problems_as_the_server(run: Run, tmp_path: Pat
     dry = document(run("submit", "p.jsonl", "--dry-run", "--json", code=5))["error"]["errors"]
     assert dry == document(run("submit", "p.jsonl", "--json", code=5))["error"]["errors"]
     (tmp_path / "p.jsonl").write_text(lines(1) * 2)
-    assert "stands at line 1 too" in run("submit", "p.jsonl", "--dry-run", code=5).stderr
+    assert "is used at line 1 too" in run("submit", "p.jsonl", "--dry-run", code=5).stderr
 
 
-def test_what_no_worker_serves_is_told_once_in_a_dry_run_and_of_the_request(run: Run, tmp_path: Path) -> None:
+def test_what_no_worker_serves_is_reported_once_in_a_dry_run_and_for_the_request(run: Run, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a\nb\n")
     said = run("submit", "p.txt", "--size", "100x100", "--dry-run", code=5).stderr
     assert said.count('size is "100x100"; it must be one of') == 1
@@ -571,7 +571,7 @@ def test_an_export_is_begun_followed_and_downloaded(run: Run, api: Api, store: S
 
 @contextmanager
 def exporter(api: Api, store: S3Store) -> Iterator[None]:
-    """A scheduler's errands, until the end of the block."""
+    """A scheduler's background tasks, until the end of the block."""
     stopping = threading.Event()
     running = BackgroundTaskRunner(
         api.database, background_tasks(api.settings, store, Notifier(api.settings.redis_url)), "here"
@@ -628,7 +628,7 @@ def test_a_profile_is_chosen_by_option_environment_or_the_file_and_a_readable_on
         '[profiles.bad]\nurl = "no address"\napi_key = "x"\n'
     )
     config.chmod(0o644)
-    assert "others may read it" in run("ls", "--profile", "here").stderr
+    assert "other users may read it" in run("ls", "--profile", "here").stderr
     config.chmod(0o600)
     assert "others" not in run("ls", "--profile", "here").stderr
     assert "no profile 'there'; it has: bad, here" in run("ls", "--profile", "there", code=2).stderr
