@@ -1,4 +1,4 @@
-"""Jobs to export: finished ones with real little pictures, and the errand that writes their exports."""
+"""Jobs to export: finished ones with real little pictures, and the background task that writes their exports."""
 
 import hashlib
 import io
@@ -92,7 +92,7 @@ def order(database: Database, job_id: int, form: str, **wished: Any) -> int:
     """An export that waits; its id."""
     with database.begin(factories.TENANT) as connection:
         asked = options.parse({"format": form, "options": wished})
-        return exports.create(connection, factories.TENANT, job_id, asked, base_url="http://press.test/")[0]
+        return exports.create(connection, factories.TENANT, job_id, asked, base_url="http://presswork.test/")[0]
 
 
 def read(database: Database, export_id: int) -> Export | None:
@@ -104,7 +104,7 @@ def run(
     database: Database, settings: Settings, store: ImageStore, holder: str = "scheduler-a", seconds: float = 20
 ) -> None:
     """Writes and drops all that waits."""
-    background_task = _errands(database, settings, store, holder)
+    background_task = _background_tasks(database, settings, store, holder)
 
     def nothing_waits() -> bool:
         background_task.run_once()
@@ -115,10 +115,10 @@ def run(
 
 
 def run_once(database: Database, settings: Settings, store: ImageStore) -> None:
-    _errands(database, settings, store, "scheduler-a").run_once()
+    _background_tasks(database, settings, store, "scheduler-a").run_once()
 
 
-def _errands(database: Database, settings: Settings, store: ImageStore, holder: str) -> BackgroundTaskRunner:
+def _background_tasks(database: Database, settings: Settings, store: ImageStore, holder: str) -> BackgroundTaskRunner:
     return BackgroundTaskRunner(database, background_tasks(settings, store, Notifier(settings.redis_url)), holder)
 
 

@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that can be cut and mended, or slow: how tests take a server away from one client alone, and
+"""A TCP proxy on loopback that can be cut and mended, or slow: how tests make a server unreachable for one client, and
 how benchmarks put a store at the distance at which stores are."""
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Presses in the test's own process: the worker's loop, the simulated pipeline, a real database and a real store."""
+"""Render loops in the test's own process: the simulated pipeline with a real database and a real store."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ RenderLoopMaker = Callable[..., RenderLoop]
 
 @contextmanager
 def render_loop_maker(database_url: str, usual: Settings, usual_store: s3.S3Store) -> Iterator[RenderLoopMaker]:
-    """Makes presses; stops them all in the end."""
+    """Makes render loops and stops them all at the end."""
     databases: list[Database] = []
     render_loops: list[RenderLoop] = []
 

@@ -20,7 +20,7 @@ from worker.render import RenderLoop
 
 @contextmanager
 def scheduling(settings: Settings, store: S3Store) -> Iterator[None]:
-    """Duties and errands, until the block ends."""
+    """Runs periodic and background tasks until the block ends."""
     database = Database(settings.database_url, application="scheduler", pool_size=6)
     notifier, stopping = Notifier(settings.redis_url), threading.Event()
     connectivity = Connectivity()

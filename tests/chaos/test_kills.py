@@ -73,7 +73,7 @@ class Fleet:
         return True
 
     def stop_child(self) -> Future[str] | None:
-        """Freezes a child that holds a claim. Once the ledger has expired that claim the child goes on; the future's
+        """Freezes a child that holds a claim. Once that claim has expired the child goes on; the future's
         result is what became of it then: `fenced` or `died`. None: nobody could be frozen right now."""
         if len(self._stopped) == STOPPED_AT_ONCE:
             return None
@@ -91,7 +91,7 @@ class Fleet:
         return self._pool.submit(self._go_on, number, child, claim)
 
     def restart(self) -> bool:
-        """Starts again whoever has ended by itself, as a worker does whose child dies three times at its start."""
+        """Restarts processes that ended by themselves, such as a worker whose child died three times at its start."""
         for number, worker in enumerate(self.workers):
             if worker.popen.poll() is not None:
                 self.workers[number] = self._start()

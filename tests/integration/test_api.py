@@ -1,4 +1,4 @@
-"""The HTTP API with its real server, database, store and bell."""
+"""The HTTP API with a real server, database, store and notifier."""
 
 import dataclasses
 import hashlib
@@ -46,7 +46,7 @@ def plain(url: str) -> str:
 
 
 def ended(api: Api, job: dict[str, Any]) -> str:
-    """The job's status, once the finishing duty has run."""
+    """The job's status, once the periodic task that finishes jobs has run."""
     with api.database.begin_system() as connection:
         lifecycle.finish(connection)
     return str(api.http.get(f"/v1/jobs/{job['id']}").json()["status"])
@@ -585,21 +585,21 @@ def test_it_is_not_ready_before_a_model_is_registered_and_a_worker_was_up(
     assert (status, checks["model"], checks["worker"], checks["database"]) == (503, "failing", "failing", "ok")
 
 
-def test_with_redis_away_it_is_degraded_and_takes_jobs(api: Api, variant: Callable[..., str]) -> None:
+def test_with_redis_unreachable_it_is_degraded_and_takes_jobs(api: Api, variant: Callable[..., str]) -> None:
     url = variant(redis_url="redis://:secret@127.0.0.1:9")
     status, checks = ready(url)
     assert (status, checks["redis"]) == (200, "degraded")
     began = time.monotonic()
     answer = httpx.post(f"{url}/v1/jobs", json={"images": [{"prompt": "a"}]}, headers=api.http.headers)
-    assert answer.status_code == 202 and time.monotonic() - began < 1.5  # the bell's own patience is 2 s
+    assert answer.status_code == 202 and time.monotonic() - began < 1.5  # the notifier's own timeout is 2 s
 
 
-def test_with_the_store_away_it_is_not_ready(api: Api, variant: Callable[..., str]) -> None:
+def test_with_the_store_unreachable_it_is_not_ready(api: Api, variant: Callable[..., str]) -> None:
     status, checks = ready(variant(s3_endpoint_url="http://127.0.0.1:9"))
     assert (status, checks["store"], checks["database"]) == (503, "failing", "ok")
 
 
-def test_with_the_database_away_it_answers_503_and_recovers(
+def test_with_the_database_unreachable_it_answers_503_and_recovers(
     api: Api, settings: Settings, variant: Callable[..., str]
 ) -> None:
     server = httpx.URL(settings.database_url)
@@ -722,7 +722,7 @@ def answers(url: str) -> bool:
         return False
 
 
-def test_what_makes_a_start_impossible_is_told_in_one_sentence(
+def test_what_makes_a_start_impossible_is_one_sentence(
     web: Callable[..., Process], stack: Stack, template: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

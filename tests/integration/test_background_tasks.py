@@ -1,4 +1,4 @@
-"""Errands: each thing is done once, whoever comes too late for it, and nothing that goes wrong keeps others waiting."""
+"""Background tasks: each is done once, late holders change nothing, and failing ones do not delay others."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ def rendered(api: Api) -> None:
         counters.fold(connection)
 
 
-def test_whoever_closes_a_job_a_second_time_leaves_its_files_as_they_are(api, running, database, settings, store):
+def test_closing_a_job_a_second_time_leaves_its_files_as_they_are(api, running, database, settings, store):
     batch = start(api, {"prompt": "a mug"})
     running.run_once()
     rendered(api)
@@ -132,7 +132,7 @@ def test_a_tenant_with_many_files_keeps_no_other_waiting(api, database):
         assert batch_jobs.validating(connection) == [batches[0], late, *batches[1:9]]
 
 
-def test_errands_go_on_after_an_error_that_nobody_foresaw(database):
+def test_background_tasks_go_on_after_an_unexpected_error(database):
     looked, done, stopping = [], [], threading.Event()
 
     def broken(_connection: Any, _besides: Any = ()) -> list[int]:
@@ -213,7 +213,7 @@ def test_what_is_refused_leaves_no_object(api, store):
     assert set(store.under("files/")) == stored
 
 
-def test_a_scheduler_that_breaks_ends_with_its_errands(environ, store, monkeypatch):
+def test_a_scheduler_that_fails_ends_with_its_background_tasks(environ, store, monkeypatch):
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
 

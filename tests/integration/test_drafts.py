@@ -247,7 +247,7 @@ def test_a_draft_with_gaps_or_another_count_is_not_finalized(api: Api) -> None:
     assert finalize(api, job, 3, images=3).status_code == 202
 
 
-def test_a_custom_id_in_two_chunks_is_told_with_both_places(api: Api) -> None:
+def test_a_custom_id_in_two_chunks_is_reported_with_both_places(api: Api) -> None:
     job = opened(api)
     put(api, job, 1, {"prompt": "a", "custom_id": "x"}, {"prompt": "a"}, {"prompt": "a", "n": 5, "custom_id": "y"})
     put(api, job, 0, {"prompt": "b", "n": 3}, {"prompt": "b", "custom_id": "y"}, {"prompt": "b", "custom_id": "z"})

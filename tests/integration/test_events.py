@@ -180,7 +180,7 @@ def test_a_stopped_job_says_why_and_ends_as_what_it_was_stopped_for(database, se
         assert kinds(database, job_id) == ["job.created", "job.queued", "job.cancel_requested", end]
 
 
-def test_a_poisonous_image_is_told_to_its_tenant_and_a_sick_device_to_the_house(database, settings):
+def test_a_poison_image_is_an_event_of_its_tenant_and_a_sick_device_one_of_the_system(database, settings):
     factories.register(database)
     job_id = submit(database, settings, 1)
     for number_of_times in range(3):

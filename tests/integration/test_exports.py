@@ -180,9 +180,11 @@ def test_parquet_by_reference_holds_links_that_are_signed(database, settings, st
     tree = exporting.download(database, store, made.id, tmp_path)
     rows_ = pyarrow.parquet.read_table(tree / "data/train-00000-of-00001.parquet").to_pylist()
     assert [row["url"] for row in rows_] == [
-        signed_urls.image_url("http://press.test", settings.secret, job_id, index) for index in range(IMAGES)
+        signed_urls.image_url("http://presswork.test", settings.secret, job_id, index) for index in range(IMAGES)
     ]
-    assert rows_[0]["url"].startswith(f"http://press.test/v1/jobs/{ids.public_job(job_id)}/images/0/content?signature=")
+    assert rows_[0]["url"].startswith(
+        f"http://presswork.test/v1/jobs/{ids.public_job(job_id)}/images/0/content?signature="
+    )
     assert "image" not in rows_[0]
 
 
@@ -277,7 +279,7 @@ def test_an_image_that_is_not_what_was_recorded_fails_the_export_by_name(databas
         assert not list(store.under(made.prefix))
 
 
-def test_a_store_that_is_away_fails_no_export(database, settings, store, job_id):
+def test_an_unreachable_store_fails_no_export(database, settings, store, job_id):
     class AwayStore(S3Store):
         def read(self, key: str) -> bytes:
             raise StoreUnavailable

@@ -1,4 +1,4 @@
-"""What can be done to a job that stands, and the ways to look at it: priority, pause, retry, filters, failed first."""
+"""Actions on a submitted job, and ways to list jobs: priority, pause, retry, filters, failed first."""
 
 import threading
 from collections.abc import Iterator
@@ -290,7 +290,7 @@ def test_lines_may_ask_for_dedupe_and_embed_prompt_in_the_address(api: Api) -> N
 
 @contextmanager
 def expiring(api: Api, held: int) -> Iterator[Connection]:
-    """The duty runs, and waits for the lock of a job that the block's transaction holds as a claim does."""
+    """The periodic task runs, and waits for the lock of a job that the block's transaction holds as a claim does."""
     waits = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = "
                  "(SELECT oid FROM pg_database WHERE datname = current_database())")  # fmt: skip
     failed: list[BaseException] = []

@@ -200,7 +200,7 @@ def test_a_finished_job_has_labels_and_no_priority(database, settings):
     ],
 )  # fmt: skip
 def test_another_tenants_job_is_not_there(database, settings, crowd, verb):
-    """For the house, too, which sees all rows: the statements say whose job they mean."""
+    """Also in a system transaction, which sees all rows: the statements say whose job they mean."""
     before = others(database)
     for job_id in (*crowd[: len(JobState)], new_id()):
         with pytest.raises(NotFound):
@@ -499,7 +499,7 @@ def named(*names: str | None) -> list[dict[str, Any]]:
     return [body | ({"custom_id": name} if name else {}) for body, name in zip(requested, names, strict=True)]
 
 
-def test_a_name_that_stands_twice_is_told_with_the_first_two_places(database, settings):
+def test_a_repeated_name_is_reported_with_the_first_two_places(database, settings):
     job_id, other = draft(database), draft(database)
     append(database, settings, other, 0, *named("x", "y", "z", "once"))
     append(database, settings, job_id, 2, *named("x", None, "y"))
@@ -652,7 +652,7 @@ def test_what_takes_long_for_a_large_job_is_not_cut_short(database, settings):
             assert connection.execute(timeout).scalar_one() == "0"
 
 
-def test_whoever_stops_a_job_waits_for_those_who_are_at_its_images(database, settings):
+def test_stopping_a_job_waits_for_transactions_that_move_its_images(database, settings):
     """Claims and settles share the job's lock; a cancel and an expiry have it alone, and then see what became of it."""
     cancelled, expired = submit(database, settings, 1), submit(database, settings, 1)
     rows(database, "UPDATE jobs SET expires_at = now() - interval '1 s' WHERE id = :id RETURNING 1", id=expired)

@@ -1,4 +1,4 @@
-"""Leases by name: one holder at a time, told apart from whoever held it before by an epoch."""
+"""Leases by name: one holder at a time, distinguished from earlier holders by an epoch."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -192,7 +192,7 @@ def test_who_did_not_get_a_lease_can_do_nothing_in_its_name(database):
             pass
 
 
-def test_who_asks_while_its_holder_is_at_a_transaction_hears_no_at_once(database):
+def test_a_lease_is_refused_at_once_while_its_holder_is_in_a_transaction(database):
     ours = lease(database, "a")
     assert ours.take()
     with ours.begin():

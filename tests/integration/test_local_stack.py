@@ -103,7 +103,7 @@ def all_is_there(values: dict[str, str]) -> bool:
 def answers(values: dict[str, str]) -> bool:
     try:
         return all_is_there(values)
-    except Exception:  # while a server is away, each client complains in its own way
+    except Exception:  # while a server is unreachable, each client complains in its own way
         return False
 
 
@@ -399,7 +399,7 @@ def test_ports_taken_by_others_are_replaced_and_the_data_is_there(tmp_path: Path
     assert len(said) == 5
 
 
-def test_a_server_that_dies_at_its_start_is_named_with_its_last_words(tmp_path: Path) -> None:
+def test_a_server_that_dies_at_its_start_is_named_with_its_last_error(tmp_path: Path) -> None:
     with Stack(tmp_path, OUTSIDE):
         pass
     (tmp_path / "valkey" / "appendonlydir" / "appendonly.aof.manifest").write_text("nonsense\n")

@@ -1,4 +1,4 @@
-"""What is said of the images that a process was rendering when it died: whom it blames, and whom it does not."""
+"""Which images are quarantined or poison after the process that rendered them died, and which are not."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -56,7 +56,7 @@ def images(database: Database, job_id: int) -> dict[int, tuple[object, ...]]:
 
 
 def caps(database: Database, job_id: int) -> list[tuple[object, ...]]:
-    """Cap, first and last index of the job's segments of suspects."""
+    """Cap, first and last index of the job's quarantine segments."""
     statement = "SELECT cap, low, high FROM segments WHERE job_id = :id AND cap IS NOT NULL ORDER BY id"
     return rows(database, statement, id=job_id)
 
@@ -85,7 +85,7 @@ def waits_for_a_lock(database: Database) -> bool:
     return bool(rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
 
 
-def test_what_it_held_is_queued_again_and_only_what_it_rendered_is_suspect(database, settings):
+def test_what_it_held_is_queued_again_and_only_what_it_rendered_is_quarantined(database, settings):
     job_id = submit(database, settings, 12)
     rendering, waiting = claim(database, seats=4), claim(database, seats=4)
     others = claim(database, seats=2, worker="worker-b")
@@ -102,7 +102,7 @@ def test_what_it_held_is_queued_again_and_only_what_it_rendered_is_suspect(datab
     assert settle(database, others).verdict is Verdict.OK
 
 
-def test_one_that_dies_between_two_batches_blames_nobody(database, settings):
+def test_a_death_between_two_batches_quarantines_nothing(database, settings):
     job_id = submit(database, settings, 4)
     held = claim(database)
     started(database, "worker-b", "host-b")
@@ -121,7 +121,7 @@ def test_a_worker_that_died_has_just_been_seen(database):
     assert rows(database, "SELECT seen_at > now() - interval '1 minute' FROM workers") == [(True,)]
 
 
-def test_suspects_ride_with_nobody_else_in_ever_smaller_batches(database, settings):
+def test_quarantined_images_are_claimed_apart_in_ever_smaller_batches(database, settings):
     job_id, other = submit(database, settings, 16), submit(database, settings, 16)
     crashed(database)
     with database.begin_system() as connection:
@@ -136,7 +136,7 @@ def test_suspects_ride_with_nobody_else_in_ever_smaller_batches(database, settin
     assert {row[0] for row in images(database, other).values()} == {0}
 
 
-def test_the_innocent_are_done_and_the_one_that_crashes_alone_fails(database, settings):
+def test_other_images_are_done_and_the_one_that_crashes_alone_fails(database, settings):
     job_id = submit(database, settings, 16)
     claims = 0
     while (taken := claim(database)) is not None:
@@ -153,7 +153,7 @@ def test_the_innocent_are_done_and_the_one_that_crashes_alone_fails(database, se
     assert rows(database, "SELECT index, device, batch_images FROM failures WHERE code = 'poison'") == [(6, A, 1)]
 
 
-def test_two_devices_convict_an_image_and_one_alone_needs_three_times(database, settings):
+def test_an_image_is_poison_after_crashes_on_two_devices_or_three_on_the_only_one(database, settings):
     bystander = submit(database, settings, 1, priority="low", size="256x256")
     job_id = submit(database, settings, 1)
     crashed(database)
@@ -171,10 +171,10 @@ def test_two_devices_convict_an_image_and_one_alone_needs_three_times(database, 
 
 
 @pytest.mark.parametrize(
-    ("what", "convicted"),
+    ("what", "is_poison"),
     [("the same", True), ("another index", False), ("another job", False), ("together", False), ("pardoned", False)],
 )
-def test_only_crashes_of_that_image_alone_convict_it(database, settings, what, convicted):
+def test_only_crashes_of_an_image_rendered_alone_make_it_poison(database, settings, what, is_poison):
     job_id = submit(database, settings, 1)
     before = FailedImage(
         job_id + (what == "another job"), int(what == "another index"), "device" if what == "pardoned" else "crash", ""
@@ -183,10 +183,10 @@ def test_only_crashes_of_that_image_alone_convict_it(database, settings, what, c
         with database.begin_system() as connection:
             settlement.record_failures(connection, 0, [before], device=device, batch_images=1 + (what == "together"))
     crashed(database)
-    assert images(database, job_id)[0][0] == (3 if convicted else 0)
+    assert images(database, job_id)[0][0] == (3 if is_poison else 0)
 
 
-def test_suspects_of_one_shape_and_size_share_a_segment_and_others_do_not(database, settings):
+def test_quarantined_images_of_one_shape_and_size_share_a_segment_and_others_do_not(database, settings):
     other = submit(database, settings, [{"prompt": "a", "num_inference_steps": steps} for steps in range(1, 9)])
     rows(database, "UPDATE segments SET open = false RETURNING 1")
     job_id = submit(database, settings, [{"prompt": f"{size}", "size": size, "n": 8} for size in ("64x64", "256x256")])
@@ -211,7 +211,7 @@ def test_suspects_of_one_shape_and_size_share_a_segment_and_others_do_not(databa
     assert caps(database, other) == []
 
 
-def test_suspects_that_come_below_the_mark_of_their_segment_lower_it(database, settings):
+def test_quarantined_images_below_the_mark_of_their_segment_lower_it(database, settings):
     job_id = submit(database, settings, 8)
     lower, upper = claim(database, seats=2), claim(database, seats=2, worker="worker-b")
     assert not died(database, upper, worker="worker-b", device=B)
@@ -226,7 +226,7 @@ def test_suspects_that_come_below_the_mark_of_their_segment_lower_it(database, s
     assert [claim(database).images[0].index for _ in range(3)] == [4, 0, 1]
 
 
-def test_the_suspects_of_a_paused_job_wait_like_the_rest_of_it(database, settings):
+def test_the_quarantined_images_of_a_paused_job_wait_like_the_rest_of_it(database, settings):
     job_id = submit(database, settings, 4, priority="high")
     taken = claim(database)
     with database.begin(TENANT) as connection:
@@ -239,7 +239,7 @@ def test_the_suspects_of_a_paused_job_wait_like_the_rest_of_it(database, setting
     assert rows(database, "SELECT DISTINCT priority FROM segments") == [(0,)]
 
 
-def test_what_was_cancelled_meanwhile_is_cancelled_and_no_suspect(database, settings):
+def test_what_was_cancelled_meanwhile_is_cancelled_and_not_quarantined(database, settings):
     doomed, other = submit(database, settings, 2), submit(database, settings, 2)
     taken = claim(database)
     with database.begin(TENANT) as connection:
@@ -250,7 +250,7 @@ def test_what_was_cancelled_meanwhile_is_cancelled_and_no_suspect(database, sett
     assert caps(database, doomed) == []
 
 
-def test_the_images_of_two_jobs_are_suspects_in_their_own_jobs(database, settings):
+def test_the_images_of_two_jobs_are_quarantined_in_their_own_jobs(database, settings):
     first, second = submit(database, settings, 3), submit(database, settings, 2)
     crashed(database, seats=5)
     assert caps(database, first) == [(2, 0, 2)]
@@ -258,7 +258,7 @@ def test_the_images_of_two_jobs_are_suspects_in_their_own_jobs(database, setting
     assert set(images(database, second).values()) == {(0, 0, 1, 0)}
 
 
-def test_a_claim_that_is_being_settled_is_waited_for_and_blamed_for_nothing(database, settings):
+def test_a_claim_that_is_being_settled_is_waited_for_and_not_quarantined(database, settings):
     job_id = submit(database, settings, 2)
     taken = claim(database)
     with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
@@ -271,7 +271,7 @@ def test_a_claim_that_is_being_settled_is_waited_for_and_blamed_for_nothing(data
     assert evidence(database) == []
 
 
-def test_two_that_die_at_once_put_their_suspects_of_one_job_together(database, settings):
+def test_two_deaths_at_once_put_quarantined_images_of_one_job_together(database, settings):
     job_id = submit(database, settings, 4)
     first, second = claim(database, seats=2), claim(database, seats=2, worker="worker-b")
     with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
@@ -367,7 +367,7 @@ def test_crashes_of_other_devices_are_their_own(database, settings):
     assert fresh_crashes(database, settings, 1) == [True]
 
 
-def test_when_most_devices_crash_no_image_is_blamed(database, settings):
+def test_when_most_devices_crash_no_image_is_quarantined(database, settings):
     """A bad deploy: two of three crash, and the third, too, is asked for its canary at its first crash."""
     started(database, "worker-b", "host-b")
     started(database, "worker-c", "host-c")
@@ -464,7 +464,7 @@ def test_a_process_that_lives_after_all_takes_back_that_crash_and_no_other(datab
     ]  # fmt: skip
 
 
-def test_one_that_is_cancelled_is_not_failed_by_what_convicts_it(database, settings):
+def test_a_cancelled_image_is_not_failed_as_poison(database, settings):
     job_id = submit(database, settings, 1)
     crashed(database)
     crashed(database)

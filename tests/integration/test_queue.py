@@ -1,4 +1,4 @@
-"""The ledger's proofs, on a real Postgres: what no race, no late worker and no lost reply may break."""
+"""Guarantees of the queue on a real Postgres: no race, late worker or lost reply may break them."""
 
 import dataclasses
 import re
@@ -97,7 +97,7 @@ def test_a_late_settle_moves_nothing(database: Database, settings: Settings):
     assert counts_match(database, job_id)["done"] == 8
 
 
-def test_a_settle_repeated_after_a_lost_reply_is_told_so_and_changes_nothing(database, settings):
+def test_a_settle_repeated_after_a_lost_reply_gets_already_and_changes_nothing(database, settings):
     job_id = submit(database, settings, 4)
     taken = claim(database)
     assert settle(database, taken).verdict is Verdict.OK
@@ -337,7 +337,7 @@ def test_a_failed_image_keeps_its_code_and_its_neighbours_are_done(database, set
 
 
 def test_an_image_requeued_while_its_low_mark_is_being_raised_is_not_stranded(database, settings):
-    """The duty has locked the segment and seen no queued image; the release waits for it, then lowers the mark."""
+    """A periodic task has locked the segment and seen no queued image; the release waits, then lowers the mark."""
     job_id = submit(database, settings, 16)
     taken = claim(database)
     released = threading.Event()

@@ -105,15 +105,17 @@ def test_candidates_say_how_old_and_how_large_a_batch_of_them_may_be(database, s
 
 
 def test_those_under_suspicion_ride_alone_and_as_many_as_their_cap_says(database, settings):
-    suspect, other = submit(database, settings, 6), submit(database, settings, 6)
-    rows(database, "UPDATE segments SET cap = 4 WHERE job_id = :id RETURNING 1", id=suspect)
+    quarantined, other = submit(database, settings, 6), submit(database, settings, 6)
+    rows(database, "UPDATE segments SET cap = 4 WHERE job_id = :id RETURNING 1", id=quarantined)
     found = candidates(database)
-    assert (found.max_waiting, found.job_ids) == (6, [suspect])
+    assert (found.max_waiting, found.job_ids) == (6, [quarantined])
     assert [row.job_id for row in found.others.rows] == [other]
-    assert Counter(image.job_id for image in claim(database).images) == {suspect: 4}
-    assert Counter(image.job_id for image in claim(database, seats=1).images) == {suspect: 1}
+    assert Counter(image.job_id for image in claim(database).images) == {quarantined: 4}
+    assert Counter(image.job_id for image in claim(database, seats=1).images) == {quarantined: 1}
     rows(database, "UPDATE segments SET cap = CASE WHEN job_id = :id THEN 4 END RETURNING 1", id=other)
-    assert Counter(image.job_id for image in claim(database).images) == {suspect: 1}, "no suspects ride with it"
+    assert Counter(image.job_id for image in claim(database).images) == {quarantined: 1}, (
+        "no quarantined images are claimed with others"
+    )
 
 
 def test_nothing_can_be_claimed_of_no_segments(database):

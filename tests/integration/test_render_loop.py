@@ -23,7 +23,7 @@ from worker.pipeline import InvalidOutput, OutOfMemory, Picture
 from worker.pipelines.simulated import SimulatedPipeline
 
 
-def test_every_stored_object_has_the_sha256_that_the_ledger_records(make_render_loop, database, fast, store):
+def test_every_stored_object_has_the_sha256_that_the_database_records(make_render_loop, database, fast, store):
     render_loop = make_render_loop()
     formats = ["png", "jpeg", "webp"]
     job_id = submit(database, fast, [{**row, "output_format": formats[i % 3]} for i, row in enumerate(mugs(40))])
@@ -144,7 +144,7 @@ def test_a_sick_device_fails_nothing_gives_all_back_and_stops_claiming(make_rend
     assert counts(database, job_id) == {"done": 40}
 
 
-def test_a_store_that_is_away_fails_nothing_uses_no_attempt_and_stops_the_claiming(make_render_loop, database, fast):
+def test_an_unreachable_store_fails_nothing_uses_no_attempt_and_stops_the_claiming(make_render_loop, database, fast):
     target = urlsplit(fast.s3_endpoint_url)
     proxy = Proxy(target.hostname, target.port)
     away = dataclasses.replace(fast, s3_endpoint_url=f"http://127.0.0.1:{proxy.port}")
@@ -296,7 +296,7 @@ def test_what_one_shape_has_not_another_may_have(make_render_loop, database, fas
     assert counts(database, first) == {"queued": 4}
 
 
-def test_a_cancelled_job_ends_though_the_store_is_away(make_render_loop, database, fast):
+def test_a_cancelled_job_ends_though_the_store_is_unreachable(make_render_loop, database, fast):
     target = urlsplit(fast.s3_endpoint_url)
     proxy = Proxy(target.hostname, target.port)
     proxied = s3.S3Store(dataclasses.replace(fast, s3_endpoint_url=f"http://127.0.0.1:{proxy.port}"))

@@ -1,4 +1,4 @@
-"""The migrated schema against the tables that the code knows, and the walls that stand in it."""
+"""The migrated schema against the tables that the code knows, and row-level security."""
 
 import pytest
 from alembic.autogenerate import compare_metadata

@@ -152,7 +152,7 @@ def test_two_writers_of_one_key_at_once_are_a_matter_of_time(store):
         store.put(fresh("a.png"), b"x", "image/png", {}, claim_id=1)
 
 
-def test_any_other_refusal_of_a_write_is_told(store):
+def test_any_other_refusal_of_a_write_is_raised(store):
     with (
         answering(store, "put_object", refusing(403, "AccessDenied")),
         pytest.raises(StoreRefused, match="AccessDenied"),
@@ -177,7 +177,7 @@ def test_any_other_refusal_of_a_write_is_told(store):
         (400, "EntityTooLarge", StoreRefused),
     ],
 )
-def test_what_is_worth_trying_again_is_told_from_what_is_not(store, status, code, error):
+def test_errors_worth_a_retry_are_distinguished_from_others(store, status, code, error):
     with answering(store, "get_object", refusing(status, code)), pytest.raises(error) as caught:
         store.read("any")
     assert type(caught.value) is error
@@ -185,7 +185,7 @@ def test_what_is_worth_trying_again_is_told_from_what_is_not(store, status, code
         assert code in str(caught.value) and (code or str(status) in str(caught.value))
 
 
-def test_a_store_that_cannot_be_reached_is_away(settings):
+def test_a_store_that_cannot_be_reached_is_unavailable(settings):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         nowhere = f"http://127.0.0.1:{listener.getsockname()[1]}"
     away = S3Store(dataclasses.replace(settings, s3_endpoint_url=nowhere))
@@ -194,7 +194,7 @@ def test_a_store_that_cannot_be_reached_is_away(settings):
             verb()
 
 
-def test_a_request_is_made_once_and_whoever_asked_decides_about_again(settings):
+def test_a_request_to_the_store_is_made_once_and_the_caller_decides_about_retries(settings):
     asked: list[str] = []
 
     class Busy(BaseHTTPRequestHandler):
@@ -246,7 +246,7 @@ def test_a_store_that_is_still_starting_is_waited_for_and_one_that_refuses_is_no
     assert (len(asked), len(slept)) == (1, 2)
 
 
-def test_it_waits_as_long_as_it_was_told(settings, monkeypatch):
+def test_prepare_waits_as_long_as_it_was_asked_to(settings, monkeypatch):
     own = S3Store(settings)
     now = time.monotonic()
     monkeypatch.setattr(time, "sleep", lambda seconds: monkeypatch.setattr(time, "monotonic", lambda: now + 50.0))

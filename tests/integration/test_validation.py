@@ -1,4 +1,4 @@
-"""The errand that reads a file, run by itself: what happens beside it while it reads."""
+"""The background task that validates a file, and what happens concurrently while it reads."""
 
 import io
 import json

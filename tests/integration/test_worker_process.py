@@ -1,4 +1,4 @@
-"""The worker as a process: Celery, its child, the bell, and what becomes of images when processes die."""
+"""The worker as a process: Celery, its child, the wake-up, and what becomes of images when processes die."""
 
 import os
 import shutil
@@ -170,7 +170,7 @@ def test_a_killed_worker_loses_nothing_once_its_leases_have_run_out(start, datab
 
 @pytest.mark.parametrize("notifier", [True, False])
 def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(start, database, settings, notifier):
-    """Whether a bell started the work, in the Celery task, or the timer did."""
+    """Whether a wake-up started the work, in the Celery task, or the timer did."""
     worker = start(PRESSWORK_SIMULATED_BATCH_MS="600", PRESSWORK_LEASE_SECONDS="60")
     job_id = submit(database, settings, mugs(200))
     if notifier:
@@ -186,7 +186,7 @@ def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(st
         assert connection.execute(text("SELECT DISTINCT state FROM workers")).scalars().all() == ["stopped"]
 
 
-def test_a_whole_job_is_done_with_redis_away_from_the_start(start, database, settings):
+def test_a_whole_job_is_done_with_redis_unreachable_from_the_start(start, database, settings):
     start(REDIS_URL="redis://127.0.0.1:9/0")
     job_id = submit(database, settings, mugs(60))
     until(lambda: counts(database, job_id) == {"done": 60})
@@ -295,7 +295,7 @@ def test_a_model_that_only_the_child_finds_unfit_ends_the_worker_with_one_senten
 
 
 @pytest.mark.timeout(90)
-def test_a_child_that_dies_while_redis_is_away_is_replaced_or_the_worker_ends(start, database, settings):
+def test_a_child_that_dies_while_redis_is_unreachable_is_replaced_or_the_worker_ends(start, database, settings):
     """Celery does not look after its children while it tries to connect; then the worker ends, to be started anew."""
     worker = start(REDIS_URL="redis://127.0.0.1:9/0")
     (child,) = worker.children()

@@ -1,4 +1,4 @@
-"""The house rules: who imports whom, what logs say, and that tables and migrations agree on names."""
+"""Rules of the code: who imports whom, what logs say, and that tables and migrations agree on names."""
 
 import ast
 import json
@@ -19,7 +19,7 @@ from services.core.model.specs import Shape
 ROOT = Path(__file__).parents[2]
 
 
-def test_no_room_imports_what_is_not_its_own():
+def test_packages_import_only_what_the_contracts_allow():
     linter = Path(sys.executable).with_name("lint-imports")
     checked = subprocess.run([linter], cwd=ROOT, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
@@ -85,11 +85,11 @@ def test_every_statement_has_the_name_of_its_file_and_its_own():
             elif node.func.id == "statement" and isinstance(node.args[0], ast.Constant):
                 name = node.args[0].value
                 assert name.startswith(f"{path.stem}."), (path, name)
-                assert found.setdefault(name, path) == path, f"{name} stands in two files"
+                assert found.setdefault(name, path) == path, f"{name} is in two files"
     assert len(found) > 150
 
 
-def test_a_name_stands_behind_the_first_word_of_its_statement():
+def test_a_statements_name_is_a_comment_after_its_first_word():
     assert statement("jobs.find")("\nSELECT 1").text == "SELECT /* jobs.find */ 1"
     assert statement("jobs.find")("(SELECT 1)\nUNION ALL (SELECT 2)").text.startswith("(SELECT /* jobs.find */ 1)")
 

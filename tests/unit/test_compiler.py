@@ -185,7 +185,7 @@ def test_torch_s_own_compiler_that_finds_no_cxx_compiler_is_a_compiler_that_fail
 
 
 @pytest.mark.parametrize("network", ["text", "denoiser", "decoder"])
-def test_whichever_network_fails_to_compile_it_is_told_from_the_device(network: str):
+def test_whichever_network_fails_to_compile_it_is_distinguished_from_the_device(network: str):
     def fails(*_arguments: object) -> None:
         raise COMPILERS[0]
 

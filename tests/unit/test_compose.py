@@ -258,7 +258,7 @@ def test_the_store_is_as_hardened_as_the_embedded_one():
     )
 
 
-def test_redis_keeps_what_it_is_told_and_forgets_nothing_for_room():
+def test_redis_is_durable_and_evicts_nothing():
     script = SERVICES["redis"]["command"][-1].splitlines()
     assert {"appendonly yes", "maxmemory-policy noeviction", "requirepass $REDIS_PASSWORD"} <= set(script)
 

@@ -1,4 +1,4 @@
-"""The device in this process: what it remembers of its memory, and whom it blames."""
+"""The device in this process: which sizes fit its memory, and what it counts as its own failure."""
 
 import dataclasses
 import itertools
@@ -20,7 +20,7 @@ SPEC = Spec("simulated-1", "a mug", "", 0, 64, 64, 2, 7.5)
 
 
 class Fussy(SimulatedPipeline):
-    """Has room for `most` images, and cannot be made ready for a `refused` shape, for the reason `refusal`."""
+    """Has memory for `most` images, and cannot be made ready for a `refused` shape, for the reason `refusal`."""
 
     most = 16
     refused: Shape | None = None
@@ -77,7 +77,7 @@ def test_a_device_that_has_room_again_grows_again(device: Device):
     assert device.pipeline.asked[-1] == 16
 
 
-def test_a_shape_that_cannot_be_made_ready_blames_no_prompt(device: Device):
+def test_a_shape_that_cannot_be_made_ready_fails_no_prompt(device: Device):
     device.pipeline.refused = SPEC.shape
     outcome = render(device)
     assert device.sick

@@ -111,7 +111,7 @@ def test_the_fence_is_counted_from_when_the_lease_was_asked_for(heartbeat, held,
     assert held.fenced
 
 
-def test_a_worker_that_is_told_of_its_lost_lease_stops_at_the_next_step(heartbeat, held):
+def test_a_worker_that_learns_of_its_lost_lease_stops_at_the_next_step(heartbeat, held):
     held.heard(None, time.monotonic())
     assert held.fenced
     assert held.lost

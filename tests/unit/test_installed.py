@@ -148,8 +148,8 @@ def test_a_folder_with_our_names_is_not_taken_for_ours(tmp_path: Path, words: st
 def test_every_process_that_we_start_is_started_by_the_one_function() -> None:
     starts = [
         (path.name, line)
-        for room in OURS
-        for path in (ROOT / room).rglob("*.py")
+        for package in OURS
+        for path in (ROOT / package).rglob("*.py")
         for line in path.read_text().splitlines()
         if "sys.executable" in line
     ]

@@ -33,7 +33,7 @@ def test_a_refusal_names_field_finding_allowance_and_place() -> None:
     )
 
 
-def test_all_problems_of_a_request_are_told_at_once() -> None:
+def test_all_problems_of_a_request_are_reported_at_once() -> None:
     found = refusal({"seed": "7", "n": 0, "colour": "red"})
     assert {problem.param: problem.code for problem in found} == {
         "images[2].prompt": "missing_field",

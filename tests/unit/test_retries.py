@@ -62,7 +62,7 @@ def test_memory_that_does_not_do_for_one_fails_it():
 
 
 @given(st.integers(1, 16), st.sets(st.integers(0, 15)))
-def test_halving_finds_every_culprit_and_spares_the_innocent_at_an_unchanged_size(count, culprits):
+def test_halving_finds_every_failing_image_and_keeps_the_others_at_an_unchanged_size(count, culprits):
     plan = RetryPlan(SIZES, 16)
     plan.add(images(count))
     done: set[int] = set()

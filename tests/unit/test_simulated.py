@@ -79,7 +79,7 @@ def test_fault_raise_fails_the_whole_batch_and_names_nobody() -> None:
     assert "please" not in str(caught.value)
 
 
-def test_fault_nan_spoils_one_image_alone() -> None:
+def test_fault_nan_makes_one_image_alone_invalid() -> None:
     first, invalid_output, last = pipeline(simulated_faults=1).render(batch("fine", "a fault:nan", "well"), nothing)
     assert isinstance(first, Picture) and isinstance(last, Picture)
     assert invalid_output == InvalidOutput()

@@ -47,7 +47,7 @@ def test_what_is_not_strictly_json_is_refused_with_its_code(body: bytes, code: s
     assert str(refused.value).isascii()
 
 
-def test_the_place_of_a_mistake_is_told() -> None:
+def test_a_mistake_is_reported_with_its_place() -> None:
     with pytest.raises(BadJson, match="line 2, column 5"):
         strict_json.loads(b'{"a":1,\n    b:2}')
     with pytest.raises(BadJson, match="byte 6"):

@@ -150,7 +150,7 @@ def test_compression_is_for_formats_that_have_it():
     assert gathered({"output_format": "png"}).problems == []
 
 
-def test_a_name_is_used_once_and_told_by_line_or_by_index():
+def test_a_name_is_used_once_and_reported_by_line_or_by_index():
     named = [{"custom_id": "x"}, {"custom_id": "y"}, {}, {}, {"custom_id": "x"}]
     (problem,) = gathered(*named).problems
     assert (problem.code, problem.line, problem.param) == ("duplicate_custom_id", 4, "custom_id")
@@ -186,7 +186,7 @@ def test_a_job_mixes_sixty_four_shapes_and_no_more():
     assert codes(submission) == [("too_many_shapes", 128)]
 
 
-def test_a_hundred_problems_are_told_and_reading_stops():
+def test_a_hundred_problems_are_reported_and_reading_stops():
     submission = read(*[b"{"] * 150)
     assert (len(submission.problems), submission.has_too_many_problems) == (100, True)
     assert not read(*[b"{"] * 99).has_too_many_problems
@@ -207,7 +207,7 @@ def test_defaults_hold_for_what_a_request_does_not_say():
     assert codes(gathered([], defaults={"n": 2})) == [("wrong_type", 0)]
 
 
-def test_bad_defaults_are_told_once_and_not_of_every_request():
+def test_bad_defaults_are_reported_once_and_not_for_every_request():
     submission = gathered({}, {}, defaults={"n": "many"})
     assert [problem.param for problem in submission.problems] == ["defaults.n"]
 

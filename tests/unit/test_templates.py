@@ -96,7 +96,7 @@ def test_doubled_braces_are_braces_and_values_are_never_templates() -> None:
     ["{0.__class__}", "{a.__class__}", "{a[0]}", "{a!r}", "{a:>99999999}", "{", "}", "{a", "a}", "{}", "{ a }", "{{a}",
      "{{{a}}", "{a}}", "{0}", "{ä}", "{" + "a" * 65 + "}"],
 )  # fmt: skip
-def test_a_brace_that_belongs_to_no_name_is_refused_and_told_where(template: str) -> None:
+def test_a_brace_that_belongs_to_no_name_is_refused_with_its_place(template: str) -> None:
     code, said = refusal(template=template, vary={"a": ["x"]})
     assert code == "invalid_template" and "at character" in said
 
@@ -144,7 +144,7 @@ def test_any_template_is_refused_or_put_together_as_written(template: str) -> No
         ({"template": "{a}", "vary": {"a": ["x"]}, "times": 1}, "unknown_field", "times"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_matrix_is_told(matrix: dict[str, Any], code: str, said: str) -> None:
+def test_what_is_wrong_with_a_matrix_is_reported(matrix: dict[str, Any], code: str, said: str) -> None:
     found = refusal(**matrix)
     assert found[0] == code
     assert said in found[1]

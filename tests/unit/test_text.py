@@ -108,5 +108,5 @@ def test_where_nothing_is_said_to_be_known_nothing_is_unknown() -> None:
     ],
     ids=ascii,
 )
-def test_unknown_words_are_told_in_order_as_written_and_each_once(prompt: str, unknown: tuple[str, ...]) -> None:
+def test_unknown_words_are_reported_in_order_as_written_and_each_once(prompt: str, unknown: tuple[str, ...]) -> None:
     assert unknown_words(prompt, KNOWN) == unknown
