@@ -72,7 +72,7 @@ def database_url(fresh_database: Callable[[str], AbstractContextManager[str]], t
 
 @pytest.fixture
 def environ(stack: Stack, database_url: str) -> dict[str, str]:
-    """What a program of ours needs in its environment."""
+    """The environment that Presswork's programs need."""
     return dict(stack.values) | {"DATABASE_URL": database_url}
 
 

@@ -151,6 +151,6 @@ def download(database: Database, store: S3Store, export_id: int, folder: Path) -
 
 
 def age_leases(database: Database) -> None:
-    """As if whoever held them had been dead for long."""
+    """As if their holder had died long ago."""
     with database.begin_system() as connection:
         connection.execute(text("UPDATE leases SET expires_at = '-infinity'"))

@@ -110,6 +110,6 @@ def places(claim: Claim) -> list[tuple[int, int]]:
 
 
 def settle(database: Database, claim: Claim, **outcome: Sequence[Any]) -> settlement.Settlement:
-    """Settles a claim: as done, unless told otherwise."""
+    """Settles a claim, as done by default."""
     with database.begin_system() as connection:
         return settlement.settle(connection, claim.id, device="host device", **(outcome or {"stored": stored(claim)}))

@@ -1,4 +1,4 @@
-"""Prompts in, stored images out: the whole of it, as a person runs it."""
+"""The whole system as a user runs it: prompts in, stored images out."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from tests.waiting import until
 
 
 class Up:
-    """`presswork up` on a folder of its own, started in a project that has a `services/` of its own, and so on."""
+    """`presswork up` on a new folder, started in a project that has its own `services/` and similar packages."""
 
     def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
         self.home = folder / "a home"
@@ -44,7 +44,7 @@ class Up:
         return Client(self.values()["PRESSWORK_URL"], self.values()["PRESSWORK_API_KEY"])
 
     def values(self) -> dict[str, str]:
-        """What a shell has after it has read the file."""
+        """The variables of a shell that sourced the file."""
         shown = subprocess.run(
             ["sh", "-c", f". '{self.home}/env'; env"], capture_output=True, text=True, check=True, env={}
         )
@@ -210,7 +210,7 @@ def test_the_demo_renders_48_prompts_verifies_them_and_cleans_up(tmp_path, pipel
 def test_a_web_server_killed_between_commit_and_reply_makes_one_job_of_two_tries(
     environ, stack, database, store, tmp_path
 ):
-    """The reply's read of the job is held up by a lock; the commit before it is not."""
+    """A lock delays the read of the job for the reply, and not the commit before it."""
     factories.register(database)
     environment = {**environ, "PRESSWORK_PORT": str(free_port())}
     settings = Settings.read(environment)

@@ -363,7 +363,7 @@ JOB_ROUTES = {
     ("POST", "/v1/jobs/{job_id}/retry"),
     ("GET", "/v1/jobs/{job_id}/exports"),
 }
-EXPORT_ROUTES = {  # of others' they are told nothing in test_exports_api.py
+EXPORT_ROUTES = {  # test_exports_api.py shows that other tenants' exports are not found
     ("POST", "/v1/jobs/{job_id}/exports"),
     ("GET", "/v1/exports/{export_id}"),
     ("GET", "/v1/exports/{export_id}/files"),

@@ -183,7 +183,7 @@ def test_a_chunk_that_is_not_committed_leaves_nothing_and_can_be_sent_again(api:
 def test_a_chunk_is_whole_or_not_there_after_its_web_server_is_killed_before_the_commit(
     api: Api, stack: Stack, tmp_path: Path
 ) -> None:
-    """And the client, which never heard an answer, sends it again to another server."""
+    """The client got no answer and sends the chunk again, to another server."""
     job = opened(api)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

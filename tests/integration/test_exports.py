@@ -216,7 +216,7 @@ def test_two_exports_of_a_job_are_the_same_to_the_byte_even_when_one_was_killed_
 
 
 class Killed(BaseException):
-    """No handler of ours sees it, as none sees a kill -9."""
+    """No handler of Presswork's catches it, as none catches a kill -9."""
 
 
 class DyingStore(S3Store):

@@ -558,7 +558,7 @@ def test_what_is_no_draft_takes_no_chunk_and_is_not_finalized(database, settings
 
 
 def test_a_chunk_that_crosses_another_waits_for_it(database, settings):
-    """Both were parsed upon the same ground; the row of the draft is locked by whoever writes first."""
+    """Both were parsed from the same state of the draft; the first to write locks the draft's row."""
     job_id = draft(database)
     with database.begin_system() as connection:
         existing, catalogue = drafts.existing(connection, TENANT, job_id, 0), models.catalogue(connection)

@@ -54,7 +54,7 @@ def test_a_look_at_few_images_reads_few_rows(
     database: Database, job: int, look: Callable[[Connection, int], list[Any]]
 ) -> None:
     with database.begin(TENANT) as connection:
-        before = connection.execute(_READ).scalar_one()  # by this session, and not yet told to the others
+        before = connection.execute(_READ).scalar_one()  # counted by this session and not yet reported to the server
         found = look(connection, job)
         assert [image.sha256 is not None for image in found] == [True] * len(found)
         assert len(found) in (1, 10)

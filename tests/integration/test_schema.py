@@ -216,7 +216,7 @@ def test_the_application_can_neither_read_a_partition_nor_drop_one(database, set
 def test_the_view_of_counts_adds_deltas_up_and_shows_a_tenant_its_own_jobs_alone(
     stack, database, database_url, settings
 ):
-    """Also where whoever migrated it may see everything."""
+    """Also if the role that migrated it may see every row."""
     admin = create_engine(stack.superuser_url.rpartition("/")[0] + "/" + database_url.rpartition("/")[2])
     with admin.begin() as connection:
         connection.execute(text("ALTER VIEW job_counts OWNER TO CURRENT_USER"))

@@ -1,4 +1,4 @@
-"""What was made once is whole, or made again: whatever happened to the disk or to whoever made it."""
+"""A compiled artefact is complete or made again, whatever happened to the disk or to the process that made it."""
 
 import subprocess
 import sys

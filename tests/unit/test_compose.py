@@ -265,7 +265,7 @@ def test_redis_is_durable_and_evicts_nothing():
 
 @pytest.fixture
 def bare_postgres(tmp_path):
-    """A Postgres as its image makes it: a superuser, and nothing of ours."""
+    """A Postgres as its image makes it: with a superuser, and without Presswork's roles and tables."""
     home = Home(tmp_path / "home")
     home.open()
     server = postgres.Postgres(home, home.ports(postgres.Postgres.wanted_ports(), print))

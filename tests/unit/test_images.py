@@ -36,12 +36,12 @@ DOCKERFILES = ["services/Dockerfile", "worker/Dockerfile"]
 
 
 def modules(*packages: str) -> set[str]:
-    """All modules in these packages of ours."""
+    """All modules in these packages of Presswork's."""
     files = [file for package in packages for file in (ROOT / package).rglob("*.py")]
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files}
 
 
-BY_NAME = {  # what others import for us, because a text of ours names it or because they do when it is there
+BY_NAME = {  # imported by libraries: our text names it, or they import it if it is installed
     "services.core.db.database": {"psycopg"} | modules("migrations"),
     "services.core.notify": {"redis"},
     "services.web": {"httptools", "uvloop"},
@@ -67,7 +67,7 @@ def extras_of(dockerfile: str) -> list[str]:
 
 
 def copied_into(dockerfile: str) -> set[str]:
-    """The packages of ours that it copies."""
+    """Presswork's packages that it copies."""
     words = {word for copied in instructions(dockerfile)["COPY"] for word in copied.split()}
     return words & set(OURS)
 
@@ -82,7 +82,7 @@ def commands_of(dockerfile: str) -> Iterator[list[str]]:
 
 
 def started_by(command: list[str]) -> set[str]:
-    """The modules of ours that a command starts with."""
+    """Presswork's modules that a command starts with."""
     match command:
         case ["presswork", *_]:
             return {PROJECT["scripts"]["presswork"].split(":")[0], "services.cli.app"}
@@ -128,7 +128,7 @@ def importable() -> dict[str, set[str]]:
 
 
 def source(module: str) -> Path | None:
-    """The file of a module of ours."""
+    """The file of one of Presswork's modules."""
     home = ROOT / "services/client" if module.split(".", maxsplit=1)[0] == CLIENT else ROOT
     place = home.joinpath(*module.split("."))
     return next((file for file in (place / "__init__.py", place.with_suffix(".py")) if file.exists()), None)
@@ -136,7 +136,7 @@ def source(module: str) -> Path | None:
 
 @functools.cache
 def imports(module: str) -> set[str]:
-    """Every module that a module of ours imports anywhere in its text, and the packages that it lies in."""
+    """Every module that one of Presswork's imports anywhere in its text, and the packages that it is in."""
     found = {module.rpartition(".")[0]} - {""} | BY_NAME.get(module, set())
     file = source(module)
     assert file is not None
@@ -151,7 +151,7 @@ def imports(module: str) -> set[str]:
 
 
 def reached(start: Iterable[str]) -> tuple[set[str], dict[str, set[str]]]:
-    """The modules of ours that can be imported from these, and who imports each package of others."""
+    """Presswork's modules that these import, directly or not, and the importers of each outside package."""
     waiting, ours, others = list(start), set[str](), dict[str, set[str]]()
     while waiting:
         module = waiting.pop()

@@ -92,7 +92,7 @@ def test_every_table_is_written_by_one_package_of_the_core():
         ("sql = f'INSERT INTO {images_leaf} (a) ' 'SELECT 1'", {"images"}),
         ("sql = 'INSERT INTO {payloads_leaf} (a)'.format(payloads_leaf=x)", {"payloads"}),
         ("sql = f'COPY {payloads_leaf} ({columns}) FROM STDIN'", {"payloads"}),
-        ("sql = f'UPDATE {table} SET a = 1'", {"{table}"}),  # what cannot be read is no table of ours
+        ("sql = f'UPDATE {table} SET a = 1'", {"{table}"}),  # a name that is not known is not one of the tables
     ],
 )
 def test_writes_are_found_wherever_a_statement_has_them(source, written):
