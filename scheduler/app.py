@@ -1,4 +1,6 @@
-"""Wiring: `python -m scheduler.app` takes the lead when it can and keeps the timetable. Any number may run."""
+"""Wiring: `python -m scheduler.app` runs the periodic tasks while it leads, and background tasks at any time.
+
+Any number of schedulers may run; one of them leads."""
 
 import argparse
 import logging
@@ -24,12 +26,12 @@ from services.core.storage.s3 import S3Store
 log = logging.getLogger(__name__)
 LEAD_SECONDS = 10.0
 TICK_SECONDS = 0.25
-ERRANDS_AT_ONCE = 2
+BACKGROUND_TASK_THREADS = 2
 EXIT_SETTINGS = 2
 
 
 class Scheduler:
-    """Keeps a timetable while it leads."""
+    """Runs the periodic tasks while it leads."""
 
     def __init__(
         self,
@@ -51,14 +53,14 @@ class Scheduler:
             try:
                 self.run_once()
             except Unavailable as error:
-                log.warning("duties put off", extra={"error": str(error)})
+                log.warning("periodic tasks postponed", extra={"error": str(error)})
                 self.connectivity.lost()
                 stopping.wait(1.0)
             stopping.wait(TICK_SECONDS)
         self.resign()
 
     def run_once(self) -> bool:
-        """Leads if it can, and does what is due. Returns whether it leads."""
+        """Takes or renews the lead, and runs the tasks that are due. Returns whether it leads."""
         if not self._lead():
             return False
         for periodic_task in self.periodic_tasks:
@@ -73,11 +75,11 @@ class Scheduler:
             with self.database.begin_system() as connection:
                 leadership.resign(connection, self.holder, self.epoch)
         except Unavailable as error:
-            log.warning("not resigned; the lead will run out", extra={"error": str(error)})
+            log.warning("not resigned; the lead will expire", extra={"error": str(error)})
         self.epoch = None
 
     def _lead(self) -> bool:
-        """Renews the lead when a third of it has gone."""
+        """Takes the lead, or renews it after a third of its time. Returns whether it leads."""
         if self.epoch is not None and time.monotonic() < self._led_until - LEAD_SECONDS * 2 / 3:
             return True
         asked_at = time.monotonic()
@@ -102,21 +104,23 @@ class Scheduler:
         except Unavailable:
             raise
         except Exception:
-            log.exception("duty failed", extra={"duty": periodic_task.name})
+            log.exception("periodic task failed", extra={"task": periodic_task.name})
         return True
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m scheduler.app", description="Keeps the timetable of duties.")
-    parser.add_argument("--check", action="store_true", help="only ask whether some scheduler leads right now")
+    parser = argparse.ArgumentParser(prog="python -m scheduler.app", description="Runs periodic and background tasks.")
+    parser.add_argument("--check", action="store_true", help="exit with 0 if some scheduler leads, else with 1")
     arguments = parser.parse_args(argv)
     logs.configure("scheduler")
     try:
         settings = Settings.read()
         if not settings.secret and not arguments.check:
-            raise SettingsError("PRESSWORK_SECRET is not set; it must be the web servers': links are signed with it.")
+            raise SettingsError(
+                "PRESSWORK_SECRET is not set; it must be the secret of the web servers, which signs links."
+            )
         database = databases.Database(
-            settings.database_url, application="presswork scheduler", pool_size=2 + ERRANDS_AT_ONCE
+            settings.database_url, application="presswork scheduler", pool_size=2 + BACKGROUND_TASK_THREADS
         )
         if arguments.check:
             with database.begin_system() as connection:
@@ -133,12 +137,15 @@ def main(argv: list[str] | None = None) -> int:
     notifier = Notifier(settings.redis_url)
     scheduler = Scheduler(database, timetable(settings, notifier, connectivity), connectivity)
     running = BackgroundTaskRunner(database, background_tasks(settings, S3Store(settings), notifier), scheduler.holder)
-    threads = [threading.Thread(target=running.run, args=(stopping,), name="errands") for _ in range(ERRANDS_AT_ONCE)]
+    threads = [
+        threading.Thread(target=running.run, args=(stopping,), name="background-tasks")
+        for _ in range(BACKGROUND_TASK_THREADS)
+    ]
     for thread in threads:
         thread.start()
     try:
         scheduler.run(stopping)
-    finally:  # a scheduler that cannot lead any more must not live on for its errands: it is to be started anew
+    finally:  # a scheduler that cannot lead must end, not stay for its background tasks: a supervisor restarts it
         stopping.set()
         for thread in threads:
             thread.join()

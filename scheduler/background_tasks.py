@@ -1,7 +1,7 @@
-"""Errands: duties that take a while, such as validating a file or writing an export.
+"""Background tasks: work that takes longer than a transaction, such as validating a file or writing an export.
 
-Each is about one thing, under a lease of its own, on a thread beside the timetable; any scheduler may run any of them,
-and what one leaves half done by dying another goes on with when the lease has run out.
+Each run works on one item under a lease, on a thread beside the periodic tasks. Any scheduler may run any of them. If
+one dies, another continues the item when the lease has expired.
 """
 
 import logging
@@ -22,15 +22,15 @@ from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
 log = logging.getLogger(__name__)
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 300.0
-PAUSE_SECONDS = 5.0  # before the same thing is tried again here, after it went wrong or was in other hands
+PAUSE_SECONDS = 5.0  # before an item is retried here, after it failed or while another scheduler has its lease
 
 
 @dataclass(frozen=True, slots=True)
 class BackgroundTask:
-    """`pending` names the things that wait, a few at a time and besides those given; `run` does the work for one of
-    them under its lease. It may be called for a thing that another has done in this very moment."""
+    """`pending` returns the ids of a few waiting items, excluding those given; `run` does the work for one item under
+    its lease. `run` must accept an item that another scheduler has just finished."""
 
     name: str
     pending: Callable[[Connection, Sequence[int]], Sequence[int]]
@@ -38,101 +38,101 @@ class BackgroundTask:
 
 
 class BackgroundTaskRunner:
-    """Runs errands, on as many threads as `run` is called from."""
+    """Runs background tasks on every thread that calls `run`."""
 
     def __init__(self, database: Database, background_tasks: list[BackgroundTask], holder: str) -> None:
         self.database, self.background_tasks, self.holder = database, background_tasks, holder
         self._guard = threading.Lock()
-        self._in_hand: set[tuple[str, int]] = set()
-        self._not_before: dict[tuple[str, int | None], float] = {}  # None: the look at what waits
-        self._pauses: dict[tuple[str, int | None], float] = {}  # the last one of what has failed
+        self._running: set[tuple[str, int]] = set()
+        self._not_before: dict[tuple[str, int | None], float] = {}  # None: the query for pending items
+        self._pauses: dict[tuple[str, int | None], float] = {}  # the latest pause of items that failed
 
     def run(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
             try:
                 busy = self.run_once(stopping)
             except Unavailable as error:
-                log.warning("errands put off", extra={"error": str(error)})
+                log.warning("background tasks postponed", extra={"error": str(error)})
                 busy = False
                 stopping.wait(1.0)
             if not busy:
-                stopping.wait(LOOK_SECONDS)
+                stopping.wait(POLL_SECONDS)
 
     def run_once(self, stopping: threading.Event | None = None) -> bool:
-        """Does all that waits, each thing once. Returns whether there was anything."""
+        """Works on every pending item once. Returns whether there was any."""
         busy = False
         for background_task in self.background_tasks:
-            for thing in self._look(background_task):
+            for item in self._find_pending(background_task):
                 if stopping is not None and stopping.is_set():
                     return busy
-                busy |= self._try(background_task, thing)
+                busy |= self._try(background_task, item)
         return busy
 
-    def _look(self, background_task: BackgroundTask) -> Sequence[int]:
-        """What waits, past all that is in hand or put off: however much of it there is, it keeps nothing waiting."""
+    def _find_pending(self, background_task: BackgroundTask) -> Sequence[int]:
+        """The pending items, excluding those that are running or postponed, so that these never block the others."""
         now = time.monotonic()
         with self._guard:
             self._not_before = {key: moment for key, moment in self._not_before.items() if moment > now}
             if (background_task.name, None) in self._not_before:
                 return []
-            excluding = [thing for name, thing in (*self._in_hand, *self._not_before)
-                       if name == background_task.name and thing is not None]  # fmt: skip
+            excluding = [item for name, item in (*self._running, *self._not_before)
+                       if name == background_task.name and item is not None]  # fmt: skip
         try:
             with self.database.begin_system() as connection:
                 return background_task.pending(connection, excluding)
         except Unavailable:
             raise
         except Exception:
-            log.exception("errands not found", extra={"errand": background_task.name})
-            self._put_off(background_task, None)
+            log.exception("pending items cannot be read", extra={"task": background_task.name})
+            self._postpone(background_task, None)
             return []
 
-    def _put_off(self, background_task: BackgroundTask, thing: int | None, *, failed: bool = False) -> None:
-        """`failed`: in a way that nobody foresaw, so each time for twice as long."""
-        key, pause = (background_task.name, thing), PAUSE_SECONDS
+    def _postpone(self, background_task: BackgroundTask, item: int | None, *, failed: bool = False) -> None:
+        """Postpones the item; with `failed`, after an unexpected error, for twice as long each time."""
+        key, pause = (background_task.name, item), PAUSE_SECONDS
         with self._guard:
             if failed:
                 pause = self._pauses[key] = min(self._pauses.get(key, PAUSE_SECONDS / 2) * 2, LONGEST_PAUSE_SECONDS)
             self._not_before[key] = time.monotonic() + pause
 
-    def _try(self, background_task: BackgroundTask, thing: int) -> bool:
-        key = background_task.name, thing
+    def _try(self, background_task: BackgroundTask, item: int) -> bool:
+        key = background_task.name, item
         with self._guard:
-            if key in self._in_hand or self._not_before.get(key, 0.0) > time.monotonic():
+            if key in self._running or self._not_before.get(key, 0.0) > time.monotonic():
                 return False
-            self._in_hand.add(key)
+            self._running.add(key)
         try:
             return self._perform(
-                background_task, thing, Lease(self.database, f"{background_task.name}/{thing}", self.holder)
+                background_task, item, Lease(self.database, f"{background_task.name}/{item}", self.holder)
             )
         finally:
             with self._guard:
-                self._in_hand.discard(key)
+                self._running.discard(key)
 
-    def _perform(self, background_task: BackgroundTask, thing: int, lease: Lease) -> bool:
+    def _perform(self, background_task: BackgroundTask, item: int, lease: Lease) -> bool:
         began = time.monotonic()
         try:
             if not lease.take():
-                self._put_off(background_task, thing)
+                self._postpone(background_task, item)
                 return False
-            background_task.run(thing, lease)
+            background_task.run(item, lease)
             lease.release()
         except LeaseLost:
-            log.warning("errand lost", extra={"errand": lease.name})
+            log.warning("background task lost its lease", extra={"task": lease.name})
         except Unavailable as error:
-            log.warning("errand put off", extra={"errand": lease.name, "error": str(error)})
-            self._put_off(background_task, thing)
+            log.warning("background task postponed", extra={"task": lease.name, "error": str(error)})
+            self._postpone(background_task, item)
         except Exception:
-            log.exception("errand failed", extra={"errand": lease.name})
-            self._put_off(background_task, thing, failed=True)
+            log.exception("background task failed", extra={"task": lease.name})
+            self._postpone(background_task, item, failed=True)
         else:
-            self._pauses.pop((background_task.name, thing), None)
-            log.info("errand done", extra={"errand": lease.name, "seconds": round(time.monotonic() - began, 3)})
+            self._pauses.pop((background_task.name, item), None)
+            log.info("background task done", extra={"task": lease.name, "seconds": round(time.monotonic() - began, 3)})
         return True
 
 
 def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) -> list[BackgroundTask]:
-    """What there is to run; each one's file in the core says what it does."""
+    """All background tasks; each one's module in services/core describes it."""
 
     def validate(job_id: int, lease: Lease) -> None:
         validation.run(settings, store, notifier, job_id, lease)

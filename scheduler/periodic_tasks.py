@@ -1,7 +1,6 @@
-"""The timetable: what the leader does, and how often. Each duty is one short transaction, safe to run again.
+"""The timetable: what the leader does, and how often. Each periodic task is one short transaction, safe to repeat.
 
-Expiring leases, folding counters and numbering events run on the workers' timers too, so a dead scheduler strands
-nothing.
+The workers' timers also expire leases, fold counters and number events, so images are rendered without a scheduler.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from services.core.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """`run` gets an open transaction of the leader; `every` in seconds."""
+    """`run` gets the leader's open transaction; `every` is in seconds."""
 
     name: str
     every: float
@@ -48,7 +47,7 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("number", 0.5, numbering.number),
         PeriodicTask("expire", 2.0, expire),
         PeriodicTask("low", 2.0, segments.raise_low),
-        PeriodicTask("ring", 5.0, notify),
+        PeriodicTask("notify", 5.0, notify),
         PeriodicTask("forget", 300.0, forget),
         PeriodicTask("partitions", 3600.0, partitions.make_partitions),
     ]

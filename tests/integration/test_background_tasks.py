@@ -224,7 +224,7 @@ def test_a_scheduler_that_fails_ends_with_its_background_tasks(environ, store, m
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(RuntimeError, match="unforeseen"):
         app.main([])
-    assert not [thread for thread in threading.enumerate() if thread.name == "errands"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "background-tasks"]
 
 
 def test_a_file_that_expires_is_kept_until_its_job_has_read_it(api, running, database):
