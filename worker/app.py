@@ -1,6 +1,6 @@
 """Wiring: `python -m worker.app` checks the settings, then runs Celery with one child that holds the pipeline.
 
-The parent never loads a model. It outlives its child, and tells the ledger how the child died.
+The parent never loads a model. It outlives its child and records in the database how the child died.
 """
 
 import argparse
@@ -32,13 +32,17 @@ from worker.shared_memory import SharedState
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.25
 FAILED_STARTS = 3
-CHILDLESS_SECONDS = 10.0
+NO_CHILD_SECONDS = 10.0
 _child: Child | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m worker.app", description="Runs one worker on one device.")
-    parser.add_argument("--check", action="store_true", help="only ask whether this host's worker did something lately")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="exit with 0 if a worker of this host has sent a heartbeat recently, else with 1",
+    )
     arguments = parser.parse_args(argv)
     logs.configure("worker")
     try:
@@ -47,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             return _check(settings)
         model = model_name(settings)
         database = databases.Database(settings.database_url, application="presswork parent", pool_size=1)
-        for warning in _fit(settings, database):
+        for warning in _check_servers(settings, database):
             log.warning("%s", warning)
     except PressworkError as error:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201
@@ -55,19 +59,21 @@ def main(argv: list[str] | None = None) -> int:
     return Parent(settings, model, database).run()
 
 
-def _fit(settings: Settings, database: databases.Database) -> list[str]:
-    """What can be found out before the fork, so that a bad setting is one sentence and no respawn loop. Leaves no
-    connection open that a child could inherit."""
+def _check_servers(settings: Settings, database: databases.Database) -> list[str]:
+    """Checks database and store before the fork, so that a bad setting gives one sentence instead of a respawn loop.
+
+    Returns warnings. Leaves no connection open that a child could inherit.
+    """
     try:
-        found = databases.assert_suitable(database)
+        server_warnings = databases.assert_suitable(database)
     finally:
         database.close()
     s3.S3Store(settings).prepare()
-    return found
+    return server_warnings
 
 
 def _check(settings: Settings) -> int:
-    """For a container's health check: 0 when a worker of this host was seen within three of its ticks."""
+    """For a container's health check: 0 if a worker of this host was seen within its last three ticks, else 1."""
     database = databases.Database(settings.database_url, application="presswork worker check", pool_size=1)
     try:
         with database.begin_system() as connection:
@@ -78,7 +84,7 @@ def _check(settings: Settings) -> int:
 
 
 class Parent:
-    """The Celery parent: it consumes bells, keeps one child, and watches it."""
+    """The Celery parent: it consumes wake-ups, keeps one child, and watches it."""
 
     def __init__(self, settings: Settings, model: str, database: databases.Database) -> None:
         self.settings = settings
@@ -114,24 +120,24 @@ class Parent:
             child = Child(self.settings, self.shared)
             child.start()
             _child = child
-        except BaseException:  # Celery would log it and go on with a child that does nothing
-            log.exception("child does not start")
+        except BaseException:  # Celery would log it and keep a child that does nothing
+            log.exception("child cannot start")
             os._exit(exit_codes.MODEL_UNUSABLE)
 
     def _watch(self) -> None:
-        """Reports a child's death, and sees to its replacement: Celery looks for dead children every five seconds,
-        and not at all while it is connecting to Redis. Then the whole worker goes, to be started anew."""
+        """Reports a child's death and has the child replaced. Celery alone looks for dead children every five seconds,
+        and not at all while it connects to Redis. If no child comes up, the whole worker exits, to be restarted."""
         seen_at = time.monotonic()
         while not self.shared.stopping:
             time.sleep(WATCH_SECONDS)
             pid = self.shared.pid
-            if pid and _alive(pid):
+            if pid and _is_running(pid):
                 seen_at = time.monotonic()
             elif pid:
                 self._child_died()
-            elif time.monotonic() - seen_at > CHILDLESS_SECONDS and not self.shared.stopping:
-                log.error("no child was started; leaving", extra={"seconds": CHILDLESS_SECONDS})
-                os._exit(exit_codes.CHILDLESS)
+            elif time.monotonic() - seen_at > NO_CHILD_SECONDS and not self.shared.stopping:
+                log.error("no child was started; exiting", extra={"seconds": NO_CHILD_SECONDS})
+                os._exit(exit_codes.NO_CHILD)
 
     def _replace_child(self) -> None:
         hub, pool = getattr(self._worker, "hub", None), getattr(self._worker, "pool", None)
@@ -146,11 +152,11 @@ class Parent:
         if was_ready:
             self._failed_starts = 0
             if self._report(worker_id, claim_id, device):
-                self.shared.rest()
-            self.shared.forget_child()  # its successor waits for this
+                self.shared.request_cooldown()
+            self.shared.forget_child()  # the next child waits for this
             if not reason:
                 self._replace_child()
-            time.sleep(WATCH_SECONDS)  # a claim whose commit was under way when it died shows only now
+            time.sleep(WATCH_SECONDS)  # a claim whose commit was in flight when the child died is visible only now
             self._report(worker_id, 0, device)
             if not reason:
                 return
@@ -165,8 +171,10 @@ class Parent:
             os._exit(exit_codes.MODEL_UNUSABLE)
 
     def _report(self, worker_id: str, claim_id: int, device: str) -> bool:
-        """Tells the ledger; tries until it hears, or until the leases have run out anyway. True: the device looks
-        sick, and should rest before it tries its canary."""
+        """Records the death; retries until that is committed or until the leases have expired anyway.
+
+        Returns whether the device looks sick and should cool down before it renders its canary.
+        """
         deadline = time.monotonic() + self.settings.lease_seconds
         while time.monotonic() < deadline:
             try:
@@ -175,7 +183,7 @@ class Parent:
             except DatabaseUnavailable:
                 time.sleep(1.0)
             except Exception:
-                log.exception("death not reported; the leases will run out", extra={"worker": worker_id})
+                log.exception("death not reported; the leases will expire", extra={"worker": worker_id})
                 return False
             finally:
                 self.database.close()
@@ -183,7 +191,7 @@ class Parent:
 
 
 def _leave_logging_alone(**_: object) -> None:
-    """Celery's own lines come out as ours do."""
+    """Keeps Celery from configuring logging: its lines are formatted like Presswork's."""
 
 
 def _render(_model: str) -> None:
@@ -196,16 +204,16 @@ def _stop_child(**_: object) -> None:
         _child.stop()
 
 
-def _alive(pid: int) -> bool:
-    """Neither gone nor waiting to be reaped."""
+def _is_running(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return _answers(pid)
+        return _process_exists(pid)
     return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
-def _answers(pid: int) -> bool:
+def _process_exists(pid: int) -> bool:
     if Path("/proc/self/stat").exists():
         return False
     try:

@@ -1,7 +1,7 @@
-"""The process that holds the pipeline: starts it, keeps house on a timer, and renders with or without a bell.
+"""The process that holds the pipeline: starts it, does housekeeping on a timer, and renders with or without wake-ups.
 
-Work is always done under the render loop's own lock: in the Celery task after a wake-up, else in the timer's thread. So
-Redis may be away for any length of time.
+Rendering always holds the render loop's lock: in the Celery task after a wake-up, else in the timer's thread. So the
+worker renders even while Redis cannot be reached.
 """
 
 import logging
@@ -36,21 +36,21 @@ SLICE_SECONDS = 60.0
 
 
 class Child:
-    """One incarnation of a worker. Construct it after the fork."""
+    """One worker process with its pipeline. Construct it after the fork."""
 
     def __init__(self, settings: Settings, shared: SharedState) -> None:
         self.settings, self.shared = settings, shared
         self.connectivity = Connectivity()
         self.host = socket.gethostname()
         self.worker_id = f"{self.host}-{os.getpid()}-{secrets.token_hex(4)}"
-        shared.introduce(os.getpid(), self.worker_id)
+        shared.register_child(os.getpid(), self.worker_id)
         try:
             self.pipeline = open_pipeline(settings)
         except PressworkError as error:
             self._give_up(str(error))
         except Exception as error:
-            log.exception("pipeline does not load")
-            self._give_up(f"The pipeline {settings.pipeline!r} does not load: {type(error).__name__}: {error}")
+            log.exception("pipeline cannot be loaded")
+            self._give_up(f"The pipeline {settings.pipeline!r} cannot be loaded: {type(error).__name__}: {error}")
         self.database = databases.Database(
             settings.database_url, application=f"presswork worker {self.worker_id}", pool_size=8, nested_loops=True
         )
@@ -64,10 +64,10 @@ class Child:
         self.heartbeat.start()
 
     def start(self) -> None:
-        """Passes the canary, publishes what can be served, and begins to look for work."""
-        if self.shared.take_rest():
-            log.warning("device rests", extra={"seconds": self.settings.sick_seconds})
-            self._rest()
+        """Renders the canary, registers the model and the worker, and starts the threads that find work."""
+        if self.shared.take_cooldown():
+            log.warning("device cools down", extra={"seconds": self.settings.sick_seconds})
+            self._cool_down()
         try:
             self.render_loop.device.check()
         except CompileFailed as error:
@@ -76,19 +76,19 @@ class Child:
             log.error("device sick", extra={"error": str(error)})
             self.render_loop.device.sick = True
         self.shared.ready(self.render_loop.device.name)
-        self._insist(self._register)
+        self._retry_until_done(self._register)
         for name, verb in (("housekeeping", self._housekeeping_loop), ("timer", self._look_for_work)):
             threading.Thread(target=verb, name=name, daemon=True).start()
 
     def render(self) -> None:
-        """What a bell starts: works for a time slice or until nothing waits; rings again if there is more."""
+        """Renders after a wake-up, until the queue is empty or a time slice ends; then sends another wake-up."""
         deadline = time.monotonic() + SLICE_SECONDS
         worked = self.render_loop.run(lambda: time.monotonic() > deadline)
         if worked and time.monotonic() > deadline:
             self.notifier.notify_now(self.pipeline.card.name, again=True)
 
     def stop(self) -> None:
-        """Finishes the batch at hand, gives back what was not begun, and closes the device."""
+        """Finishes the batch being rendered, releases images not yet begun, and closes the device."""
         self.render_loop.stopping.set()
         self.render_loop.wait_idle()
         try:
@@ -98,7 +98,7 @@ class Child:
         self.pipeline.close()
         self.database.close()
 
-    def _rest(self) -> None:
+    def _cool_down(self) -> None:
         deadline = time.monotonic() + self.settings.sick_seconds
         while time.monotonic() < deadline and not self.shared.stopping:
             time.sleep(0.1)
@@ -120,14 +120,14 @@ class Child:
                 state="sick" if self.render_loop.device.sick else "ready",
             )
 
-    def _insist(self, verb: Callable[[], None]) -> None:
+    def _retry_until_done(self, verb: Callable[[], None]) -> None:
         while not self.shared.stopping:
             self._leave_if_orphaned()
             try:
                 verb()
                 return
             except DatabaseUnavailable as error:
-                log.warning("start put off", extra={"error": str(error)})
+                log.warning("start postponed", extra={"error": str(error)})
                 time.sleep(1.0)
 
     def _look_for_work(self) -> None:
@@ -135,7 +135,7 @@ class Child:
             try:
                 self.render_loop.run()
             except Exception:
-                log.exception("work failed")
+                log.exception("render loop failed")
             self.render_loop.stopping.wait(TICK_SECONDS)
 
     def _housekeeping_loop(self) -> None:
@@ -147,25 +147,25 @@ class Child:
             if self.render_loop.device.sick:
                 sick_since = sick_since or time.monotonic()
                 self._leave_if_sick(sick_since)
-            if self.render_loop.device.unfit and not self.render_loop.busy:
-                self._give_up(self.render_loop.device.unfit)
+            if self.render_loop.device.unusable and not self.render_loop.busy:
+                self._give_up(self.render_loop.device.unusable)
             try:
                 self._tick()
             except DatabaseUnavailable as error:
                 self.connectivity.lost()
-                log.warning("housekeeping put off", extra={"error": str(error)})
+                log.warning("housekeeping postponed", extra={"error": str(error)})
             except Exception:
                 log.exception("housekeeping failed")
             self._pause()
 
     def _pause(self) -> None:
-        """A tick, but hears at once that it is time to stop."""
+        """Waits for one tick, or until the parent asks to stop."""
         deadline = time.monotonic() + min(TICK_SECONDS, self.settings.lease_seconds / 2)
         while time.monotonic() < deadline and (self.render_loop.stopping.is_set() or not self.shared.stopping):
             time.sleep(0.1)
 
     def _tick(self) -> None:
-        """What any worker does for all, so that a dead scheduler strands nothing."""
+        """Maintenance that every worker does for all, so that images are rendered without a scheduler, too."""
         self._beat("sick" if self.render_loop.device.sick else "busy" if self.render_loop.busy else "ready")
         for verb in (self._expire, counters.fold, numbering.number, segments.raise_low):
             with self.database.begin_system() as connection:
@@ -182,17 +182,17 @@ class Child:
     def _beat(self, state: str) -> None:
         with self.database.begin_system() as connection:
             known = workers.beat(connection, self.worker_id, state)
-        if not known:  # it was silent for so long that it was forgotten
+        if not known:  # its row was deleted after a long silence
             self._register()
 
     def _leave_if_sick(self, since: float) -> None:
-        """After a rest the process ends; its successor tries the canary again on a fresh device."""
+        """Ends the process after the cool-down; the next one tries the canary on a freshly opened device."""
         if time.monotonic() - since > self.settings.sick_seconds and not self.render_loop.busy:
             os._exit(exit_codes.SICK)
 
     def _leave_if_orphaned(self) -> None:
         if os.getppid() != self.shared.parent:
-            log.error("parent gone")
+            log.error("parent has ended")
             os._exit(exit_codes.ORPHAN)
 
     def _give_up(self, reason: str) -> NoReturn:

@@ -1,6 +1,6 @@
-"""Before a claim is rendered: what its tenant has already, in the same class, is copied within the store.
+"""Before a claim is rendered, copies within the store the images that its tenant already has in the same class.
 
-Whatever cannot be copied now is rendered; nothing here waits for a server that is away, and nothing fails.
+Images that cannot be copied now are rendered. Nothing here waits for an unavailable server or fails the claim.
 """
 
 import logging
@@ -22,21 +22,21 @@ COPIES = 8  # at once
 
 
 class Dedupe:
-    """The look at what lies in the store, for the images of jobs that ask for it; for others it costs nothing."""
+    """Finds and copies existing images, for jobs that ask for it; for other jobs it costs nothing."""
 
     def __init__(self, database: Database, store: contract.ImageStore, device: Device) -> None:
         self._database, self._objects, self._device = database, store, device
         self._copying = ThreadPoolExecutor(COPIES, "copy")
 
-    def look(self, held: HeldClaim) -> None:
-        """Leaves to be rendered what could not be copied. Never raises: the claim is held."""
+    def copy_existing(self, held: HeldClaim) -> None:
+        """Leaves in `held.remaining` the images that could not be copied. Never raises, since the claim is held."""
         wanted = [image for image in held.claim.images if image.dedupe]
         if not wanted:
             return
         try:
             held.skip_stored(self._copies(held, wanted))
         except Exception as error:
-            log.warning("reuse left out", extra={"claim": held.claim.id, "error": str(error)})
+            log.warning("reuse skipped", extra={"claim": held.claim.id, "error": str(error)})
 
     def _copies(self, held: HeldClaim, wanted: list[Image]) -> Iterable[StoredImage]:
         expected = self._device.expected_class(held.claim.shape)
@@ -50,7 +50,7 @@ class Dedupe:
         return [copy for future in copying if (copy := future.result())]
 
     def _copy(self, held: HeldClaim, image: Image, source: StoredImage) -> StoredImage | None:
-        """An object of this job's own: that the source's goes some day must not matter. None: it is to be rendered."""
+        """A copy that belongs to this job, so that the source may be deleted. None: it must be rendered."""
         key = keys.image_key(
             image.tenant_id, ids.public_job(image.job_id), image.index, image.render_key, image.output_format
         )
@@ -62,7 +62,7 @@ class Dedupe:
             log.warning("not copied", extra={"claim": held.claim.id, "error": str(error)})
             return None
         if copied is None:
-            log.warning("not copied: gone or changed", extra={"claim": held.claim.id, "source": source.object_key})
+            log.warning("not copied: missing or changed", extra={"claim": held.claim.id, "source": source.object_key})
             return None
         return replace(
             source, job_id=image.job_id, index=image.index, object_key=copied, render_seconds=0.0, reused=True

@@ -1,4 +1,4 @@
-"""The device: renders a claim part by part, and tells a bad prompt from a device that is sick or short of memory."""
+"""The device: renders a claim part by part, and tells bad prompts from a sick device and from lack of memory."""
 
 import logging
 import time
@@ -26,13 +26,13 @@ from worker.pipeline import (
 from worker.retries import Part, RetryPlan
 
 log = logging.getLogger(__name__)
-COMPILE_SECONDS = 900.0  # how long a shape may take to compile before the watchdog thinks that the device hangs
-REGROW_BATCHES = 50  # after so many good ones the next larger size is tried again
+COMPILE_SECONDS = 900.0  # how long compiling a shape may take before the watchdog treats the device as hung
+REGROW_BATCHES = 50  # after this many successful batches the next larger size is tried again
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """One image as it came off the device, waiting in the spool."""
+    """One rendered image, waiting in the spool to be stored."""
 
     image: Image
     picture: Picture
@@ -42,16 +42,19 @@ class Rendered:
 
 @dataclass(slots=True)
 class Memory:
-    """What is known of the device's memory for one shape: the largest declared size that fits, and since when."""
+    """What is known of the device's memory for one shape: the largest declared batch size that fits, and the number of
+    batches that succeeded since it was found."""
 
-    most: int
+    max_size: int
     good_batches: int = 0
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What rendering made of a claim. Images in neither list were not rendered: they are released. `pass_seconds` went
-    into passes that gave pictures, for `slots` images, padding included."""
+    """The result of rendering a claim. Images that are neither in `rendered` nor in `plan.failed` are released.
+
+    `pass_seconds` is the time of the passes that gave pictures, `slots` their batch sizes summed, padding included.
+    """
 
     held: HeldClaim
     rendered: list[Rendered] = field(default_factory=list)
@@ -62,24 +65,24 @@ class Outcome:
 
 
 class Device:
-    """One pipeline and what is known of it. Used by one thread at a time."""
+    """One pipeline, its health and its memory limits. Used by one thread at a time."""
 
     def __init__(self, pipeline: Pipeline, heartbeat: Heartbeat, name: str, mark: Callable[[int], None]) -> None:
         self.pipeline, self.heartbeat, self.name = pipeline, heartbeat, name
         self.sick = False
-        self.unfit = ""  # why nothing can be compiled for it, in one sentence
+        self.unusable = ""  # why nothing can be compiled here, in one sentence
         self._mark = mark
         self._memory: dict[Shape, Memory] = {}
         self._thread = ThreadPoolExecutor(1, "device")
 
     def render(self, held: HeldClaim) -> Outcome:
-        """Renders what is left of a claim, as far as it can, and stops at once when nobody wants it any more."""
-        if not held.left:
+        """Renders the remaining images as far as possible; stops at the next step once none is wanted."""
+        if not held.remaining:
             return Outcome(held)
         claim = held.claim
-        tried = self._most(claim.shape)
+        tried = self._max_size(claim.shape)
         plan = RetryPlan(self.pipeline.card.batch_sizes, tried)
-        plan.add(held.left)
+        plan.add(held.remaining)
         outcome = Outcome(held, plan=plan)
         self.heartbeat.rendering(held)
         self._mark(claim.id)
@@ -94,46 +97,46 @@ class Device:
             self.sick = True
             plan.failed.clear()
             outcome.rendered.clear()
-        except CompileFailed as error:  # what was rendered before is good
-            log.error("device unfit", extra={"claim": claim.id, "error": str(error)})
-            self.unfit = str(error)
+        except CompileFailed as error:  # images rendered before are valid
+            log.error("device unusable", extra={"claim": claim.id, "error": str(error)})
+            self.unusable = str(error)
         except Exception:
-            log.exception("render failed; what is left is released", extra={"claim": claim.id})
+            log.exception("render failed; the remaining images are released", extra={"claim": claim.id})
         finally:
             self._mark(0)
             self.heartbeat.rendering(None)
             outcome.seconds = time.monotonic() - began
             if outcome.rendered:
-                self._remember(claim.shape, tried, plan.most)
+                self._remember(claim.shape, tried, plan.max_size)
         return outcome
 
     @property
-    def serves(self) -> bool:
-        """Whether it is to be given work."""
-        return not self.sick and not self.unfit
+    def usable(self) -> bool:
+        """Whether it may claim images."""
+        return not self.sick and not self.unusable
 
     def expected_class(self, shape: Shape) -> str:
-        """The reproducibility class of the next batch of that shape, unless the device has less room than is known."""
-        return reproducibility_class(self.pipeline, self._most(shape))
+        """The reproducibility class of the shape's next batch, unless that turns out not to fit in memory."""
+        return reproducibility_class(self.pipeline, self._max_size(shape))
 
-    def _most(self, shape: Shape) -> int:
-        """The largest declared size to try; one more once the device has done well for a while."""
+    def _max_size(self, shape: Shape) -> int:
+        """The largest declared batch size to try; the next larger one after REGROW_BATCHES successful batches."""
         sizes = self.pipeline.card.batch_sizes
         memory = self._memory.get(shape)
         if memory is None:
             return max(sizes)
         if memory.good_batches >= REGROW_BATCHES:
-            return min((size for size in sizes if size > memory.most), default=memory.most)
-        return memory.most
+            return min((size for size in sizes if size > memory.max_size), default=memory.max_size)
+        return memory.max_size
 
-    def _remember(self, shape: Shape, tried: int, most: int) -> None:
-        """`tried`, and then `most`, was the largest size. A larger one that failed is not tried again for a while."""
-        if most == max(self.pipeline.card.batch_sizes):
+    def _remember(self, shape: Shape, tried: int, max_size: int) -> None:
+        """Records that `max_size` fits after `tried` was tried; a larger one waits for REGROW_BATCHES."""
+        if max_size == max(self.pipeline.card.batch_sizes):
             self._memory.pop(shape, None)
             return
-        memory = self._memory.setdefault(shape, Memory(most))
-        memory.good_batches = memory.good_batches + 1 if memory.most == most == tried else 0
-        memory.most = most
+        memory = self._memory.setdefault(shape, Memory(max_size))
+        memory.good_batches = memory.good_batches + 1 if memory.max_size == max_size == tried else 0
+        memory.max_size = max_size
 
     def _render_part(self, part: Part, outcome: Outcome, plan: RetryPlan) -> None:
         batch = batching.form(part.images, outcome.held.claim.shape, part.size)
@@ -152,7 +155,7 @@ class Device:
             log.warning(
                 "batch failed", extra={"claim": outcome.held.claim.id, "images": len(part.images)}, exc_info=True
             )
-            if not plan.stands_alone(part):
+            if not plan.is_single(part):
                 plan.halve(part)
             else:
                 self.check(part.size)
@@ -174,8 +177,12 @@ class Device:
                     outcome.rendered.append(Rendered(image, picture, name, seconds))
 
     def check(self, size: int | None = None) -> None:
-        """Renders the canary in a batch of that declared size, by default the largest that there is room for. Raises
-        DeviceSick when that fails: then it was not the prompt; or CompileFailed: then it was not the device either."""
+        """Renders the canary in a batch of `size`, by default of the largest declared size that fits.
+
+        Raises:
+            DeviceSick: the canary failed, so the device is at fault and no prompt.
+            CompileFailed: a compiler failed, so neither the device nor a prompt is at fault.
+        """
         card = self.pipeline.card
         sizes = [declared for declared in card.batch_sizes if size is None or declared <= size]
         try:
@@ -192,36 +199,41 @@ class Device:
         except Exception as error:
             raise DeviceSick(f"The device failed on the canary image: {error}") from error
         if isinstance(picture, InvalidOutput):
-            raise DeviceSick(f"The device spoiled the canary image: {picture.message}")
+            raise DeviceSick(f"The device gave invalid output for the canary image: {picture.message}")
 
     def _render_canary(self, size: int) -> Picture | InvalidOutput:
-        """Notes how long this device is silent at most while it does well: the watchdog is to know."""
+        """Measures the longest time between two steps on a healthy device, and tells the watchdog to allow for it."""
         batch = canary(self.pipeline.card, size)
         self._prepare(batch)
-        heard = [time.monotonic()]
+        step_times = [time.monotonic()]
 
         def on_step(step: int) -> None:
-            heard.append(time.monotonic())
+            step_times.append(time.monotonic())
             self.heartbeat.on_step(step)
 
         pictures: Sequence[Picture | InvalidOutput] = self._run(self.pipeline.render, batch, on_step)
-        heard.append(time.monotonic())
-        self.heartbeat.expect(max(after - before for before, after in pairwise(heard)))
+        step_times.append(time.monotonic())
+        self.heartbeat.expect_silence(max(after - before for before, after in pairwise(step_times)))
         return pictures[0]
 
     def _prepare(self, batch: Batch) -> None:
-        """Compiles what is not compiled yet. No prompt is to blame for what goes wrong here, but for memory; and no
-        device for a compiler that fails, or a folder that does not take what it makes."""
+        """Compiles what the batch needs.
+
+        Raises:
+            OutOfMemory: the batch does not fit; a smaller one may.
+            CompileFailed: a compiler failed or its output cannot be written; the device is not at fault.
+            DeviceSick: anything else failed; no prompt is at fault.
+        """
         try:
-            with self.heartbeat.patience(COMPILE_SECONDS):
+            with self.heartbeat.extended_timeout(COMPILE_SECONDS):
                 self._run(self.pipeline.prepare, batch.shape, batch.size)
         except (OutOfMemory, CompileFailed):
             raise
         except SettingsError as error:
             raise CompileFailed(str(error)) from error
         except Exception as error:
-            raise DeviceSick(f"The pipeline cannot be made ready for a batch of {batch.size}: {error}") from error
+            raise DeviceSick(f"The pipeline cannot be prepared for a batch of {batch.size}: {error}") from error
 
     def _run(self, verb: Callable[..., Any], *arguments: object) -> Any:
-        """On the device's own thread: what a compiler keeps for a thread must be found again."""
+        """Runs on one thread that belongs to the device, because compilers keep caches per thread."""
         return self._thread.submit(verb, *arguments).result()

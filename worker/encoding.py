@@ -1,4 +1,4 @@
-"""Pixels -> file bytes. The same pixels give the same bytes: nothing that differs between renders goes in."""
+"""Encodes pixels as files. The same pixels and provenance give the same bytes, whenever they are rendered."""
 
 import struct
 from collections.abc import Callable
@@ -29,8 +29,12 @@ _ASCII, _LONG, _UNDEFINED = 2, 4, 7  # types
 def encode(
     pixels: NDArray[np.uint8], output_format: OutputFormat, quality: int | None, provenance: Provenance
 ) -> bytes:
-    """`pixels` uint8 of shape (height, width, 3), RGB. `quality` 0..100 of a lossy format; None: the format's default.
-    What `provenance` says goes beside the pixels and changes none of them."""
+    """The file's bytes, with `provenance` as metadata; metadata changes no pixel.
+
+    Args:
+        pixels: uint8 (height, width, 3), RGB.
+        quality: 0..100, for lossy formats; None is the format's default.
+    """
     options = _OPTIONS[output_format] | _CARRIERS[output_format](provenance)
     if quality is not None:
         options["quality"] = quality
@@ -49,13 +53,16 @@ def _as_chunks(provenance: Provenance) -> dict[str, Any]:
 
 
 def _as_exif_and_xmp(provenance: Provenance) -> dict[str, Any]:
-    """JPEG and WebP: two segments, two chunks."""
+    """JPEG and WebP: an EXIF and an XMP segment (chunk)."""
     return {"exif": _exif(provenance.parameters), "xmp": provenance.xmp.encode()}
 
 
 def _exif(comment: str) -> bytes:
-    """A big-endian TIFF: at 8 IFD0 with Software (its text at 38) and a pointer to the Exif IFD, at 48; there the
-    version and a UserComment (its text at 78, big-endian too). By hand: Pillow is slow at it and mistakes its type."""
+    """A big-endian TIFF, written by hand because Pillow is slow at it and gives UserComment the wrong type.
+
+    Offset 8: IFD0 with Software (its text at 38) and a pointer to the Exif IFD. Offset 48: the Exif IFD with the
+    version and UserComment (its text at 78, in big-endian UTF-16).
+    """
     text = b"UNICODE\x00" + comment.encode("utf-16-be")
     software = SOFTWARE.encode() + b"\x00"
     return b"Exif\x00\x00" + struct.pack(

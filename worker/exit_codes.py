@@ -1,10 +1,10 @@
-"""With which codes a worker's processes end: what whoever starts them anew can tell by."""
+"""The exit codes of a worker's processes, for the supervisor that restarts them."""
 
-SETTINGS = 2  # the parent: a setting is bad, or a server is not as it must be; said in one sentence
+SETTINGS = 2  # the parent: a setting or a server is unsuitable; stderr has one sentence
 SICK = 71  # the child: the device failed its canary for too long; the parent starts another child
 MODEL_UNUSABLE = (
-    72  # both: the model does not fit, the pipeline does not load or cannot be compiled; said in one sentence
+    72  # both: the model is unusable, or the pipeline cannot be loaded or compiled; stderr has one sentence
 )
-ORPHAN = 73  # the child: its parent is gone
-CHILDLESS = 74  # the parent: no child comes up; to be started anew
-# 70, lease.EXIT_HUNG, the child: a batch has not moved for too long.
+ORPHAN = 73  # the child: its parent has ended
+NO_CHILD = 74  # the parent: no child comes up; restart the worker
+# 70 is heartbeat.EXIT_HUNG, the child: a batch has made no step for too long.

@@ -1,6 +1,6 @@
-"""Keeps the worker's claims alive, hears of cancels and of lost leases, and watches that the device moves.
+"""Extends the leases of the worker's claims, learns of cancels and lost leases, and detects a hung device.
 
-A claim is a `HeldClaim` from the moment it is taken until it is settled; the step callback asks it at every step.
+A claim is a `HeldClaim` from when it is taken until it is settled; the step callback checks it at every step.
 """
 
 import logging
@@ -18,19 +18,19 @@ from services.core.settings import Settings
 
 log = logging.getLogger(__name__)
 EXIT_HUNG = 70
-USUAL_TIMES = 4
+SILENCE_FACTOR = 4
 
 
 class Interrupted(Exception):
-    """Nobody wants this batch any more: its lease is lost, or all its images are cancelled."""
+    """The batch is no longer wanted: its lease is lost, or all its images are cancelled."""
 
 
 class HeldClaim:
-    """One claim in this worker's hands."""
+    """One claim that this worker holds."""
 
     def __init__(self, claim: Claim, fence_seconds: float) -> None:
         self.claim = claim
-        self.left = claim.images  # to render
+        self.remaining = claim.images  # to render
         self.reused: tuple[StoredImage, ...] = ()
         self.step = 0
         self.cancelled: frozenset[int] = frozenset()
@@ -40,25 +40,25 @@ class HeldClaim:
 
     @property
     def fenced(self) -> bool:
-        """Whether others may have taken these images: told so by the ledger, or not heard from it for too long."""
+        """Whether another worker may have these images: the lease is lost, or was not extended for `fence_seconds`."""
         return self._lost or time.monotonic() - self.extended_at > self._fence_seconds
 
     @property
     def lost(self) -> bool:
-        """The ledger said so: settling is of no use."""
+        """Whether the database has reported the lease as lost; settling would be refused."""
         return self._lost
 
     def skip_stored(self, reused: Iterable[StoredImage]) -> None:
-        """These lie in the store already: only the others are left to render."""
+        """Marks images that are already stored; only the others remain to be rendered."""
         self.reused = tuple(reused)
-        there = {(image.job_id, image.index) for image in self.reused}
-        self.left = tuple(image for image in self.claim.images if (image.job_id, image.index) not in there)
+        stored = {(image.job_id, image.index) for image in self.reused}
+        self.remaining = tuple(image for image in self.claim.images if (image.job_id, image.index) not in stored)
 
     def wants(self, image: Image) -> bool:
         return image.job_id not in self.cancelled
 
-    def heard(self, cancelled: frozenset[int] | None, asked_at: float) -> None:
-        """A heartbeat's answer: the cancelled jobs, or None for a lost lease. A lease runs from the asking."""
+    def update(self, cancelled: frozenset[int] | None, asked_at: float) -> None:
+        """Applies a heartbeat's answer: the cancelled jobs, or None for a lost lease. It counts from `asked_at`."""
         if cancelled is None:
             self._lost = True
         else:
@@ -66,19 +66,19 @@ class HeldClaim:
 
 
 class Heartbeat:
-    """The heartbeat of all claims that are held, and the watchdog of the one being rendered."""
+    """Extends all held claims, and runs the watchdog of the one that is being rendered."""
 
-    def __init__(self, database: Database, settings: Settings, die: Callable[[int], None] = os._exit) -> None:
+    def __init__(self, database: Database, settings: Settings, exit_process: Callable[[int], None] = os._exit) -> None:
         self._database = database
         self._settings = settings
-        self._die = die
+        self._exit = exit_process
         self._held: dict[int, HeldClaim] = {}
         self._guard = threading.Lock()
         self._rendering: HeldClaim | None = None
         self._progress = 0  # counts up; written by the rendering thread, the next two by the watchdog
         self._seen = 0
         self._silent_watches = 0
-        self._usual = self._patience = settings.watchdog_seconds
+        self._usual_timeout = self._timeout = settings.watchdog_seconds
 
     def start(self) -> None:
         for name, verb in (("lease", self._beat_for_ever), ("watchdog", self._watch_for_ever)):
@@ -95,33 +95,33 @@ class Heartbeat:
             self._held.pop(held.claim.id, None)
 
     def rendering(self, held: HeldClaim | None) -> None:
-        """Sets the watchdog on a claim, or takes it off."""
+        """Starts the watchdog for a claim; None stops it."""
         self._progress += 1
         self._rendering = held
 
     @contextmanager
-    def patience(self, seconds: float) -> Iterator[None]:
-        """For what makes no steps, such as compiling: the watchdog waits for so long instead."""
-        self._patience = max(seconds, self._usual)
+    def extended_timeout(self, seconds: float) -> Iterator[None]:
+        """Lets the watchdog wait for `seconds` while there are no steps, as during compiling."""
+        self._timeout = max(seconds, self._usual_timeout)
         try:
             yield
         finally:
-            self._progress += 1  # first: silence that patience allowed must not count once it is over
-            self._patience = self._usual
+            self._progress += 1  # first: silence that the longer timeout allowed must not count after it
+            self._timeout = self._usual_timeout
 
-    def expect(self, silence: float) -> None:
-        """So many seconds without a step are usual for this device: the watchdog is no stricter than a few of them."""
-        self._usual = max(self._usual, USUAL_TIMES * silence)
-        self._patience = max(self._patience, self._usual)
+    def expect_silence(self, silence: float) -> None:
+        """Makes the watchdog allow SILENCE_FACTOR times `silence`, the seconds without a step that are normal."""
+        self._usual_timeout = max(self._usual_timeout, SILENCE_FACTOR * silence)
+        self._timeout = max(self._timeout, self._usual_timeout)
 
     def on_step(self, step: int) -> None:
-        """The pipeline's callback. Raises Interrupted when the batch is of no use any more."""
+        """The pipeline's callback. Raises Interrupted when the batch is no longer wanted."""
         self._progress += 1
         held = self._rendering
         if held is None:
             return
         held.step = step
-        if held.fenced or not any(held.wants(image) for image in held.left):
+        if held.fenced or not any(held.wants(image) for image in held.remaining):
             raise Interrupted
 
     def beat(self) -> None:
@@ -133,22 +133,26 @@ class Heartbeat:
         steps = {claim_id: entry.step for claim_id, entry in held.items()}
         asked_at = time.monotonic()
         with self._database.begin_system() as connection:
-            heard = claims.extend(connection, steps, self._settings.lease_seconds).held
+            answers = claims.extend(connection, steps, self._settings.lease_seconds).held
         for claim_id, entry in held.items():
-            entry.heard(heard.get(claim_id), asked_at)
+            entry.update(answers.get(claim_id), asked_at)
 
     def watch(self) -> None:
-        """Ends the process if the device has made no step for the watchdog's time; a live heartbeat must not keep a
-        hung device's lease. Time is counted in watches: while the whole process was stopped, nobody watched and no
-        device hung."""
-        held = self._rendering  # first: what begins after this has made its progress after this, too
-        patience, progress = self._patience, self._progress  # in this order: patience ends after progress was made
+        """Ends the process if the device has made no step within the timeout, so that a hung device loses its lease.
+
+        Time is counted in calls, not read from the clock: a process that was stopped as a whole did not hang.
+        """
+        held = self._rendering  # first: a claim that begins later also counts its progress later
+        timeout, progress = (
+            self._timeout,
+            self._progress,
+        )  # in this order: a timeout is shortened only after progress was counted
         self._silent_watches = self._silent_watches + 1 if progress == self._seen else 0
         self._seen = progress
         silent = self._silent_watches * self._settings.beat_seconds
-        if held is not None and silent > patience:
+        if held is not None and silent > timeout:
             log.error("device hangs", extra={"claim": held.claim.id, "silent_seconds": round(silent, 1)})
-            self._die(EXIT_HUNG)
+            self._exit(EXIT_HUNG)
 
     def _beat_for_ever(self) -> None:
         while True:
@@ -156,9 +160,9 @@ class Heartbeat:
             try:
                 self.beat()
             except DatabaseUnavailable as error:
-                log.warning("beat lost", extra={"error": str(error)})
+                log.warning("heartbeat postponed", extra={"error": str(error)})
             except Exception:
-                log.exception("beat failed")
+                log.exception("heartbeat failed")
 
     def _watch_for_ever(self) -> None:
         while True:

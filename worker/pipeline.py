@@ -1,7 +1,7 @@
-"""The Pipeline contract: what the worker's loop asks of whatever draws the pictures.
+"""The Pipeline contract: what the render loop needs from an implementation that draws pictures.
 
-Implementations live in `worker/pipelines/`, where `registry.py` opens them by name. The contract suite in
-`tests/contract/` is what they all pass.
+Implementations are in `worker/pipelines/`; `registry.py` opens them by name. All of them pass the contract suite in
+`tests/contract/`.
 """
 
 import os
@@ -20,11 +20,11 @@ from services.core.settings import Settings
 
 
 class OutOfMemory(PressworkError):
-    """The device has no room for a batch of this size."""
+    """The device has too little memory for a batch of this size."""
 
 
 class ModelUnusable(SettingsError):
-    """The model directory does not fit."""
+    """The model directory is unusable."""
 
 
 class DeviceSick(PressworkError):
@@ -32,14 +32,14 @@ class DeviceSick(PressworkError):
 
 
 class CompileFailed(PressworkError):
-    """What a batch needs cannot be compiled on this machine: neither a prompt nor the device is to blame."""
+    """What a batch needs cannot be compiled on this machine; neither a prompt nor the device is at fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A claim's images in the form a pipeline takes: `specs` is padded to a declared size, `wanted` are real.
+    """The specs to render in one pass, padded to a declared size. All of them share `shape`.
 
-    All specs share `shape`. Slots from `wanted` on are padding: rendered, and thrown away.
+    The first `wanted` slots are images; the others are padding, which is rendered and discarded.
     """
 
     shape: Shape
@@ -53,11 +53,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A rendered image and what there is to say about it: `pixels` uint8 of shape (height, width, 3), RGB.
+    """A rendered image: `pixels` uint8 of shape (height, width, 3), RGB.
 
-    `truncated`: the prompt was cut short. `flagged`: what the model's own safety checker says, None without one; the
-    pixels are as they were drawn either way. `unknown_words`: words of the prompt, as it writes them and each once,
-    that the model's vocabulary does not know.
+    `truncated`: the prompt was cut to the text encoder's length. `flagged`: the verdict of the model's safety checker,
+    None without one; it changes no pixels. `unknown_words`: the prompt's words that the model's vocabulary lacks, as
+    written, each once.
     """
 
     pixels: NDArray[np.uint8]
@@ -68,7 +68,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class InvalidOutput:
-    """An image whose latents came out as NaN or Inf; it fails alone."""
+    """An image with NaN or Inf in its latents or pixels; the rest of its batch is valid."""
 
     message: str = "The model's output for this image was not finite."
 
@@ -86,57 +86,57 @@ class Pipeline(Protocol):
     card: ModelCard
     backend: str  # "simulated", "torch", ...
     precision: str  # "fp32", "bf16", "fp16", ...
-    device: str  # as people name it: "cpu", "cuda:0 NVIDIA H200"
-    device_kind: str  # what decides bytes: "x86_64", "NVIDIA H200"
-    versions: str  # of the programs that draw: "presswork 0.1.0, torch 2.13.0"
+    device: str  # for people: "cpu", "cuda:0 NVIDIA H200"
+    device_kind: str  # the hardware properties that decide bytes: "x86_64", "NVIDIA H200"
+    versions: str  # of the software that draws: "presswork 0.1.0, torch 2.13.0"
 
     def prepare(self, shape: Shape, size: int) -> None:
-        """Compiles what a batch of `size` of that shape needs, if it is not compiled yet: it may take minutes.
+        """Compiles what a batch of `size` images of that shape needs, unless it is compiled. May take minutes.
 
         Raises:
-            OutOfMemory: the device has no room for `size`; a smaller declared size may fit.
-            CompileFailed: a compiler fails, or what it makes cannot be kept.
+            OutOfMemory: a batch of `size` does not fit the device's memory; a smaller declared size may.
+            CompileFailed: a compiler fails, or its output cannot be written.
         """
         ...
 
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | InvalidOutput]:
         """Renders `batch.size` images, in order; what `on_step` raises passes through.
 
-        Each image depends on its own spec and on `batch.size` alone, never on its slot or its neighbours.
+        Each image depends only on its spec and on `batch.size`, not on its slot or on the other images.
 
         Raises:
-            OutOfMemory: the device has no room for `batch.size`; a smaller declared size may fit.
+            OutOfMemory: the batch does not fit the device's memory; a smaller declared size may.
             CompileFailed: as `prepare` does.
-            Exception: anything else: some prompt of the batch cannot be rendered, or the device is sick.
+            Exception: some prompt of the batch cannot be rendered, or the device is sick.
         """
         ...
 
     def close(self) -> None:
-        """Gives the device back."""
+        """Releases the device."""
         ...
 
 
 def versions(*packages: str) -> str:
-    """Presswork's version and those of the packages that draw and encode, as they are installed here."""
+    """The installed versions of Presswork, Pillow and `packages`, in one line."""
     return ", ".join(f"{name} {_version(name)}" for name in ("presswork", "pillow", *packages))
 
 
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # run from a source tree that nobody installed
+    except metadata.PackageNotFoundError:  # run from a source tree without installation
         return "source"
 
 
 def reproducibility_class(pipeline: Pipeline, batch_size: int) -> str:
-    """Within one class, the same spec gives the same file, byte for byte."""
+    """The name of the class within which the same spec gives the same file, byte for byte."""
     return "/".join(
         (pipeline.card.revision, pipeline.backend, pipeline.precision, pipeline.device_kind, str(batch_size))
     )
 
 
 def canary(card: ModelCard, size: int) -> Batch:
-    """The known-good image that tells a sick device from a bad prompt, alone in a batch of a declared `size`."""
+    """A batch of `size` with one known-good image, which tells a sick device from a bad prompt."""
     width, height = card.default_size
     spec = Spec(
         card.revision, "a red mug on a table", "", 7, width, height, card.default_steps, card.default_guidance_scale
@@ -145,7 +145,7 @@ def canary(card: ModelCard, size: int) -> Batch:
 
 
 def artefacts(settings: Settings) -> Path:
-    """The folder for what is compiled, shared by the workers of a host."""
+    """The folder for compiled artefacts, shared by the workers of a host."""
     if settings.artefacts:
         return Path(settings.artefacts)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "presswork"

@@ -1,7 +1,7 @@
-"""What a file says of itself: the spec it was drawn from, its reproducibility class, and that a model drew it.
+"""The metadata in a file: its spec, its reproducibility class, and that a model drew it.
 
-Nothing that differs from one render to the next is said: the same spec and class give the same bytes. The prompts are
-told only by jobs that ask for it. The model's name is the one its worker knows: a revision should have one name.
+It holds nothing that differs between renders, so the same spec and class give the same bytes. Prompts are included only
+for jobs that ask for it. The model's name is the one its worker knows, so a revision should have one name.
 """
 
 import json
@@ -21,7 +21,9 @@ NAMESPACES = {
     "presswork": "urn:presswork:image/",
 }
 
-_UNFIT = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 cannot hold, and U+000D
+_NOT_IN_XML = re.compile(
+    "[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
+)  # characters that XML 1.0 cannot hold, and U+000D
 _DECLARED = "".join(f' xmlns:{prefix}="{uri}"' for prefix, uri in NAMESPACES.items())
 _HEAD = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -33,26 +35,29 @@ _FOOT = '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """The same, for two kinds of readers. `xmp`: a packet with IPTC's properties for pictures made by AI, and the spec
-    in a namespace of ours. `parameters`: the lines that tools for generated pictures read and write."""
+    """The same facts in two formats.
+
+    `xmp`: a packet with IPTC's properties for AI-generated pictures, and the spec in Presswork's namespace.
+    `parameters`: the text that tools for generated pictures read and write.
+    """
 
     xmp: str
     parameters: str
 
 
 def describe(image: Image, model: str, reproducibility_class: str) -> Provenance:
-    """What to write into that image's file, whatever its format."""
+    """The metadata for that image's file, in any format."""
     prompts = (image.spec.prompt, image.spec.negative_prompt) if image.embed_prompt else ("", "")
-    prompt, negative_prompt = (_fit(text) for text in prompts)
-    told = prompt + (f"\nNegative prompt: {negative_prompt}" if negative_prompt else "")
+    prompt, negative_prompt = (_xml_safe(text) for text in prompts)
+    prompt_lines = prompt + (f"\nNegative prompt: {negative_prompt}" if negative_prompt else "")
     properties = dict(_properties(image, model, reproducibility_class))
     if image.embed_prompt:
         properties |= {
-            "Iptc4xmpExt:AIPromptInformation": told,
+            "Iptc4xmpExt:AIPromptInformation": prompt_lines,
             "presswork:Prompt": prompt,
             "presswork:NegativePrompt": negative_prompt,
         }
-    return Provenance(_packet(properties), "\n".join(filter(None, (told, _parameters(image, model)))))
+    return Provenance(_packet(properties), "\n".join(filter(None, (prompt_lines, _parameters(image, model)))))
 
 
 def _properties(image: Image, model: str, reproducibility_class: str) -> Iterator[tuple[str, object]]:
@@ -72,19 +77,19 @@ def _properties(image: Image, model: str, reproducibility_class: str) -> Iterato
 
 
 def _packet(properties: dict[str, object]) -> str:
-    """Elements, not attributes: in these a line break would become a space."""
-    lines = (f"<{name}>{escape(_fit(str(value)))}</{name}>\n" for name, value in properties.items())
+    """Uses elements, since a line break in an attribute would be read as a space."""
+    lines = (f"<{name}>{escape(_xml_safe(str(value)))}</{name}>\n" for name, value in properties.items())
     return f"{_HEAD}{''.join(lines)}{_FOOT}"
 
 
 def _parameters(image: Image, model: str) -> str:
     spec = image.spec
-    name = json.dumps(model) if set(model) & set(',:"\n') else _fit(model)
+    name = json.dumps(model) if set(model) & set(',:"\n') else _xml_safe(model)
     return (
         f"Steps: {spec.steps}, CFG scale: {spec.guidance_scale}, Seed: {spec.seed}, "
         f"Size: {spec.width}x{spec.height}, Model: {name}, Model revision: {spec.model_revision}"
     )
 
 
-def _fit(text: str) -> str:
-    return _UNFIT.sub("\ufffd", text)
+def _xml_safe(text: str) -> str:
+    return _NOT_IN_XML.sub("\ufffd", text)

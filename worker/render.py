@@ -1,7 +1,7 @@
-"""The worker's loop: claim, form, render, store, settle, its three stages overlapped.
+"""The render loop: claim, form, render, store, settle, in three overlapping stages.
 
-While one batch renders, the next one is claimed and the last ones are encoded, uploaded and settled. A bounded number
-of claims is in hand at any time, so a store that is away fills the spool and then stops the claiming, and no more.
+While one batch renders, the next is claimed and the previous ones are encoded, uploaded and settled. The number of held
+claims is bounded: while the store is unavailable, the spool fills up and then claiming stops; nothing else happens.
 """
 
 import logging
@@ -30,7 +30,7 @@ FRESH_SECONDS = 1.0
 
 
 class RenderLoop:
-    """One pipeline and everything around it. `run` may be called from any thread; one at a time does the work."""
+    """Renders queued images with one pipeline. Any thread may call `run`; one thread at a time does the work."""
 
     def __init__(
         self, settings: Settings, pipeline: Pipeline, database: Database, store: contract.ImageStore,
@@ -52,8 +52,11 @@ class RenderLoop:
         self._charges: dict[int, float] = {}
 
     def run(self, until: Callable[[], bool] = lambda: False) -> bool:
-        """Works until nothing waits, `until()` says so or the worker stops. False: another thread is at it."""
-        if not self.device.serves or not self._one_at_a_time.acquire(blocking=False):
+        """Renders until the queue is empty, `until()` is true or the worker stops.
+
+        Returns False at once if another thread is rendering or the device is not usable.
+        """
+        if not self.device.usable or not self._one_at_a_time.acquire(blocking=False):
             return False
         self.busy = True
         try:
@@ -64,12 +67,12 @@ class RenderLoop:
         return True
 
     def wait_idle(self) -> None:
-        """Returns when nobody is at work; with `stopping` set, for good."""
+        """Waits until no thread renders; once `stopping` is set, none will again."""
         with self._one_at_a_time:
             pass
 
     def take_charges(self) -> dict[int, float]:
-        """What each tenant has used since the last call."""
+        """The cost that each tenant has used since the last call."""
         charges, self._charges = self._charges, {}
         return charges
 
@@ -78,7 +81,7 @@ class RenderLoop:
         upcoming = self._claiming.submit(self._claim)
         try:
             while (held := upcoming.result()) is not None:
-                if self.stopping.is_set() or not self.device.serves:
+                if self.stopping.is_set() or not self.device.usable:
                     settling.append(self._hand_over(Outcome(held)))
                     break
                 upcoming = self._claiming.submit(lambda: None if until() else self._claim())
@@ -90,17 +93,17 @@ class RenderLoop:
                 future.result()
 
     def _claim(self) -> HeldClaim | None:
-        """Takes the next images, as soon as the spool has room."""
+        """Claims the next images as soon as the spool has a free place."""
         while not self._seats.acquire(timeout=0.2):
-            if self.stopping.is_set() or not self.device.serves:
+            if self.stopping.is_set() or not self.device.usable:
                 return None
         held = None
         try:
-            if not self.stopping.is_set() and self.device.serves:
+            if not self.stopping.is_set() and self.device.usable:
                 self._storing.check()
                 held = self._take()
         except Unavailable as error:
-            log.warning("claim put off", extra={"error": str(error)})
+            log.warning("claim postponed", extra={"error": str(error)})
         finally:
             if held is None:
                 self._seats.release()
@@ -127,10 +130,10 @@ class RenderLoop:
             if claim is not None:
                 held = self.heartbeat.hold(claim)
                 self._after_claim(claim, found, seats)
-                self._dedupe.look(held)
+                self._dedupe.copy_existing(held)
                 self._charge(held)
                 return held
-            # Drained, or all locked by others: lift the marks, so that these are not looked at again; then the rest.
+            # Drained, or all locked by others: raise the marks so that these are not read again; then try the rest.
             with self.database.begin_system() as connection:
                 segments.raise_low(connection, found.job_ids)
             found = found.others
@@ -141,7 +144,7 @@ class RenderLoop:
             return claims.candidates(connection, self.pipeline.card.revision, next(self._turns))
 
     def _after_claim(self, claim: Claim, found: claims.Candidates, seats: int) -> None:
-        """What may follow a claim and is healed by a duty if it does not. Never raises: the claim is held."""
+        """Updates that a periodic task repeats if they fail here. Never raises, since the claim is held."""
         if len(claim.images) == seats:
             self.notifier.notify(self.pipeline.card.name)
         try:
@@ -152,9 +155,9 @@ class RenderLoop:
                 with self.database.begin_system() as connection:
                     segments.raise_low(connection, found.job_ids)
         except Exception as error:
-            log.warning("start put off", extra={"claim": claim.id, "error": str(error)})
+            log.warning("start postponed", extra={"claim": claim.id, "error": str(error)})
 
     def _charge(self, held: HeldClaim) -> None:
-        for image in held.left:
+        for image in held.remaining:
             share = batching.cost(held.claim.shape, 1)
             self._charges[image.tenant_id] = self._charges.get(image.tenant_id, 0.0) + share

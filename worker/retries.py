@@ -1,6 +1,6 @@
-"""What is left to render of a claim, and what to do when a part of it fails: halve, step down, or give up.
+"""Plans which images of a claim to render next, and what to do when some fail: halve, step down, or give up.
 
-Plain Python: it decides, and renders nothing.
+Plain Python: it decides and renders nothing.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from services.core.model.specs import FailedImage, Image
 from worker import batching
 
-OUT_OF_MEMORY = "The device has no room for even one image of this size."
+OUT_OF_MEMORY = "The device has too little memory for even one image of this size."
 MESSAGE_LIMIT = 300
 
 
@@ -23,29 +23,29 @@ class Part:
 
 @dataclass(slots=True)
 class RetryPlan:
-    """The parts of a claim that are still to be rendered, and the images that never will be.
+    """The parts of a claim that are still to be rendered, and the images that have failed.
 
-    `most` is the largest declared size that fits the device, as far as is known.
+    `max_size` is the largest declared batch size that is believed to fit the device.
     """
 
     sizes: Sequence[int]
-    most: int
+    max_size: int
     failed: list[FailedImage] = field(default_factory=list)
     _parts: list[Part] = field(default_factory=list)
 
     def add(self, images: Sequence[Image]) -> None:
-        for start in range(0, len(images), self.most):
-            self._parts.append(Part(tuple(images[start : start + self.most]), self.most))
+        for start in range(0, len(images), self.max_size):
+            self._parts.append(Part(tuple(images[start : start + self.max_size]), self.max_size))
 
     def next(self) -> Part | None:
         return self._parts.pop(0) if self._parts else None
 
     def step_down(self, part: Part) -> bool:
-        """Again in the next smaller declared size; False when there is none."""
+        """Plans all remaining images again in the next smaller declared size. Returns False if there is none."""
         smaller = batching.next_smaller(self.sizes, part.size)
         if smaller is None:
             return False
-        self.most = smaller
+        self.max_size = smaller
         waiting = [image for other in (part, *self._parts) for image in other.images]
         self._parts.clear()
         self.add(waiting)
@@ -54,11 +54,11 @@ class RetryPlan:
     def too_large(self, part: Part) -> None:
         self.failed += [_failed(image, "resource", OUT_OF_MEMORY) for image in part.images]
 
-    def stands_alone(self, part: Part) -> bool:
+    def is_single(self, part: Part) -> bool:
         return len(part.images) == 1
 
     def halve(self, part: Part) -> None:
-        """Both halves again, padded to the same size: what they come out as must not depend on a neighbour's fault."""
+        """Plans both halves, padded to the same size: bytes must not depend on another image's failure."""
         middle = len(part.images) // 2
         self._parts[:0] = [Part(part.images[:middle], part.size), Part(part.images[middle:], part.size)]
 
@@ -70,7 +70,7 @@ class RetryPlan:
 
 
 def failure(image: Image, error: Exception) -> FailedImage:
-    """An image that raised by itself, standing alone."""
+    """An image that raised while it was the only one in its batch."""
     return _failed(image, "render_error", f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT])
 
 

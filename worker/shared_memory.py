@@ -1,7 +1,7 @@
-"""A few bytes that a worker's parent and its child share: what each must know of the other when it dies.
+"""State that a worker's parent and its child share, so that the parent knows what the child was doing when it died.
 
-Anonymous memory, made before the fork. The child writes who it is and which claim it is rendering; the parent writes
-that it is time to stop. Fixed offsets, one writer for each field.
+Anonymous memory, made before the fork. The child writes its id and the claim it is rendering; the parent writes when to
+stop. Fields have fixed offsets and one writer each.
 """
 
 import mmap
@@ -9,7 +9,7 @@ import os
 import struct
 import time
 
-_STOP, _READY, _PID, _CLAIM, _REST = 0, 8, 16, 24, 32
+_STOP, _READY, _PID, _CLAIM, _COOLDOWN = 0, 8, 16, 24, 32
 _ID, _ID_LENGTH = 64, 128
 _DEVICE, _DEVICE_LENGTH = 192, 256
 _REASON, _REASON_LENGTH = 448, 512
@@ -20,7 +20,7 @@ class SharedState:
         self._memory = mmap.mmap(-1, 1024)
         self.parent = os.getpid()
 
-    # The parent's.
+    # Written by the parent.
     @property
     def stopping(self) -> bool:
         return self._number(_STOP) != 0
@@ -28,18 +28,18 @@ class SharedState:
     def stop(self) -> None:
         self._set_number(_STOP, 1)
 
-    def rest(self) -> None:
-        """The device looks sick: the next child waits before it tries the canary."""
-        self._set_number(_REST, 1)
+    def request_cooldown(self) -> None:
+        """Makes the next child wait before it renders the canary, because the device looks sick."""
+        self._set_number(_COOLDOWN, 1)
 
     def forget_child(self) -> None:
-        """Before the next child is looked for."""
+        """Clears the dead child's state, so that the next child can write its own."""
         for place in (_READY, _PID, _CLAIM):
             self._set_number(place, 0)
 
-    # The child's.
-    def introduce(self, pid: int, worker_id: str, patience: float = 30.0) -> None:
-        """Waits until the parent has taken note of the one that died before us: it would be overwritten."""
+    # Written by the child.
+    def register_child(self, pid: int, worker_id: str, patience: float = 30.0) -> None:
+        """Writes this child's id, after the parent has read the state of the previous child, which it overwrites."""
         deadline = time.monotonic() + patience
         while self.pid and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -49,10 +49,10 @@ class SharedState:
         self._set_text(_REASON, _REASON_LENGTH, "")
         self._set_number(_PID, pid)
 
-    def take_rest(self) -> bool:
-        """Whether to rest; asked once."""
-        wanted = self._number(_REST) != 0
-        self._set_number(_REST, 0)
+    def take_cooldown(self) -> bool:
+        """Whether the child must wait before the canary; True once per request."""
+        wanted = self._number(_COOLDOWN) != 0
+        self._set_number(_COOLDOWN, 0)
         return wanted
 
     def ready(self, device: str) -> None:
@@ -60,14 +60,14 @@ class SharedState:
         self._set_number(_READY, 1)
 
     def rendering(self, claim_id: int) -> None:
-        """0: nothing is being rendered."""
+        """`claim_id` 0 means that nothing is being rendered."""
         self._set_number(_CLAIM, claim_id)
 
     def give_up(self, reason: str) -> None:
-        """Why the child cannot start."""
+        """Writes why the child cannot start."""
         self._set_text(_REASON, _REASON_LENGTH, reason)
 
-    # For both to read.
+    # Read by both.
     @property
     def pid(self) -> int:
         return self._number(_PID)

@@ -1,4 +1,4 @@
-"""Encodes, uploads and settles what was rendered, beside the rendering; keeps it while store or database is away."""
+"""Encodes, uploads and settles rendered images in the background; retries while store or database is unavailable."""
 
 import logging
 import threading
@@ -20,11 +20,11 @@ from worker.heartbeat import Heartbeat, HeldClaim
 
 log = logging.getLogger(__name__)
 UPLOADS = 8
-REFUSED_LEASES = 2  # a store that refuses us for so long may take others' images: give ours back
+REFUSED_LEASES = 2  # a store that refuses this worker for so long may accept others': release the images
 
 
 class StoringStage:
-    """The stage after the device. `stopping`: give back what cannot be stored right now."""
+    """The stage after rendering. Once `stopping` is set, images that cannot be stored at once are released."""
 
     def __init__(
         self, settings: Settings, database: Database, store: contract.ImageStore, heartbeat: Heartbeat, device: Device,
@@ -37,11 +37,11 @@ class StoringStage:
         self._uploading = ThreadPoolExecutor(UPLOADS, "upload")
 
     def hand_over(self, outcome: Outcome, done: Callable[[], None]) -> Future[None]:
-        """Stores and settles in the background; calls `done` when the claim is out of hand."""
+        """Stores and settles in the background; calls `done` when the claim is no longer held."""
         return self._batches.submit(self._store_and_settle, outcome, done)
 
     def check(self) -> None:
-        """After the store has refused for long, raises until it takes us again: nothing should be claimed."""
+        """If the store has refused writes for long, raises until it accepts them again, so that nothing is claimed."""
         if self._refused:
             self._objects.check()
             self._refused = False
@@ -51,22 +51,22 @@ class StoringStage:
             stored = [future.result() for future in [self._uploading.submit(self._store, outcome.held, rendered)
                                                      for rendered in outcome.rendered]]  # fmt: skip
             unstorable = [image for image in stored if isinstance(image, FailedImage)]
-            ours = [image for image in stored if isinstance(image, StoredImage)]
-            self._settle(outcome, [*outcome.held.reused, *ours], unstorable)
+            uploaded = [image for image in stored if isinstance(image, StoredImage)]
+            self._settle(outcome, [*outcome.held.reused, *uploaded], unstorable)
         except Exception:
-            log.exception("settle failed; the lease will run out", extra={"claim": outcome.held.claim.id})
+            log.exception("settle failed; the lease will expire", extra={"claim": outcome.held.claim.id})
         finally:
             self._heartbeat.release_claim(outcome.held)
             done()
 
     def _store(self, held: HeldClaim, rendered: Rendered) -> StoredImage | FailedImage | None:
-        """Encodes and uploads; tries again for as long as the store is away. None: not wanted any more, or not now."""
+        """Encodes and uploads; retries while the store is unavailable. None: no longer wanted, or to be released."""
         image, render_key = rendered.image, rendered.image.render_key
         if not held.wants(image):
             return None
         try:
-            told = provenance.describe(image, self._pipeline.card.name, rendered.reproducibility_class)
-            data = encoding.encode(rendered.picture.pixels, image.output_format, image.output_compression, told)
+            embedded = provenance.describe(image, self._pipeline.card.name, rendered.reproducibility_class)
+            data = encoding.encode(rendered.picture.pixels, image.output_format, image.output_compression, embedded)
         except Exception as error:
             log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
             return retries.failure(image, error)
@@ -87,7 +87,7 @@ class StoringStage:
                     self._refused = True
                 if self._stopping.is_set() or self._refused:
                     break
-                log.warning("store away", extra={"claim": held.claim.id, "error": str(error)})
+                log.warning("store unavailable", extra={"claim": held.claim.id, "error": str(error)})
                 time.sleep(pause)
                 pause = min(pause * 2, 5.0)
                 continue
@@ -99,8 +99,8 @@ class StoringStage:
                 bytes=found.size,
                 device=found.metadata.get("device", self._device),
                 reproducibility_class=found.metadata.get("class", rendered.reproducibility_class),
-                versions=found.metadata.get("versions"),  # an adopted object's writer may have named none
-                truncated=rendered.picture.truncated,  # said of the spec: true of whoever's bytes these are
+                versions=found.metadata.get("versions"),  # the writer of an adopted object may have stored none
+                truncated=rendered.picture.truncated,  # decided by the spec, so also true of an adopted object
                 flagged=rendered.picture.flagged,
                 unknown_words=rendered.picture.unknown_words,
                 render_seconds=rendered.seconds,
@@ -109,7 +109,7 @@ class StoringStage:
         return None
 
     def _settle(self, outcome: Outcome, stored: list[StoredImage], unstorable: list[FailedImage]) -> None:
-        """Ends the claim; tries again while the database is away, since a lost reply may hide a commit."""
+        """Ends the claim; retries while the database is unavailable, since a lost reply may hide a commit."""
         claim = outcome.held.claim
         failed = [*(outcome.plan.failed if outcome.plan else []), *unstorable]
         ended = {(image.job_id, image.index) for image in stored} | {(image.job_id, image.index) for image in failed}
@@ -128,7 +128,7 @@ class StoringStage:
             except Unavailable as error:
                 if self._stopping.is_set() and pause >= 2.0:
                     raise
-                log.warning("settle put off", extra={"claim": claim.id, "error": str(error)})
+                log.warning("settle postponed", extra={"claim": claim.id, "error": str(error)})
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
         if settled.verdict is settlement.Verdict.OK:
@@ -141,7 +141,7 @@ class StoringStage:
         )  # fmt: skip
 
     def _measure(self, outcome: Outcome) -> None:
-        """Tells how long the images took. Settled is settled: what cannot be told now is left out."""
+        """Records the rendering time. A failure is logged and ignored, since the claim is settled."""
         if not outcome.rendered:
             return
         try:
@@ -151,10 +151,10 @@ class StoringStage:
                     seconds_per_image=outcome.pass_seconds / outcome.slots,
                 )  # fmt: skip
         except Exception as error:
-            log.warning("rate left out", extra={"claim": outcome.held.claim.id, "error": str(error)[:200]})
+            log.warning("throughput not recorded", extra={"claim": outcome.held.claim.id, "error": str(error)[:200]})
 
     def _drop(self, images: Sequence[StoredImage]) -> None:
-        """Removes the objects of images that were cancelled while they were stored: nobody will ask for them."""
+        """Deletes the objects of images that were cancelled while they were being stored."""
         for image in images:
             try:
                 self._objects.drop(image.object_key)

@@ -1,4 +1,4 @@
-"""presswork-mini draws what is asked for, through the engine: the demo's 48 colours, told from pixels."""
+"""presswork-mini draws what the prompt asks for: the colours of the demo's 48 prompts, measured from pixels."""
 
 import json
 from collections.abc import Iterator
@@ -46,5 +46,5 @@ def test_any_prompt_gives_a_picture_and_says_which_words_meant_nothing(sampler, 
 
 
 def _asked(prompt: str) -> str:
-    """The thing's colour: the first that is named."""
+    """The thing's colour, which a prompt names first."""
     return next(word for word in prompt.split() if word in grammar.COLOURS)

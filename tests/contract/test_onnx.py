@@ -1,4 +1,4 @@
-"""The ONNX backend draws what the torch one draws, each image by itself, and starts again from its artefacts alone."""
+"""The ONNX backend draws what torch draws, each image independently, and restarts from its artefacts alone."""
 
 import dataclasses
 import json
@@ -83,7 +83,7 @@ def render(pipeline: DiffusionPipeline, *specs: Spec) -> list[np.ndarray]:
     return [picture.pixels for picture in pictures]
 
 
-def test_an_image_depends_on_no_place_and_no_neighbour(pipeline: DiffusionPipeline):
+def test_an_image_depends_neither_on_its_slot_nor_on_other_images(pipeline: DiffusionPipeline):
     mine = spec_for(pipeline, 1, negative_prompt="blurred")
     others = [spec_for(pipeline, seed) for seed in (2, 3, 4, 5, 6, 7)]
     (wanted, *_) = render(pipeline, mine, *others[:3])
@@ -93,14 +93,14 @@ def test_an_image_depends_on_no_place_and_no_neighbour(pipeline: DiffusionPipeli
         assert np.array_equal(found[place], wanted)
 
 
-def test_what_is_not_finite_spoils_its_own_image_alone(pipeline: DiffusionPipeline):
+def test_latents_that_are_not_finite_affect_only_their_own_image(pipeline: DiffusionPipeline):
     compiled = pipeline._backend.compiled(spec_for(pipeline, 1).shape, SIZE)
     chance = np.random.default_rng(3)
     latents = chance.standard_normal((SIZE, 4, 8, 8), np.float32)
     invalid_output = latents.copy()
     invalid_output[2, 1, 3, 3], invalid_output[3, 0, 0, 0] = np.nan, np.inf
     text = compiled.encode_text(chance.integers(0, 200, (SIZE, pipeline._prompts.length)))
-    text, (time,) = compiled.pair([array[:1] for array in text], text), compiled.time_table([548])
+    text, (time,) = compiled.concat_halves([array[:1] for array in text], text), compiled.time_table([548])
     sound, found = (compiled.denoise(given, time, text) for given in (latents, invalid_output))
     assert np.array_equal(found.reshape(2, SIZE, -1)[:, :2], sound.reshape(2, SIZE, -1)[:, :2])
     pixels, finite = compiled.decode(latents)
@@ -137,7 +137,7 @@ def test_guidance_in_numpy_depends_on_no_slot():
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
-def test_a_second_start_needs_the_artefacts_alone_and_tells_nobody(
+def test_a_second_start_needs_only_the_artefacts_and_sends_no_telemetry(
     runtime: str, model: Path, cache: Path, tmp_path: Path
 ):
     first = opened(model, cache, runtime)
@@ -159,7 +159,7 @@ def test_a_second_start_needs_the_artefacts_alone_and_tells_nobody(
 
 
 def test_the_exported_graphs_serve_every_runtime_and_precision(model: Path, cache: Path):
-    """Each file is written once: a file that is made again is another one, in the same place."""
+    """Each file is written once: a rewritten file would have another inode or time."""
     written = []
     for kind in KINDS:
         pipeline = opened(model, cache, *kind)
@@ -179,13 +179,15 @@ def test_the_exported_graphs_serve_every_runtime_and_precision(model: Path, cach
         ({"device": "cuda:0"}, "cuda:0"),
     ],
 )
-def test_what_it_cannot_do_is_refused_in_a_sentence(changes: dict[str, str], sentence: str, model: Path, cache: Path):
+def test_unsupported_options_are_refused_in_a_sentence(
+    changes: dict[str, str], sentence: str, model: Path, cache: Path
+):
     asked: Any = {"runtime": "openvino", "precision": "fp32", "device": "cpu"} | changes
     with pytest.raises(SettingsError, match=sentence):
         open_onnx(model, batch_sizes=(1,), cache=cache, **asked)
 
 
-def test_its_class_names_what_decides_bytes(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_its_reproducibility_class_names_what_decides_bytes(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     backend = opened(model, cache)._backend
     assert isinstance(backend, OnnxBackend)

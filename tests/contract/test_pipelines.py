@@ -1,4 +1,4 @@
-"""What every Pipeline promises, asked of each that can run here, and what the torch one promises beside."""
+"""The promises of every Pipeline, tested on each that can run here, and the additional ones of the torch pipeline."""
 
 import dataclasses
 import hashlib
@@ -104,7 +104,7 @@ def spec_for(pipeline: Pipeline, **changes: Any) -> Spec:
     return dataclasses.replace(spec, **changes)
 
 
-def strangers(pipeline: Pipeline, count: int) -> list[Spec]:
+def other_specs(pipeline: Pipeline, count: int) -> list[Spec]:
     return [spec_for(pipeline, prompt=f"stranger {n}", seed=100 + n, guidance_scale=2.0 + n) for n in range(count)]
 
 
@@ -114,7 +114,7 @@ def render(
     wanted: int | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> list[np.ndarray]:
-    """In a batch of the smallest declared size that holds them, as a worker would pad it."""
+    """Renders in a batch of the smallest declared size that holds the specs, padded as a worker pads it."""
     size = min(declared for declared in pipeline.card.batch_sizes if declared >= len(specs))
     padded = (*specs, *specs[-1:] * (size - len(specs)))
     batch = Batch(specs[0].shape, tuple(padded), len(specs) if wanted is None else wanted)
@@ -159,12 +159,12 @@ def test_every_declared_size_gives_pixels_of_that_size(pipeline: Pipeline) -> No
 
 def test_every_declared_batch_size_gives_that_many_pictures(pipeline: Pipeline) -> None:
     for size in pipeline.card.batch_sizes:
-        pictures = render(pipeline, strangers(pipeline, size))
+        pictures = render(pipeline, other_specs(pipeline, size))
         assert len({pixels.tobytes() for pixels in pictures}) == size
 
 
 def test_an_image_depends_neither_on_its_slot_nor_on_its_neighbours(pipeline: Pipeline) -> None:
-    ours, others = spec_for(pipeline), strangers(pipeline, 6)
+    ours, others = spec_for(pipeline), other_specs(pipeline, 6)
     first = render(pipeline, [ours, *others[:3]])
     last = render(pipeline, [*others[3:], ours])
     padded = render(pipeline, [ours, others[0], others[0], others[0]], wanted=1)
@@ -175,7 +175,7 @@ def test_an_image_depends_neither_on_its_slot_nor_on_its_neighbours(pipeline: Pi
 
 
 def test_another_process_draws_the_same_files(pipeline: Pipeline, settings: Settings) -> None:
-    specs = [spec_for(pipeline), *strangers(pipeline, 3)]
+    specs = [spec_for(pipeline), *other_specs(pipeline, 3)]
     ran = subprocess.run(
         [sys.executable, "-c", ANOTHER], input=pickle.dumps((settings, specs)),
         env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, check=False,
@@ -211,9 +211,9 @@ def test_steps_and_guidance_decide_pixels_too(pipeline: Pipeline) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50])
 def test_each_step_is_reported_once_and_in_order(pipeline: Pipeline, steps: int) -> None:
-    heard: list[int] = []
-    render(pipeline, [spec_for(pipeline, steps=steps)] * 2, on_step=heard.append)
-    assert heard == list(range(1, steps + 1))
+    reported: list[int] = []
+    render(pipeline, [spec_for(pipeline, steps=steps)] * 2, on_step=reported.append)
+    assert reported == list(range(1, steps + 1))
 
 
 class Stop(BaseException):
@@ -225,16 +225,16 @@ def test_what_on_step_raises_passes_through_at_once_and_harms_nothing(
     pipeline: Pipeline, error: type[BaseException]
 ) -> None:
     before = render(pipeline, [spec_for(pipeline)])[0]
-    heard: list[int] = []
+    reported: list[int] = []
 
     def stop(step: int) -> None:
-        heard.append(step)
+        reported.append(step)
         if step == 2:
             raise error("no more")
 
     with pytest.raises(error, match="no more"):
         render(pipeline, [spec_for(pipeline, seed=99)], on_step=stop)
-    assert heard == [1, 2]
+    assert reported == [1, 2]
     assert render(pipeline, [spec_for(pipeline)])[0].tobytes() == before.tobytes()
 
 
@@ -304,7 +304,7 @@ def test_torch_says_when_a_prompt_was_cut_short(torch_pipeline: Pipeline) -> Non
     assert cut.pixels.tobytes() == fits.pixels.tobytes()
 
 
-def test_torch_gives_no_black_picture_for_nan_but_spoils_that_image_alone(
+def test_torch_reports_nan_as_invalid_output_of_that_image_alone(
     tiny_model: Path, torch_settings: Settings, torch_pipeline: Pipeline, tmp_path: Path
 ) -> None:
     from safetensors.numpy import load_file, save_file
@@ -360,7 +360,7 @@ def test_torch_refuses_a_device_that_is_not_there(torch_settings: Settings, devi
 def test_torch_refuses_weights_that_are_not_whole(tiny_model: Path, torch_settings: Settings, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
-    for number, (component, spoil) in enumerate(
+    for number, (component, damage) in enumerate(
         (
             ("flexible_unet", lambda tensors: tensors.pop("conv_in.bias")),
             ("text_encoder", lambda tensors: tensors.pop(min(tensors))),
@@ -371,7 +371,7 @@ def test_torch_refuses_weights_that_are_not_whole(tiny_model: Path, torch_settin
         shutil.copytree(tiny_model, folder)
         (file,) = (folder / component).glob("*.safetensors")
         tensors = load_file(file)
-        spoil(tensors)
+        damage(tensors)
         save_file(tensors, file, metadata={"format": "pt"})
         with pytest.raises(SettingsError, match=component):
             open_pipeline(dataclasses.replace(torch_settings, model_dir=str(folder)))

@@ -206,7 +206,7 @@ def test_a_cancel_that_crosses_a_copy_takes_the_copy_away_and_leaves_the_source(
     render_loop.run()
     second = submit(database, fast, mugs(4), head=DEDUPE)
     held = render_loop._take()
-    assert held.left == ()
+    assert held.remaining == ()
     with database.begin(TENANT) as connection:
         lifecycle.cancel(connection, TENANT, second)
     render_loop._hand_over(Outcome(held)).result()
@@ -225,7 +225,7 @@ def test_images_that_need_no_rendering_do_not_keep_a_batch_going_that_nobody_wan
     doomed = submit(database, fast, [{**mugs(1)[0], "prompt": "fault:slow"}] * 12, num_inference_steps=50)
     held = render_loop._take()
     assert len(held.claim.images) == 16
-    assert {image.job_id for image in held.left} == {doomed}
+    assert {image.job_id for image in held.remaining} == {doomed}
     with database.begin(TENANT) as connection:
         lifecycle.cancel(connection, TENANT, doomed)
     outcomes = []

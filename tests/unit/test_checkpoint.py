@@ -84,7 +84,7 @@ def test_both_layouts_load_whole_and_ready(layout: str, request: pytest.FixtureR
     assert loaded.index.flexible == (layout == "tiny")
     assert loaded.revision == directory.revision(folder)
     assert loaded.max_tokens == 77
-    assert loaded.sampler_config.prediction == ("v_prediction" if layout == "tiny" else "epsilon")
+    assert loaded.sampler_config.prediction_type == ("v_prediction" if layout == "tiny" else "epsilon")
     assert loaded.sampler_config.squeezed == (layout == "tiny")
 
 
@@ -238,7 +238,7 @@ def test_the_configurations_are_checked_against_the_tensors(model: Path) -> None
         (
             "model_index.json",
             {"presswork": {"sizes": [[72, 64]]}},
-            "72x64 does not do: its U-Net needs multiples of 32",
+            "72x64 is unusable: its U-Net needs multiples of 32",
         ),
         ("model_index.json", {"presswork": {"sampler": {"guidance_rescale": 2}}}, "guidance rescale"),
     ],

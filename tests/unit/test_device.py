@@ -11,7 +11,7 @@ from services.core.model.errors import SettingsError
 from services.core.model.specs import Claim, Image, Shape, Spec
 from services.core.settings import Settings
 from worker.device import REGROW_BATCHES, Device, Outcome
-from worker.heartbeat import USUAL_TIMES, Heartbeat
+from worker.heartbeat import SILENCE_FACTOR, Heartbeat
 from worker.pipeline import CompileFailed, DeviceSick, OutOfMemory, canary
 from worker.pipelines.simulated import SimulatedPipeline
 
@@ -89,7 +89,7 @@ def test_a_shape_that_cannot_be_made_ready_fails_no_prompt(device: Device):
 def test_a_shape_that_cannot_be_compiled_blames_neither_a_prompt_nor_the_device(device: Device, refusal: Exception):
     device.pipeline.refused, device.pipeline.refusal = SPEC.shape, refusal
     outcome = render(device)
-    assert (device.sick, device.unfit, device.serves) == (False, str(refusal), False)
+    assert (device.sick, device.unusable, device.usable) == (False, str(refusal), False)
     assert outcome.plan is not None and outcome.plan.failed == []
     assert outcome.rendered == []
 
@@ -111,7 +111,7 @@ def test_what_was_rendered_before_a_compiler_failed_is_kept_and_the_rest_is_give
     outcome = render(device, 48)
     assert len(outcome.rendered) == 32
     assert outcome.plan is not None and outcome.plan.failed == []
-    assert (device.sick, device.unfit) == (False, "no compiler")
+    assert (device.sick, device.unusable) == (False, "no compiler")
 
 
 @pytest.mark.parametrize("where", ["prepare", "render"])
@@ -144,5 +144,5 @@ def test_a_slow_device_that_passed_its_canary_is_not_taken_for_hung(heartbeat: H
     heartbeat = Heartbeat(Database(SETTINGS.database_url, application="nobody"), slow)
     pipeline = SimulatedPipeline(slow)
     Device(pipeline, heartbeat, "here", lambda claim_id: None).check()
-    assert heartbeat._usual >= USUAL_TIMES * 0.1 > slow.watchdog_seconds
-    assert heartbeat._patience == heartbeat._usual
+    assert heartbeat._usual_timeout >= SILENCE_FACTOR * 0.1 > slow.watchdog_seconds
+    assert heartbeat._timeout == heartbeat._usual_timeout

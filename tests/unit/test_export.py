@@ -85,7 +85,7 @@ def test_names_and_shapes_are_fixed(model: Checkpoint, exported: Path):
         ["tokens"], ["timesteps"], ["latents", "time", *text], ["latents"],
     ]  # fmt: skip
     assert [[entry.name for entry in graph.output] for graph in graphs.values()] == [
-        text, ["time"], ["prediction"], ["pixels", "finite"],
+        text, ["time"], ["noise_pred"], ["pixels", "finite"],
     ]  # fmt: skip
     for graph in graphs.values():
         for entry in (*graph.input, *graph.output):

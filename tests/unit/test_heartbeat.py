@@ -22,7 +22,7 @@ def exits() -> list[int]:
 
 @pytest.fixture
 def heartbeat(exits: list[int]) -> Heartbeat:
-    return Heartbeat(Database(SETTINGS.database_url, application="nobody"), SETTINGS, die=exits.append)
+    return Heartbeat(Database(SETTINGS.database_url, application="nobody"), SETTINGS, exit_process=exits.append)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_process_that_was_stopped_for_an_hour_does_not_take_its_device_for_hun
 
 
 def test_compiling_has_a_patience_of_its_own_and_then_the_watchdog_is_as_strict_as_before(heartbeat, held, exits):
-    with heartbeat.patience(4 * SETTINGS.watchdog_seconds):
+    with heartbeat.extended_timeout(4 * SETTINGS.watchdog_seconds):
         watch(heartbeat, 3 * WATCHES)
     watch(heartbeat, WATCHES)
     assert exits == []
@@ -79,13 +79,13 @@ def test_compiling_has_a_patience_of_its_own_and_then_the_watchdog_is_as_strict_
 
 
 def test_a_compilation_that_never_ends_is_ended_too(heartbeat, held, exits):
-    with heartbeat.patience(4 * SETTINGS.watchdog_seconds):
+    with heartbeat.extended_timeout(4 * SETTINGS.watchdog_seconds):
         watch(heartbeat, 4 * WATCHES + 1)
     assert exits == [EXIT_HUNG]
 
 
 def test_patience_is_never_less_than_the_watchdogs_time(heartbeat, held, exits):
-    with heartbeat.patience(0.0):
+    with heartbeat.extended_timeout(0.0):
         watch(heartbeat, WATCHES - 1)
     assert exits == []
 
@@ -104,15 +104,15 @@ def test_a_worker_that_could_not_extend_its_lease_stops_by_its_own_clock(heartbe
 
 def test_the_fence_is_counted_from_when_the_lease_was_asked_for(heartbeat, held, monkeypatch):
     start = held.extended_at
-    held.heard(frozenset(), start + 5.0)
+    held.update(frozenset(), start + 5.0)
     monkeypatch.setattr(time, "monotonic", lambda: start + SETTINGS.fence_seconds + 4.99)
     assert not held.fenced
     monkeypatch.setattr(time, "monotonic", lambda: start + SETTINGS.fence_seconds + 5.01)
     assert held.fenced
 
 
-def test_a_worker_that_learns_of_its_lost_lease_stops_at_the_next_step(heartbeat, held):
-    held.heard(None, time.monotonic())
+def test_a_worker_that_is_told_of_its_lost_lease_stops_at_the_next_step(heartbeat, held):
+    held.update(None, time.monotonic())
     assert held.fenced
     assert held.lost
     with pytest.raises(Interrupted):

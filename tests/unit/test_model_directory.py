@@ -193,7 +193,7 @@ def test_networks_in_each_other_s_place_are_refused(model: Path, deci: Path) -> 
     shutil.rmtree(deci / "flexible_unet")
     (model / "unet" / "config.json").write_text("{}")
     (model / "unet" / "model.safetensors").write_bytes(FLEXIBLE)
-    assert "its place is the folder flexible_unet" in refusal(model)
+    assert "it belongs in the folder flexible_unet" in refusal(model)
 
 
 @pytest.mark.parametrize("config", ["{}", '{"configurations": 3}', '{"_class_name": "UNet2DConditionModel"}'])
@@ -330,7 +330,7 @@ def test_a_model_in_the_cache_is_found_without_a_network(deci: Path, tmp_path: P
 
 
 def with_checker(model: Path) -> Path:
-    for name, file in directory.SAFETY.items():
+    for name, file in directory.SAFETY_COMPONENTS.items():
         (model / name).mkdir()
         (model / name / file).write_text("{}")
     (model / "safety_checker" / "model.safetensors").write_bytes(STOCK)
@@ -340,12 +340,12 @@ def with_checker(model: Path) -> Path:
 def test_a_safety_checker_must_be_there_whole_only_when_it_is_asked_for(model: Path) -> None:
     directory.check_model_dir(model)
     with pytest.raises(SettingsError, match="lacks safety_checker/config"):
-        directory.check_model_dir(model, directory.SAFETY)
-    directory.check_model_dir(with_checker(model), directory.SAFETY)
+        directory.check_model_dir(model, directory.SAFETY_COMPONENTS)
+    directory.check_model_dir(with_checker(model), directory.SAFETY_COMPONENTS)
     (model / "safety_checker" / "model.safetensors").write_bytes(STOCK[:-1])
     directory.check_model_dir(model)
     with pytest.raises(SettingsError, match=r"safety_checker.* is cut short"):
-        directory.check_model_dir(model, directory.SAFETY)
+        directory.check_model_dir(model, directory.SAFETY_COMPONENTS)
 
 
 def test_a_worker_asks_for_the_safety_checker_when_it_is_set_to(model: Path) -> None:
@@ -377,6 +377,6 @@ def test_a_model_s_safety_checker_is_fetched_from_the_hub_when_it_is_asked_for_a
     monkeypatch.chdir(tmp_path)
     assert directory.check_model_dir("somebody/a-model") == deci
     assert asked == []  # whole in the cache
-    assert directory.check_model_dir("somebody/a-model", directory.SAFETY) == deci
-    assert directory.check_model_dir("somebody/a-model", directory.SAFETY) == deci
-    assert len(asked) == 1 and {*directory.SAFETY} <= {*asked[0]}
+    assert directory.check_model_dir("somebody/a-model", directory.SAFETY_COMPONENTS) == deci
+    assert directory.check_model_dir("somebody/a-model", directory.SAFETY_COMPONENTS) == deci
+    assert len(asked) == 1 and {*directory.SAFETY_COMPONENTS} <= {*asked[0]}

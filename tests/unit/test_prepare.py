@@ -26,8 +26,8 @@ def test_nothing_is_compiled_in_a_render_after_its_shape_was_prepared(
 
     pipeline = open_torch(checkpoint.load(tmp_path / "tiny"), "cpu", "fp32", (2,), compiles=False, cache=tmp_path)
     backend = pipeline._backend
-    monkeypatch.setattr(backend, "_singly", False)
-    monkeypatch.setattr(backend, "warm_runs", 2)
+    monkeypatch.setattr(backend, "_one_at_a_time", False)
+    monkeypatch.setattr(backend, "warmup_runs", 2)
     monkeypatch.setattr(
         backend,
         "_compile",

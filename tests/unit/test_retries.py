@@ -48,7 +48,7 @@ def test_memory_that_does_not_do_steps_down_for_all_that_is_left():
     assert plan.step_down(plan.next())
     parts = [plan.next(), plan.next()]
     assert [(len(part.images), part.size) for part in parts] == [(8, 8), (8, 8)]
-    assert plan.most == 8
+    assert plan.max_size == 8
 
 
 def test_memory_that_does_not_do_for_one_fails_it():
@@ -74,7 +74,7 @@ def test_halving_finds_every_failing_image_and_keeps_the_others_at_an_unchanged_
         indexes = {image.index for image in part.images}
         if not indexes & culprits:
             done |= indexes
-        elif plan.stands_alone(part):
+        elif plan.is_single(part):
             plan.give_up(part, ValueError("no"))
         else:
             plan.halve(part)
@@ -97,7 +97,7 @@ def test_stepping_down_takes_the_next_size_for_what_did_not_fit_and_for_all_that
     given = images(10)
     plan.add(given)
     assert plan.step_down(plan.next())
-    assert plan.most == 4
+    assert plan.max_size == 4
     assert [part.images for part in iter(plan.next, None)] == [tuple(given[:4]), tuple(given[4:8]), tuple(given[8:])]
 
 
@@ -118,8 +118,8 @@ def test_halves_come_before_what_waits_and_hold_the_images_between_them():
 
 def test_one_image_stands_alone_and_two_do_not():
     plan = RetryPlan(SIZES, 4)
-    assert plan.stands_alone(Part(tuple(images(1)), 16))
-    assert not plan.stands_alone(Part(tuple(images(2)), 1))
+    assert plan.is_single(Part(tuple(images(1)), 16))
+    assert not plan.is_single(Part(tuple(images(2)), 1))
 
 
 def test_what_failed_says_why_in_a_short_line_that_postgres_can_hold():

@@ -14,7 +14,7 @@ from worker.model.sampler import MAX_STEPS, SamplerConfig
 
 PUBLISHED_16 = (998, 936, 873, 811, 748, 686, 624, 561, 499, 437, 374, 312, 250, 187, 125, 62)
 PUBLISHED_10 = (998, 936, 873, 811, 748, 686, 548, 411, 274, 137)
-STABLE = SamplerConfig("scaled_linear", 0.00085, 0.012, "epsilon", -math.inf, squeezed=False, rescale=0.0)
+STABLE = SamplerConfig("scaled_linear", 0.00085, 0.012, "epsilon", -math.inf, squeezed=False, guidance_rescale=0.0)
 
 
 def test_ten_steps_are_the_published_squeezed_ones_and_sixteen_the_plain_ones():
@@ -42,8 +42,8 @@ def diffusers_scheduler(sampler_config: SamplerConfig) -> "object":
         beta_start=sampler_config.beta_start,
         beta_end=sampler_config.beta_end,
         beta_schedule=sampler_config.beta_schedule,
-        prediction_type=sampler_config.prediction,
-        lambda_min_clipped=sampler_config.clip,
+        prediction_type=sampler_config.prediction_type,
+        lambda_min_clipped=sampler_config.lambda_min_clipped,
         solver_type="heun",
         algorithm_type="dpmsolver++",
         solver_order=2,
@@ -123,10 +123,10 @@ def test_the_published_scheduler_config_is_read_and_the_pipeline_s_own_constants
         "rescale_betas_zero_snr": True,
         "timestep_spacing": "trailing",
     }
-    assert SamplerConfig.read(on_disk, flexible=True, said={}) == SamplerConfig()
-    assert SamplerConfig.read(on_disk, flexible=True, said={"guidance_rescale": 0.0}).rescale == 0.0
+    assert SamplerConfig.read(on_disk, flexible=True, overrides={}) == SamplerConfig()
+    assert SamplerConfig.read(on_disk, flexible=True, overrides={"guidance_rescale": 0.0}).guidance_rescale == 0.0
     stable = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    assert SamplerConfig.read(stable, flexible=False, said={}) == STABLE
+    assert SamplerConfig.read(stable, flexible=False, overrides={}) == STABLE
 
 
 @pytest.mark.parametrize(
@@ -134,9 +134,9 @@ def test_the_published_scheduler_config_is_read_and_the_pipeline_s_own_constants
     [
         ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'; it can be linear"),
         ({"prediction_type": "sample"}, "prediction_type is 'sample'; it can be v_prediction"),
-        ({"beta_start": "low"}, "a number that is none"),
+        ({"beta_start": "low"}, "must be a number"),
     ],
 )
 def test_a_scheduler_that_is_not_known_is_refused_in_a_sentence(config: dict[str, str], sentence: str):
     with pytest.raises(SettingsError, match=sentence):
-        SamplerConfig.read(config, flexible=True, said={})
+        SamplerConfig.read(config, flexible=True, overrides={})

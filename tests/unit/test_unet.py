@@ -189,7 +189,11 @@ def test_the_stock_network_gives_what_diffusers_gives():
 
 
 def test_sides_must_be_multiples_of_what_the_network_halves():
-    assert [on_meta(FlexibleUNet, V2).shrinks, on_meta(FlexibleUNet, V1).shrinks, on_meta(StockUNet, SD15).shrinks] == [
+    assert [
+        on_meta(FlexibleUNet, V2).num_downsamples,
+        on_meta(FlexibleUNet, V1).num_downsamples,
+        on_meta(StockUNet, SD15).num_downsamples,
+    ] == [
         2,
         3,
         3,
@@ -202,7 +206,7 @@ def test_sides_must_be_multiples_of_what_the_network_halves():
         ({"surprise": 1}, "unknown field 'surprise'"),
         ({"temb_dim": None}, "lack"),
         ({"add_upsample": [True, False]}, "unequal numbers of blocks"),
-        ({"up_blocks_num_resnets": [3, 3, 3]}, "keeps 8 skips and its up blocks take 9"),
+        ({"up_blocks_num_resnets": [3, 3, 3]}, "saves 8 skips but its up blocks take 9"),
         ({"resnet_act_fn": "gelu"}, "only silu"),
     ],
 )

@@ -1,6 +1,6 @@
-"""`presswork bench engine`: what the engine does on this machine, as a table for people and as JSON.
+"""`presswork bench engine`: measures the engine on this machine; prints a table and writes JSON.
 
-Needs the source tree, torch, transformers and diffusers, and no network: the model is made where it runs.
+Needs the source tree, torch, transformers and diffusers, but no network: the model is made locally.
 """
 
 import argparse
@@ -24,8 +24,8 @@ ROUNDS = 5
 
 
 def show(found: dict[str, Any]) -> str:
-    """The table for people, in 80 columns. `of matmul`: FLOP/s over those of torch's own large matrix product, which on
-    a CPU is not the fastest there is."""
+    """The table, in 80 columns. `of matmul` is FLOP/s relative to a large matrix product in torch, which is not the
+    fastest possible one on a CPU."""
     lines = [
         (
             f"{found['model']}, batch {found['batch']}, {found['size'][0]}x{found['size'][1]}, {found['steps']} steps"

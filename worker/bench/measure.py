@@ -1,4 +1,4 @@
-"""The engine's figures on a device, beside stock diffusers on the same weights in the same run."""
+"""Measures the engine and stock diffusers on the same weights, device and run."""
 
 import copy
 import statistics
@@ -39,7 +39,7 @@ class Contender:
 
 
 def interleave(contenders: list[Contender], rounds: int, device: torch.device, say: Callable[[str], None]) -> None:
-    """Each once to warm up, then in turns: what else the machine does falls on all of them."""
+    """Runs each once to warm up, then in turns, so that other load on the machine affects all alike."""
     for number in range(rounds + 1):
         for contender in contenders:
             began = time.perf_counter()
@@ -53,7 +53,7 @@ def interleave(contenders: list[Contender], rounds: int, device: torch.device, s
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product of random numbers (zeros run faster, and so prove nothing)."""
+    """FLOP/s of a large matrix product of random numbers; zeros would run faster."""
     n = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -67,7 +67,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def counted(loaded: Checkpoint, shape: Shape, batch: int) -> dict[str, float]:
-    """FLOPs of each network for one batch of that shape, with what the engine saves; and the U-Net's without."""
+    """FLOPs of each network for one batch of that shape with the engine's savings, and the U-Net's without them."""
     unet, vae, text_encoder = (copy.deepcopy(network).to("meta") for network in
                                (loaded.unet, loaded.vae, loaded.text_encoder))  # fmt: skip
     length = Prompts.of(loaded.tokenizer, loaded.text_encoder.config.max_position_embeddings).length
@@ -91,10 +91,10 @@ def per_network(pipeline: DiffusionPipeline, work: Work, device: torch.device) -
     compiled = pipeline._backend.compiled(work.shape, len(work.specs))
     tokens, _ = pipeline._prompts.tokens([spec.prompt for spec in work.specs])
     text = compiled.encode_text(tokens)
-    both = compiled.pair([array[:1] for array in text], text)
+    both = compiled.concat_halves([array[:1] for array in text], text)
     steps = sampler.plan(pipeline._sampler_config, work.shape.steps)
     times = compiled.time_table([step.timestep for step in steps])
-    latents = compiled.place(np.stack([pipeline._noise(spec) for spec in work.specs]))
+    latents = compiled.to_device(np.stack([pipeline._noise(spec) for spec in work.specs]))
 
     def denoise() -> None:
         for row in times:
@@ -121,7 +121,7 @@ def measure(
     loaded: Callable[[], Checkpoint], name: str, *, device: torch.device, batch: int, precisions: list[str],
     runtimes: list[str], cache: Path, rounds: int, compiles: bool, say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """Renders the same batch in every way and says how long each took. `loaded` gives a fresh checkpoint."""
+    """Renders the same batch with every contender and returns the figures. `loaded` returns a fresh checkpoint."""
     first = loaded()
     index, work = first.index, work_of(first, batch)
     say(
@@ -205,7 +205,7 @@ def _pipeline(
 
 
 def _no_step(_step: int) -> None:
-    """Nobody listens."""
+    """Steps are not reported."""
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Stock diffusers, for comparison: its own blocks and scheduler, run the way its pipelines run them."""
+"""Stock diffusers, for comparison: its blocks and scheduler, run as its pipelines run them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ class Work:
 
 
 class Stock:
-    """One network after the other, both guidance halves whole at every step; eagerly, or its U-Net compiled."""
+    """Evaluates both guidance halves completely at every step; eagerly, or with a compiled U-Net."""
 
     def __init__(self, loaded: Checkpoint, device: torch.device, dtype: torch.dtype, *, compiles: bool) -> None:
         from diffusers import DPMSolverMultistepScheduler
@@ -45,7 +45,8 @@ class Stock:
         self._scheduler = DPMSolverMultistepScheduler(
             beta_start=sampler_config.beta_start, beta_end=sampler_config.beta_end,
             beta_schedule=sampler_config.beta_schedule,
-            prediction_type=sampler_config.prediction, lambda_min_clipped=sampler_config.clip, solver_type="heun",
+            prediction_type=sampler_config.prediction_type, lambda_min_clipped=sampler_config.lambda_min_clipped,
+            solver_type="heun",
             final_sigmas_type="sigma_min",
         )  # fmt: skip
 
@@ -66,14 +67,14 @@ class Stock:
         for timestep in self._scheduler.timesteps:
             uncond, prompted = self._predict(torch.cat([latents] * 2), timestep, text).chunk(2)
             guided = uncond + scale * (prompted - uncond)
-            guided = _rescaled(guided, prompted, self._sampler_config.rescale)
+            guided = _rescaled(guided, prompted, self._sampler_config.guidance_rescale)
             latents = self._scheduler.step(guided, timestep, latents).prev_sample
         image = self._vae.decode(latents / self._vae.config.scaling_factor).sample
         pixels = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
         return (pixels * 255).round().astype(np.uint8)
 
     def _evaluate(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """The whole U-Net by its blocks' own forward passes: nothing shared, nothing computed beforehand."""
+        """The whole U-Net by its blocks' own forward passes, without shared or precomputed parts."""
         unet = self._unet
         embedded = unet.time_embedding(unet.time_proj(timestep.expand(latents.shape[0])).to(latents.dtype))
         x = unet.conv_in(latents)
@@ -81,11 +82,11 @@ class Stock:
         for kind, module in unet.program:
             if kind == "resnet":
                 x = module(x, embedded)
-            elif kind == "attend":
+            elif kind == "attention":
                 x = module(x, encoder_hidden_states=text, return_dict=False)[0]
-            elif kind == "keep":
+            elif kind == "save_skip":
                 skips.append(x)
-            elif kind == "join":
+            elif kind == "concat_skip":
                 x = torch.cat([x, skips.pop()], dim=1)
             else:
                 x = module(x)

@@ -1,4 +1,4 @@
-"""`python -m worker.model inspect | make | verify`: what `presswork model` runs, as a process of its own."""
+"""`python -m worker.model inspect | make | verify`: what `presswork model` runs, in a separate process."""
 
 import argparse
 import contextlib
@@ -13,10 +13,10 @@ from worker.model.presets import PRESETS
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; what goes wrong is one sentence and 1."""
-    given = _parser().parse_args(arguments)
+    """Runs one command. An error prints one sentence and returns 1."""
+    options = _parser().parse_args(arguments)
     try:
-        report, line = given.command(given)
+        report, line = options.command(options)
     except (PressworkError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -24,37 +24,37 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write("stopped\n")
         return 130
     with contextlib.suppress(BrokenPipeError):
-        sys.stdout.write((json.dumps(report, indent=2) if given.json else line) + "\n")
+        sys.stdout.write((json.dumps(report, indent=2) if options.json else line) + "\n")
         sys.stdout.flush()
     return 0
 
 
-def inspect(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def inspect(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from worker.model import inspect
 
-    told = inspect.inspect(directory.locate(given.dir))
-    return told, inspect.table(told)
+    facts = inspect.inspect(directory.locate(options.dir))
+    return facts, inspect.table(facts)
 
 
-def make(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def make(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from worker.model.make import make
 
-    revision = make(Path(given.dir), given.preset, given.seed, _say)
-    report = {"directory": given.dir, "preset": given.preset, "seed": given.seed, "revision": revision}
-    return report, f"{given.dir}: {given.preset}, {revision}"
+    revision = make(Path(options.dir), options.preset, options.seed, _say)
+    report = {"directory": options.dir, "preset": options.preset, "seed": options.seed, "revision": revision}
+    return report, f"{options.dir}: {options.preset}, {revision}"
 
 
-def verify(given: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    folder = directory.locate(given.dir)
-    from worker.model import checkpoint, inspect  # torch: after a directory that is not there was refused
+def verify(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    folder = directory.locate(options.dir)
+    from worker.model import checkpoint, inspect  # imports torch, so only once the directory is known to exist
 
     loaded = checkpoint.load(folder)
     parts = inspect.inspect(folder)["components"]
     parameters, tensors = (sum(part[key] for part in parts.values()) for key in ("parameters", "tensors"))
-    report = {"directory": given.dir, "kind": loaded.index.kind, "revision": loaded.revision}
+    report = {"directory": options.dir, "kind": loaded.index.kind, "revision": loaded.revision}
     counted = {"parameters": parameters, "tensors": tensors}
     whole = f"{loaded.index.kind}'s architecture, {loaded.revision}, {parameters:,} parameters in {tensors:,} tensors"
-    return report | counted, f"{given.dir} is whole: {whole}"
+    return report | counted, f"{options.dir} is whole: {whole}"
 
 
 def _say(line: str) -> None:
@@ -65,9 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker.model", description="Inspect, make and verify models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command, does in (
-        (inspect, "say what a model is, without loading it"),
+        (inspect, "describe a model without loading it"),
         (make, "write a model with random weights"),
-        (verify, "load all of a model, strictly, and render nothing"),
+        (verify, "load a whole model strictly, and render nothing"),
     ):
         sub = commands.add_parser(command.__name__, help=does, description=does)
         sub.set_defaults(command=command)

@@ -1,6 +1,6 @@
-"""Files that take long to make and are made once: a folder of them for all that decides them, shared by processes.
+"""A cache of files that take long to make, shared by processes. Its key is a hash of everything that decides the files.
 
-Nothing in it is used before its sha256 has been compared; what is damaged, or half written, is made again.
+A file is used only after its sha256 has been checked; damaged and half-written files are made again.
 """
 
 import contextlib
@@ -21,25 +21,27 @@ LOCK = ".lock"
 
 
 class Artefacts:
-    """`<cache>/<model>/<key>/`, the key a hash of what decides the files. They are made in parts, each of which has a
-    manifest, `<part>.json`, that is written last."""
+    """The folder `<cache>/<model>/<key>/`. A part's manifest, `<part>.json`, is written after its files."""
 
     def __init__(self, cache: Path, model: str, decides: Mapping[str, Any]) -> None:
         """Raises SettingsError when `cache` cannot be written."""
-        said = json.dumps(decides, indent=2, sort_keys=True)
-        self.folder = cache / _file_name(model) / hashlib.sha256(said.encode()).hexdigest()[:16]
+        key_text = json.dumps(decides, indent=2, sort_keys=True)
+        self.folder = cache / _file_name(model) / hashlib.sha256(key_text.encode()).hexdigest()[:16]
         with _writable(cache):
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._locked():
-                _write_text(self.folder / "key.txt", said)
+                _write_text(self.folder / "key.txt", key_text)
         self._sound: set[str] = set()
 
     def get(self, part: str, make: Callable[[Path], None]) -> Path:
-        """The folder, in which the files of `part` are whole. If they are not, `make` writes them to a folder of its
-        own, while others who want the same wait; should this process die meanwhile, they need not."""
+        """The folder, with complete files of `part`.
+
+        If they are missing or damaged, `make` writes them to a temporary folder under a lock. Other processes wait for
+        the lock, which a dying process releases.
+        """
         if part in self._sound:
             return self.folder
-        # Looked at without the lock first: whole is the rule, and a hash of gigabytes should not keep others waiting.
+        # First without the lock: files are usually complete, and hashing gigabytes should not make others wait.
         if not self._is_whole(part):
             with _writable(self.folder), self._locked():
                 if not self._is_whole(part):
@@ -48,25 +50,25 @@ class Artefacts:
         return self.folder
 
     def _make(self, part: str, make: Callable[[Path], None]) -> None:
-        for left in self.folder.glob(f"{DRAFT}*"):  # the lock is ours, so whoever wrote these is dead
+        for left in self.folder.glob(f"{DRAFT}*"):  # this process has the lock, so the process that wrote these is dead
             shutil.rmtree(left, ignore_errors=True)
         manifest = self._manifest(part)
         manifest.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(prefix=DRAFT, dir=self.folder) as draft:
             make(Path(draft))
             files = sorted(Path(draft).iterdir())
-            said = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
+            manifest_entries = {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}
             for file in files:
                 file.replace(self.folder / file.name)
-        _write_text(manifest, json.dumps(said, indent=2))
+        _write_text(manifest, json.dumps(manifest_entries, indent=2))
 
     def _is_whole(self, part: str) -> bool:
         try:
-            said = json.loads(self._manifest(part).read_text(encoding="utf-8"))
-            # Sizes first: a truncated file is found without reading it.
-            return all((self.folder / name).stat().st_size == entry["bytes"] for name, entry in said.items()) and all(
-                _sha256(self.folder / name) == entry["sha256"] for name, entry in said.items()
-            )
+            manifest_entries = json.loads(self._manifest(part).read_text(encoding="utf-8"))
+            # Sizes first, because they reveal a truncated file without reading it.
+            return all(
+                (self.folder / name).stat().st_size == entry["bytes"] for name, entry in manifest_entries.items()
+            ) and all(_sha256(self.folder / name) == entry["sha256"] for name, entry in manifest_entries.items())
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return False
 
@@ -75,7 +77,7 @@ class Artefacts:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time; the kernel lets go of a dead one's lock."""
+        """Lets one process in at a time; the kernel releases a dead process's lock."""
         with (self.folder / LOCK).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -92,7 +94,7 @@ def _writable(folder: Path) -> Iterator[None]:
 
 
 def _write_text(file: Path, text: str) -> None:
-    """Whole or not at all."""
+    """Writes the file completely or not at all."""
     beside = file.with_name(f".{file.name}-{os.getpid()}")
     beside.write_text(text + "\n", encoding="utf-8")
     beside.replace(file)

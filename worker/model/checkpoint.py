@@ -1,6 +1,6 @@
-"""A checkpoint in memory: every network whole and fitting the others, the tokenizer, and how it is sampled.
+"""A checkpoint in memory: complete networks that match one another, the tokenizer, and the sampler's configuration.
 
-DeciDiffusion's layout and Stable Diffusion's load through this one door.
+DeciDiffusion's layout and Stable Diffusion's are both loaded here.
 """
 
 from dataclasses import dataclass
@@ -32,14 +32,14 @@ class Checkpoint:
 
     @property
     def max_tokens(self) -> int:
-        """The longest prompt that the text encoder reads, its start and its end included."""
+        """The longest prompt that the text encoder reads, in tokens, including start and end."""
         return int(self.text_encoder.config.max_position_embeddings)
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
     """Loads the model in `folder`, its weights as `dtype`.
 
-    Raises SettingsError, in one sentence, where the directory, a network or what they must have in common is not right.
+    Raises SettingsError, in one sentence, if the directory or a network is unusable, or if networks do not match.
     """
     directory.check(folder)
     index = directory.read_index(folder)
@@ -64,29 +64,29 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
 def _tokenizer(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
-    with networks.told_in_a_sentence(f"{folder} cannot be loaded"):
+    with networks.as_settings_error(f"{folder} cannot be loaded"):
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _check_fit(checkpoint: Checkpoint) -> None:
-    """Raises SettingsError unless the networks fit one another and the sizes that are served."""
+    """Raises SettingsError unless the networks match one another and the declared sizes."""
     unet, vae, text = checkpoint.unet, checkpoint.vae, checkpoint.text_encoder.config
     if unet.text_width != text.hidden_size:
         raise SettingsError(
-            f"The model's U-Net reads text states of width {unet.text_width}, and its text encoder's are of "
+            f"The model's U-Net reads text states of width {unet.text_width}, but its text encoder gives "
             f"{text.hidden_size}."
         )
     if unet.latent_channels != vae.config.latent_channels:
         raise SettingsError(
-            f"The model's U-Net has {unet.latent_channels} latent channels, and its VAE {vae.config.latent_channels}."
+            f"The model's U-Net has {unet.latent_channels} latent channels, its VAE has {vae.config.latent_channels}."
         )
     if (per_latent := 2 ** (len(vae.config.block_out_channels) - 1)) != SIZE_UNIT:
-        raise SettingsError(f"The model's VAE makes {per_latent} pixels of a latent; only {SIZE_UNIT} are known.")
+        raise SettingsError(f"The model's VAE makes {per_latent} pixels per latent; only {SIZE_UNIT} are supported.")
     if len(checkpoint.tokenizer) > text.vocab_size:
         raise SettingsError(
-            f"The model's tokenizer knows {len(checkpoint.tokenizer)} tokens, and its text encoder {text.vocab_size}."
+            f"The model's tokenizer knows {len(checkpoint.tokenizer)} tokens, its text encoder knows {text.vocab_size}."
         )
-    unit = SIZE_UNIT * 2**unet.shrinks
+    unit = SIZE_UNIT * 2**unet.num_downsamples
     for width, height in checkpoint.index.sizes:
         if width % unit or height % unit:
-            raise SettingsError(f"The model's size {width}x{height} does not do: its U-Net needs multiples of {unit}.")
+            raise SettingsError(f"The model's size {width}x{height} is unusable: its U-Net needs multiples of {unit}.")

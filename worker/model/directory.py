@@ -1,7 +1,7 @@
-"""What a model directory must look like, checked by its names, its JSON files and the headers of its weights.
+"""Checks a model directory by its file names, its JSON files and the headers of its weights.
 
-Imports no torch: the Celery parent asks before it forks, so that a bad directory is one sentence and no respawn loop.
-What Presswork itself wants to know stands in model_index.json's "presswork" block, of which all may be left out.
+Imports no torch: the Celery parent checks before it forks, so that a bad directory gives one sentence instead of a
+respawn loop. Presswork's own fields are in model_index.json's "presswork" block; all of them are optional.
 """
 
 import hashlib
@@ -16,21 +16,21 @@ from worker.model import hub, weights
 from worker.model.sampler import MAX_STEPS, SamplerConfig
 
 FLEXIBLE, STOCK = "flexible_unet", "unet"
-PARTS = ("text_encoder", "vae", "tokenizer", "scheduler", FLEXIBLE)
-# Fetched and loaded only when asked for.
-SAFETY = {"safety_checker": "config.json", "feature_extractor": "preprocessor_config.json"}
+COMPONENTS = ("text_encoder", "vae", "tokenizer", "scheduler", FLEXIBLE)
+# Component -> its config file. Fetched and loaded only if the settings ask for the safety checker.
+SAFETY_COMPONENTS = {"safety_checker": "config.json", "feature_extractor": "preprocessor_config.json"}
 DECI_2, DECI_1, STABLE = "DeciDiffusion 2.0", "DeciDiffusion 1.0", "Stable Diffusion"
 DEFAULT_STEPS = {DECI_2: 10, DECI_1: 30, STABLE: 10}
 SHIPPED = "presswork-mini"
-SIZE_UNIT = 8  # pixels a latent stands for
+SIZE_UNIT = 8  # pixels per latent, in each direction
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
     """What is known of a model before it is loaded. Sizes are (width, height) in pixels.
 
-    `kind` is one of the three above. `words`: all that a small model knows, casefolded; empty where that is not said.
-    `sampler` overrides what sampler.Rules takes for such a model: lambda_min_clipped, squeezed, guidance_rescale.
+    `kind` is one of the three above. `words`: the whole vocabulary of a small model, casefolded; empty if not given.
+    `sampler` overrides SamplerConfig's defaults for this kind: lambda_min_clipped, squeezed, guidance_rescale.
     """
 
     name: str
@@ -48,44 +48,50 @@ class Index:
         return self.kind != STABLE
 
 
-def check_model_dir(name_or_path: str | Path, more: Collection[str] = ()) -> Path:
-    """The directory of the model that PRESSWORK_MODEL_DIR names, whole as far as can be told without loading it; with
-    the components `more` of SAFETY, too.
+def check_model_dir(name_or_path: str | Path, extra: Collection[str] = ()) -> Path:
+    """The directory of the model that PRESSWORK_MODEL_DIR names, checked without loading it.
 
-    Raises SettingsError, in one sentence, where a part is missing or cannot be what it should be.
+    `extra` are the components of SAFETY_COMPONENTS that it must have, too.
+
+    Raises SettingsError, in one sentence, if a part is missing or invalid.
     """
     if not str(name_or_path):
         raise SettingsError("PRESSWORK_MODEL_DIR is not set; it must name the directory of a model.")
-    folder = locate(name_or_path, more)
-    check(folder, more)
+    folder = locate(name_or_path, extra)
+    check(folder, extra)
     return folder
 
 
-def locate(name_or_path: str | Path, more: Collection[str] = ()) -> Path:
-    """The directory of that name, the model of that name that ships with us, or the hub's, which is fetched unless it
-    is in the local cache: a restart serves the same model. `more`: which components of SAFETY are fetched, too.
+def locate(name_or_path: str | Path, extra: Collection[str] = ()) -> Path:
+    """The directory of that name, the bundled model, or a model of the hub.
 
-    Raises SettingsError, in one sentence, where there is none.
+    A model of the hub is fetched unless the local cache has it complete, so that a restart serves the same model.
+    `extra` are the components of SAFETY_COMPONENTS to fetch, too.
+
+    Raises SettingsError, in one sentence, if there is none.
     """
-    said, folder = str(name_or_path), Path(name_or_path)
+    name, folder = str(name_or_path), Path(name_or_path)
     if folder.is_dir():
         return folder
-    if said == SHIPPED:
+    if name == SHIPPED:
         return Path(__file__).parent / "mini" / SHIPPED
-    if folder.exists() or not hub.NAME.fullmatch(said):
-        raise SettingsError(f"The model {said!r} is not a directory, nor {SHIPPED}, nor a name as on the hub.")
-    wanted = (*PARTS, *more)
-    found = hub.cached(said, wanted)
-    if found is not None and _is_whole(found, more):
+    if folder.exists() or not hub.NAME.fullmatch(name):
+        raise SettingsError(f"The model {name!r} is neither a directory nor {SHIPPED} nor a name on the hub.")
+    wanted = (*COMPONENTS, *extra)
+    found = hub.cached(name, wanted)
+    if found is not None and _is_whole(found, extra):
         return found
-    found = hub.fetched(said, wanted)
-    # A stock U-Net only where there is no flexible one: beside that it is a placeholder of 3.4 GB.
-    return found if unet(found) == FLEXIBLE else hub.fetched(said, (*wanted, STOCK))
+    found = hub.fetched(name, wanted)
+    # The stock U-Net only if there is no flexible one; beside a flexible one it is an unused file of 3.4 GB.
+    return found if unet(found) == FLEXIBLE else hub.fetched(name, (*wanted, STOCK))
 
 
-def check(folder: Path, more: Collection[str] = ()) -> None:
-    """Raises SettingsError, in one sentence, unless `folder` holds every component, and `more` of SAFETY. Code and
-    pickles are passed over; so is a `unet` beside a `flexible_unet`, which would load, and draw something else."""
+def check(folder: Path, extra: Collection[str] = ()) -> None:
+    """Raises SettingsError, in one sentence, unless `folder` has every component, and those of SAFETY_COMPONENTS in
+    `extra`.
+
+    Ignores code and pickles, and a `unet` beside a `flexible_unet`: it would load, but draws different pictures.
+    """
     read_index(folder)
     for name in networks(folder):
         read_object(folder / name / "config.json")
@@ -94,8 +100,8 @@ def check(folder: Path, more: Collection[str] = ()) -> None:
     if not all((tokenizer / name).is_file() for name in ("vocab.json", "merges.txt")):
         read_object(tokenizer / "tokenizer.json")
     read_object(folder / "scheduler" / "scheduler_config.json")
-    for name in more:
-        read_object(folder / name / SAFETY[name])
+    for name in extra:
+        read_object(folder / name / SAFETY_COMPONENTS[name])
         if name == "safety_checker":
             _check_weights(folder / name)
 
@@ -111,7 +117,7 @@ def networks(folder: Path) -> tuple[str, str, str]:
 
 
 def read_index(folder: Path) -> Index:
-    """The model's name, sizes and defaults. Raises SettingsError where a file is missing or makes no sense."""
+    """The model's name, sizes and defaults. Raises SettingsError if a file is missing or invalid."""
     file = folder / "model_index.json"
     index = read_object(file)
     block = index.get("presswork", {})
@@ -119,7 +125,7 @@ def read_index(folder: Path) -> Index:
     try:
         sizes = tuple(_size(size) for size in block.get("sizes", [[512, 512]]))
         words = block.get("words", [])
-        said = Index(
+        index_fields = Index(
             name=str(block.get("name") or index.get("_name_or_path") or folder.resolve().name),
             kind=kind,
             sizes=sizes,
@@ -131,22 +137,25 @@ def read_index(folder: Path) -> Index:
             sampler=dict(block.get("sampler", {})),
         )
     except (AttributeError, IndexError, TypeError, ValueError):
-        raise SettingsError(f'The "presswork" block of {file} cannot be read; sizes are [[512, 512]], say.') from None
-    sane = 1 <= said.default_steps <= said.max_steps <= MAX_STEPS and 0 <= said.default_guidance_scale <= 50
-    if said.default_size not in sizes or not sane or isinstance(words, str):
-        raise SettingsError(f'The "presswork" block of {file} has defaults that it does not allow itself.')
-    return said
+        raise SettingsError(f'The "presswork" block of {file} cannot be read; sizes look like [[512, 512]].') from None
+    sane = (
+        1 <= index_fields.default_steps <= index_fields.max_steps <= MAX_STEPS
+        and 0 <= index_fields.default_guidance_scale <= 50
+    )
+    if index_fields.default_size not in sizes or not sane or isinstance(words, str):
+        raise SettingsError(f'The "presswork" block of {file} has defaults outside its own limits.')
+    return index_fields
 
 
 def read_sampler_config(folder: Path) -> SamplerConfig:
-    """How the model is sampled. Raises SettingsError, in one sentence, where what is said of it makes no sense."""
+    """How the model is sampled. Raises SettingsError, in one sentence, if its configuration is invalid."""
     index, scheduler = read_index(folder), read_object(folder / "scheduler" / "scheduler_config.json")
-    return SamplerConfig.read(scheduler, flexible=index.flexible, said=index.sampler)
+    return SamplerConfig.read(scheduler, flexible=index.flexible, overrides=index.sampler)
 
 
 def revision(folder: Path) -> str:
-    """`revision-` and 12 hex digits of a sha256 over the weights and configs that are read, by sorted file name, and
-    over what model_index.json says of the sampler: all that decides pixels."""
+    """`revision-` and 12 hex digits of a sha256 over everything that decides pixels: the weights and configs that are
+    read, in the order of their names, and the sampler's fields in model_index.json."""
     digest = hashlib.sha256(json.dumps(dict(read_index(folder).sampler), sort_keys=True).encode())
     files = [folder / "scheduler" / "scheduler_config.json"]
     files += [file for file in (folder / "tokenizer").glob("*") if file.suffix in (".json", ".txt")]
@@ -163,7 +172,7 @@ def revision(folder: Path) -> str:
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in `file`. Raises SettingsError where it is missing or is none."""
+    """The JSON object in `file`. Raises SettingsError if the file is missing or holds no JSON object."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -176,7 +185,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def _kind(folder: Path) -> str:
-    """DeciDiffusion 1.0 is told from 2.0 by its mid block. Nothing in model_index.json tells either."""
+    """DeciDiffusion 1.0 has a mid block and 2.0 has none; model_index.json does not tell which it is."""
     if unet(folder) == STOCK:
         return STABLE
     file = folder / FLEXIBLE / "config.json"
@@ -197,12 +206,12 @@ def _check_weights(folder: Path) -> None:
             f"The model's {file} holds a stock Stable Diffusion U-Net, not DeciDiffusion's flexible one."
         )
     if folder.name == STOCK and flexible:
-        raise SettingsError(f"The model's {file} holds DeciDiffusion's U-Net; its place is the folder {FLEXIBLE}.")
+        raise SettingsError(f"The model's {file} holds DeciDiffusion's U-Net; it belongs in the folder {FLEXIBLE}.")
 
 
-def _is_whole(folder: Path, more: Collection[str]) -> bool:
+def _is_whole(folder: Path, extra: Collection[str]) -> bool:
     try:
-        check(folder, more)
+        check(folder, extra)
     except SettingsError:
         return False
     return True

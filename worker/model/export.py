@@ -1,5 +1,6 @@
-"""The networks as ONNX graphs in float32, with static shapes and named tensors: for OpenVINO, ONNX Runtime and whatever
-else compiles ONNX. All graphs of a model, whatever their batch, refer to one file of weights that lies beside them.
+"""Exports the networks as ONNX graphs in float32, with static shapes and named tensors, for any ONNX runtime.
+
+All graphs of a model, at all batch sizes, refer to one file of weights beside them.
 """
 
 import contextlib
@@ -18,14 +19,14 @@ from worker.model.text import Prompts
 
 OPSET = 20
 WEIGHTS = "weights.bin"
-ALIGNMENT = 4096  # bytes: whoever maps the file into memory maps each tensor from the start of a page
+ALIGNMENT = 4096  # bytes, so that each tensor starts on a page when the file is memory-mapped
 
 
 class Exporter:
-    """Writes a checkpoint's graphs. What it writes is decided by the checkpoint and the libraries' versions alone."""
+    """Writes a checkpoint's graphs. Its output depends only on the checkpoint and the libraries' versions."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """The checkpoint's networks become float32."""
+        """Converts the checkpoint's networks to float32, in place."""
         self.prompts = Prompts.of(checkpoint.tokenizer, checkpoint.max_tokens)
         text_encoder, unet, vae = (
             network.float().eval() for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae)
@@ -33,7 +34,7 @@ class Exporter:
         self._text, self._time = TextEncoder(text_encoder, unet), TimeEmbedder(unet)
         self._denoiser, self._decoder = Denoiser(unet), Decoder(vae)
         self.latent_channels = unet.latent_channels
-        # The U-Net has one name in all of them, and so one place in the file.
+        # The U-Net has the same name in all of them, so its weights are stored once.
         self._weights: dict[str, Tensor] = {}
         for network in (self._text, self._denoiser, self._decoder):
             self._weights |= network.state_dict()
@@ -59,13 +60,13 @@ class Exporter:
         self._write(self._time, file, {"timesteps": torch.zeros(1)}, ["time"])
 
     def write_denoiser(self, file: Path, batch: int, height: int, width: int, *, guided: bool) -> None:
-        """latents (batch, channels, height, width), time, key_0, value_0, ... -> prediction. When guided, keys, values
-        and the prediction have 2 * batch rows: first those without the prompt, then those with it."""
+        """latents (batch, channels, height, width), time, key_0, value_0, ... -> noise_pred. When guided, keys, values
+        and noise_pred have 2 * batch rows: first those of the negative prompts, then those of the prompts."""
         latents = torch.zeros(batch, self.latent_channels, height, width)
         with torch.no_grad():
             time = self._time(torch.zeros(1))
         given = {"latents": latents, "time": time} | self._example_text(2 * batch if guided else batch)
-        self._write(self._denoiser, file, given, ["prediction"])
+        self._write(self._denoiser, file, given, ["noise_pred"])
 
     def write_decoder(self, file: Path, batch: int, height: int, width: int) -> None:
         """latents (batch, channels, height, width) -> pixels uint8 (batch, 8 * height, 8 * width, 3), finite bool
@@ -80,7 +81,7 @@ class Exporter:
         return {name: torch.zeros(texts, *one.shape[1:]) for name, one in zip(names, found, strict=True)}
 
     def _write(self, network: nn.Module, file: Path, given: dict[str, Tensor], made: Sequence[str]) -> None:
-        """`given` are the inputs by name, in the order of `forward`; keys and values are one list there."""
+        """`given` are example inputs by name, in the order of `forward`, which takes keys and values as one list."""
         text = [value for name, value in given.items() if name.startswith(("key_", "value_"))]
         arguments: list[Any] = [value for name, value in given.items() if not name.startswith(("key_", "value_"))]
         with _quiet(), torch.no_grad():
@@ -102,8 +103,8 @@ def _save(model: Any, file: Path, weights: dict[str, Tensor], offsets: dict[str,
     from onnx_ir.passes import Sequential, common
     from onnxscript import optimizer
 
-    # Everything is folded but the weights' transposes: those would be copies of the weights, a set for each graph.
-    # onnxscript's rewriting rules would take as long as all the rest, and compilers have better ones.
+    # Folds all constants except the weights' transposes, which would copy the weights into every graph. Skips
+    # onnxscript's rewriting rules: they take as long as all the rest, and the runtimes have better ones.
     optimizer.fold_constants(
         model, onnx_shape_inference=True, should_fold=lambda node: False if node.op_type == "Transpose" else None
     )
@@ -113,7 +114,7 @@ def _save(model: Any, file: Path, weights: dict[str, Tensor], offsets: dict[str,
         common.RemoveUnusedOpsetsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.DeduplicateInitializersPass(),
-        common.ClearMetadataAndDocStringPass(),  # stack traces with the paths of this machine
+        common.ClearMetadataAndDocStringPass(),  # removes stack traces, which contain this machine's paths
     )
     tidy(model)
     for name, value in model.graph.initializers.items():
@@ -135,7 +136,7 @@ def _bytes(tensor: Tensor) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's word on each library that it did not find."""
+    """Silences the exporter's messages about optional libraries that are not installed."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""A model as it is run without its checkpoint: graphs and prompts, kept as artefacts and exported when missing.
+"""A model that runs without its checkpoint: its graphs and tokenizer, cached as artefacts and exported when missing.
 
-Imports neither diffusers nor transformers unless something has to be exported.
+Imports diffusers and transformers only if something has to be exported.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ FACTS, TIME = "facts", "time.onnx"
 
 @dataclass(frozen=True, slots=True)
 class Graphs:
-    """The files of one shape and batch size, as `export.Exporter` describes them."""
+    """The graph files of one shape and batch size; `export.Exporter` documents them."""
 
     text: Path
     time: Path
@@ -40,16 +40,19 @@ class Graphs:
 
 
 class Exported:
-    """The model in `folder`, its artefacts somewhere under `cache`. The graphs are the same for every device, runtime
-    and precision; what is in their key beside the revision is who writes them."""
+    """The model in `folder`, with its artefacts under `cache`.
+
+    The graphs are the same for every device, runtime and precision. Their key is the model's revision, this code and
+    the versions of the libraries that export them.
+    """
 
     def __init__(self, folder: Path, cache: Path) -> None:
-        """Raises SettingsError, in one sentence, when the model does not fit or the cache cannot be written."""
+        """Raises SettingsError, in one sentence, if the model is unusable or the cache cannot be written."""
         self._folder = folder
         self.index, self.revision = directory.read_index(folder), directory.revision(folder)
         self.sampler_config = directory.read_sampler_config(
             folder
-        )  # read at each start: an old cache must not serve an old sampler
+        )  # read from the model at each start: the cache must not hold an outdated sampler
         self._artefacts = Artefacts(cache, f"{self.index.name}-{self.revision}", _decides(self.revision))
         self._exporter: Exporter | None = None
         self._facts = json.loads((self._get(FACTS, _write_facts) / f"{FACTS}-model.json").read_text("utf-8"))
@@ -63,8 +66,7 @@ class Exported:
         return int(self._facts["latent_channels"])
 
     def graphs(self, shape: Shape, batch: int, part: int) -> Graphs:
-        """The graphs for that shape, the decoder's for `part` images at once; exported when nobody has done so yet,
-        which takes seconds."""
+        """The graphs for that shape, the decoder's for `part` images at once. Exporting missing ones takes seconds."""
         height, width = shape.height // SIZE_UNIT, shape.width // SIZE_UNIT
         size, guided = f"{shape.width}x{shape.height}-{batch}", "guided" if shape.guided else "unguided"
         found = Graphs(
@@ -79,7 +81,7 @@ class Exported:
                 lambda exporter, file: exporter.write_decoder(file, part, height, width),
             ),
         )
-        self._exporter = None  # gigabytes, at full size
+        self._exporter = None  # frees gigabytes, for a full-size model
         return found
 
     def _graph(self, name: str, write: Callable[["Exporter", Path], None]) -> Path:
@@ -108,7 +110,7 @@ def _write_facts(exporter: "Exporter", into: Path) -> None:
 
 
 def _decides(revision: str) -> dict[str, str]:
-    """What decides an exported graph, byte for byte or nearly so."""
+    """Everything that decides an exported graph."""
     digest = hashlib.sha256()
     for name in SOURCES:
         digest.update(Path(__file__).with_name(name).read_bytes())

@@ -14,14 +14,14 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 from services.core.model.errors import SettingsError
-from worker.model.unet import JOIN, KEEP, Op, UNet
+from worker.model.unet import CONCAT_SKIP, SAVE_SKIP, Op, UNet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configurations:
     """The published dict. Lists run from the outermost block inwards for `down`, from the innermost out for `up`.
 
-    A model without a mid block need not speak of one. The last two are not published: smaller models need them.
+    The mid block's fields are optional. The last two fields are not published; smaller models need them.
     """
 
     sample_size: int
@@ -48,8 +48,10 @@ class Configurations:
 
     @classmethod
     def read(cls, published: Mapping[str, Any]) -> Self:
-        """Raises SettingsError, in one sentence, for what is missing, unknown or does not fit together. Unknown fields
-        that are null, false, zero or empty are passed over: they switch nothing on."""
+        """Raises SettingsError, in one sentence, for missing, unknown or inconsistent fields.
+
+        Unknown fields that are null, false, zero or empty are ignored, since they enable nothing.
+        """
         known = {entry.name for entry in fields(cls)}
         if unknown := sorted(name for name, value in published.items() if name not in known and value):
             raise SettingsError(f'The flexible U-Net\'s "configurations" hold the unknown field {unknown[0]!r}.')
@@ -77,11 +79,13 @@ class Configurations:
         if len(set(blocks.values())) != 1:
             raise SettingsError(f'The flexible U-Net\'s "configurations" name unequal numbers of blocks: {blocks}.')
         if self.resnet_act_fn not in ("silu", "swish"):
-            raise SettingsError(f"The flexible U-Net's resnet_act_fn is {self.resnet_act_fn!r}; only silu is known.")
+            raise SettingsError(
+                f"The flexible U-Net's resnet_act_fn is {self.resnet_act_fn!r}; only silu is supported."
+            )
         kept = 1 + sum(self.down_blocks_num_resnets) + sum(self.add_downsample[:-1])
         joined = sum(self.up_blocks_num_resnets)
         if kept != joined:
-            raise SettingsError(f"The flexible U-Net keeps {kept} skips and its up blocks take {joined}.")
+            raise SettingsError(f"The flexible U-Net saves {kept} skips but its up blocks take {joined}.")
 
 
 class FlexibleUNet(UNet):
@@ -104,15 +108,15 @@ class FlexibleUNet(UNet):
         self.program = self._program()
 
     def _program(self) -> list[Op]:
-        """Skips are kept right after a resnet, before any attention that follows it; the stock network keeps them
-        after. Version 1.0 runs the first resnet of its mid block twice."""
+        """A skip is saved right after each resnet, before the attention that follows it; the stock U-Net saves it after
+        the attention. Version 1.0 runs the first resnet of its mid block twice."""
         ops: list[Op] = []
         for number, block in enumerate(self.down_blocks):
             for op in _ops(block.modules_list):
-                ops += [op, KEEP] if op.kind == "resnet" else [op]
+                ops += [op, SAVE_SKIP] if op.kind == "resnet" else [op]
             if block.downsamplers is not None:
                 ops.append(Op("resample", block.downsamplers[0]))
-                ops += [KEEP] if number < len(self.down_blocks) - 1 else []
+                ops += [SAVE_SKIP] if number < len(self.down_blocks) - 1 else []
         if self.configurations.has_mid:
             first, *others = _ops(self.mid_block.modules_list)
             ops += [first, first, *others]
@@ -120,7 +124,7 @@ class FlexibleUNet(UNet):
                 ops.append(Op("resample", self.mid_block.upsamplers[0]))
         for block in self.up_blocks:
             for op in _ops(block.modules_list):
-                ops += [JOIN, op] if op.kind == "resnet" else [op]
+                ops += [CONCAT_SKIP, op] if op.kind == "resnet" else [op]
             if block.upsamplers is not None:
                 ops.append(Op("resample", block.upsamplers[0]))
         return ops
@@ -184,4 +188,4 @@ def _mixed(c: Configurations, resnets: Sequence[nn.Module], attentions: int, wid
 
 
 def _ops(modules: Sequence[nn.Module]) -> list[Op]:
-    return [Op("attend" if isinstance(module, Transformer2DModel) else "resnet", module) for module in modules]
+    return [Op("attention" if isinstance(module, Transformer2DModel) else "resnet", module) for module in modules]

@@ -1,6 +1,6 @@
-"""Models on the Hugging Face hub, by names like Deci/DeciDiffusion-v2-0: what is fetched of them, and the local cache.
+"""Models on the Hugging Face hub, by names like Deci/DeciDiffusion-v2-0: fetching them, and the local cache.
 
-Only configs, tokenizers and safetensors are fetched; nothing is, where HF_HUB_OFFLINE is set.
+Only configs, tokenizers and safetensors are fetched; with HF_HUB_OFFLINE set, nothing is.
 """
 
 import re
@@ -12,7 +12,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def cached(name: str, parts: tuple[str, ...]) -> Path | None:
-    """The folder of the model in the local cache, if there is one; an interrupted download leaves a part of it."""
+    """The model's folder in the local cache, if any. After an interrupted download it may be incomplete."""
     try:
         return _snapshot(name, parts, offline=True)
     except Exception:
@@ -25,7 +25,7 @@ def fetched(name: str, parts: tuple[str, ...]) -> Path:
         return _snapshot(name, parts, offline=False)
     except Exception as error:
         raise SettingsError(
-            f"The model {name!r} is neither a directory nor whole in the local cache, and it cannot be fetched from "
+            f"The model {name!r} is neither a directory nor complete in the local cache, and it cannot be fetched from "
             f"the hub: {_reason(error)}."
         ) from error
 
@@ -33,11 +33,11 @@ def fetched(name: str, parts: tuple[str, ...]) -> Path:
 def _reason(error: Exception) -> str:
     known = {
         "LocalEntryNotFoundError": "there is no network, or HF_HUB_OFFLINE is set",
-        "RepositoryNotFoundError": "it has no such model, or wants a login for it",
-        "GatedRepoError": "its publisher wants a login and consent",
+        "RepositoryNotFoundError": "it has no such model, or requires a login for it",
+        "GatedRepoError": "its publisher requires a login and consent",
     }
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
-    return known.get(type(error).__name__, said)
+    message = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+    return known.get(type(error).__name__, message)
 
 
 def _snapshot(name: str, parts: tuple[str, ...], *, offline: bool) -> Path:

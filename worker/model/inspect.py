@@ -1,6 +1,6 @@
-"""What can be told of a model without loading it: its kind, defaults and sampler, and each network's size.
+"""Describes a model without loading it: its kind, defaults and sampler, and each network's size.
 
-Read from JSON and the headers of the weights alone, so that it takes no longer for a large model than for a small.
+Reads only JSON files and the headers of the weights, so that large models take no longer than small ones.
 """
 
 import math
@@ -12,9 +12,9 @@ from worker.model import directory, weights
 
 
 def inspect(folder: Path) -> dict[str, Any]:
-    """All of it as JSON has it. Sizes are [width, height] in pixels; `bytes` are those on disk.
+    """The description as a JSON object. Sizes are [width, height] in pixels; `bytes` are those on disk.
 
-    Raises SettingsError, in one sentence, where the directory is not a whole model's.
+    Raises SettingsError, in one sentence, if the directory is no complete model.
     """
     directory.check(folder)
     index = directory.read_index(folder)
@@ -32,30 +32,30 @@ def inspect(folder: Path) -> dict[str, Any]:
         "sampler": {
             "name": "DPM-Solver++ 2M",
             "squeezed": sampler_config.squeezed,
-            "prediction": sampler_config.prediction,
-            "guidance_rescale": sampler_config.rescale,
+            "prediction": sampler_config.prediction_type,
+            "guidance_rescale": sampler_config.guidance_rescale,
         },
         "components": {name: _component(folder / name) for name in directory.networks(folder)},
     }
 
 
-def table(told: dict[str, Any]) -> str:
-    """The same for a person, in lines of at most 80 columns."""
-    sampler = told["sampler"]
+def table(facts: dict[str, Any]) -> str:
+    """The description as text, in lines of at most 80 columns."""
+    sampler = facts["sampler"]
     how = [sampler["name"], *(["squeezed"] if sampler["squeezed"] else []), sampler["prediction"]]
     how += [f"rescale {sampler['guidance_rescale']:g}"] if sampler["guidance_rescale"] else []
-    sizes = ", ".join(f"{width}x{height}" for width, height in told["sizes"])
+    sizes = ", ".join(f"{width}x{height}" for width, height in facts["sizes"])
     lines = [
-        f"{told['name']}: a model of {told['kind']}'s architecture",
+        f"{facts['name']}: a model of {facts['kind']}'s architecture",
         "",
-        f"  revision  {told['revision']}",
+        f"  revision  {facts['revision']}",
         f"  sizes     {sizes} pixels",
-        f"  defaults  {told['default_steps']} steps, guidance {told['default_guidance_scale']:g}",
+        f"  defaults  {facts['default_steps']} steps, guidance {facts['default_guidance_scale']:g}",
         f"  sampler   {', '.join(how)}",
         "",
         f"  {'':<16}{'parameters':>14}{'tensors':>10}{'dtype':>12}{'on disk':>12}",
     ]
-    parts = told["components"]
+    parts = facts["components"]
     for name, part in parts.items():
         lines.append(_row(name, part["parameters"], part["tensors"], "+".join(part["dtypes"]), part["bytes"]))
     totals = (sum(part[key] for part in parts.values()) for key in ("parameters", "tensors", "bytes"))

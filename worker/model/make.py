@@ -1,6 +1,6 @@
-"""Makes a model with random weights in the published layout: for tests, for benchmarks, for trying things out.
+"""Makes a model with random weights in the published layout: for tests, benchmarks and experiments.
 
-Its pictures mean nothing. Decided by the preset and the seed alone; nothing is downloaded.
+Its pictures are meaningless. The weights depend only on the preset and the seed; nothing is downloaded.
 """
 
 import json
@@ -25,15 +25,16 @@ class FolderTaken(PressworkError):
 
 
 def make(folder: Path, preset: str = "tiny", seed: int = 0, say: Callable[[str], None] | None = None) -> str:
-    """Writes the model of that name in presets.PRESETS to `folder` and returns its revision. `say` hears of progress.
+    """Writes the preset's model to `folder` and returns its revision. Calls `say` with lines about the progress.
 
-    Raises FolderTaken unless `folder` is absent or empty. What is there is whole, or not there: it is written beside
-    and renamed.
+    The folder appears complete or not at all: the model is written beside it and renamed.
+
+    Raises FolderTaken unless `folder` is absent or empty.
     """
     if preset not in PRESETS:
         raise PressworkError(f"There is no preset {preset!r}; there are {', '.join(PRESETS)}.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FolderTaken(f"{folder} is not empty; the model goes into a directory of its own.")
+        raise FolderTaken(f"{folder} is not empty; the model needs an empty directory.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
         draft = Path(beside) / "model"
@@ -45,7 +46,7 @@ def make(folder: Path, preset: str = "tiny", seed: int = 0, say: Callable[[str],
 
 
 def _write(folder: Path, preset: Preset, seed: int, say: Callable[[str], None]) -> None:
-    from worker.model import networks  # here, and not above: --help and refusals answer at once
+    from worker.model import networks  # imports torch; --help and refusals must not wait for it
 
     for name, config in preset.configs.items():
         (folder / name).mkdir()
@@ -60,7 +61,7 @@ def _write(folder: Path, preset: Preset, seed: int, say: Callable[[str], None]) 
 
 
 def _index(preset: Preset) -> dict[str, Any]:
-    """As published: DeciDiffusion's names a class of its own, and a stock U-Net where it means its flexible one."""
+    """As published: DeciDiffusion names its own pipeline class, but a stock U-Net instead of its flexible one."""
     flexible = preset.unet == directory.FLEXIBLE
     return {
         "_class_name": "DeciDiffusionPipeline" if flexible else "StableDiffusionPipeline",
@@ -73,7 +74,7 @@ def _index(preset: Preset) -> dict[str, Any]:
 
 
 def _write_weights(folder: Path, shapes: dict[str, tuple[int, ...]], preset: Preset, seed: int) -> None:
-    """The file under the name, with the prefix and of the dtype that are published for the component."""
+    """Writes the file with the name, tensor prefix and dtype that are published for the component."""
     from safetensors.numpy import save_file
 
     text, half = folder.name == "text_encoder", folder.name == directory.FLEXIBLE
@@ -88,16 +89,16 @@ def _write_weights(folder: Path, shapes: dict[str, tuple[int, ...]], preset: Pre
 
 
 def _random(name: str, shape: tuple[int, ...], seed: int, preset: Preset) -> NDArray[np.float32]:
-    """Normal, with the deviation that keeps that of a layer's inputs (LeCun et al., 1998): 1 over the root of how many
-    there are. So activations stay finite in FP16 at any size. Drawn for each tensor by its own name."""
+    """Normal weights with deviation 1 / sqrt(number of inputs), which keeps the deviation of a layer's inputs (LeCun et
+    al., 1998), so that activations stay finite in FP16 at any size. The generator is seeded by the tensor's name."""
     chance = np.random.default_rng([seed, zlib.crc32(name.encode())])
     values = chance.standard_normal(shape, dtype=np.float32)
     if len(shape) == 1:
         values *= np.float32(0.05)
         return values + np.float32(1.0) if name.endswith("weight") else values  # a norm's weights, else a bias
     inputs = 1 if "embedding.weight" in name else int(np.prod(shape[1:]))
-    loudness = float(np.prod([by for part, by in preset.louder.items() if part in name]))
-    values *= np.float32(loudness / inputs**0.5)
+    gain = float(np.prod([by for part, by in preset.weight_gain.items() if part in name]))
+    values *= np.float32(gain / inputs**0.5)
     return values
 
 

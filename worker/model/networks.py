@@ -1,6 +1,6 @@
-"""The networks of a checkpoint: built from their configs without memory, then filled from safetensors, strictly.
+"""The networks of a checkpoint: built from their configs on the meta device, then loaded strictly from safetensors.
 
-Every tensor of a file is accounted for, by name, shape and dtype; no code of a checkpoint's is run.
+Every tensor of a file is checked by name, shape and dtype. No code from a checkpoint is run.
 """
 
 import contextlib
@@ -24,46 +24,46 @@ CLIP_FIELDS = (
     "max_position_embeddings", "hidden_act", "layer_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id",
     "image_size", "patch_size", "num_channels",
 )  # fmt: skip
-# How the attention of older VAE files is named.
+# Names of the attention in older VAE files -> current names.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def build(component: str, config: Mapping[str, Any]) -> nn.Module:
     """The network of `component` (text_encoder, flexible_unet, unet or vae) on the meta device, in eval mode.
 
-    Raises SettingsError, in one sentence, where `config` makes none.
+    Raises SettingsError, in one sentence, if `config` is invalid.
     """
     kinds = {FLEXIBLE: _flexible_unet, STOCK: StockUNet, "text_encoder": _text_encoder, "vae": _vae}
-    with told_in_a_sentence(f"{component}/config.json makes no network"), torch.device("meta"):
+    with as_settings_error(f"{component}/config.json makes no network"), torch.device("meta"):
         network: nn.Module = kinds[component](config)
     return network.eval().requires_grad_(False)
 
 
 def load(component: str, folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    """The network of `component` with the weights that lie in `folder / component`, as `dtype` on the CPU.
+    """The network of `component` with the weights in `folder / component`, as `dtype` on the CPU.
 
-    Raises SettingsError, in one sentence that names the component, where tensors are missing, unexpected, of another
-    shape, or of a type that is none of weights.WIDTHS.
+    Raises SettingsError, in one sentence that names the component, if tensors are missing, unexpected, of another
+    shape, or of a dtype that is not in weights.WIDTHS.
     """
     network = build(component, config)
     return fill(network, component, weights.find(folder / component), dtype)
 
 
 def fill(network: nn.Module, component: str, file: Path, dtype: torch.dtype) -> nn.Module:
-    """Gives `network`, on the meta device, the tensors of `file`. See `load`."""
+    """Loads the tensors of `file` into `network`, which is on the meta device. See `load`."""
     names = _matched(network, component, weights.read_header(file))
-    with told_in_a_sentence(f"{file} cannot be read"), safe_open(file, "pt") as opened:
-        # Copied even where the type is the same: what is mapped from the file would change and vanish with it.
+    with as_settings_error(f"{file} cannot be read"), safe_open(file, "pt") as opened:
+        # Copied even if the dtype is the same: memory mapped from the file would change and vanish with it.
         tensors = {name: opened.get_tensor(stored).to(dtype, copy=True) for name, stored in names.items()}
     network.load_state_dict(tensors, strict=True, assign=True)
     for name, buffer in list(network.named_buffers()):
-        if buffer.is_meta:  # CLIP's position_ids, which no file need hold
+        if buffer.is_meta:  # CLIP's position_ids, which a file may omit
             _set(network, name, torch.arange(buffer.shape[-1]).expand(buffer.shape))
     return network.requires_grad_(False).eval()
 
 
 def current_name(component: str, stored: str) -> str:
-    """What the libraries call the tensor that a file calls `stored`."""
+    """The current name of the tensor that a file calls `stored`."""
     if component == "vae":
         *path, last, kind = stored.split(".")
         if "attentions" in path and last in _OLD_ATTENTION:
@@ -76,8 +76,8 @@ def current_name(component: str, stored: str) -> str:
 
 
 def _matched(network: nn.Module, component: str, stored: Mapping[str, weights.Entry]) -> dict[str, str]:
-    """For each tensor of the network, the name under which the file holds it."""
-    # By current names on both sides: transformers 5 dropped a prefix that transformers 4 and older files have.
+    """For each tensor of the network, its name in the file."""
+    # Compares current names: transformers 5 dropped a prefix that transformers 4 and older files have.
     wanted = {current_name(component, name): (name, tensor) for name, tensor in network.state_dict().items()}
     clip = component in ("text_encoder", "safety_checker")
     names: dict[str, str] = {}
@@ -85,7 +85,7 @@ def _matched(network: nn.Module, component: str, stored: Mapping[str, weights.En
     for name in stored:
         current = current_name(component, name)
         if clip and current.endswith("embeddings.position_ids") and current not in wanted:
-            continue  # 0, 1, 2, ...: older libraries stored them
+            continue  # 0, 1, 2, ..., which older libraries stored
         if current not in wanted or current in names:
             unexpected.append(name)
         names[current] = name
@@ -140,8 +140,8 @@ def _set(network: nn.Module, name: str, value: torch.Tensor) -> None:
 
 
 @contextlib.contextmanager
-def told_in_a_sentence(what: str) -> Iterator[None]:
-    """Whatever the libraries raise for files that are not what they should be, as a SettingsError."""
+def as_settings_error(what: str) -> Iterator[None]:
+    """Turns whatever the libraries raise for invalid files into a SettingsError of one sentence."""
     try:
         yield
     except (SettingsError, MemoryError):

@@ -1,4 +1,4 @@
-"""The models that `presswork model make` knows, by the configs of their networks. Imports no torch.
+"""The models that `presswork model make` can write, as configs of their networks. Imports no torch.
 
 `full` and `sd15` have the published sizes of DeciDiffusion 2.0 and of Stable Diffusion 1.5.
 """
@@ -10,21 +10,21 @@ from typing import Any
 from worker.model import vocabulary
 from worker.model.directory import FLEXIBLE, STOCK
 
-TOKENS = 77  # the longest prompt of CLIP's, with its start and its end
+TOKENS = 77  # CLIP's longest prompt, including start and end
 
 
 @dataclass(frozen=True, slots=True)
 class Preset:
     """The configs of each network, the scheduler's, and model_index.json's "presswork" block.
 
-    `louder`: what a part of a tensor's name multiplies its random weights by, so that prompts are seen in the pixels
-    and these are not clipped.
+    `weight_gain`: part of a tensor's name -> factor for its random weights, so that prompts change the pixels
+    and pixels are not clipped.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
     scheduler: Mapping[str, Any]
     block: Mapping[str, Any]
-    louder: Mapping[str, float]
+    weight_gain: Mapping[str, float]
 
     @property
     def unet(self) -> str:
@@ -88,7 +88,7 @@ def _stock(widths: tuple[int, ...], text: int, latent: int, **others: Any) -> di
     } | others  # fmt: skip
 
 
-# What DeciDiffusion 2.0 publishes, and what Stable Diffusion 1.5 does.
+# As published by DeciDiffusion 2.0 and by Stable Diffusion 1.5.
 _DECI_SCHEDULER = {
     "_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012,
     "beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
@@ -99,7 +99,7 @@ _STABLE_SCHEDULER = {
     "beta_schedule": "scaled_linear", "prediction_type": "epsilon", "set_alpha_to_one": False, "steps_offset": 1,
     "skip_prk_steps": True, "clip_sample": False,
 }  # fmt: skip
-_LOUDER = {"attn2.to_out": 6.0, "attn2.to_v": 6.0, "decoder.conv_out": 0.8}
+_WEIGHT_GAIN = {"attn2.to_out": 6.0, "attn2.to_v": 6.0, "decoder.conv_out": 0.8}
 _VIT_L_14 = _text(768, 12, 12, 3072, TOKENS, size=49408)
 _SD_VAE = _vae((128, 256, 512, 512), 512, layers=2, groups=32)
 _TINY = {
@@ -113,22 +113,22 @@ _MINI = {
 PRESETS = {
     "tiny": Preset(
         _TINY | {FLEXIBLE: _flexible((16, 32, 64), 32, 8, num_attention_heads=4, norm_num_groups=8)},
-        _DECI_SCHEDULER, _block("tiny", 64, 128), _LOUDER,
+        _DECI_SCHEDULER, _block("tiny", 64, 128), _WEIGHT_GAIN,
     ),
     "tiny-sd": Preset(
         _TINY | {STOCK: _stock((32, 64), 32, 8, layers_per_block=1, attention_head_dim=4, norm_num_groups=8)},
-        _STABLE_SCHEDULER, _block("tiny-sd", 64, 128), _LOUDER,
+        _STABLE_SCHEDULER, _block("tiny-sd", 64, 128), _WEIGHT_GAIN,
     ),
     "mini": Preset(
         _MINI | {FLEXIBLE: _flexible((32, 64, 96), 128, 16, num_attention_heads=4)},
-        _DECI_SCHEDULER, _block("mini", 128), _LOUDER,
+        _DECI_SCHEDULER, _block("mini", 128), _WEIGHT_GAIN,
     ),
     "full": Preset(
         {"text_encoder": _VIT_L_14, FLEXIBLE: _flexible((320, 640, 1280), 768, 64), "vae": _SD_VAE},
-        _DECI_SCHEDULER, _block("full", 512), _LOUDER,
+        _DECI_SCHEDULER, _block("full", 512), _WEIGHT_GAIN,
     ),
     "sd15": Preset(
         {"text_encoder": _VIT_L_14, STOCK: _stock((320, 640, 1280, 1280), 768, 64), "vae": _SD_VAE},
-        _STABLE_SCHEDULER, _block("sd15", 512), _LOUDER,
+        _STABLE_SCHEDULER, _block("sd15", 512), _WEIGHT_GAIN,
     ),
 }  # fmt: skip

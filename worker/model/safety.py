@@ -1,6 +1,7 @@
-"""The checkpoint's own safety checker: whether a picture resembles what its publisher lists. It says so and no more.
+"""The checkpoint's own safety checker: flags pictures that resemble its publisher's concepts.
 
-CLIP's image encoder, and cosines to concepts with a threshold each (Rando et al., 2022, describe it).
+It changes no picture. It compares CLIP's embedding of the picture with each concept's, by cosine and with a threshold
+(Rando et al., 2022).
 """
 
 from collections.abc import Mapping
@@ -13,19 +14,19 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  as everybody calls it
+from torch.nn import functional as F  # noqa: N812  the usual alias
 
 from services.core.model.errors import SettingsError
 from worker.model import directory, networks, weights
 
 COMPONENT = "safety_checker"
 CONCEPTS, SPECIAL_CARE = 17, 3
-STRICTER = 0.01  # added to every concept's score where one of special care is near
+STRICTER = 0.01  # added to every concept's score if a special-care concept is near
 
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """How pictures become the encoder's input: the shorter side, then a square from the middle, then per channel."""
+    """How pictures become the encoder's input: resize the shorter side, crop the centre, normalize each channel."""
 
     shortest: int = 224
     crop: int = 224
@@ -34,7 +35,7 @@ class Preparation:
 
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> "Preparation":
-        """From preprocessor_config.json, whose sizes are numbers or objects. What it leaves out is CLIP's own."""
+        """From preprocessor_config.json, whose sizes are numbers or objects. Missing fields have CLIP's values."""
         usual = cls()
         try:
             read = cls(
@@ -46,7 +47,7 @@ class Preparation:
         except (KeyError, TypeError, ValueError):
             raise SettingsError("The model's feature_extractor/preprocessor_config.json cannot be read.") from None
         if not 1 <= read.crop <= read.shortest or len(read.mean) != 3 or len(read.std) != 3 or 0.0 in read.std:
-            raise SettingsError("The model's feature_extractor/preprocessor_config.json makes no pictures.")
+            raise SettingsError("The model's feature_extractor/preprocessor_config.json has invalid values.")
         return read
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -82,31 +83,33 @@ def load_safety_checker(
 ) -> SafetyChecker:
     """The checker of the model in `folder`, from its safety_checker and feature_extractor.
 
-    Raises SettingsError, in one sentence, where they are not there or not whole.
+    Raises SettingsError, in one sentence, if they are missing or invalid.
     """
     config = directory.read_object(folder / COMPONENT / "config.json")
     preparation = Preparation.read(directory.read_object(folder / "feature_extractor" / "preprocessor_config.json"))
     file = weights.find(folder / COMPONENT)
-    with networks.told_in_a_sentence(f"{COMPONENT}/config.json makes no network"), torch.device("meta"):
+    with networks.as_settings_error(f"{COMPONENT}/config.json makes no network"), torch.device("meta"):
         network = _Network(config)
     if network.image_size != preparation.crop:
         raise SettingsError(
-            f"The model's safety checker looks at pictures of {network.image_size} pixels, and its feature extractor "
-            f"makes them of {preparation.crop}."
+            f"The model's safety checker takes pictures of {network.image_size} pixels, but its feature extractor "
+            f"makes {preparation.crop}."
         )
     networks.fill(network, COMPONENT, file, dtype)
     return SafetyChecker(network.to(device), preparation)
 
 
 class _Network(nn.Module):
-    """The published tensors' names, and the verdict from them."""
+    """The network with the published tensor names; returns the verdicts."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
-        said = dict(config["vision_config"]) | dict(config.get("vision_config_dict") or {})
-        vision = CLIPVisionConfig(**{name: value for name, value in said.items() if name in networks.CLIP_FIELDS})
+        vision_fields = dict(config["vision_config"]) | dict(config.get("vision_config_dict") or {})
+        vision = CLIPVisionConfig(
+            **{name: value for name, value in vision_fields.items() if name in networks.CLIP_FIELDS}
+        )
         width = int(config["projection_dim"])
         self.image_size = int(vision.image_size)
         self.vision_model = CLIPVisionModel(vision)
@@ -117,7 +120,7 @@ class _Network(nn.Module):
         self.special_care_embeds_weights = nn.Parameter(torch.empty(SPECIAL_CARE))
 
     def forward(self, prepared: Tensor) -> Tensor:
-        """bool (batch,) of (batch, 3, side, side)."""
+        """From float (batch, 3, side, side) to bool (batch,)."""
         seen = F.normalize(self.visual_projection(self.vision_model(pixel_values=prepared).pooler_output))
         care = self._excess(seen, self.special_care_embeds, self.special_care_embeds_weights) > 0
         near = care.any(dim=1, keepdim=True) * STRICTER
@@ -126,10 +129,10 @@ class _Network(nn.Module):
 
     @staticmethod
     def _excess(seen: Tensor, concepts: Tensor, thresholds: Tensor, more: Tensor | float = 0.0) -> Tensor:
-        """Cosines over their thresholds, to three digits as the publisher compares them."""
+        """Cosines minus their thresholds, rounded to three digits as in the published code."""
         cosines = (seen @ F.normalize(concepts).T).float()
         return (cosines - thresholds.float() + more).round(decimals=3)
 
 
-def _side(said: Any, name: str) -> int:
-    return int(said[name] if isinstance(said, dict) else said)
+def _side(value: Any, name: str) -> int:
+    return int(value[name] if isinstance(value, dict) else value)

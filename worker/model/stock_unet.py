@@ -1,6 +1,6 @@
-"""Stable Diffusion 1.x's U-Net on the same walk, for comparisons: diffusers' own network, taken apart.
+"""Stable Diffusion 1.x's U-Net as a `UNet` program: diffusers' own network, taken apart.
 
-It keeps a skip after each attention; its parameters keep their published names.
+It saves a skip after each attention. Parameters have their published names.
 """
 
 import inspect
@@ -11,15 +11,15 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from services.core.model.errors import SettingsError
-from worker.model.unet import JOIN, KEEP, Op, UNet
+from worker.model.unet import CONCAT_SKIP, SAVE_SKIP, Op, UNet
 
-# The fields that the walk honours, whatever they are.
+# Fields that may have any value.
 HONOURED = (
     "sample_size", "in_channels", "out_channels", "flip_sin_to_cos", "freq_shift", "block_out_channels",
     "layers_per_block", "downsample_padding", "dropout", "norm_num_groups", "norm_eps", "cross_attention_dim",
     "attention_head_dim",
 )  # fmt: skip
-# All others must be as diffusers has them unless they are told, or one of these.
+# All other fields must be absent, have diffusers' default, or one of these values.
 FAMILY: dict[str, tuple[Any, ...]] = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "mid_block_type": ("UNetMidBlock2DCrossAttn", None),
@@ -49,24 +49,24 @@ class StockUNet(UNet):
         ops: list[Op] = []
         for block in self.down_blocks:
             for pair in _pairs(block):
-                ops += [*pair, KEEP]
+                ops += [*pair, SAVE_SKIP]
             for downsampler in block.downsamplers or ():
-                ops += [Op("resample", downsampler), KEEP]
+                ops += [Op("resample", downsampler), SAVE_SKIP]
         if self.mid_block is not None:
             first, *others = self.mid_block.resnets
             ops.append(Op("resnet", first))
             for attention, resnet in zip(self.mid_block.attentions, others, strict=True):
-                ops += [Op("attend", attention), Op("resnet", resnet)]
+                ops += [Op("attention", attention), Op("resnet", resnet)]
         for block in self.up_blocks:
             for pair in _pairs(block):
-                ops += [JOIN, *pair]
+                ops += [CONCAT_SKIP, *pair]
             for upsampler in block.upsamplers or ():
                 ops.append(Op("resample", upsampler))
         return ops
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    """Raises SettingsError, in one sentence, for what the walk would pass over: its pictures would be wrong."""
+    """Raises SettingsError, in one sentence, for fields that the program would ignore: pictures would be wrong."""
     usual = inspect.signature(UNet2DConditionModel).parameters
     for name in sorted(usual.keys() & config.keys() - set(HONOURED)):
         found, default = config[name], usual[name].default
@@ -76,15 +76,15 @@ def _check(config: Mapping[str, Any]) -> None:
             raise SettingsError(f"The model's unet has {name} {found!r}, which no Stable Diffusion 1.x has.")
     made, taken = config.get("out_channels", 4), config.get("in_channels", 4)
     if made != taken:
-        raise SettingsError(f"The model's unet makes {made} latent channels of {taken}; they must be as many.")
+        raise SettingsError(f"The model's unet makes {made} latent channels from {taken}; they must be equal.")
     if isinstance(config.get("cross_attention_dim"), list | tuple):
-        raise SettingsError("The model's unet has a cross_attention_dim for each block; one for all is known.")
+        raise SettingsError("The model's unet has a cross_attention_dim for each block; only one for all is supported.")
 
 
 def _pairs(block: nn.Module) -> list[list[Op]]:
     """Each resnet, with the attention that follows it if the block has any."""
     attentions = getattr(block, "attentions", [None] * len(block.resnets))
     return [
-        [Op("resnet", resnet), *([] if attention is None else [Op("attend", attention)])]
+        [Op("resnet", resnet), *([] if attention is None else [Op("attention", attention)])]
         for resnet, attention in zip(block.resnets, attentions, strict=True)
     ]

@@ -1,6 +1,6 @@
-"""How a U-Net is run: a list of operations, walked once for DeciDiffusion's flexible network and the stock one alike.
+"""Runs a U-Net as a list of operations; DeciDiffusion's flexible network and the stock one share this code.
 
-Each network says its operations; what is saved here without changing a result is saved for both.
+Each network lists its operations. All optimizations here are exact.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,32 +8,33 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812  as everybody calls it
+from torch.nn import functional as F  # noqa: N812  the usual alias
 
-Kind = Literal["resnet", "attend", "keep", "join", "resample"]
+Kind = Literal["resnet", "attention", "save_skip", "concat_skip", "resample"]
 
 
 class Op(NamedTuple):
     """One operation on the running features `x` (batch, channels, height, width).
 
-    `resnet`, `attend`, `resample`: x = module(x). `keep`: x becomes a skip. `join`: x = [x, the last skip kept].
+    `resnet`, `attention`, `resample`: x = module(x). `save_skip`: pushes x on the stack of skips. `concat_skip`:
+    concatenates x with the skip popped from the stack.
     """
 
     kind: Kind
     module: Any = None
 
 
-KEEP, JOIN = Op("keep"), Op("join")
+SAVE_SKIP, CONCAT_SKIP = Op("save_skip"), Op("concat_skip")
 
 
 class UNet(nn.Module):
-    """The parts that every latent diffusion U-Net has, and the walk through its `program`.
+    """The parts that every latent diffusion U-Net has, and the forward pass over its `program`.
 
-    Subclasses set `conv_in, time_proj, time_embedding, conv_norm_out, conv_out` and say their `program`.
+    Subclasses set `conv_in, time_proj, time_embedding, conv_norm_out, conv_out` and `program`.
 
-    What of a forward pass does not change from step to step is computed apart: `embed_time` (a row for each timestep)
-    and `project_text` (keys and values of each cross-attention). With two texts for each latent, which guidance asks
-    for, all up to the first attention is computed once (Ho and Salimans, 2022, evaluate the same latents twice).
+    The parts of a forward pass that are the same at every step are computed separately: `embed_time` (one row per
+    timestep) and `project_text` (keys and values of each cross-attention). With guidance there are two texts per latent
+    (Ho and Salimans, 2022); everything before the first attention is then computed once for both.
     """
 
     conv_in: nn.Conv2d
@@ -53,19 +54,19 @@ class UNet(nn.Module):
         return int(self._attentions()[0].attn2.to_k.in_features)
 
     @property
-    def shrinks(self) -> int:
-        """How often the program halves the latents: their sides must be multiples of 2 to this power."""
+    def num_downsamples(self) -> int:
+        """How often the program halves the latents, whose sides must be multiples of 2 to this power."""
         return sum(op.kind == "resample" and op.module.conv.stride == (2, 2) for op in self.program)
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """The network's prediction, (batch, channels, height, width), the plain way: for training and for proofs.
+        """The network's prediction, (batch, channels, height, width), in one call: for training and tests.
 
         `latents` (batch, channels, height, width), `timesteps` (batch,) in 0..999, `text` (batch, tokens, width).
         """
         return self.denoise(latents, self.embed_time(timesteps), self.project_text(text))
 
     def embed_time(self, timesteps: Tensor) -> Tensor:
-        """(n, sum of all resnets' channels): what each resnet adds to its features, for each of `timesteps` (n,)."""
+        """(n, sum of all resnets' channels): what each resnet adds to its features, for `timesteps` (n,)."""
         embedding = self.time_embedding(self.time_proj(timesteps).to(self.conv_in.weight.dtype))
         return torch.cat([resnet.time_emb_proj(F.silu(embedding)) for resnet in self._resnets()], dim=1)
 
@@ -96,15 +97,15 @@ class UNet(nn.Module):
             if kind == "resnet":
                 start, end = offsets[id(module)]
                 x = _resnet(module, x, time[:, start:end])
-            elif kind == "attend":
-                x = _attend(module, _copied(x, text[0].shape[0], copies), *next(keys_and_values))
-            elif kind == "keep":
+            elif kind == "attention":
+                x = _transformer(module, _repeat_halves(x, text[0].shape[0], copies), *next(keys_and_values))
+            elif kind == "save_skip":
                 skips.append(x)
-            elif kind == "join":
-                x = torch.cat([x, _copied(skips.pop(), x.shape[0], copies)], dim=1)
+            elif kind == "concat_skip":
+                x = torch.cat([x, _repeat_halves(skips.pop(), x.shape[0], copies)], dim=1)
             else:
                 x = module(x)
-        x = F.silu(self.conv_norm_out(_copied(x, text[0].shape[0], copies)))
+        x = F.silu(self.conv_norm_out(_repeat_halves(x, text[0].shape[0], copies)))
         return self.conv_out(x)
 
     def _resnets(self) -> list[Any]:
@@ -113,7 +114,7 @@ class UNet(nn.Module):
         return list(dict.fromkeys(found))
 
     def _attentions(self) -> list[Any]:
-        return [op.module.transformer_blocks[0] for op in self.program if op.kind == "attend"]
+        return [op.module.transformer_blocks[0] for op in self.program if op.kind == "attention"]
 
     def _time_offsets(self) -> dict[int, tuple[int, int]]:
         offsets, start = {}, 0
@@ -123,9 +124,9 @@ class UNet(nn.Module):
         return offsets
 
 
-def _copied(x: Tensor, wanted: int, copies: int) -> Tensor:
-    """`x` for each guidance half, if it is not so already."""
-    return x if x.shape[0] == wanted else x.repeat(copies, 1, 1, 1)
+def _repeat_halves(x: Tensor, rows: int, copies: int) -> Tensor:
+    """Repeats `x` for each guidance half, unless it has `rows` rows already."""
+    return x if x.shape[0] == rows else x.repeat(copies, 1, 1, 1)
 
 
 def _resnet(resnet: Any, x: Tensor, time: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ def _resnet(resnet: Any, x: Tensor, time: Tensor) -> Tensor:
     return (shortcut + hidden) / resnet.output_scale_factor if resnet.output_scale_factor != 1.0 else shortcut + hidden
 
 
-def _attend(transformer: Any, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _transformer(transformer: Any, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """diffusers' Transformer2DModel with convolutions around one block, its text already projected."""
     batch, channels, height, width = x.shape
     (block,) = transformer.transformer_blocks

@@ -1,6 +1,6 @@
-"""A small tokenizer of CLIP's kind for models that we make: byte-level BPE whose words are one token each.
+"""A small CLIP tokenizer for the models made here: byte-level BPE with one token per known word.
 
-Any text can be spelt, in bytes where need be; the files are those of the published tokenizers.
+Any other text is spelt in bytes. The files have the format of the published tokenizers.
 """
 
 import json
@@ -22,7 +22,7 @@ Pair = tuple[str, str]
 def build(words: Iterable[str] = WORDS) -> tuple[dict[str, int], list[Pair]]:
     """Tokens by number, and merges: the 256 bytes, each also as the end of a word, then `words` letter by letter.
 
-    A word's merges build on what those of the words before it leave of it; else "alarm" would split "small".
+    Each word's merges continue from what the merges of the words before it give; otherwise "alarm" would split "small".
     """
     letters = [printable(byte) for byte in range(256)]
     tokens = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters)])
@@ -37,7 +37,7 @@ def build(words: Iterable[str] = WORDS) -> tuple[dict[str, int], list[Pair]]:
 
 
 def _merged(pieces: list[str], ranks: dict[Pair, int]) -> list[str]:
-    """What byte-pair encoding leaves of a word: the merge of the lowest rank first, wherever it applies."""
+    """Byte-pair encoding of a word: repeatedly applies the merge of the lowest rank."""
     while pairs := [pair for pair in pairwise(pieces) if pair in ranks]:
         first = min(pairs, key=ranks.__getitem__)
         joined: list[str] = []
@@ -51,13 +51,13 @@ def _merged(pieces: list[str], ranks: dict[Pair, int]) -> list[str]:
 
 
 def printable(byte: int) -> str:
-    """The character that stands for a byte in GPT-2's byte-level vocabularies: itself where it can be seen."""
+    """The character that stands for a byte in GPT-2's byte-level vocabularies: the byte itself if it is printable."""
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return chr(byte) if byte in seen else chr(256 + sum(other not in seen for other in range(byte)))
 
 
 def write(folder: Path, max_tokens: int, words: Iterable[str] = WORDS) -> None:
-    """The tokenizer's files. `max_tokens`: the longest prompt, its start and its end included."""
+    """The tokenizer's files. `max_tokens`: the longest prompt, including start and end."""
     vocabulary, merges = build(words)
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     config = special | {"tokenizer_class": "CLIPTokenizer", "model_max_length": max_tokens, "do_lower_case": True}

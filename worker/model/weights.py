@@ -1,4 +1,4 @@
-"""A component's weights on disk: which of its files is taken, and what a safetensors file's header says of it.
+"""A component's weights on disk: which file is used, and what its safetensors header says.
 
 Imports no torch. The format: 8 bytes little-endian length, a JSON header of that length, the tensors' bytes.
 """
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from services.core.model.errors import SettingsError
 
-# As diffusers and transformers publish them, the first that is there is taken.
+# Names used by diffusers and transformers; the first that exists is used.
 NAMES = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.fp16.safetensors",
@@ -19,7 +19,7 @@ NAMES = (
     "model.fp16.safetensors",
 )
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes; what is loaded
+WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bytes; the dtypes that can be loaded
 _OTHER_WIDTHS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1}
 _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 _POINTER = b"version https://git-lfs.github.com/spec/"
@@ -33,9 +33,9 @@ class Entry(NamedTuple):
 
 
 def find(folder: Path) -> Path:
-    """The safetensors file of the component in `folder`; files that could run code when loaded are passed over.
+    """The safetensors file of the component in `folder`. Files that could run code when loaded are ignored.
 
-    Raises SettingsError where there is none, or where it is split over several files.
+    Raises SettingsError if there is none, or if it is split over several files.
     """
     for name in NAMES:
         if (folder / name).is_file():
@@ -49,7 +49,7 @@ def find(folder: Path) -> Path:
     if pickled:
         raise SettingsError(
             f"The model directory {folder.parent} has only {part}/{pickled[0]}, a pickle that could run code; only "
-            f"safetensors are loaded: convert it on a machine you can lose, with torch.load(weights_only=True) and "
+            f"safetensors are loaded: convert it on a disposable machine, with torch.load(weights_only=True) and "
             f"safetensors.torch.save_file."
         )
     others = sorted(file.name for file in folder.glob("*.safetensors"))
@@ -60,7 +60,7 @@ def find(folder: Path) -> Path:
 def read_header(file: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file, by name, from its header alone.
 
-    Raises SettingsError where the file is a git-lfs pointer, is shorter or longer than its header says, or is none.
+    Raises SettingsError if the file is a git-lfs pointer, no safetensors file, or of another size than its header says.
     """
     try:
         with file.open("rb") as stream:
@@ -95,13 +95,13 @@ def read_header(file: Path) -> dict[str, Entry]:
 
 
 def _entries(header: Mapping[str, Any]) -> tuple[dict[str, Entry], int]:
-    """The tensors, and where the last of their bytes ends. Raises ValueError where they overlap or leave gaps."""
+    """The tensors, and where the last of their bytes ends. Raises ValueError if they overlap or leave gaps."""
     entries, spans = {}, []
-    for name, said in header.items():
+    for name, tensor in header.items():
         if name == "__metadata__":
             continue
-        entry = Entry(str(said["dtype"]), tuple(int(side) for side in said["shape"]))
-        begin, end = said["data_offsets"]
+        entry = Entry(str(tensor["dtype"]), tuple(int(side) for side in tensor["shape"]))
+        begin, end = tensor["data_offsets"]
         width = (WIDTHS | _OTHER_WIDTHS).get(entry.dtype)
         if width is not None and end - begin != width * math.prod(entry.shape):
             raise ValueError

@@ -1,5 +1,6 @@
-"""Compiling for a GPU: where torch's compilers keep what they make, whether they can work here, and how their failures
-are told from those of a device. Imports no torch.
+"""Compiling for a GPU: the compilers' caches, a check that they work here, and how to recognize their errors.
+
+Imports no torch.
 """
 
 import contextlib
@@ -19,18 +20,20 @@ from worker.pipelines.out_of_memory import causes, is_out_of_memory
 
 MESSAGE_LIMIT = 300
 _PROBE = "#include <Python.h>\n#include <dlfcn.h>\nint presswork(void) { return 0; }\n"
-# Errors of these packages' own classes are a compiler's.
+# Errors whose classes come from these packages are compiler errors.
 _COMPILERS = ("torch._dynamo.", "torch._inductor.", "triton.")
-# Triton also raises Python's own classes, from these modules, when its C compiler or its cache fails it.
+# When its C compiler or its cache fails, Triton also raises built-in errors, from these modules.
 _BUILDERS = ("triton.runtime.build.", "triton.runtime.cache.", "triton.runtime.driver.", "triton.backends.",
              "triton.compiler.", "torch._inductor.async_compile.")  # fmt: skip
-# What a device says while it is being compiled for: then it is the device.
+# Messages that mean a device error, even if raised while compiling.
 _DEVICE = ("cuda error", "triton error [cuda]", "acceleratorerror", "device-side assert")
 
 
 def keep_caches(artefacts: Path) -> None:
-    """Names the folders in which Triton and Inductor keep what they compile, if the environment does not. Triton reads
-    its own when its driver loads, before torch would set it: so this comes before torch is imported."""
+    """Sets the cache folders of Triton and Inductor, unless the environment does.
+
+    Must run before torch is imported: Triton reads its folder when its driver loads, before torch would set it.
+    """
     try:
         version = metadata.version("torch")
     except metadata.PackageNotFoundError:  # a pipeline without torch
@@ -42,14 +45,14 @@ def keep_caches(artefacts: Path) -> None:
 def assert_compiles() -> None:
     """Builds and loads a small library in the cache, as Triton does at its first kernel.
 
-    Raises SettingsError, in one sentence, when there is no C compiler, its headers are missing, or the folder cannot be
-    written or what lies in it not be executed.
+    Raises SettingsError, in one sentence, if there is no C compiler, its headers are missing, the folder cannot be
+    written, or libraries in it cannot be loaded.
     """
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise SettingsError(
             "Compiling for a GPU takes a C compiler and there is none: install gcc, or name one in CC;"
-            " PRESSWORK_COMPILE=0 does without, and is slower."
+            " PRESSWORK_COMPILE=0 needs none, but is slower."
         )
     folder = Path(os.environ["TRITON_CACHE_DIR"])
     try:
@@ -82,34 +85,34 @@ def _build_and_load(compiler: str, scratch: Path) -> None:
         ctypes.CDLL(str(library))
     except OSError as error:
         raise SettingsError(
-            f"What is compiled in {scratch.parent} cannot be loaded, so PRESSWORK_ARTEFACTS must not be on a"
+            f"Libraries compiled in {scratch.parent} cannot be loaded, so PRESSWORK_ARTEFACTS must not be on a"
             f" file system mounted noexec: {_first_line(str(error))}."
         ) from error
 
 
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
-    """Raises CompileFailed, in one sentence, for whatever a compiler raises."""
+    """Turns compiler errors into CompileFailed, in one sentence; other errors pass."""
     try:
         yield
     except Exception as error:
-        if not is_compilers(error):
+        if not is_compiler_error(error):
             raise
-        said = f"{type(error).__name__}: {_first_line(str(error))}"
-        raise CompileFailed(f"The networks cannot be compiled here: {said}.") from error
+        message = f"{type(error).__name__}: {_first_line(str(error))}"
+        raise CompileFailed(f"The networks cannot be compiled here: {message}.") from error
 
 
-def is_compilers(error: BaseException) -> bool:
-    """Whether a compiler failed, and neither the device nor its memory."""
+def is_compiler_error(error: BaseException) -> bool:
+    """Whether a compiler failed, rather than the device or its memory."""
     chain = list(causes(error))
-    said = " ".join(f"{type(one).__name__}: {one}" for one in chain).lower()
-    if any(map(is_out_of_memory, chain)) or any(words in said for words in _DEVICE):
+    message = " ".join(f"{type(one).__name__}: {one}" for one in chain).lower()
+    if any(map(is_out_of_memory, chain)) or any(words in message for words in _DEVICE):
         return False
-    return any(_is_of_a_compiler(one) for one in chain)
+    return any(_is_raised_by_compiler(one) for one in chain)
 
 
-def _is_of_a_compiler(error: BaseException) -> bool:
-    if isinstance(error, subprocess.CalledProcessError):  # nothing else starts programs here
+def _is_raised_by_compiler(error: BaseException) -> bool:
+    if isinstance(error, subprocess.CalledProcessError):  # only compilers start programs here
         return True
     if any(f"{kind.__module__}.".startswith(_COMPILERS) for kind in type(error).__mro__):
         return True
@@ -123,4 +126,4 @@ def _is_of_a_compiler(error: BaseException) -> bool:
 
 def _first_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return (lines[0] if lines else "it does not say why")[:MESSAGE_LIMIT].rstrip(".")
+    return (lines[0] if lines else "no reason was given")[:MESSAGE_LIMIT].rstrip(".")

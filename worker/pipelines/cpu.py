@@ -1,29 +1,29 @@
-"""This machine's CPU: what of it decides bytes, and how many of its threads are ours."""
+"""This machine's CPU: the properties that decide bytes, and the number of threads to use."""
 
 import os
 import platform
 from pathlib import Path
 
-# Each of these changes which kernels are chosen, and so the last bits.
+# Each of these changes which kernels are chosen, and thus the last bits of results.
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "sve", "bf16")
 
 
 def cpu_kind() -> str:
-    """The machine, its CPU's name (kernels are cut to the caches of a model) and the instructions that it has."""
+    """The architecture, the CPU's name (kernels are tiled for its caches) and its instruction sets."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
     lines = dict(line.split(":", 1) for line in reversed(text.splitlines()) if ":" in line)
-    said = {name.strip(): value.strip() for name, value in lines.items()}
-    flags = said.get("flags", said.get("Features", "")).split()
+    fields = {name.strip(): value.strip() for name, value in lines.items()}
+    flags = fields.get("flags", fields.get("Features", "")).split()
     has = "+".join(name for name in _INSTRUCTIONS if name in flags)
-    return " ".join(part for part in (platform.machine(), said.get("model name", ""), has) if part).replace("/", "-")
+    return " ".join(part for part in (platform.machine(), fields.get("model name", ""), has) if part).replace("/", "-")
 
 
-def threads_here() -> int:
-    """OMP_NUM_THREADS, as for torch; else the number of CPUs that this process may use."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    if said.isdigit() and int(said) > 0:
-        return int(said)
+def thread_count() -> int:
+    """OMP_NUM_THREADS, as torch reads it; else the number of CPUs that this process may use."""
+    configured = os.environ.get("OMP_NUM_THREADS", "")
+    if configured.isdigit() and int(configured) > 0:
+        return int(configured)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

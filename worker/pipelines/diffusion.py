@@ -1,6 +1,6 @@
-"""The denoising loop, written once: a latent diffusion model on any backend is a Pipeline.
+"""The denoising loop, shared by all backends: a latent diffusion model as a Pipeline.
 
-A backend supplies the three networks at fixed shapes; the contract for it is here.
+A backend supplies the three networks at fixed shapes; its contract is defined here.
 """
 
 import contextlib
@@ -22,42 +22,44 @@ from worker.pipeline import Batch, InvalidOutput, OnStep, OutOfMemory, Picture
 from worker.pipelines.out_of_memory import out_of_memory_for
 
 Array = Any
-"""The backend's own: a numpy array, or a torch tensor on its device."""
+"""The backend's array type: a numpy array, or a torch tensor on its device."""
 
 
 class Compiled(Protocol):
     """The networks at one shape and batch size.
 
-    In every result a row depends on the same row of what was given, and never on its place or its neighbours.
+    In every result a row depends only on the same row of the inputs, not on its position or on other rows.
     """
 
-    def place(self, values: NDArray[np.float32]) -> Array:
-        """The values on the device."""
+    def to_device(self, values: NDArray[np.float32]) -> Array:
+        """Copies the values to the device."""
         ...
 
     def encode_text(self, tokens: NDArray[np.int64]) -> list[Array]:
-        """For (batch, tokens): keys and values (batch, heads, tokens, channels) for each cross-attention."""
+        """From (batch, tokens) to keys and values (batch, heads, tokens, channels) for each cross-attention."""
         ...
 
-    def pair(self, uncond: list[Array], text: list[Array]) -> list[Array]:
-        """What two calls of `encode_text` gave, as the two guidance halves (2 * batch, ...) of one batch. `without`
-        may have one row, which then stands for all."""
+    def concat_halves(self, uncond: list[Array], text: list[Array]) -> list[Array]:
+        """Concatenates two results of `encode_text` to the two guidance halves (2 * batch, ...) of one batch.
+
+        `uncond` may have one row, which is then used for every image.
+        """
         ...
 
     def time_table(self, timesteps: Sequence[int]) -> Sequence[Array]:
-        """What `denoise` wants to know of each timestep."""
+        """One time embedding for each timestep, as `denoise` takes it."""
         ...
 
     def denoise(self, latents: Array, time: Array, text: list[Array]) -> Array:
-        """The prediction, float32, for each text: (batch or 2 * batch, channels, height / 8, width / 8)."""
+        """The U-Net's output, float32, for each text: (batch or 2 * batch, channels, height / 8, width / 8)."""
         ...
 
     def step_done(self) -> Callable[[], object]:
-        """A way to wait until all that was asked so far is done on the device."""
+        """A function that waits until the device has done everything asked of it so far."""
         ...
 
     def decode(self, latents: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Pixels (batch, height, width, 3), and which images (batch,) are finite."""
+        """Pixels uint8 (batch, height, width, 3), and which images (batch,) are finite."""
         ...
 
 
@@ -66,19 +68,19 @@ class Backend(Protocol):
 
     name: str  # "torch", "openvino", ...
     precision: str  # "fp32", "bf16", "fp16"
-    device: str  # as people name it
-    device_kind: str  # what of it decides bytes
+    device: str  # for people
+    device_kind: str  # the hardware properties that decide bytes
     versions: str  # of the libraries that decide bytes
     latent_channels: int
-    steps_in_flight: int  # how many steps may be asked for before the first of them is done: 0 where calls block
-    warm_runs: int  # how often a new shape must be run until it is compiled: 0 where `compiled` does it all
+    steps_in_flight: int  # how many steps may be submitted before the first is done; 0 if calls block
+    warmup_runs: int  # how often a new shape must run until it is compiled; 0 if `compiled` does it
 
     def compiled(self, shape: Shape, batch: int) -> Compiled:
-        """The networks at that shape; the same ones at every call. The first may take minutes."""
+        """The networks at that shape, the same objects at every call. The first call may take minutes."""
         ...
 
     def forget(self, shape: Shape, batch: int) -> None:
-        """Drops what was compiled for that shape, and its memory."""
+        """Drops the networks compiled for that shape, and frees their memory."""
         ...
 
     def close(self) -> None: ...
@@ -86,7 +88,7 @@ class Backend(Protocol):
 
 class Checker(Protocol):
     def flags(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Whether each picture (batch, height, width, 3) should be looked at by a person first."""
+        """Whether each picture (batch, height, width, 3) needs a person's review, bool (batch,)."""
         ...
 
 
@@ -112,28 +114,28 @@ class DiffusionPipeline:
         )
         self._words = frozenset(index.words)
         self._prepared: set[tuple[int, int, bool, int]] = set()
-        self._uncond: dict[int, list[Array]] = {}  # the empty negative prompt, encoded in a batch of that size
+        self._uncond: dict[int, list[Array]] = {}  # batch size -> the empty negative prompt, encoded
 
     def prepare(self, shape: Shape, size: int) -> None:
-        """Compiles the networks for a batch of `size` images of that shape, and runs them until that is done."""
-        place = shape.width, shape.height, shape.guided, size
-        if place in self._prepared:
+        """Compiles the networks for a batch of `size` images of that shape, and warms them up."""
+        key = shape.width, shape.height, shape.guided, size
+        if key in self._prepared:
             return
         spec = Spec(shape.model_revision, "", "", 0, shape.width, shape.height, shape.steps, 7.5 if shape.guided else 1)
         batch = Batch(spec.shape, (spec,) * size, 0)
-        with self._forgotten_if_too_large(shape, size), out_of_memory_for(size):
+        with self._evict_if_out_of_memory(shape, size), out_of_memory_for(size):
             compiled = self._backend.compiled(shape, size)
-            for _ in range(self._backend.warm_runs):
-                # All that a render does: compilers look at layouts too, which change after the first step.
+            for _ in range(self._backend.warmup_runs):
+                # Exactly what a render does: compilers depend on memory layouts, which change after the first step.
                 text, _ = self._encode(compiled, batch)
-                compiled.decode(self._denoise(compiled, batch, text, _unheard))
-        self._prepared.add(place)
+                compiled.decode(self._denoise(compiled, batch, text, _ignore_step))
+        self._prepared.add(key)
 
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | InvalidOutput]:
         """Pictures uint8 (height, width, 3); an image with a NaN or Inf in its latents or pixels is InvalidOutput."""
         self.prepare(batch.shape, batch.size)
         compiled = self._backend.compiled(batch.shape, batch.size)
-        with self._forgotten_if_too_large(batch.shape, batch.size):
+        with self._evict_if_out_of_memory(batch.shape, batch.size):
             with out_of_memory_for(batch.size):
                 text, truncated = self._encode(compiled, batch)
             latents = self._denoise(compiled, batch, text, on_step)
@@ -149,14 +151,14 @@ class DiffusionPipeline:
         ]
 
     def close(self) -> None:
-        """Gives the device back."""
+        """Releases the device."""
         self._uncond.clear()
         self._prepared.clear()
         self._backend.close()
 
     @contextlib.contextmanager
-    def _forgotten_if_too_large(self, shape: Shape, size: int) -> Iterator[None]:
-        """What was compiled for a size that does not fit would take room from a smaller one."""
+    def _evict_if_out_of_memory(self, shape: Shape, size: int) -> Iterator[None]:
+        """Drops the networks of a size that does not fit, since they would take memory from a smaller one."""
         try:
             yield
         except OutOfMemory:
@@ -166,20 +168,20 @@ class DiffusionPipeline:
             raise
 
     def _encode(self, compiled: Compiled, batch: Batch) -> tuple[list[Array], list[bool]]:
-        """The text as `denoise` wants it, and which images' prompts, or negative prompts, were cut short."""
+        """The text as `denoise` takes it, and which images had their prompt or negative prompt truncated."""
         tokens, truncated = self._prompts.tokens([spec.prompt for spec in batch.specs])
         text = compiled.encode_text(tokens)
         if not batch.shape.guided:
             return text, truncated
         negatives = [spec.negative_prompt for spec in batch.specs]
         if not any(negatives):
-            return compiled.pair(self._encode_nothing(compiled, batch.size), text), truncated
+            return compiled.concat_halves(self._encode_empty_prompt(compiled, batch.size), text), truncated
         tokens, cut = self._prompts.tokens(negatives)
         either = [one or other for one, other in zip(truncated, cut, strict=True)]
-        return compiled.pair(compiled.encode_text(tokens), text), either
+        return compiled.concat_halves(compiled.encode_text(tokens), text), either
 
-    def _encode_nothing(self, compiled: Compiled, size: int) -> list[Array]:
-        """One row for the empty negative prompt, which is the rule: encoded once, in a batch of that size."""
+    def _encode_empty_prompt(self, compiled: Compiled, size: int) -> list[Array]:
+        """One row for the empty negative prompt, the usual case: encoded once for each batch size."""
         if size not in self._uncond:
             encoded = compiled.encode_text(self._prompts.tokens([""] * size)[0])
             self._uncond[size] = [1 * array[:1] for array in encoded]  # a copy: a view would hold all rows
@@ -189,47 +191,47 @@ class DiffusionPipeline:
         steps = sampler.plan(self._sampler_config, batch.shape.steps)
         with out_of_memory_for(batch.size):
             times = compiled.time_table([step.timestep for step in steps])
-            latents = compiled.place(np.stack([self._noise(spec) for spec in batch.specs]))
-            scales = compiled.place(np.array([[[[spec.guidance_scale]]] for spec in batch.specs], np.float32))
+            latents = compiled.to_device(np.stack([self._noise(spec) for spec in batch.specs]))
+            scales = compiled.to_device(np.array([[[[spec.guidance_scale]]] for spec in batch.specs], np.float32))
         x0, ahead = None, self._backend.steps_in_flight
         asked: deque[Callable[[], object]] = deque()
         for number, (step, time) in enumerate(zip(steps, times, strict=True), start=1):
             with out_of_memory_for(batch.size):
-                prediction = compiled.denoise(latents, time, text)
+                noise_pred = compiled.denoise(latents, time, text)
                 if batch.shape.guided:
-                    prediction = sampler.guide(prediction, scales, self._sampler_config.rescale)
-                latents, x0 = sampler.advance(step, latents, prediction, x0)
+                    noise_pred = sampler.guide(noise_pred, scales, self._sampler_config.guidance_rescale)
+                latents, x0 = sampler.advance(step, latents, noise_pred, x0)
                 asked.append(compiled.step_done())
             if len(asked) > ahead:
-                self._hear(asked, number - ahead, on_step)
+                self._report_step(asked, number - ahead, on_step)
         for number in range(len(steps) - len(asked) + 1, len(steps) + 1):
-            self._hear(asked, number, on_step)
+            self._report_step(asked, number, on_step)
         return latents
 
-    def _hear(self, asked: deque[Callable[[], object]], step: int, on_step: OnStep) -> None:
-        """A step that is reported is a step that was done."""
+    def _report_step(self, asked: deque[Callable[[], object]], step: int, on_step: OnStep) -> None:
+        """Reports a step after the device has done it."""
         asked.popleft()()
         on_step(step)
 
     def _flags(self, pixels: NDArray[np.uint8]) -> dict[int, bool]:
-        """The checker's verdict by slot; nothing where none was asked."""
+        """The safety checker's verdict by slot; empty without a checker."""
         return {} if self._checker is None else dict(enumerate(map(bool, self._checker.flags(pixels))))
 
     def _noise(self, spec: Spec) -> NDArray[np.float32]:
         return noise.draw(spec.seed, (self._backend.latent_channels, spec.height // SIZE_UNIT, spec.width // SIZE_UNIT))
 
 
-def _unheard(_step: int) -> None:
-    """Nobody listens."""
+def _ignore_step(_step: int) -> None:
+    """Warm-up steps are not reported."""
 
 
 def checked_folder(settings: Settings) -> Path:
-    """The model directory of the settings. Raises SettingsError, in one sentence, if anything in it is missing."""
-    return directory.check_model_dir(settings.model_dir, directory.SAFETY if settings.safety_checker else ())
+    """The model directory of the settings. Raises SettingsError, in one sentence, if a part is missing."""
+    return directory.check_model_dir(settings.model_dir, directory.SAFETY_COMPONENTS if settings.safety_checker else ())
 
 
 def safety_checker(settings: Settings, folder: Path, device: str) -> Checker | None:
-    """The checkpoint's own, on that device; None where the settings ask for none."""
+    """The checkpoint's safety checker on that device; None if the settings do not ask for one."""
     if not settings.safety_checker:
         return None
     from worker.model.safety import load_safety_checker  # imports transformers

@@ -1,6 +1,6 @@
 """The ONNX backend: exported graphs on a CPU, run by OpenVINO (float32, or bfloat16) or by ONNX Runtime (float32).
 
-A second start needs neither diffusers nor transformers: only the artefacts of the first.
+Once the artefacts exist, a start needs neither diffusers nor transformers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +15,10 @@ from services.core.model.errors import SettingsError
 from services.core.model.specs import Shape
 from services.core.settings import Settings
 from worker.model.exported import Exported
-from worker.model.stages import decoded_at_once
+from worker.model.stages import decode_batch_size
 from worker.pipeline import artefacts, versions
 from worker.pipelines import diffusion
-from worker.pipelines.cpu import cpu_kind, threads_here
+from worker.pipelines.cpu import cpu_kind, thread_count
 from worker.pipelines.diffusion import Checker, DiffusionPipeline
 
 Array = NDArray[Any]
@@ -26,19 +26,19 @@ PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32",)}
 
 
 class Network(Protocol):
-    """A graph, ready to run."""
+    """A compiled graph."""
 
     def set(self, inputs: Mapping[str, Array]) -> None:
-        """Inputs that stay until they are set again; the arrays are read where they lie, at each `run`."""
+        """Sets inputs for all following runs. The arrays are not copied: each `run` reads them in place."""
         ...
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """The outputs for these inputs and those that were set: arrays of the caller's own."""
+        """The outputs for these inputs and those that were set, in new arrays."""
         ...
 
 
 def open_pipeline(settings: Settings) -> DiffusionPipeline:
-    """The model in PRESSWORK_MODEL_DIR on this machine's CPU. Raises SettingsError, in one sentence, as `open_onnx`."""
+    """The model in PRESSWORK_MODEL_DIR on this machine's CPU. Raises SettingsError as `open_onnx` does."""
     folder = diffusion.checked_folder(settings)
     return open_onnx(
         folder, runtime=settings.runtime, precision=settings.precision, device=settings.device,
@@ -51,10 +51,11 @@ def open_onnx(
     folder: Path, *, runtime: str, precision: str, device: str, batch_sizes: tuple[int, ...], cache: Path,
     checker: Checker | None = None,
 ) -> DiffusionPipeline:  # fmt: skip
-    """The checkpoint in `folder`. What is exported from it is kept in `cache`, which processes may share. `precision`
-    is fp32 or, with OpenVINO, bf16; "" stands for fp32.
+    """The checkpoint in `folder` as a pipeline. Exported graphs are kept in `cache`, which processes may share.
 
-    Raises SettingsError, in one sentence, when runtime, precision or device are none of ours or the model does not fit.
+    `precision` is fp32 or, with OpenVINO, bf16; "" means fp32.
+
+    Raises SettingsError, in one sentence, if runtime, precision or device is not supported or the model is unusable.
     """
     if runtime not in PRECISIONS:
         raise SettingsError(f"There is no ONNX runtime {runtime!r}; there are {' and '.join(PRECISIONS)}.")
@@ -77,40 +78,42 @@ class OnnxBackend:
 
     device = "cpu"
     steps_in_flight = 0
-    warm_runs = 0
+    warmup_runs = 0
 
     def __init__(self, exported: Exported, runtime: str, precision: str) -> None:
         """Imports `runtime` (openvino or onnxruntime), and not the other."""
-        self._threads = threads_here()
+        self._threads = thread_count()
         self._graph = _runtime(runtime)
-        self.versions = versions(runtime, "torch", "onnxscript", "diffusers")  # torch draws the noise; all export
+        self.versions = versions(
+            runtime, "torch", "onnxscript", "diffusers"
+        )  # torch draws the noise; all of them export
         self.name, self.precision = runtime, precision
         self.device_kind = f"{cpu_kind()} x{self._threads}"
         self.latent_channels = exported.latent_channels
         self._exported = exported
-        self._known: dict[tuple[int, int, bool, int], OnnxCompiled] = {}
+        self._cache: dict[tuple[int, int, bool, int], OnnxCompiled] = {}
         self._networks: WeakValueDictionary[Path, Network] = WeakValueDictionary()
 
     def compiled(self, shape: Shape, batch: int) -> "OnnxCompiled":
-        place = shape.width, shape.height, shape.guided, batch
-        if place not in self._known:
-            graphs = self._exported.graphs(shape, batch, decoded_at_once(batch))
-            # The text encoder and the time table are run once, and cost little: they keep float32.
+        key = shape.width, shape.height, shape.guided, batch
+        if key not in self._cache:
+            graphs = self._exported.graphs(shape, batch, decode_batch_size(batch))
+            # The text encoder and the time table run once per batch and cost little, so they stay in float32.
             files = [(graphs.text, "fp32"), (graphs.time, "fp32")]
             files += [(graphs.denoiser, self.precision), (graphs.decoder, self.precision)]
-            self._known[place] = OnnxCompiled(batch, *(self._network(file, precision) for file, precision in files))
-        return self._known[place]
+            self._cache[key] = OnnxCompiled(batch, *(self._network(file, precision) for file, precision in files))
+        return self._cache[key]
 
     def forget(self, shape: Shape, batch: int) -> None:
-        self._known.pop((shape.width, shape.height, shape.guided, batch), None)
+        self._cache.pop((shape.width, shape.height, shape.guided, batch), None)
 
     def close(self) -> None:
         """Drops the networks."""
-        self._known.clear()
+        self._cache.clear()
         self._networks.clear()
 
     def _network(self, file: Path, precision: str) -> Network:
-        """A graph is compiled once, whichever shapes it serves, and dropped with the last of them."""
+        """Each graph is compiled once for all shapes that use it, and dropped with the last of them."""
         network = self._networks.get(file)
         if network is None:
             network = self._networks[file] = self._graph(file, precision, self._threads)
@@ -120,24 +123,24 @@ class OnnxBackend:
 class OnnxCompiled:
     """The networks for one shape and batch size.
 
-    Measured on an AVX-512 CPU, both runtimes, float32 and bfloat16: batches of 2, 4 and 8 with one and two threads,
-    U-Net and decoder at 8 with three and four. Every row keeps its bits when the batch is rotated. So a batch is run
-    whole, whatever the threads, where torch has to go image by image.
+    A batch runs as a whole with any number of threads, while torch must run image by image: rotating a batch changes
+    no bit of any row. Measured on an AVX-512 CPU with both runtimes, in float32 and bfloat16: batches of 2, 4 and 8
+    with one and two threads; U-Net and decoder at 8 also with three and four.
     """
 
     def __init__(self, batch: int, text: Network, time: Network, denoiser: Network, decoder: Network) -> None:
         self._batch = batch
         self._text, self._time, self._denoiser, self._decoder = text, time, denoiser, decoder
-        self._given: list[Array] | None = None
+        self._last_text: list[Array] | None = None
         self._rows: dict[int, Array] = {}
 
-    def place(self, values: NDArray[np.float32]) -> Array:
+    def to_device(self, values: NDArray[np.float32]) -> Array:
         return np.ascontiguousarray(values)
 
     def encode_text(self, tokens: NDArray[np.int64]) -> list[Array]:
         return self._text.run({"tokens": tokens})
 
-    def pair(self, uncond: list[Array], text: list[Array]) -> list[Array]:
+    def concat_halves(self, uncond: list[Array], text: list[Array]) -> list[Array]:
         return [np.concatenate([np.broadcast_to(a, b.shape), b]) for a, b in zip(uncond, text, strict=True)]
 
     def time_table(self, timesteps: Sequence[int]) -> Sequence[Array]:
@@ -147,25 +150,25 @@ class OnnxCompiled:
         return [self._rows[timestep] for timestep in timesteps]
 
     def denoise(self, latents: Array, time: Array, text: list[Array]) -> Array:
-        if text is not self._given:  # keys and values are the same at every step of a batch
+        if text is not self._last_text:  # keys and values are the same at every step of a batch
             named = {f"{'value' if n % 2 else 'key'}_{n // 2}": array for n, array in enumerate(text)}
             self._denoiser.set(named)
-            self._given = text
-        (prediction,) = self._denoiser.run({"latents": latents, "time": time})
-        return prediction
+            self._last_text = text
+        (noise_pred,) = self._denoiser.run({"latents": latents, "time": time})
+        return noise_pred
 
     def step_done(self) -> Callable[[], object]:
         return lambda: None
 
     def decode(self, latents: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        parts = np.split(latents, len(latents) // decoded_at_once(self._batch))
+        parts = np.split(latents, len(latents) // decode_batch_size(self._batch))
         decoded = [self._decoder.run({"latents": np.ascontiguousarray(part)}) for part in parts]
         pixels, finite = (np.concatenate(arrays) for arrays in zip(*decoded, strict=True))
         return pixels, finite
 
 
 def _runtime(name: str) -> Callable[[Path, str, int], Network]:
-    """The class of its networks: made of an ONNX file, a precision and a number of threads."""
+    """The runtime's Network class: takes an ONNX file, a precision and a number of threads."""
     if name == "openvino":
         from worker.pipelines import openvino_graphs
 

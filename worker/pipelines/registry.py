@@ -1,11 +1,14 @@
-"""Opens the pipeline that the settings name, and imports no other. `services/core/model/pipelines.py` lists them."""
+"""Opens the pipeline that the settings name, and imports only that one.
+
+`services/core/model/pipelines.py` lists them.
+"""
 
 import importlib
 
 from services.core.model.errors import SettingsError
 from services.core.model.pipelines import PIPELINES
 from services.core.settings import Settings
-from worker.model.directory import SAFETY, check_model_dir, read_index
+from worker.model.directory import SAFETY_COMPONENTS, check_model_dir, read_index
 from worker.pipeline import ModelUnusable, Pipeline, artefacts
 from worker.pipelines import compiler
 
@@ -14,7 +17,7 @@ def open_pipeline(settings: Settings) -> Pipeline:
     """Loads the pipeline PRESSWORK_PIPELINE on this process's device.
 
     Raises:
-        SettingsError: its model directory or device does not fit.
+        SettingsError: its model directory or device is unusable.
     """
     compiler.keep_caches(artefacts(settings))  # before anything imports torch
     module = importlib.import_module(PIPELINES[settings.pipeline].module)
@@ -23,15 +26,17 @@ def open_pipeline(settings: Settings) -> Pipeline:
 
 
 def model_name(settings: Settings) -> str:
-    """The name of the model that the pipeline will serve, found out without loading it.
+    """The name of the model that the pipeline will serve, read without loading it.
 
     Raises:
-        ModelUnusable: its model directory does not fit; the reason is one sentence.
+        ModelUnusable: its model directory is unusable; the reason is one sentence.
     """
     always = PIPELINES[settings.pipeline].model
     if always is not None:
         return always
     try:
-        return read_index(check_model_dir(settings.model_dir, SAFETY if settings.safety_checker else ())).name
+        return read_index(
+            check_model_dir(settings.model_dir, SAFETY_COMPONENTS if settings.safety_checker else ())
+        ).name
     except SettingsError as error:
         raise ModelUnusable(str(error)) from error

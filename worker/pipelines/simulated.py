@@ -1,7 +1,7 @@
-"""The simulated pipeline: drawn pictures instead of a model, in no time or by a set timing law, with faults on request.
+"""The simulated pipeline: draws pictures without a model, with configurable timing and with faults on request.
 
-It stands in for an accelerator in the demo, the tests and the benchmarks of everything around the engine, and says
-so: backend and device are "simulated" wherever an image's origin is recorded.
+It replaces an accelerator in the demo, the tests and the benchmarks of everything around the engine. Backend and device
+are recorded as "simulated" with every image.
 """
 
 import os
@@ -18,7 +18,7 @@ from services.core.settings import Settings
 from worker.pipeline import Batch, CompileFailed, InvalidOutput, OnStep, OutOfMemory, Picture, versions
 from worker.pipelines.still_life import scene
 
-REVISION = "simulated-1"  # to be raised whenever the drawing changes: the same spec must give the same file
+REVISION = "simulated-1"  # raise it when the drawing changes, since the same spec must give the same file
 SQUARES = (64, 128, 256, 512, 768, 1024)
 SLOW_SECONDS = 1.0  # what `fault:slow` adds to each step
 
@@ -32,11 +32,11 @@ class SimulatedFault(Exception):
 class SimulatedPipeline:
     """Draws each image from its spec alone; a batch takes batch_ms + steps * step_ms + size * image_ms, all settings.
 
-    With PRESSWORK_SIMULATED_FAULTS, these words in a wanted image's prompt do harm: `fault:raise` (an exception that
-    names no image), `fault:oom` and `fault:oom>N` (out of memory, at any size or above N), `fault:hang` and
-    `fault:kill` (half way), `fault:nan` (this image is spoiled), `fault:slow` (one more second a step).
-    `fault:flag` does none: its picture comes as if a safety checker had flagged it.
-    A file named `sick` or `sick-kill` in PRESSWORK_MODEL_DIR makes every render raise, or end the process; one named
+    With PRESSWORK_SIMULATED_FAULTS, these words in a wanted image's prompt cause faults: `fault:raise` (an exception
+    that names no image), `fault:oom` and `fault:oom>N` (out of memory, at any batch size or above N), `fault:hang` and
+    `fault:kill` (half way), `fault:nan` (invalid output for this image), `fault:slow` (one more second per step).
+    `fault:flag` marks the picture as flagged by a safety checker.
+    A file named `sick` in PRESSWORK_MODEL_DIR makes every render raise, `sick-kill` ends the process, and
     `uncompilable` makes every `prepare` raise CompileFailed.
     """
 
@@ -65,7 +65,7 @@ class SimulatedPipeline:
             raise CompileFailed("The simulated device has no compiler.")
 
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | InvalidOutput]:
-        """Pictures uint8 (height, width, 3). Drawing happens within the law's time, a share of it in each step."""
+        """Pictures uint8 (height, width, 3). Each step draws a share of them, within the configured time."""
         began = time.monotonic()
         self._fail_if_sick()
         faults = [self._faults(spec) if slot < batch.wanted else frozenset() for slot, spec in enumerate(batch.specs)]
@@ -84,12 +84,12 @@ class SimulatedPipeline:
         return drawn
 
     def close(self) -> None:
-        """Nothing is held."""
+        """There is nothing to release."""
 
     def _seconds(self, batch: Batch) -> float:
-        law = self._settings
-        steps = batch.shape.steps * law.simulated_step_ms
-        return (law.simulated_batch_ms + steps + batch.size * law.simulated_image_ms) / 1000
+        settings = self._settings
+        steps = batch.shape.steps * settings.simulated_step_ms
+        return (settings.simulated_batch_ms + steps + batch.size * settings.simulated_image_ms) / 1000
 
     def _faults(self, spec: Spec) -> frozenset[str]:
         return _faults_in(spec.prompt) if self._settings.simulated_faults else frozenset()
@@ -112,7 +112,7 @@ def _outcome(spec: Spec, faults: frozenset[str]) -> Picture | InvalidOutput:
 
 @lru_cache(maxsize=1)
 def _picture(spec: Spec) -> Picture:
-    """Kept for the next slot: padding repeats a spec, and what is thrown away need not be drawn again."""
+    """Cached for the next slot, because padding repeats a spec."""
     pixels = scene.draw(spec)
     pixels.flags.writeable = False
     return Picture(pixels)
@@ -128,7 +128,7 @@ def _fail_at_once(faults: frozenset[str], size: int) -> None:
     for word in faults:
         kind, _, limit = word.partition(">")
         if kind == "oom" and size > int(limit or 0):
-            raise OutOfMemory(f"The simulated device has no room for a batch of {size}.")
+            raise OutOfMemory(f"The simulated device has too little memory for a batch of {size}.")
     if "raise" in faults:
         raise SimulatedFault
 
@@ -147,5 +147,5 @@ def _sleep_until(deadline: float) -> None:
 
 
 def open_pipeline(settings: Settings) -> SimulatedPipeline:
-    """Nothing to load."""
+    """Opens the pipeline; there is nothing to load."""
     return SimulatedPipeline(settings)

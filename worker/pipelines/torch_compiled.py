@@ -15,7 +15,7 @@ from services.core.model.specs import Shape
 from services.core.settings import Settings
 from worker.model import checkpoint
 from worker.model.checkpoint import Checkpoint
-from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder, decoded_at_once
+from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder, decode_batch_size
 from worker.model.text import Prompts
 from worker.pipeline import artefacts, versions
 from worker.pipelines import diffusion
@@ -24,32 +24,32 @@ from worker.pipelines.cpu import cpu_kind
 from worker.pipelines.diffusion import Checker, DiffusionPipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-GRAPHED_UP_TO = 4  # images: beyond that a CUDA graph has no launches to hide (measured by others: none at 32)
+GRAPHED_UP_TO = 4  # images: in larger batches a CUDA graph saves no launch time (published figures: none at 32)
 GRAPH_RUNS = 3  # to compile, to record, to replay
-SHAPES_TO_COMPILE = 256  # torch silently stops compiling after eight
+SHAPES_TO_COMPILE = 256  # torch's default is eight, after which it silently runs eagerly
 
 
 class TorchBackend:
     """A checkpoint on one device. On CUDA the networks are compiled when a shape is first asked for."""
 
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, *, compiles: bool, cache: Path) -> None:
-        """`precision` is fp32, bf16 or fp16; "" stands for fp16 on CUDA and fp32 on a CPU. `cache` is a folder that
-        is shared with others who compile the same."""
+        """`precision` is fp32, bf16 or fp16; "" means fp16 on CUDA and fp32 on a CPU. `cache` is the folder for
+        compiled kernels, which processes may share."""
         self.name = "torch"
         self._device = find_device(device)
         on_cuda = self._device.type == "cuda"
         self.precision = precision or ("fp16" if on_cuda else "fp32")
         if self.precision == "fp16" and not on_cuda:
-            raise SettingsError("PRESSWORK_PRECISION is fp16, which no CPU computes with; it can be fp32 or bf16.")
+            raise SettingsError("PRESSWORK_PRECISION is fp16, which is not supported on a CPU; it can be fp32 or bf16.")
         self.device, self.device_kind = _names(self._device)
         self.versions = versions("torch", "diffusers", "transformers")
         self.latent_channels = checkpoint.unet.latent_channels
         self.steps_in_flight = 1 if on_cuda else 0
-        # Measured: with several threads, CPU kernels cut a batch into pieces across its images, and what an image
-        # looks like in the last bit then depends on its slot. One image at a time has no slots.
-        self._singly = not on_cuda and torch.get_num_threads() > 1
+        # Measured: with several threads, CPU kernels split a batch across images, and an image's last bits then depend
+        # on its slot. Running one image at a time avoids that.
+        self._one_at_a_time = not on_cuda and torch.get_num_threads() > 1
         self._compiles = compiles and on_cuda
-        self.warm_runs = GRAPH_RUNS if self._compiles else 0
+        self.warmup_runs = GRAPH_RUNS if self._compiles else 0
         if self._compiles:
             self.name = "torch-compiled"  # other kernels, other bytes
             keep_caches(cache)
@@ -61,25 +61,27 @@ class TorchBackend:
         self._text = TextEncoder(checkpoint.text_encoder.to(self._device, dtype), unet)
         self._time, self._denoiser = TimeEmbedder(unet), Denoiser(unet)
         self._decoder = Decoder(checkpoint.vae).to(self._device, dtype, memory_format=torch.channels_last)
-        self._known: dict[tuple[int, int, bool, int], TorchCompiled] = {}
+        self._cache: dict[tuple[int, int, bool, int], TorchCompiled] = {}
 
     def compiled(self, shape: Shape, batch: int) -> "TorchCompiled":
-        place = shape.width, shape.height, shape.guided, batch
-        if place not in self._known:
+        key = shape.width, shape.height, shape.guided, batch
+        if key not in self._cache:
             text, denoiser, decoder = (
                 self._compile(network, batch) for network in (self._text, self._denoiser, self._decoder)
             )
-            self._known[place] = TorchCompiled(text, denoiser, decoder, self._time, self._device, batch, self._singly)
-        return self._known[place]
+            self._cache[key] = TorchCompiled(
+                text, denoiser, decoder, self._time, self._device, batch, self._one_at_a_time
+            )
+        return self._cache[key]
 
     def forget(self, shape: Shape, batch: int) -> None:
-        self._known.pop((shape.width, shape.height, shape.guided, batch), None)
+        self._cache.pop((shape.width, shape.height, shape.guided, batch), None)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Drops the networks and gives their memory back to the device."""
-        self._known.clear()
+        self._cache.clear()
         del self._text, self._time, self._denoiser, self._decoder
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -92,41 +94,41 @@ class TorchBackend:
 
 
 class TorchCompiled:
-    """The networks for one shape and batch size. Everything runs without gradients and with the same kernels."""
+    """The networks for one shape and batch size. Everything runs without gradients and with deterministic kernels."""
 
     def __init__(
         self, text: Callable[..., Any], denoiser: Callable[..., Any], decoder: Callable[..., Any], time: nn.Module,
-        device: torch.device, batch: int, singly: bool,
+        device: torch.device, batch: int, one_at_a_time: bool,
     ) -> None:  # fmt: skip
         self._text, self._denoiser, self._decoder, self._time = text, denoiser, decoder, time
-        self._device, self._batch, self._singly = device, batch, singly
+        self._device, self._batch, self._one_at_a_time = device, batch, one_at_a_time
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._tables: dict[tuple[int, ...], Tensor] = {}
 
-    def place(self, values: NDArray[Any]) -> Tensor:
+    def to_device(self, values: NDArray[Any]) -> Tensor:
         host = torch.from_numpy(values)
         return host.pin_memory().to(self._device, non_blocking=True) if self._copying else host
 
     def encode_text(self, tokens: NDArray[np.int64]) -> list[Tensor]:
-        with self._steady():
-            if not self._singly:
-                return [array.clone() for array in self._text(self.place(tokens))]
+        with self._inference():
+            if not self._one_at_a_time:
+                return [array.clone() for array in self._text(self.to_device(tokens))]
             rows = [self._text(row) for row in torch.from_numpy(tokens).split(1)]
             return [torch.cat(arrays) for arrays in zip(*rows, strict=True)]
 
-    def pair(self, uncond: list[Tensor], text: list[Tensor]) -> list[Tensor]:
+    def concat_halves(self, uncond: list[Tensor], text: list[Tensor]) -> list[Tensor]:
         return [torch.cat([a.expand_as(b), b]) for a, b in zip(uncond, text, strict=True)]
 
     def time_table(self, timesteps: Sequence[int]) -> Sequence[Tensor]:
         key = tuple(timesteps)
         if key not in self._tables:
-            with self._steady():
-                self._tables[key] = self._time(self.place(np.array(timesteps, np.float32)))
+            with self._inference():
+                self._tables[key] = self._time(self.to_device(np.array(timesteps, np.float32)))
         return self._tables[key].split(1)
 
     def denoise(self, latents: Tensor, time: Tensor, text: list[Tensor]) -> Tensor:
-        with self._steady():
-            if not self._singly:
+        with self._inference():
+            if not self._one_at_a_time:
                 found: Tensor = self._denoiser(latents, time, text)
                 return found
             halves = text[0].shape[0] // self._batch
@@ -144,9 +146,9 @@ class TorchCompiled:
         return event.synchronize
 
     def decode(self, latents: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        with self._steady():
-            parts = latents.split(1 if self._singly else decoded_at_once(self._batch))
-            decoded = []  # kept until the copies are done: the device must not use that memory again before
+        with self._inference():
+            parts = latents.split(1 if self._one_at_a_time else decode_batch_size(self._batch))
+            decoded = []  # referenced until the copies are done, so that the device does not reuse their memory
             copies = []
             for part in parts:
                 for tensor in self._decoder(part):
@@ -158,7 +160,7 @@ class TorchCompiled:
         return pixels, finite
 
     def _to_host(self, tensor: Tensor) -> Tensor:
-        """A copy on the host; on CUDA under way, on a stream of its own, while the device goes on."""
+        """A copy on the host. On CUDA it is asynchronous, on a separate stream."""
         if self._copying is None:
             return tensor
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -168,8 +170,8 @@ class TorchCompiled:
         return host
 
     @contextlib.contextmanager
-    def _steady(self) -> Iterator[None]:
-        """Without gradients, with the same kernels every time, and with a float32 that is float32."""
+    def _inference(self) -> Iterator[None]:
+        """Runs without gradients, with deterministic kernels, and without TF32."""
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         here = torch.cuda.device(self._device) if self._copying else contextlib.nullcontext()
         with compiling(), torch.inference_mode(), flags, here:
@@ -179,8 +181,10 @@ class TorchCompiled:
 
 
 def open_pipeline(settings: Settings) -> DiffusionPipeline:
-    """The model in PRESSWORK_MODEL_DIR on PRESSWORK_DEVICE. Raises SettingsError, in one sentence, for a model, device
-    or precision that does not do."""
+    """The model in PRESSWORK_MODEL_DIR on PRESSWORK_DEVICE.
+
+    Raises SettingsError, in one sentence, if the model, device or precision is unusable.
+    """
     folder = diffusion.checked_folder(settings)
     checker = diffusion.safety_checker(settings, folder, settings.device)
     return open_torch(
@@ -193,7 +197,7 @@ def open_torch(
     loaded: Checkpoint, device: str, precision: str, batch_sizes: tuple[int, ...], *, compiles: bool, cache: Path,
     checker: Checker | None = None,
 ) -> DiffusionPipeline:  # fmt: skip
-    """A loaded checkpoint as a pipeline; its networks are moved to the device, and must not be used elsewhere."""
+    """A loaded checkpoint as a pipeline. Moves its networks to the device; the caller must not use them any more."""
     prompts = Prompts.of(loaded.tokenizer, loaded.max_tokens)
     backend = TorchBackend(loaded, device, precision, compiles=compiles, cache=cache)
     return DiffusionPipeline(
@@ -202,8 +206,11 @@ def open_torch(
 
 
 def _choose_kernels_untimed() -> None:
-    """Two workers that time kernels might choose differently, and bytes with them. torch before 2.11 times some."""
-    from torch._inductor import config  # two seconds, which a CPU need not spend
+    """Keeps Inductor from timing kernels: workers could choose different ones, and so give different bytes.
+
+    torch before 2.11 times some kernels regardless.
+    """
+    from torch._inductor import config  # importing it takes two seconds, which a CPU worker need not spend
 
     if hasattr(config, "deterministic"):
         config.deterministic = True
@@ -224,9 +231,9 @@ def find_device(name: str) -> torch.device:
 
 
 def _names(device: torch.device) -> tuple[str, str]:
-    """The device for people, and what of it decides bytes: the kind of GPU; of a CPU, instructions and threads."""
+    """The device's name for people, and what decides bytes: the GPU's model, or the CPU's instructions and threads."""
     if device.type == "cuda":
         kind = torch.cuda.get_device_name(device)
         return f"cuda:{device.index or 0} {kind}", kind
-    # Measured: one thread and two give pixels that differ by a level here and there.
+    # Measured: results with one and with two threads differ by one level in some pixels.
     return "cpu", f"{cpu_kind()} {torch.backends.cpu.get_cpu_capability()} x{torch.get_num_threads()}"

@@ -1,6 +1,6 @@
-"""A small convolutional network that names the thing in a picture, trained on drawings alone: the judge of the figures.
+"""A small convolutional network that classifies the thing in a picture, for the figures.
 
-It never sees a generated picture while it learns.
+It is trained on drawings only, never on generated pictures.
 """
 
 import random
@@ -21,7 +21,7 @@ DRAWINGS, EPOCHS, BATCH, RATE = 6_000, 6, 64, 2e-3
 
 
 class Classifier(nn.Module):
-    """(B, 3, 128, 128) in -1..1 to (B, 12) logits; looks at half the resolution."""
+    """From (B, 3, 128, 128) in -1..1 to (B, 12) logits, at half the resolution."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def things(classifier: Classifier, pictures: NDArray[np.uint8]) -> list[str]:
 
 
 def trained(file: Path, seed: int = 1) -> Classifier:
-    """The classifier, trained in about a minute where `file` does not hold it yet."""
+    """The classifier from `file`; trains and saves it first if the file is missing, in about a minute."""
     torch.manual_seed(seed)
     classifier = Classifier()
     if file.exists():
@@ -63,7 +63,7 @@ def trained(file: Path, seed: int = 1) -> Classifier:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     for _ in range(steps):
         picked = torch.randint(DRAWINGS, (BATCH,))
-        loss = functional.cross_entropy(classifier(_worn(_tensor(pictures[picked.numpy()]))), labels[picked])
+        loss = functional.cross_entropy(classifier(_augmented(_tensor(pictures[picked.numpy()]))), labels[picked])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -73,8 +73,8 @@ def trained(file: Path, seed: int = 1) -> Classifier:
     return classifier.eval()
 
 
-def _worn(pictures: torch.Tensor) -> torch.Tensor:
-    """Shifted, blurred and noised at random, so that small flaws of a picture do not decide."""
+def _augmented(pictures: torch.Tensor) -> torch.Tensor:
+    """Shifts, blurs and adds noise at random, so that small flaws do not change the class."""
     down, across = (int(n) for n in torch.randint(-6, 7, (2,)))
     pictures = pictures.roll((down, across), dims=(2, 3))
     if torch.rand(()) < 0.5:

@@ -1,12 +1,15 @@
-"""Training planned by wall time: how far a stage has come, and the learning rate's cosine over it."""
+"""Training planned by wall time: the progress of a stage, and the learning rate's cosine schedule over it."""
 
 import math
 import time
 
 
 class Clock:
-    """Counts steps and seconds, those of earlier runs included. `share` is 0..1 of the planned time: `tick` takes it
-    from outside, so that processes that train together agree on it."""
+    """Counts steps and seconds, including those of earlier runs.
+
+    `share` is the part of the planned time that has passed, 0..1. `tick` takes it as an argument, so that processes
+    that train together can agree on it.
+    """
 
     def __init__(self, minutes: float) -> None:
         self.step = 0
@@ -33,5 +36,5 @@ class Clock:
         self.share = max(self.share, share)
 
     def cosine(self, warmup: int) -> float:
-        """The factor of the learning rate: up over `warmup` steps, down to zero at the end of the time."""
+        """The learning rate's factor: rises over `warmup` steps, then falls to zero at the end of the planned time."""
         return min(1.0, (self.step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * self.share))

@@ -1,4 +1,4 @@
-"""Every number that decides presswork-mini's training: one frozen config, read by each stage."""
+"""All parameters of presswork-mini's training, in one frozen config that each stage reads."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,7 @@ class Config:
     vae_groups: int = 8
     vae_batch: int = 16  # of each process
     vae_crop: int = 64
-    vae_whole: float = 0.3  # the last share of the time is spent on whole drawings
+    vae_whole: float = 0.3  # the share of the time, at the end, that is spent on whole drawings
     vae_whole_batch: int = 8
     vae_rate: float = 6e-3
     vae_kl: float = 1e-6
@@ -52,14 +52,14 @@ class Config:
     text_layers: int = 2
     text_heads: int = 4
     # U-Net
-    packed: int = 12_000  # drawings that it learns from, of those that the VAE learnt from
+    packed: int = 12_000  # drawings that it is trained on, the first of those of the VAE
     unet: dict[str, Any] = field(default_factory=lambda: UNET)
     unet_batch: int = 32  # of each process
     unet_rate: float = 4e-3
     unet_decay: float = 0.01
     unet_bf16: bool = False  # no faster in the backward pass
     ema: float = 0.999
-    dropout: float = 0.1  # captions left out, for guidance
+    dropout: float = 0.1  # the share of captions left out, for guidance
     min_snr: float = 5.0
     least_weight: float = 0.3
     warmup: int = 100  # steps

@@ -1,4 +1,4 @@
-"""The drawings that presswork-mini learns from, drawn once into a file and read from it."""
+"""The drawings that presswork-mini is trained on, drawn once into a file and read from there."""
 
 import random
 import sys
@@ -13,12 +13,12 @@ from worker.model.mini.drawings import SIDE, draw
 
 
 def training_scene(config: Config, number: int) -> grammar.Scene:
-    """The scene of training drawing `number`; no held-out one is among them."""
+    """The scene of training drawing `number`; never a held-out one."""
     return random.Random(f"{config.seed} scene {number}").choice(grammar.for_training())
 
 
 def drawings(config: Config) -> NDArray[np.uint8]:
-    """(config.drawings, 128, 128, 3) uint8, mapped from a file that is made where it is missing."""
+    """(config.drawings, 128, 128, 3) uint8, mapped from a file, which is made if it is missing."""
     file = config.folder / f"drawings-{config.seed}-{config.drawings}.npy"
     if not file.exists():
         config.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""How a scene of the grammar looks: 128x128 catalogue pictures, soft shadow and light from the left, antialiased.
+"""Draws a scene of the grammar: 128x128 catalogue pictures, soft shadow and light from the left, antialiased.
 
 Deterministic: the same scene and the same generator state give the same pixels.
 """

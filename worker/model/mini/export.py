@@ -34,7 +34,7 @@ SCHEDULER = {
 
 
 def export(config: Config, folder: Path, guidance_scale: float) -> None:
-    """Writes everything but the model card, which is written by hand and left alone."""
+    """Writes all files except the model card, which is written by hand."""
     saved = torch.load(config.folder / train_unet.CHECKPOINT, weights_only=True)
     pair = train_unet.Pair(config)
     pair.load_state_dict(saved["average"])
@@ -53,7 +53,7 @@ def export(config: Config, folder: Path, guidance_scale: float) -> None:
 
 
 def _index(guidance_scale: float) -> dict[str, Any]:
-    rules = SamplerConfig()
+    sampler_config = SamplerConfig()
     return {
         "_class_name": "DeciDiffusionPipeline",
         "_name_or_path": "presswork-mini",
@@ -70,9 +70,9 @@ def _index(guidance_scale: float) -> dict[str, Any]:
             "default_guidance_scale": guidance_scale,
             "max_steps": 50,
             "sampler": {
-                "guidance_rescale": rules.rescale,
-                "lambda_min_clipped": rules.clip,
-                "squeezed": rules.squeezed,
+                "guidance_rescale": sampler_config.guidance_rescale,
+                "lambda_min_clipped": sampler_config.lambda_min_clipped,
+                "squeezed": sampler_config.squeezed,
             },
             "words": list(grammar.words()),
         },

@@ -1,4 +1,4 @@
-"""`python -m worker.model.mini.figures`: how often the model draws what was asked for, on held-out combinations."""
+"""`python -m worker.model.mini.figures`: how often the model draws what the prompt asks for, on held-out scenes."""
 
 import argparse
 import json
@@ -23,9 +23,9 @@ CLASSIFIER = Path("build/mini/classifier.pt")
 
 
 def figures(folder: Path = export.SHIPPED, images: int = 500, guidance_scale: float | None = None) -> dict[str, Any]:
-    """Shares in 0..1 over the first `images` held-out scenes, one picture each, in the plainest wording.
+    """Shares in 0..1 of correct pictures over the first `images` held-out scenes, one each, with plain captions.
 
-    Beside the model's: the judges' own on drawings of the same scenes, and those after the VAE alone (the ceiling).
+    For comparison, the same shares for drawings of these scenes, and for those drawings after the VAE (the ceiling).
     """
     judge = classifier.trained(CLASSIFIER)
     scenes = grammar.held_out()[:images]

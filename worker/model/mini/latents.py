@@ -1,4 +1,4 @@
-"""The VAE with normalised latents, and the latents of the first `packed` training drawings, kept in a file."""
+"""The VAE with normalized latents, and a file with the latents of the first `packed` training drawings."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ _BATCH = 16
 
 
 def trained_vae(config: Config) -> Any:
-    """The trained VAE as the checkpoint left it, its latents normalised where `of_drawings` has measured them."""
+    """The trained VAE from its checkpoint, whose latents are not normalized."""
     model = networks.vae(config)
     model.load_state_dict(torch.load(config.folder / train_vae.CHECKPOINT, weights_only=True)["model"])
     return model.eval()
@@ -30,7 +30,7 @@ def normalised_vae(config: Config) -> Any:
 
 
 def of_drawings(config: Config) -> NDArray[np.float32]:
-    """(config.packed, 4, 16, 16) float32, normalised per channel. The file is made where it is missing."""
+    """(config.packed, 4, 16, 16) float32, normalised per channel. The file is made if it is missing."""
     file = config.folder / FILE
     if not file.exists():
         raw = _packed(config).numpy()
@@ -46,23 +46,23 @@ def of_drawings(config: Config) -> NDArray[np.float32]:
 
 @torch.inference_mode()
 def _packed(config: Config) -> torch.Tensor:
-    """(config.packed, 4, 16, 16) as the VAE packs them, each batch by one of the processes."""
+    """(config.packed, 4, 16, 16) as the VAE encodes them; each batch is encoded by one of the processes."""
     model, drawings = trained_vae(config), data.drawings(config)[: config.packed]
     packed = torch.zeros(len(drawings), networks.LATENT_CHANNELS, *(SIDE // networks.DOWNSAMPLING,) * 2)
     for number, start in enumerate(range(0, len(drawings), _BATCH)):
-        if parallel.mine(number):
+        if parallel.is_mine(number):
             with torch.autocast("cpu", torch.bfloat16):
                 found = model.encode(train_vae.tensor(drawings[start : start + _BATCH])).latent_dist.mean
             packed[start : start + _BATCH] = found.float()
         if number % 100 == 0:
             parallel.say(f"latents of drawing {start} of {len(drawings)}")
-    parallel.add_up(packed)
+    parallel.all_reduce(packed)
     return packed
 
 
 @torch.no_grad()
 def fold(vae: Any, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-    """Makes the VAE pack to (latents - mean) / deviation, (4,) each, and unpack from that: no factor to remember."""
+    """Folds (latents - mean) / deviation, both (4,), into the VAE's encoder, and the inverse into its decoder."""
     channels = len(mean)
     into, out = vae.quant_conv, vae.post_quant_conv
     into.bias[:channels].sub_(mean).div_(deviation)

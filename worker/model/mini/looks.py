@@ -1,4 +1,4 @@
-"""What a picture shows, by its pixels: the colour of the thing and the background. No network is involved."""
+"""Finds the thing's colour and the background of a picture from its pixels, without a network."""
 
 from functools import lru_cache
 
@@ -9,19 +9,19 @@ from worker.model.mini.drawings import empty
 from worker.model.mini.grammar import BACKGROUNDS, COLOURS
 
 Pictures = NDArray[np.uint8]
-FRAME = 6  # pixels along the edges that show background whatever stands before it
+FRAME = 6  # width in pixels of the border, which shows only background
 SHADES = (0.72, 0.86, 1.0)
-DIFFERENT = 40.0  # of 441: how far a pixel is from the background before it counts as the thing
+DIFFERENT = 40.0  # of 441: the distance from the background above which a pixel belongs to the thing
 
 
 def background(picture: Pictures) -> str:
-    """Of (128, 128, 3) uint8: the background whose edges are nearest on average."""
+    """Of (128, 128, 3) uint8: the background whose border is nearest on average."""
     distances = {name: np.abs(picture[_frame()] - _empty(name)[_frame()]).mean() for name in BACKGROUNDS}
     return min(distances, key=lambda name: float(distances[name]))
 
 
 def colour(picture: Pictures) -> str:
-    """Of (128, 128, 3) uint8: the colour that most of the thing's pixels are nearest to, shaded or not."""
+    """Of (128, 128, 3) uint8: the colour nearest to most of the thing's pixels, shaded or not."""
     behind = _empty(background(picture))
     ratio = picture / np.maximum(behind, 1)
     spread = ratio.max(axis=-1) - ratio.min(axis=-1)

@@ -49,7 +49,7 @@ def text_encoder(config: Config) -> Any:
 
 
 def tokenizer(config: Config) -> Any:
-    """One token a word of the grammar; any other word is spelt in bytes."""
+    """One token per word of the grammar; any other word is spelt in bytes."""
     tokens, merges = vocabulary.build(grammar.words())
     return CLIPTokenizer(vocab=tokens, merges=merges, model_max_length=config.tokens)
 

@@ -1,7 +1,7 @@
 """Muon (Jordan et al., 2024) for the matrices inside a network and AdamW for the rest, behind one learning rate.
 
-Muon's steps are orthogonalised and scaled to AdamW's size (Liu et al., 2025). In a trial of 240 steps the VAE came to
-a loss of 0.24 with it and of 0.36 with AdamW.
+Muon's steps are orthogonalised and scaled to AdamW's size (Liu et al., 2025). In a trial of 240 steps the VAE
+reached a loss of 0.24 with Muon and 0.36 with AdamW.
 """
 
 from typing import Any
@@ -45,10 +45,10 @@ class Muon:
         for number, (matrix, momentum, piece) in enumerate(zip(self._matrices, self._momenta, pieces, strict=True)):
             assert matrix.grad is not None
             momentum.lerp_(matrix.grad, 1 - MOMENTUM)
-            if parallel.mine(number):
+            if parallel.is_mine(number):
                 flat = matrix.grad.lerp(momentum, MOMENTUM).flatten(1)
                 piece.copy_((orthogonal(flat) * (SCALE * max(flat.shape) ** 0.5)).flatten())
-        parallel.add_up(steps)
+        parallel.all_reduce(steps)
         for matrix, piece in zip(self._matrices, pieces, strict=True):
             matrix.mul_(1 - self._rate * self._decay)
             matrix.add_(piece.view_as(matrix), alpha=-self._rate)

@@ -1,5 +1,7 @@
-"""Training in several processes of one thread each: on busy cores they wait for one another once a step, not once an
-operation. Every process takes its own share of the batch; gradients are averaged, so the weights stay equal."""
+"""Training in several processes of one thread each, which synchronize once per step instead of once per operation.
+
+Every process takes its share of the batch. Gradients are averaged, so the weights stay equal.
+"""
 
 import os
 import signal
@@ -21,7 +23,7 @@ def run(stage: Stage, config: Config, minutes: float, processes: int) -> None:
     if processes == 1:
         stage(config, minutes)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the others, daemons, end as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon processes end as well
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (stage, config, minutes, processes, str(Path(meeting) / "store"))
         multiprocessing.spawn(_enter, args=arguments, nprocs=processes, daemon=True)
@@ -32,7 +34,7 @@ def rank() -> int:
 
 
 def average(parameters: Iterable[torch.nn.Parameter], number: float) -> float:
-    """Averages the gradients over the processes, in place, and `number`, which is returned."""
+    """Averages the gradients over the processes in place; returns the average of `number`."""
     if not distributed.is_initialized():
         return number
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -45,13 +47,13 @@ def average(parameters: Iterable[torch.nn.Parameter], number: float) -> float:
     return float(flat[0])
 
 
-def mine(number: int) -> bool:
-    """Whether piece `number` of work that is split is this process's."""
+def is_mine(number: int) -> bool:
+    """Whether piece `number` of divided work belongs to this process."""
     return not distributed.is_initialized() or number % distributed.get_world_size() == rank()
 
 
-def add_up(pieces: torch.Tensor) -> None:
-    """Adds the processes' tensors up, in place."""
+def all_reduce(pieces: torch.Tensor) -> None:
+    """Sums the processes' tensors, in place."""
     if distributed.is_initialized():
         distributed.all_reduce(pieces)
 

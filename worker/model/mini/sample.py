@@ -1,4 +1,4 @@
-"""Prompts to pictures by the engine as it serves them on a CPU: for presswork-mini's figures and tests."""
+"""Renders prompts with the engine as a CPU worker does, for presswork-mini's figures and tests."""
 
 import tempfile
 import time
@@ -19,7 +19,7 @@ BATCH = 8
 
 
 class Sampler(AbstractContextManager["Sampler"]):
-    """A model's directory on the onnx pipeline. `cpu_seconds`: what rendering took so far, compiling left out."""
+    """A model's directory on the onnx pipeline. `cpu_seconds` is the CPU time of rendering so far."""
 
     def __init__(self, folder: Path) -> None:
         self._artefacts = tempfile.TemporaryDirectory(prefix="presswork-mini-")
@@ -39,7 +39,7 @@ class Sampler(AbstractContextManager["Sampler"]):
     def pictures(
         self, prompts: Sequence[str], seeds: Sequence[int], steps: int = 10, guidance_scale: float | None = None
     ) -> list[Picture]:
-        """One picture a prompt, of the model's default size and guidance. Raises PressworkError for a spoiled one."""
+        """One picture per prompt, at the model's default size. Raises PressworkError for invalid output."""
         scale = self.card.default_guidance_scale if guidance_scale is None else guidance_scale
         width, height = self.card.default_size
         specs = [
@@ -52,7 +52,7 @@ class Sampler(AbstractContextManager["Sampler"]):
             batch = Batch(part[0].shape, tuple(part + part[-1:] * (BATCH - len(part))), len(part))
             self._pipeline.prepare(batch.shape, BATCH)
             began = time.process_time()
-            for picture in self._pipeline.render(batch, _unheard)[: len(part)]:
+            for picture in self._pipeline.render(batch, _ignore_step)[: len(part)]:
                 if isinstance(picture, InvalidOutput):
                     raise PressworkError(picture.message)
                 made.append(picture)
@@ -60,8 +60,8 @@ class Sampler(AbstractContextManager["Sampler"]):
         return made
 
 
-def _unheard(_step: int) -> None:
-    """Nobody listens to the steps."""
+def _ignore_step(_step: int) -> None:
+    """Steps are not reported."""
 
 
 def pixels(pictures: Sequence[Picture]) -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """`python -m worker.model.mini.train vae | unet --minutes N` trains a stage of presswork-mini.
 
-One stage after the other, `vae` first; a stage that was interrupted goes on where its last checkpoint is.
+Train `vae` first, then `unet`. An interrupted stage continues from its last checkpoint.
 """
 
 import argparse

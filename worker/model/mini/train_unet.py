@@ -1,4 +1,4 @@
-"""The second stage: the text encoder and the flexible U-Net learn together to predict v from noised latents.
+"""The second stage: trains the text encoder and the flexible U-Net together to predict v from noised latents.
 
 v-prediction (Salimans and Ho, 2022), zero terminal SNR (Lin et al., 2023), min-SNR weights (Hang et al., 2023).
 """
@@ -17,7 +17,7 @@ from worker.model.mini.config import Config
 from worker.model.mini.optimizer import Muon
 
 CHECKPOINT = "unet.pt"
-TRAINED_STEPS = 1000
+NUM_TRAIN_TIMESTEPS = 1000
 
 
 class Pair(nn.Module):
@@ -30,12 +30,12 @@ class Pair(nn.Module):
 
     def forward(self, noised: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """v (B, 4, 16, 16) of noised latents, timesteps (B,) and tokens (B, T) int64."""
-        predicted: torch.Tensor = self.unet(noised, timesteps, self.text_encoder(tokens).last_hidden_state)
-        return predicted
+        v_pred: torch.Tensor = self.unet(noised, timesteps, self.text_encoder(tokens).last_hidden_state)
+        return v_pred
 
 
 def train(config: Config, minutes: float) -> None:
-    """Runs for `minutes`, those of an interrupted run included; the checkpoint holds the weights and their average."""
+    """Trains for `minutes`, including those of an interrupted run; saves the weights and their moving average."""
     torch.manual_seed(config.seed)
     model, average = Pair(config), Pair(config)
     average.load_state_dict(model.state_dict())
@@ -50,20 +50,20 @@ def train(config: Config, minutes: float) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         clock.resume(saved["step"], saved["seconds"])
     scenes = [data.training_scene(config, number) for number in range(len(packed))]
-    tokenizer, kept_share = networks.tokenizer(config), zero_terminal_kept_share()
+    tokenizer, alphas_cumprod = networks.tokenizer(config), zero_terminal_alphas_cumprod()
     losses: list[float] = []
     while clock.running():
         chance = np.random.default_rng((config.seed, clock.step, parallel.rank()))
         optimizer.set_rate(config.unet_rate * clock.cosine(config.warmup))
         picked = chance.integers(len(packed), size=config.unet_batch)
         prompts = _prompts(config, [scenes[number] for number in picked], f"{clock.step} {parallel.rank()}")
-        loss = _loss(config, model, packed[picked], tokenize(tokenizer, prompts), kept_share, chance)
+        loss = _loss(config, model, packed[picked], tokenize(tokenizer, prompts), alphas_cumprod, chance)
         optimizer.zero_grad()
         loss.backward()
         clock.tick(parallel.average(model.parameters(), clock.now()))
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        _follow(average, model, min(config.ema, (1 + clock.step) / (10 + clock.step)))
+        _update_average(average, model, min(config.ema, (1 + clock.step) / (10 + clock.step)))
         losses.append(loss.item())
         if clock.step % 50 == 0:
             mean = np.mean(losses[-200:])
@@ -81,8 +81,8 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
     return ids
 
 
-def zero_terminal_kept_share() -> torch.Tensor:
-    """(1000,) float32: alphas_cumprod of the squared-cosine betas, rescaled so that the last is nothing but noise."""
+def zero_terminal_alphas_cumprod() -> torch.Tensor:
+    """(1000,) float32: alphas_cumprod of the squared-cosine betas, rescaled so that the last timestep is pure noise."""
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2", rescale_betas_zero_snr=True)
@@ -100,27 +100,29 @@ def _loss(
     model: Pair,
     clean: torch.Tensor,
     tokens: torch.Tensor,
-    kept_share: torch.Tensor,
+    alphas_cumprod: torch.Tensor,
     chance: np.random.Generator,
 ) -> torch.Tensor:
     size = len(clean)
-    spread = (chance.random() + np.arange(size) / size) % 1.0  # even over the batch: less noise in the loss
-    timesteps = torch.from_numpy((spread * TRAINED_STEPS).astype(np.int64))
+    spread = (
+        chance.random() + np.arange(size) / size
+    ) % 1.0  # evenly spread over the batch, for less noise in the loss
+    timesteps = torch.from_numpy((spread * NUM_TRAIN_TIMESTEPS).astype(np.int64))
     noise = torch.from_numpy(chance.standard_normal(clean.shape, np.float32))
-    kept = kept_share[timesteps].view(-1, 1, 1, 1)
+    kept = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
     target = alpha * noise - sigma * clean
     with torch.autocast("cpu", torch.bfloat16, enabled=config.unet_bf16):
-        predicted = model(alpha * clean + sigma * noise, timesteps, tokens)
+        v_pred = model(alpha * clean + sigma * noise, timesteps, tokens)
     snr = (kept / (1 - kept)).flatten()
     weights = snr.clamp(max=config.min_snr) / (snr + 1) if config.min_snr else torch.ones_like(snr)
-    # The weight vanishes where all is noise, and there the layout is decided: it is kept from falling too low.
+    # min-SNR weights vanish for pure noise, where the layout is decided, so they get a minimum.
     weights = weights.clamp(min=config.least_weight)
-    return ((predicted.float() - target).square().mean(dim=(1, 2, 3)) * weights).mean()
+    return ((v_pred.float() - target).square().mean(dim=(1, 2, 3)) * weights).mean()
 
 
 @torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+def _update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 

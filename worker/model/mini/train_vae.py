@@ -1,4 +1,4 @@
-"""The first stage: an AutoencoderKL that packs a drawing into 16x16 latents, each channel of deviation 1."""
+"""The first stage: trains an AutoencoderKL that encodes a drawing as 16x16 latents."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ CHECKPOINT = "vae.pt"
 
 
 def train(config: Config, minutes: float) -> None:
-    """Runs for `minutes`, those of an interrupted run included, and leaves the VAE in the checkpoint."""
+    """Trains for `minutes`, including those of an interrupted run; saves the VAE."""
     torch.manual_seed(config.seed)
     model = networks.vae(config)
     optimizer = Muon(model, config.vae_rate)
@@ -51,7 +51,7 @@ def train(config: Config, minutes: float) -> None:
 
 
 def psnr(model: Any, pictures: torch.Tensor) -> float:
-    """Of (B, 3, 128, 128) in -1..1 packed and unpacked, rounded to 8 bits: the mean of the pictures' dB."""
+    """PSNR in dB of (B, 3, 128, 128) in -1..1 after encoding, decoding and rounding to 8 bits; the mean."""
     with torch.inference_mode():
         made = model.decode(model.encode(pictures).latent_dist.mode()).sample
     levels = ((made.clamp(-1, 1) + 1) * 127.5).round()
@@ -72,13 +72,13 @@ def _loss(model: Any, pictures: torch.Tensor, kl_weight: float) -> torch.Tensor:
 
 
 def _batch(config: Config, drawings: Any, chance: np.random.Generator, whole: bool) -> torch.Tensor:
-    """Whole drawings, or crops of them that lean to the middle, where the things are."""
+    """Whole drawings, or crops that are mostly near the middle, where the things are."""
     size = config.vae_whole_batch if whole else config.vae_batch
     picked = chance.integers(len(drawings), size=size)
     if whole:
         return tensor(drawings[np.sort(picked)])
-    side, room = config.vae_crop, SIDE - config.vae_crop
-    corners = np.clip(chance.normal(0.5, 0.25, (size, 2)) * room, 0, room).astype(int)
+    side, margin = config.vae_crop, SIDE - config.vae_crop
+    corners = np.clip(chance.normal(0.5, 0.25, (size, 2)) * margin, 0, margin).astype(int)
     crops = [drawings[n, y : y + side, x : x + side] for n, (y, x) in zip(picked, corners, strict=True)]
     return tensor(np.stack(crops))
 
