@@ -1,6 +1,6 @@
 """bulk: millions of prompts, appended to a draft in chunks through the API, against raw COPY of the very same rows.
 
-`BULK_PROMPTS` says how many; what the web process takes at the end is told beside what it took after the first chunks.
+`BULK_PROMPTS` sets how many. The web process's memory is reported after the first chunks and at the end.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import psutil
 
 from services.core.model.ids import parse_job
 from tests import factories
-from tests.benchmarks.environment import house
+from tests.benchmarks.environment import benchmark_stack
 from tests.benchmarks.report import report
 from tests.benchmarks.submit import PROMPT, Peak, raw_copy, up
 from tests.processes import Process
@@ -28,13 +28,13 @@ COLOURS = ("red", "teal", "yellow", "white")
 
 
 def run() -> None:
-    with house(PRESSWORK_PORT=str(PORT)) as ours:
-        factories.register(ours.database)
-        web = Process("services.web", {**os.environ, **ours.environ}, ours.folder / "web.log")
+    with benchmark_stack(PRESSWORK_PORT=str(PORT)) as stack:
+        factories.register(stack.database)
+        web = Process("services.web", {**os.environ, **stack.environ}, stack.folder / "web.log")
         try:
             until(up)
             process, peak = psutil.Process(web.pid), Peak(web.pid)
-            headers = {"Authorization": f"Bearer {ours.key}"}
+            headers = {"Authorization": f"Bearer {stack.key}"}
             with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", headers=headers, timeout=600) as client:
                 job = _ok(client.post("/v1/jobs", json={"draft": True}))["id"]
                 spent, warm, rest = 0.0, 0, []
@@ -53,7 +53,7 @@ def run() -> None:
         finally:
             web.stop()
         assert finalized["counts"]["queued"] == PROMPTS
-        copied = raw_copy(ours, parse_job(job))
+        copied = raw_copy(stack, parse_job(job))
     report(
         "bulk", PROMPTS / spent, PROMPTS / copied, "prompts/s", "raw COPY of the same rows",
         prompts=PROMPTS, chunks=len(rest), seconds=round(spent, 1), finalize_seconds=round(finalizing, 1),

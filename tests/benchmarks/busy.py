@@ -1,6 +1,6 @@
 """busy: the fraction of time that a simulated accelerator (14 ms an image, batches of 16) is rendering while one job
-of 5,000 JPEGs goes through the real stack; beside it the naive worker on the same device in the same run. For both
-the object store answers 30 ms late, as one that is not on this machine does."""
+of 5,000 JPEGs goes through the real stack, compared with a naive worker on the same device in the same run. For both
+the object store answers 30 ms late, as a remote one does."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from services.core.jobs import queries
 from tests import factories
-from tests.benchmarks.environment import House, house
+from tests.benchmarks.environment import BenchmarkStack, benchmark_stack
 from tests.benchmarks.report import report
 from tests.processes import Process
 from tests.proxy import Proxy
@@ -25,12 +25,12 @@ STORE_MS = 30
 
 
 def run() -> None:
-    with house(PRESSWORK_SIMULATED_IMAGE_MS=str(IMAGE_MS), OMP_NUM_THREADS="1") as ours:
-        store = urlsplit(ours.settings.s3_endpoint_url)
+    with benchmark_stack(PRESSWORK_SIMULATED_IMAGE_MS=str(IMAGE_MS), OMP_NUM_THREADS="1") as stack:
+        store = urlsplit(stack.settings.s3_endpoint_url)
         proxy = Proxy(store.hostname or "", store.port or 0, delay=STORE_MS / 1000)
-        ours.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
-        naive, naive_rate = _naive(ours)
-        busy, rate = _presswork(ours)
+        stack.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{proxy.port}"
+        naive, naive_rate = _naive(stack)
+        busy, rate = _presswork(stack)
     report(
         "busy", busy, naive, "fraction of time rendering", "a task for each prompt",
         images=IMAGES, store_answers_late_ms=STORE_MS, images_per_second=round(rate, 1), naive_images=NAIVE_IMAGES,
@@ -38,16 +38,16 @@ def run() -> None:
     )  # fmt: skip
 
 
-def _presswork(ours: House) -> tuple[float, float]:
-    worker = Process("worker.app", {**os.environ, **ours.environ}, ours.folder / "worker.log")
+def _presswork(stack: BenchmarkStack) -> tuple[float, float]:
+    worker = Process("worker.app", {**os.environ, **stack.environ}, stack.folder / "worker.log")
     try:
-        until(lambda: _ready(ours))
+        until(lambda: _ready(stack))
         requests = [
             {"prompt": f"a mug, number {index}", "output_format": "jpeg", "seed": index} for index in range(IMAGES)
         ]
-        job_id = factories.submit(ours.database, ours.settings, requests)
-        until(lambda: _done(ours, job_id), seconds=600, every=0.5)
-        with ours.database.begin_system() as connection:
+        job_id = factories.submit(stack.database, stack.settings, requests)
+        until(lambda: _done(stack, job_id), seconds=600, every=0.5)
+        with stack.database.begin_system() as connection:
             row = connection.execute(text(
                 "SELECT sum(render_seconds) AS rendering, sum(images) AS images, "
                 "extract(epoch FROM max(ended_at) - min(created_at))::float AS wall FROM claims"
@@ -57,28 +57,28 @@ def _presswork(ours: House) -> tuple[float, float]:
     return row.rendering / row.wall, row.images / row.wall
 
 
-def _ready(ours: House) -> bool:
-    with ours.database.begin_system() as connection:
+def _ready(stack: BenchmarkStack) -> bool:
+    with stack.database.begin_system() as connection:
         return bool(queries.fleet(connection))
 
 
-def _done(ours: House, job_id: int) -> bool:
-    with ours.database.begin(1) as connection:
+def _done(stack: BenchmarkStack, job_id: int) -> bool:
+    with stack.database.begin(1) as connection:
         found = queries.job(connection, 1, job_id)
     return found is not None and found.counts["done"] == IMAGES
 
 
-def _naive(ours: House) -> tuple[float, float]:
-    url = ours.stack.superuser_url.replace("postgresql+psycopg", "postgresql")
-    environ = {**os.environ, **ours.environ, "NAIVE_DATABASE_URL": url, "C_FORCE_ROOT": "1"}
-    os.environ["REDIS_URL"] = ours.environ["REDIS_URL"]
+def _naive(stack: BenchmarkStack) -> tuple[float, float]:
+    url = stack.servers.superuser_url.replace("postgresql+psycopg", "postgresql")
+    environ = {**os.environ, **stack.environ, "NAIVE_DATABASE_URL": url, "C_FORCE_ROOT": "1"}
+    os.environ["REDIS_URL"] = stack.environ["REDIS_URL"]
     from tests.benchmarks import naive
 
     with psycopg.connect(url, autocommit=True) as database:
         database.execute(naive.TABLE)
         with database.cursor() as cursor:
             cursor.executemany("INSERT INTO naive VALUES (%s, 'queued')", [(n,) for n in range(NAIVE_IMAGES)])
-        log = (ours.folder / "naive.log").open("wb")
+        log = (stack.folder / "naive.log").open("wb")
         worker = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "tests.benchmarks.naive", "worker", "-c", "1", "-l", "WARNING"],
             env=environ, stdout=log, stderr=log,

@@ -1,5 +1,5 @@
-"""claim: images/s of claim and settle with a pipeline that does nothing, and the worst claim as the queue grows: after
-half of it was drained without a vacuum, and with a paused job of a million images in front."""
+"""claim: images/s of claim and settle without rendering, and the slowest claim as the queue grows, after half of it was
+drained without a vacuum; the largest queue has a paused job of a million images in front."""
 
 import statistics
 import threading
@@ -11,7 +11,7 @@ from services.core.jobs import lifecycle
 from services.core.model.specs import Claim
 from services.core.queue import counters, segments, settlement
 from tests import factories
-from tests.benchmarks.environment import House, house
+from tests.benchmarks.environment import BenchmarkStack, benchmark_stack
 from tests.benchmarks.report import report
 
 SIZES = (1_000, 100_000, 1_000_000)
@@ -25,20 +25,20 @@ def run() -> None:
     median: dict[int, float] = {}
     five: dict[int, list[float]] = {}
     for size in SIZES:
-        with house() as ours:
-            _without_vacuum(ours)
-            factories.register(ours.database)
+        with benchmark_stack() as stack:
+            _without_vacuum(stack)
+            factories.register(stack.database)
             if size == SIZES[-1]:
-                paused = factories.submit(ours.database, ours.settings, [{"prompt": "paused", "n": 1000}] * 1000)
-                with ours.database.begin(factories.TENANT) as connection:
+                paused = factories.submit(stack.database, stack.settings, [{"prompt": "paused", "n": 1000}] * 1000)
+                with stack.database.begin(factories.TENANT) as connection:
                     lifecycle.pause(connection, factories.TENANT, paused, True)
-            factories.submit(ours.database, ours.settings, [{"prompt": "a mug", "n": 1000}] * (size // 1000))
-            _drain(ours, size // 2)
-            costs = _costs(ours, min(SAMPLES, size // 2 // 16 - 1))
-            # The second worst: one stutter of the machine says nothing about the queue.
+            factories.submit(stack.database, stack.settings, [{"prompt": "a mug", "n": 1000}] * (size // 1000))
+            _drain(stack, size // 2)
+            costs = _costs(stack, min(SAMPLES, size // 2 // 16 - 1))
+            # The second slowest, because one hiccup of the machine says nothing about the queue.
             five[size] = [round(cost * 1000, 1) for cost in sorted(costs)[-5:]]
             worst[size], median[size] = sorted(costs)[-2], statistics.median(costs)
-            rate = _rate(ours) if size == SIZES[-1] else 0.0
+            rate = _rate(stack) if size == SIZES[-1] else 0.0
     report(
         "claim", worst[SIZES[-1]] * 1000, worst[SIZES[0]] * 1000, "ms, worst claim of 1,000,000 images queued",
         "worst claim of 1,000 queued",
@@ -50,54 +50,54 @@ def run() -> None:
     )  # fmt: skip
 
 
-def _without_vacuum(ours: House) -> None:
-    with psycopg.connect(ours.stack.superuser_url.replace("+psycopg", ""), autocommit=True) as database:
+def _without_vacuum(stack: BenchmarkStack) -> None:
+    with psycopg.connect(stack.servers.superuser_url.replace("+psycopg", ""), autocommit=True) as database:
         database.execute("ALTER SYSTEM SET autovacuum = off")
         database.execute("SELECT pg_reload_conf()")
 
 
-def _claim(ours: House, seats: int = 16) -> Claim | None:
-    with ours.database.begin_system() as connection:
+def _claim(stack: BenchmarkStack, seats: int = 16) -> Claim | None:
+    with stack.database.begin_system() as connection:
         return factories.claim_in(connection, seats)
 
 
-def _settle(ours: House, claim: Claim) -> None:
-    with ours.database.begin_system() as connection:
+def _settle(stack: BenchmarkStack, claim: Claim) -> None:
+    with stack.database.begin_system() as connection:
         settlement.settle(connection, claim.id, device="d", stored=factories.stored(claim), render_seconds=0.1)
 
 
-def _drain(ours: House, images: int) -> None:
-    """Through the ledger itself, in large claims; the duties run beside it, as they do in life."""
+def _drain(stack: BenchmarkStack, images: int) -> None:
+    """Claims and settles in large claims, and runs the periodic tasks that would run beside them."""
     done = 0
     while done < images:
-        claim = _claim(ours, min(1000, images - done))
+        claim = _claim(stack, min(1000, images - done))
         assert claim is not None
-        _settle(ours, claim)
+        _settle(stack, claim)
         done += len(claim.images)
-        with ours.database.begin_system() as connection:
+        with stack.database.begin_system() as connection:
             counters.fold(connection)
-        with ours.database.begin_system() as connection:
+        with stack.database.begin_system() as connection:
             segments.raise_low(connection)
 
 
-def _costs(ours: House, samples: int) -> list[float]:
-    """Seconds of each claim, beginning to commit; every one is settled before the next."""
+def _costs(stack: BenchmarkStack, samples: int) -> list[float]:
+    """Seconds of each claim, from begin to commit; each is settled before the next."""
     costs = []
     for _ in range(samples):
         began = time.perf_counter()
-        claim = _claim(ours)
+        claim = _claim(stack)
         costs.append(time.perf_counter() - began)
         assert claim is not None
-        _settle(ours, claim)
+        _settle(stack, claim)
     return costs
 
 
-def _rate(ours: House) -> float:
+def _rate(stack: BenchmarkStack) -> float:
     def work() -> None:
         for _ in range(CYCLES):
-            claim = _claim(ours)
+            claim = _claim(stack)
             assert claim is not None
-            _settle(ours, claim)
+            _settle(stack, claim)
 
     threads = [threading.Thread(target=work) for _ in range(THREADS)]
     began = time.monotonic()

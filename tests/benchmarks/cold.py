@@ -1,4 +1,4 @@
-"""cold: seconds from the start of a process to its first image on a CPU, with all artefacts there against without."""
+"""cold: seconds from the start of a process to its first image on a CPU, with cached artefacts and without."""
 
 import os
 import subprocess

@@ -15,9 +15,9 @@ def run() -> None:
         command = [sys.executable, "-m", "worker.bench", "--json", str(file)]
         subprocess.run(command, check=True)
         (found,) = json.loads(file.read_text())
-    stock, *ours = found["contenders"]
-    exact = max((one for one in ours if one["name"].endswith("fp32")), key=lambda one: one["ratio"])
-    fastest = max(ours, key=lambda one: one["ratio"])
+    stock, *engines = found["contenders"]
+    exact = max((one for one in engines if one["name"].endswith("fp32")), key=lambda one: one["ratio"])
+    fastest = max(engines, key=lambda one: one["ratio"])
     report(
         "engine", exact["images_a_second"], stock["images_a_second"], f"images/s ({exact['name']})", stock["name"],
         fastest=f"{fastest['name']}: {fastest['images_a_second']} images/s, ratio {fastest['ratio']}",

@@ -1,4 +1,4 @@
-"""A fresh Presswork for a benchmark: the embedded servers, migrated, in a temporary folder."""
+"""A fresh installation for a benchmark: the embedded servers, migrated, in a temporary folder."""
 
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from services.local.stack import Stack
 
 
 @dataclass
-class House:
-    stack: Stack
+class BenchmarkStack:
+    servers: Stack
     environ: dict[str, str]
     settings: Settings
     database: databases.Database
@@ -24,14 +24,14 @@ class House:
 
 
 @contextmanager
-def house(**extra: str) -> Iterator[House]:
-    with tempfile.TemporaryDirectory(prefix="presswork-bench-") as folder, Stack(Path(folder) / "home", {}) as stack:
-        environ = dict(stack.values) | extra
-        databases.migrate(stack.migrator_url)
+def benchmark_stack(**extra: str) -> Iterator[BenchmarkStack]:
+    with tempfile.TemporaryDirectory(prefix="presswork-bench-") as folder, Stack(Path(folder) / "home", {}) as servers:
+        environ = dict(servers.values) | extra
+        databases.migrate(servers.migrator_url)
         settings = Settings.read(environ)
         s3.S3Store(settings).prepare()
         database = databases.Database(settings.database_url, application="benchmark", pool_size=4, nested_loops=True)
         with database.begin_system() as connection:
             key = api_keys.issue_key(connection, settings.secret, 1, "benchmark")
-        yield House(stack, environ, settings, database, Path(folder), key)
+        yield BenchmarkStack(servers, environ, settings, database, Path(folder), key)
         database.close()

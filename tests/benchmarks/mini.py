@@ -1,6 +1,6 @@
-"""mini: how often presswork-mini draws the thing, the colour and the background that a prompt names, over the 500
-combinations kept out of its training, 10 steps. The judge of things is a network trained on drawings alone; beside
-each figure is the judges' own on drawings of the same combinations."""
+"""mini: how often presswork-mini draws the thing, the colour and the background that a prompt names, for the
+500 combinations held out of its training, at 10 steps. A network trained on drawings classifies the things. Each figure
+is compared with the same one for drawings of these combinations."""
 
 from tests.benchmarks.report import report
 from worker.model.mini.figures import figures

@@ -1,4 +1,4 @@
-"""The worker that everyone writes first: one Celery task for each prompt, one after the other, on one device."""
+"""The naive worker, for comparison: one Celery task per prompt, one after the other, on one device."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""progress: the status read of a job of a million images, half of them done, against counting its images."""
+"""progress: reading the status of a job with a million images, half of them done, against counting its images."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ from sqlalchemy import text
 from services.core.jobs import queries
 from tests import factories
 from tests.benchmarks.claim import _claim, _settle
-from tests.benchmarks.environment import house
+from tests.benchmarks.environment import benchmark_stack
 from tests.benchmarks.report import report
 
 IMAGES = 1_000_000
@@ -16,23 +16,23 @@ READS = 200
 
 
 def run() -> None:
-    with house() as ours:
-        factories.register(ours.database)
-        job_id = factories.submit(ours.database, ours.settings, [{"prompt": "a mug", "n": 1000}] * (IMAGES // 1000))
-        for _ in range(500):  # and none of these deltas folded: the worst case for a read
-            claim = _claim(ours, 1000)
+    with benchmark_stack() as stack:
+        factories.register(stack.database)
+        job_id = factories.submit(stack.database, stack.settings, [{"prompt": "a mug", "n": 1000}] * (IMAGES // 1000))
+        for _ in range(500):  # none of these deltas is folded, which is the worst case for a read
+            claim = _claim(stack, 1000)
             assert claim is not None
-            _settle(ours, claim)
+            _settle(stack, claim)
         reads = []
         for _ in range(READS):
             began = time.perf_counter()
-            with ours.database.begin(1) as connection:
+            with stack.database.begin(1) as connection:
                 view = queries.job(connection, 1, job_id)
             reads.append(time.perf_counter() - began)
         assert view is not None
         assert view.counts["done"] == IMAGES // 2
         began = time.perf_counter()
-        with ours.database.begin_system() as connection:
+        with stack.database.begin_system() as connection:
             connection.execute(
                 text("SELECT state, count(*) FROM images WHERE job_id = :id GROUP BY state"), {"id": job_id}
             ).all()

@@ -1,4 +1,4 @@
-"""How a benchmark says what it found: a line for people, and a JSON file."""
+"""Reports a benchmark's figures: lines for people, and a JSON file."""
 
 import json
 import os
@@ -10,7 +10,7 @@ FOLDER = Path("bench-results")
 
 
 def report(name: str, value: float, baseline: float, unit: str, compared: str, **more: object) -> None:
-    """`value` is ours, `baseline` what it is compared with in the same run."""
+    """`value` is Presswork's figure, `baseline` the one it is compared with in the same run."""
     ratio = value / baseline if baseline else float("inf")
     entry = {
         "name": name,

@@ -1,4 +1,4 @@
-"""submit: a million prompts in one NDJSON body through the API, against raw COPY of the very same rows."""
+"""submit: a million prompts in one NDJSON body through the API, against raw COPY of the same rows."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from presswork_client import Client
 from services.core.db import partitions
 from services.core.model.ids import parse_job
 from tests import factories
-from tests.benchmarks.environment import House, house
+from tests.benchmarks.environment import BenchmarkStack, benchmark_stack
 from tests.benchmarks.report import report
 from tests.processes import Process
 from tests.waiting import until
@@ -25,22 +25,22 @@ PROMPT = "a {0} ceramic mug on a wooden table, soft light from the left, catalog
 
 
 def run() -> None:
-    with house(PRESSWORK_PORT=str(PORT)) as ours:
-        factories.register(ours.database)
-        file = ours.folder / "prompts.jsonl"
+    with benchmark_stack(PRESSWORK_PORT=str(PORT)) as stack:
+        factories.register(stack.database)
+        file = stack.folder / "prompts.jsonl"
         size = _write(file)
-        web = Process("services.web", {**os.environ, **ours.environ}, ours.folder / "web.log")
+        web = Process("services.web", {**os.environ, **stack.environ}, stack.folder / "web.log")
         try:
             until(up)
             peak = Peak(web.pid)
             began = time.monotonic()
-            with Client(f"http://127.0.0.1:{PORT}", ours.key, timeout=600) as client:
+            with Client(f"http://127.0.0.1:{PORT}", stack.key, timeout=600) as client:
                 job = client.submit_file(file)
             seconds = time.monotonic() - began
             peak.end()
         finally:
             web.stop()
-        copied = raw_copy(ours, parse_job(job["id"]))
+        copied = raw_copy(stack, parse_job(job["id"]))
     report(
         "submit", PROMPTS / seconds, PROMPTS / copied, "prompts/s", "raw COPY of the same rows",
         prompts=PROMPTS, seconds=round(seconds, 1), copy_seconds=round(copied, 1),
@@ -83,15 +83,15 @@ class Peak:
             time.sleep(0.05)
 
 
-def raw_copy(ours: House, job_id: int) -> float:
-    """Seconds to COPY the job's payloads and images, prepared as files, into empty tables of the same make."""
-    url = ours.stack.superuser_url.replace("postgresql+psycopg", "postgresql")
+def raw_copy(stack: BenchmarkStack, job_id: int) -> float:
+    """Seconds to COPY the job's payloads and images, prepared as files, into empty tables with the same definition."""
+    url = stack.servers.superuser_url.replace("postgresql+psycopg", "postgresql")
     seconds = 0.0
     with psycopg.connect(url) as database:
         database.execute("SET app.tenant = '*'")
         for table in ("payloads", "images"):
             leaf = partitions.partition_name(table, job_id)
-            file = ours.folder / f"{table}.copy"
+            file = stack.folder / f"{table}.copy"
             with file.open("wb") as out, database.cursor().copy(f"COPY (SELECT * FROM {leaf}) TO STDOUT") as copy:
                 for part in copy:
                     out.write(part)

@@ -1,7 +1,7 @@
-"""Kill -9 and SIGSTOP at random, while thousands of images are rendered: nothing is lost, nothing is seen twice.
+"""Random SIGKILL and SIGSTOP while thousands of images are rendered: no image is lost and none is done twice.
 
-A fifth of it runs with all tests, the whole with `make chaos`. The seed is printed. A run that did not hit what it set
-out to hit proves nothing, and fails.
+A fifth of the faults runs with all tests, all of them with `make chaos`. The seed is printed. A run that could not
+inject all planned faults fails, because it proves nothing.
 """
 
 import hashlib
@@ -35,9 +35,10 @@ LEASE = 2.0
 
 
 @dataclass(frozen=True)
-class Storm:
-    """What hits the fleet. Of the kills `whole_workers` hit a worker with all its processes, the others the Celery
-    child alone. Of the stopped children at least `fenced` must live to settle too late; the others may die first."""
+class FaultPlan:
+    """The faults to inject. `whole_workers` of the kills hit a worker with all its processes, the others only the
+    Celery child. At least `fenced` of the stopped children must survive and settle too late; the others may
+    die first."""
 
     images: int
     kills: int
@@ -46,8 +47,8 @@ class Storm:
     fenced: int
 
 
-WHOLE = Storm(images=10_000, kills=200, whole_workers=16, stops=20, fenced=11)
-FIFTH = Storm(images=2_000, kills=40, whole_workers=3, stops=4, fenced=1)
+WHOLE = FaultPlan(images=10_000, kills=200, whole_workers=16, stops=20, fenced=11)
+FIFTH = FaultPlan(images=2_000, kills=40, whole_workers=3, stops=4, fenced=1)
 
 
 class Fleet:
@@ -56,7 +57,7 @@ class Fleet:
     def __init__(self, environ: dict[str, str], folder: Path, database: Database, chance: random.Random) -> None:
         self._environ, self._folder, self._database, self._chance = environ, folder, database, chance
         self._started = 0
-        self._stopped: set[int] = set()  # workers whose child is stopped: no other fault is aimed at them
+        self._stopped: set[int] = set()  # workers whose child is stopped, which get no other fault
         self._pool = ThreadPoolExecutor(STOPPED_AT_ONCE, "stops")
         self.workers = [self._start() for _ in range(WORKERS)]
 
@@ -73,8 +74,8 @@ class Fleet:
         return True
 
     def stop_child(self) -> Future[str] | None:
-        """Freezes a child that holds a claim. Once that claim has expired the child goes on; the future's
-        result is what became of it then: `fenced` or `died`. None: nobody could be frozen right now."""
+        """Freezes a child that holds a claim. It continues once that claim has expired; the future's result is
+        what happened then: `fenced` or `died`. None: no child could be frozen right now."""
         if len(self._stopped) == STOPPED_AT_ONCE:
             return None
         number = self._aim()
@@ -91,7 +92,7 @@ class Fleet:
         return self._pool.submit(self._go_on, number, child, claim)
 
     def restart(self) -> bool:
-        """Restarts processes that ended by themselves, such as a worker whose child died three times at its start."""
+        """Restarts workers that have ended, as a worker does whose child dies three times at its start."""
         for number, worker in enumerate(self.workers):
             if worker.popen.poll() is not None:
                 self.workers[number] = self._start()
@@ -128,7 +129,7 @@ class Fleet:
             return connection.execute(_STATE, {"id": claim}).scalar_one() == "expired"
 
     def _aim(self) -> int:
-        """Chooses whom the next fault hits."""
+        """Chooses the worker for the next fault."""
         self.restart()
         return self._chance.choice([number for number in range(WORKERS) if number not in self._stopped])
 
@@ -138,7 +139,7 @@ class Fleet:
 
 
 def _froze(pid: int) -> bool:
-    """Stops a process, unless it is dying already of what hit it before."""
+    """Stops a process, unless an earlier fault is already killing it."""
     try:
         os.kill(pid, signal.SIGSTOP)
         return until(lambda: state if (state := _state(pid)) in "TZX" else None) == "T"
@@ -171,7 +172,7 @@ def fleet(
 ) -> Iterator[Fleet]:
     environment = environ | {
         "PRESSWORK_LEASE_SECONDS": str(LEASE),
-        "PRESSWORK_SIMULATED_BATCH_MS": "200",  # so that the fastest machine is not done before the last fault
+        "PRESSWORK_SIMULATED_BATCH_MS": "200",  # so that even a fast machine is not done before the last fault
         "PRESSWORK_SICK_SECONDS": "0.1",
         "OMP_NUM_THREADS": "1",
     }
@@ -183,7 +184,7 @@ def fleet(
 
 
 class Reader:
-    """Reads the job's progress all the time, as a dashboard would, and notes every read that does not add up."""
+    """Polls the job's progress, as a dashboard would, and records every inconsistent read."""
 
     def __init__(self, database: Database, job_id: int) -> None:
         self._database, self._job_id = database, job_id
@@ -221,7 +222,7 @@ class Reader:
 def test_forty_kills_and_four_stops_lose_nothing_and_show_nothing_twice(
     fleet: Fleet, database: Database, settings: Settings, store: s3.S3Store, chance: random.Random
 ):
-    survive(FIFTH, fleet, database, settings, store, chance)
+    assert_survives(FIFTH, fleet, database, settings, store, chance)
 
 
 @pytest.mark.chaos
@@ -229,43 +230,43 @@ def test_forty_kills_and_four_stops_lose_nothing_and_show_nothing_twice(
 def test_two_hundred_kills_and_twenty_stops_lose_nothing_and_show_nothing_twice(
     fleet: Fleet, database: Database, settings: Settings, store: s3.S3Store, chance: random.Random
 ):
-    survive(WHOLE, fleet, database, settings, store, chance)
+    assert_survives(WHOLE, fleet, database, settings, store, chance)
 
 
-def survive(
-    storm: Storm,
+def assert_survives(
+    plan: FaultPlan,
     fleet: Fleet,
     database: Database,
     settings: Settings,
     store: s3.S3Store,
     chance: random.Random,
 ) -> None:
-    """Renders a job through the storm, and checks that every image was made once."""
+    """Renders a job while injecting the planned faults; asserts that every image was made exactly once."""
     until(lambda: _registered(database), seconds=90)
-    requests = [{"prompt": f"a mug {index}", "size": "64x64", "output_format": "jpeg"} for index in range(storm.images)]
+    requests = [{"prompt": f"a mug {index}", "size": "64x64", "output_format": "jpeg"} for index in range(plan.images)]
     job_id = submit(database, settings, requests)
-    faults = ["child"] * (storm.kills - storm.whole_workers) + ["worker"] * storm.whole_workers + ["stop"] * storm.stops
+    faults = ["child"] * (plan.kills - plan.whole_workers) + ["worker"] * plan.whole_workers + ["stop"] * plan.stops
     chance.shuffle(faults)
     hit = Counter[str]()
     stops = []
     with Reader(database, job_id) as reader:
         for number, fault in enumerate(faults):
-            _wait_for_progress(reader, number * storm.images * 0.9 / len(faults), chance)
+            _wait_for_progress(reader, number * plan.images * 0.9 / len(faults), chance)
             if fault == "stop":
                 stops.append(until(fleet.stop_child, seconds=60))
             else:
                 until(fleet.kill_child if fault == "child" else fleet.kill_worker)
             hit[fault] += 1
-        assert reader.done < storm.images, "the job was over before the last fault"
+        assert reader.done < plan.images, "the job was over before the last fault"
         ends = Counter(stop.result() for stop in stops)
-        until(lambda: fleet.restart() and reader.done == storm.images, seconds=240)
+        until(lambda: fleet.restart() and reader.done == plan.images, seconds=240)
     print(f"{dict(hit)}, {reader.reads} reads, stops ended as {dict(ends)}")
 
     assert not reader.bad
-    assert reader.reads > storm.images / 20
-    assert hit == {"child": storm.kills - storm.whole_workers, "worker": storm.whole_workers, "stop": storm.stops}
-    assert ends.total() == storm.stops
-    assert ends["fenced"] >= storm.fenced, "a stopped child that goes on settles too late, and lives"
+    assert reader.reads > plan.images / 20
+    assert hit == {"child": plan.kills - plan.whole_workers, "worker": plan.whole_workers, "stop": plan.stops}
+    assert ends.total() == plan.stops
+    assert ends["fenced"] >= plan.fenced, "a stopped child that goes on settles too late, and lives"
     with database.begin_system() as connection:
         states = {
             row.state: row.n
@@ -274,10 +275,10 @@ def survive(
         rows = connection.execute(text("SELECT index, object_key, sha256 FROM results ORDER BY index")).all()
         lost = connection.execute(text("SELECT max(lost), max(attempt) FROM images")).one()
     print(f"most often lost: {lost[0]}")
-    assert states == {ImageState.DONE: storm.images}
+    assert states == {ImageState.DONE: plan.images}
     assert lost[1] == 0
-    assert [row.index for row in rows] == list(range(storm.images))
-    assert len({row.object_key for row in rows}) == storm.images
+    assert [row.index for row in rows] == list(range(plan.images))
+    assert len({row.object_key for row in rows}) == plan.images
 
     def mismatched(row: object) -> bool:
         return hashlib.sha256(store.read(row.object_key)).digest() != bytes(row.sha256)
@@ -292,7 +293,7 @@ def _registered(database: Database) -> bool:
 
 
 def _wait_for_progress(reader: Reader, done: float, chance: random.Random) -> None:
-    """The faults are spread over the job, and none waits for long."""
+    """Spreads the faults over the job's progress, with a time limit for each."""
     deadline = time.monotonic() + 3.0
     time.sleep(chance.uniform(0.0, 0.2))
     while reader.done < done and time.monotonic() < deadline:
