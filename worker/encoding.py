@@ -33,7 +33,9 @@ def encode(
 
     Args:
         pixels: uint8 (height, width, 3), RGB.
+        output_format: png, jpeg or webp.
         quality: 0..100, for lossy formats; None is the format's default.
+        provenance: what the file's metadata says of its origin.
     """
     options = _OPTIONS[output_format] | _CARRIERS[output_format](provenance)
     if quality is not None:
