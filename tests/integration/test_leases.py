@@ -1,6 +1,5 @@
 """Leases by name: one holder at a time, distinguished from earlier holders by an epoch."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
@@ -10,6 +9,7 @@ from sqlalchemy import text
 from services.core.db import leases
 from services.core.db.database import Database
 from services.core.db.leases import Lease, LeaseLost
+from tests.clock import Clock
 from tests.waiting import until
 
 SECONDS = 6.0
@@ -201,18 +201,16 @@ def test_a_lease_is_refused_at_once_while_its_holder_is_in_a_transaction(databas
 
 def test_keeping_asks_the_database_once_in_a_third_of_the_lease(database, monkeypatch):
     ours = lease(database, "a")
-    start = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: start)
+    clock = Clock(monkeypatch, leases)
     assert ours.take()
     set_end(database, 0.1)
-    monkeypatch.setattr(time, "monotonic", lambda: start + SECONDS / 3 - 0.01)
+    clock.now += SECONDS / 3 - 0.01
     ours.keep()
     with database.begin_system() as connection:
         assert connection.execute(
             text("SELECT expires_at < clock_timestamp() + interval '1 s' FROM leases")
         ).scalar_one()
-    later = start + SECONDS / 3 + 0.01
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    clock.now += 0.02
     ours.keep()  # it has run out by now, perhaps; nobody has taken it
     with database.begin_system() as connection:
         assert connection.execute(
@@ -220,8 +218,8 @@ def test_keeping_asks_the_database_once_in_a_third_of_the_lease(database, monkey
         ).scalar_one()
     with database.begin_system() as connection:
         connection.execute(text("DELETE FROM leases"))
-    monkeypatch.setattr(time, "monotonic", lambda: later + SECONDS / 3 - 0.01)
+    clock.now += SECONDS / 3 - 0.01
     ours.keep()  # counted from when it was last kept
-    monkeypatch.setattr(time, "monotonic", lambda: later + SECONDS / 3 + 0.01)
+    clock.now += 0.02
     with pytest.raises(LeaseLost):
         ours.keep()

@@ -18,8 +18,9 @@ from botocore.exceptions import ClientError
 
 from services.core.model.errors import ObjectMissing, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
-from services.core.storage import keys
+from services.core.storage import keys, s3
 from services.core.storage.s3 import S3Store
+from tests.clock import Clock
 
 
 def fresh(name: str) -> str:
@@ -232,8 +233,7 @@ def test_a_broken_connection_is_an_outage(store):
 
 
 def test_a_store_that_is_still_starting_is_waited_for_and_one_that_refuses_is_not(settings, monkeypatch):
-    slept: list[float] = []
-    monkeypatch.setattr(time, "sleep", slept.append)
+    slept = Clock(monkeypatch, s3).slept
     own = S3Store(settings)
     with answering(own, "head_bucket", refusing(503), refusing(503)) as asked:
         assert own.prepare() is True
@@ -248,12 +248,9 @@ def test_a_store_that_is_still_starting_is_waited_for_and_one_that_refuses_is_no
 
 def test_prepare_waits_as_long_as_it_was_asked_to(settings, monkeypatch):
     own = S3Store(settings)
-    now = time.monotonic()
-    monkeypatch.setattr(time, "sleep", lambda seconds: monkeypatch.setattr(time, "monotonic", lambda: now + 50.0))
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    Clock(monkeypatch, s3).sleep_takes = 50.0
     with answering(own, "head_bucket", refusing(503), refusing(503)):
-        assert own.prepare()
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+        assert own.prepare(patience=60.0)
     with answering(own, "head_bucket", refusing(503), refusing(503)), pytest.raises(StoreUnavailable):
         own.prepare(patience=49.0)
 

@@ -45,5 +45,5 @@ def test_the_benchmark_says_what_it_measured_and_both_models_of_a_comparison(
 
 def test_a_model_that_is_not_there_is_a_sentence_and_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert bench.main(["--model", str(tmp_path / "nowhere")]) == 1
-    assert "not a directory" in capsys.readouterr().err
+    assert "neither a directory" in capsys.readouterr().err
     assert not (tmp_path / "nowhere").exists()

@@ -5,9 +5,11 @@ import time
 
 import pytest
 
+import worker.heartbeat
 from services.core.db.database import Database
 from services.core.model.specs import Claim, Image, Shape, Spec
 from services.core.settings import Settings
+from tests.clock import Clock
 from worker.heartbeat import EXIT_HUNG, Heartbeat, HeldClaim, Interrupted
 
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x"})
@@ -63,8 +65,7 @@ def test_nobody_dies_of_having_nothing_to_render(heartbeat, held, exits):
 
 
 def test_a_process_that_was_stopped_for_an_hour_does_not_take_its_device_for_hung(heartbeat, held, exits, monkeypatch):
-    later = time.monotonic() + 3600
-    monkeypatch.setattr(time, "monotonic", lambda: later)
+    Clock(monkeypatch, worker.heartbeat).now += 3600
     heartbeat.watch()
     assert exits == []
 

@@ -129,5 +129,5 @@ def test_the_command_fails_in_one_sentence(tmp_path: Path) -> None:
     for verb in ("inspect", "verify"):
         refused = presswork(verb, str(tmp_path / "nowhere"))
         assert refused.returncode == 1 and refused.stdout == ""
-        assert refused.stderr.count("\n") == 1 and "not a directory" in refused.stderr
+        assert refused.stderr.count("\n") == 1 and "neither a directory" in refused.stderr
     assert presswork("make", "--preset", "huge", str(tmp_path / "new")).returncode == 2

@@ -84,9 +84,9 @@ def test_a_tokenizer_of_two_files_passes_too(model: Path) -> None:
 
 def test_no_directory_at_all_is_refused(tmp_path: Path) -> None:
     assert "PRESSWORK_MODEL_DIR is not set" in refusal("")
-    assert "not a directory" in refusal(tmp_path / "nowhere")
+    assert "neither a directory" in refusal(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    assert "not a directory" in refusal(tmp_path / "file")
+    assert "neither a directory" in refusal(tmp_path / "file")
 
 
 @pytest.mark.parametrize(

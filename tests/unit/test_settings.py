@@ -47,7 +47,7 @@ def test_a_bad_address_is_refused_without_a_word_of_its_password(variable, value
 
 
 def test_a_database_address_that_the_driver_cannot_read_is_one_sentence():
-    with pytest.raises(SettingsError, match=r"^DATABASE_URL is not understood; it must be such as") as refusal:
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL is not understood; it must be of the form") as refusal:
         driver_url("postgresql://user:hush@host:port/x")
     assert "hush" not in str(refusal.value)
 
