@@ -1,3 +1,6 @@
+-- In the order in which a submission locks them, so that the two wait for each other and never for ever.
+LOCK TABLE payloads, images, uploads IN ACCESS EXCLUSIVE MODE;
+
 -- A job's counts: its counters plus the deltas that are not folded yet. security_invoker: a reader sees only the jobs
 -- that row-level security shows it.
 CREATE VIEW job_counts WITH (security_invoker = true) AS

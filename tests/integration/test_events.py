@@ -10,7 +10,8 @@ from services.core.events import log, numbering, queries
 from services.core.files import files
 from services.core.jobs import lifecycle
 from services.core.model import ids
-from services.core.model.errors import DatabaseUnavailable
+from services.core.model.errors import DatabaseUnavailable, Problem
+from services.core.model.states import JobState
 from services.core.queue import job_states, quarantine, segments
 from services.core.tenants import api_keys
 from tests import factories
@@ -245,3 +246,12 @@ def test_events_are_listed_over_http_from_any_number_on(api):
     assert ([event["kind"] for event in rest["data"]], rest["has_more"]) == (["job.queued"], False)
     assert api.http.get(f"/v1/jobs/{job}/events", params={"after": rest["data"][0]["seq"]}).json()["data"] == []
     assert api.http.get(f"/v1/jobs/{ids.public_job(ids.new())}/events").status_code == 404
+
+
+def test_a_refusal_is_logged_before_the_failure_that_it_leads_to(database):
+    job_id = ids.new()
+    with database.begin_system() as connection:
+        new = job_states.NewJob(id=job_id, tenant_id=TENANT, state=JobState.VALIDATING, priority=1, labels={})
+        job_states.create(connection, new)
+        assert job_states.refuse(connection, job_id, [Problem("invalid_json", "It is no JSON.", None, 1)])
+    assert kinds(database, job_id)[-2:] == ["job.refused", "job.failed"]

@@ -17,7 +17,7 @@ from services.core.model.ids import new as new_id
 from services.core.model.ids import parse_job, public_job
 from services.core.model.specs import FailedImage
 from services.core.model.states import JobState
-from services.core.queue import counters, job_states, segments
+from services.core.queue import counters, job_states, quarantine, segments
 from services.core.settings import Settings
 from tests import factories
 from tests.factories import TENANT, claim, places, settle, stored, submit
@@ -699,3 +699,20 @@ def test_of_two_that_end_a_stopped_job_at_once_one_does(database, settings):
         until(lambda: rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
         connection.commit()
         assert crossing.result() == []
+
+
+@pytest.mark.parametrize("verb", ["pause", "change"])
+def test_a_pause_or_another_priority_waits_for_a_crash_that_copies_segments(database, settings, verb):
+    """The copy would otherwise keep what the original no longer is."""
+    job_id = submit(database, settings, 4)
+    taken = claim(database)
+    with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
+        quarantine.child_died(connection, "worker-a", rendering=taken.id, device="h d")
+        options = {"priority": 0} if verb == "change" else {"paused": True}
+        crossing = pool.submit(do, database, getattr(lifecycle, verb), job_id, **options)
+        until(lambda: rows(database, "SELECT FROM pg_locks WHERE NOT granted"))
+        connection.commit()
+        crossing.result()
+    found = rows(database, "SELECT open, priority FROM segments WHERE job_id = :id", id=job_id)
+    assert len(found) == 2
+    assert set(found) == {(True, 0) if verb == "change" else (False, 1)}

@@ -73,14 +73,15 @@ WITH moved AS (
 SELECT tenant_id, priority FROM moved
 """)  # noqa: S608  our own text
 _NO_COUNTS = "jsonb_build_object('done', 0, 'failed', 0, 'cancelled', 0, 'reused', 0, 'total', 0)"
+# A part of WITH that nothing reads is run last, so the final event has the higher number.
 _REFUSE = statement("job_states.refuse")(f"""
 WITH moved AS (
   UPDATE jobs SET state = 'failed', finished_at = now(), problems = CAST(:problems AS jsonb)
   WHERE id = :id AND state = ANY(:sources) RETURNING id, tenant_id, jsonb_array_length(problems) AS found
-), refused AS (
-  {log.of_jobs("moved", "'job.refused'", "jsonb_build_object('problems', found)")}
+), failed AS (
+  {log.of_jobs("moved", "'job.failed'", _NO_COUNTS)}
 )
-{log.of_jobs("moved", "'job.failed'", _NO_COUNTS)}
+{log.of_jobs("moved", "'job.refused'", "jsonb_build_object('problems', found)")}
 """)  # noqa: S608  our own text
 _START = statement("job_states.start")(f"""
 WITH moved AS (
@@ -195,6 +196,7 @@ def set_priority(connection: Connection, tenant_id: int, job_id: int, priority: 
     """Changes the priority of all images that are not claimed yet. False: the job has finished or has that priority."""
     word = next(word for word, number in PRIORITIES.items() if number == priority)
     values = {"id": job_id, "tenant_id": tenant_id, "priority": priority, "word": word}
+    connection.execute(_LOCK_JOB, {"id": job_id})  # waits for a crash that is copying segments into quarantine
     if not connection.execute(_PRIORITY, values).rowcount:
         return False
     segments.set_priority(connection, job_id, priority)
@@ -204,6 +206,7 @@ def set_priority(connection: Connection, tenant_id: int, job_id: int, priority: 
 def pause(connection: Connection, tenant_id: int, job_id: int, paused: bool) -> bool:
     """Stops or resumes the claiming of the job's images. False: nothing changes, or the job cannot be claimed from."""
     values = {"id": job_id, "tenant_id": tenant_id, "paused": paused}
+    connection.execute(_LOCK_JOB, {"id": job_id})  # waits for a crash that is copying segments into quarantine
     if not connection.execute(_PAUSE, values | {"sources": states.guard(states.CLAIMABLE_JOB_STATES)}).rowcount:
         return False
     segments.set_open(connection, job_id, not paused)

@@ -48,11 +48,14 @@ WHERE segments.job_id = locked.job_id AND segments.id = locked.id AND segments.l
 """)
 
 # The first job of every tenant, then the second: a tenant that cancels a thousand jobs does not delay the others.
+# LIMIT and OFFSET 0 keep one probe for each job: as a join, the queued images of every job would be read.
 _SWEEPABLE = statement("segments.sweepable")("""
 SELECT id FROM (
   SELECT id, row_number() OVER (PARTITION BY tenant_id ORDER BY id) AS turn FROM jobs
+  CROSS JOIN LATERAL (
+    SELECT FROM images WHERE images.job_id = jobs.id AND images.state = 0 LIMIT 1 OFFSET 0
+  ) queued
   WHERE finished_at IS NULL AND state = ANY(:sources)
-    AND EXISTS (SELECT FROM images WHERE images.job_id = jobs.id AND images.state = 0)
 ) waiting ORDER BY turn, id LIMIT :limit
 """)
 _SWEEP = statement("segments.sweep")("""
