@@ -12,7 +12,7 @@ from services.core.fleet import models
 from services.core.jobs import drafts, lifecycle
 from services.core.jobs.submissions import Receipt, Submission
 from services.core.model import requests, states
-from services.core.model.errors import Conflict, IdempotencyConflict, InvalidSubmission, NotFound
+from services.core.model.errors import Conflict, IdempotencyConflict, InvalidSubmission, NotFound, Problem
 from services.core.model.ids import new as new_id
 from services.core.model.ids import parse_job, public_job
 from services.core.model.specs import FailedImage
@@ -172,6 +172,80 @@ def test_a_change_is_of_that_job_alone(database, settings, crowd):
     do(database, lifecycle.change, job_id, labels={})
     assert one(database, "priority, labels", job_id) == (0, {})
     assert others(database, job_id) == before
+
+
+def test_the_statements_keep_to_the_tenant_by_themselves(database, settings):
+    job_id = submit(database, settings, 1)
+    before = others(database)
+    with database.begin_system() as connection:
+        job_states.set_labels(connection, OTHER, job_id, {"x": "y"})
+        assert not job_states.set_priority(connection, OTHER, job_id, 0)
+        assert not job_states.pause(connection, OTHER, job_id, True)
+        assert not job_states.cancel(connection, OTHER, job_id)
+    assert others(database) == before
+
+
+def test_the_same_priority_again_changes_nothing(database, settings):
+    job_id = submit(database, settings, 1)
+    rows(database, "UPDATE segments SET priority = 2 WHERE job_id = :id RETURNING 1", id=job_id)
+    with database.begin_system() as connection:
+        assert not job_states.set_priority(connection, TENANT, job_id, 1)
+    assert rows(database, "SELECT priority FROM segments WHERE job_id = :id", id=job_id) == [(2,)]
+
+
+@pytest.mark.parametrize("state", JobState)
+def test_a_job_that_waits_for_its_file_is_accepted_or_refused_and_no_other_is(database, settings, crowd, state):
+    accepted, refused = (submit(database, settings, 2) for _ in range(2))
+    for job_id in (accepted, refused):
+        put_in(database, job_id, state)
+        rows(database, "UPDATE jobs SET opened_at = NULL, total = 1 WHERE id = :id RETURNING 1", id=job_id)
+    bystanders = rows(database, "SELECT to_jsonb(j)::text FROM jobs j WHERE id = ANY(:ids) ORDER BY id", ids=crowd)
+    untouched = [one(database, "to_jsonb(jobs)::text", job_id) for job_id in (accepted, refused)]
+    problem = Problem("bad_json", "It is not JSON.", None, 7)
+    with database.begin_system() as connection:
+        job = job_states.accept(connection, accepted, images=5, requests=3)
+        assert job_states.refuse(connection, refused, [problem, problem]) is (state is JobState.VALIDATING)
+    if state is JobState.VALIDATING:
+        assert (job.tenant_id, job.priority) == (TENANT, 1)
+        assert one(database, "state, total, requests, opened_at IS NULL, finished_at", accepted) == (
+            "queued", 5, 3, False, None,
+        )  # fmt: skip
+        assert one(database, "state, total, opened_at, finished_at IS NULL, problems", refused) == (
+            "failed", 1, None, False,
+            [{"code": "bad_json", "message": "It is not JSON.", "param": None, "line": 7}] * 2,
+        )  # fmt: skip
+        assert rows(database, "SELECT queued FROM counters WHERE job_id = :id", id=accepted) == [(2 + 5,)]
+    else:
+        assert job is None
+        assert [one(database, "to_jsonb(jobs)::text", job_id) for job_id in (accepted, refused)] == untouched
+    assert bystanders == rows(
+        database, "SELECT to_jsonb(j)::text FROM jobs j WHERE id = ANY(:ids) ORDER BY id", ids=crowd
+    )
+
+
+def test_a_child_inherits_the_shapes_of_its_parent_and_spans_its_own_images(database, settings, crowd):
+    small, wide = {"prompt": "a", "n": 2, "size": "64x64"}, {"prompt": "b", "n": 3, "num_inference_steps": 5}
+    parent = submit(database, settings, [small, wide, {"prompt": "c", "size": "256x256"}], priority="high")
+    child = submit(database, settings, [wide, small, wide])
+    rows(database, "UPDATE segments SET id = id + 10 WHERE job_id = :id RETURNING 1", id=child)  # out of the way
+    rows(database, "UPDATE payloads SET segment_id = 1 - segment_id WHERE job_id = :id RETURNING 1", id=child)
+    before = others(database, child)
+    with database.begin_system() as connection:
+        segments.inherit(connection, parent_id=parent, child_id=child, priority=0)
+    assert others(database, child) == before
+    shape = "model_revision, width, height, steps"
+    shapes = {
+        number: tuple(rest)
+        for number, *rest in rows(database, f"SELECT id, {shape} FROM segments WHERE job_id = :id", id=parent)
+    }
+    found = rows(
+        database, f"SELECT id, tenant_id, priority, open, cap, low, high, {shape} FROM segments WHERE job_id = :id"
+        " AND id < 10 ORDER BY id", id=child,
+    )  # fmt: skip
+    assert found == [
+        (0, TENANT, 0, False, None, 3, 4, *shapes[0]),
+        (1, TENANT, 0, False, None, 0, 7, *shapes[1]),
+    ]
 
 
 def test_a_finished_job_has_labels_and_no_priority(database, settings):

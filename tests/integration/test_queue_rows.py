@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -116,6 +117,20 @@ def test_those_under_suspicion_ride_alone_and_as_many_as_their_cap_says(database
     assert Counter(image.job_id for image in claim(database).images) == {quarantined: 1}, (
         "no quarantined images are claimed with others"
     )
+
+
+def test_claims_that_ended_over_a_day_ago_are_forgotten_and_no_others(database, settings):
+    submit(database, settings, 5)
+    held = {name: claim(database, seats=1) for name in ("open", "fresh", "old", "older")}
+    for name in ("fresh", "old", "older"):
+        settle(database, held[name])
+    age = "UPDATE claims SET created_at = now() - :age, ended_at = CASE WHEN state <> 'open' THEN now() - :age END"
+    for name, hours in (("open", 48), ("fresh", 23), ("old", 25), ("older", 48)):
+        rows(database, f"{age} WHERE id = :id RETURNING 1", age=timedelta(hours=hours), id=held[name].id)
+    with database.begin_system() as connection:
+        claims.forget(connection)
+    kept = rows(database, "SELECT id FROM claims ORDER BY id")
+    assert kept == [(held["open"].id,), (held["fresh"].id,)]
 
 
 def test_nothing_can_be_claimed_of_no_segments(database):
