@@ -380,11 +380,12 @@ def test_a_job_that_came_as_a_file_ends_with_its_files(database, settings):
 
     def close(job_id: int, output: int | None, errors: int | None) -> bool:
         with database.begin_system() as connection:
-            return job_states.finish(connection, job_id, job_states.Files(output, errors, 0, 0))
+            return job_states.finish(connection, job_id, job_states.Files(output, errors, 3, 4))
 
     assert closable() == [stopped], "the others are not yet finalizing"
     assert sorted(finish(database)) == sorted([plain, no_file])
     assert [one(database, "state", job_id) for job_id in (first, second)] == [("finalizing",)] * 2
+    assert one(database, "requests_done, requests_failed", first) == (None, None)
     assert closable() == sorted([first, second, stopped])
     assert closable(first) == sorted([second, stopped])
     assert close(first, 11, 12) is True
@@ -392,8 +393,9 @@ def test_a_job_that_came_as_a_file_ends_with_its_files(database, settings):
     assert close(waiting, 1, 2) is False
     do(database, lifecycle.cancel, waiting)
     assert close(waiting, 1, 2) is False, "its image is not swept yet, though others are ready"
-    assert one(database, "state, output_file_id, error_file_id, finished_at IS NULL", first) == (
-        "completed", 11, 12, False,
+    files = "output_file_id, error_file_id, requests_done, requests_failed"
+    assert one(database, f"state, {files}, finished_at IS NULL", first) == (
+        "completed", 11, 12, 3, 4, False,
     )  # fmt: skip
     assert one(database, "state, output_file_id, error_file_id, finished_at", second) == (
         "finalizing",

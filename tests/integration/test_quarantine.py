@@ -11,6 +11,7 @@ from services.core.jobs import lifecycle
 from services.core.model.specs import Claim, FailedImage
 from services.core.queue import quarantine, segments, settlement
 from services.core.queue.settlement import Verdict
+from services.core.settings import Settings
 from tests import factories
 from tests.factories import REVISION, TENANT, claim, settle, submit
 from tests.waiting import until
@@ -356,6 +357,28 @@ def test_what_is_no_batch_that_this_device_rendered_since_does_not_speak_for_it(
     elif state != "settled":
         rows(database, "UPDATE claims SET state = :state WHERE id = :id RETURNING 1", state=state, id=taken.id)
     assert fresh_crashes(database, settings, 1) == [True]
+
+
+def test_a_second_crash_of_an_image_leaves_its_first_one_fresh(database, settings):
+    assert fresh_crashes(database, settings, 1) == [False]
+    rows(database, "UPDATE segments SET open = true WHERE cap IS NOT NULL RETURNING 1")
+    crashed(database)  # the same images again, quarantined
+    rows(database, "UPDATE segments SET open = false RETURNING 1")
+    assert fresh_crashes(database, settings, 2) == [False, True]
+
+
+def test_the_latest_batch_of_a_device_counts_and_not_its_first(database, settings):
+    rendered_one(database, settings)
+    assert fresh_crashes(database, settings, 2) == [False, False]
+    rendered_one(database, settings)
+    assert fresh_crashes(database, settings, 2) == [False, False], "the two before are forgiven"
+
+
+def rendered_one(database: Database, settings: Settings) -> None:
+    submit(database, settings, 1, priority="high")
+    taken = claim(database, turn=0)
+    with database.begin_system() as connection:
+        settlement.settle(connection, taken.id, device=A, stored=factories.stored(taken), render_seconds=0.5)
 
 
 def test_crashes_of_other_devices_are_their_own(database, settings):

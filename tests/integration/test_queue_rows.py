@@ -119,6 +119,86 @@ def test_those_under_suspicion_ride_alone_and_as_many_as_their_cap_says(database
     )
 
 
+def lows(database: Database) -> dict[int, int]:
+    """The low-water mark of each job's first segment."""
+    return dict(rows(database, "SELECT job_id, low FROM segments WHERE id = 0"))
+
+
+def drained(database: Database, settings: Any, count: int, *, images: int = 1) -> list[int]:
+    """Jobs all of whose images are claimed, with marks that nobody has raised yet."""
+    found = [submit(database, settings, images) for _ in range(count)]
+    while claim_of_all(database):
+        pass
+    return found
+
+
+def claim_of_all(database: Database) -> bool:
+    with database.begin_system() as connection:
+        return claim_in(connection) is not None
+
+
+def test_marks_are_raised_of_the_jobs_asked_for_and_the_oldest_first(database, settings):
+    first, second, third = drained(database, settings, 3)
+    with database.begin_system() as connection:
+        assert segments.raise_low(connection, [third]) == 1
+    assert lows(database) == {first: 0, second: 0, third: 1}
+    with database.begin_system() as connection:
+        assert segments.raise_low(connection, limit=1) == 1
+    assert lows(database) == {first: 1, second: 0, third: 1}
+    with database.begin_system() as connection:
+        assert segments.raise_low(connection) == 1
+        assert segments.raise_low(connection, [first, second, third]) == 0
+
+
+def test_the_segments_of_a_job_are_raised_in_order(database, settings):
+    job_id = submit(database, settings, shapes(2))
+    while claim_of_all(database):
+        pass
+    with database.begin_system() as connection:
+        assert segments.raise_low(connection, limit=1) == 1
+    assert rows(database, "SELECT id FROM segments WHERE job_id = :id AND low > high", id=job_id) == [(0,)]
+
+
+def test_a_mark_that_need_not_rise_is_not_written(database, settings):
+    submit(database, settings, 2)
+    with database.begin_system() as connection:
+        assert segments.raise_low(connection) == 0
+
+
+def test_segments_that_another_is_raising_are_passed_over(database, settings):
+    first, second = drained(database, settings, 2)
+    with database.begin_system() as connection:
+        assert segments.raise_low(connection, [first]) == 1
+        with database.begin_system() as other:
+            assert segments.raise_low(other) == 1
+    assert lows(database) == {first: 1, second: 1}
+    third = drained(database, settings, 1)[0]
+    with database.begin_system() as connection, database.begin_system() as other:
+        connection.execute(text("SELECT FROM segments WHERE job_id = :id FOR UPDATE"), {"id": third})
+        assert segments.raise_low(other) == 0
+
+
+def test_a_job_that_is_not_being_cancelled_is_not_swept(database, settings):
+    live, stopped = submit(database, settings, 2), submit(database, settings, 2)
+    with database.begin_system() as connection:
+        assert segments.sweepable(connection) == []
+        job_states.cancel(connection, TENANT, stopped)
+        assert segments.sweepable(connection) == [stopped]
+        assert segments.sweep(connection, live) == 0
+
+
+def test_a_sweep_passes_over_images_that_are_locked_and_takes_the_others_in_order(database, settings):
+    job_id = submit(database, settings, 4)
+    with database.begin_system() as connection:
+        job_states.cancel(connection, TENANT, job_id)
+    with database.begin_system() as connection, database.begin_system() as other:
+        connection.execute(text("SELECT FROM images WHERE job_id = :id AND index = 0 FOR UPDATE"), {"id": job_id})
+        assert segments.sweep(other, job_id, limit=2) == 2
+    assert [row[0] for row in images(database, job_id)] == [0, 4, 4, 0]
+    with database.begin_system() as connection:
+        assert segments.sweep(connection, job_id) == 2
+
+
 def test_claims_that_ended_over_a_day_ago_are_forgotten_and_no_others(database, settings):
     submit(database, settings, 5)
     held = {name: claim(database, seats=1) for name in ("open", "fresh", "old", "older")}

@@ -25,6 +25,7 @@ TARGETS = {
     "image_moves": Target("services/core/queue/image_moves.py", (_ROWS, _LEDGER)),
     "job_states": Target("services/core/queue/job_states.py", (_JOBS, _ROWS, _EVENTS)),
     "segments": Target("services/core/queue/segments.py", (_ROWS, _LEDGER, _JOBS)),
+    "images": Target("services/core/queue/images.py", (_JOBS, _DRAFTS)),
     "quarantine": Target("services/core/queue/quarantine.py", ("tests/integration/test_quarantine.py",)),
     "lifecycle": Target("services/core/jobs/lifecycle.py", (_JOBS,)),
     "leases": Target("services/core/db/leases.py", ("tests/integration/test_leases.py",)),
