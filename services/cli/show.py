@@ -145,7 +145,7 @@ def timeline(found: Iterable[Event]) -> Table:
     for event in found:
         words = event["kind"].removeprefix("job.").replace("_", " ").replace(".", " ")
         fields = sorted(event["data"].items(), key=lambda field: _COUNTS.index(field[0]) if field[0] in _COUNTS else -1)
-        data = ", ".join(_event_field(name, value) for name, value in fields if value)
+        data = ", ".join(_event_field(name, value) for name, value in fields if value and not _is_told(name, value))
         table.add_row(units.local(event["at"]), Text.assemble(words, (f"  {data}" if data else "", "dim")))
     return table
 
@@ -262,6 +262,11 @@ def labels(found: Job) -> str:
 
 def _table() -> Table:
     return Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+
+
+def _is_told(name: str, value: object) -> bool:
+    """Whether an event of its own says it: a job that is created queued has the event `job.queued` as well."""
+    return name == "state" and value == "queued"
 
 
 def _event_field(name: str, value: object) -> str:

@@ -312,7 +312,7 @@ def test_ls_and_show_tell_how_jobs_stand(run: Run, api: Api, store: S3Store) -> 
     with api.database.begin_system() as connection:
         numbering.number(connection)
     told = run("show", str(job["id"])).stdout
-    assert re.search(r"created.*\n.* queued *\n.* finalizing *\n.* completed +2 done, 1 failed, 3 total", told)
+    assert re.search(r"created *\n.* queued *\n.* finalizing *\n.* completed +2 done, 1 failed, 3 total", told)
     assert f"presswork retry {job['id']}" in shown
     assert document(run("show", str(job["id"]), "--json"))["counts"]["failed"] == 1
 

@@ -17,17 +17,17 @@ from services.core.tenants import api_keys
 from tests import factories
 from tests.factories import TENANT, submit
 
-SYSTEM = 10_000
+MORE_THAN_ANY_TEST_LOGS = 10_000
 
 
-def number(database, most=SYSTEM):
+def number(database, most=MORE_THAN_ANY_TEST_LOGS):
     with database.begin_system() as connection:
         return numbering.number(connection, most)
 
 
 def all_events(database):
     with database.begin_system() as connection:
-        return queries.after(connection, 0, limit=SYSTEM)
+        return queries.after(connection, 0, limit=MORE_THAN_ANY_TEST_LOGS)
 
 
 def kinds(database, job_id):

@@ -10,6 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
+from services.core.events import numbering
+from services.core.events import queries as events
+from services.core.exports import records
 from services.core.model import ids
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
@@ -120,6 +123,21 @@ def test_a_jobs_exports_are_listed_newest_first_and_deleted_ones_are_not(api, sh
         assert api.http.delete(f"/v1/exports/{gone}").status_code == 404
     found = [export["id"] for export in everything(api, path, limit=100)]
     assert third in found and not {first, second} & set(found)
+
+
+def test_the_deletion_of_an_export_is_logged_once_whether_it_was_written_or_not(api, shelf, job_id):
+    finished = ask(api, job_id).json()
+    exporting.run(api.database, api.settings, shelf)
+    waiting = ask(api, job_id).json()
+    for export in (finished, waiting):
+        assert [api.http.delete(f"/v1/exports/{export['id']}").status_code for _ in range(2)] == [204, 404]
+    with api.database.begin_system() as connection:
+        numbering.number(connection)
+        found = [
+            [event.kind for event in events.of_subject(connection, 1, f"export/{records.parse_id(export['id'])}")]
+            for export in (finished, waiting)
+        ]
+    assert found == [["export.created", "export.completed", "export.deleted"], ["export.created", "export.deleted"]]
 
 
 def test_an_export_is_cancelled_once_and_a_completed_one_is_not(api, shelf, job_id):

@@ -39,11 +39,14 @@ WITH moved AS (
 )
 {log.of_each("moved", "'export.cancelled'", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
-_REMOVE = statement("exports.remove")("""
-UPDATE exports SET expires_at = now(), finished_at = coalesce(finished_at, now()),
-  state = CASE WHEN finished_at IS NULL THEN 'cancelled' ELSE state END
-WHERE tenant_id = :tenant_id AND id = :id
-""")
+_REMOVE = statement("exports.remove")(f"""
+WITH moved AS (
+  UPDATE exports SET expires_at = now(), finished_at = coalesce(finished_at, now()),
+    state = CASE WHEN finished_at IS NULL THEN 'cancelled' ELSE state END
+  WHERE tenant_id = :tenant_id AND id = :id RETURNING id, tenant_id
+)
+{log.of_each("moved", "'export.deleted'", subject=_SUBJECT)}
+""")  # noqa: S608  our own text
 # A few at random: no export waits for ever behind others, and other background tasks do not wait long.
 _PENDING = statement("exports.pending")("""
 SELECT id FROM exports
