@@ -25,8 +25,8 @@ def body(model: type[BaseModel], required: bool = True) -> dict[str, Any]:
 
 def submission_body() -> dict[str, Any]:
     """A job: requests in a list, a matrix of them, or a draft that holds none yet. Or one request a line."""
-    head, defaults = requests.JobOptions.model_json_schema()["properties"], requests.Defaults.model_json_schema()
-    shared = {"defaults": defaults, "draft": {"const": False}, **head}
+    head, defaults = requests.JobOptions.model_json_schema()["properties"], _defaults()
+    shared = {"defaults": defaults, "draft": {"enum": [False, None]}, **head}
     forms = [
         _object({"images": _images(), **shared}, "images"),
         _object({"matrix": _matrix(), **shared}, "matrix"),
@@ -36,16 +36,16 @@ def submission_body() -> dict[str, Any]:
 
 
 def chunk_body() -> dict[str, Any]:
-    return _json_or_lines(_object({"images": _images(), "defaults": requests.Defaults.model_json_schema()}, "images"))
+    return _json_or_lines(_object({"images": _images(), "defaults": _defaults()}, "images"))
 
 
 def matrix_body() -> dict[str, Any]:
-    head, defaults = requests.JobOptions.model_json_schema()["properties"], requests.Defaults.model_json_schema()
+    head, defaults = requests.JobOptions.model_json_schema()["properties"], _defaults()
     return _json(_object({"matrix": _matrix(), "defaults": defaults, **head}, "matrix"))
 
 
 def estimate_body(shape: type[BaseModel], max_shapes: int) -> dict[str, Any]:
-    head, defaults = requests.JobOptions.model_json_schema()["properties"], requests.Defaults.model_json_schema()
+    head, defaults = requests.JobOptions.model_json_schema()["properties"], _defaults()
     shapes = {"type": "array", "minItems": 1, "maxItems": max_shapes, "items": shape.model_json_schema()}
     forms = [
         _object({"images": _images(), "defaults": defaults, **head}, "images"),
@@ -53,6 +53,10 @@ def estimate_body(shape: type[BaseModel], max_shapes: int) -> dict[str, Any]:
         _object({"shapes": shapes, "priority": head["priority"]}, "shapes"),
     ]
     return _json({"oneOf": forms})
+
+
+def _defaults() -> dict[str, Any]:
+    return {"anyOf": [requests.Defaults.model_json_schema(), {"type": "null"}]}
 
 
 def _images() -> dict[str, Any]:
@@ -68,9 +72,9 @@ def _matrix() -> dict[str, Any]:
     words = f"Names in braces in the template, or fields of a request: {', '.join(sorted(FIELDS))}."
     properties = {
         "template": template,
-        "negative_template": template,
+        "negative_template": template | {"type": ["string", "null"]},
         "vary": vary | {"propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]{0,63}$"}, "description": words},
-        "combine": {"enum": ["product", "zip"], "default": "product"},
+        "combine": {"anyOf": [{"enum": ["product", "zip"]}, {"type": "null"}], "default": "product"},
         "repeat": defaults["n"],
         "seed": defaults["seed"],
     }

@@ -22,6 +22,7 @@ from typing import IO, Any, Literal, get_origin
 from services.cli import show
 from services.cli.exits import Unreadable, Usage
 from services.core.model import requests, strict_json
+from services.core.model.body import whole, with_defaults
 from services.core.model.errors import PressworkError
 
 Form = Literal[
@@ -41,6 +42,7 @@ OBJECT_FIELDS = {name for name, kind in _KINDS.items() if kind is dict}  # in a 
 _WHOLE = re.compile(r"([+-]?[0-9]{1,30})(?:\.0*)?", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _BOM = b"\xef\xbb\xbf"
+_EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53}  # pyarrow's names of its types
 _PARQUET_ROWS = 4096
 _STDIN = Path("-")
 
@@ -127,7 +129,7 @@ class Source:
         if not isinstance(value, dict):
             return line
         taken = {name: value[column] for name, column in self._taken(value).items()} if self.columns else value
-        return _dumped({**self.defaults, **taken})
+        return _dumped(with_defaults(self.defaults, taken))
 
     def _text(self, file: Iterable[bytes]) -> Iterator[Row]:
         for number, line in enumerate(file, 1):
@@ -168,13 +170,17 @@ class Source:
                 raise Unreadable(f"{self.name} is no Parquet file: {error}") from None
             taken = self._taken(dict.fromkeys(table.schema_arrow.names))
             self._need(list(taken.items()), table.schema_arrow.names)
-            total, number = table.metadata.num_rows, 0
+            total, number, limits = table.metadata.num_rows, 0, _limits(table.schema_arrow)
             self.position = lambda: number / total if total else 1.0
             for batch in table.iter_batches(_PARQUET_ROWS, columns=list(dict.fromkeys(taken.values()))):
                 for value in self._values(batch):
                     number += 1
                     given = {name: value[column] for name, column in taken.items() if value[column] is not None}
-                    yield Row(number, _dumped({**self.defaults, **_plain(given)}))
+                    try:
+                        _check_digits(given, {name: limits.get(column) for name, column in taken.items()})
+                        yield Row(number, _dumped({**self.defaults, **_plain(given)}))
+                    except _LostDigits as error:
+                        raise Unreadable(f"{self.name}, row {number}: {error}") from None
 
     def _values(self, batch: Any) -> list[dict[str, Any]]:
         try:
@@ -246,21 +252,48 @@ def parsed(name: str, text: str) -> object:
 
 
 def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A table's cells as fields. Many programs write a column of whole numbers that has gaps as floats."""
+    """A table's cells as fields. A program that has no null in a column of numbers writes NaN."""
     gaps = {name for name, value in given.items() if isinstance(value, float) and math.isnan(value)}
     return {name: _cell(name, value) for name, value in given.items() if name not in gaps}
 
 
 def _cell(name: str, value: Any) -> Any:
     if isinstance(value, Decimal):
-        value = float(value)
-    if isinstance(value, float) and value.is_integer() and name in WHOLE_FIELDS | {"custom_id"}:
-        value = int(value)
-    if name == "custom_id" and isinstance(value, int):
-        return str(value)
+        value = _number(value) if name in WHOLE_FIELDS | {"custom_id"} else float(value)
+    if name in WHOLE_FIELDS:
+        value = whole(value)
     if isinstance(value, bytes):
-        return value.decode()
+        value = value.decode()
     return parsed(name, value) if isinstance(value, str) else value
+
+
+class _LostDigits(Exception):
+    """A number of the table would arrive as another one."""
+
+
+def _limits(schema: Any) -> dict[str, int]:
+    """For each column of floats, where whole numbers are no longer exact: 2^11, 2^24 or 2^53."""
+    return {entry.name: _EXACT[str(entry.type)] for entry in schema if str(entry.type) in _EXACT}
+
+
+def _check_digits(given: Mapping[str, Any], limits: Mapping[str, int | None]) -> None:
+    """Raises _LostDigits for a whole number in a column of floats that may have been rounded to it."""
+    for name in given.keys() & (WHOLE_FIELDS | {"custom_id"}):
+        value, limit = given[name], limits.get(name)
+        if limit is not None and isinstance(value, float) and abs(value) >= limit:
+            raise _LostDigits(
+                f"{name} is {value:.0f} in a column of floats, which rounds whole numbers from {limit:,} on; "
+                "store the column as integers, decimals or text."
+            )
+
+
+def _number(value: Decimal) -> int | float:
+    """The decimal, digit for digit. Raises _LostDigits if JSON has no such number."""
+    if value == value.to_integral_value():
+        return int(value)
+    if Decimal(repr(float(value))) == value:
+        return float(value)
+    raise _LostDigits(f"{value} has more digits than a number in JSON keeps; store the column as text.")
 
 
 def _dumped(request: Mapping[str, Any]) -> bytes:
@@ -270,9 +303,7 @@ def _dumped(request: Mapping[str, Any]) -> bytes:
 
 def _as_json(value: object) -> object:
     """Converts column types that JSON does not have."""
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    return str(value)
+    return _number(value) if isinstance(value, Decimal) else str(value)
 
 
 def _open(path: Path) -> AbstractContextManager[IO[bytes]]:

@@ -104,7 +104,7 @@ def _send_whole(client: Client, source: Source, first: list[Part], head: Mapping
 
 def _json(source: Source, body: bytes, places: list[int], head: Mapping[str, Any]) -> bytes:
     """The lines as one JSON body with the job's options. Raises BadInput for lines that are not JSON."""
-    lines = body.splitlines()
+    lines = body.removesuffix(b"\n").split(b"\n")
     wrong = []
     for place, line in zip(places, lines, strict=True):
         try:

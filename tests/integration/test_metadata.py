@@ -103,7 +103,6 @@ VALUE = "text, a number, true, false or null, under a name of 1 to 64 characters
     ("written", "code", "param", "said"),
     [
         ("[]", "wrong_type", "metadata", "is a list; it must be a flat object of at most 4,096 bytes as JSON"),
-        ("null", "wrong_type", "metadata", "is null"),
         ('{"a": {}}', "wrong_type", "metadata.a", f"is an object; it must be {VALUE}"),
         ('{"a": [1]}', "wrong_type", "metadata.a", f"is a list; it must be {VALUE}"),
         ('{"": 1}', "invalid_value", 'metadata.""', f'is ""; it must be {VALUE}'),

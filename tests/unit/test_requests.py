@@ -51,9 +51,47 @@ def test_what_is_no_object_is_refused_as_such(value: object) -> None:
 
 
 @pytest.mark.parametrize("field", sorted(set(requests.ImageRequest.model_fields)))
-def test_null_is_no_way_to_leave_a_field_out(field: str) -> None:
-    found = refusal({"prompt": "x", field: None})
-    assert [problem.param for problem in found] == [f"images[2].{field}"]
+def test_null_leaves_out_every_field_but_the_prompt_and_names_no_unknown_one(field: str) -> None:
+    value = {"prompt": "x", field: None}
+    if field == "prompt":
+        assert refusal(value)[0].message.startswith("images[2].prompt is null; it must be text")
+    else:
+        assert requests.ImageRequest.model_validate(value) == requests.ImageRequest(prompt="x")
+    assert [problem.code for problem in refusal({"prompt": "x", f"{field}s": None})] == ["unknown_field"]
+
+
+def test_null_in_a_change_of_a_job_could_mean_two_things_and_is_refused() -> None:
+    for field in requests.JobChanges.model_fields:
+        with pytest.raises(ValidationError):
+            requests.JobChanges.model_validate({field: None})
+        assert requests.RetryOptions.model_validate({field: None}) == requests.RetryOptions()
+
+
+@pytest.mark.parametrize("field", ["n", "seed", "num_inference_steps"])
+def test_a_float_is_the_whole_number_that_it_certainly_is(field: str) -> None:
+    assert getattr(requests.ImageRequest.model_validate({"prompt": "x", field: 7.0}), field) == 7
+    for wrong in (7.5, "7", True, 2.0**53, 1e300):
+        (problem,) = refusal({"prompt": "x", field: wrong})
+        assert problem.param == f"images[2].{field}"
+    assert "2^53 or more is written without a fraction" in refusal({"prompt": "x", field: 2.0**53})[0].message
+
+
+def test_a_name_may_be_a_number_and_is_its_digits() -> None:
+    def named(value: object) -> object:
+        return requests.ImageRequest.model_validate({"prompt": "x", "custom_id": value}).custom_id
+
+    assert [named(value) for value in (12, 12.0, 2**64, 10**127)] == ["12", "12", str(2**64), str(10**127)]
+    for wrong in (1.5, 2.0**53, True, 10**128):
+        assert refusal({"prompt": "x", "custom_id": wrong})[0].param == "images[2].custom_id"
+
+
+def test_a_line_break_is_one_character_however_it_is_written() -> None:
+    for field in ("prompt", "negative_prompt"):
+        text = "a\r\n" * (requests.PROMPT_LIMIT // 2)
+        request = requests.ImageRequest.model_validate({"prompt": "x", field: text})
+        assert getattr(request, field) == text.replace("\r\n", "\n")
+    kept = requests.ImageRequest.model_validate({"prompt": "x", "metadata": {"a": "b\r\n"}}).metadata
+    assert kept == {"a": "b\r\n"}  # the client's own
 
 
 @pytest.mark.parametrize("field", ["prompt", "custom_id"])
@@ -130,6 +168,11 @@ def test_a_line_with_plain_metadata_is_read_in_one_pass() -> None:
     found = requests.read_plain(b'{"prompt": "x", "metadata": {"a": 1, "b": 1.0, "c": true, "d": null, "e": ""}}')
     assert found is not None
     assert requests.metadata_text(found.metadata) == '{"a":1,"b":1.0,"c":true,"d":null,"e":""}'
+
+
+@pytest.mark.parametrize("field", ['"n": null', '"n": 2.0', '"custom_id": 5', '"negative_prompt": "a\\r\\nb"'])
+def test_a_line_in_another_spelling_is_left_to_the_strict_reader(field: str) -> None:
+    assert requests.read_plain(f'{{"prompt": "x", {field}}}'.encode()) is None
 
 
 def test_a_size_gives_width_before_height() -> None:

@@ -11,7 +11,7 @@ from services.core.fleet.models import Model
 from services.core.jobs import submissions
 from services.core.jobs.submissions import ExistingJob, Submission
 from services.core.model.errors import InvalidSubmission, Problem
-from services.core.model.specs import SEED_LIMIT, Shape
+from services.core.model.specs import DRAWN_SEEDS, Shape
 from services.core.settings import Settings
 
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x", "PRESSWORK_MODEL": "usual"})
@@ -53,7 +53,7 @@ def copied(submission: Submission) -> list[list[str]]:
 def test_what_is_not_said_is_the_models_and_a_seed_is_drawn():
     submission = gathered({}, {"seed": 3, "guidance_scale": 2.5, "n": 2, "negative_prompt": "b"}, {"model": "fast"})
     first, second, third = copied(submission)
-    assert 0 <= int(first[3]) < SEED_LIMIT
+    assert 0 <= int(first[3]) < DRAWN_SEEDS
     assert [*first[:3], *first[4:]] == ["0", "1", "0", "7.5", "png", r"\N", "a", "", r"\N", r"\N"]
     assert second == ["1", "2", "0", "3", "2.5", "png", r"\N", "a", "b", r"\N", r"\N"]
     assert [*third[:3], *third[4:]] == ["3", "1", "1", "1.0", "png", r"\N", "a", "", r"\N", r"\N"]
@@ -61,6 +61,17 @@ def test_what_is_not_said_is_the_models_and_a_seed_is_drawn():
     assert (submission.total, submission.requests, submission.problems) == (4, 3, [])
     assert submission.new_segments == [(SHAPE, 0, 2), (Shape("fast-1", 512, 512, 4, False), 3, 3)]
     assert len({row[3] for row in copied(gathered(*[{}] * 20))}) == 20
+
+
+def test_every_image_of_a_request_gets_a_seed_that_any_program_can_hold(monkeypatch):
+    monkeypatch.setattr(submissions.secrets, "randbelow", lambda limit: limit - 1)
+    assert int(copied(gathered({"n": 1000}))[0][3]) + 999 == 2**32 - 1
+    assert int(copied(gathered({"seed": 2**63 - 1}))[0][3]) == 2**63 - 1
+
+
+def test_null_leaves_a_field_to_the_defaults():
+    (row,) = copied(gathered({"seed": None, "n": None}, defaults={"seed": 7, "n": 2.0, "negative_prompt": None}))
+    assert (row[1], row[3]) == ("2", "7")
 
 
 def test_names_formats_and_compression_are_kept():

@@ -27,12 +27,13 @@ class SubmissionBody:
     def of(cls, body: dict[str, Any], max_images: int) -> "SubmissionBody":
         """Removes these parts from `body`; the job's options are left in it."""
         order = cls()
-        defaults = body.pop("defaults", {})
+        defaults = body.pop("defaults", None)
         if isinstance(defaults, dict):
             order.defaults = defaults
-        else:
+        elif defaults is not None:
             order.problems.append(wrong("defaults", defaults))
-        if "matrix" in body and "images" not in body:
+        if body.get("matrix") is not None and body.get("images") is None:
+            body.pop("images", None)
             order.matrix, found = templates.read(body.pop("matrix"), order.defaults, max_images)
             order.problems += found
             return order
@@ -41,8 +42,7 @@ class SubmissionBody:
             order.images = images
         else:
             order.problems.append(wrong("images", images))
-        if "matrix" in body:
-            del body["matrix"]
+        if body.pop("matrix", None) is not None:
             order.problems.append(Problem("invalid_value", "Give images or matrix, not both.", "matrix"))
         return order
 

@@ -3,22 +3,21 @@
 from typing import Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from services.api.body import json_object, streaming
 from services.api.body.streaming import Format
 from services.api.errors import ApiError
 from services.core.model import strict_json
+from services.core.model.body import Body
 from services.core.settings import Settings
 
 _LIMIT = 1 << 20
 _KINDS = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
 
 
-class Document(BaseModel):
+class Document(Body):
     """A body's fields. A field's description says what is allowed in it."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
 
 
 Kind = TypeVar("Kind", bound=Document)

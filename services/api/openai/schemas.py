@@ -129,12 +129,14 @@ class BatchList(BaseModel):
 
 
 class Picture(BaseModel):
-    """One image of a response. `url` lives as long as the image and needs no key."""
+    """One image of a response. `url` lives as long as the image and needs no key. `seed_string` is for clients whose
+    numbers end at 2^53."""
 
     url: str | None
     b64_json: str | None
     revised_prompt: str | None
     seed: int
+    seed_string: str
     sha256: str
     bytes: int
     output_format: str

@@ -107,7 +107,7 @@ def _preview(context: Context, tenant: int, spool: IO[bytes]) -> Preview:
             tally.refuse(problem)
         if order.matrix is not None:
             for index, value in zip(range(FIRST), order.matrix.requests(), strict=False):
-                first.append(order.defaults | value)
+                first.append({name: given for name, given in (order.defaults | value).items() if given is not None})
                 tally.add(index, value)
         tally.close()
     assert order.matrix is not None

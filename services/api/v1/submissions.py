@@ -94,11 +94,11 @@ def _record_lines(context: Context, arrival: ReceivedSubmission) -> submissions.
 
 def _record_json(context: Context, arrival: ReceivedSubmission) -> submissions.Receipt:
     body = json_object.read(arrival.spool.read())
-    draft = body.pop("draft", False)
+    draft = body.pop("draft", None)
     if draft is True:
         return _open_draft(context, arrival, body)
     order = SubmissionBody.of(body, context.settings.max_images_per_job)
-    if draft is not False:
+    if draft is not None and draft is not False:
         order.problems.append(Problem("wrong_type", "draft must be true or false.", "draft"))
     label = order.head(requests.JobOptions, body, requests.JobOptions())
     catalogue = _catalogue(context, arrival.tenant)

@@ -10,20 +10,20 @@ Metadata = dict[str, str | int | float | bool | None]
 
 
 class ImageRequest(TypedDict):
-    """A prompt and how to render it."""
+    """A prompt and how to render it. None: as if it was left out."""
 
     prompt: str
-    negative_prompt: NotRequired[str]
-    seed: NotRequired[int]
-    size: NotRequired[str]
-    num_inference_steps: NotRequired[int]
-    guidance_scale: NotRequired[float]
-    n: NotRequired[int]
-    custom_id: NotRequired[str]
-    output_format: NotRequired[OutputFormat]
-    output_compression: NotRequired[int]
-    model: NotRequired[str]
-    metadata: NotRequired[Metadata]
+    negative_prompt: NotRequired[str | None]
+    seed: NotRequired[int | None]
+    size: NotRequired[str | None]
+    num_inference_steps: NotRequired[int | None]
+    guidance_scale: NotRequired[float | None]
+    n: NotRequired[int | None]
+    custom_id: NotRequired[str | int | None]
+    output_format: NotRequired[OutputFormat | None]
+    output_compression: NotRequired[int | None]
+    model: NotRequired[str | None]
+    metadata: NotRequired[Metadata | None]
 
 
 class Matrix(TypedDict):
@@ -31,10 +31,10 @@ class Matrix(TypedDict):
 
     template: str
     vary: dict[str, list[Any]]
-    negative_template: NotRequired[str]
-    combine: NotRequired[Literal["product", "zip"]]
-    repeat: NotRequired[int]
-    seed: NotRequired[int]
+    negative_template: NotRequired[str | None]
+    combine: NotRequired[Literal["product", "zip"] | None]
+    repeat: NotRequired[int | None]
+    seed: NotRequired[int | None]
 
 
 class Preview(TypedDict):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.core.batches.results import Request, Stored
+from services.core.model import body as bodies
 from services.core.model import ids, strict_json
 from services.core.model.errors import PressworkError, Problem
 from services.core.storage import signed_urls
@@ -63,7 +64,7 @@ def read_body(body: dict[str, Any], prefix: str, line: int | None = None) -> tup
         )
 
     for name, neutral in _NEUTRAL.items():
-        found: object = fields.pop(name, neutral[0])
+        found: object = bodies.whole(fields.pop(name, neutral[0]))
         if found not in neutral or type(found) is not type(neutral[0]):
             words = " or ".join(json.dumps(value) for value in neutral)
             refuse(name, found, words + _INSTEAD.get(name, ""))
@@ -73,7 +74,7 @@ def read_body(body: dict[str, Any], prefix: str, line: int | None = None) -> tup
             refuse(name, label, "text of at most 512 characters")
     if fields.get("size") == "auto":
         del fields["size"]
-    n = fields.get("n")
+    n = bodies.whole(fields.get("n"))
     if type(n) is int and n > IMAGES_PER_REQUEST:
         refuse("n", fields.pop("n"), f"a whole number from 1 to {IMAGES_PER_REQUEST}")
     response_format = fields.pop("response_format", None)
@@ -145,11 +146,13 @@ def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 def entry(image: Stored, job_id: int, base_url: str, secret: str) -> dict[str, Any]:
     """One stored image as an entry of a response's `data`. Its url is valid as long as the image exists."""
+    seed = image.payload.seed_of(image.index)
     return {
         "url": signed_urls.image_url(base_url, secret, job_id, image.index),
         "b64_json": None,
         "revised_prompt": None,
-        "seed": image.payload.seed_of(image.index),
+        "seed": seed,
+        "seed_string": str(seed),
         "sha256": image.sha256,
         "bytes": image.bytes,
         "output_format": image.payload.output_format,

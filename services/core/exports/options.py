@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from services.core.exports.formats import FORMATS, FormatName
 from services.core.model import strict_json
+from services.core.model.body import Body
 from services.core.model.errors import InvalidSubmission, Problem
 
 MAX_IMAGES_PER_SHARD = 100_000
@@ -48,11 +49,7 @@ def _whole(shares: dict[str, float]) -> dict[str, float]:
     return dict(sorted(shares.items()))
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class Options(_Strict):
+class Options(Body):
     """The options of an export. All of them except expires_in_seconds decide its bytes."""
 
     images_per_shard: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_SHARD)] = 10_000
@@ -76,7 +73,7 @@ class Options(_Strict):
         return names[-1]
 
 
-class ExportRequest(_Strict):
+class ExportRequest(Body):
     """The body that asks for an export."""
 
     format: FormatName

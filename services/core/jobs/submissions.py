@@ -20,8 +20,9 @@ from services.core.db.database import Database
 from services.core.fleet.models import Model
 from services.core.jobs import idempotency
 from services.core.model import ids, requests, strict_json
+from services.core.model.body import with_defaults
 from services.core.model.errors import InvalidSubmission, Problem
-from services.core.model.specs import SEED_LIMIT, Shape
+from services.core.model.specs import DRAWN_SEEDS, Shape
 from services.core.model.states import JobState
 from services.core.queue import images, job_states, segments
 from services.core.queue.job_states import NewJob
@@ -120,7 +121,7 @@ class Submission:
     def add(self, place: int, value: object, prefix: str = "") -> None:
         """Checks one request and spools it. `place` is its line or index, `prefix` its path for error texts."""
         if self._defaults and isinstance(value, dict):
-            value = {**self._defaults, **value}
+            value = with_defaults(self._defaults, value)
         try:
             request = requests.ImageRequest.model_validate(value)
         except ValidationError as error:
@@ -282,7 +283,7 @@ class Submission:
     def _write(self, request: requests.ImageRequest, resolved: ResolvedShape) -> None:
         """Writes a row for COPY and the text for the digest, which leaves out what was drawn or looked up here."""
         self._highest[resolved.segment] = self.total + request.n - 1
-        seed = secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed
+        seed = secrets.randbelow(DRAWN_SEEDS - request.n + 1) if request.seed is None else request.seed
         row, digest_text = columns.payload_row(
             request, job_id=self.job_id, index=self.total, segment_id=resolved.segment, seed=seed,
             guidance_scale=resolved.guidance,

@@ -8,8 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     PlainValidator,
     TypeAdapter,
@@ -19,6 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from services.core.model import strict_json
+from services.core.model.body import Body
 from services.core.model.errors import Problem
 from services.core.model.specs import SEED_LIMIT, OutputFormat
 
@@ -102,7 +101,8 @@ def _no_minus_zero(value: float) -> float:
 
 def _metadata_value(value: Any) -> Any:
     if isinstance(value, str):
-        return _text(value)
+        _text(value.replace("\r\n", "\n"))
+        return value  # unchanged: it is the client's own
     if isinstance(value, float) and not math.isfinite(value):
         raise PydanticCustomError("invalid_value", "")
     if value is None or isinstance(value, bool | int | float):
@@ -126,13 +126,14 @@ def _metadata_size(value: dict[str, Any]) -> dict[str, Any]:
 _CODES = {"string_too_long": "too_long", "string_unicode": "invalid_character", "object_too_long": "too_long"}
 
 _PRINTABLE = r"[^\u0000-\u0008\u000b-\u001f\u007f-\u009f]"  # what `_text` accepts, for readers of the schema
+_LINES = rf"(?:{_PRINTABLE}|\r\n)"
 
 
 def _documented(pattern: str, **more: Any) -> Any:
     return Field(json_schema_extra={"pattern": f"^{pattern}$", **more})
 
 
-Text = Annotated[str, Field(max_length=PROMPT_LIMIT), _documented(_PRINTABLE + "*"), AfterValidator(_text)]
+Text = Annotated[str, Field(max_length=PROMPT_LIMIT), _documented(_LINES + "*"), AfterValidator(_text)]
 Size = Annotated[str, _documented(_SIZE.pattern, example="512x512"), AfterValidator(_size)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Guidance = Annotated[float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)]
@@ -160,12 +161,8 @@ Metadata = Annotated[
 ModelName = Annotated[str, Field(max_length=200), _documented(_PRINTABLE + "*"), AfterValidator(_text)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class Defaults(_Strict):
-    """The fields that a submission may set for all of its requests at once. None: not set; null is refused."""
+class Defaults(Body):
+    """The fields that a submission may set for all of its requests at once. None: not set."""
 
     negative_prompt: Text = ""
     seed: Annotated[int, Field(ge=0, lt=SEED_LIMIT)] = None  # type: ignore[assignment]
@@ -182,10 +179,11 @@ class Defaults(_Strict):
 class ImageRequest(Defaults):
     """One request: a prompt and what it should become."""
 
+    DIGITS: ClassVar = frozenset({"custom_id"})
     prompt: Annotated[
         str,
         Field(max_length=PROMPT_LIMIT),
-        _documented(_PRINTABLE + r"*[^\s\u0000-\u001f\u007f-\u009f]" + _PRINTABLE + "*"),
+        _documented(_LINES + r"*[^\s\u0000-\u001f\u007f-\u009f]" + _LINES + "*"),
         AfterValidator(_prompt),
     ]
     custom_id: Annotated[
@@ -224,7 +222,7 @@ Labels = Annotated[
 ]
 
 
-class JobOptions(_Strict):
+class JobOptions(Body):
     """The options of a submission: everything except its requests."""
 
     priority: Priority = "normal"
@@ -233,13 +231,14 @@ class JobOptions(_Strict):
     labels: Labels = Field(default_factory=dict)
 
 
-class NoOptions(_Strict):
+class NoOptions(Body):
     """The options of a body that has none."""
 
 
-class JobChanges(_Strict):
+class JobChanges(Body):
     """The fields of an existing job that may be changed. None: unchanged; null is refused."""
 
+    NULL_IS_ABSENT: ClassVar = False
     priority: Priority = None  # type: ignore[assignment]
     labels: Labels = None  # type: ignore[assignment]
 
@@ -247,10 +246,11 @@ class JobChanges(_Strict):
 class RetryOptions(JobChanges):
     """How failed images are tried again. Fields that are not set are taken from the first job."""
 
+    NULL_IS_ABSENT: ClassVar = True
     include_cancelled: bool = False
 
 
-class EstimateShape(_Strict):
+class EstimateShape(Body):
     """A number of images of one shape, for an estimate. Fields that are not set take the model's defaults."""
 
     ALLOWED: ClassVar = {
@@ -267,7 +267,7 @@ class EstimateShape(_Strict):
     guidance_scale: Guidance = None  # type: ignore[assignment]
 
 
-class FinalizeRequest(_Strict):
+class FinalizeRequest(Body):
     """What a complete draft holds: the client's own count, checked before the draft is queued."""
 
     ALLOWED: ClassVar = {
@@ -314,5 +314,7 @@ def _problem(entry: Any, value: object, line: int | None, prefix: str, allowed: 
         message = f"{param} holds the character {entry['msg']}; it must be {rule}, no controls."
         return Problem("invalid_character", message, param, line)
     code = "wrong_type" if kind.endswith("_type") else _CODES.get(kind, "invalid_value")
+    if kind == "int_type" and isinstance(entry["input"], float) and entry["input"].is_integer():
+        rule += ", and one of 2^53 or more is written without a fraction or an exponent"
     found = entry["msg"] if kind == "object_too_long" else strict_json.describe(entry["input"])
     return Problem(code, f"{param} is {found}; it must be {rule}.", param, line)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 SEED_LIMIT = 2**63
+DRAWN_SEEDS = 2**32  # the seeds that Presswork draws are below this, so that every program can hold and use them
 Digest = bytes
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from services.core.model import requests, strict_json
+from services.core.model import body, requests, strict_json
 from services.core.model.errors import Problem
 
 MAX_NAMES = 32
@@ -79,6 +79,7 @@ def _read(value: dict[str, Any], defaults: dict[str, Any], max_images: int) -> M
         if key not in _KEYS:
             message = f"There is no field {strict_json.describe(key)} in a matrix."
             raise _Refused("unknown_field", message, "matrix")
+    value = {key: given for key, given in value.items() if given is not None}
     template = _template(value, "template")
     assert template is not None
     negative = _template(value, "negative_template") if "negative_template" in value else None
@@ -88,7 +89,7 @@ def _read(value: dict[str, Any], defaults: dict[str, Any], max_images: int) -> M
     pairwise = _combine(value.get("combine", "product"), vary)
     fixed = _fixed(value, fields)
     combinations = min(map(len, vary.values())) if pairwise else math.prod(map(len, vary.values()))
-    each = fixed.get("n", defaults.get("n", 1))
+    each = body.whole(fixed.get("n", defaults.get("n", 1)))
     images = combinations * (each if isinstance(each, int) and each > 0 else 1)
     if images > max_images:
         counted = f"{images:,}" if images < 10**15 else "more than 10^15"
