@@ -89,7 +89,7 @@ def test_a_bad_matrix_is_refused_on_every_route_and_leaves_no_row(api: Api, rout
         ({"template": "{a}", "vary": {"a": ["\x07"]}}, "invalid_character"),
         ({"template": "{a}", "vary": {"a": ["x"], "size": ["1x1"]}}, "unserved_size"),
         ("a {colour} mug", "wrong_type"),
-        (None, "wrong_type"),
+        (None, "missing_field"),
     ):
         assert code(api.http.post(route, json={"matrix": matrix})) == (422, expected), matrix
     both = api.http.post(route, json={"matrix": MATRIX, "images": [{"prompt": "a"}]})
