@@ -16,10 +16,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MALLOC_PERTURB_", "165")  # a server that reads what it has freed is to crash here, not elsewhere
 
 from services.core.db import database as databases
+from services.core.jobs import queries
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from services.local.stack import Stack
+from tests.processes import Process
+from tests.waiting import until
 
+WORKER_LEASE = 1.5
 _numbers = itertools.count(1)
 _RUNNING = os.environ.get("PRESSWORK_TESTS_STACK")
 _COPY = "STRATEGY FILE_COPY" if _RUNNING else ""  # a checkpoint, and no log: quick where the servers lie in memory
@@ -96,8 +100,38 @@ def store(settings: Settings) -> S3Store:
 
 
 @pytest.fixture
+def start(
+    environ: dict[str, str], store: object, tmp_path: Path, database: databases.Database
+) -> Iterator[Callable[..., Process]]:
+    """Starts workers and waits until they have registered."""
+    running: list[Process] = []
+
+    def make(*, wait: bool = True, **extra: str) -> Process:
+        environment = {
+            **environ,
+            "PRESSWORK_LEASE_SECONDS": str(WORKER_LEASE),
+            "PRESSWORK_SIMULATED_FAULTS": "1",
+            **extra,
+        }
+        process = Process("worker.app", environment, tmp_path / f"worker-{len(running)}.log")
+        running.append(process)
+        if wait:
+            until(lambda: _alive(database) >= sum(entry.popen.poll() is None for entry in running))
+        return process
+
+    yield make
+    for process in running:
+        process.kill()
+
+
+@pytest.fixture
 def home(tmp_path: Path) -> Path:
     return tmp_path / "home"
+
+
+def _alive(database: databases.Database) -> int:
+    with database.begin_system() as connection:
+        return sum(row.state in ("ready", "busy", "sick") for row in queries.fleet(connection))
 
 
 def _running(home: Path, told: Path) -> Stack:

@@ -1,5 +1,5 @@
-"""A TCP proxy on loopback that can be cut and mended, or slow: how tests make a server unreachable for one client, and
-how benchmarks put a store at the distance at which stores are."""
+"""A TCP proxy on loopback that can be cut and mended, answer in the server's place, or be slow: how tests make a server
+unreachable or odd for one client, and how benchmarks put a store at the distance at which stores are."""
 
 import contextlib
 import socket
@@ -9,7 +9,7 @@ import time
 
 class Proxy:
     """Forwards to (host, port); what comes back is `delay` seconds late. While cut, connections are refused at once
-    and open ones are reset."""
+    and open ones are reset. While `answer` is set, that is the answer to whatever a client sends."""
 
     def __init__(self, host: str, port: int, delay: float = 0.0) -> None:
         self._target = (host, port)
@@ -17,6 +17,7 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self._guard = threading.Lock()
         self._cut = False
+        self.answer = b""
         self._server = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -53,13 +54,16 @@ class Proxy:
             with self._guard:
                 self._open |= {client, server}
             for one, other, delay in ((client, server, 0.0), (server, client, self._delay)):
-                threading.Thread(target=self._pump, args=(one, other, delay), daemon=True).start()
+                threading.Thread(target=self._pump, args=(one, other, delay, one is client), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, delay: float) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, delay: float, asks: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 time.sleep(delay)
-                sink.sendall(data)
+                if asks and self.answer:
+                    source.sendall(self.answer)
+                else:
+                    sink.sendall(data)
         for end in (source, sink):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

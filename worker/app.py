@@ -16,7 +16,7 @@ from typing import Any
 
 from celery import signals
 
-from services.core import logs, notify
+from services.core import broker, logs
 from services.core.db import database as databases
 from services.core.fleet import workers
 from services.core.model.errors import DatabaseUnavailable, PressworkError, Unavailable
@@ -25,6 +25,7 @@ from services.core.settings import Settings
 from services.core.storage import s3
 from worker import exit_codes
 from worker.child import Child
+from worker.consumer import Consumer
 from worker.pipeline import ModelUnusable
 from worker.pipelines.registry import model_name
 from worker.shared_memory import SharedState
@@ -90,14 +91,14 @@ class Parent:
         self.settings = settings
         self.database = database
         self.shared = SharedState()
-        self.app = notify.celery_app(settings.redis_url, model)
+        self.app = broker.celery_app(settings.redis_url, model)
         self.exit_code = 0
         self._failed_starts = 0
         self._worker: Any = None
 
     def run(self) -> int:
         warnings.filterwarnings("ignore", message="(?s).*superuser privileges")
-        self.app.task(name=notify.TASK, ignore_result=True)(_render)
+        self.app.task(name=broker.TASK, ignore_result=True)(_render)
         signals.setup_logging.connect(_leave_logging_alone, weak=False)
         signals.worker_process_init.connect(self._start_child, weak=False)
         signals.worker_process_shutdown.connect(_stop_child, weak=False)
@@ -105,6 +106,7 @@ class Parent:
         self._worker = self.app.Worker(
             pool="prefork", concurrency=1, loglevel="WARNING", without_gossip=True, without_mingle=True,
             without_heartbeat=True, quiet=True, optimization="fair",
+            consumer_cls=Consumer,
         )  # fmt: skip
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         self._worker.start()

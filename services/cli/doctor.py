@@ -72,9 +72,10 @@ def _bad(name: str, error: PressworkError) -> None:
 
 
 def _redis(settings: Settings) -> str:
-    if not notify.redis_answers(settings.redis_url):
-        raise PressworkError(f"Redis at {notify.redis_address(settings.redis_url)} does not answer to this password.")
-    return "answers"
+    trouble = notify.redis_trouble(settings.redis_url)
+    if trouble:
+        raise PressworkError(trouble)
+    return "takes wake-ups"
 
 
 def _store(settings: Settings) -> str:

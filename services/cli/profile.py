@@ -121,7 +121,8 @@ def _checked(url: str, key: str, what: str) -> Profile:
     except httpx.InvalidURL:
         address = httpx.URL("")
     if address.scheme not in ("http", "https") or not address.host:
-        raise SettingsError(f"{what} is {url!r}; it must be an address such as http://127.0.0.1:8000.")
+        found = "not understood" if "@" in url else repr(url)  # it may hold a password
+        raise SettingsError(f"{what} is {found}; it must be an address such as http://127.0.0.1:8000.")
     if not (key.isascii() and key.isprintable()):
-        raise SettingsError(f"The API key that belongs to {url} has characters that are not allowed in a key.")
+        raise SettingsError(f"The API key that belongs to {address.host} has characters that are not allowed in a key.")
     return Profile(url.rstrip("/").removesuffix("/v1"), key)  # the base_url of OpenAI's client ends with it

@@ -1,81 +1,26 @@
-"""The Celery application and the wake-ups that it carries: "there is work for this model". A wake-up is only a hint.
+"""Wake-ups: "there is work for this model". A wake-up is only a hint.
 
-Messages are JSON and acknowledged early; Celery's results, countdowns and retries are not used. Nothing here raises if
-Redis cannot be reached: workers also look for work on a timer.
+Nothing here raises if Redis cannot be reached, refuses or answers nonsense: workers also look for work on a timer.
 """
 
 import logging
 import threading
-from queue import Empty
-from typing import Any
-from urllib.parse import urlsplit
 
-import kombu.transport.redis
 import redis
-from celery import Celery
-from kombu import Queue
+
+from services.core import broker
+from services.core.model.addresses import RedisAddress
 
 log = logging.getLogger(__name__)
-
-
-class TolerantChannel(kombu.transport.redis.Channel):
-    """Drops a malformed message. Without this, it ends Kombu's consumer and with it the Celery worker."""
-
-    def _brpop_read(self, **options: Any) -> Any:
-        try:
-            return super()._brpop_read(**options)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            log.warning("invalid message dropped", extra={"error": f"{type(error).__name__}: {error}"[:200]})
-            raise Empty from None
-
-
-kombu.transport.redis.Transport.Channel = TolerantChannel
-TASK = "presswork.render"
 _COALESCE_MILLISECONDS = 2000
-
-
-def queue_name(model: str) -> str:
-    return f"presswork.{model}"
-
-
-def celery_app(redis_url: str, model: str | None = None) -> Celery:
-    """The application. With `model`, its workers consume that model's wake-ups."""
-    app = Celery("presswork", broker=redis_url)
-    app.conf.update(
-        accept_content=["json"],
-        task_serializer="json",
-        task_ignore_result=True,
-        task_acks_late=False,
-        task_create_missing_queues=True,
-        worker_prefetch_multiplier=1,
-        worker_hijack_root_logger=False,
-        worker_send_task_events=False,
-        worker_enable_remote_control=False,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        worker_proc_alive_timeout=1800.0,  # before the child reports that it is up, it loads a model and may compile it
-        broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_connection_timeout=2.0,
-        broker_transport_options={
-            "socket_connect_timeout": 2.0,
-            "socket_timeout": 5.0,
-            "socket_keepalive": True,
-            "health_check_interval": 5,
-            "retry_on_timeout": False,
-        },
-    )
-    if model is not None:
-        app.conf.task_queues = [Queue(queue_name(model))]
-        app.conf.task_default_queue = queue_name(model)
-    return app
 
 
 class Notifier:
     """Wakes the workers of models: at most once in two seconds for each model."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis = redis.Redis.from_url(redis_url, socket_connect_timeout=2.0, socket_timeout=2.0)
-        self._app = celery_app(redis_url)
+        self._redis = broker.redis_client(redis_url)
+        self._app = broker.celery_app(redis_url)
         self._wanted: dict[str, bool] = {}
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -90,11 +35,11 @@ class Notifier:
             self._wake.notify()
 
     def notify_now(self, model: str, *, again: bool = False) -> bool:
-        """Sends a wake-up before it returns; False if Redis cannot be reached."""
+        """Sends a wake-up before it returns; False if Redis did not take it."""
         try:
             fresh = self._redis.set(f"presswork:wake-up:{model}", 1, px=_COALESCE_MILLISECONDS, nx=not again)
             if fresh or again:
-                self._app.send_task(TASK, args=[model], queue=queue_name(model), retry=False, ignore_result=True)
+                broker.send(self._app, model)
         except Exception as error:  # a broken connection raises many types; the workers' timers make up for it
             log.warning("wake-up lost", extra={"model": model, "error": str(error)[:200]})
             return False
@@ -109,18 +54,21 @@ class Notifier:
             self.notify_now(model, again=again)
 
 
-def redis_answers(redis_url: str) -> bool:
-    """Whether the Redis server accepts the password and answers within two seconds."""
-    client: Any = redis.Redis.from_url(redis_url, socket_connect_timeout=2.0, socket_timeout=2.0)
+def redis_trouble(redis_url: str) -> str:
+    """Why Redis would not take a wake-up now, in a sentence; empty if it would. Takes a few seconds at most."""
+    where = f"Redis at {RedisAddress.parse(redis_url)}"
+    client = broker.redis_client(redis_url)
     try:
-        return bool(client.ping())
-    except redis.RedisError:
-        return False
+        client.set("presswork:probe", 1, px=1000)
+    except redis.RedisError as error:
+        return f"{where} cannot be used: {str(error).rstrip('.')[:200] or type(error).__name__}."
+    except Exception as error:
+        return f"{where} does not answer as Redis does ({type(error).__name__})."
     finally:
         client.close()
+    return ""
 
 
-def redis_address(redis_url: str) -> str:
-    """Host and port, without the password."""
-    parts = urlsplit(redis_url)
-    return f"{parts.hostname}:{parts.port or 6379}"
+def redis_answers(redis_url: str) -> bool:
+    """Whether Redis takes a wake-up: one that only answers PING, or can only be read, does not."""
+    return not redis_trouble(redis_url)

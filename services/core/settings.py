@@ -9,8 +9,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from services.core.model import addresses
+from services.core.model.addresses import either
 from services.core.model.errors import SettingsError
 from services.core.model.pipelines import PIPELINES
+
+DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 
 
 def _text(value: str) -> str:
@@ -49,26 +53,29 @@ def _number(low: float, high: float) -> Callable[[str], float]:
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in words:
-            raise ValueError(f"it can be {_either(*filter(None, words))}")
+            raise ValueError(f"it can be {either(*filter(None, words))}")
         return value
 
     return parse
 
 
 def _address(*schemes: str) -> Callable[[str], str]:
-    """A URL. Only its scheme is checked here; the driver reads the rest."""
-    beginnings = tuple(f"{scheme}://" for scheme in schemes)
+    """A URL, or nothing."""
 
     def parse(value: str) -> str:
-        if value and not value.startswith(beginnings):
-            raise ValueError(f"it must begin with {_either(*beginnings)}")
+        if value:
+            addresses.check(value, *schemes)
         return value
 
     return parse
 
 
-def _either(*words: str) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"
+def check_address(variable: str, value: str, *schemes: str) -> None:
+    """For an address, or none, that is not a setting of every process. Raises SettingsError."""
+    try:
+        _address(*schemes)(value)
+    except ValueError as error:
+        raise SettingsError(f"{variable} is not understood; {error}.") from None
 
 
 def _batch_sizes(value: str) -> tuple[int, ...]:
@@ -79,15 +86,14 @@ def _batch_sizes(value: str) -> tuple[int, ...]:
 
 
 def _setting(variable: str, default: str | None, parse: Callable[[str], Any] = _text, *, secret: bool = False) -> Any:
-    return field(metadata={"variable": variable, "default": default, "parse": parse, "secret": secret})
+    metadata = {"variable": variable, "default": default, "parse": parse, "secret": secret}
+    return field(metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
     # The three servers.
-    database_url: str = _setting(
-        "DATABASE_URL", None, _address("postgresql", "postgres", "postgresql+psycopg"), secret=True
-    )
+    database_url: str = _setting("DATABASE_URL", None, _address(*DATABASE_SCHEMES), secret=True)
     redis_url: str = _setting("REDIS_URL", None, _address("redis", "rediss"), secret=True)
     s3_endpoint_url: str = _setting("AWS_ENDPOINT_URL", "", _address("http", "https"))  # empty: AWS itself
     s3_public_url: str = _setting("PRESSWORK_PUBLIC_S3_URL", "", _address("http", "https"))  # as clients see it
@@ -141,7 +147,8 @@ class Settings:
             try:
                 values[entry.name] = parse(text)
             except ValueError as error:
-                found = "not understood" if entry.metadata["secret"] else repr(text[:80])
+                hidden = entry.metadata["secret"] or "@" in text  # an address may hold a password where none belongs
+                found = "not understood" if hidden else repr(text[:80])
                 raise SettingsError(f"{variable} is {found}; {error}.") from None
         return cls(**values)
 
@@ -175,6 +182,11 @@ def _find(environ: Mapping[str, str], variable: str, default: str | None) -> str
     if path:
         try:
             return Path(path).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise SettingsError(f"{variable}_FILE names {path!r}, which cannot be read: {error.strerror}.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{variable}_FILE names {path!r}, which cannot be read: {reason(error)}.") from None
     return environ.get(variable) or default
+
+
+def reason(error: OSError | UnicodeDecodeError) -> str:
+    """Why a file cannot be read, without a byte of it."""
+    return "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror or type(error).__name__

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from services.core.model.errors import SettingsError
+from services.core.settings import DATABASE_SCHEMES, check_address, reason
 from services.local import running
 from services.local.home import Home, write_env_file
 from services.local.server import Server
@@ -86,7 +87,9 @@ class Stack:
             self.servers.append(server)
             self.values |= self._values_of(server)
         if "DATABASE_URL" in self.values and not self.migrator_url:
-            self.migrator_url = self._given("PRESSWORK_MIGRATOR_URL") or self.values["DATABASE_URL"]
+            migrator_url = self._given("PRESSWORK_MIGRATOR_URL")
+            check_address("PRESSWORK_MIGRATOR_URL", migrator_url, *DATABASE_SCHEMES)
+            self.migrator_url = migrator_url or self.values["DATABASE_URL"]
         self.values.setdefault("PRESSWORK_SECRET", self.home.secret("presswork"))
 
     def _values_of(self, server: Server) -> dict[str, str]:
@@ -110,5 +113,5 @@ class Stack:
             return self.environ.get(name, "")
         try:
             return Path(path).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise SettingsError(f"{name}_FILE names {path!r}, which cannot be read: {error.strerror}.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{name}_FILE names {path!r}, which cannot be read: {reason(error)}.") from None
