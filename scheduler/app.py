@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_SETTINGS
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
     connectivity = Connectivity()
     notifier = Notifier(settings.redis_url)

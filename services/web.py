@@ -48,6 +48,7 @@ def main() -> int:
         return EXIT_SETTINGS
     # uvicorn handles SIGTERM first: it shuts down in order, then raises the signal again.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     log.info("listening", extra={"host": settings.host, "port": settings.port})
     try:
         asyncio.run(uvicorn.Server(server_config(app)).serve(sockets=[listener]))

@@ -22,7 +22,9 @@ class Process:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("PRESSWORK_", "AWS_"))}
         self.log = log
         with log.open("ab") as output:
-            self.popen = subprocess.Popen(command, env={**clean, **environ}, cwd=cwd, stdout=output, stderr=output)
+            self.popen = subprocess.Popen(
+                command, env={**clean, **environ}, cwd=cwd, stdout=output, stderr=output, process_group=0
+            )
 
     @property
     def pid(self) -> int:
@@ -38,6 +40,10 @@ class Process:
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Sends a signal to it and to all its children at once, as a terminal and systemd do."""
+        os.killpg(self.pid, number)
 
     def stop(self, timeout: float = 30.0) -> int:
         """TERM, and its exit code."""

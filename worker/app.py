@@ -6,15 +6,19 @@ The parent never loads a model. It outlives its child and records in the databas
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 import warnings
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from celery import signals
+from celery.worker import state
 
 from services.core import broker, logs
 from services.core.db import database as databases
@@ -34,6 +38,7 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.25
 FAILED_STARTS = 3
 NO_CHILD_SECONDS = 10.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _child: Child | None = None
 
 
@@ -106,11 +111,28 @@ class Parent:
         self._worker = self.app.Worker(
             pool="prefork", concurrency=1, loglevel="WARNING", without_gossip=True, without_mingle=True,
             without_heartbeat=True, quiet=True, optimization="fair",
-            consumer_cls=Consumer,
+            consumer_cls=partial(Consumer, take_signals=self._take_signals),
         )  # fmt: skip
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         self._worker.start()
         return self.exit_code or int(self._worker.exitcode or 0)
+
+    def _take_signals(self) -> None:
+        """After Celery has set its own handlers: its SIGHUP executes the program anew, as another program."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._stop)
+        signal.signal(signal.SIGQUIT, self._end)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """The child finishes its batch; a second Ctrl-C does not wait for that."""
+        if self.shared.stopping and number == signal.SIGINT:
+            self._end(number, frame)
+        self.shared.stop()
+        state.should_stop = 0
+
+    def _end(self, number: int, _frame: FrameType | None) -> None:
+        """The child, which ignores signals, dies with this process; its lease expires."""
+        os._exit(128 + number)
 
     def _shutting_down(self, **_: object) -> None:
         self.shared.stop()
@@ -118,6 +140,8 @@ class Parent:
     def _start_child(self, **_: object) -> None:
         """In the child, right after the fork."""
         global _child  # noqa: PLW0603  Celery's task is a function and finds its child here
+        for number in (*STOP_SIGNALS, signal.SIGQUIT):  # a signal to the whole group is the parent's to act on
+            signal.signal(number, signal.SIG_IGN)
         try:
             child = Child(self.settings, self.shared)
             child.start()

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
@@ -14,6 +15,14 @@ WATCH_SECONDS = 0.25
 
 class Consumer(CeleryConsumer):
     """Connects every two seconds at most, also to a Redis that accepts connections and then refuses to be used."""
+
+    def __init__(self, *arguments: Any, take_signals: Callable[[], None], **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._take_signals = take_signals
+
+    def start(self) -> None:
+        self._take_signals()
+        super().start()
 
     def connect(self) -> Any:
         if self.restart_count > 0:

@@ -142,15 +142,21 @@ def test_a_killed_worker_loses_nothing_once_its_leases_have_run_out(start, datab
         assert connection.execute(text("SELECT max(crashes) FROM images")).scalar_one() == 0
 
 
-@pytest.mark.parametrize("notifier", [True, False])
-def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(start, database, settings, notifier):
-    """Whether a wake-up started the work, in the Celery task, or the timer did."""
+@pytest.mark.parametrize(
+    ("notifier", "number"),
+    [(True, signal.SIGTERM), (False, signal.SIGTERM), (True, signal.SIGINT), (False, signal.SIGHUP)],
+)
+def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(
+    start, database, settings, notifier, number
+):
+    """Whether a wake-up started the work, in the Celery task, or the timer did; and if all processes get the signal."""
     worker = start(PRESSWORK_SIMULATED_BATCH_MS="600", PRESSWORK_LEASE_SECONDS="60")
     job_id = submit(database, settings, mugs(200))
     if notifier:
         wake_up(settings)
     until(lambda: counts(database, job_id).get("done"))
-    assert worker.stop() == 0
+    worker.signal_group(number)
+    assert worker.popen.wait(30) == 0
     found = counts(database, job_id)
     assert "rendering" not in found
     assert found["done"] >= 16
@@ -158,6 +164,18 @@ def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(st
         assert connection.execute(text("SELECT max(lost) FROM images")).scalar_one() == 0
         assert connection.execute(text("SELECT count(*) FROM claims WHERE state <> 'settled'")).scalar_one() == 0
         assert connection.execute(text("SELECT DISTINCT state FROM workers")).scalars().all() == ["stopped"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+def test_an_impatient_end_does_not_wait_for_the_batch(start, database, settings, number):
+    """Ctrl-C, pressed again and again, or the terminal's QUIT."""
+    worker = start(PRESSWORK_LEASE_SECONDS="60")
+    (child,) = worker.children()
+    job_id = submit(database, settings, mugs(16, _3="fault:hang"))
+    until(lambda: counts(database, job_id) == {"rendering": 16})
+    until(lambda: worker.popen.poll() is not None or worker.signal_group(number), seconds=10)
+    assert worker.popen.returncode == 128 + number
+    until(lambda: not Path(f"/proc/{child}").exists())
 
 
 def test_a_whole_job_is_done_with_redis_unreachable_from_the_start(start, database, settings):
