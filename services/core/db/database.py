@@ -17,6 +17,7 @@ from sqlalchemy import Connection as Connection  # noqa: PLC0414  for the packag
 from sqlalchemy import create_engine, event, exc, make_url, text
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from services.core import environment
 from services.core.db.statements import statement
 from services.core.model.errors import Conflict, DatabaseUnavailable, SettingsError, UnsuitableDatabase
 
@@ -44,6 +45,7 @@ class Database:
     """A pool of connections. Threads may share it; a forked process must not (see `forget`)."""
 
     def __init__(self, url: str, *, application: str, pool_size: int = 5, nested_loops: bool = False) -> None:
+        environment.forget("PG")  # libpq would take what our address does not say from there
         options = {
             "statement_timeout": "30s",
             "lock_timeout": "10s",
@@ -178,6 +180,7 @@ def migrate(url: str, revision: str = "head") -> None:
         DatabaseUnavailable: the server cannot be reached.
         Conflict: the database holds tables that are not Presswork's, or the role may not create tables.
     """
+    environment.forget("PG")
     config = _alembic()
     config.attributes["url"] = url
     try:
