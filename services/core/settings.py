@@ -100,6 +100,9 @@ class Settings:
     s3_access_key: str = _setting("AWS_ACCESS_KEY_ID", "", secret=True)
     s3_secret_key: str = _setting("AWS_SECRET_ACCESS_KEY", "", secret=True)
     s3_region: str = _setting("AWS_REGION", "us-east-1")
+    s3_ca_bundle: str = _setting(
+        "AWS_CA_BUNDLE", ""
+    )  # a file of certificates for an https endpoint; empty: the usual ones
     bucket: str = _setting("PRESSWORK_BUCKET", "presswork")
     # The web server.
     secret: str = _setting("PRESSWORK_SECRET", "", secret=True)  # keys the HMAC of API keys

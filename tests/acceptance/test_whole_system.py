@@ -25,6 +25,15 @@ from tests import factories
 from tests.processes import PRESSWORK, Command, Process, project_of_another
 from tests.waiting import until
 
+# Of other programs' variables, some that our clients or their libraries would read.
+OTHERS = {
+    **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9"),
+    "AWS_PROFILE": "nobody",
+    "CELERY_BROKER_URL": "redis://127.0.0.1:9/0",
+    "PGSSLMODE": "verify-full",
+    "PGSERVICE": "nobody",
+}
+
 
 class Up:
     """`presswork up` on a new folder, started in a project that has its own `services/` and similar packages."""
@@ -32,7 +41,7 @@ class Up:
     def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
         self.home = folder / "a home"
         self.port = free_port()
-        settings = {"PRESSWORK_PORT": str(self.port), "PRESSWORK_LEASE_SECONDS": "3", **environ}
+        settings = OTHERS | {"PRESSWORK_PORT": str(self.port), "PRESSWORK_LEASE_SECONDS": "3", **environ}
         self.process = Command(
             settings, folder / "up.log", "up", "--home", str(self.home), *arguments,
             cwd=project_of_another(folder / "project"),
@@ -166,6 +175,11 @@ def test_doctor_finds_all_well_and_says_what_is_not(up, client):
     assert ill.returncode == 1
     assert "Redis at 127.0.0.1:9 cannot be used: " in ill.stdout
     assert len(ill.stdout.splitlines()) == len(well.stdout.splitlines()), "a line for each check, however long"
+
+
+def test_every_program_understands_the_address_in_the_env_file(up):
+    with psycopg.connect(up.values()["DATABASE_URL"]) as connection:
+        assert connection.execute("SELECT current_user").fetchone() == ("presswork_app",)
 
 
 def test_a_key_is_made_and_revoked_with_nothing_but_the_env_file(up, client):

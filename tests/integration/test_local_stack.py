@@ -219,7 +219,7 @@ def test_gives_settings_that_work(stack: Stack) -> None:
     from services.core.settings import Settings
 
     settings = Settings.read(stack.values)
-    assert settings.database_url.startswith("postgresql+psycopg://presswork_app:")
+    assert settings.database_url.startswith("postgresql://presswork_app:")
     assert len(settings.secret) >= 32
     with database(settings.database_url) as connection:
         assert connection.execute("SELECT current_user").fetchone() == ("presswork_app",)

@@ -21,6 +21,7 @@ from tests.conftest import WORKER_LEASE
 from tests.factories import TENANT, submit
 from tests.processes import Process
 from tests.proxy import Proxy
+from tests.redis_trouble import first_claim_after
 from tests.waiting import until
 from worker import exit_codes
 
@@ -57,6 +58,27 @@ def test_a_bell_starts_the_work_at_once(start, database, settings):
                                          "FROM claims c, segments s")).scalar_one()  # fmt: skip
     assert time.monotonic() - began < 30
     assert waited < 1.9  # the timer alone looks every two seconds
+
+
+def test_variables_that_were_set_for_other_programs_change_nothing(start, database, settings, tmp_path):
+    nowhere, proxies = "redis://127.0.0.1:9/0", ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy")
+    worker = start(
+        **dict.fromkeys(proxies, "http://127.0.0.1:9"), NO_PROXY="", no_proxy="",
+        AWS_PROFILE="nobody", AWS_DEFAULT_PROFILE="nobody", AWS_CONFIG_FILE=str(tmp_path),
+        AWS_ENDPOINT_URL_S3="http://127.0.0.1:9",
+        AWS_SHARED_CREDENTIALS_FILE=str(tmp_path), AWS_SESSION_TOKEN="", REQUESTS_CA_BUNDLE="/nowhere",
+        AWS_USE_FIPS_ENDPOINT="true",
+        PGSSLMODE="verify-full", PGSERVICE="nobody", PGTARGETSESSIONATTRS="standby", PGHOSTADDR="192.0.2.1", PGPORT="9",
+        PGOPTIONS="-c statement_timeout=1", PGTZ="nowhere", PGCLIENTENCODING="nonsense", PGDATESTYLE="SQL, DMY",
+        CELERY_BROKER_URL=nowhere, CELERY_BROKER_READ_URL=nowhere, CELERY_BROKER_WRITE_URL=nowhere,
+        CELERY_RESULT_BACKEND=nowhere,
+        CELERY_CONFIG_MODULE="nowhere", CELERY_LOADER="nowhere",
+    )  # fmt: skip
+    job_id = submit(database, settings, mugs(4))
+    wake_up(settings)
+    until(lambda: counts(database, job_id) == {"done": 4}, every=0.02)
+    assert first_claim_after(database, job_id) < 1.9  # the timer alone looks every two seconds
+    assert "Traceback" not in worker.text()
 
 
 @pytest.mark.timeout(90)

@@ -6,6 +6,8 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
+import httpx
+import pytest
 from packaging.requirements import Requirement
 
 import presswork_client
@@ -47,3 +49,14 @@ def test_the_command_line_asks_for_the_client_that_is_in_the_tree() -> None:
     assert (FOLDER / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     locked = (ROOT / "requirements.lock").read_text()
     assert "presswork" not in locked, "no index is asked for what the tree holds"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost", "store.localhost"])
+def test_there_is_no_proxy_for_this_machine_whatever_the_environment_says(monkeypatch, host) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with presswork_client.Client("http://elsewhere", "key") as client:
+        for connection in (client._transport.http, client._transport.store):
+            direct = connection._transport_for_url(httpx.URL(f"http://{host}:1/"))
+            assert direct is connection._transport
+            assert connection._transport_for_url(httpx.URL("http://elsewhere/")) is not direct

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
@@ -18,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from services.core.model.errors import ObjectMissing, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
+from services.core.storage import sessions
 from services.core.storage.contract import StoredObject
 
 log = logging.getLogger(__name__)
@@ -254,13 +254,16 @@ def _status(error: ClientError) -> int:
 
 
 def _client(settings: Settings, endpoint: str) -> Any:
-    return boto3.session.Session().client(
+    return sessions.session(settings).client(
         "s3",
         endpoint_url=endpoint or None,
         region_name=settings.s3_region,
         aws_access_key_id=settings.s3_access_key or None,
         aws_secret_access_key=settings.s3_secret_key or None,
+        verify=settings.s3_ca_bundle or True,
         config=Config(
+            proxies=sessions.proxies(settings, endpoint),
+            ignore_configured_endpoint_urls=True,
             signature_version="s3v4",
             connect_timeout=3,
             read_timeout=20,

@@ -148,7 +148,7 @@ class Postgres(Server):
         return run(command, env=environment, text=text)
 
     def _url(self, role: str) -> str:
-        return f"postgresql+psycopg://{role}:{self.home.secret(role)}@127.0.0.1:{self.port}/{DATABASE}"
+        return f"postgresql://{role}:{self.home.secret(role)}@127.0.0.1:{self.port}/{DATABASE}"
 
     def _identity(self) -> str:
         """The user to run as: PostgreSQL refuses root, and a uid without an entry in the user database."""
