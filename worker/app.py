@@ -5,6 +5,7 @@ The parent never loads a model. It outlives its child and records in the databas
 
 import argparse
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -20,10 +21,10 @@ from typing import Any
 from celery import signals
 from celery.worker import state
 
-from services.core import broker, logs
+from services.core import broker, cpus, logs
 from services.core.db import database as databases
 from services.core.fleet import workers
-from services.core.model.errors import DatabaseUnavailable, PressworkError, Unavailable
+from services.core.model.errors import DatabaseUnavailable, PressworkError, SettingsError, Unavailable
 from services.core.queue import quarantine
 from services.core.settings import Settings
 from services.core.storage import s3
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.25
 FAILED_STARTS = 3
 NO_CHILD_SECONDS = 10.0
+LOCKS = 16  # more than Celery makes
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _child: Child | None = None
 
@@ -55,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         settings = Settings.read()
         if arguments.check:
             return _check(settings)
+        cpus.set_threads(settings.threads)
+        _check_shared_memory()
         model = model_name(settings)
         database = databases.Database(settings.database_url, application="presswork parent", pool_size=1)
         for warning in _check_servers(settings, database):
@@ -63,6 +67,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201
         return exit_codes.MODEL_UNUSABLE if isinstance(error, ModelUnusable) else exit_codes.SETTINGS
     return Parent(settings, model, database).run()
+
+
+def _check_shared_memory() -> None:
+    """Celery's locks between processes lie in /dev/shm. Raises SettingsError."""
+    try:
+        _ = [multiprocessing.Lock() for _ in range(LOCKS)]
+    except OSError as error:
+        raise SettingsError(
+            f"Locks between processes cannot be made ({error.strerror}): "
+            "a worker needs a /dev/shm that can be written, such as a tmpfs of 1 MB."
+        ) from None
 
 
 def _check_servers(settings: Settings, database: databases.Database) -> list[str]:

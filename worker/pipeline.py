@@ -148,4 +148,12 @@ def artefacts(settings: Settings) -> Path:
     """The folder for compiled artefacts, shared by the workers of a host."""
     if settings.artefacts:
         return Path(settings.artefacts)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "presswork"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "presswork"
+    try:
+        return Path.home() / ".cache" / "presswork"
+    except RuntimeError:  # HOME is not set, and the user has no entry in the user database
+        raise SettingsError(
+            f"There is no folder for compiled models: user {os.getuid()} has no home folder and HOME is not set;"
+            " set PRESSWORK_ARTEFACTS to a folder that can be written."
+        ) from None

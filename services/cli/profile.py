@@ -72,7 +72,10 @@ def config_path(environ: Mapping[str, str] = os.environ) -> Path:
     given = environ.get("PRESSWORK_CONFIG")
     if given:
         return Path(given)
-    base = environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+    try:
+        base = environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
+    except RuntimeError:  # HOME is not set, and the user has no entry in the user database
+        base = "~/.config"
     return Path(base) / "presswork" / "config.toml"
 
 

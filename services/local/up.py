@@ -1,7 +1,6 @@
 """Runs Presswork on one machine: embedded servers, schema, an API key, then web, scheduler and workers."""
 
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.core import cpus
 from services.core.db import database, partitions
 from services.core.model.errors import PressworkError
 from services.core.model.pipelines import PIPELINES
@@ -72,7 +72,7 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
 
 
 def _programs(options: UpOptions, values: Mapping[str, str]) -> list[Program]:
-    threads = str(max(1, (os.cpu_count() or 1) // options.workers))
+    threads = str(max(1, cpus.available() // max(1, options.workers)))  # PRESSWORK_THREADS overrides it
     quiet = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     shared = dict(values) | {"PRESSWORK_PIPELINE": options.pipeline}
     return [

@@ -4,6 +4,8 @@ import os
 import platform
 from pathlib import Path
 
+from services.core import cpus
+
 # Each of these changes which kernels are chosen, and thus the last bits of results.
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "sve", "bf16")
 
@@ -22,8 +24,8 @@ def cpu_kind() -> str:
 
 
 def thread_count() -> int:
-    """OMP_NUM_THREADS, as torch reads it; else the number of CPUs that this process may use."""
+    """OMP_NUM_THREADS, as torch reads it and a worker sets it; else the number of CPUs that this process may use."""
     configured = os.environ.get("OMP_NUM_THREADS", "")
     if configured.isdigit() and int(configured) > 0:
         return int(configured)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cpus.available()

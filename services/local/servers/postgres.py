@@ -22,6 +22,7 @@ SETTINGS = {
     "unix_socket_directories": "",
     "max_connections": "120",
     "shared_buffers": "128MB",
+    "dynamic_shared_memory_type": "sysv",  # of the kernel's own: /dev/shm may be read-only, or too small for a query
     "wal_compression": "on",
     "max_wal_size": "2GB",
     "fsync": "on",
