@@ -10,7 +10,6 @@ from services.core.model.specs import FailedImage, Image
 from worker import batching
 
 OUT_OF_MEMORY = "The device has too little memory for even one image of this size."
-MESSAGE_LIMIT = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +69,10 @@ class RetryPlan:
 
 
 def failure(image: Image, error: Exception) -> FailedImage:
-    """An image that raised while it was the only one in its batch."""
-    return _failed(image, "render_error", f"{type(error).__name__}: {error}"[:MESSAGE_LIMIT])
+    """An image that raised while it was the only one in its batch. Clients read the message, so the exception's text,
+    which may hold paths of this machine, is only in the log."""
+    kind = type(error).__name__[:80]
+    return _failed(image, "render_error", f"This image alone cannot be rendered: {kind}. The worker's log says more.")
 
 
 def _failed(image: Image, code: str, message: str) -> FailedImage:

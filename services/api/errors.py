@@ -142,7 +142,7 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
             f"This address takes {', '.join(methods)}.",
             headers={"Allow": ", ".join(methods)},
         )
-    return envelope(error.status_code, "invalid_request", str(error.detail)[:200])
+    return envelope(error.status_code, "invalid_request", "The request cannot be understood.")
 
 
 def _methods(request: Request) -> set[str]:

@@ -96,7 +96,8 @@ class Readiness:
             with self._context.database.begin_system() as connection:
                 registered, worker_was_up = queries.readiness(connection, model)
         except Unavailable as error:
-            return {"database": _failing(str(error))}
+            log.warning("not ready", extra={"error": str(error)})
+            return {"database": _failing((type(error).__doc__ or "").strip())}
         return {
             "model": _ok(f"The default model {model} is registered.")
             if registered

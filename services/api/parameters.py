@@ -22,15 +22,20 @@ def reject_unknown(request: Request) -> None:
         seen.add(name)
 
 
+def is_whole(text: str, digits: int = 9) -> bool:
+    """Whether the text is the one way to write a number that is not negative: no sign, no space, no leading zero."""
+    return text.isascii() and text.isdigit() and len(text) <= digits and (text == "0" or text[0] != "0")
+
+
 def whole(value: object) -> object:
-    """Digits only: pydantic alone would read "+1", "1.0" and " 1" as 1."""
-    if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) <= 9):
+    """Digits only: pydantic alone would read "+1", "1.0", "01" and " 1" as 1."""
+    if isinstance(value, str) and not is_whole(value):
         raise ValueError("not a whole number")
     return value
 
 
 def _position(value: object) -> object:
-    if isinstance(value, str) and not (value.isascii() and value.isdigit() and len(value) <= 18):
+    if isinstance(value, str) and not is_whole(value, digits=18):
         raise ValueError("not a whole number")
     return value
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from services.cli import bench, downloads, exports, jobs, model, submit
+from services.cli import bench, downloads, exports, jobs, model, show, submit
 from services.cli.exits import EPILOG
 from services.core import extras
 from services.core.model.errors import PressworkError
@@ -30,7 +29,6 @@ exports.add_to(app, RESULTS)
 app.add_typer(keys, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)
 app.add_typer(model.app, name="model", rich_help_panel=OPERATIONS)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="PRESSWORK_HOME", help="The folder with all data, logs and secrets.")
@@ -160,8 +158,8 @@ def _guarded(verb: Any, *arguments: Any) -> int:
     try:
         return int(verb(*arguments))
     except PressworkError as error:
-        errors.print(f"presswork: {error}", markup=False)
+        show.say(str(error))
         return EXIT_USAGE if isinstance(error, extras.MissingExtra) else EXIT_FAILED
     except KeyboardInterrupt:
-        errors.print("presswork: stopped")
+        show.say("stopped")
         return 130

@@ -12,17 +12,16 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from presswork_client import Client, ClientError, Image, Job
-from services.cli import profile
+from services.cli import profile, show
 from services.cli.sheet import contact_sheet
 from services.core import extras
 from services.core.model.errors import PressworkError
 from services.core.processes import python
 
-console = Console(highlight=False)
+console = show.out()
 START_SECONDS = 120.0
 POLL_SECONDS = 0.25
 DOWNLOADS = 8
@@ -70,7 +69,11 @@ def _title(images: list[Image]) -> str:
 
 def _watch(client: Client, job_id: str) -> Job:
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
     )
     with bar:
         task = bar.add_task("rendering", total=None)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from rich.console import Console
+from rich.text import Text
 
+from services.cli import show
 from services.core import notify
 from services.core.db import database as databases
 from services.core.db import leadership
@@ -12,8 +13,6 @@ from services.core.model.errors import PressworkError
 from services.core.settings import Settings
 from services.core.storage import s3
 from services.core.tenants import api_keys
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 def run() -> int:
@@ -45,7 +44,7 @@ def create_key(name: str) -> int:
     core = databases.Database(settings.database_url, application="presswork keys", pool_size=1)
     with core.begin_system() as connection:
         key = api_keys.issue_key(connection, settings.secret, api_keys.default_tenant(connection), name)
-    console.print(key)
+    show.render(key)
     return 0
 
 
@@ -54,13 +53,13 @@ def revoke_key(key_id: str) -> int:
     with core.begin_system() as connection:
         if not api_keys.revoke_key(connection, key_id):
             raise PressworkError(f"There is no valid key {key_id[:20]!r}.")
-    console.print("revoked")
+    show.render("revoked")
     return 0
 
 
 def _line(name: str, check: Callable[[], str]) -> bool:
     try:
-        console.print(f"[green]ok  [/green] {name:<10} {check()}")
+        _print("ok  ", "green", f"{name:<10} {check()}")
     except PressworkError as error:
         _bad(name, error)
         return False
@@ -68,7 +67,11 @@ def _line(name: str, check: Callable[[], str]) -> bool:
 
 
 def _bad(name: str, error: PressworkError) -> None:
-    console.print(f"[red]BAD [/red] {name:<10} {error}")
+    _print("BAD ", "red", f"{name:<10} {error}")
+
+
+def _print(word: str, style: str, sentence: str) -> None:
+    show.out().print(Text.assemble((word, style), " ", sentence), soft_wrap=True)
 
 
 def _redis(settings: Settings) -> str:

@@ -1,16 +1,17 @@
 """Output for people: results on stdout, everything else on stderr."""
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from presswork_client import Estimate, Event, Export, Image, Job, JobRequest, Model, Range
 from services.cli import units
+from services.core import terminal
 
 _PIPED_WIDTH = 240  # columns when the output is not a terminal, so that nothing is cut
 _STYLES = {
@@ -22,12 +23,20 @@ _COUNTS = ("done", "failed", "cancelled", "reused", "total")
 _CELLS = " ▏▎▍▌▋▊▉█"
 
 
+class SafeConsole(Console):
+    """Prints no escape sequence but its own: texts from a server may hold others."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else terminal.printable(text), style, control)
+
+
 def out() -> Console:
-    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    return SafeConsole(highlight=False, markup=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
 
 
 def err() -> Console:
-    return Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else _PIPED_WIDTH)
+    return SafeConsole(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else _PIPED_WIDTH)
 
 
 def say(sentence: str, style: str = "") -> None:
@@ -39,7 +48,7 @@ def say(sentence: str, style: str = "") -> None:
 
 def document(value: object) -> None:
     """Prints one JSON document as a line of stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.write(terminal.json_line(value) + "\n")
     sys.stdout.flush()
 
 

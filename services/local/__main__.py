@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from services.core import logs
+from services.core import logs, terminal
 from services.core.model.errors import PressworkError
 from services.local.supervisor import read_running, stop_running
 from services.local.up import WORKER_GRACE, UpOptions, up
@@ -28,12 +28,12 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         return _down(arguments.home) if arguments.verb == "down" else _status(arguments.home)
     except PressworkError as error:
-        print(f"presswork: {error}", file=sys.stderr)  # noqa: T201
+        print(terminal.printable(f"presswork: {error}"), file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
 
 
 def _say(sentence: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {sentence}", flush=True)  # noqa: T201
+    print(terminal.printable(f"{time.strftime('%H:%M:%S')}  {sentence}"), flush=True)  # noqa: T201
 
 
 def _down(home: Path) -> int:

@@ -372,6 +372,21 @@ def test_items_shows_what_failed_first_and_why(run: Run, api: Api, store: S3Stor
     assert document(run("items", job, "--status", "failed", "--json"))["images"][0]["error"]["code"] == "error"
 
 
+def test_nothing_that_a_server_sends_commands_the_terminal(run: Run, api: Api) -> None:
+    job = str(api.submit({"prompt": "a mug"})["id"])
+    claim = factories.claim(api.database)
+    assert claim is not None
+    hostile = "\x1b]0;owned\x07 \x9b2J \u202e backwards [red]\r"
+    failed = [FailedImage(*factories.places(claim)[0], "error", hostile)]
+    factories.settle(api.database, claim, failed=failed)
+    shown = run("items", job).output
+    assert "]0;owned 2J backwards [red]" in " ".join(shown.split())
+    as_json = run("items", job, "--json").stdout
+    assert not {"\x1b", "\x07", "\x9b", "\u202e", "\r"} & {*shown, *as_json}
+    assert json.loads(as_json)["images"][0]["error"]["message"] == hostile
+    assert "\x1b" not in run("show", "job_\x1b[2J", code=4).output
+
+
 def test_items_shows_what_a_prompt_lost(run: Run, api: Api) -> None:
     job = str(api.submit({"prompt": "a dragon", "n": 2})["id"])
     claim = factories.claim(api.database)

@@ -69,6 +69,18 @@ def test_another_priority_holds_for_all_that_is_not_claimed_yet(api: Api) -> Non
     assert api.http.patch(f"/v1/jobs/{slow}", json={}).json()["priority"] == "high"
 
 
+def test_whose_job_it_is_is_known_before_its_lock_is_waited_for(api: Api) -> None:
+    job = submitted(api)
+    _, key = api.new_tenant("a stranger")
+    stranger = {"Authorization": f"Bearer {key}"}
+    with api.database.begin_system() as connection:
+        connection.execute(text("SELECT pg_advisory_xact_lock(:id)"), {"id": ids.parse_job(job)})
+        for verb in ("cancel", "pause", "resume"):  # a wait for the lock ends as 503
+            assert api.http.post(f"/v1/jobs/{job}/{verb}", headers=stranger).status_code == 404
+        changed = api.http.patch(f"/v1/jobs/{job}", json={"priority": "low"}, headers=stranger)
+        assert changed.status_code == 404
+
+
 def test_a_finished_job_takes_other_labels_and_no_other_priority(api: Api) -> None:
     job = submitted(api)
     render(api)

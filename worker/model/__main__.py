@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from services.core import terminal
 from services.core.model.errors import PressworkError
 from worker.model import directory
 from worker.model.presets import PRESETS
@@ -18,13 +19,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report, line = options.command(options)
     except (PressworkError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(terminal.printable(f"{error}\n"))
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
     with contextlib.suppress(BrokenPipeError):
-        sys.stdout.write((json.dumps(report, indent=2) if options.json else line) + "\n")
+        sys.stdout.write((json.dumps(report, indent=2) if options.json else terminal.printable(line)) + "\n")
         sys.stdout.flush()
     return 0
 

@@ -48,8 +48,9 @@ async def received(request: Request, file_field: str, limit: int) -> AsyncIterat
     )
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise ApiError(400, "invalid_form", f"The form cannot be read: {error.message}"[:200]) from None
+    except MultiPartException:
+        message = f"The form cannot be read; it may have one file and {_MAX_FIELDS} short fields."
+        raise ApiError(400, "invalid_form", message) from None
     except OSError as error:
         raise streaming.out_of_space(error) from None
     except (KeyError, ValueError):

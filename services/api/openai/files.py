@@ -119,7 +119,7 @@ def _expiry(fields: dict[str, str]) -> int | None:
         raise ApiError(400, "unknown_field", "The form has a field that is not known.", param=min(unknown)[:80])
     if anchor is None and seconds is None:
         return None
-    is_number = seconds is not None and seconds.isascii() and seconds.isdigit() and len(seconds) < 9
+    is_number = seconds is not None and parameters.is_whole(seconds)
     if anchor != "created_at" or not is_number or int(seconds or 0) not in EXPIRY:
         allowed = f"anchor created_at, and seconds from {EXPIRY.start:,} to {EXPIRY.stop - 1:,}"
         raise ApiError(400, "invalid_value", f"expires_after must have {allowed}.", param="expires_after")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import RedirectResponse
 
-from services.api import authentication
+from services.api import authentication, parameters
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.core.jobs import queries
@@ -23,7 +23,7 @@ def show_content(request: Request, context: ContextDep, job_id: str, index: str,
     """Redirects to the stored image. The signed `url` needs no key; without the signature a key is needed."""
     tenant = authentication.authenticate(request, context) if signature is None else None
     number = ids.parse_job(job_id)
-    if not (index.isascii() and index.isdigit() and len(index) <= 9):
+    if not parameters.is_whole(index):
         raise NotFound("There is no such image.")
     if signature is not None and not signed_urls.is_genuine(context.settings.secret, number, int(index), signature):
         raise NotFound("There is no such image.")

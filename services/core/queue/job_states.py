@@ -91,6 +91,10 @@ WITH moved AS (
 {log.of_jobs("moved", "'job.started'")}
 """)  # noqa: S608  our own text
 _LOCK_JOB = statement("job_states.lock_job")("SELECT pg_advisory_xact_lock(:id)")
+# A number that a client sent is looked up first, so that nobody holds the lock of another tenant's job.
+_LOCK_OWN_JOB = statement("job_states.lock_own_job")(
+    "SELECT pg_advisory_xact_lock(id) FROM jobs WHERE id = :id AND tenant_id = :tenant_id"
+)
 _STOP = f"""
 WITH moved AS (
   UPDATE jobs SET state = 'cancelling', stop_reason = :reason, cancel_requested_at = now()
@@ -196,7 +200,7 @@ def set_priority(connection: Connection, tenant_id: int, job_id: int, priority: 
     """Changes the priority of all images that are not claimed yet. False: the job has finished or has that priority."""
     word = next(word for word, number in PRIORITIES.items() if number == priority)
     values = {"id": job_id, "tenant_id": tenant_id, "priority": priority, "word": word}
-    connection.execute(_LOCK_JOB, {"id": job_id})  # waits for a crash that is copying segments into quarantine
+    connection.execute(_LOCK_OWN_JOB, values)  # waits for a crash that is copying segments into quarantine
     if not connection.execute(_PRIORITY, values).rowcount:
         return False
     segments.set_priority(connection, job_id, priority)
@@ -206,7 +210,7 @@ def set_priority(connection: Connection, tenant_id: int, job_id: int, priority: 
 def pause(connection: Connection, tenant_id: int, job_id: int, paused: bool) -> bool:
     """Stops or resumes the claiming of the job's images. False: nothing changes, or the job cannot be claimed from."""
     values = {"id": job_id, "tenant_id": tenant_id, "paused": paused}
-    connection.execute(_LOCK_JOB, {"id": job_id})  # waits for a crash that is copying segments into quarantine
+    connection.execute(_LOCK_OWN_JOB, values)  # waits for a crash that is copying segments into quarantine
     if not connection.execute(_PAUSE, values | {"sources": states.guard(states.CLAIMABLE_JOB_STATES)}).rowcount:
         return False
     segments.set_open(connection, job_id, not paused)
@@ -246,8 +250,8 @@ def start(connection: Connection, job_ids: Sequence[int]) -> None:
 
 def cancel(connection: Connection, tenant_id: int, job_id: int) -> bool:
     """From this commit on, no image of the job is claimed or becomes done. False: the job is stopping or has ended."""
-    connection.execute(_LOCK_JOB, {"id": job_id})  # waits for the claims and settles under way, not for later ones
     values = {"id": job_id, "tenant_id": tenant_id, "reason": "cancelled", "sources": states.STOP.guard}
+    connection.execute(_LOCK_OWN_JOB, values)  # waits for the claims and settles under way, not for later ones
     if not connection.execute(_CANCEL, values).rowcount:
         return False
     segments.close(connection, job_id)
