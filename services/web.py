@@ -68,6 +68,7 @@ def server_config(app: Any) -> uvicorn.Config:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # api/addresses.py reads them
         h11_max_incomplete_event_size=HEAD_BYTES,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,

@@ -61,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(open_routes)
     app.include_router(tenants_routes)
     app.include_router(links_routes)
-    app.add_middleware(RequestMiddleware)
+    app.add_middleware(RequestMiddleware, settings=settings)
     errors.install(app)
     return app
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import anyio
 from fastapi import Depends, Request
 
+from services.api import addresses
 from services.core.db.database import Database
 from services.core.notify import Notifier
 from services.core.settings import Settings
@@ -45,8 +46,8 @@ def _context(request: Request) -> Context:
 
 
 def base_url(settings: Settings, request: Request) -> str:
-    """The address in front of `/v1`: PRESSWORK_PUBLIC_URL, or the one that this request was sent to."""
-    return (settings.public_url or str(request.base_url)).rstrip("/")
+    """The address in front of `/v1`: see `addresses.base_url`."""
+    return addresses.base_url(settings, request.scope)
 
 
 def linker(context: "Context", request: Request, job_id: int) -> Callable[[int], str]:

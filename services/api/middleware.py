@@ -9,13 +9,16 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.api import addresses
 from services.api.errors import envelope
+from services.core.settings import Settings
 
 log = logging.getLogger(__name__)
 DRAIN_SECONDS = 1.0
 DRAIN_BYTES = 8 << 20
 HEADERS = 100
 HEAD_BYTES = 32 << 10
+MONITORING = frozenset({"/livez", "/readyz", "/metrics"})
 CLIENT_DISCONNECTED = 499  # in the log only: nobody receives it
 
 SECURITY = {
@@ -26,16 +29,17 @@ SECURITY = {
 
 
 class RequestMiddleware:
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._settings = app, settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        addresses.believe_proxies(self._settings, scope)
         exchange = Exchange(scope, receive, send)
         try:
-            await (_bad_head(scope) or self._app)(scope, exchange.receive, exchange.send)
+            await (_bad_head(scope) or self._bad_host(scope) or self._app)(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = CLIENT_DISCONNECTED
         except Exception:
@@ -45,6 +49,12 @@ class RequestMiddleware:
                 await answer(scope, exchange.receive, exchange.send)
         finally:
             exchange.write_log()
+
+    def _bad_host(self, scope: Scope) -> ASGIApp | None:
+        """The answer to a host that is not ours. What watches this process asks by its bare address."""
+        if scope["path"] in MONITORING or addresses.is_served(self._settings, scope):
+            return None
+        return envelope(421, "unknown_host", "This server does not serve the host that the request names.")
 
 
 def _bad_head(scope: Scope) -> ASGIApp | None:

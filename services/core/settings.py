@@ -4,10 +4,13 @@ A variable NAME may instead be given as NAME_FILE, the path of a file that holds
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from services.core.model import addresses
 from services.core.model.addresses import either
@@ -15,6 +18,7 @@ from services.core.model.errors import SettingsError
 from services.core.model.pipelines import PIPELINES
 
 DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
+Network = IPv4Network | IPv6Network
 
 
 def _text(value: str) -> str:
@@ -78,6 +82,30 @@ def check_address(variable: str, value: str, *schemes: str) -> None:
         raise SettingsError(f"{variable} is not understood; {error}.") from None
 
 
+def _base_url(value: str) -> str:
+    """An address that others can be put behind: a host, and a path at most."""
+    parts = urlsplit(_address("http", "https")(value))
+    if value and (not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc or " " in value):
+        raise ValueError("it must be an address such as https://presswork.example.org, without a query or a password")
+    return value
+
+
+def _hosts(value: str) -> frozenset[str]:
+    hosts = {part.strip().lower() for part in value.split(",") if part.strip()}
+    if not all(
+        re.fullmatch(r"(\*\.)?[a-z0-9][a-z0-9._-]*(:[0-9]+)?|\[[0-9a-f:.]+\](:[0-9]+)?", host) for host in hosts
+    ):
+        raise ValueError("it must be names of hosts with commas between them, such as presswork.example.org,*.internal")
+    return frozenset(hosts)
+
+
+def _networks(value: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ip_network(part.strip()) for part in value.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("it must be IP addresses or networks with commas, such as 10.0.0.7,10.1.0.0/16") from None
+
+
 def _batch_sizes(value: str) -> tuple[int, ...]:
     sizes = [int(part) for part in value.split(",") if part.strip().isdigit()]
     if len(sizes) != len(value.split(",")) or not all(1 <= size <= 256 for size in sizes) or 1 not in sizes:
@@ -115,7 +143,9 @@ class Settings:
     max_file_bytes: int = _setting("PRESSWORK_MAX_FILE_BYTES", str(200 << 20), _whole(1024, 2**40))
     max_lines_per_file: int = _setting("PRESSWORK_MAX_LINES_PER_FILE", "50000", _whole(1, 10**7))
     wait_seconds: int = _setting("PRESSWORK_WAIT_SECONDS", "300", _whole(1, 3600))  # for synchronous image requests
-    public_url: str = _setting("PRESSWORK_PUBLIC_URL", "", _address("http", "https"))  # empty: as each request says
+    public_url: str = _setting("PRESSWORK_PUBLIC_URL", "", _base_url)  # links begin with it; empty: api/addresses.py
+    allowed_hosts: frozenset[str] = _setting("PRESSWORK_ALLOWED_HOSTS", "", _hosts)  # empty: every Host is answered
+    trusted_proxies: tuple[Network, ...] = _setting("PRESSWORK_TRUSTED_PROXIES", "", _networks)  # their X-Forwarded-*
     url_seconds: int = _setting("PRESSWORK_URL_SECONDS", "900", _whole(10, 604800))
     # The heartbeat interval, the safety margin and the watchdog are derived from the lease.
     lease_seconds: float = _setting("PRESSWORK_LEASE_SECONDS", "30", _number(1, 3600))

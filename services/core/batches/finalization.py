@@ -108,6 +108,9 @@ def _requests(lease: Lease, job_id: int) -> Iterator[Request]:
 
 
 def _line(settings: Settings, job: Any, job_id: int, request: Request) -> bytes:
-    data = [line_format.entry(image, job_id, job.base_url, settings.secret) for image in request.stored]
+    data = [
+        line_format.entry(image, job_id, settings.public_url or job.base_url, settings.secret)
+        for image in request.stored
+    ]
     error = None if request.is_done else request.failure or _STOPPED[job.stop_reason]
     return line_format.output_line(job_id, request, data, error)

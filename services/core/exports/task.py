@@ -7,6 +7,7 @@ same bytes again under the same key.
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
 from services.core.db.leases import Lease
@@ -28,7 +29,8 @@ def run(settings: Settings, store: ImageStore, export_id: int, lease: Lease) -> 
     until = time.monotonic() + SLICE_SECONDS
     while (export := _read(export_id, lease)) is not None:
         if export.finished_at is None:
-            _write(ExportWriter(export, store, settings.secret, lease.keep), lease)
+            linked = replace(export, base_url=settings.public_url or export.base_url)
+            _write(ExportWriter(linked, store, settings.secret, lease.keep), lease)
         elif export.expired or (export.state != "completed" and export.next_shard >= 0):
             _drop(store, export, lease, until)
         else:
