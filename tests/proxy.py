@@ -9,15 +9,18 @@ import time
 
 class Proxy:
     """Forwards to (host, port); what comes back is `delay` seconds late. While cut, connections are refused at once
-    and open ones are reset. While `answer` is set, that is the answer to whatever a client sends."""
+    and open ones are reset. While `answer` is set, that is the answer to whatever a client sends. A request of HTTP
+    that begins with `refused` is answered with 507 instead of forwarded."""
 
-    def __init__(self, host: str, port: int, delay: float = 0.0) -> None:
+    def __init__(self, host: str, port: int, delay: float = 0.0, refused: bytes | None = None) -> None:
         self._target = (host, port)
         self._delay = delay
+        self._refused = refused
         self._open: set[socket.socket] = set()
         self._guard = threading.Lock()
         self._cut = False
         self.answer = b""
+        self.accepted = 0  # connections
         self._server = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port: int = self._server.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -42,6 +45,7 @@ class Proxy:
                 client, _ = self._server.accept()
             except OSError:
                 return
+            self.accepted += 1
             if self._cut:
                 client.close()
                 continue
@@ -59,6 +63,11 @@ class Proxy:
     def _pump(self, source: socket.socket, sink: socket.socket, delay: float, asks: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if self._refused is not None and data.startswith(self._refused):
+                    source.sendall(
+                        b"HTTP/1.1 507 Insufficient Storage\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    )
+                    break
                 time.sleep(delay)
                 if asks and self.answer:
                     source.sendall(self.answer)

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from services.api import authentication, errors, health, parameters
+from services.api import authentication, errors, health, parameters, readiness
 from services.api.authentication import documented
 from services.api.dependencies import Context
 from services.api.middleware import RequestMiddleware
@@ -40,7 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.context = Context.open(settings)
-    app.state.readiness = health.Readiness(app.state.context)
+    app.state.readiness = readiness.Readiness(app.state.context)
     open_routes = APIRouter(dependencies=[Depends(parameters.reject_unknown)])
     open_routes.include_router(health.router)
     # A request without a valid key learns nothing about parameters: authentication comes first.

@@ -27,6 +27,7 @@ class Context:
     notifier: Notifier
     submissions: anyio.CapacityLimiter  # parsing is bound by the CPU: more at once would only use more memory
     waiting: anyio.CapacityLimiter
+    figures: anyio.CapacityLimiter  # /metrics takes no key and reads counts of all jobs
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
@@ -37,10 +38,11 @@ class Context:
             Notifier(settings.redis_url),
             anyio.CapacityLimiter(SUBMISSIONS_AT_ONCE),
             anyio.CapacityLimiter(WAITING_AT_ONCE),
+            anyio.CapacityLimiter(1),
         )
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
     found: Context = request.app.state.context
     return found
 

@@ -8,8 +8,9 @@ API = Path(__file__).parents[2] / "services" / "api"
 # Every other transaction of the API is `begin(tenant)`. A new entry needs a reason, in a comment at the call.
 SYSTEM_TRANSACTIONS = [
     ("authentication.py", "authenticate"),  # the key decides which tenant it is
-    ("health.py", "_model_and_worker"),  # the route takes no key
     ("health.py", "collect"),  # sums over all tenants
+    ("readiness.py", "_model_and_worker"),  # the route takes no key
+    ("readiness.py", "check"),  # likewise
     ("v1/estimation.py", "_estimate"),  # every tenant's queued images are ahead
     ("v1/image_content.py", "_redirect"),  # a signed link names the image and no tenant
 ]

@@ -137,7 +137,10 @@ class Check(BaseModel):
 
 
 class Ready(BaseModel):
+    """`age_seconds`: how long ago the oldest of these looks ended."""
+
     status: Literal["ok", "degraded", "failing"]
+    age_seconds: float
     checks: dict[str, Check]
 
 

@@ -25,6 +25,10 @@ class DatabaseUnavailable(Unavailable):
     """The database cannot be reached."""
 
 
+class DatabaseReadOnly(DatabaseUnavailable):
+    """The database takes no writes right now."""
+
+
 class StoreUnavailable(Unavailable):
     """The object store cannot be reached."""
 

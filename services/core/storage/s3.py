@@ -23,6 +23,7 @@ from services.core.storage.contract import StoredObject
 log = logging.getLogger(__name__)
 _PROBE = "probe/conditional-write"
 _COPY_PROBE = "probe/conditional-copy"
+_WRITE_PROBE = "probe/write"
 _CHUNK = 1 << 20
 _ONE_BY_ONE = TransferConfig(use_threads=False)  # large files in parts, one after the other: memory stays flat
 
@@ -115,6 +116,11 @@ class S3Store:
     def check(self) -> None:
         with self._translated():
             self._client.head_bucket(Bucket=self._bucket)
+
+    def check_write(self) -> None:
+        """Like `check`, but a store that is full or read-only does not pass either."""
+        with self._translated():
+            self._client.put_object(Bucket=self._bucket, Key=_WRITE_PROBE, Body=_WRITE_PROBE.encode())
 
     def prepare(self, patience: float = 60.0) -> bool:
         """Creates the bucket if it is missing, and finds out whether the store supports conditional writes. Waits up to
