@@ -1,6 +1,5 @@
 """A submission's JSON body in parts: options, defaults, and requests as a list or as a matrix."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -58,15 +57,12 @@ class SubmissionBody:
         """Adds every request to the submission, until it has as many problems as are reported."""
         for problem in self.problems:
             submission.refuse(problem)
-        for index, (prefix, value) in enumerate(self._requests()):
+        if self.matrix is not None:
+            submission.add_matrix(self.matrix)
+        for index, value in enumerate(self.images):
             if submission.has_too_many_problems:
                 return
-            submission.add(index, value, prefix)
-
-    def _requests(self) -> Iterable[tuple[str, Any]]:
-        if self.matrix is not None:
-            return (("", value) for value in self.matrix.requests())
-        return ((f"images[{index}].", value) for index, value in enumerate(self.images))
+            submission.add(index, value, f"images[{index}].")
 
 
 def wrong(name: str, found: object) -> Problem:

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from services.core.db import columns
 from services.core.db.statements import statement
 from services.core.fleet.models import Model
-from services.core.jobs.submissions import ResolvedShape, Submission
+from services.core.jobs.submissions import ResolvedShape, Trial
 from services.core.model import requests
 from services.core.model.specs import Shape
 from services.core.settings import Settings
@@ -113,15 +113,16 @@ class Estimate:
         return all(entry.workers for entry in self.shapes)
 
 
-class WorkTally(Submission):
-    """Checks requests as a submission does, but only counts them."""
+class WorkTally(Trial):
+    """Checks requests as a submission does, and counts them."""
 
     def __init__(self, settings: Settings, catalogue: dict[str, Model], *, defaults: dict[str, Any]) -> None:
         super().__init__(settings, catalogue, defaults=defaults)
         self.counts: dict[tuple[str, Shape], int] = {}  # images, by model and shape
 
     def _write(self, request: requests.ImageRequest, resolved: ResolvedShape) -> None:
-        self._count(request.model, resolved, request.n)
+        if self._alike:
+            self._count(request.model, resolved, request.n, self._alike)
 
     def add_shape(self, place: int, value: object) -> None:
         """Checks and counts some images of one shape."""
@@ -135,13 +136,13 @@ class WorkTally(Submission):
         request = requests.ImageRequest(prompt="-", **fields)
         resolved = self._resolve((place,), request, place, prefix)
         if resolved is not None:
-            self._count(request.model, resolved, asked.images)
+            self._count(request.model, resolved, asked.images, 1)
 
-    def _count(self, model: str | None, resolved: ResolvedShape, images: int) -> None:
+    def _count(self, model: str | None, resolved: ResolvedShape, images: int, times: int) -> None:
         key = model or self._settings.model, resolved.shape
-        self.counts[key] = self.counts.get(key, 0) + images
-        self.total += images
-        self.requests += 1
+        self.counts[key] = self.counts.get(key, 0) + images * times
+        self.total += images * times
+        self.requests += times
 
 
 def estimate(connection: Connection, counts: dict[tuple[str, Shape], int], priority: int) -> Estimate:

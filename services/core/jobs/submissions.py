@@ -24,6 +24,7 @@ from services.core.model.body import with_defaults
 from services.core.model.errors import InvalidSubmission, Problem
 from services.core.model.specs import DRAWN_SEEDS, Shape
 from services.core.model.states import JobState
+from services.core.model.templates import Matrix
 from services.core.queue import images, job_states, segments
 from services.core.queue.job_states import NewJob
 from services.core.settings import Settings
@@ -128,6 +129,19 @@ class Submission:
             self.problems.extend(requests.problems(error, value, place, prefix))
         else:
             self._take(request, place, prefix)
+
+    def add_matrix(self, matrix: Matrix) -> None:
+        """Adds every combination. If one is invalid, that is found before any is made, and a few of those are named."""
+        if not matrix.pairwise:
+            with Trial(self._settings, self._catalogue, defaults=self._defaults) as trial:
+                trial.add_matrix(matrix)
+                self.problems += trial.problems
+            if self.problems:
+                return
+        for index, value in enumerate(matrix.requests()):
+            if self.has_too_many_problems:
+                return
+            self.add(index, value)
 
     def add_line(self, number: int, line: bytes) -> None:
         """Checks one line of NDJSON and spools its request."""
@@ -316,6 +330,28 @@ class Submission:
             while chunk := self._spool.read(_COPY_CHUNK):
                 copy.write(chunk)
         images.spread(connection, self.job_id, first=self.existing.images)
+
+
+class Trial(Submission):
+    """Checks requests as a submission does, and keeps none of them."""
+
+    _alike = 1  # how many requests the one at hand stands for
+
+    def add_matrix(self, matrix: Matrix) -> None:
+        """Checks every combination, and makes only those that stand for others."""
+        self._alike = 0
+        for index, value in matrix.suspects():
+            self.add(index, value)
+        if not self.problems:
+            for index, value, count in matrix.representatives():
+                if self.has_too_many_problems:
+                    break
+                self._alike = count
+                self.add(index, value)
+        self._alike = 1
+
+    def _write(self, request: requests.ImageRequest, resolved: ResolvedShape) -> None:
+        pass
 
 
 def read_lines(submission: Submission, lines: Iterable[bytes]) -> None:

@@ -60,6 +60,16 @@ ALLOWED = {
 }
 
 
+def is_blank(value: str) -> bool:
+    """Whether it is empty or only spaces."""
+    return not value or value.isspace()
+
+
+def is_forbidden(value: str) -> bool:
+    """Whether it holds a character that no text may hold."""
+    return not value.isprintable() and _FORBIDDEN.search(value) is not None
+
+
 def _text(value: str) -> str:
     if value.isprintable():  # nearly every text is, and this is faster than the search
         return value
@@ -72,7 +82,7 @@ def _text(value: str) -> str:
 
 
 def _prompt(value: str) -> str:
-    if not value or value.isspace():
+    if is_blank(value):
         raise PydanticCustomError("empty", "")
     return _text(value)
 

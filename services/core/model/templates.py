@@ -1,13 +1,14 @@
 """Matrices: a template and the values to vary in it, expanded into requests one by one.
 
-The number of requests is computed before the first is made. A template is text with names in braces. It is only ever
-filled in, never evaluated; a brace that is neither part of a name nor doubled is refused.
+The number of requests is computed before the first is made, and so is whether any of them is invalid: a few requests
+stand for all (`suspects`, `representatives`). A template is text with names in braces. It is only ever filled in, never
+evaluated; a brace that is neither part of a name nor doubled is refused.
 """
 
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ MAX_NAMES = 32
 FIELDS = frozenset(
     {"size", "num_inference_steps", "guidance_scale", "negative_prompt", "seed", "output_format", "model"}
 )
+_SHAPING = frozenset({"size", "num_inference_steps", "model"})  # guidance_scale too: above 1, or not
 _KEYS = frozenset({"template", "negative_template", "vary", "combine", "repeat", "seed"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]{0,63})\}|[{}]", re.ASCII)
@@ -53,12 +55,56 @@ class Matrix:
         """Yields every combination as a request; the last name varies fastest."""
         together = zip(*self.vary.values(), strict=True) if self.pairwise else itertools.product(*self.vary.values())
         for values in together:
-            chosen = dict(zip(self.vary, values, strict=True))
-            request = self.fixed | {name: chosen[name] for name in self.fields}
-            request["prompt"] = _fill(self.template, chosen)
-            if self.negative_template is not None:
-                request["negative_prompt"] = _fill(self.negative_template, chosen)
-            yield request
+            yield self._request(dict(zip(self.vary, values, strict=True)))
+
+    def suspects(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields requests with their indexes: if the text or the format of any request of the matrix is invalid, it is
+        so in one of these. They are at most two for each name in `vary`, and four more."""
+        if self.pairwise:
+            return
+        first = dict.fromkeys(self.vary, 0)
+        found = {self._index(places): places for places in self._suspects(first)}
+        for index in sorted(found):
+            yield index, self._request({name: self.vary[name][place] for name, place in found[index].items()})
+
+    def representatives(self) -> Iterator[tuple[int, dict[str, Any], int]]:
+        """Yields the first request of each kind with its index, and how many requests are of that kind. Requests of one
+        kind are rendered in one shape."""
+        if self.pairwise:
+            yield from ((index, request, 1) for index, request in enumerate(self.requests()))
+            return
+        kinds = [_kinds(name, values) if name in self.fields else {None: (0, len(values))}
+                 for name, values in self.vary.items()]  # fmt: skip
+        for chosen in itertools.product(*(kind.values() for kind in kinds)):
+            places = {name: place for name, (place, _) in zip(self.vary, chosen, strict=True)}
+            request = self._request({name: self.vary[name][place] for name, place in places.items()})
+            yield self._index(places), request, math.prod(count for _, count in chosen)
+
+    def _request(self, chosen: dict[str, Any]) -> dict[str, Any]:
+        request = self.fixed | {name: chosen[name] for name in self.fields}
+        request["prompt"] = _fill(self.template, chosen)
+        if self.negative_template is not None:
+            request["negative_prompt"] = _fill(self.negative_template, chosen)
+        return request
+
+    def _index(self, places: dict[str, int]) -> int:
+        index = 0
+        for name, values in self.vary.items():
+            index = index * len(values) + places[name]
+        return index
+
+    def _suspects(self, first: dict[str, int]) -> Iterator[dict[str, int]]:
+        """The places of the values in each suspect, by name."""
+        yield first
+        for template in (self.template, self.negative_template or ()):
+            used = {name for _, name in template if name is not None}
+            texts = {name: [str(value) for value in self.vary[name]] for name in used}
+            yield first | {name: _best(texts[name], len) for name in used}
+            yield first | {name: _best(texts[name], requests.is_blank) for name in used}
+            for name in used:
+                yield first | {name: _best(texts[name], requests.is_forbidden)}
+        if "output_format" in self.fields:
+            yield first | {"output_format": _best(self.vary["output_format"], "png".__eq__)}
 
 
 def read(value: object, defaults: dict[str, Any], max_images: int) -> tuple[Matrix | None, list[Problem]]:
@@ -208,6 +254,21 @@ def _check(name: str, value: object, param: str) -> None:
         code = requests.problems(error, {name: value})[0].code
         message = f"{param} is {strict_json.describe(value)}; it must be {requests.ALLOWED[name]}."
         raise _Refused(code, message, param) from None
+
+
+def _best(values: list[Any], measure: Callable[[Any], Any]) -> int:
+    """The place of the first value for which `measure` is greatest."""
+    return max(range(len(values)), key=lambda place: measure(values[place]))
+
+
+def _kinds(name: str, values: list[Any]) -> dict[Any, tuple[int, int]]:
+    """The place of the first value of each kind, and how many values are of that kind."""
+    found: dict[Any, tuple[int, int]] = {}
+    for place, value in enumerate(values):
+        kind = value if name in _SHAPING else value > 1.0 if name == "guidance_scale" else None
+        first, count = found.get(kind, (place, 0))
+        found[kind] = first, count + 1
+    return found
 
 
 def _fill(template: Template, chosen: dict[str, Any]) -> str:
