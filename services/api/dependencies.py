@@ -1,4 +1,4 @@
-"""What every handler depends on: the settings, the database, the object store and the notifier."""
+"""What every handler depends on: the settings, the database, the object store, the notifier, and slots to run in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,15 +8,19 @@ import anyio
 from fastapi import Depends, Request
 
 from services.api import addresses
+from services.api.slots import Slots
 from services.core.db.database import Database
 from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage import signed_urls
 from services.core.storage.s3 import S3Store
 
-SUBMISSIONS_AT_ONCE = 4
-WAITING_AT_ONCE = 8  # polls of the database for clients that wait for images, at one time
-CONNECTIONS = 10
+# How many calls run at one time, each in a thread and most with a connection to the database.
+REQUESTS_AT_ONCE = 8
+SUBMISSIONS_AT_ONCE = 4  # parsing is bound by the CPU: more at once would only use more memory
+TRANSFERS_AT_ONCE = 4  # between the object store and clients
+POLLS_AT_ONCE = 4  # for clients that wait for images
+CONNECTIONS = 12  # and as many more under load: some are left for keys and for health
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +29,10 @@ class Context:
     database: Database
     store: S3Store
     notifier: Notifier
-    submissions: anyio.CapacityLimiter  # parsing is bound by the CPU: more at once would only use more memory
-    waiting: anyio.CapacityLimiter
+    requests: Slots
+    submissions: Slots
+    transfers: Slots
+    polls: Slots
     figures: anyio.CapacityLimiter  # /metrics takes no key and reads counts of all jobs
 
     @classmethod
@@ -36,8 +42,10 @@ class Context:
             Database(settings.database_url, application="presswork web", pool_size=CONNECTIONS),
             S3Store(settings),
             Notifier(settings.redis_url),
-            anyio.CapacityLimiter(SUBMISSIONS_AT_ONCE),
-            anyio.CapacityLimiter(WAITING_AT_ONCE),
+            Slots(REQUESTS_AT_ONCE),
+            Slots(SUBMISSIONS_AT_ONCE),
+            Slots(TRANSFERS_AT_ONCE),
+            Slots(POLLS_AT_ONCE),
             anyio.CapacityLimiter(1),
         )
 

@@ -5,7 +5,6 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-import anyio
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
@@ -17,6 +16,7 @@ from services.api.errors import ApiError
 from services.api.openai import bodies, schemas
 from services.api.openai.bodies import Document
 from services.api.openai.uploads import EXPIRES_AFTER, ExpiresAfter
+from services.api.turns import TenantRoute
 from services.core.batches import batch_jobs, line_format
 from services.core.db.database import Connection
 from services.core.files import files
@@ -25,7 +25,7 @@ from services.core.model import ids, requests
 from services.core.model.errors import Conflict, NotFound
 from services.core.queue import segments
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 _WINDOW = re.compile(r"([1-9][0-9]{0,3})([hd])")
 _MAX_DAYS = 30
 _TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
@@ -60,7 +60,7 @@ async def create_batch(request: Request, context: ContextDep, tenant: Tenant) ->
     key = streaming.idempotency_key(request)
     asked = await bodies.read(request, context.settings, NewBatch)
     base_url = dependencies.base_url(context.settings, request)
-    return await anyio.to_thread.run_sync(_create, context, tenant, asked, key, base_url)
+    return await context.requests.run(tenant, _create, context, tenant, asked, key, base_url)
 
 
 @router.get("/batches", response_model=schemas.BatchList)

@@ -1,11 +1,11 @@
 """Files of the OpenAI-shaped API: upload, list, read, delete."""
 
 import hashlib
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import IO, Annotated, Any, Literal
 
-import anyio
 from fastapi import APIRouter, Query, Request
 from starlette.responses import StreamingResponse
 
@@ -16,12 +16,14 @@ from services.api.body.multipart import Form
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.openai import schemas
+from services.api.turns import TenantRoute
 from services.core.files import files
+from services.core.files.files import File
 from services.core.jobs import idempotency
 from services.core.model import ids
 from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, NotFound, ObjectMissing
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 EXPIRY = range(3600, 2_592_001)
 _FORM = {
     "required": True,
@@ -52,7 +54,7 @@ async def create_file(request: Request, context: ContextDep, tenant: Tenant) -> 
     key = streaming.idempotency_key(request)
     async with multipart.received(request, "file", context.settings.max_file_bytes) as form:
         expires = _expiry(form.fields)
-        return await anyio.to_thread.run_sync(_store, context, tenant, form, expires, key)
+        return await context.transfers.run(tenant, _store, context, tenant, form, expires, key)
 
 
 @router.get("/files", response_model=schemas.FileList)
@@ -83,17 +85,12 @@ def show_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
 
 
 @router.get("/files/{file_id}/content", response_class=StreamingResponse)
-def read_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
+async def read_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
     """The file's bytes."""
-    with context.database.begin(tenant) as connection:
-        found = files.find(connection, tenant, files.parse_id(file_id))
-    try:
-        chunks = _begun(context.store.stream(found.object_key))
-    except ObjectMissing:
-        raise ApiError(410, "file_gone", "The file is not in the object store any more.") from None
+    found, chunks = await context.transfers.run(tenant, _open, context, tenant, files.parse_id(file_id))
     name = re.sub(r"[^A-Za-z0-9._-]", "_", found.filename)
     headers = {"Content-Length": str(found.bytes), "Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(chunks, media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(_in_turns(context, tenant, chunks), media_type="application/octet-stream", headers=headers)
 
 
 @router.delete("/files/{file_id}", response_model=schemas.FileDeleted)
@@ -160,12 +157,23 @@ def digest(file: IO[bytes]) -> bytes:
     return found.digest()
 
 
-def _begun(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same chunks. The first is read now, so that an object that cannot be read is an error answer."""
-    first = next(chunks, b"")
+def _open(context: Context, tenant: int, file_id: int) -> tuple[File, Iterator[bytes]]:
+    """The file and its chunks. The first is read now, so that an object that cannot be read is an error answer."""
+    with context.database.begin(tenant) as connection:
+        found = files.find(connection, tenant, file_id)
+    try:
+        chunks = context.store.stream(found.object_key)
+        first = next(chunks, b"")
+    except ObjectMissing:
+        raise ApiError(410, "file_gone", "The file is not in the object store any more.") from None
+    return found, itertools.chain((first,), chunks)
 
-    def go_on() -> Iterator[bytes]:
-        yield first
-        yield from chunks
 
-    return go_on()
+async def _in_turns(context: Context, tenant: int, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """The same chunks. Each is read in a slot, which is free while the client receives the chunk."""
+    while chunk := await context.transfers.run(tenant, _next, chunks, patient=True):
+        yield chunk
+
+
+def _next(chunks: Iterator[bytes]) -> bytes:
+    return next(chunks, b"")

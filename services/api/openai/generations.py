@@ -20,6 +20,7 @@ from services.api.body import streaming
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError, JsonResponse, envelope
 from services.api.openai import bodies, schemas
+from services.api.turns import TenantRoute
 from services.api.v1 import schemas as v1
 from services.core.batches import line_format, results
 from services.core.batches.line_format import Body
@@ -29,7 +30,7 @@ from services.core.jobs import lifecycle, queries, submissions
 from services.core.model import ids, requests
 from services.core.model.errors import Conflict, InvalidSubmission, StoreUnavailable, Unavailable
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 _MIN_PAUSE, _MAX_PAUSE = 0.05, 0.4  # seconds between two polls
 _PREFER_WAIT = re.compile(r"wait=([0-9]{1,5})")
 _NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client would send it again, and it would be rendered again
@@ -77,7 +78,7 @@ async def generate(request: Request, context: ContextDep, tenant: Tenant) -> Any
         raise ApiError(400, problems[0].code, problems[0].message, param=problems[0].param)
     if "custom_id" in body.fields:
         raise ApiError(400, "unknown_field", "custom_id belongs to files of requests.", param="custom_id")
-    job_id = await anyio.to_thread.run_sync(_submit, context, tenant, body, key, limiter=context.submissions)
+    job_id = await context.submissions.run(tenant, _submit, context, tenant, body, key)
     try:
         return await _answered(request, context, tenant, job_id, body.response_format, preference, key)
     except Unavailable as error:
@@ -94,18 +95,22 @@ async def _answered(
 ) -> Any:  # fmt: skip
     """The pictures of the committed job, or the job."""
     if preference.asynchronous:
-        return await anyio.to_thread.run_sync(_job, context, tenant, job_id, "respond-async")
+        return await context.requests.run(tenant, _job, context, tenant, job_id, "respond-async", patient=True)
     limit = context.settings.wait_seconds if preference.seconds is None else preference.seconds
     if not await _wait(request, context, tenant, job_id, limit, give_up=key is None):
         if preference.seconds is not None:
-            return await anyio.to_thread.run_sync(_job, context, tenant, job_id, f"wait={preference.seconds:g}")
+            return await context.requests.run(
+                tenant, _job, context, tenant, job_id, f"wait={preference.seconds:g}", patient=True
+            )
         raise ApiError(
             504, "still_rendering",
             f"It is not done after {limit:g} s. It goes on: see /v1/jobs/{ids.public_job(job_id)}.",
             headers=_NO_RETRY,
         )  # fmt: skip
     base_url = dependencies.base_url(context.settings, request)
-    return await anyio.to_thread.run_sync(_answer, context, tenant, job_id, response_format, base_url)
+    return await context.transfers.run(
+        tenant, _answer, context, tenant, job_id, response_format, base_url, patient=True
+    )
 
 
 def _preference(request: Request) -> Preference:
@@ -136,14 +141,14 @@ async def _wait(request: Request, context: Context, tenant: int, job_id: int, li
     """Whether all images are final before the limit. With `give_up`, the job is cancelled if the client disconnects."""
     deadline, pause = time.monotonic() + limit, _MIN_PAUSE
     while True:
-        if await anyio.to_thread.run_sync(_is_over, context, tenant, job_id, limiter=context.waiting):
+        if await context.polls.run(tenant, _is_over, context, tenant, job_id, patient=True):
             return True
         if time.monotonic() + pause > deadline:
             return False
         await anyio.sleep(pause)
         pause = min(pause * 1.3, _MAX_PAUSE)
         if give_up and await request.is_disconnected():
-            await anyio.to_thread.run_sync(_cancel, context, tenant, job_id)
+            await context.requests.run(tenant, _cancel, context, tenant, job_id, patient=True)
             return False
 
 

@@ -7,12 +7,13 @@ from fastapi import APIRouter
 from services.api.authentication import Tenant
 from services.api.dependencies import ContextDep
 from services.api.openai import schemas
+from services.api.turns import TenantRoute
 from services.core.fleet import models
 from services.core.fleet.models import Model
 from services.core.jobs import queries
 from services.core.model.errors import NotFound
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 
 
 @router.get("/models", response_model=schemas.ModelList)

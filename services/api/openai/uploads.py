@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any, Literal
 
-import anyio
 from fastapi import APIRouter, Request
 from pydantic import Field
 
@@ -13,12 +12,13 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.openai import bodies, files, schemas
 from services.api.openai.bodies import Document
+from services.api.turns import TenantRoute
 from services.core.files import files as core_files
 from services.core.files import uploads
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 PART_LIMIT = 64 << 20
 _PARTS = 10_000
 
@@ -72,7 +72,7 @@ async def create_upload(request: Request, context: ContextDep, tenant: Tenant) -
             400, "file_too_long", f"bytes is {asked.bytes}; a file has at most {context.settings.max_file_bytes:,}.",
             param="bytes",
         )  # fmt: skip
-    return await anyio.to_thread.run_sync(_create, context, tenant, asked)
+    return await context.requests.run(tenant, _create, context, tenant, asked)
 
 
 @router.post("/uploads/{upload_id}/parts", response_model=schemas.UploadPart, openapi_extra={"requestBody": _FORM})
@@ -80,7 +80,7 @@ async def add_part(request: Request, context: ContextDep, tenant: Tenant, upload
     """Stores one part of up to 64 MiB."""
     number = uploads.parse_id(upload_id)
     async with multipart.received(request, "data", PART_LIMIT) as form:
-        return await anyio.to_thread.run_sync(_add_part, context, tenant, number, form)
+        return await context.transfers.run(tenant, _add_part, context, tenant, number, form)
 
 
 @router.post(
@@ -92,7 +92,7 @@ async def complete_upload(request: Request, context: ContextDep, tenant: Tenant,
     """Joins the parts to a file, in the order of this list."""
     number = uploads.parse_id(upload_id)
     asked = await bodies.read(request, context.settings, Completion)
-    return await anyio.to_thread.run_sync(_complete, context, tenant, number, asked)
+    return await context.transfers.run(tenant, _complete, context, tenant, number, asked)
 
 
 @router.post("/uploads/{upload_id}/cancel", response_model=schemas.Upload)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import IO, Annotated, Any, Literal
 
-import anyio
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, BeforeValidator
 
@@ -14,6 +13,7 @@ from services.api.body.streaming import Format
 from services.api.body.submission_body import SubmissionBody
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError, SubmissionError
+from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.api.v1.jobs import shown
 from services.core.fleet import models
@@ -22,7 +22,7 @@ from services.core.model import ids, requests
 from services.core.model.errors import InvalidSubmission
 from services.core.settings import Settings
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 Number = Annotated[
     int,
     BeforeValidator(parameters.whole),
@@ -75,7 +75,7 @@ async def append_chunk(request: Request, context: ContextDep, tenant: Tenant, jo
     form = streaming.body_format(request)
     async with streaming.received(request, context.settings, form) as spool:
         arrival = ReceivedChunk(tenant, ids.parse_job(job_id), number, form, spool)
-        return await anyio.to_thread.run_sync(_append, context, arrival, limiter=context.submissions)
+        return await context.submissions.run(tenant, _append, context, arrival)
 
 
 @router.get("/jobs/{job_id}/chunks", response_model=ChunkPage)
@@ -100,25 +100,32 @@ def list_chunks(
     responses={200: {"model": schemas.Job, "description": "It was finalized by an earlier call."}},
     openapi_extra=openapi.body(requests.FinalizeRequest),
 )
-def finalize_draft(
+async def finalize_draft(
     response: Response, context: ContextDep, tenant: Tenant, job_id: str, body: json_object.Small
 ) -> Any:
     """Queues a draft. Its chunks must be numbered from 0 without a gap, and each custom_id be used once."""
     number = ids.parse_job(job_id)
     asked = json_object.parse(requests.FinalizeRequest, body, requests.FinalizeRequest.ALLOWED)
+    fresh, answer = await context.submissions.run(tenant, _finalize, context, tenant, number, asked)
+    if not fresh:
+        response.status_code = 200
+    return answer
+
+
+def _finalize(context: Context, tenant: int, number: int, asked: requests.FinalizeRequest) -> tuple[bool, schemas.Job]:
+    """Whether this call finalized the draft, and the job."""
     try:
         with context.database.begin(tenant) as connection:
             images = drafts.inspect(connection, tenant, number, asked)
     except InvalidSubmission as error:
         raise SubmissionError(error, "chunk") from None
     if images is None:
-        response.status_code = 200
-        return shown(context, tenant, number)
+        return False, shown(context, tenant, number)
     with context.database.begin(tenant) as connection:
         names = drafts.finalize(connection, tenant, number, images)
     for model in names:  # if it is lost, the workers' timers find the job within seconds
         context.notifier.notify(model)
-    return shown(context, tenant, number)
+    return True, shown(context, tenant, number)
 
 
 def _append(context: Context, arrival: ReceivedChunk) -> Appended:

@@ -2,7 +2,6 @@
 
 from typing import IO, Any, Literal
 
-import anyio
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
@@ -12,13 +11,14 @@ from services.api.body import json_object, streaming
 from services.api.body.submission_body import SubmissionBody
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import SubmissionError
+from services.api.turns import TenantRoute
 from services.core.fleet import models
 from services.core.jobs import estimates, submissions
 from services.core.jobs.estimates import Interval, WorkTally
 from services.core.model import requests, strict_json
 from services.core.model.errors import InvalidSubmission, Problem
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 FIRST = 10
 _SHAPES_RULE = (
     f"a list of 1 to {submissions.MAX_SHAPES} objects with images, and model, size, steps and guidance if need be"
@@ -88,7 +88,7 @@ async def _read(request: Request, context: Context, tenant: int, answer: Any) ->
     json_object.require_json(request)
     async with streaming.received(request, context.settings, streaming.Format.JSON) as spool:
         try:
-            return await anyio.to_thread.run_sync(answer, context, tenant, spool, limiter=context.submissions)
+            return await context.submissions.run(tenant, answer, context, tenant, spool)
         except InvalidSubmission as error:
             raise SubmissionError(error, "index") from None
 

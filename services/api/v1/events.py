@@ -8,13 +8,14 @@ from pydantic import BaseModel
 from services.api import parameters
 from services.api.authentication import Tenant
 from services.api.dependencies import ContextDep
+from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.core.events import queries as events
 from services.core.jobs import queries
 from services.core.model import ids
 from services.core.model.errors import NotFound
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 
 
 class Event(BaseModel):

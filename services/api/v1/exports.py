@@ -10,12 +10,13 @@ from services.api.authentication import Tenant
 from services.api.body import json_object, streaming
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
+from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.core.exports import exports, options, records
 from services.core.model import ids
 from services.core.model.errors import InvalidSubmission
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 _PAST_THE_NEWEST = 2**63 - 1
 _KEY = {
     "name": "Idempotency-Key",

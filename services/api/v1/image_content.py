@@ -8,13 +8,14 @@ from starlette.responses import RedirectResponse
 from services.api import authentication, parameters
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
+from services.api.turns import TenantRoute
 from services.core.jobs import queries
 from services.core.model import ids
 from services.core.model.errors import NotFound
 from services.core.model.states import ImageState
 from services.core.storage import keys, signed_urls
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 Signature = Annotated[str | None, Query(max_length=64, description="the signature that the image's url carries")]
 
 

@@ -8,12 +8,13 @@ from services.api import openapi
 from services.api.authentication import Tenant
 from services.api.body import json_object, streaming
 from services.api.dependencies import Context, ContextDep
+from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.api.v1.jobs import shown
 from services.core.jobs import lifecycle, queries, retry
 from services.core.model import ids, requests
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 
 
 @router.patch("/jobs/{job_id}", response_model=schemas.Job, openapi_extra=openapi.body(requests.JobChanges))
@@ -45,7 +46,7 @@ def resume_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
     response_model=schemas.Job,
     openapi_extra=openapi.body(requests.RetryOptions, required=False) | openapi.IDEMPOTENT,
 )
-def retry_job(
+async def retry_job(
     request: Request,
     response: Response,
     context: ContextDep,
@@ -57,12 +58,19 @@ def retry_job(
     number = ids.parse_job(job_id)
     asked = json_object.parse(requests.RetryOptions, body)
     key = streaming.idempotency_key(request)
+    receipt, answer = await context.submissions.run(tenant, _retry, context, tenant, number, asked, key)
+    if receipt.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    return answer
+
+
+def _retry(
+    context: Context, tenant: int, number: int, asked: requests.RetryOptions, key: str | None
+) -> tuple[retry.RetryResult, schemas.Job]:
     with context.database.begin(tenant) as connection:
         receipt = retry.retry(connection, tenant, number, asked, idempotency_key=key)
     _notify(context, receipt.models)
-    if receipt.replayed:
-        response.headers["Idempotent-Replayed"] = "true"
-    return shown(context, tenant, receipt.job_id)
+    return receipt, shown(context, tenant, receipt.job_id)
 
 
 def _pause(context: Context, tenant: int, number: int, paused: bool) -> schemas.Job:

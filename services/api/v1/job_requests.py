@@ -9,13 +9,14 @@ from pydantic import BaseModel
 from services.api import dependencies, pagination, parameters
 from services.api.authentication import Tenant
 from services.api.dependencies import ContextDep
+from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.core.jobs import request_queries
 from services.core.jobs.request_queries import Place, RequestView
 from services.core.model import ids
 from services.core.model.states import ImageState
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 
 
 class JobRequest(schemas.OfRequest):

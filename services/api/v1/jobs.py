@@ -8,6 +8,7 @@ from services.api import dependencies, pagination, parameters
 from services.api.authentication import Tenant
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
+from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.core.jobs import lifecycle, queries
 from services.core.model import ids
@@ -15,7 +16,7 @@ from services.core.model.errors import Conflict, NotFound
 from services.core.model.states import ImageState
 from services.core.queue import segments
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 _PAST_THE_NEWEST = 2**63 - 1
 _AMONG_OTHERS = 1 << 32
 

@@ -7,7 +7,6 @@ same Idempotency-Key gets the committed job.
 from dataclasses import dataclass
 from typing import IO, Any
 
-import anyio
 from fastapi import APIRouter, Request, Response
 
 from services.api import openapi, parameters
@@ -17,13 +16,14 @@ from services.api.body.streaming import Format
 from services.api.body.submission_body import SubmissionBody
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError, SubmissionError
+from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.core.fleet import models
 from services.core.jobs import drafts, queries, submissions
 from services.core.model import ids, requests
 from services.core.model.errors import InvalidSubmission, Problem
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ async def submit(
         raise ApiError(422, "unknown_parameter", f"With JSON, {name} is a field of the body.", param=name)
     async with streaming.received(request, context.settings, form) as spool:
         arrival = ReceivedSubmission(tenant, form, spool, key, options)
-        receipt, answer = await anyio.to_thread.run_sync(_record, context, arrival, limiter=context.submissions)
+        receipt, answer = await context.submissions.run(tenant, _record, context, arrival)
     if receipt.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     if answer.status == "draft":

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-_RETRIED = {502, 503, 504}
+_RETRIED = {429, 502, 503, 504}
 _LOOPBACK = ("127.0.0.1", "[::1]", "localhost", "*.localhost")
 _DIRECT = {f"all://{host}": None for host in _LOOPBACK}  # no proxy for this machine, whatever the environment says
 _BUSY = "idempotency_key_in_use"
