@@ -15,9 +15,9 @@ from services.core.db.database import Database
 from services.core.exports import exports, options, records
 from services.core.exports.records import Export
 from services.core.jobs import lifecycle
+from services.core.model import file_names
 from services.core.notify import Notifier
 from services.core.settings import Settings
-from services.core.storage import keys
 from services.core.storage.contract import ImageStore
 from services.core.storage.s3 import S3Store
 from tests import factories
@@ -65,7 +65,7 @@ def finished_job(
         stored = []
         for image, result in zip(claim.images, factories.stored(claim), strict=True):
             data = picture(image.index, image.output_format)
-            key = f"test/{job_id}/{image.index}.{keys.EXTENSIONS[image.output_format]}"
+            key = f"test/{job_id}/{image.index}.{file_names.EXTENSIONS[image.output_format]}"
             store.put(key, data, f"image/{image.output_format}", {}, claim_id=claim.id)
             found = image.index in flagged
             stored.append(

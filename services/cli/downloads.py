@@ -1,12 +1,10 @@
-"""`presswork download`: fetches a job's images, several at a time, verifies each, and writes metadata.jsonl.
+"""`presswork download`: fetches a job's images, several at a time, verifies each, and describes them beside them.
 
-A file whose sha256 is the recorded one is not fetched again.
+A file whose sha256 is the recorded one is not fetched again. At the end the files that are there are counted.
 """
 
 import hashlib
 import heapq
-import json
-import re
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,15 +16,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from presswork_client import Client, ClientError, Image, JobRequest, file_sha256
-from services.cli import follow, options, show, units
+from services.cli import follow, metadata, options, show, units
 from services.cli.exits import Exit, Interrupted, guarded
 from services.cli.profile import connect
+from services.core.model.file_names import PART, UniqueNames
 
 _PATIENCE_SECONDS = 60.0
-_EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
-_SAFE = re.compile(r"[A-Za-z0-9_-](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?", re.ASCII)
-_INDEX = re.compile(r"[0-9]{6,9}", re.ASCII)
-_NOT_IN_METADATA = {"url", "status", "error", "seed_string"}  # fields of an image
 _MAX_SHOWN = 10
 
 
@@ -37,7 +32,7 @@ def add_to(app: typer.Typer, panel: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One file to fetch, and its fields in metadata.jsonl."""
+    """One file to fetch, and its fields in the metadata."""
 
     image: Image
     name: str
@@ -45,28 +40,10 @@ class Wanted:
 
 
 @dataclass
-class Names:
-    """Gives each image a unique name: its custom_id, else its index. A custom_id cannot contain `~`."""
-
-    by: Literal["custom_id", "index"]
-    taken: set[int] = field(default_factory=set)  # names that look like an index
-
-    def of(self, request: JobRequest, place: int) -> str:
-        image = request["images"][place]
-        given = request["custom_id"]
-        stem, rank = f"{image['index']:06d}", ""
-        if self.by == "custom_id" and given is not None and _SAFE.fullmatch(given):
-            stem, rank = given, f"~{place}" if request["n"] > 1 else ""
-        if _INDEX.fullmatch(stem) and not rank:
-            if int(stem) in self.taken:
-                stem = f"{stem}~{image['index']}"
-            else:
-                self.taken.add(int(stem))
-        return f"{stem}{rank}.{_EXTENSIONS[image['output_format']]}"
-
-
-@dataclass
 class Tally:
+    """`files` are in the folder at the end; `fetched` and `kept` count what was done."""
+
+    files: int = 0
     fetched: int = 0
     kept: int = 0
     bytes: int = 0
@@ -86,16 +63,18 @@ def download(
 ) -> Exit:
     """Download a job's images, each verified by its sha256.
 
-    A file is named after its custom_id (ID~0, ID~1, ... if a request has several) or its index.
+    A file is named after its custom_id (ID~0, ID~1, ... if a request has several), else after its index. Names differ
+    on every file system, also in more than their case.
 
-    metadata.jsonl is written next to them. Files that are already there are not fetched again.
+    records.jsonl and metadata.parquet, which load_dataset reads, are written next to them. Files that are already there
+    are not fetched again.
     """
     folder = output or Path(job)
     with connect(profile, _PATIENCE_SECONDS) as client:
         found = client.job(job)
-        folder.mkdir(parents=True, exist_ok=True)
+        metadata.claim_folder(folder, job)
         try:
-            tally = _fetch_all(client, job, folder, Names(names), parallel, found["counts"]["done"])
+            tally = _fetch_all(client, job, folder, UniqueNames(names), parallel, found["counts"]["done"])
         except KeyboardInterrupt:
             raise Interrupted("stopped; the same command goes on with what is missing") from None
     if as_json:
@@ -110,21 +89,20 @@ def download(
     return Exit.INCOMPLETE if found["finished_at"] and missing else Exit.OK
 
 
-def _fetch_all(client: Client, job: str, folder: Path, names: Names, parallel: int, total: int) -> Tally:
-    """Fetches several at a time but writes metadata.jsonl in order, so that it is the same each time."""
+def _fetch_all(client: Client, job: str, folder: Path, names: UniqueNames, parallel: int, total: int) -> Tally:
+    """Fetches several at a time but describes them in order, so that the metadata is the same each time."""
     tally = Tally()
-    draft = folder / "metadata.jsonl.part"
     pool = ThreadPoolExecutor(parallel)
     waiting: deque[tuple[Wanted, Future[bool]]] = deque()
     try:
-        with follow.bar() as progress, draft.open("w", encoding="utf-8") as metadata:
+        with follow.bar() as progress, metadata.Metadata(folder) as described:
             task = progress.add_task("downloading", total=total, tail="")
 
             def settle() -> None:
                 wanted, future = waiting.popleft()
                 _count(tally, wanted, future)
                 if not future.exception():
-                    metadata.write(json.dumps({"file_name": wanted.name, **wanted.facts}, ensure_ascii=False) + "\n")
+                    described.add(wanted.name, wanted.facts)
                 progress.update(task, advance=1, tail=units.size(tally.bytes))
 
             for wanted in _wanted(client, job, names):
@@ -135,18 +113,32 @@ def _fetch_all(client: Client, job: str, folder: Path, names: Names, parallel: i
                 settle()
     finally:
         pool.shutdown(cancel_futures=True)
-    draft.replace(folder / "metadata.jsonl")
+    _count_files(folder, tally)
     return tally
 
 
-def _wanted(client: Client, job: str, names: Names) -> Iterator[Wanted]:
+def _count_files(folder: Path, tally: Tally) -> None:
+    """Counts the verified files that are there, since a file system might have taken two names for one. Those that are
+    not are added to the failed ones."""
+    found: set[int] = set()
+    for index, name in metadata.listed(folder):
+        with suppress(FileNotFoundError):
+            number = (folder / name).stat().st_ino
+            if not number or number not in found:  # 0: the file system has no such numbers
+                found.add(number)
+                tally.files += 1
+                continue
+        message = "its file is gone, or another one has its name"
+        tally.failed.append({"index": index, "file_name": name, "message": message})
+
+
+def _wanted(client: Client, job: str, names: UniqueNames) -> Iterator[Wanted]:
     for request in _in_order(client, job):
         for place, image in enumerate(request["images"]):
-            name = names.of(request, place)
+            name = names.of(request["custom_id"], place, request["n"], image["index"], image["output_format"])
             if image["status"] == "done":
-                facts = {key: value for key, value in image.items() if key not in _NOT_IN_METADATA}
-                words = {"prompt": request["prompt"], "negative_prompt": request["negative_prompt"]}
-                yield Wanted(image, name, {"index": image["index"], **words, **facts})
+                facts = metadata.facts(job, image, request["prompt"], request["negative_prompt"])
+                yield Wanted(image, name, facts)
 
 
 def _in_order(client: Client, job: str) -> Iterator[JobRequest]:
@@ -169,7 +161,7 @@ def _fetch(client: Client, job: str, wanted: Wanted, folder: Path) -> bool:
     data = client.download(job, wanted.image["index"])
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ClientError(0, "damaged", "the download does not match its sha256")
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}{PART}")
     part.write_bytes(data)
     part.replace(path)
     return True
@@ -193,8 +185,9 @@ def _tell(tally: Tally, folder: Path) -> None:
     if not (tally.fetched or tally.kept or tally.failed):
         show.say("no image of the job is done: there is nothing to download")
         return
-    kept = f", {tally.kept:,} were already there" if tally.kept else ""
-    show.say(f"{tally.fetched:,} images ({units.size(tally.bytes)}) downloaded to {folder}{kept}; every sha256 matches")
+    kept = f", {tally.kept:,} were there already" if tally.kept else ""
+    fetched = f"{tally.fetched:,} ({units.size(tally.bytes)}) downloaded{kept}"
+    show.say(f"{tally.files:,} images are in {folder}: {fetched}; every sha256 matches")
     for entry in tally.failed[:_MAX_SHOWN]:
         show.say(f"image {entry['index']} ({entry['file_name']}): {entry['message']}", style="red")
     if tally.failed:

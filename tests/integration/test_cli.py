@@ -533,14 +533,16 @@ def test_images_are_downloaded_verified_and_named_and_a_second_time_kept(
                          {"prompt": "b"})["id"])  # fmt: skip
     render(api, store, job, 0)
     found = document(run("download", job, "-o", "out", "--json", code=3))  # all that there is, and one image failed
-    assert (found["fetched"], found["kept"], found["failed"]) == (3, 0, [])
+    assert (found["files"], found["fetched"], found["kept"], found["failed"]) == (3, 3, 0, [])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "000003.png",
+        "README.md",
         "jug~0.png",
         "jug~1.png",
-        "metadata.jsonl",
+        "metadata.parquet",
+        "records.jsonl",
     ]
-    facts = [json.loads(line) for line in (tmp_path / "out" / "metadata.jsonl").read_text().splitlines()]
+    facts = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
     assert [(one["index"], one["file_name"], one["prompt"]) for one in facts] == [
         (1, "jug~0.png", "a jug"), (2, "jug~1.png", "a jug"), (3, "000003.png", "b"),
     ]  # fmt: skip
@@ -565,7 +567,54 @@ def test_what_does_not_match_its_sha256_is_not_kept(run: Run, api: Api, store: S
             text("UPDATE results SET sha256 = sha256(sha256) WHERE job_id = :id"), {"id": ids.parse_job(job)}
         )
     assert "does not match its sha256" in run("download", job, "-o", "out", code=1).stderr
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["metadata.jsonl"]
+    assert not list((tmp_path / "out").glob("*.png*"))
+
+
+def test_every_image_of_a_retry_is_downloaded(run: Run, api: Api, store: S3Store, tmp_path: Path) -> None:
+    """Of a request with gaps between its failed images several become, all with its custom_id."""
+    wanted = [{"prompt": "a", "custom_id": name, "n": 8} for name in ("mug", "Mug", "jug")]
+    job = str(api.submit(*wanted, {"prompt": "b", "custom_id": "hat"})["id"])
+    render(api, store, job, *(index for index in range(25) if index % 3 or index == 24))
+    again = document(run("retry", job, "--json"))["id"]
+    render(api, store, again)
+    result = run("download", again, "-o", "out", "--json")
+    total = api.http.get(f"/v1/jobs/{again}").json()["counts"]["done"]
+    found = document(result)
+    assert (found["files"], found["fetched"]) == (total, total) == (17, 17)
+    names = [path.name for path in (tmp_path / "out").glob("*.png")]
+    assert len({name.casefold() for name in names}) == total
+    assert f"{total} images are in out: 0 (0 B) downloaded, {total} were there already" in run(
+        "download", again, "-o", "out"
+    ).stderr.replace("\n", " ")
+
+
+def test_a_folder_of_another_jobs_images_is_left_alone(run: Run, api: Api, store: S3Store, tmp_path: Path) -> None:
+    first, second = (str(api.submit({"prompt": "a", "custom_id": "mug"})["id"]) for _ in range(2))
+    render(api, store, first)
+    run("download", first, "-o", "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert "something other than the images of" in run("download", second, "-o", "out", code=2).stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_a_file_that_is_gone_at_the_end_is_not_counted(
+    run: Run, api: Api, store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that takes two names for one."""
+    job = str(api.submit({"prompt": "a", "n": 3})["id"])
+    render(api, store, job)
+    link = "000001.png.part"
+
+    def replace(part: Path, target: Path) -> Path:
+        os.rename(part, target)  # noqa: PTH104  replaced here
+        if part.name == link:
+            target.unlink()
+            target.hardlink_to(target.with_name("000000.png"))
+        return target
+
+    monkeypatch.setattr(Path, "replace", replace)
+    found = document(run("download", job, "-o", "out", "-p", "1", "--json", code=1))
+    assert (found["files"], [entry["index"] for entry in found["failed"]]) == (2, [1])
 
 
 def test_an_export_is_begun_followed_and_downloaded(run: Run, api: Api, store: S3Store, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from services.api.turns import TenantRoute
 from services.core.jobs import queries
 from services.core.model import ids
 from services.core.model.errors import NotFound
+from services.core.model.file_names import EXTENSIONS
 from services.core.model.states import ImageState
-from services.core.storage import keys, signed_urls
+from services.core.storage import signed_urls
 
 router = APIRouter(route_class=TenantRoute)
 Signature = Annotated[str | None, Query(max_length=64, description="the signature that the image's url carries")]
@@ -42,7 +43,8 @@ def _redirect(context: Context, tenant: int | None, number: int, index: int) -> 
         raise ApiError(409, "not_done", f"The image is {image.state.word}; it can be fetched once it is done.")
     payload = image.payload
     name = payload.custom_id or f"{ids.public_job(number)}-{index:06d}"  # both are safe in a header and as a file name
-    filename = f"{name}.{keys.EXTENSIONS[payload.output_format]}"
+    place = f"~{index - payload.index}" if payload.custom_id and payload.n > 1 else ""
+    filename = f"{name}{place}.{EXTENSIONS[payload.output_format]}"
     return RedirectResponse(
         context.store.presign(image.object_key, context.settings.url_seconds, filename), status_code=307
     )

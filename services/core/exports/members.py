@@ -14,9 +14,9 @@ from services.core.db.database import Database
 from services.core.db.statements import statement
 from services.core.exports.formats import FORMATS
 from services.core.exports.records import Export, ShardPlan
+from services.core.model import file_names
 from services.core.model.requests import metadata_text
 from services.core.model.specs import Shape
-from services.core.storage.keys import EXTENSIONS
 
 SHARD_BYTES = 1_000_000_000
 _PAGE = 500
@@ -93,13 +93,12 @@ class Member:
 
     @property
     def extension(self) -> str:
-        return EXTENSIONS[self.payload.output_format]
+        return file_names.EXTENSIONS[self.payload.output_format]
 
     @property
     def file_name(self) -> str:
-        """Unique within the job, because it ends in the index; also on file systems that ignore case."""
-        number = f"{self.index:08d}.{self.extension}"
-        return number if self.payload.custom_id is None else f"{self.payload.custom_id}-{number}"
+        """Unique within the job."""
+        return file_names.with_index(self.payload.custom_id, self.index, self.payload.output_format)
 
     def record(self) -> Record:
         """The metadata of the image. No field is ever null, a list or an object, because readers infer a column's type

@@ -1,8 +1,8 @@
-"""The keys of images in the object store, and the file extension of each output format."""
+"""The keys of images in the object store."""
 
 import hashlib
 
-EXTENSIONS = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+from services.core.model.file_names import EXTENSIONS
 
 
 def image_key(tenant_id: int, job: str, index: int, render_key: str, output_format: str) -> str:
