@@ -1,4 +1,4 @@
-# make demo · make test · make check · make chaos · make mutate · make bench · make up · make images · make images-test
+# make demo · make test · make check · make loaders · make chaos · make mutate · make bench · make up · make images · make images-test
 #
 # PYTHON           the interpreter that makes .venv (3.11 or later)
 # JOBS             how many files of tests, or mutants, run at a time
@@ -15,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo up test check chaos mutate bench images images-test clean
+.PHONY: setup demo up test check loaders chaos mutate bench images images-test clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make up      run everything until Ctrl-C"
 	@echo "make test    run the tests"
 	@echo "make check   format, lint, types, import contracts, unit tests"
+	@echo "make loaders read exports and downloads back with the programs that they are for, also the large ones"
 	@echo "make chaos   kill and stop processes at random for some minutes: too slow for make test"
 	@echo "make mutate  break the code in one small place at a time: does a test fail? (NAME=claims SAMPLE=50)"
 	@echo "make bench   run the benchmarks (NAME=busy for one)"
@@ -58,6 +59,10 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/unit
+
+loaders: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[loaders]'
+	$(BIN)/python -m pytest tests/integration/test_loaders.py
 
 chaos: setup
 	$(BIN)/python -m pytest -m chaos -s tests/chaos

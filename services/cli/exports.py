@@ -94,8 +94,24 @@ def _finish(client: Client, made: Export, output: Path | None) -> Export:
     return made
 
 
-def _fetch_all(client: Client, made: Export, folder: Path) -> None:
+def _claim_folder(made: Export, folder: Path) -> None:
+    """Makes the folder. Raises Usage if it holds another export, whose files might be replaced or mixed with these."""
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = json.loads((folder / "manifest.json").read_bytes())
+        same = held["job"] == made["job_id"] and held["format"] == made["format"]
+        wanted: dict[str, Any] = {**made["options"]}
+        same = same and all(wanted.get(name) == value for name, value in held["options"].items())
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, AttributeError):
+        same = False
+    if not same:
+        raise Usage(f"{folder} holds something other than {made['id']}; name another folder with --output.")
+
+
+def _fetch_all(client: Client, made: Export, folder: Path) -> None:
+    _claim_folder(made, folder)
     console = show.err()
     bar = Progress(
         TextColumn("downloading"), BarColumn(20), DownloadColumn(), TransferSpeedColumn(),

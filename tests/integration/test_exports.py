@@ -105,7 +105,7 @@ def test_a_webdataset_of_one_format_is_read_by_datasets_too(database, settings, 
     requests = [{"prompt": f"mug {n}", "size": "64x64", "n": 3} for n in range(4)]
     job_id = exporting.finished_job(database, settings, store, requests, flagged=frozenset({11}))
     made = exporting.export(database, settings, store, job_id, "webdataset", images_per_shard=5)
-    loaded = load(exporting.download(database, store, made.id, tmp_path / "tree") / "data", tmp_path)["train"]
+    loaded = load(exporting.download(database, store, made.id, tmp_path / "tree"), tmp_path)["train"]
     assert [row["json"]["index"] for row in loaded] == list(range(12))
     assert loaded[11]["png"].size == (16, 16)
     assert loaded[11]["json"]["unknown_words"] == "zyx wvu"
@@ -117,14 +117,16 @@ def test_a_zip_holds_pictures_and_a_table_that_no_spreadsheet_runs(database, set
     with zipfile.ZipFile(tree / "data/train-00000-of-00001.zip") as archive:
         assert archive.testzip() is None
         assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
-        lines = [json.loads(line) for line in archive.read("metadata.jsonl").decode().splitlines()]
-        table = list(csv.DictReader(io.StringIO(archive.read("metadata.csv").decode(), newline="")))
+        lines = [json.loads(line) for line in archive.read("records.jsonl").decode().splitlines()]
+        sheet = archive.read("spreadsheet.csv")
+        assert sheet.startswith(b"\xef\xbb\xbf")  # so that spreadsheets read UTF-8
+        table = list(csv.DictReader(io.StringIO(sheet.decode("utf-8-sig"), newline="")))
         names = set(archive.namelist())
         for line in lines:
             with Image.open(io.BytesIO(archive.read(line["file_name"]))) as drawn:
                 assert drawn.format == line["output_format"].upper()
     assert len(lines) == len(table) == IMAGES
-    assert names == {line["file_name"] for line in lines} | {"metadata.csv", "metadata.jsonl"}
+    assert names == {line["file_name"] for line in lines} | {"metadata.parquet", "records.jsonl", "spreadsheet.csv"}
     assert [line["file_name"] for line in lines[:3]] == [
         "images/00000000.png",
         "images/SKU.1-00000001.jpg",
@@ -145,8 +147,8 @@ def test_an_image_folder_is_read_by_datasets(database, settings, store, tmp_path
     assert made.state == "completed" and made.images_done == made.images_total == 60
     tree = exporting.download(database, store, made.id, tmp_path / "tree")
     assert all(len(list(folder.iterdir())) <= 11 for folder in (tree / "train").iterdir())
-    loaded = load(tree, tmp_path, "imagefolder")
-    assert set(loaded) == {"train", "validation"}
+    loaded = load(tree, tmp_path)
+    assert set(loaded) == {"train", "val"}
     found = {row["index"]: row for split in loaded.values() for row in split}
     assert sorted(found) == list(range(60))
     for index, row in found.items():
@@ -250,7 +252,7 @@ def test_the_manifest_and_the_sums_tell_of_every_file(database, settings, store,
     assert {file["path"] for file in manifest["files"]} == files - {"manifest.json", "SHA256SUMS"}
     assert sum(file["images"] for file in manifest["files"]) == IMAGES
     assert sum(split["images"] for split in manifest["splits"].values()) == IMAGES
-    assert sum(split["shards"] for split in manifest["splits"].values()) == len(manifest["files"])
+    assert sum(split["shards"] for split in manifest["splits"].values()) == len(manifest["files"]) - 1  # README.md
     assert made.bytes == sum((tree / file).stat().st_size for file in files)
     assert ids.public_job(made.id)[4:] not in (tree / "manifest.json").read_text()
 

@@ -315,8 +315,8 @@ def test_a_zip_holds_it_in_its_lines_and_its_table(tree):
     lines, table = [], []
     for path in sorted((tree("zip") / "data").iterdir()):
         with zipfile.ZipFile(path) as archive:
-            lines += [json.loads(line) for line in archive.read("metadata.jsonl").decode().splitlines()]
-            text = archive.read("metadata.csv").decode()
+            lines += [json.loads(line) for line in archive.read("records.jsonl").decode().splitlines()]
+            text = archive.read("spreadsheet.csv").decode("utf-8-sig")
             table += list(csv.DictReader(io.StringIO(text, newline="")))
     assert told(line["metadata"] for line in lines) == EXPECTED
     assert told(row["metadata"] for row in table) == EXPECTED

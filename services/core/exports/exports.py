@@ -144,6 +144,7 @@ def begin(connection: Connection, export: Export, plan: ShardPlan) -> bool:
     counted = {
         "splits": [[name, shards, images] for name, (shards, images) in plan.splits.items()],
         "models": plan.models,
+        "formats": plan.formats,
     }
     values = {"id": export.id, "plan": json.dumps({"plan": counted}), "images": plan.images}
     return connection.execute(_PLAN, values).rowcount == 1

@@ -1,6 +1,6 @@
-"""Hugging Face image folder: image files, copied within the store, and a metadata.jsonl in each folder.
+"""Hugging Face image folder: image files, copied within the store, and a metadata.parquet in each folder.
 
-`load_dataset("imagefolder", data_dir=...)` reads the downloaded tree.
+`load_dataset(DIR)` reads the downloaded tree.
 """
 
 import tempfile
@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from services.core.exports.members import Member
+from services.core.exports.parquet import RecordTable
 from services.core.exports.records import File
-from services.core.exports.shards import ExportFailed, ExportWriter, Shard, json_line, missing
+from services.core.exports.shards import ExportFailed, ExportWriter, Shard, missing
 from services.core.model.errors import ObjectMissing
 
 _COPIERS = 8
@@ -20,13 +21,15 @@ _BATCH = 64
 def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
     folder = f"{shard.split}/{shard.ordinal:05d}"
     files: list[File] = []
-    with tempfile.TemporaryFile() as lines, ThreadPoolExecutor(_COPIERS) as pool:
+    with tempfile.TemporaryFile() as file, ThreadPoolExecutor(_COPIERS) as pool:
+        table = RecordTable(file)
         for some in _batches(members):
             writer.keep()
             files += pool.map(lambda member: _copy(writer, f"{folder}/{member.file_name}", member), some)
             for member in some:
-                lines.write(json_line({"file_name": member.file_name, **member.record()}).encode())
-        files.append(writer.put(f"{folder}/metadata.jsonl", lines, "application/jsonl", 0))
+                table.add(member.file_name, member.record())
+        table.close()
+        files.append(writer.put(f"{folder}/{table.NAME}", file, "application/vnd.apache.parquet", 0))
     return files
 
 

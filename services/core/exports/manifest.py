@@ -1,13 +1,14 @@
-"""The description of an export: manifest.json, and SHA256SUMS for `sha256sum -c`. Equal exports of a job have equal
-ones."""
+"""The description of an export: README.md, manifest.json, and SHA256SUMS for `sha256sum -c`. Equal exports of a job
+have equal ones."""
 
 import json
 import tempfile
 from collections.abc import Iterator
+from itertools import chain
 from typing import IO
 
 from services.core.db.database import Database
-from services.core.exports import records
+from services.core.exports import readme, records
 from services.core.exports.records import File
 from services.core.exports.shards import ExportWriter
 from services.core.model import ids
@@ -18,17 +19,18 @@ _PAGE = 1_000
 
 
 def write(writer: ExportWriter, database: Database) -> list[File]:
-    """Writes both files. Call it when all shards are recorded."""
+    """Writes the three files. Call it when all shards are recorded."""
+    first = readme.write(writer)
     with tempfile.TemporaryFile() as manifest, tempfile.TemporaryFile() as sums:
         _begin(manifest, writer)
-        for number, file in enumerate(_files(writer, database)):
+        for number, file in enumerate(chain([first], _files(writer, database))):
             entry = {"path": file.path, "images": file.images, "bytes": file.bytes, "sha256": file.sha256.hex()}
             manifest.write(f"{',' if number else ''}\n    {json.dumps(entry)}".encode())
             sums.write(_line(file))
         manifest.write(b"\n  ]\n}\n")
         described = writer.put(MANIFEST, manifest, "application/json", 0)
         sums.write(_line(described))
-        return [described, writer.put(SUMS, sums, "text/plain", 0)]
+        return [first, described, writer.put(SUMS, sums, "text/plain", 0)]
 
 
 def _begin(manifest: IO[bytes], writer: ExportWriter) -> None:

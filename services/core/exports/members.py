@@ -35,7 +35,7 @@ ORDER BY i.index
 """
 _TOTAL = statement("members.total")("SELECT total FROM jobs WHERE id = :job_id")
 _OUTLINES = statement("members.outlines")(
-    f"SELECT i.index, r.bytes, p.index AS first_index, p.custom_id {_DONE} {_WHERE}"
+    f"SELECT i.index, r.bytes, p.index AS first_index, p.custom_id, p.output_format {_DONE} {_WHERE}"
 )
 _MEMBERS = statement("members.members")(f"""
 SELECT i.index, {columns.payload()}, {columns.shape("s")}, r.object_key, r.sha256, r.bytes, r.truncated, r.flagged,
@@ -154,7 +154,9 @@ def plan(database: Database, export: Export, keep: Callable[[], None]) -> ShardP
     """Counts the shards and images of each split. Calls `keep` regularly."""
     open_shards: dict[str, ShardCapacity] = {}
     shards, images = dict.fromkeys(export.options.split, 0), dict.fromkeys(export.options.split, 0)
+    formats: set[str] = set()
     for row in _rows(database, export, _OUTLINES, 0, keep):
+        formats.add(row.output_format)
         split = export.options.split_of(_request(row.custom_id, row.first_index))
         images[split] += 1
         if split not in open_shards or not open_shards[split].takes(row.bytes):
@@ -163,7 +165,8 @@ def plan(database: Database, export: Export, keep: Callable[[], None]) -> ShardP
             shards[split] += 1
     with database.begin_system() as connection:
         models = {row.revision: row.name for row in connection.execute(_MODELS, {"job_id": export.job_id})}
-    return ShardPlan({name: (shards[name], images[name]) for name in export.options.split}, models)
+    splits = {name: (shards[name], images[name]) for name in export.options.split}
+    return ShardPlan(splits, models, tuple(sorted(formats)))
 
 
 def of_split(database: Database, export: Export, split: str, first: int, keep: Callable[[], None]) -> Iterator[Member]:

@@ -18,6 +18,7 @@ MAX_IMAGES_PER_SHARD = 100_000
 MAX_SPLITS = 16
 DAY = 24 * 3600
 _SPLIT = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
+_RESERVED = re.compile(r"all|con|prn|aux|nul|com[0-9]|lpt[0-9]")  # for all splits together, and for devices
 
 
 def _any_of(names: Iterable[str]) -> str:
@@ -93,6 +94,9 @@ def parse(value: object) -> ExportRequest:
         asked = ExportRequest.model_validate(value)
     except ValidationError as error:
         raise InvalidSubmission([_problem(entry) for entry in error.errors(include_url=False)]) from None
+    for name in filter(_RESERVED.fullmatch, asked.options.split):
+        message = f'options.split names a split "{name}", which programs take for something else; choose another name.'
+        raise InvalidSubmission([Problem("invalid_value", message, "options.split")])
     if asked.options.images == "reference" and not FORMATS[asked.format].references:
         message = f'options.images is "reference"; with {asked.format} it must be "inline".'
         raise InvalidSubmission([Problem("invalid_value", message, "options.images")])

@@ -29,10 +29,11 @@ _PREFIX = "export_"
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
     """The size of an export, counted before its first shard is written: (shards, images) of each split, in order. Also
-    the model name of each of the job's model revisions."""
+    the model name of each of the job's model revisions, and the output formats that occur."""
 
     splits: dict[str, tuple[int, int]]
     models: dict[str, str]
+    formats: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:
@@ -120,7 +121,9 @@ def _export(row: Any, expired: bool = False) -> Export:
     kept = dict(row.options)
     base_url, counted = kept.pop("base_url", ""), kept.pop("plan", None)
     plan = counted and ShardPlan(
-        {name: (shards, images) for name, shards, images in counted["splits"]}, counted["models"]
+        {name: (shards, images) for name, shards, images in counted["splits"]},
+        counted["models"],
+        tuple(counted.get("formats", ())),
     )
     return Export(
         id=row.id,

@@ -1,4 +1,5 @@
-"""Zip: image files under images/, and a record of each in metadata.jsonl and, for spreadsheets, in metadata.csv.
+"""Zip: image files under images/, and a record of each in three files: metadata.parquet, which `load_dataset` reads,
+records.jsonl, and spreadsheet.csv, which spreadsheets open as UTF-8 and without formulas.
 
 Entries are not compressed, because image files already are. Their date is 1980-01-01, the earliest that a zip allows.
 """
@@ -12,9 +13,11 @@ from collections.abc import Iterable
 from typing import IO, Any
 
 from services.core.exports.members import Member
+from services.core.exports.parquet import RecordTable
 from services.core.exports.records import File
 from services.core.exports.shards import ExportWriter, Shard, json_line
 
+_BOM = b"\xef\xbb\xbf"
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -23,19 +26,24 @@ def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list
     with (
         tempfile.TemporaryFile() as file,
         tempfile.TemporaryFile() as lines,
+        tempfile.TemporaryFile() as sheet,
         tempfile.TemporaryFile() as table,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
     ):
+        typed = RecordTable(table)
         for member, data in writer.pictures(members):
             images += 1
             name = f"images/{member.file_name}"
             archive.writestr(_entry(name), data)
-            row = {"file_name": name, **member.record()}
+            record = member.record()
+            row = {"file_name": name, **record}
             lines.write(json_line(row).encode())
             if images == 1:
-                table.write(csv_line(row.keys()))
-            table.write(csv_line(row.values()))
-        for name, content in (("metadata.csv", table), ("metadata.jsonl", lines)):
+                sheet.write(_BOM + csv_line(row.keys()))
+            sheet.write(csv_line(row.values()))
+            typed.add(name, record)
+        typed.close()
+        for name, content in ((typed.NAME, table), ("records.jsonl", lines), ("spreadsheet.csv", sheet)):
             _copy(archive, name, content)
         archive.close()
         return [writer.put(f"data/{shard.name}.zip", file, "application/zip", images)]

@@ -1,0 +1,56 @@
+"""README.md of an export: the head with which `datasets.load_dataset` reads the splits and columns that were asked for.
+
+Without it a loader guesses: splits from parts of names, and the columns of tar files from their first five samples.
+"""
+
+import tempfile
+
+from services.core.exports.members import Record
+from services.core.exports.records import Export, File
+from services.core.exports.shards import ExportWriter
+from services.core.model import ids
+from services.core.model.file_names import EXTENSIONS
+
+README = "README.md"
+_TYPES = {str: "string", int: "int64", float: "float64", bool: "bool"}
+
+
+def write(writer: ExportWriter) -> File:
+    with tempfile.TemporaryFile() as file:
+        file.write(_text(writer.export).encode())
+        return writer.put(README, file, "text/markdown", 0)
+
+
+def _text(export: Export) -> str:
+    assert export.plan is not None
+    counted = {name: (shards, images) for name, (shards, images) in export.plan.splits.items() if images}
+    head = ["configs:", "- config_name: default", "  data_files:"]
+    for name, (shards, _) in counted.items():
+        head += [f"  - split: {name}", f"    path: {_path(export, name, shards)}"]
+    if export.format == "webdataset" and export.plan.formats:
+        head += ["dataset_info:", "  features:", *_features(export.plan.formats)]
+    table = [f"| {name} | {images:,} |" for name, (_, images) in counted.items()]
+    body = [
+        f"# {ids.public_job(export.job_id)} as {export.format}", "",
+        "`datasets.load_dataset` reads this folder by its path.", "", "| split | images |", "|---|---|", *table,
+    ]  # fmt: skip
+    return "\n".join(["---", *head, "---", *body, ""])
+
+
+def _path(export: Export, split: str, shards: int) -> str:
+    """The files of a split. None of another export that had another number of shards."""
+    if export.format == "imagefolder":
+        return f"'{split}/**'"
+    extension = {"webdataset": "tar", "zip": "zip"}.get(export.format, export.format)
+    return f"'data/{split}-*-of-{shards:05d}.{extension}'"
+
+
+def _features(formats: tuple[str, ...]) -> list[str]:
+    """The columns of a sample, as YAML: a picture in one of the job's formats, its record, its prompt."""
+    lines = [line for name in formats for line in (f"  - name: {EXTENSIONS[name]}", "    dtype: image")]
+    lines += ["  - name: json", "    struct:"]
+    for name, kind in Record.__annotations__.items():
+        lines += [f"    - name: {name}", f"      dtype: {_TYPES[kind]}"]
+    for name in ("txt", "__key__", "__url__"):
+        lines += [f"  - name: {name}", "    dtype: string"]
+    return lines
