@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from services.core.batches import finalization, validation
 from services.core.db.database import Connection, Database
 from services.core.db.leases import Lease, LeaseLost
+from services.core.deletion import task as deletion
 from services.core.exports import exports
 from services.core.exports import task as exporting
 from services.core.files import files, uploads
@@ -149,4 +150,5 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
         BackgroundTask("drop-file", files.doomed, lambda file_id, lease: files.drop(store, file_id, lease)),
         BackgroundTask("drop-upload", uploads.over, lambda upload_id, lease: uploads.drop(store, upload_id, lease)),
         BackgroundTask("export", exports.pending, export),
+        BackgroundTask("delete-job", deletion.pending, lambda job_id, lease: deletion.run(store, job_id, lease)),
     ]

@@ -13,6 +13,7 @@ from services.api.dependencies import Context
 from services.api.middleware import RequestMiddleware
 from services.api.openai import batches, files, generations, models, uploads
 from services.api.v1 import (
+    deletion,
     drafts,
     estimation,
     events,
@@ -51,7 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for routes in (
         submissions, estimation, drafts, job_actions, job_requests, jobs, events, files, uploads, batches, generations,
-        models, exports,
+        models, exports, deletion,
     ):  # fmt: skip
         tenants_routes.include_router(routes.router)
     links_routes = APIRouter(

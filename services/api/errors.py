@@ -23,6 +23,7 @@ RETRY_SECONDS = "2"
 CODES: list[tuple[type[PressworkError], int, str]] = [
     (errors.NotFound, 404, "not_found"),
     (errors.IdempotencyConflict, 422, "idempotency_key_reused"),
+    (errors.IdempotencyGone, 410, "idempotency_key_gone"),
     (errors.IdempotencyBusy, 409, "idempotency_key_in_use"),
     (errors.Conflict, 409, "conflict"),
     (errors.DatabaseUnavailable, 503, "database_away"),

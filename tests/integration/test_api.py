@@ -356,6 +356,8 @@ JOB_ROUTES = {
     ("GET", "/v1/jobs/{job_id}/events"),
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"),
     ("PATCH", "/v1/jobs/{job_id}"),
+    ("DELETE", "/v1/jobs/{job_id}"),
+    ("GET", "/v1/jobs/{job_id}/deletion"),
     ("POST", "/v1/jobs/{job_id}/cancel"),
     ("POST", "/v1/jobs/{job_id}/finalize"),
     ("POST", "/v1/jobs/{job_id}/pause"),
@@ -400,8 +402,12 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {  # of routes that look at noth
     ("PATCH", "/v1/jobs/{job_id}"): {"labels": {"a": "b"}},
     ("POST", "/v1/jobs/{job_id}/finalize"): {"chunks": 1},
 }
-MODEL_UNUSABLE = {("PUT", "/v1/jobs/{job_id}/chunks/{number}"), ("POST", "/v1/jobs/{job_id}/finalize"),
-         ("POST", "/v1/jobs/{job_id}/retry")}  # what a job in progress does not take  # fmt: skip
+MODEL_UNUSABLE = {  # what a job in progress does not take
+    ("PUT", "/v1/jobs/{job_id}/chunks/{number}"),
+    ("POST", "/v1/jobs/{job_id}/finalize"),
+    ("POST", "/v1/jobs/{job_id}/retry"),
+    ("DELETE", "/v1/jobs/{job_id}"),
+}
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json")}
 
 

@@ -397,7 +397,7 @@ def test_a_bad_parameter_of_a_submission_is_refused(api: Api, query: str) -> Non
     ("method", "path", "allowed"),
     [
         ("PUT", "/v1/jobs", "GET, POST"),
-        ("DELETE", "/v1/jobs/{id}", "GET, PATCH"),
+        ("PUT", "/v1/jobs/{id}", "DELETE, GET, PATCH"),
         ("TRACE", "/v1/jobs", "GET, POST"),
         ("BREW", "/v1/jobs/{id}/images", "GET"),
         ("HEAD", "/v1/jobs", "GET, POST"),
@@ -407,7 +407,7 @@ def test_a_bad_parameter_of_a_submission_is_refused(api: Api, query: str) -> Non
         ("PATCH", "/v1/exports/{id}", "DELETE, GET"),
         ("POST", "/livez", "GET"),
         ("OPTIONS", "/v1/jobs/preview", "POST"),
-        ("DELETE", "/v1/jobs/estimate", "POST"),
+        ("PUT", "/v1/jobs/estimate", "POST"),
         ("POST", "/v1/jobs/{id}/chunks/0", "PUT"),
         ("PUT", "/v1/jobs/{id}/finalize", "POST"),
     ],

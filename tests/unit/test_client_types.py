@@ -34,8 +34,12 @@ ANSWERS: dict[str, Any] = {
     "post /v1/exports/{export_id}/cancel": answers.Export,
     "get /v1/exports/{export_id}/files": [answers.ExportFile],
     "get /v1/models": [answers.Model],
+    "get /v1/jobs/{job_id}/deletion": answers.JobDeletion,
+    "delete /v1/jobs/{job_id}": answers.JobDeleted,
+    "get /v1/files/{file_id}": answers.File,
+    "delete /v1/files/{file_id}": answers.FileDeleted,
 }
-# What the client has no method for: the stock client's own routes, and what answers for machines.
+# What the client need have no method for: the stock client's own routes, and what answers for machines.
 ELSEWHERE = ("/v1/files", "/v1/uploads", "/v1/batches", "/v1/images/", "/v1/models/", "/livez", "/readyz", "/metrics")
 # Where the two differ on purpose: the API's type, the client's, and why.
 DIFFERENCES = {
@@ -182,7 +186,7 @@ def test_the_clients_types_of_requests_are_the_documents(document: dict[str, Any
 def test_every_operation_that_answers_with_json_has_a_type_or_is_elsewhere(document: dict[str, Any]) -> None:
     known = {name for name, schemas in operations(document).items() if schemas}
     rest = {name for name in known if not name.split()[1].startswith(ELSEWHERE)}
-    assert rest == set(ANSWERS)
+    assert rest <= set(ANSWERS) <= known
 
 
 def test_every_type_of_the_client_is_one_that_is_compared() -> None:

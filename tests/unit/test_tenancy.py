@@ -11,6 +11,7 @@ SYSTEM_TRANSACTIONS = [
     ("health.py", "collect"),  # sums over all tenants
     ("readiness.py", "_model_and_worker"),  # the route takes no key
     ("readiness.py", "check"),  # likewise
+    ("v1/deletion.py", "delete_job"),  # a tenant's transaction cannot write a row that it would not see
     ("v1/estimation.py", "_estimate"),  # every tenant's queued images are ahead
     ("v1/image_content.py", "_redirect"),  # a signed link names the image and no tenant
 ]

@@ -1,4 +1,7 @@
-"""One writer per table: the SQL of the core is read, and each table is written by one package alone."""
+"""One writer per table: the SQL of the core is read, and each table is written by one package alone.
+
+Of a deleted job every table is emptied by two functions of the database, which only `deletion` calls (migration 0010).
+"""
 
 import ast
 import re

@@ -21,7 +21,7 @@ from services.core.files import files
 from services.core.files.files import File
 from services.core.jobs import idempotency
 from services.core.model import ids
-from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, NotFound, ObjectMissing
+from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, IdempotencyGone, NotFound, ObjectMissing
 
 router = APIRouter(route_class=TenantRoute)
 EXPIRY = range(3600, 2_592_001)
@@ -140,7 +140,12 @@ def _store(context: Context, tenant: int, form: Form, expires: int | None, key: 
                     sha256=sha256, key=object_key, expires_seconds=expires,
                 )  # fmt: skip
             found = files.find(connection, tenant, number if known is None else known)
-    except (IdempotencyConflict, IdempotencyBusy, NotFound):  # of anything else it is not known what was committed
+    except (
+        IdempotencyConflict,
+        IdempotencyGone,
+        IdempotencyBusy,
+        NotFound,
+    ):  # of anything else it is not known what was committed
         context.store.drop(object_key)
         raise
     if known is not None:

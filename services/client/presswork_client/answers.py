@@ -231,6 +231,52 @@ class ExportFile(TypedDict):
     url: str
 
 
+class Refusal(TypedDict):
+    code: str
+    message: str
+
+
+class JobDeletion(TypedDict):
+    """What deleting a job takes; `refusal` says why it is not possible now."""
+
+    id: str
+    object: Literal["job.deletion"]
+    images: int
+    stored_images: int
+    bytes: int
+    bytes_estimated: bool
+    exports: int
+    files: int
+    refusal: Refusal | None
+
+
+class JobDeleted(TypedDict):
+    id: str
+    object: Literal["job"]
+    deleted: Literal[True]
+
+
+class File(TypedDict):
+    """An uploaded file, or one with a job's results."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: Literal["processed"]
+    status_details: str | None
+    sha256: str
+
+
+class FileDeleted(TypedDict):
+    id: str
+    object: Literal["file"]
+    deleted: bool
+
+
 class Model(TypedDict):
     id: str
     object: Literal["model"]

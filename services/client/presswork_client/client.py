@@ -19,9 +19,13 @@ from presswork_client.answers import (
     Export,
     ExportFile,
     ExportFormat,
+    File,
+    FileDeleted,
     Image,
     ImageRequest,
     Job,
+    JobDeleted,
+    JobDeletion,
     JobRequest,
     Matrix,
     Model,
@@ -162,6 +166,22 @@ class Client:
     def retry(self, job_id: str, *, idempotency_key: str | None = None, **options: Any) -> Job:
         """Makes a new job of the failed images. `options`: include_cancelled, priority, labels."""
         return self._job("POST", f"/{_id(job_id)}/retry", json=options, headers=_key(idempotency_key))
+
+    # --- deleting
+
+    def deletion(self, job_id: str) -> JobDeletion:
+        """What `delete_job` would take, and why it would be refused. Deletes nothing."""
+        return self._call(JobDeletion, "GET", f"/v1/jobs/{_id(job_id)}/deletion")
+
+    def delete_job(self, job_id: str) -> JobDeleted:
+        """Deletes a job that has ended, or an open draft, with its images, exports and output files."""
+        return self._call(JobDeleted, "DELETE", f"/v1/jobs/{_id(job_id)}")
+
+    def file(self, file_id: str) -> File:
+        return self._call(File, "GET", f"/v1/files/{_id(file_id)}")
+
+    def delete_file(self, file_id: str) -> FileDeleted:
+        return self._call(FileDeleted, "DELETE", f"/v1/files/{_id(file_id)}")
 
     # --- results
 

@@ -108,6 +108,7 @@ jobs = Table(
     Column("parent_id", BigInteger),  # the job whose images it renders again
     Column("dedupe", Boolean, nullable=False, server_default=text("false")),
     Column("embed_prompt", Boolean, nullable=False, server_default=text("false")),
+    Column("deleted_at", Moment),  # from then on its tenant does not see it; a background task deletes all of it
     CheckConstraint("priority BETWEEN 0 AND 2", name="jobs_priority"),
     CheckConstraint(
         "total > 0 OR (total = 0 AND state NOT IN ('queued','in_progress','finalizing','completed'))",
@@ -126,6 +127,7 @@ jobs = Table(
     Index("jobs_live", "id", postgresql_where=text("finished_at IS NULL")),
     Index("jobs_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND finished_at IS NULL")),
     Index("jobs_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+    Index("jobs_deleted", "id", postgresql_where=text("deleted_at IS NOT NULL")),
 )
 
 job_chunks = Table(  # the chunks of drafts: a chunk that is sent again is recognized

@@ -20,8 +20,8 @@ from services.core.model.errors import Conflict, NotFound
 
 _JOB = statement("exports.job")("""
 SELECT j.state, j.finished_at, j.base_url, c.done FROM jobs j JOIN job_counts c ON c.job_id = j.id
-WHERE j.id = :job_id AND j.tenant_id = :tenant_id
-""")
+WHERE j.id = :job_id AND j.tenant_id = :tenant_id FOR SHARE OF j
+""")  # until the export is committed, nobody deletes the job
 _SUBJECT = "'export/' || id"
 _NEW = statement("exports.new")(f"""
 WITH made AS (
@@ -39,14 +39,16 @@ WITH moved AS (
 )
 {log.of_each("moved", "'export.cancelled'", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
-_REMOVE = statement("exports.remove")(f"""
+_REMOVE = f"""
 WITH moved AS (
   UPDATE exports SET expires_at = now(), finished_at = coalesce(finished_at, now()),
     state = CASE WHEN finished_at IS NULL THEN 'cancelled' ELSE state END
-  WHERE tenant_id = :tenant_id AND id = :id RETURNING id, tenant_id
+  WHERE tenant_id = :tenant_id AND (expires_at IS NULL OR expires_at > now()) AND {{which}} RETURNING id, tenant_id
 )
 {log.of_each("moved", "'export.deleted'", subject=_SUBJECT)}
-""")  # noqa: S608  our own text
+"""  # noqa: S608  our own text
+_REMOVE_ONE = statement("exports.remove_one")(_REMOVE.format(which="id = :id"))
+_REMOVE_ALL = statement("exports.remove_all")(_REMOVE.format(which="job_id = :job_id"))
 # A few at random: no export waits for ever behind others, and other background tasks do not wait long.
 _PENDING = statement("exports.pending")("""
 SELECT id FROM exports
@@ -91,7 +93,8 @@ def create(
     Raises:
         NotFound: no such job of this tenant.
         Conflict: the job has not finished, or none of its images is done.
-        IdempotencyConflict, IdempotencyBusy: the key was used for another request, or is in use right now.
+        IdempotencyConflict, IdempotencyGone, IdempotencyBusy: the key was used for another request or for what is
+            deleted, or is in use right now.
     """
     job = connection.execute(_JOB, {"job_id": job_id, "tenant_id": tenant_id}).one_or_none()
     if job is None:
@@ -131,7 +134,12 @@ def cancel(connection: Connection, tenant_id: int, export_id: int) -> None:
 def remove(connection: Connection, tenant_id: int, export_id: int) -> None:
     """Hides the export at once; its objects and rows are deleted soon. Raises NotFound."""
     records.find(connection, tenant_id, export_id)
-    connection.execute(_REMOVE, {"tenant_id": tenant_id, "id": export_id})
+    connection.execute(_REMOVE_ONE, {"tenant_id": tenant_id, "id": export_id})
+
+
+def remove_all(connection: Connection, tenant_id: int, job_id: int) -> None:
+    """Hides every export of the job, as `remove` does with one."""
+    connection.execute(_REMOVE_ALL, {"tenant_id": tenant_id, "job_id": job_id})
 
 
 def pending(connection: Connection, excluding: Sequence[int] = (), limit: int = 2) -> list[int]:

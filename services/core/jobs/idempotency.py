@@ -6,15 +6,21 @@ import json
 from sqlalchemy import Connection, text
 
 from services.core.db.statements import statement
-from services.core.model.errors import DatabaseUnavailable, IdempotencyBusy, IdempotencyConflict
+from services.core.model.errors import DatabaseUnavailable, IdempotencyBusy, IdempotencyConflict, IdempotencyGone
 
 _REMEMBER = statement("idempotency.remember")("""
 INSERT INTO idempotency (tenant_id, key, request_sha256, job_id, kind)
 VALUES (:tenant_id, :key, :sha256, :thing, :kind) ON CONFLICT DO NOTHING
 """)
-_REMEMBERED = statement("idempotency.remembered")(
-    "SELECT request_sha256, job_id, kind FROM idempotency WHERE tenant_id = :tenant_id AND key = :key"
-)
+_REMEMBERED = statement("idempotency.remembered")("""
+SELECT request_sha256, job_id, kind, CASE kind
+  WHEN 'file' THEN EXISTS (SELECT FROM files WHERE files.id = idempotency.job_id AND deleted_at IS NULL
+                           AND (expires_at IS NULL OR expires_at > now()))
+  WHEN 'export' THEN EXISTS (SELECT FROM exports WHERE exports.id = idempotency.job_id
+                             AND (expires_at IS NULL OR expires_at > now()))
+  ELSE EXISTS (SELECT FROM jobs WHERE jobs.id = idempotency.job_id AND deleted_at IS NULL) END AS is_there
+FROM idempotency WHERE tenant_id = :tenant_id AND key = :key
+""")
 _FORGET = statement("idempotency.forget")("""
 DELETE FROM idempotency WHERE (tenant_id, key) IN (
   SELECT tenant_id, key FROM idempotency WHERE created_at < now() - interval '7 days' LIMIT 10000)
@@ -34,6 +40,7 @@ def remember(
 
     Raises:
         IdempotencyConflict: the key was used for another request.
+        IdempotencyGone: what the key made was deleted or has expired.
         IdempotencyBusy: a transaction that is under way is recording it.
     """
     values = {"tenant_id": tenant_id, "key": key, "sha256": sha256, "thing": thing, "kind": kind}
@@ -52,6 +59,8 @@ def remember(
         raise DatabaseUnavailable("The Idempotency-Key expired at this moment; try again.")
     if bytes(row.request_sha256) != sha256 or row.kind != kind:
         raise IdempotencyConflict
+    if not row.is_there:
+        raise IdempotencyGone
     return int(row.job_id)
 
 

@@ -58,6 +58,7 @@ _IMAGES_FROM = _page("queries.images_from")
 _IMAGES_IN_STATE = _page("queries.images_in_state", " AND state = :state")
 _IMAGES_NOT_FAILED = _page("queries.images_not_failed", " AND state <> 3")
 _OWNS = statement("queries.owns")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
+_IS_SHOWN = statement("queries.is_shown")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND deleted_at IS NULL)")
 _WAITING_MODELS = statement("queries.waiting_models")("""
 SELECT DISTINCT m.name FROM models m WHERE EXISTS (
   SELECT FROM segments WHERE model_revision = m.revision AND open AND low <= high)
@@ -177,10 +178,13 @@ def images(
 
 
 def image(connection: Connection, tenant_id: int | None, job_id: int, index: int) -> ImageView | None:
-    """One image. None: there is none, or it belongs to another tenant. With tenant_id None, any tenant's image."""
-    if tenant_id is not None and not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
-        return None
-    found = images_at(connection, job_id, [index])
+    """One image. None: there is none, or it belongs to another tenant. With tenant_id None, any tenant's image, in a
+    transaction of the system, which also sees jobs that are deleted: so it is asked for."""
+    if tenant_id is None:
+        shown = bool(connection.execute(_IS_SHOWN, {"job_id": job_id}).scalar_one())
+    else:
+        shown = exists(connection, tenant_id, job_id)
+    found = images_at(connection, job_id, [index]) if shown else []
     return found[0] if found else None
 
 

@@ -17,7 +17,8 @@ from services.core.model.errors import Conflict, NotFound
 from services.core.model.states import ImageState
 from services.core.queue import images, job_states, segments
 
-_PARENT = statement("retry.parent")("SELECT * FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
+# FOR SHARE: nobody deletes the job while its requests are copied.
+_PARENT = statement("retry.parent")("SELECT * FROM jobs WHERE id = :id AND tenant_id = :tenant_id FOR SHARE")
 # The columns of a payload that differ in the new job; every other column is copied.
 _CHANGED = {
     "job_id": ":child",
@@ -65,7 +66,8 @@ def retry(
     Raises:
         NotFound: no such job of this tenant.
         Conflict: the job has not finished, or none of its images failed.
-        IdempotencyConflict, IdempotencyBusy: the key was used for another request, or is in use right now.
+        IdempotencyConflict, IdempotencyGone, IdempotencyBusy: the key was used for another request or for what is
+            deleted, or is in use right now.
     """
     parent = connection.execute(_PARENT, {"id": parent_id, "tenant_id": tenant_id}).one_or_none()
     if parent is None:

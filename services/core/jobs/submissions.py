@@ -168,7 +168,8 @@ class Submission:
 
         Raises:
             InvalidSubmission: something is wrong with it; lists up to 100 problems.
-            IdempotencyConflict, IdempotencyBusy: the key was used for another body, or is in use right now.
+            IdempotencyConflict, IdempotencyGone, IdempotencyBusy: the key was used for another body or for what is
+                deleted, or is in use right now.
             DatabaseUnavailable: nothing was recorded, or the outcome is unknown: submit again with the same key.
         """
         self.close()

@@ -83,5 +83,9 @@ class IdempotencyConflict(PressworkError):
     """This Idempotency-Key was used before with another body."""
 
 
+class IdempotencyGone(PressworkError):
+    """What this Idempotency-Key made was deleted or has expired; send another key to make it again."""
+
+
 class IdempotencyBusy(PressworkError):
     """A request with this Idempotency-Key is being handled right now; try again in a moment."""

@@ -24,7 +24,7 @@ CROSS JOIN LATERAL (
     SELECT * FROM results
     WHERE results.render_key = wanted.render_key AND reproducibility_class = :reproducibility_class LIMIT 1000
   ) r
-  JOIN jobs ON jobs.id = r.job_id AND jobs.tenant_id = wanted.tenant_id
+  JOIN jobs ON jobs.id = r.job_id AND jobs.tenant_id = wanted.tenant_id AND jobs.deleted_at IS NULL
   ORDER BY r.job_id DESC, r.index LIMIT 1
 ) found
 LEFT JOIN engines e ON e.id = found.engine_id

@@ -144,6 +144,13 @@ WHERE jobs.id = ready.id AND finished_at IS NULL AND input_file_id IS NOT NULL
   AND jobs.id <> ALL(CAST(:excluding AS bigint[]))
 ORDER BY jobs.id LIMIT 10
 """)  # noqa: S608  our own text
+_MARK_DELETED = statement("job_states.mark_deleted")(f"""
+WITH moved AS (
+  UPDATE jobs SET deleted_at = now() WHERE id = :id AND tenant_id = :tenant_id AND deleted_at IS NULL
+  RETURNING id, tenant_id, total
+)
+{log.of_jobs("moved", "'job.deleted'", "jsonb_build_object('total', total)")}
+""")  # noqa: S608  our own text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +278,12 @@ def expire(connection: Connection) -> int:
             segments.close(connection, job_id)
             stopped += 1
     return stopped
+
+
+def mark_deleted(connection: Connection, tenant_id: int, job_id: int) -> bool:
+    """Hides the job from its tenant from this commit on. False: there is none, or it is deleted already. The
+    transaction must be the system's: a tenant's can write no row that it would not see."""
+    return connection.execute(_MARK_DELETED, {"id": job_id, "tenant_id": tenant_id}).rowcount == 1
 
 
 def finalize(connection: Connection) -> int:

@@ -4,8 +4,24 @@ import hashlib
 
 from services.core.model.file_names import EXTENSIONS
 
+_SPREADS = 256  # two hex digits
+
 
 def image_key(tenant_id: int, job: str, index: int, render_key: str, output_format: str) -> str:
     """`<two hash characters>/<tenant>/<job>/<index>-<render key>.<ext>`: evenly spread, and free of text from users."""
+    return f"{_folder(tenant_id, job, index)}{index:08d}-{render_key[:16]}.{EXTENSIONS[output_format]}"
+
+
+def image_prefixes(tenant_id: int, job: str, total: int) -> list[str]:
+    """The beginnings of the keys of a job's images: as many as there are spreads, or fewer for a small job."""
+    found: set[str] = set()
+    for index in range(total):
+        found.add(_folder(tenant_id, job, index))
+        if len(found) == _SPREADS:
+            break
+    return sorted(found)
+
+
+def _folder(tenant_id: int, job: str, index: int) -> str:
     spread = hashlib.sha256(f"{job}/{index}".encode()).hexdigest()[:2]
-    return f"{spread}/{tenant_id}/{job}/{index:08d}-{render_key[:16]}.{EXTENSIONS[output_format]}"
+    return f"{spread}/{tenant_id}/{job}/"

@@ -1,0 +1,70 @@
+-- From this moment on the job is hidden from its tenant; a background task deletes its objects and rows.
+ALTER TABLE jobs ADD COLUMN deleted_at timestamptz;
+CREATE INDEX jobs_deleted ON jobs (id) WHERE deleted_at IS NOT NULL;
+
+-- In a tenant's transactions a deleted job is not there, and nor are the images, payloads, results, failures and
+-- counters, which a tenant sees through its jobs. Transactions of the system see it.
+CREATE POLICY kept ON jobs AS RESTRICTIVE USING ((SELECT presswork_tenant()) IS NULL OR deleted_at IS NULL);
+
+-- The application has no right to delete these rows. It may call these two functions, and they delete rows of one job
+-- that is deleted and has ended. Each call is one short statement; whoever calls them repeats them until all is gone.
+CREATE FUNCTION presswork_is_deleted(job bigint) RETURNS boolean LANGUAGE sql STABLE AS
+  $$ SELECT EXISTS (SELECT FROM jobs WHERE id = job AND deleted_at IS NOT NULL AND finished_at IS NOT NULL) $$;
+
+-- The rows of the images from index `first` to `past`, which is not among them. Returns how many images it deleted.
+CREATE FUNCTION presswork_delete_images(job bigint, first bigint, past bigint) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_partition_pruning = off AS $$
+DECLARE
+  deleted integer;
+BEGIN
+  IF NOT presswork_is_deleted(job) THEN
+    RETURN 0;
+  END IF;
+  DELETE FROM results WHERE job_id = job AND index >= first AND index < past;
+  DELETE FROM payloads WHERE job_id = job AND index >= first AND index < past;
+  DELETE FROM failures WHERE job_id = job AND index >= first AND index < past;
+  DELETE FROM images WHERE job_id = job AND index >= first AND index < past;
+  GET DIAGNOSTICS deleted = ROW_COUNT;
+  RETURN deleted;
+END $$;
+
+-- Up to `most` of the job's other rows and, once there are none, the job. True: the job is gone.
+CREATE FUNCTION presswork_delete_job(job bigint, most integer) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_partition_pruning = off AS $$
+DECLARE
+  deleted integer;
+BEGIN
+  IF NOT presswork_is_deleted(job) THEN
+    RETURN NOT EXISTS (SELECT FROM jobs WHERE id = job);
+  END IF;
+  IF EXISTS (SELECT FROM images WHERE job_id = job) OR EXISTS (SELECT FROM exports WHERE job_id = job) THEN
+    RETURN false;
+  END IF;
+  DELETE FROM counter_deltas WHERE id = ANY (ARRAY(
+    SELECT id FROM counter_deltas WHERE job_id = job LIMIT most));
+  GET DIAGNOSTICS deleted = ROW_COUNT;
+  IF deleted > 0 THEN RETURN false; END IF;
+  DELETE FROM job_chunks WHERE job_id = job AND number = ANY (ARRAY(
+    SELECT number FROM job_chunks WHERE job_id = job ORDER BY number LIMIT most));
+  GET DIAGNOSTICS deleted = ROW_COUNT;
+  IF deleted > 0 THEN RETURN false; END IF;
+  DELETE FROM segments WHERE job_id = job AND id = ANY (ARRAY(
+    SELECT id FROM segments WHERE job_id = job ORDER BY id LIMIT most));
+  GET DIAGNOSTICS deleted = ROW_COUNT;
+  IF deleted > 0 THEN RETURN false; END IF;
+  DELETE FROM counters WHERE job_id = job;
+  DELETE FROM jobs WHERE id = job;
+  RETURN true;
+END $$;
+
+REVOKE ALL ON FUNCTION presswork_delete_images(bigint, bigint, bigint), presswork_delete_job(bigint, integer) FROM PUBLIC;
+
+DO $$
+BEGIN
+  IF to_regrole('presswork_app') IS NOT NULL THEN
+    GRANT EXECUTE ON FUNCTION presswork_delete_images(bigint, bigint, bigint), presswork_delete_job(bigint, integer)
+      TO presswork_app;
+  END IF;
+END $$;

@@ -1,0 +1,127 @@
+"""Deleting a job: what it would take, whether it may be done now, and the mark that hides the job.
+
+From the commit of the mark on, row-level security hides the job and its images from the tenant, and its exports and
+files are marked as deleted. `task` then deletes it all. Functions take an open transaction and never commit.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from services.core.db.statements import statement
+from services.core.exports import exports, records
+from services.core.files import files
+from services.core.model import states
+from services.core.model.errors import Conflict, NotFound
+from services.core.model.states import JobState
+from services.core.queue import job_states
+
+_COUNTED = 10_000  # images whose sizes are added up; those of the others are taken to be like them
+
+_STORED = statement("jobs.stored")("""
+SELECT j.state, j.total, c.done, image.counted, image.bytes AS image_bytes, export.*, file.*
+FROM jobs j JOIN job_counts c ON c.job_id = j.id
+CROSS JOIN LATERAL (
+  SELECT count(*) AS counted, coalesce(sum(bytes), 0) AS bytes FROM (
+    SELECT bytes FROM results WHERE results.job_id = j.id ORDER BY index LIMIT :counted
+  ) first
+) image
+CROSS JOIN LATERAL (
+  SELECT count(*) AS exports, coalesce(sum(bytes), 0) AS export_bytes,
+         min(id) FILTER (WHERE finished_at IS NULL) AS unfinished_export
+  FROM exports WHERE exports.job_id = j.id AND (expires_at IS NULL OR expires_at > now())
+) export
+CROSS JOIN LATERAL (
+  SELECT count(*) AS files, coalesce(sum(bytes), 0) AS file_bytes FROM files
+  WHERE id IN (j.output_file_id, j.error_file_id) AND deleted_at IS NULL AND (expires_at IS NULL OR expires_at > now())
+) file
+WHERE j.id = :id AND j.tenant_id = :tenant_id
+""")
+# A retry or a new export holds the row shared until it is committed, and a chunk holds it too.
+_LOCKED = statement("jobs.locked")("""
+SELECT state, deleted_at, output_file_id, error_file_id FROM jobs
+WHERE id = :id AND tenant_id = :tenant_id FOR NO KEY UPDATE SKIP LOCKED
+""")
+_EXISTS = statement("jobs.exists")("SELECT EXISTS (SELECT FROM jobs WHERE id = :id AND tenant_id = :tenant_id)")
+_UNFINISHED_EXPORT = statement("jobs.unfinished_export")(
+    "SELECT min(id) FROM exports WHERE job_id = :id AND finished_at IS NULL"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What deleting a job takes. `bytes` covers images, exports and files; it is an estimate if `is_estimate`.
+    `refusal` says why it cannot be deleted now; None: it can."""
+
+    images: int
+    stored_images: int
+    bytes: int
+    is_estimate: bool
+    exports: int
+    files: int
+    refusal: Conflict | None
+
+
+def stored(connection: Connection, tenant_id: int, job_id: int) -> Stored:
+    """Counts what deleting the job would take. Raises NotFound."""
+    values = {"id": job_id, "tenant_id": tenant_id, "counted": _COUNTED}
+    row = connection.execute(_STORED, values).one_or_none()
+    if row is None:
+        raise NotFound("There is no such job.")
+    is_estimate = row.done > row.counted > 0
+    image_bytes = row.image_bytes * row.done // row.counted if is_estimate else row.image_bytes
+    return Stored(
+        images=row.total,
+        stored_images=row.done,
+        bytes=int(image_bytes + row.export_bytes + row.file_bytes),
+        is_estimate=is_estimate,
+        exports=row.exports,
+        files=row.files,
+        refusal=_refusal(row.state, row.unfinished_export),
+    )
+
+
+def delete(connection: Connection, tenant_id: int, job_id: int) -> None:
+    """Hides the job, its exports and its output files from this commit on; a background task deletes them. An open
+    draft is stopped. The transaction must be the system's. A second call is not an error while the task is at it.
+
+    Raises:
+        NotFound: no such job of this tenant.
+        Conflict: it has not ended, or something else needs it.
+    """
+    values = {"id": job_id, "tenant_id": tenant_id}
+    row = connection.execute(_LOCKED, values).one_or_none()
+    if row is None:
+        if not connection.execute(_EXISTS, values).scalar_one():
+            raise NotFound("There is no such job.")
+        raise Conflict("The job is being changed, exported or retried at this moment; try again.", "job_in_use")
+    if row.deleted_at is not None:
+        return
+    refusal = _refusal(row.state, connection.execute(_UNFINISHED_EXPORT, values).scalar_one())
+    if refusal is not None:
+        raise refusal
+    if row.state == JobState.DRAFT:
+        job_states.cancel(connection, tenant_id, job_id)
+    job_states.mark_deleted(connection, tenant_id, job_id)
+    exports.remove_all(connection, tenant_id, job_id)
+    for file_id in (row.output_file_id, row.error_file_id):
+        if file_id is not None:
+            _delete_file(connection, tenant_id, file_id)
+
+
+def _refusal(state: str, unfinished_export: int | None) -> Conflict | None:
+    if state == JobState.CANCELLING:
+        return Conflict("The job is cancelling; delete it when it has ended, in a moment.", "job_not_finished")
+    if state not in states.FINAL_JOB_STATES and state != JobState.DRAFT:
+        return Conflict(f"The job is {state}; cancel it or let it end, then delete it.", "job_not_finished")
+    if unfinished_export is not None:
+        export = records.public_id(unfinished_export)
+        return Conflict(f"{export} is still being written from the job; wait for it, or cancel it.", "export_not_ended")
+    return None
+
+
+def _delete_file(connection: Connection, tenant_id: int, file_id: int) -> None:
+    try:
+        files.delete(connection, tenant_id, file_id)
+    except NotFound:  # deleted before, or expired
+        pass

@@ -1,0 +1,99 @@
+"""The background task that deletes a deleted job: its objects, then its rows, and at last the job itself.
+
+It takes the images in order, a thousand at a time: first their objects, then their rows, in one transaction. So whoever
+continues after a crash begins at the first image that is left. The rows are deleted by two functions of the database
+that touch nothing but a deleted job. Its exports and files have background tasks of their own.
+
+A worker that was stopped for longer than the job lived can store an object after all this, when it wakes up. Nobody
+settles it, and the object is left over.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from sqlalchemy import Connection
+
+from services.core.db.leases import Lease
+from services.core.db.statements import statement
+from services.core.model import ids
+from services.core.storage import keys
+from services.core.storage.contract import ImageStore
+
+SLICE_SECONDS = 10.0  # then other jobs get their turn
+IMAGES_AT_ONCE = 1_000
+_ROWS_AT_ONCE = 5_000  # of segments, chunks and the like
+_DROPPERS = 8
+
+# A few at random: no job waits for ever behind others.
+_PENDING = statement("task.pending")("""
+SELECT id FROM jobs
+WHERE deleted_at IS NOT NULL AND finished_at IS NOT NULL AND id <> ALL(CAST(:excluding AS bigint[]))
+  AND NOT EXISTS (SELECT FROM exports WHERE exports.job_id = jobs.id)
+ORDER BY random() LIMIT 2
+""")
+_JOB = statement("task.job")("""
+SELECT tenant_id, total FROM jobs WHERE id = :id AND deleted_at IS NOT NULL AND finished_at IS NOT NULL
+""")
+_FIRST = statement("task.first")("SELECT index FROM images WHERE job_id = :id ORDER BY index LIMIT 1")
+_KEYS = statement("task.keys")(
+    "SELECT object_key FROM results WHERE job_id = :id AND index >= :first AND index < :past"
+)
+_DELETE_IMAGES = statement("task.delete_images")("SELECT presswork_delete_images(:id, :first, :past)")
+_DELETE_JOB = statement("task.delete_job")("SELECT presswork_delete_job(:id, :most)")
+
+
+def pending(connection: Connection, excluding: Sequence[int] = ()) -> list[int]:
+    """Deleted jobs of which something is left, a few of them."""
+    return list(connection.execute(_PENDING, {"excluding": list(excluding)}).scalars())
+
+
+def run(store: ImageStore, job_id: int, lease: Lease) -> None:
+    """Deletes the job, or as much of it as a time slice allows. Call it again while the job is pending."""
+    until = time.monotonic() + SLICE_SECONDS
+    with lease.begin() as connection:
+        job = connection.execute(_JOB, {"id": job_id}).one_or_none()
+    if job is None:
+        return
+    with ThreadPoolExecutor(_DROPPERS) as pool:
+
+        def drop(some: Iterable[str]) -> None:
+            list(pool.map(store.drop, some))
+            lease.keep()
+
+        while _delete_images(job_id, lease, drop):
+            if time.monotonic() > until:
+                return
+        _drop_the_rest(store, _prefixes(job.tenant_id, job_id, job.total), drop)
+    gone = False
+    while not gone:
+        with lease.begin() as connection:
+            gone = connection.execute(_DELETE_JOB, {"id": job_id, "most": _ROWS_AT_ONCE}).scalar_one()
+
+
+def _delete_images(job_id: int, lease: Lease, drop: Callable[[Iterable[str]], None]) -> bool:
+    """Deletes the first images that are left. False: there were none."""
+    with lease.begin() as connection:
+        first = connection.execute(_FIRST, {"id": job_id}).scalar_one_or_none()
+        if first is None:
+            return False
+        values = {"id": job_id, "first": first, "past": first + IMAGES_AT_ONCE}
+        found = connection.execute(_KEYS, values).scalars().all()
+    drop(found)
+    with lease.begin() as connection:
+        connection.execute(_DELETE_IMAGES, values)
+    return True
+
+
+def _drop_the_rest(store: ImageStore, prefixes: list[str], drop: Callable[[Iterable[str]], None]) -> None:
+    """Deletes the objects that no row named: those of workers that lost their lease before they settled."""
+    for prefix in prefixes:
+        drop([])
+        while some := list(islice(store.under(prefix), IMAGES_AT_ONCE)):  # listed again until there are none
+            drop(some)
+
+
+def _prefixes(tenant_id: int, job_id: int, total: int) -> list[str]:
+    job = ids.public_job(job_id)
+    return [*keys.image_prefixes(tenant_id, job, total), f"files/{tenant_id}/{job}/"]
