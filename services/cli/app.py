@@ -122,8 +122,7 @@ def migrate() -> None:
     from services.core.settings import Settings
 
     def run() -> int:
-        database.migrate(Settings.read().database_url)
-        typer.echo(f"the schema is at revision {database.head_revision()}")
+        typer.echo(database.migrate(Settings.read().database_url))
         return 0
 
     raise typer.Exit(_guarded(run))

@@ -7,22 +7,18 @@ planner must never lead to a scan.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 
 import alembic.command
-import alembic.config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection as Connection  # noqa: PLC0414  for the packages that may not import sqlalchemy
 from sqlalchemy import create_engine, event, exc, make_url, text
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from services.core import environment
+from services.core.db import revisions
 from services.core.db.statements import statement
 from services.core.model.errors import Conflict, DatabaseUnavailable, SettingsError, UnsuitableDatabase
 
 SYSTEM = "*"
-_MIGRATIONS = Path(__file__).resolve().parents[3] / "migrations"
 _REQUIRED = {"fsync": "on", "full_page_writes": "on", "server_encoding": "UTF8"}
 _DURABLE = {"on", "remote_apply", "remote_write", "local"}
 _TRY_AGAIN = {"40001", "40P01", "55P03", "57014"}  # serialization, deadlock, lock timeout, statement timeout
@@ -149,43 +145,45 @@ def assert_suitable(database: Database) -> list[str]:
         durable = connection.execute(text("SHOW synchronous_commit")).scalar_one()
         if durable not in _DURABLE:
             raise UnsuitableDatabase(f"Postgres runs with synchronous_commit = {durable}; Presswork needs it on.")
-        revision = MigrationContext.configure(connection).get_current_revision()
+        schema_warning = revisions.check(connection)
         role = connection.execute(
             text("SELECT rolname, rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user")
         ).one()
-    if revision != head_revision():
-        raise UnsuitableDatabase(
-            f"The database is at schema revision {revision or 'none'} and this program needs {head_revision()}; "
-            "run `presswork migrate`."
-        )
+    warnings = [schema_warning] if schema_warning else []
     if role[1]:
-        return [f"The role {role[0]} bypasses row-level security; let the application connect as a plain role."]
-    return []
+        warnings.append(f"The role {role[0]} bypasses row-level security; let the application connect as a plain role.")
+    return warnings
 
 
-def _alembic() -> alembic.config.Config:
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
-    return config
-
-
-def head_revision() -> str:
-    return ScriptDirectory.from_config(_alembic()).get_current_head() or ""
-
-
-def migrate(url: str, revision: str = "head") -> None:
-    """Brings the schema to a revision, the newest if none is named; safe to run in several processes at once.
+def migrate(url: str, revision: str = "head") -> str:
+    """Brings the schema to a revision, the newest if none is named; safe to run in several processes at once. A newer
+    schema stays as it is. Returns a sentence for people.
 
     Raises:
         DatabaseUnavailable: the server cannot be reached.
         Conflict: the database holds tables that are not Presswork's, or the role may not create tables.
+        UnsuitableDatabase: the schema is newer and does not serve this program.
     """
     environment.forget("PG")
-    config = _alembic()
+    config = revisions.configuration()
     config.attributes["url"] = url
     try:
+        if warning := _newer(url):
+            return warning
         alembic.command.upgrade(config, revision)
     except exc.OperationalError as error:
         raise DatabaseUnavailable(f"The database cannot be reached: {_first_line(error)}") from error
     except exc.ProgrammingError as error:
         raise Conflict(f"The database refused the migration: {_first_line(error)}") from error
+    return f"The schema is at revision {revisions.known()[0] if revision == 'head' else revision}."
+
+
+def _newer(url: str) -> str | None:
+    """A sentence if the schema is newer than this program and serves it. Raises UnsuitableDatabase if it does not."""
+    engine = create_engine(driver_url(url))
+    try:
+        with engine.connect() as connection:
+            found = revisions.of(connection)
+            return None if found is None or found in revisions.known() else revisions.check(connection)
+    finally:
+        engine.dispose()
