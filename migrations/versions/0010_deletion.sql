@@ -29,34 +29,32 @@ BEGIN
   RETURN deleted;
 END $$;
 
--- Up to `most` of the job's other rows and, once there are none, the job. True: the job is gone.
-CREATE FUNCTION presswork_delete_job(job bigint, most integer) RETURNS boolean
+-- Up to `most` of the job's other rows and, once there are none, the job. Returns how many rows it deleted.
+CREATE FUNCTION presswork_delete_job(job bigint, most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_partition_pruning = off AS $$
 DECLARE
   deleted integer;
 BEGIN
-  IF NOT presswork_is_deleted(job) THEN
-    RETURN NOT EXISTS (SELECT FROM jobs WHERE id = job);
-  END IF;
-  IF EXISTS (SELECT FROM images WHERE job_id = job) OR EXISTS (SELECT FROM exports WHERE job_id = job) THEN
-    RETURN false;
+  IF NOT presswork_is_deleted(job) OR EXISTS (SELECT FROM images WHERE job_id = job)
+     OR EXISTS (SELECT FROM exports WHERE job_id = job) THEN
+    RETURN 0;
   END IF;
   DELETE FROM counter_deltas WHERE id = ANY (ARRAY(
     SELECT id FROM counter_deltas WHERE job_id = job LIMIT most));
   GET DIAGNOSTICS deleted = ROW_COUNT;
-  IF deleted > 0 THEN RETURN false; END IF;
+  IF deleted > 0 THEN RETURN deleted; END IF;
   DELETE FROM job_chunks WHERE job_id = job AND number = ANY (ARRAY(
     SELECT number FROM job_chunks WHERE job_id = job ORDER BY number LIMIT most));
   GET DIAGNOSTICS deleted = ROW_COUNT;
-  IF deleted > 0 THEN RETURN false; END IF;
+  IF deleted > 0 THEN RETURN deleted; END IF;
   DELETE FROM segments WHERE job_id = job AND id = ANY (ARRAY(
     SELECT id FROM segments WHERE job_id = job ORDER BY id LIMIT most));
   GET DIAGNOSTICS deleted = ROW_COUNT;
-  IF deleted > 0 THEN RETURN false; END IF;
+  IF deleted > 0 THEN RETURN deleted; END IF;
   DELETE FROM counters WHERE job_id = job;
   DELETE FROM jobs WHERE id = job;
-  RETURN true;
+  RETURN 1;
 END $$;
 
 REVOKE ALL ON FUNCTION presswork_delete_images(bigint, bigint, bigint), presswork_delete_job(bigint, integer) FROM PUBLIC;

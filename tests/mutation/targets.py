@@ -33,6 +33,7 @@ TARGETS = {
     "drafts": Target("services/core/jobs/drafts.py", (_JOBS, _DRAFTS)),
     "submissions": Target("services/core/jobs/submissions.py", ("tests/unit/test_submissions.py", _JOBS)),
     "numbering": Target("services/core/events/numbering.py", (_EVENTS,)),
+    "deletion": Target("services/core/deletion/jobs.py", ("tests/integration/test_deletion.py",)),
     "retries": Target("worker/retries.py", ("tests/unit/test_retries.py",)),
     "batching": Target("worker/batching.py", ("tests/unit/test_retries.py",)),
 }

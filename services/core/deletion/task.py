@@ -66,10 +66,10 @@ def run(store: ImageStore, job_id: int, lease: Lease) -> None:
             if time.monotonic() > until:
                 return
         _drop_the_rest(store, _prefixes(job.tenant_id, job_id, job.total), drop)
-    gone = False
-    while not gone:
+    deleted = 1
+    while deleted:
         with lease.begin() as connection:
-            gone = connection.execute(_DELETE_JOB, {"id": job_id, "most": _ROWS_AT_ONCE}).scalar_one()
+            deleted = connection.execute(_DELETE_JOB, {"id": job_id, "most": _ROWS_AT_ONCE}).scalar_one()
 
 
 def _delete_images(job_id: int, lease: Lease, drop: Callable[[Iterable[str]], None]) -> bool:
