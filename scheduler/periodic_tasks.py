@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from services.core.db import partitions
 from services.core.db.connectivity import Connectivity
 from services.core.db.database import Connection
-from services.core.events import numbering
+from services.core.events import numbering, retention
 from services.core.fleet import workers
 from services.core.jobs import idempotency, lifecycle, queries
 from services.core.notify import Notifier
@@ -39,6 +39,9 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         for table in (claims, idempotency, workers):
             table.forget(connection)
 
+    def forget_events(connection: Connection) -> int:
+        return retention.forget(connection, settings.event_days)
+
     return [
         PeriodicTask("finish", 0.5, lifecycle.finish),
         PeriodicTask("deadlines", 1.0, job_states.expire),
@@ -49,5 +52,6 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("low", 2.0, segments.raise_low),
         PeriodicTask("notify", 5.0, notify),
         PeriodicTask("forget", 300.0, forget),
+        PeriodicTask("forget-events", 60.0, forget_events),
         PeriodicTask("partitions", 3600.0, partitions.make_partitions),
     ]

@@ -1,4 +1,4 @@
-"""Deletion of jobs: the mark that hides one, and the functions that delete its rows."""
+"""Deletion: the mark that hides a job, and the functions that delete its rows and old events."""
 
 from pathlib import Path
 

@@ -150,6 +150,8 @@ class Settings:
     # The heartbeat interval, the safety margin and the watchdog are derived from the lease.
     lease_seconds: float = _setting("PRESSWORK_LEASE_SECONDS", "30", _number(1, 3600))
     # The worker.
+    # The scheduler.
+    event_days: int = _setting("PRESSWORK_EVENT_DAYS", "90", _whole(7, 36500))  # for how long events are kept
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")
     model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")  # a directory, or a hub id where the hub can be reached

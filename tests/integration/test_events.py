@@ -1,17 +1,21 @@
 """The log of events: written with what makes them true, numbered once they are committed, read by number."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import create_engine, text
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from services.core.events import log, numbering, queries
+from scheduler.periodic_tasks import timetable
+from services.core.db.connectivity import Connectivity
+from services.core.events import log, numbering, queries, retention
 from services.core.files import files
 from services.core.jobs import lifecycle
 from services.core.model import ids
 from services.core.model.errors import DatabaseUnavailable, Problem
 from services.core.model.states import JobState
+from services.core.notify import Notifier
 from services.core.queue import job_states, quarantine, segments
 from services.core.tenants import api_keys
 from tests import factories
@@ -111,19 +115,74 @@ def test_the_application_can_neither_change_an_event_nor_give_it_a_number(databa
             connection.execute(text(statement))
 
 
-def test_numbers_go_on_after_old_events_are_deleted_if_the_newest_one_is_kept(database, stack, database_url):
-    for subject in ("test/1", "test/2", "test/3"):
+def forget(database, most=MORE_THAN_ANY_TEST_LOGS, days=90):
+    with database.begin_system() as connection:
+        return retention.forget(connection, days, most)
+
+
+@pytest.fixture
+def age(stack, database_url):
+    """Makes events older by some days; the application has no right to."""
+    admin = create_engine(stack.superuser_url.rpartition("/")[0] + "/" + database_url.rpartition("/")[2])
+
+    def older(days, *subjects):
+        with admin.begin() as connection:
+            aged = text("UPDATE events SET at = at - make_interval(days => :days) WHERE subject = ANY(:subjects)")
+            connection.execute(aged, {"days": days, "subjects": list(subjects)})
+
+    yield older
+    admin.dispose()
+
+
+def test_old_events_are_deleted_and_numbers_go_on_after_the_newest_which_is_kept(database, age):
+    for place in range(1, 5):
+        with database.begin_system() as connection:
+            append(connection, f"test/{place}")
+        number(database)
+    with database.begin_system() as connection:
+        append(connection, "test/unnumbered")
+    age(89, "test/3")
+    age(91, "test/1", "test/2", "test/4", "test/unnumbered")
+    assert [forget(database, 1), forget(database, 1)] == [1, 1]  # the oldest first, as many as asked
+    assert forget(database) == 0
+    assert [(event.seq, event.subject) for event in all_events(database)] == [(3, "test/3"), (4, "test/4")]
+    age(2, "test/3")
+    assert forget(database) == 1
+    assert number(database) == 1
+    assert [(event.seq, event.subject) for event in all_events(database)] == [(4, "test/4"), (5, "test/unnumbered")]
+
+
+def test_no_event_of_the_last_week_is_deleted_whatever_is_asked(database, age):
+    for subject in ("test/1", "test/2"):
         with database.begin_system() as connection:
             append(connection, subject)
-        number(database)
-    admin = create_engine(stack.superuser_url.rpartition("/")[0] + "/" + database_url.rpartition("/")[2])
-    with admin.begin() as connection:
-        connection.execute(text("DELETE FROM events WHERE seq < (SELECT max(seq) FROM events)"))
-    admin.dispose()
+    number(database)
+    with pytest.raises(DBAPIError, match="at least 7 days"):
+        forget(database, days=6)
+    age(6, "test/1")
+    assert forget(database, days=7) == 0
+
+
+def test_the_scheduler_deletes_old_events(database, settings, age):
+    for subject in ("test/1", "test/2"):
+        with database.begin_system() as connection:
+            append(connection, subject)
+    number(database)
+    age(31, "test/1", "test/2")
+    kept = dataclasses.replace(settings, event_days=30)
+    [task] = [
+        task for task in timetable(kept, Notifier(kept.redis_url), Connectivity()) if task.name == "forget-events"
+    ]
     with database.begin_system() as connection:
-        append(connection, "test/4")
-    assert number(database) == 1
-    assert [(event.seq, event.subject) for event in all_events(database)] == [(3, "test/3"), (4, "test/4")]
+        task.run(connection)
+    assert [event.subject for event in all_events(database)] == ["test/2"]
+
+
+def test_the_index_of_events_that_wait_for_a_number_is_vacuumed_before_it_grows(database):
+    """Each numbering reads past its dead entries, of which every event leaves one."""
+    with database.begin_system() as connection:
+        options = connection.execute(text("SELECT reloptions FROM pg_class WHERE relname = 'events'")).scalar_one()
+    assert "autovacuum_vacuum_scale_factor=0.01" in options
 
 
 def test_a_tenant_sees_and_numbers_no_other_ones_events(database):

@@ -3,8 +3,8 @@
 An event's `id` is assigned when it is inserted. A reader that goes by ids would either miss a transaction that commits
 late or have to wait for it. So a function in the database numbers the rows that are committed, one caller at a time.
 
-The next number is `max(seq) + 1`. Whatever deletes old events must keep the newest numbered one: without it numbers
-would start at 1 again, and readers that remember a higher number would miss every new event.
+The next number is `max(seq) + 1`. Whatever deletes old events must keep the newest numbered one, as `retention` does:
+without it numbers would start at 1 again, and readers that remember a higher number would miss every new event.
 """
 
 from sqlalchemy import Connection
