@@ -78,7 +78,7 @@ def test_every_statement_has_the_name_of_its_file_and_its_own():
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
                 continue
             if node.func.id == "text":  # settings of a session or transaction alone
-                assert re.match(r"f?[\"'](SET LOCAL|SHOW|SELECT rolname)", ast.unparse(node.args[0])), (
+                assert re.match(r"f?[\"'](SET LOCAL|SHOW|COMMENT ON|SELECT rolname)", ast.unparse(node.args[0])), (
                     path,
                     node.lineno,
                 )
