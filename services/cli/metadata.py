@@ -12,6 +12,7 @@ from typing import Any, Self, get_args, get_type_hints
 
 from presswork_client import Image
 from services.cli.exits import Usage
+from services.core.model import strict_json
 from services.core.model.errors import PressworkError
 from services.core.model.file_names import PART
 from services.core.model.requests import metadata_text
@@ -93,7 +94,7 @@ class Metadata:
             _part(self._folder, name).replace(self._folder / name)
 
     def add(self, file_name: str, facts: Mapping[str, Any]) -> None:
-        self._lines.write(json.dumps({"file_name": file_name, **facts}, ensure_ascii=False) + "\n")
+        self._lines.write(strict_json.line({"file_name": file_name, **facts}))
         self._rows.append({"file_name": file_name, **facts, "metadata": metadata_text(facts["metadata"])})
         if len(self._rows) == _ROWS:
             self._flush()

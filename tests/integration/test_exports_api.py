@@ -214,7 +214,7 @@ BAD: list[tuple[int, str, str | None, object]] = [
     (422, "invalid_value", "options.images", {"format": "parquet", "options": {"images": "links"}}),
     (422, "invalid_value", "options.images", {"format": "zip", "options": {"images": "reference"}}),
     (422, "invalid_value", "options.expires_in_seconds", {"format": "zip", "options": {"expires_in_seconds": 59}}),
-    (422, "wrong_type", "options.expires_in_seconds", {"format": "zip", "options": {"expires_in_seconds": None}}),
+    (422, "wrong_type", "options.expires_in_seconds", {"format": "zip", "options": {"expires_in_seconds": "1"}}),
     (422, "wrong_type", None, []),
     (400, "invalid_json", None, b"{"),
     (422, "duplicate_key", None, b'{"format":"zip","format":"zip"}'),

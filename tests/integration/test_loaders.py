@@ -137,6 +137,14 @@ def test_datasets_reads_every_format_with_its_splits_types_and_pictures(
     assert [bool(row["flagged"]) for row in rows] == [False] * (len(wanted) - 1) + [True]
 
 
+def test_an_image_folder_that_is_read_without_its_readme_loses_no_image(
+    load: Any, trees: dict[str, Path], job: Any
+) -> None:
+    loaded = load("imagefolder", data_dir=str(trees["imagefolder"]))
+    assert list(loaded) == ["train"]
+    check(sorted(loaded["train"], key=lambda row: row["index"]), job[1])
+
+
 def test_webdataset_reads_its_shards(trees: dict[str, Path], job: Any) -> None:
     import webdataset
 

@@ -58,7 +58,7 @@ def test_a_name_is_the_custom_id_where_that_is_unique_and_safe() -> None:
     assert [name.removesuffix(".webp") for name in names(asked)] == [
         "mug", "jug~0", "jug~1", "000003", "Mug~000004", "jug", "000006", "jug~000007", "jug~000008", "000003~000009",
     ]  # fmt: skip
-    assert file_names.with_index("SKU.1", 7, "jpeg") == "SKU.1-00000007.jpg"
+    assert file_names.with_index("SKU.1", 7, "jpeg") == "SKU~1-00000007.jpg"
 
 
 @pytest.mark.parametrize("word", sorted({word for words in data_files.SPLIT_KEYWORDS.values() for word in words}))
@@ -71,4 +71,15 @@ def test_no_name_is_taken_for_a_split(word: str) -> None:
 @pytest.mark.parametrize("custom_id", ["a.csv", "a.csv.json", "x.tar.1", "b.parquet"])
 def test_no_name_has_a_second_extension(custom_id: str) -> None:
     for name in (*names([(custom_id, 2), (custom_id, 1)]), file_names.with_index(custom_id, 3, "png")):
-        assert not set(name.split(".")[1:]) & {"csv", "json", "tar", "parquet"}, name
+        assert name.count(".") == 1, name
+
+
+def test_the_usual_splits_have_folders_of_their_names_and_others_none_that_is_taken_for_one() -> None:
+    for usual in (["train"], ["train", "val"], ["train", "validation", "test"]):
+        assert [file_names.split_folder(split, usual) for split in usual] == usual
+    for others in (["train", "train_extra", "holdout"], ["val", "validation"], ["dev", "train"]):
+        folders = [file_names.split_folder(split, others) for split in others]
+        assert len(set(folders)) == len(folders)
+        for words in data_files.SPLIT_KEYWORDS.values():
+            for word in words:
+                assert not any(re.search(rf"(^|[-._ 0-9]){word}([-._ 0-9]|$)", folder) for folder in folders)

@@ -12,6 +12,7 @@ from services.core.exports.members import Member
 from services.core.exports.parquet import RecordTable
 from services.core.exports.records import File
 from services.core.exports.shards import ExportFailed, ExportWriter, Shard, missing
+from services.core.model import file_names
 from services.core.model.errors import ObjectMissing
 
 _COPIERS = 8
@@ -19,7 +20,7 @@ _BATCH = 64
 
 
 def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
-    folder = f"{shard.split}/{shard.ordinal:05d}"
+    folder = f"{file_names.split_folder(shard.split, writer.export.options.split)}/{shard.ordinal:05d}"
     files: list[File] = []
     with tempfile.TemporaryFile() as file, ThreadPoolExecutor(_COPIERS) as pool:
         table = RecordTable(file)

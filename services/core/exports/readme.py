@@ -8,8 +8,7 @@ import tempfile
 from services.core.exports.members import Record
 from services.core.exports.records import Export, File
 from services.core.exports.shards import ExportWriter
-from services.core.model import ids
-from services.core.model.file_names import EXTENSIONS
+from services.core.model import file_names, ids
 
 README = "README.md"
 _TYPES = {str: "string", int: "int64", float: "float64", bool: "bool"}
@@ -40,14 +39,14 @@ def _text(export: Export) -> str:
 def _path(export: Export, split: str, shards: int) -> str:
     """The files of a split. None of another export that had another number of shards."""
     if export.format == "imagefolder":
-        return f"'{split}/**'"
+        return f"'{file_names.split_folder(split, export.options.split)}/**'"
     extension = {"webdataset": "tar", "zip": "zip"}.get(export.format, export.format)
     return f"'data/{split}-*-of-{shards:05d}.{extension}'"
 
 
 def _features(formats: tuple[str, ...]) -> list[str]:
     """The columns of a sample, as YAML: a picture in one of the job's formats, its record, its prompt."""
-    lines = [line for name in formats for line in (f"  - name: {EXTENSIONS[name]}", "    dtype: image")]
+    lines = [line for name in formats for line in (f"  - name: {file_names.EXTENSIONS[name]}", "    dtype: image")]
     lines += ["  - name: json", "    struct:"]
     for name, kind in Record.__annotations__.items():
         lines += [f"    - name: {name}", f"      dtype: {_TYPES[kind]}"]

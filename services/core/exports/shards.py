@@ -2,12 +2,11 @@
 
 import hashlib
 import io
-import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO
 
 from services.core.exports.members import Member
 from services.core.exports.records import Export, File
@@ -90,12 +89,6 @@ class ExportWriter:
 
 def missing(member: Member) -> ExportFailed:
     return ExportFailed(f"Image {member.index} is no longer in the store. Render it again, or restore its object.")
-
-
-def json_line(value: Mapping[str, Any]) -> str:
-    """One line of readable JSON. Characters that some readers take for the end of a line are escaped."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return line.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029") + "\n"
 
 
 class _Kept:

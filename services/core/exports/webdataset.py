@@ -10,7 +10,8 @@ from typing import IO
 
 from services.core.exports.members import Member
 from services.core.exports.records import File
-from services.core.exports.shards import ExportWriter, Shard, json_line
+from services.core.exports.shards import ExportWriter, Shard
+from services.core.model import strict_json
 
 
 def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
@@ -20,7 +21,7 @@ def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list
             images += 1
             parts = {
                 member.extension: data,
-                "json": json_line(member.record()).encode(),
+                "json": strict_json.line(member.record()).encode(),
                 "txt": member.payload.prompt.encode(),
             }
             for extension, content in sorted(parts.items()):

@@ -15,7 +15,8 @@ from typing import IO, Any
 from services.core.exports.members import Member
 from services.core.exports.parquet import RecordTable
 from services.core.exports.records import File
-from services.core.exports.shards import ExportWriter, Shard, json_line
+from services.core.exports.shards import ExportWriter, Shard
+from services.core.model import strict_json
 
 _BOM = b"\xef\xbb\xbf"
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -37,7 +38,7 @@ def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list
             archive.writestr(_entry(name), data)
             record = member.record()
             row = {"file_name": name, **record}
-            lines.write(json_line(row).encode())
+            lines.write(strict_json.line(row).encode())
             if images == 1:
                 sheet.write(_BOM + csv_line(row.keys()))
             sheet.write(csv_line(row.values()))

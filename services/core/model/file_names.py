@@ -2,10 +2,12 @@
 
 No name is another one's on any file system: they are ASCII, differ in more than case, are valid on Linux, macOS,
 Windows and FAT, and have at most 255 bytes with `.part` added. Nor does a loader of data sets take a part of a name for
-a split ("test", "train") or for a second extension (".csv"): a `~`, which no custom_id has, parts it.
+a split ("test", "train") or for a second extension (".csv"): a `~`, which no custom_id has, follows the one and takes
+the place of dots.
 """
 
 import re
+from collections.abc import Collection
 
 EXTENSIONS: dict[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 PART = ".part"  # added to a file's name while it is being written
@@ -16,14 +18,14 @@ _SAFE = re.compile(
 _SPLIT = re.compile(
     r"(?:^|(?<=[-._ 0-9]))(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?=[-._ 0-9]|$)"
 )
-_EXTENSION = re.compile(r"(\.[A-Za-z][A-Za-z0-9]*)(?=\.|$)")
+_USUAL_SPLITS = ({"train", "validation", "test"}, {"train", "val", "test"})
 
 
 def stem(custom_id: str | None) -> str | None:
     """The custom_id as the beginning of a file's name; None if it is not safe as one."""
     if custom_id is None or not _SAFE.fullmatch(custom_id):
         return None
-    return _EXTENSION.sub(r"\1~", _SPLIT.sub(r"\1~", custom_id))
+    return _SPLIT.sub(r"\1~", custom_id.replace(".", "~"))
 
 
 def with_index(custom_id: str | None, index: int, output_format: str) -> str:
@@ -31,6 +33,13 @@ def with_index(custom_id: str | None, index: int, output_format: str) -> str:
     number = f"{index:08d}.{EXTENSIONS[output_format]}"
     begin = stem(custom_id)
     return number if begin is None else f"{begin}-{number}"
+
+
+def split_folder(split: str, splits: Collection[str]) -> str:
+    """The folder of a split among `splits`. A loader that goes by the names of folders reads each usual split, or, if
+    there are others, all images as one; it leaves none out."""
+    usual = any(names.issuperset(splits) for names in _USUAL_SPLITS)
+    return split if usual else _SPLIT.sub(r"\1~", split)
 
 
 class UniqueNames:

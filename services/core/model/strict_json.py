@@ -1,8 +1,10 @@
-"""A strict JSON reader: UTF-8, finite numbers, no duplicate keys. Every defect is reported as a Problem."""
+"""A strict JSON reader: UTF-8, finite numbers, no duplicate keys. Every defect is reported as a Problem. And the writer
+of lines that every reader takes for one line."""
 
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from services.core.model.errors import PressworkError, Problem
@@ -44,6 +46,12 @@ def loads(body: bytes) -> Any:
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_too_deep(value):
         raise BadJson("invalid_json", "The text is nested too deep.")
     return value
+
+
+def line(value: Mapping[str, Any]) -> str:
+    """One line of readable JSON. Characters that some readers take for the end of a line are escaped."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029") + "\n"
 
 
 def describe(value: object, limit: int = 40) -> str:
