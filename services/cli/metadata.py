@@ -92,6 +92,8 @@ class Metadata:
         self._table.close()
         for name in (RECORDS, TABLE) if kind is None else ():
             _part(self._folder, name).replace(self._folder / name)
+        if kind is None:  # of the release before; a loader refuses a folder with both
+            (self._folder / "metadata.jsonl").unlink(missing_ok=True)
 
     def add(self, file_name: str, facts: Mapping[str, Any]) -> None:
         self._lines.write(strict_json.line({"file_name": file_name, **facts}))

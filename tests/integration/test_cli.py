@@ -532,6 +532,8 @@ def test_images_are_downloaded_verified_and_named_and_a_second_time_kept(
     job = str(api.submit({"prompt": "a mug", "custom_id": "mug"}, {"prompt": "a jug", "custom_id": "jug", "n": 2},
                          {"prompt": "b"})["id"])  # fmt: skip
     render(api, store, job, 0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metadata.jsonl").write_text("{}")  # from the release before
     found = document(run("download", job, "-o", "out", "--json", code=3))  # all that there is, and one image failed
     assert (found["files"], found["fetched"], found["kept"], found["failed"]) == (3, 3, 0, [])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [

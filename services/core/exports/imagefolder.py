@@ -22,8 +22,7 @@ _BATCH = 64
 def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
     folder = f"{file_names.split_folder(shard.split, writer.export.options.split)}/{shard.ordinal:05d}"
     files: list[File] = []
-    with tempfile.TemporaryFile() as file, ThreadPoolExecutor(_COPIERS) as pool:
-        table = RecordTable(file)
+    with tempfile.TemporaryFile() as file, RecordTable(file) as table, ThreadPoolExecutor(_COPIERS) as pool:
         for some in _batches(members):
             writer.keep()
             files += pool.map(lambda member: _copy(writer, f"{folder}/{member.file_name}", member), some)

@@ -9,7 +9,8 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 from services.core.exports.members import Member, Record
 from services.core.exports.records import File
@@ -39,7 +40,7 @@ def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list
 
 class RecordTable:
     """The records of image files as a metadata.parquet, which `load_dataset` reads with the types declared here. From
-    JSON or CSV it would guess them."""
+    JSON or CSV it would guess them. A context manager; the file is complete after `close`."""
 
     NAME = "metadata.parquet"
 
@@ -50,13 +51,20 @@ class RecordTable:
         self._table = _writer(file, self._schema, statistics=True)
         self._rows: list[dict[str, Any]] = []
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._table.close()
+
     def add(self, file_name: str, record: Record) -> None:
         self._rows.append({"file_name": file_name, **record})
         if len(self._rows) == _ROWS_REFERENCE:
             self._flush()
 
     def close(self) -> None:
-        """Completes the file."""
         self._flush()
         self._table.close()
 

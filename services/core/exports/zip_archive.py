@@ -30,8 +30,8 @@ def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list
         tempfile.TemporaryFile() as sheet,
         tempfile.TemporaryFile() as table,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+        RecordTable(table) as typed,
     ):
-        typed = RecordTable(table)
         for member, data in writer.pictures(members):
             images += 1
             name = f"images/{member.file_name}"
