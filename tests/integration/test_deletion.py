@@ -193,6 +193,21 @@ def test_an_open_draft_is_deleted_with_its_chunks(api, runner, database):
     assert rows(database, ids.parse_job(draft)) == {}
 
 
+def test_a_draft_that_is_finalized_meanwhile_is_neither_deleted_nor_stopped(api, database, monkeypatch):
+    draft = api.http.post("/v1/jobs", json={"draft": True}).json()["id"]
+    api.http.put(f"/v1/jobs/{draft}/chunks/0", json={"images": [{"prompt": "a"}]}).raise_for_status()
+    cancel = deletion.job_states.cancel
+
+    def after_it_is_finalized(*arguments: Any) -> bool:
+        api.http.post(f"/v1/jobs/{draft}/finalize", json={"chunks": 1}).raise_for_status()
+        return cancel(*arguments)
+
+    monkeypatch.setattr(deletion.job_states, "cancel", after_it_is_finalized)
+    with pytest.raises(Conflict, match="at this moment"):
+        delete(database, ids.parse_job(draft))
+    assert api.http.get(f"/v1/jobs/{draft}").json()["status"] == "queued"
+
+
 def test_a_job_that_has_not_ended_is_refused_and_the_answer_says_what_would_do(api, store):
     job = api.submit({"prompt": "a", "n": 2})["id"]
 

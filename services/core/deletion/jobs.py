@@ -39,10 +39,10 @@ WHERE j.id = :id AND j.tenant_id = :tenant_id
 """)
 # A retry or a new export holds the row shared until it is committed, and a chunk holds it too.
 _LOCKED = statement("jobs.locked")("""
-SELECT state, deleted_at, output_file_id, error_file_id FROM jobs
+SELECT deleted_at, opened_at, output_file_id, error_file_id FROM jobs
 WHERE id = :id AND tenant_id = :tenant_id FOR NO KEY UPDATE SKIP LOCKED
 """)
-_EXISTS = statement("jobs.exists")("SELECT EXISTS (SELECT FROM jobs WHERE id = :id AND tenant_id = :tenant_id)")
+_STATE = statement("jobs.state")("SELECT state FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
 _UNFINISHED_EXPORT = statement("jobs.unfinished_export")(
     "SELECT min(id) FROM exports WHERE job_id = :id AND finished_at IS NULL"
 )
@@ -83,25 +83,29 @@ def stored(connection: Connection, tenant_id: int, job_id: int) -> Stored:
 
 def delete(connection: Connection, tenant_id: int, job_id: int) -> None:
     """Hides the job, its exports and its output files from this commit on; a background task deletes them. An open
-    draft is stopped. The transaction must be the system's. A second call is not an error while the task is at it.
+    draft is stopped. The transaction must be the system's, and must be rolled back after an error. A second call is not
+    an error while the task is at it.
 
     Raises:
         NotFound: no such job of this tenant.
         Conflict: it has not ended, or something else needs it.
     """
     values = {"id": job_id, "tenant_id": tenant_id}
+    state = connection.execute(_STATE, values).scalar_one_or_none()
+    if state is None:
+        raise NotFound("There is no such job.")
+    if state == JobState.DRAFT:  # before its row is locked: a job's own lock comes first, everywhere
+        job_states.cancel(connection, tenant_id, job_id)
     row = connection.execute(_LOCKED, values).one_or_none()
-    if row is None:
-        if not connection.execute(_EXISTS, values).scalar_one():
-            raise NotFound("There is no such job.")
+    if row is None or (
+        state == JobState.DRAFT and row.opened_at is not None
+    ):  # finalized meanwhile, and so not stopped
         raise Conflict("The job is being changed, exported or retried at this moment; try again.", "job_in_use")
     if row.deleted_at is not None:
         return
-    refusal = _refusal(row.state, connection.execute(_UNFINISHED_EXPORT, values).scalar_one())
+    refusal = _refusal(state, connection.execute(_UNFINISHED_EXPORT, values).scalar_one())
     if refusal is not None:
         raise refusal
-    if row.state == JobState.DRAFT:
-        job_states.cancel(connection, tenant_id, job_id)
     job_states.mark_deleted(connection, tenant_id, job_id)
     exports.remove_all(connection, tenant_id, job_id)
     for file_id in (row.output_file_id, row.error_file_id):
