@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli import bench, downloads, exports, jobs, model, show, submit
+from services.cli import bench, downloads, exports, jobs, model, removal, show, submit
 from services.cli.exits import EPILOG
 from services.core import extras
 from services.core.model.errors import PressworkError
@@ -24,6 +24,7 @@ keys = typer.Typer(no_args_is_help=True, help="Issue and revoke API keys.")
 JOBS, RESULTS, MACHINE, OPERATIONS = "Jobs", "Results", "This machine", "Operations"
 submit.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
+removal.add_to(app, JOBS)
 downloads.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
 app.add_typer(keys, name="keys", rich_help_panel=OPERATIONS)

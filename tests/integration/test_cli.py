@@ -780,3 +780,62 @@ def command(api: Api, folder: Path, *words: str) -> Iterator[subprocess.Popen[st
         process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
             pipe.close()
+
+
+# --- deleting
+
+
+def test_rm_shows_what_it_takes_and_asks_before_it_deletes(run: Run, api: Api, store: S3Store) -> None:
+    job = str(api.submit({"prompt": "a", "n": 3})["id"])
+    refused = run("rm", job, "--yes", code=5)
+    assert f"{job} stays: The job is queued; cancel it or let it end" in refused.stderr
+    render(api, store, job)
+    shown = run("rm", job, "--dry-run")
+    assert re.search(rf"{job} +3 +{3 * len(PICTURE)} B", shown.stdout)
+    assert f"would delete 1 job: 3 images, {3 * len(PICTURE)} B" in shown.stderr
+    assert "nothing was deleted" in run("rm", job, stdin="n\n", code=1).stderr
+    assert "--yes deletes without a question" in run("rm", job, stdin="", code=2).stderr
+    assert api.http.get(f"/v1/jobs/{job}").status_code == 200
+    assert "deleted 1;" in run("rm", job, stdin="y\n").stderr
+    assert api.http.get(f"/v1/jobs/{job}").status_code == 404
+    run("rm", "job_0000000000000", "--yes", code=4)
+    for wrong in (["rm"], ["rm", job, "--label", "a=b"], ["rm", "--older-than", "3 months"], ["rm", "--label", "a"]):
+        run(*wrong, "--yes", code=2)
+
+
+def test_rm_takes_the_ended_jobs_of_a_label_and_an_age(run: Run, api: Api, store: S3Store) -> None:
+    old, young, other = (
+        str(api.submit({"prompt": "a"}, labels={"for": label})["id"]) for label in ("shop", "shop", "home")
+    )
+    render(api, store, old)
+    waiting = str(api.submit({"prompt": "a"}, labels={"for": "shop"})["id"])
+    with api.database.begin_system() as connection:
+        aged = text("UPDATE jobs SET finished_at = finished_at - interval '31 days' WHERE id = ANY(:ids)")
+        connection.execute(aged, {"ids": [ids.parse_job(old), ids.parse_job(other)]})
+
+    def left() -> set[str]:
+        return {job["id"] for job in api.http.get("/v1/jobs").json()["data"]}
+
+    assert "there is nothing like that" in run("rm", "--older-than", "8w", "--yes").stderr
+    told = run("rm", "--label", "for=shop", "--older-than", "30d", "--yes", "--json")
+    assert document(told) == {"id": old, "deleted": True}
+    assert left() == {young, other, waiting}
+    dry = run("rm", "--status", "completed", "--dry-run", "--json").stdout.splitlines()
+    assert {json.loads(line)["id"] for line in dry} == {young, other}
+    run("rm", "--label", "for=shop", "--yes")
+    assert left() == {other, waiting}  # what has not ended is not chosen
+
+
+def test_rm_takes_exports_and_files_too(run: Run, api: Api, store: S3Store) -> None:
+    job = str(api.submit({"prompt": "a"})["id"])
+    render(api, store, job)
+    export = api.http.post(f"/v1/jobs/{job}/exports", json={"format": "zip"}).json()["id"]
+    data = b'{"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a"}}'
+    file = api.http.post("/v1/files", data={"purpose": "batch"}, files={"file": ("a.jsonl", data)}).json()["id"]
+    assert f"{export} is still being written" in run("rm", job, "--yes", code=5).stderr
+    told = run("rm", export, file, "--yes")
+    assert f"1 export, 1 file: 0 images, {len(data)} B" in told.stderr
+    for path in (f"/v1/exports/{export}", f"/v1/files/{file}"):
+        assert api.http.get(path).status_code == 404
+    run("rm", job, "--yes")
+    run("rm", export, "--yes", code=4)
