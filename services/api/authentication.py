@@ -27,7 +27,7 @@ def authenticate(request: Request, context: ContextDep) -> int:
     if found is not None:
         # As the system: the key decides which tenant this is.
         with context.database.begin_system() as connection:
-            tenant = api_keys.authenticate(connection, context.settings.secret, found[1])
+            tenant = api_keys.authenticate(connection, context.settings.secrets, found[1])
     if tenant is None:
         raise ApiError(
             401,

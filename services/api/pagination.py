@@ -3,6 +3,7 @@
 import base64
 import binascii
 import hmac
+from collections.abc import Iterable
 
 from services.api.errors import ApiError
 
@@ -16,14 +17,14 @@ def encode_cursor(secret: str, listing: str, position: int) -> str:
     return base64.urlsafe_b64encode(value + _proof(secret, listing, value)).decode().rstrip("=")
 
 
-def decode_cursor(secret: str, listing: str, cursor: str) -> int:
-    """Raises ApiError unless `encode_cursor` made it with the same secret for the same list."""
+def decode_cursor(secrets: Iterable[str], listing: str, cursor: str) -> int:
+    """Raises ApiError unless `encode_cursor` made it with one of the secrets for the same list."""
     try:
         given = cursor.encode("ascii")
         position = int.from_bytes(base64.urlsafe_b64decode(given + b"=" * (-len(given) % 4))[:_POSITION_BYTES], "big")
     except (UnicodeEncodeError, binascii.Error):
         given, position = b"", 0
-    if not hmac.compare_digest(given, encode_cursor(secret, listing, position).encode()):
+    if not any(hmac.compare_digest(given, encode_cursor(one, listing, position).encode()) for one in secrets):
         raise ApiError(
             400, "invalid_cursor", "cursor must be the next_cursor of this list's page before.", param="cursor"
         )

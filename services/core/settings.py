@@ -133,7 +133,8 @@ class Settings:
     )  # a file of certificates for an https endpoint; empty: the usual ones
     bucket: str = _setting("PRESSWORK_BUCKET", "presswork")
     # The web server.
-    secret: str = _setting("PRESSWORK_SECRET", "", secret=True)  # keys the HMAC of API keys
+    secret: str = _setting("PRESSWORK_SECRET", "", secret=True)  # signs API keys and links
+    accepted_secret: str = _setting("PRESSWORK_ACCEPTED_SECRET", "", secret=True)  # holds too; signs nothing new
     host: str = _setting("PRESSWORK_HOST", "127.0.0.1")
     port: int = _setting("PRESSWORK_PORT", "8420", _whole(1, 65535))
     model: str = _setting("PRESSWORK_MODEL", "simulated")  # what a job that names no model gets
@@ -149,9 +150,9 @@ class Settings:
     url_seconds: int = _setting("PRESSWORK_URL_SECONDS", "900", _whole(10, 604800))
     # The heartbeat interval, the safety margin and the watchdog are derived from the lease.
     lease_seconds: float = _setting("PRESSWORK_LEASE_SECONDS", "30", _number(1, 3600))
-    # The worker.
     # The scheduler.
     event_days: int = _setting("PRESSWORK_EVENT_DAYS", "90", _whole(7, 36500))  # for how long events are kept
+    # The worker.
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")
     model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")  # a directory, or a hub id where the hub can be reached
@@ -196,6 +197,11 @@ class Settings:
     @classmethod
     def default(cls, variable: str) -> str:
         return str(next(entry.metadata["default"] for entry in fields(cls) if entry.metadata["variable"] == variable))
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets whose signatures hold. The first one signs."""
+        return (self.secret, self.accepted_secret) if self.accepted_secret else (self.secret,)
 
     @property
     def beat_seconds(self) -> float:

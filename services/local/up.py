@@ -114,7 +114,7 @@ def _saved_key(settings: Settings, home: Home) -> str:
                 connection
             )  # a folder that was not used for months needs this week's before a job
             key = file.read_text(encoding="utf-8").strip() if file.exists() else ""
-            if api_keys.authenticate(connection, settings.secret, key) is None:
+            if api_keys.authenticate(connection, settings.secrets, key) is None:
                 key = api_keys.issue_key(connection, settings.secret, api_keys.default_tenant(connection), "local")
     finally:
         core.close()

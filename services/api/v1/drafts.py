@@ -85,7 +85,7 @@ def list_chunks(
     """The chunks of a draft by number: a client that crashed reads here where to go on."""
     number = ids.parse_job(job_id)
     listing = f"chunks/{tenant}/{number}"
-    after = -1 if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
+    after = -1 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     with context.database.begin(tenant) as connection:
         found = drafts.chunks(connection, tenant, number, after=after, limit=limit + 1)
     page = found[:limit]

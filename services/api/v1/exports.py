@@ -104,7 +104,7 @@ def list_exports(
     """The job's exports, newest first."""
     number = ids.parse_job(job_id)
     listing = f"exports/{tenant}/{number}"
-    before = _PAST_THE_NEWEST if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
+    before = _PAST_THE_NEWEST if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     with context.database.begin(tenant) as connection:
         found = records.of_job(connection, tenant, number, before=before, limit=limit + 1)
     more = (
@@ -128,7 +128,7 @@ def list_files(
     if export.state != "completed":
         raise ApiError(409, "export_not_completed", f"The export is {export.state}; it has files once it is completed.")
     listing = f"export_files/{tenant}/{export.id}"
-    passed = 0 if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
+    passed = 0 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     with context.database.begin(tenant) as connection:
         found = records.files(connection, export.id, skip=passed, limit=limit + 1)
     more = pagination.encode_cursor(context.settings.secret, listing, passed + limit) if len(found) > limit else None

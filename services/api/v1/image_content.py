@@ -27,7 +27,7 @@ def show_content(request: Request, context: ContextDep, job_id: str, index: str,
     number = ids.parse_job(job_id)
     if not parameters.is_whole(index):
         raise NotFound("There is no such image.")
-    if signature is not None and not signed_urls.is_genuine(context.settings.secret, number, int(index), signature):
+    if signature is not None and not signed_urls.is_genuine(context.settings.secrets, number, int(index), signature):
         raise NotFound("There is no such image.")
     return _redirect(context, tenant, number, int(index))
 

@@ -52,7 +52,7 @@ def list_requests(
     listing = f"requests/{tenant}/{number}/{status}"
     place = None
     if cursor is not None:
-        position = pagination.decode_cursor(context.settings.secret, listing, cursor)
+        position = pagination.decode_cursor(context.settings.secrets, listing, cursor)
         place = Place(ImageState(position >> 32), position & 0xFFFFFFFF)
     with context.database.begin(tenant) as connection:
         found, next_place = request_queries.page(

@@ -33,7 +33,7 @@ def list_jobs(
     """The tenant's jobs, newest first: all, or those of one status, or with one label."""
     listing = f"jobs/{tenant}" if status is label is None else f"jobs/{tenant}/{status}/{label}"
     wanted = parameters.label(label)
-    before = _PAST_THE_NEWEST if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
+    before = _PAST_THE_NEWEST if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     with context.database.begin(tenant) as connection:
         found = queries.jobs(connection, tenant, before=before, limit=limit + 1, state=status, label=wanted)
     page = found[:limit]
@@ -63,7 +63,7 @@ def list_images(
     if order == "failed_first" and status is None:
         return _images_failed_first(request, context, tenant, number, limit, cursor)
     listing = f"images/{tenant}/{number}/{status}"
-    after = -1 if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
+    after = -1 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     with context.database.begin(tenant) as connection:
         found = queries.images(
             connection, tenant, number, state=parameters.image_state(status), after=after, limit=limit + 1
@@ -96,7 +96,7 @@ def _images_failed_first(
 ) -> schemas.ImagePage:
     """The lower 32 bits of a cursor are the last index of the page. Bit 32 is set once all failed ones are listed."""
     listing = f"images/{tenant}/{number}/failed_first"
-    place = None if cursor is None else pagination.decode_cursor(context.settings.secret, listing, cursor)
+    place = None if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     failed, after = (True, -1) if place is None else (place < _AMONG_OTHERS, place % _AMONG_OTHERS)
     with context.database.begin(tenant) as connection:
         found = queries.images_failed_first(connection, tenant, number, failed=failed, after=after, limit=limit + 1)

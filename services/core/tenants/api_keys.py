@@ -6,6 +6,7 @@ A key is `pw_`, an id of 8 characters, `_`, and 43 random characters: about 256 
 import hmac
 import secrets
 import string
+from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
@@ -20,6 +21,10 @@ WITH made AS (
 {log.of_each("made", "'key.issued'", subject="'key/' || id", data="jsonb_build_object('name', name)")}
 """)  # noqa: S608  our own text
 _FIND = statement("api_keys.find")("SELECT tenant_id, hmac FROM api_keys WHERE id = :id AND revoked_at IS NULL")
+# Of two servers whose secrets are exchanged, neither waits for the other.
+_REHASH = statement("api_keys.rehash")("""
+UPDATE api_keys SET hmac = :hmac WHERE id = (SELECT id FROM api_keys WHERE id = :id FOR UPDATE SKIP LOCKED)
+""")
 _REVOKE = statement("api_keys.revoke")(f"""
 WITH moved AS (UPDATE api_keys SET revoked_at = now() WHERE id = :id AND revoked_at IS NULL RETURNING id, tenant_id)
 {log.of_each("moved", "'key.revoked'", subject="'key/' || id")}
@@ -43,14 +48,18 @@ def issue_key(connection: Connection, secret: str, tenant_id: int, name: str) ->
     return key
 
 
-def authenticate(connection: Connection, secret: str, key: str) -> int | None:
-    """The tenant of a valid key; None if it is invalid or revoked."""
+def authenticate(connection: Connection, accepted: Sequence[str], key: str) -> int | None:
+    """The tenant of a valid key; None if it is invalid or revoked. A key that was hashed under another of the accepted
+    secrets is hashed again under the first one."""
     parts = key.split("_")
     if len(key) > 100 or len(parts) != 3 or parts[0] != "pw" or not key.isascii():
         return None
     row = connection.execute(_FIND, {"id": parts[1]}).one_or_none()
-    if row is None or not hmac.compare_digest(_proof(secret, key), row.hmac):
+    proofs = [_proof(secret, key) for secret in accepted]
+    if row is None or not any(hmac.compare_digest(proof, row.hmac) for proof in proofs):
         return None
+    if not hmac.compare_digest(proofs[0], row.hmac):
+        connection.execute(_REHASH, {"id": parts[1], "hmac": proofs[0]})
     return int(row.tenant_id)
 
 
