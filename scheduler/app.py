@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from scheduler.background_tasks import BackgroundTaskRunner, background_tasks
+from scheduler.background_tasks import THREADS, BackgroundTaskRunner, background_tasks
 from scheduler.periodic_tasks import PeriodicTask, timetable
 from services.core import logs
 from services.core.db import database as databases
@@ -26,7 +26,6 @@ from services.core.storage.s3 import S3Store
 log = logging.getLogger(__name__)
 LEAD_SECONDS = 10.0
 TICK_SECONDS = 0.25
-BACKGROUND_TASK_THREADS = 2
 EXIT_SETTINGS = 2
 
 
@@ -119,9 +118,7 @@ def main(argv: list[str] | None = None) -> int:
             raise SettingsError(
                 "PRESSWORK_SECRET is not set; it must be the secret of the web servers, which signs links."
             )
-        database = databases.Database(
-            settings.database_url, application="presswork scheduler", pool_size=2 + BACKGROUND_TASK_THREADS
-        )
+        database = databases.Database(settings.database_url, application="presswork scheduler", pool_size=2 + THREADS)
         if arguments.check:
             with database.begin_system() as connection:
                 return 0 if leadership.exists(connection) else 1
@@ -137,10 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     notifier = Notifier(settings.redis_url)
     scheduler = Scheduler(database, timetable(settings, notifier, connectivity), connectivity)
     running = BackgroundTaskRunner(database, background_tasks(settings, S3Store(settings), notifier), scheduler.holder)
-    threads = [
-        threading.Thread(target=running.run, args=(stopping,), name="background-tasks")
-        for _ in range(BACKGROUND_TASK_THREADS)
-    ]
+    threads = [threading.Thread(target=running.run, args=(stopping,), name="background-tasks") for _ in range(THREADS)]
     for thread in threads:
         thread.start()
     try:

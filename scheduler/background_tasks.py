@@ -4,15 +4,19 @@ Each run works on one item under a lease, on a thread beside the periodic tasks.
 one dies, another continues the item when the lease has expired.
 """
 
+import functools
+import itertools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.core.batches import finalization, validation
 from services.core.db.database import Connection, Database
 from services.core.db.leases import Lease, LeaseLost
+from services.core.db.turns import Waiting
 from services.core.deletion import task as deletion
 from services.core.exports import exports
 from services.core.exports import task as exporting
@@ -23,6 +27,7 @@ from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
 log = logging.getLogger(__name__)
+THREADS = 6
 POLL_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 300.0
 PAUSE_SECONDS = 5.0  # before an item is retried here, after it failed or while another scheduler has its lease
@@ -30,61 +35,103 @@ PAUSE_SECONDS = 5.0  # before an item is retried here, after it failed or while 
 
 @dataclass(frozen=True, slots=True)
 class BackgroundTask:
-    """`pending` returns the ids of a few waiting items, excluding those given; `run` does the work for one item under
-    its lease. `run` must accept an item that another scheduler has just finished."""
+    """`pending` returns a few waiting items of each tenant, without the items and the tenants given; `run` does the
+    work for one item under its lease. `run` must accept an item that another scheduler has just finished."""
 
     name: str
-    pending: Callable[[Connection, Sequence[int]], Sequence[int]]
+    pending: Callable[[Connection, Sequence[int], Sequence[int]], Sequence[Waiting]]
     run: Callable[[int, Lease], object]
 
 
 class BackgroundTaskRunner:
-    """Runs background tasks on every thread that calls `run`."""
+    """Runs background tasks on every thread that calls `run`. Tasks take turns, and so do the tenants within a task.
 
-    def __init__(self, database: Database, background_tasks: list[BackgroundTask], holder: str) -> None:
+    `threads` is how many threads call it. Half of them may do the same task, fewer that task for one tenant, and all
+    but two work for one tenant: whatever waits elsewhere finds a thread.
+    """
+
+    def __init__(
+        self, database: Database, background_tasks: list[BackgroundTask], holder: str, threads: int = THREADS
+    ) -> None:
         self.database, self.background_tasks, self.holder = database, background_tasks, holder
+        self._of_task, self._of_tenant = max(1, threads // 2), max(1, threads - 2)
+        self._of_both = max(1, threads // 2 - 1)
         self._guard = threading.Lock()
-        self._running: set[tuple[str, int]] = set()
+        self._looking = threading.Lock()
+        self._idle_until = 0.0
+        self._turn = itertools.count(1)
+        self._served: dict[tuple[str, int | None], int] = {}  # the turn in which a task, or a tenant of it, was last
+        self._running: dict[tuple[str, int], int] = {}  # whose each item is
         self._not_before: dict[tuple[str, int | None], float] = {}  # None: the query for pending items
         self._pauses: dict[tuple[str, int | None], float] = {}  # the latest pause of items that failed
 
     def run(self, stopping: threading.Event) -> None:
         while not stopping.is_set():
             try:
-                busy = self.run_once(stopping)
+                chosen = self._choose()
+                if chosen is not None:
+                    self._try(*chosen)
             except Unavailable as error:
                 log.warning("background tasks postponed", extra={"error": str(error)})
-                busy = False
+                chosen = None
                 stopping.wait(1.0)
-            if not busy:
+            if chosen is None:
                 stopping.wait(POLL_SECONDS)
 
-    def run_once(self, stopping: threading.Event | None = None) -> bool:
+    def run_once(self) -> bool:
         """Works on every pending item once. Returns whether there was any."""
+        done: set[tuple[str, int]] = set()
         busy = False
-        for background_task in self.background_tasks:
-            for item in self._find_pending(background_task):
-                if stopping is not None and stopping.is_set():
-                    return busy
-                busy |= self._try(background_task, item)
+        while (chosen := self._choose(done)) is not None:
+            background_task, item = chosen
+            done.add((background_task.name, item.id))
+            busy |= self._try(background_task, item)
         return busy
 
-    def _find_pending(self, background_task: BackgroundTask) -> Sequence[int]:
-        """The pending items, excluding those that are running or postponed, so that these never block the others."""
-        now = time.monotonic()
+    def _choose(self, done: set[tuple[str, int]] | None = None) -> tuple[BackgroundTask, Waiting] | None:
+        """The item whose turn it is, marked as running. After a look that found none, no thread looks for a moment."""
+        with self._looking:
+            if done is None and time.monotonic() < self._idle_until:
+                return None
+            for background_task in sorted(
+                self.background_tasks, key=lambda task: self._served.get((task.name, None), 0)
+            ):
+                pending = self._find_pending(background_task, done or set())
+                if pending:
+                    with self._guard:
+                        item = min(pending, key=functools.partial(self._rank, background_task.name))
+                        self._running[background_task.name, item.id] = item.tenant_id
+                    for place in (None, item.tenant_id):
+                        self._served[background_task.name, place] = next(self._turn)
+                    return background_task, item
+            self._idle_until = time.monotonic() + POLL_SECONDS
+            return None
+
+    def _rank(self, name: str, item: Waiting) -> tuple[int, int]:
+        """Less comes first: how many items of its tenant are running, and when the tenant's last turn was."""
+        running = sum(tenant == item.tenant_id for tenant in self._running.values())
+        return running, self._served.get((name, item.tenant_id), 0)
+
+    def _find_pending(self, background_task: BackgroundTask, done: set[tuple[str, int]]) -> Sequence[Waiting]:
+        """The pending items that may run now. Those that are running or postponed never block the others."""
+        now, name = time.monotonic(), background_task.name
         with self._guard:
             self._not_before = {key: moment for key, moment in self._not_before.items() if moment > now}
-            if (background_task.name, None) in self._not_before:
+            running = Counter(tenant for (task, _), tenant in self._running.items() if task == name)
+            if (name, None) in self._not_before or running.total() >= self._of_task:
                 return []
-            excluding = [item for name, item in (*self._running, *self._not_before)
-                       if name == background_task.name and item is not None]  # fmt: skip
+            in_all = Counter(self._running.values())
+            busy = [tenant for tenant in in_all
+                    if in_all[tenant] >= self._of_tenant or running[tenant] >= self._of_both]  # fmt: skip
+            excluding = [item for task, item in (*self._running, *self._not_before, *done)
+                         if task == name and item is not None]  # fmt: skip
         try:
             with self.database.begin_system() as connection:
-                return background_task.pending(connection, excluding)
+                return background_task.pending(connection, excluding, busy)
         except Unavailable:
             raise
         except Exception:
-            log.exception("pending items cannot be read", extra={"task": background_task.name})
+            log.exception("pending items cannot be read", extra={"task": name})
             self._postpone(background_task, None)
             return []
 
@@ -96,19 +143,15 @@ class BackgroundTaskRunner:
                 pause = self._pauses[key] = min(self._pauses.get(key, PAUSE_SECONDS / 2) * 2, LONGEST_PAUSE_SECONDS)
             self._not_before[key] = time.monotonic() + pause
 
-    def _try(self, background_task: BackgroundTask, item: int) -> bool:
-        key = background_task.name, item
-        with self._guard:
-            if key in self._running or self._not_before.get(key, 0.0) > time.monotonic():
-                return False
-            self._running.add(key)
+    def _try(self, background_task: BackgroundTask, item: Waiting) -> bool:
+        """Works on a chosen item. False: another scheduler does."""
         try:
-            return self._perform(
-                background_task, item, Lease(self.database, f"{background_task.name}/{item}", self.holder)
-            )
+            lease = Lease(self.database, f"{background_task.name}/{item.id}", self.holder)
+            return self._perform(background_task, item.id, lease)
         finally:
             with self._guard:
-                self._running.discard(key)
+                del self._running[background_task.name, item.id]
+            self._idle_until = 0.0
 
     def _perform(self, background_task: BackgroundTask, item: int, lease: Lease) -> bool:
         began = time.monotonic()

@@ -45,11 +45,11 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
     return [
         PeriodicTask("finish", 0.5, lifecycle.finish),
         PeriodicTask("deadlines", 1.0, job_states.expire),
-        PeriodicTask("sweep", 1.0, segments.sweep_cancelled),
+        PeriodicTask("sweep", 0.25, segments.sweep_cancelled),
         PeriodicTask("fold", 1.0, counters.fold),
         PeriodicTask("number", 0.5, numbering.number),
         PeriodicTask("expire", 2.0, expire),
-        PeriodicTask("low", 2.0, segments.raise_low),
+        PeriodicTask("low", 2.0, segments.Rounds().raise_low),
         PeriodicTask("notify", 5.0, notify),
         PeriodicTask("forget", 300.0, forget),
         PeriodicTask("forget-events", 60.0, forget_events),

@@ -134,13 +134,13 @@ def export(database: Database, settings: Settings, store: ImageStore, job_id: in
 def sums(database: Database, export_id: int) -> dict[str, str]:
     """path -> sha256, of every file."""
     with database.begin_system() as connection:
-        return {file.path: file.sha256.hex() for file in records.files(connection, export_id, skip=0, limit=100_000)}
+        return {file.path: file.sha256.hex() for file in records.files(connection, export_id, limit=100_000)}
 
 
 def download(database: Database, store: S3Store, export_id: int, folder: Path) -> Path:
     """The export's tree, each file with the recorded size and sha256."""
     with database.begin_system() as connection:
-        found = records.files(connection, export_id, skip=0, limit=100_000)
+        found = records.files(connection, export_id, limit=100_000)
     for file in found:
         data = store.read(file.object_key)
         assert (len(data), hashlib.sha256(data).digest()) == (file.bytes, file.sha256), file.path

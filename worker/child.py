@@ -56,6 +56,7 @@ class Child:
         )
         self.store = s3.S3Store(settings)
         self.notifier = Notifier(settings.redis_url)
+        self._rounds = segments.Rounds()
         self.heartbeat = Heartbeat(self.database, settings)
         self.render_loop = RenderLoop(
             settings, self.pipeline, self.database, self.store, self.notifier, self.heartbeat,
@@ -167,7 +168,7 @@ class Child:
     def _tick(self) -> None:
         """Maintenance that every worker does for all, so that images are rendered without a scheduler, too."""
         self._beat("sick" if self.render_loop.device.sick else "busy" if self.render_loop.busy else "ready")
-        for verb in (self._expire, counters.fold, numbering.number, segments.raise_low):
+        for verb in (self._expire, counters.fold, numbering.number, self._rounds.raise_low):
             with self.database.begin_system() as connection:
                 if leases.lock_maintenance(connection):
                     verb(connection)

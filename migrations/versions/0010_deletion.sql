@@ -1,6 +1,6 @@
 -- From this moment on the job is hidden from its tenant; a background task deletes its objects and rows.
 ALTER TABLE jobs ADD COLUMN deleted_at timestamptz;
-CREATE INDEX jobs_deleted ON jobs (id) WHERE deleted_at IS NOT NULL;
+CREATE INDEX jobs_deleted ON jobs (tenant_id, id) WHERE deleted_at IS NOT NULL;
 
 -- In a tenant's transactions a deleted job is not there, and nor are the images, payloads, results, failures and
 -- counters, which a tenant sees through its jobs. Transactions of the system see it.

@@ -13,22 +13,39 @@ _PROOF_BYTES = 12
 
 def encode_cursor(secret: str, listing: str, position: int) -> str:
     """`listing` names the list with its filter: the cursor is valid for that list only."""
-    value = position.to_bytes(_POSITION_BYTES, "big")
-    return base64.urlsafe_b64encode(value + _proof(secret, listing, value)).decode().rstrip("=")
+    return _encode(secret, listing, position.to_bytes(_POSITION_BYTES, "big"))
 
 
 def decode_cursor(secrets: Iterable[str], listing: str, cursor: str) -> int:
     """Raises ApiError unless `encode_cursor` made it with one of the secrets for the same list."""
+    return int.from_bytes(_decode(secrets, listing, cursor), "big")
+
+
+def encode_name(secret: str, listing: str, name: str) -> str:
+    """The cursor of a list that is ordered by names."""
+    return _encode(secret, listing, name.encode())
+
+
+def decode_name(secrets: Iterable[str], listing: str, cursor: str) -> str:
+    """Raises ApiError unless `encode_name` made it with one of the secrets for the same list."""
+    return _decode(secrets, listing, cursor).decode()
+
+
+def _encode(secret: str, listing: str, value: bytes) -> str:
+    return base64.urlsafe_b64encode(value + _proof(secret, listing, value)).decode().rstrip("=")
+
+
+def _decode(secrets: Iterable[str], listing: str, cursor: str) -> bytes:
     try:
         given = cursor.encode("ascii")
-        position = int.from_bytes(base64.urlsafe_b64decode(given + b"=" * (-len(given) % 4))[:_POSITION_BYTES], "big")
+        value = base64.urlsafe_b64decode(given + b"=" * (-len(given) % 4))[:-_PROOF_BYTES]
     except (UnicodeEncodeError, binascii.Error):
-        given, position = b"", 0
-    if not any(hmac.compare_digest(given, encode_cursor(one, listing, position).encode()) for one in secrets):
+        given, value = b"", b""
+    if not any(hmac.compare_digest(given, _encode(one, listing, value).encode()) for one in secrets):
         raise ApiError(
             400, "invalid_cursor", "cursor must be the next_cursor of this list's page before.", param="cursor"
         )
-    return position
+    return value
 
 
 def _proof(secret: str, listing: str, value: bytes) -> bytes:

@@ -4,6 +4,10 @@ import dataclasses
 import json
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -11,10 +15,13 @@ import pytest
 from sqlalchemy import text
 
 from scheduler import app
-from scheduler.background_tasks import BackgroundTask, BackgroundTaskRunner, background_tasks
+from scheduler.background_tasks import THREADS, BackgroundTask, BackgroundTaskRunner, background_tasks
 from services.core.batches import batch_jobs, finalization
+from services.core.db import turns
 from services.core.db.database import Database
 from services.core.db.leases import Lease, LeaseLost
+from services.core.db.turns import Waiting
+from services.core.exports import exports
 from services.core.files import files, uploads
 from services.core.jobs import lifecycle
 from services.core.model import ids
@@ -66,7 +73,7 @@ def test_closing_a_job_a_second_time_leaves_its_files_as_they_are(api, running, 
     rendered(api)
     with database.begin_system() as connection:
         lifecycle.finish(connection)
-        assert finalization.pending(connection) == [number(batch)]
+        assert [item.id for item in finalization.pending(connection)] == [number(batch)]
     running.run_once()
     late = Lease(database, f"close/{number(batch)}", "scheduler-2")  # had seen it among what waits
     assert late.take()
@@ -87,8 +94,8 @@ def test_things_that_always_go_wrong_do_not_keep_others_waiting(database):
         waiting.remove(thing)
         done.append(thing)
 
-    def pending(_connection: Any, excluding: Any = ()) -> list[int]:
-        return [thing for thing in waiting if thing not in excluding][:10]
+    def pending(_connection: Any, excluding: Any = (), _busy: Any = ()) -> list[Waiting]:
+        return [Waiting(thing, 1) for thing in waiting if thing not in excluding][:10]
 
     busy = BackgroundTaskRunner(database, [BackgroundTask("odd", pending, run)], "scheduler-1")
     for _ in range(4):
@@ -103,7 +110,9 @@ def test_what_goes_wrong_again_and_again_is_tried_ever_more_seldom_and_what_went
         if broken[0]:
             raise ValueError("nobody foresaw this")
 
-    background_task = BackgroundTask("break", lambda _connection, excluding: [] if 1 in excluding else [1], run)
+    background_task = BackgroundTask(
+        "break", lambda _connection, excluding, _busy: [] if 1 in excluding else [Waiting(1, 1)], run
+    )
     running = BackgroundTaskRunner(database, [background_task], "here")
     pauses = []
     for _ in range(9):
@@ -119,8 +128,8 @@ def test_what_goes_wrong_again_and_again_is_tried_ever_more_seldom_and_what_went
 def test_validation_and_closing_look_past_what_is_put_off(api, database):
     batches = [number(start(api, {"prompt": "a mug"})) for _ in range(12)]
     with database.begin_system() as connection:
-        assert batch_jobs.validating(connection) == batches[:10]
-        assert batch_jobs.validating(connection, excluding=batches[:10]) == batches[10:]
+        assert [item.id for item in batch_jobs.validating(connection)] == batches[:10]
+        assert [item.id for item in batch_jobs.validating(connection, excluding=batches[:10])] == batches[10:]
 
 
 def test_a_tenant_with_many_files_keeps_no_other_waiting(api, database):
@@ -129,18 +138,20 @@ def test_a_tenant_with_many_files_keeps_no_other_waiting(api, database):
     with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}) as http:
         late = number(start(dataclasses.replace(api, http=http), {"prompt": "a mug"}))
     with database.begin_system() as connection:
-        assert batch_jobs.validating(connection) == [batches[0], late, *batches[1:9]]
+        found = [item.id for item in batch_jobs.validating(connection)]
+    assert set(found[:2]) == {batches[0], late}
+    assert found[2:] == batches[1:10]
 
 
 def test_background_tasks_go_on_after_an_unexpected_error(database):
     looked, done, stopping = [], [], threading.Event()
 
-    def broken(_connection: Any, _besides: Any = ()) -> list[int]:
+    def broken(_connection: Any, _excluding: Any = (), _busy: Any = ()) -> list[Waiting]:
         looked.append(1)
         raise RuntimeError("unforeseen")
 
-    def fine(_connection: Any, _besides: Any = ()) -> list[int]:
-        return [] if done else [7]
+    def fine(_connection: Any, _excluding: Any = (), _busy: Any = ()) -> list[Waiting]:
+        return [] if done else [Waiting(7, 1)]
 
     both = [
         BackgroundTask("broken", broken, print),
@@ -270,3 +281,85 @@ def test_a_lease_that_was_lost_and_taken_again_under_the_same_name_is_not_the_sa
         pass
     with awake.begin():
         pass
+
+
+class Tasks:
+    """Background tasks whose items wait until they are let go."""
+
+    def __init__(self, *kinds: str, items: int = 120) -> None:
+        self.waiting = {kind: [Waiting(100 + nth, 1) for nth in range(items)] for kind in kinds}
+        self.began: list[tuple[str, int]] = []
+        self.gate = threading.Event()
+        self.tasks = [BackgroundTask(kind, partial(self._pending, kind), partial(self._run, kind)) for kind in kinds]
+
+    def _pending(self, kind: str, _connection: Any, excluding: Any, busy: Any) -> list[Waiting]:
+        """As the queries do: the first of each tenant, then the second."""
+        mine = [item for item in self.waiting[kind] if item.id not in excluding and item.tenant_id not in busy]
+        before = Counter[int]()
+        ranked = []
+        for item in mine:
+            ranked.append((before[item.tenant_id], item))
+            before[item.tenant_id] += 1
+        return [item for _, item in sorted(ranked)][:50]
+
+    def _run(self, kind: str, item: int, _lease: Lease) -> None:
+        self.began.append((kind, item))
+        assert self.gate.wait(20)
+        self.waiting[kind] = [other for other in self.waiting[kind] if other.id != item]
+
+    @contextmanager
+    def running(self, database: Database) -> Iterator[None]:
+        stopping = threading.Event()
+        runner = BackgroundTaskRunner(database, self.tasks, "scheduler-1")
+        threads = [threading.Thread(target=runner.run, args=(stopping,)) for _ in range(THREADS)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            stopping.set()
+            self.gate.set()
+            for thread in threads:
+                thread.join()
+
+
+def test_tasks_and_tenants_take_turns(database):
+    tasks = Tasks("export", "close", items=10)
+    tasks.gate.set()
+    tasks.waiting["export"].append(Waiting(7, 2))
+    BackgroundTaskRunner(database, tasks.tasks, "scheduler-1").run_once()
+    kinds = [kind for kind, _ in tasks.began]
+    assert kinds[:20] == ["export", "close"] * 10
+    assert tasks.began.index(("export", 7)) <= 2, "the second tenant's turn came after one item of the first"
+    assert len(tasks.began) == 21
+
+
+def test_a_tenant_whose_tasks_take_long_leaves_threads_to_others(database):
+    tasks = Tasks("export", "close", "validate")
+    with tasks.running(database):
+        until(lambda: len(tasks.began) == THREADS - 2)
+        kinds = Counter(kind for kind, _ in tasks.began)
+        assert max(kinds.values()) == THREADS // 2 - 1, "no task took all of them"
+        tasks.waiting["export"].append(Waiting(7, 2))
+        until(lambda: ("export", 7) in tasks.began)
+        assert len(tasks.began) == THREADS - 1
+
+
+def test_the_first_export_of_each_tenant_comes_before_the_second_of_any(database, settings):
+    factories.register(database)
+    with database.begin_system() as connection:
+        connection.execute(text("INSERT INTO tenants (id, name) VALUES (2, 'other')"))
+    first, second = factories.submit(database, settings), factories.submit(database, settings, tenant=2)
+    with database.begin_system() as connection:
+        connection.execute(
+            text("INSERT INTO exports (id, tenant_id, job_id, format)"
+                 " SELECT nth, 1, :job, 'zip' FROM generate_series(1, 120) AS nth"), {"job": first},
+        )  # fmt: skip
+        connection.execute(
+            text("INSERT INTO exports (id, tenant_id, job_id, format) VALUES (121, 2, :job, 'zip')"), {"job": second}
+        )
+        found = exports.pending(connection)
+        assert {item.tenant_id for item in found[:2]} == {1, 2}
+        assert Waiting(121, 2) in found[:2]
+        assert {item.tenant_id for item in exports.pending(connection, busy=[1])} == {2}
+        assert len(found) == turns.FIRST + 1

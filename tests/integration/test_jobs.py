@@ -376,7 +376,7 @@ def test_a_job_that_came_as_a_file_ends_with_its_files(database, settings):
 
     def closable(*excluding: int) -> list[int]:
         with database.begin_system() as connection:
-            return job_states.finishable(connection, excluding)
+            return [item.id for item in job_states.finishable(connection, excluding)]
 
     def close(job_id: int, output: int | None, errors: int | None) -> bool:
         with database.begin_system() as connection:

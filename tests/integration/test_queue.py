@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, text
 
 from services.core.db import partitions
 from services.core.db.connectivity import Connectivity
-from services.core.db.database import Database
+from services.core.db.database import Connection, Database
 from services.core.jobs import lifecycle, queries
 from services.core.model import ids
 from services.core.model.errors import Conflict, InvariantViolated
@@ -356,6 +356,21 @@ def test_an_image_requeued_while_its_low_mark_is_being_raised_is_not_stranded(da
     assert len(claim(database).images) == 16
 
 
+def test_every_open_segment_has_its_turn_to_be_raised(database, settings):
+    ids = [submit(database, settings, 4) for _ in range(5)]
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE images SET state = 2 WHERE index = 0"))
+    rounds = segments.Rounds()
+    raised = []
+    for _ in range(4):
+        with database.begin_system() as connection:
+            raised.append(rounds.raise_low(connection, 2))
+    assert raised == [2, 2, 1, 0]
+    with database.begin_system() as connection:
+        lows = connection.execute(text("SELECT low FROM segments WHERE job_id = ANY(:ids)"), {"ids": ids}).scalars()
+        assert set(lows) == {1}
+
+
 def test_a_drained_segment_is_not_looked_at_again_and_a_release_brings_it_back(database, settings):
     submit(database, settings, 16)
     taken = claim(database)
@@ -619,13 +634,14 @@ def test_a_tenant_that_cancels_much_keeps_no_other_from_being_swept(database, se
     assert claim(database) is not None
     cancelled(database, TENANT, held)
     with database.begin_system() as connection:
-        assert segments.sweepable(connection) == [huge, small, second]  # of `held` nothing waits
-        assert segments.sweepable(connection, 2) == [huge, small]
+        found = [item.id for item in segments.sweepable(connection)]
+        assert (set(found[:2]), found[2]) == ({huge, small}, second)  # one of each tenant, then the next
         assert segments.sweep_cancelled(connection, 45) == 45
     assert queued(database, small) == 0
-    assert (queued(database, huge), queued(database, second)) == (90 - 20, 90 - 20)
+    assert (queued(database, huge), queued(database, second)) == (90 - 40, 90)
     with database.begin_system() as connection:
         assert segments.sweep_cancelled(connection) == 140
+        assert segments.sweepable(connection) == []
 
 
 def test_the_sweep_of_a_job_plans_no_scan_of_a_whole_table(settings, database, database_url):
@@ -656,3 +672,27 @@ def test_an_outage_longer_than_a_lease_expires_nothing_until_a_lease_after_it():
     connectivity.lost()
     assert not connectivity.steady(1000.0)
     assert connectivity.steady(0.0)
+
+
+def buffers(connection: Connection, job_id: int, limit: int) -> int:
+    """Sweeps; how many pages of tables and indexes that looked at."""
+    values = {"job_id": job_id, "limit": limit, "sources": ["cancelling"]}
+    plan = "\n".join(connection.execute(text("EXPLAIN (ANALYZE) " + segments._SWEEP.text), values).scalars())
+    found = re.search(r"Buffers: shared(?: hit=(\d+))?(?: read=(\d+))?", plan)
+    assert found is not None
+    return int(found[1] or 0) + int(found[2] or 0)
+
+
+def test_a_sweep_does_not_walk_over_what_earlier_ones_left(database, settings):
+    job_id = cancelled(database, TENANT, submit(database, settings, 20_000))
+    with database.begin_system() as watcher:
+        watcher.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        watcher.execute(text("SELECT FROM images LIMIT 1"))  # from now on nothing can be cleaned up
+        looked_at = []
+        for _ in range(20):
+            with database.begin_system() as connection:
+                looked_at.append(buffers(connection, job_id, 1_000))
+    assert queued(database, job_id) == 0
+    assert looked_at[-1] < 2 * looked_at[0]
+    with database.begin_system() as connection:
+        assert segments.sweepable(connection) == []

@@ -128,10 +128,12 @@ def list_files(
     if export.state != "completed":
         raise ApiError(409, "export_not_completed", f"The export is {export.state}; it has files once it is completed.")
     listing = f"export_files/{tenant}/{export.id}"
-    passed = 0 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
+    after = "" if cursor is None else pagination.decode_name(context.settings.secrets, listing, cursor)
     with context.database.begin(tenant) as connection:
-        found = records.files(connection, export.id, skip=passed, limit=limit + 1)
-    more = pagination.encode_cursor(context.settings.secret, listing, passed + limit) if len(found) > limit else None
+        found = records.files(connection, export.id, after=after, limit=limit + 1)
+    more = None
+    if len(found) > limit:
+        more = pagination.encode_name(context.settings.secret, listing, found[limit - 1].path)
     return ExportFilePage(data=[_file(context, file) for file in found[:limit]], next_cursor=more)
 
 

@@ -30,14 +30,22 @@ def list_jobs(
     limit: parameters.Limit = 100,
     cursor: parameters.Cursor = None,
 ) -> Any:
-    """The tenant's jobs, newest first: all, or those of one status, or with one label."""
+    """The tenant's jobs, newest first: all, or those of one status, or with one label. A page of those with a label may
+    hold fewer than `limit`: the list ends where `next_cursor` is null."""
     listing = f"jobs/{tenant}" if status is label is None else f"jobs/{tenant}/{status}/{label}"
     wanted = parameters.label(label)
     before = _PAST_THE_NEWEST if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
+    reached = None
     with context.database.begin(tenant) as connection:
-        found = queries.jobs(connection, tenant, before=before, limit=limit + 1, state=status, label=wanted)
+        if wanted is None:
+            found = queries.jobs(connection, tenant, before=before, limit=limit + 1, state=status)
+        else:
+            found, reached = queries.labelled_jobs(
+                connection, tenant, wanted, before=before, limit=limit + 1, state=status
+            )
     page = found[:limit]
-    more = pagination.encode_cursor(context.settings.secret, listing, page[-1].id) if len(found) > limit else None
+    last = page[-1].id if len(found) > limit else reached
+    more = None if last is None else pagination.encode_cursor(context.settings.secret, listing, last)
     return schemas.JobPage(data=[schemas.job(view) for view in page], next_cursor=more)
 
 

@@ -11,20 +11,21 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from services.core.db import turns
 from services.core.db.statements import statement
+from services.core.db.turns import Waiting
 from services.core.jobs import submissions
 from services.core.model import ids
 from services.core.model.states import JobState
 from services.core.queue import job_states, segments
 from services.core.queue.job_states import NewJob
 
-# The first file of every tenant, then the second: a tenant that sends a thousand files does not delay the others.
-_VALIDATING = statement("batch_jobs.validating")("""
-SELECT id FROM (
-  SELECT id, row_number() OVER (PARTITION BY tenant_id ORDER BY id) AS turn FROM jobs
-  WHERE finished_at IS NULL AND state = 'validating' AND id <> ALL(CAST(:excluding AS bigint[]))
-) waiting ORDER BY turn, id LIMIT 10
+_VALIDATING = statement("batch_jobs.validating")(
+    turns.first_of_each("""
+  SELECT id FROM jobs
+  WHERE state = 'validating' AND tenant_id = t.id AND id <> ALL(CAST(:excluding AS bigint[])) ORDER BY id LIMIT :first
 """)
+)
 _INPUT = statement("batch_jobs.input")("""
 SELECT j.state, f.object_key FROM jobs j
 LEFT JOIN files f ON f.id = j.input_file_id AND f.deleted_at IS NULL WHERE j.id = :id
@@ -35,6 +36,7 @@ WHERE j.tenant_id = :tenant_id AND j.input_file_id IS NOT NULL
 """
 _ONE = statement("batch_jobs.one")(_JOB + "AND j.id = :id")
 _PAGE = statement("batch_jobs.page")(_JOB + "AND j.id < :before ORDER BY j.id DESC LIMIT :limit")
+COUNTED_IMAGES = 1_000  # so many are read for the counts of a job in a list
 # A request of several images is done if all of them are, and failed if all are final and at least one is not done.
 _REQUESTS = statement("batch_jobs.requests")("""
 SELECT count(*) FILTER (WHERE done = n) AS done, count(*) FILTER (WHERE done < n AND final = n) AS failed
@@ -51,8 +53,8 @@ FROM (
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """One batch job at one moment. `done` and `failed` count requests; requests that were never tried count as
-    failed."""
+    """One batch job at one moment. `done` and `failed` count requests; requests that were never tried count as failed.
+    While a large job with several images a request runs, they are estimated from the counts of its images."""
 
     id: int
     state: str
@@ -98,9 +100,9 @@ def create(
     job_states.create(connection, job)
 
 
-def validating(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
+def validating(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
     """Jobs whose file waits to be read, a few of the oldest of each tenant, without those in `excluding`."""
-    return connection.execute(_VALIDATING, {"excluding": list(excluding)}).scalars().all()
+    return turns.waiting(connection, _VALIDATING, excluding, busy)
 
 
 def source(connection: Connection, job_id: int) -> Any:
@@ -138,6 +140,9 @@ def _view(connection: Connection, row: Any) -> BatchJob:
     done, failed = row.requests_done, row.requests_failed
     if done is None and row.requests == row.total:  # one image each: requests are images
         done, failed = row.done, row.failed + row.cancelled
+    elif done is None and row.total > COUNTED_IMAGES:
+        done = row.requests * row.done // row.total
+        failed = row.requests * (row.failed + row.cancelled) // row.total
     elif done is None:
         counted = connection.execute(_REQUESTS, {"id": row.id}).one()
         done, failed = counted.done, counted.failed

@@ -16,6 +16,7 @@ from services.core.batches import line_format, results
 from services.core.batches.results import Request
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
+from services.core.db.turns import Waiting
 from services.core.files import files
 from services.core.model import ids
 from services.core.queue import job_states
@@ -32,8 +33,8 @@ _STOPPED = {
 }
 
 
-def pending(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
-    return job_states.finishable(connection, excluding)
+def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
+    return job_states.finishable(connection, excluding, busy)
 
 
 def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> None:

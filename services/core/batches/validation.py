@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from services.core.batches import batch_jobs, line_format
 from services.core.db.leases import Lease
+from services.core.db.turns import Waiting
 from services.core.fleet import models
 from services.core.jobs import submissions
 from services.core.model.errors import InvalidSubmission, ObjectMissing, Problem
@@ -25,8 +26,8 @@ _BLANK_LINES = 1_000  # at the end; a file of only blank lines would occupy a th
 _BOM = b"\xef\xbb\xbf"
 
 
-def pending(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
-    return batch_jobs.validating(connection, excluding)
+def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
+    return batch_jobs.validating(connection, excluding, busy)
 
 
 def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, lease: Lease) -> None:

@@ -125,9 +125,16 @@ jobs = Table(
     ),
     Index("jobs_tenant", "tenant_id", "id"),
     Index("jobs_live", "id", postgresql_where=text("finished_at IS NULL")),
-    Index("jobs_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL AND finished_at IS NULL")),
+    Index(
+        "jobs_overdue",
+        "tenant_id",
+        "expires_at",
+        postgresql_where=text("expires_at IS NOT NULL AND finished_at IS NULL"),
+    ),
     Index("jobs_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
-    Index("jobs_deleted", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+    Index("jobs_deleted", "tenant_id", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+    Index("jobs_state", "state", "tenant_id", "id"),
+    Index("jobs_batches", "tenant_id", "id", postgresql_where=text("input_file_id IS NOT NULL")),
 )
 
 job_chunks = Table(  # the chunks of drafts: a chunk that is sent again is recognized
@@ -161,8 +168,9 @@ files = Table(
     CheckConstraint("purpose IN ('batch','batch_output')", name="files_purpose"),
     CheckConstraint("octet_length(sha256) = 32", name="files_sha256"),
     Index("files_tenant", "tenant_id", "id"),
-    Index("files_deleted", "id", postgresql_where=text("deleted_at IS NOT NULL")),
-    Index("files_expiring", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+    Index("files_purpose", "tenant_id", "purpose", "id", postgresql_where=text("deleted_at IS NULL")),
+    Index("files_doomed", "tenant_id", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+    Index("files_expired", "tenant_id", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
 )
 
 uploads = Table(
@@ -180,7 +188,7 @@ uploads = Table(
     Column("expires_at", Moment, nullable=False),
     CheckConstraint("state IN ('pending','completed','cancelled','expired')", name="uploads_state"),
     CheckConstraint("(state = 'completed') = (file_id IS NOT NULL)", name="uploads_file"),
-    Index("uploads_pending", "expires_at", postgresql_where=text("state = 'pending'")),
+    Index("uploads_expired", "tenant_id", "expires_at", postgresql_where=text("state = 'pending'")),
 )
 
 upload_parts = Table(
@@ -194,6 +202,7 @@ upload_parts = Table(
     Column("object_key", Text, nullable=False),
     Column("created_at", Moment, nullable=False, server_default=now),
     Index("upload_parts_upload", "upload_id"),
+    Index("upload_parts_tenant", "tenant_id", "upload_id"),
 )
 
 idempotency = Table(
@@ -249,8 +258,9 @@ images = Table(
     CheckConstraint("state BETWEEN 0 AND 4", name="images_state"),
     CheckConstraint("(state = 1) = (claim_id IS NOT NULL)", name="images_claimed"),
     Index("images_queued", "job_id", "segment_id", "index", postgresql_where=text("state = 0")),
-    Index("images_claim", "claim_id", postgresql_where=text("claim_id IS NOT NULL")),
+    Index("images_rendering", "job_id", "claim_id", postgresql_where=text("claim_id IS NOT NULL")),
     Index("images_failed", "job_id", "index", postgresql_where=text("state = 3")),
+    Index("images_cancelled", "job_id", "index", postgresql_where=text("state = 4")),
     postgresql_partition_by="RANGE (job_id)",
 )
 
@@ -406,7 +416,14 @@ exports = Table(
         "(state IN ('completed','failed','cancelled')) = (finished_at IS NOT NULL)", name="exports_finished"
     ),
     Index("exports_job", "job_id", "id"),
-    Index("exports_live", "id", postgresql_where=text("finished_at IS NULL")),
+    Index("exports_waiting", "tenant_id", "id", postgresql_where=text("finished_at IS NULL")),
+    Index("exports_expired", "tenant_id", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+    Index(
+        "exports_dropped",
+        "tenant_id",
+        "id",
+        postgresql_where=text("state IN ('failed','cancelled') AND next_shard >= 0"),
+    ),
 )
 
 export_files = Table(

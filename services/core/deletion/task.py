@@ -15,8 +15,10 @@ from itertools import islice
 
 from sqlalchemy import Connection
 
+from services.core.db import turns
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
+from services.core.db.turns import Waiting
 from services.core.model import ids
 from services.core.storage import keys
 from services.core.storage.contract import ImageStore
@@ -26,13 +28,15 @@ IMAGES_AT_ONCE = 1_000
 _ROWS_AT_ONCE = 5_000  # of segments, chunks and the like
 _DROPPERS = 8
 
-# A few at random: no job waits for ever behind others.
-_PENDING = statement("task.pending")("""
-SELECT id FROM jobs
-WHERE deleted_at IS NOT NULL AND finished_at IS NOT NULL AND id <> ALL(CAST(:excluding AS bigint[]))
-  AND NOT EXISTS (SELECT FROM exports WHERE exports.job_id = jobs.id)
-ORDER BY random() LIMIT 2
+_PENDING = statement("task.pending")(
+    turns.first_of_each("""
+  SELECT id FROM jobs
+  WHERE tenant_id = t.id AND deleted_at IS NOT NULL AND finished_at IS NOT NULL
+    AND id <> ALL(CAST(:excluding AS bigint[]))
+    AND NOT EXISTS (SELECT FROM exports WHERE exports.job_id = jobs.id)
+  ORDER BY random() LIMIT :first
 """)
+)
 _JOB = statement("task.job")("""
 SELECT tenant_id, total FROM jobs WHERE id = :id AND deleted_at IS NOT NULL AND finished_at IS NOT NULL
 """)
@@ -44,9 +48,9 @@ _DELETE_IMAGES = statement("task.delete_images")("SELECT presswork_delete_images
 _DELETE_JOB = statement("task.delete_job")("SELECT presswork_delete_job(:id, :most)")
 
 
-def pending(connection: Connection, excluding: Sequence[int] = ()) -> list[int]:
-    """Deleted jobs of which something is left, a few of them."""
-    return list(connection.execute(_PENDING, {"excluding": list(excluding)}).scalars())
+def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
+    """Deleted jobs of which something is left, a few of each tenant."""
+    return turns.waiting(connection, _PENDING, excluding, busy)
 
 
 def run(store: ImageStore, job_id: int, lease: Lease) -> None:

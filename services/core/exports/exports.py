@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
+from services.core.db import turns
 from services.core.db.statements import statement
+from services.core.db.turns import Waiting
 from services.core.events import log
 from services.core.exports import records
 from services.core.exports.options import ExportRequest
@@ -49,13 +51,25 @@ WITH moved AS (
 """  # noqa: S608  our own text
 _REMOVE_ONE = statement("exports.remove_one")(_REMOVE.format(which="id = :id"))
 _REMOVE_ALL = statement("exports.remove_all")(_REMOVE.format(which="job_id = :job_id"))
-# A few at random: no export waits for ever behind others, and other background tasks do not wait long.
-_PENDING = statement("exports.pending")("""
-SELECT id FROM exports
-WHERE (finished_at IS NULL OR expires_at <= now() OR (state IN ('failed', 'cancelled') AND next_shard >= 0))
-  AND id <> ALL(CAST(:excluding AS bigint[]))
-ORDER BY random() LIMIT :limit
+# A tenant's own exports in random order, among those that come next: none waits for ever behind one of many slices.
+_PENDING = statement("exports.pending")(
+    turns.first_of_each("""
+  SELECT id FROM (
+    (SELECT id FROM exports
+     WHERE tenant_id = t.id AND finished_at IS NULL AND id <> ALL(CAST(:excluding AS bigint[]))
+     ORDER BY id LIMIT :first)
+    UNION
+    (SELECT id FROM exports
+     WHERE tenant_id = t.id AND expires_at <= now() AND id <> ALL(CAST(:excluding AS bigint[]))
+     ORDER BY expires_at LIMIT :first)
+    UNION
+    (SELECT id FROM exports
+     WHERE tenant_id = t.id AND state IN ('failed', 'cancelled') AND next_shard >= 0
+       AND id <> ALL(CAST(:excluding AS bigint[]))
+     ORDER BY id LIMIT :first)
+  ) either ORDER BY random() LIMIT :first
 """)
+)
 _PLAN = statement("exports.plan")("""
 UPDATE exports SET options = options || CAST(:plan AS jsonb), images_total = :images, state = 'running'
 WHERE id = :id AND finished_at IS NULL
@@ -142,9 +156,9 @@ def remove_all(connection: Connection, tenant_id: int, job_id: int) -> None:
     connection.execute(_REMOVE_ALL, {"tenant_id": tenant_id, "job_id": job_id})
 
 
-def pending(connection: Connection, excluding: Sequence[int] = (), limit: int = 2) -> list[int]:
+def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
     """Exports that wait to be written or deleted."""
-    return list(connection.execute(_PENDING, {"excluding": list(excluding), "limit": limit}).scalars())
+    return turns.waiting(connection, _PENDING, excluding, busy)
 
 
 def begin(connection: Connection, export: Export, plan: ShardPlan) -> bool:

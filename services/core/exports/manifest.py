@@ -49,15 +49,15 @@ def _begin(manifest: IO[bytes], writer: ExportWriter) -> None:
 
 
 def _files(writer: ExportWriter, database: Database) -> Iterator[File]:
-    skip = 0
+    after = ""
     while True:
         writer.keep()
         with database.begin_system() as connection:
-            page = records.files(connection, writer.export.id, skip=skip, limit=_PAGE)
+            page = records.files(connection, writer.export.id, after=after, limit=_PAGE)
         yield from page
         if len(page) < _PAGE:
             return
-        skip += _PAGE
+        after = page[-1].path
 
 
 def _line(file: File) -> bytes:

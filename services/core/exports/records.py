@@ -20,8 +20,8 @@ _ANY = statement("records.any")(
 )
 _OWNS = statement("records.owns")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
 _FILES = statement("records.files")("""
-SELECT path, bytes, sha256, images, object_key FROM export_files WHERE export_id = :id
-ORDER BY path OFFSET :skip LIMIT :limit
+SELECT path, bytes, sha256, images, object_key FROM export_files WHERE export_id = :id AND path > :after
+ORDER BY path LIMIT :limit
 """)
 _PREFIX = "export_"
 
@@ -105,9 +105,9 @@ def of_job(connection: Connection, tenant_id: int, job_id: int, *, before: int, 
     return [_export(row) for row in rows]
 
 
-def files(connection: Connection, export_id: int, *, skip: int, limit: int) -> Sequence[File]:
-    """The export's files by path, without the first `skip`. Those of a completed export never change."""
-    rows = connection.execute(_FILES, {"id": export_id, "skip": skip, "limit": limit})
+def files(connection: Connection, export_id: int, *, after: str = "", limit: int) -> Sequence[File]:
+    """The export's files by path, those behind `after`."""
+    rows = connection.execute(_FILES, {"id": export_id, "after": after, "limit": limit})
     return [File(row.path, bytes(row.sha256), row.bytes, row.images, row.object_key) for row in rows]
 
 

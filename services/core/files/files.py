@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, TextClause
 
+from services.core.db import turns
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
+from services.core.db.turns import Waiting
 from services.core.events import log
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.specs import Digest
 from services.core.storage.contract import ImageStore
 
+PURPOSES = ("batch", "batch_output")
 _SUBJECT = "'file/' || id"
 _NEW = statement("files.new")(f"""
 WITH made AS (
@@ -31,11 +34,27 @@ WITH made AS (
 """)  # noqa: S608  our own text
 _SEEN = "deleted_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
 _FIND = statement("files.find")(f"SELECT * FROM files WHERE tenant_id = :tenant_id AND id = :id AND {_SEEN}")  # noqa: S608  our own text
-_PAGE = f"""
-SELECT * FROM files WHERE tenant_id = :tenant_id AND {_SEEN} AND (CAST(:purpose AS text) IS NULL OR purpose = :purpose)
-"""  # noqa: S608  our own text
-_NEWEST_FIRST = statement("files.newest_first")(_PAGE + "AND id < :after ORDER BY id DESC LIMIT :limit")
-_OLDEST_FIRST = statement("files.oldest_first")(_PAGE + "AND id > :after ORDER BY id LIMIT :limit")
+
+
+def _page(name: str, purposes: Sequence[str], *, newest_first: bool) -> TextClause:
+    """Purpose by purpose, and each written out, so that the planner takes the index by purpose for a rare one."""
+    behind, order = ("<", "DESC") if newest_first else (">", "ASC")
+    pages = (
+        f"(SELECT * FROM files WHERE tenant_id = :tenant_id AND purpose = '{purpose}' AND {_SEEN} "  # noqa: S608
+        f"AND id {behind} :after ORDER BY id {order} LIMIT :limit)"
+        for purpose in purposes
+    )
+    union = " UNION ALL ".join(pages)
+    return statement(f"files.{name}")(f"SELECT * FROM ({union}) f ORDER BY id {order} LIMIT :limit")  # noqa: S608
+
+
+_NEWEST_FIRST, _OLDEST_FIRST = (
+    {
+        None: _page(name, PURPOSES, newest_first=newest_first),
+        **{purpose: _page(f"{name}_{purpose}", [purpose], newest_first=newest_first) for purpose in PURPOSES},
+    }
+    for name, newest_first in (("newest_first", True), ("oldest_first", False))
+)
 _IN_USE = statement("files.in_use")("""
 SELECT EXISTS (SELECT FROM jobs WHERE input_file_id = :id AND tenant_id = :tenant_id
                AND finished_at IS NULL AND state = 'validating')
@@ -46,14 +65,19 @@ WITH gone AS (
 )
 {log.of_each("gone", "'file.deleted'", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
-_DOOMED = statement("files.doomed")("""
-(SELECT id FROM files WHERE deleted_at IS NOT NULL AND id <> ALL(CAST(:excluding AS bigint[])) LIMIT 20)
-UNION
-(SELECT id FROM files
- WHERE expires_at < now() AND id <> ALL(CAST(:excluding AS bigint[])) AND NOT EXISTS (
-   SELECT FROM jobs WHERE input_file_id = files.id AND finished_at IS NULL AND state = 'validating')
- ORDER BY expires_at LIMIT 20)
+_DOOMED = statement("files.doomed")(
+    turns.first_of_each("""
+  (SELECT id FROM files
+   WHERE tenant_id = t.id AND deleted_at IS NOT NULL AND id <> ALL(CAST(:excluding AS bigint[]))
+   ORDER BY id LIMIT :first)
+  UNION ALL
+  (SELECT id FROM files
+   WHERE tenant_id = t.id AND deleted_at IS NULL AND expires_at < now()
+     AND id <> ALL(CAST(:excluding AS bigint[])) AND NOT EXISTS (
+       SELECT FROM jobs WHERE input_file_id = files.id AND jobs.tenant_id = t.id AND state = 'validating')
+   ORDER BY expires_at LIMIT :first)
 """)
+)
 _KEY = statement("files.key")("SELECT object_key FROM files WHERE id = :id")
 _FORGET = statement("files.forget")(f"""
 WITH gone AS (DELETE FROM files WHERE id = :id RETURNING id, tenant_id, deleted_at),
@@ -123,8 +147,9 @@ def page(
 ) -> list[File]:
     if after is None:
         after = ids.LIMIT - 1 if newest_first else -1
-    values = {"tenant_id": tenant_id, "after": after, "limit": limit, "purpose": purpose}
-    return [_file(row) for row in connection.execute(_NEWEST_FIRST if newest_first else _OLDEST_FIRST, values)]
+    values = {"tenant_id": tenant_id, "after": after, "limit": limit}
+    page = (_NEWEST_FIRST if newest_first else _OLDEST_FIRST).get(purpose)
+    return [] if page is None else [_file(row) for row in connection.execute(page, values)]
 
 
 def delete(connection: Connection, tenant_id: int, file_id: int) -> None:
@@ -141,9 +166,9 @@ def delete(connection: Connection, tenant_id: int, file_id: int) -> None:
         raise NotFound("There is no such file.")
 
 
-def doomed(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
+def doomed(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
     """Hidden files whose objects are not deleted yet."""
-    return connection.execute(_DOOMED, {"excluding": list(excluding)}).scalars().all()
+    return turns.waiting(connection, _DOOMED, excluding, busy)
 
 
 def drop(store: ImageStore, file_id: int, lease: Lease) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from services.core.db import turns
 from services.core.db.database import Database
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
+from services.core.db.turns import Waiting
 from services.core.files import files
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound, PressworkError
@@ -36,13 +38,17 @@ _COMPLETE = statement("uploads.complete")(
     "UPDATE uploads SET state = 'completed', file_id = :file_id WHERE id = :id AND state = 'pending'"
 )
 _CANCEL = statement("uploads.cancel")("UPDATE uploads SET state = 'cancelled' WHERE id = :id AND state = 'pending'")
-_OVER = statement("uploads.over")("""
-(SELECT DISTINCT u.id FROM upload_parts p JOIN uploads u ON u.id = p.upload_id
- WHERE u.state <> 'pending' AND u.id <> ALL(CAST(:excluding AS bigint[])) LIMIT 20)
-UNION
-(SELECT id FROM uploads WHERE state = 'pending' AND expires_at < now() AND id <> ALL(CAST(:excluding AS bigint[]))
- ORDER BY expires_at LIMIT 20)
+_OVER = statement("uploads.over")(
+    turns.first_of_each("""
+  (SELECT DISTINCT upload_id AS id FROM upload_parts
+   WHERE tenant_id = t.id AND upload_id <> ALL(CAST(:excluding AS bigint[]))
+     AND EXISTS (SELECT FROM uploads WHERE uploads.id = upload_id AND state <> 'pending') LIMIT :first)
+  UNION ALL
+  (SELECT id FROM uploads
+   WHERE tenant_id = t.id AND state = 'pending' AND expires_at < now() AND id <> ALL(CAST(:excluding AS bigint[]))
+   ORDER BY expires_at LIMIT :first)
 """)
+)
 _EXPIRE = statement("uploads.expire")(
     "UPDATE uploads SET state = 'expired' WHERE id = :id AND state = 'pending' AND expires_at < now()"
 )
@@ -174,9 +180,9 @@ def cancel(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
     return find(connection, tenant_id, upload_id)
 
 
-def over(connection: Connection, excluding: Sequence[int] = ()) -> Sequence[int]:
+def over(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
     """Uploads that are out of time, and ended ones whose parts are not deleted yet."""
-    return connection.execute(_OVER, {"excluding": list(excluding)}).scalars().all()
+    return turns.waiting(connection, _OVER, excluding, busy)
 
 
 def drop(store: ImageStore, upload_id: int, lease: Lease) -> None:

@@ -22,10 +22,33 @@ SELECT j.*, now() AS as_of, {columns.counts("c")}, c.reused,
 FROM jobs j JOIN job_counts c ON c.job_id = j.id
 """  # noqa: S608  our own text
 _ONE_JOB = statement("queries.one_job")(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id = :job_id")
-_JOBS = statement("queries.jobs")(
-    _JOB + "WHERE j.tenant_id = :tenant_id AND j.id < :before AND (CAST(:state AS text) IS NULL OR j.state = :state) "
-    "AND j.labels @> CAST(:labels AS jsonb) ORDER BY j.id DESC LIMIT :limit"
+_OWN = "tenant_id = :tenant_id AND id < :before"
+_IN_STATE = f"{_OWN} AND state = :state"
+# Selects the jobs of the page first, by an index, and then joins their counts.
+_JOBS, _JOBS_IN_STATE = (
+    statement(f"queries.jobs{name}")(
+        _JOB.replace("FROM jobs j", f"FROM (SELECT * FROM jobs WHERE {own} ORDER BY id DESC LIMIT :limit) j")  # noqa: S608
+        + "ORDER BY j.id DESC"
+    )
+    for name, own in (("", _OWN), ("_in_state", _IN_STATE))
 )
+_THESE_JOBS = statement("queries.these_jobs")(
+    _JOB + "WHERE j.tenant_id = :tenant_id AND j.id = ANY(:ids) ORDER BY j.id DESC"
+)
+# No index knows labels: so many jobs are looked at for one page.
+_LABELLED, _LABELLED_IN_STATE = (
+    statement(f"queries.labelled{name}")(f"""
+WITH looked_at AS MATERIALIZED (
+  SELECT id, labels FROM jobs WHERE {own} ORDER BY id DESC LIMIT :most
+)
+SELECT ARRAY(
+    SELECT id FROM looked_at WHERE labels @> CAST(:labels AS jsonb) ORDER BY id DESC LIMIT :limit
+  ) AS ids, CASE WHEN count(*) = :most THEN min(id) END AS reached
+FROM looked_at
+""")  # noqa: S608  our own text
+    for name, own in (("", _OWN), ("_in_state", _IN_STATE))
+)
+LOOKED_AT = 10_000
 
 _IMAGE = f"""
 SELECT i.index, i.state, {columns.payload()},
@@ -40,23 +63,47 @@ LEFT JOIN LATERAL (
   ORDER BY id DESC LIMIT 1
 ) f ON true
 """  # noqa: S608  our own text
-# Selects the images of the page first and then joins the rest: joined first, it would be that of the whole job.
-_PAGE = """(
-  SELECT * FROM images WHERE job_id = :job_id AND index > :after{which} ORDER BY index LIMIT :limit
-)"""
+# Selects the images of the page first and then joins the rest: joined first, it would be that of the whole job. Each
+# state is found by an index that holds no other state, so that a page reads what it shows, wherever in the job that is.
+_AFTER = "job_id = :job_id AND index > :after"
+_ALL = f"(SELECT * FROM images WHERE {_AFTER} ORDER BY index LIMIT :limit)"  # noqa: S608  our own text
+_IN_STATES = {
+    ImageState.QUEUED: """(
+  SELECT queued.* FROM segments s CROSS JOIN LATERAL (
+    SELECT * FROM images
+    WHERE images.job_id = :job_id AND segment_id = s.id AND index > :after AND state = 0 ORDER BY index LIMIT :limit
+  ) queued WHERE s.job_id = :job_id ORDER BY queued.index LIMIT :limit
+)""",
+    # OFFSET 0 hides the order that is wanted, by which the planner would rather read the whole job.
+    ImageState.RENDERING: """(
+  SELECT * FROM (SELECT * FROM images WHERE job_id = :job_id AND claim_id IS NOT NULL OFFSET 0) held
+  WHERE index > :after ORDER BY index LIMIT :limit
+)""",
+    ImageState.DONE: """(
+  SELECT done.* FROM results CROSS JOIN LATERAL (
+    SELECT * FROM images WHERE images.job_id = results.job_id AND images.index = results.index AND state = 2 OFFSET 0
+  ) done WHERE results.job_id = :job_id AND results.index > :after ORDER BY results.index LIMIT :limit
+)""",
+    ImageState.FAILED: f"(SELECT * FROM images WHERE {_AFTER} AND state = 3 ORDER BY index LIMIT :limit)",  # noqa: S608
+    ImageState.CANCELLED: f"(SELECT * FROM images WHERE {_AFTER} AND state = 4 ORDER BY index LIMIT :limit)",  # noqa: S608
+}
+_NOT_FAILED = " UNION ALL ".join(page for state, page in _IN_STATES.items() if state is not ImageState.FAILED)
 
 
-def _page(name: str, which: str = "") -> TextClause:
-    return statement(name)(_IMAGE.format(images=_PAGE.format(which=which)) + "ORDER BY i.index")
+def _page(name: str, images: str) -> TextClause:
+    return statement(name)(_IMAGE.format(images=images) + "ORDER BY i.index")
 
 
 # By equality, so that the planner knows that they are few; it takes a range for a large part of the table.
 _THESE = """unnest(CAST(:indexes AS integer[])) AS wanted (index)
 CROSS JOIN LATERAL (SELECT * FROM images WHERE images.job_id = :job_id AND images.index = wanted.index OFFSET 0)"""
 _THESE_IMAGES = statement("queries.these_images")(_IMAGE.format(images=_THESE) + "ORDER BY i.index")
-_IMAGES_FROM = _page("queries.images_from")
-_IMAGES_IN_STATE = _page("queries.images_in_state", " AND state = :state")
-_IMAGES_NOT_FAILED = _page("queries.images_not_failed", " AND state <> 3")
+_IMAGES_FROM = _page("queries.images_from", _ALL)
+_IMAGES_IN_STATE = {state: _page(f"queries.images_{state.word}", images) for state, images in _IN_STATES.items()}
+_IMAGES_NOT_FAILED = _page(
+    "queries.images_not_failed",
+    f"(SELECT * FROM ({_NOT_FAILED}) other ORDER BY index LIMIT :limit)",  # noqa: S608  our own text
+)
 _OWNS = statement("queries.owns")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
 _IS_SHOWN = statement("queries.is_shown")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND deleted_at IS NULL)")
 _WAITING_MODELS = statement("queries.waiting_models")("""
@@ -143,19 +190,29 @@ def job(connection: Connection, tenant_id: int, job_id: int) -> JobView | None:
     return None if row is None else _job_view(row)
 
 
-def jobs(
+def jobs(connection: Connection, tenant_id: int, *, before: int, limit: int, state: str | None = None) -> list[JobView]:
+    """The newest jobs with an id below `before`; only those in the given state, if any."""
+    values = {"tenant_id": tenant_id, "before": before, "limit": limit, "state": state}
+    return [_job_view(row) for row in connection.execute(_JOBS if state is None else _JOBS_IN_STATE, values)]
+
+
+def labelled_jobs(
     connection: Connection,
     tenant_id: int,
+    label: tuple[str, str],
     *,
     before: int,
     limit: int,
     state: str | None = None,
-    label: tuple[str, str] | None = None,
-) -> list[JobView]:
-    """The newest jobs with an id below `before`; only those with the given state and label, if any."""
-    values = {"tenant_id": tenant_id, "before": before, "limit": limit, "state": state}
-    values["labels"] = json.dumps(dict([label] if label else []))
-    return [_job_view(row) for row in connection.execute(_JOBS, values)]
+    most: int = LOOKED_AT,
+) -> tuple[list[JobView], int | None]:
+    """The newest jobs with that label, as `jobs`. Looks at `most` jobs: if there are others, the second value is the id
+    that was reached."""
+    values = {"tenant_id": tenant_id, "before": before, "limit": limit, "state": state, "most": most}
+    labels = {"labels": json.dumps(dict([label]))}
+    found = connection.execute(_LABELLED if state is None else _LABELLED_IN_STATE, values | labels).one()
+    rows = connection.execute(_THESE_JOBS, {"tenant_id": tenant_id, "ids": found.ids})
+    return [_job_view(row) for row in rows], found.reached
 
 
 def exists(connection: Connection, tenant_id: int, job_id: int) -> bool:
@@ -170,10 +227,7 @@ def images(
     if not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
         return None
     values = {"job_id": job_id, "after": after, "limit": limit}
-    if state is None:
-        rows = connection.execute(_IMAGES_FROM, values)
-    else:
-        rows = connection.execute(_IMAGES_IN_STATE, values | {"state": int(state)})
+    rows = connection.execute(_IMAGES_FROM if state is None else _IMAGES_IN_STATE[state], values)
     return [_image_view(row) for row in rows]
 
 

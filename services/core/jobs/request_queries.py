@@ -1,8 +1,8 @@
 """Pages of a job's requests, failed ones first. A request's state follows from the states of its images.
 
 Pages go through the states one after the other, and through each in order of index. Within a state a query jumps from
-an image in that state to its request, and on to the first such image after that request. If an index of `images` covers
-the state (failed, queued), the cost depends only on the requests found; otherwise the rows in between are read once.
+an image in that state to its request, and on to the first such image after that request. Each state is found by an
+index that holds no other state, so the cost depends only on the requests found.
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ CROSS JOIN LATERAL (
 _NEXT = (
     """SELECT index FROM images WHERE job_id = :job_id AND state = {state} AND index >= {at} ORDER BY index LIMIT 1"""
 )
+_NEXT_DONE = "SELECT index FROM results WHERE job_id = :job_id AND index >= {at} ORDER BY index LIMIT 1"
 _NEXT_QUEUED = """
 SELECT min(waiting.index) FROM segments s CROSS JOIN LATERAL (
   SELECT index FROM images
@@ -55,13 +56,15 @@ _PAYLOAD = f"""SELECT index, n, 1 + {columns.LISTED_BYTES} / 512 AS weight FROM 
 WHERE payloads.job_id = :job_id AND payloads.index <= {{at}} ORDER BY payloads.index DESC LIMIT 1"""  # noqa: S608
 # In the whole system, few images are being rendered at any time.
 _RENDERING = """(
-  SELECT DISTINCT p.* FROM images i CROSS JOIN LATERAL ({payload}) p
-  WHERE i.job_id = :job_id AND i.claim_id IS NOT NULL AND p.index >= :from ORDER BY p.index LIMIT :looked_at
+  SELECT DISTINCT p.*
+  FROM (SELECT index FROM images WHERE job_id = :job_id AND claim_id IS NOT NULL OFFSET 0) i
+  CROSS JOIN LATERAL ({payload}) p
+  WHERE p.index >= :from ORDER BY p.index LIMIT :looked_at
 )"""
 
 
 def _jump(state: ImageState) -> str:
-    first = _NEXT_QUEUED if state is ImageState.QUEUED else _NEXT
+    first = {ImageState.QUEUED: _NEXT_QUEUED, ImageState.DONE: _NEXT_DONE}.get(state, _NEXT)
     return _JUMP.format(
         start=first.format(at=":from", state=int(state)),
         payload=_PAYLOAD.format(at="first.index"),

@@ -13,7 +13,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from services.core.db import turns
 from services.core.db.statements import statement
+from services.core.db.turns import Waiting
 from services.core.events import log
 from services.core.model import states
 from services.core.model.errors import Problem
@@ -104,19 +106,28 @@ WITH moved AS (
 """  # noqa: S608  our own text
 _CANCEL = statement("job_states.cancel")(_STOP.format(rest="tenant_id = :tenant_id"))
 _EXPIRE = statement("job_states.expire")(_STOP.format(rest="expires_at < now()"))
-_OVERDUE = statement("job_states.overdue")("""
-SELECT id FROM jobs WHERE expires_at < now() AND finished_at IS NULL AND state = ANY(:sources)
-ORDER BY expires_at LIMIT 50
+_OVERDUE = statement("job_states.overdue")(
+    turns.first_of_each("""
+  SELECT id FROM jobs
+  WHERE tenant_id = t.id AND expires_at < now() AND finished_at IS NULL AND state = ANY(:sources)
+  ORDER BY expires_at LIMIT :first
 """)
+)
 
 _ALL_FINAL = """
-SELECT j.id, c.done, c.failed, c.cancelled, c.reused FROM jobs j JOIN job_counts c ON c.job_id = j.id
+SELECT j.id, j.tenant_id, c.done, c.failed, c.cancelled, c.reused FROM jobs j JOIN job_counts c ON c.job_id = j.id
 WHERE j.finished_at IS NULL AND j.state = ANY(:sources) AND c.queued = 0 AND c.rendering = 0
 """
+# The first job of every tenant, then the second, up to so many at once.
+_SOME_FINAL = f"""
+SELECT * FROM ({_ALL_FINAL} {{which}}) final
+ORDER BY row_number() OVER (PARTITION BY tenant_id ORDER BY id), id LIMIT 1000
+"""  # noqa: S608  our own text
 _FINALIZE = statement("job_states.finalize")(f"""
 WITH moved AS (
   UPDATE jobs SET state = 'finalizing', finalizing_at = now(), started_at = coalesce(started_at, now())
-  FROM ({_ALL_FINAL}) ready WHERE jobs.id = ready.id AND state = ANY(:sources) RETURNING jobs.id, tenant_id
+  FROM ({_SOME_FINAL.format(which="")}) ready WHERE jobs.id = ready.id AND state = ANY(:sources)
+  RETURNING jobs.id, jobs.tenant_id
 )
 {log.of_jobs("moved", "'job.finalizing'")}
 """)  # noqa: S608  our own text
@@ -128,22 +139,28 @@ WITH moved AS (
     requests_done = :requests_done, requests_failed = :requests_failed,
     state = CASE WHEN state = 'cancelling' THEN coalesce(stop_reason, 'cancelled')
                  WHEN ready.done > 0 THEN 'completed' ELSE 'failed' END
-  FROM ({_ALL_FINAL}) ready
-  WHERE jobs.id = ready.id AND state = ANY(:sources) AND {{which}}
-  RETURNING jobs.id, tenant_id, state, total, ready.done, ready.failed, ready.cancelled, ready.reused
+  FROM ({_SOME_FINAL}) ready
+  WHERE jobs.id = ready.id AND state = ANY(:sources)
+  RETURNING jobs.id, jobs.tenant_id, state, total, ready.done, ready.failed, ready.cancelled, ready.reused
 ), logged AS (
   {log.of_jobs("moved", "'job.' || state", _COUNTS)}
 )
 SELECT id FROM moved
 """  # noqa: S608  our own text
-_FINISH_ALL = statement("job_states.finish_all")(_FINISH.format(which="input_file_id IS NULL"))
-_FINISH_ONE = statement("job_states.finish_one")(_FINISH.format(which="jobs.id = :id"))
-_FINISHABLE = statement("job_states.finishable")(f"""
-SELECT jobs.id FROM jobs, ({_ALL_FINAL}) ready
-WHERE jobs.id = ready.id AND finished_at IS NULL AND input_file_id IS NOT NULL
-  AND jobs.id <> ALL(CAST(:excluding AS bigint[]))
-ORDER BY jobs.id LIMIT 10
-""")  # noqa: S608  our own text
+_FINISH_ALL = statement("job_states.finish_all")(_FINISH.format(which="AND j.input_file_id IS NULL"))
+_FINISH_ONE = statement("job_states.finish_one")(_FINISH.format(which="AND j.id = :id"))
+_FINISHABLE = statement("job_states.finishable")(
+    turns.first_of_each("""
+  SELECT j.id FROM unnest(CAST(:sources AS text[])) AS source (state)
+  CROSS JOIN LATERAL (
+    SELECT id FROM jobs
+    WHERE jobs.state = source.state AND tenant_id = t.id AND input_file_id IS NOT NULL
+      AND id <> ALL(CAST(:excluding AS bigint[]))
+      AND EXISTS (SELECT FROM job_counts c WHERE c.job_id = jobs.id AND c.queued = 0 AND c.rendering = 0)
+    ORDER BY id LIMIT :first
+  ) j ORDER BY j.id LIMIT :first
+""")
+)
 _MARK_DELETED = statement("job_states.mark_deleted")(f"""
 WITH moved AS (
   UPDATE jobs SET deleted_at = now() WHERE id = :id AND tenant_id = :tenant_id AND deleted_at IS NULL
@@ -151,6 +168,8 @@ WITH moved AS (
 )
 {log.of_jobs("moved", "'job.deleted'", "jsonb_build_object('total', total)")}
 """)  # noqa: S608  our own text
+
+EXPIRED_AT_ONCE = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +290,8 @@ def expire(connection: Connection) -> int:
     Locks are taken in order of ids, as by claims. A job that was finalized in the meantime is not stopped.
     """
     stopped = 0
-    for job_id in sorted(connection.execute(_OVERDUE, {"sources": states.STOP.guard}).scalars()):
+    overdue = turns.waiting(connection, _OVERDUE, (), (), sources=states.STOP.guard)
+    for job_id in sorted(job.id for job in overdue[:EXPIRED_AT_ONCE]):
         connection.execute(_LOCK_JOB, {"id": job_id})
         values = {"id": job_id, "reason": "expired", "sources": states.STOP.guard}
         if connection.execute(_EXPIRE, values).rowcount:
@@ -297,10 +317,10 @@ def finish_all(connection: Connection) -> list[int]:
     return list(connection.execute(_FINISH_ALL, values).scalars())
 
 
-def finishable(connection: Connection, excluding: Sequence[int] = ()) -> list[int]:
+def finishable(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
     """Jobs that were submitted as a file and whose images are all final: their output files can be written."""
-    values = {"sources": states.guard(states.ENDING_JOB_STATES), "excluding": list(excluding)}
-    return list(connection.execute(_FINISHABLE, values).scalars())
+    sources = states.guard(states.ENDING_JOB_STATES)
+    return turns.waiting(connection, _FINISHABLE, excluding, busy, sources=sources)
 
 
 def finish(connection: Connection, job_id: int, files: Files) -> bool:

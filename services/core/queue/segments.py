@@ -5,13 +5,16 @@ Any number of processes may raise low-water marks and sweep cancelled images at 
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from services.core.db import columns
+from services.core.db import columns, turns
 from services.core.db.statements import statement
+from services.core.db.turns import Waiting
 from services.core.model import states
 from services.core.model.specs import Shape
+from services.core.model.states import JobState
 
 _NEW = statement("segments.new")(f"""
 INSERT INTO segments (job_id, id, tenant_id, {", ".join(columns.SHAPE)}, priority, open, low, high)
@@ -35,6 +38,13 @@ SELECT job_id, id FROM segments WHERE open AND low <= high
   AND (CAST(:job_ids AS bigint[]) IS NULL OR job_id = ANY(:job_ids))
 ORDER BY job_id, id LIMIT :limit FOR UPDATE SKIP LOCKED
 """)
+# In the order of the index of open segments: those of finished jobs are not walked over.
+_PLACE = "model_revision, priority, tenant_id, job_id, id"
+_LOCK_NEXT_SEGMENTS = statement("segments.lock_next_segments")(f"""
+SELECT {_PLACE} FROM segments WHERE open AND low <= high
+  AND ({_PLACE}) > (:model_revision, CAST(:priority AS smallint), :tenant_id, :job_id, CAST(:id AS smallint))
+ORDER BY {_PLACE} LIMIT :limit FOR UPDATE SKIP LOCKED
+""")  # noqa: S608  our own text
 
 _RAISE_LOW = statement("segments.raise_low")("""
 UPDATE segments SET low = waiting.low
@@ -47,34 +57,60 @@ CROSS JOIN LATERAL (
 WHERE segments.job_id = locked.job_id AND segments.id = locked.id AND segments.low < waiting.low
 """)
 
-# The first job of every tenant, then the second: a tenant that cancels a thousand jobs does not delay the others.
-# LIMIT and OFFSET 0 keep one probe for each job: as a join, the queued images of every job would be read.
-_SWEEPABLE = statement("segments.sweepable")("""
-SELECT id FROM (
-  SELECT id, row_number() OVER (PARTITION BY tenant_id ORDER BY id) AS turn FROM jobs
-  CROSS JOIN LATERAL (
-    SELECT FROM images WHERE images.job_id = jobs.id AND images.state = 0 LIMIT 1 OFFSET 0
-  ) queued
-  WHERE finished_at IS NULL AND state = ANY(:sources)
-) waiting ORDER BY turn, id LIMIT :limit
+_SWEEPABLE = statement("segments.sweepable")(
+    turns.first_of_each("""
+  SELECT id FROM jobs
+  WHERE state = :state AND tenant_id = t.id AND finished_at IS NULL
+    AND EXISTS (SELECT FROM segments WHERE job_id = jobs.id AND low <= high)
+  ORDER BY id LIMIT :first
 """)
+)
+# What is swept is behind the low-water mark, so that no sweep walks over what earlier ones left. The segments' locks
+# keep two sweeps apart. They are taken before those of images, and still nothing waits in a circle: the queued images
+# of a job that is being cancelled are locked by sweeps alone.
 _SWEEP = statement("segments.sweep")("""
-WITH doomed AS MATERIALIZED (
-  SELECT job_id, index FROM images
-  WHERE job_id = :job_id AND state = 0
+WITH held AS MATERIALIZED (
+  SELECT job_id, id, low FROM segments
+  WHERE job_id = :job_id AND low <= high
     AND EXISTS (SELECT FROM jobs WHERE id = :job_id AND finished_at IS NULL AND jobs.state = ANY(:sources))
-  ORDER BY segment_id, index LIMIT :limit FOR UPDATE SKIP LOCKED
+  ORDER BY id FOR UPDATE SKIP LOCKED
+), doomed AS MATERIALIZED (
+  SELECT queued.* FROM held CROSS JOIN LATERAL (
+    SELECT job_id, index, segment_id FROM images
+    WHERE images.job_id = held.job_id AND images.segment_id = held.id AND images.index >= held.low AND state = 0
+    ORDER BY index LIMIT :limit FOR UPDATE
+  ) queued LIMIT :limit
+), swept AS (
+  SELECT count(*) = :limit AS full, max(segment_id) AS id FROM doomed
 ), moved AS (
   UPDATE images SET state = 4 FROM doomed
   WHERE images.job_id = doomed.job_id AND images.index = doomed.index AND images.state = 0
   RETURNING images.job_id
 ), counted AS (
   INSERT INTO counter_deltas (job_id, queued, cancelled) SELECT job_id, -count(*), count(*) FROM moved GROUP BY job_id
+), raised AS (
+  UPDATE segments SET low = CASE
+    WHEN swept.full AND held.id = swept.id THEN (SELECT max(index) + 1 FROM doomed WHERE segment_id = swept.id)
+    ELSE segments.high + 1 END
+  FROM held CROSS JOIN swept
+  WHERE segments.job_id = held.job_id AND segments.id = held.id AND NOT (swept.full AND held.id > swept.id)
 )
 SELECT count(*) FROM moved
 """)
 SWEPT_AT_ONCE = 10_000
-_SWEPT_JOBS = 100
+
+
+class _Place(NamedTuple):
+    """A place among the open segments."""
+
+    model_revision: str
+    priority: int
+    tenant_id: int
+    job_id: int
+    id: int
+
+
+_FIRST_PLACE = _Place("", 0, 0, 0, 0)
 
 
 def new(
@@ -135,7 +171,23 @@ def raise_low(connection: Connection, job_ids: Sequence[int] | None = None, limi
     an earlier holder of the lock has queued again.
     """
     wanted = None if job_ids is None else list(job_ids)
-    locked = connection.execute(_LOCK_SEGMENTS, {"job_ids": wanted, "limit": limit}).all()
+    return _raise(connection, connection.execute(_LOCK_SEGMENTS, {"job_ids": wanted, "limit": limit}).all())
+
+
+class Rounds:
+    """Goes round all open segments, some at each call, so that each has its turn however many one tenant has."""
+
+    def __init__(self) -> None:
+        self._place = _FIRST_PLACE
+
+    def raise_low(self, connection: Connection, limit: int = 100) -> int:
+        """Raises the marks of the next segments, as `raise_low`; returns how many it raised."""
+        locked = connection.execute(_LOCK_NEXT_SEGMENTS, self._place._asdict() | {"limit": limit}).all()
+        self._place = _Place(*locked[-1]) if len(locked) == limit else _FIRST_PLACE
+        return _raise(connection, locked)
+
+
+def _raise(connection: Connection, locked: Sequence[Any]) -> int:
     if not locked:
         return 0
     values = {"job_ids": [row.job_id for row in locked], "ids": [row.id for row in locked]}
@@ -151,20 +203,33 @@ def sweep(connection: Connection, job_id: int, limit: int = SWEPT_AT_ONCE) -> in
 def sweep_cancelled(connection: Connection, limit: int = SWEPT_AT_ONCE) -> int:
     """Cancels up to `limit` queued images of the jobs that are being cancelled. Call again while it returns `limit`.
 
-    Tenants take turns and each job gets an equal share; large jobs get what small jobs leave of theirs.
+    Each tenant gets an equal share, and those with much to sweep get what the others leave of theirs.
     """
-    jobs, swept = sweepable(connection), 0
+    jobs: dict[int, list[int]] = {}
+    for job_id, tenant_id in sweepable(connection):
+        jobs.setdefault(tenant_id, []).append(job_id)
+    swept = 0
     while jobs and swept < limit:
-        share, large = max((limit - swept) // len(jobs), 1), []
-        for job_id in jobs[: limit - swept]:
-            found = sweep(connection, job_id, share)
-            swept += found
-            if found == share:
-                large.append(job_id)
-        jobs = large
+        share = max((limit - swept) // len(jobs), 1)
+        for tenant_id in list(jobs)[: limit - swept]:
+            swept += _sweep_some(connection, jobs[tenant_id], share)
+            if not jobs[tenant_id]:
+                del jobs[tenant_id]
     return swept
 
 
-def sweepable(connection: Connection, limit: int = _SWEPT_JOBS) -> list[int]:
-    """Jobs that are being cancelled and still have queued images."""
-    return list(connection.execute(_SWEEPABLE, {"sources": states.FINISH_STOPPED.guard, "limit": limit}).scalars())
+def sweepable(connection: Connection) -> list[Waiting]:
+    """Some jobs of each tenant that are being cancelled and may still have queued images, the oldest first."""
+    return turns.waiting(connection, _SWEEPABLE, (), (), state=JobState.CANCELLING)
+
+
+def _sweep_some(connection: Connection, jobs: list[int], share: int) -> int:
+    """Cancels up to `share` queued images of these jobs, one job after the other, and removes those that are done."""
+    swept = 0
+    while jobs and swept < share:
+        asked = share - swept
+        found = sweep(connection, jobs[0], asked)
+        swept += found
+        if found < asked:
+            del jobs[0]
+    return swept
