@@ -49,6 +49,9 @@ class Database:
             # PostgreSQL 18.6 crashes (signal 11 in perform_pruning_base_step) if a statement that prunes partitions at
             # run time meets a row that was changed since its snapshot. Reading a few more partitions is cheap.
             "enable_partition_pruning": "off",
+            # A page is read in the order of an index. On a table that the planner knows little about, it would rather
+            # read all of a tenant's rows through a bitmap and sort them.
+            "enable_bitmapscan": "off",
         }
         if nested_loops:
             options |= {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
