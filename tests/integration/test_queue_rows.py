@@ -183,7 +183,7 @@ def test_a_job_that_is_not_being_cancelled_is_not_swept(database, settings):
     with database.begin_system() as connection:
         assert segments.sweepable(connection) == []
         job_states.cancel(connection, TENANT, stopped)
-        assert segments.sweepable(connection) == [stopped]
+        assert [job.id for job in segments.sweepable(connection)] == [stopped]
         assert segments.sweep(connection, live) == 0
 
 

@@ -36,5 +36,5 @@ def waiting(
     connection: Connection, query: TextClause, excluding: Sequence[int], busy: Sequence[int], **values: Any
 ) -> list[Waiting]:
     """Runs a query made by `first_of_each` whose rows leave out `excluding`."""
-    values |= {"excluding": list(excluding), "busy": list(busy), "first": FIRST, "most": _MOST}
-    return [Waiting(row.id, row.tenant_id) for row in connection.execute(query, values)]
+    usual = {"excluding": list(excluding), "busy": list(busy), "first": FIRST, "most": _MOST}
+    return [Waiting(row.id, row.tenant_id) for row in connection.execute(query, usual | values)]

@@ -290,8 +290,9 @@ def expire(connection: Connection) -> int:
     Locks are taken in order of ids, as by claims. A job that was finalized in the meantime is not stopped.
     """
     stopped = 0
-    overdue = turns.waiting(connection, _OVERDUE, (), (), sources=states.STOP.guard)
-    for job_id in sorted(job.id for job in overdue[:EXPIRED_AT_ONCE]):
+    limits = {"first": EXPIRED_AT_ONCE, "most": EXPIRED_AT_ONCE}
+    overdue = turns.waiting(connection, _OVERDUE, (), (), sources=states.STOP.guard, **limits)
+    for job_id in sorted(job.id for job in overdue):
         connection.execute(_LOCK_JOB, {"id": job_id})
         values = {"id": job_id, "reason": "expired", "sources": states.STOP.guard}
         if connection.execute(_EXPIRE, values).rowcount:

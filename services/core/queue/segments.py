@@ -65,9 +65,8 @@ _SWEEPABLE = statement("segments.sweepable")(
   ORDER BY id LIMIT :first
 """)
 )
-# What is swept is behind the low-water mark, so that no sweep walks over what earlier ones left. The segments' locks
-# keep two sweeps apart. They are taken before those of images, and still nothing waits in a circle: the queued images
-# of a job that is being cancelled are locked by sweeps alone.
+# What is swept is behind the low-water mark, so that no sweep walks over what earlier ones left. If an image is locked
+# and passed over, the mark stays where it is. The segments' locks keep two sweeps apart.
 _SWEEP = statement("segments.sweep")("""
 WITH held AS MATERIALIZED (
   SELECT job_id, id, low FROM segments
@@ -78,10 +77,12 @@ WITH held AS MATERIALIZED (
   SELECT queued.* FROM held CROSS JOIN LATERAL (
     SELECT job_id, index, segment_id FROM images
     WHERE images.job_id = held.job_id AND images.segment_id = held.id AND images.index >= held.low AND state = 0
-    ORDER BY index LIMIT :limit FOR UPDATE
+    ORDER BY index LIMIT :limit FOR UPDATE SKIP LOCKED
   ) queued LIMIT :limit
-), swept AS (
-  SELECT count(*) = :limit AS full, max(segment_id) AS id FROM doomed
+), taken AS (
+  SELECT segment_id, count(*) AS images, max(index) AS last, sum(count(*)) OVER () = :limit
+           AND segment_id = max(segment_id) OVER () AS is_last
+  FROM doomed GROUP BY segment_id
 ), moved AS (
   UPDATE images SET state = 4 FROM doomed
   WHERE images.job_id = doomed.job_id AND images.index = doomed.index AND images.state = 0
@@ -89,11 +90,14 @@ WITH held AS MATERIALIZED (
 ), counted AS (
   INSERT INTO counter_deltas (job_id, queued, cancelled) SELECT job_id, -count(*), count(*) FROM moved GROUP BY job_id
 ), raised AS (
-  UPDATE segments SET low = CASE
-    WHEN swept.full AND held.id = swept.id THEN (SELECT max(index) + 1 FROM doomed WHERE segment_id = swept.id)
-    ELSE segments.high + 1 END
-  FROM held CROSS JOIN swept
-  WHERE segments.job_id = held.job_id AND segments.id = held.id AND NOT (swept.full AND held.id > swept.id)
+  UPDATE segments SET low = CASE WHEN taken.is_last THEN taken.last ELSE segments.high END + 1
+  FROM held LEFT JOIN taken ON taken.segment_id = held.id
+  WHERE segments.job_id = held.job_id AND segments.id = held.id
+    AND NOT EXISTS (SELECT FROM taken WHERE is_last AND held.id > segment_id)
+    AND coalesce(taken.images, 0) = (
+      SELECT count(*) FROM images
+      WHERE images.job_id = held.job_id AND images.segment_id = held.id AND images.index >= held.low AND state = 0
+        AND (taken.is_last IS NOT TRUE OR images.index <= taken.last))
 )
 SELECT count(*) FROM moved
 """)
