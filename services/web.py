@@ -13,7 +13,9 @@ from typing import Any
 
 import uvicorn
 
+from services.api import admission
 from services.api.app import create_app
+from services.api.connections import GuardedProtocol
 from services.core import logs
 from services.core.db import database as databases
 from services.core.model.errors import PressworkError, SettingsError, Unavailable
@@ -41,6 +43,7 @@ def main() -> int:
     logs.configure("web")
     try:
         settings = Settings.read()
+        admission.raise_file_limit()
         app = _build(settings)
         listener = _listen(settings)
     except PressworkError as error:
@@ -58,10 +61,10 @@ def main() -> int:
 
 
 def server_config(app: Any) -> uvicorn.Config:
-    """h11, since it limits the size of a request's head. RequestMiddleware writes the request log."""
+    """h11, since it limits the size of a request's head, with deadlines. RequestMiddleware writes the request log."""
     return uvicorn.Config(
         app,
-        http="h11",
+        http=GuardedProtocol,
         ws="none",
         lifespan="on",
         log_config=None,

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI
 
 from services.api import authentication, errors, health, parameters, readiness
+from services.api.admission import Admission
 from services.api.authentication import documented
 from services.api.dependencies import Context
 from services.api.middleware import RequestMiddleware
@@ -41,6 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.context = Context.open(settings)
+    app.state.admission = Admission(settings)
     app.state.readiness = readiness.Readiness(app.state.context)
     open_routes = APIRouter(dependencies=[Depends(parameters.reject_unknown)])
     open_routes.include_router(health.router)
@@ -62,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(open_routes)
     app.include_router(tenants_routes)
     app.include_router(links_routes)
-    app.add_middleware(RequestMiddleware, settings=settings)
+    app.add_middleware(RequestMiddleware, settings=settings, admission=app.state.admission)
     errors.install(app)
     return app
 

@@ -35,6 +35,7 @@ def authenticate(request: Request, context: ContextDep) -> int:
             "This needs one valid API key, as `Authorization: Bearer pw_...`.",
             headers={"WWW-Authenticate": 'Bearer realm="presswork"'},
         )
+    request.state.authenticated = True
     return tenant
 
 

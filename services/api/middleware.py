@@ -10,12 +10,14 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api import addresses
+from services.api.admission import Admission
 from services.api.errors import envelope
 from services.core.settings import Settings
 
 log = logging.getLogger(__name__)
 DRAIN_SECONDS = 1.0
 DRAIN_BYTES = 8 << 20
+PIECE = 64 << 10
 HEADERS = 100
 HEAD_BYTES = 32 << 10
 MONITORING = frozenset({"/livez", "/readyz", "/metrics"})
@@ -29,13 +31,14 @@ SECURITY = {
 
 
 class RequestMiddleware:
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app, self._settings = app, settings
+    def __init__(self, app: ASGIApp, settings: Settings, admission: Admission) -> None:
+        self._app, self._settings, self._admission = app, settings, admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        peer = scope["client"]
         addresses.believe_proxies(self._settings, scope)
         exchange = Exchange(scope, receive, send)
         try:
@@ -48,6 +51,8 @@ class RequestMiddleware:
                 answer = envelope(500, "internal_error", "Something went wrong in the server; it has been logged.")
                 await answer(scope, exchange.receive, exchange.send)
         finally:
+            if peer is not None and scope.get("state", {}).get("authenticated"):
+                self._admission.remember(peer[0])
             exchange.write_log()
 
     def _bad_host(self, scope: Scope) -> ASGIApp | None:
@@ -94,10 +99,18 @@ class Exchange:
             if self._unread:
                 headers["Connection"] = "close"
         elif self._unread and not message.get("more_body", False):
-            await self._send({**message, "more_body": True})
+            await self._send_pieces({**message, "more_body": True})
             await self._drain()
             message = {"type": "http.response.body"}
-        await self._send(message)
+        await self._send_pieces(message)
+
+    async def _send_pieces(self, message: Message) -> None:
+        """Sends a large body piece by piece: a reader that does not read keeps one of them in memory, not a copy."""
+        body = message.get("body", b"")
+        last = max(0, len(body) - 1) // PIECE * PIECE
+        for start in range(0, last, PIECE):
+            await self._send({"type": message["type"], "body": body[start : start + PIECE], "more_body": True})
+        await self._send({**message, "body": body[last:]} if last else message)
 
     def write_log(self) -> None:
         fields: dict[str, Any] = {

@@ -3,9 +3,17 @@
 import json
 import logging
 import sys
+import threading
+import time
 from typing import Any
 
 _STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+# Loggers whose warnings tell of a state that lasts, and that any client can bring about.
+_REPEATED = {
+    "asyncio", "uvicorn.error", "services.api.connections", "services.api.errors", "services.api.readiness",
+    "services.api.body.streaming",
+}  # fmt: skip
+_MAX_STATES = 1_000
 
 
 class JsonLines(logging.Formatter):
@@ -26,10 +34,38 @@ class JsonLines(logging.Formatter):
         return json.dumps(entry, default=str)
 
 
+class OncePerState(logging.Filter):
+    """Lets one line a minute through of a warning that is repeated: while a server is away, or every descriptor in use,
+    each request would write it. `repeated` then counts the lines that were left out."""
+
+    SECONDS = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: dict[tuple[str, str], tuple[float, int]] = {}
+        self._guard = threading.Lock()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING or record.name not in _REPEATED:
+            return True
+        state = record.name, record.getMessage().partition("\n")[0]
+        with self._guard:
+            if len(self._written) > _MAX_STATES:
+                self._written.clear()
+            at, left_out = self._written.get(state, (float("-inf"), 0))
+            if time.monotonic() - at < self.SECONDS:
+                self._written[state] = at, left_out + 1
+                return False
+            self._written[state] = time.monotonic(), 0
+        record.repeated = left_out or None
+        return True
+
+
 def configure(role: str, level: int | str = logging.INFO) -> None:
     """Sends all logs of this process to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(role))
+    handler.addFilter(OncePerState())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("botocore", "boto3", "urllib3", "httpx", "alembic", "celery", "kombu", "amqp"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

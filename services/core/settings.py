@@ -138,6 +138,13 @@ class Settings:
     host: str = _setting("PRESSWORK_HOST", "127.0.0.1")
     port: int = _setting("PRESSWORK_PORT", "8420", _whole(1, 65535))
     model: str = _setting("PRESSWORK_MODEL", "simulated")  # what a job that names no model gets
+    max_connections: int = _setting(
+        "PRESSWORK_MAX_CONNECTIONS", "2000", _whole(4, 10**6)
+    )  # fewer if few files may be open
+    # How long a connection may take to send a head, to send more of a body, and to read more of an answer.
+    head_seconds: float = _setting("PRESSWORK_HEAD_SECONDS", "15", _number(0.1, 3600))
+    body_seconds: float = _setting("PRESSWORK_BODY_SECONDS", "60", _number(0.1, 3600))
+    write_seconds: float = _setting("PRESSWORK_WRITE_SECONDS", "30", _number(0.1, 3600))
     max_body_bytes: int = _setting("PRESSWORK_MAX_BODY_BYTES", str(2**30), _whole(1024, 2**40))
     max_images_per_job: int = _setting("PRESSWORK_MAX_IMAGES_PER_JOB", "2000000", _whole(1, 2**31 - 1))
     max_images_per_draft: int = _setting("PRESSWORK_MAX_IMAGES_PER_DRAFT", "50000000", _whole(1, 2**31 - 1))

@@ -3,8 +3,10 @@
 The thread that starts a child must live as long as the child: the kernel signals the child when that thread ends.
 """
 
+import contextlib
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from pathlib import Path
 from services.local.errors import ServerFailed
 
 LAUNCHER = Path(__file__).with_name("launch.py")
-LOG_BYTES = 10 * 2**20  # a larger log is rotated at the next start; one old log is kept
+LOG_BYTES = 10 * 2**20  # a larger log is rotated; one old log is kept
 ERROR_WORDS = ("FATAL", "PANIC", "panic:", "Fatal", "ERROR", "Error", "error", "cannot")
 
 
@@ -74,6 +76,16 @@ class Child:
             self._kill_group()
             self.process.kill()
             self.wait(10)
+
+    def rotate_log(self) -> None:
+        """Rotates a large log under the running process, which goes on at its new end, as it appends. What it writes
+        between copy and cut is lost."""
+        with contextlib.suppress(OSError):  # somebody has deleted it
+            if self.log.stat().st_size > LOG_BYTES:
+                with contextlib.suppress(OSError):  # the disk is full: then the old lines are given up
+                    shutil.copy(self.log, _old(self.log))
+                os.truncate(self.log, 0)
+                self.log_start = 0
 
     def how_it_ended(self) -> str:
         code = self.process.returncode
@@ -189,6 +201,10 @@ def boot_id() -> str:
         return ""
 
 
+def _old(log: Path) -> Path:
+    return log.with_name(log.name + ".1")
+
+
 def _rotate(log: Path) -> int:
     """Rotates a large log. Returns the offset at which the lines of this start begin."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -196,6 +212,6 @@ def _rotate(log: Path) -> int:
         log.touch(mode=0o600)
         return 0
     if log.stat().st_size > LOG_BYTES:
-        log.replace(log.with_name(log.name + ".1"))
+        log.replace(_old(log))
         return 0
     return log.stat().st_size

@@ -84,6 +84,8 @@ class Supervisor:
         for kept in (*self._servers, *self._programs):
             if kept.died():
                 self.say(kept.schedule_restart())
+            elif kept.child is not None:
+                kept.child.rotate_log()
             if kept.child is None and time.monotonic() >= kept.due:
                 self._start(kept)
                 changed = True

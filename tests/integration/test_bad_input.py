@@ -15,7 +15,6 @@ import pytest
 from sqlalchemy import text
 from starlette.datastructures import UploadFile
 
-from services.api.body import streaming
 from services.core.model import ids
 from services.core.settings import Settings
 from services.local.stack import Stack
@@ -533,12 +532,6 @@ def test_a_line_without_end_is_cut_off_after_64_kilobytes(api: Api) -> None:
         answer = read_all(connection)
     assert answer.startswith(b"HTTP/1.1 413 ") and code_of(answer) == "line_too_long"
     assert b'"line":2' in answer
-
-
-def test_a_body_that_stops_coming_is_not_waited_for(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "CHUNK_TIMEOUT_SECONDS", 0.2)
-    answer = talk(api, head(api, "Content-Length: 100"), GOOD)
-    assert answer.startswith(b"HTTP/1.1 408 ") and code_of(answer) == "body_too_slow"
 
 
 def test_a_body_that_is_not_as_long_as_it_says_makes_no_job(api: Api) -> None:

@@ -5,6 +5,7 @@ A small body stays in memory and a larger one goes to disk, so the memory does n
 
 import logging
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from services.core.settings import Settings
 log = logging.getLogger(__name__)
 JSON_LIMIT = 32 << 20
 LINE_LIMIT = 64 << 10
-CHUNK_TIMEOUT_SECONDS = 60.0  # between two chunks of a body
+MIN_RATE = 1 << 10  # bytes a second, once a body was waited for as long as for one chunk of it
 _SPOOL_MEMORY = 1 << 20
 _WRITE_BYTES = 1 << 20
 
@@ -160,15 +161,23 @@ def out_of_space(error: OSError) -> ApiError:
 
 
 async def chunks(request: Request) -> AsyncIterator[bytes]:
+    """The body as it arrives. Raises ApiError if nothing more comes for PRESSWORK_BODY_SECONDS, or next to nothing."""
+    patience = request.app.state.context.settings.body_seconds
     stream = aiter(request.stream())
+    waited, taken = 0.0, 0
     while True:
+        began = time.monotonic()
         try:
-            with anyio.fail_after(CHUNK_TIMEOUT_SECONDS):
+            with anyio.fail_after(patience):
                 chunk = await anext(stream, None)
         except TimeoutError:
-            raise ApiError(408, "body_too_slow", f"Nothing came for {CHUNK_TIMEOUT_SECONDS:g} seconds.") from None
+            raise ApiError(408, "body_too_slow", f"Nothing came for {patience:g} seconds.") from None
         if chunk is None:
             return
+        waited += time.monotonic() - began
+        taken += len(chunk)
+        if waited > patience and taken < waited * MIN_RATE:
+            raise ApiError(408, "body_too_slow", f"Fewer than {MIN_RATE:,} bytes came in a second.")
         yield chunk
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 _PROBE = "probe/conditional-write"
 _COPY_PROBE = "probe/conditional-copy"
 _WRITE_PROBE = "probe/write"
-_CHUNK = 1 << 20
+_CHUNK = 64 << 10  # what a client that does not read keeps in memory
 _ONE_BY_ONE = TransferConfig(use_threads=False)  # large files in parts, one after the other: memory stays flat
 
 
