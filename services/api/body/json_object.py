@@ -1,4 +1,4 @@
-"""Bodies of one JSON object, read strictly and checked against a model."""
+"""Small bodies of one JSON object, read strictly and checked against a model; `json_stream` reads large ones."""
 
 from typing import Annotated, Any, TypeVar
 
@@ -12,7 +12,7 @@ from services.core.model import requests, strict_json
 from services.core.model.errors import InvalidSubmission
 
 SMALL_BYTES = 64 << 10
-_MAX_BRACKETS = 500_000  # each is an object or a list in memory, many times as large as its text
+BYTE_ORDER_MARK = "The body begins with a byte order mark; send UTF-8 without one."
 _UNREADABLE = {"invalid_encoding", "invalid_json"}  # codes of a body that is not JSON
 M = TypeVar("M", bound=BaseModel)
 
@@ -20,19 +20,24 @@ M = TypeVar("M", bound=BaseModel)
 def read(body: bytes, example: str = "images") -> dict[str, Any]:
     """Reads the body as an object. Errors name `example` as one of its fields. Raises ApiError."""
     if body.startswith(b"\xef\xbb\xbf"):
-        raise ApiError(400, "invalid_encoding", "The body begins with a byte order mark; send UTF-8 without one.")
-    if body.count(b"{") + body.count(b"[") > _MAX_BRACKETS:
-        raise ApiError(413, "body_too_long", "The list is too long for JSON; send one request a line, as NDJSON.")
+        raise ApiError(400, "invalid_encoding", BYTE_ORDER_MARK)
     try:
         value = strict_json.loads(body)
     except strict_json.BadJson as error:
-        # 422, since an empty body is not malformed JSON: its fields are missing.
-        status = 400 if error.code in _UNREADABLE and body.strip() else 422
-        raise ApiError(status, error.code, str(error)) from None
+        raise refusal(error, is_empty=not body.strip()) from None
     if not isinstance(value, dict):
-        shown = strict_json.describe(value)
-        raise ApiError(422, "wrong_type", f"The body is {shown}; it must be an object with the field {example}.")
+        raise not_an_object(value, example)
     return value
+
+
+def refusal(error: strict_json.BadJson, *, is_empty: bool) -> ApiError:
+    """422, since an empty body is not malformed JSON: its fields are missing."""
+    return ApiError(400 if error.code in _UNREADABLE and not is_empty else 422, error.code, str(error))
+
+
+def not_an_object(value: object, example: str) -> ApiError:
+    shown = strict_json.describe(value)
+    return ApiError(422, "wrong_type", f"The body is {shown}; it must be an object with the field {example}.")
 
 
 def require_json(request: Request) -> None:

@@ -1,10 +1,12 @@
 """A submission's JSON body in parts: options, defaults, and requests as a list or as a matrix."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from services.api.body.json_stream import StreamedList
 from services.core.jobs import submissions
 from services.core.model import requests, strict_json, templates
 from services.core.model.errors import Problem
@@ -17,7 +19,7 @@ M = TypeVar("M", bound=BaseModel)
 class SubmissionBody:
     """The body's parts. `problems` are those of the options, defaults and matrix; requests are checked by `fill`."""
 
-    images: list[Any] = field(default_factory=list)
+    images: Iterable[Any] = ()
     matrix: Matrix | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -37,7 +39,7 @@ class SubmissionBody:
             order.problems += found
             return order
         images = body.pop("images", None)
-        if isinstance(images, list) and images:
+        if isinstance(images, StreamedList):
             order.images = images
         else:
             order.problems.append(wrong("images", images))

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from services.api import openapi, pagination, parameters
 from services.api.authentication import Tenant
-from services.api.body import json_object, streaming
+from services.api.body import json_object, json_stream, streaming
 from services.api.body.streaming import Format
 from services.api.body.submission_body import SubmissionBody
 from services.api.dependencies import Context, ContextDep
@@ -154,7 +154,7 @@ def _append(context: Context, arrival: ReceivedChunk) -> Appended:
 
 
 def _read(arrival: ReceivedChunk, settings: Settings) -> SubmissionBody:
-    body = json_object.read(arrival.spool.read())
+    body = json_stream.read(arrival.spool)
     if "matrix" in body:
         raise ApiError(422, "unknown_field", "A chunk takes images; a matrix is submitted as a job.", param="matrix")
     order = SubmissionBody.of(body, settings.max_images_per_job)

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from services.api import openapi
 from services.api.authentication import Tenant
-from services.api.body import json_object, streaming
+from services.api.body import json_object, json_stream, streaming
 from services.api.body.submission_body import SubmissionBody
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import SubmissionError
@@ -94,7 +94,7 @@ async def _read(request: Request, context: Context, tenant: int, answer: Any) ->
 
 
 def _preview(context: Context, tenant: int, spool: IO[bytes]) -> Preview:
-    body = json_object.read(spool.read(), "matrix")
+    body = json_stream.read(spool, "matrix")
     if "matrix" not in body:
         raise InvalidSubmission([Problem("missing_field", "matrix is missing: it is what can be previewed.", "matrix")])
     order = SubmissionBody.of(body, context.settings.max_images_per_job)
@@ -115,7 +115,7 @@ def _preview(context: Context, tenant: int, spool: IO[bytes]) -> Preview:
 
 
 def _estimate(context: Context, tenant: int, spool: IO[bytes]) -> Estimate:
-    body = json_object.read(spool.read())
+    body = json_stream.read(spool)
     shapes = body.pop("shapes", None) if "images" not in body and "matrix" not in body else None
     order = SubmissionBody() if shapes is not None else SubmissionBody.of(body, context.settings.max_images_per_job)
     label = order.head(requests.JobOptions, body, requests.JobOptions())

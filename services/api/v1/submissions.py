@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from services.api import openapi, parameters
 from services.api.authentication import Tenant
-from services.api.body import json_object, streaming
+from services.api.body import json_stream, streaming
 from services.api.body.streaming import Format
 from services.api.body.submission_body import SubmissionBody
 from services.api.dependencies import Context, ContextDep
@@ -93,7 +93,7 @@ def _record_lines(context: Context, arrival: ReceivedSubmission) -> submissions.
 
 
 def _record_json(context: Context, arrival: ReceivedSubmission) -> submissions.Receipt:
-    body = json_object.read(arrival.spool.read())
+    body = json_stream.read(arrival.spool)
     draft = body.pop("draft", None)
     if draft is True:
         return _open_draft(context, arrival, body)

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from services.core.model.errors import PressworkError, Problem
 
+_SPACE = re.compile(r"[ \t\n\r]*")
 MAX_KEYS = 1_000
 MAX_DEPTH = 32
 MAX_SHOWN = 80  # characters of the input, in an error
@@ -33,19 +34,43 @@ def loads(body: bytes) -> Any:
             nested too deep.
     """
     try:
-        value = _DECODER.decode(body.decode("utf-8"))
+        text = body.decode("utf-8")
+        value, end = scan(text, after_space(text, 0), MAX_DEPTH)
+        if (end := after_space(text, end)) != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except UnicodeDecodeError as error:
         raise BadJson("invalid_encoding", f"The text is not UTF-8: byte {error.start} is invalid.") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise BadJson("invalid_json", f"The text is not JSON: {error.msg.lower()} at {where}.") from None
+    return value
+
+
+def after_space(text: str, at: int) -> int:
+    """Where the white space that begins at `at` ends."""
+    found = _SPACE.match(text, at)
+    assert found is not None, "no space is also a match"
+    return found.end()
+
+
+def scan(text: str, start: int, max_depth: int) -> tuple[Any, int]:
+    """The value that begins at `start` in a longer text, and where it ends.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON, or the text ends within it.
+        BadJson: as `loads` does.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
     except RecursionError:
         raise BadJson("invalid_json", "The text is nested too deep.") from None
     except ValueError:  # Python's own limit on the digits of an integer
         raise BadJson("invalid_number", "The text holds a number with thousands of digits.") from None
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_too_deep(value):
+    if text.count("[", start, end) + text.count("{", start, end) > max_depth and _is_too_deep(value, max_depth):
         raise BadJson("invalid_json", "The text is nested too deep.")
-    return value
+    return value, end
 
 
 def line(value: Mapping[str, Any]) -> str:
@@ -77,9 +102,9 @@ def place(*parts: object, prefix: str = "") -> str:
     return (prefix + ".".join(shown))[:MAX_SHOWN]
 
 
-def _is_too_deep(value: object) -> bool:
+def _is_too_deep(value: object, max_depth: int) -> bool:
     level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(max_depth):
         level = [
             child
             for node in level
