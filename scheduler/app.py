@@ -14,7 +14,7 @@ import time
 
 from scheduler.background_tasks import THREADS, BackgroundTaskRunner, background_tasks
 from scheduler.periodic_tasks import PeriodicTask, timetable
-from services.core import logs
+from services.core import environment, logs
 from services.core.db import database as databases
 from services.core.db import leadership, leases
 from services.core.db.connectivity import Connectivity
@@ -122,6 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.check:
             with database.begin_system() as connection:
                 return 0 if leadership.exists(connection) else 1
+        environment.check_temporary_folder()
         for warning in databases.assert_suitable(database):
             log.warning("%s", warning)
     except PressworkError as error:

@@ -16,7 +16,7 @@ import uvicorn
 from services.api import admission
 from services.api.app import create_app
 from services.api.connections import GuardedProtocol
-from services.core import logs
+from services.core import environment, logs
 from services.core.db import database as databases
 from services.core.model.errors import PressworkError, SettingsError, Unavailable
 from services.core.settings import Settings
@@ -84,6 +84,7 @@ def _build(settings: Settings) -> Any:
         raise SettingsError(
             "PRESSWORK_SECRET is not set; it must be a long random text, the same for every web server."
         )
+    environment.check_temporary_folder()
     _check_database(settings)
     return create_app(settings)
 

@@ -10,22 +10,14 @@ import pytest
 from services.local.child import run
 from worker import exit_codes
 
-LOCKED = 'mount -t tmpfs -o {} tmpfs /dev/shm && exec "$@"'
+UNSHARE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+MOUNTED = 'for folder in {folders}; do mount -t tmpfs -o {options} tmpfs $folder || exit 1; done; exec "$@"'
 
 
-def inside(options: str, *command: object) -> list[str]:
-    """The command with a /dev/shm of its own."""
-    return [
-        "unshare",
-        "--user",
-        "--map-root-user",
-        "--mount",
-        "sh",
-        "-c",
-        LOCKED.format(options),
-        "sh",
-        *map(str, command),
-    ]
+def inside(options: str, *command: object, folders: str = "/dev/shm") -> list[str]:
+    """The command with a /dev/shm, or other folders, of its own."""
+    script = MOUNTED.format(folders=folders, options=options)
+    return [*UNSHARE, script, "sh", *map(str, command)]
 
 
 def namespaces_work() -> bool:
@@ -45,6 +37,19 @@ def test_a_worker_without_shared_memory_says_so_in_one_sentence(environ, store, 
     assert told.returncode == exit_codes.SETTINGS
     (sentence,) = told.stderr.splitlines()
     assert sentence.startswith("worker: Locks between processes cannot be made (") and "/dev/shm" in sentence
+
+
+@needs_namespaces
+@pytest.mark.parametrize("module", ["services.web", "scheduler.app"])
+def test_a_process_without_a_folder_for_temporary_files_says_so_in_one_sentence(environ, module):
+    command = inside("ro", sys.executable, "-m", module, folders="/tmp /var/tmp /dev/shm")
+    rest = {name: value for name, value in os.environ.items() if name not in ("TMPDIR", "TEMP", "TMP")}
+    told = subprocess.run(
+        command, env=rest | environ, cwd="/dev/shm", capture_output=True, text=True, timeout=30, check=False
+    )
+    assert told.returncode == exit_codes.SETTINGS
+    (sentence,) = told.stderr.splitlines()
+    assert sentence.startswith(f"{module.split('.')[0].replace('services', 'web')}: No folder for temporary files")
 
 
 @needs_namespaces
