@@ -41,9 +41,10 @@ class Consumer(CeleryConsumer):
 
     def _pause(self) -> None:
         """Waits, or ends the worker if it is asked to stop. Celery alone looks after its children only while it has a
-        connection."""
-        deadline = time.monotonic() + PAUSE_SECONDS
+        connection. Before its first one it cannot replace any: then the parent's watch ends the worker."""
+        pool, deadline = self.pool._pool, time.monotonic() + PAUSE_SECONDS  # noqa: SLF001  it has no other name
         while time.monotonic() < deadline:
             maybe_shutdown()
-            self.pool._pool.maintain_pool()  # noqa: SLF001  Celery has no other name for it
+            if pool.on_process_down is not None:
+                pool.maintain_pool()
             time.sleep(WATCH_SECONDS)

@@ -309,15 +309,33 @@ def test_a_model_that_only_the_child_finds_unfit_ends_the_worker_with_one_senten
 
 
 @pytest.mark.timeout(90)
-def test_a_child_that_dies_while_redis_is_unreachable_is_replaced(start, database, settings):
-    """Celery alone does not look after its children while it tries to connect."""
-    worker = start(REDIS_URL="redis://127.0.0.1:9/0")
+def test_a_child_that_dies_while_redis_is_away_is_replaced(start, database, settings):
+    target = urlsplit(settings.redis_url)
+    proxy = Proxy(target.hostname, target.port)
+    worker = start(REDIS_URL=settings.redis_url.replace(f":{target.port}", f":{proxy.port}"))
+    wake_up(settings)
     (child,) = worker.children()
+    proxy.cut()
+    until(lambda: "redis away" in worker.text())
     os.kill(child, signal.SIGKILL)
     until(lambda: worker.children() not in ([], [child]))
     job_id = submit(database, settings, mugs(8))
     until(lambda: counts(database, job_id) == {"done": 8})
     assert worker.popen.poll() is None
+    proxy.close()
+
+
+@pytest.mark.timeout(90)
+def test_a_child_that_dies_while_redis_was_never_reached_is_replaced_or_the_worker_ends(start, database, settings):
+    """Celery cannot replace its children before its first connection; then the worker ends, to be started anew."""
+    worker = start(REDIS_URL="redis://127.0.0.1:9/0")
+    (child,) = worker.children()
+    os.kill(child, signal.SIGKILL)
+    until(lambda: worker.popen.poll() is not None or (worker.children() and worker.children() != [child]))
+    if worker.popen.poll() is not None:
+        start(REDIS_URL="redis://127.0.0.1:9/0")
+    job_id = submit(database, settings, mugs(8))
+    until(lambda: counts(database, job_id) == {"done": 8})
 
 
 @pytest.mark.timeout(90)
