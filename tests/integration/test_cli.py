@@ -633,6 +633,10 @@ def test_an_export_is_begun_followed_and_downloaded(run: Run, api: Api, store: S
         assert {path: path.stat().st_mtime_ns for path in before} == before
         assert made["id"] in run("exports", job).stdout
         assert "images_per_shard" in run("export", job, "--option", "images_per_shard=no", code=5).stderr
+        # The shards of another export would be mixed in.
+        other = run("export", job, "--option", "images_per_shard=3", "-o", "out", code=2)
+        assert "out holds something other than" in other.stderr
+        assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 @contextmanager
