@@ -172,7 +172,7 @@ def test_pyarrow_polars_and_duckdb_read_the_tables(trees: dict[str, Path], job: 
     duckdb = pytest.importorskip("duckdb", reason="`make loaders` installs it")
     for files in tables(trees, tmp_path):
         check(polars.read_parquet(files).sort("index").to_dicts(), job[1])
-        found = duckdb.sql(f"SELECT * FROM read_parquet({files}) ORDER BY index").fetch_arrow_table()
+        found = duckdb.sql(f"SELECT * FROM read_parquet({files}) ORDER BY index").to_arrow_table()
         check(found.to_pylist(), job[1])
 
 
