@@ -1,13 +1,17 @@
 """Slots: who runs, who waits, and in which order."""
 
+import inspect
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
+from fastapi.routing import iter_route_contexts
 
+from services.api.app import create_app
 from services.api.errors import ApiError
 from services.api.slots import Slots
+from services.core.settings import Settings
 
 
 class Calls:
@@ -114,3 +118,14 @@ def test_a_call_that_is_cancelled_while_it_waits_leaves_its_place() -> None:
         await calls.begun("a1 a2 a3 b1 a5")
 
     played(Slots(4), play)
+
+
+def test_no_handler_runs_in_the_threads_that_all_tenants_share() -> None:
+    """FastAPI runs synchronous handlers there."""
+    environ = {"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x", "PRESSWORK_SECRET": "secret"}
+    app = create_app(Settings.read(environ))
+    handlers = {
+        route.path: route.endpoint for route in iter_route_contexts(app.routes) if route.path.startswith("/v1/")
+    }
+    assert len(handlers) > 20
+    assert [path for path, handler in handlers.items() if not inspect.iscoroutinefunction(handler)] == []

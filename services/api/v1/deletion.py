@@ -7,10 +7,11 @@ from pydantic import BaseModel
 
 from services.api.authentication import Tenant
 from services.api.dependencies import ContextDep
+from services.api.turns import TenantRoute
 from services.core.deletion import jobs as deletion
 from services.core.model import ids
 
-router = APIRouter()
+router = APIRouter(route_class=TenantRoute)
 
 
 class Refusal(BaseModel):
