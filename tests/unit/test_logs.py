@@ -54,15 +54,17 @@ def test_events_and_the_warnings_of_other_loggers_are_all_written(written):
 def test_a_log_is_rotated_while_its_process_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(child, "LOG_BYTES", 10_000)
     log = tmp_path / "logs" / "chatty.log"
-    endless = "while True: print('a line of forty characters, or nearly so', flush=True)"
+    endless = "import itertools\nfor number in itertools.count(): print(f'{number:040}', flush=True)"
     chatty = Child([sys.executable, "-c", endless], env=dict(os.environ), log=log)
     try:
         for _ in range(3):
             until(lambda: log.stat().st_size > 10_000, every=0.001)
-            before = log.stat().st_size
             chatty.rotate_log()
-            assert log.stat().st_size < before
-            assert log.with_name("chatty.log.1").stat().st_size > 10_000
+            old = log.with_name("chatty.log.1")
+            assert old.stat().st_size > 10_000
+            until(lambda: log.stat().st_size >= 41, every=0.001)
+            with log.open() as file:
+                assert int(file.read(41)) > int(old.read_text().splitlines()[-2])
         log.unlink()
         chatty.rotate_log()
         assert chatty.poll() is None
