@@ -125,6 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         environment.check_temporary_folder()
         for warning in databases.assert_suitable(database):
             log.warning("%s", warning)
+        store = S3Store(settings)
     except PressworkError as error:
         print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_SETTINGS
@@ -134,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     connectivity = Connectivity()
     notifier = Notifier(settings.redis_url)
     scheduler = Scheduler(database, timetable(settings, notifier, connectivity), connectivity)
-    running = BackgroundTaskRunner(database, background_tasks(settings, S3Store(settings), notifier), scheduler.holder)
+    running = BackgroundTaskRunner(database, background_tasks(settings, store, notifier), scheduler.holder)
     threads = [threading.Thread(target=running.run, args=(stopping,), name="background-tasks") for _ in range(THREADS)]
     for thread in threads:
         thread.start()

@@ -127,7 +127,9 @@ class Settings:
     s3_public_url: str = _setting("PRESSWORK_PUBLIC_S3_URL", "", _address("http", "https"))  # as clients see it
     s3_access_key: str = _setting("AWS_ACCESS_KEY_ID", "", secret=True)
     s3_secret_key: str = _setting("AWS_SECRET_ACCESS_KEY", "", secret=True)
+    s3_session_token: str = _setting("AWS_SESSION_TOKEN", "", secret=True)  # of temporary keys
     s3_region: str = _setting("AWS_REGION", "us-east-1")
+    store_seconds: float = _setting("PRESSWORK_STORE_SECONDS", "30", _number(0.1, 3600))  # waiting for each MiB
     s3_ca_bundle: str = _setting(
         "AWS_CA_BUNDLE", ""
     )  # a file of certificates for an https endpoint; empty: the usual ones

@@ -99,7 +99,8 @@ class Stack:
         if isinstance(server, Valkey):
             return {"REDIS_URL": server.url}
         assert isinstance(server, SeaweedFS)
-        return dict(zip(AWS, (server.url, server.access_key, server.secret_key), strict=True))
+        keys = dict(zip(AWS, (server.url, server.access_key, server.secret_key), strict=True))
+        return keys | {"AWS_SESSION_TOKEN": ""}  # one that was set for another store
 
     def _own(self, given: Mapping[str, str]) -> list[str]:
         """Variables that a shell sourced from this folder's env file. They name embedded servers, not external ones."""

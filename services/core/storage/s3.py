@@ -15,16 +15,19 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from services.core.model.errors import ObjectMissing, StoreRefused, StoreUnavailable
+from services.core.model.errors import ObjectMissing, SettingsError, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
-from services.core.storage import sessions
+from services.core.storage import deadlines, sessions
 from services.core.storage.contract import StoredObject
+from services.core.storage.refusals import code, status, translated
 
 log = logging.getLogger(__name__)
 _PROBE = "probe/conditional-write"
 _COPY_PROBE = "probe/conditional-copy"
 _WRITE_PROBE = "probe/write"
 _CHUNK = 64 << 10  # what a client that does not read keeps in memory
+_UNSAID = (301, 307, 400, 403)  # an answer to HEAD has no body, so no code: what follows will tell
+_NO_CONSTRAINT = ("us-east-1", "auto", "")
 _ONE_BY_ONE = TransferConfig(use_threads=False)  # large files in parts, one after the other: memory stays flat
 
 
@@ -34,6 +37,7 @@ class S3Store:
     def __init__(self, settings: Settings) -> None:
         self._bucket = settings.bucket
         self._endpoint = settings.s3_endpoint_url or "AWS"
+        self._region = settings.s3_region
         self._client = _client(settings, settings.s3_endpoint_url)
         self._public = _client(settings, settings.s3_public_url) if settings.s3_public_url else self._client
         self._conditional: bool | None = None
@@ -96,7 +100,7 @@ class S3Store:
             try:
                 return int(self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
             except ClientError as error:
-                if _status(error) == 404:  # an answer to HEAD has no body and so no error code
+                if status(error) == 404:  # an answer to HEAD has no body and so no error code
                     raise ObjectMissing from error
                 raise
 
@@ -114,8 +118,15 @@ class S3Store:
         return str(self._public.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
 
     def check(self) -> None:
+        """Where listing the bucket is not allowed, the probe object is read instead: its refusal has a code."""
         with self._translated():
-            self._client.head_bucket(Bucket=self._bucket)
+            try:
+                self._client.head_bucket(Bucket=self._bucket)
+                return
+            except ClientError as error:
+                if status(error) not in _UNSAID:
+                    raise
+            self._client.get_object(Bucket=self._bucket, Key=_PROBE)["Body"].read()
 
     def check_write(self) -> None:
         """Like `check`, but a store that is full or read-only does not pass either."""
@@ -141,26 +152,46 @@ class S3Store:
             try:
                 self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
-                if _status(error) != 404:
+                if status(error) == 404:
+                    self._create_bucket()
+                elif status(error) not in _UNSAID:
                     raise
-                self._create_bucket()
         return self._writes_conditionally()
 
     def _create_bucket(self) -> None:
+        place = {} if self._region in _NO_CONSTRAINT else {"LocationConstraint": self._region}
         try:
-            self._client.create_bucket(Bucket=self._bucket)
+            self._client.create_bucket(Bucket=self._bucket, **({"CreateBucketConfiguration": place} if place else {}))
         except ClientError as error:
-            if error.response["Error"]["Code"] not in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
-                raise
+            if code(error) == "BucketAlreadyOwnedByYou":
+                return
+            if code(error) != "BucketAlreadyExists":
+                raise StoreRefused(
+                    f"The bucket {self._bucket!r} does not exist, and the object store at {self._endpoint} refuses to "
+                    f"make it with {code(error)}: make it yourself, or allow s3:CreateBucket."
+                ) from error
 
     def _writes_conditionally(self) -> bool:
         """Whether the store supports conditional writes. Tried once: it must refuse the second write of a probe."""
         if self._conditional is None:
-            self._put_new(_PROBE, b"presswork", "text/plain", {})
-            self._conditional = not self._put_new(_PROBE, b"presswork", "text/plain", {})
+            self._conditional = self._refuses_second(
+                lambda: self._put_new(_PROBE, b"presswork", "text/plain", {}),
+                lambda: self._client.put_object(Bucket=self._bucket, Key=_PROBE, Body=b"presswork"),
+            )
             if not self._conditional:
                 log.warning("store writes unconditionally: keys will carry the claim's id")
         return self._conditional
+
+    def _refuses_second(self, write: Callable[[], bool], plainly: Callable[[], object]) -> bool:
+        """Whether a second conditional `write` is refused. A store may instead refuse the condition itself, with
+        whatever status: then it must accept the same write without it, or its refusal is raised."""
+        try:
+            write()
+            return not write()
+        except StoreRefused:
+            with self._translated():
+                plainly()
+            return False
 
     def _put_new(self, key: str, data: bytes, media_type: str, metadata: dict[str, str]) -> bool:
         """False: the key is taken."""
@@ -179,9 +210,9 @@ class S3Store:
             try:
                 verb(Bucket=self._bucket, IfNoneMatch="*", **arguments)
             except ClientError as error:
-                if _status(error) == 409:  # AWS: two writers at once, and neither has succeeded yet
+                if status(error) == 409:  # AWS: two writers at once, and neither has succeeded yet
                     raise StoreUnavailable("The object store saw two writers of one key at once.") from error
-                if _status(error) != 412:
+                if status(error) != 412:
                     raise
                 return False
         return True
@@ -189,11 +220,9 @@ class S3Store:
     def _copies_conditionally(self) -> bool:
         """Whether the store supports conditional copies. Tried at the first copy: some stores support only writes."""
         if self._conditional_copy is None:
-            try:
-                self._copy_new(_PROBE, _COPY_PROBE)
-                self._conditional_copy = not self._copy_new(_PROBE, _COPY_PROBE)
-            except StoreRefused:  # the store does not support the condition
-                self._conditional_copy = False
+            self._conditional_copy = self._refuses_second(
+                lambda: self._copy_new(_PROBE, _COPY_PROBE), lambda: self.copy(_PROBE, _COPY_PROBE)
+            )
         return self._conditional_copy
 
     def _holds(self, key: str, sha256: bytes, size: int) -> bool:
@@ -202,7 +231,7 @@ class S3Store:
             try:
                 found = self._client.head_object(Bucket=self._bucket, Key=key)
             except ClientError as error:
-                if _status(error) == 404:
+                if status(error) == 404:
                     return False
                 raise
         return bool(found["ContentLength"] == size and found.get("Metadata", {}).get("sha256") == sha256.hex())
@@ -214,7 +243,7 @@ class S3Store:
                 found = self._client.get_object(Bucket=self._bucket, Key=key)
                 data = bytes(found["Body"].read())
             except ClientError as error:
-                if _status(error) == 404:
+                if status(error) == 404:
                     return None
                 raise
         digest = hashlib.sha256(data)
@@ -229,21 +258,7 @@ class S3Store:
         try:
             yield
         except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
-            if (_status(error) >= 500 and _status(error) != 501) or code in (
-                "SlowDown",
-                "RequestTimeout",
-                "Throttling",
-            ):
-                raise StoreUnavailable(
-                    f"The object store at {self._endpoint} answers {code or _status(error)}."
-                ) from error
-            if code == "NoSuchKey":
-                raise ObjectMissing from error
-            raise StoreRefused(
-                f"The object store at {self._endpoint} refuses with {code or _status(error)}; "
-                f"check the bucket {self._bucket!r} and the credentials."
-            ) from error
+            raise translated(error, self._endpoint, self._bucket) from error
         except (BotoCoreError, Boto3Error) as error:
             raise StoreUnavailable(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
         except OSError as error:
@@ -255,29 +270,48 @@ def _own_key(key: str, claim_id: int) -> str:
     return f"{stem}-{claim_id}.{extension}"
 
 
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
 def _client(settings: Settings, endpoint: str) -> Any:
-    return sessions.session(settings).client(
-        "s3",
-        endpoint_url=endpoint or None,
-        region_name=settings.s3_region,
-        aws_access_key_id=settings.s3_access_key or None,
-        aws_secret_access_key=settings.s3_secret_key or None,
-        verify=settings.s3_ca_bundle or True,
-        config=Config(
-            proxies=sessions.proxies(settings, endpoint),
-            ignore_configured_endpoint_urls=True,
-            signature_version="s3v4",
-            connect_timeout=3,
-            read_timeout=20,
-            retries={"total_max_attempts": 1},
-            max_pool_connections=32,
-            tcp_keepalive=True,
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            s3={"addressing_style": "path" if endpoint else "auto"},
-        ),
+    """Raises SettingsError: the credentials, the profile or the address cannot be used."""
+    try:
+        session = sessions.session(settings)
+        if not settings.s3_access_key and session.get_credentials() is None:
+            raise SettingsError(
+                "No credentials for the object store were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name "
+                "a profile in AWS_PROFILE, or give the machine a role."
+            )
+        client = session.client(
+            "s3",
+            endpoint_url=endpoint or None,
+            region_name=settings.s3_region,
+            aws_access_key_id=settings.s3_access_key or None,
+            aws_secret_access_key=settings.s3_secret_key or None,
+            aws_session_token=(settings.s3_access_key and settings.s3_session_token) or None,
+            verify=settings.s3_ca_bundle or True,
+            config=_config(settings, endpoint),
+        )
+    except (BotoCoreError, ValueError) as error:
+        raise SettingsError(f"The object store cannot be used as it is set: {str(error).rstrip('.')}.") from error
+    deadlines.limit(client, settings.store_seconds)
+    client.meta.events.register("before-call.s3", _stay_in_region)
+    return client
+
+
+def _stay_in_region(params: dict[str, Any], **_: object) -> None:
+    """botocore asks for a bucket's region after a redirect, each time; if that is redirected too, without end."""
+    params["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _config(settings: Settings, endpoint: str) -> Config:
+    return Config(
+        proxies=sessions.proxies(settings, endpoint),
+        ignore_configured_endpoint_urls=True,
+        signature_version="s3v4",
+        connect_timeout=min(3, settings.store_seconds),
+        read_timeout=settings.store_seconds,
+        retries={"total_max_attempts": 1},
+        max_pool_connections=32,
+        tcp_keepalive=True,
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path" if endpoint else "auto"},
     )

@@ -1,0 +1,164 @@
+"""Object stores with other habits and rights, and those that hang: a real server behind a proxy that answers for it."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import time
+
+import pytest
+
+from services.core.model.errors import SettingsError, StoreRefused, StoreUnavailable
+from services.core.settings import Settings
+from services.core.storage.s3 import S3Store
+from tests.peers import HANGS, S3Proxy, hanging
+
+
+def fresh(name: str) -> str:
+    return f"peers/{os.getpid()}-{time.monotonic_ns()}/{name}"
+
+
+def through(settings: Settings, proxy: S3Proxy, **more: object) -> S3Store:
+    return S3Store(dataclasses.replace(settings, s3_endpoint_url=proxy.url, **more))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (501, "NotImplemented", ""), (400, "InvalidArgument", ""), (405, "MethodNotAllowed", ""),
+        (403, "SignatureDoesNotMatch", ""), None,
+    ],
+)  # fmt: skip
+def test_a_store_that_refuses_or_ignores_the_condition_is_found_unconditional(store, settings, answer):
+    def rule(_method, path, headers):
+        if not headers["If-None-Match"]:
+            return None
+        if answer is None:  # as if it wrote over what is there
+            store.drop(path.removeprefix(f"/{settings.bucket}/"))
+        return answer
+
+    with S3Proxy(settings.s3_endpoint_url, rule) as proxy:
+        own = through(settings, proxy)
+        key, target = fresh("a.png"), fresh("b.png")
+        assert own.prepare() is False
+        for claim_id in (8, 9):
+            put = own.put(key, str(claim_id).encode(), "image/png", {}, claim_id=claim_id)
+            assert put.key == key.replace("a.png", f"a-{claim_id}.png")
+            assert store.read(put.key) == str(claim_id).encode()
+        sha256 = hashlib.sha256(b"9").digest()
+        copied = own.copy_new(put.key, target, sha256=sha256, size=1, claim_id=5)
+        assert copied == target.replace("b.png", "b-5.png")
+        assert store.read(copied) == b"9"
+
+
+REFUSALS = [
+    (403, "AccessDenied", "", "lack a right"),
+    (403, "InvalidAccessKeyId", "", "does not know the access key"),
+    (403, "SignatureDoesNotMatch", "", "AWS_SECRET_ACCESS_KEY is not the secret"),
+    (403, "RequestTimeTooSkewed", "", "clock differs"),
+    (400, "ExpiredToken", "", "have expired"),
+    (400, "InvalidToken", "", "AWS_SESSION_TOKEN does not belong"),
+    (400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>", "another region than AWS_REGION says: eu-"),
+    (301, "PermanentRedirect", "<Endpoint>other</Endpoint>", "another region"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "more", "sentence"), REFUSALS, ids=[code for _, code, _, _ in REFUSALS])
+def test_each_refusal_is_one_sentence_that_says_what_would_do(store, settings, status, code, more, sentence):
+    with S3Proxy(settings.s3_endpoint_url, lambda *_: (status, code, more)) as proxy:
+        own = through(settings, proxy)
+        for verb in (own.prepare, own.check):
+            with pytest.raises(StoreRefused, match=sentence) as caught:
+                verb()
+            assert code in str(caught.value) or status == 301
+            assert settings.s3_secret_key not in str(caught.value)
+
+
+def test_a_bucket_that_may_not_be_listed_can_be_used(store, settings):
+    def rule(_method, path, _headers):
+        return (403, "AccessDenied", "") if path in (f"/{settings.bucket}", f"/{settings.bucket}/") else None
+
+    with S3Proxy(settings.s3_endpoint_url, rule) as proxy:
+        own = through(settings, proxy)
+        assert own.prepare() is True
+        own.check()
+        assert own.read(own.put(fresh("a.png"), b"drawn", "image/png", {}, claim_id=1).key) == b"drawn"
+
+
+def test_a_missing_bucket_is_made_in_its_region_or_the_refusal_says_who_can(settings):
+    name = f"made-{os.getpid()}-{time.monotonic_ns()}"
+    allowed = False
+
+    def rule(method, path, _headers):
+        bare = method == "PUT" and path.rstrip("/") == f"/{name}"
+        return (403, "AccessDenied", "") if bare and not allowed else None
+
+    with S3Proxy(settings.s3_endpoint_url, rule) as proxy:
+        own = through(settings, proxy, bucket=name, s3_region="eu-west-1")
+        with pytest.raises(StoreRefused, match=r"does not exist.*AccessDenied.*allow s3:CreateBucket"):
+            own.prepare()
+        allowed = True
+        assert own.prepare() is True
+        made = [body for method, path, body in proxy.asked if method == "PUT" and path.rstrip("/") == f"/{name}"]
+        assert b"<LocationConstraint>eu-west-1</LocationConstraint>" in made[-1]
+        own._client.delete_object(Bucket=name, Key="probe/conditional-write")
+        own._client.delete_bucket(Bucket=name)
+
+
+def test_temporary_keys_are_sent_with_their_token(settings):
+    seen = []
+    with S3Proxy(
+        settings.s3_endpoint_url, lambda _m, _p, headers: seen.append(headers["X-Amz-Security-Token"])
+    ) as proxy:
+        own = through(settings, proxy, s3_session_token="of-an-hour")
+        with pytest.raises((StoreRefused, StoreUnavailable)):
+            own.read(fresh("none"))
+        assert seen == ["of-an-hour"]
+
+
+def test_without_keys_botocores_own_chain_is_asked_and_what_it_lacks_is_a_sentence(settings, monkeypatch, tmp_path):
+    bare = dataclasses.replace(settings, s3_access_key="", s3_secret_key="")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    with pytest.raises(SettingsError, match="No credentials for the object store were found"):
+        S3Store(bare)
+    monkeypatch.setenv("AWS_PROFILE", "press")
+    with pytest.raises(SettingsError, match="press"):
+        S3Store(bare)
+    (tmp_path / "credentials").write_text(
+        f"[press]\naws_access_key_id = {settings.s3_access_key}\naws_secret_access_key = {settings.s3_secret_key}\n"
+    )
+    assert S3Store(bare).prepare() is True
+    with pytest.raises(SettingsError, match="aws_secret_access_key"):
+        S3Store(dataclasses.replace(settings, s3_secret_key=""))
+
+
+@pytest.mark.parametrize("stage", HANGS)
+def test_a_store_that_hangs_is_unavailable(settings, stage):
+    with hanging(stage) as address:
+        own = S3Store(dataclasses.replace(settings, s3_endpoint_url=address, store_seconds=0.3))
+        own._conditional = True
+        verbs = [
+            lambda: own.put_file("a", io.BytesIO(b"x" * 100_000), "text/plain"),
+            lambda: own.read("a"),
+            lambda: list(own.stream("a")),
+            lambda: own.copy("a", "b"),
+            lambda: own.drop("a"),
+            lambda: list(own.under("a")),
+        ]
+        for verb in verbs if "body" in stage else [*verbs, own.check]:  # an answer to HEAD has no body to wait for
+            with pytest.raises(StoreUnavailable) as caught:
+                verb()
+            assert type(caught.value) is StoreUnavailable
+
+
+def test_a_slow_reader_is_not_taken_for_a_slow_store(store, settings):
+    key, own = fresh("a"), S3Store(dataclasses.replace(settings, store_seconds=0.3))
+    store.put_file(key, io.BytesIO(os.urandom(3 << 20)), "application/octet-stream")
+    chunks = own.stream(key)
+    size = 0
+    for chunk in chunks:
+        size += len(chunk)
+        time.sleep(0.03)
+    assert size == 3 << 20
