@@ -1,5 +1,6 @@
 """Render loops in the test's own process: the simulated pipeline with a real database and a real store."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -34,7 +35,7 @@ def render_loop_maker(database_url: str, usual: Settings, usual_store: s3.S3Stor
         heartbeat.start()
         render_loop = RenderLoop(
             settings, pipeline, database, parts.get("store", usual_store), Notifier(settings.redis_url), heartbeat,
-            worker_id=worker, host=worker,
+            worker_id=worker, host=worker, exit_process=parts.get("exit_process", os._exit),
         )  # fmt: skip
         render_loops.append(render_loop)
         return render_loop

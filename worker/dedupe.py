@@ -5,7 +5,7 @@ Images that cannot be copied now are rendered. Nothing here waits for an unavail
 
 import logging
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 from services.core.db.database import Database
@@ -24,8 +24,9 @@ COPIES = 8  # at once
 class Dedupe:
     """Finds and copies existing images, for jobs that ask for it; for other jobs it costs nothing."""
 
-    def __init__(self, database: Database, store: contract.ImageStore, device: Device) -> None:
-        self._database, self._objects, self._device = database, store, device
+    def __init__(self, database: Database, store: contract.ImageStore, device: Device, patience: float) -> None:
+        """`patience`: the seconds after which what is not copied is rendered."""
+        self._database, self._objects, self._device, self._patience = database, store, device, patience
         self._copying = ThreadPoolExecutor(COPIES, "copy")
 
     def copy_existing(self, held: HeldClaim) -> None:
@@ -47,7 +48,10 @@ class Dedupe:
             for image in wanted
             if (source := found.get((image.job_id, image.index)))
         ]
-        return [copy for future in copying if (copy := future.result())]
+        copied, late = wait(copying, self._patience)
+        for future in late:
+            future.cancel()
+        return [copy for future in copied if (copy := future.result())]
 
     def _copy(self, held: HeldClaim, image: Image, source: StoredImage) -> StoredImage | None:
         """A copy that belongs to this job, so that the source may be deleted. None: it must be rendered."""

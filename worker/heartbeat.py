@@ -4,6 +4,7 @@ A claim is a `HeldClaim` from when it is taken until it is settled; the step cal
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -35,6 +36,7 @@ class HeldClaim:
         self.step = 0
         self.cancelled: frozenset[int] = frozenset()
         self.extended_at = time.monotonic()
+        self.store_until = self.hold_until = math.inf  # no upload begins after the first, no beat after the second
         self._fence_seconds = fence_seconds
         self._lost = False
 
@@ -53,6 +55,12 @@ class HeldClaim:
         self.reused = tuple(reused)
         stored = {(image.job_id, image.index) for image in self.reused}
         self.remaining = tuple(image for image in self.claim.images if (image.job_id, image.index) not in stored)
+
+    def begin_storing(self, settings: Settings) -> None:
+        """Sets the deadlines of the storing stage. A claim that is not settled by the last one loses its lease."""
+        now = time.monotonic()
+        self.store_until = now + settings.storing_seconds
+        self.hold_until = now + settings.abandon_seconds + settings.lease_seconds
 
     def wants(self, image: Image) -> bool:
         return image.job_id not in self.cancelled
@@ -125,9 +133,10 @@ class Heartbeat:
             raise Interrupted
 
     def beat(self) -> None:
-        """Extends every held claim once."""
+        """Extends every held claim once, but none that should have been settled long ago."""
         with self._guard:
-            held = dict(self._held)
+            now = time.monotonic()
+            held = {claim_id: entry for claim_id, entry in self._held.items() if now < entry.hold_until}
         if not held:
             return
         steps = {claim_id: entry.step for claim_id, entry in held.items()}

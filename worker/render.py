@@ -5,6 +5,7 @@ claims is bounded: while the store is unavailable, the spool fills up and then c
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from services.core.notify import Notifier
 from services.core.queue import claims, job_states, segments
 from services.core.settings import Settings
 from services.core.storage import contract
-from worker import batching
+from worker import batching, exit_codes
 from worker.dedupe import Dedupe
 from worker.device import Device, Outcome
 from worker.heartbeat import Heartbeat, HeldClaim
@@ -35,7 +36,7 @@ class RenderLoop:
     def __init__(
         self, settings: Settings, pipeline: Pipeline, database: Database, store: contract.ImageStore,
         notifier: Notifier, heartbeat: Heartbeat, *, worker_id: str, host: str,
-        mark: Callable[[int], None] = lambda _claim_id: None,
+        mark: Callable[[int], None] = lambda _claim_id: None, exit_process: Callable[[int], None] = os._exit,
     ) -> None:  # fmt: skip
         self.settings, self.pipeline = settings, pipeline
         self.database, self.notifier = database, notifier
@@ -43,8 +44,9 @@ class RenderLoop:
         self.stopping = threading.Event()
         self.busy = False
         self.device = Device(pipeline, heartbeat, f"{host} {pipeline.device}", mark)
-        self._dedupe = Dedupe(database, store, self.device)
-        self._storing = StoringStage(settings, database, store, heartbeat, self.device, self.stopping)
+        self._mark, self._exit = mark, exit_process
+        self._dedupe = Dedupe(database, store, self.device, settings.storing_seconds)
+        self._storing = StoringStage(settings, database, store, heartbeat, self.device, self.stopping, self._abandon)
         self._one_at_a_time = threading.Lock()
         self._seats = threading.Semaphore(settings.spool_batches)
         self._claiming = ThreadPoolExecutor(1, "claim")
@@ -75,6 +77,11 @@ class RenderLoop:
         """The cost that each tenant has used since the last call."""
         charges, self._charges = self._charges, {}
         return charges
+
+    def _abandon(self) -> None:
+        """Ends the process, whose threads cannot be ended. What it renders is not at fault."""
+        self._mark(0)
+        self._exit(exit_codes.STORE_HANGS)
 
     def _work(self, until: Callable[[], bool]) -> None:
         settling: list[Future[None]] = []

@@ -1,10 +1,14 @@
-"""Encodes, uploads and settles rendered images in the background; retries while store or database is unavailable."""
+"""Encodes, uploads and settles rendered images in the background; retries while store or database is unavailable.
+
+Uploading has a deadline. What is not stored by then is released, to be rendered again; if an upload still hangs, its
+process ends.
+"""
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from services.core.db.database import Database
 from services.core.fleet import throughput
@@ -28,28 +32,33 @@ class StoringStage:
 
     def __init__(
         self, settings: Settings, database: Database, store: contract.ImageStore, heartbeat: Heartbeat, device: Device,
-        stopping: threading.Event,
+        stopping: threading.Event, abandon: Callable[[], None],
     ) -> None:  # fmt: skip
         self._settings, self._database, self._objects, self._heartbeat = settings, database, store, heartbeat
         self._device, self._pipeline, self._stopping = device.name, device.pipeline, stopping
-        self._refused = False
+        self._abandon = abandon
+        self._closed = False
         self._batches = ThreadPoolExecutor(settings.spool_batches, "store")
         self._uploading = ThreadPoolExecutor(UPLOADS, "upload")
 
     def hand_over(self, outcome: Outcome, done: Callable[[], None]) -> Future[None]:
         """Stores and settles in the background; calls `done` when the claim is no longer held."""
+        outcome.held.begin_storing(self._settings)
         return self._batches.submit(self._store_and_settle, outcome, done)
 
     def check(self) -> None:
-        """If the store has refused writes for long, raises until it accepts them again, so that nothing is claimed."""
-        if self._refused:
+        """If the store was unusable for long, raises until it answers again, so that nothing is claimed."""
+        if self._closed:
             self._objects.check()
-            self._refused = False
+            self._closed = False
 
     def _store_and_settle(self, outcome: Outcome, done: Callable[[], None]) -> None:
+        hanging = False
         try:
-            stored = [future.result() for future in [self._uploading.submit(self._store, outcome.held, rendered)
-                                                     for rendered in outcome.rendered]]  # fmt: skip
+            uploads = [self._uploading.submit(self._store, outcome.held, rendered) for rendered in outcome.rendered]
+            unfinished = wait(uploads, self._settings.abandon_seconds).not_done
+            hanging = any(not future.cancel() for future in unfinished)
+            stored = [future.result() for future in uploads if future not in unfinished]
             unstorable = [image for image in stored if isinstance(image, FailedImage)]
             uploaded = [image for image in stored if isinstance(image, StoredImage)]
             self._settle(outcome, [*outcome.held.reused, *uploaded], unstorable)
@@ -58,6 +67,10 @@ class StoringStage:
         finally:
             self._heartbeat.release_claim(outcome.held)
             done()
+        if hanging:
+            seconds = round(self._settings.abandon_seconds, 1)
+            log.error("store hangs; the process ends", extra={"claim": outcome.held.claim.id, "seconds": seconds})
+            self._abandon()
 
     def _store(self, held: HeldClaim, rendered: Rendered) -> StoredImage | FailedImage | None:
         """Encodes and uploads; retries while the store is unavailable. None: no longer wanted, or to be released."""
@@ -78,14 +91,17 @@ class StoringStage:
         }  # fmt: skip
         pause, refused_until = 0.2, time.monotonic() + REFUSED_LEASES * self._settings.lease_seconds
         while not held.lost and held.wants(image):
+            if time.monotonic() > held.store_until:
+                self._closed = True
+                break
             try:
                 found = self._objects.put(
                     key, data, encoding.MEDIA_TYPES[image.output_format], metadata, claim_id=held.claim.id
                 )
             except StoreUnavailable as error:
                 if isinstance(error, StoreRefused) and time.monotonic() > refused_until:
-                    self._refused = True
-                if self._stopping.is_set() or self._refused:
+                    self._closed = True
+                if self._stopping.is_set() or self._closed:
                     break
                 log.warning("store unavailable", extra={"claim": held.claim.id, "error": str(error)})
                 time.sleep(pause)

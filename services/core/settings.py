@@ -130,6 +130,7 @@ class Settings:
     s3_session_token: str = _setting("AWS_SESSION_TOKEN", "", secret=True)  # of temporary keys
     s3_region: str = _setting("AWS_REGION", "us-east-1")
     store_seconds: float = _setting("PRESSWORK_STORE_SECONDS", "30", _number(0.1, 3600))  # waiting for each MiB
+    storing_seconds: float = _setting("PRESSWORK_STORING_SECONDS", "300", _number(0.1, 86400))  # then it is given up
     s3_ca_bundle: str = _setting(
         "AWS_CA_BUNDLE", ""
     )  # a file of certificates for an https endpoint; empty: the usual ones
@@ -221,6 +222,12 @@ class Settings:
     def fence_seconds(self) -> float:
         """A holder that could not extend its lease for this long gives it up, before others may take it."""
         return self.lease_seconds * 5 / 6
+
+    @property
+    def abandon_seconds(self) -> float:
+        """How long after its rendering an upload may take before its thread is taken to hang: no new attempt begins
+        after `storing_seconds`, and the last one sends an object and may read another."""
+        return self.storing_seconds + 2 * self.store_seconds
 
     @property
     def watchdog_seconds(self) -> float:

@@ -7,6 +7,7 @@ import pytest
 
 import worker.heartbeat
 from services.core.db.database import Database
+from services.core.model.errors import DatabaseUnavailable
 from services.core.model.specs import Claim, Image, Shape, Spec
 from services.core.settings import Settings
 from tests.clock import Clock
@@ -118,3 +119,12 @@ def test_a_worker_that_is_told_of_its_lost_lease_stops_at_the_next_step(heartbea
     assert held.lost
     with pytest.raises(Interrupted):
         heartbeat.on_step(1)
+
+
+def test_a_claim_that_should_have_been_settled_long_ago_is_not_extended(heartbeat, held):
+    """The database of these tests does not exist, so extending any claim is an error."""
+    held.begin_storing(SETTINGS)
+    with pytest.raises(DatabaseUnavailable):
+        heartbeat.beat()
+    held.hold_until = time.monotonic() - 1.0
+    heartbeat.beat()
