@@ -9,8 +9,9 @@ import time
 
 class Proxy:
     """Forwards to (host, port); what comes back is `delay` seconds late. While cut, connections are refused at once
-    and open ones are reset. While `answer` is set, that is the answer to whatever a client sends. A request of HTTP
-    that begins with `refused` is answered with 507 instead of forwarded."""
+    and open ones are reset. While it hangs, it takes what is sent and passes nothing on. While `answer` is set, that is
+    the answer to whatever a client sends. A request of HTTP that begins with `refused` is answered with 507 instead of
+    forwarded."""
 
     def __init__(self, host: str, port: int, delay: float = 0.0, refused: bytes | None = None) -> None:
         self._target = (host, port)
@@ -19,6 +20,8 @@ class Proxy:
         self._open: set[socket.socket] = set()
         self._guard = threading.Lock()
         self._cut = False
+        self._flows = threading.Event()
+        self._flows.set()
         self.answer = b""
         self.accepted = 0  # connections
         self._server = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -32,8 +35,12 @@ class Proxy:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
 
+    def hang(self) -> None:
+        self._flows.clear()
+
     def mend(self) -> None:
         self._cut = False
+        self._flows.set()
 
     def close(self) -> None:
         self.cut()
@@ -69,6 +76,7 @@ class Proxy:
                     )
                     break
                 time.sleep(delay)
+                self._flows.wait()
                 if asks and self.answer:
                     source.sendall(self.answer)
                 else:

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, event, exc, make_url, text
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from services.core import environment
-from services.core.db import revisions
+from services.core.db import deadlines, revisions
 from services.core.db.statements import statement
 from services.core.model.errors import Conflict, DatabaseUnavailable, SettingsError, UnsuitableDatabase
 
@@ -40,7 +40,15 @@ def driver_url(url: str) -> str:
 class Database:
     """A pool of connections. Threads may share it; a forked process must not (see `forget`)."""
 
-    def __init__(self, url: str, *, application: str, pool_size: int = 5, nested_loops: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        application: str,
+        pool_size: int = 5,
+        nested_loops: bool = False,
+        answer_seconds: float = deadlines.ANSWER_SECONDS,
+    ) -> None:
         environment.forget("PG")  # libpq would take what our address does not say from there
         options = {
             "statement_timeout": "30s",
@@ -71,6 +79,7 @@ class Database:
                 "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
             },
         )
+        deadlines.limit(self._engine, answer_seconds)
         event.listen(self._engine, "checkout", _become_system)
 
     def begin(self, tenant: int) -> AbstractContextManager[Connection]:

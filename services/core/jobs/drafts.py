@@ -10,9 +10,9 @@ Functions that take a connection take an open transaction and never commit.
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
-from services.core.db import columns
+from services.core.db import columns, deadlines
 from services.core.db.statements import statement
 from services.core.jobs import idempotency, queries
 from services.core.jobs.submissions import MAX_PROBLEMS, ExistingJob, Submission
@@ -187,7 +187,7 @@ def inspect(connection: Connection, tenant_id: int, job_id: int, wanted: request
         InvalidSubmission: chunks are missing or too many, the count of images differs, or custom_ids are duplicate.
         NotFound, Conflict: no such draft.
     """
-    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    deadlines.lift(connection)
     row = _row(connection, tenant_id, job_id, _DRAFT)
     count = connection.execute(_COUNT_CHUNKS, {"id": job_id, "wanted": wanted.chunks}).one()
     if row.state != JobState.DRAFT and row.opened_at is not None and count.chunks == count.within == wanted.chunks:

@@ -7,9 +7,9 @@ between them becomes several with the same custom_id.
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
-from services.core.db import columns, partitions
+from services.core.db import columns, deadlines, partitions
 from services.core.db.statements import statement
 from services.core.jobs import drafts, idempotency
 from services.core.model import ids, requests, states
@@ -94,7 +94,7 @@ def retry(
         parent_id=parent_id,
     )
     values = {"parent": parent_id, "child": child}
-    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    deadlines.lift(connection)
     runs = statement("retry.runs")(_RUNS.format(payloads_leaf=partitions.leaf(connection, "payloads", child)))
     connection.execute(runs, values | {"states": [int(state) for state in wanted]})
     count = connection.execute(_COUNT, {"child": child}).one()

@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
-from services.core.db import columns, partitions
+from services.core.db import columns, deadlines, partitions
 from services.core.db.database import Database
 from services.core.fleet.models import Model
 from services.core.jobs import idempotency
@@ -322,7 +322,7 @@ class Submission:
         Postgres refuses COPY into a table with row-level security. In a partition the application may insert but not
         read.
         """
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        deadlines.lift(connection)
         payloads_leaf = partitions.leaf(connection, "payloads", self.job_id)
         self._spool.seek(0)
         driver = connection.connection.driver_connection
