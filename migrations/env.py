@@ -2,14 +2,16 @@
 
 from alembic import context
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, text
 
-from services.core.db import database, revisions, tables
+from services.core.db import database, revisions, sessions, tables
+from services.core.model.errors import Conflict
 from services.core.settings import Settings
 
 # The newest revision of the release before this one: the schema serves its programs, and all that are newer.
 OLDEST_PROGRAM = "0008"
 MIGRATION_LOCK = 7_209_411  # any number that only Presswork uses: two migrators wait for each other
+_PID = text("SELECT pg_backend_pid()")
 
 
 def include_name(name: str | None, type_: str, _parents: object) -> bool:
@@ -24,12 +26,15 @@ def note_oldest_program(ctx: MigrationContext, step: object, heads: object, run_
 
 
 def run() -> None:
-    url = context.config.attributes.get("url") or Settings.read().database_url
-    engine = create_engine(database.driver_url(url))
+    url = make_url(database.driver_url(context.config.attributes.get("url") or Settings.read().database_url))
+    engine = create_engine(url, poolclass=NullPool, connect_args=sessions.connect_options(url))
     with engine.connect() as connection:
+        refuse_transaction_pooler(engine, connection)
+        connection.execute(text("SET search_path = public"))
+        connection.execute(text("SET lock_timeout = '10min'"))
+        connection.execute(text("SET statement_timeout = '10min'"))
         connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": MIGRATION_LOCK})
         connection.execute(text("SET lock_timeout = '10s'"))
-        connection.execute(text("SET statement_timeout = '10min'"))
         connection.commit()
         context.configure(
             connection=connection,
@@ -41,7 +46,28 @@ def run() -> None:
         with context.begin_transaction():
             context.run_migrations()
         connection.commit()
-    engine.dispose()
+
+
+def refuse_transaction_pooler(engine: Engine, connection: Connection) -> None:
+    """The lock and the timeouts stand in the session. Behind a pooler in transaction mode another client gets the same
+    session, as soon as this one is between two transactions.
+
+    Raises:
+        Conflict: this is such a pooler.
+    """
+    driver = connection.connection.driver_connection
+    if driver is None or not sessions.is_pooled(driver):
+        return
+    mine = connection.execute(_PID).scalar_one()
+    connection.commit()
+    with engine.connect() as other:
+        shared = other.execute(_PID).scalar_one() == mine or connection.execute(_PID).scalar_one() != mine
+    connection.commit()
+    if shared:
+        raise Conflict(
+            "DATABASE_URL leads to a connection pooler in transaction mode, and a migration needs a session of its "
+            "own: give `presswork migrate` the address of the server itself."
+        )
 
 
 run()

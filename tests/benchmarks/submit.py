@@ -88,7 +88,6 @@ def raw_copy(stack: BenchmarkStack, job_id: int) -> float:
     url = stack.servers.superuser_url.replace("postgresql+psycopg", "postgresql")
     seconds = 0.0
     with psycopg.connect(url) as database:
-        database.execute("SET app.tenant = '*'")
         for table in ("payloads", "images"):
             leaf = partitions.partition_name(table, job_id)
             file = stack.folder / f"{table}.copy"

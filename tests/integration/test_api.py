@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
 import socket
@@ -178,7 +179,6 @@ def test_fifty_parallel_submissions_with_one_key_make_one_job(api: Api) -> None:
 
 def test_a_twin_of_a_submission_under_way_is_told_to_come_back(api: Api, database_url: str) -> None:
     with psycopg.connect(plain(database_url)) as other:
-        other.execute("SELECT set_config('app.tenant', '*', false)")
         other.execute("INSERT INTO idempotency VALUES (1, 'k1', '\\x00', 5, now())")
         answer = api.http.post("/v1/jobs", json={"images": [{"prompt": "a"}]}, headers={"Idempotency-Key": "k1"})
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_key_in_use")
@@ -526,7 +526,7 @@ OTHER_ROWS = (  # of tables that nothing above has written to
 )
 
 
-def test_a_session_that_names_no_tenant_sees_no_row_of_anybody(
+def test_a_tenants_session_that_names_no_tenant_sees_no_row_of_anybody(
     api: Api, others: tuple[dict[str, Any], httpx.Client], database_url: str
 ) -> None:
     claim = factories.claim(api.database)
@@ -535,7 +535,6 @@ def test_a_session_that_names_no_tenant_sees_no_row_of_anybody(
     factories.settle(api.database, claim, failed=[failed])
     api.http.post("/v1/jobs", json={"images": [{"prompt": "c"}]}, headers={"Idempotency-Key": "k"})
     with psycopg.connect(plain(database_url), autocommit=True) as session:
-        session.execute("SELECT set_config('app.tenant', '*', false)")
         for statement in OTHER_ROWS:
             session.execute(statement, {"job_id": claim.images[0].job_id, "sha256": b"0" * 32})
         tables = {
@@ -548,17 +547,25 @@ def test_a_session_that_names_no_tenant_sees_no_row_of_anybody(
         }
         assert {"jobs", "images", "payloads", "results", "failures", "claims", "api_keys"} <= tables
         for name in tables:
-            session.execute("SELECT set_config('app.tenant', '*', false)")
-            assert session.execute(f"SELECT count(*) FROM {name}").fetchone() > (0,), name
-            session.execute("SELECT set_config('app.tenant', '', false)")
-            assert session.execute(f"SELECT count(*) FROM {name}").fetchone() == (0,), name
+            for said in ("", "*"):  # programs of the release before say *
+                session.execute("SELECT set_config('app.tenant', %s, false)", (said,))
+                assert session.execute(f"SELECT count(*) FROM {name}").fetchone() > (0,), name
+            mine = {"tenants": 1, "api_keys": 1, "events": 1}.get(name, 0)  # the event of its key
+            # With the role of before too, which programs of the release before keep.
+            for role in ("presswork_tenant", "presswork_app"):
+                session.execute(f"SET ROLE {role}")
+                session.execute("SELECT set_config('app.tenant', '2', false)")
+                assert session.execute(f"SELECT count(*) FROM {name}").fetchone() == (mine,), name
+            session.execute("SET ROLE presswork_tenant")
+            for said in ("", "*"):
+                session.execute("SELECT set_config('app.tenant', %s, false)", (said,))
+                assert session.execute(f"SELECT count(*) FROM {name}").fetchone() == (0,), name
             session.execute("RESET app.tenant")
             assert session.execute(f"SELECT count(*) FROM {name}").fetchone() == (0,), name
-            session.execute("SELECT set_config('app.tenant', '2', false)")
-            mine = {"tenants": 1, "api_keys": 1, "events": 1}.get(name, 0)  # the event of its key
-            assert session.execute(f"SELECT count(*) FROM {name}").fetchone() == (mine,), name
+            session.execute("RESET ROLE")
         leaves = session.execute("SELECT oid::regclass::text FROM pg_class WHERE relispartition AND relkind = 'r'")
-        for (leaf,) in leaves.fetchall():
+        for role, (leaf,) in itertools.product(("presswork_app", "presswork_tenant"), leaves.fetchall()):
+            session.execute(f"SET ROLE {role}")
             with pytest.raises(psycopg.errors.InsufficientPrivilege):
                 session.execute(f"SELECT count(*) FROM {leaf}")
 

@@ -238,7 +238,7 @@ def test_roles_have_no_more_rights_than_they_need(stack: Stack) -> None:
         ).fetchone()
         safe = [connection.execute(f"SHOW {name}").fetchone() for name in ("fsync", "synchronous_commit")]
     names = ("presswork_app", "presswork_migrator", "presswork_reader")
-    assert rows == [(name, True, False) for name in names]
+    assert rows == [*((name, True, False) for name in names), ("presswork_tenant", False, False)]
     assert owner == ("presswork_migrator",)
     assert safe == [("on",), ("on",)]
     with database(stack.values["DATABASE_URL"]) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):

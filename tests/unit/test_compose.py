@@ -18,12 +18,14 @@ import psycopg
 import pytest
 import typer.main
 import yaml
+from sqlalchemy import text
 
 from services import web
 from services.cli import __main__ as entry
 from services.cli import app as cli
 from services.core.db import database as databases
-from services.core.model.errors import SettingsError
+from services.core.db import partitions
+from services.core.model.errors import Conflict, SettingsError, UnsuitableDatabase
 from services.core.settings import Settings
 from services.local import programs
 from services.local.child import until
@@ -276,6 +278,41 @@ def bare_postgres(tmp_path):
     yield server
     server.stop()
     home.close()
+
+
+def test_one_role_is_enough_and_a_migration_says_what_it_may_not_do_itself(bare_postgres):
+    """Of a database elsewhere there may be one role, which owns it and may create no other."""
+    admin = bare_postgres.superuser_url.replace("+psycopg", "").rpartition("/")[0] + "/postgres"
+    url = f"postgresql://one:one@127.0.0.1:{bare_postgres.port}/elsewhere"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute("CREATE ROLE one LOGIN PASSWORD 'one'")
+        connection.execute("CREATE DATABASE elsewhere OWNER one")
+    with pytest.raises(Conflict, match="administrator") as refused:
+        databases.migrate(url)
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(re.search("`(CREATE ROLE .*?;)`", str(refused.value))[1])
+    databases.migrate(url)
+    database = databases.Database(url, application="tests")
+    try:
+        assert databases.assert_suitable(database) == []
+        with database.begin_system() as connection:
+            connection.execute(text("INSERT INTO tenants (name) VALUES ('other')"))
+            assert partitions.make_partitions(connection, weeks=8) == 9
+        for tenant in (1, 2):
+            with database.begin(tenant) as connection:
+                assert connection.execute(text("SELECT id FROM tenants")).scalars().all() == [tenant]
+    finally:
+        database.close()
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute("REVOKE presswork_tenant FROM one")
+        connection.execute("CREATE ROLE stranger LOGIN PASSWORD 'one'; GRANT presswork_tenant TO stranger")
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO stranger")
+    with pytest.raises(UnsuitableDatabase, match="GRANT presswork_app TO stranger"):
+        databases.assert_suitable(databases.Database(url.replace("one:one", "stranger:one"), application="tests"))
+    with pytest.raises(UnsuitableDatabase, match="GRANT presswork_tenant TO one"):
+        databases.assert_suitable(database)
+    database.close()
 
 
 def test_the_roles_are_made_once_and_take_the_passwords_of_today(bare_postgres):

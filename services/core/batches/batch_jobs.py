@@ -31,7 +31,10 @@ SELECT j.state, f.object_key FROM jobs j
 LEFT JOIN files f ON f.id = j.input_file_id AND f.deleted_at IS NULL WHERE j.id = :id
 """)
 _JOB = """
-SELECT j.*, c.done, c.failed, c.cancelled FROM jobs j JOIN job_counts c ON c.job_id = j.id
+SELECT j.id, j.state, j.stop_reason, j.input_file_id, j.output_file_id, j.error_file_id, j.completion_window, j.labels,
+       j.problems, j.total, j.requests, j.requests_done, j.requests_failed, j.created_at, j.expires_at, j.opened_at,
+       j.finalizing_at, j.cancel_requested_at, j.finished_at, c.done, c.failed, c.cancelled
+FROM jobs j JOIN job_counts c ON c.job_id = j.id
 WHERE j.tenant_id = :tenant_id AND j.input_file_id IS NOT NULL
 """
 _ONE = statement("batch_jobs.one")(_JOB + "AND j.id = :id")

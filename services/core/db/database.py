@@ -11,17 +11,17 @@ from contextlib import AbstractContextManager, contextmanager
 import alembic.command
 from sqlalchemy import Connection as Connection  # noqa: PLC0414  for the packages that may not import sqlalchemy
 from sqlalchemy import create_engine, event, exc, make_url, text
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.engine import ExceptionContext
 
 from services.core import environment
-from services.core.db import deadlines, revisions
-from services.core.db.statements import statement
+from services.core.db import deadlines, revisions, sessions
 from services.core.model.errors import Conflict, DatabaseUnavailable, SettingsError, UnsuitableDatabase
 
-SYSTEM = "*"
 _REQUIRED = {"fsync": "on", "full_page_writes": "on", "server_encoding": "UTF8"}
 _DURABLE = {"on", "remote_apply", "remote_write", "local"}
 _TRY_AGAIN = {"40001", "40P01", "55P03", "57014"}  # serialization, deadlock, lock timeout, statement timeout
+_UNFIT = {"25006", "26000", "42P05"}  # read-only; a prepared statement is missing, or there already
+_STALE_PLAN = "RevalidateCachedQuery"  # a table has changed: "cached plan must not change result type"
 
 
 def driver_url(url: str) -> str:
@@ -50,37 +50,18 @@ class Database:
         answer_seconds: float = deadlines.ANSWER_SECONDS,
     ) -> None:
         environment.forget("PG")  # libpq would take what our address does not say from there
-        options = {
-            "statement_timeout": "30s",
-            "lock_timeout": "10s",
-            "idle_in_transaction_session_timeout": "60s",
-            # PostgreSQL 18.6 crashes (signal 11 in perform_pruning_base_step) if a statement that prunes partitions at
-            # run time meets a row that was changed since its snapshot. Reading a few more partitions is cheap.
-            "enable_partition_pruning": "off",
-            # A page is read in the order of an index. On a table that the planner knows little about, it would rather
-            # read all of a tenant's rows through a bitmap and sort them.
-            "enable_bitmapscan": "off",
-        }
-        if nested_loops:
-            options |= {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+        self._opening = sessions.Opening(application, nested_loops=nested_loops)
+        options = sessions.connect_options(make_url(driver_url(url)))
         self._engine = create_engine(
             driver_url(url),
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_timeout=10,
-            isolation_level="READ COMMITTED",
-            connect_args={
-                "application_name": application,
-                "connect_timeout": 5,
-                "keepalives_idle": 10,
-                "keepalives_interval": 5,
-                "keepalives_count": 3,
-                "tcp_user_timeout": 10_000,
-                "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
-            },
+            connect_args=options | {"application_name": application, "autocommit": True},
         )
         deadlines.limit(self._engine, answer_seconds)
-        event.listen(self._engine, "checkout", _become_system)
+        event.listen(self._engine, "connect", lambda driver, _: sessions.greet(driver))
+        event.listen(self._engine, "handle_error", _discard_unfit_session)
 
     def begin(self, tenant: int) -> AbstractContextManager[Connection]:
         """One transaction that sees only `tenant`'s rows; committed at the end. Raises as `begin_system` does."""
@@ -95,19 +76,52 @@ class Database:
         """
         return self._begin(None)
 
+    def check(self) -> None:
+        """Raises DatabaseUnavailable unless the database can be reached and written to."""
+        with self.begin_system():
+            pass
+
     @contextmanager
     def _begin(self, tenant: int | None) -> Iterator[Connection]:
         try:
-            with self._engine.begin() as connection:
-                if tenant is not None:
-                    connection.execute(_SET_TENANT, {"tenant": str(int(tenant))})
+            with self._open(tenant) as connection:
                 yield connection
+                connection.commit()
         except exc.DBAPIError as error:
             if _is_outage(error):
                 raise DatabaseUnavailable(f"The database cannot be reached: {_first_line(error)}") from error
             raise
         except exc.TimeoutError as error:
             raise DatabaseUnavailable("All connections to the database are in use.") from error
+
+    def _open(self, tenant: int | None) -> Connection:
+        """Begins a transaction. A session of the pool that was cut off while it was idle, or that has become read-only,
+        is discarded, and the next one is tried: nothing has happened in the transaction yet."""
+        while True:
+            connection = self._engine.connect()
+            is_new = "used" not in connection.info
+            connection.info["used"] = True
+            try:
+                if self._begins(connection, tenant):
+                    return connection
+                connection.invalidate()
+            except exc.DBAPIError as error:
+                if is_new or not error.connection_invalidated:
+                    connection.close()
+                    raise
+            except BaseException:
+                connection.close()
+                raise
+            connection.close()
+            if is_new:
+                raise DatabaseUnavailable("The database is read-only: it is a standby, or it is being moved.")
+
+    def _begins(self, connection: Connection, tenant: int | None) -> bool:
+        """Begins the transaction. False: the session is read-only."""
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        opening = self._opening.text(driver.info.server_version, tenant)
+        return bool(connection.exec_driver_sql(opening).scalar_one() == "off")
 
     def close(self) -> None:
         self._engine.dispose()
@@ -117,17 +131,12 @@ class Database:
         self._engine.dispose(close=False)
 
 
-_SET_TENANT = statement("database.set_tenant")("SELECT set_config('app.tenant', :tenant, true)")
-
-
-def _become_system(connection: object, entry: ConnectionPoolEntry, _proxy: object) -> None:
-    """A new connection sees every tenant's rows; `begin(tenant)` narrows one transaction."""
-    if "system" not in entry.info:
-        cursor = connection.cursor()  # type: ignore[attr-defined]
-        cursor.execute("SELECT set_config('app.tenant', %s, false)", (SYSTEM,))
-        cursor.close()
-        connection.commit()  # type: ignore[attr-defined]
-        entry.info["system"] = True
+def _discard_unfit_session(context: ExceptionContext) -> None:
+    """A session that has become read-only, or whose prepared statements no longer fit, never returns to the pool."""
+    code = getattr(context.original_exception, "sqlstate", None)
+    routine = getattr(getattr(context.original_exception, "diag", None), "source_function", None)
+    if code in _UNFIT or routine == _STALE_PLAN:
+        context.is_disconnect = True
 
 
 def _is_outage(error: exc.DBAPIError) -> bool:
@@ -136,7 +145,7 @@ def _is_outage(error: exc.DBAPIError) -> bool:
         return True
     if isinstance(error, exc.OperationalError | exc.InterfaceError):
         return code is None or code[:2] in ("08", "53", "57", "58")
-    return code == "25006"  # read-only: a standby, in the middle of a failover
+    return False
 
 
 def _first_line(error: exc.DBAPIError) -> str:
@@ -161,10 +170,34 @@ def assert_suitable(database: Database) -> list[str]:
         role = connection.execute(
             text("SELECT rolname, rolsuper OR rolbypassrls FROM pg_roles WHERE rolname = current_user")
         ).one()
+    _assert_roles(database, role[0])
     warnings = [schema_warning] if schema_warning else []
     if role[1]:
         warnings.append(f"The role {role[0]} bypasses row-level security; let the application connect as a plain role.")
     return warnings
+
+
+def _assert_roles(database: Database, role: str) -> None:
+    """Checks that the role sees every tenant's rows, and only a tenant's in a tenant's transaction."""
+    tenants = text("SELECT EXISTS (SELECT FROM tenants)")
+    try:
+        with database.begin_system() as connection:
+            if not connection.execute(tenants).scalar_one():
+                raise UnsuitableDatabase(
+                    f"The role {role} does not see the application's rows; connect as presswork_app or as the tables' "
+                    f"owner, or let an administrator run `GRANT presswork_app TO {role};`."
+                )
+        with database.begin(0) as connection:
+            if connection.execute(tenants).scalar_one():
+                raise UnsuitableDatabase(
+                    f"The role {sessions.TENANT_ROLE} sees every tenant's rows; it must be no superuser, own nothing, "
+                    "and have no BYPASSRLS."
+                )
+    except exc.DBAPIError as error:
+        raise UnsuitableDatabase(
+            f"The role {role} cannot act as {sessions.TENANT_ROLE} ({_first_line(error)}); let an administrator run "
+            f"`GRANT {sessions.TENANT_ROLE} TO {role};`."
+        ) from error
 
 
 def migrate(url: str, revision: str = "head") -> str:

@@ -12,12 +12,16 @@ from services.core.exports.options import Options
 from services.core.model import ids
 from services.core.model.errors import NotFound
 
-_COLUMNS = "SELECT * FROM exports WHERE (expires_at IS NULL OR expires_at > now())"
-_ONE = statement("records.one")(f"{_COLUMNS} AND tenant_id = :tenant_id AND id = :id")
-_OF_JOB = statement("records.of_job")(f"{_COLUMNS} AND job_id = :job_id AND id < :before ORDER BY id DESC LIMIT :limit")
-_ANY = statement("records.any")(
-    "SELECT *, (expires_at IS NOT NULL AND expires_at <= now()) AS expired FROM exports WHERE id = :id"
+_COLUMNS = (
+    "id, tenant_id, job_id, format, options, state, images_total, images_done, bytes, next_shard, next_index, error, "
+    "created_at, finished_at, expires_at"
 )
+_KEPT = f"SELECT {_COLUMNS} FROM exports WHERE (expires_at IS NULL OR expires_at > now())"  # noqa: S608  our own text
+_ONE = statement("records.one")(f"{_KEPT} AND tenant_id = :tenant_id AND id = :id")
+_OF_JOB = statement("records.of_job")(f"{_KEPT} AND job_id = :job_id AND id < :before ORDER BY id DESC LIMIT :limit")
+_ANY = statement("records.any")(f"""
+SELECT {_COLUMNS}, (expires_at IS NOT NULL AND expires_at <= now()) AS expired FROM exports WHERE id = :id
+""")  # noqa: S608  our own text
 _OWNS = statement("records.owns")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
 _FILES = statement("records.files")("""
 SELECT path, bytes, sha256, images, object_key FROM export_files WHERE export_id = :id AND path > :after

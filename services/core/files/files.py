@@ -33,14 +33,17 @@ WITH made AS (
 {log.of_each("made", "'file.created'", subject=_SUBJECT, data="jsonb_build_object('purpose', purpose)")}
 """)  # noqa: S608  our own text
 _SEEN = "deleted_at IS NULL AND (expires_at IS NULL OR expires_at > now())"
-_FIND = statement("files.find")(f"SELECT * FROM files WHERE tenant_id = :tenant_id AND id = :id AND {_SEEN}")  # noqa: S608  our own text
+_COLUMNS = "id, tenant_id, purpose, filename, bytes, sha256, object_key, job_id, created_at, expires_at"
+_FIND = statement("files.find")(f"""
+SELECT {_COLUMNS} FROM files WHERE tenant_id = :tenant_id AND id = :id AND {_SEEN}
+""")  # noqa: S608  our own text
 
 
 def _page(name: str, purposes: Sequence[str], *, newest_first: bool) -> TextClause:
     """Purpose by purpose, and each written out, so that the planner takes the index by purpose for a rare one."""
     behind, order = ("<", "DESC") if newest_first else (">", "ASC")
     pages = (
-        f"(SELECT * FROM files WHERE tenant_id = :tenant_id AND purpose = '{purpose}' AND {_SEEN} "  # noqa: S608
+        f"(SELECT {_COLUMNS} FROM files WHERE tenant_id = :tenant_id AND purpose = '{purpose}' AND {_SEEN} "  # noqa: S608
         f"AND id {behind} :after ORDER BY id {order} LIMIT :limit)"
         for purpose in purposes
     )

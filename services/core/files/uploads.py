@@ -24,16 +24,19 @@ _NEW = statement("uploads.new")("""
 INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, file_expires_seconds, expires_at)
 VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :file_expires_seconds, now() + make_interval(secs => :life))
 """)
-_FIND = statement("uploads.find")("SELECT * FROM uploads WHERE tenant_id = :tenant_id AND id = :id")
-_LOCK = statement("uploads.lock")(
-    "SELECT *, expires_at < now() AS overdue FROM uploads WHERE tenant_id = :tenant_id AND id = :id FOR UPDATE"
-)
+_FIND_ANY = """
+SELECT id, tenant_id, purpose, filename, bytes, state, file_id, file_expires_seconds, created_at, expires_at,
+       expires_at < now() AS overdue
+FROM uploads WHERE tenant_id = :tenant_id AND id = :id
+"""
+_FIND = statement("uploads.find")(_FIND_ANY)
+_LOCK = statement("uploads.lock")(_FIND_ANY + "FOR UPDATE")
 _TAKEN = statement("uploads.taken")("SELECT coalesce(sum(bytes), 0) FROM upload_parts WHERE upload_id = :id")
 _NEW_PART = statement("uploads.new_part")("""
 INSERT INTO upload_parts (id, upload_id, tenant_id, bytes, sha256, object_key)
 VALUES (:id, :upload_id, :tenant_id, :bytes, :sha256, :object_key)
 """)
-_PARTS = statement("uploads.parts")("SELECT * FROM upload_parts WHERE upload_id = :id")
+_PARTS = statement("uploads.parts")("SELECT id, bytes, sha256, object_key FROM upload_parts WHERE upload_id = :id")
 _COMPLETE = statement("uploads.complete")(
     "UPDATE uploads SET state = 'completed', file_id = :file_id WHERE id = :id AND state = 'pending'"
 )

@@ -24,7 +24,9 @@ INSERT INTO model_shapes (model_revision, width, height, max_steps) VALUES (:rev
 ON CONFLICT (model_revision, width, height) DO UPDATE SET max_steps = excluded.max_steps
 """)
 _CATALOGUE = statement("models.catalogue")("""
-SELECT m.*, s.width, s.height, s.max_steps FROM models m JOIN model_shapes s ON s.model_revision = m.revision
+SELECT m.name, m.revision, m.default_width, m.default_height, m.default_steps, m.default_guidance_scale,
+       m.registered_at, s.width, s.height, s.max_steps
+FROM models m JOIN model_shapes s ON s.model_revision = m.revision
 ORDER BY m.name, s.width * s.height, s.width
 """)
 

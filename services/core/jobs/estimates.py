@@ -28,10 +28,14 @@ from services.core.settings import Settings
 UNMEASURED = 2.0  # how many times wider the interval of a scaled shape is, on either side
 LIVE_SECONDS = 15.0
 
-_RATES = statement("estimates.rates")("SELECT * FROM render_rates WHERE model_revision = ANY(:revisions)")
+_RATES = statement("estimates.rates")(f"""
+SELECT {", ".join(columns.SHAPE)}, images, seconds_per_image, deviation FROM render_rates
+WHERE model_revision = ANY(:revisions)
+""")  # noqa: S608  our own text
 _WORKERS = statement("estimates.workers")("""
 SELECT model_revision, count(*) AS workers FROM workers
-WHERE seen_at > now() - make_interval(secs => :seconds) AND state IN ('ready', 'busy')
+WHERE seen_at BETWEEN now() - make_interval(secs => :seconds) AND now() + make_interval(secs => :seconds)
+  AND state IN ('ready', 'busy')
   AND model_revision = ANY(:revisions)
 GROUP BY model_revision
 """)

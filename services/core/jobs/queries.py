@@ -17,8 +17,11 @@ from services.core.db.statements import statement
 from services.core.model.states import ImageState
 
 _JOB = f"""
-SELECT j.*, now() AS as_of, {columns.counts("c")}, c.reused,
-       CASE WHEN c.folded_at > now() - interval '60 seconds' THEN c.rate ELSE 0 END AS rate
+SELECT j.id, j.state, j.paused, j.priority, j.total, j.labels, j.requests, j.parent_id, j.dedupe, j.embed_prompt,
+       j.created_at, j.started_at, j.cancel_requested_at, j.finished_at, j.expires_at, j.stop_reason, now() AS as_of,
+       {columns.counts("c")}, c.reused,
+       CASE WHEN c.folded_at BETWEEN now() - interval '60 seconds' AND now() + interval '60 seconds'
+       THEN c.rate ELSE 0 END AS rate
 FROM jobs j JOIN job_counts c ON c.job_id = j.id
 """  # noqa: S608  our own text
 _ONE_JOB = statement("queries.one_job")(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id = :job_id")
@@ -114,12 +117,14 @@ _MODELS_OF = statement("queries.models_of")("""
 SELECT DISTINCT m.name FROM segments s JOIN models m ON m.revision = s.model_revision WHERE s.job_id = :job_id
 """)
 _FLEET = statement("queries.fleet")("""
-SELECT id, host, pid, device, model, state, extract(epoch FROM now() - seen_at)::double precision AS silent
-FROM workers WHERE seen_at > now() - interval '5 minutes' ORDER BY host, pid
+SELECT id, host, pid, device, model, state, abs(extract(epoch FROM now() - seen_at))::double precision AS silent
+FROM workers WHERE seen_at BETWEEN now() - interval '5 minutes' AND now() + interval '5 minutes' ORDER BY host, pid
 """)
 _WORKERS = statement("queries.workers")("""
 SELECT model_revision, count(*) AS workers FROM workers
-WHERE state IN ('ready', 'busy') AND seen_at > now() - interval '15 seconds' GROUP BY model_revision
+WHERE state IN ('ready', 'busy')
+  AND seen_at BETWEEN now() - interval '15 seconds' AND now() + interval '15 seconds'
+GROUP BY model_revision
 """)
 _TOTALS = statement("queries.totals")(f"""
 SELECT {", ".join(f"sum({name}) AS {name}" for name in COUNTS)} FROM job_counts

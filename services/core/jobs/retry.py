@@ -18,7 +18,9 @@ from services.core.model.states import ImageState
 from services.core.queue import images, job_states, segments
 
 # FOR SHARE: nobody deletes the job while its requests are copied.
-_PARENT = statement("retry.parent")("SELECT * FROM jobs WHERE id = :id AND tenant_id = :tenant_id FOR SHARE")
+_PARENT = statement("retry.parent")("""
+SELECT state, priority, labels, dedupe, embed_prompt FROM jobs WHERE id = :id AND tenant_id = :tenant_id FOR SHARE
+""")
 # The columns of a payload that differ in the new job; every other column is copied.
 _CHANGED = {
     "job_id": ":child",

@@ -16,7 +16,9 @@ from services.core.model.specs import Image, StoredImage
 # through millions of rows if there is no match. And it bounds the cost if one image is requested a million times. If
 # none of the 1,000 is of the tenant, the image is rendered.
 _FIND = statement("dedupe.find")("""
-SELECT wanted.job_id AS for_job, wanted.index AS for_index, found.index AS from_index, found.*, e.versions
+SELECT wanted.job_id AS for_job, wanted.index AS for_index, found.index AS from_index,
+       found.job_id, found.object_key, found.sha256, found.bytes, found.device, found.reproducibility_class, e.versions,
+       found.truncated, found.flagged, found.unknown_words, found.render_seconds, found.render_key, found.reused
 FROM unnest(CAST(:job_ids AS bigint[]), CAST(:indexes AS integer[]), CAST(:tenant_ids AS integer[]),
             CAST(:render_keys AS bytea[])) AS wanted (job_id, index, tenant_id, render_key)
 CROSS JOIN LATERAL (

@@ -15,6 +15,7 @@ from services.local.server import Server, reachable_by_others
 
 SUPERUSER, DATABASE = "presswork_admin", "presswork"
 MIGRATOR, APP, READER = "presswork_migrator", "presswork_app", "presswork_reader"
+TENANT = "presswork_tenant"  # nobody logs in as it: the application takes it for a tenant's transaction
 NOBODY = 65534
 
 SETTINGS = {
@@ -37,11 +38,13 @@ ROLES = f"""\
 SET client_min_messages = warning;
 SET log_min_error_statement = panic;  -- a failing statement's text holds a password
 DO $$ DECLARE name text; BEGIN
-  FOREACH name IN ARRAY ARRAY['{MIGRATOR}', '{APP}', '{READER}'] LOOP
+  FOREACH name IN ARRAY ARRAY['{MIGRATOR}', '{APP}', '{READER}', '{TENANT}'] LOOP
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN EXECUTE format('CREATE ROLE %I', name); END IF;
   END LOOP;
 END $$;
 {{roles}}
+ALTER ROLE {TENANT} NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION;
+GRANT {TENANT} TO {APP};
 ALTER ROLE {READER} SET default_transaction_read_only = on;
 SELECT 'CREATE DATABASE {DATABASE} OWNER {MIGRATOR}'
   WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec
@@ -50,7 +53,7 @@ GRANT CONNECT, TEMPORARY ON DATABASE {DATABASE} TO {APP};
 GRANT CONNECT ON DATABASE {DATABASE} TO {READER};
 \\connect {DATABASE}
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-GRANT USAGE ON SCHEMA public TO {APP}, {READER};
+GRANT USAGE ON SCHEMA public TO {APP}, {READER}, {TENANT};
 """  # noqa: S608 - constants
 ROLE = "ALTER ROLE {} LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD '{}';"
 
