@@ -24,7 +24,6 @@ from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 
 log = logging.getLogger(__name__)
-LEAD_SECONDS = 10.0
 TICK_SECONDS = 0.25
 EXIT_SETTINGS = 2
 
@@ -79,14 +78,14 @@ class Scheduler:
 
     def _lead(self) -> bool:
         """Takes the lead, or renews it after a third of its time. Returns whether it leads."""
-        if self.epoch is not None and time.monotonic() < self._led_until - LEAD_SECONDS * 2 / 3:
+        if self.epoch is not None and time.monotonic() < self._led_until - leadership.SECONDS * 2 / 3:
             return True
         asked_at = time.monotonic()
         with self.database.begin_system() as connection:
-            epoch = leadership.lead(connection, self.holder, LEAD_SECONDS)
+            epoch = leadership.lead(connection, self.holder)
         if epoch is not None and epoch != self.epoch:
             log.info("leads", extra={"epoch": epoch})
-        self.epoch, self._led_until = epoch, asked_at + LEAD_SECONDS
+        self.epoch, self._led_until = epoch, asked_at + leadership.SECONDS
         return epoch is not None
 
     def _perform(self, periodic_task: PeriodicTask) -> bool:

@@ -57,3 +57,6 @@ BEGIN
     GRANT USAGE ON SCHEMA public TO presswork_tenant;
   END IF;
 END $$;
+
+-- How long the claim's lease is. A claim that ends much later than that from now was made before the clock was set back.
+ALTER TABLE claims ADD COLUMN lease_seconds real;

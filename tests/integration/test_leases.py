@@ -40,7 +40,7 @@ def held(database: Database, name: str, holder: str, epoch: int) -> bool:
 
 def exists(database: Database, name: str) -> bool:
     with database.begin_system() as connection:
-        return leases.exists(connection, name)
+        return leases.exists(connection, name, SECONDS)
 
 
 def waits_for_a_lock(database: Database) -> bool:
@@ -141,6 +141,8 @@ def test_a_lease_is_seen_by_name_while_somebody_holds_it(database):
     assert exists(database, "thing")
     set_end(database, -0.1)
     assert not exists(database, "thing")
+    set_end(database, 2 * SECONDS + 1)
+    assert not exists(database, "thing"), "the clock was set back"
 
 
 def test_only_its_holder_releases_a_lease_and_nothing_of_it_is_left(database):

@@ -8,12 +8,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, event, text
 
 from services.core.db import partitions
 from services.core.db.connectivity import Connectivity
 from services.core.db.database import Database
+from services.core.fleet import workers
 from services.core.jobs import lifecycle, queries
 from services.core.model import ids
 from services.core.model.errors import Conflict, InvariantViolated
@@ -213,6 +215,53 @@ def test_no_lease_is_overdue_until_a_lease_after_the_database_started(database, 
     claim(database, lease=0.0)
     with database.begin_system() as connection:
         assert expiry.expire(connection, lease=10 * 365 * 86400) == 0
+
+
+@pytest.mark.parametrize(("ahead", "taken_back"), [(55, 0), (70, 5), (86400, 5)])
+def test_a_claim_that_ends_later_than_any_given_now_could_is_over(database, settings, ahead, taken_back):
+    """Then its clock was set back. A longer lease than that of whoever looks is no reason."""
+    submit(database, settings, 5)
+    claim(database, lease=30.0)
+    with database.begin_system() as connection:
+        moved = text("UPDATE claims SET expires_at = now() + make_interval(secs => :ahead)")
+        connection.execute(moved, {"ahead": ahead})
+    with database.begin_system() as connection:
+        assert expiry.expire(connection, 3.0) == taken_back
+
+
+def test_a_heartbeat_of_another_lease_is_measured_by_its_own(database, settings):
+    submit(database, settings, 5)
+    held = claim(database, lease=3.0)
+    with database.begin_system() as connection:
+        assert claims.extend(connection, {held.id: 1}, 600.0).held
+    with database.begin_system() as connection:
+        assert expiry.expire(connection, 3.0) == 0
+
+
+def test_a_start_of_the_database_that_is_yet_to_come_keeps_no_lease_alive(database, settings, stack):
+    """Its clock was set back after it. The function that tells the start is shadowed for one transaction."""
+    submit(database, settings, 5)
+    claim(database, lease=0.0)
+    name = database._engine.url.database
+    with psycopg.connect(f"{stack.superuser_url.rpartition('/')[0]}/{name}".replace("+psycopg", "")) as admin:
+        admin.execute(
+            "CREATE FUNCTION public.pg_postmaster_start_time() RETURNS timestamptz LANGUAGE sql STABLE AS "
+            "$$ SELECT now() + interval '1 hour' $$"
+        )
+    with database.begin_system() as connection:
+        connection.execute(text("SET LOCAL search_path = public, pg_catalog"))
+        assert expiry.expire(connection, 1.0) == 5
+
+
+def test_a_worker_seen_in_the_future_is_not_there(database):
+    with database.begin_system() as connection:
+        workers.register(connection, "w", host="h", pid=1, device="d", model="m", revision="r", state="ready")
+        assert workers.seen(connection, "h")
+        assert queries.workers_by_revision(connection) == {"r": 1}
+        connection.execute(text("UPDATE workers SET seen_at = now() + interval '1 hour'"))
+        assert not workers.seen(connection, "h")
+        assert queries.workers_by_revision(connection) == {}
+        assert queries.fleet(connection) == []
 
 
 def test_a_heartbeat_keeps_a_lease_and_hears_of_cancels_and_of_loss(database, settings):

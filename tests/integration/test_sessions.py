@@ -13,7 +13,7 @@ from services.core.exports import records
 from services.core.files import files, uploads
 from services.core.fleet import models
 from services.core.jobs import queries, request_queries
-from services.core.model.errors import DatabaseUnavailable, NotFound
+from services.core.model.errors import DatabaseReadOnly, DatabaseUnavailable, NotFound
 from tests import factories
 from tests.pooler import needs_pgbouncer, pooler
 from tests.proxy import Proxy
@@ -66,11 +66,11 @@ def test_work_goes_on_at_once_when_a_database_can_be_written_to_again(mode, data
         with read_only(admin):
             end_sessions(admin)
             for _ in range(3):
-                with pytest.raises(DatabaseUnavailable, match="read-only"):
+                with pytest.raises(DatabaseReadOnly):
                     factories.submit(database, settings, 1)
-            with pytest.raises(DatabaseUnavailable, match="read-only"):
-                database.check()
-        database.check()
+            with pytest.raises(DatabaseReadOnly):
+                open_pool(database, 1)
+        open_pool(database, 1)
         assert factories.submit(database, settings, 1)
 
 
@@ -92,10 +92,10 @@ def test_a_pooler_that_met_a_read_only_database_first_is_written_through_later(m
         url = stack.enter_context(pooler(database_url, mode, sessions=8))
         database = databases.Database(url, application="tests")
         stack.callback(database.close)
-        with pytest.raises(DatabaseUnavailable, match="read-only"):
-            database.check()
+        with pytest.raises(DatabaseReadOnly):
+            open_pool(database, 1)
         admin.execute(f"ALTER DATABASE {admin.info.dbname} RESET default_transaction_read_only")
-        database.check()
+        open_pool(database, 1)
 
 
 def test_many_sessions_that_became_read_only_are_discarded_in_one_request(database, admin):
@@ -105,7 +105,7 @@ def test_many_sessions_that_became_read_only_are_discarded_in_one_request(databa
         assert all(each.exec_driver_sql("SHOW transaction_read_only").scalar_one() == "on" for each in raw)
         for each in raw:
             each.info["used"] = True
-    database.check()
+    open_pool(database, 1)
 
 
 def test_the_transaction_that_a_standby_refuses_is_an_outage_and_its_session_is_not_used_again(database):
@@ -130,7 +130,7 @@ def test_a_first_statement_after_idle_sessions_were_cut_off_meets_a_new_one(data
             assert factories.submit(database, settings, 1)
         proxy.cut()
         with pytest.raises(DatabaseUnavailable, match="cannot be reached"):
-            database.check()
+            open_pool(database, 1)
     finally:
         database.close()
         proxy.close()

@@ -15,7 +15,13 @@ from sqlalchemy.engine import ExceptionContext
 
 from services.core import environment
 from services.core.db import deadlines, revisions, sessions
-from services.core.model.errors import Conflict, DatabaseUnavailable, SettingsError, UnsuitableDatabase
+from services.core.model.errors import (
+    Conflict,
+    DatabaseReadOnly,
+    DatabaseUnavailable,
+    SettingsError,
+    UnsuitableDatabase,
+)
 
 _REQUIRED = {"fsync": "on", "full_page_writes": "on", "server_encoding": "UTF8"}
 _DURABLE = {"on", "remote_apply", "remote_write", "local"}
@@ -72,14 +78,10 @@ class Database:
         the API reads before it knows the tenant.
 
         Raises:
+            DatabaseReadOnly: the server takes no writes; nothing has happened.
             DatabaseUnavailable: the server cannot be reached or gave up. The commit may or may not have happened.
         """
         return self._begin(None)
-
-    def check(self) -> None:
-        """Raises DatabaseUnavailable unless the database can be reached and written to."""
-        with self.begin_system():
-            pass
 
     @contextmanager
     def _begin(self, tenant: int | None) -> Iterator[Connection]:
@@ -114,7 +116,7 @@ class Database:
                 raise
             connection.close()
             if is_new:
-                raise DatabaseUnavailable("The database is read-only: it is a standby, or it is being moved.")
+                raise DatabaseReadOnly
 
     def _begins(self, connection: Connection, tenant: int | None) -> bool:
         """Begins the transaction. False: the session is read-only."""

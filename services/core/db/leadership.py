@@ -5,9 +5,10 @@ from sqlalchemy import Connection
 from services.core.db import leases
 
 LEADER = "leader"
+SECONDS = 10.0  # of the lease
 
 
-def lead(connection: Connection, holder: str, seconds: float) -> int | None:
+def lead(connection: Connection, holder: str, seconds: float = SECONDS) -> int | None:
     """Takes or keeps the lead for `seconds`. Returns the epoch, or None while another scheduler leads."""
     return leases.take(connection, LEADER, holder, seconds)
 
@@ -23,4 +24,4 @@ def resign(connection: Connection, holder: str, epoch: int) -> None:
 
 def exists(connection: Connection) -> bool:
     """Whether a scheduler leads right now."""
-    return leases.exists(connection, LEADER)
+    return leases.exists(connection, LEADER, SECONDS)

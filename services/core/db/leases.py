@@ -41,7 +41,7 @@ _END = statement("leases.end")(
     "UPDATE leases SET expires_at = '-infinity' WHERE name = :name AND holder = :holder AND epoch = :epoch"
 )
 _FORGET = statement("leases.forget")("DELETE FROM leases WHERE name = :name AND holder = :holder AND epoch = :epoch")
-_SEEN = statement("leases.seen")("SELECT EXISTS (SELECT FROM leases WHERE name = :name AND expires_at > now())")
+_SEEN = statement("leases.seen")(f"SELECT EXISTS (SELECT FROM leases WHERE name = :name AND NOT {_FREE})")  # noqa: S608
 
 _LOCK_MAINTENANCE = statement("leases.lock_maintenance")("SELECT pg_try_advisory_xact_lock(7209412)")
 
@@ -79,9 +79,9 @@ def lock_maintenance(connection: Connection) -> bool:
     return bool(connection.execute(_LOCK_MAINTENANCE).scalar_one())
 
 
-def exists(connection: Connection, name: str) -> bool:
-    """Whether a process holds the lease right now."""
-    return bool(connection.execute(_SEEN, {"name": name}).scalar_one())
+def exists(connection: Connection, name: str, seconds: float) -> bool:
+    """Whether a process holds the lease, which is given for `seconds`, right now."""
+    return bool(connection.execute(_SEEN, {"name": name, "seconds": seconds}).scalar_one())
 
 
 class Lease:

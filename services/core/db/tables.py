@@ -333,6 +333,7 @@ claims = Table(
     Column("ended_at", Moment),
     Column("render_seconds", REAL),
     Column("step", SmallInteger, nullable=False, server_default=zero),
+    Column("lease_seconds", REAL),  # null in a claim of the release before
     CheckConstraint("state IN ('open','settled','expired','crashed')", name="claims_state"),
     CheckConstraint("(state = 'open') = (ended_at IS NULL)", name="claims_ended"),
     Index("claims_open", "expires_at", postgresql_where=text("state = 'open'")),

@@ -16,7 +16,8 @@ _BEAT = statement("workers.beat")("UPDATE workers SET seen_at = now(), state = :
 
 _SEEN = statement("workers.seen")("""
 SELECT EXISTS (SELECT FROM workers
-               WHERE host = :host AND state <> 'crashed' AND seen_at > now() - interval '10 seconds')
+               WHERE host = :host AND state <> 'crashed'
+                 AND seen_at BETWEEN now() - interval '10 seconds' AND now() + interval '10 seconds')
 """)
 _FORGET = statement("workers.forget")("DELETE FROM workers WHERE seen_at < now() - interval '1 day'")
 

@@ -27,7 +27,7 @@ FROM (VALUES (0), (1), (2)) AS class (priority)
 CROSS JOIN tenants t
 CROSS JOIN LATERAL (
   SELECT job_id, id, low, high, cap, {", ".join(columns.SHAPE)},
-         extract(epoch FROM clock_timestamp() - created_at) AS age
+         abs(extract(epoch FROM clock_timestamp() - created_at)) AS age
   FROM segments
   WHERE model_revision = :revision AND priority = class.priority AND tenant_id = t.id AND open AND low <= high
   ORDER BY job_id, id LIMIT 16
@@ -54,8 +54,8 @@ WITH taken AS MATERIALIZED (
   ) i
   LIMIT :seats
 ), claim AS (
-  INSERT INTO claims (worker_id, images, job_ids, expires_at)
-  SELECT :worker_id, count(*), array_agg(DISTINCT job_id), now() + make_interval(secs => :lease)
+  INSERT INTO claims (worker_id, images, job_ids, expires_at, lease_seconds)
+  SELECT :worker_id, count(*), array_agg(DISTINCT job_id), now() + make_interval(secs => :lease), :lease
   FROM taken HAVING count(*) > 0
   RETURNING id
 ), moved AS (
@@ -71,7 +71,7 @@ ORDER BY taken.job_id, taken.index
 """)  # noqa: S608  our own text
 
 _EXTEND = statement("claims.extend")("""
-UPDATE claims SET expires_at = now() + make_interval(secs => :lease), step = beat.step
+UPDATE claims SET expires_at = now() + make_interval(secs => :lease), lease_seconds = :lease, step = beat.step
 FROM unnest(CAST(:ids AS bigint[]), CAST(:steps AS smallint[])) AS beat (id, step)
 WHERE claims.id = beat.id AND state = 'open'
 RETURNING claims.id,

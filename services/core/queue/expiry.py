@@ -23,8 +23,9 @@ _TAKE_BACK = statement("expiry.take_back")(f"""{CANCELLED}
 
 _OVERDUE = statement("expiry.overdue")("""
 SELECT id, job_ids FROM claims
-WHERE state = 'open' AND expires_at < now()
-  AND pg_postmaster_start_time() + make_interval(secs => :grace) < now()
+WHERE state = 'open'
+  AND (expires_at < now() OR expires_at > now() + 2 * make_interval(secs => coalesce(lease_seconds, 3600)))
+  AND (pg_postmaster_start_time() + make_interval(secs => :grace) < now() OR pg_postmaster_start_time() > now())
 ORDER BY expires_at LIMIT 50 FOR UPDATE SKIP LOCKED
 """)
 
@@ -33,6 +34,9 @@ def expire(connection: Connection, lease: float) -> int:
     """Queues the images of overdue claims again; returns how many. An image's `lost` is a statistic: it has no limit.
 
     No lease can be extended while the database is down. So no claim is overdue until one lease after its start.
+
+    A claim that ends later than any lease given now could is overdue too: its clock was set back. So is a start that is
+    yet to come.
     """
     overdue = connection.execute(_OVERDUE, {"grace": lease}).all()
     return take_back(connection, overdue, ClaimState.EXPIRED, lost=1) if overdue else 0
