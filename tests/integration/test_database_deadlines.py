@@ -14,11 +14,12 @@ def test_a_server_that_hangs_is_unavailable_and_its_connection_is_not_used_again
     proxy = Proxy(url.host, url.port)
     through = url.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
     database = Database(through, application="hanging", pool_size=1, answer_seconds=0.3)
-    with database.begin_system() as connection:
-        connection.execute(text("SELECT 1"))
-    proxy.hang()
     with pytest.raises(DatabaseUnavailable, match="no answer"), database.begin_system() as connection:
         connection.execute(text("SELECT 1"))
+        proxy.hang()
+        connection.execute(text("SELECT 1"))
+    with pytest.raises(DatabaseUnavailable, match="timeout"), database.begin_system():
+        pass
     proxy.mend()
     with database.begin_system() as connection:
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
