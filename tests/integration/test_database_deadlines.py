@@ -18,8 +18,6 @@ def test_a_server_that_hangs_is_unavailable_and_its_connection_is_not_used_again
         connection.execute(text("SELECT 1"))
         proxy.hang()
         connection.execute(text("SELECT 1"))
-    with pytest.raises(DatabaseUnavailable, match="timeout"), database.begin_system():
-        pass
     proxy.mend()
     with database.begin_system() as connection:
         assert connection.execute(text("SELECT 1")).scalar_one() == 1
