@@ -3,11 +3,12 @@
 import hashlib
 import itertools
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import IO, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from services.api import parameters
 from services.api.authentication import Tenant
@@ -87,10 +88,11 @@ def show_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
 @router.get("/files/{file_id}/content", response_class=StreamingResponse)
 async def read_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
     """The file's bytes."""
-    found, chunks = await context.transfers.run(tenant, _open, context, tenant, files.parse_id(file_id))
+    found, first, chunks = await context.transfers.run(tenant, _open, context, tenant, files.parse_id(file_id))
     name = re.sub(r"[^A-Za-z0-9._-]", "_", found.filename)
     headers = {"Content-Length": str(found.bytes), "Content-Disposition": f'attachment; filename="{name}"'}
-    return StreamingResponse(_in_turns(context, tenant, chunks), media_type="application/octet-stream", headers=headers)
+    body = _in_turns(context, tenant, itertools.chain((first,), chunks))
+    return ClosedStream(body, chunks, headers)
 
 
 @router.delete("/files/{file_id}", response_model=schemas.FileDeleted)
@@ -162,8 +164,24 @@ def digest(file: IO[bytes]) -> bytes:
     return found.digest()
 
 
-def _open(context: Context, tenant: int, file_id: int) -> tuple[File, Iterator[bytes]]:
-    """The file and its chunks. The first is read now, so that an object that cannot be read is an error answer."""
+class ClosedStream(StreamingResponse):
+    """Closes what it is read from however the answer ends: left to garbage collection, a connection stays open."""
+
+    def __init__(self, body: AsyncIterator[bytes], source: Iterator[bytes], headers: dict[str, str]) -> None:
+        super().__init__(body, media_type="application/octet-stream", headers=headers)
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if isinstance(self._source, Generator):
+                self._source.close()
+
+
+def _open(context: Context, tenant: int, file_id: int) -> tuple[File, bytes, Iterator[bytes]]:
+    """The file, its first chunk and the others. One is read now, so that an object that cannot be read is an error
+    answer."""
     with context.database.begin(tenant) as connection:
         found = files.find(connection, tenant, file_id)
     try:
@@ -171,7 +189,7 @@ def _open(context: Context, tenant: int, file_id: int) -> tuple[File, Iterator[b
         first = next(chunks, b"")
     except ObjectMissing:
         raise ApiError(410, "file_gone", "The file is not in the object store any more.") from None
-    return found, itertools.chain((first,), chunks)
+    return found, first, chunks
 
 
 async def _in_turns(context: Context, tenant: int, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:

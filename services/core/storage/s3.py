@@ -7,7 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import IO, Any
 
 from boto3.exceptions import Boto3Error
@@ -67,7 +67,9 @@ class S3Store:
 
     def stream(self, key: str) -> Iterator[bytes]:
         with self._translated():
-            yield from self._client.get_object(Bucket=self._bucket, Key=key)["Body"].iter_chunks(_CHUNK)
+            body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+            with closing(body):  # a reader that leaves before the end frees the connection at once
+                yield from body.iter_chunks(_CHUNK)
 
     def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
         with self._translated():
