@@ -7,6 +7,7 @@ import os
 import time
 
 import pytest
+from botocore.exceptions import CredentialRetrievalError
 
 from services.core.model.errors import SettingsError, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
@@ -72,6 +73,25 @@ def test_each_refusal_is_one_sentence_that_says_what_would_do(store, settings, s
                 verb()
             assert code in str(caught.value) or status == 301
             assert settings.s3_secret_key not in str(caught.value)
+
+
+@pytest.mark.parametrize(("status", "code"), [(429, "TooManyRequests"), (408, "RequestTimeout"), (503, "SlowDown")])
+def test_a_store_that_asks_for_patience_is_in_an_outage(store, settings, status, code):
+    with S3Proxy(settings.s3_endpoint_url, lambda *_: (status, code, "")) as proxy:
+        with pytest.raises(StoreUnavailable, match=code) as caught:
+            through(settings, proxy).read("any")
+        assert not isinstance(caught.value, StoreRefused)
+
+
+def test_a_link_that_cannot_be_signed_is_an_outage_of_the_store(settings, monkeypatch):
+    store = S3Store(settings)
+
+    def expired(*_: object, **__: object) -> str:
+        raise CredentialRetrievalError(provider="a role", error_msg="it has expired")
+
+    monkeypatch.setattr(store._client, "generate_presigned_url", expired)
+    with pytest.raises(StoreUnavailable, match="a role"):
+        store.presign("any", 60, "a.png")
 
 
 def test_a_bucket_that_may_not_be_listed_can_be_used(store, settings):

@@ -44,7 +44,7 @@ def code(error: ClientError) -> str:
 def translated(error: ClientError, endpoint: str, bucket: str) -> StoreUnavailable:
     """The error to raise instead: one sentence that names the store, the code and what would do."""
     found = code(error)
-    if (status(error) >= 500 and status(error) != 501) or found in _OUTAGES:
+    if (status(error) >= 500 and status(error) != 501) or status(error) in (408, 429) or found in _OUTAGES:
         return StoreUnavailable(f"The object store at {endpoint} answers {found}.")
     if found == "NoSuchKey":
         return ObjectMissing()

@@ -117,7 +117,8 @@ class S3Store:
             "Key": key,
             "ResponseContentDisposition": f'attachment; filename="{filename}"',
         }
-        return str(self._public.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
+        with self._translated():  # temporary credentials may have to be fetched
+            return str(self._public.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))
 
     def check(self) -> None:
         """Where listing the bucket is not allowed, the probe object is read instead: its refusal has a code."""
