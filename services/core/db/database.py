@@ -15,6 +15,7 @@ from sqlalchemy.engine import ExceptionContext
 
 from services.core import environment
 from services.core.db import deadlines, revisions, sessions
+from services.core.db.statements import statement
 from services.core.model.errors import (
     Conflict,
     DatabaseReadOnly,
@@ -28,6 +29,8 @@ _DURABLE = {"on", "remote_apply", "remote_write", "local"}
 _TRY_AGAIN = {"40001", "40P01", "55P03", "57014"}  # serialization, deadlock, lock timeout, statement timeout
 _UNFIT = {"25006", "26000", "42P05"}  # read-only; a prepared statement is missing, or there already
 _STALE_PLAN = "RevalidateCachedQuery"  # a table has changed: "cached plan must not change result type"
+
+_ANY_TENANTS = statement("database.any_tenants")("SELECT EXISTS (SELECT FROM tenants)")
 
 
 def driver_url(url: str) -> str:
@@ -181,16 +184,15 @@ def assert_suitable(database: Database) -> list[str]:
 
 def _assert_roles(database: Database, role: str) -> None:
     """Checks that the role sees every tenant's rows, and only a tenant's in a tenant's transaction."""
-    tenants = text("SELECT EXISTS (SELECT FROM tenants)")
     try:
         with database.begin_system() as connection:
-            if not connection.execute(tenants).scalar_one():
+            if not connection.execute(_ANY_TENANTS).scalar_one():
                 raise UnsuitableDatabase(
                     f"The role {role} does not see the application's rows; connect as presswork_app or as the tables' "
                     f"owner, or let an administrator run `GRANT presswork_app TO {role};`."
                 )
         with database.begin(0) as connection:
-            if connection.execute(tenants).scalar_one():
+            if connection.execute(_ANY_TENANTS).scalar_one():
                 raise UnsuitableDatabase(
                     f"The role {sessions.TENANT_ROLE} sees every tenant's rows; it must be no superuser, own nothing, "
                     "and have no BYPASSRLS."
