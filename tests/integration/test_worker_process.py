@@ -255,7 +255,7 @@ def test_the_first_worker_registers_its_model(start, database):
         ("PRESSWORK_PIPELINE", "watercolour", "it can be onnx, torch or simulated"),
         ("PRESSWORK_BATCH_SIZES", "16,x", "PRESSWORK_BATCH_SIZES is '16,x'"),
         ("DATABASE_URL", "postgresql://nobody:x@127.0.0.1:9/none", "cannot be reached"),
-        ("AWS_SECRET_ACCESS_KEY", "wrong", "check the bucket"),
+        ("AWS_SECRET_ACCESS_KEY", "wrong", "AWS_SECRET_ACCESS_KEY is not the secret"),
     ],
 )
 def test_a_bad_setting_ends_the_worker_with_one_sentence(environ, store, tmp_path, variable, value, sentence):

@@ -122,8 +122,8 @@ def test_a_call_that_is_cancelled_while_it_waits_leaves_its_place() -> None:
 
 def test_no_handler_runs_in_the_threads_that_all_tenants_share() -> None:
     """FastAPI runs synchronous handlers there."""
-    environ = {"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x", "PRESSWORK_SECRET": "secret"}
-    app = create_app(Settings.read(environ))
+    servers = {"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x", "PRESSWORK_SECRET": "secret"}
+    app = create_app(Settings.read(servers | {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}))
     handlers = {
         route.path: route.endpoint for route in iter_route_contexts(app.routes) if route.path.startswith("/v1/")
     }
