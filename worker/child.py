@@ -33,6 +33,7 @@ from worker.shared_memory import SharedState
 log = logging.getLogger(__name__)
 TICK_SECONDS = 2.0
 SLICE_SECONDS = 60.0
+END_SECONDS = 10.0  # how long a tick may take that is under way when the worker stops
 
 
 class Child:
@@ -62,6 +63,8 @@ class Child:
             settings, self.pipeline, self.database, self.store, self.notifier, self.heartbeat,
             worker_id=self.worker_id, host=self.host, mark=shared.rendering,
         )  # fmt: skip
+        self._housekeeping = threading.Thread(target=self._housekeeping_loop, name="housekeeping", daemon=True)
+        self._ended = threading.Event()
         self.heartbeat.start()
 
     def start(self) -> None:
@@ -78,8 +81,8 @@ class Child:
             self.render_loop.device.sick = True
         self.shared.ready(self.render_loop.device.name)
         self._retry_until_done(self._register)
-        for name, verb in (("housekeeping", self._housekeeping_loop), ("timer", self._look_for_work)):
-            threading.Thread(target=verb, name=name, daemon=True).start()
+        self._housekeeping.start()
+        threading.Thread(target=self._look_for_work, name="timer", daemon=True).start()
 
     def render(self) -> None:
         """Renders after a wake-up, until the queue is empty or a time slice ends; then sends another wake-up."""
@@ -92,6 +95,8 @@ class Child:
         """Finishes the batch being rendered, releases images not yet begun, and closes the device."""
         self.render_loop.stopping.set()
         self.render_loop.wait_idle()
+        self._ended.set()
+        self._housekeeping.join(END_SECONDS)  # its last heartbeat must not overwrite "stopped"
         try:
             self._beat("stopped")
         except DatabaseUnavailable as error:
@@ -141,7 +146,7 @@ class Child:
 
     def _housekeeping_loop(self) -> None:
         sick_since = None
-        while True:
+        while not self._ended.is_set():
             self._leave_if_orphaned()
             if self.shared.stopping:
                 self.render_loop.stopping.set()
@@ -163,7 +168,8 @@ class Child:
         """Waits for one tick, or until the parent asks to stop."""
         deadline = time.monotonic() + min(TICK_SECONDS, self.settings.lease_seconds / 2)
         while time.monotonic() < deadline and (self.render_loop.stopping.is_set() or not self.shared.stopping):
-            time.sleep(0.1)
+            if self._ended.wait(0.1):
+                return
 
     def _tick(self) -> None:
         """Maintenance that every worker does for all, so that images are rendered without a scheduler, too."""

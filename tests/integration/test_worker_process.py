@@ -3,17 +3,19 @@
 import os
 import shutil
 import signal
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import redis
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from services.core import broker, notify
 from services.core.db.database import Database
-from services.core.fleet import models
+from services.core.fleet import models, workers
 from services.core.jobs import queries
 from services.core.model.states import ImageState
 from services.core.settings import Settings
@@ -24,6 +26,8 @@ from tests.proxy import Proxy
 from tests.redis_trouble import first_claim_after
 from tests.waiting import until
 from worker import exit_codes
+from worker.child import Child
+from worker.shared_memory import SharedState
 
 
 def counts(database: Database, job_id: int) -> dict[str, int]:
@@ -186,6 +190,26 @@ def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(
         assert connection.execute(text("SELECT max(lost) FROM images")).scalar_one() == 0
         assert connection.execute(text("SELECT count(*) FROM claims WHERE state <> 'settled'")).scalar_one() == 0
         assert connection.execute(text("SELECT DISTINCT state FROM workers")).scalars().all() == ["stopped"]
+
+
+def test_a_heartbeat_under_way_does_not_overwrite_that_the_worker_has_stopped(database, settings, monkeypatch):
+    shared, under_way, beat = SharedState(), threading.Event(), workers.beat
+    shared.parent = os.getppid()
+
+    def slow_beat(connection: Connection, worker_id: str, state: str) -> bool:
+        if state != "stopped":
+            under_way.set()
+            time.sleep(0.5)
+        return beat(connection, worker_id, state)
+
+    monkeypatch.setattr(workers, "beat", slow_beat)
+    child = Child(replace(settings, pipeline="simulated"), shared)
+    child.start()
+    assert under_way.wait(10)
+    child.stop()
+    time.sleep(0.6)
+    with database.begin_system() as connection:
+        assert connection.execute(text("SELECT state FROM workers")).scalar_one() == "stopped"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
