@@ -21,6 +21,7 @@ from services.core.db.connectivity import Connectivity
 from services.core.model.errors import PressworkError, SettingsError, Unavailable
 from services.core.notify import Notifier
 from services.core.settings import Settings
+from services.core.storage import installation
 from services.core.storage.s3 import S3Store
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         for warning in databases.assert_suitable(database):
             log.warning("%s", warning)
         store = S3Store(settings)
+        _claim_prefix(database, store)
     except PressworkError as error:
         print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_SETTINGS
@@ -145,6 +147,15 @@ def main(argv: list[str] | None = None) -> int:
         for thread in threads:
             thread.join()
     return 0
+
+
+def _claim_prefix(database: databases.Database, store: S3Store) -> None:
+    """Stops the start if the bucket is another installation's, and not if the store cannot be reached: leases must be
+    expired all the same."""
+    try:
+        installation.claim_prefix(database, store)
+    except Unavailable as error:
+        log.warning("store unreachable at start", extra={"error": str(error)})
 
 
 if __name__ == "__main__":

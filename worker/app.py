@@ -27,7 +27,7 @@ from services.core.fleet import workers
 from services.core.model.errors import DatabaseUnavailable, PressworkError, SettingsError, Unavailable
 from services.core.queue import quarantine
 from services.core.settings import Settings
-from services.core.storage import s3
+from services.core.storage import installation, s3
 from worker import exit_codes
 from worker.child import Child
 from worker.consumer import Consumer
@@ -87,9 +87,11 @@ def _check_servers(settings: Settings, database: databases.Database) -> list[str
     """
     try:
         server_warnings = databases.assert_suitable(database)
+        store = s3.S3Store(settings)
+        store.prepare()
+        installation.claim_prefix(database, store)
     finally:
         database.close()
-    s3.S3Store(settings).prepare()
     return server_warnings
 
 

@@ -55,12 +55,16 @@ class Dedupe:
 
     def _copy(self, held: HeldClaim, image: Image, source: StoredImage) -> StoredImage | None:
         """A copy that belongs to this job, so that the source may be deleted. None: it must be rendered."""
-        key = keys.image_key(
+        name = keys.image_name(
             image.tenant_id, ids.public_job(image.job_id), image.index, image.render_key, image.output_format
         )
         try:
             copied = self._objects.copy_new(
-                source.object_key, key, sha256=source.sha256, size=source.bytes, claim_id=held.claim.id
+                source.object_key,
+                self._objects.key(name),
+                sha256=source.sha256,
+                size=source.bytes,
+                claim_id=held.claim.id,
             )
         except StoreUnavailable as error:
             log.warning("not copied", extra={"claim": held.claim.id, "error": str(error)})

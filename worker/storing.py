@@ -83,7 +83,7 @@ class StoringStage:
         except Exception as error:
             log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
             return retries.failure(image, error)
-        key = keys.image_key(
+        name = keys.image_name(
             image.tenant_id, ids.public_job(image.job_id), image.index, render_key, image.output_format
         )  # fmt: skip
         metadata = {
@@ -96,7 +96,11 @@ class StoringStage:
                 break
             try:
                 found = self._objects.put(
-                    key, data, encoding.MEDIA_TYPES[image.output_format], metadata, claim_id=held.claim.id
+                    self._objects.key(name),
+                    data,
+                    encoding.MEDIA_TYPES[image.output_format],
+                    metadata,
+                    claim_id=held.claim.id,
                 )
             except StoreUnavailable as error:
                 if isinstance(error, StoreRefused) and time.monotonic() > refused_until:

@@ -16,7 +16,8 @@ from services.api.v1.schemas import Check, Ready
 from services.core import notify
 from services.core.db import database, probe
 from services.core.jobs import queries
-from services.core.model.errors import PressworkError, Unavailable, UnsuitableDatabase
+from services.core.model.errors import DatabaseUnavailable, PressworkError, Unavailable, UnsuitableDatabase
+from services.core.storage import installation
 
 log = logging.getLogger(__name__)
 FRESH_SECONDS = 1.0
@@ -32,6 +33,7 @@ class Readiness:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._store_written = float("-inf")
+        self._prefix_claimed = False
         self._looks = [
             Look("database", self._database),
             Look("store", self._store),
@@ -82,10 +84,21 @@ class Readiness:
             if time.monotonic() - self._store_written < STORE_WRITE_SECONDS:
                 self._context.store.check()
             else:
+                self._claim_prefix()
                 self._context.store.check_write()
                 self._store_written = time.monotonic()
 
         return {"store": _checked("The object store is reachable and takes writes.", check)}
+
+    def _claim_prefix(self) -> None:
+        """Once: whether the objects in the bucket are this installation's."""
+        if self._prefix_claimed:
+            return
+        try:
+            installation.claim_prefix(self._context.database, self._context.store)
+            self._prefix_claimed = True
+        except DatabaseUnavailable:
+            log.warning("prefix not claimed: no database")  # the look at the database says it
 
     def _redis(self) -> Checks:
         if notify.redis_answers(self._context.settings.redis_url):

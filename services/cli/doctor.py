@@ -11,7 +11,7 @@ from services.core.db import leadership
 from services.core.jobs import queries
 from services.core.model.errors import PressworkError
 from services.core.settings import Settings
-from services.core.storage import s3
+from services.core.storage import installation, s3
 from services.core.tenants import api_keys
 
 
@@ -27,7 +27,7 @@ def run() -> int:
     checks: dict[str, Callable[[], str]] = {
         "database": lambda: " ".join(databases.assert_suitable(core)) or "reached, durable, at the right schema",
         "redis": lambda: _redis(settings),
-        "store": lambda: _store(settings),
+        "store": lambda: _store(core, settings),
         "scheduler": lambda: _scheduler(core),
         "workers": lambda: _workers(core),
         "model": lambda: _model(core, settings),
@@ -81,10 +81,11 @@ def _redis(settings: Settings) -> str:
     return "takes wake-ups"
 
 
-def _store(settings: Settings) -> str:
+def _store(core: databases.Database, settings: Settings) -> str:
     store = s3.S3Store(settings)
     store.check()
-    return f"bucket {settings.bucket} exists"
+    installation.claim_prefix(core, store)
+    return f"bucket {settings.bucket} exists" + (f", prefix {settings.prefix}" if settings.prefix else "")
 
 
 def _scheduler(core: databases.Database) -> str:

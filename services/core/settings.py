@@ -90,6 +90,18 @@ def _base_url(value: str) -> str:
     return value
 
 
+def _prefix(value: str) -> str:
+    """Of keys: nothing, or folders that end with a slash, and that are none of Presswork's own."""
+    folders = value.strip("/")
+    if not folders:
+        return ""
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9._-]*(/[a-zA-Z0-9][a-zA-Z0-9._-]*)*", folders) or len(folders) > 200:
+        raise ValueError("it must be a folder such as shop/production, of letters, digits, dots, - and _")
+    if re.fullmatch(r"files|uploads|exports|probe|[0-9a-f]{2}", folders.partition("/")[0]):
+        raise ValueError("it must not begin like the keys of an installation that has no prefix; choose another word")
+    return f"{folders}/"
+
+
 def _hosts(value: str) -> frozenset[str]:
     hosts = {part.strip().lower() for part in value.split(",") if part.strip()}
     if not all(
@@ -135,6 +147,7 @@ class Settings:
         "AWS_CA_BUNDLE", ""
     )  # a file of certificates for an https endpoint; empty: the usual ones
     bucket: str = _setting("PRESSWORK_BUCKET", "presswork")
+    prefix: str = _setting("PRESSWORK_PREFIX", "", _prefix)  # of this installation's objects in the bucket
     # The web server.
     secret: str = _setting("PRESSWORK_SECRET", "", secret=True)  # signs API keys and links
     accepted_secret: str = _setting("PRESSWORK_ACCEPTED_SECRET", "", secret=True)  # holds too; signs nothing new

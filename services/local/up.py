@@ -18,7 +18,7 @@ from services.core.model.errors import PressworkError
 from services.core.model.pipelines import PIPELINES
 from services.core.processes import python
 from services.core.settings import Settings
-from services.core.storage import s3
+from services.core.storage import installation, s3
 from services.core.tenants import api_keys
 from services.local.errors import PortTaken
 from services.local.home import Home, is_free, write_env_file, write_private
@@ -57,7 +57,7 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
         values = dict(stack.values) | _pipeline_values(options, environ, stack.home)
         settings = Settings.read(environ | values)
         database.migrate(stack.migrator_url)
-        s3.S3Store(settings).prepare()
+        _prepare_store(settings)
         key = _saved_key(settings, stack.home)
         url = f"http://{settings.host}:{settings.port}"
         env_file = write_env_file(
@@ -102,6 +102,16 @@ def _run_model_command(*command: str) -> str:
     if found.returncode != 0:
         raise PressworkError((found.stderr.strip().splitlines() or ["The model cannot be read."])[-1])
     return found.stdout
+
+
+def _prepare_store(settings: Settings) -> None:
+    store = s3.S3Store(settings)
+    store.prepare()
+    core = database.Database(settings.database_url, application="presswork up", pool_size=1)
+    try:
+        installation.claim_prefix(core, store)
+    finally:
+        core.close()
 
 
 def _saved_key(settings: Settings, home: Home) -> str:

@@ -242,7 +242,7 @@ class Unconditional(S3Store):
     """As a store that knows no conditions: the second write of a probe succeeds."""
 
     def _write_new(self, verb, **arguments):
-        verb(Bucket=self._bucket, **arguments)
+        verb(Bucket=self.bucket, **arguments)
         return True
 
 

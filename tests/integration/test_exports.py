@@ -278,7 +278,7 @@ def test_an_image_that_is_not_what_was_recorded_fails_the_export_by_name(databas
         made = exporting.export(database, settings, store, job_id, form)
         assert made.state == "failed" and made.finished_at is not None
         assert made.error is not None and made.error.startswith("Image 0 ")
-        assert not list(store.under(made.prefix))
+        assert not list(store.under(made.folder))
 
 
 def test_an_unreachable_store_fails_no_export(database, settings, store, job_id):
@@ -362,7 +362,7 @@ def test_what_is_cancelled_deleted_or_expired_leaves_no_object_behind(database, 
     removed = exporting.order(database, job_id, "zip")
     before = exporting.read(database, cancelled)
     assert before is not None and before.next_shard == 1
-    assert len(list(store.under(before.prefix))) == 12  # two folders, one of them recorded
+    assert len(list(store.under(before.folder))) == 12  # two folders, one of them recorded
     with database.begin(factories.TENANT) as connection:
         exports.cancel(connection, factories.TENANT, cancelled)
         exports.cancel(connection, factories.TENANT, cancelled)

@@ -96,7 +96,7 @@ def test_of_an_adopted_object_the_versions_are_its_writers_and_the_verdict_is_ou
     job_id = submit(database, fast, mugs(1, _0="fault:flag"))
     theirs = claim(database, revision=render_loop.pipeline.card.revision, lease=0.0)
     (image,) = theirs.images
-    key = keys.image_key(
+    key = keys.image_name(
         image.tenant_id, ids.public_job(job_id), 0, image.spec.render_key(image.output_format), image.output_format
     )
     store.put(key, b"theirs", "image/png", {} if versions is None else {"versions": versions}, claim_id=theirs.id)

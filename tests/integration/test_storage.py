@@ -42,7 +42,7 @@ class Unconditional(S3Store):
     """As a store that knows no conditions: the second write of a key succeeds."""
 
     def _write_new(self, verb, **arguments):
-        verb(Bucket=self._bucket, **arguments)
+        verb(Bucket=self.bucket, **arguments)
         return True
 
 
@@ -70,7 +70,7 @@ def answering(store: S3Store, verb: str, *answers: BaseException) -> Iterator[li
 
 
 def test_the_key_of_an_image_is_spread_by_two_characters_and_holds_nothing_user_written():
-    key = keys.image_key(3, "job_x", 7, "0123456789abcdef0123", "jpeg")
+    key = keys.image_name(3, "job_x", 7, "0123456789abcdef0123", "jpeg")
     spread = hashlib.sha256(b"job_x/7").hexdigest()[:2]
     assert key == f"{spread}/3/job_x/00000007-0123456789abcdef.jpg"
 

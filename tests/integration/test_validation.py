@@ -41,7 +41,7 @@ def submit(database: Database, store: S3Store, lines: int, n: int = 1) -> int:
     body = {"method": "POST", "url": ENDPOINT, "body": {"prompt": "a mug", "n": n}}
     data = b"".join(json.dumps({"custom_id": f"line-{number}", **body}).encode() + b"\n" for number in range(lines))
     file_id, job_id = ids.new(), ids.new()
-    key = files.object_key(factories.TENANT, file_id)
+    key = files.object_name(factories.TENANT, file_id)
     store.put_file(key, io.BytesIO(data), "application/jsonl")
     with database.begin_system() as connection:
         files.record(

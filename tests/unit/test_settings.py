@@ -33,6 +33,8 @@ def test_only_the_database_and_redis_must_be_set():
         ("PRESSWORK_SIMULATED_FAULTS", "maybe", "it can be 1 or 0"),
         ("PRESSWORK_PIPELINE", "watercolour", "it can be onnx, torch or simulated"),
         ("AWS_ENDPOINT_URL", "localhost:9000", "it must begin with http:// or https://"),
+        ("PRESSWORK_PREFIX", "shop/../prod", "it must be a folder such as shop/production"),
+        ("PRESSWORK_PREFIX", "3f/prod", "it must not begin like the keys"),
     ],
 )
 def test_a_bad_value_is_refused_with_what_was_found_and_what_would_do(variable, value, allowed):
@@ -40,6 +42,11 @@ def test_a_bad_value_is_refused_with_what_was_found_and_what_would_do(variable, 
         Settings.read({**BASE, variable: value})
     for part in (variable, repr(value), allowed):
         assert part in str(refusal.value)
+
+
+def test_a_prefix_ends_with_one_slash():
+    for value, prefix in {"": "", "/": "", "shop": "shop/", "/shop/prod/": "shop/prod/"}.items():
+        assert Settings.read({**BASE, "PRESSWORK_PREFIX": value}).prefix == prefix
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ WRITERS = {
     "workers": "fleet",
     "render_rates": "fleet",
     "leases": "db",
+    "installation": "storage",
     "events": "events",
 }
 # What is written: `images`, or `{images_leaf}`, the partition of it that a statement is made for. UPDATE is a write

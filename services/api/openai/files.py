@@ -128,7 +128,7 @@ def _expiry(fields: dict[str, str]) -> int | None:
 def _store(context: Context, tenant: int, form: Form, expires: int | None, key: str | None) -> schemas.File:
     """Puts the object, then records it. If the process dies between the two, an object without a row is left."""
     number, sha256 = ids.new(), digest(form.file)
-    object_key = files.object_key(tenant, number)
+    object_key = context.store.key(files.object_name(tenant, number))
     context.store.put_file(object_key, form.file, "application/jsonl")
     known = None
     try:

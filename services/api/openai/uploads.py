@@ -118,7 +118,7 @@ def _add_part(context: Context, tenant: int, upload_id: int, form: Form) -> sche
     with context.database.begin(tenant) as connection:
         uploads.find(connection, tenant, upload_id)
     part, sha256 = ids.new(), files.digest(form.file)
-    key = uploads.part_key(tenant, upload_id, part)
+    key = context.store.key(uploads.part_name(tenant, upload_id, part))
     context.store.put_file(key, form.file, "application/octet-stream")
     try:
         with context.database.begin(tenant) as connection:

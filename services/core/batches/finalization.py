@@ -47,13 +47,13 @@ def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> Non
         for request in _requests(lease, job_id) if job.total else ():
             (output if request.is_done else errors).write(_line(settings, job, job_id, request))
         for file in (output, errors):
-            file.store(store, _key(job, job_id, file.name))
+            file.store(store, _name(job, job_id, file))
             lease.keep()
     with lease.begin() as connection:
         ended = job_states.Files(output.number, errors.number, requests_done=output.lines, requests_failed=errors.lines)
         if job_states.finish(connection, job_id, ended):
             for file in (output, errors):
-                _record(connection, job, job_id, file)
+                _record(connection, job, job_id, file, store.key(_name(job, job_id, file)))
 
 
 class _File:
@@ -77,24 +77,24 @@ class _File:
         self.lines += 1
         self.bytes += len(line)
 
-    def store(self, store: ImageStore, key: str) -> None:
+    def store(self, store: ImageStore, name: str) -> None:
         if self.lines:
             self._file.seek(0)
-            store.put_file(key, self._file, "application/jsonl")
+            store.put_file(store.key(name), self._file, "application/jsonl")
 
 
-def _record(connection: Connection, job: Any, job_id: int, file: _File) -> None:
+def _record(connection: Connection, job: Any, job_id: int, file: _File, key: str) -> None:
     if file.number is None:
         return
     files.record(
         connection, file.number, tenant_id=job.tenant_id, purpose="batch_output",
         filename=f"{ids.public_job(job_id)}_{file.name}.jsonl", size=file.bytes, sha256=file.digest.digest(),
-        key=_key(job, job_id, file.name), job_id=job_id, expires_seconds=job.output_expires_seconds,
+        key=key, job_id=job_id, expires_seconds=job.output_expires_seconds,
     )  # fmt: skip
 
 
-def _key(job: Any, job_id: int, name: str) -> str:
-    return f"files/{job.tenant_id}/{ids.public_job(job_id)}/{name}.jsonl"
+def _name(job: Any, job_id: int, file: _File) -> str:
+    return f"files/{job.tenant_id}/{ids.public_job(job_id)}/{file.name}.jsonl"
 
 
 def _requests(lease: Lease, job_id: int) -> Iterator[Request]:

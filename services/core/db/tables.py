@@ -24,7 +24,7 @@ from sqlalchemy import (
     Text,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
 from services.core.db import columns
 
@@ -42,6 +42,15 @@ tenants = Table(
     Column("virtual_time", Double, nullable=False, server_default=zero),
     Column("created_at", Moment, nullable=False, server_default=now),
     CheckConstraint("weight > 0", name="tenants_weight"),
+)
+
+installation = Table(  # one row
+    "installation",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    Column("id", UUID, nullable=False, server_default=text("gen_random_uuid()")),
+    Column("prefixes", ARRAY(Text), nullable=False, server_default=text("'{}'")),
+    CheckConstraint("singleton", name="installation_singleton"),
 )
 
 api_keys = Table(

@@ -69,7 +69,7 @@ def run(store: ImageStore, job_id: int, lease: Lease) -> None:
         while _delete_images(job_id, lease, drop):
             if time.monotonic() > until:
                 return
-        _drop_the_rest(store, _prefixes(job.tenant_id, job_id, job.total), drop)
+        _drop_the_rest(store, _folders(job.tenant_id, job_id, job.total), drop)
     deleted = 1
     while deleted:
         with lease.begin() as connection:
@@ -90,14 +90,14 @@ def _delete_images(job_id: int, lease: Lease, drop: Callable[[Iterable[str]], No
     return True
 
 
-def _drop_the_rest(store: ImageStore, prefixes: list[str], drop: Callable[[Iterable[str]], None]) -> None:
+def _drop_the_rest(store: ImageStore, folders: list[str], drop: Callable[[Iterable[str]], None]) -> None:
     """Deletes the objects that no row named: those of workers that lost their lease before they settled."""
-    for prefix in prefixes:
+    for folder in folders:
         drop([])
-        while some := list(islice(store.under(prefix), IMAGES_AT_ONCE)):  # listed again until there are none
+        while some := list(islice(store.under(folder), IMAGES_AT_ONCE)):  # listed again until there are none
             drop(some)
 
 
-def _prefixes(tenant_id: int, job_id: int, total: int) -> list[str]:
+def _folders(tenant_id: int, job_id: int, total: int) -> list[str]:
     job = ids.public_job(job_id)
-    return [*keys.image_prefixes(tenant_id, job, total), f"files/{tenant_id}/{job}/"]
+    return [*keys.image_folders(tenant_id, job, total), f"files/{tenant_id}/{job}/"]

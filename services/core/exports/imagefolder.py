@@ -35,7 +35,7 @@ def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list
 
 def _copy(writer: ExportWriter, path: str, member: Member) -> File:
     """Copies an image within the store and checks its size. Its bytes are not read: the store copies them unchanged."""
-    key = writer.export.prefix + path
+    key = writer.key(path)
     try:
         writer.store.copy(member.object_key, key)
         size = writer.store.size(key)

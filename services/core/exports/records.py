@@ -68,8 +68,8 @@ class Export:
     expired: bool = False
 
     @property
-    def prefix(self) -> str:
-        """The prefix of the keys of its objects."""
+    def folder(self) -> str:
+        """The folder of its objects."""
         return f"exports/{self.tenant_id}/{public_id(self.id)}/"
 
 

@@ -59,13 +59,16 @@ class ExportWriter:
                 for _, future in waiting:
                     future.cancel()
 
+    def key(self, path: str) -> str:
+        return self.store.key(self.export.folder + path)
+
     def put(self, path: str, file: IO[bytes], media_type: str, images: int) -> File:
         """Stores the whole file. Writing a file again stores the same bytes under the same key."""
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
-        key = self.export.prefix + path
+        key = self.key(path)
         self.store.put_file(key, _Kept(file, self.keep), media_type)  # type: ignore[arg-type]
         return File(path, digest, size, images, key)
 

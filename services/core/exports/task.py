@@ -100,7 +100,7 @@ def _drop(store: ImageStore, export: Export, lease: Lease, until: float) -> None
     """Deletes all objects, including those that were never recorded, and then the rows. What is left at the end of the
     time slice is deleted in the next."""
     with ThreadPoolExecutor(_DROPPERS) as pool:
-        while some := list(islice(store.under(export.prefix), _BATCH)):  # listed again until there are none
+        while some := list(islice(store.under(export.folder), _BATCH)):  # listed again until there are none
             if time.monotonic() > until:
                 return
             lease.keep()

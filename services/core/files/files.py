@@ -114,7 +114,7 @@ def parse_id(public: str) -> int:
     return ids.parse("file-", public, "file")
 
 
-def object_key(tenant_id: int, file_id: int) -> str:
+def object_name(tenant_id: int, file_id: int) -> str:
     return f"files/{tenant_id}/{public_id(file_id)}"
 
 

@@ -89,7 +89,7 @@ def part_id(number: int) -> str:
     return ids.public("part_", number)
 
 
-def part_key(tenant_id: int, upload_id: int, part: int) -> str:
+def part_name(tenant_id: int, upload_id: int, part: int) -> str:
     return f"uploads/{tenant_id}/{public_id(upload_id)}/{part_id(part)}"
 
 
@@ -157,7 +157,7 @@ def complete(
     if (size := sum(known[part].bytes for part in parts)) != upload.bytes:
         raise InvalidParts(f"The parts come to {size:,} bytes; the upload announced {upload.bytes:,}.")
     file_id = ids.new()
-    key = files.object_key(tenant_id, file_id)
+    key = store.key(files.object_name(tenant_id, file_id))
     sha256 = _join(store, [known[part].object_key for part in parts], key, md5)
     try:
         with database.begin(tenant_id) as connection:

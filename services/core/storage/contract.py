@@ -20,6 +20,11 @@ class ImageStore(Protocol):
     """A store of immutable objects. Every method raises StoreUnavailable in an outage and StoreRefused if it is
     refused."""
 
+    def key(self, name: str) -> str:
+        """The key of a new object: its name under this installation's prefix. Keys are recorded whole, so that objects
+        stay readable when the prefix changes."""
+        ...
+
     def put(self, key: str, data: bytes, media_type: str, metadata: dict[str, str], *, claim_id: int) -> StoredObject:
         """Stores `data` under `key`. If the key is taken, adopts the object there or uses a key of this claim."""
         ...
@@ -51,8 +56,8 @@ class ImageStore(Protocol):
         """The object's size in bytes. Raises ObjectMissing if there is none."""
         ...
 
-    def under(self, prefix: str) -> Iterator[str]:
-        """The keys that begin with `prefix`, including those of objects without a row."""
+    def under(self, folder: str) -> Iterator[str]:
+        """The keys of this installation's objects whose names begin with `folder`, including those without a row."""
         ...
 
     def presign(self, key: str, seconds: int, filename: str) -> str:

@@ -1,4 +1,4 @@
-"""The keys of images in the object store."""
+"""The names of images in the object store. A key is the installation's prefix and a name."""
 
 import hashlib
 
@@ -7,13 +7,13 @@ from services.core.model.file_names import EXTENSIONS
 _SPREADS = 256  # two hex digits
 
 
-def image_key(tenant_id: int, job: str, index: int, render_key: str, output_format: str) -> str:
+def image_name(tenant_id: int, job: str, index: int, render_key: str, output_format: str) -> str:
     """`<two hash characters>/<tenant>/<job>/<index>-<render key>.<ext>`: evenly spread, and free of text from users."""
     return f"{_folder(tenant_id, job, index)}{index:08d}-{render_key[:16]}.{EXTENSIONS[output_format]}"
 
 
-def image_prefixes(tenant_id: int, job: str, total: int) -> list[str]:
-    """The beginnings of the keys of a job's images: as many as there are spreads, or fewer for a small job."""
+def image_folders(tenant_id: int, job: str, total: int) -> list[str]:
+    """The folders of a job's images: as many as there are spreads, or fewer for a small job."""
     found: set[str] = set()
     for index in range(total):
         found.add(_folder(tenant_id, job, index))

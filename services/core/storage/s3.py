@@ -35,13 +35,18 @@ class S3Store:
     """Any S3-compatible store. Threads may share it; a forked process must not."""
 
     def __init__(self, settings: Settings) -> None:
-        self._bucket = settings.bucket
+        self.bucket = settings.bucket
+        self.prefix = settings.prefix
+        self.earlier_prefixes: tuple[str, ...] = ()  # this installation's, see installation.py
         self._endpoint = settings.s3_endpoint_url or "AWS"
         self._region = settings.s3_region
         self._client = _client(settings, settings.s3_endpoint_url)
         self._public = _client(settings, settings.s3_public_url) if settings.s3_public_url else self._client
         self._conditional: bool | None = None
         self._conditional_copy: bool | None = None
+
+    def key(self, name: str) -> str:
+        return self.prefix + name
 
     def put(self, key: str, data: bytes, media_type: str, metadata: dict[str, str], *, claim_id: int) -> StoredObject:
         digest = hashlib.sha256(data)
@@ -56,32 +61,30 @@ class S3Store:
         own_key = _own_key(key, claim_id)
         with self._translated():
             self._client.put_object(
-                Bucket=self._bucket, Key=own_key, Body=data, ContentType=media_type, Metadata=metadata
+                Bucket=self.bucket, Key=own_key, Body=data, ContentType=media_type, Metadata=metadata
             )
         return StoredObject(own_key, digest.digest(), len(data), metadata)
 
     def read(self, key: str) -> bytes:
         with self._translated():
-            body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
         return bytes(body)
 
     def stream(self, key: str) -> Iterator[bytes]:
         with self._translated():
-            body = self._client.get_object(Bucket=self._bucket, Key=key)["Body"]
+            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
             with closing(body):  # a reader that leaves before the end frees the connection at once
                 yield from body.iter_chunks(_CHUNK)
 
     def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
         with self._translated():
             self._client.upload_fileobj(
-                file, self._bucket, key, ExtraArgs={"ContentType": media_type}, Config=_ONE_BY_ONE
+                file, self.bucket, key, ExtraArgs={"ContentType": media_type}, Config=_ONE_BY_ONE
             )
 
     def copy(self, source: str, target: str) -> None:
         with self._translated():
-            self._client.copy_object(
-                Bucket=self._bucket, Key=target, CopySource={"Bucket": self._bucket, "Key": source}
-            )
+            self._client.copy_object(Bucket=self.bucket, Key=target, CopySource={"Bucket": self.bucket, "Key": source})
 
     def copy_new(self, source: str, target: str, *, sha256: bytes, size: int, claim_id: int) -> str | None:
         if not self._holds(source, sha256, size):
@@ -95,25 +98,40 @@ class S3Store:
 
     def drop(self, key: str) -> None:
         with self._translated():
-            self._client.delete_object(Bucket=self._bucket, Key=key)
+            self._client.delete_object(Bucket=self.bucket, Key=key)
 
     def size(self, key: str) -> int:
         with self._translated():
             try:
-                return int(self._client.head_object(Bucket=self._bucket, Key=key)["ContentLength"])
+                return int(self._client.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
             except ClientError as error:
                 if status(error) == 404:  # an answer to HEAD has no body and so no error code
                     raise ObjectMissing from error
                 raise
 
-    def under(self, prefix: str) -> Iterator[str]:
+    def under(self, folder: str) -> Iterator[str]:
+        pages = self._client.get_paginator("list_objects_v2")
         with self._translated():
-            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
-                yield from (entry["Key"] for entry in page.get("Contents", ()))
+            for prefix in (self.prefix, *self.earlier_prefixes):
+                for page in pages.paginate(Bucket=self.bucket, Prefix=prefix + folder):
+                    yield from (entry["Key"] for entry in page.get("Contents", ()))
+
+    def mark(self, name: str, content: bytes) -> bytes:
+        """Stores the object unless there is one of that name, and returns what the one there holds."""
+        key = self.key(name)
+        if self._writes_conditionally():
+            self._put_new(key, content, "application/json", {})
+        else:
+            try:
+                return self.read(key)
+            except ObjectMissing:
+                with self._translated():
+                    self._client.put_object(Bucket=self.bucket, Key=key, Body=content, ContentType="application/json")
+        return self.read(key)
 
     def presign(self, key: str, seconds: int, filename: str) -> str:
         parameters = {
-            "Bucket": self._bucket,
+            "Bucket": self.bucket,
             "Key": key,
             "ResponseContentDisposition": f'attachment; filename="{filename}"',
         }
@@ -124,17 +142,17 @@ class S3Store:
         """Where listing the bucket is not allowed, the probe object is read instead: its refusal has a code."""
         with self._translated():
             try:
-                self._client.head_bucket(Bucket=self._bucket)
+                self._client.head_bucket(Bucket=self.bucket)
                 return
             except ClientError as error:
                 if status(error) not in _UNSAID:
                     raise
-            self._client.get_object(Bucket=self._bucket, Key=_PROBE)["Body"].read()
+            self._client.get_object(Bucket=self.bucket, Key=self.key(_PROBE))["Body"].read()
 
     def check_write(self) -> None:
         """Like `check`, but a store that is full or read-only does not pass either."""
         with self._translated():
-            self._client.put_object(Bucket=self._bucket, Key=_WRITE_PROBE, Body=_WRITE_PROBE.encode())
+            self._client.put_object(Bucket=self.bucket, Key=self.key(_WRITE_PROBE), Body=_WRITE_PROBE.encode())
 
     def prepare(self, patience: float = 60.0) -> bool:
         """Creates the bucket if it is missing, and finds out whether the store supports conditional writes. Waits up to
@@ -153,7 +171,7 @@ class S3Store:
     def _prepare(self) -> bool:
         with self._translated():
             try:
-                self._client.head_bucket(Bucket=self._bucket)
+                self._client.head_bucket(Bucket=self.bucket)
             except ClientError as error:
                 if status(error) == 404:
                     self._create_bucket()
@@ -164,22 +182,23 @@ class S3Store:
     def _create_bucket(self) -> None:
         place = {} if self._region in _NO_CONSTRAINT else {"LocationConstraint": self._region}
         try:
-            self._client.create_bucket(Bucket=self._bucket, **({"CreateBucketConfiguration": place} if place else {}))
+            self._client.create_bucket(Bucket=self.bucket, **({"CreateBucketConfiguration": place} if place else {}))
         except ClientError as error:
             if code(error) == "BucketAlreadyOwnedByYou":
                 return
             if code(error) != "BucketAlreadyExists":
                 raise StoreRefused(
-                    f"The bucket {self._bucket!r} does not exist, and the object store at {self._endpoint} refuses to "
+                    f"The bucket {self.bucket!r} does not exist, and the object store at {self._endpoint} refuses to "
                     f"make it with {code(error)}: make it yourself, or allow s3:CreateBucket."
                 ) from error
 
     def _writes_conditionally(self) -> bool:
         """Whether the store supports conditional writes. Tried once: it must refuse the second write of a probe."""
         if self._conditional is None:
+            probe = self.key(_PROBE)
             self._conditional = self._refuses_second(
-                lambda: self._put_new(_PROBE, b"presswork", "text/plain", {}),
-                lambda: self._client.put_object(Bucket=self._bucket, Key=_PROBE, Body=b"presswork"),
+                lambda: self._put_new(probe, b"presswork", "text/plain", {}),
+                lambda: self._client.put_object(Bucket=self.bucket, Key=probe, Body=b"presswork"),
             )
             if not self._conditional:
                 log.warning("store writes unconditionally: keys will carry the claim's id")
@@ -205,13 +224,13 @@ class S3Store:
     def _copy_new(self, source: str, target: str) -> bool:
         """False: the key is taken."""
         return self._write_new(
-            self._client.copy_object, Key=target, CopySource={"Bucket": self._bucket, "Key": source}
+            self._client.copy_object, Key=target, CopySource={"Bucket": self.bucket, "Key": source}
         )  # fmt: skip
 
     def _write_new(self, verb: Callable[..., object], **arguments: object) -> bool:
         with self._translated():
             try:
-                verb(Bucket=self._bucket, IfNoneMatch="*", **arguments)
+                verb(Bucket=self.bucket, IfNoneMatch="*", **arguments)
             except ClientError as error:
                 if status(error) == 409:  # AWS: two writers at once, and neither has succeeded yet
                     raise StoreUnavailable("The object store saw two writers of one key at once.") from error
@@ -223,8 +242,9 @@ class S3Store:
     def _copies_conditionally(self) -> bool:
         """Whether the store supports conditional copies. Tried at the first copy: some stores support only writes."""
         if self._conditional_copy is None:
+            source, target = self.key(_PROBE), self.key(_COPY_PROBE)
             self._conditional_copy = self._refuses_second(
-                lambda: self._copy_new(_PROBE, _COPY_PROBE), lambda: self.copy(_PROBE, _COPY_PROBE)
+                lambda: self._copy_new(source, target), lambda: self.copy(source, target)
             )
         return self._conditional_copy
 
@@ -232,7 +252,7 @@ class S3Store:
         """Whether the key holds an object of that content, judged by its size and the sha256 in its metadata."""
         with self._translated():
             try:
-                found = self._client.head_object(Bucket=self._bucket, Key=key)
+                found = self._client.head_object(Bucket=self.bucket, Key=key)
             except ClientError as error:
                 if status(error) == 404:
                     return False
@@ -243,7 +263,7 @@ class S3Store:
         """The first writer's object, if its bytes match the sha256 in its metadata."""
         with self._translated():
             try:
-                found = self._client.get_object(Bucket=self._bucket, Key=key)
+                found = self._client.get_object(Bucket=self.bucket, Key=key)
                 data = bytes(found["Body"].read())
             except ClientError as error:
                 if status(error) == 404:
@@ -261,7 +281,7 @@ class S3Store:
         try:
             yield
         except ClientError as error:
-            raise translated(error, self._endpoint, self._bucket) from error
+            raise translated(error, self._endpoint, self.bucket) from error
         except (BotoCoreError, Boto3Error) as error:
             raise StoreUnavailable(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
         except OSError as error:
