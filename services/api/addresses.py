@@ -2,7 +2,7 @@
 
 A client may send any Host, so a name from there becomes part of a link only if it is known to be ours. What proxies
 say about a request (X-Forwarded-For, -Proto and -Host) counts only if the connection comes from one of
-PRESSWORK_TRUSTED_PROXIES.
+PRESSWORK_TRUSTED_PROXIES; so does their X-Request-Id.
 """
 
 import re
@@ -22,11 +22,12 @@ _OUR_NAMES = _LOOPBACK | {socket.gethostname().lower()}
 Scope = Any  # an ASGI scope
 
 
-def believe_proxies(settings: Settings, scope: Scope) -> None:
-    """If the connection comes from a trusted proxy, takes the client, the scheme and the host that it names."""
+def believe_proxies(settings: Settings, scope: Scope) -> bool:
+    """If the connection comes from a trusted proxy, takes the client, the scheme and the host that it names. Returns
+    whether it does."""
     client = scope.get("client")
     if not settings.trusted_proxies or client is None or not is_trusted(client[0], settings.trusted_proxies):
-        return
+        return False
     said = {name: value.decode("latin-1") for name, value in scope["headers"] if name.startswith(b"x-forwarded-")}
     hops = [hop.strip() for hop in said.get(b"x-forwarded-for", "").split(",") if hop.strip()]
     stranger = next((hop for hop in reversed(hops) if not is_trusted(hop, settings.trusted_proxies)), None)
@@ -39,6 +40,7 @@ def believe_proxies(settings: Settings, scope: Scope) -> None:
     if host:
         others = [(name, value) for name, value in scope["headers"] if name != b"host"]
         scope["headers"] = [(b"host", host.encode("latin-1")), *others]
+    return True
 
 
 def is_trusted(address: str, proxies: Iterable[Network]) -> bool:

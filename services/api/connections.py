@@ -2,18 +2,25 @@
 
 A head must arrive within PRESSWORK_HEAD_SECONDS, and an answer must be read on within PRESSWORK_WRITE_SECONDS; the
 readers of bodies have their own deadline (`body/streaming.py`). Which connections are taken decides `admission.py`.
+What is answered here, before there is a request, looks like every other answer.
 """
 
 import asyncio
-import json
 import logging
 import socket
 import struct
+import sys
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import h11
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
+
+from services.api.errors import RETRY_SECONDS, envelope
+from services.api.exchange import REQUEST_ID, SECURITY, new_id
+from services.api.middleware import TOO_LONG_HEAD
 
 if TYPE_CHECKING:
     from services.api.admission import Admission
@@ -22,18 +29,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 WRITE_BUFFER = 64 << 10  # an answer waits once so many of its bytes are unsent
 WRITE_PROGRESS = 16 << 10  # bytes: a reader that takes fewer before the deadline is not reading
-_FULL = json.dumps(
-    {
-        "error": {
-            "message": "This server has as many connections as it takes; try again.",
-            "type": "server_error", "param": None, "code": "too_many_connections",
-        }
-    }
-).encode()  # fmt: skip
-_REFUSAL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 2\r\n"
-    b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(_FULL), _FULL)
-)
 
 
 class GuardedProtocol(H11Protocol):
@@ -53,10 +48,11 @@ class GuardedProtocol(H11Protocol):
         peer = transport.get_extra_info("peername")
         address = str(peer[0]) if isinstance(peer, tuple) else ""
         if not self._admission.admit(address):
-            log.warning("connection refused", extra={"address": address, "limit": self._admission.limit})
             self.transport = transport
-            transport.write(_REFUSAL)
-            transport.close()
+            message = "This server has as many connections as it takes; try again."
+            request_id = self._refuse(503, "too_many_connections", message, ("Retry-After", RETRY_SECONDS))
+            fields = {"address": address, "limit": self._admission.limit, "request_id": request_id}
+            log.warning("connection refused", extra=fields)
             return
         self._address = address
         super().connection_made(transport)
@@ -79,6 +75,19 @@ class GuardedProtocol(H11Protocol):
             self._head_timer.cancel()
             self._head_timer = None
 
+    def send_400_response(self, msg: str) -> None:
+        """The answer to what h11 cannot read; uvicorn calls this where it has caught h11's exception."""
+        error = sys.exception()
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        code, message = "invalid_http", f"The request is not valid HTTP/1.1: {str(error or msg).partition(':')[0]}."
+        if status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+            code, message = "head_too_long", TOO_LONG_HEAD
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            request_id = self._refuse(status, code, message)
+            log.info("request", extra={"status": status, "address": self._address, "request_id": request_id})
+        else:
+            self.transport.close()  # in the middle of an answer
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.transport.get_write_buffer_size():
@@ -87,6 +96,18 @@ class GuardedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._expect_reading()
+
+    def _refuse(self, status: int, code: str, message: str, *more: tuple[str, str]) -> str:
+        """Answers and closes the connection. Returns the answer's request id."""
+        body, request_id = bytes(envelope(status, code, message).body), new_id()
+        headers = [
+            ("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close"),
+            (REQUEST_ID, request_id), *SECURITY.items(), *more,
+        ]  # fmt: skip
+        head = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in headers)]
+        self.transport.write("\r\n".join([*head, "", ""]).encode() + body)
+        self.transport.close()
+        return request_id
 
     @property
     def _is_between_requests(self) -> bool:

@@ -1,7 +1,11 @@
-"""Error answers: one envelope, a table of codes, and the handlers that map exceptions to them."""
+"""Error answers: one envelope, a table of codes, and the handlers that map exceptions to them.
+
+Whoever asks for `application/problem+json` by Accept gets the same error as a problem of RFC 9457.
+"""
 
 import json
 import logging
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI, Request
@@ -9,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from services.core.model import errors
 from services.core.model.errors import InvalidSubmission, PressworkError, Problem
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS = "2"
+PROBLEM = "application/problem+json"
 
 # The first class that matches decides. An outage shows only the docstring; the log has the details.
 CODES: list[tuple[type[PressworkError], int, str]] = [
@@ -59,6 +65,23 @@ class JsonResponse(Response):
         return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
 
 
+class ErrorResponse(JsonResponse):
+    """An error in OpenAI's envelope, or as a problem."""
+
+    def __init__(self, status: int, error: dict[str, Any], headers: dict[str, str] | None) -> None:
+        super().__init__({"error": error}, status, {"Vary": "Accept", **(headers or {})})
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if _asks_for_problem(scope):
+            fields = {name: value for name, value in self._error.items() if name not in ("message", "type")}
+            title, detail = HTTPStatus(self.status_code).phrase, self._error["message"]
+            problem = {"type": "about:blank", "title": title, "status": self.status_code, "detail": detail, **fields}
+            self.body = self.render(problem)
+            self.headers["Content-Type"], self.headers["Content-Length"] = PROBLEM, str(len(self.body))
+        await super().__call__(scope, receive, send)
+
+
 def envelope(
     status: int,
     code: str,
@@ -66,10 +89,9 @@ def envelope(
     param: str | None = None,
     headers: dict[str, str] | None = None,
     **more: Any,
-) -> JsonResponse:
+) -> ErrorResponse:
     kind = "server_error" if status >= 500 else "invalid_request_error"
-    content = {"error": {"message": message, "type": kind, "param": param, "code": code, **more}}
-    return JsonResponse(content, status, headers)
+    return ErrorResponse(status, {"message": message, "type": kind, "param": param, "code": code, **more}, headers)
 
 
 def install(app: FastAPI) -> None:
@@ -83,6 +105,11 @@ def install(app: FastAPI) -> None:
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)
+
+
+def parameter_status(request: Request) -> int:
+    """The status of a wrong query parameter, which the class of the route decides (`turns.py`)."""
+    return getattr(request.scope["route"], "WRONG_PARAMETER", 422)
 
 
 def _presswork_error(_request: Request, error: PressworkError) -> Response:
@@ -127,7 +154,8 @@ def _invalid_parameter(request: Request, error: RequestValidationError) -> Respo
     fields = {field.alias: field.field_info for field in (*dependant.query_params, *dependant.path_params)}
     allowed = fields[name].description if name in fields else "what the documentation allows"
     found = json.dumps(str(entry.get("input"))[:40])
-    return envelope(422, "invalid_parameter", f"{name} is {found}; it must be {allowed}.", name)
+    status = parameter_status(request)
+    return envelope(status, "invalid_parameter", f"{name} is {found}; it must be {allowed}.", name)
 
 
 def _http_exception(request: Request, error: HTTPException) -> Response:
@@ -136,19 +164,29 @@ def _http_exception(request: Request, error: HTTPException) -> Response:
         rest = "" if request.url.path.startswith("/v1/") else "; those of jobs, files and batches begin with /v1/"
         return envelope(404, "unknown_route", f"There is nothing at this address{rest}.")
     if error.status_code == 405:
-        methods = sorted(_methods(request))
-        return envelope(
-            405,
-            "method_not_allowed",
-            f"This address takes {', '.join(methods)}.",
-            headers={"Allow": ", ".join(methods)},
-        )
+        allow = ", ".join(sorted(_methods(request)))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": allow})
+        return envelope(405, "method_not_allowed", f"This address takes {allow}.", headers={"Allow": allow})
     return envelope(error.status_code, "invalid_request", "The request cannot be understood.")
 
 
 def _methods(request: Request) -> set[str]:
-    """The methods of the routes with exactly this path, or else of those whose pattern matches."""
+    """The methods of the routes with exactly this path, or else of those whose pattern matches. Every address takes
+    OPTIONS, and HEAD if it takes GET."""
     path = request.scope["path"]
     found = [route for route in iter_route_contexts(request.app.routes) if route.path_regex.match(path)]
     exact = [route for route in found if route.path == path]
-    return {method for route in exact or found for method in route.methods or ()}
+    methods = {method for route in exact or found for method in route.methods or ()}
+    return methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())
+
+
+def _asks_for_problem(scope: Scope) -> bool:
+    """Whether Accept names problems, with no lower quality than plain JSON."""
+    accepted: dict[str, float] = {}
+    for value in (value.decode("latin-1") for name, value in scope["headers"] if name == b"accept"):
+        for entry in value.lower().split(","):
+            media, *parameters = (part.strip() for part in entry.split(";"))
+            quality = next((part[2:] for part in parameters if part.startswith("q=")), "1")
+            accepted[media] = float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0
+    return accepted.get(PROBLEM, 0.0) > 0 and accepted[PROBLEM] >= accepted.get("application/json", 0.0)

@@ -1,10 +1,15 @@
-"""Structured logs: one JSON object per line, with an event and its ids as fields. Prompts are never logged."""
+"""Structured logs: one JSON object per line, with an event and its ids as fields. Prompts are never logged.
+
+`at` is in UTC. A line that a request caused carries its `request_id`, which the answer has as X-Request-Id.
+"""
 
 import json
 import logging
 import sys
 import threading
 import time
+from contextvars import ContextVar
+from datetime import UTC, datetime
 from typing import Any
 
 _STANDARD = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -14,6 +19,8 @@ _REPEATED = {
     "services.api.body.streaming",
 }  # fmt: skip
 _MAX_STATES = 1_000
+OURS = ("services", "worker", "scheduler", "migrations", "__main__")
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of what this task or thread works on
 
 
 class JsonLines(logging.Formatter):
@@ -23,15 +30,21 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
-            "at": self.formatTime(record, "%Y-%m-%dT%H:%M:%S") + f".{int(record.msecs):03d}",
+            "at": _utc(record.created),
             "level": record.levelname.lower(),
             "role": self._role,
             "event": record.getMessage(),
         }
+        if (request := request_id.get()) is not None:
+            entry["request_id"] = request
         entry |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD and value is not None}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, default=str)
+
+
+def _utc(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class OncePerState(logging.Filter):
@@ -61,11 +74,11 @@ class OncePerState(logging.Filter):
         return True
 
 
-def configure(role: str, level: int | str = logging.INFO) -> None:
+def configure(role: str, level: int = logging.INFO) -> None:
     """Sends all logs of this process to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(role))
     handler.addFilter(OncePerState())
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("botocore", "boto3", "urllib3", "httpx", "alembic", "celery", "kombu", "amqp"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=max(level, logging.WARNING), handlers=[handler], force=True)
+    for name in OURS:  # what libraries do is of interest only when something is wrong with it
+        logging.getLogger(name).setLevel(level)

@@ -1,6 +1,7 @@
 """`python -m services.local up|down|status`: what `presswork up`, `down` and `status` run as a process."""
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--pipeline", default=os.environ.get("PRESSWORK_PIPELINE") or "onnx")
     arguments = parser.parse_args(argv)
-    logs.configure("up", level="WARNING")
+    logs.configure("up", level=logging.WARNING)
     try:
         if arguments.verb == "up":
             up(UpOptions(arguments.home, arguments.workers, arguments.pipeline), os.environ, _say)

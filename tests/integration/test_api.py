@@ -671,6 +671,7 @@ def test_what_nobody_foresaw_is_a_500_without_a_trace(
     for private in ("job_counts", "Traceback", ".py", "psycopg", "SELECT"):
         assert private not in answer.text
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["X-Request-Id"] in answer.json()["error"]["message"]
     assert "job_counts" in caplog.text
 
 

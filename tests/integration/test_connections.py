@@ -133,7 +133,10 @@ def test_strangers_never_use_the_connections_of_known_clients(api: Api) -> None:
             for _ in range(6):
                 stack.enter_context(connect(http, source))
         refused = connect(http, STRANGER)
-        assert refused.recv(65536).startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        answer = refused.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"\r\nX-Request-Id: req_" in answer
+        assert b"too_many_connections" in answer
         refused.close()
         for _ in range(3):
             with httpx.Client(base_url=http.base_url, headers=http.headers, trust_env=False) as another:

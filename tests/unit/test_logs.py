@@ -1,11 +1,15 @@
 """Logs stay small: while a process writes them, and while a state lasts that every request would report."""
 
+import asyncio
 import io
 import json
 import logging
 import os
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 
+import anyio
 import pytest
 
 from services.core import logs
@@ -49,6 +53,33 @@ def test_events_and_the_warnings_of_other_loggers_are_all_written(written):
         logging.getLogger("services.api.middleware").info("request")
         logging.getLogger("worker.device").warning("batch failed")
     assert len(written()) == 6
+
+
+def test_of_libraries_only_warnings_are_written(written):
+    for name in ("onnxscript.optimizer", "onnx_ir.passes", "torch.onnx", "celery.worker", "httpx", "botocore"):
+        logging.getLogger(name).info("Skipping constant folding for node 'node_view'")
+        logging.getLogger(name).warning("a reason to look")
+    for name in ("services.web", "worker.render", "scheduler.app", "__main__"):
+        logging.getLogger(name).info("listening")
+    assert [line["event"] for line in written()] == ["a reason to look"] * 6 + ["listening"] * 4
+
+
+def test_a_line_has_its_time_in_utc_and_the_request_that_caused_it(written, monkeypatch):
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        begin = datetime.now(UTC)
+        logging.getLogger("x").info("alone")
+        token = logs.request_id.set("req_1")
+        asyncio.run(anyio.to_thread.run_sync(logging.getLogger("x").info, "in a thread"))
+        logs.request_id.reset(token)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    alone, in_a_thread = written()
+    assert begin - timedelta(milliseconds=1) <= datetime.fromisoformat(alone["at"]) <= datetime.now(UTC)
+    assert alone["at"].endswith("Z") and "request_id" not in alone
+    assert in_a_thread["request_id"] == "req_1"
 
 
 def test_a_log_is_rotated_while_its_process_writes(tmp_path, monkeypatch):
