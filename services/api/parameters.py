@@ -1,11 +1,14 @@
 """Query parameters, checked strictly: known, given once, and well formed."""
 
+import json
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
 from pydantic import AfterValidator, BeforeValidator
 
-from services.api.errors import ApiError
+from services.api.errors import ApiError, parameter_status
+from services.core.model.errors import NotFound
 from services.core.model.states import ImageState, JobState
 
 
@@ -17,9 +20,10 @@ async def reject_unknown(request: Request) -> None:
     for name, _ in request.query_params.multi_items():
         if name not in known:
             takes = ", ".join(sorted(known)) or "none"
-            raise ApiError(422, "unknown_parameter", f"There is no such query parameter; known here: {takes}.")
+            message = f"There is no such query parameter; known here: {takes}."
+            raise ApiError(parameter_status(request), "unknown_parameter", message)
         if name in seen:
-            raise ApiError(422, "repeated_parameter", f"{name} is given twice.", param=name)
+            raise ApiError(parameter_status(request), "repeated_parameter", f"{name} is given twice.", param=name)
         seen.add(name)
 
 
@@ -63,6 +67,7 @@ After = Annotated[
     BeforeValidator(_position),
     Query(ge=0, description="the seq of the last event that the client has", json_schema_extra={"minimum": 0}),
 ]
+AfterId = Annotated[str | None, Query(max_length=40, description="the id of the last one seen")]
 FileLimit = Annotated[int, BeforeValidator(whole), _up_to(10_000)]
 BatchLimit = Annotated[int, BeforeValidator(whole), _up_to(100)]
 Cursor = Annotated[str | None, Query(max_length=200, description="the next_cursor of the page before")]
@@ -90,6 +95,15 @@ JobOptions = Annotated[
     ),
 ]
 Order = Annotated[Literal["index", "failed_first"], Query(description="index or failed_first")]
+
+
+def after_id(given: str | None, parse: Callable[[str], int]) -> int | None:
+    """The id behind which a list of the OpenAI-shaped API goes on. Raises ApiError if it is none."""
+    try:
+        return None if given is None else parse(given)
+    except NotFound:
+        message = f"after is {json.dumps(given)}; it must be the id of the last one seen."
+        raise ApiError(400, "invalid_parameter", message, param="after") from None
 
 
 def label(given: str | None) -> tuple[str, str] | None:

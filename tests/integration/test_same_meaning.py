@@ -37,7 +37,7 @@ OTHER = (
     ),
     (
         '{"prompt": "a jug", "size": "64x64", "seed": 7.0, "custom_id": 13.0, "negative_prompt": null, "n": null,'
-        ' "guidance_scale": null, "output_format": null, "output_compression": null, "metadata": null}'
+        ' "guidance_scale": null, "output_format": null, "output_compression": 100, "metadata": null}'
     ),
     f'{{"prompt": "a hat", "size": "64x64", "seed": {2**63 - 1}, "custom_id": "14", "num_inference_steps": null}}',
 )

@@ -378,6 +378,19 @@ def test_a_large_file_comes_in_parts_in_any_order(client, api, store):
     assert client.uploads.cancel(other.id).status == "cancelled"
 
 
+def test_a_part_whose_answer_was_lost_is_sent_again_and_counts_once(client, api):
+    pieces = [b"a" * 100, b"b" * 50, b"a" * 100]  # the first and the last are alike
+    whole = b"".join(pieces)
+    made = client.uploads.create(filename="x", purpose="batch", bytes=len(whole), mime_type="application/jsonl")
+    parts = [client.uploads.parts.create(made.id, data=piece).id for piece in (*pieces, *pieces)]
+    assert parts[:3] == parts[3:]
+    with api.database.begin_system() as connection:
+        kept = connection.execute(text("SELECT sum(bytes), count(*) FROM upload_parts")).one()
+    assert tuple(kept) == (150, 2)
+    done = client.uploads.complete(made.id, part_ids=parts[:3])
+    assert client.files.content(done.file.id).read() == whole
+
+
 def test_images_are_made_while_the_client_waits(client, worker):
     answer = client.images.generate(prompt="a mug", n=2, size="64x64", extra_body={"seed": 5})
     assert answer.size == "64x64"
@@ -405,6 +418,42 @@ def test_what_cannot_be_asked_for_is_a_bad_request_with_its_field(client, worker
         with pytest.raises(openai.BadRequestError) as refused:
             client.images.generate(**body)
         assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("parameters", "param"),
+    [
+        ({"limit": 0}, "limit"), ({"limit": 10_001}, "limit"), ({"after": "x"}, "after"), ({"order": "up"}, "order"),
+        ({"purpose": "x" * 41}, "purpose"), ({"extra_query": {"page": "2"}}, None),
+    ],
+)  # fmt: skip
+def test_a_bad_parameter_of_a_list_is_a_bad_request(client, parameters, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.files.list(**parameters)
+    assert refused.value.param == param
+    assert refused.value.request_id.startswith("req_")
+
+
+def test_bad_parameters_of_the_other_lists_are_bad_requests(client):
+    lists: list[Callable[[], Any]] = [
+        lambda: client.batches.list(limit=101),
+        lambda: client.batches.list(after="batch_x"),
+        lambda: client.models.list(extra_query={"x": "1"}),
+    ]
+    for ask in lists:
+        with pytest.raises(openai.BadRequestError):
+            ask()
+
+
+def test_a_number_of_images_is_refused_with_the_limit_of_this_api(client, api):
+    for n in (0, -1, 11, "2", True):
+        with pytest.raises(openai.BadRequestError, match=r"n is .*; it must be a whole number from 1 to 10\."):
+            client.images.generate(prompt="x", n=n)
+
+
+def test_what_other_clients_send_by_default_is_taken_with_a_png(client, worker):
+    [image] = client.images.generate(prompt="x", size="64x64", output_compression=100, output_format="png").data
+    assert image.output_format == "png"
 
 
 def test_a_client_that_does_not_wait_gets_the_job(client, api):

@@ -32,6 +32,11 @@ class Format(StrEnum):
     NDJSON = "application/x-ndjson"
 
 
+# No name for one JSON object a line is registered, so each that is in use is taken.
+_LINES = ("ndjson", "x-ndjson", "jsonl", "x-jsonl", "jsonlines", "x-jsonlines", "json-lines", "x-json-lines")
+_FORMATS = {Format.JSON: Format.JSON} | {f"application/{name}": Format.NDJSON for name in _LINES}
+
+
 def body_format(request: Request) -> Format:
     """Raises ApiError with 415 for any other type, and for any content encoding."""
     if request.headers.getlist("content-encoding"):
@@ -39,11 +44,13 @@ def body_format(request: Request) -> Format:
     given = request.headers.getlist("content-type")
     media, *parameters = [part.strip().lower() for part in given[0].split(";")] if len(given) == 1 else [""]
     charsets = {part.removeprefix("charset=").strip('"') for part in parameters if part.startswith("charset=")}
-    if media not in set(Format) or not charsets <= {"utf-8", "utf8"}:
+    if media not in _FORMATS or not charsets <= {"utf-8", "utf8"}:
         raise ApiError(
-            415, "unsupported_media_type", "Content-Type must be application/json or application/x-ndjson, in UTF-8."
-        )
-    return Format(media)
+            415, "unsupported_media_type",
+            "Content-Type must be application/json, or application/x-ndjson or application/jsonl for one object a "
+            "line, in UTF-8.",
+        )  # fmt: skip
+    return _FORMATS[media]
 
 
 def idempotency_key(request: Request) -> str | None:

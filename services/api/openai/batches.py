@@ -5,7 +5,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 
 from services.api import dependencies, parameters
@@ -16,7 +16,7 @@ from services.api.errors import ApiError
 from services.api.openai import bodies, schemas
 from services.api.openai.bodies import Document
 from services.api.openai.uploads import EXPIRES_AFTER, ExpiresAfter
-from services.api.turns import TenantRoute
+from services.api.turns import OpenAIRoute
 from services.core.batches import batch_jobs, line_format
 from services.core.db.database import Connection
 from services.core.files import files
@@ -25,11 +25,10 @@ from services.core.model import ids, requests
 from services.core.model.errors import Conflict, NotFound
 from services.core.queue import segments
 
-router = APIRouter(route_class=TenantRoute)
+router = APIRouter(route_class=OpenAIRoute)
 _WINDOW = re.compile(r"([1-9][0-9]{0,3})([hd])")
 _MAX_DAYS = 30
 _TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
-After = Annotated[str | None, Query(max_length=40, description="the id of the last one seen")]
 
 
 class NewBatch(Document):
@@ -64,9 +63,11 @@ async def create_batch(request: Request, context: ContextDep, tenant: Tenant) ->
 
 
 @router.get("/batches", response_model=schemas.BatchList)
-def list_batches(context: ContextDep, tenant: Tenant, limit: parameters.BatchLimit = 20, after: After = None) -> Any:
+def list_batches(
+    context: ContextDep, tenant: Tenant, limit: parameters.BatchLimit = 20, after: parameters.AfterId = None
+) -> Any:
     """The tenant's batches, newest first."""
-    before = None if after is None else schemas.parse_batch_id(after)
+    before = parameters.after_id(after, schemas.parse_batch_id)
     with context.database.begin(tenant) as connection:
         found = batch_jobs.page(connection, tenant, before=before, limit=limit + 1)
     data = [schemas.batch(entry) for entry in found[:limit]]
@@ -80,6 +81,7 @@ def list_batches(context: ContextDep, tenant: Tenant, limit: parameters.BatchLim
 
 @router.get("/batches/{batch_id}", response_model=schemas.Batch)
 def show_batch(context: ContextDep, tenant: Tenant, batch_id: str) -> Any:
+    """One batch with its counts."""
     return _show(context, tenant, schemas.parse_batch_id(batch_id))
 
 

@@ -7,13 +7,13 @@ from fastapi import APIRouter
 from services.api.authentication import Tenant
 from services.api.dependencies import ContextDep
 from services.api.openai import schemas
-from services.api.turns import TenantRoute
+from services.api.turns import OpenAIRoute
 from services.core.fleet import models
 from services.core.fleet.models import Model
 from services.core.jobs import queries
 from services.core.model.errors import NotFound
 
-router = APIRouter(route_class=TenantRoute)
+router = APIRouter(route_class=OpenAIRoute)
 
 
 @router.get("/models", response_model=schemas.ModelList)
@@ -26,6 +26,7 @@ def list_models(context: ContextDep, tenant: Tenant) -> Any:
 
 @router.get("/models/{name}", response_model=schemas.Model)
 def show_model(context: ContextDep, tenant: Tenant, name: str) -> Any:
+    """One model."""
     with context.database.begin(tenant) as connection:
         found, workers = models.catalogue(connection), queries.workers_by_revision(connection)
     if name not in found:

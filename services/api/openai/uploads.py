@@ -12,13 +12,13 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.openai import bodies, files, schemas
 from services.api.openai.bodies import Document
-from services.api.turns import TenantRoute
+from services.api.turns import OpenAIRoute
 from services.core.files import files as core_files
 from services.core.files import uploads
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 
-router = APIRouter(route_class=TenantRoute)
+router = APIRouter(route_class=OpenAIRoute)
 PART_LIMIT = 64 << 20
 _PARTS = 10_000
 
@@ -77,7 +77,7 @@ async def create_upload(request: Request, context: ContextDep, tenant: Tenant) -
 
 @router.post("/uploads/{upload_id}/parts", response_model=schemas.UploadPart, openapi_extra={"requestBody": _FORM})
 async def add_part(request: Request, context: ContextDep, tenant: Tenant, upload_id: str) -> Any:
-    """Stores one part of up to 64 MiB."""
+    """Stores one part of up to 64 MiB. Bytes that were sent before get the same id, so a part can be sent again."""
     number = uploads.parse_id(upload_id)
     async with multipart.received(request, "data", PART_LIMIT) as form:
         return await context.transfers.run(tenant, _add_part, context, tenant, number, form)
@@ -122,14 +122,16 @@ def _add_part(context: Context, tenant: int, upload_id: int, form: Form) -> sche
     context.store.put_file(key, form.file, "application/octet-stream")
     try:
         with context.database.begin(tenant) as connection:
-            uploads.add_part(connection, tenant, upload_id, part=part, size=form.size, sha256=sha256, key=key)
+            kept = uploads.add_part(connection, tenant, upload_id, part=part, size=form.size, sha256=sha256, key=key)
     except (uploads.InvalidParts, Conflict) as error:
         context.store.drop(key)
         if isinstance(error, Conflict):
             raise
         raise ApiError(400, "parts_unfit", str(error)) from None
+    if kept != part:
+        context.store.drop(key)
     return schemas.UploadPart(
-        id=uploads.part_id(part), created_at=ids.epoch(part), upload_id=uploads.public_id(upload_id)
+        id=uploads.part_id(kept), created_at=ids.epoch(kept), upload_id=uploads.public_id(upload_id)
     )
 
 

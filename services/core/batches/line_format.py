@@ -57,11 +57,9 @@ def read_body(body: dict[str, Any], prefix: str, line: int | None = None) -> tup
     fields = {name: value for name, value in body.items() if value is not None}
     problems: list[Problem] = []
 
-    def refuse(name: str, found: object, allowed: str) -> None:
+    def refuse(name: str, found: object, allowed: str, code: str = "invalid_value") -> None:
         shown = strict_json.describe(found)
-        problems.append(
-            Problem("invalid_value", f"{prefix}{name} is {shown}; it must be {allowed}.", prefix + name, line)
-        )
+        problems.append(Problem(code, f"{prefix}{name} is {shown}; it must be {allowed}.", prefix + name, line))
 
     for name, neutral in _NEUTRAL.items():
         found: object = bodies.whole(fields.pop(name, neutral[0]))
@@ -74,9 +72,10 @@ def read_body(body: dict[str, Any], prefix: str, line: int | None = None) -> tup
             refuse(name, label, "text of at most 512 characters")
     if fields.get("size") == "auto":
         del fields["size"]
-    n = bodies.whole(fields.get("n"))
-    if type(n) is int and n > IMAGES_PER_REQUEST:
-        refuse("n", fields.pop("n"), f"a whole number from 1 to {IMAGES_PER_REQUEST}")
+    n = bodies.whole(fields.get("n", 1))
+    if type(n) is not int or not 1 <= n <= IMAGES_PER_REQUEST:
+        code = "invalid_value" if type(n) is int else "wrong_type"
+        refuse("n", fields.pop("n"), f"a whole number from 1 to {IMAGES_PER_REQUEST}", code)
     response_format = fields.pop("response_format", None)
     if response_format is not None and response_format not in RESPONSE_FORMATS:
         refuse("response_format", response_format, '"url" or "b64_json"')

@@ -31,7 +31,10 @@ FROM uploads WHERE tenant_id = :tenant_id AND id = :id
 """
 _FIND = statement("uploads.find")(_FIND_ANY)
 _LOCK = statement("uploads.lock")(_FIND_ANY + "FOR UPDATE")
-_TAKEN = statement("uploads.taken")("SELECT coalesce(sum(bytes), 0) FROM upload_parts WHERE upload_id = :id")
+_TAKEN = statement("uploads.taken")("""
+SELECT coalesce(sum(bytes), 0) AS bytes, min(id) FILTER (WHERE sha256 = :sha256) AS same
+FROM upload_parts WHERE upload_id = :id
+""")
 _NEW_PART = statement("uploads.new_part")("""
 INSERT INTO upload_parts (id, upload_id, tenant_id, bytes, sha256, object_key)
 VALUES (:id, :upload_id, :tenant_id, :bytes, :sha256, :object_key)
@@ -119,30 +122,34 @@ def find(connection: Connection, tenant_id: int, upload_id: int) -> Upload:
 
 def add_part(
     connection: Connection, tenant_id: int, upload_id: int, *, part: int, size: int, sha256: bytes, key: str
-) -> None:
-    """Records a part whose object is stored.
+) -> int:
+    """Records a part whose object is stored. Returns its id: that of the part with the same bytes, if there is one, so
+    that a part which is sent again after a lost answer counts once. Then the new object is not needed.
 
     Raises:
         NotFound, Conflict: there is no such upload, or it is not open.
         InvalidParts: the parts exceed the announced size.
     """
     upload = _lock_pending(connection, tenant_id, upload_id)
-    taken = connection.execute(_TAKEN, {"id": upload_id}).scalar_one()
-    if taken + size > upload.bytes:
-        raise InvalidParts(f"The parts come to {taken + size:,} bytes; the upload announced {upload.bytes:,}.")
+    taken = connection.execute(_TAKEN, {"id": upload_id, "sha256": sha256}).one()
+    if taken.same is not None:
+        return int(taken.same)
+    if taken.bytes + size > upload.bytes:
+        raise InvalidParts(f"The parts come to {taken.bytes + size:,} bytes; the upload announced {upload.bytes:,}.")
     values = {"id": part, "upload_id": upload_id, "tenant_id": tenant_id, "bytes": size}
     connection.execute(_NEW_PART, values | {"sha256": sha256, "object_key": key})
+    return part
 
 
 def complete(
     database: Database, store: ImageStore, tenant_id: int, upload_id: int, *, parts: Sequence[str], md5: str | None
 ) -> Upload:
-    """Joins the parts, in the given order, to a file. Repeating it after a success returns the same upload.
+    """Joins the parts, in the given order, to a file. A part whose bytes come several times is named as often.
+    Repeating it after a success returns the same upload.
 
     Raises:
         NotFound, Conflict: there is no such upload, or it is not open.
-        InvalidParts: a part belongs to another upload or is named twice, or the size or the MD5 is not the announced
-            one.
+        InvalidParts: a part belongs to another upload, or the size or the MD5 is not the announced one.
     """
     with database.begin(tenant_id) as connection:
         upload = find(connection, tenant_id, upload_id)
@@ -152,8 +159,6 @@ def complete(
         known = {part_id(row.id): row for row in connection.execute(_PARTS, {"id": upload_id})}
     if strangers := [part for part in parts if part not in known]:
         raise InvalidParts(f"{strangers[0][:40]!r} is not a part of this upload.")
-    if len(set(parts)) != len(parts):
-        raise InvalidParts("A part is named twice.")
     if (size := sum(known[part].bytes for part in parts)) != upload.bytes:
         raise InvalidParts(f"The parts come to {size:,} bytes; the upload announced {upload.bytes:,}.")
     file_id = ids.new()

@@ -237,6 +237,8 @@ class Submission:
                 unit = "index" if prefix.startswith("images[") else "line"
                 rule = f"was used at {unit} {first:,} already; each must be used once in a job"
                 self._refuse("duplicate_custom_id", place, f"{prefix}custom_id", rule, request.custom_id)
+        if request.output_compression == 100 and request.output_format == "png":
+            request.output_compression = None  # type: ignore[assignment]  # OpenAI's default, and true of every PNG
         if request.output_compression is not None and request.output_format == "png":
             rule = f"must be {requests.ALLOWED['output_compression']}"
             self._refuse("invalid_value", place, f"{prefix}output_compression", rule, request.output_compression)

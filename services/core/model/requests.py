@@ -46,7 +46,7 @@ ALLOWED = {
     "n": f"a whole number from 1 to {IMAGES_PER_REQUEST:,}",
     "custom_id": "1 to 128 of A-Z a-z 0-9 . _ -, with no dot at either end",
     "output_format": '"png", "jpeg" or "webp"',
-    "output_compression": "a whole number from 0 to 100, with output_format jpeg or webp",
+    "output_compression": "a whole number from 0 to 100 with output_format jpeg or webp, or 100 with png",
     "model": "the name of a model",
     "metadata": f"a flat object of at most {METADATA_LIMIT:,} bytes as JSON",
     "metadata.*": "text, a number, true, false or null, under a name of 1 to 64 characters",
