@@ -60,6 +60,11 @@ def base_url(settings: Settings, request: Request) -> str:
     return addresses.base_url(settings, request.scope)
 
 
+def location(context: "Context", request: Request, path: str) -> dict[str, str]:
+    """The header that says where to look after what was accepted. `path` begins with `/v1/`."""
+    return {"Location": base_url(context.settings, request) + path}
+
+
 def linker(context: "Context", request: Request, job_id: int) -> Callable[[int], str]:
     """A function from an image's index to its signed URL."""
     base = base_url(context.settings, request)

@@ -7,24 +7,24 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from typing import IO, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from services.api import parameters
+from services.api import parameters, representations
 from services.api.authentication import Tenant
 from services.api.body import multipart, streaming
 from services.api.body.multipart import Form
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.openai import schemas
-from services.api.turns import TenantRoute
+from services.api.turns import OpenAIRoute
 from services.core.files import files
 from services.core.files.files import File
 from services.core.jobs import idempotency
 from services.core.model import ids
 from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, IdempotencyGone, NotFound, ObjectMissing
 
-router = APIRouter(route_class=TenantRoute)
+router = APIRouter(route_class=OpenAIRoute)
 EXPIRY = range(3600, 2_592_001)
 _FORM = {
     "required": True,
@@ -44,7 +44,6 @@ _FORM = {
     },
 }
 
-After = Annotated[str | None, Query(max_length=40, description="the id of the last one seen")]
 Order = Annotated[Literal["asc", "desc"], Query(description="asc or desc")]
 Purpose = Annotated[str | None, Query(max_length=40, description="batch or batch_output")]
 
@@ -60,12 +59,12 @@ async def create_file(request: Request, context: ContextDep, tenant: Tenant) -> 
 
 @router.get("/files", response_model=schemas.FileList)
 def list_files(
-    context: ContextDep, tenant: Tenant, limit: parameters.FileLimit = 10_000, after: After = None,
+    context: ContextDep, tenant: Tenant, limit: parameters.FileLimit = 10_000, after: parameters.AfterId = None,
     order: Order = "desc",
     purpose: Purpose = None,
 ) -> Any:  # fmt: skip
     """The tenant's files, newest first unless asked otherwise."""
-    number = None if after is None else files.parse_id(after)
+    number = parameters.after_id(after, files.parse_id)
     with context.database.begin(tenant) as connection:
         found = files.page(
             connection, tenant, after=number, limit=limit + 1, newest_first=order == "desc", purpose=purpose
@@ -81,18 +80,33 @@ def list_files(
 
 @router.get("/files/{file_id}", response_model=schemas.File)
 def show_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
-    with context.database.begin(tenant) as connection:
-        return schemas.file(files.find(connection, tenant, files.parse_id(file_id)))
+    """One file."""
+    return schemas.file(_find(context, tenant, files.parse_id(file_id)))
 
 
-@router.get("/files/{file_id}/content", response_class=StreamingResponse)
-async def read_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
-    """The file's bytes."""
-    found, first, chunks = await context.transfers.run(tenant, _open, context, tenant, files.parse_id(file_id))
+@router.get(
+    "/files/{file_id}/content",
+    response_class=StreamingResponse,
+    responses={206: {"description": "The part that Range asks for."}, 304: {"description": "If-None-Match names it."}},
+)
+async def read_file(request: Request, context: ContextDep, tenant: Tenant, file_id: str) -> Any:
+    """The file's bytes, or a range of them."""
+    found = await context.requests.run(tenant, _find, context, tenant, files.parse_id(file_id))
+    sha256 = found.sha256.hex()
+    if (unchanged := representations.unchanged(request, sha256)) is not None:
+        return unchanged
+    part = representations.part(request, sha256, found.bytes)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", found.filename)
-    headers = {"Content-Length": str(found.bytes), "Content-Disposition": f'attachment; filename="{name}"'}
-    body = _in_turns(context, tenant, itertools.chain((first,), chunks))
-    return ClosedStream(body, chunks, headers)
+    headers = representations.headers(sha256) | {"Content-Disposition": f'attachment; filename="{name}"'}
+    if request.state.is_head:
+        return Response(headers=headers | {"Content-Length": str(found.bytes)}, media_type="application/octet-stream")
+    first, last = part or (0, found.bytes - 1)
+    headers["Content-Length"] = str(last - first + 1)
+    if part is not None:
+        headers["Content-Range"] = f"bytes {first}-{last}/{found.bytes}"
+    begin, chunks = await context.transfers.run(tenant, _open, context, found, part)
+    body = _in_turns(context, tenant, itertools.chain((begin,), chunks))
+    return ClosedStream(body, chunks, headers, status=200 if part is None else 206)
 
 
 @router.delete("/files/{file_id}", response_model=schemas.FileDeleted)
@@ -167,8 +181,10 @@ def digest(file: IO[bytes]) -> bytes:
 class ClosedStream(StreamingResponse):
     """Closes what it is read from however the answer ends: left to garbage collection, a connection stays open."""
 
-    def __init__(self, body: AsyncIterator[bytes], source: Iterator[bytes], headers: dict[str, str]) -> None:
-        super().__init__(body, media_type="application/octet-stream", headers=headers)
+    def __init__(
+        self, body: AsyncIterator[bytes], source: Iterator[bytes], headers: dict[str, str], status: int
+    ) -> None:
+        super().__init__(body, status, media_type="application/octet-stream", headers=headers)
         self._source = source
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -179,17 +195,18 @@ class ClosedStream(StreamingResponse):
                 self._source.close()
 
 
-def _open(context: Context, tenant: int, file_id: int) -> tuple[File, bytes, Iterator[bytes]]:
-    """The file, its first chunk and the others. One is read now, so that an object that cannot be read is an error
-    answer."""
+def _find(context: Context, tenant: int, file_id: int) -> File:
     with context.database.begin(tenant) as connection:
-        found = files.find(connection, tenant, file_id)
+        return files.find(connection, tenant, file_id)
+
+
+def _open(context: Context, file: File, part: tuple[int, int] | None) -> tuple[bytes, Iterator[bytes]]:
+    """The first chunk and the others. One is read now, so that an object that cannot be read is an error answer."""
     try:
-        chunks = context.store.stream(found.object_key)
-        first = next(chunks, b"")
+        chunks = context.store.stream(file.object_key, part)
+        return next(chunks, b""), chunks
     except ObjectMissing:
         raise ApiError(410, "file_gone", "The file is not in the object store any more.") from None
-    return found, first, chunks
 
 
 async def _in_turns(context: Context, tenant: int, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -20,7 +20,7 @@ from services.api.body import streaming
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError, JsonResponse, envelope
 from services.api.openai import bodies, schemas
-from services.api.turns import TenantRoute
+from services.api.turns import OpenAIRoute
 from services.api.v1 import schemas as v1
 from services.core.batches import line_format, results
 from services.core.batches.line_format import Body
@@ -30,7 +30,7 @@ from services.core.jobs import lifecycle, queries, submissions
 from services.core.model import ids, requests
 from services.core.model.errors import Conflict, InvalidSubmission, StoreUnavailable, Unavailable
 
-router = APIRouter(route_class=TenantRoute)
+router = APIRouter(route_class=OpenAIRoute)
 _MIN_PAUSE, _MAX_PAUSE = 0.05, 0.4  # seconds between two polls
 _PREFER_WAIT = re.compile(r"wait=([0-9]{1,5})")
 _NO_RETRY = {"x-should-retry": "false"}  # OpenAI's client would send it again, and it would be rendered again
@@ -45,7 +45,7 @@ class Preference:
 
 
 def _schema() -> dict[str, Any]:
-    one = requests.ImageRequest.model_json_schema()
+    one = requests.ImageRequest.model_json_schema() | {"title": "GenerationRequest"}
     one["properties"].pop("custom_id")
     one["properties"]["n"] = {"type": "integer", "minimum": 1, "maximum": line_format.IMAGES_PER_REQUEST}
     one["properties"]["response_format"] = {"type": "string", "enum": list(line_format.RESPONSE_FORMATS)}
@@ -68,7 +68,7 @@ _PREFER = {
     responses={202: {"model": v1.Job}},
     openapi_extra={"requestBody": _schema(), "parameters": [_PREFER]},
 )
-async def generate(request: Request, context: ContextDep, tenant: Tenant) -> Any:
+async def generate_images(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Renders up to ten images of one prompt and waits for them."""
     key = streaming.idempotency_key(request)
     preference = _preference(request)
@@ -94,18 +94,19 @@ async def _answered(
     key: str | None,
 ) -> Any:  # fmt: skip
     """The pictures of the committed job, or the job."""
+    place = dependencies.location(context, request, f"/v1/jobs/{ids.public_job(job_id)}")
     if preference.asynchronous:
-        return await context.requests.run(tenant, _job, context, tenant, job_id, "respond-async", patient=True)
+        headers = place | {"Preference-Applied": "respond-async"}
+        return await context.requests.run(tenant, _job, context, tenant, job_id, headers, patient=True)
     limit = context.settings.wait_seconds if preference.seconds is None else preference.seconds
     if not await _wait(request, context, tenant, job_id, limit, give_up=key is None):
         if preference.seconds is not None:
-            return await context.requests.run(
-                tenant, _job, context, tenant, job_id, f"wait={preference.seconds:g}", patient=True
-            )
+            headers = place | {"Preference-Applied": f"wait={preference.seconds:g}"}
+            return await context.requests.run(tenant, _job, context, tenant, job_id, headers, patient=True)
         raise ApiError(
             504, "still_rendering",
             f"It is not done after {limit:g} s. It goes on: see /v1/jobs/{ids.public_job(job_id)}.",
-            headers=_NO_RETRY,
+            headers=_NO_RETRY | place,
         )  # fmt: skip
     base_url = dependencies.base_url(context.settings, request)
     return await context.transfers.run(
@@ -167,11 +168,11 @@ def _cancel(context: Context, tenant: int, job_id: int) -> None:
         return
 
 
-def _job(context: Context, tenant: int, job_id: int, applied: str) -> Response:
+def _job(context: Context, tenant: int, job_id: int, headers: dict[str, str]) -> Response:
     with context.database.begin(tenant) as connection:
         view = queries.job(connection, tenant, job_id)
     assert view is not None, "a recorded job can be read"
-    return JsonResponse(v1.job(view).model_dump(mode="json"), 202, {"Preference-Applied": applied})
+    return JsonResponse(v1.job(view).model_dump(mode="json"), 202, headers)
 
 
 def _answer(context: Context, tenant: int, job_id: int, response_format: str | None, base_url: str) -> Any:

@@ -6,7 +6,7 @@ from typing import IO, Annotated, Any, Literal
 from fastapi import APIRouter, Path, Request, Response
 from pydantic import BaseModel, BeforeValidator
 
-from services.api import openapi, pagination, parameters
+from services.api import dependencies, openapi, pagination, parameters
 from services.api.authentication import Tenant
 from services.api.body import json_object, json_stream, streaming
 from services.api.body.streaming import Format
@@ -101,12 +101,13 @@ def list_chunks(
     openapi_extra=openapi.body(requests.FinalizeRequest),
 )
 async def finalize_draft(
-    response: Response, context: ContextDep, tenant: Tenant, job_id: str, body: json_object.Small
+    request: Request, response: Response, context: ContextDep, tenant: Tenant, job_id: str, body: json_object.Small
 ) -> Any:
     """Queues a draft. Its chunks must be numbered from 0 without a gap, and each custom_id be used once."""
     number = ids.parse_job(job_id)
     asked = json_object.parse(requests.FinalizeRequest, body, requests.FinalizeRequest.ALLOWED)
     fresh, answer = await context.submissions.run(tenant, _finalize, context, tenant, number, asked)
+    response.headers.update(dependencies.location(context, request, f"/v1/jobs/{answer.id}"))
     if not fresh:
         response.status_code = 200
     return answer

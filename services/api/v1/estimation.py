@@ -69,7 +69,7 @@ class Estimate(BaseModel):
 
 
 @router.post("/jobs/preview", response_model=Preview, openapi_extra={"requestBody": openapi.matrix_body()})
-async def preview(request: Request, context: ContextDep, tenant: Tenant) -> Any:
+async def preview_job(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Counts the requests and images of a matrix and shows the first ten requests, without submitting it."""
     return await _read(request, context, tenant, _preview)
 
@@ -79,7 +79,7 @@ async def preview(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     response_model=Estimate,
     openapi_extra={"requestBody": openapi.estimate_body(requests.EstimateShape, submissions.MAX_SHAPES)},
 )
-async def estimate(request: Request, context: ContextDep, tenant: Tenant) -> Any:
+async def estimate_job(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Estimates the accelerator-seconds of a job, and the time until it would finish if it were submitted now."""
     return await _read(request, context, tenant, _estimate)
 

@@ -27,7 +27,7 @@ _KEY = {
 }
 
 
-class Counts(BaseModel):
+class ExportCounts(BaseModel):
     total: int
     done: int
 
@@ -41,7 +41,7 @@ class Export(BaseModel):
     format: str
     options: options.Options
     status: str
-    counts: Counts
+    counts: ExportCounts
     bytes: int
     created_at: schemas.Moment
     finished_at: schemas.Moment | None
@@ -94,6 +94,7 @@ def create_export(
         found = records.find(connection, tenant, export_id)
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
+    response.headers.update(dependencies.location(context, request, f"/v1/exports/{records.public_id(export_id)}"))
     return _shown(found)
 
 
@@ -120,7 +121,7 @@ def show_export(context: ContextDep, tenant: Tenant, export_id: str) -> Any:
 
 
 @router.get("/exports/{export_id}/files", response_model=ExportFilePage)
-def list_files(
+def list_export_files(
     context: ContextDep, tenant: Tenant, export_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
 ) -> Any:
     """The files of a completed export by path, each with a URL that is valid for some minutes."""
@@ -176,7 +177,7 @@ def _shown(export: records.Export) -> Export:
         format=export.format,
         options=export.options,
         status=export.state,
-        counts=Counts(total=export.images_total, done=export.images_done),
+        counts=ExportCounts(total=export.images_total, done=export.images_done),
         bytes=export.bytes,
         created_at=export.created_at,
         finished_at=export.finished_at,

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from services.api import openapi
+from services.api import dependencies, openapi
 from services.api.authentication import Tenant
 from services.api.body import json_object, streaming
 from services.api.dependencies import Context, ContextDep
@@ -61,6 +61,7 @@ async def retry_job(
     receipt, answer = await context.submissions.run(tenant, _retry, context, tenant, number, asked, key)
     if receipt.replayed:
         response.headers["Idempotent-Replayed"] = "true"
+    response.headers.update(dependencies.location(context, request, f"/v1/jobs/{answer.id}"))
     return answer
 
 

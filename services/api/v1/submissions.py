@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from fastapi import APIRouter, Request, Response
 
-from services.api import openapi, parameters
+from services.api import dependencies, openapi, parameters
 from services.api.authentication import Tenant
 from services.api.body import json_stream, streaming
 from services.api.body.streaming import Format
@@ -44,7 +44,7 @@ class ReceivedSubmission:
     responses={201: {"model": schemas.Job, "description": "A draft, which holds no image yet."}},
     openapi_extra={"requestBody": openapi.submission_body(), **openapi.IDEMPOTENT},
 )
-async def submit(
+async def submit_job(
     request: Request,
     response: Response,
     context: ContextDep,
@@ -67,6 +67,7 @@ async def submit(
         receipt, answer = await context.submissions.run(tenant, _record, context, arrival)
     if receipt.replayed:
         response.headers["Idempotent-Replayed"] = "true"
+    response.headers.update(dependencies.location(context, request, f"/v1/jobs/{answer.id}"))
     if answer.status == "draft":
         response.status_code = 201
     return answer

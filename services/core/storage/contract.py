@@ -31,8 +31,8 @@ class ImageStore(Protocol):
 
     def read(self, key: str) -> bytes: ...
 
-    def stream(self, key: str) -> Iterator[bytes]:
-        """The object's bytes, chunk by chunk."""
+    def stream(self, key: str, part: tuple[int, int] | None = None) -> Iterator[bytes]:
+        """The object's bytes, chunk by chunk. `part`: only those from the first to the last of these positions."""
         ...
 
     def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:

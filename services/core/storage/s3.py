@@ -70,9 +70,10 @@ class S3Store:
             body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
         return bytes(body)
 
-    def stream(self, key: str) -> Iterator[bytes]:
+    def stream(self, key: str, part: tuple[int, int] | None = None) -> Iterator[bytes]:
+        asked = {} if part is None else {"Range": f"bytes={part[0]}-{part[1]}"}
         with self._translated():
-            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
+            body = self._client.get_object(Bucket=self.bucket, Key=key, **asked)["Body"]
             with closing(body):  # a reader that leaves before the end frees the connection at once
                 yield from body.iter_chunks(_CHUNK)
 
