@@ -1,6 +1,7 @@
 """The exported graphs compute what the networks do, under names that stay, from one file of weights."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ pytest.importorskip("onnxscript")
 import onnx
 import onnxruntime
 
+from services.core import logs
 from worker.model import checkpoint, directory, make
 from worker.model.checkpoint import Checkpoint
 from worker.model.export import WEIGHTS, Exporter
@@ -75,6 +77,14 @@ def test_each_graph_computes_what_its_network_does(model: Checkpoint, exporter: 
     found, flags = run(exported / "decoder.onnx", latents)
     assert np.abs(found.astype(int) - pixels.numpy().astype(int)).max() <= 1
     assert flags.tolist() == finite.tolist() == [True, False]
+
+
+def test_an_export_writes_nothing_to_the_log(exporter: Exporter, tmp_path: Path, monkeypatch, capfd):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    logs.configure("worker")
+    exporter.write_weights(tmp_path / WEIGHTS)
+    exporter.write_text(tmp_path / "text.onnx", 1)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_names_and_shapes_are_fixed(model: Checkpoint, exported: Path):
