@@ -2,12 +2,14 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from enum import Enum
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from services.api import authentication, errors, health, parameters, readiness
+from services.api import authentication, document, errors, health, pages, parameters, readiness
 from services.api.admission import Admission
 from services.api.authentication import documented
 from services.api.dependencies import Context
@@ -28,6 +30,16 @@ from services.api.v1 import (
 )
 from services.core.settings import Settings
 
+_TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
+    "jobs": (submissions, estimation, jobs, job_requests, events, job_actions, deletion),
+    "drafts": (drafts,),
+    "exports": (exports,),
+    "images": (generations,),
+    "batches": (batches,),
+    "files": (files,),
+    "uploads": (uploads,),
+    "models": (models,),
+}
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}
 
 
@@ -38,32 +50,33 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("presswork"),
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=document.operation_id,
         lifespan=_lifespan,
     )
     app.state.context = Context.open(settings)
     app.state.admission = Admission(settings)
     app.state.readiness = readiness.Readiness(app.state.context)
     open_routes = APIRouter(dependencies=[Depends(parameters.reject_unknown)])
-    open_routes.include_router(health.router)
+    open_routes.include_router(health.router, tags=["monitoring"])
     # A request without a valid key learns nothing about parameters: authentication comes first.
     tenants_routes = APIRouter(
         prefix="/v1",
         dependencies=[Depends(documented), Depends(authentication.authenticate), Depends(parameters.reject_unknown)],
         responses=_ERRORS,
     )
-    for routes in (
-        submissions, estimation, drafts, job_actions, job_requests, jobs, events, files, uploads, batches, generations,
-        models, exports, deletion,
-    ):  # fmt: skip
-        tenants_routes.include_router(routes.router)
+    for tag, modules in _TENANTS_ROUTES.items():
+        for routes in modules:
+            tenants_routes.include_router(routes.router, tags=[tag])
     links_routes = APIRouter(
         prefix="/v1", dependencies=[Depends(documented), Depends(parameters.reject_unknown)], responses=_ERRORS
     )
-    links_routes.include_router(image_content.router)
-    app.include_router(open_routes)
-    app.include_router(tenants_routes)
-    app.include_router(links_routes)
+    links_routes.include_router(image_content.router, tags=["images"])
+    for router in (tenants_routes, links_routes, open_routes):
+        app.include_router(router)
+    app.include_router(pages.router, include_in_schema=False)
+    app.openapi = partial(document.once, app, settings)  # type: ignore[method-assign]
     app.add_middleware(RequestMiddleware, settings=settings, admission=app.state.admission)
     errors.install(app)
     return app

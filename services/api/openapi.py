@@ -1,4 +1,5 @@
-"""OpenAPI schemas of the bodies that FastAPI does not parse, and of the Idempotency-Key header."""
+"""OpenAPI schemas of the bodies that FastAPI does not parse, and of the Idempotency-Key header. `document.py` gives
+those with a title a name of their own."""
 
 from typing import Any
 
@@ -26,33 +27,33 @@ def body(model: type[BaseModel], required: bool = True) -> dict[str, Any]:
 def submission_body() -> dict[str, Any]:
     """A job: requests in a list, a matrix of them, or a draft that holds none yet. Or one request a line."""
     head, defaults = requests.JobOptions.model_json_schema()["properties"], _defaults()
-    shared = {"defaults": defaults, "draft": {"enum": [False, None]}, **head}
+    shared = {"defaults": defaults, "draft": {"anyOf": [{"const": False}, {"type": "null"}]}, **head}
     forms = [
-        _object({"images": _images(), **shared}, "images"),
-        _object({"matrix": _matrix(), **shared}, "matrix"),
-        _object({"draft": {"const": True}, **head}, "draft"),
+        _object("ImagesSubmission", {"images": _images(), **shared}, "images"),
+        _object("MatrixSubmission", {"matrix": _matrix(), **shared}, "matrix"),
+        _object("DraftSubmission", {"draft": {"const": True}, **head}, "draft"),
     ]
-    return _json_or_lines({"oneOf": forms})
+    return _json_or_lines({"title": "Submission", "oneOf": forms})
 
 
 def chunk_body() -> dict[str, Any]:
-    return _json_or_lines(_object({"images": _images(), "defaults": _defaults()}, "images"))
+    return _json_or_lines(_object("ChunkSubmission", {"images": _images(), "defaults": _defaults()}, "images"))
 
 
 def matrix_body() -> dict[str, Any]:
     head, defaults = requests.JobOptions.model_json_schema()["properties"], _defaults()
-    return _json(_object({"matrix": _matrix(), "defaults": defaults, **head}, "matrix"))
+    return _json(_object("PreviewRequest", {"matrix": _matrix(), "defaults": defaults, **head}, "matrix"))
 
 
 def estimate_body(shape: type[BaseModel], max_shapes: int) -> dict[str, Any]:
     head, defaults = requests.JobOptions.model_json_schema()["properties"], _defaults()
     shapes = {"type": "array", "minItems": 1, "maxItems": max_shapes, "items": shape.model_json_schema()}
     forms = [
-        _object({"images": _images(), "defaults": defaults, **head}, "images"),
-        _object({"matrix": _matrix(), "defaults": defaults, **head}, "matrix"),
-        _object({"shapes": shapes, "priority": head["priority"]}, "shapes"),
+        _object("ImagesEstimate", {"images": _images(), "defaults": defaults, **head}, "images"),
+        _object("MatrixEstimate", {"matrix": _matrix(), "defaults": defaults, **head}, "matrix"),
+        _object("ShapesEstimate", {"shapes": shapes, "priority": head["priority"]}, "shapes"),
     ]
-    return _json({"oneOf": forms})
+    return _json({"title": "EstimateRequest", "oneOf": forms})
 
 
 def _defaults() -> dict[str, Any]:
@@ -78,11 +79,12 @@ def _matrix() -> dict[str, Any]:
         "repeat": defaults["n"],
         "seed": defaults["seed"],
     }
-    return _object(properties, "template", "vary")
+    return _object("Matrix", properties, "template", "vary")
 
 
-def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+def _object(title: str, properties: dict[str, Any], *required: str) -> dict[str, Any]:
     return {
+        "title": title,
         "type": "object",
         "additionalProperties": False,
         "required": list(required),

@@ -369,7 +369,6 @@ QUERIES: list[tuple[str, str, int, str]] = [
     ("20-session", "/v1/jobs;jsessionid=1", 404, "unknown_route"),
     ("20-trailing-slash", "/v1/jobs/", 404, "unknown_route"),
     ("20-long", f"/{'a' * 20_000}", 404, "unknown_route"),
-    ("20-docs", "/docs", 404, "unknown_route"),
 ]
 
 

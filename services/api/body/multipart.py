@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from services.api.body import streaming
 from services.api.errors import ApiError
 
-_OVERHEAD_BYTES = 64 << 10  # the form without its file
+OVERHEAD_BYTES = 64 << 10  # the form without its file
 _MAX_FIELDS = 8
 _MAX_NAME = 255
 
@@ -38,13 +38,13 @@ async def received(request: Request, file_field: str, limit: int) -> AsyncIterat
         raise ApiError(415, "unsupported_media_type", "Content-Type must be multipart/form-data.")
     if request.headers.getlist("content-encoding"):
         raise ApiError(415, "unsupported_encoding", "The body must be sent as it is, without a Content-Encoding.")
-    streaming.check_length(request, limit + _OVERHEAD_BYTES)
+    streaming.check_length(request, limit + OVERHEAD_BYTES)
     parser = MultiPartParser(
         request.headers,
-        _limited(request, limit + _OVERHEAD_BYTES),
+        _limited(request, limit + OVERHEAD_BYTES),
         max_files=1,
         max_fields=_MAX_FIELDS,
-        max_part_size=_OVERHEAD_BYTES,
+        max_part_size=OVERHEAD_BYTES,
     )
     try:
         form = await parser.parse()

@@ -12,7 +12,7 @@ from services.core.model import strict_json
 from services.core.model.body import Body
 from services.core.settings import Settings
 
-_LIMIT = 1 << 20
+LIMIT = 1 << 20
 _KINDS = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
 
 
@@ -26,7 +26,7 @@ Kind = TypeVar("Kind", bound=Document)
 async def read_object(request: Request, settings: Settings, example: str) -> dict[str, Any]:
     """Reads the body as an object. Errors name `example` as one of its fields. Raises ApiError."""
     json_object.require_json(request)
-    async with streaming.received(request, settings, Format.JSON, max_bytes=_LIMIT) as spool:
+    async with streaming.received(request, settings, Format.JSON, max_bytes=LIMIT) as spool:
         try:
             return json_object.read(spool.read(), example)
         except ApiError as error:

@@ -87,7 +87,10 @@ def show_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
 @router.get(
     "/files/{file_id}/content",
     response_class=StreamingResponse,
-    responses={206: {"description": "The part that Range asks for."}, 304: {"description": "If-None-Match names it."}},
+    responses={
+        206: {"description": "The part that Range asks for."},
+        304: {"description": "The client has it: If-None-Match names it."},
+    },
 )
 async def read_file(request: Request, context: ContextDep, tenant: Tenant, file_id: str) -> Any:
     """The file's bytes, or a range of them."""

@@ -24,7 +24,7 @@ Signature = Annotated[str | None, Query(max_length=64, description="the signatur
     "/jobs/{job_id}/images/{index}/content",
     status_code=307,
     response_class=RedirectResponse,
-    responses={304: {"description": "If-None-Match names it."}},
+    responses={304: {"description": "The client has it: If-None-Match names it."}},
 )
 def read_image(request: Request, context: ContextDep, job_id: str, index: str, signature: Signature = None) -> Any:
     """Redirects to the stored image. The signed `url` needs no key; without the signature a key is needed. A HEAD is

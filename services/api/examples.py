@@ -1,0 +1,35 @@
+"""An example of each JSON body, by operation."""
+
+from typing import Any
+
+_MATRIX = {
+    "template": "a {colour} {thing} on a wooden floor",
+    "vary": {"colour": ["red", "teal"], "thing": ["mug", "hat"]},
+    "repeat": 4,
+}
+BODIES: dict[str, Any] = {
+    "submit_job": {
+        "images": [
+            {"prompt": "a red mug on a wooden floor", "n": 4, "seed": 7, "custom_id": "mug-1"},
+            {"prompt": "a teal bottle", "output_format": "webp", "output_compression": 80, "metadata": {"sku": "B-12"}},
+        ],
+        "priority": "high",
+        "labels": {"run": "nightly"},
+    },
+    "preview_job": {"matrix": _MATRIX},
+    "estimate_job": {"shapes": [{"images": 10_000}]},
+    "append_chunk": {"images": [{"prompt": "a red mug", "custom_id": "mug-1"}]},
+    "finalize_draft": {"chunks": 12, "images": 600_000},
+    "change_job": {"priority": "low", "labels": {"run": "nightly"}},
+    "retry_job": {"priority": "high"},
+    "create_export": {"format": "webdataset", "options": {"images_per_shard": 1_000}},
+    "create_upload": {
+        "filename": "requests.jsonl", "purpose": "batch", "bytes": 104_857_600, "mime_type": "application/jsonl",
+    },
+    "complete_upload": {"part_ids": ["part_039yaf9w3gxt6", "part_039yafactkzz6"]},
+    "create_batch": {
+        "input_file_id": "file-039yaf9w3gxt6", "endpoint": "/v1/images/generations", "completion_window": "24h",
+        "metadata": {"run": "nightly"},
+    },
+    "generate_images": {"prompt": "a teal bottle on a white background", "n": 2, "response_format": "url"},
+}  # fmt: skip
