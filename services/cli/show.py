@@ -115,7 +115,9 @@ def job(found: Job) -> RenderableType:
     table.add_column(overflow="fold")
     table.add_row("images", _counted(found))
     if found["rate"] and not found["finished_at"]:
-        table.add_row("speed", f"{units.speed(found['rate'])}{_left(found)}")
+        table.add_row("speed", units.speed(found["rate"]))
+    if found["eta_seconds"] is not None and not found["finished_at"]:
+        table.add_row("left", f"about {units.duration(found['eta_seconds'])}")
     table.add_row(
         "created", f"{units.local(found['created_at'])}  ({units.age(found['created_at'], found['as_of'])} ago)"
     )
@@ -295,10 +297,6 @@ def _counted(found: Job) -> Text:
         if counts[name]:
             words.append(f", {counts[name]:,} {name}", style=_STYLES.get(name, ""))
     return words
-
-
-def _left(found: Job) -> str:
-    return "" if found["eta_seconds"] is None else f", {units.duration(found['eta_seconds'])} to go"
 
 
 def _reason(image: Image) -> str:

@@ -14,6 +14,7 @@ SYSTEM_TRANSACTIONS = [
     ("v1/deletion.py", "delete_job"),  # a tenant's transaction cannot write a row that it would not see
     ("v1/estimation.py", "_estimate"),  # every tenant's queued images are ahead
     ("v1/image_content.py", "_done_image"),  # a signed link names the image and no tenant
+    ("v1/jobs.py", "described"),  # every tenant's queued images are ahead
 ]
 
 

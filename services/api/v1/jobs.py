@@ -10,7 +10,7 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
-from services.core.jobs import lifecycle, queries
+from services.core.jobs import lifecycle, queries, remaining
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.states import ImageState
@@ -46,7 +46,7 @@ def list_jobs(
     page = found[:limit]
     last = page[-1].id if len(found) > limit else reached
     more = None if last is None else pagination.encode_cursor(context.settings.secret, listing, last)
-    return schemas.JobPage(data=[schemas.job(view) for view in page], next_cursor=more)
+    return schemas.JobPage(data=described(context, page), next_cursor=more)
 
 
 @router.get("/jobs/{job_id}", response_model=schemas.Job)
@@ -125,4 +125,12 @@ def shown(context: Context, tenant: int, number: int) -> schemas.Job:
         view = queries.job(connection, tenant, number)
     if view is None:
         raise NotFound("There is no such job.")
-    return schemas.job(view)
+    return described(context, [view])[0]
+
+
+def described(context: Context, views: list[queries.JobView]) -> list[schemas.Job]:
+    """The jobs as they are shown, each with the time that is left, if it is known."""
+    if any(remaining.lacking(view) for view in views):
+        with context.database.begin_system() as connection:  # every tenant's queued images are ahead
+            views = remaining.estimated(connection, views)
+    return [schemas.job(view) for view in views]

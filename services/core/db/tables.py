@@ -359,8 +359,9 @@ counters = Table(
         for name in columns.COUNTS
     ),
     Column("rate", Double, nullable=False, server_default=zero),  # images finished per second, recently
-    Column("folded_at", Moment, nullable=False, server_default=now),
+    Column("folded_at", Moment, nullable=False, server_default=now),  # until when the rate was measured
     Column("reused", Integer, nullable=False, server_default=zero),  # how many of the done ones were copied
+    Column("rate_seconds", Double, nullable=False, server_default=zero),  # behind the rate; older ones count less
     CheckConstraint(f"least({', '.join(columns.COUNTS)}) >= 0", name="counters_not_negative"),
 )
 

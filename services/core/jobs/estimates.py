@@ -10,7 +10,7 @@ all workers of the model are available. Other tenants in the same class change i
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,17 +149,32 @@ class WorkTally(Trial):
         self.requests += times
 
 
+class Measured:
+    """What is known of these model revisions: the rates of their shapes, and how many workers are live."""
+
+    def __init__(self, connection: Connection, revisions: Iterable[str]) -> None:
+        values = {"revisions": list(revisions), "seconds": LIVE_SECONDS}
+        self._rows = connection.execute(_RATES, values).all()
+        self._rates: dict[Shape, Rate | None] = {}
+        self.workers = {row.model_revision: int(row.workers) for row in connection.execute(_WORKERS, values)}
+
+    def rate(self, shape: Shape) -> Rate | None:
+        """None: no shape of its model was measured."""
+        if shape not in self._rates:
+            self._rates[shape] = _rate(self._rows, shape)
+        return self._rates[shape]
+
+
 def estimate(connection: Connection, counts: dict[tuple[str, Shape], int], priority: int) -> Estimate:
     """Estimates the images counted by model and shape. Takes a system transaction: the work of all tenants counts."""
     revisions = sorted({shape.model_revision for _, shape in counts})
-    measured = connection.execute(_RATES, {"revisions": revisions}).all()
-    found = connection.execute(_WORKERS, {"revisions": revisions, "seconds": LIVE_SECONDS})
-    workers = {row.model_revision: int(row.workers) for row in found}
+    measured = Measured(connection, revisions)
+    workers = measured.workers
     ahead = {
         columns.read_shape(row): float(row.images)
         for row in connection.execute(_AHEAD, {"revisions": revisions, "priority": priority})
     }
-    rates = {shape: _rate(measured, shape) for shape in {*ahead, *(shape for _, shape in counts)}}
+    rates = {shape: measured.rate(shape) for shape in {*ahead, *(shape for _, shape in counts)}}
     shapes = tuple(
         ShapeEstimate(model, shape, images, workers.get(shape.model_revision, 0), rates[shape])
         for (model, shape), images in counts.items()

@@ -16,12 +16,15 @@ from services.core.db.columns import COUNTS, Payload
 from services.core.db.statements import statement
 from services.core.model.states import ImageState
 
+# Whether a job's rate says how fast it is: there are 10 seconds and as many finished images behind it as are being
+# rendered, and it was measured within the last minute, or the time that two claims of each worker take.
+_MEASURED = """c.rate_seconds >= 10 AND c.rate > 0 AND c.rate * c.rate_seconds >= c.rendering
+       AND abs(extract(epoch FROM now() - c.folded_at)) <= greatest(60, 2 * c.rendering / c.rate)"""
 _JOB = f"""
 SELECT j.id, j.state, j.paused, j.priority, j.total, j.labels, j.requests, j.parent_id, j.dedupe, j.embed_prompt,
        j.created_at, j.started_at, j.cancel_requested_at, j.finished_at, j.expires_at, j.stop_reason, now() AS as_of,
        {columns.counts("c")}, c.reused,
-       CASE WHEN c.folded_at BETWEEN now() - interval '60 seconds' AND now() + interval '60 seconds'
-       THEN c.rate ELSE 0 END AS rate
+       CASE WHEN {_MEASURED} THEN c.rate ELSE 0 END AS rate
 FROM jobs j JOIN job_counts c ON c.job_id = j.id
 """  # noqa: S608  our own text
 _ONE_JOB = statement("queries.one_job")(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id = :job_id")
@@ -139,7 +142,7 @@ SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SE
 @dataclass(frozen=True, slots=True)
 class JobView:
     """One job at one moment. `reused` counts the done images that were copied from earlier ones. `rate` is the recent
-    number of images finished per second; `eta_seconds` is None while it is 0."""
+    number of images finished per second, 0 until enough were; `eta_seconds` is None while it is 0 (`remaining.py`)."""
 
     id: int
     state: str
@@ -307,7 +310,7 @@ def totals(connection: Connection) -> tuple[dict[str, int], dict[str, int], int]
 
 def _job_view(row: Any) -> JobView:
     left = row.queued + row.rendering
-    rate = row.rate if left and row.state in ("queued", "in_progress") else 0.0
+    rate = row.rate if left and not row.paused and row.state in ("queued", "in_progress") else 0.0
     return JobView(
         id=row.id,
         state=row.state,

@@ -7,8 +7,12 @@ from services.core.db.statements import statement
 
 _NEW = statement("counters.new")("INSERT INTO counters (job_id, queued) VALUES (:id, :images)")
 _GROW = statement("counters.grow")("UPDATE counters SET queued = queued + :images WHERE job_id = :id")
-# Deltas are folded oldest first, so no counter can become negative. The rate is an exponentially weighted mean of the
-# images finished per second, with a time constant of 30 seconds.
+# Deltas are folded oldest first, so no counter can become negative.
+#
+# The rate is the number of images finished per second, measured from one fold with finished images to the next. Older
+# images and their seconds count less: a third of them after 30 seconds, or, if batches take longer, after twice as many
+# images as are being rendered. The measurement begins when a worker first claims images of the job, and again if none
+# was being rendered for a minute: the job was paused, or others came first.
 _ADDED = (*columns.COUNTS, "reused")
 _FOLD = statement("counters.fold")(f"""
 WITH folded AS (
@@ -17,17 +21,23 @@ WITH folded AS (
   ) RETURNING job_id, {", ".join(_ADDED)}
 ), sums AS (
   SELECT job_id, {", ".join(f"sum({name}) AS {name}" for name in _ADDED)} FROM folded GROUP BY job_id
+), measured AS (
+  SELECT sums.*, (sums.done + sums.failed)::double precision AS finished, seconds, clock_timestamp() AS until,
+         before.rendering = 0 AND (before.rate_seconds = 0 OR seconds > 60) AS begins,
+         before.rate_seconds * exp(-least(
+           seconds / 30, (sums.done + sums.failed) / (2.0 * greatest(before.rendering, 1)))) AS older
+  FROM sums JOIN counters before USING (job_id)
+  CROSS JOIN LATERAL (
+    SELECT greatest(extract(epoch FROM clock_timestamp() - before.folded_at)::double precision, 0.001) AS seconds
+  ) since
 )
 UPDATE counters SET
-  {", ".join(f"{name} = counters.{name} + sums.{name}" for name in _ADDED)},
-  rate = rate + CASE WHEN counters.done + counters.failed = 0 THEN 1 ELSE 1 - exp(-seconds / 30) END
-              * ((sums.done + sums.failed) / seconds - rate),
-  folded_at = clock_timestamp()
-FROM sums, LATERAL (
-  SELECT greatest(extract(epoch FROM clock_timestamp() - folded_at)::double precision, 0.05) AS seconds
-  FROM counters AS before WHERE before.job_id = sums.job_id
-) age
-WHERE counters.job_id = sums.job_id
+  {", ".join(f"{name} = counters.{name} + measured.{name}" for name in _ADDED)},
+  rate = CASE WHEN begins THEN 0 WHEN finished = 0 THEN rate
+              ELSE (rate * older + finished) / (older + seconds) END,
+  rate_seconds = CASE WHEN begins THEN 0 WHEN finished = 0 THEN rate_seconds ELSE older + seconds END,
+  folded_at = CASE WHEN begins OR finished > 0 THEN until ELSE folded_at END
+FROM measured WHERE counters.job_id = measured.job_id
 """)  # noqa: S608  our own text
 
 

@@ -1,0 +1,13 @@
+"""A job's rate notes how many seconds it was measured over, so that a rate of one moment is not taken for the job's."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0013"
+down_revision = "0012"
+
+
+def upgrade() -> None:
+    sql = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
+    op.get_bind().execution_options(no_parameters=True).exec_driver_sql(sql)
