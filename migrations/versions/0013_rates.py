@@ -1,4 +1,5 @@
-"""A job's rate notes how many seconds it was measured over, so that a rate of one moment is not taken for the job's."""
+"""A job's rate notes the seconds behind it, so that the rate of a moment is not taken for the job's; and a job counts
+its requests without a seed, of which `dedupe` can reuse nothing."""
 
 from pathlib import Path
 

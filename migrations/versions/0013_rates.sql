@@ -1,6 +1,9 @@
 -- The seconds behind `rate`; older ones count less. folded_at is since this release the time up to which it was measured.
 ALTER TABLE counters ADD COLUMN rate_seconds double precision NOT NULL DEFAULT 0;
 
+-- How many requests gave no seed. Jobs of the release before count none.
+ALTER TABLE jobs ADD COLUMN drawn_seeds integer NOT NULL DEFAULT 0;
+
 CREATE OR REPLACE VIEW job_counts WITH (security_invoker = true) AS
 SELECT c.job_id, c.queued + d.queued AS queued, c.rendering + d.rendering AS rendering, c.done + d.done AS done,
        c.failed + d.failed AS failed, c.cancelled + d.cancelled AS cancelled, c.reused + d.reused AS reused,

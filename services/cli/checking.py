@@ -23,11 +23,13 @@ class Count:
 
     requests: int = 0
     images: int = 0
+    drawn_seeds: int = 0
     by_shape: Counter[ShapeFields] = field(default_factory=Counter)
 
     def add(self, request: ImageRequest) -> None:
         self.requests += 1
         self.images += request.n
+        self.drawn_seeds += request.seed is None
         scale: float | None = request.guidance_scale
         guided = (
             scale if scale is None else (7.5 if scale > 1 else 1.0)

@@ -138,6 +138,7 @@ def job(found: Job) -> RenderableType:
         table.add_row("retry of", found["retry_of"])
     parts: list[RenderableType] = [
         head,
+        *(Text(warning, style="yellow") for warning in found.get("warnings", [])),
         bar(counts["done"], counts["failed"] + counts["cancelled"], counts["total"]),
         table,
     ]

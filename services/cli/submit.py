@@ -11,6 +11,7 @@ from presswork_client import Client, ClientError, Job
 from services.cli import checking, follow, matrices, options, reading, sending, show
 from services.cli.exits import BadInput, Exit, Usage, guarded
 from services.cli.profile import connect
+from services.core.model import requests
 
 _PATIENCE_SECONDS = 120.0
 _FIELDS, _HOW = "Defaults for fields that a request does not set", "Reading the file"
@@ -133,7 +134,9 @@ def submit(
     repeat: Repeat = None,
     priority: options.Priority = None,
     label: options.Labels = None,
-    dedupe: Annotated[bool, typer.Option("--dedupe", help="Reuse images that were rendered before.")] = False,
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="Reuse images that were rendered before; needs seeds.")
+    ] = False,
     embed_prompt: Annotated[bool, typer.Option("--embed-prompt", help="Write the prompt into the files.")] = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job until it ends.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; submit nothing.")] = False,
@@ -231,17 +234,26 @@ def _dry_run(
     priority = {name: value for name, value in head.items() if name == "priority"}
     if grid is not None:
         with_defaults: dict[str, Any] = {"defaults": dict(defaults)} if defaults else {}
+        found = client.preview(grid, **with_defaults)
         if not as_json:
-            matrices.show_preview(client.preview(grid, **with_defaults))
+            matrices.show_preview(found)
+        drawn = 0 if "seed" in {**defaults, **grid, **grid["vary"]} else found["requests"]
+        _warn(found["requests"], head, drawn)
         _shown(client.estimate(matrix=grid, **with_defaults, **priority), as_json)
         return Exit.OK
     counted = checking.check(_required(source))
     show.say(f"{counted.requests:,} requests for {counted.images:,} images, all well formed")
+    _warn(counted.requests, head, counted.drawn_seeds)
     try:
         _shown(client.estimate(shapes=counted.shapes(), **priority), as_json)
     except ClientError as error:
         raise _of_requests(error) from None
     return Exit.OK
+
+
+def _warn(count: int, head: Mapping[str, Any], drawn_seeds: int) -> None:
+    for warning in requests.warnings(count, dedupe=bool(head.get("dedupe")), drawn_seeds=drawn_seeds):
+        show.say(warning, style="yellow")
 
 
 def _of_requests(error: ClientError) -> Exception:
@@ -264,6 +276,8 @@ def _shown(found: Any, as_json: bool) -> None:
 def _after(client: Client, job: Job, watch: bool, as_json: bool) -> Exit:
     if watch:
         show.say(f"{job['id']} has {job['counts']['total']:,} images")
+        for warning in job.get("warnings", []):
+            show.say(warning, style="yellow")
         return follow.job(client, job["id"], as_json)
     if as_json:
         show.document(job)

@@ -208,6 +208,18 @@ def test_labels_and_defaults_reach_the_job(run: Run, api: Api, tmp_path: Path) -
     assert [row["seed"] for row in payloads(api)] == [9, 5]
 
 
+def test_dedupe_without_seeds_is_said_to_reuse_nothing(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a mug\na vase\n")
+    matrix = ("--matrix", "a {colour} mug", "--vary", "colour=red,teal")
+    for words in (("p.txt", "--dry-run"), ("p.txt",), (*matrix, "--dry-run"), matrix):
+        assert "dedupe reuses nothing: no request has a seed" in " ".join(
+            run("submit", *words, "--dedupe").output.split()
+        ), words
+        assert "dedupe reuses" not in run("submit", *words, "--dedupe", "--seed", "7").output
+        assert "dedupe reuses" not in run("submit", *words).output
+    assert len(document(run("submit", "p.txt", "--dedupe", "--json"))["warnings"]) == 1
+
+
 @pytest.mark.parametrize("labels", [[], ["--label", "a=b"]])
 def test_bad_lines_are_shown_in_a_table_at_their_places_and_nothing_is_recorded(
     run: Run, api: Api, tmp_path: Path, labels: list[str]

@@ -34,7 +34,8 @@ class Counts(BaseModel):
 
 class Job(BaseModel):
     """`retry_of` is the job whose failed images this one renders again. `reused` counts the done images that were
-    copied from earlier jobs. A job that has not finished at `expires_at` is stopped, and `stop_reason` says so."""
+    copied from earlier jobs. `warnings` say what is allowed and hardly meant. A job that has not finished at
+    `expires_at` is stopped, and `stop_reason` says so."""
 
     id: str
     object: Literal["job"] = "job"
@@ -48,6 +49,7 @@ class Job(BaseModel):
     reused: int
     dedupe: bool
     embed_prompt: bool
+    warnings: list[str]
     created_at: Moment
     started_at: Moment | None
     cancel_requested_at: Moment | None
@@ -157,6 +159,7 @@ def job(view: JobView) -> Job:
         reused=view.reused,
         dedupe=view.dedupe,
         embed_prompt=view.embed_prompt,
+        warnings=requests.warnings(view.requests, dedupe=view.dedupe, drawn_seeds=view.drawn_seeds),
         created_at=view.created_at,
         started_at=view.started_at,
         cancel_requested_at=view.cancel_requested_at,

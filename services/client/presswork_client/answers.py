@@ -71,6 +71,7 @@ class Job(TypedDict):
     labels: dict[str, str]
     dedupe: bool
     embed_prompt: bool
+    warnings: list[str]
     retry_of: str | None
     stop_reason: str | None
     created_at: str

@@ -117,7 +117,9 @@ def accept(connection: Connection, submission: submissions.Submission) -> bool:
     """Records every image of a valid file and queues the job with its current priority. False: the job is no longer
     validating."""
     images = submission.total
-    job = job_states.accept(connection, submission.job_id, images=images, requests=submission.requests)
+    job = job_states.accept(
+        connection, submission.job_id, images=images, requests=submission.requests, drawn_seeds=submission.drawn_seeds
+    )
     if job is None:
         return False
     segments.new(

@@ -117,6 +117,7 @@ jobs = Table(
     Column("parent_id", BigInteger),  # the job whose images it renders again
     Column("dedupe", Boolean, nullable=False, server_default=text("false")),
     Column("embed_prompt", Boolean, nullable=False, server_default=text("false")),
+    Column("drawn_seeds", Integer, nullable=False, server_default=zero),  # requests that gave no seed
     Column("deleted_at", Moment),  # from then on its tenant does not see it; a background task deletes all of it
     CheckConstraint("priority BETWEEN 0 AND 2", name="jobs_priority"),
     CheckConstraint(

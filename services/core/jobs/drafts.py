@@ -158,7 +158,7 @@ def append(connection: Connection, tenant_id: int, submission: Submission, numbe
     images, count = submission.total - first, submission.requests
     values = {"id": job_id, "number": number, "requests": count, "images": images}
     connection.execute(_NEW_CHUNK, values | {"tenant_id": tenant_id, "sha256": digest, "first_index": first})
-    job_states.grow(connection, job_id, images=images, requests=count)
+    job_states.grow(connection, job_id, images=images, requests=count, drawn_seeds=submission.drawn_seeds)
     for segment, high in submission.grown_segments.items():
         segments.grow(connection, job_id, segment, high)
     segments.new(

@@ -22,7 +22,8 @@ _MEASURED = """c.rate_seconds >= 10 AND c.rate > 0 AND c.rate * c.rate_seconds >
        AND abs(extract(epoch FROM now() - c.folded_at)) <= greatest(60, 2 * c.rendering / c.rate)"""
 _JOB = f"""
 SELECT j.id, j.state, j.paused, j.priority, j.total, j.labels, j.requests, j.parent_id, j.dedupe, j.embed_prompt,
-       j.created_at, j.started_at, j.cancel_requested_at, j.finished_at, j.expires_at, j.stop_reason, now() AS as_of,
+       j.drawn_seeds, j.created_at, j.started_at, j.cancel_requested_at, j.finished_at, j.expires_at, j.stop_reason,
+       now() AS as_of,
        {columns.counts("c")}, c.reused,
        CASE WHEN {_MEASURED} THEN c.rate ELSE 0 END AS rate
 FROM jobs j JOIN job_counts c ON c.job_id = j.id
@@ -156,6 +157,7 @@ class JobView:
     reused: int
     dedupe: bool
     embed_prompt: bool
+    drawn_seeds: int
     created_at: datetime
     started_at: datetime | None
     cancel_requested_at: datetime | None
@@ -324,6 +326,7 @@ def _job_view(row: Any) -> JobView:
         reused=row.reused,
         dedupe=row.dedupe,
         embed_prompt=row.embed_prompt,
+        drawn_seeds=row.drawn_seeds,
         created_at=row.created_at,
         started_at=row.started_at,
         cancel_requested_at=row.cancel_requested_at,

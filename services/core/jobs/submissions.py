@@ -84,6 +84,7 @@ class Submission:
         self.problems: list[Problem] = []
         self.total = self.existing.images
         self.requests = 0
+        self.drawn_seeds = 0
         self.models: set[str] = set()
         self._max_images = max_images or settings.max_images_per_job
         self._max_here = max_here or self._max_images
@@ -192,6 +193,7 @@ class Submission:
                 requests=self.requests,
                 dedupe=label.dedupe,
                 embed_prompt=label.embed_prompt,
+                drawn_seeds=self.drawn_seeds,
             )
             job_states.create(connection, job)
             segments.new(
@@ -309,6 +311,7 @@ class Submission:
         self._digest_texts.append(f"{request.n}\t{request.seed}\t{resolved.digest_text}\t{digest_text}\n")
         self.total += request.n
         self.requests += 1
+        self.drawn_seeds += request.seed is None
         if len(self._rows) == _SPOOL_ROWS:
             self._flush()
 

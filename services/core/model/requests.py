@@ -241,6 +241,17 @@ class JobOptions(Body):
     labels: Labels = Field(default_factory=dict)
 
 
+def warnings(requests: int, *, dedupe: bool, drawn_seeds: int) -> list[str]:
+    """What is allowed and yet hardly meant. `drawn_seeds` of the requests give no seed."""
+    if not dedupe or not drawn_seeds:
+        return []
+    which = (
+        "no request has a seed" if drawn_seeds == requests else f"{drawn_seeds:,} of {requests:,} requests have none"
+    )
+    nothing = "nothing" if drawn_seeds == requests else "only images of requests with a seed"
+    return [f"dedupe reuses {nothing}: {which}, so each draws a new one; the same seed again reuses an image."]
+
+
 class NoOptions(Body):
     """The options of a body that has none."""
 

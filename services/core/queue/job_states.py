@@ -25,11 +25,12 @@ from services.core.queue import counters, segments
 
 _NEW = statement("job_states.new")(f"""
 WITH made AS (
-  INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, parent_id,
-                    input_file_id, completion_window, output_expires_seconds, base_url, expires_at, opened_at)
+  INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, drawn_seeds,
+                    parent_id, input_file_id, completion_window, output_expires_seconds, base_url, expires_at,
+                    opened_at)
   VALUES (:id, :tenant_id, :state, :priority, :total, :requests, CAST(:labels AS jsonb), :dedupe, :embed_prompt,
-          :parent_id, :input_file_id, :completion_window, :output_expires_seconds, :base_url,
-          now() + make_interval(secs => :expires_seconds), CASE WHEN :opened THEN now() END)
+          :drawn_seeds, :parent_id, :input_file_id, :completion_window, :output_expires_seconds,
+          :base_url, now() + make_interval(secs => :expires_seconds), CASE WHEN :opened THEN now() END)
   RETURNING id, tenant_id, state
 ), logged AS (
   SELECT id, tenant_id, state, kind FROM made CROSS JOIN unnest(CAST(:kinds AS text[])) AS kind
@@ -37,7 +38,8 @@ WITH made AS (
 {log.of_jobs("logged", "kind", "jsonb_build_object('state', state)")}
 """)  # noqa: S608  our own text
 _GROW = statement("job_states.grow")(
-    "UPDATE jobs SET total = total + :images, requests = requests + :requests WHERE id = :id"
+    "UPDATE jobs SET total = total + :images, requests = requests + :requests, "
+    "drawn_seeds = drawn_seeds + :drawn_seeds WHERE id = :id"
 )
 _LABELS = statement("job_states.labels")(
     "UPDATE jobs SET labels = CAST(:labels AS jsonb) WHERE id = :id AND tenant_id = :tenant_id"
@@ -67,7 +69,8 @@ WITH moved AS (
 """)  # noqa: S608  our own text
 _ACCEPT = statement("job_states.accept")(f"""
 WITH moved AS (
-  UPDATE jobs SET state = 'queued', total = :images, requests = :requests, opened_at = now()
+  UPDATE jobs SET state = 'queued', total = :images, requests = :requests, drawn_seeds = :drawn_seeds,
+         opened_at = now()
   WHERE id = :id AND state = ANY(:sources) RETURNING id, tenant_id, priority
 ), logged AS (
   {log.of_jobs("moved", "'job.queued'")}
@@ -185,6 +188,7 @@ class NewJob:
     requests: int = 0
     dedupe: bool = False
     embed_prompt: bool = False
+    drawn_seeds: int = 0
     parent_id: int | None = None
     input_file_id: int | None = None
     completion_window: str | None = None
@@ -212,9 +216,10 @@ def create(connection: Connection, job: NewJob) -> None:
     counters.new(connection, job.id, job.total)
 
 
-def grow(connection: Connection, job_id: int, *, images: int, requests: int) -> None:
+def grow(connection: Connection, job_id: int, *, images: int, requests: int, drawn_seeds: int = 0) -> None:
     """Adds images to a job whose row the caller has locked."""
-    connection.execute(_GROW, {"id": job_id, "images": images, "requests": requests})
+    values = {"id": job_id, "images": images, "requests": requests, "drawn_seeds": drawn_seeds}
+    connection.execute(_GROW, values)
     counters.grow(connection, job_id, images)
 
 
@@ -251,11 +256,11 @@ def open_draft(connection: Connection, job_id: int) -> bool:
     return True
 
 
-def accept(connection: Connection, job_id: int, *, images: int, requests: int) -> Any:
+def accept(connection: Connection, job_id: int, *, images: int, requests: int, drawn_seeds: int) -> Any:
     """Queues a job whose file is valid; the caller adds its segments and images in the same transaction. Returns a row
     with tenant_id and priority, or None if the job is no longer validating."""
-    values = {"id": job_id, "images": images, "requests": requests, "sources": states.ACCEPT.guard}
-    job = connection.execute(_ACCEPT, values).one_or_none()
+    values = {"id": job_id, "images": images, "requests": requests, "drawn_seeds": drawn_seeds}
+    job = connection.execute(_ACCEPT, values | {"sources": states.ACCEPT.guard}).one_or_none()
     if job is not None:
         counters.grow(connection, job_id, images)
     return job
