@@ -142,6 +142,20 @@ def test_its_own_rate_is_shown_once_enough_is_behind_it_and_wins(served):
     assert view.eta_seconds == pytest.approx((view.counts["queued"] + view.counts["rendering"]) / view.rate)
 
 
+def test_a_rate_is_forgotten_after_a_minute_or_after_the_time_of_two_claims_of_each_worker(served):
+    measured(served, 1.0)
+    quick, slow = job_in_work(served), job_in_work(served)
+    list(Fleet(served, quick, 2.0).run(0, 30))
+    for job_id, seconds, batch_seconds in ((quick, 50, 2.0), (slow, 150, 50.0)):
+        if job_id == slow:
+            list(Fleet(served, slow, 50.0).run(0, 200))
+        rate = pytest.approx(BATCH / batch_seconds, rel=0.2)
+        passes(served, job_id, seconds)
+        assert shown(served, job_id).rate == rate
+        passes(served, job_id, seconds)
+        assert shown(served, job_id).rate == 0
+
+
 def test_the_time_that_a_job_was_paused_does_not_count(served):
     measured(served, 0.125)
     job_id = job_in_work(served)
@@ -164,8 +178,8 @@ def test_the_time_that_a_job_was_paused_does_not_count(served):
 def test_a_job_that_waits_is_estimated_from_what_is_ahead_of_it(served, settings):
     measured(served, 2.0)
     worker(served, "worker-b")
-    first, second = submit(served, settings, 10), submit(served, settings, 5)
-    urgent, paused = submit(served, settings, 3, priority="high"), submit(served, settings, 100)
+    first, paused, second = (submit(served, settings, images) for images in (10, 100, 5))
+    urgent = submit(served, settings, 3, priority="high")
     with served.begin_system() as connection:
         lifecycle.pause(connection, TENANT, paused, paused=True)
     found = {job_id: shown(served, job_id).eta_seconds for job_id in (urgent, first, second, paused)}
