@@ -23,12 +23,13 @@ from services.core.notify import Notifier
 from services.core.queue import counters, expiry, fair_share, quarantine, segments
 from services.core.settings import Settings
 from services.core.storage import s3
-from worker import exit_codes
+from worker import activity, exit_codes
 from worker.heartbeat import Heartbeat
 from worker.pipeline import CompileFailed
 from worker.pipelines.registry import open_pipeline
 from worker.render import RenderLoop
 from worker.shared_memory import SharedState
+from worker.starting import Starting
 
 log = logging.getLogger(__name__)
 TICK_SECONDS = 2.0
@@ -45,6 +46,10 @@ class Child:
         self.host = socket.gethostname()
         self.worker_id = f"{self.host}-{os.getpid()}-{secrets.token_hex(4)}"
         shared.register_child(os.getpid(), self.worker_id)
+        self.database = databases.Database(
+            settings.database_url, application=f"presswork worker {self.worker_id}", pool_size=8, nested_loops=True
+        )
+        self._starting = Starting(self.database, self.worker_id, host=self.host, pid=os.getpid())
         try:
             self.pipeline = open_pipeline(settings)
         except PressworkError as error:
@@ -52,9 +57,6 @@ class Child:
         except Exception as error:
             log.exception("pipeline cannot be loaded")
             self._give_up(f"The pipeline {settings.pipeline!r} cannot be loaded: {type(error).__name__}: {error}")
-        self.database = databases.Database(
-            settings.database_url, application=f"presswork worker {self.worker_id}", pool_size=8, nested_loops=True
-        )
         self.store = s3.S3Store(settings)
         self.notifier = Notifier(settings.redis_url)
         self._rounds = segments.Rounds()
@@ -71,15 +73,18 @@ class Child:
         """Renders the canary, registers the model and the worker, and starts the threads that find work."""
         if self.shared.take_cooldown():
             log.warning("device cools down", extra={"seconds": self.settings.sick_seconds})
-            self._cool_down()
+            with activity.doing("letting the device cool down"):
+                self._cool_down()
         try:
-            self.render_loop.device.check()
+            with activity.doing("rendering a test image"):
+                self.render_loop.device.check()
         except CompileFailed as error:
             self._give_up(str(error))
         except PressworkError as error:
             log.error("device sick", extra={"error": str(error)})
             self.render_loop.device.sick = True
         self.shared.ready(self.render_loop.device.name)
+        self._starting.end()
         self._retry_until_done(self._register)
         self._housekeeping.start()
         threading.Thread(target=self._look_for_work, name="timer", daemon=True).start()
@@ -188,7 +193,7 @@ class Child:
 
     def _beat(self, state: str) -> None:
         with self.database.begin_system() as connection:
-            known = workers.beat(connection, self.worker_id, state)
+            known = workers.beat(connection, self.worker_id, state, activity.now())
         if not known:  # its row was deleted after a long silence
             self._register()
 

@@ -1,5 +1,5 @@
-"""A job's rate notes the seconds behind it, so that the rate of a moment is not taken for the job's; and a job counts
-its requests without a seed, of which `dedupe` can reuse nothing."""
+"""What people are told: a job's rate notes the seconds behind it, so that the rate of a moment is not taken for the
+job's; a job counts its requests without a seed, of which `dedupe` can reuse nothing; a worker says how it starts."""
 
 from pathlib import Path
 

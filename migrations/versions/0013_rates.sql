@@ -1,6 +1,11 @@
 -- The seconds behind `rate`; older ones count less. folded_at is since this release the time up to which it was measured.
 ALTER TABLE counters ADD COLUMN rate_seconds double precision NOT NULL DEFAULT 0;
 
+-- A worker is seen while it starts, which may take minutes, and says what it does.
+ALTER TABLE workers ADD COLUMN doing text NOT NULL DEFAULT '';
+ALTER TABLE workers DROP CONSTRAINT workers_state,
+  ADD CONSTRAINT workers_state CHECK (state IN ('starting','ready','busy','sick','stopped','crashed'));
+
 -- How many requests gave no seed. Jobs of the release before count none.
 ALTER TABLE jobs ADD COLUMN drawn_seeds integer NOT NULL DEFAULT 0;
 

@@ -70,7 +70,7 @@ class Figures(Collector):
             place = (worker.model, worker.device, worker.state)
             workers[place] = workers.get(place, 0) + 1
         yield _gauge("presswork_workers", "Workers of the last five minutes.", ["model", "device", "state"], workers)
-        silent = max((worker.silent for worker in fleet if worker.state != "stopped"), default=0.0)
+        silent = max((worker.silent for worker in fleet if worker.state not in ("starting", "stopped")), default=0.0)
         yield _gauge("presswork_worker_silent_seconds", "The longest silence of a worker.", [], {(): silent})
 
 

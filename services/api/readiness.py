@@ -15,6 +15,7 @@ from services.api.dependencies import Context
 from services.api.v1.schemas import Check, Ready
 from services.core import notify
 from services.core.db import database, probe
+from services.core.fleet import workers
 from services.core.jobs import queries
 from services.core.model.errors import DatabaseUnavailable, PressworkError, Unavailable, UnsuitableDatabase
 from services.core.storage import installation
@@ -70,13 +71,16 @@ class Readiness:
             # As the system: this route takes no key, so there is no tenant.
             with self._context.database.begin_system() as connection:
                 registered, worker_was_up = queries.readiness(connection, model)
+                starting = [] if worker_was_up else workers.starting(connection)
         except Unavailable as error:
             return {"database": _unavailable(error)}
         return {
             "model": _ok(f"The default model {model} is registered.")
             if registered
             else _failing(f"The default model {model} is not registered: start a worker that serves it."),
-            "worker": _ok("A worker has been up.") if worker_was_up else _failing("No worker has been up yet."),
+            "worker": _ok("A worker has been up.")
+            if worker_was_up
+            else _failing(f"A worker is starting: {starting[0]}." if starting else "No worker has been up yet."),
         }
 
     def _store(self) -> Checks:

@@ -22,7 +22,7 @@ from services.core.model.errors import PressworkError
 from services.core.processes import python
 
 console = show.out()
-START_SECONDS = 120.0
+START_SECONDS = 900.0  # the first start exports the model; what it does is said meanwhile
 POLL_SECONDS = 0.25
 DOWNLOADS = 8
 

@@ -8,6 +8,7 @@ from services.cli import show
 from services.core import notify
 from services.core.db import database as databases
 from services.core.db import leadership
+from services.core.fleet import workers
 from services.core.jobs import queries
 from services.core.model.errors import PressworkError
 from services.core.settings import Settings
@@ -57,9 +58,16 @@ def revoke_key(key_id: str) -> int:
     return 0
 
 
+class Starting(PressworkError):
+    """What is checked is about to be well."""
+
+
 def _line(name: str, check: Callable[[], str]) -> bool:
     try:
         _print("ok  ", "green", f"{name:<10} {check()}")
+    except Starting as error:
+        _print("wait", "yellow", f"{name:<10} {error}")
+        return False
     except PressworkError as error:
         _bad(name, error)
         return False
@@ -98,6 +106,9 @@ def _scheduler(core: databases.Database) -> str:
 def _workers(core: databases.Database) -> str:
     with core.begin_system() as connection:
         fleet = [row for row in queries.fleet(connection) if row.silent < 15 and row.state in ("ready", "busy")]
+        starting = workers.starting(connection)
+    if starting and not fleet:
+        raise Starting(f"A worker is starting: {starting[0]}.")
     if not fleet:
         raise PressworkError("No worker was seen in the last 15 s; start one with `python -m worker.app`.")
     return ", ".join(f"{row.host}:{row.pid} {row.device} {row.state}" for row in fleet)
@@ -106,6 +117,9 @@ def _workers(core: databases.Database) -> str:
 def _model(core: databases.Database, settings: Settings) -> str:
     with core.begin_system() as connection:
         registered, _ = queries.readiness(connection, settings.model)
+        starting = workers.starting(connection)
+    if starting and not registered:
+        raise Starting(f"The default model {settings.model!r} is registered once a worker has started.")
     if not registered:
         raise PressworkError(
             f"The default model {settings.model!r} is not registered; a worker that serves it does so."

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -47,11 +48,14 @@ def _status(home: Path) -> int:
     if running is None:
         _say(f"nothing runs on {home}")
         return EXIT_FAILED
-    _say(f"runs on {home} as process {running.supervisor.pid} for {time.time() - running.since:.0f} s")
+    where = f" at {running.url}" if running.url else ", starting its servers"
+    _say(f"runs on {home}{where}, as process {running.supervisor.pid} for {time.time() - running.since:.0f} s")
     for name, process in {**running.servers, **running.programs}.items():
         state = "up" if process.alive() else "down"
         ports = ", ".join(f"{use} {port}" for use, port in process.ports.items())
-        print(f"  {name:<12} {state:<5} pid {process.pid:<8} {ports}"[:79], flush=True)  # noqa: T201
+        line = textwrap.fill(f"{name:<11} {state:<5} pid {process.pid:<8} {ports}", 79, initial_indent="  ",
+                             subsequent_indent=" " * 33)  # fmt: skip
+        print(line.rstrip(), flush=True)  # noqa: T201
     return 0
 
 

@@ -46,13 +46,20 @@ class Running:
     since: float  # seconds since 1970
     servers: dict[str, Process]
     programs: dict[str, Process]
+    url: str = ""  # that they serve
 
     def living(self) -> list[Process]:
         """Its programs and servers that still run."""
         return [process for process in (*self.programs.values(), *self.servers.values()) if process.alive()]
 
 
-def record(folder: Path, servers: Sequence[Server], programs: Mapping[str, Child], since: float | None = None) -> None:
+def record(
+    folder: Path,
+    servers: Sequence[Server],
+    programs: Mapping[str, Child],
+    since: float | None = None,
+    url: str = "",
+) -> None:
     """Writes which processes run. `since` defaults to now."""
     this = Process(os.getpid(), child.birth(os.getpid()))
     running = Running(
@@ -60,6 +67,7 @@ def record(folder: Path, servers: Sequence[Server], programs: Mapping[str, Child
         time.time() if since is None else since,
         {server.name: _process(server.child, server.ports) for server in servers if server.child},
         {name: _process(program, {}) for name, program in programs.items()},
+        url,
     )
     write_private(folder / "run.json", json.dumps(asdict(running), indent=1) + "\n")
 
@@ -137,6 +145,7 @@ def _read(folder: Path) -> Running | None:
             float(value["since"]),
             {name: Process(**process) for name, process in value["servers"].items()},
             {name: Process(**process) for name, process in value["programs"].items()},
+            str(value.get("url", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # missing or damaged: the file is only a record

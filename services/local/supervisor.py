@@ -61,7 +61,11 @@ class Supervised:
 class Supervisor:
     """Runs programs next to a started stack. The thread that calls `run_until` starts every process."""
 
-    def __init__(self, stack: Stack, programs: Sequence[Program], say: Callable[[str], None] = log.info) -> None:
+    def __init__(
+        self, stack: Stack, programs: Sequence[Program], say: Callable[[str], None] = log.info, url: str = ""
+    ) -> None:
+        """`url` is the address that the programs serve, for `presswork status`."""
+        self.url = url
         self.stack, self.programs, self.say = stack, list(programs), say
         self._servers = [self._keep_server(server) for server in stack.servers]
         self._programs = [self._keep_program(program) for program in self.programs]
@@ -134,6 +138,6 @@ class Supervisor:
     def _record(self) -> None:
         programs = {kept.name: kept.child for kept in self._programs if kept.child}
         try:
-            running.record(self.stack.home.folder, self.stack.servers, programs, self._since)
+            running.record(self.stack.home.folder, self.stack.servers, programs, self._since, self.url)
         except FolderUnusable as error:  # a full disk must not stop the servers
             self.say(f"The running processes cannot be recorded: {error}")

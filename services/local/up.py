@@ -1,13 +1,10 @@
 """Runs Presswork on one machine: embedded servers, schema, an API key, then web, scheduler and workers."""
 
 import json
-import shlex
 import signal
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +17,13 @@ from services.core.processes import python
 from services.core.settings import Settings
 from services.core.storage import installation, s3
 from services.core.tenants import api_keys
+from services.local.announcing import announce
 from services.local.errors import PortTaken
 from services.local.home import Home, is_free, write_env_file, write_private
 from services.local.stack import Stack
 from services.local.supervisor import Program, Supervisor
 
 WORKER_GRACE = 90.0
-READY_SECONDS = 120.0
 SHIPPED_MODEL = "presswork-mini"
 
 
@@ -60,12 +57,12 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
         _prepare_store(settings)
         key = _saved_key(settings, stack.home)
         url = f"http://{settings.host}:{settings.port}"
-        env_file = write_env_file(
-            options.home, {"PRESSWORK_URL": url, "PRESSWORK_API_KEY": key} | _shell_variables(values)
-        )
+        shell = {"PRESSWORK_URL": url, "PRESSWORK_API_KEY": key} | _shell_variables(values, settings)
+        env_file = write_env_file(options.home, shell)
         say(f"servers up in {time.monotonic() - began:.1f} s; starting web, scheduler and {options.workers} worker(s)")
-        supervisor = Supervisor(stack, _programs(options, values), say)
-        announcer = threading.Thread(target=_announce, args=(url, env_file, stopping, say), daemon=True)
+        supervisor = Supervisor(stack, _programs(options, values), say, url)
+        core = database.Database(settings.database_url, application="presswork up", pool_size=1)
+        announcer = threading.Thread(target=announce, args=(url, env_file, core, stopping, say), daemon=True)
         announcer.start()
         supervisor.run_until(stopping)
         say("stopped")
@@ -86,12 +83,14 @@ def _programs(options: UpOptions, values: Mapping[str, str]) -> list[Program]:
 
 
 def _pipeline_values(options: UpOptions, environ: Mapping[str, str], home: Home) -> dict[str, str]:
-    """Settings of a pipeline that needs a model. If none is named, it is the one that ships. Compiled networks are kept
-    in the folder."""
-    if options.pipeline in PIPELINES and PIPELINES[options.pipeline].model:
-        return {}
+    """The default model is the one that the workers here serve, whatever a shell has read from an env file before. For
+    a pipeline that needs a model, if none is named, it is the one that ships. Compiled networks are kept in the folder.
+    """
+    always = PIPELINES[options.pipeline].model if options.pipeline in PIPELINES else None
+    if always:
+        return {"PRESSWORK_MODEL": always}
     model = environ.get("PRESSWORK_MODEL_DIR") or SHIPPED_MODEL
-    name = environ.get("PRESSWORK_MODEL") or json.loads(_run_model_command("inspect", "--json", "--", model))["name"]
+    name = json.loads(_run_model_command("inspect", "--json", "--", model))["name"]
     artefacts = environ.get("PRESSWORK_ARTEFACTS") or str(home.folder / "artefacts")
     return {"PRESSWORK_MODEL_DIR": model, "PRESSWORK_MODEL": name, "PRESSWORK_ARTEFACTS": artefacts}
 
@@ -132,29 +131,8 @@ def _saved_key(settings: Settings, home: Home) -> str:
     return key
 
 
-def _shell_variables(values: Mapping[str, str]) -> dict[str, str]:
-    """The variables that `presswork doctor`, `keys` and a worker started by hand need."""
+def _shell_variables(values: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """The variables that `presswork doctor` and `keys` need: the servers, and what they look for there."""
     shown = ("DATABASE_", "REDIS_", "AWS_", "PRESSWORK_SECRET")
-    return {name: value for name, value in values.items() if name.startswith(shown)}
-
-
-def _announce(url: str, env_file: Path, stopping: threading.Event, say: Callable[[str], None]) -> None:
-    """Says when the server is ready, or that it takes too long."""
-    began = time.monotonic()
-    while not stopping.wait(0.1):
-        if _ready(url):
-            source = f". {shlex.quote(str(env_file))}"
-            say(f"ready at {url} after {time.monotonic() - began:.1f} s; `{source}` sets PRESSWORK_API_KEY")
-            return
-        if time.monotonic() - began > READY_SECONDS:
-            say(f"not ready after {READY_SECONDS:.0f} s; see {url}/readyz and the logs in {env_file.parent / 'logs'}")
-            return
-
-
-def _ready(url: str) -> bool:
-    try:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy the environment names
-        with direct.open(f"{url}/readyz", timeout=2) as reply:
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    servers = {name: value for name, value in values.items() if name.startswith(shown)}
+    return servers | {"PRESSWORK_MODEL": settings.model, "PRESSWORK_BUCKET": settings.bucket}

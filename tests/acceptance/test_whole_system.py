@@ -66,7 +66,8 @@ class Up:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    up = Up(tmp_path_factory.mktemp("up"), "--workers", "2", "--pipeline", "simulated")
+    stale = {"PRESSWORK_MODEL": "presswork-mini"}  # as after `. .presswork/env` of a stack with another model
+    up = Up(tmp_path_factory.mktemp("up"), "--workers", "2", "--pipeline", "simulated", **stale)
     up.client().close()
     yield up
     assert up.process.stop(60) == 0
@@ -158,6 +159,15 @@ def test_the_command_that_up_prints_sets_the_key(up):
     assert shown.stdout == up.values()["PRESSWORK_API_KEY"]
 
 
+def test_status_shows_the_address_and_every_process(up):
+    command = [sys.executable, "-m", "services.cli", "status", "--home", str(up.home)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f" at http://127.0.0.1:{up.port}, " in shown
+    for word in ("seaweedfs", "s3 ", "valkey", "postgres", "web", "scheduler", "worker-1", "worker-2"):
+        assert word in shown
+    assert max(map(len, shown.splitlines()[1:])) < 80
+
+
 def test_the_secrets_are_for_the_owner_alone(up):
     for name in ("env", "key", "secrets.json"):
         assert (up.home / name).stat().st_mode & 0o077 == 0
@@ -219,6 +229,9 @@ def test_the_demo_renders_48_prompts_verifies_them_and_cleans_up(tmp_path, pipel
     with Image.open(output / "contact-sheet.png") as sheet:
         assert sheet.width > 1_000
     assert not (tmp_path / ".presswork" / "run.json").exists()
+    assert "export PRESSWORK_MODEL='presswork-mini'\n" in (project / ".presswork" / "env").read_text()
+    if pipeline == "onnx":
+        assert "the worker is starting: exporting the U-Net, 2 of 3\n" in demo.stdout
 
 
 def test_a_web_server_killed_between_commit_and_reply_makes_one_job_of_two_tries(

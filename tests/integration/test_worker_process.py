@@ -196,11 +196,11 @@ def test_a_heartbeat_under_way_does_not_overwrite_that_the_worker_has_stopped(da
     shared, under_way, beat = SharedState(), threading.Event(), workers.beat
     shared.parent = os.getppid()
 
-    def slow_beat(connection: Connection, worker_id: str, state: str) -> bool:
+    def slow_beat(connection: Connection, worker_id: str, state: str, doing: str = "") -> bool:
         if state != "stopped":
             under_way.set()
             time.sleep(0.5)
-        return beat(connection, worker_id, state)
+        return beat(connection, worker_id, state, doing)
 
     monkeypatch.setattr(workers, "beat", slow_beat)
     child = Child(replace(settings, pipeline="simulated"), shared)

@@ -13,13 +13,13 @@ from services.api.body import json_object, json_stream, streaming
 from services.api.body.json_stream import StreamedList
 from services.api.body.submission_body import SubmissionBody
 from services.api.errors import ApiError
-from services.core.fleet.models import Model
+from services.core.fleet.models import Catalogue, Model
 from services.core.jobs import submissions
 from services.core.jobs.submissions import Submission
 from services.core.settings import Settings
 
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x", "PRESSWORK_MODEL": "usual"})
-CATALOGUE = {"usual": Model("usual", "usual-1", (512, 512), 10, 7.5, {(512, 512): 50}, datetime.now(UTC))}
+CATALOGUE = Catalogue({"usual": Model("usual", "usual-1", (512, 512), 10, 7.5, {(512, 512): 50}, datetime.now(UTC))})
 WELL_FORMED = [
     "{}", ' {"images" : [ ] }\n', '{"images":[{"prompt":"a"}]}',
     '{"images":[1,-2.5e3,null,true,"é\\u00e9🙂\\ud83d\\ude42",[],{}]}',

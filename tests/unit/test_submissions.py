@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.core.fleet.models import Model
+from services.core.fleet.models import Catalogue, Model
 from services.core.jobs import submissions
 from services.core.jobs.submissions import ExistingJob, Submission
 from services.core.model.errors import InvalidSubmission, Problem
@@ -18,7 +18,7 @@ SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redi
 SIZES = {(512, 512): 50, (64, 64): 50, (64, 128): 20}
 MODEL = Model("usual", "usual-1", (512, 512), 10, 7.5, SIZES, datetime.now(UTC))
 FAST = dataclasses.replace(MODEL, name="fast", revision="fast-1", default_steps=4, default_guidance_scale=1.0)
-CATALOGUE = {"usual": MODEL, "fast": FAST}
+CATALOGUE = Catalogue({"usual": MODEL, "fast": FAST})
 SHAPE = Shape("usual-1", 512, 512, 10, True)
 
 
@@ -146,8 +146,8 @@ def test_what_is_not_served_is_refused_at_its_place_and_nothing_after_it_is_spoo
 
 
 def test_a_catalogue_without_models_says_why():
-    submission = gathered({}, catalogue={})
-    assert "none yet: no worker has been up" in submission.problems[0].message
+    submission = gathered({}, catalogue=Catalogue())
+    assert submission.problems[0].message == "There is no model yet: no worker has been up."
 
 
 def test_a_submission_of_nothing_is_refused():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.core.model.specs import Shape
+from worker import activity
 from worker.model import directory
 from worker.model.artefacts import Artefacts
 from worker.model.directory import SIZE_UNIT
@@ -70,23 +71,32 @@ class Exported:
         height, width = shape.height // SIZE_UNIT, shape.width // SIZE_UNIT
         size, guided = f"{shape.width}x{shape.height}-{batch}", "guided" if shape.guided else "unguided"
         found = Graphs(
-            text=self._graph(f"text-{batch}", lambda exporter, file: exporter.write_text(file, batch)),
+            text=self._graph(
+                f"text-{batch}", "text encoder, 1 of 3", lambda exporter, file: exporter.write_text(file, batch)
+            ),
             time=self._get(FACTS, _write_facts) / TIME,
             denoiser=self._graph(
                 f"denoiser-{size}-{guided}",
+                "U-Net, 2 of 3",
                 lambda exporter, file: exporter.write_denoiser(file, batch, height, width, guided=shape.guided),
             ),
             decoder=self._graph(
                 f"decoder-{shape.width}x{shape.height}-{part}",
+                "decoder, 3 of 3",
                 lambda exporter, file: exporter.write_decoder(file, part, height, width),
             ),
         )
         self._exporter = None  # frees gigabytes, for a full-size model
         return found
 
-    def _graph(self, name: str, write: Callable[["Exporter", Path], None]) -> Path:
+    def _graph(self, name: str, what: str, write: Callable[["Exporter", Path], None]) -> Path:
         file = f"{name}.onnx"
-        return self._get(name, lambda exporter, into: write(exporter, into / file)) / file
+
+        def export(exporter: "Exporter", into: Path) -> None:
+            with activity.doing(f"exporting the {what}"):
+                write(exporter, into / file)
+
+        return self._get(name, export) / file
 
     def _get(self, part: str, write: Callable[["Exporter", Path], None]) -> Path:
         return self._artefacts.get(part, lambda into: write(self._load(), into))
@@ -103,7 +113,8 @@ class Exported:
 def _write_facts(exporter: "Exporter", into: Path) -> None:
     from worker.model.export import WEIGHTS
 
-    exporter.write_weights(into / WEIGHTS)
+    with activity.doing("exporting the weights"):
+        exporter.write_weights(into / WEIGHTS)
     exporter.write_time(into / TIME)
     facts = {"prompts": exporter.prompts.to_json(), "latent_channels": exporter.latent_channels}
     (into / f"{FACTS}-model.json").write_text(json.dumps(facts), encoding="utf-8")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from services.core.model.specs import ModelCard, Shape, Spec
 from services.core.settings import Settings
+from worker import activity
 from worker.model import directory, noise, sampler
 from worker.model.directory import SIZE_UNIT, Index
 from worker.model.sampler import SamplerConfig
@@ -123,7 +124,8 @@ class DiffusionPipeline:
             return
         spec = Spec(shape.model_revision, "", "", 0, shape.width, shape.height, shape.steps, 7.5 if shape.guided else 1)
         batch = Batch(spec.shape, (spec,) * size, 0)
-        with self._evict_if_out_of_memory(shape, size), out_of_memory_for(size):
+        words = f"preparing {shape.width}x{shape.height} in batches of {size}"
+        with activity.doing(words), self._evict_if_out_of_memory(shape, size), out_of_memory_for(size):
             compiled = self._backend.compiled(shape, size)
             for _ in range(self._backend.warmup_runs):
                 # Exactly what a render does: compilers depend on memory layouts, which change after the first step.

@@ -124,6 +124,6 @@ def _open_draft(context: Context, arrival: ReceivedSubmission, body: dict[str, A
     return submissions.Receipt(job_id if known is None else known, frozenset(), replayed=known is not None)
 
 
-def _catalogue(context: Context, tenant: int) -> dict[str, models.Model]:
+def _catalogue(context: Context, tenant: int) -> models.Catalogue:
     with context.database.begin(tenant) as connection:
         return models.catalogue(connection)

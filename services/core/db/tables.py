@@ -389,7 +389,8 @@ workers = Table(
     Column("state", Text, nullable=False),
     Column("started_at", Moment, nullable=False, server_default=now),
     Column("seen_at", Moment, nullable=False, server_default=now),
-    CheckConstraint("state IN ('ready','busy','sick','stopped','crashed')", name="workers_state"),
+    Column("doing", Text, nullable=False, server_default=text("''")),  # what takes long, for people
+    CheckConstraint("state IN ('starting','ready','busy','sick','stopped','crashed')", name="workers_state"),
     Index("workers_seen", "seen_at"),
 )
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from sqlalchemy import Connection
 
 from services.core.db.statements import statement
+from services.core.fleet import workers
 from services.core.model.specs import ModelCard
 
 _REGISTER = statement("models.register")("""
@@ -44,6 +45,12 @@ class Model:
     registered_at: datetime
 
 
+class Catalogue(dict[str, Model]):
+    """Models by name. If there is none, `reason` says why."""
+
+    reason = "no worker has been up"
+
+
 def register(connection: Connection, card: ModelCard) -> None:
     """Makes the card's revision the model's current one."""
     width, height = card.default_size
@@ -56,9 +63,9 @@ def register(connection: Connection, card: ModelCard) -> None:
     connection.execute(_REGISTER_SHAPE, sizes)
 
 
-def catalogue(connection: Connection) -> dict[str, Model]:
+def catalogue(connection: Connection) -> Catalogue:
     """Every model by name."""
-    found: dict[str, Model] = {}
+    found = Catalogue()
     for row in connection.execute(_CATALOGUE):
         model = found.setdefault(
             row.name,
@@ -73,4 +80,6 @@ def catalogue(connection: Connection) -> dict[str, Model]:
             ),
         )
         model.sizes[row.width, row.height] = row.max_steps
+    if not found and (doing := workers.starting(connection)):
+        found.reason = f"a worker is starting ({doing[0]}); submit again when it is ready"
     return found

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from services.core.db import columns
 from services.core.db.statements import statement
-from services.core.fleet.models import Model
+from services.core.fleet.models import Catalogue
 from services.core.jobs.submissions import ResolvedShape, Trial
 from services.core.model import requests
 from services.core.model.specs import Shape
@@ -120,7 +120,7 @@ class Estimate:
 class WorkTally(Trial):
     """Checks requests as a submission does, and counts them."""
 
-    def __init__(self, settings: Settings, catalogue: dict[str, Model], *, defaults: dict[str, Any]) -> None:
+    def __init__(self, settings: Settings, catalogue: Catalogue, *, defaults: dict[str, Any]) -> None:
         super().__init__(settings, catalogue, defaults=defaults)
         self.counts: dict[tuple[str, Shape], int] = {}  # images, by model and shape
 

@@ -121,7 +121,7 @@ _MODELS_OF = statement("queries.models_of")("""
 SELECT DISTINCT m.name FROM segments s JOIN models m ON m.revision = s.model_revision WHERE s.job_id = :job_id
 """)
 _FLEET = statement("queries.fleet")("""
-SELECT id, host, pid, device, model, state, abs(extract(epoch FROM now() - seen_at))::double precision AS silent
+SELECT id, host, pid, device, model, state, doing, abs(extract(epoch FROM now() - seen_at))::double precision AS silent
 FROM workers WHERE seen_at BETWEEN now() - interval '5 minutes' AND now() + interval '5 minutes' ORDER BY host, pid
 """)
 _WORKERS = statement("queries.workers")("""

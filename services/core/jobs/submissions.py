@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from services.core.db import columns, deadlines, partitions
 from services.core.db.database import Database
-from services.core.fleet.models import Model
+from services.core.fleet.models import Catalogue
 from services.core.jobs import idempotency
 from services.core.model import ids, requests, strict_json
 from services.core.model.body import with_defaults
@@ -71,7 +71,7 @@ class Submission:
     def __init__(
         self,
         settings: Settings,
-        catalogue: dict[str, Model],
+        catalogue: Catalogue,
         *,
         defaults: dict[str, Any] | None = None,
         existing: ExistingJob | None = None,
@@ -269,8 +269,12 @@ class Submission:
         """Looks up the request's model and completes its shape; None, with a problem, if no model serves it."""
         name = self._settings.model if request.model is None else request.model
         model = self._catalogue.get(name)
+        if not self._catalogue:
+            message = f"There is no model yet: {self._catalogue.reason}."
+            self.refuse(Problem("unknown_model", message, f"{prefix}model", place))
+            return None
         if model is None:
-            known = ", ".join(sorted(self._catalogue)) or "none yet: no worker has been up"
+            known = ", ".join(sorted(self._catalogue))
             self._refuse("unknown_model", place, f"{prefix}model", f"must be one of: {known}", name)
             return None
         size = model.default_size if request.size is None else requests.size_pixels(request.size)

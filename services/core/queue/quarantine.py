@@ -46,7 +46,7 @@ GROUP BY device
 """)
 _LIVE_DEVICES = statement("quarantine.live_devices")("""
 SELECT count(DISTINCT host || ' ' || device) FROM workers
-WHERE seen_at BETWEEN now() - interval '10 minutes' AND now() + interval '10 minutes'
+WHERE state <> 'starting' AND seen_at BETWEEN now() - interval '10 minutes' AND now() + interval '10 minutes'
 """)
 _EVIDENCE = statement("quarantine.evidence")("""
 SELECT count(*) AS times, count(DISTINCT device) AS devices FROM failures
