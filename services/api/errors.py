@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from services.core.model import errors
+from services.core.model import errors, strict_json
 from services.core.model.errors import InvalidSubmission, PressworkError, Problem
 
 if TYPE_CHECKING:
@@ -112,14 +112,23 @@ def parameter_status(request: Request) -> int:
     return getattr(request.scope["route"], "WRONG_PARAMETER", 422)
 
 
-def _presswork_error(_request: Request, error: PressworkError) -> Response:
+def _presswork_error(request: Request, error: PressworkError) -> Response:
     for kind, status, code in CODES:
         if isinstance(error, kind):
+            if status == 404:
+                return envelope(status, code, _absent(str(error), request.path_params))
             if status < 500:
                 return envelope(status, error.code if isinstance(error, errors.Conflict) else code, str(error))
             log.warning("outage", extra={"code": code, "error": str(error)})
             return envelope(status, code, f"{kind.__doc__} Try again.", headers={"Retry-After": RETRY_SECONDS})
     raise error
+
+
+def _absent(message: str, asked: dict[str, Any]) -> str:
+    """`There is no such job.` with the id that the address names."""
+    noun = message.removeprefix("There is no such ").removesuffix(".")
+    name = {"image": "index", "model": "name"}.get(noun, f"{noun}_id")
+    return f"There is no {noun} {strict_json.describe(str(asked[name]))}." if name in asked else message
 
 
 def _refused(_request: Request, error: ApiError) -> Response:

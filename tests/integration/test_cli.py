@@ -750,6 +750,23 @@ def test_what_is_not_there_ends_with_4_and_a_wrong_key_with_5(run: Run, monkeypa
     assert "not one of this server's" in run("ls", code=5).stderr
 
 
+def test_what_was_not_found_is_named(run: Run, api: Api) -> None:
+    for words, said in (
+        (("show", "job_123"), 'There is no job "job_123".'),
+        (("cancel", "job_0000000000000"), 'There is no job "job_0000000000000".'),
+        (("export", "export_123"), 'There is no export "export_123".'),
+        (("rm", "file-123"), 'There is no file "file-123".'),
+    ):
+        assert run(*words, code=4).stderr.strip().endswith(said)
+    job = api.submit()["id"]
+    for path, said in (
+        (f"/v1/jobs/{job}/images/7/content", 'There is no image "7".'),
+        ("/v1/models/none", 'There is no model "none".'),
+        ("/v1/batches/batch_1", 'There is no batch "batch_1".'),
+    ):  # fmt: skip
+        assert api.http.get(path).json()["error"]["message"] == said
+
+
 def test_a_server_that_cannot_be_reached_ends_with_6(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRESSWORK_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("services.cli.profile.PATIENCE_SECONDS", 0.5)

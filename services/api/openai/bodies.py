@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from services.api.body import json_object, streaming
 from services.api.body.streaming import Format
 from services.api.errors import ApiError
-from services.core.model import strict_json
+from services.core.model import strict_json, suggestions
 from services.core.model.body import Body
 from services.core.settings import Settings
 
@@ -54,8 +54,9 @@ def _refused(kind: type[Document], error: ValidationError) -> ApiError:
     code = _KINDS.get(entry["type"], "invalid_value")
     if code == "unknown_field":
         shown = strict_json.describe(names[-1])
-        known = ", ".join(sorted(kind.model_fields))
-        return ApiError(400, code, f"There is no field {shown}; there are: {known}.", param=strict_json.place(*names))
+        known = suggestions.meant(names[-1], kind.model_fields)
+        others = f"did you mean {known}?" if known else f"there are: {', '.join(sorted(kind.model_fields))}."
+        return ApiError(400, code, f"There is no field {shown}; {others}", param=strict_json.place(*names))
     field = kind.model_fields.get(names[0]) if names else None
     allowed = (field.description if field else None) or "as the documentation says"
     found = "missing" if code == "missing_field" else strict_json.describe(entry["input"])

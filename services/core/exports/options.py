@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from services.core.exports.formats import FORMATS, FormatName
-from services.core.model import strict_json
+from services.core.model import strict_json, suggestions
 from services.core.model.body import Body
 from services.core.model.errors import InvalidSubmission, Problem
 
@@ -110,7 +110,8 @@ def _problem(entry: Any) -> Problem:
     if entry["type"] == "extra_forbidden":
         shown = strict_json.describe(field)
         name = param if field.isascii() and field.isidentifier() else shown
-        return Problem("unknown_field", f"There is no field {shown}.", name[:80])
+        known = Options.model_fields if len(named) > 1 else ExportRequest.model_fields
+        return Problem("unknown_field", suggestions.unknown_field(field, known), name[:80])
     if entry["type"] == "missing":
         return Problem("missing_field", f"{param} is missing; it must be {ALLOWED[field]}.", param)
     code = "wrong_type" if entry["type"].endswith("_type") else "invalid_value"

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from services.core.model import strict_json
+from services.core.model import strict_json, suggestions
 from services.core.model.body import Body
 from services.core.model.errors import Problem
 from services.core.model.specs import SEED_LIMIT, OutputFormat
@@ -308,10 +308,12 @@ def problems(
 ) -> list[Problem]:
     """Translates pydantic's errors: each names the field, the value found and what is `allowed`."""
     found = error.errors(include_url=False, include_context=True)
-    return [_problem(entry, value, line, prefix, allowed) for entry in found]
+    return [_problem(entry, value, line, prefix, allowed, error.title) for entry in found]
 
 
-def _problem(entry: Any, value: object, line: int | None, prefix: str, allowed: dict[str, str]) -> Problem:
+def _problem(
+    entry: Any, value: object, line: int | None, prefix: str, allowed: dict[str, str], kind_of: str
+) -> Problem:
     field = str(entry["loc"][0]) if entry["loc"] else ""
     param = (
         strict_json.place(*(part for part in entry["loc"] if part != "[key]"), prefix=prefix)
@@ -323,7 +325,7 @@ def _problem(entry: Any, value: object, line: int | None, prefix: str, allowed: 
         field = field or str(entry["input"])
         shown = strict_json.describe(field)
         name = field if field.isascii() and field.isidentifier() else shown
-        return Problem("unknown_field", f"There is no field {shown}.", f"{prefix}{name}"[:80], line)
+        return Problem("unknown_field", _unknown(field, kind_of, allowed), f"{prefix}{name}"[:80], line)
     if kind == "missing":
         return Problem("missing_field", f"{prefix}{field} is missing; it must be {allowed[field]}.", param, line)
     if not field:
@@ -339,3 +341,16 @@ def _problem(entry: Any, value: object, line: int | None, prefix: str, allowed: 
         rule += ", and one of 2^53 or more is written without a fraction or an exponent"
     found = entry["msg"] if kind == "object_too_long" else strict_json.describe(entry["input"])
     return Problem(code, f"{param} is {found}; it must be {rule}.", param, line)
+
+
+def _unknown(name: str, model: str, allowed: Mapping[str, str]) -> str:
+    """The sentence about an unknown field of that model: where it belongs, or what was meant."""
+    if model == "JobOptions" and name in ImageRequest.model_fields:
+        return f"{name} is a field of a request; defaults may hold it for all of them."
+    if model == "ImageRequest" and name in JobOptions.model_fields:
+        return f"{name} is an option of the job and stands beside images, not in a request."
+    if model == "Defaults" and name in ImageRequest.model_fields:
+        return f"{name} has no default; each request has its own."
+    kinds: tuple[type[Body], ...] = (ImageRequest, Defaults, JobOptions, JobChanges, RetryOptions)
+    fields = {kind.__name__: kind.model_fields for kind in kinds}
+    return suggestions.unknown_field(name, fields.get(model, allowed))

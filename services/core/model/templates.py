@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from services.core.model import body, requests, strict_json
+from services.core.model import body, requests, strict_json, suggestions
 from services.core.model.errors import Problem
 
 MAX_NAMES = 32
@@ -123,8 +123,7 @@ def read(value: object, defaults: dict[str, Any], max_images: int) -> tuple[Matr
 def _read(value: dict[str, Any], defaults: dict[str, Any], max_images: int) -> Matrix:
     for key in value:
         if key not in _KEYS:
-            message = f"There is no field {strict_json.describe(key)} in a matrix."
-            raise _Refused("unknown_field", message, "matrix")
+            raise _Refused("unknown_field", suggestions.unknown_field(key, _KEYS, " in a matrix"), "matrix")
     value = {key: given for key, given in value.items() if given is not None}
     template = _template(value, "template")
     assert template is not None
