@@ -724,37 +724,6 @@ def test_an_outage_longer_than_a_lease_expires_nothing_until_a_lease_after_it():
     assert connectivity.steady(0.0)
 
 
-def test_jobs_out_of_time_are_stopped_tenant_by_tenant(database, settings):
-    with database.begin_system() as connection:
-        connection.execute(text("INSERT INTO tenants (id, name) VALUES (2, 'other')"))
-        connection.execute(
-            text("""
-            INSERT INTO jobs (id, tenant_id, state, priority, total, expires_at)
-            SELECT nth, CASE WHEN nth = 200 THEN 2 ELSE 1 END, 'queued', 1, 1, now() - make_interval(secs => 300 - nth)
-            FROM generate_series(1, 200) AS nth
-            """)
-        )
-        assert job_states.expire(connection) == job_states.EXPIRED_AT_ONCE == 50
-        late = connection.execute(text("SELECT state FROM jobs WHERE id = 200")).scalar_one()
-        assert late == "cancelling", "the youngest of all is the first of its tenant"
-
-
-def test_jobs_are_finished_tenant_by_tenant_so_many_at_a_time(database, settings):
-    with database.begin_system() as connection:
-        connection.execute(text("INSERT INTO tenants (id, name) VALUES (2, 'other')"))
-        connection.execute(
-            text("""
-            INSERT INTO jobs (id, tenant_id, state, priority, total)
-            SELECT nth, CASE WHEN nth = 1200 THEN 2 ELSE 1 END, 'in_progress', 1, 1
-            FROM generate_series(1, 1200) AS nth
-            """)
-        )
-        connection.execute(text("INSERT INTO counters (job_id, queued, done) SELECT id, 0, 1 FROM jobs"))
-        assert len(lifecycle.finish(connection)) == 1_000
-        assert connection.execute(text("SELECT state FROM jobs WHERE id = 1200")).scalar_one() == "completed"
-        assert len(lifecycle.finish(connection)) == 200
-
-
 def test_a_sweep_begins_at_the_low_water_mark_and_raises_it(database, settings):
     """So it does not walk over what earlier ones left in the index."""
     first, second = (cancelled(database, TENANT, submit(database, settings, images)) for images in (10, 5))

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from services.core.db.database import Database
 from services.core.fleet import models
@@ -16,6 +17,7 @@ from services.core.model.errors import InvariantViolated
 from services.core.model.specs import Claim, FailedImage
 from services.core.queue import claims, expiry, job_states, segments, settlement
 from services.core.queue.settlement import Verdict
+from services.core.settings import Settings
 from tests import factories
 from tests.factories import REVISION, TENANT, claim, claim_in, places, settle, stored, submit
 from tests.waiting import until
@@ -105,6 +107,14 @@ def test_candidates_say_how_old_and_how_large_a_batch_of_them_may_be(database, s
     assert found.others.others.rows == ()
 
 
+def test_what_lies_below_the_mark_of_its_segment_does_not_wait(database, settings):
+    submit(database, settings, 5)
+    claim(database, seats=2)
+    with database.begin_system() as connection:
+        segments.raise_low(connection)
+    assert candidates(database).max_waiting == 3
+
+
 def test_those_under_suspicion_ride_alone_and_as_many_as_their_cap_says(database, settings):
     quarantined, other = submit(database, settings, 6), submit(database, settings, 6)
     rows(database, "UPDATE segments SET cap = 4 WHERE job_id = :id RETURNING 1", id=quarantined)
@@ -150,13 +160,33 @@ def test_marks_are_raised_of_the_jobs_asked_for_and_the_oldest_first(database, s
         assert segments.raise_low(connection, [first, second, third]) == 0
 
 
-def test_the_segments_of_a_job_are_raised_in_order(database, settings):
+@pytest.fixture(
+    params=[segments.raise_low, lambda connection, **limit: segments.Rounds().raise_low(connection, **limit)]
+)
+def raise_low(request: pytest.FixtureRequest) -> Callable[..., int]:
+    """Both ways to raise the marks of some segments."""
+    return request.param
+
+
+def test_the_segments_of_a_job_are_raised_in_order(database, settings, raise_low):
     job_id = submit(database, settings, shapes(2))
     while claim_of_all(database):
         pass
     with database.begin_system() as connection:
-        assert segments.raise_low(connection, limit=1) == 1
+        assert raise_low(connection, limit=1) == 1
     assert rows(database, "SELECT id FROM segments WHERE job_id = :id AND low > high", id=job_id) == [(0,)]
+
+
+def test_closed_and_drained_segments_are_not_looked_at(database, settings, raise_low):
+    closed, first, second = drained(database, settings, 3)
+    with database.begin(TENANT) as connection:
+        lifecycle.pause(connection, TENANT, closed, True)
+    raised = []
+    for _ in range(3):
+        with database.begin_system() as connection:
+            raised.append(raise_low(connection, limit=1))
+    assert raised == [1, 1, 0]
+    assert lows(database) == {closed: 0, first: 1, second: 1}
 
 
 def test_a_mark_that_need_not_rise_is_not_written(database, settings):
@@ -165,17 +195,17 @@ def test_a_mark_that_need_not_rise_is_not_written(database, settings):
         assert segments.raise_low(connection) == 0
 
 
-def test_segments_that_another_is_raising_are_passed_over(database, settings):
+def test_segments_that_another_is_raising_are_passed_over(database, settings, raise_low):
     first, second = drained(database, settings, 2)
     with database.begin_system() as connection:
         assert segments.raise_low(connection, [first]) == 1
         with database.begin_system() as other:
-            assert segments.raise_low(other) == 1
+            assert raise_low(other) == 1
     assert lows(database) == {first: 1, second: 1}
     third = drained(database, settings, 1)[0]
     with database.begin_system() as connection, database.begin_system() as other:
         connection.execute(text("SELECT FROM segments WHERE job_id = :id FOR UPDATE"), {"id": third})
-        assert segments.raise_low(other) == 0
+        assert raise_low(other) == 0
 
 
 def test_a_job_that_is_not_being_cancelled_is_not_swept(database, settings):
@@ -197,6 +227,86 @@ def test_a_sweep_passes_over_images_that_are_locked_and_takes_the_others_in_orde
     assert [row[0] for row in images(database, job_id)] == [0, 4, 4, 0]
     with database.begin_system() as connection:
         assert segments.sweep(connection, job_id) == 2
+
+
+@pytest.fixture
+def stopped(database: Database, settings: Settings) -> int:
+    """A job that is being cancelled, of three segments with the images 0 and 2, 1 and 3, and 4. Image 0 is done. Beside
+    it there is a job of the same kind that is not being cancelled."""
+    images = [{"prompt": "a", "num_inference_steps": steps} for steps in (1, 2, 1, 2, 3)]
+    job_id = submit(database, settings, images)
+    submit(database, settings, images)
+    settle(database, claim(database, seats=1))
+    with database.begin_system() as connection:
+        job_states.cancel(connection, TENANT, job_id)
+    return job_id
+
+
+def swept(connection: Connection, database: Database, job_id: int, limit: int = 9) -> tuple[int, list[int], list[int]]:
+    """Sweeps: how many images, which states they all have then, and the marks of their segments."""
+    found = segments.sweep(connection, job_id, limit)
+    connection.commit()
+    marks = rows(database, "SELECT low FROM segments WHERE job_id = :id ORDER BY id", id=job_id)
+    return found, [row[0] for row in images(database, job_id)], [low for (low,) in marks]
+
+
+def test_a_sweep_goes_through_the_segments_in_order_and_raises_their_marks(database, stopped):
+    before = rows(database, "SELECT id, low, xmin FROM segments WHERE job_id <> :id", id=stopped)
+    outcomes = []
+    for limit in (2, 1, 9):
+        with database.begin_system() as connection:
+            outcomes.append(swept(connection, database, stopped, limit))
+    assert outcomes == [
+        (2, [2, 4, 4, 0, 0], [3, 2, 4]), (1, [2, 4, 4, 4, 0], [3, 4, 4]), (1, [2, 4, 4, 4, 4], [3, 4, 5]),
+    ]  # fmt: skip
+    assert rows(database, "SELECT id, low, xmin FROM segments WHERE job_id <> :id", id=stopped) == before
+
+
+def test_a_sweep_writes_no_segment_in_which_nothing_is_left(database, stopped):
+    written = "SELECT id, xmin FROM segments ORDER BY job_id, id"
+    with database.begin_system() as connection:
+        assert swept(connection, database, stopped) == (4, [2, 4, 4, 4, 4], [3, 4, 5])
+    before = rows(database, written)
+    with database.begin_system() as connection:
+        assert segments.sweep(connection, stopped) == 0
+    assert rows(database, written) == before
+
+
+def test_no_mark_is_raised_above_an_image_that_a_sweep_passed_over(database, stopped):
+    with database.begin_system() as connection, database.begin_system() as other:
+        lock = text("SELECT FROM images WHERE job_id = :id AND index IN (1, 4) FOR UPDATE")
+        connection.execute(lock, {"id": stopped})
+        assert swept(other, database, stopped) == (2, [2, 0, 4, 4, 0], [3, 1, 4])
+    with database.begin_system() as connection:
+        assert swept(connection, database, stopped) == (2, [2, 4, 4, 4, 4], [3, 4, 5])
+
+
+def test_a_sweep_passes_over_a_segment_that_another_holds(database, stopped):
+    with database.begin_system() as connection, database.begin_system() as other:
+        connection.execute(text("SELECT FROM segments WHERE job_id = :id AND id = 1 FOR UPDATE"), {"id": stopped})
+        assert swept(other, database, stopped) == (2, [2, 0, 4, 0, 4], [3, 1, 5])
+
+
+@pytest.mark.parametrize(
+    ("limit", "waiting", "left"),
+    [
+        (2, [[5], [5], [5]], [4, 4, 5]),  # fewer than there are tenants
+        (10, [[3, 50]], [0, 43]),  # the older job first
+        (10, [[50], [1]], [0, 41]),  # one gets what the other leaves of its share
+        (99, [[5], [5, 5]], [0, 0, 0]),
+    ],
+)
+def test_a_sweep_cancels_as_many_images_as_it_may_and_no_more(database, settings, limit, waiting, left):
+    rows(database, "INSERT INTO tenants (id, name) VALUES (2, 'second'), (3, 'third') RETURNING 1")
+    jobs = []
+    for tenant, sizes in enumerate(waiting, TENANT):
+        for size in sizes:
+            jobs.append(submit(database, settings, size, tenant=tenant))
+            with database.begin_system() as connection:
+                job_states.cancel(connection, tenant, jobs[-1])
+    with database.begin_system() as connection:
+        assert segments.sweep_cancelled(connection, limit) == sum(map(sum, waiting)) - sum(left)
+    assert sorted(counted(database, job_id)["queued"] for job_id in jobs) == left
 
 
 def test_claims_that_ended_over_a_day_ago_are_forgotten_and_no_others(database, settings):
@@ -244,11 +354,13 @@ def test_a_claim_writes_who_holds_which_jobs_and_for_how_long(database, settings
     assert counted(database, second) == {"queued": 1, "rendering": 2}
 
 
-def test_each_image_has_the_prompt_of_its_own_job(database, settings):
+def test_each_image_has_the_prompt_and_the_seed_of_its_own_request(database, settings):
     """The look for the nearest payload below must not stray into another job's."""
-    submit(database, settings, [{"prompt": "first", "n": 2}])
-    submit(database, settings, [{"prompt": "second", "n": 2}, {"prompt": "third", "n": 2}])
-    assert [image.spec.prompt for image in claim(database).images] == ["first"] * 2 + ["second"] * 2 + ["third"] * 2
+    submit(database, settings, [{"prompt": "first", "n": 2, "seed": 10}])
+    submit(database, settings, [{"prompt": "second", "n": 2, "seed": 20}, {"prompt": "third", "n": 2, "seed": 30}])
+    assert [(image.spec.prompt, image.spec.seed) for image in claim(database).images] == [
+        ("first", 10), ("first", 11), ("second", 20), ("second", 21), ("third", 30), ("third", 31),
+    ]  # fmt: skip
 
 
 def test_a_claim_passes_by_what_another_is_just_taking(database, settings):
@@ -442,6 +554,16 @@ def test_only_overdue_claims_expire_and_each_once(database, settings):
     assert counted(database, job_id) == {"queued": 3, "rendering": 2, "done": 1}
 
 
+@pytest.mark.parametrize(("seconds", "overdue"), [(7_200, 0), (7_201, 1)])
+def test_a_claim_of_which_no_lease_is_known_ends_within_two_hours_or_is_overdue(database, settings, seconds, overdue):
+    submit(database, settings, 1)
+    claim(database)
+    with database.begin_system() as connection:  # in which now() is one instant
+        late = "UPDATE claims SET lease_seconds = NULL, expires_at = now() + make_interval(secs => :seconds)"
+        connection.execute(text(late), {"seconds": seconds})
+        assert expiry.expire(connection, 0.0) == overdue
+
+
 def test_expiry_cancels_what_was_cancelled_and_queues_the_rest(database, settings):
     doomed, other = submit(database, settings, 2), submit(database, settings, 2)
     claim(database, lease=-1.0)
@@ -524,4 +646,16 @@ def test_a_cancel_waits_for_a_crossing_expiry(database, settings):
         cancelled.result()
     with database.begin_system() as connection:
         assert segments.sweep_cancelled(connection) == 2
+    assert counted(database, job_id) == {"cancelled": 2}
+
+
+def test_an_expiry_waits_for_a_crossing_cancel_and_then_sees_it(database, settings):
+    job_id = submit(database, settings, 2)
+    claim(database, lease=-1.0)
+    with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
+        job_states.cancel(connection, TENANT, job_id)
+        expired = pool.submit(expire, database)
+        until(lambda: waits_for_a_lock(database))
+        connection.commit()
+        assert expired.result() == 2
     assert counted(database, job_id) == {"cancelled": 2}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 _LEDGER = "tests/integration/test_queue.py"
 _ROWS = "tests/integration/test_queue_rows.py"
+_TURNS = "tests/integration/test_queue_turns.py"
 _JOBS = "tests/integration/test_jobs.py"
 _DRAFTS = "tests/integration/test_drafts.py"
 _EVENTS = "tests/integration/test_events.py"
@@ -23,17 +24,22 @@ TARGETS = {
     "settlement": Target("services/core/queue/settlement.py", (_ROWS, _LEDGER)),
     "expiry": Target("services/core/queue/expiry.py", (_ROWS, _LEDGER)),
     "image_moves": Target("services/core/queue/image_moves.py", (_ROWS, _LEDGER)),
-    "job_states": Target("services/core/queue/job_states.py", (_JOBS, _ROWS, _EVENTS)),
-    "segments": Target("services/core/queue/segments.py", (_ROWS, _LEDGER, _JOBS)),
+    "job_states": Target("services/core/queue/job_states.py", (_TURNS, _JOBS, _ROWS, _EVENTS)),
+    "segments": Target("services/core/queue/segments.py", (_ROWS, _TURNS, _LEDGER, _JOBS)),
     "images": Target("services/core/queue/images.py", (_JOBS, _DRAFTS)),
     "quarantine": Target("services/core/queue/quarantine.py", ("tests/integration/test_quarantine.py",)),
     "lifecycle": Target("services/core/jobs/lifecycle.py", (_JOBS,)),
     "leases": Target("services/core/db/leases.py", ("tests/integration/test_leases.py",)),
-    "s3": Target("services/core/storage/s3.py", ("tests/integration/test_storage.py",)),
+    "s3": Target(
+        "services/core/storage/s3.py", ("tests/integration/test_storage.py", "tests/integration/test_store_peers.py")
+    ),
     "drafts": Target("services/core/jobs/drafts.py", (_JOBS, _DRAFTS)),
     "submissions": Target("services/core/jobs/submissions.py", ("tests/unit/test_submissions.py", _JOBS)),
     "numbering": Target("services/core/events/numbering.py", (_EVENTS,)),
-    "deletion": Target("services/core/deletion/jobs.py", ("tests/integration/test_deletion.py",)),
+    "deletion": Target(
+        "services/core/deletion/jobs.py",
+        ("tests/integration/test_deletion_rows.py", "tests/integration/test_deletion.py"),
+    ),
     "retries": Target("worker/retries.py", ("tests/unit/test_retries.py",)),
     "batching": Target("worker/batching.py", ("tests/unit/test_retries.py",)),
 }
