@@ -311,7 +311,15 @@ def test_events_are_listed_over_http_from_any_number_on(api):
 def test_a_refusal_is_logged_before_the_failure_that_it_leads_to(database):
     job_id = ids.new()
     with database.begin_system() as connection:
-        new = job_states.NewJob(id=job_id, tenant_id=TENANT, state=JobState.VALIDATING, priority=1, labels={})
+        new = job_states.NewJob(
+            id=job_id,
+            tenant_id=TENANT,
+            state=JobState.VALIDATING,
+            priority=1,
+            labels={},
+            dedupe=False,
+            embed_prompt=False,
+        )
         job_states.create(connection, new)
         assert job_states.refuse(connection, job_id, [Problem("invalid_json", "It is no JSON.", None, 1)])
     assert kinds(database, job_id)[-2:] == ["job.refused", "job.failed"]

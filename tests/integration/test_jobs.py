@@ -8,6 +8,7 @@ from sqlalchemy import text
 
 from services.core.db import partitions
 from services.core.db.database import Database
+from services.core.events import queries
 from services.core.fleet import models
 from services.core.jobs import drafts, lifecycle
 from services.core.jobs.submissions import Receipt, Submission
@@ -185,6 +186,39 @@ def test_the_statements_keep_to_the_tenant_by_themselves(database, settings):
     assert others(database) == before
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        job_states.cancel,
+        lambda connection, tenant, job_id: job_states.pause(connection, tenant, job_id, True),
+        lambda connection, tenant, job_id: job_states.set_priority(connection, tenant, job_id, 0),
+    ],
+    ids=["cancel", "pause", "set_priority"],
+)
+def test_a_verb_locks_its_own_job_and_none_of_another_tenant(database, settings, verb):
+    job_id, _ = submit(database, settings, 1), submit(database, settings, 1)
+    locks = text("""SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks
+                    WHERE locktype = 'advisory' AND pid = pg_backend_pid()""")
+    for tenant, locked in ((OTHER, []), (TENANT, [job_id])):
+        with database.begin_system() as connection:
+            assert verb(connection, tenant, job_id) is bool(locked)
+            assert list(connection.execute(locks).scalars()) == locked
+
+
+def test_a_job_is_deleted_once_and_by_its_own_tenant_and_no_other_job_is(database, settings, crowd):
+    job_id = submit(database, settings, 3)
+    before = others(database, job_id)
+    assert do(database, job_states.mark_deleted, job_id, tenant=OTHER) is False
+    assert one(database, "deleted_at", job_id) == (None,)
+    assert do(database, job_states.mark_deleted, job_id) is True
+    deleted_at = one(database, "deleted_at", job_id)
+    assert deleted_at != (None,)
+    assert do(database, job_states.mark_deleted, job_id) is False
+    assert one(database, "deleted_at", job_id) == deleted_at
+    assert rows(database, "SELECT data FROM events WHERE kind = 'job.deleted'") == [({"total": 3},)]
+    assert others(database, job_id) == before
+
+
 def test_the_same_priority_again_changes_nothing(database, settings):
     job_id = submit(database, settings, 1)
     rows(database, "UPDATE segments SET priority = 2 WHERE job_id = :id RETURNING 1", id=job_id)
@@ -218,6 +252,7 @@ def test_a_job_that_waits_for_its_file_is_accepted_or_refused_and_no_other_is(da
     else:
         assert job is None
         assert [one(database, "to_jsonb(jobs)::text", job_id) for job_id in (accepted, refused)] == untouched
+        assert rows(database, "SELECT queued FROM counters WHERE job_id = :id", id=accepted) == [(2,)]
     assert bystanders == rows(
         database, "SELECT to_jsonb(j)::text FROM jobs j WHERE id = ANY(:ids) ORDER BY id", ids=crowd
     )
@@ -587,6 +622,44 @@ def test_a_repeated_name_is_reported_with_the_first_two_places(database, setting
         'custom_id is "x" in request 0 of chunk 2 and in request 1 of chunk 1',
     ]
     assert inspected(database, other, 1) == 10
+
+
+def logged(database: Database, job_id: int) -> list[tuple[Any, ...]]:
+    """Kind and data of the job's events, in the order in which they were written."""
+    statement = "SELECT kind, data FROM events WHERE subject = :subject ORDER BY id"
+    return rows(database, statement, subject=queries.job(job_id))
+
+
+def test_the_log_says_what_a_job_begins_as_and_which_priority_it_was_given(database, settings):
+    drafted, queued = draft(database), submit(database, settings, 1)
+    do(database, lifecycle.change, queued, priority=0)
+    assert logged(database, drafted) == [("job.created", {"state": "draft"})]
+    assert sorted(logged(database, queued)[:2]) == [
+        ("job.created", {"state": "queued"}),
+        ("job.queued", {"state": "queued"}),
+    ]
+    assert logged(database, queued)[2:] == [("job.priority_changed", {"priority": "high"})]
+
+
+def test_who_opens_a_draft_is_told_whether_it_was_one(database, settings):
+    job_id = draft(database)
+    append(database, settings, job_id, 0)
+    with database.begin_system() as connection:
+        assert job_states.open_draft(connection, job_id) is True
+        assert job_states.open_draft(connection, job_id) is False
+
+
+def test_of_very_many_repeated_names_the_first_hundred_are_reported(database, settings):
+    job_id = draft(database)
+    names = named(*(f"name{number}" for number in range(103)))
+    for number in range(2):
+        append(database, settings, job_id, number, *({**body, "n": 1} for body in names))
+    with pytest.raises(InvalidSubmission) as caught:
+        inspected(database, job_id, 2)
+    assert [problem.message.partition('"')[2].partition('"')[0] for problem in caught.value.problems] == [
+        f"name{number}" for number in range(100)
+    ]
+    assert caught.value.more
 
 
 def test_a_draft_is_queued_whole_and_alone(database, settings, crowd):

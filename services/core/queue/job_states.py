@@ -184,10 +184,10 @@ class NewJob:
     state: JobState
     priority: int
     labels: dict[str, str]
+    dedupe: bool
+    embed_prompt: bool
     total: int = 0
     requests: int = 0
-    dedupe: bool = False
-    embed_prompt: bool = False
     drawn_seeds: int = 0
     parent_id: int | None = None
     input_file_id: int | None = None
