@@ -362,7 +362,8 @@ def test_what_is_no_batch_that_this_device_rendered_since_does_not_speak_for_it(
 def test_a_second_crash_of_an_image_leaves_its_first_one_fresh(database, settings):
     assert fresh_crashes(database, settings, 1) == [False]
     rows(database, "UPDATE segments SET open = true WHERE cap IS NOT NULL RETURNING 1")
-    crashed(database)  # the same images again, quarantined
+    again = {name: claim(database, worker=name) for name in ("w1", "w2")}  # the same images, quarantined, one by one
+    assert [died(database, taken, worker=name) for name, taken in again.items()] == [False, False]
     rows(database, "UPDATE segments SET open = false RETURNING 1")
     assert fresh_crashes(database, settings, 2) == [False, True]
 
@@ -469,21 +470,21 @@ def test_neither_pardon_touches_what_is_final_or_no_crash(database, settings):
 
 
 def test_a_process_that_lives_after_all_takes_back_that_crash_and_no_other(database, settings):
-    first = submit(database, settings, 2)
-    one, two = claim(database, seats=1), claim(database, seats=1, worker="worker-b")
+    first = submit(database, settings, 3)
+    one, two = claim(database, seats=2), claim(database, seats=1, worker="worker-b")
     assert not died(database, one)
     assert not died(database, two, worker="worker-b", device=B)
-    assert [row[2] for _, row in sorted(images(database, first).items())] == [1, 1]
-    again = claim(database, seats=1)
+    assert [row[2] for _, row in sorted(images(database, first).items())] == [1, 1, 1]
+    again = claim(database, seats=1)  # of the two that were pardoned one is being rendered, one waits
     assert len(again.images) == 1
     other = submit(database, settings, 2)
     rows(database, "UPDATE images SET crashes = 2 RETURNING 1")
     with database.begin_system() as connection:
         quarantine.retract_crash(connection, one.id)
     assert [row[2] for row in images(database, other).values()] == [2, 2]
-    assert [row[2] for _, row in sorted(images(database, first).items())] == [1, 2]
-    assert rows(database, "SELECT claim_id, code FROM failures ORDER BY claim_id") == [
-        (one.id, "device"), (two.id, "crash"),
+    assert [row[2] for _, row in sorted(images(database, first).items())] == [1, 1, 2]
+    assert rows(database, "SELECT claim_id, code FROM failures ORDER BY claim_id, index") == [
+        (one.id, "device"), (one.id, "device"), (two.id, "crash"),
     ]  # fmt: skip
 
 

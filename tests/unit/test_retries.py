@@ -68,8 +68,10 @@ def test_halving_finds_every_failing_image_and_keeps_the_others_at_an_unchanged_
     done: set[int] = set()
     sizes: set[int] = set()
     passes = 0
+    guilty = {index for index in culprits if index < count}
     while part := plan.next():
         passes += 1
+        assert passes <= 1 + 2 * 4 * max(len(guilty), 1)
         sizes.add(part.size)
         indexes = {image.index for image in part.images}
         if not indexes & culprits:
@@ -78,11 +80,9 @@ def test_halving_finds_every_failing_image_and_keeps_the_others_at_an_unchanged_
             plan.give_up(part, ValueError("no"))
         else:
             plan.halve(part)
-    guilty = {index for index in culprits if index < count}
     assert done == set(range(count)) - guilty
     assert {image.index for image in plan.failed} == guilty
     assert len(sizes) == 1
-    assert passes <= 1 + 2 * 4 * max(len(guilty), 1)
 
 
 def test_parts_come_in_order_and_each_image_in_one_of_them():
@@ -138,6 +138,8 @@ def test_what_failed_says_why_in_a_short_line_without_the_exceptions_text():
     ]
     leaky = FileNotFoundError(2, "No such file", "/srv/models/secret/unet.safetensors")
     assert "/srv" not in retries.failure(one, leaky).message
+    odd = type("E" * 100, (Exception,), {})()
+    assert f": {'E' * 80}. The" in retries.failure(one, odd).message
 
 
 def test_a_batch_holds_its_images_in_order_and_repeats_the_last():
