@@ -109,6 +109,12 @@ class GuardedProtocol(H11Protocol):
         self.transport.close()
         return request_id
 
+    def shutdown(self) -> None:
+        """The server stops: streams that go on end here."""
+        state: Any = self.config.app.state  # type: ignore[union-attr]
+        state.context.feed.close()
+        super().shutdown()
+
     @property
     def _is_between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

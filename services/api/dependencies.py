@@ -8,6 +8,7 @@ import anyio
 from fastapi import Depends, Request
 
 from services.api import addresses
+from services.api.feed import Feed
 from services.api.slots import Slots
 from services.core.db.database import Database
 from services.core.notify import Notifier
@@ -20,6 +21,7 @@ REQUESTS_AT_ONCE = 8
 SUBMISSIONS_AT_ONCE = 4  # parsing is bound by the CPU: more at once would only use more memory
 TRANSFERS_AT_ONCE = 4  # between the object store and clients
 POLLS_AT_ONCE = 4  # for clients that wait for images
+WATCHERS = 1_500  # streams of events
 CONNECTIONS = 12  # and as many more under load: some are left for keys and for health
 
 
@@ -33,19 +35,22 @@ class Context:
     submissions: Slots
     transfers: Slots
     polls: Slots
+    feed: Feed
     figures: anyio.CapacityLimiter  # /metrics takes no key and reads counts of all jobs
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
+        database = Database(settings.database_url, application="presswork web", pool_size=CONNECTIONS)
         return cls(
             settings,
-            Database(settings.database_url, application="presswork web", pool_size=CONNECTIONS),
+            database,
             S3Store(settings),
             Notifier(settings.redis_url),
             Slots(REQUESTS_AT_ONCE),
             Slots(SUBMISSIONS_AT_ONCE),
             Slots(TRANSFERS_AT_ONCE),
             Slots(POLLS_AT_ONCE),
+            Feed(database, WATCHERS),
             anyio.CapacityLimiter(1),
         )
 

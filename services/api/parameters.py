@@ -62,6 +62,11 @@ def _up_to(maximum: int) -> Any:
 
 
 Limit = Annotated[int, BeforeValidator(whole), _up_to(1000)]
+Seq = Annotated[
+    int | None,
+    BeforeValidator(lambda given: None if given is None else _position(given)),
+    Query(ge=0, description="the seq of the last event that the client has; none: begin now"),
+]
 After = Annotated[
     int,
     BeforeValidator(_position),

@@ -8,6 +8,8 @@ API = Path(__file__).parents[2] / "services" / "api"
 # Every other transaction of the API is `begin(tenant)`. A new entry needs a reason, in a comment at the call.
 SYSTEM_TRANSACTIONS = [
     ("authentication.py", "authenticate"),  # the key decides which tenant it is
+    ("feed.py", "_latest"),  # it reads once for all who watch, and shows each only their own
+    ("feed.py", "_look"),  # likewise
     ("health.py", "collect"),  # sums over all tenants
     ("readiness.py", "_model_and_worker"),  # the route takes no key
     ("readiness.py", "check"),  # likewise

@@ -1,13 +1,14 @@
-"""The events of a job, in order."""
+"""Events, of one job or of all of a tenant's: as pages of JSON, or as a stream that goes on (server-sent events)."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter
-from pydantic import BaseModel
+from fastapi import APIRouter, Header, Request
+from starlette.responses import Response
 
 from services.api import parameters
 from services.api.authentication import Tenant
-from services.api.dependencies import ContextDep
+from services.api.dependencies import Context, ContextDep
+from services.api.event_stream import STREAM, EventStream, Missed
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.core.events import queries as events
@@ -16,38 +17,78 @@ from services.core.model import ids
 from services.core.model.errors import NotFound
 
 router = APIRouter(route_class=TenantRoute)
+MOST_BEHIND = 20_000  # events of all tenants that a stream reads to catch up
+MOST_AHEAD = 20_000  # of this server: another one has seen more, or it was another database's
+_OF_A_JOB = 1_000
+LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63)]
 
 
-class Event(BaseModel):
-    """Something that happened at `at`. `seq` grows; `actor` is the process that did it."""
-
-    seq: int
-    at: schemas.Moment
-    kind: str
-    actor: str
-    data: dict[str, int | str]
-
-
-class EventPage(BaseModel):
-    """In order of `seq`. For the next page, now or later, ask with `after` as the last `seq`. An event that is
-    committed late gets a higher number, so none is missed."""
-
-    data: list[Event]
-    has_more: bool
-
-
-@router.get("/jobs/{job_id}/events", response_model=EventPage)
-def list_events(
-    context: ContextDep, tenant: Tenant, job_id: str, after: parameters.After = 0, limit: parameters.Limit = 100
+@router.get(
+    "/jobs/{job_id}/events",
+    response_model=schemas.EventPage,
+    responses={200: {"content": {STREAM: {"schema": {"type": "string"}}}}},
+)
+async def list_events(
+    request: Request,
+    context: ContextDep,
+    tenant: Tenant,
+    job_id: str,
+    after: parameters.After = 0,
+    limit: parameters.Limit = 100,
+    last_event_id: LastEventId = None,
 ) -> Any:
-    """The job's events, oldest first. An event is listed about a second after it happened."""
+    """The job's events, oldest first; one is listed about a second after it happened. With `Accept: text/event-stream`
+    the answer goes on: messages named like the event's kind, with its `seq` as id, and a message `job` with the job as
+    it is, whenever it has changed. A stream begins after `Last-Event-ID`, or else after `after`."""
     number = ids.parse_job(job_id)
+    if STREAM in request.headers.get("accept", ""):
+        context.feed.admit()
+        await context.requests.run(tenant, lambda: _assert_exists(context, tenant, number), patient=True)
+        seq = after if last_event_id is None else last_event_id
+        return EventStream(context, tenant, number, lambda: _missed(context, tenant, number, seq))
+    return await context.requests.run(tenant, lambda: _page(context, tenant, number, after, limit))
+
+
+@router.get("/events", response_class=Response, responses={200: {"content": {STREAM: {}}}})
+async def follow_events(
+    context: ContextDep, tenant: Tenant, after: parameters.Seq = None, last_event_id: LastEventId = None
+) -> Any:
+    """The tenant's events as they happen, as server-sent events, and a message `job` with each unfinished job, at first
+    and whenever it has changed. A stream that was cut off goes on after `Last-Event-ID` (or `after`); a message `reset`
+    says that too much has happened since."""
+    context.feed.admit()
+    seq = after if last_event_id is None else last_event_id
+    return EventStream(context, tenant, None, lambda: _missed_of_all(context, tenant, seq))
+
+
+def _assert_exists(context: Context, tenant: int, number: int) -> None:
     with context.database.begin(tenant) as connection:
         if not queries.exists(connection, tenant, number):
             raise NotFound("There is no such job.")
+
+
+def _page(context: Context, tenant: int, number: int, after: int, limit: int) -> schemas.EventPage:
+    _assert_exists(context, tenant, number)
+    with context.database.begin(tenant) as connection:
         found = events.of_subject(connection, tenant, events.job(number), after_seq=after, limit=limit + 1)
-    page = [
-        Event(seq=event.seq, at=event.at, kind=event.kind, actor=event.actor, data=event.data)
-        for event in found[:limit]
-    ]
-    return EventPage(data=page, has_more=len(found) > limit)
+    return schemas.EventPage(data=[schemas.event(event) for event in found[:limit]], has_more=len(found) > limit)
+
+
+def _missed(context: Context, tenant: int, number: int, seq: int) -> Missed:
+    with context.database.begin(tenant) as connection:
+        view = queries.job(connection, tenant, number)
+        if seq - context.feed.seq > MOST_AHEAD:
+            return Missed([], too_much=True, job=view)
+        found = events.of_subject(connection, tenant, events.job(number), after_seq=seq, limit=_OF_A_JOB)
+        return Missed(found, after=seq, job=view)
+
+
+def _missed_of_all(context: Context, tenant: int, seq: int | None) -> Missed:
+    if seq is None:
+        return Missed([])
+    if context.feed.seq - seq > MOST_BEHIND or seq - context.feed.seq > MOST_AHEAD:
+        return Missed([], too_much=True)
+    if seq >= context.feed.seq:
+        return Missed([], after=seq)
+    with context.database.begin(tenant) as connection:
+        return Missed(events.of_tenant(connection, tenant, seq, most=MOST_BEHIND), after=seq)

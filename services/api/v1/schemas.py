@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, PlainSerializer
 
 from services.core.db.columns import Payload
+from services.core.events import queries as events
 from services.core.jobs.queries import ImageView, JobView
 from services.core.model import ids, requests
 from services.core.model.states import ImageState
@@ -59,6 +60,26 @@ class Job(BaseModel):
     rate: float
     eta_seconds: float | None
     as_of: Moment
+
+
+class Event(BaseModel):
+    """Something that happened at `at`, to a job if `job_id` names one. `seq` grows; `actor` is the process that did
+    it."""
+
+    seq: int
+    at: Moment
+    kind: str
+    actor: str
+    job_id: str | None
+    data: dict[str, int | str]
+
+
+class EventPage(BaseModel):
+    """In order of `seq`. For the next page, now or later, ask with `after` as the last `seq`. An event that is
+    committed late gets a higher number, so none is missed."""
+
+    data: list[Event]
+    has_more: bool
 
 
 class JobPage(BaseModel):
@@ -198,4 +219,16 @@ def image(view: ImageView, link: Callable[[int], str]) -> Image:
         versions=view.versions,
         device=view.device,
         error=ImageError(code=view.error_code or "unknown", message=view.error_message or "") if failed else None,
+    )
+
+
+def event(found: events.Event) -> Event:
+    job_id = events.job_of(found)
+    return Event(
+        seq=found.seq,
+        at=found.at,
+        kind=found.kind,
+        actor=found.actor,
+        job_id=None if job_id is None else ids.public_job(job_id),
+        data=found.data,
     )

@@ -85,12 +85,13 @@ class Job(TypedDict):
 
 
 class Event(TypedDict):
-    """Something that happened to a job; `seq` grows."""
+    """Something that happened, to a job if `job_id` names one; `seq` grows."""
 
     seq: int
     at: str
     kind: str
     actor: str
+    job_id: str | None
     data: dict[str, int | str]
 
 

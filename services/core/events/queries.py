@@ -12,6 +12,10 @@ from services.core.db.statements import statement
 _AFTER = statement("queries.after")("""
 SELECT seq, tenant_id, at, actor, kind, subject, data FROM events WHERE seq > :seq ORDER BY seq LIMIT :limit
 """)
+_OF_TENANT = statement("queries.of_tenant")("""
+SELECT seq, tenant_id, at, actor, kind, subject, data FROM events
+WHERE seq > :seq AND seq <= :seq + :most AND tenant_id = :tenant_id ORDER BY seq
+""")
 _OF_SUBJECT = statement("queries.of_subject")("""
 SELECT seq, tenant_id, at, actor, kind, subject, data FROM events
 WHERE subject = :subject AND tenant_id = :tenant_id AND seq > :seq ORDER BY seq LIMIT :limit
@@ -36,6 +40,11 @@ def after(connection: Connection, seq: int, *, limit: int = 1_000) -> list[Event
     return _events(connection.execute(_AFTER, {"seq": seq, "limit": limit}))
 
 
+def of_tenant(connection: Connection, tenant_id: int, seq: int, *, most: int) -> list[Event]:
+    """The tenant's events among the next `most` of all tenants with a number above `seq`, in order."""
+    return _events(connection.execute(_OF_TENANT, {"tenant_id": tenant_id, "seq": seq, "most": most}))
+
+
 def of_subject(
     connection: Connection, tenant_id: int, subject: str, *, after_seq: int = 0, limit: int = 1_000
 ) -> list[Event]:
@@ -47,6 +56,12 @@ def of_subject(
 def job(job_id: int) -> str:
     """The subject under which a job's events are logged."""
     return f"job/{job_id}"
+
+
+def job_of(event: Event) -> int | None:
+    """The job that an event is about, if it is about one."""
+    kind, _, number = event.subject.partition("/")
+    return int(number) if kind == "job" else None
 
 
 def _events(rows: Iterable[Any]) -> list[Event]:

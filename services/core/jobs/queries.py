@@ -4,7 +4,7 @@ Reads for a tenant take its id and run in its transaction: `database.begin(tenan
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -42,6 +42,7 @@ _JOBS, _JOBS_IN_STATE = (
 _THESE_JOBS = statement("queries.these_jobs")(
     _JOB + "WHERE j.tenant_id = :tenant_id AND j.id = ANY(:ids) ORDER BY j.id DESC"
 )
+_ANY_JOBS = statement("queries.any_jobs")(_JOB + "WHERE j.id = ANY(:ids) AND j.deleted_at IS NULL")
 # No index knows labels: so many jobs are looked at for one page.
 _LABELLED, _LABELLED_IN_STATE = (
     statement(f"queries.labelled{name}")(f"""
@@ -204,6 +205,11 @@ def jobs(connection: Connection, tenant_id: int, *, before: int, limit: int, sta
     """The newest jobs with an id below `before`; only those in the given state, if any."""
     values = {"tenant_id": tenant_id, "before": before, "limit": limit, "state": state}
     return [_job_view(row) for row in connection.execute(_JOBS if state is None else _JOBS_IN_STATE, values)]
+
+
+def any_jobs(connection: Connection, ids: Iterable[int]) -> list[JobView]:
+    """These jobs of any tenants, but deleted ones, in a transaction of the system."""
+    return [_job_view(row) for row in connection.execute(_ANY_JOBS, {"ids": list(ids)})]
 
 
 def labelled_jobs(

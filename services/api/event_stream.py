@@ -1,0 +1,73 @@
+"""The answer that goes on: server-sent events for one who watches."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from services.api.dependencies import Context
+from services.api.feed import Watcher, event_message, job_message, message
+from services.core.events.queries import Event
+from services.core.jobs.queries import JobView
+from services.core.model.errors import Unavailable
+
+STREAM = "text/event-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """What happened before a stream began, and the job as it is. The client has all events up to `after`."""
+
+    events: Sequence[Event]
+    after: int = 0
+    job: JobView | None = None
+    too_much: bool = False
+
+
+class EventStream(Response):
+    """Begins to watch, then reads what was before: so nothing falls between the two."""
+
+    media_type = STREAM
+
+    def __init__(self, context: Context, tenant: int, job: int | None, read_missed: Callable[[], Missed]) -> None:
+        super().__init__(headers={"X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._context, self._tenant, self._job, self._read_missed = context, tenant, job, read_missed
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        async def write(data: bytes, *, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await write(b"retry: 2000\n\n")
+        async with self._context.feed.watch(self._tenant, self._job) as watcher:
+            leaving = asyncio.create_task(_leave(receive, watcher))
+            try:
+                _tell(watcher, await self._context.requests.run(self._tenant, self._read_missed, patient=True))
+                while not watcher.ended:
+                    await watcher.changed.wait()
+                    await write(watcher.take())
+                await write(b"", more=False)
+            except Unavailable:
+                await write(b"", more=False)  # the client connects again
+            finally:
+                leaving.cancel()
+
+
+async def _leave(receive: Receive, watcher: Watcher) -> None:
+    """Ends the stream when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    watcher.end("gone", "The client has gone.")
+
+
+def _tell(watcher: Watcher, missed: Missed) -> None:
+    if missed.too_much:
+        watcher.tell(message("reset", '{"message": "Too much has happened since: begin again."}'))
+    watcher.begin_after(missed.after)
+    for event in missed.events:
+        watcher.event(event.seq, event_message(event))
+    if missed.job is not None:
+        watcher.snapshot(missed.job.id, missed.job.as_of, job_message(missed.job))

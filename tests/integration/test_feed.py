@@ -1,0 +1,273 @@
+"""The feed: what those who watch are told, that nothing is missed or told twice, and that no count goes back."""
+
+import dataclasses
+import json
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from services.api import dependencies, feed
+from services.core.deletion import jobs as deletion
+from services.core.events import numbering
+from services.core.jobs import lifecycle, live
+from services.core.model import ids
+from tests import factories
+from tests.factories import TENANT
+from tests.processes import Process
+from tests.proxy import Proxy
+from tests.waiting import until
+from tests.web import Api, serving
+
+STREAM = {"Accept": "text/event-stream"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    kind: str
+    data: dict[str, object]
+    seq: int | None
+
+
+class Stream:
+    """An open stream, read in a thread: its messages so far."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        self.messages: list[Message] = []
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._read, args=(answer,), daemon=True)
+        self._thread.start()
+
+    def _read(self, answer: httpx.Response) -> None:
+        fields: dict[str, str] = {}
+        try:
+            for line in answer.iter_lines():
+                name, _, value = line.partition(": ")
+                if line:
+                    fields[name] = value
+                elif "event" in fields:
+                    seq = int(fields["id"]) if "id" in fields else None
+                    self.messages.append(Message(fields["event"], json.loads(fields["data"]), seq))
+                    fields = {}
+                else:
+                    fields = {}
+        except (httpx.HTTPError, httpx.StreamError, OSError):
+            pass
+        finally:
+            self.ended.set()
+
+    def events(self) -> list[tuple[int | None, str]]:
+        return [(message.seq, message.kind) for message in self.messages if message.seq is not None]
+
+    def jobs(self) -> list[dict[str, object]]:
+        return [message.data for message in self.messages if message.kind == "job"]
+
+    def kinds(self) -> list[str]:
+        return [message.kind for message in self.messages]
+
+
+@contextmanager
+def watching(api: Api, path: str, url: str = "", **headers: str) -> Iterator[Stream]:
+    with (
+        httpx.Client(base_url=url or api.url, headers=dict(api.http.headers) | headers, trust_env=False) as http,
+        http.stream("GET", path, headers=STREAM, timeout=60) as answer,
+    ):
+        assert answer.status_code == 200, answer.read()
+        yield Stream(answer)
+
+
+def work(api: Api, seats: int = 1) -> None:
+    """Renders some images, and does what the scheduler does."""
+    claim = factories.claim(api.database, seats)
+    assert claim is not None
+    factories.settle(api.database, claim)
+    end(api)
+
+
+def end(api: Api) -> None:
+    with api.database.begin_system() as connection:
+        lifecycle.finish(connection)
+        numbering.number(connection)
+
+
+def latest(api: Api) -> int:
+    with api.database.begin_system() as connection:
+        return live.latest(connection)
+
+
+def test_whoever_watches_a_job_sees_it_through_to_its_end(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    job = api.submit(*[{"prompt": "a mug"}] * 3)["id"]
+    end(api)
+    with watching(api, f"/v1/jobs/{job}/events") as stream:
+        until(stream.jobs)
+        for done in (1, 2, 3):
+            work(api)
+            until(lambda done=done: stream.jobs()[-1]["counts"]["done"] == done)
+        until(lambda: stream.jobs()[-1]["status"] == "completed" and "job.completed" in stream.kinds())
+    shown = [found["counts"]["done"] for found in stream.jobs()]
+    assert shown == sorted(shown)
+    listed = api.http.get(f"/v1/jobs/{job}/events").json()["data"]
+    assert stream.events() == [(entry["seq"], entry["kind"]) for entry in listed]
+    assert {entry["job_id"] for entry in listed} == {job}
+
+
+def test_a_stream_that_was_cut_off_goes_on_where_it_was_on_another_server(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    with serving(api.settings) as other, watching(api, "/v1/events?after=0") as first:
+        for _ in range(3):
+            api.submit()
+            end(api)
+        until(lambda: len(first.events()) >= 6)
+        last = str(first.events()[3][0])
+        api.submit()
+        end(api)
+        with watching(api, "/v1/events", other, **{"Last-Event-ID": last}) as second:
+            api.submit()
+            end(api)
+            newest = latest(api)
+            until(lambda: first.events()[-1][0] == newest and second.events()[-1:] == first.events()[-1:])
+    assert first.events()[4:] == second.events()
+
+
+def test_what_another_server_has_shown_already_is_not_shown_again(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    end(api)
+    seen = latest(api) + 1
+    with watching(api, "/v1/events", **{"Last-Event-ID": str(seen)}) as stream:
+        until(lambda: not stream.ended.is_set())
+        for _ in range(2):
+            api.submit()
+            end(api)
+        until(lambda: stream.events()[-1:] and stream.events()[-1][0] == latest(api))
+    assert [seq for seq, _ in stream.events()] == list(range(seen + 1, latest(api) + 1))
+    job = api.http.get("/v1/jobs").json()["data"][0]["id"]
+    for path in ("/v1/events", f"/v1/jobs/{job}/events"):
+        for far in (seen + 10**6, 2**63 - 1):  # of another database, say
+            with watching(api, path, **{"Last-Event-ID": str(far)}) as stream:
+                until(lambda stream=stream: stream.kinds()[:1] == ["reset"])
+
+
+def test_a_tenants_stream_shows_all_its_unfinished_jobs_and_no_other_tenants(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    _, key = api.new_tenant("other")
+    api.submit()
+    mine = {api.submit()["id"], api.submit()["id"]} | {api.http.get("/v1/jobs").json()["data"][-1]["id"]}
+    other = httpx.Headers({"Authorization": f"Bearer {key}"})
+    with watching(api, "/v1/events") as stream, watching(api, "/v1/events", **other) as strange:
+        until(lambda: {found["id"] for found in stream.jobs()} == mine)
+        theirs = httpx.post(f"{api.url}/v1/jobs", json={"images": [{"prompt": "theirs"}]}, headers=other).json()["id"]
+        end(api)
+        until(lambda: {found["id"] for found in strange.jobs()} == {theirs} and strange.events())
+        assert {found["id"] for found in stream.jobs()} == mine
+        assert {message.data["job_id"] for message in strange.messages if message.seq} <= {theirs, None}
+    for path in (f"/v1/jobs/{theirs}/events", f"/v1/jobs/{ids.public_job(1)}/events"):
+        assert api.http.get(path, headers=STREAM).status_code == 404
+
+
+def test_nothing_that_happens_while_a_stream_begins_is_missed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.01)
+    stopping = threading.Event()
+
+    def submit() -> None:
+        while not stopping.is_set():
+            factories.submit(api.database, api.settings)
+            end(api)
+
+    busy = threading.Thread(target=submit)
+    busy.start()
+    try:
+        with ExitStack() as stack:
+            streams = [stack.enter_context(watching(api, "/v1/events?after=0")) for _ in range(10)]
+            until(lambda: all(len(stream.events()) > 40 for stream in streams))
+    finally:
+        stopping.set()
+        busy.join()
+    for stream in streams:
+        numbers = [seq for seq, _ in stream.events()]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_who_watches_a_job_is_told_when_it_is_deleted(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    job = api.submit()["id"]
+    work(api)
+    with watching(api, f"/v1/jobs/{job}/events") as stream:
+        until(stream.jobs)
+        with api.database.begin_system() as connection:
+            deletion.delete(connection, TENANT, ids.parse_job(str(job)))
+        assert stream.ended.wait(10)
+    assert stream.kinds()[-1] == "deleted"
+
+
+def test_a_database_that_is_away_is_told_and_the_stream_goes_on(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    address = urlsplit(api.settings.database_url)
+    with closing(Proxy(str(address.hostname), address.port or 5432)) as proxy:
+        away = api.settings.database_url.replace(f":{address.port}", f":{proxy.port}")
+        with (
+            serving(dataclasses.replace(api.settings, database_url=away)) as url,
+            watching(api, "/v1/events", url) as stream,
+        ):
+            job = api.submit()["id"]
+            until(stream.jobs)
+            proxy.cut()
+            until(lambda: "unreachable" in stream.kinds())
+            proxy.mend()
+            work(api)
+            until(lambda: stream.jobs()[-1]["id"] == job and stream.jobs()[-1]["counts"]["done"] == 1)
+
+
+def test_a_server_that_stops_ends_its_streams_at_once(api: Api, environ: dict[str, str], tmp_path) -> None:
+    port = "18437"
+    more = {"PRESSWORK_PORT": port, "PRESSWORK_SECRET": api.settings.secret}
+    web = Process("services.web", {**os.environ, **environ, **more}, tmp_path / "web.log")
+    url = f"http://127.0.0.1:{port}"
+    until(lambda: _alive(url))
+    with watching(api, "/v1/events", url) as stream:
+        until(lambda: stream.messages == [] and not stream.ended.is_set())
+        web.popen.terminate()
+        assert web.popen.wait(5) == 0
+        assert stream.ended.wait(5)
+    assert stream.kinds()[-1:] == ["closing"]
+
+
+def _alive(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/livez", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_too_many_watchers_are_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dependencies, "WATCHERS", 1)
+    with serving(api.settings) as url, watching(api, "/v1/events", url):
+        answer = httpx.get(f"{url}/v1/events", headers=dict(api.http.headers) | STREAM, trust_env=False)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "too_many_watchers"
+
+
+def test_a_watcher_that_does_not_read_keeps_one_snapshot_of_a_job_and_is_cut_off_in_the_end() -> None:
+    watcher = feed.Watcher(TENANT, None)
+    moment = datetime.now(UTC)
+    for number in range(10):
+        watcher.snapshot(7, moment + timedelta(seconds=number), f"<{number}>".encode())
+    watcher.snapshot(7, moment, b"<old>")
+    watcher.event(2, b"<two>")
+    watcher.event(2, b"<two>")
+    watcher.event(1, b"<one>")
+    assert watcher.take() == b"<two><9>"
+    for number in range(3, feed.WAITING_EVENTS + 4):
+        watcher.event(number, b"more")
+    assert watcher.ended
+    assert watcher.take().startswith(b"event: reset")
