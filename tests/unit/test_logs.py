@@ -56,12 +56,12 @@ def test_events_and_the_warnings_of_other_loggers_are_all_written(written):
 
 
 def test_of_libraries_only_warnings_are_written(written):
-    for name in ("onnxscript.optimizer", "onnx_ir.passes", "torch.onnx", "celery.worker", "httpx", "botocore"):
+    for name in ("library", "library.optimizer", "celery.worker"):
         logging.getLogger(name).info("Skipping constant folding for node 'node_view'")
         logging.getLogger(name).warning("a reason to look")
     for name in ("services.web", "worker.render", "scheduler.app", "__main__"):
         logging.getLogger(name).info("listening")
-    assert [line["event"] for line in written()] == ["a reason to look"] * 6 + ["listening"] * 4
+    assert [line["event"] for line in written()] == ["a reason to look"] * 3 + ["listening"] * 4
 
 
 def test_a_line_has_its_time_in_utc_and_the_request_that_caused_it(written, monkeypatch):
@@ -69,9 +69,9 @@ def test_a_line_has_its_time_in_utc_and_the_request_that_caused_it(written, monk
     time.tzset()
     try:
         begin = datetime.now(UTC)
-        logging.getLogger("x").info("alone")
+        logging.getLogger("services.x").info("alone")
         token = logs.request_id.set("req_1")
-        asyncio.run(anyio.to_thread.run_sync(logging.getLogger("x").info, "in a thread"))
+        asyncio.run(anyio.to_thread.run_sync(logging.getLogger("services.x").info, "in a thread"))
         logs.request_id.reset(token)
     finally:
         monkeypatch.undo()

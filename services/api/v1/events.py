@@ -20,7 +20,12 @@ router = APIRouter(route_class=TenantRoute)
 MOST_BEHIND = 20_000  # events of all tenants that a stream reads to catch up
 MOST_AHEAD = 20_000  # of this server: another one has seen more, or it was another database's
 _OF_A_JOB = 1_000
-LastEventId = Annotated[int | None, Header(alias="Last-Event-ID", ge=0, lt=2**63)]
+LastEventId = Annotated[
+    int | None,
+    Header(
+        alias="Last-Event-ID", ge=0, lt=2**63, description="the id of the last message of a stream that was cut off"
+    ),
+]
 
 
 @router.get(
