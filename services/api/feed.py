@@ -50,6 +50,7 @@ class Watcher:
         self.ended = False
         self.is_new = True  # the reader has not told it anything yet
         self._seq = 0
+        self._early: list[tuple[int, bytes]] | None = []  # events that came before it has caught up
         self._seen: dict[int, datetime] = {}  # how old the newest snapshot of each job is
         self._events: deque[bytes] = deque()
         self._jobs: dict[int, bytes] = {}
@@ -58,12 +59,19 @@ class Watcher:
         """`tenant` is that of the job, which only a watcher of all its jobs needs to know."""
         return self.tenant == tenant if self.job is None else self.job == job
 
-    def begin_after(self, seq: int) -> None:
-        """Leaves out events up to that one: this server may not have seen what another one has shown."""
-        self._seq = max(self._seq, seq)
+    def catch_up(self, after: int, missed: Iterable[tuple[int, bytes]]) -> None:
+        """Adds what was missed, then what has come in the meantime, and nothing up to `after`: another server may have
+        shown what this one has not seen."""
+        early, self._early = self._early or [], None
+        self._seq = max(self._seq, after)
+        for seq, text in [*missed, *early]:
+            self.event(seq, text)
 
     def event(self, seq: int, text: bytes) -> None:
         """Adds an event, unless it was added before."""
+        if self._early is not None:
+            self._early.append((seq, text))
+            return
         if seq <= self._seq or self.ended:
             return
         self._seq = seq
@@ -171,19 +179,20 @@ class Feed:
         with self._database.begin_system() as connection:  # as the system: it reads for all who watch
             return live.look(connection, self.seq, jobs=jobs, tenants=tenants)
 
-    def _deliver(self, watchers: Iterable[Watcher], look: live.Look) -> None:
+    def _deliver(self, looked_for: Iterable[Watcher], look: live.Look) -> None:
+        """Tells everybody, also those who came during the look: what they read before may be older."""
         for event in look.events:
             self.seq = event.seq
             text = event_message(event)
-            for watcher in watchers:
+            for watcher in self._watchers:
                 if watcher.follows(event.tenant_id, job_of(event)):
                     watcher.event(event.seq, text)
         for view in look.jobs.values():
             text, changed = job_message(view), self._has_changed(view)
-            for watcher in watchers:
+            for watcher in self._watchers:
                 if (changed or watcher.is_new) and watcher.follows(look.owners.get(view.id), view.id):
                     watcher.snapshot(view.id, view.as_of, text)
-        for watcher in watchers:
+        for watcher in looked_for:
             watcher.is_new = False
             if watcher.job is not None and watcher.job not in look.jobs and not watcher.ended:
                 watcher.end("deleted", "The job was deleted.")

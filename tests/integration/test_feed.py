@@ -257,8 +257,19 @@ def test_too_many_watchers_are_refused(api: Api, monkeypatch: pytest.MonkeyPatch
     assert answer.json()["error"]["code"] == "too_many_watchers"
 
 
+def test_what_comes_before_a_watcher_has_caught_up_follows_what_it_had_missed() -> None:
+    watcher = feed.Watcher(TENANT, None)
+    watcher.event(4, b"<four>")
+    watcher.event(5, b"<five>")
+    assert watcher.take() == b""
+    watcher.catch_up(1, [(1, b"<one>"), (2, b"<two>"), (3, b"<three>"), (4, b"<four>")])
+    watcher.event(6, b"<six>")
+    assert watcher.take() == b"<two><three><four><five><six>"
+
+
 def test_a_watcher_that_does_not_read_keeps_one_snapshot_of_a_job_and_is_cut_off_in_the_end() -> None:
     watcher = feed.Watcher(TENANT, None)
+    watcher.catch_up(0, [])
     moment = datetime.now(UTC)
     for number in range(10):
         watcher.snapshot(7, moment + timedelta(seconds=number), f"<{number}>".encode())
