@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from presswork_client import Client, ClientError
 from services.api import dependencies, feed
 from services.core.deletion import jobs as deletion
 from services.core.events import numbering
@@ -247,6 +248,35 @@ def _alive(url: str) -> bool:
         return httpx.get(f"{url}/livez", trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_the_client_follows_a_job_to_its_end_through_a_cut(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    job = str(api.submit(*[{"prompt": "a mug"}] * 3)["id"])
+    host, port = api.address
+    with closing(Proxy(host, port)) as proxy, Client(f"http://127.0.0.1:{proxy.port}", api.key) as client:
+        seen = []
+        for found in client.watch(job):
+            seen.append(found["counts"]["done"])
+            if seen[-1] and proxy.accepted == 1:
+                proxy.cut()
+                proxy.mend()
+            if (claim := factories.claim(api.database, 1)) is not None:  # the snapshot may be older
+                factories.settle(api.database, claim)
+            end(api)
+    assert found["status"] == "completed"
+    assert seen == sorted(seen) and seen[-1] == 3
+    assert proxy.accepted > 1
+
+
+def test_the_client_is_told_of_a_job_that_is_deleted_while_it_follows_it(api: Api) -> None:
+    job = str(api.submit()["id"])
+    work(api)
+    with Client(api.url, api.key) as client:
+        assert [found["status"] for found in client.watch(job)] == ["completed"]
+        api.http.delete(f"/v1/jobs/{job}")
+        with pytest.raises(ClientError, match="There is no job"):
+            next(client.watch(job))
 
 
 def test_too_many_watchers_are_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ from presswork_client.transport import ClientError, Transport
 T = TypeVar("T")
 PAGE = 1000
 REQUESTS_PAGE = 100  # each comes with all its images
+_AGAIN_SECONDS = 0.5  # between streams that were cut off
 _LINES = {"Content-Type": "application/x-ndjson"}
 
 
@@ -145,6 +147,26 @@ class Client:
 
     def job(self, job_id: str) -> Job:
         return self._job("GET", f"/{_id(job_id)}")
+
+    def watch(self, job_id: str) -> Iterator[Job]:
+        """The job as it is, and again whenever it has changed, until it has finished. A stream that is cut off is begun
+        again."""
+        while True:
+            found: Job | None = None
+            for kind, data in self._transport.messages(f"/v1/jobs/{_id(job_id)}/events"):
+                if kind == "deleted":
+                    raise ClientError(404, "not_found", data["message"])
+                if kind == "job":
+                    found = data
+                    yield data
+                    if data["finished_at"]:
+                        return
+            if found is None:
+                found = self.job(job_id)
+                yield found
+                if found["finished_at"]:
+                    return
+            time.sleep(_AGAIN_SECONDS)
 
     def jobs(self, *, status: str | None = None, label: str | None = None, page: int = PAGE) -> Iterator[Job]:
         """All jobs, newest first, page by page; `label` is "name:value"."""

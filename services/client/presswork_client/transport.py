@@ -1,8 +1,10 @@
 """Sends requests, retries what is safe to repeat, and turns error answers into ClientError."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ _LOOPBACK = ("127.0.0.1", "[::1]", "localhost", "*.localhost")
 _DIRECT = {f"all://{host}": None for host in _LOOPBACK}  # no proxy for this machine, whatever the environment says
 _BUSY = "idempotency_key_in_use"
 _READ_BYTES = 1 << 20
+_SILENCE_SECONDS = 45.0  # a server that is there says something every fifteen
 
 
 class ClientError(Exception):
@@ -57,6 +60,30 @@ class Transport:
             cursor = page["next_cursor"]
             if cursor is None:
                 return
+
+    def messages(self, path: str) -> Iterator[tuple[str, Any]]:
+        """The messages of a stream of events, kind and data, until the stream ends or is cut off; none from
+        a server that has no streams. Raises ClientError if there is no answer."""
+        timeout = httpx.Timeout(self.http.timeout.connect, read=_SILENCE_SECONDS)
+        headers = {"Accept": "text/event-stream"}
+
+        def send() -> httpx.Response:
+            answer = self.http.send(self.http.build_request("GET", path, headers=headers, timeout=timeout), stream=True)
+            if answer.status_code >= 400:
+                answer.read()
+            return answer
+
+        with closing(self.attempt(send)) as answer, suppress(httpx.TransportError):
+            kind, data = "", ""
+            for line in answer.iter_lines():
+                name, _, value = line.partition(": ")
+                if name == "event":
+                    kind = value
+                elif name == "data":
+                    data = value
+                elif not line and kind:
+                    yield kind, json.loads(data)
+                    kind = ""
 
     def attempt(self, send: Callable[[], httpx.Response]) -> httpx.Response:
         """Sends until the answer is final or the patience is over. Raises ClientError."""
