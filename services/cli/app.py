@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli import bench, downloads, exports, jobs, model, removal, show, submit
+from services.cli import bench, downloads, exports, jobs, manual, model, options, removal, show, submit
 from services.cli.exits import EPILOG
 from services.core import extras
 from services.core.model.errors import PressworkError
@@ -17,10 +17,10 @@ from services.core.processes import python
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 app = typer.Typer(
-    no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG,
+    cls=manual.Group, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
+    rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG,
 )  # fmt: skip
-keys = typer.Typer(no_args_is_help=True, help="Issue and revoke API keys.")
+keys = typer.Typer(no_args_is_help=True, help="Issue, list and revoke API keys.")
 JOBS, RESULTS, MACHINE, OPERATIONS = "Jobs", "Results", "This machine", "Operations"
 submit.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
@@ -59,7 +59,7 @@ def up(
     workers: Annotated[int, typer.Option(min=1, max=64, help="How many workers to run.")] = 1,
     pipeline: Annotated[
         str,
-        typer.Option(envvar="PRESSWORK_PIPELINE", help=f"{KINDS}; PRESSWORK_MODEL_DIR names a model."),
+        typer.Option(metavar="NAME", envvar="PRESSWORK_PIPELINE", help=f"{KINDS}; PRESSWORK_MODEL_DIR names a model."),
     ] = "onnx",
     port: Annotated[int | None, typer.Option(envvar="PRESSWORK_PORT", help="The web server's port.")] = None,
 ) -> None:
@@ -94,7 +94,7 @@ def status(home: Home = HOME) -> None:
 def demo(
     home: Home = HOME,
     output: Annotated[Path, typer.Option(help="Where images, results and the contact sheet go.")] = Path("demo-output"),
-    pipeline: Annotated[str, typer.Option(envvar="PRESSWORK_PIPELINE", help=f"{KINDS}.")] = "onnx",
+    pipeline: Annotated[str, typer.Option(metavar="NAME", envvar="PRESSWORK_PIPELINE", help=f"{KINDS}.")] = "onnx",
 ) -> None:
     """Render 48 prompts and make a contact sheet.
 
@@ -140,6 +140,17 @@ def create_key(name: Annotated[str, typer.Argument(help="What the key is for.")]
     raise typer.Exit(_guarded(checks.create_key, name))
 
 
+@keys.command("list")
+def list_keys(as_json: options.Json = False) -> None:
+    """List the API keys, without their secrets.
+
+    Needs DATABASE_URL.
+    """
+    from services.cli import doctor as checks
+
+    raise typer.Exit(_guarded(checks.list_keys, as_json))
+
+
 @keys.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(help="The eight characters after `pw_`.")]) -> None:
     """Revoke an API key: the next request with it is refused."""
@@ -163,3 +174,6 @@ def _guarded(verb: Any, *arguments: Any) -> int:
     except KeyboardInterrupt:
         show.say("stopped")
         return 130
+
+
+manual.dress(app)

@@ -1,6 +1,8 @@
 """`presswork doctor` and `keys`: checks the settings, servers and workers; issues and revokes API keys."""
 
 from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime
 
 from rich.text import Text
 
@@ -49,11 +51,26 @@ def create_key(name: str) -> int:
     return 0
 
 
+def list_keys(as_json: bool) -> int:
+    core = databases.Database(Settings.read().database_url, application="presswork keys", pool_size=1)
+    with core.begin_system() as connection:
+        found = api_keys.listed(connection)
+    for key in found if as_json else ():
+        show.document({**asdict(key), "created_at": _moment(key.created_at), "revoked_at": _moment(key.revoked_at)})
+    if not as_json:
+        show.render(show.keys(found))
+    return 0
+
+
+def _moment(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
+
+
 def revoke_key(key_id: str) -> int:
     core = databases.Database(Settings.read().database_url, application="presswork keys", pool_size=1)
     with core.begin_system() as connection:
         if not api_keys.revoke_key(connection, key_id):
-            raise PressworkError(f"There is no valid key {key_id[:20]!r}.")
+            raise PressworkError(f"There is no valid key {key_id[:20]!r}; `presswork keys list` shows those that are.")
     show.render("revoked")
     return 0
 

@@ -122,7 +122,12 @@ def _hint(error: Exception) -> str:
         case ClientError(status=401):
             return "PRESSWORK_API_KEY or the profile's api_key is not one of this server's; `keys create` issues one."
         case ClientError(code="unreachable"):
-            return "Is the server up, and PRESSWORK_URL or the profile's url its address? `presswork up` starts one."
+            from services.cli.profile import own_address  # which imports this module
+
+            return (
+                "Is the server up, and PRESSWORK_URL or the profile's url its address? "
+                f"`presswork up` starts one; in this folder it is {own_address()}."
+            )
         case ClientError(code="unknown_route"):
             return "This server has no such route; it may be older than this command."
         case BadInput(hint=hint):

@@ -1,5 +1,6 @@
 """`presswork export` and `exports`: the server writes a data set; it is followed and downloaded."""
 
+import inspect
 import json
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -10,26 +11,39 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from presswork_client import Client, ClientError, Export, ExportFile, file_sha256
-from services.cli import follow, options, show
+from services.cli import completion, follow, options, show
 from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
 from services.core.exports.formats import FormatName
+from services.core.exports.options import ALLOWED, Options
+from services.core.model import suggestions
 from services.core.model.errors import PressworkError
 
 _PATIENCE_SECONDS = 60.0
 _PARALLEL = 4
 _EXPORT = "export_"
+_OPTIONS = "Options of a format: " + "; ".join(f"{name} ({ALLOWED[name]})" for name in Options.model_fields) + "."
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
     """Registers the commands of this file."""
-    app.command("export", rich_help_panel=panel)(guarded(export))
+    app.command("export", rich_help_panel=panel, help=f"{inspect.getdoc(export)}\n\n{_OPTIONS}")(guarded(export))
     app.command("exports", rich_help_panel=panel)(guarded(list_exports))
+
+
+def _option_names(incomplete: str) -> list[tuple[str, str]]:
+    return [(f"{name}=", ALLOWED[name]) for name in Options.model_fields if name.startswith(incomplete)]
 
 
 def export(
     what: Annotated[
-        str, typer.Argument(metavar="JOB", help="A job's id, or an export's to go on with.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="JOB",
+            help="A job's id, or an export's to go on with.",
+            show_default=False,
+            autocompletion=completion.job_ids,
+        ),
     ],
     form: Annotated[FormatName, typer.Option("--format", "-f", help="The data set's format.")] = "webdataset",
     output: Annotated[
@@ -39,7 +53,11 @@ def export(
     option: Annotated[
         list[str] | None,
         typer.Option(
-            "--option", metavar="NAME=VALUE", help="An option of the format; may be repeated.", show_default=False
+            "--option",
+            metavar="NAME=VALUE",
+            help=f"One of {', '.join(Options.model_fields)}; may be repeated.",
+            show_default=False,
+            autocompletion=_option_names,
         ),
     ] = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start it and return.")] = False,
@@ -54,6 +72,8 @@ def export(
     if no_wait and output is not None:
         raise Usage("--no-wait returns before there is anything to download; leave out --no-wait or --output.")
     given = {name: _value(word) for name, word in options.pairs(option, "--option").items()}
+    for name in given.keys() - Options.model_fields.keys():
+        raise Usage(f"--option {name}: {suggestions.unknown_field(name, Options.model_fields)} {_OPTIONS}")
     with connect(profile, _PATIENCE_SECONDS) as client:
         made = client.export(what) if what.startswith(_EXPORT) else client.create_export(
             what, form, given or None, idempotency_key=key

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from presswork_client import Client, Job
-from services.cli import follow, options, show
+from services.cli import follow, options, show, units
 from services.cli.exits import Exit, guarded
 from services.cli.profile import connect
 
@@ -142,7 +142,7 @@ def retry(
     with connect(profile) as client:
         made = client.retry(job, idempotency_key=key, **asked)
         if watch:
-            show.say(f"{made['id']} retries {made['counts']['total']:,} images")
+            show.say(f"{made['id']} retries {units.count(made['counts']['total'], 'image')}")
             return follow.job(client, made["id"], as_json)
     _print(made, as_json)
     return Exit.OK

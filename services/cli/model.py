@@ -30,7 +30,7 @@ def inspect(folder: Folder, json: Json = False) -> int:
 @guarded
 def make(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="Where it goes: absent, or an empty directory.")],
-    preset: Annotated[str, typer.Option(help="tiny, mini, full, sd15, or tiny-sd.")] = "tiny",
+    preset: Annotated[str, typer.Option(metavar="NAME", help="tiny, mini, full, sd15, or tiny-sd.")] = "tiny",
     seed: Annotated[int, typer.Option(min=0, help="Decides the weights.")] = 0,
     json: Json = False,
 ) -> int:

@@ -4,10 +4,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from services.cli import completion
 from services.cli.exits import Usage
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id: job_...", show_default=False)]
-JobIds = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of jobs: job_...", show_default=False)]
+JobId = Annotated[
+    str,
+    typer.Argument(metavar="JOB", help="A job's id: job_...", show_default=False, autocompletion=completion.job_ids),
+]
+JobIds = Annotated[
+    list[str],
+    typer.Argument(metavar="JOB", help="Ids of jobs: job_...", show_default=False, autocompletion=completion.job_ids),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print only JSON on stdout, one line per object.", rich_help_panel="Everywhere"),

@@ -14,6 +14,7 @@ import httpx
 from presswork_client import Client, ClientError
 from services.cli import show
 from services.core.model.errors import SettingsError
+from services.core.settings import Settings
 
 PATIENCE_SECONDS = 5.0
 _QUIET_ATTEMPTS = 1  # one lost answer is not reported
@@ -47,7 +48,7 @@ def find(name: str | None, environ: Mapping[str, str] = os.environ) -> Profile:
         if not (url and key):
             given, missing = ("PRESSWORK_URL", "PRESSWORK_API_KEY") if url else ("PRESSWORK_API_KEY", "PRESSWORK_URL")
             raise SettingsError(f"{given} is set and {missing} is not; set both, or neither and use a profile.")
-        return _checked(url, key, "PRESSWORK_URL")
+        return _checked(url, key, "PRESSWORK_URL", environ)
     path = config_path(environ)
     name = name or environ.get("PRESSWORK_PROFILE")
     config = _read(path)
@@ -77,6 +78,12 @@ def config_path(environ: Mapping[str, str] = os.environ) -> Path:
     except RuntimeError:  # HOME is not set, and the user has no entry in the user database
         base = "~/.config"
     return Path(base) / "presswork" / "config.toml"
+
+
+def own_address(environ: Mapping[str, str] = os.environ) -> str:
+    """The address of the local stack in this folder, or that of one on the usual port."""
+    local = local_stack(Path(environ.get("PRESSWORK_HOME", ".presswork")))
+    return local.url if local else f"http://127.0.0.1:{Settings.default('PRESSWORK_PORT')}"
 
 
 def local_stack(home: Path) -> Profile | None:
@@ -118,14 +125,14 @@ def _named(path: Path, profiles: object, name: str) -> Profile:
     return _checked(found["url"], found["api_key"], f"{path}: the url of {name!r}")
 
 
-def _checked(url: str, key: str, what: str) -> Profile:
+def _checked(url: str, key: str, what: str, environ: Mapping[str, str] = os.environ) -> Profile:
     try:
         address = httpx.URL(url)
     except httpx.InvalidURL:
         address = httpx.URL("")
     if address.scheme not in ("http", "https") or not address.host:
         found = "not understood" if "@" in url else repr(url)  # it may hold a password
-        raise SettingsError(f"{what} is {found}; it must be an address such as http://127.0.0.1:8000.")
+        raise SettingsError(f"{what} is {found}; it must be an address such as {own_address(environ)}.")
     if not (key.isascii() and key.isprintable()):
         raise SettingsError(f"The API key that belongs to {address.host} has characters that are not allowed in a key.")
     return Profile(url.rstrip("/").removesuffix("/v1"), key)  # the base_url of OpenAI's client ends with it

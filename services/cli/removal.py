@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from presswork_client import Client, ClientError, Job
-from services.cli import options, show, units
+from services.cli import completion, options, show, units
 from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
 
@@ -42,7 +42,12 @@ def add_to(app: typer.Typer, panel: str) -> None:
 def rm(
     things: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ID...]", help="Ids of jobs, exports or files.", show_default=False),
+        typer.Argument(
+            metavar="ID",
+            help="Ids of jobs, exports or files.",
+            show_default=False,
+            autocompletion=completion.job_ids,
+        ),
     ] = None,
     label: Annotated[
         str | None, typer.Option(metavar="NAME=VALUE", help="Jobs with this label.", show_default=False)

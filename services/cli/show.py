@@ -12,6 +12,7 @@ from rich.text import Text
 from presswork_client import Estimate, Event, Export, Image, Job, JobRequest, Model, Range
 from services.cli import units
 from services.core import terminal
+from services.core.tenants.api_keys import Key
 
 _PIPED_WIDTH = 240  # columns when the output is not a terminal, so that nothing is cut
 _STYLES = {
@@ -102,6 +103,13 @@ def jobs(found: Iterable[Job]) -> Table:
             Text(labels(job), style="dim"),
         )
     return table
+
+
+def in_short(found: Job) -> str:
+    """A job in a few words."""
+    counts, state = found["counts"], found["status"].replace("_", " ")
+    words = f"{state}, {counts['done']:,} of {counts['total']:,} done"
+    return f"{words}, {labels(found)}" if found["labels"] else words
 
 
 def job(found: Job) -> RenderableType:
@@ -230,6 +238,19 @@ def models(found: Iterable[Model]) -> Table:
         steps = f"{model['default_num_inference_steps']} of {model['max_num_inference_steps']}"
         workers = Text(str(model["workers"]), style="green" if model["workers"] else "red")
         table.add_row(Text(model["id"]), sizes, steps, f"{model['default_guidance_scale']:g}", workers)
+    return table
+
+
+def keys(found: Iterable[Key]) -> Table:
+    table = _table()
+    for name in ("KEY", "NAME", "TENANT", "CREATED", "REVOKED"):
+        table.add_column(name, no_wrap=name != "NAME", overflow="fold")
+    for key in found:
+        revoked = "" if key.revoked_at is None else units.local(key.revoked_at.isoformat())
+        table.add_row(
+            Text(key.id, style="dim" if revoked else ""), Text(key.name), Text(key.tenant),
+            units.local(key.created_at.isoformat()), Text(revoked, style="red"),
+        )  # fmt: skip
     return table
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from presswork_client import Client, ClientError, Job
-from services.cli import checking, follow, matrices, options, reading, sending, show
+from services.cli import checking, follow, matrices, options, reading, sending, show, units
 from services.cli.exits import BadInput, Exit, Usage, guarded
 from services.cli.profile import connect
 from services.core.model import requests
@@ -234,15 +234,16 @@ def _dry_run(
     priority = {name: value for name, value in head.items() if name == "priority"}
     if grid is not None:
         with_defaults: dict[str, Any] = {"defaults": dict(defaults)} if defaults else {}
-        found = client.preview(grid, **with_defaults)
+        preview = client.preview(grid, **with_defaults)
         if not as_json:
-            matrices.show_preview(found)
-        drawn = 0 if "seed" in {**defaults, **grid, **grid["vary"]} else found["requests"]
-        _warn(found["requests"], head, drawn)
+            matrices.show_preview(preview)
+        drawn = 0 if "seed" in {**defaults, **grid, **grid["vary"]} else preview["requests"]
+        _warn(preview["requests"], head, drawn)
         _shown(client.estimate(matrix=grid, **with_defaults, **priority), as_json)
         return Exit.OK
     counted = checking.check(_required(source))
-    show.say(f"{counted.requests:,} requests for {counted.images:,} images, all well formed")
+    found = f"{units.count(counted.requests, 'request')} for {units.count(counted.images, 'image')}"
+    show.say(f"{found}, all well formed")
     _warn(counted.requests, head, counted.drawn_seeds)
     try:
         _shown(client.estimate(shapes=counted.shapes(), **priority), as_json)
@@ -275,7 +276,7 @@ def _shown(found: Any, as_json: bool) -> None:
 
 def _after(client: Client, job: Job, watch: bool, as_json: bool) -> Exit:
     if watch:
-        show.say(f"{job['id']} has {job['counts']['total']:,} images")
+        show.say(f"{job['id']} has {units.count(job['counts']['total'], 'image')}")
         for warning in job.get("warnings", []):
             show.say(warning, style="yellow")
         return follow.job(client, job["id"], as_json)

@@ -50,7 +50,7 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
     began = time.monotonic()
     with stack:
         if not is_free(port):
-            raise PortTaken(f"Port {port} is in use by another program; set PRESSWORK_PORT to a free one.")
+            raise PortTaken(f"Port {port} is in use by another program; `presswork up --port NUMBER` takes another.")
         values = dict(stack.values) | _pipeline_values(options, environ, stack.home)
         settings = Settings.read(environ | values)
         database.migrate(stack.migrator_url)

@@ -202,7 +202,13 @@ def test_a_key_is_made_and_revoked_with_nothing_but_the_env_file(up, client):
     key = keys("create", "a friend")
     with Client(up.values()["PRESSWORK_URL"], key) as friend:
         assert friend.job(job["id"])["id"] == job["id"]
+        shown = keys("list")
+        assert key.split("_")[1] in shown and "a friend" in shown and key.split("_")[2] not in shown
         assert keys("revoke", key.split("_")[1]) == "revoked"
+        made = [json.loads(line) for line in keys("list", "--json").splitlines()]
+        (one,) = (row for row in made if row["name"] == "a friend")
+        assert (one["id"], one["revoked_at"] is None) == (key.split("_")[1], False)
+        assert set(one) == {"id", "tenant", "name", "created_at", "revoked_at"}
         with pytest.raises(ClientError, match="valid API key"):
             friend.job(job["id"])
 

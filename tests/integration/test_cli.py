@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 import httpx
 import pyarrow as pa
 import pytest
+import typer
 from click.testing import Result
 from PIL import Image
 from pyarrow import parquet
@@ -29,6 +31,7 @@ from typer.testing import CliRunner
 from presswork_client import Client, ClientError
 from scheduler.background_tasks import BackgroundTaskRunner, background_tasks
 from services.cli.app import app
+from services.cli.examples import EXAMPLES
 from services.core.events import numbering
 from services.core.jobs import lifecycle
 from services.core.model import ids
@@ -793,6 +796,71 @@ def test_help_names_every_exit_code_and_the_shells_completion_knows_the_commands
         env=os.environ | words, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout.split() == ["submit"]
+
+
+def commands(group: Any, *words: str) -> Iterator[tuple[list[str], Any]]:
+    for name, found in group.commands.items():
+        if hasattr(found, "commands"):
+            yield from commands(found, *words, name)
+        else:
+            yield [*words, name], found
+
+
+def test_every_command_has_examples_that_its_own_parser_takes(run: Run) -> None:
+    known = dict.fromkeys(EXAMPLES)
+    for words, found in commands(typer.main.get_command(app)):
+        del known[" ".join(words)]
+        for line in EXAMPLES[" ".join(words)]:
+            assert len(line) < 79
+            parts = shlex.split(line)
+            given = parts[parts.index("presswork") + 1 :]
+            assert given[: len(words)] == words
+            found.make_context("presswork", given[len(words) :], resilient_parsing=words[0] == "bench")
+        if words[0] != "bench":  # its process has the help
+            shown = run(*words, "--help").output
+            assert EXAMPLES[" ".join(words)][0].split("presswork", 1)[1] in shown
+            assert not re.search(r"<bool>|<str>|list\[", shown), shown
+    assert not known, "examples of commands that there are not"
+    assert "<bool>" not in run("--help").output
+
+
+def test_the_shells_completion_knows_the_newest_jobs_and_keeps_silent_without_a_server(
+    api: Api, tmp_path: Path
+) -> None:
+    job = str(api.submit(labels={"for": "shop"})["id"])
+
+    def completed(word: str, **environ: str) -> tuple[str, str]:
+        words = {"_PRESSWORK_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": f"presswork show {word}"}
+        done = subprocess.run(
+            [sys.executable, "-c", "from services.cli.app import app; app(prog_name='presswork')"], cwd=ROOT,
+            env=os.environ | words | {"PRESSWORK_API_KEY": api.key} | environ,
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        return done.stdout, done.stderr
+
+    offered, said = completed(job[:6], PRESSWORK_URL=api.url)
+    assert job in offered and "for=shop" in offered and not said
+    assert job not in completed("job_zzz", PRESSWORK_URL=api.url)[0]
+    none, said = completed("", PRESSWORK_URL="http://127.0.0.1:9")
+    assert "job_" not in none and not said
+
+
+def test_an_option_of_an_export_is_listed_where_it_is_missing_or_unknown(run: Run) -> None:
+    for words in (("--help",), ("job_1", "--option"), ("job_1", "--option", "images_per_sard=3")):
+        shown = run("export", *words, code=0 if words == ("--help",) else 2).output
+        for name in ("images_per_shard", "include_flagged", "split", "images", "expires_in_seconds"):
+            assert name in shown
+    assert "did you mean images_per_shard?" in run("export", "job_1", "--option", "images_per_sard=3", code=2).output
+
+
+def test_a_wrong_address_is_told_ours(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.cli.profile.PATIENCE_SECONDS", 0.1)
+    for url, code in (("127.0.0.1:8000", 2), ("http://127.0.0.1:9", 6)):
+        monkeypatch.setenv("PRESSWORK_URL", url)
+        assert "http://127.0.0.1:8420" in run("ls", code=code).stderr
+    (tmp_path / ".presswork").mkdir()
+    write_env_file(tmp_path / ".presswork", {"PRESSWORK_URL": "http://127.0.0.1:18420", "PRESSWORK_API_KEY": "pw_a_b"})
+    assert "in this folder it is http://127.0.0.1:18420." in run("ls", code=6).stderr
 
 
 @contextmanager

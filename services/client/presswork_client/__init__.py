@@ -1,6 +1,6 @@
 """A typed client of the HTTP API.
 
-    with Client("http://127.0.0.1:8000", "pw_...") as client:
+    with Client("http://127.0.0.1:8420", "pw_...") as client:
         job = client.submit([{"prompt": "a red mug", "n": 4}])
 
 It retries only requests that are safe to repeat. A submission has an Idempotency-Key, so a retry after a lost answer

@@ -7,6 +7,8 @@ import hmac
 import secrets
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection
 
@@ -30,6 +32,23 @@ WITH moved AS (UPDATE api_keys SET revoked_at = now() WHERE id = :id AND revoked
 {log.of_each("moved", "'key.revoked'", subject="'key/' || id")}
 """)  # noqa: S608  our own text
 _DEFAULT = statement("api_keys.default")("SELECT min(id) FROM tenants")
+
+
+_LIST = statement("api_keys.list")("""
+SELECT k.id, t.name AS tenant, k.name, k.created_at, k.revoked_at
+FROM api_keys k JOIN tenants t ON t.id = k.tenant_id ORDER BY k.created_at, k.id
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key without its secret. It is no longer valid once it is revoked."""
+
+    id: str
+    tenant: str
+    name: str
+    created_at: datetime
+    revoked_at: datetime | None
 
 
 def _proof(secret: str, key: str) -> bytes:
@@ -61,6 +80,11 @@ def authenticate(connection: Connection, accepted: Sequence[str], key: str) -> i
     if not hmac.compare_digest(proofs[0], row.hmac):
         connection.execute(_REHASH, {"id": parts[1], "hmac": proofs[0]})
     return int(row.tenant_id)
+
+
+def listed(connection: Connection) -> list[Key]:
+    """Every key, the oldest first."""
+    return [Key(row.id, row.tenant, row.name, row.created_at, row.revoked_at) for row in connection.execute(_LIST)]
 
 
 def revoke_key(connection: Connection, key_id: str) -> bool:

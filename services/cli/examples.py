@@ -1,0 +1,47 @@
+"""Examples for `--help`, by command. A test runs each through the parser."""
+
+EXAMPLES = {
+    "submit": (
+        "presswork submit prompts.csv --column prompt=caption --watch",
+        "presswork submit prompts.jsonl --size 512x512 --steps 10 --label for=shop",
+        'presswork submit --matrix "a {colour} mug" --vary colour=red,teal --repeat 4',
+        "cat prompts.txt | presswork submit - --dry-run",
+    ),
+    "estimate": (
+        "presswork estimate prompts.jsonl",
+        "presswork estimate --images 10000 --size 512x512",
+    ),
+    "ls": ("presswork ls --status in_progress", "presswork ls --label for=shop --limit 0 --json"),
+    "show": ("presswork show job_039yenx5ewysr",),
+    "watch": ("presswork watch job_039yenx5ewysr",),
+    "items": ("presswork items job_039yenx5ewysr --status failed",),
+    "cancel": ("presswork cancel job_039yenx5ewysr job_039yeq3jpa6zd",),
+    "pause": ("presswork pause job_039yenx5ewysr",),
+    "resume": ("presswork resume job_039yenx5ewysr",),
+    "retry": ("presswork retry job_039yenx5ewysr --priority high --watch",),
+    "models": ("presswork models",),
+    "rm": (
+        "presswork rm job_039yenx5ewysr --dry-run",
+        "presswork rm --label for=shop --older-than 30d --yes",
+    ),
+    "download": ("presswork download job_039yenx5ewysr -o pictures",),
+    "export": (
+        "presswork export job_039yenx5ewysr --format parquet -o dataset",
+        "presswork export job_039yenx5ewysr --option images_per_shard=1000 -o shards",
+        "presswork export job_039yenx5ewysr --option 'split={\"train\": 0.9, \"val\": 0.1}'",
+    ),
+    "exports": ("presswork exports job_039yenx5ewysr",),
+    "up": ("presswork up", "presswork up --workers 2 --pipeline simulated --port 8421"),
+    "down": ("presswork down",),
+    "status": ("presswork status",),
+    "demo": ("presswork demo --output pictures",),
+    "doctor": (". .presswork/env && presswork doctor",),
+    "migrate": ("DATABASE_URL=postgresql://owner:secret@db/presswork presswork migrate",),
+    "keys create": ('presswork keys create "the shop"',),
+    "keys list": ("presswork keys list",),
+    "keys revoke": ("presswork keys revoke Xk29dQ7a",),
+    "bench engine": ("presswork bench engine --help",),
+    "model inspect": ("presswork model inspect presswork-mini",),
+    "model make": ("presswork model make tiny-model --preset tiny",),
+    "model verify": ("presswork model verify DIR",),
+}  # fmt: skip
