@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from presswork_client import Client, ClientError, Job, Matrix, Preview
-from services.cli import reading, show
+from services.cli import show
 from services.cli.exits import BadInput, Usage
+from services.cli.tables import cells
 from services.core.model import strict_json
 
 
@@ -81,4 +82,4 @@ def _words(name: str, text: str) -> list[str]:
 
 
 def _value(name: str, word: str) -> object:
-    return reading.parsed(name, word)
+    return cells.parsed(name, word)

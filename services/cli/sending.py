@@ -1,7 +1,6 @@
 """Sends requests: few in one submission, many as a draft in chunks, which can be resumed."""
 
 import json
-import re
 import shlex
 import sys
 from array import array
@@ -14,7 +13,7 @@ from rich.progress import Progress, TaskID
 
 from presswork_client import Chunk as Stored
 from presswork_client import Client, ClientError, Job
-from services.cli import follow, show
+from services.cli import follow, refusals, show
 from services.cli.exits import BadInput, Interrupted
 from services.cli.reading import Row, Source
 from services.core.model import strict_json
@@ -22,47 +21,62 @@ from services.core.model.errors import PressworkError
 
 CHUNK_REQUESTS = 50_000
 CHUNK_BYTES = 64 << 20
-_FIRST = re.compile(r"was used at (line|index) ([\d,]+) already")
+_NOTHING, _KEPT = "; nothing was submitted.", ", counted from the part that was refused."
 _JSON_BYTES = 24 << 20  # below the server's limit for a JSON body
 
 
 @dataclass
 class Part:
-    """Some requests, one a line, and their places in the source."""
+    """Some requests, one a line, and their places in the source. `bad`: rows among them that cannot be requests."""
 
     number: int
     body: bytearray = field(default_factory=bytearray)
     places: "array[int]" = field(default_factory=lambda: array("Q"))
+    bad: list[Row] = field(default_factory=list)
 
     def take(self, row: Row) -> None:
+        if row.problem is not None:
+            self.bad.append(row)
+            return
         self.body += row.line
         self.body += b"\n"
         self.places.append(row.place)
+
+    def rows(self) -> list[Row]:
+        """What it was made of, without the cells."""
+        lines = bytes(self.body).split(b"\n")[:-1]
+        good = [Row(place, line) for place, line in zip(self.places, lines, strict=True)]
+        return sorted([*good, *self.bad], key=lambda row: row.place) if self.bad else good
 
 
 def parts(rows: Iterable[Row], max_requests: int) -> Iterator[Part]:
     """Splits rows into parts. The same rows always give the same parts, so that a draft can be resumed."""
     part = Part(0)
     for row in rows:
-        if part.places and (len(part.places) >= max_requests or len(part.body) + len(row.line) >= CHUNK_BYTES):
+        taken = len(part.places) + len(part.bad)
+        if taken and (taken >= max_requests or len(part.body) + len(row.line) >= CHUNK_BYTES):
             yield part
             part = Part(part.number + 1)
         part.take(row)
-    if part.places:
+    if part.places or part.bad:
         yield part
 
 
-def send(client: Client, source: Source, head: Mapping[str, Any], max_requests: int, key: str | None) -> Job:
-    """Submits the source's requests. Up to two parts are sent as one submission, more as a draft.
+def send(
+    client: Client, source: Source, rows: Iterable[Row], head: Mapping[str, Any], max_requests: int, key: str | None
+) -> Job:
+    """Submits rows of the source. Up to two parts are sent as one submission, more as a draft.
 
     Raises:
         BadInput: the server refused it. Each problem has its place in the source.
         Interrupted: Ctrl-C was pressed. The message has the command that resumes.
     """
-    coming = parts(source.rows(), max_requests)
-    first = list(islice(coming, 3))
+    coming = parts(rows, max_requests)
+    first = _first_parts(source, coming)
     if not first:
         raise BadInput(f"{source.name} holds no requests.", [])
+    if any(part.bad for part in first):
+        raise refusals.of_rows(client, source, _rows(chain(first, coming)), after=_NOTHING)
     if len(first) < 3 and sum(len(part.body) for part in first) <= CHUNK_BYTES:
         return _send_whole(client, source, first, head, key)
     draft = client.create_draft(idempotency_key=key, **head)
@@ -72,7 +86,7 @@ def send(client: Client, source: Source, head: Mapping[str, Any], max_requests: 
     return _send_parts(client, source, draft["id"], chain(first, coming), {})
 
 
-def go_on(client: Client, source: Source, job_id: str, max_requests: int) -> Job:
+def go_on(client: Client, source: Source, rows: Iterable[Row], job_id: str, max_requests: int) -> Job:
     """Sends the missing parts of a draft and finalizes it."""
     job = client.job(job_id)
     if job["status"] != "draft":
@@ -80,7 +94,7 @@ def go_on(client: Client, source: Source, job_id: str, max_requests: int) -> Job
         return job
     there = {chunk["number"]: chunk for chunk in client.chunks(job_id)}
     show.say(f"{job_id} has {_parts(len(there))}, {sum(c['requests'] for c in there.values()):,} requests", style="dim")
-    return _send_parts(client, source, job_id, parts(source.rows(), max_requests), there)
+    return _send_parts(client, source, job_id, parts(rows, max_requests), there)
 
 
 def _send_whole(client: Client, source: Source, first: list[Part], head: Mapping[str, Any], key: str | None) -> Job:
@@ -93,26 +107,23 @@ def _send_whole(client: Client, source: Source, first: list[Part], head: Mapping
         if len(body) > _JSON_BYTES or len(places) > CHUNK_REQUESTS:
             draft = client.create_draft(idempotency_key=key, **head)
             return _send_parts(client, source, draft["id"], first, {})
-        return client.submit_body(_json(source, body, places, head), "application/json", idempotency_key=key)
+        return client.submit_body(_json(client, source, first, body, head), "application/json", idempotency_key=key)
     except ClientError as error:
-        raise _placed(error, source, places) from None
+        raise refusals.of_server(client, source, error, places, _rows(first), after=_NOTHING) from None
     except KeyboardInterrupt:
         raise Interrupted(
             "stopped while it was being submitted: either all of it was recorded or nothing; `presswork ls` shows which"
         ) from None
 
 
-def _json(source: Source, body: bytes, places: list[int], head: Mapping[str, Any]) -> bytes:
+def _json(client: Client, source: Source, first: list[Part], body: bytes, head: Mapping[str, Any]) -> bytes:
     """The lines as one JSON body with the job's options. Raises BadInput for lines that are not JSON."""
     lines = body.removesuffix(b"\n").split(b"\n")
-    wrong = []
-    for place, line in zip(places, lines, strict=True):
-        try:
+    try:
+        for line in lines:
             strict_json.loads(line)
-        except strict_json.BadJson as error:
-            wrong.append({source.unit: place, "param": None, "code": error.code, "message": str(error)})
-    if wrong:
-        raise BadInput(f"{len(wrong):,} of {len(lines):,} requests cannot be read; nothing was submitted.", wrong[:100])
+    except strict_json.BadJson:
+        raise refusals.of_rows(client, source, _rows(first), after=_NOTHING) from None
     return json.dumps(head).encode()[:-1] + b',"images":[' + b",".join(lines) + b"]}"
 
 
@@ -120,11 +131,15 @@ def _send_parts(
     client: Client, source: Source, job_id: str, coming: Iterable[Part], there: Mapping[int, Stored]
 ) -> Job:
     sent = requests = images = 0
+    waiting = iter(coming)
     try:
         with follow.bar() as progress:
             task = progress.add_task("submitting", total=None, tail="")
-            for part in coming:
-                stored = there[part.number] if _is_there(part, there) else _put(client, source, job_id, part)
+            for part in waiting:
+                if part.bad:
+                    rest = _rows(chain((part,), waiting))
+                    raise refusals.of_rows(client, source, rest, after=_KEPT, hint=_correct(job_id))
+                stored = there[part.number] if _is_there(part, there) else _put(client, source, job_id, part, waiting)
                 sent, requests, images = sent + 1, requests + stored["requests"], images + stored["images"]
                 _advance(progress, task, source, requests)
         try:
@@ -132,8 +147,8 @@ def _send_parts(
         except ClientError as error:
             if not error.errors:
                 raise
-            places = [{"chunk": entry.get("chunk"), **_placeless(entry)} for entry in error.errors]
-            raise BadInput(f"{_summary(error)}, across the parts of {job_id}.", places) from None
+            places = [{"chunk": entry.get("chunk"), **refusals.placeless(entry)} for entry in error.errors]
+            raise BadInput(f"refused: {refusals.summary(error)}, across the parts of {job_id}.", places) from None
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped; what has arrived is kept ({_parts(sent)}); resume with:\n  {_again(job_id)}"
@@ -144,16 +159,15 @@ def _send_parts(
         raise
 
 
-def _put(client: Client, source: Source, job_id: str, part: Part) -> Stored:
+def _put(client: Client, source: Source, job_id: str, part: Part, coming: Iterable[Part]) -> Stored:
     try:
         return client.put_chunk(job_id, part.number, bytes(part.body))
     except ClientError as error:
         if error.code == "chunk_conflict":
             hint = f"{source.name} has changed since part {part.number} was sent; submit it as a new job."
             raise BadInput(error.message, [], hint=hint) from None
-        if not error.errors:
-            raise
-        raise _kept(error, _at(error, source, part.places), job_id) from None
+        rest = _rows(chain((part,), coming))
+        raise refusals.of_server(client, source, error, part.places, rest, after=_KEPT, hint=_correct(job_id)) from None
 
 
 def _is_there(part: Part, there: Mapping[int, Stored]) -> bool:
@@ -168,49 +182,29 @@ def _advance(progress: Progress, task: TaskID, source: Source, requests: int) ->
     progress.update(task, completed=requests, total=source.total, tail=tail)
 
 
-def _placed(error: ClientError, source: Source, places: list[int]) -> Exception:
-    """The server's refusal, with the places in the source."""
-    if not error.errors:
-        return error
-    return BadInput(f"{_summary(error)}; nothing was submitted.", _at(error, source, places))
+def _first_parts(source: Source, coming: Iterator[Part]) -> list[Part]:
+    """The first three parts, read with a bar."""
+    try:
+        with follow.bar() as progress:
+            task = progress.add_task("reading", total=None, tail="rows")
+            source.watch = lambda: progress.update(task, completed=source.taken, total=source.total)
+            return list(islice(coming, 3))
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped while {source.name} was being read; nothing was submitted") from None
+    finally:
+        source.watch = None
 
 
-def _kept(error: ClientError, problems: list[dict[str, Any]], job_id: str) -> BadInput:
-    return BadInput(f"{_summary(error)}.", problems, hint=f"Correct that and resume with:\n  {_again(job_id)}")
+def _rows(found: Iterable[Part]) -> Iterator[Row]:
+    return chain.from_iterable(part.rows() for part in found)
 
 
-def _summary(error: ClientError) -> str:
-    count = len(error.errors)
-    return f"refused: {'a problem was' if count == 1 else f'{count} problems were'} found"
+def _correct(job_id: str) -> str:
+    return f"Correct that and resume with:\n  {_again(job_id)}"
 
 
 def _parts(count: int) -> str:
     return "1 part" if count == 1 else f"{count:,} parts"
-
-
-def _at(error: ClientError, source: Source, places: "list[int] | array[int]") -> list[dict[str, Any]]:
-    found = []
-    for entry in error.errors:
-        line, index = entry.get("line"), entry.get("index")
-        at = line - 1 if line is not None else index
-        place = places[at] if at is not None and 0 <= at < len(places) else None
-        rest = _placeless(entry)
-        if entry["code"] == "duplicate_custom_id":
-            rest["message"] = _FIRST.sub(lambda first: _first(first, source, places), rest["message"])
-        if index is not None:
-            rest["param"] = (rest["param"] or "").removeprefix(f"images[{index}].") or None
-            rest["message"] = rest["message"].replace(f"images[{index}].", "")
-        found.append({source.unit: place, **rest})
-    return found
-
-
-def _first(found: re.Match[str], source: Source, places: "list[int] | array[int]") -> str:
-    at = int(found[2].replace(",", "")) - (found[1] == "line")
-    return f"was used at {source.unit} {places[at]:,} already" if 0 <= at < len(places) else found[0]
-
-
-def _placeless(entry: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: entry.get(name) for name in ("param", "code", "message")}
 
 
 def _again(job_id: str) -> str:

@@ -1,7 +1,7 @@
 """`presswork submit` and `estimate`: make a job from a file, stdin or a matrix, or estimate it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ from presswork_client import Client, ClientError, Job
 from services.cli import checking, follow, matrices, options, reading, sending, show, units
 from services.cli.exits import BadInput, Exit, Usage, guarded
 from services.cli.profile import connect
+from services.cli.screening import screened
 from services.core.model import requests
 
 _PATIENCE_SECONDS = 120.0
@@ -19,10 +20,10 @@ _MATRIX, _SENT = "A matrix instead of a file", "Sending"
 
 File = Annotated[
     Path | None,
-    typer.Argument(metavar="FILE", help="JSONL, CSV, TSV, Parquet or text; - is stdin.", show_default=False),
+    typer.Argument(metavar="FILE", help="JSONL, CSV, TSV, Excel, Parquet or text; - is stdin.", show_default=False),
 ]
 Form = Annotated[
-    Literal["jsonl", "csv", "tsv", "parquet", "text"] | None,
+    Literal["jsonl", "csv", "tsv", "xlsx", "parquet", "text"] | None,
     typer.Option("--format", help="If the file's name does not show it.", rich_help_panel=_HOW, show_default=False),
 ]
 Columns = Annotated[
@@ -32,7 +33,27 @@ Columns = Annotated[
         metavar="FIELD=NAME",
         rich_help_panel=_HOW,
         show_default=False,
-        help="The column of a field, such as prompt=caption; may be repeated.",
+        help="The column of a field, such as prompt=caption; without a name, no column. May be repeated.",
+    ),
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        "--delimiter",
+        metavar="CHARACTER",
+        rich_help_panel=_HOW,
+        show_default=False,
+        help="What separates cells, or comma, semicolon, tab, pipe; else it is detected.",
+    ),
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        "--encoding",
+        metavar="NAME",
+        rich_help_panel=_HOW,
+        show_default=False,
+        help="Of text, such as utf-16 or cp1252; else it is detected.",
     ),
 ]
 Model = Annotated[
@@ -119,6 +140,22 @@ def submit(
     file: File = None,
     form: Form = None,
     column: Columns = None,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
+    skip_bad: Annotated[
+        Path | None,
+        typer.Option(
+            "--skip-bad",
+            metavar="REJECTS.CSV",
+            rich_help_panel=_HOW,
+            show_default=False,
+            help="Submit the good rows, and write the bad ones there with their reasons.",
+        ),
+    ] = None,
+    fix_ids: Annotated[
+        bool,
+        typer.Option("--fix-ids", rich_help_panel=_HOW, help="Make missing, duplicate or invalid custom_ids valid."),
+    ] = False,
     model: Model = None,
     size: Size = None,
     steps: Steps = None,
@@ -174,16 +211,23 @@ def submit(
     given = {"priority": priority, "labels": labels, "dedupe": dedupe, "embed_prompt": embed_prompt}
     head = {name: value for name, value in given.items() if value}
     grid = _grid(matrix, vary, combine, repeat, file, resume)
-    source = None if grid else _source(file, form, column, defaults)
+    if grid is not None:
+        if skip_bad or fix_ids:
+            raise Usage("--skip-bad and --fix-ids belong to a FILE.")
+        with connect(profile, _PATIENCE_SECONDS) as client:
+            if dry_run:
+                return _dry_matrix(client, grid, defaults, head, as_json)
+            return _after(client, matrices.send(client, grid, defaults, head, key, quiet=as_json), watch, as_json)
+    source = _source(file, form, column, defaults, delimiter, encoding)
+    again = resume is not None or key is not None
     with connect(profile, _PATIENCE_SECONDS) as client:
-        if dry_run:
-            return _dry_run(client, source, grid, defaults, head, as_json)
-        if grid is not None:
-            job = matrices.send(client, grid, defaults, head, key, quiet=as_json)
-        elif resume is not None:
-            job = sending.go_on(client, _required(source), resume, chunk)
-        else:
-            job = sending.send(client, _required(source), head, chunk, key)
+        with screened(client, source, fix_ids=fix_ids, skip_bad=skip_bad, replace=again) as rows:
+            if dry_run:
+                return _dry_run(client, source, rows, head, as_json)
+            if resume is not None:
+                job = sending.go_on(client, source, rows, resume, chunk)
+            else:
+                job = sending.send(client, source, rows, head, chunk, key)
         return _after(client, job, watch, as_json)
 
 
@@ -191,6 +235,8 @@ def estimate(
     file: File = None,
     form: Form = None,
     column: Columns = None,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
     images: Annotated[
         int | None, typer.Option("--images", min=1, help="That many images, without a file.", show_default=False)
     ] = None,
@@ -218,35 +264,34 @@ def estimate(
             _shown(client.estimate(shapes=[shape], **head), as_json)
         return Exit.OK
     grid = _grid(matrix, vary, combine, repeat, file, None)
-    source = None if grid else _source(file, form, column, defaults)
-    with connect(profile) as client:
-        return _dry_run(client, source, grid, defaults, head, as_json)
+    if grid is not None:
+        with connect(profile) as client:
+            return _dry_matrix(client, grid, defaults, head, as_json)
+    source = _source(file, form, column, defaults, delimiter, encoding)
+    with connect(profile) as client, screened(client, source, fix_ids=False, skip_bad=None, replace=False) as rows:
+        return _dry_run(client, source, rows, head, as_json)
+
+
+def _dry_matrix(client: Client, grid: Any, defaults: Mapping[str, Any], head: Mapping[str, Any], as_json: bool) -> Exit:
+    with_defaults: dict[str, Any] = {"defaults": dict(defaults)} if defaults else {}
+    found = client.preview(grid, **with_defaults)
+    if not as_json:
+        matrices.show_preview(found)
+    drawn = 0 if "seed" in {**defaults, **grid, **grid["vary"]} else found["requests"]
+    _warn(found["requests"], head, drawn)
+    _shown(client.estimate(matrix=grid, **with_defaults, **_priority(head)), as_json)
+    return Exit.OK
 
 
 def _dry_run(
-    client: Client,
-    source: reading.Source | None,
-    grid: Any,
-    defaults: Mapping[str, Any],
-    head: Mapping[str, Any],
-    as_json: bool,
+    client: Client, source: reading.Source, rows: Iterable[reading.Row], head: Mapping[str, Any], as_json: bool
 ) -> Exit:
-    priority = {name: value for name, value in head.items() if name == "priority"}
-    if grid is not None:
-        with_defaults: dict[str, Any] = {"defaults": dict(defaults)} if defaults else {}
-        preview = client.preview(grid, **with_defaults)
-        if not as_json:
-            matrices.show_preview(preview)
-        drawn = 0 if "seed" in {**defaults, **grid, **grid["vary"]} else preview["requests"]
-        _warn(preview["requests"], head, drawn)
-        _shown(client.estimate(matrix=grid, **with_defaults, **priority), as_json)
-        return Exit.OK
-    counted = checking.check(_required(source))
+    counted = checking.check(source, rows)
     found = f"{units.count(counted.requests, 'request')} for {units.count(counted.images, 'image')}"
     show.say(f"{found}, all well formed")
     _warn(counted.requests, head, counted.drawn_seeds)
     try:
-        _shown(client.estimate(shapes=counted.shapes(), **priority), as_json)
+        _shown(client.estimate(shapes=counted.shapes(), **_priority(head)), as_json)
     except ClientError as error:
         raise _of_requests(error) from None
     return Exit.OK
@@ -255,6 +300,10 @@ def _dry_run(
 def _warn(count: int, head: Mapping[str, Any], drawn_seeds: int) -> None:
     for warning in requests.warnings(count, dedupe=bool(head.get("dedupe")), drawn_seeds=drawn_seeds):
         show.say(warning, style="yellow")
+
+
+def _priority(head: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in head.items() if name == "priority"}
 
 
 def _of_requests(error: ClientError) -> Exception:
@@ -299,15 +348,18 @@ def _grid(
     return matrices.read(matrix, options.pairs(vary, "--vary"), combine, repeat)
 
 
-def _source(file: Path | None, form: Any, column: list[str] | None, defaults: Mapping[str, Any]) -> reading.Source:
+def _source(
+    file: Path | None,
+    form: Any,
+    column: list[str] | None,
+    defaults: Mapping[str, Any],
+    delimiter: str | None,
+    encoding: str | None,
+) -> reading.Source:
     if file is None:
         raise Usage("Nothing to submit: give a FILE, - for stdin, or --matrix.")
-    return reading.source(file, form, options.pairs(column, "--column"), defaults)
-
-
-def _required(source: reading.Source | None) -> reading.Source:
-    assert source is not None, "without a matrix there is a source"
-    return source
+    columns = options.pairs(column, "--column")
+    return reading.source(file, form, columns, defaults, delimiter=delimiter, encoding=encoding)
 
 
 def _defaults(

@@ -272,11 +272,11 @@ def test_wrong_usage_is_a_sentence_and_ends_with_2(run: Run, words: list[str], s
     ("name", "content", "said"),
     [
         ("absent.txt", None, "No such file"),
-        ("latin.txt", "caf\xe9\n".encode("latin-1"), "is not UTF-8"),
+        ("cyrillic.txt", "кружка\n".encode("cp1251"), "is neither UTF-8 nor like Windows-1252"),
         ("p.parquet", b"no table", "is no Parquet file"),
         ("p.csv", b"caption\na\n", "has no column 'prompt'"),
-        ("broken.csv", b'prompt\n"a\n', "line 2"),
-        ("comma.csv", b"n,prompt\n1,a mug\n1,a red mug, on a table\n", "line 3: it has 3 cells"),
+        ("broken.csv", b'prompt\n"a\n', "a quoted text begins here and does not end"),
+        ("comma.csv", b"n,prompt\n1,a mug\n1,a red mug, on a table\n", "it has 3 cells, and the first line has 2"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_a_sentence(
@@ -526,7 +526,7 @@ def test_a_dry_run_tells_the_same_problems_as_the_server(run: Run, tmp_path: Pat
     dry = document(run("submit", "p.jsonl", "--dry-run", "--json", code=5))["error"]["errors"]
     assert dry == document(run("submit", "p.jsonl", "--json", code=5))["error"]["errors"]
     (tmp_path / "p.jsonl").write_text(lines(1) * 2)
-    assert "is used at line 1 too" in run("submit", "p.jsonl", "--dry-run", code=5).stderr
+    assert "was used at line 1 already" in run("submit", "p.jsonl", "--dry-run", code=5).stderr
 
 
 def test_what_no_worker_serves_is_reported_once_in_a_dry_run_and_for_the_request(run: Run, tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ def is_forbidden(value: str) -> bool:
     return not value.isprintable() and _FORBIDDEN.search(value) is not None
 
 
+def is_custom_id(value: str) -> bool:
+    """Whether it may be a request's custom_id."""
+    return _CUSTOM_ID.fullmatch(value) is not None
+
+
 def _text(value: str) -> str:
     if value.isprintable():  # nearly every text is, and this is faster than the search
         return value
@@ -88,7 +93,7 @@ def _prompt(value: str) -> str:
 
 
 def _custom_id(value: str) -> str:
-    if not _CUSTOM_ID.fullmatch(value):
+    if not is_custom_id(value):
         raise PydanticCustomError("invalid_value", "")
     return value
 

@@ -1,0 +1,46 @@
+"""Tables as Parquet files."""
+
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from services.cli.exits import Unreadable
+from services.cli.tables.table import Record, Table
+from services.core.model.errors import PressworkError
+
+_EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53}  # pyarrow's names of its types
+_ROWS = 4096
+
+
+def read(name: str, file: IO[bytes], is_wanted: Callable[[str], bool]) -> tuple[Table, int]:
+    """The table with the columns that are wanted, and the number of its rows. Raises Unreadable."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise PressworkError("Parquet needs pyarrow: pip install 'presswork[cli]'.") from None
+    try:
+        found = parquet.ParquetFile(file)
+    except pa.ArrowException as error:
+        raise Unreadable(f"{name} is no Parquet file: {error}") from None
+    schema = found.schema_arrow
+    limits = {at: _EXACT[str(entry.type)] for at, entry in enumerate(schema) if str(entry.type) in _EXACT}
+    return Table(schema.names, _records(name, found, is_wanted), "Parquet", limits=limits), found.metadata.num_rows
+
+
+def _records(name: str, found: Any, is_wanted: Callable[[str], bool]) -> Iterator[Record]:
+    """The rows, with None for the cells of columns that are not wanted."""
+    names = found.schema_arrow.names
+    chosen = [column for column in names if is_wanted(column)]
+    number = 0
+    for batch in found.iter_batches(_ROWS, columns=chosen):
+        try:
+            columns = {
+                column: batch.column(at).to_pylist(maps_as_pydicts="strict")
+                for at, column in enumerate(batch.schema.names)
+            }
+        except KeyError:
+            raise Unreadable(f"{name} has a map with a repeated key.") from None
+        absent = [None] * batch.num_rows
+        for cells in zip(*(columns.get(column, absent) for column in names), strict=True):
+            number += 1
+            yield Record(number, cells)

@@ -1,0 +1,63 @@
+"""Tables as sheets of Excel workbooks (.xlsx), read row by row."""
+
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from services.cli.exits import Unreadable
+from services.cli.tables import cells
+from services.cli.tables.table import Record, Table, is_empty
+from services.core import extras
+from services.core.model.body import EXACT
+
+_ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")
+
+
+def read(name: str, file: IO[bytes], is_prompt: Callable[[str], bool]) -> tuple[Table, int | None]:
+    """The first visible sheet with a column of prompts, or else the first with anything, and about how many rows it
+    has. Raises Unreadable."""
+    try:
+        import openpyxl
+        from openpyxl.utils.exceptions import InvalidFileException
+    except ImportError:
+        raise extras.MissingExtra(extras.sentence("excel", what="An Excel workbook")) from None
+    try:
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+    except (InvalidFileException, zipfile.BadZipFile, KeyError) as error:
+        raise Unreadable(f"{name} is no Excel workbook (.xlsx): {error}") from None
+    except Exception as error:  # openpyxl raises anything for what a workbook must not hold
+        raise Unreadable(f"{name} cannot be read as an Excel workbook: {error}; save it as CSV.") from None
+    sheets = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
+    found = [(sheet, head, rows) for sheet in sheets if (rows := _records(name, sheet)) and (head := _head(rows))]
+    if not found:
+        return Table([], iter(()), "an Excel workbook"), 0
+    sheet, head, rows = next((one for one in found if any(map(is_prompt, one[1]))), found[0])
+    how = f"sheet {sheet.title!r} of an Excel workbook" if len(sheets) > 1 else "an Excel workbook"
+    limits = dict.fromkeys(range(len(head)), EXACT)
+    return Table(head, rows, how, limits=limits, is_typed=True), sheet.max_row
+
+
+def _head(rows: Iterator[Record]) -> list[str]:
+    """The names in the first row that is not empty."""
+    head = next((row.cells for row in rows if not is_empty(row.cells)), ())
+    names = [cells.as_text(cell) for cell in head]
+    while names and not names[-1].strip():
+        names.pop()
+    return names
+
+
+def _records(name: str, sheet: Any) -> Iterator[Record]:
+    number = 0
+    try:
+        for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
+            yield Record(number, [_unescaped(value) for value in values])
+    except (ValueError, KeyError, SyntaxError, zipfile.BadZipFile, EOFError) as error:
+        raise Unreadable(f"{name}, row {number + 1}: the sheet cannot be read: {error}; save it as CSV.") from None
+
+
+def _unescaped(value: Any) -> Any:
+    """Excel writes a control character of a text as _x000D_."""
+    if not isinstance(value, str) or "_x" not in value:
+        return value
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), value)
