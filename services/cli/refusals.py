@@ -16,7 +16,8 @@ def of_rows(client: Client, source: Source, rows: Iterable[Row], *, after: str, 
     """Of rows of which some are known to be bad. `after` ends the sentence."""
     survey = Survey(Checker(source, client))
     survey.take(rows)
-    return BadInput(f"refused: {bad_rows(survey)}{after}", survey.entries(source.unit)[:MAX_PROBLEMS], hint=hint)
+    found = survey.entries(source.unit)[:MAX_PROBLEMS]
+    return BadInput(f"refused: {bad_rows(survey)}{after}", found, hint=hint or _hint(found))
 
 
 def of_server(
@@ -37,8 +38,9 @@ def of_server(
     survey = Survey(Checker(source, client))
     survey.take(rows)
     survey.bad = max(survey.bad, len({entry[source.unit] for entry in found} - {None}))
-    said = bad_rows(survey) if survey.bad else summary(error)
-    return BadInput(f"refused: {said}{after}", found, hint=hint)
+    if not survey.bad:
+        return BadInput(f"refused: {summary(error)}{after}", found, hint=hint)
+    return BadInput(f"refused: {bad_rows(survey)}{after}", found, hint=hint or _hint(found))
 
 
 def summary(error: ClientError) -> str:
@@ -48,6 +50,11 @@ def summary(error: ClientError) -> str:
 
 def placeless(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {name: entry.get(name) for name in ("param", "code", "message")}
+
+
+def _hint(found: Sequence[Mapping[str, Any]]) -> str:
+    ids = "--fix-ids makes custom_ids valid; " if any(entry["param"] == "custom_id" for entry in found) else ""
+    return f"{ids}--skip-bad rejects.csv submits the other rows."
 
 
 def _at(error: ClientError, source: Source, places: Sequence[int]) -> list[dict[str, Any]]:

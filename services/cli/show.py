@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
@@ -20,6 +21,7 @@ _STYLES = {
     "cancelling": "yellow", "paused": "magenta", "in_progress": "cyan", "rendering": "cyan", "running": "cyan",
     "finalizing": "cyan", "draft": "blue",
 }  # fmt: skip
+_SHOWN_PROBLEMS = 20
 _COUNTS = ("done", "failed", "cancelled", "reused", "total")
 _CELLS = " ▏▎▍▌▋▊▉█"
 
@@ -73,10 +75,13 @@ def problems(found: Sequence[Mapping[str, Any]]) -> None:
     same: dict[tuple[str, str], list[Any]] = {}
     for problem in found:
         same.setdefault((problem.get("param") or "", str(problem["message"])), []).append(problem.get(place))
-    for (field, message), places in same.items():
+    for (field, message), places in islice(same.items(), _SHOWN_PROBLEMS):
         where = "" if places[0] is None else f"{places[0]:,}"
         others = f" (and {len(places) - 1:,} more with the same)" if len(places) > 1 else ""
         table.add_row(*([Text(where)] if place else []), Text(field), Text(message + others))
+    if len(same) > _SHOWN_PROBLEMS:
+        more = f"and {len(same) - _SHOWN_PROBLEMS:,} more, which --json prints"
+        table.add_row(*([Text("")] if place else []), Text(""), Text(more, style="dim"))
     err().print(table)
 
 

@@ -21,7 +21,7 @@ from tests.web import Api
 
 Run = Callable[..., Result]
 MESSY = (
-    "Prompt;Custom ID;seed;size;note\r\n"
+    "Prompt;Custom ID;seed;size;note;;\r\n"
     "a red mug;mug;1;64x64;fine\r\n"
     "a blue jug;mug;2;64x64;its id is used\r\n"
     ";vase;3;64x64;it has no prompt\r\n"
@@ -77,11 +77,13 @@ def test_all_bad_rows_are_counted_and_the_first_ones_named(run: Run, emptied: Ap
     assert [(entry["line"], entry["param"]) for entry in error["errors"]] == [
         (3, "custom_id"), (4, "prompt"), (5, None), (6, "seed"), (7, "size"), (8, None),
     ]  # fmt: skip
+    assert "--fix-ids makes custom_ids valid; --skip-bad rejects.csv submits the other rows." in result.stderr
     assert "p.csv was read as semicolon-separated, UTF-16, 8 rows" in result.stderr
     lines = "".join(f"a mug {n},{'x' if n % 2 else n}\n" for n in range(500))
     (tmp_path / "many.csv").write_text("prompt,seed\n" + lines)
     for options in ([], ["--label", "a=b"], ["--dry-run"]):
-        found = json.loads(run("submit", "many.csv", *options, "--json", code=5).stdout)["error"]
+        result = run("submit", "many.csv", *options, "--json", code=5)
+        found = json.loads(result.stdout)["error"]
         assert "250 of 500 rows are bad; nothing was submitted." in found["message"]
         assert len(found["errors"]) == 100
     (tmp_path / "sizes.csv").write_text("prompt,size\n" + "a,64x64\n" * 20 + "a,100x100\n" * 130)

@@ -136,6 +136,9 @@ def test_a_row_that_cannot_be_divided_costs_itself_alone(tmp_path: Path) -> None
         (6, {"prompt": "d\n\ne", "seed": 6}),
         (9, {"prompt": "f", "seed": 7}),
     ]
+    found, _ = read(saved(tmp_path, "prompt,seed,,\na mug, red,1,\n"))  # what follows has shifted
+    assert found == [(2, found[0][1])]
+    assert "it has 4 cells, and the first line has 2" in found[0][1]
     found, _ = read(saved(tmp_path, 'prompt,seed\na,1\n"never ends,2\nb,3\n'))
     assert found[1:] == [(3, "a quoted text begins here and does not end."), (4, {"prompt": "b", "seed": 3})]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
 from services.cli.exits import Unreadable, Usage
-from services.cli.tables.table import Record, Table, is_empty
+from services.cli.tables.table import Record, Table, is_empty, named
 
 MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 _WORDS = {name: mark for mark, name in MARKS.items()} | {"space": " ", "\\t": "\t"}
@@ -68,7 +68,7 @@ def read(name: str, lines: Iterator[str], given: str | None, usual: str, is_know
         if not is_empty(head.cells):
             if head.problem:
                 raise Unreadable(f"{name}, line {head.place}: {head.problem}.")
-            return Table([str(cell) for cell in head.cells], records, _how(chosen), chosen)
+            return Table(named(head.cells), records, _how(chosen), chosen)
     return Table([], iter(()), _how(chosen))
 
 

@@ -27,6 +27,14 @@ class Table:
     is_typed: bool = False
 
 
+def named(head: Sequence[str]) -> list[str]:
+    """The names of the columns, without those at the end that have none."""
+    names = list(head)
+    while names and not names[-1].strip():
+        names.pop()
+    return names
+
+
 def is_empty(cells: Sequence[Any]) -> bool:
     """Whether no cell holds anything but spaces."""
     return not any(cell is not None and cell != "" and not (isinstance(cell, str) and cell.isspace()) for cell in cells)

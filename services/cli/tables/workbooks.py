@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from services.cli.exits import Unreadable
 from services.cli.tables import cells
-from services.cli.tables.table import Record, Table, is_empty
+from services.cli.tables.table import Record, Table, is_empty, named
 from services.core import extras
 from services.core.model.body import EXACT
 
@@ -41,10 +41,7 @@ def read(name: str, file: IO[bytes], is_prompt: Callable[[str], bool]) -> tuple[
 def _head(rows: Iterator[Record]) -> list[str]:
     """The names in the first row that is not empty."""
     head = next((row.cells for row in rows if not is_empty(row.cells)), ())
-    names = [cells.as_text(cell) for cell in head]
-    while names and not names[-1].strip():
-        names.pop()
-    return names
+    return named([cells.as_text(cell) for cell in head])
 
 
 def _records(name: str, sheet: Any) -> Iterator[Record]:
