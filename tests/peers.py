@@ -2,11 +2,13 @@
 
 import http.client
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -75,9 +77,10 @@ def _drip(caller: socket.socket, data: bytes, pause: float, ended: threading.Eve
 
 class S3Proxy:
     """Passes requests on to an S3 server, unless `rule(method, path, headers)` gives an answer: a status, a code, and
-    more XML. `asked` holds all requests: method, path, body."""
+    more XML. `asked` holds all requests: method, path, body. With a `certificate`, a file that holds its key too, it
+    speaks TLS."""
 
-    def __init__(self, target: str, rule: Callable[[str, str, Any], Any]) -> None:
+    def __init__(self, target: str, rule: Callable[[str, str, Any], Any], certificate: Path | None = None) -> None:
         place, outer = urlsplit(target).netloc, self
         self.rule = rule
         self.asked: list[tuple[str, str, bytes]] = []
@@ -118,7 +121,11 @@ class S3Proxy:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self._server.server_port}"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def __enter__(self) -> Self:

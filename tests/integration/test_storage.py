@@ -328,6 +328,15 @@ def test_a_store_that_does_not_copy_conditionally_gets_keys_with_the_claims_id(s
     assert len(asked) == 4, "found out once"
 
 
+@pytest.mark.parametrize("kind", [S3Store, Unconditional])
+def test_the_first_mark_stays_and_is_what_everyone_reads(settings, kind):
+    own, name = kind(dataclasses.replace(settings, prefix="shop/")), fresh("mark.json")
+    assert own.mark(name, b"first") == b"first"
+    assert own.mark(name, b"second") == b"first"
+    assert own.read(f"shop/{name}") == b"first"
+    assert own._client.head_object(Bucket=settings.bucket, Key=f"shop/{name}")["ContentType"] == "application/json"
+
+
 def test_a_large_file_goes_up_from_where_it_stands_and_again_is_no_error(store, settings):
     key = fresh("a.jsonl")
     data = os.urandom(9 << 20)

@@ -4,7 +4,11 @@ import dataclasses
 import hashlib
 import io
 import os
+import shutil
+import subprocess
 import time
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from botocore.exceptions import CredentialRetrievalError
@@ -61,6 +65,7 @@ REFUSALS = [
     (400, "InvalidToken", "", "AWS_SESSION_TOKEN does not belong"),
     (400, "AuthorizationHeaderMalformed", "<Region>eu-west-1</Region>", "another region than AWS_REGION says: eu-"),
     (301, "PermanentRedirect", "<Endpoint>other</Endpoint>", "another region"),
+    (307, "TemporaryRedirect", "<Endpoint>other</Endpoint>", "another region"),
 ]
 
 
@@ -134,6 +139,33 @@ def test_temporary_keys_are_sent_with_their_token(settings):
         with pytest.raises((StoreRefused, StoreUnavailable)):
             own.read(fresh("none"))
         assert seen == ["of-an-hour"]
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate that no authority has signed, with its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    made = tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=store -days 2"
+    command += f" -addext subjectAltName=IP:127.0.0.1 -keyout {made} -out {tmp_path / 'public.pem'}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    made.write_text(made.read_text() + (tmp_path / "public.pem").read_text())
+    return made
+
+
+def test_a_store_whose_certificate_nobody_vouches_for_is_not_spoken_to(store, settings, certificate):
+    with S3Proxy(settings.s3_endpoint_url, lambda *_: None, certificate) as proxy:
+        with pytest.raises(StoreUnavailable, match=r"(?i)certificate"):
+            through(settings, proxy).check()
+        assert proxy.asked == []
+        through(settings, proxy, s3_ca_bundle=str(certificate)).check()
+
+
+def test_without_an_address_aws_is_spoken_to_whatever_botocore_is_told_elsewhere(settings, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://elsewhere.example")
+    aws = S3Store(dataclasses.replace(settings, s3_endpoint_url="", bucket="mugs"))
+    assert urlsplit(aws.presign("a.png", 60, "a.png")).netloc.startswith("mugs.s3.")
 
 
 def test_without_keys_botocores_own_chain_is_asked_and_what_it_lacks_is_a_sentence(settings, monkeypatch, tmp_path):
