@@ -63,16 +63,12 @@ def stored(database: Database, job_id: int = OURS, tenant: int = TENANT) -> dele
         return deletion.stored(connection, tenant, job_id)
 
 
-def test_of_a_job_without_results_nothing_is_stored(database):
-    with database.begin_system() as connection:
-        add_images(connection, THEIRS, 3, "7")
-    assert stored(database) == deletion.Stored(4, 0, 0, False, 0, 0, None)
-
-
 def test_the_bytes_of_a_jobs_own_images_are_added_up(database):
     with database.begin_system() as connection:
-        add_images(connection, OURS, 3, "10 * (n + 1)")
         add_images(connection, THEIRS, 2, "7")
+    assert stored(database) == deletion.Stored(4, 0, 0, False, 0, 0, None)
+    with database.begin_system() as connection:
+        add_images(connection, OURS, 3, "10 * (n + 1)")
     assert stored(database) == deletion.Stored(4, 3, 60, False, 0, 0, None)
 
 
@@ -83,12 +79,15 @@ def test_the_bytes_of_very_many_images_are_estimated_from_the_first_ten_thousand
     assert stored(database) == deletion.Stored(4, 10_002, 4 * 10_002, True, 0, 0, None)
 
 
-@pytest.mark.parametrize(("left", "size"), [(0, 0), (1, 21), (2, 21)])
-def test_the_bytes_of_images_whose_results_are_gone_are_estimated_from_those_that_are_there(database, left, size):
+def test_the_bytes_of_images_whose_results_are_gone_are_estimated_from_those_that_are_there(database):
+    """As while the deletion of a job is under way."""
     with database.begin_system() as connection:
-        add_images(connection, OURS, left, "7")
         connection.execute(text("UPDATE counters SET done = 3"))
-    assert stored(database) == deletion.Stored(4, 3, size, left > 0, 0, 0, None)
+    assert stored(database) == deletion.Stored(4, 3, 0, False, 0, 0, None)
+    with database.begin_system() as connection:
+        add_images(connection, OURS, 1, "7")
+        connection.execute(text("UPDATE counters SET done = 3"))
+    assert stored(database) == deletion.Stored(4, 3, 3 * 7, True, 0, 0, None)
 
 
 def test_exports_that_have_expired_or_are_of_another_job_are_not_counted(database):
@@ -100,22 +99,18 @@ def test_exports_that_have_expired_or_are_of_another_job_are_not_counted(databas
     assert stored(database) == deletion.Stored(4, 0, 300, False, 2, 0, None)
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "counts"),
-    [
-        ("expires", "now() + interval '1 hour'", True),
-        ("expires", "now() - interval '1 hour'", False),
-        ("deleted", "now()", False),
-    ],
-)
-def test_files_that_have_expired_or_are_deleted_are_not_counted(database, column, value, counts):
+def test_files_that_have_expired_or_are_deleted_are_not_counted(database):
     with database.begin_system() as connection:
         add_file(connection, 1)
-        add_file(connection, 2, **{column: value})
-        add_file(connection, 4)  # of another job
-        connection.execute(text("UPDATE jobs SET output_file_id = 1, error_file_id = 2 WHERE id = 11"))
-    files, bytes_of_files = (2, 3_000) if counts else (1, 1_000)
-    assert stored(database) == deletion.Stored(4, 0, bytes_of_files, False, 0, files, None)
+        add_file(connection, 2, expires="now() + interval '1 hour'")
+        add_file(connection, 4, expires="now() - interval '1 hour'")
+        add_file(connection, 8, deleted="now()")
+        add_file(connection, 16)  # of another job
+    for error_file, files, size in ((2, 2, 3_000), (4, 1, 1_000), (8, 1, 1_000)):
+        with database.begin_system() as connection:
+            statement = text("UPDATE jobs SET output_file_id = 1, error_file_id = :file WHERE id = 11")
+            connection.execute(statement, {"file": error_file})
+        assert stored(database) == deletion.Stored(4, 0, size, False, 0, files, None)
 
 
 def test_the_first_unfinished_export_of_the_job_is_what_its_deletion_waits_for(database):

@@ -34,7 +34,9 @@ TARGETS = {
         "services/core/storage/s3.py", ("tests/integration/test_storage.py", "tests/integration/test_store_peers.py")
     ),
     "drafts": Target("services/core/jobs/drafts.py", (_JOBS, _DRAFTS)),
-    "submissions": Target("services/core/jobs/submissions.py", ("tests/unit/test_submissions.py", _JOBS)),
+    "submissions": Target(
+        "services/core/jobs/submissions.py", ("tests/unit/test_submissions.py", "tests/unit/test_matrices.py", _JOBS)
+    ),
     "numbering": Target("services/core/events/numbering.py", (_EVENTS,)),
     "deletion": Target(
         "services/core/deletion/jobs.py",
