@@ -237,12 +237,12 @@ def test_a_job_that_waits_for_its_file_is_accepted_or_refused_and_no_other_is(da
     untouched = [one(database, "to_jsonb(jobs)::text", job_id) for job_id in (accepted, refused)]
     problem = Problem("bad_json", "It is not JSON.", None, 7)
     with database.begin_system() as connection:
-        job = job_states.accept(connection, accepted, images=5, requests=3)
+        job = job_states.accept(connection, accepted, images=5, requests=3, drawn_seeds=2)
         assert job_states.refuse(connection, refused, [problem, problem]) is (state is JobState.VALIDATING)
     if state is JobState.VALIDATING:
         assert (job.tenant_id, job.priority) == (TENANT, 1)
-        assert one(database, "state, total, requests, opened_at IS NULL, finished_at", accepted) == (
-            "queued", 5, 3, False, None,
+        assert one(database, "state, total, requests, drawn_seeds, opened_at IS NULL, finished_at", accepted) == (
+            "queued", 5, 3, 2, False, None,
         )  # fmt: skip
         assert one(database, "state, total, opened_at, finished_at IS NULL, problems", refused) == (
             "failed", 1, None, False,
@@ -483,6 +483,7 @@ def test_a_new_job_is_recorded_as_it_was_asked_for(database, settings, crowd):
     assert one(
         database, "state, priority, total, requests, labels, dedupe, embed_prompt, opened_at IS NULL, tenant_id", job_id
     ) == ("queued", 0, 5, 3, {"a": "b"}, True, False, False, TENANT)  # fmt: skip
+    assert one(database, "drawn_seeds", job_id) == (3,)
     assert rows(database, "SELECT queued FROM counters WHERE job_id = :id", id=job_id) == [(5,)]
     assert rows(
         database,
@@ -519,7 +520,7 @@ def test_a_chunk_grows_its_own_draft_and_its_segments(database, settings, crowd)
     assert append(database, settings, job_id, 1, WIDE, {"prompt": "m"})[0].images == 2
     assert append(database, settings, job_id, 2, SMALL)[0].images == 2
     assert append(database, settings, job_id, 0, SMALL, WIDE) == (chunk, True)
-    assert one(database, "state, total, requests", job_id) == ("draft", 7, 5)
+    assert one(database, "state, total, requests, drawn_seeds", job_id) == ("draft", 7, 5, 5)
     assert rows(database, "SELECT queued FROM counters WHERE job_id = :id", id=job_id) == [(7,)]
     segments = "SELECT id, width, low, high, open FROM segments WHERE job_id = :id ORDER BY id"
     assert rows(database, segments, id=job_id) == [

@@ -112,6 +112,7 @@ def test_a_large_matrix_is_refused_for_its_last_value_before_it_is_expanded(
     with Submission(SETTINGS, CATALOGUE) as submission:
         submission.add_matrix(matrix)
     assert {problem.param for problem in submission.problems} == {"prompt"}
+    assert len(submission.problems) == len(set(submission.problems)), "each is told once"
     assert len(made) <= 12
 
 
@@ -126,3 +127,22 @@ def test_more_shapes_than_a_job_may_have_are_refused_before_a_matrix_is_expanded
         submission.add_matrix(matrix)
     assert {problem.code for problem in submission.problems} == {"too_many_shapes"}
     assert len(made) <= 10 + len(list(itertools.product(steps, sizes, [0, 5])))
+
+
+@pytest.mark.parametrize(("combine", "requests"), [("product", 9), ("zip", 3)])
+def test_a_matrix_adds_each_of_its_combinations(combine: str, requests: int) -> None:
+    vary = {"colour": ["red", "blue", "green"], "thing": ["mug", "jug", "vase"]}
+    matrix, _ = templates.read({"template": "{colour} {thing}", "combine": combine, "vary": vary}, {}, 100)
+    assert matrix is not None
+    with Submission(SETTINGS, CATALOGUE) as submission:
+        submission.add_matrix(matrix)
+        assert (submission.requests, submission.total, submission.problems) == (requests, requests, [])
+
+
+def test_of_a_list_of_pairs_no_more_are_looked_at_than_a_hundred_that_are_wrong() -> None:
+    vary = {"colour": ["\x07"] * 150, "thing": ["mug"] * 150}
+    matrix, _ = templates.read({"template": "{colour} {thing}", "combine": "zip", "vary": vary}, {}, 1_000)
+    assert matrix is not None
+    with Submission(SETTINGS, CATALOGUE) as submission:
+        submission.add_matrix(matrix)
+    assert len(submission.problems) == 100

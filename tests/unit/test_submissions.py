@@ -57,7 +57,7 @@ def test_what_is_not_said_is_the_models_and_a_seed_is_drawn():
     assert [*first[:3], *first[4:]] == ["0", "1", "0", "7.5", "png", r"\N", "a", "", r"\N", r"\N"]
     assert second == ["1", "2", "0", "3", "2.5", "png", r"\N", "a", "b", r"\N", r"\N"]
     assert [*third[:3], *third[4:]] == ["3", "1", "1", "1.0", "png", r"\N", "a", "", r"\N", r"\N"]
-    assert submission.models == {"usual", "fast"}
+    assert (submission.models, submission.drawn_seeds) == ({"usual", "fast"}, 2)
     assert (submission.total, submission.requests, submission.problems) == (4, 3, [])
     assert submission.new_segments == [(SHAPE, 0, 2), (Shape("fast-1", 512, 512, 4, False), 3, 3)]
     assert len({row[3] for row in copied(gathered(*[{}] * 20))}) == 20
@@ -159,6 +159,9 @@ def test_a_submission_of_nothing_is_refused():
 def test_compression_is_for_formats_that_have_it():
     assert gathered({"output_compression": 3, "output_format": "jpeg"}).problems == []
     assert gathered({"output_format": "png"}).problems == []
+    assert [len(gathered({"output_compression": quality}).problems) for quality in (99, 100)] == [1, 0]
+    assert [row[9] for row in copied(gathered({"output_compression": 100}))] == [r"\N"]
+    assert [row[9] for row in copied(gathered({"output_compression": 100, "output_format": "jpeg"}))] == ["100"]
 
 
 def test_a_name_is_used_once_and_reported_by_line_or_by_index():
