@@ -26,7 +26,7 @@ TARGETS = {
     "image_moves": Target("services/core/queue/image_moves.py", (_ROWS, _LEDGER)),
     "job_states": Target("services/core/queue/job_states.py", (_TURNS, _JOBS, _ROWS, _EVENTS)),
     "segments": Target("services/core/queue/segments.py", (_ROWS, _TURNS, _LEDGER, _JOBS)),
-    "images": Target("services/core/queue/images.py", (_JOBS, _DRAFTS)),
+    "images": Target("services/core/queue/images.py", (_JOBS, _DRAFTS, "tests/integration/test_job_actions.py")),
     "quarantine": Target("services/core/queue/quarantine.py", ("tests/integration/test_quarantine.py",)),
     "lifecycle": Target("services/core/jobs/lifecycle.py", (_JOBS,)),
     "leases": Target("services/core/db/leases.py", ("tests/integration/test_leases.py",)),
