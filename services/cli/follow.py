@@ -114,7 +114,8 @@ def _tail(found: Job) -> str:
         words.append(units.speed(found["rate"]))
     if found["eta_seconds"] is not None and not found["finished_at"]:
         words.append(f"{units.duration(found['eta_seconds'])} left")
-    return ", ".join(words) or f"{counts['queued']:,} queued"
+    waiting = f"{counts['queued']:,} queued" if counts["queued"] else ""
+    return ", ".join(words) or (f"{counts['rendering']:,} rendering" if counts["rendering"] else waiting)
 
 
 class Amount(ProgressColumn):

@@ -131,7 +131,8 @@ def _look(client: Client, name: str) -> Doomed:
         file = client.file(name)
         return Doomed(name, 0, file["bytes"], file["filename"], dict(file))
     job = client.deletion(name)
-    parts = [f"{job[kind]:,} {kind}" for kind in ("exports", "files") if job[kind]]
+    counts = {"export": job["exports"], "file": job["files"]}
+    parts = [units.count(count, noun) for noun, count in counts.items() if count]
     refusal = None if job["refusal"] is None else job["refusal"]["message"]
     return Doomed(name, job["images"], job["bytes"], ", ".join(parts), dict(job), refusal)
 

@@ -94,7 +94,7 @@ def jobs(found: Iterable[Job]) -> Table:
     table.add_column("FAILED", justify="right", no_wrap=True)
     table.add_column("LEFT", justify="right", no_wrap=True)
     table.add_column("AGE", justify="right", no_wrap=True)
-    table.add_column("LABELS", no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column("LABELS", ratio=1)  # the only one that gives way; its cells are cut, not wrapped
     for job in found:
         counts = job["counts"]
         table.add_row(
@@ -105,7 +105,7 @@ def jobs(found: Iterable[Job]) -> Table:
             Text(f"{counts['failed']:,}" if counts["failed"] else "", style="red"),
             "" if job["eta_seconds"] is None or job["finished_at"] else units.duration(job["eta_seconds"]),
             units.age(job["created_at"], job["as_of"]),
-            Text(labels(job), style="dim"),
+            Text(labels(job), style="dim", no_wrap=True, overflow="ellipsis"),
         )
     return table
 

@@ -332,6 +332,14 @@ def test_ls_and_show_tell_how_jobs_stand(run: Run, api: Api, store: S3Store) -> 
     assert document(run("show", str(job["id"]), "--json"))["counts"]["failed"] == 1
 
 
+def test_at_80_columns_only_the_labels_of_ls_are_cut(run: Run, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = api.submit(labels={"for": "a shop with a rather long name", "season": "winter"})
+    monkeypatch.setattr("services.cli.show._PIPED_WIDTH", 80)
+    head, row = run("ls").stdout.splitlines()
+    assert head.split() == ["JOB", "STATUS", "DONE", "OF", "FAILED", "LEFT", "AGE", "LABELS"]
+    assert row.startswith(str(job["id"])) and row.rstrip().endswith("…") and len(row) <= 80
+
+
 def test_ls_shows_as_many_as_asked_and_says_that_there_are_more(run: Run, api: Api) -> None:
     ids = [str(api.submit()["id"]) for _ in range(3)]
     result = run("ls", "--limit", "2")
