@@ -238,12 +238,12 @@ def test_a_job_that_waits_for_its_file_is_accepted_or_refused_and_no_other_is(da
     untouched = [one(database, "to_jsonb(jobs)::text", job_id) for job_id in (accepted, refused)]
     problem = Problem("bad_json", "It is not JSON.", None, 7)
     with database.begin_system() as connection:
-        job = job_states.accept(connection, accepted, images=5, requests=3, drawn_seeds=2)
+        job = job_states.accept(connection, accepted, images=5, requests=3, drawn_seeds=1)
         assert job_states.refuse(connection, refused, [problem, problem]) is (state is JobState.VALIDATING)
     if state is JobState.VALIDATING:
         assert (job.tenant_id, job.priority) == (TENANT, 1)
         assert one(database, "state, total, requests, drawn_seeds, opened_at IS NULL, finished_at", accepted) == (
-            "queued", 5, 3, 2, False, None,
+            "queued", 5, 3, 1, False, None,
         )  # fmt: skip
         assert one(database, "state, total, opened_at, finished_at IS NULL, problems", refused) == (
             "failed", 1, None, False,
