@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = Settings.read()
         if arguments.check:
             return _check(settings)
-        cpus.set_threads(settings.threads)
+        cpus.set_threads(settings.threads, settings.workers)
         _check_shared_memory()
         model = model_name(settings)
         database = databases.Database(settings.database_url, application="presswork parent", pool_size=1)

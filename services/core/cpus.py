@@ -11,11 +11,11 @@ def available(root: Path = Path("/")) -> int:
     return max(1, int(min([known, *_quotas(root)])))
 
 
-def set_threads(threads: int) -> None:
+def set_threads(threads: int, workers: int = 1) -> None:
     """Tells the libraries that compute, which read it when they are imported: `threads`, or, for 0, OMP_NUM_THREADS if
-    it is set, or else the CPUs that this process may use."""
+    it is set, or else this process's share of the CPUs that it may use with so many `workers`."""
     if threads or not os.environ.get("OMP_NUM_THREADS"):
-        os.environ["OMP_NUM_THREADS"] = str(threads or available())
+        os.environ["OMP_NUM_THREADS"] = str(threads or max(1, available() // max(1, workers)))
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -185,7 +185,8 @@ class Settings:
     safety_checker: bool = _setting("PRESSWORK_SAFETY_CHECKER", "0", _flag)  # the model's own; it only flags images
     artefacts: str = _setting("PRESSWORK_ARTEFACTS", "")  # compiled models; empty: the user's cache folder
     batch_sizes: tuple[int, ...] = _setting("PRESSWORK_BATCH_SIZES", "16,8,4,1", _batch_sizes)
-    threads: int = _setting("PRESSWORK_THREADS", "0", _whole(0, 4096))  # 0: OMP_NUM_THREADS, or the CPUs it may use
+    threads: int = _setting("PRESSWORK_THREADS", "0", _whole(0, 4096))  # 0: OMP_NUM_THREADS, or its share of the CPUs
+    workers: int = _setting("PRESSWORK_WORKERS", "1", _whole(0, 4096))  # how many share these CPUs
     spool_batches: int = _setting("PRESSWORK_SPOOL_BATCHES", "4", _whole(1, 1024))
     sick_seconds: float = _setting("PRESSWORK_SICK_SECONDS", "30", _number(0.1, 86400))
     # How long the simulated pipeline takes, in milliseconds, and whether it simulates faults.

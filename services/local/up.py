@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.core import cpus
 from services.core.db import database, partitions
 from services.core.model.errors import PressworkError
 from services.core.model.pipelines import PIPELINES
@@ -69,14 +68,13 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
 
 
 def _programs(options: UpOptions, values: Mapping[str, str]) -> list[Program]:
-    threads = str(max(1, cpus.available() // max(1, options.workers)))  # PRESSWORK_THREADS overrides it
-    quiet = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     shared = dict(values) | {"PRESSWORK_PIPELINE": options.pipeline}
+    of_workers = {"PRESSWORK_WORKERS": str(options.workers), "OMP_WAIT_POLICY": "PASSIVE"}
     return [
         Program("web", python("services.web"), shared, grace=15.0),
         Program("scheduler", python("scheduler.app"), shared, grace=15.0),
         *(
-            Program(f"worker-{number}", python("worker.app"), shared | quiet, grace=WORKER_GRACE)
+            Program(f"worker-{number}", python("worker.app"), shared | of_workers, grace=WORKER_GRACE)
             for number in range(1, options.workers + 1)
         ),
     ]

@@ -63,7 +63,10 @@ def test_the_setting_overrides_the_usual_variable_and_that_the_machine(monkeypat
 
 
 @pytest.mark.parametrize("workers", [1, 2, 64])
-def test_the_workers_of_one_machine_share_its_cpus(tmp_path, workers):
+def test_the_workers_of_one_machine_share_its_cpus(monkeypatch, tmp_path, workers):
     programs = _programs(UpOptions(tmp_path, workers, "simulated"), {})
-    shares = [int(program.env["OMP_NUM_THREADS"]) for program in programs if program.name.startswith("worker-")]
-    assert shares == [max(1, cpus.available() // workers)] * workers
+    told = [program.env["PRESSWORK_WORKERS"] for program in programs if program.name.startswith("worker-")]
+    assert told == [str(workers)] * workers
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    cpus.set_threads(0, int(told[0]))
+    assert os.environ["OMP_NUM_THREADS"] == str(max(1, cpus.available() // workers))
