@@ -4,6 +4,7 @@ from alembic import context
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url, text
 
+from migrations import rights
 from services.core.db import database, revisions, sessions, tables
 from services.core.model.errors import Conflict
 from services.core.settings import Settings
@@ -46,6 +47,8 @@ def run() -> None:
         with context.begin_transaction():
             context.run_migrations()
         connection.commit()
+        if revisions.of(connection) == context.get_head_revision():
+            rights.apply(connection)
 
 
 def refuse_transaction_pooler(engine: Engine, connection: Connection) -> None:

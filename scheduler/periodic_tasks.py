@@ -36,8 +36,9 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
             notifier.notify(model)
 
     def forget(connection: Connection) -> None:
-        for table in (claims, idempotency, workers):
-            table.forget(connection)
+        claims.forget(connection)
+        idempotency.forget(connection)
+        workers.forget(connection)
 
     def forget_events(connection: Connection) -> int:
         return retention.forget(connection, settings.event_days)

@@ -1,6 +1,7 @@
 """The embedded servers for the tests that need them: one stack a test process, and a fresh copy of a migrated
 template database for each test."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import redis
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -20,6 +22,7 @@ from services.core.jobs import queries
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from services.local.stack import Stack
+from tests import programs
 from tests.processes import Process
 from tests.waiting import until
 
@@ -34,12 +37,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Real Postgres, Valkey and SeaweedFS, on ports of their own; or those that run already, with a migrated template,
     as the file says that PRESSWORK_TESTS_STACK names."""
     if _RUNNING:
-        yield _running(tmp_path_factory.mktemp("stack"), Path(_RUNNING))
+        running = _running(tmp_path_factory.mktemp("stack"), Path(_RUNNING))
+        programs.learn(running)
+        yield running
         return
     quiet = {name: value for name, value in os.environ.items() if not name.startswith(("PRESSWORK_", "AWS_"))}
     for name in ("DATABASE_URL", "REDIS_URL"):
         quiet.pop(name, None)
     with Stack(tmp_path_factory.mktemp("stack"), quiet) as running:
+        programs.learn(running)
         yield running
 
 
@@ -83,6 +89,20 @@ def environ(stack: Stack, database_url: str) -> dict[str, str]:
 @pytest.fixture
 def settings(environ: dict[str, str]) -> Settings:
     return Settings.read(environ)
+
+
+@pytest.fixture
+def redis_admin(stack: Stack) -> Iterator["redis.Redis"]:
+    """For what no program may do: look into queues, and break things."""
+    with redis.Redis.from_url(stack.admin["REDIS_URL"]) as client:
+        yield client
+
+
+@pytest.fixture
+def store_admin(stack: Stack, settings: Settings) -> Settings:
+    """Settings with a key that may make buckets."""
+    keys = stack.admin["AWS_ACCESS_KEY_ID"], stack.admin["AWS_SECRET_ACCESS_KEY"]
+    return dataclasses.replace(settings, s3_access_key=keys[0], s3_secret_key=keys[1])
 
 
 @pytest.fixture
@@ -139,6 +159,7 @@ def _running(home: Path, told: Path) -> Stack:
     known = json.loads(told.read_text(encoding="utf-8"))
     running = Stack(home, {})
     running.values, running.migrator_url, running.superuser_url = known["values"], known["migrator"], known["superuser"]
+    running.programs, running.admin = known["programs"], known["admin"]
     return running
 
 

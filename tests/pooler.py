@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from tests import programs
 from tests.waiting import until
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -40,7 +41,8 @@ def pooler(address: str, mode: str, *, sessions: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        (folder / "users").write_text(f'"{url.username}" "{url.password}"\n')
+        users = {make_url(one) for one in programs.addresses(address)}
+        (folder / "users").write_text("".join(f'"{user.username}" "{user.password}"\n' for user in users))
         (folder / "ini").write_text(
             _CONFIGURATION.format(url=url, port=port, mode=mode, sessions=sessions, folder=folder)
         )

@@ -7,14 +7,20 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests import programs
+
 PRESSWORK = Path(sys.executable).with_name("presswork")  # the command as it is installed
 
 
+_PROGRAMS = {"services.web": "web", "scheduler.app": "scheduler", "worker.app": "worker"}
+
+
 class Process:
-    """`python -m MODULE` with an environment; its output in a file."""
+    """`python -m MODULE` with an environment, in which a program has its own users; its output in a file."""
 
     def __init__(self, module: str, environ: Mapping[str, str], log: Path, *arguments: str) -> None:
-        self._start([sys.executable, "-m", module, *arguments], environ, log)
+        own = programs.environ(_PROGRAMS[module], environ) if module in _PROGRAMS else environ
+        self._start([sys.executable, "-m", module, *arguments], own, log)
 
     def _start(
         self, command: Sequence[str | Path], environ: Mapping[str, str], log: Path, cwd: Path | None = None

@@ -10,10 +10,10 @@ from pathlib import Path
 import redis
 
 from services.local import programs
+from services.local.servers import valkey
 from tests.waiting import until
 
-# As services/README.md says.
-RIGHTS = ["+@connection", "+set", "+lpush", "+ltrim", "+pexpire", "+llen", "+brpop", "+multi", "+exec", "~presswork*"]
+RIGHTS = valkey.RIGHTS["worker"].split()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from services.core.model.states import ImageState
 from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage import s3
+from tests import programs
 from tests.factories import TENANT
 from worker.heartbeat import Heartbeat
 from worker.pipelines.simulated import SimulatedPipeline
@@ -26,15 +27,17 @@ def render_loop_maker(database_url: str, usual: Settings, usual_store: s3.S3Stor
     render_loops: list[RenderLoop] = []
 
     def make(settings: Settings = usual, worker: str = "worker-1", **parts: object) -> RenderLoop:
-        database = Database(database_url, application=worker, pool_size=8, nested_loops=True)
+        own = programs.address("worker", database_url)
+        database = Database(own, application=worker, pool_size=8, nested_loops=True)
         databases.append(database)
         pipeline = parts.get("pipeline", SimulatedPipeline)(settings)
         with database.begin_system() as connection:
             models.register(connection, pipeline.card)
         heartbeat = Heartbeat(database, settings)
         heartbeat.start()
+        notifier = Notifier(programs.address("worker", settings.redis_url))
         render_loop = RenderLoop(
-            settings, pipeline, database, parts.get("store", usual_store), Notifier(settings.redis_url), heartbeat,
+            settings, pipeline, database, parts.get("store", usual_store), notifier, heartbeat,
             worker_id=worker, host=worker, exit_process=parts.get("exit_process", os._exit),
         )  # fmt: skip
         render_loops.append(render_loop)

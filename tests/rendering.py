@@ -13,6 +13,7 @@ from services.core.fleet import models
 from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
+from tests import programs
 from worker.heartbeat import Heartbeat
 from worker.pipelines.simulated import SimulatedPipeline
 from worker.render import RenderLoop
@@ -21,6 +22,7 @@ from worker.render import RenderLoop
 @contextmanager
 def scheduling(settings: Settings, store: S3Store) -> Iterator[None]:
     """Runs periodic and background tasks until the block ends."""
+    settings = programs.settings("scheduler", settings)
     database = Database(settings.database_url, application="scheduler", pool_size=6)
     notifier, stopping = Notifier(settings.redis_url), threading.Event()
     connectivity = Connectivity()
@@ -41,6 +43,7 @@ def scheduling(settings: Settings, store: S3Store) -> Iterator[None]:
 @contextmanager
 def rendering(settings: Settings, store: S3Store) -> Iterator[RenderLoop]:
     """A worker, until the block ends."""
+    settings = programs.settings("worker", settings)
     database = Database(settings.database_url, application="worker", pool_size=8, nested_loops=True)
     pipeline = SimulatedPipeline(settings)
     with database.begin_system() as connection:

@@ -16,7 +16,7 @@ from services.core.fleet import workers
 from services.core.settings import Settings
 from services.core.tenants import api_keys
 from services.web import server_config
-from tests import factories
+from tests import factories, programs
 from tests.waiting import until
 
 TABLES = ("jobs", "segments", "images", "payloads", "counters", "idempotency")
@@ -63,7 +63,7 @@ def serving(settings: Settings) -> Iterator[str]:
     """The API as its own server would run it, in a thread; its address."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server = uvicorn.Server(server_config(create_app(settings)))
+        server = uvicorn.Server(server_config(create_app(programs.settings("web", settings))))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         until(lambda: server.started, every=0.01)

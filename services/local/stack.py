@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from services.core.model.errors import SettingsError
-from services.core.settings import DATABASE_SCHEMES, check_address, reason
+from services.core.settings import DATABASE_SCHEMES, Settings, check_address, reason
 from services.local import running
 from services.local.home import Home, write_env_file
 from services.local.server import Server
@@ -17,6 +17,7 @@ __all__ = ["Stack", "write_env_file"]
 log = logging.getLogger(__name__)
 
 AWS = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+PROGRAMS = ("web", "scheduler", "worker")
 READY_SECONDS = 60.0
 
 
@@ -31,7 +32,9 @@ class Stack:
         self.environ = dict(environ)
         self.say = say
         self.servers: list[Server] = []
-        self.values: dict[str, str] = {}
+        self.values: dict[str, str] = {}  # for whoever works here: they may do what the programs may
+        self.programs: dict[str, dict[str, str]] = {name: {} for name in PROGRAMS}  # what each has of its own
+        self.admin: dict[str, str] = {}  # REDIS_URL and the store's, for whoever may do everything there
         self.migrator_url = ""  # for a given database: PRESSWORK_MIGRATOR_URL, or else DATABASE_URL
         self.superuser_url = ""  # empty for a given database
 
@@ -83,24 +86,35 @@ class Stack:
         ports = self.home.ports(wanted, self.say)
         self.values = {name: value for name, value in given.items() if value}
         for kind in embedded:
-            server = kind(self.home, {name: ports[name] for name in kind.wanted_ports()})
-            self.servers.append(server)
-            self.values |= self._values_of(server)
+            self._add(kind, {name: ports[name] for name in kind.wanted_ports()})
         if "DATABASE_URL" in self.values and not self.migrator_url:
             migrator_url = self._given("PRESSWORK_MIGRATOR_URL")
             check_address("PRESSWORK_MIGRATOR_URL", migrator_url, *DATABASE_SCHEMES)
             self.migrator_url = migrator_url or self.values["DATABASE_URL"]
         self.values.setdefault("PRESSWORK_SECRET", self.home.secret("presswork"))
 
-    def _values_of(self, server: Server) -> dict[str, str]:
-        if isinstance(server, Postgres):
-            self.migrator_url, self.superuser_url = server.migrator_url, server.superuser_url
-            return {"DATABASE_URL": server.url}
-        if isinstance(server, Valkey):
-            return {"REDIS_URL": server.url}
-        assert isinstance(server, SeaweedFS)
-        keys = dict(zip(AWS, (server.url, server.access_key, server.secret_key), strict=True))
-        return keys | {"AWS_SESSION_TOKEN": ""}  # one that was set for another store
+    def _add(self, kind: type[Server], ports: dict[str, int]) -> None:
+        if kind is SeaweedFS:
+            store = SeaweedFS(self.home, ports, self._given("PRESSWORK_BUCKET") or Settings.default("PRESSWORK_BUCKET"))
+            self.values |= zip(AWS, (store.url, store.access_key, store.secret_key), strict=True)
+            self.values["AWS_SESSION_TOKEN"] = ""  # one that was set for another store
+            self.admin |= zip(AWS, (store.url, store.admin_access_key, store.admin_secret_key), strict=True)
+            self.servers.append(store)
+        elif kind is Valkey:
+            redis = Valkey(self.home, ports)
+            self._give("REDIS_URL", redis.url)
+            self.admin["REDIS_URL"] = redis.admin_url
+            self.servers.append(redis)
+        else:
+            postgres = Postgres(self.home, ports)
+            self._give("DATABASE_URL", postgres.url)
+            self.superuser_url, self.migrator_url = postgres.superuser_url, postgres.migrator_url
+            self.servers.append(postgres)
+
+    def _give(self, variable: str, url: Callable[[str], str]) -> None:
+        self.values[variable] = url("app")
+        for name, own in self.programs.items():
+            own[variable] = url(name)
 
     def _own(self, given: Mapping[str, str]) -> list[str]:
         """Variables that a shell sourced from this folder's env file. They name embedded servers, not external ones."""

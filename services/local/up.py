@@ -59,7 +59,7 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
         shell = {"PRESSWORK_URL": url, "PRESSWORK_API_KEY": key} | _shell_variables(values, settings)
         env_file = write_env_file(options.home, shell)
         say(f"servers up in {time.monotonic() - began:.1f} s; starting web, scheduler and {options.workers} worker(s)")
-        supervisor = Supervisor(stack, _programs(options, values), say, url)
+        supervisor = Supervisor(stack, _programs(options, values, stack.programs), say, url)
         core = database.Database(settings.database_url, application="presswork up", pool_size=1)
         announcer = threading.Thread(target=announce, args=(url, env_file, core, stopping, say), daemon=True)
         announcer.start()
@@ -67,14 +67,15 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
         say("stopped")
 
 
-def _programs(options: UpOptions, values: Mapping[str, str]) -> list[Program]:
+def _programs(options: UpOptions, values: Mapping[str, str], own: Mapping[str, dict[str, str]]) -> list[Program]:
+    """`own` is what each program has of its own, such as its role at the database."""
     shared = dict(values) | {"PRESSWORK_PIPELINE": options.pipeline}
     of_workers = {"PRESSWORK_WORKERS": str(options.workers), "OMP_WAIT_POLICY": "PASSIVE"}
     return [
-        Program("web", python("services.web"), shared, grace=15.0),
-        Program("scheduler", python("scheduler.app"), shared, grace=15.0),
+        Program("web", python("services.web"), shared | own["web"], grace=15.0),
+        Program("scheduler", python("scheduler.app"), shared | own["scheduler"], grace=15.0),
         *(
-            Program(f"worker-{number}", python("worker.app"), shared | of_workers, grace=WORKER_GRACE)
+            Program(f"worker-{number}", python("worker.app"), shared | of_workers | own["worker"], grace=WORKER_GRACE)
             for number in range(1, options.workers + 1)
         ),
     ]

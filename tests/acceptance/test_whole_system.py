@@ -19,6 +19,7 @@ from sqlalchemy import text
 
 from presswork_client import Client, ClientError
 from services.core.jobs import queries
+from services.core.model import ids
 from services.core.settings import Settings
 from services.core.tenants import api_keys
 from tests import factories
@@ -185,6 +186,27 @@ def test_doctor_finds_all_well_and_says_what_is_not(up, client):
     assert ill.returncode == 1
     assert "Redis at 127.0.0.1:9 cannot be used: " in ill.stdout
     assert len(ill.stdout.splitlines()) == len(well.stdout.splitlines()), "a line for each check, however long"
+
+
+def test_web_server_scheduler_and_workers_do_a_jobs_whole_life_with_rights_of_their_own(up, client, tmp_path):
+    job = finished(client, client.submit([{"prompt": "a jar", "size": "64x64", "n": 4}])["id"])
+    export = client.create_export(job["id"], "zip")
+    until(lambda: client.export(export["id"])["status"] == "completed")
+    for file in client.export_files(export["id"]):
+        client.save(file, tmp_path / Path(file["path"]).name)
+    assert len(list(tmp_path.glob("*.zip"))) == 1
+    client.delete_job(job["id"])
+    with psycopg.connect(up.values()["DATABASE_URL"], autocommit=True) as connection:
+        number = ids.parse_job(job["id"])
+        until(lambda: connection.execute("SELECT count(*) FROM jobs WHERE id = %s", [number]).fetchone() == (0,))
+        roles = connection.execute(
+            "SELECT DISTINCT usename FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid() ORDER BY 1"
+        ).fetchall()
+    assert roles == [("presswork_scheduler",), ("presswork_web",), ("presswork_worker",)]
+    logs = "".join(path.read_text() for path in (up.home / "logs").glob("*.log*") if path.name[0] in "sw")
+    for refusal in ("permission denied", "NOPERM", "AccessDenied"):
+        assert refusal not in logs
 
 
 def test_every_program_understands_the_address_in_the_env_file(up):

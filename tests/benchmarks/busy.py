@@ -70,8 +70,9 @@ def _done(stack: BenchmarkStack, job_id: int) -> bool:
 
 def _naive(stack: BenchmarkStack) -> tuple[float, float]:
     url = stack.servers.superuser_url.replace("postgresql+psycopg", "postgresql")
-    environ = {**os.environ, **stack.environ, "NAIVE_DATABASE_URL": url, "C_FORCE_ROOT": "1"}
-    os.environ["REDIS_URL"] = stack.environ["REDIS_URL"]
+    everything = stack.servers.admin  # its keys at Redis are not Presswork's
+    environ = {**os.environ, **stack.environ, **everything, "NAIVE_DATABASE_URL": url, "C_FORCE_ROOT": "1"}
+    os.environ["REDIS_URL"] = everything["REDIS_URL"]
     from tests.benchmarks import naive
 
     with psycopg.connect(url, autocommit=True) as database:

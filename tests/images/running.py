@@ -28,6 +28,7 @@ from PIL import Image
 from presswork_client import Client
 from services.cli.sheet import contact_sheet
 from tests.images.building import HERE, ROOT, VERSION, base_image, build_image, builder, is_here, obtain, say
+from tests.images.variables import filled
 from tests.waiting import until
 
 PROJECT = "presswork-images-test"
@@ -85,7 +86,9 @@ def _environment() -> dict[str, str]:
             one.bind(("127.0.0.1", 0))
         web, s3 = (str(one.getsockname()[1]) for one in sockets)
     ports = {"PRESSWORK_PORT": web, "PRESSWORK_S3_PORT": s3, "PRESSWORK_PUBLIC_S3_URL": f"http://127.0.0.1:{s3}"}
-    return os.environ | chosen | ports
+    elsewhere = re.compile(r"(\w+_)?(DATABASE|REDIS|MIGRATOR)_URL|AWS_\w+")
+    here = {name: value for name, value in os.environ.items() if not elsewhere.fullmatch(name)}
+    return here | chosen | ports
 
 
 class Stack:
@@ -102,14 +105,16 @@ class Stack:
     def write(self) -> None:
         """The file to run: compose.yaml, or as much of it as this engine can do, which is said."""
         document = yaml.safe_load(TEXT)
+        if self.engine == "podman":
+            document = filled(document, self.environ, dollar="$$")  # podman-compose reads it once more
         for name in list(document["services"]):
             if name not in self.services:
                 del document["services"][name]
         self._replace_servers(document["services"])
         if self.engine == "podman":
             say(
-                f"podman-compose runs a copy without {', '.join(UNREAD)} and the options of tmpfs:"
-                " services are started in order, and health checks run, from here"
+                f"podman-compose runs a copy with its variables filled in, without {', '.join(UNREAD)} and the options"
+                " of tmpfs: services are started in order, and health checks run, from here"
             )
             for service in document["services"].values():
                 for key in UNREAD:

@@ -19,7 +19,6 @@ import httpx
 import jsonschema
 import psycopg
 import pytest
-import redis
 from fastapi.routing import iter_route_contexts
 
 from presswork_client import Client, ClientError
@@ -115,11 +114,10 @@ def test_seeds_are_exact_follow_one_another_and_are_recorded_when_drawn(api: Api
     assert [image["seed_string"] for image in images] == [str(image["seed"]) for image in images]
 
 
-def test_the_bell_rings_for_the_models_of_a_new_job(api: Api, settings: Settings) -> None:
-    broker = redis.Redis.from_url(settings.redis_url)
-    broker.flushall()
+def test_the_bell_rings_for_the_models_of_a_new_job(api: Api, redis_admin: Any) -> None:
+    redis_admin.flushall()
     api.submit()
-    until(lambda: broker.llen("presswork.simulated"))
+    until(lambda: redis_admin.llen("presswork.simulated"))
 
 
 # --- sending again
@@ -186,13 +184,17 @@ def test_a_twin_of_a_submission_under_way_is_told_to_come_back(api: Api, databas
     assert api.rows()["jobs"] == 0
 
 
-def test_a_client_that_never_hears_the_answer_gets_its_one_job_by_asking_again(api: Api, database_url: str) -> None:
+def test_a_client_that_never_hears_the_answer_gets_its_one_job_by_asking_again(
+    api: Api, stack: Stack, database_url: str
+) -> None:
     body = b'{"images":[{"prompt":"a"}]}'
     head = (
         f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.key}\r\nIdempotency-Key: lost\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    with psycopg.connect(plain(database_url)) as other, psycopg.connect(plain(database_url), autocommit=True) as watch:
+    name = database_url.rpartition("/")[2]
+    admin = f"{plain(stack.superuser_url).rpartition('/')[0]}/{name}"  # who sees what other roles wait for
+    with psycopg.connect(plain(database_url)) as other, psycopg.connect(admin, autocommit=True) as watch:
         other.execute("LOCK TABLE counters IN EXCLUSIVE MODE")  # so that the submission stops short of its commit
         connection = api.connect()
         connection.sendall(head.encode() + body)

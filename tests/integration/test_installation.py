@@ -30,9 +30,9 @@ from worker import exit_codes
 
 
 @pytest.fixture
-def shared(settings: Settings, request: pytest.FixtureRequest) -> Iterator[Settings]:
+def shared(store_admin: Settings, request: pytest.FixtureRequest) -> Iterator[Settings]:
     """Settings with a bucket of the test's own."""
-    own = dataclasses.replace(settings, bucket=f"shared-{os.getpid()}-{abs(hash(request.node.name)) % 10**6}")
+    own = dataclasses.replace(store_admin, bucket=f"shared-{os.getpid()}-{abs(hash(request.node.name)) % 10**6}")
     S3Store(own).prepare()
     yield own
     store = S3Store(own)
@@ -50,6 +50,12 @@ def stranger(stack, template, fresh_database) -> Iterator[Database]:
             connection.execute("UPDATE installation SET id = gen_random_uuid()")
         with closing(Database(url, application="tests")) as other:
             yield other
+
+
+def at_store(shared: Settings) -> dict[str, str]:
+    """The variables of a program that uses that bucket."""
+    keys = {"AWS_ACCESS_KEY_ID": shared.s3_access_key, "AWS_SECRET_ACCESS_KEY": shared.s3_secret_key}
+    return keys | {"PRESSWORK_BUCKET": shared.bucket}
 
 
 def claimed(database: Database, settings: Settings) -> S3Store:
@@ -93,7 +99,7 @@ def test_a_program_that_meets_another_installations_objects_ends_with_one_senten
     claimed(stranger, shared)
     told = subprocess.run(
         [sys.executable, "-m", module],
-        env=os.environ | environ | {"PRESSWORK_BUCKET": shared.bucket},
+        env=os.environ | environ | at_store(shared),
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert told.returncode == exit_codes.SETTINGS
@@ -142,7 +148,7 @@ def files_of(database: Database, export: records.Export) -> list[records.File]:
 
 
 def test_images_are_rendered_under_the_prefix(make_render_loop, database, fast, shared):
-    own = dataclasses.replace(fast, bucket=shared.bucket, prefix="shop/")
+    own = dataclasses.replace(shared, prefix="shop/", lease_seconds=fast.lease_seconds)
     render_loop = make_render_loop(own, store=S3Store(own))
     factories.submit(database, own, [{"prompt": "a mug", "size": "64x64"}])
     render_loop.run()

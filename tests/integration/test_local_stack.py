@@ -54,7 +54,7 @@ stack = Stack(home, environ, lambda text: tell(say=text))
 values = stack.start()
 named = [Program(name, argv, {**values, **env}, 10) for name, argv, env in programs]
 supervisor = Supervisor(stack, named, lambda text: tell(say=text))
-tell(values=values, migrator_url=stack.migrator_url)
+tell(values={**values, **stack.admin}, migrator_url=stack.migrator_url)
 supervisor.run_until(stop)
 """
 SLEEPER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(600)"]
@@ -91,6 +91,11 @@ def write_everywhere(values: dict[str, str], migrator_url: str) -> None:
     redis.Redis.from_url(values["REDIS_URL"]).set("kept", "here")
     s3(values).create_bucket(Bucket="kept")
     s3(values).put_object(Bucket="kept", Key="kept", Body=b"here")
+
+
+def everything(stack: Stack) -> dict[str, str]:
+    """Its values, with keys and users that may do everything in place of the programs'."""
+    return {**stack.values, **stack.admin}
 
 
 def all_is_there(values: dict[str, str]) -> bool:
@@ -206,13 +211,13 @@ def test_data_outlives_a_stop_and_a_start(tmp_path: Path) -> None:
     (half_made / "PG_VERSION").write_text("18\n")
     with Stack(tmp_path, {}) as stack:
         first = dict(stack.values)
-        write_everywhere(first, stack.migrator_url)
+        write_everywhere(everything(stack), stack.migrator_url)
     assert read_running(tmp_path) is None
     # A server that was killed leaves its pid, which may be anyone's by now.
     (tmp_path / "postgres" / "data" / "postmaster.pid").write_text(f"{os.getpid()}\n")
     with Stack(tmp_path, {}) as stack:
         assert stack.values == first
-        assert all_is_there(stack.values)
+        assert all_is_there(everything(stack))
 
 
 def test_gives_settings_that_work(stack: Stack) -> None:
@@ -237,12 +242,62 @@ def test_roles_have_no_more_rights_than_they_need(stack: Stack) -> None:
             "SELECT datdba::regrole::text FROM pg_database WHERE datname = 'presswork'"
         ).fetchone()
         safe = [connection.execute(f"SHOW {name}").fetchone() for name in ("fsync", "synchronous_commit")]
-    names = ("presswork_app", "presswork_migrator", "presswork_reader")
-    assert rows == [*((name, True, False) for name in names), ("presswork_tenant", False, False)]
+    names = [f"presswork_{name}" for name in ("app", "migrator", "reader", "scheduler", "tenant", "web", "worker")]
+    assert rows == [(name, name != "presswork_tenant", False) for name in names]
     assert owner == ("presswork_migrator",)
     assert safe == [("on",), ("on",)]
-    with database(stack.values["DATABASE_URL"]) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
-        connection.execute("CREATE TABLE public.mine (n int)")
+    own = [programs["DATABASE_URL"] for programs in stack.programs.values()]
+    for url in (stack.values["DATABASE_URL"], *own):
+        with database(url) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("CREATE TABLE public.mine (n int)")
+
+
+def test_nobody_has_more_of_redis_than_the_commands_and_keys_of_wake_ups(stack: Stack) -> None:
+    urls = {name: own["REDIS_URL"] for name, own in stack.programs.items()} | {"app": stack.values["REDIS_URL"]}
+    for name, url in urls.items():
+        with redis.Redis.from_url(url) as client:
+            assert client.set("presswork:wake-up:any", 1, px=1000)
+            for words in (
+                ("CONFIG", "GET", "*"),
+                ("FLUSHALL",),
+                ("KEYS", "*"),
+                ("GET", "presswork:wake-up:any"),
+                ("SET", "other", "1"),
+                ("EVAL", "return 1", "0"),
+                ("ACL", "WHOAMI"),
+                ("CLIENT", "KILL", "TYPE", "normal"),
+                ("PUBLISH", "other", "1"),
+                ("BRPOP", "presswork:wake-up:any", "1"),
+                *([("BRPOP", "presswork.simulated", "1")] if name in ("web", "scheduler") else []),
+            ):
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.execute_command(*words)
+
+
+def test_the_key_of_the_store_may_use_the_objects_of_one_bucket_and_administer_nothing(stack: Stack) -> None:
+    client = s3(stack.values)
+    own = {"Bucket": "presswork"}
+    client.put_object(**own, Key="a", Body=b"1", IfNoneMatch="*")
+    client.copy_object(**own, Key="b", CopySource={**own, "Key": "a"})
+    assert client.get_object(**own, Key="b")["Body"].read() == b"1"
+    upload = client.create_multipart_upload(**own, Key="c")["UploadId"]
+    client.abort_multipart_upload(**own, Key="c", UploadId=upload)
+    for key in ("a", "b"):
+        client.delete_object(**own, Key=key)
+    assert "Contents" not in client.list_objects_v2(**own)
+    assert [bucket["Name"] for bucket in client.list_buckets()["Buckets"]] == ["presswork"]
+    rule = {"ID": "all", "Status": "Enabled", "Filter": {"Prefix": ""}, "Expiration": {"Days": 1}}
+    for verb, arguments in (
+        ("create_bucket", {"Bucket": "another"}),
+        ("delete_bucket", own),
+        ("put_bucket_lifecycle_configuration", {**own, "LifecycleConfiguration": {"Rules": [rule]}}),
+        ("put_bucket_versioning", {**own, "VersioningConfiguration": {"Status": "Enabled"}}),
+        ("put_bucket_acl", {**own, "ACL": "public-read"}),
+        ("list_objects_v2", {"Bucket": "presswork-probe"}),
+        ("get_object", {"Bucket": "presswork-probe", "Key": "ready"}),
+    ):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            getattr(client, verb)(**arguments)
 
 
 def test_listens_on_loopback_only(stack: Stack) -> None:
@@ -380,7 +435,7 @@ def test_a_missing_wheel_is_one_sentence(
 def test_ports_taken_by_others_are_replaced_and_the_data_is_there(tmp_path: Path) -> None:
     said: list[str] = []
     with Stack(tmp_path, {}) as stack:
-        write_everywhere(stack.values, stack.migrator_url)
+        write_everywhere(everything(stack), stack.migrator_url)
         before = dict(stack.values)
     ports = json.loads((tmp_path / "ports.json").read_text())
     with contextlib.ExitStack() as squatters:
@@ -388,7 +443,7 @@ def test_ports_taken_by_others_are_replaced_and_the_data_is_there(tmp_path: Path
             squatter = squatters.enter_context(socket.create_server(("127.0.0.1", ports[name])))
             squatter.listen()
         with Stack(tmp_path, {}, said.append) as stack:
-            assert all_is_there(stack.values)
+            assert all_is_there(everything(stack))
             now = dict(stack.values)
     assert len(said) == 5
     assert f"Port {ports['postgres']} of postgres is in use by another program" in "\n".join(said)
@@ -448,7 +503,7 @@ def test_a_supervisor_that_is_killed_takes_everyone_with_it(tmp_path: Path) -> N
             eventually(lambda: not any(process.alive() for process in everyone), 5)
         assert read_running(tmp_path) is None
     with Stack(tmp_path, {}) as stack:
-        assert all_is_there(stack.values)
+        assert all_is_there(everything(stack))
         assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
 
 

@@ -64,7 +64,7 @@ def test_a_store_that_takes_no_writes_is_not_ready(api: Api, variant: Callable[.
 
 
 def test_a_redis_that_takes_no_writes_is_degraded(api: Api, stack: Stack, variant: Callable[..., str]) -> None:
-    admin = redis.Redis.from_url(api.settings.redis_url)
+    admin = redis.Redis.from_url(stack.admin["REDIS_URL"])
     admin.acl_setuser("reader", enabled=True, passwords=["+word"], keys=["*"], categories=["+@all", "-@write"])
     try:
         parts = urlsplit(api.settings.redis_url)

@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -32,10 +33,10 @@ def test_whatever_redis_answers_the_worker_lives_and_picks_a_job_up_within_five_
         proxy.close()
 
 
-def test_a_model_that_nobody_serves_has_one_wake_up_at_most_and_it_expires(database, settings):
+def test_a_model_that_nobody_serves_has_one_wake_up_at_most_and_it_expires(database, settings, redis_admin):
     register(database)
     job_id = submit(database, settings, 3)
-    notifier, client = notify.Notifier(settings.redis_url), broker.redis_client(settings.redis_url)
+    notifier, client = notify.Notifier(settings.redis_url), redis_admin
     (every_five_seconds,) = [task for task in timetable(settings, notifier, Connectivity()) if task.name == "notify"]
     for _ in range(3):
         client.delete("presswork:wake-up:simulated")  # as if two seconds had passed
@@ -53,11 +54,11 @@ def test_a_model_that_nobody_serves_has_one_wake_up_at_most_and_it_expires(datab
     client.delete(broker.queue_name("simulated"))
 
 
-def test_what_a_wake_up_holds_is_never_read(start, database, settings):
+def test_what_a_wake_up_holds_is_never_read(start, database, settings, redis_admin):
     worker = start()
     children = worker.children()
-    client = broker.redis_client(settings.redis_url)
-    for message in rubbish(settings):
+    client = redis_admin
+    for message in rubbish(settings, client):
         client.lpush(broker.queue_name("simulated"), message)
         until(lambda: not client.llen(broker.queue_name("simulated")))
     job_id = submit(database, settings, mugs(8))
@@ -74,7 +75,7 @@ class Canary:
         return print, ("a pickle was loaded",)
 
 
-def rubbish(settings: Settings) -> Iterator[bytes]:
+def rubbish(settings: Settings, client: Any) -> Iterator[bytes]:
     """What is no message, and messages that ask for something."""
     yield from (
         b"",
@@ -89,7 +90,6 @@ def rubbish(settings: Settings) -> Iterator[bytes]:
     )
     yield pickle.dumps(Canary())
     notifier = notify.Notifier(settings.redis_url)
-    client = broker.redis_client(settings.redis_url)
     queue = "rubbish"
     broker.send(notifier._app, queue)
     genuine = json.loads(client.rpop(broker.queue_name(queue)))

@@ -13,7 +13,6 @@ from services.core.jobs import lifecycle
 from services.core.model import ids
 from services.core.model.states import ImageState
 from services.core.queue import counters, expiry
-from services.core.settings import Settings
 from services.core.storage import keys, s3
 from tests.factories import TENANT, claim, submit
 from tests.proxy import Proxy
@@ -327,17 +326,14 @@ def test_the_same_spec_gives_the_same_file_in_any_slot_of_a_halved_batch_too(mak
     assert one == other
 
 
-def test_every_image_has_one_object_in_the_store_and_there_is_no_other(make_render_loop, database, fast, store):
-    render_loop = make_render_loop(dataclasses.replace(fast, bucket="one-object"), store=(own := own_store(fast)))
+def test_every_image_has_one_object_in_the_store_and_there_is_no_other(make_render_loop, database, fast, store_admin):
+    own = s3.S3Store(dataclasses.replace(store_admin, bucket="one-object"))
+    render_loop = make_render_loop(dataclasses.replace(fast, bucket="one-object"), store=own)
     own.prepare()
     job_id = submit(database, fast, mugs(40))
     render_loop.run()
     keys = {entry["Key"] for entry in own._client.list_objects_v2(Bucket="one-object")["Contents"]}
     assert keys - {"probe/conditional-write"} == {image.object_key for image in images(database, job_id)}
-
-
-def own_store(settings: Settings) -> s3.S3Store:
-    return s3.S3Store(dataclasses.replace(settings, bucket="one-object"))
 
 
 def test_a_store_that_refuses_one_worker_for_long_gives_its_images_to_others(make_render_loop, database, fast):

@@ -33,7 +33,10 @@ def admin(stack, database_url):
 
 
 def end_sessions(admin):
-    admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'presswork_app'")
+    admin.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "WHERE usename IN ('presswork_app', 'presswork_web', 'presswork_scheduler', 'presswork_worker')"
+    )
 
 
 def open_pool(database, connections=4):

@@ -255,9 +255,9 @@ def test_prepare_waits_as_long_as_it_was_asked_to(settings, monkeypatch):
         own.prepare(patience=49.0)
 
 
-def test_a_missing_bucket_is_made_and_that_another_made_it_first_is_no_error(settings):
+def test_a_missing_bucket_is_made_and_that_another_made_it_first_is_no_error(store_admin):
     name = f"made-{os.getpid()}-{time.monotonic_ns()}"
-    own = S3Store(dataclasses.replace(settings, bucket=name))
+    own = S3Store(dataclasses.replace(store_admin, bucket=name))
     with pytest.raises(StoreRefused):
         own.check()
     assert own.prepare() is True

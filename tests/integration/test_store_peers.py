@@ -110,7 +110,7 @@ def test_a_bucket_that_may_not_be_listed_can_be_used(store, settings):
         assert own.read(own.put(fresh("a.png"), b"drawn", "image/png", {}, claim_id=1).key) == b"drawn"
 
 
-def test_a_missing_bucket_is_made_in_its_region_or_the_refusal_says_who_can(settings):
+def test_a_missing_bucket_is_made_in_its_region_or_the_refusal_says_who_can(store_admin):
     name = f"made-{os.getpid()}-{time.monotonic_ns()}"
     allowed = False
 
@@ -118,8 +118,8 @@ def test_a_missing_bucket_is_made_in_its_region_or_the_refusal_says_who_can(sett
         bare = method == "PUT" and path.rstrip("/") == f"/{name}"
         return (403, "AccessDenied", "") if bare and not allowed else None
 
-    with S3Proxy(settings.s3_endpoint_url, rule) as proxy:
-        own = through(settings, proxy, bucket=name, s3_region="eu-west-1")
+    with S3Proxy(store_admin.s3_endpoint_url, rule) as proxy:
+        own = through(store_admin, proxy, bucket=name, s3_region="eu-west-1")
         with pytest.raises(StoreRefused, match=r"does not exist.*AccessDenied.*allow s3:CreateBucket"):
             own.prepare()
         allowed = True

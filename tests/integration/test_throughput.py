@@ -79,7 +79,7 @@ def test_a_rate_that_cannot_be_recorded_fails_nothing(make_render_loop, database
         stack.superuser_url.replace("+psycopg", ""), dbname=database_url.rpartition("/")[2]
     )
     with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute("REVOKE INSERT ON render_rates FROM presswork_app")
+        connection.execute("REVOKE INSERT ON render_rates FROM presswork_app, presswork_worker")
     render_loop = make_render_loop()
     job_id = submit(database, fast, mugs(4))
     render_loop.run()

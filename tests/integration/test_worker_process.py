@@ -230,7 +230,7 @@ def test_a_whole_job_is_done_with_redis_unreachable_from_the_start(start, databa
     until(lambda: counts(database, job_id) == {"done": 60})
 
 
-def test_redis_cut_off_and_emptied_in_the_middle_costs_nothing(start, database, settings):
+def test_redis_cut_off_and_emptied_in_the_middle_costs_nothing(start, database, settings, redis_admin):
     target = urlsplit(settings.redis_url)
     proxy = Proxy(target.hostname, target.port)
     start(REDIS_URL=settings.redis_url.replace(f":{target.port}", f":{proxy.port}"), PRESSWORK_SIMULATED_BATCH_MS="100")
@@ -238,7 +238,7 @@ def test_redis_cut_off_and_emptied_in_the_middle_costs_nothing(start, database, 
     wake_up(settings)
     until(lambda: counts(database, job_id).get("done"))
     proxy.cut()
-    redis.Redis.from_url(settings.redis_url).flushall()
+    redis_admin.flushall()
     until(lambda: counts(database, job_id) == {"done": 300})
     proxy.mend()
     later = submit(database, settings, mugs(16))

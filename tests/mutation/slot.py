@@ -45,7 +45,10 @@ class Slot:
         stack = Stack(self._folder / f"stack-{self._started}", quiet)
         stack.start()
         database.migrate(stack.migrator_url)
-        known = {"values": stack.values, "migrator": stack.migrator_url, "superuser": stack.superuser_url}
+        known = {
+            "values": stack.values, "migrator": stack.migrator_url, "superuser": stack.superuser_url,
+            "programs": stack.programs, "admin": stack.admin,
+        }  # fmt: skip
         self._known = self._folder / "stack.json"
         self._known.write_text(json.dumps(known))
         return stack
@@ -106,7 +109,7 @@ class Slot:
 
     def _clean(self) -> None:
         """Nothing of a run is left to the next; fails if a server does not answer."""
-        values = self._stack.values
+        values = self._stack.admin
         with psycopg.connect(self._stack.superuser_url.replace("+psycopg", ""), autocommit=True) as admin:
             names = admin.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test\\_%'").fetchall()
             for (name,) in names:

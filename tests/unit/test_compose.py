@@ -30,38 +30,17 @@ from services.core.settings import Settings
 from services.local import programs
 from services.local.child import until
 from services.local.home import Home
-from services.local.servers import postgres, seaweedfs
+from services.local.servers import postgres, seaweedfs, valkey
+from tests.images.variables import REQUIRED, filled
 from worker.pipelines.registry import model_name
 
 ROOT = Path(__file__).parents[2]
 RAW = yaml.safe_load((ROOT / "compose.yaml").read_text())
 LOCK = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines())
-REQUIRED = re.compile(r"\$\{(\w+):\?")
-VARIABLE = re.compile(r"\$\{(\w+):([-?])([^{}]*)\}")
 OURS = [name for name, service in RAW["services"].items() if "build" in service]
 ONCE = ["roles", "migrate"]
 LASTING = [name for name in RAW["services"] if name not in ONCE]
 WORKERS = [name for name in OURS if name.startswith("worker")]
-
-
-def filled(value, given):
-    """The value as compose fills it in: defaults for what is not given, and a refusal for what must be."""
-    if isinstance(value, dict):
-        return {key: filled(part, given) for key, part in value.items()}
-    if isinstance(value, list):
-        return [filled(part, given) for part in value]
-    if not isinstance(value, str):
-        return value
-
-    def fill(found):
-        name, kind, text = found.groups()
-        if not given.get(name) and kind == "?":
-            raise KeyError(f"{name}: {text}")
-        return given.get(name) or text
-
-    while VARIABLE.search(value):
-        value = VARIABLE.sub(fill, value)
-    return value.replace("$$", "$")
 
 
 GIVEN = {name: f"letters{number}" for number, name in enumerate(sorted(set(REQUIRED.findall(json.dumps(RAW)))))}
@@ -153,16 +132,17 @@ def test_no_secret_has_a_default_and_none_stands_anywhere_but_in_an_environment(
     for name, service in RAW["services"].items():
         for variable, value in service.get("environment", {}).items():
             if Settings.variables().get(variable) or re.search(r"PASSWORD|SECRET|_KEY$", variable):
-                if value == f"${{{variable}:-}}":  # one that need not be there at all
+                if value in {f"${{{variable}:-}}", "redis://redis"}:  # one that need not be there at all
                     continue
-                assert REQUIRED.search(value), f"{name} sets {variable} without asking for it"
-                assert ":-" not in value
+                asked = re.sub(r"\$\{(\w+_)?(DATABASE|REDIS|MIGRATOR)_URL:-", "", value)  # of a server elsewhere
+                assert REQUIRED.search(asked), f"{name} sets {variable} without asking for it"
+                assert ":-" not in asked
         rest = json.dumps({key: value for key, value in service.items() if key != "environment"})
         assert not REQUIRED.search(rest), f"{name} shows a secret outside its environment"
 
 
 def test_nothing_starts_while_a_secret_is_missing():
-    assert len(GIVEN) == 9
+    assert len(GIVEN) == 14
     for name in GIVEN:
         with pytest.raises(KeyError, match=name):
             filled(RAW["services"], {key: value for key, value in GIVEN.items() if key != name})
@@ -237,7 +217,70 @@ def test_every_service_is_confined(name):
 
 def test_only_the_web_server_and_the_store_are_published():
     assert [name for name in SERVICES if "ports" in SERVICES[name]] == ["s3", "web"]
-    assert RAW["networks"]["inner"] == {"internal": True}
+    assert filled(RAW["networks"]["inner"], {}) == {"internal": "true"}
+
+
+def environments(**given):
+    return {name: service["environment"] for name, service in filled(RAW["services"], GIVEN | given).items()}
+
+
+def test_each_program_has_a_role_and_a_user_of_its_own():
+    for program in ("web", "scheduler", "worker"):
+        environment = SERVICES[program]["environment"]
+        secret, at_redis = GIVEN[f"{program.upper()}_PASSWORD"], GIVEN[f"REDIS_{program.upper()}_PASSWORD"]
+        assert environment["DATABASE_URL"] == f"postgresql://presswork_{program}:{secret}@postgres/presswork"
+        assert environment["REDIS_URL"] == f"redis://presswork_{program}:{at_redis}@redis/0"
+    for name in WORKERS:
+        own = SERVICES[name]["environment"]
+        assert (own["DATABASE_URL"], own["REDIS_URL"]) == (environment["DATABASE_URL"], environment["REDIS_URL"])
+
+
+def test_servers_elsewhere_are_named_by_the_variables_that_the_readme_names():
+    database, redis, store = "postgresql://x:y@db.example/p", "rediss://x:y@redis.example/1", "https://s3.example"
+    found = environments(DATABASE_URL=database, REDIS_URL=redis, AWS_ENDPOINT_URL=store, AWS_REGION="eu-west-1")
+    for name in ("web", "scheduler", *WORKERS):
+        settings = Settings.read(found[name] | {"PRESSWORK_PIPELINE": "simulated"})
+        assert (settings.database_url, settings.redis_url, settings.s3_endpoint_url) == (database, redis, store)
+        assert settings.s3_region == "eu-west-1"
+    assert found["migrate"]["DATABASE_URL"] == database
+    assert found["web"]["PRESSWORK_PUBLIC_S3_URL"] == store
+    assert environments(AWS_ENDPOINT_URL="")["web"]["PRESSWORK_PUBLIC_S3_URL"] == "", "AWS signs for itself"
+    own = {f"{name.upper()}_{kind}_URL": f"{kind}://{name}" for name in ("web", "scheduler", "worker")
+           for kind in ("DATABASE", "REDIS")}  # fmt: skip
+    found = environments(DATABASE_URL=database, REDIS_URL=redis, PRESSWORK_MIGRATOR_URL="postgresql://owner", **own)
+    for name in ("web", "scheduler", *WORKERS):
+        program = "worker" if name in WORKERS else name
+        assert (found[name]["DATABASE_URL"], found[name]["REDIS_URL"]) == (
+            f"DATABASE://{program}", f"REDIS://{program}",
+        )  # fmt: skip
+    assert found["migrate"]["DATABASE_URL"] == "postgresql://owner"
+
+
+def test_a_server_that_is_elsewhere_need_not_run_here_and_can_be_reached():
+    for variable, names in {"POSTGRES": ["postgres", "roles"], "REDIS": ["redis"], "S3": ["s3"]}.items():
+        for count, given in (("1", {}), ("0", {f"{variable}_REPLICAS": "0"})):
+            services = filled(RAW["services"], GIVEN | given)
+            assert {services[name]["deploy"]["replicas"] for name in names} == {count}
+    assert filled(RAW["networks"]["inner"], {"PRESSWORK_ISOLATED": "false"}) == {"internal": "false"}
+
+
+def test_links_begin_with_the_public_address_in_web_server_and_scheduler():
+    found = environments(PRESSWORK_PUBLIC_URL="https://press.example", PRESSWORK_PUBLIC_S3_URL="https://s3.example")
+    assert {Settings.read(found[name]).public_url for name in ("web", "scheduler")} == {"https://press.example"}
+    assert Settings.read(found["web"]).s3_public_url == "https://s3.example"
+
+
+def test_replicas_of_the_cpu_worker_share_the_cpus():
+    service = filled(RAW["services"], GIVEN | {"PRESSWORK_WORKERS": "4"})["worker"]
+    assert service["deploy"]["replicas"] == "4"
+    assert Settings.read(service["environment"]).workers == 4
+
+
+def test_the_least_version_of_compose_is_named():
+    head = (ROOT / "compose.yaml").read_text().partition("\nname:")[0]
+    assert re.search(r"Docker Compose 2\.20\.2 or later and Docker Engine 25 or later", head), "for start_interval"
+    [listed] = re.findall(r"for name in ((?:[A-Z0-9_]+|\s|\\|#)+)\n#\s+do", head)
+    assert set(re.findall(r"[A-Z0-9_]+", listed)) == set(GIVEN), "the command that makes every secret"
 
 
 def test_the_servers_are_of_the_versions_that_the_tests_run_on():
@@ -252,6 +295,7 @@ def test_the_store_is_as_hardened_as_the_embedded_one():
     [script] = SERVICES["s3"]["command"]
     flags = dict(re.findall(r" -([\w.]+)=(\S+)", script))
     differ = {"ip.bind", "dir", "s3.config", "s3.localSocket", "filer.localSocket", "master.volumeSizeLimitMB"}
+    flags["bucket"] = flags["bucket"].strip('"')
     assert {name: flags.get(name) for name in seaweedfs.FIXED.keys() - differ} == {
         name: seaweedfs.FIXED[name] for name in seaweedfs.FIXED.keys() - differ
     }
@@ -260,6 +304,38 @@ def test_the_store_is_as_hardened_as_the_embedded_one():
     assert flags.keys() - {"logtostderr"} <= set(
         re.findall(r"^\s+-([\w.]+)", known.stdout + known.stderr, re.MULTILINE)
     )
+
+
+def scripted(service, program, folder):
+    """What the service's script gives its server: its words, and its input."""
+    fake = folder / program
+    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {folder}/words\ncat > {folder}/input\n')
+    fake.chmod(0o755)
+    command = [part.replace("/tmp/", f"{folder}/") for part in [*service.get("entrypoint", []), *service["command"]]]
+    environ = service["environment"] | {"PATH": f"{folder}:{os.environ['PATH']}"}
+    subprocess.run(command, env=environ, check=True, stdin=subprocess.DEVNULL)
+    return (folder / "words").read_text().splitlines(), (folder / "input").read_text()
+
+
+def test_the_stores_key_may_do_what_that_of_the_embedded_store_may(tmp_path):
+    service = filled(RAW["services"]["s3"], GIVEN | {"PRESSWORK_BUCKET": "pictures"})
+    words, _ = scripted(service, "weed", tmp_path)
+    assert "-bucket=pictures" in words
+    told = json.loads((tmp_path / "s3.json").read_text())
+    keys = [{"accessKey": GIVEN["S3_ACCESS_KEY"], "secretKey": GIVEN["S3_SECRET_KEY"]}]
+    assert told["identities"] == [{"name": "presswork", "credentials": keys, "policyNames": ["presswork"]}]
+    [policy] = told["policies"]
+    assert policy["name"] == "presswork"
+    assert json.loads(policy["content"]) == seaweedfs.policy("pictures")
+
+
+def test_the_users_of_redis_may_do_what_those_of_the_embedded_one_may(tmp_path):
+    _, told = scripted(SERVICES["redis"], "valkey-server", tmp_path)
+    users = [line for line in told.splitlines() if line.startswith("user ")]
+    assert users == [
+        valkey.user(name, GIVEN[f"REDIS_{name.upper()}_PASSWORD"], valkey.RIGHTS[name])
+        for name in ("web", "scheduler", "worker")
+    ]
 
 
 def test_redis_is_durable_and_evicts_nothing():
@@ -315,6 +391,9 @@ def test_one_role_is_enough_and_a_migration_says_what_it_may_not_do_itself(bare_
     database.close()
 
 
+ROLES = ("MIGRATOR", "READER", "WEB", "SCHEDULER", "WORKER")
+
+
 def test_the_roles_are_made_once_and_take_the_passwords_of_today(bare_postgres):
     service = SERVICES["roles"]
     assert (
@@ -327,7 +406,7 @@ def test_the_roles_are_made_once_and_take_the_passwords_of_today(bare_postgres):
             "PATH": f"{bare_postgres.bin}:{os.environ['PATH']}",
         }
         secret = {"PGPASSWORD": bare_postgres.home.secret(postgres.SUPERUSER)}
-        chosen = {f"{role}_PASSWORD": passwords + role for role in ("MIGRATOR", "APP", "READER")}
+        chosen = {f"{role}_PASSWORD": passwords + role for role in ROLES}
         made = subprocess.run(
             service["command"],
             env=service["environment"] | here | secret | chosen,
@@ -341,15 +420,23 @@ def test_the_roles_are_made_once_and_take_the_passwords_of_today(bare_postgres):
         return f"postgresql://presswork_{role}:{password}@127.0.0.1:{bare_postgres.port}/presswork"
 
     databases.migrate(url("migrator", "laterMIGRATOR"))
-    application = databases.Database(url("app", "laterAPP"), application="tests")
-    assert databases.assert_suitable(application) == []
-    application.close()
-    with psycopg.connect(url("app", "laterAPP")) as app, pytest.raises(psycopg.errors.InsufficientPrivilege):
-        app.execute("CREATE TABLE loot ()")
+    for role in ("web", "scheduler", "worker"):
+        program = databases.Database(url(role, f"later{role.upper()}"), application="tests")
+        assert databases.assert_suitable(program) == []
+        program.close()
+        with (
+            psycopg.connect(url(role, f"later{role.upper()}")) as connection,
+            pytest.raises(psycopg.errors.InsufficientPrivilege),
+        ):
+            connection.execute("CREATE TABLE loot ()")
+    with psycopg.connect(url("worker", "laterWORKER")) as worker, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        worker.execute("SET ROLE presswork_tenant")
+    with psycopg.connect(url("web", "laterWEB")) as web, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        web.execute("INSERT INTO idempotency (tenant_id, key) VALUES (1, 'a')")  # a right of the tenants' role
     with psycopg.connect(url("reader", "laterREADER")) as reader:
         assert reader.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             reader.execute("CREATE TABLE loot ()")
-    for role, password in (("app", "earlyAPP"), ("reader", "laterAPP")):
+    for role, password in (("web", "earlyWEB"), ("reader", "laterWEB"), ("app", "laterAPP")):
         with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
             psycopg.connect(url(role, password)).close()

@@ -64,7 +64,8 @@ def test_the_setting_overrides_the_usual_variable_and_that_the_machine(monkeypat
 
 @pytest.mark.parametrize("workers", [1, 2, 64])
 def test_the_workers_of_one_machine_share_its_cpus(monkeypatch, tmp_path, workers):
-    programs = _programs(UpOptions(tmp_path, workers, "simulated"), {})
+    nothing: dict[str, dict[str, str]] = {"web": {}, "scheduler": {}, "worker": {}}
+    programs = _programs(UpOptions(tmp_path, workers, "simulated"), {}, nothing)
     told = [program.env["PRESSWORK_WORKERS"] for program in programs if program.name.startswith("worker-")]
     assert told == [str(workers)] * workers
     monkeypatch.delenv("OMP_NUM_THREADS")

@@ -15,7 +15,9 @@ from services.local.server import Server, reachable_by_others
 
 SUPERUSER, DATABASE = "presswork_admin", "presswork"
 MIGRATOR, APP, READER = "presswork_migrator", "presswork_app", "presswork_reader"
-TENANT = "presswork_tenant"  # nobody logs in as it: the application takes it for a tenant's transaction
+WEB, SCHEDULER, WORKER = "presswork_web", "presswork_scheduler", "presswork_worker"  # see migrations/rights.py
+TENANT = "presswork_tenant"  # nobody logs in as it: web servers take it for a tenant's transaction
+LOGINS = (MIGRATOR, APP, READER, WEB, SCHEDULER, WORKER)
 NOBODY = 65534
 
 SETTINGS = {
@@ -38,22 +40,23 @@ ROLES = f"""\
 SET client_min_messages = warning;
 SET log_min_error_statement = panic;  -- a failing statement's text holds a password
 DO $$ DECLARE name text; BEGIN
-  FOREACH name IN ARRAY ARRAY['{MIGRATOR}', '{APP}', '{READER}', '{TENANT}'] LOOP
+  FOREACH name IN ARRAY ARRAY['{MIGRATOR}', '{APP}', '{READER}', '{TENANT}', '{WEB}', '{SCHEDULER}', '{WORKER}'] LOOP
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) THEN EXECUTE format('CREATE ROLE %I', name); END IF;
   END LOOP;
 END $$;
 {{roles}}
 ALTER ROLE {TENANT} NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION;
-GRANT {TENANT} TO {APP};
+ALTER ROLE {WEB} NOINHERIT;  -- of the tenants' role it has the rights only while it acts as it
+GRANT {TENANT} TO {APP}, {WEB};
 ALTER ROLE {READER} SET default_transaction_read_only = on;
 SELECT 'CREATE DATABASE {DATABASE} OWNER {MIGRATOR}'
   WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = '{DATABASE}') \\gexec
 REVOKE ALL ON DATABASE {DATABASE} FROM PUBLIC;
 GRANT CONNECT, TEMPORARY ON DATABASE {DATABASE} TO {APP};
-GRANT CONNECT ON DATABASE {DATABASE} TO {READER};
+GRANT CONNECT ON DATABASE {DATABASE} TO {READER}, {WEB}, {SCHEDULER}, {WORKER};
 \\connect {DATABASE}
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
-GRANT USAGE ON SCHEMA public TO {APP}, {READER}, {TENANT};
+GRANT USAGE ON SCHEMA public TO {APP}, {READER}, {TENANT}, {WEB}, {SCHEDULER}, {WORKER};
 """  # noqa: S608 - constants
 ROLE = "ALTER ROLE {} LOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE NOREPLICATION PASSWORD '{}';"
 
@@ -75,9 +78,8 @@ class Postgres(Server):
     def wanted_ports() -> dict[str, bool]:
         return {"postgres": False}
 
-    @property
-    def url(self) -> str:
-        return self._url(APP)
+    def url(self, program: str) -> str:
+        return self._url(f"presswork_{program}")
 
     @property
     def migrator_url(self) -> str:
@@ -137,7 +139,7 @@ class Postgres(Server):
         draft.rename(self.data)
 
     def _make_roles(self) -> None:
-        roles = "\n".join(ROLE.format(role, self.home.secret(role)) for role in (MIGRATOR, APP, READER))
+        roles = "\n".join(ROLE.format(role, self.home.secret(role)) for role in LOGINS)
         done = self._psql(ROLES.format(roles=roles))
         if done.returncode != 0:
             raise ServerFailed(f"The database's roles could not be made: {_last_line(done.stderr)}")

@@ -1,4 +1,4 @@
-"""SeaweedFS, the S3 server, as one process. Its clients make the buckets."""
+"""SeaweedFS, the S3 server, as one process. Presswork's key may use the objects of one bucket, and no more."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,14 @@ from services.local.server import Server
 
 PARTS = ("master", "volume", "filer", "s3")
 PROBE, PROBE_SECONDS = "presswork-probe", 5.0  # a bucket that holds one empty object
-# Off: telemetry, buckets made by a typo, deleting buckets with objects, stalls after a restart (resumeState).
+# Off: telemetry, buckets made by a typo, deleting buckets with objects, stalls after a restart (resumeState), keys made
+# over HTTP.
 FIXED = {
     "ip": "127.0.0.1",
     "ip.bind": "127.0.0.1",
     "dir": "data",
     "s3.config": "s3.json",
+    "s3.iam": "false",
     "s3.port.iceberg": "0",
     "s3.port.lance": "0",
     "s3.localSocket": "s3.sock",
@@ -37,20 +39,28 @@ KEYS = (
     "WEED_JWT_FILER_SIGNING_KEY",
     "WEED_JWT_FILER_SIGNING_READ_KEY",
 )
+# The rights of services/README.md, on the bucket and on its objects. (With SeaweedFS's own action "Write", a key could
+# also set rules that delete objects.)
+RIGHTS = {
+    "s3:ListBucket": "",
+    **dict.fromkeys(("s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"), "/*"),
+}
 
 
 class SeaweedFS(Server):
-    """The object store. If the process is killed, no acknowledged object is lost."""
+    """The object store. If the process is killed, no acknowledged object is lost. `bucket` is made at the start."""
 
     name = "seaweedfs"
     programs = frozenset({"weed"})
 
-    def __init__(self, home: Home, ports: dict[str, int]) -> None:
+    def __init__(self, home: Home, ports: dict[str, int], bucket: str) -> None:
         super().__init__(home, ports)
         self.program = programs.weed()
         self.port = ports["s3"]
-        self.access_key = home.secret("s3_access_key")[:20]
-        self.secret_key = home.secret("s3_secret_key")
+        self.bucket = bucket
+        self.access_key, self.secret_key = home.secret("s3_access_key")[:20], home.secret("s3_secret_key")
+        self.admin_access_key = home.secret("s3_admin_access_key")[:20]
+        self.admin_secret_key = home.secret("s3_admin_secret_key")
 
     @staticmethod
     def wanted_ports() -> dict[str, bool]:
@@ -76,9 +86,12 @@ class SeaweedFS(Server):
         )
 
     def ready(self) -> bool:
-        """Writes an object: listing buckets works seconds before writing does."""
-        bucket = f"/{PROBE}"
-        return self._put(bucket) in (200, 409) and self._put(f"{bucket}/ready") == 200
+        """Writes an object: listing buckets works seconds before writing does. Makes the bucket; whoever uses it says
+        what is wrong if that is refused."""
+        if self._put(f"/{PROBE}") not in (200, 409) or self._put(f"/{PROBE}/ready") != 200:
+            return False
+        self._put(f"/{self.bucket}")
+        return True
 
     def forget_leftovers(self, *, known_gone: bool) -> None:
         """Deletes sockets of a killed process, which are named after this folder's ports."""
@@ -95,9 +108,15 @@ class SeaweedFS(Server):
         self.forget_leftovers(known_gone=True)
 
     def _identities(self) -> dict[str, object]:
-        credentials = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
-        actions = ["Admin", "Read", "Write", "List", "Tagging"]
-        return {"identities": [{"name": "presswork", "credentials": credentials, "actions": actions}]}
+        admin = {"accessKey": self.admin_access_key, "secretKey": self.admin_secret_key}
+        own = {"accessKey": self.access_key, "secretKey": self.secret_key}
+        return {
+            "identities": [
+                {"name": "admin", "credentials": [admin], "actions": ["Admin"]},
+                {"name": "presswork", "credentials": [own], "policyNames": ["presswork"]},
+            ],
+            "policies": [{"name": "presswork", "content": json.dumps(policy(self.bucket))}],
+        }
 
     def _port_options(self) -> dict[str, int]:
         options = {"admin.port": self.ports["admin"], "admin.port.grpc": self.ports["admin"] + SECOND_PORT}
@@ -106,4 +125,18 @@ class SeaweedFS(Server):
         return options
 
     def _put(self, path: str) -> int:
-        return signed.put(self.port, path, b"", self.access_key, self.secret_key, timeout=PROBE_SECONDS)
+        keys = self.admin_access_key, self.admin_secret_key
+        return signed.put(self.port, path, b"", *keys, timeout=PROBE_SECONDS)
+
+
+def policy(bucket: str) -> dict[str, object]:
+    """What Presswork's key may do, as S3 writes it."""
+    statements = [
+        {
+            "Effect": "Allow",
+            "Action": [action for action, place in RIGHTS.items() if place == wanted],
+            "Resource": [f"arn:aws:s3:::{bucket}{wanted}"],
+        }
+        for wanted in sorted(set(RIGHTS.values()))
+    ]
+    return {"Version": "2012-10-17", "Statement": statements}

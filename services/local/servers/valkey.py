@@ -1,4 +1,4 @@
-"""Valkey, the Redis-compatible server, with a password and an append-only file."""
+"""Valkey, the Redis-compatible server, with an append-only file, and a user for each program."""
 
 import signal
 import socket
@@ -13,6 +13,7 @@ bind 127.0.0.1
 port {port}
 protected-mode yes
 requirepass {password}
+{users}
 dir .
 appendonly yes
 appendfsync everysec
@@ -20,6 +21,10 @@ save ""
 maxmemory-policy noeviction
 daemonize no
 """
+# What each program does: it sends wake-ups, and a worker also waits for them. A user may read and write no other keys.
+SENDS = "+ping +select +client|setinfo +set +lpush +ltrim +pexpire +multi +exec %W~presswork.* %W~presswork:*"
+WAITS = "+brpop +llen %RW~presswork.*"
+RIGHTS = {"web": SENDS, "scheduler": SENDS, "worker": f"{SENDS} {WAITS}", "app": f"{SENDS} {WAITS}"}
 
 
 class Valkey(Server):
@@ -30,19 +35,23 @@ class Valkey(Server):
         super().__init__(home, ports)
         self.program = programs.valkey_server()
         self.port = ports["valkey"]
-        self.password = home.secret("valkey")
+        self.password = home.secret("valkey")  # of the user `default`, who may do everything
 
     @staticmethod
     def wanted_ports() -> dict[str, bool]:
         return {"valkey": False}
 
     @property
-    def url(self) -> str:
+    def admin_url(self) -> str:
         return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+
+    def url(self, program: str) -> str:
+        return f"redis://presswork_{program}:{self.home.secret(f'valkey_{program}')}@127.0.0.1:{self.port}/0"
 
     def spawn(self) -> Child:
         configuration = self.folder / "valkey.conf"  # a password on the command line would be visible to all users
-        write_private(configuration, CONFIGURATION.format(port=self.port, password=self.password))
+        users = "\n".join(user(name, self.home.secret(f"valkey_{name}"), rights) for name, rights in RIGHTS.items())
+        write_private(configuration, CONFIGURATION.format(port=self.port, password=self.password, users=users))
         return Child(
             [self.program, configuration],
             env=self.environment(),
@@ -62,3 +71,8 @@ class Valkey(Server):
         except OSError:
             return False
         return answer == b"+OK\r\n+PONG\r\n"
+
+
+def user(program: str, password: str, rights: str) -> str:
+    """A line of the configuration."""
+    return f"user presswork_{program} on >{password} {rights}"

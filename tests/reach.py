@@ -1,0 +1,109 @@
+"""Which statements a program can run: those of the core that its code refers to, directly or through other code.
+
+The sources are read, not run. A function counts as used where its name stands, a class with all its methods.
+"""
+
+import ast
+import importlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+from sqlalchemy import TextClause
+
+ROOT = Path(__file__).parents[1]
+Place = tuple[str, str]  # a module, and a name that it defines
+
+
+class Module:
+    """What a source file defines and what it imports."""
+
+    def __init__(self, name: str) -> None:
+        path = ROOT.joinpath(*name.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        self.name = name
+        self.definitions: dict[str, ast.stmt] = {}
+        self.imports: dict[str, str] = {}
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                self.imports |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        for statement in tree.body:
+            for defined in _names(statement):
+                self.definitions[defined] = statement
+
+    def uses(self, name: str) -> Iterator[Place]:
+        """What the definition refers to. Names of other packages are left out."""
+        for node in ast.walk(self.definitions[name]):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and _is_module(self._full(node.value))
+            ):
+                yield self._full(node.value), node.attr
+            elif isinstance(node, ast.Name) and node.id in self.definitions:
+                yield self.name, node.id
+            elif isinstance(node, ast.Name) and node.id in self.imports:
+                module, _, its_name = self.imports[node.id].rpartition(".")
+                if _is_module(module):
+                    yield module, its_name
+
+    def _full(self, name: ast.Name) -> str:
+        return self.imports.get(name.id, "")
+
+
+def places(package: str) -> Iterator[Place]:
+    """Everything that the files of a package define, or that one file does."""
+    path = ROOT.joinpath(*package.split("."))
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        yield from ((name, defined) for defined in _module(name).definitions)
+
+
+def statements(roots: Iterable[Place], without: Iterable[Place] = ()) -> dict[str, str]:
+    """The text of every named statement that the roots reach, by its place, `without` those reached through these."""
+    seen: set[Place] = set(without)
+    waiting = list(roots)
+    while waiting:
+        place = waiting.pop()
+        module, name = place
+        if place in seen or name not in _module(module).definitions:
+            continue
+        seen.add(place)
+        waiting.extend(_module(module).uses(name))
+    found = {}
+    for module, name in sorted(seen):
+        if module.startswith("services.core."):
+            value = getattr(importlib.import_module(module), name, None)
+            if isinstance(value, TextClause):
+                found[f"{module}.{name}"] = value.text
+    return found
+
+
+def with_system_transactions(package: str) -> Iterator[Place]:
+    """The functions and classes of a package that begin a transaction of the system."""
+    for module, name in places(package):
+        words = {node.attr for node in ast.walk(_module(module).definitions[name]) if isinstance(node, ast.Attribute)}
+        if "begin_system" in words:
+            yield module, name
+
+
+def _names(statement: ast.stmt) -> Iterator[str]:
+    match statement:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.Assign(targets=targets):
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            yield name
+
+
+@cache
+def _module(name: str) -> Module:
+    return Module(name)
+
+
+@cache
+def _is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return bool(name) and (path.with_suffix(".py").is_file() or (path / "__init__.py").is_file())
