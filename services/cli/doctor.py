@@ -1,6 +1,7 @@
 """`presswork doctor` and `keys`: checks the settings, servers and workers; issues and revokes API keys."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 
@@ -9,7 +10,7 @@ from rich.text import Text
 from services.cli import show
 from services.core import notify
 from services.core.db import database as databases
-from services.core.db import leadership
+from services.core.db import leadership, roles
 from services.core.fleet import workers
 from services.core.jobs import queries
 from services.core.model.errors import PressworkError
@@ -19,7 +20,7 @@ from services.core.tenants import api_keys
 
 
 def run() -> int:
-    """Prints a line for each check. Returns 0 if all pass."""
+    """Prints a line for each check, and one for each server at which we may do too much. Returns 0 if all pass."""
     try:
         settings = Settings.read()
     except PressworkError as error:
@@ -36,6 +37,13 @@ def run() -> int:
         "model": lambda: _model(core, settings),
     }
     well = [_line(name, check) for name, check in checks.items()]
+    surplus: dict[str, Callable[[], str]] = {
+        "database": lambda: _database_surplus(core),
+        "redis": lambda: notify.redis_surplus(settings.redis_url),
+        "store": lambda: s3.S3Store(settings).surplus(),
+    }
+    for name, ask in surplus.items():
+        _warn(name, ask)
     core.close()
     return 0 if all(well) else 1
 
@@ -91,12 +99,24 @@ def _line(name: str, check: Callable[[], str]) -> bool:
     return True
 
 
+def _warn(name: str, ask: Callable[[], str]) -> None:
+    """A line about rights that the programs do not need. Nothing, if there are none or a server is away."""
+    with suppress(PressworkError):
+        if sentence := ask():
+            _print("warn", "yellow", f"{name:<10} {sentence}")
+
+
 def _bad(name: str, error: PressworkError) -> None:
     _print("BAD ", "red", f"{name:<10} {error}")
 
 
 def _print(word: str, style: str, sentence: str) -> None:
     show.out().print(Text.assemble((word, style), " ", sentence), soft_wrap=True)
+
+
+def _database_surplus(core: databases.Database) -> str:
+    with core.begin_system() as connection:
+        return roles.surplus(connection)
 
 
 def _redis(settings: Settings) -> str:

@@ -70,6 +70,32 @@ def redis_trouble(redis_url: str) -> str:
     return f"{where} does not answer as Redis does."
 
 
+def redis_surplus(redis_url: str) -> str:
+    """A sentence about what this user of Redis may do that no program does; empty if nothing was found."""
+    user = RedisAddress.parse(redis_url).username or "default"
+    client = broker.redis_client(redis_url)
+    asked: dict[str, tuple[str, ...]] = {
+        "CONFIG": ("CONFIG", "GET", "maxmemory"),
+        "keys of other programs": ("EXISTS", "somebody-elses"),
+        "FLUSHALL": ("ACL", "DRYRUN", user, "FLUSHALL"),  # which asks, and does nothing
+    }
+    try:
+        found = [what for what, words in asked.items() if _is_allowed(client, *words)]
+    finally:
+        client.close()
+    if not found:
+        return ""
+    return f"The user {user} may use {', '.join(found)}; services/README.md lists the commands and keys that it needs."
+
+
+def _is_allowed(client: "redis.Redis", *words: str) -> bool:
+    try:
+        answer = client.execute_command(*words)  # type: ignore[no-untyped-call]
+    except Exception:  # refused, or unknown to this server
+        return False
+    return words[0] != "ACL" or answer in (b"OK", "OK", True)
+
+
 def redis_answers(redis_url: str) -> bool:
     """Whether Redis takes a wake-up: one that only answers PING, or can only be read, does not."""
     return not redis_trouble(redis_url)

@@ -180,12 +180,42 @@ def test_doctor_finds_all_well_and_says_what_is_not(up, client):
     well = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     assert well.returncode == 0, well.stdout
     assert well.stdout.count("ok") >= 7
+    assert "warn" not in well.stdout, "what the file sets may do no more than the programs do"
     ill = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**environ, "REDIS_URL": "redis://127.0.0.1:9/0"}
     )
     assert ill.returncode == 1
     assert "Redis at 127.0.0.1:9 cannot be used: " in ill.stdout
     assert len(ill.stdout.splitlines()) == len(well.stdout.splitlines()), "a line for each check, however long"
+
+
+def test_doctor_says_which_rights_no_program_needs_and_finds_all_well(up, client):
+    secrets = json.loads((up.home / "secrets.json").read_text())
+    values = up.values()
+    database, redis = (values[name].partition("@")[2] for name in ("DATABASE_URL", "REDIS_URL"))
+    everything = {
+        "DATABASE_URL": f"postgresql://presswork_admin:{secrets['presswork_admin']}@{database}",
+        "REDIS_URL": f"redis://:{secrets['valkey']}@{redis}",
+        "AWS_ACCESS_KEY_ID": secrets["s3_admin_access_key"][:20],
+        "AWS_SECRET_ACCESS_KEY": secrets["s3_admin_secret_key"],
+    }
+    found = subprocess.run(
+        [sys.executable, "-m", "services.cli", "doctor"], capture_output=True, text=True, check=False,
+        env={"PATH": os.environ["PATH"], **values, **everything},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout
+    warnings = [line for line in found.stdout.splitlines() if line.startswith("warn")]
+    for warning, words in zip(
+        warnings,
+        (
+            ["database", "presswork_admin is a superuser", "presswork_worker"],
+            ["redis", "default may use CONFIG, keys of other programs, FLUSHALL"],
+            ["store", "sees other buckets (presswork-probe)", "may administer the bucket"],
+        ),
+        strict=True,
+    ):
+        assert all(word in warning for word in words), warning
+    assert not any(secret in found.stdout for secret in secrets.values())
 
 
 def test_web_server_scheduler_and_workers_do_a_jobs_whole_life_with_rights_of_their_own(up, client, tmp_path):

@@ -24,7 +24,7 @@ from services import web
 from services.cli import __main__ as entry
 from services.cli import app as cli
 from services.core.db import database as databases
-from services.core.db import partitions
+from services.core.db import partitions, roles
 from services.core.model.errors import Conflict, SettingsError, UnsuitableDatabase
 from services.core.settings import Settings
 from services.local import programs
@@ -423,6 +423,8 @@ def test_the_roles_are_made_once_and_take_the_passwords_of_today(bare_postgres):
     for role in ("web", "scheduler", "worker"):
         program = databases.Database(url(role, f"later{role.upper()}"), application="tests")
         assert databases.assert_suitable(program) == []
+        with program.begin_system() as connection:
+            assert roles.surplus(connection) == ""
         program.close()
         with (
             psycopg.connect(url(role, f"later{role.upper()}")) as connection,

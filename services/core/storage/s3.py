@@ -155,6 +155,20 @@ class S3Store:
         with self._translated():
             self._client.put_object(Bucket=self.bucket, Key=self.key(_WRITE_PROBE), Body=_WRITE_PROBE.encode())
 
+    def surplus(self) -> str:
+        """A sentence about what this key may do that no program does; empty if nothing was found."""
+        found = []
+        with self._translated():
+            buckets = self._granted(self._client.list_buckets) or {"Buckets": []}
+            others = [bucket["Name"] for bucket in buckets["Buckets"] if bucket["Name"] != self.bucket]
+            if others:
+                found.append(f"sees other buckets ({', '.join(others[:3])})")
+            if self._granted(self._client.get_bucket_lifecycle_configuration, Bucket=self.bucket) is not None:
+                found.append("may administer the bucket (it reads its rules)")
+        if not found:
+            return ""
+        return f"The access key {' and '.join(found)}; services/README.md lists the rights that it needs."
+
     def prepare(self, patience: float = 60.0) -> bool:
         """Creates the bucket if it is missing, and finds out whether the store supports conditional writes. Waits up to
         `patience` seconds for a store that is starting."""
@@ -179,6 +193,14 @@ class S3Store:
                 elif status(error) not in _UNSAID:
                     raise
         return self._writes_conditionally()
+
+    @staticmethod
+    def _granted(verb: Callable[..., Any], **arguments: object) -> Any:
+        """What the store answers. None: it refuses. {}: there is nothing to answer with."""
+        try:
+            return verb(**arguments)
+        except ClientError as error:
+            return {} if code(error) == "NoSuchLifecycleConfiguration" else None
 
     def _create_bucket(self) -> None:
         place = {} if self._region in _NO_CONSTRAINT else {"LocationConstraint": self._region}
