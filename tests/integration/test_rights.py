@@ -30,8 +30,7 @@ def statements(role: str) -> tuple[str, ...]:
     """The statements that a program runs as its role, as Postgres prepares them."""
     match role:
         case "presswork_web":
-            keys = [("services.cli.doctor", name) for name in ("create_key", "revoke_key", "run")]
-            roots = [*reach.with_system_transactions("services.api"), *keys]
+            roots = [*reach.with_system_transactions("services.api"), *reach.places("services.cli.doctor")]
         case "presswork_scheduler":
             roots = [*reach.places("scheduler")]
         case _:
