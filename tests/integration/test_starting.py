@@ -114,8 +114,8 @@ def test_up_says_every_activity_once_and_goes_on_until_the_server_is_ready(
         until(lambda: "rendering" in said[-1])
         registers(database)
         thread.join(20)
-    said = said[sum("not ready after" in words for words in said) :]
-    first, *still, last, ready = said
+    first, *still, last, ready = [words for words in said if "not ready after" not in words]
+    assert said[0].startswith("not ready after") and f"see {url}/readyz" in said[0]
     assert first == "the worker is starting: exporting the U-Net, 2 of 3"
     assert all(words.startswith("the worker is starting: still exporting the U-Net, 2 of 3, for ") for words in still)
     assert last == "the worker is starting: rendering a test image"
