@@ -36,11 +36,14 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._context, self._tenant, self._job, self._read_missed = context, tenant, job, read_missed
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(data: bytes, *, more: bool = True) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        if scope["method"] == "HEAD":
+            await write(b"", more=False)
+            return
         await write(b"retry: 2000\n\n")
         async with self._context.feed.watch(self._tenant, self._job) as watcher:
             leaving = asyncio.create_task(_leave(receive, watcher))
