@@ -176,11 +176,13 @@ def test_of_anothers_exports_nobody_learns_anything(api, shelf, job_id, stranger
     body = {"format": "zip"}
     theirs = stranger.post(f"/v1/jobs/{job_id}/exports", json=body)
     assert theirs.status_code == 404
-    assert theirs.content == stranger.post(f"/v1/jobs/{unknown_job}/exports", json=body).content
+    nobodys = stranger.post(f"/v1/jobs/{unknown_job}/exports", json=body)
+    assert theirs.text.replace(str(job_id), "") == nobodys.text.replace(unknown_job, "")
     for method, path in (("GET", ""), ("GET", "/files"), ("POST", "/cancel"), ("DELETE", "")):
         theirs = stranger.request(method, f"/v1/exports/{export}{path}")
         assert theirs.status_code == 404, path
-        assert theirs.content == stranger.request(method, f"/v1/exports/{unknown}{path}").content
+        nobodys = stranger.request(method, f"/v1/exports/{unknown}{path}")
+        assert theirs.text.replace(export, "") == nobodys.text.replace(unknown, "")
     assert api.http.get(f"/v1/exports/{export}").json()["status"] == "completed"
     for name in ("export_", "export_" + "z" * 13, job_id, export[7:], export.upper(), "x"):
         assert api.http.get(f"/v1/exports/{name}").status_code == 404, name
