@@ -41,7 +41,7 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        if scope["method"] == "HEAD":
+        if scope["state"]["is_head"]:
             await write(b"", more=False)
             return
         await write(b"retry: 2000\n\n")

@@ -68,7 +68,9 @@ def test_head_answers_as_get_does_and_without_a_body(api: Api, file: str) -> Non
     known = {"job_id": str(job), "file_id": file, "name": "simulated", "index": "0"}
     for template, methods in api.http.get("/openapi.json").json()["paths"].items():
         path = re.sub(r"\{(\w+)\}", lambda found: known.get(found[1], "none"), template)
-        head, get = (api.http.request(method, path) for method in ("HEAD", "GET"))
+        head = api.http.request("HEAD", path)
+        with api.http.stream("GET", path) as get:  # which may go on
+            pass
         assert head.content == b""
         assert (head.status_code, head.headers.keys()) == (get.status_code, get.headers.keys()), path
         assert head.headers["Content-Type"].partition(";")[0] == get.headers["Content-Type"].partition(";")[0]
