@@ -85,3 +85,8 @@ def project_of_another(folder: Path) -> Path:
     for name in ("worker", "celeryconfig"):
         (folder / f"{name}.py").write_text(f"raise RuntimeError('this is the {name} of another project')\n")
     return folder
+
+
+def take_interrupts() -> None:
+    """For `preexec_fn` of a command that is sent SIGINT: below a shell's `&` it is ignored, and so in every child."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

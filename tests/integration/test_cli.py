@@ -43,6 +43,7 @@ from services.core.storage.s3 import S3Store
 from services.local.home import write_env_file
 from services.local.stack import Stack
 from tests import factories
+from tests.processes import take_interrupts
 from tests.waiting import until
 from tests.web import Api, open_api
 
@@ -878,9 +879,7 @@ def command(api: Api, folder: Path, *words: str) -> Iterator[subprocess.Popen[st
     process = subprocess.Popen(
         [sys.executable, "-m", "services.cli", *words], cwd=folder, env=environ, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(  # noqa: PLW1509  no thread of ours runs yet
-            signal.SIGINT, signal.default_int_handler  # ignored below a shell's `&`
-        ),
+        preexec_fn=take_interrupts,  # noqa: PLW1509  no lock of a thread is needed there
     )  # fmt: skip
     try:
         yield process

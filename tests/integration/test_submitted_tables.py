@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from services.cli.app import app
 from services.core.model import ids
-from tests.processes import PRESSWORK
+from tests.processes import PRESSWORK, take_interrupts
 from tests.waiting import until
 from tests.web import Api
 
@@ -159,8 +159,9 @@ def test_a_table_that_is_cut_off_goes_on_with_the_same_rows(run: Run, emptied: A
     whole = ["prompt;custom_id;seed\n"] + [f"mug {n};id-{n // 2};{'x' if n % 10 == 9 else n}\n" for n in range(60)]
     words = ["submit", "-", "--fix-ids", "--skip-bad", "bad.csv", "--chunk", "10"]
     process = subprocess.Popen(
-        [PRESSWORK, *words], cwd=tmp_path, text=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [PRESSWORK, *words], cwd=tmp_path, text=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=take_interrupts,  # noqa: PLW1509  no lock of a thread is needed there
+    )  # fmt: skip
     assert process.stdin is not None
     assert process.stderr is not None
     process.stdin.writelines(whole[:57])
@@ -168,10 +169,6 @@ def test_a_table_that_is_cut_off_goes_on_with_the_same_rows(run: Run, emptied: A
     draft = until(lambda: next((job["id"] for job in jobs(emptied)), None))
     until(lambda: len(emptied.http.get(f"/v1/jobs/{draft}/chunks").json()["data"]) >= 3)
     process.send_signal(signal.SIGINT)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:  # an interrupt that comes while Python runs a finalizer is lost: press again
-        process.send_signal(signal.SIGINT)
     said = process.stderr.read()
     assert process.wait(20) == 130
     assert f"presswork {' '.join(words)} --resume {draft}" in said
