@@ -9,6 +9,7 @@ import torch
 
 from worker.bench import __main__ as bench
 from worker.bench import measure
+from worker.bench.contender import Setup
 from worker.bench.stock import Stock
 from worker.model import checkpoint
 from worker.model.make import make
@@ -27,20 +28,25 @@ def test_stock_diffusers_and_the_engine_draw_the_same_pictures_from_the_same_wei
     assert int(np.abs(ours.astype(int) - stock.astype(int)).max()) <= 1
 
 
-def test_the_benchmark_says_what_it_measured_and_both_models_of_a_comparison(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_the_benchmark_says_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "engine.json"
-    options = ["--preset", "tiny", "--compare", "tiny-sd", "--runtime", "torch", "--precision", "fp32", "--batch", "2"]
+    options = ["--preset", "tiny", "--runtime", "torch", "--precision", "fp32", "--batch", "2"]
     assert bench.main([*options, "--rounds", "1", "--device", "cpu", "--json", str(file)]) == 0
-    deci, stable = json.loads(file.read_text())
-    assert (deci["model"], stable["model"]) == ("tiny", "tiny-sd")
-    assert deci["unet_flops_saved"] > stable["unet_flops_saved"] > 0
-    names = [one["name"] for one in deci["contenders"]]
+    (found,) = json.loads(file.read_text())
+    assert found["model"] == "tiny"
+    assert 0 < found["unet_flops_saved"] < 1
+    names = [one["name"] for one in found["contenders"]]
     assert names == ["stock diffusers eager fp32", "torch fp32"]
-    assert set(deci["contenders"][1]["ms_a_batch"]) == {"encode_text", "denoise", "decode"}
+    assert set(found["contenders"][1]["ms_a_batch"]) == {"encode_text", "denoise", "decode"}
     printed = capsys.readouterr().out
     assert "torch fp32" in printed and max(map(len, printed.splitlines())) <= 80
+
+
+def test_what_fails_to_start_is_said_and_the_others_are_measured(tmp_path: Path):
+    said: list[str] = []
+    assert measure.start([Setup(model=str(tmp_path / "nowhere"), batch=1)], said.append) == []
+    (line,) = said
+    assert "before it answered" in line
 
 
 def test_a_model_that_is_not_there_is_a_sentence_and_is_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -15,7 +15,7 @@ import torch
 
 from services.core.model.errors import PressworkError
 from worker.bench.measure import measure
-from worker.model import checkpoint, make
+from worker.model import make
 from worker.model.directory import check_model_dir
 from worker.model.presets import PRESETS
 from worker.pipelines.torch_compiled import DTYPES, find_device
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
                         continue
                     results.append(
                         measure(
-                            lambda folder=folder: checkpoint.load(folder), folder.name, device=device, batch=batch,  # type: ignore[misc]
+                            folder, folder.name, device=device, batch=batch,
                             precisions=given.precision or (["fp16"] if on_cuda else ["fp32", "bf16"]),
                             runtimes=given.runtime or (["torch"] if on_cuda else ["torch", "openvino", "onnxruntime"]),
                             cache=Path(scratch) / "artefacts", rounds=given.rounds, compiles=not given.eager, say=_say,

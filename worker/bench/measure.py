@@ -1,55 +1,65 @@
 """Measures the engine and stock diffusers on the same weights, device and run."""
 
+import contextlib
 import copy
+import os
 import statistics
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from services.core.model.errors import PressworkError
 from services.core.model.specs import Shape, Spec
-from worker.bench.stock import Stock, Work
-from worker.model import sampler
+from worker.bench.contender import STOCK, Contender, Setup
+from worker.bench.stock import Work
+from worker.model import checkpoint, sampler
 from worker.model.checkpoint import Checkpoint
 from worker.model.stages import Decoder, Denoiser, TextEncoder
 from worker.model.text import Prompts
 from worker.model.unet import flops
 from worker.pipelines.diffusion import DiffusionPipeline
-from worker.pipelines.torch_compiled import DTYPES
 
 PROMPTS = ("a red mug on a wooden table", "a blue chair, studio photo", "a small green lamp", "two yellow bottles")
-Render = Callable[[], object]
 
 
-@dataclass
-class Contender:
-    """One way to render the batch, and the seconds of each of its rounds."""
+def start(
+    setups: Sequence[Setup], say: Callable[[str], None], *, at_once: int | None = None, within: float = 3600.0
+) -> list[Contender]:
+    """The contenders that are warm and idle after at most `within` seconds each; what failed is said. `at_once`
+    (default: half of the processors) load and compile at the same time."""
+    ready: list[Contender | None] = [None] * len(setups)
 
-    name: str
-    render: Render
-    seconds: list[float] = field(default_factory=list)
+    def bring_up(number: int) -> None:
+        contender = Contender(setups[number])
+        late = threading.Timer(within, contender.stop)
+        late.start()
+        try:
+            found = contender.answer()
+        except RuntimeError as error:
+            say(f"  {error}")
+            return
+        finally:
+            late.cancel()
+        say(f"  {setups[number].name}: first batch {found['first_batch_seconds']} s")
+        ready[number] = contender
 
-    @property
-    def best(self) -> float:
-        return min(self.seconds)
+    with ThreadPoolExecutor(at_once or max(1, (os.cpu_count() or 1) // 2)) as pool:
+        list(pool.map(bring_up, range(len(setups))))
+    return [contender for contender in ready if contender is not None]
 
 
-def interleave(contenders: list[Contender], rounds: int, device: torch.device, say: Callable[[str], None]) -> None:
-    """Runs each once to warm up, then in turns, so that other load on the machine affects all alike."""
-    for number in range(rounds + 1):
+def interleave(contenders: Sequence[Contender], rounds: int) -> None:
+    """Times them in turns, so that other load on the machine affects all alike."""
+    for _ in range(rounds):
         for contender in contenders:
-            began = time.perf_counter()
-            contender.render()
-            _wait(device)
-            seconds = time.perf_counter() - began
-            if number:
-                contender.seconds.append(seconds)
-            else:
-                say(f"  {contender.name}: first batch {seconds:.1f} s")
+            contender.time_a_batch()
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -118,58 +128,73 @@ def per_network(pipeline: DiffusionPipeline, work: Work, device: torch.device) -
 
 
 def measure(
-    loaded: Callable[[], Checkpoint], name: str, *, device: torch.device, batch: int, precisions: list[str],
-    runtimes: list[str], cache: Path, rounds: int, compiles: bool, say: Callable[[str], None],
+    folder: Path, name: str, *, device: torch.device, batch: int, precisions: list[str], runtimes: list[str],
+    cache: Path, rounds: int, compiles: bool, say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
-    """Renders the same batch with every contender and returns the figures. `loaded` returns a fresh checkpoint."""
-    first = loaded()
-    index, work = first.index, work_of(first, batch)
+    """Renders the same batch with every contender and returns the figures."""
+    common: dict[str, Any] = {"model": str(folder), "batch": batch, "device": str(device), "cache": str(cache)}
+    setups = [Setup(runtime=STOCK, compiles=False, **common)]  # in float32, eagerly: the baseline of all ratios
+    if device.type == "cuda":
+        setups += [
+            Setup(runtime=STOCK, precision="fp16", compiles=how, **common) for how in ((False, True)[: 1 + compiles])
+        ]
+    setups += [
+        Setup(runtime=runtime, precision=precision, compiles=compiles, **common)
+        for precision in precisions
+        for runtime in runtimes
+        if runtime != "onnxruntime" or precision == "fp32"
+    ]
+    loaded = checkpoint.load(folder)
+    index, costs = loaded.index, counted(loaded, work_of(loaded, batch).shape, batch)
+    del loaded
     say(
         f"{name}: {index.default_size[0]}x{index.default_size[1]}, {index.default_steps} steps, batch {batch}, {device}"
     )
-    costs = counted(first, work.shape, batch)
-    contenders = [_stock(loaded(), work, device, "fp32", compiles=False)]  # the baseline of all ratios
-    if device.type == "cuda":
-        contenders.append(_stock(loaded(), work, device, "fp16", compiles=False))
-        if compiles:
-            contenders.append(_stock(loaded(), work, device, "fp16", compiles=True))
-    ours: list[tuple[Contender, DiffusionPipeline]] = []
-    for precision in precisions:
-        for runtime in runtimes:
-            if runtime == "onnxruntime" and precision != "fp32":
-                continue
-            pipeline = _pipeline(loaded, first.folder, runtime, precision, device, (batch,), cache, compiles)
-            contender = Contender(f"{runtime} {precision}", lambda p=pipeline: p.render(work.batch, _no_step))  # type: ignore[misc]
-            ours.append((contender, pipeline))
-    interleave([*contenders, *(contender for contender, _ in ours)], rounds, device, say)
-    baseline = contenders[0]
-    total = costs["encode_text"] + costs["denoise"] + costs["decode"]
     found: dict[str, Any] = {
-        "model": name, "batch": batch, "device": _device_name(device), "steps": index.default_steps,
-        "size": list(index.default_size), "gflop_an_image": round(total / batch / 1e9, 2),
+        "model": name, "batch": batch, "device": device_name(device), "steps": index.default_steps,
+        "size": list(index.default_size), "gflop_an_image": round(useful(costs) / batch / 1e9, 2),
         "unet_flops_saved": round(1 - costs["denoise"] / costs["denoise_unsaved"], 4),
         "torch": torch.__version__, "contenders": [],
     }  # fmt: skip
-    rates: dict[str, float] = {}
-    everyone: list[tuple[Contender, DiffusionPipeline | None]] = [*((stock, None) for stock in contenders), *ours]
-    for contender, used in everyone:
-        precision = contender.name.rpartition(" ")[2]
-        rate = rates.setdefault(precision, matrix_rate(device, DTYPES[precision]))
-        found["contenders"].append(
-            {
-                "name": contender.name,
-                "images_a_second": round(batch / contender.best, 4),
-                "ms_an_image": round(contender.best / batch * 1000, 2),
-                "ratio": round(baseline.best / contender.best, 3),
-                "ratio_median": round(statistics.median(baseline.seconds) / statistics.median(contender.seconds), 3),
-                "matrix_tflops": round(rate / 1e12, 3),
-                "of_arithmetic_limit": round(total / contender.best / rate, 3),
-                "ms_a_batch": None if used is None else per_network(used, work, device),
-            }
-        )
-    for _, pipeline in ours:
-        pipeline.close()
+    with contextlib.ExitStack() as running:
+        contenders = [running.enter_context(contender) for contender in start(setups, say)]
+        if not contenders or contenders[0].setup != setups[0]:
+            raise PressworkError("Stock diffusers in float32, to which the others are compared, did not start.")
+        interleave(contenders, rounds)
+        rates = matrix_rates(contenders)
+        found["contenders"] = [figures(contender, contenders[0], useful(costs), rates) for contender in contenders]
     return found
+
+
+def useful(costs: Mapping[str, float]) -> float:
+    """FLOPs that a batch needs without any saving: what a fraction of the device's arithmetic is a fraction of."""
+    return costs["encode_text"] + costs["denoise_unsaved"] + costs["decode"]
+
+
+def matrix_rates(contenders: Sequence[Contender]) -> dict[str, float]:
+    """FLOP/s of a large matrix product in each precision that is used: the best that any of them saw."""
+    rates: dict[str, float] = defaultdict(float)
+    for contender in contenders:
+        precision = contender.setup.precision
+        rates[precision] = max(rates[precision], contender.ask("rate")["flops"])
+    return rates
+
+
+def figures(
+    contender: Contender, baseline: Contender, flop: float, rates: Mapping[str, float]
+) -> dict[str, Any]:  # fmt: skip
+    """What was measured of one contender; `flop` is what its batch takes without savings."""
+    rate = rates[contender.setup.precision]
+    return {
+        "name": contender.setup.name,
+        "images_a_second": round(contender.setup.batch / contender.best, 4),
+        "ms_an_image": round(contender.best / contender.setup.batch * 1000, 2),
+        "ratio": round(baseline.best / contender.best, 3),
+        "ratio_median": round(statistics.median(baseline.seconds) / statistics.median(contender.seconds), 3),
+        "matrix_tflops": round(rate / 1e12, 3),
+        "of_arithmetic_limit": round(flop / contender.best / rate, 3),
+        "ms_a_batch": contender.ask("networks").get("ms"),
+    }
 
 
 def work_of(loaded: Checkpoint, batch: int) -> Work:
@@ -183,32 +208,23 @@ def work_of(loaded: Checkpoint, batch: int) -> Work:
     )
 
 
-def _stock(loaded: Checkpoint, work: Work, device: torch.device, precision: str, *, compiles: bool) -> Contender:
-    stock = Stock(loaded, device, DTYPES[precision], compiles=compiles)
-    how = "compiled" if compiles else "eager"
-    return Contender(f"stock diffusers {how} {precision}", lambda: stock.render(work))
-
-
-def _pipeline(
-    loaded: Callable[[], Checkpoint], folder: Path, runtime: str, precision: str, device: torch.device,
-    batch_sizes: tuple[int, ...], cache: Path, compiles: bool,
-) -> DiffusionPipeline:  # fmt: skip
-    if runtime == "torch":
+def open_engine(loaded: Checkpoint, setup: Setup) -> DiffusionPipeline:
+    """The engine as `setup` says. Takes the networks of `loaded`."""
+    if setup.runtime == "torch":
         from worker.pipelines.torch_compiled import open_torch
 
-        return open_torch(loaded(), str(device), precision, batch_sizes, compiles=compiles, cache=cache)
+        return open_torch(
+            loaded, setup.device, setup.precision, (setup.batch,), compiles=setup.compiles, cache=Path(setup.cache)
+        )
     from worker.pipelines.onnx import open_onnx
 
     return open_onnx(
-        folder, runtime=runtime, precision=precision, device=str(device), batch_sizes=batch_sizes, cache=cache
-    )
+        loaded.folder, runtime=setup.runtime, precision=setup.precision, device=setup.device,
+        batch_sizes=(setup.batch,), cache=Path(setup.cache),
+    )  # fmt: skip
 
 
-def _no_step(_step: int) -> None:
-    """Steps are not reported."""
-
-
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread(s)"
 
 

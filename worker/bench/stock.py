@@ -36,7 +36,8 @@ class Stock:
         from diffusers import DPMSolverMultistepScheduler
 
         self._unet, self._vae, self._text = (
-            torch.nn.Module.to(network, device, dtype) for network in (loaded.unet, loaded.vae, loaded.text_encoder)
+            network.to(device, dtype, memory_format=torch.channels_last)
+            for network in (loaded.unet, loaded.vae, loaded.text_encoder)
         )
         self._predict = torch.compile(self._evaluate, dynamic=False) if compiles else self._evaluate
         self._device, self._dtype, self._sampler_config = device, dtype, loaded.sampler_config
