@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  the usual alias
 
+from worker.model.group_norm import KernelGroupNorm
+
 Kind = Literal["resnet", "attention", "save_skip", "concat_skip", "resample"]
 
 
@@ -96,7 +98,7 @@ class UNet(nn.Module):
         for kind, module in self.program:
             if kind == "resnet":
                 start, end = offsets[id(module)]
-                x = _resnet(module, x, time[:, start:end])
+                x = resnet_block(module, x, time[:, start:end])
             elif kind == "attention":
                 x = _transformer(module, _repeat_halves(x, text[0].shape[0], copies), *next(keys_and_values))
             elif kind == "save_skip":
@@ -105,8 +107,9 @@ class UNet(nn.Module):
                 x = torch.cat([x, _repeat_halves(skips.pop(), x.shape[0], copies)], dim=1)
             else:
                 x = module(x)
-        x = F.silu(self.conv_norm_out(_repeat_halves(x, text[0].shape[0], copies)))
-        return self.conv_out(x)
+        x = _repeat_halves(x, text[0].shape[0], copies)
+        norm = self.conv_norm_out
+        return self.conv_out(norm.silu(x) if isinstance(norm, KernelGroupNorm) else F.silu(norm(x)))
 
     def _resnets(self) -> list[Any]:
         """Each resnet once, in the order of its first use."""
@@ -125,15 +128,23 @@ class UNet(nn.Module):
 
 
 def _repeat_halves(x: Tensor, rows: int, copies: int) -> Tensor:
-    """Repeats `x` for each guidance half, unless it has `rows` rows already."""
-    return x if x.shape[0] == rows else x.repeat(copies, 1, 1, 1)
+    """Repeats `x` for each guidance half, unless it has `rows` rows already. Keeps its memory format."""
+    return x if x.shape[0] == rows else torch.cat([x] * copies)
 
 
-def _resnet(resnet: Any, x: Tensor, time: Tensor) -> Tensor:
-    """diffusers' ResnetBlock2D with its time projection already computed: `time` (1 or batch, channels)."""
-    hidden = resnet.conv1(F.silu(resnet.norm1(x)))
-    hidden = hidden + time[:, :, None, None]
-    hidden = resnet.conv2(F.silu(resnet.norm2(hidden)))
+def resnet_block(resnet: Any, x: Tensor, time: Tensor | None) -> Tensor:
+    """diffusers' ResnetBlock2D with its time projection already computed: `time` (1 or batch, channels), or None for
+    the decoder's, which has none."""
+    if isinstance(resnet.norm1, KernelGroupNorm):
+        hidden = resnet.norm1.silu(x)
+        conv = resnet.conv1
+        hidden = F.conv2d(hidden, conv.weight, None, conv.stride, conv.padding)
+        bias = conv.bias[None]  # added by the norm, which saves a pass over the features
+        hidden = resnet.norm2.silu(hidden, bias if time is None else bias + time)
+    else:
+        hidden = resnet.conv1(F.silu(resnet.norm1(x)))
+        hidden = F.silu(resnet.norm2(hidden if time is None else hidden + time[:, :, None, None]))
+    hidden = resnet.conv2(hidden)
     shortcut = x if resnet.conv_shortcut is None else resnet.conv_shortcut(x)
     return (shortcut + hidden) / resnet.output_scale_factor if resnet.output_scale_factor != 1.0 else shortcut + hidden
 
