@@ -176,9 +176,10 @@ def test_an_image_depends_neither_on_its_slot_nor_on_its_neighbours(pipeline: Pi
 
 def test_another_process_draws_the_same_files(pipeline: Pipeline, settings: Settings) -> None:
     specs = [spec_for(pipeline), *other_specs(pipeline, 3)]
+    folders = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(
         [sys.executable, "-c", ANOTHER], input=pickle.dumps((settings, specs)),
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=ROOT, capture_output=True, check=False,
+        env=os.environ | {"PYTHONPATH": folders}, cwd=ROOT, capture_output=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr.decode()
     card, reproducible, digests = pickle.loads(ran.stdout)
