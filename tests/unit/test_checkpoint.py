@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from services.core.model.errors import SettingsError
 from worker.model import checkpoint, directory, vocabulary, weights
 from worker.model.make import make
+from worker.model.stages import Decoder
 
 Tensors = dict[str, torch.Tensor]
 
@@ -232,6 +233,12 @@ def test_the_configurations_are_checked_against_the_tensors(model: Path) -> None
         ("text_encoder/config.json", {"hidden_size": 64}, "another shape"),
         ("vae/config.json", {"frills": 3}, "vae/config.json makes no network"),
         ("vae/config.json", {"up_block_types": ["Evil"] * 4}, "vae/config.json makes no network"),
+        ("vae/config.json", {"scaling_factor": None}, "scaling_factor None; it must be a number above 0"),
+        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor 0; it must be a number above 0"),
+        ("vae/config.json", {"scaling_factor": "x"}, "scaling_factor 'x'; it must be a number above 0"),
+        ("vae/config.json", {"shift_factor": float("nan")}, "shift_factor nan; it must be a number"),
+        ("vae/config.json", {"latents_mean": [0.0] * 4}, "do not belong together"),
+        ("vae/config.json", {"latents_mean": [0.0] * 3, "latents_std": [1.0] * 3}, "are not 4 numbers"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "prediction_type"),
         ("scheduler/scheduler_config.json", {"beta_start": "x"}, "scheduler_config.json"),
         ("tokenizer/vocab.json", {"zzz</w>": 5000}, "tokenizer"),
@@ -247,6 +254,23 @@ def test_the_configurations_are_checked_against_the_tensors(model: Path) -> None
 def test_configs_that_do_not_fit_are_one_sentence(model: Path, file: str, fields: dict[str, Any], reason: str) -> None:
     reconfigure(model, file, **fields)
     assert reason in refusal(model)
+
+
+def test_latents_are_shifted_and_spread_as_the_vae_says(model: Path) -> None:
+    mean, std = [0.1, -0.2, 0.3, 0.0], [1.5, 0.5, 2.0, 1.0]
+
+    def decoded(latents: torch.Tensor, **fields: Any) -> torch.Tensor:
+        usual = {"scaling_factor": 0.5, "shift_factor": None, "latents_mean": None, "latents_std": None}
+        reconfigure(model, "vae/config.json", **usual | fields)
+        with torch.inference_mode():
+            return Decoder(checkpoint.load(model).vae)(latents)[0].int()
+
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    column, row = torch.tensor(std)[:, None, None], torch.tensor(mean)[:, None, None]
+    shifted, spread = decoded(latents, shift_factor=0.25), decoded(latents, latents_mean=mean, latents_std=std)
+    assert int((shifted - decoded(latents + 0.25 * 0.5)).abs().max()) <= 1
+    assert int((spread - decoded(latents * column + row * 0.5)).abs().max()) <= 1
+    assert int((spread - decoded(latents)).abs().max()) > 5 < int((shifted - decoded(latents)).abs().max())
 
 
 @pytest.mark.parametrize("file", ["tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"])

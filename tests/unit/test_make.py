@@ -103,6 +103,20 @@ def test_a_model_is_made_and_verified(tmp_path: Path, capsys: pytest.CaptureFixt
     assert said.out.startswith(f"{folder} is whole: {whole}")
     file = weights.find(folder / "vae")
     tensors = load_file(file)
+    large, damaged = (
+        torch.full_like(tensors["decoder.conv_out.weight"], 3e38, dtype=torch.float32),
+        "decoder.conv_in.bias",
+    )
+    for change, sentence in (
+        (
+            {damaged: tensors[damaged] * float("nan")},
+            f"The model's vae has NaN or infinite numbers in 1 of its tensors, {damaged}",
+        ),
+        ({"decoder.conv_out.weight": large}, "The model's picture is not finite"),
+    ):
+        save_file(tensors | change, file)
+        assert command.main(["verify", str(folder)]) == 1
+        assert capsys.readouterr().err.startswith(sentence)
     del tensors["decoder.conv_in.bias"]
     save_file(tensors, file)
     assert command.main(["verify", str(folder)]) == 1

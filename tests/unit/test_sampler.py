@@ -1,8 +1,10 @@
 """The sampler is the published one: timesteps to the number, latents as diffusers computes them."""
 
 import dataclasses
+import inspect
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +37,18 @@ def test_any_number_of_steps_goes_strictly_down_and_never_to_zero(sampler_config
             sampler.timesteps(sampler_config, steps)
 
 
+ZERO_SNR = SamplerConfig(
+    "scaled_linear", 0.00085, 0.012, "v_prediction", -math.inf, squeezed=False, guidance_rescale=0.7,
+    zero_terminal_snr=True, timestep_spacing="trailing",
+)  # fmt: skip
+LISTED = dataclasses.replace(STABLE, trained_betas=tuple(np.linspace(0.001, 0.02, 1000).tolist()))
+LEADING = dataclasses.replace(STABLE, timestep_spacing="leading", steps_offset=1)
+ALL = pytest.mark.parametrize(
+    "sampler_config", [SamplerConfig(), STABLE, ZERO_SNR, LISTED, LEADING],
+    ids=["deci", "stable", "zero-snr", "listed", "leading"],
+)  # fmt: skip
+
+
 def diffusers_scheduler(sampler_config: SamplerConfig) -> "object":
     from diffusers import DPMSolverMultistepScheduler
 
@@ -44,6 +58,10 @@ def diffusers_scheduler(sampler_config: SamplerConfig) -> "object":
         beta_schedule=sampler_config.beta_schedule,
         prediction_type=sampler_config.prediction_type,
         lambda_min_clipped=sampler_config.lambda_min_clipped,
+        trained_betas=sampler_config.trained_betas,
+        rescale_betas_zero_snr=sampler_config.zero_terminal_snr,
+        timestep_spacing=sampler_config.timestep_spacing,
+        steps_offset=sampler_config.steps_offset,
         solver_type="heun",
         algorithm_type="dpmsolver++",
         solver_order=2,
@@ -52,10 +70,15 @@ def diffusers_scheduler(sampler_config: SamplerConfig) -> "object":
     )
 
 
-@pytest.mark.parametrize("sampler_config", [SamplerConfig(), STABLE], ids=["deci", "stable"])
+@ALL
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 11, 14, 15, 16, 30, 50])
 def test_latents_are_what_diffusers_computes_for_any_model(sampler_config: SamplerConfig, steps: int):
-    """The model is a random smooth function of latents and time, the same for both."""
+    assert distance(sampler_config, diffusers_scheduler(sampler_config), steps) < 1e-5
+
+
+def distance(sampler_config: SamplerConfig, scheduler: Any, steps: int) -> float:
+    """How far our latents are from the scheduler's, in their standard deviations. The model is a random smooth
+    function of latents and time, the same for both."""
     chance = torch.Generator().manual_seed(steps)
     mix, bias = torch.randn(4, 4, generator=chance) / 2, torch.randn(4, 8, 8, generator=chance)
 
@@ -63,20 +86,22 @@ def test_latents_are_what_diffusers_computes_for_any_model(sampler_config: Sampl
         return torch.tanh(torch.einsum("ij,bjhw->bihw", mix, latents) + bias * math.cos(timestep / 300))
 
     start = torch.randn(3, 4, 8, 8, generator=chance)
-    scheduler = diffusers_scheduler(sampler_config)
-    scheduler.set_timesteps(timesteps=list(sampler.timesteps(sampler_config, steps)))
+    if sampler_config.squeezed:
+        scheduler.set_timesteps(timesteps=list(sampler.timesteps(sampler_config, steps)))
+    else:
+        scheduler.set_timesteps(steps)
     theirs = start * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         theirs = scheduler.step(model(theirs, int(timestep)), timestep, theirs).prev_sample
     ours, last = start, None
     for step in sampler.plan(sampler_config, steps):
         ours, last = sampler.advance(step, ours, model(ours, step.timestep), last)
-    scale = float(theirs.std())
-    assert float((ours - theirs).abs().max()) / scale < 1e-5
+    return float((ours - theirs).abs().max()) / float(theirs.std())
 
 
 def test_unsqueezed_timesteps_are_those_that_diffusers_spreads():
-    for sampler_config, steps in itertools.product((SamplerConfig(), STABLE), (1, 7, 16, 25, 50)):
+    configs = (SamplerConfig(), STABLE, ZERO_SNR, LISTED, LEADING)
+    for sampler_config, steps in itertools.product(configs, (1, 8, 16, 25, 50)):
         scheduler = diffusers_scheduler(sampler_config)
         scheduler.set_timesteps(steps)
         assert tuple(scheduler.timesteps.tolist()) == sampler.timesteps(
@@ -140,3 +165,64 @@ def test_the_published_scheduler_config_is_read_and_the_pipeline_s_own_constants
 def test_a_scheduler_that_is_not_known_is_refused_in_a_sentence(config: dict[str, str], sentence: str):
     with pytest.raises(SettingsError, match=sentence):
         SamplerConfig.read(config, flexible=True, overrides={})
+
+
+BASE = {
+    "_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.42.1", "num_train_timesteps": 1000,
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon",
+}  # fmt: skip
+OTHER_VALUES: dict[str, list[Any]] = {
+    "num_train_timesteps": [500, 4000], "beta_start": [0.001], "beta_end": [0.02],
+    "beta_schedule": ["linear", "squaredcos_cap_v2"], "prediction_type": ["v_prediction", "sample", "flow_prediction"],
+    "trained_betas": [np.linspace(0.001, 0.02, 1000).tolist()], "solver_order": [1, 3],
+    "algorithm_type": ["dpmsolver", "sde-dpmsolver++"], "variance_type": ["learned", "learned_range"],
+    "timestep_spacing": ["leading", "trailing"], "steps_offset": [1], "lambda_min_clipped": [-3.0], "flow_shift": [3.0],
+    "time_shift_type": ["linear"], "dynamic_thresholding_ratio": [0.5], "sample_max_value": [2.0],
+    "solver_type": [], "lower_order_final": [], "euler_at_final": [], "final_sigmas_type": [],  # the solver's own
+}  # fmt: skip
+
+
+def test_a_field_of_a_scheduler_is_followed_or_refused_or_changes_nothing():
+    """For every field that diffusers' scheduler has: its result with the field is ours, or we do not load it."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    fixed = {"solver_type": "heun", "final_sigmas_type": "sigma_min"}
+    signature = inspect.signature(DPMSolverMultistepScheduler.__init__).parameters
+    refused = set()
+    for field, parameter in signature.items():
+        if field == "self":
+            continue
+        for value in OTHER_VALUES.get(field, [not parameter.default]):
+            config = BASE | {field: value}
+            try:
+                read = SamplerConfig.read(config, flexible=False, overrides={})
+            except SettingsError:
+                refused.add(field)
+                continue
+            named = {name: found for name, found in config.items() if not name.startswith("_")}
+            assert distance(read, DPMSolverMultistepScheduler(**named | fixed), 12) < 1e-5, (field, value)
+    assert {"use_karras_sigmas", "thresholding", "rescale_betas_zero_snr", "num_train_timesteps"} <= refused
+    assert not refused & {"beta_start", "trained_betas", "timestep_spacing", "steps_offset", "lambda_min_clipped"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"_class_name": "LCMScheduler"}, "LCMScheduler, whose models need its own sampler"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "needs? its own sampler"),
+        ({"num_train_timesteps": 500}, "num_train_timesteps 500; only 1000"),
+        ({"use_karras_sigmas": True}, "use_karras_sigmas True, which is not supported"),
+        ({"beta_start": math.nan}, "beta_start nan; it must be a number"),
+        ({"beta_end": math.inf}, "beta_end inf; it must be finite"),
+        ({"beta_start": 0.02, "beta_end": 0.01}, "must rise between 0 and 1"),
+        ({"trained_betas": [0.1] * 999}, "not a list of 1000 numbers"),
+        ({"trained_betas": [0.1] * 999 + [math.nan]}, "not all between 0 and 1"),
+        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr needs v_prediction"),
+        ({"timestep_spacing": "odd"}, "it can be linspace, leading, trailing"),
+        ({"timestep_spacing": "trailing", "lambda_min_clipped": -5.0}, "cannot go with lambda_min_clipped"),
+    ],
+    ids=str,
+)
+def test_what_a_scheduler_asks_for_and_cannot_get_is_one_sentence(change: dict[str, Any], words: str):
+    with pytest.raises(SettingsError, match=words):
+        SamplerConfig.read(BASE | change, flexible=False, overrides={})

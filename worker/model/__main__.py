@@ -48,8 +48,10 @@ def make(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def verify(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     folder = directory.locate(options.dir)
     from worker.model import checkpoint, inspect  # imports torch, so only once the directory is known to exist
+    from worker.model import verify as verification
 
     loaded = checkpoint.load(folder)
+    verification.verify(loaded)
     parts = inspect.inspect(folder)["components"]
     parameters, tensors = (sum(part[key] for part in parts.values()) for key in ("parameters", "tensors"))
     report = {"directory": options.dir, "kind": loaded.index.kind, "revision": loaded.revision}
@@ -68,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, does in (
         (inspect, "describe a model without loading it"),
         (make, "write a model with random weights"),
-        (verify, "load a whole model strictly, and render nothing"),
+        (verify, "load a whole model strictly, look for damaged numbers and draw one small picture twice"),
     ):
         sub = commands.add_parser(command.__name__, help=does, description=does)
         sub.set_defaults(command=command)

@@ -99,7 +99,7 @@ def check(folder: Path, extra: Collection[str] = ()) -> None:
     tokenizer = folder / "tokenizer"
     if not all((tokenizer / name).is_file() for name in ("vocab.json", "merges.txt")):
         read_object(tokenizer / "tokenizer.json")
-    read_object(folder / "scheduler" / "scheduler_config.json")
+    read_sampler_config(folder)
     for name in extra:
         read_object(folder / name / SAFETY_COMPONENTS[name])
         if name == "safety_checker":

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.core.model.errors import SettingsError
+from worker.model import scheduler_config
 
 NUM_TRAIN_TIMESTEPS = 1000
 MAX_STEPS = 50
@@ -20,6 +21,7 @@ SQUEEZED = {10: 6, 11: 7}  # requested steps -> how many of the 16 unsqueezed ti
 UNSQUEEZED_STEPS = 16
 LOWER_ORDER_BELOW = 15  # with fewer steps, the last step is of first order
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+ALMOST_NO_SIGNAL = 2.0**-24  # at the last timestep of a zero-SNR schedule, as in diffusers: zero would divide by zero
 PREDICTION_TYPES = ("v_prediction", "epsilon")
 
 Latents = TypeVar("Latents")
@@ -32,6 +34,9 @@ class SamplerConfig:
 
     `lambda_min_clipped`: no timestep with a lower log signal-to-noise ratio is used. `guidance_rescale`: the share in
     0..1 of the guided prediction that is rescaled to the deviation of the text's prediction (Lin et al., 2023, 3.4).
+    `trained_betas`: one for each timestep, instead of a schedule. `zero_terminal_snr`: the betas are rescaled so that
+    the last timestep is noise alone (the same paper, algorithm 1). `timestep_spacing`: as diffusers spaces timesteps;
+    `steps_offset` is added to "leading" ones.
     """
 
     beta_schedule: str = "squaredcos_cap_v2"
@@ -41,6 +46,10 @@ class SamplerConfig:
     lambda_min_clipped: float = -7.5
     squeezed: bool = True
     guidance_rescale: float = 0.8
+    trained_betas: tuple[float, ...] | None = None
+    zero_terminal_snr: bool = False
+    timestep_spacing: str = "linspace"
+    steps_offset: int = 0
 
     def __post_init__(self) -> None:
         if self.beta_schedule not in BETA_SCHEDULES:
@@ -51,6 +60,23 @@ class SamplerConfig:
             raise SettingsError(
                 f"The scheduler's prediction_type is {self.prediction_type!r}; it can be {', '.join(PREDICTION_TYPES)}."
             )
+        if self.timestep_spacing not in scheduler_config.SPACINGS:
+            raise SettingsError(
+                f"The scheduler's timestep_spacing is {self.timestep_spacing!r}; it can be"
+                f" {', '.join(scheduler_config.SPACINGS)}."
+            )
+        if not 0.0 < self.beta_start <= self.beta_end < 1.0:
+            raise SettingsError(
+                f"The scheduler's betas run from {self.beta_start} to {self.beta_end}; they must rise between 0 and 1."
+            )
+        if self.timestep_spacing == "trailing" and self.lambda_min_clipped > -math.inf:
+            raise SettingsError("The scheduler's timestep_spacing 'trailing' cannot go with lambda_min_clipped.")
+        if not 0 <= self.steps_offset <= 1:
+            raise SettingsError(f"The scheduler's steps_offset is {self.steps_offset}; it can be 0 or 1.")
+        if self.zero_terminal_snr and self.prediction_type != "v_prediction":
+            raise SettingsError(
+                "The scheduler's rescale_betas_zero_snr needs v_prediction: no noise can be told from noise alone."
+            )
         if not 0.0 <= self.guidance_rescale <= 1.0:
             raise SettingsError(f"The guidance rescale is {self.guidance_rescale}; it must be from 0 to 1.")
 
@@ -60,14 +86,27 @@ class SamplerConfig:
 
         A `flexible` U-Net gets the constants of DeciDiffusion's published pipeline: it does not run the scheduler that
         its scheduler_config.json names (DDIM with zero terminal SNR).
+
+        Raises SettingsError, in one sentence, for what cannot be followed.
         """
+        scheduler_config.check(scheduler, flexible=flexible)
+        followed: dict[str, Any] = {}
+        if not flexible:
+            followed = {
+                "zero_terminal_snr": bool(scheduler.get("rescale_betas_zero_snr")),
+                "timestep_spacing": str(scheduler.get("timestep_spacing") or "linspace"),
+                "steps_offset": int(scheduler_config.number(scheduler, "steps_offset", 0)),
+            }
+        clipped = -7.5 if flexible else scheduler_config.number(scheduler, "lambda_min_clipped", -math.inf)
         try:
             return cls(
+                **followed,
+                trained_betas=scheduler_config.trained_betas(scheduler),
                 beta_schedule=str(scheduler.get("beta_schedule", "linear")),
-                beta_start=float(scheduler.get("beta_start", 0.0001)),
-                beta_end=float(scheduler.get("beta_end", 0.02)),
+                beta_start=scheduler_config.number(scheduler, "beta_start", 0.0001),
+                beta_end=scheduler_config.number(scheduler, "beta_end", 0.02),
                 prediction_type=str(scheduler.get("prediction_type", "epsilon")),
-                lambda_min_clipped=float(overrides.get("lambda_min_clipped", -7.5 if flexible else -math.inf)),
+                lambda_min_clipped=float(overrides.get("lambda_min_clipped", clipped)),
                 squeezed=bool(overrides.get("squeezed", flexible)),
                 guidance_rescale=float(overrides.get("guidance_rescale", 0.8 if flexible else 0.0)),
             )
@@ -160,29 +199,41 @@ def _std(x: Any) -> Any:
 
 
 def _evenly_spaced(sampler_config: SamplerConfig, steps: int) -> tuple[int, ...]:
-    """Evenly spaced from the last timestep that is not clipped down to 0, which is left out."""
+    """Evenly spaced among the timesteps that are not clipped, in one of diffusers' three ways."""
     *_, lambdas = _noise_levels(_alphas_cumprod(sampler_config))
-    last = NUM_TRAIN_TIMESTEPS - int(np.searchsorted(lambdas[::-1], sampler_config.lambda_min_clipped)) - 1
-    spread = np.linspace(0, last, steps + 1).round()[::-1][:-1]
+    usable = NUM_TRAIN_TIMESTEPS - int(np.searchsorted(lambdas[::-1], sampler_config.lambda_min_clipped))
+    spread: NDArray[Any]
+    if sampler_config.timestep_spacing == "leading":
+        spread = (np.arange(0, steps + 1) * (usable // (steps + 1)))[::-1][:-1] + sampler_config.steps_offset
+    elif sampler_config.timestep_spacing == "trailing":
+        spread = np.arange(usable, 0, -NUM_TRAIN_TIMESTEPS / steps).round()[:steps] - 1
+    else:  # from the last one down to 0, which is left out
+        spread = np.linspace(0, usable - 1, steps + 1).round()[::-1][:-1]
     return tuple(int(timestep) for timestep in spread)
 
 
 @lru_cache(maxsize=32)
 def _alphas_cumprod(sampler_config: SamplerConfig) -> NDArray[np.float64]:
     """(1000,): the signal's share of the variance at each timestep, rounded to float32 as in training."""
+    alphas = (np.float32(1.0) - _betas(sampler_config)).astype(np.float64)
+    found = np.cumprod(alphas)
+    if sampler_config.zero_terminal_snr:
+        roots = np.sqrt(found)
+        found = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
+        found[-1] = ALMOST_NO_SIGNAL
+    return found.astype(np.float32).astype(np.float64)
+
+
+def _betas(sampler_config: SamplerConfig) -> NDArray[np.float32]:
+    """(1000,): how much noise each timestep adds."""
+    start, end = sampler_config.beta_start, sampler_config.beta_end
+    if sampler_config.trained_betas is not None:
+        return np.array(sampler_config.trained_betas, np.float32)
     if sampler_config.beta_schedule == "squaredcos_cap_v2":
-        betas = np.array([min(1 - _cosine(t + 1) / _cosine(t), 0.999) for t in range(NUM_TRAIN_TIMESTEPS)], np.float32)
-    elif sampler_config.beta_schedule == "scaled_linear":
-        betas = (
-            np.linspace(
-                sampler_config.beta_start**0.5, sampler_config.beta_end**0.5, NUM_TRAIN_TIMESTEPS, dtype=np.float32
-            )
-            ** 2
-        )
-    else:
-        betas = np.linspace(sampler_config.beta_start, sampler_config.beta_end, NUM_TRAIN_TIMESTEPS, dtype=np.float32)
-    alphas = (np.float32(1.0) - betas).astype(np.float64)
-    return np.cumprod(alphas).astype(np.float32).astype(np.float64)
+        return np.array([min(1 - _cosine(t + 1) / _cosine(t), 0.999) for t in range(NUM_TRAIN_TIMESTEPS)], np.float32)
+    if sampler_config.beta_schedule == "scaled_linear":
+        return np.linspace(start**0.5, end**0.5, NUM_TRAIN_TIMESTEPS, dtype=np.float32) ** 2
+    return np.linspace(start, end, NUM_TRAIN_TIMESTEPS, dtype=np.float32)
 
 
 def _cosine(timestep: int) -> float:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worker.model.networks import scale_of_latents
 from worker.model.unet import UNet
 
 MAX_DECODE_BATCH = 4  # images: at full size, a decoder's features for sixteen take gigabytes
@@ -66,7 +67,10 @@ class Decoder(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
-        self.scaling_factor = float(vae.config.scaling_factor)
+        scale = scale_of_latents(vae.config, vae.config.latent_channels)
+        self.scaling, self.shift = scale.scaling, scale.shift
+        per_channel = [torch.tensor(values)[:, None, None] if values else None for values in (scale.mean, scale.std)]
+        self.mean, self.std = per_channel
 
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 pixels (batch, height, width, 3), and bool (batch,): which images are finite.
@@ -74,8 +78,13 @@ class Decoder(nn.Module):
         The decoder gets zeros for latents that are not finite, so that NaN cannot reach the other images.
         """
         finite = _is_finite(latents)
-        sound = torch.where(finite[:, None, None, None], latents, 0.0) / self.scaling_factor
-        image = self.decoder(self.post_quant_conv(sound.to(self.post_quant_conv.weight.dtype))).float()
+        sound = torch.where(finite[:, None, None, None], latents, 0.0)
+        if self.std is not None and self.mean is not None:
+            sound = sound * self.std.to(sound.device) / self.scaling + self.mean.to(sound.device)
+        else:
+            sound = sound / self.scaling + self.shift if self.shift else sound / self.scaling
+        sound = sound.to(self.decoder.conv_in.weight.dtype)
+        image = self.decoder(sound if self.post_quant_conv is None else self.post_quant_conv(sound)).float()
         finite = finite & _is_finite(image)
         image = torch.where(finite[:, None, None, None], image, 0.0)
         pixels = (image * 127.5 + 127.5).clamp(0.0, 255.0).round().to(torch.uint8)
