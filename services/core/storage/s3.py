@@ -359,5 +359,5 @@ def _config(settings: Settings, endpoint: str) -> Config:
         tcp_keepalive=True,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
-        s3={"addressing_style": "path" if endpoint else "auto"},
+        s3={"addressing_style": "auto"},  # the path at an address of its own, the host's name at AWS
     )
