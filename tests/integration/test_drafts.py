@@ -4,6 +4,7 @@ import dataclasses
 import json
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def test_a_draft_grows_by_chunks_is_claimed_by_nobody_and_wholly_after_it_is_fin
     draft = shown(api, job)
     assert (draft["status"], draft["counts"]["total"], draft["requests"]) == ("draft", 0, 0)
     assert (draft["dedupe"], draft["embed_prompt"], draft["labels"]) == (True, True, {"run": "bulk"})
-    assert draft["expires_at"] > draft["created_at"]
+    expires, created = (datetime.fromisoformat(draft[name]) for name in ("expires_at", "created_at"))
+    assert expires - created == timedelta(days=7)
     first = put(api, job, 0, {"prompt": "a", "n": 3}, {"prompt": "b", "size": "64x64"})
     assert first.status_code == 200
     assert first.json() | {"sha256": ""} == {

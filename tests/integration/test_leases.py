@@ -133,6 +133,14 @@ def test_only_its_holder_ends_a_lease_and_then_it_is_free_at_once(database):
     assert take(database, "b", "other") is None
 
 
+def test_one_transaction_at_a_time_has_the_maintenance_lock_and_no_other_waits_for_it(database):
+    with database.begin_system() as one, database.begin_system() as other:
+        assert leases.lock_maintenance(one)
+        assert not leases.lock_maintenance(other)
+        one.rollback()
+        assert leases.lock_maintenance(other)
+
+
 def test_a_lease_is_seen_by_name_while_somebody_holds_it(database):
     assert not exists(database, "thing")
     assert take(database, "a", "other") == 1

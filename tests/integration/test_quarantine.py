@@ -272,8 +272,9 @@ def test_a_claim_that_is_being_settled_is_waited_for_and_not_quarantined(databas
     assert evidence(database) == []
 
 
-def test_two_deaths_at_once_put_quarantined_images_of_one_job_together(database, settings):
-    job_id = submit(database, settings, 4)
+@pytest.mark.parametrize(("sizes", "found"), [(["64x64"], [(1, 0, 3)]), (["64x64", "256x256"], [(1, 0, 1), (1, 2, 3)])])
+def test_two_deaths_at_once_put_quarantined_images_of_one_shape_together(database, settings, sizes, found):
+    job_id = submit(database, settings, [{"prompt": "a", "size": size, "n": 4 // len(sizes)} for size in sizes])
     first, second = claim(database, seats=2), claim(database, seats=2, worker="worker-b")
     with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
         assert not quarantine.child_died(connection, "worker-a", rendering=first.id, device=A)
@@ -281,7 +282,7 @@ def test_two_deaths_at_once_put_quarantined_images_of_one_job_together(database,
         until(lambda: waits_for_a_lock(database))
         connection.commit()
         assert verdict.result() is False
-    assert caps(database, job_id) == [(1, 0, 3)]
+    assert caps(database, job_id) == found
     assert set(images(database, job_id).values()) == {(0, 0, 1, 0)}
 
 
@@ -406,12 +407,14 @@ def test_when_most_devices_crash_no_image_is_quarantined(database, settings):
 
 @pytest.mark.parametrize("live", [4, 5])
 def test_half_of_the_devices_are_not_most_of_them(database, settings, live):
-    """Workers that nobody has seen for long do not count."""
+    """Workers that nobody has seen for long do not count, and no more does one that starts: it has no device yet."""
     for number in range(2, 6):
         started(database, f"worker-{number}", f"host-{number}")
     started(database, "worker-2-again", "host-2")
     started(database, "worker-9", "host-9")
     rows(database, "UPDATE workers SET seen_at = now() - interval '11 minutes' WHERE id = 'worker-9' RETURNING 1")
+    with database.begin_system() as connection:
+        workers.starts(connection, "worker-10", host="host-10", pid=1, doing="loading the model")
     if live == 4:
         rows(database, "UPDATE workers SET seen_at = now() - interval '11 minutes' WHERE id = 'worker-5' RETURNING 1")
     for device in range(2 if live == 4 else 3):

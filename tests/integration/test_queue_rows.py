@@ -291,6 +291,7 @@ def test_a_sweep_passes_over_a_segment_that_another_holds(database, stopped):
     ("limit", "waiting", "left"),
     [
         (2, [[5], [5], [5]], [4, 4, 5]),  # fewer than there are tenants
+        (5, [[9], [9], [9]], [7, 7, 8]),  # fewer are left in the second round
         (10, [[3, 50]], [0, 43]),  # the older job first
         (10, [[50], [1]], [0, 41]),  # one gets what the other leaves of its share
         (99, [[5], [5, 5]], [0, 0, 0]),

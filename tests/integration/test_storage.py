@@ -85,6 +85,7 @@ def test_what_is_put_can_be_read_with_what_was_said_of_it(store, settings):
     found = store._client.head_object(Bucket=settings.bucket, Key=key)
     assert (found["ContentType"], found["Metadata"]) == ("image/png", put.metadata)
     assert store.read(key) == b"".join(store.stream(key)) == b"drawn"
+    assert b"".join(store.stream(key, (1, 3))) == b"raw"
     assert store.size(key) == 5
 
 
@@ -204,6 +205,8 @@ def test_a_request_to_the_store_is_made_once_and_the_caller_decides_about_retrie
             self.send_response(503)
             self.end_headers()
 
+        do_GET = do_HEAD  # noqa: N815  http.server's name
+
         def log_message(self, *_: object) -> None:
             pass
 
@@ -308,8 +311,9 @@ def test_what_has_another_content_than_was_said_is_not_copied(store, settings):
 def test_a_store_that_refuses_to_say_what_lies_there_is_no_store_without_it(store):
     with answering(store, "head_object", refusing(403)), pytest.raises(StoreRefused):
         store.copy_new("a", "b", **content(b"drawn"), claim_id=1)
-    with answering(store, "head_object", refusing(403)), pytest.raises(StoreRefused):
+    with answering(store, "head_object", refusing(403)), pytest.raises(StoreRefused) as caught:
         store.size("a")
+    assert not isinstance(caught.value, ObjectMissing)
 
 
 def test_a_store_that_does_not_copy_conditionally_gets_keys_with_the_claims_id(store, settings):

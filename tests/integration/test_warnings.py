@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from services.core.jobs import lifecycle
+from services.core.model.specs import FailedImage
+from tests import factories
 from tests.web import Api
 
 NONE = "dedupe reuses nothing: no request has a seed, so each draws a new one; the same seed again reuses an image."
@@ -38,3 +41,16 @@ def test_a_draft_counts_the_requests_of_all_its_chunks(emptied: Api) -> None:
         api.http.put(f"/v1/jobs/{draft['id']}/chunks/{number}", json={"images": [image]}).raise_for_status()
     finished = api.http.post(f"/v1/jobs/{draft['id']}/finalize", json={"chunks": 2})
     assert finished.json()["warnings"] == [SOME]
+
+
+def test_a_retry_has_the_seeds_that_were_drawn_and_warns_of_nothing(emptied: Api) -> None:
+    api = emptied
+    job = str(api.submit(MUG, dedupe=True)["id"])
+    claim = factories.claim(api.database)
+    assert claim is not None
+    failed = [FailedImage(image.job_id, image.index, "broken", "No.") for image in claim.images]
+    factories.settle(api.database, claim, stored=[], failed=failed)
+    with api.database.begin_system() as connection:
+        lifecycle.finish(connection)
+    child = api.http.post(f"/v1/jobs/{job}/retry", json={}).json()
+    assert (child["dedupe"], child["requests"], child["warnings"]) == (True, 1, [])

@@ -11,6 +11,7 @@ _TURNS = "tests/integration/test_queue_turns.py"
 _JOBS = "tests/integration/test_jobs.py"
 _DRAFTS = "tests/integration/test_drafts.py"
 _EVENTS = "tests/integration/test_events.py"
+_WARNINGS = "tests/integration/test_warnings.py"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +25,10 @@ TARGETS = {
     "settlement": Target("services/core/queue/settlement.py", (_ROWS, _LEDGER)),
     "expiry": Target("services/core/queue/expiry.py", (_ROWS, _LEDGER)),
     "image_moves": Target("services/core/queue/image_moves.py", (_ROWS, _LEDGER)),
-    "job_states": Target("services/core/queue/job_states.py", (_TURNS, _JOBS, _ROWS, _EVENTS)),
+    "job_states": Target("services/core/queue/job_states.py", (_TURNS, _WARNINGS, _JOBS, _ROWS, _EVENTS)),
     "segments": Target("services/core/queue/segments.py", (_ROWS, _TURNS, _LEDGER, _JOBS)),
     "images": Target("services/core/queue/images.py", (_JOBS, _DRAFTS, "tests/integration/test_job_actions.py")),
-    "quarantine": Target("services/core/queue/quarantine.py", ("tests/integration/test_quarantine.py",)),
+    "quarantine": Target("services/core/queue/quarantine.py", ("tests/integration/test_quarantine.py", _EVENTS)),
     "lifecycle": Target("services/core/jobs/lifecycle.py", (_JOBS,)),
     "leases": Target("services/core/db/leases.py", ("tests/integration/test_leases.py",)),
     "s3": Target(
