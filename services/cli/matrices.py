@@ -24,7 +24,7 @@ def read(given: str, vary: Mapping[str, str], combine: str | None, repeat: int |
     found: Any = {"template": given}
     if given.lower().endswith(".json"):
         try:
-            found = strict_json.loads(Path(given).read_bytes())
+            found = strict_json.loads(Path(given).read_bytes().removeprefix(strict_json.BYTE_ORDER_MARK))
         except strict_json.BadJson as error:
             raise BadInput(f"{given}: {error}", []) from None
         if not isinstance(found, dict):

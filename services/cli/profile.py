@@ -104,7 +104,7 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
                 show.say(f"{path} holds keys and other users may read it; run `chmod 600 {shlex.quote(str(path))}`")
-            return tomllib.load(file)
+            return tomllib.loads(file.read().decode("utf-8-sig"))
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -33,7 +33,6 @@ EXTENSIONS: dict[str, Form] = {
     ".xlsm": "xlsx", ".parquet": "parquet", ".pq": "parquet", ".txt": "lines",
 }  # fmt: skip
 _STDIN = Path("-")
-_BOM = b"\xef\xbb\xbf"
 _WATCHED = 1_000  # rows between two looks
 _BINARY = ("xlsx", "parquet")
 
@@ -261,7 +260,7 @@ class Source:
         beginning = encodings.head(file)
         if encoding in ("utf-8", "utf-8-sig") and (b"\n" in beginning or b"\r" not in beginning):
             for first in file:
-                yield first.removeprefix(_BOM)
+                yield first.removeprefix(strict_json.BYTE_ORDER_MARK)
                 break
             yield from file
             return

@@ -513,7 +513,8 @@ def test_a_matrix_is_previewed_and_submitted(run: Run, api: Api) -> None:
 
 
 def test_a_matrix_stands_in_a_file_and_options_go_before_it(run: Run, api: Api, tmp_path: Path) -> None:
-    (tmp_path / "m.json").write_text('{"template": "a {colour} mug", "vary": {"colour": ["red", "blue"]}, "repeat": 9}')
+    matrix = {"template": "a {colour} mug", "vary": {"colour": ["red", "blue"]}, "repeat": 9}
+    (tmp_path / "m.json").write_text("\ufeff" + json.dumps(matrix))  # with a byte order mark, as some editors save it
     job = document(run("submit", "--matrix", "m.json", "--vary", "colour=green", "--repeat", "3", "--json"))
     assert job["counts"]["total"] == 3
     assert "thing" in run("submit", "--matrix", "a {thing} {colour}", "--vary", "colour=red", code=5).stderr
@@ -733,7 +734,9 @@ def test_a_profile_is_chosen_by_option_environment_or_the_file_and_a_readable_on
     run("ls")
     monkeypatch.delenv("PRESSWORK_PROFILE")
     run("ls", code=2)
-    config.write_text('default = "here"\n' + config.read_text())
+    config.write_text(
+        '\ufeffdefault = "here"\n' + config.read_text()
+    )  # with a byte order mark, as some editors save it
     run("ls")
 
 

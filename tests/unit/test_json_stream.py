@@ -25,7 +25,7 @@ WELL_FORMED = [
     '{"images":[1,-2.5e3,null,true,"é\\u00e9🙂\\ud83d\\ude42",[],{}]}',
     '{\n "labels": {"a": "b"},\r\n\t"images": [{"prompt": "x", "n": 2}, 12, 345],\n "priority": "high"}',
     '{"images":{"a":[1]}}', '{"images":null,"matrix":{"vary":{"a":[1,2]}}}', '{"a\\u0062":"\\ud800"}',
-    "null", "17", '"text"', "[1,2]", "true", "[]",
+    "\ufeff{}", '\ufeff {"images":[{"prompt":"a"}, 2]}', "null", "17", '"text"', "[1,2]", "true", "[]",
     '{"images":[' + "[" * 30 + "]" * 30 + "]}", '{"x":' + "[" * 31 + "]" * 31 + "}",
 ]  # fmt: skip
 MALFORMED = [
@@ -34,7 +34,8 @@ MALFORMED = [
     '{"images":[]}]', '{"images":[]}{}', '{"images":[nul]}', '{"images":[tru]}', '{"images":[01]}',
     '{"images":[NaN]}', '{"images":[-Infinity]}', '{"images":[1e999]}', '{"images":[' + "9" * 5000 + "]}",
     '{"a":1,"a":2}', '{"images":[{"a":1,"a":2}]}', '{"images":[],"images":[]}',
-    '{"images":["\\x"]}', '{"images":["a\nb"]}', '{"images":["abc]}', "\ufeff{}", "nul", "{\0",
+    '{"images":["\\x"]}', '{"images":["a\nb"]}', '{"images":["abc]}', "\ufeff", "\ufeff\ufeff{}", "{\ufeff}",
+    "\ufeff[", "nul", "{\0",
     '{"images":[' + "[" * 31 + "]" * 31 + "]}", '{"x":' + "[" * 32 + "]" * 32 + "}", "[" * 5000, '{"images":' * 5000,
     '{\n"images": [\n{"prompt": "a"},\n {"prompt": }\n]}', "{" + ",".join(f'"k{n}":1' for n in range(1001)) + "}",
 ]  # fmt: skip

@@ -12,15 +12,13 @@ from services.core.model import requests, strict_json
 from services.core.model.errors import InvalidSubmission
 
 SMALL_BYTES = 64 << 10
-BYTE_ORDER_MARK = "The body begins with a byte order mark; send UTF-8 without one."
 _UNREADABLE = {"invalid_encoding", "invalid_json"}  # codes of a body that is not JSON
 M = TypeVar("M", bound=BaseModel)
 
 
 def read(body: bytes, example: str = "images") -> dict[str, Any]:
     """Reads the body as an object. Errors name `example` as one of its fields. Raises ApiError."""
-    if body.startswith(b"\xef\xbb\xbf"):
-        raise ApiError(400, "invalid_encoding", BYTE_ORDER_MARK)
+    body = body.removeprefix(strict_json.BYTE_ORDER_MARK)
     try:
         value = strict_json.loads(body)
     except strict_json.BadJson as error:

@@ -63,8 +63,6 @@ def _walk(spool: IO[bytes]) -> Iterator[tuple[str, Any, bool]]:
     """(key, value, False) for each field of the object; after a list in LIST, which comes as an empty one, also
     (LIST, element, True) for each of its elements."""
     text = _Text(spool)
-    if text.peek() == "\ufeff":
-        raise ApiError(400, "invalid_encoding", json_object.BYTE_ORDER_MARK)
     if text.peek() != "{":
         value = text.value(strict_json.MAX_DEPTH)
         text.end()
@@ -112,7 +110,7 @@ class _Text:
     """The text of a body from the current position on, decoded as it is needed."""
 
     def __init__(self, spool: IO[bytes]) -> None:
-        spool.seek(0)
+        _rewind(spool)
         self._spool = spool
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._taken = 0  # bytes
@@ -202,6 +200,13 @@ def _too_long(limit: int) -> ApiError:
     return ApiError(413, "body_too_long", f"A value of the body is longer than {limit:,} characters.")
 
 
-def _is_blank(spool: IO[bytes]) -> bool:
+def _rewind(spool: IO[bytes]) -> None:
+    """Goes to the first byte of the text, after a byte order mark."""
     spool.seek(0)
+    if spool.read(len(strict_json.BYTE_ORDER_MARK)) != strict_json.BYTE_ORDER_MARK:
+        spool.seek(0)
+
+
+def _is_blank(spool: IO[bytes]) -> bool:
+    _rewind(spool)
     return not spool.read(_CHUNK).strip()

@@ -14,6 +14,7 @@ from services.core.db.leases import Lease
 from services.core.db.turns import Waiting
 from services.core.fleet import models
 from services.core.jobs import submissions
+from services.core.model import strict_json
 from services.core.model.errors import InvalidSubmission, ObjectMissing, Problem
 from services.core.model.states import JobState
 from services.core.notify import Notifier
@@ -23,7 +24,6 @@ from services.core.storage.contract import ImageStore
 
 _KEEP_LINES = 500
 _BLANK_LINES = 1_000  # at the end; a file of only blank lines would occupy a thread for minutes
-_BOM = b"\xef\xbb\xbf"
 
 
 def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
@@ -76,7 +76,7 @@ def _read(settings: Settings, store: ImageStore, key: str, submission: submissio
                 message = f"A file has at most {settings.max_lines_per_file:,} lines; send the rest as another."
                 submission.refuse(Problem("too_many_lines", message, None, number))
                 return
-            _add(submission, line.removeprefix(_BOM) if number == 1 else line, number)
+            _add(submission, line.removeprefix(strict_json.BYTE_ORDER_MARK) if number == 1 else line, number)
         if not number:
             message = "The file is empty; it must hold one request a line."
             submission.refuse(Problem("empty_file", message, None, None))

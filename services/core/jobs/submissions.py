@@ -370,7 +370,7 @@ def read_lines(submission: Submission, lines: Iterable[bytes]) -> None:
     for number, given in enumerate(lines, 1):
         if submission.has_too_many_problems:
             return
-        line = given.removeprefix(b"\xef\xbb\xbf") if number == 1 else given
+        line = given.removeprefix(strict_json.BYTE_ORDER_MARK) if number == 1 else given
         if not line or line.isspace():
             blank = blank or number
             continue

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from services.core.model.errors import PressworkError, Problem
 
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 lets a reader ignore one before a whole text
 _SPACE = re.compile(r"[ \t\n\r]*")
 MAX_KEYS = 1_000
 MAX_DEPTH = 32
