@@ -4,6 +4,7 @@ Secrets are only in files of mode 0600 in a folder of mode 0700.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import random
@@ -19,6 +20,7 @@ from services.local.errors import AlreadyRunning, FolderUnusable, PortTaken
 
 # Below the range of ports for outgoing connections. One server also needs port + 10000, so 22767 is the highest.
 LOWEST_PORT, HIGHEST_PORT, SECOND_PORT = 15000, 22767, 10000
+MARKS = "PRESSWORK_STACK_MARKS"  # in a shell that has sourced an env file: the values for embedded servers
 
 
 class Home:
@@ -124,10 +126,20 @@ def write_env_file(home: Path, values: Mapping[str, str]) -> Path:
     for name in values:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise ValueError(f"{name!r} cannot be the name of a variable.")
+    values = {**values, MARKS: " ".join(_mark(value) for value in values.values() if Home(home).owns(value))}
     lines = ("export {}='{}'\n".format(name, value.replace("'", "'\\''")) for name, value in values.items())
     path = Path(home) / "env"
     write_private(path, "".join(lines))
     return path
+
+
+def is_sourced(value: str, environ: Mapping[str, str]) -> bool:
+    """Whether the value is an embedded server's, from a stack's env file. Its folder may be another one, or be gone."""
+    return _mark(value) in environ.get(MARKS, "").split()
+
+
+def _mark(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()[:12]
 
 
 def is_free(port: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Self
 from services.core.model.errors import SettingsError
 from services.core.settings import DATABASE_SCHEMES, Settings, check_address, reason
 from services.local import running
-from services.local.home import Home, write_env_file
+from services.local.home import Home, is_sourced, write_env_file
 from services.local.server import Server
 from services.local.servers import Postgres, SeaweedFS, Valkey
 
@@ -117,9 +117,13 @@ class Stack:
             own[variable] = url(name)
 
     def _own(self, given: Mapping[str, str]) -> list[str]:
-        """Variables that a shell sourced from this folder's env file. They name embedded servers, not external ones."""
+        """Variables that a shell sourced from an env file. They name embedded servers, not external ones."""
         own = [name for name, value in given.items() if self.home.owns(value)]
-        return [*own, *AWS] if "AWS_SECRET_ACCESS_KEY" in own else own
+        others = [name for name in given if name not in own and is_sourced(given[name], self.environ)]
+        if others:
+            self.say("this shell has sourced the env file of another stack; this one starts servers of its own")
+        found = own + others
+        return [*found, *AWS] if "AWS_SECRET_ACCESS_KEY" in found else found
 
     def _given(self, name: str) -> str:
         """The variable's value, given directly or as NAME_FILE."""

@@ -408,6 +408,31 @@ def test_a_shell_that_has_sourced_the_folders_env_file_can_start_the_folder_agai
         assert stack.values == before
 
 
+@pytest.mark.parametrize("is_gone", [False, True])
+def test_a_shell_that_has_sourced_the_env_file_of_another_stack_gets_servers_of_its_own(tmp_path: Path, is_gone: bool):
+    said: list[str] = []
+    first, second = tmp_path / "first", tmp_path / "second"
+    with Stack(first, OUTSIDE) as stack:
+        write_env_file(first, stack.values)
+        before = sourced(first / "env")
+    if is_gone:  # removed, and made anew by the same shell
+        shutil.rmtree(first)
+        second = first
+    with Stack(second, before, said.append) as stack:
+        assert [server.name for server in stack.servers] == ["valkey"]
+        assert OUTSIDE.items() <= stack.values.items()
+        assert stack.values["REDIS_URL"] != before["REDIS_URL"]
+        assert stack.values["PRESSWORK_SECRET"] != before["PRESSWORK_SECRET"]
+    assert said == ["this shell has sourced the env file of another stack; this one starts servers of its own"]
+
+
+def sourced(file: Path) -> dict[str, str]:
+    """The variables that a shell gets by sourcing the file."""
+    command = ["env", "-i", "sh", "-c", f". {file} && env -0"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return dict(entry.split("=", 1) for entry in found.split("\0") if entry)
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderUnusable, match=r"cannot be written \(Not a directory\).* PRESSWORK_HOME\.$"):
