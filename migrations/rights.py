@@ -24,18 +24,18 @@ WEB = {
 SCHEDULER = {
     "SELECT": "alembic_version installation tenants models model_shapes workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures claims idempotency exports export_files files uploads "
-    "upload_parts",
-    "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files",
-    "UPDATE": "jobs segments images claims counters leases exports uploads",
-    "DELETE": "counter_deltas claims workers idempotency leases exports export_files files upload_parts",
+    "upload_parts rates",
+    "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates",
+    "UPDATE": "jobs segments images claims counters leases exports uploads rates",
+    "DELETE": "rates counter_deltas claims workers idempotency leases exports export_files files upload_parts",
     **LOCKED,
     **ALL,
 }
 WORKER = {
     "SELECT": "alembic_version installation tenants models model_shapes workers jobs counters counter_deltas segments "
-    "images payloads results failures engines claims render_rates",
-    "INSERT": "models model_shapes workers engines claims counter_deltas segments results failures render_rates",
-    "UPDATE": "models model_shapes workers engines claims counters segments images failures render_rates",
+    "images payloads results failures engines claims render_rates rates",
+    "INSERT": "models model_shapes workers engines claims counter_deltas segments results failures render_rates rates",
+    "UPDATE": "models model_shapes workers engines claims counters segments images failures render_rates rates",
     "UPDATE (state, started_at)": "jobs",
     "UPDATE (virtual_time)": "tenants",
     **LOCKED,

@@ -53,6 +53,7 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("low", 2.0, segments.Rounds().raise_low),
         PeriodicTask("notify", 5.0, notify),
         PeriodicTask("forget", 300.0, forget),
+        PeriodicTask("forget-rates", 300.0, counters.forget_rates),
         PeriodicTask("forget-events", 60.0, forget_events),
         PeriodicTask("partitions", 3600.0, partitions.make_partitions),
     ]

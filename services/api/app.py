@@ -25,6 +25,7 @@ from services.api.v1 import (
     job_actions,
     job_requests,
     jobs,
+    overview,
     schemas,
     submissions,
 )
@@ -32,6 +33,7 @@ from services.core.settings import Settings
 
 _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "jobs": (submissions, estimation, jobs, job_requests, events, job_actions, deletion),
+    "overview": (overview,),
     "drafts": (drafts,),
     "exports": (exports,),
     "images": (generations,),

@@ -23,6 +23,7 @@ from services.core.settings import Settings
 
 TAGS = {
     "jobs": "Submit images in bulk, watch them, and stop, retry or delete them.",
+    "overview": "How it all goes.",
     "drafts": "Jobs of any size, sent in chunks.",
     "exports": "A finished job's images as files for other programs.",
     "images": "Images as bytes, and OpenAI's `images.generate`.",

@@ -61,6 +61,8 @@ def _up_to(maximum: int) -> Any:
     )
 
 
+Points = Annotated[int, BeforeValidator(whole), _up_to(1000)]
+Grain = Annotated[Literal["minute", "hour"], Query(description="minute or hour: what a point stands for")]
 Limit = Annotated[int, BeforeValidator(whole), _up_to(1000)]
 Seq = Annotated[
     int | None,

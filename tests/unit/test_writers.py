@@ -19,6 +19,7 @@ WRITERS = {
     "images": "queue",
     "counters": "queue",
     "counter_deltas": "queue",
+    "rates": "queue",
     "claims": "queue",
     "results": "queue",
     "engines": "queue",

@@ -35,8 +35,8 @@ class Counts(BaseModel):
 
 class Job(BaseModel):
     """`retry_of` is the job whose failed images this one renders again. `reused` counts the done images that were
-    copied from earlier jobs. `warnings` say what is allowed and hardly meant. A job that has not finished at
-    `expires_at` is stopped, and `stop_reason` says so."""
+    copied from earlier jobs, `device_seconds` how long accelerators were at its images. `warnings` say what is allowed
+    and hardly meant. A job that has not finished at `expires_at` is stopped, and `stop_reason` says so."""
 
     id: str
     object: Literal["job"] = "job"
@@ -48,6 +48,7 @@ class Job(BaseModel):
     requests: int
     retry_of: str | None
     reused: int
+    device_seconds: float
     dedupe: bool
     embed_prompt: bool
     warnings: list[str]
@@ -178,6 +179,7 @@ def job(view: JobView) -> Job:
         requests=view.requests,
         retry_of=None if view.retry_of is None else ids.public_job(view.retry_of),
         reused=view.reused,
+        device_seconds=round(view.device_seconds, 3),
         dedupe=view.dedupe,
         embed_prompt=view.embed_prompt,
         warnings=requests.warnings(view.requests, dedupe=view.dedupe, drawn_seeds=view.drawn_seeds),

@@ -31,6 +31,9 @@ from presswork_client.answers import (
     OutputFormat,
     Preview,
     Range,
+    RatePoint,
+    Rates,
+    RateSeries,
     Refusal,
 )
 from presswork_client.client import PAGE, Client
@@ -63,6 +66,9 @@ __all__ = [
     "OutputFormat",
     "Preview",
     "Range",
+    "RatePoint",
+    "RateSeries",
+    "Rates",
     "Refusal",
     "file_sha256",
 ]

@@ -68,6 +68,7 @@ class Job(TypedDict):
     requests: int
     counts: Counts
     reused: int
+    device_seconds: float
     labels: dict[str, str]
     dedupe: bool
     embed_prompt: bool
@@ -82,6 +83,33 @@ class Job(TypedDict):
     rate: float
     eta_seconds: float | None
     as_of: str
+
+
+class Rates(TypedDict):
+    """Images finished per second: in the last one to two minutes, and over the last hour, day and week."""
+
+    now: float
+    hour: float
+    day: float
+    week: float
+
+
+class RatePoint(TypedDict):
+    """What was finished in the minute or hour that began at `at`."""
+
+    at: str
+    done: int
+    failed: int
+    reused: int
+    device_seconds: float
+    batch_fill: float | None
+
+
+class RateSeries(TypedDict):
+    """`data` begins with the oldest minute or hour and ends with the current one."""
+
+    rates: Rates
+    data: list[RatePoint]
 
 
 class Event(TypedDict):

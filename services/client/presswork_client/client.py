@@ -31,6 +31,7 @@ from presswork_client.answers import (
     Matrix,
     Model,
     Preview,
+    RateSeries,
 )
 from presswork_client.transport import ClientError, Transport
 
@@ -171,6 +172,10 @@ class Client:
     def jobs(self, *, status: str | None = None, label: str | None = None, page: int = PAGE) -> Iterator[Job]:
         """All jobs, newest first, page by page; `label` is "name:value"."""
         return self._transport.pages("/v1/jobs", _given(status=status, label=label), page)
+
+    def rates(self, by: str = "minute", points: int = 60) -> RateSeries:
+        """How fast images were finished, minute by minute or hour by hour (`by`)."""
+        return self._call(RateSeries, "GET", "/v1/rates", params={"by": by, "points": points})
 
     def change(self, job_id: str, *, priority: str | None = None, labels: Mapping[str, str] | None = None) -> Job:
         return self._job("PATCH", f"/{_id(job_id)}", json=_given(priority=priority, labels=labels))

@@ -363,6 +363,7 @@ counters = Table(
     Column("folded_at", Moment, nullable=False, server_default=now),  # until when the rate was measured
     Column("reused", Integer, nullable=False, server_default=zero),  # how many of the done ones were copied
     Column("rate_seconds", Double, nullable=False, server_default=zero),  # behind the rate; older ones count less
+    Column("device_seconds", Double, nullable=False, server_default=zero),  # that devices held the job's images
     CheckConstraint(f"least({', '.join(columns.COUNTS)}) >= 0", name="counters_not_negative"),
 )
 
@@ -373,8 +374,27 @@ counter_deltas = Table(  # append-only; a periodic task folds them into `counter
     Column("job_id", BigInteger, nullable=False),
     *(Column(name, Integer, nullable=False, server_default=zero) for name in columns.COUNTS),
     Column("reused", Integer, nullable=False, server_default=zero),
+    Column("at", Moment, nullable=False, server_default=now),
+    Column("device_seconds", REAL, nullable=False, server_default=zero),
+    Column("slots", REAL, nullable=False, server_default=zero),  # of batches, padding included
     CheckConstraint(f"{' + '.join(columns.COUNTS)} = 0", name="counter_deltas_balance"),
     Index("counter_deltas_job", "job_id"),
+)
+
+rates = Table(  # what was finished in each minute and in each hour; a minute's row goes after two days
+    "rates",
+    metadata,
+    Column("tenant_id", Integer),
+    Column("grain", Text),
+    Column("at", Moment),  # when the minute or the hour began, in UTC
+    Column("done", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("reused", BigInteger, nullable=False),
+    Column("device_seconds", Double, nullable=False),
+    Column("slots", Double, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "grain", "at"),
+    CheckConstraint("grain IN ('minute','hour')", name="rates_grain"),
+    Index("rates_age", "grain", "at"),
 )
 
 workers = Table(

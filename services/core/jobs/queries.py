@@ -24,7 +24,7 @@ _JOB = f"""
 SELECT j.id, j.state, j.paused, j.priority, j.total, j.labels, j.requests, j.parent_id, j.dedupe, j.embed_prompt,
        j.drawn_seeds, j.created_at, j.started_at, j.cancel_requested_at, j.finished_at, j.expires_at, j.stop_reason,
        now() AS as_of,
-       {columns.counts("c")}, c.reused,
+       {columns.counts("c")}, c.reused, c.device_seconds,
        CASE WHEN {_MEASURED} THEN c.rate ELSE 0 END AS rate
 FROM jobs j JOIN job_counts c ON c.job_id = j.id
 """  # noqa: S608  our own text
@@ -143,8 +143,9 @@ SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SE
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """One job at one moment. `reused` counts the done images that were copied from earlier ones. `rate` is the recent
-    number of images finished per second, 0 until enough were; `eta_seconds` is None while it is 0 (`remaining.py`)."""
+    """One job at one moment. `reused` counts the done images that were copied from earlier ones; `device_seconds` says
+    how long devices were at its images. `rate` is the recent number of images finished per second, 0 until enough were;
+    `eta_seconds` is None while it is 0 (`remaining.py`)."""
 
     id: int
     state: str
@@ -156,6 +157,7 @@ class JobView:
     requests: int
     retry_of: int | None
     reused: int
+    device_seconds: float
     dedupe: bool
     embed_prompt: bool
     drawn_seeds: int
@@ -330,6 +332,7 @@ def _job_view(row: Any) -> JobView:
         requests=row.requests,
         retry_of=row.parent_id,
         reused=row.reused,
+        device_seconds=row.device_seconds,
         dedupe=row.dedupe,
         embed_prompt=row.embed_prompt,
         drawn_seeds=row.drawn_seeds,

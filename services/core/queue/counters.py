@@ -1,4 +1,5 @@
-"""Counters: every move of images appends deltas, which are folded into one row per job."""
+"""Counters: every move of images appends deltas, which are folded into one row per job, and into the rates by minute
+and by hour (`jobs/rates.py` reads them)."""
 
 from sqlalchemy import Connection
 
@@ -13,12 +14,26 @@ _GROW = statement("counters.grow")("UPDATE counters SET queued = queued + :image
 # images and their seconds count less: a third of them after 30 seconds, or, if batches take longer, after twice as many
 # images as are being rendered. The measurement begins when a worker first claims images of the job, and again if none
 # was being rendered for a minute: the job was paused, or others came first.
-_ADDED = (*columns.COUNTS, "reused")
+#
+# Whatever deltas came to is added to the rates of their minute and hour by the same statement: each once, and where it
+# belongs, also if nobody folded for hours.
+_ADDED = (*columns.COUNTS, "reused", "device_seconds")
+_ROLLED = ("done", "failed", "reused", "device_seconds", "slots")
 _FOLD = statement("counters.fold")(f"""
 WITH folded AS (
   DELETE FROM counter_deltas WHERE id IN (
     SELECT id FROM counter_deltas ORDER BY id LIMIT 20000 FOR UPDATE SKIP LOCKED
-  ) RETURNING job_id, {", ".join(_ADDED)}
+  ) RETURNING job_id, at, slots, {", ".join(_ADDED)}
+), rolled AS (
+  INSERT INTO rates AS r (tenant_id, grain, at, {", ".join(_ROLLED)})
+  SELECT tenant_id, grain, date_trunc(grain, at, 'UTC'), {", ".join(f"sum({name})" for name in _ROLLED)}
+  FROM folded
+  CROSS JOIN LATERAL (SELECT tenant_id FROM jobs WHERE jobs.id = folded.job_id OFFSET 0) of_job
+  CROSS JOIN (VALUES ('minute'), ('hour')) AS kept (grain)
+  WHERE greatest({", ".join(_ROLLED)}) > 0
+  GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+  ON CONFLICT (tenant_id, grain, at) DO UPDATE SET
+    {", ".join(f"{name} = r.{name} + excluded.{name}" for name in _ROLLED)}
 ), sums AS (
   SELECT job_id, {", ".join(f"sum({name}) AS {name}" for name in _ADDED)} FROM folded GROUP BY job_id
 ), measured AS (
@@ -40,6 +55,13 @@ UPDATE counters SET
 FROM measured WHERE counters.job_id = measured.job_id
 """)  # noqa: S608  our own text
 
+_FORGET_RATES = statement("counters.forget_rates")("""
+DELETE FROM rates WHERE (tenant_id, grain, at) IN (
+  SELECT tenant_id, grain, at FROM rates
+  WHERE grain = 'minute' AND at < now() - interval '2 days' OR grain = 'hour' AND at < now() - interval '2 years'
+  LIMIT 10000)
+""")
+
 
 def new(connection: Connection, job_id: int, images: int) -> None:
     """Creates the counters of a new job, all of whose images are queued."""
@@ -56,3 +78,8 @@ def fold(connection: Connection) -> int:
     if not leases.lock_maintenance(connection):
         return 0
     return connection.execute(_FOLD).rowcount
+
+
+def forget_rates(connection: Connection) -> int:
+    """Deletes rates of minutes after two days and of hours after two years, up to 10,000 a call; returns how many."""
+    return connection.execute(_FORGET_RATES).rowcount

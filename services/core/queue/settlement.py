@@ -95,8 +95,10 @@ def settle(
     failed: Sequence[FailedImage] = (),
     released: Sequence[tuple[int, int]] = (),
     render_seconds: float | None = None,
+    slots: int = 0,
 ) -> Settlement:
-    """Ends a claim: every image of it becomes done, failed or queued again.
+    """Ends a claim: every image of it becomes done, failed or queued again. `render_seconds` is how long the device was
+    at it, and `slots` the sizes of its batches summed, padding included.
 
     Images of a cancelled job become cancelled, whatever their outcome.
 
@@ -119,6 +121,7 @@ def settle(
             "states": [int(state) for _, _, state in outcomes],
             "claim_state": ClaimState.SETTLED,
             "render_seconds": render_seconds,
+            "slots": slots,
             "stopped": states.guard(states.STOPPED_JOB_STATES),
         },
     ).one()
