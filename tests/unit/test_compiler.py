@@ -197,3 +197,17 @@ def test_whichever_network_fails_to_compile_it_is_distinguished_from_the_device(
     }
     with pytest.raises(CompileFailed, match="Failed to find C compiler"):
         calls[network]()
+
+
+def test_what_decides_bytes_on_a_gpu_is_named_with_its_version(tmp_path: Path):
+    torch = pytest.importorskip("torch")
+    from worker.pipelines.torch_compiled import library_versions
+
+    driver = tmp_path / "version"
+    driver.write_text(
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (dvs-builder)\n"
+        "GCC version:  gcc version 13.3.0\n"
+    )
+    assert library_versions(on_cuda=False) == f", torch {torch.__version__}"
+    assert library_versions(on_cuda=True, driver=driver).endswith(", driver 580.159.04")
+    assert "driver" not in library_versions(on_cuda=True, driver=tmp_path / "none")

@@ -1,7 +1,10 @@
 """The torch backend: on CUDA in half precision, compiled for each shape; on a CPU eagerly, in float32 or bfloat16."""
 
 import contextlib
+import importlib.util
+import re
 from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRAPHED_UP_TO = 4  # images: in larger batches a CUDA graph saves no time (measured on an H200 at 16: none)
 NORM_KERNELS = True  # measured on an H200: 0.44 s a batch of 16 with them, 0.53 s without
 GRAPH_RUNS = 3  # to compile, to record, to replay
+DRIVER = Path("/proc/driver/nvidia/version")
 SHAPES_TO_COMPILE = 256  # torch's default is eight, after which it silently runs eagerly
 
 
@@ -44,7 +48,7 @@ class TorchBackend:
         if self.precision == "fp16" and not on_cuda:
             raise SettingsError("PRESSWORK_PRECISION is fp16, which is not supported on a CPU; it can be fp32 or bf16.")
         self.device, self.device_kind = _names(self._device)
-        self.versions = versions("torch", "diffusers", "transformers")
+        self.versions = versions("diffusers", "transformers") + library_versions(on_cuda=on_cuda)
         self.latent_channels = checkpoint.unet.latent_channels
         self.steps_in_flight = 1 if on_cuda else 0
         # Measured: with several threads, CPU kernels split a batch across images, and an image's last bits then depend
@@ -146,7 +150,7 @@ class TorchCompiled:
     def step_done(self) -> Callable[[], object]:
         if self._copying is None:
             return lambda: None
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=True)  # otherwise a core spins while it waits
         event.record(torch.cuda.current_stream(self._device))
         return event.synchronize
 
@@ -208,6 +212,17 @@ def open_torch(
     return DiffusionPipeline(
         backend, loaded.index, loaded.revision, loaded.sampler_config, prompts, batch_sizes, checker
     )
+
+
+def library_versions(*, on_cuda: bool, driver: Path = DRIVER) -> str:
+    """torch with its build, and on CUDA the compiler, cuDNN and the driver, each with its version: ", torch 2.11.0"."""
+    found = {"torch": torch.__version__}
+    if on_cuda:
+        triton = importlib.util.find_spec("triton") and metadata.version("triton")
+        text = driver.read_text(encoding="utf-8", errors="replace") if driver.is_file() else ""
+        said = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text)
+        found |= {"triton": triton, "cudnn": torch.backends.cudnn.version(), "driver": said and said[1]}
+    return "".join(f", {name} {version}" for name, version in found.items() if version)
 
 
 def _choose_kernels_untimed() -> None:
