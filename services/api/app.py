@@ -27,12 +27,13 @@ from services.api.v1 import (
     jobs,
     overview,
     schemas,
+    search,
     submissions,
 )
 from services.core.settings import Settings
 
 _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
-    "jobs": (submissions, estimation, jobs, job_requests, events, job_actions, deletion),
+    "jobs": (submissions, estimation, jobs, job_requests, search, events, job_actions, deletion),
     "overview": (overview,),
     "drafts": (drafts,),
     "exports": (exports,),

@@ -52,6 +52,12 @@ def _label(given: str | None) -> str | None:
     return given
 
 
+def _storable(given: str) -> str:
+    if "\0" in given:
+        raise ValueError("no text of the database")
+    return given
+
+
 def _up_to(maximum: int) -> Any:
     return Query(
         ge=1,
@@ -100,6 +106,11 @@ JobOptions = Annotated[
         description="a label's name, a colon and its value, such as run:nightly",
         json_schema_extra={"pattern": "^[^:]{1,64}:"},
     ),
+]
+SearchText = Annotated[
+    str,
+    AfterValidator(_storable),
+    Query(min_length=1, max_length=200, description="1 to 200 characters, none of them U+0000"),
 ]
 Order = Annotated[Literal["index", "failed_first"], Query(description="index or failed_first")]
 

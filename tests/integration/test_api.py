@@ -355,6 +355,7 @@ JOB_ROUTES = {
     ("GET", "/v1/jobs/{job_id}/images/{index}/content"),
     ("GET", "/v1/jobs/{job_id}/chunks"),
     ("GET", "/v1/jobs/{job_id}/requests"),
+    ("GET", "/v1/jobs/{job_id}/search"),
     ("GET", "/v1/jobs/{job_id}/events"),
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"),
     ("PATCH", "/v1/jobs/{job_id}"),

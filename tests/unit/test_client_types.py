@@ -28,6 +28,7 @@ ANSWERS: dict[str, Any] = {
     "get /v1/jobs/{job_id}/events": answers.EventPage,
     "get /v1/jobs/{job_id}/requests": [answers.JobRequest],
     "get /v1/jobs/{job_id}/images": [answers.Image],
+    "get /v1/jobs/{job_id}/search": [answers.Image],
     "post /v1/jobs/{job_id}/exports": answers.Export,
     "get /v1/jobs/{job_id}/exports": [answers.Export],
     "get /v1/exports/{export_id}": answers.Export,

@@ -216,6 +216,10 @@ class Client:
         """The job's images in order, page by page; `order` may be "failed_first"."""
         return self._transport.pages(f"/v1/jobs/{_id(job_id)}/images", _given(status=status, order=order), PAGE)
 
+    def search(self, job_id: str, text: str) -> Iterator[Image]:
+        """The first image of each request whose prompt or custom_id contains the text, page by page."""
+        return self._transport.pages(f"/v1/jobs/{_id(job_id)}/search", {"text": text}, PAGE)
+
     def requests(self, job_id: str, status: str | None = None, *, page: int = REQUESTS_PAGE) -> Iterator[JobRequest]:
         """The job's requests with their images, page by page: failed first, then rendering, queued, cancelled, done."""
         return self._transport.pages(f"/v1/jobs/{_id(job_id)}/requests", _given(status=status), page)
