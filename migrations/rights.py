@@ -18,7 +18,7 @@ WEB = {
     "counter_deltas segments images payloads results failures engines claims render_rates exports files events",
     "INSERT": "api_keys",
     "UPDATE": "jobs segments exports files",
-    "UPDATE (hmac, revoked_at)": "api_keys",
+    "UPDATE (hmac, revoked_at, last_used_at)": "api_keys",
     **ALL,
 }
 SCHEDULER = {

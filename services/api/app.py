@@ -25,6 +25,7 @@ from services.api.v1 import (
     job_actions,
     job_requests,
     jobs,
+    keys,
     overview,
     schemas,
     search,
@@ -42,6 +43,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "files": (files,),
     "uploads": (uploads,),
     "models": (models,),
+    "keys": (keys,),
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}
 

@@ -11,14 +11,14 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 
-from services.api import examples, slots
+from services.api import examples, scopes, slots
 from services.api.body import multipart, streaming
 from services.api.body.json_object import SMALL_BYTES
 from services.api.errors import PROBLEM
 from services.api.exchange import REQUEST_ID
 from services.api.openai import bodies, uploads
 from services.core.exports import options
-from services.core.model import requests
+from services.core.model import key_requests, requests
 from services.core.settings import Settings
 
 TAGS = {
@@ -31,6 +31,7 @@ TAGS = {
     "files": "OpenAI's files: input and results of batches.",
     "uploads": "OpenAI's uploads: a large file in parts.",
     "models": "OpenAI's models: what can be asked for.",
+    "keys": "API keys, for one with the scope `admin`.",
     "monitoring": "For machines that watch this one. They need no key.",
 }
 _IDS = {  # of each path parameter: what it is, and an example
@@ -41,6 +42,7 @@ _IDS = {  # of each path parameter: what it is, and an example
     "export_id": ("The export's id.", "export_039yaf9w3gxt6"),
     "index": ("The image's place in the job, from 0.", "0"),
     "name": ("The model's name.", "simulated"),
+    "key_id": ("The key's id: the eight characters after `pw_`.", "Xk29dQ7a"),
     "number": ("The chunk's number, from 0.", 0),
 }
 _LOCATED = frozenset({"submit_job", "finalize_draft", "retry_job", "create_export", "generate_images"})
@@ -52,7 +54,7 @@ _ALLOWED = {  # what the descriptions of fields are taken from, by schema
     "ImageRequest": requests.ALLOWED, "GenerationRequest": requests.ALLOWED, "Defaults": requests.ALLOWED,
     "JobChanges": requests.ALLOWED, "RetryOptions": requests.ALLOWED, "EstimateShape": requests.EstimateShape.ALLOWED,
     "FinalizeRequest": requests.FinalizeRequest.ALLOWED, "ExportRequest": options.ALLOWED,
-    "OptionsInput": options.ALLOWED,
+    "OptionsInput": options.ALLOWED, "KeyRequest": key_requests.KeyRequest.ALLOWED,
     **dict.fromkeys(("ImagesSubmission", "MatrixSubmission", "DraftSubmission", "ChunkSubmission"), requests.ALLOWED),
     **dict.fromkeys(("ImagesEstimate", "MatrixEstimate", "ShapesEstimate", "PreviewRequest"), requests.ALLOWED),
 }  # fmt: skip
@@ -107,6 +109,9 @@ def _complete(operation: dict[str, Any], settings: Settings) -> None:
     name = operation["operationId"]
     operation["summary"] = name.replace("_", " ").capitalize()
     operation["description"] = " ".join(operation["description"].split())
+    if (scope := scopes.NEEDED.get(name)) is not None:
+        operation["security"] = [{scheme: [scope.value] for scheme in given} for given in operation["security"]]
+        operation["description"] += f" Takes a key with the scope `{scope.value}`."
     for parameter in operation.get("parameters", []):
         parameter["schema"] = _given(parameter["schema"])
         if parameter["in"] == "path":
@@ -175,10 +180,12 @@ def _description(settings: Settings) -> str:
     Presswork turns prompts into stored images, in bulk. A job is committed with all its images when it is accepted;
     workers render them, and each image has a link that lasts as long as the image.
 
-    Send `Authorization: Bearer KEY`. An error has the form of OpenAI's, or that of RFC 9457 for whoever sends
-    `Accept: {PROBLEM}`. Every answer has an `{REQUEST_ID}`, which the server's log has too. A wrong parameter is
-    answered 422, and 400 by the routes of the stock `openai` client. Every address takes OPTIONS, and HEAD if it takes
-    GET. Send an `Idempotency-Key` where it is listed, and a request may be sent again safely.
+    Send `Authorization: Bearer KEY`. A key has scopes among `view`, `submit`, `operate` and `admin`, of which none
+    includes another; each operation names the one that it takes, and without it the answer is 403. An error has the
+    form of OpenAI's, or that of RFC 9457 for whoever sends `Accept: {PROBLEM}`. Every answer has an `{REQUEST_ID}`,
+    which the server's log has too. A wrong parameter is answered 422, and 400 by the routes of the stock `openai`
+    client. Every address takes OPTIONS, and HEAD if it takes GET. Send an `Idempotency-Key` where it is listed, and a
+    request may be sent again safely.
 
     Limits of this server:
 

@@ -28,6 +28,7 @@ PROBLEM = "application/problem+json"
 # The first class that matches decides. An outage shows only the docstring; the log has the details.
 CODES: list[tuple[type[PressworkError], int, str]] = [
     (errors.NotFound, 404, "not_found"),
+    (errors.MissingScope, 403, "missing_scope"),
     (errors.IdempotencyConflict, 422, "idempotency_key_reused"),
     (errors.IdempotencyGone, 410, "idempotency_key_gone"),
     (errors.IdempotencyBusy, 409, "idempotency_key_in_use"),

@@ -21,6 +21,7 @@ BODIES: dict[str, Any] = {
     "append_chunk": {"images": [{"prompt": "a red mug", "custom_id": "mug-1"}]},
     "finalize_draft": {"chunks": 12, "images": 600_000},
     "change_job": {"priority": "low", "labels": {"run": "nightly"}},
+    "create_key": {"name": "the shop's nightly run", "scopes": ["view", "submit"], "expires_in_seconds": 7_776_000},
     "retry_job": {"priority": "high"},
     "create_export": {"format": "webdataset", "options": {"images_per_shard": 1_000}},
     "create_upload": {

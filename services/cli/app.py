@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli import bench, downloads, exports, jobs, manual, model, options, removal, show, submit
+from services.cli import bench, downloads, exports, jobs, keys, manual, model, removal, show, submit
 from services.cli.exits import EPILOG
 from services.core import extras
 from services.core.model.errors import PressworkError
@@ -20,14 +20,13 @@ app = typer.Typer(
     cls=manual.Group, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG,
 )  # fmt: skip
-keys = typer.Typer(no_args_is_help=True, help="Issue, list and revoke API keys.")
 JOBS, RESULTS, MACHINE, OPERATIONS = "Jobs", "Results", "This machine", "Operations"
 submit.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
 removal.add_to(app, JOBS)
 downloads.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
-app.add_typer(keys, name="keys", rich_help_panel=OPERATIONS)
+app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)
 app.add_typer(model.app, name="model", rich_help_panel=OPERATIONS)
 
@@ -127,36 +126,6 @@ def migrate() -> None:
         return 0
 
     raise typer.Exit(_guarded(run))
-
-
-@keys.command("create")
-def create_key(name: Annotated[str, typer.Argument(help="What the key is for.")] = "default") -> None:
-    """Issue an API key and print it. It cannot be shown again.
-
-    Needs DATABASE_URL and PRESSWORK_SECRET.
-    """
-    from services.cli import doctor as checks
-
-    raise typer.Exit(_guarded(checks.create_key, name))
-
-
-@keys.command("list")
-def list_keys(as_json: options.Json = False) -> None:
-    """List the API keys, without their secrets.
-
-    Needs DATABASE_URL.
-    """
-    from services.cli import doctor as checks
-
-    raise typer.Exit(_guarded(checks.list_keys, as_json))
-
-
-@keys.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(help="The eight characters after `pw_`.")]) -> None:
-    """Revoke an API key: the next request with it is refused."""
-    from services.cli import doctor as checks
-
-    raise typer.Exit(_guarded(checks.revoke_key, key_id))
 
 
 def _local(verb: str, home: Path) -> None:

@@ -1,9 +1,7 @@
-"""`presswork doctor` and `keys`: checks the settings, servers and workers; issues and revokes API keys."""
+"""`presswork doctor`: checks the settings, servers and workers."""
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
-from datetime import datetime
 
 from rich.text import Text
 
@@ -16,7 +14,6 @@ from services.core.jobs import queries
 from services.core.model.errors import PressworkError
 from services.core.settings import Settings
 from services.core.storage import installation, s3
-from services.core.tenants import api_keys
 
 
 def run() -> int:
@@ -46,41 +43,6 @@ def run() -> int:
         _warn(name, ask)
     core.close()
     return 0 if all(well) else 1
-
-
-def create_key(name: str) -> int:
-    settings = Settings.read()
-    if not settings.secret:
-        raise PressworkError("PRESSWORK_SECRET is not set; stored keys are hashed with it.")
-    core = databases.Database(settings.database_url, application="presswork keys", pool_size=1)
-    with core.begin_system() as connection:
-        key = api_keys.issue_key(connection, settings.secret, api_keys.default_tenant(connection), name)
-    show.render(key)
-    return 0
-
-
-def list_keys(as_json: bool) -> int:
-    core = databases.Database(Settings.read().database_url, application="presswork keys", pool_size=1)
-    with core.begin_system() as connection:
-        found = api_keys.listed(connection)
-    for key in found if as_json else ():
-        show.document({**asdict(key), "created_at": _moment(key.created_at), "revoked_at": _moment(key.revoked_at)})
-    if not as_json:
-        show.render(show.keys(found))
-    return 0
-
-
-def _moment(at: datetime | None) -> str | None:
-    return None if at is None else at.isoformat()
-
-
-def revoke_key(key_id: str) -> int:
-    core = databases.Database(Settings.read().database_url, application="presswork keys", pool_size=1)
-    with core.begin_system() as connection:
-        if not api_keys.revoke_key(connection, key_id):
-            raise PressworkError(f"There is no valid key {key_id[:20]!r}; `presswork keys list` shows those that are.")
-    show.render("revoked")
-    return 0
 
 
 class Starting(PressworkError):

@@ -37,7 +37,11 @@ EXAMPLES = {
     "demo": ("presswork demo --output pictures",),
     "doctor": (". .presswork/env && presswork doctor",),
     "migrate": ("DATABASE_URL=postgresql://owner:secret@db/presswork presswork migrate",),
-    "keys create": ('presswork keys create "the shop"',),
+    "keys create": (
+        'presswork keys create "the shop"',
+        'presswork keys create "the wall display" --scope view --expires 90d',
+        'presswork keys create "nightly run" --scope view --scope submit',
+    ),
     "keys list": ("presswork keys list",),
     "keys revoke": ("presswork keys revoke Xk29dQ7a",),
     "bench engine": ("presswork bench engine --help",),

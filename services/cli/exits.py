@@ -119,7 +119,9 @@ def _code(error: Exception) -> Exit:
 
 def _hint(error: Exception) -> str:
     match error:
-        case ClientError(status=401):
+        case ClientError(code="missing_scope"):
+            return "`presswork keys create NAME --scope ...` makes a key that has it; `keys list` shows what each has."
+        case ClientError(code="invalid_api_key"):
             return "PRESSWORK_API_KEY or the profile's api_key is not one of this server's; `keys create` issues one."
         case ClientError(code="unreachable"):
             from services.cli.profile import own_address  # which imports this module

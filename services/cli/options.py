@@ -1,5 +1,7 @@
 """The options and arguments that several commands share."""
 
+import re
+from datetime import timedelta
 from typing import Annotated, Literal
 
 import typer
@@ -7,6 +9,8 @@ import typer
 from services.cli import completion
 from services.cli.exits import Usage
 
+_SPAN = re.compile(r"([0-9]{1,6})([hdw])", re.ASCII)
+_HOURS = {"h": 1, "d": 24, "w": 168}
 JobId = Annotated[
     str,
     typer.Argument(metavar="JOB", help="A job's id: job_...", show_default=False, autocompletion=completion.job_ids),
@@ -60,3 +64,11 @@ def pairs(given: list[str] | None, option: str) -> dict[str, str]:
             raise Usage(f"{option} gives {name} twice.")
         found[name] = value
     return found
+
+
+def span(word: str, option: str) -> timedelta:
+    """An option such as 12h, 30d or 8w. Raises Usage."""
+    found = _SPAN.fullmatch(word)
+    if found is None:
+        raise Usage(f"{option} is {word!r}; it must be a number of hours, days or weeks, such as 12h, 30d or 8w.")
+    return timedelta(hours=int(found[1]) * _HOURS[found[2]])

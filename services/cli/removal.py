@@ -1,9 +1,7 @@
 """`presswork rm`: deletes jobs, exports and files, after it has shown what that takes."""
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 import typer
@@ -17,8 +15,6 @@ from services.cli.profile import connect
 
 _ENDED = ("completed", "failed", "cancelled", "expired")
 _SHOWN = 20
-_AGE = re.compile(r"([0-9]{1,6})([hdw])", re.ASCII)
-_HOURS = {"h": 1, "d": 24, "w": 168}
 _Status = Literal["completed", "failed", "cancelled", "expired", "draft"]
 
 
@@ -106,20 +102,13 @@ def rm(
 def _choose(client: Client, label: str | None, older_than: str | None, status: str | None) -> Iterator[Job]:
     """The jobs that fit: those that ended, unless a status is named."""
     wanted = ":".join(next(iter(options.pairs([label], "--label").items()))) if label is not None else None
-    least = _age(older_than) if older_than is not None else None
+    least = options.span(older_than, "--older-than") if older_than is not None else None
     for job in client.jobs(status=status, label=wanted):
         if status is None and job["status"] not in _ENDED:
             continue
         since = units.moment(job["as_of"]) - units.moment(job["finished_at"] or job["created_at"])
         if least is None or since > least:
             yield job
-
-
-def _age(word: str) -> timedelta:
-    found = _AGE.fullmatch(word)
-    if found is None:
-        raise Usage(f"--older-than is {word!r}; it must be a number of hours, days or weeks, such as 12h, 30d or 8w.")
-    return timedelta(hours=int(found[1]) * _HOURS[found[2]])
 
 
 def _look(client: Client, name: str) -> Doomed:

@@ -248,14 +248,23 @@ def models(found: Iterable[Model]) -> Table:
 
 def keys(found: Iterable[Key]) -> Table:
     table = _table()
-    for name in ("KEY", "NAME", "TENANT", "CREATED", "REVOKED"):
-        table.add_column(name, no_wrap=name != "NAME", overflow="fold")
+    for name in ("KEY", "NAME", "SCOPES", "TENANT", "CREATED", "LAST USED", "ENDS"):
+        table.add_column(name, no_wrap=name not in ("NAME", "SCOPES"), overflow="fold")
     for key in found:
-        revoked = "" if key.revoked_at is None else units.local(key.revoked_at.isoformat())
+        ended = key.status != "active"
+        ends = key.revoked_at or key.expires_at
         table.add_row(
-            Text(key.id, style="dim" if revoked else ""), Text(key.name), Text(key.tenant),
-            units.local(key.created_at.isoformat()), Text(revoked, style="red"),
-        )  # fmt: skip
+            Text(key.prefix, style="dim" if ended else ""),
+            Text(key.name),
+            Text(" ".join(key.scopes)),
+            Text(key.tenant),
+            units.local(key.created_at.isoformat()),
+            "never" if key.last_used_at is None else units.local(key.last_used_at.isoformat()),
+            Text.assemble(
+                ("" if ends is None else units.local(ends.isoformat())),
+                (f" {key.status}" if ended else "", "red"),
+            ),
+        )
     return table
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.core.db import database, partitions
-from services.core.model.errors import PressworkError
+from services.core.model.errors import InvalidKey, PressworkError
 from services.core.model.pipelines import PIPELINES
 from services.core.processes import python
 from services.core.settings import Settings
@@ -122,7 +122,9 @@ def _saved_key(settings: Settings, home: Home) -> str:
                 connection
             )  # a folder that was not used for months needs this week's before a job
             key = file.read_text(encoding="utf-8").strip() if file.exists() else ""
-            if api_keys.authenticate(connection, settings.secrets, key) is None:
+            try:
+                api_keys.authenticate(connection, settings.secrets, key)
+            except InvalidKey:
                 key = api_keys.issue_key(connection, settings.secret, api_keys.default_tenant(connection), "local")
     finally:
         core.close()

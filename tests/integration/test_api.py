@@ -385,6 +385,7 @@ THING_ROUTES = {
     ("POST", "/v1/uploads/{upload_id}/cancel"),
     ("GET", "/v1/batches/{batch_id}"),
     ("POST", "/v1/batches/{batch_id}/cancel"),
+    ("DELETE", "/v1/keys/{key_id}"),
 }
 TENANT_ROUTES = {
     ("GET", "/v1/events"),  # test_feed.py shows that others' events are not in it
@@ -401,6 +402,8 @@ TENANT_ROUTES = {
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
     ("GET", "/v1/rates"),  # test_rates.py shows that others' images are not in them
+    ("GET", "/v1/keys"),
+    ("POST", "/v1/keys"),
 }
 BODIES: dict[tuple[str, str], dict[str, Any]] = {  # of routes that look at nothing without one
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"): {"images": [{"prompt": "a"}]},
@@ -414,6 +417,7 @@ MODEL_UNUSABLE = {  # what a job in progress does not take
     ("DELETE", "/v1/jobs/{job_id}"),
 }
 PAGES = {("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json")}
+IDS = ("job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "name")
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics")} | PAGES
 
 
@@ -459,8 +463,10 @@ def test_anothers_file_upload_and_batch_are_404(api: Api) -> None:
         "file_id": file,
         "upload_id": api.http.post("/v1/uploads", json=upload).json()["id"],
         "batch_id": api.http.post("/v1/batches", json=body).json()["id"],
+        "key_id": api.key.split("_")[1],
     }
     unknown = {"file_id": "file-0000000000000", "upload_id": "upload_0000000000000", "batch_id": "batch_0000000000000"}
+    unknown["key_id"] = "00000000"
     _, key = api.new_tenant("other")
     with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}) as stranger:
         for method, path in sorted(THING_ROUTES):
@@ -500,7 +506,7 @@ def test_lists_hold_only_ones_own(api: Api, others: tuple[dict[str, Any], httpx.
 
 def test_without_a_key_only_the_open_routes_answer(api: Api) -> None:
     for method, path in sorted(JOB_ROUTES | THING_ROUTES | EXPORT_ROUTES | TENANT_ROUTES):
-        ids = dict.fromkeys(("job_id", "file_id", "upload_id", "batch_id", "export_id", "name"), "job_0000000000000")
+        ids = dict.fromkeys(IDS, "job_0000000000000")
         answer = httpx.request(method, api.url + path.format(index=0, number=0, **ids))
         assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="presswork"'), path
     for method, path in sorted(OPEN_ROUTES):

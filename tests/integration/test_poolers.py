@@ -49,7 +49,7 @@ def test_two_tenants_jobs_go_through_a_pooler_from_submission_to_the_last_read(c
         jobs = []
         for _ in range(12):
             with web.begin_system() as connection:
-                assert api_keys.authenticate(connection, [SECRET], keys[tenant]) == tenant
+                assert api_keys.authenticate(connection, [SECRET], keys[tenant]).tenant_id == tenant
             jobs.append(factories.submit(web, settings, tenant, tenant=tenant))  # one image, or two
             with web.begin(tenant) as connection:
                 page = queries.jobs(connection, tenant, before=2**63 - 1, limit=100)

@@ -25,12 +25,17 @@ _OF_TENANTS = {
 }
 
 
+def _commands() -> list[reach.Place]:
+    """What the commands do that an operator runs with a web server's address."""
+    return [place for name in ("doctor", "keys") for place in reach.places(f"services.cli.{name}")]
+
+
 @cache
 def statements(role: str) -> tuple[str, ...]:
     """The statements that a program runs as its role, as Postgres prepares them."""
     match role:
         case "presswork_web":
-            roots = [*reach.with_system_transactions("services.api"), *reach.places("services.cli.doctor")]
+            roots = [*reach.with_system_transactions("services.api"), *_commands()]
         case "presswork_scheduler":
             roots = [*reach.places("scheduler")]
         case _:

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from services.api import document as documents
-from services.api import reference
+from services.api import reference, scopes
 from services.api.app import create_app
 from services.core.settings import Settings
 
@@ -46,6 +46,17 @@ def test_operations_are_named_by_what_they_do_and_belong_to_one_tag(document):
         assert operation["description"] and operation["summary"], place
         assert all(parameter["description"] for parameter in operation.get("parameters", [])), place
     assert [tag["name"] for tag in document["tags"]] == list(documents.TAGS)
+
+
+def test_every_operation_declares_the_scope_that_its_key_needs(document):
+    found = {operation["operationId"]: (place, operation) for place, operation in operations(document).items()}
+    keyed = {name for name, (place, _) in found.items() if " /v1/" in place}
+    assert set(scopes.NEEDED) == keyed
+    for name, scope in scopes.NEEDED.items():
+        place, operation = found[name]
+        assert operation["security"] == [{"HTTPBearer": [scope.value]}], place
+        assert f"the scope `{scope.value}`" in operation["description"], place
+    assert all("security" not in found[name][1] for name in found.keys() - keyed)
 
 
 def test_every_schema_has_one_short_name_and_every_reference_leads_to_it(document):

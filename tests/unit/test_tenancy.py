@@ -17,6 +17,8 @@ SYSTEM_TRANSACTIONS = [
     ("v1/estimation.py", "_estimate"),  # every tenant's queued images are ahead
     ("v1/image_content.py", "_done_image"),  # a signed link names the image and no tenant
     ("v1/jobs.py", "described"),  # every tenant's queued images are ahead
+    ("v1/keys.py", "create_key"),  # a tenant's transaction can write no key
+    ("v1/keys.py", "revoke_key"),  # likewise
 ]
 
 

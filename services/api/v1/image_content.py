@@ -29,7 +29,7 @@ Signature = Annotated[str | None, Query(max_length=64, description="the signatur
 def read_image(request: Request, context: ContextDep, job_id: str, index: str, signature: Signature = None) -> Any:
     """Redirects to the stored image. The signed `url` needs no key; without the signature a key is needed. A HEAD is
     answered here, with the image's size and type: the address in the store is signed for GET alone."""
-    tenant = authentication.authenticate(request, context) if signature is None else None
+    tenant = authentication.authenticate(request, context).tenant_id if signature is None else None
     number = ids.parse_job(job_id)
     if not parameters.is_whole(index):
         raise NotFound("There is no such image.")

@@ -62,6 +62,13 @@ api_keys = Table(
     Column("hmac", LargeBinary, nullable=False),
     Column("created_at", Moment, nullable=False, server_default=now),
     Column("revoked_at", Moment),
+    Column("scopes", ARRAY(Text), nullable=False, server_default=text("'{view,submit,operate,admin}'")),
+    Column("expires_at", Moment),
+    Column("last_used_at", Moment),  # written once a minute at most
+    CheckConstraint(
+        "scopes <> '{}' AND scopes <@ '{view,submit,operate,admin}'::text[]",
+        name="api_keys_scopes",
+    ),
 )
 
 models = Table(

@@ -53,6 +53,18 @@ class Conflict(PressworkError):
         super().__init__(message)
 
 
+class InvalidKey(PressworkError):
+    """This needs one valid API key, as `Authorization: Bearer pw_...`."""
+
+    def __init__(self, message: str | None = None, code: str = "invalid_api_key") -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class MissingScope(PressworkError):
+    """This key lacks the scope that this needs."""
+
+
 class UnsuitableDatabase(PressworkError):
     """The database is not set up as Presswork needs it."""
 

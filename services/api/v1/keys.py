@@ -1,0 +1,90 @@
+"""API keys of the tenant, for keys that may administer them. A key is shown once, in the answer that creates it."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from services.api import openapi
+from services.api.authentication import Caller, Tenant
+from services.api.body import json_object
+from services.api.dependencies import ContextDep
+from services.api.turns import TenantRoute
+from services.api.v1.schemas import Moment
+from services.core.model import scopes
+from services.core.model.errors import Conflict
+from services.core.model.key_requests import KeyRequest
+from services.core.model.scopes import Scope
+from services.core.tenants import api_keys
+
+router = APIRouter(route_class=TenantRoute)
+
+
+class ApiKey(BaseModel):
+    """A key without its secret. `prefix` is how it begins; `last_used_at` may be a minute late."""
+
+    id: str
+    object: Literal["api_key"] = "api_key"
+    name: str
+    prefix: str
+    scopes: list[Scope]
+    status: Literal["active", "expired", "revoked"]
+    created_at: Moment
+    last_used_at: Moment | None
+    expires_at: Moment | None
+    revoked_at: Moment | None
+
+
+class CreatedApiKey(ApiKey):
+    """`key` is the whole key. No answer shows it again."""
+
+    key: str
+
+
+class ApiKeyList(BaseModel):
+    data: list[ApiKey]
+
+
+@router.get("/keys", response_model=ApiKeyList)
+def list_keys(context: ContextDep, tenant: Tenant) -> Any:
+    """The tenant's keys, the oldest first, without their secrets."""
+    with context.database.begin(tenant) as connection:
+        found = api_keys.listed(connection, tenant)
+    return ApiKeyList(data=[ApiKey(**_shown(key)) for key in found])
+
+
+@router.post("/keys", status_code=201, response_model=CreatedApiKey, openapi_extra=openapi.body(KeyRequest))
+def create_key(context: ContextDep, tenant: Tenant, caller: Caller, body: json_object.Small) -> Any:
+    """Creates a key, with no scope that the asking key lacks. The answer shows the key, and no other answer does."""
+    asked = json_object.parse(KeyRequest, body, KeyRequest.ALLOWED)
+    given = caller.scopes if asked.scopes is None else frozenset(map(Scope, asked.scopes))
+    for scope in scopes.ALL:
+        if scope in given:
+            caller.require(scope, "creating a key that has it")
+    # As the system: a tenant's transaction can write no key.
+    with context.database.begin_system() as connection:
+        key = api_keys.issue_key(
+            connection, context.settings.secret, tenant, asked.name, given=given,
+            expires_seconds=asked.expires_in_seconds,
+        )  # fmt: skip
+        found = api_keys.find(connection, tenant, api_keys.id_of(key))
+    return CreatedApiKey(**_shown(found), key=key)
+
+
+@router.delete("/keys/{key_id}", response_model=ApiKey)
+def revoke_key(context: ContextDep, tenant: Tenant, caller: Caller, key_id: str) -> Any:
+    """Revokes a key: the next request with it is refused. Repeating this is not an error. A key does not revoke itself,
+    so that there is one left to go on with."""
+    # As the system: a tenant's transaction can write no key.
+    with context.database.begin_system() as connection:
+        found = api_keys.find(connection, tenant, key_id)
+        if key_id == caller.key_id:
+            raise Conflict("A key does not revoke itself; ask with another one, or use `presswork keys revoke`.")
+        if api_keys.revoke_key(connection, key_id, tenant):
+            found = api_keys.find(connection, tenant, key_id)
+    return ApiKey(**_shown(found))
+
+
+def _shown(key: api_keys.Key) -> dict[str, Any]:
+    names = ("id", "name", "prefix", "status", "created_at", "last_used_at", "expires_at", "revoked_at")
+    return {name: getattr(key, name) for name in names} | {"scopes": list(key.scopes)}

@@ -1,0 +1,95 @@
+"""`presswork keys`: issues, lists and revokes API keys, in the database itself."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+
+from services.cli import options, show
+from services.cli.exits import guarded
+from services.core.db import database as databases
+from services.core.model import scopes
+from services.core.model.errors import PressworkError
+from services.core.model.scopes import Scope
+from services.core.settings import Settings
+from services.core.tenants import api_keys
+
+app = typer.Typer(no_args_is_help=True, help="Issue, list and revoke API keys.")
+_Expires = Annotated[
+    str | None, typer.Option(metavar="AGE", help="When it expires: 12h, 90d, 8w; without, never.", show_default=False)
+]
+_Scopes = Annotated[
+    list[Scope] | None,
+    typer.Option(
+        "--scope",
+        metavar="SCOPE",
+        help="What it may do: view, submit, operate or admin; may be repeated. Without, everything.",
+        show_default=False,
+    ),
+]
+
+
+def create(
+    name: Annotated[str, typer.Argument(help="What the key is for.")] = "default",
+    scope: _Scopes = None,
+    expires: _Expires = None,
+) -> None:
+    """Issue an API key and print it. It cannot be shown again.
+
+    The scopes: view reads; submit makes work; operate pauses, cancels and deletes; admin creates keys. None includes
+    another. Needs DATABASE_URL and PRESSWORK_SECRET.
+    """
+    seconds = None if expires is None else options.span(expires, "--expires").total_seconds()
+    settings = Settings.read()
+    if not settings.secret:
+        raise PressworkError("PRESSWORK_SECRET is not set; stored keys are hashed with it.")
+    with _database(settings) as connection:
+        tenant = api_keys.default_tenant(connection)
+        key = api_keys.issue_key(
+            connection, settings.secret, tenant, name, given=scope or scopes.ALL, expires_seconds=seconds
+        )
+    show.render(key)
+
+
+def list_all(as_json: options.Json = False) -> None:
+    """List the API keys, without their secrets.
+
+    Needs DATABASE_URL.
+    """
+    with _database(Settings.read()) as connection:
+        found = api_keys.listed(connection)
+    for key in found if as_json else ():
+        moments = {name: _moment(at) for name, at in asdict(key).items() if name.endswith("_at")}
+        show.document({**asdict(key), "prefix": key.prefix, **moments})
+    if not as_json:
+        show.render(show.keys(found))
+
+
+def revoke(key_id: Annotated[str, typer.Argument(help="The eight characters after `pw_`.")]) -> None:
+    """Revoke an API key: the next request with it is refused."""
+    with _database(Settings.read()) as connection:
+        if not api_keys.revoke_key(connection, key_id):
+            raise PressworkError(f"There is no valid key {key_id[:20]!r}; `presswork keys list` shows those that are.")
+    show.render("revoked")
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[databases.Connection]:
+    core = databases.Database(settings.database_url, application="presswork keys", pool_size=1)
+    try:
+        with core.begin_system() as connection:
+            yield connection
+    finally:
+        core.close()
+
+
+def _moment(at: datetime | None) -> str | None:
+    return None if at is None else at.isoformat()
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {"create": create, "list": list_all, "revoke": revoke}
+for _name, _verb in _COMMANDS.items():
+    app.command(_name)(guarded(_verb))

@@ -1,0 +1,40 @@
+"""Scopes: what a key, or a session that a key has opened, may ask for. The same words stand on keys and on routes.
+
+No scope includes another: a key lists each one that it has.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+from services.core.model.errors import MissingScope
+
+
+class Scope(StrEnum):
+    VIEW = "view"  # read everything of the tenant
+    SUBMIT = "submit"  # make work: jobs, drafts, files, uploads, batches, retries, exports
+    OPERATE = "operate"  # steer and remove it: priority, pause, cancel, delete
+    ADMIN = "admin"  # keys
+
+
+ALL = tuple(Scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Whom a valid key stands for: its tenant, with the scopes that the key has."""
+
+    tenant_id: int
+    key_id: str
+    name: str
+    scopes: frozenset[Scope]
+
+    def require(self, scope: Scope, act: str) -> None:
+        """`act` names what is asked for, as in "cancel_job". Raises MissingScope."""
+        if scope not in self.scopes:
+            raise MissingScope(f"{act} needs a key with the scope {scope.value!r}; this one has {words(self.scopes)}.")
+
+
+def words(scopes: Collection[Scope]) -> str:
+    """The scopes in words for a sentence, in their usual order."""
+    return ", ".join(scope.value for scope in ALL if scope in scopes) or "none"
