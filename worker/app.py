@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         cpus.set_threads(settings.threads, settings.workers)
         _check_shared_memory()
         model = model_name(settings)
-        database = databases.Database(settings.database_url, application="presswork parent", pool_size=1)
+        database = databases.Database(
+            settings.database_url, application=f"presswork worker {socket.gethostname()}", pool_size=1
+        )
         for warning in _check_servers(settings, database):
             log.warning("%s", warning)
     except PressworkError as error:

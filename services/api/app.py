@@ -16,6 +16,7 @@ from services.api.dependencies import Context
 from services.api.middleware import RequestMiddleware
 from services.api.openai import batches, files, generations, models, uploads
 from services.api.v1 import (
+    actions,
     deletion,
     drafts,
     estimation,
@@ -43,7 +44,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "files": (files,),
     "uploads": (uploads,),
     "models": (models,),
-    "keys": (keys,),
+    "keys": (keys, actions),
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}
 

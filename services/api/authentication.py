@@ -9,6 +9,7 @@ from fastapi.security import HTTPBearer
 from services.api import scopes
 from services.api.dependencies import ContextDep
 from services.api.errors import ApiError
+from services.core.db import actors
 from services.core.model.errors import InvalidKey
 from services.core.model.scopes import Principal
 from services.core.tenants import api_keys
@@ -42,6 +43,8 @@ def authenticate(request: Request, context: ContextDep) -> Principal:
 
 
 async def _tenant(principal: "Caller") -> int:
+    """Everything that the request does from here on is done by its key: events name it."""
+    actors.act_as(actors.of_key(principal.key_id))
     return principal.tenant_id
 
 

@@ -31,7 +31,7 @@ TAGS = {
     "files": "OpenAI's files: input and results of batches.",
     "uploads": "OpenAI's uploads: a large file in parts.",
     "models": "OpenAI's models: what can be asked for.",
-    "keys": "API keys, for one with the scope `admin`.",
+    "keys": "Who may do what, and who did it.",
     "monitoring": "For machines that watch this one. They need no key.",
 }
 _IDS = {  # of each path parameter: what it is, and an example

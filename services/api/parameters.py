@@ -8,6 +8,7 @@ from fastapi import Query, Request
 from pydantic import AfterValidator, BeforeValidator
 
 from services.api.errors import ApiError, parameter_status
+from services.core.model import ids
 from services.core.model.errors import NotFound
 from services.core.model.states import ImageState, JobState
 
@@ -58,6 +59,15 @@ def _storable(given: str) -> str:
     return given
 
 
+def _job(given: str | None) -> str | None:
+    if given is not None:
+        try:
+            ids.parse_job(given)
+        except NotFound:
+            raise ValueError("no job's id") from None
+    return given
+
+
 def _up_to(maximum: int) -> Any:
     return Query(
         ge=1,
@@ -81,6 +91,15 @@ After = Annotated[
     Query(ge=0, description="the seq of the last event that the client has", json_schema_extra={"minimum": 0}),
 ]
 AfterId = Annotated[str | None, Query(max_length=40, description="the id of the last one seen")]
+Actor = Annotated[
+    str | None, Query(max_length=200, description="an actor, such as key/Xk29dQ7a, cli/alice or scheduler")
+]
+Verb = Annotated[str | None, Query(max_length=64, description="a kind of act, such as job.cancel_requested")]
+JobFilter = Annotated[
+    str | None,
+    AfterValidator(_job),
+    Query(description="a job's id", json_schema_extra={"pattern": "^job_[0-9a-z]{13}$"}),
+]
 FileLimit = Annotated[int, BeforeValidator(whole), _up_to(10_000)]
 BatchLimit = Annotated[int, BeforeValidator(whole), _up_to(100)]
 Cursor = Annotated[str | None, Query(max_length=200, description="the next_cursor of the page before")]

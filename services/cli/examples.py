@@ -37,6 +37,7 @@ EXAMPLES = {
     "demo": ("presswork demo --output pictures",),
     "doctor": (". .presswork/env && presswork doctor",),
     "migrate": ("DATABASE_URL=postgresql://owner:secret@db/presswork presswork migrate",),
+    "actions": ("presswork actions --verb job.cancel_requested", "presswork actions --actor key/Xk29dQ7a --limit 0"),
     "keys create": (
         'presswork keys create "the shop"',
         'presswork keys create "the wall display" --scope view --expires 90d',

@@ -1,5 +1,7 @@
 """`presswork keys`: issues, lists and revokes API keys, in the database itself."""
 
+import getpass
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,6 +12,7 @@ import typer
 
 from services.cli import options, show
 from services.cli.exits import guarded
+from services.core.db import actors
 from services.core.db import database as databases
 from services.core.model import scopes
 from services.core.model.errors import PressworkError
@@ -80,10 +83,18 @@ def revoke(key_id: Annotated[str, typer.Argument(help="The eight characters afte
 def _database(settings: Settings) -> Iterator[databases.Connection]:
     core = databases.Database(settings.database_url, application="presswork keys", pool_size=1)
     try:
-        with core.begin_system() as connection:
+        with actors.acting(f"cli/{_user()}"), core.begin_system() as connection:
             yield connection
     finally:
         core.close()
+
+
+def _user() -> str:
+    """Who runs the command, as the system knows them."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a user without a name, as in a container
+        return str(os.getuid())
 
 
 def _moment(at: datetime | None) -> str | None:

@@ -10,7 +10,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from presswork_client import Estimate, Event, Export, Image, Job, JobRequest, Model, Range
+from presswork_client import Action, Estimate, Event, Export, Image, Job, JobRequest, Model, Range
 from services.cli import units
 from services.core import terminal
 from services.core.tenants.api_keys import Key
@@ -243,6 +243,17 @@ def models(found: Iterable[Model]) -> Table:
         steps = f"{model['default_num_inference_steps']} of {model['max_num_inference_steps']}"
         workers = Text(str(model["workers"]), style="green" if model["workers"] else "red")
         table.add_row(Text(model["id"]), sizes, steps, f"{model['default_guidance_scale']:g}", workers)
+    return table
+
+
+def actions(found: Iterable[Action]) -> Table:
+    table = _table()
+    for name in ("WHEN", "WHO", "DID", "TO", "WITH"):
+        table.add_column(name, no_wrap=name in ("WHEN", "DID"), overflow="fold")
+    for action in found:
+        who = Text.assemble(action["actor"], (f" {action['actor_name']}" if action["actor_name"] else "", "dim"))
+        data = ", ".join(f"{field} {value}" for field, value in action["data"].items() if value not in ("", None))
+        table.add_row(units.local(action["at"]), who, action["verb"], action["subject"], Text(data, style="dim"))
     return table
 
 

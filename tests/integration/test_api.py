@@ -402,6 +402,7 @@ TENANT_ROUTES = {
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
     ("GET", "/v1/rates"),  # test_rates.py shows that others' images are not in them
+    ("GET", "/v1/actions"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys"),
 }

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, event, text
 
 from services.core.batches import batch_jobs
 from services.core.db.database import Connection, Database
+from services.core.events import actions
 from services.core.events import queries as events
 from services.core.files import files
 from services.core.jobs import queries, request_queries
@@ -65,7 +66,9 @@ def _fill(connection: Connection) -> None:
       FROM generate_series(1, :n) AS nth;
     INSERT INTO counters (job_id, queued, done) SELECT id, 0, 1 FROM jobs WHERE id > 100;
     INSERT INTO events (tenant_id, actor, kind, subject)
-      SELECT :tenant, 'a', 'k', 'job/' || CASE WHEN nth <= :few THEN 1 ELSE nth END FROM generate_series(1, :n) AS nth
+      SELECT :tenant, CASE WHEN nth <= :few THEN 'rare' ELSE 'usual' END,
+             CASE WHEN nth <= :few THEN 'rare' WHEN nth > :n / 2 THEN 'job.started' ELSE 'usual' END,
+             'job/' || CASE WHEN nth <= :few THEN 1 ELSE nth END FROM generate_series(1, :n) AS nth
     """
     for statement in statements.split(";"):
         connection.execute(text(statement), {"tenant": TENANT, "n": LARGE, "few": SMALL})
@@ -116,6 +119,10 @@ LISTS: dict[str, Callable[[Connection], Any]] = {
     "files of one purpose": lambda connection: files.page(
         connection, TENANT, after=None, limit=SHOWN, newest_first=True, purpose="batch"
     ),
+    "actions": lambda connection: actions.page(connection, TENANT, limit=SHOWN),
+    "actions of one actor": lambda connection: actions.page(connection, TENANT, limit=SHOWN, actor="rare"),
+    "actions of one kind": lambda connection: actions.page(connection, TENANT, limit=SHOWN, verb="rare"),
+    "actions about a job": lambda connection: actions.page(connection, TENANT, limit=SHOWN, job="job/1"),
     "events": lambda connection: events.of_subject(connection, TENANT, "job/1", limit=SHOWN),
 }
 

@@ -26,6 +26,7 @@ ANSWERS: dict[str, Any] = {
     "post /v1/jobs/{job_id}/retry": answers.Job,
     "post /v1/jobs/{job_id}/cancel": answers.Job,
     "get /v1/jobs/{job_id}/events": answers.EventPage,
+    "get /v1/actions": [answers.Action],
     "get /v1/jobs/{job_id}/requests": [answers.JobRequest],
     "get /v1/jobs/{job_id}/images": [answers.Image],
     "get /v1/jobs/{job_id}/search": [answers.Image],

@@ -8,6 +8,7 @@ does not make a second job.
 """
 
 from presswork_client.answers import (
+    Action,
     AppendedChunk,
     Chunk,
     Counts,
@@ -41,6 +42,7 @@ from presswork_client.transport import ClientError, file_sha256
 
 __all__ = [
     "PAGE",
+    "Action",
     "AppendedChunk",
     "Chunk",
     "Client",

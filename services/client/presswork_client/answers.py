@@ -130,6 +130,19 @@ class EventPage(TypedDict):
     has_more: bool
 
 
+class Action(TypedDict):
+    """An act: `actor` did `verb` to `subject`. `actor_name` is the name of the actor's key, if it is one."""
+
+    seq: int
+    at: str
+    verb: str
+    actor: str
+    actor_name: str | None
+    subject_type: str
+    subject: str
+    data: dict[str, int | str]
+
+
 class ImageError(TypedDict):
     code: str
     message: str

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import httpx
 
 from presswork_client.answers import (
+    Action,
     AppendedChunk,
     Chunk,
     Estimate,
@@ -193,6 +194,12 @@ class Client:
     def retry(self, job_id: str, *, idempotency_key: str | None = None, **options: Any) -> Job:
         """Makes a new job of the failed images. `options`: include_cancelled, priority, labels."""
         return self._job("POST", f"/{_id(job_id)}/retry", json=options, headers=_key(idempotency_key))
+
+    def actions(
+        self, *, actor: str | None = None, verb: str | None = None, job_id: str | None = None, page: int = PAGE
+    ) -> Iterator[Action]:
+        """Who changed what, newest first, page by page: all, or what one actor did, one verb, or about one job."""
+        return self._transport.pages("/v1/actions", _given(actor=actor, verb=verb, job=job_id), page)
 
     # --- deleting
 

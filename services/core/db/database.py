@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, event, exc, make_url, text
 from sqlalchemy.engine import ExceptionContext
 
 from services.core import environment
-from services.core.db import deadlines, revisions, sessions
+from services.core.db import actors, deadlines, revisions, sessions
 from services.core.db.statements import statement
 from services.core.model.errors import (
     Conflict,
@@ -126,7 +126,7 @@ class Database:
         """Begins the transaction. False: the session is read-only."""
         driver = connection.connection.driver_connection
         assert driver is not None
-        opening = self._opening.text(driver.info.server_version, tenant)
+        opening = self._opening.text(driver.info.server_version, tenant, actors.current())
         return bool(connection.exec_driver_sql(opening).scalar_one() == "off")
 
     def close(self) -> None:

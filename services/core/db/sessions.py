@@ -74,8 +74,8 @@ class Opening:
         self._settings = {"application_name": application} | _SETTINGS | (_NESTED_LOOPS if nested_loops else {})
         self._texts: dict[int, str] = {}
 
-    def text(self, server_version: int, tenant: int | None) -> str:
-        """Its result is one row: whether the session is read-only.
+    def text(self, server_version: int, tenant: int | None, actor: str = "") -> str:
+        """`actor` is who acts, if not the program itself. Its result is one row: whether the session is read-only.
 
         `SHOW` comes first, since the driver's cursor shows the first result. It reads no data, so the transaction
         starts with BEGIN all the same.
@@ -87,7 +87,9 @@ class Opening:
                 "SHOW /* sessions.open */ transaction_read_only; BEGIN ISOLATION LEVEL READ COMMITTED; "
                 + _local(self._settings | later)
             )
-        return known if tenant is None else f"{known}; {_local({'role': TENANT_ROLE, 'app.tenant': str(int(tenant))})}"
+        more = {"app.actor": actor} if actor else {}
+        more |= {} if tenant is None else {"role": TENANT_ROLE, "app.tenant": str(int(tenant))}
+        return f"{known}; {_local(more)}" if more else known
 
 
 def greet(driver: Driver) -> None:

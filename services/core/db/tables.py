@@ -28,6 +28,13 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
 
 from services.core.db import columns
 
+# What a job or an export goes through. Every other kind of event is an act: somebody changed something.
+PROGRESS = (
+    "job.queued", "job.started", "job.finalizing", "job.completed", "job.failed", "job.cancelled", "job.expired",
+    "job.refused", "export.completed", "export.failed",
+)  # fmt: skip
+ACTS = f"kind NOT IN ({', '.join(repr(kind) for kind in PROGRESS)})"
+
 metadata = MetaData()
 Moment = DateTime(timezone=True)
 now = text("now()")
@@ -494,6 +501,9 @@ events = Table(  # append-only; committed rows are numbered in `seq`, and reader
     Index("events_seq", "seq", unique=True),
     Index("events_unnumbered", "id", postgresql_where=text("seq IS NULL")),
     Index("events_subject", "subject", "seq"),
+    Index("events_acts", "tenant_id", "seq", postgresql_where=text(ACTS)),
+    Index("events_acts_actor", "tenant_id", "actor", "seq", postgresql_where=text(ACTS)),
+    Index("events_acts_kind", "tenant_id", "kind", "seq", postgresql_where=text(ACTS)),
 )
 
 leases = Table(

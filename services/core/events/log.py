@@ -2,7 +2,7 @@
 
 A statement that moves rows also logs them: `WITH moved AS (UPDATE ... RETURNING ...)` followed by one of the fragments
 below. A fragment's arguments are SQL written in this code, never values. `subject` is a kind and an id, such as
-`job/17`. `actor` is the application name of the connection that wrote the event.
+`job/17`. `actor` is who acts (`db/actors.py`), or else the application name of the connection that wrote the event.
 """
 
 import json
@@ -13,7 +13,10 @@ from sqlalchemy import Connection
 from services.core.db.statements import statement
 
 _INTO = "INSERT INTO events (tenant_id, actor, kind, subject, data) "
-_ACTOR = "regexp_replace(current_setting('application_name'), '^presswork ', '')"
+_ACTOR = (
+    "coalesce(nullif(current_setting('app.actor', true), ''), "
+    "regexp_replace(current_setting('application_name'), '^presswork ', ''))"
+)
 _APPEND = statement("log.append")(f"{_INTO} VALUES (:tenant_id, {_ACTOR}, :kind, :subject, CAST(:data AS jsonb))")
 _APPEND_OF_JOB = statement("log.append_of_job")(f"""
 {_INTO} SELECT tenant_id, {_ACTOR}, :kind, 'job/' || id, CAST(:data AS jsonb) FROM jobs WHERE id = :job_id

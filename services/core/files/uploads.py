@@ -14,16 +14,34 @@ from services.core.db.database import Database
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
 from services.core.db.turns import Waiting
+from services.core.events import log
 from services.core.files import files
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound, PressworkError
 from services.core.storage.contract import ImageStore
 
 LIFE_SECONDS = 3600
-_NEW = statement("uploads.new")("""
-INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, file_expires_seconds, expires_at)
-VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :file_expires_seconds, now() + make_interval(secs => :life))
-""")
+_SUBJECT = "'upload/' || id"
+_NEW = statement("uploads.new")(f"""
+WITH made AS (
+  INSERT INTO uploads (id, tenant_id, purpose, filename, bytes, file_expires_seconds, expires_at)
+  VALUES (:id, :tenant_id, :purpose, :filename, :bytes, :file_expires_seconds, now() + make_interval(secs => :life))
+  RETURNING id, tenant_id, bytes
+)
+{log.of_each("made", "'upload.created'", subject=_SUBJECT, data="jsonb_build_object('bytes', bytes)")}
+""")  # noqa: S608  our own text
+
+
+def _ends(state: str, more: str = "", only: str = "") -> str:
+    """The statement that ends a pending upload so, and logs it."""
+    return f"""
+WITH moved AS (
+  UPDATE uploads SET state = '{state}'{more} WHERE id = :id AND state = 'pending'{only} RETURNING id, tenant_id
+)
+{log.of_each("moved", f"'upload.{state}'", subject=_SUBJECT)}
+"""  # noqa: S608  our own text
+
+
 _FIND_ANY = """
 SELECT id, tenant_id, purpose, filename, bytes, state, file_id, file_expires_seconds, created_at, expires_at,
        expires_at < now() AS overdue
@@ -40,10 +58,8 @@ INSERT INTO upload_parts (id, upload_id, tenant_id, bytes, sha256, object_key)
 VALUES (:id, :upload_id, :tenant_id, :bytes, :sha256, :object_key)
 """)
 _PARTS = statement("uploads.parts")("SELECT id, bytes, sha256, object_key FROM upload_parts WHERE upload_id = :id")
-_COMPLETE = statement("uploads.complete")(
-    "UPDATE uploads SET state = 'completed', file_id = :file_id WHERE id = :id AND state = 'pending'"
-)
-_CANCEL = statement("uploads.cancel")("UPDATE uploads SET state = 'cancelled' WHERE id = :id AND state = 'pending'")
+_COMPLETE = statement("uploads.complete")(_ends("completed", more=", file_id = :file_id"))
+_CANCEL = statement("uploads.cancel")(_ends("cancelled"))
 _OVER = statement("uploads.over")(
     turns.first_of_each("""
   (SELECT DISTINCT upload_id AS id FROM upload_parts
@@ -55,9 +71,7 @@ _OVER = statement("uploads.over")(
    ORDER BY expires_at LIMIT :first)
 """)
 )
-_EXPIRE = statement("uploads.expire")(
-    "UPDATE uploads SET state = 'expired' WHERE id = :id AND state = 'pending' AND expires_at < now()"
-)
+_EXPIRE = statement("uploads.expire")(_ends("expired", only=" AND expires_at < now()"))
 _IS_OVER = statement("uploads.is_over")("SELECT state <> 'pending' FROM uploads WHERE id = :id")
 _FORGET_PARTS = statement("uploads.forget_parts")("DELETE FROM upload_parts WHERE upload_id = :id")
 

@@ -41,9 +41,13 @@ _GROW = statement("job_states.grow")(
     "UPDATE jobs SET total = total + :images, requests = requests + :requests, "
     "drawn_seeds = drawn_seeds + :drawn_seeds WHERE id = :id"
 )
-_LABELS = statement("job_states.labels")(
-    "UPDATE jobs SET labels = CAST(:labels AS jsonb) WHERE id = :id AND tenant_id = :tenant_id"
+_LABELS = statement("job_states.labels")(f"""
+WITH moved AS (
+  UPDATE jobs SET labels = CAST(:labels AS jsonb)
+  WHERE id = :id AND tenant_id = :tenant_id AND labels <> CAST(:labels AS jsonb) RETURNING id, tenant_id
 )
+{log.of_jobs("moved", "'job.labels_changed'")}
+""")  # noqa: S608  our own text
 _PRIORITY = statement("job_states.priority")(f"""
 WITH moved AS (
   UPDATE jobs SET priority = :priority
@@ -64,8 +68,10 @@ _OPEN = statement("job_states.open")(f"""
 WITH moved AS (
   UPDATE jobs SET state = 'queued', opened_at = now(), expires_at = NULL WHERE id = :id AND state = ANY(:sources)
   RETURNING id, tenant_id
+), logged AS (
+  SELECT id, tenant_id, kind FROM moved CROSS JOIN unnest(ARRAY['job.submitted', 'job.queued']) AS kind
 )
-{log.of_jobs("moved", "'job.queued'")}
+{log.of_jobs("logged", "kind")}
 """)  # noqa: S608  our own text
 _ACCEPT = statement("job_states.accept")(f"""
 WITH moved AS (

@@ -1,0 +1,82 @@
+"""The action log: who changed what, newest first."""
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from services.api import pagination, parameters
+from services.api.authentication import Tenant
+from services.api.dependencies import ContextDep
+from services.api.turns import TenantRoute
+from services.api.v1.schemas import Moment
+from services.core.events import actions, queries
+from services.core.exports import records
+from services.core.files import files, uploads
+from services.core.model import ids
+
+router = APIRouter(route_class=TenantRoute)
+_PUBLIC: dict[str, Callable[[int], str]] = {
+    "job": ids.public_job,
+    "export": records.public_id,
+    "file": files.public_id,
+    "upload": uploads.public_id,
+}
+
+
+class Action(BaseModel):
+    """An act. `actor` is a kind and a name, `key/Xk29dQ7a` or `cli/alice`, or a program, such as `scheduler`;
+    `actor_name` is the key's name. `subject` is the id of what was acted on, which `subject_type` says."""
+
+    seq: int
+    at: Moment
+    verb: str
+    actor: str
+    actor_name: str | None
+    subject_type: str
+    subject: str
+    data: dict[str, int | str]
+
+
+class ActionPage(BaseModel):
+    data: list[Action]
+    next_cursor: str | None
+
+
+@router.get("/actions", response_model=ActionPage)
+def list_actions(
+    context: ContextDep,
+    tenant: Tenant,
+    actor: parameters.Actor = None,
+    verb: parameters.Verb = None,
+    job: parameters.JobFilter = None,
+    limit: parameters.Limit = 100,
+    cursor: parameters.Cursor = None,
+) -> Any:
+    """Who changed what: submissions, cancels, deletions, keys and so on, newest first, each with its actor. What has
+    just happened is listed about a second later."""
+    listing = f"actions/{tenant}/{actor}/{verb}/{job}"
+    before = actions.NEWEST if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
+    about = None if job is None else queries.job(ids.parse_job(job))
+    with context.database.begin(tenant) as connection:
+        found = actions.page(connection, tenant, before=before, limit=limit + 1, actor=actor, verb=verb, job=about)
+    page = found[:limit]
+    more = len(found) > limit
+    last = pagination.encode_cursor(context.settings.secret, listing, page[-1].event.seq) if more else None
+    return ActionPage(data=[_shown(action) for action in page], next_cursor=last)
+
+
+def _shown(action: actions.Action) -> Action:
+    event = action.event
+    kind, _, name = event.subject.partition("/")
+    return Action(
+        seq=event.seq,
+        at=event.at,
+        verb=event.kind,
+        actor=event.actor,
+        actor_name=action.name,
+        subject_type=kind,
+        subject=_PUBLIC[kind](int(name)) if kind in _PUBLIC else name,
+        data={field: ids.public_job(value) if field == "job" else value for field, value in event.data.items()},
+    )

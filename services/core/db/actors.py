@@ -1,0 +1,36 @@
+"""Who acts: the transactions that a task or a thread begins carry its actor, and events that they log name it.
+
+An actor is a kind and a name: `key/Xk29dQ7a`, `cli/alice`. Where none is set it is the program: `scheduler`, or
+`worker NAME`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_actor: ContextVar[str] = ContextVar("actor", default="")
+
+
+def current() -> str:
+    """Empty: the program itself."""
+    return _actor.get()
+
+
+def act_as(actor: str) -> None:
+    """From now on this task or thread, and those that it starts, act as this one."""
+    _actor.set(actor)
+
+
+@contextmanager
+def acting(actor: str) -> Iterator[None]:
+    """Within, this task or thread acts as this one."""
+    token = _actor.set(actor)
+    try:
+        yield
+    finally:
+        _actor.reset(token)
+
+
+def of_key(key_id: str) -> str:
+    """Whoever sends that API key."""
+    return f"key/{key_id}"

@@ -1,0 +1,198 @@
+"""The action log: every act is an event with its actor, and nobody can change one."""
+
+import getpass
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import text
+from typer.testing import CliRunner
+
+from services.api.app import create_app
+from services.cli.app import app
+from services.core.db import actors
+from services.core.events import numbering
+from services.core.jobs import lifecycle
+from services.core.model.specs import FailedImage
+from services.core.storage.s3 import S3Store
+from services.core.tenants import api_keys
+from tests import exporting, factories
+from tests.web import Api
+
+RECORD_NOTHING = {"preview_job", "estimate_job"}
+PARTS = {"append_chunk", "add_part"}  # of an act that other events begin and end: one a megabyte would bury the rest
+UPLOAD = {"filename": "a.jsonl", "purpose": "batch", "bytes": 2, "mime_type": "application/jsonl"}
+LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a"}}\n'
+
+
+class Acts:
+    """Does one operation after the other, and checks that each is an event of the key that asked."""
+
+    def __init__(self, api: Api) -> None:
+        self._api, self.done = api, set[str]()
+        self._actor = actors.of_key(api_keys.id_of(api.key))
+
+    def do(self, operation: str, method: str, path: str, **parts: Any) -> Any:
+        before = self._last()
+        answer = self._api.http.request(method, path, **parts)
+        assert answer.status_code < 300, (operation, answer.text)
+        if operation not in PARTS:
+            told = self._since(before)
+            assert told and {actor for actor, _ in told} == {self._actor}, (operation, told)
+        self.done.add(operation)
+        return answer.json() if answer.content else None
+
+    def _last(self) -> int:
+        with self._api.database.begin_system() as connection:
+            return int(connection.execute(text("SELECT coalesce(max(id), 0) FROM events")).scalar_one())
+
+    def _since(self, before: int) -> list[tuple[str, str]]:
+        with self._api.database.begin_system() as connection:
+            rows = connection.execute(text("SELECT actor, kind FROM events WHERE id > :id"), {"id": before})
+            return [(row.actor, row.kind) for row in rows]
+
+
+def ended_job(api: Api, store: S3Store, acts: Acts) -> str:
+    """One that has ended, with an image done and one that failed."""
+    job = acts.do("submit_job", "POST", "/v1/jobs", json={"images": [{"prompt": "a", "n": 2}]})["id"]
+    claim = factories.claim(api.database)
+    assert claim is not None
+    stored = factories.stored(claim, exporting.picture(0))[:1]
+    store.put(stored[0].object_key, exporting.picture(0), "image/png", {}, claim_id=claim.id)
+    failed = FailedImage(claim.images[1].job_id, claim.images[1].index, "error", "It broke.")
+    factories.settle(api.database, claim, stored=stored, failed=[failed])
+    with api.database.begin_system() as connection:
+        lifecycle.finish(connection)
+    return str(job)
+
+
+def test_every_operation_that_changes_something_is_an_event_with_the_key_as_actor(api: Api, store: S3Store) -> None:
+    acts = Acts(api)
+    ended = ended_job(api, store, acts)
+    retried = acts.do("retry_job", "POST", f"/v1/jobs/{ended}/retry")["id"]
+    acts.do("change_job", "PATCH", f"/v1/jobs/{retried}", json={"labels": {"a": "b"}})
+    acts.do("change_job", "PATCH", f"/v1/jobs/{retried}", json={"priority": "low"})
+    for verb in ("pause", "resume", "cancel"):
+        acts.do(f"{verb}_job", "POST", f"/v1/jobs/{retried}/{verb}")
+    draft = acts.do("submit_job", "POST", "/v1/jobs", json={"draft": True})["id"]
+    acts.do("append_chunk", "PUT", f"/v1/jobs/{draft}/chunks/0", json={"images": [{"prompt": "a"}]})
+    acts.do("finalize_draft", "POST", f"/v1/jobs/{draft}/finalize", json={"chunks": 1})
+    export = acts.do("create_export", "POST", f"/v1/jobs/{ended}/exports", json={"format": "zip"})["id"]
+    acts.do("cancel_export", "POST", f"/v1/exports/{export}/cancel")
+    acts.do("delete_export", "DELETE", f"/v1/exports/{export}")
+    acts.do(
+        "generate_images", "POST", "/v1/images/generations", json={"prompt": "a"}, headers={"Prefer": "respond-async"}
+    )
+    file = acts.do("create_file", "POST", "/v1/files", files={"file": ("a", LINE)}, data={"purpose": "batch"})["id"]
+    order = {"input_file_id": file, "endpoint": "/v1/images/generations", "completion_window": "24h"}
+    batch = acts.do("create_batch", "POST", "/v1/batches", json=order)["id"]
+    acts.do("cancel_batch", "POST", f"/v1/batches/{batch}/cancel")
+    acts.do("delete_file", "DELETE", f"/v1/files/{file}")
+    upload = acts.do("create_upload", "POST", "/v1/uploads", json=UPLOAD)["id"]
+    part = acts.do("add_part", "POST", f"/v1/uploads/{upload}/parts", files={"data": ("a", b"{}")})["id"]
+    acts.do("complete_upload", "POST", f"/v1/uploads/{upload}/complete", json={"part_ids": [part]})
+    upload = acts.do("create_upload", "POST", "/v1/uploads", json=UPLOAD)["id"]
+    acts.do("cancel_upload", "POST", f"/v1/uploads/{upload}/cancel")
+    acts.do("delete_job", "DELETE", f"/v1/jobs/{ended}")
+    key = acts.do("create_key", "POST", "/v1/keys", json={"name": "another"})["id"]
+    acts.do("revoke_key", "DELETE", f"/v1/keys/{key}")
+    document = create_app(api.settings).openapi()
+    changing = {
+        operation["operationId"]
+        for methods in document["paths"].values()
+        for method, operation in methods.items()
+        if method != "get"
+    }
+    assert acts.done == changing - RECORD_NOTHING
+
+
+@pytest.fixture
+def two(api: Api) -> Iterator[tuple[httpx.Client, httpx.Client]]:
+    """Two keys of the tenant: the night shift's and the day shift's."""
+    with api.database.begin_system() as connection:
+        secret = api.settings.secret
+        made = [api_keys.issue_key(connection, secret, factories.TENANT, name) for name in ("night", "day")]
+    night, day = (
+        httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) for key in made
+    )
+    with night, day:
+        yield night, day
+
+
+def listed(api: Api, **asked: Any) -> list[dict[str, Any]]:
+    with api.database.begin_system() as connection:
+        numbering.number(connection)
+    answer = api.http.get("/v1/actions", params=asked)
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()["data"]
+    return found
+
+
+def test_the_log_says_who_did_what_newest_first(api: Api, two: tuple[httpx.Client, httpx.Client]) -> None:
+    night, day = two
+    job = night.post("/v1/jobs", json={"images": [{"prompt": "a"}]}).json()["id"]
+    day.post(f"/v1/jobs/{job}/pause")
+    night.post(f"/v1/jobs/{job}/resume")
+    day.post(f"/v1/jobs/{job}/cancel")
+    found = listed(api, job=job)
+    assert [(one["actor_name"], one["verb"], one["subject_type"], one["subject"]) for one in found] == [
+        ("day", "job.cancel_requested", "job", job),
+        ("night", "job.resumed", "job", job),
+        ("day", "job.paused", "job", job),
+        ("night", "job.created", "job", job),
+    ]
+    assert listed(api, actor=found[0]["actor"], job=job) == [found[0], found[2]]
+    assert listed(api, verb="job.paused") == [found[2]]
+    assert listed(api, job="job_0000000000000") == []
+    issued = listed(api, verb="key.issued")
+    assert [one["data"]["name"] for one in issued] == ["day", "night", "test"]
+    assert {one["actor"] for one in issued} == {"tests"}  # the program that the tests are
+    pages, cursor = [], None
+    while True:
+        asked = {"limit": 2} | ({} if cursor is None else {"cursor": cursor})
+        page = api.http.get("/v1/actions", params=asked).json()
+        pages += page["data"]
+        if (cursor := page["next_cursor"]) is None:
+            break
+    assert pages == listed(api) and len(pages) == 7
+    _, stranger = api.new_tenant("other")
+    theirs = httpx.get(f"{api.url}/v1/actions?verb=job.paused", headers={"Authorization": f"Bearer {stranger}"})
+    assert theirs.json()["data"] == []
+
+
+def test_what_cannot_be_looked_for_is_refused(api: Api) -> None:
+    for asked in ({"job": "job_1"}, {"job": "nothing"}, {"limit": 0}, {"actor": "x" * 201}):
+        answer = api.http.get("/v1/actions", params=asked)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_parameter"), asked
+
+
+def test_a_key_made_by_the_command_names_the_user_who_ran_it(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = api.settings
+    for name, value in {
+        "DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "PRESSWORK_SECRET": settings.secret,
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
+        "PRESSWORK_URL": api.url, "PRESSWORK_API_KEY": api.key,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    made = CliRunner().invoke(app, ["keys", "create", "by hand"])
+    assert made.exit_code == 0, made.output
+    [newest] = listed(api, limit=1)
+    assert (newest["actor"], newest["verb"], newest["data"]["name"]) == (
+        f"cli/{getpass.getuser()}", "key.issued", "by hand",
+    )  # fmt: skip
+    shown = CliRunner().invoke(app, ["actions", "--verb", "key.issued"])
+    assert shown.exit_code == 0 and "by hand" in shown.output and newest["actor"] in shown.output
+    assert CliRunner().invoke(app, ["actions", "--actor", "nobody"]).exit_code == 0
+
+
+def test_no_program_may_change_or_delete_an_event(api: Api) -> None:
+    roles = ("presswork_app", "presswork_tenant", "presswork_web", "presswork_scheduler", "presswork_worker")
+    with api.database.begin_system() as connection:
+        for role in roles:
+            for right in ("UPDATE", "DELETE", "TRUNCATE"):
+                values = {"role": role, "right": right}
+                asked = text("SELECT has_table_privilege(:role, 'events', :right)")
+                assert connection.execute(asked, values).scalar_one() is False, values
+            columns = text("SELECT has_any_column_privilege(:role, 'events', 'UPDATE')")
+            assert connection.execute(columns, {"role": role}).scalar_one() is False, role
