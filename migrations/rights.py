@@ -15,8 +15,10 @@ LOCKED = {"UPDATE (id)": "counter_deltas"}  # nobody changes an id: to lock a ro
 # sums up for monitoring and estimates, opens images by their links, marks jobs as deleted, reads events for watchers.
 WEB = {
     "SELECT": "alembic_version installation tenants api_keys models workers leases jobs job_counts counters "
-    "counter_deltas segments images payloads results failures engines claims render_rates exports files events",
-    "INSERT": "api_keys",
+    "counter_deltas segments images payloads results failures engines claims render_rates exports files events "
+    "drains",
+    "INSERT": "api_keys drains",
+    "DELETE": "drains",
     "UPDATE": "jobs segments exports files",
     "UPDATE (hmac, revoked_at, last_used_at)": "api_keys",
     **ALL,
@@ -33,7 +35,7 @@ SCHEDULER = {
 }
 WORKER = {
     "SELECT": "alembic_version installation tenants models model_shapes workers jobs counters counter_deltas segments "
-    "images payloads results failures engines claims render_rates rates",
+    "images payloads results failures engines claims render_rates rates drains",
     "INSERT": "models model_shapes workers engines claims counter_deltas segments results failures render_rates rates",
     "UPDATE": "models model_shapes workers engines claims counters segments images failures render_rates rates",
     "UPDATE (state, started_at)": "jobs",

@@ -80,7 +80,7 @@ def claim_in(
     lease: float = 30.0,
     revision: str = REVISION,
 ) -> Claim | None:
-    chosen = claims.candidates(connection, revision, turn)
+    chosen = claims.candidates(connection, revision, turn, worker)
     return claims.claim(connection, chosen, worker_id=worker, seats=seats, lease=lease)
 
 

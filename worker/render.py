@@ -148,7 +148,7 @@ class RenderLoop:
 
     def _candidates(self) -> claims.Candidates:
         with self.database.begin_system() as connection:
-            return claims.candidates(connection, self.pipeline.card.revision, next(self._turns))
+            return claims.candidates(connection, self.pipeline.card.revision, next(self._turns), self.worker_id)
 
     def _after_claim(self, claim: Claim, found: claims.Candidates, seats: int) -> None:
         """Updates that a periodic task repeats if they fail here. Never raises, since the claim is held."""

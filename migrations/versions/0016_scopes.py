@@ -1,5 +1,5 @@
 """Who may do what, and who did it: API keys have scopes and an expiry, and say when they were last used; the acts among
-the events have indexes, built concurrently, so no other session waits."""
+the events have indexes, built concurrently, so no other session waits; devices can be drained."""
 
 from pathlib import Path
 

@@ -31,6 +31,7 @@ from services.api.v1 import (
     schemas,
     search,
     submissions,
+    workers,
 )
 from services.core.settings import Settings
 
@@ -45,6 +46,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "uploads": (uploads,),
     "models": (models,),
     "keys": (keys, actions),
+    "fleet": (workers,),
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}
 

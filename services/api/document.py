@@ -32,6 +32,7 @@ TAGS = {
     "uploads": "OpenAI's uploads: a large file in parts.",
     "models": "OpenAI's models: what can be asked for.",
     "keys": "Who may do what, and who did it.",
+    "fleet": "The workers, which serve all tenants.",
     "monitoring": "For machines that watch this one. They need no key.",
 }
 _IDS = {  # of each path parameter: what it is, and an example
@@ -43,6 +44,7 @@ _IDS = {  # of each path parameter: what it is, and an example
     "index": ("The image's place in the job, from 0.", "0"),
     "name": ("The model's name.", "simulated"),
     "key_id": ("The key's id: the eight characters after `pw_`.", "Xk29dQ7a"),
+    "worker_id": ("The worker's id.", "gpu-1-4711-9f2c01ab"),
     "number": ("The chunk's number, from 0.", 0),
 }
 _LOCATED = frozenset({"submit_job", "finalize_draft", "retry_job", "create_export", "generate_images"})

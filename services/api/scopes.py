@@ -9,7 +9,7 @@ _OPERATIONS = {
     Scope.VIEW: """
         list_jobs show_job list_images read_image list_requests list_events follow_events show_deletion list_chunks
         list_exports show_export list_export_files list_batches show_batch list_files show_file read_file
-        list_models show_model show_rates list_actions
+        list_models show_model show_rates list_actions list_workers
     """,
     Scope.SUBMIT: """
         submit_job preview_job estimate_job append_chunk finalize_draft retry_job create_export generate_images
@@ -17,6 +17,7 @@ _OPERATIONS = {
     """,
     Scope.OPERATE: """
         change_job pause_job resume_job cancel_job delete_job cancel_export delete_export cancel_batch delete_file
+        drain_worker resume_worker
     """,
     Scope.ADMIN: "list_keys create_key revoke_key",
 }

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli import actions, bench, downloads, exports, jobs, keys, manual, model, removal, show, submit
+from services.cli import actions, bench, downloads, exports, jobs, keys, manual, model, removal, show, submit, workers
 from services.cli.exits import EPILOG
 from services.core import extras
 from services.core.model.errors import PressworkError
@@ -27,6 +27,7 @@ removal.add_to(app, JOBS)
 downloads.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
 actions.add_to(app, OPERATIONS)
+app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)
 app.add_typer(model.app, name="model", rich_help_panel=OPERATIONS)

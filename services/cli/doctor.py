@@ -110,7 +110,7 @@ def _workers(core: databases.Database) -> str:
         raise Starting(f"A worker is starting: {starting[0]}.")
     if not fleet:
         raise PressworkError("No worker was seen in the last 15 s; start one with `python -m worker.app`.")
-    return ", ".join(f"{row.host}:{row.pid} {row.device} {row.state}" for row in fleet)
+    return ", ".join(f"{row.host}:{row.pid} {row.device} {'drained' if row.drained else row.state}" for row in fleet)
 
 
 def _model(core: databases.Database, settings: Settings) -> str:

@@ -38,6 +38,9 @@ EXAMPLES = {
     "doctor": (". .presswork/env && presswork doctor",),
     "migrate": ("DATABASE_URL=postgresql://owner:secret@db/presswork presswork migrate",),
     "actions": ("presswork actions --verb job.cancel_requested", "presswork actions --actor key/Xk29dQ7a --limit 0"),
+    "workers list": ("presswork workers list",),
+    "workers drain": ("presswork workers drain gpu-1",),
+    "workers resume": ("presswork workers resume gpu-1",),
     "keys create": (
         'presswork keys create "the shop"',
         'presswork keys create "the wall display" --scope view --expires 90d',

@@ -10,7 +10,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from presswork_client import Action, Estimate, Event, Export, Image, Job, JobRequest, Model, Range
+from presswork_client import Action, Estimate, Event, Export, Image, Job, JobRequest, Model, Range, Worker
 from services.cli import units
 from services.core import terminal
 from services.core.tenants.api_keys import Key
@@ -254,6 +254,19 @@ def actions(found: Iterable[Action]) -> Table:
         who = Text.assemble(action["actor"], (f" {action['actor_name']}" if action["actor_name"] else "", "dim"))
         data = ", ".join(f"{field} {value}" for field, value in action["data"].items() if value not in ("", None))
         table.add_row(units.local(action["at"]), who, action["verb"], action["subject"], Text(data, style="dim"))
+    return table
+
+
+def workers(found: Iterable[Worker]) -> Table:
+    table = _table()
+    for name in ("WORKER", "HOST", "DEVICE", "MODEL", "STATE", "SILENT"):
+        table.add_column(name, no_wrap=name != "DEVICE", overflow="fold")
+    for worker in found:
+        state = Text(worker["state"])
+        if worker["drained"]:
+            state.append(" drained", style="yellow")
+        silent = units.duration(worker["silent_seconds"])
+        table.add_row(worker["id"], worker["host"], worker["device"], worker["model"], state, silent)
     return table
 
 

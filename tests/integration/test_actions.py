@@ -97,6 +97,8 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     acts.do("delete_job", "DELETE", f"/v1/jobs/{ended}")
     key = acts.do("create_key", "POST", "/v1/keys", json={"name": "another"})["id"]
     acts.do("revoke_key", "DELETE", f"/v1/keys/{key}")
+    for verb in ("drain", "resume"):
+        acts.do(f"{verb}_worker", "POST", f"/v1/workers/worker-a/{verb}")
     document = create_app(api.settings).openapi()
     changing = {
         operation["operationId"]

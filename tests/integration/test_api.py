@@ -403,6 +403,9 @@ TENANT_ROUTES = {
     ("GET", "/v1/models/{name}"),
     ("GET", "/v1/rates"),  # test_rates.py shows that others' images are not in them
     ("GET", "/v1/actions"),
+    ("GET", "/v1/workers"),  # the fleet is one for all tenants
+    ("POST", "/v1/workers/{worker_id}/drain"),
+    ("POST", "/v1/workers/{worker_id}/resume"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys"),
 }
@@ -418,7 +421,7 @@ MODEL_UNUSABLE = {  # what a job in progress does not take
     ("DELETE", "/v1/jobs/{job_id}"),
 }
 PAGES = {("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json")}
-IDS = ("job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "name")
+IDS = ("job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "name")
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics")} | PAGES
 
 

@@ -427,7 +427,7 @@ def test_a_drained_segment_is_not_looked_at_again_and_a_release_brings_it_back(d
     with database.begin_system() as connection:
         segments.raise_low(connection)
     with database.begin_system() as connection:
-        assert not claims.candidates(connection, factories.REVISION, 1).rows
+        assert not claims.candidates(connection, factories.REVISION, 1, "worker-a").rows
     settle(database, taken, released=places(taken))
     assert len(claim(database).images) == 16
 
@@ -446,7 +446,7 @@ def test_a_job_that_is_paused_between_the_look_and_the_claim_is_not_claimed(data
     """A claim chooses its segments before it holds the jobs' locks: what happened in between it must see."""
     paused, other = submit(database, settings, 4), submit(database, settings, 4)
     with database.begin_system() as connection:
-        chosen = claims.candidates(connection, factories.REVISION, 1)
+        chosen = claims.candidates(connection, factories.REVISION, 1, "worker-a")
     assert [row.job_id for row in chosen.rows] == [paused, other]
     with database.begin(TENANT) as connection:
         lifecycle.pause(connection, TENANT, paused, True)
@@ -575,7 +575,7 @@ def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
     submit(database, settings, 5_000)
     with database.begin_system() as connection:
         connection.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
-        chosen = claims.candidates(connection, factories.REVISION, 1)
+        chosen = claims.candidates(connection, factories.REVISION, 1, "worker-a")
         row = chosen.rows[0]
         values = {"job_ids": [row.job_id], "segment_ids": [row.id], "lows": [row.low], "seats": 16,
                   "worker_id": "w", "lease": 30.0, "claimable": ["queued", "in_progress"]}  # fmt: skip

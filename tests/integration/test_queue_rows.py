@@ -55,7 +55,7 @@ def counted(database: Database, job_id: int) -> Counter[str]:
 
 def candidates(database: Database, turn: int = 1, revision: str = REVISION) -> claims.Candidates:
     with database.begin_system() as connection:
-        return claims.candidates(connection, revision, turn)
+        return claims.candidates(connection, revision, turn, "worker-a")
 
 
 def waits_for_a_lock(database: Database) -> bool:

@@ -17,7 +17,9 @@ from services.core.tenants import api_keys
 from tests import factories
 from tests.web import Api
 
-PLACES = dict.fromkeys(("job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "name"), "nothing")
+PLACES = dict.fromkeys(
+    ("job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "name"), "nothing"
+)
 
 
 def key_with(api: Api, *given: Scope, **more: Any) -> str:

@@ -19,6 +19,8 @@ SYSTEM_TRANSACTIONS = [
     ("v1/jobs.py", "described"),  # every tenant's queued images are ahead
     ("v1/keys.py", "create_key"),  # a tenant's transaction can write no key
     ("v1/keys.py", "revoke_key"),  # likewise
+    ("v1/workers.py", "drain_worker"),  # the fleet belongs to no tenant
+    ("v1/workers.py", "resume_worker"),  # likewise
 ]
 
 

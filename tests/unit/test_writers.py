@@ -37,6 +37,7 @@ WRITERS = {
     "models": "fleet",
     "model_shapes": "fleet",
     "workers": "fleet",
+    "drains": "fleet",
     "render_rates": "fleet",
     "leases": "db",
     "installation": "storage",

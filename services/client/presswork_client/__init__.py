@@ -36,6 +36,7 @@ from presswork_client.answers import (
     Rates,
     RateSeries,
     Refusal,
+    Worker,
 )
 from presswork_client.client import PAGE, Client
 from presswork_client.transport import ClientError, file_sha256
@@ -72,5 +73,6 @@ __all__ = [
     "RateSeries",
     "Rates",
     "Refusal",
+    "Worker",
     "file_sha256",
 ]

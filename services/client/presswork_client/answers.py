@@ -143,6 +143,21 @@ class Action(TypedDict):
     data: dict[str, int | str]
 
 
+class Worker(TypedDict):
+    """A process that renders. A drained one takes nothing new."""
+
+    id: str
+    object: Literal["worker"]
+    host: str
+    pid: int
+    device: str
+    model: str
+    state: str
+    drained: bool
+    doing: str
+    silent_seconds: float
+
+
 class ImageError(TypedDict):
     code: str
     message: str

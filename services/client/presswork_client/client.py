@@ -33,6 +33,7 @@ from presswork_client.answers import (
     Model,
     Preview,
     RateSeries,
+    Worker,
 )
 from presswork_client.transport import ClientError, Transport
 
@@ -283,6 +284,17 @@ class Client:
 
     def models(self) -> list[Model]:
         return list(self._call(dict[str, list[Model]], "GET", "/v1/models")["data"])
+
+    def workers(self) -> list[Worker]:
+        """The workers of the last five minutes."""
+        return list(self._call(dict[str, list[Worker]], "GET", "/v1/workers")["data"])
+
+    def drain_worker(self, worker_id: str) -> Worker:
+        """Its device finishes what it holds and takes nothing new, until it is resumed."""
+        return self._call(Worker, "POST", f"/v1/workers/{_id(worker_id)}/drain")
+
+    def resume_worker(self, worker_id: str) -> Worker:
+        return self._call(Worker, "POST", f"/v1/workers/{_id(worker_id)}/resume")
 
     def _job(self, method: str, path: str, **parts: Any) -> Job:
         return self._call(Job, method, f"/v1/jobs{path}", **parts)

@@ -428,6 +428,15 @@ workers = Table(
     Index("workers_seen", "seen_at"),
 )
 
+drains = Table(  # devices whose workers are to take nothing new, also when they are started again
+    "drains",
+    metadata,
+    Column("host", Text),
+    Column("device", Text),
+    Column("drained_at", Moment, nullable=False, server_default=now),
+    PrimaryKeyConstraint("host", "device"),
+)
+
 render_rates = Table(  # accelerator-seconds per image, as measured by each device
     "render_rates",
     metadata,

@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 from services.core.db import columns
 from services.core.db.statements import statement
+from services.core.fleet import drains
 from services.core.fleet.models import Catalogue
 from services.core.jobs.submissions import ResolvedShape, Trial
 from services.core.model import requests
@@ -32,13 +33,13 @@ _RATES = statement("estimates.rates")(f"""
 SELECT {", ".join(columns.SHAPE)}, images, seconds_per_image, deviation FROM render_rates
 WHERE model_revision = ANY(:revisions)
 """)  # noqa: S608  our own text
-_WORKERS = statement("estimates.workers")("""
+_WORKERS = statement("estimates.workers")(f"""
 SELECT model_revision, count(*) AS workers FROM workers
 WHERE seen_at BETWEEN now() - make_interval(secs => :seconds) AND now() + make_interval(secs => :seconds)
   AND state IN ('ready', 'busy')
-  AND model_revision = ANY(:revisions)
+  AND model_revision = ANY(:revisions) AND {drains.NOT_DRAINED}
 GROUP BY model_revision
-""")
+""")  # noqa: S608  our own text
 # A job's queued images, divided among its shapes in proportion to its segments' spans: exact for a job of one shape.
 _AHEAD = statement("estimates.ahead")(f"""
 SELECT {columns.shape("s")},

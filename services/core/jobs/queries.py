@@ -14,6 +14,7 @@ from sqlalchemy import Connection, TextClause
 from services.core.db import columns
 from services.core.db.columns import COUNTS, Payload
 from services.core.db.statements import statement
+from services.core.fleet import drains
 from services.core.model.states import ImageState
 
 # Whether a job's rate says how fast it is: there are 10 seconds and as many finished images behind it as are being
@@ -121,16 +122,17 @@ SELECT DISTINCT m.name FROM models m WHERE EXISTS (
 _MODELS_OF = statement("queries.models_of")("""
 SELECT DISTINCT m.name FROM segments s JOIN models m ON m.revision = s.model_revision WHERE s.job_id = :job_id
 """)
-_FLEET = statement("queries.fleet")("""
-SELECT id, host, pid, device, model, state, doing, abs(extract(epoch FROM now() - seen_at))::double precision AS silent
+_FLEET = statement("queries.fleet")(f"""
+SELECT id, host, pid, device, model, state, doing, abs(extract(epoch FROM now() - seen_at))::double precision AS silent,
+       NOT ({drains.NOT_DRAINED}) AS drained
 FROM workers WHERE seen_at BETWEEN now() - interval '5 minutes' AND now() + interval '5 minutes' ORDER BY host, pid
-""")
-_WORKERS = statement("queries.workers")("""
+""")  # noqa: S608  our own text
+_WORKERS = statement("queries.workers")(f"""
 SELECT model_revision, count(*) AS workers FROM workers
 WHERE state IN ('ready', 'busy')
-  AND seen_at BETWEEN now() - interval '15 seconds' AND now() + interval '15 seconds'
+  AND seen_at BETWEEN now() - interval '15 seconds' AND now() + interval '15 seconds' AND {drains.NOT_DRAINED}
 GROUP BY model_revision
-""")
+""")  # noqa: S608  our own text
 _TOTALS = statement("queries.totals")(f"""
 SELECT {", ".join(f"sum({name}) AS {name}" for name in COUNTS)} FROM job_counts
 """)  # noqa: S608  our own text

@@ -32,6 +32,7 @@ CROSS JOIN LATERAL (
   WHERE model_revision = :revision AND priority = class.priority AND tenant_id = t.id AND open AND low <= high
   ORDER BY job_id, id LIMIT 16
 ) s
+WHERE NOT EXISTS (SELECT FROM workers JOIN drains USING (host, device) WHERE workers.id = :worker_id)
 ORDER BY class.priority <> :turn, class.priority, t.virtual_time, s.job_id, s.id
 """)  # noqa: S608  our own text
 
@@ -121,9 +122,11 @@ class Candidates:
         return Candidates(tuple(row for row in self.rows if (row.job_id, row.id) not in same))
 
 
-def candidates(connection: Connection, model_revision: str, turn: int) -> Candidates:
-    """The open segments of that revision. `turn` is the priority class that comes first: 0, 1 or 2."""
-    return Candidates(tuple(connection.execute(_CANDIDATES, {"revision": model_revision, "turn": turn})))
+def candidates(connection: Connection, model_revision: str, turn: int, worker_id: str) -> Candidates:
+    """The open segments of that revision for that worker; none if it is drained. `turn` is the priority class that
+    comes first: 0, 1 or 2."""
+    values = {"revision": model_revision, "turn": turn, "worker_id": worker_id}
+    return Candidates(tuple(connection.execute(_CANDIDATES, values)))
 
 
 def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: int, lease: float) -> Claim | None:
