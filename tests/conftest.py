@@ -5,8 +5,9 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -22,14 +23,13 @@ from services.core.jobs import queries
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from services.local.stack import Stack
-from tests import programs
+from tests import memory, programs
 from tests.processes import Process
 from tests.waiting import until
 
 WORKER_LEASE = 1.5
 _numbers = itertools.count(1)
 _RUNNING = os.environ.get("PRESSWORK_TESTS_STACK")
-_COPY = "STRATEGY FILE_COPY" if _RUNNING else ""  # a checkpoint, and no log: quick where the servers lie in memory
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +44,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     quiet = {name: value for name, value in os.environ.items() if not name.startswith(("PRESSWORK_", "AWS_"))}
     for name in ("DATABASE_URL", "REDIS_URL"):
         quiet.pop(name, None)
-    with Stack(tmp_path_factory.mktemp("stack"), quiet) as running:
-        programs.learn(running)
-        yield running
+    with memory.folder("presswork-tests-") as folder:
+        with Stack(folder / "stack", quiet) as running:
+            programs.learn(running)
+            yield running
+        shutil.copytree(running.home.logs, tmp_path_factory.mktemp("stack") / "logs")
 
 
 @pytest.fixture(scope="session")
@@ -58,19 +60,21 @@ def template(stack: Stack) -> str:
 
 
 @pytest.fixture(scope="session")
-def fresh_database(stack: Stack) -> Callable[[str], AbstractContextManager[str]]:
+def fresh_database(stack: Stack) -> Iterator[Callable[[str], AbstractContextManager[str]]]:
     """Copies a database, by its name, for the application's role: for those who need one for longer than a test."""
+    with psycopg.connect(_plain(stack.superuser_url), autocommit=True) as admin:
+        (data,) = admin.execute("SHOW data_directory").fetchone()
+        # By files, with a checkpoint and no log: quick in memory, and slow where each file is written to a disk.
+        strategy = "FILE_COPY" if Path(data).is_relative_to(memory.MEMORY) else "WAL_LOG"
 
-    @contextmanager
-    def copy(original: str) -> Iterator[str]:
-        name = f"test_{os.getpid()}_{next(_numbers)}"
-        with psycopg.connect(_plain(stack.superuser_url), autocommit=True) as admin:
-            admin.execute(f"CREATE DATABASE {name} TEMPLATE {original} OWNER presswork_migrator {_COPY}")
-        yield _rename(stack.values["DATABASE_URL"], name)
-        with psycopg.connect(_plain(stack.superuser_url), autocommit=True) as admin:
-            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        @contextmanager
+        def copy(original: str) -> Iterator[str]:
+            name = f"test_{os.getpid()}_{next(_numbers)}"
+            admin.execute(f"CREATE DATABASE {name} TEMPLATE {original} OWNER presswork_migrator STRATEGY {strategy}")
+            yield _rename(stack.values["DATABASE_URL"], name)
+            _drop(admin, name)
 
-    return copy
+        yield copy
 
 
 @pytest.fixture
@@ -161,6 +165,14 @@ def _running(home: Path, told: Path) -> Stack:
     running.values, running.migrator_url, running.superuser_url = known["values"], known["migrator"], known["superuser"]
     running.programs, running.admin = known["programs"], known["admin"]
     return running
+
+
+def _drop(admin: "psycopg.Connection", name: str) -> None:
+    """Lets sessions end that are about to: Postgres looks for them every tenth of a second. Others are ended."""
+    sessions = "SELECT FROM pg_stat_activity WHERE datname = %s"
+    with suppress(AssertionError):
+        until(lambda: not admin.execute(sessions, [name]).fetchall(), seconds=0.1, every=0.005)
+    admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def _plain(url: str) -> str:

@@ -11,7 +11,6 @@ import queue
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -20,11 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import memory
 from tests.mutation.mutants import Mutant
 from tests.mutation.targets import TARGETS
 
-_MEMORY = Path("/dev/shm")
-_ROOM = 4 << 30
 _BASELINE_SECONDS = 1200.0
 
 
@@ -202,9 +200,8 @@ def _files(root: Path) -> Iterator[str]:
 @contextmanager
 def _folders(count: int) -> Iterator[list[Path]]:
     """A folder for each slot, gone afterwards; in memory if there is room, since every test makes a database."""
-    roomy = _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) and shutil.disk_usage(_MEMORY).free > _ROOM
-    with tempfile.TemporaryDirectory(prefix="mutation-", dir=_MEMORY if roomy else None) as folder:
-        folders = [Path(folder) / str(number) for number in range(count)]
+    with memory.folder("presswork-mutation-") as folder:
+        folders = [folder / str(number) for number in range(count)]
         for path in folders:
             path.mkdir()
         yield folders
