@@ -143,7 +143,8 @@ def test_a_tenant_with_many_files_keeps_no_other_waiting(api, database):
     assert found[2:] == batches[1:10]
 
 
-def test_background_tasks_go_on_after_an_unexpected_error(database):
+def test_background_tasks_go_on_after_an_unexpected_error(database, monkeypatch):
+    monkeypatch.setattr("scheduler.background_tasks.PAUSE_SECONDS", 0.2)
     looked, done, stopping = [], [], threading.Event()
 
     def broken(_connection: Any, _excluding: Any = (), _busy: Any = ()) -> list[Waiting]:
