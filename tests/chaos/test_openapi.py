@@ -1,0 +1,20 @@
+"""Schemathesis on the document that the API publishes, with more requests drawn of each operation and sequence."""
+
+from pathlib import Path
+
+import pytest
+
+from services.core.settings import Settings
+from services.core.storage.s3 import S3Store
+from tests.explorer import explore
+from tests.web import open_api
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1200)
+def test_no_request_of_many_that_are_drawn_is_answered_out_of_line(
+    settings: Settings, store: S3Store, tmp_path: Path
+) -> None:
+    with open_api(settings) as api:
+        assert explore(api, tmp_path, examples=25) > 4_000
+        assert api.http.get("/readyz").status_code == 200
