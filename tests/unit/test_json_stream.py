@@ -96,7 +96,7 @@ def test_a_byte_that_is_not_utf_8_is_named_by_its_place(monkeypatch, chunk):
 
 
 def test_a_value_is_at_most_as_long_as_the_limit(monkeypatch):
-    monkeypatch.setattr(json_stream, "_CHUNK", 1000)
+    monkeypatch.setattr(json_stream, "_CHUNK", 10_000)
     long = "x" * 6_000_000
     for body in ({"images": [{"prompt": long}]}, {"images": [], "matrix": long}, long, {long: 1}):
         assert streamed(json.dumps(body).encode())[:2] == (413, "body_too_long")
