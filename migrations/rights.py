@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, text
 
 ALL = {"INSERT (tenant_id, actor, kind, subject, data)": "events", "UPDATE (prefixes)": "installation"}
-LOCKED = {"UPDATE (id)": "counter_deltas"}  # nobody changes an id: to lock a row takes the right to change a column
+LOCKED = {
+    "UPDATE (id)": "counter_deltas failure_deltas"
+}  # nobody changes an id: to lock a row takes the right to change a column
 # A web server does what it does for a tenant as presswork_tenant (0009). This is what it does besides: it checks keys,
 # sums up for monitoring and estimates, opens images by their links, marks jobs as deleted, reads events for watchers.
 WEB = {
@@ -26,22 +28,27 @@ WEB = {
 SCHEDULER = {
     "SELECT": "alembic_version installation tenants models model_shapes workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures claims idempotency exports export_files files uploads "
-    "upload_parts rates",
-    "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates",
-    "UPDATE": "jobs segments images claims counters leases exports uploads rates",
-    "DELETE": "rates counter_deltas claims workers idempotency leases exports export_files files upload_parts",
+    "upload_parts rates failure_deltas failure_counts failure_hours",
+    "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failure_counts "
+    "failure_hours",
+    "UPDATE": "jobs segments images claims counters leases exports uploads rates failure_counts failure_hours",
+    "DELETE": "rates failure_deltas failure_hours counter_deltas claims workers idempotency leases exports "
+    "export_files files upload_parts",
     **LOCKED,
     **ALL,
 }
 WORKER = {
     "SELECT": "alembic_version installation tenants models model_shapes workers jobs counters counter_deltas segments "
-    "images payloads results failures engines claims render_rates rates drains",
-    "INSERT": "models model_shapes workers engines claims counter_deltas segments results failures render_rates rates",
-    "UPDATE": "models model_shapes workers engines claims counters segments images failures render_rates rates",
+    "images payloads results failures engines claims render_rates rates drains "
+    "failure_deltas failure_counts failure_hours",
+    "INSERT": "models model_shapes workers engines claims counter_deltas segments results failures render_rates rates "
+    "failure_deltas failure_counts failure_hours",
+    "UPDATE": "models model_shapes workers engines claims counters segments images failures render_rates rates "
+    "failure_counts failure_hours",
     "UPDATE (state, started_at)": "jobs",
     "UPDATE (virtual_time)": "tenants",
     **LOCKED,
-    "DELETE": "counter_deltas",
+    "DELETE": "counter_deltas failure_deltas",
     **ALL,
 }
 RIGHTS = {"presswork_web": WEB, "presswork_scheduler": SCHEDULER, "presswork_worker": WORKER}

@@ -1,4 +1,4 @@
-"""What is kept for those who look: rates by minute and by hour, and the accelerator-seconds of a job."""
+"""What is kept for those who look: rates by minute and by hour, the accelerator-seconds of a job, failures by cause."""
 
 from pathlib import Path
 
@@ -8,7 +8,14 @@ from sqlalchemy import Connection, text
 revision = "0015"
 down_revision = "0014"
 
-_OWN_ROWS = {"rates": "tenant_id = (SELECT presswork_tenant())"}
+_OF_A_TENANT = "tenant_id = (SELECT presswork_tenant())"
+_OF_A_JOB = "EXISTS (SELECT FROM jobs WHERE jobs.id = job_id OFFSET 0)"  # as in 0011
+_OWN_ROWS = {
+    "rates": _OF_A_TENANT,
+    "failure_hours": _OF_A_TENANT,
+    "failure_deltas": _OF_A_JOB,
+    "failure_counts": _OF_A_JOB,
+}
 _ROLES = text("""
 SELECT to_regrole('presswork_app')::text AS application, to_regrole('presswork_reader')::text AS reader,
        quote_ident(current_user) AS me
@@ -24,6 +31,13 @@ GRANT SELECT ON {table} TO presswork_tenant;
 
 def upgrade() -> None:
     connection = op.get_bind()
+    with op.get_context().autocommit_block():
+        connection.exec_driver_sql("SET statement_timeout = 0")
+        connection.exec_driver_sql("SET lock_timeout = '10min'")  # it waits for every transaction under way
+        connection.exec_driver_sql("DROP INDEX CONCURRENTLY IF EXISTS failures_cause")  # one that was cut off
+        connection.exec_driver_sql("CREATE INDEX CONCURRENTLY failures_cause ON failures (job_id, code, index)")
+        connection.exec_driver_sql("SET statement_timeout = '10min'")
+        connection.exec_driver_sql("SET lock_timeout = '10s'")
     sql = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
     connection.execution_options(no_parameters=True).exec_driver_sql(sql)
     _protect(connection)

@@ -22,6 +22,7 @@ from services.api.v1 import (
     estimation,
     events,
     exports,
+    failures,
     image_content,
     job_actions,
     job_requests,
@@ -36,7 +37,7 @@ from services.api.v1 import (
 from services.core.settings import Settings
 
 _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
-    "jobs": (submissions, estimation, jobs, job_requests, search, events, job_actions, deletion),
+    "jobs": (submissions, estimation, jobs, job_requests, search, failures, events, job_actions, deletion),
     "overview": (overview,),
     "drafts": (drafts,),
     "exports": (exports,),

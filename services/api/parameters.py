@@ -107,6 +107,11 @@ Status = Annotated[
     Literal["queued", "rendering", "done", "failed", "cancelled"] | None,
     Query(description="one of queued, rendering, done, failed, cancelled"),
 ]
+Cause = Annotated[
+    str | None,
+    AfterValidator(lambda given: None if given is None else _storable(given)),
+    Query(min_length=1, max_length=64, description="the code of a cause, as `/failures` lists them"),
+]
 Priority = Annotated[
     Literal["high", "normal", "low"] | None,
     Query(description="one of high, normal, low; with JSON it is a field of the body instead"),

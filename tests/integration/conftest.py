@@ -16,7 +16,8 @@ from tests.web import Api, open_api
 # Of these no row is left to the next test, children first.
 _EMPTIED = (
     "export_files", "exports", "job_chunks", "counters", "counter_deltas", "images", "payloads", "results", "failures",
-    "claims", "segments", "idempotency", "jobs", "render_rates", "rates",
+    "claims", "segments", "idempotency", "jobs", "render_rates", "rates", "failure_deltas",
+    "failure_counts", "failure_hours",
 )  # fmt: skip
 
 

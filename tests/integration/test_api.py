@@ -367,6 +367,7 @@ JOB_ROUTES = {
     ("POST", "/v1/jobs/{job_id}/resume"),
     ("POST", "/v1/jobs/{job_id}/retry"),
     ("GET", "/v1/jobs/{job_id}/exports"),
+    ("GET", "/v1/jobs/{job_id}/failures"),
 }
 EXPORT_ROUTES = {  # test_exports_api.py shows that other tenants' exports are not found
     ("POST", "/v1/jobs/{job_id}/exports"),
@@ -541,6 +542,8 @@ OTHER_ROWS = (  # of tables that nothing above has written to
     ),
     "INSERT INTO exports (id, tenant_id, job_id, format) VALUES (1, 1, %(job_id)s, 'zip')",
     "INSERT INTO rates VALUES (1, 'hour', now(), 1, 1, 1, 1, 1)",
+    "INSERT INTO failure_counts VALUES (%(job_id)s, 'error', 1, 0, 'm', now())",
+    "INSERT INTO failure_hours VALUES (1, now(), 'error', 1, NULL, NULL, 'm', now())",
     (
         "INSERT INTO export_files (export_id, path, tenant_id, shard, bytes, sha256, images, object_key)"
         " VALUES (1, 'p', 1, 0, 1, %(sha256)s, 1, 'k')"

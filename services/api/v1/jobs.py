@@ -62,20 +62,26 @@ def list_images(
     tenant: Tenant,
     job_id: str,
     status: parameters.Status = None,
+    cause: parameters.Cause = None,
     order: parameters.Order = "index",
     limit: parameters.Limit = 100,
     cursor: parameters.Cursor = None,
 ) -> Any:
-    """The job's images, all or those of one status, by index or failed first."""
+    """The job's images, all, those of one status or those that failed for one cause, by index or failed first."""
     number = ids.parse_job(job_id)
-    if order == "failed_first" and status is None:
+    if cause is not None and status not in (None, "failed"):
+        message = f"cause is about failed images; leave status={status} out, or ask for status=failed."
+        raise ApiError(422, "invalid_parameter", message, param="cause")
+    if order == "failed_first" and status is cause is None:
         return _images_failed_first(request, context, tenant, number, limit, cursor)
-    listing = f"images/{tenant}/{number}/{status}"
+    listing = f"images/{tenant}/{number}/{status}" + ("" if cause is None else f"/{cause}")
     after = -1 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     with context.database.begin(tenant) as connection:
-        found = queries.images(
-            connection, tenant, number, state=parameters.image_state(status), after=after, limit=limit + 1
-        )
+        if cause is None:
+            state = parameters.image_state(status)
+            found = queries.images(connection, tenant, number, state=state, after=after, limit=limit + 1)
+        else:
+            found = queries.images_of_cause(connection, tenant, number, cause, after=after, limit=limit + 1)
     if found is None:
         raise NotFound("There is no such job.")
     page = found[:limit]

@@ -187,6 +187,17 @@ class Image(TypedDict):
     error: ImageError | None
 
 
+class FailureCause(TypedDict):
+    """`count` images failed for this cause; `message` is the newest reason, with an image that it was about."""
+
+    code: str
+    count: int
+    message: str
+    at: str
+    job_id: str | None
+    index: int | None
+
+
 class JobRequest(TypedDict):
     """One request of a job, with all its images."""
 

@@ -21,6 +21,7 @@ from presswork_client.answers import (
     Export,
     ExportFile,
     ExportFormat,
+    FailureCause,
     File,
     FileDeleted,
     Image,
@@ -220,9 +221,16 @@ class Client:
 
     # --- results
 
-    def images(self, job_id: str, status: str | None = None, *, order: str | None = None) -> Iterator[Image]:
-        """The job's images in order, page by page; `order` may be "failed_first"."""
-        return self._transport.pages(f"/v1/jobs/{_id(job_id)}/images", _given(status=status, order=order), PAGE)
+    def images(
+        self, job_id: str, status: str | None = None, *, order: str | None = None, cause: str | None = None
+    ) -> Iterator[Image]:
+        """The job's images in order, page by page; `order` may be "failed_first", `cause` the code of a cause."""
+        given = _given(status=status, order=order, cause=cause)
+        return self._transport.pages(f"/v1/jobs/{_id(job_id)}/images", given, PAGE)
+
+    def failures(self, job_id: str) -> list[FailureCause]:
+        """Why images of the job failed, the most frequent cause first."""
+        return list(self._call(dict[str, list[FailureCause]], "GET", f"/v1/jobs/{_id(job_id)}/failures")["data"])
 
     def search(self, job_id: str, text: str) -> Iterator[Image]:
         """The first image of each request whose prompt or custom_id contains the text, page by page."""

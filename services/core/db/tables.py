@@ -342,6 +342,48 @@ failures = Table(  # every counted failure, also of images that were tried again
     Column("failed_at", Moment, nullable=False, server_default=now),
     Index("failures_image", "job_id", "index"),
     Index("failures_device", "device", "failed_at"),
+    Index("failures_cause", "job_id", "code", "index"),
+)
+
+failure_deltas = Table(  # append-only; a periodic task folds them into the two tables below
+    "failure_deltas",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("job_id", BigInteger, nullable=False),
+    Column("code", Text, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("index", Integer, nullable=False),  # an image that failed, and why
+    Column("message", Text, nullable=False),
+    Column("at", Moment, nullable=False, server_default=now),
+    Index("failure_deltas_job", "job_id"),
+)
+
+failure_counts = Table(  # how many images of a job failed for each cause, with the newest reason
+    "failure_counts",
+    metadata,
+    Column("job_id", BigInteger),
+    Column("code", Text),
+    Column("images", Integer, nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("at", Moment, nullable=False),
+    PrimaryKeyConstraint("job_id", "code"),
+)
+
+failure_hours = Table(  # the same for a tenant's jobs together, by hour
+    "failure_hours",
+    metadata,
+    Column("tenant_id", Integer),
+    Column("hour", Moment),
+    Column("code", Text),
+    Column("images", Integer, nullable=False),
+    Column("job_id", BigInteger),  # null, as is the index, once that job is deleted
+    Column("index", Integer),
+    Column("message", Text, nullable=False),
+    Column("at", Moment, nullable=False),
+    PrimaryKeyConstraint("tenant_id", "hour", "code"),
+    Index("failure_hours_hour", "hour"),
+    Index("failure_hours_job", "job_id"),
 )
 
 claims = Table(

@@ -109,6 +109,19 @@ CROSS JOIN LATERAL (SELECT * FROM images WHERE images.job_id = :job_id AND image
 _THESE_IMAGES = statement("queries.these_images")(_IMAGE.format(images=_THESE) + "ORDER BY i.index")
 _IMAGES_FROM = _page("queries.images_from", _ALL)
 _IMAGES_IN_STATE = {state: _page(f"queries.images_{state.word}", images) for state, images in _IN_STATES.items()}
+# An image has one newest failure; those before are of crashes that were only under suspicion.
+_IMAGES_OF_CAUSE = _page(
+    "queries.images_of_cause",
+    """(
+  SELECT failed.* FROM failures CROSS JOIN LATERAL (
+    SELECT * FROM images WHERE images.job_id = failures.job_id AND images.index = failures.index AND state = 3 OFFSET 0
+  ) failed
+  WHERE failures.job_id = :job_id AND code = :cause AND failures.index > :after AND NOT EXISTS (
+    SELECT FROM failures newer WHERE newer.job_id = failures.job_id AND newer.index = failures.index
+      AND newer.id > failures.id OFFSET 0)
+  ORDER BY failures.index LIMIT :limit
+)""",
+)
 _IMAGES_NOT_FAILED = _page(
     "queries.images_not_failed",
     f"(SELECT * FROM ({_NOT_FAILED}) other ORDER BY index LIMIT :limit)",  # noqa: S608  our own text
@@ -249,6 +262,16 @@ def images(
     values = {"job_id": job_id, "after": after, "limit": limit}
     rows = connection.execute(_IMAGES_FROM if state is None else _IMAGES_IN_STATE[state], values)
     return [_image_view(row) for row in rows]
+
+
+def images_of_cause(
+    connection: Connection, tenant_id: int, job_id: int, cause: str, *, after: int, limit: int
+) -> list[ImageView] | None:
+    """The images that failed for this cause, as `images`."""
+    if not exists(connection, tenant_id, job_id):
+        return None
+    values = {"job_id": job_id, "cause": cause, "after": after, "limit": limit}
+    return [_image_view(row) for row in connection.execute(_IMAGES_OF_CAUSE, values)]
 
 
 def image(connection: Connection, tenant_id: int | None, job_id: int, index: int) -> ImageView | None:

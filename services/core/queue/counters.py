@@ -5,6 +5,7 @@ from sqlalchemy import Connection
 
 from services.core.db import columns, leases
 from services.core.db.statements import statement
+from services.core.queue import failure_counts
 
 _NEW = statement("counters.new")("INSERT INTO counters (job_id, queued) VALUES (:id, :images)")
 _GROW = statement("counters.grow")("UPDATE counters SET queued = queued + :images WHERE job_id = :id")
@@ -74,12 +75,15 @@ def grow(connection: Connection, job_id: int, images: int) -> None:
 
 
 def fold(connection: Connection) -> int:
-    """Adds the deltas to the counters; returns for how many jobs. While another process folds, it does nothing."""
+    """Adds the deltas to the counters and to what is counted by cause; returns for how many jobs. While another process
+    folds, it does nothing."""
     if not leases.lock_maintenance(connection):
         return 0
+    failure_counts.fold(connection)
     return connection.execute(_FOLD).rowcount
 
 
 def forget_rates(connection: Connection) -> int:
-    """Deletes rates of minutes after two days and of hours after two years, up to 10,000 a call; returns how many."""
-    return connection.execute(_FORGET_RATES).rowcount
+    """Deletes rates of minutes after two days and of hours after two years, and failures by hour after eight days, up
+    to 10,000 of each a call; returns how many."""
+    return connection.execute(_FORGET_RATES).rowcount + failure_counts.forget(connection)

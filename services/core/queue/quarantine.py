@@ -165,11 +165,11 @@ def _is_poison(connection: Connection, job_id: int, index: int) -> bool:
 
 
 def _fail_as_poison(connection: Connection, claim_id: int, job_id: int, index: int, device: str) -> None:
-    connection.execute(_POISON, {"job_id": job_id, "index": index})
+    failed = connection.execute(_POISON, {"job_id": job_id, "index": index}).rowcount == 1
     message = "The process died each time that it rendered this image alone."
     events.append_of_job(connection, "image.poison", job_id, {"index": index, "device": device})
     poison = FailedImage(job_id, index, "poison", message)
-    settlement.record_failures(connection, claim_id, [poison], device=device, batch_images=1)
+    settlement.record_failures(connection, claim_id, [poison], device=device, batch_images=1, final=failed)
 
 
 def _quarantine(connection: Connection, job_id: int, indexes: list[int], *, cap: int) -> None:

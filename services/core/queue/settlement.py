@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -65,10 +66,18 @@ INSERT INTO counter_deltas (job_id, reused)
 SELECT job_id, count(*) FROM unnest(CAST(:job_ids AS bigint[])) AS job_id GROUP BY job_id
 """)
 
+# Only those by which an image became failed are counted by cause.
 _FAILURES = statement("settlement.failures")("""
+WITH failed AS MATERIALIZED (
+  SELECT * FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:code AS text[]),
+                       CAST(:message AS text[]), CAST(:final AS boolean[])) AS one (job_id, index, code, message, final)
+), counted AS (
+  INSERT INTO failure_deltas (job_id, code, images, index, message)
+  SELECT job_id, code, count(*), max(index), (array_agg(message ORDER BY index DESC))[1]
+  FROM failed WHERE final GROUP BY job_id, code
+)
 INSERT INTO failures (job_id, index, code, message, claim_id, device, batch_images)
-SELECT *, :claim_id, :device, :batch_images
-FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:code AS text[]), CAST(:message AS text[]))
+SELECT job_id, index, code, message, :claim_id, :device, :batch_images FROM failed
 """)
 
 
@@ -137,12 +146,21 @@ def settle(
     if reused := [image.job_id for image in visible if image.reused]:
         connection.execute(_REUSED, {"job_ids": reused})
     if failed:
-        record_failures(connection, claim_id, failed, device=device, batch_images=row.images)
+        final = [image.job_id not in moved.cancelled for image in failed]
+        record_failures(connection, claim_id, failed, device=device, batch_images=row.images, final=final)
     return Settlement(Verdict.OK, tuple(image for image in stored if image.job_id in moved.cancelled))
 
 
 def record_failures(
-    connection: Connection, claim_id: int, failed: Sequence[FailedImage], *, device: str, batch_images: int
+    connection: Connection,
+    claim_id: int,
+    failed: Sequence[FailedImage],
+    *,
+    device: str,
+    batch_images: int,
+    final: bool | Sequence[bool] = False,
 ) -> None:
-    values = {name: [getattr(image, name) for image in failed] for name in FailedImage.__slots__}
+    """Records failures. `final`: the image, or each of them, is failed by it and not only under suspicion."""
+    values: dict[str, Any] = {name: [getattr(image, name) for image in failed] for name in FailedImage.__slots__}
+    values["final"] = [final] * len(failed) if isinstance(final, bool) else list(final)
     connection.execute(_FAILURES, values | {"claim_id": claim_id, "device": device, "batch_images": batch_images})
