@@ -8,7 +8,21 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli import actions, bench, downloads, exports, jobs, keys, manual, model, removal, show, submit, workers
+from services.cli import (
+    actions,
+    bench,
+    downloads,
+    exports,
+    jobs,
+    keys,
+    manual,
+    model,
+    overview,
+    removal,
+    show,
+    submit,
+    workers,
+)
 from services.cli.exits import EPILOG
 from services.core import extras
 from services.core.model.errors import PressworkError
@@ -23,6 +37,7 @@ app = typer.Typer(
 JOBS, RESULTS, MACHINE, OPERATIONS = "Jobs", "Results", "This machine", "Operations"
 submit.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
+overview.add_to(app, JOBS)
 removal.add_to(app, JOBS)
 downloads.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)

@@ -12,6 +12,7 @@ EXAMPLES = {
         "presswork estimate --images 10000 --size 512x512",
     ),
     "ls": ("presswork ls --status in_progress", "presswork ls --label for=shop --limit 0 --json"),
+    "overview": ("presswork overview", "presswork overview --json"),
     "show": ("presswork show job_039yenx5ewysr",),
     "watch": ("presswork watch job_039yenx5ewysr",),
     "items": ("presswork items job_039yenx5ewysr --status failed",),

@@ -1,17 +1,25 @@
-"""How it all goes: the rates of a tenant's images."""
+"""How it all goes: what needs a person, what waits, how fast images are finished, and the newest of them."""
 
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
-from services.api import parameters
+from services.api import dependencies, parameters
 from services.api.authentication import Tenant
-from services.api.dependencies import ContextDep
+from services.api.dependencies import Context, ContextDep
+from services.api.errors import ApiError
 from services.api.turns import TenantRoute
+from services.api.v1 import failures, schemas
+from services.api.v1.jobs import described
 from services.api.v1.schemas import Moment
-from services.core.jobs import rates
+from services.core.jobs import overview, rates
+from services.core.model import ids
+
+if TYPE_CHECKING:
+    from services.api.readiness import Readiness
 
 router = APIRouter(route_class=TenantRoute)
 
@@ -45,6 +53,99 @@ class RateSeries(BaseModel):
     data: list[RatePoint]
 
 
+class Issue(BaseModel):
+    """Something that needs a person. `failing`: nothing can be submitted or rendered; `degraded`: some of it cannot."""
+
+    code: str
+    status: Literal["degraded", "failing"]
+    message: str
+
+
+class Waiting(BaseModel):
+    """The images that are not final, without those of paused jobs, and what they take: seconds of accelerators, and
+    seconds until all are done if nothing else is ahead. Null: not measured yet, or no live worker serves some of them.
+    `more`: there are other jobs, which were not added up."""
+
+    jobs: int
+    queued: int
+    rendering: int
+    device_seconds: float | None
+    seconds: float | None
+    more: bool
+
+
+class Accelerators(BaseModel):
+    """Live workers, each with one accelerator, for all tenants together. A drained one takes nothing new."""
+
+    busy: int
+    idle: int
+    drained: int
+    sick: int
+    starting: int
+
+
+class NewestPicture(BaseModel):
+    """A done image; `url` needs no key. `prompt` is its beginning."""
+
+    job_id: str
+    index: int
+    finished_at: Moment
+    flagged: bool | None
+    custom_id: str | None
+    prompt: str
+    url: str
+
+
+class Overview(BaseModel):
+    """`status` is the worst of the issues. `jobs` are the newest ones in progress, `failures` the causes of the last
+    day, `pictures` the newest ones."""
+
+    object: Literal["overview"] = "overview"
+    status: Literal["ok", "degraded", "failing"]
+    issues: list[Issue]
+    rates: Rates
+    waiting: Waiting
+    accelerators: Accelerators
+    jobs: list[schemas.Job]
+    failures: list[failures.FailureCause]
+    pictures: list[NewestPicture]
+
+
+@router.get("/overview", response_model=Overview)
+async def show_overview(request: Request, context: ContextDep, tenant: Tenant) -> Any:
+    """Whether all is well and why not, what waits, who renders it, how fast, what fails, and the newest pictures."""
+    readiness: Readiness = request.app.state.readiness
+    checks = (await readiness.answer()).checks
+    issues = [
+        Issue(code=name, status=check.status, message=check.message)
+        for name, check in checks.items()
+        if check.status != "ok" and name != "worker"  # of workers the overview says more
+    ]
+    try:
+        return await context.requests.run(tenant, partial(_overview, request, context, tenant, issues))
+    except Exception:
+        if checks["database"].status == "failing":  # a schema that is behind may lack what the rest is read from
+            raise ApiError(503, "database_unusable", checks["database"].message) from None
+        raise
+
+
+def _overview(request: Request, context: Context, tenant: int, issues: list[Issue]) -> Overview:
+    with context.database.begin(tenant) as connection:
+        found = overview.overview(connection, tenant)
+    issues = [*issues, *(Issue(**asdict(issue)) for issue in found.issues)]
+    statuses = {issue.status for issue in issues}
+    return Overview(
+        status="failing" if "failing" in statuses else "degraded" if statuses else "ok",
+        issues=sorted(issues, key=lambda issue: issue.status != "failing"),
+        rates=shown(found.rates),
+        waiting=Waiting(**asdict(found.waiting)),
+        accelerators=Accelerators(**asdict(found.accelerators)),
+        jobs=described(context, list(found.jobs)),
+        failures=[failures.shown(cause) for cause in found.failures],
+        pictures=[_picture(request, context, picture) for picture in found.pictures],
+    )
+
+
 @router.get("/rates", response_model=RateSeries)
 def show_rates(
     context: ContextDep, tenant: Tenant, by: parameters.Grain = "minute", points: parameters.Points = 60
@@ -57,6 +158,12 @@ def show_rates(
 
 def shown(found: rates.Rates) -> Rates:
     return Rates(**{name: round(rate, 6) for name, rate in asdict(found).items()})
+
+
+def _picture(request: Request, context: Context, picture: overview.Picture) -> NewestPicture:
+    link = dependencies.linker(context, request, picture.job_id)
+    named = asdict(picture) | {"job_id": ids.public_job(picture.job_id)}
+    return NewestPicture(**named, url=link(picture.index))
 
 
 def _point(point: rates.Point) -> RatePoint:

@@ -8,6 +8,7 @@ does not make a second job.
 """
 
 from presswork_client.answers import (
+    Accelerators,
     Action,
     AppendedChunk,
     Chunk,
@@ -24,19 +25,23 @@ from presswork_client.answers import (
     Image,
     ImageError,
     ImageRequest,
+    Issue,
     Job,
     JobDeleted,
     JobDeletion,
     JobRequest,
     Matrix,
     Model,
+    NewestPicture,
     OutputFormat,
+    Overview,
     Preview,
     Range,
     RatePoint,
     Rates,
     RateSeries,
     Refusal,
+    Waiting,
     Worker,
 )
 from presswork_client.client import PAGE, Client
@@ -44,6 +49,7 @@ from presswork_client.transport import ClientError, file_sha256
 
 __all__ = [
     "PAGE",
+    "Accelerators",
     "Action",
     "AppendedChunk",
     "Chunk",
@@ -62,19 +68,23 @@ __all__ = [
     "Image",
     "ImageError",
     "ImageRequest",
+    "Issue",
     "Job",
     "JobDeleted",
     "JobDeletion",
     "JobRequest",
     "Matrix",
     "Model",
+    "NewestPicture",
     "OutputFormat",
+    "Overview",
     "Preview",
     "Range",
     "RatePoint",
     "RateSeries",
     "Rates",
     "Refusal",
+    "Waiting",
     "Worker",
     "file_sha256",
 ]

@@ -260,6 +260,63 @@ class Estimate(TypedDict):
     shapes: list[EstimatedShape]
 
 
+class Issue(TypedDict):
+    """Something that needs a person."""
+
+    code: str
+    status: Literal["degraded", "failing"]
+    message: str
+
+
+class Waiting(TypedDict):
+    """The images that are not final, without those of paused jobs. Seconds are null if they are not known; `more`:
+    there are jobs that were not added up."""
+
+    jobs: int
+    queued: int
+    rendering: int
+    device_seconds: float | None
+    seconds: float | None
+    more: bool
+
+
+class Accelerators(TypedDict):
+    """Live workers, each with one accelerator, for all tenants together. A drained one takes nothing new."""
+
+    busy: int
+    idle: int
+    drained: int
+    sick: int
+    starting: int
+
+
+class NewestPicture(TypedDict):
+    """A done image; `url` needs no key. `prompt` is its beginning."""
+
+    job_id: str
+    index: int
+    finished_at: str
+    flagged: bool | None
+    custom_id: str | None
+    prompt: str
+    url: str
+
+
+class Overview(TypedDict):
+    """`status` is the worst of the issues. `jobs` are the newest ones in progress, `failures` the causes of the last
+    day, `pictures` the newest ones."""
+
+    object: Literal["overview"]
+    status: Literal["ok", "degraded", "failing"]
+    issues: list[Issue]
+    rates: Rates
+    waiting: Waiting
+    accelerators: Accelerators
+    jobs: list[Job]
+    failures: list[FailureCause]
+    pictures: list[NewestPicture]
+
+
 class ExportCounts(TypedDict):
     total: int
     done: int

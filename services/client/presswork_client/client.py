@@ -32,6 +32,7 @@ from presswork_client.answers import (
     JobRequest,
     Matrix,
     Model,
+    Overview,
     Preview,
     RateSeries,
     Worker,
@@ -175,6 +176,10 @@ class Client:
     def jobs(self, *, status: str | None = None, label: str | None = None, page: int = PAGE) -> Iterator[Job]:
         """All jobs, newest first, page by page; `label` is "name:value"."""
         return self._transport.pages("/v1/jobs", _given(status=status, label=label), page)
+
+    def overview(self) -> Overview:
+        """Whether all is well and why not, what waits, how fast it goes, what fails, and the newest pictures."""
+        return self._call(Overview, "GET", "/v1/overview")
 
     def rates(self, by: str = "minute", points: int = 60) -> RateSeries:
         """How fast images were finished, minute by minute or hour by hour (`by`)."""
