@@ -18,7 +18,7 @@ LOCKED = {
 WEB = {
     "SELECT": "alembic_version installation tenants api_keys models workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures engines claims render_rates exports files events "
-    "drains",
+    "drains marks",
     "INSERT": "api_keys drains",
     "DELETE": "drains",
     "UPDATE": "jobs segments exports files",
@@ -28,7 +28,7 @@ WEB = {
 SCHEDULER = {
     "SELECT": "alembic_version installation tenants models model_shapes workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures claims idempotency exports export_files files uploads "
-    "upload_parts rates failure_deltas failure_counts failure_hours",
+    "upload_parts marks rates failure_deltas failure_counts failure_hours",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failure_counts "
     "failure_hours",
     "UPDATE": "jobs segments images claims counters leases exports uploads rates failure_counts failure_hours",

@@ -1,4 +1,4 @@
-"""What is kept for those who look: rates by minute and by hour, the accelerator-seconds of a job, failures by cause."""
+"""What is kept for those who look: rates by minute and hour, a job's accelerator-seconds, failures by cause, marks."""
 
 from pathlib import Path
 
@@ -15,6 +15,8 @@ _OWN_ROWS = {
     "failure_hours": _OF_A_TENANT,
     "failure_deltas": _OF_A_JOB,
     "failure_counts": _OF_A_JOB,
+    "marks": _OF_A_JOB,
+    "mark_counts": _OF_A_JOB,
 }
 _ROLES = text("""
 SELECT to_regrole('presswork_app')::text AS application, to_regrole('presswork_reader')::text AS reader,
@@ -41,6 +43,8 @@ def upgrade() -> None:
     sql = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
     connection.execution_options(no_parameters=True).exec_driver_sql(sql)
     _protect(connection)
+    connection.exec_driver_sql("GRANT INSERT, UPDATE, DELETE ON marks TO presswork_tenant")
+    connection.exec_driver_sql("GRANT INSERT, UPDATE ON mark_counts TO presswork_tenant")
 
 
 def _protect(connection: Connection) -> None:

@@ -76,6 +76,45 @@ WHERE EXISTS (SELECT FROM images i WHERE i.job_id = f.job_id AND i.index = f.ind
   AND NOT EXISTS (SELECT FROM failures n WHERE n.job_id = f.job_id AND n.index = f.index AND n.id > f.id OFFSET 0)
 GROUP BY job_id, code;
 
+-- What people say of a picture. A job's marks are counted as they are set, by whoever sets them.
+CREATE TABLE marks (
+  job_id bigint,
+  index integer,
+  mark text NOT NULL,
+  actor text NOT NULL,
+  at timestamptz NOT NULL DEFAULT now(),
+  PRIMARY KEY (job_id, index),
+  CONSTRAINT marks_mark CHECK (mark IN ('accepted', 'rejected', 'starred'))
+);
+CREATE INDEX marks_kind ON marks (job_id, mark, index);
+CREATE TABLE mark_counts (
+  job_id bigint PRIMARY KEY,
+  accepted integer NOT NULL,
+  rejected integer NOT NULL,
+  starred integer NOT NULL
+);
+-- An export keeps the marks that it was planned with: its shards are written later, and by several processes.
+ALTER TABLE exports ADD COLUMN marks bytea;
+
+-- As before, and of the new tables too: the rows of the images from index `first` to `past`, which is not among them. Returns how many images it deleted.
+CREATE OR REPLACE FUNCTION presswork_delete_images(job bigint, first bigint, past bigint) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_partition_pruning = off AS $$
+DECLARE
+  deleted integer;
+BEGIN
+  IF NOT presswork_is_deleted(job) THEN
+    RETURN 0;
+  END IF;
+  DELETE FROM results WHERE job_id = job AND index >= first AND index < past;
+  DELETE FROM payloads WHERE job_id = job AND index >= first AND index < past;
+  DELETE FROM marks WHERE job_id = job AND index >= first AND index < past;
+  DELETE FROM failures WHERE job_id = job AND index >= first AND index < past;
+  DELETE FROM images WHERE job_id = job AND index >= first AND index < past;
+  GET DIAGNOSTICS deleted = ROW_COUNT;
+  RETURN deleted;
+END $$;
+
 -- As before, and of the new tables too. Up to `most` of the job's other rows and, once there are none, the job. Returns how many rows it deleted.
 CREATE OR REPLACE FUNCTION presswork_delete_job(job bigint, most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
@@ -104,6 +143,7 @@ BEGIN
   GET DIAGNOSTICS deleted = ROW_COUNT;
   IF deleted > 0 THEN RETURN deleted; END IF;
   DELETE FROM failure_counts WHERE job_id = job;
+  DELETE FROM mark_counts WHERE job_id = job;
   UPDATE failure_hours SET job_id = NULL, index = NULL, message = '' WHERE job_id = job;
   DELETE FROM counters WHERE job_id = job;
   DELETE FROM jobs WHERE id = job;

@@ -28,6 +28,7 @@ from services.api.v1 import (
     job_requests,
     jobs,
     keys,
+    marks,
     overview,
     schemas,
     search,
@@ -37,7 +38,7 @@ from services.api.v1 import (
 from services.core.settings import Settings
 
 _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
-    "jobs": (submissions, estimation, jobs, job_requests, search, failures, events, job_actions, deletion),
+    "jobs": (submissions, estimation, jobs, job_requests, search, failures, marks, events, job_actions, deletion),
     "overview": (overview,),
     "drafts": (drafts,),
     "exports": (exports,),

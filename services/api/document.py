@@ -18,6 +18,7 @@ from services.api.errors import PROBLEM
 from services.api.exchange import REQUEST_ID
 from services.api.openai import bodies, uploads
 from services.core.exports import options
+from services.core.marks.asked import MATCHING, MarksRequest
 from services.core.model import key_requests, requests
 from services.core.settings import Settings
 
@@ -57,6 +58,7 @@ _ALLOWED = {  # what the descriptions of fields are taken from, by schema
     "JobChanges": requests.ALLOWED, "RetryOptions": requests.ALLOWED, "EstimateShape": requests.EstimateShape.ALLOWED,
     "FinalizeRequest": requests.FinalizeRequest.ALLOWED, "ExportRequest": options.ALLOWED,
     "OptionsInput": options.ALLOWED, "KeyRequest": key_requests.KeyRequest.ALLOWED,
+    "MarksRequest": MarksRequest.ALLOWED, "Matching": MATCHING,
     **dict.fromkeys(("ImagesSubmission", "MatrixSubmission", "DraftSubmission", "ChunkSubmission"), requests.ALLOWED),
     **dict.fromkeys(("ImagesEstimate", "MatrixEstimate", "ShapesEstimate", "PreviewRequest"), requests.ALLOWED),
 }  # fmt: skip

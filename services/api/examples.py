@@ -23,6 +23,7 @@ BODIES: dict[str, Any] = {
     "change_job": {"priority": "low", "labels": {"run": "nightly"}},
     "create_key": {"name": "the shop's nightly run", "scopes": ["view", "submit"], "expires_in_seconds": 7_776_000},
     "retry_job": {"priority": "high"},
+    "mark_images": {"mark": "accepted", "indexes": [0, 3, 17]},
     "create_export": {"format": "webdataset", "options": {"images_per_shard": 1_000}},
     "create_upload": {
         "filename": "requests.jsonl", "purpose": "batch", "bytes": 104_857_600, "mime_type": "application/jsonl",

@@ -112,6 +112,9 @@ Cause = Annotated[
     AfterValidator(lambda given: None if given is None else _storable(given)),
     Query(min_length=1, max_length=64, description="the code of a cause, as `/failures` lists them"),
 ]
+Mark = Annotated[
+    Literal["accepted", "rejected", "starred"] | None, Query(description="one of accepted, rejected, starred")
+]
 Priority = Annotated[
     Literal["high", "normal", "low"] | None,
     Query(description="one of high, normal, low; with JSON it is a field of the body instead"),

@@ -16,6 +16,7 @@ from services.cli import (
     jobs,
     keys,
     manual,
+    marks,
     model,
     overview,
     removal,
@@ -40,6 +41,7 @@ jobs.add_to(app, JOBS)
 overview.add_to(app, JOBS)
 removal.add_to(app, JOBS)
 downloads.add_to(app, RESULTS)
+marks.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
 actions.add_to(app, OPERATIONS)
 app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)

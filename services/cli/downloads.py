@@ -57,6 +57,10 @@ def download(
         typer.Option("--output", "-o", metavar="DIR", help="The folder; by default the job's id.", show_default=False),
     ] = None,
     names: Annotated[Literal["custom_id", "index"], typer.Option(help="What the files are named after.")] = "custom_id",
+    mark: Annotated[
+        Literal["accepted", "rejected", "starred"] | None,
+        typer.Option(help="Only images with this mark.", show_default=False),
+    ] = None,
     parallel: Annotated[int, typer.Option("--parallel", "-p", min=1, max=64, help="How many at a time.")] = 8,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
@@ -72,9 +76,10 @@ def download(
     folder = output or Path(job)
     with connect(profile, _PATIENCE_SECONDS) as client:
         found = client.job(job)
+        total = client.mark_counts(job)[mark] if mark else found["counts"]["done"]
         metadata.claim_folder(folder, job)
         try:
-            tally = _fetch_all(client, job, folder, UniqueNames(names), parallel, found["counts"]["done"])
+            tally = _fetch_all(client, job, folder, UniqueNames(names), parallel, total, mark)
         except KeyboardInterrupt:
             raise Interrupted("stopped; the same command goes on with what is missing") from None
     if as_json:
@@ -89,7 +94,9 @@ def download(
     return Exit.INCOMPLETE if found["finished_at"] and missing else Exit.OK
 
 
-def _fetch_all(client: Client, job: str, folder: Path, names: UniqueNames, parallel: int, total: int) -> Tally:
+def _fetch_all(
+    client: Client, job: str, folder: Path, names: UniqueNames, parallel: int, total: int, mark: str | None
+) -> Tally:
     """Fetches several at a time but describes them in order, so that the metadata is the same each time."""
     tally = Tally()
     pool = ThreadPoolExecutor(parallel)
@@ -105,7 +112,7 @@ def _fetch_all(client: Client, job: str, folder: Path, names: UniqueNames, paral
                     described.add(wanted.name, wanted.facts)
                 progress.update(task, advance=1, tail=units.size(tally.bytes))
 
-            for wanted in _wanted(client, job, names):
+            for wanted in _wanted(client, job, names, mark):
                 waiting.append((wanted, pool.submit(_fetch, client, job, wanted, folder)))
                 if len(waiting) >= parallel * 4:
                     settle()
@@ -132,11 +139,13 @@ def _count_files(folder: Path, tally: Tally) -> None:
         tally.failed.append({"index": index, "file_name": name, "message": message})
 
 
-def _wanted(client: Client, job: str, names: UniqueNames) -> Iterator[Wanted]:
+def _wanted(client: Client, job: str, names: UniqueNames, mark: str | None) -> Iterator[Wanted]:
+    """The done images, or those of them with the mark. The others too get their names, so that a name does not depend
+    on marks."""
     for request in _in_order(client, job):
         for place, image in enumerate(request["images"]):
             name = names.of(request["custom_id"], place, request["n"], image["index"], image["output_format"])
-            if image["status"] == "done":
+            if image["status"] == "done" and mark in (None, image["mark"]):
                 facts = metadata.facts(job, image, request["prompt"], request["negative_prompt"])
                 yield Wanted(image, name, facts)
 

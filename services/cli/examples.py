@@ -25,7 +25,14 @@ EXAMPLES = {
         "presswork rm job_039yenx5ewysr --dry-run",
         "presswork rm --label for=shop --older-than 30d --yes",
     ),
-    "download": ("presswork download job_039yenx5ewysr -o pictures",),
+    "download": (
+        "presswork download job_039yenx5ewysr -o pictures",
+        "presswork download job_039yenx5ewysr --mark accepted",
+    ),
+    "mark": (
+        "presswork mark job_039yenx5ewysr accepted --images 0,3,10-19",
+        "presswork mark job_039yenx5ewysr rejected --all --now none",
+    ),
     "export": (
         "presswork export job_039yenx5ewysr --format parquet -o dataset",
         "presswork export job_039yenx5ewysr --option images_per_shard=1000 -o shards",

@@ -17,7 +17,7 @@ from tests.web import Api, open_api
 _EMPTIED = (
     "export_files", "exports", "job_chunks", "counters", "counter_deltas", "images", "payloads", "results", "failures",
     "claims", "segments", "idempotency", "jobs", "render_rates", "rates", "failure_deltas",
-    "failure_counts", "failure_hours",
+    "failure_counts", "failure_hours", "marks", "mark_counts",
 )  # fmt: skip
 
 

@@ -368,6 +368,8 @@ JOB_ROUTES = {
     ("POST", "/v1/jobs/{job_id}/retry"),
     ("GET", "/v1/jobs/{job_id}/exports"),
     ("GET", "/v1/jobs/{job_id}/failures"),
+    ("GET", "/v1/jobs/{job_id}/marks"),
+    ("PUT", "/v1/jobs/{job_id}/marks"),
 }
 EXPORT_ROUTES = {  # test_exports_api.py shows that other tenants' exports are not found
     ("POST", "/v1/jobs/{job_id}/exports"),
@@ -415,6 +417,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {  # of routes that look at noth
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"): {"images": [{"prompt": "a"}]},
     ("PATCH", "/v1/jobs/{job_id}"): {"labels": {"a": "b"}},
     ("POST", "/v1/jobs/{job_id}/finalize"): {"chunks": 1},
+    ("PUT", "/v1/jobs/{job_id}/marks"): {"mark": "accepted", "matching": {}},
 }
 MODEL_UNUSABLE = {  # what a job in progress does not take
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"),
@@ -543,6 +546,8 @@ OTHER_ROWS = (  # of tables that nothing above has written to
     ),
     "INSERT INTO exports (id, tenant_id, job_id, format) VALUES (1, 1, %(job_id)s, 'zip')",
     "INSERT INTO rates VALUES (1, 'hour', now(), 1, 1, 1, 1, 1)",
+    "INSERT INTO marks VALUES (%(job_id)s, 0, 'accepted', 'key/x', now())",
+    "INSERT INTO mark_counts VALUES (%(job_id)s, 1, 0, 0)",
     "INSERT INTO failure_counts VALUES (%(job_id)s, 'error', 1, 0, 'm', now())",
     "INSERT INTO failure_hours VALUES (1, now(), 'error', 1, NULL, NULL, 'm', now())",
     (

@@ -134,6 +134,36 @@ def render(api: Api, store: S3Store, job: str, *failed: int) -> None:
         lifecycle.finish(connection)
 
 
+# --- the whole, and marks
+
+
+def test_the_overview_says_what_is_wrong_and_what_there_is(run: Run, api: Api, store: S3Store) -> None:
+    job = api.submit(*[{"prompt": "a mug"}] * 3)["id"]
+    render(api, store, job, 1)
+    shown = run("overview", code=1).stdout
+    assert "something is wrong" in shown
+    assert "No scheduler is running" in shown
+    assert "It broke." in shown
+    found = document(run("overview", "--json", code=1))
+    assert [(cause["code"], cause["count"]) for cause in found["failures"]] == [("error", 1)]
+    assert {picture["job_id"] for picture in found["pictures"]} == {job}
+
+
+def test_pictures_are_marked_counted_and_downloaded_by_their_mark(
+    run: Run, api: Api, store: S3Store, tmp_path: Path
+) -> None:
+    job = api.submit({"prompt": "a mug", "n": 4}, {"prompt": "a hat"})["id"]
+    render(api, store, job)
+    assert "2 images accepted, 2 of them newly" in run("mark", job, "accepted", "--images", "1,3-3").stderr
+    assert "3 images rejected, 3 of them newly" in run("mark", job, "rejected", "--all", "--now", "none").stderr
+    assert run("mark", job).stdout == "2 accepted, 3 rejected, 0 starred\n"
+    assert document(run("download", job, "--mark", "accepted", "-o", "some", "--json"))["files"] == 2
+    assert len(list((tmp_path / "some").glob("*.png"))) == 2
+    assert "The job has no done image 9" in run("mark", job, "starred", "--images", "9", code=5).output
+    for wrong in ([], ["--images", "3-1"], ["--images", "a"], ["--images", "1", "--all"]):
+        run("mark", job, "starred", *wrong, code=2)
+
+
 # --- submitting
 
 

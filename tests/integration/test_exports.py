@@ -98,6 +98,7 @@ def test_a_webdataset_is_read_by_webdataset(database, settings, store, job_id, t
         "flagged": False,
         "unknown_words": "",
         "reproducibility_class": "test/16",
+        "mark": "",
     }
 
 

@@ -36,6 +36,8 @@ WRITERS = {
     "upload_parts": "files",
     "exports": "exports",
     "export_files": "exports",
+    "marks": "marks",
+    "mark_counts": "marks",
     "api_keys": "tenants",
     "models": "fleet",
     "model_shapes": "fleet",

@@ -63,25 +63,32 @@ def list_images(
     job_id: str,
     status: parameters.Status = None,
     cause: parameters.Cause = None,
+    mark: parameters.Mark = None,
     order: parameters.Order = "index",
     limit: parameters.Limit = 100,
     cursor: parameters.Cursor = None,
 ) -> Any:
-    """The job's images, all, those of one status or those that failed for one cause, by index or failed first."""
+    """The job's images by index, or failed first: all, those of one status, those that failed for one cause, or those
+    with one mark."""
     number = ids.parse_job(job_id)
-    if cause is not None and status not in (None, "failed"):
-        message = f"cause is about failed images; leave status={status} out, or ask for status=failed."
+    if cause is not None and (status not in (None, "failed") or mark is not None):
+        message = "cause is about failed images; leave mark out, and status or ask for status=failed."
         raise ApiError(422, "invalid_parameter", message, param="cause")
-    if order == "failed_first" and status is cause is None:
+    if mark is not None and status not in (None, "done"):
+        message = "mark is about done images; leave status out, or ask for status=done."
+        raise ApiError(422, "invalid_parameter", message, param="mark")
+    if order == "failed_first" and status is cause is mark is None:
         return _images_failed_first(request, context, tenant, number, limit, cursor)
-    listing = f"images/{tenant}/{number}/{status}" + ("" if cause is None else f"/{cause}")
+    listing = f"images/{tenant}/{number}/{status}" + ("" if cause is mark is None else f"/{cause}/{mark}")
     after = -1 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     with context.database.begin(tenant) as connection:
-        if cause is None:
+        if cause is not None:
+            found = queries.images_of_cause(connection, tenant, number, cause, after=after, limit=limit + 1)
+        elif mark is not None:
+            found = queries.images_marked(connection, tenant, number, mark, after=after, limit=limit + 1)
+        else:
             state = parameters.image_state(status)
             found = queries.images(connection, tenant, number, state=state, after=after, limit=limit + 1)
-        else:
-            found = queries.images_of_cause(connection, tenant, number, cause, after=after, limit=limit + 1)
     if found is None:
         raise NotFound("There is no such job.")
     page = found[:limit]

@@ -9,6 +9,7 @@ from pydantic import BaseModel, PlainSerializer
 from services.core.db.columns import Payload
 from services.core.events import queries as events
 from services.core.jobs.queries import ImageView, JobView
+from services.core.marks.marks import Mark
 from services.core.model import ids, requests
 from services.core.model.states import ImageState
 
@@ -104,7 +105,7 @@ class OfRequest(BaseModel):
 class Image(OfRequest):
     """`seed_string` is for clients whose numbers end at 2^53. `flagged` is the verdict of the model's safety checker,
     null if it has none. `unknown_words` of the prompt are not in the model's vocabulary. `versions` names the software
-    that drew it."""
+    that drew it. `mark` is what someone said of it."""
 
     status: str
     seed: int
@@ -121,6 +122,7 @@ class Image(OfRequest):
     reused: bool | None
     versions: str | None
     device: str | None
+    mark: Mark | None
     error: ImageError | None
 
 
@@ -220,6 +222,7 @@ def image(view: ImageView, link: Callable[[int], str]) -> Image:
         reused=view.reused,
         versions=view.versions,
         device=view.device,
+        mark=view.mark,
         error=ImageError(code=view.error_code or "unknown", message=view.error_message or "") if failed else None,
     )
 

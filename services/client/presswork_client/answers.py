@@ -3,6 +3,7 @@
 from typing import Any, Literal, NotRequired, TypedDict
 
 ExportFormat = str  # the server says which there are; it may know more than this client
+Mark = Literal["accepted", "rejected", "starred"]
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 
@@ -184,6 +185,7 @@ class Image(TypedDict):
     reproducibility_class: str | None
     versions: str | None
     device: str | None
+    mark: Mark | None
     error: ImageError | None
 
 
@@ -210,6 +212,38 @@ class JobRequest(TypedDict):
     n: int
     status: str
     images: list[Image]
+
+
+class ImageMark(TypedDict):
+    """One image's mark, who set it and when."""
+
+    index: int
+    mark: Mark
+    by: str
+    at: str
+
+
+class MarkCounts(TypedDict):
+    accepted: int
+    rejected: int
+    starred: int
+
+
+class MarkPage(TypedDict):
+    """A page of marks; `counts` are of the whole job."""
+
+    counts: MarkCounts
+    data: list[ImageMark]
+    next_cursor: str | None
+
+
+class MarksChanged(TypedDict):
+    """`matched` images were meant, and the marks of `changed` of them are new. `next_cursor`: where it goes on."""
+
+    object: Literal["job.marks"]
+    matched: int
+    changed: int
+    next_cursor: str | None
 
 
 class Chunk(TypedDict):
@@ -327,6 +361,7 @@ class ExportOptions(TypedDict):
 
     images_per_shard: int
     include_flagged: bool
+    mark: Mark | None
     split: dict[str, float]
     images: Literal["inline", "reference"]
     expires_in_seconds: int

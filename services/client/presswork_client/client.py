@@ -25,11 +25,15 @@ from presswork_client.answers import (
     File,
     FileDeleted,
     Image,
+    ImageMark,
     ImageRequest,
     Job,
     JobDeleted,
     JobDeletion,
     JobRequest,
+    MarkCounts,
+    MarkPage,
+    MarksChanged,
     Matrix,
     Model,
     Overview,
@@ -42,6 +46,7 @@ from presswork_client.transport import ClientError, Transport
 T = TypeVar("T")
 PAGE = 1000
 REQUESTS_PAGE = 100  # each comes with all its images
+MARKS_AT_ONCE = 5000  # the most that the server takes
 _AGAIN_SECONDS = 0.5  # between streams that were cut off
 _LINES = {"Content-Type": "application/x-ndjson"}
 
@@ -227,11 +232,43 @@ class Client:
     # --- results
 
     def images(
-        self, job_id: str, status: str | None = None, *, order: str | None = None, cause: str | None = None
+        self,
+        job_id: str,
+        status: str | None = None,
+        *,
+        order: str | None = None,
+        cause: str | None = None,
+        mark: str | None = None,
     ) -> Iterator[Image]:
-        """The job's images in order, page by page; `order` may be "failed_first", `cause` the code of a cause."""
-        given = _given(status=status, order=order, cause=cause)
+        """The job's images in order, page by page: all, or those of a status, a `cause` of failure, or a `mark`.
+        `order` may be "failed_first"."""
+        given = _given(status=status, order=order, cause=cause, mark=mark)
         return self._transport.pages(f"/v1/jobs/{_id(job_id)}/images", given, PAGE)
+
+    def marks(self, job_id: str, mark: str | None = None) -> Iterator[ImageMark]:
+        """The marks of the job's images, page by page; `mark` may be "accepted", "rejected" or "starred"."""
+        return self._transport.pages(f"/v1/jobs/{_id(job_id)}/marks", _given(mark=mark), PAGE)
+
+    def mark_counts(self, job_id: str) -> MarkCounts:
+        """How many of the job's images have each mark."""
+        return self._call(MarkPage, "GET", f"/v1/jobs/{_id(job_id)}/marks", params={"limit": 1})["counts"]
+
+    def mark(self, job_id: str, mark: str, indexes: Iterable[int]) -> MarksChanged:
+        """Sets the mark of these done images, some thousands at a time; "none" removes it."""
+        total, wanted = MarksChanged(object="job.marks", matched=0, changed=0, next_cursor=None), list(indexes)
+        for begin in range(0, len(wanted), MARKS_AT_ONCE):
+            _add(total, self._mark(job_id, mark, {"indexes": wanted[begin : begin + MARKS_AT_ONCE]}))
+        return total
+
+    def mark_matching(self, job_id: str, mark: str, **matching: Any) -> MarksChanged:
+        """Sets the mark of all done images that match: `mark_now` ("none" for those without one), `flagged`."""
+        which = _given(mark=matching.pop("mark_now", None), flagged=matching.pop("flagged", None)) | matching
+        total, cursor = MarksChanged(object="job.marks", matched=0, changed=0, next_cursor=None), None
+        while True:
+            found = self._mark(job_id, mark, {"matching": which} | _given(cursor=cursor))
+            _add(total, found)
+            if (cursor := found["next_cursor"]) is None:
+                return total
 
     def failures(self, job_id: str) -> list[FailureCause]:
         """Why images of the job failed, the most frequent cause first."""
@@ -309,12 +346,20 @@ class Client:
     def resume_worker(self, worker_id: str) -> Worker:
         return self._call(Worker, "POST", f"/v1/workers/{_id(worker_id)}/resume")
 
+    def _mark(self, job_id: str, mark: str, which: dict[str, Any]) -> MarksChanged:
+        return self._call(MarksChanged, "PUT", f"/v1/jobs/{_id(job_id)}/marks", json={"mark": mark, **which})
+
     def _job(self, method: str, path: str, **parts: Any) -> Job:
         return self._call(Job, method, f"/v1/jobs{path}", **parts)
 
     def _call(self, _kind: type[T], method: str, path: str, **parts: Any) -> T:
         found: T = self._transport.call(method, path, **parts)
         return found
+
+
+def _add(total: MarksChanged, found: MarksChanged) -> None:
+    total["matched"] += found["matched"]
+    total["changed"] += found["changed"]
 
 
 def _id(given: str) -> str:

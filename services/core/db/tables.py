@@ -505,6 +505,7 @@ exports = Table(
     Column("bytes", BigInteger, nullable=False, server_default=zero),
     Column("next_shard", Integer, nullable=False, server_default=zero),  # where another process continues after a crash
     Column("next_index", Integer, nullable=False, server_default=zero),
+    Column("marks", LargeBinary),  # those of the job's images when the export was planned
     Column("error", Text),
     Column("created_at", Moment, nullable=False, server_default=now),
     Column("finished_at", Moment),
@@ -522,6 +523,26 @@ exports = Table(
         "id",
         postgresql_where=text("state IN ('failed','cancelled') AND next_shard >= 0"),
     ),
+)
+
+marks = Table(  # of done images
+    "marks",
+    metadata,
+    Column("job_id", BigInteger),
+    Column("index", Integer),
+    Column("mark", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("at", Moment, nullable=False, server_default=now),
+    PrimaryKeyConstraint("job_id", "index"),
+    CheckConstraint("mark IN ('accepted','rejected','starred')", name="marks_mark"),
+    Index("marks_kind", "job_id", "mark", "index"),
+)
+
+mark_counts = Table(
+    "mark_counts",
+    metadata,
+    Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+    *(Column(name, Integer, nullable=False) for name in ("accepted", "rejected", "starred")),
 )
 
 export_files = Table(

@@ -13,13 +13,14 @@ from sqlalchemy import Connection
 from services.core.db.statements import statement
 
 _INTO = "INSERT INTO events (tenant_id, actor, kind, subject, data) "
-_ACTOR = (
+# Who acts, in SQL.
+ACTOR = (
     "coalesce(nullif(current_setting('app.actor', true), ''), "
     "regexp_replace(current_setting('application_name'), '^presswork ', ''))"
 )
-_APPEND = statement("log.append")(f"{_INTO} VALUES (:tenant_id, {_ACTOR}, :kind, :subject, CAST(:data AS jsonb))")
+_APPEND = statement("log.append")(f"{_INTO} VALUES (:tenant_id, {ACTOR}, :kind, :subject, CAST(:data AS jsonb))")
 _APPEND_OF_JOB = statement("log.append_of_job")(f"""
-{_INTO} SELECT tenant_id, {_ACTOR}, :kind, 'job/' || id, CAST(:data AS jsonb) FROM jobs WHERE id = :job_id
+{_INTO} SELECT tenant_id, {ACTOR}, :kind, 'job/' || id, CAST(:data AS jsonb) FROM jobs WHERE id = :job_id
 """)  # noqa: S608  our own text
 
 
@@ -38,7 +39,7 @@ def append_of_job(connection: Connection, kind: str, job_id: int, data: Mapping[
 
 def of_each(moved: str, kind: str, *, subject: str, data: str = "jsonb_build_object()") -> str:
     """The part of a statement that logs one event for each row of `moved`, which has a column `tenant_id`."""
-    return f"{_INTO} SELECT tenant_id, {_ACTOR}, {kind}, {subject}, {data} FROM {moved}"  # noqa: S608  our own text
+    return f"{_INTO} SELECT tenant_id, {ACTOR}, {kind}, {subject}, {data} FROM {moved}"  # noqa: S608  our own text
 
 
 def of_jobs(moved: str, kind: str, data: str = "jsonb_build_object()") -> str:

@@ -1,10 +1,12 @@
 """Exports: a finished job's images as files for other programs. Every write of their tables; `task` does the work.
 
-The content of an export depends only on the job, the format and the options, so equal exports have the same bytes.
+The content of an export depends only on the job, the format, the options and the marks that the images have when the
+export begins, so equal exports have the same bytes.
 Functions take an open transaction and never commit.
 """
 
 import json
+import zlib
 from collections.abc import Sequence
 
 from sqlalchemy import Connection
@@ -21,7 +23,9 @@ from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 
 _JOB = statement("exports.job")("""
-SELECT j.state, j.finished_at, j.base_url, c.done FROM jobs j JOIN job_counts c ON c.job_id = j.id
+SELECT j.state, j.finished_at, j.base_url, c.done,
+  CAST(:mark AS text) IS NULL OR EXISTS (SELECT FROM marks WHERE marks.job_id = j.id AND mark = :mark) AS has_marked
+FROM jobs j JOIN job_counts c ON c.job_id = j.id
 WHERE j.id = :job_id AND j.tenant_id = :tenant_id FOR SHARE OF j
 """)  # until the export is committed, nobody deletes the job
 _SUBJECT = "'export/' || id"
@@ -71,7 +75,8 @@ _PENDING = statement("exports.pending")(
 """)
 )
 _PLAN = statement("exports.plan")("""
-UPDATE exports SET options = options || CAST(:plan AS jsonb), images_total = :images, state = 'running'
+UPDATE exports SET options = options || CAST(:plan AS jsonb), images_total = :images, marks = :marks,
+  state = 'running'
 WHERE id = :id AND finished_at IS NULL
 """)
 _RECORD = statement("exports.record")("""
@@ -110,13 +115,16 @@ def create(
         IdempotencyConflict, IdempotencyGone, IdempotencyBusy: the key was used for another request or for what is
             deleted, or is in use right now.
     """
-    job = connection.execute(_JOB, {"job_id": job_id, "tenant_id": tenant_id}).one_or_none()
+    mark = asked.options.mark
+    job = connection.execute(_JOB, {"job_id": job_id, "tenant_id": tenant_id, "mark": mark}).one_or_none()
     if job is None:
         raise NotFound("There is no such job.")
     if job.finished_at is None:
         raise Conflict(f"The job is {job.state}; it can be exported once it has finished.", "job_not_finished")
     if not job.done:
         raise Conflict(f"The job is {job.state} and none of its images is done.", "nothing_to_export")
+    if not job.has_marked:
+        raise Conflict(f"No image of the job is {mark}: mark some, or leave the option mark out.", "nothing_to_export")
     export_id = ids.new()
     if key is not None:
         digest = asked.digest(job_id)
@@ -162,13 +170,15 @@ def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequenc
 
 
 def begin(connection: Connection, export: Export, plan: ShardPlan) -> bool:
-    """Records the plan of an export and starts it. False: it was cancelled in the meantime."""
+    """Records the plan of an export with the marks that it was made with, and starts it. False: it was cancelled in the
+    meantime."""
     counted = {
         "splits": [[name, shards, images] for name, (shards, images) in plan.splits.items()],
         "models": plan.models,
         "formats": plan.formats,
     }
-    values = {"id": export.id, "plan": json.dumps({"plan": counted}), "images": plan.images}
+    packed = None if export.marks is None else zlib.compress(export.marks)
+    values = {"id": export.id, "plan": json.dumps({"plan": counted}), "images": plan.images, "marks": packed}
     return connection.execute(_PLAN, values).rowcount == 1
 
 

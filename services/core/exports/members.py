@@ -4,8 +4,8 @@ The same rule counts the shards and fills them. So an export that another proces
 shards that were planned.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
 from services.core.db import columns
@@ -14,12 +14,14 @@ from services.core.db.database import Database
 from services.core.db.statements import statement
 from services.core.exports.formats import FORMATS
 from services.core.exports.records import Export, ShardPlan
+from services.core.marks import marks
 from services.core.model import file_names
 from services.core.model.requests import metadata_text
 from services.core.model.specs import Shape
 
 SHARD_BYTES = 1_000_000_000
 _PAGE = 500
+_MARKS_PAGE = 50_000
 
 _DONE = f"""
 FROM images i
@@ -73,11 +75,13 @@ class Record(TypedDict):
     flagged: bool
     unknown_words: str
     reproducibility_class: str
+    mark: str
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One image of an export. `flagged` is None where no checker ran; `sha256` is 32 raw bytes."""
+    """One image of an export. `flagged` is None where no checker ran, and `mark` without one; `sha256` is 32 raw
+    bytes."""
 
     index: int
     payload: Payload
@@ -90,6 +94,7 @@ class Member:
     flagged: bool | None
     unknown_words: tuple[str, ...]
     reproducibility_class: str
+    mark: str | None
 
     @property
     def extension(self) -> str:
@@ -126,6 +131,7 @@ class Member:
             "flagged": bool(self.flagged),
             "unknown_words": " ".join(self.unknown_words),
             "reproducibility_class": self.reproducibility_class,
+            "mark": self.mark or "",
         }
 
 
@@ -148,6 +154,18 @@ class ShardCapacity:
         self.images += 1
         self.bytes += size
         return True
+
+
+def with_marks(database: Database, export: Export, keep: Callable[[], None]) -> Export:
+    """The export with the marks that its images have now. They are kept with its plan."""
+    with database.begin_system() as connection:
+        total = int(connection.execute(_TOTAL, {"job_id": export.job_id}).scalar_one())
+    found = bytearray()
+    for begin in range(0, total, _MARKS_PAGE):
+        keep()
+        with database.begin_system() as connection:
+            found += marks.packed(connection, export.job_id, begin, min(begin + _MARKS_PAGE, total))
+    return replace(export, marks=bytes(found))
 
 
 def plan(database: Database, export: Export, keep: Callable[[], None]) -> ShardPlan:
@@ -175,7 +193,8 @@ def of_split(database: Database, export: Export, split: str, first: int, keep: C
     for row in _rows(database, export, _MEMBERS, first, keep):
         payload = columns.read_payload(row)
         if export.options.split_of(_request(payload.custom_id, payload.index)) == split:
-            yield _member(row, payload, export.plan.models.get(row.model_revision))
+            mark = None if export.marks is None else marks.unpacked(export.marks, row.index)
+            yield _member(row, payload, export.plan.models.get(row.model_revision), mark)
 
 
 def _rows(database: Database, export: Export, statement: Any, first: int, keep: Callable[[], None]) -> Iterator[Any]:
@@ -186,8 +205,11 @@ def _rows(database: Database, export: Export, statement: Any, first: int, keep: 
     for begin in range(first, total, _PAGE):
         keep()
         with database.begin_system() as connection:
-            rows = connection.execute(statement, values | {"first": begin, "end": begin + _PAGE}).all()
-        yield from rows
+            rows: Sequence[Any] = connection.execute(statement, values | {"first": begin, "end": begin + _PAGE}).all()
+        wanted = export.options.mark
+        for row in rows:
+            if wanted is None or (export.marks and marks.unpacked(export.marks, row.index) == wanted):
+                yield row
 
 
 def _request(custom_id: str | None, first_index: int) -> str:
@@ -196,7 +218,7 @@ def _request(custom_id: str | None, first_index: int) -> str:
     return custom_id or f"#{first_index}"
 
 
-def _member(row: Any, payload: Payload, model: str | None) -> Member:
+def _member(row: Any, payload: Payload, model: str | None, mark: str | None) -> Member:
     return Member(
         index=row.index,
         payload=payload,
@@ -209,4 +231,5 @@ def _member(row: Any, payload: Payload, model: str | None) -> Member:
         flagged=row.flagged,
         unknown_words=tuple(row.unknown_words),
         reproducibility_class=row.reproducibility_class,
+        mark=mark,
     )

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from services.core.exports.formats import FORMATS, FormatName
+from services.core.marks.marks import MARKS, Mark
 from services.core.model import strict_json, suggestions
 from services.core.model.body import Body
 from services.core.model.errors import InvalidSubmission, Problem
@@ -29,9 +30,10 @@ def _any_of(names: Iterable[str]) -> str:
 _WITH_REFERENCES = [name for name, entry in FORMATS.items() if entry.references]
 ALLOWED = {
     "format": _any_of(FORMATS),
-    "options": "an object with fields among images_per_shard, include_flagged, split, images, expires_in_seconds",
+    "options": "an object with fields among images_per_shard, include_flagged, mark, split, images, expires_in_seconds",
     "images_per_shard": f"a whole number from 1 to {MAX_IMAGES_PER_SHARD:,}",
     "include_flagged": "true or false",
+    "mark": f"one of {', '.join(MARKS)}: only images with that mark when the export begins",
     "split": f"an object of 1 to {MAX_SPLITS} names (a-z 0-9 _, a letter first, at most 32) with shares that make 1",
     "images": f'"inline", or for {" or ".join(_WITH_REFERENCES)} "reference"',
     "expires_in_seconds": "a whole number from 60 to 31536000",
@@ -55,6 +57,7 @@ class Options(Body):
 
     images_per_shard: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_SHARD)] = 10_000
     include_flagged: bool = True
+    mark: Mark | None = None
     split: Annotated[
         dict[Annotated[str, AfterValidator(_name)], Annotated[float, Field(gt=0, le=1)]],
         Field(min_length=1, max_length=MAX_SPLITS),
@@ -82,7 +85,9 @@ class ExportRequest(Body):
 
     def digest(self, job_id: int) -> bytes:
         """The digest that an Idempotency-Key covers."""
-        return hashlib.sha256(f"export\n{job_id}\n{self.model_dump_json()}".encode()).digest()
+        left_out = {"options": {"mark"}} if self.options.mark is None else None  # keys of the release before hold
+        asked = self.model_dump_json(exclude=left_out)
+        return hashlib.sha256(f"export\n{job_id}\n{asked}".encode()).digest()
 
 
 def parse(value: object) -> ExportRequest:

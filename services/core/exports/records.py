@@ -1,7 +1,8 @@
 """Reads of exports, and the frozen values that they return."""
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import Connection
 
 from services.core.db.statements import statement
 from services.core.exports.options import Options
+from services.core.marks.marks import Packed
 from services.core.model import ids
 from services.core.model.errors import NotFound
 
@@ -20,7 +22,7 @@ _KEPT = f"SELECT {_COLUMNS} FROM exports WHERE (expires_at IS NULL OR expires_at
 _ONE = statement("records.one")(f"{_KEPT} AND tenant_id = :tenant_id AND id = :id")
 _OF_JOB = statement("records.of_job")(f"{_KEPT} AND job_id = :job_id AND id < :before ORDER BY id DESC LIMIT :limit")
 _ANY = statement("records.any")(f"""
-SELECT {_COLUMNS}, (expires_at IS NOT NULL AND expires_at <= now()) AS expired FROM exports WHERE id = :id
+SELECT {_COLUMNS}, marks, (expires_at IS NOT NULL AND expires_at <= now()) AS expired FROM exports WHERE id = :id
 """)  # noqa: S608  our own text
 _OWNS = statement("records.owns")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
 _FILES = statement("records.files")("""
@@ -46,7 +48,8 @@ class ShardPlan:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One export at one moment. `next_shard` is the next one to write; below 0: nothing of the export is stored."""
+    """One export at one moment. `next_shard` is the next one to write; below 0: nothing of the export is stored.
+    `marks` are those of the job's images when the export was planned; only the background task reads them."""
 
     id: int
     tenant_id: int
@@ -66,6 +69,7 @@ class Export:
     finished_at: datetime | None
     expires_at: datetime | None
     expired: bool = False
+    marks: Packed | None = None
 
     @property
     def folder(self) -> str:
@@ -118,7 +122,10 @@ def files(connection: Connection, export_id: int, *, after: str = "", limit: int
 def read(connection: Connection, export_id: int) -> Export | None:
     """The export of any tenant, even if it has expired: for the background task."""
     row = connection.execute(_ANY, {"id": export_id}).one_or_none()
-    return None if row is None else _export(row, row.expired)
+    if row is None:
+        return None
+    marks = None if row.marks is None else zlib.decompress(row.marks)
+    return replace(_export(row, row.expired), marks=marks)
 
 
 def _export(row: Any, expired: bool = False) -> Export:

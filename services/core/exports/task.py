@@ -49,9 +49,10 @@ def _write(writer: ExportWriter, lease: Lease) -> None:
     export = writer.export
     try:
         if export.plan is None:
-            plan = members.plan(lease.database, export, lease.keep)
+            marked = members.with_marks(lease.database, export, lease.keep)
+            plan = members.plan(lease.database, marked, lease.keep)
             with lease.begin() as connection:
-                exports.begin(connection, export, plan)
+                exports.begin(connection, marked, plan)
         elif (shard := _next_shard(export)) is not None:
             _write_shard(writer, shard, lease)
         elif export.images_done != export.plan.images:

@@ -15,6 +15,7 @@ from services.core.db import columns
 from services.core.db.columns import COUNTS, Payload
 from services.core.db.statements import statement
 from services.core.fleet import drains
+from services.core.marks.marks import Mark
 from services.core.model.states import ImageState
 
 # Whether a job's rate says how fast it is: there are 10 seconds and as many finished images behind it as are being
@@ -62,7 +63,7 @@ LOOKED_AT = 10_000
 _IMAGE = f"""
 SELECT i.index, i.state, {columns.payload()},
        r.object_key, r.sha256, r.bytes, r.truncated, r.flagged, r.unknown_words, r.device, r.reproducibility_class,
-       r.reused, e.versions, f.code, f.message
+       r.reused, e.versions, f.code, f.message, m.mark
 FROM {{images}} i
 {columns.payload_of("i")}
 LEFT JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND results.index = i.index OFFSET 0) r ON true
@@ -71,6 +72,7 @@ LEFT JOIN LATERAL (
   SELECT code, message FROM failures WHERE i.state = 3 AND failures.job_id = i.job_id AND failures.index = i.index
   ORDER BY id DESC LIMIT 1
 ) f ON true
+LEFT JOIN LATERAL (SELECT mark FROM marks WHERE marks.job_id = i.job_id AND marks.index = i.index OFFSET 0) m ON true
 """  # noqa: S608  our own text
 # Selects the images of the page first and then joins the rest: joined first, it would be that of the whole job. Each
 # state is found by an index that holds no other state, so that a page reads what it shows, wherever in the job that is.
@@ -109,6 +111,15 @@ CROSS JOIN LATERAL (SELECT * FROM images WHERE images.job_id = :job_id AND image
 _THESE_IMAGES = statement("queries.these_images")(_IMAGE.format(images=_THESE) + "ORDER BY i.index")
 _IMAGES_FROM = _page("queries.images_from", _ALL)
 _IMAGES_IN_STATE = {state: _page(f"queries.images_{state.word}", images) for state, images in _IN_STATES.items()}
+_IMAGES_MARKED = _page(
+    "queries.images_marked",
+    """(
+  SELECT marked.* FROM marks CROSS JOIN LATERAL (
+    SELECT * FROM images WHERE images.job_id = marks.job_id AND images.index = marks.index OFFSET 0
+  ) marked WHERE marks.job_id = :job_id AND marks.mark = :mark AND marks.index > :after
+  ORDER BY marks.index LIMIT :limit
+)""",
+)
 # An image has one newest failure; those before are of crashes that were only under suspicion.
 _IMAGES_OF_CAUSE = _page(
     "queries.images_of_cause",
@@ -207,6 +218,7 @@ class ImageView:
     device: str | None
     error_code: str | None
     error_message: str | None
+    mark: Mark | None
 
     @property
     def seed(self) -> int:
@@ -262,6 +274,16 @@ def images(
     values = {"job_id": job_id, "after": after, "limit": limit}
     rows = connection.execute(_IMAGES_FROM if state is None else _IMAGES_IN_STATE[state], values)
     return [_image_view(row) for row in rows]
+
+
+def images_marked(
+    connection: Connection, tenant_id: int, job_id: int, mark: str, *, after: int, limit: int
+) -> list[ImageView] | None:
+    """The images that have this mark, as `images`."""
+    if not exists(connection, tenant_id, job_id):
+        return None
+    values = {"job_id": job_id, "mark": mark, "after": after, "limit": limit}
+    return [_image_view(row) for row in connection.execute(_IMAGES_MARKED, values)]
 
 
 def images_of_cause(
@@ -390,4 +412,5 @@ def _image_view(row: Any) -> ImageView:
         device=row.device,
         error_code=row.code,
         error_message=row.message,
+        mark=row.mark,
     )
