@@ -1,5 +1,6 @@
 """The entry point of `presswork`. It imports only the core, so that it can say which extra is missing."""
 
+import signal
 import sys
 from importlib import metadata
 
@@ -15,8 +16,12 @@ NEEDS = {
 def main() -> int:
     if extras.lacking("cli"):
         return _without_cli(sys.argv[1:])
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # Ctrl-C while modules load ends the process, without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from services.cli.app import app
 
+    signal.signal(signal.SIGINT, before)
     app(prog_name="presswork")
     return 0
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -163,3 +164,19 @@ def test_every_process_that_we_start_is_started_by_the_one_function() -> None:
     ]
     assert {name for name, _ in starts} == {"processes.py", "child.py"}
     assert all('"-P"' in line or '"-I"' in line for _, line in starts)
+
+
+def test_an_interrupt_while_the_modules_load_ends_the_command_without_a_traceback() -> None:
+    script = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "services.cli.metadata":
+            os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+sys.meta_path.insert(0, Interrupting())
+from services.cli.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

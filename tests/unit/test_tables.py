@@ -253,3 +253,12 @@ def test_the_head_of_a_text_tells_a_table_from_prompts(tmp_path: Path) -> None:
         found = read(saved(tmp_path, '{"prompt": "ä"}\r{"prompt": "b"}\r', "p.jsonl", encoding))
         assert found[0] == [(1, {"prompt": "ä"}), (2, {"prompt": "b"})]
     assert encodings.shown("cp1252") == "Windows-1252"
+
+
+def test_lines_that_are_not_read_to_their_end_may_outlive_their_file(tmp_path: Path) -> None:
+    """As when a table lacks a column: the file is closed before the reader of its lines."""
+    (tmp_path / "t.csv").write_text("a\nb\n")
+    with (tmp_path / "t.csv").open("rb") as file:
+        found = encodings.lines(file, "utf-8")
+        assert next(found) == "a\n"
+    found.close()

@@ -7,7 +7,8 @@ taken for Windows-1252, which Excel writes on Windows, if it reads like that; ot
 import codecs
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 from typing import IO
 
 from services.cli.exits import Unreadable, Usage
@@ -102,7 +103,7 @@ def detect(name: str, file: IO[bytes]) -> str:
         file.seek(start)
 
 
-def lines(file: IO[bytes], encoding: str) -> Iterator[str]:
+def lines(file: IO[bytes], encoding: str) -> Generator[str]:
     """The lines with their ends, which may be LF, CRLF or CR. Bytes that are not UTF-8 become surrogates, so that their
     row can be named; in any other encoding they raise UnicodeDecodeError."""
     how = "surrogateescape" if encoding in ("utf-8", "utf-8-sig") else "strict"
@@ -113,7 +114,8 @@ def lines(file: IO[bytes], encoding: str) -> Iterator[str]:
             break
         yield from text
     finally:
-        text.detach()
+        with suppress(ValueError):  # the file is closed already: its reader gave up before the end
+            text.detach()
 
 
 def bad_byte(text: str) -> str | None:
