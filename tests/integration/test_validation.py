@@ -15,6 +15,7 @@ from services.core.db.leases import Lease
 from services.core.files import files
 from services.core.jobs import lifecycle
 from services.core.model import ids
+from services.core.model.errors import NoModels, Unavailable
 from services.core.model.specs import FailedImage
 from services.core.notify import Notifier
 from services.core.settings import Settings
@@ -35,9 +36,10 @@ class During:
         self._happens()
 
 
-def submit(database: Database, store: S3Store, lines: int, n: int = 1) -> int:
+def submit(database: Database, store: S3Store, lines: int, n: int = 1, *, registered: bool = True) -> int:
     """A job of a file with so many lines of n images each; it is validating."""
-    factories.register(database)
+    if registered:
+        factories.register(database)
     body = {"method": "POST", "url": ENDPOINT, "body": {"prompt": "a mug", "n": n}}
     data = b"".join(json.dumps({"custom_id": f"line-{number}", **body}).encode() + b"\n" for number in range(lines))
     file_id, job_id = ids.new(), ids.new()
@@ -120,6 +122,18 @@ def test_requests_of_several_images_are_counted_while_they_are_rendered(database
     factories.settle(database, second, stored=stored, failed=broken)
     found = view(database, job_id)
     assert (found.requests, found.done, found.failed) == (3, 2, 1)
+
+
+def test_a_file_that_came_before_any_worker_was_up_waits_for_its_model(database, settings, store, notifier):
+    job_id = submit(database, store, 3, registered=False)
+    lease = taken(database, job_id)
+    with pytest.raises(NoModels):  # an outage, which the runner of tasks postpones
+        validation.run(settings, store, notifier, job_id, lease)
+    assert issubclass(NoModels, Unavailable)
+    assert view(database, job_id).state == "validating"
+    factories.register(database)
+    validation.run(settings, store, notifier, job_id, lease)
+    assert (view(database, job_id).state, view(database, job_id).requests) == ("queued", 3)
 
 
 @pytest.mark.parametrize(("most", "state"), [(3, "queued"), (2, "failed")])

@@ -15,7 +15,7 @@ from services.core.db.turns import Waiting
 from services.core.fleet import models
 from services.core.jobs import submissions
 from services.core.model import strict_json
-from services.core.model.errors import InvalidSubmission, ObjectMissing, Problem
+from services.core.model.errors import InvalidSubmission, NoModels, ObjectMissing, Problem
 from services.core.model.states import JobState
 from services.core.notify import Notifier
 from services.core.queue import job_states
@@ -31,12 +31,17 @@ def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequenc
 
 
 def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, lease: Lease) -> None:
-    """Moves the job to `queued`, or to `failed` with up to 100 problems, each with its line."""
+    """Moves the job to `queued`, or to `failed` with up to 100 problems, each with its line.
+
+    Raises NoModels, so that a file waits for the first worker: it was accepted, and no line of it is wrong.
+    """
     with lease.begin() as connection:
         source = batch_jobs.source(connection, job_id)
         catalogue = models.catalogue(connection)
     if source.state != JobState.VALIDATING:  # read or cancelled in the meantime
         return
+    if not catalogue:
+        raise NoModels
     with submissions.Submission(settings, catalogue, existing=submissions.ExistingJob(job_id)) as submission:
         try:
             if source.object_key is None:

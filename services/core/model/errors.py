@@ -37,6 +37,10 @@ class StoreRefused(StoreUnavailable):
     """The object store refused the request: check its address, the bucket and the credentials."""
 
 
+class NoModels(Unavailable):
+    """No model is registered yet; the first worker that is ready does so."""
+
+
 class ObjectMissing(StoreRefused):
     """The object store does not have this object any more."""
 
