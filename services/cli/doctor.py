@@ -5,7 +5,7 @@ from contextlib import suppress
 
 from rich.text import Text
 
-from services.cli import show
+from services.cli import profile, show
 from services.core import notify
 from services.core.db import database as databases
 from services.core.db import leadership, roles
@@ -19,7 +19,7 @@ from services.core.storage import installation, s3
 def run() -> int:
     """Prints a line for each check, and one for each server at which we may do too much. Returns 0 if all pass."""
     try:
-        settings = Settings.read()
+        settings = profile.settings()
     except PressworkError as error:
         _bad("settings", error)
         return 1
@@ -33,16 +33,26 @@ def run() -> int:
         "workers": lambda: _workers(core),
         "model": lambda: _model(core, settings),
     }
-    well = [_line(name, check) for name, check in checks.items()]
+    well = {name: _line(name, check) for name, check in checks.items()}
+    if not any(well.values()) and _is_here(settings):
+        _print("hint", "yellow", "nothing of the stack in this folder runs; `presswork up` starts it")
     surplus: dict[str, Callable[[], str]] = {
         "database": lambda: _database_surplus(core),
         "redis": lambda: notify.redis_surplus(settings.redis_url),
         "store": lambda: s3.S3Store(settings).surplus(),
     }
     for name, ask in surplus.items():
-        _warn(name, ask)
+        if well[name]:
+            _warn(name, ask)
     core.close()
-    return 0 if all(well) else 1
+    return 0 if all(well.values()) else 1
+
+
+def _is_here(settings: Settings) -> bool:
+    """Whether the settings are those of the stack in this folder."""
+    with suppress(OSError):
+        return settings.database_url in profile.env_file().read_text(encoding="utf-8")
+    return False
 
 
 class Starting(PressworkError):

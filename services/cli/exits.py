@@ -100,11 +100,11 @@ def report(error: Exception, as_json: bool) -> Exit:
 
 def _code(error: Exception) -> Exit:
     match error:
-        case ClientError(code="unknown_route"):
+        case ClientError(code="unknown_route") | ClientError(status=404, code="unexpected_answer"):
             return Exit.FAILED
         case ClientError(status=404):
             return Exit.NOT_FOUND
-        case ClientError(code="unreachable") | ClientError(status=502 | 503 | 504):
+        case ClientError(code="unreachable" | "too_slow") | ClientError(status=502 | 503 | 504):
             return Exit.UNREACHABLE
         case ClientError(status=status) if 400 <= status < 500:
             return Exit.REFUSED
@@ -117,6 +117,12 @@ def _code(error: Exception) -> Exit:
     return Exit.FAILED
 
 
+def _own_address() -> str:
+    from services.cli.profile import own_address  # which imports this module
+
+    return own_address()
+
+
 def _hint(error: Exception) -> str:
     match error:
         case ClientError(code="missing_scope"):
@@ -124,14 +130,19 @@ def _hint(error: Exception) -> str:
         case ClientError(code="invalid_api_key"):
             return "PRESSWORK_API_KEY or the profile's api_key is not one of this server's; `keys create` issues one."
         case ClientError(code="unreachable"):
-            from services.cli.profile import own_address  # which imports this module
-
+            if "WRONG_VERSION_NUMBER" in str(error):
+                return "The server there does not speak TLS; its address may begin with http:// instead of https://."
             return (
                 "Is the server up, and PRESSWORK_URL or the profile's url its address? "
-                f"`presswork up` starts one; in this folder it is {own_address()}."
+                f"`presswork up` starts one; in this folder it is {_own_address()}."
             )
+        case ClientError(code="unexpected_answer"):
+            return f"Is PRESSWORK_URL or the profile's url Presswork's address? In this folder it is {_own_address()}."
         case ClientError(code="unknown_route"):
-            return "This server has no such route; it may be older than this command."
+            return (
+                "This server is older than this command, or PRESSWORK_URL or the profile's url has a path after the "
+                f"address, which looks like {_own_address()}."
+            )
         case BadInput(hint=hint):
             return hint
     return ""

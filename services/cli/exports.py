@@ -2,10 +2,10 @@
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -75,9 +75,12 @@ def export(
     for name in given.keys() - Options.model_fields.keys():
         raise Usage(f"--option {name}: {suggestions.unknown_field(name, Options.model_fields)} {_OPTIONS}")
     with connect(profile, _PATIENCE_SECONDS) as client:
-        made = client.export(what) if what.startswith(_EXPORT) else client.create_export(
-            what, form, given or None, idempotency_key=key
-        )  # fmt: skip
+        if what.startswith(_EXPORT):
+            made = client.export(what)
+        else:
+            if output is not None:  # before the server writes what could not be kept there
+                _check_folder(output, what, form, given)
+            made = client.create_export(what, form, given or None, idempotency_key=key)
         if not no_wait:
             made = _finish(client, made, output)
     if as_json:
@@ -114,24 +117,23 @@ def _finish(client: Client, made: Export, output: Path | None) -> Export:
     return made
 
 
-def _claim_folder(made: Export, folder: Path) -> None:
-    """Makes the folder. Raises Usage if it holds another export, whose files might be replaced or mixed with these."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _check_folder(folder: Path, job_id: str, form: str, wanted: Mapping[str, object]) -> None:
+    """Raises Usage if the folder holds another export, whose files might be replaced or mixed with this one's."""
     try:
         held = json.loads((folder / "manifest.json").read_bytes())
-        same = held["job"] == made["job_id"] and held["format"] == made["format"]
-        wanted: dict[str, Any] = {**made["options"]}
-        same = same and all(wanted.get(name) == value for name, value in held["options"].items())
+        same = held["job"] == job_id and held["format"] == form
+        same = same and all(wanted[name] == held["options"].get(name, wanted[name]) for name in wanted)
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError, AttributeError):
         same = False
     if not same:
-        raise Usage(f"{folder} holds something other than {made['id']}; name another folder with --output.")
+        raise Usage(f"{folder} holds something other than this export of {job_id}; name another folder with --output.")
 
 
 def _fetch_all(client: Client, made: Export, folder: Path) -> None:
-    _claim_folder(made, folder)
+    _check_folder(folder, made["job_id"], made["format"], cast("Mapping[str, object]", made["options"]))
+    folder.mkdir(parents=True, exist_ok=True)
     console = show.err()
     bar = Progress(
         TextColumn("downloading"), BarColumn(20), DownloadColumn(), TransferSpeedColumn(),
@@ -144,7 +146,7 @@ def _fetch_all(client: Client, made: Export, folder: Path) -> None:
             task = bar.add_task("", total=made["bytes"] or None)
             running: set[Future[None]] = set()
             for file in client.export_files(made["id"]):
-                if len(running) >= _PARALLEL:  # so that URLs are used before they expire
+                if len(running) >= _PARALLEL:
                     running = _settle(running)
                 running.add(pool.submit(_fetch, client, made["id"], file, folder, bar, task))
                 files += 1

@@ -74,8 +74,9 @@ def _job_logged(client: Client, job_id: str) -> Job:
     for found in _through_outages(lambda: client.watch(job_id)):
         now = time.monotonic()
         if _visible_state(found) != last and (now - shown >= _LINE_SECONDS or last is None):
-            counts = found["counts"]
-            show.say(f"{found['id']} {found['status']}: {counts['done']:,} of {counts['total']:,} done, {_tail(found)}")
+            counts, tail = found["counts"], _tail(found)
+            done = f"{counts['done']:,} of {counts['total']:,} done"
+            show.say(f"{found['id']} {found['status']}: {done}" + (f", {tail}" if tail else ""))
             last, shown = _visible_state(found), now
     return found
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli import options, show
+from services.cli import options, profile, show
 from services.cli.exits import guarded
 from services.core.db import actors
 from services.core.db import database as databases
@@ -36,7 +36,7 @@ _Scopes = Annotated[
 
 
 def create(
-    name: Annotated[str, typer.Argument(help="What the key is for.")] = "default",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.")] = "default",
     scope: _Scopes = None,
     expires: _Expires = None,
 ) -> None:
@@ -46,7 +46,7 @@ def create(
     another. Needs DATABASE_URL and PRESSWORK_SECRET.
     """
     seconds = None if expires is None else options.span(expires, "--expires").total_seconds()
-    settings = Settings.read()
+    settings = profile.settings()
     if not settings.secret:
         raise PressworkError("PRESSWORK_SECRET is not set; stored keys are hashed with it.")
     with _database(settings) as connection:
@@ -62,7 +62,7 @@ def list_all(as_json: options.Json = False) -> None:
 
     Needs DATABASE_URL.
     """
-    with _database(Settings.read()) as connection:
+    with _database(profile.settings()) as connection:
         found = api_keys.listed(connection)
     for key in found if as_json else ():
         moments = {name: _moment(at) for name, at in asdict(key).items() if name.endswith("_at")}
@@ -71,9 +71,11 @@ def list_all(as_json: options.Json = False) -> None:
         show.render(show.keys(found))
 
 
-def revoke(key_id: Annotated[str, typer.Argument(help="The eight characters after `pw_`.")]) -> None:
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEY", help="The eight characters after `pw_`.", show_default=False)],
+) -> None:
     """Revoke an API key: the next request with it is refused."""
-    with _database(Settings.read()) as connection:
+    with _database(profile.settings()) as connection:
         if not api_keys.revoke_key(connection, key_id):
             raise PressworkError(f"There is no valid key {key_id[:20]!r}; `presswork keys list` shows those that are.")
     show.render("revoked")

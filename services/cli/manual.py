@@ -1,6 +1,7 @@
-"""What `--help` shows: examples for every command, and no type where a name says enough."""
+"""What `--help` shows: examples for every command, no type where a name says enough, and whole words in 80 columns."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
@@ -8,10 +9,12 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from services.cli.examples import EXAMPLES
 
+_WIDEST_CHOICE = 18  # characters of the values, as <a|b>, that the column of types shows without breaking a word
+
 
 class Command(TyperCommand):
     def get_params(self, ctx: Any) -> list[Any]:
-        return _plain(super().get_params(ctx))
+        return _plain(super().get_params(ctx), ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """If an option lacks its value, the error says what it takes."""
@@ -21,13 +24,14 @@ class Command(TyperCommand):
             name = getattr(error, "option_name", None)
             for param in self.params:
                 if name in param.opts and isinstance(param, TyperOption) and param.help:
-                    setattr(error, "message", f"{error} {param.help}")  # noqa: B010  the class is typer's own
+                    _say(error, f"{error} {param.help}")
+            _say(error, getattr(error, "message", "").removeprefix("Value error, "))
             raise
 
 
 class Group(TyperGroup):
     def get_params(self, ctx: Any) -> list[Any]:
-        return _plain(super().get_params(ctx))
+        return _plain(super().get_params(ctx), ctx)
 
 
 def dress(app: typer.Typer, words: Sequence[str] = ()) -> None:
@@ -35,6 +39,7 @@ def dress(app: typer.Typer, words: Sequence[str] = ()) -> None:
     for command in app.registered_commands:
         name = str(command.name or getattr(command.callback, "__name__", ""))
         command.cls = Command
+        command.help = _unwrapped(command.help or inspect.getdoc(command.callback) or "")
         command.epilog = examples(" ".join((*words, name)))
     for group in app.registered_groups:
         group.cls = Group
@@ -48,13 +53,26 @@ def examples(command: str) -> str:
     return "\n\n".join(("[bold]Examples[/bold]", *lines))
 
 
-def _plain(params: list[Any]) -> list[Any]:
-    """A flag has no value, and an argument's name says what it is."""
+def _unwrapped(text: str) -> str:
+    """Each paragraph on one line, for the terminal to wrap."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
+def _plain(params: list[Any], ctx: Any) -> list[Any]:
+    """A flag has no value, an argument's name says what it is, and a choice of many words is told in the help."""
     for param in params:
         if isinstance(param, TyperArgument) or getattr(param, "is_flag", False):
-            param.display_type_rich = _nothing
+            param.display_type_rich = _shown_as("")
+        shown = param.display_type_rich(ctx=ctx)
+        if shown and "|" in shown and len(shown) > _WIDEST_CHOICE:
+            param.metavar = param.opts[0].rpartition("-")[2].upper()
+            param.help = f"{param.help} One of {', '.join(shown.strip('<>').split('|'))}."
     return params
 
 
-def _nothing(ctx: Any) -> str:  # noqa: ARG001  typer calls it
-    return ""
+def _shown_as(word: str) -> Callable[..., str]:
+    return lambda ctx: word  # noqa: ARG005  typer calls it
+
+
+def _say(error: Exception, message: str) -> None:
+    setattr(error, "message", message)  # noqa: B010  the class is typer's own

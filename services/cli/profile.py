@@ -41,6 +41,17 @@ def connect(name: str | None, patience: float | None = None) -> Client:
     return Client(profile.url, profile.api_key, patience=patience, on_wait=on_wait)
 
 
+def settings() -> Settings:
+    """The environment's settings. Raises SettingsError: if a stack's env file in this folder would do, it names it."""
+    try:
+        return Settings.read()
+    except SettingsError as error:
+        file = env_file()
+        if os.environ.get("DATABASE_URL") or not file.exists():
+            raise
+        raise SettingsError(f"{error} Here that is `. {shlex.quote(str(file))}`.") from None
+
+
 def find(name: str | None, environ: Mapping[str, str] = os.environ) -> Profile:
     """Raises SettingsError if no server is configured, or its profile is invalid."""
     url, key = environ.get("PRESSWORK_URL"), environ.get("PRESSWORK_API_KEY")
@@ -84,6 +95,11 @@ def own_address(environ: Mapping[str, str] = os.environ) -> str:
     """The address of the local stack in this folder, or that of one on the usual port."""
     local = local_stack(Path(environ.get("PRESSWORK_HOME", ".presswork")))
     return local.url if local else f"http://127.0.0.1:{Settings.default('PRESSWORK_PORT')}"
+
+
+def env_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the env file of a stack in this folder is, if there is one."""
+    return Path(environ.get("PRESSWORK_HOME", ".presswork")) / "env"
 
 
 def local_stack(home: Path) -> Profile | None:

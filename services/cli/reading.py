@@ -285,6 +285,8 @@ def source(
     for name in columns:
         if name not in FIELDS:
             raise Usage(f"--column names the field {name!r}; a request has: {', '.join(FIELDS)}.")
+    if path.is_dir():
+        raise Usage(f"{path} is a folder; name a file in it.")
     found = form or ("lines" if path == _STDIN else EXTENSIONS.get(path.suffix.lower()))
     if found is None:
         known = ", ".join(EXTENSIONS)

@@ -29,7 +29,7 @@ def screened(
     finally:
         if source.how:
             show.say(source.described, style="dim")
-        if fixes is not None:
+        if fixes is not None and source.taken:
             show.say(fixes.sentence, style="dim")
 
 

@@ -322,9 +322,8 @@ def estimate(found: Estimate) -> RenderableType:
 def _range(found: Range | None) -> str:
     if found is None:
         return "not known: this model was not measured yet"
-    return (
-        f"{units.duration(found['expected'])}  (from {units.duration(found['low'])} to {units.duration(found['high'])})"
-    )
+    expected, low, high = (units.duration(found[name]) for name in ("expected", "low", "high"))
+    return expected if low == high else f"{expected}  (from {low} to {high})"
 
 
 def labels(found: Job) -> str:

@@ -14,6 +14,8 @@ def speed(rate: float) -> str:
 
 def duration(seconds: float) -> str:
     """Rounded to the two largest units."""
+    if 0 < seconds < 1:
+        return "<1 s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

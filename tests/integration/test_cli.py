@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,7 @@ def test_a_line_that_is_no_json_is_named(run: Run, tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["submit", "p.xyz"], "has none of the known endings"),
+        (["submit", "."], ". is a folder; name a file in it."),
         (["submit"], "Nothing to submit"),
         (["submit", "p.txt", "--label", "nothing"], "it must be NAME=VALUE"),
         (["submit", "p.txt", "--column", "promt=a"], "names the field 'promt'"),
@@ -689,8 +691,10 @@ def test_an_export_is_begun_followed_and_downloaded(run: Run, api: Api, store: S
         assert made["id"] in run("exports", job).stdout
         assert "images_per_shard" in run("export", job, "--option", "images_per_shard=no", code=5).stderr
         # The shards of another export would be mixed in.
-        other = run("export", job, "--option", "images_per_shard=3", "-o", "out", code=2)
-        assert "out holds something other than" in other.stderr
+        for words in (("--option", "images_per_shard=3"), ("--format", "zip")):
+            other = run("export", job, *words, "-o", "out", code=2)
+            assert "out holds something other than" in other.stderr
+        assert len(run("exports", job, "--json").stdout.splitlines()) == 1, "the server was not asked for it"
         assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -848,7 +852,10 @@ def commands(group: Any, *words: str) -> Iterator[tuple[list[str], Any]]:
             yield [*words, name], found
 
 
-def test_every_command_has_examples_that_its_own_parser_takes(run: Run) -> None:
+def test_every_command_has_examples_that_its_own_parser_takes_and_help_that_fits_80_columns(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     known = dict.fromkeys(EXAMPLES)
     for words, found in commands(typer.main.get_command(app)):
         del known[" ".join(words)]
@@ -862,8 +869,11 @@ def test_every_command_has_examples_that_its_own_parser_takes(run: Run) -> None:
             shown = run(*words, "--help").output
             assert EXAMPLES[" ".join(words)][0].split("presswork", 1)[1] in shown
             assert not re.search(r"<bool>|<str>|list\[", shown), shown
+            assert not re.search(r"<\w+\|[\w|]*(?![\w|>])", shown), f"a choice is broken: {shown}"
+            assert not re.search(r"\S\n\S", found.help or ""), "line breaks of the source within a paragraph"
     assert not known, "examples of commands that there are not"
     assert "<bool>" not in run("--help").output
+    assert "'--status': 'done' is not one of 'draft'," in run("ls", "--status", "done", code=2).output
 
 
 def test_the_shells_completion_knows_the_newest_jobs_and_keeps_silent_without_a_server(
@@ -903,6 +913,64 @@ def test_a_wrong_address_is_told_ours(run: Run, tmp_path: Path, monkeypatch: pyt
     (tmp_path / ".presswork").mkdir()
     write_env_file(tmp_path / ".presswork", {"PRESSWORK_URL": "http://127.0.0.1:18420", "PRESSWORK_API_KEY": "pw_a_b"})
     assert "in this folder it is http://127.0.0.1:18420." in run("ls", code=6).stderr
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """A server that is not Presswork."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_an_address_that_is_not_presswork_s_is_told_apart_from_what_is_not_there(
+    run: Run, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.cli.profile.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setenv("PRESSWORK_URL", f"{api.url}/docs")
+    assert "has a path after the address, which looks like http://127.0.0.1:8420." in run("ls", code=1).stderr
+    monkeypatch.setenv("PRESSWORK_URL", api.url.replace("http:", "https:"))
+    assert "may begin with http:// instead of https://." in run("ls", code=6).stderr
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PRESSWORK_URL", f"http://127.0.0.1:{server.server_port}")
+        said = run("ls", code=1).stderr
+        server.shutdown()
+    assert "not as Presswork does." in said and "In this folder it is http://127.0.0.1:8420." in said
+
+
+def test_doctor_and_keys_name_the_env_file_that_is_not_sourced_and_the_stack_that_does_not_run(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {"DATABASE_URL": "postgresql://x:y@127.0.0.1:9/x", "REDIS_URL": "redis://127.0.0.1:9/0"}
+    here |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y"}
+    for name in here:
+        monkeypatch.delenv(name, raising=False)
+    hint = "DATABASE_URL is not set; `presswork up` prints the file that sets it. Here that is `. .presswork/env`."
+    assert hint not in run("keys", "list", code=1).stderr.replace("\n", " ")
+    (tmp_path / ".presswork").mkdir()
+    write_env_file(tmp_path / ".presswork", here)
+    assert hint in run("doctor", code=1).stdout.replace("\n", " ")
+    assert hint in run("keys", "list", code=1).stderr.replace("\n", " ")
+    for name, value in here.items():
+        monkeypatch.setenv(name, value)
+    assert "hint nothing of the stack in this folder runs; `presswork up` starts it" in run("doctor", code=1).stdout
+
+
+def test_migrating_with_a_role_that_does_not_own_the_tables_says_so(
+    run: Run, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", api.settings.database_url)
+    monkeypatch.setenv("REDIS_URL", api.settings.redis_url)
+    assert "The role in DATABASE_URL must own the tables" in run("migrate", code=1).stderr.replace("\n", " ")
+
+
+def test_a_job_that_has_ended_is_watched_in_one_line(run: Run, api: Api, store: S3Store) -> None:
+    job = str(api.submit()["id"])
+    render(api, store, job)
+    assert run("watch", job).stderr == f"presswork: {job} completed: 1 of 1 done\n"
 
 
 @contextmanager

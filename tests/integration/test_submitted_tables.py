@@ -106,7 +106,8 @@ def test_good_rows_are_submitted_and_bad_ones_kept_with_their_reasons(run: Run, 
     assert rows[2][3:] == ["", "", "", "", "", '"a "big" hat";hat;4;64x64;quotes']
     assert "it must be one of" in rows[4][2]
     assert rows[5][3:] == ["a cup", " with milk", "cup", "7", "64x64", "an unquoted semicolon"]
-    assert "bad.csv exists already" in run("submit", "p.csv", "--skip-bad", "bad.csv", code=2).stderr
+    refused = run("submit", "p.csv", "--skip-bad", "bad.csv", "--fix-ids", code=2).stderr
+    assert "bad.csv exists already" in refused and "custom_ids" not in refused, "no row was read"
     assert len(jobs(emptied)) == 1
     # The file is corrected and submitted as it is; what is still wrong has one place and one reason again.
     again = (tmp_path / "bad.csv").read_text(encoding="utf-8-sig").replace("blue jug;mug", "blue jug;jug")

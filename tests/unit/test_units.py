@@ -9,6 +9,8 @@ from services.cli import show, units
     ("seconds", "shown"),
     [
         (0, "0 s"),
+        (0.12, "<1 s"),
+        (0.96, "<1 s"),
         (59.4, "59 s"),
         (59.6, "1 min"),
         (3599, "59 min"),

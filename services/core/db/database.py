@@ -28,6 +28,7 @@ _REQUIRED = {"fsync": "on", "full_page_writes": "on", "server_encoding": "UTF8"}
 _DURABLE = {"on", "remote_apply", "remote_write", "local"}
 _TRY_AGAIN = {"40001", "40P01", "55P03", "57014"}  # serialization, deadlock, lock timeout, statement timeout
 _UNFIT = {"25006", "26000", "42P05"}  # read-only; a prepared statement is missing, or there already
+_NO_RIGHT = "42501"
 _STALE_PLAN = "RevalidateCachedQuery"  # a table has changed: "cached plan must not change result type"
 
 _ANY_TENANTS = statement("database.any_tenants")("SELECT EXISTS (SELECT FROM tenants)")
@@ -227,7 +228,9 @@ def migrate(url: str, revision: str = "head") -> str:
     except exc.OperationalError as error:
         raise DatabaseUnavailable(f"The database cannot be reached: {_first_line(error)}") from error
     except exc.ProgrammingError as error:
-        raise Conflict(f"The database refused the migration: {_first_line(error)}") from error
+        owner = ". The role in DATABASE_URL must own the tables; `presswork up` migrates its own database."
+        denied = getattr(error.orig, "sqlstate", "") == _NO_RIGHT
+        raise Conflict(f"The database refused the migration: {_first_line(error)}{owner if denied else ''}") from error
     return f"The schema is at revision {revisions.known()[0] if revision == 'head' else revision}."
 
 
