@@ -177,11 +177,12 @@ def _fetch(client: Client, job: str, wanted: Wanted, folder: Path) -> bool:
 
 
 def _count(tally: Tally, wanted: Wanted, future: "Future[bool]") -> None:
-    """Counts one image. A failed one is reported at the end; an unreachable server or a bad key ends the download."""
+    """Counts one image. A failed one is reported at the end; the download ends if the server is away or too slow, or
+    the key is bad."""
     try:
         fetched = future.result()
     except ClientError as error:
-        if error.code == "unreachable" or error.status == 401:
+        if error.code in ("unreachable", "too_slow") or error.status == 401:
             raise
         tally.failed.append({"index": wanted.image["index"], "file_name": wanted.name, "message": error.message})
         return

@@ -296,7 +296,7 @@ class Client:
         """The bytes of the stored file."""
         path = f"/v1/jobs/{_id(job_id)}/images/{index}/content"
         found = self._transport.attempt(lambda: self._transport.http.get(path))
-        return self._transport.attempt(lambda: self._transport.store.get(found.headers["Location"])).content
+        return self._transport.fetch(found.headers["Location"])
 
     # --- exports
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -15,7 +16,7 @@ _RETRIED = {429, 502, 503, 504}
 _LOOPBACK = ("127.0.0.1", "[::1]", "localhost", "*.localhost")
 _DIRECT = {f"all://{host}": None for host in _LOOPBACK}  # no proxy for this machine, whatever the environment says
 _BUSY = "idempotency_key_in_use"
-_READ_BYTES = 1 << 20
+_MIN_RATE = 1 << 10  # bytes a second of a download, once it was waited for as long as for an answer
 _SILENCE_SECONDS = 45.0  # a server that is there says something every fifteen
 
 
@@ -30,6 +31,10 @@ class ClientError(Exception):
         super().__init__(message)
 
 
+class _TooSlow(httpx.ReadTimeout):
+    """What comes is next to nothing, so that it would never end."""
+
+
 class Transport:
     """Two connections: one to the API with the key, one to the store without."""
 
@@ -39,8 +44,8 @@ class Transport:
         self._patience, self._on_wait = patience, on_wait
         headers = {"Authorization": f"Bearer {key}"}
         self.http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout, mounts=_DIRECT)
-        # Without the key: an object's URL is signed.
-        self.store = httpx.Client(timeout=timeout, mounts=_DIRECT)
+        # Without the key: an object's URL is signed, or redirects to one that is.
+        self.store = httpx.Client(timeout=timeout, mounts=_DIRECT, follow_redirects=True)
 
     def close(self) -> None:
         self.http.close()
@@ -93,10 +98,7 @@ class Transport:
             try:
                 answer = send()
             except httpx.TransportError as error:
-                host = error.request.url.netloc.decode("ascii", "replace")
-                refusal = ClientError(
-                    0, "unreachable", f"{host} cannot be reached: {str(error).rstrip('.') or 'no answer'}"
-                )
+                refusal = _outage(error)
             else:
                 if answer.status_code < 400:
                     return answer
@@ -110,6 +112,23 @@ class Transport:
                 self._on_wait(refusal)
             time.sleep(pause)
             pause = min(pause * 2, 5.0)
+
+    def fetch(self, url: str) -> bytes:
+        """The bytes of an object in the store."""
+        found = bytearray()
+
+        def send() -> httpx.Response:
+            found.clear()
+            with self.store.stream("GET", url) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    return answer
+                for data in self._steadily(answer):
+                    found.extend(data)
+                return answer
+
+        self.attempt(send)
+        return bytes(found)
 
     def save(self, url: str, path: Path, sha256: str, on_bytes: Callable[[int], None] | None = None) -> None:
         """Fetches a file from the store. A partial file `NAME.part` is resumed.
@@ -128,7 +147,7 @@ class Transport:
                     answer.read()
                     return answer
                 with part.open("ab" if answer.status_code == 206 else "wb") as file:
-                    for data in answer.iter_bytes(_READ_BYTES):
+                    for data in self._steadily(answer):
                         file.write(data)
                         if on_bytes is not None:
                             on_bytes(len(data))
@@ -140,10 +159,35 @@ class Transport:
             raise ClientError(0, "damaged", f"{path.name} does not match its sha256; fetch it again.")
         part.replace(path)
 
+    def _steadily(self, answer: httpx.Response) -> Iterator[bytes]:
+        """The body as it comes. Raises _TooSlow if next to nothing comes for as long as an answer is waited for."""
+        patience = self.store.timeout.read or math.inf
+        pieces = answer.iter_bytes()
+        waited, taken = 0.0, 0
+        while True:
+            began = time.monotonic()
+            data = next(pieces, None)
+            if data is None:
+                return
+            waited += time.monotonic() - began
+            taken += len(data)
+            if waited > patience:
+                if taken < waited * _MIN_RATE:
+                    raise _TooSlow(f"fewer than {_MIN_RATE:,} bytes came in a second", request=answer.request)
+                waited, taken = 0.0, 0
+            yield data
+
 
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _outage(error: httpx.TransportError) -> ClientError:
+    host = error.request.url.netloc.decode("ascii", "replace")
+    if isinstance(error, _TooSlow):
+        return ClientError(0, "too_slow", f"{host} is too slow: {error}")
+    return ClientError(0, "unreachable", f"{host} cannot be reached: {str(error).rstrip('.') or 'no answer'}")
 
 
 def _refusal(answer: httpx.Response) -> ClientError:
