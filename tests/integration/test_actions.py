@@ -70,6 +70,7 @@ def ended_job(api: Api, store: S3Store, acts: Acts) -> str:
 def test_every_operation_that_changes_something_is_an_event_with_the_key_as_actor(api: Api, store: S3Store) -> None:
     acts = Acts(api)
     ended = ended_job(api, store, acts)
+    acts.do("mark_images", "PUT", f"/v1/jobs/{ended}/marks", json={"mark": "accepted", "indexes": [0]})
     retried = acts.do("retry_job", "POST", f"/v1/jobs/{ended}/retry")["id"]
     acts.do("change_job", "PATCH", f"/v1/jobs/{retried}", json={"labels": {"a": "b"}})
     acts.do("change_job", "PATCH", f"/v1/jobs/{retried}", json={"priority": "low"})
