@@ -96,7 +96,8 @@ CREATE TABLE mark_counts (
 -- An export keeps the marks that it was planned with: its shards are written later, and by several processes.
 ALTER TABLE exports ADD COLUMN marks bytea;
 
--- As before, and of the new tables too: the rows of the images from index `first` to `past`, which is not among them. Returns how many images it deleted.
+-- As before, and of the new tables too: the rows of the images from index `first` to `past`, which is not among them.
+-- Returns how many images it deleted.
 CREATE OR REPLACE FUNCTION presswork_delete_images(job bigint, first bigint, past bigint) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_partition_pruning = off AS $$
@@ -115,7 +116,8 @@ BEGIN
   RETURN deleted;
 END $$;
 
--- As before, and of the new tables too. Up to `most` of the job's other rows and, once there are none, the job. Returns how many rows it deleted.
+-- As before, and of the new tables too: up to `most` of the job's other rows and, once there are none, the job. Returns
+-- how many rows it deleted.
 CREATE OR REPLACE FUNCTION presswork_delete_job(job bigint, most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_partition_pruning = off AS $$
