@@ -20,7 +20,14 @@ from services.core.model.errors import ObjectMissing, StoreRefused, StoreUnavail
 from services.core.settings import Settings
 from services.core.storage import keys, s3
 from services.core.storage.s3 import S3Store
+from services.local.stack import Stack
 from tests.clock import Clock
+
+
+@pytest.fixture
+def database_url(stack: Stack) -> str:
+    """No database is asked here, so none is copied for each test."""
+    return stack.values["DATABASE_URL"]
 
 
 def fresh(name: str) -> str:

@@ -17,7 +17,14 @@ from botocore.exceptions import CredentialRetrievalError
 from services.core.model.errors import SettingsError, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
+from services.local.stack import Stack
 from tests.peers import HANGS, S3Proxy, hanging
+
+
+@pytest.fixture
+def database_url(stack: Stack) -> str:
+    """No database is asked here, so none is copied for each test."""
+    return stack.values["DATABASE_URL"]
 
 
 def fresh(name: str) -> str:
