@@ -29,6 +29,16 @@ ENDPOINT = "/v1/images/generations"
 
 
 @pytest.fixture
+def api(emptied: Api) -> Api:
+    return emptied
+
+
+@pytest.fixture
+def settings(served: Api) -> Settings:
+    return served.settings
+
+
+@pytest.fixture
 def client(api: Api) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{api.url}/v1", api_key=api.key, max_retries=0) as found:
         yield found
