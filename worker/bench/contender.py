@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from services.core.processes import python
 from worker.pipelines.compiler import keep_caches
 
 STOCK = "stock"
@@ -51,7 +52,7 @@ class Contender:
     def __init__(self, setup: Setup) -> None:
         self.setup, self.seconds = setup, list[float]()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.bench.contender", json.dumps(dataclasses.asdict(setup))],
+            python("worker.bench.contender", json.dumps(dataclasses.asdict(setup))),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
