@@ -21,6 +21,7 @@ from services.api.v1 import (
     drafts,
     estimation,
     events,
+    export_content,
     exports,
     failures,
     image_content,
@@ -83,6 +84,7 @@ def create_app(settings: Settings) -> FastAPI:
         prefix="/v1", dependencies=[Depends(documented), Depends(parameters.reject_unknown)], responses=_ERRORS
     )
     links_routes.include_router(image_content.router, tags=["images"])
+    links_routes.include_router(export_content.router, tags=["exports"])
     for router in (tenants_routes, links_routes, open_routes):
         app.include_router(router)
     app.include_router(pages.router, include_in_schema=False)

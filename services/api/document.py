@@ -42,6 +42,7 @@ _IDS = {  # of each path parameter: what it is, and an example
     "batch_id": ("The batch's id.", "batch_039y879re4x32"),
     "upload_id": ("The upload's id.", "upload_039yaf9w3gxt6"),
     "export_id": ("The export's id.", "export_039yaf9w3gxt6"),
+    "path": ("The file's path in the export.", "data/train-00000-of-00012.tar"),
     "index": ("The image's place in the job, from 0.", "0"),
     "name": ("The model's name.", "simulated"),
     "key_id": ("The key's id: the eight characters after `pw_`.", "Xk29dQ7a"),
@@ -127,7 +128,7 @@ def _complete(operation: dict[str, Any], settings: Settings) -> None:
             content["example"] = examples.BODIES[name]
     for status, response in operation["responses"].items():
         names = [REQUEST_ID, *(["Location"] if name in _LOCATED and status in ("200", "201", "202") else [])]
-        names += ["ETag"] if name in ("read_file", "read_image") else []
+        names += ["ETag"] if name in ("read_file", "read_image", "read_export_file") else []
         response["headers"] = {header: {"$ref": f"#/components/headers/{header}"} for header in names}
 
 

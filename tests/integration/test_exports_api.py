@@ -94,9 +94,37 @@ def test_an_export_is_asked_for_watched_and_fetched(api, shelf, job_id):
     assert sum(file["bytes"] for file in files) == done["bytes"]
     assert sum(file["images"] for file in files) == 19
     for file in files:
-        fetched = httpx.get(file["url"], trust_env=False)
+        fetched = httpx.get(file["url"], trust_env=False, follow_redirects=True)
         assert hashlib.sha256(fetched.content).hexdigest() == file["sha256"]
         assert file["path"].rpartition("/")[2] in fetched.headers["content-disposition"]
+
+
+def test_a_files_link_answers_head_and_if_none_match_and_is_its_exports_alone(api, shelf, job_id):
+    export, other = (ask(api, job_id, images_per_shard=number).json()["id"] for number in (17, 18))
+    exporting.run(api.database, api.settings, shelf)
+    files = api.http.get(f"/v1/exports/{export}/files").json()["data"]
+    file = next(file for file in files if file["path"].endswith(".zip"))
+    url = httpx.URL(file["url"])
+    with httpx.Client(trust_env=False) as browser:  # without a key
+        head = browser.head(url)
+        assert (head.status_code, head.headers["content-length"]) == (200, str(file["bytes"]))
+        assert head.headers["etag"] == f'"{file["sha256"]}"'
+        part = browser.get(url, headers={"Range": "bytes=3-9"}, follow_redirects=True)
+        assert (part.status_code, len(part.content)) == (206, 7)
+        assert browser.get(url, headers={"If-None-Match": head.headers["etag"]}).status_code == 304
+        for wrong in (
+            url.copy_set_param("signature", "0" * 32),
+            url.copy_with(path=url.path.replace(file["path"], "manifest.json"), query=url.query),
+            url.copy_with(path=url.path.replace(export, other), query=url.query),
+        ):
+            assert browser.get(wrong).status_code == 404, wrong
+        assert browser.get(url.copy_remove_param("signature")).status_code == 401
+        mine = api.http.get(f"/v1/exports/{export}/content/{file['path']}")
+        assert mine.status_code == 307
+        for path in ("nothing.tar", "data", "a%00b", "%ff", "..%2Ffiles", ""):
+            assert api.http.get(f"/v1/exports/{export}/content/{path}").status_code == 404, path
+        assert api.http.delete(f"/v1/exports/{export}").status_code == 204
+        assert browser.get(url).status_code == 404
 
 
 def everything(api: Api, path: str, limit: int) -> list[dict[str, Any]]:

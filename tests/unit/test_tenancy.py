@@ -15,6 +15,7 @@ SYSTEM_TRANSACTIONS = [
     ("readiness.py", "check"),  # likewise
     ("v1/deletion.py", "delete_job"),  # a tenant's transaction cannot write a row that it would not see
     ("v1/estimation.py", "_estimate"),  # every tenant's queued images are ahead
+    ("v1/export_content.py", "_file"),  # a signed link names the export and no tenant
     ("v1/image_content.py", "_done_image"),  # a signed link names the image and no tenant
     ("v1/jobs.py", "described"),  # every tenant's queued images are ahead
     ("v1/keys.py", "create_key"),  # a tenant's transaction can write no key

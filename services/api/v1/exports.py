@@ -15,6 +15,7 @@ from services.api.v1 import schemas
 from services.core.exports import exports, options, records
 from services.core.model import ids
 from services.core.model.errors import InvalidSubmission
+from services.core.storage import signed_urls
 
 router = APIRouter(route_class=TenantRoute)
 _PAST_THE_NEWEST = 2**63 - 1
@@ -55,7 +56,7 @@ class ExportPage(BaseModel):
 
 
 class ExportFile(BaseModel):
-    """`url` is valid for some minutes; ask again for a fresh one."""
+    """`url` is signed and valid as long as the export: it needs no key, and redirects to the store."""
 
     path: str
     bytes: int
@@ -122,9 +123,14 @@ def show_export(context: ContextDep, tenant: Tenant, export_id: str) -> Any:
 
 @router.get("/exports/{export_id}/files", response_model=ExportFilePage)
 def list_export_files(
-    context: ContextDep, tenant: Tenant, export_id: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
+    request: Request,
+    context: ContextDep,
+    tenant: Tenant,
+    export_id: str,
+    limit: parameters.Limit = 100,
+    cursor: parameters.Cursor = None,
 ) -> Any:
-    """The files of a completed export by path, each with a URL that is valid for some minutes."""
+    """The files of a completed export by path, each with a signed URL."""
     export = _find(context, tenant, export_id)
     if export.state != "completed":
         raise ApiError(409, "export_not_completed", f"The export is {export.state}; it has files once it is completed.")
@@ -135,7 +141,8 @@ def list_export_files(
     more = None
     if len(found) > limit:
         more = pagination.encode_name(context.settings.secret, listing, found[limit - 1].path)
-    return ExportFilePage(data=[_file(context, file) for file in found[:limit]], next_cursor=more)
+    base = dependencies.base_url(context.settings, request)
+    return ExportFilePage(data=[_file(context, base, export.id, file) for file in found[:limit]], next_cursor=more)
 
 
 @router.post("/exports/{export_id}/cancel", response_model=Export)
@@ -186,6 +193,6 @@ def _shown(export: records.Export) -> Export:
     )
 
 
-def _file(context: Context, file: records.File) -> ExportFile:
-    url = context.store.presign(file.object_key, context.settings.url_seconds, file.path.rpartition("/")[2])
+def _file(context: Context, base_url: str, number: int, file: records.File) -> ExportFile:
+    url = signed_urls.export_file_url(base_url, context.settings.secret, number, records.public_id(number), file.path)
     return ExportFile(path=file.path, bytes=file.bytes, sha256=file.sha256.hex(), images=file.images, url=url)

@@ -383,7 +383,7 @@ class Export(TypedDict):
 
 
 class ExportFile(TypedDict):
-    """A file of an export; `url` is valid for some minutes and needs no key."""
+    """A file of an export; `url` needs no key and is valid as long as the export."""
 
     path: str
     bytes: int

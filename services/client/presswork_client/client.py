@@ -325,7 +325,7 @@ class Client:
         self._call(dict[str, str], "DELETE", f"/v1/exports/{_id(export_id)}")
 
     def export_files(self, export_id: str) -> Iterator[ExportFile]:
-        """The files of an export. Their URLs expire after some minutes, so fetch each file as it is listed."""
+        """The files of an export. Their URLs need no key and last as long as the export."""
         return self._transport.pages(f"/v1/exports/{_id(export_id)}/files", {}, 100)
 
     def save(self, file: ExportFile, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:

@@ -29,6 +29,9 @@ _FILES = statement("records.files")("""
 SELECT path, bytes, sha256, images, object_key FROM export_files WHERE export_id = :id AND path > :after
 ORDER BY path LIMIT :limit
 """)
+_FILE = statement("records.file")("""
+SELECT path, bytes, sha256, images, object_key FROM export_files WHERE export_id = :id AND path = :path
+""")
 _PREFIX = "export_"
 
 
@@ -116,7 +119,12 @@ def of_job(connection: Connection, tenant_id: int, job_id: int, *, before: int, 
 def files(connection: Connection, export_id: int, *, after: str = "", limit: int) -> Sequence[File]:
     """The export's files by path, those behind `after`."""
     rows = connection.execute(_FILES, {"id": export_id, "after": after, "limit": limit})
-    return [File(row.path, bytes(row.sha256), row.bytes, row.images, row.object_key) for row in rows]
+    return [_of_file(row) for row in rows]
+
+
+def file(connection: Connection, export_id: int, path: str) -> File | None:
+    row = connection.execute(_FILE, {"id": export_id, "path": path}).one_or_none()
+    return None if row is None else _of_file(row)
 
 
 def read(connection: Connection, export_id: int) -> Export | None:
@@ -126,6 +134,10 @@ def read(connection: Connection, export_id: int) -> Export | None:
         return None
     marks = None if row.marks is None else zlib.decompress(row.marks)
     return replace(_export(row, row.expired), marks=marks)
+
+
+def _of_file(row: Any) -> File:
+    return File(row.path, bytes(row.sha256), row.bytes, row.images, row.object_key)
 
 
 def _export(row: Any, expired: bool = False) -> Export:
