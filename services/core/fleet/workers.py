@@ -3,9 +3,15 @@
 A worker's id belongs to one process and is never reused. Functions take an open transaction.
 """
 
+from dataclasses import dataclass
+from datetime import datetime
+
 from sqlalchemy import Connection
 
 from services.core.db.statements import statement
+
+RATE_SECONDS = 60
+LIVE_SECONDS = 15.0  # a worker that was not seen for longer is silent
 
 _REGISTER = statement("workers.register")("""
 INSERT INTO workers (id, host, pid, device, model, model_revision, state)
@@ -30,7 +36,68 @@ SELECT EXISTS (SELECT FROM workers
                WHERE host = :host AND state NOT IN ('starting', 'crashed')
                  AND seen_at BETWEEN now() - interval '10 seconds' AND now() + interval '10 seconds')
 """)
+_LISTED = statement("workers.listed")("""
+SELECT w.id, w.host, w.pid, w.device, w.model, w.state, w.doing, w.started_at, w.seen_at,
+       abs(extract(epoch FROM now() - w.seen_at))::double precision AS silent,
+       coalesce(held.images, 0) AS rendering, held.step, coalesce(ended.images, 0) AS images,
+       EXISTS (SELECT FROM drains d WHERE d.host = w.host AND d.device = w.device) AS drained
+FROM workers w
+LEFT JOIN LATERAL (
+  SELECT sum(images) AS images, max(step) AS step FROM claims WHERE worker_id = w.id AND state = 'open'
+) held ON true
+LEFT JOIN (
+  SELECT worker_id, sum(images) AS images FROM claims
+  WHERE state = 'settled' AND ended_at > now() - make_interval(secs => :seconds) GROUP BY worker_id
+) ended ON ended.worker_id = w.id
+ORDER BY array_position(ARRAY['crashed','sick','starting','busy','ready','stopped'], w.state), w.host, w.device, w.pid
+LIMIT :most
+""")
 _FORGET = statement("workers.forget")("DELETE FROM workers WHERE seen_at < now() - interval '1 day'")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker that was seen during the last day, `silent` seconds ago. It holds `rendering` images, at that step of
+    the newest batch, and settled `rate` images a second during the last minute. `drained`: it takes nothing new."""
+
+    id: str
+    host: str
+    pid: int
+    device: str
+    model: str
+    state: str
+    doing: str
+    started_at: datetime
+    seen_at: datetime
+    silent: float
+    rendering: int
+    step: int | None
+    rate: float
+    drained: bool
+
+
+def listed(connection: Connection) -> list[Worker]:
+    """Every worker, those that are in trouble first. Takes a system transaction: claims are of all tenants."""
+    rows = connection.execute(_LISTED, {"seconds": RATE_SECONDS, "most": 1000})
+    return [
+        Worker(
+            id=row.id,
+            host=row.host,
+            pid=row.pid,
+            device=row.device,
+            model=row.model,
+            state=row.state,
+            doing=row.doing,
+            started_at=row.started_at,
+            seen_at=row.seen_at,
+            silent=row.silent,
+            rendering=row.rendering,
+            step=row.step,
+            rate=row.images / RATE_SECONDS,
+            drained=row.drained,
+        )
+        for row in rows
+    ]
 
 
 def seen(connection: Connection, host: str) -> bool:

@@ -241,6 +241,11 @@ def any_jobs(connection: Connection, ids: Iterable[int]) -> list[JobView]:
     return [_job_view(row) for row in connection.execute(_ANY_JOBS, {"ids": list(ids)})]
 
 
+def these_jobs(connection: Connection, tenant_id: int, ids: Iterable[int]) -> list[JobView]:
+    """The tenant's jobs among these, the newest first."""
+    return [_job_view(row) for row in connection.execute(_THESE_JOBS, {"tenant_id": tenant_id, "ids": list(ids)})]
+
+
 def labelled_jobs(
     connection: Connection,
     tenant_id: int,
@@ -256,8 +261,7 @@ def labelled_jobs(
     values = {"tenant_id": tenant_id, "before": before, "limit": limit, "state": state, "most": most}
     labels = {"labels": json.dumps(dict([label]))}
     found = connection.execute(_LABELLED if state is None else _LABELLED_IN_STATE, values | labels).one()
-    rows = connection.execute(_THESE_JOBS, {"tenant_id": tenant_id, "ids": found.ids})
-    return [_job_view(row) for row in rows], found.reached
+    return these_jobs(connection, tenant_id, found.ids), found.reached
 
 
 def exists(connection: Connection, tenant_id: int, job_id: int) -> bool:

@@ -1,0 +1,130 @@
+"""Pages of a tenant's jobs by state, label and text, in an order.
+
+No index knows labels, texts and failures: one page looks at a bounded number of jobs, and says where it stopped. The
+counts of the jobs that it found are exact.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from sqlalchemy import Connection, TextClause
+
+from services.core.db.statements import statement
+from services.core.jobs import queries
+from services.core.jobs.queries import JobView
+
+LOOKED_AT = 10_000
+Order = Literal["newest", "oldest", "failed_first"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+_PAST_THE_NEWEST = 2**63 - 1
+
+_ANY = "SELECT id, labels FROM jobs WHERE tenant_id = :tenant_id AND id {than} :place ORDER BY id {way} LIMIT :most"
+# Each state by its index.
+_IN_STATES = """
+SELECT mine.id, mine.labels FROM unnest(CAST(:states AS text[])) AS wanted (state) CROSS JOIN LATERAL (
+  SELECT id, labels FROM jobs
+  WHERE jobs.state = wanted.state AND tenant_id = :tenant_id AND id {than} :place ORDER BY id {way} LIMIT :most
+) mine ORDER BY mine.id {way} LIMIT :most
+"""
+_HAS_FAILURES = "EXISTS (SELECT FROM job_counts c WHERE c.job_id = looked_at.id AND c.failed > 0)"
+_PAGE = """
+WITH looked_at AS MATERIALIZED ({jobs})
+SELECT ARRAY(
+    SELECT id FROM looked_at
+    WHERE labels @> CAST(:labels AS jsonb)
+      AND (:text = '' OR EXISTS (
+        SELECT FROM jsonb_each_text(labels) WHERE strpos(lower(key || ':' || value), lower(:text)) > 0))
+      AND (CAST(:failed AS boolean) IS NULL OR :failed = {has_failures})
+    ORDER BY id {way} LIMIT :limit
+  ) AS ids, count(*) AS looked_at, CASE WHEN count(*) = :most THEN {last}(id) END AS reached
+FROM looked_at
+"""
+
+
+def _page(name: str, jobs: str, than: str, way: str, last: str) -> TextClause:
+    text = _PAGE.format(jobs=jobs.format(than=than, way=way), has_failures=_HAS_FAILURES, way=way, last=last)
+    return statement(f"listing.{name}")(text)
+
+
+_NEWEST = _page("newest", _ANY, "<", "DESC", "min")
+_OLDEST = _page("oldest", _ANY, ">", "ASC", "max")
+_NEWEST_IN_STATES = _page("newest_in_states", _IN_STATES, "<", "DESC", "min")
+_OLDEST_IN_STATES = _page("oldest_in_states", _IN_STATES, ">", "ASC", "max")
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which jobs: all, or those in one of these states, with that label, and with that text in a label."""
+
+    states: tuple[str, ...] = ()
+    label: tuple[str, str] | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a page goes on: behind a job. `failed`: it is among those with failures, which come first, not behind."""
+
+    job_id: int
+    failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`looked_at` jobs were searched for it; `more`, if there may be others."""
+
+    jobs: list[JobView]
+    looked_at: int
+    more: Place | None
+
+
+def page(
+    connection: Connection, tenant_id: int, wanted: Filter, *, order: Order, place: Place | None, limit: int
+) -> Page:
+    """Up to `limit` jobs from `place` on. Takes the tenant's transaction."""
+    behind = None if place is None else place.job_id
+    if order != "failed_first":
+        return _part(connection, tenant_id, wanted, order, behind, limit, failed=None)
+    if place is not None and not place.failed:
+        return _part(connection, tenant_id, wanted, "newest", behind, limit, failed=False)
+    first = _part(connection, tenant_id, wanted, "newest", behind, limit, failed=True)
+    if first.more is not None:
+        return first
+    left = limit - len(first.jobs)
+    if not left:
+        return Page(first.jobs, first.looked_at, Place(_PAST_THE_NEWEST))
+    rest = _part(connection, tenant_id, wanted, "newest", None, left, failed=False)
+    return Page(first.jobs + rest.jobs, max(first.looked_at, rest.looked_at), rest.more)
+
+
+def _part(
+    connection: Connection,
+    tenant_id: int,
+    wanted: Filter,
+    order: Order,
+    behind: int | None,
+    limit: int,
+    *,
+    failed: bool | None,
+) -> Page:
+    """A page of those with failures, of those without, or, with `failed` None, of both."""
+    is_search = bool(wanted.label or wanted.text or failed is not None)
+    backwards = order == "oldest"
+    values: dict[str, Any] = {
+        "tenant_id": tenant_id,
+        "states": list(wanted.states),
+        "labels": json.dumps(dict([wanted.label] if wanted.label else [])),
+        "text": wanted.text,
+        "failed": failed,
+        "place": behind if behind is not None else -1 if backwards else _PAST_THE_NEWEST,
+        "limit": limit + 1,
+        "most": LOOKED_AT if is_search else limit + 1,
+    }
+    by_any, by_state = (_OLDEST, _OLDEST_IN_STATES) if backwards else (_NEWEST, _NEWEST_IN_STATES)
+    row = connection.execute(by_state if wanted.states else by_any, values).one()
+    ids = list(row.ids)
+    views = {view.id: view for view in queries.these_jobs(connection, tenant_id, ids[:limit])}
+    last = ids[limit - 1] if len(ids) > limit else row.reached if is_search else None
+    more = None if last is None else Place(last, failed=failed is True)
+    return Page([views[job_id] for job_id in ids[:limit] if job_id in views], row.looked_at, more)
