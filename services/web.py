@@ -1,4 +1,4 @@
-"""The composition root of the web process: one ASGI application and the server that runs it.
+"""The composition root of the web process: one ASGI application, of API and dashboard, and the server that runs it.
 
 Run `python -m services.web`, or `uvicorn --factory services.web:create` to use another server configuration.
 """
@@ -20,6 +20,7 @@ from services.core import environment, logs
 from services.core.db import database as databases
 from services.core.model.errors import PressworkError, SettingsError, Unavailable
 from services.core.settings import Settings
+from services.dashboard import app as dashboard
 
 log = logging.getLogger(__name__)
 EXIT_SETTINGS = 2
@@ -86,7 +87,14 @@ def _build(settings: Settings) -> Any:
         )
     environment.check_temporary_folder()
     _check_database(settings)
-    return create_app(settings)
+    return application(settings)
+
+
+def application(settings: Settings) -> Any:
+    """The API, and the dashboard beside it. Connects to nothing yet."""
+    app = create_app(settings)
+    dashboard.install(app)
+    return app
 
 
 def _check_database(settings: Settings) -> None:

@@ -10,12 +10,11 @@ import httpx
 import uvicorn
 from sqlalchemy import text
 
-from services.api.app import create_app
 from services.core.db.database import Database
 from services.core.fleet import workers
 from services.core.settings import Settings
 from services.core.tenants import api_keys
-from services.web import server_config
+from services.web import application, server_config
 from tests import factories, programs
 from tests.waiting import until
 
@@ -59,11 +58,11 @@ class Api:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[str]:
+def serving(settings: Settings, port: int = 0) -> Iterator[str]:
     """The API as its own server would run it, in a thread; its address."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+    with closing(socket.create_server(("127.0.0.1", port))) as listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server = uvicorn.Server(server_config(create_app(programs.settings("web", settings))))
+        server = uvicorn.Server(server_config(application(programs.settings("web", settings))))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         until(lambda: server.started, every=0.01)

@@ -35,7 +35,11 @@ def statements(role: str) -> tuple[str, ...]:
     """The statements that a program runs as its role, as Postgres prepares them."""
     match role:
         case "presswork_web":
-            roots = [*reach.with_system_transactions("services.api"), *_commands()]
+            roots = [
+                *reach.with_system_transactions("services.api"),
+                *reach.with_system_transactions("services.dashboard"),
+                *_commands(),
+            ]
         case "presswork_scheduler":
             roots = [*reach.places("scheduler")]
         case _:

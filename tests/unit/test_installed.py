@@ -30,7 +30,12 @@ def test_every_file_that_a_program_reads_is_in_the_distribution() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     kept = {path for package, globs in declared.items() for glob in globs
             for path in (ROOT / package.replace(".", "/")).glob(glob)}  # fmt: skip
-    read = {path for name in OURS for kind in ("css", "jsonl", "sql") for path in (ROOT / name).rglob(f"*.{kind}")}
+    read = {
+        path
+        for name in OURS
+        for kind in ("css", "jsonl", "sql", "html", "js", "svg")
+        for path in (ROOT / name).rglob(f"*.{kind}")
+    }
     assert read <= kept
 
 

@@ -1,27 +1,33 @@
-"""Where the API's handlers may see every tenant's rows."""
+"""Where the handlers of API and dashboard may see every tenant's rows."""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-API = Path(__file__).parents[2] / "services" / "api"
-# Every other transaction of the API is `begin(tenant)`. A new entry needs a reason, in a comment at the call.
+SERVICES = Path(__file__).parents[2] / "services"
+# Every other transaction of theirs is `begin(tenant)`. A new entry needs a reason, in a comment at the call.
 SYSTEM_TRANSACTIONS = [
-    ("authentication.py", "authenticate"),  # the key decides which tenant it is
-    ("feed.py", "_latest"),  # it reads once for all who watch, and shows each only their own
-    ("feed.py", "_look"),  # likewise
-    ("health.py", "collect"),  # sums over all tenants
-    ("readiness.py", "_model_and_worker"),  # the route takes no key
-    ("readiness.py", "check"),  # likewise
-    ("v1/deletion.py", "delete_job"),  # a tenant's transaction cannot write a row that it would not see
-    ("v1/estimation.py", "_estimate"),  # every tenant's queued images are ahead
-    ("v1/export_content.py", "_file"),  # a signed link names the export and no tenant
-    ("v1/image_content.py", "_done_image"),  # a signed link names the image and no tenant
-    ("v1/jobs.py", "described"),  # every tenant's queued images are ahead
-    ("v1/keys.py", "create_key"),  # a tenant's transaction can write no key
-    ("v1/keys.py", "revoke_key"),  # likewise
-    ("v1/workers.py", "drain_worker"),  # the fleet belongs to no tenant
-    ("v1/workers.py", "resume_worker"),  # likewise
+    ("api/authentication.py", "authenticate"),  # the key decides which tenant it is
+    ("api/feed.py", "_latest"),  # it reads once for all who watch, and shows each only their own
+    ("api/feed.py", "_look"),  # likewise
+    ("api/health.py", "collect"),  # sums over all tenants
+    ("api/readiness.py", "_model_and_worker"),  # the route takes no key
+    ("api/readiness.py", "check"),  # likewise
+    ("api/v1/deletion.py", "delete_job"),  # a tenant's transaction cannot write a row that it would not see
+    ("api/v1/estimation.py", "_estimate"),  # every tenant's queued images are ahead
+    ("api/v1/export_content.py", "_file"),  # a signed link names the export and no tenant
+    ("api/v1/image_content.py", "_done_image"),  # a signed link names the image and no tenant
+    ("api/v1/jobs.py", "described"),  # every tenant's queued images are ahead
+    ("api/v1/keys.py", "create_key"),  # a tenant's transaction can write no key
+    ("api/v1/keys.py", "revoke_key"),  # likewise
+    ("api/v1/workers.py", "drain_worker"),  # the fleet belongs to no tenant
+    ("api/v1/workers.py", "resume_worker"),  # likewise
+    ("dashboard/access.py", "find"),  # the cookie decides which tenant it is
+    ("dashboard/pages/fleet.py", "show_fleet"),  # claims are of all tenants
+    ("dashboard/pages/overview.py", "_fleet"),  # likewise
+    ("dashboard/pages/sign_in.py", "_begin"),  # the key decides which tenant it is
+    ("dashboard/pages/sign_in.py", "sign_out"),  # the cookie decides which session it is
+    ("dashboard/reading.py", "shown"),  # every tenant's queued images are ahead
 ]
 
 
@@ -41,8 +47,9 @@ def system_transactions(source: str) -> Iterator[str]:
 
 def test_the_api_sees_every_tenants_rows_in_listed_places_only():
     found = [
-        (path.relative_to(API).as_posix(), function)
-        for path in sorted(API.rglob("*.py"))
+        (path.relative_to(SERVICES).as_posix(), function)
+        for room in ("api", "dashboard")
+        for path in sorted((SERVICES / room).rglob("*.py"))
         for function in system_transactions(path.read_text(encoding="utf-8"))
     ]
     assert sorted(found) == SYSTEM_TRANSACTIONS

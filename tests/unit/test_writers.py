@@ -39,6 +39,7 @@ WRITERS = {
     "marks": "marks",
     "mark_counts": "marks",
     "api_keys": "tenants",
+    "sessions": "tenants",
     "models": "fleet",
     "model_shapes": "fleet",
     "workers": "fleet",

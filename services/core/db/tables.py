@@ -78,6 +78,17 @@ api_keys = Table(
     ),
 )
 
+sessions = Table(  # of browsers; the cookie itself is stored nowhere
+    "sessions",
+    metadata,
+    Column("sha256", LargeBinary, primary_key=True),
+    Column("key_id", Text, ForeignKey("api_keys.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("expires_at", Moment, nullable=False),
+    CheckConstraint("octet_length(sha256) = 32", name="sessions_sha256"),
+    Index("sessions_expired", "expires_at"),
+)
+
 models = Table(
     "models",
     metadata,

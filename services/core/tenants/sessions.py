@@ -1,0 +1,52 @@
+"""Sessions of browsers: an API key is exchanged for a cookie, of which only the sha256 is stored.
+
+A session may do what its key may do. It ends when it is signed out, after DAYS, and with its key. Functions take an
+open system transaction: the cookie decides which tenant it is.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from services.core.db.statements import statement
+from services.core.model.scopes import Principal, Scope
+from services.core.tenants import api_keys
+
+DAYS = 7
+SECONDS = DAYS * 24 * 3600
+_NEW = statement("sessions.new")("""
+INSERT INTO sessions (sha256, key_id, expires_at) VALUES (:sha256, :key_id, now() + make_interval(days => :days))
+""")
+_FIND = statement("sessions.find")("""
+SELECT k.tenant_id, k.id AS key_id, k.name, k.scopes FROM sessions s JOIN api_keys k ON k.id = s.key_id
+WHERE s.sha256 = :sha256 AND s.expires_at > now() AND k.revoked_at IS NULL
+  AND (k.expires_at IS NULL OR k.expires_at > now())
+""")
+_END = statement("sessions.end")("DELETE FROM sessions WHERE sha256 = :sha256")
+_FORGET = statement("sessions.forget")("DELETE FROM sessions WHERE expires_at <= now()")
+
+
+def begin(connection: Connection, accepted: Sequence[str], key: str) -> str:
+    """The cookie of a new session. Sessions that have expired are forgotten. Raises InvalidKey."""
+    principal = api_keys.authenticate(connection, accepted, key)
+    cookie = secrets.token_urlsafe(32)
+    connection.execute(_FORGET)
+    connection.execute(_NEW, {"sha256": _hash(cookie), "key_id": principal.key_id, "days": DAYS})
+    return cookie
+
+
+def find(connection: Connection, cookie: str) -> Principal | None:
+    """Whom the session that the cookie names stands for, unless it has ended: its key, with the key's scopes of now."""
+    row = connection.execute(_FIND, {"sha256": _hash(cookie)}).one_or_none()
+    return None if row is None else Principal(row.tenant_id, row.key_id, row.name, frozenset(map(Scope, row.scopes)))
+
+
+def end(connection: Connection, cookie: str) -> None:
+    """Ends it, if it has not ended."""
+    connection.execute(_END, {"sha256": _hash(cookie)})
+
+
+def _hash(cookie: str) -> bytes:
+    return hashlib.sha256(cookie.encode("utf-8", "replace")).digest()

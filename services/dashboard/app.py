@@ -1,0 +1,13 @@
+"""Adds the dashboard's pages and files to the web server's application."""
+
+from fastapi import FastAPI
+
+from services.dashboard import files
+from services.dashboard.pages import actions, fleet, job, jobs, live, overview, pictures, sign_in
+
+_PAGES = (files, sign_in, overview, jobs, job, actions, pictures, fleet, live)
+
+
+def install(app: FastAPI) -> None:
+    for page in _PAGES:
+        app.include_router(page.router, include_in_schema=False)

@@ -1,0 +1,100 @@
+"""The list of jobs. What is searched stands in the address, so a view can be sent to others."""
+
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+from starlette.responses import RedirectResponse
+
+from services.api import pagination
+from services.api.dependencies import ContextDep
+from services.api.errors import ApiError
+from services.core.jobs import listing
+from services.core.model import ids
+from services.core.model.errors import NotFound
+from services.core.model.states import JobState
+from services.dashboard import access, reading, rendering
+from services.dashboard.pages.overview import UNFINISHED
+from services.dashboard.routes import PageRoute
+
+router = APIRouter(route_class=PageRoute)
+_PER_PAGE = 50
+_MOST_TEXT = 600
+STATES: dict[str, tuple[str, ...]] = {
+    "": (),
+    "unfinished": UNFINISHED,
+    **{state.value: (state.value,) for state in JobState},
+}
+SORTS = {"newest": "Newest first", "oldest": "Oldest first", "failed_first": "Failed first"}
+_FIRST_PART = 1 << 63  # in a cursor: among the jobs with failures
+
+
+@router.get("/jobs")
+def show_jobs(
+    request: Request,
+    context: ContextDep,
+    visitor: access.Signed,
+    q: str = "",
+    status: str = "",
+    label: str = "",
+    sort: str = "newest",
+    cursor: str = "",
+) -> Any:
+    visitor.require("view")
+    text = q.strip()[:_MOST_TEXT].replace("\0", "")
+    if _is_job(text):
+        return RedirectResponse(rendering.address(request, f"/jobs/{text}"), 303)
+    chosen = {"q": text, "status": status, "label": label, "sort": sort}
+    wanted = listing.Filter(_states(status), _label(label), text)
+    order = next((name for name in listing.ORDERS if name == sort), None)
+    if order is None:
+        raise ApiError(400, "invalid_parameter", f"There is no such order; there are {', '.join(SORTS)}.")
+    name = f"pages/jobs/{visitor.tenant}/{chosen}"
+    place = _place(pagination.decode_cursor(context.settings.secrets, name, cursor)) if cursor else None
+    with context.database.begin(visitor.tenant) as connection:
+        page = listing.page(connection, visitor.tenant, wanted, order=order, place=place, limit=_PER_PAGE)
+    more = page.more and pagination.encode_cursor(context.settings.secret, name, _position(page.more))
+    kept = {key: value for key, value in chosen.items() if value and (key, value) != ("sort", "newest")}
+    return rendering.page(
+        request,
+        "jobs.html",
+        visitor=visitor,
+        jobs=reading.shown(context, page.jobs),
+        looked_at=page.looked_at,
+        is_search=bool(text or label),
+        is_filtered=bool(text or label or status),
+        is_first=place is None,
+        chosen=chosen,
+        states=[(name, reading.STATE_WORDS.get(name, name) or "any") for name in STATES],
+        sorts=SORTS.items(),
+        here="/jobs" + (f"?{urlencode(kept)}" if kept else ""),
+        next_page=more and f"/jobs?{urlencode(kept | {'cursor': more})}",
+    )
+
+
+def _states(status: str) -> tuple[str, ...]:
+    if status not in STATES:
+        raise ApiError(400, "invalid_parameter", f"There is no such status; there are {', '.join(STATES)[2:]}.")
+    return STATES[status]
+
+
+def _label(given: str) -> tuple[str, str] | None:
+    name, colon, value = given.partition(":")
+    if given and not (0 < len(name) <= 64 and colon and "\0" not in given and len(given) <= _MOST_TEXT):
+        raise ApiError(400, "invalid_parameter", "A label is a name, a colon and a value, such as run:nightly.")
+    return (name, value) if given else None
+
+
+def _is_job(text: str) -> bool:
+    try:
+        return bool(ids.parse_job(text))
+    except NotFound:
+        return False
+
+
+def _place(position: int) -> listing.Place:
+    return listing.Place(position % _FIRST_PART, position >= _FIRST_PART)
+
+
+def _position(place: listing.Place) -> int:
+    return place.job_id + (_FIRST_PART if place.failed else 0)

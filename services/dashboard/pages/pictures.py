@@ -1,0 +1,64 @@
+"""The bytes of images for pages, sent by this server: a page asks no other host."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from services.api import parameters, representations
+from services.api.dependencies import Context, ContextDep
+from services.core.jobs import queries
+from services.core.model import ids
+from services.core.model.errors import NotFound
+from services.dashboard import access, thumbnails
+from services.dashboard.routes import PageRoute
+
+router = APIRouter(route_class=PageRoute)
+_kept = thumbnails.Kept()
+_DAY = "private, max-age=86400"
+
+
+@router.get("/jobs/{job_id}/images/{index}/thumbnail")
+async def show_thumbnail(
+    request: Request, context: ContextDep, visitor: access.Signed, job_id: str, index: str
+) -> Response:
+    return await context.transfers.run(visitor.tenant, _thumbnail, request, context, visitor, job_id, index)
+
+
+@router.get("/jobs/{job_id}/images/{index}/picture")
+async def show_picture(
+    request: Request, context: ContextDep, visitor: access.Signed, job_id: str, index: str
+) -> Response:
+    return await context.transfers.run(visitor.tenant, _picture, request, context, visitor, job_id, index)
+
+
+def _thumbnail(request: Request, context: Context, visitor: access.Visitor, job_id: str, index: str) -> Response:
+    key, sha256, _ = _stored(context, visitor, job_id, index)
+    if (unchanged := representations.unchanged(request, sha256)) is not None:
+        return unchanged
+    picture = _kept.get(sha256, lambda: thumbnails.small(context.store.read(key)))
+    return _answer(picture, sha256, thumbnails.MEDIA_TYPE)
+
+
+def _picture(request: Request, context: Context, visitor: access.Visitor, job_id: str, index: str) -> Response:
+    key, sha256, media_type = _stored(context, visitor, job_id, index)
+    if (unchanged := representations.unchanged(request, sha256)) is not None:
+        return unchanged
+    return _answer(context.store.read(key), sha256, media_type)
+
+
+def _answer(picture: bytes, sha256: str, media_type: str) -> Response:
+    headers = {"ETag": representations.headers(sha256)["ETag"], "Cache-Control": _DAY}
+    return Response(picture, headers=headers, media_type=media_type)
+
+
+def _stored(context: Context, visitor: access.Visitor, job_id: str, index: str) -> tuple[str, str, Any]:
+    """The object's key, its sha256 and its media type. Raises NotFound."""
+    visitor.require("view")
+    number = ids.parse_job(job_id)
+    if parameters.is_whole(index):
+        with context.database.begin(visitor.tenant) as connection:
+            image = queries.image(connection, visitor.tenant, number, int(index))
+        if image is not None and image.object_key is not None and image.sha256 is not None:
+            return image.object_key, image.sha256, f"image/{image.payload.output_format}"
+    raise NotFound("There is no such picture.")

@@ -1,0 +1,91 @@
+"""How values are written for people: numbers, spans of time, moments."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from services.core.events.queries import Event
+from services.core.fleet.workers import Worker
+
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def number(value: int) -> str:
+    """12,345."""
+    return f"{value:,}"
+
+
+def rate(value: float) -> str:
+    """Images per second with as many digits as say something."""
+    if value < 0.01:
+        return "0" if value <= 0 else "<0.01"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+
+
+def span(seconds: float | None) -> str:
+    """A time to wait, in its two largest units: 3 h 20 min. The script does the same (words.js)."""
+    if seconds is None:
+        return ""
+    left = max(0, round(seconds))
+    for place, (size, unit) in enumerate(_UNITS):
+        if left >= size:
+            smaller = _UNITS[place + 1] if place + 1 < len(_UNITS) else None
+            rest = left % size // smaller[0] if smaller else 0
+            return f"{left // size} {unit}" + (f" {rest} {smaller[1]}" if smaller and rest else "")
+    return "0 s"
+
+
+def moment(value: datetime) -> str:
+    """To the minute, in UTC; the script writes it in the browser's time."""
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def iso(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def size(value: int) -> str:
+    """Bytes, as 1.2 MB."""
+    left = float(value)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if left < 1000:
+            return f"{left:.0f} {unit}" if unit == "bytes" or left >= 100 else f"{left:.1f} {unit}"
+        left /= 1000
+    return f"{left:.1f} TB"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 image, 2 images."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def happening(event: Event) -> str:
+    """What an event says, in words: job.priority_changed with its data."""
+    words = event.kind.partition(".")[2].replace("_", " ")
+    noun = event.kind.partition(".")[0]
+    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in event.data.items())
+    return f"{words if noun == 'job' else f'{noun} {words}'}{f' ({said})' if said else ''}".capitalize()
+
+
+def doing(worker: Worker) -> str:
+    """What a worker does, as far as it is known."""
+    if worker.doing:
+        return worker.doing
+    if worker.rendering:
+        return f"{plural(worker.rendering, 'image')}, step {worker.step or 0}"
+    if worker.drained:
+        return "drained: takes nothing new"
+    return "waits for work" if worker.state == "ready" else ""
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "number": number,
+    "rate": rate,
+    "span": span,
+    "moment": moment,
+    "iso": iso,
+    "size": size,
+    "plural": plural,
+    "happening": happening,
+    "doing": doing,
+}
