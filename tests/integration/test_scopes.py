@@ -46,7 +46,7 @@ def test_without_its_scope_every_operation_is_refused_and_with_it_alone_none_is(
                 continue
             name = operation["operationId"]
             [scope] = map(Scope, operation["security"][0]["HTTPBearer"])
-            address = path.format(index=0, number=0, **PLACES)
+            address = path.format(index=0, number=0, path="nothing", **PLACES)
             refused = ask(served, without[scope], method, address)
             assert (refused.status_code, refused.json()["error"]["code"]) == (403, "missing_scope"), name
             others = ", ".join(other.value for other in ALL if other is not scope)
