@@ -949,11 +949,11 @@ def test_doctor_and_keys_name_the_env_file_that_is_not_sourced_and_the_stack_tha
     for name in here:
         monkeypatch.delenv(name, raising=False)
     hint = "DATABASE_URL is not set; `presswork up` prints the file that sets it. Here that is `. .presswork/env`."
-    assert hint not in run("keys", "list", code=1).stderr.replace("\n", " ")
+    assert hint not in run("keys", "list", code=2).stderr.replace("\n", " ")
     (tmp_path / ".presswork").mkdir()
     write_env_file(tmp_path / ".presswork", here)
     assert hint in run("doctor", code=1).stdout.replace("\n", " ")
-    assert hint in run("keys", "list", code=1).stderr.replace("\n", " ")
+    assert hint in run("keys", "list", code=2).stderr.replace("\n", " ")
     for name, value in here.items():
         monkeypatch.setenv(name, value)
     assert "hint nothing of the stack in this folder runs; `presswork up` starts it" in run("doctor", code=1).stdout
