@@ -4,9 +4,7 @@ Every tensor of a file is checked by name, shape and dtype. No code from a check
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from services.core.model.errors import SettingsError
-from worker.model import weights
+from worker.model import latent_scale, weights
 from worker.model.directory import FLEXIBLE, STOCK
 from worker.model.flexible_unet import FlexibleUNet
 from worker.model.stock_unet import StockUNet
@@ -133,47 +131,8 @@ def _text_encoder(config: Mapping[str, Any]) -> nn.Module:
 def _vae(config: Mapping[str, Any]) -> nn.Module:
     from diffusers import AutoencoderKL
 
-    scale_of_latents(config, config.get("latent_channels", 4))
+    latent_scale.read(config, config.get("latent_channels", 4))
     return AutoencoderKL(**{name: value for name, value in config.items() if not name.startswith("_")})
-
-
-@dataclass(frozen=True, slots=True)
-class LatentScale:
-    """The decoder's input is `latents * std / scaling + shift + mean`: `std` and `mean` one number a channel, or empty.
-
-    A VAE has either a shift or means and deviations, as diffusers' pipelines use them.
-    """
-
-    scaling: float
-    shift: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-def scale_of_latents(config: Mapping[str, Any], channels: int) -> LatentScale:
-    """From a VAE's config. Raises SettingsError, in one sentence, for numbers that no latents have."""
-    scaling, shift = config.get("scaling_factor", 0.18215), config.get("shift_factor") or 0.0
-    if not _is_number(scaling) or scaling <= 0.0:
-        raise SettingsError(
-            f"The model's vae/config.json has scaling_factor {scaling!r}; it must be a number above 0, such as 0.18215."
-        )
-    if not _is_number(shift):
-        raise SettingsError(f"The model's vae/config.json has shift_factor {shift!r}; it must be a number.")
-    listed = {name: config.get(name) or () for name in ("latents_mean", "latents_std")}
-    for name, values in listed.items():
-        if values and (len(values) != channels or not all(map(_is_number, values))):
-            raise SettingsError(f"The model's vae/config.json has {name} that are not {channels} numbers.")
-    mean, std = (tuple(map(float, values)) for values in listed.values())
-    if bool(mean) != bool(std) or any(value <= 0.0 for value in std) or (mean and shift):
-        raise SettingsError(
-            "The model's vae/config.json has latents_mean and latents_std that do not belong together: both or neither,"
-            " deviations above 0, and no shift_factor beside them."
-        )
-    return LatentScale(float(scaling), float(shift), mean, std)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _set(network: nn.Module, name: str, value: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.model.networks import scale_of_latents
+from worker.model import latent_scale
 from worker.model.unet import UNet
 
 MAX_DECODE_BATCH = 4  # images: at full size, a decoder's features for sixteen take gigabytes
@@ -67,7 +67,7 @@ class Decoder(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.decoder, self.post_quant_conv = vae.decoder, vae.post_quant_conv
-        scale = scale_of_latents(vae.config, vae.config.latent_channels)
+        scale = latent_scale.read(vae.config, vae.config.latent_channels)
         self.scaling, self.shift = scale.scaling, scale.shift
         per_channel = [torch.tensor(values)[:, None, None] if values else None for values in (scale.mean, scale.std)]
         self.mean, self.std = per_channel
