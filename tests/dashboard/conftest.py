@@ -50,7 +50,7 @@ def signed(house: House) -> House:
     return house
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright's event loop would be in the way of later tests that run their own
 def chromium() -> Iterator[Browser]:
     if not CHROMIUM:
         sentence = "no chromium: install it (apt-get install chromium) or set CHROMIUM to run the tests of pages"
