@@ -37,15 +37,23 @@ def file(api: Api) -> str:
 
 
 def talk(api: Api, *parts: bytes, answers: int = 1) -> list[bytes]:
-    """The answers to what is sent on one connection, as many as come before it is closed."""
+    """The answers to what is sent on one connection, as many as come before it is closed, each with its body (no
+    answer to a HEAD, whose length is that of a body which does not follow)."""
     found = b""
     with closing(api.connect()) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for part in parts:
             connection.sendall(part)
-        while found.count(b"HTTP/1.1 ") < answers and (chunk := connection.recv(65536)):
+        while not (found.count(b"HTTP/1.1 ") >= answers and _is_whole(found)) and (chunk := connection.recv(65536)):
             found += chunk
     return [b"HTTP/1.1 " + answer for answer in found.split(b"HTTP/1.1 ")[1:]]
+
+
+def _is_whole(answers: bytes) -> bool:
+    """Whether the last of these answers is there with its body."""
+    head, end, body = answers.rpartition(b"HTTP/1.1 ")[2].partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head.lower())
+    return bool(end) and len(body) >= (int(length[1]) if length else 0)
 
 
 def drawn(api: Api, picture: bytes = b"a picture") -> str:
