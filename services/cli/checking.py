@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from presswork_client import Client, ClientError
-from services.cli.custom_ids import Seen
 from services.cli.exits import BadInput
-from services.cli.reading import Row, Source
+from services.core.items.custom_ids import Seen
+from services.core.items.reading import Row, Source
 from services.core.model import requests, strict_json
 from services.core.model.errors import Problem
 from services.core.model.requests import ImageRequest

@@ -11,6 +11,7 @@ import typer
 
 from presswork_client import ClientError
 from services.cli import show
+from services.core.items.errors import Unreadable, WrongOption
 from services.core.model.errors import PressworkError, SettingsError
 
 
@@ -38,10 +39,6 @@ class BadInput(PressworkError):
     def __init__(self, message: str, problems: list[dict[str, Any]], *, hint: str = "") -> None:
         self.problems, self.hint = problems, hint
         super().__init__(message)
-
-
-class Unreadable(PressworkError):
-    """The input cannot be read in the given format."""
 
 
 class Usage(PressworkError):
@@ -110,7 +107,7 @@ def _code(error: Exception) -> Exit:
             return Exit.REFUSED
         case BadInput() | Unreadable():
             return Exit.REFUSED
-        case Usage() | SettingsError():
+        case Usage() | WrongOption() | SettingsError():
             return Exit.USAGE
         case Interrupted():
             return Exit.INTERRUPTED

@@ -12,7 +12,7 @@ from rich.text import Text
 from presswork_client import Client, ClientError, Job, Matrix, Preview
 from services.cli import show
 from services.cli.exits import BadInput, Usage
-from services.cli.tables import cells
+from services.core.items import cells
 from services.core.model import strict_json
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from presswork_client import Client, ClientError
 from services.cli.checking import MAX_PROBLEMS, Checker, Survey, bad_rows
 from services.cli.exits import BadInput
-from services.cli.reading import Row, Source
+from services.core.items.reading import Row, Source
 
 _FIRST = re.compile(r"was used at (line|index) ([\d,]+) already")
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 from services.cli import show
 from services.cli.checking import Checker
 from services.cli.exits import Usage
-from services.cli.reading import Row, Source
+from services.core.items.reading import Row, Source
 from services.core.model.errors import Problem
 from services.core.model.file_names import PART
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from presswork_client import Client
 from services.cli import show
 from services.cli.checking import Checker
-from services.cli.custom_ids import Fixes
 from services.cli.exits import BadInput
-from services.cli.reading import Row, Source
 from services.cli.rejects import Rejects
+from services.core.items.custom_ids import Fixes
+from services.core.items.reading import Row, Source
 
 
 @contextmanager

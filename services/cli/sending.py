@@ -15,7 +15,7 @@ from presswork_client import Chunk as Stored
 from presswork_client import Client, ClientError, Job
 from services.cli import follow, refusals, show
 from services.cli.exits import BadInput, Interrupted
-from services.cli.reading import Row, Source
+from services.core.items.reading import Row, Source
 from services.core.model import strict_json
 from services.core.model.errors import PressworkError
 

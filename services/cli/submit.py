@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from presswork_client import Client, ClientError, Job
-from services.cli import checking, follow, matrices, options, reading, sending, show, units
+from services.cli import checking, follow, matrices, options, sending, show, units
 from services.cli.exits import BadInput, Exit, Usage, guarded
 from services.cli.profile import connect
 from services.cli.screening import screened
+from services.core.items import reading
 from services.core.model import requests
 
 _PATIENCE_SECONDS = 120.0
@@ -359,7 +360,9 @@ def _source(
     if file is None:
         raise Usage("Nothing to submit: give a FILE, - for stdin, or --matrix.")
     columns = options.pairs(column, "--column")
-    return reading.source(file, form, columns, defaults, delimiter=delimiter, encoding=encoding)
+    source = reading.source(file, form, columns, defaults, delimiter=delimiter, encoding=encoding)
+    source.tell = lambda remark: show.say(remark, style="dim")
+    return source
 
 
 def _defaults(

@@ -299,7 +299,7 @@ def test_an_image_folder_holds_it_as_one_text_that_datasets_takes_for_one_type(t
 def test_parquet_holds_it_as_a_column_of_text_that_the_command_line_reads_again(tree, tmp_path, monkeypatch):
     import pyarrow.parquet
 
-    from services.cli import reading
+    from services.core.items import reading
 
     path = tree("parquet")
     shards = sorted((path / "data").iterdir())

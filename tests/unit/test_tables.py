@@ -13,11 +13,10 @@ from typing import Any
 import openpyxl
 import pytest
 
-from services.cli import reading
-from services.cli.custom_ids import Fixes
-from services.cli.exits import Unreadable, Usage
-from services.cli.tables import cells, encodings
 from services.core import extras
+from services.core.items import cells, encodings, reading
+from services.core.items.custom_ids import Fixes
+from services.core.items.errors import Unreadable, WrongOption
 
 
 def read(path: Path, **how: Any) -> tuple[list[Any], str]:
@@ -73,14 +72,14 @@ def test_options_overrule_what_is_detected(tmp_path: Path) -> None:
     assert read(path, **how) == ([(2, {"prompt": "赤;い", "n": 2})], "'^'-separated, shift_jis, 1 row")
     assert requests(saved(tmp_path, "prompt;n,seed\na;1,2\n"), delimiter="semicolon") == [{"prompt": "a"}]
     for wrong in ("", '"', "ab", "\n"):
-        with pytest.raises(Usage, match="--delimiter"):
+        with pytest.raises(WrongOption, match="--delimiter"):
             read(path, delimiter=wrong)
     for wrong in ("latin-99", "hex", "rot13"):
-        with pytest.raises(Usage, match="must be an encoding such as"):
+        with pytest.raises(WrongOption, match="must be an encoding such as"):
             read(path, encoding=wrong)
     with pytest.raises(Unreadable, match="is not UTF-16 as it should be"):
         read(saved(tmp_path, b"abc"), encoding="utf-16")
-    with pytest.raises(Usage, match="is for text"):
+    with pytest.raises(WrongOption, match="is for text"):
         read(tmp_path / "p.xlsx", encoding="utf-8")
 
 
@@ -143,13 +142,14 @@ def test_a_row_that_cannot_be_divided_costs_itself_alone(tmp_path: Path) -> None
     assert found[1:] == [(3, "a quoted text begins here and does not end."), (4, {"prompt": "b", "seed": 3})]
 
 
-def test_columns_are_found_whatever_their_case_and_a_near_name_is_suggested(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_columns_are_found_whatever_their_case_and_a_near_name_is_suggested(tmp_path: Path) -> None:
     text = "Negative-Prompt ,STEPS,Custom ID,prompt,Prompt,Size\nblur,4,a,b,c,S\n"
-    found = requests(saved(tmp_path, text), columns={"size": ""})
+    source = reading.source(saved(tmp_path, text), None, {"size": ""}, {})
+    remarks: list[str] = []
+    source.tell = remarks.append
+    found = [json.loads(row.line) for row in source.rows()]
     assert found == [{"prompt": "b", "negative_prompt": "blur", "custom_id": "a"}]
-    said = " ".join(capsys.readouterr().err.split())
+    [said] = remarks
     assert "ignored: STEPS, Prompt, Size; --column num_inference_steps=STEPS would use STEPS" in said
     assert said.count("--column") == 1
     with pytest.raises(Unreadable, match="did you mean --column prompt=promt"):

@@ -5,10 +5,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from services.cli.exits import Unreadable
-from services.cli.tables import cells
-from services.cli.tables.table import Record, Table, is_empty, named
 from services.core import extras
+from services.core.items import cells
+from services.core.items.errors import Unreadable
+from services.core.items.table import Record, Table, is_empty, named
 from services.core.model.body import EXACT
 
 _ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")

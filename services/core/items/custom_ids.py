@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from services.cli.reading import Row
+from services.core.items.reading import Row
 from services.core.model import requests, strict_json
 from services.core.model.body import whole
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from services.cli.exits import Unreadable
-from services.cli.tables.table import Record, Table
+from services.core.items.errors import Unreadable
+from services.core.items.table import Record, Table
 from services.core.model.errors import PressworkError
 
 _EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53}  # pyarrow's names of its types

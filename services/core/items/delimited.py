@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from services.cli.exits import Unreadable, Usage
-from services.cli.tables.table import Record, Table, is_empty, named
+from services.core.items.errors import Unreadable, WrongOption
+from services.core.items.table import Record, Table, is_empty, named
 
 MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}
 _WORDS = {name: mark for mark, name in MARKS.items()} | {"space": " ", "\\t": "\t"}
@@ -42,10 +42,12 @@ class Lines:
 
 
 def mark(given: str) -> str:
-    """The character that --delimiter names, by itself or as a word. Raises Usage."""
+    """The character that --delimiter names, by itself or as a word. Raises WrongOption."""
     found = _WORDS.get(given.lower(), given)
     if len(found) != 1 or found in '"\r\n\\':
-        raise Usage(f"--delimiter is {given!r}; it must be one character, or comma, semicolon, tab, pipe or space.")
+        raise WrongOption(
+            f"--delimiter is {given!r}; it must be one character, or comma, semicolon, tab, pipe or space."
+        )
     return found
 
 

@@ -1,10 +1,9 @@
 """Which column of a table is which field of a request. Spaces, hyphens and capitals in a name do not count."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from services.cli import show
-from services.cli.exits import Unreadable
+from services.core.items.errors import Unreadable
 from services.core.model import requests, suggestions
 
 FIELDS = tuple(requests.ImageRequest.model_fields)
@@ -31,7 +30,7 @@ def prompts(wanted: Mapping[str, str]) -> Callable[[str], bool]:
 def taken(source: str, head: Sequence[str], wanted: Mapping[str, str]) -> list[tuple[str, int]]:
     """Each field with the place of its column: the one given with --column, else the one with the field's name.
 
-    `--column FIELD=` says that no column is this field. Says which columns are ignored.
+    `--column FIELD=` says that no column is this field.
     Raises Unreadable if a given column or the prompt is missing, or two columns have the name.
     """
     found = []
@@ -48,23 +47,23 @@ def taken(source: str, head: Sequence[str], wanted: Mapping[str, str]) -> list[t
         near = next((name for name in head if suggestions.meant(name, FIELDS) == "prompt"), None)
         hint = f"did you mean --column prompt={near}?" if near else "name it with --column prompt=NAME;"
         raise Unreadable(f"{source} has no column 'prompt'; {hint} It has: {_shown(head)}.")
-    _tell_unused(source, head, {at for _, at in found})
     return found
+
+
+def unused(source: str, head: Sequence[str], used: Collection[int]) -> str:
+    """Which columns are ignored, and what would use one that was meant. Empty if there are none."""
+    names = [name.strip() for at, name in enumerate(head) if at not in used and name.strip()]
+    if not names:
+        return ""
+    free = [field for field in FIELDS if field not in {plain(head[at]) for at in used}]
+    meant = [(name, field) for name in names if plain(name) not in FIELDS and (field := suggestions.meant(name, free))]
+    hint = "".join(f"; --column {field}={name} would use {name}" for name, field in meant)
+    return f"columns of {source} that are not fields are ignored: {', '.join(names)}{hint}"
 
 
 def _places(head: Sequence[str], name: str) -> list[int]:
     exact = [at for at, column in enumerate(head) if column == name]
     return exact or [at for at, column in enumerate(head) if plain(column) == plain(name)]
-
-
-def _tell_unused(source: str, head: Sequence[str], used: set[int]) -> None:
-    names = [name.strip() for at, name in enumerate(head) if at not in used and name.strip()]
-    if not names:
-        return
-    free = [field for field in FIELDS if field not in {plain(head[at]) for at in used}]
-    meant = [(name, field) for name in names if plain(name) not in FIELDS and (field := suggestions.meant(name, free))]
-    hint = "".join(f"; --column {field}={name} would use {name}" for name, field in meant)
-    show.say(f"columns of {source} that are not fields are ignored: {', '.join(names)}{hint}", style="dim")
 
 
 def _shown(head: Sequence[str]) -> str:

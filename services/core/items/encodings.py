@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from contextlib import suppress
 from typing import IO
 
-from services.cli.exits import Unreadable, Usage
+from services.core.items.errors import Unreadable, WrongOption
 
 NAMES = {
     "utf-8": "UTF-8", "utf-8-sig": "UTF-8", "utf-16": "UTF-16", "utf-16-le": "UTF-16", "utf-16-be": "UTF-16",
@@ -41,13 +41,13 @@ HINT = "--encoding says what it is, such as cp1251, mac_roman, shift_jis or gb18
 
 
 def named(given: str) -> str:
-    """The encoding that --encoding names. Raises Usage."""
+    """The encoding that --encoding names. Raises WrongOption."""
     try:
         found = codecs.lookup(given)
         found.incrementaldecoder()  # it is None for what is no text, such as "rot13"
         "".encode(found.name)
     except (LookupError, TypeError):
-        raise Usage(
+        raise WrongOption(
             f"--encoding names {given!r}; it must be an encoding such as utf-8, utf-16, cp1252 or gb18030."
         ) from None
     return {"utf-8": "utf-8-sig"}.get(found.name, found.name)  # a mark is no text

@@ -17,10 +17,10 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from services.cli.exits import Unreadable, Usage
-from services.cli.tables import cells, columns, delimited, encodings, parquet, workbooks
-from services.cli.tables.columns import FIELDS
-from services.cli.tables.table import Record, Table, is_empty
+from services.core.items import cells, columns, delimited, encodings, parquet, workbooks
+from services.core.items.columns import FIELDS
+from services.core.items.errors import Unreadable, WrongOption
+from services.core.items.table import Record, Table, is_empty
 from services.core.model import strict_json
 from services.core.model.body import with_defaults
 from services.core.model.errors import Problem
@@ -65,6 +65,7 @@ class Source:
     is_read: bool = False  # to its end
     position: Callable[[], float | None] = lambda: None  # 0..1, once it is being read
     watch: Callable[[], None] | None = None  # called now and then
+    tell: Callable[[str], None] = lambda _: None  # takes a remark about the file, for its owner
 
     @property
     def total(self) -> int | None:
@@ -130,7 +131,7 @@ class Source:
                 (line.decode(errors="surrogateescape") for line in chain(head, coming)), encoding
             )
         elif self.columns:
-            raise Usage(
+            raise WrongOption(
                 f"{self.name} looks like plain text, which has no columns; "
                 "--format says what it is: csv, tsv, xlsx or parquet."
             )
@@ -204,6 +205,8 @@ class Source:
         if not table.head:
             return
         taken = columns.taken(self.name, table.head, self.columns)
+        if remark := columns.unused(self.name, table.head, {at for _, at in taken}):
+            self.tell(remark)
         limits = {name: table.limits.get(at) for name, at in taken} if table.limits else {}
         width, place = len(table.head), 0
         if total is not None:
@@ -281,24 +284,26 @@ def source(
     delimiter: str | None = None,
     encoding: str | None = None,
 ) -> Source:
-    """Raises Usage if the format is not known, or an option does not fit it."""
+    """Raises WrongOption if the format is not known, or an option does not fit it."""
     for name in columns:
         if name not in FIELDS:
-            raise Usage(f"--column names the field {name!r}; a request has: {', '.join(FIELDS)}.")
+            raise WrongOption(f"--column names the field {name!r}; a request has: {', '.join(FIELDS)}.")
     if path.is_dir():
-        raise Usage(f"{path} is a folder; name a file in it.")
+        raise WrongOption(f"{path} is a folder; name a file in it.")
     found = form or ("lines" if path == _STDIN else EXTENSIONS.get(path.suffix.lower()))
     if found is None:
         known = ", ".join(EXTENSIONS)
-        raise Usage(
+        raise WrongOption(
             f"{path} has none of the known endings ({known}); use --format: jsonl, csv, tsv, xlsx, parquet or text."
         )
     if found == "text" and columns:
-        raise Usage("Plain text has no columns: each line is a prompt.")
+        raise WrongOption("Plain text has no columns: each line is a prompt.")
     if delimiter is not None and found not in ("csv", "tsv", "lines"):
-        raise Usage(f"--delimiter is for tables as text, and {path} is read as {found}; --format csv makes it one.")
+        raise WrongOption(
+            f"--delimiter is for tables as text, and {path} is read as {found}; --format csv makes it one."
+        )
     if encoding is not None and found in _BINARY:
-        raise Usage(f"--encoding is for text, and {path} is read as {found}, which says its own.")
+        raise WrongOption(f"--encoding is for text, and {path} is read as {found}, which says its own.")
     mark = None if delimiter is None else delimited.mark(delimiter)
     return Source(path, found, columns, defaults, mark, None if encoding is None else encodings.named(encoding))
 
