@@ -259,6 +259,6 @@ def test_lines_that_are_not_read_to_their_end_may_outlive_their_file(tmp_path: P
     """As when a table lacks a column: the file is closed before the reader of its lines."""
     (tmp_path / "t.csv").write_text("a\nb\n")
     with (tmp_path / "t.csv").open("rb") as file:
-        found = encodings.lines(file, "utf-8")
+        found = encodings.lines("p.csv", file, "utf-8")
         assert next(found) == "a\n"
     found.close()

@@ -44,10 +44,25 @@ def fields(given: Mapping[str, Any], limits: Mapping[str, int | None], *, is_typ
             isinstance(value, str) and value.isspace() and name not in _FREE_TEXT
         ):
             continue
-        if isinstance(value, str) and value[0] == "#" and _ERROR.fullmatch(value):
+        if isinstance(value, str) and value[0] == "#" and is_error(value):
             raise BadCell("spreadsheet_error", f"{name} is {value}, an error of the spreadsheet.", name)
         found[name] = _field(name, value, is_typed=is_typed)
     return found
+
+
+def is_error(text: str) -> bool:
+    """Whether it is what a spreadsheet shows for a formula that failed, such as #N/A."""
+    return _ERROR.fullmatch(text) is not None
+
+
+def as_number(text: str) -> int | float | None:
+    """The number that a text shows, as spreadsheets of any country write it. None: it shows none."""
+    word = text.strip()
+    if found := _WHOLE.fullmatch(word):
+        return int(found[1])
+    if _COMMA.fullmatch(word):
+        return float(word.replace(",", "."))
+    return float(word) if _NUMBER.fullmatch(word) else None
 
 
 def parsed(name: str, text: str) -> object:

@@ -41,12 +41,12 @@ def taken(source: str, head: Sequence[str], wanted: Mapping[str, str]) -> list[t
             named = " and ".join(repr(head[at]) for at in places[:2])
             raise Unreadable(f"{source} has two columns for {field}: {named}; name one with --column {field}=NAME.")
         if not places and field in wanted and name:
-            raise Unreadable(f"{source} has no column {name!r}; it has: {_shown(head)}.")
+            raise Unreadable(f"{source} has no column {name!r}; it has: {shown(head)}.")
         found += [(field, at) for at in places]
     if not any(field == "prompt" for field, _ in found):
         near = next((name for name in head if suggestions.meant(name, FIELDS) == "prompt"), None)
         hint = f"did you mean --column prompt={near}?" if near else "name it with --column prompt=NAME;"
-        raise Unreadable(f"{source} has no column 'prompt'; {hint} It has: {_shown(head)}.")
+        raise Unreadable(f"{source} has no column 'prompt'; {hint} It has: {shown(head)}.")
     return found
 
 
@@ -66,5 +66,5 @@ def _places(head: Sequence[str], name: str) -> list[int]:
     return exact or [at for at, column in enumerate(head) if plain(column) == plain(name)]
 
 
-def _shown(head: Sequence[str]) -> str:
+def shown(head: Sequence[str]) -> str:
     return ", ".join(name.strip() for name in head if name.strip()) or "none"

@@ -7,9 +7,9 @@ taken for Windows-1252, which Excel writes on Windows, if it reads like that; ot
 import codecs
 import io
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
-from typing import IO
+from typing import IO, TypeVar
 
 from services.core.items.errors import Unreadable, WrongOption
 
@@ -26,6 +26,7 @@ _FOREIGN = (
     (b"\x1f\x8b", "compressed with gzip; gunzip it first"),
 )
 _BLOCK = 1 << 20
+LONGEST_LINE = 4 << 20  # bytes or characters
 _ASCII = bytes(range(128))
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _HEAD = 4096
@@ -37,6 +38,7 @@ _UNLIKELY = re.compile(
     r"|[\xc0-\xff\u0160\u0161\u0152\u0153\u017d\u017e\u0178]{3}"
     r"|(?<=[a-z])[\xc0-\xde\u0160\u0152\u017d\u0178]"
 )
+_Line = TypeVar("_Line", str, bytes)
 HINT = "--encoding says what it is, such as cp1251, mac_roman, shift_jis or gb18030"
 
 
@@ -103,16 +105,27 @@ def detect(name: str, file: IO[bytes]) -> str:
         file.seek(start)
 
 
-def lines(file: IO[bytes], encoding: str) -> Generator[str]:
+def bounded(name: str, readline: Callable[[int], _Line], end: _Line) -> Iterator[_Line]:
+    """The lines. Raises Unreadable at the first one that is too long, without reading it to its end."""
+    number = 0
+    while line := readline(LONGEST_LINE):
+        number += 1
+        if len(line) == LONGEST_LINE and not line.endswith(end):
+            raise Unreadable(f"{name}, line {number:,}: it is longer than {LONGEST_LINE >> 20} MiB.")
+        yield line
+
+
+def lines(name: str, file: IO[bytes], encoding: str) -> Generator[str]:
     """The lines with their ends, which may be LF, CRLF or CR. Bytes that are not UTF-8 become surrogates, so that their
     row can be named; in any other encoding they raise UnicodeDecodeError."""
     how = "surrogateescape" if encoding in ("utf-8", "utf-8-sig") else "strict"
     text = io.TextIOWrapper(file, encoding=encoding, errors=how, newline="")
     try:
-        for first in text:
+        coming = bounded(name, text.readline, "\n")
+        for first in coming:
             yield first.removeprefix("\ufeff")
             break
-        yield from text
+        yield from coming
     finally:
         with suppress(ValueError):  # the file is closed already: its reader gave up before the end
             text.detach()

@@ -6,35 +6,21 @@ already a request is passed on unchanged.
 """
 
 import json
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from services.core.items import cells, columns, delimited, encodings, parquet, workbooks
 from services.core.items.columns import FIELDS
-from services.core.items.errors import Unreadable, WrongOption
-from services.core.items.table import Record, Table, is_empty
+from services.core.items.errors import WrongOption
+from services.core.items.input_file import BINARY, EXTENSIONS, STDIN, Form, InputFile, seekable
+from services.core.items.table import Record, Table
 from services.core.model import strict_json
 from services.core.model.body import with_defaults
 from services.core.model.errors import Problem
-
-Form = Literal[
-    "jsonl", "csv", "tsv", "xlsx", "parquet", "text", "lines"
-]  # lines: requests, prompts or a table, decided by the first line
-EXTENSIONS: dict[str, Form] = {
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".xlsx": "xlsx",
-    ".xlsm": "xlsx", ".parquet": "parquet", ".pq": "parquet", ".txt": "lines",
-}  # fmt: skip
-_STDIN = Path("-")
-_WATCHED = 1_000  # rows between two looks
-_BINARY = ("xlsx", "parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,44 +34,13 @@ class Row:
     problem: Problem | None = None
 
 
-@dataclass
-class Source:
-    """A file of requests and its format. `unit` is what places count: lines, or rows of Parquet and Excel."""
+@dataclass(kw_only=True)
+class Source(InputFile):
+    """A file of requests."""
 
-    path: Path
-    form: Form
     columns: Mapping[str, str]  # field of a request -> name in the source
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    delimiter: str | None = None
-    encoding: str | None = None
     keeps_cells: bool = False  # every column of a Parquet file is read, not only those of fields
-    head: Sequence[str] = ()  # the names of the columns, once it is being read
-    how: str = ""  # what its format was found to be
-    taken: int = 0  # rows, so far
-    is_read: bool = False  # to its end
-    position: Callable[[], float | None] = lambda: None  # 0..1, once it is being read
-    watch: Callable[[], None] | None = None  # called now and then
-    tell: Callable[[str], None] = lambda _: None  # takes a remark about the file, for its owner
-
-    @property
-    def total(self) -> int | None:
-        """An estimate of the number of rows, from the share of the file that has been read."""
-        share = self.position()
-        return round(self.taken / share) if share else None
-
-    @property
-    def unit(self) -> str:
-        return "row" if self.form in _BINARY else "line"
-
-    @property
-    def name(self) -> str:
-        return "stdin" if self.path == _STDIN else str(self.path)
-
-    @property
-    def described(self) -> str:
-        """What it was read as: "p.csv was read as semicolon-separated, UTF-16, 5,000 rows"."""
-        count = f", {self.taken:,} {'row' if self.taken == 1 else 'rows'}" if self.is_read else ""
-        return f"{self.name} was read as {self.how}{count}"
 
     def rows(self) -> Iterator[Row]:
         """Raises PressworkError if the file cannot be read in its format."""
@@ -93,30 +48,15 @@ class Source:
             "jsonl": self._jsonl, "csv": self._csv, "tsv": self._csv, "xlsx": self._xlsx, "parquet": self._parquet,
             "text": self._text, "lines": self._lines,
         }  # fmt: skip
-        self.taken, self.is_read = 0, False
-        try:
-            with _open(self.path) as file:
-                self._measure(file)
-                for row in reader[self.form](file):
-                    self.taken += 1
-                    if self.watch is not None and not self.taken % _WATCHED:
-                        self.watch()
-                    yield row
-        except UnicodeError as error:
-            reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
-            raise Unreadable(
-                f"{self.name} is not {encodings.shown(self.encoding or 'UTF-8')} as it should be: {reason}; "
-                f"{encodings.HINT}."
-            ) from None
-        self.is_read = True
+        return self.counted(reader[self.form])
 
     def _lines(self, file: IO[bytes]) -> Iterator[Row]:
         if encodings.head(file).startswith(b"PK\x03\x04"):
             self.form = "xlsx"
             yield from self._xlsx(file)
             return
-        encoding = self._encoding(file)
-        coming = self._encoded(file, encoding)
+        encoding = self.detected(file)
+        coming = self.encoded(file, encoding)
         head: list[bytes] = []
         for line in coming:
             head.append(line)
@@ -139,14 +79,11 @@ class Source:
             yield from self._prompts(chain(head, coming), encoding)
 
     def _jsonl(self, file: IO[bytes]) -> Iterator[Row]:
-        beginning = encodings.head(file)
-        encodings.check_is_text(self.name, beginning)
-        encoding = self.encoding or encodings.marked(beginning) or "utf-8"  # JSON is never in another one
-        yield from self._requests(self._encoded(file, encoding), encoding)
+        yield from self._requests(*self.json_lines(file))
 
     def _text(self, file: IO[bytes]) -> Iterator[Row]:
-        encoding = self._encoding(file)
-        yield from self._prompts(self._encoded(file, encoding), encoding)
+        encoding = self.detected(file)
+        yield from self._prompts(self.encoded(file, encoding), encoding)
 
     def _requests(self, lines: Iterable[bytes], encoding: str) -> Iterator[Row]:
         self.how, self.head = f"requests as JSON, {encodings.shown(encoding)}", ("request",)
@@ -179,24 +116,20 @@ class Source:
                 yield self._row(number, {**self.defaults, "prompt": prompt}, (prompt,))
 
     def _csv(self, file: IO[bytes]) -> Iterator[Row]:
-        encoding = self._encoding(file)
-        yield from self._delimited(encodings.lines(file, encoding), encoding)
+        encoding = self.detected(file)
+        yield from self._delimited(encodings.lines(self.name, file, encoding), encoding)
 
     def _delimited(self, lines: Iterator[str], encoding: str) -> Iterator[Row]:
-        usual = "\t" if self.form == "tsv" else ","
-        table = delimited.read(self.name, lines, self.delimiter, usual, columns.known(self.columns))
-        table.how += f", {encodings.shown(encoding)}"
-        self.delimiter = table.delimiter
-        yield from self._table(table)
+        yield from self._table(self.delimited_table(lines, encoding, columns.known(self.columns)))
 
     def _xlsx(self, file: IO[bytes]) -> Iterator[Row]:
-        with _seekable(file) as whole:
+        with seekable(file) as whole:
             table, total = workbooks.read(self.name, whole, columns.prompts(self.columns))
             yield from self._table(table, total)
 
     def _parquet(self, file: IO[bytes]) -> Iterator[Row]:
         is_known = columns.known(self.columns)
-        with _seekable(file) as whole:
+        with seekable(file) as whole:
             table, total = parquet.read(self.name, whole, lambda name: self.keeps_cells or is_known(name))
             yield from self._table(table, total)
 
@@ -208,22 +141,10 @@ class Source:
         if remark := columns.unused(self.name, table.head, {at for _, at in taken}):
             self.tell(remark)
         limits = {name: table.limits.get(at) for name, at in taken} if table.limits else {}
-        width, place = len(table.head), 0
-        if total is not None:
-            self.position = lambda: min(1.0, place / total) if total else 1.0
-        for record in table.records:
-            place = record.place
-            if table.is_typed:
-                record.cells = record.cells[:width]  # what stands beside the table is a remark
-            if is_empty(record.cells):
-                continue
-            if not record.problem and any(record.cells[width:]):
-                record.problem = (
-                    f"it has {len(record.cells):,} cells, and the first line has {width:,}; "
-                    "a text with a delimiter in it must be quoted"
-                )
+        for record in self.records(table, total):
             if record.problem:
-                yield Row(place, b"", record.cells, Problem("invalid_row", f"{record.problem}.", None, place))
+                problem = Problem("invalid_row", f"{record.problem}.", None, record.place)
+                yield Row(record.place, b"", record.cells, problem)
                 continue
             yield self._of_record(record, taken, limits, is_typed=table.is_typed)
 
@@ -254,26 +175,6 @@ class Source:
             message = f"{name} holds the byte {byte}, which is not UTF-8; {encodings.HINT}."
             return Row(place, b"", given, Problem("invalid_encoding", message, name, place))
 
-    def _encoding(self, file: IO[bytes]) -> str:
-        self.encoding = self.encoding or encodings.detect(self.name, file)
-        return self.encoding
-
-    def _encoded(self, file: IO[bytes], encoding: str) -> Iterator[bytes]:
-        """Lines as UTF-8. Those that are, pass as they are."""
-        beginning = encodings.head(file)
-        if encoding in ("utf-8", "utf-8-sig") and (b"\n" in beginning or b"\r" not in beginning):
-            for first in file:
-                yield first.removeprefix(strict_json.BYTE_ORDER_MARK)
-                break
-            yield from file
-            return
-        for line in encodings.lines(file, encoding):
-            yield line.encode("utf-8", "surrogateescape")
-
-    def _measure(self, file: IO[bytes]) -> None:
-        if self.path != _STDIN and (size := self.path.stat().st_size):
-            self.position = lambda: min(1.0, file.tell() / size) if not file.closed else 1.0
-
 
 def source(
     path: Path,
@@ -290,7 +191,7 @@ def source(
             raise WrongOption(f"--column names the field {name!r}; a request has: {', '.join(FIELDS)}.")
     if path.is_dir():
         raise WrongOption(f"{path} is a folder; name a file in it.")
-    found = form or ("lines" if path == _STDIN else EXTENSIONS.get(path.suffix.lower()))
+    found = form or ("lines" if path == STDIN else EXTENSIONS.get(path.suffix.lower()))
     if found is None:
         known = ", ".join(EXTENSIONS)
         raise WrongOption(
@@ -302,10 +203,11 @@ def source(
         raise WrongOption(
             f"--delimiter is for tables as text, and {path} is read as {found}; --format csv makes it one."
         )
-    if encoding is not None and found in _BINARY:
+    if encoding is not None and found in BINARY:
         raise WrongOption(f"--encoding is for text, and {path} is read as {found}, which says its own.")
     mark = None if delimiter is None else delimited.mark(delimiter)
-    return Source(path, found, columns, defaults, mark, None if encoding is None else encodings.named(encoding))
+    code = None if encoding is None else encodings.named(encoding)
+    return Source(path=path, form=found, columns=columns, defaults=defaults, delimiter=mark, encoding=code)
 
 
 def _dumped(request: Mapping[str, Any]) -> bytes:
@@ -315,18 +217,3 @@ def _dumped(request: Mapping[str, Any]) -> bytes:
 def _as_json(value: object) -> object:
     """Converts column types that JSON does not have."""
     return cells.number(value) if isinstance(value, Decimal) else str(value)
-
-
-def _open(path: Path) -> AbstractContextManager[IO[bytes]]:
-    return nullcontext(sys.stdin.buffer) if path == _STDIN else path.open("rb")
-
-
-@contextmanager
-def _seekable(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    if file.seekable():
-        yield file
-        return
-    with tempfile.TemporaryFile() as spool:
-        shutil.copyfileobj(file, spool, 1 << 20)
-        spool.seek(0)
-        yield spool

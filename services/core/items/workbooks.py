@@ -11,6 +11,7 @@ from services.core.items.errors import Unreadable
 from services.core.items.table import Record, Table, is_empty, named
 from services.core.model.body import EXACT
 
+_MOST_TEXT, _MOST = 256 << 20, 4 << 30  # bytes
 _ESCAPE = re.compile("_x([0-9A-Fa-f]{4})_")
 
 
@@ -22,6 +23,7 @@ def read(name: str, file: IO[bytes], is_prompt: Callable[[str], bool]) -> tuple[
         from openpyxl.utils.exceptions import InvalidFileException
     except ImportError:
         raise extras.MissingExtra(extras.sentence("excel", what="An Excel workbook")) from None
+    _check_size(name, file)
     try:
         book = openpyxl.load_workbook(file, read_only=True, data_only=True)
     except (InvalidFileException, zipfile.BadZipFile, KeyError) as error:
@@ -36,6 +38,21 @@ def read(name: str, file: IO[bytes], is_prompt: Callable[[str], bool]) -> tuple[
     how = f"sheet {sheet.title!r} of an Excel workbook" if len(sheets) > 1 else "an Excel workbook"
     limits = dict.fromkeys(range(len(head)), EXACT)
     return Table(head, rows, how, limits=limits, is_typed=True), sheet.max_row
+
+
+def _check_size(name: str, file: IO[bytes]) -> None:
+    """Raises Unreadable for a workbook that would take more memory or time than a real one: its texts are held in
+    memory, its sheets are streamed."""
+    start = file.tell()
+    try:
+        with zipfile.ZipFile(file) as archive:
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    except zipfile.BadZipFile as error:
+        raise Unreadable(f"{name} is no Excel workbook (.xlsx): {error}") from None
+    file.seek(start)
+    texts = sum(size for part, size in sizes.items() if "worksheets/" not in part)
+    if texts > _MOST_TEXT or sum(sizes.values()) > _MOST:
+        raise Unreadable(f"{name} unpacks to more than {(_MOST_TEXT if texts > _MOST_TEXT else _MOST) >> 20} MiB.")
 
 
 def _head(rows: Iterator[Record]) -> list[str]:
