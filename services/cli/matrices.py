@@ -1,6 +1,5 @@
 """A matrix of combinations: from a template and lists on the command line, or from a file."""
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ from rich.text import Text
 from presswork_client import Client, ClientError, Job, Matrix, Preview
 from services.cli import show
 from services.cli.exits import BadInput, Usage
-from services.core.items import cells
+from services.core.items import matrices
+from services.core.items.errors import WrongOption
 from services.core.model import strict_json
 
 
@@ -34,7 +34,7 @@ def read(given: str, vary: Mapping[str, str], combine: str | None, repeat: int |
         found = found.get("matrix", found)
     if not isinstance(found, dict) or not isinstance(found.get("vary", {}), dict):
         raise BadInput(f'{given}: "vary" must be an object of lists, one for each name.', [])
-    lists = {name: [_value(name, word) for word in _words(name, text)] for name, text in vary.items()}
+    lists = {name: _values(name, text) for name, text in vary.items()}
     whole: Any = {**found, "vary": {**found.get("vary", {}), **lists}}
     if not whole["vary"]:
         raise Usage("Nothing varies: --vary NAME=A,B lists the values of a name in the template.")
@@ -73,13 +73,8 @@ def show_preview(preview: Preview) -> None:
     show.err().print(table)
 
 
-def _words(name: str, text: str) -> list[str]:
-    """The values between commas, as in CSV: a quoted value may hold a comma."""
-    found = next(csv.reader([text], skipinitialspace=True), [])
-    if not found or "" in found:
-        raise Usage(f"--vary {name}={text} has an empty value; it must be NAME=A,B,...")
-    return found
-
-
-def _value(name: str, word: str) -> object:
-    return cells.parsed(name, word)
+def _values(name: str, text: str) -> list[object]:
+    try:
+        return matrices.values(name, text)
+    except WrongOption as error:
+        raise Usage(f"--vary {error}") from None

@@ -28,7 +28,9 @@ class Form:
 
 
 @asynccontextmanager
-async def received(request: Request, file_field: str, limit: int) -> AsyncIterator[Form]:
+async def received(
+    request: Request, file_field: str, limit: int, most_fields: int = _MAX_FIELDS
+) -> AsyncIterator[Form]:
     """The form. Its file lies in a spooled temporary file, rewound.
 
     Raises:
@@ -43,13 +45,13 @@ async def received(request: Request, file_field: str, limit: int) -> AsyncIterat
         request.headers,
         _limited(request, limit + OVERHEAD_BYTES),
         max_files=1,
-        max_fields=_MAX_FIELDS,
+        max_fields=most_fields,
         max_part_size=OVERHEAD_BYTES,
     )
     try:
         form = await parser.parse()
     except MultiPartException:
-        message = f"The form cannot be read; it may have one file and {_MAX_FIELDS} short fields."
+        message = f"The form cannot be read; it may have one file and {most_fields} short fields."
         raise ApiError(400, "invalid_form", message) from None
     except OSError as error:
         raise streaming.out_of_space(error) from None

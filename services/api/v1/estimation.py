@@ -71,7 +71,7 @@ class Estimate(BaseModel):
 @router.post("/jobs/preview", response_model=Preview, openapi_extra={"requestBody": openapi.matrix_body()})
 async def preview_job(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Counts the requests and images of a matrix and shows the first ten requests, without submitting it."""
-    return await _read(request, context, tenant, _preview)
+    return await _read(request, context, tenant, preview)
 
 
 @router.post(
@@ -81,7 +81,7 @@ async def preview_job(request: Request, context: ContextDep, tenant: Tenant) -> 
 )
 async def estimate_job(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Estimates the accelerator-seconds of a job, and the time until it would finish if it were submitted now."""
-    return await _read(request, context, tenant, _estimate)
+    return await _read(request, context, tenant, estimate)
 
 
 async def _read(request: Request, context: Context, tenant: int, answer: Any) -> Any:
@@ -93,7 +93,8 @@ async def _read(request: Request, context: Context, tenant: int, answer: Any) ->
             raise SubmissionError(error, "index") from None
 
 
-def _preview(context: Context, tenant: int, spool: IO[bytes]) -> Preview:
+def preview(context: Context, tenant: int, spool: IO[bytes]) -> Preview:
+    """Raises InvalidSubmission."""
     body = json_stream.read(spool, "matrix")
     if "matrix" not in body:
         raise InvalidSubmission([Problem("missing_field", "matrix is missing: it is what can be previewed.", "matrix")])
@@ -114,7 +115,8 @@ def _preview(context: Context, tenant: int, spool: IO[bytes]) -> Preview:
     return Preview(requests=order.matrix.combinations, images=order.matrix.images, first=first)
 
 
-def _estimate(context: Context, tenant: int, spool: IO[bytes]) -> Estimate:
+def estimate(context: Context, tenant: int, spool: IO[bytes]) -> Estimate:
+    """Raises InvalidSubmission."""
     body = json_stream.read(spool)
     shapes = body.pop("shapes", None) if "images" not in body and "matrix" not in body else None
     order = SubmissionBody() if shapes is not None else SubmissionBody.of(body, context.settings.max_images_per_job)
@@ -124,11 +126,16 @@ def _estimate(context: Context, tenant: int, spool: IO[bytes]) -> Estimate:
     with WorkTally(context.settings, catalogue, defaults=order.defaults) as tally:
         order.fill(tally) if shapes is None else _count_shapes(tally, order, shapes)
         tally.close()
+    return estimated(context, tally, label.priority, counted=None if shapes is not None else tally.requests)
+
+
+def estimated(context: Context, tally: WorkTally, priority: str, *, counted: int | None) -> Estimate:
+    """The estimate of what was tallied. `counted`: of so many requests."""
     # As the system: the queued images of every tenant are ahead of this job.
     with context.database.begin_system() as connection:
-        found = estimates.estimate(connection, tally.counts, requests.PRIORITIES[label.priority])
+        found = estimates.estimate(connection, tally.counts, requests.PRIORITIES[priority])
     return Estimate(
-        requests=tally.requests if shapes is None else None,
+        requests=counted,
         images=found.images,
         ahead=found.ahead,
         accelerator_seconds=_seconds(found.accelerator_seconds),

@@ -64,7 +64,7 @@ async def submit_job(
         raise ApiError(422, "unknown_parameter", f"With JSON, {name} is a field of the body.", param=name)
     async with streaming.received(request, context.settings, form) as spool:
         arrival = ReceivedSubmission(tenant, form, spool, key, options)
-        receipt, answer = await context.submissions.run(tenant, _record, context, arrival)
+        receipt, answer = await context.submissions.run(tenant, record, context, arrival)
     if receipt.replayed:
         response.headers["Idempotent-Replayed"] = "true"
     response.headers.update(dependencies.location(context, request, f"/v1/jobs/{answer.id}"))
@@ -73,7 +73,8 @@ async def submit_job(
     return answer
 
 
-def _record(context: Context, arrival: ReceivedSubmission) -> tuple[submissions.Receipt, schemas.Job]:
+def record(context: Context, arrival: ReceivedSubmission) -> tuple[submissions.Receipt, schemas.Job]:
+    """Records what was received and wakes workers up. Raises SubmissionError."""
     try:
         receipt = (_record_json if arrival.form is Format.JSON else _record_lines)(context, arrival)
     except InvalidSubmission as error:

@@ -47,6 +47,7 @@ class InputFile:
     position: Callable[[], float | None] = lambda: None  # 0..1, once it is being read
     watch: Callable[[], None] | None = None  # called now and then
     tell: Callable[[str], None] = lambda _: None  # takes a remark about the file, for its owner
+    opened: IO[bytes] | None = None  # is read from its beginning, and `path` is only its name
 
     @property
     def total(self) -> int | None:
@@ -72,7 +73,7 @@ class InputFile:
         """What `read` makes of the open file. Raises PressworkError if it cannot be read in its format."""
         self.taken, self.is_read = 0, False
         try:
-            with _open(self.path) as file:
+            with self._open() as file:
                 self._measure(file)
                 for row in read(file):
                     self.taken += 1
@@ -136,8 +137,14 @@ class InputFile:
                 )
             yield record
 
+    def _open(self) -> AbstractContextManager[IO[bytes]]:
+        if self.opened is not None:
+            self.opened.seek(0)
+            return nullcontext(self.opened)
+        return nullcontext(sys.stdin.buffer) if self.path == STDIN else self.path.open("rb")
+
     def _measure(self, file: IO[bytes]) -> None:
-        if self.path != STDIN and (size := self.path.stat().st_size):
+        if self.opened is None and self.path != STDIN and (size := self.path.stat().st_size):
             self.position = lambda: min(1.0, file.tell() / size) if not file.closed else 1.0
 
 
@@ -151,7 +158,3 @@ def seekable(file: IO[bytes]) -> Iterator[IO[bytes]]:
         shutil.copyfileobj(file, spool, 1 << 20)
         spool.seek(0)
         yield spool
-
-
-def _open(path: Path) -> AbstractContextManager[IO[bytes]]:
-    return nullcontext(sys.stdin.buffer) if path == STDIN else path.open("rb")

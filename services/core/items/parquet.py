@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from services.core import extras
 from services.core.items.errors import Unreadable
 from services.core.items.table import Record, Table
-from services.core.model.errors import PressworkError
 
 _EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53}  # pyarrow's names of its types
 _ROWS = 4096
@@ -17,7 +17,7 @@ def read(name: str, file: IO[bytes], is_wanted: Callable[[str], bool]) -> tuple[
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError:
-        raise PressworkError("Parquet needs pyarrow: pip install 'presswork[cli]'.") from None
+        raise extras.MissingExtra("Parquet needs pyarrow: pip install 'presswork[cli]'.") from None
     try:
         found = parquet.ParquetFile(file)
     except pa.ArrowException as error:
