@@ -3,9 +3,9 @@
 from fastapi import FastAPI
 
 from services.dashboard import files
-from services.dashboard.pages import actions, fleet, job, jobs, live, overview, pictures, sign_in
+from services.dashboard.pages import actions, fleet, job, jobs, live, overview, pictures, sign_in, submit
 
-_PAGES = (files, sign_in, overview, jobs, job, actions, pictures, fleet, live)
+_PAGES = (files, sign_in, overview, jobs, job, actions, pictures, fleet, live, submit)
 
 
 def install(app: FastAPI) -> None:

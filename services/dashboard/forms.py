@@ -28,16 +28,20 @@ def check(form: Form, cookie: str) -> None:
         raise ApiError(403, "stale_form", "This form is out of date: go back, load the page again, and send it again.")
 
 
-async def _read(request: Request) -> Form:
-    body = b""
+async def read(request: Request, most_bytes: int = _MOST_BYTES) -> Form:
+    body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > _MOST_BYTES:
-            raise ApiError(413, "body_too_long", f"A form may have up to {_MOST_BYTES:,} bytes.")
+        if len(body) > most_bytes:
+            raise ApiError(413, "body_too_long", f"A form may have up to {most_bytes:,} bytes.")
     try:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MOST_FIELDS))
     except ValueError:
         raise ApiError(400, "invalid_form", "The form cannot be read: it must be URL-encoded UTF-8.") from None
 
 
-Posted = Annotated[Form, Depends(_read)]
+async def _posted(request: Request) -> Form:
+    return await read(request)
+
+
+Posted = Annotated[Form, Depends(_posted)]

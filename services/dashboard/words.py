@@ -78,6 +78,11 @@ def doing(worker: Worker) -> str:
     return "waits for work" if worker.state == "ready" else ""
 
 
+def pair(value: str) -> tuple[str, str]:
+    """The choice of a list whose value is its word."""
+    return value, value
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "number": number,
     "rate": rate,
@@ -88,4 +93,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "plural": plural,
     "happening": happening,
     "doing": doing,
+    "pair": pair,
 }

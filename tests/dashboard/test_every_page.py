@@ -32,10 +32,15 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "retry": "/jobs/{job}/actions/retry",
     "deletion": "/jobs/{job}/actions/delete",
     "fleet": "/fleet",
+    "a prompt": "/submit",
+    "a template": "/submit?kind=template",
+    "a file": "/submit?kind=file",
     "unknown": "/jobs/job_0000000000000",
 }
 
-SOME = {name: PAGES[name] for name in ("overview", "jobs", "job", "failed image", "confirmation", "fleet")}
+SOME = {
+    name: PAGES[name] for name in ("overview", "jobs", "job", "failed image", "confirmation", "fleet", "a template")
+}
 
 
 @pytest.fixture
