@@ -39,15 +39,15 @@ def test_a_bar_follows_its_job_and_never_goes_back(house: House, open_tab: Calla
     assert tab.errors == []
 
 
-def test_the_overview_shows_a_job_that_comes_and_sums_up(house: House, open_tab: Callable[..., Tab]) -> None:
+def test_the_overview_shows_a_job_that_comes_and_follows_it(house: House, open_tab: Callable[..., Tab]) -> None:
     page = open_tab().page
     page.get_by_text("No jobs yet").wait_for()
     job = house.submit(*small(7))
     house.tick()
     expect(page.locator(f"#progress [data-job={job}]")).to_be_visible(timeout=10_000)
-    expect(page.locator("[data-sum=queued]")).to_have_text("7")
+    expect(page.locator("[data-figure=waiting]")).to_have_text("7")
     house.render(most=3)
-    expect(page.locator("[data-sum=queued]")).to_have_text("4")
+    expect(page.locator("[data-figure=waiting]")).to_have_text("4")
 
 
 def test_seven_tabs_share_one_stream(house: House, open_tab: Callable[..., Tab]) -> None:

@@ -168,6 +168,14 @@ def test_jobs_in_progress_failures_and_newest_pictures_are_the_tenants_own(ready
     assert found.pictures[0].prompt.startswith("a mug, number")
 
 
+def test_jobs_under_way_begin_with_those_in_progress_and_end_with_those_that_wait(ready, settings):
+    running = submit(ready, settings, 1)
+    with ready.begin_system() as connection:
+        job_states.start(connection, claim(ready).fresh_jobs)
+    waiting = [submit(ready, settings, 1) for _ in range(overview.JOBS_SHOWN)]
+    assert [view.id for view in look(ready).jobs] == [running, *waiting[:0:-1]]
+
+
 # --- what it costs
 
 _READ = """

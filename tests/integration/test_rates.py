@@ -64,6 +64,8 @@ def test_a_settle_counts_what_it_finished_and_what_it_took_by_minute_and_by_hour
             assert (last.done + before.done, last.failed + before.failed) == (7, 1)
             assert last.device_seconds + before.device_seconds == pytest.approx(4.0)
             assert last.slots + before.slots == pytest.approx(16.0)
+            assert 0 < last.seconds <= before.seconds == {"minute": 60, "hour": 3600}[grain]
+            assert last.rate == (last.done + last.failed) / max(last.seconds, rates.SOONEST)
         assert queries.job(connection, TENANT, theirs).device_seconds == pytest.approx(1.0)
         found = rates.rates(connection, TENANT)
         assert 8 / 120 <= found.now <= 8 / 60

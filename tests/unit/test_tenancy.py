@@ -24,7 +24,6 @@ SYSTEM_TRANSACTIONS = [
     ("api/v1/workers.py", "resume_worker"),  # likewise
     ("dashboard/access.py", "find"),  # the cookie decides which tenant it is
     ("dashboard/pages/fleet.py", "show_fleet"),  # claims are of all tenants
-    ("dashboard/pages/overview.py", "_fleet"),  # likewise
     ("dashboard/pages/sign_in.py", "_begin"),  # the key decides which tenant it is
     ("dashboard/pages/sign_in.py", "sign_out"),  # the cookie decides which session it is
     ("dashboard/reading.py", "shown"),  # every tenant's queued images are ahead

@@ -34,13 +34,15 @@ class Rates(BaseModel):
 
 
 class RatePoint(BaseModel):
-    """What was finished in the minute or hour that began at `at`. `reused` of the done images were copied.
+    """What was finished in the minute or hour that began at `at`. `rate`: images done or failed per second, of the time
+    that has passed of it. `reused` of the done images were copied.
     `device_seconds`: how long accelerators were at it. `batch_fill`: the share of their batches that held images; null
     if there was no batch."""
 
     at: Moment
     done: int
     failed: int
+    rate: float
     reused: int
     device_seconds: float
     batch_fill: float | None
@@ -97,8 +99,8 @@ class NewestPicture(BaseModel):
 
 
 class Overview(BaseModel):
-    """`status` is the worst of the issues. `jobs` are the newest ones in progress, `failures` the causes of the last
-    day, `pictures` the newest ones."""
+    """`status` is the worst of the issues. `jobs` are the newest ones under way, those in progress first, `failures`
+    the causes of the last day, `pictures` the newest ones."""
 
     object: Literal["overview"] = "overview"
     status: Literal["ok", "degraded", "failing"]
@@ -114,29 +116,43 @@ class Overview(BaseModel):
 @router.get("/overview", response_model=Overview)
 async def show_overview(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Whether all is well and why not, what waits, who renders it, how fast, what fails, and the newest pictures."""
-    readiness: Readiness = request.app.state.readiness
-    checks = (await readiness.answer()).checks
-    issues = [
-        Issue(code=name, status=check.status, message=check.message)
-        for name, check in checks.items()
-        if check.status != "ok" and name != "worker"  # of workers the overview says more
-    ]
+    servers = await of_servers(request)
     try:
-        return await context.requests.run(tenant, partial(_overview, request, context, tenant, issues))
+        return await context.requests.run(tenant, partial(_overview, request, context, tenant, servers))
     except Exception:
-        if checks["database"].status == "failing":  # a schema that is behind may lack what the rest is read from
-            raise ApiError(503, "database_unusable", checks["database"].message) from None
+        if (trouble := database_trouble(servers)) is not None:
+            raise ApiError(503, "database_unusable", trouble.message) from None
         raise
 
 
-def _overview(request: Request, context: Context, tenant: int, issues: list[Issue]) -> Overview:
+async def of_servers(request: Request) -> list[Issue]:
+    """What is wrong with the servers that Presswork needs. Of workers the overview itself says more."""
+    readiness: Readiness = request.app.state.readiness
+    return [
+        Issue(code=name, status=check.status, message=check.message)
+        for name, check in (await readiness.answer()).checks.items()
+        if check.status != "ok" and name != "worker"
+    ]
+
+
+def database_trouble(issues: list[Issue]) -> Issue | None:
+    """Why the database cannot be used, if so: a schema that is behind may lack what the overview is read from."""
+    return next((issue for issue in issues if (issue.code, issue.status) == ("database", "failing")), None)
+
+
+def together(servers: list[Issue], found: overview.Overview) -> list[Issue]:
+    """All that needs a person, the worst first."""
+    issues = [*servers, *(Issue(**asdict(issue)) for issue in found.issues)]
+    return sorted(issues, key=lambda issue: issue.status != "failing")
+
+
+def _overview(request: Request, context: Context, tenant: int, servers: list[Issue]) -> Overview:
     with context.database.begin(tenant) as connection:
         found = overview.overview(connection, tenant)
-    issues = [*issues, *(Issue(**asdict(issue)) for issue in found.issues)]
-    statuses = {issue.status for issue in issues}
+    issues = together(servers, found)
     return Overview(
-        status="failing" if "failing" in statuses else "degraded" if statuses else "ok",
-        issues=sorted(issues, key=lambda issue: issue.status != "failing"),
+        status=issues[0].status if issues else "ok",
+        issues=issues,
         rates=shown(found.rates),
         waiting=Waiting(**asdict(found.waiting)),
         accelerators=Accelerators(**asdict(found.accelerators)),
@@ -171,6 +187,7 @@ def _point(point: rates.Point) -> RatePoint:
         at=point.at,
         done=point.done,
         failed=point.failed,
+        rate=round(point.rate, 6),
         reused=point.reused,
         device_seconds=round(point.device_seconds, 3),
         batch_fill=round((point.done - point.reused) / point.slots, 3) if point.slots else None,

@@ -101,6 +101,7 @@ class RatePoint(TypedDict):
     at: str
     done: int
     failed: int
+    rate: float
     reused: int
     device_seconds: float
     batch_fill: float | None
@@ -337,8 +338,8 @@ class NewestPicture(TypedDict):
 
 
 class Overview(TypedDict):
-    """`status` is the worst of the issues. `jobs` are the newest ones in progress, `failures` the causes of the last
-    day, `pictures` the newest ones."""
+    """`status` is the worst of the issues. `jobs` are the newest ones under way, those in progress first, `failures`
+    the causes of the last day, `pictures` the newest ones."""
 
     object: Literal["overview"]
     status: Literal["ok", "degraded", "failing"]

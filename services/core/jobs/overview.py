@@ -22,7 +22,6 @@ MOST_JOBS = 100  # of each state; what waits in more is not added up
 JOBS_SHOWN = 10
 PICTURES_SHOWN = 12
 LIVE_SECONDS = estimates.LIVE_SECONDS
-_NEWEST = 2**63 - 1
 
 # What is left of a job is divided among its shapes as in `estimates.ahead`.
 _WORK = statement("overview.work")(f"""
@@ -107,7 +106,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """`jobs` are the newest ones in progress; `failures` the causes of the last day."""
+    """`jobs` are the newest ones under way, those in progress first; `failures` the causes of the last day."""
 
     issues: tuple[Issue, ...]
     rates: Rates
@@ -137,7 +136,7 @@ def overview(connection: Connection, tenant_id: int) -> Overview:
         rates=rates.rates(connection, tenant_id),
         waiting=_waiting(work, measured),
         accelerators=accelerators,
-        jobs=tuple(queries.jobs(connection, tenant_id, before=_NEWEST, limit=JOBS_SHOWN, state="in_progress")),
+        jobs=tuple(queries.under_way(connection, tenant_id, JOBS_SHOWN)),
         failures=tuple(failures.of_day(connection, tenant_id)),
         pictures=tuple(pictures(connection, tenant_id)),
     )

@@ -41,6 +41,15 @@ _JOBS, _JOBS_IN_STATE = (
     )
     for name, own in (("", _OWN), ("_in_state", _IN_STATE))
 )
+_EACH_STATE = """
+  SELECT mine.*, place FROM unnest(CAST(:states AS text[])) WITH ORDINALITY AS wanted (state, place)
+  CROSS JOIN LATERAL (
+    SELECT * FROM jobs WHERE jobs.state = wanted.state AND tenant_id = :tenant_id ORDER BY id DESC LIMIT :limit
+  ) mine ORDER BY place, mine.id DESC LIMIT :limit
+"""
+_UNDER_WAY = statement("queries.under_way")(
+    _JOB.replace("FROM jobs j", f"FROM ({_EACH_STATE}) j") + "ORDER BY j.place, j.id DESC"
+)
 _THESE_JOBS = statement("queries.these_jobs")(
     _JOB + "WHERE j.tenant_id = :tenant_id AND j.id = ANY(:ids) ORDER BY j.id DESC"
 )
@@ -59,6 +68,7 @@ FROM looked_at
     for name, own in (("", _OWN), ("_in_state", _IN_STATE))
 )
 LOOKED_AT = 10_000
+UNDER_WAY = ["in_progress", "cancelling", "finalizing", "queued", "validating"]
 
 _IMAGE = f"""
 SELECT i.index, i.state, {columns.payload()},
@@ -234,6 +244,12 @@ def jobs(connection: Connection, tenant_id: int, *, before: int, limit: int, sta
     """The newest jobs with an id below `before`; only those in the given state, if any."""
     values = {"tenant_id": tenant_id, "before": before, "limit": limit, "state": state}
     return [_job_view(row) for row in connection.execute(_JOBS if state is None else _JOBS_IN_STATE, values)]
+
+
+def under_way(connection: Connection, tenant_id: int, limit: int) -> list[JobView]:
+    """The newest jobs that are being rendered, then those that are ending, then those that wait."""
+    values = {"tenant_id": tenant_id, "limit": limit, "states": UNDER_WAY}
+    return [_job_view(row) for row in connection.execute(_UNDER_WAY, values)]
 
 
 def any_jobs(connection: Connection, ids: Iterable[int]) -> list[JobView]:

@@ -14,6 +14,8 @@ from services.core.db.statements import statement
 Grain = Literal["minute", "hour"]
 MOST_POINTS = 1_000
 
+SOONEST = 15.0  # seconds: what a minute or an hour that has just begun counts at least, so that one batch is no peak
+
 # A span begins with the minute or the hour in which it would, so that whole rows are added up, and is as long as that.
 _RATES = statement("rates.rates")("""
 SELECT span.name, coalesce(sum(r.done + r.failed), 0) / extract(epoch FROM now() - since)::double precision AS rate
@@ -25,7 +27,8 @@ GROUP BY span.name, since
 """)
 _SERIES = statement("rates.series")("""
 SELECT point AS at, coalesce(r.done, 0) AS done, coalesce(r.failed, 0) AS failed, coalesce(r.reused, 0) AS reused,
-       coalesce(r.device_seconds, 0) AS device_seconds, coalesce(r.slots, 0) AS slots
+       coalesce(r.device_seconds, 0) AS device_seconds, coalesce(r.slots, 0) AS slots,
+       extract(epoch FROM least(step, now() - point))::double precision AS seconds
 FROM (SELECT date_trunc(:grain, now(), 'UTC') AS last, CAST('1 ' || :grain AS interval) AS step) newest
 CROSS JOIN LATERAL (SELECT last - nth * step AS point FROM generate_series(0, :points - 1) AS nth) points
 LEFT JOIN rates r ON r.tenant_id = :tenant_id AND r.grain = :grain AND r.at = point
@@ -45,8 +48,8 @@ class Rates:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What was finished in the minute or the hour that began at `at`. `slots` are the sizes of the batches summed, so
-    that (done - reused) / slots says how full they were."""
+    """What was finished in the minute or the hour that began at `at`, of which so many seconds have passed. `slots` are
+    the sizes of the batches summed, so that (done - reused) / slots says how full they were."""
 
     at: datetime
     done: int
@@ -54,6 +57,12 @@ class Point:
     reused: int
     device_seconds: float
     slots: float
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Images done or failed per second."""
+        return (self.done + self.failed) / max(self.seconds, SOONEST)
 
 
 def rates(connection: Connection, tenant_id: int) -> Rates:

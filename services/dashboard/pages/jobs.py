@@ -12,9 +12,8 @@ from services.api.errors import ApiError
 from services.core.jobs import listing
 from services.core.model import ids
 from services.core.model.errors import NotFound
-from services.core.model.states import JobState
+from services.core.model.states import FINAL_JOB_STATES, JobState
 from services.dashboard import access, reading, rendering
-from services.dashboard.pages.overview import UNFINISHED
 from services.dashboard.routes import PageRoute
 
 router = APIRouter(route_class=PageRoute)
@@ -22,7 +21,7 @@ _PER_PAGE = 50
 _MOST_TEXT = 600
 STATES: dict[str, tuple[str, ...]] = {
     "": (),
-    "unfinished": UNFINISHED,
+    "unfinished": tuple(sorted(set(JobState) - FINAL_JOB_STATES - {JobState.DRAFT})),
     **{state.value: (state.value,) for state in JobState},
 }
 SORTS = {"newest": "Newest first", "oldest": "Oldest first", "failed_first": "Failed first"}

@@ -2,7 +2,7 @@
 import {listen} from "./live.js";
 import {localize, number, rate, span} from "./words.js";
 
-const AGAIN_SECONDS = 3;
+const AGAIN_SECONDS = 2;
 const AWAY_SECONDS = 2;
 const EVERY_SECONDS = 5;
 const WORDS = {in_progress: "in progress"};
@@ -22,23 +22,9 @@ function show(job) {
     const before = place.dataset.status, finished = place.dataset.finished;
     place.dataset.status = job.paused && !job.finished_at ? "paused" : job.status;
     place.dataset.finished = job.counts.done + job.counts.failed + job.counts.cancelled;
-    for (const name of ["queued", "rendering"]) place.dataset[name] = job.counts[name];
-    place.dataset.rate = job.rate;
     fill(place, job);
     if (before !== place.dataset.status) again("[data-again~='status']");
     if (finished !== place.dataset.finished) again("[data-again~='images']");
-  }
-  sum();
-}
-
-// The figures of the overview are the sums of its jobs in progress.
-function sum() {
-  for (const figure of document.querySelectorAll("[data-sum]")) {
-    const name = figure.dataset.sum;
-    let total = 0;
-    for (const row of document.querySelectorAll("#progress [data-job]")) total += Number(row.dataset[name]);
-    const text = name === "rate" ? rate(total) : number(total);
-    if (figure.textContent !== text) figure.textContent = text;
   }
 }
 
