@@ -12,6 +12,7 @@ from services.api.feed import Watcher, event_message, job_message, message
 from services.core.events.queries import Event
 from services.core.jobs.queries import JobView
 from services.core.model.errors import Unavailable
+from services.core.model.scopes import Principal
 
 STREAM = "text/event-stream"
 
@@ -31,10 +32,10 @@ class EventStream(Response):
 
     media_type = STREAM
 
-    def __init__(self, context: Context, tenant: int, job: int | None, read_missed: Callable[[], Missed]) -> None:
+    def __init__(self, context: Context, who: Principal, job: int | None, read_missed: Callable[[], Missed]) -> None:
         super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._context, self._tenant, self._job, self._read_missed = context, tenant, job, read_missed
+        self._context, self._who, self._job, self._read_missed = context, who, job, read_missed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(data: bytes, *, more: bool = True) -> None:
@@ -45,14 +46,16 @@ class EventStream(Response):
             await write(b"", more=False)
             return
         await write(b"retry: 2000\n\n")
-        async with self._context.feed.watch(self._tenant, self._job) as watcher:
+        async with self._context.feed.watch(self._who, self._job) as watcher:
             leaving = asyncio.create_task(_leave(receive, watcher))
             try:
-                _tell(watcher, await self._context.requests.run(self._tenant, self._read_missed, patient=True))
-                while not watcher.ended:
+                missed = await self._context.requests.run(self._who.tenant_id, self._read_missed, patient=True)
+                _tell(watcher, missed)
+                is_over = False
+                while not is_over:
                     await watcher.changed.wait()
-                    await write(watcher.take())
-                await write(b"", more=False)
+                    is_over = watcher.ended  # perhaps before the first look: its last message is sent all the same
+                    await write(watcher.take(), more=not is_over)
             except Unavailable:
                 await write(b"", more=False)  # the client connects again
             finally:

@@ -25,6 +25,8 @@ from services.core.events.queries import Event, job_of
 from services.core.jobs import live
 from services.core.jobs.queries import JobView
 from services.core.model.errors import Unavailable
+from services.core.model.scopes import Principal
+from services.core.tenants import sessions
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -41,11 +43,11 @@ def message(kind: str, data: str, seq: int | None = None) -> bytes:
 
 
 class Watcher:
-    """Someone who watches one job, or all jobs of a tenant. `take` returns what is new; `changed` is set when there is
-    something."""
+    """Someone who watches one job, or all jobs of a tenant, while their key or session holds. `take` returns what is
+    new; `changed` is set when there is something."""
 
-    def __init__(self, tenant: int, job: int | None) -> None:
-        self.tenant, self.job = tenant, job
+    def __init__(self, who: Principal, job: int | None) -> None:
+        self.who, self.tenant, self.job = who, who.tenant_id, job
         self.changed = asyncio.Event()
         self.ended = False
         self.is_new = True  # the reader has not told it anything yet
@@ -127,9 +129,9 @@ class Feed:
             raise ApiError(503, "too_many_watchers", "This server has as many watchers as it takes; try again.")
 
     @asynccontextmanager
-    async def watch(self, tenant: int, job: int | None = None) -> AsyncIterator[Watcher]:
+    async def watch(self, who: Principal, job: int | None = None) -> AsyncIterator[Watcher]:
         """Events from now on, and snapshots. The caller has seen that the job is the tenant's."""
-        watcher = Watcher(tenant, job)
+        watcher = Watcher(who, job)
         self._watchers.add(watcher)
         if self._reader is None:
             self._reader = asyncio.create_task(self._read_on())
@@ -157,7 +159,9 @@ class Feed:
                     self.seq = await self._in_thread(self._latest)
                     self._ready.set()
                 watchers = list(self._watchers)
-                self._deliver(watchers, await self._in_thread(partial(self._look, watchers)))
+                look, ended = await self._in_thread(partial(self._look, watchers))
+                self._deliver(watchers, look)
+                self._dismiss(watchers, ended)
                 self._reachable = True
                 self._keep_alive(watchers)
             except Unavailable as error:
@@ -173,11 +177,13 @@ class Feed:
         with self._database.begin_system() as connection:  # as the system: it reads for all who watch
             return live.latest(connection)
 
-    def _look(self, watchers: Iterable[Watcher]) -> live.Look:
+    def _look(self, watchers: Iterable[Watcher]) -> tuple[live.Look, set[Principal]]:
+        """What is new, and whose key or session has ended."""
         jobs = {watcher.job for watcher in watchers if watcher.job is not None}
         tenants = {watcher.tenant for watcher in watchers if watcher.job is None}
         with self._database.begin_system() as connection:  # as the system: it reads for all who watch
-            return live.look(connection, self.seq, jobs=jobs, tenants=tenants)
+            ended = sessions.ended(connection, {watcher.who for watcher in watchers})
+            return live.look(connection, self.seq, jobs=jobs, tenants=tenants), ended
 
     def _deliver(self, looked_for: Iterable[Watcher], look: live.Look) -> None:
         """Tells everybody, also those who came during the look: what they read before may be older."""
@@ -197,6 +203,11 @@ class Feed:
             if watcher.job is not None and watcher.job not in look.jobs and not watcher.ended:
                 watcher.end("deleted", "The job was deleted.")
         self._last = look.jobs
+
+    def _dismiss(self, looked_for: Iterable[Watcher], ended: set[Principal]) -> None:
+        for watcher in looked_for:
+            if watcher.who in ended and not watcher.ended:
+                watcher.end("signed_out", "The key or the session that opened this stream has ended.")
 
     def _keep_alive(self, watchers: Iterable[Watcher]) -> None:
         if time.monotonic() - self._kept_at > KEEP_ALIVE_SECONDS:

@@ -1,11 +1,34 @@
-"""Adds the dashboard's pages and files to the web server's application."""
+"""The dashboard: pages for people, on the server of the API."""
 
 from fastapi import FastAPI
 
 from services.dashboard import files
-from services.dashboard.pages import actions, fleet, job, jobs, live, overview, pictures, sign_in, submit
+from services.dashboard.pages import (
+    actions,
+    fleet,
+    job,
+    jobs,
+    live,
+    overview,
+    pictures,
+    settings,
+    sign_in,
+    submit,
+)
 
-_PAGES = (files, sign_in, overview, jobs, job, actions, pictures, fleet, live, submit)
+_PAGES = (
+    files,
+    sign_in,
+    overview,
+    jobs,
+    job,
+    actions,
+    pictures,
+    fleet,
+    live,
+    submit,
+    settings,
+)
 
 
 def install(app: FastAPI) -> None:

@@ -67,6 +67,21 @@ def happening(event: Event) -> str:
     return f"{words if noun == 'job' else f'{noun} {words}'}{f' ({said})' if said else ''}".capitalize()
 
 
+def who(actor: str | None, name: str | None = None) -> str:
+    """An actor in words: a key by its name, whoever used the command by theirs, a program by what it is."""
+    kind, _, of = (actor or "").partition("/")
+    match kind:
+        case "":
+            return "not known"
+        case "key":
+            return name or f"key {of}"
+        case "cli":
+            return f"{of}, by the command"
+        case "scheduler":
+            return "the scheduler"
+    return actor or ""
+
+
 def doing(worker: Worker) -> str:
     """What a worker does, as far as it is known."""
     if worker.doing:
@@ -94,4 +109,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "happening": happening,
     "doing": doing,
     "pair": pair,
+    "who": who,
 }

@@ -35,6 +35,7 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "a prompt": "/submit",
     "a template": "/submit?kind=template",
     "a file": "/submit?kind=file",
+    "keys": "/settings/keys",
     "unknown": "/jobs/job_0000000000000",
 }
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from presswork_client import Client, ClientError
 from services.api import dependencies, feed
@@ -18,6 +19,8 @@ from services.core.deletion import jobs as deletion
 from services.core.events import numbering
 from services.core.jobs import lifecycle, live
 from services.core.model import ids
+from services.core.model.scopes import Principal
+from services.core.tenants import api_keys
 from tests import factories
 from tests.factories import TENANT
 from tests.processes import Process
@@ -288,7 +291,7 @@ def test_too_many_watchers_are_refused(api: Api, monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_comes_before_a_watcher_has_caught_up_follows_what_it_had_missed() -> None:
-    watcher = feed.Watcher(TENANT, None)
+    watcher = feed.Watcher(Principal(TENANT, "aaaaaaaa", "test", frozenset()), None)
     watcher.event(4, b"<four>")
     watcher.event(5, b"<five>")
     assert watcher.take() == b""
@@ -298,7 +301,7 @@ def test_what_comes_before_a_watcher_has_caught_up_follows_what_it_had_missed() 
 
 
 def test_a_watcher_that_does_not_read_keeps_one_snapshot_of_a_job_and_is_cut_off_in_the_end() -> None:
-    watcher = feed.Watcher(TENANT, None)
+    watcher = feed.Watcher(Principal(TENANT, "aaaaaaaa", "test", frozenset()), None)
     watcher.catch_up(0, [])
     moment = datetime.now(UTC)
     for number in range(10):
@@ -312,3 +315,34 @@ def test_a_watcher_that_does_not_read_keeps_one_snapshot_of_a_job_and_is_cut_off
         watcher.event(number, b"more")
     assert watcher.ended
     assert watcher.take().startswith(b"event: reset")
+
+
+@pytest.mark.parametrize("path", ["/v1/events", "/v1/jobs/{job}/events"])
+def test_a_stream_ends_when_its_key_is_revoked_and_others_go_on(
+    api: Api, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    job = api.submit()["id"]
+    key = api.http.post("/v1/keys", json={"name": "watcher", "scopes": ["view"]}).json()
+    with (
+        watching(api, path.format(job=job), authorization=f"Bearer {key['key']}") as stream,
+        watching(api, path.format(job=job)) as other,
+    ):
+        until(lambda: stream.jobs() and other.jobs())
+        api.http.delete(f"/v1/keys/{key['id']}")
+        assert stream.ended.wait(10)
+        work(api)
+        until(lambda: "job.completed" in other.kinds())
+    assert stream.kinds()[-1] == "signed_out" and "signed_out" not in other.kinds()
+
+
+def test_a_stream_ends_when_its_key_expires(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    with api.database.begin_system() as connection:
+        key = api_keys.issue_key(connection, api.settings.secret, TENANT, "short", expires_seconds=3600)
+    with watching(api, "/v1/events", authorization=f"Bearer {key}") as stream:
+        with api.database.begin_system() as connection:
+            connection.execute(
+                text("UPDATE api_keys SET expires_at = now() WHERE id = :id"), {"id": api_keys.id_of(key)}
+            )
+        assert stream.ended.wait(10)

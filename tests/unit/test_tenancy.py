@@ -18,8 +18,8 @@ SYSTEM_TRANSACTIONS = [
     ("api/v1/export_content.py", "_file"),  # a signed link names the export and no tenant
     ("api/v1/image_content.py", "_done_image"),  # a signed link names the image and no tenant
     ("api/v1/jobs.py", "described"),  # every tenant's queued images are ahead
-    ("api/v1/keys.py", "create_key"),  # a tenant's transaction can write no key
-    ("api/v1/keys.py", "revoke_key"),  # likewise
+    ("api/v1/keys.py", "issue"),  # a tenant's transaction can write no key
+    ("api/v1/keys.py", "revoke"),  # likewise
     ("api/v1/workers.py", "drain_worker"),  # the fleet belongs to no tenant
     ("api/v1/workers.py", "resume_worker"),  # likewise
     ("dashboard/access.py", "find"),  # the cookie decides which tenant it is

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Request
 from starlette.responses import Response
 
 from services.api import parameters
-from services.api.authentication import Tenant
+from services.api.authentication import Caller, Tenant
 from services.api.dependencies import Context, ContextDep
 from services.api.event_stream import STREAM, EventStream, Missed
 from services.api.turns import TenantRoute
@@ -37,6 +37,7 @@ async def list_events(
     request: Request,
     context: ContextDep,
     tenant: Tenant,
+    caller: Caller,
     job_id: str,
     after: parameters.After = 0,
     limit: parameters.Limit = 100,
@@ -50,20 +51,20 @@ async def list_events(
         context.feed.admit()
         await context.requests.run(tenant, lambda: _assert_exists(context, tenant, number), patient=True)
         seq = after if last_event_id is None else last_event_id
-        return EventStream(context, tenant, number, lambda: _missed(context, tenant, number, seq))
+        return EventStream(context, caller, number, lambda: _missed(context, tenant, number, seq))
     return await context.requests.run(tenant, lambda: _page(context, tenant, number, after, limit))
 
 
 @router.get("/events", response_class=Response, responses={200: {"content": {STREAM: {}}}})
 async def follow_events(
-    context: ContextDep, tenant: Tenant, after: parameters.Seq = None, last_event_id: LastEventId = None
+    context: ContextDep, caller: Caller, after: parameters.Seq = None, last_event_id: LastEventId = None
 ) -> Any:
     """The tenant's events as they happen, as server-sent events, and a message `job` with each unfinished job, at first
     and whenever it has changed. A stream that was cut off goes on after `Last-Event-ID` (or `after`); a message `reset`
     says that too much has happened since."""
     context.feed.admit()
     seq = after if last_event_id is None else last_event_id
-    return EventStream(context, tenant, None, lambda: _missed_of_all(context, tenant, seq))
+    return EventStream(context, caller, None, lambda: _missed_of_all(context, caller.tenant_id, seq))
 
 
 def _assert_exists(context: Context, tenant: int, number: int) -> None:

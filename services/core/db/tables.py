@@ -72,6 +72,7 @@ api_keys = Table(
     Column("scopes", ARRAY(Text), nullable=False, server_default=text("'{view,submit,operate,admin}'")),
     Column("expires_at", Moment),
     Column("last_used_at", Moment),  # written once a minute at most
+    Column("created_by", Text),  # an actor
     CheckConstraint(
         "scopes <> '{}' AND scopes <@ '{view,submit,operate,admin}'::text[]",
         name="api_keys_scopes",

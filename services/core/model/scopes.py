@@ -22,12 +22,14 @@ ALL = tuple(Scope)
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whom a valid key stands for: its tenant, with the scopes that the key has."""
+    """Whom a valid key stands for: its tenant, with the scopes that the key has. `session` is the sha256 of the cookie
+    of a browser's session, if it came by one."""
 
     tenant_id: int
     key_id: str
     name: str
     scopes: frozenset[Scope]
+    session: bytes | None = None
 
     def require(self, scope: Scope, act: str) -> None:
         """`act` names what is asked for, as in "cancel_job". Raises MissingScope."""

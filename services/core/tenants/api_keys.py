@@ -23,8 +23,9 @@ from services.core.model.scopes import Principal, Scope
 _LETTERS = string.ascii_letters + string.digits
 _NEW = statement("api_keys.new")(f"""
 WITH made AS (
-  INSERT INTO api_keys (id, tenant_id, name, hmac, scopes, expires_at)
-  VALUES (:id, :tenant_id, :name, :hmac, CAST(:scopes AS text[]), now() + make_interval(secs => :expires_seconds))
+  INSERT INTO api_keys (id, tenant_id, name, hmac, scopes, expires_at, created_by)
+  VALUES (:id, :tenant_id, :name, :hmac, CAST(:scopes AS text[]), now() + make_interval(secs => :expires_seconds),
+          {log.ACTOR})
   RETURNING id, tenant_id, name, scopes, expires_at
 )
 {
@@ -61,10 +62,12 @@ WITH moved AS (
 """)  # noqa: S608  our own text
 _DEFAULT = statement("api_keys.default")("SELECT min(id) FROM tenants")
 _LIST = statement("api_keys.list")("""
-SELECT k.id, t.name AS tenant, k.name, k.scopes, k.created_at, k.last_used_at, k.expires_at, k.revoked_at,
+SELECT k.id, t.name AS tenant, k.name, k.scopes, k.created_at, k.last_used_at, k.expires_at, k.revoked_at, k.created_by,
+       maker.name AS created_by_name,
        CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= now() THEN 'expired' ELSE 'active' END
        AS status
 FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+LEFT JOIN api_keys maker ON maker.id = CASE WHEN starts_with(k.created_by, 'key/') THEN substr(k.created_by, 5) END
 WHERE k.tenant_id = coalesce(:tenant_id, k.tenant_id) AND k.id = coalesce(:id, k.id)
 ORDER BY k.created_at, k.id
 """)
@@ -72,7 +75,8 @@ ORDER BY k.created_at, k.id
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key without its secret. `status` is active, expired or revoked; `last_used_at` may be a minute late."""
+    """A key without its secret. `status` is active, expired or revoked; `last_used_at` may be a minute late;
+    `created_by` is an actor, and `created_by_name` its name if it is a key."""
 
     id: str
     tenant: str
@@ -83,6 +87,8 @@ class Key:
     last_used_at: datetime | None
     expires_at: datetime | None
     revoked_at: datetime | None
+    created_by: str | None
+    created_by_name: str | None
 
     @property
     def prefix(self) -> str:
@@ -177,5 +183,5 @@ def _key(row: Any) -> Key:
     given = tuple(map(Scope, row.scopes))
     return Key(
         row.id, row.tenant, row.name, given, row.status, row.created_at, row.last_used_at, row.expires_at,
-        row.revoked_at,
+        row.revoked_at, row.created_by, row.created_by_name,
     )  # fmt: skip

@@ -6,7 +6,7 @@ open system transaction: the cookie decides which tenant it is.
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection
 
@@ -19,11 +19,18 @@ SECONDS = DAYS * 24 * 3600
 _NEW = statement("sessions.new")("""
 INSERT INTO sessions (sha256, key_id, expires_at) VALUES (:sha256, :key_id, now() + make_interval(days => :days))
 """)
-_FIND = statement("sessions.find")("""
+_KEY_HOLDS = "k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())"
+_FIND = statement("sessions.find")(f"""
 SELECT k.tenant_id, k.id AS key_id, k.name, k.scopes FROM sessions s JOIN api_keys k ON k.id = s.key_id
-WHERE s.sha256 = :sha256 AND s.expires_at > now() AND k.revoked_at IS NULL
-  AND (k.expires_at IS NULL OR k.expires_at > now())
-""")
+WHERE s.sha256 = :sha256 AND s.expires_at > now() AND {_KEY_HOLDS}
+""")  # noqa: S608  our own text
+_ENDED = statement("sessions.ended")(f"""
+SELECT asked.place
+FROM unnest(CAST(:keys AS text[]), CAST(:sessions AS bytea[])) WITH ORDINALITY AS asked (key_id, sha256, place)
+WHERE NOT EXISTS (SELECT FROM api_keys k WHERE k.id = asked.key_id AND {_KEY_HOLDS})
+   OR asked.sha256 IS NOT NULL
+      AND NOT EXISTS (SELECT FROM sessions s WHERE s.sha256 = asked.sha256 AND s.expires_at > now())
+""")  # noqa: S608  our own text
 _END = statement("sessions.end")("DELETE FROM sessions WHERE sha256 = :sha256")
 _FORGET = statement("sessions.forget")("DELETE FROM sessions WHERE expires_at <= now()")
 
@@ -39,8 +46,18 @@ def begin(connection: Connection, accepted: Sequence[str], key: str) -> str:
 
 def find(connection: Connection, cookie: str) -> Principal | None:
     """Whom the session that the cookie names stands for, unless it has ended: its key, with the key's scopes of now."""
-    row = connection.execute(_FIND, {"sha256": _hash(cookie)}).one_or_none()
-    return None if row is None else Principal(row.tenant_id, row.key_id, row.name, frozenset(map(Scope, row.scopes)))
+    digest = _hash(cookie)
+    row = connection.execute(_FIND, {"sha256": digest}).one_or_none()
+    if row is None:
+        return None
+    return Principal(row.tenant_id, row.key_id, row.name, frozenset(map(Scope, row.scopes)), digest)
+
+
+def ended(connection: Connection, asked: Collection[Principal]) -> set[Principal]:
+    """Those whose key or session has ended since they were let in."""
+    listed = list(asked)
+    values = {"keys": [one.key_id for one in listed], "sessions": [one.session for one in listed]}
+    return {listed[row.place - 1] for row in connection.execute(_ENDED, values)}
 
 
 def end(connection: Connection, cookie: str) -> None:

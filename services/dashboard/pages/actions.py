@@ -62,6 +62,7 @@ def ask(request: Request, context: ContextDep, visitor: access.Signed, job_id: s
         sentence=sentence,
         refusal=refusal,
         action=f"/jobs/{job.id}/actions/{name}",
+        back=f"/jobs/{job.id}",
         button=action.word,
         choice=choice,
         danger=name in ("cancel", "delete"),

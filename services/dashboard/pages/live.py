@@ -22,4 +22,4 @@ async def follow(
 ) -> Any:
     """As `GET /v1/events`, for whoever is signed in."""
     visitor.require("view")
-    return await events.follow_events(context, visitor.tenant, after, last_event_id)
+    return await events.follow_events(context, visitor.principal, after, last_event_id)
