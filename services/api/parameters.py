@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 
 from services.api.errors import ApiError, parameter_status
 from services.core.model import ids
@@ -99,6 +99,10 @@ JobFilter = Annotated[
     str | None,
     AfterValidator(_job),
     Query(description="a job's id", json_schema_extra={"pattern": "^job_[0-9a-z]{13}$"}),
+]
+Moment = Annotated[
+    AwareDatetime | None,
+    Query(description="a moment with its offset from UTC, such as 2026-11-26T09:00:00Z"),
 ]
 FileLimit = Annotated[int, BeforeValidator(whole), _up_to(10_000)]
 BatchLimit = Annotated[int, BeforeValidator(whole), _up_to(100)]

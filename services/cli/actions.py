@@ -1,5 +1,6 @@
 """`presswork actions`: who changed what."""
 
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated
 
@@ -28,14 +29,18 @@ def actions(
         str | None,
         typer.Option(metavar="JOB", help="Acts about one job.", show_default=False, autocompletion=completion.job_ids),
     ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Not longer ago than 12h, 30d, 8w.", show_default=False)
+    ] = None,
     limit: options.Limit = 50,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> None:
     """List who changed what, newest first."""
+    first = None if since is None else (datetime.now(UTC) - options.span(since, "--since")).isoformat()
     with connect(profile) as client:
         page = min(limit + 1, 1000) if limit else 1000
-        found = client.actions(actor=actor, verb=verb, job_id=job, page=page)
+        found = client.actions(actor=actor, verb=verb, job_id=job, since=first, page=page)
         if as_json:
             for action in islice(found, limit or None):
                 show.document(action)

@@ -1,9 +1,10 @@
-"""The dashboard: pages for people, on the server of the API."""
+"""Adds the dashboard's pages and files to the web server's application."""
 
 from fastapi import FastAPI
 
 from services.dashboard import files
 from services.dashboard.pages import (
+    action_log,
     actions,
     fleet,
     job,
@@ -28,6 +29,7 @@ _PAGES = (
     live,
     submit,
     settings,
+    action_log,
 )
 
 

@@ -36,6 +36,8 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "a template": "/submit?kind=template",
     "a file": "/submit?kind=file",
     "keys": "/settings/keys",
+    "action log": "/settings/log",
+    "nobody's acts": "/settings/log?who=nobody&what=job.paused&first=2026-01-01",
     "unknown": "/jobs/job_0000000000000",
 }
 

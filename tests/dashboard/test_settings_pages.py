@@ -1,14 +1,19 @@
 """The pages of settings: API keys and the action log."""
 
+import html
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import pytest
 
 from services.api import feed
+from services.core.db import tables
 from services.core.model.scopes import Scope
 from services.core.tenants import api_keys
+from services.dashboard import sentences
 from tests.pages import House, Tab
 from tests.waiting import until
 
@@ -125,3 +130,69 @@ def test_a_key_is_made_copied_and_revoked_in_the_browser(open_tab: Callable[...,
     page.get_by_role("heading", name="Keys that have ended").wait_for()
     until(lambda: httpx.get(f"{house.url}/v1/jobs", headers={"Authorization": f"Bearer {key}"}).status_code == 401)
     assert tab.errors == []
+
+
+def acts(page: str) -> list[str]:
+    """The sentences of the log, newest first."""
+    found = re.findall(r"<li><time.*?</time><span>(.*?)</span></li>", page, re.DOTALL)
+    return [" ".join(html.unescape(re.sub("<[^>]+>", "", one)).split()) for one in found]
+
+
+def test_the_log_says_in_sentences_who_did_what_and_links_to_it(signed: House) -> None:
+    job = signed.submit({"prompt": "a"}, labels={"a": "b"})
+    for verb in ("pause", "resume"):
+        signed.http.post(f"/v1/jobs/{job}/{verb}")
+    signed.http.patch(f"/v1/jobs/{job}", json={"priority": "high", "labels": {"c": "d"}})
+    signed.http.post(f"/v1/jobs/{job}/cancel")
+    signed.tick()
+    page = signed.browser.get("/settings/log").text
+    assert acts(page) == [
+        f"test cancelled {job}",
+        f"test changed the labels of {job}",
+        f"test gave {job} the priority high",
+        f"test resumed {job}",
+        f"test paused {job}",
+        f"test submitted {job}",
+        f"tests made the key test, pw_{api_keys.id_of(signed.key)}… which may view, submit, operate, admin",
+    ]
+    assert f'href="/jobs/{job}"' in page
+
+
+def test_the_log_is_narrowed_by_who_what_job_and_time_and_goes_on(
+    signed: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.dashboard.pages.action_log._PER_PAGE", 2)
+    jobs = [signed.submit({"prompt": "a"}) for _ in range(3)]
+    signed.http.post(f"/v1/jobs/{jobs[0]}/pause")
+    signed.tick()
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    paused = [f"test paused {jobs[0]}"]
+    for query, wanted in {
+        "what=job.paused": paused,
+        f"job={jobs[0]}": [*paused, f"test submitted {jobs[0]}"],
+        f"who=key/{api_keys.id_of(signed.key)}&what=job.paused": paused,
+        "who=TEST&what=job.paused": paused,
+        "who=nobody": [],
+        f"what=job.paused&first={today}&last={today}": paused,
+        "last=2026-01-01": [],
+    }.items():
+        assert acts(signed.browser.get(f"/settings/log?{query}").text) == wanted, query
+    found, address = [], "/settings/log?who=test"
+    while address:
+        page = signed.browser.get(address).text
+        found += acts(page)
+        following = re.search(r'class="button" href="([^"]+cursor[^"]+)"', page)
+        address = html.unescape(following[1]) if following else ""
+    assert found == [*paused, *(f"test submitted {job}" for job in jobs[::-1])]
+    for query in ("what=nothing", "job=1", "first=monday", "cursor=x", "who=%00"):
+        assert signed.browser.get(f"/settings/log?{query}").status_code == 400, query
+
+
+def test_every_kind_of_act_has_a_sentence() -> None:
+    """The kinds are those that the core's statements log, and that the list of progress leaves."""
+    core = Path(api_keys.__file__).parents[1]
+    texts = "".join(path.read_text() for path in core.rglob("*.py"))
+    logged = set(re.findall(r"""["']((?:job|export|file|upload|key|worker)\.[a-z_]+)["']""", texts))
+    logged |= {f"upload.{state}" for state in re.findall(r'_ends\("(\w+)"', texts)}
+    statements = {found for found in logged if found.endswith((".py", ".txt"))}
+    assert logged - statements - set(tables.PROGRESS) == set(sentences.KINDS)

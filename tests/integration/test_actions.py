@@ -2,9 +2,11 @@
 
 import getpass
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
@@ -17,6 +19,7 @@ from services.core.jobs import lifecycle
 from services.core.model.specs import FailedImage
 from services.core.storage.s3 import S3Store
 from services.core.tenants import api_keys
+from services.local.stack import Stack
 from tests import exporting, factories
 from tests.web import Api
 
@@ -164,8 +167,42 @@ def test_the_log_says_who_did_what_newest_first(api: Api, two: tuple[httpx.Clien
     assert theirs.json()["data"] == []
 
 
+def test_acts_are_found_by_their_time(api: Api, stack: Stack) -> None:
+    """Numbers follow the time but for long transactions: one of half an hour stands among later ones."""
+    ages = [50, 40, 30, 20.5, 20, 10, 0]  # hours ago, in the order of their numbers
+    ages.insert(3, 21)
+    owner = f"{stack.superuser_url.rpartition('/')[0]}/{api.settings.database_url.rpartition('/')[2]}"
+    with psycopg.connect(owner.replace("+psycopg", "")) as connection:
+        for nth, age in enumerate(ages):
+            connection.execute(
+                "INSERT INTO events (tenant_id, actor, kind, subject, data, at) VALUES "
+                "(%s, 'cli/me', 'job.paused', %s, '{}', now() - make_interval(mins => %s))",
+                (factories.TENANT, f"job/{nth}", int(age * 60)),
+            )
+    now = datetime.now(UTC)
+
+    def ages_of(**asked: timedelta) -> list[float]:
+        given = {name: (now - age).isoformat() for name, age in asked.items()}
+        found = listed(api, verb="job.paused", **given)
+        return [round((now - datetime.fromisoformat(one["at"])).total_seconds() / 1800) / 2 for one in found]
+
+    hours = lambda count: timedelta(hours=count)  # noqa: E731
+    assert sorted(ages_of()) == sorted(ages)
+    assert ages_of(since=hours(20.25)) == [0, 10, 20]
+    assert ages_of(until=hours(20.75)) == [21, 30, 40, 50]
+    assert ages_of(since=hours(35), until=hours(20.75)) == [21, 30]
+    assert ages_of(since=hours(5), until=hours(1)) == [] == ages_of(since=-hours(1)) == ages_of(until=hours(99))
+
+
 def test_what_cannot_be_looked_for_is_refused(api: Api) -> None:
-    for asked in ({"job": "job_1"}, {"job": "nothing"}, {"limit": 0}, {"actor": "x" * 201}):
+    for asked in (
+        {"job": "job_1"},
+        {"job": "nothing"},
+        {"limit": 0},
+        {"actor": "x" * 201},
+        {"since": "2026-11-26"},
+        {"until": "now"},
+    ):
         answer = api.http.get("/v1/actions", params=asked)
         assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_parameter"), asked
 
@@ -186,6 +223,7 @@ def test_a_key_made_by_the_command_names_the_user_who_ran_it(api: Api, monkeypat
     )  # fmt: skip
     shown = CliRunner().invoke(app, ["actions", "--verb", "key.issued"])
     assert shown.exit_code == 0 and "by hand" in shown.output and newest["actor"] in shown.output
+    assert "by hand" in CliRunner().invoke(app, ["actions", "--since", "12h"]).output
     assert CliRunner().invoke(app, ["actions", "--actor", "nobody"]).exit_code == 0
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -122,6 +123,9 @@ LISTS: dict[str, Callable[[Connection], Any]] = {
     "actions": lambda connection: actions.page(connection, TENANT, limit=SHOWN),
     "actions of one actor": lambda connection: actions.page(connection, TENANT, limit=SHOWN, actor="rare"),
     "actions of one kind": lambda connection: actions.page(connection, TENANT, limit=SHOWN, verb="rare"),
+    "actions of a time": lambda connection: actions.page(
+        connection, TENANT, limit=SHOWN, since=datetime.now(UTC) - timedelta(hours=1), until=datetime.now(UTC)
+    ),
     "actions about a job": lambda connection: actions.page(connection, TENANT, limit=SHOWN, job="job/1"),
     "events": lambda connection: events.of_subject(connection, TENANT, "job/1", limit=SHOWN),
 }

@@ -51,16 +51,21 @@ def list_actions(
     actor: parameters.Actor = None,
     verb: parameters.Verb = None,
     job: parameters.JobFilter = None,
+    since: parameters.Moment = None,
+    until: parameters.Moment = None,
     limit: parameters.Limit = 100,
     cursor: parameters.Cursor = None,
 ) -> Any:
-    """Who changed what: submissions, cancels, deletions, keys and so on, newest first, each with its actor. What has
-    just happened is listed about a second later."""
-    listing = f"actions/{tenant}/{actor}/{verb}/{job}"
+    """Who changed what: submissions, cancels, deletions, keys and so on, newest first, each with its actor; from
+    `since` on and before `until`. What has just happened is listed about a second later."""
+    listing = f"actions/{tenant}/{actor}/{verb}/{job}" + ("" if since is until is None else f"/{since}/{until}")
     before = actions.NEWEST if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     about = None if job is None else queries.job(ids.parse_job(job))
     with context.database.begin(tenant) as connection:
-        found = actions.page(connection, tenant, before=before, limit=limit + 1, actor=actor, verb=verb, job=about)
+        found = actions.page(
+            connection, tenant, before=before, limit=limit + 1,
+            actor=actor, verb=verb, job=about, since=since, until=until,
+        )  # fmt: skip
     page = found[:limit]
     more = len(found) > limit
     last = pagination.encode_cursor(context.settings.secret, listing, page[-1].event.seq) if more else None

@@ -208,10 +208,19 @@ class Client:
         return self._job("POST", f"/{_id(job_id)}/retry", json=options, headers=_key(idempotency_key))
 
     def actions(
-        self, *, actor: str | None = None, verb: str | None = None, job_id: str | None = None, page: int = PAGE
+        self,
+        *,
+        actor: str | None = None,
+        verb: str | None = None,
+        job_id: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        page: int = PAGE,
     ) -> Iterator[Action]:
-        """Who changed what, newest first, page by page: all, or what one actor did, one verb, or about one job."""
-        return self._transport.pages("/v1/actions", _given(actor=actor, verb=verb, job=job_id), page)
+        """Who changed what, newest first, page by page: all, or what one actor did, one verb, about one job, or from a
+        moment on and before another (`2026-11-26T09:00:00Z`)."""
+        asked = _given(actor=actor, verb=verb, job=job_id, since=since, until=until)
+        return self._transport.pages("/v1/actions", asked, page)
 
     # --- deleting
 

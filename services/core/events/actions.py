@@ -4,7 +4,9 @@ It leaves out what a job or an export merely goes through (`tables.PROGRESS`); e
 """
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from itertools import product
+from typing import Any
 
 from sqlalchemy import Connection, TextClause
 
@@ -12,11 +14,18 @@ from services.core.db import tables
 from services.core.db.statements import statement
 from services.core.events.queries import Event
 
-_FILTERS = {"actor": "actor = :actor", "verb": "kind = :verb", "job": "subject = :job"}
+_FILTERS = {
+    "actor": "actor = :actor",
+    "verb": "kind = :verb",
+    "job": "subject = :job",
+    "since": "seq >= :first AND at >= :since",
+    "until": "seq < :past AND at < :until",
+}
 _COLUMNS = "seq, tenant_id, at, actor, kind, subject, data"
 # OFFSET 0: a job has few events, and without it the planner may look for them among all of the tenant's.
 _OF_JOB = f"(SELECT {_COLUMNS} FROM events WHERE subject = :job OFFSET 0) events"  # noqa: S608  our own text
 NEWEST = 2**63 - 1
+_LONGEST_TRANSACTION = timedelta(hours=1)
 
 
 def _page(given: tuple[str, ...]) -> TextClause:
@@ -37,6 +46,21 @@ _PAGES = {
     for chosen in product((False, True), repeat=len(_FILTERS))
     for given in [tuple(name for name, wanted in zip(_FILTERS, chosen, strict=True) if wanted)]
 }
+# Numbers grow with time, but for transactions that took long: a binary search reads one row a step, and needs no index
+# by time, which every event would have to pay for.
+_MINE = f"FROM events WHERE tenant_id = :tenant_id AND {tables.ACTS}"
+_NUMBER_AT = statement("actions.number_at")(f"""
+WITH RECURSIVE looking (low, high) AS (
+  SELECT (SELECT seq {_MINE} AND seq IS NOT NULL ORDER BY seq LIMIT 1),
+         (SELECT seq + 1 {_MINE} AND seq IS NOT NULL ORDER BY seq DESC LIMIT 1)
+  UNION ALL
+  SELECT CASE WHEN e.at < :moment THEN e.seq + 1 ELSE low END, CASE WHEN e.at < :moment THEN high ELSE middle END
+  FROM looking CROSS JOIN LATERAL (SELECT (low + high) / 2 AS middle) m
+  CROSS JOIN LATERAL (SELECT seq, at {_MINE} AND seq >= middle ORDER BY seq LIMIT 1) e
+  WHERE low < high
+)
+SELECT coalesce(max(low), 0) FROM looking
+""")  # noqa: S608  our own text
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +80,25 @@ def page(
     actor: str | None = None,
     verb: str | None = None,
     job: str | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
 ) -> list[Action]:
-    """The tenant's acts with a number below `before`: all, or those of one actor, of one kind, or about one job, by its
-    subject."""
-    given = {name: value for name, value in (("actor", actor), ("verb", verb), ("job", job)) if value is not None}
-    rows = connection.execute(_PAGES[tuple(given)], given | {"tenant_id": tenant_id, "before": before, "limit": limit})
+    """The tenant's acts with a number below `before`: all, or those of one actor, of one kind, about one job (by its
+    subject), or of a time."""
+    filters = {"actor": actor, "verb": verb, "job": job, "since": since, "until": until}
+    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
+    values = given | {"tenant_id": tenant_id, "before": before, "limit": limit}
+    if since is not None:
+        values["first"] = _number_at(connection, tenant_id, since - _LONGEST_TRANSACTION)
+    if until is not None:
+        values["past"] = _number_at(connection, tenant_id, until + _LONGEST_TRANSACTION)
+    rows = connection.execute(_PAGES[tuple(given)], values)
     return [
         Action(Event(row.seq, row.tenant_id, row.at, row.actor, row.kind, row.subject, row.data), row.name)
         for row in rows
     ]
+
+
+def _number_at(connection: Connection, tenant_id: int, moment: datetime) -> int:
+    """About the number of the tenant's first act from that moment on."""
+    return int(connection.execute(_NUMBER_AT, {"tenant_id": tenant_id, "moment": moment}).scalar_one())

@@ -31,7 +31,8 @@ MEANINGS = {
 
 @router.get("/settings")
 def show_settings(request: Request, context: ContextDep, visitor: access.Signed) -> Any:  # noqa: ARG001
-    return RedirectResponse(rendering.address(request, "/settings/keys"), 303)
+    first = "keys" if visitor.may("admin") else "log"
+    return RedirectResponse(rendering.address(request, f"/settings/{first}"), 303)
 
 
 @router.get("/settings/keys")

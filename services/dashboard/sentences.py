@@ -1,0 +1,94 @@
+"""What each kind of act says in the action log: a sentence in plain English, about something that may have a page."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from services.core.events.queries import Event
+from services.core.exports import records
+from services.core.files import files, uploads
+from services.core.model import ids
+from services.dashboard.words import plural, size
+
+_STOPPED = {"cancelled": "cancelled", "expired": "stopped, out of time,"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """`verb` the thing, whose page is at `path` if it has one, then `more`: cancelled, job_..., nothing more."""
+
+    verb: str
+    thing: str
+    path: str | None
+    more: str = ""
+
+
+Data = dict[str, Any]
+Words = Callable[[Data], tuple[str, str]]
+
+
+def _plain(verb: str, more: str = "") -> Words:
+    return lambda _: (verb, more)
+
+
+# In the order in which the page offers them: the kind, what it is called there, and what it says.
+KINDS: dict[str, tuple[str, Words]] = {
+    "job.created": ("made a job", lambda data: ("began" if data.get("state") == "draft" else "submitted", "")),
+    "job.submitted": ("finalized a draft", _plain("finalized the draft", "")),
+    "job.cancel_requested": (
+        "cancelled a job", lambda data: (_STOPPED.get(str(data.get("reason")), "cancelled"), ""),
+    ),
+    "job.paused": ("paused a job", _plain("paused")),
+    "job.resumed": ("resumed a job", _plain("resumed")),
+    "job.priority_changed": (
+        "changed a priority", lambda data: ("gave", f"the priority {data.get('priority', '')}"),
+    ),
+    "job.labels_changed": ("changed labels", _plain("changed the labels of")),
+    "job.marked": (
+        "marked images",
+        lambda data: (
+            ("took the marks off" if data.get("mark") == "none" else f"marked as {data.get('mark', '')}")
+            + f" {plural(int(data.get('images', 0)), 'image')} of", "",
+        ),
+    ),
+    "job.deleted": ("deleted a job", lambda data: ("deleted", f"with {plural(int(data.get('total', 0)), 'image')}")),
+    "export.created": ("began an export", lambda data: ("began", f"as {data.get('format', '')}")),
+    "export.cancelled": ("cancelled an export", _plain("cancelled")),
+    "export.deleted": ("deleted an export", _plain("deleted")),
+    "file.created": ("made a file", lambda data: ("made", f"for {data.get('purpose', '')}".replace("_", " "))),
+    "file.deleted": ("deleted a file", _plain("deleted")),
+    "file.expired": ("let a file expire", _plain("removed", "which had expired")),
+    "upload.created": ("began an upload", lambda data: ("began", f"of {size(int(data.get('bytes', 0)))}")),
+    "upload.completed": ("completed an upload", _plain("completed")),
+    "upload.cancelled": ("cancelled an upload", _plain("cancelled")),
+    "upload.expired": ("let an upload expire", _plain("removed", "which had expired")),
+    "key.issued": (
+        "made a key", lambda data: (f"made the key {data.get('name', '')},", "which may " + str(data.get("scopes", "")).replace(" ", ", ")),
+    ),
+    "key.revoked": ("revoked a key", lambda data: (f"revoked the key {data.get('name', '')},", "")),
+    "worker.drained": ("drained a worker", _plain("drained")),
+    "worker.resumed": ("resumed a worker", _plain("resumed")),
+}  # fmt: skip
+_NAMES: dict[str, Callable[[int], str]] = {
+    "job": ids.public_job, "export": records.public_id, "file": files.public_id, "upload": uploads.public_id,
+}  # fmt: skip
+
+
+def of(event: Event) -> Sentence:
+    kind, _, name = event.subject.partition("/")
+    thing = _NAMES[kind](int(name)) if kind in _NAMES else {"key": f"pw_{name}…"}.get(kind, name)
+    known = KINDS.get(event.kind)
+    if known is None:  # of a newer release, which runs beside this one
+        return Sentence(event.kind.replace(".", " ").replace("_", " "), thing, None)
+    verb, more = known[1](event.data)
+    return Sentence(verb, thing, _path(event, kind, thing), more)
+
+
+def _path(event: Event, kind: str, thing: str) -> str | None:
+    if event.kind == "job.deleted":
+        return None
+    if kind == "job":
+        return f"/jobs/{thing}"
+    if kind == "export" and "job" in event.data:
+        return f"/jobs/{ids.public_job(event.data['job'])}#exports"
+    return "/fleet" if kind == "device" else None
