@@ -7,9 +7,12 @@ from services.dashboard.pages import (
     action_log,
     actions,
     fleet,
+    gallery,
+    image,
     job,
     jobs,
     live,
+    marking,
     overview,
     pictures,
     settings,
@@ -30,6 +33,9 @@ _PAGES = (
     submit,
     settings,
     action_log,
+    gallery,
+    image,
+    marking,
 )
 
 

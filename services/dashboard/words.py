@@ -35,6 +35,11 @@ def span(seconds: float | None) -> str:
     return "0 s"
 
 
+def took(seconds: float) -> str:
+    """How long a picture took: 0.12 s, 3.4 s, 2 min 5 s."""
+    return span(seconds) if seconds >= 60 else f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
 def moment(value: datetime) -> str:
     """To the minute, in UTC; the script writes it in the browser's time."""
     return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -102,6 +107,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "number": number,
     "rate": rate,
     "span": span,
+    "took": took,
     "moment": moment,
     "iso": iso,
     "size": size,

@@ -73,7 +73,8 @@ UNDER_WAY = ["in_progress", "cancelling", "finalizing", "queued", "validating"]
 _IMAGE = f"""
 SELECT i.index, i.state, {columns.payload()},
        r.object_key, r.sha256, r.bytes, r.truncated, r.flagged, r.unknown_words, r.device, r.reproducibility_class,
-       r.reused, e.versions, f.code, f.message, m.mark
+       r.reused, r.render_seconds, r.finished_at, e.versions, f.code, f.message,
+       m.mark, m.actor AS marked_by, m.at AS marked_at
 FROM {{images}} i
 {columns.payload_of("i")}
 LEFT JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND results.index = i.index OFFSET 0) r ON true
@@ -82,7 +83,9 @@ LEFT JOIN LATERAL (
   SELECT code, message FROM failures WHERE i.state = 3 AND failures.job_id = i.job_id AND failures.index = i.index
   ORDER BY id DESC LIMIT 1
 ) f ON true
-LEFT JOIN LATERAL (SELECT mark FROM marks WHERE marks.job_id = i.job_id AND marks.index = i.index OFFSET 0) m ON true
+LEFT JOIN LATERAL (
+  SELECT mark, actor, at FROM marks WHERE marks.job_id = i.job_id AND marks.index = i.index OFFSET 0
+) m ON true
 """  # noqa: S608  our own text
 # Selects the images of the page first and then joins the rest: joined first, it would be that of the whole job. Each
 # state is found by an index that holds no other state, so that a page reads what it shows, wherever in the job that is.
@@ -211,7 +214,7 @@ class JobView:
 @dataclass(frozen=True, slots=True)
 class ImageView:
     """One image at one moment, with its request. In a done image, `flagged` is None if no checker ran, and `versions`
-    if none were recorded."""
+    if none were recorded. `marked_by` and `marked_at` say who set the mark, and when."""
 
     index: int
     state: ImageState
@@ -224,11 +227,15 @@ class ImageView:
     unknown_words: tuple[str, ...] | None
     reproducibility_class: str | None
     reused: bool | None
+    render_seconds: float | None
+    finished_at: datetime | None
     versions: str | None
     device: str | None
     error_code: str | None
     error_message: str | None
     mark: Mark | None
+    marked_by: str | None
+    marked_at: datetime | None
 
     @property
     def seed(self) -> int:
@@ -428,9 +435,13 @@ def _image_view(row: Any) -> ImageView:
         unknown_words=None if row.unknown_words is None else tuple(row.unknown_words),
         reproducibility_class=row.reproducibility_class,
         reused=row.reused,
+        render_seconds=row.render_seconds,
+        finished_at=row.finished_at,
         versions=row.versions,
         device=row.device,
         error_code=row.code,
         error_message=row.message,
         mark=row.mark,
+        marked_by=row.marked_by,
+        marked_at=row.marked_at,
     )

@@ -146,14 +146,20 @@ def put_matching(
 
 def listed(
     connection: Connection, tenant_id: int, job_id: int, *, mark: Mark | None, after: int, limit: int
-) -> tuple[dict[str, int], list[Marked]]:
+) -> tuple[dict[Mark, int], list[Marked]]:
     """How many images have each mark; and the marks behind the index `after`, all or of one kind. Raises NotFound."""
+    counted = counts(connection, tenant_id, job_id)
+    values = {"job_id": job_id, "after": after, "limit": limit, "mark": mark}
+    rows = connection.execute(_ALL if mark is None else _OF_ONE_KIND, values)
+    return counted, [Marked(*row) for row in rows]
+
+
+def counts(connection: Connection, tenant_id: int, job_id: int) -> dict[Mark, int]:
+    """How many images have each mark. Raises NotFound."""
     counted = connection.execute(_COUNTS, {"job_id": job_id, "tenant_id": tenant_id}).one()
     if not counted.jobs:
         raise NotFound("There is no such job.")
-    values = {"job_id": job_id, "after": after, "limit": limit, "mark": mark}
-    rows = connection.execute(_ALL if mark is None else _OF_ONE_KIND, values)
-    return {name: getattr(counted, name) for name in MARKS}, [Marked(*row) for row in rows]
+    return {name: getattr(counted, name) for name in MARKS}
 
 
 def packed(connection: Connection, job_id: int, first: int, past: int) -> Packed:

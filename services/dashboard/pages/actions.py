@@ -76,7 +76,8 @@ def export(request: Request, context: ContextDep, visitor: access.Signed, job_id
     forms.check(form, request.cookies.get(access.COOKIE, ""))
     number = ids.parse_job(job_id)
     try:
-        order = options.parse({"format": form.get("format", "")})
+        chosen = {"options": {"mark": form["mark"]}} if form.get("mark") else {}
+        order = options.parse({"format": form.get("format", "")} | chosen)
     except InvalidSubmission as error:
         raise ApiError(422, "invalid_value", error.problems[0].message) from None
     base_url = dependencies.base_url(context.settings, request)

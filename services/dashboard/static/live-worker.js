@@ -1,7 +1,7 @@
 // One stream of events for all pages of this browser that are looked at: HTTP/1.1 allows six connections to a server.
 const KINDS = ["job.created", "job.queued", "job.started", "job.paused", "job.resumed", "job.priority_changed",
   "job.cancel_requested", "job.finalizing", "job.completed", "job.failed", "job.cancelled", "job.expired", "job.refused",
-  "job.deleted", "export.created", "export.completed", "export.failed", "export.cancelled", "export.deleted"];
+  "job.marked", "job.deleted", "export.created", "export.completed", "export.failed", "export.cancelled", "export.deleted"];
 const RETRY = 2000;
 const KEPT = 500;
 const ports = new Set();

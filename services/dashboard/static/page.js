@@ -113,7 +113,10 @@ function say(sentence, address) {
 
 const pause = listen({
   onJob: show,
-  onEvent: (event) => again(event.kind.startsWith("export.") ? "[data-again~='exports']" : "[data-again~='events']"),
+  onEvent: (event) => {
+    again(event.kind.startsWith("export.") ? "[data-again~='exports']" : "[data-again~='events']");
+    if (event.kind === "job.marked") again(`[data-again~='marks'][data-of="${CSS.escape(event.job_id)}"]`);
+  },
   onStatus: tell,
   refresh: () => again("[data-again], [data-every]"),
 });

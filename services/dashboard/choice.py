@@ -1,0 +1,69 @@
+"""Which images of a job a page is about, as its address says it: a state, a cause, a mark, or a text to search for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import Depends
+
+from services.api.errors import ApiError
+from services.core.jobs import image_pages
+from services.core.jobs.image_pages import UNMARKED, WHICH
+from services.core.marks.marks import Mark
+from services.core.model.states import ImageState
+
+STATES = {state.word: state for state in ImageState}
+_MOST_TEXT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """At most one of them is set; what is not is empty."""
+
+    state: str = ""
+    cause: str = ""
+    mark: str = ""
+    q: str = ""
+
+    @property
+    def query(self) -> str:
+        """The part of an address behind the path, with its question mark; empty: all images."""
+        given = {name: getattr(self, name) for name in self.__slots__ if getattr(self, name)}
+        return f"?{urlencode(given)}" if given else ""
+
+    @property
+    def wanted(self) -> image_pages.Filter:
+        return image_pages.Filter(STATES.get(self.state), self.cause or None, self.mark or None)
+
+    @property
+    def words(self) -> str:
+        """Which images these are, as in `4 done images`."""
+        return self.state or self.mark.replace(UNMARKED, "unmarked") or ("failed" if self.cause else "")
+
+    def marked(self, counts: Mapping[str, int], marks: Mapping[Mark, int]) -> int | None:
+        """How many done images match, which are those that get a mark; None: it is about others, or not known."""
+        if self.cause or self.q or self.state not in ("", "done"):
+            return None
+        if self.mark == UNMARKED:
+            return max(0, counts["done"] - sum(marks.values()))
+        return marks[self.mark] if self.mark else counts["done"]  # type: ignore[index]  # one of MARKS
+
+
+def _choice(state: str = "", cause: str = "", mark: str = "", q: str = "") -> Choice:
+    text = q.strip()[:_MOST_TEXT].replace("\0", "")
+    for given, known, noun in ((state, tuple(STATES), "state"), (mark, WHICH, "mark")):
+        if given and given not in known:
+            raise ApiError(400, "invalid_parameter", f"There is no such {noun}; there are {', '.join(known)}.")
+    if len(cause) > 64 or "\0" in cause:
+        raise ApiError(400, "invalid_parameter", "cause must be the code of a cause, as the job's page lists them.")
+    if cause and state == "failed":
+        state = ""
+    if mark and state == "done":
+        state = ""
+    if sum(map(bool, (state, cause, mark, text))) > 1:
+        raise ApiError(400, "invalid_parameter", "Give one of state, cause, mark and q: the others leave it out.")
+    return Choice(state, cause, mark, text)
+
+
+Chosen = Annotated[Choice, Depends(_choice)]

@@ -1,0 +1,79 @@
+"""The gallery: a job's images page by page, by state, cause or mark, or those that a text is found in."""
+
+from typing import Any
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Request
+
+from services.api import pagination
+from services.api.dependencies import Context, ContextDep
+from services.core.db.database import Connection
+from services.core.jobs import failures, image_pages, search
+from services.core.jobs.queries import ImageView
+from services.core.marks import marks
+from services.core.model import ids
+from services.dashboard import access, reading, rendering
+from services.dashboard.choice import STATES, Choice, Chosen
+from services.dashboard.pages import marking
+from services.dashboard.routes import PageRoute
+
+router = APIRouter(route_class=PageRoute)
+_PER_PAGE = 48
+
+
+@router.get("/jobs/{job_id}/images")
+def show_gallery(
+    request: Request, context: ContextDep, visitor: access.Signed, job_id: str, chosen: Chosen, cursor: str = ""
+) -> Any:
+    visitor.require("view")
+    number = ids.parse_job(job_id)
+    job = reading.job(context, visitor.tenant, number)
+    place = _place(context, visitor.tenant, number, chosen, cursor)
+    with context.database.begin(visitor.tenant) as connection:
+        images, more, searched = _page(connection, visitor.tenant, number, chosen, place)
+        marked = marks.counts(connection, visitor.tenant, number)
+        causes = failures.of_job(connection, visitor.tenant, number) if job.counts["failed"] else []
+    here = f"/jobs/{job_id}/images{chosen.query}"
+    join = "&" if chosen.query else "?"
+    encoded = more and pagination.encode_cursor(context.settings.secret, _listing(visitor.tenant, number, chosen), more)
+    return rendering.page(
+        request,
+        "gallery.html",
+        visitor=visitor,
+        job=job,
+        images=images,
+        searched=searched,
+        chosen=chosen,
+        states=list(STATES),
+        marked=marked,
+        causes=causes,
+        unmarked=Choice(mark=image_pages.UNMARKED).marked(job.counts, marked),
+        to_mark=chosen.marked(job.counts, marked),
+        verbs=marking.VERBS,
+        address=lambda **given: f"/jobs/{job_id}/images{Choice(**given).query}",
+        is_first=place is None,
+        first_page=here,
+        here=here + (f"{join}{urlencode({'cursor': cursor})}" if cursor else ""),
+        next_page=encoded and f"{here}{join}{urlencode({'cursor': encoded})}",
+    )
+
+
+def _listing(tenant: int, number: int, chosen: Choice) -> str:
+    return f"pages/images/{tenant}/{number}{chosen.query}"
+
+
+def _place(context: Context, tenant: int, number: int, chosen: Choice, cursor: str) -> int | None:
+    if not cursor:
+        return None
+    return pagination.decode_cursor(context.settings.secrets, _listing(tenant, number, chosen), cursor)
+
+
+def _page(
+    connection: Connection, tenant: int, number: int, chosen: Choice, place: int | None
+) -> tuple[list[ImageView], int | None, int | None]:
+    """A page of images, where the next one begins, and up to how many of the job's images a text was looked for."""
+    if chosen.q:
+        found = search.search(connection, tenant, number, chosen.q, start=place or 0, limit=_PER_PAGE)
+        return found.images, found.reached, found.searched
+    page = image_pages.page(connection, tenant, number, chosen.wanted, place=place, limit=_PER_PAGE)
+    return page.images, page.place, None

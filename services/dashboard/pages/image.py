@@ -1,0 +1,40 @@
+"""The page of one image: the picture, what it was made from, its mark, and how to make it again."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from services.api import dependencies, parameters
+from services.api.dependencies import ContextDep
+from services.core.jobs import queries, shapes
+from services.core.model import ids
+from services.core.model.errors import NotFound
+from services.dashboard import access, again, reading, rendering
+from services.dashboard.routes import PageRoute
+
+router = APIRouter(route_class=PageRoute)
+
+
+@router.get("/jobs/{job_id}/images/{index}")
+def show_image(request: Request, context: ContextDep, visitor: access.Signed, job_id: str, index: str) -> Any:
+    visitor.require("view")
+    number = ids.parse_job(job_id)
+    if not parameters.is_whole(index):
+        raise NotFound("There is no such image.")
+    with context.database.begin(visitor.tenant) as connection:
+        view = queries.job(connection, visitor.tenant, number)
+        image = queries.image(connection, visitor.tenant, number, int(index))
+        if view is None or image is None:
+            raise NotFound(f"There is no image {index} of a job {job_id}.")
+        of_job = shapes.of_job(connection, number)
+    shape = of_job[0] if len(of_job) == 1 else None
+    return rendering.page(
+        request,
+        "image.html",
+        visitor=visitor,
+        job=reading.Shown(view),
+        image=image,
+        shape=shape,
+        link=dependencies.linker(context, request, number)(int(index)),
+        again=again.image(dependencies.base_url(context.settings, request), image, shape),
+    )

@@ -1,0 +1,220 @@
+"""The gallery of a job's images, a picture large, and marks on every page that shows pictures, by button and by key."""
+
+import re
+from collections.abc import Callable
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from services.core.jobs import image_pages, search
+from services.core.model.scopes import Scope
+from services.core.tenants import api_keys
+from services.dashboard.pages import gallery, marking
+from tests.pages import House, Tab
+
+
+def small(count: int = 1) -> list[dict[str, object]]:
+    return [{"prompt": f"mug {nth}", "size": "64x64", "custom_id": f"m{nth}"} for nth in range(count)]
+
+
+def indexes(page: httpx.Response) -> list[int]:
+    """The images in the gallery, in order."""
+    assert page.status_code == 200, page.text
+    return [int(index) for index in re.findall(r'<li id="image-(\d+)"', page.text)]
+
+
+def following(page: httpx.Response) -> str:
+    """The address of the next page; empty: there is none."""
+    found = re.search(r'data-more href="([^"]+)"', page.text)
+    return found[1].replace("&amp;", "&") if found else ""
+
+
+def marks(house: House, job: str) -> dict[int, str]:
+    found = house.http.get(f"/v1/jobs/{job}/marks").json()["data"]
+    return {one["index"]: one["mark"] for one in found}
+
+
+def test_images_are_shown_by_state_cause_mark_and_text_page_by_page(
+    signed: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "_PER_PAGE", 3)
+    monkeypatch.setattr(image_pages, "LOOKED_AT", 4)
+    monkeypatch.setattr(search, "SEARCHED", 4)
+    job = signed.submit(*small(10))
+    signed.render(most=8, failed=[2, 5])
+    signed.http.put(f"/v1/jobs/{job}/marks", json={"mark": "accepted", "indexes": [0, 1, 3, 4]})
+    for query, wanted in {
+        "": [2, 5, 0, 1, 3, 4, 6, 7, 8, 9],
+        "?state=failed": [2, 5],
+        "?state=queued": [8, 9],
+        "?cause=render_error": [2, 5],
+        "?cause=other": [],
+        "?mark=accepted": [0, 1, 3, 4],
+        "?mark=none": [6, 7],
+        "?mark=starred": [],
+        "?q=M7": [7],
+        "?q=nothing": [],
+    }.items():
+        address, found = f"/jobs/{job}/images{query}", []
+        while address:
+            page = signed.browser.get(address)
+            assert len(indexes(page)) <= 3
+            found += indexes(page)
+            address = following(page)
+        assert found == wanted, query
+    assert "4 of 10 searched" in signed.browser.get(f"/jobs/{job}/images?q=nothing").text
+    for wrong in ("state=none", "mark=good", "state=failed&mark=accepted", "q=a&state=done", "cursor=x", "cause=%00"):
+        assert signed.browser.get(f"/jobs/{job}/images?{wrong}").status_code == 400, wrong
+    assert signed.browser.get("/jobs/job_0000000000000/images").status_code == 404
+
+
+def test_all_that_match_are_marked_after_a_question_that_says_how_many(
+    signed: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = signed.submit(*small(9))
+    signed.render(failed=[3])
+    signed.http.put(f"/v1/jobs/{job}/marks", json={"mark": "rejected", "indexes": [0]})
+    page = f"/jobs/{job}/marks/accepted"
+    assert "8 done images become accepted. Marks that they have now are replaced." in signed.browser.get(page).text
+    assert "7 unmarked images become accepted." in signed.browser.get(f"{page}?mark=none").text
+    monkeypatch.setattr("services.core.marks.marks.put_matching.__kwdefaults__", {
+        "after": -1, "which": None, "flagged": None, "most": 3,
+    })  # fmt: skip
+    monkeypatch.setattr(marking, "SLICE_SECONDS", -1.0)
+    answer = signed.post(f"{page}?mark=none", page=f"{page}?mark=none")
+    between = answer.headers["Location"]
+    assert between == f"{page}?mark=none&after=2&changed=2"
+    assert "2 images marked so far" in signed.browser.get(between).text
+    monkeypatch.setattr(marking, "SLICE_SECONDS", 5.0)
+    answer = signed.post(f"{page}?mark=none", page=between, after="2", changed="2")
+    assert answer.headers["Location"] == f"/jobs/{job}/images?mark=none"
+    assert marks(signed, job) == {0: "rejected"} | dict.fromkeys((1, 2, 4, 5, 6, 7, 8), "accepted")
+    assert "1 rejected image lose their mark." in signed.browser.get(f"/jobs/{job}/marks/none?mark=rejected").text
+    for wrong in ("state=failed", "cause=render_error", "q=mug"):
+        assert signed.browser.get(f"{page}?{wrong}").status_code == 422
+        assert signed.post(f"{page}?{wrong}", page=page).status_code == 422
+    assert signed.browser.get(f"/jobs/{job}/marks/good").status_code == 404
+
+
+def test_one_picture_is_marked_from_its_page_which_says_who_did_it(signed: House) -> None:
+    job = signed.submit(*small(2))
+    page = f"/jobs/{job}/images/0"
+    signed.render(most=1)
+    answer = signed.post(f"/jobs/{job}/marks", page=page, index="0", mark="starred")
+    assert (answer.status_code, answer.headers["Location"]) == (303, page)
+    assert f"Starred by key/{signed.key.split('_')[1]}, <time" in signed.browser.get(page).text
+    late = signed.post(f"/jobs/{job}/marks", page=page, index="1", mark="starred")
+    assert late.status_code == 409 and "The job has no done image 1." in late.text
+    for wrong in ({"index": "x", "mark": "starred"}, {"mark": "starred"}):
+        assert signed.post(f"/jobs/{job}/marks", page=page, **wrong).status_code == 422
+    assert signed.post(f"/jobs/{job}/marks", page=page, index="0", mark="good").status_code == 404
+    assert signed.browser.post(f"/jobs/{job}/marks", data={"index": "0", "mark": "none"}).status_code == 403
+    assert marks(signed, job) == {0: "starred"}
+
+
+def test_marks_decide_what_is_downloaded_and_exported_from_a_jobs_page(signed: House) -> None:
+    job = signed.submit(*small(3))
+    signed.render()
+    assert "--mark" not in signed.browser.get(f"/jobs/{job}").text
+    signed.http.put(f"/v1/jobs/{job}/marks", json={"mark": "accepted", "indexes": [1]})
+    page = signed.browser.get(f"/jobs/{job}").text
+    assert f"presswork download {job} --mark accepted" in page and "the 1 accepted" in page
+    signed.post(f"/jobs/{job}/actions/export", page=f"/jobs/{job}", format="zip", mark="accepted")
+    [export] = signed.http.get(f"/v1/jobs/{job}/exports").json()["data"]
+    assert export["options"]["mark"] == "accepted"
+
+
+def test_a_key_that_may_only_look_marks_nothing(signed: House) -> None:
+    job = signed.submit(*small())
+    signed.render()
+    with signed.api.database.begin_system() as connection:
+        given = (Scope.VIEW,)
+        signed.key = api_keys.issue_key(connection, signed.api.settings.secret, signed.tenant, "guest", given=given)
+    signed.browser.cookies.clear()
+    signed.sign_in()
+    for path in (f"/jobs/{job}", f"/jobs/{job}/images", f"/jobs/{job}/images/0"):
+        page = signed.browser.get(path)
+        assert page.status_code == 200 and "/marks" not in page.text, path
+    assert signed.browser.get(f"/jobs/{job}/marks/accepted").status_code == 403
+    for path in ("", "/accepted"):
+        answer = signed.post(f"/jobs/{job}/marks{path}", page="/jobs", index="0", mark="accepted")
+        assert answer.status_code == 403 and "Not allowed" in answer.text
+    assert marks(signed, job) == {}
+
+
+def focus(page: Page) -> str:
+    return str(page.evaluate("document.activeElement.closest('li')?.id ?? document.activeElement.tagName"))
+
+
+def test_pictures_are_marked_by_keyboard_in_the_gallery_and_large(house: House, open_tab: Callable[..., Tab]) -> None:
+    job = house.submit(*small(5))
+    house.render(failed=[4])
+    tab = open_tab()
+    page = tab.open(f"/jobs/{job}/images?state=done")
+    page.locator("#image-0 a").focus()
+    page.keyboard.press("a")
+    expect(page.locator("#image-0 .badge")).to_have_text("accepted")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("s")
+    expect(page.locator("#image-1 .badge")).to_have_text("starred")
+    page.keyboard.press("u")
+    expect(page.locator("#image-1 .badge")).to_be_empty()
+    page.keyboard.press("Enter")
+    large = page.locator("#lightbox[open]")
+    expect(large.locator("h1")).to_contain_text("Image 1")
+    page.keyboard.press("ArrowRight")
+    expect(large.locator("h1")).to_contain_text("Image 2")
+    page.keyboard.press("r")
+    expect(large.locator(".marking")).to_contain_text(f"Rejected by key/{house.key.split('_')[1]}")
+    large.get_by_role("button", name="Star").click()
+    expect(large.locator(".marking")).to_contain_text("Starred by")
+    assert tab.violations() == []
+    page.keyboard.press("Escape")
+    assert focus(page) == "image-2"
+    assert marks(house, job) == {0: "accepted", 2: "starred"}
+    page.keyboard.press("?")
+    expect(page.locator("#keys[open]")).to_be_visible()
+    assert tab.violations() == []
+    page.locator("#single-keys").uncheck()
+    page.keyboard.press("Escape")
+    page.locator("#image-3 a").focus()
+    page.keyboard.press("a")
+    page.keyboard.press("ArrowLeft")
+    assert focus(page) == "image-2"
+    assert 3 not in marks(house, job)
+    assert tab.errors == []
+
+
+def test_a_gallery_shows_what_others_mark_and_a_marked_one_leaves_the_unmarked(
+    house: House, open_tab: Callable[..., Tab]
+) -> None:
+    job = house.submit(*small(3))
+    house.render()
+    page = open_tab().open(f"/jobs/{job}/images?mark=none")
+    page.locator("#live .dot").wait_for()
+    page.locator("#image-1 a").focus()
+    house.http.put(f"/v1/jobs/{job}/marks", json={"mark": "accepted", "indexes": [1]})
+    house.tick()
+    expect(page.locator("#image-1")).to_have_count(0, timeout=10_000)
+    assert focus(page) == "image-2"
+    page.get_by_role("link", name="Reject", exact=True).click()
+    page.locator("dialog[open]").get_by_text("2 unmarked images become rejected.").wait_for()
+    page.locator("dialog[open]").get_by_role("button", name="Reject").click()
+    page.get_by_text("No image is unmarked.").wait_for()
+    assert marks(house, job) == {0: "rejected", 1: "accepted", 2: "rejected"}
+
+
+def test_the_picture_behind_the_last_of_a_page_is_on_the_next_page(
+    house: House, open_tab: Callable[..., Tab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "_PER_PAGE", 2)
+    job = house.submit(*small(3))
+    house.render()
+    page = open_tab().open(f"/jobs/{job}/images")
+    page.locator("#image-1 a").click()
+    expect(page.locator("#lightbox[open] h1")).to_contain_text("Image 1")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#lightbox[open] h1")).to_contain_text("Image 2")
+    page.get_by_role("button", name="Close").click()
+    expect(page.locator("#image-2 a")).to_be_focused()
