@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from services.core.batches import finalization, validation
+from services.core.bulk import bulk
+from services.core.bulk import task as bulk_task
 from services.core.db.database import Connection, Database
 from services.core.db.leases import Lease, LeaseLost
 from services.core.db.turns import Waiting
@@ -193,5 +195,6 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
         BackgroundTask("drop-file", files.doomed, lambda file_id, lease: files.drop(store, file_id, lease)),
         BackgroundTask("drop-upload", uploads.over, lambda upload_id, lease: uploads.drop(store, upload_id, lease)),
         BackgroundTask("export", exports.pending, export),
+        BackgroundTask("bulk", bulk.pending, lambda number, lease: bulk_task.run(notifier, number, lease)),
         BackgroundTask("delete-job", deletion.pending, lambda job_id, lease: deletion.run(store, job_id, lease)),
     ]

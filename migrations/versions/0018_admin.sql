@@ -3,3 +3,29 @@ ALTER TABLE api_keys ADD COLUMN created_by text;
 UPDATE api_keys SET created_by = (
   SELECT actor FROM events WHERE subject = 'key/' || api_keys.id AND kind = 'key.issued' ORDER BY seq LIMIT 1
 );
+
+-- Acts on every job that matches a filter, done by a background task: `reached` is the last job that it has come to, and
+-- `last_job` the newest one when it was asked for.
+CREATE TABLE bulk_acts (
+  id bigint PRIMARY KEY,
+  tenant_id integer NOT NULL REFERENCES tenants (id),
+  actor text NOT NULL,
+  verb text NOT NULL,
+  filter jsonb NOT NULL,
+  options jsonb NOT NULL,
+  state text NOT NULL DEFAULT 'running',
+  jobs bigint NOT NULL,
+  images bigint NOT NULL,
+  is_all boolean NOT NULL,
+  last_job bigint NOT NULL,
+  reached bigint NOT NULL DEFAULT -1,
+  done bigint NOT NULL DEFAULT 0,
+  lost bigint NOT NULL DEFAULT 0,
+  reasons jsonb NOT NULL DEFAULT '[]',
+  created_at timestamptz NOT NULL DEFAULT now(),
+  finished_at timestamptz,
+  CONSTRAINT bulk_acts_state CHECK (state IN ('running', 'completed', 'stopped')),
+  CONSTRAINT bulk_acts_finished CHECK ((state = 'running') = (finished_at IS NULL))
+);
+CREATE INDEX bulk_acts_tenant ON bulk_acts (tenant_id, id);
+CREATE INDEX bulk_acts_running ON bulk_acts (tenant_id, id) WHERE state = 'running';

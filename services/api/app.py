@@ -17,6 +17,7 @@ from services.api.middleware import RequestMiddleware
 from services.api.openai import batches, files, generations, models, uploads
 from services.api.v1 import (
     actions,
+    bulk,
     deletion,
     drafts,
     estimation,
@@ -39,7 +40,7 @@ from services.api.v1 import (
 from services.core.settings import Settings
 
 _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
-    "jobs": (submissions, estimation, jobs, job_requests, search, failures, marks, events, job_actions, deletion),
+    "jobs": (bulk, submissions, estimation, jobs, job_requests, search, failures, marks, events, job_actions, deletion),
     "overview": (overview,),
     "drafts": (drafts,),
     "exports": (exports,),

@@ -17,6 +17,7 @@ from services.api.body.json_object import SMALL_BYTES
 from services.api.errors import PROBLEM
 from services.api.exchange import REQUEST_ID
 from services.api.openai import bodies, uploads
+from services.core.bulk.asked import BulkRequest
 from services.core.exports import options
 from services.core.marks.asked import MATCHING, MarksRequest
 from services.core.model import key_requests, requests
@@ -47,9 +48,10 @@ _IDS = {  # of each path parameter: what it is, and an example
     "name": ("The model's name.", "simulated"),
     "key_id": ("The key's id: the eight characters after `pw_`.", "Xk29dQ7a"),
     "worker_id": ("The worker's id.", "gpu-1-4711-9f2c01ab"),
+    "action_id": ("The act's id.", "bulk_039yaf9w3gxt6"),
     "number": ("The chunk's number, from 0.", 0),
 }
-_LOCATED = frozenset({"submit_job", "finalize_draft", "retry_job", "create_export", "generate_images"})
+_LOCATED = frozenset({"submit_job", "finalize_draft", "retry_job", "create_export", "generate_images", "act_on_jobs"})
 _LARGE = frozenset({"submit_job", "append_chunk", "preview_job", "estimate_job"})
 _DOCUMENTS = frozenset({"create_upload", "complete_upload", "create_batch", "generate_images"})
 _JSON, _NDJSON, _FORM = "application/json", "application/x-ndjson", "multipart/form-data"
@@ -59,7 +61,7 @@ _ALLOWED = {  # what the descriptions of fields are taken from, by schema
     "JobChanges": requests.ALLOWED, "RetryOptions": requests.ALLOWED, "EstimateShape": requests.EstimateShape.ALLOWED,
     "FinalizeRequest": requests.FinalizeRequest.ALLOWED, "ExportRequest": options.ALLOWED,
     "OptionsInput": options.ALLOWED, "KeyRequest": key_requests.KeyRequest.ALLOWED,
-    "MarksRequest": MarksRequest.ALLOWED, "Matching": MATCHING,
+    "BulkRequest": BulkRequest.ALLOWED, "MarksRequest": MarksRequest.ALLOWED, "Matching": MATCHING,
     **dict.fromkeys(("ImagesSubmission", "MatrixSubmission", "DraftSubmission", "ChunkSubmission"), requests.ALLOWED),
     **dict.fromkeys(("ImagesEstimate", "MatrixEstimate", "ShapesEstimate", "PreviewRequest"), requests.ALLOWED),
 }  # fmt: skip

@@ -16,7 +16,9 @@ EXAMPLES = {
     "show": ("presswork show job_039yenx5ewysr",),
     "watch": ("presswork watch job_039yenx5ewysr",),
     "items": ("presswork items job_039yenx5ewysr --status failed",),
-    "cancel": ("presswork cancel job_039yenx5ewysr job_039yeq3jpa6zd",),
+    "cancel": (
+        "presswork cancel job_039yenx5ewysr job_039yeq3jpa6zd", "presswork cancel --status queued --label run=nightly",
+    ),
     "pause": ("presswork pause job_039yenx5ewysr",),
     "resume": ("presswork resume job_039yenx5ewysr",),
     "retry": ("presswork retry job_039yenx5ewysr --priority high --watch",),

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from presswork_client import Client, Job
-from services.cli import follow, options, show, units
-from services.cli.exits import Exit, guarded
+from services.cli import bulk, follow, options, show, units
+from services.cli.exits import Exit, Usage, guarded
 from services.cli.profile import connect
 
 T = TypeVar("T")
@@ -104,22 +104,60 @@ def items(
         show.say(f"there are more; --limit {limit * 10} shows them, --status only some", style="dim")
 
 
-def cancel(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """Cancel jobs. Finished images stay; nothing more is rendered."""
-    _each(jobs, profile, as_json, lambda client, job: client.cancel(job))
+def cancel(
+    jobs: options.JobIdsOrNone = None,
+    status: bulk.Status = None,
+    label: bulk.Label = None,
+    text: bulk.Text = None,
+    every: bulk.All = False,
+    except_running: Annotated[bool, typer.Option("--except-running", help="All but jobs in progress.")] = False,
+    yes: bulk.Yes = False,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> Exit:
+    """Cancel jobs, named or all that match. Finished images stay; nothing more is rendered."""
+    wanted = bulk.asked(status, label, text, every or except_running)
+    if wanted is None:
+        return _each(jobs, profile, as_json, lambda client, job: client.cancel(job))
+    more = {"except_running": True} if except_running else {}
+    return bulk.act("cancel", wanted | more, jobs, profile, yes=yes, as_json=as_json)
 
 
-def pause(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """Pause jobs. Images being rendered finish; no others begin."""
-    _each(jobs, profile, as_json, lambda client, job: client.pause(job))
+def pause(
+    jobs: options.JobIdsOrNone = None,
+    status: bulk.Status = None,
+    label: bulk.Label = None,
+    text: bulk.Text = None,
+    every: bulk.All = False,
+    yes: bulk.Yes = False,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> Exit:
+    """Pause jobs, named or all that match. Images being rendered finish; no others begin."""
+    wanted = bulk.asked(status, label, text, every)
+    if wanted is None:
+        return _each(jobs, profile, as_json, lambda client, job: client.pause(job))
+    return bulk.act("pause", wanted, jobs, profile, yes=yes, as_json=as_json)
 
 
-def resume(jobs: options.JobIds, profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """Resume paused jobs.
+def resume(
+    jobs: options.JobIdsOrNone = None,
+    status: bulk.Status = None,
+    label: bulk.Label = None,
+    text: bulk.Text = None,
+    every: bulk.All = False,
+    yes: bulk.Yes = False,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> Exit:
+    """Resume paused jobs, named or all that match.
 
     (To resume an interrupted submission, use `submit --resume`.)
     """
-    _each(jobs, profile, as_json, lambda client, job: client.resume(job))
+    wanted = bulk.asked(status, label, text, every)
+    if wanted is None:
+        return _each(jobs, profile, as_json, lambda client, job: client.resume(job))
+    return bulk.act("resume", wanted, jobs, profile, yes=yes, as_json=as_json)
 
 
 def retry(
@@ -163,12 +201,15 @@ def models(profile: options.ProfileName = None, as_json: options.Json = False) -
         show.say("no model is registered; a worker that serves one does so")
 
 
-def _each(jobs: list[str], profile: str | None, as_json: bool, verb: Callable[[Client, str], Job]) -> None:
+def _each(jobs: list[str] | None, profile: str | None, as_json: bool, verb: Callable[[Client, str], Job]) -> Exit:
+    if not jobs:
+        raise Usage("Give ids of jobs, or --all, --status, --label or --text to choose them.")
     with connect(profile) as client:
         for number, job in enumerate(jobs):
             if number and not as_json:
                 show.render("")
             _print(verb(client, job), as_json)
+    return Exit.OK
 
 
 def _print(job: Job, as_json: bool) -> None:

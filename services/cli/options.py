@@ -19,6 +19,10 @@ JobIds = Annotated[
     list[str],
     typer.Argument(metavar="JOB", help="Ids of jobs: job_...", show_default=False, autocompletion=completion.job_ids),
 ]
+JobIdsOrNone = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="JOB", help="Ids of jobs: job_...", show_default=False, autocompletion=completion.job_ids),
+]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print only JSON on stdout, one line per object.", rich_help_panel="Everywhere"),

@@ -6,6 +6,7 @@ from services.dashboard import files
 from services.dashboard.pages import (
     action_log,
     actions,
+    bulk,
     fleet,
     gallery,
     image,
@@ -36,6 +37,7 @@ _PAGES = (
     gallery,
     image,
     marking,
+    bulk,
 )
 
 

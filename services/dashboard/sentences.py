@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from services.core.bulk import bulk
 from services.core.events.queries import Event
 from services.core.exports import records
 from services.core.files import files, uploads
@@ -25,6 +26,10 @@ class Sentence:
 
 Data = dict[str, Any]
 Words = Callable[[Data], tuple[str, str]]
+
+
+def _may(data: Data) -> str:
+    return "which may " + str(data.get("scopes", "")).replace(" ", ", ")
 
 
 def _plain(verb: str, more: str = "") -> Words:
@@ -51,6 +56,11 @@ KINDS: dict[str, tuple[str, Words]] = {
             + f" {plural(int(data.get('images', 0)), 'image')} of", "",
         ),
     ),
+    "bulk.requested": (
+        "acted on many jobs",
+        lambda data: (f"asked to {data.get('action', '')} {plural(int(data.get('jobs', 0)), 'job')}:", ""),
+    ),
+    "bulk.stopped": ("stopped an act on many", _plain("stopped")),
     "job.deleted": ("deleted a job", lambda data: ("deleted", f"with {plural(int(data.get('total', 0)), 'image')}")),
     "export.created": ("began an export", lambda data: ("began", f"as {data.get('format', '')}")),
     "export.cancelled": ("cancelled an export", _plain("cancelled")),
@@ -63,7 +73,7 @@ KINDS: dict[str, tuple[str, Words]] = {
     "upload.cancelled": ("cancelled an upload", _plain("cancelled")),
     "upload.expired": ("let an upload expire", _plain("removed", "which had expired")),
     "key.issued": (
-        "made a key", lambda data: (f"made the key {data.get('name', '')},", "which may " + str(data.get("scopes", "")).replace(" ", ", ")),
+        "made a key", lambda data: (f"made the key {data.get('name', '')},", _may(data)),
     ),
     "key.revoked": ("revoked a key", lambda data: (f"revoked the key {data.get('name', '')},", "")),
     "worker.drained": ("drained a worker", _plain("drained")),
@@ -71,6 +81,7 @@ KINDS: dict[str, tuple[str, Words]] = {
 }  # fmt: skip
 _NAMES: dict[str, Callable[[int], str]] = {
     "job": ids.public_job, "export": records.public_id, "file": files.public_id, "upload": uploads.public_id,
+    "bulk": bulk.public_id,
 }  # fmt: skip
 
 
@@ -91,4 +102,6 @@ def _path(event: Event, kind: str, thing: str) -> str | None:
         return f"/jobs/{thing}"
     if kind == "export" and "job" in event.data:
         return f"/jobs/{ids.public_job(event.data['job'])}#exports"
+    if kind == "bulk":
+        return f"/bulk/{thing}"
     return "/fleet" if kind == "device" else None

@@ -35,6 +35,7 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "a prompt": "/submit",
     "a template": "/submit?kind=template",
     "a file": "/submit?kind=file",
+    "act on all that match": "/bulk/new/cancel?label=a%3Ax",
     "keys": "/settings/keys",
     "action log": "/settings/log",
     "nobody's acts": "/settings/log?who=nobody&what=job.paused&first=2026-01-01",

@@ -8,8 +8,12 @@ import httpx
 import pytest
 from PIL import Image
 
+from services.core.bulk import bulk
+from services.core.bulk import task as bulk_task
+from services.core.db.leases import Lease
 from services.core.fleet import workers
 from services.core.model.scopes import Scope
+from services.core.notify import Notifier
 from services.core.tenants import api_keys
 from tests.pages import House, Tab
 
@@ -209,3 +213,80 @@ def test_an_act_is_logged_with_the_key_that_did_it(signed: House) -> None:
     signed.tick()
     events = signed.http.get(f"/v1/jobs/{job}/events").json()["data"]
     assert events[-1]["actor"] == f"key/{signed.key.split('_')[1]}"
+
+
+def chosen(house: House, name: str, query: str, **fields: str) -> httpx.Response:
+    return house.post(f"/bulk/new/{name}", page=f"/bulk/new/{name}{query}", **fields)
+
+
+def carry_out(house: House) -> None:
+    """What a scheduler does about acts on many jobs."""
+    with house.api.database.begin_system() as connection:
+        pending = bulk.pending(connection)
+    for item in pending:
+        lease = Lease(house.api.database, f"bulk/{item.id}", "tests")
+        assert lease.take()
+        bulk_task.run(Notifier(house.api.settings.redis_url), item.id, lease)
+        lease.release()
+
+
+def test_all_that_match_are_counted_acted_on_and_reported(signed: House) -> None:
+    nightly = [signed.submit(*small(3), labels={"run": "nightly"}) for _ in range(3)]
+    other = signed.submit(*small(3))
+    query = "?status=unfinished&label=run%3Anightly"
+    assert f'href="/bulk/new/cancel{query.replace("&", "&amp;")}"' in signed.browser.get(f"/jobs{query}").text
+    asked = signed.browser.get(f"/bulk/new/cancel{query}").text
+    assert "Cancel 3 jobs?" in asked and "9 images that wait or are being rendered" in asked
+    answer = chosen(signed, "cancel", query, status="unfinished", label="run:nightly")
+    place = answer.headers["Location"]
+    assert place.startswith("/bulk/bulk_")
+    before = signed.browser.get(place).text
+    assert "A scheduler begins within seconds" in before and "Stop here" in before
+    signed.http.post(f"/v1/jobs/{nightly[2]}/cancel")
+    carry_out(signed)
+    after = signed.browser.get(place).text
+    assert "Done to <strong>2</strong> of 3 jobs" in after and "1 job had changed before its turn" in after
+    assert "with the label run:nightly" in after
+    assert [status(signed, job)["status"] for job in [*nightly, other]] == ["cancelling"] * 3 + ["queued"]
+    chosen(signed, "priority", "", priority="high")
+    carry_out(signed)
+    assert status(signed, other)["priority"] == "high"
+    stopping = chosen(signed, "pause", "").headers["Location"]
+    signed.post(f"{stopping}/stop", page=stopping)
+    carry_out(signed)
+    assert status(signed, other)["paused"] is False and "It was stopped" in signed.browser.get(stopping).text
+
+
+def test_an_act_on_many_needs_its_scope_and_a_filter_that_makes_sense(house: House) -> None:
+    with house.api.database.begin_system() as connection:
+        given = [Scope.VIEW, Scope.SUBMIT]
+        house.key = api_keys.issue_key(connection, house.api.settings.secret, house.tenant, "some", given=given)
+    house.sign_in()
+    house.submit(*small())
+    page = house.browser.get("/jobs").text
+    assert "/bulk/new/retry" in page and "/bulk/new/cancel" not in page
+    assert house.browser.get("/bulk/new/cancel").status_code == 403
+    assert house.post("/bulk/new/cancel", page="/").status_code == 403
+    for path in ("/bulk/new/nothing", "/bulk/bulk_0000000000000", "/bulk/x"):
+        assert house.browser.get(path).status_code == 404, path
+    assert house.browser.get("/bulk/new/retry?status=none").status_code == 400
+    assert house.browser.get("/bulk/new/retry?label=none").status_code == 400
+
+
+def test_all_that_match_are_paused_from_the_list_by_keyboard(house: House, open_tab: Callable[..., Tab]) -> None:
+    job = house.submit(*small(2), labels={"run": "nightly"})
+    tab = open_tab()
+    page = tab.open("/jobs?label=run%3Anightly")
+    page.get_by_text("All that match").focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.locator(":focus").inner_text() == "Pause"
+    page.keyboard.press("Enter")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("heading", name="Pause 1 job?").wait_for()
+    dialog.get_by_role("button", name="Pause").press("Enter")
+    page.get_by_text("A scheduler begins within seconds").wait_for()
+    carry_out(house)
+    page.locator(".state", has_text="completed").wait_for(timeout=10_000)
+    assert status(house, job)["paused"] is True
+    assert tab.errors == []

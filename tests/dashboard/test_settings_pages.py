@@ -192,7 +192,7 @@ def test_every_kind_of_act_has_a_sentence() -> None:
     """The kinds are those that the core's statements log, and that the list of progress leaves."""
     core = Path(api_keys.__file__).parents[1]
     texts = "".join(path.read_text() for path in core.rglob("*.py"))
-    logged = set(re.findall(r"""["']((?:job|export|file|upload|key|worker)\.[a-z_]+)["']""", texts))
+    logged = set(re.findall(r"""["']((?:job|bulk|export|file|upload|key|worker)\.[a-z_]+)["']""", texts))
     logged |= {f"upload.{state}" for state in re.findall(r'_ends\("(\w+)"', texts)}
     statements = {found for found in logged if found.endswith((".py", ".txt"))}
     assert logged - statements - set(tables.PROGRESS) == set(sentences.KINDS)

@@ -23,7 +23,7 @@ from services.local.stack import Stack
 from tests import exporting, factories
 from tests.web import Api
 
-RECORD_NOTHING = {"preview_job", "estimate_job"}
+RECORD_NOTHING = {"preview_job", "estimate_job", "preview_jobs_action"}
 PARTS = {"append_chunk", "add_part"}  # of an act that other events begin and end: one a megabyte would bury the rest
 UPLOAD = {"filename": "a.jsonl", "purpose": "batch", "bytes": 2, "mime_type": "application/jsonl"}
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a"}}\n'
@@ -99,6 +99,8 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     upload = acts.do("create_upload", "POST", "/v1/uploads", json=UPLOAD)["id"]
     acts.do("cancel_upload", "POST", f"/v1/uploads/{upload}/cancel")
     acts.do("delete_job", "DELETE", f"/v1/jobs/{ended}")
+    many = acts.do("act_on_jobs", "POST", "/v1/jobs/actions", json={"action": "cancel"})["id"]
+    acts.do("stop_jobs_action", "POST", f"/v1/jobs/actions/{many}/stop")
     key = acts.do("create_key", "POST", "/v1/keys", json={"name": "another"})["id"]
     acts.do("revoke_key", "DELETE", f"/v1/keys/{key}")
     for verb in ("drain", "resume"):

@@ -390,6 +390,8 @@ THING_ROUTES = {
     ("GET", "/v1/batches/{batch_id}"),
     ("POST", "/v1/batches/{batch_id}/cancel"),
     ("DELETE", "/v1/keys/{key_id}"),
+    ("GET", "/v1/jobs/actions/{action_id}"),
+    ("POST", "/v1/jobs/actions/{action_id}/stop"),
 }
 TENANT_ROUTES = {
     ("GET", "/v1/events"),  # test_feed.py shows that others' events are not in it
@@ -411,6 +413,9 @@ TENANT_ROUTES = {
     ("GET", "/v1/workers"),  # the fleet is one for all tenants
     ("POST", "/v1/workers/{worker_id}/drain"),
     ("POST", "/v1/workers/{worker_id}/resume"),
+    ("GET", "/v1/jobs/actions"),
+    ("POST", "/v1/jobs/actions"),
+    ("POST", "/v1/jobs/actions/preview"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys"),
 }
@@ -427,7 +432,7 @@ MODEL_UNUSABLE = {  # what a job in progress does not take
     ("DELETE", "/v1/jobs/{job_id}"),
 }
 PAGES = {("GET", "/docs"), ("GET", "/openapi.json")}
-IDS = ("job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "name")
+IDS = ("job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "action_id", "name")
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics")} | PAGES
 
 
@@ -480,9 +485,10 @@ def test_anothers_file_upload_and_batch_are_404(api: Api) -> None:
         "upload_id": api.http.post("/v1/uploads", json=upload).json()["id"],
         "batch_id": api.http.post("/v1/batches", json=body).json()["id"],
         "key_id": api.key.split("_")[1],
+        "action_id": api.http.post("/v1/jobs/actions", json={"action": "pause"}).json()["id"],
     }
     unknown = {"file_id": "file-0000000000000", "upload_id": "upload_0000000000000", "batch_id": "batch_0000000000000"}
-    unknown["key_id"] = "00000000"
+    unknown |= {"key_id": "00000000", "action_id": "bulk_0000000000000"}
     _, key = api.new_tenant("other")
     with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}) as stranger:
         for method, path in sorted(THING_ROUTES):
@@ -550,6 +556,10 @@ OTHER_ROWS = (  # of tables that nothing above has written to
         " VALUES (%(job_id)s, 0, 1, %(sha256)s, 0, 1, 1)"
     ),
     "INSERT INTO exports (id, tenant_id, job_id, format) VALUES (1, 1, %(job_id)s, 'zip')",
+    (
+        "INSERT INTO bulk_acts (id, tenant_id, actor, verb, filter, options, jobs, images, is_all, last_job)"
+        " VALUES (1, 1, 'key/x', 'cancel', '{}', '{}', 0, 0, true, 0)"
+    ),
     "INSERT INTO rates VALUES (1, 'hour', now(), 1, 1, 1, 1, 1)",
     "INSERT INTO marks VALUES (%(job_id)s, 0, 'accepted', 'key/x', now())",
     "INSERT INTO mark_counts VALUES (%(job_id)s, 1, 0, 0)",

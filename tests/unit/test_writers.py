@@ -36,6 +36,7 @@ WRITERS = {
     "upload_parts": "files",
     "exports": "exports",
     "export_files": "exports",
+    "bulk_acts": "bulk",
     "marks": "marks",
     "mark_counts": "marks",
     "api_keys": "tenants",

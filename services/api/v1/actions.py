@@ -11,6 +11,7 @@ from services.api.authentication import Tenant
 from services.api.dependencies import ContextDep
 from services.api.turns import TenantRoute
 from services.api.v1.schemas import Moment
+from services.core.bulk import bulk
 from services.core.events import actions, queries
 from services.core.exports import records
 from services.core.files import files, uploads
@@ -22,6 +23,7 @@ _PUBLIC: dict[str, Callable[[int], str]] = {
     "export": records.public_id,
     "file": files.public_id,
     "upload": uploads.public_id,
+    "bulk": bulk.public_id,
 }
 
 

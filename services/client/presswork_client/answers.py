@@ -145,6 +145,39 @@ class Action(TypedDict):
     data: dict[str, int | str]
 
 
+class JobsActionPreview(TypedDict):
+    """How many jobs an act would touch now, and how many of their images. `is_all` false: there are more than these."""
+
+    jobs: int
+    images: int
+    is_all: bool
+
+
+class LostRace(TypedDict):
+    """A job to which it could not be done, because it had changed meanwhile, and why."""
+
+    job_id: str
+    message: str
+
+
+class JobsAction(TypedDict):
+    """An act on many jobs. Of `jobs` that matched when it was asked for, it is done to `done`; `lost` were refused."""
+
+    id: str
+    object: Literal["jobs.action"]
+    action: Literal["cancel", "pause", "resume", "retry", "prioritize", "delete"]
+    status: Literal["running", "completed", "stopped"]
+    actor: str
+    jobs: int
+    images: int
+    is_all: bool
+    done: int
+    lost: int
+    reasons: list[LostRace]
+    created_at: str
+    finished_at: str | None
+
+
 class Worker(TypedDict):
     """A process that renders. A drained one takes nothing new."""
 

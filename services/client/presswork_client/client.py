@@ -31,6 +31,8 @@ from presswork_client.answers import (
     JobDeleted,
     JobDeletion,
     JobRequest,
+    JobsAction,
+    JobsActionPreview,
     MarkCounts,
     MarkPage,
     MarksChanged,
@@ -221,6 +223,30 @@ class Client:
         moment on and before another (`2026-11-26T09:00:00Z`)."""
         asked = _given(actor=actor, verb=verb, job=job_id, since=since, until=until)
         return self._transport.pages("/v1/actions", asked, page)
+
+    # --- every job that matches
+
+    def preview_jobs_action(self, action: str, **asked: Any) -> JobsActionPreview:
+        """How many jobs and images `act_on_jobs` would touch now. Changes nothing."""
+        body = _given(action=action, **asked)
+        return self._call(JobsActionPreview, "POST", "/v1/jobs/actions/preview", json=body)
+
+    def act_on_jobs(self, action: str, **asked: Any) -> JobsAction:
+        """Cancels, pauses, resumes, retries, prioritizes or deletes every job of a `status` (a list), with that `label`
+        (`name:value`) and that `text` in a label, in the background."""
+        return self._call(JobsAction, "POST", "/v1/jobs/actions", json=_given(action=action, **asked))
+
+    def jobs_action(self, action_id: str) -> JobsAction:
+        """How far an act on many jobs is."""
+        return self._call(JobsAction, "GET", f"/v1/jobs/actions/{_id(action_id)}")
+
+    def jobs_actions(self, page: int = PAGE) -> Iterator[JobsAction]:
+        """The acts on many jobs, newest first, page by page."""
+        return self._transport.pages("/v1/jobs/actions", {}, page)
+
+    def stop_jobs_action(self, action_id: str) -> JobsAction:
+        """Stops an act on many jobs; what it has done stays done."""
+        return self._call(JobsAction, "POST", f"/v1/jobs/actions/{_id(action_id)}/stop")
 
     # --- deleting
 

@@ -537,6 +537,32 @@ exports = Table(
     ),
 )
 
+bulk_acts = Table(  # on every job that matches a filter
+    "bulk_acts",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("verb", Text, nullable=False),
+    Column("filter", JSONB, nullable=False),
+    Column("options", JSONB, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'running'")),
+    Column("jobs", BigInteger, nullable=False),
+    Column("images", BigInteger, nullable=False),
+    Column("is_all", Boolean, nullable=False),
+    Column("last_job", BigInteger, nullable=False),
+    Column("reached", BigInteger, nullable=False, server_default=text("'-1'")),
+    Column("done", BigInteger, nullable=False, server_default=zero),
+    Column("lost", BigInteger, nullable=False, server_default=zero),
+    Column("reasons", JSONB, nullable=False, server_default=text("'[]'")),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("finished_at", Moment),
+    CheckConstraint("state IN ('running', 'completed', 'stopped')", name="bulk_acts_state"),
+    CheckConstraint("(state = 'running') = (finished_at IS NULL)", name="bulk_acts_finished"),
+    Index("bulk_acts_tenant", "tenant_id", "id"),
+    Index("bulk_acts_running", "tenant_id", "id", postgresql_where=text("state = 'running'")),
+)
+
 marks = Table(  # of done images
     "marks",
     metadata,

@@ -13,7 +13,7 @@ from services.core.jobs import listing
 from services.core.model import ids
 from services.core.model.errors import NotFound
 from services.core.model.states import FINAL_JOB_STATES, JobState
-from services.dashboard import access, reading, rendering
+from services.dashboard import access, choices, reading, rendering
 from services.dashboard.routes import PageRoute
 
 router = APIRouter(route_class=PageRoute)
@@ -66,9 +66,16 @@ def show_jobs(
         chosen=chosen,
         states=[(name, reading.STATE_WORDS.get(name, name) or "any") for name in STATES],
         sorts=SORTS.items(),
+        menus=_menus(visitor, kept),
         here="/jobs" + (f"?{urlencode(kept)}" if kept else ""),
         next_page=more and f"/jobs?{urlencode(kept | {'cursor': more})}",
     )
+
+
+def _menus(visitor: access.Visitor, kept: dict[str, str]) -> dict[str, Any]:
+    """What can be done with all that match."""
+    asked = {name: value for name, value in kept.items() if name != "sort"}
+    return {"acts": choices.menu(visitor), "query": f"?{urlencode(asked)}" if asked else ""}
 
 
 def _states(status: str) -> tuple[str, ...]:
