@@ -5,20 +5,15 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
-from tests.pages import House, Tab
+from services.core.model.ids import parse_job
+from services.core.model.specs import FailedImage
+from services.core.storage.s3 import S3Store
+from tests import factories
+from tests.dashboard.hostile import HOSTILE
+from tests.pages import House, Tab, picture
 
-HOSTILE = (
-    "<script>window.hurt = 1</script>",
-    "\"><img src=x onerror='window.hurt = 1'>",
-    "'-window.hurt=1-'",
-    "{{ 7 * 7 }}${window.hurt = 1}",
-    "</textarea></title></style><svg onload=window.hurt=1>",
-    "javascript:window.hurt=1",
-    "<b hx-get=/jobs hx-trigger=load>x</b>",
-    "&lt;i&gt; \u202e\u0301 <a href=//evil.example>x</a>",
-    "]]><!--<iframe src=//evil.example>",
-)
 PAGES = {  # by what they show; {job} is a job with failed images, {live} one that has not finished
     "overview": "/",
     "jobs": "/jobs",
@@ -28,6 +23,11 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "live job": "/jobs/{live}",
     "image": "/jobs/{job}/images/0",
     "failed image": "/jobs/{job}/images/1",
+    "gallery": "/jobs/{job}/images",
+    "pictures of one mark": "/jobs/{job}/images?mark=accepted",
+    "a search in a job": "/jobs/{job}/images?q=script",
+    "nothing found in a job": "/jobs/{job}/images?q=nothing-like-it",
+    "marking": "/jobs/{job}/marks/rejected",
     "confirmation": "/jobs/{live}/actions/cancel",
     "retry": "/jobs/{job}/actions/retry",
     "deletion": "/jobs/{job}/actions/delete",
@@ -42,18 +42,18 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "unknown": "/jobs/job_0000000000000",
 }
 
-SOME = {
-    name: PAGES[name] for name in ("overview", "jobs", "job", "failed image", "confirmation", "fleet", "a template")
-}
+_SHOWN = ("overview", "jobs", "job", "failed image", "gallery", "confirmation", "fleet", "a template")
+SOME = {name: PAGES[name] for name in _SHOWN}
 
 
 @pytest.fixture
 def shown(house: House) -> dict[str, str]:
     """A job with hostile texts in all places, of which one image failed, and one that waits."""
-    images = [{"prompt": text, "size": "64x64", "custom_id": f"item-{nth}"} for nth, text in enumerate(HOSTILE)]
+    images = [{"prompt": text, "size": "64x64", "custom_id": f"item-{nth}"} for nth, text in enumerate(HOSTILE[:9])]
     labels = {"name": HOSTILE[0], HOSTILE[1][:60]: HOSTILE[4], "run": "nightly"}
     job = house.submit(*images, labels=labels)
     house.render(failed=[1], message=HOSTILE[1])
+    house.http.put(f"/v1/jobs/{job}/marks", json={"mark": "accepted", "indexes": [0, 2]})
     return {"job": job, "live": house.submit({"prompt": HOSTILE[2], "n": 3, "size": "64x64"}, labels={"a": HOSTILE[5]})}
 
 
@@ -72,13 +72,61 @@ def test_every_page_is_accessible_fits_and_runs_nothing_that_others_wrote(
     assert {httpx.URL(address).host for address in tab.requests} == {"127.0.0.1"}
 
 
-def test_hostile_texts_are_shown_as_text(shown: dict[str, str], open_tab: Callable[..., Tab]) -> None:
-    tab = open_tab()
-    for index, text in enumerate(HOSTILE):
-        page = tab.open(f"/jobs/{shown['job']}/images/{index}")
-        assert page.locator(".prompt").first.inner_text() == text
-    assert HOSTILE[0] in tab.open("/jobs").locator("main").inner_text()
-    assert HOSTILE[1] in tab.open(f"/jobs/{shown['job']}").locator("#causes").inner_text()
+FAILED = 45  # of a job with all hostile texts
+
+
+def _late() -> list[tuple[int, str]]:
+    """The last 16, as many as a job has labels, with a number to sort by."""
+    return list(enumerate(HOSTILE[44:], 10))
+
+
+def submit_hostile(house: House) -> str:
+    """A job that has each of the texts as a prompt, in a label and as a custom_id, and most of them as an error."""
+    some = {f"{nth}{one[:40]}": one for nth, one in _late()}
+    store = S3Store(house.api.settings)
+    job = house.submit(*({"prompt": text, "size": "64x64"} for text in HOSTILE), labels=some)
+    with house.api.database.begin_system() as connection:  # no door takes such custom_ids
+        for index, custom_id in enumerate(HOSTILE):
+            values = {"index": index, "custom_id": custom_id, "job": parse_job(job)}
+            connection.execute(
+                text("UPDATE payloads SET custom_id = :custom_id WHERE job_id = :job AND index = :index"), values
+            )
+    while (claim := factories.claim(house.api.database)) is not None:
+        wrong = [FailedImage(one.job_id, one.index, f"c{one.index}", HOSTILE[one.index]) for one in claim.images]
+        done = [image for image in factories.stored(claim) if image.index >= FAILED]
+        for image in done:
+            store.put(image.object_key, picture(), "image/png", {}, claim_id=claim.id)
+        factories.settle(house.api.database, claim, stored=done, failed=wrong[: len(wrong) - len(done)])
+    house.tick()
+    return job
+
+
+def test_hostile_texts_are_shown_as_text(house: House, open_tab: Callable[..., Tab]) -> None:
+    job, tab = submit_hostile(house), open_tab()
+    assert len(set(HOSTILE)) == 60
+    page = tab.open(f"/jobs/{job}")
+    causes = page.locator("#causes td[data-name=Newest]").all_text_contents()
+    assert sorted(causes) == sorted(HOSTILE[:FAILED])
+    labels = page.locator("#top .label").all_text_contents()
+    assert [one[:50] for one in sorted(labels)] == [f"{nth}{one[:40]}: {one}"[:50] for nth, one in _late()]
+    prompts: list[str] = []
+    custom_ids: list[str] = []
+    address = f"/jobs/{job}/images"
+    while address:
+        page = tab.open(address)
+        prompts += page.locator(".picture .visually-hidden").all_text_contents()
+        prompts += [f": {one.get_attribute('alt')}" for one in page.locator(".picture img").all()]
+        custom_ids += page.locator(".gallery .caption").all_text_contents()
+        more = page.locator("[data-more]")
+        address = str(more.get_attribute("href")) if more.count() else ""
+    assert custom_ids == list(HOSTILE)
+    assert prompts == [f": {one}" for one in HOSTILE]
+    for path in ("/jobs", f"/jobs/{job}/images/1", f"/jobs/{job}/images/59"):
+        page = tab.open(path)
+        assert page.evaluate("window.hurt") is None
+    assert page.locator(".prompt").first.inner_text() == HOSTILE[59]
+    assert [error for error in tab.errors if "404" not in error] == []
+    assert {httpx.URL(address).host for address in tab.requests} == {"127.0.0.1"}
 
 
 def test_the_first_page_is_small_and_asks_this_server_alone(house: House, open_tab: Callable[..., Tab]) -> None:
