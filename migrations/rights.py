@@ -30,8 +30,8 @@ SCHEDULER = {
     "SELECT": "alembic_version installation tenants models model_shapes workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures claims idempotency exports export_files files uploads "
     "upload_parts marks rates failure_deltas failure_counts failure_hours bulk_acts",
-    "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failure_counts "
-    "failure_hours",
+    "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
+    "failure_counts failure_hours",
     "UPDATE": "jobs segments images claims counters leases exports files uploads rates failure_counts failure_hours "
     "bulk_acts",
     "DELETE": "rates failure_deltas failure_hours counter_deltas claims workers idempotency leases exports "

@@ -163,6 +163,9 @@ def resume(
 def retry(
     job: options.JobId,
     include_cancelled: Annotated[bool, typer.Option("--include-cancelled", help="Also cancelled images.")] = False,
+    cause: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Only images that failed for this cause.", show_default=False)
+    ] = None,
     priority: options.Priority = None,
     label: options.Labels = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the new job until it ends.")] = False,
@@ -174,7 +177,7 @@ def retry(
 
     Prompts, seeds and custom_ids are the same; the old job is not changed.
     """
-    given = {"include_cancelled": include_cancelled or None, "priority": priority}
+    given = {"include_cancelled": include_cancelled or None, "cause": cause, "priority": priority}
     given["labels"] = options.pairs(label, "--label") or None  # type: ignore[assignment]
     asked = {name: value for name, value in given.items() if value is not None}
     with connect(profile) as client:

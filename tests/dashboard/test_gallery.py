@@ -143,6 +143,35 @@ def test_a_key_that_may_only_look_marks_nothing(signed: House) -> None:
     assert marks(signed, job) == {}
 
 
+def test_an_image_shows_its_attempts_and_is_retried_alone_with_its_cause_or_with_all(signed: House) -> None:
+    job = signed.submit(*small(5))
+    signed.render(most=4, failed=[1, 2, 3])
+    page = f"/jobs/{job}/images/1"
+    shown = signed.browser.get(page).text
+    assert "it broke" in shown and "in a batch of 4" in shown and "worker-a" in shown and "host device" in shown
+    assert "Retry this image" not in shown  # the job has not finished
+    assert "Attempts" not in signed.browser.get(f"/jobs/{job}/images/0").text
+    signed.render(failed=[4], message="another")
+    assert "Retry this image" in signed.browser.get(page).text
+    for query, which, count in (
+        ("?index=1", {"index": "1"}, 1),
+        ("?cause=render_error", {"cause": "render_error"}, 4),
+        ("", {}, 4),
+    ):
+        ask = f"/jobs/{job}/actions/retry{query}"
+        said = signed.browser.get(ask).text
+        assert "The failed image 1 becomes" in said if query == "?index=1" else f"{count} " in said
+        child = signed.post(f"/jobs/{job}/actions/retry", page=ask, **which).headers["Location"]
+        assert signed.http.get(f"/v1{child}").json()["counts"]["total"] == count
+    assert (
+        f"/jobs/{job}/actions/retry?cause=render_error"
+        in signed.browser.get(f"/jobs/{job}/images?cause=render_error").text
+    )
+    for wrong in ({"index": "x"}, {"cause": "c" * 65}):
+        assert signed.post(f"/jobs/{job}/actions/retry", page=page, **wrong).status_code == 422
+    assert signed.post(f"/jobs/{job}/actions/retry", page=page, index="0").status_code == 409
+
+
 def focus(page: Page) -> str:
     return str(page.evaluate("document.activeElement.closest('li')?.id ?? document.activeElement.tagName"))
 

@@ -199,6 +199,29 @@ def test_a_key_makes_one_retry(api: Api) -> None:
     assert retried(api, job).json()["id"] != first.json()["id"]
 
 
+def test_some_failed_images_are_retried_by_cause_or_by_index(api: Api) -> None:
+    job = submitted(api, *({"prompt": f"{nth}", "seed": nth} for nth in range(6)))
+    claim = claimed(api)
+    wrong = [FailedImage(one.job_id, one.index, "ab"[one.index % 2], "No.") for one in claim.images[:5]]
+    factories.settle(api.database, claim, stored=factories.stored(claim)[5:], failed=wrong)
+    assert finished(api, job) == "completed"
+
+    def again(**body: Any) -> list[int]:
+        child = retried(api, job, **body).json()["id"]
+        return [image["seed"] for image in api.http.get(f"/v1/jobs/{child}/images").json()["data"]]
+
+    assert again(cause="b") == [1, 3]
+    assert again(indexes=[4, 0]) == [0, 4]
+    assert again(indexes=[3, 4], cause="b") == [3]
+    assert again() == [0, 1, 2, 3, 4]
+    for nothing in ({"cause": "c"}, {"indexes": [5]}, {"indexes": [7]}):
+        answer = retried(api, job, **nothing)
+        assert code(answer) == (409, "nothing_to_retry")
+        assert answer.json()["error"]["message"].startswith("None of these images failed")
+    for wrong_body in ({"indexes": []}, {"indexes": [-1]}, {"cause": ""}, {"indexes": 3}):
+        assert retried(api, job, **wrong_body).status_code == 422, wrong_body
+
+
 # --- looking
 
 

@@ -63,7 +63,11 @@ def caps(database: Database, job_id: int) -> list[tuple[object, ...]]:
 
 
 def evidence(database: Database) -> list[tuple[object, ...]]:
-    return rows(database, "SELECT code, device, batch_images, count(*) FROM failures GROUP BY 1, 2, 3 ORDER BY 1, 2, 3")
+    return rows(
+        database,
+        "SELECT code, device, batch_images, count(*) FROM failures WHERE code <> 'lost' "
+        "GROUP BY 1, 2, 3 ORDER BY 1, 2, 3",
+    )
 
 
 def queued_and_failed(database: Database, job_id: int) -> tuple[object, ...]:

@@ -54,7 +54,8 @@ async def retry_job(
     job_id: str,
     body: json_object.SmallOrNone,
 ) -> Any:
-    """Submits the failed images as a new job with the same specs, seeds and custom_ids. The old job is not changed."""
+    """Submits the failed images, or those of one `cause` or of some `indexes`, as a new job with the same specs, seeds
+    and custom_ids. The old job is not changed."""
     number = ids.parse_job(job_id)
     asked = json_object.parse(requests.RetryOptions, body)
     key = streaming.idempotency_key(request)

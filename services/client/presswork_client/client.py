@@ -206,7 +206,8 @@ class Client:
         return self._job("POST", f"/{_id(job_id)}/resume")
 
     def retry(self, job_id: str, *, idempotency_key: str | None = None, **options: Any) -> Job:
-        """Makes a new job of the failed images. `options`: include_cancelled, priority, labels."""
+        """Makes a new job of the failed images. `options`: cause or indexes, for some of them; include_cancelled,
+        priority, labels."""
         return self._job("POST", f"/{_id(job_id)}/retry", json=options, headers=_key(idempotency_key))
 
     def actions(

@@ -340,7 +340,7 @@ engines = Table(  # the sets of library versions that rendered images; rows are 
     Column("versions", Text, nullable=False, unique=True),
 )
 
-failures = Table(  # every counted failure, also of images that were tried again: evidence for the quarantine
+failures = Table(  # every attempt that failed or was lost, also of images that were tried again
     "failures",
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
@@ -352,6 +352,8 @@ failures = Table(  # every counted failure, also of images that were tried again
     Column("device", Text, nullable=False),  # host and device
     Column("batch_images", SmallInteger, nullable=False),
     Column("failed_at", Moment, nullable=False, server_default=now),
+    Column("worker_id", Text),  # who had claimed the image, and when; null if the release before wrote it
+    Column("claimed_at", Moment),
     Index("failures_image", "job_id", "index"),
     Index("failures_device", "device", "failed_at"),
     Index("failures_cause", "job_id", "code", "index"),

@@ -1,4 +1,4 @@
-"""Retries failed images in a new job that is linked to the old one; the old job stays finished.
+"""Retries failed images, all or some, in a new job that is linked to the old one; the old job stays finished.
 
 The database copies the rows, so this process needs no memory for them. Seeds, shapes, custom_ids and the model's
 revision are copied. Consecutive failed images of a request become one request of the new job; so a request with gaps
@@ -38,6 +38,9 @@ FROM (
     FROM images i
     {columns.payload_of("i")}
     WHERE i.job_id = :parent AND i.state = ANY(:states)
+      AND (CAST(:indexes AS integer[]) IS NULL OR i.index = ANY(CAST(:indexes AS integer[])))
+      AND (CAST(:cause AS text) IS NULL OR :cause = (
+        SELECT code FROM failures f WHERE f.job_id = i.job_id AND f.index = i.index ORDER BY id DESC LIMIT 1))
   ) failed GROUP BY request, island
 ) run JOIN payloads p ON p.job_id = :parent AND p.index = run.request
 """  # noqa: S608  our own text
@@ -63,11 +66,12 @@ def retry(
     *,
     idempotency_key: str | None = None,
 ) -> RetryResult:
-    """Queues a new job with the images that failed and, if asked for, those that were cancelled.
+    """Queues a new job with the images that failed, or those of them that are asked for, and, if asked for, those that
+    were cancelled.
 
     Raises:
         NotFound: no such job of this tenant.
-        Conflict: the job has not finished, or none of its images failed.
+        Conflict: the job has not finished, or none of its images failed, or none of those that are asked for.
         IdempotencyConflict, IdempotencyGone, IdempotencyBusy: the key was used for another request or for what is
             deleted, or is in use right now.
     """
@@ -76,7 +80,7 @@ def retry(
         raise NotFound("There is no such job.")
     child = ids.new()
     if idempotency_key is not None:
-        digest = idempotency.digest("retry", parent_id, asked.model_dump())
+        digest = idempotency.digest("retry", parent_id, asked.model_dump(exclude=_not_set(asked)))
         known = idempotency.remember(connection, tenant_id, idempotency_key, sha256=digest, thing=child)
         if known is not None:
             return RetryResult(known, [], replayed=True)
@@ -98,12 +102,19 @@ def retry(
     values = {"parent": parent_id, "child": child}
     deadlines.lift(connection)
     runs = statement("retry.runs")(_RUNS.format(payloads_leaf=partitions.leaf(connection, "payloads", child)))
-    connection.execute(runs, values | {"states": [int(state) for state in wanted]})
+    which = {"cause": asked.cause, "indexes": asked.indexes}
+    connection.execute(runs, values | which | {"states": [int(state) for state in wanted]})
     count = connection.execute(_COUNT, {"child": child}).one()
     if not count.images:
         words = " or ".join(f"was {state.word}" if state is ImageState.CANCELLED else state.word for state in wanted)
-        raise Conflict(f"No image of the job {words}: there is nothing to try again.", "nothing_to_retry")
+        those = "None of these images" if asked.cause or asked.indexes else "No image of the job"
+        raise Conflict(f"{those} {words}: there is nothing to try again.", "nothing_to_retry")
     segments.inherit(connection, parent_id=parent_id, child_id=child, priority=priority)
     job_states.grow(connection, child, images=count.images, requests=count.requests)
     images.spread(connection, child)
     return RetryResult(child, drafts.open_all(connection, child))
+
+
+def _not_set(asked: requests.RetryOptions) -> set[str]:
+    """The fields that keys of the release before do not cover."""
+    return {name for name in ("cause", "indexes") if getattr(asked, name) is None}

@@ -36,6 +36,7 @@ _CUSTOM_ID = re.compile(
 )
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
+RETRIED_INDEXES = 5_000
 ALLOWED = {
     "prompt": f"text of 1 to {PROMPT_LIMIT:,} characters, not only spaces",
     "negative_prompt": f"text of at most {PROMPT_LIMIT:,} characters",
@@ -56,6 +57,8 @@ ALLOWED = {
     "dedupe": "true or false",
     "embed_prompt": "true or false",
     "labels": "an object of at most 16 texts; names of up to 64 characters, values of up to 512",
+    "cause": "the code of a cause, as the job's failures list them",
+    "indexes": f"a list of 1 to {RETRIED_INDEXES:,} indexes of failed images",
     "include_cancelled": "true or false",
 }
 
@@ -270,10 +273,15 @@ class JobChanges(Body):
 
 
 class RetryOptions(JobChanges):
-    """How failed images are tried again. Fields that are not set are taken from the first job."""
+    """Which failed images are tried again, and how. Without `cause` and `indexes` all are. Fields that are not set are
+    taken from the first job."""
 
     NULL_IS_ABSENT: ClassVar = True
     include_cancelled: bool = False
+    cause: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_text)] = None  # type: ignore[assignment]
+    indexes: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=RETRIED_INDEXES)] = (
+        None  # type: ignore[assignment]
+    )
 
 
 class EstimateShape(Body):

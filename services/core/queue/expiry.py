@@ -14,12 +14,23 @@ from services.core.model.states import ClaimState
 from services.core.queue import claims
 from services.core.queue.image_moves import CANCELLED, MOVED
 
+LOST = "lost"
+# An image that was lost keeps that attempt, for its page: claims are forgotten after a day.
 _TAKE_BACK = statement("expiry.take_back")(f"""{CANCELLED}
   UPDATE images SET state = CASE WHEN job_id IN (SELECT id FROM cancelled) THEN 4 ELSE 0 END, claim_id = NULL,
          lost = least(lost + CAST(:lost AS integer), 32767)
-  WHERE claim_id = ANY(:claim_ids) AND job_id = ANY(:job_ids) AND state = 1
-  RETURNING job_id, index, segment_id, state
+  FROM unnest(CAST(:claim_ids AS bigint[])) AS held (id)
+  WHERE claim_id = held.id AND job_id = ANY(:job_ids) AND state = 1
+  RETURNING job_id, index, segment_id, state, held.id AS held
+), noted AS (
+  INSERT INTO failures (job_id, index, code, message, claim_id, device, batch_images, worker_id, claimed_at)
+  SELECT job_id, index, '{LOST}', :message, held, coalesce(w.host || ' ' || w.device, c.worker_id), c.images,
+         c.worker_id, c.created_at
+  FROM moved CROSS JOIN LATERAL (SELECT * FROM claims WHERE claims.id = moved.held OFFSET 0) c
+  LEFT JOIN LATERAL (SELECT host, device FROM workers WHERE workers.id = c.worker_id OFFSET 0) w ON true
+  WHERE :lost > 0 AND moved.state = 0
 ), {MOVED}""")  # noqa: S608  our own text
+_REASON = "The lease ran out: the worker was stopped, died, or could not be reached."
 
 _OVERDUE = statement("expiry.overdue")("""
 SELECT id, job_ids FROM claims
@@ -47,5 +58,6 @@ def take_back(connection: Connection, held: Sequence[Any], state: ClaimState, *,
     job_ids = sorted({job_id for row in held for job_id in row.job_ids})
     claims.share_jobs(connection, job_ids)
     values = {"claim_ids": [row.id for row in held], "job_ids": job_ids, "lost": lost, "claim_state": state}
+    values["message"] = _REASON
     rest = {"render_seconds": None, "slots": 0, "stopped": states.guard(states.STOPPED_JOB_STATES)}
     return int(connection.execute(_TAKE_BACK, values | rest).one().images)

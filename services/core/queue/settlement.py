@@ -66,7 +66,8 @@ INSERT INTO counter_deltas (job_id, reused)
 SELECT job_id, count(*) FROM unnest(CAST(:job_ids AS bigint[])) AS job_id GROUP BY job_id
 """)
 
-# Only those by which an image became failed are counted by cause.
+# Only those by which an image became failed are counted by cause. The claim is forgotten after a day, so its worker and
+# its begin are copied.
 _FAILURES = statement("settlement.failures")("""
 WITH failed AS MATERIALIZED (
   SELECT * FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:code AS text[]),
@@ -76,8 +77,9 @@ WITH failed AS MATERIALIZED (
   SELECT job_id, code, count(*), max(index), (array_agg(message ORDER BY index DESC))[1]
   FROM failed WHERE final GROUP BY job_id, code
 )
-INSERT INTO failures (job_id, index, code, message, claim_id, device, batch_images)
-SELECT job_id, index, code, message, :claim_id, :device, :batch_images FROM failed
+INSERT INTO failures (job_id, index, code, message, claim_id, device, batch_images, worker_id, claimed_at)
+SELECT job_id, index, code, message, :claim_id, :device, :batch_images, claim.worker_id, claim.created_at
+FROM failed LEFT JOIN (SELECT worker_id, created_at FROM claims WHERE id = :claim_id) claim ON true
 """)
 
 

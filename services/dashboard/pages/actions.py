@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import ValidationError
 from starlette.responses import RedirectResponse
 
-from services.api import dependencies
+from services.api import dependencies, parameters
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.v1 import deletion as deletion_routes
 from services.api.v1 import job_actions, jobs
 from services.core.deletion import jobs as deletion
 from services.core.exports import exports, options, records
-from services.core.jobs import lifecycle, retry
+from services.core.jobs import failures, lifecycle, retry
 from services.core.model import ids, requests
 from services.core.model.errors import InvalidSubmission, NotFound
 from services.core.model.states import CLAIMABLE_JOB_STATES
@@ -47,12 +48,25 @@ def of(job: Shown, visitor: access.Visitor) -> list[tuple[str, str]]:
 
 
 @router.get("/jobs/{job_id}/actions/{name}")
-def ask(request: Request, context: ContextDep, visitor: access.Signed, job_id: str, name: str) -> Any:
+def ask(
+    request: Request,
+    context: ContextDep,
+    visitor: access.Signed,
+    job_id: str,
+    name: str,
+    cause: str = "",
+    index: str = "",
+) -> Any:
+    """`cause` or `index`: of a retry, which images."""
     action, job = _find(context, visitor, job_id, name)
     sentence, refusal = action.sentence(job), ""
+    some = {key: value for key, value in (("cause", cause[:64]), ("index", index[:10])) if value and name == "retry"}
+    if some:
+        sentence = _retrying_some(context, visitor.tenant, job, **some)
     if name == "delete":
         sentence, refusal = _what_goes(context, visitor.tenant, job)
-    choice = {"priority": "priority", "retry": "cancelled" if job.counts["cancelled"] else ""}.get(name, "")
+    is_retry_of_all = name == "retry" and job.counts["cancelled"] and not some
+    choice = "priority" if name == "priority" else "cancelled" if is_retry_of_all else ""
     return rendering.page(
         request,
         "confirm.html",
@@ -65,6 +79,7 @@ def ask(request: Request, context: ContextDep, visitor: access.Signed, job_id: s
         back=f"/jobs/{job.id}",
         button=action.word,
         choice=choice,
+        kept=some,
         danger=name in ("cancel", "delete"),
     )
 
@@ -135,6 +150,15 @@ def _retrying(job: Shown) -> str:
     return f"{plural(job.counts['failed'], 'failed image')} become a new job, with the same seeds and names."
 
 
+def _retrying_some(context: Context, tenant: int, job: Shown, *, cause: str = "", index: str = "") -> str:
+    if index:
+        return f"The failed image {index} becomes a new job, with the same seed and name."
+    with context.database.begin(tenant) as connection:
+        causes = {one.code: one.images for one in failures.of_job(connection, tenant, job.view.id)}
+    images = plural(causes.get(cause, 0), "image")
+    return f"{images} that failed with {cause} become a new job, with the same seeds and names."
+
+
 def _what_goes(context: Context, tenant: int, job: Shown) -> tuple[str, str]:
     """What deleting takes, and why it is refused now, if it is."""
     with context.database.begin(tenant) as connection:
@@ -167,7 +191,15 @@ def _prioritize(context: Context, tenant: int, job: Shown, form: forms.Form) -> 
 
 
 def _retry(context: Context, tenant: int, job: Shown, form: forms.Form) -> str:
-    asked = requests.RetryOptions(include_cancelled=form.get("include_cancelled") == "true")
+    some: dict[str, Any] = {"cause": form["cause"]} if form.get("cause") else {}
+    if form.get("index"):
+        some = {"indexes": [int(form["index"]) if parameters.is_whole(form["index"]) else -1]}
+    try:
+        asked = requests.RetryOptions.model_validate(
+            {"include_cancelled": form.get("include_cancelled") == "true", **some}
+        )
+    except ValidationError:
+        raise ApiError(422, "invalid_value", "Give the index of a failed image, or the code of a cause.") from None
     with context.database.begin(tenant) as connection:
         receipt = retry.retry(connection, tenant, job.view.id, asked)
     for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds

@@ -48,6 +48,7 @@ def show_gallery(
         marked=marked,
         causes=causes,
         unmarked=Choice(mark=image_pages.UNMARKED).marked(job.counts, marked),
+        retry=_retry(job, visitor, chosen),
         to_mark=chosen.marked(job.counts, marked),
         verbs=marking.VERBS,
         address=lambda **given: f"/jobs/{job_id}/images{Choice(**given).query}",
@@ -56,6 +57,14 @@ def show_gallery(
         here=here + (f"{join}{urlencode({'cursor': cursor})}" if cursor else ""),
         next_page=encoded and f"{here}{join}{urlencode({'cursor': encoded})}",
     )
+
+
+def _retry(job: reading.Shown, visitor: access.Visitor, chosen: Choice) -> str:
+    """The path of the question whether the failed images that match are tried again; empty: they cannot be."""
+    is_about_failed = chosen.state == "failed" or chosen.cause
+    if not (is_about_failed and job.is_final and job.counts["failed"] and visitor.may("submit")):
+        return ""
+    return f"/jobs/{job.id}/actions/retry" + (f"?{urlencode({'cause': chosen.cause})}" if chosen.cause else "")
 
 
 def _listing(tenant: int, number: int, chosen: Choice) -> str:

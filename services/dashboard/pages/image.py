@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from services.api import dependencies, parameters
 from services.api.dependencies import ContextDep
-from services.core.jobs import queries, shapes
+from services.core.jobs import attempts, queries, shapes
 from services.core.model import ids
 from services.core.model.errors import NotFound
 from services.dashboard import access, again, reading, rendering
@@ -27,6 +27,7 @@ def show_image(request: Request, context: ContextDep, visitor: access.Signed, jo
         if view is None or image is None:
             raise NotFound(f"There is no image {index} of a job {job_id}.")
         of_job = shapes.of_job(connection, number)
+        failed = attempts.of_image(connection, number, image.index)
     shape = of_job[0] if len(of_job) == 1 else None
     return rendering.page(
         request,
@@ -34,6 +35,7 @@ def show_image(request: Request, context: ContextDep, visitor: access.Signed, jo
         visitor=visitor,
         job=reading.Shown(view),
         image=image,
+        attempts=failed,
         shape=shape,
         link=dependencies.linker(context, request, number)(int(index)),
         again=again.image(dependencies.base_url(context.settings, request), image, shape),
