@@ -1,15 +1,23 @@
-"""Small pictures, made when they are first looked at and kept in memory: a job pays nothing for them."""
+"""Small pictures, made when they are first looked at: a job pays nothing for them.
+
+They are kept in the store, so that no web server makes them again; those that were looked at last also in memory.
+"""
 
 import io
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
 
 from PIL import Image
 
+from services.core.model.errors import ObjectMissing, StoreRefused, StoreUnavailable
+from services.core.storage.contract import ImageStore
+
+log = logging.getLogger(__name__)
 SIDE = 256
 MEDIA_TYPE = "image/webp"
-_MOST_BYTES = 64 << 20
+_MOST_BYTES = 16 << 20
 
 
 def small(picture: bytes) -> bytes:
@@ -19,6 +27,27 @@ def small(picture: bytes) -> bytes:
         found = io.BytesIO()
         image.convert("RGB").save(found, "WEBP", quality=80)
     return found.getvalue()
+
+
+def stored(store: ImageStore, picture: str, name: str, is_wanted: Callable[[], bool]) -> bytes:
+    """The small picture of that name, made from the object `picture` and stored if there is none yet. A store that
+    takes none is no trouble for whoever looks. If it is not wanted any more when it has been stored, its job was
+    deleted meanwhile: then it is dropped, since the deletion may have passed by already.
+
+    Raises StoreUnavailable: the picture cannot be read.
+    """
+    key = store.key(name)
+    try:
+        return store.read(key)
+    except (ObjectMissing, StoreRefused):  # a key that may not list the bucket is refused what is not there
+        made = small(store.read(picture))
+    try:
+        store.put_file(key, io.BytesIO(made), MEDIA_TYPE)
+        if not is_wanted():
+            store.drop(key)
+    except StoreUnavailable as error:
+        log.warning("thumbnail not stored", extra={"error": str(error)})
+    return made
 
 
 class Kept:

@@ -91,7 +91,8 @@ def _delete_images(job_id: int, lease: Lease, drop: Callable[[Iterable[str]], No
 
 
 def _drop_the_rest(store: ImageStore, folders: list[str], drop: Callable[[Iterable[str]], None]) -> None:
-    """Deletes the objects that no row named: those of workers that lost their lease before they settled."""
+    """Deletes the objects that no row named: thumbnails, and those of workers that lost their lease before they
+    settled."""
     for folder in folders:
         drop([])
         while some := list(islice(store.under(folder), IMAGES_AT_ONCE)):  # listed again until there are none
@@ -100,4 +101,8 @@ def _drop_the_rest(store: ImageStore, folders: list[str], drop: Callable[[Iterab
 
 def _folders(tenant_id: int, job_id: int, total: int) -> list[str]:
     job = ids.public_job(job_id)
-    return [*keys.image_folders(tenant_id, job, total), f"files/{tenant_id}/{job}/"]
+    return [
+        *keys.image_folders(tenant_id, job, total),
+        keys.thumbnail_folder(tenant_id, job),
+        f"files/{tenant_id}/{job}/",
+    ]

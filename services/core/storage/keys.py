@@ -1,4 +1,4 @@
-"""The names of images in the object store. A key is the installation's prefix and a name."""
+"""The names of images and thumbnails in the object store. A key is the installation's prefix and a name."""
 
 import hashlib
 
@@ -20,6 +20,15 @@ def image_folders(tenant_id: int, job: str, total: int) -> list[str]:
         if len(found) == _SPREADS:
             break
     return sorted(found)
+
+
+def thumbnail_name(tenant_id: int, job: str, index: int, sha256: str) -> str:
+    """`thumbnails/<tenant>/<job>/<index>-<the picture's sha256>.webp`: made on demand, so there may be none."""
+    return f"{thumbnail_folder(tenant_id, job)}{index:08d}-{sha256[:16]}.webp"
+
+
+def thumbnail_folder(tenant_id: int, job: str) -> str:
+    return f"thumbnails/{tenant_id}/{job}/"
 
 
 def _folder(tenant_id: int, job: str, index: int) -> str:

@@ -10,6 +10,7 @@ from services.api.dependencies import Context, ContextDep
 from services.core.jobs import queries
 from services.core.model import ids
 from services.core.model.errors import NotFound
+from services.core.storage import keys
 from services.dashboard import access, thumbnails
 from services.dashboard.routes import PageRoute
 
@@ -36,7 +37,13 @@ def _thumbnail(request: Request, context: Context, visitor: access.Visitor, job_
     key, sha256, _ = _stored(context, visitor, job_id, index)
     if (unchanged := representations.unchanged(request, sha256)) is not None:
         return unchanged
-    picture = _kept.get(sha256, lambda: thumbnails.small(context.store.read(key)))
+    name = keys.thumbnail_name(visitor.tenant, job_id, int(index), sha256)
+
+    def is_wanted() -> bool:
+        with context.database.begin(visitor.tenant) as connection:
+            return queries.exists(connection, visitor.tenant, ids.parse_job(job_id))
+
+    picture = _kept.get(sha256, lambda: thumbnails.stored(context.store, key, name, is_wanted))
     return _answer(picture, sha256, thumbnails.MEDIA_TYPE)
 
 
