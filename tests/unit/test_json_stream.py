@@ -11,10 +11,10 @@ import pytest
 
 from services.api.body import json_object, json_stream, streaming
 from services.api.body.json_stream import StreamedList
-from services.api.body.submission_body import SubmissionBody
 from services.api.errors import ApiError
 from services.core.fleet.models import Catalogue, Model
 from services.core.jobs import submissions
+from services.core.jobs.submission_body import SubmissionBody
 from services.core.jobs.submissions import Submission
 from services.core.settings import Settings
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -26,8 +25,6 @@ from services.core.model.errors import Conflict, NotFound
 from services.core.queue import segments
 
 router = APIRouter(route_class=OpenAIRoute)
-_WINDOW = re.compile(r"([1-9][0-9]{0,3})([hd])")
-_MAX_DAYS = 30
 _TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
 
 
@@ -155,12 +152,11 @@ def _input(connection: Connection, tenant: int, public: str) -> int:
 
 
 def _seconds(window: str) -> int:
-    found = _WINDOW.fullmatch(window)
-    hours = int(found[1]) * (24 if found[2] == "d" else 1) if found else 0
-    if not 1 <= hours <= _MAX_DAYS * 24:
+    seconds = batch_jobs.window_seconds(window)
+    if seconds is None:
         allowed = NewBatch.model_fields["completion_window"].description
         shown = json.dumps(window)
         raise ApiError(
             400, "invalid_value", f"completion_window is {shown}; it must be {allowed}.", param="completion_window"
         )
-    return hours * 3600
+    return seconds

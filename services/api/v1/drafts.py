@@ -10,7 +10,6 @@ from services.api import dependencies, openapi, pagination, parameters
 from services.api.authentication import Tenant
 from services.api.body import json_object, json_stream, streaming
 from services.api.body.streaming import Format
-from services.api.body.submission_body import SubmissionBody
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError, SubmissionError
 from services.api.turns import TenantRoute
@@ -18,6 +17,7 @@ from services.api.v1 import schemas
 from services.api.v1.jobs import shown
 from services.core.fleet import models
 from services.core.jobs import drafts, submissions
+from services.core.jobs.submission_body import SubmissionBody
 from services.core.model import ids, requests
 from services.core.model.errors import InvalidSubmission
 from services.core.settings import Settings

@@ -8,13 +8,13 @@ from pydantic import BaseModel
 from services.api import openapi
 from services.api.authentication import Tenant
 from services.api.body import json_object, json_stream, streaming
-from services.api.body.submission_body import SubmissionBody
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import SubmissionError
 from services.api.turns import TenantRoute
 from services.core.fleet import models
 from services.core.jobs import estimates, submissions
 from services.core.jobs.estimates import Interval, WorkTally
+from services.core.jobs.submission_body import SubmissionBody
 from services.core.model import requests, strict_json
 from services.core.model.errors import InvalidSubmission, Problem
 

@@ -13,13 +13,13 @@ from services.api import dependencies, openapi, parameters
 from services.api.authentication import Tenant
 from services.api.body import json_stream, streaming
 from services.api.body.streaming import Format
-from services.api.body.submission_body import SubmissionBody
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError, SubmissionError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.core.fleet import models
 from services.core.jobs import drafts, queries, submissions
+from services.core.jobs.submission_body import SubmissionBody
 from services.core.model import ids, requests
 from services.core.model.errors import InvalidSubmission, Problem
 

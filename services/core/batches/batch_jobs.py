@@ -4,6 +4,7 @@ A batch job is recorded at once and stays `validating` until a background task h
 background task has written its output and error files. Functions take an open transaction and never commit.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +21,8 @@ from services.core.model.states import JobState
 from services.core.queue import job_states, segments
 from services.core.queue.job_states import NewJob
 
+MAX_DAYS = 30  # of a completion window
+_WINDOW = re.compile(r"([1-9][0-9]{0,3})([hd])", re.ASCII)
 _VALIDATING = statement("batch_jobs.validating")(
     turns.first_of_each("""
   SELECT id FROM jobs
@@ -77,6 +80,13 @@ class BatchJob:
     finalizing_at: datetime | None
     cancel_requested_at: datetime | None
     finished_at: datetime | None
+
+
+def window_seconds(window: str) -> int | None:
+    """The seconds of a completion window such as "24h" or "7d". None: it is not one, or longer than 30 days."""
+    found = _WINDOW.fullmatch(window)
+    hours = int(found[1]) * (24 if found[2] == "d" else 1) if found else 0
+    return hours * 3600 if 1 <= hours <= MAX_DAYS * 24 else None
 
 
 def create(

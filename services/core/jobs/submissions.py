@@ -183,23 +183,25 @@ class Submission:
                 )
                 if known is not None:
                     return Receipt(known, frozenset(self.models), replayed=True)
-            job = NewJob(
-                id=self.job_id,
-                tenant_id=tenant_id,
-                state=JobState.QUEUED,
-                priority=requests.PRIORITIES[label.priority],
-                labels=label.labels,
-                total=self.total,
-                requests=self.requests,
-                dedupe=label.dedupe,
-                embed_prompt=label.embed_prompt,
-                drawn_seeds=self.drawn_seeds,
-            )
-            job_states.create(connection, job)
-            segments.new(
-                connection, self.job_id, tenant_id=tenant_id, priority=job.priority, segments=self.new_segments
-            )
-            self.copy(connection)
+            return self.create(connection, tenant_id, label)
+
+    def create(self, connection: Connection, tenant_id: int, label: requests.JobOptions) -> Receipt:
+        """Records the job and all its images in an open transaction. The input must be closed."""
+        job = NewJob(
+            id=self.job_id,
+            tenant_id=tenant_id,
+            state=JobState.QUEUED,
+            priority=requests.PRIORITIES[label.priority],
+            labels=label.labels,
+            total=self.total,
+            requests=self.requests,
+            dedupe=label.dedupe,
+            embed_prompt=label.embed_prompt,
+            drawn_seeds=self.drawn_seeds,
+        )
+        job_states.create(connection, job)
+        segments.new(connection, self.job_id, tenant_id=tenant_id, priority=job.priority, segments=self.new_segments)
+        self.copy(connection)
         return Receipt(self.job_id, frozenset(self.models))
 
     def close(self) -> bytes:

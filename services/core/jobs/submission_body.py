@@ -1,12 +1,11 @@
 """A submission's JSON body in parts: options, defaults, and requests as a list or as a matrix."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from services.api.body.json_stream import StreamedList
 from services.core.jobs import submissions
 from services.core.model import requests, strict_json, templates
 from services.core.model.errors import Problem
@@ -39,8 +38,13 @@ class SubmissionBody:
             order.problems += found
             return order
         images = body.pop("images", None)
-        if isinstance(images, StreamedList):
-            order.images = images
+        if (
+            isinstance(images, Iterable)
+            and isinstance(images, Sized)
+            and not isinstance(images, str | dict)
+            and len(images)
+        ):
+            order.images = images  # a list, or what reads one as it goes
         else:
             order.problems.append(wrong("images", images))
         if body.pop("matrix", None) is not None:
