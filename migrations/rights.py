@@ -29,13 +29,15 @@ WEB = {
 SCHEDULER = {
     "SELECT": "alembic_version installation tenants models model_shapes workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures claims idempotency exports export_files files uploads "
-    "upload_parts marks rates failure_deltas failure_counts failure_hours bulk_acts",
+    "upload_parts marks rates failure_deltas failure_counts failure_hours bulk_acts schedules schedule_runs "
+    "render_rates drains",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
-    "failure_counts failure_hours",
+    "failure_counts failure_hours schedule_runs",
     "UPDATE": "jobs segments images claims counters leases exports files uploads rates failure_counts failure_hours "
-    "bulk_acts",
+    "bulk_acts schedule_runs",
+    "UPDATE (next_at)": "schedules",
     "DELETE": "rates failure_deltas failure_hours counter_deltas claims workers idempotency leases exports "
-    "export_files files upload_parts",
+    "export_files files upload_parts schedule_runs",
     **LOCKED,
     **ALL,
 }

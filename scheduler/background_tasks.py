@@ -25,6 +25,7 @@ from services.core.exports import task as exporting
 from services.core.files import files, uploads
 from services.core.model.errors import Unavailable
 from services.core.notify import Notifier
+from services.core.schedules import submitting
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
@@ -189,8 +190,12 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
     def export(export_id: int, lease: Lease) -> None:
         exporting.run(settings, store, export_id, lease)
 
+    def submit(run_id: int, lease: Lease) -> None:
+        submitting.run(settings, notifier, run_id, lease)
+
     return [
         BackgroundTask("validate", validation.pending, validate),
+        BackgroundTask("schedule", submitting.pending, submit),
         BackgroundTask("close", finalization.pending, close),
         BackgroundTask("drop-file", files.doomed, lambda file_id, lease: files.drop(store, file_id, lease)),
         BackgroundTask("drop-upload", uploads.over, lambda upload_id, lease: uploads.drop(store, upload_id, lease)),

@@ -14,6 +14,7 @@ from services.core.fleet import workers
 from services.core.jobs import idempotency, lifecycle, queries
 from services.core.notify import Notifier
 from services.core.queue import claims, counters, expiry, job_states, segments
+from services.core.schedules import deadlines, firing, runs
 from services.core.settings import Settings
 
 
@@ -43,6 +44,9 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
     def forget_events(connection: Connection) -> int:
         return retention.forget(connection, settings.event_days)
 
+    def forget_runs(connection: Connection) -> int:
+        return runs.forget(connection, settings.event_days)
+
     return [
         PeriodicTask("finish", 0.5, lifecycle.finish),
         PeriodicTask("deadlines", 1.0, job_states.expire),
@@ -52,6 +56,10 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("expire", 2.0, expire),
         PeriodicTask("low", 2.0, segments.Rounds().raise_low),
         PeriodicTask("notify", 5.0, notify),
+        PeriodicTask("schedules", 0.5, firing.fire),
+        PeriodicTask("schedule-runs", 0.5, runs.settle),
+        PeriodicTask("schedule-deadlines", 5.0, deadlines.watch),
+        PeriodicTask("forget-runs", 300.0, forget_runs),
         PeriodicTask("forget", 300.0, forget),
         PeriodicTask("forget-rates", 300.0, counters.forget_rates),
         PeriodicTask("forget-events", 60.0, forget_events),

@@ -174,6 +174,9 @@ class Settings:
     # The heartbeat interval, the safety margin and the watchdog are derived from the lease.
     lease_seconds: float = _setting("PRESSWORK_LEASE_SECONDS", "30", _number(1, 3600))
     # The scheduler.
+    schedule_seconds: float = _setting(
+        "PRESSWORK_SCHEDULE_SECONDS", "300", _number(60, 86400)
+    )  # between two runs, least
     event_days: int = _setting("PRESSWORK_EVENT_DAYS", "90", _whole(7, 36500))  # for how long events are kept
     # The worker.
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))

@@ -46,6 +46,8 @@ WRITERS = {
     "workers": "fleet",
     "drains": "fleet",
     "render_rates": "fleet",
+    "schedules": "schedules",
+    "schedule_runs": "schedules",
     "leases": "db",
     "installation": "storage",
     "events": "events",

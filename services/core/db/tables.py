@@ -22,6 +22,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, UUID
@@ -616,6 +617,68 @@ events = Table(  # append-only; committed rows are numbered in `seq`, and reader
     Index("events_acts", "tenant_id", "seq", postgresql_where=text(ACTS)),
     Index("events_acts_actor", "tenant_id", "actor", "seq", postgresql_where=text(ACTS)),
     Index("events_acts_kind", "tenant_id", "kind", "seq", postgresql_where=text(ACTS)),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("cron", Text),  # either cron or at
+    Column("at", Moment),
+    Column("timezone", Text, nullable=False),
+    Column("target_kind", Text, nullable=False),
+    Column("target", Text, nullable=False),  # what is submitted, as JSON
+    Column("base_url", Text, nullable=False),  # the API's address as its client sees it
+    Column("misfire", Text, nullable=False),
+    Column("misfire_limit", SmallInteger, nullable=False),
+    Column("overlap", Text, nullable=False),
+    Column("deadline", Text),
+    Column("paused", Boolean, nullable=False),
+    Column("next_at", Moment),  # null while it is paused, and when it fires no more
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("changed_at", Moment, nullable=False, server_default=now),
+    UniqueConstraint("tenant_id", "name", name="schedules_name"),
+    CheckConstraint("(cron IS NULL) <> (at IS NULL)", name="schedules_times"),
+    CheckConstraint("misfire IN ('latest','all','none') AND misfire_limit BETWEEN 1 AND 100", name="schedules_misfire"),
+    CheckConstraint("overlap IN ('skip','queue','cancel')", name="schedules_overlap"),
+    CheckConstraint("NOT paused OR next_at IS NULL", name="schedules_paused"),
+    Index("schedules_due", "tenant_id", "next_at", postgresql_where=text("next_at IS NOT NULL")),
+)
+
+schedule_runs = Table(  # one row for each instant of a schedule
+    "schedule_runs",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("schedule_id", BigInteger, ForeignKey("schedules.id", ondelete="CASCADE"), nullable=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("instant", Moment, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("asked_by", Text),  # who ran it by hand
+    Column("job_id", BigInteger),
+    Column("reason", Text),  # why it was skipped or refused
+    Column("deadline_at", Moment),
+    Column("raised", SmallInteger, nullable=False, server_default=zero),  # how often its job's priority was raised
+    Column("warned_at", Moment),
+    Column("missed_at", Moment),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("submitted_at", Moment),
+    Column("finished_at", Moment),
+    UniqueConstraint("schedule_id", "instant", name="schedule_runs_instant"),
+    CheckConstraint(
+        "state IN ('waiting','submitting','running','completed','failed','cancelled','expired','skipped','refused')",
+        name="schedule_runs_state",
+    ),
+    CheckConstraint(
+        "(state IN ('waiting','submitting','running')) = (finished_at IS NULL)", name="schedule_runs_finished"
+    ),
+    CheckConstraint(
+        "state NOT IN ('running','completed','failed','expired') OR job_id IS NOT NULL", name="schedule_runs_job"
+    ),
+    Index("schedule_runs_submitting", "tenant_id", "id", postgresql_where=text("state = 'submitting'")),
+    Index("schedule_runs_live", "schedule_id", "instant", postgresql_where=text("finished_at IS NULL")),
+    Index("schedule_runs_finished", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
 )
 
 leases = Table(

@@ -18,6 +18,7 @@ SELECT request_sha256, job_id, kind, CASE kind
                            AND (expires_at IS NULL OR expires_at > now()))
   WHEN 'export' THEN EXISTS (SELECT FROM exports WHERE exports.id = idempotency.job_id
                              AND (expires_at IS NULL OR expires_at > now()))
+  WHEN 'schedule_run' THEN true
   ELSE EXISTS (SELECT FROM jobs WHERE jobs.id = idempotency.job_id AND deleted_at IS NULL) END AS is_there
 FROM idempotency WHERE tenant_id = :tenant_id AND key = :key
 """)

@@ -1,0 +1,67 @@
+"""The background task that submits a run: its job and the run's mark are one transaction.
+
+If its process dies before that commit, nothing is there, and the next holder of the lease begins again. If it dies
+after it, the run is no longer pending. A holder that was paused past its lease finds it lost and writes nothing.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC
+from typing import Any
+
+from sqlalchemy import Connection
+
+from services.core.db import actors
+from services.core.db.leases import Lease
+from services.core.db.turns import Waiting
+from services.core.jobs import lifecycle
+from services.core.model.errors import Conflict, InvalidSubmission, NotFound
+from services.core.notify import Notifier
+from services.core.schedules import runs, targets
+from services.core.schedules.runs import RunState
+from services.core.settings import Settings
+
+
+def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
+    return runs.pending(connection, excluding, busy)
+
+
+def run(settings: Settings, notifier: Notifier, run_id: int, lease: Lease) -> None:
+    """Submits the run, or refuses it with the reason. Raises Unavailable: it is tried again later."""
+    with lease.begin() as connection:
+        found = runs.to_submit(connection, run_id)
+        if found is None:
+            return
+        labels = {"schedule": found.name, "scheduled_for": f"{found.instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"}
+        ground = targets.ground(connection, settings, found.tenant_id, found.base_url, labels)
+    with actors.acting(f"schedule/{found.name}"):
+        if found.overlap == "cancel":
+            with lease.begin() as connection:
+                _cancel_before(connection, found)
+        try:
+            models = _submit(ground, found, lease)
+        except (InvalidSubmission, NotFound) as error:
+            with lease.begin() as connection:
+                runs.refuse(connection, run_id, str(error))
+            return
+    for model in models:  # if it is lost, the workers' timers find the job within seconds
+        notifier.notify(model)
+
+
+def _submit(ground: targets.Ground, found: Any, lease: Lease) -> frozenset[str]:
+    """Records the job and that the run has it. Returns the models that wait for it."""
+    with targets.ordered(ground, found.target_kind, found.target, lease.keep) as record, lease.begin() as connection:
+        if not runs.hold(connection, found.id):  # skipped meanwhile, or its schedule was deleted
+            return frozenset()
+        recorded = record(connection)
+        runs.submitted(connection, found.id, recorded.job_id)
+    return recorded.models
+
+
+def _cancel_before(connection: Connection, found: Any) -> None:
+    """Cancels the jobs of earlier runs. It may be repeated."""
+    for before in runs.live(connection, found.schedule_id):
+        if before.state == RunState.RUNNING and before.instant < found.instant:
+            try:
+                lifecycle.cancel(connection, found.tenant_id, before.job_id)
+            except (Conflict, NotFound):  # it has ended, or is deleted
+                pass
