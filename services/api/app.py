@@ -27,6 +27,7 @@ from services.api.v1 import (
     failures,
     image_content,
     job_actions,
+    job_rates,
     job_requests,
     jobs,
     keys,
@@ -40,7 +41,20 @@ from services.api.v1 import (
 from services.core.settings import Settings
 
 _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
-    "jobs": (bulk, submissions, estimation, jobs, job_requests, search, failures, marks, events, job_actions, deletion),
+    "jobs": (
+        bulk,
+        submissions,
+        estimation,
+        jobs,
+        job_requests,
+        search,
+        failures,
+        marks,
+        events,
+        job_actions,
+        deletion,
+        job_rates,
+    ),
     "overview": (overview,),
     "drafts": (drafts,),
     "exports": (exports,),

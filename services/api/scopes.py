@@ -10,7 +10,7 @@ _OPERATIONS = {
         list_jobs show_job search_job list_images read_image list_requests list_events follow_events
         show_deletion list_chunks list_exports show_export list_export_files read_export_file list_batches
         show_batch list_files show_file read_file list_models show_model show_rates show_overview list_failures
-        list_marks list_actions list_workers list_jobs_actions show_jobs_action
+        show_job_rates list_marks list_actions list_workers list_jobs_actions show_jobs_action
     """,
     Scope.SUBMIT: """
         submit_job preview_job estimate_job append_chunk finalize_draft retry_job create_export generate_images

@@ -26,7 +26,7 @@ class Point(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """`points` in order of time; `each` names what a point stands for: minute."""
+    """`points` in order of time; `each` names what a point stands for: minute, hour, or span of any length."""
 
     points: Sequence[Point]
     each: str
@@ -34,6 +34,8 @@ class Chart:
     @property
     def numbers(self) -> str:
         """For the script (static/chart.js): the ends of the points are the beginnings of the next ones."""
+        if not self.points:
+            return ""
         last = self.points[-1]
         return json.dumps(
             {

@@ -1,12 +1,18 @@
 """What people look at, of a job of a million images: `tests/integration/test_overview.py` tests the same with fewer."""
 
+import httpx
 import pytest
 
 from services.core.jobs import failures, overview, queries
 from services.core.marks import marks
+from services.core.storage.s3 import S3Store
+from services.core.tenants import api_keys
 from tests import factories
+from tests.dashboard.test_large_job_page import assert_cheap, large_job
 from tests.factories import TENANT
 from tests.integration.test_overview import MOST_ROWS, fill, lead, rows_read, worker
+from tests.pages import House
+from tests.web import open_api
 
 IMAGES = 1_000_000
 
@@ -33,3 +39,18 @@ def test_no_statement_of_the_overview_and_of_a_jobs_lists_reads_more_than_a_page
     assert [image.index for image in marked or ()][:2] == [200_250, 200_500]
     assert counts["accepted"] == 2_000
     assert {name: rows for name, rows in read.items() if rows > MOST_ROWS} == {}
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(300)
+def test_the_page_of_a_job_of_a_million_images_costs_no_more_than_one_of_ten(settings, store: S3Store):
+    with open_api(settings) as api, httpx.Client(base_url=api.url, timeout=60, trust_env=False) as browser:
+        with api.database.begin_system() as connection:
+            key = api_keys.issue_key(connection, settings.secret, TENANT, "visitor")
+        http = httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
+        house = House(api, TENANT, key, http, browser)
+        house.sign_in()
+        job = large_job(house, IMAGES)
+        for path in ("", "?show=failed", "?show=done", "?show=queued", "?show=rendering"):
+            assert_cheap(house, f"/jobs/{job}{path}")
+        assert_cheap(house, f"/jobs/{job}/images/999999")

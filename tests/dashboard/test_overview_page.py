@@ -109,3 +109,23 @@ def test_files_are_sent_small_to_who_takes_them_so(house: House) -> None:
     assert small.headers["Content-Encoding"] == "gzip" and "Content-Encoding" not in plain.headers
     assert small.content == plain.content
     assert int(small.headers["Content-Length"]) < int(plain.headers["Content-Length"]) / 2
+
+
+def test_a_jobs_page_draws_its_own_throughput_once_there_is_some(house: House, open_tab: Callable[..., Tab]) -> None:
+    job = house.submit(*small(40))
+    tab = open_tab()
+    page = tab.open(f"/jobs/{job}")
+    expect(page.locator("#throughput")).to_be_hidden()
+    house.render(most=16, failed=[3])
+    with house.api.database.begin_system() as connection:
+        connection.execute(text("UPDATE counter_deltas SET at = at - interval '2 minutes'"))
+    fold(house)
+    house.render(most=16)
+    fold(house)
+    expect(page.locator("#throughput canvas")).to_be_visible(timeout=10_000)
+    expect(page.locator("#throughput figcaption")).to_contain_text("31 images done, 1 failed; at most 1.6 a second")
+    page.locator("#throughput .chart").press("Home")
+    expect(page.locator("#throughput .reading")).to_contain_text("1.6 a second, 15 done, 1 failed")
+    drawn = page.locator("#throughput .u-over").bounding_box()
+    assert drawn is not None and drawn["width"] > 500
+    assert tab.errors == []

@@ -368,6 +368,7 @@ JOB_ROUTES = {
     ("POST", "/v1/jobs/{job_id}/retry"),
     ("GET", "/v1/jobs/{job_id}/exports"),
     ("GET", "/v1/jobs/{job_id}/failures"),
+    ("GET", "/v1/jobs/{job_id}/rates"),
     ("GET", "/v1/jobs/{job_id}/marks"),
     ("PUT", "/v1/jobs/{job_id}/marks"),
 }

@@ -44,6 +44,7 @@ ANSWERS: dict[str, Any] = {
     "post /v1/exports/{export_id}/cancel": answers.Export,
     "get /v1/exports/{export_id}/files": [answers.ExportFile],
     "get /v1/jobs/{job_id}/failures": [answers.FailureCause],
+    "get /v1/jobs/{job_id}/rates": [answers.JobRatePoint],
     "get /v1/jobs/{job_id}/marks": answers.MarkPage,
     "put /v1/jobs/{job_id}/marks": answers.MarksChanged,
     "get /v1/overview": answers.Overview,

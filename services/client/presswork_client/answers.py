@@ -107,6 +107,16 @@ class RatePoint(TypedDict):
     batch_fill: float | None
 
 
+class JobRatePoint(TypedDict):
+    """What of a job was finished in so many seconds from `at` on. `rate`: images done or failed per second."""
+
+    at: str
+    seconds: float
+    done: int
+    failed: int
+    rate: float
+
+
 class RateSeries(TypedDict):
     """`data` begins with the oldest minute or hour and ends with the current one."""
 

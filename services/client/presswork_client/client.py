@@ -30,6 +30,7 @@ from presswork_client.answers import (
     Job,
     JobDeleted,
     JobDeletion,
+    JobRatePoint,
     JobRequest,
     JobsAction,
     JobsActionPreview,
@@ -305,6 +306,10 @@ class Client:
             _add(total, found)
             if (cursor := found["next_cursor"]) is None:
                 return total
+
+    def job_rates(self, job_id: str) -> list[JobRatePoint]:
+        """How fast images of the job were finished, from its first claim until it finished, or until now."""
+        return list(self._call(dict[str, list[JobRatePoint]], "GET", f"/v1/jobs/{_id(job_id)}/rates")["data"])
 
     def failures(self, job_id: str) -> list[FailureCause]:
         """Why images of the job failed, the most frequent cause first."""

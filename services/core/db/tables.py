@@ -435,6 +435,10 @@ counters = Table(
     Column("reused", Integer, nullable=False, server_default=zero),  # how many of the done ones were copied
     Column("rate_seconds", Double, nullable=False, server_default=zero),  # behind the rate; older ones count less
     Column("device_seconds", Double, nullable=False, server_default=zero),  # that devices held the job's images
+    Column("series_at", Moment),  # what was finished since then, in spans of so many seconds (queue/job_series.py)
+    Column("series_seconds", Integer),
+    Column("series_done", ARRAY(Integer)),
+    Column("series_failed", ARRAY(Integer)),
     CheckConstraint(f"least({', '.join(columns.COUNTS)}) >= 0", name="counters_not_negative"),
 )
 

@@ -29,16 +29,16 @@ from services.core.settings import Settings
 UNMEASURED = 2.0  # how many times wider the interval of a scaled shape is, on either side
 LIVE_SECONDS = 15.0
 
-_RATES = statement("estimates.rates")(f"""
-SELECT {", ".join(columns.SHAPE)}, images, seconds_per_image, deviation FROM render_rates
-WHERE model_revision = ANY(:revisions)
-""")  # noqa: S608  our own text
-_WORKERS = statement("estimates.workers")(f"""
-SELECT model_revision, count(*) AS workers FROM workers
-WHERE seen_at BETWEEN now() - make_interval(secs => :seconds) AND now() + make_interval(secs => :seconds)
-  AND state IN ('ready', 'busy')
-  AND model_revision = ANY(:revisions) AND {drains.NOT_DRAINED}
-GROUP BY model_revision
+# The rates of each revision, with how many of its workers are live: one row without a shape if it has no rate.
+_MEASURED = statement("estimates.measured")(f"""
+SELECT wanted.revision, live.workers, {columns.shape("r")}, r.images, r.seconds_per_image, r.deviation
+FROM unnest(CAST(:revisions AS text[])) AS wanted (revision)
+CROSS JOIN LATERAL (
+  SELECT count(*) AS workers FROM workers
+  WHERE seen_at BETWEEN now() - make_interval(secs => :seconds) AND now() + make_interval(secs => :seconds)
+    AND state IN ('ready', 'busy') AND model_revision = wanted.revision AND {drains.NOT_DRAINED}
+) live
+LEFT JOIN render_rates r ON r.model_revision = wanted.revision
 """)  # noqa: S608  our own text
 # A job's queued images, divided among its shapes in proportion to its segments' spans: exact for a job of one shape.
 _AHEAD = statement("estimates.ahead")(f"""
@@ -155,9 +155,10 @@ class Measured:
 
     def __init__(self, connection: Connection, revisions: Iterable[str]) -> None:
         values = {"revisions": list(revisions), "seconds": LIVE_SECONDS}
-        self._rows = connection.execute(_RATES, values).all()
+        found = connection.execute(_MEASURED, values).all()
+        self._rows = [row for row in found if row.images is not None]
         self._rates: dict[Shape, Rate | None] = {}
-        self.workers = {row.model_revision: int(row.workers) for row in connection.execute(_WORKERS, values)}
+        self.workers = {row.revision: int(row.workers) for row in found if row.workers}
 
     def rate(self, shape: Shape) -> Rate | None:
         """None: no shape of its model was measured."""

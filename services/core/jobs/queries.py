@@ -345,13 +345,20 @@ def images_failed_first(
 ) -> list[ImageView] | None:
     """The failed images in order, then all others. `failed`: the page before ended among the failed ones, at the index
     `after`. None: the tenant has no such job."""
-    found: list[ImageView] | None = []
-    if failed:
-        found = images(connection, tenant_id, job_id, state=ImageState.FAILED, after=after, limit=limit)
-        after = -1
-    elif not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
+    if not exists(connection, tenant_id, job_id):
         return None
-    if found is None or len(found) == limit:
+    return page_failed_first(connection, job_id, failed=failed, after=after, limit=limit)
+
+
+def page_failed_first(connection: Connection, job_id: int, *, failed: bool, after: int, limit: int) -> list[ImageView]:
+    """As `images_failed_first`, of a job that is known to be the tenant's."""
+    found: list[ImageView] = []
+    if failed:
+        rows = connection.execute(
+            _IMAGES_IN_STATE[ImageState.FAILED], {"job_id": job_id, "after": after, "limit": limit}
+        )
+        found, after = [_image_view(row) for row in rows], -1
+    if len(found) == limit:
         return found
     values = {"job_id": job_id, "after": after, "limit": limit - len(found)}
     return found + [_image_view(row) for row in connection.execute(_IMAGES_NOT_FAILED, values)]

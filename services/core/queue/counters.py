@@ -5,7 +5,7 @@ from sqlalchemy import Connection
 
 from services.core.db import columns, leases
 from services.core.db.statements import statement
-from services.core.queue import failure_counts
+from services.core.queue import failure_counts, job_series
 
 _NEW = statement("counters.new")("INSERT INTO counters (job_id, queued) VALUES (:id, :images)")
 _GROW = statement("counters.grow")("UPDATE counters SET queued = queued + :images WHERE job_id = :id")
@@ -16,6 +16,8 @@ _GROW = statement("counters.grow")("UPDATE counters SET queued = queued + :image
 # images as are being rendered. The measurement begins when a worker first claims images of the job, and again if none
 # was being rendered for a minute: the job was paused, or others came first.
 #
+# What was finished when is added to the job's own series (`job_series.py`).
+#
 # Whatever deltas came to is added to the rates of their minute and hour by the same statement: each once, and where it
 # belongs, also if nobody folded for hours.
 _ADDED = (*columns.COUNTS, "reused", "device_seconds")
@@ -24,7 +26,7 @@ _FOLD = statement("counters.fold")(f"""
 WITH folded AS (
   DELETE FROM counter_deltas WHERE id IN (
     SELECT id FROM counter_deltas ORDER BY id LIMIT 20000 FOR UPDATE SKIP LOCKED
-  ) RETURNING job_id, at, slots, {", ".join(_ADDED)}
+  ) RETURNING id, job_id, at, slots, {", ".join(_ADDED)}
 ), rolled AS (
   INSERT INTO rates AS r (tenant_id, grain, at, {", ".join(_ROLLED)})
   SELECT tenant_id, grain, date_trunc(grain, at, 'UTC'), {", ".join(f"sum({name})" for name in _ROLLED)}
@@ -36,23 +38,28 @@ WITH folded AS (
   ON CONFLICT (tenant_id, grain, at) DO UPDATE SET
     {", ".join(f"{name} = r.{name} + excluded.{name}" for name in _ROLLED)}
 ), sums AS (
-  SELECT job_id, {", ".join(f"sum({name}) AS {name}" for name in _ADDED)} FROM folded GROUP BY job_id
+  SELECT job_id, {", ".join(f"sum({name}) AS {name}" for name in _ADDED)},
+{job_series.GATHERED}
+  FROM folded GROUP BY job_id
 ), measured AS (
   SELECT sums.*, (sums.done + sums.failed)::double precision AS finished, seconds, clock_timestamp() AS until,
          before.rendering = 0 AND (before.rate_seconds = 0 OR seconds > 60) AS begins,
          before.rate_seconds * exp(-least(
-           seconds / 30, (sums.done + sums.failed) / (2.0 * greatest(before.rendering, 1)))) AS older
+           seconds / 30, (sums.done + sums.failed) / (2.0 * greatest(before.rendering, 1)))) AS older,
+         kept.series_at, spans.series_seconds, series.series_done, series.series_failed
   FROM sums JOIN counters before USING (job_id)
   CROSS JOIN LATERAL (
     SELECT greatest(extract(epoch FROM clock_timestamp() - before.folded_at)::double precision, 0.001) AS seconds
   ) since
+{job_series.ADDED}
 )
 UPDATE counters SET
   {", ".join(f"{name} = counters.{name} + measured.{name}" for name in _ADDED)},
   rate = CASE WHEN begins THEN 0 WHEN finished = 0 THEN rate
               ELSE (rate * older + finished) / (older + seconds) END,
   rate_seconds = CASE WHEN begins THEN 0 WHEN finished = 0 THEN rate_seconds ELSE older + seconds END,
-  folded_at = CASE WHEN begins OR finished > 0 THEN until ELSE folded_at END
+  folded_at = CASE WHEN begins OR finished > 0 THEN until ELSE folded_at END,
+  {job_series.SET}
 FROM measured WHERE counters.job_id = measured.job_id
 """)  # noqa: S608  our own text
 

@@ -8,10 +8,10 @@ from services.api.dependencies import ContextDep
 from services.core.events import queries as events
 from services.core.exports import records
 from services.core.exports.formats import FORMATS
-from services.core.jobs import failures, image_pages, shapes
+from services.core.jobs import failures, image_pages, job_rates, shapes
 from services.core.marks import marks
 from services.core.model import ids
-from services.dashboard import access, reading, rendering
+from services.dashboard import access, charts, reading, rendering
 from services.dashboard.pages import actions
 from services.dashboard.routes import PageRoute
 
@@ -32,9 +32,10 @@ def show_job(request: Request, context: ContextDep, visitor: access.Signed, job_
         page = image_pages.page(connection, visitor.tenant, number, everything, place=None, limit=_IMAGES)
         values: dict[str, Any] = {
             "marked": marks.counts(connection, visitor.tenant, number),
+            "chart": charts.Chart(job_rates.of_job(connection, visitor.tenant, number), "span"),
             "shapes": shapes.of_job(connection, number),
             "events": events.of_subject(connection, visitor.tenant, events.job(number), limit=_EVENTS),
-            "causes": failures.of_job(connection, visitor.tenant, number) if job.counts["failed"] else [],
+            "causes": failures.counted(connection, number) if job.counts["failed"] else [],
             "exports": records.of_job(connection, visitor.tenant, number, before=_PAST_THE_NEWEST, limit=_EXPORTS)
             if job.is_final
             else [],

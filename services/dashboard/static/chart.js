@@ -17,10 +17,10 @@ function ink(place, name, alpha = 1) {
 
 // The last point reaches to its end, so it is drawn as wide as it is. Where nothing failed there is no line.
 function columns({at, end, rate: rates, failing}) {
-  return [[...at, end], [...rates, rates.at(-1)], [...failing, failing.at(-1)].map((value) => value || null)];
+  return [[...at, end], [...rates, rates.at(-1)], [...failing, failing.at(-1)].map((value, nth, all) => (value || all[nth - 1]) ? value : null)];
 }
 
-const named = (place) => place.numbers.each === "hour" ? DAYS : place.numbers.each === "minute" ? MINUTES : SECONDS;
+const named = (place) => place.numbers.each === "hour" || span(place) > 86400 ? DAYS : place.numbers.each === "minute" ? MINUTES : SECONDS;
 const written = (seconds, options) => new Date(seconds * 1000).toLocaleString("en-GB", options);
 
 function draw(place) {
@@ -42,7 +42,7 @@ function draw(place) {
     scales: {y: {range: (_plot, _low, high) => [0, high > 0 ? high * 1.1 : 1]}},
     series: [{}, line("done", 1.5, 0.16), line("failed", 1.5, 0.25)],
     axes: [
-      {...axis, space: 70, size: 28, values: (_plot, ticks) => ticks.map((tick) => written(tick, span(place) > 172800 ? {day: "numeric", month: "short"} : span(place) < 300 ? SECONDS : MINUTES))},
+      {...axis, space: 70, size: 28, values: (_plot, ticks) => ticks.map((tick) => written(tick, span(place) > 172800 ? {day: "numeric", month: "short"} : ticks[1] - ticks[0] < 60 ? SECONDS : MINUTES))},
       {...axis, size: 46, values: (_plot, ticks) => ticks.map((tick) => tick ? rate(tick) : "0")},
     ],
     hooks: {setCursor: [(plot) => read(place, plot.cursor.idx)]},
