@@ -77,11 +77,12 @@ def texts(source: str) -> Iterator[str]:
 
 
 def writes(source: str) -> set[str]:
-    """The tables that a program writes."""
+    """The tables of the database that a program writes. Those of a file of SQLite are `main.NAME` and `temp.NAME`."""
     return {
         re.sub(r"^\{(\w+)_leaf\}$", r"\1", into or changed)
         for sql in texts(source)
         for into, changed in _WRITES.findall(sql)
+        if not (into or changed).startswith(("main.", "temp."))
     }
 
 

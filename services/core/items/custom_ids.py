@@ -34,14 +34,16 @@ class Seen:
 
     def first(self, name: str, place: int) -> int:
         """The place where the name was used first: this one, if it is new."""
-        if self._database.execute("INSERT OR IGNORE INTO seen (name, place) VALUES (?, ?)", (name, place)).rowcount:
+        if self._database.execute(
+            "INSERT OR IGNORE INTO main.seen (name, place) VALUES (?, ?)", (name, place)
+        ).rowcount:
             return place
         [(found,)] = self._database.execute("SELECT place FROM seen WHERE name = ?", (name,))
         return int(found)
 
     def copies(self, name: str) -> int:
         """How often the name was asked for, this time included."""
-        statement = "UPDATE seen SET copies = copies + 1 WHERE name = ? RETURNING copies"
+        statement = "UPDATE main.seen SET copies = copies + 1 WHERE name = ? RETURNING copies"
         [(count,)] = self._database.execute(statement, (name,)).fetchall()
         return int(count)
 
