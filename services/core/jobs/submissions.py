@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from services.core.db import columns, deadlines, partitions
 from services.core.db.database import Database
+from services.core.fleet import served
 from services.core.fleet.models import Catalogue
 from services.core.jobs import idempotency
 from services.core.model import ids, requests, strict_json
@@ -269,30 +270,12 @@ class Submission:
         self, fields: tuple[object, ...], request: requests.ImageRequest, place: int, prefix: str
     ) -> ResolvedShape | None:
         """Looks up the request's model and completes its shape; None, with a problem, if no model serves it."""
-        name = self._settings.model if request.model is None else request.model
-        model = self._catalogue.get(name)
-        if not self._catalogue:
-            message = f"There is no model yet: {self._catalogue.reason}."
-            self.refuse(Problem("unknown_model", message, f"{prefix}model", place))
+        found = served.resolve(self._catalogue, request, self._settings.model, prefix=prefix, place=place)
+        if isinstance(found, Problem):
+            self.refuse(found)
             return None
-        if model is None:
-            known = ", ".join(sorted(self._catalogue))
-            self._refuse("unknown_model", place, f"{prefix}model", f"must be one of: {known}", name)
-            return None
-        size = model.default_size if request.size is None else requests.size_pixels(request.size)
-        max_steps = model.sizes.get(size)
-        if max_steps is None:
-            served = ", ".join(f"{w}x{h}" for w, h in model.sizes)
-            self._refuse("unserved_size", place, f"{prefix}size", f"must be one of: {served}", request.size)
-            return None
-        steps = model.default_steps if request.num_inference_steps is None else request.num_inference_steps
-        if steps > max_steps:
-            rule = f"must be a whole number from 1 to {max_steps}"
-            self._refuse("unserved_steps", place, f"{prefix}num_inference_steps", rule, steps)
-            return None
-        guidance = model.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
-        self.models.add(name)
-        shape = Shape(model.revision, *size, steps, guidance > 1.0)
+        self.models.add(found.model)
+        shape = found.shape
         if shape not in self._segments and len(self._segments) == MAX_SHAPES:
             message = f"The job mixes more than {MAX_SHAPES} shapes (size, steps, guided or not); submit it in parts."
             self.refuse(Problem("too_many_shapes", message, f"{prefix}size", place))
@@ -300,7 +283,7 @@ class Submission:
         if shape not in self._segments:
             self._segments[shape] = len(self._segments), self.total
             self._highest.append(self.total)
-        resolved = ResolvedShape(shape, self._segments[shape][0], guidance, repr(fields))
+        resolved = ResolvedShape(shape, self._segments[shape][0], found.guidance_scale, repr(fields))
         if len(self._resolved) < _MAX_CACHED:
             self._resolved[fields] = resolved
         return resolved

@@ -1,0 +1,45 @@
+"""Which shape a request gets: its model's revision, size, steps and guidance, if a model serves it."""
+
+from dataclasses import dataclass
+
+from services.core.fleet.models import Catalogue
+from services.core.model import requests, strict_json
+from services.core.model.errors import Problem
+from services.core.model.specs import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """`model` is the name under which it was asked for."""
+
+    model: str
+    shape: Shape
+    guidance_scale: float
+
+
+def resolve(
+    models: Catalogue, request: requests.Defaults, default_model: str, *, prefix: str = "", place: int | None = None
+) -> Served | Problem:
+    """Completes the request's shape by its model's defaults. A Problem, with names that begin with `prefix`, if no
+    model serves it."""
+
+    def refused(code: str, field: str, rule: str, found: object) -> Problem:
+        param = prefix + field
+        return Problem(code, f"{param} is {strict_json.describe(found)}; it {rule}.", param, place)
+
+    name = default_model if request.model is None else request.model
+    if not models:
+        return Problem("unknown_model", f"There is no model yet: {models.reason}.", f"{prefix}model", place)
+    model = models.get(name)
+    if model is None:
+        return refused("unknown_model", "model", f"must be one of: {', '.join(sorted(models))}", name)
+    size = model.default_size if request.size is None else requests.size_pixels(request.size)
+    max_steps = model.sizes.get(size)
+    if max_steps is None:
+        served = ", ".join(f"{w}x{h}" for w, h in model.sizes)
+        return refused("unserved_size", "size", f"must be one of: {served}", request.size)
+    steps = model.default_steps if request.num_inference_steps is None else request.num_inference_steps
+    if steps > max_steps:
+        return refused("unserved_steps", "num_inference_steps", f"must be a whole number from 1 to {max_steps}", steps)
+    guidance = model.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
+    return Served(name, Shape(model.revision, *size, steps, guidance > 1.0), guidance)
