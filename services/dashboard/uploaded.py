@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from services.api.body import streaming
-from services.core.items import columns, reading, unpacked
+from services.core.items import columns, input_file, reading, unpacked
 from services.core.jobs.submissions import Submission
 from services.core.model import requests
 from services.dashboard.asked import Asked
@@ -70,7 +70,7 @@ class Upload:
 
 def is_binary(name: str) -> bool:
     """Whether places in a file of that name are rows, not lines."""
-    return reading.EXTENSIONS.get(Path(name).suffix.lower()) in ("xlsx", "parquet")
+    return input_file.EXTENSIONS.get(Path(name).suffix.lower()) in input_file.BINARY
 
 
 def said(sentence: str) -> str:
