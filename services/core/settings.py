@@ -118,6 +118,13 @@ def _networks(value: str) -> tuple[Network, ...]:
         raise ValueError("it must be IP addresses or networks with commas, such as 10.0.0.7,10.1.0.0/16") from None
 
 
+def _buckets(value: str) -> frozenset[str]:
+    names = {part.strip() for part in value.split(",") if part.strip()}
+    if not all(re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", name) for name in names):
+        raise ValueError("it must be names of buckets with commas between them, such as feeds,shop-data")
+    return frozenset(names)
+
+
 def _batch_sizes(value: str) -> tuple[int, ...]:
     sizes = [int(part) for part in value.split(",") if part.strip().isdigit()]
     if len(sizes) != len(value.split(",")) or not all(1 <= size <= 256 for size in sizes) or 1 not in sizes:
@@ -178,6 +185,14 @@ class Settings:
         "PRESSWORK_SCHEDULE_SECONDS", "300", _number(60, 86400)
     )  # between two runs, least
     event_days: int = _setting("PRESSWORK_EVENT_DAYS", "90", _whole(7, 36500))  # for how long events are kept
+    # Sources of catalogues, which web servers and schedulers fetch.
+    fetch_networks: tuple[Network, ...] = _setting(
+        "PRESSWORK_FETCH_NETWORKS", "", _networks
+    )  # besides public addresses
+    fetch_http: bool = _setting("PRESSWORK_FETCH_HTTP", "0", _flag)  # without encryption
+    fetch_seconds: float = _setting("PRESSWORK_FETCH_SECONDS", "600", _number(1, 86400))  # in all
+    max_source_bytes: int = _setting("PRESSWORK_MAX_SOURCE_BYTES", str(2 << 30), _whole(1024, 2**40))  # unpacked
+    source_buckets: frozenset[str] = _setting("PRESSWORK_SOURCE_BUCKETS", "", _buckets)  # that a catalogue may name
     # The worker.
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")
