@@ -68,6 +68,11 @@ catalogue:
         ({"source": {"url": "x", "s3": "abc/d"}}, "source has url and s3; it must have exactly one of them."),
         ({"source": {"url": "https://a.example/b"}}, "source.format is missing, and source.url has none of the known"),
         ({"source": {"s3": "nokey"}}, 'source.s3 is "nokey"; it must be a bucket and a key'),
+        (
+            {"source": {"file": "f", "encoding": "utf-99"}},
+            'source.encoding is "utf-99"; it must be an encoding such as',
+        ),
+        ({"source": {"file": "f", "delimiter": "ab"}}, 'source.delimiter is "ab"; it must be one character'),
         ({"id": None}, "id is null; it must be the name of the column that identifies an item."),
         ({"seed": True}, 'seed is true; it must be "by-id", or a whole number from 0'),
         ({"schedule": {"cron": "0 1 * * *", "timezone": "Mars/Phobos"}}, 'schedule.timezone is "Mars/Phobos"; it must'),

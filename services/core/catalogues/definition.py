@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Wi
 from pydantic_core import PydanticCustomError
 
 from services.core.catalogues import templates
+from services.core.items import delimited, encodings
+from services.core.items.errors import WrongOption
 from services.core.items.input_file import EXTENSIONS
 from services.core.model import requests, strict_json, suggestions
 from services.core.model.body import Body
@@ -245,6 +247,15 @@ def _source_problems(found: Definition) -> list[Problem]:
     if len(given) != 1:
         named = " and ".join(given) or "none of url, file and s3"
         return [Problem("invalid_value", f"source has {named}; it must have exactly one of them.", "source")]
+    for name, check in (("delimiter", delimited.mark), ("encoding", encodings.named)):
+        value = getattr(found.source, name)
+        try:
+            if value is not None:
+                check(value)
+        except WrongOption:
+            message = f"source.{name} is {strict_json.describe(value)}; it must be"
+            rule = Definition.ALLOWED[f"source.{name}"]
+            return [Problem("invalid_value", f"{message} {rule}.", f"source.{name}")]
     if found.source.format is None and given[0] != "file":
         address = str(getattr(found.source, given[0])).partition("?")[0].partition("#")[0].removesuffix(".gz")
         ending = "." + address.rpartition("/")[2].rpartition(".")[2].lower()

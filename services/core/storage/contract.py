@@ -16,6 +16,15 @@ class StoredObject:
     adopted: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignObject:
+    """An object of another bucket that is being read."""
+
+    size: int
+    etag: str
+    blocks: Iterator[bytes]
+
+
 class ImageStore(Protocol):
     """A store of immutable objects. Every method raises StoreUnavailable in an outage and StoreRefused if it is
     refused."""
@@ -33,6 +42,11 @@ class ImageStore(Protocol):
 
     def stream(self, key: str, part: tuple[int, int] | None = None) -> Iterator[bytes]:
         """The object's bytes, chunk by chunk. `part`: only those from the first to the last of these positions."""
+        ...
+
+    def foreign(self, bucket: str, key: str, etag: str = "") -> ForeignObject | None:
+        """An object of any bucket that the store's key may read. None: it is still the one with this `etag`. Raises
+        ObjectMissing."""
         ...
 
     def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:

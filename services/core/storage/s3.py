@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from services.core.model.errors import ObjectMissing, SettingsError, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
 from services.core.storage import deadlines, sessions
-from services.core.storage.contract import StoredObject
+from services.core.storage.contract import ForeignObject, StoredObject
 from services.core.storage.refusals import code, status, translated
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,23 @@ class S3Store:
             body = self._client.get_object(Bucket=self.bucket, Key=key, **asked)["Body"]
             with closing(body):  # a reader that leaves before the end frees the connection at once
                 yield from body.iter_chunks(_CHUNK)
+
+    def foreign(self, bucket: str, key: str, etag: str = "") -> ForeignObject | None:
+        asked = {"IfNoneMatch": etag} if etag else {}
+        with self._translated():
+            try:
+                found = self._client.get_object(Bucket=bucket, Key=key, **asked)
+            except ClientError as error:
+                if status(error) == 304:
+                    return None
+                if status(error) == 404:
+                    raise ObjectMissing from error
+                raise
+        return ForeignObject(found["ContentLength"], found.get("ETag", ""), self._blocks(found["Body"]))
+
+    def _blocks(self, body: Any) -> Iterator[bytes]:
+        with self._translated(), closing(body):
+            yield from body.iter_chunks(_CHUNK)
 
     def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
         with self._translated():
