@@ -30,14 +30,16 @@ SCHEDULER = {
     "SELECT": "alembic_version installation tenants models model_shapes workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures claims idempotency exports export_files files uploads "
     "upload_parts marks rates failure_deltas failure_counts failure_hours bulk_acts schedules schedule_runs "
-    "render_rates drains",
+    "render_rates drains catalogues catalogue_runs catalogue_changes catalogue_versions catalogue_entries job_chunks "
+    "mark_counts engines",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
-    "failure_counts failure_hours schedule_runs",
+    "failure_counts failure_hours schedule_runs job_chunks catalogue_changes catalogue_versions "
+    "catalogue_entries",
     "UPDATE": "jobs segments images claims counters leases exports files uploads rates failure_counts failure_hours "
-    "bulk_acts schedule_runs",
+    "bulk_acts schedule_runs catalogues catalogue_runs catalogue_changes catalogue_entries",
     "UPDATE (next_at)": "schedules",
     "DELETE": "rates failure_deltas failure_hours counter_deltas claims workers idempotency leases exports "
-    "export_files files upload_parts schedule_runs",
+    "export_files files upload_parts schedule_runs catalogue_changes catalogue_versions catalogue_entries",
     **LOCKED,
     **ALL,
 }

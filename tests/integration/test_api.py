@@ -561,6 +561,22 @@ OTHER_ROWS = (  # of tables that nothing above has written to
         "INSERT INTO bulk_acts (id, tenant_id, actor, verb, filter, options, jobs, images, is_all, last_job)"
         " VALUES (1, 1, 'key/x', 'cancel', '{}', '{}', 0, 0, true, 0)"
     ),
+    (
+        "INSERT INTO schedules (id, tenant_id, name, cron, timezone, target_kind, target, base_url, misfire,"
+        " misfire_limit, overlap, paused)"
+        " VALUES (1, 1, 'nightly', '0 1 * * *', 'UTC', 'job', '{}', 'http://x', 'latest', 1, 'skip', true)"
+    ),
+    "INSERT INTO schedule_runs (id, schedule_id, tenant_id, instant, state) VALUES (1, 1, 1, now(), 'waiting')",
+    ("INSERT INTO catalogues (id, tenant_id, name, public_id, definition) VALUES (1, 1, 'shop', 'p', '{}')"),
+    (
+        "INSERT INTO catalogue_runs (id, tenant_id, catalogue_id, state, plan_only, accept_removed, definition)"
+        " VALUES (1, 1, 1, 'queued', false, false, '{}')"
+    ),
+    (
+        "INSERT INTO catalogue_entries (catalogue_id, item, variant, from_version, render_key, object_key, sha256,"
+        " bytes, request, model_revision, reproducibility_class, rendered_at, job_id, index)"
+        " VALUES (1, 'a', 'b', 1, 'k', 'k', 's', 1, '{}', 'r', 'c', now(), 1, 0)"
+    ),
     "INSERT INTO rates VALUES (1, 'hour', now(), 1, 1, 1, 1, 1)",
     "INSERT INTO marks VALUES (%(job_id)s, 0, 'accepted', 'key/x', now())",
     "INSERT INTO mark_counts VALUES (%(job_id)s, 1, 0, 0)",

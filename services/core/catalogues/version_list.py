@@ -64,10 +64,12 @@ class FileShape:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One picture of a version. `change` is one of the words above; `failed`: it could not be made in that version."""
+    """One picture of a version; `place` is its item's in the source. `change` is one of the words above; `failed`: it
+    could not be made in that version."""
 
     item: str
     variant: str
+    place: int
     render_key: bytes
     shape: FileShape
     prompt: str
@@ -137,9 +139,10 @@ def entries(path: Path, *changes: str) -> Iterator[Entry]:
     with opened(path) as connection:
         variants = _variants(connection)
         known = {row[0]: FileShape(*row[1:]) for row in connection.execute("SELECT * FROM shapes")}
-        for row in connection.execute(f"SELECT * FROM pictures {chosen} ORDER BY item, variant", changes):  # noqa: S608
-            item, variant, key, shape, prompt, negative, seed, _, failed, change = row
-            yield Entry(item, variants[variant], key, known[shape], prompt, negative, seed, bool(failed), change)
+        query = f"SELECT pictures.*, place FROM pictures JOIN items USING (item) {chosen} ORDER BY item, variant"  # noqa: S608
+        for row in connection.execute(query, changes):
+            item, variant, key, shape, prompt, negative, seed, _, failed, change, place = row
+            yield Entry(item, variants[variant], place, key, known[shape], prompt, negative, seed, bool(failed), change)
 
 
 def removed(path: Path) -> Iterator[tuple[str, str]]:

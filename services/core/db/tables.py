@@ -604,6 +604,138 @@ export_files = Table(
     PrimaryKeyConstraint("export_id", "path"),
 )
 
+catalogues = Table(
+    "catalogues",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("public_id", Text, nullable=False),  # in links for everybody
+    Column("definition", JSONB, nullable=False),
+    Column("file_id", BigInteger),  # the last upload of its source
+    Column("version", Integer, nullable=False, server_default=zero),  # the highest that was begun
+    Column("published", Integer),  # the version that readers see
+    Column("announced", Integer),  # the version that the pointer in the store names
+    Column("tidy_from", Moment),  # set while the pointer, old versions or objects wait for the background task
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("updated_at", Moment, nullable=False, server_default=now),
+    Column("deleted_at", Moment),
+    Index("catalogues_name", "tenant_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    Index("catalogues_public", "public_id", unique=True),
+    Index("catalogues_untidy", "tenant_id", "tidy_from", postgresql_where=text("tidy_from IS NOT NULL")),
+)
+
+_FINAL_RUN = "('planned','unchanged','published','kept','failed','cancelled')"
+catalogue_runs = Table(
+    "catalogue_runs",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("catalogue_id", BigInteger, ForeignKey("catalogues.id"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("plan_only", Boolean, nullable=False),
+    Column("accept_removed", Boolean, nullable=False),
+    Column("definition", JSONB, nullable=False),  # the catalogue's when the run was asked for
+    Column("file_id", BigInteger),
+    Column("base", Integer, nullable=False, server_default=zero),  # the version that it is compared with; 0: nothing
+    Column("version", Integer),
+    Column("job_id", BigInteger),
+    Column("source", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("counts", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("position", Integer, nullable=False, server_default=zero),  # how far the state's work has come
+    Column("error", JSONB),
+    Column("deadline", Moment),
+    Column("cancel_requested_at", Moment),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("planned_at", Moment),
+    Column("rendered_at", Moment),
+    Column("finished_at", Moment),
+    CheckConstraint(
+        f"state IN ('queued','submitting','rendering','reviewing','writing',{_FINAL_RUN[1:]}",
+        name="catalogue_runs_state",
+    ),
+    CheckConstraint(f"(state IN {_FINAL_RUN}) = (finished_at IS NOT NULL)", name="catalogue_runs_finished"),
+    Index("catalogue_runs_catalogue", "catalogue_id", "id"),
+    Index(
+        "catalogue_runs_one",
+        "catalogue_id",
+        unique=True,
+        postgresql_where=text("finished_at IS NULL AND NOT plan_only"),
+    ),
+    Index("catalogue_runs_waiting", "tenant_id", "id", postgresql_where=text("finished_at IS NULL")),
+)
+
+catalogue_changes = Table(  # what a run found to differ from its base; those to be rendered come first
+    "catalogue_changes",
+    metadata,
+    Column("run_id", BigInteger, ForeignKey("catalogue_runs.id", ondelete="CASCADE"), nullable=False),
+    Column("position", Integer, nullable=False),  # of those to be rendered: the index in the job
+    Column("item", Text(collation="C"), nullable=False),
+    Column("variant", Text(collation="C"), nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("line", Integer),
+    Column("render_key", LargeBinary),
+    Column("request", JSONB),
+    Column("model_revision", Text),
+    Column("outcome", Text),
+    Column("code", Text),
+    Column("message", Text),
+    PrimaryKeyConstraint("run_id", "position"),
+    CheckConstraint("kind IN ('new','changed','model','retried','broken','removed')", name="catalogue_changes_kind"),
+    CheckConstraint("outcome IN ('done','failed','rejected','removed')", name="catalogue_changes_outcome"),
+    Index("catalogue_changes_kind", "run_id", "kind", "position"),
+    Index("catalogue_changes_troubled", "run_id", "position", postgresql_where=text("code IS NOT NULL")),
+)
+
+catalogue_versions = Table(
+    "catalogue_versions",
+    metadata,
+    Column("catalogue_id", BigInteger, ForeignKey("catalogues.id"), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("run_id", BigInteger, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("manifests", JSONB, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    PrimaryKeyConstraint("catalogue_id", "version"),
+)
+
+catalogue_entries = Table(  # the picture that an item's variant has from one version until before another
+    "catalogue_entries",
+    metadata,
+    Column("catalogue_id", BigInteger, ForeignKey("catalogues.id"), nullable=False),
+    Column("item", Text(collation="C"), nullable=False),
+    Column("variant", Text(collation="C"), nullable=False),
+    Column("from_version", Integer, nullable=False),
+    Column("until_version", Integer),
+    Column("stale_from", Integer),  # the version from which on the item's data ask for another picture
+    Column("render_key", LargeBinary, nullable=False),
+    Column("object_key", Text, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("request", JSONB, nullable=False),
+    Column("model_revision", Text, nullable=False),
+    Column("reproducibility_class", Text, nullable=False),
+    Column("rendered_at", Moment, nullable=False),
+    Column("job_id", BigInteger, nullable=False),
+    Column("index", Integer, nullable=False),
+    PrimaryKeyConstraint("catalogue_id", "item", "variant", "from_version"),
+    CheckConstraint("until_version > from_version", name="catalogue_entries_order"),
+    Index("catalogue_entries_open", "catalogue_id", "from_version", postgresql_where=text("until_version IS NULL")),
+    Index(
+        "catalogue_entries_closed",
+        "catalogue_id",
+        "until_version",
+        postgresql_where=text("until_version IS NOT NULL"),
+    ),
+    Index("catalogue_entries_object", "catalogue_id", "object_key"),
+    Index(
+        "catalogue_entries_stale",
+        "catalogue_id",
+        postgresql_where=text("stale_from IS NOT NULL AND until_version IS NULL"),
+    ),
+)
+
 events = Table(  # append-only; committed rows are numbered in `seq`, and readers go by it. See events/numbering.py
     "events",
     metadata,

@@ -1,0 +1,131 @@
+"""What a run found to differ from the version that it is compared with. Every write of `catalogue_changes`.
+
+The position of a change that is to be rendered is its image's index in the run's job; the others are at positions from
+ASIDE on. Functions take an open transaction and never commit.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Connection
+
+from services.core.db.statements import statement
+
+Kind = Literal["new", "changed", "model", "retried", "broken", "removed"]
+Outcome = Literal["done", "failed", "rejected", "removed"]
+RENDERED: tuple[Kind, ...] = ("new", "changed", "model", "retried")
+ASIDE = 1 << 30
+_FORGET = statement("changes.forget")("""
+DELETE FROM catalogue_changes WHERE run_id = :run_id AND position IN (
+  SELECT position FROM catalogue_changes WHERE run_id = :run_id LIMIT :limit)
+""")
+_ADD = statement("changes.add")("""
+INSERT INTO catalogue_changes (run_id, position, item, variant, kind, line, render_key, request, model_revision, code,
+  message)
+SELECT :run_id, * FROM unnest(
+  CAST(:positions AS integer[]), CAST(:items AS text[]), CAST(:variants AS text[]), CAST(:kinds AS text[]),
+  CAST(:lines AS integer[]), CAST(:render_keys AS bytea[]), CAST(:requests AS jsonb[]), CAST(:revisions AS text[]),
+  CAST(:codes AS text[]), CAST(:messages AS text[]))
+""")
+_COLUMNS = "position, item, variant, kind, line, render_key, request, model_revision, outcome, code, message"
+_FROM = f"SELECT {_COLUMNS} FROM catalogue_changes WHERE run_id = :run_id AND position >= :first"  # noqa: S608
+_PAGE = statement("changes.page")(f"{_FROM} ORDER BY position LIMIT :limit")
+_OF_KIND = statement("changes.of_kind")(f"{_FROM} AND kind = :kind ORDER BY position LIMIT :limit")
+_TROUBLED = statement("changes.troubled")(f"{_FROM} AND code IS NOT NULL ORDER BY position LIMIT :limit")
+_SETTLE = statement("changes.settle")("""
+UPDATE catalogue_changes c SET outcome = s.outcome, code = coalesce(s.code, c.code),
+  message = coalesce(s.message, c.message)
+FROM unnest(CAST(:positions AS integer[]), CAST(:outcomes AS text[]), CAST(:codes AS text[]),
+            CAST(:messages AS text[])) AS s (position, outcome, code, message)
+WHERE c.run_id = :run_id AND c.position = s.position
+""")
+_OUTCOMES = statement("changes.outcomes")(
+    "SELECT outcome, count(*) AS changes FROM catalogue_changes WHERE run_id = :run_id GROUP BY outcome"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One picture that differs: an item's variant. `line` is the item's line in the source, `request` and
+    `render_key` what is rendered. `code` and `message` say why there is none."""
+
+    item: str
+    variant: str
+    kind: Kind
+    line: int | None = None
+    render_key: bytes | None = None
+    request: dict[str, Any] | None = None
+    model_revision: str | None = None
+    code: str | None = None
+    message: str | None = None
+    position: int = -1
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What came of the change at a position."""
+
+    position: int
+    outcome: Outcome
+    code: str | None = None
+    message: str | None = None
+
+
+def forget(connection: Connection, run_id: int, *, most: int) -> bool:
+    """Deletes up to `most` changes of a run whose plan is made again. Returns whether there may be more."""
+    return connection.execute(_FORGET, {"run_id": run_id, "limit": most}).rowcount == most
+
+
+def add(connection: Connection, run_id: int, first: int, changes: Sequence[Change]) -> None:
+    """Records the changes from the position `first` on."""
+    values = {
+        "positions": list(range(first, first + len(changes))),
+        "items": [change.item for change in changes],
+        "variants": [change.variant for change in changes],
+        "kinds": [change.kind for change in changes],
+        "lines": [change.line for change in changes],
+        "render_keys": [change.render_key for change in changes],
+        "requests": [None if change.request is None else json.dumps(change.request) for change in changes],
+        "revisions": [change.model_revision for change in changes],
+        "codes": [change.code for change in changes],
+        "messages": [change.message for change in changes],
+    }
+    connection.execute(_ADD, values | {"run_id": run_id})
+
+
+def page(
+    connection: Connection, run_id: int, *, first: int, limit: int, kind: Kind | None = None, troubled: bool = False
+) -> list[Change]:
+    """The changes from the position `first` on: all, those of one kind, or those of which something went wrong."""
+    query = _TROUBLED if troubled else _PAGE if kind is None else _OF_KIND
+    rows = connection.execute(query, {"run_id": run_id, "first": first, "limit": limit, "kind": kind})
+    return [_change(row) for row in rows]
+
+
+def settle(connection: Connection, run_id: int, settled: Iterable[Settled]) -> None:
+    """Records what came of these changes."""
+    given = list(settled)
+    values = {
+        "positions": [one.position for one in given],
+        "outcomes": [one.outcome for one in given],
+        "codes": [one.code for one in given],
+        "messages": [one.message for one in given],
+    }
+    connection.execute(_SETTLE, values | {"run_id": run_id})
+
+
+def outcomes(connection: Connection, run_id: int) -> dict[str, int]:
+    """How many changes of a run came to what."""
+    return {row.outcome: row.changes for row in connection.execute(_OUTCOMES, {"run_id": run_id}) if row.outcome}
+
+
+def _change(row: Any) -> Change:
+    return Change(
+        item=row.item, variant=row.variant, kind=row.kind, line=row.line,
+        render_key=None if row.render_key is None else bytes(row.render_key), request=row.request,
+        model_revision=row.model_revision, code=row.code,
+        message=row.message, position=row.position, outcome=row.outcome,
+    )  # fmt: skip
