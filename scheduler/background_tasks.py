@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from services.core.batches import finalization, validation
 from services.core.bulk import bulk
 from services.core.bulk import task as bulk_task
+from services.core.catalogues import task as catalogues
 from services.core.db.database import Connection, Database
 from services.core.db.leases import Lease, LeaseLost
 from services.core.db.turns import Waiting
@@ -193,7 +194,11 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
     def submit(run_id: int, lease: Lease) -> None:
         submitting.run(settings, notifier, run_id, lease)
 
+    def tend(catalogue_id: int, lease: Lease) -> None:
+        catalogues.run(settings, store, notifier, catalogue_id, lease)
+
     return [
+        BackgroundTask("catalogue", catalogues.pending, tend),
         BackgroundTask("validate", validation.pending, validate),
         BackgroundTask("schedule", submitting.pending, submit),
         BackgroundTask("close", finalization.pending, close),

@@ -1,0 +1,67 @@
+"""Where the lists of pictures lie in the store: a run's own while it goes on, and its version's when that is whole."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from services.core.catalogues import changes, version_list
+from services.core.catalogues.catalogues import Catalogue
+from services.core.catalogues.changes import Change
+from services.core.catalogues.runs import Run, public_id
+from services.core.db.leases import Lease
+from services.core.storage.contract import ImageStore
+
+RUNS = "runs/"
+NAME = "list"  # among a version's files
+_MEDIA = "application/vnd.sqlite3"
+_PAGE = 1_000
+
+
+def key(store: ImageStore, catalogue: Catalogue, run_id: int) -> str:
+    """The key of the list of a run that goes on."""
+    return store.key(f"{catalogue.folder}{RUNS}{public_id(run_id)}.sqlite")
+
+
+def put(store: ImageStore, object_key: str, path: Path) -> None:
+    with path.open("rb") as file:
+        store.put_file(object_key, file, _MEDIA)
+
+
+def fetch(store: ImageStore, object_key: str, path: Path) -> None:
+    """Copies a list to a local file. Raises ObjectMissing."""
+    with path.open("wb") as file:
+        for chunk in store.stream(object_key):
+            file.write(chunk)
+
+
+class CompleteList:
+    """The list of a run's version, with what could not be made: the next run tries that again, and draws with another
+    seed what a person rejected. A context manager; `path` is a local file while it is open."""
+
+    def __init__(self, store: ImageStore, catalogue: Catalogue, run: Run, lease: Lease) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="presswork-")
+        self.path = Path(self._folder.name) / "list.sqlite"
+        fetch(store, key(store, catalogue, run.id), self.path)
+        failed = (change for change in _troubled(run, lease) if change.code != "rejected")
+        version_list.mark_failed(self.path, ((change.item, change.variant) for change in failed))
+        rejected = (change for change in _troubled(run, lease) if change.code == "rejected")
+        version_list.redraw(self.path, ((change.item, change.variant) for change in rejected))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+
+def _troubled(run: Run, lease: Lease) -> Iterator[Change]:
+    first = 0
+    while True:
+        lease.keep()
+        with lease.database.begin_system() as connection:
+            page = changes.page(connection, run.id, first=first, limit=_PAGE, troubled=True)
+        yield from (change for change in page if change.kind in changes.RENDERED)
+        if len(page) < _PAGE:
+            return
+        first = page[-1].position + 1

@@ -1,0 +1,282 @@
+"""Prepares a run: takes the source, plans against the published version, and records what differs.
+
+Nothing but the plan itself is written before the commit that moves the run on, so a plan that a crash cut off is made
+again. Without a usable source the run fails with one report, and nothing changes for readers.
+"""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+from services.core.catalogues import (
+    catalogues,
+    changes,
+    expansion,
+    lists,
+    planning,
+    rendering,
+    runs,
+    sources,
+    version_list,
+    versions,
+)
+from services.core.catalogues.catalogues import Catalogue
+from services.core.catalogues.changes import Change
+from services.core.catalogues.definition import Definition
+from services.core.catalogues.expansion import Compiled
+from services.core.catalogues.planning import BadSource, Plan, TooSlow
+from services.core.catalogues.runs import Run
+from services.core.catalogues.sources import SourceFailed, Taken, Uploaded
+from services.core.catalogues.version_list import BadList, Entry
+from services.core.catalogues.versions import Version
+from services.core.db.leases import Lease
+from services.core.files import files
+from services.core.fleet import models
+from services.core.model import ids, requests
+from services.core.model.errors import NoModels, NotFound, Problem, Unavailable
+from services.core.settings import Settings
+from services.core.storage.contract import ImageStore
+
+_AT_ONCE = 2_000
+_PATIENCE = timedelta(minutes=15)  # with a source whose server is away
+_KEEP_ITEMS = 500
+_ALL_PROBLEMS = 1 << 30
+
+
+class SourceAway(Unavailable):
+    """The source cannot be taken right now."""
+
+
+class Refused(Exception):
+    """The run cannot be planned: a code, a sentence, and what is wrong with which rows."""
+
+    def __init__(self, code: str, message: str, problems: Sequence[Problem] = ()) -> None:
+        self.code, self.message, self.problems = code, message, problems
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a run has to do. `source` describes what was read; `doubt` says why a person should decide."""
+
+    counts: Mapping[str, int]
+    source: dict[str, Any]
+    base: int
+    doubt: str = ""
+
+
+def prepare(settings: Settings, store: ImageStore, catalogue: Catalogue, run: Run, lease: Lease) -> None:
+    """Plans the run and moves it on.
+
+    Raises:
+        NoModels: no worker has registered a model yet.
+        SourceAway: the source may be there later.
+    """
+    try:
+        planned = _Preparation(settings, store, catalogue, run, lease).plan()
+    except Refused as error:
+        listed = [{"code": one.code, "message": one.message, "line": one.line} for one in error.problems]
+        with lease.begin() as connection:
+            runs.plan(connection, run, base=run.base, version=None, job_id=None, source={"problems": listed})
+            runs.move(connection, run, "failed", error={"code": error.code, "message": error.message})
+    else:
+        decide(catalogue, run, planned, lease)
+
+
+def decide(catalogue: Catalogue, run: Run, planned: Planned, lease: Lease) -> None:
+    """Moves the planned run on: it has ended, or there is something to render or to write."""
+    found = {kind: planned.counts.get(kind, 0) for kind in (*get_args(changes.Kind), "unchanged")}
+    doubt = "" if run.accept_removed else planned.doubt
+    to = _next_state(run, found, doubt)
+    version = job_id = None
+    with lease.begin() as connection:
+        if to in ("submitting", "writing"):
+            version = catalogues.begin_version(connection, catalogue.id)
+        if to == "submitting":
+            job_id = ids.new()
+            rendering.create(connection, catalogue, run, job_id)
+        runs.plan(connection, run, base=planned.base, version=version, job_id=job_id, source=planned.source)
+        error = {"code": "too_many_removed", "message": doubt} if doubt else None
+        runs.move(connection, run, to, counts=found, error=error)
+
+
+def record(run: Run, differences: Iterable[Change], lease: Lease) -> Counter[str]:
+    """Records what differs, in place of what an earlier attempt recorded. Returns how many there are of each kind."""
+    more = True
+    while more:
+        with lease.begin() as connection:
+            more = changes.forget(connection, run.id, most=5_000)
+    counts = Counter[str]()
+    rendered, aside = _Page(run, 0, lease), _Page(run, changes.ASIDE, lease)
+    for change in differences:
+        counts[change.kind] += 1
+        (rendered if change.kind in changes.RENDERED else aside).add(change)
+    rendered.flush()
+    aside.flush()
+    return counts
+
+
+class _Preparation:
+    """One attempt at a plan."""
+
+    def __init__(self, settings: Settings, store: ImageStore, catalogue: Catalogue, run: Run, lease: Lease) -> None:
+        self._settings, self._store, self._lease = settings, store, lease
+        self._catalogue, self._run = catalogue, run
+        self._definition = Definition.model_validate(run.definition)
+
+    def plan(self) -> Planned:
+        with self._lease.begin() as connection:
+            known = models.catalogue(connection)
+            current, _ = catalogues.read(connection, self._catalogue.id)
+            base = versions.find(connection, current.id, current.published) if current.published else None
+            base_run = runs.read(connection, base.run_id) if base else None
+            uploaded = self._uploaded(connection)
+        if not known:
+            raise NoModels
+        variants, problems = expansion.compile_variants(
+            self._catalogue.name, self._definition, known, self._settings.model
+        )
+        if problems:
+            raise Refused(problems[0].code, problems[0].message, problems)
+        revisions = sorted({one.shape.model_revision for one in variants})
+        with tempfile.TemporaryDirectory(prefix="presswork-") as folder:
+            path = Path(folder) / "source"
+            before = _taken_before(base_run, self._run, revisions)
+            taken = self._take(path, uploaded, before)
+            if taken is None:
+                assert base is not None
+                assert base_run is not None
+                return Planned({"unchanged": base.images}, base_run.source, base.version)
+            source = _described(taken, revisions)
+            plan = self._made(path, Path(folder), variants, base, taken)
+            counts = record(self._run, _differences(plan.path, variants), self._lease)
+            lists.put(self._store, lists.key(self._store, self._catalogue, self._run.id), plan.path)
+            counts["unchanged"] = plan.pictures.get(version_list.UNCHANGED, 0)
+            return Planned(counts, source | {"items": plan.items}, base.version if base else 0, plan.doubt)
+
+    def _uploaded(self, connection: Any) -> Uploaded | None:
+        if self._definition.source.file is None or self._run.file_id is None:
+            return None
+        try:
+            file = files.find(connection, self._catalogue.tenant_id, self._run.file_id)
+        except NotFound:
+            raise Refused("file_gone", "The uploaded file has been deleted; upload it again.") from None
+        return Uploaded(file.object_key, file.filename)
+
+    def _take(self, path: Path, uploaded: Uploaded | None, before: Taken | None) -> Taken | None:
+        self._lease.keep()
+        try:
+            return sources.take(
+                self._definition.source, path, settings=self._settings, store=self._store, uploaded=uploaded,
+                before=before,
+            )  # fmt: skip
+        except SourceFailed as error:
+            if error.again and datetime.now(UTC) - self._run.created_at < _PATIENCE:
+                raise SourceAway(str(error)) from None
+            raise Refused(error.code, str(error)) from None
+
+    def _made(self, path: Path, folder: Path, variants: Sequence[Compiled], base: Version | None, taken: Taken) -> Plan:
+        previous = None
+        if base is not None:
+            previous = folder / "previous.sqlite"
+            lists.fetch(self._store, base.manifests[lists.NAME].object_key, previous)
+        wanted = expansion.fields(self._definition, variants)
+        try:
+            with sources.items(self._definition.source, path, taken.title, wanted) as (items, unit):
+                return planning.make(
+                    self._definition, variants, self._kept(items), unit=unit, previous=previous,
+                    path=folder / "list.sqlite",
+                )  # fmt: skip
+        except BadSource as error:
+            raise Refused("bad_source", str(error), error.problems) from None
+        except SourceFailed as error:
+            raise Refused(error.code, str(error)) from None
+        except (TooSlow, BadList) as error:
+            raise Refused("plan_failed", str(error)) from None
+
+    def _kept(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The items; the lease is kept on the way."""
+        for number, item in enumerate(items):
+            if not number % _KEEP_ITEMS:
+                self._lease.keep()
+            yield item
+
+
+class _Page:
+    """Changes on their way into the database, at positions from `first` on."""
+
+    def __init__(self, run: Run, first: int, lease: Lease) -> None:
+        self._run, self._first, self._lease = run, first, lease
+        self._waiting: list[Change] = []
+
+    def add(self, change: Change) -> None:
+        self._waiting.append(change)
+        if len(self._waiting) == _AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._waiting:
+            with self._lease.begin() as connection:
+                changes.add(connection, self._run.id, self._first, self._waiting)
+            self._first += len(self._waiting)
+            self._waiting.clear()
+
+
+def _next_state(run: Run, found: Mapping[str, int], doubt: str) -> str:
+    if run.plan_only:
+        return "planned"
+    if doubt:
+        return "kept"
+    if any(found[kind] for kind in changes.RENDERED):
+        return "submitting"
+    return "writing" if found["broken"] or found["removed"] else "unchanged"
+
+
+def _differences(path: Path, variants: Sequence[Compiled]) -> Iterator[Change]:
+    names = {one.name: one.model for one in variants}
+    for entry in version_list.entries(path, *version_list.RENDERED):
+        kind: Any = entry.change
+        yield Change(
+            entry.item, entry.variant, kind, line=entry.place, render_key=entry.render_key,
+            request=_request(entry, names[entry.variant]), model_revision=entry.shape.model_revision,
+        )  # fmt: skip
+    for problem in version_list.problems(path, _ALL_PROBLEMS):
+        yield Change(
+            problem.item, problem.variant, "broken", line=problem.place, code=problem.code, message=problem.message
+        )
+    for item, variant in version_list.removed(path):
+        yield Change(item, variant, "removed")
+
+
+def _request(entry: Entry, model: str) -> dict[str, Any]:
+    """What is submitted for an entry."""
+    shape, name = entry.shape, f"{entry.item}.{entry.variant}"
+    asked = {
+        "prompt": entry.prompt, "negative_prompt": entry.negative_prompt, "seed": entry.seed, "model": model,
+        "size": f"{shape.width}x{shape.height}", "num_inference_steps": shape.steps,
+        "guidance_scale": shape.guidance_scale, "output_format": shape.output_format,
+    }  # fmt: skip
+    if shape.output_compression is not None:
+        asked["output_compression"] = shape.output_compression
+    return asked | ({"custom_id": name} if requests.is_custom_id(name) else {})
+
+
+def _taken_before(base_run: Run | None, run: Run, revisions: list[str]) -> Taken | None:
+    """The source that made the base, if the same source would make the same pictures."""
+    if base_run is None or base_run.definition != run.definition or base_run.source.get("revisions") != revisions:
+        return None
+    if any(base_run.counts.get(name, 0) for name in ("failed", "rejected", "broken")):
+        return None
+    found = base_run.source
+    return Taken(found["title"], found["size"], bytes.fromhex(found["sha256"]), found["etag"], found["modified"])
+
+
+def _described(taken: Taken, revisions: list[str]) -> dict[str, Any]:
+    return {
+        "title": taken.title, "size": taken.size, "sha256": taken.sha256.hex(), "etag": taken.etag,
+        "modified": taken.modified, "revisions": revisions,
+    }  # fmt: skip

@@ -1,0 +1,97 @@
+"""A run's job: what is new or changed, submitted as a draft that grows chunk by chunk, and whether it has ended.
+
+A chunk is committed once, however often it is sent, so a crash while submitting costs one chunk's parsing.
+"""
+
+from sqlalchemy import Connection
+
+from services.core.catalogues import changes, runs
+from services.core.catalogues.catalogues import Catalogue
+from services.core.catalogues.runs import Run
+from services.core.db.leases import Lease
+from services.core.db.statements import statement
+from services.core.fleet import models
+from services.core.fleet.models import Catalogue as ModelCatalogue
+from services.core.jobs import drafts
+from services.core.jobs.submissions import Submission
+from services.core.model import requests
+from services.core.model.errors import Conflict, InvalidSubmission, NoModels, NotFound
+from services.core.notify import Notifier
+from services.core.settings import Settings
+
+REQUESTS = 2_000  # in a chunk
+_HAS_ENDED = statement("rendering.has_ended")("""
+SELECT NOT EXISTS (SELECT FROM jobs WHERE id = :job_id AND finished_at IS NULL AND deleted_at IS NULL)
+""")
+_TO_REVIEW = statement("rendering.to_review")("""
+SELECT count(*) FROM catalogue_changes c
+JOIN LATERAL (SELECT 1 FROM results r WHERE r.job_id = :job_id AND r.index = c.position OFFSET 0) done ON true
+WHERE c.run_id = :run_id AND c.kind IN ('changed', 'model', 'retried')
+  AND NOT EXISTS (SELECT FROM marks m WHERE m.job_id = :job_id AND m.index = c.position OFFSET 0)
+""")
+
+
+def create(connection: Connection, catalogue: Catalogue, run: Run, job_id: int) -> None:
+    """Records the empty draft, in the transaction that ends the planning."""
+    drafts.create(
+        connection, catalogue.tenant_id, job_id, priority=requests.PRIORITIES["normal"],
+        labels={"catalogue": catalogue.name, "run": runs.public_id(run.id)}, dedupe=True, embed_prompt=False,
+    )  # fmt: skip
+
+
+def submit(settings: Settings, notifier: Notifier, run: Run, lease: Lease) -> None:
+    """Adds what is left to the draft, and queues it. Raises NoModels while no worker has registered a model."""
+    with lease.begin() as connection:
+        known = models.catalogue(connection)
+    if not known:
+        raise NoModels
+    names: list[str] = []
+    try:
+        first = run.position
+        while (reached := _append_next(settings, known, run, first, lease)) is not None:
+            first = reached
+        with lease.begin() as connection:
+            assert run.job_id is not None
+            names = drafts.finalize(connection, run.tenant_id, run.job_id, first)
+            runs.move(connection, run, "rendering")
+    except InvalidSubmission as error:
+        with lease.begin() as connection:
+            first_problem = error.problems[0]
+            runs.move(connection, run, "failed", error={"code": first_problem.code, "message": first_problem.message})
+    except (Conflict, NotFound):  # somebody cancelled or deleted the job: what it has counts
+        with lease.begin() as connection:
+            runs.move(connection, run, "rendering")
+    for name in names:  # if this is lost, a periodic task and the workers' timers find the job within seconds
+        notifier.notify(name)
+
+
+def _append_next(settings: Settings, known: ModelCatalogue, run: Run, first: int, lease: Lease) -> int | None:
+    """Adds the next chunk to the draft. Returns where the one after it begins; None: all are added."""
+    assert run.job_id is not None
+    number = first // REQUESTS
+    with lease.begin() as connection:
+        page = changes.page(connection, run.id, first=first, limit=REQUESTS)
+        page = [change for change in page if change.position < changes.ASIDE]
+        existing = drafts.existing(connection, run.tenant_id, run.job_id, number)
+    if not page:
+        return None
+    with Submission(settings, known, existing=existing) as submission:
+        for change in page:
+            submission.add(change.line or 0, change.request)
+        reached = page[-1].position + 1
+        with lease.begin() as connection:
+            drafts.append(connection, run.tenant_id, submission, number)
+            runs.advance(connection, run, reached)
+    return reached
+
+
+def has_ended(run: Run, lease: Lease) -> bool:
+    """Whether the run's job is in its final state, or gone."""
+    with lease.begin() as connection:
+        return bool(connection.execute(_HAS_ENDED, {"job_id": run.job_id}).scalar_one())
+
+
+def to_review(run: Run, lease: Lease) -> int:
+    """How many changed pictures no person has marked."""
+    with lease.begin() as connection:
+        return int(connection.execute(_TO_REVIEW, {"job_id": run.job_id, "run_id": run.id}).scalar_one())

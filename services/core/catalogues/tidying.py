@@ -1,0 +1,75 @@
+"""Tidies a catalogue: moves the pointer in the store, drops versions that are not kept, and the objects that no kept
+version has. What a crash leaves of these is found again.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from services.core.catalogues import catalogues, entries, lists, manifests, runs, versions
+from services.core.catalogues.catalogues import Catalogue
+from services.core.catalogues.versions import Version
+from services.core.db.leases import Lease
+from services.core.storage.contract import ImageStore
+
+_AT_ONCE = 500
+_DROPPERS = 8
+
+
+def tidy(store: ImageStore, catalogue: Catalogue, keep: int, lease: Lease) -> None:
+    """Keeps the newest `keep` versions and the published one."""
+    published, kept = _forget_versions(catalogue, keep, lease)
+    if published is not None:
+        manifests.point(store, catalogue, published)
+    _drop_files(store, catalogue, kept, lease)
+    _drop_unused(store, catalogue, [one.version for one in kept], lease)
+    with lease.begin() as connection:
+        catalogues.announced(connection, catalogue.id, None if published is None else published.version)
+
+
+def remove(store: ImageStore, catalogue: Catalogue, lease: Lease) -> None:
+    """Drops all objects of a deleted catalogue, and then its rows."""
+    with ThreadPoolExecutor(_DROPPERS) as pool:
+        while some := list(islice(store.under(catalogue.folder), _AT_ONCE)):  # listed again until there are none
+            lease.keep()
+            list(pool.map(store.drop, some))
+    more = True
+    while more:
+        with lease.begin() as connection:
+            more = entries.forget_all(connection, catalogue.id, most=5_000)
+    with lease.begin() as connection:
+        versions.forget(connection, catalogue.id, versions.listed(connection, catalogue.id))
+        catalogues.forget(connection, catalogue.id)
+
+
+def _forget_versions(catalogue: Catalogue, keep: int, lease: Lease) -> tuple[Version | None, list[Version]]:
+    """The published version and all that are kept. With the catalogue's row locked: nobody publishes one that goes."""
+    with lease.begin() as connection:
+        current = catalogues.find(connection, catalogue.tenant_id, catalogue.name, lock=True)
+        whole = versions.listed(connection, catalogue.id)
+        kept = [one for number, one in enumerate(whole) if number < keep or one.version == current.published]
+        versions.forget(connection, catalogue.id, [one for one in whole if one not in kept])
+    return next((one for one in kept if one.version == current.published), None), kept
+
+
+def _drop_files(store: ImageStore, catalogue: Catalogue, kept: Sequence[Version], lease: Lease) -> None:
+    needed = {manifest.object_key for version in kept for manifest in version.manifests.values()}
+    with lease.begin() as connection:
+        needed |= {lists.key(store, catalogue, run.id) for run in runs.live(connection, catalogue.id)}
+    for folder in (manifests.FOLDER, lists.RUNS):
+        for key in store.under(catalogue.folder + folder):
+            if key not in needed:
+                lease.keep()
+                store.drop(key)
+
+
+def _drop_unused(store: ImageStore, catalogue: Catalogue, kept: Sequence[int], lease: Lease) -> None:
+    with ThreadPoolExecutor(_DROPPERS) as pool:
+        while True:
+            with lease.begin() as connection:
+                unused = entries.unused(connection, catalogue.id, kept, limit=_AT_ONCE)
+            list(pool.map(store.drop, {one.object_key for one in unused if one.is_last}))
+            if not unused:
+                return
+            with lease.begin() as connection:
+                entries.forget(connection, catalogue.id, unused)

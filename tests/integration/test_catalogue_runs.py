@@ -1,0 +1,320 @@
+"""Runs of catalogues: what is rendered, copied and published of a feed, and what readers see."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+import pytest
+
+from services.core.catalogues import catalogues, changes, entries, lists, manifests, runs, task, versions
+from services.core.db.database import Connection, Database
+from services.core.db.leases import Lease
+from services.core.jobs import lifecycle, queries
+from services.core.marks import marks
+from services.core.model.errors import Conflict
+from services.core.notify import Notifier
+from services.core.queue import segments
+from services.core.settings import Settings
+from services.core.storage.s3 import S3Store
+from tests import cataloguing, factories
+
+
+class Shop:
+    """A catalogue, with what a night needs."""
+
+    def __init__(self, database: Database, settings: Settings, store: S3Store, **more: Any) -> None:
+        self.database, self.settings, self.store = database, settings, store
+        factories.register(database)
+        self.catalogue = cataloguing.create(database, **more)
+
+    def begin(self, items: Mapping[str, str], **asked: Any) -> int:
+        cataloguing.upload(self.database, self.store, self.catalogue, items)
+        run_id = cataloguing.begin(self.database, self.catalogue, **asked)
+        self.tend()
+        return run_id
+
+    def night(self, items: Mapping[str, str], *, failing: tuple[str, ...] = (), **asked: Any) -> runs.Run:
+        run_id = self.begin(items, **asked)
+        cataloguing.render(self.database, self.store, failing=failing)
+        self.tend()
+        return self.read(run_id)
+
+    def read(self, run_id: int) -> runs.Run:
+        return cataloguing.read(self.database, run_id)
+
+    def tend(self) -> None:
+        cataloguing.tend(self.database, self.settings, self.store)
+
+    def define(self, **more: Any) -> None:
+        with self.database.begin(factories.TENANT) as connection:
+            catalogues.put(connection, factories.TENANT, "shop", cataloguing.DEFINITION | more)
+
+    def pictures(self) -> dict[str, bytes]:
+        found = cataloguing.pictures(self.database, self.store, self.catalogue)
+        return {item: data.rsplit(b" ", 1)[0] for (item, _), data in found.items()}
+
+    def published(self) -> int | None:
+        return cataloguing.again(self.database, self.catalogue).published
+
+    def publish(self, version: int) -> None:
+        with self.database.begin_system() as connection:
+            found = catalogues.find(connection, factories.TENANT, self.catalogue.name, lock=True)
+            catalogues.publish(connection, found, version)
+        self.tend()
+
+    def pointer(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.store.read(self.store.key(self.catalogue.folder + manifests.POINTER)))
+        return found
+
+    def objects(self, folder: str = "objects/") -> set[str]:
+        return set(self.store.under(self.catalogue.folder + folder))
+
+    def stale(self, version: int) -> set[str]:
+        with self.database.begin_system() as connection:
+            page = entries.page(connection, self.catalogue.id, version, after=("", ""), limit=100)
+        return {entry.item for entry in page if entry.is_stale_in(version)}
+
+    def mark(self, run: runs.Run, item: str, mark: marks.Mark) -> None:
+        assert run.job_id is not None
+        with self.database.begin(factories.TENANT) as connection:
+            page = changes.page(connection, run.id, first=0, limit=100)
+            [index] = [change.position for change in page if change.item == item]
+            marks.put(connection, factories.TENANT, run.job_id, [index], mark)
+
+
+@pytest.fixture
+def shop(database: Database, settings: Settings, store: S3Store) -> Shop:
+    return Shop(database, settings, store)
+
+
+def test_a_night_renders_what_is_new_or_changed_and_publishes_it_as_a_whole(shop: Shop) -> None:
+    first = shop.night({"a": "red", "b": "blue", "c": "green"})
+    assert (first.state, first.version, shop.published()) == ("published", 1, 1)
+    assert first.counts == {"new": 3, "changed": 0, "model": 0, "retried": 0, "broken": 0, "removed": 0, "unchanged": 0,
+                            "images": 3, "done": 3, "failed": 0, "rejected": 0}  # fmt: skip
+    assert shop.pictures() == {"a": b"red", "b": b"blue", "c": b"green"}
+    objects = shop.objects()
+    second = shop.night({"b": "blue", "a": "pink"})
+    assert (second.state, second.version, second.base) == ("published", 2, 1)
+    assert {kind: second.counts[kind] for kind in ("new", "changed", "removed", "unchanged")} == {
+        "new": 0, "changed": 1, "removed": 1, "unchanged": 1}  # fmt: skip
+    assert shop.pictures() == {"a": b"pink", "b": b"blue"}
+    assert len(shop.objects() - objects) == 1  # what is unchanged is not copied again
+    lines = shop.store.read(shop.pointer()["manifests"]["jsonl"]["object_key"]).decode().splitlines()
+    assert [(row["item"], row["version"], row["stale"]) for row in map(json.loads, lines)] == [
+        ("a", 2, False), ("b", 1, False)]  # fmt: skip
+    assert shop.pointer()["version"] == 2
+    third = shop.night({"a": "pink", "b": "blue"})
+    assert (third.state, third.version, shop.published()) == ("unchanged", None, 2)
+    assert not shop.objects(lists.RUNS)
+
+
+def test_a_failed_item_keeps_its_last_good_picture_and_is_tried_again(shop: Shop) -> None:
+    shop.night({"a": "red", "b": "blue"})
+    changed = {"a": "odd", "b": "blue"}
+    kept = shop.night(changed, failing=("odd",))
+    assert (kept.state, shop.published()) == ("kept", 1)
+    assert kept.error == {
+        "code": "too_few_good",
+        "message": "1 of 2 pictures are good, 50.0%; publish.require asks for 100.0%.",
+    }
+    shop.define(publish={"require": 0.5})
+    third = shop.night(changed, failing=("odd",))
+    assert (third.state, third.version, third.counts["failed"]) == ("published", 3, 1)
+    assert shop.pictures() == {"a": b"red", "b": b"blue"}
+    assert shop.stale(3) == {"a"}
+    with shop.database.begin_system() as connection:
+        [troubled] = changes.page(connection, third.id, first=0, limit=10, troubled=True)
+    assert (troubled.item, troubled.line, troubled.code, troubled.message) == ("a", 2, "error", "It cannot be drawn.")
+    fourth = shop.night(changed)
+    assert (fourth.state, fourth.counts["retried"]) == ("published", 1)
+    assert shop.pictures() == {"a": b"odd", "b": b"blue"}
+    assert shop.stale(4) == set()
+    assert shop.stale(3) == {"a"}
+
+
+def test_a_rollback_shows_the_old_pictures_and_the_next_night_begins_there(shop: Shop) -> None:
+    shop.night({"a": "red", "b": "blue"})
+    shop.night({"a": "ugly", "b": "blue", "c": "new"})
+    shop.publish(1)
+    assert shop.pictures() == {"a": b"red", "b": b"blue"}
+    assert shop.pointer()["version"] == 1
+    third = shop.night({"a": "red", "b": "navy"})
+    assert (third.base, third.version, third.counts["changed"]) == (1, 3, 1)
+    assert shop.pictures() == {"a": b"red", "b": b"navy"}
+    shop.publish(2)
+    assert shop.pictures() == {"a": b"ugly", "b": b"blue", "c": b"new"}
+
+
+def test_old_versions_go_with_the_objects_that_no_kept_one_has(shop: Shop) -> None:
+    for night in range(6):
+        shop.night({"a": str(night % 4), "b": "stays"})
+    with shop.database.begin_system() as connection:
+        kept = [one.version for one in versions.listed(connection, shop.catalogue.id)]
+        rows = entries.page(connection, shop.catalogue.id, 6, after=("", ""), limit=10)
+    assert kept == [6, 5, 4]
+    assert {entry.item: entry.from_version for entry in rows} == {"a": 6, "b": 1}
+    assert {data.rsplit(b" ", 1)[0] for data in map(shop.store.read, shop.objects())} == {b"3", b"0", b"1", b"stays"}
+    assert len(shop.objects(manifests.FOLDER)) == 9  # three of each version
+
+
+def test_too_many_removed_items_wait_for_a_person(shop: Shop) -> None:
+    shop.night({"a": "red", "b": "blue"})
+    held = shop.night({"b": "blue"})
+    assert (held.state, held.version, shop.published()) == ("kept", None, 1)
+    assert held.error is not None
+    assert held.error["code"] == "too_many_removed"
+    assert shop.night({"b": "blue"}, accept_removed=True).state == "published"
+    assert set(shop.pictures()) == {"b"}
+
+
+def test_a_plan_changes_nothing(shop: Shop) -> None:
+    found = shop.night({"a": "red"}, plan_only=True)
+    assert (found.state, found.counts["new"], found.job_id, shop.published()) == ("planned", 1, None, None)
+
+
+def test_a_source_that_is_not_usable_ends_the_run_with_one_report(shop: Shop) -> None:
+    shop.night({"a": "red"})
+    cataloguing.upload_text(shop.database, shop.store, shop.catalogue, "sku,title\na,red\nb,blue\na,pink\n")
+    run = shop.read(cataloguing.begin(shop.database, shop.catalogue))
+    shop.tend()
+    found = shop.read(run.id)
+    assert found.error is not None
+    assert (found.state, found.error["code"], shop.published()) == ("failed", "bad_source", 1)
+    assert "line 4" in found.error["message"]
+    assert [problem["line"] for problem in found.source["problems"]] == [4]
+
+
+def test_a_broken_item_keeps_its_picture_and_names_its_line(shop: Shop) -> None:
+    shop.night({"a": "red", "b": "blue"})
+    shop.define(publish={"require": 0.5})
+    run = shop.night({"a": "pink", "b": ""})
+    assert (run.state, run.counts["broken"], run.counts["failed"]) == ("published", 1, 1)
+    assert shop.pictures() == {"a": b"pink", "b": b"blue"}
+    with shop.database.begin_system() as connection:
+        [broken] = changes.page(connection, run.id, first=0, limit=10, kind="broken")
+    assert (broken.item, broken.line, broken.outcome, broken.code) == ("b", 3, "failed", "empty_result")
+
+
+def test_changed_pictures_wait_for_a_person(database: Database, settings: Settings, store: S3Store) -> None:
+    shop = Shop(database, settings, store, publish={"review": "changed", "require": 0})
+    shop.night({"a": "red", "b": "blue"})  # what is new waits for nobody
+    assert shop.published() == 1
+    changed = {"a": "pink", "b": "navy", "c": "new"}
+    run = shop.night(changed)
+    assert (run.state, run.counts["to_review"]) == ("reviewing", 2)
+    shop.mark(run, "a", "accepted")
+    shop.tend()
+    assert shop.read(run.id).state == "reviewing"
+    shop.mark(run, "b", "rejected")
+    shop.tend()
+    done = shop.read(run.id)
+    assert (done.state, done.counts["done"], done.counts["rejected"]) == ("published", 2, 1)
+    assert shop.pictures() == {"a": b"pink", "b": b"blue", "c": b"new"}
+    again = shop.night(changed)  # with another seed
+    assert (again.state, again.counts["changed"]) == ("reviewing", 1)
+
+
+def test_at_the_deadline_a_run_writes_what_there_is(shop: Shop) -> None:
+    shop.night({"a": "red"})
+    shop.define(publish={"require": 0})
+    late = shop.begin({"a": "pink", "b": "new"}, deadline=datetime.now(UTC) - timedelta(seconds=1))
+    with shop.database.begin_system() as connection:
+        segments.sweep_cancelled(connection)
+        lifecycle.finish(connection)
+    shop.tend()
+    run = shop.read(late)
+    assert (run.state, run.counts["failed"]) == ("published", 2)
+    assert shop.pictures() == {"a": b"red"}
+
+
+def test_one_run_at_a_time_and_a_cancelled_one_changes_nothing(shop: Shop) -> None:
+    shop.night({"a": "red"})
+    going = shop.begin({"a": "pink"})
+    with pytest.raises(Conflict, match="has not ended"):
+        cataloguing.begin(shop.database, shop.catalogue)
+    with shop.database.begin(factories.TENANT) as connection:
+        runs.cancel(connection, shop.catalogue.id, going)
+    shop.tend()
+    assert shop.read(going).state == "cancelled"
+    assert shop.pictures() == {"a": b"red"}
+    assert shop.night({"a": "pink"}).state == "published"
+
+
+def test_a_deleted_catalogue_leaves_no_object(shop: Shop) -> None:
+    shop.night({"a": "red"})
+    with shop.database.begin(factories.TENANT) as connection:
+        catalogues.remove(connection, factories.TENANT, "shop")
+    shop.tend()
+    assert not list(shop.store.under(shop.catalogue.folder))
+    assert cataloguing.create(shop.database).id != shop.catalogue.id
+
+
+def test_a_version_that_was_published_meanwhile_stays(shop: Shop) -> None:
+    shop.night({"a": "red"})
+    shop.night({"a": "pink"})
+    run_id = shop.begin({"a": "blue"})
+    shop.publish(1)
+    cataloguing.render(shop.database, shop.store)
+    shop.tend()
+    run = shop.read(run_id)
+    assert run.error is not None
+    assert (run.state, run.error["code"], shop.pictures()) == ("kept", "published_meanwhile", {"a": b"red"})
+
+
+class _Crash(BaseException):
+    """The process dies."""
+
+
+class _Dying(Database):
+    """Dies at one of its transactions: before its commit, or after it."""
+
+    def die_at(self, transaction: int, *, committed: bool) -> Self:
+        self._left, self._committed = transaction, committed
+        return self
+
+    @contextmanager
+    def begin_system(self) -> Iterator[Connection]:
+        self._left -= 1
+        with super().begin_system() as connection:
+            yield connection
+            if self._left == 0 and not self._committed:
+                raise _Crash
+        if self._left == 0:
+            raise _Crash
+
+
+def test_a_run_that_dies_at_any_transaction_ends_once_and_readers_see_whole_versions(
+    shop: Shop, database_url: str
+) -> None:
+    shop.night({"a": "red", "b": "blue", "c": "green"})
+    before, after = shop.pictures(), {"a": b"pink", "b": b"blue", "d": b"new"}
+    cataloguing.upload(shop.database, shop.store, shop.catalogue, {"a": "pink", "b": "blue", "d": "new"})
+    run_id = cataloguing.begin(shop.database, shop.catalogue)
+    dying = _Dying(database_url, application="presswork dying")
+    lease = Lease(dying, f"catalogue/{shop.catalogue.id}", "scheduler-a")
+    deaths = 0
+    for transaction in range(1, 80):
+        if shop.read(run_id).is_final:
+            break
+        for committed in (False, True):
+            lease.database.die_at(transaction, committed=committed)  # type: ignore[attr-defined]
+            try:
+                lease.take()
+                task.run(shop.settings, shop.store, Notifier(shop.settings.redis_url), shop.catalogue.id, lease)
+            except _Crash:
+                deaths += 1
+            run = shop.read(run_id)
+            assert shop.pictures() == (after if shop.published() == 2 else before)
+            if run.state == "rendering":
+                cataloguing.render(shop.database, shop.store)
+    dying.close()
+    shop.tend()
+    assert deaths > 12
+    assert (run.state, run.version, shop.published()) == ("published", 2, 2)
+    assert run.counts["done"] == 2
+    assert shop.pointer()["version"] == 2
+    with shop.database.begin_system() as connection:
+        assert len(queries.jobs(connection, factories.TENANT, before=2**63 - 1, limit=10)) == 2
