@@ -59,6 +59,7 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("schedules", 0.5, firing.fire),
         PeriodicTask("schedule-runs", 0.5, runs.settle),
         PeriodicTask("schedule-deadlines", 5.0, deadlines.watch),
+        PeriodicTask("schedule-zones", 3600.0, firing.renew),
         PeriodicTask("forget-runs", 300.0, forget_runs),
         PeriodicTask("forget", 300.0, forget),
         PeriodicTask("forget-rates", 300.0, counters.forget_rates),

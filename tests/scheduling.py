@@ -145,7 +145,7 @@ def cross(database: Database, settings: Settings, crossings: list[tuple[str, dat
                 name = f"{zone.replace('/', '.')}.{kind}"
                 if name not in expected:
                     put(database, settings, name, cron=expression, timezone=zone, overlap="cancel")
-                begin, end = change - timedelta(hours=2), change + timedelta(hours=2)
+                begin, end = change - timedelta(minutes=75), change + timedelta(minutes=75)
                 wanted = fires(expression, zone, begin, end)
                 if wanted:
                     first_at(database, wanted[0], name)

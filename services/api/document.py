@@ -21,6 +21,7 @@ from services.core.bulk.asked import BulkRequest
 from services.core.exports import options
 from services.core.marks.asked import MATCHING, MarksRequest
 from services.core.model import key_requests, requests
+from services.core.schedules import asked, targets
 from services.core.settings import Settings
 
 TAGS = {
@@ -28,6 +29,7 @@ TAGS = {
     "overview": "How it all goes.",
     "drafts": "Jobs of any size, sent in chunks.",
     "exports": "A finished job's images as files for other programs.",
+    "schedules": "What is submitted at set times.",
     "images": "Images as bytes, and OpenAI's `images.generate`.",
     "batches": "OpenAI's batches. A batch is a job that is made from a file.",
     "files": "OpenAI's files: input and results of batches.",
@@ -47,11 +49,16 @@ _IDS = {  # of each path parameter: what it is, and an example
     "index": ("The image's place in the job, from 0.", "0"),
     "name": ("The model's name.", "simulated"),
     "key_id": ("The key's id: the eight characters after `pw_`.", "Xk29dQ7a"),
+    "schedule": ("The schedule's name.", "nightly"),
     "worker_id": ("The worker's id.", "gpu-1-4711-9f2c01ab"),
     "action_id": ("The act's id.", "bulk_039yaf9w3gxt6"),
     "number": ("The chunk's number, from 0.", 0),
 }
-_LOCATED = frozenset({"submit_job", "finalize_draft", "retry_job", "create_export", "generate_images", "act_on_jobs"})
+_LOCATED = frozenset(
+    {
+        "submit_job", "finalize_draft", "retry_job", "create_export", "generate_images", "act_on_jobs", "run_schedule",
+    }
+)  # fmt: skip
 _LARGE = frozenset({"submit_job", "append_chunk", "preview_job", "estimate_job"})
 _DOCUMENTS = frozenset({"create_upload", "complete_upload", "create_batch", "generate_images"})
 _JSON, _NDJSON, _FORM = "application/json", "application/x-ndjson", "multipart/form-data"
@@ -61,6 +68,8 @@ _ALLOWED = {  # what the descriptions of fields are taken from, by schema
     "JobChanges": requests.ALLOWED, "RetryOptions": requests.ALLOWED, "EstimateShape": requests.EstimateShape.ALLOWED,
     "FinalizeRequest": requests.FinalizeRequest.ALLOWED, "ExportRequest": options.ALLOWED,
     "OptionsInput": options.ALLOWED, "KeyRequest": key_requests.KeyRequest.ALLOWED,
+    "ScheduleRequest": asked.ALLOWED, "NewSchedule": asked.ALLOWED, "ScheduleChanges": asked.ScheduleChanges.ALLOWED,
+    "BatchTarget": targets.BatchRequest.ALLOWED,
     "BulkRequest": BulkRequest.ALLOWED, "MarksRequest": MarksRequest.ALLOWED, "Matching": MATCHING,
     **dict.fromkeys(("ImagesSubmission", "MatrixSubmission", "DraftSubmission", "ChunkSubmission"), requests.ALLOWED),
     **dict.fromkeys(("ImagesEstimate", "MatrixEstimate", "ShapesEstimate", "PreviewRequest"), requests.ALLOWED),

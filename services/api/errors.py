@@ -128,7 +128,7 @@ def _presswork_error(request: Request, error: PressworkError) -> Response:
 def _absent(message: str, asked: dict[str, Any]) -> str:
     """`There is no such job.` with the id that the address names."""
     noun = message.removeprefix("There is no such ").removesuffix(".")
-    name = {"image": "index", "model": "name"}.get(noun, f"{noun}_id")
+    name = {"image": "index", "model": "name", "schedule": "schedule"}.get(noun, f"{noun}_id")
     return f"There is no {noun} {strict_json.describe(str(asked[name]))}." if name in asked else message
 
 

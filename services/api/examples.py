@@ -7,6 +7,7 @@ _MATRIX = {
     "vary": {"colour": ["red", "teal"], "thing": ["mug", "hat"]},
     "repeat": 4,
 }
+_TARGET = {"job": {"images": [{"prompt": "a red mug", "n": 4}], "priority": "low"}}
 BODIES: dict[str, Any] = {
     "submit_job": {
         "images": [
@@ -27,6 +28,11 @@ BODIES: dict[str, Any] = {
     "retry_job": {"priority": "high"},
     "mark_images": {"mark": "accepted", "indexes": [0, 3, 17]},
     "create_export": {"format": "webdataset", "options": {"images_per_shard": 1_000}},
+    "create_schedule": {
+        "name": "nightly", "cron": "0 1 * * *", "timezone": "Europe/Berlin", "deadline": "06:00", "target": _TARGET,
+    },
+    "put_schedule": {"cron": "0 9 * * MON-FRI", "timezone": "America/New_York", "target": _TARGET, "overlap": "queue"},
+    "change_schedule": {"paused": True},
     "create_upload": {
         "filename": "requests.jsonl", "purpose": "batch", "bytes": 104_857_600, "mime_type": "application/jsonl",
     },

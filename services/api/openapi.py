@@ -7,6 +7,8 @@ from pydantic import BaseModel
 
 from services.core.model import requests
 from services.core.model.templates import FIELDS, MAX_NAMES
+from services.core.schedules.asked import ScheduleRequest
+from services.core.schedules.targets import BatchRequest
 
 _KEY = {
     "name": "Idempotency-Key",
@@ -54,6 +56,27 @@ def estimate_body(shape: type[BaseModel], max_shapes: int) -> dict[str, Any]:
         _object("ShapesEstimate", {"shapes": shapes, "priority": head["priority"]}, "shapes"),
     ]
     return _json({"title": "EstimateRequest", "oneOf": forms})
+
+
+def schedule_body(*required: str) -> dict[str, Any]:
+    """A schedule, whose target is one of its kinds."""
+    schema = ScheduleRequest.model_json_schema()
+    title = "NewSchedule" if required else schema["title"]
+    head, defaults = requests.JobOptions.model_json_schema()["properties"], _defaults()
+    jobs = [
+        _object("ScheduledImages", {"images": _images(), "defaults": defaults, **head}, "images"),
+        _object("ScheduledMatrix", {"matrix": _matrix(), "defaults": defaults, **head}, "matrix"),
+    ]
+    kinds = [
+        _object("ToJob", {"job": {"title": "ScheduledJob", "oneOf": jobs}}, "job"),
+        _object("ToBatch", {"batch": BatchRequest.model_json_schema() | {"title": "BatchTarget"}}, "batch"),
+    ]
+    target = {"title": "ScheduleTarget", "oneOf": kinds}
+    properties = schema["properties"] | {"target": target}
+    if required:
+        properties["name"] = properties["name"] | {"type": "string"}
+    schema |= {"title": title, "properties": properties, "required": [*schema["required"], *required]}
+    return {"requestBody": _json(schema)}
 
 
 def _defaults() -> dict[str, Any]:

@@ -11,14 +11,17 @@ _OPERATIONS = {
         show_deletion list_chunks list_exports show_export list_export_files read_export_file list_batches
         show_batch list_files show_file read_file list_models show_model show_rates show_overview list_failures
         show_job_rates list_marks list_actions list_workers list_jobs_actions show_jobs_action
+        list_schedules show_schedule list_schedule_times list_schedule_runs
     """,
     Scope.SUBMIT: """
         submit_job preview_job estimate_job append_chunk finalize_draft retry_job create_export generate_images
-        create_batch create_file create_upload add_part complete_upload cancel_upload
+        create_batch create_file create_upload add_part complete_upload cancel_upload create_schedule put_schedule
+        run_schedule
     """,
     Scope.OPERATE: """
         change_job mark_images pause_job resume_job cancel_job delete_job cancel_export delete_export
         cancel_batch delete_file drain_worker resume_worker act_on_jobs preview_jobs_action stop_jobs_action
+        change_schedule delete_schedule
     """,
     Scope.ADMIN: "list_keys create_key revoke_key",
 }

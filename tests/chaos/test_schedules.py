@@ -55,7 +55,7 @@ def test_a_thousand_runs_across_all_changes_of_clocks_are_neither_missed_nor_fir
 def test_a_scheduler_that_is_killed_at_each_step_is_followed_by_one_that_ends_the_run_once(
     database, settings, scheduler, step
 ):
-    instant = datetime.now(UTC).replace(hour=1, minute=0, second=0, microsecond=0) - timedelta(days=1)
+    instant = (datetime.now(UTC) - timedelta(hours=1)).replace(hour=1, minute=0, second=0, microsecond=0)
     put(database, settings, misfire="latest")
     first_at(database, instant)
     if step.startswith("before the job"):

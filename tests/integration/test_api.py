@@ -393,6 +393,12 @@ THING_ROUTES = {
     ("DELETE", "/v1/keys/{key_id}"),
     ("GET", "/v1/jobs/actions/{action_id}"),
     ("POST", "/v1/jobs/actions/{action_id}/stop"),
+    ("GET", "/v1/schedules/{schedule}"),
+    ("PATCH", "/v1/schedules/{schedule}"),
+    ("DELETE", "/v1/schedules/{schedule}"),
+    ("POST", "/v1/schedules/{schedule}/run"),
+    ("GET", "/v1/schedules/{schedule}/times"),
+    ("GET", "/v1/schedules/{schedule}/runs"),
 }
 TENANT_ROUTES = {
     ("GET", "/v1/events"),  # test_feed.py shows that others' events are not in it
@@ -417,6 +423,9 @@ TENANT_ROUTES = {
     ("GET", "/v1/jobs/actions"),
     ("POST", "/v1/jobs/actions"),
     ("POST", "/v1/jobs/actions/preview"),
+    ("GET", "/v1/schedules"),
+    ("POST", "/v1/schedules"),
+    ("PUT", "/v1/schedules/{schedule}"),  # each tenant has its own names: test_schedules_api.py
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys"),
 }
@@ -425,6 +434,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {  # of routes that look at noth
     ("PATCH", "/v1/jobs/{job_id}"): {"labels": {"a": "b"}},
     ("POST", "/v1/jobs/{job_id}/finalize"): {"chunks": 1},
     ("PUT", "/v1/jobs/{job_id}/marks"): {"mark": "accepted", "matching": {}},
+    ("PATCH", "/v1/schedules/{schedule}"): {"paused": True},
 }
 MODEL_UNUSABLE = {  # what a job in progress does not take
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"),
@@ -433,7 +443,9 @@ MODEL_UNUSABLE = {  # what a job in progress does not take
     ("DELETE", "/v1/jobs/{job_id}"),
 }
 PAGES = {("GET", "/docs"), ("GET", "/openapi.json")}
-IDS = ("job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "action_id", "name")
+IDS = (
+    "job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "action_id", "schedule", "name",
+)  # fmt: skip
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics")} | PAGES
 
 
@@ -487,15 +499,21 @@ def test_anothers_file_upload_and_batch_are_404(api: Api) -> None:
         "batch_id": api.http.post("/v1/batches", json=body).json()["id"],
         "key_id": api.key.split("_")[1],
         "action_id": api.http.post("/v1/jobs/actions", json={"action": "pause"}).json()["id"],
+        "schedule": "everybody-elses",
     }
+    target = {"job": {"images": [{"prompt": "a mug"}]}}
+    asked = {"name": "everybody-elses", "cron": "0 1 * * *", "target": target}
+    assert api.http.post("/v1/schedules", json=asked).status_code == 201
     unknown = {"file_id": "file-0000000000000", "upload_id": "upload_0000000000000", "batch_id": "batch_0000000000000"}
-    unknown |= {"key_id": "00000000", "action_id": "bulk_0000000000000"}
+    unknown |= {"key_id": "00000000", "action_id": "bulk_0000000000000", "schedule": "nobodys"}
     _, key = api.new_tenant("other")
     with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}) as stranger:
         for method, path in sorted(THING_ROUTES):
             more: dict[str, Any] = {"files": {"data": ("a", b"{}")}} if path.endswith("/parts") else {}
             if path.endswith("/complete"):
                 more = {"json": {"part_ids": ["part_0000000000000"]}}
+            if (method, path) in BODIES:
+                more = {"json": BODIES[method, path]}
             theirs = stranger.request(method, path.format(**things), **more)
             assert theirs.status_code == 404, path
             text = theirs.text

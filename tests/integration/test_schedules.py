@@ -324,6 +324,17 @@ def test_the_measured_rate_tells_early_that_a_deadline_will_be_missed(database, 
     assert told == ["schedule/large", "schedule/small"]  # which comes after the other now
 
 
+def test_next_times_follow_the_rules_of_zones_that_a_new_program_brings(database, settings):
+    made = put(database, settings, timezone="Europe/Berlin")
+    put(database, settings, "paused", paused=True)
+    first_at(database, made.next_at + timedelta(hours=1))  # by the rules before
+    with database.begin_system() as connection:
+        assert firing.renew(connection) == 1
+        assert firing.renew(connection) == 0
+    with database.begin(TENANT) as connection:
+        assert schedules.find(connection, TENANT, "nightly").next_at == made.next_at
+
+
 def test_old_runs_are_forgotten_and_those_that_have_not_ended_are_not(database, settings, submit_all):
     put(database, settings, overlap="queue")
     first_at(database, NIGHT)

@@ -482,6 +482,65 @@ class FileDeleted(TypedDict):
     deleted: bool
 
 
+RunStatus = Literal[
+    "waiting", "submitting", "running", "completed", "failed", "cancelled", "expired", "skipped", "refused"
+]
+
+
+class ScheduleRun(TypedDict):
+    """What became of one instant of a schedule; `reason` says why it was skipped or refused."""
+
+    id: str
+    object: Literal["schedule.run"]
+    schedule: str
+    scheduled_for: str
+    status: RunStatus
+    asked_by: str | None
+    job_id: str | None
+    reason: str | None
+    deadline_at: str | None
+    at_risk_since: str | None
+    missed_at: str | None
+    created_at: str
+    submitted_at: str | None
+    finished_at: str | None
+
+
+class Schedule(TypedDict):
+    """What is submitted, and when. `target` has one field, its kind, such as `job` with a body of `POST /v1/jobs`."""
+
+    name: str
+    object: Literal["schedule"]
+    cron: str | None
+    at: str | None
+    timezone: str
+    target: dict[str, Any]
+    misfire: Literal["latest", "all", "none"]
+    misfire_limit: int
+    overlap: Literal["skip", "queue", "cancel"]
+    deadline: str | None
+    paused: bool
+    next_at: str | None
+    last_run: ScheduleRun | None
+    created_at: str
+    changed_at: str
+
+
+class ScheduleTimes(TypedDict):
+    """When it fires next."""
+
+    object: Literal["schedule.times"]
+    schedule: str
+    timezone: str
+    times: list[str]
+
+
+class ScheduleDeleted(TypedDict):
+    name: str
+    object: Literal["schedule"]
+    deleted: Literal[True]
+
+
 class Model(TypedDict):
     id: str
     object: Literal["model"]

@@ -42,6 +42,10 @@ from presswork_client.answers import (
     Overview,
     Preview,
     RateSeries,
+    Schedule,
+    ScheduleDeleted,
+    ScheduleRun,
+    ScheduleTimes,
     Worker,
 )
 from presswork_client.transport import ClientError, Transport
@@ -373,6 +377,47 @@ class Client:
         """Fetches a file of an export to `path` and verifies it. An interrupted download is resumed."""
         self._transport.save(file["url"], path, file["sha256"], on_bytes)
 
+    # --- schedules
+
+    def schedules(self) -> Iterator[Schedule]:
+        """All schedules by name, page by page, each with its last run."""
+        return self._transport.pages("/v1/schedules", {}, 100)
+
+    def schedule(self, name: str) -> Schedule:
+        return self._schedule("GET", name)
+
+    def create_schedule(self, name: str, **fields: Any) -> Schedule:
+        """Makes a schedule that is not there yet. `fields`: cron or at, timezone, target, misfire, misfire_limit,
+        overlap, deadline, paused."""
+        return self._call(Schedule, "POST", "/v1/schedules", json={"name": name, **fields})
+
+    def put_schedule(self, name: str, **fields: Any) -> Schedule:
+        """Makes the schedule of that name, or makes it this one. `fields` as with `create_schedule`."""
+        return self._schedule("PUT", name, json=fields)
+
+    def pause_schedule(self, name: str) -> Schedule:
+        return self._schedule("PATCH", name, json={"paused": True})
+
+    def resume_schedule(self, name: str) -> Schedule:
+        return self._schedule("PATCH", name, json={"paused": False})
+
+    def delete_schedule(self, name: str) -> ScheduleDeleted:
+        """Deletes a schedule; its jobs stay."""
+        return self._call(ScheduleDeleted, "DELETE", f"/v1/schedules/{_id(name)}")
+
+    def run_schedule(self, name: str, *, idempotency_key: str | None = None) -> ScheduleRun:
+        """Runs a schedule now, beside its times."""
+        path = f"/v1/schedules/{_id(name)}/run"
+        return self._call(ScheduleRun, "POST", path, headers=_key(idempotency_key))
+
+    def schedule_times(self, name: str, count: int = 10) -> ScheduleTimes:
+        """When it fires next."""
+        return self._call(ScheduleTimes, "GET", f"/v1/schedules/{_id(name)}/times", params={"count": count})
+
+    def schedule_runs(self, name: str, *, page: int = PAGE) -> Iterator[ScheduleRun]:
+        """The runs of a schedule, newest first, page by page."""
+        return self._transport.pages(f"/v1/schedules/{_id(name)}/runs", {}, page)
+
     def models(self) -> list[Model]:
         return list(self._call(dict[str, list[Model]], "GET", "/v1/models")["data"])
 
@@ -392,6 +437,9 @@ class Client:
 
     def _job(self, method: str, path: str, **parts: Any) -> Job:
         return self._call(Job, method, f"/v1/jobs{path}", **parts)
+
+    def _schedule(self, method: str, name: str, **parts: Any) -> Schedule:
+        return self._call(Schedule, method, f"/v1/schedules/{_id(name)}", **parts)
 
     def _call(self, _kind: type[T], method: str, path: str, **parts: Any) -> T:
         found: T = self._transport.call(method, path, **parts)

@@ -22,6 +22,9 @@ SELECT request_sha256, job_id, kind, CASE kind
   ELSE EXISTS (SELECT FROM jobs WHERE jobs.id = idempotency.job_id AND deleted_at IS NULL) END AS is_there
 FROM idempotency WHERE tenant_id = :tenant_id AND key = :key
 """)
+_FIND = statement("idempotency.find")("""
+SELECT job_id FROM idempotency WHERE tenant_id = :tenant_id AND key = :key AND kind = :kind
+""")
 _FORGET = statement("idempotency.forget")("""
 DELETE FROM idempotency WHERE (tenant_id, key) IN (
   SELECT tenant_id, key FROM idempotency WHERE created_at < now() - interval '7 days' LIMIT 10000)
@@ -63,6 +66,12 @@ def remember(
     if not row.is_there:
         raise IdempotencyGone
     return int(row.job_id)
+
+
+def find(connection: Connection, tenant_id: int, key: str, kind: str) -> int | None:
+    """The id for which the key was recorded, for a thing of that kind."""
+    row = connection.execute(_FIND, {"tenant_id": tenant_id, "key": key, "kind": kind}).first()
+    return None if row is None else int(row.job_id)
 
 
 def forget(connection: Connection) -> None:

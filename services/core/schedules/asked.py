@@ -101,6 +101,10 @@ class Rule:
         return found if found > instant else zones.moment(self.zone, wall + timedelta(days=1))
 
 
+def is_name(text: str) -> bool:
+    return re.fullmatch(NAME, text, re.ASCII) is not None
+
+
 def rule(asked: ScheduleRequest, now: datetime, least: float, known_at: datetime | None = None) -> Rule:
     """Checks when it fires. `known_at`: what `at` has been so far, which may be past by now.
 

@@ -28,6 +28,10 @@ _LOCK = statement("firing.lock")("""
 SELECT id, tenant_id, name, cron, at, timezone, misfire, misfire_limit, overlap, deadline, next_at FROM schedules
 WHERE id = ANY(CAST(:ids AS bigint[])) AND next_at <= :now ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
+_ALL = statement("firing.all")("""
+SELECT id, cron, at, timezone, deadline, next_at FROM schedules
+WHERE next_at > :now AND cron IS NOT NULL ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+""")
 _MOVE = statement("firing.move")("UPDATE schedules SET next_at = :next_at WHERE id = :id")
 
 
@@ -42,6 +46,19 @@ def fire(connection: Connection, now: datetime | None = None) -> int:
         _record(connection, row, rule, _chosen(row, rule, now), now)
         connection.execute(_MOVE, {"id": row.id, "next_at": rule.next(now)})
     return len(rows)
+
+
+def renew(connection: Connection, now: datetime | None = None) -> int:
+    """Finds the next times again, by the rules of zones that this program has, which may be newer than those by which
+    they were found. Returns how many have changed."""
+    now = schedules.clock(connection) if now is None else now
+    moved = 0
+    for row in connection.execute(_ALL, {"now": now}).all():
+        next_at = Rule.stored(row).next(now)
+        if next_at != row.next_at:
+            connection.execute(_MOVE, {"id": row.id, "next_at": next_at})
+            moved += 1
+    return moved
 
 
 def run_now(connection: Connection, schedule: Schedule) -> int:
