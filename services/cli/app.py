@@ -20,6 +20,7 @@ from services.cli import (
     model,
     overview,
     removal,
+    schedules,
     show,
     submit,
     workers,
@@ -44,6 +45,7 @@ downloads.add_to(app, RESULTS)
 marks.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
 actions.add_to(app, OPERATIONS)
+app.add_typer(schedules.app, name="schedules", rich_help_panel=JOBS)
 app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)

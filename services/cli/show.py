@@ -10,7 +10,21 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from presswork_client import Action, Estimate, Event, Export, Image, Job, JobRequest, Model, Range, Worker
+from presswork_client import (
+    Action,
+    Estimate,
+    Event,
+    Export,
+    Image,
+    Job,
+    JobRequest,
+    Model,
+    Range,
+    Schedule,
+    ScheduleRun,
+    ScheduleTimes,
+    Worker,
+)
 from services.cli import units
 from services.core import terminal
 from services.core.tenants.api_keys import Key
@@ -20,6 +34,7 @@ _STYLES = {
     "completed": "green", "done": "green", "failed": "red", "expired": "red", "cancelled": "yellow",
     "cancelling": "yellow", "paused": "magenta", "in_progress": "cyan", "rendering": "cyan", "running": "cyan",
     "finalizing": "cyan", "draft": "blue",
+    "refused": "red", "skipped": "yellow", "waiting": "blue", "submitting": "cyan",
 }  # fmt: skip
 _SHOWN_PROBLEMS = 20
 _COUNTS = ("done", "failed", "cancelled", "reused", "total")
@@ -268,6 +283,76 @@ def workers(found: Iterable[Worker]) -> Table:
         silent = units.duration(worker["silent_seconds"])
         table.add_row(worker["id"], worker["host"], worker["device"], worker["model"], state, silent)
     return table
+
+
+def schedules(found: Iterable[Schedule]) -> Table:
+    table = _table()
+    for name in ("SCHEDULE", "WHEN", "ZONE", "NEXT", "LAST"):
+        table.add_column(name, no_wrap=name in ("NEXT", "LAST"), overflow="fold")
+    for one in found:
+        last = one["last_run"]
+        following = Text("paused", style="magenta") if one["paused"] else Text(_minute(one["next_at"]) or "never")
+        table.add_row(
+            Text(one["name"]),
+            Text(one["cron"] or "once"),
+            Text(one["timezone"]),
+            following,
+            Text("") if last is None else status(last["status"]),
+        )
+    return table
+
+
+def schedule(found: Schedule) -> RenderableType:
+    [(kind, target)] = found["target"].items()
+    misfire = found["misfire"] + (f" (up to {found['misfire_limit']})" if found["misfire"] == "all" else "")
+    rows = {
+        "when": f"{found['cron'] or units.local(found['at'] or '')}  ({found['timezone']})",
+        "next": "paused" if found["paused"] else _minute(found["next_at"]) or "never",
+        "deadline": found["deadline"] or "",
+        "if missed": misfire,
+        "if the last goes on": found["overlap"],
+        "changed": units.local(found["changed_at"]),
+        kind: terminal.json_line(target),
+    }
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in rows.items():
+        if text:
+            grid.add_row(name, Text(text))
+    parts: list[RenderableType] = [Text(found["name"], style="bold"), grid]
+    if found["last_run"]:
+        parts += [Text(""), schedule_runs([found["last_run"]])]
+    return Group(*parts)
+
+
+def schedule_times(found: ScheduleTimes) -> Table:
+    table = _table()
+    table.add_column("HERE", no_wrap=True)
+    table.add_column("UTC", no_wrap=True)
+    for moment in found["times"]:
+        table.add_row(units.local(moment), f"{units.moment(moment):%a %Y-%m-%d %H:%M}")
+    return table
+
+
+def schedule_runs(found: Iterable[ScheduleRun]) -> Table:
+    table = _table()
+    table.add_column("RUN OF", no_wrap=True)
+    table.add_column("STATUS", no_wrap=True)
+    table.add_column("JOB", no_wrap=True)
+    table.add_column("NOTE", overflow="fold")
+    for run in found:
+        late = "missed its deadline" if run["missed_at"] else "may miss its deadline" if run["at_risk_since"] else ""
+        by = f"run by {run['asked_by']}" if run["asked_by"] else ""
+        note = "; ".join(filter(None, (run["reason"], late, by)))
+        table.add_row(
+            _minute(run["scheduled_for"]), status(run["status"]), run["job_id"] or "", Text(note, style="dim")
+        )
+    return table
+
+
+def _minute(moment: str | None) -> str:
+    return "" if moment is None else units.local(moment).rpartition(":")[0]
 
 
 def keys(found: Iterable[Key]) -> Table:
