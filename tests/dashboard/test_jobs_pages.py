@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import pytest
@@ -51,6 +52,29 @@ def test_jobs_are_found_by_status_label_and_text_in_each_order(signed: House) ->
     assert (answer.status_code, answer.headers["Location"]) == (303, f"/jobs/{done}")
 
 
+def test_jobs_are_found_by_time_priority_model_and_who_submitted_them(signed: House) -> None:
+    mine = signed.submit(*small(), priority="high")
+    with signed.api.database.begin_system() as connection:
+        other = api_keys.issue_key(connection, signed.api.settings.secret, signed.tenant, "night shift")
+    headers = {"Authorization": f"Bearer {other}"}
+    theirs = signed.http.post("/v1/jobs", json={"images": small()}, headers=headers).json()["id"]
+    today, model = datetime.now(UTC).date(), signed.http.get("/v1/models").json()["data"][0]["id"]
+    for query, wanted in {
+        "priority=high": [mine],
+        "who=night+shift": [theirs],
+        f"who={other.split('_')[1]}": [theirs],
+        "who=nobody": [],
+        f"model={model}": [theirs, mine],
+        "model=another": [],
+        f"since={today}&sort=oldest": [mine, theirs],
+        f"since={today - timedelta(days=1)}&until={today}&status=queued": [theirs, mine],
+        f"until={today - timedelta(days=1)}": [],
+        f"since={today + timedelta(days=1)}": [],
+        "since=0001-01-01&until=9998-12-31&priority=high&sort=failed_first": [mine],
+    }.items():
+        assert ids(signed.browser.get(f"/jobs?{query}")) == wanted, query
+
+
 @pytest.mark.parametrize("sort", ["newest", "oldest", "failed_first"])
 def test_pages_of_the_list_follow_one_another_and_miss_none(
     signed: House, monkeypatch: pytest.MonkeyPatch, sort: str
@@ -70,7 +94,19 @@ def test_pages_of_the_list_follow_one_another_and_miss_none(
     assert found == wanted[sort]
 
 
-@pytest.mark.parametrize("query", ["status=none", "label=none", "sort=none", "cursor=none", "cursor=%00"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "priority=none",
+        "since=today",
+        "until=9999-12-31",
+        "status=none",
+        "label=none",
+        "sort=none",
+        "cursor=none",
+        "cursor=%00",
+    ],
+)
 def test_an_address_that_makes_no_sense_says_so(signed: House, query: str) -> None:
     answer = signed.browser.get(f"/jobs?{query}")
     assert answer.status_code == 400

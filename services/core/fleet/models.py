@@ -24,6 +24,7 @@ _REGISTER_SHAPE = statement("models.register_shape")("""
 INSERT INTO model_shapes (model_revision, width, height, max_steps) VALUES (:revision, :width, :height, :max_steps)
 ON CONFLICT (model_revision, width, height) DO UPDATE SET max_steps = excluded.max_steps
 """)
+_NAMES = statement("models.names")("SELECT name FROM models ORDER BY name")
 _CATALOGUE = statement("models.catalogue")("""
 SELECT m.name, m.revision, m.default_width, m.default_height, m.default_steps, m.default_guidance_scale,
        m.registered_at, s.width, s.height, s.max_steps
@@ -61,6 +62,10 @@ def register(connection: Connection, card: ModelCard) -> None:
         for width, height in card.sizes
     ]
     connection.execute(_REGISTER_SHAPE, sizes)
+
+
+def names(connection: Connection) -> list[str]:
+    return list(connection.execute(_NAMES).scalars())
 
 
 def catalogue(connection: Connection) -> Catalogue:

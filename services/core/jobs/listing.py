@@ -1,11 +1,12 @@
-"""Pages of a tenant's jobs by state, label and text, in an order.
+"""Pages of a tenant's jobs by state, time, label, text, priority, model and who submitted them, in an order.
 
-No index knows labels, texts and failures: one page looks at a bounded number of jobs, and says where it stopped. The
+No index knows more than states and times: one page looks at a bounded number of jobs, and says where it stopped. The
 counts of the jobs that it found are exact.
 """
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, TextClause
@@ -13,21 +14,35 @@ from sqlalchemy import Connection, TextClause
 from services.core.db.statements import statement
 from services.core.jobs import queries
 from services.core.jobs.queries import JobView
+from services.core.model import ids
 
 LOOKED_AT = 10_000
 Order = Literal["newest", "oldest", "failed_first"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 _PAST_THE_NEWEST = 2**63 - 1
 
-_ANY = "SELECT id, labels FROM jobs WHERE tenant_id = :tenant_id AND id {than} :place ORDER BY id {way} LIMIT :most"
+_IN_TIME = "id >= :since AND id < :until"  # an id says when it was made
+_ANY = """
+SELECT id, labels, priority FROM jobs WHERE tenant_id = :tenant_id AND id {than} :place AND {in_time}
+ORDER BY id {way} LIMIT :most
+"""
 # Each state by its index.
 _IN_STATES = """
-SELECT mine.id, mine.labels FROM unnest(CAST(:states AS text[])) AS wanted (state) CROSS JOIN LATERAL (
-  SELECT id, labels FROM jobs
-  WHERE jobs.state = wanted.state AND tenant_id = :tenant_id AND id {than} :place ORDER BY id {way} LIMIT :most
+SELECT mine.* FROM unnest(CAST(:states AS text[])) AS wanted (state) CROSS JOIN LATERAL (
+  SELECT id, labels, priority FROM jobs
+  WHERE jobs.state = wanted.state AND tenant_id = :tenant_id AND id {than} :place AND {in_time}
+  ORDER BY id {way} LIMIT :most
 ) mine ORDER BY mine.id {way} LIMIT :most
 """
 _HAS_FAILURES = "EXISTS (SELECT FROM job_counts c WHERE c.job_id = looked_at.id AND c.failed > 0)"
+_OF_MODEL = """EXISTS (
+        SELECT FROM segments s LEFT JOIN models m ON m.revision = s.model_revision
+        WHERE s.job_id = looked_at.id AND coalesce(m.name, s.model_revision) = :model)"""
+# Who submitted it is in the event of its submission: a key, by its name or its id.
+_BY_WHOM = """EXISTS (
+        SELECT FROM events e WHERE e.subject = 'job/' || looked_at.id AND e.tenant_id = :tenant_id
+          AND e.kind = 'job.created' AND e.actor = ANY(ARRAY(
+            SELECT 'key/' || k.id FROM api_keys k WHERE k.tenant_id = :tenant_id AND :who IN (k.name, k.id))))"""
 _PAGE = """
 WITH looked_at AS MATERIALIZED ({jobs})
 SELECT ARRAY(
@@ -35,6 +50,9 @@ SELECT ARRAY(
     WHERE labels @> CAST(:labels AS jsonb)
       AND (:text = '' OR EXISTS (
         SELECT FROM jsonb_each_text(labels) WHERE strpos(lower(key || ':' || value), lower(:text)) > 0))
+      AND (CAST(:priority AS smallint) IS NULL OR priority = :priority)
+      AND (:model = '' OR {of_model})
+      AND (:who = '' OR {by_whom})
       AND (CAST(:failed AS boolean) IS NULL OR :failed = {has_failures})
     ORDER BY id {way} LIMIT :limit
   ) AS ids, count(*) AS looked_at, CASE WHEN count(*) = :most THEN {last}(id) END AS reached
@@ -43,7 +61,14 @@ FROM looked_at
 
 
 def _page(name: str, jobs: str, than: str, way: str, last: str) -> TextClause:
-    text = _PAGE.format(jobs=jobs.format(than=than, way=way), has_failures=_HAS_FAILURES, way=way, last=last)
+    text = _PAGE.format(
+        jobs=jobs.format(than=than, way=way, in_time=_IN_TIME),
+        has_failures=_HAS_FAILURES,
+        of_model=_OF_MODEL,
+        by_whom=_BY_WHOM,
+        way=way,
+        last=last,
+    )
     return statement(f"listing.{name}")(text)
 
 
@@ -55,11 +80,22 @@ _OLDEST_IN_STATES = _page("oldest_in_states", _IN_STATES, ">", "ASC", "max")
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which jobs: all, or those in one of these states, with that label, and with that text in a label."""
+    """Which jobs: all, or those in one of these states, with that label, with that text in a label, of that priority,
+    that render with that model, that a key of that name or id submitted, made in the time from `since` to `until`."""
 
     states: tuple[str, ...] = ()
     label: tuple[str, str] | None = None
     text: str = ""
+    priority: int | None = None
+    model: str = ""
+    who: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+
+    @property
+    def is_search(self) -> bool:
+        """Whether jobs must be looked at that may not be among those wanted."""
+        return bool(self.label or self.text or self.priority is not None or self.model or self.who)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +145,18 @@ def _part(
     failed: bool | None,
 ) -> Page:
     """A page of those with failures, of those without, or, with `failed` None, of both."""
-    is_search = bool(wanted.label or wanted.text or failed is not None)
+    is_search = wanted.is_search or failed is not None
     backwards = order == "oldest"
     values: dict[str, Any] = {
         "tenant_id": tenant_id,
         "states": list(wanted.states),
         "labels": json.dumps(dict([wanted.label] if wanted.label else [])),
         "text": wanted.text,
+        "priority": wanted.priority,
+        "model": wanted.model,
+        "who": wanted.who,
+        "since": 0 if wanted.since is None else _bound(wanted.since),
+        "until": _PAST_THE_NEWEST if wanted.until is None else _bound(wanted.until),
         "failed": failed,
         "place": behind if behind is not None else -1 if backwards else _PAST_THE_NEWEST,
         "limit": limit + 1,
@@ -128,3 +169,8 @@ def _part(
     last = ids[limit - 1] if len(ids) > limit else row.reached if is_search else None
     more = None if last is None else Place(last, failed=failed is True)
     return Page([views[job_id] for job_id in ids[:limit] if job_id in views], row.looked_at, more)
+
+
+def _bound(moment: datetime) -> int:
+    """The smallest id of that moment, of those that a job may have."""
+    return min(max(ids.floor(moment), 0), _PAST_THE_NEWEST)
