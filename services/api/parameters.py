@@ -143,6 +143,9 @@ SearchText = Annotated[
     AfterValidator(_storable),
     Query(min_length=1, max_length=200, description="1 to 200 characters, none of them U+0000"),
 ]
+CustomId = Annotated[
+    str, AfterValidator(_storable), Query(min_length=1, max_length=128, description="the custom_id of a request")
+]
 Order = Annotated[Literal["index", "failed_first"], Query(description="index or failed_first")]
 
 

@@ -7,7 +7,7 @@ from services.core.model.scopes import Scope
 
 _OPERATIONS = {
     Scope.VIEW: """
-        list_jobs show_job search_job list_images read_image list_requests list_events follow_events
+        list_jobs show_job search_job find_images list_images read_image list_requests list_events follow_events
         show_deletion list_chunks list_exports show_export list_export_files read_export_file list_batches
         show_batch list_files show_file read_file list_models show_model show_rates show_overview list_failures
         show_job_rates list_marks list_actions list_workers list_jobs_actions show_jobs_action

@@ -7,6 +7,7 @@ from services.dashboard.pages import (
     action_log,
     actions,
     bulk,
+    find,
     fleet,
     gallery,
     image,
@@ -38,6 +39,7 @@ _PAGES = (
     image,
     marking,
     bulk,
+    find,
 )
 
 

@@ -28,6 +28,8 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "a search in a job": "/jobs/{job}/images?q=script",
     "nothing found in a job": "/jobs/{job}/images?q=nothing-like-it",
     "marking": "/jobs/{job}/marks/rejected",
+    "images of a custom_id": "/images?custom_id=item-0",
+    "no image of a custom_id": "/images?custom_id=nothing-like-it",
     "confirmation": "/jobs/{live}/actions/cancel",
     "retry": "/jobs/{job}/actions/retry",
     "deletion": "/jobs/{job}/actions/delete",

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from services.core.jobs import image_pages, search
 from services.core.model.scopes import Scope
 from services.core.tenants import api_keys
-from services.dashboard.pages import gallery, marking
+from services.dashboard.pages import find, gallery, marking
 from tests.pages import House, Tab
 
 
@@ -170,6 +170,22 @@ def test_an_image_shows_its_attempts_and_is_retried_alone_with_its_cause_or_with
     for wrong in ({"index": "x"}, {"cause": "c" * 65}):
         assert signed.post(f"/jobs/{job}/actions/retry", page=page, **wrong).status_code == 422
     assert signed.post(f"/jobs/{job}/actions/retry", page=page, index="0").status_code == 409
+
+
+def test_a_custom_id_is_found_in_all_jobs_page_by_page(signed: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "_PER_PAGE", 2)
+    jobs = [signed.submit({"prompt": "a mug", "size": "64x64", "custom_id": "only-here"}) for _ in range(3)]
+    theirs = signed.api.submit({"prompt": "of others", "size": "64x64", "custom_id": "only-here"})["id"]
+    first = signed.browser.get("/images?custom_id=only-here").text
+    [more] = re.findall(r'class="button" href="([^"]+)"', first)
+    rest = signed.browser.get(more.replace("&amp;", "&")).text
+    assert [re.findall(r'<a class="small" href="/jobs/(\w+)"', page) for page in (first, rest)] == [
+        jobs[:0:-1], jobs[:1],
+    ]  # fmt: skip
+    assert str(theirs) not in first + rest
+    assert "No request has the custom_id" in signed.browser.get("/images?custom_id=only").text
+    assert signed.browser.get("/images").status_code == 200
+    assert signed.browser.get("/images?custom_id=other&cursor=x").status_code == 400
 
 
 def focus(page: Page) -> str:

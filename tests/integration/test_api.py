@@ -401,6 +401,7 @@ THING_ROUTES = {
     ("GET", "/v1/schedules/{schedule}/runs"),
 }
 TENANT_ROUTES = {
+    ("GET", "/v1/images"),
     ("GET", "/v1/events"),  # test_feed.py shows that others' events are not in it
     ("GET", "/v1/jobs"),
     ("POST", "/v1/jobs"),

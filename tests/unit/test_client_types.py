@@ -38,6 +38,7 @@ ANSWERS: dict[str, Any] = {
     "get /v1/jobs/{job_id}/requests": [answers.JobRequest],
     "get /v1/jobs/{job_id}/images": [answers.Image],
     "get /v1/jobs/{job_id}/search": [answers.Image],
+    "get /v1/images": [answers.ImageOfJob],
     "post /v1/jobs/{job_id}/exports": answers.Export,
     "get /v1/jobs/{job_id}/exports": [answers.Export],
     "get /v1/exports/{export_id}": answers.Export,

@@ -1,4 +1,4 @@
-"""Search in a job's prompts and custom_ids."""
+"""Search in a job's prompts and custom_ids, and for a custom_id in all jobs."""
 
 from typing import Any
 
@@ -7,10 +7,12 @@ from pydantic import BaseModel
 
 from services.api import dependencies, pagination, parameters
 from services.api.authentication import Tenant
-from services.api.dependencies import ContextDep
+from services.api.dependencies import Context, ContextDep
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
-from services.core.jobs import search
+from services.core.jobs import custom_ids, search
+from services.core.jobs.custom_ids import Found, Place
+from services.core.jobs.queries import ImageView
 from services.core.model import ids
 
 router = APIRouter(route_class=TenantRoute)
@@ -24,6 +26,37 @@ class FoundImages(BaseModel):
     searched: int
     total: int
     next_cursor: str | None
+
+
+class ImageOfJob(schemas.Image):
+    """An image, and the job that it is of."""
+
+    job_id: str
+
+
+class ImagesOfJobs(BaseModel):
+    """A page may hold fewer than `limit`: the list ends where `next_cursor` is null."""
+
+    data: list[ImageOfJob]
+    next_cursor: str | None
+
+
+@router.get("/images", response_model=ImagesOfJobs)
+def find_images(
+    request: Request,
+    context: ContextDep,
+    tenant: Tenant,
+    custom_id: parameters.CustomId,
+    limit: parameters.Limit = 100,
+    cursor: parameters.Cursor = None,
+) -> Any:
+    """The images with that custom_id in all jobs, the newest job first: the first image of each request."""
+    images, more = images_named(context, tenant, custom_id, limit=limit, cursor=cursor)
+    data = []
+    for view in images:
+        found = schemas.image(view, dependencies.linker(context, request, view.job_id))
+        data.append(ImageOfJob(job_id=ids.public_job(view.job_id), **found.model_dump()))
+    return ImagesOfJobs(data=data, next_cursor=more)
 
 
 @router.get("/jobs/{job_id}/search", response_model=FoundImages)
@@ -51,3 +84,25 @@ def search_job(
         total=page.total,
         next_cursor=more,
     )
+
+
+def images_named(
+    context: Context, tenant: int, custom_id: str, *, limit: int, cursor: str | None
+) -> tuple[list[ImageView], str | None]:
+    """A page of the images with that custom_id, and the cursor of the next one. Raises ApiError."""
+    listing, place = f"images/{tenant}/{custom_id}", custom_ids.NEWEST
+    if cursor is not None:
+        job_id, _, index = pagination.decode_name(context.settings.secrets, listing, cursor).partition("/")
+        place = Place(int(job_id), int(index))
+    found = _found(context, tenant, custom_id, place, limit)
+    with context.database.begin(tenant) as connection:
+        images = custom_ids.images(connection, found.places)
+    if found.reached is None:
+        return images, None
+    reached = f"{found.reached.job_id}/{found.reached.index}"
+    return images, pagination.encode_name(context.settings.secret, listing, reached)
+
+
+def _found(context: Context, tenant: int, custom_id: str, place: Place, limit: int) -> Found:
+    with context.database.begin_system() as connection:  # as the system: other tenants' requests count as looked at
+        return custom_ids.find(connection, tenant, custom_id, behind=place, limit=limit)

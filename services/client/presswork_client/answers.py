@@ -233,6 +233,12 @@ class Image(TypedDict):
     error: ImageError | None
 
 
+class ImageOfJob(Image):
+    """An image, and the job that it is of."""
+
+    job_id: str
+
+
 class FailureCause(TypedDict):
     """`count` images failed for this cause; `message` is the newest reason, with an image that it was about."""
 

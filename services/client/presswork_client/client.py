@@ -26,6 +26,7 @@ from presswork_client.answers import (
     FileDeleted,
     Image,
     ImageMark,
+    ImageOfJob,
     ImageRequest,
     Job,
     JobDeleted,
@@ -322,6 +323,10 @@ class Client:
     def search(self, job_id: str, text: str) -> Iterator[Image]:
         """The first image of each request whose prompt or custom_id contains the text, page by page."""
         return self._transport.pages(f"/v1/jobs/{_id(job_id)}/search", {"text": text}, PAGE)
+
+    def find(self, custom_id: str) -> Iterator[ImageOfJob]:
+        """The first image of each request with that custom_id, in all jobs, the newest job first, page by page."""
+        return self._transport.pages("/v1/images", {"custom_id": custom_id}, PAGE)
 
     def requests(self, job_id: str, status: str | None = None, *, page: int = REQUESTS_PAGE) -> Iterator[JobRequest]:
         """The job's requests with their images, page by page: failed first, then rendering, queued, cancelled, done."""

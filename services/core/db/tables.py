@@ -306,6 +306,7 @@ payloads = Table(
     metadata,
     *columns.PAYLOAD,
     PrimaryKeyConstraint("job_id", "index"),
+    Index("payloads_custom_id", "custom_id", postgresql_using="brin"),  # of Bloom filters: an insert does not touch it
     postgresql_partition_by="RANGE (job_id)",
 )
 

@@ -71,7 +71,7 @@ LOOKED_AT = 10_000
 UNDER_WAY = ["in_progress", "cancelling", "finalizing", "queued", "validating"]
 
 _IMAGE = f"""
-SELECT i.index, i.state, {columns.payload()},
+SELECT i.job_id, i.index, i.state, {columns.payload()},
        r.object_key, r.sha256, r.bytes, r.truncated, r.flagged, r.unknown_words, r.device, r.reproducibility_class,
        r.reused, r.render_seconds, r.finished_at, e.versions, f.code, f.message,
        m.mark, m.actor AS marked_by, m.at AS marked_at
@@ -121,6 +121,11 @@ def _page(name: str, images: str) -> TextClause:
 # By equality, so that the planner knows that they are few; it takes a range for a large part of the table.
 _THESE = """unnest(CAST(:indexes AS integer[])) AS wanted (index)
 CROSS JOIN LATERAL (SELECT * FROM images WHERE images.job_id = :job_id AND images.index = wanted.index OFFSET 0)"""
+_ANYWHERE = """unnest(CAST(:job_ids AS bigint[]), CAST(:indexes AS integer[])) AS wanted (job_id, index)
+CROSS JOIN LATERAL (
+  SELECT * FROM images WHERE images.job_id = wanted.job_id AND images.index = wanted.index OFFSET 0
+)"""
+_IMAGES_ANYWHERE = statement("queries.images_anywhere")(_IMAGE.format(images=_ANYWHERE))
 _THESE_IMAGES = statement("queries.these_images")(_IMAGE.format(images=_THESE) + "ORDER BY i.index")
 _IMAGES_FROM = _page("queries.images_from", _ALL)
 _IMAGES_IN_STATE = {state: _page(f"queries.images_{state.word}", images) for state, images in _IN_STATES.items()}
@@ -216,6 +221,7 @@ class ImageView:
     """One image at one moment, with its request. In a done image, `flagged` is None if no checker ran, and `versions`
     if none were recorded. `marked_by` and `marked_at` say who set the mark, and when."""
 
+    job_id: int
     index: int
     state: ImageState
     payload: Payload
@@ -340,6 +346,14 @@ def images_at(connection: Connection, job_id: int, indexes: Sequence[int]) -> li
     return [_image_view(row) for row in rows]
 
 
+def images_anywhere(connection: Connection, places: Sequence[tuple[int, int]]) -> list[ImageView]:
+    """The images of these jobs and indexes, in this order; those that the transaction does not see are left out."""
+    values = {"job_ids": [job_id for job_id, _ in places], "indexes": [index for _, index in places]}
+    views = [_image_view(row) for row in connection.execute(_IMAGES_ANYWHERE, values)]
+    found = {(view.job_id, view.index): view for view in views}
+    return [found[place] for place in places if place in found]
+
+
 def images_failed_first(
     connection: Connection, tenant_id: int, job_id: int, *, failed: bool, after: int, limit: int
 ) -> list[ImageView] | None:
@@ -431,6 +445,7 @@ def _job_view(row: Any) -> JobView:
 
 def _image_view(row: Any) -> ImageView:
     return ImageView(
+        job_id=row.job_id,
         index=row.index,
         state=ImageState(row.state),
         payload=columns.read_payload(row),
