@@ -1,4 +1,4 @@
-"""What people who steer need: keys say who made them; acts on every job that matches a filter are recorded."""
+"""What people who steer need: keys say who made them; acts on every job that matches are recorded; views are saved."""
 
 from pathlib import Path
 
@@ -8,7 +8,10 @@ from sqlalchemy import Connection, text
 revision = "0018"
 down_revision = "0017"
 
-_TABLES = {"bulk_acts": "INSERT, UPDATE (state, finished_at)"}  # and what a tenant's transaction writes of them
+_TABLES = {  # and what a tenant's transaction writes of them
+    "bulk_acts": "INSERT, UPDATE (state, finished_at)",
+    "views": "INSERT, UPDATE (name, query), DELETE",
+}
 _ROLES = text("""
 SELECT to_regrole('presswork_app')::text AS application, to_regrole('presswork_reader')::text AS reader,
        quote_ident(current_user) AS me

@@ -29,3 +29,15 @@ CREATE TABLE bulk_acts (
 );
 CREATE INDEX bulk_acts_tenant ON bulk_acts (tenant_id, id);
 CREATE INDEX bulk_acts_running ON bulk_acts (tenant_id, id) WHERE state = 'running';
+
+-- Saved views: a page of the dashboard with its filter, under a name, shared within the tenant.
+CREATE TABLE views (
+  id bigint PRIMARY KEY,
+  tenant_id integer NOT NULL REFERENCES tenants (id),
+  page text NOT NULL,
+  name text NOT NULL,
+  query text NOT NULL,
+  created_by text NOT NULL,
+  created_at timestamptz NOT NULL DEFAULT now(),
+  CONSTRAINT views_name UNIQUE (tenant_id, page, name)
+);

@@ -37,6 +37,7 @@ from services.api.v1 import (
     schemas,
     search,
     submissions,
+    views,
     workers,
 )
 from services.core.settings import Settings
@@ -56,7 +57,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
         deletion,
         job_rates,
     ),
-    "overview": (overview,),
+    "overview": (overview, views),
     "drafts": (drafts,),
     "exports": (exports,),
     "schedules": (schedules,),

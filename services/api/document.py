@@ -20,7 +20,7 @@ from services.api.openai import bodies, uploads
 from services.core.bulk.asked import BulkRequest
 from services.core.exports import options
 from services.core.marks.asked import MATCHING, MarksRequest
-from services.core.model import key_requests, requests
+from services.core.model import key_requests, requests, view_requests
 from services.core.schedules import asked, targets
 from services.core.settings import Settings
 
@@ -51,6 +51,7 @@ _IDS = {  # of each path parameter: what it is, and an example
     "key_id": ("The key's id: the eight characters after `pw_`.", "Xk29dQ7a"),
     "schedule": ("The schedule's name.", "nightly"),
     "worker_id": ("The worker's id.", "gpu-1-4711-9f2c01ab"),
+    "view_id": ("The view's id.", "view_039yaf9w3gxt6"),
     "action_id": ("The act's id.", "bulk_039yaf9w3gxt6"),
     "number": ("The chunk's number, from 0.", 0),
 }
@@ -68,6 +69,7 @@ _ALLOWED = {  # what the descriptions of fields are taken from, by schema
     "JobChanges": requests.ALLOWED, "RetryOptions": requests.ALLOWED, "EstimateShape": requests.EstimateShape.ALLOWED,
     "FinalizeRequest": requests.FinalizeRequest.ALLOWED, "ExportRequest": options.ALLOWED,
     "OptionsInput": options.ALLOWED, "KeyRequest": key_requests.KeyRequest.ALLOWED,
+    "ViewRequest": view_requests.ALLOWED, "ViewChanges": view_requests.ALLOWED,
     "ScheduleRequest": asked.ALLOWED, "NewSchedule": asked.ALLOWED, "ScheduleChanges": asked.ScheduleChanges.ALLOWED,
     "BatchTarget": targets.BatchRequest.ALLOWED,
     "BulkRequest": BulkRequest.ALLOWED, "MarksRequest": MarksRequest.ALLOWED, "Matching": MATCHING,

@@ -25,6 +25,8 @@ BODIES: dict[str, Any] = {
     "create_key": {"name": "the shop's nightly run", "scopes": ["view", "submit"], "expires_in_seconds": 7_776_000},
     "act_on_jobs": {"action": "cancel", "status": ["queued"], "label": "run:nightly"},
     "preview_jobs_action": {"action": "delete", "status": ["cancelled", "expired"]},
+    "save_view": {"page": "jobs", "name": "tonight's failures", "query": "status=failed&label=run%3Anightly"},
+    "change_view": {"name": "failures of the night"},
     "retry_job": {"priority": "high"},
     "mark_images": {"mark": "accepted", "indexes": [0, 3, 17]},
     "create_export": {"format": "webdataset", "options": {"images_per_shard": 1_000}},

@@ -12,6 +12,7 @@ _OPERATIONS = {
         show_batch list_files show_file read_file list_models show_model show_rates show_overview list_failures
         show_job_rates list_marks list_actions list_workers list_jobs_actions show_jobs_action
         list_schedules show_schedule list_schedule_times list_schedule_runs
+        list_views
     """,
     Scope.SUBMIT: """
         submit_job preview_job estimate_job append_chunk finalize_draft retry_job create_export generate_images
@@ -22,6 +23,7 @@ _OPERATIONS = {
         change_job mark_images pause_job resume_job cancel_job delete_job cancel_export delete_export
         cancel_batch delete_file drain_worker resume_worker act_on_jobs preview_jobs_action stop_jobs_action
         change_schedule delete_schedule
+        save_view change_view delete_view
     """,
     Scope.ADMIN: "list_keys create_key revoke_key",
 }

@@ -12,8 +12,9 @@ import typer
 
 from presswork_client import Schedule
 from services.cli import options, show
-from services.cli.exits import Unreadable, Usage, guarded
+from services.cli.exits import Usage, guarded
 from services.cli.profile import connect
+from services.core.items.errors import Unreadable
 
 app = typer.Typer(no_args_is_help=True, help="Submit jobs at set times.")
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="A schedule's name.", show_default=False)]

@@ -20,6 +20,7 @@ from services.dashboard.pages import (
     settings,
     sign_in,
     submit,
+    views,
 )
 
 _PAGES = (
@@ -40,6 +41,7 @@ _PAGES = (
     marking,
     bulk,
     find,
+    views,
 )
 
 

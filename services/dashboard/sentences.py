@@ -9,6 +9,7 @@ from services.core.events.queries import Event
 from services.core.exports import records
 from services.core.files import files, uploads
 from services.core.model import ids
+from services.core.tenants import views
 from services.dashboard.words import plural, size
 
 _STOPPED = {"cancelled": "cancelled", "expired": "stopped, out of time,"}
@@ -76,12 +77,16 @@ KINDS: dict[str, tuple[str, Words]] = {
         "made a key", lambda data: (f"made the key {data.get('name', '')},", _may(data)),
     ),
     "key.revoked": ("revoked a key", lambda data: (f"revoked the key {data.get('name', '')},", "")),
+    "view.saved": ("saved a view", lambda data: (f"saved the view {data.get('name', '')},", "")),
+    "view.changed": ("changed a view", lambda data: (f"changed the view {data.get('name', '')},", "")),
+    "view.deleted": ("deleted a view", lambda data: (f"deleted the view {data.get('name', '')},", "")),
     "worker.drained": ("drained a worker", _plain("drained")),
     "worker.resumed": ("resumed a worker", _plain("resumed")),
 }  # fmt: skip
 _NAMES: dict[str, Callable[[int], str]] = {
     "job": ids.public_job, "export": records.public_id, "file": files.public_id, "upload": uploads.public_id,
     "bulk": bulk.public_id,
+    "view": views.public_id,
 }  # fmt: skip
 
 
@@ -104,4 +109,6 @@ def _path(event: Event, kind: str, thing: str) -> str | None:
         return f"/jobs/{ids.public_job(event.data['job'])}#exports"
     if kind == "bulk":
         return f"/bulk/{thing}"
+    if kind == "view":
+        return "/settings/views"
     return "/fleet" if kind == "device" else None

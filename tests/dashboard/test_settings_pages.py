@@ -22,6 +22,7 @@ def as_key(house: House, *given: Scope) -> House:
     """The house, with its pages' client signed in by a key with these scopes alone."""
     with house.api.database.begin_system() as connection:
         house.key = api_keys.issue_key(connection, house.api.settings.secret, house.tenant, "limited", given=given)
+    house.browser.cookies.clear()
     house.sign_in()
     return house
 
@@ -192,7 +193,79 @@ def test_every_kind_of_act_has_a_sentence() -> None:
     """The kinds are those that the core's statements log, and that the list of progress leaves."""
     core = Path(api_keys.__file__).parents[1]
     texts = "".join(path.read_text() for path in core.rglob("*.py"))
-    logged = set(re.findall(r"""["']((?:job|bulk|export|file|upload|key|worker)\.[a-z_]+)["']""", texts))
+    texts = re.sub(r'statement\("[^"]+"\)', "", texts)
+    logged = set(re.findall(r"""["']((?:job|bulk|export|file|upload|key|view|worker)\.[a-z_]+)["']""", texts))
     logged |= {f"upload.{state}" for state in re.findall(r'_ends\("(\w+)"', texts)}
     statements = {found for found in logged if found.endswith((".py", ".txt"))}
     assert logged - statements - set(tables.PROGRESS) == set(sentences.KINDS)
+
+
+def csrf(house: House) -> str:
+    [token] = set(re.findall(r'name="csrf" value="(\w+)"', house.browser.get("/").text))
+    return str(token)
+
+
+def test_a_view_is_saved_for_colleagues_who_may_not_change_it(signed: House) -> None:
+    query = "status=failed&label=run%3Anightly"
+    fields = {"csrf": csrf(signed), "page": "jobs", "name": " failures ", "query": query}
+    saved = signed.browser.post("/settings/views", data=fields)
+    assert (saved.status_code, saved.headers["Location"]) == (303, f"/jobs?{query}")
+    [view] = signed.http.get("/v1/views").json()["data"]
+    assert (view["name"], view["query"], view["created_by_name"]) == ("failures", query, "test")
+    colleague = as_key(signed, Scope.VIEW)
+    shown = html.unescape(colleague.browser.get("/jobs").text)
+    assert f'href="/jobs?{query}">failures</a>' in shown and "Save this one as" not in shown
+    for path in ("", f"/{view['id']}/rename", f"/{view['id']}/delete"):
+        fields["csrf"] = csrf(colleague)
+        assert colleague.browser.post(f"/settings/views{path}", data=fields).status_code == 403, path
+    assert "by test" in colleague.browser.get("/settings/views").text
+
+
+def test_views_have_names_of_their_own_and_events(signed: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [
+        signed.http.post("/v1/views", json={"page": page, "name": name, "query": "status=failed"})
+        for page, name in (("jobs", "a"), ("jobs", "b"), ("log", "a"))
+    ]
+    assert [answer.status_code for answer in made] == [201, 201, 201]
+    again = signed.http.post("/v1/views", json={"page": "jobs", "name": "a", "query": ""})
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "name_taken")
+    view = f"/v1/views/{made[1].json()['id']}"
+    assert signed.http.patch(view, json={"name": "a"}).json()["error"]["code"] == "name_taken"
+    assert signed.http.patch(view, json={"name": "b"}).json() == made[1].json()
+    changed = signed.http.patch(view, json={"name": "c", "query": ""}).json()
+    assert (changed["name"], changed["query"]) == ("c", "")
+    assert signed.http.delete(view).status_code == 200
+    assert signed.http.delete(view).status_code == 404
+    monkeypatch.setattr("services.core.tenants.views.MOST", 2)
+    refused = signed.http.post("/v1/views", json={"page": "jobs", "name": "d", "query": ""})
+    assert refused.json()["error"]["code"] == "too_many_views"
+    for page, name, query in (("jobs", "", ""), ("x", "a", ""), ("jobs", "e", "a b")):
+        body = {"page": page, "name": name, "query": query}
+        assert signed.http.post("/v1/views", json=body).status_code == 422, body
+    signed.tick()
+    found = acts(signed.browser.get("/settings/log").text)[:2]
+    assert found == [f"test {verb} the view c, {changed['id']}" for verb in ("deleted", "changed")]
+
+
+def test_a_view_is_saved_and_opened_in_the_browser(open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab()
+    page = tab.open("/jobs")
+    page.get_by_label("Status").select_option("failed")
+    page.wait_for_url("**/jobs?*status=failed*")
+    page.locator("input[name=query][value*='status=failed']").wait_for(state="attached")
+    assert "status=failed" in str(page.locator("a[href*='/bulk/new/cancel?']").first.get_attribute("href"))
+    page.get_by_text("Views", exact=True).click()
+    page.get_by_label("Save this one as").fill("what failed")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/jobs?status=failed")
+    page.goto(f"{tab.url}/jobs")
+    page.get_by_text("Views", exact=True).click()
+    page.get_by_role("link", name="what failed").click()
+    page.wait_for_url("**/jobs?status=failed")
+    page.goto(f"{tab.url}/settings/views")
+    page.get_by_label("Name of what failed").fill("failures")
+    page.get_by_role("button", name="Rename").click()
+    page.get_by_role("link", name="failures").wait_for()
+    page.get_by_role("button", name="Delete failures").click()
+    page.get_by_role("heading", name="No view is saved").wait_for()
+    assert tab.errors == []

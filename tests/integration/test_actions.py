@@ -101,6 +101,9 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     acts.do("delete_job", "DELETE", f"/v1/jobs/{ended}")
     many = acts.do("act_on_jobs", "POST", "/v1/jobs/actions", json={"action": "cancel"})["id"]
     acts.do("stop_jobs_action", "POST", f"/v1/jobs/actions/{many}/stop")
+    view = acts.do("save_view", "POST", "/v1/views", json={"page": "jobs", "name": "a", "query": ""})["id"]
+    acts.do("change_view", "PATCH", f"/v1/views/{view}", json={"name": "b"})
+    acts.do("delete_view", "DELETE", f"/v1/views/{view}")
     key = acts.do("create_key", "POST", "/v1/keys", json={"name": "another"})["id"]
     acts.do("revoke_key", "DELETE", f"/v1/keys/{key}")
     for verb in ("drain", "resume"):

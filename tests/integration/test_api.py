@@ -391,6 +391,8 @@ THING_ROUTES = {
     ("GET", "/v1/batches/{batch_id}"),
     ("POST", "/v1/batches/{batch_id}/cancel"),
     ("DELETE", "/v1/keys/{key_id}"),
+    ("PATCH", "/v1/views/{view_id}"),
+    ("DELETE", "/v1/views/{view_id}"),
     ("GET", "/v1/jobs/actions/{action_id}"),
     ("POST", "/v1/jobs/actions/{action_id}/stop"),
     ("GET", "/v1/schedules/{schedule}"),
@@ -427,6 +429,8 @@ TENANT_ROUTES = {
     ("GET", "/v1/schedules"),
     ("POST", "/v1/schedules"),
     ("PUT", "/v1/schedules/{schedule}"),  # each tenant has its own names: test_schedules_api.py
+    ("GET", "/v1/views"),
+    ("POST", "/v1/views"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys"),
 }
@@ -436,6 +440,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {  # of routes that look at noth
     ("POST", "/v1/jobs/{job_id}/finalize"): {"chunks": 1},
     ("PUT", "/v1/jobs/{job_id}/marks"): {"mark": "accepted", "matching": {}},
     ("PATCH", "/v1/schedules/{schedule}"): {"paused": True},
+    ("PATCH", "/v1/views/{view_id}"): {"name": "theirs"},
 }
 MODEL_UNUSABLE = {  # what a job in progress does not take
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"),
@@ -445,7 +450,8 @@ MODEL_UNUSABLE = {  # what a job in progress does not take
 }
 PAGES = {("GET", "/docs"), ("GET", "/openapi.json")}
 IDS = (
-    "job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "action_id", "schedule", "name",
+    "job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "action_id", "view_id",
+    "schedule", "name",
 )  # fmt: skip
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics")} | PAGES
 
@@ -501,12 +507,18 @@ def test_anothers_file_upload_and_batch_are_404(api: Api) -> None:
         "key_id": api.key.split("_")[1],
         "action_id": api.http.post("/v1/jobs/actions", json={"action": "pause"}).json()["id"],
         "schedule": "everybody-elses",
+        "view_id": api.http.post("/v1/views", json={"page": "jobs", "name": "mine", "query": ""}).json()["id"],
     }
     target = {"job": {"images": [{"prompt": "a mug"}]}}
     asked = {"name": "everybody-elses", "cron": "0 1 * * *", "target": target}
     assert api.http.post("/v1/schedules", json=asked).status_code == 201
     unknown = {"file_id": "file-0000000000000", "upload_id": "upload_0000000000000", "batch_id": "batch_0000000000000"}
-    unknown |= {"key_id": "00000000", "action_id": "bulk_0000000000000", "schedule": "nobodys"}
+    unknown |= {
+        "key_id": "00000000",
+        "action_id": "bulk_0000000000000",
+        "view_id": "view_0000000000000",
+        "schedule": "nobodys",
+    }
     _, key = api.new_tenant("other")
     with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}) as stranger:
         for method, path in sorted(THING_ROUTES):
@@ -596,6 +608,7 @@ OTHER_ROWS = (  # of tables that nothing above has written to
         " bytes, request, model_revision, reproducibility_class, rendered_at, job_id, index)"
         " VALUES (1, 'a', 'b', 1, 'k', 'k', 's', 1, '{}', 'r', 'c', now(), 1, 0)"
     ),
+    "INSERT INTO views (id, tenant_id, page, name, query, created_by) VALUES (1, 1, 'jobs', 'v', '', 'key/x')",
     "INSERT INTO rates VALUES (1, 'hour', now(), 1, 1, 1, 1, 1)",
     "INSERT INTO marks VALUES (%(job_id)s, 0, 'accepted', 'key/x', now())",
     "INSERT INTO mark_counts VALUES (%(job_id)s, 1, 0, 0)",

@@ -18,7 +18,19 @@ from tests import factories
 from tests.web import Api
 
 PLACES = dict.fromkeys(
-    ("job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "action_id", "schedule", "name"),
+    (
+        "job_id",
+        "file_id",
+        "upload_id",
+        "batch_id",
+        "export_id",
+        "key_id",
+        "worker_id",
+        "action_id",
+        "view_id",
+        "schedule",
+        "name",
+    ),
     "nothing",
 )
 

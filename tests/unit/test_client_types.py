@@ -65,10 +65,11 @@ ANSWERS: dict[str, Any] = {
     "get /v1/files/{file_id}": answers.File,
     "delete /v1/files/{file_id}": answers.FileDeleted,
 }
-# What the client need have no method for: the stock client's own routes, keys, and what answers for machines.
+# What the client need have no method for: the stock client's own routes, keys, the dashboard's views, and what answers
+# for machines.
 ELSEWHERE = (
-    "/v1/files", "/v1/uploads", "/v1/batches", "/v1/images/", "/v1/models/", "/v1/keys", "/livez", "/readyz",
-    "/metrics",
+    "/v1/files", "/v1/uploads", "/v1/batches", "/v1/images/", "/v1/models/", "/v1/keys", "/v1/views", "/livez",
+    "/readyz", "/metrics",
 )  # fmt: skip
 # Where the two differ on purpose: the API's type, the client's, and why.
 DIFFERENCES = {

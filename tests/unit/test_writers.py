@@ -46,6 +46,7 @@ WRITERS = {
     "catalogue_entries": "catalogues",
     "api_keys": "tenants",
     "sessions": "tenants",
+    "views": "tenants",
     "models": "fleet",
     "model_shapes": "fleet",
     "workers": "fleet",

@@ -16,6 +16,7 @@ from services.core.events import actions, queries
 from services.core.exports import records
 from services.core.files import files, uploads
 from services.core.model import ids
+from services.core.tenants import views
 
 router = APIRouter(route_class=TenantRoute)
 _PUBLIC: dict[str, Callable[[int], str]] = {
@@ -24,6 +25,7 @@ _PUBLIC: dict[str, Callable[[int], str]] = {
     "file": files.public_id,
     "upload": uploads.public_id,
     "bulk": bulk.public_id,
+    "view": views.public_id,
 }
 
 

@@ -571,6 +571,19 @@ bulk_acts = Table(  # on every job that matches a filter
     Index("bulk_acts_running", "tenant_id", "id", postgresql_where=text("state = 'running'")),
 )
 
+views = Table(  # of the dashboard's lists
+    "views",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("page", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("query", Text, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    UniqueConstraint("tenant_id", "page", "name", name="views_name"),
+)
+
 marks = Table(  # of done images
     "marks",
     metadata,

@@ -15,6 +15,7 @@ from services.core.model import ids
 from services.core.model.errors import NotFound
 from services.core.tenants import api_keys
 from services.dashboard import access, rendering, sentences
+from services.dashboard.pages import views
 from services.dashboard.routes import PageRoute
 
 router = APIRouter(route_class=PageRoute)
@@ -70,6 +71,7 @@ def show_log(
         actors=[(f"key/{key.id}", key.name) for key in keys[::-1]] + [(one, one) for one in _PROGRAMS],
         is_first=not cursor,
         is_filtered=bool(kept),
+        menus={"views": views.menu(context, visitor, "log", urlencode(kept))},
         here=here,
         next_page=more and f"/settings/log?{urlencode(kept | {'cursor': more})}",
     )

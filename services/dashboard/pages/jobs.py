@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse
 
 from services.api import pagination
-from services.api.dependencies import ContextDep
+from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.core.fleet import models
 from services.core.jobs import listing
@@ -17,6 +17,7 @@ from services.core.model.errors import NotFound
 from services.core.model.states import FINAL_JOB_STATES, JobState
 from services.core.tenants import api_keys
 from services.dashboard import access, choices, reading, rendering
+from services.dashboard.pages import views
 from services.dashboard.routes import PageRoute
 
 router = APIRouter(route_class=PageRoute)
@@ -96,7 +97,7 @@ def show_jobs(
         chosen=chosen,
         states=[(name, reading.STATE_WORDS.get(name, name) or "any") for name in STATES],
         sorts=SORTS.items(),
-        menus=_menus(visitor, kept),
+        menus=_menus(context, visitor, kept),
         models=names,
         priorities=reading.PRIORITIES,
         keys=keys,
@@ -105,10 +106,12 @@ def show_jobs(
     )
 
 
-def _menus(visitor: access.Visitor, kept: dict[str, str]) -> dict[str, Any]:
-    """What can be done with all that match."""
+def _menus(context: Context, visitor: access.Visitor, kept: dict[str, str]) -> dict[str, Any]:
+    """What can be done with all that match, and the saved views."""
     asked = {name: value for name, value in kept.items() if name != "sort"}
-    return {"acts": choices.menu(visitor), "query": f"?{urlencode(asked)}" if asked else ""}
+    query = f"?{urlencode(asked)}" if asked else ""
+    saved = views.menu(context, visitor, "jobs", urlencode(kept))
+    return {"acts": choices.menu(visitor), "query": query, "views": saved}
 
 
 def _states(status: str) -> tuple[str, ...]:
