@@ -17,6 +17,7 @@ from services.dashboard.pages import (
     marking,
     overview,
     pictures,
+    requests,
     settings,
     sign_in,
     submit,
@@ -42,6 +43,7 @@ _PAGES = (
     bulk,
     find,
     views,
+    requests,
 )
 
 

@@ -1,17 +1,24 @@
 """The gallery of a job's images, a picture large, and marks on every page that shows pictures, by button and by key."""
 
+import html
 import re
+import shlex
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
+from sqlalchemy import text
 
 from services.core.jobs import image_pages, search
+from services.core.model import ids
 from services.core.model.scopes import Scope
 from services.core.tenants import api_keys
-from services.dashboard.pages import find, gallery, marking
+from services.dashboard.pages import find, gallery, marking, requests
 from tests.pages import House, Tab
+
+SHAPE = "model_revision, width, height, steps, guided"
 
 
 def small(count: int = 1) -> list[dict[str, object]]:
@@ -186,6 +193,46 @@ def test_a_custom_id_is_found_in_all_jobs_page_by_page(signed: House, monkeypatc
     assert "No request has the custom_id" in signed.browser.get("/images?custom_id=only").text
     assert signed.browser.get("/images").status_code == 200
     assert signed.browser.get("/images?custom_id=other&cursor=x").status_code == 400
+
+
+def test_a_job_and_an_image_are_submitted_again_by_what_their_pages_say(
+    signed: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "_AT_ONCE", 2)
+    asked: list[dict[str, object]] = [
+        {"prompt": 'it\'s "a" mug', "n": 3, "size": "64x64", "custom_id": "m", "metadata": {"a": 1}},
+        {"prompt": "äpfel\n", "size": "256x256", "num_inference_steps": 3, "guidance_scale": 1.5, "seed": 2**63 - 1},
+        {"prompt": "c", "negative_prompt": "d", "output_format": "jpeg", "output_compression": 7, "size": "64x64"},
+    ]
+    job = signed.submit(*asked, priority="low", labels={"run": "it's"})
+    page = html.unescape(signed.browser.get(f"/jobs/{job}").text)
+    assert f"{job}.jsonl --priority low --label 'run=it'\"'\"'s' --watch" in page
+    assert "/v1/jobs?priority=low' -H" in page and "priority='low', labels={'run': \"it's\"}" in page
+    file = signed.browser.get(f"/jobs/{job}/requests.jsonl")
+    assert file.headers["Content-Disposition"] == f'attachment; filename="{job}.jsonl"'
+    headers = {"Content-Type": "application/x-ndjson"}
+    again = signed.http.post("/v1/jobs?priority=low", content=file.content, headers=headers).json()["id"]
+    wanted = stored(signed, job)
+    assert len(wanted) == 3 and stored(signed, again) == wanted
+    wanted[0] |= {"n": 1, "seed": wanted[0]["seed"] + 1}
+    for index, nth in ((1, 0), (3, 1), (4, 2)):
+        page = signed.browser.get(f"/jobs/{job}/images/{index}").text
+        [command] = re.findall(r"<pre[^>]*>(printf .*?)\npresswork submit", html.unescape(page), re.DOTALL)
+        line = shlex.split(command)[2]
+        one = signed.http.post("/v1/jobs", content=line, headers=headers).json()["id"]
+        assert stored(signed, one) == [wanted[nth]]
+    assert signed.browser.get("/jobs/job_0000000000000/requests.jsonl").status_code == 404
+
+
+def stored(house: House, job: str) -> list[dict[str, Any]]:
+    """The job's requests as they are stored, with what they are rendered with."""
+    columns = "prompt, negative_prompt, custom_id, seed, n, guidance_scale, output_format, output_compression"
+    statement = text(
+        f"SELECT {columns}, metadata, {SHAPE} FROM payloads p JOIN segments s "
+        "ON s.job_id = p.job_id AND s.id = p.segment_id WHERE p.job_id = :id ORDER BY index"
+    )
+    with house.api.database.begin_system() as connection:
+        return [dict(row) for row in connection.execute(statement, {"id": ids.parse_job(job)}).mappings()]
 
 
 def focus(page: Page) -> str:

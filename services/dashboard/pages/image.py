@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 
 from services.api import dependencies, parameters
 from services.api.dependencies import ContextDep
-from services.core.jobs import attempts, queries, shapes
+from services.core.jobs import attempts, queries, resubmission
 from services.core.model import ids
 from services.core.model.errors import NotFound
 from services.dashboard import access, again, reading, rendering
@@ -26,9 +26,9 @@ def show_image(request: Request, context: ContextDep, visitor: access.Signed, jo
         image = queries.image(connection, visitor.tenant, number, int(index))
         if view is None or image is None:
             raise NotFound(f"There is no image {index} of a job {job_id}.")
-        of_job = shapes.of_job(connection, number)
+        rendered = resubmission.of_image(connection, number, image.index)
         failed = attempts.of_image(connection, number, image.index)
-    shape = of_job[0] if len(of_job) == 1 else None
+    base = dependencies.base_url(context.settings, request)
     return rendering.page(
         request,
         "image.html",
@@ -36,7 +36,7 @@ def show_image(request: Request, context: ContextDep, visitor: access.Signed, jo
         job=reading.Shown(view),
         image=image,
         attempts=failed,
-        shape=shape,
+        rendered=rendered,
         link=dependencies.linker(context, request, number)(int(index)),
-        again=again.image(dependencies.base_url(context.settings, request), image, shape),
+        again=again.of_image(base, rendered, image.index) if rendered else [],
     )

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from services.api import dependencies
 from services.api.dependencies import ContextDep
 from services.core.events import queries as events
 from services.core.exports import records
@@ -11,7 +12,7 @@ from services.core.exports.formats import FORMATS
 from services.core.jobs import failures, image_pages, job_rates, shapes
 from services.core.marks import marks
 from services.core.model import ids
-from services.dashboard import access, charts, reading, rendering
+from services.dashboard import access, again, charts, reading, rendering
 from services.dashboard.pages import actions
 from services.dashboard.routes import PageRoute
 
@@ -46,6 +47,7 @@ def show_job(request: Request, context: ContextDep, visitor: access.Signed, job_
         visitor=visitor,
         job=job,
         images=page.images,
+        again=again.of_job(dependencies.base_url(context.settings, request), job.view),
         formats=list(FORMATS),
         actions=actions.of(job, visitor),
         export_id=records.public_id,
