@@ -19,9 +19,9 @@ LOCKED = {
 WEB = {
     "SELECT": "alembic_version installation tenants api_keys models workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures engines claims render_rates exports export_files files "
-    "events drains marks sessions",
-    "INSERT": "api_keys drains sessions",
-    "DELETE": "drains sessions",
+    "events drains marks sessions sign_in_links",
+    "INSERT": "api_keys drains sessions sign_in_links",
+    "DELETE": "drains sessions sign_in_links",
     "UPDATE": "jobs segments exports files",
     "UPDATE (hmac, revoked_at, last_used_at)": "api_keys",
     **ALL,

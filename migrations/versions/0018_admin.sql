@@ -41,3 +41,18 @@ CREATE TABLE views (
   created_at timestamptz NOT NULL DEFAULT now(),
   CONSTRAINT views_name UNIQUE (tenant_id, page, name)
 );
+
+-- Links that sign a browser in once. Like sessions, they are no tenant's: the link says which key it is.
+CREATE TABLE sign_in_links (
+  sha256 bytea PRIMARY KEY,
+  key_id text NOT NULL REFERENCES api_keys (id) ON DELETE CASCADE,
+  expires_at timestamptz NOT NULL,
+  CONSTRAINT sign_in_links_sha256 CHECK (octet_length(sha256) = 32)
+);
+CREATE INDEX sign_in_links_expired ON sign_in_links (expires_at);
+DO $$
+BEGIN
+  IF to_regrole('presswork_app') IS NOT NULL THEN
+    GRANT SELECT, INSERT, DELETE ON sign_in_links TO presswork_app;
+  END IF;
+END $$;

@@ -36,6 +36,7 @@ from services.api.v1 import (
     schedules,
     schemas,
     search,
+    sign_in_links,
     submissions,
     views,
     workers,
@@ -66,7 +67,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "files": (files,),
     "uploads": (uploads,),
     "models": (models,),
-    "keys": (keys, actions),
+    "keys": (keys, sign_in_links, actions),
     "fleet": (workers,),
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}

@@ -13,6 +13,7 @@ _OPERATIONS = {
         show_job_rates list_marks list_actions list_workers list_jobs_actions show_jobs_action
         list_schedules show_schedule list_schedule_times list_schedule_runs
         list_views
+        create_sign_in_link
     """,
     Scope.SUBMIT: """
         submit_job preview_job estimate_job append_chunk finalize_draft retry_job create_export generate_images

@@ -18,6 +18,7 @@ from services.cli import (
     manual,
     marks,
     model,
+    opening,
     overview,
     removal,
     schedules,
@@ -40,6 +41,7 @@ JOBS, RESULTS, MACHINE, OPERATIONS = "Jobs", "Results", "This machine", "Operati
 submit.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
 overview.add_to(app, JOBS)
+opening.add_to(app, JOBS)
 removal.add_to(app, JOBS)
 downloads.add_to(app, RESULTS)
 marks.add_to(app, RESULTS)

@@ -30,6 +30,9 @@ DOWNLOADS = 8
 def run(home: Path, output: Path, pipeline: str) -> int:
     prompts = resources.files("services.cli") / "demo.jsonl"
     with _stack(home, pipeline) as client, resources.as_file(prompts) as file:
+        local = profile.local_stack(home)
+        if local is not None:
+            console.print(f"the dashboard is at {local.url}", soft_wrap=True)
         try:
             return _render(client, file, output)
         except ClientError as error:

@@ -60,6 +60,7 @@ EXAMPLES = {
     "schedules run": ("presswork schedules run nightly",),
     "schedules runs": ("presswork schedules runs nightly --limit 30",),
     "schedules rm": ("presswork schedules rm nightly",),
+    "open": ("presswork open", "presswork open job_039yenx5ewysr", "presswork open --print"),
     "workers list": ("presswork workers list",),
     "workers drain": ("presswork workers drain gpu-1",),
     "workers resume": ("presswork workers resume gpu-1",),

@@ -34,7 +34,9 @@ def _announce(
     while not stopping.wait(POLL_SECONDS):
         if _ready(url):
             source = f". {shlex.quote(str(env_file))}"
-            say(f"ready at {url} after {time.monotonic() - began:.1f} s; `{source}` sets PRESSWORK_API_KEY")
+            took = time.monotonic() - began
+            opens = "`presswork open` opens the dashboard there, signed in"
+            say(f"ready at {url} after {took:.1f} s; {opens}; `{source}` sets PRESSWORK_API_KEY")
             return
         doing = _doing(database)
         if doing:

@@ -3,14 +3,17 @@
 import dataclasses
 import hashlib
 import re
+from collections.abc import Callable
 
 import httpx
 import pytest
 from sqlalchemy import text
+from typer.testing import CliRunner
 
+from services.cli.app import app
 from services.core.tenants import api_keys, sessions
 from services.dashboard.pages.sign_in import place
-from tests.pages import House
+from tests.pages import House, Tab
 from tests.web import serving
 
 
@@ -35,7 +38,7 @@ def test_over_https_the_cookie_is_secure_and_a_path_before_ours_is_kept(house: H
     with serving(settings) as url, httpx.Client(base_url=url) as browser:
         page = browser.get("/sign-in?next=/jobs")
         assert 'action="/press/sign-in"' in page.text and 'href="/press/static/' in page.text
-        [token] = re.findall(r'name="csrf" value="(\w+)"', page.text)
+        [token] = set(re.findall(r'name="csrf" value="(\w+)"', page.text))
         form = page.headers["set-cookie"].split(";")[0]
         answer = browser.post(
             "/sign-in", data={"csrf": token, "key": house.key, "next": "/jobs"}, headers={"Cookie": form}
@@ -128,3 +131,47 @@ def test_a_file_is_kept_for_a_year_at_the_address_of_its_content(house: House) -
         assert house.browser.get(re.sub(r"/static/\w+/", "/static/0/", address)).headers["Cache-Control"] == "no-store"
     assert house.browser.get("/static/0/../../web.py").status_code == 404
     assert house.browser.get("/static/0/nothing.js").status_code == 404
+
+
+def test_a_link_signs_in_once_and_to_its_page(house: House) -> None:
+    made = house.http.post("/v1/sign-in-links", params={"next": "/jobs?status=failed"})
+    assert made.status_code == 201
+    url = httpx.URL(made.json()["url"])
+    token = url.fragment.removeprefix("link=")
+    assert (url.path, url.params["next"]) == ("/sign-in", "/jobs?status=failed")
+    assert house.key.split("_")[2] not in str(url) and token not in str(url.copy_with(fragment=""))
+    first = house.post("/sign-in", link=token, next=url.params["next"], page="/sign-in")
+    assert (first.status_code, first.headers["Location"]) == (303, "/jobs?status=failed")
+    assert house.browser.get("/").status_code == 200
+    house.browser.cookies.clear()
+    again = house.post("/sign-in", link=token, page="/sign-in")
+    assert again.status_code == 401 and "was used before or has expired" in again.text
+
+
+@pytest.mark.parametrize("ends", ["link", "key"])
+def test_a_link_ends_after_two_minutes_and_with_its_key(house: House, ends: str) -> None:
+    token = house.http.post("/v1/sign-in-links").json()["url"].partition("#link=")[2]
+    with house.api.database.begin_system() as connection:
+        if ends == "key":
+            api_keys.revoke_key(connection, api_keys.id_of(house.key))
+        else:
+            aged = "WITH old AS (DELETE FROM sign_in_links RETURNING sha256, key_id) "
+            aged += "INSERT INTO sign_in_links SELECT sha256, key_id, now() FROM old"
+            connection.execute(text(aged))
+    answer = house.post("/sign-in", link=token, page="/sign-in")
+    assert answer.status_code == 401 and "presswork_session" not in house.browser.cookies
+
+
+def test_the_command_opens_the_dashboard_signed_in(
+    house: House, open_tab: Callable[..., Tab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRESSWORK_URL", house.url)
+    monkeypatch.setenv("PRESSWORK_API_KEY", house.key)
+    job = house.submit({"prompt": "a", "size": "64x64"})
+    result = CliRunner().invoke(app, ["open", job, "--print"])
+    assert result.exit_code == 0, result.output
+    tab = open_tab(sign_in=False)
+    tab.page.goto(result.stdout.strip())
+    tab.page.wait_for_url(f"{house.url}/jobs/{job}")
+    tab.page.get_by_role("button", name="Sign out").wait_for()
+    assert tab.errors == []

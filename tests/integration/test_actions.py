@@ -23,7 +23,7 @@ from services.local.stack import Stack
 from tests import exporting, factories
 from tests.web import Api
 
-RECORD_NOTHING = {"preview_job", "estimate_job", "preview_jobs_action"}
+RECORD_NOTHING = {"preview_job", "estimate_job", "preview_jobs_action", "create_sign_in_link"}
 PARTS = {"append_chunk", "add_part"}  # of an act that other events begin and end: one a megabyte would bury the rest
 UPLOAD = {"filename": "a.jsonl", "purpose": "batch", "bytes": 2, "mime_type": "application/jsonl"}
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a"}}\n'

@@ -429,6 +429,7 @@ TENANT_ROUTES = {
     ("GET", "/v1/schedules"),
     ("POST", "/v1/schedules"),
     ("PUT", "/v1/schedules/{schedule}"),  # each tenant has its own names: test_schedules_api.py
+    ("POST", "/v1/sign-in-links"),
     ("GET", "/v1/views"),
     ("POST", "/v1/views"),
     ("GET", "/v1/keys"),

@@ -32,6 +32,7 @@ ANSWERS: dict[str, Any] = {
     "post /v1/jobs/actions/preview": answers.JobsActionPreview,
     "get /v1/jobs/actions/{action_id}": answers.JobsAction,
     "post /v1/jobs/actions/{action_id}/stop": answers.JobsAction,
+    "post /v1/sign-in-links": answers.SignInLink,
     "get /v1/workers": [answers.Worker],
     "post /v1/workers/{worker_id}/drain": answers.Worker,
     "post /v1/workers/{worker_id}/resume": answers.Worker,

@@ -46,6 +46,7 @@ WRITERS = {
     "catalogue_entries": "catalogues",
     "api_keys": "tenants",
     "sessions": "tenants",
+    "sign_in_links": "tenants",
     "views": "tenants",
     "models": "fleet",
     "model_shapes": "fleet",

@@ -54,6 +54,7 @@ from presswork_client.answers import (
     ScheduleDeleted,
     ScheduleRun,
     ScheduleTimes,
+    SignInLink,
     Waiting,
     Worker,
 )
@@ -110,6 +111,7 @@ __all__ = [
     "ScheduleDeleted",
     "ScheduleRun",
     "ScheduleTimes",
+    "SignInLink",
     "Waiting",
     "Worker",
     "file_sha256",

@@ -188,6 +188,14 @@ class JobsAction(TypedDict):
     finished_at: str | None
 
 
+class SignInLink(TypedDict):
+    """`url` signs one browser in to the dashboard, until `expires_at`."""
+
+    object: Literal["sign_in_link"]
+    url: str
+    expires_at: str
+
+
 class Worker(TypedDict):
     """A process that renders. A drained one takes nothing new."""
 

@@ -47,6 +47,7 @@ from presswork_client.answers import (
     ScheduleDeleted,
     ScheduleRun,
     ScheduleTimes,
+    SignInLink,
     Worker,
 )
 from presswork_client.transport import ClientError, Transport
@@ -230,6 +231,10 @@ class Client:
         moment on and before another (`2026-11-26T09:00:00Z`)."""
         asked = _given(actor=actor, verb=verb, job=job_id, since=since, until=until)
         return self._transport.pages("/v1/actions", asked, page)
+
+    def create_sign_in_link(self, *, next: str | None = None) -> SignInLink:  # noqa: A002  as in the address
+        """A link that opens the dashboard at the path `next`, signed in as this key: good once, for two minutes."""
+        return self._call(SignInLink, "POST", "/v1/sign-in-links", params=_given(next=next))
 
     # --- every job that matches
 

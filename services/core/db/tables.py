@@ -91,6 +91,16 @@ sessions = Table(  # of browsers; the cookie itself is stored nowhere
     Index("sessions_expired", "expires_at"),
 )
 
+sign_in_links = Table(  # of `presswork open`; each signs in once
+    "sign_in_links",
+    metadata,
+    Column("sha256", LargeBinary, primary_key=True),
+    Column("key_id", Text, ForeignKey("api_keys.id", ondelete="CASCADE"), nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    CheckConstraint("octet_length(sha256) = 32", name="sign_in_links_sha256"),
+    Index("sign_in_links_expired", "expires_at"),
+)
+
 models = Table(
     "models",
     metadata,

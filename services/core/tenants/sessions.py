@@ -7,10 +7,12 @@ open system transaction: the cookie decides which tenant it is.
 import hashlib
 import secrets
 from collections.abc import Collection, Sequence
+from datetime import datetime
 
 from sqlalchemy import Connection
 
 from services.core.db.statements import statement
+from services.core.model.errors import InvalidKey
 from services.core.model.scopes import Principal, Scope
 from services.core.tenants import api_keys
 
@@ -31,16 +33,45 @@ WHERE NOT EXISTS (SELECT FROM api_keys k WHERE k.id = asked.key_id AND {_KEY_HOL
    OR asked.sha256 IS NOT NULL
       AND NOT EXISTS (SELECT FROM sessions s WHERE s.sha256 = asked.sha256 AND s.expires_at > now())
 """)  # noqa: S608  our own text
+LINK_SECONDS = 120
+_NEW_LINK = statement("sessions.new_link")("""
+INSERT INTO sign_in_links (sha256, key_id, expires_at)
+VALUES (:sha256, :key_id, now() + make_interval(secs => :seconds)) RETURNING expires_at
+""")
+_FORGET_LINKS = statement("sessions.forget_links")("DELETE FROM sign_in_links WHERE expires_at <= now()")
+_USE_LINK = statement("sessions.use_link")(f"""
+WITH used AS (DELETE FROM sign_in_links WHERE sha256 = :sha256 RETURNING key_id, expires_at)
+SELECT k.id FROM used JOIN api_keys k ON k.id = used.key_id WHERE used.expires_at > now() AND {_KEY_HOLDS}
+""")  # noqa: S608  our own text
 _END = statement("sessions.end")("DELETE FROM sessions WHERE sha256 = :sha256")
 _FORGET = statement("sessions.forget")("DELETE FROM sessions WHERE expires_at <= now()")
 
 
 def begin(connection: Connection, accepted: Sequence[str], key: str) -> str:
     """The cookie of a new session. Sessions that have expired are forgotten. Raises InvalidKey."""
-    principal = api_keys.authenticate(connection, accepted, key)
+    return _begin(connection, api_keys.authenticate(connection, accepted, key).key_id)
+
+
+def new_link(connection: Connection, who: Principal) -> tuple[str, datetime]:
+    """The token of a link that signs in once as that key, and when it expires. Links that have are forgotten."""
+    token = secrets.token_urlsafe(32)
+    connection.execute(_FORGET_LINKS)
+    values = {"sha256": _hash(token), "key_id": who.key_id, "seconds": LINK_SECONDS}
+    return token, connection.execute(_NEW_LINK, values).scalar_one()
+
+
+def begin_by_link(connection: Connection, token: str) -> str:
+    """The cookie of a new session of the link's key. Raises InvalidKey: it was used, has expired, or its key has."""
+    key_id = connection.execute(_USE_LINK, {"sha256": _hash(token)}).scalar_one_or_none()
+    if key_id is None:
+        raise InvalidKey("This link was used before or has expired; `presswork open` makes another.", "invalid_link")
+    return _begin(connection, key_id)
+
+
+def _begin(connection: Connection, key_id: str) -> str:
     cookie = secrets.token_urlsafe(32)
     connection.execute(_FORGET)
-    connection.execute(_NEW, {"sha256": _hash(cookie), "key_id": principal.key_id, "days": DAYS})
+    connection.execute(_NEW, {"sha256": _hash(cookie), "key_id": key_id, "days": DAYS})
     return cookie
 
 

@@ -30,7 +30,7 @@ def sign_in(request: Request, context: ContextDep, form: forms.Posted) -> Any:
     forms.check(form, request.cookies.get(FORM_COOKIE, ""))
     back = place(form.get("next", "/"))
     try:
-        cookie = _begin(context, form.get("key", "").strip())
+        cookie = _begin(context, form.get("key", "").strip(), form.get("link", ""))
     except InvalidKey as error:
         wrong = "This is no valid API key. It begins with pw_ and has 55 characters."
         return _form(request, back, wrong if error.code == "invalid_api_key" else str(error))
@@ -56,8 +56,10 @@ def place(text: str) -> str:
     return text if _PLACE.fullmatch(text) else "/"
 
 
-def _begin(context: Context, key: str) -> str:
+def _begin(context: Context, key: str, link: str) -> str:
     with context.database.begin_system() as connection:  # as the system: the key decides which tenant this is
+        if link:
+            return sessions.begin_by_link(connection, link)
         return sessions.begin(connection, context.settings.secrets, key)
 
 
