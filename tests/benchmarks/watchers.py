@@ -1,4 +1,5 @@
-"""watchers: what a thousand open event streams of one job cost the web server, against one."""
+"""watchers: what a thousand open event streams of one job cost the web server, and what a thousand open pages of the
+dashboard do, each against one."""
 
 import asyncio
 import os
@@ -10,6 +11,8 @@ import psutil
 from services.core.db import leases
 from services.core.model import ids
 from services.core.queue import counters
+from services.core.tenants import sessions
+from services.dashboard import access
 from tests import factories
 from tests.benchmarks.claim import _claim, _settle
 from tests.benchmarks.environment import BenchmarkStack, benchmark_stack
@@ -26,14 +29,19 @@ def run() -> None:
     with benchmark_stack(PRESSWORK_PORT=str(PORT)) as stack:
         factories.register(stack.database)
         job_id = factories.submit(stack.database, stack.settings, [{"prompt": "a mug", "n": 1000}] * 100)
+        path, head = f"/v1/jobs/{ids.public_job(job_id)}/events", f"Authorization: Bearer {stack.key}"
+        with stack.database.begin_system() as connection:
+            cookie = f"Cookie: {access.COOKIE}={sessions.begin(connection, stack.settings.secrets, stack.key)}"
         stopping = threading.Event()
         worker = threading.Thread(target=_work, args=(stack, stopping))
         web = Process("services.web", {**os.environ, **stack.environ}, stack.folder / "web.log")
         try:
-            until(lambda: b"200" in asyncio.run(_ask("/livez", "")).partition(b"\r\n")[0])
+            until(lambda: b"200" in asyncio.run(_ask("/livez")).partition(b"\r\n")[0])
             worker.start()
-            one, _ = asyncio.run(_watch(job_id, stack.key, web.pid, 1))
-            many, messages = asyncio.run(_watch(job_id, stack.key, web.pid, WATCHERS))
+            one, _ = asyncio.run(_watch(path, head, web.pid, 1))
+            many, messages = asyncio.run(_watch(path, head, web.pid, WATCHERS))
+            page, _ = asyncio.run(_watch("/live", cookie, web.pid, 1))
+            pages, told = asyncio.run(_watch("/live", cookie, web.pid, WATCHERS))
         finally:
             stopping.set()
             worker.join()
@@ -41,6 +49,10 @@ def run() -> None:
     report(
         "watchers", many * 100, one * 100, "% of one core for 1,000 watchers", "one watcher",
         snapshots_per_watcher_and_second=round(messages / WATCHERS / SECONDS, 2),
+    )  # fmt: skip
+    report(
+        "pages", pages * 100, page * 100, "% of one core for 1,000 open pages", "one open page",
+        command="make bench NAME=watchers", snapshots_per_page_and_second=round(told / WATCHERS / SECONDS, 2),
     )  # fmt: skip
 
 
@@ -55,10 +67,9 @@ def _work(stack: BenchmarkStack, stopping: threading.Event) -> None:
                 counters.fold(connection)
 
 
-async def _watch(job_id: int, key: str, pid: int, watchers: int) -> tuple[float, int]:
+async def _watch(path: str, head: str, pid: int, watchers: int) -> tuple[float, int]:
     """The share of a core that the web server takes, and how many snapshots arrived in all."""
-    path = f"/v1/jobs/{ids.public_job(job_id)}/events"
-    streams = [await _open(path, key) for _ in range(watchers)]
+    streams = [await _open(path, head) for _ in range(watchers)]
     seen = [0] * watchers
     readers = [asyncio.create_task(_count(stream, seen, number)) for number, (stream, _) in enumerate(streams)]
     while min(seen) < 2:  # noqa: ASYNC110  they catch up; there is no event to wait for
@@ -79,10 +90,9 @@ def _cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-async def _open(path: str, key: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _open(path: str, head: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", PORT)
-    head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\nAuthorization: Bearer {key}\r\n\r\n"
-    writer.write(head.encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n{head}\r\n\r\n".encode())
     return reader, writer
 
 
@@ -91,9 +101,9 @@ async def _count(stream: asyncio.StreamReader, seen: list[int], number: int) -> 
         seen[number] += line == b"event: job\n"
 
 
-async def _ask(path: str, key: str) -> bytes:
+async def _ask(path: str) -> bytes:
     try:
-        reader, writer = await _open(path, key)
+        reader, writer = await _open(path, "X-None: none")
     except OSError:
         return b""
     answer = await reader.readline()

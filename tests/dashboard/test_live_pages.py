@@ -50,16 +50,6 @@ def test_the_overview_shows_a_job_that_comes_and_follows_it(house: House, open_t
     expect(page.locator("[data-figure=waiting]")).to_have_text("4")
 
 
-def test_seven_tabs_share_one_stream(house: House, open_tab: Callable[..., Tab]) -> None:
-    """A browser opens six connections to one server: with a stream each, the seventh tab would hang."""
-    house.submit(*small(3))
-    first = open_tab()
-    tabs = [first.page, *(first.page.context.new_page() for _ in range(6))]
-    for tab in tabs:
-        tab.goto(f"{house.url}/jobs")
-        expect(tab.locator("tr[data-job]")).to_be_visible()
-
-
 def test_a_page_that_is_paused_stays_as_it_is(house: House, open_tab: Callable[..., Tab]) -> None:
     job = house.submit(*small(4))
     page = open_tab().open(f"/jobs/{job}")

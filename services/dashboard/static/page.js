@@ -5,6 +5,7 @@ import {localize, number, rate, span} from "./words.js";
 const AGAIN_SECONDS = 2;
 const AWAY_SECONDS = 2;
 const EVERY_SECONDS = 5;
+const LOST_SECONDS = 60; // an answer that is not there by then is not waited for
 const WORDS = {in_progress: "in progress"};
 const PARTS = ["done", "failed", "cancelled", "rendering"];
 
@@ -61,25 +62,38 @@ function draw(bar, counts, finished) {
   bar.setAttribute("aria-valuetext", `${number(finished)} of ${number(counts.total)} finished, ${number(counts.failed)} failed`);
 }
 
-// Parts of the page are loaded again at most every few seconds, one request at a time, and never while they are used.
+// Parts of the page are loaded again at most every few seconds, one request at a time for each, never while they are
+// used, and not at all while the page is paused or not looked at.
 const waiting = new Set();
+const loading = new Map(); // when each part that is being loaded was asked for
 let timer, loadedAt = 0;
 
 function again(selector) {
   for (const part of document.querySelectorAll(selector)) waiting.add(part.id);
-  if (waiting.size) timer ??= setTimeout(load, Math.max(200, AGAIN_SECONDS * 1000 - (performance.now() - loadedAt)));
+  if (waiting.size) plan();
+}
+
+function plan() {
+  timer ??= setTimeout(load, Math.max(200, AGAIN_SECONDS * 1000 - (performance.now() - loadedAt)));
 }
 
 function load() {
   timer = undefined;
+  if (document.hidden || button.getAttribute("aria-pressed") !== "true") return;
   loadedAt = performance.now();
   for (const id of waiting) {
     const part = document.getElementById(id);
     if (part?.contains(document.activeElement) && document.activeElement.matches("input, select, textarea")) continue;
+    if (loadedAt - loading.get(id) < LOST_SECONDS * 1000) continue;
     waiting.delete(id);
-    if (part) htmx.trigger(part, "again");
+    if (!part) continue;
+    loading.set(id, loadedAt);
+    htmx.trigger(part, "again");
   }
 }
+document.addEventListener("htmx:finally:request", ({detail}) => {
+  if (loading.delete(detail.ctx.sourceElement?.id) && waiting.size) plan();
+});
 
 let away;
 function tell(status) {
@@ -120,6 +134,12 @@ const pause = listen({
   onStatus: tell,
   refresh: () => again("[data-again], [data-every]"),
 });
+
+// Without a stream, the requests themselves say whether the server is there.
+if (typeof SharedWorker === "undefined") {
+  document.addEventListener("htmx:error", () => tell("away"));
+  document.addEventListener("htmx:after:request", () => tell("live"));
+}
 
 button.hidden = false;
 button.addEventListener("click", () => {
