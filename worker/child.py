@@ -129,6 +129,7 @@ class Child:
                 model=self.pipeline.card.name,
                 revision=self.pipeline.card.revision,
                 state="sick" if self.render_loop.device.sick else "ready",
+                report=self.render_loop.device.report.what_it_is(),
             )
 
     def _retry_until_done(self, verb: Callable[[], None]) -> None:
@@ -193,7 +194,8 @@ class Child:
 
     def _beat(self, state: str) -> None:
         with self.database.begin_system() as connection:
-            known = workers.beat(connection, self.worker_id, state, activity.now())
+            report = self.render_loop.device.report.now()
+            known = workers.beat(connection, self.worker_id, state, activity.now(), report)
         if not known:  # its row was deleted after a long silence
             self._register()
 

@@ -23,6 +23,7 @@ from worker.pipeline import (
     canary,
     reproducibility_class,
 )
+from worker.report import Report
 from worker.retries import Part, RetryPlan
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Device:
         self.unusable = ""  # why nothing can be compiled here, in one sentence
         self._mark = mark
         self._memory: dict[Shape, Memory] = {}
+        self.report = Report(pipeline)
         self._thread = ThreadPoolExecutor(1, "device")
 
     def render(self, held: HeldClaim) -> Outcome:
@@ -105,6 +107,7 @@ class Device:
         finally:
             self._mark(0)
             self.heartbeat.rendering(None)
+            self.report.ends()
             outcome.seconds = time.monotonic() - began
             if outcome.rendered:
                 self._remember(claim.shape, tried, plan.max_size)
@@ -141,9 +144,10 @@ class Device:
     def _render_part(self, part: Part, outcome: Outcome, plan: RetryPlan) -> None:
         batch = batching.form(part.images, outcome.held.claim.shape, part.size)
         try:
+            self.report.begins(batch)
             self._prepare(batch)
             began = time.monotonic()
-            pictures = self._run(self.pipeline.render, batch, self.heartbeat.on_step)
+            pictures = self._run(self.pipeline.render, batch, self._on_step)
         except OutOfMemory:
             log.warning("out of memory", extra={"claim": outcome.held.claim.id, "size": part.size})
             if not plan.step_down(part):
@@ -170,11 +174,16 @@ class Device:
                 self.check(part.size)
             outcome.pass_seconds += pass_seconds
             outcome.slots += part.size
+            self.report.rendered(len(part.images), part.size)
             for image, picture in zip(part.images, pictures, strict=False):  # the rest is padding
                 if isinstance(picture, InvalidOutput):
                     plan.invalid_output(image, picture.message)
                 else:
                     outcome.rendered.append(Rendered(image, picture, name, seconds))
+
+    def _on_step(self, step: int) -> None:
+        self.report.on_step(step)
+        self.heartbeat.on_step(step)
 
     def check(self, size: int | None = None) -> None:
         """Renders the canary in a batch of `size`, by default of the largest declared size that fits.

@@ -111,6 +111,11 @@ class Pipeline(Protocol):
         """
         ...
 
+    def memory(self) -> tuple[int, int] | None:
+        """Bytes of the device's memory that are used, and that there are; None if it has none of its own. Any thread
+        may ask."""
+        ...
+
     def close(self) -> None:
         """Releases the device."""
         ...

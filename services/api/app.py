@@ -31,6 +31,7 @@ from services.api.v1 import (
     job_requests,
     jobs,
     keys,
+    lanes,
     marks,
     overview,
     schedules,
@@ -68,7 +69,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "uploads": (uploads,),
     "models": (models,),
     "keys": (keys, sign_in_links, actions),
-    "fleet": (workers,),
+    "fleet": (workers, lanes),
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}
 

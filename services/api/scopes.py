@@ -10,7 +10,7 @@ _OPERATIONS = {
         list_jobs show_job search_job find_images list_images read_image list_requests list_events follow_events
         show_deletion list_chunks list_exports show_export list_export_files read_export_file list_batches
         show_batch list_files show_file read_file list_models show_model show_rates show_overview list_failures
-        show_job_rates list_marks list_actions list_workers list_jobs_actions show_jobs_action
+        show_job_rates list_marks list_actions list_workers list_lanes list_jobs_actions show_jobs_action
         list_schedules show_schedule list_schedule_times list_schedule_runs
         list_views
         create_sign_in_link

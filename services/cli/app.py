@@ -15,6 +15,7 @@ from services.cli import (
     exports,
     jobs,
     keys,
+    lanes,
     manual,
     marks,
     model,
@@ -42,6 +43,7 @@ submit.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
 overview.add_to(app, JOBS)
 opening.add_to(app, JOBS)
+lanes.add_to(app, JOBS)
 removal.add_to(app, JOBS)
 downloads.add_to(app, RESULTS)
 marks.add_to(app, RESULTS)

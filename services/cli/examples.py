@@ -13,6 +13,7 @@ EXAMPLES = {
     ),
     "ls": ("presswork ls --status in_progress", "presswork ls --label for=shop --limit 0 --json"),
     "overview": ("presswork overview", "presswork overview --json"),
+    "lanes": ("presswork lanes", "presswork lanes --json"),
     "show": ("presswork show job_039yenx5ewysr",),
     "watch": ("presswork watch job_039yenx5ewysr",),
     "items": ("presswork items job_039yenx5ewysr --status failed",),

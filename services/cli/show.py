@@ -24,6 +24,7 @@ from presswork_client import (
     ScheduleRun,
     ScheduleTimes,
     Worker,
+    WorkerDevices,
 )
 from services.cli import units
 from services.core import terminal
@@ -353,6 +354,17 @@ def schedule_runs(found: Iterable[ScheduleRun]) -> Table:
 
 def _minute(moment: str | None) -> str:
     return "" if moment is None else units.local(moment).rpartition(":")[0]
+
+
+def devices(found: Iterable[WorkerDevices]) -> Table:
+    table = _table()
+    for name in ("DEVICE", "MODEL", "BUSY", "IDLE", "DRAINED", "SICK", "STARTING", "RATE"):
+        is_text = name in ("DEVICE", "MODEL")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+    for one in found:
+        states = (one["busy"], one["idle"], one["drained"], one["sick"], one["starting"])
+        table.add_row(one["device"] or "not known yet", one["model"], *map(str, states), units.speed(one["rate"]))
+    return table
 
 
 def keys(found: Iterable[Key]) -> Table:

@@ -15,11 +15,18 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="A worker's id, or a 
 
 
 def list_all(profile: options.ProfileName = None, as_json: options.Json = False) -> None:
-    """List the workers of the last five minutes."""
+    """List the workers of the last five minutes. A key without the scope operate sees devices and no hosts."""
     with connect(profile) as client:
-        found = client.workers()
+        found, devices = client.workers(), client.devices()
     _print(found, as_json)
-    if not found and not as_json:
+    if found:
+        return
+    for device in devices if as_json else ():
+        show.document(device)
+    if devices and not as_json:
+        show.render(show.devices(devices))
+        show.say("hosts are shown to keys with the scope operate", style="dim")
+    elif not as_json:
         show.say("no worker was seen in the last five minutes")
 
 

@@ -91,10 +91,10 @@ def doing(worker: Worker) -> str:
     """What a worker does, as far as it is known."""
     if worker.doing:
         return worker.doing
-    if worker.rendering:
-        return f"{plural(worker.rendering, 'image')}, step {worker.step or 0}"
-    if worker.drained:
-        return "drained: takes nothing new"
+    if worker.rendering and worker.is_live:
+        return f"holds {plural(worker.rendering, 'image')}"
+    if worker.drained and worker.is_live:
+        return "takes nothing new"
     return "waits for work" if worker.state == "ready" else ""
 
 

@@ -33,7 +33,9 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "confirmation": "/jobs/{live}/actions/cancel",
     "retry": "/jobs/{job}/actions/retry",
     "deletion": "/jobs/{job}/actions/delete",
+    "lanes": "/lanes",
     "fleet": "/fleet",
+    "drain": "/fleet/worker-a/drain",
     "a prompt": "/submit",
     "a template": "/submit?kind=template",
     "a file": "/submit?kind=file",
@@ -45,7 +47,7 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "unknown": "/jobs/job_0000000000000",
 }
 
-_SHOWN = ("overview", "jobs", "job", "failed image", "gallery", "confirmation", "fleet", "a template")
+_SHOWN = ("overview", "jobs", "job", "failed image", "gallery", "confirmation", "lanes", "fleet", "a template")
 SOME = {name: PAGES[name] for name in _SHOWN}
 
 

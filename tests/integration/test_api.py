@@ -420,6 +420,7 @@ TENANT_ROUTES = {
     ("GET", "/v1/overview"),  # test_overview.py shows that it is of one tenant
     ("GET", "/v1/rates"),  # test_rates.py shows that others' images are not in them
     ("GET", "/v1/actions"),
+    ("GET", "/v1/lanes"),  # test_lanes.py shows that others' images are not in it
     ("GET", "/v1/workers"),  # the fleet is one for all tenants
     ("POST", "/v1/workers/{worker_id}/drain"),
     ("POST", "/v1/workers/{worker_id}/resume"),

@@ -22,10 +22,14 @@ SYSTEM_TRANSACTIONS = [
     ("api/v1/keys.py", "revoke"),  # likewise
     ("api/v1/search.py", "_found"),  # other tenants' requests count as looked at
     ("api/v1/sign_in_links.py", "create_sign_in_link"),  # a tenant's transaction can write none
+    ("api/v1/lanes.py", "list_lanes"),  # what waits stands in one index for all tenants
+    ("api/v1/workers.py", "_fleet"),  # what a worker holds is of all tenants
     ("api/v1/workers.py", "drain_worker"),  # the fleet belongs to no tenant
     ("api/v1/workers.py", "resume_worker"),  # likewise
     ("dashboard/access.py", "find"),  # the cookie decides which tenant it is
-    ("dashboard/pages/fleet.py", "show_fleet"),  # claims are of all tenants
+    ("dashboard/pages/fleet.py", "_fleet"),  # claims are of all tenants
+    ("dashboard/pages/fleet.py", "act"),  # the fleet belongs to no tenant
+    ("dashboard/pages/lanes.py", "show_lanes"),  # what waits stands in one index for all tenants
     ("dashboard/pages/sign_in.py", "_begin"),  # the key decides which tenant it is
     ("dashboard/pages/sign_in.py", "sign_out"),  # the cookie decides which session it is
     ("dashboard/reading.py", "shown"),  # every tenant's queued images are ahead

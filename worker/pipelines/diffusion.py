@@ -84,6 +84,10 @@ class Backend(Protocol):
         """Drops the networks compiled for that shape, and frees their memory."""
         ...
 
+    def memory(self) -> tuple[int, int] | None:
+        """As a Pipeline's."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -151,6 +155,9 @@ class DiffusionPipeline:
             else InvalidOutput()
             for slot in range(batch.size)
         ]
+
+    def memory(self) -> tuple[int, int] | None:
+        return self._backend.memory()
 
     def close(self) -> None:
         """Releases the device."""

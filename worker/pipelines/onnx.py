@@ -107,6 +107,10 @@ class OnnxBackend:
     def forget(self, shape: Shape, batch: int) -> None:
         self._cache.pop((shape.width, shape.height, shape.guided, batch), None)
 
+    def memory(self) -> tuple[int, int] | None:
+        """The machine's memory is used."""
+        return None
+
     def close(self) -> None:
         """Drops the networks."""
         self._cache.clear()

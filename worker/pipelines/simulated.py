@@ -83,6 +83,10 @@ class SimulatedPipeline:
             on_step(step)
         return drawn
 
+    def memory(self) -> tuple[int, int] | None:
+        """The machine's memory is used."""
+        return None
+
     def close(self) -> None:
         """There is nothing to release."""
 

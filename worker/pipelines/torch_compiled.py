@@ -88,6 +88,13 @@ class TorchBackend:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def memory(self) -> tuple[int, int] | None:
+        """On CUDA what all programs use of the device."""
+        if self._device.type != "cuda":
+            return None
+        free, total = torch.cuda.mem_get_info(self._device)
+        return total - free, total
+
     def close(self) -> None:
         """Drops the networks and gives their memory back to the device."""
         self._cache.clear()

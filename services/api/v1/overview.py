@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from services.api import dependencies, parameters
-from services.api.authentication import Tenant
+from services.api.authentication import Caller, Tenant
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
@@ -17,6 +17,7 @@ from services.api.v1.jobs import described
 from services.api.v1.schemas import Moment
 from services.core.jobs import overview, rates
 from services.core.model import ids
+from services.core.model.scopes import Principal, Scope
 
 if TYPE_CHECKING:
     from services.api.readiness import Readiness
@@ -114,11 +115,11 @@ class Overview(BaseModel):
 
 
 @router.get("/overview", response_model=Overview)
-async def show_overview(request: Request, context: ContextDep, tenant: Tenant) -> Any:
+async def show_overview(request: Request, context: ContextDep, tenant: Tenant, caller: Caller) -> Any:
     """Whether all is well and why not, what waits, who renders it, how fast, what fails, and the newest pictures."""
     servers = await of_servers(request)
     try:
-        return await context.requests.run(tenant, partial(_overview, request, context, tenant, servers))
+        return await context.requests.run(tenant, partial(_overview, request, context, caller, servers))
     except Exception:
         if (trouble := database_trouble(servers)) is not None:
             raise ApiError(503, "database_unusable", trouble.message) from None
@@ -146,9 +147,10 @@ def together(servers: list[Issue], found: overview.Overview) -> list[Issue]:
     return sorted(issues, key=lambda issue: issue.status != "failing")
 
 
-def _overview(request: Request, context: Context, tenant: int, servers: list[Issue]) -> Overview:
+def _overview(request: Request, context: Context, caller: Principal, servers: list[Issue]) -> Overview:
+    tenant, names_hosts = caller.tenant_id, Scope.OPERATE in caller.scopes
     with context.database.begin(tenant) as connection:
-        found = overview.overview(connection, tenant)
+        found = overview.overview(connection, tenant, names_hosts=names_hosts)
     issues = together(servers, found)
     return Overview(
         status=issues[0].status if issues else "ok",

@@ -1,23 +1,44 @@
 """The fleet: its workers, and draining them. The fleet is one for all tenants."""
 
+from dataclasses import asdict
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from services.api.authentication import Tenant
+from services.api.authentication import Caller, Tenant
 from services.api.dependencies import Context, ContextDep
 from services.api.turns import TenantRoute
-from services.core.fleet import drains
-from services.core.jobs import queries
+from services.api.v1.schemas import Moment
+from services.core.fleet import drains, workers
 from services.core.model.errors import NotFound
+from services.core.model.scopes import Scope
 
 router = APIRouter(route_class=TenantRoute)
+SHOWN_SECONDS = 300
+
+
+class WorkerBatch(BaseModel):
+    """The batch being rendered: `images` in `of` slots, and how many of its `steps` are done."""
+
+    images: int
+    of: int
+    size: str
+    step: int
+    steps: int
+
+
+class WorkerMemory(BaseModel):
+    """In bytes: of the device, or of the process and the machine where the device has none of its own."""
+
+    used: int
+    total: int
 
 
 class Worker(BaseModel):
     """A process that renders. A `drained` one takes nothing new. `silent_seconds` is how long it was not heard of;
-    `doing` says what takes long."""
+    `doing` says what takes long. `rate`: images a second in the last minute. `batch_fill`: the share of the last
+    minute's batches that held images. `busy_at`: when it last rendered. Null: not known."""
 
     id: str
     object: Literal["worker"] = "worker"
@@ -29,16 +50,42 @@ class Worker(BaseModel):
     drained: bool
     doing: str
     silent_seconds: float
+    reproducibility_class: str
+    sizes: list[str]
+    rendering: int
+    rate: float
+    batch: WorkerBatch | None
+    batch_fill: float | None
+    memory: WorkerMemory | None
+    busy_at: Moment | None
+
+
+class WorkerDevices(BaseModel):
+    """How many live workers with that device and model are in each state; `rate`: their images a second."""
+
+    device: str
+    model: str
+    busy: int
+    idle: int
+    drained: int
+    sick: int
+    starting: int
+    rate: float
 
 
 class WorkerList(BaseModel):
+    """`data` names hosts and is empty for a key without the scope `operate`; `devices` counts live workers for all."""
+
     data: list[Worker]
+    devices: list[WorkerDevices]
 
 
 @router.get("/workers", response_model=WorkerList)
-def list_workers(context: ContextDep, tenant: Tenant) -> Any:
-    """The workers of the last five minutes, by host."""
-    return WorkerList(data=_fleet(context, tenant))
+def list_workers(context: ContextDep, tenant: Tenant, caller: Caller) -> Any:  # noqa: ARG001  whose turn it is
+    """The workers of the last five minutes, by host, for a key that may operate them; and the devices that are live."""
+    fleet = _fleet(context)
+    shown = [_worker(worker) for worker in fleet] if Scope.OPERATE in caller.scopes else []
+    return WorkerList(data=shown, devices=[WorkerDevices(**asdict(kind)) for kind in workers.devices(fleet)])
 
 
 @router.post("/workers/{worker_id}/drain", response_model=Worker)
@@ -48,7 +95,7 @@ def drain_worker(context: ContextDep, tenant: Tenant, worker_id: str) -> Any:
     # As the system: the fleet belongs to no tenant.
     with context.database.begin_system() as connection:
         drains.drain(connection, worker_id, tenant)
-    return _shown(context, tenant, worker_id)
+    return _shown(context, worker_id)
 
 
 @router.post("/workers/{worker_id}/resume", response_model=Worker)
@@ -57,23 +104,39 @@ def resume_worker(context: ContextDep, tenant: Tenant, worker_id: str) -> Any:
     # As the system: the fleet belongs to no tenant.
     with context.database.begin_system() as connection:
         drains.resume(connection, worker_id, tenant)
-    return _shown(context, tenant, worker_id)
+    return _shown(context, worker_id)
 
 
-def _fleet(context: Context, tenant: int) -> list[Worker]:
-    with context.database.begin(tenant) as connection:
-        rows = queries.fleet(connection)
-    return [
-        Worker(
-            id=row.id, host=row.host, pid=row.pid, device=row.device, model=row.model, state=row.state,
-            drained=row.drained, doing=row.doing, silent_seconds=round(row.silent, 1),
-        )
-        for row in rows
-    ]  # fmt: skip
+def _fleet(context: Context) -> list[workers.Worker]:
+    # As the system: what a worker holds is of all tenants.
+    with context.database.begin_system() as connection:
+        return [worker for worker in workers.listed(connection) if worker.silent <= SHOWN_SECONDS]
 
 
-def _shown(context: Context, tenant: int, worker_id: str) -> Worker:
-    for worker in _fleet(context, tenant):
+def _worker(worker: workers.Worker) -> Worker:
+    return Worker(
+        id=worker.id,
+        host=worker.host,
+        pid=worker.pid,
+        device=worker.device,
+        model=worker.model,
+        state=worker.state,
+        drained=worker.drained,
+        doing=worker.doing,
+        silent_seconds=round(worker.silent, 1),
+        reproducibility_class=worker.reproducibility_class,
+        sizes=list(worker.sizes),
+        rendering=worker.rendering,
+        rate=round(worker.rate, 3),
+        batch=None if worker.batch is None else WorkerBatch(**asdict(worker.batch)),
+        batch_fill=worker.fill,
+        memory=None if worker.memory is None else WorkerMemory(used=worker.memory[0], total=worker.memory[1]),
+        busy_at=worker.busy_at,
+    )
+
+
+def _shown(context: Context, worker_id: str) -> Worker:
+    for worker in _fleet(context):
         if worker.id == worker_id:
-            return worker
+            return _worker(worker)
     raise NotFound("There is no such worker.")

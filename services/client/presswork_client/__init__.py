@@ -35,6 +35,9 @@ from presswork_client.answers import (
     JobRequest,
     JobsAction,
     JobsActionPreview,
+    Lane,
+    LaneDevices,
+    LaneList,
     Mark,
     MarkCounts,
     MarkPage,
@@ -57,6 +60,10 @@ from presswork_client.answers import (
     SignInLink,
     Waiting,
     Worker,
+    WorkerBatch,
+    WorkerDevices,
+    WorkerList,
+    WorkerMemory,
 )
 from presswork_client.client import PAGE, Client
 from presswork_client.transport import ClientError, file_sha256
@@ -92,6 +99,9 @@ __all__ = [
     "JobRequest",
     "JobsAction",
     "JobsActionPreview",
+    "Lane",
+    "LaneDevices",
+    "LaneList",
     "Mark",
     "MarkCounts",
     "MarkPage",
@@ -114,5 +124,9 @@ __all__ = [
     "SignInLink",
     "Waiting",
     "Worker",
+    "WorkerBatch",
+    "WorkerDevices",
+    "WorkerList",
+    "WorkerMemory",
     "file_sha256",
 ]

@@ -196,6 +196,50 @@ class SignInLink(TypedDict):
     expires_at: str
 
 
+class LaneDevices(TypedDict):
+    device: str
+    workers: int
+
+
+class Lane(TypedDict):
+    """Images that wait and may share a batch."""
+
+    object: Literal["lane"]
+    model: str
+    size: str
+    num_inference_steps: int
+    guided: bool
+    priority: Literal["high", "normal", "low"]
+    tenant: str
+    images: int
+    exact: bool
+    jobs: int
+    oldest_seconds: float
+    devices: list[LaneDevices]
+    device_seconds: float | None
+    seconds: float | None
+
+
+class LaneList(TypedDict):
+    """`more`: there are jobs that were not looked at."""
+
+    data: list[Lane]
+    more: bool
+
+
+class WorkerBatch(TypedDict):
+    images: int
+    of: int
+    size: str
+    step: int
+    steps: int
+
+
+class WorkerMemory(TypedDict):
+    used: int
+    total: int
+
+
 class Worker(TypedDict):
     """A process that renders. A drained one takes nothing new."""
 
@@ -209,6 +253,34 @@ class Worker(TypedDict):
     drained: bool
     doing: str
     silent_seconds: float
+    reproducibility_class: str
+    sizes: list[str]
+    rendering: int
+    rate: float
+    batch: WorkerBatch | None
+    batch_fill: float | None
+    memory: WorkerMemory | None
+    busy_at: str | None
+
+
+class WorkerDevices(TypedDict):
+    """How many live workers with that device and model are in each state."""
+
+    device: str
+    model: str
+    busy: int
+    idle: int
+    drained: int
+    sick: int
+    starting: int
+    rate: float
+
+
+class WorkerList(TypedDict):
+    """`data` is empty for a key without the scope `operate`."""
+
+    data: list[Worker]
+    devices: list[WorkerDevices]
 
 
 class ImageError(TypedDict):

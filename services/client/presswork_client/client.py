@@ -35,6 +35,7 @@ from presswork_client.answers import (
     JobRequest,
     JobsAction,
     JobsActionPreview,
+    LaneList,
     MarkCounts,
     MarkPage,
     MarksChanged,
@@ -49,6 +50,8 @@ from presswork_client.answers import (
     ScheduleTimes,
     SignInLink,
     Worker,
+    WorkerDevices,
+    WorkerList,
 )
 from presswork_client.transport import ClientError, Transport
 
@@ -432,8 +435,16 @@ class Client:
         return list(self._call(dict[str, list[Model]], "GET", "/v1/models")["data"])
 
     def workers(self) -> list[Worker]:
-        """The workers of the last five minutes."""
-        return list(self._call(dict[str, list[Worker]], "GET", "/v1/workers")["data"])
+        """The workers of the last five minutes; none for a key without the scope `operate`."""
+        return self._call(WorkerList, "GET", "/v1/workers")["data"]
+
+    def devices(self) -> list[WorkerDevices]:
+        """How many live workers of each device and model there are."""
+        return self._call(WorkerList, "GET", "/v1/workers")["devices"]
+
+    def lanes(self) -> LaneList:
+        """What waits, by shape and priority; of all tenants for a key with the scope `admin`."""
+        return self._call(LaneList, "GET", "/v1/lanes")
 
     def drain_worker(self, worker_id: str) -> Worker:
         """Its device finishes what it holds and takes nothing new, until it is resumed."""

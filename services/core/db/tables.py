@@ -496,6 +496,8 @@ workers = Table(
     Column("started_at", Moment, nullable=False, server_default=now),
     Column("seen_at", Moment, nullable=False, server_default=now),
     Column("doing", Text, nullable=False, server_default=text("''")),  # what takes long, for people
+    Column("report", JSONB, nullable=False, server_default=text("'{}'")),  # what it says of itself: worker/report.py
+    Column("busy_at", Moment),  # the last heartbeat that said so; null in a worker of the release before
     CheckConstraint("state IN ('starting','ready','busy','sick','stopped','crashed')", name="workers_state"),
     Index("workers_seen", "seen_at"),
 )

@@ -3,8 +3,13 @@
 A worker's id belongs to one process and is never reused. Functions take an open transaction.
 """
 
+import json
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -12,12 +17,15 @@ from services.core.db.statements import statement
 
 RATE_SECONDS = 60
 LIVE_SECONDS = 15.0  # a worker that was not seen for longer is silent
+GONE = ("stopped", "crashed")
+_NUMBERED = re.compile(r"^[a-z]+:[0-9]+ ")
 
 _REGISTER = statement("workers.register")("""
-INSERT INTO workers (id, host, pid, device, model, model_revision, state)
-VALUES (:id, :host, :pid, :device, :model, :model_revision, :state)
+INSERT INTO workers (id, host, pid, device, model, model_revision, state, report)
+VALUES (:id, :host, :pid, :device, :model, :model_revision, :state, CAST(:report AS jsonb))
 ON CONFLICT (id) DO UPDATE SET device = excluded.device, model = excluded.model,
-  model_revision = excluded.model_revision, state = excluded.state, doing = '', seen_at = now()
+  model_revision = excluded.model_revision, state = excluded.state, report = excluded.report, doing = '',
+  seen_at = now()
 """)
 _STARTS = statement("workers.starts")("""
 INSERT INTO workers (id, host, pid, device, model, model_revision, state, doing)
@@ -29,7 +37,11 @@ SELECT doing FROM workers
 WHERE state = 'starting' AND seen_at BETWEEN now() - interval '15 seconds' AND now() + interval '15 seconds'
 ORDER BY started_at, id
 """)
-_BEAT = statement("workers.beat")("UPDATE workers SET seen_at = now(), state = :state, doing = :doing WHERE id = :id")
+_BEAT = statement("workers.beat")("""
+UPDATE workers SET seen_at = now(), state = :state, doing = :doing, report = report || CAST(:report AS jsonb),
+  busy_at = CASE :state WHEN 'busy' THEN now() ELSE busy_at END
+WHERE id = :id
+""")
 
 _SEEN = statement("workers.seen")("""
 SELECT EXISTS (SELECT FROM workers
@@ -37,28 +49,55 @@ SELECT EXISTS (SELECT FROM workers
                  AND seen_at BETWEEN now() - interval '10 seconds' AND now() + interval '10 seconds')
 """)
 _LISTED = statement("workers.listed")("""
-SELECT w.id, w.host, w.pid, w.device, w.model, w.state, w.doing, w.started_at, w.seen_at,
+SELECT w.id, w.host, w.pid, w.device, w.model, w.state, w.doing, w.started_at, w.seen_at, w.busy_at,
+       w.report,
        abs(extract(epoch FROM now() - w.seen_at))::double precision AS silent,
-       coalesce(held.images, 0) AS rendering, held.step, coalesce(ended.images, 0) AS images,
+       coalesce(held.images, 0) AS rendering, coalesce(ended.images, 0) AS images,
        EXISTS (SELECT FROM drains d WHERE d.host = w.host AND d.device = w.device) AS drained
 FROM workers w
 LEFT JOIN LATERAL (
-  SELECT sum(images) AS images, max(step) AS step FROM claims WHERE worker_id = w.id AND state = 'open'
+  SELECT sum(images) AS images FROM claims WHERE worker_id = w.id AND state = 'open'
 ) held ON true
 LEFT JOIN (
   SELECT worker_id, sum(images) AS images FROM claims
   WHERE state = 'settled' AND ended_at > now() - make_interval(secs => :seconds) GROUP BY worker_id
 ) ended ON ended.worker_id = w.id
-ORDER BY array_position(ARRAY['crashed','sick','starting','busy','ready','stopped'], w.state), w.host, w.device, w.pid
+ORDER BY w.host, w.device, w.pid, w.id
 LIMIT :most
 """)
 _FORGET = statement("workers.forget")("DELETE FROM workers WHERE seen_at < now() - interval '1 day'")
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """The batch that a worker renders: `images` in `of` slots of one size, and how many of its steps are done."""
+
+    images: int
+    of: int
+    size: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """How many live workers of a device and a model there are in each state; `rate` in images a second."""
+
+    device: str
+    model: str
+    busy: int
+    idle: int
+    drained: int
+    sick: int
+    starting: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker that was seen during the last day, `silent` seconds ago. It holds `rendering` images, at that step of
-    the newest batch, and settled `rate` images a second during the last minute. `drained`: it takes nothing new."""
+    """A worker that was seen during the last day, `silent` seconds ago. It holds `rendering` images, and settled `rate`
+    images a second during the last minute. `drained`: it takes nothing new. `busy_at`: when it was last seen busy.
+    What it says of itself is None or empty if it does not say it: `memory` in bytes, used and there."""
 
     id: str
     host: str
@@ -71,13 +110,32 @@ class Worker:
     seen_at: datetime
     silent: float
     rendering: int
-    step: int | None
     rate: float
     drained: bool
+    busy_at: datetime | None
+    reproducibility_class: str
+    sizes: tuple[str, ...]
+    batch: Batch | None
+    fill: float | None
+    memory: tuple[int, int] | None
+
+    @property
+    def is_live(self) -> bool:
+        return self.silent < LIVE_SECONDS and self.state not in GONE
+
+    @property
+    def device_kind(self) -> str:
+        """The device without its number in its host."""
+        return kind(self.device)
+
+
+def kind(device: str) -> str:
+    """The device without its number in its host."""
+    return _NUMBERED.sub("", device)
 
 
 def listed(connection: Connection) -> list[Worker]:
-    """Every worker, those that are in trouble first. Takes a system transaction: claims are of all tenants."""
+    """Every worker, by host and device. Takes a system transaction: claims are of all tenants."""
     rows = connection.execute(_LISTED, {"seconds": RATE_SECONDS, "most": 1000})
     return [
         Worker(
@@ -92,12 +150,44 @@ def listed(connection: Connection) -> list[Worker]:
             seen_at=row.seen_at,
             silent=row.silent,
             rendering=row.rendering,
-            step=row.step,
             rate=row.images / RATE_SECONDS,
             drained=row.drained,
+            busy_at=row.busy_at,
+            **_said(row.report),
         )
         for row in rows
     ]
+
+
+def devices(fleet: Iterable[Worker]) -> list[Devices]:
+    """The live workers counted by device and model, without saying where they run."""
+    kinds: dict[tuple[str, str], list[Worker]] = {}
+    for worker in fleet:
+        if worker.is_live:
+            kinds.setdefault((worker.device_kind, worker.model), []).append(worker)
+    found = []
+    for (device, model), members in sorted(kinds.items()):
+        states = ["drained" if one.drained and one.state == "ready" else one.state for one in members]
+        counts = {name: states.count(name) for name in ("busy", "drained", "sick", "starting")}
+        found.append(
+            Devices(device, model, idle=states.count("ready"), rate=sum(one.rate for one in members), **counts)
+        )
+    return found
+
+
+def _said(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a worker says of itself. Another release may say it in other words, which are not shown."""
+    batch, memory = report.get("batch"), report.get("memory")
+    names = Batch.__slots__
+    return {
+        "reproducibility_class": str(report.get("class", "")),
+        "sizes": tuple(map(str, report.get("sizes", ()))),
+        "batch": Batch(*(batch[name] for name in names))
+        if isinstance(batch, dict) and set(names) <= set(batch)
+        else None,
+        "fill": report.get("fill"),
+        "memory": (int(memory[0]), int(memory[1])) if memory and memory[1] else None,
+    }
 
 
 def seen(connection: Connection, host: str) -> bool:
@@ -106,11 +196,21 @@ def seen(connection: Connection, host: str) -> bool:
 
 
 def register(
-    connection: Connection, worker_id: str, *, host: str, pid: int, device: str, model: str, revision: str, state: str
+    connection: Connection,
+    worker_id: str,
+    *,
+    host: str,
+    pid: int,
+    device: str,
+    model: str,
+    revision: str,
+    state: str,
+    report: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """`state` is ready or sick; `device` is the name that users see."""
+    """`state` is ready or sick; `device` is the name that users see; `report` is what the worker says of itself."""
     values = {"id": worker_id, "host": host, "pid": pid, "device": device, "model": model}
-    connection.execute(_REGISTER, values | {"model_revision": revision, "state": state})
+    said = {"model_revision": revision, "state": state, "report": json.dumps(dict(report))}
+    connection.execute(_REGISTER, values | said)
 
 
 def starts(connection: Connection, worker_id: str, *, host: str, pid: int, doing: str) -> None:
@@ -123,9 +223,17 @@ def starting(connection: Connection) -> list[str]:
     return list(connection.execute(_STARTING).scalars())
 
 
-def beat(connection: Connection, worker_id: str, state: str, doing: str = "") -> bool:
-    """Records a heartbeat. `state` is ready, busy, sick, stopped or crashed. False: the worker is not registered."""
-    return connection.execute(_BEAT, {"id": worker_id, "state": state, "doing": doing}).rowcount == 1
+def beat(
+    connection: Connection,
+    worker_id: str,
+    state: str,
+    doing: str = "",
+    report: Mapping[str, Any] = MappingProxyType({"batch": None}),
+) -> bool:
+    """Records a heartbeat. `state` is ready, busy, sick, stopped or crashed. What `report` holds takes the place of
+    what was said before. False: the worker is not registered."""
+    values = {"id": worker_id, "state": state, "doing": doing, "report": json.dumps(dict(report))}
+    return connection.execute(_BEAT, values).rowcount == 1
 
 
 def forget(connection: Connection) -> None:

@@ -117,8 +117,8 @@ class Overview:
     pictures: tuple[Picture, ...]
 
 
-def overview(connection: Connection, tenant_id: int) -> Overview:
-    """All of it, in a fixed number of statements."""
+def overview(connection: Connection, tenant_id: int, *, names_hosts: bool = True) -> Overview:
+    """All of it, in a fixed number of statements. `names_hosts`: the issues say where a worker runs."""
     values = {"tenant_id": tenant_id, "states": ["queued", "in_progress"], "most": MOST_JOBS}
     work = connection.execute(_WORK, values).all()
     left: dict[str, float] = {}
@@ -129,7 +129,7 @@ def overview(connection: Connection, tenant_id: int) -> Overview:
     accelerators = _accelerators(fleet)
     return Overview(
         issues=(
-            *_of_workers(accelerators, fleet, waiting=sum(left.values()) > 0),
+            *_of_workers(accelerators, fleet, waiting=sum(left.values()) > 0, names_hosts=names_hosts),
             *_of_lanes(connection, left, measured.workers, any_live=accelerators.busy + accelerators.idle > 0),
             *_of_scheduler(connection),
         ),
@@ -183,7 +183,9 @@ def _accelerators(fleet: Iterable[Any]) -> Accelerators:
     )
 
 
-def _of_workers(accelerators: Accelerators, fleet: Sequence[Any], *, waiting: bool) -> Iterable[Issue]:
+def _of_workers(
+    accelerators: Accelerators, fleet: Sequence[Any], *, waiting: bool, names_hosts: bool
+) -> Iterable[Issue]:
     if not accelerators.busy + accelerators.idle:
         if accelerators.starting:
             yield Issue("no_workers", "degraded", "No worker is ready yet; one is starting.")
@@ -193,7 +195,7 @@ def _of_workers(accelerators: Accelerators, fleet: Sequence[Any], *, waiting: bo
             yield Issue("no_workers", "failing" if waiting else "degraded", "No worker is running: start one.")
     live = {(worker.host, worker.device) for worker in fleet if worker.silent <= LIVE_SECONDS}
     for worker in fleet:
-        name = f"{worker.host} {worker.device}".strip()
+        name = f"{worker.host} {worker.device}".strip() if names_hosts else worker.device or "A device"
         if worker.state == "sick" and worker.silent <= LIVE_SECONDS:
             message = f"{name} is sick: it crashes or fails its test image, and renders nothing until that passes."
             yield Issue("device_sick", "degraded", message)

@@ -36,7 +36,7 @@ async def show_overview(request: Request, context: ContextDep, visitor: access.S
         raise ApiError(400, "invalid_parameter", f"There is no such span; there are {', '.join(SPANS)}.")
     servers = await issues.of_servers(request)
     try:
-        found = await context.requests.run(visitor.tenant, _read, context, visitor.tenant, span)
+        found = await context.requests.run(visitor.tenant, _read, context, visitor, span)
     except Exception:
         if issues.database_trouble(servers) is None:
             raise
@@ -55,10 +55,10 @@ async def show_overview(request: Request, context: ContextDep, visitor: access.S
     )
 
 
-def _read(context: Context, tenant: int, span: str) -> Read:
-    grain, points = SPANS[span]
+def _read(context: Context, visitor: access.Visitor, span: str) -> Read:
+    tenant, (grain, points) = visitor.tenant, SPANS[span]
     with context.database.begin(tenant) as connection:
-        found = overview.overview(connection, tenant)
+        found = overview.overview(connection, tenant, names_hosts=visitor.may("operate"))
         series = rates.series(connection, tenant, grain, points)
         nothing = not (found.jobs or found.pictures or found.failures)
         is_new = nothing and not queries.jobs(connection, tenant, before=_PAST_THE_NEWEST, limit=1)
