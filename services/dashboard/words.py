@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from services.core.events.queries import Event
+from services.core.fleet import workers
 from services.core.fleet.workers import Worker
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -103,6 +104,11 @@ def pair(value: str) -> tuple[str, str]:
     return value, value
 
 
+def place(device: str, visitor: Any) -> str:
+    """Where something was rendered, with its host for those who may operate."""
+    return device if visitor.may("operate") else workers.without_host(device)
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "number": number,
     "rate": rate,
@@ -115,5 +121,6 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "happening": happening,
     "doing": doing,
     "pair": pair,
+    "place": place,
     "who": who,
 }

@@ -103,7 +103,16 @@ def test_hosts_are_shown_to_operators_alone(signed: House, gpu: str) -> None:
     with signed.api.database.begin_system() as connection:
         workers.beat(connection, gpu, "sick")
     assert "rack-3" in signed.browser.get("/").text + signed.http.get("/v1/overview").text
+    job = signed.submit({"prompt": "a", "size": "64x64"})
+    signed.render()
+    paths = [f"/v1/jobs/{job}/images", f"/v1/jobs/{job}/requests", f"/v1/jobs/{job}/search?text=a"]
+    assert all("host device" in signed.http.get(path).text for path in (*paths, f"{paths[0]}?order=failed_first"))
+    assert "host device" in signed.browser.get(f"/jobs/{job}/images/0").text
     key = guest(signed, Scope.VIEW, Scope.SUBMIT)
+    for path in (*paths, f"{paths[0]}?order=failed_first"):
+        found = signed.http.get(path, headers=key).text
+        assert "host device" not in found and '"device":"device"' in found, path
+    assert "host device" not in signed.browser.get(f"/jobs/{job}/images/0").text
     answer = signed.http.get("/v1/workers", headers=key).json()
     assert answer["data"] == []
     assert {one["device"]: (one["idle"], one["sick"]) for one in answer["devices"]} == {

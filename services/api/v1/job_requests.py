@@ -7,13 +7,14 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from services.api import dependencies, pagination, parameters
-from services.api.authentication import Tenant
+from services.api.authentication import Caller, Tenant
 from services.api.dependencies import ContextDep
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.core.jobs import request_queries
 from services.core.jobs.request_queries import Place, RequestView
 from services.core.model import ids
+from services.core.model.scopes import Principal
 from services.core.model.states import ImageState
 
 router = APIRouter(route_class=TenantRoute)
@@ -42,6 +43,7 @@ def list_requests(
     request: Request,
     context: ContextDep,
     tenant: Tenant,
+    caller: Caller,
     job_id: str,
     status: parameters.Status = None,
     limit: parameters.Limit = 100,
@@ -62,15 +64,15 @@ def list_requests(
     if next_place is not None:
         more = pagination.encode_cursor(context.settings.secret, listing, next_place.state << 32 | next_place.index)
     link = dependencies.linker(context, request, number)
-    return RequestPage(data=[_request(view, link) for view in found], next_cursor=more)
+    return RequestPage(data=[_request(view, link, caller) for view in found], next_cursor=more)
 
 
-def _request(view: RequestView, link: Callable[[int], str]) -> JobRequest:
+def _request(view: RequestView, link: Callable[[int], str], caller: Principal) -> JobRequest:
     return JobRequest(
         **schemas.of_request(view.payload.index, view.payload),
         prompt=view.payload.prompt,
         negative_prompt=view.payload.negative_prompt,
         n=view.payload.n,
         status=view.state.word,
-        images=[schemas.image(image, link) for image in view.images],
+        images=[schemas.image(image, link, caller) for image in view.images],
     )

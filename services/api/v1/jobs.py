@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from services.api import dependencies, pagination, parameters
-from services.api.authentication import Tenant
+from services.api.authentication import Caller, Tenant
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
@@ -13,6 +13,7 @@ from services.api.v1 import schemas
 from services.core.jobs import lifecycle, queries, remaining
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
+from services.core.model.scopes import Principal
 from services.core.model.states import ImageState
 from services.core.queue import segments
 
@@ -60,6 +61,7 @@ def list_images(
     request: Request,
     context: ContextDep,
     tenant: Tenant,
+    caller: Caller,
     job_id: str,
     status: parameters.Status = None,
     cause: parameters.Cause = None,
@@ -78,7 +80,7 @@ def list_images(
         message = "mark is about done images; leave status out, or ask for status=done."
         raise ApiError(422, "invalid_parameter", message, param="mark")
     if order == "failed_first" and status is cause is mark is None:
-        return _images_failed_first(request, context, tenant, number, limit, cursor)
+        return _images_failed_first(request, context, caller, number, limit, cursor)
     listing = f"images/{tenant}/{number}/{status}" + ("" if cause is mark is None else f"/{cause}/{mark}")
     after = -1 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     with context.database.begin(tenant) as connection:
@@ -94,7 +96,7 @@ def list_images(
     page = found[:limit]
     more = pagination.encode_cursor(context.settings.secret, listing, page[-1].index) if len(found) > limit else None
     link = dependencies.linker(context, request, number)
-    return schemas.ImagePage(data=[schemas.image(view, link) for view in page], next_cursor=more)
+    return schemas.ImagePage(data=[schemas.image(view, link, caller) for view in page], next_cursor=more)
 
 
 @router.post("/jobs/{job_id}/cancel", response_model=schemas.Job)
@@ -113,9 +115,10 @@ def cancel_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
 
 
 def _images_failed_first(
-    request: Request, context: Context, tenant: int, number: int, limit: int, cursor: str | None
+    request: Request, context: Context, caller: Principal, number: int, limit: int, cursor: str | None
 ) -> schemas.ImagePage:
     """The lower 32 bits of a cursor are the last index of the page. Bit 32 is set once all failed ones are listed."""
+    tenant = caller.tenant_id
     listing = f"images/{tenant}/{number}/failed_first"
     place = None if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     failed, after = (True, -1) if place is None else (place < _AMONG_OTHERS, place % _AMONG_OTHERS)
@@ -129,7 +132,7 @@ def _images_failed_first(
         among = 0 if last.state is ImageState.FAILED else _AMONG_OTHERS
         more = pagination.encode_cursor(context.settings.secret, listing, among + last.index)
     link = dependencies.linker(context, request, number)
-    return schemas.ImagePage(data=[schemas.image(view, link) for view in found[:limit]], next_cursor=more)
+    return schemas.ImagePage(data=[schemas.image(view, link, caller) for view in found[:limit]], next_cursor=more)
 
 
 def shown(context: Context, tenant: int, number: int) -> schemas.Job:

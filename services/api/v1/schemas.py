@@ -8,9 +8,11 @@ from pydantic import BaseModel, PlainSerializer
 
 from services.core.db.columns import Payload
 from services.core.events import queries as events
+from services.core.fleet import workers
 from services.core.jobs.queries import ImageView, JobView
 from services.core.marks.marks import Mark
 from services.core.model import ids, requests
+from services.core.model.scopes import Principal, Scope
 from services.core.model.states import ImageState
 
 PRIORITY_WORDS = {number: word for word, number in requests.PRIORITIES.items()}
@@ -202,7 +204,9 @@ def of_request(index: int, payload: Payload) -> dict[str, Any]:
     return {"index": index, "custom_id": payload.custom_id, "metadata": payload.metadata or {}}
 
 
-def image(view: ImageView, link: Callable[[int], str]) -> Image:
+def image(view: ImageView, link: Callable[[int], str], caller: Principal) -> Image:
+    """The image as that caller may see it: hosts are for those who may operate."""
+    names_host = Scope.OPERATE in caller.scopes
     done = view.state is ImageState.DONE
     failed = view.state is ImageState.FAILED
     return Image(
@@ -221,7 +225,7 @@ def image(view: ImageView, link: Callable[[int], str]) -> Image:
         reproducibility_class=view.reproducibility_class,
         reused=view.reused,
         versions=view.versions,
-        device=view.device,
+        device=view.device if names_host or view.device is None else workers.without_host(view.device),
         mark=view.mark,
         error=ImageError(code=view.error_code or "unknown", message=view.error_message or "") if failed else None,
     )

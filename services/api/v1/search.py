@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from services.api import dependencies, pagination, parameters
-from services.api.authentication import Tenant
+from services.api.authentication import Caller, Tenant
 from services.api.dependencies import Context, ContextDep
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
@@ -46,6 +46,7 @@ def find_images(
     request: Request,
     context: ContextDep,
     tenant: Tenant,
+    caller: Caller,
     custom_id: parameters.CustomId,
     limit: parameters.Limit = 100,
     cursor: parameters.Cursor = None,
@@ -54,7 +55,7 @@ def find_images(
     images, more = images_named(context, tenant, custom_id, limit=limit, cursor=cursor)
     data = []
     for view in images:
-        found = schemas.image(view, dependencies.linker(context, request, view.job_id))
+        found = schemas.image(view, dependencies.linker(context, request, view.job_id), caller)
         data.append(ImageOfJob(job_id=ids.public_job(view.job_id), **found.model_dump()))
     return ImagesOfJobs(data=data, next_cursor=more)
 
@@ -64,6 +65,7 @@ def search_job(
     request: Request,
     context: ContextDep,
     tenant: Tenant,
+    caller: Caller,
     job_id: str,
     text: parameters.SearchText,
     limit: parameters.Limit = 100,
@@ -79,7 +81,7 @@ def search_job(
     more = None if page.reached is None else pagination.encode_cursor(context.settings.secret, listing, page.reached)
     link = dependencies.linker(context, request, number)
     return FoundImages(
-        data=[schemas.image(view, link) for view in page.images],
+        data=[schemas.image(view, link, caller) for view in page.images],
         searched=page.searched,
         total=page.total,
         next_cursor=more,

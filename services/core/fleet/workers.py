@@ -134,6 +134,11 @@ def kind(device: str) -> str:
     return _NUMBERED.sub("", device)
 
 
+def without_host(place: str) -> str:
+    """The kind of a device that is recorded as its host and its name: "h cuda:0 NVIDIA H200"."""
+    return kind(place.partition(" ")[2]) or place
+
+
 def listed(connection: Connection) -> list[Worker]:
     """Every worker, by host and device. Takes a system transaction: claims are of all tenants."""
     rows = connection.execute(_LISTED, {"seconds": RATE_SECONDS, "most": 1000})
