@@ -275,14 +275,15 @@ def actions(found: Iterable[Action]) -> Table:
 
 def workers(found: Iterable[Worker]) -> Table:
     table = _table()
-    for name in ("WORKER", "HOST", "DEVICE", "MODEL", "STATE", "SILENT"):
-        table.add_column(name, no_wrap=name != "DEVICE", overflow="fold")
+    for name in ("WORKER", "HOST", "DEVICE", "MODEL", "STATE", "DOING", "SILENT"):
+        table.add_column(name, no_wrap=name not in ("DEVICE", "DOING"), overflow="fold")
     for worker in found:
         state = Text(worker["state"])
         if worker["drained"]:
             state.append(" drained", style="yellow")
         silent = units.duration(worker["silent_seconds"])
-        table.add_row(worker["id"], worker["host"], worker["device"], worker["model"], state, silent)
+        doing = _batch(worker) or worker["doing"]
+        table.add_row(worker["id"], worker["host"], worker["device"], worker["model"], state, doing, silent)
     return table
 
 
@@ -354,6 +355,11 @@ def schedule_runs(found: Iterable[ScheduleRun]) -> Table:
 
 def _minute(moment: str | None) -> str:
     return "" if moment is None else units.local(moment).rpartition(":")[0]
+
+
+def _batch(worker: Worker) -> str:
+    batch = worker["batch"]
+    return f"{batch['images']} of {batch['of']}, step {batch['step']}/{batch['steps']}" if batch else ""
 
 
 def devices(found: Iterable[WorkerDevices]) -> Table:

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from services.core.jobs import failures, overview, queries
+from services.core.jobs import failures, lanes, overview, queries
 from services.core.marks import marks
 from services.core.storage.s3 import S3Store
 from services.core.tenants import api_keys
@@ -26,6 +26,9 @@ def test_no_statement_of_the_overview_and_of_a_jobs_lists_reads_more_than_a_page
     job_id = fill(database, settings, IMAGES)
     with database.begin(TENANT) as connection:
         marks.put(connection, TENANT, job_id, range(0, 500_000, 250), "accepted")
+    with database.begin_system() as connection, rows_read(connection) as of_lanes:
+        [lane] = lanes.waiting(connection, TENANT, all_tenants=True).lanes
+    assert (lane.images, lane.exact, max(of_lanes.values()) < 20) == (IMAGES // 4, True, True), of_lanes
     with database.begin(TENANT) as connection, rows_read(connection) as read:
         found = overview.overview(connection, TENANT)
         [error, rare] = failures.of_job(connection, TENANT, job_id)

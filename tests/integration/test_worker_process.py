@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -196,11 +197,11 @@ def test_a_heartbeat_under_way_does_not_overwrite_that_the_worker_has_stopped(da
     shared, under_way, beat = SharedState(), threading.Event(), workers.beat
     shared.parent = os.getppid()
 
-    def slow_beat(connection: Connection, worker_id: str, state: str, doing: str = "") -> bool:
+    def slow_beat(connection: Connection, worker_id: str, state: str, *more: Any) -> bool:
         if state != "stopped":
             under_way.set()
             time.sleep(0.5)
-        return beat(connection, worker_id, state, doing)
+        return beat(connection, worker_id, state, *more)
 
     monkeypatch.setattr(workers, "beat", slow_beat)
     child = Child(replace(settings, pipeline="simulated"), shared)
@@ -267,10 +268,23 @@ def test_rubbish_on_the_queue_is_dropped_and_the_worker_goes_on(start, database,
     assert worker.popen.poll() is None
 
 
-def test_the_first_worker_registers_its_model(start, database):
-    start()
+def test_the_first_worker_registers_its_model_and_says_what_it_does(start, database, settings):
+    start(PRESSWORK_SIMULATED_BATCH_MS="500")
     with database.begin_system() as connection:
         assert models.catalogue(connection)["simulated"].default_size == (512, 512)
+    submit(database, settings, mugs(150))
+
+    def said() -> workers.Worker | None:
+        with database.begin_system() as connection:
+            [worker] = workers.listed(connection)
+        return worker if worker.batch and worker.fill else None
+
+    until(lambda: said() is not None)
+    found = said()
+    assert found is not None and found.batch is not None and found.memory is not None
+    assert (found.state, found.fill, found.batch.images, found.batch.of) == ("busy", 1.0, 16, 16)
+    assert found.reproducibility_class.endswith("/16") and found.batch.size in found.sizes
+    assert 0 < found.memory[0] < found.memory[1] and found.busy_at is not None
 
 
 @pytest.mark.parametrize(
