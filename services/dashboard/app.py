@@ -19,6 +19,7 @@ from services.dashboard.pages import (
     overview,
     pictures,
     requests,
+    schedules,
     settings,
     sign_in,
     submit,
@@ -46,6 +47,7 @@ _PAGES = (
     find,
     views,
     requests,
+    schedules,
 )
 
 

@@ -14,6 +14,20 @@ from tests import factories
 from tests.dashboard.hostile import HOSTILE
 from tests.pages import House, Tab, picture
 
+_SOME_RUNS = text("""
+INSERT INTO schedule_runs (id, schedule_id, tenant_id, instant, state, job_id, reason, asked_by, deadline_at, missed_at,
+                           submitted_at, finished_at)
+SELECT :tenant * 1000 + nth, id, tenant_id, now() - nth * interval '1 day', state,
+       CASE WHEN state NOT IN ('skipped', 'refused') THEN nth END,
+       CASE WHEN state IN ('skipped', 'refused') THEN :reason END,
+       CASE WHEN nth = 3 THEN 'key/Xk29dQ7a' END, now() - nth * interval '1 day' + interval '5 hours',
+       CASE WHEN nth = 5 THEN now() END, now() - nth * interval '1 day',
+       CASE WHEN nth > 0 THEN now() - nth * interval '1 day' + interval '2 hours' END
+FROM schedules, generate_series(0, 34) AS nth, LATERAL (
+  SELECT CASE WHEN nth = 0 THEN 'running' WHEN nth % 11 = 4 THEN 'failed' WHEN nth % 9 = 7 THEN 'skipped'
+              WHEN nth = 14 THEN 'refused' WHEN nth = 20 THEN 'cancelled' ELSE 'completed' END AS state) s
+WHERE schedules.tenant_id = :tenant AND schedules.name = 'nightly'
+""")
 PAGES = {  # by what they show; {job} is a job with failed images, {live} one that has not finished
     "overview": "/",
     "jobs": "/jobs",
@@ -34,6 +48,11 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "retry": "/jobs/{job}/actions/retry",
     "deletion": "/jobs/{job}/actions/delete",
     "lanes": "/lanes",
+    "schedules": "/schedules",
+    "schedule": "/schedules/nightly",
+    "schedule that has not run": "/schedules/often",
+    "deleting a schedule": "/schedules/nightly/actions/delete",
+    "unknown schedule": "/schedules/nothing",
     "fleet": "/fleet",
     "drain": "/fleet/worker-a/drain",
     "a prompt": "/submit",
@@ -47,8 +66,30 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "unknown": "/jobs/job_0000000000000",
 }
 
-_SHOWN = ("overview", "jobs", "job", "failed image", "gallery", "confirmation", "lanes", "fleet", "a template")
+_SHOWN = (
+    "overview",
+    "jobs",
+    "job",
+    "failed image",
+    "gallery",
+    "confirmation",
+    "lanes",
+    "schedules",
+    "schedule",
+    "fleet",
+    "a template",
+)
 SOME = {name: PAGES[name] for name in _SHOWN}
+
+
+def make_schedules(house: House) -> None:
+    """One with runs of all kinds, and one that fires often and has none."""
+    target = {"job": {"images": [{"prompt": HOSTILE[0], "size": "64x64"}], "labels": {"a": HOSTILE[1]}}}
+    nightly = {"cron": "0 1 * * *", "timezone": "Europe/Berlin", "deadline": "06:00", "target": target}
+    assert house.http.put("/v1/schedules/nightly", json=nightly).status_code == 200
+    house.http.put("/v1/schedules/often", json={"cron": "*/5 * * * *", "target": target})
+    with house.api.database.begin_system() as connection:
+        connection.execute(_SOME_RUNS, {"tenant": house.tenant, "reason": HOSTILE[0]})
 
 
 @pytest.fixture
@@ -59,6 +100,7 @@ def shown(house: House) -> dict[str, str]:
     job = house.submit(*images, labels=labels)
     house.render(failed=[1], message=HOSTILE[1])
     house.http.put(f"/v1/jobs/{job}/marks", json={"mark": "accepted", "indexes": [0, 2]})
+    make_schedules(house)
     return {"job": job, "live": house.submit({"prompt": HOSTILE[2], "n": 3, "size": "64x64"}, labels={"a": HOSTILE[5]})}
 
 
