@@ -201,7 +201,7 @@ def test_the_fleet_shows_what_each_worker_does(signed: House) -> None:
     with signed.api.database.begin_system() as connection:
         workers.beat(connection, "worker-a", "ready")
     page = signed.browser.get("/fleet").text
-    assert "1 worker up" in page and "host, process 1" in page
+    assert "1 worker<" in page and "process 1<" in page
 
 
 def test_cancelling_by_keyboard_in_a_dialog(house: House, open_tab: Callable[..., Tab]) -> None:

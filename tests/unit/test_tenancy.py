@@ -20,9 +20,9 @@ SYSTEM_TRANSACTIONS = [
     ("api/v1/jobs.py", "described"),  # every tenant's queued images are ahead
     ("api/v1/keys.py", "issue"),  # a tenant's transaction can write no key
     ("api/v1/keys.py", "revoke"),  # likewise
+    ("api/v1/lanes.py", "list_lanes"),  # what waits stands in one index for all tenants
     ("api/v1/search.py", "_found"),  # other tenants' requests count as looked at
     ("api/v1/sign_in_links.py", "create_sign_in_link"),  # a tenant's transaction can write none
-    ("api/v1/lanes.py", "list_lanes"),  # what waits stands in one index for all tenants
     ("api/v1/workers.py", "_fleet"),  # what a worker holds is of all tenants
     ("api/v1/workers.py", "drain_worker"),  # the fleet belongs to no tenant
     ("api/v1/workers.py", "resume_worker"),  # likewise

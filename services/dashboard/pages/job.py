@@ -9,7 +9,7 @@ from services.api.dependencies import ContextDep
 from services.core.events import queries as events
 from services.core.exports import records
 from services.core.exports.formats import FORMATS
-from services.core.jobs import failures, image_pages, job_rates, shapes
+from services.core.jobs import failures, job_rates, queries, shapes
 from services.core.marks import marks
 from services.core.model import ids
 from services.dashboard import access, again, charts, reading, rendering
@@ -28,9 +28,8 @@ def show_job(request: Request, context: ContextDep, visitor: access.Signed, job_
     visitor.require("view")
     number = ids.parse_job(job_id)
     job = reading.job(context, visitor.tenant, number)
-    everything = image_pages.Filter()
     with context.database.begin(visitor.tenant) as connection:
-        page = image_pages.page(connection, visitor.tenant, number, everything, place=None, limit=_IMAGES)
+        images = queries.page_failed_first(connection, number, failed=True, after=-1, limit=_IMAGES)
         values: dict[str, Any] = {
             "marked": marks.counts(connection, visitor.tenant, number),
             "chart": charts.Chart(job_rates.of_job(connection, visitor.tenant, number), "span"),
@@ -46,7 +45,7 @@ def show_job(request: Request, context: ContextDep, visitor: access.Signed, job_
         "job.html",
         visitor=visitor,
         job=job,
-        images=page.images,
+        images=images,
         again=again.of_job(dependencies.base_url(context.settings, request), job.view),
         formats=list(FORMATS),
         actions=actions.of(job, visitor),
