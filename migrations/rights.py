@@ -38,6 +38,8 @@ SCHEDULER = {
     "UPDATE": "jobs segments images claims counters leases exports files uploads rates failure_counts failure_hours "
     "bulk_acts schedule_runs catalogues catalogue_runs catalogue_changes catalogue_entries",
     "UPDATE (next_at)": "schedules",
+    "SELECT (id, tenant_id, name)": "api_keys",  # whose jobs an act is about
+    "SELECT (subject, tenant_id, kind, actor)": "events",
     "DELETE": "rates failure_deltas failure_hours counter_deltas claims workers idempotency leases exports "
     "export_files files upload_parts schedule_runs catalogue_changes catalogue_versions catalogue_entries",
     **LOCKED,

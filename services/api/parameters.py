@@ -1,6 +1,7 @@
 """Query parameters, checked strictly: known, given once, and well formed."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -53,6 +54,13 @@ def _label(given: str | None) -> str | None:
     return given
 
 
+def _dated(given: object) -> object:
+    """Seconds since 1970, as a number, are no moment here."""
+    if isinstance(given, str) and not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]", given):
+        raise ValueError
+    return given
+
+
 def _storable(given: str) -> str:
     if "\0" in given:
         raise ValueError("no text of the database")
@@ -102,6 +110,7 @@ JobFilter = Annotated[
 ]
 Moment = Annotated[
     AwareDatetime | None,
+    BeforeValidator(_dated),
     Query(description="a moment with its offset from UTC, such as 2026-11-26T09:00:00Z"),
 ]
 FileLimit = Annotated[int, BeforeValidator(whole), _up_to(10_000)]

@@ -105,6 +105,30 @@ def test_a_cancel_reaches_all_that_match_and_no_other_and_each_event_names_who_a
     assert api.http.get("/v1/jobs/actions").json()["data"] == [shown]
 
 
+@pytest.mark.parametrize(
+    ("asked", "reached"),
+    [
+        ({"of_priority": "high"}, {1}),
+        ({"of_priority": "low"}, set()),
+        ({"model": "simulated"}, {0, 1}),
+        ({"model": "another"}, set()),
+        ({"submitted_by": "nobody"}, set()),
+        ({"until": "2026-01-01"}, set()),
+        ({"since": "2026-01-01", "of_priority": "normal"}, {0}),
+    ],
+)
+def test_an_act_reaches_what_the_list_shows_and_no_more(
+    api: Api, scheduler: Database, asked: dict[str, str], reached: set[int]
+) -> None:
+    jobs = [str(api.submit({"prompt": "a mug"}, priority=word)["id"]) for word in ("normal", "high")]
+    counted = api.http.post("/v1/jobs/actions/preview", json={"action": "pause", **asked}).json()
+    assert counted["jobs"] == len(reached)
+    assert api.http.post("/v1/jobs/actions", json={"action": "pause", **asked}).status_code == 202
+    work(api, scheduler)
+    paused = {number for number, job in enumerate(jobs) if api.http.get(f"/v1/jobs/{job}").json()["paused"]}
+    assert paused == reached
+
+
 def test_all_but_what_is_running_is_cancelled(api: Api, scheduler: Database) -> None:
     running, waiting = submit(api, 1, images=1), submit(api, 2)
     claim = factories.claim(api.database, 1)

@@ -1,8 +1,9 @@
 """The body that asks for an act on every job that matches a filter."""
 
+import datetime as dt
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from services.core.model.body import Body
 from services.core.model.requests import PRIORITIES
@@ -17,14 +18,28 @@ Status = Literal[
 ]  # fmt: skip
 
 
+def _day(value: str) -> str:
+    dt.date.fromisoformat(value)
+    return value
+
+
+Name = Annotated[str, Field(min_length=1, max_length=600, pattern=r"^[^\u0000]*$")]
+Day = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), AfterValidator(_day)]
+
+
 class BulkRequest(Body):
-    """What is done, to which jobs: those of one of these statuses, with that label, and with that text in a label."""
+    """What is done, to which jobs: those that match all that is given."""
 
     ALLOWED: ClassVar = {
         "action": f"one of {', '.join(VERBS)}",
         "status": f"a list of one or more of {', '.join(state.value for state in JobState)}; left out, any",
         "label": "a label's name, a colon and its value, such as run:nightly",
         "text": "1 to 600 characters that stand in a label",
+        "of_priority": f"the priority that they have: one of {', '.join(PRIORITIES)}",
+        "model": "the name of a model that renders them",
+        "submitted_by": "the name or the id of the key that submitted them",
+        "since": "the first day (in UTC) on which they were submitted, such as 2026-11-26",
+        "until": "the last such day",
         "except_running": "true: jobs in progress are not cancelled; else false",
         "include_cancelled": "true: cancelled images are tried again too; else false",
         "priority": f"one of {', '.join(PRIORITIES)}, with the action prioritize",
@@ -33,6 +48,11 @@ class BulkRequest(Body):
     status: Annotated[list[Status], Field(min_length=1, max_length=10)] = None  # type: ignore[assignment]
     label: Annotated[str, Field(max_length=600, pattern=r"^[^:\u0000]{1,64}:[^\u0000]*$")] = None  # type: ignore[assignment]
     text: Annotated[str, Field(min_length=1, max_length=600, pattern=r"^[^\u0000]*$")] = None  # type: ignore[assignment]
+    of_priority: Priority = None  # type: ignore[assignment]
+    model: Name = None  # type: ignore[assignment]
+    submitted_by: Name = None  # type: ignore[assignment]
+    since: Day = None  # type: ignore[assignment]
+    until: Day = None  # type: ignore[assignment]
     except_running: bool = False
     include_cancelled: bool = False
     priority: Priority = None  # type: ignore[assignment]

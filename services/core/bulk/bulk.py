@@ -7,7 +7,7 @@ transaction and never commit.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection
@@ -22,6 +22,7 @@ from services.core.events import log
 from services.core.jobs.listing import Filter
 from services.core.model import ids
 from services.core.model.errors import InvalidSubmission, NotFound, Problem
+from services.core.model.requests import PRIORITIES
 
 REASONS = 50  # that are kept of the jobs that lost the race
 _LATEST_JOB = statement("bulk.latest_job")("SELECT coalesce(max(id), 0) FROM jobs WHERE tenant_id = :tenant_id")
@@ -103,7 +104,26 @@ def parse_id(public: str) -> int:
 
 def wanted(asked: BulkRequest) -> Filter:
     label = asked.label.partition(":") if asked.label is not None else None
-    return Filter(tuple(asked.status or ()), (label[0], label[2]) if label else None, asked.text or "")
+    return Filter(
+        tuple(asked.status or ()),
+        (label[0], label[2]) if label else None,
+        asked.text or "",
+        PRIORITIES[asked.of_priority] if asked.of_priority else None,
+        asked.model or "",
+        asked.submitted_by or "",
+        _midnight(asked.since),
+        _midnight(asked.until, days=1),
+    )
+
+
+def _midnight(day: str | None, days: int = 0) -> datetime | None:
+    """So many days after that day began, in UTC."""
+    if not day:
+        return None
+    try:
+        return datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=days)
+    except OverflowError:
+        return None
 
 
 def options(asked: BulkRequest) -> dict[str, Any]:
@@ -137,8 +157,8 @@ def create(connection: Connection, tenant_id: int, asked: BulkRequest) -> BulkAc
     counted, last_job = _count(connection, tenant_id, asked)
     number = ids.new()
     values = {
-        "id": number, "tenant_id": tenant_id, "verb": asked.action, "filter": json.dumps(asdict(wanted(asked))),
-        "options": json.dumps(options(asked)), "last_job": last_job, **asdict(counted),
+        "id": number, "tenant_id": tenant_id, "verb": asked.action, "options": json.dumps(options(asked)),
+        "filter": json.dumps(asdict(wanted(asked)), default=str), "last_job": last_job, **asdict(counted),
     }  # fmt: skip
     connection.execute(_NEW, values)
     return find(connection, tenant_id, number)
@@ -180,7 +200,9 @@ def act_of(row: Any) -> BulkAct:
     values = {name: value for name, value in row._mapping.items() if name != "filter"}  # noqa: SLF001  a row's own name
     kept = row.filter
     label = kept["label"] and tuple(kept["label"])
-    return BulkAct(wanted=Filter(tuple(kept["states"]), label, kept["text"]), **values)
+    times: dict[str, Any] = {name: datetime.fromisoformat(kept[name]) for name in ("since", "until") if kept.get(name)}
+    more = {name: kept[name] for name in ("priority", "model", "who") if name in kept}
+    return BulkAct(wanted=Filter(tuple(kept["states"]), label, kept["text"], **more, **times), **values)
 
 
 def _count(connection: Connection, tenant_id: int, asked: BulkRequest) -> tuple[Counted, int]:

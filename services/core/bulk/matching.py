@@ -1,18 +1,17 @@
 """The jobs that match a filter and that an act can be done to, oldest first, a bounded number looked at in one look."""
 
-import json
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from services.core.bulk.verbs import Act, Options
 from services.core.db.statements import statement
-from services.core.jobs.listing import Filter
+from services.core.jobs.listing import BY_WHOM, OF_MODEL, Filter, bounds, searched
 from services.core.model import requests
 
 LOOKED_AT = 10_000
 LOOKS = 50  # for one count: half a million jobs
-_MATCHING = """
+_MATCHING = f"""
 looked_at AS MATERIALIZED (
   SELECT mine.id, mine.labels, mine.paused, mine.priority
   FROM unnest(CAST(:states AS text[])) AS wanted (state) CROSS JOIN LATERAL (
@@ -26,10 +25,13 @@ looked_at AS MATERIALIZED (
   WHERE labels @> CAST(:labels AS jsonb)
     AND (:text = '' OR EXISTS (
       SELECT FROM jsonb_each_text(labels) WHERE strpos(lower(key || ':' || value), lower(:text)) > 0))
+    AND (CAST(:of_priority AS smallint) IS NULL OR priority = :of_priority)
+    AND (:model = '' OR {OF_MODEL})
+    AND (:who = '' OR {BY_WHOM})
     AND (CAST(:paused AS boolean) IS NULL OR paused = :paused)
     AND (CAST(:priority AS integer) IS NULL OR priority <> :priority)
     AND (NOT :with_failures OR c.failed > 0) AND (NOT :with_cancelled OR c.failed + c.cancelled > 0)
-)"""
+)"""  # noqa: S608  our own text
 _REACHED = "(SELECT CASE WHEN count(*) = :most THEN max(id) END FROM looked_at) AS reached"
 _COUNT = statement("matching.count")(f"""
 WITH {_MATCHING}
@@ -94,17 +96,18 @@ def following(
 
 
 def _values(tenant_id: int, wanted: Filter, act: Act, options: Options, after: int, last: int) -> dict[str, object]:
+    first, past = bounds(wanted)
     named = act.states & set(wanted.states) if wanted.states else act.states
     return {
         "tenant_id": tenant_id,
         "states": sorted(str(state) for state in named),
-        "labels": json.dumps(dict([wanted.label] if wanted.label else [])),
-        "text": wanted.text,
+        "of_priority": wanted.priority,
         "paused": act.paused,
         "priority": requests.PRIORITIES.get(options.get("priority", "")),
         "with_failures": act.with_failures,
         "with_cancelled": "cancelled" in act.images and "failed" in act.images and "done" not in act.images,
-        "after": after,
-        "last": last,
+        "after": max(after, first - 1),
+        "last": min(last, past - 1),
         "most": LOOKED_AT,
+        **searched(wanted),
     }

@@ -35,11 +35,11 @@ SELECT mine.* FROM unnest(CAST(:states AS text[])) AS wanted (state) CROSS JOIN 
 ) mine ORDER BY mine.id {way} LIMIT :most
 """
 _HAS_FAILURES = "EXISTS (SELECT FROM job_counts c WHERE c.job_id = looked_at.id AND c.failed > 0)"
-_OF_MODEL = """EXISTS (
+OF_MODEL = """EXISTS (
         SELECT FROM segments s LEFT JOIN models m ON m.revision = s.model_revision
         WHERE s.job_id = looked_at.id AND coalesce(m.name, s.model_revision) = :model)"""
 # Who submitted it is in the event of its submission: a key, by its name or its id.
-_BY_WHOM = """EXISTS (
+BY_WHOM = """EXISTS (
         SELECT FROM events e WHERE e.subject = 'job/' || looked_at.id AND e.tenant_id = :tenant_id
           AND e.kind = 'job.created' AND e.actor = ANY(ARRAY(
             SELECT 'key/' || k.id FROM api_keys k WHERE k.tenant_id = :tenant_id AND :who IN (k.name, k.id))))"""
@@ -64,8 +64,8 @@ def _page(name: str, jobs: str, than: str, way: str, last: str) -> TextClause:
     text = _PAGE.format(
         jobs=jobs.format(than=than, way=way, in_time=_IN_TIME),
         has_failures=_HAS_FAILURES,
-        of_model=_OF_MODEL,
-        by_whom=_BY_WHOM,
+        of_model=OF_MODEL,
+        by_whom=BY_WHOM,
         way=way,
         last=last,
     )
@@ -147,20 +147,18 @@ def _part(
     """A page of those with failures, of those without, or, with `failed` None, of both."""
     is_search = wanted.is_search or failed is not None
     backwards = order == "oldest"
+    since, until = bounds(wanted)
     values: dict[str, Any] = {
         "tenant_id": tenant_id,
         "states": list(wanted.states),
-        "labels": json.dumps(dict([wanted.label] if wanted.label else [])),
-        "text": wanted.text,
         "priority": wanted.priority,
-        "model": wanted.model,
-        "who": wanted.who,
-        "since": 0 if wanted.since is None else _bound(wanted.since),
-        "until": _PAST_THE_NEWEST if wanted.until is None else _bound(wanted.until),
+        "since": since,
+        "until": until,
         "failed": failed,
         "place": behind if behind is not None else -1 if backwards else _PAST_THE_NEWEST,
         "limit": limit + 1,
         "most": LOOKED_AT if is_search else limit + 1,
+        **searched(wanted),
     }
     by_any, by_state = (_OLDEST, _OLDEST_IN_STATES) if backwards else (_NEWEST, _NEWEST_IN_STATES)
     row = connection.execute(by_state if wanted.states else by_any, values).one()
@@ -169,6 +167,18 @@ def _part(
     last = ids[limit - 1] if len(ids) > limit else row.reached if is_search else None
     more = None if last is None else Place(last, failed=failed is True)
     return Page([views[job_id] for job_id in ids[:limit] if job_id in views], row.looked_at, more)
+
+
+def searched(wanted: Filter) -> dict[str, str]:
+    """The values of the conditions that no index knows."""
+    labels = json.dumps(dict([wanted.label] if wanted.label else []))
+    return {"labels": labels, "text": wanted.text, "model": wanted.model, "who": wanted.who}
+
+
+def bounds(wanted: Filter) -> tuple[int, int]:
+    """The smallest id that a wanted job may have, and the first that is too large."""
+    first = 0 if wanted.since is None else _bound(wanted.since)
+    return first, _PAST_THE_NEWEST if wanted.until is None else _bound(wanted.until)
 
 
 def _bound(moment: datetime) -> int:

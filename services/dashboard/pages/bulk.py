@@ -2,6 +2,8 @@
 far an act is. The filter is the list's, in the address."""
 
 import json
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,7 +18,7 @@ from services.core.bulk import bulk
 from services.core.bulk.asked import BulkRequest
 from services.core.jobs import listing
 from services.core.model.errors import NotFound
-from services.dashboard import access, forms, rendering
+from services.dashboard import access, forms, reading, rendering
 from services.dashboard.choices import CHOICES, Choice
 from services.dashboard.pages.jobs import STATES
 from services.dashboard.routes import PageRoute
@@ -24,6 +26,7 @@ from services.dashboard.words import plural
 
 router = APIRouter(route_class=PageRoute)
 _LISTED = 50
+_FILTERS = ("q", "status", "label", "model", "priority", "who", "since", "until")  # of the list's address
 
 
 @router.get("/bulk/new/{name}")
@@ -32,16 +35,13 @@ def ask(
     context: ContextDep,
     visitor: access.Signed,
     name: str,
-    q: str = "",
-    status: str = "",
-    label: str = "",
 ) -> Any:
-    kept = {key: value for key, value in (("q", q.strip()), ("status", status), ("label", label)) if value}
+    kept = {key: value for key in _FILTERS if (value := request.query_params.get(key, "").strip())}
     choice = _choice(visitor, name)
-    asked = _asked(choice, kept | {"priority": "high"})  # which one makes no difference yet
+    asked = _asked(choice, kept, "high")  # which one makes no difference yet
     counted = routes.count(context, visitor.tenant, asked) if choice.verb != "prioritize" else None
     if counted is None:
-        highs = [routes.count(context, visitor.tenant, _asked(choice, kept | {"priority": word})) for word in _WORDS]
+        highs = [routes.count(context, visitor.tenant, _asked(choice, kept, word)) for word in _WORDS]
         counted = max(highs, key=lambda one: one.jobs)
     jobs = plural(counted.jobs, "job")
     images = f"{plural(counted.images, 'image')} {choice.images}."
@@ -56,7 +56,7 @@ def ask(
         title=f"{choice.word} {jobs}?",
         sentence=images + (" This is final." if choice.is_final else ""),
         jobs=counted.jobs,
-        kept=kept,
+        filters={key: kept.get(key, "") for key in _FILTERS},
         said=_said(kept),
         here="/jobs" + (f"?{urlencode(kept)}" if kept else ""),
     )
@@ -66,7 +66,10 @@ def ask(
 def act(request: Request, context: ContextDep, visitor: access.Signed, name: str, form: forms.Posted) -> Any:
     choice = _choice(visitor, name)
     forms.check(form, request.cookies.get(access.COOKIE, ""))
-    found = routes.ask(context, visitor.principal, _asked(choice, form))
+    if missing := [key for key in _FILTERS if f"of-{key}" not in form]:  # without its filter it would touch every job
+        raise ApiError(422, "missing_field", f"The form lacks of-{missing[0]}; open the question again.")
+    kept = {key: form[f"of-{key}"] for key in _FILTERS}
+    found = routes.ask(context, visitor.principal, _asked(choice, kept, form.get("priority", "")))
     return RedirectResponse(rendering.address(request, f"/bulk/{bulk.public_id(found.id)}"), 303)
 
 
@@ -113,7 +116,7 @@ def _choice(visitor: access.Visitor, name: str) -> Choice:
     return choice
 
 
-def _asked(choice: Choice, given: forms.Form) -> BulkRequest:
+def _asked(choice: Choice, given: Mapping[str, str], priority: str) -> BulkRequest:
     """Raises ApiError: the filter or the priority makes no sense."""
     status = given.get("status", "")
     if status not in STATES:
@@ -123,8 +126,13 @@ def _asked(choice: Choice, given: forms.Form) -> BulkRequest:
         "status": list(STATES[status]) or None,
         "label": given.get("label") or None,
         "text": given.get("q") or None,
+        "of_priority": given.get("priority") or None,
+        "model": given.get("model") or None,
+        "submitted_by": given.get("who") or None,
+        "since": given.get("since") or None,
+        "until": given.get("until") or None,
         "except_running": choice.except_running,
-        "priority": given.get("priority") if choice.verb == "prioritize" else None,
+        "priority": priority if choice.verb == "prioritize" else None,
     }
     try:
         return json_object.parse(BulkRequest, json.dumps(asked).encode(), BulkRequest.ALLOWED)
@@ -135,14 +143,32 @@ def _asked(choice: Choice, given: forms.Form) -> BulkRequest:
 def _kept(wanted: listing.Filter) -> dict[str, str]:
     """The filter as the list's address says it."""
     status = next((name for name, states in STATES.items() if set(states) == set(wanted.states)), "")
-    label = ":".join(wanted.label) if wanted.label else ""
-    return {key: value for key, value in (("q", wanted.text), ("status", status), ("label", label)) if value}
+    found = {
+        "q": wanted.text,
+        "status": status,
+        "label": ":".join(wanted.label) if wanted.label else "",
+        "model": wanted.model,
+        "priority": "" if wanted.priority is None else reading.PRIORITIES[wanted.priority],
+        "who": wanted.who,
+        "since": wanted.since.strftime("%Y-%m-%d") if wanted.since else "",
+        "until": (wanted.until - timedelta(days=1)).strftime("%Y-%m-%d") if wanted.until else "",
+    }
+    return {key: value for key, value in found.items() if value}
 
 
 def _said(kept: dict[str, str]) -> str:
     """The filter in words."""
-    words = {"status": "in the state {}", "label": "with the label {}", "q": "with “{}” in a label"}
-    said = [words[name].format(kept[name].replace("_", " ")) for name in ("status", "label", "q") if name in kept]
+    words = {
+        "status": "in the state {}",
+        "label": "with the label {}",
+        "q": "with “{}” in a label",
+        "model": "rendered by {}",
+        "priority": "of priority {}",
+        "who": "submitted by {}",
+        "since": "submitted on {} or later",
+        "until": "submitted on {} or before",
+    }
+    said = [sentence.format(kept[name].replace("_", " ")) for name, sentence in words.items() if name in kept]
     return f"Every job {' and '.join(said)}" if said else "Every job"
 
 
