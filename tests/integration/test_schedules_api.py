@@ -189,5 +189,8 @@ def test_names_that_are_no_names_are_refused(served: Api) -> None:
         refused = served.http.post("/v1/schedules", json={"name": name, **NIGHTLY})
         assert refused.status_code == 422 and "name is" in refused.json()["error"]["message"], name
     assert served.http.post("/v1/schedules", json=NIGHTLY).json()["error"]["code"] == "missing_field"
-    for name in ("%0a", "a%20b", "x" * 65):
+    for name in ("%0a", "a%20b", "x" * 65, "%00", "%f3%83%8d%b5"):
         assert put(served, name).status_code == 404
+        for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/run"), ("GET", "/times"), ("GET", "/runs")):
+            answer = served.http.request(method, f"/v1/schedules/{name}{path}")
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found"), name

@@ -158,9 +158,9 @@ def delete_schedule(context: ContextDep, tenant: Tenant, schedule: str) -> Any:
 def run_schedule(request: Request, response: Response, context: ContextDep, tenant: Tenant, schedule: str) -> Any:
     """Runs a schedule now, beside its times; also while it is paused. The answer comes before its job is submitted."""
     key = streaming.idempotency_key(request)
-    response.headers.update(dependencies.location(context, request, f"/v1/schedules/{schedule}/runs"))
     with context.database.begin(tenant) as connection:
         found = schedules.lock(connection, tenant, schedule)
+        response.headers.update(dependencies.location(context, request, f"/v1/schedules/{found.name}/runs"))
         if key is not None and (known := idempotency.find(connection, tenant, key, "schedule_run")) is not None:
             response.headers["Idempotent-Replayed"] = "true"
             return _run(runs.find(connection, tenant, known), schedule)

@@ -158,6 +158,7 @@ def pause(connection: Connection, tenant_id: int, name: str, paused: bool) -> Sc
 
 def delete(connection: Connection, tenant_id: int, name: str) -> None:
     """Deletes the schedule and the rows of its runs; the jobs stay, and go on. Raises NotFound."""
+    find(connection, tenant_id, name)
     if not connection.execute(_DELETE, {"tenant_id": tenant_id, "name": name}).rowcount:
         raise NotFound("There is no such schedule.")
 
@@ -169,6 +170,8 @@ def clock(connection: Connection) -> datetime:
 
 
 def _one(connection: Connection, query: Any, tenant_id: int, name: str) -> Schedule | None:
+    if not asks.is_name(name):  # it may hold what no text of the database does
+        return None
     row = connection.execute(query, {"tenant_id": tenant_id, "name": name}).one_or_none()
     return None if row is None else Schedule(*row)
 
