@@ -1,16 +1,30 @@
 """Schedules over HTTP: made, changed, paused, run and deleted; and what is refused, in one sentence each."""
 
+import dataclasses
+import itertools
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import pytest
 from sqlalchemy import text
 
 from tests.scheduling import NIGHT, fire, first_at, submitter
 from tests.web import Api
 
 TARGET = {"job": {"images": [{"prompt": "a mug"}], "labels": {"for": "shop"}}}
+_numbers = itertools.count(1)
 NIGHTLY = {"cron": "0 1 * * *", "timezone": "Europe/Berlin", "target": TARGET, "deadline": "06:00"}
+
+
+@pytest.fixture
+def api(served: Api) -> Iterator[Api]:
+    """The server of the whole file, for a tenant of the test's own."""
+    _, key = served.new_tenant(f"tenant-{next(_numbers)}")
+    headers = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=served.url, headers=headers, timeout=60, trust_env=False) as http:
+        yield dataclasses.replace(served, key=key, http=http)
 
 
 def put(api: Api, place: str = "nightly", **fields: Any) -> httpx.Response:
@@ -22,7 +36,10 @@ def put(api: Api, place: str = "nightly", **fields: Any) -> httpx.Response:
 
 def events(api: Api) -> list[tuple[str, str, str]]:
     with api.database.begin_system() as connection:
-        rows = connection.execute(text("SELECT actor, kind, subject FROM events WHERE kind ~ '^schedule' ORDER BY id"))
+        rows = connection.execute(
+            text("SELECT actor, kind, subject FROM events WHERE kind ~ '^schedule' AND actor = :actor ORDER BY id"),
+            {"actor": f"key/{api.key.split('_')[1]}"},
+        )
         return [tuple(row) for row in rows]
 
 
@@ -122,7 +139,7 @@ def test_lists_go_on_where_a_page_ended(api: Api) -> None:
 
 def test_two_tenants_may_use_the_same_name(api: Api) -> None:
     put(api)
-    _, key = api.new_tenant("other")
+    _, key = api.new_tenant("a tenant with the same name of a schedule")
     with httpx.Client(base_url=api.url, headers={"Authorization": f"Bearer {key}"}) as stranger:
         theirs = stranger.put("/v1/schedules/nightly", json={**NIGHTLY, "cron": "0 7 * * *"})
         assert theirs.status_code == 200

@@ -1,10 +1,13 @@
 """`presswork schedules`: of a file or by options, for people in 80 columns, and as JSON."""
 
+import dataclasses
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -12,6 +15,7 @@ from services.cli.app import app
 from tests.scheduling import NIGHT, fire, first_at, submitter
 from tests.web import Api
 
+_numbers = itertools.count(1)
 Run = Callable[..., Result]
 TOML = """
 [schedule.nightly]
@@ -25,6 +29,15 @@ images = [{ prompt = "a mug", n = 2 }]
 at = 2099-01-01T06:00:00+01:00
 target.job.images = [{ prompt = "a hat" }]
 """
+
+
+@pytest.fixture
+def api(served: Api) -> Iterator[Api]:
+    """The server of the whole file, for a tenant of the test's own."""
+    _, key = served.new_tenant(f"tenant-{next(_numbers)}")
+    headers = {"Authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=served.url, headers=headers, timeout=60, trust_env=False) as http:
+        yield dataclasses.replace(served, key=key, http=http)
 
 
 @pytest.fixture
