@@ -58,6 +58,7 @@ catalogue:
         jsonschema.validate({"catalogue": {"shop": shop(keep=0)}}, schema)
     with_nulls = shop(schedule=None, model=None, variants={"front": {"prompt": "a mug", "size": None, "when": None}})
     assert definition.read("shop", with_nulls)[1] == []
+    assert definition.Definition.model_validate(found.model_dump()) == found, "as it is stored"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import io
+import random
 import zipfile
 from decimal import Decimal
 from pathlib import Path
@@ -89,6 +90,37 @@ def test_items_of_parquet_and_workbooks_keep_their_types(tmp_path: Path) -> None
         (2, {"sku": 7, "colour": "red", "stock": 1.5}),
         (3, {"sku": 8, "colour": True, "stock": "2024-01-31"}),
     ]
+
+
+@pytest.mark.parametrize("name", ["feed.parquet", "feed.xlsx"])
+def test_a_damaged_file_is_read_or_refused_in_a_sentence(tmp_path: Path, name: str) -> None:
+    import openpyxl
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    rows = [(f"s{number}", f"colour {number % 7}", number) for number in range(300)]
+    path = tmp_path / name
+    if name == "feed.parquet":
+        columns = {title: [row[at] for row in rows] for at, title in enumerate(("sku", "colour", "stock"))}
+        parquet.write_table(pa.table(columns), path, row_group_size=50)
+    else:
+        book = openpyxl.Workbook()
+        for row in (("sku", "colour", "stock"), *rows):
+            book.active.append(row)
+        book.save(path)
+    good, chance = path.read_bytes(), random.Random(1)
+    said = []
+    for _ in range(40):
+        bad = bytearray(good)
+        for _ in range(chance.randrange(1, 6)):
+            bad[chance.randrange(len(bad))] = chance.randrange(256)
+        path.write_bytes(bad[: chance.randrange(len(bad))] if chance.random() < 0.2 else bad)
+        try:
+            read(path)
+        except Unreadable as error:
+            said.append(str(error))
+    assert len(said) > 10
+    assert not any("\n" in sentence for sentence in said)
 
 
 @pytest.mark.parametrize("name", ["feed.csv", "feed.jsonl"])

@@ -7,7 +7,7 @@ schedules.
 import re
 import zoneinfo
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -191,6 +191,10 @@ class Definition(Body):
         },
     }
 
+    @classmethod
+    def model_validate(cls, obj: Any, **how: Any) -> Self:
+        return super().model_validate(_without_nulls(obj), **how)
+
     def seed_of(self, variant: Variant) -> str | int:
         """The rule for a variant's seeds: its own, or else the catalogue's."""
         rule: str | int = self.seed if variant.seed is None else variant.seed
@@ -203,7 +207,7 @@ def read(name: str, value: object) -> tuple[Definition | None, list[Problem]]:
         message = f"The catalogue's name is {strict_json.describe(name)}; it must be {_NAME_RULE}."
         return None, [Problem("invalid_name", message, "name")]
     try:
-        found = Definition.model_validate(_without_nulls(value))
+        found = Definition.model_validate(value)
     except ValidationError as error:
         return None, [_problem(entry, value) for entry in error.errors(include_url=False)]
     problems = [*_source_problems(found), *_compression_problems(found)]

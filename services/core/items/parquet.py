@@ -20,8 +20,8 @@ def read(name: str, file: IO[bytes], is_wanted: Callable[[str], bool]) -> tuple[
         raise extras.MissingExtra("Parquet needs pyarrow: pip install 'presswork[cli]'.") from None
     try:
         found = parquet.ParquetFile(file)
-    except pa.ArrowException as error:
-        raise Unreadable(f"{name} is no Parquet file: {error}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise Unreadable(f"{name} is no Parquet file: {_first_line(error)}") from None
     schema = found.schema_arrow
     limits = {at: _EXACT[str(entry.type)] for at, entry in enumerate(schema) if str(entry.type) in _EXACT}
     return Table(schema.names, _records(name, found, is_wanted), "Parquet", limits=limits), found.metadata.num_rows
@@ -32,7 +32,7 @@ def _records(name: str, found: Any, is_wanted: Callable[[str], bool]) -> Iterato
     names = found.schema_arrow.names
     chosen = [column for column in names if is_wanted(column)]
     number = 0
-    for batch in found.iter_batches(_ROWS, columns=chosen):
+    for batch in _batches(name, found, chosen):
         try:
             columns = {
                 column: batch.column(at).to_pylist(maps_as_pydicts="strict")
@@ -40,7 +40,21 @@ def _records(name: str, found: Any, is_wanted: Callable[[str], bool]) -> Iterato
             }
         except KeyError:
             raise Unreadable(f"{name} has a map with a repeated key.") from None
+        except (ValueError, OverflowError) as error:  # a time that Python has not; a text that is not UTF-8
+            raise Unreadable(f"{name}, behind row {number:,}: {error}") from None
         absent = [None] * batch.num_rows
         for cells in zip(*(columns.get(column, absent) for column in names), strict=True):
             number += 1
             yield Record(number, cells)
+
+
+def _batches(name: str, found: Any, chosen: list[str]) -> Iterator[Any]:
+    """Raises Unreadable for a file that is damaged, which pyarrow tells by errors of many kinds."""
+    try:
+        yield from found.iter_batches(_ROWS, columns=chosen)
+    except (ValueError, LookupError, OSError, RuntimeError, MemoryError) as error:
+        raise Unreadable(f"{name} is damaged: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

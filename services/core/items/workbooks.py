@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -66,7 +67,7 @@ def _records(name: str, sheet: Any) -> Iterator[Record]:
     try:
         for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
             yield Record(number, [_unescaped(value) for value in values])
-    except (ValueError, KeyError, SyntaxError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, KeyError, SyntaxError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise Unreadable(f"{name}, row {number + 1}: the sheet cannot be read: {error}; save it as CSV.") from None
 
 
