@@ -44,7 +44,7 @@ def _yaml(content: bytes) -> Any:
     try:
         import yaml
     except ImportError:
-        raise extras.MissingExtra(extras.sentence("catalogues", what="A file in YAML")) from None
+        raise extras.MissingExtra(extras.sentence("cli", what="A file in YAML")) from None
 
     class Loader(yaml.SafeLoader):
         """Without aliases, of which a few lines make gigabytes, and without keys that stand twice."""

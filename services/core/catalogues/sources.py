@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from services.core.catalogues.definition import SourceFields
+from services.core.extras import MissingExtra
 from services.core.fetching.connections import Rules
 from services.core.fetching.errors import FetchFailed
 from services.core.fetching.fetch import Fetched, fetch, unpacked
@@ -119,6 +120,8 @@ def items(source: SourceFields, path: Path, title: str, wanted: Sequence[str]) -
         code = None if source.encoding is None else encodings.named(source.encoding)
         file = ItemFile(path=path, form=form(source, title), title=title, wanted=wanted, delimiter=mark, encoding=code)
         yield file.items(), file.unit
+    except MissingExtra as error:
+        raise SourceFailed("unreadable_source", f"The scheduler cannot read {title}: {error}") from None
     except (Unreadable, WrongOption) as error:
         raise SourceFailed("unreadable_source", _OPTION.sub(r"source.\1", str(error))) from None
 
