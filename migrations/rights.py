@@ -33,7 +33,7 @@ SCHEDULER = {
     "render_rates drains catalogues catalogue_runs catalogue_changes catalogue_versions catalogue_entries job_chunks "
     "mark_counts engines",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
-    "failure_counts failure_hours schedule_runs job_chunks catalogue_changes catalogue_versions "
+    "failure_counts failure_hours schedule_runs job_chunks catalogue_runs catalogue_changes catalogue_versions "
     "catalogue_entries",
     "UPDATE": "jobs segments images claims counters leases exports files uploads rates failure_counts failure_hours "
     "bulk_acts schedule_runs catalogues catalogue_runs catalogue_changes catalogue_entries",

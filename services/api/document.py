@@ -71,7 +71,7 @@ _ALLOWED = {  # what the descriptions of fields are taken from, by schema
     "OptionsInput": options.ALLOWED, "KeyRequest": key_requests.KeyRequest.ALLOWED,
     "ViewRequest": view_requests.ALLOWED, "ViewChanges": view_requests.ALLOWED,
     "ScheduleRequest": asked.ALLOWED, "NewSchedule": asked.ALLOWED, "ScheduleChanges": asked.ScheduleChanges.ALLOWED,
-    "BatchTarget": targets.BatchRequest.ALLOWED,
+    "BatchTarget": targets.BatchRequest.ALLOWED, "CatalogueTarget": targets.CatalogueRequest.ALLOWED,
     "BulkRequest": BulkRequest.ALLOWED, "MarksRequest": MarksRequest.ALLOWED, "Matching": MATCHING,
     **dict.fromkeys(("ImagesSubmission", "MatrixSubmission", "DraftSubmission", "ChunkSubmission"), requests.ALLOWED),
     **dict.fromkeys(("ImagesEstimate", "MatrixEstimate", "ShapesEstimate", "PreviewRequest"), requests.ALLOWED),

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from services.core.model import requests
 from services.core.model.templates import FIELDS, MAX_NAMES
 from services.core.schedules.asked import ScheduleRequest
-from services.core.schedules.targets import BatchRequest
+from services.core.schedules.targets import BatchRequest, CatalogueRequest
 
 _KEY = {
     "name": "Idempotency-Key",
@@ -70,6 +70,11 @@ def schedule_body(*required: str) -> dict[str, Any]:
     kinds = [
         _object("ToJob", {"job": {"title": "ScheduledJob", "oneOf": jobs}}, "job"),
         _object("ToBatch", {"batch": BatchRequest.model_json_schema() | {"title": "BatchTarget"}}, "batch"),
+        _object(
+            "ToCatalogue",
+            {"catalogue": CatalogueRequest.model_json_schema() | {"title": "CatalogueTarget"}},
+            "catalogue",
+        ),
     ]
     target = {"title": "ScheduleTarget", "oneOf": kinds}
     properties = schema["properties"] | {"target": target}

@@ -13,12 +13,14 @@ from services.core.db.database import Connection, Database
 from services.core.db.leases import Lease
 from services.core.jobs import lifecycle, queries
 from services.core.marks import marks
-from services.core.model.errors import Conflict
+from services.core.model.errors import Conflict, InvalidSubmission
 from services.core.notify import Notifier
 from services.core.queue import segments
+from services.core.schedules import firing
+from services.core.schedules import runs as schedule_runs
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
-from tests import cataloguing, factories
+from tests import cataloguing, factories, scheduling
 
 
 class Shop:
@@ -70,6 +72,12 @@ class Shop:
 
     def objects(self, folder: str = "objects/") -> set[str]:
         return set(self.store.under(self.catalogue.folder + folder))
+
+    def scheduled(self, schedule_id: int) -> list[schedule_runs.Run]:
+        with self.database.begin_system() as connection:
+            schedule_runs.settle(connection)
+            before = datetime(2100, 1, 1, tzinfo=UTC)
+            return schedule_runs.page(connection, factories.TENANT, schedule_id, before=before, limit=10)
 
     def stale(self, version: int) -> set[str]:
         with self.database.begin_system() as connection:
@@ -158,6 +166,25 @@ def test_old_versions_go_with_the_objects_that_no_kept_one_has(shop: Shop) -> No
     assert {entry.item: entry.from_version for entry in rows} == {"a": 6, "b": 1}
     assert {data.rsplit(b" ", 1)[0] for data in map(shop.store.read, shop.objects())} == {b"3", b"0", b"1", b"stays"}
     assert len(shop.objects(manifests.FOLDER)) == 9  # three of each version
+
+
+def test_a_schedule_runs_a_catalogue_and_ends_with_it(shop: Shop) -> None:
+    cataloguing.upload(shop.database, shop.store, shop.catalogue, {"a": "red"})
+    schedule = scheduling.put(
+        shop.database, shop.settings, deadline="5h", target={"catalogue": {"name": "shop"}}, overlap="skip"
+    )
+    with shop.database.begin_system() as connection:
+        firing.fire(connection, scheduling.NIGHT)
+    scheduling.submitter(shop.database, shop.settings)()
+    shop.tend()
+    [run] = shop.scheduled(schedule.id)
+    assert (run.state, run.job_id, run.deadline_at) == ("running", None, scheduling.NIGHT + timedelta(hours=5))
+    cataloguing.render(shop.database, shop.store)
+    shop.tend()
+    [done] = shop.scheduled(schedule.id)
+    assert (done.state, shop.pictures()) == ("completed", {"a": b"red"})
+    with pytest.raises(InvalidSubmission, match="There is no catalogue"):
+        scheduling.put(shop.database, shop.settings, target={"catalogue": {"name": "another"}})
 
 
 def test_too_many_removed_items_wait_for_a_person(shop: Shop) -> None:

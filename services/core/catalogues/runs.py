@@ -205,6 +205,11 @@ def cancel(connection: Connection, catalogue_id: int, run_id: int) -> None:
             raise Conflict(f"The run has ended: it is {run.state}.", "run_ended")
 
 
+def cancel_any(connection: Connection, run_id: int) -> None:
+    """As `cancel`, of whichever catalogue, in a transaction of the system."""
+    cancel(connection, read(connection, run_id).catalogue_id, run_id)
+
+
 def plan(connection: Connection, run: Run, *, base: int, version: int | None, job_id: int | None,
          source: Mapping[str, object]) -> None:  # fmt: skip
     """Records what the run compares and makes, in the transaction that moves it on."""

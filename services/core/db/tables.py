@@ -827,6 +827,7 @@ schedule_runs = Table(  # one row for each instant of a schedule
     Column("created_at", Moment, nullable=False, server_default=now),
     Column("submitted_at", Moment),
     Column("finished_at", Moment),
+    Column("catalogue_run_id", BigInteger),  # in place of a job
     UniqueConstraint("schedule_id", "instant", name="schedule_runs_instant"),
     CheckConstraint(
         "state IN ('waiting','submitting','running','completed','failed','cancelled','expired','skipped','refused')",
@@ -836,7 +837,8 @@ schedule_runs = Table(  # one row for each instant of a schedule
         "(state IN ('waiting','submitting','running')) = (finished_at IS NULL)", name="schedule_runs_finished"
     ),
     CheckConstraint(
-        "state NOT IN ('running','completed','failed','expired') OR job_id IS NOT NULL", name="schedule_runs_job"
+        "state NOT IN ('running','completed','failed','expired') OR coalesce(job_id, catalogue_run_id) IS NOT NULL",
+        name="schedule_runs_job",
     ),
     Index("schedule_runs_submitting", "tenant_id", "id", postgresql_where=text("state = 'submitting'")),
     Index("schedule_runs_live", "schedule_id", "instant", postgresql_where=text("finished_at IS NULL")),

@@ -30,8 +30,8 @@ ALLOWED = {
     "cron": 'five fields (minute, hour, day of month, month, day of week), such as "0 1 * * *"; either this or at',
     "at": 'one moment with its offset, such as "2027-01-01T06:00:00+01:00"; either this or cron',
     "timezone": 'a name of the IANA such as "Europe/Berlin", whose clocks cron and deadline mean; "UTC" if left out',
-    "target": "an object with one field that says what is submitted: job (a body as POST /v1/jobs takes it) or batch "
-    "(input_file_id and options)",
+    "target": "an object with one field that says what is submitted: job (a body as POST /v1/jobs takes it), batch "
+    "(input_file_id and options) or catalogue (its name)",
     "misfire": '"latest", "all" or "none": which of the runs that were missed are made up for',
     "misfire_limit": f"a whole number from 1 to {MOST_MISFIRED}: how many with misfire all, the latest ones",
     "overlap": '"skip", "queue" or "cancel" (the run before), for a run that is due before the one before has ended',

@@ -21,8 +21,10 @@ AT_ONCE = 500
 # From which part of the time on a job has at least that priority.
 _STEPS = ((0.5, PRIORITIES["normal"]), (0.75, PRIORITIES["high"]))
 _LEFT = statement("deadlines.left")("""
-SELECT r.id, r.tenant_id, r.instant, r.job_id, r.deadline_at, r.raised, r.warned_at, s.name
+SELECT r.id, r.tenant_id, r.instant, coalesce(r.job_id, c.job_id) AS job_id, r.deadline_at, r.raised, r.warned_at,
+       s.name
 FROM schedule_runs r JOIN schedules s ON s.id = r.schedule_id
+LEFT JOIN catalogue_runs c ON c.id = r.catalogue_run_id
 WHERE r.finished_at IS NULL AND r.deadline_at IS NOT NULL AND r.missed_at IS NULL
 ORDER BY r.deadline_at LIMIT :most
 """)

@@ -58,7 +58,7 @@ WITH made AS (
 SELECT id FROM made
 """)  # noqa: S608  our own text
 _LIVE = statement("runs.live")("""
-SELECT id, instant, state, job_id FROM schedule_runs
+SELECT id, instant, state, job_id, catalogue_run_id FROM schedule_runs
 WHERE schedule_id = :schedule_id AND finished_at IS NULL ORDER BY instant
 """)
 _DROP_UNSUBMITTED = statement("runs.drop_unsubmitted")(f"""
@@ -84,13 +84,14 @@ _PENDING = statement("runs.pending")(
 """)
 )
 _TO_SUBMIT = statement("runs.to_submit")("""
-SELECT r.id, r.schedule_id, r.tenant_id, r.instant, s.name, s.target_kind, s.target, s.base_url, s.overlap
+SELECT r.id, r.schedule_id, r.tenant_id, r.instant, s.name, s.target_kind, s.target, s.base_url, s.overlap,
+       r.deadline_at
 FROM schedule_runs r JOIN schedules s ON s.id = r.schedule_id WHERE r.id = :id AND r.state = 'submitting'
 """)
 _HOLD = statement("runs.hold")("SELECT 1 FROM schedule_runs WHERE id = :id AND state = 'submitting' FOR UPDATE")
 _SUBMITTED = statement("runs.submitted")(
-    "UPDATE schedule_runs SET state = 'running', job_id = :job_id, submitted_at = now() "
-    "WHERE id = :id AND state = 'submitting'"
+    "UPDATE schedule_runs SET state = 'running', job_id = :job_id, catalogue_run_id = :catalogue_run_id, "
+    "submitted_at = now() WHERE id = :id AND state = 'submitting'"
 )
 _REFUSE = statement("runs.refuse")(f"""
 WITH moved AS (
@@ -107,13 +108,20 @@ WITH moved AS (
     )
 }
 """)  # noqa: S608  our own text
-# A run ends with its job, and if that was deleted.
+# A run ends with its job, and if that was deleted; or with the run of its catalogue.
 _END = statement("runs.end")("""
 WITH over AS (
-  SELECT r.id, coalesce(j.state, 'cancelled') AS state, coalesce(j.finished_at, now()) AS finished_at,
-         CASE WHEN j.id IS NULL THEN 'Its job was deleted.' END AS reason
+  SELECT r.id, coalesce(c.as_job, j.state, 'cancelled') AS state,
+         coalesce(c.finished_at, j.finished_at, now()) AS finished_at,
+         CASE WHEN c.id IS NOT NULL THEN c.error->>'message' WHEN j.id IS NULL THEN 'Its job was deleted.' END AS reason
   FROM schedule_runs r LEFT JOIN jobs j ON j.id = r.job_id
-  WHERE r.finished_at IS NULL AND r.state = 'running' AND (j.id IS NULL OR j.finished_at IS NOT NULL)
+  LEFT JOIN LATERAL (
+    SELECT id, finished_at, error, CASE state WHEN 'kept' THEN 'failed' WHEN 'failed' THEN 'failed'
+      WHEN 'cancelled' THEN 'cancelled' ELSE 'completed' END AS as_job
+    FROM catalogue_runs WHERE catalogue_runs.id = r.catalogue_run_id
+  ) c ON true
+  WHERE r.finished_at IS NULL AND r.state = 'running' AND CASE WHEN r.catalogue_run_id IS NULL
+    THEN j.id IS NULL OR j.finished_at IS NOT NULL ELSE c.finished_at IS NOT NULL END
   LIMIT 1000
 )
 UPDATE schedule_runs r SET state = over.state, finished_at = over.finished_at, reason = over.reason
@@ -185,7 +193,7 @@ def new(
 
 
 def live(connection: Connection, schedule_id: int) -> Sequence[Any]:
-    """The runs that have not ended, as rows with id, instant, state and job_id, in order."""
+    """The runs that have not ended, as rows with id, instant, state, job_id and catalogue_run_id, in order."""
     return connection.execute(_LIVE, {"schedule_id": schedule_id}).all()
 
 
@@ -209,8 +217,8 @@ def hold(connection: Connection, run_id: int) -> bool:
     return connection.execute(_HOLD, {"id": run_id}).first() is not None
 
 
-def submitted(connection: Connection, run_id: int, job_id: int) -> None:
-    connection.execute(_SUBMITTED, {"id": run_id, "job_id": job_id})
+def submitted(connection: Connection, run_id: int, job_id: int | None, catalogue_run_id: int | None) -> None:
+    connection.execute(_SUBMITTED, {"id": run_id, "job_id": job_id, "catalogue_run_id": catalogue_run_id})
 
 
 def refuse(connection: Connection, run_id: int, reason: str) -> None:
@@ -218,7 +226,8 @@ def refuse(connection: Connection, run_id: int, reason: str) -> None:
 
 
 def settle(connection: Connection) -> int:
-    """Ends the runs whose jobs have ended, and begins those that waited for them. Returns how many ended."""
+    """Ends the runs whose jobs or catalogues' runs have ended, and begins those that waited for them. Returns how many
+    ended."""
     ended = connection.execute(_END).rowcount
     connection.execute(_NEXT)
     return ended

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from services.core.catalogues import runs as catalogue_runs
 from services.core.db import actors
 from services.core.db.leases import Lease
 from services.core.db.turns import Waiting
@@ -32,7 +33,9 @@ def run(settings: Settings, notifier: Notifier, run_id: int, lease: Lease) -> No
         if found is None:
             return
         labels = {"schedule": found.name, "scheduled_for": f"{found.instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"}
-        ground = targets.ground(connection, settings, found.tenant_id, found.base_url, labels)
+        ground = targets.ground(
+            connection, settings, found.tenant_id, found.base_url, labels, deadline=found.deadline_at
+        )
     with actors.acting(f"schedule/{found.name}"):
         if found.overlap == "cancel":
             with lease.begin() as connection:
@@ -53,15 +56,18 @@ def _submit(ground: targets.Ground, found: Any, lease: Lease) -> frozenset[str]:
         if not runs.hold(connection, found.id):  # skipped meanwhile, or its schedule was deleted
             return frozenset()
         recorded = record(connection)
-        runs.submitted(connection, found.id, recorded.job_id)
+        runs.submitted(connection, found.id, recorded.job_id, recorded.catalogue_run_id)
     return recorded.models
 
 
 def _cancel_before(connection: Connection, found: Any) -> None:
-    """Cancels the jobs of earlier runs. It may be repeated."""
+    """Cancels what earlier runs have begun. It may be repeated."""
     for before in runs.live(connection, found.schedule_id):
         if before.state == RunState.RUNNING and before.instant < found.instant:
             try:
-                lifecycle.cancel(connection, found.tenant_id, before.job_id)
+                if before.catalogue_run_id is not None:
+                    catalogue_runs.cancel_any(connection, before.catalogue_run_id)
+                else:
+                    lifecycle.cancel(connection, found.tenant_id, before.job_id)
             except (Conflict, NotFound):  # it has ended, or is deleted
                 pass

@@ -8,12 +8,15 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 from pydantic import Field, ValidationError
 from sqlalchemy import Connection
 
 from services.core.batches import batch_jobs
+from services.core.catalogues import catalogues
+from services.core.catalogues import runs as catalogue_runs
 from services.core.files import files
 from services.core.fleet import models
 from services.core.fleet.models import Catalogue
@@ -21,7 +24,7 @@ from services.core.jobs.submission_body import SubmissionBody
 from services.core.jobs.submissions import MAX_PROBLEMS, Submission, Trial
 from services.core.model import ids, requests, strict_json
 from services.core.model.body import Body
-from services.core.model.errors import InvalidSubmission, NoModels, NotFound, Problem
+from services.core.model.errors import Conflict, InvalidSubmission, NoModels, NotFound, Problem
 from services.core.schedules.asked import ALLOWED
 from services.core.settings import Settings
 
@@ -37,13 +40,15 @@ class Ground:
     tenant_id: int
     base_url: str
     labels: dict[str, str]
+    deadline: datetime | None = None
 
 
 class Recorded(NamedTuple):
-    """The job of a run, and the models that wait for it: their workers are woken up."""
+    """The job of a run and the models that wait for it, whose workers are woken up; or the run of a catalogue."""
 
-    job_id: int
+    job_id: int | None
     models: frozenset[str]
+    catalogue_run_id: int | None = None
 
 
 Record = Callable[[Connection], Recorded]
@@ -129,7 +134,34 @@ class BatchTarget:
         yield record
 
 
-KINDS: dict[str, Target] = {"job": JobTarget(), "batch": BatchTarget()}
+class CatalogueRequest(Body):
+    """A catalogue that is brought up to date."""
+
+    ALLOWED: ClassVar = {"name": "the name of a catalogue"}
+    name: Annotated[str, Field(max_length=64)]
+
+
+class CatalogueTarget:
+    """A catalogue by its name. At the deadline its run writes what there is."""
+
+    def check(self, connection: Connection, ground: Ground, body: dict[str, Any]) -> None:
+        _catalogue(connection, ground.tenant_id, body)
+
+    def order(self, ground: Ground, body: dict[str, Any], keep: Callable[[], None]) -> Iterator[Record]:
+        del keep
+
+        def record(connection: Connection) -> Recorded:
+            catalogue = _catalogue(connection, ground.tenant_id, body)
+            try:
+                run_id = catalogue_runs.begin(connection, catalogue, deadline=ground.deadline)
+            except Conflict as error:
+                raise InvalidSubmission([Problem(error.code, str(error))]) from None
+            return Recorded(None, frozenset(), run_id)
+
+        yield record
+
+
+KINDS: dict[str, Target] = {"job": JobTarget(), "batch": BatchTarget(), "catalogue": CatalogueTarget()}
 
 
 def check(connection: Connection, ground: Ground, target: dict[str, Any]) -> tuple[str, str]:
@@ -154,8 +186,11 @@ def ordered(ground: Ground, kind: str, text: str, keep: Callable[[], None]) -> I
     yield from KINDS[kind].order(ground, json.loads(text), keep)
 
 
-def ground(connection: Connection, settings: Settings, tenant_id: int, base_url: str, labels: dict[str, str]) -> Ground:
-    return Ground(settings, models.catalogue(connection), tenant_id, base_url, labels)
+def ground(
+    connection: Connection, settings: Settings, tenant_id: int, base_url: str, labels: dict[str, str],
+    *, deadline: datetime | None = None,
+) -> Ground:  # fmt: skip
+    return Ground(settings, models.catalogue(connection), tenant_id, base_url, labels, deadline)
 
 
 class _KeptSubmission(Submission):
@@ -185,6 +220,18 @@ def _read_batch(body: dict[str, Any]) -> tuple[BatchRequest, int]:
         message = f"completion_window is {found}; it must be {rule}."
         raise InvalidSubmission([Problem("invalid_value", message, "completion_window")])
     return asked, seconds
+
+
+def _catalogue(connection: Connection, tenant_id: int, body: dict[str, Any]) -> catalogues.Catalogue:
+    try:
+        asked = CatalogueRequest.model_validate(body)
+    except ValidationError as error:
+        raise InvalidSubmission(requests.problems(error, body, allowed=CatalogueRequest.ALLOWED)) from None
+    try:
+        return catalogues.find(connection, tenant_id, asked.name)
+    except NotFound:
+        message = f"There is no catalogue {strict_json.describe(asked.name)}."
+        raise InvalidSubmission([Problem("no_such_catalogue", message, "name")]) from None
 
 
 def _file(connection: Connection, tenant_id: int, public: str) -> int:
