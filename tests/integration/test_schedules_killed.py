@@ -80,6 +80,30 @@ def test_cut_off_at_each_step_of_firing_and_submitting_a_run_ends_once(database,
     assert (states(database), len(jobs(database))) == (["completed", "completed"], 2)
 
 
+def test_the_job_and_the_mark_of_its_run_are_one_transaction(database, settings):
+    put(database, settings)
+    first_at(database, NIGHT)
+    fire(database, NIGHT)
+    submitter(database, settings)()
+    with database.begin_system() as connection:
+        same = "SELECT r.xmin::text = j.xmin::text FROM schedule_runs r JOIN jobs j ON j.id = r.job_id"
+        assert connection.execute(text(same)).scalar_one() is True
+
+
+def test_a_run_that_is_skipped_while_it_is_about_to_be_submitted_gets_no_job(database, settings):
+    put(database, settings)
+    first_at(database, NIGHT)
+    fire(database, NIGHT)
+    with database.begin_system() as skipping:
+        mine = skipping.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        skipping.execute(text("UPDATE schedule_runs SET state = 'skipped', finished_at = now()"))
+        thread = threading.Thread(target=submitter(database, settings))
+        thread.start()
+        until(lambda: waits_for(database, mine), every=0.01)
+    thread.join()
+    assert (states(database), jobs(database)) == (["skipped"], [])
+
+
 def test_across_the_changes_of_clocks_three_schedulers_miss_nothing_and_fire_nothing_twice(database, settings):
     zones = ("Europe/Berlin", "Australia/Lord_Howe", "Asia/Kathmandu")
     crossings = [
