@@ -44,7 +44,7 @@ def authenticate(request: Request, context: ContextDep) -> Principal:
 
 async def _tenant(principal: "Caller") -> int:
     """Everything that the request does from here on is done by its key: events name it."""
-    actors.act_as(actors.of_key(principal.key_id))
+    actors.act_as(principal.actor)
     return principal.tenant_id
 
 

@@ -16,6 +16,7 @@ from services.core.model import addresses
 from services.core.model.addresses import either
 from services.core.model.errors import SettingsError
 from services.core.model.pipelines import PIPELINES
+from services.core.model.scopes import ALL
 
 DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 Network = IPv4Network | IPv6Network
@@ -125,6 +126,28 @@ def _buckets(value: str) -> frozenset[str]:
     return frozenset(names)
 
 
+def _issuer(value: str) -> str:
+    parts = urlsplit(_base_url(value))
+    if value and parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+        raise ValueError("it must begin with https://, but on this machine")
+    return value
+
+
+def _grants(value: str) -> Mapping[str, tuple[str, ...]]:
+    """What values of a claim may do: `staff=view,submit; admins=view,submit,operate,admin`."""
+    found: dict[str, tuple[str, ...]] = {}
+    for part in filter(None, map(str.strip, value.split(";"))):
+        name, sign, words = part.rpartition("=")
+        given = tuple(word.strip() for word in words.split(","))
+        if not sign or not name.strip() or not {*given} <= {scope.value for scope in ALL}:
+            names = ", ".join(scope.value for scope in ALL)
+            raise ValueError(
+                f"it must be values of the claim, each with some of {names}: staff=view,submit; ops=operate"
+            )
+        found[name.strip()] = given
+    return found
+
+
 def _batch_sizes(value: str) -> tuple[int, ...]:
     sizes = [int(part) for part in value.split(",") if part.strip().isdigit()]
     if len(sizes) != len(value.split(",")) or not all(1 <= size <= 256 for size in sizes) or 1 not in sizes:
@@ -177,6 +200,14 @@ class Settings:
     public_url: str = _setting("PRESSWORK_PUBLIC_URL", "", _base_url)  # links begin with it; empty: api/addresses.py
     allowed_hosts: frozenset[str] = _setting("PRESSWORK_ALLOWED_HOSTS", "", _hosts)  # empty: every Host is answered
     trusted_proxies: tuple[Network, ...] = _setting("PRESSWORK_TRUSTED_PROXIES", "", _networks)  # their X-Forwarded-*
+    # Signing in to the dashboard by OpenID Connect; without an issuer, by API keys alone.
+    oidc_issuer: str = _setting("PRESSWORK_OIDC_ISSUER", "", _issuer)
+    oidc_client_id: str = _setting("PRESSWORK_OIDC_CLIENT_ID", "presswork")
+    oidc_client_secret: str = _setting("PRESSWORK_OIDC_CLIENT_SECRET", "", secret=True)  # empty: a public client
+    oidc_request: str = _setting("PRESSWORK_OIDC_REQUEST", "openid profile email")  # the scopes that are asked for
+    oidc_claim: str = _setting("PRESSWORK_OIDC_CLAIM", "groups")  # says what somebody may do
+    oidc_scopes: Mapping[str, tuple[str, ...]] = _setting("PRESSWORK_OIDC_SCOPES", "", _grants)  # by its values
+    oidc_tenant_claim: str = _setting("PRESSWORK_OIDC_TENANT_CLAIM", "")  # names the tenant; empty: the first one
     url_seconds: int = _setting("PRESSWORK_URL_SECONDS", "900", _whole(10, 604800))
     # The heartbeat interval, the safety margin and the watchdog are derived from the lease.
     lease_seconds: float = _setting("PRESSWORK_LEASE_SECONDS", "30", _number(1, 3600))

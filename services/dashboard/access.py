@@ -1,4 +1,5 @@
-"""Who is signed in, and what they may do: what the key may do that the session was opened with.
+"""Who is signed in, and what they may do: what the key may do that the session was opened with, or what the provider's
+answer gave them.
 
 Routes ask with `require`, and templates with `may` before they show a button.
 """
@@ -71,8 +72,8 @@ def _signed_in(context: ContextDep, request: Request) -> Visitor:
 
 
 async def _acting(visitor: Annotated[Visitor, Depends(_signed_in)]) -> Visitor:
-    """Everything that the request does from here on is done by the session's key: events name it."""
-    actors.act_as(actors.of_key(visitor.principal.key_id))
+    """Everything that the request does from here on is done by the session's key or user: events name them."""
+    actors.act_as(visitor.principal.actor)
     return visitor
 
 

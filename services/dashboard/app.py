@@ -18,6 +18,7 @@ from services.dashboard.pages import (
     marking,
     overview,
     pictures,
+    provider_sign_in,
     requests,
     schedules,
     settings,
@@ -29,6 +30,7 @@ from services.dashboard.pages import (
 _PAGES = (
     files,
     sign_in,
+    provider_sign_in,
     overview,
     jobs,
     job,

@@ -81,6 +81,8 @@ def who(actor: str | None, name: str | None = None) -> str:
             return "not known"
         case "key":
             return name or f"key {of}"
+        case "user":
+            return of
         case "cli":
             return f"{of}, by the command"
         case "scheduler":

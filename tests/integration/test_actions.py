@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from services.api.app import create_app
 from services.cli.app import app
-from services.core.db import actors
 from services.core.events import numbering
 from services.core.jobs import lifecycle
 from services.core.model.specs import FailedImage
@@ -34,7 +33,7 @@ class Acts:
 
     def __init__(self, api: Api) -> None:
         self._api, self.done = api, set[str]()
-        self._actor = actors.of_key(api_keys.id_of(api.key))
+        self._actor = f"key/{api_keys.id_of(api.key)}"
 
     def do(self, operation: str, method: str, path: str, **parts: Any) -> Any:
         before = self._last()

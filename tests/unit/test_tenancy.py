@@ -30,6 +30,7 @@ SYSTEM_TRANSACTIONS = [
     ("dashboard/pages/fleet.py", "_fleet"),  # claims are of all tenants
     ("dashboard/pages/fleet.py", "act"),  # the fleet belongs to no tenant
     ("dashboard/pages/lanes.py", "show_lanes"),  # what waits stands in one index for all tenants
+    ("dashboard/pages/provider_sign_in.py", "_begin"),  # the provider decides which tenant it is
     ("dashboard/pages/sign_in.py", "_begin"),  # the key decides which tenant it is
     ("dashboard/pages/sign_in.py", "sign_out"),  # the cookie decides which session it is
     ("dashboard/reading.py", "shown"),  # every tenant's queued images are ahead

@@ -1,7 +1,7 @@
 """Who acts: the transactions that a task or a thread begins carry its actor, and events that they log name it.
 
-An actor is a kind and a name: `key/Xk29dQ7a`, `cli/alice`. Where none is set it is the program: `scheduler`, or
-`worker NAME`.
+An actor is a kind and a name: `key/Xk29dQ7a`, `user/alice@example.org`, `cli/alice`. Where none is set it is the
+program: `scheduler`, or `worker NAME`.
 """
 
 from collections.abc import Iterator
@@ -29,8 +29,3 @@ def acting(actor: str) -> Iterator[None]:
         yield
     finally:
         _actor.reset(token)
-
-
-def of_key(key_id: str) -> str:
-    """Whoever sends that API key."""
-    return f"key/{key_id}"

@@ -84,10 +84,17 @@ sessions = Table(  # of browsers; the cookie itself is stored nowhere
     "sessions",
     metadata,
     Column("sha256", LargeBinary, primary_key=True),
-    Column("key_id", Text, ForeignKey("api_keys.id", ondelete="CASCADE"), nullable=False),
+    Column("key_id", Text, ForeignKey("api_keys.id", ondelete="CASCADE")),
     Column("created_at", Moment, nullable=False, server_default=now),
     Column("expires_at", Moment, nullable=False),
+    Column("user_tenant", Integer, ForeignKey("tenants.id")),
+    Column("user_name", Text),
+    Column("user_scopes", ARRAY(Text)),
     CheckConstraint("octet_length(sha256) = 32", name="sessions_sha256"),
+    CheckConstraint(
+        "(key_id IS NULL) = (user_name IS NOT NULL AND user_tenant IS NOT NULL AND user_scopes IS NOT NULL)",
+        name="sessions_whose",
+    ),
     Index("sessions_expired", "expires_at"),
 )
 

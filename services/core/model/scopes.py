@@ -22,14 +22,19 @@ ALL = tuple(Scope)
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Whom a valid key stands for: its tenant, with the scopes that the key has. `session` is the sha256 of the cookie
-    of a browser's session, if it came by one."""
+    """Who asks: a key, by its id and name, or somebody whom a provider has signed in, by name alone. `session` is the
+    sha256 of the cookie of a browser's session, if they came by one."""
 
     tenant_id: int
     key_id: str
     name: str
     scopes: frozenset[Scope]
     session: bytes | None = None
+
+    @property
+    def actor(self) -> str:
+        """As events name it."""
+        return f"key/{self.key_id}" if self.key_id else f"user/{self.name}"
 
     def require(self, scope: Scope, act: str) -> None:
         """`act` names what is asked for, as in "cancel_job". Raises MissingScope."""

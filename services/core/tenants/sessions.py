@@ -1,7 +1,9 @@
-"""Sessions of browsers: an API key is exchanged for a cookie, of which only the sha256 is stored.
+"""Sessions of browsers: an API key, or a sign-in at a provider, is exchanged for a cookie, of which only the sha256 is
+stored.
 
-A session may do what its key may do. It ends when it is signed out, after DAYS, and with its key. Functions take an
-open system transaction: the cookie decides which tenant it is.
+A session may do what its key may do, and ends when it is signed out, after DAYS, and with its key. That of somebody
+whom a provider has signed in may do what followed from the provider's answer, and ends after USER_HOURS. Functions take
+an open system transaction: the cookie decides which tenant it is.
 """
 
 import hashlib
@@ -13,23 +15,32 @@ from sqlalchemy import Connection
 
 from services.core.db.statements import statement
 from services.core.model.errors import InvalidKey
-from services.core.model.scopes import Principal, Scope
+from services.core.model.scopes import ALL, Principal, Scope
 from services.core.tenants import api_keys
 
 DAYS = 7
 SECONDS = DAYS * 24 * 3600
+USER_HOURS = 12  # the provider tells nobody that somebody has left
+USER_SECONDS = USER_HOURS * 3600
+_NEW_OF_USER = statement("sessions.new_of_user")("""
+INSERT INTO sessions (sha256, user_tenant, user_name, user_scopes, expires_at)
+SELECT :sha256, id, :name, CAST(:scopes AS text[]), now() + make_interval(secs => :seconds) FROM tenants
+WHERE CASE WHEN CAST(:tenant AS text) IS NULL THEN id = (SELECT min(id) FROM tenants) ELSE name = :tenant END
+""")
 _NEW = statement("sessions.new")("""
 INSERT INTO sessions (sha256, key_id, expires_at) VALUES (:sha256, :key_id, now() + make_interval(days => :days))
 """)
 _KEY_HOLDS = "k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())"
 _FIND = statement("sessions.find")(f"""
-SELECT k.tenant_id, k.id AS key_id, k.name, k.scopes FROM sessions s JOIN api_keys k ON k.id = s.key_id
-WHERE s.sha256 = :sha256 AND s.expires_at > now() AND {_KEY_HOLDS}
+SELECT coalesce(k.tenant_id, s.user_tenant) AS tenant_id, coalesce(k.id, '') AS key_id,
+       coalesce(k.name, s.user_name) AS name, coalesce(k.scopes, s.user_scopes) AS scopes
+FROM sessions s LEFT JOIN api_keys k ON k.id = s.key_id
+WHERE s.sha256 = :sha256 AND s.expires_at > now() AND (s.key_id IS NULL OR {_KEY_HOLDS})
 """)  # noqa: S608  our own text
 _ENDED = statement("sessions.ended")(f"""
 SELECT asked.place
 FROM unnest(CAST(:keys AS text[]), CAST(:sessions AS bytea[])) WITH ORDINALITY AS asked (key_id, sha256, place)
-WHERE NOT EXISTS (SELECT FROM api_keys k WHERE k.id = asked.key_id AND {_KEY_HOLDS})
+WHERE asked.key_id <> '' AND NOT EXISTS (SELECT FROM api_keys k WHERE k.id = asked.key_id AND {_KEY_HOLDS})
    OR asked.sha256 IS NOT NULL
       AND NOT EXISTS (SELECT FROM sessions s WHERE s.sha256 = asked.sha256 AND s.expires_at > now())
 """)  # noqa: S608  our own text
@@ -66,6 +77,16 @@ def begin_by_link(connection: Connection, token: str) -> str:
     if key_id is None:
         raise InvalidKey("This link was used before or has expired; `presswork open` makes another.", "invalid_link")
     return _begin(connection, key_id)
+
+
+def begin_user(connection: Connection, name: str, given: Collection[Scope], tenant: str | None) -> str | None:
+    """The cookie of a new session of somebody whom a provider has signed in, in the tenant of that name or in the
+    first one. None: there is no such tenant."""
+    cookie = secrets.token_urlsafe(32)
+    connection.execute(_FORGET)
+    scopes = [scope.value for scope in ALL if scope in given]
+    values = {"sha256": _hash(cookie), "name": name, "scopes": scopes, "seconds": USER_SECONDS, "tenant": tenant}
+    return cookie if connection.execute(_NEW_OF_USER, values).rowcount else None
 
 
 def _begin(connection: Connection, key_id: str) -> str:

@@ -3,6 +3,7 @@
 import re
 import secrets
 from typing import Any
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
@@ -35,8 +36,8 @@ def sign_in(request: Request, context: ContextDep, form: forms.Posted) -> Any:
         wrong = "This is no valid API key. It begins with pw_ and has 55 characters."
         return _form(request, back, wrong if error.code == "invalid_api_key" else str(error))
     answer = RedirectResponse(rendering.address(request, back), 303, {"Cache-Control": "no-store"})
-    _set(answer, request, access.COOKIE, cookie, sessions.SECONDS)
-    answer.delete_cookie(FORM_COOKIE, path=_path(request))
+    set_cookie(answer, request, access.COOKIE, cookie, sessions.SECONDS)
+    answer.delete_cookie(FORM_COOKIE, path=cookie_path(request))
     return answer
 
 
@@ -47,7 +48,7 @@ def sign_out(request: Request, context: ContextDep, form: forms.Posted) -> Any:
     with context.database.begin_system() as connection:  # as the system: the cookie decides which session this is
         sessions.end(connection, cookie)
     answer = RedirectResponse(rendering.address(request, "/sign-in"), 303, {"Cache-Control": "no-store"})
-    answer.delete_cookie(access.COOKIE, path=_path(request))
+    answer.delete_cookie(access.COOKIE, path=cookie_path(request))
     return answer
 
 
@@ -66,24 +67,26 @@ def _begin(context: Context, key: str, link: str) -> str:
 def _form(request: Request, back: str, refusal: str = "") -> Response:
     known = request.cookies.get(FORM_COOKIE, "")
     cookie = known or secrets.token_urlsafe(32)
-    values: dict[str, Any] = {"csrf": forms.token(cookie), "next": back, "refusal": refusal}
+    issuer = request.app.state.context.settings.oidc_issuer
+    provider = urlsplit(issuer).hostname if issuer else None
+    values: dict[str, Any] = {"csrf": forms.token(cookie), "next": back, "refusal": refusal, "provider": provider}
     answer = rendering.page(request, "sign_in.html", status=401 if refusal else 200, **values)
     if not known:
-        _set(answer, request, FORM_COOKIE, cookie, 3600)
+        set_cookie(answer, request, FORM_COOKIE, cookie, 3600)
     return answer
 
 
-def _set(answer: Response, request: Request, name: str, value: str, seconds: int) -> None:
+def set_cookie(answer: Response, request: Request, name: str, value: str, seconds: int) -> None:
     answer.set_cookie(
         name,
         value,
         max_age=seconds,
-        path=_path(request),
+        path=cookie_path(request),
         secure=rendering.is_secure(request),
         httponly=True,
         samesite="lax",
     )
 
 
-def _path(request: Request) -> str:
+def cookie_path(request: Request) -> str:
     return rendering.address(request, "") or "/"
