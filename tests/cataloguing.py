@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from scheduler.background_tasks import BackgroundTaskRunner, background_tasks
-from services.core.catalogues import catalogues, entries, lists, preparation, runs, version_list
+from services.core.catalogues import catalogue_runs as runs
+from services.core.catalogues import catalogues, entries, lists, preparation, version_list
+from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change
-from services.core.catalogues.runs import Run
 from services.core.db.database import Database
 from services.core.db.leases import Lease
 from services.core.files import files

@@ -103,6 +103,12 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     view = acts.do("save_view", "POST", "/v1/views", json={"page": "jobs", "name": "a", "query": ""})["id"]
     acts.do("change_view", "PATCH", f"/v1/views/{view}", json={"name": "b"})
     acts.do("delete_view", "DELETE", f"/v1/views/{view}")
+    nightly = {"cron": "0 1 * * *", "target": {"job": {"images": [{"prompt": "a"}]}}}
+    acts.do("create_schedule", "POST", "/v1/schedules", json={"name": "nightly", **nightly})
+    acts.do("put_schedule", "PUT", "/v1/schedules/nightly", json={**nightly, "timezone": "Europe/Berlin"})
+    acts.do("change_schedule", "PATCH", "/v1/schedules/nightly", json={"paused": True})
+    acts.do("run_schedule", "POST", "/v1/schedules/nightly/run")
+    acts.do("delete_schedule", "DELETE", "/v1/schedules/nightly")
     key = acts.do("create_key", "POST", "/v1/keys", json={"name": "another"})["id"]
     acts.do("revoke_key", "DELETE", f"/v1/keys/{key}")
     for verb in ("drain", "resume"):

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 import pytest
 
-from services.core.catalogues import catalogues, changes, entries, lists, manifests, runs, task, versions
+from services.core.catalogues import catalogue_runs as runs
+from services.core.catalogues import catalogues, changes, entries, lists, manifests, task, versions
 from services.core.db.database import Connection, Database
 from services.core.db.leases import Lease
 from services.core.jobs import lifecycle, queries

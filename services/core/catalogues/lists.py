@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Self
 
 from services.core.catalogues import changes, version_list
+from services.core.catalogues.catalogue_runs import Run, public_id
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change
-from services.core.catalogues.runs import Run, public_id
 from services.core.db.leases import Lease
 from services.core.storage.contract import ImageStore
 

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any, Self
 
 from services.core.catalogues import entries, lists
+from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.entries import Entry
 from services.core.catalogues.lists import CompleteList
-from services.core.catalogues.runs import Run
 from services.core.catalogues.versions import Manifest, Version
 from services.core.db.leases import Lease
 from services.core.storage.contract import ImageStore

@@ -13,23 +13,25 @@ from pathlib import Path
 from typing import Any, get_args
 
 from services.core.catalogues import (
+    catalogue_runs as runs,
+)
+from services.core.catalogues import (
     catalogues,
     changes,
     expansion,
     lists,
     planning,
     rendering,
-    runs,
     sources,
     version_list,
     versions,
 )
+from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change
 from services.core.catalogues.definition import Definition
 from services.core.catalogues.expansion import Compiled
 from services.core.catalogues.planning import BadSource, Plan, TooSlow
-from services.core.catalogues.runs import Run
 from services.core.catalogues.sources import SourceFailed, Taken, Uploaded
 from services.core.catalogues.version_list import BadList, Entry
 from services.core.catalogues.versions import Version

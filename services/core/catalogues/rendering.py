@@ -5,9 +5,10 @@ A chunk is committed once, however often it is sent, so a crash while submitting
 
 from sqlalchemy import Connection
 
-from services.core.catalogues import changes, runs
+from services.core.catalogues import catalogue_runs as runs
+from services.core.catalogues import changes
+from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
-from services.core.catalogues.runs import Run
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
 from services.core.fleet import models

@@ -9,19 +9,21 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from services.core.catalogues import (
+    catalogue_runs as runs,
+)
+from services.core.catalogues import (
     catalogues,
     changes,
     manifests,
     preparation,
     rendering,
-    runs,
     tidying,
     versions,
     writing,
 )
+from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.definition import Definition
-from services.core.catalogues.runs import Run
 from services.core.catalogues.writing import Review
 from services.core.db.leases import Lease
 from services.core.jobs import lifecycle

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from services.core.catalogues import catalogues, entries, lists, manifests, runs, versions
+from services.core.catalogues import catalogue_runs as runs
+from services.core.catalogues import catalogues, entries, lists, manifests, versions
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.versions import Version
 from services.core.db.leases import Lease

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from services.core.catalogues import changes, entries, runs
+from services.core.catalogues import catalogue_runs as runs
+from services.core.catalogues import changes, entries
+from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change, Settled
 from services.core.catalogues.entries import Picture
-from services.core.catalogues.runs import Run
 from services.core.db.leases import Lease
 from services.core.jobs import queries
 from services.core.jobs.queries import ImageView

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from services.core.catalogues import runs as catalogue_runs
+from services.core.catalogues import catalogue_runs
 from services.core.db import actors
 from services.core.db.leases import Lease
 from services.core.db.turns import Waiting

@@ -15,8 +15,7 @@ from pydantic import Field, ValidationError
 from sqlalchemy import Connection
 
 from services.core.batches import batch_jobs
-from services.core.catalogues import catalogues
-from services.core.catalogues import runs as catalogue_runs
+from services.core.catalogues import catalogue_runs, catalogues
 from services.core.files import files
 from services.core.fleet import models
 from services.core.fleet.models import Catalogue

@@ -29,7 +29,7 @@ _COLUMNS = (
 )
 _SUBJECT = "'catalogue/' || (SELECT name FROM catalogues WHERE catalogues.id = catalogue_id)"
 _DATA = "jsonb_build_object('run', CAST(:run AS text))"
-_NEW = statement("runs.new")(f"""
+_NEW = statement("catalogue_runs.new")(f"""
 WITH made AS (
   INSERT INTO catalogue_runs (id, tenant_id, catalogue_id, state, plan_only, accept_removed, definition, file_id,
     deadline)
@@ -40,17 +40,17 @@ WITH made AS (
 )
 {log.of_each("made", "'catalogue.run'", subject=_SUBJECT, data=_DATA)}
 """)  # noqa: S608  our own text
-_READ = statement("runs.read")(f"SELECT {_COLUMNS} FROM catalogue_runs WHERE id = :id")  # noqa: S608  our own text
-_FIND = statement("runs.find")(
+_READ = statement("catalogue_runs.read")(f"SELECT {_COLUMNS} FROM catalogue_runs WHERE id = :id")  # noqa: S608  our own text
+_FIND = statement("catalogue_runs.find")(
     f"SELECT {_COLUMNS} FROM catalogue_runs WHERE id = :id AND catalogue_id = :catalogue_id"  # noqa: S608
 )
-_PAGE = statement("runs.page")(f"""
+_PAGE = statement("catalogue_runs.page")(f"""
 SELECT {_COLUMNS} FROM catalogue_runs WHERE catalogue_id = :catalogue_id AND id < :before ORDER BY id DESC LIMIT :limit
 """)  # noqa: S608  our own text
-_LIVE = statement("runs.live")(
+_LIVE = statement("catalogue_runs.live")(
     f"SELECT {_COLUMNS} FROM catalogue_runs WHERE catalogue_id = :catalogue_id AND finished_at IS NULL ORDER BY id"  # noqa: S608
 )
-_MOVE = statement("runs.move")(f"""
+_MOVE = statement("catalogue_runs.move")(f"""
 WITH moved AS (
   UPDATE catalogue_runs SET state = :to, position = 0, counts = counts || CAST(:counts AS jsonb),
     error = coalesce(CAST(:error AS jsonb), error),
@@ -63,14 +63,14 @@ WITH moved AS (
 )
 SELECT count(*) FROM moved
 """)  # noqa: S608  our own text
-_PLAN = statement("runs.plan")("""
+_PLAN = statement("catalogue_runs.plan")("""
 UPDATE catalogue_runs SET base = :base, version = :version, job_id = :job_id, source = CAST(:source AS jsonb)
 WHERE id = :id AND state = 'queued'
 """)
-_ADVANCE = statement("runs.advance")(
+_ADVANCE = statement("catalogue_runs.advance")(
     "UPDATE catalogue_runs SET position = :position WHERE id = :id AND state = :state AND position < :position"
 )
-_CANCEL = statement("runs.cancel")(f"""
+_CANCEL = statement("catalogue_runs.cancel")(f"""
 WITH moved AS (
   UPDATE catalogue_runs SET cancel_requested_at = now()
   WHERE id = :id AND catalogue_id = :catalogue_id AND finished_at IS NULL AND cancel_requested_at IS NULL
@@ -80,7 +80,7 @@ WITH moved AS (
 """)  # noqa: S608  our own text
 # Catalogues with something to do: a run whose state is ours to work on, whose job has ended or is to be stopped, or
 # whose review is over, and something to tidy.
-_PENDING = statement("runs.pending")(
+_PENDING = statement("catalogue_runs.pending")(
     turns.first_of_each("""
   SELECT id FROM (
     (SELECT r.catalogue_id AS id FROM catalogue_runs r
