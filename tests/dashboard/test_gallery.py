@@ -16,6 +16,7 @@ from services.core.model import ids
 from services.core.model.scopes import Scope
 from services.core.tenants import api_keys
 from services.dashboard.pages import find, gallery, marking, requests
+from tests.integration.test_statements import counted
 from tests.pages import House, Tab
 
 SHAPE = "model_revision, width, height, steps, guided"
@@ -35,6 +36,16 @@ def following(page: httpx.Response) -> str:
     """The address of the next page; empty: there is none."""
     found = re.search(r'data-more href="([^"]+)"', page.text)
     return found[1].replace("&amp;", "&") if found else ""
+
+
+def test_a_page_sends_ten_statements_at_most_whatever_it_shows(signed: House) -> None:
+    job = signed.submit(*small(60))
+    signed.render(failed=[3])
+    signed.http.put(f"/v1/jobs/{job}/marks", json={"mark": "accepted", "indexes": [0]})
+    for path in ("", "/images", "/images?mark=none", "/images?cause=render_error", "/images?q=mug", "/images/3"):
+        with counted() as sent:
+            assert signed.browser.get(f"/jobs/{job}{path}").status_code == 200
+        assert len(sent) <= 10, (path, sent)
 
 
 def marks(house: House, job: str) -> dict[int, str]:

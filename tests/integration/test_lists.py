@@ -15,7 +15,7 @@ from services.core.db.database import Connection, Database
 from services.core.events import actions
 from services.core.events import queries as events
 from services.core.files import files
-from services.core.jobs import queries, request_queries
+from services.core.jobs import image_pages, queries, request_queries, resubmission
 from services.core.model.states import ImageState
 from services.local.stack import Stack
 from tests import factories
@@ -56,6 +56,8 @@ def _fill(connection: Connection) -> None:
       SELECT job_id, index, 'key', sha256('x'), 1, 'device', 'class', false, '[]', 1, 1 FROM images WHERE state = 2;
     INSERT INTO failures (job_id, index, claim_id, code, message, device, batch_images)
       SELECT job_id, index, 1, 'c', 'm', 'd', 1 FROM images WHERE state = 3;
+    INSERT INTO marks (job_id, index, mark, actor)
+      SELECT job_id, index, CASE WHEN index % 2 = 0 THEN 'accepted' ELSE 'starred' END, 'a' FROM results;
     INSERT INTO files (id, tenant_id, purpose, filename, bytes, sha256, object_key)
       SELECT nth, :tenant, CASE WHEN nth <= :few THEN 'batch' ELSE 'batch_output' END, 'f', 1, sha256('x'), 'k'
       FROM generate_series(1, :n) AS nth;
@@ -95,6 +97,14 @@ def _requests(job: int, state: ImageState | None) -> Callable[[Connection], Any]
     return lambda connection: request_queries.page(connection, TENANT, job, only=state, place=None, limit=SHOWN)[0]
 
 
+def _gallery(job: int, **wanted: Any) -> Callable[[Connection], Any]:
+    def look(connection: Connection) -> Any:
+        chosen = image_pages.Filter(**wanted)
+        return image_pages.page(connection, TENANT, job, chosen, place=None, limit=SHOWN).images
+
+    return look
+
+
 LISTS: dict[str, Callable[[Connection], Any]] = {
     "images queued": _images(1, ImageState.QUEUED),
     "images rendering": _images(1, ImageState.RENDERING),
@@ -105,6 +115,11 @@ LISTS: dict[str, Callable[[Connection], Any]] = {
     "images not failed": lambda connection: queries.images_failed_first(
         connection, TENANT, 1, failed=False, after=LARGE - 4 * SMALL - 1, limit=SHOWN
     ),
+    "gallery": _gallery(1),
+    "gallery of a job without failures": _gallery(2),
+    "gallery of a cause": _gallery(1, cause="c"),
+    "gallery of a mark": _gallery(1, mark="starred"),
+    "requests to submit again": lambda connection: resubmission.page(connection, 1, after=LARGE // 2, limit=SHOWN),
     "requests queued": _requests(1, ImageState.QUEUED),
     "requests rendering": _requests(1, ImageState.RENDERING),
     "requests failed": _requests(1, ImageState.FAILED),

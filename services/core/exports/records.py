@@ -112,6 +112,11 @@ def of_job(connection: Connection, tenant_id: int, job_id: int, *, before: int, 
     """The job's newest exports with an id below `before`. Raises NotFound: the tenant has no such job."""
     if not connection.execute(_OWNS, {"job_id": job_id, "tenant_id": tenant_id}).scalar_one():
         raise NotFound("There is no such job.")
+    return seen(connection, job_id, before=before, limit=limit)
+
+
+def seen(connection: Connection, job_id: int, *, before: int, limit: int) -> list[Export]:
+    """The same of a job that the transaction sees; none if it sees no such job."""
     rows = connection.execute(_OF_JOB, {"job_id": job_id, "before": before, "limit": limit})
     return [_export(row) for row in rows]
 

@@ -36,7 +36,7 @@ def show_job(request: Request, context: ContextDep, visitor: access.Signed, job_
             "shapes": shapes.of_job(connection, number),
             "events": events.of_subject(connection, visitor.tenant, events.job(number), limit=_EVENTS),
             "causes": failures.counted(connection, number) if job.counts["failed"] else [],
-            "exports": records.of_job(connection, visitor.tenant, number, before=_PAST_THE_NEWEST, limit=_EXPORTS)
+            "exports": records.seen(connection, number, before=_PAST_THE_NEWEST, limit=_EXPORTS)
             if job.is_final
             else [],
         }
