@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
 
-from services.api import authentication, document, errors, health, pages, parameters, readiness
+from services.api import authentication, document, errors, health, pages, parameters, public_items, readiness
 from services.api.admission import Admission
 from services.api.authentication import documented
 from services.api.dependencies import Context
@@ -18,6 +18,10 @@ from services.api.openai import batches, files, generations, models, uploads
 from services.api.v1 import (
     actions,
     bulk,
+    catalogue_items,
+    catalogue_runs,
+    catalogue_versions,
+    catalogues,
     deletion,
     drafts,
     estimation,
@@ -63,6 +67,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "drafts": (drafts,),
     "exports": (exports,),
     "schedules": (schedules,),
+    "catalogues": (catalogues, catalogue_runs, catalogue_versions, catalogue_items),
     "images": (generations,),
     "batches": (batches,),
     "files": (files,),
@@ -107,6 +112,8 @@ def create_app(settings: Settings) -> FastAPI:
     links_routes.include_router(export_content.router, tags=["exports"])
     for router in (tenants_routes, links_routes, open_routes):
         app.include_router(router)
+    # Whoever puts an address into a page may add what a program there wants to see in it: nothing more is refused.
+    app.include_router(public_items.router, tags=["catalogues"])
     app.include_router(pages.router, include_in_schema=False)
     app.openapi = partial(document.once, app, settings)  # type: ignore[method-assign]
     app.add_middleware(RequestMiddleware, settings=settings, admission=app.state.admission)

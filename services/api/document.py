@@ -18,6 +18,8 @@ from services.api.errors import PROBLEM
 from services.api.exchange import REQUEST_ID
 from services.api.openai import bodies, uploads
 from services.core.bulk.asked import BulkRequest
+from services.core.catalogues import asked as catalogues_asked
+from services.core.catalogues import definition
 from services.core.exports import options
 from services.core.marks.asked import MATCHING, MarksRequest
 from services.core.model import key_requests, requests, view_requests
@@ -30,6 +32,7 @@ TAGS = {
     "drafts": "Jobs of any size, sent in chunks.",
     "exports": "A finished job's images as files for other programs.",
     "schedules": "What is submitted at set times.",
+    "catalogues": "Feeds of items whose pictures are kept up to date, and published as a whole.",
     "images": "Images as bytes, and OpenAI's `images.generate`.",
     "batches": "OpenAI's batches. A batch is a job that is made from a file.",
     "files": "OpenAI's files: input and results of batches.",
@@ -48,6 +51,12 @@ _IDS = {  # of each path parameter: what it is, and an example
     "path": ("The file's path in the export.", "data/train-00000-of-00012.tar"),
     "index": ("The image's place in the job, from 0.", "0"),
     "name": ("The model's name.", "simulated"),
+    "catalogue": ("The catalogue's name.", "shop"),
+    "run_id": ("The run's id.", "run_039yaf9w3gxt6"),
+    "version": ("The version's number.", "41"),
+    "variant": ("The variant's name.", "front"),
+    "item": ("The item's id, or `~` and base64url of it.", "sku-1"),
+    "public_id": ("The catalogue's public id.", "Vd3-uT0qk8sXw1Zb"),
     "key_id": ("The key's id: the eight characters after `pw_`.", "Xk29dQ7a"),
     "schedule": ("The schedule's name.", "nightly"),
     "worker_id": ("The worker's id.", "gpu-1-4711-9f2c01ab"),
@@ -58,10 +67,11 @@ _IDS = {  # of each path parameter: what it is, and an example
 _LOCATED = frozenset(
     {
         "submit_job", "finalize_draft", "retry_job", "create_export", "generate_images", "act_on_jobs", "run_schedule",
+        "run_catalogue",
     }
 )  # fmt: skip
 _LARGE = frozenset({"submit_job", "append_chunk", "preview_job", "estimate_job"})
-_DOCUMENTS = frozenset({"create_upload", "complete_upload", "create_batch", "generate_images"})
+_DOCUMENTS = frozenset({"create_upload", "complete_upload", "create_batch", "generate_images", "put_catalogue"})
 _JSON, _NDJSON, _FORM = "application/json", "application/x-ndjson", "multipart/form-data"
 _REF = "#/components/schemas/"
 _ALLOWED = {  # what the descriptions of fields are taken from, by schema
@@ -73,6 +83,8 @@ _ALLOWED = {  # what the descriptions of fields are taken from, by schema
     "ScheduleRequest": asked.ALLOWED, "NewSchedule": asked.ALLOWED, "ScheduleChanges": asked.ScheduleChanges.ALLOWED,
     "BatchTarget": targets.BatchRequest.ALLOWED, "CatalogueTarget": targets.CatalogueRequest.ALLOWED,
     "BulkRequest": BulkRequest.ALLOWED, "MarksRequest": MarksRequest.ALLOWED, "Matching": MATCHING,
+    "RunRequest": catalogues_asked.RunRequest.ALLOWED, "FileRequest": catalogues_asked.FileRequest.ALLOWED,
+    "PublishRequest": catalogues_asked.PublishRequest.ALLOWED, **definition.DESCRIPTIONS,
     **dict.fromkeys(("ImagesSubmission", "MatrixSubmission", "DraftSubmission", "ChunkSubmission"), requests.ALLOWED),
     **dict.fromkeys(("ImagesEstimate", "MatrixEstimate", "ShapesEstimate", "PreviewRequest"), requests.ALLOWED),
 }  # fmt: skip
@@ -141,7 +153,9 @@ def _complete(operation: dict[str, Any], settings: Settings) -> None:
             content["example"] = examples.BODIES[name]
     for status, response in operation["responses"].items():
         names = [REQUEST_ID, *(["Location"] if name in _LOCATED and status in ("200", "201", "202") else [])]
-        names += ["ETag"] if name in ("read_file", "read_image", "read_export_file") else []
+        names += (
+            ["ETag"] if name in ("read_file", "read_image", "read_export_file", "read_item", "read_manifest") else []
+        )
         response["headers"] = {header: {"$ref": f"#/components/headers/{header}"} for header in names}
 
 

@@ -35,6 +35,15 @@ BODIES: dict[str, Any] = {
     },
     "put_schedule": {"cron": "0 9 * * MON-FRI", "timezone": "America/New_York", "target": _TARGET, "overlap": "queue"},
     "change_schedule": {"paused": True},
+    "put_catalogue": {
+        "source": {"url": "https://shop.example/feed.csv"},
+        "id": "sku",
+        "publish": {"require": 0.98, "public": True},
+        "variants": {"front": {"prompt": "a {{ colour }} {{ title }} on white", "size": "512x512"}},
+    },
+    "set_catalogue_file": {"file_id": "file-039yaf9w3gxt6"},
+    "run_catalogue": {"plan_only": True},
+    "publish_version": {"version": 41},
     "create_upload": {
         "filename": "requests.jsonl", "purpose": "batch", "bytes": 104_857_600, "mime_type": "application/jsonl",
     },

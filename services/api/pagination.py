@@ -3,6 +3,7 @@
 import base64
 import binascii
 import hmac
+import json
 from collections.abc import Iterable
 
 from services.api.errors import ApiError
@@ -29,6 +30,19 @@ def encode_name(secret: str, listing: str, name: str) -> str:
 def decode_name(secrets: Iterable[str], listing: str, cursor: str) -> str:
     """Raises ApiError unless `encode_name` made it with one of the secrets for the same list."""
     return _decode(secrets, listing, cursor).decode()
+
+
+def encode_place(secret: str, listing: str, place: tuple[str, str]) -> str:
+    """The cursor of a list that is ordered by two names."""
+    return _encode(secret, listing, json.dumps(place, ensure_ascii=False).encode())
+
+
+def decode_place(secrets: Iterable[str], listing: str, cursor: str | None) -> tuple[str, str]:
+    """The place before the first without a cursor. Raises ApiError unless `encode_place` made it for the same list."""
+    if cursor is None:
+        return "", ""
+    first, second = json.loads(_decode(secrets, listing, cursor))
+    return first, second
 
 
 def _encode(secret: str, listing: str, value: bytes) -> str:

@@ -13,6 +13,8 @@ from services.core.model import ids
 from services.core.model.errors import NotFound
 from services.core.model.states import ImageState, JobState
 
+LAST_VERSION = 999_999_999  # of a catalogue
+
 
 async def reject_unknown(request: Request) -> None:
     """Refuses parameters that the route does not know, and any that is given twice. It takes no thread, so /livez
@@ -85,6 +87,17 @@ def _up_to(maximum: int) -> Any:
     )
 
 
+def version(description: str, **more: Any) -> Any:
+    """The query parameter that is the number of a catalogue's version; WHOLE goes with it."""
+    return Query(
+        ge=1,
+        le=LAST_VERSION,
+        description=f"the number of a kept version{description}",
+        json_schema_extra={"minimum": 1, "maximum": LAST_VERSION},
+        **more,
+    )
+
+
 Points = Annotated[int, BeforeValidator(whole), _up_to(1000)]
 Grain = Annotated[Literal["minute", "hour"], Query(description="minute or hour: what a point stands for")]
 Limit = Annotated[int, BeforeValidator(whole), _up_to(1000)]
@@ -115,6 +128,8 @@ Moment = Annotated[
 ]
 FileLimit = Annotated[int, BeforeValidator(whole), _up_to(10_000)]
 BatchLimit = Annotated[int, BeforeValidator(whole), _up_to(100)]
+WHOLE = BeforeValidator(lambda given: None if given is None else whole(given))
+PlaceCursor = Annotated[str | None, Query(max_length=20_000, description="the next_cursor of the page before")]
 Cursor = Annotated[str | None, Query(max_length=200, description="the next_cursor of the page before")]
 Status = Annotated[
     Literal["queued", "rendering", "done", "failed", "cancelled"] | None,

@@ -14,17 +14,21 @@ _OPERATIONS = {
         list_schedules show_schedule list_schedule_times list_schedule_runs
         list_views
         create_sign_in_link
+        list_catalogues show_catalogue list_runs show_run estimate_run list_changes list_versions read_manifest
+        list_differences list_items read_item
     """,
     Scope.SUBMIT: """
         submit_job preview_job estimate_job append_chunk finalize_draft retry_job create_export generate_images
         create_batch create_file create_upload add_part complete_upload cancel_upload create_schedule put_schedule
         run_schedule
+        put_catalogue set_catalogue_file run_catalogue
     """,
     Scope.OPERATE: """
         change_job mark_images pause_job resume_job cancel_job delete_job cancel_export delete_export
         cancel_batch delete_file drain_worker resume_worker act_on_jobs preview_jobs_action stop_jobs_action
         change_schedule delete_schedule
         save_view change_view delete_view
+        delete_catalogue cancel_run publish_version
     """,
     Scope.ADMIN: "list_keys create_key revoke_key",
 }

@@ -13,13 +13,15 @@ from typer.testing import CliRunner
 
 from services.api.app import create_app
 from services.cli.app import app
+from services.core.catalogues import catalogue_runs as runs
+from services.core.catalogues import catalogues, versions
 from services.core.events import numbering
 from services.core.jobs import lifecycle
 from services.core.model.specs import FailedImage
 from services.core.storage.s3 import S3Store
 from services.core.tenants import api_keys
 from services.local.stack import Stack
-from tests import exporting, factories
+from tests import cataloguing, exporting, factories
 from tests.web import Api
 
 RECORD_NOTHING = {"preview_job", "estimate_job", "preview_jobs_action", "create_sign_in_link"}
@@ -111,6 +113,7 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     acts.do("delete_schedule", "DELETE", "/v1/schedules/nightly")
     key = acts.do("create_key", "POST", "/v1/keys", json={"name": "another"})["id"]
     acts.do("revoke_key", "DELETE", f"/v1/keys/{key}")
+    _do_catalogues(api, acts)
     for verb in ("drain", "resume"):
         acts.do(f"{verb}_worker", "POST", f"/v1/workers/worker-a/{verb}")
     document = create_app(api.settings).openapi()
@@ -121,6 +124,21 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
         if method != "get"
     }
     assert acts.done == changing - RECORD_NOTHING
+
+
+def _do_catalogues(api: Api, acts: Acts) -> None:
+    place, form = "/v1/catalogues/shop", {"files": {"file": ("shop.csv", b"sku")}, "data": {"purpose": "batch"}}
+    acts.do("put_catalogue", "PUT", place, json=cataloguing.DEFINITION)
+    file = acts.do("create_file", "POST", "/v1/files", **form)["id"]
+    acts.do("set_catalogue_file", "PUT", f"{place}/file", json={"file_id": file})
+    run = acts.do("run_catalogue", "POST", f"{place}/runs")["id"]
+    with api.database.begin_system() as connection:
+        catalogue = catalogues.find(connection, factories.TENANT, "shop")
+        catalogues.begin_version(connection, catalogue.id)
+        versions.add(connection, catalogue.id, 1, runs.parse_id(run), images=0, size=0, manifests={})
+    acts.do("publish_version", "POST", f"{place}/publish", json={"version": 1})
+    acts.do("cancel_run", "POST", f"{place}/runs/{run}/cancel")
+    acts.do("delete_catalogue", "DELETE", place)
 
 
 @pytest.fixture

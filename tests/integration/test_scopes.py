@@ -30,6 +30,10 @@ PLACES = dict.fromkeys(
         "view_id",
         "schedule",
         "name",
+        "catalogue",
+        "run_id",
+        "variant",
+        "version",
     ),
     "nothing",
 )

@@ -64,6 +64,20 @@ ANSWERS: dict[str, Any] = {
     "get /v1/schedules/{schedule}/runs": [answers.ScheduleRun],
     "get /v1/jobs/{job_id}/deletion": answers.JobDeletion,
     "delete /v1/jobs/{job_id}": answers.JobDeleted,
+    "put /v1/catalogues/{catalogue}": answers.Catalogue,
+    "get /v1/catalogues": [answers.Catalogue],
+    "get /v1/catalogues/{catalogue}": answers.Catalogue,
+    "put /v1/catalogues/{catalogue}/file": answers.Catalogue,
+    "post /v1/catalogues/{catalogue}/publish": answers.Catalogue,
+    "post /v1/catalogues/{catalogue}/runs": answers.CatalogueRun,
+    "get /v1/catalogues/{catalogue}/runs": [answers.CatalogueRun],
+    "get /v1/catalogues/{catalogue}/runs/{run_id}": answers.CatalogueRun,
+    "post /v1/catalogues/{catalogue}/runs/{run_id}/cancel": answers.CatalogueRun,
+    "get /v1/catalogues/{catalogue}/runs/{run_id}/estimate": answers.Estimate,
+    "get /v1/catalogues/{catalogue}/runs/{run_id}/changes": [answers.CatalogueChange],
+    "get /v1/catalogues/{catalogue}/versions": [answers.CatalogueVersion],
+    "get /v1/catalogues/{catalogue}/diff": [answers.CatalogueDifference],
+    "get /v1/catalogues/{catalogue}/items": [answers.CatalogueItem],
     "get /v1/files/{file_id}": answers.File,
     "delete /v1/files/{file_id}": answers.FileDeleted,
 }
@@ -81,6 +95,7 @@ DIFFERENCES = {
         "ImageRequest",
         "the document names no fields; these are requests as one submits them",
     ),
+    "Catalogue.definition": ("object", "{}", "the document names no fields; it is as it was put"),
     "Matrix.vary{}[]": ("number | string", "any", "a checker would refuse a list of ints as a list of numbers"),
 }
 

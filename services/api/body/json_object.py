@@ -6,12 +6,13 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
 from services.api.body import streaming
-from services.api.dependencies import ContextDep
+from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError, SubmissionError
 from services.core.model import requests, strict_json
 from services.core.model.errors import InvalidSubmission
 
 SMALL_BYTES = 64 << 10
+DOCUMENT_BYTES = 1 << 20
 _UNREADABLE = {"invalid_encoding", "invalid_json"}  # codes of a body that is not JSON
 M = TypeVar("M", bound=BaseModel)
 
@@ -45,8 +46,16 @@ def require_json(request: Request) -> None:
 
 
 async def _small(request: Request, context: ContextDep) -> bytes:
+    return await _received(request, context, SMALL_BYTES)
+
+
+async def _document(request: Request, context: ContextDep) -> bytes:
+    return await _received(request, context, DOCUMENT_BYTES)
+
+
+async def _received(request: Request, context: Context, limit: int) -> bytes:
     require_json(request)
-    async with streaming.received(request, context.settings, streaming.Format.JSON, SMALL_BYTES) as spool:
+    async with streaming.received(request, context.settings, streaming.Format.JSON, limit) as spool:
         return spool.read()
 
 
@@ -59,6 +68,7 @@ async def _small_or_none(request: Request, context: ContextDep) -> bytes:
 
 
 Small = Annotated[bytes, Depends(_small)]
+Document = Annotated[bytes, Depends(_document)]
 SmallOrNone = Annotated[bytes, Depends(_small_or_none)]
 
 

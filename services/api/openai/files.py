@@ -1,28 +1,26 @@
 """Files of the OpenAI-shaped API: upload, list, read, delete."""
 
 import hashlib
-import itertools
 import re
-from collections.abc import AsyncIterator, Generator, Iterator
 from typing import IO, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import StreamingResponse
 
-from services.api import parameters, representations
+from services.api import parameters, stored
 from services.api.authentication import Tenant
 from services.api.body import multipart, streaming
 from services.api.body.multipart import Form
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.openai import schemas
+from services.api.stored import Stored
 from services.api.turns import OpenAIRoute
 from services.core.files import files
 from services.core.files.files import File
 from services.core.jobs import idempotency
 from services.core.model import ids
-from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, IdempotencyGone, NotFound, ObjectMissing
+from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, IdempotencyGone, NotFound
 
 router = APIRouter(route_class=OpenAIRoute)
 EXPIRY = range(3600, 2_592_001)
@@ -95,21 +93,11 @@ def show_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
 async def read_file(request: Request, context: ContextDep, tenant: Tenant, file_id: str) -> Any:
     """The file's bytes, or a range of them."""
     found = await context.requests.run(tenant, _find, context, tenant, files.parse_id(file_id))
-    sha256 = found.sha256.hex()
-    if (unchanged := representations.unchanged(request, sha256)) is not None:
-        return unchanged
-    part = representations.part(request, sha256, found.bytes)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", found.filename)
-    headers = representations.headers(sha256) | {"Content-Disposition": f'attachment; filename="{name}"'}
-    if request.state.is_head:
-        return Response(headers=headers | {"Content-Length": str(found.bytes)}, media_type="application/octet-stream")
-    first, last = part or (0, found.bytes - 1)
-    headers["Content-Length"] = str(last - first + 1)
-    if part is not None:
-        headers["Content-Range"] = f"bytes {first}-{last}/{found.bytes}"
-    begin, chunks = await context.transfers.run(tenant, _open, context, found, part)
-    body = _in_turns(context, tenant, itertools.chain((begin,), chunks))
-    return ClosedStream(body, chunks, headers, status=200 if part is None else 206)
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return await stored.answer(
+        request, context, tenant, Stored(found.object_key, found.sha256.hex(), found.bytes), headers
+    )
 
 
 @router.delete("/files/{file_id}", response_model=schemas.FileDeleted)
@@ -181,42 +169,6 @@ def digest(file: IO[bytes]) -> bytes:
     return found.digest()
 
 
-class ClosedStream(StreamingResponse):
-    """Closes what it is read from however the answer ends: left to garbage collection, a connection stays open."""
-
-    def __init__(
-        self, body: AsyncIterator[bytes], source: Iterator[bytes], headers: dict[str, str], status: int
-    ) -> None:
-        super().__init__(body, status, media_type="application/octet-stream", headers=headers)
-        self._source = source
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            if isinstance(self._source, Generator):
-                self._source.close()
-
-
 def _find(context: Context, tenant: int, file_id: int) -> File:
     with context.database.begin(tenant) as connection:
         return files.find(connection, tenant, file_id)
-
-
-def _open(context: Context, file: File, part: tuple[int, int] | None) -> tuple[bytes, Iterator[bytes]]:
-    """The first chunk and the others. One is read now, so that an object that cannot be read is an error answer."""
-    try:
-        chunks = context.store.stream(file.object_key, part)
-        return next(chunks, b""), chunks
-    except ObjectMissing:
-        raise ApiError(410, "file_gone", "The file is not in the object store any more.") from None
-
-
-async def _in_turns(context: Context, tenant: int, chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
-    """The same chunks. Each is read in a slot, which is free while the client receives the chunk."""
-    while chunk := await context.transfers.run(tenant, _next, chunks, patient=True):
-        yield chunk
-
-
-def _next(chunks: Iterator[bytes]) -> bytes:
-    return next(chunks, b"")

@@ -547,6 +547,149 @@ class JobDeleted(TypedDict):
     deleted: Literal[True]
 
 
+class Catalogue(TypedDict):
+    """A feed of items whose pictures are kept up to date. `published` is the version that readers see."""
+
+    object: Literal["catalogue"]
+    name: str
+    definition: dict[str, Any]
+    file_id: str | None
+    version: int
+    published: int | None
+    public_url: str | None
+    created_at: str
+    updated_at: str
+
+
+class RunCounts(TypedDict):
+    """What a run's plan found (new to broken), and what came of it."""
+
+    new: int
+    changed: int
+    model: int
+    retried: int
+    unchanged: int
+    removed: int
+    broken: int
+    done: int
+    failed: int
+    rejected: int
+    to_review: int
+    images: int
+
+
+class RunSource(TypedDict):
+    title: str | None
+    sha256: str | None
+    bytes: int | None
+    items: int | None
+
+
+class RunSeconds(TypedDict):
+    planning: float | None
+    rendering: float | None
+    writing: float | None
+    total: float | None
+
+
+class CatalogueRun(TypedDict):
+    """A run of a catalogue: it makes `version` of `base` and of what has changed. `error` says why that is not
+    published."""
+
+    id: str
+    object: Literal["catalogue.run"]
+    catalogue: str
+    state: Literal[
+        "queued",
+        "submitting",
+        "rendering",
+        "reviewing",
+        "writing",
+        "planned",
+        "unchanged",
+        "published",
+        "kept",
+        "failed",
+        "cancelled",
+    ]
+    plan_only: bool
+    accept_removed: bool
+    counts: RunCounts
+    source: RunSource
+    error: ImageError | None
+    base: int
+    version: int | None
+    job_id: str | None
+    device_seconds: float | None
+    seconds: RunSeconds
+    deadline: str | None
+    cancel_requested_at: str | None
+    created_at: str
+    planned_at: str | None
+    rendered_at: str | None
+    finished_at: str | None
+
+
+ChangeKind = Literal["new", "changed", "model", "retried", "broken", "removed"]
+
+
+class CatalogueChange(TypedDict):
+    """One picture that a run found to differ. `before` and `after` are links; those to `/v1/catalogues/` take a key."""
+
+    item: str
+    variant: str
+    kind: ChangeKind
+    line: int | None
+    index: int | None
+    prompt: str | None
+    outcome: Literal["done", "failed", "rejected", "removed"] | None
+    error: ImageError | None
+    before: str | None
+    after: str | None
+
+
+class CatalogueVersion(TypedDict):
+    object: Literal["catalogue.version"]
+    version: int
+    published: bool
+    run_id: str
+    images: int
+    bytes: int
+    created_at: str
+
+
+class CatalogueItem(TypedDict):
+    """The picture of an item's variant. `version` is the one that it was made in; `stale`: another was asked for and
+    could not be made. `url` takes a key; `public_url` does not."""
+
+    item: str
+    variant: str
+    sha256: str
+    bytes: int
+    output_format: str
+    size: str | None
+    prompt: str | None
+    seed: int | None
+    seed_string: str | None
+    model_revision: str
+    reproducibility_class: str
+    version: int
+    stale: bool
+    rendered_at: str
+    url: str
+    public_url: str | None
+
+
+class CatalogueDifference(TypedDict):
+    """An item's variant with another picture in one version than in the other; None: that version has none."""
+
+    item: str
+    variant: str
+    kind: Literal["added", "changed", "removed"]
+    before: CatalogueItem | None
+    after: CatalogueItem | None
+
+
 class File(TypedDict):
     """An uploaded file, or one with a job's results."""
 

@@ -14,6 +14,13 @@ import httpx
 from presswork_client.answers import (
     Action,
     AppendedChunk,
+    Catalogue,
+    CatalogueChange,
+    CatalogueDifference,
+    CatalogueItem,
+    CatalogueRun,
+    CatalogueVersion,
+    ChangeKind,
     Chunk,
     Estimate,
     Event,
@@ -53,7 +60,7 @@ from presswork_client.answers import (
     WorkerDevices,
     WorkerList,
 )
-from presswork_client.transport import ClientError, Transport
+from presswork_client.transport import ClientError, Transport, file_sha256
 
 T = TypeVar("T")
 PAGE = 1000
@@ -453,6 +460,107 @@ class Client:
     def resume_worker(self, worker_id: str) -> Worker:
         return self._call(Worker, "POST", f"/v1/workers/{_id(worker_id)}/resume")
 
+    # --- catalogues
+
+    def put_catalogue(self, name: str, definition: Mapping[str, Any]) -> Catalogue:
+        """Makes a catalogue, or gives it another definition."""
+        return self._call(Catalogue, "PUT", _catalogue(name), json=definition)
+
+    def catalogues(self) -> Iterator[Catalogue]:
+        """The catalogues, by name."""
+        return self._transport.pages("/v1/catalogues", {}, PAGE)
+
+    def catalogue(self, name: str) -> Catalogue:
+        return self._call(Catalogue, "GET", _catalogue(name))
+
+    def delete_catalogue(self, name: str) -> None:
+        """Deletes a catalogue with its versions and their pictures."""
+        self._call(dict[str, str], "DELETE", _catalogue(name))
+
+    def upload_to_catalogue(self, name: str, path: str | Path) -> Catalogue:
+        """Uploads the file that the catalogue's runs read from now on, unless the last upload has the same bytes."""
+        now, path = self.catalogue(name), Path(path)
+        if now["file_id"] is not None and self._has_bytes(now["file_id"], file_sha256(path)):
+            return now
+        file = self.upload(path)
+        return self._call(Catalogue, "PUT", f"{_catalogue(name)}/file", json={"file_id": file["id"]})
+
+    def upload(self, path: str | Path, *, idempotency_key: str | None = None) -> File:
+        """Uploads a file."""
+        headers = _key(idempotency_key)
+
+        def send() -> httpx.Response:
+            with Path(path).open("rb") as file:
+                parts = {"file": (Path(path).name, file)}
+                return self._transport.http.post("/v1/files", files=parts, data={"purpose": "batch"}, headers=headers)
+
+        found: File = self._transport.attempt(send).json()
+        return found
+
+    def run_catalogue(self, name: str, *, idempotency_key: str | None = None, **options: Any) -> CatalogueRun:
+        """Begins a run. `options`: plan_only, accept_removed, deadline."""
+        return self._call(CatalogueRun, "POST", f"{_catalogue(name)}/runs", json=options, headers=_key(idempotency_key))
+
+    def catalogue_run(self, name: str, run_id: str) -> CatalogueRun:
+        return self._call(CatalogueRun, "GET", f"{_catalogue(name)}/runs/{_id(run_id)}")
+
+    def catalogue_runs(self, name: str, *, page: int = PAGE) -> Iterator[CatalogueRun]:
+        """The catalogue's runs, newest first."""
+        return self._transport.pages(f"{_catalogue(name)}/runs", {}, page)
+
+    def cancel_catalogue_run(self, name: str, run_id: str) -> CatalogueRun:
+        """Cancels a run and its job; what is published stays."""
+        return self._call(CatalogueRun, "POST", f"{_catalogue(name)}/runs/{_id(run_id)}/cancel")
+
+    def estimate_catalogue_run(self, name: str, run_id: str) -> Estimate:
+        """The time that all that a planned run renders would take."""
+        return self._call(Estimate, "GET", f"{_catalogue(name)}/runs/{_id(run_id)}/estimate")
+
+    def catalogue_changes(
+        self, name: str, run_id: str, *, kind: ChangeKind | None = None, troubled: bool = False, page: int = PAGE
+    ) -> Iterator[CatalogueChange]:
+        """What a run found to differ: all, those of one kind, or those of which something went wrong (`troubled`)."""
+        given = _given(kind=kind, troubled="true" if troubled else None)
+        return self._transport.pages(f"{_catalogue(name)}/runs/{_id(run_id)}/changes", given, page)
+
+    def catalogue_versions(self, name: str) -> list[CatalogueVersion]:
+        """The versions that are kept, newest first."""
+        return list(self._call(dict[str, list[CatalogueVersion]], "GET", f"{_catalogue(name)}/versions")["data"])
+
+    def catalogue_diff(
+        self, name: str, before: int, after: int | None = None, *, page: int = PAGE
+    ) -> Iterator[CatalogueDifference]:
+        """Where the pictures of two kept versions differ; without `after`, to the published one."""
+        return self._transport.pages(f"{_catalogue(name)}/diff", {"from": before} | _given(to=after), page)
+
+    def publish(self, name: str, version: int) -> Catalogue:
+        """Publishes a kept version, newer or older than the one that readers see."""
+        return self._call(Catalogue, "POST", f"{_catalogue(name)}/publish", json={"version": version})
+
+    def catalogue_items(self, name: str, version: int | None = None, *, page: int = PAGE) -> Iterator[CatalogueItem]:
+        """The pictures of a kept version, or of the published one, by item and variant."""
+        return self._transport.pages(f"{_catalogue(name)}/items", _given(version=version), page)
+
+    def catalogue_picture(self, name: str, item: str, variant: str, version: int | None = None) -> bytes:
+        """The bytes of an item's picture."""
+        asked = {"id": item} | _given(version=version)
+        place = f"{_catalogue(name)}/items/{_id(variant)}"
+        return self._transport.attempt(lambda: self._transport.http.get(place, params=asked)).content
+
+    def catalogue_manifest(self, name: str, version: int, format: str = "jsonl") -> bytes:
+        """The list of a version's pictures; `format` may be "parquet"."""
+        place = f"{_catalogue(name)}/versions/{version}/manifest"
+        found = self._transport.attempt(lambda: self._transport.http.get(place, params={"format": format}))
+        return self._transport.fetch(found.headers["Location"])
+
+    def _has_bytes(self, file_id: str, sha256: str) -> bool:
+        try:
+            return self.file(file_id)["sha256"] == sha256
+        except ClientError as error:
+            if error.status == 404:
+                return False
+            raise
+
     def _mark(self, job_id: str, mark: str, which: dict[str, Any]) -> MarksChanged:
         return self._call(MarksChanged, "PUT", f"/v1/jobs/{_id(job_id)}/marks", json={"mark": mark, **which})
 
@@ -475,6 +583,10 @@ def _add(total: MarksChanged, found: MarksChanged) -> None:
 def _id(given: str) -> str:
     """The id, quoted so that it stays one segment of the path."""
     return quote(given, safe="")
+
+
+def _catalogue(name: str) -> str:
+    return f"/v1/catalogues/{_id(name)}"
 
 
 def _key(given: str | None) -> dict[str, str]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection
 
@@ -21,6 +21,10 @@ from services.core.events import log
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 
+State = Literal[
+    "queued", "submitting", "rendering", "reviewing", "writing", "planned", "unchanged", "published", "kept", "failed",
+    "cancelled"
+]  # fmt: skip
 FINAL = ("planned", "unchanged", "published", "kept", "failed", "cancelled")
 LIVE = ("queued", "submitting", "rendering", "reviewing", "writing")
 _COLUMNS = (
@@ -110,7 +114,7 @@ class Run:
     id: int
     tenant_id: int
     catalogue_id: int
-    state: str
+    state: State
     plan_only: bool
     accept_removed: bool
     definition: dict[str, Any]
@@ -150,12 +154,13 @@ def begin(
     plan_only: bool = False,
     accept_removed: bool = False,
     deadline: datetime | None = None,
+    run_id: int | None = None,
 ) -> int:
-    """Queues a run of the catalogue as it is defined now. Returns its id.
+    """Queues a run of the catalogue as it is defined now. Returns its id, which is `run_id` if that is given.
 
     Raises Conflict: another run of the catalogue has not ended (`run_in_progress`).
     """
-    run_id = ids.new()
+    run_id = ids.new() if run_id is None else run_id
     values = {
         "id": run_id, "run": public_id(run_id), "tenant_id": catalogue.tenant_id, "catalogue_id": catalogue.id,
         "plan_only": plan_only, "accept_removed": accept_removed, "definition": json.dumps(catalogue.definition),

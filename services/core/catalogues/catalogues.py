@@ -12,9 +12,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from services.core.catalogues.definition import NAME
 from services.core.db.statements import statement
 from services.core.events import log
-from services.core.model import ids
+from services.core.model import ids, strict_json
 from services.core.model.errors import NotFound
 
 _SUBJECT = "'catalogue/' || name"
@@ -113,8 +114,14 @@ def put(connection: Connection, tenant_id: int, name: str, definition: dict[str,
     return find(connection, tenant_id, name)
 
 
+def exists(connection: Connection, tenant_id: int, name: str) -> bool:
+    return connection.execute(_FIND, {"tenant_id": tenant_id, "name": name}).one_or_none() is not None
+
+
 def find(connection: Connection, tenant_id: int, name: str, *, lock: bool = False) -> Catalogue:
     """The tenant's catalogue of that name. Raises NotFound."""
+    if not NAME.fullmatch(name):
+        raise NotFound(f"There is no catalogue {strict_json.describe(name)}.")
     row = connection.execute(_LOCK if lock else _FIND, {"tenant_id": tenant_id, "name": name}).one_or_none()
     if row is None:
         raise NotFound(f"There is no catalogue {name}.")
@@ -173,6 +180,6 @@ def forget(connection: Connection, catalogue_id: int) -> None:
     connection.execute(_FORGET, {"id": catalogue_id})
 
 
-def announced(connection: Connection, catalogue_id: int, version: int | None) -> None:
+def record_announced(connection: Connection, catalogue_id: int, version: int | None) -> None:
     """The pointer in the store names that version."""
     connection.execute(_ANNOUNCED, {"id": catalogue_id, "version": version})

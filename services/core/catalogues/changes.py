@@ -45,6 +45,14 @@ _OUTCOMES = statement("changes.outcomes")(
     "SELECT outcome, count(*) AS changes FROM catalogue_changes WHERE run_id = :run_id GROUP BY outcome"
 )
 
+_SHAPES = statement("changes.shapes")("""
+SELECT request->>'model' AS model, request->>'size' AS size,
+  CAST(request->>'num_inference_steps' AS integer) AS num_inference_steps,
+  CAST(request->>'guidance_scale' AS double precision) AS guidance_scale, count(*) AS images
+FROM catalogue_changes WHERE run_id = :run_id AND position < :aside
+GROUP BY 1, 2, 3, 4 ORDER BY images DESC LIMIT :limit
+""")
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -120,6 +128,12 @@ def settle(connection: Connection, run_id: int, settled: Iterable[Settled]) -> N
 def outcomes(connection: Connection, run_id: int) -> dict[str, int]:
     """How many changes of a run came to what."""
     return {row.outcome: row.changes for row in connection.execute(_OUTCOMES, {"run_id": run_id}) if row.outcome}
+
+
+def shapes(connection: Connection, run_id: int, *, limit: int) -> list[dict[str, Any]]:
+    """How many pictures of which model, size, steps and guidance a run renders, the most frequent first."""
+    rows = connection.execute(_SHAPES, {"run_id": run_id, "aside": ASIDE, "limit": limit}).mappings()
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
 def _change(row: Any) -> Change:

@@ -201,6 +201,18 @@ class Definition(Body):
         return rule
 
 
+def _described(prefix: str) -> dict[str, str]:
+    """What ALLOWED says of the fields below a prefix."""
+    below = {key.removeprefix(prefix): text for key, text in Definition.ALLOWED.items() if key.startswith(prefix)}
+    return {name: text for name, text in below.items() if "." not in name}
+
+
+DESCRIPTIONS = {  # of the fields of each part
+    "Definition": _described(""), "SourceFields": _described("source."), "ScheduleFields": _described("schedule."),
+    "PublishFields": _described("publish."), "Variant": _described("variants.*."),
+}  # fmt: skip
+
+
 def read(name: str, value: object) -> tuple[Definition | None, list[Problem]]:
     """Checks a definition: (the definition, []), or (None, its problems)."""
     if not NAME.fullmatch(name):

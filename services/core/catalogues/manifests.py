@@ -23,7 +23,7 @@ from services.core.storage.contract import ImageStore
 POINTER = "current.json"
 FOLDER = "versions/"
 _PAGE = 5_000
-_FILES = {  # name and media type
+FILES = {  # name and media type
     "jsonl": ("manifest.jsonl", "application/x-ndjson"),
     "parquet": ("manifest.parquet", "application/vnd.apache.parquet"),
     lists.NAME: ("list.sqlite", "application/vnd.sqlite3"),
@@ -101,7 +101,7 @@ def _put(store: ImageStore, catalogue: Catalogue, version: int, name: str, file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    title, media_type = _FILES[name]
+    title, media_type = FILES[name]
     key = store.key(f"{catalogue.folder}{FOLDER}{version:08d}/{title}")
     store.put_file(key, file, media_type)
     return Manifest(key, digest, size)

@@ -25,7 +25,7 @@ def tidy(store: ImageStore, catalogue: Catalogue, keep: int, lease: Lease) -> No
     _drop_files(store, catalogue, kept, lease)
     _drop_unused(store, catalogue, [one.version for one in kept], lease)
     with lease.begin() as connection:
-        catalogues.announced(connection, catalogue.id, None if published is None else published.version)
+        catalogues.record_announced(connection, catalogue.id, None if published is None else published.version)
 
 
 def remove(store: ImageStore, catalogue: Catalogue, lease: Lease) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from services.core.catalogues.catalogues import Catalogue
 from services.core.db.statements import statement
 from services.core.model.errors import NotFound
 
@@ -73,6 +74,15 @@ def find(connection: Connection, catalogue_id: int, version: int) -> Version:
     if row is None:
         raise NotFound(f"There is no version {version}; `versions` lists those that are kept.")
     return _version(row)
+
+
+def meant(connection: Connection, catalogue: Catalogue, version: int | None) -> int:
+    """The kept version of that number; None means the published one. Raises NotFound."""
+    if version is not None:
+        return find(connection, catalogue.id, version).version
+    if catalogue.published is None:
+        raise NotFound(f"No version of the catalogue {catalogue.name} is published yet.")
+    return catalogue.published
 
 
 def forget(connection: Connection, catalogue_id: int, gone: Sequence[Version]) -> None:

@@ -1,4 +1,4 @@
-"""Idempotency keys: a key belongs to one job or export, and is recorded in the transaction that creates it."""
+"""Idempotency keys: each belongs to one job, export, file or run, and is recorded in the transaction that makes it."""
 
 import hashlib
 import json
@@ -19,6 +19,7 @@ SELECT request_sha256, job_id, kind, CASE kind
   WHEN 'export' THEN EXISTS (SELECT FROM exports WHERE exports.id = idempotency.job_id
                              AND (expires_at IS NULL OR expires_at > now()))
   WHEN 'schedule_run' THEN true
+  WHEN 'run' THEN EXISTS (SELECT FROM catalogue_runs WHERE catalogue_runs.id = idempotency.job_id)
   ELSE EXISTS (SELECT FROM jobs WHERE jobs.id = idempotency.job_id AND deleted_at IS NULL) END AS is_there
 FROM idempotency WHERE tenant_id = :tenant_id AND key = :key
 """)

@@ -1,0 +1,69 @@
+"""Public links to the published pictures of catalogues: they take no key, and a cache in front of them may keep them.
+
+The bytes are streamed from here, so a link works wherever this server is reached. What a link shows changes when
+another version is published: a cache keeps a copy for a minute, and then asks whether it is still the one.
+"""
+
+from email.utils import format_datetime
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response, StreamingResponse
+
+from services.api import stored
+from services.api.dependencies import Context, ContextDep
+from services.api.errors import ApiError
+from services.api.turns import TenantRoute
+from services.api.v1 import catalogue_items
+from services.api.v1.schemas import ErrorBody
+from services.core.catalogues import catalogues, entries, names
+from services.core.catalogues.entries import Entry
+from services.core.model.errors import NotFound
+
+router = APIRouter(route_class=TenantRoute)
+CACHED = "public, max-age=60, stale-while-revalidate=300, stale-if-error=86400"
+_ABSENT = {"Cache-Control": "public, max-age=10"}  # what is missing now may be published in a moment
+
+
+@router.get(
+    "/c/{public_id}/{variant}/{item}",
+    response_class=StreamingResponse,
+    responses={
+        206: {"description": "The part that Range asks for."},
+        304: {"description": "The client has it: If-None-Match or If-Modified-Since say so."},
+        "4XX": {"model": ErrorBody, "description": "No such picture is published, or not for everybody."},
+    },
+)
+async def read_public_item(request: Request, context: ContextDep, public_id: str, variant: str, item: str) -> Any:
+    """The published picture of an item, if its catalogue is public (`publish.public`). The last part is the item's id,
+    or `~` and base64url of an id that has other characters than letters, digits, `-`, `_` and inner dots."""
+    entry = await context.requests.run(None, _find, context, public_id, variant, item)
+    headers = {
+        "Cache-Control": CACHED,
+        "Last-Modified": format_datetime(entry.rendered_at, usegmt=True),
+        "Cross-Origin-Resource-Policy": "cross-origin",
+    }
+    picture = catalogue_items.picture(entry)
+    # The very moment, not a later one: after a rollback an older picture is the newest.
+    known = request.headers.get("if-modified-since") == headers["Last-Modified"]
+    if known and "if-none-match" not in request.headers:
+        return Response(status_code=304, headers=headers | {"ETag": f'"{picture.sha256}"'})
+    return await stored.answer(request, context, None, picture, headers)
+
+
+def _find(context: Context, public_id: str, variant: str, name: str) -> Entry:
+    item = names.item(name)
+    found = None
+    if item is not None and "\0" not in public_id + variant:
+        # As the system: the link names the catalogue and no tenant.
+        with context.database.begin_system() as connection:
+            try:
+                catalogue = catalogues.of_public_id(connection, public_id)
+            except NotFound:
+                catalogue = None
+            is_public = catalogue is not None and catalogue.definition.get("publish", {}).get("public", False)
+            if catalogue is not None and is_public and catalogue.published is not None:
+                found = entries.find(connection, catalogue.id, catalogue.published, item, variant)
+    if found is None:
+        raise ApiError(404, "not_found", "There is no such picture.", headers=_ABSENT)
+    return found
