@@ -11,6 +11,7 @@ import typer
 from services.cli import (
     actions,
     bench,
+    catalogues,
     downloads,
     exports,
     jobs,
@@ -38,7 +39,7 @@ app = typer.Typer(
     cls=manual.Group, no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
     rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG,
 )  # fmt: skip
-JOBS, RESULTS, MACHINE, OPERATIONS = "Jobs", "Results", "This machine", "Operations"
+JOBS, RESULTS, CATALOGUES, MACHINE, OPERATIONS = "Jobs", "Results", "Catalogues", "This machine", "Operations"
 submit.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
 overview.add_to(app, JOBS)
@@ -50,6 +51,7 @@ marks.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
 actions.add_to(app, OPERATIONS)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=JOBS)
+app.add_typer(catalogues.app, name="catalogue", rich_help_panel=CATALOGUES)
 app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)

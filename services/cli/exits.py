@@ -23,13 +23,14 @@ class Exit(IntEnum):
     NOT_FOUND = 4
     REFUSED = 5
     UNREACHABLE = 6
+    NOT_PUBLISHED = 7
     INTERRUPTED = 130
 
 
 EPILOG = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 the job ended and some images failed or were "
     "not made, 4 not found, 5 refused: bad input, a wrong key, or not possible in this state, 6 the "
-    "server cannot be reached, 130 interrupted."
+    "server cannot be reached, 7 the run of a catalogue ended and the version before stays, 130 interrupted."
 )
 
 

@@ -33,7 +33,7 @@ def export(client: Client, export_id: str) -> Export:
     """Follows an export to its end."""
     with bar() as progress:
         task = progress.add_task("exporting", total=None, tail="")
-        for found in _through_outages(lambda: _polls(client, export_id)):
+        for found in through_outages(lambda: _polls(client, export_id)):
             counts = found["counts"]
             words = f"{found['status']}, {units.size(found['bytes'])}"
             progress.update(task, completed=counts["done"], total=counts["total"] or None, tail=words)
@@ -43,7 +43,7 @@ def export(client: Client, export_id: str) -> Export:
 def _job_json(client: Client, job_id: str) -> Job:
     """Prints a line of JSON for every change."""
     last: Job | None = None
-    for found in _through_outages(lambda: client.watch(job_id)):
+    for found in through_outages(lambda: client.watch(job_id)):
         if last is None or _visible_state(found) != _visible_state(last):
             show.document(found)
             last = found
@@ -55,7 +55,7 @@ def _job_shown(client: Client, job_id: str) -> Job:
         return _job_logged(client, job_id)
     with bar() as progress:
         task = progress.add_task("", total=None, tail="")
-        for found in _through_outages(lambda: client.watch(job_id)):
+        for found in through_outages(lambda: client.watch(job_id)):
             counts = found["counts"]
             final = counts["done"] + counts["failed"] + counts["cancelled"]
             word = "paused" if found["paused"] and not found["finished_at"] else found["status"]
@@ -71,7 +71,7 @@ def _job_shown(client: Client, job_id: str) -> Job:
 
 def _job_logged(client: Client, job_id: str) -> Job:
     last, shown = None, 0.0
-    for found in _through_outages(lambda: client.watch(job_id)):
+    for found in through_outages(lambda: client.watch(job_id)):
         now = time.monotonic()
         if _visible_state(found) != last and (now - shown >= _LINE_SECONDS or last is None):
             counts, tail = found["counts"], _tail(found)
@@ -90,7 +90,7 @@ def _polls(client: Client, export_id: str) -> Iterator[Export]:
         time.sleep(POLL_SECONDS)
 
 
-def _through_outages(follow: Callable[[], Iterator[T]]) -> Iterator[T]:
+def through_outages(follow: Callable[[], Iterator[T]]) -> Iterator[T]:
     """Yields what `follow` yields, until it ends. After the first answer it waits for the end of an outage."""
     seen, failing_since = False, 0.0
     while True:

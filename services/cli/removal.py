@@ -93,7 +93,7 @@ def rm(
         show.say(f"{'would delete' if dry_run else 'deletes'} {_summary(doomed)}")
         if dry_run:
             return Exit.OK
-        if not yes and not _agrees():
+        if not yes and not agrees():
             show.say("nothing was deleted")
             return Exit.FAILED
         return _delete(client, doomed, as_json)
@@ -149,7 +149,7 @@ def _summary(doomed: list[Doomed]) -> str:
     return f"{', '.join(words)}: {images:,} images, {about}{units.size(sum(one.bytes for one in doomed))}"
 
 
-def _agrees() -> bool:
+def agrees() -> bool:
     try:
         return typer.confirm("This cannot be undone. Delete?", err=True)
     except typer.Abort:
