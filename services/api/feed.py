@@ -217,7 +217,9 @@ class Feed:
 
     def _has_changed(self, view: JobView) -> bool:
         before = self._last.get(view.id)
-        return before is None or replace(before, as_of=view.as_of) != view
+        # How long a job still takes follows from the work ahead of it, which changes all the time: it is told with what
+        # changes of the job itself.
+        return before is None or _but_for_the_time(before) != _but_for_the_time(view)
 
     def _say_unreachable(self, error: Unavailable) -> None:
         log.warning("feed cannot look", extra={"error": str(error)})
@@ -225,6 +227,10 @@ class Feed:
             self._reachable = False
             for watcher in self._watchers:
                 watcher.tell(message("unreachable", json.dumps({"message": "The database cannot be reached."})))
+
+
+def _but_for_the_time(view: JobView) -> JobView:
+    return replace(view, as_of=view.created_at, eta_seconds=None, eta_low=None, eta_high=None)
 
 
 def event_message(event: Event) -> bytes:

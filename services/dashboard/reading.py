@@ -9,6 +9,7 @@ from services.core.jobs.queries import JobView
 from services.core.model import ids
 from services.core.model.errors import NotFound
 from services.core.model.states import FINAL_JOB_STATES
+from services.dashboard import words
 
 STATE_WORDS = {"in_progress": "in progress"}
 PRIORITIES = ("high", "normal", "low")
@@ -40,6 +41,15 @@ class Shown:
             found.append((name, f"{begin:.3f}", f"{width:.3f}"))
             begin += width
         return found
+
+    @property
+    def times(self) -> str:
+        """How long it waited and ran."""
+        waited = words.span(self.seconds(self.view.created_at, self.view.started_at or self.view.finished_at))
+        ran = words.span(self.seconds(self.view.started_at, self.view.finished_at))
+        if not ran:
+            return f"waited {waited}" if self.is_final else f"waiting for {waited}"
+        return f"waited {waited}, {'ran' if self.is_final else 'running for'} {ran}"
 
     def seconds(self, begin: datetime | None, end: datetime | None) -> float | None:
         """The time between two moments of the job; what has not ended lasts until now."""

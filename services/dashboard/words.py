@@ -41,6 +41,12 @@ def took(seconds: float) -> str:
     return span(seconds) if seconds >= 60 else f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
+def between(low: float | None, high: float | None) -> str:
+    """The bounds of a time to wait: 2 min to 4 min; nothing if they are the same in words."""
+    begin, end = span(low), span(high)
+    return "" if begin == end else f"{begin} to {end}"
+
+
 def moment(value: datetime) -> str:
     """To the minute, in UTC; the script writes it in the browser's time."""
     return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -116,6 +122,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "rate": rate,
     "span": span,
     "took": took,
+    "between": between,
     "moment": moment,
     "iso": iso,
     "size": size,

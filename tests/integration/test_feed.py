@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,9 +18,11 @@ from presswork_client import Client, ClientError
 from services.api import dependencies, feed
 from services.core.deletion import jobs as deletion
 from services.core.events import numbering
+from services.core.fleet import throughput
 from services.core.jobs import lifecycle, live
 from services.core.model import ids
 from services.core.model.scopes import Principal
+from services.core.model.specs import Shape
 from services.core.tenants import api_keys
 from tests import factories
 from tests.factories import TENANT
@@ -177,6 +180,34 @@ def test_a_tenants_stream_shows_all_its_unfinished_jobs_and_no_other_tenants(
         assert {message.data["job_id"] for message in strange.messages if message.seq} <= {theirs, None}
     for path in (f"/v1/jobs/{theirs}/events", f"/v1/jobs/{ids.public_job(1)}/events"):
         assert api.http.get(path, headers=STREAM).status_code == 404
+
+
+def test_a_stream_says_when_a_job_ends_that_is_too_young_for_a_rate_and_again_only_when_it_changes(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.05)
+    with api.database.begin_system() as connection:
+        shape = Shape(factories.REVISION, 512, 512, 10, True)
+        throughput.record(connection, shape, "h d", images=100, seconds_per_image=3.0)
+    job = api.submit({"prompt": "a mug", "n": 20})["id"]
+    with watching(api, "/v1/events") as stream:
+
+        def left() -> list[Any]:
+            return [told["eta_seconds"] for told in stream.jobs() if told["id"] == job]
+
+        until(left)
+        assert left()[-1] == 60
+        told: dict[str, Any] = stream.jobs()[-1]
+        assert 45 < told["eta_low_seconds"] <= 60 <= told["eta_high_seconds"] < 75
+        work(api, 5)
+        until(lambda: left()[-1] == 45)
+        before = left()
+        with api.database.begin_system() as connection:
+            throughput.record(connection, shape, "h d", images=1000, seconds_per_image=1.0)
+        for _ in range(2):
+            another = api.submit()["id"]
+            until(lambda: another in {found["id"] for found in stream.jobs()})  # noqa: B023  it is awaited here
+        assert left() == before
 
 
 def test_nothing_that_happens_while_a_stream_begins_is_missed(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

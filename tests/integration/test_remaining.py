@@ -131,14 +131,18 @@ def test_a_batch_that_ends_just_after_a_fold_makes_no_rate(served):
     view = shown(served, job_id)
     assert view.rate == 0
     assert view.eta_seconds == pytest.approx((1000 - BATCH) * 0.125)
+    assert 0.8 * view.eta_seconds < view.eta_low <= view.eta_seconds <= view.eta_high < 1.25 * view.eta_seconds
 
 
 def test_its_own_rate_is_shown_once_enough_is_behind_it_and_wins(served):
     measured(served, 1.0)  # measured eight times slower than it renders now
     job_id = job_in_work(served)
-    list(Fleet(served, job_id, 2.0).run(0, 30))
+    fleet = Fleet(served, job_id, 2.0)
+    list(fleet.run(0, 30))
     view = shown(served, job_id)
     assert view.rate == pytest.approx(8.0, rel=0.2)
+    left = view.counts["queued"] + view.counts["rendering"]
+    assert view.eta_low < left / 8.0 < view.eta_high < 3 * view.eta_low
     assert view.eta_seconds == pytest.approx((view.counts["queued"] + view.counts["rendering"]) / view.rate)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from services.dashboard import files, policy
+from services.dashboard import files, policy, words
 
 ROOT = Path(__file__).parents[2]
 VENDORS = (ROOT / "services/dashboard/static/vendor", ROOT / "tests/dashboard/vendor")
@@ -42,3 +42,8 @@ def test_pages_may_run_no_script_that_stands_in_them_and_nobody_frames_them() ->
     assert "unsafe" not in policy.POLICY
     assert "frame-ancestors 'none'" in policy.POLICY
     assert policy.POLICY.startswith("default-src 'none';")
+
+
+def test_the_bounds_of_a_time_are_said_once_if_they_are_the_same_in_words() -> None:
+    assert words.between(65.2, 64.9) == words.between(None, None) == ""
+    assert words.between(50, 7260) == "50 s to 2 h 1 min"

@@ -39,7 +39,8 @@ class Counts(BaseModel):
 class Job(BaseModel):
     """`retry_of` is the job whose failed images this one renders again. `reused` counts the done images that were
     copied from earlier jobs, `device_seconds` how long accelerators were at its images. `warnings` say what is allowed
-    and hardly meant. A job that has not finished at `expires_at` is stopped, and `stop_reason` says so."""
+    and hardly meant. `eta_seconds` is how long the rest takes, `eta_low_seconds` and `eta_high_seconds` its bounds;
+    null: not known. A job that has not finished at `expires_at` is stopped, and `stop_reason` says so."""
 
     id: str
     object: Literal["job"] = "job"
@@ -63,6 +64,8 @@ class Job(BaseModel):
     stop_reason: str | None
     rate: float
     eta_seconds: float | None
+    eta_low_seconds: float | None
+    eta_high_seconds: float | None
     as_of: Moment
 
 
@@ -194,9 +197,15 @@ def job(view: JobView) -> Job:
         expires_at=view.expires_at,
         stop_reason=view.stop_reason,
         rate=round(view.rate, 3),
-        eta_seconds=None if view.eta_seconds is None else round(view.eta_seconds, 1),
+        eta_seconds=_rounded(view.eta_seconds),
+        eta_low_seconds=_rounded(view.eta_low),
+        eta_high_seconds=_rounded(view.eta_high),
         as_of=view.as_of,
     )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
 
 
 def of_request(index: int, payload: Payload) -> dict[str, Any]:

@@ -83,6 +83,8 @@ class Job(TypedDict):
     expires_at: str | None
     rate: float
     eta_seconds: float | None
+    eta_low_seconds: float | None
+    eta_high_seconds: float | None
     as_of: str
 
 

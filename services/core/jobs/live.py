@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from services.core.db.statements import statement
 from services.core.events import queries as events
 from services.core.events.queries import Event
-from services.core.jobs import queries
+from services.core.jobs import queries, remaining
 from services.core.jobs.queries import JobView
 
 EVENTS_AT_ONCE = 1_000
@@ -53,5 +53,5 @@ def look(connection: Connection, seq: int, *, jobs: Collection[int], tenants: Co
             if job_id is not None and event.tenant_id is not None and event.tenant_id in tenants:
                 owners[job_id] = event.tenant_id
     asked = {*jobs, *owners}
-    views = queries.any_jobs(connection, asked) if asked else []
+    views = remaining.estimated(connection, queries.any_jobs(connection, asked)) if asked else []
     return Look(found, {view.id: view for view in views}, owners)

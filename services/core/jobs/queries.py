@@ -27,7 +27,7 @@ SELECT j.id, j.state, j.paused, j.priority, j.total, j.labels, j.requests, j.par
        j.drawn_seeds, j.created_at, j.started_at, j.cancel_requested_at, j.finished_at, j.expires_at, j.stop_reason,
        now() AS as_of,
        {columns.counts("c")}, c.reused, c.device_seconds,
-       CASE WHEN {_MEASURED} THEN c.rate ELSE 0 END AS rate
+       CASE WHEN {_MEASURED} THEN c.rate ELSE 0 END AS rate, c.rate_seconds
 FROM jobs j JOIN job_counts c ON c.job_id = j.id
 """  # noqa: S608  our own text
 _ONE_JOB = statement("queries.one_job")(_JOB + "WHERE j.tenant_id = :tenant_id AND j.id = :job_id")
@@ -189,7 +189,7 @@ SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SE
 class JobView:
     """One job at one moment. `reused` counts the done images that were copied from earlier ones; `device_seconds` says
     how long devices were at its images. `rate` is the recent number of images finished per second, 0 until enough were;
-    `eta_seconds` is None while it is 0 (`remaining.py`)."""
+    `eta_seconds` is None while it is 0 (`remaining.py`); it probably takes from `eta_low` to `eta_high` seconds."""
 
     id: int
     state: str
@@ -213,6 +213,8 @@ class JobView:
     stop_reason: str | None
     rate: float
     eta_seconds: float | None
+    eta_low: float | None
+    eta_high: float | None
     as_of: datetime
 
 
@@ -416,6 +418,7 @@ def totals(connection: Connection) -> tuple[dict[str, int], dict[str, int], int]
 def _job_view(row: Any) -> JobView:
     left = row.queued + row.rendering
     rate = row.rate if left and not row.paused and row.state in ("queued", "in_progress") else 0.0
+    error = _error(rate * row.rate_seconds, row.rendering)
     return JobView(
         id=row.id,
         state=row.state,
@@ -439,8 +442,16 @@ def _job_view(row: Any) -> JobView:
         stop_reason=row.stop_reason,
         rate=rate,
         eta_seconds=left / rate if rate > 0 else None,
+        eta_low=left / rate / (1 + error) if rate > 0 else None,
+        eta_high=left / rate / (1 - error) if rate > 0 else None,
         as_of=row.as_of,
     )
+
+
+def _error(finished: float, rendering: int) -> float:
+    """By what part of itself a rate may be wrong, behind which are so many finished images: by a batch at either end of
+    the time in which they were finished."""
+    return min(0.8, 2 * max(1, rendering) / max(1.0, finished))
 
 
 def _image_view(row: Any) -> ImageView:

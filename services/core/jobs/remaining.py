@@ -13,9 +13,11 @@ from sqlalchemy import Connection
 from services.core.db import columns
 from services.core.db.statements import statement
 from services.core.jobs import estimates
+from services.core.jobs.estimates import Interval
 from services.core.jobs.queries import JobView
 from services.core.model.specs import Shape
 
+_NOTHING = Interval(0.0, 0.0, 0.0)
 MOST_AHEAD = 200  # jobs: of one that waits behind more, nothing is said
 
 # What is left of a job is divided among its shapes as in `estimates.ahead`, and an image in the works counts in full.
@@ -53,18 +55,28 @@ def estimated(connection: Connection, views: Sequence[JobView]) -> list[JobView]
     seconds = _ends(
         connection, [(row.id, columns.read_shape(row), row.images) for row in connection.execute(_LEFT, values)]
     )
-    return [dataclasses.replace(view, eta_seconds=seconds.get(view.id)) if lacking(view) else view for view in views]
+    return [_told(view, seconds.get(view.id)) if lacking(view) else view for view in views]
 
 
-def _ends(connection: Connection, left: Sequence[tuple[int, Shape, float]]) -> dict[int, float]:
+def _told(view: JobView, left: Interval | None) -> JobView:
+    if left is None:
+        return view
+    return dataclasses.replace(view, eta_seconds=left.expected, eta_low=left.low, eta_high=left.high)
+
+
+def _ends(connection: Connection, left: Sequence[tuple[int, Shape, float]]) -> dict[int, Interval]:
     """The seconds until each job ends, if what is left is rendered in this order."""
     measured = estimates.Measured(connection, {shape.model_revision for _, shape, _ in left})
-    work: dict[str, float | None] = {}  # accelerator-seconds of each model up to here; None: not known
-    ends: dict[int, float | None] = {}
+    work: dict[str, Interval | None] = {}  # accelerator-seconds of each model up to here; None: not known
+    ends: dict[int, Interval | None] = {}
     for job_id, shape, images in left:
         revision, rate = shape.model_revision, measured.rate(shape)
-        before, workers = work.get(revision, 0.0), measured.workers.get(revision, 0)
-        work[revision] = after = None if rate is None or before is None else before + rate.seconds * images
-        known = ends.get(job_id, 0.0)
-        ends[job_id] = None if after is None or known is None or not workers else max(known, after / workers)
+        before, workers = work.get(revision, _NOTHING), measured.workers.get(revision, 0)
+        work[revision] = after = None if rate is None or before is None else before + rate.span(images)
+        known = ends.get(job_id, _NOTHING)
+        ends[job_id] = None if after is None or known is None or not workers else _later(known, after.over(workers))
     return {job_id: seconds for job_id, seconds in ends.items() if seconds is not None}
+
+
+def _later(one: Interval, other: Interval) -> Interval:
+    return Interval(max(one.low, other.low), max(one.expected, other.expected), max(one.high, other.high))

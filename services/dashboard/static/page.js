@@ -1,6 +1,6 @@
 // Keeps a page up to date: numbers and bars from the snapshots of jobs, other parts by loading them again.
 import {listen} from "./live.js";
-import {localize, number, rate, span} from "./words.js";
+import {between, localize, number, rate, span} from "./words.js";
 
 const AGAIN_SECONDS = 2;
 const AWAY_SECONDS = 2;
@@ -39,8 +39,8 @@ function fill(place, job) {
     rate: job.rate ? `${rate(job.rate)}/s` : "",
     status: WORDS[place.dataset.status] ?? place.dataset.status,
   };
-  if (job.eta_seconds !== null) values.eta = span(job.eta_seconds);
-  else if (job.finished_at || job.paused) values.eta = "";
+  if (job.eta_seconds !== null) Object.assign(values, {eta: span(job.eta_seconds), between: between(job.eta_low_seconds, job.eta_high_seconds)});
+  else if (job.finished_at || job.paused) Object.assign(values, {eta: "", between: ""});
   for (const [name, value] of Object.entries(values)) {
     for (const field of place.querySelectorAll(`[data-field="${name}"]`)) if (field.textContent !== value) field.textContent = value;
   }

@@ -18,6 +18,11 @@ export function span(seconds) {
   return `${Math.floor(left / size)} ${unit}${rest ? ` ${rest} ${smaller[1]}` : ""}`;
 }
 
+export function between(low, high) {
+  const begin = span(low), end = span(high);
+  return begin === end ? "" : `${begin} to ${end}`;
+}
+
 export function localize(root) {
   for (const time of root.querySelectorAll("time[datetime]:not([data-local])")) {
     const moment = new Date(time.dateTime);
