@@ -8,7 +8,7 @@ from services.core.marks import marks
 from services.core.storage.s3 import S3Store
 from services.core.tenants import api_keys
 from tests import factories
-from tests.dashboard.test_large_job_page import assert_cheap, large_job
+from tests.dashboard.test_large_job_page import PAGES, assert_cheap, large_job
 from tests.factories import TENANT
 from tests.integration.test_overview import MOST_ROWS, fill, lead, rows_read, worker
 from tests.pages import House
@@ -54,6 +54,6 @@ def test_the_page_of_a_job_of_a_million_images_costs_no_more_than_one_of_ten(set
         house = House(api, TENANT, key, http, browser)
         house.sign_in()
         job = large_job(house, IMAGES)
-        for path in ("", "?show=failed", "?show=done", "?show=queued", "?show=rendering"):
+        for path in PAGES:
             assert_cheap(house, f"/jobs/{job}{path}")
         assert_cheap(house, f"/jobs/{job}/images/999999")
