@@ -1,4 +1,4 @@
-# make demo · make test · make check · make loaders · make chaos · make mutate · make bench · make up · make images · make images-test
+# make demo · make test · make check · make loaders · make chaos · make mutate · make bench · make up · make images · make images-test · make screenshots
 #
 # PYTHON           the interpreter that makes .venv (3.11 or later)
 # JOBS             how many files of tests, or mutants, run at a time
@@ -15,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo up test check loaders chaos mutate bench images images-test clean
+.PHONY: setup demo up test check loaders chaos mutate bench images images-test screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make bench   run the benchmarks (NAME=busy for one)"
 	@echo "make images  build the container images, with docker, buildah or podman"
 	@echo "make images-test   run compose.yaml from them and render a job"
+	@echo "make screenshots   write pictures of the dashboard into ./screenshots, light and dark"
 	@echo "make setup   only install, into .venv"
 
 setup: $(STAMP)
@@ -79,5 +80,8 @@ images:
 images-test: setup
 	@$(BIN)/python -m tests.images test
 
+screenshots: setup
+	@$(BIN)/python -m tests.screenshots screenshots
+
 clean:
-	rm -rf .venv .presswork demo-output bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info
+	rm -rf .venv .presswork demo-output screenshots bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info
