@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +17,11 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from services.cli.app import app
-from services.core.catalogues import catalogues, planning, runs
-from services.core.catalogues.changes import Change
-from services.core.db.leases import Lease
+from services.core.catalogues import catalogue_runs as runs
+from services.core.catalogues import catalogues
 from services.core.storage.s3 import S3Store
 from services.core.tenants import api_keys
 from tests import cataloguing
-from tests.cataloguing import change
 from tests.processes import take_interrupts
 from tests.web import Api
 
@@ -34,7 +31,7 @@ source = { file = "feed.csv" }
 id = "sku"
 removed_limit = 1
 [catalogue.shop.variants.front]
-prompt = "a {{ colour }} mug"
+prompt = "{{ colour }}"
 size = "64x64"
 """
 Run = Callable[..., Result]
@@ -73,20 +70,13 @@ def applied(run: Run) -> Run:
 
 
 @contextmanager
-def scheduler(api: Api, *found: Change, unchanged: int = 0, failing: tuple[str, ...] = ()) -> Iterator[None]:
-    """Whatever run begins finds these changes, and is taken to its end meanwhile."""
+def scheduler(api: Api, failing: tuple[str, ...] = ()) -> Iterator[None]:
+    """Meanwhile runs are taken to their ends."""
     store, stop = S3Store(api.settings), threading.Event()
 
     def work() -> None:
         while not stop.wait(0.05):
-            for going in live(api):
-                with api.database.begin_system() as connection:
-                    catalogue, _ = catalogues.read(connection, going.catalogue_id)
-                lease = Lease(api.database, f"catalogue/{catalogue.id}", cataloguing.HOLDER)
-                if going.state == "queued" and lease.take():
-                    counts = planning.record(going, found, lease) + Counter(unchanged=unchanged)
-                    planning.decide(catalogue, going, counts, {"title": "feed.csv", "items": 2}, lease)
-                    lease.release()
+            if live(api):
                 cataloguing.tend(api.database, api.settings, store)
                 cataloguing.render(api.database, store, failing=failing)
 
@@ -97,6 +87,12 @@ def scheduler(api: Api, *found: Change, unchanged: int = 0, failing: tuple[str, 
     finally:
         stop.set()
         thread.join()
+
+
+def feed(**colours: str) -> None:
+    """What the shop has tonight."""
+    rows = "".join(f"{sku},{colour}\n" for sku, colour in colours.items())
+    Path("feed.csv").write_text(f"sku,colour\n{rows}")
 
 
 def live(api: Api) -> list[runs.Run]:
@@ -149,8 +145,8 @@ def test_what_is_wrong_with_a_file_is_said_field_by_field(run: Run) -> None:
 
 
 def test_a_plan_shows_what_a_run_would_do(applied: Run, api: Api) -> None:
-    broken = change("c", kind="broken", code="empty_prompt", message="The prompt is empty.")
-    with scheduler(api, change("a", "red"), change("b", "blue"), broken):
+    feed(a="red", b="blue", c="")
+    with scheduler(api):
         shown = applied("plan", "shop").stdout
         [found] = documents(applied("plan", "shop", "--json"))
     words = squeezed(shown)
@@ -158,21 +154,23 @@ def test_a_plan_shows_what_a_run_would_do(applied: Run, api: Api) -> None:
     assert "new 2 not in the version before" in words
     assert "broken 1 cannot be rendered as it stands" in words
     assert "time not known: this model was not measured yet" in words
-    assert "2 c front The prompt is empty." in words
-    assert (found["counts"]["new"], found["estimate"]["images"], found["problems"][0]["line"]) == (2, 2, 2)
+    assert "4 c front The template gives nothing but spaces." in words
+    assert (found["counts"]["new"], found["estimate"]["images"], found["problems"][0]["line"]) == (2, 2, 4)
     assert api.http.get("/v1/catalogues/shop").json()["published"] is None
 
 
 def test_runs_publish_or_say_why_not_and_versions_are_seen_and_rolled_back(applied: Run, api: Api) -> None:
-    with scheduler(api, change("a", "red"), change("b", "blue")):
+    with scheduler(api):
         shown = applied("run", "shop")
     assert "shop published, version 1" in squeezed(shown.stdout)
     assert "rendered 2 done" in squeezed(shown.stdout)
-    with scheduler(api, change("a", "odd", kind="changed"), unchanged=1, failing=("odd",)):
+    feed(a="odd", b="blue")
+    with scheduler(api, failing=("odd",)):
         kept = applied("run", "shop", code=7)
     assert "1 of 2 pictures are good, 50.0%; publish.require asks for 100.0%." in squeezed(kept.stdout)
     assert "2 a front It cannot be drawn." in squeezed(kept.stdout)
-    with scheduler(api, change("a", "pink", kind="changed"), unchanged=1):
+    feed(a="pink", b="blue")
+    with scheduler(api):
         last = documents(applied("run", "shop", "--json"))[-1]
     assert (last["state"], last["problems"]) == ("published", [])
     assert [one["version"] for one in documents(applied("versions", "shop", "--json"))] == [3, 2, 1]

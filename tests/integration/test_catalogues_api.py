@@ -35,7 +35,7 @@ class Shop:
     def night(self, *found: Change, unchanged: int = 0, failing: tuple[str, ...] = ()) -> None:
         with self.api.database.begin_system() as connection:
             catalogue = cataloguing.catalogues.find(connection, 1, "shop")
-        run_id = cataloguing.plan(self.api.database, catalogue, found, unchanged)
+        run_id = cataloguing.plan(self.api.database, self.store, catalogue, found, unchanged)
         for _ in range(2):
             cataloguing.tend(self.api.database, self.api.settings, self.store)
             cataloguing.render(self.api.database, self.store, failing=failing)
@@ -226,7 +226,7 @@ def test_a_version_that_is_being_made_is_not_published(served: Api) -> None:
     served.http.put("/v1/catalogues/slow", json=cataloguing.DEFINITION)
     with served.database.begin_system() as connection:
         slow = cataloguing.catalogues.find(connection, 1, "slow")
-    cataloguing.plan(served.database, slow, [change("a")])
+    cataloguing.plan(served.database, S3Store(served.settings), slow, [change("a")])
     refused = served.http.post("/v1/catalogues/slow/publish", json={"version": 1})
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "version_not_whole")
     assert served.http.delete("/v1/catalogues/slow").status_code == 204

@@ -113,7 +113,6 @@ class PublishFields(Body):
     atomic: Literal[True] = True
     require: Share = 1.0
     review: Literal["none", "changed"] = "none"
-    unreviewed: Literal["keep", "publish"] = "keep"
     public: bool = False
     undecided: Literal["accept", "reject"] = "reject"
 
@@ -165,7 +164,6 @@ class Definition(Body):
         "publish": "an object with require and review",
         "publish.atomic": "true: a version is published as a whole or not at all",
         "publish.require": f"{_SHARE}: the share of good images without which the version before stays",
-        "publish.unreviewed": '"keep" or "publish": what becomes of changed images that nobody has looked at',
         "publish.public": "true or false: whether everybody who knows a link sees the published pictures",
         "publish.review": '"changed": a person accepts what changed until the deadline; or "none"',
         "publish.undecided": '"accept" or "reject": what happens to changed images without a mark at the deadline',

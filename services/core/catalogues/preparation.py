@@ -274,11 +274,11 @@ def _taken_before(base_run: Run | None, run: Run, revisions: list[str]) -> Taken
     if any(base_run.counts.get(name, 0) for name in ("failed", "rejected", "broken")):
         return None
     found = base_run.source
-    return Taken(found["title"], found["size"], bytes.fromhex(found["sha256"]), found["etag"], found["modified"])
+    return Taken(found["title"], found["bytes"], bytes.fromhex(found["sha256"]), found["etag"], found["modified"])
 
 
 def _described(taken: Taken, revisions: list[str]) -> dict[str, Any]:
     return {
-        "title": taken.title, "size": taken.size, "sha256": taken.sha256.hex(), "etag": taken.etag,
+        "title": taken.title, "bytes": taken.size, "sha256": taken.sha256.hex(), "etag": taken.etag,
         "modified": taken.modified, "revisions": revisions,
     }  # fmt: skip

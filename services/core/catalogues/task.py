@@ -148,7 +148,7 @@ def _definition(given: dict[str, object]) -> Definition:
 
 def _review(run: Run) -> Review:
     publish = _definition(run.definition).publish
-    return Review(publish.review == "changed", publish.unreviewed == "publish")
+    return Review(publish.review == "changed", publish.undecided == "accept")
 
 
 def _why_not(run: Run, current: Catalogue, counts: dict[str, int], require: float) -> dict[str, str] | None:
