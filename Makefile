@@ -1,4 +1,4 @@
-# make demo · make test · make check · make loaders · make chaos · make mutate · make bench · make up · make images · make images-test · make screenshots
+# make demo · make demo-catalogue · make test · make check · make loaders · make chaos · make mutate · make bench · make up · make images · make images-test · make screenshots
 #
 # PYTHON           the interpreter that makes .venv (3.11 or later)
 # JOBS             how many files of tests, or mutants, run at a time
@@ -15,11 +15,12 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo up test check loaders chaos mutate bench images images-test screenshots clean
+.PHONY: setup demo demo-catalogue up test check loaders chaos mutate bench images images-test screenshots clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    render 48 prompts on this machine into ./demo-output"
+	@echo "make demo-catalogue  keep a shop's catalogue up to date for two nights, into ./demo-catalogue"
 	@echo "make up      run everything until Ctrl-C"
 	@echo "make test    run the tests"
 	@echo "make check   format, lint, types, import contracts, unit tests"
@@ -46,6 +47,9 @@ $(STAMP): requirements.lock pyproject.toml services/client/pyproject.toml
 
 demo: setup
 	@$(BIN)/presswork demo
+
+demo-catalogue: setup
+	@$(BIN)/presswork demo-catalogue
 
 up: setup
 	@exec $(BIN)/presswork up
@@ -84,4 +88,4 @@ screenshots: setup
 	@$(BIN)/python -m tests.screenshots screenshots
 
 clean:
-	rm -rf .venv .presswork demo-output screenshots bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info
+	rm -rf .venv .presswork demo-output demo-catalogue screenshots bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info

@@ -131,6 +131,21 @@ def demo(
     raise typer.Exit(_guarded(demonstration.run, home, output, pipeline))
 
 
+@app.command("demo-catalogue", rich_help_panel=MACHINE)
+def demo_catalogue(
+    home: Home = HOME,
+    output: Annotated[Path, typer.Option(help="Where the feed, pictures and the page go.")] = Path("demo-catalogue"),
+    pipeline: Annotated[str, typer.Option(metavar="NAME", envvar="PRESSWORK_PIPELINE", help=f"{KINDS}.")] = "onnx",
+) -> None:
+    """Keep a shop's catalogue up to date for two nights.
+
+    The first renders 60 products in three variants; the second what has changed. Ends with a page of before and after.
+    """
+    from services.cli import demo_catalogue as demonstration
+
+    raise typer.Exit(_guarded(demonstration.run, home, output, pipeline))
+
+
 @app.command(rich_help_panel=OPERATIONS)
 def doctor() -> None:
     """Check the settings and reach every server."""

@@ -29,7 +29,7 @@ DOWNLOADS = 8
 
 def run(home: Path, output: Path, pipeline: str) -> int:
     prompts = resources.files("services.cli") / "demo.jsonl"
-    with _stack(home, pipeline) as client, resources.as_file(prompts) as file:
+    with stack(home, pipeline) as client, resources.as_file(prompts) as file:
         local = profile.local_stack(home)
         if local is not None:
             console.print(f"the dashboard is at {local.url}", soft_wrap=True)
@@ -116,7 +116,7 @@ def _file_name(image: Image) -> str:
 
 
 @contextmanager
-def _stack(home: Path, pipeline: str) -> Iterator[Client]:
+def stack(home: Path, pipeline: str) -> Iterator[Client]:
     """A client of the stack on this folder. A stack that is started here is stopped at the end."""
     running = _ready_client(home)
     if running is not None:

@@ -46,6 +46,7 @@ EXAMPLES = {
     "down": ("presswork down",),
     "status": ("presswork status",),
     "demo": ("presswork demo --output pictures",),
+    "demo-catalogue": ("presswork demo-catalogue --output shop",),
     "doctor": (". .presswork/env && presswork doctor",),
     "migrate": ("DATABASE_URL=postgresql://owner:secret@db/presswork presswork migrate",),
     "actions": ("presswork actions --verb job.cancel_requested", "presswork actions --actor key/Xk29dQ7a --limit 0"),
