@@ -109,9 +109,8 @@ def _night(client: Client, output: Path, products: Products, title: str) -> Cata
     if found["error"]:
         console.print(found["error"]["message"], soft_wrap=True)
     for change in client.catalogue_changes(NAME, found["id"], troubled=True):
-        console.print(
-            f"  line {change['line']}, {change['item']} {change['variant']}: {change['error']['message'] if change['error'] else ''}", soft_wrap=True
-        )
+        why = change["error"]["message"] if change["error"] else ""
+        console.print(f"  line {change['line']}, {change['item']} {change['variant']}: {why}", soft_wrap=True)
     return found
 
 
