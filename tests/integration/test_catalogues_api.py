@@ -119,6 +119,29 @@ def test_a_catalogue_is_made_changed_listed_and_deleted(served: Api) -> None:
     assert served.http.delete("/v1/catalogues/another").status_code == 204
 
 
+def test_a_catalogues_schedule_follows_its_definition(served: Api) -> None:
+    nightly = {"cron": "0 1 * * *", "timezone": "Europe/Berlin", "deadline": "06:00"}
+    place, schedule = "/v1/catalogues/nightly", "/v1/schedules/catalogue.nightly"
+    served.http.put(place, json=cataloguing.DEFINITION | {"schedule": nightly})
+    found = served.http.get(schedule).json()
+    assert {name: found[name] for name in (*nightly, "target")} == nightly | {
+        "target": {"catalogue": {"name": "nightly"}}
+    }
+    served.http.patch(schedule, json={"paused": True})
+    served.http.put(place, json=cataloguing.DEFINITION | {"schedule": nightly | {"cron": "0 2 * * *"}})
+    found = served.http.get(schedule).json()
+    assert (found["cron"], found["paused"]) == ("0 2 * * *", True)
+    refused = served.http.put(place, json=cataloguing.DEFINITION | {"keep": 9, "schedule": {"cron": "0 0 31 2 *"}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "schedule.cron"), refused.text
+    assert "never fires" in refused.json()["error"]["message"]
+    assert served.http.get(place).json()["definition"]["keep"] == 3  # nothing was changed
+    served.http.put(place, json=cataloguing.DEFINITION)
+    assert served.http.get(schedule).status_code == 404
+    served.http.put(place, json=cataloguing.DEFINITION | {"schedule": nightly})
+    assert served.http.delete(place).status_code == 204
+    assert served.http.get(schedule).status_code == 404
+
+
 def test_every_problem_of_a_definition_is_named(served: Api) -> None:
     wrong = cataloguing.DEFINITION | {"keep": 0, "sourc": 1}
     error = served.http.put("/v1/catalogues/shop", json=wrong)

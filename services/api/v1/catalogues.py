@@ -18,6 +18,7 @@ from services.core.catalogues.definition import Definition
 from services.core.files import files
 from services.core.model import strict_json
 from services.core.model.errors import InvalidSubmission, NotFound
+from services.core.schedules import of_catalogues
 
 router = APIRouter(route_class=TenantRoute)
 
@@ -57,13 +58,19 @@ def put_catalogue(
     catalogue: str,
     body: json_object.Document,
 ) -> Any:
-    """Makes a catalogue, or gives it another definition. What is published stays until a run makes another version."""
+    """Makes a catalogue, or gives it another definition. What is published stays until a run makes another version.
+    With `schedule`, the schedule `catalogue.NAME` runs it."""
     found, problems = definition.read(catalogue, json_object.read(body, "source"))
     if found is None:
         raise SubmissionError(InvalidSubmission(problems), "index")
-    with context.database.begin(tenant) as connection:
-        response.status_code = 200 if catalogues.exists(connection, tenant, catalogue) else 201
-        made = catalogues.put(connection, tenant, catalogue, found.model_dump(mode="json", exclude_unset=True))
+    base_url = dependencies.base_url(context.settings, request)
+    try:
+        with context.database.begin(tenant) as connection:
+            response.status_code = 200 if catalogues.exists(connection, tenant, catalogue) else 201
+            made = catalogues.put(connection, tenant, catalogue, found.model_dump(mode="json", exclude_unset=True))
+            of_catalogues.follow(connection, context.settings, made, base_url)
+    except InvalidSubmission as error:
+        raise SubmissionError(error, "index") from None
     return shown(context, request, made)
 
 
@@ -113,7 +120,7 @@ def delete_catalogue(context: ContextDep, tenant: Tenant, catalogue: str) -> Res
     """Deletes a catalogue with its versions and their pictures; a run that has not ended is cancelled. Links answer 404
     at once, and the objects are deleted soon after. The jobs of its runs stay."""
     with context.database.begin(tenant) as connection:
-        catalogues.find(connection, tenant, catalogue)
+        of_catalogues.forget(connection, catalogues.find(connection, tenant, catalogue))
         catalogues.remove(connection, tenant, catalogue)
     return Response(status_code=204)
 
