@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -153,7 +154,7 @@ def test_a_port_in_use_is_one_sentence(up, tmp_path):
 
 
 def test_the_command_that_up_prints_sets_the_key(up):
-    _, command, _ = up.process.text().split("`")
+    [command] = re.findall(r"`(\. [^`]+)`", up.process.text())
     shown = subprocess.run(
         ["sh", "-c", f'{command}; printf %s "$PRESSWORK_API_KEY"'], capture_output=True, text=True, check=True, env={}
     )

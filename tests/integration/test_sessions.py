@@ -33,8 +33,9 @@ def admin(stack, database_url):
 
 
 def end_sessions(admin):
+    """Returns when they have ended, so that a pooler knows it too."""
     admin.execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
         "WHERE usename IN ('presswork_app', 'presswork_web', 'presswork_scheduler', 'presswork_worker')"
     )
 
