@@ -37,10 +37,9 @@ def is_over(connection: socket.socket, send: bytes = b"") -> bool:
     """Whether the server has ended it; else sends some more."""
     connection.setblocking(False)
     try:
-        if not connection.recv(65536):
-            return True
-        connection.sendall(send)
-    except BlockingIOError:
+        with suppress(BlockingIOError):
+            if not connection.recv(65536):
+                return True
         with suppress(BlockingIOError):
             connection.sendall(send)
     except OSError:
