@@ -1,4 +1,4 @@
-# make demo · make demo-catalogue · make test · make check · make loaders · make chaos · make mutate · make bench · make up · make images · make images-test · make screenshots
+# make demo · make demo-catalogue · make test · make test-again · make check · make loaders · make chaos · make mutate · make bench · make up · make images · make images-test · make screenshots
 #
 # PYTHON           the interpreter that makes .venv (3.11 or later)
 # JOBS             how many files of tests, or mutants, run at a time
@@ -15,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo demo-catalogue up test check loaders chaos mutate bench images images-test screenshots clean
+.PHONY: setup demo demo-catalogue up test test-again check loaders chaos mutate bench images images-test screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make demo-catalogue  keep a shop's catalogue up to date for two nights, into ./demo-catalogue"
 	@echo "make up      run everything until Ctrl-C"
 	@echo "make test    run the tests"
+	@echo "make test-again  try what failed once more, alone: is it the code, or a busy machine?"
 	@echo "make check   format, lint, types, import contracts, unit tests"
 	@echo "make loaders read exports and downloads back with the programs that they are for, also the large ones"
 	@echo "make chaos   kill and stop processes at random for some minutes: too slow for make test"
@@ -57,6 +58,9 @@ up: setup
 test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --cov --cov-report=
 	@echo "coverage: $$($(BIN)/coverage report --format=total) % of the lines, counted in the tests' own processes alone"
+
+test-again: setup
+	$(BIN)/python -m tests.again
 
 check: setup
 	$(BIN)/ruff format --check .
