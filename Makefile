@@ -74,7 +74,7 @@ loaders: setup
 	$(BIN)/python -m pytest tests/integration/test_loaders.py
 
 chaos: setup
-	$(BIN)/python -m pytest -m chaos -s tests/chaos
+	$(BIN)/python -m pytest -m chaos -s
 
 mutate: setup
 	$(BIN)/python -m tests.mutation $(NAME) --sample $(SAMPLE) --slots $(JOBS)

@@ -102,6 +102,7 @@ def test_a_prompt_that_hangs_the_device_fails_alone_in_a_batch_of_sixteen(start,
     assert failed(database, job_id) == {0: "poison"}
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(90)
 def test_two_devices_convict_a_prompt_sooner_than_one(start, database, settings):
     start()
@@ -113,6 +114,7 @@ def test_two_devices_convict_a_prompt_sooner_than_one(start, database, settings)
     assert crashes <= 3
 
 
+@pytest.mark.chaos
 def test_a_device_that_kills_every_process_fails_no_image(start, database, settings, tmp_path):
     worker = start(PRESSWORK_MODEL_DIR=str(tmp_path), PRESSWORK_SICK_SECONDS="1")
     (tmp_path / "sick").touch()
@@ -171,7 +173,12 @@ def test_a_killed_worker_loses_nothing_once_its_leases_have_run_out(start, datab
 
 @pytest.mark.parametrize(
     ("notifier", "number"),
-    [(True, signal.SIGTERM), (False, signal.SIGTERM), (True, signal.SIGINT), (False, signal.SIGHUP)],
+    [
+        (True, signal.SIGTERM),
+        pytest.param(False, signal.SIGTERM, marks=pytest.mark.chaos),
+        pytest.param(True, signal.SIGINT, marks=pytest.mark.chaos),
+        pytest.param(False, signal.SIGHUP, marks=pytest.mark.chaos),
+    ],
 )
 def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(
     start, database, settings, notifier, number
@@ -213,7 +220,7 @@ def test_a_heartbeat_under_way_does_not_overwrite_that_the_worker_has_stopped(da
         assert connection.execute(text("SELECT state FROM workers")).scalar_one() == "stopped"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGQUIT, marks=pytest.mark.chaos)])
 def test_an_impatient_end_does_not_wait_for_the_batch(start, database, settings, number):
     """Ctrl-C, pressed again and again, or the terminal's QUIT."""
     worker = start(PRESSWORK_LEASE_SECONDS="60")
@@ -247,6 +254,7 @@ def test_redis_cut_off_and_emptied_in_the_middle_costs_nothing(start, database, 
     proxy.close()
 
 
+@pytest.mark.chaos
 def test_bells_rung_many_times_render_nothing_twice(start, database, settings):
     start()
     start()
@@ -325,7 +333,7 @@ def test_a_model_that_is_not_there_ends_the_worker_with_one_sentence_and_a_code_
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("pipeline", ["onnx", "torch"])
+@pytest.mark.parametrize("pipeline", [pytest.param("onnx", marks=pytest.mark.chaos), "torch"])
 def test_a_model_that_only_the_child_finds_unfit_ends_the_worker_with_one_sentence_and_that_code(
     environ, store, tiny, tmp_path, pipeline
 ):
@@ -346,6 +354,7 @@ def test_a_model_that_only_the_child_finds_unfit_ends_the_worker_with_one_senten
     assert "Traceback" not in worker.text()
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(90)
 def test_a_child_that_dies_while_redis_is_away_is_replaced(start, database, settings):
     target = urlsplit(settings.redis_url)
@@ -407,6 +416,7 @@ def test_a_database_cut_off_for_longer_than_a_lease_loses_no_work_and_uses_no_at
     proxy.close()
 
 
+@pytest.mark.chaos
 def test_what_a_killed_worker_held_is_claimed_again_within_a_lease_and_a_sweep(start, database, settings):
     worker = start(PRESSWORK_SIMULATED_BATCH_MS="500")
     job_id = submit(database, settings, mugs(16))

@@ -12,7 +12,7 @@ from worker.pipeline import Batch
 from worker.pipelines.torch_compiled import open_torch
 
 
-@pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
+@pytest.mark.parametrize("guidance_scale", [7.5, pytest.param(1.0, marks=pytest.mark.chaos)])
 def test_nothing_is_compiled_in_a_render_after_its_shape_was_prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guidance_scale: float
 ):
