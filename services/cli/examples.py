@@ -87,5 +87,6 @@ EXAMPLES = {
     "bench engine": ("presswork bench engine --help",),
     "model inspect": ("presswork model inspect presswork-mini",),
     "model make": ("presswork model make tiny-model --preset tiny",),
+    "model merge": ("presswork model merge tiny-model style.safetensors:0.8 -o styled",),
     "model verify": ("presswork model verify DIR",),
 }  # fmt: skip

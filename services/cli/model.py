@@ -1,6 +1,7 @@
-"""`presswork model`: inspects, makes and verifies model directories, in a separate process that may load torch."""
+"""`presswork model`: inspects, makes, merges and verifies models, in a separate process that may load torch."""
 
 import subprocess
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ from services.cli.exits import guarded
 from services.core import extras
 from services.core.processes import python
 
-app = typer.Typer(no_args_is_help=True, help="Inspect, make and verify models.")
+app = typer.Typer(no_args_is_help=True, help="Inspect, make, merge and verify models.")
 
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="The model's directory, or its name on the hub.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -44,13 +45,37 @@ def make(
 
 @app.command()
 @guarded
+def merge(
+    folder: Folder,
+    loras: Annotated[
+        list[str],
+        typer.Argument(metavar="LORA[:WEIGHT]...", help="Safetensors files, each with its weight: a.safetensors:0.8"),
+    ],
+    output: Annotated[str, typer.Option("--output", "-o", metavar="NEW", help="The new model's directory.")],
+    name: Annotated[str, typer.Option(help="The new model's name; by default its directory's.")] = "",
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Leave out what does not fit the model, and list it.")
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Merge LoRAs into a model, as a new one.
+
+    Reads the layouts of kohya, diffusers and PEFT. What was merged stands in the new directory.
+    """
+    extras.require("worker", "torch")
+    options = ["--output", output, *(["--name", name] if name else []), *(["--partial"] if partial else [])]
+    return _run("merge", folder, json, *options, more=loras)
+
+
+@app.command()
+@guarded
 def verify(folder: Folder, json: Json = False) -> int:
     """Load a whole model strictly, without rendering."""
     extras.require("worker", "torch")
     return _run("verify", folder, json)
 
 
-def _run(verb: str, folder: str, json: bool, *options: str) -> int:
+def _run(verb: str, folder: str, json: bool, *options: str, more: Sequence[str] = ()) -> int:
     flags = ["--json"] if json else []
-    command = python("worker.model", verb, *flags, *options, "--", folder)
+    command = python("worker.model", verb, *flags, *options, "--", folder, *more)
     return subprocess.run(command, check=False).returncode

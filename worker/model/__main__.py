@@ -1,4 +1,4 @@
-"""`python -m worker.model inspect | make | verify`: what `presswork model` runs, in a separate process."""
+"""`python -m worker.model inspect | make | merge | verify`: what `presswork model` runs, in a separate process."""
 
 import argparse
 import contextlib
@@ -45,6 +45,16 @@ def make(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return report, f"{options.dir}: {options.preset}, {revision}"
 
 
+def merge(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    folder = directory.locate(options.dir)
+    from worker.model import merge as merging  # imports torch
+
+    done = merging.merge(
+        folder, options.loras, Path(options.output), name=options.name, partial=options.partial, say=_say
+    )
+    return done, merging.table(done)
+
+
 def verify(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     folder = directory.locate(options.dir)
     from worker.model import checkpoint, inspect  # imports torch, so only once the directory is known to exist
@@ -70,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, does in (
         (inspect, "describe a model without loading it"),
         (make, "write a model with random weights"),
+        (merge, "write a model with LoRAs merged into it"),
         (verify, "load a whole model strictly, look for damaged numbers and draw one small picture twice"),
     ):
         sub = commands.add_parser(command.__name__, help=does, description=does)
@@ -79,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
         if command is make:
             sub.add_argument("--preset", choices=list(PRESETS), default="tiny", help="which (default: tiny)")
             sub.add_argument("--seed", type=int, default=0, metavar="N", help="decides the weights (default: 0)")
+        if command is merge:
+            sub.add_argument(
+                "loras", nargs="+", metavar="LORA[:WEIGHT]", help="safetensors files, merged in this order"
+            )
+            sub.add_argument("-o", "--output", required=True, metavar="NEW", help="the new model's directory")
+            sub.add_argument("--name", default="", help="the new model's name (default: its directory's)")
+            sub.add_argument("--partial", action="store_true", help="leave out what does not fit, and list it")
     return parser
 
 

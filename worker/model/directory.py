@@ -22,6 +22,7 @@ SAFETY_COMPONENTS = {"safety_checker": "config.json", "feature_extractor": "prep
 DECI_2, DECI_1, STABLE = "DeciDiffusion 2.0", "DeciDiffusion 1.0", "Stable Diffusion"
 DEFAULT_STEPS = {DECI_2: 10, DECI_1: 30, STABLE: 10}
 SHIPPED = "presswork-mini"
+PROVENANCE = "presswork_merge.json"
 SIZE_UNIT = 8  # pixels per latent, in each direction
 
 
@@ -169,6 +170,12 @@ def revision(folder: Path) -> str:
             raise SettingsError(f"The model's {file} cannot be read: {error.strerror or error}.") from None
         digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
     return f"revision-{digest.hexdigest()[:12]}"
+
+
+def merged(folder: Path) -> dict[str, Any]:
+    """What `presswork model merge` made the model of, as `{"merged": ...}`; empty if it did not make it."""
+    file = folder / PROVENANCE
+    return {"merged": read_object(file)} if file.is_file() else {}
 
 
 def read_object(file: Path) -> dict[str, Any]:

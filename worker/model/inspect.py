@@ -36,7 +36,7 @@ def inspect(folder: Path) -> dict[str, Any]:
             "guidance_rescale": sampler_config.guidance_rescale,
         },
         "components": {name: _component(folder / name) for name in directory.networks(folder)},
-    }
+    } | directory.merged(folder)
 
 
 def table(facts: dict[str, Any]) -> str:
@@ -52,6 +52,7 @@ def table(facts: dict[str, Any]) -> str:
         f"  sizes     {sizes} pixels",
         f"  defaults  {facts['default_steps']} steps, guidance {facts['default_guidance_scale']:g}",
         f"  sampler   {', '.join(how)}",
+        *_merged(facts),
         "",
         f"  {'':<16}{'parameters':>14}{'tensors':>10}{'dtype':>12}{'on disk':>12}",
     ]
@@ -61,6 +62,14 @@ def table(facts: dict[str, Any]) -> str:
     totals = (sum(part[key] for part in parts.values()) for key in ("parameters", "tensors", "bytes"))
     parameters, tensors, size = totals
     return "\n".join([*lines, _row("in all", parameters, tensors, "", size)])
+
+
+def _merged(facts: dict[str, Any]) -> list[str]:
+    """What was merged into the model, if anything was."""
+    if "merged" not in facts:
+        return []
+    loras = ", ".join(f"{one['file']} at {one['weight']:g}" for one in facts["merged"]["loras"])
+    return [f"  merged    {facts['merged']['base']['name']} with {loras}"]
 
 
 def _component(folder: Path) -> dict[str, Any]:

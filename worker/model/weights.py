@@ -94,6 +94,14 @@ def read_header(file: Path) -> dict[str, Entry]:
     return entries
 
 
+def starts(file: Path) -> dict[str, int]:
+    """Where each tensor's bytes begin in a file that `read_header` has accepted."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    return {name: 8 + length + one["data_offsets"][0] for name, one in header.items() if name != "__metadata__"}
+
+
 def _entries(header: Mapping[str, Any]) -> tuple[dict[str, Entry], int]:
     """The tensors, and where the last of their bytes ends. Raises ValueError if they overlap or leave gaps."""
     entries, spans = {}, []
