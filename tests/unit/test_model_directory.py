@@ -267,7 +267,7 @@ def test_an_index_that_makes_no_sense_is_refused(model: Path, block: object) -> 
         lambda model: (model / "unet" / "model.safetensors").write_bytes(b"1"),
         lambda model: (model / "vae" / "config.json").write_text("[]"),
         lambda model: (model / "tokenizer" / "merges.txt").touch(),
-        lambda model: (model / "scheduler" / "scheduler_config.json").write_text("[]"),
+        lambda model: (model / "scheduler" / "scheduler_config.json").write_text('{"beta_start": 0.001}'),
         lambda model: (model / "unet" / "diffusion_pytorch_model.safetensors").touch(),
         lambda model: write_index(model, presswork={"sampler": {"guidance_rescale": 0.5}}),
     ],

@@ -19,7 +19,7 @@ from services.core.model.errors import PressworkError
 from services.core.model.specs import Shape, Spec
 from worker.bench.contender import STOCK, Contender, Setup
 from worker.bench.stock import Work
-from worker.model import checkpoint, sampler
+from worker.model import checkpoint, noise, sampler
 from worker.model.checkpoint import Checkpoint
 from worker.model.stages import Decoder, Denoiser, TextEncoder
 from worker.model.text import Prompts
@@ -104,7 +104,7 @@ def per_network(pipeline: DiffusionPipeline, work: Work, device: torch.device) -
     both = compiled.concat_halves([array[:1] for array in text], text)
     steps = sampler.plan(pipeline._sampler_config, work.shape.steps)
     times = compiled.time_table([step.timestep for step in steps])
-    latents = compiled.to_device(np.stack([pipeline._noise(spec) for spec in work.specs]))
+    latents = compiled.to_device(np.stack([noise.draw(spec.seed, pipeline._latent_size(spec)) for spec in work.specs]))
 
     def denoise() -> None:
         for row in times:

@@ -10,6 +10,7 @@ from torch import Tensor
 from services.core.model.specs import Shape, Spec
 from worker.model import noise, sampler
 from worker.model.checkpoint import Checkpoint
+from worker.model.sampler import SamplerConfig
 from worker.model.text import Prompts
 from worker.pipeline import Batch
 
@@ -33,8 +34,6 @@ class Stock:
     """Evaluates both guidance halves completely at every step; eagerly, or with a compiled U-Net."""
 
     def __init__(self, loaded: Checkpoint, device: torch.device, dtype: torch.dtype, *, compiles: bool) -> None:
-        from diffusers import DPMSolverMultistepScheduler
-
         self._unet, self._vae, self._text = (
             network.to(device, dtype, memory_format=torch.channels_last)
             for network in (loaded.unet, loaded.vae, loaded.text_encoder)
@@ -42,14 +41,7 @@ class Stock:
         self._predict = torch.compile(self._evaluate, dynamic=False) if compiles else self._evaluate
         self._device, self._dtype, self._sampler_config = device, dtype, loaded.sampler_config
         self._prompts = Prompts.of(loaded.tokenizer, loaded.text_encoder.config.max_position_embeddings)
-        sampler_config = loaded.sampler_config
-        self._scheduler = DPMSolverMultistepScheduler(
-            beta_start=sampler_config.beta_start, beta_end=sampler_config.beta_end,
-            beta_schedule=sampler_config.beta_schedule,
-            prediction_type=sampler_config.prediction_type, lambda_min_clipped=sampler_config.lambda_min_clipped,
-            solver_type="heun",
-            final_sigmas_type="sigma_min",
-        )  # fmt: skip
+        self._scheduler = scheduler(loaded.sampler_config)
 
     @torch.inference_mode()
     def render(self, work: Work) -> np.ndarray[Any, Any]:
@@ -62,9 +54,7 @@ class Stock:
         latents = torch.from_numpy(np.stack([noise.draw(spec.seed, size) for spec in specs]))
         latents = latents.to(self._device, self._dtype)
         scale = specs[0].guidance_scale
-        self._scheduler.set_timesteps(
-            timesteps=list(sampler.timesteps(self._sampler_config, shape.steps)), device=self._device
-        )
+        set_timesteps(self._scheduler, self._sampler_config, shape.steps, self._device)
         for timestep in self._scheduler.timesteps:
             uncond, prompted = self._predict(torch.cat([latents] * 2), timestep, text).chunk(2)
             guided = uncond + scale * (prompted - uncond)
@@ -93,6 +83,35 @@ class Stock:
                 x = module(x)
         predicted: Tensor = unet.conv_out(torch.nn.functional.silu(unet.conv_norm_out(x)))
         return predicted
+
+
+def scheduler(sampler_config: SamplerConfig) -> Any:
+    """diffusers' scheduler that samples as `sampler_config` says."""
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler
+
+    trained: dict[str, Any] = {
+        "beta_start": sampler_config.beta_start, "beta_end": sampler_config.beta_end,
+        "beta_schedule": sampler_config.beta_schedule, "prediction_type": sampler_config.prediction_type,
+        "trained_betas": sampler_config.trained_betas, "timestep_spacing": sampler_config.timestep_spacing,
+        "rescale_betas_zero_snr": sampler_config.zero_terminal_snr, "steps_offset": sampler_config.steps_offset,
+    }  # fmt: skip
+    if sampler_config.solver == "lcm":
+        return LCMScheduler(**trained, timestep_scaling=sampler_config.timestep_scaling)
+    if sampler_config.solver == "ddim":
+        return DDIMScheduler(**trained, clip_sample=False, set_alpha_to_one=sampler_config.set_alpha_to_one)
+    karras = sampler_config.karras_sigmas
+    return DPMSolverMultistepScheduler(
+        **trained, lambda_min_clipped=sampler_config.lambda_min_clipped, solver_type="heun", use_karras_sigmas=karras,
+        final_sigmas_type="zero" if karras else "sigma_min",
+    )  # fmt: skip
+
+
+def set_timesteps(scheduler: Any, sampler_config: SamplerConfig, steps: int, device: torch.device | None) -> None:
+    """As the scheduler itself spaces them; squeezed ones must be listed."""
+    if sampler_config.squeezed:
+        scheduler.set_timesteps(timesteps=list(sampler.timesteps(sampler_config, steps)), device=device)
+    else:
+        scheduler.set_timesteps(steps, device=device)
 
 
 def _rescaled(guided: Tensor, text: Tensor, share: float) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from services.core.model.errors import SettingsError
-from worker.model import hub, weights
+from worker.model import hub, scheduler_config, weights
 from worker.model.sampler import MAX_STEPS, SamplerConfig
 
 FLEXIBLE, STOCK = "flexible_unet", "unet"
@@ -21,6 +21,8 @@ COMPONENTS = ("text_encoder", "vae", "tokenizer", "scheduler", FLEXIBLE)
 SAFETY_COMPONENTS = {"safety_checker": "config.json", "feature_extractor": "preprocessor_config.json"}
 DECI_2, DECI_1, STABLE = "DeciDiffusion 2.0", "DeciDiffusion 1.0", "Stable Diffusion"
 DEFAULT_STEPS = {DECI_2: 10, DECI_1: 30, STABLE: 10}
+PUBLISHED_SOLVER = {DECI_2: "dpmsolver++", DECI_1: "ddim", STABLE: "dpmsolver++"}
+LCM_STEPS, LCM_GUIDANCE_SCALE = 4, 1.0  # a distilled model needs no more
 SHIPPED = "presswork-mini"
 PROVENANCE = "presswork_merge.json"
 SIZE_UNIT = 8  # pixels per latent, in each direction
@@ -31,7 +33,7 @@ class Index:
     """What is known of a model before it is loaded. Sizes are (width, height) in pixels.
 
     `kind` is one of the three above. `words`: the whole vocabulary of a small model, casefolded; empty if not given.
-    `sampler` overrides SamplerConfig's defaults for this kind: lambda_min_clipped, squeezed, guidance_rescale.
+    `sampler` overrides SamplerConfig's defaults for this kind: sampler.OVERRIDES.
     """
 
     name: str
@@ -123,6 +125,9 @@ def read_index(folder: Path) -> Index:
     index = read_object(file)
     block = index.get("presswork", {})
     kind = _kind(folder)
+    steps, guidance_scale = DEFAULT_STEPS[kind], 7.5
+    if scheduler_config.solver(_read_if_there(folder / "scheduler" / "scheduler_config.json")) == "lcm":
+        steps, guidance_scale = LCM_STEPS, LCM_GUIDANCE_SCALE
     try:
         sizes = tuple(_size(size) for size in block.get("sizes", [[512, 512]]))
         words = block.get("words", [])
@@ -131,8 +136,8 @@ def read_index(folder: Path) -> Index:
             kind=kind,
             sizes=sizes,
             default_size=_size(block.get("default_size", sizes[0])),
-            default_steps=int(block.get("default_steps", DEFAULT_STEPS[kind])),
-            default_guidance_scale=float(block.get("default_guidance_scale", 7.5)),
+            default_steps=int(block.get("default_steps", steps)),
+            default_guidance_scale=float(block.get("default_guidance_scale", guidance_scale)),
             max_steps=int(block.get("max_steps", MAX_STEPS)),
             words=tuple(str(word).casefold() for word in words),
             sampler=dict(block.get("sampler", {})),
@@ -151,7 +156,9 @@ def read_index(folder: Path) -> Index:
 def read_sampler_config(folder: Path) -> SamplerConfig:
     """How the model is sampled. Raises SettingsError, in one sentence, if its configuration is invalid."""
     index, scheduler = read_index(folder), read_object(folder / "scheduler" / "scheduler_config.json")
-    return SamplerConfig.read(scheduler, flexible=index.flexible, overrides=index.sampler)
+    return SamplerConfig.read(
+        scheduler, flexible=index.flexible, overrides=index.sampler, solver=PUBLISHED_SOLVER[index.kind]
+    )
 
 
 def revision(folder: Path) -> str:
@@ -189,6 +196,10 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SettingsError(f"The model's {file} must hold a JSON object.")
     return value
+
+
+def _read_if_there(file: Path) -> dict[str, Any]:
+    return read_object(file) if file.is_file() else {}
 
 
 def _kind(folder: Path) -> str:

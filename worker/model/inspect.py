@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from worker.model import directory, weights
+from worker.model import directory, sampler, weights
 
 
 def inspect(folder: Path) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def inspect(folder: Path) -> dict[str, Any]:
         "default_guidance_scale": index.default_guidance_scale,
         "max_steps": index.max_steps,
         "sampler": {
-            "name": "DPM-Solver++ 2M",
+            "name": sampler.SOLVERS[sampler_config.solver]
+            + (", Karras sigmas" if sampler_config.karras_sigmas else ""),
             "squeezed": sampler_config.squeezed,
             "prediction": sampler_config.prediction_type,
             "guidance_rescale": sampler_config.guidance_rescale,

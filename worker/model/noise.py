@@ -1,6 +1,7 @@
-"""An image's initial noise: decided by its seed alone, and drawn in float32 on the CPU for every device."""
+"""An image's noise: decided by its seed alone, and drawn in float32 on the CPU for every device."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,9 +17,18 @@ def draw(seed: int, size: tuple[int, int, int]) -> NDArray[np.float32]:
     the high bits draw a second field, and the two are mixed. The second field skips one draw, so that equal halves of a
     seed do not give equal fields.
     """
+    return next(fields(seed, size))
+
+
+def fields(seed: int, size: tuple[int, int, int]) -> Iterator[NDArray[np.float32]]:
+    """The initial latents as `draw` gives them, then the noise that a sampler adds at each step, without end."""
     high, low = divmod(seed, SEEDS_OF_TORCH)
-    field = torch.randn(size, generator=torch.Generator().manual_seed(low))
-    if high:
-        second = torch.randn((2, *size), generator=torch.Generator().manual_seed(high))[1]
-        field = (field + second) * math.sqrt(0.5)
-    return field.numpy()
+    first = torch.Generator().manual_seed(low)
+    second = torch.Generator().manual_seed(high) if high else None
+    skipped = 1 if high else 0
+    while True:
+        field = torch.randn(size, generator=first)
+        if second is not None:
+            field = (field + torch.randn((1 + skipped, *size), generator=second)[-1]) * math.sqrt(0.5)
+            skipped = 0
+        yield field.numpy()

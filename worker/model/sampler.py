@@ -1,28 +1,28 @@
-"""The sampler: timesteps, coefficients and guidance for n denoising steps, shared by all backends.
+"""The sampler: coefficients and guidance for n denoising steps, shared by all backends.
 
-DPM-Solver++ 2M (Lu et al., 2022, heun variant) with DeciDiffusion 2.0's squeezed timesteps.
+DPM-Solver++ 2M (Lu et al., 2022, heun variant) with DeciDiffusion 2.0's squeezed timesteps; DDIM (Song et al., 2021)
+for DeciDiffusion 1.0; and the sampler of latent consistency models (Luo et al., 2023).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from services.core.model.errors import SettingsError
-from worker.model import scheduler_config
+from worker.model import noise_schedule, scheduler_config
+from worker.model.noise_schedule import MAX_STEPS, timesteps
 
-NUM_TRAIN_TIMESTEPS = 1000
-MAX_STEPS = 50
-SQUEEZED = {10: 6, 11: 7}  # requested steps -> how many of the 16 unsqueezed timesteps are used
-UNSQUEEZED_STEPS = 16
+__all__ = ["MAX_STEPS", "SamplerConfig", "Step", "advance", "guide", "plan", "timesteps"]
 LOWER_ORDER_BELOW = 15  # with fewer steps, the last step is of first order
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-ALMOST_NO_SIGNAL = 2.0**-24  # at the last timestep of a zero-SNR schedule, as in diffusers: zero would divide by zero
 PREDICTION_TYPES = ("v_prediction", "epsilon")
+SOLVERS = {"dpmsolver++": "DPM-Solver++ 2M", "ddim": "DDIM", "lcm": "LCM"}
+OVERRIDES = ("solver", "squeezed", "lambda_min_clipped", "guidance_rescale")
+SIGMA_DATA = 0.5  # of a latent consistency model's boundary condition
 
 Latents = TypeVar("Latents")
 """A numpy array or a torch tensor, float32 (batch, channels, height, width): only operations that both support."""
@@ -36,7 +36,9 @@ class SamplerConfig:
     0..1 of the guided prediction that is rescaled to the deviation of the text's prediction (Lin et al., 2023, 3.4).
     `trained_betas`: one for each timestep, instead of a schedule. `zero_terminal_snr`: the betas are rescaled so that
     the last timestep is noise alone (the same paper, algorithm 1). `timestep_spacing`: as diffusers spaces timesteps;
-    `steps_offset` is added to "leading" ones.
+    `steps_offset` is added to "leading" ones. `karras_sigmas`: noise levels are spread as Karras et al. (2022) do.
+    `set_alpha_to_one`: DDIM's last step ends without noise, not at timestep 0. `timestep_scaling`: of LCM's boundary
+    condition.
     """
 
     beta_schedule: str = "squaredcos_cap_v2"
@@ -50,6 +52,10 @@ class SamplerConfig:
     zero_terminal_snr: bool = False
     timestep_spacing: str = "linspace"
     steps_offset: int = 0
+    solver: str = "dpmsolver++"
+    karras_sigmas: bool = False
+    set_alpha_to_one: bool = True
+    timestep_scaling: float = 10.0
 
     def __post_init__(self) -> None:
         if self.beta_schedule not in BETA_SCHEDULES:
@@ -77,38 +83,67 @@ class SamplerConfig:
             raise SettingsError(
                 "The scheduler's rescale_betas_zero_snr needs v_prediction: no noise can be told from noise alone."
             )
+        if self.karras_sigmas and (self.solver != "dpmsolver++" or self.squeezed):
+            raise SettingsError(
+                "The scheduler's use_karras_sigmas cannot go with squeezed timesteps, DDIM or LCM; leave it out."
+            )
+        if self.karras_sigmas and (self.beta_schedule == "squaredcos_cap_v2" or self.zero_terminal_snr):
+            raise SettingsError(
+                "The scheduler's use_karras_sigmas cannot go with squaredcos_cap_v2 or rescale_betas_zero_snr, whose"
+                " most noise several steps would share; leave it out."
+            )
+        if self.timestep_scaling <= 0.0:
+            raise SettingsError(f"The scheduler's timestep_scaling is {self.timestep_scaling}; it must be above 0.")
         if not 0.0 <= self.guidance_rescale <= 1.0:
             raise SettingsError(f"The guidance rescale is {self.guidance_rescale}; it must be from 0 to 1.")
 
     @classmethod
-    def read(cls, scheduler: Mapping[str, Any], *, flexible: bool, overrides: Mapping[str, Any]) -> "SamplerConfig":
+    def read(
+        cls, scheduler: Mapping[str, Any], *, flexible: bool, overrides: Mapping[str, Any], solver: str = "dpmsolver++"
+    ) -> "SamplerConfig":
         """From a checkpoint's scheduler_config.json, with `overrides` from its model_index.json.
 
-        A `flexible` U-Net gets the constants of DeciDiffusion's published pipeline: it does not run the scheduler that
-        its scheduler_config.json names (DDIM with zero terminal SNR).
+        A `flexible` U-Net with DPM-Solver++ gets the constants of DeciDiffusion 2.0's published pipeline: it does not
+        run the scheduler that its scheduler_config.json names (DDIM with zero terminal SNR). `solver` is that of the
+        model's publication.
 
         Raises SettingsError, in one sentence, for what cannot be followed.
         """
-        scheduler_config.check(scheduler, flexible=flexible)
+        if unknown := overrides.keys() - set(OVERRIDES):
+            raise SettingsError(
+                f"The model's model_index.json has the sampler field {min(unknown)!r}; it can have"
+                f" {', '.join(OVERRIDES)}."
+            )
+        solver = str(overrides.get("solver", scheduler_config.solver(scheduler) or solver))
+        if solver not in SOLVERS:
+            raise SettingsError(f"The model's solver is {solver!r}; it can be {', '.join(SOLVERS)}.")
+        squeezing = flexible and solver == "dpmsolver++"
+        scheduler_config.check(scheduler, flexible=squeezing)
+        usual = scheduler_config.DEFAULTS[scheduler_config.solver(scheduler) or solver]
         followed: dict[str, Any] = {}
-        if not flexible:
+        if not squeezing:
             followed = {
                 "zero_terminal_snr": bool(scheduler.get("rescale_betas_zero_snr")),
-                "timestep_spacing": str(scheduler.get("timestep_spacing") or "linspace"),
+                "timestep_spacing": str(scheduler.get("timestep_spacing") or usual.timestep_spacing),
                 "steps_offset": int(scheduler_config.number(scheduler, "steps_offset", 0)),
+                "karras_sigmas": bool(scheduler.get("use_karras_sigmas")),
+                "set_alpha_to_one": scheduler.get("set_alpha_to_one") is not False,
+                "timestep_scaling": scheduler_config.number(scheduler, "timestep_scaling", 10.0),
             }
-        clipped = -7.5 if flexible else scheduler_config.number(scheduler, "lambda_min_clipped", -math.inf)
+        clipped = -7.5 if squeezing else scheduler_config.number(scheduler, "lambda_min_clipped", -math.inf)
+        rescale = {"dpmsolver++": 0.8, "ddim": 0.7}.get(solver, 0.0) if flexible else 0.0
         try:
             return cls(
                 **followed,
+                solver=solver,
                 trained_betas=scheduler_config.trained_betas(scheduler),
-                beta_schedule=str(scheduler.get("beta_schedule", "linear")),
-                beta_start=scheduler_config.number(scheduler, "beta_start", 0.0001),
-                beta_end=scheduler_config.number(scheduler, "beta_end", 0.02),
+                beta_schedule=str(scheduler.get("beta_schedule", usual.beta_schedule)),
+                beta_start=scheduler_config.number(scheduler, "beta_start", usual.beta_start),
+                beta_end=scheduler_config.number(scheduler, "beta_end", usual.beta_end),
                 prediction_type=str(scheduler.get("prediction_type", "epsilon")),
                 lambda_min_clipped=float(overrides.get("lambda_min_clipped", clipped)),
-                squeezed=bool(overrides.get("squeezed", flexible)),
-                guidance_rescale=float(overrides.get("guidance_rescale", 0.8 if flexible else 0.0)),
+                squeezed=bool(overrides.get("squeezed", squeezing)),
+                guidance_rescale=float(overrides.get("guidance_rescale", rescale)),
             )
         except (TypeError, ValueError):
             raise SettingsError(
@@ -121,7 +156,8 @@ class Step:
     """One step's coefficients.
 
     x0 = x0_from_latents * latents + x0_from_noise_pred * noise_pred
-    next latents = from_latents * latents + from_x0 * x0 + from_last_x0 * (x0 of the step before)
+    next latents = from_latents * latents + from_x0 * x0 + from_last_x0 * (x0 of the step before) + from_noise * noise,
+    the noise new and standard normal; most samplers add none.
     """
 
     timestep: int
@@ -129,52 +165,88 @@ class Step:
     x0_from_noise_pred: float
     from_latents: float
     from_x0: float
-    from_last_x0: float
-
-
-def timesteps(sampler_config: SamplerConfig, steps: int) -> tuple[int, ...]:
-    """`steps` timesteps, descending. They are evenly spaced, or squeezed for 10 and 11 steps if the config says so."""
-    if not 1 <= steps <= MAX_STEPS:
-        raise ValueError(f"steps is {steps}; it must be from 1 to {MAX_STEPS}")
-    if not sampler_config.squeezed or steps not in SQUEEZED:
-        return _evenly_spaced(sampler_config, steps)
-    kept = _evenly_spaced(sampler_config, UNSQUEEZED_STEPS)[: SQUEEZED[steps]]
-    left = steps - len(kept)
-    stride = kept[-1] // (left + 1)
-    return (*kept, *(stride * n for n in range(left, 0, -1)))
+    from_last_x0: float = 0.0
+    from_noise: float = 0.0
 
 
 @lru_cache(maxsize=256)
 def plan(sampler_config: SamplerConfig, steps: int) -> tuple[Step, ...]:
     """The coefficients of all steps, for initial latents that are standard normal."""
     chosen = timesteps(sampler_config, steps)
-    alphas_cumprod = _alphas_cumprod(sampler_config)
+    solve = {"dpmsolver++": _multistep, "ddim": _ddim, "lcm": _consistency}[sampler_config.solver]
+    return tuple(solve(sampler_config, chosen))
+
+
+def advance(
+    step: Step, latents: Any, noise_pred: Any, last_x0: Any | None, noise: Any | None = None
+) -> tuple[Any, Any]:
+    """The next latents, and x0, this step's estimate of the clean latents. `last_x0` is that of the step before.
+    `noise` is new, and needed if `step.from_noise` is not zero."""
+    x0 = step.x0_from_latents * latents + step.x0_from_noise_pred * noise_pred
+    latents = step.from_latents * latents + step.from_x0 * x0
+    if last_x0 is not None and step.from_last_x0:
+        latents = latents + step.from_last_x0 * last_x0
+    return (latents + step.from_noise * noise if step.from_noise else latents), x0
+
+
+def _multistep(sampler_config: SamplerConfig, chosen: tuple[int, ...]) -> Iterator[Step]:
+    """DPM-Solver++ 2M. It ends at timestep 0; with Karras sigmas, whose last is that of timestep 0, without noise."""
+    trained = noise_schedule.alphas_cumprod(sampler_config)
+    if sampler_config.karras_sigmas:
+        ratios = np.append(noise_schedule.karras_sigmas(trained, len(chosen)), 0.0)
+        found = noise_schedule.levels_of(ratios)
+    else:
+        found = noise_schedule.noise_levels(trained[[*chosen, 0]])
     # Python floats, because numpy's float64 would turn float32 latents into float64.
-    alphas, sigmas, lambdas = (levels.tolist() for levels in _noise_levels(alphas_cumprod[[*chosen, 0]]))
-    found = []
+    alphas, sigmas, lambdas = (levels.tolist() for levels in found)
     for n, timestep in enumerate(chosen):
-        alpha, sigma = alphas[n], sigmas[n]
         h = lambdas[n + 1] - lambdas[n]
         rest = math.expm1(-h)
-        from_latents, from_x0, from_last_x0 = sigmas[n + 1] / sigma, -alphas[n + 1] * rest, 0.0
-        first_order = n == 0 or (n == steps - 1 and steps < LOWER_ORDER_BELOW)
-        if not first_order:
+        from_latents, from_x0, from_last_x0 = sigmas[n + 1] / sigmas[n], -alphas[n + 1] * rest, 0.0
+        last = n == len(chosen) - 1 and (len(chosen) < LOWER_ORDER_BELOW or sampler_config.karras_sigmas)
+        if n > 0 and not last:
             ratio = (lambdas[n] - lambdas[n - 1]) / h
             slope = alphas[n + 1] * (rest / h + 1.0) / ratio
             from_x0, from_last_x0 = from_x0 + slope, -slope
-        if sampler_config.prediction_type == "v_prediction":
-            x0_from_latents, x0_from_noise_pred = alpha, -sigma
-        else:
-            x0_from_latents, x0_from_noise_pred = 1.0 / alpha, -sigma / alpha
-        found.append(Step(timestep, x0_from_latents, x0_from_noise_pred, from_latents, from_x0, from_last_x0))
-    return tuple(found)
+        yield Step(timestep, *_x0(sampler_config, alphas[n], sigmas[n]), from_latents, from_x0, from_last_x0)
 
 
-def advance(step: Step, latents: Any, noise_pred: Any, last_x0: Any | None) -> tuple[Any, Any]:
-    """The next latents, and x0, this step's estimate of the clean latents. `last_x0` is that of the step before."""
-    x0 = step.x0_from_latents * latents + step.x0_from_noise_pred * noise_pred
-    latents = step.from_latents * latents + step.from_x0 * x0
-    return (latents if last_x0 is None or not step.from_last_x0 else latents + step.from_last_x0 * last_x0), x0
+def _ddim(sampler_config: SamplerConfig, chosen: tuple[int, ...]) -> Iterator[Step]:
+    """DDIM without noise. Each step ends a fixed number of timesteps further down, as diffusers has it, which is not
+    always exactly where the next one begins."""
+    trained = noise_schedule.alphas_cumprod(sampler_config).tolist()
+    stride = noise_schedule.NUM_TRAIN_TIMESTEPS // len(chosen)
+    for timestep in chosen:
+        alpha, sigma = _levels(trained[timestep])
+        end = timestep - stride
+        to_alpha, to_sigma = _levels(
+            trained[end] if end >= 0 else 1.0 if sampler_config.set_alpha_to_one else trained[0]
+        )
+        # The noise in the latents is (latents - alpha * x0) / sigma.
+        x0 = _x0(sampler_config, alpha, sigma)
+        yield Step(timestep, *x0, to_sigma / sigma, to_alpha - to_sigma * alpha / sigma)
+
+
+def _consistency(sampler_config: SamplerConfig, chosen: tuple[int, ...]) -> Iterator[Step]:
+    """Latent consistency: each step estimates the clean latents, and all but the last add new noise to them."""
+    trained = noise_schedule.alphas_cumprod(sampler_config).tolist()
+    for timestep, end in zip(chosen, (*chosen[1:], None), strict=True):
+        alpha, sigma = _levels(trained[timestep])
+        scaled = timestep * sampler_config.timestep_scaling
+        skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
+        out = scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
+        to_alpha, to_sigma = (1.0, 0.0) if end is None else _levels(trained[end])
+        x0 = _x0(sampler_config, alpha, sigma)
+        yield Step(timestep, *x0, to_alpha * skip, to_alpha * out, from_noise=to_sigma)
+
+
+def _levels(alpha_cumprod: float) -> tuple[float, float]:
+    return alpha_cumprod**0.5, (1.0 - alpha_cumprod) ** 0.5
+
+
+def _x0(sampler_config: SamplerConfig, alpha: float, sigma: float) -> tuple[float, float]:
+    """What latents and prediction are multiplied by to estimate the clean latents."""
+    return (alpha, -sigma) if sampler_config.prediction_type == "v_prediction" else (1.0 / alpha, -sigma / alpha)
 
 
 def guide(noise_pred: Any, scales: Any, rescale: float) -> Any:
@@ -196,54 +268,3 @@ def _std(x: Any) -> Any:
     axes = (1, 2, 3)
     centred = x - x.mean(axis=axes, keepdims=True)
     return (centred * centred).mean(axis=axes, keepdims=True) ** 0.5
-
-
-def _evenly_spaced(sampler_config: SamplerConfig, steps: int) -> tuple[int, ...]:
-    """Evenly spaced among the timesteps that are not clipped, in one of diffusers' three ways."""
-    *_, lambdas = _noise_levels(_alphas_cumprod(sampler_config))
-    usable = NUM_TRAIN_TIMESTEPS - int(np.searchsorted(lambdas[::-1], sampler_config.lambda_min_clipped))
-    spread: NDArray[Any]
-    if sampler_config.timestep_spacing == "leading":
-        spread = (np.arange(0, steps + 1) * (usable // (steps + 1)))[::-1][:-1] + sampler_config.steps_offset
-    elif sampler_config.timestep_spacing == "trailing":
-        spread = np.arange(usable, 0, -NUM_TRAIN_TIMESTEPS / steps).round()[:steps] - 1
-    else:  # from the last one down to 0, which is left out
-        spread = np.linspace(0, usable - 1, steps + 1).round()[::-1][:-1]
-    return tuple(int(timestep) for timestep in spread)
-
-
-@lru_cache(maxsize=32)
-def _alphas_cumprod(sampler_config: SamplerConfig) -> NDArray[np.float64]:
-    """(1000,): the signal's share of the variance at each timestep, rounded to float32 as in training."""
-    alphas = (np.float32(1.0) - _betas(sampler_config)).astype(np.float64)
-    found = np.cumprod(alphas)
-    if sampler_config.zero_terminal_snr:
-        roots = np.sqrt(found)
-        found = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
-        found[-1] = ALMOST_NO_SIGNAL
-    return found.astype(np.float32).astype(np.float64)
-
-
-def _betas(sampler_config: SamplerConfig) -> NDArray[np.float32]:
-    """(1000,): how much noise each timestep adds."""
-    start, end = sampler_config.beta_start, sampler_config.beta_end
-    if sampler_config.trained_betas is not None:
-        return np.array(sampler_config.trained_betas, np.float32)
-    if sampler_config.beta_schedule == "squaredcos_cap_v2":
-        return np.array([min(1 - _cosine(t + 1) / _cosine(t), 0.999) for t in range(NUM_TRAIN_TIMESTEPS)], np.float32)
-    if sampler_config.beta_schedule == "scaled_linear":
-        return np.linspace(start**0.5, end**0.5, NUM_TRAIN_TIMESTEPS, dtype=np.float32) ** 2
-    return np.linspace(start, end, NUM_TRAIN_TIMESTEPS, dtype=np.float32)
-
-
-def _cosine(timestep: int) -> float:
-    return math.cos((timestep / NUM_TRAIN_TIMESTEPS + 0.008) / 1.008 * math.pi / 2) ** 2
-
-
-def _noise_levels(
-    alphas_cumprod: NDArray[np.float64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """alpha, sigma (alpha^2 + sigma^2 = 1) and lambda = log(alpha / sigma) for each of `alphas_cumprod`."""
-    ratio = ((1.0 - alphas_cumprod) / alphas_cumprod) ** 0.5
-    alpha = 1.0 / (ratio**2 + 1.0) ** 0.5
-    return alpha, ratio * alpha, -np.log(ratio)

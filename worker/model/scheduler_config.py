@@ -1,16 +1,18 @@
 """Reads a checkpoint's scheduler_config.json by an allow-list: what the sampler cannot follow is refused.
 
-The sampler is DPM-Solver++ 2M for every model. A scheduler's class and the options of its solver are therefore not
-followed; what the model was trained for (its betas and prediction) and the choice of timesteps are.
+The sampler is DPM-Solver++ 2M for every model that any solver can sample. A scheduler's class and the options of its
+solver are therefore not followed; what the model was trained for (its betas and prediction) and the choice of timesteps
+are. A model whose scheduler is LCM's, and DeciDiffusion 1.0, which its publication samples by DDIM, get their own.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.core.model.errors import SettingsError
 
 FILE = "The model's scheduler/scheduler_config.json"
+LCM = "LCMScheduler"
 # The solvers of diffusers for models that any solver can sample. Distilled and flow models need their own.
 CLASSES = frozenset(
     f"{name}Scheduler"
@@ -24,11 +26,12 @@ SPACINGS = ("linspace", "leading", "trailing")
 # Followed: see SamplerConfig.
 FOLLOWED = frozenset(
     ("beta_start", "beta_end", "beta_schedule", "prediction_type", "trained_betas", "rescale_betas_zero_snr",
-     "timestep_spacing", "steps_offset", "lambda_min_clipped")
+     "timestep_spacing", "steps_offset", "lambda_min_clipped", "use_karras_sigmas", "set_alpha_to_one",
+     "timestep_scaling")
 )  # fmt: skip
 # Options of other solvers, which this one does not have, or of pictures without latents.
 OF_OTHER_SOLVERS = frozenset(
-    ("set_alpha_to_one", "skip_prk_steps", "clip_sample", "clip_sample_range", "sample_max_value", "variance_type",
+    ("skip_prk_steps", "clip_sample", "clip_sample_range", "sample_max_value", "variance_type",
      "dynamic_thresholding_ratio", "solver_type", "lower_order_final", "euler_at_final", "final_sigmas_type",
      "predict_x0", "solver_p", "disable_corrector", "interpolation_type", "timestep_type", "eta", "noise_sampler_seed",
      "predictor_order", "corrector_order", "tau_func", "s_churn", "s_tmin", "s_tmax", "s_noise")
@@ -36,10 +39,32 @@ OF_OTHER_SOLVERS = frozenset(
 # Must have this value, or be absent, null or false.
 ONLY: dict[str, tuple[Any, str]] = {
     "num_train_timesteps": (1000, "models are sampled at 1000 timesteps"),
+    "original_inference_steps": (50, "latent consistency models are distilled at 50 timesteps"),
     "solver_order": (2, "the sampler is of second order"),
     "algorithm_type": ("dpmsolver++", "the sampler is DPM-Solver++ without noise"),
 }
 BETAS = 1000
+
+
+class Defaults(NamedTuple):
+    """What diffusers' scheduler takes for fields that a file leaves out."""
+
+    beta_schedule: str
+    beta_start: float
+    beta_end: float
+    timestep_spacing: str
+
+
+DEFAULTS = {
+    "dpmsolver++": Defaults("linear", 0.0001, 0.02, "linspace"),
+    "ddim": Defaults("linear", 0.0001, 0.02, "leading"),
+    "lcm": Defaults("scaled_linear", 0.00085, 0.012, "leading"),
+}
+
+
+def solver(config: Mapping[str, Any]) -> str | None:
+    """The solver that the file's class alone has; None if others will do."""
+    return "lcm" if config.get("_class_name") == LCM else None
 
 
 def check(config: Mapping[str, Any], *, flexible: bool) -> None:
@@ -48,10 +73,10 @@ def check(config: Mapping[str, Any], *, flexible: bool) -> None:
     A `flexible` U-Net is sampled as DeciDiffusion's pipeline does it, whatever scheduler the file names.
     """
     name = str(config.get("_class_name") or "DDIMScheduler")
-    if name not in CLASSES:
+    if name != LCM and name not in CLASSES:
         raise SettingsError(
-            f"{FILE} names {name}, whose models need its own sampler; models for DDIM, PNDM, Euler or DPM-Solver can be"
-            " used."
+            f"{FILE} names {name}, whose models need its own sampler; models for DDIM, PNDM, Euler, DPM-Solver or"
+            " LCM can be used."
         )
     for field, value in config.items():
         if field.startswith("_") or field in FOLLOWED or field in OF_OTHER_SOLVERS or value is None or value is False:

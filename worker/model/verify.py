@@ -1,5 +1,7 @@
 """Verifies a loaded model: its weights are finite, and it draws."""
 
+import dataclasses
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +24,9 @@ def verify(loaded: Checkpoint) -> None:
             raise SettingsError(
                 f"The model's {name} has NaN or infinite numbers in {len(bad)} of its tensors, {bad[0]} for one."
             )
+    for step in sampler.plan(loaded.sampler_config, loaded.index.default_steps):
+        if not np.isfinite(dataclasses.astuple(step)).all():
+            raise SettingsError(f"The model's betas give numbers that are not finite at timestep {step.timestep}.")
     first, second = draw(loaded), draw(loaded)
     if first is None or second is None:
         raise SettingsError("The model's picture is not finite: its weights or its scheduler's numbers are damaged.")
@@ -45,12 +50,14 @@ def draw(loaded: Checkpoint) -> NDArray[np.uint8] | None:
     text = TextEncoder(loaded.text_encoder, loaded.unet)(torch.from_numpy(tokens))
     steps = sampler.plan(loaded.sampler_config, STEPS)
     times = TimeEmbedder(loaded.unet)(torch.tensor([float(step.timestep) for step in steps])).split(1)
-    latents = torch.from_numpy(noise.draw(7, (loaded.unet.latent_channels, side, side))[None])
+    fields = noise.fields(7, (loaded.unet.latent_channels, side, side))
+    latents = torch.from_numpy(next(fields)[None])
     scales, x0 = torch.full((1, 1, 1, 1), 7.5), None
     for step, time in zip(steps, times, strict=True):
         predicted = sampler.guide(
             Denoiser(loaded.unet)(latents, time, text), scales, loaded.sampler_config.guidance_rescale
         )
-        latents, x0 = sampler.advance(step, latents, predicted, x0)
+        new = torch.from_numpy(next(fields)[None]) if step.from_noise else None
+        latents, x0 = sampler.advance(step, latents, predicted, x0, new)
     pixels, finite = Decoder(loaded.vae)(latents)
     return pixels[0].numpy() if bool(finite.all()) else None

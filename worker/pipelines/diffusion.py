@@ -200,7 +200,8 @@ class DiffusionPipeline:
         steps = sampler.plan(self._sampler_config, batch.shape.steps)
         with out_of_memory_for(batch.size):
             times = compiled.time_table([step.timestep for step in steps])
-            latents = compiled.to_device(np.stack([self._noise(spec) for spec in batch.specs]))
+            fields = [noise.fields(spec.seed, self._latent_size(spec)) for spec in batch.specs]
+            latents = compiled.to_device(np.stack([next(field) for field in fields]))
             scales = compiled.to_device(np.array([[[[spec.guidance_scale]]] for spec in batch.specs], np.float32))
         x0, ahead = None, self._backend.steps_in_flight
         asked: deque[Callable[[], object]] = deque()
@@ -209,7 +210,8 @@ class DiffusionPipeline:
                 noise_pred = compiled.denoise(latents, time, text)
                 if batch.shape.guided:
                     noise_pred = sampler.guide(noise_pred, scales, self._sampler_config.guidance_rescale)
-                latents, x0 = sampler.advance(step, latents, noise_pred, x0)
+                new = compiled.to_device(np.stack([next(field) for field in fields])) if step.from_noise else None
+                latents, x0 = sampler.advance(step, latents, noise_pred, x0, new)
                 asked.append(compiled.step_done())
             if len(asked) > ahead:
                 self._report_step(asked, number - ahead, on_step)
@@ -226,8 +228,8 @@ class DiffusionPipeline:
         """The safety checker's verdict by slot; empty without a checker."""
         return {} if self._checker is None else dict(enumerate(map(bool, self._checker.flags(pixels))))
 
-    def _noise(self, spec: Spec) -> NDArray[np.float32]:
-        return noise.draw(spec.seed, (self._backend.latent_channels, spec.height // SIZE_UNIT, spec.width // SIZE_UNIT))
+    def _latent_size(self, spec: Spec) -> tuple[int, int, int]:
+        return self._backend.latent_channels, spec.height // SIZE_UNIT, spec.width // SIZE_UNIT
 
 
 def _ignore_step(_step: int) -> None:
