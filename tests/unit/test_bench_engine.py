@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,24 @@ from worker.model.make import make
 from worker.pipelines.torch_compiled import open_torch
 
 
-@pytest.mark.parametrize("preset", ["tiny", "tiny-sd"])
-def test_stock_diffusers_and_the_engine_draw_the_same_pictures_from_the_same_weights(tmp_path: Path, preset: str):
+@pytest.mark.parametrize(
+    ("preset", "scheduler", "solver"),
+    [
+        ("tiny", {}, None),
+        ("tiny", {}, "ddim"),
+        ("tiny-sd", {}, None),
+        ("tiny-sd", {"_class_name": "LCMScheduler"}, None),
+    ],
+    ids=str,
+)
+def test_stock_diffusers_and_the_engine_draw_the_same_pictures_from_the_same_weights(
+    tmp_path: Path, preset: str, scheduler: dict[str, Any], solver: str | None
+):
     make(tmp_path / preset, preset)
+    change(tmp_path / preset / "scheduler" / "scheduler_config.json", scheduler)
+    if solver:
+        index = tmp_path / preset / "model_index.json"
+        change(index, {"presswork": json.loads(index.read_text())["presswork"] | {"sampler": {"solver": solver}}})
     loaded = checkpoint.load(tmp_path / preset)
     work = measure.work_of(loaded, 3)
     stock = Stock(loaded, torch.device("cpu"), torch.float32, compiles=False).render(work)
@@ -26,6 +42,10 @@ def test_stock_diffusers_and_the_engine_draw_the_same_pictures_from_the_same_wei
     ours = np.stack([picture.pixels for picture in pipeline.render(work.batch, lambda step: None)])
     assert ours.std() > 5
     assert int(np.abs(ours.astype(int) - stock.astype(int)).max()) <= 1
+
+
+def change(file: Path, fields: dict[str, Any]) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
 def test_the_benchmark_says_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

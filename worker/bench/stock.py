@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from services.core.model.specs import Shape, Spec
-from worker.model import noise, sampler
+from worker.model import sampler
 from worker.model.checkpoint import Checkpoint
 from worker.model.sampler import SamplerConfig
 from worker.model.text import Prompts
@@ -51,15 +51,16 @@ class Stock:
         tokens = np.concatenate([self._prompts.tokens(half)[0] for half in halves])
         text = self._text(torch.from_numpy(tokens).to(self._device)).last_hidden_state
         size = (self._unet.latent_channels, shape.height // 8, shape.width // 8)
-        latents = torch.from_numpy(np.stack([noise.draw(spec.seed, size) for spec in specs]))
-        latents = latents.to(self._device, self._dtype)
+        chance = [torch.Generator().manual_seed(spec.seed) for spec in specs]
+        latents = torch.stack([torch.randn(size, generator=one) for one in chance]).to(self._device, self._dtype)
+        more = {"generator": chance} if self._sampler_config.solver == "lcm" else {}
         scale = specs[0].guidance_scale
         set_timesteps(self._scheduler, self._sampler_config, shape.steps, self._device)
         for timestep in self._scheduler.timesteps:
             uncond, prompted = self._predict(torch.cat([latents] * 2), timestep, text).chunk(2)
             guided = uncond + scale * (prompted - uncond)
             guided = _rescaled(guided, prompted, self._sampler_config.guidance_rescale)
-            latents = self._scheduler.step(guided, timestep, latents).prev_sample
+            latents = self._scheduler.step(guided, timestep, latents, **more).prev_sample
         image = self._vae.decode(latents / self._vae.config.scaling_factor).sample
         pixels = (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
         return (pixels * 255).round().astype(np.uint8)

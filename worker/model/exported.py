@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SOURCES = (
     "exported.py", "export.py", "checkpoint.py", "stages.py", "networks.py", "unet.py", "flexible_unet.py",
-    "stock_unet.py", "text.py",
+    "stock_unet.py", "text.py", "latent_scale.py",
 )  # fmt: skip
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript")
 FACTS, TIME = "facts", "time.onnx"

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from services.core.model.errors import SettingsError
-from worker.model import latent_scale, weights
+from worker.model import vae_config, weights
 from worker.model.directory import FLEXIBLE, STOCK
 from worker.model.flexible_unet import FlexibleUNet
 from worker.model.stock_unet import StockUNet
@@ -131,7 +131,7 @@ def _text_encoder(config: Mapping[str, Any]) -> nn.Module:
 def _vae(config: Mapping[str, Any]) -> nn.Module:
     from diffusers import AutoencoderKL
 
-    latent_scale.read(config, config.get("latent_channels", 4))
+    vae_config.check(config)
     return AutoencoderKL(**{name: value for name, value in config.items() if not name.startswith("_")})
 
 

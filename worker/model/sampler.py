@@ -177,9 +177,7 @@ def plan(sampler_config: SamplerConfig, steps: int) -> tuple[Step, ...]:
     return tuple(solve(sampler_config, chosen))
 
 
-def advance(
-    step: Step, latents: Any, noise_pred: Any, last_x0: Any | None, noise: Any | None = None
-) -> tuple[Any, Any]:
+def advance(step: Step, latents: Any, noise_pred: Any, last_x0: Any | None, noise: Any = None) -> tuple[Any, Any]:
     """The next latents, and x0, this step's estimate of the clean latents. `last_x0` is that of the step before.
     `noise` is new, and needed if `step.from_noise` is not zero."""
     x0 = step.x0_from_latents * latents + step.x0_from_noise_pred * noise_pred
