@@ -167,7 +167,6 @@ class Device:
         else:
             pass_seconds = time.monotonic() - began
             seconds = pass_seconds / len(part.images)
-            name = reproducibility_class(self.pipeline, part.size)
             if len(pictures) != part.size:
                 raise DeviceSick(f"The pipeline made {len(pictures)} pictures of {part.size}.")
             if any(isinstance(picture, InvalidOutput) for picture in pictures[: len(part.images)]):
@@ -179,6 +178,7 @@ class Device:
                 if isinstance(picture, InvalidOutput):
                     plan.invalid_output(image, picture.message)
                 else:
+                    name = reproducibility_class(self.pipeline, part.size, picture.decoded_in)
                     outcome.rendered.append(Rendered(image, picture, name, seconds))
 
     def _on_step(self, step: int) -> None:

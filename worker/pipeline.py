@@ -56,14 +56,16 @@ class Picture:
     """A rendered image: `pixels` uint8 of shape (height, width, 3), RGB.
 
     `truncated`: the prompt was cut to the text encoder's length. `flagged`: the verdict of the model's safety checker,
-    None without one; it changes no pixels. `unknown_words`: the prompt's words that the model's vocabulary lacks, as
-    written, each once.
+    None before `review` or without one; it changes no pixels. `unknown_words`: the prompt's words that the model's
+    vocabulary lacks, as written, each once. `decoded_in`: the decoder's precision, if it is not the pipeline's own,
+    whose range was too small for this image; the picture is then of a class of its own.
     """
 
     pixels: NDArray[np.uint8]
     truncated: bool = False
     flagged: bool | None = None
     unknown_words: tuple[str, ...] = ()
+    decoded_in: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ OnStep = Callable[[int], None]
 class Pipeline(Protocol):
     """One compiled model on one device.
 
-    Not thread-safe: the worker calls it from one thread at a time.
+    Not thread-safe, except where it says so: the worker calls it from one thread at a time.
     """
 
     card: ModelCard
@@ -111,6 +113,16 @@ class Pipeline(Protocol):
         """
         ...
 
+    def review(self, picture: Picture) -> Picture:
+        """The picture with the verdict of the model's safety checker; the same without one. The threads that store
+        pictures call it, any number at a time, while the next batch is rendered.
+
+        Raises:
+            OutOfMemory: the device has no room now.
+            Exception: the picture cannot be checked.
+        """
+        ...
+
     def memory(self) -> tuple[int, int] | None:
         """Bytes of the device's memory that are used, and that there are; None if it has none of its own. Any thread
         may ask."""
@@ -133,11 +145,11 @@ def _version(package: str) -> str:
         return "source"
 
 
-def reproducibility_class(pipeline: Pipeline, batch_size: int) -> str:
-    """The name of the class within which the same spec gives the same file, byte for byte."""
-    return "/".join(
-        (pipeline.card.revision, pipeline.backend, pipeline.precision, pipeline.device_kind, str(batch_size))
-    )
+def reproducibility_class(pipeline: Pipeline, batch_size: int, decoded_in: str = "") -> str:
+    """The name of the class within which the same spec gives the same file, byte for byte. `decoded_in` is
+    Picture.decoded_in."""
+    precision = f"{pipeline.precision}+{decoded_in}-decoder" if decoded_in else pipeline.precision
+    return "/".join((pipeline.card.revision, pipeline.backend, precision, pipeline.device_kind, str(batch_size)))
 
 
 def canary(card: ModelCard, size: int) -> Batch:

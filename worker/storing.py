@@ -21,9 +21,11 @@ from services.core.storage import contract, keys
 from worker import encoding, provenance, retries
 from worker.device import Device, Outcome, Rendered
 from worker.heartbeat import Heartbeat, HeldClaim
+from worker.pipeline import OutOfMemory, Picture
 
 log = logging.getLogger(__name__)
 UPLOADS = 8
+REVIEW_PAUSES = (0.1, 0.5, 2.0)  # seconds between tries to check a picture while the device has no memory for it
 REFUSED_LEASES = 2  # a store that refuses this worker for so long may accept others': release the images
 
 
@@ -73,15 +75,16 @@ class StoringStage:
             self._abandon()
 
     def _store(self, held: HeldClaim, rendered: Rendered) -> StoredImage | FailedImage | None:
-        """Encodes and uploads; retries while the store is unavailable. None: no longer wanted, or to be released."""
+        """Checks, encodes and uploads; retries while the store is unavailable. None: not wanted, or to be released."""
         image, render_key = rendered.image, rendered.image.render_key
         if not held.wants(image):
             return None
         try:
+            picture = self._review(rendered.picture)
             embedded = provenance.describe(image, self._pipeline.card.name, rendered.reproducibility_class)
-            data = encoding.encode(rendered.picture.pixels, image.output_format, image.output_compression, embedded)
+            data = encoding.encode(picture.pixels, image.output_format, image.output_compression, embedded)
         except Exception as error:
-            log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
+            log.exception("image cannot be checked or encoded", extra={"claim": held.claim.id, "index": image.index})
             return retries.failure(image, error)
         name = keys.image_name(
             image.tenant_id, ids.public_job(image.job_id), image.index, render_key, image.output_format
@@ -120,13 +123,23 @@ class StoringStage:
                 device=found.metadata.get("device", self._device),
                 reproducibility_class=found.metadata.get("class", rendered.reproducibility_class),
                 versions=found.metadata.get("versions"),  # the writer of an adopted object may have stored none
-                truncated=rendered.picture.truncated,  # decided by the spec, so also true of an adopted object
-                flagged=rendered.picture.flagged,
-                unknown_words=rendered.picture.unknown_words,
+                truncated=picture.truncated,  # decided by the spec, so also true of an adopted object
+                flagged=picture.flagged,
+                unknown_words=picture.unknown_words,
                 render_seconds=rendered.seconds,
                 render_key=bytes.fromhex(render_key),
             )
         return None
+
+    def _review(self, picture: Picture) -> Picture:
+        """The picture with its verdict. It waits for memory, which the batch that is being rendered may give back; a
+        picture that cannot be checked is not stored."""
+        for pause in REVIEW_PAUSES:
+            try:
+                return self._pipeline.review(picture)
+            except OutOfMemory:
+                time.sleep(pause)
+        return self._pipeline.review(picture)
 
     def _settle(self, outcome: Outcome, stored: list[StoredImage], unstorable: list[FailedImage]) -> None:
         """Ends the claim; retries while the database is unavailable, since a lost reply may hide a commit."""

@@ -266,6 +266,43 @@ class Odd(SimulatedPipeline):
         return pictures
 
 
+class Reviewing(SimulatedPipeline):
+    """Checks pictures; one cannot be checked, and for one there is no memory at first. One had a second try."""
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.full, self.odd, self.reviewers = True, {}, set()
+
+    def render(self, batch, on_step):
+        pictures = list(super().render(batch, on_step))
+        for slot, spec in enumerate(batch.specs):
+            if "twice" in spec.prompt:
+                pictures[slot] = dataclasses.replace(pictures[slot], decoded_in="fp32")
+            self.odd[pictures[slot].pixels.tobytes()] = spec.prompt
+        return pictures
+
+    def review(self, picture):
+        self.reviewers.add(threading.current_thread().name.partition("_")[0])
+        prompt = self.odd[picture.pixels.tobytes()]
+        if "unseen" in prompt:
+            raise ValueError("no verdict")
+        if "full" in prompt and self.full:
+            self.full = False
+            raise OutOfMemory
+        return dataclasses.replace(picture, flagged="bad" in prompt)
+
+
+def test_pictures_are_checked_while_they_are_stored_and_none_is_stored_unchecked(make_render_loop, database, fast):
+    render_loop = make_render_loop(pipeline=Reviewing)
+    job_id = submit(database, fast, mugs(6, _1="a bad mug", _2="an unseen mug", _3="a full mug", _4="a mug twice"))
+    render_loop.run()
+    assert render_loop.pipeline.reviewers == {"upload"}  # not the device's thread
+    done = {image.index: image for image in images(database, job_id, ImageState.DONE)}
+    assert {index: image.flagged for index, image in done.items()} == {0: False, 1: True, 3: False, 4: False, 5: False}
+    assert [image.error_code for image in images(database, job_id, ImageState.FAILED)] == ["render_error"]
+    assert done[4].reproducibility_class == done[3].reproducibility_class.replace("uint8", "uint8+fp32-decoder")
+
+
 @pytest.mark.parametrize("device", [Broken, Full])
 def test_a_device_that_cannot_even_render_its_canary_fails_nothing(make_render_loop, database, fast, device):
     render_loop = make_render_loop(pipeline=device)

@@ -211,3 +211,41 @@ def test_what_decides_bytes_on_a_gpu_is_named_with_its_version(tmp_path: Path):
     assert library_versions(on_cuda=False) == f", torch {torch.__version__}"
     assert library_versions(on_cuda=True, driver=driver).endswith(", driver 580.159.04")
     assert "driver" not in library_versions(on_cuda=True, driver=tmp_path / "none")
+
+
+def test_attention_and_the_precision_of_sums_do_not_depend_on_a_library_s_version():
+    from torch.nn.attention import SDPBackend
+
+    from worker.pipelines import torch_compiled
+
+    matmul, cuda = torch.backends.cuda.matmul, torch.backends.cuda
+    before = cuda.cudnn_sdp_enabled(), torch._C._get_sdp_priority_order()
+    with torch_compiled.pinned_attention():
+        order = [SDPBackend(kind) for kind in torch._C._get_sdp_priority_order()]
+        assert order[:3] == list(torch_compiled.ATTENTION) and torch_compiled.ATTENTION[0] == SDPBackend.FLASH_ATTENTION
+        assert not cuda.cudnn_sdp_enabled() and cuda.flash_sdp_enabled() and cuda.mem_efficient_sdp_enabled()
+    assert (cuda.cudnn_sdp_enabled(), torch._C._get_sdp_priority_order()) == before
+    usual = matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
+    try:
+        torch_compiled.reduce_in_float32()
+        assert not matmul.allow_fp16_reduced_precision_reduction and not matmul.allow_bf16_reduced_precision_reduction
+    finally:
+        matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = usual
+
+
+def under(outer: BaseException, inner: BaseException) -> BaseException:
+    """`outer` as it is raised while `inner` is handled, without naming it as its cause."""
+    try:
+        try:
+            raise inner
+        except BaseException:
+            raise outer  # noqa: B904
+    except BaseException as found:
+        return found
+
+
+def test_memory_that_ran_out_is_found_under_the_error_that_ended_a_graph_capture():
+    error = under(RuntimeError("capture was invalidated"), of("torch", "OutOfMemoryError", "CUDA out of memory"))
+    assert error.__cause__ is None
+    with pytest.raises(OutOfMemory), out_of_memory_for(4), compiler.compiling():
+        raise error

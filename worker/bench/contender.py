@@ -155,12 +155,14 @@ class _Renderer:
 
 
 def _tune(tuning: tuple[str, ...]) -> None:
-    """Changes the engine as is being tried: `no-norm-kernels` leaves group norms to Inductor, `graphs` records CUDA
-    graphs at every batch size and `no-graphs` at none, attention is by `flash` or `cudnn-attention` alone, and
-    `cudnn-benchmark` lets cuDNN time its kernels."""
+    """Changes the engine as is being tried: `no-norm-kernels` leaves group norms to Inductor,
+    `graphs` records CUDA graphs at every batch size and `no-graphs` at none, attention is left to torch by
+    `any-attention` and is cuDNN's by `cudnn-attention`, `reduced-reductions` lets matrix products sum in half
+    precision, and `cudnn-benchmark` lets cuDNN time its kernels."""
     if not tuning:
         return
     import torch
+    from torch.nn.attention import SDPBackend
 
     from worker.pipelines import torch_compiled
 
@@ -172,11 +174,12 @@ def _tune(tuning: tuple[str, ...]) -> None:
             torch_compiled.GRAPHED_UP_TO = 1 << 20
         elif name == "no-graphs":
             torch_compiled.GRAPHED_UP_TO = 0
-        elif name == "flash":
-            torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+        elif name == "any-attention":
+            torch_compiled.ATTENTION = ()
         elif name == "cudnn-attention":
-            torch.backends.cuda.enable_flash_sdp(enabled=False)
-            torch.backends.cuda.enable_mem_efficient_sdp(enabled=False)
+            torch_compiled.ATTENTION = (SDPBackend.CUDNN_ATTENTION, *torch_compiled.ATTENTION)
+        elif name == "reduced-reductions":
+            torch_compiled.REDUCED_PRECISION_REDUCTIONS = True
         elif name == "cudnn-benchmark":
             torch.backends.cudnn.flags = lambda **given: flags(**given | {"benchmark": True, "deterministic": False})
         else:

@@ -4,6 +4,7 @@ It changes no picture. It compares CLIP's embedding of the picture with each con
 (Rando et al., 2022).
 """
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,13 +70,19 @@ class SafetyChecker:
     def __init__(self, network: "_Network", preparation: Preparation) -> None:
         self._network = network
         self._preparation = preparation
+        self._one_at_a_time = threading.Lock()
+        device = network.visual_projection.weight.device
+        # Its own, before others: it would wait for the steps of the next batch otherwise.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     def flags(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Which pictures are flagged, bool (batch,). `pixels` uint8 (batch, height, width, 3) are left as they are."""
+        """Which pictures are flagged, bool (batch,). `pixels` uint8 (batch, height, width, 3) are left as they are.
+        Any thread may ask."""
         weight = self._network.visual_projection.weight
-        prepared = torch.from_numpy(self._preparation.prepare(pixels)).to(weight.device, weight.dtype)
-        with torch.inference_mode():
-            return np.asarray(self._network(prepared).cpu().numpy(), dtype=np.bool_)
+        prepared = torch.from_numpy(self._preparation.prepare(pixels))
+        with self._one_at_a_time, torch.cuda.stream(self._stream), torch.inference_mode():
+            seen = self._network(prepared.to(weight.device, weight.dtype))
+            return np.asarray(seen.cpu().numpy(), dtype=np.bool_)
 
 
 def load_safety_checker(

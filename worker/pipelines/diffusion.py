@@ -6,6 +6,7 @@ A backend supplies the three networks at fixed shapes; its contract is defined h
 import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +64,10 @@ class Compiled(Protocol):
         """Pixels uint8 (batch, height, width, 3), and which images (batch,) are finite."""
         ...
 
+    def decode_exactly(self, latents: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | None:
+        """The same in float32, one image after the other, for any number of rows; None if `decode` has that range."""
+        ...
+
 
 class Backend(Protocol):
     """One model's networks on one device."""
@@ -93,7 +98,7 @@ class Backend(Protocol):
 
 class Checker(Protocol):
     def flags(self, pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        """Whether each picture (batch, height, width, 3) needs a person's review, bool (batch,)."""
+        """Whether each picture (batch, height, width, 3) needs a person's review, bool (batch,). Any thread may ask."""
         ...
 
 
@@ -147,14 +152,24 @@ class DiffusionPipeline:
             latents = self._denoise(compiled, batch, text, on_step)
             with out_of_memory_for(batch.size):
                 pixels, finite = compiled.decode(latents)
-                flagged = self._flags(pixels[: batch.wanted])
+                exact = _decode_overflown(compiled, latents, finite[: batch.wanted])
         unknown = [unknown_words(spec.prompt, self._words) for spec in batch.specs]
         return [
-            Picture(pixels[slot], truncated[slot], flagged.get(slot), unknown[slot])
+            Picture(pixels[slot], truncated[slot], unknown_words=unknown[slot])
             if finite[slot]
+            else Picture(exact[slot], truncated[slot], unknown_words=unknown[slot], decoded_in="fp32")
+            if slot in exact
             else InvalidOutput()
             for slot in range(batch.size)
         ]
+
+    def review(self, picture: Picture) -> Picture:
+        """The picture with the safety checker's verdict, if there is one."""
+        if self._checker is None:
+            return picture
+        with out_of_memory_for(1):
+            (flagged,) = self._checker.flags(picture.pixels[None])
+        return replace(picture, flagged=bool(flagged))
 
     def memory(self) -> tuple[int, int] | None:
         return self._backend.memory()
@@ -224,12 +239,19 @@ class DiffusionPipeline:
         asked.popleft()()
         on_step(step)
 
-    def _flags(self, pixels: NDArray[np.uint8]) -> dict[int, bool]:
-        """The safety checker's verdict by slot; empty without a checker."""
-        return {} if self._checker is None else dict(enumerate(map(bool, self._checker.flags(pixels))))
-
     def _latent_size(self, spec: Spec) -> tuple[int, int, int]:
         return self._backend.latent_channels, spec.height // SIZE_UNIT, spec.width // SIZE_UNIT
+
+
+def _decode_overflown(compiled: Compiled, latents: Array, finite: NDArray[np.bool_]) -> dict[int, NDArray[np.uint8]]:
+    """A second try for images that are not finite: half precision ends at 65,504. The pixels by slot of those that
+    float32 can decode."""
+    found = {}
+    for slot in map(int, np.flatnonzero(~finite)):
+        decoded = compiled.decode_exactly(latents[slot : slot + 1])
+        if decoded is not None and decoded[1][0]:
+            found[slot] = decoded[0][0]
+    return found
 
 
 def _ignore_step(_step: int) -> None:

@@ -170,6 +170,9 @@ class OnnxCompiled:
         pixels, finite = (np.concatenate(arrays) for arrays in zip(*decoded, strict=True))
         return pixels, finite
 
+    def decode_exactly(self, latents: Array) -> None:
+        """float32 and bfloat16 have the range."""
+
 
 def _runtime(name: str) -> Callable[[Path, str, int], Network]:
     """The runtime's Network class: takes an ONNX file, a precision and a number of threads."""

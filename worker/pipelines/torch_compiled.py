@@ -1,6 +1,8 @@
 """The torch backend: on CUDA in half precision, compiled for each shape; on a CPU eagerly, in float32 or bfloat16."""
 
 import contextlib
+import copy
+import gc
 import importlib.util
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Shape
@@ -32,7 +35,9 @@ GRAPHED_UP_TO = 4  # images: in larger batches a CUDA graph saves no time (measu
 NORM_KERNELS = True  # measured on an H200: 0.44 s a batch of 16 with them, 0.53 s without
 GRAPH_RUNS = 3  # to compile, to record, to replay
 DRIVER = Path("/proc/driver/nvidia/version")
-SHAPES_TO_COMPILE = 256  # torch's default is eight, after which it silently runs eagerly
+# The first that can do it. By itself torch prefers one or the other by cuDNN's version, and the bytes differ.
+ATTENTION: tuple[SDPBackend, ...] = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+REDUCED_PRECISION_REDUCTIONS = False  # whether a matrix product may sum its parts in half precision
 
 
 class TorchBackend:
@@ -54,14 +59,15 @@ class TorchBackend:
         # Measured: with several threads, CPU kernels split a batch across images, and an image's last bits then depend
         # on its slot. Running one image at a time avoids that.
         self._one_at_a_time = not on_cuda and torch.get_num_threads() > 1
-        self._compiles = compiles and on_cuda
+        self._compiles, self._compiler = compiles and on_cuda, "inductor"
         self.warmup_runs = GRAPH_RUNS if self._compiles else 0
         if self._compiles:
             self.name = "torch-compiled"  # other kernels, other bytes
             keep_caches(cache)
             assert_compiles()
-            torch._dynamo.config.recompile_limit = SHAPES_TO_COMPILE
             _choose_kernels_untimed()
+        if on_cuda:
+            reduce_in_float32()
         dtype = DTYPES[self.precision]
         unet = checkpoint.unet.to(self._device, dtype, memory_format=torch.channels_last)
         if self._compiles and NORM_KERNELS:
@@ -70,6 +76,8 @@ class TorchBackend:
         self._text = TextEncoder(checkpoint.text_encoder.to(self._device, dtype), unet)
         self._time, self._denoiser = TimeEmbedder(unet), Denoiser(unet)
         self._decoder = Decoder(checkpoint.vae).to(self._device, dtype, memory_format=torch.channels_last)
+        self._decodes_exactly = self.precision != "fp16"
+        self._exact_decoder: Decoder | None = None
         self._cache: dict[tuple[int, int, bool, int], TorchCompiled] = {}
 
     def compiled(self, shape: Shape, batch: int) -> "TorchCompiled":
@@ -79,12 +87,22 @@ class TorchBackend:
                 self._compile(network, batch) for network in (self._text, self._denoiser, self._decoder)
             )
             self._cache[key] = TorchCompiled(
-                text, denoiser, decoder, self._time, self._device, batch, self._one_at_a_time
-            )
+                text, denoiser, decoder, self._time, self._device, batch, self._one_at_a_time,
+                None if self._decodes_exactly else self.exact_decoder,
+            )  # fmt: skip
         return self._cache[key]
 
+    def exact_decoder(self) -> Decoder:
+        """The decoder in float32, made when it is first needed: 200 MB for a full-size model."""
+        if self._exact_decoder is None:
+            self._exact_decoder = copy.deepcopy(self._decoder).float()
+        return self._exact_decoder
+
     def forget(self, shape: Shape, batch: int) -> None:
-        self._cache.pop((shape.width, shape.height, shape.guided, batch), None)
+        if (found := self._cache.pop((shape.width, shape.height, shape.guided, batch), None)) is not None:
+            found.close()
+            del found
+            gc.collect()  # compiled graphs are full of cycles
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -97,7 +115,10 @@ class TorchBackend:
 
     def close(self) -> None:
         """Drops the networks and gives their memory back to the device."""
+        for found in self._cache.values():
+            found.close()
         self._cache.clear()
+        self._exact_decoder = None
         del self._text, self._time, self._denoiser, self._decoder
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -106,7 +127,7 @@ class TorchBackend:
         if not self._compiles:
             return network
         mode = "reduce-overhead" if batch <= GRAPHED_UP_TO else None
-        return torch.compile(network, dynamic=False, fullgraph=True, mode=mode)
+        return torch.compile(with_own_code(network), dynamic=False, fullgraph=True, mode=mode, backend=self._compiler)
 
 
 class TorchCompiled:
@@ -114,9 +135,11 @@ class TorchCompiled:
 
     def __init__(
         self, text: Callable[..., Any], denoiser: Callable[..., Any], decoder: Callable[..., Any], time: nn.Module,
-        device: torch.device, batch: int, one_at_a_time: bool,
+        device: torch.device, batch: int, one_at_a_time: bool, exact_decoder: Callable[[], nn.Module] | None = None,
     ) -> None:  # fmt: skip
+        """`exact_decoder` gives the decoder in float32, if `decoder` has less range."""
         self._text, self._denoiser, self._decoder, self._time = text, denoiser, decoder, time
+        self._exact_decoder = exact_decoder
         self._device, self._batch, self._one_at_a_time = device, batch, one_at_a_time
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._tables: dict[tuple[int, ...], Tensor] = {}
@@ -157,9 +180,7 @@ class TorchCompiled:
     def step_done(self) -> Callable[[], object]:
         if self._copying is None:
             return lambda: None
-        event = torch.cuda.Event(blocking=True)  # otherwise a core spins while it waits
-        event.record(torch.cuda.current_stream(self._device))
-        return event.synchronize
+        return _done(torch.cuda.current_stream(self._device)).synchronize
 
     def decode(self, latents: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         with self._inference():
@@ -171,9 +192,25 @@ class TorchCompiled:
                     decoded.append(tensor)
                     copies.append(self._to_host(tensor))
             if self._copying:
-                self._copying.synchronize()
+                _done(self._copying).synchronize()
         pixels, finite = (torch.cat(copies[n::2]).numpy() for n in (0, 1))
         return pixels, finite
+
+    def decode_exactly(self, latents: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | None:
+        if self._exact_decoder is None:
+            return None
+        with self._inference():
+            found = [self._exact_decoder()(one) for one in latents.split(1)]
+        pixels, finite = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+        return pixels, finite
+
+    def close(self) -> None:
+        """Frees what was compiled for this shape. Dropping the functions is not enough: Dynamo keeps what it compiled
+        with their code, which others may refer to."""
+        for network in (self._text, self._denoiser, self._decoder):
+            code = getattr(getattr(network, "_torchdynamo_orig_callable", None), "__code__", None)
+            if code is not None:
+                torch._dynamo.reset_code(code)
 
     def _to_host(self, tensor: Tensor) -> Tensor:
         """A copy on the host. On CUDA it is asynchronous, on a separate stream."""
@@ -187,10 +224,12 @@ class TorchCompiled:
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:
-        """Runs without gradients, with deterministic kernels, and without TF32."""
+        """Runs without gradients, with deterministic kernels, and without TF32. On CUDA attention's kernels are
+        pinned."""
         flags = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         here = torch.cuda.device(self._device) if self._copying else contextlib.nullcontext()
-        with compiling(), torch.inference_mode(), flags, here:
+        attention = pinned_attention() if self._copying else contextlib.nullcontext()
+        with compiling(), torch.inference_mode(), flags, here, attention:
             if self._copying:
                 torch.compiler.cudagraph_mark_step_begin()
             yield
@@ -222,14 +261,52 @@ def open_torch(
 
 
 def library_versions(*, on_cuda: bool, driver: Path = DRIVER) -> str:
-    """torch with its build, and on CUDA the compiler, cuDNN and the driver, each with its version: ", torch 2.11.0"."""
+    """torch with its build, and on CUDA the compiler, cuBLAS, cuDNN and the driver: ", torch 2.11.0+cu130, ..."."""
     found = {"torch": torch.__version__}
     if on_cuda:
         triton = importlib.util.find_spec("triton") and metadata.version("triton")
         text = driver.read_text(encoding="utf-8", errors="replace") if driver.is_file() else ""
         said = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text)
-        found |= {"triton": triton, "cudnn": torch.backends.cudnn.version(), "driver": said and said[1]}
+        found |= {"triton": triton, "cublas": cublas_version(), "cudnn": torch.backends.cudnn.version()}
+        found |= {"driver": said and said[1]}
     return "".join(f", {name} {version}" for name, version in found.items() if version)
+
+
+def cublas_version() -> str | None:
+    """Of the package that torch's wheels bring; None where torch was built with a system's own."""
+    for package in ("nvidia-cublas", f"nvidia-cublas-cu{(torch.version.cuda or '').partition('.')[0]}"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(package)
+    return None
+
+
+def with_own_code(network: nn.Module) -> Callable[..., Any]:
+    """The network as a function whose code no other function has: Dynamo keeps what it compiles with the code, so that
+    each shape's can be freed alone and none counts against the limit of another."""
+
+    def run(*arguments: Any) -> Any:
+        return network(*arguments)
+
+    run.__code__ = run.__code__.replace()
+    return run
+
+
+def pinned_attention() -> contextlib.AbstractContextManager[None]:
+    """Makes torch choose among ATTENTION, in that order; empty leaves the choice to torch."""
+    return sdpa_kernel(list(ATTENTION), set_priority=True) if ATTENTION else contextlib.nullcontext()
+
+
+def reduce_in_float32() -> None:
+    """Matrix products in half precision sum in float32 alone, in this process; by default torch lets them do less."""
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = REDUCED_PRECISION_REDUCTIONS
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = REDUCED_PRECISION_REDUCTIONS
+
+
+def _done(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    """An event after all that was asked of the stream; waiting for it leaves the core to others."""
+    event = torch.cuda.Event(blocking=True)
+    event.record(stream)
+    return event
 
 
 def _choose_kernels_untimed() -> None:
