@@ -31,17 +31,19 @@ SCHEDULER = {
     "counter_deltas segments images payloads results failures claims idempotency exports export_files files uploads "
     "upload_parts marks rates failure_deltas failure_counts failure_hours bulk_acts schedules schedule_runs "
     "render_rates drains catalogues catalogue_runs catalogue_changes catalogue_versions catalogue_entries job_chunks "
-    "mark_counts engines",
+    "mark_counts engines catalogue_destinations catalogue_copies",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
     "failure_counts failure_hours schedule_runs job_chunks catalogue_runs catalogue_changes catalogue_versions "
-    "catalogue_entries",
+    "catalogue_entries catalogue_destinations catalogue_copies",
     "UPDATE": "jobs segments images claims counters leases exports files uploads rates failure_counts failure_hours "
-    "bulk_acts schedule_runs catalogues catalogue_runs catalogue_changes catalogue_entries",
+    "bulk_acts schedule_runs catalogues catalogue_runs catalogue_changes catalogue_entries "
+    "catalogue_destinations catalogue_copies",
     "UPDATE (next_at)": "schedules",
     "SELECT (id, tenant_id, name)": "api_keys",  # whose jobs an act is about
     "SELECT (subject, tenant_id, kind, actor)": "events",
     "DELETE": "rates failure_deltas failure_hours counter_deltas claims workers idempotency leases exports "
-    "export_files files upload_parts schedule_runs catalogue_changes catalogue_versions catalogue_entries",
+    "export_files files upload_parts schedule_runs catalogue_changes catalogue_versions catalogue_entries "
+    "catalogue_destinations catalogue_copies",
     **LOCKED,
     **ALL,
 }

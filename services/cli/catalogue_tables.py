@@ -9,6 +9,7 @@ from rich.text import Text
 from presswork_client import (
     Catalogue,
     CatalogueChange,
+    CatalogueDestination,
     CatalogueDifference,
     CatalogueItem,
     CatalogueRun,
@@ -19,7 +20,7 @@ from services.cli import units
 
 _STYLES = {
     "published": "green", "unchanged": "green", "planned": "green", "kept": "yellow", "cancelled": "yellow",
-    "failed": "red", "added": "green", "changed": "cyan", "removed": "yellow",
+    "failed": "red", "done": "green", "added": "green", "changed": "cyan", "removed": "yellow",
 }  # fmt: skip
 _FOUND = ("new", "changed", "model", "retried", "unchanged", "removed", "broken")
 _SAID = {
@@ -54,7 +55,23 @@ def catalogue(found: Catalogue) -> RenderableType:
     grid.add_row("published", _published(found))
     if found["public_url"]:
         grid.add_row("links", Text(f"{found['public_url']}/VARIANT/ITEM"))
+    if found["destination"]:
+        grid.add_row("copied to", destination(found["destination"]))
     return Group(Text(found["name"], style="bold"), grid)
+
+
+def destination(found: CatalogueDestination) -> Text:
+    """Where a version is copied to, and how far that has come."""
+    words = Text.assemble(f"s3://{found['s3']}: version {found['version']} ", state(found["state"]))
+    if found["state"] == "copying":
+        words.append(f", {found['copied']:,} copied so far")
+    elif found["copied"] or found["deleted"]:
+        words.append(f", {found['copied']:,} copied, {found['deleted']:,} deleted")
+    if found["error"] is not None:
+        again = f"it is tried again at {units.local(found['next_at'])}" if found["next_at"] else "it waits for a change"
+        words.append(f"\n{found['error']['message']}\n", style="red")
+        words.append(f"{again}; `presswork catalogue publish` tries at once", style="dim")
+    return words
 
 
 def runs(found: Iterable[CatalogueRun]) -> Table:
@@ -163,6 +180,8 @@ def _figures(found: CatalogueRun, estimate: Estimate | None) -> Table:
     if found["job_id"] is not None:
         words = [f"{counts[name]:,} {name}" for name in ("done", "failed", "rejected") if counts[name]]
         grid.add_row("rendered", Text(f"{', '.join(words) or 'nothing yet'} ({found['job_id']})"))
+    if found["destination"] is not None:
+        grid.add_row("copied to", destination(found["destination"]))
     if estimate is not None:
         grid.add_row("time", _time(estimate))
     if seconds["total"] is not None and not found["plan_only"]:

@@ -224,6 +224,7 @@ class Settings:
     fetch_seconds: float = _setting("PRESSWORK_FETCH_SECONDS", "600", _number(1, 86400))  # in all
     max_source_bytes: int = _setting("PRESSWORK_MAX_SOURCE_BYTES", str(2 << 30), _whole(1024, 2**40))  # unpacked
     source_buckets: frozenset[str] = _setting("PRESSWORK_SOURCE_BUCKETS", "", _buckets)  # that a catalogue may name
+    publish_buckets: frozenset[str] = _setting("PRESSWORK_PUBLISH_BUCKETS", "", _buckets)  # that it may be copied to
     # The worker.
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")

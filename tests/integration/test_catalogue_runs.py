@@ -292,11 +292,11 @@ def test_a_version_that_was_published_meanwhile_stays(shop: Shop) -> None:
     assert (run.state, run.error["code"], shop.pictures()) == ("kept", "published_meanwhile", {"a": b"red"})
 
 
-class _Crash(BaseException):
+class Crash(BaseException):
     """The process dies."""
 
 
-class _Dying(Database):
+class Dying(Database):
     """Dies at one of its transactions: before its commit, or after it."""
 
     def die_at(self, transaction: int, *, committed: bool) -> Self:
@@ -309,9 +309,9 @@ class _Dying(Database):
         with super().begin_system() as connection:
             yield connection
             if self._left == 0 and not self._committed:
-                raise _Crash
+                raise Crash
         if self._left == 0:
-            raise _Crash
+            raise Crash
 
 
 def test_a_run_that_dies_at_any_transaction_ends_once_and_readers_see_whole_versions(
@@ -321,7 +321,7 @@ def test_a_run_that_dies_at_any_transaction_ends_once_and_readers_see_whole_vers
     before, after = shop.pictures(), {"a": b"pink", "b": b"blue", "d": b"new"}
     cataloguing.upload(shop.database, shop.store, shop.catalogue, {"a": "pink", "b": "blue", "d": "new"})
     run_id = cataloguing.begin(shop.database, shop.catalogue)
-    dying = _Dying(database_url, application="presswork dying")
+    dying = Dying(database_url, application="presswork dying")
     lease = Lease(dying, f"catalogue/{shop.catalogue.id}", "scheduler-a")
     deaths = 0
     for transaction in range(1, 80):
@@ -332,7 +332,7 @@ def test_a_run_that_dies_at_any_transaction_ends_once_and_readers_see_whole_vers
             try:
                 lease.take()
                 task.run(shop.settings, shop.store, Notifier(shop.settings.redis_url), shop.catalogue.id, lease)
-            except _Crash:
+            except Crash:
                 deaths += 1
             run = shop.read(run_id)
             assert shop.pictures() == (after if shop.published() == 2 else before)

@@ -75,6 +75,8 @@ def shop(served: Api) -> Shop:
     assert served.http.put(PLACE, json=DEFINITION).status_code == 201
     shop = Shop(served, store, [])
     shop.night(*(change(item, "red") for item in ITEMS))
+    with served.database.begin_system() as connection:  # a night ago, and not within the same second
+        connection.exec_driver_sql("UPDATE catalogue_entries SET rendered_at = rendered_at - interval '1 day'")
     shop.night(change("a", "blue", kind="changed"), unchanged=len(ITEMS) - 1)
     broken = change("c", kind="broken", code="empty_prompt", message="The prompt is empty.")
     shop.night(
@@ -103,7 +105,7 @@ def test_a_catalogue_is_made_changed_listed_and_deleted(served: Api) -> None:
     assert made.status_code == 201, made.text
     assert made.json() | {"created_at": "", "updated_at": ""} == {
         "object": "catalogue", "name": "other", "definition": cataloguing.DEFINITION, "file_id": None, "version": 0,
-        "published": None, "public_url": None, "created_at": "", "updated_at": "",
+        "published": None, "public_url": None, "destination": None, "created_at": "", "updated_at": "",
     }  # fmt: skip
     again = served.http.put("/v1/catalogues/other", json=cataloguing.DEFINITION | {"keep": 5})
     assert (again.status_code, again.json()["definition"]["keep"]) == (200, 5)

@@ -64,6 +64,19 @@ catalogue:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"publish": {"to": {}}}, "publish.to.s3 is missing; it must be a bucket and a folder"),
+        ({"publish": {"to": {"s3": "shop/../x"}}}, 'publish.to.s3 is "shop/../x"; it must be a bucket and a folder'),
+        ({"publish": {"to": {"s3": "shop//x"}}}, 'publish.to.s3 is "shop//x"; it must be a bucket and a folder'),
+        ({"publish": {"to": {"s3": "shop", "name": "{{ item }"}}}, "publish.to.name: It is not valid Liquid"),
+        (
+            {"publish": {"to": {"s3": "shop", "name": "{{ title }}-{{ item }}"}}},
+            "publish.to.name: there is no field title; there are item, variant, sha256, extension.",
+        ),
+        (
+            {"publish": {"to": {"s3": "shop", "name": "{{ item }}.png"}}},
+            "publish.to.name lacks {{ variant }}; each picture needs a name of its own.",
+        ),
+        ({"publish": {"to": {"s3": "shop", "name": "/{{ item }}{{ variant }}"}}}, "publish.to.name: The name is"),
         ({"sourc": 1}, 'There is no field "sourc" in a catalogue; did you mean source?'),
         ({"source": {}}, "source has none of url, file and s3; it must have exactly one of them."),
         ({"source": {"url": "x", "s3": "abc/d"}}, "source has url and s3; it must have exactly one of them."),

@@ -44,6 +44,8 @@ WRITERS = {
     "catalogue_changes": "catalogues",
     "catalogue_versions": "catalogues",
     "catalogue_entries": "catalogues",
+    "catalogue_destinations": "catalogues",
+    "catalogue_copies": "catalogues",
     "api_keys": "tenants",
     "sessions": "tenants",
     "sign_in_links": "tenants",

@@ -12,8 +12,9 @@ from services.api.body import json_object, streaming
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
-from services.api.v1 import catalogue_items, estimation, schemas
-from services.core.catalogues import asked, changes, looks
+from services.api.v1 import catalogue_items, catalogues, estimation, schemas
+from services.api.v1.catalogues import CatalogueDestination
+from services.core.catalogues import asked, changes, destinations, looks
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues as core
 from services.core.catalogues.asked import RunRequest
@@ -72,7 +73,8 @@ class RunSeconds(BaseModel):
 
 class CatalogueRun(BaseModel):
     """A run. It compares the source with the version `base` (0: with nothing) and makes `version`; `error` says why
-    that is not published. `device_seconds` is what its job has used of accelerators."""
+    that is not published. `device_seconds` is what its job has used of accelerators. `destination` says how far its
+    version (of a plan: the base) is copied elsewhere, if none is newer there."""
 
     id: str
     object: Literal["catalogue.run"] = "catalogue.run"
@@ -87,6 +89,7 @@ class CatalogueRun(BaseModel):
     version: int | None
     job_id: str | None
     device_seconds: float | None
+    destination: CatalogueDestination | None
     seconds: RunSeconds
     deadline: schemas.Moment | None
     cancel_requested_at: schemas.Moment | None
@@ -277,10 +280,14 @@ def _shown(context: Context, tenant: int, catalogue: Catalogue, page: list[runs.
     wanted = [run.job_id for run in page if run.job_id is not None]
     with context.database.begin(tenant) as connection:
         jobs = {job.id: job for job in queries.these_jobs(connection, tenant, wanted)} if wanted else {}
-    return [_run(catalogue, run, jobs.get(run.job_id or 0)) for run in page]
+        copied = destinations.find(connection, catalogue.id)
+    return [_run(catalogue, run, jobs.get(run.job_id or 0), copied) for run in page]
 
 
-def _run(catalogue: Catalogue, run: runs.Run, job: JobView | None) -> CatalogueRun:
+def _run(
+    catalogue: Catalogue, run: runs.Run, job: JobView | None, copied: destinations.Destination | None
+) -> CatalogueRun:
+    is_copied = copied is not None and copied.version == (run.base if run.plan_only else run.version)
     return CatalogueRun(
         id=runs.public_id(run.id),
         catalogue=catalogue.name,
@@ -294,6 +301,7 @@ def _run(catalogue: Catalogue, run: runs.Run, job: JobView | None) -> CatalogueR
         version=run.version,
         job_id=None if run.job_id is None else ids.public_job(run.job_id),
         device_seconds=None if job is None else round(job.device_seconds, 3),
+        destination=catalogues.destination(copied) if is_copied else None,
         seconds=RunSeconds(
             planning=_between(run.created_at, run.planned_at),
             rendering=_between(run.planned_at, run.rendered_at),

@@ -15,7 +15,7 @@ from services.api.v1 import catalogue_items, catalogues, schemas
 from services.api.v1.catalogue_items import CatalogueItem
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues as core
-from services.core.catalogues import entries, manifests, publishing, versions
+from services.core.catalogues import destinations, entries, manifests, publishing, versions
 from services.core.catalogues.asked import PublishRequest
 from services.core.catalogues.entries import Difference
 from services.core.model.errors import NotFound
@@ -127,7 +127,7 @@ def publish_version(
     wanted = json_object.parse(PublishRequest, body, PublishRequest.ALLOWED)
     with context.database.begin(tenant) as connection:
         found = publishing.publish(connection, tenant, catalogue, wanted.version)
-    return catalogues.shown(context, request, found)
+        return catalogues.shown(context, request, found, destinations.find(connection, found.id))
 
 
 def _version(catalogue: core.Catalogue, found: versions.Version) -> CatalogueVersion:

@@ -12,7 +12,7 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import SubmissionError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
-from services.core.catalogues import catalogues, definition
+from services.core.catalogues import catalogues, copying, definition, destinations
 from services.core.catalogues.asked import FileRequest
 from services.core.catalogues.definition import Definition
 from services.core.files import files
@@ -21,6 +21,24 @@ from services.core.model.errors import InvalidSubmission, NotFound
 from services.core.schedules import of_catalogues
 
 router = APIRouter(route_class=TenantRoute)
+
+
+class CatalogueDestination(BaseModel):
+    """Where the published version is copied to. The copy of `version` is at `state`; `announced` is the version that
+    the pointer there names. `images` are named, `copied` were copied since the copy began, and `deleted` have gone.
+    After a failure it is tried again at `next_at`; null: when the definition or the published version changes."""
+
+    s3: str
+    version: int
+    state: destinations.State
+    announced: int | None
+    images: int
+    copied: int
+    deleted: int
+    error: schemas.ImageError | None
+    next_at: schemas.Moment | None
+    began_at: schemas.Moment
+    finished_at: schemas.Moment | None
 
 
 class Catalogue(BaseModel):
@@ -35,6 +53,7 @@ class Catalogue(BaseModel):
     version: int
     published: int | None
     public_url: str | None
+    destination: CatalogueDestination | None
     created_at: schemas.Moment
     updated_at: schemas.Moment
 
@@ -65,13 +84,15 @@ def put_catalogue(
         raise SubmissionError(InvalidSubmission(problems), "index")
     base_url = dependencies.base_url(context.settings, request)
     try:
+        copying.check(context.settings, context.store, found)
         with context.database.begin(tenant) as connection:
             response.status_code = 200 if catalogues.exists(connection, tenant, catalogue) else 201
             made = catalogues.put(connection, tenant, catalogue, found.model_dump(mode="json", exclude_unset=True))
             of_catalogues.follow(connection, context.settings, made, base_url)
+            copied = destinations.find(connection, made.id)
     except InvalidSubmission as error:
         raise SubmissionError(error, "index") from None
-    return shown(context, request, made)
+    return shown(context, request, made, copied)
 
 
 @router.get("/catalogues", response_model=CataloguePage)
@@ -87,16 +108,18 @@ def list_catalogues(
     after = "" if cursor is None else pagination.decode_name(context.settings.secrets, listing, cursor)
     with context.database.begin(tenant) as connection:
         found = catalogues.page(connection, tenant, after=after, limit=limit + 1)
-    page = found[:limit]
+        page = found[:limit]
+        copied = destinations.these(connection, [one.id for one in page])
     more = pagination.encode_name(context.settings.secret, listing, page[-1].name) if len(found) > limit else None
-    return CataloguePage(data=[shown(context, request, one) for one in page], next_cursor=more)
+    return CataloguePage(data=[shown(context, request, one, copied.get(one.id)) for one in page], next_cursor=more)
 
 
 @router.get("/catalogues/{catalogue}", response_model=Catalogue)
 def show_catalogue(request: Request, context: ContextDep, tenant: Tenant, catalogue: str) -> Any:
     """One catalogue with its definition."""
     with context.database.begin(tenant) as connection:
-        return shown(context, request, catalogues.find(connection, tenant, catalogue))
+        found = catalogues.find(connection, tenant, catalogue)
+        return shown(context, request, found, destinations.find(connection, found.id))
 
 
 @router.put("/catalogues/{catalogue}/file", response_model=Catalogue, openapi_extra=openapi.body(FileRequest))
@@ -112,7 +135,8 @@ def set_catalogue_file(
         except NotFound:
             raise NotFound(f"There is no file {strict_json.describe(asked.file_id)}.") from None
         catalogues.set_file(connection, tenant, catalogue, file.id)
-        return shown(context, request, catalogues.find(connection, tenant, catalogue))
+        found = catalogues.find(connection, tenant, catalogue)
+        return shown(context, request, found, destinations.find(connection, found.id))
 
 
 @router.delete("/catalogues/{catalogue}", status_code=204, response_class=Response)
@@ -125,7 +149,9 @@ def delete_catalogue(context: ContextDep, tenant: Tenant, catalogue: str) -> Res
     return Response(status_code=204)
 
 
-def shown(context: Context, request: Request, found: catalogues.Catalogue) -> Catalogue:
+def shown(
+    context: Context, request: Request, found: catalogues.Catalogue, copied: destinations.Destination | None
+) -> Catalogue:
     return Catalogue(
         name=found.name,
         definition=found.definition,
@@ -133,8 +159,27 @@ def shown(context: Context, request: Request, found: catalogues.Catalogue) -> Ca
         version=found.version,
         published=found.published,
         public_url=public_url(dependencies.base_url(context.settings, request), found),
+        destination=destination(copied),
         created_at=found.created_at,
         updated_at=found.updated_at,
+    )
+
+
+def destination(found: destinations.Destination | None) -> CatalogueDestination | None:
+    if found is None:
+        return None
+    return CatalogueDestination(
+        s3=found.place,
+        version=found.version,
+        state=found.state,
+        announced=found.announced,
+        images=found.counts.get("images", 0),
+        copied=found.counts.get("copied", 0),
+        deleted=found.counts.get("deleted", 0),
+        error=None if found.error is None else schemas.ImageError(**found.error),
+        next_at=found.next_at,
+        began_at=found.began_at,
+        finished_at=found.finished_at,
     )
 
 

@@ -549,6 +549,22 @@ class JobDeleted(TypedDict):
     deleted: Literal[True]
 
 
+class CatalogueDestination(TypedDict):
+    """Where the published version is copied to. `announced` is the version that the pointer there names."""
+
+    s3: str
+    version: int
+    state: Literal["copying", "deleting", "done", "failed"]
+    announced: int | None
+    images: int
+    copied: int
+    deleted: int
+    error: ImageError | None
+    next_at: str | None
+    began_at: str
+    finished_at: str | None
+
+
 class Catalogue(TypedDict):
     """A feed of items whose pictures are kept up to date. `published` is the version that readers see."""
 
@@ -559,6 +575,7 @@ class Catalogue(TypedDict):
     version: int
     published: int | None
     public_url: str | None
+    destination: CatalogueDestination | None
     created_at: str
     updated_at: str
 
@@ -623,6 +640,7 @@ class CatalogueRun(TypedDict):
     version: int | None
     job_id: str | None
     device_seconds: float | None
+    destination: CatalogueDestination | None
     seconds: RunSeconds
     deadline: str | None
     cancel_requested_at: str | None

@@ -83,7 +83,7 @@ WITH moved AS (
 {log.of_each("moved", "'catalogue.run_cancelling'", subject=_SUBJECT, data=_DATA)}
 """)  # noqa: S608  our own text
 # Catalogues with something to do: a run whose state is ours to work on, whose job has ended or is to be stopped, or
-# whose review is over, and something to tidy.
+# whose review is over, something to tidy, and a version to copy elsewhere.
 _PENDING = statement("catalogue_runs.pending")(
     turns.first_of_each("""
   SELECT id FROM (
@@ -101,6 +101,10 @@ _PENDING = statement("catalogue_runs.pending")(
     (SELECT id FROM catalogues
      WHERE tenant_id = t.id AND tidy_from <= now() AND id <> ALL(CAST(:excluding AS bigint[]))
      ORDER BY tidy_from LIMIT :first)
+    UNION
+    (SELECT catalogue_id FROM catalogue_destinations
+     WHERE tenant_id = t.id AND next_at <= now() AND catalogue_id <> ALL(CAST(:excluding AS bigint[]))
+     ORDER BY next_at LIMIT :first)
   ) either ORDER BY random() LIMIT :first
 """)
 )
@@ -244,5 +248,5 @@ def advance(connection: Connection, run: Run, position: int) -> None:
 
 
 def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
-    """Catalogues whose runs can go on, or that wait to be tidied."""
+    """Catalogues whose runs can go on, or that wait to be tidied or copied."""
     return turns.waiting(connection, _PENDING, excluding, busy)

@@ -30,7 +30,9 @@ WITH before AS MATERIALIZED (
   INSERT INTO catalogues AS c (id, tenant_id, name, public_id, definition)
   VALUES (:id, :tenant_id, :name, :public_id, CAST(:definition AS jsonb))
   ON CONFLICT (tenant_id, name) WHERE deleted_at IS NULL DO UPDATE
-    SET definition = excluded.definition, updated_at = now() WHERE c.definition <> excluded.definition
+    SET definition = excluded.definition, updated_at = now(),
+      tidy_from = CASE WHEN c.published IS NULL THEN c.tidy_from ELSE now() END
+    WHERE c.definition <> excluded.definition
   RETURNING tenant_id, name
 )
 {log.of_each("put", _KIND, subject=_SUBJECT)}

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from services.core.catalogues import templates
+from services.core.catalogues import copy_names, templates
 from services.core.items import delimited, encodings
 from services.core.items.errors import WrongOption
 from services.core.items.input_file import EXTENSIONS
@@ -26,12 +26,20 @@ MAX_VARIANTS = 32
 BY_ID = "by-id"
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,62}[a-z0-9])?", re.ASCII)
 _TIME = re.compile(r"(?:[01][0-9]|2[0-3]):[0-5][0-9]", re.ASCII)
+_PLACE = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9!_.*'()~=,@+-]+)*/?", re.ASCII)
 _NAME_RULE = "1 to 64 of a-z 0-9 _ -, with a letter or digit at either end"
+_FOLDER_LIMIT = 100
 _SHARE = "a number from 0 to 1, such as 0.98"
 
 
 def _name(value: str) -> str:
     if not NAME.fullmatch(value):
+        raise PydanticCustomError("invalid_value", "")
+    return value
+
+
+def _place(value: str) -> str:
+    if not _PLACE.fullmatch(value) or len(value.partition("/")[2]) > _FOLDER_LIMIT:
         raise PydanticCustomError("invalid_value", "")
     return value
 
@@ -107,14 +115,27 @@ class ScheduleFields(Body):
     deadline: Annotated[str, Field(json_schema_extra={"pattern": f"^{_TIME.pattern}$"}), AfterValidator(_time)] = None  # type: ignore[assignment]
 
 
+class DestinationFields(Body):
+    """Where each published version is copied to, and what its pictures are called there."""
+
+    s3: Annotated[str, Field(json_schema_extra={"pattern": f"^{_PLACE.pattern}$"}), AfterValidator(_place)]
+    name: Annotated[str, Field(min_length=1, max_length=1024), _compiled(_template)] = copy_names.USUAL
+
+    @property
+    def place(self) -> str:
+        """The bucket and the folder, without a slash at the end."""
+        return self.s3.rstrip("/")
+
+
 class PublishFields(Body):
-    """What must hold for a version to take the place of the one before."""
+    """What must hold for a version to take the place of the one before, and where it is copied to."""
 
     atomic: Literal[True] = True
     require: Share = 1.0
     review: Literal["none", "changed"] = "none"
     public: bool = False
     undecided: Literal["accept", "reject"] = "reject"
+    to: DestinationFields = None  # type: ignore[assignment]
 
 
 class Variant(Body):
@@ -167,6 +188,9 @@ class Definition(Body):
         "publish.public": "true or false: whether everybody who knows a link sees the published pictures",
         "publish.review": '"changed": a person accepts what changed until the deadline; or "none"',
         "publish.undecided": '"accept" or "reject": what happens to changed images without a mark at the deadline',
+        "publish.to": "an object with s3, and name if needed",
+        "publish.to.s3": f'a bucket and a folder of up to {_FOLDER_LIMIT} characters, such as "shop-pictures/live"',
+        "publish.to.name": f"a template of {', '.join(copy_names.FIELDS)}, such as {copy_names.USUAL!r}",
         "keep": "a whole number from 1 to 1,000: how many versions are kept",
         "removed_limit": f"{_SHARE}: if more of the items have gone, a person decides",
         "rerender": "a number above 0, up to 1: the share of the items that a run renders anew for a new model",
@@ -207,7 +231,8 @@ def _described(prefix: str) -> dict[str, str]:
 
 DESCRIPTIONS = {  # of the fields of each part
     "Definition": _described(""), "SourceFields": _described("source."), "ScheduleFields": _described("schedule."),
-    "PublishFields": _described("publish."), "Variant": _described("variants.*."),
+    "PublishFields": _described("publish."), "DestinationFields": _described("publish.to."),
+    "Variant": _described("variants.*."),
 }  # fmt: skip
 
 
@@ -220,7 +245,7 @@ def read(name: str, value: object) -> tuple[Definition | None, list[Problem]]:
         found = Definition.model_validate(value)
     except ValidationError as error:
         return None, [_problem(entry, value) for entry in error.errors(include_url=False)]
-    problems = [*_source_problems(found), *_compression_problems(found)]
+    problems = [*_source_problems(found), *_compression_problems(found), *_destination_problems(found)]
     return (None, problems) if problems else (found, [])
 
 
@@ -280,6 +305,25 @@ def _source_problems(found: Definition) -> list[Problem]:
         if EXTENSIONS.get(ending, "lines") == "lines":
             message = f"source.format is missing, and source.{given[0]} has none of the known endings; it must be"
             return [Problem("missing_field", f"{message} {Definition.ALLOWED['source.format']}.", "source.format")]
+    return []
+
+
+def _destination_problems(found: Definition) -> list[Problem]:
+    """What is wrong with the names at the destination, whatever the items are."""
+    if found.publish.to is None:
+        return []
+    names, where = copy_names.Names(found.publish.to.name), "publish.to.name"
+    if unknown := sorted(names.fields - set(copy_names.FIELDS)):
+        known = ", ".join(copy_names.FIELDS)
+        return [Problem("invalid_template", f"{where}: there is no field {unknown[0]}; there are {known}.", where)]
+    needed = ["item"] + ["variant"] * (len(found.variants) > 1)
+    if missing := [name for name in needed if name not in names.fields]:
+        message = f"{where} lacks {{{{ {missing[0]} }}}}; each picture needs a name of its own."
+        return [Problem("invalid_template", message, where)]
+    try:
+        names.of("item", next(iter(found.variants)), bytes(32), "png")
+    except templates.Inapplicable as error:
+        return [Problem("invalid_template", f"{where}: {error}", where)]
     return []
 
 

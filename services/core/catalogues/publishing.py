@@ -3,14 +3,14 @@
 from sqlalchemy import Connection
 
 from services.core.catalogues import catalogue_runs as runs
-from services.core.catalogues import catalogues, versions
+from services.core.catalogues import catalogues, destinations, versions
 from services.core.catalogues.catalogues import Catalogue
 from services.core.model.errors import Conflict, NotFound
 
 
 def publish(connection: Connection, tenant_id: int, name: str, version: int) -> Catalogue:
-    """Readers see that version from the commit on. A second call is not an error. The catalogue's row stays locked, so
-    nobody drops the version meanwhile.
+    """Readers see that version from the commit on. A second call is not an error: it tries again what could
+    not be copied to the destination. The catalogue's row stays locked, so nobody drops the version meanwhile.
 
     Raises:
         NotFound: no such catalogue, or the version is not kept.
@@ -25,4 +25,5 @@ def publish(connection: Connection, tenant_id: int, name: str, version: int) -> 
             raise Conflict(message, "version_not_whole") from None
         raise
     catalogues.publish(connection, catalogue, version)
+    destinations.again(connection, catalogue.id)
     return catalogues.find(connection, tenant_id, name)

@@ -14,6 +14,7 @@ from services.core.catalogues import (
 from services.core.catalogues import (
     catalogues,
     changes,
+    copying,
     manifests,
     preparation,
     rendering,
@@ -65,6 +66,7 @@ class CatalogueTask:
             tidying.remove(self._store, catalogue, self._lease)
         else:
             tidying.tidy(self._store, catalogue, _definition(catalogue.definition).keep, self._lease)
+            copying.copy(self._settings, self._store, catalogue_id, self._lease, self._until)
 
     def _go_on(self, catalogue: Catalogue, run: Run) -> None:
         """Takes the run on until it waits, has ended, or the time slice is over."""

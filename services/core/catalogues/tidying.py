@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from services.core.catalogues import catalogue_runs as runs
-from services.core.catalogues import catalogues, entries, lists, manifests, versions
+from services.core.catalogues import catalogues, copies, destinations, entries, lists, manifests, versions
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.versions import Version
 from services.core.db.leases import Lease
@@ -38,7 +38,9 @@ def remove(store: ImageStore, catalogue: Catalogue, lease: Lease) -> None:
     while more:
         with lease.begin() as connection:
             more = entries.forget_all(connection, catalogue.id, most=5_000)
+            more |= copies.forget_all(connection, catalogue.id, most=5_000)
     with lease.begin() as connection:
+        destinations.forget(connection, catalogue.id)
         versions.forget(connection, catalogue.id, versions.listed(connection, catalogue.id))
         catalogues.forget(connection, catalogue.id)
 

@@ -769,6 +769,44 @@ catalogue_entries = Table(  # the picture that an item's variant has from one ve
     ),
 )
 
+catalogue_destinations = Table(  # where the published version is copied to, and how far that has come
+    "catalogue_destinations",
+    metadata,
+    Column("catalogue_id", BigInteger, ForeignKey("catalogues.id"), primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("place", Text, nullable=False),  # a bucket and a folder
+    Column("rule", LargeBinary, nullable=False),  # the digest of the names' template
+    Column("version", Integer, nullable=False),  # that is copied, or was copied last
+    Column("step", Text, nullable=False),
+    Column("reached", ARRAY(Text), nullable=False, server_default=text("'{}'")),  # how far the step has come
+    Column("announced", Integer),  # the version that the pointer at the place names
+    Column("before", Integer),  # the one that it named before
+    Column("counts", JSONB, nullable=False, server_default=text("'{}'")),
+    Column("error", JSONB),
+    Column("attempts", Integer, nullable=False, server_default=zero),
+    Column("next_at", Moment),  # set while there is something to do
+    Column("began_at", Moment, nullable=False, server_default=now),
+    Column("finished_at", Moment),
+    CheckConstraint("step IN ('naming','copying','deleting','done')", name="catalogue_destinations_step"),
+    Index("catalogue_destinations_waiting", "tenant_id", "next_at", postgresql_where=text("next_at IS NOT NULL")),
+)
+
+catalogue_copies = Table(  # the objects of such a place: which picture each one is or, until it is there, becomes
+    "catalogue_copies",
+    metadata,
+    Column("catalogue_id", BigInteger, ForeignKey("catalogues.id"), nullable=False),
+    Column("place", Text, nullable=False),
+    Column("name", Text(collation="C"), nullable=False),
+    Column("item", Text(collation="C"), nullable=False),
+    Column("variant", Text(collation="C"), nullable=False),
+    Column("rule", LargeBinary, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("is_there", Boolean, nullable=False, server_default=text("false")),
+    PrimaryKeyConstraint("catalogue_id", "place", "name"),
+    Index("catalogue_copies_item", "catalogue_id", "place", "item", "variant"),
+    Index("catalogue_copies_waiting", "catalogue_id", "place", "name", postgresql_where=text("NOT is_there")),
+)
+
 events = Table(  # append-only; committed rows are numbered in `seq`, and readers go by it. See events/numbering.py
     "events",
     metadata,

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Protocol
 
+from services.core.storage.other_bucket import OtherBucket
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
@@ -47,6 +49,14 @@ class ImageStore(Protocol):
     def foreign(self, bucket: str, key: str, etag: str = "") -> ForeignObject | None:
         """An object of any bucket that the store's key may read. None: it is still the one with this `etag`. Raises
         ObjectMissing."""
+        ...
+
+    def other(self, bucket: str) -> OtherBucket:
+        """Another bucket of the same server, for copies."""
+        ...
+
+    def overlaps(self, bucket: str, folder: str) -> bool:
+        """Whether this installation's objects lie, or may come to lie, in that folder of that bucket."""
         ...
 
     def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:

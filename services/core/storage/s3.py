@@ -19,6 +19,7 @@ from services.core.model.errors import ObjectMissing, SettingsError, StoreRefuse
 from services.core.settings import Settings
 from services.core.storage import deadlines, sessions
 from services.core.storage.contract import ForeignObject, StoredObject
+from services.core.storage.other_bucket import OtherBucket
 from services.core.storage.refusals import code, status, translated
 
 log = logging.getLogger(__name__)
@@ -93,6 +94,14 @@ class S3Store:
     def _blocks(self, body: Any) -> Iterator[bytes]:
         with self._translated(), closing(body):
             yield from body.iter_chunks(_CHUNK)
+
+    def other(self, bucket: str) -> OtherBucket:
+        return OtherBucket(self._client, self.bucket, bucket, self._translated)
+
+    def overlaps(self, bucket: str, folder: str) -> bool:
+        theirs = f"{folder}/" if folder else ""
+        own = (self.prefix, *self.earlier_prefixes)
+        return bucket == self.bucket and any(theirs.startswith(one) or one.startswith(theirs) for one in own)
 
     def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
         with self._translated():

@@ -1,0 +1,72 @@
+"""The two files of ours at a place that a version is copied to: a manifest of its pictures, and the pointer to it."""
+
+import hashlib
+import io
+import json
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from services.core.catalogues import copies, entries
+from services.core.catalogues.catalogues import Catalogue
+from services.core.catalogues.copy_names import MANIFESTS, POINTER
+from services.core.catalogues.destinations import Destination
+from services.core.catalogues.entries import Entry
+from services.core.db.leases import Lease
+from services.core.storage.other_bucket import OtherBucket
+
+_PAGE = 5_000
+
+
+def name(version: int) -> str:
+    """The name of a version's manifest."""
+    return f"{MANIFESTS}/{version:08d}.jsonl"
+
+
+def media_type(entry: Entry) -> str:
+    return f"image/{entry.request.get('output_format', 'png')}"
+
+
+def write(bucket: OtherBucket, at: Destination, catalogue: Catalogue, owner: dict[str, str], lease: Lease) -> None:
+    """Writes the manifest, and then the pointer to it."""
+    digest, images = hashlib.sha256(), 0
+    with tempfile.TemporaryFile() as file:
+        for row in _rows(at, catalogue, lease):
+            line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
+            digest.update(line)
+            file.write(line)
+            images += 1
+        size = file.tell()
+        file.seek(0)
+        bucket.put(at.key(name(at.version)), file, "application/x-ndjson", owner)
+    pointer = {
+        "catalogue": catalogue.name,
+        "version": at.version,
+        "images": images,
+        "manifest": {"object_key": at.key(name(at.version)), "sha256": digest.hexdigest(), "bytes": size},
+    }
+    lease.keep()
+    bucket.put(at.key(POINTER), io.BytesIO(json.dumps(pointer).encode()), "application/json", owner)
+
+
+def _rows(at: Destination, catalogue: Catalogue, lease: Lease) -> Iterator[dict[str, Any]]:
+    after = ("", "")
+    while True:
+        lease.keep()
+        with lease.database.begin_system() as connection:
+            page = entries.page(connection, catalogue.id, at.version, after=after, limit=_PAGE)
+            named = copies.of_items(connection, at, [(one.item, one.variant) for one in page])
+        for entry in page:
+            yield {
+                "item": entry.item,
+                "variant": entry.variant,
+                "object_key": at.key(named[entry.item, entry.variant, entry.sha256].name),
+                "sha256": entry.sha256.hex(),
+                "bytes": entry.bytes,
+                "prompt": entry.request.get("prompt"),
+                "version": entry.from_version,
+                "stale": entry.is_stale_in(at.version),
+            }
+        if len(page) < _PAGE:
+            return
+        after = (page[-1].item, page[-1].variant)
