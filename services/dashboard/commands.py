@@ -11,6 +11,7 @@ _OPTIONS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance", "n
 
 def same(base: str, asked: Asked, file: str) -> list[tuple[str, str]]:
     """By name. `file` is the name of the file that was chosen."""
+    file = f"./{file}" if file.startswith(("-", "~")) else file  # no option, no stdin
     return [
         ("curl", _curl(base, asked, file)),
         ("The command", _command(asked, file)),

@@ -30,9 +30,9 @@ class Upload:
     def __init__(self, name: str, file: IO[bytes], asked: Asked, most_lines: int) -> None:
         """Raises WrongOption or Unreadable: it is no such file, or too large to unpack; SubmissionError: a line is."""
         self._source = reading.source(
-            Path(name), None, asked.columns or {}, asked.fields, delimiter=asked.delimiter, encoding=asked.encoding
-        )
-        self._source.opened = file
+            Path(name), None, asked.columns or {}, asked.fields,
+            delimiter=asked.delimiter, encoding=asked.encoding, opened=file,
+        )  # fmt: skip
         unpacked.check(name, file)
         if file.read(4) not in (b"PK\x03\x04", b"PAR1"):
             file.seek(0)

@@ -1,5 +1,6 @@
 """Submitting by hand: what is shown before, and what becomes of it."""
 
+import ast
 import dataclasses
 import html
 import io
@@ -26,6 +27,7 @@ from services.core.model.scopes import Scope
 from services.core.tenants import api_keys
 from services.dashboard import asked, commands
 from services.dashboard.uploaded import Upload
+from tests.dashboard.hostile import HOSTILE
 from tests.pages import House, Tab
 
 ROWS = [{"prompt": "a red mug", "custom_id": "m1", "n": 2}, {"prompt": "a teal hat", "custom_id": "m2", "n": 1}]
@@ -158,6 +160,9 @@ def test_what_is_wrong_is_said_in_a_sentence_and_nothing_is_recorded(
         "p.csv has no column 'prompt'; did you mean under Columns prompt=caption? It has: caption, n."]),
     (("p.pdf", b"%PDF"), [
         f"p.pdf has none of the known endings ({', '.join(reading.EXTENSIONS)}); use one of them."]),
+    *(((name, b"%PDF"), [
+        f"{name} has none of the known endings ({', '.join(reading.EXTENSIONS)}); use one of them."])
+      for name in ("tests", "..", "-", "\u1019" * 255)),  # what the server has of such a name is not looked at
     (("p.parquet", b"PAR1 and no more"), None),
     (("p.xlsx", b"PK\x03\x04 and no more"), None),
     (("p.jsonl", b'{"prompt": "' + b"x" * 70_000 + b'"}'), [
@@ -295,3 +300,37 @@ def test_a_dropped_file_is_looked_at_and_submitted(house: House, open_tab: Calla
     page.wait_for_url(re.compile("/jobs/job_"))
     assert len(house.http.get("/v1/jobs").json()["data"]) == 1
     assert tab.errors == []
+
+
+_DROP = """([text, name]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([text], name));
+  document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+}"""
+
+
+def test_the_name_of_a_dropped_file_is_text_wherever_it_is_shown(open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab()
+    page = tab.open("/submit?kind=file")
+    for first in range(0, len(HOSTILE), 4):  # a name has no slash
+        name = re.sub(r"[/\\\n]", ":", " ".join(HOSTILE[first : first + 4]))
+        shown = "".join(letter for letter in name if letter.isprintable()).replace('"', "%22")  # as browsers write it
+        if first % 8:
+            page.evaluate(_DROP, [lines(*ROWS).decode(), f"{name}.jsonl"])
+            expect(page.locator("#preview pre").nth(1)).to_contain_text(shlex.quote(f"{shown}.jsonl"))
+        else:
+            page.evaluate(_DROP, ["%PDF", name])
+            expect(page.locator("#preview .problems")).to_contain_text(f"{shown} has none of the known endings")
+    assert page.evaluate("window.hurt") is None
+    assert tab.errors == []
+    assert {httpx.URL(address).host for address in tab.requests} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("name", ["-", "-rf", "~", "~root", *HOSTILE])
+def test_no_name_of_a_file_is_more_than_a_name_to_a_shell_or_to_python(name: str) -> None:
+    curl, command, python = (text for _, text in commands.same("http://x", asked.read({"kind": "file"}), name))
+    path = f"./{name}" if name[0] in "-~" else name
+    assert shlex.split(curl, comments=True)[-1] == f"@{path}"
+    assert shlex.split(command)[:3] == ["presswork", "submit", path]
+    [call] = [one for one in ast.walk(ast.parse(python)) if isinstance(one, ast.Call) and one.args[1:] == []][-1:]
+    assert ast.literal_eval(call.args[0]) == path

@@ -346,12 +346,16 @@ def test_lists_are_paged_by_the_client_itself(client, api):
 def test_a_file_can_be_looked_at_read_and_deleted(client, scheduler, api, store):
     data = b'{"custom_id": "a"}\n' * 3
     file = client.files.create(
-        file=("../x/name.jsonl", data), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
+        file=("../x/<b>name.jsonl", data), purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600}
     )
-    assert (file.bytes, file.filename, file.status) == (len(data), "name.jsonl", "processed")
+    assert (file.bytes, file.filename, file.status) == (len(data), "<b>name.jsonl", "processed")
     assert file.expires_at - file.created_at == 3600
     assert client.files.retrieve(file.id) == file
-    assert client.files.content(file.id).read() == data
+    content = client.files.content(file.id)
+    assert (content.read(), content.response.headers["Content-Disposition"]) == (
+        data,
+        'attachment; filename="_b_name.jsonl"',
+    )
     assert client.files.delete(file.id).deleted
     for verb in (client.files.retrieve, client.files.content, client.files.delete):
         with pytest.raises(openai.NotFoundError):

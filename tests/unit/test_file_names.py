@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.core.model import file_names
+from tests.dashboard.hostile import HOSTILE
 
 ODD = [
     "a", "A", "a~0", "a~000001", "000001", "con", "CON.x", "nul", "COM\u00b9", "com1.txt", "\u00e9", "e\u0301", "a.",
@@ -83,3 +84,12 @@ def test_the_usual_splits_have_folders_of_their_names_and_others_none_that_is_ta
         for words in data_files.SPLIT_KEYWORDS.values():
             for word in words:
                 assert not any(re.search(rf"(^|[-._ 0-9]){word}([-._ 0-9]|$)", folder) for folder in folders)
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *ODD, 'a";filename="b', "a\r\nSet-Cookie: b", "a;b,c"])
+def test_a_download_has_one_name_of_plain_letters_whatever_its_name_is(name: str) -> None:
+    assert re.fullmatch(r'attachment; filename="[A-Za-z0-9._~-]+"', file_names.attachment(name))
+
+
+def test_a_usual_name_is_kept_in_a_download() -> None:
+    assert file_names.attachment("sku-42~1.front_b.png") == 'attachment; filename="sku-42~1.front_b.png"'

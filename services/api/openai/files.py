@@ -1,7 +1,6 @@
 """Files of the OpenAI-shaped API: upload, list, read, delete."""
 
 import hashlib
-import re
 from typing import IO, Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -19,7 +18,7 @@ from services.api.turns import OpenAIRoute
 from services.core.files import files
 from services.core.files.files import File
 from services.core.jobs import idempotency
-from services.core.model import ids
+from services.core.model import file_names, ids
 from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, IdempotencyGone, NotFound
 
 router = APIRouter(route_class=OpenAIRoute)
@@ -93,8 +92,7 @@ def show_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
 async def read_file(request: Request, context: ContextDep, tenant: Tenant, file_id: str) -> Any:
     """The file's bytes, or a range of them."""
     found = await context.requests.run(tenant, _find, context, tenant, files.parse_id(file_id))
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", found.filename)
-    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    headers = {"Content-Disposition": file_names.attachment(found.filename)}
     return await stored.answer(
         request, context, tenant, Stored(found.object_key, found.sha256.hex(), found.bytes), headers
     )

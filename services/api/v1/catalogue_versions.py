@@ -18,6 +18,7 @@ from services.core.catalogues import catalogues as core
 from services.core.catalogues import destinations, entries, manifests, publishing, versions
 from services.core.catalogues.asked import PublishRequest
 from services.core.catalogues.entries import Difference
+from services.core.model import file_names
 from services.core.model.errors import NotFound
 
 router = APIRouter(route_class=TenantRoute)
@@ -90,7 +91,7 @@ def read_manifest(
         return unchanged
     name = f"{catalogue}-{version}.{format}"
     if request.state.is_head:
-        described = {"Content-Length": str(file.bytes), "Content-Disposition": f'attachment; filename="{name}"'}
+        described = {"Content-Length": str(file.bytes), "Content-Disposition": file_names.attachment(name)}
         headers = representations.headers(file.sha256) | described
         return Response(headers=headers, media_type=manifests.FILES[format][1])
     address = context.store.presign(file.object_key, context.settings.url_seconds, name)

@@ -11,6 +11,7 @@ from services.api.dependencies import Context, ContextDep
 from services.api.turns import TenantRoute
 from services.api.v1.image_content import Signature
 from services.core.exports import records
+from services.core.model import file_names
 from services.core.model.errors import NotFound
 from services.core.storage import signed_urls
 
@@ -40,7 +41,7 @@ def read_export_file(
     if (unchanged := representations.unchanged(request, sha256)) is not None:
         return unchanged
     if request.state.is_head:
-        described = {"Content-Length": str(file.bytes), "Content-Disposition": f'attachment; filename="{name}"'}
+        described = {"Content-Length": str(file.bytes), "Content-Disposition": file_names.attachment(name)}
         return Response(headers=representations.headers(sha256) | described, media_type="application/octet-stream")
     address = context.store.presign(file.object_key, context.settings.url_seconds, name)
     return RedirectResponse(address, 307, {"ETag": representations.headers(sha256)["ETag"]})

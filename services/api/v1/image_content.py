@@ -10,9 +10,8 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
 from services.core.jobs import queries
-from services.core.model import ids
+from services.core.model import file_names, ids
 from services.core.model.errors import NotFound
-from services.core.model.file_names import EXTENSIONS
 from services.core.model.states import ImageState
 from services.core.storage import signed_urls
 
@@ -42,7 +41,7 @@ def read_image(request: Request, context: ContextDep, job_id: str, index: str, s
         return unchanged
     filename = _filename(number, image)
     if request.state.is_head:
-        described = {"Content-Length": str(image.bytes), "Content-Disposition": f'attachment; filename="{filename}"'}
+        described = {"Content-Length": str(image.bytes), "Content-Disposition": file_names.attachment(filename)}
         headers = representations.headers(image.sha256) | described
         return Response(headers=headers, media_type=f"image/{image.payload.output_format}")
     address = context.store.presign(image.object_key, context.settings.url_seconds, filename)
@@ -66,4 +65,4 @@ def _filename(number: int, image: queries.ImageView) -> str:
     payload = image.payload
     name = payload.custom_id or f"{ids.public_job(number)}-{image.index:06d}"
     place = f"~{image.index - payload.index}" if payload.custom_id and payload.n > 1 else ""
-    return f"{name}{place}.{EXTENSIONS[payload.output_format]}"
+    return f"{name}{place}.{file_names.EXTENSIONS[payload.output_format]}"

@@ -184,14 +184,16 @@ def source(
     *,
     delimiter: str | None = None,
     encoding: str | None = None,
+    opened: IO[bytes] | None = None,
 ) -> Source:
-    """Raises WrongOption if the format is not known, or an option does not fit it."""
+    """Raises WrongOption if the format is not known, or an option does not fit it. What is `opened` already has `path`
+    as its name alone, which no file of this machine is looked for by."""
     for name in columns:
         if name not in FIELDS:
             raise WrongOption(f"--column names the field {name!r}; a request has: {', '.join(FIELDS)}.")
-    if path.is_dir():
+    if opened is None and path.is_dir():
         raise WrongOption(f"{path} is a folder; name a file in it.")
-    found = form or ("lines" if path == STDIN else EXTENSIONS.get(path.suffix.lower()))
+    found = form or ("lines" if opened is None and path == STDIN else EXTENSIONS.get(path.suffix.lower()))
     if found is None:
         known = ", ".join(EXTENSIONS)
         raise WrongOption(
@@ -207,7 +209,9 @@ def source(
         raise WrongOption(f"--encoding is for text, and {path} is read as {found}, which says its own.")
     mark = None if delimiter is None else delimited.mark(delimiter)
     code = None if encoding is None else encodings.named(encoding)
-    return Source(path=path, form=found, columns=columns, defaults=defaults, delimiter=mark, encoding=code)
+    return Source(
+        path=path, form=found, columns=columns, defaults=defaults, delimiter=mark, encoding=code, opened=opened
+    )
 
 
 def _dumped(request: Mapping[str, Any]) -> bytes:

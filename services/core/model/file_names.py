@@ -1,4 +1,5 @@
-"""The names of image files, in downloads and exports: after the custom_id where that is safe, else after the index.
+"""The names of image files, in downloads and exports: after the custom_id where that is safe, else after the index;
+and the header that gives a download its name.
 
 No name is another one's on any file system: they are ASCII, differ in more than case, are valid on Linux, macOS,
 Windows and FAT, and have at most 255 bytes with `.part` added. Nor does a loader of data sets take a part of a name for
@@ -15,6 +16,7 @@ _SAFE = re.compile(
     r"(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$))[a-z0-9_](?:[a-z0-9._-]{0,126}[a-z0-9_-])?",
     re.ASCII | re.IGNORECASE,
 )
+_UNUSUAL = re.compile(r"[^A-Za-z0-9._~-]")
 _SPLIT = re.compile(
     r"(?:^|(?<=[-._ 0-9]))(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?=[-._ 0-9]|$)"
 )
@@ -33,6 +35,11 @@ def with_index(custom_id: str | None, index: int, output_format: str) -> str:
     number = f"{index:08d}.{EXTENSIONS[output_format]}"
     begin = stem(custom_id)
     return number if begin is None else f"{begin}-{number}"
+
+
+def attachment(name: str) -> str:
+    """The Content-Disposition of a download of that name, whatever characters it has."""
+    return f'attachment; filename="{_UNUSUAL.sub("_", name)}"'
 
 
 def split_folder(split: str, splits: Collection[str]) -> str:

@@ -15,6 +15,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from services.core.model import file_names
 from services.core.model.errors import ObjectMissing, SettingsError, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
 from services.core.storage import deadlines, sessions
@@ -160,7 +161,7 @@ class S3Store:
         parameters = {
             "Bucket": self.bucket,
             "Key": key,
-            "ResponseContentDisposition": f'attachment; filename="{filename}"',
+            "ResponseContentDisposition": file_names.attachment(filename),
         }
         with self._translated():  # temporary credentials may have to be fetched
             return str(self._public.generate_presigned_url("get_object", Params=parameters, ExpiresIn=seconds))

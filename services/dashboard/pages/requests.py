@@ -9,7 +9,7 @@ from starlette.responses import StreamingResponse
 from services.api.dependencies import Context, ContextDep
 from services.core.jobs import queries, resubmission
 from services.core.jobs.resubmission import Rendered
-from services.core.model import ids
+from services.core.model import file_names, ids
 from services.core.model.errors import NotFound
 from services.dashboard import access, again
 from services.dashboard.routes import PageRoute
@@ -24,7 +24,7 @@ async def save_requests(context: ContextDep, visitor: access.Signed, job_id: str
     visitor.require("view")
     number = ids.parse_job(job_id)
     first = await context.requests.run(visitor.tenant, _read, context, visitor.tenant, number, -1)
-    headers = {"Content-Disposition": f'attachment; filename="{again.file_name(number)}"', "Cache-Control": "no-store"}
+    headers = {"Content-Disposition": file_names.attachment(again.file_name(number)), "Cache-Control": "no-store"}
     return StreamingResponse(
         _lines(context, visitor.tenant, number, first), headers=headers, media_type="application/x-ndjson"
     )
