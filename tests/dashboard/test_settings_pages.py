@@ -221,6 +221,22 @@ def test_a_view_is_saved_for_colleagues_who_may_not_change_it(signed: House) -> 
     assert "by test" in colleague.browser.get("/settings/views").text
 
 
+def test_a_view_of_images_leads_to_the_gallery_or_to_all_jobs(signed: House) -> None:
+    job, other = signed.submit({"prompt": "a mug", "size": "64x64"}), signed.submit()
+    fields = {"csrf": csrf(signed), "page": "images"}
+    for name, query in (("bad", f"job={job}&state=failed"), ("theirs", f"job={other}"), ("cup", "custom_id=cup")):
+        signed.browser.post("/settings/views", data=fields | {"name": name, "query": query})
+    gallery = html.unescape(signed.browser.get(f"/jobs/{job}/images?state=failed").text)
+    assert f'href="/images?job={job}&state=failed" aria-current="true">bad</a>' in gallery
+    assert f'name="query" value="job={job}&state=failed"' in gallery
+    assert ">theirs</a>" not in gallery and ">cup</a>" not in gallery
+    opened = signed.browser.get(f"/images?job={job}&state=failed")
+    assert (opened.status_code, opened.headers["Location"]) == (303, f"/jobs/{job}/images?state=failed")
+    found = signed.browser.get("/images?custom_id=cup").text
+    assert 'aria-current="true">cup</a>' in found and ">theirs</a>" in found
+    assert signed.browser.get("/images?job=job_x").status_code == 404
+
+
 def test_views_have_names_of_their_own_and_events(signed: House, monkeypatch: pytest.MonkeyPatch) -> None:
     made = [
         signed.http.post("/v1/views", json={"page": page, "name": name, "query": "status=failed"})

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from services.core.model.body import Body
 
-Page = Literal["jobs", "log"]
+Page = Literal["jobs", "images", "log"]
 PAGES: tuple[Page, ...] = get_args(Page)
 ALLOWED = {
     "page": f"one of {', '.join(PAGES)}",

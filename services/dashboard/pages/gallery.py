@@ -14,7 +14,7 @@ from services.core.marks import marks
 from services.core.model import ids
 from services.dashboard import access, reading, rendering
 from services.dashboard.choice import STATES, Choice, Chosen
-from services.dashboard.pages import marking
+from services.dashboard.pages import marking, views
 from services.dashboard.routes import PageRoute
 
 router = APIRouter(route_class=PageRoute)
@@ -35,6 +35,7 @@ def show_gallery(
         causes = failures.of_job(connection, visitor.tenant, number) if job.counts["failed"] else []
     here = f"/jobs/{job_id}/images{chosen.query}"
     join = "&" if chosen.query else "?"
+    of_job = f"job={job.id}&"
     encoded = more and pagination.encode_cursor(context.settings.secret, _listing(visitor.tenant, number, chosen), more)
     return rendering.page(
         request,
@@ -53,6 +54,7 @@ def show_gallery(
         verbs=marking.VERBS,
         address=lambda **given: f"/jobs/{job_id}/images{Choice(**given).query}",
         is_first=place is None,
+        menus={"views": views.menu(context, visitor, "images", (of_job + chosen.query[1:]).rstrip("&"), of=of_job)},
         first_page=here,
         here=here + (f"{join}{urlencode({'cursor': cursor})}" if cursor else ""),
         next_page=encoded and f"{here}{join}{urlencode({'cursor': encoded})}",

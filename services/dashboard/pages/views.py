@@ -15,18 +15,20 @@ from services.dashboard import access, forms, rendering
 from services.dashboard.routes import PageRoute
 
 router = APIRouter(route_class=PageRoute)
-PATHS: dict[Page, str] = {"jobs": "/jobs", "log": "/settings/log"}
-_WORDS: dict[Page, str] = {"jobs": "Jobs", "log": "Action log"}
+PATHS: dict[Page, str] = {"jobs": "/jobs", "images": "/images", "log": "/settings/log"}
+_WORDS: dict[Page, str] = {"jobs": "Jobs", "images": "Images", "log": "Action log"}
 
 
 def path(view: views.View) -> str:
     return PATHS[view.page] + (f"?{view.query}" if view.query else "")
 
 
-def menu(context: Context, visitor: access.Visitor, page: Page, query: str) -> dict[str, Any]:
-    """What a list page shows of them. `query` is its filter, without where a page of it begins."""
+def menu(context: Context, visitor: access.Visitor, page: Page, query: str, *, of: str = "") -> dict[str, Any]:
+    """What a list page shows of them: those whose filter begins with `of`. `query` is the page's own filter, without
+    where a page of it begins."""
     with context.database.begin(visitor.tenant) as connection:
-        found = [view for view in views.listed(connection, visitor.tenant) if view.page == page]
+        listed = views.listed(connection, visitor.tenant)
+    found = [view for view in listed if view.page == page and (view.query + "&").startswith(of)]
     return {"page": page, "query": query, "views": [(view.name, path(view), view.query == query) for view in found]}
 
 
