@@ -11,6 +11,7 @@ import typer
 from services.cli import (
     actions,
     bench,
+    bulk,
     catalogues,
     downloads,
     exports,
@@ -50,6 +51,7 @@ downloads.add_to(app, RESULTS)
 marks.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
 actions.add_to(app, OPERATIONS)
+app.add_typer(bulk.app, name="bulk", rich_help_panel=JOBS)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=JOBS)
 app.add_typer(catalogues.app, name="catalogue", rich_help_panel=CATALOGUES)
 app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)

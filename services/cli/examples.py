@@ -19,14 +19,25 @@ EXAMPLES = {
     "items": ("presswork items job_039yenx5ewysr --status failed",),
     "cancel": (
         "presswork cancel job_039yenx5ewysr job_039yeq3jpa6zd", "presswork cancel --status queued --label run=nightly",
+        "presswork cancel --all --except-running --dry-run",
     ),
-    "pause": ("presswork pause job_039yenx5ewysr",),
-    "resume": ("presswork resume job_039yenx5ewysr",),
-    "retry": ("presswork retry job_039yenx5ewysr --priority high --watch",),
+    "pause": ("presswork pause job_039yenx5ewysr", "presswork pause --priority low --yes"),
+    "resume": ("presswork resume job_039yenx5ewysr", "presswork resume --all"),
+    "prioritize": (
+        "presswork prioritize high job_039yenx5ewysr", "presswork prioritize low --label run=nightly --status queued",
+    ),
+    "retry": (
+        "presswork retry job_039yenx5ewysr --priority high --watch",
+        "presswork retry --label run=nightly --since 2026-11-25",
+    ),
+    "bulk ls": ("presswork bulk ls",),
+    "bulk watch": ("presswork bulk watch bulk_039yaf9w3gxt6",),
+    "bulk stop": ("presswork bulk stop bulk_039yaf9w3gxt6",),
     "models": ("presswork models",),
     "rm": (
         "presswork rm job_039yenx5ewysr --dry-run",
         "presswork rm --label for=shop --older-than 30d --yes",
+        "presswork rm --status failed --until 2026-10-31",
     ),
     "download": (
         "presswork download job_039yenx5ewysr -o pictures",

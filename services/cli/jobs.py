@@ -1,4 +1,4 @@
-"""`presswork ls, show, watch, items, cancel, pause, resume, retry, models`: follows and controls jobs."""
+"""`presswork ls, show, watch, items, cancel, pause, resume, prioritize, retry, models`: follows and controls jobs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from presswork_client import Client, Job
-from services.cli import bulk, follow, options, show, units
+from services.cli import bulk, choosing, completion, follow, options, show, units
+from services.cli.choosing import Chosen
 from services.cli.exits import Exit, Usage, guarded
 from services.cli.profile import connect
 
@@ -16,14 +17,35 @@ _Status = Literal[
     "draft", "validating", "queued", "in_progress", "finalizing", "cancelling", "completed", "failed", "cancelled",
     "expired"
 ]  # fmt: skip
+_RETRY_LABEL = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        metavar="NAME=VALUE",
+        help="With this label. With JOB: a label of the new job; may be repeated.",
+        show_default=False,
+        rich_help_panel=choosing.PANEL,
+    ),
+]
+_RETRY_PRIORITY = Annotated[
+    Literal["high", "normal", "low"] | None,
+    typer.Option(
+        "--priority",
+        help="Of this priority. With JOB: of the new job.",
+        show_default=False,
+        rich_help_panel=choosing.PANEL,
+    ),
+]
 _RequestStatus = Literal["failed", "rendering", "queued", "cancelled", "done"]
 
 
 def add_to(app: typer.Typer, panel: str) -> None:
     """Registers the commands of this file."""
     commands: dict[str, Callable[..., Any]] = {
-        "ls": list_jobs, "show": show_jobs, "watch": watch, "items": items, "cancel": cancel, "pause": pause,
-        "resume": resume, "retry": retry, "models": models,
+        "ls": list_jobs, "show": show_jobs, "watch": watch, "items": items,
+        "cancel": choosing.choosing(cancel), "pause": choosing.choosing(pause), "resume": choosing.choosing(resume),
+        "prioritize": choosing.choosing(prioritize),
+        "retry": choosing.choosing(retry, label=_RETRY_LABEL, of_priority=_RETRY_PRIORITY), "models": models,
     }  # fmt: skip
     for name, verb in commands.items():
         app.command(name, rich_help_panel=panel)(guarded(verb))
@@ -105,48 +127,33 @@ def items(
 
 
 def cancel(
+    chosen: Chosen,
     jobs: options.JobIdsOrNone = None,
-    status: bulk.Status = None,
-    label: bulk.Label = None,
-    text: bulk.Text = None,
-    every: bulk.All = False,
     except_running: Annotated[bool, typer.Option("--except-running", help="All but jobs in progress.")] = False,
-    yes: bulk.Yes = False,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> Exit:
     """Cancel jobs, named or all that match. Finished images stay; nothing more is rendered."""
-    wanted = bulk.asked(status, label, text, every or except_running)
-    if wanted is None:
-        return _each(jobs, profile, as_json, lambda client, job: client.cancel(job))
     more = {"except_running": True} if except_running else {}
-    return bulk.act("cancel", wanted | more, jobs, profile, yes=yes, as_json=as_json)
+    return _each(
+        "cancel", lambda client, job: client.cancel(job), chosen, jobs, profile, as_json=as_json, is_any=except_running,
+        **more,
+    )  # fmt: skip
 
 
 def pause(
+    chosen: Chosen,
     jobs: options.JobIdsOrNone = None,
-    status: bulk.Status = None,
-    label: bulk.Label = None,
-    text: bulk.Text = None,
-    every: bulk.All = False,
-    yes: bulk.Yes = False,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> Exit:
     """Pause jobs, named or all that match. Images being rendered finish; no others begin."""
-    wanted = bulk.asked(status, label, text, every)
-    if wanted is None:
-        return _each(jobs, profile, as_json, lambda client, job: client.pause(job))
-    return bulk.act("pause", wanted, jobs, profile, yes=yes, as_json=as_json)
+    return _each("pause", lambda client, job: client.pause(job), chosen, jobs, profile, as_json=as_json)
 
 
 def resume(
+    chosen: Chosen,
     jobs: options.JobIdsOrNone = None,
-    status: bulk.Status = None,
-    label: bulk.Label = None,
-    text: bulk.Text = None,
-    every: bulk.All = False,
-    yes: bulk.Yes = False,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> Exit:
@@ -154,31 +161,58 @@ def resume(
 
     (To resume an interrupted submission, use `submit --resume`.)
     """
-    wanted = bulk.asked(status, label, text, every)
-    if wanted is None:
-        return _each(jobs, profile, as_json, lambda client, job: client.resume(job))
-    return bulk.act("resume", wanted, jobs, profile, yes=yes, as_json=as_json)
+    return _each("resume", lambda client, job: client.resume(job), chosen, jobs, profile, as_json=as_json)
+
+
+def prioritize(
+    chosen: Chosen,
+    priority: Annotated[
+        Literal["high", "normal", "low"], typer.Argument(metavar="high|normal|low", help="The new one.")
+    ],
+    jobs: options.JobIdsOrNone = None,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> Exit:
+    """Give jobs another priority, named or all that match. Higher ones are rendered first."""
+    return _each(
+        "prioritize", lambda client, job: client.change(job, priority=priority), chosen, jobs, profile,
+        as_json=as_json, priority=priority,
+    )  # fmt: skip
 
 
 def retry(
-    job: options.JobId,
+    chosen: Chosen,
+    job: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="JOB", help="A job's id: job_...", show_default=False, autocompletion=completion.job_ids
+        ),
+    ] = None,
     include_cancelled: Annotated[bool, typer.Option("--include-cancelled", help="Also cancelled images.")] = False,
     cause: Annotated[
         str | None, typer.Option(metavar="CODE", help="Only images that failed for this cause.", show_default=False)
     ] = None,
-    priority: options.Priority = None,
-    label: options.Labels = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the new job until it ends.")] = False,
     key: options.Key = None,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> Exit:
-    """Render the failed images again, as a new job.
+    """Render the failed images again, as a new job: those of a job, or of all jobs that match.
 
     Prompts, seeds and custom_ids are the same; the old job is not changed.
     """
-    given = {"include_cancelled": include_cancelled or None, "cause": cause, "priority": priority}
-    given["labels"] = options.pairs(label, "--label") or None  # type: ignore[assignment]
+    options_of_one = {"--cause": cause, "--watch": watch, "--idempotency-key": key}
+    if job is None:
+        if wrong := [name for name, value in options_of_one.items() if value]:
+            raise Usage(f"{wrong[0]} goes with one job: presswork retry JOB {wrong[0]} ...")
+        if not chosen.given():
+            raise Usage(choosing.HINT)
+        more: dict[str, Any] = {"include_cancelled": True} if include_cancelled else {}
+        return bulk.act("retry", chosen, profile, as_json=as_json, **more)
+    if set(chosen.given()) - {"label", "of_priority"} or chosen.dry_run:
+        raise Usage("With a job's id, retry takes --label and --priority for the new job, and chooses no others.")
+    given = {"include_cancelled": include_cancelled or None, "cause": cause, "priority": chosen.of_priority}
+    given["labels"] = options.pairs(chosen.label, "--label") or None  # type: ignore[assignment]
     asked = {name: value for name, value in given.items() if value is not None}
     with connect(profile) as client:
         made = client.retry(job, idempotency_key=key, **asked)
@@ -204,14 +238,29 @@ def models(profile: options.ProfileName = None, as_json: options.Json = False) -
         show.say("no model is registered; a worker that serves one does so")
 
 
-def _each(jobs: list[str] | None, profile: str | None, as_json: bool, verb: Callable[[Client, str], Job]) -> Exit:
+def _each(
+    verb: str,
+    one: Callable[[Client, str], Job],
+    chosen: Chosen,
+    jobs: list[str] | None,
+    profile: str | None,
+    *,
+    as_json: bool,
+    is_any: bool = False,
+    **more: Any,
+) -> Exit:
+    """Does it to the jobs that are named, or to all that match; `is_any`: to any, if nothing is said. Raises Usage."""
+    if not jobs and not chosen.given() and not is_any:
+        raise Usage(choosing.HINT)
     if not jobs:
-        raise Usage("Give ids of jobs, or --all, --status, --label or --text to choose them.")
+        return bulk.act(verb, chosen, profile, as_json=as_json, **more)
+    if chosen.given() or chosen.dry_run or is_any:
+        raise Usage("Give either ids of jobs or options that choose them.")
     with connect(profile) as client:
         for number, job in enumerate(jobs):
             if number and not as_json:
                 show.render("")
-            _print(verb(client, job), as_json)
+            _print(one(client, job), as_json)
     return Exit.OK
 
 

@@ -66,7 +66,8 @@ def _plain(params: list[Any], ctx: Any) -> list[Any]:
         shown = param.display_type_rich(ctx=ctx)
         if shown and "|" in shown and len(shown) > _WIDEST_CHOICE:
             param.metavar = param.opts[0].rpartition("-")[2].upper()
-            param.help = f"{param.help} One of {', '.join(shown.strip('<>').split('|'))}."
+            words = shown.strip("<>").removeprefix("list").strip("[]").split("|")  # a list's are in brackets
+            param.help = f"{param.help} One of {', '.join(words)}."
     return params
 
 

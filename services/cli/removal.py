@@ -2,20 +2,20 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from presswork_client import Client, ClientError, Job
-from services.cli import completion, options, show, units
+from services.cli import bulk, completion, options, show, units
+from services.cli.choosing import PANEL, Chosen, choosing
 from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
 
 _ENDED = ("completed", "failed", "cancelled", "expired")
 _SHOWN = 20
-_Status = Literal["completed", "failed", "cancelled", "expired", "draft"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,11 @@ class Doomed:
 
 def add_to(app: typer.Typer, panel: str) -> None:
     """Registers the command of this file."""
-    app.command("rm", rich_help_panel=panel)(guarded(rm))
+    app.command("rm", rich_help_panel=panel)(guarded(choosing(rm)))
 
 
 def rm(
+    chosen: Chosen,
     things: Annotated[
         list[str] | None,
         typer.Argument(
@@ -45,35 +46,37 @@ def rm(
             autocompletion=completion.job_ids,
         ),
     ] = None,
-    label: Annotated[
-        str | None, typer.Option(metavar="NAME=VALUE", help="Jobs with this label.", show_default=False)
-    ] = None,
     older_than: Annotated[
         str | None,
         typer.Option(
-            "--older-than", metavar="AGE", help="Jobs that ended longer ago: 12h, 30d, 8w.", show_default=False
+            "--older-than",
+            metavar="AGE",
+            help="That ended longer ago: 12h, 30d, 8w. Goes with --label and --status alone.",
+            show_default=False,
+            rich_help_panel=PANEL,
         ),
     ] = None,
-    status: Annotated[
-        _Status | None,
-        typer.Option(
-            "--status", "--state", help="Jobs of this status; without it, all that ended.", show_default=False
-        ),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted, and delete nothing.")] = False,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> Exit:
     """Delete jobs with their images, exports and output files; or exports or files alone.
 
-    It shows what that takes and asks. What is deleted cannot be restored.
+    It says what that takes and asks. What is deleted cannot be restored. Of jobs that are chosen, those that have ended
+    are deleted, unless --status says draft.
     """
-    chosen = label is not None or older_than is not None or status is not None
-    if bool(things) == chosen:
-        raise Usage("Give either ids, or --label, --older-than or --status to choose jobs.")
+    given = chosen.given()
+    if bool(things) == bool(given or older_than is not None):
+        raise Usage("Give either ids, or --all, --older-than, --label, --status and others to choose jobs.")
+    if others := {str(state.value) for state in chosen.status or ()} - {*_ENDED, "draft"}:
+        raise Usage(f"--status {min(others)} is of no use here: {', '.join(_ENDED)} and draft can be deleted.")
+    if not things and older_than is None:
+        wanted = {"status": list(_ENDED)} | chosen.wanted()
+        return bulk.act("delete", chosen, profile, as_json=as_json, wanted=wanted)
+    if wrong := set(given) - {"label", "status"}:
+        raise Usage(f"--older-than does not go with --{min(wrong).replace('_', '-').replace('every', 'all')}.")
+    yes, dry_run = chosen.yes, chosen.dry_run
     with connect(profile) as client:
-        names = things or [job["id"] for job in _choose(client, label, older_than, status)]
+        names = things or [job["id"] for job in _choose(client, chosen.wanted(), older_than)]
         found = [_look(client, name) for name in dict.fromkeys(names)]
         doomed = [one for one in found if one.refusal is None]
         for one in found:
@@ -99,15 +102,13 @@ def rm(
         return _delete(client, doomed, as_json)
 
 
-def _choose(client: Client, label: str | None, older_than: str | None, status: str | None) -> Iterator[Job]:
+def _choose(client: Client, wanted: dict[str, Any], older_than: str | None) -> Iterator[Job]:
     """The jobs that fit: those that ended, unless a status is named."""
-    wanted = ":".join(next(iter(options.pairs([label], "--label").items()))) if label is not None else None
-    least = options.span(older_than, "--older-than") if older_than is not None else None
-    for job in client.jobs(status=status, label=wanted):
-        if status is None and job["status"] not in _ENDED:
-            continue
+    states, label = wanted.get("status", _ENDED), wanted.get("label")
+    least = options.span(older_than or "", "--older-than")
+    for job in client.jobs(status=states[0] if len(states) == 1 else None, label=label):
         since = units.moment(job["as_of"]) - units.moment(job["finished_at"] or job["created_at"])
-        if least is None or since > least:
+        if job["status"] in states and since > least:
             yield job
 
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from services.cli import bulk as command
 from services.cli.app import app
+from services.cli.choosing import Chosen
 from services.core.bulk import bulk, matching, task
 from services.core.db.database import Database
 from services.core.db.leases import Lease
@@ -17,6 +18,7 @@ from services.core.jobs import lifecycle
 from services.core.model import ids
 from services.core.model.scopes import Scope
 from services.core.model.specs import FailedImage
+from services.core.model.states import JobState
 from services.core.notify import Notifier
 from services.core.queue import job_states
 from services.core.tenants import api_keys
@@ -230,9 +232,8 @@ def test_an_act_that_is_stopped_leaves_the_others_as_they_are(api: Api, schedule
     assert {job(api, name)["status"] for name in jobs} == {"queued"}
 
 
-@pytest.mark.parametrize(
-    ("body", "param"),
-    [
+def test_what_makes_no_sense_is_refused(api: Api) -> None:
+    bodies: list[tuple[dict[str, Any], str]] = [
         ({}, "action"),
         ({"action": "explode"}, "action"),
         ({"action": "cancel", "status": []}, "status"),
@@ -241,12 +242,11 @@ def test_an_act_that_is_stopped_leaves_the_others_as_they_are(api: Api, schedule
         ({"action": "cancel", "priority": "high"}, "priority"),
         ({"action": "prioritize"}, "priority"),
         ({"action": "pause", "except_running": True}, "except_running"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(api: Api, body: dict[str, Any], param: str) -> None:
-    for path in ("/v1/jobs/actions", "/v1/jobs/actions/preview"):
-        answer = api.http.post(path, json=body)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (422, param), answer.text
+    ]
+    for body, param in bodies:
+        for path in ("/v1/jobs/actions", "/v1/jobs/actions/preview"):
+            answer = api.http.post(path, json=body)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (422, param), answer.text
 
 
 def test_a_retry_needs_the_scope_that_makes_work(api: Api) -> None:
@@ -257,25 +257,91 @@ def test_a_retry_needs_the_scope_that_makes_work(api: Api) -> None:
     assert api.http.post("/v1/jobs/actions", json={"action": "cancel"}, headers=headers).status_code == 202
 
 
-def test_the_command_says_how_many_asks_and_reports(
-    api: Api, scheduler: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def run(api: Api, scheduler: Database, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the command; a scheduler works while it waits."""
     for name, value in {"PRESSWORK_URL": api.url, "PRESSWORK_API_KEY": api.key}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(command.time, "sleep", lambda _: work(api, scheduler))
+    return lambda *words, answer="": CliRunner().invoke(app, words, input=answer)
+
+
+def test_the_command_says_how_many_asks_and_reports(api: Api, run: Any) -> None:
     jobs = submit(api, 2, run="nightly")
-
-    def run(*words: str, answer: str = "") -> Any:
-        return CliRunner().invoke(app, words, input=answer)
-
     refused = run("cancel", "--label", "run=nightly", answer="n\n")
-    assert refused.exit_code == 1 and "cancel touches 2 jobs: 4 images" in refused.output
+    assert refused.exit_code == 1 and "cancels 2 jobs: 4 images not done yet" in refused.output
+    dry = run("cancel", "--label", "run=nightly", "--dry-run", "--json")
+    assert (dry.exit_code, json.loads(dry.stdout)) == (0, {"jobs": 2, "images": 4, "is_all": True})
+    assert run("cancel", "--label", "run=nightly", answer="").exit_code == 2
     assert {job(api, name)["status"] for name in jobs} == {"queued"}
-    assert run("pause", "--all", "--yes").exit_code == 0
+    assert "paused 2 jobs" in run("pause", "--all", "--yes").output
+    assert "changed 2 jobs" in run("prioritize", "high", "--text", "NIGHT", "--yes").output
+    assert {(job(api, name)["priority"], job(api, name)["paused"]) for name in jobs} == {("high", True)}
+    assert run("prioritize", "low", jobs[0]).exit_code == 0 and job(api, jobs[0])["priority"] == "low"
     done = run("cancel", "--status", "queued", "--label", "run=nightly", "--yes", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["done"] == 2
     assert {job(api, name)["status"] for name in jobs} == {"cancelling"}
     assert "no job like that" in run("resume", "--all", "--yes").output
-    assert run("cancel").exit_code == 2
-    assert run("cancel", jobs[0], "--all").exit_code == 2
+
+
+def test_the_command_retries_and_deletes_all_that_match(api: Api, run: Any) -> None:
+    jobs = submit(api, 2, run="nightly")
+    render(api, failed=1)
+    retried = run("retry", "--label", "run=nightly", answer="y\n")
+    assert (retried.exit_code, "retries 2 jobs: 2 images to be rendered again" in retried.output) == (0, True)
+    assert "retried 2 jobs" in retried.output
+    gone = run("rm", "--label", "run=nightly", "--yes")
+    assert gone.exit_code == 0 and "deletes 2 jobs: 4 images" in gone.output and "deleted 2 jobs" in gone.output
+    left = [one["id"] for one in api.http.get("/v1/jobs").json()["data"]]
+    assert len(left) == 2 and not set(left) & set(jobs)  # those that retry have not ended
+    [(deletion, retry)] = [[one["id"] for one in api.http.get("/v1/jobs/actions").json()["data"]]]
+    listed = run("bulk", "ls").output
+    assert deletion in listed and retry in listed
+    assert json.loads(run("bulk", "ls", "--json", "--limit", "1").stdout)["id"] == deletion
+
+
+def test_an_interrupted_command_says_that_it_goes_on_and_how_to_stop_it(
+    api: Api, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(api, 2)
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command.time, "sleep", interrupted)
+        ended = run("cancel", "--all", "--yes")
+    [act] = api.http.get("/v1/jobs/actions").json()["data"]
+    assert (ended.exit_code, act["status"]) == (130, "running")
+    assert f"`presswork bulk watch {act['id']}` follows it" in ended.output
+    assert f"stopped {act['id']} after 0 of 2 jobs" in run("bulk", "stop", act["id"]).output
+    watched = run("bulk", "watch", act["id"])
+    assert (watched.exit_code, "stopped: cancelled 0 jobs of 2" in watched.output) == (5, True)
+    assert f"{act['id']} had ended" not in run("bulk", "stop", act["id"]).output
+    assert run("bulk", "stop", "bulk_0000000000000").exit_code == 4
+
+
+def test_the_options_of_the_command_are_the_filter_of_the_server(api: Api) -> None:
+    chosen = Chosen(
+        False, [JobState.QUEUED, JobState.FAILED], ["run=a:b"], "night", "simulated", "low", "shop", "2026-11-25",
+        "2026-11-26",
+    )  # fmt: skip
+    wanted = chosen.wanted()
+    assert wanted == {
+        "status": ["queued", "failed"], "label": "run:a:b", "text": "night", "model": "simulated", "of_priority": "low",
+        "submitted_by": "shop", "since": "2026-11-25", "until": "2026-11-26",
+    }  # fmt: skip
+    assert api.http.post("/v1/jobs/actions/preview", json={"action": "retry", **wanted}).json()["jobs"] == 0
+
+
+def test_options_that_contradict_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRESSWORK_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("PRESSWORK_API_KEY", "k")
+    for words in (
+        "cancel", "retry", "prioritize high", "pause --label a", "resume --label a=b --label b=c", "cancel JOB --all",
+        "cancel JOB --except-running", "pause JOB --dry-run", "retry JOB --status failed", "retry --all --watch",
+        "retry --all --cause oom", "prioritize urgent --all",
+    ):  # fmt: skip
+        ended = CliRunner().invoke(app, [*words.replace("JOB", "job_0000000000000").split(), "--yes"])
+        assert ended.exit_code == 2, (words, ended.output)

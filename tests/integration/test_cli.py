@@ -868,7 +868,7 @@ def test_every_command_has_examples_that_its_own_parser_takes_and_help_that_fits
         if words[0] != "bench":  # its process has the help
             shown = run(*words, "--help").output
             assert EXAMPLES[" ".join(words)][0].split("presswork", 1)[1] in shown
-            assert not re.search(r"<bool>|<str>|list\[", shown), shown
+            assert not re.search(r"<bool>|<str>|list\[|One of list", shown), shown
             assert not re.search(r"<\w+\|[\w|]*(?![\w|>])", shown), f"a choice is broken: {shown}"
             assert not re.search(r"\S\n\S", found.help or ""), "line breaks of the source within a paragraph"
     assert not known, "examples of commands that there are not"
@@ -1008,8 +1008,11 @@ def test_rm_shows_what_it_takes_and_asks_before_it_deletes(run: Run, api: Api, s
     assert "deleted 1;" in run("rm", job, stdin="y\n").stderr
     assert api.http.get(f"/v1/jobs/{job}").status_code == 404
     run("rm", "job_0000000000000", "--yes", code=4)
-    for wrong in (["rm"], ["rm", job, "--label", "a=b"], ["rm", "--older-than", "3 months"], ["rm", "--label", "a"]):
-        run(*wrong, "--yes", code=2)
+    for wrong in (
+        [], [job, "--label", "a=b"], ["--older-than", "3 months"], ["--label", "a"], ["--status", "queued"],
+        ["--older-than", "3d", "--text", "a"], [job, "--all"],
+    ):  # fmt: skip
+        run("rm", *wrong, "--yes", code=2)
 
 
 def test_rm_takes_the_ended_jobs_of_a_label_and_an_age(run: Run, api: Api, store: S3Store) -> None:
@@ -1029,9 +1032,9 @@ def test_rm_takes_the_ended_jobs_of_a_label_and_an_age(run: Run, api: Api, store
     told = run("rm", "--label", "for=shop", "--older-than", "30d", "--yes", "--json")
     assert document(told) == {"id": old, "deleted": True}
     assert left() == {young, other, waiting}
-    dry = run("rm", "--status", "completed", "--dry-run", "--json").stdout.splitlines()
+    dry = run("rm", "--status", "completed", "--older-than", "0h", "--dry-run", "--json").stdout.splitlines()
     assert {json.loads(line)["id"] for line in dry} == {young, other}
-    run("rm", "--label", "for=shop", "--yes")
+    run("rm", "--label", "for=shop", "--older-than", "0h", "--yes")
     assert left() == {other, waiting}  # what has not ended is not chosen
 
 
