@@ -42,7 +42,7 @@ SCHEDULER = {
     "SELECT (id, tenant_id, name)": "api_keys",  # whose jobs an act is about
     "SELECT (subject, tenant_id, kind, actor)": "events",
     "DELETE": "rates failure_deltas failure_hours counter_deltas claims workers idempotency leases exports "
-    "export_files files upload_parts schedule_runs catalogue_changes catalogue_versions catalogue_entries "
+    "export_files files upload_parts schedule_runs bulk_acts catalogue_changes catalogue_versions catalogue_entries "
     "catalogue_destinations catalogue_copies",
     **LOCKED,
     **ALL,

@@ -6,6 +6,7 @@ The workers' timers also expire leases, fold counters and number events, so imag
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from services.core.bulk import bulk
 from services.core.db import partitions
 from services.core.db.connectivity import Connectivity
 from services.core.db.database import Connection
@@ -47,6 +48,9 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
     def forget_runs(connection: Connection) -> int:
         return runs.forget(connection, settings.event_days)
 
+    def forget_bulk_acts(connection: Connection) -> int:
+        return bulk.forget(connection, settings.event_days)
+
     return [
         PeriodicTask("finish", 0.5, lifecycle.finish),
         PeriodicTask("deadlines", 1.0, job_states.expire),
@@ -61,6 +65,7 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("schedule-deadlines", 5.0, deadlines.watch),
         PeriodicTask("schedule-zones", 3600.0, firing.renew),
         PeriodicTask("forget-runs", 300.0, forget_runs),
+        PeriodicTask("forget-bulk-acts", 300.0, forget_bulk_acts),
         PeriodicTask("forget", 300.0, forget),
         PeriodicTask("forget-rates", 300.0, counters.forget_rates),
         PeriodicTask("forget-events", 60.0, forget_events),

@@ -5,6 +5,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from services.cli import bulk as command
@@ -230,6 +231,28 @@ def test_an_act_that_is_stopped_leaves_the_others_as_they_are(api: Api, schedule
     assert api.http.post(f"/v1/jobs/actions/{found['id']}/stop").json() == stopped.json()
     work(api, scheduler)
     assert {job(api, name)["status"] for name in jobs} == {"queued"}
+
+
+def test_acts_that_ended_long_ago_are_forgotten(api: Api, scheduler: Database) -> None:
+    submit(api, 1)
+    old, running, young = (
+        ids.parse("bulk_", str(ask(api, verb)["id"]), "act") for verb in ("pause", "cancel", "resume")
+    )
+    for number in (old, young):
+        api.http.post(f"/v1/jobs/actions/{bulk.public_id(number)}/stop")
+    with api.database.begin_system() as connection:
+        for number, days in ((old, 91), (running, 91), (young, 89)):
+            values = {"id": number, "aged": number - (days * 86_400_000 << ids.RANDOM_BITS), "days": days}
+            connection.execute(
+                text("""UPDATE bulk_acts SET id = :aged, created_at = now() - make_interval(days => :days),
+                finished_at = finished_at - make_interval(days => :days) WHERE id = :id"""),
+                values,
+            )
+    with scheduler.begin_system() as connection:
+        assert bulk.forget(connection, 90) == 1
+        assert bulk.forget(connection, 90) == 0
+    left = api.http.get("/v1/jobs/actions").json()["data"]
+    assert sorted((one["action"], one["status"]) for one in left) == [("cancel", "running"), ("resume", "stopped")]
 
 
 def test_what_makes_no_sense_is_refused(api: Api) -> None:

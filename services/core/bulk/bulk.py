@@ -67,6 +67,12 @@ _PENDING = statement("bulk.pending")(
 """)
 )
 
+_FORGET = statement("bulk.forget")("""
+DELETE FROM bulk_acts WHERE id IN (
+  SELECT id FROM bulk_acts
+  WHERE id < :before AND state <> 'running' AND finished_at < now() - make_interval(days => :days) LIMIT 10000)
+""")
+
 
 @dataclass(frozen=True, slots=True)
 class BulkAct:
@@ -194,6 +200,12 @@ def stop(connection: Connection, tenant_id: int, number: int) -> BulkAct:
 def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
     """Those that are not through, a few of each tenant."""
     return turns.waiting(connection, _PENDING, excluding, busy)
+
+
+def forget(connection: Connection, days: int) -> int:
+    """Deletes acts that ended so long ago, 10,000 at a time; an id says when one was asked for. Returns how many."""
+    before = ids.floor(datetime.now(UTC) - timedelta(days=days - 1))
+    return connection.execute(_FORGET, {"before": before, "days": days}).rowcount
 
 
 def act_of(row: Any) -> BulkAct:
