@@ -65,6 +65,16 @@ def test_what_waits_is_counted_by_shape_and_priority_the_oldest_first(ready, set
     assert not found.more
 
 
+def test_what_a_claim_would_not_take_is_in_no_lane(ready, settings):
+    """Whatever its segments say."""
+    for change in ("paused = true", "state = 'cancelling', cancel_requested_at = now()"):
+        job = submit(ready, settings, 2, size="64x64")
+        with ready.begin_system() as connection:
+            connection.execute(text(f"UPDATE jobs SET {change} WHERE id = :id"), {"id": job})
+        assert factories.claim(ready, 16) is None
+        assert look(ready).lanes == ()
+
+
 def test_a_job_that_mixes_shapes_is_divided_in_proportion_once_it_has_begun(ready, settings):
     images = [{"prompt": "a", "size": "64x64", "n": 6}, {"prompt": "b", "size": "256x256", "n": 2}]
     submit(ready, settings, images)

@@ -11,6 +11,7 @@ _TURNS = "tests/integration/test_queue_turns.py"
 _JOBS = "tests/integration/test_jobs.py"
 _DRAFTS = "tests/integration/test_drafts.py"
 _EVENTS = "tests/integration/test_events.py"
+_BULK = "tests/integration/test_bulk.py"
 _WARNINGS = "tests/integration/test_warnings.py"
 
 
@@ -43,6 +44,13 @@ TARGETS = {
         "services/core/deletion/jobs.py",
         ("tests/integration/test_deletion_rows.py", "tests/integration/test_deletion.py"),
     ),
+    "bulk": Target("services/core/bulk/bulk.py", (_BULK,)),
+    "bulk_matching": Target("services/core/bulk/matching.py", (_BULK,)),
+    "bulk_task": Target("services/core/bulk/task.py", (_BULK,)),
+    "marks": Target("services/core/marks/marks.py", ("tests/integration/test_marks.py",)),
+    "lanes": Target("services/core/jobs/lanes.py", ("tests/integration/test_lanes.py",)),
+    "schedule_runs": Target("services/core/schedules/runs.py", ("tests/integration/test_schedules.py",)),
+    "schedule_firing": Target("services/core/schedules/firing.py", ("tests/integration/test_schedules.py",)),
     "retries": Target("worker/retries.py", ("tests/unit/test_retries.py",)),
     "batching": Target("worker/batching.py", ("tests/unit/test_retries.py",)),
 }
