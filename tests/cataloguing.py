@@ -5,7 +5,7 @@ import hashlib
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -131,7 +131,9 @@ def draw(image: Image) -> bytes:
     return f"{image.spec.prompt} {image.spec.seed}".encode()
 
 
-def render(database: Database, store: ImageStore, *, failing: Iterable[str] = ()) -> None:
+def render(
+    database: Database, store: ImageStore, *, failing: Iterable[str] = (), draw: Callable[[Image], bytes] = draw
+) -> None:
     """Renders all that waits; images whose prompt has one of these texts fail. Then jobs finish."""
     while claim := factories.claim(database):
         results, failed = [], []

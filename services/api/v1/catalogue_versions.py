@@ -15,9 +15,9 @@ from services.api.v1 import catalogue_items, catalogues, schemas
 from services.api.v1.catalogue_items import CatalogueItem
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues as core
-from services.core.catalogues import destinations, entries, manifests, publishing, versions
+from services.core.catalogues import destinations, differences, manifests, publishing, versions
 from services.core.catalogues.asked import PublishRequest
-from services.core.catalogues.entries import Difference
+from services.core.catalogues.differences import Difference
 from services.core.model import file_names
 from services.core.model.errors import NotFound
 
@@ -110,7 +110,7 @@ def list_differences(
         pair = [versions.meant(connection, found, one) for one in (before, to)]
         listing = f"diff/{tenant}/{found.id}/{pair[0]}/{pair[1]}"
         behind = pagination.decode_place(context.settings.secrets, listing, cursor)
-        page, reached = entries.differences(connection, found.id, pair[0], pair[1], behind=behind, limit=limit)
+        page, reached = differences.page(connection, found.id, pair[0], pair[1], behind=behind, limit=limit)
     more = None if reached is None else pagination.encode_place(context.settings.secret, listing, reached)
     base_url = dependencies.base_url(context.settings, request)
     data = [_difference(base_url, found, pair, one) for one in page]

@@ -26,10 +26,12 @@ State = Literal[
     "cancelled"
 ]  # fmt: skip
 FINAL = ("planned", "unchanged", "published", "kept", "failed", "cancelled")
+LOOKED_AT = 30  # runs of a catalogue, for the newest one that is not for its plan alone
 LIVE = ("queued", "submitting", "rendering", "reviewing", "writing")
 _COLUMNS = (
     "id, tenant_id, catalogue_id, state, plan_only, accept_removed, definition, file_id, base, version, job_id, "
-    "source, counts, position, error, deadline, cancel_requested_at, created_at, planned_at, rendered_at, finished_at"
+    "source, counts, position, error, deadline, cancel_requested_at, created_at, planned_at, rendered_at, "
+    "finished_at, causes"
 )
 _SUBJECT = "'catalogue/' || (SELECT name FROM catalogues WHERE catalogues.id = catalogue_id)"
 _DATA = "jsonb_build_object('run', CAST(:run AS text))"
@@ -51,13 +53,24 @@ _FIND = statement("catalogue_runs.find")(
 _PAGE = statement("catalogue_runs.page")(f"""
 SELECT {_COLUMNS} FROM catalogue_runs WHERE catalogue_id = :catalogue_id AND id < :before ORDER BY id DESC LIMIT :limit
 """)  # noqa: S608  our own text
+_THESE = statement("catalogue_runs.these")(
+    f"SELECT {_COLUMNS} FROM unnest(CAST(:ids AS bigint[])) AS wanted (run_id) CROSS JOIN LATERAL "  # noqa: S608
+    f"(SELECT {_COLUMNS} FROM catalogue_runs WHERE id = run_id OFFSET 0) found"
+)
+_NEWEST_OF = statement("catalogue_runs.newest_of")(f"""
+SELECT {_COLUMNS} FROM unnest(CAST(:catalogue_ids AS bigint[])) AS wanted (of_catalogue) CROSS JOIN LATERAL (
+  SELECT {_COLUMNS} FROM (
+    SELECT {_COLUMNS} FROM catalogue_runs WHERE catalogue_id = of_catalogue ORDER BY id DESC LIMIT :most
+  ) looked_at WHERE NOT plan_only ORDER BY id DESC LIMIT 1
+) newest
+""")  # noqa: S608  our own text
 _LIVE = statement("catalogue_runs.live")(
     f"SELECT {_COLUMNS} FROM catalogue_runs WHERE catalogue_id = :catalogue_id AND finished_at IS NULL ORDER BY id"  # noqa: S608
 )
 _MOVE = statement("catalogue_runs.move")(f"""
 WITH moved AS (
   UPDATE catalogue_runs SET state = :to, position = 0, counts = counts || CAST(:counts AS jsonb),
-    error = coalesce(CAST(:error AS jsonb), error),
+    error = coalesce(CAST(:error AS jsonb), error), causes = causes || CAST(:causes AS jsonb),
     planned_at = CASE WHEN state = 'queued' THEN now() ELSE planned_at END,
     rendered_at = CASE WHEN state = 'rendering' THEN now() ELSE rendered_at END,
     finished_at = CASE WHEN :is_final THEN now() END
@@ -113,7 +126,7 @@ _PENDING = statement("catalogue_runs.pending")(
 @dataclass(frozen=True, slots=True)
 class Run:
     """A run at one moment. `base` is the version that it is compared with (0: with nothing); `error` has a code and a
-    message; `position` says how far the work of its state has come."""
+    message; `position` says how far the work of its state has come; `causes` how many changes have which code."""
 
     id: int
     tenant_id: int
@@ -136,6 +149,7 @@ class Run:
     planned_at: datetime | None
     rendered_at: datetime | None
     finished_at: datetime | None
+    causes: dict[str, int]
 
     @property
     def is_final(self) -> bool:
@@ -196,6 +210,19 @@ def page(connection: Connection, catalogue_id: int, *, before: int, limit: int) 
     return [Run(*row) for row in rows]
 
 
+def these(connection: Connection, run_ids: Sequence[int]) -> dict[int, Run]:
+    """Those of these runs that there are, by id."""
+    found = (Run(*row) for row in connection.execute(_THESE, {"ids": list(run_ids)}))
+    return {run.id: run for run in found}
+
+
+def newest_of(connection: Connection, catalogue_ids: Sequence[int]) -> dict[int, Run]:
+    """The newest run of each catalogue that was not for its plan alone, among its last LOOKED_AT runs."""
+    values = {"catalogue_ids": list(catalogue_ids), "most": LOOKED_AT}
+    found = (Run(*row) for row in connection.execute(_NEWEST_OF, values))
+    return {run.catalogue_id: run for run in found}
+
+
 def live(connection: Connection, catalogue_id: int) -> list[Run]:
     """The catalogue's runs that have not ended, the oldest first."""
     return [Run(*row) for row in connection.execute(_LIVE, {"catalogue_id": catalogue_id})]
@@ -233,11 +260,13 @@ def move(
     *,
     counts: Mapping[str, int] | None = None,
     error: Mapping[str, str] | None = None,
+    causes: Mapping[str, int] | None = None,
 ) -> bool:
     """Moves the run on from the state in which it was read. False: another has moved it."""
     values = {
         "id": run.id, "run": public_id(run.id), "before": run.state, "to": to, "is_final": to in FINAL,
         "counts": json.dumps(counts or {}), "error": None if error is None else json.dumps(error),
+        "causes": json.dumps(causes or {}),
     }  # fmt: skip
     return bool(connection.execute(_MOVE, values).scalar_one())
 

@@ -17,6 +17,7 @@ from services.core.db.statements import statement
 from services.core.events import log
 from services.core.model import ids, strict_json
 from services.core.model.errors import NotFound
+from services.core.storage import keys
 
 _SUBJECT = "'catalogue/' || name"
 _COLUMNS = "id, tenant_id, name, public_id, definition, file_id, version, published, announced, created_at, updated_at"
@@ -107,6 +108,19 @@ class Catalogue:
     def folder(self) -> str:
         """Where its objects lie in the store."""
         return f"catalogues/{self.tenant_id}/{ids.public('', self.id)}/"
+
+    @property
+    def thumbnails(self) -> str:
+        """Where small pictures of its objects lie in the store."""
+        return keys.thumbnail_folder(self.tenant_id, self._thumbnails)
+
+    def thumbnail_of(self, object_key: str) -> str:
+        """The name of an object's small picture."""
+        return keys.catalogue_thumbnail_name(self.tenant_id, self._thumbnails, object_key)
+
+    @property
+    def _thumbnails(self) -> str:
+        return ids.public("catalogue_", self.id)
 
 
 def put(connection: Connection, tenant_id: int, name: str, definition: dict[str, Any]) -> Catalogue:

@@ -16,7 +16,9 @@ from services.core.db.statements import statement
 Kind = Literal["new", "changed", "model", "retried", "broken", "removed"]
 Outcome = Literal["done", "failed", "rejected", "removed"]
 RENDERED: tuple[Kind, ...] = ("new", "changed", "model", "retried")
+REVIEWED: tuple[Kind, ...] = ("changed", "model", "retried")  # they replace a picture
 ASIDE = 1 << 30
+MOST_CAUSES = 50
 _FORGET = statement("changes.forget")("""
 DELETE FROM catalogue_changes WHERE run_id = :run_id AND position IN (
   SELECT position FROM catalogue_changes WHERE run_id = :run_id LIMIT :limit)
@@ -34,6 +36,29 @@ _FROM = f"SELECT {_COLUMNS} FROM catalogue_changes WHERE run_id = :run_id AND po
 _PAGE = statement("changes.page")(f"{_FROM} ORDER BY position LIMIT :limit")
 _OF_KIND = statement("changes.of_kind")(f"{_FROM} AND kind = :kind ORDER BY position LIMIT :limit")
 _TROUBLED = statement("changes.troubled")(f"{_FROM} AND code IS NOT NULL ORDER BY position LIMIT :limit")
+_OF_CODE = statement("changes.of_code")(f"{_FROM} AND code = :code ORDER BY position LIMIT :limit")
+_AT = statement("changes.at")(
+    f"SELECT {_COLUMNS} FROM unnest(CAST(:positions AS integer[])) AS wanted (place) CROSS JOIN LATERAL "  # noqa: S608
+    f"(SELECT {_COLUMNS} FROM catalogue_changes WHERE run_id = :run_id AND position = place OFFSET 0) found "
+    "ORDER BY position"
+)
+_CAUSES = statement("changes.causes")("""
+SELECT code, count(*) AS changes FROM catalogue_changes WHERE run_id = :run_id AND code IS NOT NULL
+GROUP BY code ORDER BY changes DESC, code LIMIT :limit
+""")
+# Each code is found by the one before it: only rows that are shown are read.
+_EXAMPLES = statement("changes.examples")(f"""
+WITH RECURSIVE codes AS (
+  (SELECT code, 1 AS nth FROM catalogue_changes WHERE run_id = :run_id AND code IS NOT NULL ORDER BY code LIMIT 1)
+  UNION ALL
+  SELECT (SELECT code FROM catalogue_changes c WHERE run_id = :run_id AND c.code > codes.code ORDER BY code LIMIT 1),
+         nth + 1
+  FROM codes WHERE code IS NOT NULL AND nth < :most
+)
+SELECT {_COLUMNS} FROM (SELECT code AS of_code FROM codes WHERE code IS NOT NULL) found CROSS JOIN LATERAL (
+  SELECT {_COLUMNS} FROM catalogue_changes WHERE run_id = :run_id AND code = of_code ORDER BY position LIMIT :each
+) example ORDER BY code, position
+""")  # noqa: S608  our own text
 _SETTLE = statement("changes.settle")("""
 UPDATE catalogue_changes c SET outcome = s.outcome, code = coalesce(s.code, c.code),
   message = coalesce(s.message, c.message)
@@ -105,12 +130,33 @@ def add(connection: Connection, run_id: int, first: int, changes: Sequence[Chang
 
 
 def page(
-    connection: Connection, run_id: int, *, first: int, limit: int, kind: Kind | None = None, troubled: bool = False
-) -> list[Change]:
-    """The changes from the position `first` on: all, those of one kind, or those of which something went wrong."""
-    query = _TROUBLED if troubled else _PAGE if kind is None else _OF_KIND
-    rows = connection.execute(query, {"run_id": run_id, "first": first, "limit": limit, "kind": kind})
+    connection: Connection, run_id: int, *, first: int, limit: int, kind: Kind | None = None, troubled: bool = False,
+    code: str | None = None,
+) -> list[Change]:  # fmt: skip
+    """The changes from the position `first` on: all, those of one kind, those of which something went wrong, or those
+    with one code."""
+    query = _TROUBLED if troubled else _OF_CODE if code is not None else _PAGE if kind is None else _OF_KIND
+    rows = connection.execute(query, {"run_id": run_id, "first": first, "limit": limit, "kind": kind, "code": code})
     return [_change(row) for row in rows]
+
+
+def at(connection: Connection, run_id: int, positions: Sequence[int]) -> list[Change]:
+    """The changes at these positions, in order."""
+    return [_change(row) for row in connection.execute(_AT, {"run_id": run_id, "positions": list(positions)})]
+
+
+def causes(connection: Connection, run_id: int) -> dict[str, int]:
+    """How many changes have which code, the most frequent codes first. It reads all that have one."""
+    rows = connection.execute(_CAUSES, {"run_id": run_id, "limit": MOST_CAUSES})
+    return {row.code: row.changes for row in rows}
+
+
+def examples(connection: Connection, run_id: int, each: int) -> dict[str, list[Change]]:
+    """The first changes with each code, of MOST_CAUSES codes at most."""
+    found: dict[str, list[Change]] = {}
+    for row in connection.execute(_EXAMPLES, {"run_id": run_id, "each": each, "most": MOST_CAUSES}):
+        found.setdefault(row.code, []).append(_change(row))
+    return found
 
 
 def settle(connection: Connection, run_id: int, settled: Iterable[Settled]) -> None:

@@ -38,13 +38,6 @@ JOIN LATERAL (
   WHERE catalogue_id = :catalogue_id AND item = of_item AND variant = of_variant AND {_IN_VERSION} OFFSET 0
 ) entry ON true
 """)  # noqa: S608  our own text
-# Whatever differs between two versions began or ended in between. It is read in the order of the primary key.
-_BETWEEN = statement("entries.between")("""
-SELECT DISTINCT item, variant FROM catalogue_entries
-WHERE catalogue_id = :catalogue_id AND (item, variant) > (:item, :variant)
-  AND ((from_version > :low AND from_version <= :high) OR (until_version > :low AND until_version <= :high))
-ORDER BY item, variant LIMIT :limit
-""")
 _COUNT = statement("entries.count")(f"""
 SELECT count(*) AS images, coalesce(sum(bytes), 0) AS bytes FROM catalogue_entries
 WHERE catalogue_id = :catalogue_id AND {_IN_VERSION}
@@ -170,16 +163,6 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """An item's variant with another picture in one version than in another; None: that version has none."""
-
-    item: str
-    variant: str
-    before: Entry | None
-    after: Entry | None
-
-
-@dataclass(frozen=True, slots=True)
 class Unused:
     """An entry that no kept version has. `is_last`: none that is kept has its object."""
 
@@ -213,20 +196,6 @@ def these(
     }  # fmt: skip
     found = (_entry(row) for row in connection.execute(_THESE_IN, values))
     return {(entry.item, entry.variant): entry for entry in found}
-
-
-def differences(
-    connection: Connection, catalogue_id: int, before: int, after: int, *, behind: tuple[str, str], limit: int
-) -> tuple[list[Difference], tuple[str, str] | None]:
-    """Where the pictures of two kept versions differ, behind the item and variant `behind`, in order; and where to go
-    on, if there may be more. `limit` are looked at; what has the same bytes in both is left out."""
-    values = _place(catalogue_id, after, behind, limit + 1) | {"low": min(before, after), "high": max(before, after)}
-    touched = [(row.item, row.variant) for row in connection.execute(_BETWEEN, values)]
-    page = touched[:limit]
-    old, new = (these(connection, catalogue_id, version, page) for version in (before, after))
-    found = [Difference(*place, old.get(place), new.get(place)) for place in page]
-    reached = page[-1] if len(touched) > limit else None
-    return [one for one in found if _sum(one.before) != _sum(one.after)], reached
 
 
 def count(connection: Connection, catalogue_id: int, version: int) -> tuple[int, int]:
@@ -305,10 +274,6 @@ def _place(catalogue_id: int, version: int, after: tuple[str, str], limit: int) 
     return {
         "catalogue_id": catalogue_id, "version": version, "item": after[0], "variant": after[1], "limit": limit,
     }  # fmt: skip
-
-
-def _sum(entry: Entry | None) -> bytes | None:
-    return None if entry is None else entry.sha256
 
 
 def _entry(row: Any) -> Entry:

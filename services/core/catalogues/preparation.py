@@ -103,7 +103,7 @@ def decide(catalogue: Catalogue, run: Run, planned: Planned, lease: Lease) -> No
             rendering.create(connection, catalogue, run, job_id)
         runs.plan(connection, run, base=planned.base, version=version, job_id=job_id, source=planned.source)
         error = {"code": "too_many_removed", "message": doubt} if doubt else None
-        runs.move(connection, run, to, counts=found, error=error)
+        runs.move(connection, run, to, counts=found, error=error, causes=changes.causes(connection, run.id))
 
 
 def record(run: Run, differences: Iterable[Change], lease: Lease) -> Counter[str]:

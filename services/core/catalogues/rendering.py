@@ -27,7 +27,7 @@ SELECT NOT EXISTS (SELECT FROM jobs WHERE id = :job_id AND finished_at IS NULL A
 _TO_REVIEW = statement("rendering.to_review")("""
 SELECT count(*) FROM catalogue_changes c
 JOIN LATERAL (SELECT 1 FROM results r WHERE r.job_id = :job_id AND r.index = c.position OFFSET 0) done ON true
-WHERE c.run_id = :run_id AND c.kind IN ('changed', 'model', 'retried')
+WHERE c.run_id = :run_id AND c.kind = ANY(CAST(:kinds AS text[]))
   AND NOT EXISTS (SELECT FROM marks m WHERE m.job_id = :job_id AND m.index = c.position OFFSET 0)
 """)
 
@@ -95,4 +95,5 @@ def has_ended(run: Run, lease: Lease) -> bool:
 def to_review(run: Run, lease: Lease) -> int:
     """How many changed pictures no person has marked."""
     with lease.begin() as connection:
-        return int(connection.execute(_TO_REVIEW, {"job_id": run.job_id, "run_id": run.id}).scalar_one())
+        values = {"job_id": run.job_id, "run_id": run.id, "kinds": list(changes.REVIEWED)}
+        return int(connection.execute(_TO_REVIEW, values).scalar_one())

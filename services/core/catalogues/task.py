@@ -116,15 +116,15 @@ class CatalogueTask:
         with self._lease.begin() as connection:
             current = catalogues.find(connection, catalogue.tenant_id, catalogue.name, lock=True)
             versions.add(connection, catalogue.id, run.version, run.id, images=images, size=size, manifests=files)
-            outcomes = changes.outcomes(connection, run.id)
+            outcomes, causes = changes.outcomes(connection, run.id), changes.causes(connection, run.id)
             counts = {"images": images, **{name: outcomes.get(name, 0) for name in ("done", "failed", "rejected")}}
             reason = _why_not(run, current, counts, publish.require)
             if reason is None:
                 catalogues.publish(connection, current, run.version)
-                runs.move(connection, run, "published", counts=counts)
+                runs.move(connection, run, "published", counts=counts, causes=causes)
             else:
                 catalogues.want_tidying(connection, catalogue.id)
-                runs.move(connection, run, "kept", counts=counts, error=reason)
+                runs.move(connection, run, "kept", counts=counts, error=reason, causes=causes)
 
     def _cancel(self, run: Run) -> None:
         self._stop_job(run)

@@ -31,9 +31,10 @@ def tidy(store: ImageStore, catalogue: Catalogue, keep: int, lease: Lease) -> No
 def remove(store: ImageStore, catalogue: Catalogue, lease: Lease) -> None:
     """Drops all objects of a deleted catalogue, and then its rows."""
     with ThreadPoolExecutor(_DROPPERS) as pool:
-        while some := list(islice(store.under(catalogue.folder), _AT_ONCE)):  # listed again until there are none
-            lease.keep()
-            list(pool.map(store.drop, some))
+        for folder in (catalogue.folder, catalogue.thumbnails):
+            while some := list(islice(store.under(folder), _AT_ONCE)):  # listed again until there are none
+                lease.keep()
+                list(pool.map(store.drop, some))
     more = True
     while more:
         with lease.begin() as connection:
@@ -71,7 +72,8 @@ def _drop_unused(store: ImageStore, catalogue: Catalogue, kept: Sequence[int], l
         while True:
             with lease.begin() as connection:
                 unused = entries.unused(connection, catalogue.id, kept, limit=_AT_ONCE)
-            list(pool.map(store.drop, {one.object_key for one in unused if one.is_last}))
+            gone = {one.object_key for one in unused if one.is_last}
+            list(pool.map(store.drop, gone | {store.key(catalogue.thumbnail_of(key)) for key in gone}))
             if not unused:
                 return
             with lease.begin() as connection:

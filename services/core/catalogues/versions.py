@@ -4,7 +4,7 @@ Functions take an open transaction and never commit.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,16 @@ ON CONFLICT (catalogue_id, version) DO NOTHING
 _ALL = statement("versions.all")(
     f"SELECT {_COLUMNS} FROM catalogue_versions WHERE catalogue_id = :catalogue_id ORDER BY version DESC"  # noqa: S608
 )
+_PAGE = statement("versions.page")(
+    f"SELECT {_COLUMNS} FROM catalogue_versions WHERE catalogue_id = :catalogue_id AND version < :before "  # noqa: S608
+    "ORDER BY version DESC LIMIT :limit"
+)
+_EACH = statement("versions.each")(f"""
+SELECT catalogue_id, {_COLUMNS} FROM unnest(CAST(:catalogue_ids AS bigint[]), CAST(:versions AS integer[]))
+  AS wanted (of_catalogue, of_version) CROSS JOIN LATERAL (
+  SELECT catalogue_id, {_COLUMNS} FROM catalogue_versions
+  WHERE catalogue_id = of_catalogue AND version = of_version OFFSET 0) found
+""")  # noqa: S608  our own text
 _ONE = statement("versions.one")(
     f"SELECT {_COLUMNS} FROM catalogue_versions WHERE catalogue_id = :catalogue_id AND version = :version"  # noqa: S608
 )
@@ -66,6 +76,24 @@ def add(
 def listed(connection: Connection, catalogue_id: int) -> list[Version]:
     """The catalogue's kept versions, the newest first."""
     return [_version(row) for row in connection.execute(_ALL, {"catalogue_id": catalogue_id})]
+
+
+def page(connection: Connection, catalogue_id: int, *, before: int, limit: int) -> list[Version]:
+    """The newest kept versions below `before`."""
+    rows = connection.execute(_PAGE, {"catalogue_id": catalogue_id, "before": before, "limit": limit})
+    return [_version(row) for row in rows]
+
+
+def each(connection: Connection, wanted: Mapping[int, int]) -> dict[int, Version]:
+    """Of each catalogue the version of that number, if it is kept."""
+    values = {"catalogue_ids": list(wanted), "versions": list(wanted.values())}
+    return {row.catalogue_id: _version(row) for row in connection.execute(_EACH, values)}
+
+
+def among(connection: Connection, catalogue_id: int, numbers: Sequence[int]) -> frozenset[int]:
+    """Those of these versions of a catalogue that are kept."""
+    values = {"catalogue_ids": [catalogue_id] * len(numbers), "versions": list(numbers)}
+    return frozenset(row.version for row in connection.execute(_EACH, values))
 
 
 def find(connection: Connection, catalogue_id: int, version: int) -> Version:

@@ -683,6 +683,7 @@ catalogue_runs = Table(
     Column("planned_at", Moment),
     Column("rendered_at", Moment),
     Column("finished_at", Moment),
+    Column("causes", JSONB, nullable=False, server_default=text("'{}'")),  # how many changes have which code
     CheckConstraint(
         f"state IN ('queued','submitting','rendering','reviewing','writing',{_FINAL_RUN[1:]}",
         name="catalogue_runs_state",
@@ -718,6 +719,7 @@ catalogue_changes = Table(  # what a run found to differ from its base; those to
     CheckConstraint("outcome IN ('done','failed','rejected','removed')", name="catalogue_changes_outcome"),
     Index("catalogue_changes_kind", "run_id", "kind", "position"),
     Index("catalogue_changes_troubled", "run_id", "position", postgresql_where=text("code IS NOT NULL")),
+    Index("catalogue_changes_code", "run_id", "code", "position", postgresql_where=text("code IS NOT NULL")),
 )
 
 catalogue_versions = Table(
@@ -754,11 +756,13 @@ catalogue_entries = Table(  # the picture that an item's variant has from one ve
     Column("index", Integer, nullable=False),
     PrimaryKeyConstraint("catalogue_id", "item", "variant", "from_version"),
     CheckConstraint("until_version > from_version", name="catalogue_entries_order"),
-    Index("catalogue_entries_open", "catalogue_id", "from_version", postgresql_where=text("until_version IS NULL")),
+    Index("catalogue_entries_from", "catalogue_id", "from_version", "item", "variant"),
     Index(
-        "catalogue_entries_closed",
+        "catalogue_entries_until",
         "catalogue_id",
         "until_version",
+        "item",
+        "variant",
         postgresql_where=text("until_version IS NOT NULL"),
     ),
     Index("catalogue_entries_object", "catalogue_id", "object_key"),

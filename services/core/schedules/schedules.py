@@ -3,6 +3,7 @@
 A name is a schedule's id for people. Each act logs an event about `schedule/NAME`, with whoever does it as actor.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -49,6 +50,9 @@ _LOCK = statement("schedules.lock")(
 _PAGE = statement("schedules.page")(f"""
 SELECT {_COLUMNS} FROM schedules WHERE tenant_id = :tenant_id AND name > :after ORDER BY name LIMIT :limit
 """)  # noqa: S608  our own text
+_NAMED = statement("schedules.named")(
+    f"SELECT {_COLUMNS} FROM schedules WHERE tenant_id = :tenant_id AND name = ANY(CAST(:names AS text[]))"  # noqa: S608
+)
 _PAUSE = statement("schedules.pause")(f"""
 WITH moved AS (
   UPDATE schedules SET paused = :paused, next_at = :next_at, changed_at = now()
@@ -139,6 +143,12 @@ def page(connection: Connection, tenant_id: int, *, after: str = "", limit: int)
     """The schedules with a name behind `after`, by name."""
     values = {"tenant_id": tenant_id, "after": after, "limit": limit}
     return [Schedule(*row) for row in connection.execute(_PAGE, values)]
+
+
+def named(connection: Connection, tenant_id: int, names: Sequence[str]) -> dict[str, Schedule]:
+    """The schedules of these names, of those that there are."""
+    rows = connection.execute(_NAMED, {"tenant_id": tenant_id, "names": list(names)})
+    return {found.name: found for found in (Schedule(*row) for row in rows)}
 
 
 def pause(connection: Connection, tenant_id: int, name: str, paused: bool) -> Schedule:

@@ -31,6 +31,12 @@ def thumbnail_folder(tenant_id: int, job: str) -> str:
     return f"thumbnails/{tenant_id}/{job}/"
 
 
+def catalogue_thumbnail_name(tenant_id: int, catalogue: str, object_key: str) -> str:
+    """`thumbnails/<tenant>/<catalogue>/<digest of the picture's key>.webp`: made on demand, so there may be none."""
+    digest = hashlib.sha256(object_key.encode()).hexdigest()[:32]
+    return f"{thumbnail_folder(tenant_id, catalogue)}{digest}.webp"
+
+
 def _folder(tenant_id: int, job: str, index: int) -> str:
     spread = hashlib.sha256(f"{job}/{index}".encode()).hexdigest()[:2]
     return f"{spread}/{tenant_id}/{job}/"
