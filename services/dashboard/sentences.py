@@ -80,6 +80,32 @@ KINDS: dict[str, tuple[str, Words]] = {
     "view.saved": ("saved a view", lambda data: (f"saved the view {data.get('name', '')},", "")),
     "view.changed": ("changed a view", lambda data: (f"changed the view {data.get('name', '')},", "")),
     "view.deleted": ("deleted a view", lambda data: (f"deleted the view {data.get('name', '')},", "")),
+    "schedule.created": ("made a schedule", _plain("made")),
+    "schedule.changed": ("changed a schedule", _plain("changed")),
+    "schedule.paused": ("paused a schedule", _plain("paused")),
+    "schedule.resumed": ("resumed a schedule", _plain("resumed")),
+    "schedule.deleted": ("deleted a schedule", _plain("deleted")),
+    "schedule.fired": ("fired a schedule", _plain("fired")),
+    "schedule.run_requested": ("ran a schedule", _plain("ran")),
+    "schedule.run_skipped": ("skipped a run of a schedule", _plain("skipped a run of")),
+    "schedule.run_refused": ("refused a run of a schedule", _plain("refused a run of")),
+    "schedule.deadline_at_risk": ("warned of a deadline", _plain("warned that a run may miss its deadline, of")),
+    "schedule.deadline_missed": ("noted a missed deadline", _plain("noted that a run has missed its deadline, of")),
+    "catalogue.created": ("made a catalogue", _plain("made")),
+    "catalogue.changed": ("changed a catalogue", _plain("changed")),
+    "catalogue.uploaded": ("uploaded a feed", _plain("uploaded the feed of")),
+    "catalogue.run": ("ran a catalogue", _plain("ran")),
+    "catalogue.run_cancelling": ("cancelled a run", _plain("asked the run to stop, of")),
+    "catalogue.published": (
+        "published a version", lambda data: (f"published version {data.get('version', '')} of", ""),
+    ),
+    "catalogue.run_published": ("ended a run, which published", _plain("ended a run of", "which has published")),
+    "catalogue.run_unchanged": ("ended a run without changes", _plain("ended a run of", "which found no changes")),
+    "catalogue.run_kept": ("kept the version before", _plain("ended a run of", "and kept the version before")),
+    "catalogue.run_planned": ("planned a run", _plain("planned a run of")),
+    "catalogue.run_failed": ("ended a run, which failed", _plain("ended a run of", "which failed")),
+    "catalogue.run_cancelled": ("stopped a run", _plain("stopped a run of")),
+    "catalogue.deleted": ("deleted a catalogue", _plain("deleted")),
     "worker.drained": ("drained a worker", _plain("drained")),
     "worker.resumed": ("resumed a worker", _plain("resumed")),
 }  # fmt: skip
@@ -111,4 +137,8 @@ def _path(event: Event, kind: str, thing: str) -> str | None:
         return f"/bulk/{thing}"
     if kind == "view":
         return "/settings/views"
+    if kind == "schedule" and event.kind != "schedule.deleted":
+        return f"/schedules/{thing}"
+    if kind == "catalogue" and event.kind != "catalogue.deleted":
+        return f"/catalogues/{thing}" + (f"/runs/{event.data['run']}" if event.data.get("run") else "")
     return "/fleet" if kind == "device" else None

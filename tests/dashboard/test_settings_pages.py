@@ -10,6 +10,8 @@ import httpx
 import pytest
 
 from services.api import feed
+from services.core.catalogues import catalogue_runs
+from services.core.catalogues.definition import Definition
 from services.core.db import tables
 from services.core.model.scopes import Scope
 from services.core.tenants import api_keys
@@ -194,10 +196,14 @@ def test_every_kind_of_act_has_a_sentence() -> None:
     core = Path(api_keys.__file__).parents[1]
     texts = "".join(path.read_text() for path in core.rglob("*.py"))
     texts = re.sub(r'statement\("[^"]+"\)', "", texts)
-    logged = set(re.findall(r"""["']((?:job|bulk|export|file|upload|key|view|worker)\.[a-z_]+)["']""", texts))
+    logged = set(
+        re.findall(r"""["']((?:job|bulk|export|file|upload|key|view|worker|schedule|catalogue)\.[a-z_]+)["']""", texts)
+    )
     logged |= {f"upload.{state}" for state in re.findall(r'_ends\("(\w+)"', texts)}
-    statements = {found for found in logged if found.endswith((".py", ".txt"))}
-    assert logged - statements - set(tables.PROGRESS) == set(sentences.KINDS)
+    logged |= {f"catalogue.run_{state}" for state in catalogue_runs.FINAL}
+    statements = {found for found in logged if found.endswith((".py", ".txt", ".run_"))}
+    fields = set(Definition.ALLOWED)
+    assert logged - statements - fields - set(tables.PROGRESS) == set(sentences.KINDS)
 
 
 def csrf(house: House) -> str:
