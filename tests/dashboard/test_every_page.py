@@ -12,6 +12,7 @@ from services.core.model.specs import FailedImage
 from services.core.storage.s3 import S3Store
 from tests import factories
 from tests.dashboard.hostile import HOSTILE
+from tests.dashboard.shops import Shop, tomorrow
 from tests.pages import House, Tab, picture
 
 _SOME_RUNS = text("""
@@ -53,6 +54,12 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "schedule that has not run": "/schedules/often",
     "deleting a schedule": "/schedules/nightly/actions/delete",
     "unknown schedule": "/schedules/nothing",
+    "catalogues": "/catalogues",
+    "catalogue": "/catalogues/shop",
+    "a run of a catalogue": "/catalogues/shop/runs/{run}",
+    "a change": "/catalogues/shop/runs/{run}/changes/0",
+    "a review": "/catalogues/shop/runs/{run}/review",
+    "versions compared": "/catalogues/shop/diff",
     "fleet": "/fleet",
     "drain": "/fleet/worker-a/drain",
     "a prompt": "/submit",
@@ -76,6 +83,9 @@ _SHOWN = (
     "lanes",
     "schedules",
     "schedule",
+    "catalogue",
+    "a run of a catalogue",
+    "a review",
     "fleet",
     "a template",
 )
@@ -92,6 +102,15 @@ def make_schedules(house: House) -> None:
         connection.execute(_SOME_RUNS, {"tenant": house.tenant, "reason": HOSTILE[0]})
 
 
+def make_catalogue(house: House) -> str:
+    """One whose last run is reviewed, with hostile ids, texts and errors: the run's id."""
+    shop = Shop(house, publish={"require": 0.5, "review": "changed"}, schedule={"cron": "0 1 * * *"})
+    shop.night({HOSTILE[0]: HOSTILE[1], "b": HOSTILE[2], "c": "x"})
+    run = shop.night({HOSTILE[0]: HOSTILE[5], "b": HOSTILE[7], "d": ""}, failing=[HOSTILE[7]], deadline=tomorrow())
+    assert run["state"] == "reviewing"
+    return str(run["id"])
+
+
 @pytest.fixture
 def shown(house: House) -> dict[str, str]:
     """A job with hostile texts in all places, of which one image failed, and one that waits."""
@@ -101,7 +120,9 @@ def shown(house: House) -> dict[str, str]:
     house.render(failed=[1], message=HOSTILE[1])
     house.http.put(f"/v1/jobs/{job}/marks", json={"mark": "accepted", "indexes": [0, 2]})
     make_schedules(house)
-    return {"job": job, "live": house.submit({"prompt": HOSTILE[2], "n": 3, "size": "64x64"}, labels={"a": HOSTILE[5]})}
+    run = make_catalogue(house)
+    live = house.submit({"prompt": HOSTILE[2], "n": 3, "size": "64x64"}, labels={"a": HOSTILE[5]})
+    return {"job": job, "live": live, "run": run}
 
 
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (1280, "dark"), (360, "light")])

@@ -8,9 +8,11 @@ from fastapi import APIRouter, Request
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.v1 import overview as issues
+from services.core.catalogues import catalogue_runs, needs
+from services.core.catalogues.needs import Need
 from services.core.jobs import overview, queries, rates
 from services.core.model import ids
-from services.dashboard import access, reading, rendering
+from services.dashboard import access, catalogue_words, reading, rendering
 from services.dashboard.charts import Chart
 from services.dashboard.routes import PageRoute
 
@@ -21,12 +23,13 @@ _PAST_THE_NEWEST = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What the page shows. `is_new`: the tenant has no job at all."""
+    """What the page shows. `is_new`: the tenant has no job at all. `needs`: catalogues that need a person."""
 
     overview: overview.Overview
     jobs: list[reading.Shown]
     chart: Chart
     is_new: bool
+    needs: list[Need]
 
 
 @router.get("/")
@@ -52,6 +55,8 @@ async def show_overview(request: Request, context: ContextDep, visitor: access.S
         spans=SPANS,
         here="/" if span == "hour" else f"/?span={span}",
         public_job=ids.public_job,
+        public_run=catalogue_runs.public_id,
+        said=catalogue_words.need,
     )
 
 
@@ -62,4 +67,5 @@ def _read(context: Context, visitor: access.Visitor, span: str) -> Read:
         series = rates.series(connection, tenant, grain, points)
         nothing = not (found.jobs or found.pictures or found.failures)
         is_new = nothing and not queries.jobs(connection, tenant, before=_PAST_THE_NEWEST, limit=1)
-    return Read(found, reading.shown(context, found.jobs), Chart(series, grain), is_new)
+        waiting = needs.of_tenant(connection, tenant)
+    return Read(found, reading.shown(context, found.jobs), Chart(series, grain), is_new, waiting)

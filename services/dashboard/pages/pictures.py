@@ -15,7 +15,7 @@ from services.dashboard import access, thumbnails
 from services.dashboard.routes import PageRoute
 
 router = APIRouter(route_class=PageRoute)
-_kept = thumbnails.Kept()
+kept = thumbnails.Kept()  # of jobs and of catalogues
 _DAY = "private, max-age=86400"
 
 
@@ -43,18 +43,18 @@ def _thumbnail(request: Request, context: Context, visitor: access.Visitor, job_
         with context.database.begin(visitor.tenant) as connection:
             return queries.exists(connection, visitor.tenant, ids.parse_job(job_id))
 
-    picture = _kept.get(sha256, lambda: thumbnails.stored(context.store, key, name, is_wanted))
-    return _answer(picture, sha256, thumbnails.MEDIA_TYPE)
+    picture = kept.get(sha256, lambda: thumbnails.stored(context.store, key, name, is_wanted))
+    return answer(picture, sha256, thumbnails.MEDIA_TYPE)
 
 
 def _picture(request: Request, context: Context, visitor: access.Visitor, job_id: str, index: str) -> Response:
     key, sha256, media_type = _stored(context, visitor, job_id, index)
     if (unchanged := representations.unchanged(request, sha256)) is not None:
         return unchanged
-    return _answer(context.store.read(key), sha256, media_type)
+    return answer(context.store.read(key), sha256, media_type)
 
 
-def _answer(picture: bytes, sha256: str, media_type: str) -> Response:
+def answer(picture: bytes, sha256: str, media_type: str) -> Response:
     headers = {"ETag": representations.headers(sha256)["ETag"], "Cache-Control": _DAY}
     return Response(picture, headers=headers, media_type=media_type)
 

@@ -16,13 +16,13 @@ from services.core.model.errors import NotFound
 from services.core.schedules import firing, runs, schedules, zones
 from services.core.schedules.runs import Run
 from services.core.schedules.schedules import Schedule
-from services.dashboard import access, forms, rendering
+from services.dashboard import access, forms, rendering, strips
 from services.dashboard.routes import PageRoute
-from services.dashboard.words import plural
+from services.dashboard.strips import Bar
 
 router = APIRouter(route_class=PageRoute)
 _PER_PAGE = 50
-_RUNS = 30
+_RUNS = strips.RUNS
 _ACTS = 20
 _TIMES = 10
 _DAYS = 7
@@ -31,18 +31,6 @@ _WRITTEN = 2  # times of a day
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LAST = datetime(9999, 1, 1, tzinfo=UTC)
-_WIDTH, _HEIGHT = 5, 20  # of a run in the strip
-_SHORT = {"skipped": 6, "cancelled": 10, "waiting": 10, "submitting": 14, "running": 14}  # so that shapes tell, too
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A run in the strip."""
-
-    run: Run
-    x: int
-    y: int
-    height: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,19 +142,9 @@ def act(request: Request, context: ContextDep, visitor: access.Signed, name: str
 
 
 def _row(schedule: Schedule, newest: list[Run], days: list[datetime], now: datetime) -> Row:
-    bars = [
-        Bar(run, (_RUNS - 1 - place) * (_WIDTH + 1), _HEIGHT - height, height)
-        for place, run in enumerate(newest)
-        for height in [_SHORT.get(run.state, _HEIGHT)]
-    ]
-    return Row(schedule, newest, bars[::-1], _said(newest), _week(schedule, days, now))
-
-
-def _said(newest: list[Run]) -> str:
-    """What the strip shows, in words."""
-    states = [run.state for run in newest]
-    counted = [f"{states.count(state):,} {state}" for state in dict.fromkeys(states)]
-    return f"The last {plural(len(states), 'run')}: {', '.join(counted)}." if states else "No run yet."
+    bars = strips.bars([(run.state, run.instant) for run in newest])
+    said = strips.said([run.state for run in newest])
+    return Row(schedule, newest, bars, said, _week(schedule, days, now))
 
 
 def _week(schedule: Schedule, days: list[datetime], now: datetime) -> list[str] | None:

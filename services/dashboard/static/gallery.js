@@ -55,7 +55,15 @@ async function mark(index, word) {
   }
   const badge = item(index)?.querySelector(".badge");
   if (badge) badge.textContent = badge.dataset.mark = part.dataset.mark;
-  tell(`Image ${Number(index).toLocaleString("en-US")}: ${part.dataset.mark || "no mark"}`);
+  const name = item(index)?.dataset.name ?? `Image ${Number(index).toLocaleString("en-US")}`;
+  tell(`${name}: ${part.dataset.mark || "no mark"}`);
+  if (part.dataset.mark && item(index)?.closest("[data-advance]")) advance(index);
+}
+
+// In a review the next picture follows the one that was marked.
+function advance(index) {
+  if (large.open && large.dataset.index === index) return step(1);
+  if (document.activeElement?.closest("[data-gallery] > li") === item(index)) item(index).nextElementSibling?.querySelector("a").focus();
 }
 
 document.addEventListener("submit", (event) => {

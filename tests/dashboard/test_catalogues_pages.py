@@ -1,0 +1,163 @@
+"""The pages of catalogues: what runs did and why, changed pictures by keyboard, publishing and rolling back by button,
+and by whom."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import httpx
+
+from services.core.model.scopes import Scope
+from services.core.tenants import api_keys
+from tests.dashboard.shops import Shop, tomorrow
+from tests.pages import House, Tab
+
+FEED = {f"sku-{nth}": f"a red mug {nth}" for nth in range(6)}
+REVIEWED = {"require": 0.5, "review": "changed"}
+
+
+def test_a_catalogue_is_run_and_rolled_back_by_button(house: House, open_tab: Callable[..., Tab]) -> None:
+    tab = open_tab()
+    tab.open("/catalogues").get_by_text("presswork catalogue apply shop.toml").wait_for()
+    shop = Shop(house, schedule={"cron": "0 1 * * *", "timezone": "Europe/Berlin"})
+    shop.night(FEED)
+    shop.night(FEED | {"sku-1": "a teal mug 1"})
+    page = tab.open("/catalogues")
+    row = page.get_by_role("row", name="shop")
+    assert re.search(r"published.*version 2.*6 pictures.*\b6\b", row.inner_text(), re.DOTALL)
+    page.get_by_role("link", name="shop", exact=True).click()
+    assert page.locator(".times li").count() == 10
+    page.get_by_role("link", name="Roll back").click()
+    dialog = page.locator("dialog")
+    dialog.get_by_text("1 picture differs, and readers will see 6 pictures instead of 6").wait_for()
+    dialog.get_by_role("button", name="Roll back").click()
+    page.locator(".figures", has_text="version 1").wait_for()
+    assert shop.published() == 1
+    page.get_by_role("button", name="Plan shop").click()
+    page.get_by_text("The source is read").wait_for()
+    shop.tend()
+    house.tick()
+    page.get_by_text("would draw 1 picture.").wait_for()
+    page.get_by_role("button", name="Run now").click()
+    page.get_by_text("The source is read").wait_for()
+    tab.open("/catalogues/shop").get_by_role("button", name="Run now").click()
+    assert "has not ended" in page.locator("main").inner_text()
+    assert [error for error in tab.errors if "409" not in error] == []
+
+
+def test_a_report_says_why_a_run_ended_and_what_failed_on_which_line(
+    house: House, open_tab: Callable[..., Tab]
+) -> None:
+    shop = Shop(house, publish={"require": 0.9})
+    shop.night(FEED)
+    changed = {sku: title.replace("red", "teal") for sku, title in FEED.items() if sku != "sku-0"}
+    run = shop.night(changed | {"new": "a gold hat"}, failing=["mug 3", "mug 4"])
+    assert run["state"] == "kept"
+    tab = open_tab()
+    page = tab.open(f"/catalogues/shop/runs/{run['id']}")
+    page.get_by_text("4 of 6 pictures are good, 66.7%; publish.require asks for 90.0%. Version 1 stays.").wait_for()
+    for name, value in {"New": 1, "Changed": 5, "Removed": 1, "Failed": 2, "Unchanged": 0}.items():
+        assert page.locator(".figures > div", has_text=name).first.locator("dd").inner_text() == str(value), name
+    cause = page.locator("#causes tbody tr")
+    assert "line 4, sku-3 front: It cannot be drawn." in re.sub(r"\s+", " ", cause.inner_text())
+    assert cause.locator(".failing").inner_text() == "2"
+    page.locator("#causes a").click()
+    assert page.locator(".pairs li").count() == 2
+    page.get_by_role("link", name="changed 5").click()
+    first = page.locator(".pairs li", has_text="sku-1")
+    for picture in first.locator("img").all():
+        assert picture.evaluate("one => one.decode().then(() => one.naturalWidth)") == 64
+    first.locator("a").click()
+    large = page.locator("#lightbox figure")
+    assert "a red mug 1" in large.first.inner_text() and "a teal mug 1" in large.last.inner_text()
+    page.keyboard.press("Escape")
+    page.get_by_role("link", name="Publish version 2").click()
+    page.locator("dialog").get_by_role("button", name="Publish").click()
+    page.locator(".figures", has_text="version 2").wait_for()
+    assert shop.published() == 2
+    page = tab.open("/catalogues/shop/diff?from=1&to=2")
+    assert page.locator(".pairs li").count() == 5
+    assert tab.errors == []
+
+
+def test_changed_pictures_are_reviewed_by_keyboard_and_all_that_are_left(
+    house: House, open_tab: Callable[..., Tab]
+) -> None:
+    shop = Shop(house, publish=REVIEWED)
+    shop.night(FEED)
+    run = shop.night({sku: title.replace("red", "teal") for sku, title in FEED.items()}, deadline=tomorrow())
+    assert run["state"] == "reviewing"
+    tab = open_tab()
+    page = tab.open("/")
+    page.get_by_role("link", name="Catalogue shop").click()
+    page.get_by_text("0 of 6 marked").wait_for()
+    page.locator(".pairs a").first.focus()
+    page.keyboard.press("a")
+    page.locator(".told", has_text="sku-0, front: accepted").wait_for()
+    house.tick()
+    page.get_by_text("1 of 6 marked").wait_for()
+    page.locator(".pairs li:focus-within", has_text="sku-1").wait_for()
+    page.keyboard.press("Enter")
+    page.locator("#lightbox h1", has_text="sku-1").wait_for()
+    page.keyboard.press("r")
+    page.locator("#lightbox h1", has_text="sku-2").wait_for()
+    page.keyboard.press("Escape")
+    house.tick()
+    page.get_by_text("2 of 6 marked").wait_for()
+    page.get_by_role("link", name="Accept", exact=True).click()
+    page.locator("dialog").get_by_role("button", name="Accept all").click()
+    page.get_by_text("Nothing is left to look at.").wait_for()
+    shop.tend()
+    report = shop.report(run["id"])
+    assert (report["state"], report["counts"]["done"], report["counts"]["rejected"]) == ("published", 5, 1)
+    assert tab.errors == []
+
+
+def test_whoever_may_only_look_has_no_button_and_a_mark_that_comes_too_late_says_so(signed: House) -> None:
+    shop = Shop(signed, publish=REVIEWED)
+    shop.night({"a": "a red mug"})
+    run = shop.night({"a": "a teal mug"})
+    place = f"/catalogues/shop/runs/{run['id']}"
+    acts = ("actions/run", "actions/plan", "actions/publish", f"runs/{run['id']}/actions/cancel",
+            f"runs/{run['id']}/review/marks", f"runs/{run['id']}/review/accepted")  # fmt: skip
+    with signed.api.database.begin_system() as connection:
+        secret = signed.api.settings.secret
+        wall = api_keys.issue_key(connection, secret, signed.tenant, "wall", given=[Scope.VIEW])
+    with httpx.Client(base_url=signed.url, timeout=60, trust_env=False) as browser:
+        looking = replace(signed, key=wall, browser=browser)
+        looking.sign_in()
+        for path in ("/catalogues", "/catalogues/shop", place, f"{place}/review", f"{place}/changes/0"):
+            answer = browser.get(path)
+            buttons = re.findall(r'<form[^>]*action="/catalogues|/actions/|/review/', answer.text)
+            assert (answer.status_code, buttons) == (200, []), path
+        for path in acts:
+            answer = looking.post(
+                f"/catalogues/shop/{path}", page="/catalogues", version="1", index="0", mark="accepted"
+            )
+            assert answer.status_code == 403, path
+    signed.post(f"{place}/review/accepted", page=f"{place}/review")
+    shop.tend()
+    assert shop.report(run["id"])["state"] == "published"
+    late = signed.post(f"{place}/review/marks", page=f"{place}/review", index="0", mark="rejected")
+    assert late.status_code == 409 and "The review has ended, and nothing was marked" in late.text
+    assert signed.post(f"{place}/review/rejected", page=f"{place}/review").status_code == 409
+    assert signed.post(f"{place}/actions/cancel", page=f"{place}/review").status_code == 409
+
+
+def test_others_catalogues_and_unknown_ones_are_not_there(signed: House) -> None:
+    shop = Shop(signed)
+    run = shop.night({"a": "a red mug"})
+    place = f"/catalogues/shop/runs/{run['id']}"
+    unknown = ("/catalogues/none", "/catalogues/shop/runs/run_0000000000000", f"{place}x", f"{place}/changes/7",
+               "/catalogues/shop/versions/9/front/thumbnail?id=a", "/catalogues/shop/versions/1/front/picture?id=b",
+               "/catalogues/shop/diff?from=9", "/catalogues/shop/actions/publish?version=9")  # fmt: skip
+    for path in unknown:
+        assert signed.browser.get(path).status_code == 404, path
+    own = ("/catalogues/shop", place, "/catalogues/shop/versions/1/front/picture?id=a")
+    assert [signed.browser.get(path).status_code for path in own] == [200] * 3
+    _, signed.key = signed.api.new_tenant("another house")
+    signed.browser.cookies.clear()
+    signed.sign_in()
+    for path in own:
+        assert signed.browser.get(path).status_code == 404, path
+    assert "No catalogues yet" in signed.browser.get("/catalogues").text
