@@ -50,7 +50,8 @@ def _table(found: list[Lane]) -> Table:
         table.add_row(
             lane["priority"],
             lane["size"],
-            f"{lane['num_inference_steps']}{'' if lane['guided'] else ' unguided'}",
+            f"{lane['num_inference_steps']}{'' if lane['guided'] else ' unguided'}"
+            + (f", {lane['prompt_chunks']} chunks" if lane["prompt_chunks"] > 1 else ""),
             lane["model"],
             lane["tenant"],
             f"{'' if lane['exact'] else 'about '}{lane['images']:,}",

@@ -79,6 +79,18 @@ def test_each_graph_computes_what_its_network_does(model: Checkpoint, exporter: 
     assert flags.tolist() == finite.tolist() == [True, False]
 
 
+@torch.no_grad()
+def test_a_denoiser_reads_the_chunks_of_long_prompts(model: Checkpoint, exporter: Exporter, tmp_path: Path):
+    exporter.write_weights(tmp_path / WEIGHTS)
+    exporter.write_denoiser(tmp_path / "long.onnx", 1, SIDE, SIDE, guided=False, chunks=3)
+    chunks = [
+        TextEncoder(model.text_encoder, model.unet)(torch.full((1, exporter.prompts.length), n)) for n in (5, 6, 7)
+    ]
+    text = [torch.cat(arrays, dim=2) for arrays in zip(*chunks, strict=True)]
+    latents, time = torch.randn(1, 4, SIDE, SIDE), TimeEmbedder(model.unet)(torch.tensor([548.0]))
+    assert_near(run(tmp_path / "long.onnx", latents, time, *text), [Denoiser(model.unet)(latents, time, text)])
+
+
 def test_an_export_says_nothing_in_a_log_or_outside_it(exporter: Exporter, tmp_path: Path, monkeypatch, capfd):
     monkeypatch.setattr(logging.root, "handlers", [])
     logs.configure("worker")

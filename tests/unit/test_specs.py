@@ -1,6 +1,6 @@
 """Render keys, to the byte: stored images are found again by them, so no change of the code may change one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -10,6 +10,7 @@ MUG = Spec("rev-1", "a red mug", "", 0, 512, 512, 10, 7.5)
 ODD = Spec("rev-é", 'café 猫 \u2028 \U0001f600 "quoted" \\ \n\t', "b\x7flur", 7, 64, 48, 1, 0.1)
 SMALL = Spec("rev-1", "a red mug", "blurred", 7, 64, 64, 50, 1.0)
 LAST = Spec("rev-1", "a red mug", "", 2**63 - 1, 512, 512, 10, 7.5)
+LONG = Spec("rev-1", "a red mug", "", 0, 512, 512, 10, 7.5, 2)
 STRONG = Spec("rev-1", "a red mug", "blurred", 7, 64, 64, 50, 50.0)
 
 
@@ -27,6 +28,11 @@ STRONG = Spec("rev-1", "a red mug", "blurred", 7, 64, 64, 50, 50.0)
 )
 def test_a_render_key_is_what_it_has_always_been(spec, file, key):
     assert spec.render_key(*file) == key
+
+
+def test_a_long_prompt_has_a_key_of_its_own():
+    assert LONG.render_key("png") == "eef95c008f1f14d67b91ac57f8443e98e870c338198ae609e57cb076c317f0fe"
+    assert replace(LONG, prompt_chunks=1).render_key("png") == MUG.render_key("png")
 
 
 def test_an_image_has_the_key_of_its_spec_and_file():

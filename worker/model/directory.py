@@ -33,6 +33,7 @@ class Index:
     """What is known of a model before it is loaded. Sizes are (width, height) in pixels.
 
     `kind` is one of the three above. `words`: the whole vocabulary of a small model, casefolded; empty if not given.
+    `long_prompts`: prompts that are too long for the text encoder are read in chunks, instead of cut.
     `sampler` overrides SamplerConfig's defaults for this kind: sampler.OVERRIDES.
     """
 
@@ -45,6 +46,7 @@ class Index:
     max_steps: int
     words: tuple[str, ...]
     sampler: Mapping[str, Any]
+    long_prompts: bool = False
 
     @property
     def flexible(self) -> bool:
@@ -141,6 +143,7 @@ def read_index(folder: Path) -> Index:
             max_steps=int(block.get("max_steps", MAX_STEPS)),
             words=tuple(str(word).casefold() for word in words),
             sampler=dict(block.get("sampler", {})),
+            long_prompts=_flag(block.get("long_prompts", False)),
         )
     except (AttributeError, IndexError, TypeError, ValueError):
         raise SettingsError(f'The "presswork" block of {file} cannot be read; sizes look like [[512, 512]].') from None
@@ -233,6 +236,12 @@ def _is_whole(folder: Path, extra: Collection[str]) -> bool:
     except SettingsError:
         return False
     return True
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
 
 
 def _size(value: Any) -> tuple[int, int]:

@@ -59,13 +59,14 @@ class Exporter:
         """timesteps (1,) -> time (1, sum of all resnets' channels)."""
         self._write(self._time, file, {"timesteps": torch.zeros(1)}, ["time"])
 
-    def write_denoiser(self, file: Path, batch: int, height: int, width: int, *, guided: bool) -> None:
+    def write_denoiser(self, file: Path, batch: int, height: int, width: int, *, guided: bool, chunks: int = 1) -> None:
         """latents (batch, channels, height, width), time, key_0, value_0, ... -> noise_pred. When guided, keys, values
-        and noise_pred have 2 * batch rows: first those of the negative prompts, then those of the prompts."""
+        and noise_pred have 2 * batch rows: first those of the negative prompts, then those of the prompts. Keys and
+        values have the tokens of `chunks` chunks of a prompt."""
         latents = torch.zeros(batch, self.latent_channels, height, width)
         with torch.no_grad():
             time = self._time(torch.zeros(1))
-        given = {"latents": latents, "time": time} | self._example_text(2 * batch if guided else batch)
+        given = {"latents": latents, "time": time} | self._example_text(2 * batch if guided else batch, chunks)
         self._write(self._denoiser, file, given, ["noise_pred"])
 
     def write_decoder(self, file: Path, batch: int, height: int, width: int) -> None:
@@ -74,11 +75,14 @@ class Exporter:
         given = {"latents": torch.zeros(batch, self.latent_channels, height, width)}
         self._write(self._decoder, file, given, ["pixels", "finite"])
 
-    def _example_text(self, texts: int) -> dict[str, Tensor]:
+    def _example_text(self, texts: int, chunks: int = 1) -> dict[str, Tensor]:
         with torch.no_grad():
             found = self._text(torch.zeros(1, self.prompts.length, dtype=torch.int64))
         names = [f"{kind}_{n}" for n in range(len(found) // 2) for kind in ("key", "value")]
-        return {name: torch.zeros(texts, *one.shape[1:]) for name, one in zip(names, found, strict=True)}
+        return {
+            name: torch.zeros(texts, one.shape[1], chunks * one.shape[2], one.shape[3])
+            for name, one in zip(names, found, strict=True)
+        }
 
     def _write(self, network: nn.Module, file: Path, given: dict[str, Tensor], made: Sequence[str]) -> None:
         """`given` are example inputs by name, in the order of `forward`, which takes keys and values as one list."""

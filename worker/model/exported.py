@@ -70,15 +70,19 @@ class Exported:
         """The graphs for that shape, the decoder's for `part` images at once. Exporting missing ones takes seconds."""
         height, width = shape.height // SIZE_UNIT, shape.width // SIZE_UNIT
         size, guided = f"{shape.width}x{shape.height}-{batch}", "guided" if shape.guided else "unguided"
+        chunks = shape.prompt_chunks
+        long = f"-{chunks}-chunks" if chunks > 1 else ""
         found = Graphs(
             text=self._graph(
                 f"text-{batch}", "text encoder, 1 of 3", lambda exporter, file: exporter.write_text(file, batch)
             ),
             time=self._get(FACTS, _write_facts) / TIME,
             denoiser=self._graph(
-                f"denoiser-{size}-{guided}",
+                f"denoiser-{size}-{guided}{long}",
                 "U-Net, 2 of 3",
-                lambda exporter, file: exporter.write_denoiser(file, batch, height, width, guided=shape.guided),
+                lambda exporter, file: exporter.write_denoiser(
+                    file, batch, height, width, guided=shape.guided, chunks=chunks
+                ),
             ),
             decoder=self._graph(
                 f"decoder-{shape.width}x{shape.height}-{part}",

@@ -5,10 +5,12 @@ Any other text is spelt in bytes. The files have the format of the published tok
 
 import json
 from collections.abc import Iterable
-from itertools import pairwise
 from pathlib import Path
 
-START, END = "<|startoftext|>", "<|endoftext|>"
+from services.core.model import long_prompts
+from services.core.model.long_prompts import Pair, merged, printable
+
+START, END = long_prompts.START, long_prompts.END
 _WORDS = """
     a an the of on in at with and for to by from one two three small large old new wooden ceramic glass metal paper
     red blue green yellow orange purple pink brown black white grey teal mug cup bowl vase bottle jar lamp chair table
@@ -16,7 +18,6 @@ _WORDS = """
     painting drawing portrait background catalogue style morning night
 """
 WORDS = tuple(_WORDS.split())
-Pair = tuple[str, str]
 
 
 def build(words: Iterable[str] = WORDS) -> tuple[dict[str, int], list[Pair]]:
@@ -28,32 +29,12 @@ def build(words: Iterable[str] = WORDS) -> tuple[dict[str, int], list[Pair]]:
     tokens = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters)])
     merges: dict[Pair, int] = {}
     for word in words:
-        pieces = _merged([*word[:-1], f"{word[-1]}</w>"], merges)
+        pieces = merged([*word[:-1], f"{word[-1]}</w>"], merges)
         while len(pieces) > 1:
             merges[pieces[0], pieces[1]] = len(merges)
             pieces[:2] = [pieces[0] + pieces[1]]
             tokens[pieces[0]] = None
     return {token: number for number, token in enumerate([*tokens, START, END])}, list(merges)
-
-
-def _merged(pieces: list[str], ranks: dict[Pair, int]) -> list[str]:
-    """Byte-pair encoding of a word: repeatedly applies the merge of the lowest rank."""
-    while pairs := [pair for pair in pairwise(pieces) if pair in ranks]:
-        first = min(pairs, key=ranks.__getitem__)
-        joined: list[str] = []
-        for piece in pieces:
-            if joined and (joined[-1], piece) == first:
-                joined[-1] += piece
-            else:
-                joined.append(piece)
-        pieces = joined
-    return pieces
-
-
-def printable(byte: int) -> str:
-    """The character that stands for a byte in GPT-2's byte-level vocabularies: the byte itself if it is printable."""
-    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return chr(byte) if byte in seen else chr(256 + sum(other not in seen for other in range(byte)))
 
 
 def write(folder: Path, max_tokens: int, words: Iterable[str] = WORDS) -> None:

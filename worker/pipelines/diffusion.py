@@ -25,6 +25,7 @@ from worker.pipelines.out_of_memory import out_of_memory_for
 
 Array = Any
 """The backend's array type: a numpy array, or a torch tensor on its device."""
+ShapeKey = tuple[int, int, bool, int, int]
 
 
 class Compiled(Protocol):
@@ -42,10 +43,14 @@ class Compiled(Protocol):
         ...
 
     def concat_halves(self, uncond: list[Array], text: list[Array]) -> list[Array]:
-        """Concatenates two results of `encode_text` to the two guidance halves (2 * batch, ...) of one batch.
+        """Concatenates two texts to the two guidance halves (2 * batch, ...) of one batch.
 
         `uncond` may have one row, which is then used for every image.
         """
+        ...
+
+    def concat_chunks(self, chunks: list[list[Array]]) -> list[Array]:
+        """Concatenates the results of `encode_text` for the chunks of long prompts to one text of as many tokens."""
         ...
 
     def time_table(self, timesteps: Sequence[int]) -> Sequence[Array]:
@@ -121,17 +126,21 @@ class DiffusionPipeline:
             default_size=index.default_size,
             default_steps=index.default_steps,
             default_guidance_scale=index.default_guidance_scale,
+            long_prompts=prompts.describe_long() if index.long_prompts else None,
         )
         self._words = frozenset(index.words)
-        self._prepared: set[tuple[int, int, bool, int]] = set()
+        self._prepared: set[ShapeKey] = set()
         self._uncond: dict[int, list[Array]] = {}  # batch size -> the empty negative prompt, encoded
 
     def prepare(self, shape: Shape, size: int) -> None:
         """Compiles the networks for a batch of `size` images of that shape, and warms them up."""
-        key = shape.width, shape.height, shape.guided, size
+        key = shape_key(shape, size)
         if key in self._prepared:
             return
-        spec = Spec(shape.model_revision, "", "", 0, shape.width, shape.height, shape.steps, 7.5 if shape.guided else 1)
+        spec = Spec(
+            shape.model_revision, "", "", 0, shape.width, shape.height, shape.steps, 7.5 if shape.guided else 1,
+            shape.prompt_chunks,
+        )  # fmt: skip
         batch = Batch(spec.shape, (spec,) * size, 0)
         words = f"preparing {shape.width}x{shape.height} in batches of {size}"
         with activity.doing(words), self._evict_if_out_of_memory(shape, size), out_of_memory_for(size):
@@ -187,22 +196,28 @@ class DiffusionPipeline:
             yield
         except OutOfMemory:
             self._backend.forget(shape, size)
-            self._prepared.discard((shape.width, shape.height, shape.guided, size))
+            self._prepared.discard(shape_key(shape, size))
             self._uncond.pop(size, None)
             raise
 
     def _encode(self, compiled: Compiled, batch: Batch) -> tuple[list[Array], list[bool]]:
         """The text as `denoise` takes it, and which images had their prompt or negative prompt truncated."""
-        tokens, truncated = self._prompts.tokens([spec.prompt for spec in batch.specs])
-        text = compiled.encode_text(tokens)
+        text, truncated = self._encode_prompts(compiled, [spec.prompt for spec in batch.specs], batch.shape)
         if not batch.shape.guided:
             return text, truncated
         negatives = [spec.negative_prompt for spec in batch.specs]
         if not any(negatives):
-            return compiled.concat_halves(self._encode_empty_prompt(compiled, batch.size), text), truncated
-        tokens, cut = self._prompts.tokens(negatives)
+            uncond = self._encode_empty_prompt(compiled, batch.size)
+            return compiled.concat_halves(_repeat(compiled, uncond, batch.shape.prompt_chunks), text), truncated
+        uncond, cut = self._encode_prompts(compiled, negatives, batch.shape)
         either = [one or other for one, other in zip(truncated, cut, strict=True)]
-        return compiled.concat_halves(compiled.encode_text(tokens), text), either
+        return compiled.concat_halves(uncond, text), either
+
+    def _encode_prompts(self, compiled: Compiled, prompts: list[str], shape: Shape) -> tuple[list[Array], list[bool]]:
+        """Each chunk is encoded by itself, and the U-Net attends to all of them."""
+        chunks, truncated = self._prompts.chunks(prompts, shape.prompt_chunks)
+        texts = [compiled.encode_text(tokens) for tokens in chunks]
+        return (texts[0] if len(texts) == 1 else compiled.concat_chunks(texts)), truncated
 
     def _encode_empty_prompt(self, compiled: Compiled, size: int) -> list[Array]:
         """One row for the empty negative prompt, the usual case: encoded once for each batch size."""
@@ -252,6 +267,16 @@ def _decode_overflown(compiled: Compiled, latents: Array, finite: NDArray[np.boo
         if decoded is not None and decoded[1][0]:
             found[slot] = decoded[0][0]
     return found
+
+
+def shape_key(shape: Shape, batch: int) -> ShapeKey:
+    """What networks are compiled for."""
+    return shape.width, shape.height, shape.guided, shape.prompt_chunks, batch
+
+
+def _repeat(compiled: Compiled, text: list[Array], chunks: int) -> list[Array]:
+    """The text of one chunk, in as many."""
+    return text if chunks == 1 else compiled.concat_chunks([text] * chunks)
 
 
 def _ignore_step(_step: int) -> None:

@@ -19,7 +19,7 @@ from worker.model.stages import decode_batch_size
 from worker.pipeline import artefacts, versions
 from worker.pipelines import diffusion
 from worker.pipelines.cpu import cpu_kind, thread_count
-from worker.pipelines.diffusion import Checker, DiffusionPipeline
+from worker.pipelines.diffusion import Checker, DiffusionPipeline, ShapeKey, shape_key
 
 Array = NDArray[Any]
 PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32",)}
@@ -68,8 +68,7 @@ def open_onnx(
     exported = Exported(folder, cache)
     return DiffusionPipeline(
         OnnxBackend(exported, runtime, precision), exported.index, exported.revision, exported.sampler_config,
-        exported.prompts,
-        batch_sizes, checker,
+        exported.prompts, batch_sizes, checker,
     )  # fmt: skip
 
 
@@ -91,11 +90,11 @@ class OnnxBackend:
         self.device_kind = f"{cpu_kind()} x{self._threads}"
         self.latent_channels = exported.latent_channels
         self._exported = exported
-        self._cache: dict[tuple[int, int, bool, int], OnnxCompiled] = {}
+        self._cache: dict[ShapeKey, OnnxCompiled] = {}
         self._networks: WeakValueDictionary[Path, Network] = WeakValueDictionary()
 
     def compiled(self, shape: Shape, batch: int) -> "OnnxCompiled":
-        key = shape.width, shape.height, shape.guided, batch
+        key = shape_key(shape, batch)
         if key not in self._cache:
             graphs = self._exported.graphs(shape, batch, decode_batch_size(batch))
             # The text encoder and the time table run once per batch and cost little, so they stay in float32.
@@ -105,7 +104,7 @@ class OnnxBackend:
         return self._cache[key]
 
     def forget(self, shape: Shape, batch: int) -> None:
-        self._cache.pop((shape.width, shape.height, shape.guided, batch), None)
+        self._cache.pop(shape_key(shape, batch), None)
 
     def memory(self) -> tuple[int, int] | None:
         """The machine's memory is used."""
@@ -146,6 +145,9 @@ class OnnxCompiled:
 
     def concat_halves(self, uncond: list[Array], text: list[Array]) -> list[Array]:
         return [np.concatenate([np.broadcast_to(a, b.shape), b]) for a, b in zip(uncond, text, strict=True)]
+
+    def concat_chunks(self, chunks: list[list[Array]]) -> list[Array]:
+        return [np.concatenate(arrays, axis=2) for arrays in zip(*chunks, strict=True)]
 
     def time_table(self, timesteps: Sequence[int]) -> Sequence[Array]:
         for timestep in timesteps:

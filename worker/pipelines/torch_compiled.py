@@ -28,7 +28,7 @@ from worker.pipeline import artefacts, versions
 from worker.pipelines import diffusion
 from worker.pipelines.compiler import assert_compiles, compiling, keep_caches
 from worker.pipelines.cpu import cpu_kind
-from worker.pipelines.diffusion import Checker, DiffusionPipeline
+from worker.pipelines.diffusion import Checker, DiffusionPipeline, ShapeKey, shape_key
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRAPHED_UP_TO = 4  # images: in larger batches a CUDA graph saves no time (measured on an H200 at 16: none)
@@ -78,10 +78,10 @@ class TorchBackend:
         self._decoder = Decoder(checkpoint.vae).to(self._device, dtype, memory_format=torch.channels_last)
         self._decodes_exactly = self.precision != "fp16"
         self._exact_decoder: Decoder | None = None
-        self._cache: dict[tuple[int, int, bool, int], TorchCompiled] = {}
+        self._cache: dict[ShapeKey, TorchCompiled] = {}
 
     def compiled(self, shape: Shape, batch: int) -> "TorchCompiled":
-        key = shape.width, shape.height, shape.guided, batch
+        key = shape_key(shape, batch)
         if key not in self._cache:
             text, denoiser, decoder = (
                 self._compile(network, batch) for network in (self._text, self._denoiser, self._decoder)
@@ -99,7 +99,7 @@ class TorchBackend:
         return self._exact_decoder
 
     def forget(self, shape: Shape, batch: int) -> None:
-        if (found := self._cache.pop((shape.width, shape.height, shape.guided, batch), None)) is not None:
+        if (found := self._cache.pop(shape_key(shape, batch), None)) is not None:
             found.close()
             del found
             gc.collect()  # compiled graphs are full of cycles
@@ -157,6 +157,9 @@ class TorchCompiled:
 
     def concat_halves(self, uncond: list[Tensor], text: list[Tensor]) -> list[Tensor]:
         return [torch.cat([a.expand_as(b), b]) for a, b in zip(uncond, text, strict=True)]
+
+    def concat_chunks(self, chunks: list[list[Tensor]]) -> list[Tensor]:
+        return [torch.cat(arrays, dim=2) for arrays in zip(*chunks, strict=True)]
 
     def time_table(self, timesteps: Sequence[int]) -> Sequence[Tensor]:
         key = tuple(timesteps)

@@ -25,7 +25,8 @@ class LaneDevices(BaseModel):
 
 class Lane(BaseModel):
     """Images that wait and may share a batch. `exact` is false if a job mixes shapes and was begun: what is left is
-    then divided in proportion. `oldest_seconds`: how long the oldest of its jobs has been there. Seconds are null if
+    then divided in proportion. `prompt_chunks`: more than 1 for prompts that are longer than the text encoder reads at
+    once, if the model reads them. `oldest_seconds`: how long the oldest of its jobs has been there. Seconds are null if
     nothing like it was measured; `seconds`, until all are done if nothing else is rendered, also if no live worker
     serves it."""
 
@@ -34,6 +35,7 @@ class Lane(BaseModel):
     size: str
     num_inference_steps: int
     guided: bool
+    prompt_chunks: int
     priority: Literal["high", "normal", "low"]
     tenant: str
     images: int
@@ -68,6 +70,7 @@ def _shown(lane: lanes.Lane) -> Lane:
         size=f"{lane.shape.width}x{lane.shape.height}",
         num_inference_steps=lane.shape.steps,
         guided=lane.shape.guided,
+        prompt_chunks=lane.shape.prompt_chunks,
         priority=_PRIORITIES[lane.priority],  # type: ignore[arg-type]
         tenant=lane.tenant,
         images=lane.images,

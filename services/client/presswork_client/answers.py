@@ -211,6 +211,7 @@ class Lane(TypedDict):
     size: str
     num_inference_steps: int
     guided: bool
+    prompt_chunks: int
     priority: Literal["high", "normal", "low"]
     tenant: str
     images: int

@@ -15,6 +15,7 @@ from services.core.model.specs import SEED_LIMIT, OutputFormat, Shape, image_see
 
 COUNTS = ("queued", "rendering", "done", "failed", "cancelled")  # one per state of images; the sum is the job's total
 SHAPE = tuple(field.name for field in fields(Shape))
+TIMED = tuple(name for name in SHAPE if name != "prompt_chunks")  # see `Shape.timed`
 PAYLOAD = (
     Column("job_id", BigInteger),
     Column("index", Integer),
@@ -35,6 +36,7 @@ LISTED = ("custom_id", "metadata")  # repeated for every image of a request: pag
 LISTED_BYTES = "(" + " + ".join(f"coalesce(octet_length({name}::text), 0)" for name in LISTED) + ")"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _NULL = "\\N"
+_shape, _timed = attrgetter(*SHAPE), attrgetter(*TIMED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,13 @@ def shape_columns() -> tuple[Column[Any], ...]:
         Column("height", Integer, nullable=False),
         Column("steps", SmallInteger, nullable=False),
         Column("guided", Boolean, nullable=False),
+        Column("prompt_chunks", SmallInteger, nullable=False, server_default="1"),
     )
+
+
+def timed_columns() -> tuple[Column[Any], ...]:
+    """The columns of a shape as its time is measured."""
+    return tuple(column for column in shape_columns() if column.name in TIMED)
 
 
 def names(columns: tuple[Column[Any], ...]) -> str:
@@ -88,7 +96,16 @@ def shape(alias: str) -> str:
 
 
 def read_shape(row: Any) -> Shape:
-    return Shape(row.model_revision, row.width, row.height, row.steps, row.guided)
+    return Shape(*_shape(row))
+
+
+def timed(alias: str) -> str:
+    """The columns of a shape as its time is measured, in a SELECT."""
+    return ", ".join(f"{alias}.{name}" for name in TIMED)
+
+
+def read_timed(row: Any) -> Shape:
+    return Shape(*_timed(row))
 
 
 def payload(alias: str = "p") -> str:

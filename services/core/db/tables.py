@@ -118,6 +118,7 @@ models = Table(
     Column("default_steps", SmallInteger, nullable=False),
     Column("default_guidance_scale", REAL, nullable=False),
     Column("registered_at", Moment, nullable=False, server_default=now),
+    Column("long_prompts", Text),  # how its long prompts are counted (model/long_prompts.py); null: it reads none
 )
 
 model_shapes = Table(
@@ -521,13 +522,13 @@ drains = Table(  # devices whose workers are to take nothing new, also when they
 render_rates = Table(  # accelerator-seconds per image, as measured by each device
     "render_rates",
     metadata,
-    *columns.shape_columns(),
+    *columns.timed_columns(),
     Column("device", Text),
     Column("images", BigInteger, nullable=False),
     Column("seconds_per_image", Double, nullable=False),
     Column("deviation", Double, nullable=False),
     Column("measured_at", Moment, nullable=False, server_default=now),
-    PrimaryKeyConstraint(*columns.SHAPE, "device"),
+    PrimaryKeyConstraint(*columns.TIMED, "device"),
 )
 
 exports = Table(

@@ -11,14 +11,15 @@ from sqlalchemy import Connection
 
 from services.core.db.statements import statement
 from services.core.fleet import workers
+from services.core.model.long_prompts import LongPrompts
 from services.core.model.specs import ModelCard
 
 _REGISTER = statement("models.register")("""
-INSERT INTO models (name, revision, default_width, default_height, default_steps, default_guidance_scale)
-VALUES (:name, :revision, :width, :height, :steps, :guidance_scale)
+INSERT INTO models (name, revision, default_width, default_height, default_steps, default_guidance_scale, long_prompts)
+VALUES (:name, :revision, :width, :height, :steps, :guidance_scale, :long_prompts)
 ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, default_width = excluded.default_width,
   default_height = excluded.default_height, default_steps = excluded.default_steps,
-  default_guidance_scale = excluded.default_guidance_scale
+  default_guidance_scale = excluded.default_guidance_scale, long_prompts = excluded.long_prompts
 """)
 _REGISTER_SHAPE = statement("models.register_shape")("""
 INSERT INTO model_shapes (model_revision, width, height, max_steps) VALUES (:revision, :width, :height, :max_steps)
@@ -27,15 +28,22 @@ ON CONFLICT (model_revision, width, height) DO UPDATE SET max_steps = excluded.m
 _NAMES = statement("models.names")("SELECT name FROM models ORDER BY name")
 _CATALOGUE = statement("models.catalogue")("""
 SELECT m.name, m.revision, m.default_width, m.default_height, m.default_steps, m.default_guidance_scale,
-       m.registered_at, s.width, s.height, s.max_steps
+       m.registered_at, m.long_prompts IS NOT NULL AS reads_long_prompts, s.width, s.height, s.max_steps
 FROM models m JOIN model_shapes s ON s.model_revision = m.revision
 ORDER BY m.name, s.width * s.height, s.width
 """)
 
+_LONG_PROMPTS = statement("models.long_prompts")(
+    "SELECT revision, long_prompts FROM models WHERE revision = ANY(:revisions) AND long_prompts IS NOT NULL"
+)
+_MOST_KEPT = 16
+_counters: dict[str, LongPrompts] = {}  # by revision, which decides them: they are large, and remember words
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model that clients may ask for: current revision, defaults, and sizes (width, height) -> maximum of steps."""
+    """A model that clients may ask for: current revision, defaults, and sizes (width, height) -> maximum of steps.
+    `long_prompts` counts the chunks of its prompts; None if it cuts them."""
 
     name: str
     revision: str
@@ -44,6 +52,7 @@ class Model:
     default_guidance_scale: float
     sizes: dict[tuple[int, int], int]
     registered_at: datetime
+    long_prompts: LongPrompts | None = None
 
 
 class Catalogue(dict[str, Model]):
@@ -56,7 +65,8 @@ def register(connection: Connection, card: ModelCard) -> None:
     """Makes the card's revision the model's current one."""
     width, height = card.default_size
     values = {"name": card.name, "revision": card.revision, "width": width, "height": height}
-    connection.execute(_REGISTER, values | {"steps": card.default_steps, "guidance_scale": card.default_guidance_scale})
+    values |= {"steps": card.default_steps, "guidance_scale": card.default_guidance_scale}
+    connection.execute(_REGISTER, values | {"long_prompts": card.long_prompts})
     sizes = [
         {"revision": card.revision, "width": width, "height": height, "max_steps": card.max_steps}
         for width, height in card.sizes
@@ -71,7 +81,9 @@ def names(connection: Connection) -> list[str]:
 def catalogue(connection: Connection) -> Catalogue:
     """Every model by name."""
     found = Catalogue()
-    for row in connection.execute(_CATALOGUE):
+    rows = connection.execute(_CATALOGUE).all()
+    counters = _counters_of(connection, {row.revision for row in rows if row.reads_long_prompts})
+    for row in rows:
         model = found.setdefault(
             row.name,
             Model(
@@ -82,9 +94,19 @@ def catalogue(connection: Connection) -> Catalogue:
                 row.default_guidance_scale,
                 {},
                 row.registered_at,
+                counters.get(row.revision),
             ),
         )
         model.sizes[row.width, row.height] = row.max_steps
     if not found and (doing := workers.starting(connection)):
         found.reason = f"a worker is starting ({doing[0]}); submit again when it is ready"
     return found
+
+
+def _counters_of(connection: Connection, revisions: set[str]) -> dict[str, LongPrompts]:
+    if unknown := [revision for revision in revisions if revision not in _counters]:
+        rows = connection.execute(_LONG_PROMPTS, {"revisions": unknown}).all()
+        if len(_counters) + len(rows) > _MOST_KEPT:
+            _counters.clear()
+        _counters.update({row.revision: LongPrompts(row.long_prompts) for row in rows})
+    return {revision: _counters[revision] for revision in revisions if revision in _counters}

@@ -4,8 +4,6 @@ A batch takes the same time whether it is full or not, because padding is render
 all of its slots. The result is the cost of an image in a full batch, however full the measured one was.
 """
 
-from dataclasses import asdict
-
 from sqlalchemy import Connection
 
 from services.core.db import columns
@@ -17,9 +15,9 @@ WINDOW = 256  # images: the plain mean of the first ones, then an exponentially 
 # An observation is weighted by its number of requested images. One row per device: workers do not wait for each other.
 _RECORD = statement("throughput.record")(f"""
 INSERT INTO render_rates AS r
-  ({", ".join(columns.SHAPE)}, device, images, seconds_per_image, deviation)
-VALUES (:{", :".join(columns.SHAPE)}, :device, :images, :seconds, 0)
-ON CONFLICT ({", ".join(columns.SHAPE)}, device) DO UPDATE SET
+  ({", ".join(columns.TIMED)}, device, images, seconds_per_image, deviation)
+VALUES (:{", :".join(columns.TIMED)}, :device, :images, :seconds, 0)
+ON CONFLICT ({", ".join(columns.TIMED)}, device) DO UPDATE SET
   (images, seconds_per_image, deviation, measured_at) = (
     SELECT r.images + excluded.images, r.seconds_per_image + weight * surprise,
            sqrt((1 - weight) * (r.deviation ^ 2 + weight * surprise ^ 2)), now()
@@ -34,7 +32,7 @@ def record(connection: Connection, shape: Shape, device: str, *, images: int, se
     """Updates the weighted mean and deviation of the seconds per image with the measurement of a claim of `images`."""
     connection.execute(
         _RECORD,
-        asdict(shape)
+        {name: getattr(shape, name) for name in columns.TIMED}
         | {
             "device": device,
             "images": images,

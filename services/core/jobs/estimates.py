@@ -31,7 +31,7 @@ LIVE_SECONDS = 15.0
 
 # The rates of each revision, with how many of its workers are live: one row without a shape if it has no rate.
 _MEASURED = statement("estimates.measured")(f"""
-SELECT wanted.revision, live.workers, {columns.shape("r")}, r.images, r.seconds_per_image, r.deviation
+SELECT wanted.revision, live.workers, {columns.timed("r")}, r.images, r.seconds_per_image, r.deviation
 FROM unnest(CAST(:revisions AS text[])) AS wanted (revision)
 CROSS JOIN LATERAL (
   SELECT count(*) AS workers FROM workers
@@ -139,12 +139,12 @@ class WorkTally(Trial):
             return
         fields = asked.model_dump(exclude={"images"}, exclude_none=True)
         request = requests.ImageRequest(prompt="-", **fields)
-        resolved = self._resolve((place,), request, place, prefix)
+        resolved = self._resolve((place,), 1, request, place, prefix)
         if resolved is not None:
             self._count(request.model, resolved, asked.images, 1)
 
     def _count(self, model: str | None, resolved: ResolvedShape, images: int, times: int) -> None:
-        key = model or self._settings.model, resolved.shape
+        key = model or self._settings.model, resolved.shape.timed
         self.counts[key] = self.counts.get(key, 0) + images * times
         self.total += images * times
         self.requests += times
@@ -162,6 +162,7 @@ class Measured:
 
     def rate(self, shape: Shape) -> Rate | None:
         """None: no shape of its model was measured."""
+        shape = shape.timed
         if shape not in self._rates:
             self._rates[shape] = _rate(self._rows, shape)
         return self._rates[shape]
@@ -226,7 +227,7 @@ def _rate(measured: Sequence[Any], shape: Shape) -> Rate | None:
     by_shape: dict[Shape, list[Any]] = {}
     for row in measured:
         if row.model_revision == shape.model_revision and row.images > 0:
-            by_shape.setdefault(columns.read_shape(row), []).append(row)
+            by_shape.setdefault(columns.read_timed(row), []).append(row)
     if not by_shape:
         return None
     near = min(by_shape, key=lambda other: (other != shape, abs(math.log(_size(shape) / _size(other)))))

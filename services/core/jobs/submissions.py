@@ -8,7 +8,7 @@ import hashlib
 import secrets
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -92,6 +92,7 @@ class Submission:
         self._digest = hashlib.sha256()
         self._settings = settings
         self._catalogue = catalogue
+        self._long_prompts = {name: model for name, model in catalogue.items() if model.long_prompts}
         self._defaults = defaults or {}
         self._segments: dict[Shape, tuple[int, int]] = {  # number, first index
             shape: (number, self.total) for number, shape in enumerate(self.existing.shapes)
@@ -235,7 +236,8 @@ class Submission:
     def _take(self, request: requests.ImageRequest, place: int, prefix: str) -> None:
         """Spools a request with valid fields, if its model serves it and the job's limits allow it."""
         fields = (request.model, request.size, request.num_inference_steps, request.guidance_scale)
-        resolved = self._resolved.get(fields) or self._resolve(fields, request, place, prefix)
+        chunks = self._chunks(request) if self._long_prompts else 1
+        resolved = self._resolved.get((*fields, chunks)) or self._resolve(fields, chunks, request, place, prefix)
         if request.custom_id is not None:
             first = self._custom_ids.setdefault(hash(request.custom_id), place)
             if first != place:
@@ -267,7 +269,7 @@ class Submission:
         self.refuse(Problem(code, f"{param} is {strict_json.describe(found)}; it {rule}.", param, place))
 
     def _resolve(
-        self, fields: tuple[object, ...], request: requests.ImageRequest, place: int, prefix: str
+        self, fields: tuple[object, ...], chunks: int, request: requests.ImageRequest, place: int, prefix: str
     ) -> ResolvedShape | None:
         """Looks up the request's model and completes its shape; None, with a problem, if no model serves it."""
         found = served.resolve(self._catalogue, request, self._settings.model, prefix=prefix, place=place)
@@ -275,7 +277,7 @@ class Submission:
             self.refuse(found)
             return None
         self.models.add(found.model)
-        shape = found.shape
+        shape = replace(found.shape, prompt_chunks=chunks)
         if shape not in self._segments and len(self._segments) == MAX_SHAPES:
             message = f"The job mixes more than {MAX_SHAPES} shapes (size, steps, guided or not); submit it in parts."
             self.refuse(Problem("too_many_shapes", message, f"{prefix}size", place))
@@ -285,8 +287,16 @@ class Submission:
             self._highest.append(self.total)
         resolved = ResolvedShape(shape, self._segments[shape][0], found.guidance_scale, repr(fields))
         if len(self._resolved) < _MAX_CACHED:
-            self._resolved[fields] = resolved
+            self._resolved[*fields, chunks] = resolved
         return resolved
+
+    def _chunks(self, request: requests.ImageRequest) -> int:
+        """In how many chunks its model reads the prompt, and the negative prompt if the image is guided."""
+        model = self._long_prompts.get(request.model or self._settings.model)
+        if model is None or model.long_prompts is None:
+            return 1
+        scale = model.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
+        return model.long_prompts.chunks(request.prompt, request.negative_prompt if scale > 1 else "")
 
     def _write(self, request: requests.ImageRequest, resolved: ResolvedShape) -> None:
         """Writes a row for COPY and the text for the digest, which leaves out what was drawn or looked up here."""

@@ -5,7 +5,7 @@ Plain Python: none of them holds a connection, a tensor or a file.
 
 import hashlib
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -22,18 +22,26 @@ def image_seed(seed: int, nth: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What images must have in common to share a batch. Sizes in pixels; `guided` is guidance_scale > 1."""
+    """What images must have in common to share a batch. Sizes in pixels; `guided` is guidance_scale > 1;
+    `prompt_chunks` is more than 1 only for prompts that are too long for the text encoder, if the model reads them."""
 
     model_revision: str
     width: int
     height: int
     steps: int
     guided: bool
+    prompt_chunks: int = 1
+
+    @property
+    def timed(self) -> "Shape":
+        """The shape under which its time is measured: how long the prompt is makes little of it."""
+        return replace(self, prompt_chunks=1)
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
     """Everything that decides an image's pixels. `seed` in 0..2^63-1, `guidance_scale` in 0..50, sizes in pixels.
+    `prompt_chunks`: in how many chunks the longer of prompt and negative prompt is read.
 
     A field that is added later needs a default that leaves the pixels as they were without it: see `canonical`.
     """
@@ -46,10 +54,12 @@ class Spec:
     height: int
     steps: int
     guidance_scale: float
+    prompt_chunks: int = 1
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.model_revision, self.width, self.height, self.steps, self.guidance_scale > 1.0)
+        guided = self.guidance_scale > 1.0
+        return Shape(self.model_revision, self.width, self.height, self.steps, guided, self.prompt_chunks)
 
     def canonical(self) -> dict[str, Any]:
         """What a render key is computed from. Its names are written out, so renaming an attribute changes no key.
@@ -163,3 +173,4 @@ class ModelCard:
     default_size: tuple[int, int]
     default_steps: int
     default_guidance_scale: float
+    long_prompts: str | None = None  # long_prompts.describe; None: what is too long for the text encoder is cut

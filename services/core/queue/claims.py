@@ -200,6 +200,7 @@ def _image(row: Any, shape: Shape) -> Image:
         height=shape.height,
         steps=shape.steps,
         guidance_scale=row.guidance_scale,
+        prompt_chunks=shape.prompt_chunks,
     )
     return Image(
         row.job_id, row.index, row.tenant_id, spec, row.output_format, row.output_compression, row.embed_prompt,
