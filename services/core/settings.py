@@ -155,6 +155,15 @@ def _batch_sizes(value: str) -> tuple[int, ...]:
     return tuple(sorted(set(sizes), reverse=True))
 
 
+def _sizes(value: str) -> tuple[tuple[int, int], ...]:
+    """Sizes in pixels, the default one first, or none."""
+    parts = [part.strip() for part in value.split(",")] if value else []
+    if not all(re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", part) for part in parts):
+        raise ValueError("it must be sizes with commas between them, such as 512x512,768x512")
+    pairs = [tuple(map(int, part.split("x"))) for part in parts]
+    return tuple(dict.fromkeys((width, height) for width, height in pairs))
+
+
 def _setting(variable: str, default: str | None, parse: Callable[[str], Any] = _text, *, secret: bool = False) -> Any:
     metadata = {"variable": variable, "default": default, "parse": parse, "secret": secret}
     return field(metadata=metadata, repr=not secret)
@@ -229,6 +238,7 @@ class Settings:
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")
     model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")  # a directory, or a hub id where the hub can be reached
+    sizes: tuple[tuple[int, int], ...] = _setting("PRESSWORK_SIZES", "", _sizes)  # empty: those of the model's own
     precision: str = _setting("PRESSWORK_PRECISION", "", _one_of("", "fp32", "bf16", "fp16"))  # empty: the device's own
     runtime: str = _setting("PRESSWORK_RUNTIME", "openvino", _one_of("openvino", "onnxruntime"))  # of the onnx pipeline
     compile: bool = _setting("PRESSWORK_COMPILE", "1", _flag)  # of the torch pipeline, on CUDA

@@ -7,7 +7,7 @@ respawn loop. Presswork's own fields are in model_index.json's "presswork" block
 import hashlib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,33 @@ def read_index(folder: Path) -> Index:
     if index_fields.default_size not in sizes or not sane or isinstance(words, str):
         raise SettingsError(f'The "presswork" block of {file} has defaults outside its own limits.')
     return index_fields
+
+
+def with_sizes(folder: Path, index: Index, sizes: tuple[tuple[int, int], ...]) -> Index:
+    """The index with these sizes in place of its own, if any are given. The default size stays if it is among them;
+    otherwise it is the first. Raises SettingsError, in one sentence, if the U-Net cannot draw one of them."""
+    if not sizes:
+        return index
+    unit = size_unit(folder)
+    for width, height in sizes:
+        if width % unit or height % unit:
+            raise SettingsError(
+                f"PRESSWORK_SIZES has {width}x{height}, but the sides of {index.name}'s pictures are "
+                f"multiples of {unit}."
+            )
+    return replace(index, sizes=sizes, default_size=index.default_size if index.default_size in sizes else sizes[0])
+
+
+def size_unit(folder: Path) -> int:
+    """What the sides of the model's pictures are multiples of, in pixels: each downsampling halves the latents."""
+    file = folder / unet(folder) / "config.json"
+    config = read_object(file)
+    try:
+        if file.parent.name == FLEXIBLE:
+            return SIZE_UNIT * 2 ** sum(map(bool, config["configurations"]["add_downsample"]))
+        return SIZE_UNIT * 2 ** (len(config.get("down_block_types", range(4))) - 1)
+    except (KeyError, TypeError):
+        raise SettingsError(f"The model's {file} does not say how often it halves its latents.") from None
 
 
 def read_sampler_config(folder: Path) -> SamplerConfig:

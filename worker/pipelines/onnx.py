@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Shape
 from services.core.settings import Settings
+from worker.model import directory
 from worker.model.exported import Exported
 from worker.model.stages import decode_batch_size
 from worker.pipeline import artefacts, versions
@@ -43,15 +44,16 @@ def open_pipeline(settings: Settings) -> DiffusionPipeline:
     return open_onnx(
         folder, runtime=settings.runtime, precision=settings.precision, device=settings.device,
         batch_sizes=settings.batch_sizes, cache=artefacts(settings),
-        checker=diffusion.safety_checker(settings, folder, "cpu"),
+        checker=diffusion.safety_checker(settings, folder, "cpu"), sizes=settings.sizes,
     )  # fmt: skip
 
 
 def open_onnx(
     folder: Path, *, runtime: str, precision: str, device: str, batch_sizes: tuple[int, ...], cache: Path,
-    checker: Checker | None = None,
+    checker: Checker | None = None, sizes: tuple[tuple[int, int], ...] = (),
 ) -> DiffusionPipeline:  # fmt: skip
     """The checkpoint in `folder` as a pipeline. Exported graphs are kept in `cache`, which processes may share.
+    `sizes` replace the model's own.
 
     `precision` is fp32 or, with OpenVINO, bf16; "" means fp32.
 
@@ -66,8 +68,9 @@ def open_onnx(
     if device != "cpu":
         raise SettingsError(f"PRESSWORK_DEVICE is {device!r}; with {runtime} it can only be cpu.")
     exported = Exported(folder, cache)
+    index = directory.with_sizes(folder, exported.index, sizes)
     return DiffusionPipeline(
-        OnnxBackend(exported, runtime, precision), exported.index, exported.revision, exported.sampler_config,
+        OnnxBackend(exported, runtime, precision), index, exported.revision, exported.sampler_config,
         exported.prompts, batch_sizes, checker,
     )  # fmt: skip
 

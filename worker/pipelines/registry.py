@@ -8,7 +8,7 @@ import importlib
 from services.core.model.errors import SettingsError
 from services.core.model.pipelines import PIPELINES
 from services.core.settings import Settings
-from worker.model.directory import SAFETY_COMPONENTS, check_model_dir, read_index
+from worker.model.directory import SAFETY_COMPONENTS, check_model_dir, read_index, with_sizes
 from worker.pipeline import ModelUnusable, Pipeline, artefacts
 from worker.pipelines import compiler
 
@@ -35,8 +35,7 @@ def model_name(settings: Settings) -> str:
     if always is not None:
         return always
     try:
-        return read_index(
-            check_model_dir(settings.model_dir, SAFETY_COMPONENTS if settings.safety_checker else ())
-        ).name
+        folder = check_model_dir(settings.model_dir, SAFETY_COMPONENTS if settings.safety_checker else ())
+        return with_sizes(folder, read_index(folder), settings.sizes).name
     except SettingsError as error:
         raise ModelUnusable(str(error)) from error

@@ -48,13 +48,14 @@ class SimulatedPipeline:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.versions = versions()
+        sizes = settings.sizes or (*((side, side) for side in SQUARES), (768, 512), (512, 768))
         self.card = ModelCard(
             name="simulated",
             revision=REVISION,
-            sizes=(*((side, side) for side in SQUARES), (768, 512), (512, 768)),
+            sizes=sizes,
             max_steps=50,
             batch_sizes=settings.batch_sizes,
-            default_size=(512, 512),
+            default_size=(512, 512) if (512, 512) in sizes else sizes[0],
             default_steps=10,
             default_guidance_scale=7.5,
         )

@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Shape
 from services.core.settings import Settings
-from worker.model import checkpoint
+from worker.model import checkpoint, directory
 from worker.model.checkpoint import Checkpoint
 from worker.model.kernel_norms import use_kernel_norms
 from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder, decode_batch_size
@@ -245,8 +246,10 @@ def open_pipeline(settings: Settings) -> DiffusionPipeline:
     """
     folder = diffusion.checked_folder(settings)
     checker = diffusion.safety_checker(settings, folder, settings.device)
+    loaded = checkpoint.load(folder)
+    index = directory.with_sizes(folder, loaded.index, settings.sizes)
     return open_torch(
-        checkpoint.load(folder), settings.device, settings.precision, settings.batch_sizes,
+        replace(loaded, index=index), settings.device, settings.precision, settings.batch_sizes,
         compiles=settings.compile, cache=artefacts(settings), checker=checker,
     )  # fmt: skip
 
