@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Shape
 from services.core.settings import Settings
-from worker.model import checkpoint, directory
+from worker.model import checkpoint, directory, geglu
 from worker.model.checkpoint import Checkpoint
 from worker.model.kernel_norms import use_kernel_norms
 from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder, decode_batch_size
@@ -34,6 +34,7 @@ from worker.pipelines.diffusion import Checker, DiffusionPipeline, ShapeKey, sha
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GRAPHED_UP_TO = 4  # images: in larger batches a CUDA graph saves no time (measured on an H200 at 16: none)
 NORM_KERNELS = True  # measured on an H200: 0.44 s a batch of 16 with them, 0.53 s without
+GEGLU_KERNEL = False  # not measured on a GPU yet
 GRAPH_RUNS = 3  # to compile, to record, to replay
 DRIVER = Path("/proc/driver/nvidia/version")
 # The first that can do it. By itself torch prefers one or the other by cuDNN's version, and the bytes differ.
@@ -74,6 +75,8 @@ class TorchBackend:
         if self._compiles and NORM_KERNELS:
             use_kernel_norms(unet)
             use_kernel_norms(checkpoint.vae.decoder)
+        if self._compiles and GEGLU_KERNEL:
+            geglu.use_in(unet)
         self._text = TextEncoder(checkpoint.text_encoder.to(self._device, dtype), unet)
         self._time, self._denoiser = TimeEmbedder(unet), Denoiser(unet)
         self._decoder = Decoder(checkpoint.vae).to(self._device, dtype, memory_format=torch.channels_last)
