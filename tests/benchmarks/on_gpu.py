@@ -1,17 +1,18 @@
-"""The engine on a machine with one NVIDIA GPU: `on_gpu.sh` says what it needs and calls it.
+"""One part of what `on_gpu.sh` does on a machine with a GPU: that script says which there are.
 
-All contenders load and compile at the same time, each in its own process, beside the contract suite; once all are warm
-they are timed in turns. Each part's figures are written as soon as they are there.
+A part's contenders load and compile at the same time, each in its own process; once all are warm they are timed in
+turns.
 """
 
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,76 +23,128 @@ from worker.bench import measure
 from worker.bench.contender import STOCK, Contender, Setup
 from worker.model import checkpoint
 from worker.model.make import make
+from worker.pipelines.torch_compiled import library_versions
 
 ROUNDS = 3
+ON_CPU = os.environ.get("DEVICE", "cuda") == "cpu"  # to try this file itself
+FULL, SD15 = ("tiny", "tiny-sd") if ON_CPU else ("full", "sd15")
+BATCH = 2 if ON_CPU else 16
+SWEEP = (1, 2) if ON_CPU else (1, 2, 4, 8, 16, 32)
+TUNING = ("no-norm-kernels", "geglu-kernel", "any-attention", "cudnn-attention", "reduced-reductions", "graphs",
+          "cudnn-benchmark")  # fmt: skip
+SCRATCH = Path(os.environ.get("SCRATCH", "/tmp/presswork-gpu"))
 CONTRACT = ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib",
             "-o", "timeout=400", "-q", "-k", "cuda", "tests/contract/test_pipelines.py",
-            "tests/unit/test_group_norm.py"]  # fmt: skip
+            "tests/unit/test_group_norm.py", "tests/unit/test_geglu.py"]  # fmt: skip
 BEGAN = time.monotonic()
 
 
 def main() -> None:
-    out = Path(sys.argv[1])
-    tiny = os.environ.get("DEVICE", "cuda") == "cpu"  # to try the script itself
-    models, batch = (("tiny", "tiny-sd"), 2) if tiny else (("full", "sd15"), 16)
-    wait = float(os.environ.get("READY", "240"))
+    part, out = sys.argv[1], Path(sys.argv[2])
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")
-    with tempfile.TemporaryDirectory(prefix="presswork-gpu-") as scratch, contextlib.ExitStack() as running:
-        with ThreadPoolExecutor() as pool:
-            suite = pool.submit(_contract, out, scratch) if "contract" in _parts() else None
-            list(pool.map(lambda name: make(Path(scratch) / name, name), models))
-            _say("the models are made")
-            setups = _setups([Path(scratch) / name for name in models], batch, scratch, on_cpu=tiny)
-            contenders = measure.start(setups, _say, at_once=len(setups), within=wait)
-            for contender in contenders:
-                running.enter_context(contender)
-            if suite:
-                _say(f"the contract suite: {suite.result()}")
-        _time(contenders, out)
-        _look(contenders, out)
-        plain = next(contender.setup for contender in contenders if contender.setup.runtime != STOCK)
-        with Contender(plain) as again:  # what it compiles is in the cache
-            _say(f"a second process of {plain.name} x{plain.batch}: {again.answer()}")
+    SCRATCH.mkdir(parents=True, exist_ok=True)
+    write(out / f"{part}.json", {"device": device(), "found": PARTS[part](out)})
 
 
-def _parts() -> list[str]:
-    return os.environ.get("PARTS", "contract,tuning,sizes,sd15").split(",")
-
-
-def _setups(models: list[Path], batch: int, scratch: str, *, on_cpu: bool) -> list[Setup]:
-    precision = "fp32" if on_cpu else "fp16"
-    common: dict[str, Any] = {
-        "device": "cpu" if on_cpu else "cuda", "precision": precision, "cache": f"{scratch}/cache", "compiles": True,
-    }  # fmt: skip
-    full: dict[str, Any] = {**common, "model": str(models[0])}
-    given = os.environ.get("TUNING", "+no-norm-kernels+graphs+cudnn-benchmark+cudnn-attention")
-    tunings = [tuple(filter(None, one.split(","))) for one in given.split("+")]
-    found = [Setup(batch=batch, runtime=STOCK, **full | {"compiles": False, "precision": "fp32"})]
-    if "stock" in _parts() or "tuning" in _parts():
-        found += [Setup(batch=batch, runtime=STOCK, **full)]
-    if "tuning" in _parts():
-        found += [Setup(batch=batch, tuning=() if on_cpu else tuning, **full) for tuning in tunings]
-    if "sizes" in _parts():
-        found += [Setup(batch=size, **full) for size in (1, batch // 2, 2 * batch)]
-    if "sd15" in _parts():
-        found += [Setup(batch=batch, runtime=name, **common, model=str(models[1])) for name in (STOCK, "torch")]
+def contract(out: Path) -> dict[str, Any]:
+    with (out / "contract.txt").open("w") as log, tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
+        command = [sys.executable, *CONTRACT, f"--basetemp={folder}/contract"]
+        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    found = {"status": status, "said": (out / "contract.txt").read_text().strip().splitlines()[-1]}
+    say(str(found))
     return found
 
 
-def _contract(out: Path, scratch: str) -> str:
-    with (out / "contract.txt").open("w") as log:
-        command = [sys.executable, *CONTRACT, f"--basetemp={scratch}/contract"]
-        status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, timeout=420).returncode
-    return f"{status}, {(out / 'contract.txt').read_text().strip().splitlines()[-1]}"
+def correctness(out: Path) -> list[dict[str, Any]]:
+    size = min(BATCH, 4)
+    setups = [exact(FULL, size), stock(FULL, size), engine(FULL, size), engine(FULL, size, compiles=False)]
+    with running(setups) as contenders:
+        return compare(contenders, out / "correctness.json")
 
 
-def _time(contenders: list[Contender], out: Path) -> None:
+def sweep(out: Path) -> list[dict[str, Any]]:
+    with running([exact(FULL, BATCH), stock(FULL, BATCH), *(engine(FULL, size) for size in SWEEP)]) as contenders:
+        return timed(contenders, out / "sweep.json")
+
+
+def tuning(out: Path) -> list[dict[str, Any]]:
+    """CUDA graphs are on at the smallest batch and off at the usual one; here also the other way round."""
+    tried = [] if ON_CPU else [engine(FULL, BATCH, name) for name in TUNING]
+    without = [] if ON_CPU else [engine(FULL, 1, "no-graphs")]
+    with running([engine(FULL, BATCH), *tried, engine(FULL, 1), *without]) as contenders:
+        return timed(contenders, out / "tuning.json")
+
+
+def kernels(out: Path) -> dict[str, Any]:
+    found = {}
+    with running([stock(FULL, BATCH), engine(FULL, BATCH), engine(FULL, 1)]) as contenders:
+        for contender in contenders:
+            name = f"{contender.setup.name} x{contender.setup.batch}"
+            found[name] = {} if ON_CPU else contender.ask("kernels")
+            say(f"{name}: {found[name].get('busy_ms')} ms busy, {found[name].get('kinds_ms')}")
+            write(out / "kernels.part", found)
+    return found
+
+
+def sd15(out: Path) -> dict[str, Any]:
+    with running([exact(SD15, BATCH), stock(SD15, BATCH), engine(SD15, BATCH)]) as contenders:
+        return {"figures": timed(contenders, out / "sd15.json"), "pictures": compare(contenders, out / "sd15.json")}
+
+
+def cold(out: Path) -> list[dict[str, Any]]:
+    """Two starts one after the other: nothing compiled before the first."""
+    shutil.rmtree(SCRATCH / "cold", ignore_errors=True)
+    setup = engine(FULL, BATCH, cache="cold")
+    found = []
+    for start in ("first", "second"):
+        with Contender(setup) as contender:
+            found.append({"start": start, **contender.answer()})
+        say(str(found[-1]))
+        write(out / "cold.part", found)
+    return found
+
+
+def stock(model: str, batch: int) -> Setup:
+    """Stock diffusers, compiled, channels-last."""
+    return Setup(batch=batch, runtime=STOCK, **common(model))
+
+
+def exact(model: str, batch: int) -> Setup:
+    """Stock diffusers in float32: what is right, and the baseline of ratios."""
+    return Setup(batch=batch, runtime=STOCK, **common(model) | {"precision": "fp32", "compiles": False})
+
+
+def engine(model: str, batch: int, *tuning: str, compiles: bool = True, cache: str = "cache") -> Setup:
+    changed = {"compiles": compiles and not ON_CPU, "cache": str(SCRATCH / cache)}
+    return Setup(batch=batch, tuning=tuning, **common(model) | changed)
+
+
+def common(model: str) -> dict[str, Any]:
+    return {
+        "model": str(SCRATCH / model), "device": "cpu" if ON_CPU else "cuda", "precision": "fp32" if ON_CPU else "fp16",
+        "cache": str(SCRATCH / "cache"), "compiles": not ON_CPU,
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def running(setups: Sequence[Setup]) -> Iterator[list[Contender]]:
+    """The contenders, warm. The models that they need are made first, unless an earlier part made them."""
+    for model in {setup.model for setup in setups}:
+        if not Path(model).exists():
+            make(Path(model), Path(model).name)
+            say(f"{Path(model).name} is made")
+    within = float(os.environ.get("READY", "240"))
+    with contextlib.ExitStack() as stack:
+        found = measure.start(setups, say, at_once=len(setups), within=within)
+        yield [stack.enter_context(contender) for contender in found]
+
+
+def timed(contenders: list[Contender], file: Path) -> list[dict[str, Any]]:
     useful: dict[tuple[str, int], float] = {}
     rows: list[dict[str, Any]] = []
-    _say("timing")
     measure.interleave(contenders, ROUNDS)
     rates = measure.matrix_rates(contenders)
-    _say(f"matrix products: {', '.join(f'{name} {rate / 1e12:.0f} TFLOP/s' for name, rate in rates.items())}")
+    say(f"matrix products: {', '.join(f'{name} {rate / 1e12:.0f} TFLOP/s' for name, rate in rates.items())}")
     for contender in contenders:
         setup = contender.setup
         if (setup.model, setup.batch) not in useful:
@@ -103,47 +156,53 @@ def _time(contenders: list[Contender], out: Path) -> None:
             {"model": Path(setup.model).name, "batch": setup.batch, **found, **contender.ask("memory"),
              "seconds": [round(one, 4) for one in contender.seconds]}
         )  # fmt: skip
-        (out / "figures.json").write_text(json.dumps(rows, indent=1))
-        _say(
+        write(file.with_suffix(".part"), rows)
+        say(
             f"{rows[-1]['model']:5} x{setup.batch:<3}{found['name']:36}{found['images_a_second']:8.2f}/s"
             f"{found['ms_an_image']:8.2f} ms {found['of_arithmetic_limit']:6.3f} {rows[-1]['peak_gib']} GiB"
-            f" {found['ms_a_batch'] or ''}"
         )
+    return rows
 
 
-def _look(contenders: list[Contender], out: Path) -> None:
-    """The pictures beside those of stock diffusers in float32, and where the time goes."""
+def compare(contenders: list[Contender], file: Path) -> list[dict[str, Any]]:
+    """Each contender's pictures beside those of the first."""
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        exact: dict[str, Any] = {}
-        differences = []
+        right: Any = None
         for number, contender in enumerate(contenders):
-            setup, file = contender.setup, f"{folder}/{number}.npy"
-            digest = contender.ask("pixels", file)["sha256"]
-            pixels = np.load(file).astype(np.int16)
-            first = exact.setdefault(setup.model, pixels)
-            shared = min(len(pixels), len(first))
-            levels = np.abs(pixels[:shared] - first[:shared])
-            differences.append(
-                {"model": Path(setup.model).name, "batch": setup.batch, "name": setup.name, "sha256": digest[:12],
-                 "mean_levels": round(float(levels.mean()), 4), "largest": int(levels.max()),
-                 "std": round(float(pixels.std()), 1)}
+            setup, pictures = contender.setup, f"{folder}/{number}.npy"
+            digest = contender.ask("pixels", pictures)["sha256"]
+            pixels = np.load(pictures).astype(np.int16)
+            right = pixels if right is None else right
+            levels = np.abs(pixels - right)
+            found.append(
+                {"name": setup.name, "batch": setup.batch, "sha256": digest[:12], "largest": int(levels.max()),
+                 "mean_levels": round(float(levels.mean()), 4), "std": round(float(pixels.std()), 1)}
             )  # fmt: skip
-            _say(str(differences[-1]))
-            (out / "pictures.json").write_text(json.dumps(differences, indent=1))
-    if not torch.cuda.is_available():
-        return
-    kernels = {}
-    for contender in contenders:
-        setup = contender.setup
-        if setup.precision == "fp16" and (setup.runtime != STOCK or setup.compiles):
-            kernels[f"{Path(setup.model).name} x{setup.batch} {setup.name}"] = found = contender.ask("kernels")
-            _say(f"{setup.batch} {setup.name}: {found['busy_ms']} of {found['span_ms']} ms, {found['kinds_ms']}")
-            (out / "kernels.json").write_text(json.dumps(kernels, indent=1))
+            write(file.with_suffix(".pictures"), found)
+            say(str(found[-1]))
+    return found
 
 
-def _say(line: str) -> None:
+def device() -> str:
+    if ON_CPU:
+        return f"cpu{library_versions(on_cuda=False)}"
+    return torch.cuda.get_device_name() + library_versions(on_cuda=True)
+
+
+def write(file: Path, value: Any) -> None:
+    """Whole or not at all: the file's being there says that the part is done."""
+    draft = file.with_name(f".{file.name}")
+    draft.write_text(json.dumps(value, indent=1))
+    draft.rename(file)
+
+
+def say(line: str) -> None:
     print(f"{time.monotonic() - BEGAN:6.1f} {line}", flush=True)
 
+
+PARTS = {"contract": contract, "correctness": correctness, "sweep": sweep, "tuning": tuning, "kernels": kernels,
+         "sd15": sd15, "cold": cold}  # fmt: skip
 
 if __name__ == "__main__":
     main()
