@@ -147,6 +147,8 @@ def test_the_canary_can_be_rendered(pipeline: Pipeline) -> None:
     pictures = pipeline.render(batch, lambda step: None)
     width, height = pipeline.card.default_size
     assert [picture.pixels.shape for picture in pictures] == [(height, width, 3)] * batch.size
+    # Without a safety checker a picture is not flagged, and stays what it is.
+    assert all(pipeline.review(picture) is picture and picture.flagged is None for picture in pictures)
 
 
 def test_every_declared_size_gives_pixels_of_that_size(pipeline: Pipeline) -> None:

@@ -1,6 +1,9 @@
 """`presswork bench engine` compares like with like: stock diffusers and the engine draw the same pictures."""
 
+import dataclasses
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from services.core.model.specs import Shape
 from worker.bench import __main__ as bench
 from worker.bench import measure
 from worker.bench.contender import Setup
 from worker.bench.stock import Stock
-from worker.model import checkpoint
+from worker.model import checkpoint, networks
+from worker.model.directory import FLEXIBLE
 from worker.model.make import make
+from worker.model.presets import PRESETS
 from worker.pipelines.torch_compiled import open_torch
 
 
@@ -21,7 +27,7 @@ from worker.pipelines.torch_compiled import open_torch
     ("preset", "scheduler", "solver"),
     [
         ("tiny", {}, None),
-        ("tiny", {}, "ddim"),
+        pytest.param("tiny", {}, "ddim", marks=pytest.mark.chaos),
         ("tiny-sd", {}, None),
         ("tiny-sd", {"_class_name": "LCMScheduler"}, None),
     ],
@@ -60,6 +66,25 @@ def test_the_benchmark_says_what_it_measured(tmp_path: Path, capsys: pytest.Capt
     assert set(found["contenders"][1]["ms_a_batch"]) == {"encode_text", "denoise", "decode"}
     printed = capsys.readouterr().out
     assert "torch fp32" in printed and max(map(len, printed.splitlines())) <= 80
+
+
+def test_a_fraction_is_of_what_stock_diffusers_must_compute_for_an_image(tmp_path: Path):
+    make(tmp_path / "tiny", "tiny")
+    parts = PRESETS["full"].configs
+    full = {name: networks.build(part, parts[part]) for name, part in
+            (("unet", FLEXIBLE), ("vae", "vae"), ("text_encoder", "text_encoder"))}  # fmt: skip
+    loaded = dataclasses.replace(checkpoint.load(tmp_path / "tiny"), **full)
+    costs = measure.counted(loaded, Shape(loaded.revision, 512, 512, 10, guided=True), 2)
+    assert measure.useful(costs) / 2 / 1e12 == pytest.approx(13.64, abs=0.005)
+
+
+def test_parts_that_a_gpu_has_measured_are_not_measured_again(tmp_path: Path):
+    (tmp_path / "sweep.json").write_text("[]")
+    ran = subprocess.run(
+        ["bash", "tests/benchmarks/on_gpu.sh", str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True,
+        env=os.environ | {"PARTS": "sweep cold", "PYTHON": "false"}, text=True, check=True,
+    )  # fmt: skip
+    assert ran.stdout.splitlines() == ["sweep: done before", "cold: not finished"]
 
 
 def test_what_fails_to_start_is_said_and_the_others_are_measured(tmp_path: Path):

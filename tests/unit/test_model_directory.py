@@ -224,15 +224,17 @@ def test_what_the_index_leaves_out_has_sane_defaults(model: Path) -> None:
 
 
 def test_each_kind_of_model_has_its_publisher_s_defaults(model: Path, deci: Path) -> None:
-    def told() -> tuple[str, int, float, tuple[int, int]]:
-        said = directory.read_index(deci)
-        return said.kind, said.default_steps, said.default_guidance_scale, said.default_size
+    def told() -> tuple[str, str, int, float, tuple[int, int]]:
+        said, solver = directory.read_index(deci), directory.read_sampler_config(deci).solver
+        return said.kind, solver, said.default_steps, said.default_guidance_scale, said.default_size
 
-    assert told() == ("DeciDiffusion 2.0", 10, 7.5, (512, 512))
+    assert told() == ("DeciDiffusion 2.0", "dpmsolver++", 10, 7.5, (512, 512))
     (deci / "flexible_unet" / "config.json").write_text('{"configurations": {"mid_num_resnets": 4}}')
-    assert told() == ("DeciDiffusion 1.0", 30, 7.5, (512, 512))
+    assert told() == ("DeciDiffusion 1.0", "ddim", 30, 7.5, (512, 512))
     shutil.rmtree(deci / "flexible_unet")
-    assert told() == ("Stable Diffusion", 10, 7.5, (512, 512))
+    assert told() == ("Stable Diffusion", "dpmsolver++", 10, 7.5, (512, 512))
+    (deci / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "LCMScheduler"}')
+    assert told() == ("Stable Diffusion", "lcm", 4, 1.0, (512, 512))
 
 
 @pytest.mark.parametrize(

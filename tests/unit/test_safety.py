@@ -1,6 +1,7 @@
 """The safety checker says what its publisher's would, and never touches a picture."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from services.core.model.errors import SettingsError
+from worker.model import checkpoint
+from worker.model.make import make
 from worker.model.safety import Preparation, load_safety_checker
+from worker.pipeline import Picture, canary
+from worker.pipelines.torch_compiled import open_torch
 
 # As old libraries wrote it: fields that newer ones no longer know, and the decisive ones in a second block.
 CONFIG: dict[str, Any] = {
@@ -118,3 +123,17 @@ def test_a_checker_that_is_not_whole_is_refused_in_one_sentence(folder: Path) ->
     (folder / "safety_checker" / "config.json").unlink()
     with pytest.raises(SettingsError, match="lacks safety_checker"):
         load_safety_checker(folder)
+
+
+def test_a_pipeline_s_pictures_get_their_verdict_when_they_are_reviewed(folder: Path, tmp_path: Path) -> None:
+    checker = load_safety_checker(folder)
+    make(tmp_path / "tiny")
+    pipeline = open_torch(
+        checkpoint.load(tmp_path / "tiny"), "cpu", "fp32", (1,), compiles=False, cache=tmp_path, checker=checker
+    )
+    drawn = pipeline.render(canary(pipeline.card, 1), lambda step: None)[0]
+    assert isinstance(drawn, Picture) and drawn.flagged is None
+    for pixels in pictures(12):
+        asked = replace(drawn, pixels=pixels)
+        found = pipeline.review(asked)
+        assert found.flagged is bool(checker.flags(pixels[None])[0]) and found.pixels is pixels

@@ -59,15 +59,16 @@ CONFIGS = {
     "ddim": DDIM, "ddim-leading": DDIM_LEADING, "ddim-even": DDIM_EVEN, "lcm": LCM, "lcm-v": LCM_V, "karras": KARRAS,
     "karras-v": KARRAS_V,
 }  # fmt: skip
-ALL = pytest.mark.parametrize("sampler_config", CONFIGS.values(), ids=CONFIGS.keys())
+STEPS = {"deci": (1, 2, 3, 10, 11, 14, 15, 16, 30, 50)}
 
 
-@ALL
-@pytest.mark.parametrize("steps", [1, 2, 3, 10, 11, 14, 15, 16, 30, 50])
-def test_latents_are_what_diffusers_computes_for_any_model(sampler_config: SamplerConfig, steps: int):
-    # diffusers' DDIM rescales its betas in float32 with torch's square roots; few steps end on what that rounds away.
-    bound = 1e-4 if sampler_config is DDIM and steps < 10 else 1e-5
-    assert distance(sampler_config, stock.scheduler(sampler_config), steps) < bound
+@pytest.mark.parametrize("name", CONFIGS)
+def test_latents_are_what_diffusers_computes_for_any_model(name: str):
+    sampler_config = CONFIGS[name]
+    for steps in STEPS.get(name, (1, 2, 10, 15, 30)):
+        # diffusers' DDIM rescales its betas in float32 with torch's square roots; few steps end on what that rounds.
+        bound = 1e-4 if sampler_config is DDIM and steps < 10 else 1e-5
+        assert distance(sampler_config, stock.scheduler(sampler_config), steps) < bound, steps
 
 
 def distance(sampler_config: SamplerConfig, scheduler: Any, steps: int) -> float:
