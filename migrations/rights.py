@@ -15,11 +15,11 @@ LOCKED = {
 }  # nobody changes an id: to lock a row takes the right to change a column
 # A web server does what it does for a tenant as presswork_tenant (0009). This is what it does besides: it checks keys,
 # sums up for monitoring and estimates, opens images, exports' files and catalogues' pictures by their links, marks jobs
-# as deleted, reads events for watchers.
+# as deleted unless a catalogue or its run reads their files, reads events for watchers.
 WEB = {
     "SELECT": "alembic_version installation tenants api_keys models workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures engines claims render_rates exports export_files files "
-    "events drains marks sessions sign_in_links catalogues catalogue_entries",
+    "events drains marks sessions sign_in_links catalogues catalogue_entries catalogue_runs",
     "INSERT": "api_keys drains sessions sign_in_links",
     "DELETE": "drains sessions sign_in_links",
     "UPDATE": "jobs segments exports files",

@@ -14,6 +14,7 @@ from services.cli.exits import BadInput, Exit, Usage, guarded
 from services.cli.profile import connect
 from services.core.catalogues import definition_file
 from services.core.catalogues.definition_file import BadFile
+from services.core.schedules import of_catalogues
 
 app = typer.Typer(no_args_is_help=True, help="Keep the pictures of a feed's items up to date, and publish them whole.")
 _RUNS = 10
@@ -35,6 +36,7 @@ def apply(
         given = definition_file.read(file.name, file.read_bytes())
     except BadFile as error:
         raise BadInput(str(error), []) from None
+    _check_schedules(given)
     with connect(profile) as client:
         for name, definition in given.items():
             before = _catalogue(client, name)
@@ -176,6 +178,18 @@ def _catalogue(client: Client, name: str) -> Catalogue | None:
         if error.status == 404:
             return None
         raise
+
+
+def _check_schedules(given: dict[str, Any]) -> None:
+    """Raises BadInput before any catalogue of the file is changed. The server checks the rest, one after the other."""
+    found = [
+        {"code": one.code, "message": f"{name}: {one.message}", "param": f"catalogue.{name}.{one.param}"}
+        for name, definition in given.items()
+        if isinstance(definition, dict)
+        for one in of_catalogues.problems(definition)
+    ]
+    if found:
+        raise BadInput("refused: when it runs is not as it must be; nothing was changed", found)
 
 
 def _put(client: Client, name: str, definition: dict[str, Any]) -> Catalogue:

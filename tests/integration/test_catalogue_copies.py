@@ -159,6 +159,13 @@ def test_a_rollback_another_template_and_another_folder_are_followed(shop: Copie
     shop.define(publish=shop.to(name=STABLE))
     shop.tend()
     assert shop.ledger() == {"front/a.png", "front/b.png"} < shop.names()
+    with shop.database.begin_system() as connection:
+        named = connection.exec_driver_sql("SELECT name, xmin FROM catalogue_copies ORDER BY name").all()
+    shop.show({"a": "red", "b": "green"})
+    with shop.database.begin_system() as connection:
+        after = connection.exec_driver_sql("SELECT name, xmin FROM catalogue_copies ORDER BY name").all()
+    assert (after[0] == named[0], after[1] == named[1]) == (True, False)  # what stays is not written again
+    shop.publish(1)
     shop.show({"a": "navy", "b": "blue"})
     assert shop.shown() == (3, {"a": b"navy", "b": b"blue"})
     left, shop.folder = shop.folder, uuid.uuid4().hex
@@ -254,6 +261,21 @@ def test_what_others_wrote_is_neither_replaced_nor_deleted(shop: Copied) -> None
     shop.put("current.json", b"{}")
     shop.show({"a": "pink"})
     assert (shop.destination().state, shop.other.read(f"{shop.folder}/current.json")) == ("failed", b"{}")
+
+
+def test_of_two_catalogues_at_one_place_the_first_to_point_there_has_it(shop: Copied, allowed: Settings) -> None:
+    def rule(method: str, path: str, _: Any) -> Any:
+        if method == "GET" and f"/{shop.place}/front/" in path:  # while ours are copied
+            shop.put("current.json", b"theirs")
+        return None
+
+    with S3Proxy(allowed.s3_endpoint_url, rule) as proxy:
+        shop.settings = dataclasses.replace(allowed, s3_endpoint_url=proxy.url)
+        shop.store = S3Store(shop.settings)
+        shop.show({"a": "red"})
+    found = shop.destination()
+    assert found.error is not None
+    assert (found.error["code"], shop.other.read(f"{shop.folder}/current.json")) == ("taken", b"theirs")
 
 
 def test_a_copy_is_read_back_before_it_counts(shop: Copied, allowed: Settings) -> None:

@@ -136,6 +136,12 @@ def test_a_catalogues_schedule_follows_its_definition(served: Api) -> None:
     refused = served.http.put(place, json=cataloguing.DEFINITION | {"keep": 9, "schedule": {"cron": "0 0 31 2 *"}})
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "schedule.cron"), refused.text
     assert "never fires" in refused.json()["error"]["message"]
+    both = {"keep": 0, "schedule": {"cron": "0 25 * * *"}}
+    answered = served.http.put(place, json=cataloguing.DEFINITION | both).json()["error"]["errors"]
+    assert [one["param"] for one in answered] == ["keep", "schedule.cron"]
+    often = {"schedule": {"cron": "* * * * *"}}
+    answered = served.http.put(place, json=cataloguing.DEFINITION | often).json()["error"]["errors"]
+    assert [(one["param"], one["code"]) for one in answered] == [("schedule.cron", "too_often")]
     assert served.http.get(place).json()["definition"]["keep"] == 3  # nothing was changed
     served.http.put(place, json=cataloguing.DEFINITION)
     assert served.http.get(schedule).status_code == 404
@@ -245,6 +251,35 @@ def test_versions_differ_and_are_published_and_rolled_back(shop: Shop) -> None:
         assert shop.api.http.post(f"{PLACE}/publish", json={"version": version}).status_code == status
     gone = shop.api.http.post(f"{PLACE}/publish", json={"version": 9}).json()["error"]["message"]
     assert gone == "There is no version 9; `versions` lists those that are kept."
+
+
+def test_a_file_that_a_catalogue_reads_is_kept(served: Api) -> None:
+    def upload(**more: str) -> str:
+        form: dict[str, Any] = {"files": {"file": ("shop.csv", b"sku,title\n1,red\n")}}
+        return str(served.http.post("/v1/files", **form, data={"purpose": "batch"} | more).json()["id"])
+
+    place = "/v1/catalogues/kept"
+    served.http.put(place, json=cataloguing.DEFINITION)
+    first, second = upload(), upload()
+    fleeting = upload(**{"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"})
+    refused = served.http.put(f"{place}/file", json={"file_id": fleeting})
+    assert (refused.status_code, refused.json()["error"]["message"]) == (
+        409, f"The file {fleeting} expires; a catalogue needs one that stays, without expires_after.",
+    )  # fmt: skip
+    served.http.put(f"{place}/file", json={"file_id": first})
+    refused = served.http.delete(f"/v1/files/{first}")
+    assert (refused.status_code, refused.json()["error"]["message"]) == (
+        409, "The catalogue kept reads this file; upload another one for it, or delete the catalogue, first.",
+    )  # fmt: skip
+    run = served.http.post(f"{place}/runs").json()["id"]
+    served.http.put(f"{place}/file", json={"file_id": second})
+    assert served.http.delete(f"/v1/files/{first}").status_code == 409  # the run has not read it yet
+    served.http.post(f"{place}/runs/{run}/cancel")
+    cataloguing.tend(served.database, served.settings, S3Store(served.settings))
+    assert served.http.delete(f"/v1/files/{first}").status_code == 200
+    served.http.put(place, json=cataloguing.DEFINITION | {"source": {"url": "https://shop.example/feed.csv"}})
+    assert served.http.delete(f"/v1/files/{second}").status_code == 200  # nothing reads it any more
+    assert served.http.delete(place).status_code == 204
 
 
 def test_a_version_that_is_being_made_is_not_published(served: Api) -> None:

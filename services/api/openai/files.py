@@ -100,7 +100,7 @@ async def read_file(request: Request, context: ContextDep, tenant: Tenant, file_
 
 @router.delete("/files/{file_id}", response_model=schemas.FileDeleted)
 def delete_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
-    """Deletes a file. Jobs that were made from it go on."""
+    """Deletes a file. Jobs that were made from it go on. A file that a catalogue reads is kept: 409."""
     with context.database.begin(tenant) as connection:
         files.delete(connection, tenant, files.parse_id(file_id))
     return schemas.FileDeleted(id=file_id)

@@ -17,7 +17,7 @@ from services.core.catalogues.asked import FileRequest
 from services.core.catalogues.definition import Definition
 from services.core.files import files
 from services.core.model import strict_json
-from services.core.model.errors import InvalidSubmission, NotFound
+from services.core.model.errors import Conflict, InvalidSubmission, NotFound
 from services.core.schedules import of_catalogues
 
 router = APIRouter(route_class=TenantRoute)
@@ -79,8 +79,10 @@ def put_catalogue(
 ) -> Any:
     """Makes a catalogue, or gives it another definition. What is published stays until a run makes another version.
     With `schedule`, the schedule `catalogue.NAME` runs it."""
-    found, problems = definition.read(catalogue, json_object.read(body, "source"))
-    if found is None:
+    given = json_object.read(body, "source")
+    found, problems = definition.read(catalogue, given)
+    problems += of_catalogues.problems(given, context.settings.schedule_seconds)
+    if found is None or problems:
         raise SubmissionError(InvalidSubmission(problems), "index")
     base_url = dependencies.base_url(context.settings, request)
     try:
@@ -134,6 +136,9 @@ def set_catalogue_file(
             file = files.find(connection, tenant, files.parse_id(asked.file_id))
         except NotFound:
             raise NotFound(f"There is no file {strict_json.describe(asked.file_id)}.") from None
+        if file.expires_at is not None:
+            message = f"The file {asked.file_id} expires; a catalogue needs one that stays, without expires_after."
+            raise Conflict(message, "file_expires")
         catalogues.set_file(connection, tenant, catalogue, file.id)
         found = catalogues.find(connection, tenant, catalogue)
         return shown(context, request, found, destinations.find(connection, found.id))

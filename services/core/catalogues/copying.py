@@ -153,8 +153,7 @@ class _Copying:
         if not page:
             self._point()
             return
-        with ThreadPoolExecutor(_COPIERS) as pool:
-            copied = sum(pool.map(lambda name: self._copy_one(name, live[name]), live))
+        copied = self._each(lambda name: self._copy_one(name, live[name]), list(live))
         with self._lease.begin() as connection:
             copies.are_there(connection, self._at, list(live))
             destinations.advance(connection, self._at, "copying", (page[-1].name,), counts={"copied": copied})
@@ -197,8 +196,7 @@ class _Copying:
             page = copies.page(connection, self._at, after=after, limit=_NAMED_AT_ONCE)
             live = self._live(connection, page)
         gone = [one.name for one in page if one.name not in live]
-        with ThreadPoolExecutor(_COPIERS) as pool:
-            deleted = sum(pool.map(self._drop, gone))
+        deleted = self._each(self._drop, gone)
         is_last = len(page) < _NAMED_AT_ONCE
         if is_last and self._at.before is not None:
             self._drop(copy_manifests.name(self._at.before))
@@ -207,6 +205,19 @@ class _Copying:
             step: destinations.Step = "done" if is_last else "deleting"
             reached = () if is_last else (page[-1].name,)
             destinations.advance(connection, self._at, step, reached, counts={"deleted": deleted})
+
+    def _each(self, work: Callable[[str], bool], names: Sequence[str]) -> int:
+        """Does it for several names at a time, and keeps the lease. Returns for how many it was true."""
+        count = 0
+        with ThreadPoolExecutor(_COPIERS) as pool:
+            try:
+                for done in pool.map(work, names):
+                    count += done
+                    self._lease.keep()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return count
 
     def _drop(self, name: str) -> bool:
         """Deletes an object of ours. Returns whether there was one."""

@@ -62,6 +62,14 @@ _IN_USE = statement("files.in_use")("""
 SELECT EXISTS (SELECT FROM jobs WHERE input_file_id = :id AND tenant_id = :tenant_id
                AND finished_at IS NULL AND state = 'validating')
 """)
+_READER = statement("files.reader")("""
+SELECT name FROM catalogues
+WHERE tenant_id = :tenant_id AND deleted_at IS NULL AND (
+  (file_id = :id AND definition->'source' ? 'file') OR EXISTS (
+    SELECT FROM catalogue_runs r WHERE r.tenant_id = :tenant_id AND r.finished_at IS NULL AND r.file_id = :id
+    AND r.catalogue_id = catalogues.id AND r.definition->'source' ? 'file'))
+ORDER BY name LIMIT 1
+""")
 _DELETE = statement("files.delete")(f"""
 WITH gone AS (
   UPDATE files SET deleted_at = now() WHERE tenant_id = :tenant_id AND id = :id AND {_SEEN} RETURNING id, tenant_id
@@ -160,11 +168,15 @@ def delete(connection: Connection, tenant_id: int, file_id: int) -> None:
 
     Raises:
         NotFound: no such file of this tenant.
-        Conflict: a job is validating it right now.
+        Conflict: a job is validating it right now, or a catalogue reads it (`file_in_use`).
     """
     values = {"tenant_id": tenant_id, "id": file_id}
     if connection.execute(_IN_USE, values).scalar_one():
         raise Conflict("The file is being validated; it can be deleted when that is over.")
+    reader = connection.execute(_READER, values).scalar_one_or_none()
+    if reader is not None:
+        message = f"The catalogue {reader} reads this file; upload another one for it, or delete the catalogue, first."
+        raise Conflict(message, "file_in_use")
     if not connection.execute(_DELETE, values).rowcount:
         raise NotFound("There is no such file.")
 
