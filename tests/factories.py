@@ -44,8 +44,8 @@ def submit(
     """A job of that many images (or of these requests), recorded as the API records it; its id."""
     rows = [{"prompt": f"a mug, number {index}"} for index in range(images)] if isinstance(images, int) else images
     with database.begin_system() as connection:
-        catalogue = models.catalogue(connection)
-    with submissions.Submission(settings, catalogue) as submission:
+        registry = models.registry(connection)
+    with submissions.Submission(settings, registry) as submission:
         for index, row in enumerate(rows):
             submission.add(index, {**row, **fields})
         label = requests.JobOptions.model_validate({"priority": priority, **(head or {})})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from services.core.catalogues import definition, expansion, planning
 from services.core.catalogues.planning import Plan
-from services.core.fleet.models import Catalogue, Model
+from services.core.fleet.models import Model, Registry
 from services.core.items.records import ItemFile
 from tests.benchmarks.report import report
 
@@ -51,7 +51,7 @@ def _planned(feed: Path, previous: Path | None, path: Path) -> tuple[Plan, float
     shop, problems = definition.read("shop", given)
     assert shop is not None, problems
     model = Model("mini", "first", (512, 512), 10, 7.5, {(512, 512): 50}, dt.datetime.now(dt.UTC))
-    variants, problems = expansion.compile_variants("shop", shop, Catalogue(mini=model), "mini")
+    variants, problems = expansion.compile_variants("shop", shop, Registry(mini=model), "mini")
     assert not problems
     file = _file(feed, expansion.fields(shop, variants))
     began = time.perf_counter()

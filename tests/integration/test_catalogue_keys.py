@@ -31,7 +31,7 @@ def test_a_key_is_the_one_that_a_submission_of_its_request_gets(
     found, problems = definition.read("shop", given)
     assert found is not None, problems
     with database.begin_system() as connection:
-        served = models.catalogue(connection)
+        served = models.registry(connection)
     variants, problems = expansion.compile_variants("shop", found, served, "simulated")
     assert not problems and {variant.model for variant in variants} == {"simulated"}
     items = [Item(1, {"sku": 1, "title": "mug\r\ntall"}), Item(2, {"sku": "2", "title": "cup\tline"})]

@@ -165,10 +165,10 @@ def test_a_chunk_that_is_not_committed_leaves_nothing_and_can_be_sent_again(api:
     job = ids.parse_job(opened(api))
     with api.database.begin_system() as connection:
         existing = drafts.existing(connection, factories.TENANT, job, 0)
-        catalogue = models.catalogue(connection)
+        registry = models.registry(connection)
 
     def append(die: bool) -> None:
-        with submissions.Submission(api.settings, catalogue, existing=existing) as submission:
+        with submissions.Submission(api.settings, registry, existing=existing) as submission:
             submission.add(0, {"prompt": "a", "n": 5})
             with api.database.begin_system() as connection:
                 drafts.append(connection, factories.TENANT, submission, 0)

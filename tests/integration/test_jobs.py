@@ -81,8 +81,8 @@ def append(
 ) -> tuple[drafts.Chunk, bool]:
     with database.begin_system() as connection:
         existing = drafts.existing(connection, tenant, job_id, number)
-        catalogue = models.catalogue(connection)
-    with Submission(settings, catalogue, existing=existing) as submission:
+        registry = models.registry(connection)
+    with Submission(settings, registry, existing=existing) as submission:
         for place, body in enumerate(bodies or ({"prompt": "a", "n": 2},)):
             submission.add(place, body)
         with database.begin_system() as connection:
@@ -559,9 +559,9 @@ def test_a_chunk_that_another_was_quicker_than_is_told_so(database, settings):
     job_id = draft(database)
     with database.begin_system() as connection:
         existing = drafts.existing(connection, TENANT, job_id, 0)
-        catalogue = models.catalogue(connection)
+        registry = models.registry(connection)
     append(database, settings, job_id, 1)
-    with Submission(settings, catalogue, existing=existing) as submission:
+    with Submission(settings, registry, existing=existing) as submission:
         submission.add(0, SMALL)
         with pytest.raises(Conflict) as caught:
             do(database, drafts.append, submission, 0)
@@ -688,11 +688,11 @@ def test_what_is_no_draft_takes_no_chunk_and_is_not_finalized(database, settings
         job_id = draft(database)
         append(database, settings, job_id, 0)
         with database.begin_system() as connection:
-            existing, catalogue = drafts.existing(connection, TENANT, job_id, 1), models.catalogue(connection)
+            existing, registry = drafts.existing(connection, TENANT, job_id, 1), models.registry(connection)
         put_in(database, job_id, state)
         rows(database, "UPDATE jobs SET opened_at = NULL RETURNING 1")
         before = others(database)["jobs"]
-        with Submission(settings, catalogue, existing=existing) as submission:
+        with Submission(settings, registry, existing=existing) as submission:
             submission.add(0, SMALL)
             for verb, arguments in (
                 (drafts.existing, (job_id, 1)),
@@ -712,10 +712,10 @@ def test_a_chunk_that_crosses_another_waits_for_it(database, settings):
     """Both were parsed from the same state of the draft; the first to write locks the draft's row."""
     job_id = draft(database)
     with database.begin_system() as connection:
-        existing, catalogue = drafts.existing(connection, TENANT, job_id, 0), models.catalogue(connection)
+        existing, registry = drafts.existing(connection, TENANT, job_id, 0), models.registry(connection)
     with (
-        Submission(settings, catalogue, existing=existing) as one_chunk,
-        Submission(settings, catalogue, existing=existing) as another,
+        Submission(settings, registry, existing=existing) as one_chunk,
+        Submission(settings, registry, existing=existing) as another,
     ):
         one_chunk.add(0, SMALL)
         another.add(0, WIDE)
@@ -734,8 +734,8 @@ def recorded(
     database: Database, settings: Settings, *bodies: dict[str, Any], key: str | None = None, **label: Any
 ) -> Receipt:
     with database.begin_system() as connection:
-        catalogue = models.catalogue(connection)
-    with Submission(settings, catalogue) as submission:
+        registry = models.registry(connection)
+    with Submission(settings, registry) as submission:
         for place, body in enumerate(bodies or ({"prompt": "a"},)):
             submission.add(place, body)
         return submission.record(
@@ -794,8 +794,8 @@ def test_what_takes_long_for_a_large_job_is_not_cut_short(database, settings):
         drafts.inspect(connection, TENANT, job_id, requests.FinalizeRequest(chunks=1))
         assert connection.execute(timeout).scalar_one() == "0"
     with database.begin_system() as connection:
-        catalogue = models.catalogue(connection)
-    with Submission(settings, catalogue) as submission:
+        registry = models.registry(connection)
+    with Submission(settings, registry) as submission:
         submission.add(0, SMALL)
         submission.close()
         with database.begin_system() as connection:

@@ -21,7 +21,7 @@ _BY_ALEMBIC = "alembic_version"  # which reads it by a statement of its own
 # What web servers do in a tenant's transactions alone.
 _OF_TENANTS = {
     ("services.core.jobs.submissions", "Submission"),
-    ("services.core.fleet.models", "catalogue"),
+    ("services.core.fleet.models", "registry"),
 }
 
 

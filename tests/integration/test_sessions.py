@@ -174,7 +174,7 @@ def test_a_column_that_a_migration_adds_makes_no_plan_of_ours_stale(database_url
                 results.page(connection, job_id, limit=10)
                 records.of_job(connection, 1, job_id, before=2**63 - 1, limit=10)
                 files.page(connection, 1, after=None, limit=10, purpose=None, newest_first=True)
-                models.catalogue(connection)
+                models.registry(connection)
                 for missing in (uploads.find, files.find, records.find):
                     with contextlib.suppress(NotFound):
                         missing(connection, 1, 7)

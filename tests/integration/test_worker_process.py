@@ -279,7 +279,7 @@ def test_rubbish_on_the_queue_is_dropped_and_the_worker_goes_on(start, database,
 def test_the_first_worker_registers_its_model_and_says_what_it_does(start, database, settings):
     start(PRESSWORK_SIMULATED_BATCH_MS="500")
     with database.begin_system() as connection:
-        assert models.catalogue(connection)["simulated"].default_size == (512, 512)
+        assert models.registry(connection)["simulated"].default_size == (512, 512)
     submit(database, settings, mugs(150))
 
     def said() -> workers.Worker | None:

@@ -9,7 +9,7 @@ import pytest
 
 from services.core.catalogues import definition, expansion, planning, version_list
 from services.core.catalogues.planning import BadSource, Plan, TooSlow
-from services.core.fleet.models import Catalogue, Model
+from services.core.fleet.models import Model, Registry
 from services.core.items.records import ItemFile
 
 FRONT = {"prompt": "a {{ colour }} {{ title }} on white"}
@@ -38,7 +38,7 @@ class Shop:
         assert found is not None, problems
         now = dt.datetime.now(dt.UTC)
         model = Model("mini", self.revision, (64, 64), self.steps, 7.5, {(64, 64): 50, (128, 64): 50}, now)
-        variants, problems = expansion.compile_variants("shop", found, Catalogue(mini=model), "mini")
+        variants, problems = expansion.compile_variants("shop", found, Registry(mini=model), "mini")
         assert not problems
         feed = self.folder / "feed.csv"
         feed.write_text(head + "".join(f"{row}\n" for row in rows))

@@ -12,14 +12,14 @@ import pytest
 from services.api.body import json_object, json_stream, streaming
 from services.api.body.json_stream import StreamedList
 from services.api.errors import ApiError
-from services.core.fleet.models import Catalogue, Model
+from services.core.fleet.models import Model, Registry
 from services.core.jobs import submissions
 from services.core.jobs.submission_body import SubmissionBody
 from services.core.jobs.submissions import Submission
 from services.core.settings import Settings
 
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x", "PRESSWORK_MODEL": "usual"})
-CATALOGUE = Catalogue({"usual": Model("usual", "usual-1", (512, 512), 10, 7.5, {(512, 512): 50}, datetime.now(UTC))})
+REGISTRY = Registry({"usual": Model("usual", "usual-1", (512, 512), 10, 7.5, {(512, 512): 50}, datetime.now(UTC))})
 WELL_FORMED = [
     "{}", ' {"images" : [ ] }\n', '{"images":[{"prompt":"a"}]}',
     '{"images":[1,-2.5e3,null,true,"é\\u00e9🙂\\ud83d\\ude42",[],{}]}',
@@ -110,7 +110,7 @@ def _peak(lines: Iterable[bytes], as_json: bool) -> int:
     spool = io.BytesIO(body)
     del body
     tracemalloc.start()
-    with Submission(SETTINGS, CATALOGUE) as submission:
+    with Submission(SETTINGS, REGISTRY) as submission:
         if as_json:
             SubmissionBody.of(json_stream.read(spool), 10**6).fill(submission)
         else:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.core.fleet.models import Catalogue, Model
+from services.core.fleet.models import Model, Registry
 from services.core.jobs import submissions
 from services.core.jobs.submissions import ExistingJob, Submission
 from services.core.model.errors import InvalidSubmission, Problem
@@ -18,19 +18,19 @@ SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redi
 SIZES = {(512, 512): 50, (64, 64): 50, (64, 128): 20}
 MODEL = Model("usual", "usual-1", (512, 512), 10, 7.5, SIZES, datetime.now(UTC))
 FAST = dataclasses.replace(MODEL, name="fast", revision="fast-1", default_steps=4, default_guidance_scale=1.0)
-CATALOGUE = Catalogue({"usual": MODEL, "fast": FAST})
+REGISTRY = Registry({"usual": MODEL, "fast": FAST})
 SHAPE = Shape("usual-1", 512, 512, 10, True)
 
 
 def gathered(*bodies: object, prefix: str = "", **options: Any) -> Submission:
-    submission = Submission(SETTINGS, options.pop("catalogue", CATALOGUE), **options)
+    submission = Submission(SETTINGS, options.pop("registry", REGISTRY), **options)
     for place, body in enumerate(bodies):
         submission.add(place, {"prompt": "a", **body} if isinstance(body, dict) else body, prefix)
     return submission
 
 
 def read(*lines: bytes, **options: Any) -> Submission:
-    submission = Submission(SETTINGS, CATALOGUE, **options)
+    submission = Submission(SETTINGS, REGISTRY, **options)
     submissions.read_lines(submission, lines)
     return submission
 
@@ -145,8 +145,8 @@ def test_what_is_not_served_is_refused_at_its_place_and_nothing_after_it_is_spoo
     assert (caught.value.problems, caught.value.more) == ([problem], False)
 
 
-def test_a_catalogue_without_models_says_why():
-    submission = gathered({}, catalogue=Catalogue())
+def test_a_registry_without_models_says_why():
+    submission = gathered({}, registry=Registry())
     assert submission.problems[0].message == "There is no model yet: no worker has been up."
 
 
@@ -186,7 +186,7 @@ def test_a_job_holds_as_many_images_as_it_may_and_a_body_as_many_as_may_come():
     assert "The body has more than 5 images" in submission.problems[0].message
     assert codes(gathered({"n": 6}, existing=existing, max_images=9)) == [("too_many_images", 0)]
     small = dataclasses.replace(SETTINGS, max_images_per_job=2)
-    submission = Submission(small, CATALOGUE)
+    submission = Submission(small, REGISTRY)
     submission.add(0, {"prompt": "a", "n": 3})
     assert codes(submission) == [("too_many_images", 0)]
 
@@ -194,7 +194,7 @@ def test_a_job_holds_as_many_images_as_it_may_and_a_body_as_many_as_may_come():
 def test_a_job_mixes_sixty_four_shapes_and_no_more():
     model = dataclasses.replace(MODEL, sizes={(512, 512): 100})
     bodies = [{"num_inference_steps": steps} for steps in range(1, 66)]
-    submission = gathered(*bodies[:64], *bodies[:64], catalogue={"usual": model})
+    submission = gathered(*bodies[:64], *bodies[:64], registry={"usual": model})
     assert (submission.problems, len(submission.new_segments)) == ([], 64)
     submission.add(128, {"prompt": "a", "num_inference_steps": 65})
     assert codes(submission) == [("too_many_shapes", 128)]
@@ -251,7 +251,7 @@ def digest(*bodies: object, **options: Any) -> bytes:
 def test_what_a_key_stands_for_is_what_was_asked_and_not_what_was_drawn():
     asked = {"n": 2, "size": "64x64"}
     assert digest(asked) == digest(asked)
-    assert digest(asked) == digest({"size": "64x64", "n": 2}, catalogue={"usual": MODEL})
+    assert digest(asked) == digest({"size": "64x64", "n": 2}, registry={"usual": MODEL})
     others = [
         {"n": 3, "size": "64x64"}, {"n": 2}, {**asked, "seed": 1}, {**asked, "prompt": "b"},
         {**asked, "custom_id": "x"},

@@ -123,8 +123,8 @@ def _preference(request: Request) -> Preference:
 
 def _submit(context: Context, tenant: int, body: Body, key: str | None) -> int:
     with context.database.begin(tenant) as connection:
-        catalogue = models.catalogue(connection)
-    with submissions.Submission(context.settings, catalogue) as submission:
+        registry = models.registry(connection)
+    with submissions.Submission(context.settings, registry) as submission:
         submission.add(0, body.fields)
         try:
             receipt = submission.record(

@@ -20,7 +20,7 @@ router = APIRouter(route_class=OpenAIRoute)
 def list_models(context: ContextDep, tenant: Tenant) -> Any:
     """Every registered model, also without a worker that serves it."""
     with context.database.begin(tenant) as connection:
-        found, workers = models.catalogue(connection), queries.workers_by_revision(connection)
+        found, workers = models.registry(connection), queries.workers_by_revision(connection)
     return schemas.ModelList(data=[_shown(model, workers) for model in found.values()])
 
 
@@ -28,7 +28,7 @@ def list_models(context: ContextDep, tenant: Tenant) -> Any:
 def show_model(context: ContextDep, tenant: Tenant, name: str) -> Any:
     """One model."""
     with context.database.begin(tenant) as connection:
-        found, workers = models.catalogue(connection), queries.workers_by_revision(connection)
+        found, workers = models.registry(connection), queries.workers_by_revision(connection)
     if name not in found:
         raise NotFound("There is no such model.")
     return _shown(found[name], workers)

@@ -206,7 +206,7 @@ def estimate_run(context: ContextDep, tenant: Tenant, catalogue: str, run_id: st
     number = runs.parse_id(run_id)
     with context.database.begin(tenant) as connection:
         runs.find(connection, core.find(connection, tenant, catalogue).id, number)
-        known = models.catalogue(connection)
+        known = models.registry(connection)
         shapes = changes.shapes(connection, number, limit=submissions.MAX_SHAPES)
     with WorkTally(context.settings, known, defaults={}) as tally:
         for place, shape in enumerate(shapes):

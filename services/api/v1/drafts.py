@@ -132,11 +132,11 @@ def _finalize(context: Context, tenant: int, number: int, asked: requests.Finali
 def _append(context: Context, arrival: ReceivedChunk) -> Appended:
     with context.database.begin(arrival.tenant) as connection:
         existing = drafts.existing(connection, arrival.tenant, arrival.job_id, arrival.number)
-        catalogue = models.catalogue(connection)
+        registry = models.registry(connection)
     order = _read(arrival, context.settings) if arrival.form is Format.JSON else SubmissionBody()
     with submissions.Submission(
         context.settings,
-        catalogue,
+        registry,
         defaults=order.defaults,
         existing=existing,
         max_images=context.settings.max_images_per_draft,

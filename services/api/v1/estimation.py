@@ -101,9 +101,9 @@ def preview(context: Context, tenant: int, spool: IO[bytes]) -> Preview:
     order = SubmissionBody.of(body, context.settings.max_images_per_job)
     order.head(requests.JobOptions, body, requests.JobOptions())
     with context.database.begin(tenant) as connection:
-        catalogue = models.catalogue(connection)
+        registry = models.registry(connection)
     first: list[dict[str, Any]] = []
-    with WorkTally(context.settings, catalogue, defaults=order.defaults) as tally:
+    with WorkTally(context.settings, registry, defaults=order.defaults) as tally:
         for problem in order.problems:
             tally.refuse(problem)
         if order.matrix is not None:
@@ -122,8 +122,8 @@ def estimate(context: Context, tenant: int, spool: IO[bytes]) -> Estimate:
     order = SubmissionBody() if shapes is not None else SubmissionBody.of(body, context.settings.max_images_per_job)
     label = order.head(requests.JobOptions, body, requests.JobOptions())
     with context.database.begin(tenant) as connection:
-        catalogue = models.catalogue(connection)
-    with WorkTally(context.settings, catalogue, defaults=order.defaults) as tally:
+        registry = models.registry(connection)
+    with WorkTally(context.settings, registry, defaults=order.defaults) as tally:
         order.fill(tally) if shapes is None else _count_shapes(tally, order, shapes)
         tally.close()
     return estimated(context, tally, label.priority, counted=None if shapes is not None else tally.requests)

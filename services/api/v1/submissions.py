@@ -89,7 +89,7 @@ def record(context: Context, arrival: ReceivedSubmission) -> tuple[submissions.R
 
 def _record_lines(context: Context, arrival: ReceivedSubmission) -> submissions.Receipt:
     label = requests.JobOptions.model_validate(arrival.options)
-    with submissions.Submission(context.settings, _catalogue(context, arrival.tenant)) as submission:
+    with submissions.Submission(context.settings, _registry(context, arrival.tenant)) as submission:
         submissions.read_lines(submission, streaming.lines(arrival.spool))
         return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
 
@@ -103,8 +103,8 @@ def _record_json(context: Context, arrival: ReceivedSubmission) -> submissions.R
     if draft is not None and draft is not False:
         order.problems.append(Problem("wrong_type", "draft must be true or false.", "draft"))
     label = order.head(requests.JobOptions, body, requests.JobOptions())
-    catalogue = _catalogue(context, arrival.tenant)
-    with submissions.Submission(context.settings, catalogue, defaults=order.defaults) as submission:
+    registry = _registry(context, arrival.tenant)
+    with submissions.Submission(context.settings, registry, defaults=order.defaults) as submission:
         order.fill(submission)
         return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
 
@@ -125,6 +125,6 @@ def _open_draft(context: Context, arrival: ReceivedSubmission, body: dict[str, A
     return submissions.Receipt(job_id if known is None else known, frozenset(), replayed=known is not None)
 
 
-def _catalogue(context: Context, tenant: int) -> models.Catalogue:
+def _registry(context: Context, tenant: int) -> models.Registry:
     with context.database.begin(tenant) as connection:
-        return models.catalogue(connection)
+        return models.registry(connection)

@@ -37,12 +37,12 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, 
     """
     with lease.begin() as connection:
         source = batch_jobs.source(connection, job_id)
-        catalogue = models.catalogue(connection)
+        registry = models.registry(connection)
     if source.state != JobState.VALIDATING:  # read or cancelled in the meantime
         return
-    if not catalogue:
+    if not registry:
         raise NoModels
-    with submissions.Submission(settings, catalogue, existing=submissions.ExistingJob(job_id)) as submission:
+    with submissions.Submission(settings, registry, existing=submissions.ExistingJob(job_id)) as submission:
         try:
             if source.object_key is None:
                 raise InvalidSubmission([Problem("file_gone", "The input file has been deleted.", "input_file_id")])

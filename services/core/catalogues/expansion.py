@@ -16,7 +16,7 @@ from services.core.catalogues.definition import Definition, Variant
 from services.core.catalogues.templates import Condition, Inapplicable, Template
 from services.core.catalogues.version_list import FileShape
 from services.core.fleet import served
-from services.core.fleet.models import Catalogue
+from services.core.fleet.models import Registry
 from services.core.fleet.served import Served
 from services.core.model import requests, strict_json
 from services.core.model.errors import Problem
@@ -94,7 +94,7 @@ def fields(definition: Definition, variants: Sequence[Compiled]) -> list[str]:
 
 
 def compile_variants(
-    name: str, definition: Definition, models: Catalogue, default_model: str
+    name: str, definition: Definition, models: Registry, default_model: str
 ) -> tuple[list[Compiled], list[Problem]]:
     """The variants, or what is wrong with them: a model, size or number of steps that nobody serves."""
     compiled, problems = [], []

@@ -132,7 +132,7 @@ class _Preparation:
 
     def plan(self) -> Planned:
         with self._lease.begin() as connection:
-            known = models.catalogue(connection)
+            known = models.registry(connection)
             current, _ = catalogues.read(connection, self._catalogue.id)
             base = versions.find(connection, current.id, current.published) if current.published else None
             base_run = runs.read(connection, base.run_id) if base else None

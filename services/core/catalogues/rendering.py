@@ -12,7 +12,7 @@ from services.core.catalogues.catalogues import Catalogue
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
 from services.core.fleet import models
-from services.core.fleet.models import Catalogue as ModelCatalogue
+from services.core.fleet.models import Registry
 from services.core.jobs import drafts
 from services.core.jobs.submissions import Submission
 from services.core.model import requests
@@ -43,7 +43,7 @@ def create(connection: Connection, catalogue: Catalogue, run: Run, job_id: int) 
 def submit(settings: Settings, notifier: Notifier, run: Run, lease: Lease) -> None:
     """Adds what is left to the draft, and queues it. Raises NoModels while no worker has registered a model."""
     with lease.begin() as connection:
-        known = models.catalogue(connection)
+        known = models.registry(connection)
     if not known:
         raise NoModels
     names: list[str] = []
@@ -66,7 +66,7 @@ def submit(settings: Settings, notifier: Notifier, run: Run, lease: Lease) -> No
         notifier.notify(name)
 
 
-def _append_next(settings: Settings, known: ModelCatalogue, run: Run, first: int, lease: Lease) -> int | None:
+def _append_next(settings: Settings, known: Registry, run: Run, first: int, lease: Lease) -> int | None:
     """Adds the next chunk to the draft. Returns where the one after it begins; None: all are added."""
     assert run.job_id is not None
     number = first // REQUESTS

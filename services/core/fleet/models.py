@@ -26,7 +26,7 @@ INSERT INTO model_shapes (model_revision, width, height, max_steps) VALUES (:rev
 ON CONFLICT (model_revision, width, height) DO UPDATE SET max_steps = excluded.max_steps
 """)
 _NAMES = statement("models.names")("SELECT name FROM models ORDER BY name")
-_CATALOGUE = statement("models.catalogue")("""
+_REGISTRY = statement("models.registry")("""
 SELECT m.name, m.revision, m.default_width, m.default_height, m.default_steps, m.default_guidance_scale,
        m.registered_at, m.long_prompts IS NOT NULL AS reads_long_prompts, s.width, s.height, s.max_steps
 FROM models m JOIN model_shapes s ON s.model_revision = m.revision
@@ -55,7 +55,7 @@ class Model:
     long_prompts: LongPrompts | None = None
 
 
-class Catalogue(dict[str, Model]):
+class Registry(dict[str, Model]):
     """Models by name. If there is none, `reason` says why."""
 
     reason = "no worker has been up"
@@ -78,10 +78,10 @@ def names(connection: Connection) -> list[str]:
     return list(connection.execute(_NAMES).scalars())
 
 
-def catalogue(connection: Connection) -> Catalogue:
+def registry(connection: Connection) -> Registry:
     """Every model by name."""
-    found = Catalogue()
-    rows = connection.execute(_CATALOGUE).all()
+    found = Registry()
+    rows = connection.execute(_REGISTRY).all()
     counters = _counters_of(connection, {row.revision for row in rows if row.reads_long_prompts})
     for row in rows:
         model = found.setdefault(

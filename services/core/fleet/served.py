@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from services.core.fleet.models import Catalogue
+from services.core.fleet.models import Registry
 from services.core.model import requests, strict_json
 from services.core.model.errors import Problem
 from services.core.model.specs import Shape
@@ -18,7 +18,7 @@ class Served:
 
 
 def resolve(
-    models: Catalogue, request: requests.Defaults, default_model: str, *, prefix: str = "", place: int | None = None
+    models: Registry, request: requests.Defaults, default_model: str, *, prefix: str = "", place: int | None = None
 ) -> Served | Problem:
     """Completes the request's shape by its model's defaults. A Problem, with names that begin with `prefix`, if no
     model serves it."""

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from services.core.db import columns
 from services.core.db.statements import statement
 from services.core.fleet import drains
-from services.core.fleet.models import Catalogue
+from services.core.fleet.models import Registry
 from services.core.jobs.submissions import ResolvedShape, Trial
 from services.core.model import requests
 from services.core.model.specs import Shape
@@ -121,8 +121,8 @@ class Estimate:
 class WorkTally(Trial):
     """Checks requests as a submission does, and counts them."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, *, defaults: dict[str, Any]) -> None:
-        super().__init__(settings, catalogue, defaults=defaults)
+    def __init__(self, settings: Settings, registry: Registry, *, defaults: dict[str, Any]) -> None:
+        super().__init__(settings, registry, defaults=defaults)
         self.counts: dict[tuple[str, Shape], int] = {}  # images, by model and shape
 
     def _write(self, request: requests.ImageRequest, resolved: ResolvedShape) -> None:

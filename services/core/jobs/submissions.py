@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from services.core.db import columns, deadlines, partitions
 from services.core.db.database import Database
 from services.core.fleet import served
-from services.core.fleet.models import Catalogue
+from services.core.fleet.models import Registry
 from services.core.jobs import idempotency
 from services.core.model import ids, requests, strict_json
 from services.core.model.body import with_defaults
@@ -72,7 +72,7 @@ class Submission:
     def __init__(
         self,
         settings: Settings,
-        catalogue: Catalogue,
+        registry: Registry,
         *,
         defaults: dict[str, Any] | None = None,
         existing: ExistingJob | None = None,
@@ -91,8 +91,8 @@ class Submission:
         self._max_here = max_here or self._max_images
         self._digest = hashlib.sha256()
         self._settings = settings
-        self._catalogue = catalogue
-        self._long_prompts = {name: model for name, model in catalogue.items() if model.long_prompts}
+        self._registry = registry
+        self._long_prompts = {name: model for name, model in registry.items() if model.long_prompts}
         self._defaults = defaults or {}
         self._segments: dict[Shape, tuple[int, int]] = {  # number, first index
             shape: (number, self.total) for number, shape in enumerate(self.existing.shapes)
@@ -136,7 +136,7 @@ class Submission:
     def add_matrix(self, matrix: Matrix) -> None:
         """Adds every combination. If one is invalid, that is found before any is made, and a few of those are named."""
         if not matrix.pairwise:
-            with Trial(self._settings, self._catalogue, defaults=self._defaults) as trial:
+            with Trial(self._settings, self._registry, defaults=self._defaults) as trial:
                 trial.add_matrix(matrix)
                 self.problems += trial.problems
             if self.problems:
@@ -272,7 +272,7 @@ class Submission:
         self, fields: tuple[object, ...], chunks: int, request: requests.ImageRequest, place: int, prefix: str
     ) -> ResolvedShape | None:
         """Looks up the request's model and completes its shape; None, with a problem, if no model serves it."""
-        found = served.resolve(self._catalogue, request, self._settings.model, prefix=prefix, place=place)
+        found = served.resolve(self._registry, request, self._settings.model, prefix=prefix, place=place)
         if isinstance(found, Problem):
             self.refuse(found)
             return None

@@ -18,7 +18,7 @@ from services.core.batches import batch_jobs
 from services.core.catalogues import catalogue_runs, catalogues
 from services.core.files import files
 from services.core.fleet import models
-from services.core.fleet.models import Catalogue
+from services.core.fleet.models import Registry
 from services.core.jobs.submission_body import SubmissionBody
 from services.core.jobs.submissions import MAX_PROBLEMS, Submission, Trial
 from services.core.model import ids, requests, strict_json
@@ -35,7 +35,7 @@ class Ground:
     """What a target is checked against, and what its job gets from its schedule."""
 
     settings: Settings
-    catalogue: Catalogue
+    registry: Registry
     tenant_id: int
     base_url: str
     labels: dict[str, str]
@@ -70,17 +70,17 @@ class JobTarget:
     def check(self, connection: Connection, ground: Ground, body: dict[str, Any]) -> None:
         del connection
         order, _ = _read(ground, body)
-        with Trial(ground.settings, ground.catalogue, defaults=order.defaults) as trial:
+        with Trial(ground.settings, ground.registry, defaults=order.defaults) as trial:
             order.fill(trial)
         if trial.problems:
             raise InvalidSubmission(trial.problems[:MAX_PROBLEMS], more=trial.has_too_many_problems)
 
     def order(self, ground: Ground, body: dict[str, Any], keep: Callable[[], None]) -> Iterator[Record]:
-        if not ground.catalogue:
+        if not ground.registry:
             raise NoModels
         order, label = _read(ground, body)
         label.labels = label.labels | ground.labels
-        with _KeptSubmission(ground.settings, ground.catalogue, defaults=order.defaults) as submission:
+        with _KeptSubmission(ground.settings, ground.registry, defaults=order.defaults) as submission:
             submission.keep = keep
             order.fill(submission)
             submission.close()
@@ -189,7 +189,7 @@ def ground(
     connection: Connection, settings: Settings, tenant_id: int, base_url: str, labels: dict[str, str],
     *, deadline: datetime | None = None,
 ) -> Ground:  # fmt: skip
-    return Ground(settings, models.catalogue(connection), tenant_id, base_url, labels, deadline)
+    return Ground(settings, models.registry(connection), tenant_id, base_url, labels, deadline)
 
 
 class _KeptSubmission(Submission):

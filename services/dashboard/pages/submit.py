@@ -80,7 +80,7 @@ def show_form(request: Request, context: ContextDep, visitor: access.Signed, kin
     visitor.require("submit", "submitting")
     if kind not in asked.KINDS:
         raise ApiError(400, "invalid_parameter", f"There is no such form; there are {', '.join(asked.KINDS)}.")
-    return _page(request, visitor, _catalogue(context, visitor.tenant), {"kind": kind})
+    return _page(request, visitor, _registry(context, visitor.tenant), {"kind": kind})
 
 
 @router.post("/submit/preview")
@@ -90,8 +90,8 @@ async def preview(request: Request, context: ContextDep, visitor: access.Signed)
     async with _received(request, context) as received:
         base = dependencies.base_url(context.settings, request)
         look = partial(_look, context, visitor.tenant, received, base)
-        catalogue, outcome = await context.submissions.run(visitor.tenant, look)
-    return _page(request, visitor, catalogue, received.form, outcome)
+        registry, outcome = await context.submissions.run(visitor.tenant, look)
+    return _page(request, visitor, registry, received.form, outcome)
 
 
 @router.post("/submit")
@@ -100,10 +100,10 @@ async def submit(request: Request, context: ContextDep, visitor: access.Signed) 
     visitor.require("submit", "submitting")
     async with _received(request, context) as received:
         record = partial(_record, context, visitor.tenant, received)
-        catalogue, job, outcome = await context.submissions.run(visitor.tenant, record)
+        registry, job, outcome = await context.submissions.run(visitor.tenant, record)
     if job:
         return RedirectResponse(rendering.address(request, f"/jobs/{job}"), 303)
-    return _page(request, visitor, catalogue, received.form, outcome, status=422)
+    return _page(request, visitor, registry, received.form, outcome, status=422)
 
 
 @asynccontextmanager
@@ -119,19 +119,19 @@ async def _received(request: Request, context: Context) -> AsyncIterator[Receive
     yield Received(form)
 
 
-def _look(context: Context, tenant: int, received: Received, base: str) -> tuple[models.Catalogue, Outcome]:
-    catalogue = _catalogue(context, tenant)
+def _look(context: Context, tenant: int, received: Received, base: str) -> tuple[models.Registry, Outcome]:
+    registry = _registry(context, tenant)
     try:
         order = asked.read(received.form)
         if order.kind == "file":
-            found = _look_at_file(context, catalogue, order, received)
+            found = _look_at_file(context, registry, order, received)
         else:
             found = _look_at(context, tenant, order)
     except InvalidSubmission as error:
-        return catalogue, _refused(error, received)
+        return registry, _refused(error, received)
     except SubmissionError as error:
-        return catalogue, _refused(InvalidSubmission(error.problems, more=error.more), received)
-    return catalogue, replace(found, same=commands.same(base, order, received.name))
+        return registry, _refused(InvalidSubmission(error.problems, more=error.more), received)
+    return registry, replace(found, same=commands.same(base, order, received.name))
 
 
 def _look_at(context: Context, tenant: int, order: Asked) -> Outcome:
@@ -140,42 +140,42 @@ def _look_at(context: Context, tenant: int, order: Asked) -> Outcome:
     return Outcome(counted=estimation.estimate(context, tenant, body), first=first)
 
 
-def _look_at_file(context: Context, catalogue: models.Catalogue, order: Asked, received: Received) -> Outcome:
+def _look_at_file(context: Context, registry: models.Registry, order: Asked, received: Received) -> Outcome:
     label = _label(order)
-    with WorkTally(context.settings, catalogue, defaults={}) as tally:
+    with WorkTally(context.settings, registry, defaults={}) as tally:
         upload = _read(context, order, received, tally)
         tally.close()
     counted = estimation.estimated(context, tally, label.priority, counted=tally.requests)
     return Outcome(counted=counted, first=upload.first(), how=upload.how)
 
 
-def _record(context: Context, tenant: int, received: Received) -> tuple[models.Catalogue, str, Outcome]:
+def _record(context: Context, tenant: int, received: Received) -> tuple[models.Registry, str, Outcome]:
     """The job's id; or none, and what is wrong."""
-    catalogue = _catalogue(context, tenant)
+    registry = _registry(context, tenant)
     once = received.form.get("once", "")
     key = f"form-{once}" if once.isascii() and once.isalnum() and len(once) <= 64 else None
     try:
         order = asked.read(received.form)
         if order.kind == "file":
-            return catalogue, _record_file(context, tenant, catalogue, order, received, key), Outcome()
+            return registry, _record_file(context, tenant, registry, order, received, key), Outcome()
         spool = _spooled(order)
         arrival = submission_routes.ReceivedSubmission(tenant, streaming.Format.JSON, spool, key, {})
-        return catalogue, submission_routes.record(context, arrival)[1].id, Outcome()
+        return registry, submission_routes.record(context, arrival)[1].id, Outcome()
     except InvalidSubmission as error:
-        return catalogue, "", _refused(error, received)
+        return registry, "", _refused(error, received)
     except SubmissionError as error:
-        return catalogue, "", _refused(InvalidSubmission(error.problems, more=error.more), received)
+        return registry, "", _refused(InvalidSubmission(error.problems, more=error.more), received)
     except (IdempotencyConflict, IdempotencyGone):
-        return catalogue, "", Outcome([Problem("idempotency_key_reused", _AGAIN)])
+        return registry, "", Outcome([Problem("idempotency_key_reused", _AGAIN)])
     except IdempotencyBusy as error:
         raise ApiError(409, "idempotency_key_in_use", str(error)) from None
 
 
 def _record_file(
-    context: Context, tenant: int, catalogue: models.Catalogue, order: Asked, received: Received, key: str | None
+    context: Context, tenant: int, registry: models.Registry, order: Asked, received: Received, key: str | None
 ) -> str:
     label = _label(order)
-    with submissions.Submission(context.settings, catalogue) as submission:
+    with submissions.Submission(context.settings, registry) as submission:
         _read(context, order, received, submission)
         receipt = submission.record(context.database, tenant, label=label, idempotency_key=key)
     for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds
@@ -230,21 +230,21 @@ def _refused(error: InvalidSubmission, received: Received) -> Outcome:
     return Outcome(shown, more, "Row" if uploaded.is_binary(received.name) else "Line")
 
 
-def _catalogue(context: Context, tenant: int) -> models.Catalogue:
+def _registry(context: Context, tenant: int) -> models.Registry:
     with context.database.begin(tenant) as connection:
-        return models.catalogue(connection)
+        return models.registry(connection)
 
 
 def _page(
     request: Request,
     visitor: Visitor,
-    catalogue: models.Catalogue,
+    registry: models.Registry,
     form: forms.Form,
     outcome: Outcome | None = None,
     status: int = 200,
 ) -> Response:
     kind = form["kind"] if form.get("kind") in asked.KINDS else "prompt"
-    sizes = sorted({size for model in catalogue.values() for size in model.sizes}, key=lambda size: size[0] * size[1])
+    sizes = sorted({size for model in registry.values() for size in model.sizes}, key=lambda size: size[0] * size[1])
     return rendering.page(
         request,
         "submit.html",
@@ -254,7 +254,7 @@ def _page(
         kinds=asked.KINDS.items(),
         form=form,
         outcome=outcome,
-        catalogue=catalogue,
+        registry=registry,
         default=request.app.state.context.settings.model,
         sizes=[f"{width}x{height}" for width, height in sizes],
         is_open=any(form.get(name) for name in _SELDOM),
