@@ -1,4 +1,6 @@
-"""catalogue: the plan of a night of 1,000,000 items x 3 variants with 1 % changed, against reading the file alone."""
+"""catalogue: the plan of a night of 1,000,000 items x 3 variants with 1 % changed, against reading the file alone.
+
+And a whole night without changes: see night.py."""
 
 import datetime as dt
 import random
@@ -12,6 +14,7 @@ from services.core.catalogues import definition, expansion, planning
 from services.core.catalogues.planning import Plan
 from services.core.fleet.models import Model, Registry
 from services.core.items.records import ItemFile
+from tests.benchmarks import night
 from tests.benchmarks.report import report
 
 ITEMS = 1_000_000
@@ -37,6 +40,8 @@ def run(items: int = ITEMS) -> None:
         read = sum(1 for _ in _file(folder / "tuesday.csv", ["sku"]).items())
         reading = time.perf_counter() - began
         size = (folder / "2").stat().st_size
+        _write(folder / "night.csv", night.ITEMS, changed=False)
+        night.run(folder / "night.csv", _VARIANTS)
     assert read == items and found.pictures["changed"] == items // 100 * 3
     report(
         "catalogue", items / seconds, items / reading, "items/s", "reading the same file",

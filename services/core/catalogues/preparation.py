@@ -156,7 +156,8 @@ class _Preparation:
             source = _described(taken, revisions)
             plan = self._made(path, Path(folder), variants, base, taken)
             counts = record(self._run, _differences(plan.path, variants), self._lease)
-            lists.put(self._store, lists.key(self._store, self._catalogue, self._run.id), plan.path)
+            if counts and not self._run.plan_only:  # only a version that is made needs it
+                lists.put(self._store, lists.key(self._store, self._catalogue, self._run.id), plan.path)
             counts["unchanged"] = plan.pictures.get(version_list.UNCHANGED, 0)
             return Planned(counts, source | {"items": plan.items}, base.version if base else 0, plan.doubt)
 

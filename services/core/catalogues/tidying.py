@@ -19,8 +19,8 @@ _DROPPERS = 8
 
 def tidy(store: ImageStore, catalogue: Catalogue, keep: int, lease: Lease) -> None:
     """Keeps the newest `keep` versions and the published one."""
-    published, kept = _forget_versions(catalogue, keep, lease)
-    if published is not None:
+    published, announced, kept = _forget_versions(catalogue, keep, lease)
+    if published is not None and published.version != announced:
         manifests.point(store, catalogue, published)
     _drop_files(store, catalogue, kept, lease)
     _drop_unused(store, catalogue, [one.version for one in kept], lease)
@@ -46,14 +46,15 @@ def remove(store: ImageStore, catalogue: Catalogue, lease: Lease) -> None:
         catalogues.forget(connection, catalogue.id)
 
 
-def _forget_versions(catalogue: Catalogue, keep: int, lease: Lease) -> tuple[Version | None, list[Version]]:
-    """The published version and all that are kept. With the catalogue's row locked: nobody publishes one that goes."""
+def _forget_versions(catalogue: Catalogue, keep: int, lease: Lease) -> tuple[Version | None, int | None, list[Version]]:
+    """The published version, the number of the one that the pointer names, and all that are kept. With the catalogue's
+    row locked: nobody publishes one that goes."""
     with lease.begin() as connection:
         current = catalogues.find(connection, catalogue.tenant_id, catalogue.name, lock=True)
         whole = versions.listed(connection, catalogue.id)
         kept = [one for number, one in enumerate(whole) if number < keep or one.version == current.published]
         versions.forget(connection, catalogue.id, [one for one in whole if one not in kept])
-    return next((one for one in kept if one.version == current.published), None), kept
+    return next((one for one in kept if one.version == current.published), None), current.announced, kept
 
 
 def _drop_files(store: ImageStore, catalogue: Catalogue, kept: Sequence[Version], lease: Lease) -> None:
