@@ -110,6 +110,15 @@ def test_changed_pictures_are_reviewed_by_keyboard_and_all_that_are_left(
     shop.tend()
     report = shop.report(run["id"])
     assert (report["state"], report["counts"]["done"], report["counts"]["rejected"]) == ("published", 5, 1)
+    tab.open(f"/catalogues/shop/runs/{run['id']}").get_by_role("button", name="Redraw the rejected").click()
+    page.get_by_text("The source is read").wait_for()
+    shop.tend()
+    shop.render()
+    page.get_by_text("1 changed picture waits for a person.").wait_for()
+    page.locator(".pairs a").click()
+    page.locator("#lightbox figure").first.wait_for()
+    seeds = page.locator("#lightbox figure code").all_inner_texts()
+    assert len(seeds) == 2 and seeds[0] != seeds[1]
     assert tab.errors == []
 
 

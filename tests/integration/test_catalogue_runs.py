@@ -1,5 +1,6 @@
 """Runs of catalogues: what is rendered, copied and published of a feed, and what readers see."""
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,6 +74,11 @@ class Shop:
 
     def objects(self, folder: str = "objects/") -> set[str]:
         return set(self.store.under(self.catalogue.folder + folder))
+
+    def look(self) -> None:
+        """As if pages had shown all pictures small."""
+        for key in self.objects():
+            self.store.put_file(self.store.key(self.catalogue.thumbnail_of(key)), io.BytesIO(b"small"), "image/webp")
 
     def scheduled(self, schedule_id: int) -> list[schedule_runs.Run]:
         with self.database.begin_system() as connection:
@@ -160,6 +166,7 @@ def test_a_rollback_shows_the_old_pictures_and_the_next_night_begins_there(shop:
 def test_old_versions_go_with_the_objects_that_no_kept_one_has(shop: Shop) -> None:
     for night in range(6):
         shop.night({"a": str(night % 4), "b": "stays"})
+        shop.look()
     with shop.database.begin_system() as connection:
         kept = [one.version for one in versions.listed(connection, shop.catalogue.id)]
         rows = entries.page(connection, shop.catalogue.id, 6, after=("", ""), limit=10)
@@ -167,6 +174,8 @@ def test_old_versions_go_with_the_objects_that_no_kept_one_has(shop: Shop) -> No
     assert {entry.item: entry.from_version for entry in rows} == {"a": 6, "b": 1}
     assert {data.rsplit(b" ", 1)[0] for data in map(shop.store.read, shop.objects())} == {b"3", b"0", b"1", b"stays"}
     assert len(shop.objects(manifests.FOLDER)) == 9  # three of each version
+    small = {shop.store.key(shop.catalogue.thumbnail_of(key)) for key in shop.objects()}
+    assert set(shop.store.under(shop.catalogue.thumbnails)) == small
 
 
 def test_a_schedule_runs_a_catalogue_and_ends_with_it(shop: Shop) -> None:
@@ -273,10 +282,12 @@ def test_one_run_at_a_time_and_a_cancelled_one_changes_nothing(shop: Shop) -> No
 
 def test_a_deleted_catalogue_leaves_no_object(shop: Shop) -> None:
     shop.night({"a": "red"})
+    shop.look()
     with shop.database.begin(factories.TENANT) as connection:
         catalogues.remove(connection, factories.TENANT, "shop")
     shop.tend()
     assert not list(shop.store.under(shop.catalogue.folder))
+    assert not list(shop.store.under(shop.catalogue.thumbnails))
     assert cataloguing.create(shop.database).id != shop.catalogue.id
 
 

@@ -213,6 +213,7 @@ def test_a_runs_report_and_its_changes(shop: Shop) -> None:
     counts = {name: count for name, count in report["counts"].items() if count}
     assert counts == {"changed": 2, "removed": 1, "broken": 1, "unchanged": 8, "done": 1, "failed": 2, "images": 10}
     assert report["job_id"].startswith("job_")
+    assert report["causes"] == {"empty_prompt": 1, "error": 1}
     assert report["device_seconds"] == 0  # nobody measured it
     assert report["seconds"]["total"] >= report["seconds"]["planning"] >= 0
     found = shop.everything(f"{shop.run(2)}/changes")

@@ -73,8 +73,9 @@ class RunSeconds(BaseModel):
 
 class CatalogueRun(BaseModel):
     """A run. It compares the source with the version `base` (0: with nothing) and makes `version`; `error` says why
-    that is not published. `device_seconds` is what its job has used of accelerators. `destination` says how far its
-    version (of a plan: the base) is copied elsewhere, if none is newer there."""
+    that is not published, `causes` how many changes have which error's code. `device_seconds` is what its job has used
+    of accelerators. `destination` says how far its version (of a plan: the base) is copied elsewhere, if none is newer
+    there."""
 
     id: str
     object: Literal["catalogue.run"] = "catalogue.run"
@@ -85,6 +86,7 @@ class CatalogueRun(BaseModel):
     counts: RunCounts
     source: RunSource
     error: schemas.ImageError | None
+    causes: dict[str, int]
     base: int
     version: int | None
     job_id: str | None
@@ -297,6 +299,7 @@ def _run(
         counts=RunCounts(**{name: run.counts[name] for name in RunCounts.model_fields if name in run.counts}),
         source=RunSource(**{name: run.source.get(name) for name in RunSource.model_fields}),
         error=None if run.error is None else schemas.ImageError(**run.error),
+        causes=run.causes,
         base=run.base,
         version=run.version,
         job_id=None if run.job_id is None else ids.public_job(run.job_id),

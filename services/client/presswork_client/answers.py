@@ -637,6 +637,7 @@ class CatalogueRun(TypedDict):
     counts: RunCounts
     source: RunSource
     error: ImageError | None
+    causes: dict[str, int]
     base: int
     version: int | None
     job_id: str | None
