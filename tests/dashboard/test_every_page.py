@@ -7,12 +7,13 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from services.core.catalogues import catalogue_runs
 from services.core.model.ids import parse_job
 from services.core.model.specs import FailedImage
 from services.core.storage.s3 import S3Store
 from tests import factories
+from tests.cataloguing import DEFINITION
 from tests.dashboard.hostile import HOSTILE
-from tests.dashboard.shops import Shop, tomorrow
 from tests.pages import House, Tab, picture
 
 _SOME_RUNS = text("""
@@ -29,6 +30,29 @@ FROM schedules, generate_series(0, 34) AS nth, LATERAL (
               WHEN nth = 14 THEN 'refused' WHEN nth = 20 THEN 'cancelled' ELSE 'completed' END AS state) s
 WHERE schedules.tenant_id = :tenant AND schedules.name = 'nightly'
 """)
+_A_REVIEW = """
+UPDATE catalogues SET version = 3, published = 2 WHERE id = :id;
+INSERT INTO catalogue_runs (id, tenant_id, catalogue_id, state, plan_only, accept_removed, definition, base, version,
+  job_id, source, counts, causes, planned_at, rendered_at, finished_at, deadline)
+SELECT id - nth + 1, tenant_id, id, CASE WHEN nth = 0 THEN 'reviewing' ELSE 'published' END, false, false, definition,
+  2 - nth, 3 - nth, CASE WHEN nth = 0 THEN :job END,
+  jsonb_build_object('title', (CAST(:texts AS text[]))[1], 'bytes', 9),
+  '{"changed": 8, "broken": 1, "to_review": 8}', '{"x": 1}', now(), now(), CASE WHEN nth > 0 THEN now() END,
+  now() + interval '1 day'
+FROM catalogues, generate_series(0, 2) AS nth WHERE id = :id;
+INSERT INTO catalogue_versions (catalogue_id, version, run_id, images, bytes, manifests)
+VALUES (:id, 1, :id - 1, 9, 9, '{}'), (:id, 2, :id, 9, 9, '{}');
+INSERT INTO catalogue_changes (run_id, position, item, variant, kind, line, request, code, message)
+SELECT :id + 1, p.index, p.prompt, 'front', CASE WHEN p.index = 1 THEN 'broken' ELSE 'changed' END, p.index + 2,
+  jsonb_build_object('prompt', p.prompt, 'seed', 7), CASE WHEN p.index = 1 THEN p.prompt END, p.prompt
+FROM payloads p WHERE p.job_id = :job;
+INSERT INTO catalogue_entries (catalogue_id, item, variant, from_version, until_version, render_key, object_key, sha256,
+  bytes, request, model_revision, reproducibility_class, rendered_at, job_id, index)
+SELECT :id, p.prompt, 'front', began, CASE WHEN began = 1 THEN 2 END, 'k', r.object_key,
+  sha256(decode(to_hex(began + 16), 'hex')), r.bytes, jsonb_build_object('prompt', p.prompt, 'seed', 6), 'r', 'c',
+  now(), 1, 0
+FROM payloads p JOIN results r USING (job_id, index), generate_series(1, 2) AS began WHERE p.job_id = :job;
+"""
 PAGES = {  # by what they show; {job} is a job with failed images, {live} one that has not finished
     "overview": "/",
     "jobs": "/jobs",
@@ -60,6 +84,7 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "a change": "/catalogues/shop/runs/{run}/changes/0",
     "a review": "/catalogues/shop/runs/{run}/review",
     "versions compared": "/catalogues/shop/diff",
+    "publishing": "/catalogues/shop/actions/publish?version=1",
     "fleet": "/fleet",
     "drain": "/fleet/worker-a/drain",
     "a prompt": "/submit",
@@ -102,13 +127,17 @@ def make_schedules(house: House) -> None:
         connection.execute(_SOME_RUNS, {"tenant": house.tenant, "reason": HOSTILE[0]})
 
 
-def make_catalogue(house: House) -> str:
-    """One whose last run is reviewed, with hostile ids, texts and errors: the run's id."""
-    shop = Shop(house, publish={"require": 0.5, "review": "changed"}, schedule={"cron": "0 1 * * *"})
-    shop.night({HOSTILE[0]: HOSTILE[1], "b": HOSTILE[2], "c": "x"})
-    run = shop.night({HOSTILE[0]: HOSTILE[5], "b": HOSTILE[7], "d": ""}, failing=[HOSTILE[7]], deadline=tomorrow())
-    assert run["state"] == "reviewing"
-    return str(run["id"])
+def make_catalogue(house: House, job: str) -> str:
+    """One whose last run, which the job has drawn, is reviewed, with hostile ids and errors: the run's id."""
+    house.http.put("/v1/catalogues/shop", json=DEFINITION | {"schedule": {"cron": "0 1 * * *"}})
+    with house.api.database.begin_system() as connection:
+        found = connection.execute(
+            text("SELECT id FROM catalogues WHERE tenant_id = :tenant"), {"tenant": house.tenant}
+        ).scalar_one()
+        values = {"id": found, "job": parse_job(job), "texts": list(HOSTILE[:9])}
+        for statement in _A_REVIEW.strip().split(";\n"):
+            connection.execute(text(statement), values)
+    return catalogue_runs.public_id(found + 1)
 
 
 @pytest.fixture
@@ -120,7 +149,8 @@ def shown(house: House) -> dict[str, str]:
     house.render(failed=[1], message=HOSTILE[1])
     house.http.put(f"/v1/jobs/{job}/marks", json={"mark": "accepted", "indexes": [0, 2]})
     make_schedules(house)
-    run = make_catalogue(house)
+    run = make_catalogue(house, job)
+    house.tick()
     live = house.submit({"prompt": HOSTILE[2], "n": 3, "size": "64x64"}, labels={"a": HOSTILE[5]})
     return {"job": job, "live": live, "run": run}
 
