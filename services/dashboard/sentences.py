@@ -105,6 +105,14 @@ KINDS: dict[str, tuple[str, Words]] = {
     "catalogue.run_planned": ("planned a run", _plain("planned a run of")),
     "catalogue.run_failed": ("ended a run, which failed", _plain("ended a run of", "which failed")),
     "catalogue.run_cancelled": ("stopped a run", _plain("stopped a run of")),
+    "catalogue.copied": (
+        "copied a version elsewhere", lambda data: (f"copied version {data.get('version', '')} of",
+                                                    f"to {data.get('place', '')}"),
+    ),
+    "catalogue.copy_failed": (
+        "failed to copy a version", lambda data: (f"could not copy version {data.get('version', '')} of",
+                                                  f"to {data.get('place', '')}"),
+    ),
     "catalogue.deleted": ("deleted a catalogue", _plain("deleted")),
     "worker.drained": ("drained a worker", _plain("drained")),
     "worker.resumed": ("resumed a worker", _plain("resumed")),

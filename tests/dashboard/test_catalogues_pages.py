@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import httpx
 
+from services.core.catalogues import catalogues, destinations
 from services.core.model.scopes import Scope
 from services.core.tenants import api_keys
 from tests.dashboard.shops import Shop, tomorrow
@@ -153,7 +154,7 @@ def test_whoever_may_only_look_has_no_button_and_a_mark_that_comes_too_late_says
     assert signed.post(f"{place}/actions/cancel", page=f"{place}/review").status_code == 409
 
 
-def test_others_catalogues_and_unknown_ones_are_not_there(signed: House) -> None:
+def test_a_failed_copy_is_told_and_others_catalogues_and_unknown_ones_are_not_there(signed: House) -> None:
     shop = Shop(signed)
     run = shop.night({"a": "a red mug"})
     place = f"/catalogues/shop/runs/{run['id']}"
@@ -162,6 +163,12 @@ def test_others_catalogues_and_unknown_ones_are_not_there(signed: House) -> None
                "/catalogues/shop/diff?from=9", "/catalogues/shop/actions/publish?version=9")  # fmt: skip
     for path in unknown:
         assert signed.browser.get(path).status_code == 404, path
+    with signed.api.database.begin_system() as connection:
+        catalogue = catalogues.find(connection, signed.tenant, "shop")
+        destinations.want(connection, catalogue, "feeds/shop", "{{ item }}", 1)
+        destinations.fail(connection, catalogue.id, "no_such_bucket", "There is no bucket feeds.", again=False)
+    said = signed.browser.get("/catalogues/shop").text
+    assert "Version 1 could not be copied to feeds/shop" in said and "There is no bucket feeds." in said
     own = ("/catalogues/shop", place, "/catalogues/shop/versions/1/front/picture?id=a")
     assert [signed.browser.get(path).status_code for path in own] == [200] * 3
     _, signed.key = signed.api.new_tenant("another house")

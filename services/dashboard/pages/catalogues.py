@@ -13,7 +13,7 @@ from services.api.dependencies import ContextDep
 from services.api.errors import ApiError
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues as core
-from services.core.catalogues import differences, needs, publishing, versions
+from services.core.catalogues import destinations, differences, needs, publishing, versions
 from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.definition import Definition
@@ -99,6 +99,7 @@ def show_catalogue(
         shown = [*kept[:_VERSIONS], *([current] if current else [])]
         made_by = runs.these(connection, sorted({one.run_id for one in shown}))
         schedule = schedules.named(connection, visitor.tenant, [of_catalogues.name_of(name)])
+        copied = None if cursor else destinations.find(connection, found.id)
         now = schedules.clock(connection)
     last = next((run for run in newest if not run.plan_only), None)
     fires = next(iter(schedule.values()), None)
@@ -121,6 +122,7 @@ def show_catalogue(
         strip=strips.bars([(run.state, run.created_at) for run in newest]),
         said=strips.said([run.state for run in newest[: strips.RUNS]]),
         schedule=fires,
+        copied=copied,
         times=_times(fires, now),
         versions=kept[:_VERSIONS],
         older=kept[_VERSIONS - 1].version if len(kept) > _VERSIONS else None,
