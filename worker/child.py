@@ -28,6 +28,7 @@ from worker.heartbeat import Heartbeat
 from worker.pipeline import CompileFailed
 from worker.pipelines.registry import open_pipeline
 from worker.render import RenderLoop
+from worker.scoring import Scoring
 from worker.shared_memory import SharedState
 from worker.starting import Starting
 
@@ -51,6 +52,8 @@ class Child:
         )
         self._starting = Starting(self.database, self.worker_id, host=self.host, pid=os.getpid())
         try:
+            with activity.doing("opening the scorers"):
+                self._scoring = Scoring(settings)
             self.pipeline = open_pipeline(settings)
         except PressworkError as error:
             self._give_up(str(error))
@@ -63,7 +66,7 @@ class Child:
         self.heartbeat = Heartbeat(self.database, settings)
         self.render_loop = RenderLoop(
             settings, self.pipeline, self.database, self.store, self.notifier, self.heartbeat,
-            worker_id=self.worker_id, host=self.host, mark=shared.rendering,
+            worker_id=self.worker_id, host=self.host, mark=shared.rendering, scoring=self._scoring,
         )  # fmt: skip
         self._housekeeping = threading.Thread(target=self._housekeeping_loop, name="housekeeping", daemon=True)
         self._ended = threading.Event()
@@ -107,6 +110,7 @@ class Child:
         except DatabaseUnavailable as error:
             log.warning("stop not recorded", extra={"error": str(error)})
         self.pipeline.close()
+        self._scoring.close()
         self.database.close()
 
     def _cool_down(self) -> None:
@@ -194,7 +198,7 @@ class Child:
 
     def _beat(self, state: str) -> None:
         with self.database.begin_system() as connection:
-            report = self.render_loop.device.report.now()
+            report = self.render_loop.device.report.now() | {"scorers": self._scoring.troubles()}
             known = workers.beat(connection, self.worker_id, state, activity.now(), report)
         if not known:  # its row was deleted after a long silence
             self._register()

@@ -23,6 +23,7 @@ from worker.dedupe import Dedupe
 from worker.device import Device, Outcome
 from worker.heartbeat import Heartbeat, HeldClaim
 from worker.pipeline import Pipeline
+from worker.scoring import Scoring
 from worker.storing import StoringStage
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class RenderLoop:
         self, settings: Settings, pipeline: Pipeline, database: Database, store: contract.ImageStore,
         notifier: Notifier, heartbeat: Heartbeat, *, worker_id: str, host: str,
         mark: Callable[[int], None] = lambda _claim_id: None, exit_process: Callable[[int], None] = os._exit,
+        scoring: Scoring | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.pipeline = settings, pipeline
         self.database, self.notifier = database, notifier
@@ -46,7 +48,10 @@ class RenderLoop:
         self.device = Device(pipeline, heartbeat, f"{host} {pipeline.device}", mark)
         self._mark, self._exit = mark, exit_process
         self._dedupe = Dedupe(database, store, self.device, settings.storing_seconds)
-        self._storing = StoringStage(settings, database, store, heartbeat, self.device, self.stopping, self._abandon)
+        self.scoring = Scoring(settings) if scoring is None else scoring
+        self._storing = StoringStage(
+            settings, database, store, heartbeat, self.device, self.stopping, self._abandon, self.scoring
+        )
         self._one_at_a_time = threading.Lock()
         self._seats = threading.Semaphore(settings.spool_batches)
         self._claiming = ThreadPoolExecutor(1, "claim")

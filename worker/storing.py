@@ -1,4 +1,4 @@
-"""Encodes, uploads and settles rendered images in the background; retries while store or database is unavailable.
+"""Encodes, scores, uploads and settles rendered images in the background; retries while a server is unavailable.
 
 Uploading has a deadline. What is not stored by then is released, to be rendered again; if an upload still hangs, its
 process ends.
@@ -22,6 +22,7 @@ from worker import encoding, provenance, retries
 from worker.device import Device, Outcome, Rendered
 from worker.heartbeat import Heartbeat, HeldClaim
 from worker.pipeline import OutOfMemory, Picture
+from worker.scoring import Scoring
 
 log = logging.getLogger(__name__)
 UPLOADS = 8
@@ -34,18 +35,21 @@ class StoringStage:
 
     def __init__(
         self, settings: Settings, database: Database, store: contract.ImageStore, heartbeat: Heartbeat, device: Device,
-        stopping: threading.Event, abandon: Callable[[], None],
+        stopping: threading.Event, abandon: Callable[[], None], scoring: Scoring,
     ) -> None:  # fmt: skip
         self._settings, self._database, self._objects, self._heartbeat = settings, database, store, heartbeat
         self._device, self._pipeline, self._stopping = device.name, device.pipeline, stopping
-        self._abandon = abandon
+        self._abandon, self._scoring = abandon, scoring
         self._closed = False
         self._batches = ThreadPoolExecutor(settings.spool_batches, "store")
         self._uploading = ThreadPoolExecutor(UPLOADS, "upload")
+        self._handed_over = 0  # claims that are not settled yet
+        self._counting = threading.Lock()
 
     def hand_over(self, outcome: Outcome, done: Callable[[], None]) -> Future[None]:
         """Stores and settles in the background; calls `done` when the claim is no longer held."""
         outcome.held.begin_storing(self._settings)
+        self._count(1)
         return self._batches.submit(self._store_and_settle, outcome, done)
 
     def check(self) -> None:
@@ -68,20 +72,30 @@ class StoringStage:
             log.exception("settle failed; the lease will expire", extra={"claim": outcome.held.claim.id})
         finally:
             self._heartbeat.release_claim(outcome.held)
+            self._count(-1)
             done()
         if hanging:
             seconds = round(self._settings.abandon_seconds, 1)
             log.error("store hangs; the process ends", extra={"claim": outcome.held.claim.id, "seconds": seconds})
             self._abandon()
 
+    def _count(self, by: int) -> None:
+        with self._counting:
+            self._handed_over += by
+
+    def _is_hurried(self) -> bool:
+        """Whether the device is about to wait for a place in the spool, or the worker for its end."""
+        return self._stopping.is_set() or self._handed_over >= self._settings.spool_batches - 1
+
     def _store(self, held: HeldClaim, rendered: Rendered) -> StoredImage | FailedImage | None:
-        """Checks, encodes and uploads; retries while the store is unavailable. None: not wanted, or to be released."""
+        """Checks, scores, encodes and uploads; retries while the store is away. None: not wanted, or to be released."""
         image, render_key = rendered.image, rendered.image.render_key
         if not held.wants(image):
             return None
         try:
             picture = self._review(rendered.picture)
             embedded = provenance.describe(image, self._pipeline.card.name, rendered.reproducibility_class)
+            pending = self._scoring.begin(picture.pixels, image.spec.prompt)
             data = encoding.encode(picture.pixels, image.output_format, image.output_compression, embedded)
         except Exception as error:
             log.exception("image cannot be checked or encoded", extra={"claim": held.claim.id, "index": image.index})
@@ -114,6 +128,7 @@ class StoringStage:
                 time.sleep(pause)
                 pause = min(pause * 2, 5.0)
                 continue
+            scored = self._scoring.end(pending, self._is_hurried)
             return StoredImage(
                 job_id=image.job_id,
                 index=image.index,
@@ -128,6 +143,8 @@ class StoringStage:
                 unknown_words=picture.unknown_words,
                 render_seconds=rendered.seconds,
                 render_key=bytes.fromhex(render_key),
+                scores=scored.numbers,
+                phash=scored.phash,
             )
         return None
 

@@ -4,12 +4,14 @@ import base64
 import binascii
 import hmac
 import json
+import struct
 from collections.abc import Iterable
 
 from services.api.errors import ApiError
 
 _POSITION_BYTES = 8
 _PROOF_BYTES = 12
+_SCORE = struct.Struct(">di")
 
 
 def encode_cursor(secret: str, listing: str, position: int) -> str:
@@ -43,6 +45,19 @@ def decode_place(secrets: Iterable[str], listing: str, cursor: str | None) -> tu
         return "", ""
     first, second = json.loads(_decode(secrets, listing, cursor))
     return first, second
+
+
+def encode_score(secret: str, listing: str, place: tuple[float, int]) -> str:
+    """The cursor of a list that is ordered by a score."""
+    return _encode(secret, listing, _SCORE.pack(*place))
+
+
+def decode_score(secrets: Iterable[str], listing: str, cursor: str | None) -> tuple[float, int] | None:
+    """None without a cursor. Raises ApiError unless `encode_score` made it for the same list."""
+    if cursor is None:
+        return None
+    score, index = _SCORE.unpack(_decode(secrets, listing, cursor))
+    return score, index
 
 
 def _encode(secret: str, listing: str, value: bytes) -> str:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 from services.api.errors import ApiError, parameter_status
 from services.core.model import ids
 from services.core.model.errors import NotFound
+from services.core.model.scores import NotUnderstood, Wanted, wanted
 from services.core.model.states import ImageState, JobState
 
 LAST_VERSION = 999_999_999  # of a catalogue
@@ -162,6 +163,22 @@ JobOptions = Annotated[
         json_schema_extra={"pattern": "^[^:]{1,64}:"},
     ),
 ]
+NeededLabel = Annotated[
+    str,
+    AfterValidator(_label),
+    Query(
+        max_length=600,
+        description="a label's name, a colon and its value, such as run:nightly",
+        json_schema_extra={"pattern": "^[^:]{1,64}:"},
+    ),
+]
+Distance = Annotated[
+    int,
+    BeforeValidator(whole),
+    Query(
+        ge=0, le=6, description="in how many of 64 bits two perceptual hashes may differ: a whole number from 0 to 6"
+    ),
+]
 SearchText = Annotated[
     str,
     AfterValidator(_storable),
@@ -169,6 +186,22 @@ SearchText = Annotated[
 ]
 CustomId = Annotated[
     str, AfterValidator(_storable), Query(min_length=1, max_length=128, description="the custom_id of a request")
+]
+Score = Annotated[
+    str | None,
+    Query(
+        min_length=1,
+        max_length=400,
+        description="NAME>=NUMBER or NAME<=NUMBER of a score; several with commas, such as sharpness>=0.1,uniform<=0.9",
+    ),
+]
+Sort = Annotated[
+    str | None,
+    Query(
+        min_length=1,
+        max_length=33,
+        description="the name of a score: the lowest first, or with - before it the highest",
+    ),
 ]
 Order = Annotated[Literal["index", "failed_first"], Query(description="index or failed_first")]
 
@@ -185,6 +218,14 @@ def after_id(given: str | None, parse: Callable[[str], int]) -> int | None:
 def label(given: str | None) -> tuple[str, str] | None:
     """(name, value), separated by the first colon."""
     return None if given is None else (given.partition(":")[0], given.partition(":")[2])
+
+
+def scores(score: str | None, sort: str | None) -> Wanted | None:
+    """What is asked of scores; None: nothing. Raises ApiError."""
+    try:
+        return wanted(score.split(",") if score else [], sort)
+    except NotUnderstood as error:
+        raise ApiError(422, "invalid_parameter", str(error), param="score" if error.is_filter else "sort") from None
 
 
 def flag(word: str | None) -> bool | None:

@@ -12,6 +12,7 @@ _OPERATIONS = {
         show_batch list_files show_file read_file list_models show_model show_rates show_overview list_failures
         show_job_rates list_marks list_actions list_workers list_lanes list_jobs_actions show_jobs_action
         list_schedules show_schedule list_schedule_times list_schedule_runs
+        list_near_duplicates find_near_duplicates
         list_views
         create_sign_in_link
         list_catalogues show_catalogue list_runs show_run estimate_run list_changes list_versions read_manifest

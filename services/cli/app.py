@@ -15,6 +15,7 @@ from services.cli import (
     catalogues,
     downloads,
     exports,
+    images,
     jobs,
     keys,
     lanes,
@@ -48,6 +49,7 @@ opening.add_to(app, JOBS)
 lanes.add_to(app, JOBS)
 removal.add_to(app, JOBS)
 downloads.add_to(app, RESULTS)
+images.add_to(app, RESULTS)
 marks.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
 actions.add_to(app, OPERATIONS)

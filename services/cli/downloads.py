@@ -6,7 +6,7 @@ A file whose sha256 is the recorded one is not fetched again. At the end the fil
 import hashlib
 import heapq
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,8 +17,9 @@ import typer
 
 from presswork_client import Client, ClientError, Image, JobRequest, file_sha256
 from services.cli import follow, metadata, options, show, units
-from services.cli.exits import Exit, Interrupted, guarded
+from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
+from services.core.model import scores
 from services.core.model.file_names import PART, UniqueNames
 
 _PATIENCE_SECONDS = 60.0
@@ -61,6 +62,7 @@ def download(
         Literal["accepted", "rejected", "starred"] | None,
         typer.Option(help="Only images with this mark.", show_default=False),
     ] = None,
+    score: options.Scores = None,
     parallel: Annotated[int, typer.Option("--parallel", "-p", min=1, max=64, help="How many at a time.")] = 8,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
@@ -74,12 +76,16 @@ def download(
     are not fetched again.
     """
     folder = output or Path(job)
+    try:
+        wished = scores.ranges(score or [])
+    except scores.NotUnderstood as error:
+        raise Usage(f"--score: {error}") from None
     with connect(profile, _PATIENCE_SECONDS) as client:
         found = client.job(job)
         total = client.mark_counts(job)[mark] if mark else found["counts"]["done"]
         metadata.claim_folder(folder, job)
         try:
-            tally = _fetch_all(client, job, folder, UniqueNames(names), parallel, total, mark)
+            tally = _fetch_all(client, job, folder, UniqueNames(names), parallel, total, mark, wished)
         except KeyboardInterrupt:
             raise Interrupted("stopped; the same command goes on with what is missing") from None
     if as_json:
@@ -95,8 +101,9 @@ def download(
 
 
 def _fetch_all(
-    client: Client, job: str, folder: Path, names: UniqueNames, parallel: int, total: int, mark: str | None
-) -> Tally:
+    client: Client, job: str, folder: Path, names: UniqueNames, parallel: int, total: int, mark: str | None,
+    wished: Sequence[scores.Range],
+) -> Tally:  # fmt: skip
     """Fetches several at a time but describes them in order, so that the metadata is the same each time."""
     tally = Tally()
     pool = ThreadPoolExecutor(parallel)
@@ -112,7 +119,7 @@ def _fetch_all(
                     described.add(wanted.name, wanted.facts)
                 progress.update(task, advance=1, tail=units.size(tally.bytes))
 
-            for wanted in _wanted(client, job, names, mark):
+            for wanted in _wanted(client, job, names, mark, wished):
                 waiting.append((wanted, pool.submit(_fetch, client, job, wanted, folder)))
                 if len(waiting) >= parallel * 4:
                     settle()
@@ -139,13 +146,16 @@ def _count_files(folder: Path, tally: Tally) -> None:
         tally.failed.append({"index": index, "file_name": name, "message": message})
 
 
-def _wanted(client: Client, job: str, names: UniqueNames, mark: str | None) -> Iterator[Wanted]:
-    """The done images, or those of them with the mark. The others too get their names, so that a name does not depend
-    on marks."""
+def _wanted(
+    client: Client, job: str, names: UniqueNames, mark: str | None, wished: Sequence[scores.Range]
+) -> Iterator[Wanted]:
+    """The done images, or those of them with the mark and the scores. The others too get their names, so that a name
+    does not depend on them."""
     for request in _in_order(client, job):
         for place, image in enumerate(request["images"]):
             name = names.of(request["custom_id"], place, request["n"], image["index"], image["output_format"])
-            if image["status"] == "done" and mark in (None, image["mark"]):
+            is_wanted = mark in (None, image["mark"]) and scores.holds(image["scores"], wished)
+            if image["status"] == "done" and is_wanted:
                 facts = metadata.facts(job, image, request["prompt"], request["negative_prompt"])
                 yield Wanted(image, name, facts)
 

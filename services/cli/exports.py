@@ -60,6 +60,7 @@ def export(
             autocompletion=_option_names,
         ),
     ] = None,
+    score: options.Scores = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start it and return.")] = False,
     key: options.Key = None,
     profile: options.ProfileName = None,
@@ -72,6 +73,8 @@ def export(
     if no_wait and output is not None:
         raise Usage("--no-wait returns before there is anything to download; leave out --no-wait or --output.")
     given = {name: _value(word) for name, word in options.pairs(option, "--option").items()}
+    if score:
+        given["scores"] = score
     for name in given.keys() - Options.model_fields.keys():
         raise Usage(f"--option {name}: {suggestions.unknown_field(name, Options.model_fields)} {_OPTIONS}")
     with connect(profile, _PATIENCE_SECONDS) as client:

@@ -98,6 +98,7 @@ class Metadata:
     def add(self, file_name: str, facts: Mapping[str, Any]) -> None:
         self._lines.write(strict_json.line({"file_name": file_name, **facts}))
         self._rows.append({"file_name": file_name, **facts, "metadata": metadata_text(facts["metadata"])})
+        self._rows[-1]["scores"] = json.dumps(facts["scores"] or {}, sort_keys=True)
         if len(self._rows) == _ROWS:
             self._flush()
 

@@ -54,6 +54,15 @@ Labels = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="NAME=VALUE", help="A label of the job; may be repeated.", show_default=False),
 ]
+Scores = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--score",
+        metavar="CONDITION",
+        help="Only images with such a score: 'sharpness>=0.1' or 'uniform<=0.9'; may be repeated.",
+        show_default=False,
+    ),
+]
 Limit = Annotated[int, typer.Option("--limit", "-l", min=0, help="How many to show; 0 shows all.")]
 
 

@@ -23,6 +23,7 @@ from presswork_client import (
     Schedule,
     ScheduleRun,
     ScheduleTimes,
+    ScorerTrouble,
     Worker,
     WorkerDevices,
 )
@@ -282,9 +283,16 @@ def workers(found: Iterable[Worker]) -> Table:
         if worker["drained"]:
             state.append(" drained", style="yellow")
         silent = units.duration(worker["silent_seconds"])
-        doing = _batch(worker) or worker["doing"]
+        doing = "; ".join([_batch(worker) or worker["doing"], *map(_scorer, worker["scorers"])]).removeprefix("; ")
         table.add_row(worker["id"], worker["host"], worker["device"], worker["model"], state, doing, silent)
     return table
+
+
+def _scorer(trouble: ScorerTrouble) -> str:
+    """Which images a scorer did not score, and why."""
+    off = ", left out" if trouble["off"] else ""
+    late = f", {trouble['late']:,} did not wait" if trouble["late"] else ""
+    return f"scorer {trouble['name']}: {trouble['failed']:,} failed{late}{off} ({trouble['why']})"
 
 
 def schedules(found: Iterable[Schedule]) -> Table:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from services.core.model import addresses
+from services.core.model import addresses, scores
 from services.core.model.addresses import either
 from services.core.model.errors import SettingsError
 from services.core.model.pipelines import PIPELINES
@@ -164,6 +164,18 @@ def _sizes(value: str) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys((width, height) for width, height in pairs))
 
 
+def _scorers(value: str) -> tuple[str, ...]:
+    """Names of scorers; `none`: no scorer."""
+    names = [part.strip() for part in value.split(",")]
+    if names == ["none"]:
+        return ()
+    if not all(map(scores.NAME.fullmatch, names)) or len(set(names)) < len(names):
+        raise ValueError(
+            f"it must be names of scorers with commas between them, such as {','.join(scores.USUAL)}, or none"
+        )
+    return tuple(names)
+
+
 def _setting(variable: str, default: str | None, parse: Callable[[str], Any] = _text, *, secret: bool = False) -> Any:
     metadata = {"variable": variable, "default": default, "parse": parse, "secret": secret}
     return field(metadata=metadata, repr=not secret)
@@ -243,6 +255,10 @@ class Settings:
     runtime: str = _setting("PRESSWORK_RUNTIME", "openvino", _one_of("openvino", "onnxruntime"))  # of the onnx pipeline
     compile: bool = _setting("PRESSWORK_COMPILE", "1", _flag)  # of the torch pipeline, on CUDA
     safety_checker: bool = _setting("PRESSWORK_SAFETY_CHECKER", "0", _flag)  # the model's own; it only flags images
+    # What gives rendered pictures numbers: those that ship, and the entry points of other distributions.
+    scorers: tuple[str, ...] = _setting("PRESSWORK_SCORERS", ",".join(scores.USUAL), _scorers)
+    score_seconds: float = _setting("PRESSWORK_SCORE_SECONDS", "5", _number(0.1, 3600))  # an image waits for scores
+    clip_dir: str = _setting("PRESSWORK_CLIP_DIR", "")  # the model of the scorer clip
     artefacts: str = _setting("PRESSWORK_ARTEFACTS", "")  # compiled models; empty: the user's cache folder
     batch_sizes: tuple[int, ...] = _setting("PRESSWORK_BATCH_SIZES", "16,8,4,1", _batch_sizes)
     threads: int = _setting("PRESSWORK_THREADS", "0", _whole(0, 4096))  # 0: OMP_NUM_THREADS, or its share of the CPUs

@@ -18,7 +18,7 @@ from tests.web import Api, open_api
 _EMPTIED = (
     "export_files", "exports", "job_chunks", "counters", "counter_deltas", "images", "payloads", "results", "failures",
     "claims", "segments", "idempotency", "jobs", "upload_parts", "uploads", "files", "render_rates", "rates",
-    "failure_deltas", "failure_counts", "failure_hours", "marks", "mark_counts",
+    "failure_deltas", "failure_counts", "failure_hours", "marks", "mark_counts", "image_scores",
 )  # fmt: skip
 
 

@@ -371,6 +371,7 @@ JOB_ROUTES = {
     ("GET", "/v1/jobs/{job_id}/rates"),
     ("GET", "/v1/jobs/{job_id}/marks"),
     ("PUT", "/v1/jobs/{job_id}/marks"),
+    ("GET", "/v1/jobs/{job_id}/near-duplicates"),
 }
 EXPORT_ROUTES = {  # test_exports_api.py shows that other tenants' exports are not found
     ("POST", "/v1/jobs/{job_id}/exports"),
@@ -435,6 +436,7 @@ TENANT_ROUTES = {
     ("POST", "/v1/batches"),
     ("POST", "/v1/images/generations"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/near-duplicates"),  # test_scores.py shows that it is of one tenant
     ("GET", "/v1/models/{name}"),
     ("GET", "/v1/overview"),  # test_overview.py shows that it is of one tenant
     ("GET", "/v1/rates"),  # test_rates.py shows that others' images are not in them
@@ -637,6 +639,7 @@ OTHER_ROWS = (  # of tables that nothing above has written to
     "INSERT INTO marks VALUES (%(job_id)s, 0, 'accepted', 'key/x', now())",
     "INSERT INTO mark_counts VALUES (%(job_id)s, 1, 0, 0)",
     "INSERT INTO failure_counts VALUES (%(job_id)s, 'error', 1, 0, 'm', now())",
+    "INSERT INTO image_scores VALUES (%(job_id)s, 'sharpness', 0.5, 0)",
     "INSERT INTO failure_hours VALUES (1, now(), 'error', 1, NULL, NULL, 'm', now())",
     (
         "INSERT INTO export_files (export_id, path, tenant_id, shard, bytes, sha256, images, object_key)"

@@ -15,7 +15,8 @@ from services.core.db.database import Connection, Database
 from services.core.events import actions
 from services.core.events import queries as events
 from services.core.files import files
-from services.core.jobs import image_pages, queries, request_queries, resubmission
+from services.core.jobs import image_pages, queries, request_queries, resubmission, scored
+from services.core.model import scores
 from services.core.model.states import ImageState
 from services.local.stack import Stack
 from tests import factories
@@ -56,6 +57,8 @@ def _fill(connection: Connection) -> None:
       SELECT job_id, index, 'key', sha256('x'), 1, 'device', 'class', false, '[]', 1, 1 FROM images WHERE state = 2;
     INSERT INTO failures (job_id, index, claim_id, code, message, device, batch_images)
       SELECT job_id, index, 1, 'c', 'm', 'd', 1 FROM images WHERE state = 3;
+    INSERT INTO image_scores (job_id, name, value, index) SELECT job_id, name, index % 100, index
+      FROM results, unnest(ARRAY['a', 'b', 'c', 'sharpness', 'uniform']) AS name;
     INSERT INTO marks (job_id, index, mark, actor)
       SELECT job_id, index, CASE WHEN index % 2 = 0 THEN 'accepted' ELSE 'starred' END, 'a' FROM results;
     INSERT INTO files (id, tenant_id, purpose, filename, bytes, sha256, object_key)
@@ -119,6 +122,20 @@ LISTS: dict[str, Callable[[Connection], Any]] = {
     "gallery of a job without failures": _gallery(2),
     "gallery of a cause": _gallery(1, cause="c"),
     "gallery of a mark": _gallery(1, mark="starred"),
+    "gallery by a score": lambda connection: (
+        scored.page(
+            connection,
+            TENANT,
+            1,
+            scores.wanted(["sharpness>=10", "sharpness<=90"], None),
+            after=(40.0, LARGE),
+            limit=SHOWN,
+        ).images
+    ),
+    "gallery by a score, the lowest first": lambda connection: (
+        scored.page(connection, TENANT, 1, scores.wanted([], "uniform"), after=None, limit=SHOWN).images
+    ),
+    "names of scores": lambda connection: scored.names(connection, 1),
     "requests to submit again": lambda connection: resubmission.page(connection, 1, after=LARGE // 2, limit=SHOWN),
     "requests queued": _requests(1, ImageState.QUEUED),
     "requests rendering": _requests(1, ImageState.RENDERING),

@@ -59,7 +59,7 @@ def test_a_model_that_no_longer_reads_long_prompts_cuts_them(database, settings)
     factories.submit(database, settings, [{"prompt": WORDS * 3}])
     assert taken(database).shape.prompt_chunks == 1
     with database.begin_system() as connection:
-        assert models.catalogue(connection)["simulated"].long_prompts is None
+        assert models.registry(connection)["simulated"].long_prompts is None
 
 
 @pytest.mark.usefixtures("long_model")

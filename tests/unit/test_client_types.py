@@ -49,6 +49,8 @@ ANSWERS: dict[str, Any] = {
     "get /v1/jobs/{job_id}/failures": [answers.FailureCause],
     "get /v1/jobs/{job_id}/rates": [answers.JobRatePoint],
     "get /v1/jobs/{job_id}/marks": answers.MarkPage,
+    "get /v1/jobs/{job_id}/near-duplicates": answers.AlikePage,
+    "get /v1/near-duplicates": answers.AlikePage,
     "put /v1/jobs/{job_id}/marks": answers.MarksChanged,
     "get /v1/overview": answers.Overview,
     "get /v1/rates": answers.RateSeries,

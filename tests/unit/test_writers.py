@@ -25,6 +25,7 @@ WRITERS = {
     "failure_hours": "queue",
     "claims": "queue",
     "results": "queue",
+    "image_scores": "queue",
     "engines": "queue",
     "failures": "queue",
     "tenants": "queue",  # their virtual time

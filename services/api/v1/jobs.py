@@ -10,10 +10,11 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
-from services.core.jobs import lifecycle, queries, remaining
+from services.core.jobs import lifecycle, queries, remaining, scored
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.scopes import Principal
+from services.core.model.scores import Wanted
 from services.core.model.states import ImageState
 from services.core.queue import segments
 
@@ -66,13 +67,22 @@ def list_images(
     status: parameters.Status = None,
     cause: parameters.Cause = None,
     mark: parameters.Mark = None,
+    score: parameters.Score = None,
+    sort: parameters.Sort = None,
     order: parameters.Order = "index",
     limit: parameters.Limit = 100,
     cursor: parameters.Cursor = None,
 ) -> Any:
     """The job's images by index, or failed first: all, those of one status, those that failed for one cause, or those
-    with one mark."""
+    with one mark. With `score` or `sort`, the done images that have these scores, in the order of `sort`, or
+    else of the first `score`, from the end that it asks for. A page of those with several scores may hold fewer than
+    `limit`: the list ends where `next_cursor` is null."""
     number = ids.parse_job(job_id)
+    if (wanted := parameters.scores(score, sort)) is not None:
+        if status not in (None, "done") or order != "index" or not cause is mark is None:
+            message = "score and sort are about done images; leave order, cause and mark out, or ask for status=done."
+            raise ApiError(422, "invalid_parameter", message, param="score" if score else "sort")
+        return _images_by_score(request, context, caller, number, wanted, limit, cursor)
     if cause is not None and (status not in (None, "failed") or mark is not None):
         message = "cause is about failed images; leave mark out, and status or ask for status=failed."
         raise ApiError(422, "invalid_parameter", message, param="cause")
@@ -133,6 +143,21 @@ def _images_failed_first(
         more = pagination.encode_cursor(context.settings.secret, listing, among + last.index)
     link = dependencies.linker(context, request, number)
     return schemas.ImagePage(data=[schemas.image(view, link, caller) for view in found[:limit]], next_cursor=more)
+
+
+def _images_by_score(
+    request: Request, context: Context, caller: Principal, number: int, wanted: Wanted, limit: int, cursor: str | None
+) -> schemas.ImagePage:
+    tenant, secret = caller.tenant_id, context.settings.secret
+    listing = f"images/{tenant}/{number}/{wanted}"
+    with context.database.begin(tenant) as connection:
+        after = pagination.decode_score(context.settings.secrets, listing, cursor)
+        page = scored.page(connection, tenant, number, wanted, after=after, limit=limit)
+    link = dependencies.linker(context, request, number)
+    return schemas.ImagePage(
+        data=[schemas.image(view, link, caller) for view in page.images],
+        next_cursor=page.place and pagination.encode_score(secret, listing, page.place),
+    )
 
 
 def shown(context: Context, tenant: int, number: int) -> schemas.Job:

@@ -11,7 +11,7 @@ from services.core.events import queries as events
 from services.core.fleet import workers
 from services.core.jobs.queries import ImageView, JobView
 from services.core.marks.marks import Mark
-from services.core.model import ids, requests
+from services.core.model import ids, requests, scores
 from services.core.model.scopes import Principal, Scope
 from services.core.model.states import ImageState
 
@@ -110,7 +110,9 @@ class OfRequest(BaseModel):
 class Image(OfRequest):
     """`seed_string` is for clients whose numbers end at 2^53. `flagged` is the verdict of the model's safety checker,
     null if it has none. `unknown_words` of the prompt are not in the model's vocabulary. `versions` names the software
-    that drew it. `mark` is what someone said of it."""
+    that drew it. `mark` is what someone said of it. `scores` are those that the worker's scorers gave it, each null if
+    its scorer failed; `phash` is a perceptual hash, of which near-duplicates share most bits; null: it was not
+    scored."""
 
     status: str
     seed: int
@@ -128,6 +130,8 @@ class Image(OfRequest):
     versions: str | None
     device: str | None
     mark: Mark | None
+    scores: dict[str, float | None] | None
+    phash: str | None
     error: ImageError | None
 
 
@@ -236,6 +240,8 @@ def image(view: ImageView, link: Callable[[int], str], caller: Principal) -> Ima
         versions=view.versions,
         device=view.device if names_host or view.device is None else workers.without_host(view.device),
         mark=view.mark,
+        scores=view.scores,
+        phash=scores.hex_of(view.phash),
         error=ImageError(code=view.error_code or "unknown", message=view.error_message or "") if failed else None,
     )
 

@@ -35,10 +35,22 @@ class WorkerMemory(BaseModel):
     total: int
 
 
+class ScorerTrouble(BaseModel):
+    """A scorer that `failed` images since the worker started, or for which `late` ones did not wait. `why` the last
+    one failed; `off`: the worker leaves it out until it starts again."""
+
+    name: str
+    failed: int
+    late: int
+    why: str
+    off: bool
+
+
 class Worker(BaseModel):
     """A process that renders. A `drained` one takes nothing new. `silent_seconds` is how long it was not heard of;
     `doing` says what takes long. `rate`: images a second in the last minute. `batch_fill`: the share of the last
-    minute's batches that held images. `busy_at`: when it last rendered. Null: not known."""
+    minute's batches that held images. `busy_at`: when it last rendered. Null: not known. `scorers` are those that did
+    not score every image."""
 
     id: str
     object: Literal["worker"] = "worker"
@@ -58,6 +70,7 @@ class Worker(BaseModel):
     batch_fill: float | None
     memory: WorkerMemory | None
     busy_at: Moment | None
+    scorers: list[ScorerTrouble]
 
 
 class WorkerDevices(BaseModel):
@@ -132,6 +145,7 @@ def _worker(worker: workers.Worker) -> Worker:
         batch_fill=worker.fill,
         memory=None if worker.memory is None else WorkerMemory(used=worker.memory[0], total=worker.memory[1]),
         busy_at=worker.busy_at,
+        scorers=[ScorerTrouble(**asdict(one)) for one in worker.scorers],
     )
 
 

@@ -243,6 +243,16 @@ class WorkerMemory(TypedDict):
     total: int
 
 
+class ScorerTrouble(TypedDict):
+    """A scorer that did not score every image since the worker started."""
+
+    name: str
+    failed: int
+    late: int
+    why: str
+    off: bool
+
+
 class Worker(TypedDict):
     """A process that renders. A drained one takes nothing new."""
 
@@ -264,6 +274,7 @@ class Worker(TypedDict):
     batch_fill: float | None
     memory: WorkerMemory | None
     busy_at: str | None
+    scorers: list[ScorerTrouble]
 
 
 class WorkerDevices(TypedDict):
@@ -313,7 +324,31 @@ class Image(TypedDict):
     versions: str | None
     device: str | None
     mark: Mark | None
+    scores: dict[str, float | None] | None
+    phash: str | None
     error: ImageError | None
+
+
+class AlikeImage(TypedDict):
+    job_id: str
+    index: int
+    url: str
+
+
+class AlikeGroup(TypedDict):
+    """Images that look alike: `total` of them, the first hundred in `images`."""
+
+    total: int
+    images: list[AlikeImage]
+
+
+class AlikePage(TypedDict):
+    """Groups among the next `looked_at` images, of which `hashed` have a perceptual hash."""
+
+    looked_at: int
+    hashed: int
+    data: list[AlikeGroup]
+    next_cursor: str | None
 
 
 class ImageOfJob(Image):
@@ -495,6 +530,7 @@ class ExportOptions(TypedDict):
     images_per_shard: int
     include_flagged: bool
     mark: Mark | None
+    scores: list[str]
     split: dict[str, float]
     images: Literal["inline", "reference"]
     expires_in_seconds: int

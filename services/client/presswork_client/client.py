@@ -13,6 +13,7 @@ import httpx
 
 from presswork_client.answers import (
     Action,
+    AlikeGroup,
     AppendedChunk,
     Catalogue,
     CatalogueChange,
@@ -296,11 +297,25 @@ class Client:
         order: str | None = None,
         cause: str | None = None,
         mark: str | None = None,
+        score: str | None = None,
+        sort: str | None = None,
     ) -> Iterator[Image]:
-        """The job's images in order, page by page: all, or those of a status, a `cause` of failure, or a `mark`.
-        `order` may be "failed_first"."""
-        given = _given(status=status, order=order, cause=cause, mark=mark)
+        """The job's images in order, page by page: all, or those of a status, a `cause` of failure, a `mark`, or with
+        scores such as "sharpness>=0.3,uniform<=0.9". `order` may be "failed_first"; `sort` a score's name, with "-"
+        before it for the highest first."""
+        given = _given(status=status, order=order, cause=cause, mark=mark, sort=sort, score=score)
         return self._transport.pages(f"/v1/jobs/{_id(job_id)}/images", given, PAGE)
+
+    def near_duplicates(
+        self, job_id: str | None = None, *, label: tuple[str, str] | None = None, distance: int = 4
+    ) -> Iterator[AlikeGroup]:
+        """Groups of images that look alike, of a job or of all jobs with a label (name, value): their perceptual hashes
+        differ in at most `distance` of 64 bits."""
+        if (job_id is None) == (label is None):
+            raise ValueError("give either a job's id or a label")
+        path = "/v1/near-duplicates" if job_id is None else f"/v1/jobs/{_id(job_id)}/near-duplicates"
+        given = _given(distance=distance, label=None if label is None else ":".join(label))
+        return self._transport.pages(path, given)
 
     def marks(self, job_id: str, mark: str | None = None) -> Iterator[ImageMark]:
         """The marks of the job's images, page by page; `mark` may be "accepted", "rejected" or "starred"."""

@@ -56,10 +56,14 @@ class Transport:
         answer = self.attempt(lambda: self.http.request(method, path, **parts))
         return answer.json() if answer.content else None
 
-    def pages(self, path: str, parameters: dict[str, Any], limit: int) -> Iterator[Any]:
+    def pages(self, path: str, parameters: dict[str, Any], limit: int | None = None) -> Iterator[Any]:
         cursor: str | None = None
         while True:
-            asked = parameters | {"limit": limit} | ({} if cursor is None else {"cursor": cursor})
+            asked = (
+                parameters
+                | ({} if limit is None else {"limit": limit})
+                | ({} if cursor is None else {"cursor": cursor})
+            )
             page = self.attempt(partial(self.http.get, path, params=asked)).json()
             yield from page["data"]
             cursor = page["next_cursor"]

@@ -4,6 +4,7 @@ Every reader of payloads selects `payload()` and gets a whole `Payload`; a retry
 a request is added once, here: a column, an attribute, and a cell of the row for COPY.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, SmallInteger, Text
 
 from services.core.model.requests import ImageRequest, MetadataValue, metadata_text
+from services.core.model.scores import Range
 from services.core.model.specs import SEED_LIMIT, OutputFormat, Shape, image_seed
 
 COUNTS = ("queued", "rendering", "done", "failed", "cancelled")  # one per state of images; the sum is the job's total
@@ -123,6 +125,24 @@ def payload_of(image: str) -> str:
         f"CROSS JOIN LATERAL (SELECT * FROM payloads WHERE payloads.job_id = {image}.job_id "  # noqa: S608  our own text
         f"AND payloads.index <= {image}.index ORDER BY payloads.index DESC LIMIT 1) p"
     )
+
+
+def in_ranges(scores: str) -> str:
+    """Whether `scores`, a column, is in every range of the statement's values `ranges(...)`."""
+    return (
+        "NOT EXISTS (SELECT FROM unnest(CAST(:names AS text[]), CAST(:lows AS double precision[]), "
+        "CAST(:highs AS double precision[])) AS wish (name, low, high) "
+        f"WHERE (CAST({scores}->>wish.name AS double precision) BETWEEN low AND high) IS NOT TRUE)"
+    )
+
+
+def ranges(wished: Sequence[Range]) -> dict[str, list[Any]]:
+    """The values of a statement with `in_ranges`."""
+    return {
+        "names": [one.name for one in wished],
+        "lows": [one.low for one in wished],
+        "highs": [one.high for one in wished],
+    }
 
 
 def payload_row(

@@ -347,10 +347,22 @@ results = Table(
     Column("unknown_words", JSONB, nullable=False, server_default=text("'[]'")),
     Column("render_key", LargeBinary),
     Column("reused", Boolean, nullable=False, server_default=text("false")),  # copied, not rendered
+    Column("scores", JSONB),  # by name; a score is null if its scorer failed; null: nobody scored the image
+    Column("phash", BigInteger),  # the 64 bits of its perceptual hash
     PrimaryKeyConstraint("job_id", "index"),
     CheckConstraint("octet_length(sha256) = 32", name="results_sha256"),
     Index("results_render_key", "render_key", postgresql_where=text("render_key IS NOT NULL")),
     postgresql_partition_by="RANGE (job_id)",
+)
+
+image_scores = Table(  # the numbers of results.scores, in their order
+    "image_scores",
+    metadata,
+    Column("job_id", BigInteger),
+    Column("name", Text),
+    Column("value", Double),
+    Column("index", Integer),
+    PrimaryKeyConstraint("job_id", "name", "value", "index"),
 )
 
 engines = Table(  # the sets of library versions that rendered images; rows are never deleted

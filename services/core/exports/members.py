@@ -4,6 +4,7 @@ The same rule counts the shards and fills them. So an export that another proces
 shards that were planned.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
@@ -15,7 +16,7 @@ from services.core.db.statements import statement
 from services.core.exports.formats import FORMATS
 from services.core.exports.records import Export, ShardPlan
 from services.core.marks import marks
-from services.core.model import file_names
+from services.core.model import file_names, scores
 from services.core.model.requests import metadata_text
 from services.core.model.specs import Shape
 
@@ -30,9 +31,9 @@ CROSS JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND re
 """  # noqa: S608  our own text
 # A page is a range of indexes, and each row's result is looked up by key. With a LIMIT or a plain join, a planner
 # without statistics of a new table might read the rest of the job as well.
-_WHERE = """
+_WHERE = f"""
 WHERE i.job_id = :job_id AND i.index >= :first AND i.index < :end AND i.state = 2
-  AND (:include_flagged OR r.flagged IS NOT TRUE)
+  AND (:include_flagged OR r.flagged IS NOT TRUE) AND {columns.in_ranges("r.scores")}
 ORDER BY i.index
 """
 _TOTAL = statement("members.total")("SELECT total FROM jobs WHERE id = :job_id")
@@ -41,7 +42,7 @@ _OUTLINES = statement("members.outlines")(
 )
 _MEMBERS = statement("members.members")(f"""
 SELECT i.index, {columns.payload()}, {columns.shape("s")}, r.object_key, r.sha256, r.bytes, r.truncated, r.flagged,
-       r.unknown_words, r.reproducibility_class
+       r.unknown_words, r.reproducibility_class, r.scores, r.phash
 {_DONE} JOIN segments s ON s.job_id = i.job_id AND s.id = i.segment_id
 {_WHERE}
 """)
@@ -76,6 +77,8 @@ class Record(TypedDict):
     unknown_words: str
     reproducibility_class: str
     mark: str
+    scores: str
+    phash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class Member:
     unknown_words: tuple[str, ...]
     reproducibility_class: str
     mark: str | None
+    scores: dict[str, float | None] | None
+    phash: int | None
 
     @property
     def extension(self) -> str:
@@ -107,7 +112,7 @@ class Member:
 
     def record(self) -> Record:
         """The metadata of the image. No field is ever null, a list or an object, because readers infer a column's type
-        from its first values. So `metadata` is JSON as text."""
+        from its first values. So `metadata` and `scores` are JSON as text."""
         payload, seed = self.payload, self.payload.seed_of(self.index)
         return {
             "index": self.index,
@@ -132,6 +137,8 @@ class Member:
             "unknown_words": " ".join(self.unknown_words),
             "reproducibility_class": self.reproducibility_class,
             "mark": self.mark or "",
+            "scores": json.dumps(self.scores or {}, sort_keys=True),
+            "phash": scores.hex_of(self.phash) or "",
         }
 
 
@@ -199,7 +206,8 @@ def of_split(database: Database, export: Export, split: str, first: int, keep: C
 
 def _rows(database: Database, export: Export, statement: Any, first: int, keep: Callable[[], None]) -> Iterator[Any]:
     """Reads page by page. The job has finished, so its rows do not change in between."""
-    values = {"job_id": export.job_id, "include_flagged": export.options.include_flagged}
+    values: dict[str, Any] = {"job_id": export.job_id, "include_flagged": export.options.include_flagged}
+    values |= columns.ranges(scores.ranges(export.options.scores))
     with database.begin_system() as connection:
         total = int(connection.execute(_TOTAL, {"job_id": export.job_id}).scalar_one())
     for begin in range(first, total, _PAGE):
@@ -232,4 +240,6 @@ def _member(row: Any, payload: Payload, model: str | None, mark: str | None) -> 
         unknown_words=tuple(row.unknown_words),
         reproducibility_class=row.reproducibility_class,
         mark=mark,
+        scores=row.scores,
+        phash=row.phash,
     )

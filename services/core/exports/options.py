@@ -14,9 +14,11 @@ from services.core.marks.marks import MARKS, Mark
 from services.core.model import strict_json, suggestions
 from services.core.model.body import Body
 from services.core.model.errors import InvalidSubmission, Problem
+from services.core.model.scores import NotUnderstood, ranges
 
 MAX_IMAGES_PER_SHARD = 100_000
 MAX_SPLITS = 16
+MAX_CONDITIONS = 16
 DAY = 24 * 3600
 _SPLIT = re.compile(r"[a-z][a-z0-9_]{0,31}", re.ASCII)
 _RESERVED = re.compile(r"all|con|prn|aux|nul|com[0-9]|lpt[0-9]")  # for all splits together, and for devices
@@ -30,10 +32,12 @@ def _any_of(names: Iterable[str]) -> str:
 _WITH_REFERENCES = [name for name, entry in FORMATS.items() if entry.references]
 ALLOWED = {
     "format": _any_of(FORMATS),
-    "options": "an object with fields among images_per_shard, include_flagged, mark, split, images, expires_in_seconds",
+    "options": "an object with fields among images_per_shard, include_flagged, mark, scores, split, images, "
+    "expires_in_seconds",
     "images_per_shard": f"a whole number from 1 to {MAX_IMAGES_PER_SHARD:,}",
     "include_flagged": "true or false",
     "mark": f"one of {', '.join(MARKS)}: only images with that mark when the export begins",
+    "scores": f'a list of at most {MAX_CONDITIONS} texts such as "sharpness>=0.3" or "uniform<=0.9": only such images',
     "split": f"an object of 1 to {MAX_SPLITS} names (a-z 0-9 _, a letter first, at most 32) with shares that make 1",
     "images": f'"inline", or for {" or ".join(_WITH_REFERENCES)} "reference"',
     "expires_in_seconds": "a whole number from 60 to 31536000",
@@ -52,12 +56,23 @@ def _whole(shares: dict[str, float]) -> dict[str, float]:
     return dict(sorted(shares.items()))
 
 
+def _condition(value: str) -> str:
+    try:
+        ranges([value])
+    except NotUnderstood:
+        raise PydanticCustomError("invalid_value", "") from None
+    return value
+
+
 class Options(Body):
     """The options of an export. All of them except expires_in_seconds decide its bytes."""
 
     images_per_shard: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_SHARD)] = 10_000
     include_flagged: bool = True
     mark: Mark | None = None
+    scores: Annotated[
+        list[Annotated[str, Field(max_length=100), AfterValidator(_condition)]], Field(max_length=MAX_CONDITIONS)
+    ] = Field(default_factory=list)
     split: Annotated[
         dict[Annotated[str, AfterValidator(_name)], Annotated[float, Field(gt=0, le=1)]],
         Field(min_length=1, max_length=MAX_SPLITS),
@@ -85,8 +100,8 @@ class ExportRequest(Body):
 
     def digest(self, job_id: int) -> bytes:
         """The digest that an Idempotency-Key covers."""
-        left_out = {"options": {"mark"}} if self.options.mark is None else None  # keys of the release before hold
-        asked = self.model_dump_json(exclude=left_out)
+        later = {name for name in ("mark", "scores") if not getattr(self.options, name)}  # keys of before hold
+        asked = self.model_dump_json(exclude={"options": later})
         return hashlib.sha256(f"export\n{job_id}\n{asked}".encode()).digest()
 
 

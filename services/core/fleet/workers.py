@@ -94,6 +94,18 @@ class Devices:
 
 
 @dataclass(frozen=True, slots=True)
+class ScorerTrouble:
+    """A scorer that `failed` images since the worker started, or for which `late` ones did not wait, and why the last
+    one failed. `off`: the worker leaves it out until it starts again."""
+
+    name: str
+    failed: int
+    late: int
+    why: str
+    off: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """A worker that was seen during the last day, `silent` seconds ago. It holds `rendering` images, and settled `rate`
     images a second during the last minute. `drained`: it takes nothing new. `busy_at`: when it was last seen busy.
@@ -118,6 +130,7 @@ class Worker:
     batch: Batch | None
     fill: float | None
     memory: tuple[int, int] | None
+    scorers: tuple[ScorerTrouble, ...]
 
     @property
     def is_live(self) -> bool:
@@ -192,6 +205,10 @@ def _said(report: Mapping[str, Any]) -> dict[str, Any]:
         else None,
         "fill": report.get("fill"),
         "memory": (int(memory[0]), int(memory[1])) if memory and memory[1] else None,
+        "scorers": tuple(
+            ScorerTrouble(name, said["failed"], said["late"], said["why"], said["off"])
+            for name, said in (report.get("scorers") or {}).items()
+        ),
     }
 
 

@@ -73,7 +73,7 @@ UNDER_WAY = ["in_progress", "cancelling", "finalizing", "queued", "validating"]
 _IMAGE = f"""
 SELECT i.job_id, i.index, i.state, {columns.payload()},
        r.object_key, r.sha256, r.bytes, r.truncated, r.flagged, r.unknown_words, r.device, r.reproducibility_class,
-       r.reused, r.render_seconds, r.finished_at, e.versions, f.code, f.message,
+       r.reused, r.render_seconds, r.finished_at, r.scores, r.phash, e.versions, f.code, f.message,
        m.mark, m.actor AS marked_by, m.at AS marked_at
 FROM {{images}} i
 {columns.payload_of("i")}
@@ -221,7 +221,8 @@ class JobView:
 @dataclass(frozen=True, slots=True)
 class ImageView:
     """One image at one moment, with its request. In a done image, `flagged` is None if no checker ran, and `versions`
-    if none were recorded. `marked_by` and `marked_at` say who set the mark, and when."""
+    if none were recorded. `marked_by` and `marked_at` say who set the mark, and when. `scores` by name, None where a
+    scorer failed; `scores` and `phash` are None if nobody scored the image."""
 
     job_id: int
     index: int
@@ -244,6 +245,8 @@ class ImageView:
     mark: Mark | None
     marked_by: str | None
     marked_at: datetime | None
+    scores: dict[str, float | None] | None
+    phash: int | None
 
     @property
     def seed(self) -> int:
@@ -477,4 +480,6 @@ def _image_view(row: Any) -> ImageView:
         mark=row.mark,
         marked_by=row.marked_by,
         marked_at=row.marked_at,
+        scores=row.scores,
+        phash=row.phash,
     )

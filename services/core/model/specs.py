@@ -5,6 +5,7 @@ Plain Python: none of them holds a connection, a tensor or a file.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -129,7 +130,8 @@ class StoredImage:
 
     `device`, `reproducibility_class` and `versions` are those of the worker that rendered it; `versions` None: not
     known. `truncated`, `flagged` (None: no checker ran) and `unknown_words` are the model's remarks. `render_key` is 32
-    raw bytes. `reused`: copied from an earlier image of the same key and class, not rendered.
+    raw bytes. `reused`: copied from an earlier image of the same key and class, not rendered. `scores` by name, each
+    None if its scorer failed; None: nobody scored it. `phash` are 64 bits.
     """
 
     job_id: int
@@ -146,6 +148,8 @@ class StoredImage:
     render_seconds: float
     render_key: Digest | None = None
     reused: bool = False
+    scores: Mapping[str, float | None] | None = None
+    phash: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

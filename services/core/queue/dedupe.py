@@ -18,7 +18,8 @@ from services.core.model.specs import Image, StoredImage
 _FIND = statement("dedupe.find")("""
 SELECT wanted.job_id AS for_job, wanted.index AS for_index, found.index AS from_index,
        found.job_id, found.object_key, found.sha256, found.bytes, found.device, found.reproducibility_class, e.versions,
-       found.truncated, found.flagged, found.unknown_words, found.render_seconds, found.render_key, found.reused
+       found.truncated, found.flagged, found.unknown_words, found.render_seconds, found.render_key, found.reused,
+       found.scores, found.phash
 FROM unnest(CAST(:job_ids AS bigint[]), CAST(:indexes AS integer[]), CAST(:tenant_ids AS integer[]),
             CAST(:render_keys AS bytea[])) AS wanted (job_id, index, tenant_id, render_key)
 CROSS JOIN LATERAL (
@@ -51,7 +52,7 @@ def find(
         (row.for_job, row.for_index): StoredImage(
             row.job_id, row.from_index, row.object_key, row.sha256, row.bytes, row.device, row.reproducibility_class,
             row.versions, row.truncated, row.flagged, tuple(row.unknown_words), row.render_seconds, row.render_key,
-            row.reused,
+            row.reused, row.scores, row.phash,
         )
         for row in rows
     }  # fmt: skip

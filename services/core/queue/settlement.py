@@ -45,20 +45,27 @@ WITH known AS MATERIALIZED (
   WHERE new IS NOT NULL AND new NOT IN (SELECT versions FROM known) ORDER BY new
   ON CONFLICT (versions) DO UPDATE SET versions = excluded.versions
   RETURNING id, versions
+), stored AS MATERIALIZED (
+  SELECT * FROM unnest(
+    CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:object_key AS text[]),
+    CAST(:sha256 AS bytea[]), CAST(:bytes AS integer[]), CAST(:device AS text[]),
+    CAST(:reproducibility_class AS text[]), CAST(:versions AS text[]), CAST(:truncated AS boolean[]),
+    CAST(:flagged AS boolean[]), CAST(:unknown_words AS jsonb[]), CAST(:render_seconds AS real[]),
+    CAST(:render_key AS bytea[]), CAST(:reused AS boolean[]), CAST(:scores AS jsonb[]), CAST(:phash AS bigint[])
+  ) AS one (job_id, index, object_key, sha256, bytes, device, reproducibility_class, versions, truncated, flagged,
+            unknown_words, render_seconds, render_key, reused, scores, phash)
+), scored AS (
+  INSERT INTO image_scores (job_id, name, value, index)
+  SELECT job_id, name, CAST(value AS double precision), index
+  FROM stored CROSS JOIN LATERAL jsonb_each_text(scores) AS score (name, value) WHERE value IS NOT NULL
 )
 INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproducibility_class, engine_id, truncated,
-                     flagged, unknown_words, render_seconds, render_key, reused, claim_id)
+                     flagged, unknown_words, render_seconds, render_key, reused, claim_id, scores, phash)
 SELECT job_id, index, object_key, sha256, bytes, device, reproducibility_class,
        coalesce((SELECT id FROM known WHERE known.versions = stored.versions),
                 (SELECT id FROM added WHERE added.versions = stored.versions)),
-       truncated, flagged, unknown_words, render_seconds, render_key, reused, CAST(:claim_id AS bigint)
-FROM unnest(CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:object_key AS text[]),
-            CAST(:sha256 AS bytea[]), CAST(:bytes AS integer[]), CAST(:device AS text[]),
-            CAST(:reproducibility_class AS text[]), CAST(:versions AS text[]), CAST(:truncated AS boolean[]),
-            CAST(:flagged AS boolean[]), CAST(:unknown_words AS jsonb[]), CAST(:render_seconds AS real[]),
-            CAST(:render_key AS bytea[]), CAST(:reused AS boolean[]))
-     AS stored (job_id, index, object_key, sha256, bytes, device, reproducibility_class, versions, truncated, flagged,
-                unknown_words, render_seconds, render_key, reused)
+       truncated, flagged, unknown_words, render_seconds, render_key, reused, CAST(:claim_id AS bigint), scores, phash
+FROM stored
 """)
 
 _REUSED = statement("settlement.reused")("""
@@ -143,14 +150,21 @@ def settle(
     visible = [image for image in stored if image.job_id not in moved.cancelled]
     if visible:
         values = {name: [getattr(image, name) for image in visible] for name in StoredImage.__slots__}
-        words = [json.dumps(image.unknown_words) for image in visible]
-        connection.execute(_RESULTS, values | {"unknown_words": words, "claim_id": claim_id})
+        values["unknown_words"] = [json.dumps(image.unknown_words) for image in visible]
+        values["scores"] = [None if image.scores is None else json.dumps(dict(image.scores)) for image in visible]
+        values["phash"] = [None if image.phash is None else _signed(image.phash) for image in visible]
+        connection.execute(_RESULTS, values | {"claim_id": claim_id})
     if reused := [image.job_id for image in visible if image.reused]:
         connection.execute(_REUSED, {"job_ids": reused})
     if failed:
         final = [image.job_id not in moved.cancelled for image in failed]
         record_failures(connection, claim_id, failed, device=device, batch_images=row.images, final=final)
     return Settlement(Verdict.OK, tuple(image for image in stored if image.job_id in moved.cancelled))
+
+
+def _signed(bits: int) -> int:
+    """64 bits as a bigint holds them, whether they come from a scorer or from another result."""
+    return (bits + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def record_failures(
