@@ -7,6 +7,7 @@ from typing import Any
 from services.core.events.queries import Event
 from services.core.fleet import workers
 from services.core.fleet.workers import Worker
+from services.core.model import scores
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -54,6 +55,11 @@ def moment(value: datetime) -> str:
 
 def iso(value: datetime) -> str:
     return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def score(value: float | None) -> str:
+    """A score with as many digits as say something."""
+    return "failed" if value is None else f"{value:.4g}"
 
 
 def size(value: int) -> str:
@@ -126,6 +132,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "moment": moment,
     "iso": iso,
     "size": size,
+    "score": score,
+    "phash": scores.hex_of,
     "plural": plural,
     "happening": happening,
     "doing": doing,

@@ -15,7 +15,7 @@ from services.core.jobs import image_pages, search
 from services.core.model import ids
 from services.core.model.scopes import Scope
 from services.core.tenants import api_keys
-from services.dashboard.pages import find, gallery, marking, requests
+from services.dashboard.pages import duplicates, find, gallery, marking, requests
 from tests.integration.test_statements import counted
 from tests.pages import House, Tab
 
@@ -85,6 +85,66 @@ def test_images_are_shown_by_state_cause_mark_and_text_page_by_page(
     for wrong in ("state=none", "mark=good", "state=failed&mark=accepted", "q=a&state=done", "cursor=x", "cause=%00"):
         assert signed.browser.get(f"/jobs/{job}/images?{wrong}").status_code == 400, wrong
     assert signed.browser.get("/jobs/job_0000000000000/images").status_code == 404
+
+
+def test_images_are_sorted_and_chosen_by_a_score_page_by_page(signed: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gallery, "_PER_PAGE", 3)
+    job = signed.submit(*small(8))
+    signed.render(failed=[2])
+    for query, wanted in {
+        "?sort=sharpness": [0, 1, 3, 4, 5, 6, 7],
+        "?sort=-sharpness": [7, 6, 5, 4, 3, 1, 0],
+        "?score=sharpness>=0.3": [7, 6, 5, 4, 3],
+        "?score=sharpness<=0.3,uniform<=0.5&sort=-sharpness": [3, 1, 0],
+        "?sort=clip": [],
+    }.items():
+        address, found = f"/jobs/{job}/images{query}", []
+        while address:
+            page = signed.browser.get(address)
+            found += indexes(page)
+            address = following(page)
+        assert found == wanted, query
+    page = signed.browser.get(f"/jobs/{job}/images?sort=-sharpness").text
+    assert '<option value="-sharpness" selected>highest sharpness' in page and "sharpness 0.7" in page
+    assert "No image has such scores." in signed.browser.get(f"/jobs/{job}/images?sort=clip").text
+    for wrong in ("sort=phash", "score=sharpness", "sort=sharpness&mark=accepted", "sort=sharpness&cursor=x"):
+        assert signed.browser.get(f"/jobs/{job}/images?{wrong}").status_code == 400, wrong
+    for way in ("sort=sharpness", "score=sharpness>=0.3"):
+        assert signed.post(f"/jobs/{job}/marks/rejected?{way}", page=f"/jobs/{job}/marks/rejected").status_code == 422
+    assert marks(signed, job) == {}
+    shown = signed.browser.get(f"/jobs/{job}/images/4").text
+    assert "<dt>Sharpness</dt><dd>0.4</dd>" in shown and "<code>0000000000000002</code>" in shown
+    empty = signed.submit(*small(1))
+    assert 'id="sort"' not in signed.browser.get(f"/jobs/{empty}/images").text
+
+
+def test_near_duplicates_are_shown_in_groups_of_a_job_and_over_a_label(
+    signed: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = signed.submit(*small(6), labels={"for": "shop"})
+    signed.render()
+    page = signed.browser.get(f"/jobs/{job}/duplicates?distance=0")
+    assert "3 groups among 6 images." in page.text
+    assert indexes(page) == [0, 1, 2, 3, 4, 5]  # each two have the same hash
+    assert "1 group among 6 images." in signed.browser.get(f"/jobs/{job}/duplicates").text
+    of_label = signed.browser.get("/duplicates?label=for:shop&distance=0").text
+    assert "3 groups among 6 images." in of_label and f'href="/jobs/{job}/images/5"' in of_label
+    monkeypatch.setattr(duplicates, "_GROUPS", 2)
+    first = signed.browser.get(f"/jobs/{job}/duplicates?distance=0")
+    assert indexes(first) == [0, 1, 2, 3]
+    assert indexes(signed.browser.get(following(first))) == [4, 5]
+    monkeypatch.setattr(duplicates, "_LOOKED_AT", 3)
+    address, found = f"/jobs/{job}/duplicates?distance=0", []
+    while address:
+        page = signed.browser.get(address)
+        found += indexes(page)
+        address = following(page)
+    assert found == [0, 1, 4, 5]  # three images at a time: 2 and 3 are not looked at together
+    assert "No image is done here." in signed.browser.get("/duplicates?label=for:nobody").text
+    assert "Name a label" in signed.browser.get("/duplicates").text
+    for wrong in ("distance=7", "distance=x", "label=for", "cursor=x&label=for:shop"):
+        assert signed.browser.get(f"/duplicates?{wrong}").status_code == 400, wrong
+    assert signed.browser.get("/jobs/job_0000000000000/duplicates").status_code == 404
 
 
 def test_all_that_match_are_marked_after_a_question_that_says_how_many(

@@ -1,4 +1,4 @@
-"""The gallery: a job's images page by page, by state, cause or mark, or those that a text is found in."""
+"""The gallery: a job's images page by page, by state, cause, mark or scores, or those that a text is found in."""
 
 from typing import Any
 from urllib.parse import urlencode
@@ -6,9 +6,9 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Request
 
 from services.api import pagination
-from services.api.dependencies import Context, ContextDep
+from services.api.dependencies import ContextDep
 from services.core.db.database import Connection
-from services.core.jobs import failures, image_pages, search
+from services.core.jobs import failures, image_pages, scored, search
 from services.core.jobs.queries import ImageView
 from services.core.marks import marks
 from services.core.model import ids
@@ -28,15 +28,23 @@ def show_gallery(
     visitor.require("view")
     number = ids.parse_job(job_id)
     job = reading.job(context, visitor.tenant, number)
-    place = _place(context, visitor.tenant, number, chosen, cursor)
+    listing = _listing(visitor.tenant, number, chosen)
     with context.database.begin(visitor.tenant) as connection:
-        images, more, searched = _page(connection, visitor.tenant, number, chosen, place)
+        if chosen.scores is None:
+            place = pagination.decode_cursor(context.settings.secrets, listing, cursor) if cursor else None
+            images, more, searched = _page(connection, visitor.tenant, number, chosen, place)
+            encoded = more and pagination.encode_cursor(context.settings.secret, listing, more)
+        else:
+            after = pagination.decode_score(context.settings.secrets, listing, cursor or None)
+            page = scored.page(connection, visitor.tenant, number, chosen.scores, after=after, limit=_PER_PAGE)
+            images, searched = page.images, None
+            encoded = page.place and pagination.encode_score(context.settings.secret, listing, page.place)
+        names = scored.names(connection, number)
         marked = marks.counts(connection, visitor.tenant, number)
         causes = failures.of_job(connection, visitor.tenant, number) if job.counts["failed"] else []
     here = f"/jobs/{job_id}/images{chosen.query}"
     join = "&" if chosen.query else "?"
     of_job = f"job={job.id}&"
-    encoded = more and pagination.encode_cursor(context.settings.secret, _listing(visitor.tenant, number, chosen), more)
     return rendering.page(
         request,
         "gallery.html",
@@ -53,7 +61,9 @@ def show_gallery(
         to_mark=chosen.marked(job.counts, marked),
         verbs=marking.VERBS,
         address=lambda **given: f"/jobs/{job_id}/images{Choice(**given).query}",
-        is_first=place is None,
+        is_first=not cursor,
+        score_names=names,
+        order=chosen.scores and chosen.scores.order,
         menus={"views": views.menu(context, visitor, "images", (of_job + chosen.query[1:]).rstrip("&"), of=of_job)},
         first_page=here,
         here=here + (f"{join}{urlencode({'cursor': cursor})}" if cursor else ""),
@@ -71,12 +81,6 @@ def _retry(job: reading.Shown, visitor: access.Visitor, chosen: Choice) -> str:
 
 def _listing(tenant: int, number: int, chosen: Choice) -> str:
     return f"pages/images/{tenant}/{number}{chosen.query}"
-
-
-def _place(context: Context, tenant: int, number: int, chosen: Choice, cursor: str) -> int | None:
-    if not cursor:
-        return None
-    return pagination.decode_cursor(context.settings.secrets, _listing(tenant, number, chosen), cursor)
 
 
 def _page(

@@ -97,7 +97,7 @@ def mark_all(
     visitor.require("operate", "marking pictures")
     forms.check(form, request.cookies.get(access.COOKIE, ""))
     mark, number = _mark(word), ids.parse_job(job_id)
-    if chosen.cause or chosen.q or chosen.state not in ("", "done"):
+    if not chosen.is_of_done:
         raise ApiError(422, "invalid_parameter", "Only done images can be marked; choose them by state or mark.")
     after = form.get("after", "")
     start = int(after) if parameters.is_whole(after, digits=10) else -1
