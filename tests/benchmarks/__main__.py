@@ -7,7 +7,20 @@ import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-NAMES = ("busy", "submit", "turns", "bulk", "claim", "progress", "catalogue", "watchers", "engine", "cold", "mini")
+NAMES = (
+    "busy",
+    "submit",
+    "turns",
+    "bulk",
+    "claim",
+    "progress",
+    "catalogue",
+    "watchers",
+    "scores",
+    "engine",
+    "cold",
+    "mini",
+)
 
 
 def main() -> int:
