@@ -630,6 +630,14 @@ OTHER_ROWS = (  # of tables that nothing above has written to
         " VALUES (1, 1, 1, 'queued', false, false, '{}')"
     ),
     (
+        "INSERT INTO catalogue_destinations (catalogue_id, tenant_id, place, rule, version, step)"
+        " VALUES (1, 1, 'a/b', %(sha256)s, 1, 'done')"
+    ),
+    (
+        "INSERT INTO catalogue_copies (catalogue_id, place, name, item, variant, rule, sha256)"
+        " VALUES (1, 'a/b', 'a.png', 'a', 'front', %(sha256)s, %(sha256)s)"
+    ),
+    (
         "INSERT INTO catalogue_entries (catalogue_id, item, variant, from_version, render_key, object_key, sha256,"
         " bytes, request, model_revision, reproducibility_class, rendered_at, job_id, index)"
         " VALUES (1, 'a', 'b', 1, 'k', 'k', 's', 1, '{}', 'r', 'c', now(), 1, 0)"
