@@ -1,5 +1,6 @@
 """Near-duplicates: groups of pictures that look alike, of a job or of all jobs with a label."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -69,7 +70,9 @@ def show_of_label(request: Request, context: ContextDep, visitor: access.Signed,
     name, colon, value = asked.label.partition(":")
     if asked.label and not (name and colon):
         raise ApiError(400, "invalid_parameter", "label must be a label's name, a colon and its value: for:shop.")
-    found, shown = Found([], 0, 0, None), {}
+    found = Found([], 0, 0, None)
+    shown: dict[Place, ImageView] = {}
+    jobs: list[queries.JobView] = []
     listing = f"pages/alike/{visitor.tenant}/{asked.label}/{asked.bits}"
     if asked.label:
         job_id, index = pagination.decode_place(context.settings.secrets, listing, asked.cursor or None)
@@ -79,7 +82,8 @@ def show_of_label(request: Request, context: ContextDep, visitor: access.Signed,
                 connection, visitor.tenant, (name, value), asked.bits, after=after, most=_LOOKED_AT
             )
             shown = _shown(connection, found, asked)
-    return _page(request, context, visitor, asked, "/duplicates", listing, found, shown, job=None)
+            jobs = queries.these_jobs(connection, visitor.tenant, {job_id for job_id, _ in shown})
+    return _page(request, context, visitor, asked, "/duplicates", listing, found, shown, jobs=jobs)
 
 
 def _shown(connection: Any, found: Found, asked: Asked) -> dict[Place, ImageView]:
@@ -90,7 +94,8 @@ def _shown(connection: Any, found: Found, asked: Asked) -> dict[Place, ImageView
 
 def _page(
     request: Request, context: ContextDep, visitor: access.Visitor, asked: Asked, path: str, listing: str,
-    found: Found, shown: dict[Place, ImageView], *, job: reading.Shown | None,
+    found: Found, shown: dict[Place, ImageView], *, job: reading.Shown | None = None,
+    jobs: Sequence[queries.JobView] = (),
 ) -> Any:  # fmt: skip
     behind = asked.first + _GROUPS
     following = ""
@@ -108,6 +113,7 @@ def _page(
         "duplicates.html",
         visitor=visitor,
         job=job,
+        jobs={one.id: one for one in map(reading.Shown, jobs)},
         asked=asked,
         found=found,
         groups=groups,
