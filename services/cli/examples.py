@@ -42,7 +42,7 @@ EXAMPLES = {
     "download": (
         "presswork download job_039yenx5ewysr -o pictures",
         "presswork download job_039yenx5ewysr --mark accepted",
-        "presswork download job_039yenx5ewysr --score 'sharpness>=0.1' --score 'uniform<=0.95'",
+        "presswork download job_039yenx5ewysr --score 'sharpness>=0.1'",
     ),
     "images": ("presswork images job_039yenx5ewysr --sort -sharpness",),
     "duplicates": ("presswork duplicates job_039yenx5ewysr", "presswork duplicates --label for=shop --distance 6"),

@@ -99,6 +99,8 @@ def test_a_webdataset_is_read_by_webdataset(database, settings, store, job_id, t
         "unknown_words": "",
         "reproducibility_class": "test/16",
         "mark": "",
+        "scores": "{}",
+        "phash": "",
     }
 
 
