@@ -68,6 +68,7 @@ def _signed_in(context: ContextDep, request: Request) -> Visitor:
     if visitor is None:
         asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
         raise SignedOut(asked if request.method == "GET" else "/")
+    request.state.visitor = visitor  # for a page that says what went wrong
     return visitor
 
 

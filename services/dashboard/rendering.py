@@ -49,8 +49,11 @@ def page(
 def trouble(
     request: Request, status: int, title: str, sentence: str, headers: dict[str, str] | None = None
 ) -> HTMLResponse:
-    """A page that says what is wrong."""
-    return page(request, "trouble.html", status=status, headers=headers, title=title, sentence=sentence)
+    """A page that says what is wrong, to whoever is signed in with the way to the others."""
+    visitor = getattr(request.state, "visitor", None)
+    return page(
+        request, "trouble.html", visitor=visitor, status=status, headers=headers, title=title, sentence=sentence
+    )
 
 
 def address(request: Request, path: str) -> str:

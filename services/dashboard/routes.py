@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 from urllib.parse import quote
@@ -9,12 +10,17 @@ from urllib.parse import quote
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response
 
 from services.api.errors import RETRY_SECONDS, ApiError
-from services.core.model.errors import Conflict, MissingScope, NotFound, Unavailable
+from services.core import logs
+from services.core.model.errors import Conflict, MissingScope, NotFound, PressworkError, Unavailable
 from services.dashboard import rendering
 from services.dashboard.access import SignedOut, Visitor
+
+log = logging.getLogger(__name__)
 
 
 class PageRoute(APIRoute):
@@ -46,6 +52,12 @@ class PageRoute(APIRoute):
             except RequestValidationError as error:
                 name = error.errors()[0]["loc"][-1]
                 return rendering.trouble(request, 400, "Refused", f"{name} in the address is not what it takes.")
+            except (ClientDisconnect, HTTPException, PressworkError):  # which the application answers
+                raise
+            except Exception:
+                log.exception("page failed")
+                what = f"Something went wrong in the server; it has been logged as {logs.request_id.get()}."
+                return rendering.trouble(request, 500, "This failed", what)
 
         return handled
 

@@ -77,11 +77,15 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+_NOT_TOLD = (("state", "queued"), ("reused", 0), ("cancelled", 0), ("failed", 0))  # other words say it, or nothing does
+
+
 def happening(event: Event) -> str:
     """What an event says, in words: job.priority_changed with its data."""
     words = event.kind.partition(".")[2].replace("_", " ")
     noun = event.kind.partition(".")[0]
-    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in event.data.items())
+    told = {name: value for name, value in event.data.items() if (name, value) not in _NOT_TOLD}
+    said = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
     return f"{words if noun == 'job' else f'{noun} {words}'}{f' ({said})' if said else ''}".capitalize()
 
 
@@ -118,6 +122,13 @@ def pair(value: str) -> tuple[str, str]:
     return value, value
 
 
+def whose(event: Event, visitor: Any) -> str:
+    """Who did it. The name of a worker, which has its host's, is for those who may operate."""
+    if event.actor.startswith("worker ") and not visitor.may("operate"):
+        return "a worker"
+    return who(event.actor, event.actor_name)
+
+
 def place(device: str, visitor: Any) -> str:
     """Where something was rendered, with its host for those who may operate."""
     return device if visitor.may("operate") else workers.without_host(device)
@@ -140,4 +151,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "pair": pair,
     "place": place,
     "who": who,
+    "whose": whose,
 }

@@ -1,6 +1,7 @@
 """What holds for every page, in a real browser."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -8,9 +9,13 @@ import pytest
 from sqlalchemy import text
 
 from services.core.catalogues import catalogue_runs
+from services.core.events.queries import Event
 from services.core.model.ids import parse_job
+from services.core.model.scopes import Principal, Scope
 from services.core.model.specs import FailedImage
 from services.core.storage.s3 import S3Store
+from services.dashboard import words
+from services.dashboard.access import Visitor
 from tests import factories
 from tests.cataloguing import DEFINITION
 from tests.dashboard.hostile import HOSTILE
@@ -171,6 +176,7 @@ def test_every_page_is_accessible_fits_and_runs_nothing_that_others_wrote(
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
         assert page.evaluate("window.hurt") is None, name
         assert page.evaluate("document.querySelectorAll('h1').length") == 1, name
+        assert page.locator("h1").inner_text() != "This failed", name
     assert [error for error in tab.errors if "404" not in error] == []
     assert {httpx.URL(address).host for address in tab.requests} == {"127.0.0.1"}
 
@@ -257,6 +263,45 @@ def test_no_page_may_be_framed_or_kept_and_each_has_the_policy(signed: House) ->
         assert "unsafe" not in answer.headers["Content-Security-Policy"]
         assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"] or answer.status_code == 303
         assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_what_goes_wrong_is_a_page_for_people_and_json_for_programs(
+    signed: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people, programs = {"Accept": "text/html,*/*"}, {"Accept": "application/json"}
+    found = signed.browser.get("/nothing", headers=people)
+    assert (found.status_code, "<h1>Not here</h1>" in found.text) == (404, True)
+    assert signed.browser.get("/nothing", headers=programs).json()["error"]["code"] == "unknown_route"
+    assert 'aria-label="Pages"' in signed.browser.get("/jobs/job_0000000000000", headers=people).text
+    assert signed.browser.get("/v1/nothing", headers=people).json()["error"]["code"] == "unknown_route"
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a secret of the server")
+
+    monkeypatch.setattr("services.core.jobs.lanes.waiting", broken)
+    failed = signed.browser.get("/lanes", headers=people)
+    assert (failed.status_code, "<h1>This failed</h1>" in failed.text, "secret" in failed.text) == (500, True, False)
+    assert failed.headers["X-Request-Id"] in failed.text
+
+
+def test_a_job_says_who_did_what_by_name(signed: House) -> None:
+    job = signed.submit({"prompt": "a mug", "size": "64x64"})
+    signed.tick()
+    page = signed.browser.get(f"/jobs/{job}").text
+    assert 'Created <span class="soft small">by test</span>' in page and "state queued" not in page
+
+
+def test_the_name_of_a_worker_is_for_those_who_may_operate() -> None:
+    """It has the name of its host."""
+    event = Event(1, 1, datetime.now(UTC), "worker rack-3-1", "job.started", "job/1", {})
+    for scopes, said in (({Scope.VIEW}, "a worker"), ({Scope.VIEW, Scope.OPERATE}, "worker rack-3-1")):
+        visitor = Visitor(Principal(1, "key", "k", frozenset(scopes)), "")
+        assert words.whose(event, visitor) == said
+
+
+def test_an_act_on_nothing_is_not_asked_for(signed: House) -> None:
+    page = signed.browser.get("/bulk/new/cancel?status=failed").text
+    assert "There is no such job" in page and "Go back" in page and "<button" not in page.partition('id="confirm"')[2]
 
 
 def test_others_jobs_and_pictures_are_not_there(signed: House) -> None:

@@ -5,7 +5,7 @@ import gc
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Page, Request, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from services.api.feed import Feed
 from tests.pages import House, Tab
@@ -90,6 +90,24 @@ def test_requests_that_are_not_answered_do_not_pile_up(alone: tuple[str, Tab]) -
     tab.page.clock.run_for(40_000)
     until(lambda: bool(tab.page.evaluate("1")) and len(held) >= parts)
     assert len(held) == parts
+
+
+def test_what_changes_while_a_part_is_loading_is_not_asked_for_once_the_page_is_paused(alone: tuple[str, Tab]) -> None:
+    job, tab = alone
+    page = tab.page
+    parts = page.locator("[data-again], [data-every]").count()
+    page.evaluate("window.ended = 0; document.addEventListener('htmx:finally:request', () => window.ended++)")
+    held: list[Route] = []
+    page.route(f"**/jobs/{job}", lambda route: held.append(route))  # noqa: PLW0108  playwright wraps it
+    page.clock.run_for(20_000)
+    until(lambda: bool(page.evaluate("1")) and len(held) >= parts)
+    page.locator("#live").click()
+    tab.requests.clear()
+    for route in held:
+        route.fulfill(status=204)
+    until(lambda: page.evaluate("window.ended") >= parts)
+    page.clock.run_for(20_000)
+    assert asked(tab) == []
 
 
 def test_without_shared_workers_a_banner_says_that_the_server_is_away(

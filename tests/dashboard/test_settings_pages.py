@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
 from services.api import feed
 from services.core.catalogues import catalogue_runs
@@ -281,8 +282,18 @@ def test_a_view_is_saved_and_opened_in_the_browser(open_tab: Callable[..., Tab])
     page.keyboard.press("Enter")
     page.wait_for_url("**/jobs?status=failed")
     page.goto(f"{tab.url}/jobs")
-    page.get_by_text("Views", exact=True).click()
-    page.get_by_role("link", name="what failed").click()
+    menu = page.get_by_text("Views", exact=True)
+    link = page.get_by_role("link", name="what failed")
+    menu.press("Enter")
+    link.focus()
+    page.keyboard.press("Escape")
+    expect(link).to_be_hidden()
+    expect(menu).to_be_focused()
+    menu.click()
+    page.get_by_role("heading", name="Jobs", exact=True).click()
+    expect(link).to_be_hidden()
+    menu.click()
+    link.click()
     page.wait_for_url("**/jobs?status=failed")
     page.goto(f"{tab.url}/settings/views")
     page.get_by_label("Name of what failed").fill("failures")

@@ -17,14 +17,17 @@ SELECT seq, tenant_id, at, actor, kind, subject, data FROM events
 WHERE seq > :seq AND seq <= :seq + :most AND tenant_id = :tenant_id ORDER BY seq
 """)
 _OF_SUBJECT = statement("queries.of_subject")("""
-SELECT seq, tenant_id, at, actor, kind, subject, data FROM events
+SELECT seq, tenant_id, at, actor, kind, subject, data,
+       (SELECT name FROM api_keys k WHERE starts_with(actor, 'key/') AND k.id = substr(actor, 5)) AS actor_name
+FROM events
 WHERE subject = :subject AND tenant_id = :tenant_id AND seq > :seq ORDER BY seq LIMIT :limit
 """)
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One committed event. `tenant_id` is None for an event of the system."""
+    """One committed event. `tenant_id` is None for an event of the system. `actor_name` is the name of the key that was
+    its actor, where it was asked for."""
 
     seq: int
     tenant_id: int | None
@@ -33,6 +36,7 @@ class Event:
     kind: str
     subject: str
     data: dict[str, Any]
+    actor_name: str | None = None
 
 
 def after(connection: Connection, seq: int, *, limit: int = 1_000) -> list[Event]:
@@ -48,9 +52,12 @@ def of_tenant(connection: Connection, tenant_id: int, seq: int, *, most: int) ->
 def of_subject(
     connection: Connection, tenant_id: int, subject: str, *, after_seq: int = 0, limit: int = 1_000
 ) -> list[Event]:
-    """The tenant's events about that subject with a number above `after_seq`, in order."""
+    """The tenant's events about that subject with a number above `after_seq`, in order, with the names of keys."""
     values = {"subject": subject, "tenant_id": tenant_id, "seq": after_seq, "limit": limit}
-    return _events(connection.execute(_OF_SUBJECT, values))
+    return [
+        Event(row.seq, row.tenant_id, row.at, row.actor, row.kind, row.subject, row.data, row.actor_name)
+        for row in connection.execute(_OF_SUBJECT, values)
+    ]
 
 
 def job(job_id: int) -> str:

@@ -1,7 +1,7 @@
 """Schedules: which there are, what became of their runs, when they fire in the coming week; and the page of each."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -95,7 +95,7 @@ def show_schedule(request: Request, context: ContextDep, visitor: access.Signed,
         times=[(moment, zones.wall(zone, moment)) for moment in schedule.times(now, _TIMES)],
         target=json.dumps(json.loads(schedule.target), indent=2, ensure_ascii=False),
         runs=page,
-        acts=[act.event for act in acts],
+        acts=[replace(act.event, actor_name=act.name) for act in acts],
         public_job=ids.public_job,
         is_first=not cursor,
         here=f"/schedules/{name}" + (f"?cursor={cursor}" if cursor else ""),

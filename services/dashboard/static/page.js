@@ -44,7 +44,10 @@ function fill(place, job) {
   for (const [name, value] of Object.entries(values)) {
     for (const field of place.querySelectorAll(`[data-field="${name}"]`)) if (field.textContent !== value) field.textContent = value;
   }
-  for (const state of place.querySelectorAll(".state[data-field]")) state.dataset.state = place.dataset.status;
+  for (const state of place.querySelectorAll(".state[data-field]")) {
+    state.dataset.state = place.dataset.status;
+    state.toggleAttribute("data-failed", counts.failed > 0);
+  }
   for (const failures of place.querySelectorAll("[data-failures]")) failures.hidden = !counts.failed;
   for (const bar of place.querySelectorAll(".bar")) draw(bar, counts, finished);
 }
@@ -63,7 +66,7 @@ function draw(bar, counts, finished) {
 }
 
 // Parts of the page are loaded again at most every few seconds, one request at a time for each, never while they are
-// used, and not at all while the page is paused or not looked at.
+// used, and not at all while the page is paused or not looked at: htmx would send what waits for an answer all the same.
 const waiting = new Set();
 const loading = new Map(); // when each part that is being loaded was asked for
 let timer, loadedAt = 0;
@@ -168,6 +171,17 @@ document.addEventListener("keydown", (event) => {
   const rel = {ArrowLeft: "prev", ArrowRight: "next"}[event.key];
   if (!rel || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || event.target.closest("input, select, pre")) return;
   document.querySelector(`a[rel="${rel}"]`)?.click();
+});
+
+// An open menu closes when something else is used, and by Escape, which goes back to its button.
+document.addEventListener("click", (event) => {
+  for (const menu of document.querySelectorAll("details.menu[open]")) if (!menu.contains(event.target)) menu.open = false;
+});
+document.addEventListener("keydown", (event) => {
+  const menu = event.key === "Escape" && !document.querySelector("dialog[open]") && document.querySelector("details.menu[open]");
+  if (!menu) return;
+  menu.open = false;
+  menu.querySelector("summary").focus();
 });
 
 // What no event tells about, such as workers, is loaded again while it is looked at.
