@@ -79,6 +79,7 @@ def test_each_graph_computes_what_its_network_does(model: Checkpoint, exporter: 
     assert flags.tolist() == finite.tolist() == [True, False]
 
 
+@pytest.mark.chaos  # another export of the U-Net: it takes long
 @torch.no_grad()
 def test_a_denoiser_reads_the_chunks_of_long_prompts(model: Checkpoint, exporter: Exporter, tmp_path: Path):
     exporter.write_weights(tmp_path / WEIGHTS)
