@@ -92,6 +92,10 @@ def up(
         typer.Option(metavar="NAME", envvar="PRESSWORK_PIPELINE", help=f"{KINDS}; PRESSWORK_MODEL_DIR names a model."),
     ] = "onnx",
     port: Annotated[int | None, typer.Option(envvar="PRESSWORK_PORT", help="The web server's port.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DIR", help="A model to serve, by --workers workers of its own; may be given again."),
+    ] = None,
 ) -> None:
     """Run everything on this machine until Ctrl-C.
 
@@ -100,6 +104,7 @@ def up(
     if port is not None:
         os.environ["PRESSWORK_PORT"] = str(port)
     command = python("services.local", "up", "--home", str(home), "--workers", str(workers), "--pipeline", pipeline)
+    command += [part for name in model or [] for part in ("--model", name)]
 
     def run() -> int:
         extras.require_stack(pipeline)

@@ -28,11 +28,16 @@ SHIPPED_MODEL = "presswork-mini"
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """The options of `presswork up`."""
+    """The options of `presswork up`. Each of `models` gets `workers` workers; without any it is PRESSWORK_MODEL_DIR."""
 
     home: Path
     workers: int
     pipeline: str
+    models: tuple[str, ...] = ()
+
+    @property
+    def all_workers(self) -> int:
+        return self.workers * max(len(self.models), 1)
 
 
 def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
@@ -58,7 +63,8 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
         url = f"http://{settings.host}:{settings.port}"
         shell = {"PRESSWORK_URL": url, "PRESSWORK_API_KEY": key} | _shell_variables(values, settings)
         env_file = write_env_file(options.home, shell)
-        say(f"servers up in {time.monotonic() - began:.1f} s; starting web, scheduler and {options.workers} worker(s)")
+        took, workers = time.monotonic() - began, options.all_workers
+        say(f"servers up in {took:.1f} s; starting web, scheduler and {workers} worker(s)")
         supervisor = Supervisor(stack, _programs(options, values, stack.programs), say, url)
         core = database.Database(settings.database_url, application="presswork up", pool_size=1)
         announcer = threading.Thread(target=announce, args=(url, env_file, core, stopping, say), daemon=True)
@@ -70,26 +76,43 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
 def _programs(options: UpOptions, values: Mapping[str, str], own: Mapping[str, dict[str, str]]) -> list[Program]:
     """`own` is what each program has of its own, such as its role at the database."""
     shared = dict(values) | {"PRESSWORK_PIPELINE": options.pipeline}
-    of_workers = {"PRESSWORK_WORKERS": str(options.workers), "OMP_WAIT_POLICY": "PASSIVE"}
+    of_workers = {"PRESSWORK_WORKERS": str(options.all_workers), "OMP_WAIT_POLICY": "PASSIVE"}
+    folders = [{"PRESSWORK_MODEL_DIR": model} for model in options.models] or [{}]
+    served = [folder for folder in folders for _ in range(options.workers)]
     return [
         Program("web", python("services.web"), shared | own["web"], grace=15.0),
         Program("scheduler", python("scheduler.app"), shared | own["scheduler"], grace=15.0),
         *(
-            Program(f"worker-{number}", python("worker.app"), shared | of_workers | own["worker"], grace=WORKER_GRACE)
-            for number in range(1, options.workers + 1)
+            Program(
+                f"worker-{number}",
+                python("worker.app"),
+                shared | of_workers | own["worker"] | model,
+                grace=WORKER_GRACE,
+            )
+            for number, model in enumerate(served, 1)
         ),
     ]
 
 
 def _pipeline_values(options: UpOptions, environ: Mapping[str, str], home: Home) -> dict[str, str]:
-    """The default model is the one that the workers here serve, whatever a shell has read from an env file before. For
-    a pipeline that needs a model, if none is named, it is the one that ships. Compiled networks are kept in the folder.
+    """The default model is the first that the workers here serve, whatever a shell has read from an env file before.
+    For a pipeline that needs a model, if none is named, it is the one that ships. Compiled networks are kept in the
+    folder.
     """
     always = PIPELINES[options.pipeline].model if options.pipeline in PIPELINES else None
     if always:
+        if options.models:
+            raise PressworkError(f"The pipeline {options.pipeline} serves no model of a directory; leave --model out.")
         return {"PRESSWORK_MODEL": always}
-    model = environ.get("PRESSWORK_MODEL_DIR") or SHIPPED_MODEL
-    name = json.loads(_run_model_command("inspect", "--json", "--", model))["name"]
+    models = options.models or (environ.get("PRESSWORK_MODEL_DIR") or SHIPPED_MODEL,)
+    names = [json.loads(_run_model_command("inspect", "--json", "--", model))["name"] for model in models]
+    for number, name in enumerate(names):
+        if (first := names.index(name)) < number:
+            raise PressworkError(
+                f"{models[first]} and {models[number]} are both named {name}; give one another name in the "
+                '"presswork" block of its model_index.json.'
+            )
+    model, name = models[0], names[0]
     artefacts = environ.get("PRESSWORK_ARTEFACTS") or str(home.folder / "artefacts")
     return {"PRESSWORK_MODEL_DIR": model, "PRESSWORK_MODEL": name, "PRESSWORK_ARTEFACTS": artefacts}
 

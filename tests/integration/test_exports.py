@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from services.core.exports import exports, members, records, shards
 from services.core.exports.formats import FORMATS
-from services.core.model import ids
+from services.core.model import ids, licenses
 from services.core.model.errors import StoreUnavailable
 from services.core.storage import signed_urls
 from services.core.storage.s3 import S3Store
@@ -258,6 +258,21 @@ def test_the_manifest_and_the_sums_tell_of_every_file(database, settings, store,
     assert sum(split["shards"] for split in manifest["splits"].values()) == len(manifest["files"]) - 1  # README.md
     assert made.bytes == sum((tree / file).stat().st_size for file in files)
     assert ids.public_job(made.id)[4:] not in (tree / "manifest.json").read_text()
+
+
+def test_what_the_model_s_licence_forbids_goes_with_the_pictures(database, settings, store, job_id, tmp_path):
+    plain = exporting.export(database, settings, store, job_id, "zip")
+    assert (
+        "licence" not in (exporting.download(database, store, plain.id, tmp_path / "plain") / "README.md").read_text()
+    )
+    rail = licenses.named("openrail++")
+    factories.register(database, replace(factories.CARD, license=rail))
+    made = exporting.export(database, settings, store, job_id, "zip")
+    tree = exporting.download(database, store, made.id, tmp_path / "tree")
+    assert json.loads((tree / "manifest.json").read_text())["licenses"] == {"simulated": rail.as_json()}
+    text = (tree / "README.md").read_text()
+    assert f"## Drawn by simulated\n\nThe model's licence is [CreativeML Open RAIL++-M]({rail.link})." in text
+    assert all(f"- {rule}\n" in text for rule in rail.restrictions)
 
 
 def test_a_shard_ends_where_it_would_grow_too_large(database, settings, store, job_id, monkeypatch):

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from services.core.model.errors import SettingsError
-from worker.model import hub, scheduler_config, weights
+from services.core.model.licenses import License
+from worker.model import hub, model_card, scheduler_config, weights
 from worker.model.sampler import MAX_STEPS, SamplerConfig
 
 FLEXIBLE, STOCK = "flexible_unet", "unet"
@@ -47,6 +48,7 @@ class Index:
     words: tuple[str, ...]
     sampler: Mapping[str, Any]
     long_prompts: bool = False
+    license: License | None = None
 
     @property
     def flexible(self) -> bool:
@@ -143,6 +145,7 @@ def read_index(folder: Path) -> Index:
             max_steps=int(block.get("max_steps", MAX_STEPS)),
             words=tuple(str(word).casefold() for word in words),
             sampler=dict(block.get("sampler", {})),
+            license=model_card.read_license(folder, str(block.get("name") or index.get("_name_or_path") or "")),
             long_prompts=_flag(block.get("long_prompts", False)),
         )
     except (AttributeError, IndexError, TypeError, ValueError):

@@ -45,6 +45,9 @@ def _snapshot(name: str, parts: tuple[str, ...], *, offline: bool) -> Path:
 
     wanted = [f"{part}/*.{suffix}" for part in parts for suffix in ("json", "txt", "safetensors")]
     found = snapshot_download(
-        name, allow_patterns=["model_index.json", *wanted], ignore_patterns=["*.non_ema.*"], local_files_only=offline
+        name,
+        allow_patterns=["model_index.json", "README.md", *wanted],
+        ignore_patterns=["*.non_ema.*"],
+        local_files_only=offline,
     )
     return Path(found)

@@ -36,6 +36,7 @@ def inspect(folder: Path) -> dict[str, Any]:
             "prediction": sampler_config.prediction_type,
             "guidance_rescale": sampler_config.guidance_rescale,
         },
+        "license": None if index.license is None else index.license.as_json(),
         "components": {name: _component(folder / name) for name in directory.networks(folder)},
     } | directory.merged(folder)
 
@@ -53,6 +54,7 @@ def table(facts: dict[str, Any]) -> str:
         f"  sizes     {sizes} pixels",
         f"  defaults  {facts['default_steps']} steps, guidance {facts['default_guidance_scale']:g}",
         f"  sampler   {', '.join(how)}",
+        *([f"  licence   {facts['license']['name']}"] if facts["license"] else []),
         *_merged(facts),
         "",
         f"  {'':<16}{'parameters':>14}{'tensors':>10}{'dtype':>12}{'on disk':>12}",

@@ -126,6 +126,7 @@ class DiffusionPipeline:
             default_size=index.default_size,
             default_steps=index.default_steps,
             default_guidance_scale=index.default_guidance_scale,
+            license=index.license,
             long_prompts=prompts.describe_long() if index.long_prompts else None,
         )
         self._words = frozenset(index.words)

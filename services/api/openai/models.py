@@ -45,4 +45,5 @@ def _shown(model: Model, workers: dict[str, int]) -> schemas.Model:
         default_guidance_scale=model.default_guidance_scale,
         max_num_inference_steps=max(model.sizes.values()),
         workers=workers.get(model.revision, 0),
+        license=None if model.license is None else schemas.License(**model.license.as_json()),
     )

@@ -157,6 +157,15 @@ class Pictures(BaseModel):
     size: str
 
 
+class License(BaseModel):
+    """As the model's card names it. `restrictions`: what it forbids, in short; its text, at `link`, is what holds."""
+
+    id: str
+    name: str
+    link: str
+    restrictions: list[str]
+
+
 class Model(BaseModel):
     id: str
     object: Literal["model"] = "model"
@@ -169,6 +178,7 @@ class Model(BaseModel):
     default_guidance_scale: float
     max_num_inference_steps: int
     workers: int
+    license: License | None
 
 
 class ModelList(BaseModel):

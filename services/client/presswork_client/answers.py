@@ -828,6 +828,15 @@ class ScheduleDeleted(TypedDict):
     deleted: Literal[True]
 
 
+class License(TypedDict):
+    """As a model's card names it."""
+
+    id: str
+    name: str
+    link: str
+    restrictions: list[str]
+
+
 class Model(TypedDict):
     id: str
     object: Literal["model"]
@@ -840,3 +849,4 @@ class Model(TypedDict):
     default_guidance_scale: float
     max_num_inference_steps: int
     workers: int
+    license: License | None

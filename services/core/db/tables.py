@@ -119,6 +119,7 @@ models = Table(
     Column("default_guidance_scale", REAL, nullable=False),
     Column("registered_at", Moment, nullable=False, server_default=now),
     Column("long_prompts", Text),  # how its long prompts are counted (model/long_prompts.py); null: it reads none
+    Column("license", JSONB),  # model/licenses.py; null: its card does not say
 )
 
 model_shapes = Table(

@@ -176,6 +176,7 @@ def begin(connection: Connection, export: Export, plan: ShardPlan) -> bool:
         "splits": [[name, shards, images] for name, (shards, images) in plan.splits.items()],
         "models": plan.models,
         "formats": plan.formats,
+        "licenses": {name: found.as_json() for name, found in plan.licenses.items()},
     }
     packed = None if export.marks is None else zlib.compress(export.marks)
     values = {"id": export.id, "plan": json.dumps({"plan": counted}), "images": plan.images, "marks": packed}

@@ -5,7 +5,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from itertools import chain
-from typing import IO
+from typing import IO, Any
 
 from services.core.db.database import Database
 from services.core.exports import readme, records
@@ -37,7 +37,7 @@ def _begin(manifest: IO[bytes], writer: ExportWriter) -> None:
     export = writer.export
     assert export.plan is not None
     options = export.options.model_dump(exclude={"expires_in_seconds"})
-    head = {
+    head: dict[str, Any] = {
         "version": 1,
         "format": export.format,
         "job": ids.public_job(export.job_id),
@@ -45,6 +45,8 @@ def _begin(manifest: IO[bytes], writer: ExportWriter) -> None:
         "splits": {name: {"shards": shards, "images": images} for name, (shards, images) in export.plan.splits.items()},
         "options": options,
     }
+    if export.plan.licenses:
+        head["licenses"] = {name: found.as_json() for name, found in export.plan.licenses.items()}
     manifest.write(json.dumps(head, indent=2).removesuffix("\n}").encode() + b',\n  "files": [')
 
 

@@ -17,6 +17,7 @@ from services.core.exports.formats import FORMATS
 from services.core.exports.records import Export, ShardPlan
 from services.core.marks import marks
 from services.core.model import file_names, scores
+from services.core.model.licenses import License
 from services.core.model.requests import metadata_text
 from services.core.model.specs import Shape
 
@@ -47,7 +48,7 @@ SELECT i.index, {columns.payload()}, {columns.shape("s")}, r.object_key, r.sha25
 {_WHERE}
 """)
 _MODELS = statement("members.models")("""
-SELECT m.revision, min(m.name) AS name FROM models m
+SELECT m.revision, min(m.name) AS name, (array_agg(m.license ORDER BY m.name))[1] AS license FROM models m
 WHERE m.revision IN (SELECT model_revision FROM segments WHERE job_id = :job_id) GROUP BY m.revision
 """)
 
@@ -189,9 +190,13 @@ def plan(database: Database, export: Export, keep: Callable[[], None]) -> ShardP
             open_shards[split].takes(row.bytes)
             shards[split] += 1
     with database.begin_system() as connection:
-        models = {row.revision: row.name for row in connection.execute(_MODELS, {"job_id": export.job_id})}
+        rows = connection.execute(_MODELS, {"job_id": export.job_id}).all()
+    models = {row.revision: row.name for row in rows}
+    licenses = {
+        row.name: License.from_json(row.license) for row in sorted(rows, key=lambda row: row.name) if row.license
+    }
     splits = {name: (shards[name], images[name]) for name in export.options.split}
-    return ShardPlan(splits, models, tuple(sorted(formats)))
+    return ShardPlan(splits, models, tuple(sorted(formats)), licenses)
 
 
 def of_split(database: Database, export: Export, split: str, first: int, keep: Callable[[], None]) -> Iterator[Member]:

@@ -4,11 +4,13 @@ Without it a loader guesses: splits from parts of names, and the columns of tar 
 """
 
 import tempfile
+from collections.abc import Mapping
 
 from services.core.exports.members import Record
 from services.core.exports.records import Export, File
 from services.core.exports.shards import ExportWriter
 from services.core.model import file_names, ids
+from services.core.model.licenses import License
 
 README = "README.md"
 _TYPES = {str: "string", int: "int64", float: "float64", bool: "bool"}
@@ -33,7 +35,22 @@ def _text(export: Export) -> str:
         f"# {ids.public_job(export.job_id)} as {export.format}", "",
         "`datasets.load_dataset` reads this folder by its path.", "", "| split | images |", "|---|---|", *table,
     ]  # fmt: skip
-    return "\n".join(["---", *head, "---", *body, ""])
+    return "\n".join(["---", *head, "---", *body, *_licenses(export.plan.licenses), ""])
+
+
+def _licenses(found: Mapping[str, License]) -> list[str]:
+    """What the licences of the models that drew the images forbid."""
+    lines: list[str] = []
+    for model, one in found.items():
+        text = f"[{one.name}]({one.link})" if one.link else one.name
+        lines += ["", f"## Drawn by {model}", "", f"The model's licence is {text}."]
+        if one.restrictions:
+            lines += [
+                "The model, and what it draws, must not be used for:",
+                "",
+                *(f"- {rule}" for rule in one.restrictions),
+            ]
+    return lines
 
 
 def _path(export: Export, split: str, shards: int) -> str:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -13,6 +13,7 @@ from services.core.exports.options import Options
 from services.core.marks.marks import Packed
 from services.core.model import ids
 from services.core.model.errors import NotFound
+from services.core.model.licenses import License
 
 _COLUMNS = (
     "id, tenant_id, job_id, format, options, state, images_total, images_done, bytes, next_shard, next_index, error, "
@@ -38,11 +39,13 @@ _PREFIX = "export_"
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
     """The size of an export, counted before its first shard is written: (shards, images) of each split, in order. Also
-    the model name of each of the job's model revisions, and the output formats that occur."""
+    the model name of each of the job's model revisions, the output formats that occur, and each model's licence if it
+    is known."""
 
     splits: dict[str, tuple[int, int]]
     models: dict[str, str]
     formats: tuple[str, ...] = ()
+    licenses: dict[str, License] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -152,6 +155,7 @@ def _export(row: Any, expired: bool = False) -> Export:
         {name: (shards, images) for name, shards, images in counted["splits"]},
         counted["models"],
         tuple(counted.get("formats", ())),
+        {name: License.from_json(value) for name, value in counted.get("licenses", {}).items()},
     )
     return Export(
         id=row.id,

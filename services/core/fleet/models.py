@@ -4,6 +4,7 @@ Workers publish their model card when they are ready; submissions are checked ag
 transaction.
 """
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,15 +12,19 @@ from sqlalchemy import Connection
 
 from services.core.db.statements import statement
 from services.core.fleet import workers
+from services.core.model.licenses import License
 from services.core.model.long_prompts import LongPrompts
 from services.core.model.specs import ModelCard
 
 _REGISTER = statement("models.register")("""
-INSERT INTO models (name, revision, default_width, default_height, default_steps, default_guidance_scale, long_prompts)
-VALUES (:name, :revision, :width, :height, :steps, :guidance_scale, :long_prompts)
+INSERT INTO models (name, revision, default_width, default_height, default_steps, default_guidance_scale, long_prompts,
+  license)
+VALUES (:name, :revision, :width, :height, :steps, :guidance_scale, :long_prompts,
+  CAST(:license AS jsonb))
 ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, default_width = excluded.default_width,
   default_height = excluded.default_height, default_steps = excluded.default_steps,
-  default_guidance_scale = excluded.default_guidance_scale, long_prompts = excluded.long_prompts
+  default_guidance_scale = excluded.default_guidance_scale, long_prompts = excluded.long_prompts,
+  license = excluded.license
 """)
 _REGISTER_SHAPE = statement("models.register_shape")("""
 INSERT INTO model_shapes (model_revision, width, height, max_steps) VALUES (:revision, :width, :height, :max_steps)
@@ -28,7 +33,7 @@ ON CONFLICT (model_revision, width, height) DO UPDATE SET max_steps = excluded.m
 _NAMES = statement("models.names")("SELECT name FROM models ORDER BY name")
 _REGISTRY = statement("models.registry")("""
 SELECT m.name, m.revision, m.default_width, m.default_height, m.default_steps, m.default_guidance_scale,
-       m.registered_at, m.long_prompts IS NOT NULL AS reads_long_prompts, s.width, s.height, s.max_steps
+       m.registered_at, m.license, m.long_prompts IS NOT NULL AS reads_long_prompts, s.width, s.height, s.max_steps
 FROM models m JOIN model_shapes s ON s.model_revision = m.revision
 ORDER BY m.name, s.width * s.height, s.width
 """)
@@ -53,6 +58,7 @@ class Model:
     sizes: dict[tuple[int, int], int]
     registered_at: datetime
     long_prompts: LongPrompts | None = None
+    license: License | None = None
 
 
 class Registry(dict[str, Model]):
@@ -66,7 +72,8 @@ def register(connection: Connection, card: ModelCard) -> None:
     width, height = card.default_size
     values = {"name": card.name, "revision": card.revision, "width": width, "height": height}
     values |= {"steps": card.default_steps, "guidance_scale": card.default_guidance_scale}
-    connection.execute(_REGISTER, values | {"long_prompts": card.long_prompts})
+    known = None if card.license is None else json.dumps(card.license.as_json())
+    connection.execute(_REGISTER, values | {"long_prompts": card.long_prompts, "license": known})
     sizes = [
         {"revision": card.revision, "width": width, "height": height, "max_steps": card.max_steps}
         for width, height in card.sizes
@@ -95,6 +102,7 @@ def registry(connection: Connection) -> Registry:
                 {},
                 row.registered_at,
                 counters.get(row.revision),
+                None if row.license is None else License.from_json(row.license),
             ),
         )
         model.sizes[row.width, row.height] = row.max_steps

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal
 
+from services.core.model.licenses import License
+
 OutputFormat = Literal["png", "jpeg", "webp"]
 SEED_LIMIT = 2**63
 DRAWN_SEEDS = 2**32  # the seeds that Presswork draws are below this, so that every program can hold and use them
@@ -177,4 +179,5 @@ class ModelCard:
     default_size: tuple[int, int]
     default_steps: int
     default_guidance_scale: float
+    license: License | None = None
     long_prompts: str | None = None  # long_prompts.describe; None: what is too long for the text encoder is cut

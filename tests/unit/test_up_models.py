@@ -1,0 +1,40 @@
+"""`presswork up --model` more than once: workers of its own for each model, and names that differ."""
+
+from pathlib import Path
+
+import pytest
+
+from services.core.model.errors import PressworkError
+from services.local import up
+from services.local.home import Home
+from services.local.up import UpOptions
+from worker.model.make import make
+
+
+def test_each_model_gets_workers_of_its_own_that_share_the_cpus(tmp_path: Path) -> None:
+    own = {name: {"DATABASE_URL": f"postgresql://{name}"} for name in ("web", "scheduler", "worker")}
+    options = UpOptions(tmp_path, 2, "onnx", ("one", "two"))
+    programs = up._programs(options, {"PRESSWORK_MODEL_DIR": "one", "PRESSWORK_MODEL": "first"}, own)
+    workers = [program for program in programs if program.name.startswith("worker")]
+    assert [(one.name, one.env["PRESSWORK_MODEL_DIR"]) for one in workers] == [
+        ("worker-1", "one"), ("worker-2", "one"), ("worker-3", "two"), ("worker-4", "two"),
+    ]  # fmt: skip
+    assert {one.env["PRESSWORK_WORKERS"] for one in workers} == {"4"}
+    assert programs[0].env["PRESSWORK_MODEL"] == "first"
+    plain = up._programs(UpOptions(tmp_path, 1, "onnx"), {"PRESSWORK_MODEL_DIR": "mine"}, own)
+    assert [one.env["PRESSWORK_MODEL_DIR"] for one in plain[2:]] == ["mine"]
+
+
+def test_the_first_model_is_the_default_and_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    tiny = str(tmp_path / "tiny")
+    make(Path(tiny))
+
+    def values(*models: str, pipeline: str = "onnx") -> dict[str, str]:
+        return up._pipeline_values(UpOptions(tmp_path, 1, pipeline, models), {}, Home(tmp_path))
+
+    found = values(tiny, "presswork-mini")
+    assert (found["PRESSWORK_MODEL"], found["PRESSWORK_MODEL_DIR"]) == ("tiny", tiny)
+    with pytest.raises(PressworkError, match="are both named tiny; give one another name"):
+        values(tiny, tiny)
+    with pytest.raises(PressworkError, match="simulated serves no model of a directory"):
+        values(tiny, pipeline="simulated")
