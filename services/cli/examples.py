@@ -56,7 +56,11 @@ EXAMPLES = {
         "presswork export job_039yenx5ewysr --option 'split={\"train\": 0.9, \"val\": 0.1}'",
     ),
     "exports": ("presswork exports job_039yenx5ewysr",),
-    "up": ("presswork up", "presswork up --workers 2 --pipeline simulated --port 8421"),
+    "up": (
+        "presswork up",
+        "presswork up --workers 2 --pipeline simulated --port 8421",
+        "presswork up --model presswork-mini --model styled",
+    ),
     "down": ("presswork down",),
     "status": ("presswork status",),
     "demo": ("presswork demo --output pictures",),
