@@ -19,7 +19,7 @@ LOCKED = {
 WEB = {
     "SELECT": "alembic_version installation tenants api_keys models workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures engines claims render_rates exports export_files files "
-    "events drains marks sessions sign_in_links catalogues catalogue_entries catalogue_runs",
+    "events drains marks sessions sign_in_links catalogues catalogue_entries catalogue_runs job_inputs",
     "INSERT": "api_keys drains sessions sign_in_links",
     "DELETE": "drains sessions sign_in_links",
     "UPDATE": "jobs segments exports files",
@@ -31,10 +31,10 @@ SCHEDULER = {
     "counter_deltas segments images payloads results failures claims idempotency exports export_files files uploads "
     "upload_parts marks rates failure_deltas failure_counts failure_hours bulk_acts schedules schedule_runs "
     "render_rates drains catalogues catalogue_runs catalogue_changes catalogue_versions catalogue_entries job_chunks "
-    "mark_counts engines catalogue_destinations catalogue_copies",
+    "mark_counts engines catalogue_destinations catalogue_copies job_inputs",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
     "failure_counts failure_hours schedule_runs job_chunks catalogue_runs catalogue_changes catalogue_versions "
-    "catalogue_entries catalogue_destinations catalogue_copies",
+    "catalogue_entries catalogue_destinations catalogue_copies job_inputs",
     "UPDATE": "jobs segments images claims counters leases exports files uploads rates failure_counts failure_hours "
     "bulk_acts schedule_runs catalogues catalogue_runs catalogue_changes catalogue_entries "
     "catalogue_destinations catalogue_copies",

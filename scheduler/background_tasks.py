@@ -192,7 +192,7 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
         exporting.run(settings, store, export_id, lease)
 
     def submit(run_id: int, lease: Lease) -> None:
-        submitting.run(settings, notifier, run_id, lease)
+        submitting.run(settings, store, notifier, run_id, lease)
 
     def tend(catalogue_id: int, lease: Lease) -> None:
         catalogues.run(settings, store, notifier, catalogue_id, lease)

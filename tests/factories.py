@@ -22,6 +22,7 @@ CARD = ModelCard(
     default_size=(512, 512),
     default_steps=10,
     default_guidance_scale=7.5,
+    redraws=True,
 )
 TENANT = 1
 

@@ -5,8 +5,9 @@ the device's memory, so that an image's bytes do not depend on how many images w
 last spec; its pictures are discarded.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 from services.core.model.specs import Image, Shape
 from worker.pipeline import Batch
@@ -19,11 +20,12 @@ def next_smaller(sizes: Sequence[int], size: int) -> int | None:
     return max((declared for declared in sizes if declared < size), default=None)
 
 
-def form(images: Sequence[Image], shape: Shape, size: int) -> Batch:
-    """A batch of `size` slots from at most `size` images of that shape."""
+def form(images: Sequence[Image], shape: Shape, size: int, inputs: Mapping[str, Any] | None = None) -> Batch:
+    """A batch of `size` slots from at most `size` images of that shape. `inputs`: their input pictures, by sha256."""
     specs = [image.spec for image in images]
-    padding = [specs[-1]] * (size - len(specs))
-    return Batch(shape, tuple(specs + padding), len(specs))
+    padded = (*specs, *[specs[-1]] * (size - len(specs)))
+    given = tuple(inputs[spec.input_sha256] for spec in padded) if inputs and shape.first_step else ()
+    return Batch(shape, padded, len(specs), given)
 
 
 def turns() -> Iterator[int]:
@@ -41,4 +43,4 @@ def turns() -> Iterator[int]:
 
 def cost(shape: Shape, images: int) -> float:
     """What `images` images cost their tenant, in units of one 512x512 image at ten guided steps."""
-    return images * shape.width * shape.height * shape.steps * (2 if shape.guided else 1) / (512 * 512 * 20)
+    return images * shape.width * shape.height * shape.steps_done * (2 if shape.guided else 1) / (512 * 512 * 20)

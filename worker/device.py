@@ -142,7 +142,8 @@ class Device:
         memory.max_size = max_size
 
     def _render_part(self, part: Part, outcome: Outcome, plan: RetryPlan) -> None:
-        batch = batching.form(part.images, outcome.held.claim.shape, part.size)
+        held = outcome.held
+        batch = batching.form(part.images, held.claim.shape, part.size, held.inputs)
         try:
             self.report.begins(batch)
             self._prepare(batch)

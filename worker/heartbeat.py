@@ -10,10 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from services.core.db.database import Database
 from services.core.model.errors import DatabaseUnavailable
-from services.core.model.specs import Claim, Image, StoredImage
+from services.core.model.specs import Claim, FailedImage, Image, StoredImage
 from services.core.queue import claims
 from services.core.settings import Settings
 
@@ -33,6 +34,8 @@ class HeldClaim:
         self.claim = claim
         self.remaining = claim.images  # to render
         self.reused: tuple[StoredImage, ...] = ()
+        self.inputs: dict[str, Any] = {}  # input pictures by their file's sha256, as pixels of the shape's size
+        self.failed: tuple[FailedImage, ...] = ()  # before they could be rendered
         self.step = 0
         self.cancelled: frozenset[int] = frozenset()
         self.extended_at = time.monotonic()

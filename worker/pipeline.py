@@ -39,12 +39,14 @@ class CompileFailed(PressworkError):
 class Batch:
     """The specs to render in one pass, padded to a declared size. All of them share `shape`.
 
-    The first `wanted` slots are images; the others are padding, which is rendered and discarded.
+    The first `wanted` slots are images; the others are padding, which is rendered and discarded. If the shape begins
+    with input pictures, `inputs` has one for each slot, uint8 (height, width, 3), RGB; equal ones are one array.
     """
 
     shape: Shape
     specs: tuple[Spec, ...]
     wanted: int
+    inputs: tuple[NDArray[np.uint8], ...] = ()
 
     @property
     def size(self) -> int:
@@ -76,7 +78,7 @@ class InvalidOutput:
 
 
 OnStep = Callable[[int], None]
-"""Called after each denoising step with the number of steps done, 1..steps. May raise to stop the batch."""
+"""Called after each denoising step with the number of steps done, 1..`steps_done`. May raise to stop the batch."""
 
 
 class Pipeline(Protocol):

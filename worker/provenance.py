@@ -15,6 +15,7 @@ from services.core.model.specs import Image
 SOFTWARE = "Presswork"
 # IPTC NewsCodes, digital source type: made by a model that was trained on sampled content.
 AI_GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+AI_EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"  # from an input
 NAMESPACES = {
     "Iptc4xmpExt": "http://iptc.org/std/Iptc4xmpExt/2008-02-29/",
     "xmp": "http://ns.adobe.com/xap/1.0/",
@@ -63,7 +64,7 @@ def describe(image: Image, model: str, reproducibility_class: str) -> Provenance
 def _properties(image: Image, model: str, reproducibility_class: str) -> Iterator[tuple[str, object]]:
     spec = image.spec
     yield "xmp:CreatorTool", SOFTWARE
-    yield "Iptc4xmpExt:DigitalSourceType", AI_GENERATED
+    yield "Iptc4xmpExt:DigitalSourceType", AI_EDITED if spec.input_sha256 else AI_GENERATED
     yield "Iptc4xmpExt:AISystemUsed", model
     yield "Iptc4xmpExt:AISystemVersionUsed", spec.model_revision
     yield "presswork:Model", model
@@ -73,6 +74,9 @@ def _properties(image: Image, model: str, reproducibility_class: str) -> Iterato
     yield "presswork:Height", spec.height
     yield "presswork:Steps", spec.steps
     yield "presswork:GuidanceScale", spec.guidance_scale
+    if spec.input_sha256:
+        yield "presswork:InputSha256", spec.input_sha256
+        yield "presswork:FirstStep", spec.first_step
     yield "presswork:ReproducibilityClass", reproducibility_class
 
 

@@ -22,6 +22,7 @@ from worker import batching, exit_codes
 from worker.dedupe import Dedupe
 from worker.device import Device, Outcome
 from worker.heartbeat import Heartbeat, HeldClaim
+from worker.inputs import Inputs
 from worker.pipeline import Pipeline
 from worker.scoring import Scoring
 from worker.storing import StoringStage
@@ -52,6 +53,7 @@ class RenderLoop:
         self._storing = StoringStage(
             settings, database, store, heartbeat, self.device, self.stopping, self._abandon, self.scoring
         )
+        self._inputs = Inputs(settings, store, self.stopping, self._storing.store_away)
         self._one_at_a_time = threading.Lock()
         self._seats = threading.Semaphore(settings.spool_batches)
         self._claiming = ThreadPoolExecutor(1, "claim")
@@ -143,6 +145,7 @@ class RenderLoop:
                 held = self.heartbeat.hold(claim)
                 self._after_claim(claim, found, seats)
                 self._dedupe.copy_existing(held)
+                self._inputs.fetch(held)
                 self._charge(held)
                 return held
             # Drained, or all locked by others: raise the marks so that these are not read again; then try the rest.
@@ -153,7 +156,8 @@ class RenderLoop:
 
     def _candidates(self) -> claims.Candidates:
         with self.database.begin_system() as connection:
-            return claims.candidates(connection, self.pipeline.card.revision, next(self._turns), self.worker_id)
+            card = self.pipeline.card
+            return claims.candidates(connection, card.revision, next(self._turns), self.worker_id, redraws=card.redraws)
 
     def _after_claim(self, claim: Claim, found: claims.Candidates, seats: int) -> None:
         """Updates that a periodic task repeats if they fail here. Never raises, since the claim is held."""

@@ -51,7 +51,7 @@ class Report:
         return {
             "batch": None if batch is None else {
                 "images": batch.wanted, "of": batch.size, "size": f"{batch.shape.width}x{batch.shape.height}",
-                "step": step, "steps": batch.shape.steps,
+                "step": step, "steps": batch.shape.steps_done,
             },
             "fill": self._fill(),
             "memory": [used, there],

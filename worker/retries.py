@@ -51,7 +51,7 @@ class RetryPlan:
         return True
 
     def too_large(self, part: Part) -> None:
-        self.failed += [_failed(image, "resource", OUT_OF_MEMORY) for image in part.images]
+        self.failed += [failed(image, "resource", OUT_OF_MEMORY) for image in part.images]
 
     def is_single(self, part: Part) -> bool:
         return len(part.images) == 1
@@ -65,15 +65,16 @@ class RetryPlan:
         self.failed += [failure(image, error) for image in part.images]
 
     def invalid_output(self, image: Image, message: str) -> None:
-        self.failed.append(_failed(image, "invalid_output", message))
+        self.failed.append(failed(image, "invalid_output", message))
 
 
 def failure(image: Image, error: Exception) -> FailedImage:
     """An image that raised while it was the only one in its batch. Clients read the message, so the exception's text,
     which may hold paths of this machine, is only in the log."""
     kind = type(error).__name__[:80]
-    return _failed(image, "render_error", f"This image alone cannot be rendered: {kind}. The worker's log says more.")
+    return failed(image, "render_error", f"This image alone cannot be rendered: {kind}. The worker's log says more.")
 
 
-def _failed(image: Image, code: str, message: str) -> FailedImage:
+def failed(image: Image, code: str, message: str) -> FailedImage:
+    """An image that will not be rendered, for that reason."""
     return FailedImage(image.job_id, image.index, code, message.replace("\x00", ""))

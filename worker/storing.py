@@ -52,6 +52,10 @@ class StoringStage:
         self._count(1)
         return self._batches.submit(self._store_and_settle, outcome, done)
 
+    def store_away(self) -> None:
+        """Lets nothing be claimed until the store answers."""
+        self._closed = True
+
     def check(self) -> None:
         """If the store was unusable for long, raises until it answers again, so that nothing is claimed."""
         if self._closed:
@@ -161,7 +165,7 @@ class StoringStage:
     def _settle(self, outcome: Outcome, stored: list[StoredImage], unstorable: list[FailedImage]) -> None:
         """Ends the claim; retries while the database is unavailable, since a lost reply may hide a commit."""
         claim = outcome.held.claim
-        failed = [*(outcome.plan.failed if outcome.plan else []), *unstorable]
+        failed = [*outcome.held.failed, *(outcome.plan.failed if outcome.plan else []), *unstorable]
         ended = {(image.job_id, image.index) for image in stored} | {(image.job_id, image.index) for image in failed}
         released = [place for image in claim.images if (place := (image.job_id, image.index)) not in ended]
         pause = 0.1

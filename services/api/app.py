@@ -14,7 +14,7 @@ from services.api.admission import Admission
 from services.api.authentication import documented
 from services.api.dependencies import Context
 from services.api.middleware import RequestMiddleware
-from services.api.openai import batches, files, generations, models, uploads
+from services.api.openai import batches, edits, files, generations, models, uploads
 from services.api.v1 import (
     actions,
     bulk,
@@ -70,7 +70,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "exports": (exports,),
     "schedules": (schedules,),
     "catalogues": (catalogues, catalogue_runs, catalogue_versions, catalogue_items),
-    "images": (generations,),
+    "images": (generations, edits),
     "batches": (batches,),
     "files": (files,),
     "uploads": (uploads,),

@@ -11,6 +11,7 @@ from services.api import addresses
 from services.api.feed import Feed
 from services.api.slots import Slots
 from services.core.db.database import Database
+from services.core.jobs import inputs
 from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage import signed_urls
@@ -74,6 +75,11 @@ def linker(context: "Context", request: Request, job_id: int) -> Callable[[int],
     """A function from an image's index to its signed URL."""
     base = base_url(context.settings, request)
     return lambda index: signed_urls.image_url(base, context.settings.secret, job_id, index)
+
+
+def pictures(context: Context, tenant: int) -> inputs.Inputs:
+    """The input pictures of one submission of that tenant."""
+    return inputs.Inputs(context.settings, lambda: context.database.begin(tenant), context.store, tenant)
 
 
 ContextDep = Annotated[Context, Depends(_context)]

@@ -66,8 +66,8 @@ _IDS = {  # of each path parameter: what it is, and an example
 }
 _LOCATED = frozenset(
     {
-        "submit_job", "finalize_draft", "retry_job", "create_export", "generate_images", "act_on_jobs", "run_schedule",
-        "run_catalogue",
+        "submit_job", "finalize_draft", "retry_job", "create_export", "generate_images", "edit_image", "act_on_jobs",
+        "run_schedule", "run_catalogue",
     }
 )  # fmt: skip
 _LARGE = frozenset({"submit_job", "append_chunk", "preview_job", "estimate_job"})
@@ -128,6 +128,8 @@ def operation_id(route: APIRoute) -> str:
 def max_bytes(operation: str, media: str, settings: Settings) -> int:
     """The longest body that this operation takes."""
     if media == _FORM:
+        if operation == "edit_image":
+            return settings.max_input_bytes + multipart.OVERHEAD_BYTES
         return (uploads.PART_LIMIT if operation == "add_part" else settings.max_file_bytes) + multipart.OVERHEAD_BYTES
     if operation in _LARGE:
         limit = settings.max_body_bytes

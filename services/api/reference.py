@@ -131,7 +131,7 @@ def _curl(method: str, path: str, operation: dict[str, Any], base: str) -> str:
         if media == "multipart/form-data":
             fields = content["schema"]["properties"]
             parts += [
-                f"-F {name}=@FILE" if field.get("format") == "binary" else f"-F {name}={field['enum'][0]}"
+                f"-F {name}=@FILE" if field.get("format") == "binary" else f"-F {name}={field.get('enum', ['TEXT'])[0]}"
                 for name, field in fields.items() if name in content["schema"]["required"]
             ]  # fmt: skip
         elif "example" in content:

@@ -20,8 +20,8 @@ _OPERATIONS = {
     """,
     Scope.SUBMIT: """
         submit_job preview_job estimate_job append_chunk finalize_draft retry_job create_export generate_images
-        create_batch create_file create_upload add_part complete_upload cancel_upload create_schedule put_schedule
-        run_schedule
+        edit_image create_batch create_file create_upload add_part complete_upload cancel_upload
+        create_schedule put_schedule run_schedule
         put_catalogue set_catalogue_file run_catalogue
     """,
     Scope.OPERATE: """

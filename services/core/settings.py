@@ -217,6 +217,9 @@ class Settings:
     max_images_per_draft: int = _setting("PRESSWORK_MAX_IMAGES_PER_DRAFT", "50000000", _whole(1, 2**31 - 1))
     max_file_bytes: int = _setting("PRESSWORK_MAX_FILE_BYTES", str(200 << 20), _whole(1024, 2**40))
     max_lines_per_file: int = _setting("PRESSWORK_MAX_LINES_PER_FILE", "50000", _whole(1, 10**7))
+    # Input pictures of requests; web servers, schedulers and workers decode them.
+    max_input_bytes: int = _setting("PRESSWORK_MAX_INPUT_BYTES", str(20 << 20), _whole(1024, 2**32))
+    max_input_pixels: int = _setting("PRESSWORK_MAX_INPUT_PIXELS", "25000000", _whole(4096, 2**28))
     wait_seconds: int = _setting("PRESSWORK_WAIT_SECONDS", "300", _whole(1, 3600))  # for synchronous image requests
     public_url: str = _setting("PRESSWORK_PUBLIC_URL", "", _base_url)  # links begin with it; empty: api/addresses.py
     allowed_hosts: frozenset[str] = _setting("PRESSWORK_ALLOWED_HOSTS", "", _hosts)  # empty: every Host is answered

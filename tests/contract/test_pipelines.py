@@ -219,6 +219,32 @@ def test_each_step_is_reported_once_and_in_order(pipeline: Pipeline, steps: int)
     assert reported == list(range(1, steps + 1))
 
 
+def redrawn(pipeline: Pipeline, *slots: tuple[Spec, np.ndarray], reported: list[int] | None = None) -> list[np.ndarray]:
+    """Renders each spec from its input."""
+    specs, inputs = zip(*slots, strict=True)
+    steps: list[int] = [] if reported is None else reported
+    found = pipeline.render(Batch(specs[0].shape, specs, len(specs), inputs), steps.append)
+    return [picture.pixels for picture in found if isinstance(picture, Picture)]
+
+
+def test_a_redrawn_image_depends_on_its_own_input_and_on_no_slot_or_neighbour(pipeline: Pipeline) -> None:
+    assert pipeline.card.redraws
+    chance = np.random.default_rng(1)
+    mine, other = (chance.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(2))
+    spec = spec_for(pipeline, steps=4, input_sha256="mine", first_step=3)
+    stranger = spec_for(pipeline, steps=4, seed=9, prompt="a stranger", input_sha256="other", first_step=3)
+    reported: list[int] = []
+    first = redrawn(pipeline, (spec, mine), (stranger, other), (stranger, mine), (spec, other), reported=reported)
+    last = redrawn(pipeline, (stranger, mine), (stranger, mine), (stranger, other), (spec, mine.copy()))
+    assert reported == [1, 2]
+    assert first[0].tobytes() == last[3].tobytes()
+    assert first[1].tobytes() == last[2].tobytes()
+    assert first[2].tobytes() == last[0].tobytes() == last[1].tobytes()
+    assert len({pixels.tobytes() for pixels in (*first, render(pipeline, [spec_for(pipeline, steps=4)])[0])}) == 5
+    whole = dataclasses.replace(spec, first_step=1)
+    assert redrawn(pipeline, *[(whole, mine)] * 4)[0].tobytes() != first[0].tobytes()
+
+
 class Stop(BaseException):
     pass
 

@@ -16,9 +16,10 @@ from tests.web import Api, open_api
 
 # Of these no row is left to the next test, children first.
 _EMPTIED = (
-    "export_files", "exports", "job_chunks", "counters", "counter_deltas", "images", "payloads", "results", "failures",
-    "claims", "segments", "idempotency", "jobs", "upload_parts", "uploads", "files", "render_rates", "rates",
-    "failure_deltas", "failure_counts", "failure_hours", "marks", "mark_counts", "image_scores",
+    "export_files", "exports", "job_chunks", "job_inputs", "counters", "counter_deltas", "images", "payloads",
+    "results", "failures", "claims", "segments", "idempotency", "jobs", "upload_parts", "uploads", "files",
+    "render_rates", "rates", "failure_deltas", "failure_counts", "failure_hours", "marks", "mark_counts",
+    "image_scores",
 )  # fmt: skip
 
 

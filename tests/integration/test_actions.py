@@ -89,6 +89,10 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     acts.do(
         "generate_images", "POST", "/v1/images/generations", json={"prompt": "a"}, headers={"Prefer": "respond-async"}
     )
+    acts.do(
+        "edit_image", "POST", "/v1/images/edits", data={"prompt": "a"}, headers={"Prefer": "respond-async"},
+        files={"image": ("a.png", exporting.picture(0))},
+    )  # fmt: skip
     file = acts.do("create_file", "POST", "/v1/files", files={"file": ("a", LINE)}, data={"purpose": "batch"})["id"]
     order = {"input_file_id": file, "endpoint": "/v1/images/generations", "completion_window": "24h"}
     batch = acts.do("create_batch", "POST", "/v1/batches", json=order)["id"]

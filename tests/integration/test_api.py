@@ -435,6 +435,7 @@ TENANT_ROUTES = {
     ("GET", "/v1/batches"),
     ("POST", "/v1/batches"),
     ("POST", "/v1/images/generations"),
+    ("POST", "/v1/images/edits"),
     ("GET", "/v1/models"),
     ("GET", "/v1/near-duplicates"),  # test_scores.py shows that it is of one tenant
     ("GET", "/v1/models/{name}"),
@@ -613,6 +614,7 @@ OTHER_ROWS = (  # of tables that nothing above has written to
         "INSERT INTO job_chunks (job_id, number, tenant_id, sha256, first_index, requests, images)"
         " VALUES (%(job_id)s, 0, 1, %(sha256)s, 0, 1, 1)"
     ),
+    "INSERT INTO job_inputs VALUES (%(job_id)s, 'file', 1, 1)",
     "INSERT INTO exports (id, tenant_id, job_id, format) VALUES (1, 1, %(job_id)s, 'zip')",
     (
         "INSERT INTO bulk_acts (id, tenant_id, actor, verb, filter, options, jobs, images, is_all, last_job)"

@@ -14,6 +14,7 @@ from services.core.model.errors import Conflict, InvalidSubmission, NotFound
 from services.core.notify import Notifier
 from services.core.schedules import deadlines, firing, runs, schedules, submitting
 from services.core.settings import Settings
+from services.core.storage.s3 import S3Store
 from tests import factories
 from tests.factories import TENANT
 from tests.scheduling import (
@@ -113,10 +114,12 @@ def test_a_holder_whose_lease_was_lost_submits_nothing_and_the_next_one_submits_
         connection.execute(text("UPDATE leases SET expires_at = now() - interval '1 minute'"))
     assert submit_all()
     with pytest.raises(Exception, match="Another process holds this lease"):
-        submitting.run(settings, Notifier(settings.redis_url), run.id, paused)
+        submitting.run(settings, S3Store(settings), Notifier(settings.redis_url), run.id, paused)
     late = Lease(database, f"schedule/{run.id}", "scheduler-3")
     assert late.take()
-    submitting.run(settings, Notifier(settings.redis_url), run.id, late)  # it had seen it among what waits
+    submitting.run(
+        settings, S3Store(settings), Notifier(settings.redis_url), run.id, late
+    )  # it had seen it among what waits
     assert len(jobs(database)) == 1
     assert states(database) == ["running"]
 

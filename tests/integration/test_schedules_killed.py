@@ -15,6 +15,7 @@ from services.core.db.leases import Lease
 from services.core.model.errors import PressworkError
 from services.core.notify import Notifier
 from services.core.schedules import submitting
+from services.core.storage.s3 import S3Store
 from tests import factories
 from tests.cron_by_minutes import changes
 from tests.scheduling import DAY, NIGHT, cross, end_jobs, fire, first_at, found, jobs, put, states, submitter, waits_for
@@ -68,7 +69,11 @@ def test_cut_off_at_each_step_of_firing_and_submitting_a_run_ends_once(database,
     for number, block in enumerate(SUBMITTING):
         lease = Lease(database, f"schedule/{run.id}", f"scheduler-{number}")
         assert lease.take()
-        cut_off(database, block, lambda: submitting.run(settings, Notifier(settings.redis_url), run.id, lease))  # noqa: B023
+        cut_off(
+            database,
+            block,
+            lambda: submitting.run(settings, S3Store(settings), Notifier(settings.redis_url), run.id, lease),  # noqa: B023
+        )
         assert (states(database), jobs(database)) == (["submitting", "waiting"], [])
         with database.begin_system() as connection:  # half a minute later
             connection.execute(text("UPDATE leases SET expires_at = now() - interval '1 second'"))

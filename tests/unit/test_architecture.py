@@ -60,7 +60,7 @@ def test_a_payload_has_an_attribute_for_every_column_and_a_cell_in_the_row_that_
     row, said = columns.payload_row(request, job_id=1, index=2, segment_id=3, seed=5, guidance_scale=7.5)
     assert [column.name for column in columns.PAYLOAD] == ["job_id", *Payload.__slots__]
     assert [column.name for column in tables.payloads.columns] == ["job_id", *Payload.__slots__]
-    assert row == "1\t2\t1\t3\t5\t7.5\tpng\t\\N\ta\\tmug \\\\\t\t\\N\t\\N\n"
+    assert row == "1\t2\t1\t3\t5\t7.5\tpng\t\\N\ta\\tmug \\\\\t\t\\N\t\\N\t\\N\t\\N\t\\N\t\\N\n"
     assert said == "png\t\\N\ta\\tmug \\\\\t\t\\N"  # as it was before there was metadata: keys stand for it
 
 

@@ -189,7 +189,9 @@ def test_whichever_network_fails_to_compile_it_is_distinguished_from_the_device(
     def fails(*_arguments: object) -> None:
         raise COMPILERS[0]
 
-    compiled = TorchCompiled(fails, fails, fails, torch.nn.Identity(), torch.device("cpu"), 1, one_at_a_time=False)
+    compiled = TorchCompiled(
+        fails, fails, fails, torch.nn.Identity(), torch.nn.Identity(), torch.device("cpu"), 1, one_at_a_time=False
+    )
     calls = {
         "text": lambda: compiled.encode_text(np.zeros((1, 77), np.int64)),
         "denoiser": lambda: compiled.denoise(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4), []),

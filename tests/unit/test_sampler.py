@@ -71,7 +71,15 @@ def test_latents_are_what_diffusers_computes_for_any_model(name: str):
         assert distance(sampler_config, stock.scheduler(sampler_config), steps) < bound, steps
 
 
-def distance(sampler_config: SamplerConfig, scheduler: Any, steps: int) -> float:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_latents_from_an_input_are_what_diffusers_computes(name: str):
+    sampler_config = CONFIGS[name]
+    for steps, first in ((10, 8), (10, 2), (10, 1), (10, 10), (20, 5), (15, 14)):
+        bound = 1e-4 if sampler_config is DDIM else 1e-5
+        assert distance(sampler_config, stock.scheduler(sampler_config), steps, first) < bound, (steps, first)
+
+
+def distance(sampler_config: SamplerConfig, scheduler: Any, steps: int, first: int = 0) -> float:
     """How far our latents are from the scheduler's, in their standard deviations. The model is a random smooth
     function of latents and time, the same for both."""
     chance = torch.Generator().manual_seed(steps)
@@ -87,10 +95,18 @@ def distance(sampler_config: SamplerConfig, scheduler: Any, steps: int) -> float
         scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
     theirs, new = start * scheduler.init_noise_sigma, torch.Generator().manual_seed(steps)
     more = {"generator": new} if sampler_config.solver == "lcm" else {}
-    for timestep in scheduler.timesteps:
+    chosen, ours = scheduler.timesteps, start
+    if first:  # an input, with noise
+        chosen, clean = chosen[first - 1 :], torch.randn(3, 4, 8, 8, generator=chance).to(start.dtype)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first - 1)
+        theirs = scheduler.add_noise(clean, start, chosen[:1])
+        alpha, sigma = sampler.noise_level(sampler_config, steps, first)
+        ours = alpha * clean + sigma * start
+    for timestep in chosen:
         theirs = scheduler.step(model(theirs, int(timestep)), timestep, theirs, **more).prev_sample
-    ours, last, new = start, None, torch.Generator().manual_seed(steps)
-    for step in sampler.plan(sampler_config, steps):
+    last, new = None, torch.Generator().manual_seed(steps)
+    for step in sampler.plan(sampler_config, steps, max(first, 1)):
         noise = torch.randn(start.shape, generator=new, dtype=start.dtype) if step.from_noise else None
         ours, last = sampler.advance(step, ours, model(ours, step.timestep), last, noise)
     return float((ours - theirs).abs().max()) / float(theirs.std())

@@ -31,6 +31,7 @@ WRITERS = {
     "tenants": "queue",  # their virtual time
     "payloads": "jobs",
     "job_chunks": "jobs",
+    "job_inputs": "jobs",
     "idempotency": "jobs",
     "files": "files",
     "uploads": "files",

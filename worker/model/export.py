@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from worker.model.checkpoint import Checkpoint
-from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder
+from worker.model.directory import SIZE_UNIT
+from worker.model.stages import Decoder, Denoiser, Encoder, TextEncoder, TimeEmbedder
 from worker.model.text import Prompts
 
 OPSET = 20
@@ -32,11 +33,11 @@ class Exporter:
             network.float().eval() for network in (checkpoint.text_encoder, checkpoint.unet, checkpoint.vae)
         )
         self._text, self._time = TextEncoder(text_encoder, unet), TimeEmbedder(unet)
-        self._denoiser, self._decoder = Denoiser(unet), Decoder(vae)
+        self._denoiser, self._decoder, self._encoder = Denoiser(unet), Decoder(vae), Encoder(vae)
         self.latent_channels = unet.latent_channels
         # The U-Net has the same name in all of them, so its weights are stored once.
         self._weights: dict[str, Tensor] = {}
-        for network in (self._text, self._denoiser, self._decoder):
+        for network in (self._text, self._denoiser, self._decoder, self._encoder):
             self._weights |= network.state_dict()
         self._offsets: dict[str, int] = {}
         end = 0
@@ -74,6 +75,11 @@ class Exporter:
         (batch,)."""
         given = {"latents": torch.zeros(batch, self.latent_channels, height, width)}
         self._write(self._decoder, file, given, ["pixels", "finite"])
+
+    def write_encoder(self, file: Path, height: int, width: int) -> None:
+        """pixels uint8 (1, 8 * height, 8 * width, 3) -> mean, deviation (1, channels, height, width)."""
+        given = {"pixels": torch.zeros(1, height * SIZE_UNIT, width * SIZE_UNIT, 3, dtype=torch.uint8)}
+        self._write(self._encoder, file, given, ["mean", "deviation"])
 
     def _example_text(self, texts: int, chunks: int = 1) -> dict[str, Tensor]:
         with torch.no_grad():

@@ -93,6 +93,17 @@ class Exported:
         self._exporter = None  # frees gigabytes, for a full-size model
         return found
 
+    def encoder(self, shape: Shape) -> Path:
+        """The graph that encodes one input picture of that size."""
+        height, width = shape.height // SIZE_UNIT, shape.width // SIZE_UNIT
+        found = self._graph(
+            f"encoder-{shape.width}x{shape.height}",
+            "encoder",
+            lambda exporter, file: exporter.write_encoder(file, height, width),
+        )
+        self._exporter = None
+        return found
+
     def _graph(self, name: str, what: str, write: Callable[["Exporter", Path], None]) -> Path:
         file = f"{name}.onnx"
 

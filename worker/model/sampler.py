@@ -6,7 +6,7 @@ for DeciDiffusion 1.0; and the sampler of latent consistency models (Luo et al.,
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from services.core.model.errors import SettingsError
 from worker.model import noise_schedule, scheduler_config
 from worker.model.noise_schedule import MAX_STEPS, timesteps
 
-__all__ = ["MAX_STEPS", "SamplerConfig", "Step", "advance", "guide", "plan", "timesteps"]
+__all__ = ["MAX_STEPS", "SamplerConfig", "Step", "advance", "guide", "noise_level", "plan", "timesteps"]
 LOWER_ORDER_BELOW = 15  # with fewer steps, the last step is of first order
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("v_prediction", "epsilon")
@@ -170,11 +170,23 @@ class Step:
 
 
 @lru_cache(maxsize=256)
-def plan(sampler_config: SamplerConfig, steps: int) -> tuple[Step, ...]:
-    """The coefficients of all steps, for initial latents that are standard normal."""
+def plan(sampler_config: SamplerConfig, steps: int, first: int = 1) -> tuple[Step, ...]:
+    """The coefficients of the steps from the `first` one on, counted from 1. Before step 1 the latents are standard
+    normal, before a later one they are an input's, with noise as `noise_level` says."""
     chosen = timesteps(sampler_config, steps)
     solve = {"dpmsolver++": _multistep, "ddim": _ddim, "lcm": _consistency}[sampler_config.solver]
-    return tuple(solve(sampler_config, chosen))
+    begin, *rest = list(solve(sampler_config, chosen))[first - 1 :]
+    # Nothing was estimated before it, so it is of first order.
+    return replace(begin, from_x0=begin.from_x0 + begin.from_last_x0, from_last_x0=0.0), *rest
+
+
+def noise_level(sampler_config: SamplerConfig, steps: int, first: int) -> tuple[float, float]:
+    """How much of an input's latents, and how much noise, the latents are before the `first` step."""
+    chosen = timesteps(sampler_config, steps)
+    if sampler_config.solver != "dpmsolver++":
+        return _levels(noise_schedule.alphas_cumprod(sampler_config).tolist()[chosen[first - 1]])
+    alphas, sigmas, _ = _multistep_levels(sampler_config, chosen)
+    return alphas[first - 1], sigmas[first - 1]
 
 
 def advance(step: Step, latents: Any, noise_pred: Any, last_x0: Any | None, noise: Any = None) -> tuple[Any, Any]:
@@ -187,8 +199,8 @@ def advance(step: Step, latents: Any, noise_pred: Any, last_x0: Any | None, nois
     return (latents + step.from_noise * noise if step.from_noise else latents), x0
 
 
-def _multistep(sampler_config: SamplerConfig, chosen: tuple[int, ...]) -> Iterator[Step]:
-    """DPM-Solver++ 2M. It ends at timestep 0; with Karras sigmas, whose last is that of timestep 0, without noise."""
+def _multistep_levels(sampler_config: SamplerConfig, chosen: tuple[int, ...]) -> tuple[list[float], ...]:
+    """alpha, sigma and lambda before each step and after the last one."""
     trained = noise_schedule.alphas_cumprod(sampler_config)
     if sampler_config.karras_sigmas:
         ratios = np.append(noise_schedule.karras_sigmas(trained, len(chosen)), 0.0)
@@ -196,7 +208,12 @@ def _multistep(sampler_config: SamplerConfig, chosen: tuple[int, ...]) -> Iterat
     else:
         found = noise_schedule.noise_levels(trained[[*chosen, 0]])
     # Python floats, because numpy's float64 would turn float32 latents into float64.
-    alphas, sigmas, lambdas = (levels.tolist() for levels in found)
+    return tuple(levels.tolist() for levels in found)
+
+
+def _multistep(sampler_config: SamplerConfig, chosen: tuple[int, ...]) -> Iterator[Step]:
+    """DPM-Solver++ 2M. It ends at timestep 0; with Karras sigmas, whose last is that of timestep 0, without noise."""
+    alphas, sigmas, lambdas = _multistep_levels(sampler_config, chosen)
     for n, timestep in enumerate(chosen):
         h = lambdas[n + 1] - lambdas[n]
         rest = math.expm1(-h)

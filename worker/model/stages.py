@@ -61,6 +61,32 @@ class Denoiser(nn.Module):
         return self.unet.denoise(latents.to(time.dtype), time, text).float()
 
 
+class Encoder(nn.Module):
+    """From uint8 pixels to the distribution of an input's latents."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv
+        self.scale = latent_scale.read(vae.config, vae.config.latent_channels)
+        per_channel = [torch.tensor(v)[:, None, None] if v else None for v in (self.scale.mean, self.scale.std)]
+        self.mean, self.std = per_channel
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """From (batch, height, width, 3) to mean and deviation, float32 (batch, channels, height / 8, width / 8), as
+        the sampler scales latents."""
+        image = pixels.permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
+        moments = self.encoder(image.to(self.encoder.conv_in.weight.dtype))
+        moments = (moments if self.quant_conv is None else self.quant_conv(moments)).float()
+        mean, log_variance = moments.chunk(2, dim=1)
+        deviation = (0.5 * log_variance.clamp(-30.0, 20.0)).exp()
+        factor: Any = self.scale.scaling
+        if self.std is not None and self.mean is not None:
+            mean, factor = mean - self.mean.to(mean.device), factor / self.std.to(mean.device)
+        elif self.scale.shift:
+            mean = mean - self.scale.shift
+        return mean * factor, deviation * factor
+
+
 class Decoder(nn.Module):
     """From latents to uint8 pixels, converted on the device."""
 

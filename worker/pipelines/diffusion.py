@@ -53,6 +53,11 @@ class Compiled(Protocol):
         """Concatenates the results of `encode_text` for the chunks of long prompts to one text of as many tokens."""
         ...
 
+    def encode_inputs(self, inputs: Sequence[NDArray[np.uint8]]) -> tuple[Array, Array]:
+        """From pictures (height, width, 3), one for each row, to mean and deviation of their latents, float32 (batch,
+        channels, height / 8, width / 8). Equal inputs are one object, and encoded once."""
+        ...
+
     def time_table(self, timesteps: Sequence[int]) -> Sequence[Array]:
         """One time embedding for each timestep, as `denoise` takes it."""
         ...
@@ -128,24 +133,28 @@ class DiffusionPipeline:
             default_guidance_scale=index.default_guidance_scale,
             license=index.license,
             long_prompts=prompts.describe_long() if index.long_prompts else None,
+            redraws=True,
         )
         self._words = frozenset(index.words)
-        self._prepared: set[ShapeKey] = set()
+        self._prepared: set[tuple[ShapeKey, bool]] = set()  # with inputs, or without
         self._uncond: dict[int, list[Array]] = {}  # batch size -> the empty negative prompt, encoded
 
     def prepare(self, shape: Shape, size: int) -> None:
         """Compiles the networks for a batch of `size` images of that shape, and warms them up."""
-        key = shape_key(shape, size)
+        key = shape_key(shape, size), shape.first_step > 0
         if key in self._prepared:
             return
         spec = Spec(
             shape.model_revision, "", "", 0, shape.width, shape.height, shape.steps, 7.5 if shape.guided else 1,
-            shape.prompt_chunks,
+            shape.prompt_chunks, first_step=shape.first_step,
         )  # fmt: skip
-        batch = Batch(spec.shape, (spec,) * size, 0)
+        blank = np.zeros((shape.height, shape.width, 3), np.uint8)
+        batch = Batch(spec.shape, (spec,) * size, 0, (blank,) * size if shape.first_step else ())
         words = f"preparing {shape.width}x{shape.height} in batches of {size}"
         with activity.doing(words), self._evict_if_out_of_memory(shape, size), out_of_memory_for(size):
             compiled = self._backend.compiled(shape, size)
+            if shape.first_step:
+                compiled.encode_inputs(batch.inputs)
             for _ in range(self._backend.warmup_runs):
                 # Exactly what a render does: compilers depend on memory layouts, which change after the first step.
                 text, _ = self._encode(compiled, batch)
@@ -197,7 +206,7 @@ class DiffusionPipeline:
             yield
         except OutOfMemory:
             self._backend.forget(shape, size)
-            self._prepared.discard(shape_key(shape, size))
+            self._prepared -= {(shape_key(shape, size), inputs) for inputs in (False, True)}
             self._uncond.pop(size, None)
             raise
 
@@ -228,11 +237,11 @@ class DiffusionPipeline:
         return self._uncond[size]
 
     def _denoise(self, compiled: Compiled, batch: Batch, text: list[Array], on_step: OnStep) -> Array:
-        steps = sampler.plan(self._sampler_config, batch.shape.steps)
+        steps = sampler.plan(self._sampler_config, batch.shape.steps, max(batch.shape.first_step, 1))
         with out_of_memory_for(batch.size):
             times = compiled.time_table([step.timestep for step in steps])
             fields = [noise.fields(spec.seed, self._latent_size(spec)) for spec in batch.specs]
-            latents = compiled.to_device(np.stack([next(field) for field in fields]))
+            latents = self._first_latents(compiled, batch, fields)
             scales = compiled.to_device(np.array([[[[spec.guidance_scale]]] for spec in batch.specs], np.float32))
         x0, ahead = None, self._backend.steps_in_flight
         asked: deque[Callable[[], object]] = deque()
@@ -257,6 +266,18 @@ class DiffusionPipeline:
 
     def _latent_size(self, spec: Spec) -> tuple[int, int, int]:
         return self._backend.latent_channels, spec.height // SIZE_UNIT, spec.width // SIZE_UNIT
+
+    def _first_latents(self, compiled: Compiled, batch: Batch, fields: Sequence[Iterator[Array]]) -> Array:
+        """Noise; or the inputs' latents with noise. Then, as in diffusers, a seed's first field samples the input's
+        latents and its second one is the noise."""
+        drawn = compiled.to_device(np.stack([next(field) for field in fields]))
+        first = batch.shape.first_step
+        if not first:
+            return drawn
+        added = compiled.to_device(np.stack([next(field) for field in fields]))
+        mean, deviation = compiled.encode_inputs(batch.inputs)
+        alpha, sigma = sampler.noise_level(self._sampler_config, batch.shape.steps, first)
+        return alpha * (mean + deviation * drawn) + sigma * added
 
 
 def _decode_overflown(compiled: Compiled, latents: Array, finite: NDArray[np.bool_]) -> dict[int, NDArray[np.uint8]]:

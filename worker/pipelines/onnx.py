@@ -4,6 +4,7 @@ Once the artefacts exist, a start needs neither diffusers nor transformers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -103,7 +104,9 @@ class OnnxBackend:
             # The text encoder and the time table run once per batch and cost little, so they stay in float32.
             files = [(graphs.text, "fp32"), (graphs.time, "fp32")]
             files += [(graphs.denoiser, self.precision), (graphs.decoder, self.precision)]
-            self._cache[key] = OnnxCompiled(batch, *(self._network(file, precision) for file, precision in files))
+            self._cache[key] = OnnxCompiled(
+                batch, partial(self._encoder, shape), *(self._network(file, precision) for file, precision in files)
+            )
         return self._cache[key]
 
     def forget(self, shape: Shape, batch: int) -> None:
@@ -117,6 +120,10 @@ class OnnxBackend:
         """Drops the networks."""
         self._cache.clear()
         self._networks.clear()
+
+    def _encoder(self, shape: Shape) -> Network:
+        """Exported when the first input of that size comes."""
+        return self._network(self._exported.encoder(shape), self.precision)
 
     def _network(self, file: Path, precision: str) -> Network:
         """Each graph is compiled once for all shapes that use it, and dropped with the last of them."""
@@ -134,8 +141,13 @@ class OnnxCompiled:
     with one and two threads; U-Net and decoder at 8 also with three and four.
     """
 
-    def __init__(self, batch: int, text: Network, time: Network, denoiser: Network, decoder: Network) -> None:
+    def __init__(
+        self, batch: int, open_encoder: Callable[[], Network], text: Network, time: Network, denoiser: Network,
+        decoder: Network,
+    ) -> None:  # fmt: skip
+        """`open_encoder` is called when the first input comes."""
         self._batch = batch
+        self._open_encoder = open_encoder
         self._text, self._time, self._denoiser, self._decoder = text, time, denoiser, decoder
         self._last_text: list[Array] | None = None
         self._rows: dict[int, Array] = {}
@@ -151,6 +163,16 @@ class OnnxCompiled:
 
     def concat_chunks(self, chunks: list[list[Array]]) -> list[Array]:
         return [np.concatenate(arrays, axis=2) for arrays in zip(*chunks, strict=True)]
+
+    @cached_property
+    def _encoder(self) -> Network:
+        return self._open_encoder()
+
+    def encode_inputs(self, inputs: Sequence[NDArray[np.uint8]]) -> tuple[Array, Array]:
+        distinct = {id(one): one for one in inputs}
+        encoded = {key: self._encoder.run({"pixels": one[None]}) for key, one in distinct.items()}
+        mean, deviation = (np.concatenate([encoded[id(one)][n] for one in inputs]) for n in (0, 1))
+        return mean, deviation
 
     def time_table(self, timesteps: Sequence[int]) -> Sequence[Array]:
         for timestep in timesteps:

@@ -13,6 +13,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from services.core.model.specs import ModelCard, Shape, Spec
 from services.core.settings import Settings
 from worker.pipeline import Batch, CompileFailed, InvalidOutput, OnStep, OutOfMemory, Picture, versions
@@ -58,6 +60,7 @@ class SimulatedPipeline:
             default_size=(512, 512) if (512, 512) in sizes else sizes[0],
             default_steps=10,
             default_guidance_scale=7.5,
+            redraws=True,
         )
 
     def prepare(self, shape: Shape, size: int) -> None:  # noqa: ARG002
@@ -72,14 +75,14 @@ class SimulatedPipeline:
         faults = [self._faults(spec) if slot < batch.wanted else frozenset() for slot, spec in enumerate(batch.specs)]
         anywhere = frozenset[str]().union(*faults)
         _fail_at_once(anywhere, batch.size)
-        steps = batch.shape.steps
+        steps = batch.shape.steps_done
         share = self._seconds(batch) / steps + (SLOW_SECONDS if "slow" in anywhere else 0.0)
         drawn: list[Picture | InvalidOutput] = []
         for step in range(1, steps + 1):
             if step == steps // 2 + 1:
                 _fail_half_way(anywhere)
             due = range(len(drawn), batch.size * step // steps)
-            drawn.extend(_outcome(batch.specs[slot], faults[slot]) for slot in due)
+            drawn.extend(_over_input(_outcome(batch.specs[slot], faults[slot]), batch, slot) for slot in due)
             _sleep_until(began + share * step)
             on_step(step)
         return drawn
@@ -97,7 +100,7 @@ class SimulatedPipeline:
 
     def _seconds(self, batch: Batch) -> float:
         settings = self._settings
-        steps = batch.shape.steps * settings.simulated_step_ms
+        steps = batch.shape.steps_done * settings.simulated_step_ms
         return (settings.simulated_batch_ms + steps + batch.size * settings.simulated_image_ms) / 1000
 
     def _faults(self, spec: Spec) -> frozenset[str]:
@@ -117,6 +120,15 @@ def _outcome(spec: Spec, faults: frozenset[str]) -> Picture | InvalidOutput:
     if "nan" in faults:
         return InvalidOutput()
     return replace(_picture(spec), flagged=True) if "flag" in faults else _picture(spec)
+
+
+def _over_input(drawn: Picture | InvalidOutput, batch: Batch, slot: int) -> Picture | InvalidOutput:
+    """Over an input picture, what was drawn is as opaque as the share of the steps that were done."""
+    if not batch.inputs or isinstance(drawn, InvalidOutput):
+        return drawn
+    below = batch.inputs[slot].astype(np.uint32) * (batch.shape.steps - batch.shape.steps_done)
+    pixels = (drawn.pixels * np.uint32(batch.shape.steps_done) + below) // batch.shape.steps
+    return replace(drawn, pixels=pixels.astype(np.uint8))
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ from services.core.settings import Settings
 from worker.model import checkpoint, directory, geglu
 from worker.model.checkpoint import Checkpoint
 from worker.model.kernel_norms import use_kernel_norms
-from worker.model.stages import Decoder, Denoiser, TextEncoder, TimeEmbedder, decode_batch_size
+from worker.model.stages import Decoder, Denoiser, Encoder, TextEncoder, TimeEmbedder, decode_batch_size
 from worker.model.text import Prompts
 from worker.pipeline import artefacts, versions
 from worker.pipelines import diffusion
@@ -82,6 +82,8 @@ class TorchBackend:
         self._decoder = Decoder(checkpoint.vae).to(self._device, dtype, memory_format=torch.channels_last)
         self._decodes_exactly = self.precision != "fp16"
         self._exact_decoder: Decoder | None = None
+        # Not compiled, since it runs once for an input and not at every step.
+        self._encoder = Encoder(checkpoint.vae).to(self._device, dtype, memory_format=torch.channels_last)
         self._cache: dict[ShapeKey, TorchCompiled] = {}
 
     def compiled(self, shape: Shape, batch: int) -> "TorchCompiled":
@@ -91,7 +93,7 @@ class TorchBackend:
                 self._compile(network, batch) for network in (self._text, self._denoiser, self._decoder)
             )
             self._cache[key] = TorchCompiled(
-                text, denoiser, decoder, self._time, self._device, batch, self._one_at_a_time,
+                text, denoiser, decoder, self._time, self._encoder, self._device, batch, self._one_at_a_time,
                 None if self._decodes_exactly else self.exact_decoder,
             )  # fmt: skip
         return self._cache[key]
@@ -123,7 +125,7 @@ class TorchBackend:
             found.close()
         self._cache.clear()
         self._exact_decoder = None
-        del self._text, self._time, self._denoiser, self._decoder
+        del self._text, self._time, self._denoiser, self._decoder, self._encoder
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -139,11 +141,13 @@ class TorchCompiled:
 
     def __init__(
         self, text: Callable[..., Any], denoiser: Callable[..., Any], decoder: Callable[..., Any], time: nn.Module,
-        device: torch.device, batch: int, one_at_a_time: bool, exact_decoder: Callable[[], nn.Module] | None = None,
+        encoder: nn.Module, device: torch.device, batch: int, one_at_a_time: bool,
+        exact_decoder: Callable[[], nn.Module] | None = None,
     ) -> None:  # fmt: skip
         """`exact_decoder` gives the decoder in float32, if `decoder` has less range."""
         self._text, self._denoiser, self._decoder, self._time = text, denoiser, decoder, time
         self._exact_decoder = exact_decoder
+        self._encoder = encoder
         self._device, self._batch, self._one_at_a_time = device, batch, one_at_a_time
         self._copying = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._tables: dict[tuple[int, ...], Tensor] = {}
@@ -164,6 +168,14 @@ class TorchCompiled:
 
     def concat_chunks(self, chunks: list[list[Tensor]]) -> list[Tensor]:
         return [torch.cat(arrays, dim=2) for arrays in zip(*chunks, strict=True)]
+
+    def encode_inputs(self, inputs: Sequence[NDArray[np.uint8]]) -> tuple[Tensor, Tensor]:
+        """One at a time, so that no input's bytes depend on its neighbours."""
+        with self._inference():
+            distinct = {id(one): one for one in inputs}
+            encoded = {key: self._encoder(self.to_device(one[None])) for key, one in distinct.items()}
+            mean, deviation = (torch.cat([encoded[id(one)][n] for one in inputs]) for n in (0, 1))
+        return mean, deviation
 
     def time_table(self, timesteps: Sequence[int]) -> Sequence[Tensor]:
         key = tuple(timesteps)

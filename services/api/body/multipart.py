@@ -1,8 +1,9 @@
 """Reads a multipart form with one file. The file is streamed to disk and its size is limited."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import IO
 
 from fastapi import Request
@@ -29,9 +30,11 @@ class Form:
 
 @asynccontextmanager
 async def received(
-    request: Request, file_field: str, limit: int, most_fields: int = _MAX_FIELDS
-) -> AsyncIterator[Form]:
-    """The form. Its file lies in a spooled temporary file, rewound.
+    request: Request, file_field: str, limit: int, most_fields: int = _MAX_FIELDS, most_files: int = 1,
+    refused: Mapping[str, str] = MappingProxyType({}),
+) -> AsyncIterator[Form]:  # fmt: skip
+    """The form. Its file lies in a spooled temporary file, rewound. `file_field` may also be a list of one file.
+    `refused`: fields that nobody may send, each with the reason.
 
     Raises:
         ApiError: the body is not such a form (400, 415), too long (413), or too slow (408); or the disk is full (503).
@@ -44,7 +47,7 @@ async def received(
     parser = MultiPartParser(
         request.headers,
         _limited(request, limit + OVERHEAD_BYTES),
-        max_files=1,
+        max_files=most_files,
         max_fields=most_fields,
         max_part_size=OVERHEAD_BYTES,
     )
@@ -58,7 +61,7 @@ async def received(
     except (KeyError, ValueError):
         raise ApiError(400, "invalid_form", "The form cannot be read.") from None
     try:
-        yield _checked(form.multi_items(), file_field, limit)
+        yield _checked(form.multi_items(), file_field, limit, refused)
     finally:
         await form.close()
 
@@ -73,10 +76,15 @@ async def _limited(request: Request, limit: int) -> AsyncGenerator[bytes, None]:
     yield b""
 
 
-def _checked(items: list[tuple[str, UploadFile | str]], file_field: str, limit: int) -> Form:
+def _checked(
+    items: list[tuple[str, UploadFile | str]], file_field: str, limit: int, refused: Mapping[str, str]
+) -> Form:
     fields: dict[str, str] = {}
     file: UploadFile | None = None
-    for name, value in items:
+    for given, value in items:
+        name = file_field if given == f"{file_field}[]" else given
+        if name in refused:
+            raise ApiError(400, "unsupported_field", refused[name], param=name)
         if name in fields or (name == file_field and file is not None):
             raise ApiError(400, "repeated_field", "A field of the form is given twice.", param=name[:80])
         if isinstance(value, UploadFile) and name == file_field:

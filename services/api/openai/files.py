@@ -15,14 +15,16 @@ from services.api.errors import ApiError
 from services.api.openai import schemas
 from services.api.stored import Stored
 from services.api.turns import OpenAIRoute
-from services.core.files import files
+from services.core.files import files, pictures
 from services.core.files.files import File
+from services.core.files.pictures import InvalidPicture
 from services.core.jobs import idempotency
 from services.core.model import file_names, ids
 from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, IdempotencyGone, NotFound
 
 router = APIRouter(route_class=OpenAIRoute)
 EXPIRY = range(3600, 2_592_001)
+PURPOSES = ("batch", "vision")  # of files of requests, and of input pictures
 _FORM = {
     "required": True,
     "content": {
@@ -31,8 +33,12 @@ _FORM = {
                 "type": "object",
                 "required": ["file", "purpose"],
                 "properties": {
-                    "file": {"type": "string", "format": "binary", "description": "One request a line, as JSON."},
-                    "purpose": {"type": "string", "enum": ["batch"]},
+                    "file": {
+                        "type": "string",
+                        "format": "binary",
+                        "description": "Requests, one a line, as JSON; or a picture.",
+                    },
+                    "purpose": {"type": "string", "enum": list(PURPOSES)},
                     "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
                     "expires_after[seconds]": {"type": "integer", "minimum": EXPIRY.start, "maximum": EXPIRY.stop - 1},
                 },
@@ -42,16 +48,17 @@ _FORM = {
 }
 
 Order = Annotated[Literal["asc", "desc"], Query(description="asc or desc")]
-Purpose = Annotated[str | None, Query(max_length=40, description="batch or batch_output")]
+Purpose = Annotated[str | None, Query(max_length=40, description="batch, batch_output or vision")]
 
 
 @router.post("/files", response_model=schemas.File, openapi_extra={"requestBody": _FORM})
 async def create_file(request: Request, context: ContextDep, tenant: Tenant) -> Any:
-    """Stores a file of requests."""
+    """Stores a file of requests (purpose `batch`), or a PNG, JPEG or WebP for requests to draw from (`vision`)."""
     key = streaming.idempotency_key(request)
     async with multipart.received(request, "file", context.settings.max_file_bytes) as form:
         expires = _expiry(form.fields)
-        return await context.transfers.run(tenant, _store, context, tenant, form, expires, key)
+        purpose = form.fields["purpose"]
+        return await context.transfers.run(tenant, _store, context, tenant, form, purpose, expires, key)
 
 
 @router.get("/files", response_model=schemas.FileList)
@@ -100,17 +107,17 @@ async def read_file(request: Request, context: ContextDep, tenant: Tenant, file_
 
 @router.delete("/files/{file_id}", response_model=schemas.FileDeleted)
 def delete_file(context: ContextDep, tenant: Tenant, file_id: str) -> Any:
-    """Deletes a file. Jobs that were made from it go on. A file that a catalogue reads is kept: 409."""
+    """Deletes a file. Jobs that were made from it go on. A file that a catalogue reads, or that an unfinished job draws
+    from, is kept: 409."""
     with context.database.begin(tenant) as connection:
         files.delete(connection, tenant, files.parse_id(file_id))
     return schemas.FileDeleted(id=file_id)
 
 
 def _check_purpose(purpose: object) -> None:
-    if purpose != "batch":
-        raise ApiError(
-            400, "invalid_value", 'purpose must be "batch": only files of requests are accepted.', param="purpose"
-        )
+    if purpose not in PURPOSES:
+        rule = 'purpose must be "batch", for a file of requests, or "vision", for a picture.'
+        raise ApiError(400, "invalid_value", rule, param="purpose")
 
 
 def _expiry(fields: dict[str, str]) -> int | None:
@@ -128,20 +135,35 @@ def _expiry(fields: dict[str, str]) -> int | None:
     return int(seconds or 0)
 
 
-def _store(context: Context, tenant: int, form: Form, expires: int | None, key: str | None) -> schemas.File:
+def _media_type(context: Context, form: Form, purpose: str) -> str:
+    """What the form's file is. Raises ApiError if it is to be a picture and is none."""
+    settings = context.settings
+    if purpose != "vision":
+        return "application/jsonl"
+    try:
+        return pictures.check(form.file, settings.max_input_bytes, settings.max_input_pixels)
+    except InvalidPicture as error:
+        raise ApiError(400, "invalid_image", str(error), param="file") from None
+
+
+def _store(
+    context: Context, tenant: int, form: Form, purpose: str, expires: int | None, key: str | None
+) -> schemas.File:
     """Puts the object, then records it. If the process dies between the two, an object without a row is left."""
+    media_type = _media_type(context, form, purpose)
     number, sha256 = ids.new(), digest(form.file)
     object_key = context.store.key(files.object_name(tenant, number))
-    context.store.put_file(object_key, form.file, "application/jsonl")
+    context.store.put_file(object_key, form.file, media_type)
     known = None
     try:
         with context.database.begin(tenant) as connection:
             if key is not None:
-                asked = hashlib.sha256(repr((sha256, form.filename, expires)).encode()).digest()
+                words = (sha256, form.filename, expires, *([purpose] if purpose != "batch" else []))
+                asked = hashlib.sha256(repr(words).encode()).digest()
                 known = idempotency.remember(connection, tenant, key, sha256=asked, thing=number, kind="file")
             if known is None:
                 files.record(
-                    connection, number, tenant_id=tenant, purpose="batch", filename=form.filename, size=form.size,
+                    connection, number, tenant_id=tenant, purpose=purpose, filename=form.filename, size=form.size,
                     sha256=sha256, key=object_key, expires_seconds=expires,
                 )  # fmt: skip
             found = files.find(connection, tenant, number if known is None else known)

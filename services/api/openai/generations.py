@@ -27,6 +27,7 @@ from services.core.batches.line_format import Body
 from services.core.batches.results import Stored
 from services.core.fleet import models
 from services.core.jobs import lifecycle, queries, submissions
+from services.core.jobs.inputs import Inputs
 from services.core.model import ids, requests
 from services.core.model.errors import Conflict, InvalidSubmission, StoreUnavailable, Unavailable
 
@@ -53,7 +54,7 @@ def _schema() -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": one}}}
 
 
-_PREFER = {
+PREFER = {
     "name": "Prefer",
     "in": "header",
     "required": False,
@@ -66,21 +67,30 @@ _PREFER = {
     "/images/generations",
     response_model=schemas.Pictures,
     responses={202: {"model": v1.Job}},
-    openapi_extra={"requestBody": _schema(), "parameters": [_PREFER]},
+    openapi_extra={"requestBody": _schema(), "parameters": [PREFER]},
 )
 async def generate_images(request: Request, context: ContextDep, tenant: Tenant) -> Any:
     """Renders up to ten images of one prompt and waits for them."""
     key = streaming.idempotency_key(request)
-    preference = _preference(request)
+    preference = preferred(request)
     asked = await bodies.read_object(request, context.settings, "prompt")
     body, problems = line_format.read_body(asked, "")
     if problems:
         raise ApiError(400, problems[0].code, problems[0].message, param=problems[0].param)
     if "custom_id" in body.fields:
         raise ApiError(400, "unknown_field", "custom_id belongs to files of requests.", param="custom_id")
-    job_id = await context.submissions.run(tenant, _submit, context, tenant, body, key)
+    pictures = dependencies.pictures(context, tenant)
+    job_id = await context.submissions.run(tenant, submit, context, tenant, body, key, pictures)
+    return await answered(request, context, tenant, job_id, body.response_format, preference, key)
+
+
+async def answered(
+    request: Request, context: Context, tenant: int, job_id: int, response_format: str | None, preference: Preference,
+    key: str | None,
+) -> Any:  # fmt: skip
+    """The pictures of the committed job, or the job; if neither can be read now, where to look for them."""
     try:
-        return await _answered(request, context, tenant, job_id, body.response_format, preference, key)
+        return await _answered(request, context, tenant, job_id, response_format, preference, key)
     except Unavailable as error:
         if key is not None:  # a retry with this key is answered from the same job
             raise
@@ -114,17 +124,18 @@ async def _answered(
     )
 
 
-def _preference(request: Request) -> Preference:
+def preferred(request: Request) -> Preference:
     """The Prefer header. RFC 7240: unknown preferences are ignored."""
     words = [word.strip().lower() for value in request.headers.getlist("prefer") for word in value.split(",")]
     waits = [int(found[1]) for word in words if (found := _PREFER_WAIT.fullmatch(word))]
     return Preference("respond-async" in words and not waits, min(waits) if waits else None)
 
 
-def _submit(context: Context, tenant: int, body: Body, key: str | None) -> int:
+def submit(context: Context, tenant: int, body: Body, key: str | None, pictures: Inputs) -> int:
+    """Records the request as a job of its own; returns the job's id. Raises ApiError."""
     with context.database.begin(tenant) as connection:
         registry = models.registry(connection)
-    with submissions.Submission(context.settings, registry) as submission:
+    with submissions.Submission(context.settings, registry, pictures=pictures) as submission:
         submission.add(0, body.fields)
         try:
             receipt = submission.record(

@@ -141,6 +141,7 @@ def _append(context: Context, arrival: ReceivedChunk) -> Appended:
         existing=existing,
         max_images=context.settings.max_images_per_draft,
         max_here=context.settings.max_images_per_job,
+        pictures=dependencies.pictures(context, arrival.tenant),
     ) as submission:
         if arrival.form is Format.JSON:
             order.fill(submission)

@@ -47,6 +47,7 @@ class ShapeEstimate(BaseModel):
     size: str
     num_inference_steps: int
     guided: bool
+    first_step: int
     images: int
     workers: int
     seconds_per_image: float | None
@@ -170,6 +171,7 @@ def _shape(entry: estimates.ShapeEstimate) -> ShapeEstimate:
         size=f"{entry.shape.width}x{entry.shape.height}",
         num_inference_steps=entry.shape.steps,
         guided=entry.shape.guided,
+        first_step=entry.shape.first_step,
         images=entry.images,
         workers=entry.workers,
         seconds_per_image=None if rate is None else rate.seconds,

@@ -36,6 +36,7 @@ class Lane(BaseModel):
     num_inference_steps: int
     guided: bool
     prompt_chunks: int
+    first_step: int
     priority: Literal["high", "normal", "low"]
     tenant: str
     images: int
@@ -71,6 +72,7 @@ def _shown(lane: lanes.Lane) -> Lane:
         num_inference_steps=lane.shape.steps,
         guided=lane.shape.guided,
         prompt_chunks=lane.shape.prompt_chunks,
+        first_step=lane.shape.first_step,
         priority=_PRIORITIES[lane.priority],  # type: ignore[arg-type]
         tenant=lane.tenant,
         images=lane.images,

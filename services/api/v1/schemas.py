@@ -100,10 +100,13 @@ class ImageError(BaseModel):
 
 
 class OfRequest(BaseModel):
-    """The fields that an image and its request share. `metadata` is the client's own."""
+    """The fields that an image and its request share. `metadata` is the client's own. `image` is the input picture: a
+    file's id, or job and index of an earlier image."""
 
     index: int
     custom_id: str | None
+    image: str | None
+    strength: float | None
     metadata: dict[str, requests.MetadataValue]
 
 
@@ -214,7 +217,13 @@ def _rounded(seconds: float | None) -> float | None:
 
 def of_request(index: int, payload: Payload) -> dict[str, Any]:
     """The fields of OfRequest."""
-    return {"index": index, "custom_id": payload.custom_id, "metadata": payload.metadata or {}}
+    return {
+        "index": index,
+        "custom_id": payload.custom_id,
+        "image": payload.image,
+        "strength": payload.strength,
+        "metadata": payload.metadata or {},
+    }
 
 
 def image(view: ImageView, link: Callable[[int], str], caller: Principal) -> Image:

@@ -89,7 +89,9 @@ def record(context: Context, arrival: ReceivedSubmission) -> tuple[submissions.R
 
 def _record_lines(context: Context, arrival: ReceivedSubmission) -> submissions.Receipt:
     label = requests.JobOptions.model_validate(arrival.options)
-    with submissions.Submission(context.settings, _registry(context, arrival.tenant)) as submission:
+    with submissions.Submission(
+        context.settings, _registry(context, arrival.tenant), pictures=dependencies.pictures(context, arrival.tenant)
+    ) as submission:
         submissions.read_lines(submission, streaming.lines(arrival.spool))
         return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
 
@@ -104,7 +106,8 @@ def _record_json(context: Context, arrival: ReceivedSubmission) -> submissions.R
         order.problems.append(Problem("wrong_type", "draft must be true or false.", "draft"))
     label = order.head(requests.JobOptions, body, requests.JobOptions())
     registry = _registry(context, arrival.tenant)
-    with submissions.Submission(context.settings, registry, defaults=order.defaults) as submission:
+    pictures = dependencies.pictures(context, arrival.tenant)
+    with submissions.Submission(context.settings, registry, defaults=order.defaults, pictures=pictures) as submission:
         order.fill(submission)
         return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
 

@@ -24,6 +24,8 @@ class ImageRequest(TypedDict):
     output_format: NotRequired[OutputFormat | None]
     output_compression: NotRequired[int | None]
     model: NotRequired[str | None]
+    image: NotRequired[str | None]
+    strength: NotRequired[float | None]
     metadata: NotRequired[Metadata | None]
 
 
@@ -212,6 +214,7 @@ class Lane(TypedDict):
     num_inference_steps: int
     guided: bool
     prompt_chunks: int
+    first_step: int
     priority: Literal["high", "normal", "low"]
     tenant: str
     images: int
@@ -307,6 +310,8 @@ class Image(TypedDict):
 
     index: int
     custom_id: str | None
+    image: str | None
+    strength: float | None
     metadata: Metadata
     status: str
     seed: int
@@ -374,6 +379,8 @@ class JobRequest(TypedDict):
     object: Literal["job.request"]
     index: int
     custom_id: str | None
+    image: str | None
+    strength: float | None
     metadata: Metadata
     prompt: str
     negative_prompt: str
@@ -441,6 +448,7 @@ class EstimatedShape(TypedDict):
     size: str
     num_inference_steps: int
     guided: bool
+    first_step: int
     images: int
     workers: int
     seconds_per_image: float | None

@@ -500,14 +500,15 @@ class Client:
         file = self.upload(path)
         return self._call(Catalogue, "PUT", f"{_catalogue(name)}/file", json={"file_id": file["id"]})
 
-    def upload(self, path: str | Path, *, idempotency_key: str | None = None) -> File:
-        """Uploads a file."""
+    def upload(self, path: str | Path, *, purpose: str = "batch", idempotency_key: str | None = None) -> File:
+        """Uploads a file: of requests or of a catalogue, or a picture to draw from (`purpose="vision"`), whose id is
+        then the `image` of requests."""
         headers = _key(idempotency_key)
 
         def send() -> httpx.Response:
             with Path(path).open("rb") as file:
                 parts = {"file": (Path(path).name, file)}
-                return self._transport.http.post("/v1/files", files=parts, data={"purpose": "batch"}, headers=headers)
+                return self._transport.http.post("/v1/files", files=parts, data={"purpose": purpose}, headers=headers)
 
         found: File = self._transport.attempt(send).json()
         return found

@@ -30,7 +30,7 @@ _VALIDATING = statement("batch_jobs.validating")(
 """)
 )
 _INPUT = statement("batch_jobs.input")("""
-SELECT j.state, f.object_key FROM jobs j
+SELECT j.state, j.tenant_id, f.object_key FROM jobs j
 LEFT JOIN files f ON f.id = j.input_file_id AND f.deleted_at IS NULL WHERE j.id = :id
 """)
 _JOB = """
@@ -119,7 +119,7 @@ def validating(connection: Connection, excluding: Sequence[int] = (), busy: Sequ
 
 
 def source(connection: Connection, job_id: int) -> Any:
-    """A row with state and object_key, which is None if the file was deleted."""
+    """A row with state, tenant_id and object_key, which is None if the file was deleted."""
     return connection.execute(_INPUT, {"id": job_id}).one()
 
 

@@ -26,12 +26,14 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "moderation": ("auto", "low"),
     "stream": (False,),
     "partial_images": (0,),
+    "input_fidelity": ("low",),
 }
 _INSTEAD = {
     "quality": "; num_inference_steps is what decides quality here",
     "background": "; pictures have no transparency",
     "stream": "; a job's progress can be polled",
     "partial_images": "; a job's progress can be polled",
+    "input_fidelity": "; strength is what decides it here",
 }
 _UNUSED = ("user", "safety_identifier")  # texts that are meant for the sender's own use
 

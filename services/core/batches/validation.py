@@ -13,7 +13,7 @@ from services.core.batches import batch_jobs, line_format
 from services.core.db.leases import Lease
 from services.core.db.turns import Waiting
 from services.core.fleet import models
-from services.core.jobs import submissions
+from services.core.jobs import inputs, submissions
 from services.core.model import strict_json
 from services.core.model.errors import InvalidSubmission, NoModels, ObjectMissing, Problem
 from services.core.model.states import JobState
@@ -42,7 +42,9 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, 
         return
     if not registry:
         raise NoModels
-    with submissions.Submission(settings, registry, existing=submissions.ExistingJob(job_id)) as submission:
+    pictures = inputs.Inputs(settings, lease.begin, store, source.tenant_id)
+    existing = submissions.ExistingJob(job_id)
+    with submissions.Submission(settings, registry, existing=existing, pictures=pictures) as submission:
         try:
             if source.object_key is None:
                 raise InvalidSubmission([Problem("file_gone", "The input file has been deleted.", "input_file_id")])

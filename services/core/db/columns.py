@@ -9,15 +9,15 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, SmallInteger, Text
+from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, LargeBinary, SmallInteger, Text
 
 from services.core.model.requests import ImageRequest, MetadataValue, metadata_text
 from services.core.model.scores import Range
-from services.core.model.specs import SEED_LIMIT, OutputFormat, Shape, image_seed
+from services.core.model.specs import DEFAULT_STRENGTH, SEED_LIMIT, OutputFormat, Shape, image_seed
 
 COUNTS = ("queued", "rendering", "done", "failed", "cancelled")  # one per state of images; the sum is the job's total
 SHAPE = tuple(field.name for field in fields(Shape))
-TIMED = tuple(name for name in SHAPE if name != "prompt_chunks")  # see `Shape.timed`
+TIMED = tuple(name for name in SHAPE if name not in ("prompt_chunks", "first_step"))  # see `Shape.timed`
 PAYLOAD = (
     Column("job_id", BigInteger),
     Column("index", Integer),
@@ -31,14 +31,31 @@ PAYLOAD = (
     Column("negative_prompt", Text, nullable=False),
     Column("output_compression", SmallInteger),  # quality of a lossy format, 0..100; null: the format's default
     Column("metadata", JSON),  # as text, so that numbers keep their digits; null: none
+    Column("image", Text),  # the input picture: a file's id, or job and index of an earlier image; null: none
+    Column("strength", Double),
+    Column("image_key", Text),  # its object, and that object's sha256
+    Column("image_sha256", LargeBinary),
 )
 # What a worker needs.
-RENDERED = ("seed", "guidance_scale", "output_format", "output_compression", "prompt", "negative_prompt")
+RENDERED = (
+    "seed", "guidance_scale", "output_format", "output_compression", "prompt", "negative_prompt", "image_key",
+    "image_sha256",
+)  # fmt: skip
 LISTED = ("custom_id", "metadata")  # repeated for every image of a request: pages must stay small
 LISTED_BYTES = "(" + " + ".join(f"coalesce(octet_length({name}::text), 0)" for name in LISTED) + ")"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _NULL = "\\N"
 _shape, _timed = attrgetter(*SHAPE), attrgetter(*TIMED)
+_NO_INPUT = f"\t{_NULL}\t{_NULL}\t{_NULL}\t{_NULL}"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """An input picture as it is recorded: how the request names it, its object, and that object's sha256."""
+
+    name: str
+    object_key: str
+    sha256: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +73,10 @@ class Payload:
     negative_prompt: str
     output_compression: int | None
     metadata: dict[str, MetadataValue] | None
+    image: str | None
+    strength: float | None
+    image_key: str | None
+    image_sha256: bytes | None
 
     def seed_of(self, index: int) -> int:
         """The seed of the image at that index of the job."""
@@ -75,6 +96,7 @@ def shape_columns() -> tuple[Column[Any], ...]:
         Column("steps", SmallInteger, nullable=False),
         Column("guided", Boolean, nullable=False),
         Column("prompt_chunks", SmallInteger, nullable=False, server_default="1"),
+        Column("first_step", SmallInteger, nullable=False, server_default="0"),
     )
 
 
@@ -146,8 +168,9 @@ def ranges(wished: Sequence[Range]) -> dict[str, list[Any]]:
 
 
 def payload_row(
-    request: ImageRequest, *, job_id: int, index: int, segment_id: int, seed: int, guidance_scale: float
-) -> tuple[str, str]:
+    request: ImageRequest, *, job_id: int, index: int, segment_id: int, seed: int, guidance_scale: float,
+    picture: Input | None = None,
+) -> tuple[str, str]:  # fmt: skip
     """A line for COPY with its cells in the order of PAYLOAD, and the text that an Idempotency-Key's digest covers.
 
     The second text of a request must be the same in every version, or keys of the release before stop matching. So a
@@ -160,6 +183,12 @@ def payload_row(
     stored = f"{digest_text}\t{_NULL}"
     if request.metadata:
         stored = digest_text = f"{digest_text}\t{_escaped(metadata_text(request.metadata))}"
+    if picture is None:
+        stored += _NO_INPUT
+    else:
+        strength = DEFAULT_STRENGTH if request.strength is None else request.strength
+        stored += f"\t{picture.name}\t{strength!r}\t{_escaped(picture.object_key)}\t\\\\x{picture.sha256.hex()}"
+        digest_text = f"{digest_text}\timage {picture.sha256.hex()}"
     return f"{job_id}\t{index}\t{request.n}\t{segment_id}\t{seed}\t{guidance_scale!r}\t{stored}\n", digest_text
 
 

@@ -120,6 +120,7 @@ models = Table(
     Column("registered_at", Moment, nullable=False, server_default=now),
     Column("long_prompts", Text),  # how its long prompts are counted (model/long_prompts.py); null: it reads none
     Column("license", JSONB),  # model/licenses.py; null: its card does not say
+    Column("redraws", Boolean, nullable=False, server_default=text("false")),  # it takes input pictures
 )
 
 model_shapes = Table(
@@ -221,12 +222,24 @@ files = Table(
     Column("created_at", Moment, nullable=False, server_default=now),
     Column("expires_at", Moment),
     Column("deleted_at", Moment),  # from then on it is hidden; a background task deletes the object, then the row
-    CheckConstraint("purpose IN ('batch','batch_output')", name="files_purpose"),
+    CheckConstraint("purpose IN ('batch','batch_output','vision')", name="files_purpose"),
     CheckConstraint("octet_length(sha256) = 32", name="files_sha256"),
     Index("files_tenant", "tenant_id", "id"),
     Index("files_purpose", "tenant_id", "purpose", "id", postgresql_where=text("deleted_at IS NULL")),
     Index("files_doomed", "tenant_id", "id", postgresql_where=text("deleted_at IS NOT NULL")),
     Index("files_expired", "tenant_id", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
+)
+
+job_inputs = Table(  # what a job's images are redrawn from; it stays for as long as the job has not ended
+    "job_inputs",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE")),
+    Column("kind", Text),  # file, or job: an earlier image of it
+    Column("thing", BigInteger),  # the id of either
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    PrimaryKeyConstraint("job_id", "kind", "thing"),
+    CheckConstraint("kind IN ('file','job')", name="job_inputs_kind"),
+    Index("job_inputs_thing", "thing"),
 )
 
 uploads = Table(

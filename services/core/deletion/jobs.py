@@ -5,21 +5,28 @@ files are marked as deleted. `task` then deletes it all. Functions take an open 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 
 from services.core.db.statements import statement
 from services.core.exports import exports, records
 from services.core.files import files
-from services.core.model import states
+from services.core.model import ids, states
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.states import JobState
 from services.core.queue import job_states
 
 _COUNTED = 10_000  # images whose sizes are added up; those of the others are taken to be like them
 
-_STORED = statement("jobs.stored")("""
-SELECT j.state, j.total, c.done, image.counted, image.bytes AS image_bytes, export.*, file.*
+# An unfinished job that draws from an image of this one.
+_NEEDED_BY = """
+SELECT min(needing.id) FROM job_inputs JOIN jobs needing ON needing.id = job_inputs.job_id
+WHERE thing = :id AND kind = 'job' AND needing.finished_at IS NULL AND needing.id <> :id
+"""
+_STORED = statement("jobs.stored")(f"""
+SELECT j.state, j.total, c.done, ({_NEEDED_BY}) AS needed_by,
+       image.counted, image.bytes AS image_bytes, export.*, file.*
 FROM jobs j JOIN job_counts c ON c.job_id = j.id
 CROSS JOIN LATERAL (
   SELECT count(*) AS counted, coalesce(sum(bytes), 0) AS bytes FROM (
@@ -36,16 +43,17 @@ CROSS JOIN LATERAL (
   WHERE id IN (j.output_file_id, j.error_file_id) AND deleted_at IS NULL AND (expires_at IS NULL OR expires_at > now())
 ) file
 WHERE j.id = :id AND j.tenant_id = :tenant_id
-""")
+""")  # noqa: S608  our own text
 # A retry or a new export holds the row shared until it is committed, and a chunk holds it too.
 _LOCKED = statement("jobs.locked")("""
 SELECT deleted_at, opened_at, output_file_id, error_file_id FROM jobs
 WHERE id = :id AND tenant_id = :tenant_id FOR NO KEY UPDATE SKIP LOCKED
 """)
 _STATE = statement("jobs.state")("SELECT state FROM jobs WHERE id = :id AND tenant_id = :tenant_id")
-_UNFINISHED_EXPORT = statement("jobs.unfinished_export")(
-    "SELECT min(id) FROM exports WHERE job_id = :id AND finished_at IS NULL"
-)
+_USED = statement("jobs.used")(f"""
+SELECT (SELECT min(id) FROM exports WHERE job_id = :id AND finished_at IS NULL) AS unfinished_export,
+       ({_NEEDED_BY}) AS needed_by
+""")  # noqa: S608  our own text
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ def stored(connection: Connection, tenant_id: int, job_id: int) -> Stored:
         is_estimate=is_estimate,
         exports=row.exports,
         files=row.files,
-        refusal=_refusal(row.state, row.unfinished_export),
+        refusal=_refusal(row.state, row),
     )
 
 
@@ -103,7 +111,7 @@ def delete(connection: Connection, tenant_id: int, job_id: int) -> None:
         raise Conflict("The job is being changed, exported or retried at this moment; try again.", "job_in_use")
     if row.deleted_at is not None:
         return
-    refusal = _refusal(state, connection.execute(_UNFINISHED_EXPORT, values).scalar_one())
+    refusal = _refusal(state, connection.execute(_USED, values).one())
     if refusal is not None:
         raise refusal
     job_states.mark_deleted(connection, tenant_id, job_id)
@@ -111,16 +119,20 @@ def delete(connection: Connection, tenant_id: int, job_id: int) -> None:
     for file_id in (row.output_file_id, row.error_file_id):
         if file_id is not None:
             _delete_file(connection, tenant_id, file_id)
+    files.delete_inputs_of(connection, job_id)
 
 
-def _refusal(state: str, unfinished_export: int | None) -> Conflict | None:
+def _refusal(state: str, used: Any) -> Conflict | None:
     if state == JobState.CANCELLING:
         return Conflict("The job is cancelling; delete it when it has ended, in a moment.", "job_not_finished")
     if state not in states.FINAL_JOB_STATES and state != JobState.DRAFT:
         return Conflict(f"The job is {state}; cancel it or let it end, then delete it.", "job_not_finished")
-    if unfinished_export is not None:
-        export = records.public_id(unfinished_export)
+    if used.unfinished_export is not None:
+        export = records.public_id(used.unfinished_export)
         return Conflict(f"{export} is still being written from the job; wait for it, or cancel it.", "export_not_ended")
+    if used.needed_by is not None:
+        other = ids.public_job(used.needed_by)
+        return Conflict(f"{other} draws from its images; wait until that one has ended, or cancel it.", "job_in_use")
     return None
 
 

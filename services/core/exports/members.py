@@ -69,6 +69,8 @@ class Record(TypedDict):
     model: str
     model_revision: str
     output_format: str
+    input_sha256: str
+    strength: float
     metadata: str
     sha256: str
     bytes: int
@@ -129,6 +131,8 @@ class Member:
             "model": self.model or "",
             "model_revision": self.shape.model_revision,
             "output_format": payload.output_format,
+            "input_sha256": "" if payload.image_sha256 is None else bytes(payload.image_sha256).hex(),
+            "strength": payload.strength or 0.0,
             "metadata": metadata_text(payload.metadata or {}),
             "sha256": self.sha256.hex(),
             "bytes": self.bytes,

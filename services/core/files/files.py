@@ -21,7 +21,7 @@ from services.core.model.errors import Conflict, NotFound
 from services.core.model.specs import Digest
 from services.core.storage.contract import ImageStore
 
-PURPOSES = ("batch", "batch_output")
+PURPOSES = ("batch", "batch_output", "vision")
 _SUBJECT = "'file/' || id"
 _NEW = statement("files.new")(f"""
 WITH made AS (
@@ -58,10 +58,21 @@ _NEWEST_FIRST, _OLDEST_FIRST = (
     }
     for name, newest_first in (("newest_first", True), ("oldest_first", False))
 )
-_IN_USE = statement("files.in_use")("""
+_OF_IDS = statement("files.of_ids")(f"""
+SELECT {_COLUMNS} FROM files
+WHERE tenant_id = :tenant_id AND id = ANY(CAST(:ids AS bigint[])) AND purpose = :purpose AND {_SEEN}
+""")  # noqa: S608  our own text
+# A submission that needs the file holds it shared until it is recorded; the next statement then sees what it needs.
+_LOCK = statement("files.lock")("SELECT FROM files WHERE tenant_id = :tenant_id AND id = :id FOR NO KEY UPDATE")
+_NEEDED = """
+EXISTS (SELECT FROM job_inputs needed JOIN jobs ON jobs.id = needed.job_id
+        WHERE needed.thing = {id} AND needed.kind = 'file' AND jobs.finished_at IS NULL)
+"""
+_IN_USE = statement("files.in_use")(f"""
 SELECT EXISTS (SELECT FROM jobs WHERE input_file_id = :id AND tenant_id = :tenant_id
-               AND finished_at IS NULL AND state = 'validating')
-""")
+               AND finished_at IS NULL AND state = 'validating') AS validating,
+       {_NEEDED.format(id=":id")} AS needed
+""")  # noqa: S608  our own text
 _READER = statement("files.reader")("""
 SELECT name FROM catalogues
 WHERE tenant_id = :tenant_id AND deleted_at IS NULL AND (
@@ -76,8 +87,21 @@ WITH gone AS (
 )
 {log.of_each("gone", "'file.deleted'", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
+# Pictures that came with a job's own requests, unless another job that has not ended draws from them.
+_LOCK_INPUTS = statement("files.lock_inputs")("""
+SELECT files.id FROM job_inputs mine JOIN files ON files.id = mine.thing AND files.job_id = mine.job_id
+WHERE mine.job_id = :job_id AND mine.kind = 'file' AND deleted_at IS NULL ORDER BY files.id
+FOR NO KEY UPDATE OF files
+""")
+_DELETE_INPUTS = statement("files.delete_inputs")(f"""
+WITH gone AS (
+  UPDATE files SET deleted_at = now()
+  WHERE id = ANY(CAST(:ids AS bigint[])) AND {_SEEN} AND NOT {_NEEDED.format(id="files.id")} RETURNING id, tenant_id
+)
+{log.of_each("gone", "'file.deleted'", subject=_SUBJECT)}
+""")  # noqa: S608  our own text
 _DOOMED = statement("files.doomed")(
-    turns.first_of_each("""
+    turns.first_of_each(f"""
   (SELECT id FROM files
    WHERE tenant_id = t.id AND deleted_at IS NOT NULL AND id <> ALL(CAST(:excluding AS bigint[]))
    ORDER BY id LIMIT :first)
@@ -86,8 +110,9 @@ _DOOMED = statement("files.doomed")(
    WHERE tenant_id = t.id AND deleted_at IS NULL AND expires_at < now()
      AND id <> ALL(CAST(:excluding AS bigint[])) AND NOT EXISTS (
        SELECT FROM jobs WHERE input_file_id = files.id AND jobs.tenant_id = t.id AND state = 'validating')
+     AND NOT {_NEEDED.format(id="files.id")}
    ORDER BY expires_at LIMIT :first)
-""")
+""")  # noqa: S608  our own text
 )
 _KEY = statement("files.key")("SELECT object_key FROM files WHERE id = :id")
 _FORGET = statement("files.forget")(f"""
@@ -99,7 +124,8 @@ expired AS (SELECT id, tenant_id FROM gone WHERE deleted_at IS NULL)
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """`purpose` is "batch" for an uploaded file and "batch_output" for a result. `sha256` is 32 raw bytes."""
+    """`purpose` is "batch" for an uploaded file of requests, "batch_output" for a result and "vision" for an input
+    picture. `sha256` is 32 raw bytes."""
 
     id: int
     tenant_id: int
@@ -153,6 +179,12 @@ def find(connection: Connection, tenant_id: int, file_id: int) -> File:
     return _file(row)
 
 
+def of_ids(connection: Connection, tenant_id: int, file_ids: Sequence[int], purpose: str) -> list[File]:
+    """Those of the files that the tenant has, of that purpose."""
+    values = {"tenant_id": tenant_id, "ids": list(file_ids), "purpose": purpose}
+    return [_file(row) for row in connection.execute(_OF_IDS, values)] if file_ids else []
+
+
 def page(
     connection: Connection, tenant_id: int, *, after: int | None, limit: int, newest_first: bool, purpose: str | None
 ) -> list[File]:
@@ -168,17 +200,29 @@ def delete(connection: Connection, tenant_id: int, file_id: int) -> None:
 
     Raises:
         NotFound: no such file of this tenant.
-        Conflict: a job is validating it right now, or a catalogue reads it (`file_in_use`).
+        Conflict: a job is validating it right now, or a catalogue reads it, or an unfinished job draws from it
+            (`file_in_use`).
     """
     values = {"tenant_id": tenant_id, "id": file_id}
-    if connection.execute(_IN_USE, values).scalar_one():
+    connection.execute(_LOCK, values)
+    used = connection.execute(_IN_USE, values).one()
+    if used.validating:
         raise Conflict("The file is being validated; it can be deleted when that is over.")
+    if used.needed:
+        raise Conflict("A job draws images from this file; it can be deleted when the job has ended.", "file_in_use")
     reader = connection.execute(_READER, values).scalar_one_or_none()
     if reader is not None:
         message = f"The catalogue {reader} reads this file; upload another one for it, or delete the catalogue, first."
         raise Conflict(message, "file_in_use")
     if not connection.execute(_DELETE, values).rowcount:
         raise NotFound("There is no such file.")
+
+
+def delete_inputs_of(connection: Connection, job_id: int) -> None:
+    """Hides the input pictures that came with the requests of a job that is deleted."""
+    found = list(connection.execute(_LOCK_INPUTS, {"job_id": job_id}).scalars())
+    if found:
+        connection.execute(_DELETE_INPUTS, {"ids": found})
 
 
 def doomed(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:

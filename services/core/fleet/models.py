@@ -18,13 +18,14 @@ from services.core.model.specs import ModelCard
 
 _REGISTER = statement("models.register")("""
 INSERT INTO models (name, revision, default_width, default_height, default_steps, default_guidance_scale, long_prompts,
-  license)
+  license, redraws)
 VALUES (:name, :revision, :width, :height, :steps, :guidance_scale, :long_prompts,
-  CAST(:license AS jsonb))
+  CAST(:license AS jsonb), :redraws)
 ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, default_width = excluded.default_width,
   default_height = excluded.default_height, default_steps = excluded.default_steps,
   default_guidance_scale = excluded.default_guidance_scale, long_prompts = excluded.long_prompts,
-  license = excluded.license
+  license = excluded.license,
+  redraws = excluded.redraws OR (models.redraws AND models.revision = excluded.revision)
 """)
 _REGISTER_SHAPE = statement("models.register_shape")("""
 INSERT INTO model_shapes (model_revision, width, height, max_steps) VALUES (:revision, :width, :height, :max_steps)
@@ -33,7 +34,8 @@ ON CONFLICT (model_revision, width, height) DO UPDATE SET max_steps = excluded.m
 _NAMES = statement("models.names")("SELECT name FROM models ORDER BY name")
 _REGISTRY = statement("models.registry")("""
 SELECT m.name, m.revision, m.default_width, m.default_height, m.default_steps, m.default_guidance_scale,
-       m.registered_at, m.license, m.long_prompts IS NOT NULL AS reads_long_prompts, s.width, s.height, s.max_steps
+       m.registered_at, m.license, m.long_prompts IS NOT NULL AS reads_long_prompts, m.redraws, s.width, s.height,
+       s.max_steps
 FROM models m JOIN model_shapes s ON s.model_revision = m.revision
 ORDER BY m.name, s.width * s.height, s.width
 """)
@@ -48,7 +50,7 @@ _counters: dict[str, LongPrompts] = {}  # by revision, which decides them: they 
 @dataclass(frozen=True, slots=True)
 class Model:
     """A model that clients may ask for: current revision, defaults, and sizes (width, height) -> maximum of steps.
-    `long_prompts` counts the chunks of its prompts; None if it cuts them."""
+    `long_prompts` counts the chunks of its prompts; None if it cuts them. `redraws`: it takes input pictures."""
 
     name: str
     revision: str
@@ -59,6 +61,7 @@ class Model:
     registered_at: datetime
     long_prompts: LongPrompts | None = None
     license: License | None = None
+    redraws: bool = False
 
 
 class Registry(dict[str, Model]):
@@ -71,7 +74,7 @@ def register(connection: Connection, card: ModelCard) -> None:
     """Makes the card's revision the model's current one."""
     width, height = card.default_size
     values = {"name": card.name, "revision": card.revision, "width": width, "height": height}
-    values |= {"steps": card.default_steps, "guidance_scale": card.default_guidance_scale}
+    values |= {"steps": card.default_steps, "guidance_scale": card.default_guidance_scale, "redraws": card.redraws}
     known = None if card.license is None else json.dumps(card.license.as_json())
     connection.execute(_REGISTER, values | {"long_prompts": card.long_prompts, "license": known})
     sizes = [
@@ -103,6 +106,7 @@ def registry(connection: Connection) -> Registry:
                 row.registered_at,
                 counters.get(row.revision),
                 None if row.license is None else License.from_json(row.license),
+                row.redraws,
             ),
         )
         model.sizes[row.width, row.height] = row.max_steps

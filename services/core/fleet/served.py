@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from services.core.fleet.models import Registry
 from services.core.model import requests, strict_json
 from services.core.model.errors import Problem
-from services.core.model.specs import Shape
+from services.core.model.specs import DEFAULT_STRENGTH, Shape, first_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,4 +42,16 @@ def resolve(
     if steps > max_steps:
         return refused("unserved_steps", "num_inference_steps", f"must be a whole number from 1 to {max_steps}", steps)
     guidance = model.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
-    return Served(name, Shape(model.revision, *size, steps, guidance > 1.0), guidance)
+    if request.image is None:
+        if request.strength is not None:
+            return refused("invalid_value", "strength", "needs an image beside it", request.strength)
+        return Served(name, Shape(model.revision, *size, steps, guidance > 1.0), guidance)
+    if not model.redraws:
+        message = f"The model {name} takes no input pictures; leave {prefix}image out."
+        return Problem("unsupported_image", message, f"{prefix}image", place)
+    strength = DEFAULT_STRENGTH if request.strength is None else request.strength
+    first = first_step(steps, strength)
+    if first > steps:
+        least = f"must be at least {1 / steps:.2g}: with {steps} steps, less leaves none to render"
+        return refused("invalid_value", "strength", least, strength)
+    return Served(name, Shape(model.revision, *size, steps, guidance > 1.0, first_step=first), guidance)

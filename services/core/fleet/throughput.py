@@ -32,7 +32,7 @@ def record(connection: Connection, shape: Shape, device: str, *, images: int, se
     """Updates the weighted mean and deviation of the seconds per image with the measurement of a claim of `images`."""
     connection.execute(
         _RECORD,
-        {name: getattr(shape, name) for name in columns.TIMED}
+        {name: getattr(shape.timed, name) for name in columns.TIMED}
         | {
             "device": device,
             "images": images,

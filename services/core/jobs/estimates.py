@@ -125,7 +125,8 @@ class WorkTally(Trial):
         super().__init__(settings, registry, defaults=defaults)
         self.counts: dict[tuple[str, Shape], int] = {}  # images, by model and shape
 
-    def _write(self, request: requests.ImageRequest, resolved: ResolvedShape) -> None:
+    def _write(self, request: requests.ImageRequest, resolved: ResolvedShape, place: int, prefix: str) -> None:
+        del place, prefix
         if self._alike:
             self._count(request.model, resolved, request.n, self._alike)
 

@@ -44,6 +44,8 @@ class Rendered:
             found["n"] = payload.n
         found |= {"model": self.model, "size": f"{self.width}x{self.height}", "num_inference_steps": self.steps}
         found |= {"guidance_scale": payload.guidance_scale, "output_format": payload.output_format}
+        if payload.image is not None:
+            found |= {"image": payload.image, "strength": payload.strength}
         if payload.output_compression is not None:
             found["output_compression"] = payload.output_compression
         if payload.metadata:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from services.core.db import columns, deadlines, partitions
 from services.core.db.statements import statement
-from services.core.jobs import drafts, idempotency
+from services.core.jobs import drafts, idempotency, inputs
 from services.core.model import ids, requests, states
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.states import ImageState
@@ -109,6 +109,7 @@ def retry(
         words = " or ".join(f"was {state.word}" if state is ImageState.CANCELLED else state.word for state in wanted)
         those = "None of these images" if asked.cause or asked.indexes else "No image of the job"
         raise Conflict(f"{those} {words}: there is nothing to try again.", "nothing_to_retry")
+    inputs.inherit(connection, parent_id=parent_id, child_id=child)
     segments.inherit(connection, parent_id=parent_id, child_id=child, priority=priority)
     job_states.grow(connection, child, images=count.images, requests=count.requests)
     images.spread(connection, child)

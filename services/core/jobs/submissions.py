@@ -17,9 +17,10 @@ from sqlalchemy import Connection
 
 from services.core.db import columns, deadlines, partitions
 from services.core.db.database import Database
+from services.core.files.pictures import InvalidPicture
 from services.core.fleet import served
 from services.core.fleet.models import Registry
-from services.core.jobs import idempotency
+from services.core.jobs import idempotency, inputs
 from services.core.model import ids, requests, strict_json
 from services.core.model.body import with_defaults
 from services.core.model.errors import InvalidSubmission, Problem
@@ -66,6 +67,19 @@ class ExistingJob:
     shapes: tuple[Shape, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _WithPicture:
+    """A request that becomes the row `at` of those that are not spooled yet. `index` is that of its first image."""
+
+    request: requests.ImageRequest
+    resolved: ResolvedShape
+    index: int
+    seed: int
+    at: int
+    place: int
+    prefix: str
+
+
 class Submission:
     """Collects the requests of a new job or an existing one. A context manager; not safe between threads."""
 
@@ -78,8 +92,10 @@ class Submission:
         existing: ExistingJob | None = None,
         max_images: int | None = None,
         max_here: int | None = None,
+        pictures: inputs.Inputs | None = None,
     ) -> None:
-        """`max_images` limits the images of the whole job, `max_here` those that this submission adds."""
+        """`max_images` limits the images of the whole job, `max_here` those that this submission adds. Without
+        `pictures`, requests with an input picture are refused."""
         self.existing = existing or ExistingJob(ids.new())
         self.job_id = self.existing.job_id
         self.problems: list[Problem] = []
@@ -100,6 +116,8 @@ class Submission:
         self._highest: list[int] = [-1] * len(self._segments)  # the last index of each segment; -1: nothing was added
         self._resolved: dict[tuple[object, ...], ResolvedShape] = {}  # by a request's fields that decide its shape
         self._custom_ids: dict[int, int] = {}
+        self._pictures = pictures
+        self._waiting: list[_WithPicture] = []  # for their pictures to be found, many at a time
         self._rows: list[str] = []
         self._digest_texts: list[str] = []  # what an Idempotency-Key covers: not white space, not the order of keys
         self._spool = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY)  # noqa: SIM115  closed by __exit__
@@ -113,6 +131,8 @@ class Submission:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._spool.close()
+        if self._pictures is not None:
+            self._pictures.drop()
 
     @property
     def has_too_many_problems(self) -> bool:
@@ -214,6 +234,7 @@ class Submission:
         """
         if not self.problems and not self.requests:
             self.refuse(Problem("missing_field", "The submission holds no request.", "images"))
+        self._find_pictures()
         if self.problems:
             raise InvalidSubmission(self.problems[:MAX_PROBLEMS], more=self.has_too_many_problems)
         self._flush()
@@ -235,7 +256,11 @@ class Submission:
 
     def _take(self, request: requests.ImageRequest, place: int, prefix: str) -> None:
         """Spools a request with valid fields, if its model serves it and the job's limits allow it."""
-        fields = (request.model, request.size, request.num_inference_steps, request.guidance_scale)
+        fields: tuple[object, ...] = (
+            request.model, request.size, request.num_inference_steps, request.guidance_scale
+        )  # fmt: skip
+        if request.image is not None or request.strength is not None:
+            fields += (request.image is None, request.strength)
         chunks = self._chunks(request) if self._long_prompts else 1
         resolved = self._resolved.get((*fields, chunks)) or self._resolve(fields, chunks, request, place, prefix)
         if request.custom_id is not None:
@@ -256,7 +281,7 @@ class Submission:
             message = f"The body has more than {self._max_here:,} images; append it in parts."
             self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
         elif resolved is not None and not self.problems:
-            self._write(request, resolved)
+            self._write(request, resolved, place, prefix)
 
     def _check_defaults(self) -> None:
         try:
@@ -298,23 +323,68 @@ class Submission:
         scale = model.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
         return model.long_prompts.chunks(request.prompt, request.negative_prompt if scale > 1 else "")
 
-    def _write(self, request: requests.ImageRequest, resolved: ResolvedShape) -> None:
+    def _write(self, request: requests.ImageRequest, resolved: ResolvedShape, place: int, prefix: str) -> None:
         """Writes a row for COPY and the text for the digest, which leaves out what was drawn or looked up here."""
         self._highest[resolved.segment] = self.total + request.n - 1
         seed = secrets.randbelow(DRAWN_SEEDS - request.n + 1) if request.seed is None else request.seed
-        row, digest_text = columns.payload_row(
-            request, job_id=self.job_id, index=self.total, segment_id=resolved.segment, seed=seed,
-            guidance_scale=resolved.guidance,
-        )  # fmt: skip
+        row = text = ""
+        if request.image is None:
+            row, text = self._row(request, resolved, self.total, seed)
+        elif self._keep_picture(request, place, prefix):
+            self._waiting.append(_WithPicture(request, resolved, self.total, seed, len(self._rows), place, prefix))
         self._rows.append(row)
-        self._digest_texts.append(f"{request.n}\t{request.seed}\t{resolved.digest_text}\t{digest_text}\n")
+        self._digest_texts.append(text)
         self.total += request.n
         self.requests += 1
         self.drawn_seeds += request.seed is None
         if len(self._rows) == _SPOOL_ROWS:
             self._flush()
 
+    def _row(
+        self, request: requests.ImageRequest, resolved: ResolvedShape, index: int, seed: int,
+        picture: columns.Input | None = None,
+    ) -> tuple[str, str]:  # fmt: skip
+        row, digest_text = columns.payload_row(
+            request, job_id=self.job_id, index=index, segment_id=resolved.segment, seed=seed,
+            guidance_scale=resolved.guidance, picture=picture,
+        )  # fmt: skip
+        return row, f"{request.n}\t{request.seed}\t{resolved.digest_text}\t{digest_text}\n"
+
+    def _keep_picture(self, request: requests.ImageRequest, place: int, prefix: str) -> bool:
+        """Puts a file's id in the place of a picture that came with the request. False: there is a problem."""
+        param, problem = f"{prefix}image", None
+        if self._pictures is None:
+            problem = Problem("unsupported_image", "Input pictures cannot be used here.", param, place)
+        elif requests.is_data_url(request.image):
+            try:
+                request.image = self._pictures.keep(request.image)
+            except InvalidPicture as error:
+                problem = Problem("invalid_image", f"{param}: {error}", param, place)
+        if problem is not None:
+            self.refuse(problem)
+        return problem is None
+
+    def _find_pictures(self) -> None:
+        """Completes the rows that wait for their pictures."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting or self._pictures is None:
+            return
+        found = self._pictures.find([entry.request.image for entry in waiting])
+        if self._pictures.too_many:
+            message = f"The submission names more than {inputs.MOST:,} input pictures; submit it in parts."
+            self.refuse(Problem("too_many_inputs", message, f"{waiting[-1].prefix}image", waiting[-1].place))
+        for entry in waiting:
+            picture = found.get(entry.request.image)
+            if picture is not None:
+                self._rows[entry.at], self._digest_texts[entry.at] = self._row(
+                    entry.request, entry.resolved, entry.index, entry.seed, picture
+                )
+            elif not self.has_too_many_problems:
+                rule = 'must be a file of purpose "vision", or an image that is done, of your own'
+                self._refuse("image_not_found", entry.place, f"{entry.prefix}image", rule, entry.request.image)
+
     def _flush(self) -> None:
+        self._find_pictures()
         self._spool.write("".join(self._rows).encode())
         self._digest.update("".join(self._digest_texts).encode())
         self._rows.clear()
@@ -335,6 +405,8 @@ class Submission:
             while chunk := self._spool.read(_COPY_CHUNK):
                 copy.write(chunk)
         images.spread(connection, self.job_id, first=self.existing.images)
+        if self._pictures is not None:
+            self._pictures.record(connection, self.job_id)
 
 
 class Trial(Submission):
@@ -355,7 +427,7 @@ class Trial(Submission):
                 self.add(index, value)
         self._alike = 1
 
-    def _write(self, request: requests.ImageRequest, resolved: ResolvedShape) -> None:
+    def _write(self, request: requests.ImageRequest, resolved: ResolvedShape, place: int, prefix: str) -> None:
         pass
 
 

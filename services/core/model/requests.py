@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 from services.core.model import strict_json, suggestions
 from services.core.model.body import Body
 from services.core.model.errors import Problem
-from services.core.model.specs import SEED_LIMIT, OutputFormat
+from services.core.model.specs import DEFAULT_STRENGTH, SEED_LIMIT, OutputFormat
 
 PROMPT_LIMIT = 2_000
 IMAGES_PER_REQUEST = 1_000
@@ -34,6 +34,8 @@ _CUSTOM_ID = re.compile(
     r"(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$))[a-z0-9_-](?:[a-z0-9._-]{0,126}[a-z0-9_-])?",
     re.IGNORECASE | re.ASCII,
 )
+_IMAGE = re.compile(r"file-[0-9a-hjkmnp-tv-z]{13}|job_[0-9a-hjkmnp-tv-z]{13}/[0-9]{1,10}")
+_DATA_URL = re.compile(r"data:image/(?:png|jpeg|webp);base64,[A-Za-z0-9+/]+={0,2}")
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 RETRIED_INDEXES = 5_000
@@ -49,6 +51,9 @@ ALLOWED = {
     "output_format": '"png", "jpeg" or "webp"',
     "output_compression": "a whole number from 0 to 100 with output_format jpeg or webp, or 100 with png",
     "model": "the name of a model",
+    "image": 'the id of a file of purpose "vision", an earlier image as "job_.../INDEX", or a data URL of a PNG, JPEG '
+    "or WebP in base64",
+    "strength": f"a number above 0 and at most 1, beside image; {DEFAULT_STRENGTH} unless given",
     "metadata": f"a flat object of at most {METADATA_LIMIT:,} bytes as JSON",
     "metadata.*": "text, a number, true, false or null, under a name of 1 to 64 characters",
     "images": "a list of at least one request",
@@ -105,6 +110,17 @@ def _size(value: str) -> str:
     if not _SIZE.fullmatch(value):
         raise PydanticCustomError("invalid_value", "")
     return value
+
+
+def _image(value: str) -> str:
+    if not _IMAGE.fullmatch(value) and not _DATA_URL.fullmatch(value):
+        raise PydanticCustomError("invalid_value", "")
+    return value
+
+
+def is_data_url(image: str) -> bool:
+    """Whether a checked `image` is the picture itself."""
+    return image.startswith("data:")
 
 
 def size_pixels(size: str) -> tuple[int, int]:
@@ -191,6 +207,8 @@ class Defaults(Body):
     output_format: OutputFormat = "png"
     output_compression: Annotated[int, Field(ge=0, le=100)] = None  # type: ignore[assignment]
     model: ModelName = None  # type: ignore[assignment]
+    image: Annotated[str, _documented(f"({_IMAGE.pattern}|{_DATA_URL.pattern})"), AfterValidator(_image)] = None  # type: ignore[assignment]
+    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = None  # type: ignore[assignment]
     metadata: Metadata = None  # type: ignore[assignment]
 
 

@@ -13,6 +13,7 @@ from services.core.model.licenses import License
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 SEED_LIMIT = 2**63
+DEFAULT_STRENGTH = 0.8
 DRAWN_SEEDS = 2**32  # the seeds that Presswork draws are below this, so that every program can hold and use them
 Digest = bytes
 
@@ -23,10 +24,19 @@ def image_seed(seed: int, nth: int) -> int:
     return (seed + nth) % SEED_LIMIT
 
 
+def first_step(steps: int, strength: float) -> int:
+    """From which of the steps, counted from 1, an input picture is redrawn: as diffusers counts, so that 0.3 of ten
+    steps are the last three. More than `steps`: no step is left."""
+    return steps - min(int(steps * strength), steps) + 1
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """What images must have in common to share a batch. Sizes in pixels; `guided` is guidance_scale > 1;
-    `prompt_chunks` is more than 1 only for prompts that are too long for the text encoder, if the model reads them."""
+    `prompt_chunks` is more than 1 only for prompts that are too long for the text encoder, if the model reads them.
+
+    `first_step` is 0 for pictures that begin as noise; else an input picture is redrawn from that step on, 1..steps.
+    """
 
     model_revision: str
     width: int
@@ -34,17 +44,26 @@ class Shape:
     steps: int
     guided: bool
     prompt_chunks: int = 1
+    first_step: int = 0
+
+    @property
+    def steps_done(self) -> int:
+        """How many of the steps are rendered."""
+        return self.steps - max(self.first_step - 1, 0)
 
     @property
     def timed(self) -> "Shape":
-        """The shape under which its time is measured: how long the prompt is makes little of it."""
-        return replace(self, prompt_chunks=1)
+        """The shape under which its time is measured: how long the prompt is makes little of it, and nor does encoding
+        an input, which leaves fewer steps."""
+        return replace(self, steps=self.steps_done, prompt_chunks=1, first_step=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
     """Everything that decides an image's pixels. `seed` in 0..2^63-1, `guidance_scale` in 0..50, sizes in pixels.
     `prompt_chunks`: in how many chunks the longer of prompt and negative prompt is read.
+
+    `input_sha256` is that of the input picture's file, in hex; "" without one. `first_step` as in Shape.
 
     A field that is added later needs a default that leaves the pixels as they were without it: see `canonical`.
     """
@@ -58,11 +77,15 @@ class Spec:
     steps: int
     guidance_scale: float
     prompt_chunks: int = 1
+    input_sha256: str = ""
+    first_step: int = 0
 
     @property
     def shape(self) -> Shape:
         guided = self.guidance_scale > 1.0
-        return Shape(self.model_revision, self.width, self.height, self.steps, guided, self.prompt_chunks)
+        return Shape(
+            self.model_revision, self.width, self.height, self.steps, guided, self.prompt_chunks, self.first_step
+        )
 
     def canonical(self) -> dict[str, Any]:
         """What a render key is computed from. Its names are written out, so renaming an attribute changes no key.
@@ -98,7 +121,7 @@ class Image:
 
     `output_compression` is the quality of a lossy format, 0..100, or None for the format's default. `embed_prompt`: the
     prompt is written into the file. `dedupe`: a stored image with the same render key and reproducibility class may be
-    copied instead of rendering.
+    copied instead of rendering. `input_key` is the object of the input picture.
     """
 
     job_id: int
@@ -109,6 +132,7 @@ class Image:
     output_compression: int | None = None
     embed_prompt: bool = False
     dedupe: bool = False
+    input_key: str | None = None
 
     @property
     def render_key(self) -> str:
@@ -168,7 +192,8 @@ class FailedImage:
 class ModelCard:
     """What a pipeline serves. Workers publish it, and submissions are checked against it.
 
-    `sizes` are (width, height) in pixels, `batch_sizes` the declared sizes, largest first.
+    `sizes` are (width, height) in pixels, `batch_sizes` the declared sizes, largest first. `redraws`: it takes input
+    pictures.
     """
 
     name: str
@@ -181,3 +206,4 @@ class ModelCard:
     default_guidance_scale: float
     license: License | None = None
     long_prompts: str | None = None  # long_prompts.describe; None: what is too long for the text encoder is cut
+    redraws: bool = False

@@ -30,6 +30,7 @@ CROSS JOIN LATERAL (
          abs(extract(epoch FROM clock_timestamp() - created_at)) AS age
   FROM segments
   WHERE model_revision = :revision AND priority = class.priority AND tenant_id = t.id AND open AND low <= high
+    AND (:redraws OR first_step = 0)
   ORDER BY job_id, id LIMIT 16
 ) s
 WHERE NOT EXISTS (SELECT FROM workers JOIN drains USING (host, device) WHERE workers.id = :worker_id)
@@ -122,10 +123,12 @@ class Candidates:
         return Candidates(tuple(row for row in self.rows if (row.job_id, row.id) not in same))
 
 
-def candidates(connection: Connection, model_revision: str, turn: int, worker_id: str) -> Candidates:
+def candidates(
+    connection: Connection, model_revision: str, turn: int, worker_id: str, *, redraws: bool = True
+) -> Candidates:
     """The open segments of that revision for that worker; none if it is drained. `turn` is the priority class that
-    comes first: 0, 1 or 2."""
-    values = {"revision": model_revision, "turn": turn, "worker_id": worker_id}
+    comes first: 0, 1 or 2. `redraws`: the worker takes input pictures."""
+    values = {"revision": model_revision, "turn": turn, "worker_id": worker_id, "redraws": redraws}
     return Candidates(tuple(connection.execute(_CANDIDATES, values)))
 
 
@@ -201,8 +204,10 @@ def _image(row: Any, shape: Shape) -> Image:
         steps=shape.steps,
         guidance_scale=row.guidance_scale,
         prompt_chunks=shape.prompt_chunks,
+        input_sha256="" if row.image_sha256 is None else bytes(row.image_sha256).hex(),
+        first_step=shape.first_step,
     )
     return Image(
         row.job_id, row.index, row.tenant_id, spec, row.output_format, row.output_compression, row.embed_prompt,
-        row.dedupe,
+        row.dedupe, row.image_key,
     )  # fmt: skip

@@ -15,18 +15,20 @@ from services.core.db import actors
 from services.core.db.leases import Lease
 from services.core.db.turns import Waiting
 from services.core.jobs import lifecycle
+from services.core.jobs.inputs import Inputs
 from services.core.model.errors import Conflict, InvalidSubmission, NotFound
 from services.core.notify import Notifier
 from services.core.schedules import runs, targets
 from services.core.schedules.runs import RunState
 from services.core.settings import Settings
+from services.core.storage.contract import ImageStore
 
 
 def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
     return runs.pending(connection, excluding, busy)
 
 
-def run(settings: Settings, notifier: Notifier, run_id: int, lease: Lease) -> None:
+def run(settings: Settings, store: ImageStore, notifier: Notifier, run_id: int, lease: Lease) -> None:
     """Submits the run, or refuses it with the reason. Raises Unavailable: it is tried again later."""
     with lease.begin() as connection:
         found = runs.to_submit(connection, run_id)
@@ -34,8 +36,9 @@ def run(settings: Settings, notifier: Notifier, run_id: int, lease: Lease) -> No
             return
         labels = {"schedule": found.name, "scheduled_for": f"{found.instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"}
         ground = targets.ground(
-            connection, settings, found.tenant_id, found.base_url, labels, deadline=found.deadline_at
-        )
+            connection, settings, found.tenant_id, found.base_url, labels, deadline=found.deadline_at,
+            pictures=Inputs(settings, lease.begin, store, found.tenant_id),
+        )  # fmt: skip
     with actors.acting(f"schedule/{found.name}"):
         if found.overlap == "cancel":
             with lease.begin() as connection:

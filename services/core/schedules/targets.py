@@ -19,6 +19,7 @@ from services.core.catalogues import catalogue_runs, catalogues
 from services.core.files import files
 from services.core.fleet import models
 from services.core.fleet.models import Registry
+from services.core.jobs.inputs import Inputs
 from services.core.jobs.submission_body import SubmissionBody
 from services.core.jobs.submissions import MAX_PROBLEMS, Submission, Trial
 from services.core.model import ids, requests, strict_json
@@ -40,6 +41,7 @@ class Ground:
     base_url: str
     labels: dict[str, str]
     deadline: datetime | None = None
+    pictures: Inputs | None = None
 
 
 class Recorded(NamedTuple):
@@ -80,7 +82,9 @@ class JobTarget:
             raise NoModels
         order, label = _read(ground, body)
         label.labels = label.labels | ground.labels
-        with _KeptSubmission(ground.settings, ground.registry, defaults=order.defaults) as submission:
+        with _KeptSubmission(
+            ground.settings, ground.registry, defaults=order.defaults, pictures=ground.pictures
+        ) as submission:
             submission.keep = keep
             order.fill(submission)
             submission.close()
@@ -187,9 +191,9 @@ def ordered(ground: Ground, kind: str, text: str, keep: Callable[[], None]) -> I
 
 def ground(
     connection: Connection, settings: Settings, tenant_id: int, base_url: str, labels: dict[str, str],
-    *, deadline: datetime | None = None,
+    *, deadline: datetime | None = None, pictures: Inputs | None = None,
 ) -> Ground:  # fmt: skip
-    return Ground(settings, models.registry(connection), tenant_id, base_url, labels, deadline)
+    return Ground(settings, models.registry(connection), tenant_id, base_url, labels, deadline, pictures)
 
 
 class _KeptSubmission(Submission):

@@ -175,7 +175,8 @@ def _record_file(
     context: Context, tenant: int, registry: models.Registry, order: Asked, received: Received, key: str | None
 ) -> str:
     label = _label(order)
-    with submissions.Submission(context.settings, registry) as submission:
+    pictures = dependencies.pictures(context, tenant)
+    with submissions.Submission(context.settings, registry, pictures=pictures) as submission:
         _read(context, order, received, submission)
         receipt = submission.record(context.database, tenant, label=label, idempotency_key=key)
     for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds
