@@ -50,7 +50,7 @@ def _table(found: list[Lane]) -> Table:
         table.add_row(
             lane["priority"],
             lane["size"],
-            f"{lane['num_inference_steps']}{'' if lane['guided'] else ' unguided'}"
+            f"{lane['num_inference_steps']}{'' if lane['guided'] else ' unguided'}{_from(lane)}"
             + (f", {lane['prompt_chunks']} chunks" if lane["prompt_chunks"] > 1 else ""),
             lane["model"],
             lane["tenant"],
@@ -61,3 +61,7 @@ def _table(found: list[Lane]) -> Table:
             "not known" if lane["seconds"] is None else units.duration(lane["seconds"]),
         )
     return table
+
+
+def _from(lane: Lane) -> str:
+    return f" from {lane['first_step']}" if lane["first_step"] else ""

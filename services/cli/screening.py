@@ -8,6 +8,7 @@ from presswork_client import Client
 from services.cli import show
 from services.cli.checking import Checker
 from services.cli.exits import BadInput
+from services.cli.pictures import Pictures
 from services.cli.rejects import Rejects
 from services.core.items.custom_ids import Fixes
 from services.core.items.reading import Row, Source
@@ -15,11 +16,18 @@ from services.core.items.reading import Row, Source
 
 @contextmanager
 def screened(
-    client: Client, source: Source, *, fix_ids: bool, skip_bad: Path | None, replace: bool
+    client: Client,
+    source: Source,
+    *,
+    fix_ids: bool,
+    skip_bad: Path | None,
+    replace: bool,
+    pictures: Pictures | None = None,
 ) -> Iterator[Iterable[Row]]:
     """Gives the rows. Afterwards says how the file was read, what was changed and what was skipped."""
     fixes = Fixes(source.unit) if fix_ids else None
-    rows = source.rows() if fixes is None else fixes.rows(source.rows())
+    read = source.rows() if pictures is None else pictures.rows(source.rows())
+    rows = read if fixes is None else fixes.rows(read)
     try:
         if skip_bad is None:
             yield rows

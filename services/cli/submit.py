@@ -10,6 +10,7 @@ import typer
 from presswork_client import Client, ClientError, Job
 from services.cli import checking, follow, matrices, options, sending, show, units
 from services.cli.exits import BadInput, Exit, Usage, guarded
+from services.cli.pictures import Pictures
 from services.cli.profile import connect
 from services.cli.screening import screened
 from services.core.items import reading
@@ -99,6 +100,19 @@ Compression = Annotated[
         "--output-compression", rich_help_panel=_FIELDS, show_default=False, help="Quality, 0 to 100, of jpeg and webp."
     ),
 ]
+Picture = Annotated[
+    str | None,
+    typer.Option(
+        "--image", metavar="FILE", rich_help_panel=_FIELDS, show_default=False,
+        help="A picture to draw from: a file, or the id of one or of an earlier image (job_.../3).",
+    ),
+]  # fmt: skip
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        "--strength", rich_help_panel=_FIELDS, show_default=False, help="How much of the image is redrawn, up to 1."
+    ),
+]
 Matrix = Annotated[
     str | None,
     typer.Option(
@@ -166,6 +180,8 @@ def submit(
     negative_prompt: Negative = None,
     output_format: Output = None,
     output_compression: Compression = None,
+    image: Picture = None,
+    strength: Strength = None,
     matrix: Matrix = None,
     vary: Vary = None,
     combine: Combine = None,
@@ -216,13 +232,16 @@ def submit(
         if skip_bad or fix_ids:
             raise Usage("--skip-bad and --fix-ids belong to a FILE.")
         with connect(profile, _PATIENCE_SECONDS) as client:
+            defaults |= _drawn_from(Pictures(None if dry_run else client, Path()), image, strength)
             if dry_run:
                 return _dry_matrix(client, grid, defaults, head, as_json)
             return _after(client, matrices.send(client, grid, defaults, head, key, quiet=as_json), watch, as_json)
     source = _source(file, form, column, defaults, delimiter, encoding)
     again = resume is not None or key is not None
     with connect(profile, _PATIENCE_SECONDS) as client:
-        with screened(client, source, fix_ids=fix_ids, skip_bad=skip_bad, replace=again) as rows:
+        pictures = Pictures(None if dry_run else client, source.path.parent)
+        source.defaults = {**source.defaults, **_drawn_from(pictures, image, strength)}
+        with screened(client, source, fix_ids=fix_ids, skip_bad=skip_bad, replace=again, pictures=pictures) as rows:
             if dry_run:
                 return _dry_run(client, source, rows, head, as_json)
             if resume is not None:
@@ -363,6 +382,12 @@ def _source(
     source = reading.source(file, form, columns, defaults, delimiter=delimiter, encoding=encoding)
     source.tell = lambda remark: show.say(remark, style="dim")
     return source
+
+
+def _drawn_from(pictures: Pictures, image: str | None, strength: float | None) -> dict[str, Any]:
+    """The two as defaults."""
+    given = {"image": None if image is None else pictures.of_option(image), "strength": strength}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _defaults(

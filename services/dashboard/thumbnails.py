@@ -23,9 +23,13 @@ _MOST_BYTES = 16 << 20
 def small(picture: bytes) -> bytes:
     """A WebP with no side longer than SIDE."""
     with Image.open(io.BytesIO(picture)) as image:
-        image.thumbnail((SIDE, SIDE))
-        found = io.BytesIO()
-        image.convert("RGB").save(found, "WEBP", quality=80)
+        return shrunk(image)
+
+
+def shrunk(image: Image.Image) -> bytes:
+    image.thumbnail((SIDE, SIDE))
+    found = io.BytesIO()
+    image.convert("RGB").save(found, "WEBP", quality=80)
     return found.getvalue()
 
 

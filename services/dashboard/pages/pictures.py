@@ -7,9 +7,11 @@ from starlette.responses import Response
 
 from services.api import parameters, representations
 from services.api.dependencies import Context, ContextDep
-from services.core.jobs import queries
+from services.core.files import pictures
+from services.core.files.pictures import InvalidPicture
+from services.core.jobs import queries, resubmission
 from services.core.model import ids
-from services.core.model.errors import NotFound
+from services.core.model.errors import NotFound, ObjectMissing
 from services.core.storage import keys
 from services.dashboard import access, thumbnails
 from services.dashboard.routes import PageRoute
@@ -31,6 +33,35 @@ async def show_picture(
     request: Request, context: ContextDep, visitor: access.Signed, job_id: str, index: str
 ) -> Response:
     return await context.transfers.run(visitor.tenant, _picture, request, context, visitor, job_id, index)
+
+
+@router.get("/jobs/{job_id}/images/{index}/input")
+async def show_input(
+    request: Request, context: ContextDep, visitor: access.Signed, job_id: str, index: str
+) -> Response:
+    return await context.transfers.run(visitor.tenant, _input, request, context, visitor, job_id, index)
+
+
+def _input(request: Request, context: Context, visitor: access.Visitor, job_id: str, index: str) -> Response:
+    """The picture that the image was drawn from, small, and cropped as the model got it."""
+    visitor.require("view")
+    number = ids.parse_job(job_id)
+    found = None
+    if parameters.is_whole(index):
+        with context.database.begin(visitor.tenant) as connection:
+            if queries.image(connection, visitor.tenant, number, int(index)) is not None:
+                found = resubmission.of_image(connection, number, int(index))
+    if found is None or found.payload.image_key is None or found.payload.image_sha256 is None:
+        raise NotFound("There is no such picture.")
+    key, size, limit = found.payload.image_key, (found.width, found.height), context.settings.max_input_pixels
+    tag = f"{bytes(found.payload.image_sha256).hex()}-{found.width}x{found.height}"
+    if (unchanged := representations.unchanged(request, tag)) is not None:
+        return unchanged
+    try:
+        picture = kept.get(tag, lambda: thumbnails.shrunk(pictures.decode(context.store.read(key), size, limit)))
+    except (ObjectMissing, InvalidPicture):
+        raise NotFound("The input picture was deleted.") from None
+    return answer(picture, tag, thumbnails.MEDIA_TYPE)
 
 
 def _thumbnail(request: Request, context: Context, visitor: access.Visitor, job_id: str, index: str) -> Response:
