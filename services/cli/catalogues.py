@@ -14,7 +14,7 @@ from services.cli.exits import BadInput, Exit, Usage, guarded
 from services.cli.profile import connect
 from services.core.catalogues import definition_file
 from services.core.catalogues.definition_file import BadFile
-from services.core.schedules import of_catalogues
+from services.core.schedules import definition_times
 
 app = typer.Typer(no_args_is_help=True, help="Keep the pictures of a feed's items up to date, and publish them whole.")
 _RUNS = 10
@@ -186,7 +186,7 @@ def _check_schedules(given: dict[str, Any]) -> None:
         {"code": one.code, "message": f"{name}: {one.message}", "param": f"catalogue.{name}.{one.param}"}
         for name, definition in given.items()
         if isinstance(definition, dict)
-        for one in of_catalogues.problems(definition)
+        for one in definition_times.problems(definition)
     ]
     if found:
         raise BadInput("refused: when it runs is not as it must be; nothing was changed", found)

@@ -18,7 +18,7 @@ from services.core.catalogues.definition import Definition
 from services.core.files import files
 from services.core.model import strict_json
 from services.core.model.errors import Conflict, InvalidSubmission, NotFound
-from services.core.schedules import of_catalogues
+from services.core.schedules import definition_times, of_catalogues
 
 router = APIRouter(route_class=TenantRoute)
 
@@ -81,7 +81,7 @@ def put_catalogue(
     With `schedule`, the schedule `catalogue.NAME` runs it."""
     given = json_object.read(body, "source")
     found, problems = definition.read(catalogue, given)
-    problems += of_catalogues.problems(given, context.settings.schedule_seconds)
+    problems += definition_times.problems(given, context.settings.schedule_seconds)
     if found is None or problems:
         raise SubmissionError(InvalidSubmission(problems), "index")
     base_url = dependencies.base_url(context.settings, request)
