@@ -64,10 +64,10 @@ def shown(context: Context, views: Sequence[JobView]) -> list[Shown]:
     return [Shown(view) for view in views]
 
 
-def job(context: Context, tenant: int, number: int) -> Shown:
+def job(context: Context, tenant: int, number: int, *, with_time_left: bool = True) -> Shown:
     """Raises NotFound."""
     with context.database.begin(tenant) as connection:
         view = queries.job(connection, tenant, number)
     if view is None:
         raise NotFound(f"There is no job {ids.public_job(number)}.")
-    return shown(context, [view])[0]
+    return shown(context, [view])[0] if with_time_left else Shown(view)

@@ -19,7 +19,7 @@ from tests.pages import House, picture
 @pytest.fixture
 def _restarted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The web server has nothing in memory."""
-    monkeypatch.setattr(pictures, "_kept", thumbnails.Kept())
+    monkeypatch.setattr(pictures, "kept", thumbnails.Kept())
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_thumbnail_is_made_once_whichever_web_server_is_asked(
     assert key == store.key(keys.thumbnail_name(signed.tenant, job, 1, first.headers["ETag"].strip('"')))
     assert store.read(key) == first.content
     assert Image.open(io.BytesIO(first.content)).size == (256, 171)
-    monkeypatch.setattr(pictures, "_kept", thumbnails.Kept())
+    monkeypatch.setattr(pictures, "kept", thumbnails.Kept())
     monkeypatch.setattr(thumbnails, "small", lambda _: pytest.fail("made again"))
     assert signed.browser.get(f"/jobs/{job}/images/1/thumbnail").content == first.content
 

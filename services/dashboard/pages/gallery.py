@@ -27,7 +27,7 @@ def show_gallery(
 ) -> Any:
     visitor.require("view")
     number = ids.parse_job(job_id)
-    job = reading.job(context, visitor.tenant, number)
+    job = reading.job(context, visitor.tenant, number, with_time_left=False)
     listing = _listing(visitor.tenant, number, chosen)
     with context.database.begin(visitor.tenant) as connection:
         if chosen.scores is None:
