@@ -4,10 +4,12 @@ import json
 from itertools import count
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from presswork_client import Client
 from services.cli import bulk as command
 from services.cli.app import app
 from services.cli.choosing import Chosen
@@ -368,3 +370,36 @@ def test_options_that_contradict_each_other_are_refused(monkeypatch: pytest.Monk
     ):  # fmt: skip
         ended = CliRunner().invoke(app, [*words.replace("JOB", "job_0000000000000").split(), "--yes"])
         assert ended.exit_code == 2, (words, ended.output)
+
+
+def test_a_request_whose_answer_was_lost_is_sent_again_and_makes_one_act(api: Api, scheduler: Database) -> None:
+    submit(api, 2, images=1)
+    render(api, failed=1)
+    lost: list[httpx.Response] = []
+
+    def lose(answer: httpx.Response) -> None:
+        if answer.request.url.path == "/v1/jobs/actions" and not lost:
+            lost.append(answer)
+            raise httpx.ReadError("the answer is lost", request=answer.request)
+
+    with Client(api.url, api.key) as client:
+        client._transport.http.event_hooks["response"].append(lose)
+        found = client.act_on_jobs("retry", status=["failed"])
+    assert len(lost) == 1 and lost[0].status_code == 202
+    assert [one["id"] for one in api.http.get("/v1/jobs/actions").json()["data"]] == [found["id"]]
+    work(api, scheduler)
+    assert len(api.http.get("/v1/jobs").json()["data"]) == 4
+
+
+def test_an_idempotency_key_names_one_act(api: Api) -> None:
+    submit(api, 1)
+    headers = {"Idempotency-Key": "night"}
+    first, again = (api.http.post("/v1/jobs/actions", json={"action": "pause"}, headers=headers) for _ in range(2))
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert "Idempotent-Replayed" not in first.headers and again.headers["Idempotent-Replayed"] == "true"
+    other = api.http.post("/v1/jobs/actions", json={"action": "cancel"}, headers=headers)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    with api.database.begin_system() as connection:
+        connection.execute(text("DELETE FROM bulk_acts"))
+    gone = api.http.post("/v1/jobs/actions", json={"action": "pause"}, headers=headers)
+    assert (gone.status_code, gone.json()["error"]["code"]) == (410, "idempotency_key_gone")

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from services.api import dependencies, openapi, pagination, parameters
 from services.api.authentication import Caller, Tenant
-from services.api.body import json_object
+from services.api.body import json_object, streaming
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import SubmissionError
 from services.api.turns import TenantRoute
@@ -83,7 +83,12 @@ def preview_jobs_action(context: ContextDep, tenant: Tenant, body: json_object.S
     return JobsActionPreview(jobs=counted.jobs, images=counted.images, is_all=counted.is_all)
 
 
-@router.post("/jobs/actions", status_code=202, response_model=JobsAction, openapi_extra=openapi.body(BulkRequest))
+@router.post(
+    "/jobs/actions",
+    status_code=202,
+    response_model=JobsAction,
+    openapi_extra=openapi.body(BulkRequest) | openapi.IDEMPOTENT,
+)
 def act_on_jobs(
     request: Request,
     response: Response,
@@ -94,7 +99,11 @@ def act_on_jobs(
 ) -> Any:
     """Cancels, pauses, resumes, retries, prioritizes or deletes every job that matches now, one after the other, in the
     background. Each job's events name who asked. `retry` needs the scope `submit` too."""
-    answer = _shown(ask(context, caller, json_object.parse(BulkRequest, body, BulkRequest.ALLOWED)))
+    key = streaming.idempotency_key(request)
+    act, replayed = ask(context, caller, json_object.parse(BulkRequest, body, BulkRequest.ALLOWED), key)
+    if replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    answer = _shown(act)
     response.headers.update(dependencies.location(context, request, f"/v1/jobs/actions/{answer.id}"))
     return answer
 
@@ -122,12 +131,15 @@ def count(context: Context, tenant: int, asked: BulkRequest) -> Counted:
         raise SubmissionError(error, "index") from None
 
 
-def ask(context: Context, caller: Principal, asked: BulkRequest) -> BulkAct:
-    """Records the act; schedulers do it. Raises SubmissionError, or MissingScope."""
+def ask(
+    context: Context, caller: Principal, asked: BulkRequest, idempotency_key: str | None = None
+) -> tuple[BulkAct, bool]:
+    """Records the act; schedulers do it. Returns it, and whether the key had already made it. Raises SubmissionError,
+    or MissingScope."""
     caller.require(Scope.SUBMIT if asked.action == "retry" else Scope.OPERATE, f"the action {asked.action}")
     try:
         with context.database.begin(caller.tenant_id) as connection:
-            return bulk.create(connection, caller.tenant_id, asked)
+            return bulk.create(connection, caller.tenant_id, asked, idempotency_key=idempotency_key)
     except InvalidSubmission as error:
         raise SubmissionError(error, "index") from None
 

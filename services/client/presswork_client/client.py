@@ -254,10 +254,11 @@ class Client:
         body = _given(action=action, **asked)
         return self._call(JobsActionPreview, "POST", "/v1/jobs/actions/preview", json=body)
 
-    def act_on_jobs(self, action: str, **asked: Any) -> JobsAction:
+    def act_on_jobs(self, action: str, *, idempotency_key: str | None = None, **asked: Any) -> JobsAction:
         """Cancels, pauses, resumes, retries, prioritizes or deletes every job of a `status` (a list), with that `label`
         (`name:value`) and that `text` in a label, in the background."""
-        return self._call(JobsAction, "POST", "/v1/jobs/actions", json=_given(action=action, **asked))
+        body = _given(action=action, **asked)
+        return self._call(JobsAction, "POST", "/v1/jobs/actions", json=body, headers=_key(idempotency_key))
 
     def jobs_action(self, action_id: str) -> JobsAction:
         """How far an act on many jobs is."""

@@ -19,6 +19,7 @@ from services.core.db import turns
 from services.core.db.statements import statement
 from services.core.db.turns import Waiting
 from services.core.events import log
+from services.core.jobs import idempotency
 from services.core.jobs.listing import Filter
 from services.core.model import ids
 from services.core.model.errors import InvalidSubmission, NotFound, Problem
@@ -158,16 +159,29 @@ def count(connection: Connection, tenant_id: int, asked: BulkRequest) -> Counted
     return _count(connection, tenant_id, asked)[0]
 
 
-def create(connection: Connection, tenant_id: int, asked: BulkRequest) -> BulkAct:
-    """Takes the tenant's transaction. Raises InvalidSubmission."""
-    counted, last_job = _count(connection, tenant_id, asked)
+def create(
+    connection: Connection, tenant_id: int, asked: BulkRequest, *, idempotency_key: str | None = None
+) -> tuple[BulkAct, bool]:
+    """Takes the tenant's transaction. Returns the act, and whether this Idempotency-Key had already made it.
+
+    Raises:
+        InvalidSubmission: an option belongs to another action.
+        IdempotencyConflict, IdempotencyGone, IdempotencyBusy: the key was used for another request or for what is
+            forgotten, or is in use right now.
+    """
     number = ids.new()
+    if idempotency_key is not None:
+        digest = idempotency.digest("bulk", asked.model_dump())
+        known = idempotency.remember(connection, tenant_id, idempotency_key, sha256=digest, thing=number, kind="bulk")
+        if known is not None:
+            return find(connection, tenant_id, known), True
+    counted, last_job = _count(connection, tenant_id, asked)
     values = {
         "id": number, "tenant_id": tenant_id, "verb": asked.action, "options": json.dumps(options(asked)),
         "filter": json.dumps(asdict(wanted(asked)), default=str), "last_job": last_job, **asdict(counted),
     }  # fmt: skip
     connection.execute(_NEW, values)
-    return find(connection, tenant_id, number)
+    return find(connection, tenant_id, number), False
 
 
 def find(connection: Connection, tenant_id: int, number: int) -> BulkAct:

@@ -1,4 +1,5 @@
-"""Idempotency keys: each belongs to one job, export, file or run, and is recorded in the transaction that makes it."""
+"""Idempotency keys: each belongs to one job, export, file, run or act on many jobs, and is recorded in the transaction
+that makes it."""
 
 import hashlib
 import json
@@ -18,6 +19,7 @@ SELECT request_sha256, job_id, kind, CASE kind
                            AND (expires_at IS NULL OR expires_at > now()))
   WHEN 'export' THEN EXISTS (SELECT FROM exports WHERE exports.id = idempotency.job_id
                              AND (expires_at IS NULL OR expires_at > now()))
+  WHEN 'bulk' THEN EXISTS (SELECT FROM bulk_acts WHERE bulk_acts.id = idempotency.job_id)
   WHEN 'schedule_run' THEN true
   WHEN 'run' THEN EXISTS (SELECT FROM catalogue_runs WHERE catalogue_runs.id = idempotency.job_id)
   ELSE EXISTS (SELECT FROM jobs WHERE jobs.id = idempotency.job_id AND deleted_at IS NULL) END AS is_there

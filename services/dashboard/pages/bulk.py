@@ -69,7 +69,7 @@ def act(request: Request, context: ContextDep, visitor: access.Signed, name: str
     if missing := [key for key in _FILTERS if f"of-{key}" not in form]:  # without its filter it would touch every job
         raise ApiError(422, "missing_field", f"The form lacks of-{missing[0]}; open the question again.")
     kept = {key: form[f"of-{key}"] for key in _FILTERS}
-    found = routes.ask(context, visitor.principal, _asked(choice, kept, form.get("priority", "")))
+    found, _ = routes.ask(context, visitor.principal, _asked(choice, kept, form.get("priority", "")))
     return RedirectResponse(rendering.address(request, f"/bulk/{bulk.public_id(found.id)}"), 303)
 
 
