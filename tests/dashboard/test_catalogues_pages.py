@@ -154,6 +154,22 @@ def test_whoever_may_only_look_has_no_button_and_a_mark_that_comes_too_late_says
     assert signed.post(f"{place}/actions/cancel", page=f"{place}/review").status_code == 409
 
 
+def test_a_review_counts_what_replaces_others_and_outlives_its_job(signed: House) -> None:
+    shop = Shop(signed, publish=REVIEWED)
+    shop.night({"a": "a red mug"})
+    run = shop.night({"a": "a teal mug", "b": "a new mug"})
+    place = f"/catalogues/shop/runs/{run['id']}"
+    [new] = [one["index"] for one in signed.http.get(f"/v1{place}/changes?kind=new").json()["data"]]
+    signed.http.put(f"/v1/jobs/{run['job_id']}/marks", json={"mark": "accepted", "indexes": [new]})
+    assert "0 of 1 marked" in signed.browser.get(f"{place}/review").text
+    assert "0 marked" in signed.browser.get(place).text
+    assert signed.http.delete(f"/v1/jobs/{run['job_id']}").status_code == 202
+    assert signed.browser.get(f"{place}/review").status_code == 200
+    shop.tend()
+    assert shop.report(run["id"])["state"] in ("published", "kept")
+    assert "The review has ended" in signed.browser.get(f"{place}/review").text
+
+
 def test_a_failed_copy_is_told_and_others_catalogues_and_unknown_ones_are_not_there(signed: House) -> None:
     shop = Shop(signed)
     run = shop.night({"a": "a red mug"})

@@ -4,7 +4,7 @@ import re
 
 from sqlalchemy import text
 
-from services.core.catalogues import catalogue_runs, reviewing
+from services.core.catalogues import catalogue_runs, unmarked
 from tests.cataloguing import DEFINITION
 from tests.dashboard.test_large_job_page import MOST_STATEMENTS, alone, assert_cheap
 from tests.integration.test_overview import MOST_ROWS, fill, rows_read
@@ -72,7 +72,7 @@ def assert_bounded(house: House, path: str) -> None:
     with rows_read() as read:
         assert house.browser.get(path).status_code == 200
     assert len(read) <= MOST_STATEMENTS, read
-    assert read.pop("reviewing.next") <= 7 * reviewing.LOOKED_AT
+    assert read.pop("unmarked.following") <= 7 * unmarked.LOOKED_AT
     assert max(read.values()) <= MOST_ROWS, read
 
 

@@ -10,9 +10,10 @@ from typing import Any, Self
 import pytest
 
 from services.core.catalogues import catalogue_runs as runs
-from services.core.catalogues import catalogues, changes, entries, lists, manifests, task, versions
+from services.core.catalogues import catalogues, changes, entries, lists, manifests, reviewing, task, versions
 from services.core.db.database import Connection, Database
 from services.core.db.leases import Lease
+from services.core.deletion import jobs as deletion
 from services.core.jobs import lifecycle, queries
 from services.core.marks import marks
 from services.core.model.errors import Conflict, InvalidSubmission
@@ -91,7 +92,11 @@ class Shop:
             page = entries.page(connection, self.catalogue.id, version, after=("", ""), limit=100)
         return {entry.item for entry in page if entry.is_stale_in(version)}
 
-    def mark(self, run: runs.Run, item: str, mark: marks.Mark) -> None:
+    def pending(self) -> list[int]:
+        with self.database.begin_system() as connection:
+            return [item.id for item in runs.pending(connection)]
+
+    def mark(self, run: runs.Run, item: str, mark: marks.Mark | None) -> None:
         assert run.job_id is not None
         with self.database.begin(factories.TENANT) as connection:
             page = changes.page(connection, run.id, first=0, limit=100)
@@ -252,6 +257,50 @@ def test_changed_pictures_wait_for_a_person(database: Database, settings: Settin
     assert shop.pictures() == {"a": b"pink", "b": b"blue", "c": b"new"}
     again = shop.night(changed)  # with another seed
     assert (again.state, again.counts["changed"]) == ("reviewing", 1)
+
+
+def test_a_review_waits_for_the_pictures_that_replace_others_and_for_no_other_mark(
+    database: Database, settings: Settings, store: S3Store
+) -> None:
+    shop = Shop(database, settings, store, publish={"review": "changed", "require": 0})
+    shop.night({"a": "red", "b": "blue"})
+    begun = shop.begin({"a": "pink", "b": "navy", "c": "new", "d": "newer"})
+    cataloguing.render(database, store)
+    shop.mark(shop.read(begun), "c", "accepted")  # before the review begins
+    shop.tend()
+    run = shop.read(begun)
+    assert (run.state, run.counts["to_review"]) == ("reviewing", 2)
+    shop.mark(run, "d", "accepted")
+    assert shop.pending() == []  # nobody looks again and again
+    shop.mark(run, "a", "accepted")
+    shop.tend()
+    assert (shop.read(begun).state, shop.pending()) == ("reviewing", [])
+    shop.mark(run, "a", None)
+    shop.mark(run, "b", "accepted")
+    shop.tend()
+    assert (shop.read(begun).state, shop.pending()) == ("reviewing", [])
+    with database.begin(factories.TENANT) as connection:
+        marked = marks.counts(connection, factories.TENANT, run.job_id or 0)
+    assert (reviewing.done(run, marked, left=1), reviewing.done(run, marked, left=0)) == (1, 2)
+    shop.mark(run, "c", None)
+    shop.mark(run, "a", "accepted")
+    shop.tend()
+    assert shop.read(begun).state == "published"
+
+
+def test_a_run_whose_job_is_deleted_during_the_review_ends(
+    database: Database, settings: Settings, store: S3Store
+) -> None:
+    shop = Shop(database, settings, store, publish={"review": "changed"})
+    shop.night({"a": "red"})
+    run = shop.night({"a": "pink"})
+    assert run.state == "reviewing" and run.job_id is not None
+    with database.begin_system() as connection:
+        deletion.delete(connection, factories.TENANT, run.job_id)
+    shop.tend()
+    assert shop.read(run.id).state == "kept"
+    assert shop.pictures() == {"a": b"red"}
+    shop.begin({"a": "blue"})  # and the next run may begin
 
 
 def test_at_the_deadline_a_run_writes_what_there_is(shop: Shop) -> None:

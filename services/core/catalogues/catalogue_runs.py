@@ -95,8 +95,11 @@ WITH moved AS (
 )
 {log.of_each("moved", "'catalogue.run_cancelling'", subject=_SUBJECT, data=_DATA)}
 """)  # noqa: S608  our own text
+_AWAIT_MARK = statement("catalogue_runs.await_mark")(
+    "UPDATE catalogue_runs SET position = :position WHERE id = :id AND state = 'reviewing'"
+)
 # Catalogues with something to do: a run whose state is ours to work on, whose job has ended or is to be stopped, or
-# whose review is over, something to tidy, and a version to copy elsewhere.
+# whose review is over or waits for a picture that has got its mark, something to tidy, and a version to copy elsewhere.
 _PENDING = statement("catalogue_runs.pending")(
     turns.first_of_each("""
   SELECT id FROM (
@@ -106,9 +109,9 @@ _PENDING = statement("catalogue_runs.pending")(
             OR (r.state = 'rendering' AND NOT EXISTS (
                   SELECT FROM jobs WHERE jobs.id = r.job_id AND jobs.finished_at IS NULL AND jobs.deleted_at IS NULL
                     AND (r.deadline IS NULL OR r.deadline > now() OR jobs.cancel_requested_at IS NOT NULL)))
-            OR (r.state = 'reviewing' AND (r.deadline <= now() OR coalesce(r.counts->>'to_review', '0')::bigint <= (
-                  SELECT coalesce(sum(c.accepted + c.rejected + c.starred), 0) FROM mark_counts c
-                  WHERE c.job_id = r.job_id))))
+            OR (r.state = 'reviewing' AND (r.deadline <= now() OR r.position = 0
+                  OR EXISTS (SELECT FROM marks WHERE marks.job_id = r.job_id AND marks.index = r.position - 1)
+                  OR NOT EXISTS (SELECT FROM jobs WHERE jobs.id = r.job_id AND jobs.deleted_at IS NULL))))
      ORDER BY r.id LIMIT :first)
     UNION
     (SELECT id FROM catalogues
@@ -126,7 +129,8 @@ _PENDING = statement("catalogue_runs.pending")(
 @dataclass(frozen=True, slots=True)
 class Run:
     """A run at one moment. `base` is the version that it is compared with (0: with nothing); `error` has a code and a
-    message; `position` says how far the work of its state has come; `causes` how many changes have which code."""
+    message; `position` says how far the work of its state has come (in a review: 1 + the picture that it waits for, or
+    0); `causes` how many changes have which code."""
 
     id: int
     tenant_id: int
@@ -274,6 +278,11 @@ def move(
 def advance(connection: Connection, run: Run, position: int) -> None:
     """The state's work has been done for the changes before `position`."""
     connection.execute(_ADVANCE, {"id": run.id, "state": run.state, "position": position})
+
+
+def await_mark(connection: Connection, run: Run, index: int) -> None:
+    """The review waits for this picture: until it has a mark, nobody needs to look for others."""
+    connection.execute(_AWAIT_MARK, {"id": run.id, "position": index + 1})
 
 
 def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:

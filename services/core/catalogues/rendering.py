@@ -25,7 +25,9 @@ _HAS_ENDED = statement("rendering.has_ended")("""
 SELECT NOT EXISTS (SELECT FROM jobs WHERE id = :job_id AND finished_at IS NULL AND deleted_at IS NULL)
 """)
 _TO_REVIEW = statement("rendering.to_review")("""
-SELECT count(*) FROM catalogue_changes c
+SELECT count(*) AS to_review,
+       (SELECT coalesce(sum(accepted + rejected + starred), 0) FROM mark_counts WHERE job_id = :job_id) AS marked_before
+FROM catalogue_changes c
 JOIN LATERAL (SELECT 1 FROM results r WHERE r.job_id = :job_id AND r.index = c.position OFFSET 0) done ON true
 WHERE c.run_id = :run_id AND c.kind = ANY(CAST(:kinds AS text[]))
   AND NOT EXISTS (SELECT FROM marks m WHERE m.job_id = :job_id AND m.index = c.position OFFSET 0)
@@ -92,8 +94,9 @@ def has_ended(run: Run, lease: Lease) -> bool:
         return bool(connection.execute(_HAS_ENDED, {"job_id": run.job_id}).scalar_one())
 
 
-def to_review(run: Run, lease: Lease) -> int:
-    """How many changed pictures no person has marked."""
+def to_review(run: Run, lease: Lease) -> dict[str, int]:
+    """How many changed pictures no person has marked, `to_review`; and how many marks there are, `marked_before`."""
     with lease.begin() as connection:
         values = {"job_id": run.job_id, "run_id": run.id, "kinds": list(changes.REVIEWED)}
-        return int(connection.execute(_TO_REVIEW, values).scalar_one())
+        row = connection.execute(_TO_REVIEW, values).one()
+    return {"to_review": row.to_review, "marked_before": int(row.marked_before)}

@@ -19,6 +19,7 @@ from services.core.catalogues import (
     preparation,
     rendering,
     tidying,
+    unmarked,
     versions,
     writing,
 )
@@ -87,7 +88,7 @@ class CatalogueTask:
     def _await_job(self, _: Catalogue, run: Run) -> None:
         if rendering.has_ended(run, self._lease):
             review = _review(run)
-            counts = {"to_review": rendering.to_review(run, self._lease)} if review.changed else {}
+            counts = rendering.to_review(run, self._lease) if review.changed else {}
             with self._lease.begin() as connection:
                 runs.move(connection, run, "reviewing" if counts.get("to_review") else "writing", counts=counts)
         elif run.deadline is not None and run.deadline <= datetime.now(UTC):
@@ -95,9 +96,12 @@ class CatalogueTask:
 
     def _await_review(self, _: Catalogue, run: Run) -> None:
         is_over = run.deadline is not None and run.deadline <= datetime.now(UTC)
-        if is_over or not rendering.to_review(run, self._lease):
-            with self._lease.begin() as connection:
+        with self._lease.begin() as connection:
+            left = None if is_over else unmarked.first(connection, run)
+            if left is None:
                 runs.move(connection, run, "writing")
+            else:
+                runs.await_mark(connection, run, left)
 
     def _write(self, catalogue: Catalogue, run: Run) -> None:
         if run.position == 0:

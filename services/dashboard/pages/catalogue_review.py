@@ -10,7 +10,7 @@ from starlette.responses import RedirectResponse
 from services.api import pagination, parameters
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
-from services.core.catalogues import changes, looks, reviewing
+from services.core.catalogues import changes, looks, reviewing, unmarked
 from services.core.catalogues.catalogue_runs import Run
 from services.core.jobs import queries
 from services.core.marks import marks
@@ -29,7 +29,7 @@ _SENTENCES = {
     "rejected": "Every changed picture without a mark is left out: the one before stays, and the next run draws it "
     "with another seed.",
 }
-WHICH = (reviewing.UNMARKED, *marks.MARKS)
+WHICH = (unmarked.NONE, *marks.MARKS)
 
 
 @router.get("/catalogues/{name}/runs/{run_id}/review")
@@ -49,10 +49,11 @@ def show_review(
             raise NotFound("This run has drawn nothing that could be looked at.")
         page = reviewing.page(connection, run, mark, after=after, limit=catalogue_runs.PER_PAGE)
         seen = looks.of_changes(connection, found, run, page.changes)
-        marked = marks.counts(connection, visitor.tenant, run.job_id)
+        is_there = unmarked.has_job(connection, run)
+        marked = marks.counts(connection, visitor.tenant, run.job_id) if is_there else dict.fromkeys(marks.MARKS, 0)
     more = page.place and pagination.encode_cursor(context.settings.secret, listing, page.place)
     here = f"/catalogues/{name}/runs/{run_id}/review"
-    kept = f"?mark={mark}" if mark != reviewing.UNMARKED else ""
+    kept = f"?mark={mark}" if mark != unmarked.NONE else ""
     join = "&" if kept else "?"
     return rendering.page(
         request,
@@ -65,7 +66,7 @@ def show_review(
         marked=marked,
         mark=mark,
         to_review=run.counts.get("to_review", 0),
-        done=sum(marked.values()),
+        done=reviewing.done(run, marked, left=len(page.changes) if mark == unmarked.NONE else 0),
         undecided=run.definition.get("publish", {}).get("undecided", "reject"),
         verbs=_LEFT,
         kinds=catalogue_words.KINDS,
@@ -177,6 +178,6 @@ def _check(run: Run) -> None:
 
 def _mark(word: str) -> Mark | None:
     found = next((mark for mark in marks.MARKS if mark == word), None)
-    if found is None and word != reviewing.UNMARKED:
+    if found is None and word != unmarked.NONE:
         raise NotFound(f"There is no such mark; there are {', '.join(WHICH)}.")
     return found

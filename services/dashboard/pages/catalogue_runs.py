@@ -12,7 +12,7 @@ from services.api.dependencies import ContextDep
 from services.api.errors import ApiError
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues as core
-from services.core.catalogues import changes, looks, needs
+from services.core.catalogues import changes, looks, needs, reviewing
 from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change
@@ -83,7 +83,7 @@ def show_run(
         causes=sorted(failed.items(), key=lambda one: -run.causes.get(one[0], 0)),
         problems=run.source.get("problems", [])[:_PROBLEMS],
         seconds=_seconds(run),
-        marked=sum(marked.values()),
+        marked=reviewing.done(run, marked, left=1) if marked else 0,
         pairs=[pair(found, run, one, seen) for one in page[:PER_PAGE]],
         chips=[one for one in get_args(changes.Kind) if run.counts.get(one)],
         kind=kind,
