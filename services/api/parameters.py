@@ -37,6 +37,11 @@ def is_whole(text: str, digits: int = 9) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= digits and (text == "0" or text[0] != "0")
 
 
+def is_index(text: str) -> bool:
+    """Whether the text is the one way to write the place of an image or a change, as far as there can be any."""
+    return is_whole(text, digits=10) and int(text) < 1 << 31
+
+
 def whole(value: object) -> object:
     """Digits only: pydantic alone would read "+1", "1.0", "01" and " 1" as 1."""
     if isinstance(value, str) and not is_whole(value):

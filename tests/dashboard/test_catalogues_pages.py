@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import httpx
+from sqlalchemy import text
 
 from services.core.catalogues import catalogues, destinations
 from services.core.model.scopes import Scope
@@ -175,6 +176,7 @@ def test_a_failed_copy_is_told_and_others_catalogues_and_unknown_ones_are_not_th
     run = shop.night({"a": "a red mug"})
     place = f"/catalogues/shop/runs/{run['id']}"
     unknown = ("/catalogues/none", "/catalogues/shop/runs/run_0000000000000", f"{place}x", f"{place}/changes/7",
+               f"{place}/changes/{2**31 - 1}", f"{place}/changes/{2**31}", f"{place}/changes/9999999999",
                "/catalogues/shop/versions/9/front/thumbnail?id=a", "/catalogues/shop/versions/1/front/picture?id=b",
                "/catalogues/shop/diff?from=9", "/catalogues/shop/actions/publish?version=9")  # fmt: skip
     for path in unknown:
@@ -185,6 +187,9 @@ def test_a_failed_copy_is_told_and_others_catalogues_and_unknown_ones_are_not_th
         destinations.fail(connection, catalogue.id, "no_such_bucket", "There is no bucket feeds.", again=False)
     said = signed.browser.get("/catalogues/shop").text
     assert "Version 1 could not be copied to feeds/shop" in said and "There is no bucket feeds." in said
+    with signed.api.database.begin_system() as connection:
+        connection.execute(text("UPDATE catalogue_destinations SET error = NULL, step = 'done', version = 7"))
+    assert "version 7 copied to feeds/shop" in signed.browser.get("/catalogues/shop").text
     own = ("/catalogues/shop", place, "/catalogues/shop/versions/1/front/picture?id=a")
     assert [signed.browser.get(path).status_code for path in own] == [200] * 3
     _, signed.key = signed.api.new_tenant("another house")

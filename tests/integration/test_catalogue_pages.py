@@ -3,6 +3,8 @@
 import random
 from typing import Any
 
+import pytest
+
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import changes, differences, entries, needs, preparation, reviewing
 from services.core.catalogues.entries import Picture
@@ -57,6 +59,25 @@ def test_differences_are_all_that_two_versions_have_not_in_common_in_order(datab
             sums = [(one.before and one.before.sha256, one.after and one.after.sha256) for one in found]
             assert sums == [(old.get(place), new.get(place)) for place in differing]
             assert is_all and counted >= len(differing)
+
+
+def test_pages_of_differences_of_versions_far_apart_are_smaller_and_leave_nothing_out(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(differences, "LEAST", 2)
+    monkeypatch.setattr(differences, "PAGE_ROWS", 2 * VERSIONS * 3)
+    catalogue = cataloguing.create(database)
+    made = make_versions(database, catalogue.id)
+    old, new = made[1], made[VERSIONS]
+    found, behind = [], ("", "")
+    with database.begin_system() as connection:
+        while behind is not None:
+            page, behind = differences.page(connection, catalogue.id, 1, VERSIONS, behind=behind, limit=1000)
+            assert len(page) <= 2
+            found += page
+    assert [(one.item, one.variant) for one in found] == sorted(
+        place for place in old | new if old.get(place) != new.get(place)
+    )
 
 
 def test_causes_are_counted_and_their_first_lines_are_named(database: Database) -> None:

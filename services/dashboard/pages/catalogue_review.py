@@ -119,7 +119,7 @@ def ask(
         _, run = catalogue_runs.find(connection, visitor, name, run_id)
     _check(run)
     place = f"/catalogues/{name}/runs/{run_id}/review"
-    goes_on = parameters.is_whole(after, digits=10) and parameters.is_whole(changed)
+    goes_on = parameters.is_index(after) and parameters.is_whole(changed)
     return rendering.page(
         request,
         "mark_all.html",
@@ -145,7 +145,7 @@ def mark_left(
     if word not in _LEFT:
         raise NotFound("There is no such act; there are accepted and rejected.")
     after = form.get("after", "")
-    start = int(after) if parameters.is_whole(after, digits=10) else -1
+    start = int(after) if parameters.is_index(after) else -1
     before = int(form["changed"]) if parameters.is_whole(form.get("changed", "")) else 0
     with context.database.begin(visitor.tenant) as connection:
         _, run = catalogue_runs.find(connection, visitor, name, run_id)

@@ -102,7 +102,7 @@ def show_change(
 ) -> Any:
     """One change: the pictures before and after, large, with what each was made from, and the mark of the new one."""
     visitor.require("view")
-    if not parameters.is_whole(position, digits=10):
+    if not parameters.is_index(position):
         raise NotFound("There is no such change.")
     with context.database.begin(visitor.tenant) as connection:
         found, run = find(connection, visitor, name, run_id)

@@ -100,7 +100,7 @@ def mark_all(
     if not chosen.is_of_done:
         raise ApiError(422, "invalid_parameter", "Only done images can be marked; choose them by state or mark.")
     after = form.get("after", "")
-    start = int(after) if parameters.is_whole(after, digits=10) else -1
+    start = int(after) if parameters.is_index(after) else -1
     before = int(form["changed"]) if parameters.is_whole(form.get("changed", "")) else 0
     changed, reached = _put(context, visitor.tenant, number, mark, chosen.mark or None, start)
     place = f"/jobs/{job_id}/images{chosen.query}"
