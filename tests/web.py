@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from services.core.db.database import Database
 from services.core.fleet import workers
+from services.core.model.scopes import Scope
 from services.core.settings import Settings
 from services.core.tenants import api_keys
 from services.web import application, server_config
@@ -50,6 +51,11 @@ class Api:
                 text("INSERT INTO tenants (name) VALUES (:name) RETURNING id"), {"name": name}
             ).scalar_one()
             return tenant, api_keys.issue_key(connection, self.settings.secret, tenant, "test")
+
+    def new_key(self, *given: Scope) -> str:
+        """A key of its tenant with these scopes."""
+        with self.database.begin_system() as connection:
+            return api_keys.issue_key(connection, self.settings.secret, factories.TENANT, "some", given=given)
 
     def rows(self) -> dict[str, int]:
         """How many rows there are of all that a submission writes."""

@@ -72,6 +72,6 @@ async def _leave(receive: Receive, watcher: Watcher) -> None:
 def _tell(watcher: Watcher, missed: Missed) -> None:
     if missed.too_much:
         watcher.tell(message("reset", '{"message": "Too much has happened since: begin again."}'))
-    watcher.catch_up(missed.after, [(event.seq, event_message(event)) for event in missed.events])
+    watcher.catch_up(missed.after, [(event.seq, event_message(event, watcher.names_hosts)) for event in missed.events])
     if missed.job is not None:
         watcher.snapshot(missed.job.id, missed.job.as_of, job_message(missed.job))

@@ -25,7 +25,7 @@ from services.core.events.queries import Event, job_of
 from services.core.jobs import live
 from services.core.jobs.queries import JobView
 from services.core.model.errors import Unavailable
-from services.core.model.scopes import Principal
+from services.core.model.scopes import Principal, Scope
 from services.core.tenants import sessions
 
 T = TypeVar("T")
@@ -48,6 +48,7 @@ class Watcher:
 
     def __init__(self, who: Principal, job: int | None) -> None:
         self.who, self.tenant, self.job = who, who.tenant_id, job
+        self.names_hosts = Scope.OPERATE in who.scopes
         self.changed = asyncio.Event()
         self.ended = False
         self.is_new = True  # the reader has not told it anything yet
@@ -189,10 +190,12 @@ class Feed:
         """Tells everybody, also those who came during the look: what they read before may be older."""
         for event in look.events:
             self.seq = event.seq
-            text = event_message(event)
+            texts: dict[bool, bytes] = {}
             for watcher in self._watchers:
                 if watcher.follows(event.tenant_id, job_of(event)):
-                    watcher.event(event.seq, text)
+                    if watcher.names_hosts not in texts:
+                        texts[watcher.names_hosts] = event_message(event, watcher.names_hosts)
+                    watcher.event(event.seq, texts[watcher.names_hosts])
         for view in look.jobs.values():
             text, changed = job_message(view), self._has_changed(view)
             for watcher in self._watchers:
@@ -233,8 +236,8 @@ def _but_for_the_time(view: JobView) -> JobView:
     return replace(view, as_of=view.created_at, eta_seconds=None, eta_low=None, eta_high=None)
 
 
-def event_message(event: Event) -> bytes:
-    return message(event.kind, schemas.event(event).model_dump_json(), event.seq)
+def event_message(event: Event, names_hosts: bool) -> bytes:
+    return message(event.kind, schemas.event(event, names_hosts=names_hosts).model_dump_json(), event.seq)
 
 
 def job_message(view: JobView) -> bytes:

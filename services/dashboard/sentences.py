@@ -8,6 +8,7 @@ from services.core.bulk import bulk
 from services.core.events.queries import Event
 from services.core.exports import records
 from services.core.files import files, uploads
+from services.core.fleet import workers
 from services.core.model import ids
 from services.core.tenants import views
 from services.dashboard.words import plural, size
@@ -124,8 +125,11 @@ _NAMES: dict[str, Callable[[int], str]] = {
 }  # fmt: skip
 
 
-def of(event: Event) -> Sentence:
+def of(event: Event, *, names_hosts: bool) -> Sentence:
+    """What happened; a worker's device with its host for those who may operate."""
     kind, _, name = event.subject.partition("/")
+    if kind == "device" and not names_hosts:
+        name = workers.without_host(name)
     thing = _NAMES[kind](int(name)) if kind in _NAMES else {"key": f"pw_{name}…"}.get(kind, name)
     known = KINDS.get(event.kind)
     if known is None:  # of a newer release, which runs beside this one

@@ -10,6 +10,7 @@ from services.cli.app import app
 from services.core.db.database import Database
 from services.core.events import numbering
 from services.core.fleet import drains, workers
+from services.core.model.scopes import Scope
 from services.core.queue import settlement
 from tests import factories
 from tests.factories import TENANT
@@ -105,6 +106,13 @@ def test_over_http_a_worker_is_drained_shown_so_and_resumed(api: Api) -> None:
             answer = api.http.post(f"/v1/workers/{name}/{verb}")
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
             assert name in answer.json()["error"]["message"]
+
+
+def test_hosts_of_drained_devices_are_for_those_who_may_operate(api: Api) -> None:
+    drain(api.database, "worker-a")
+    assert [one["subject"] for one in actions(api)] == ["host cpu"]
+    api.http.headers["Authorization"] = f"Bearer {api.new_key(Scope.VIEW)}"
+    assert [one["subject"] for one in actions(api)] == ["cpu"]
 
 
 def test_the_command_drains_a_host_and_resumes_a_worker(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

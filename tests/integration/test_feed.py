@@ -16,12 +16,13 @@ from sqlalchemy import text
 
 from presswork_client import Client, ClientError
 from services.api import dependencies, feed
+from services.core.db import actors
 from services.core.deletion import jobs as deletion
-from services.core.events import numbering
+from services.core.events import log, numbering
 from services.core.fleet import throughput
 from services.core.jobs import lifecycle, live
 from services.core.model import ids
-from services.core.model.scopes import Principal
+from services.core.model.scopes import Principal, Scope
 from services.core.model.specs import Shape
 from services.core.tenants import api_keys
 from tests import factories
@@ -101,6 +102,34 @@ def end(api: Api) -> None:
     with api.database.begin_system() as connection:
         lifecycle.finish(connection)
         numbering.number(connection)
+
+
+def test_the_name_of_a_worker_is_for_those_who_may_operate(api: Api) -> None:
+    job = str(api.submit()["id"])
+    end(api)
+    with ExitStack() as opened:
+        streams = {}
+        for names in (True, False):
+            key = api.key if names else api.new_key(Scope.VIEW)
+            for path in ("/v1/events", f"/v1/jobs/{job}/events"):
+                headers = {"authorization": f"Bearer {key}"}
+                streams[names, path] = opened.enter_context(watching(api, path, **headers))
+        until(lambda: all("job" in stream.kinds() for stream in streams.values()))
+        with actors.acting("worker gpu-7-1"), api.database.begin_system() as connection:
+            log.append_of_job(connection, "job.started", ids.parse_job(job))
+            numbering.number(connection)
+        until(lambda: all("job.started" in stream.kinds() for stream in streams.values()))
+    for (names, _), stream in streams.items():
+        [told] = [message.data["actor"] for message in stream.messages if message.kind == "job.started"]
+        assert told == ("worker gpu-7-1" if names else "worker")
+    for names in (True, False):  # what was before a stream began, and what is listed
+        headers = {"authorization": f"Bearer {api.key if names else api.new_key(Scope.VIEW)}"}
+        listed = api.http.get(f"/v1/jobs/{job}/events", headers=headers).json()["data"]
+        assert listed[-1]["actor"] == ("worker gpu-7-1" if names else "worker")
+        with watching(api, "/v1/events?after=0", **headers) as stream:
+            until(lambda stream=stream: "job.started" in stream.kinds())
+        [told] = [message.data["actor"] for message in stream.messages if message.kind == "job.started"]
+        assert told == ("worker gpu-7-1" if names else "worker")
 
 
 def latest(api: Api) -> int:

@@ -7,15 +7,18 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from services.api import pagination, parameters
-from services.api.authentication import Tenant
+from services.api.authentication import Caller, Tenant
 from services.api.dependencies import ContextDep
 from services.api.turns import TenantRoute
 from services.api.v1.schemas import Moment
 from services.core.bulk import bulk
+from services.core.db import actors
 from services.core.events import actions, queries
 from services.core.exports import records
 from services.core.files import files, uploads
+from services.core.fleet import workers
 from services.core.model import ids
+from services.core.model.scopes import Scope
 from services.core.tenants import views
 
 router = APIRouter(route_class=TenantRoute)
@@ -52,6 +55,7 @@ class ActionPage(BaseModel):
 def list_actions(
     context: ContextDep,
     tenant: Tenant,
+    caller: Caller,
     actor: parameters.Actor = None,
     verb: parameters.Verb = None,
     job: parameters.JobFilter = None,
@@ -73,19 +77,21 @@ def list_actions(
     page = found[:limit]
     more = len(found) > limit
     last = pagination.encode_cursor(context.settings.secret, listing, page[-1].event.seq) if more else None
-    return ActionPage(data=[_shown(action) for action in page], next_cursor=last)
+    names_hosts = Scope.OPERATE in caller.scopes
+    return ActionPage(data=[_shown(action, names_hosts) for action in page], next_cursor=last)
 
 
-def _shown(action: actions.Action) -> Action:
+def _shown(action: actions.Action, names_hosts: bool) -> Action:
     event = action.event
     kind, _, name = event.subject.partition("/")
+    subject = name if names_hosts or kind != "device" else workers.without_host(name)
     return Action(
         seq=event.seq,
         at=event.at,
         verb=event.kind,
-        actor=event.actor,
+        actor=event.actor if names_hosts else actors.without_host(event.actor),
         actor_name=action.name,
         subject_type=kind,
-        subject=_PUBLIC[kind](int(name)) if kind in _PUBLIC else name,
+        subject=_PUBLIC[kind](int(name)) if kind in _PUBLIC else subject,
         data={field: ids.public_job(value) if field == "job" else value for field, value in event.data.items()},
     )

@@ -15,6 +15,7 @@ from services.core.events import queries as events
 from services.core.jobs import queries
 from services.core.model import ids
 from services.core.model.errors import NotFound
+from services.core.model.scopes import Principal, Scope
 
 router = APIRouter(route_class=TenantRoute)
 MOST_BEHIND = 20_000  # events of all tenants that a stream reads to catch up
@@ -52,7 +53,7 @@ async def list_events(
         await context.requests.run(tenant, lambda: _assert_exists(context, tenant, number), patient=True)
         seq = after if last_event_id is None else last_event_id
         return EventStream(context, caller, number, lambda: _missed(context, tenant, number, seq))
-    return await context.requests.run(tenant, lambda: _page(context, tenant, number, after, limit))
+    return await context.requests.run(tenant, lambda: _page(context, caller, number, after, limit))
 
 
 @router.get("/events", response_class=Response, responses={200: {"content": {STREAM: {}}}})
@@ -73,11 +74,14 @@ def _assert_exists(context: Context, tenant: int, number: int) -> None:
             raise NotFound("There is no such job.")
 
 
-def _page(context: Context, tenant: int, number: int, after: int, limit: int) -> schemas.EventPage:
+def _page(context: Context, caller: Principal, number: int, after: int, limit: int) -> schemas.EventPage:
+    tenant = caller.tenant_id
     _assert_exists(context, tenant, number)
     with context.database.begin(tenant) as connection:
         found = events.of_subject(connection, tenant, events.job(number), after_seq=after, limit=limit + 1)
-    return schemas.EventPage(data=[schemas.event(event) for event in found[:limit]], has_more=len(found) > limit)
+    names_hosts = Scope.OPERATE in caller.scopes
+    shown = [schemas.event(event, names_hosts=names_hosts) for event in found[:limit]]
+    return schemas.EventPage(data=shown, has_more=len(found) > limit)
 
 
 def _missed(context: Context, tenant: int, number: int, seq: int) -> Missed:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, PlainSerializer
 
+from services.core.db import actors
 from services.core.db.columns import Payload
 from services.core.events import queries as events
 from services.core.fleet import workers
@@ -255,13 +256,14 @@ def image(view: ImageView, link: Callable[[int], str], caller: Principal) -> Ima
     )
 
 
-def event(found: events.Event) -> Event:
+def event(found: events.Event, *, names_hosts: bool) -> Event:
+    """The event; with `names_hosts` as those see it who may operate: the name of a worker has its host's."""
     job_id = events.job_of(found)
     return Event(
         seq=found.seq,
         at=found.at,
         kind=found.kind,
-        actor=found.actor,
+        actor=found.actor if names_hosts else actors.without_host(found.actor),
         job_id=None if job_id is None else ids.public_job(job_id),
         data=found.data,
     )

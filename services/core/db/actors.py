@@ -9,6 +9,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 _actor: ContextVar[str] = ContextVar("actor", default="")
+_WORKER = "worker "
+
+
+def without_host(actor: str) -> str:
+    """The actor, but for the name of a worker, which has its host's."""
+    return _WORKER.strip() if actor.startswith(_WORKER) else actor
 
 
 def current() -> str:
