@@ -10,7 +10,8 @@ from typing import Any
 
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Image, Shape
-from worker import batching
+from worker import batching, retries
+from worker.doubts import Doubts
 from worker.heartbeat import Heartbeat, HeldClaim, Interrupted
 from worker.pipeline import (
     Batch,
@@ -39,6 +40,7 @@ class Rendered:
     picture: Picture
     reproducibility_class: str
     seconds: float
+    batch_size: int
 
 
 @dataclass(slots=True)
@@ -74,6 +76,7 @@ class Device:
         self.unusable = ""  # why nothing can be compiled here, in one sentence
         self._mark = mark
         self._memory: dict[Shape, Memory] = {}
+        self._doubts = Doubts()
         self.report = Report(pipeline)
         self._thread = ThreadPoolExecutor(1, "device")
 
@@ -82,14 +85,17 @@ class Device:
         if not held.remaining:
             return Outcome(held)
         claim = held.claim
+        for shape, size in self._doubts.take_too_large():
+            self._step_down(shape, size)
         tried = self._max_size(claim.shape)
         plan = RetryPlan(self.pipeline.card.batch_sizes, tried)
-        plan.add(held.remaining)
         outcome = Outcome(held, plan=plan)
         self.heartbeat.rendering(held)
         self._mark(claim.id)
         began = time.monotonic()
         try:
+            self._resolve_doubts()
+            plan.begin(held.remaining, self._doubts.take_at_fault(held.remaining))
             while part := plan.next():
                 self._render_part(part, outcome, plan)
         except Interrupted:
@@ -118,6 +124,20 @@ class Device:
         """Whether it may claim images."""
         return not self.sick and not self.unusable
 
+    def cannot_check(self, shape: Shape, rendered: Rendered, error: Exception) -> None:
+        """A picture's review raised `error`, and its image is released. Any thread may tell.
+
+        If memory is short, the next claim of that shape is rendered in smaller batches. Otherwise the canary is
+        rendered before the next claim; if it can be checked, the image is at fault, and fails when it is claimed again.
+        """
+        image = rendered.image
+        if not isinstance(error, OutOfMemory):
+            self._doubts.add(retries.failure(image, error))
+        elif batching.next_smaller(self.pipeline.card.batch_sizes, rendered.batch_size) is None:
+            self._doubts.add(retries.failed(image, "resource", retries.OUT_OF_MEMORY))
+        else:
+            self._doubts.add_too_large(shape, rendered.batch_size)
+
     def expected_class(self, shape: Shape) -> str:
         """The reproducibility class of the shape's next batch, unless that turns out not to fit in memory."""
         return reproducibility_class(self.pipeline, self._max_size(shape))
@@ -140,6 +160,17 @@ class Device:
         memory = self._memory.setdefault(shape, Memory(max_size))
         memory.good_batches = memory.good_batches + 1 if memory.max_size == max_size == tried else 0
         memory.max_size = max_size
+
+    def _step_down(self, shape: Shape, size: int) -> None:
+        smaller = batching.next_smaller(self.pipeline.card.batch_sizes, size)
+        if smaller is not None and smaller < self._max_size(shape):
+            self._remember(shape, size, smaller)
+
+    def _resolve_doubts(self) -> None:
+        """Raises as `check` does."""
+        if doubted := self._doubts.still_open():
+            self.check()
+            self._doubts.device_is_healthy(doubted)
 
     def _render_part(self, part: Part, outcome: Outcome, plan: RetryPlan) -> None:
         held = outcome.held
@@ -180,14 +211,15 @@ class Device:
                     plan.invalid_output(image, picture.message)
                 else:
                     name = reproducibility_class(self.pipeline, part.size, picture.decoded_in)
-                    outcome.rendered.append(Rendered(image, picture, name, seconds))
+                    outcome.rendered.append(Rendered(image, picture, name, seconds, part.size))
 
     def _on_step(self, step: int) -> None:
         self.report.on_step(step)
         self.heartbeat.on_step(step)
 
     def check(self, size: int | None = None) -> None:
-        """Renders the canary in a batch of `size`, by default of the largest declared size that fits.
+        """Renders the canary in a batch of `size`, by default of the largest declared size that fits, and has its
+        picture checked.
 
         Raises:
             DeviceSick: the canary failed, so the device is at fault and no prompt.
@@ -224,7 +256,8 @@ class Device:
         pictures: Sequence[Picture | InvalidOutput] = self._run(self.pipeline.render, batch, on_step)
         step_times.append(time.monotonic())
         self.heartbeat.expect_silence(max(after - before for before, after in pairwise(step_times)))
-        return pictures[0]
+        picture = pictures[0]
+        return picture if isinstance(picture, InvalidOutput) else self.pipeline.review(picture)
 
     def _prepare(self, batch: Batch) -> None:
         """Compiles what the batch needs.

@@ -32,6 +32,12 @@ class RetryPlan:
     failed: list[FailedImage] = field(default_factory=list)
     _parts: list[Part] = field(default_factory=list)
 
+    def begin(self, images: Sequence[Image], at_fault: Sequence[FailedImage]) -> None:
+        """Plans the images, except those that are known to be at fault."""
+        self.failed += at_fault
+        places = {(one.job_id, one.index) for one in at_fault}
+        self.add([image for image in images if (image.job_id, image.index) not in places])
+
     def add(self, images: Sequence[Image]) -> None:
         for start in range(0, len(images), self.max_size):
             self._parts.append(Part(tuple(images[start : start + self.max_size]), self.max_size))

@@ -39,6 +39,7 @@ class StoringStage:
     ) -> None:  # fmt: skip
         self._settings, self._database, self._objects, self._heartbeat = settings, database, store, heartbeat
         self._device, self._pipeline, self._stopping = device.name, device.pipeline, stopping
+        self._cannot_check = device.cannot_check
         self._abandon, self._scoring = abandon, scoring
         self._closed = False
         self._batches = ThreadPoolExecutor(settings.spool_batches, "store")
@@ -98,11 +99,16 @@ class StoringStage:
             return None
         try:
             picture = self._review(rendered.picture)
+        except Exception as error:
+            log.exception("picture cannot be checked", extra={"claim": held.claim.id, "index": image.index})
+            self._cannot_check(held.claim.shape, rendered, error)
+            return None
+        try:
             embedded = provenance.describe(image, self._pipeline.card.name, rendered.reproducibility_class)
             pending = self._scoring.begin(picture.pixels, image.spec.prompt)
             data = encoding.encode(picture.pixels, image.output_format, image.output_compression, embedded)
         except Exception as error:
-            log.exception("image cannot be checked or encoded", extra={"claim": held.claim.id, "index": image.index})
+            log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
             return retries.failure(image, error)
         name = keys.image_name(
             image.tenant_id, ids.public_job(image.job_id), image.index, render_key, image.output_format

@@ -18,6 +18,7 @@ from tests.factories import TENANT, claim, submit
 from tests.proxy import Proxy
 from tests.render_loops import counts, images, mugs
 from tests.waiting import until
+from worker import storing
 from worker.pipeline import InvalidOutput, OutOfMemory, Picture
 from worker.pipelines.simulated import SimulatedPipeline
 
@@ -282,8 +283,9 @@ class Reviewing(SimulatedPipeline):
         return pictures
 
     def review(self, picture):
-        self.reviewers.add(threading.current_thread().name.partition("_")[0])
         prompt = self.odd[picture.pixels.tobytes()]
+        if "mug on a table" not in prompt:  # the canary
+            self.reviewers.add(threading.current_thread().name.partition("_")[0])
         if "unseen" in prompt:
             raise ValueError("no verdict")
         if "full" in prompt and self.full:
@@ -295,12 +297,88 @@ class Reviewing(SimulatedPipeline):
 def test_pictures_are_checked_while_they_are_stored_and_none_is_stored_unchecked(make_render_loop, database, fast):
     render_loop = make_render_loop(pipeline=Reviewing)
     job_id = submit(database, fast, mugs(6, _1="a bad mug", _2="an unseen mug", _3="a full mug", _4="a mug twice"))
-    render_loop.run()
+    run_until(render_loop, database, job_id, {"done": 5, "failed": 1})
     assert render_loop.pipeline.reviewers == {"upload"}  # not the device's thread
     done = {image.index: image for image in images(database, job_id, ImageState.DONE)}
     assert {index: image.flagged for index, image in done.items()} == {0: False, 1: True, 3: False, 4: False, 5: False}
     assert [image.error_code for image in images(database, job_id, ImageState.FAILED)] == ["render_error"]
     assert done[4].reproducibility_class == done[3].reproducibility_class.replace("uint8", "uint8+fp32-decoder")
+
+
+def run_until(render_loop, database, job_id, expected):
+    """A pass ends before what it gives back is claimed again."""
+    until(lambda: render_loop.run() and counts(database, job_id) == expected)
+
+
+class Breaking(SimulatedPipeline):
+    """A device that breaks in its second batch, while the first one's pictures are being checked."""
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.batches, self.broken = 0, threading.Event()
+
+    def render(self, batch, on_step):
+        self.batches += 1
+        if self.batches > 1:
+            self.broken.set()
+            raise RuntimeError("an illegal memory access was encountered")
+        return super().render(batch, on_step)
+
+    def review(self, picture):
+        assert self.broken.wait(60)
+        raise RuntimeError("an illegal memory access was encountered")
+
+
+class Blind(SimulatedPipeline):
+    """A device that renders, and cannot check a picture."""
+
+    def review(self, picture):
+        raise RuntimeError("no kernel image is available")
+
+
+@pytest.mark.parametrize("device", [Breaking, Blind])
+def test_pictures_that_a_sick_device_cannot_check_fail_nothing_and_use_no_attempt(
+    make_render_loop, database, fast, device
+):
+    render_loop = make_render_loop(pipeline=device)
+    job_id = submit(database, fast, mugs(32))
+    until(lambda: not render_loop.run() and render_loop.device.sick)
+    assert counts(database, job_id) == {"queued": 32}
+    with database.begin_system() as connection:
+        assert connection.execute(text("SELECT max(attempt) FROM images")).scalar_one() == 0
+
+
+class Crowded(SimulatedPipeline):
+    """Has room to check pictures only beside batches of four or less, and of one prompt never."""
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.size, self.huge = 0, set()
+
+    def render(self, batch, on_step):
+        self.size = batch.size
+        pictures = super().render(batch, on_step)
+        self.huge |= {pictures[n].pixels.tobytes() for n, spec in enumerate(batch.specs) if "huge" in spec.prompt}
+        return pictures
+
+    def review(self, picture):
+        if self.size > 4 or picture.pixels.tobytes() in self.huge:
+            raise OutOfMemory
+        return dataclasses.replace(picture, flagged=False)
+
+
+def test_a_shape_whose_pictures_there_is_no_room_to_check_is_rendered_in_smaller_batches(
+    make_render_loop, database, fast, monkeypatch
+):
+    monkeypatch.setattr(storing, "REVIEW_PAUSES", (0.01,))
+    render_loop = make_render_loop(pipeline=Crowded)
+    job_id = submit(database, fast, mugs(16, _3="a huge mug"))
+    run_until(render_loop, database, job_id, {"done": 15, "failed": 1})
+    done = images(database, job_id, ImageState.DONE)
+    assert {image.reproducibility_class.rpartition("/")[2] for image in done} <= {"4", "1"}
+    (failed,) = images(database, job_id, ImageState.FAILED)
+    assert (failed.index, failed.error_code) == (3, "resource")
+    assert not render_loop.device.sick
 
 
 @pytest.mark.parametrize("device", [Broken, Full])
