@@ -284,6 +284,21 @@ def test_the_revision_follows_weights_and_configs_that_are_read(model: Path, cha
     assert directory.revision(model) != before
 
 
+def test_revisions_are_what_they_were_and_deci_diffusion_1_which_is_sampled_otherwise_has_a_new_one(
+    model: Path, deci: Path
+) -> None:
+    assert directory.revision(directory.locate(directory.SHIPPED)) == "revision-b2680beeae51"
+    assert directory.revision(deci) == "revision-e1dbe2ee8325"
+    (deci / "flexible_unet" / "config.json").write_text('{"configurations": {"mid_num_resnets": 1}}')
+    by_its_publication = directory.revision(deci)
+    assert by_its_publication != "revision-2560b0e50f17"
+    shutil.rmtree(deci / "flexible_unet")
+    (model / "unet" / "config.json").write_text("{}")
+    (model / "unet" / "model.safetensors").write_bytes(STOCK)
+    (model / "unet" / "diffusion_pytorch_model.bin").unlink()
+    assert directory.revision(model) == "revision-852d3f9b120f"
+
+
 def test_nothing_heavy_is_imported_to_check_a_directory() -> None:
     heavy = "{'torch', 'diffusers', 'transformers', 'safetensors', 'huggingface_hub'}"
     script = f"import sys; from worker.model import directory, inspect; assert not {heavy} & set(sys.modules)"

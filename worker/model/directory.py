@@ -196,8 +196,12 @@ def read_sampler_config(folder: Path) -> SamplerConfig:
 
 def revision(folder: Path) -> str:
     """`revision-` and 12 hex digits of a sha256 over everything that decides pixels: the weights and configs that are
-    read, in the order of their names, and the sampler's fields in model_index.json."""
+    read, in the order of their names, the sampler's fields in model_index.json, and the solver unless it is the usual
+    one."""
     digest = hashlib.sha256(json.dumps(dict(read_index(folder).sampler), sort_keys=True).encode())
+    solver = read_sampler_config(folder).solver
+    if solver != "dpmsolver++":
+        digest.update(f"solver\0{solver}\n".encode())
     files = [folder / "scheduler" / "scheduler_config.json"]
     files += [file for file in (folder / "tokenizer").glob("*") if file.suffix in (".json", ".txt")]
     for name in networks(folder):
