@@ -229,10 +229,21 @@ def test_attention_and_the_precision_of_sums_do_not_depend_on_a_library_s_versio
     assert (cuda.cudnn_sdp_enabled(), torch._C._get_sdp_priority_order()) == before
     usual = matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction
     try:
-        torch_compiled.reduce_in_float32()
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+            torch_compiled.fix_arithmetic()
+            cudnn = torch.backends.cudnn
+            assert (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32) == (False, True, False)
         assert not matmul.allow_fp16_reduced_precision_reduction and not matmul.allow_bf16_reduced_precision_reduction
     finally:
         matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = usual
+
+
+def test_classes_on_cuda_are_not_those_of_former_arithmetic():
+    from worker.pipelines.torch_compiled import backend_name
+
+    assert backend_name(on_cuda=False, compiles=True) == "torch"
+    assert backend_name(on_cuda=True, compiles=False) == "torch-2"
+    assert backend_name(on_cuda=True, compiles=True) == "torch-compiled-2"
 
 
 def under(outer: BaseException, inner: BaseException) -> BaseException:

@@ -39,6 +39,7 @@ GRAPH_RUNS = 3  # to compile, to record, to replay
 DRIVER = Path("/proc/driver/nvidia/version")
 # The first that can do it. By itself torch prefers one or the other by cuDNN's version, and the bytes differ.
 ATTENTION: tuple[SDPBackend, ...] = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+CUDA_ARITHMETIC = 2  # raise it when the same spec gives other bytes on CUDA than before
 REDUCED_PRECISION_REDUCTIONS = False  # whether a matrix product may sum its parts in half precision
 
 
@@ -48,9 +49,9 @@ class TorchBackend:
     def __init__(self, checkpoint: Checkpoint, device: str, precision: str, *, compiles: bool, cache: Path) -> None:
         """`precision` is fp32, bf16 or fp16; "" means fp16 on CUDA and fp32 on a CPU. `cache` is the folder for
         compiled kernels, which processes may share."""
-        self.name = "torch"
         self._device = find_device(device)
         on_cuda = self._device.type == "cuda"
+        self.name = backend_name(on_cuda=on_cuda, compiles=compiles)
         self.precision = precision or ("fp16" if on_cuda else "fp32")
         if self.precision == "fp16" and not on_cuda:
             raise SettingsError("PRESSWORK_PRECISION is fp16, which is not supported on a CPU; it can be fp32 or bf16.")
@@ -64,12 +65,11 @@ class TorchBackend:
         self._compiles, self._compiler = compiles and on_cuda, "inductor"
         self.warmup_runs = GRAPH_RUNS if self._compiles else 0
         if self._compiles:
-            self.name = "torch-compiled"  # other kernels, other bytes
             keep_caches(cache)
             assert_compiles()
             _choose_kernels_untimed()
         if on_cuda:
-            reduce_in_float32()
+            fix_arithmetic()
         dtype = DTYPES[self.precision]
         unet = checkpoint.unet.to(self._device, dtype, memory_format=torch.channels_last)
         if self._compiles and NORM_KERNELS:
@@ -317,8 +317,19 @@ def pinned_attention() -> contextlib.AbstractContextManager[None]:
     return sdpa_kernel(list(ATTENTION), set_priority=True) if ATTENTION else contextlib.nullcontext()
 
 
-def reduce_in_float32() -> None:
-    """Matrix products in half precision sum in float32 alone, in this process; by default torch lets them do less."""
+def backend_name(*, on_cuda: bool, compiles: bool) -> str:
+    """Compiled kernels give other bytes than eager ones. CUDA_ARITHMETIC is in the name on CUDA."""
+    if not on_cuda:
+        return "torch"
+    return f"{'torch-compiled' if compiles else 'torch'}-{CUDA_ARITHMETIC}"
+
+
+def fix_arithmetic() -> None:
+    """Makes convolutions as exact and deterministic as `_inference` does, in this process and from now on: what other
+    threads compute must not depend on whether a batch is being rendered. Matrix products in half precision sum in
+    float32 alone; by default torch lets them do less."""
+    cudnn = torch.backends.cudnn
+    cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = True, False, True, False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = REDUCED_PRECISION_REDUCTIONS
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = REDUCED_PRECISION_REDUCTIONS
 
