@@ -63,6 +63,18 @@ def test_a_model_that_no_longer_reads_long_prompts_cuts_them(database, settings)
 
 
 @pytest.mark.usefixtures("long_model")
+def test_as_many_models_as_there_are_read_long_prompts(database, monkeypatch):
+    monkeypatch.setattr(models, "_MOST_KEPT", 1)
+    monkeypatch.setattr(models, "_counters", {})
+    for number in range(3):
+        fields = {"name": f"long-{number}", "revision": f"long-{number}", "long_prompts": describe(5, [])}
+        factories.register(database, dataclasses.replace(factories.CARD, **fields))
+        with database.begin_system() as connection:
+            found = models.registry(connection)
+        assert [name for name, model in found.items() if model.long_prompts is None] == []
+
+
+@pytest.mark.usefixtures("long_model")
 def test_the_time_of_long_prompts_is_measured_with_that_of_short_ones_and_their_lanes_are_apart(database, settings):
     factories.submit(database, settings, [{"prompt": WORDS}, {"prompt": WORDS * 3}])
     with database.begin_system() as connection:

@@ -116,9 +116,13 @@ def registry(connection: Connection) -> Registry:
 
 
 def _counters_of(connection: Connection, revisions: set[str]) -> dict[str, LongPrompts]:
-    if unknown := [revision for revision in revisions if revision not in _counters]:
-        rows = connection.execute(_LONG_PROMPTS, {"revisions": unknown}).all()
-        if len(_counters) + len(rows) > _MOST_KEPT:
+    known = ((revision, _counters.get(revision)) for revision in revisions)
+    found = {revision: counter for revision, counter in known if counter is not None}
+    if unknown := revisions - found.keys():
+        rows = connection.execute(_LONG_PROMPTS, {"revisions": list(unknown)}).all()
+        read = {row.revision: LongPrompts(row.long_prompts) for row in rows}
+        if len(_counters) + len(read) > _MOST_KEPT:  # another thread may do the same: what is read is not in here alone
             _counters.clear()
-        _counters.update({row.revision: LongPrompts(row.long_prompts) for row in rows})
-    return {revision: _counters[revision] for revision in revisions if revision in _counters}
+        _counters.update(read)
+        found |= read
+    return found
