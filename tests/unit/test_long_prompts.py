@@ -53,6 +53,12 @@ def test_a_prompt_counts_as_many_tokens_as_the_tokenizer_makes_of_it(
     assert counter.count(text) == in_tokenizer(prompts, text)
 
 
+def test_words_that_are_remembered_are_short(prompts: Prompts) -> None:
+    counter = LongPrompts(prompts.describe_long())
+    assert counter.count(f"{'a' * 64} {'b' * 65} {'ж' * 2000}") > 1
+    assert list(counter._known) == ["a" * 64]
+
+
 def test_the_shipped_model_s_tokenizer_is_counted_too() -> None:
     from worker.model import checkpoint, directory
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 MAX_CHUNKS = 4  # 300 of CLIP's tokens
 START, END = "<|startoftext|>", "<|endoftext|>"
 _END_OF_WORD = "</w>"
-_REMEMBERED = 50_000  # words
+_REMEMBERED, _LONGEST_REMEMBERED = 50_000, 64  # words, and letters of one
 _SPECIAL = re.compile(r"<\|startoftext\|>|<\|endoftext\|>")
 _CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d"
 _ASCII_WORDS = re.compile(rf"{_CONTRACTIONS}|[a-z]+|[0-9]|[^\t-\r a-z0-9]+")
@@ -59,7 +59,7 @@ class LongPrompts:
         if count is None:
             letters = [printable(byte) for byte in word.encode("utf-8", "replace")]
             count = len(merged([*letters[:-1], letters[-1] + _END_OF_WORD], self._ranks))
-            if len(self._known) < _REMEMBERED:
+            if len(word) <= _LONGEST_REMEMBERED and len(self._known) < _REMEMBERED:
                 self._known[word] = count
         return count
 
