@@ -42,7 +42,7 @@ class Dedupe:
     def _copies(self, held: HeldClaim, wanted: list[Image]) -> Iterable[StoredImage]:
         expected = self._device.expected_class(held.claim.shape)
         with self._database.begin_system() as connection:
-            found = dedupe.find(connection, wanted, expected)
+            found = dedupe.find(connection, wanted, expected, checked=self._device.pipeline.checks)
         copying = [
             self._copying.submit(self._copy, held, image, source)
             for image in wanted

@@ -93,6 +93,7 @@ class Pipeline(Protocol):
     device: str  # for people: "cpu", "cuda:0 NVIDIA H200"
     device_kind: str  # the hardware properties that decide bytes: "x86_64", "NVIDIA H200"
     versions: str  # of the software that draws: "presswork 0.1.0, torch 2.13.0"
+    checks: bool  # whether `review` gives verdicts
 
     def prepare(self, shape: Shape, size: int) -> None:
         """Compiles what a batch of `size` images of that shape needs, unless it is compiled. May take minutes.

@@ -115,6 +115,28 @@ def test_only_what_is_missing_is_rendered_and_what_was_said_of_the_rest_is_said_
         assert list(marked.scalars()) == list(range(6))
 
 
+class Checking(Counting):
+    """Has a safety checker, where the other has none."""
+
+    checks = True
+
+    def review(self, picture):
+        return dataclasses.replace(picture, flagged=False)
+
+
+def test_where_pictures_are_checked_none_is_copied_that_was_not(make_render_loop, render_loop, database, fast):
+    submit(database, fast, mugs(4))
+    render_loop.run()
+    checking = make_render_loop(worker="worker-2", pipeline=Checking)
+    second = submit(database, fast, mugs(4), head=DEDUPE)
+    checking.run()
+    assert (reused(database, second), checking.pipeline.batches) == (0, [4])
+    third = submit(database, fast, mugs(4), head=DEDUPE)
+    checking.run()
+    assert (reused(database, third), checking.pipeline.batches) == (4, [4])
+    assert {image.flagged for image in images(database, third)} == {False}
+
+
 def test_a_copy_can_be_copied_and_the_newest_is_taken(render_loop, database, fast, store):
     first = submit(database, fast, mugs(4))
     render_loop.run()

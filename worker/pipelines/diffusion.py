@@ -120,6 +120,7 @@ class DiffusionPipeline:
         batch_sizes: tuple[int, ...], checker: Checker | None = None,
     ) -> None:  # fmt: skip
         self._backend, self._sampler_config, self._prompts, self._checker = backend, sampler_config, prompts, checker
+        self.checks = checker is not None
         self.backend, self.precision = backend.name, backend.precision
         self.device, self.device_kind, self.versions = backend.device, backend.device_kind, backend.versions
         self.card = ModelCard(

@@ -46,6 +46,7 @@ class SimulatedPipeline:
     precision = "uint8"
     device = "simulated"
     device_kind = "simulated"
+    checks = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -1,6 +1,7 @@
 """Finds earlier results that a job with `dedupe` may copy instead of rendering.
 
-They belong to the same tenant and have the same render key and reproducibility class. Every row of results is a done
+They belong to the same tenant and have the same render key and reproducibility class; where pictures are checked, they
+were checked, too. Every row of results is a done
 image: settle writes both at once, and an image never leaves that state.
 """
 
@@ -14,7 +15,7 @@ from services.core.model.specs import Image, StoredImage
 # Takes the newest of up to 1,000 results, because it will be kept the longest. The inner LIMIT has two reasons. It
 # separates ORDER BY from the index on the key: without statistics the planner would walk the primary key backwards,
 # through millions of rows if there is no match. And it bounds the cost if one image is requested a million times. If
-# none of the 1,000 is of the tenant, the image is rendered.
+# none of the 1,000 will do, the image is rendered.
 _FIND = statement("dedupe.find")("""
 SELECT wanted.job_id AS for_job, wanted.index AS for_index, found.index AS from_index,
        found.job_id, found.object_key, found.sha256, found.bytes, found.device, found.reproducibility_class, e.versions,
@@ -28,6 +29,7 @@ CROSS JOIN LATERAL (
     WHERE results.render_key = wanted.render_key AND reproducibility_class = :reproducibility_class LIMIT 1000
   ) r
   JOIN jobs ON jobs.id = r.job_id AND jobs.tenant_id = wanted.tenant_id AND jobs.deleted_at IS NULL
+  WHERE r.flagged IS NOT NULL OR NOT CAST(:checked AS boolean)
   ORDER BY r.job_id DESC, r.index LIMIT 1
 ) found
 LEFT JOIN engines e ON e.id = found.engine_id
@@ -35,9 +37,10 @@ LEFT JOIN engines e ON e.id = found.engine_id
 
 
 def find(
-    connection: Connection, wanted: Sequence[Image], reproducibility_class: str
+    connection: Connection, wanted: Sequence[Image], reproducibility_class: str, *, checked: bool = False
 ) -> dict[tuple[int, int], StoredImage]:
-    """Maps the (job id, index) of a wanted image to an equal earlier one. Images without one are left out."""
+    """Maps the (job id, index) of a wanted image to an equal earlier one. Images without one are left out. `checked`:
+    only those with a safety checker's verdict will do."""
     rows = connection.execute(
         _FIND,
         {
@@ -46,6 +49,7 @@ def find(
             "tenant_ids": [image.tenant_id for image in wanted],
             "render_keys": [bytes.fromhex(image.render_key) for image in wanted],
             "reproducibility_class": reproducibility_class,
+            "checked": checked,
         },
     )
     return {
