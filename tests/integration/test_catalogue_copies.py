@@ -39,7 +39,8 @@ class Copied(Shop):
         self.folder = uuid.uuid4().hex
         self.place = f"{BUCKET}/{self.folder}"
         super().__init__(database, settings, S3Store(settings), publish=self.to(**more))
-        self.other = S3Store(dataclasses.replace(settings, bucket=BUCKET))
+        self.other_settings = dataclasses.replace(settings, bucket=BUCKET)
+        self.other = S3Store(self.other_settings)
         self.other.prepare()
 
     def show(self, items: Mapping[str, str]) -> None:
@@ -110,6 +111,12 @@ class Copied(Shop):
         with self.database.begin_system() as connection:
             return {one.name for one in copies.page(connection, self.destination(), after="", limit=1_000)}
 
+    def through(self, proxy: S3Proxy | None) -> None:
+        """From now on the store is reached through it, or directly again."""
+        url = self.other_settings.s3_endpoint_url if proxy is None else proxy.url
+        self.settings = dataclasses.replace(self.settings, s3_endpoint_url=url)
+        self.store = S3Store(self.settings)
+
     def put(self, name: str, data: bytes) -> None:
         self.other.put_file(f"{self.folder}/{name}", io.BytesIO(data), "image/png")
 
@@ -134,8 +141,7 @@ def test_a_published_version_is_copied_and_only_what_changes_is_copied_again(sho
     found = shop.destination()
     assert (found.state, found.announced, found.counts) == ("done", 1, {"images": 5, "copied": 5, "deleted": 0})
     with S3Proxy(allowed.s3_endpoint_url, lambda *_: None) as proxy:
-        shop.settings = dataclasses.replace(allowed, s3_endpoint_url=proxy.url)
-        shop.store = S3Store(shop.settings)
+        shop.through(proxy)
         assert shop.night({"a": "red", "b": "blue"} | ODD).state == "unchanged"
         assert not [path for method, path, _ in proxy.asked if method == "PUT" and BUCKET in path]
         shop.night({"a": "pink"} | ODD)
@@ -197,8 +203,7 @@ def test_a_store_that_refuses_in_the_middle_leaves_the_old_version_and_is_tried_
         return (403, "AccessDenied", "") if copied > 2 and f"/{shop.place}/" in path else None
 
     with S3Proxy(allowed.s3_endpoint_url, rule) as proxy:
-        shop.settings = dataclasses.replace(allowed, s3_endpoint_url=proxy.url)
-        shop.store = S3Store(shop.settings)
+        shop.through(proxy)
         shop.show(dict.fromkeys("abcd", "pink"))
         found = shop.destination()
         assert shop.published() == 2  # whoever reads from here is not concerned
@@ -270,8 +275,7 @@ def test_of_two_catalogues_at_one_place_the_first_to_point_there_has_it(shop: Co
         return None
 
     with S3Proxy(allowed.s3_endpoint_url, rule) as proxy:
-        shop.settings = dataclasses.replace(allowed, s3_endpoint_url=proxy.url)
-        shop.store = S3Store(shop.settings)
+        shop.through(proxy)
         shop.show({"a": "red"})
     found = shop.destination()
     assert found.error is not None
@@ -285,8 +289,7 @@ def test_a_copy_is_read_back_before_it_counts(shop: Copied, allowed: Settings) -
         return None
 
     with S3Proxy(allowed.s3_endpoint_url, rule) as proxy:
-        shop.settings = dataclasses.replace(allowed, s3_endpoint_url=proxy.url)
-        shop.store = S3Store(shop.settings)
+        shop.through(proxy)
         shop.show({"a": "red"})
     found = shop.destination()
     assert found.error is not None
@@ -318,6 +321,23 @@ def test_a_copy_that_dies_at_any_transaction_ends_once_and_readers_see_whole_ver
     assert deaths > 12
     assert shop.shown() == (2, after)
     assert len(shop.names()) == 3 + 2
+
+
+def test_a_rollback_while_pictures_are_deleted_copies_them_again(shop: Copied, allowed: Settings) -> None:
+    shop.show(dict.fromkeys("abcde", "red"))
+
+    def rule(method: str, path: str, _: Any) -> Any:
+        is_refused = method == "DELETE" and f"/{shop.place}/" in path and "/front/a-" not in path
+        return (503, "SlowDown", "") if is_refused else None
+
+    with S3Proxy(allowed.s3_endpoint_url, rule) as proxy:
+        shop.through(proxy)
+        shop.show(dict.fromkeys("abcde", "pink"))
+    assert (shop.destination().state, shop.shown()) == ("failed", (2, dict.fromkeys("abcde", b"pink")))
+    shop.through(None)
+    shop.publish(1)
+    assert (shop.destination().state, shop.shown()) == ("done", (1, dict.fromkeys("abcde", b"red")))
+    assert shop.destination().counts["copied"] == 1  # what had not gone yet is read back
 
 
 def test_only_places_that_the_settings_name_are_written_to_and_the_api_tells(served: Api) -> None:

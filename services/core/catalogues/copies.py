@@ -1,7 +1,7 @@
 """The objects of the places that versions are copied to: which picture each is. Every write of `catalogue_copies`.
 
-A row is written before its object, and goes after it, so no object is there without one. Functions take an open
-transaction and never commit.
+A row is written before its object, and goes after it, so no object is there without one; of an object that is being
+deleted it says that it is not there. Functions take an open transaction and never commit.
 """
 
 from collections.abc import Sequence
@@ -39,9 +39,10 @@ FROM unnest(CAST(:names AS text[]), CAST(:items AS text[]), CAST(:variants AS te
 ON CONFLICT (catalogue_id, place, name) DO UPDATE SET item = excluded.item, variant = excluded.variant,
   rule = excluded.rule, sha256 = excluded.sha256, is_there = c.is_there AND c.sha256 = excluded.sha256
 """)
-_ARE_THERE = statement("copies.are_there")(
-    f"UPDATE catalogue_copies SET is_there = true WHERE {_AT} AND name = ANY(CAST(:names AS text[]))"  # noqa: S608
-)
+_ARE_THERE = statement("copies.are_there")(f"""
+UPDATE catalogue_copies SET is_there = :is_there
+WHERE {_AT} AND name = ANY(CAST(:names AS text[])) AND is_there <> :is_there
+""")  # noqa: S608  our own text
 _FORGET = statement("copies.forget")(
     f"DELETE FROM catalogue_copies WHERE {_AT} AND name = ANY(CAST(:names AS text[]))"  # noqa: S608
 )
@@ -100,7 +101,12 @@ def put(connection: Connection, at: Destination, given: Sequence[Copy]) -> None:
 
 
 def are_there(connection: Connection, at: Destination, names: Sequence[str]) -> None:
-    connection.execute(_ARE_THERE, _place(at) | {"names": list(names)})
+    connection.execute(_ARE_THERE, _place(at) | {"names": list(names), "is_there": True})
+
+
+def are_going(connection: Connection, at: Destination, names: Sequence[str]) -> None:
+    """Nobody counts on these any more. Commit it before the first of them is deleted."""
+    connection.execute(_ARE_THERE, _place(at) | {"names": list(names), "is_there": False})
 
 
 def forget(connection: Connection, at: Destination, names: Sequence[str]) -> None:

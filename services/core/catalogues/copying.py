@@ -196,6 +196,8 @@ class _Copying:
             page = copies.page(connection, self._at, after=after, limit=_NAMED_AT_ONCE)
             live = self._live(connection, page)
         gone = [one.name for one in page if one.name not in live]
+        with self._lease.begin() as connection:
+            copies.are_going(connection, self._at, gone)
         deleted = self._each(self._drop, gone)
         is_last = len(page) < _NAMED_AT_ONCE
         if is_last and self._at.before is not None:
