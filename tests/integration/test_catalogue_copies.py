@@ -17,7 +17,7 @@ from services.core.catalogues.destinations import Destination
 from services.core.catalogues.entries import Picture
 from services.core.db.database import Database
 from services.core.db.leases import Lease
-from services.core.model.errors import InvalidSubmission
+from services.core.model.errors import InvalidSubmission, StoreUnavailable
 from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
@@ -110,6 +110,11 @@ class Copied(Shop):
     def ledger(self) -> set[str]:
         with self.database.begin_system() as connection:
             return {one.name for one in copies.page(connection, self.destination(), after="", limit=1_000)}
+
+    def is_pending(self) -> bool:
+        """Whether the scheduler finds something to do."""
+        with self.database.begin_system() as connection:
+            return self.catalogue.id in {one.id for one in task.pending(connection)}
 
     def through(self, proxy: S3Proxy | None) -> None:
         """From now on the store is reached through it, or directly again."""
@@ -211,7 +216,7 @@ def test_a_store_that_refuses_in_the_middle_leaves_the_old_version_and_is_tried_
         assert found.error is not None
         assert found.error["message"] == (
             f"The object store refuses s3://{BUCKET} with AccessDenied: the store's key needs s3:GetObject, "
-            "s3:PutObject and s3:DeleteObject there."
+            "s3:PutObject and s3:DeleteObject there, and s3:ListBucket on the bucket."
         )
         assert shop.shown() == (1, {"a": b"red", "b": b"blue", "c": b"green"})
         assert before < shop.names()
@@ -313,6 +318,7 @@ def test_a_copy_that_dies_at_any_transaction_ends_once_and_readers_see_whole_ver
             except Crash:
                 deaths += 1
             version, found = shop.shown()
+            assert shop.is_pending() or (version, shop.destination().state) == (2, "done")
             assert found == (after if version == 2 else {"a": b"red", "b": b"blue", "c": b"green"})
         if shop.destination().version == 2 and shop.destination().state == "done":
             break
@@ -334,10 +340,42 @@ def test_a_rollback_while_pictures_are_deleted_copies_them_again(shop: Copied, a
         shop.through(proxy)
         shop.show(dict.fromkeys("abcde", "pink"))
     assert (shop.destination().state, shop.shown()) == ("failed", (2, dict.fromkeys("abcde", b"pink")))
+    assert shop.destination().error == {
+        "code": "store_away", "message": "The object store cannot be reached, or is too busy.",
+    }  # fmt: skip
     shop.through(None)
     shop.publish(1)
     assert (shop.destination().state, shop.shown()) == ("done", (1, dict.fromkeys("abcde", b"red")))
     assert shop.destination().counts["copied"] == 1  # what had not gone yet is read back
+
+
+def test_what_the_other_bucket_refuses_names_it_and_not_our_own(shop: Copied, allowed: Settings) -> None:
+    def rule(method: str, path: str, _: Any) -> Any:
+        return (400, "InvalidBucketName", "") if method == "PUT" and f"/{shop.place}/" in path else None
+
+    with S3Proxy(allowed.s3_endpoint_url, rule) as proxy:
+        shop.through(proxy)
+        shop.show({"a": "red"})
+    assert shop.destination().error == {
+        "code": "store_refused",
+        "message": f"The object store refuses s3://{BUCKET} with InvalidBucketName: no bucket may have that name.",
+    }
+
+
+def test_our_own_pointer_follows_a_rollback_after_tidying_failed(shop: Copied, allowed: Settings) -> None:
+    shop.define(publish=shop.to(), keep=2)
+    shop.show({"a": "red"})
+    shop.show({"a": "pink"})
+    with S3Proxy(
+        allowed.s3_endpoint_url, lambda method, *_: (503, "SlowDown", "") if method == "DELETE" else None
+    ) as proxy:
+        shop.through(proxy)
+        with pytest.raises(StoreUnavailable):
+            shop.show({"a": "blue"})
+    assert shop.pointer()["version"] == 3
+    shop.through(None)
+    shop.publish(2)
+    assert (shop.pointer()["version"], shop.shown()) == (2, (2, {"a": b"pink"}))
 
 
 def test_only_places_that_the_settings_name_are_written_to_and_the_api_tells(served: Api) -> None:

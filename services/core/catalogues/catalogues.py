@@ -197,5 +197,5 @@ def forget(connection: Connection, catalogue_id: int) -> None:
 
 
 def record_announced(connection: Connection, catalogue_id: int, version: int | None) -> None:
-    """The pointer in the store names that version."""
+    """The pointer in the store names that version. None: nobody knows which, and the catalogue waits to be tidied."""
     connection.execute(_ANNOUNCED, {"id": catalogue_id, "version": version})

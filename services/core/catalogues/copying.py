@@ -6,6 +6,7 @@ copy is read back and compared with the sha256 before it counts. Objects of othe
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,14 @@ from services.core.catalogues.destinations import Destination
 from services.core.catalogues.entries import Entry
 from services.core.catalogues.templates import Inapplicable
 from services.core.db.leases import Lease
-from services.core.model.errors import InvalidSubmission, ObjectMissing, PressworkError, Problem, StoreUnavailable
+from services.core.model.errors import (
+    InvalidSubmission,
+    ObjectMissing,
+    PressworkError,
+    Problem,
+    StoreRefused,
+    StoreUnavailable,
+)
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 from services.core.storage.other_bucket import Held
@@ -30,6 +38,8 @@ _NAMED_AT_ONCE = 5_000
 _COPIED_AT_ONCE = 200
 _COPIERS = 8
 _PARAM = "publish.to.s3"
+_AWAY = "The object store cannot be reached, or is too busy."
+log = logging.getLogger(__name__)
 
 
 class Refused(PressworkError):
@@ -49,17 +59,24 @@ def check(settings: Settings, store: ImageStore, definition: Definition) -> None
         raise InvalidSubmission([Problem(error.code, str(error), _PARAM)]) from None
 
 
+def want(connection: Connection, catalogue_id: int) -> tuple[Catalogue, DestinationFields] | None:
+    """From this commit on, what is published is to be copied to where the definition says. None: to nowhere."""
+    catalogue, _ = catalogues.read(connection, catalogue_id)
+    to = Definition.model_validate(catalogue.definition).publish.to
+    if to is None or catalogue.published is None:
+        destinations.forget(connection, catalogue_id)
+        return None
+    destinations.want(connection, catalogue, to.place, to.name, catalogue.published)
+    return catalogue, to
+
+
 def copy(settings: Settings, store: ImageStore, catalogue_id: int, lease: Lease, until: float) -> None:
     """Copies what is published to where the definition says, until the monotonic time `until`."""
     with lease.begin() as connection:
-        catalogue, _ = catalogues.read(connection, catalogue_id)
-        to = Definition.model_validate(catalogue.definition).publish.to
-        if to is None or catalogue.published is None:
-            destinations.forget(connection, catalogue_id)
-            return
-        destinations.want(connection, catalogue, to.place, to.name, catalogue.published)
-        found = destinations.find(connection, catalogue_id)
-    assert found is not None
+        wanted, found = want(connection, catalogue_id), destinations.find(connection, catalogue_id)
+    if wanted is None or found is None:
+        return
+    catalogue, to = wanted
     try:
         if found.is_due:
             _check_place(settings, store, to)
@@ -67,9 +84,13 @@ def copy(settings: Settings, store: ImageStore, catalogue_id: int, lease: Lease,
     except Refused as error:
         with lease.begin() as connection:
             destinations.fail(connection, catalogue_id, error.code, str(error), again=False)
-    except StoreUnavailable as error:
+    except StoreRefused as error:
         with lease.begin() as connection:
             destinations.fail(connection, catalogue_id, "store_refused", str(error), again=True)
+    except StoreUnavailable as error:  # its text names addresses, which are nothing for readers of a catalogue
+        log.warning("store away while a catalogue is copied", extra={"catalogue": catalogue_id, "error": str(error)})
+        with lease.begin() as connection:
+            destinations.fail(connection, catalogue_id, "store_away", _AWAY, again=True)
 
 
 class _Copying:
@@ -177,9 +198,12 @@ class _Copying:
     def _is_whole(self, key: str, entry: Entry) -> bool:
         """Whether the bytes at the key are the picture's, read back."""
         found, size = hashlib.sha256(), 0
-        for block in self._bucket.blocks(key):
-            found.update(block)
-            size += len(block)
+        try:
+            for block in self._bucket.blocks(key):
+                found.update(block)
+                size += len(block)
+        except ObjectMissing:  # somebody deleted it meanwhile
+            return False
         return size == entry.bytes and found.digest() == entry.sha256
 
     def _point(self) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 from services.core.catalogues import catalogue_runs as runs
-from services.core.catalogues import catalogues, copies, destinations, entries, lists, manifests, versions
+from services.core.catalogues import catalogues, copies, copying, destinations, entries, lists, manifests, versions
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.versions import Version
 from services.core.db.leases import Lease
@@ -26,6 +26,7 @@ def tidy(store: ImageStore, catalogue: Catalogue, keep: int, lease: Lease) -> No
     _drop_unused(store, catalogue, [one.version for one in kept], lease)
     with lease.begin() as connection:
         catalogues.record_announced(connection, catalogue.id, None if published is None else published.version)
+        copying.want(connection, catalogue.id)
 
 
 def remove(store: ImageStore, catalogue: Catalogue, lease: Lease) -> None:
@@ -48,12 +49,15 @@ def remove(store: ImageStore, catalogue: Catalogue, lease: Lease) -> None:
 
 def _forget_versions(catalogue: Catalogue, keep: int, lease: Lease) -> tuple[Version | None, int | None, list[Version]]:
     """The published version, the number of the one that the pointer names, and all that are kept. With the catalogue's
-    row locked: nobody publishes one that goes."""
+    row locked: nobody publishes one that goes. From this commit until the pointer is known to have moved, nobody knows
+    which one it names."""
     with lease.begin() as connection:
         current = catalogues.find(connection, catalogue.tenant_id, catalogue.name, lock=True)
         whole = versions.listed(connection, catalogue.id)
         kept = [one for number, one in enumerate(whole) if number < keep or one.version == current.published]
         versions.forget(connection, catalogue.id, [one for one in whole if one not in kept])
+        if current.announced != current.published:
+            catalogues.record_announced(connection, catalogue.id, None)
     return next((one for one in kept if one.version == current.published), None), current.announced, kept
 
 

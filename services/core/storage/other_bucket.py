@@ -8,13 +8,16 @@ from typing import IO, Any
 from botocore.exceptions import ClientError
 
 from services.core.model.errors import ObjectMissing, StoreRefused
-from services.core.storage.refusals import code, status
+from services.core.storage.refusals import code, is_outage, meaning_of, status
 
 _CHUNK = 64 << 10
-_MEANINGS = {
+_RIGHTS = "the store's key needs s3:GetObject, s3:PutObject and s3:DeleteObject there, and s3:ListBucket on the bucket"
+_MEANINGS = {  # where another bucket's differ from those of our own
     "NoSuchBucket": "there is no such bucket",
-    "AccessDenied": "the store's key needs s3:GetObject, s3:PutObject and s3:DeleteObject there",
-    "403": "the store's key needs s3:GetObject, s3:PutObject and s3:DeleteObject there",
+    "InvalidBucketName": "no bucket may have that name",
+    "AccessDenied": _RIGHTS,
+    "AllAccessDisabled": _RIGHTS,
+    "403": _RIGHTS,
 }
 
 
@@ -57,7 +60,7 @@ class OtherBucket:
                 raise
 
     def blocks(self, key: str) -> Iterator[bytes]:
-        """The bytes at a key."""
+        """The bytes at a key. Raises ObjectMissing."""
         with self._refusals():
             body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
             with closing(body):
@@ -81,8 +84,10 @@ class OtherBucket:
             try:
                 yield
             except ClientError as error:
-                meaning = _MEANINGS.get(code(error))
-                if meaning is None:
+                if is_outage(error):
                     raise
+                if code(error) == "NoSuchKey":
+                    raise ObjectMissing from error
+                meaning = _MEANINGS.get(code(error)) or meaning_of(error)
                 message = f"The object store refuses s3://{self.bucket} with {code(error)}: {meaning}."
                 raise StoreRefused(message) from error

@@ -44,13 +44,24 @@ def code(error: ClientError) -> str:
 def translated(error: ClientError, endpoint: str, bucket: str) -> StoreUnavailable:
     """The error to raise instead: one sentence that names the store, the code and what would do."""
     found = code(error)
-    if (status(error) >= 500 and status(error) != 501) or status(error) in (408, 429) or found in _OUTAGES:
+    if is_outage(error):
         return StoreUnavailable(f"The object store at {endpoint} answers {found}.")
     if found == "NoSuchKey":
         return ObjectMissing()
-    meaning = _MEANINGS.get(found, "check the address, the bucket and the credentials")
+    return StoreRefused(f"The object store at {endpoint} refuses bucket {bucket!r} with {found}: {meaning_of(error)}.")
+
+
+def is_outage(error: ClientError) -> bool:
+    """Whether the same request may succeed later."""
+    if status(error) >= 500 and status(error) != 501:
+        return True
+    return status(error) in (408, 429) or code(error) in _OUTAGES
+
+
+def meaning_of(error: ClientError) -> str:
+    """What a refusal means, and what would help."""
+    meaning = _MEANINGS.get(code(error), "check the address, the bucket and the credentials")
     region = error.response.get("Error", {}).get("Region") or error.response.get("ResponseMetadata", {}).get(
         "HTTPHeaders", {}
     ).get("x-amz-bucket-region")
-    where = f": {region}" if meaning is _REGION and region else ""
-    return StoreRefused(f"The object store at {endpoint} refuses bucket {bucket!r} with {found}: {meaning}{where}.")
+    return f"{meaning}: {region}" if meaning is _REGION and region else meaning
