@@ -5,10 +5,12 @@ import hashlib
 import io
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from services.cli import catalogue_tables
 from services.core.catalogues import catalogues, copies, destinations, entries, task, versions
@@ -154,11 +156,11 @@ def test_a_published_version_is_copied_and_only_what_changes_is_copied_again(sho
     written = [name for method, name in asked if method == "PUT"]
     deleted = [name for method, name in asked if method == "DELETE"]
     assert written[0].startswith("front/a-")
-    assert written[1:] == ["manifests/00000002.jsonl", "current.json"]
+    assert (written[1][:19], written[2:]) == ("manifests/00000002-", ["current.json"])
     assert sorted(name[:8] for name in deleted) == ["front/a-", "front/b-", "manifest"]
     assert asked.index(("PUT", "current.json")) < min(asked.index(("DELETE", name)) for name in deleted)
     assert shop.shown() == (2, {"a": b"pink"} | {item: text.encode() for item, text in ODD.items()})
-    assert shop.names() - {"current.json", "manifests/00000002.jsonl"} == shop.ledger()
+    assert shop.names() - {"current.json"} == shop.ledger()
     assert shop.destination().counts == {"images": 4, "copied": 1, "deleted": 2}
 
 
@@ -169,7 +171,8 @@ def test_a_rollback_another_template_and_another_folder_are_followed(shop: Copie
     assert shop.shown() == (1, {"a": b"red", "b": b"blue"})
     shop.define(publish=shop.to(name=STABLE))
     shop.tend()
-    assert shop.ledger() == {"front/a.png", "front/b.png"} < shop.names()
+    assert {name[:11] for name in shop.ledger()} == {"front/a.png", "front/b.png", "manifests/0"}
+    assert shop.names() - {"current.json"} == shop.ledger()
     with shop.database.begin_system() as connection:
         named = connection.exec_driver_sql("SELECT name, xmin FROM catalogue_copies ORDER BY name").all()
     shop.show({"a": "red", "b": "green"})
@@ -347,6 +350,53 @@ def test_a_rollback_while_pictures_are_deleted_copies_them_again(shop: Copied, a
     shop.publish(1)
     assert (shop.destination().state, shop.shown()) == ("done", (1, dict.fromkeys("abcde", b"red")))
     assert shop.destination().counts["copied"] == 1  # what had not gone yet is read back
+
+
+def test_until_the_pointer_moves_its_manifest_stays_and_all_former_ones_go(shop: Copied, allowed: Settings) -> None:
+    def rule(method: str, path: str, _: Any) -> Any:
+        return (503, "SlowDown", "") if method == "PUT" and f"/{shop.place}/current.json" in path else None
+
+    shop.show({"a": "red"})
+    with S3Proxy(allowed.s3_endpoint_url, rule) as proxy:
+        shop.through(proxy)
+        for name in (STABLE, "x/" + STABLE):
+            shop.define(publish=shop.to(name=name))
+            shop.tend()
+            assert shop.shown() == (1, {"a": b"red"})
+    assert len(shop.names()) == 3 + 3 + 1
+    shop.through(None)
+    shop.show({"a": "pink"})
+    assert (shop.destination().state, shop.shown()) == ("done", (2, {"a": b"pink"}))
+    assert shop.names() == {"current.json"} | shop.ledger()
+    assert len(shop.names()) == 3
+
+
+def test_the_upload_of_a_manifest_keeps_the_lease(shop: Copied, allowed: Settings) -> None:
+    class Counted(Lease):
+        kept = 0  # since the last transaction
+
+        def keep(self) -> None:
+            super().keep()
+            self.kept += 1
+
+        @contextmanager
+        def begin(self) -> Iterator[Connection]:
+            with super().begin() as connection:
+                yield connection
+            self.kept = 0
+
+    lease = Counted(shop.database, f"catalogue/{shop.catalogue.id}", "scheduler-a")
+    kept = []
+
+    def rule(method: str, path: str, _: Any) -> None:
+        if method == "PUT" and f"/{shop.place}/manifests/" in path:
+            kept.append(lease.kept)
+
+    shop.publish_only({"a": "red"})
+    with S3Proxy(allowed.s3_endpoint_url, rule) as proxy:
+        shop.through(proxy)
+        shop.work(lease)
+    assert (len(kept), kept > [0]) == (1, True)
 
 
 def test_what_the_other_bucket_refuses_names_it_and_not_our_own(shop: Copied, allowed: Settings) -> None:

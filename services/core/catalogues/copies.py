@@ -43,6 +43,9 @@ _ARE_THERE = statement("copies.are_there")(f"""
 UPDATE catalogue_copies SET is_there = :is_there
 WHERE {_AT} AND name = ANY(CAST(:names AS text[])) AND is_there <> :is_there
 """)  # noqa: S608  our own text
+_POINT = statement("copies.point")(f"""
+UPDATE catalogue_copies SET is_there = (name = :name) WHERE {_AT} AND item = '' AND is_there <> (name = :name)
+""")  # noqa: S608  our own text
 _FORGET = statement("copies.forget")(
     f"DELETE FROM catalogue_copies WHERE {_AT} AND name = ANY(CAST(:names AS text[]))"  # noqa: S608
 )
@@ -63,6 +66,10 @@ class Copy:
     rule: bytes
     sha256: bytes
     is_there: bool = False
+
+    @property
+    def is_manifest(self) -> bool:
+        return not self.item
 
 
 def of_items(
@@ -107,6 +114,11 @@ def are_there(connection: Connection, at: Destination, names: Sequence[str]) -> 
 def are_going(connection: Connection, at: Destination, names: Sequence[str]) -> None:
     """Nobody counts on these any more. Commit it before the first of them is deleted."""
     connection.execute(_ARE_THERE, _place(at) | {"names": list(names), "is_there": False})
+
+
+def point(connection: Connection, at: Destination, manifest: str) -> None:
+    """The pointer leads to that manifest, and to no other."""
+    connection.execute(_POINT, _place(at) | {"name": manifest})
 
 
 def forget(connection: Connection, at: Destination, names: Sequence[str]) -> None:

@@ -9,26 +9,24 @@ from typing import Any
 
 from services.core.catalogues import copies, entries
 from services.core.catalogues.catalogues import Catalogue
+from services.core.catalogues.copies import Copy
 from services.core.catalogues.copy_names import MANIFESTS, POINTER
 from services.core.catalogues.destinations import Destination
 from services.core.catalogues.entries import Entry
 from services.core.db.leases import Lease
+from services.core.storage.kept_file import KeptFile
 from services.core.storage.other_bucket import OtherBucket
 
 _PAGE = 5_000
-
-
-def name(version: int) -> str:
-    """The name of a version's manifest."""
-    return f"{MANIFESTS}/{version:08d}.jsonl"
 
 
 def media_type(entry: Entry) -> str:
     return f"image/{entry.request.get('output_format', 'png')}"
 
 
-def write(bucket: OtherBucket, at: Destination, catalogue: Catalogue, owner: dict[str, str], lease: Lease) -> None:
-    """Writes the manifest, and then the pointer to it."""
+def write(bucket: OtherBucket, at: Destination, catalogue: Catalogue, owner: dict[str, str], lease: Lease) -> str:
+    """Writes the manifest, and then the pointer to it. Returns the manifest's name. Its bytes are a part of that, so
+    what the pointer names until then stays as it is."""
     digest, images = hashlib.sha256(), 0
     with tempfile.TemporaryFile() as file:
         for row in _rows(at, catalogue, lease):
@@ -38,15 +36,19 @@ def write(bucket: OtherBucket, at: Destination, catalogue: Catalogue, owner: dic
             images += 1
         size = file.tell()
         file.seek(0)
-        bucket.put(at.key(name(at.version)), file, "application/x-ndjson", owner)
+        name = f"{MANIFESTS}/{at.version:08d}-{digest.hexdigest()}.jsonl"
+        with lease.begin() as connection:
+            copies.put(connection, at, [Copy(name, "", "", at.rule, digest.digest())])
+        bucket.put(at.key(name), KeptFile(file, lease.keep), "application/x-ndjson", owner)  # type: ignore[arg-type]
     pointer = {
         "catalogue": catalogue.name,
         "version": at.version,
         "images": images,
-        "manifest": {"object_key": at.key(name(at.version)), "sha256": digest.hexdigest(), "bytes": size},
+        "manifest": {"object_key": at.key(name), "sha256": digest.hexdigest(), "bytes": size},
     }
     lease.keep()
     bucket.put(at.key(POINTER), io.BytesIO(json.dumps(pointer).encode()), "application/json", owner)
+    return name
 
 
 def _rows(at: Destination, catalogue: Catalogue, lease: Lease) -> Iterator[dict[str, Any]]:

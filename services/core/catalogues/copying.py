@@ -209,8 +209,9 @@ class _Copying:
     def _point(self) -> None:
         """Writes the manifest and then the pointer, last of all: who follows it finds everything."""
         self._check_own(POINTER)
-        copy_manifests.write(self._bucket, self._at, self._catalogue, self._owner, self._lease)
+        manifest = copy_manifests.write(self._bucket, self._at, self._catalogue, self._owner, self._lease)
         with self._lease.begin() as connection:
+            copies.point(connection, self._at, manifest)
             destinations.advance(connection, self._at, "deleting", points=True)
 
     def _delete(self) -> None:
@@ -219,15 +220,15 @@ class _Copying:
         with self._lease.database.begin_system() as connection:
             page = copies.page(connection, self._at, after=after, limit=_NAMED_AT_ONCE)
             live = self._live(connection, page)
-        gone = [one.name for one in page if one.name not in live]
+        pictures = [one.name for one in page if one.name not in live and not one.is_manifest]
+        former = [one.name for one in page if one.is_manifest and not one.is_there]
         with self._lease.begin() as connection:
-            copies.are_going(connection, self._at, gone)
-        deleted = self._each(self._drop, gone)
+            copies.are_going(connection, self._at, pictures)
+        deleted = self._each(self._drop, pictures)
+        self._each(self._drop, former)
         is_last = len(page) < _NAMED_AT_ONCE
-        if is_last and self._at.before is not None:
-            self._drop(copy_manifests.name(self._at.before))
         with self._lease.begin() as connection:
-            copies.forget(connection, self._at, gone)
+            copies.forget(connection, self._at, pictures + former)
             step: destinations.Step = "done" if is_last else "deleting"
             reached = () if is_last else (page[-1].name,)
             destinations.advance(connection, self._at, step, reached, counts={"deleted": deleted})

@@ -23,7 +23,7 @@ Step = Literal["naming", "copying", "deleting", "done"]
 State = Literal["copying", "deleting", "done", "failed"]
 LONGEST_PAUSE_SECONDS = 300
 _COLUMNS = (
-    "catalogue_id, place, rule, version, step, reached, announced, before, counts, error, attempts, next_at, began_at, "
+    "catalogue_id, place, rule, version, step, reached, announced, counts, error, attempts, next_at, began_at, "
     "finished_at, coalesce(next_at <= now(), false) AS is_due"
 )
 _SUBJECT = "'catalogue/' || (SELECT name FROM catalogues WHERE catalogues.id = catalogue_id)"
@@ -35,7 +35,6 @@ VALUES (:id, :tenant_id, :place, :rule, :version, 'naming', now())
 ON CONFLICT (catalogue_id) DO UPDATE SET
   place = excluded.place, rule = excluded.rule, version = excluded.version, step = 'naming', reached = '{}',
   announced = CASE WHEN d.place = excluded.place THEN d.announced END,
-  before = CASE WHEN d.place = excluded.place THEN d.before END,
   counts = '{}', error = NULL, attempts = 0, next_at = now(), began_at = now(), finished_at = NULL
 WHERE (d.place, d.rule, d.version) IS DISTINCT FROM (excluded.place, excluded.rule, excluded.version)
 """)
@@ -48,7 +47,6 @@ WITH moved AS (
     counts = d.counts || (SELECT coalesce(jsonb_object_agg(key, value::bigint + coalesce((d.counts->>key)::bigint, 0)),
                                           '{{}}') FROM jsonb_each_text(CAST(:counts AS jsonb))),
     announced = CASE WHEN :points THEN version ELSE announced END,
-    before = CASE WHEN :points AND announced IS DISTINCT FROM version THEN announced ELSE before END,
     next_at = CASE WHEN :step = 'done' THEN NULL ELSE next_at END,
     finished_at = CASE WHEN :step = 'done' THEN now() END
   WHERE catalogue_id = :id RETURNING *
@@ -77,9 +75,8 @@ _FORGET = statement("destinations.forget")("DELETE FROM catalogue_destinations W
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """`version` is the one that is copied or was copied last, `announced` the one that the pointer at the place names,
-    and `before` what it named before. `reached` says how far the step has come. `error` has a code and a message; with
-    `next_at` it is tried again."""
+    """`version` is the one that is copied or was copied last, `announced` the one that the pointer at the place names.
+    `reached` says how far the step has come. `error` has a code and a message; with `next_at` it is tried again."""
 
     catalogue_id: int
     place: str
@@ -88,7 +85,6 @@ class Destination:
     step: Step
     reached: tuple[str, ...]
     announced: int | None
-    before: int | None
     counts: dict[str, int]
     error: dict[str, str] | None
     attempts: int
@@ -163,5 +159,5 @@ def forget(connection: Connection, catalogue_id: int) -> None:
 def _destination(row: Any) -> Destination:
     return Destination(
         row.catalogue_id, row.place, bytes(row.rule), row.version, row.step, tuple(row.reached), row.announced,
-        row.before, row.counts, row.error, row.attempts, row.next_at, row.began_at, row.finished_at, row.is_due,
+        row.counts, row.error, row.attempts, row.next_at, row.began_at, row.finished_at, row.is_due,
     )  # fmt: skip

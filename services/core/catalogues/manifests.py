@@ -19,6 +19,7 @@ from services.core.catalogues.lists import CompleteList
 from services.core.catalogues.versions import Manifest, Version
 from services.core.db.leases import Lease
 from services.core.storage.contract import ImageStore
+from services.core.storage.kept_file import KeptFile
 
 POINTER = "current.json"
 FOLDER = "versions/"
@@ -45,7 +46,7 @@ def write(store: ImageStore, catalogue: Catalogue, run: Run, lease: Lease) -> tu
                 size += sum(entry.bytes for entry in page)
         with CompleteList(store, catalogue, run, lease) as complete, complete.path.open("rb") as listed:
             files: dict[str, IO[bytes]] = {"jsonl": lines, "parquet": table, lists.NAME: listed}
-            found = {name: _put(store, catalogue, version, name, file) for name, file in files.items()}
+            found = {name: _put(store, catalogue, version, name, file, lease) for name, file in files.items()}
         return images, size, found
 
 
@@ -96,14 +97,14 @@ def _row(version: int, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _put(store: ImageStore, catalogue: Catalogue, version: int, name: str, file: IO[bytes]) -> Manifest:
+def _put(store: ImageStore, catalogue: Catalogue, version: int, name: str, file: IO[bytes], lease: Lease) -> Manifest:
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     title, media_type = FILES[name]
     key = store.key(f"{catalogue.folder}{FOLDER}{version:08d}/{title}")
-    store.put_file(key, file, media_type)
+    store.put_file(key, KeptFile(file, lease.keep), media_type)  # type: ignore[arg-type]
     return Manifest(key, digest, size)
 
 

@@ -811,7 +811,7 @@ catalogue_destinations = Table(  # where the published version is copied to, and
     Column("step", Text, nullable=False),
     Column("reached", ARRAY(Text), nullable=False, server_default=text("'{}'")),  # how far the step has come
     Column("announced", Integer),  # the version that the pointer at the place names
-    Column("before", Integer),  # the one that it named before
+    Column("before", Integer),  # not used any more
     Column("counts", JSONB, nullable=False, server_default=text("'{}'")),
     Column("error", JSONB),
     Column("attempts", Integer, nullable=False, server_default=zero),

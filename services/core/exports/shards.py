@@ -12,6 +12,7 @@ from services.core.exports.members import Member
 from services.core.exports.records import Export, File
 from services.core.model.errors import ObjectMissing, PressworkError
 from services.core.storage.contract import ImageStore
+from services.core.storage.kept_file import KeptFile
 
 _FETCHERS = 8
 _AHEAD = 16  # images in memory
@@ -69,7 +70,7 @@ class ExportWriter:
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         key = self.key(path)
-        self.store.put_file(key, _Kept(file, self.keep), media_type)  # type: ignore[arg-type]
+        self.store.put_file(key, KeptFile(file, self.keep), media_type)  # type: ignore[arg-type]
         return File(path, digest, size, images, key)
 
     def _next(self, waiting: deque[tuple[Member, Future[bytes]]]) -> tuple[Member, bytes]:
@@ -92,18 +93,3 @@ class ExportWriter:
 
 def missing(member: Member) -> ExportFailed:
     return ExportFailed(f"Image {member.index} is no longer in the store. Render it again, or restore its object.")
-
-
-class _Kept:
-    """A file that extends the lease each time it is read, so that a slow upload does not lose it."""
-
-    def __init__(self, file: IO[bytes], keep: Callable[[], None]) -> None:
-        self._file, self._keep = file, keep
-        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
-
-    def read(self, size: int = -1) -> bytes:
-        self._keep()
-        return self._file.read(size)
-
-    def close(self) -> None:
-        """Does nothing: the uploader closes the file, but its owner still needs it."""
