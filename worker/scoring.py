@@ -5,6 +5,7 @@ An image waits for scorers in the other process only as long as the device has s
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -66,6 +67,7 @@ class Scoring:
         self._troubles = {name: Trouble() for name in self._names}
         self._guard = threading.Lock()
         self._process: ScoringProcess | None = None
+        self._is_closed = False
         self._turns = ThreadPoolExecutor(1, "score") if self._others else None
         if self._turns is not None:
             for name, why in self._turns.submit(self._start).result().items():
@@ -87,13 +89,14 @@ class Scoring:
                 future = self._turns.submit(self._ask, pixels, prompt)
         return Pending(found | dict.fromkeys(self._others), future)
 
-    def end(self, pending: "Pending", is_hurried: Callable[[], bool]) -> Scores:
-        """The scores, when they are all there, `score_seconds` have passed or `is_hurried()`."""
+    def end(self, pending: "Pending", is_hurried: Callable[[], bool], until: float = math.inf) -> Scores:
+        """The scores, when they are all there, each scorer had `score_seconds` since the image's turn came,
+        `is_hurried()`, or it is `until`, by the monotonic clock."""
         if not self._names:
             return Scores()
         found = dict(pending.found)
         if pending.future is not None:
-            late = self._wait(pending.future, is_hurried)
+            late = self._wait(pending.future, is_hurried, until)
             found |= dict.fromkeys(self._others) if late else pending.future.result()
             for name in self._others if late else ():
                 self._late(name)
@@ -111,27 +114,33 @@ class Scoring:
 
     def close(self) -> None:
         """Ends the other process, also one that hangs."""
-        if self._process is not None:
-            self._process.end()
         if self._turns is not None:
             self._turns.shutdown(wait=False, cancel_futures=True)
+        with self._guard:
+            self._is_closed, process = True, self._process
+        if process is not None:
+            process.end()
 
-    def _wait(self, future: "Future[dict[str, Any]]", is_hurried: Callable[[], bool]) -> bool:
+    def _wait(self, future: "Future[dict[str, Any]]", is_hurried: Callable[[], bool], until: float) -> bool:
         """Waits for the scores. True: they are not there, and nobody will ask for them."""
-        deadline = time.monotonic() + self._seconds
+        has_turn = False
         while True:
             try:
                 future.result(_POLL_SECONDS)
                 return False
             except NotYet:
-                if time.monotonic() > deadline or is_hurried():
+                if not has_turn and future.running():
+                    has_turn = True
+                    until = min(until, time.monotonic() + self._seconds * len(self._others))
+                if time.monotonic() > until or is_hurried():
                     future.cancel()
                     return True
 
     def _start(self) -> dict[str, str]:
         """Starts the process with the scorers that are not left out. Why those that cannot be opened cannot."""
         names = [name for name in self._others if not self._troubles[name].off]
-        self._process = ScoringProcess(names, self._options) if names else None
+        with self._guard:
+            self._process = ScoringProcess(names, self._options) if names and not self._is_closed else None
         try:
             return {} if self._process is None else self._process.wait_ready()
         except ProcessEnded as ended:

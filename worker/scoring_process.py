@@ -1,18 +1,20 @@
 """Scorers in a process of their own, which scores the pictures that come on its standard input.
 
-A scorer there may hang, take the memory of the machine or crash: the worker ends the process and starts another. Both
-sides of the pipe are in this file.
+A scorer there may hang, take the memory of the machine or crash: the worker ends the process, with all that it
+started, and starts another. Both sides of the pipe are in this file.
 """
 
-import ctypes
 import json
 import os
+import select
 import signal
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import IO, Any, Self
 
 import numpy as np
@@ -20,11 +22,10 @@ from numpy.typing import NDArray
 
 from services.core import processes
 from services.core.settings import Settings
-from worker import scorer
+from worker import group_guard, scorer
 
 START_SECONDS = 300.0
 _HEAD = struct.Struct("<III")  # height, width, bytes of the prompt
-_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 Told = Callable[[str, float | int | None, str], None]  # a scorer's name, its number or None, why it failed
 
 
@@ -37,8 +38,8 @@ class ProcessEnded(Exception):
 
 
 class ScoringProcess:
-    """A child process with some scorers. One thread uses it, which must live as long: the kernel ends the child with
-    the thread that started it."""
+    """A child process with some scorers, and the group of all processes that they start. One thread uses it, which must
+    live as long: the kernel ends the child with the thread that started it. Any thread may end it."""
 
     def __init__(self, names: Sequence[str], options: dict[str, Any]) -> None:
         secrets = {name for name, is_secret in Settings.variables().items() if is_secret}
@@ -46,9 +47,16 @@ class ScoringProcess:
         self.names = tuple(names)
         self._process = subprocess.Popen(
             processes.python("worker.scoring_process", json.dumps(options), *names),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True,
             env={name: value for name, value in os.environ.items() if name not in hidden},
         )  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        os.set_blocking(self._to, False)
+        self._gone = os.pidfd_open(self._process.pid)  # what a scorer forked may keep the pipe open for ever
+        self._read = b""
+        self._using = threading.RLock()  # the pipes
 
     def wait_ready(self) -> dict[str, str]:
         """Why each scorer that cannot be opened cannot; returns when the others are ready. Raises ProcessEnded."""
@@ -57,52 +65,82 @@ class ScoringProcess:
         return failed
 
     def score(self, pixels: NDArray[np.uint8], prompt: str, seconds: float, told: Told) -> None:
-        """Tells each scorer's number as it comes. Raises ProcessEnded if they take longer than `seconds`."""
+        """Tells each scorer's number as it comes. Raises ProcessEnded if one of them takes longer than `seconds`."""
         words = prompt.encode("utf-8", "replace")
         head = _HEAD.pack(*pixels.shape[:2], len(words))
-        self._exchange(self.names, seconds, told, head, words, np.ascontiguousarray(pixels).data)
+        self._exchange(self.names, seconds, told, head, words, np.ascontiguousarray(pixels).data.cast("B"))
 
     def end(self) -> None:
-        self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            try:
+        """Ends every process of the group. An exchange in another thread ends with it."""
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with self._using:
+            if self._gone >= 0:
+                os.close(self._gone)
+                self._gone = -1
+            for pipe in (self._process.stdin, self._process.stdout):
                 assert pipe is not None
                 pipe.close()
-            except OSError:  # it had not read all that was written
-                pass
-        self._process.wait()
 
     def _exchange(self, names: Sequence[str], seconds: float, told: Told, *parts: bytes | memoryview) -> None:
-        """Sends the parts and reads one line for each name. The timer also ends a write that does not end."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        timer = threading.Timer(seconds, self._process.kill)
-        timer.start()
-        awaited = list(names)
-        try:
-            for part in parts:
-                self._process.stdin.write(part)
-            self._process.stdin.flush()
-            while awaited:
-                line = self._process.stdout.readline()
-                if not line:
-                    break
-                said = json.loads(line)
-                told(awaited.pop(0), said["value"], said["why"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # it ended, or wrote what is no answer
-        finally:
-            was_late = not timer.is_alive()
-            timer.cancel()
+        """Sends the parts and reads one line for each name, each of which has `seconds`."""
+        awaited, was_late = list(names), False
+        with self._using:
+            try:
+                until = time.monotonic() + seconds
+                for part in parts:
+                    self._write(part, until)
+                while awaited:
+                    said = json.loads(self._line(until))
+                    told(awaited[0], said["value"], said["why"])
+                    awaited.pop(0)
+                    until = time.monotonic() + seconds
+            except TimeoutError:
+                was_late = True
+            except (OSError, EOFError, ValueError, KeyError, TypeError):
+                pass  # it ended, or wrote what is no answer
         if awaited:
             self.end()
             raise ProcessEnded(awaited[0], _how_it_ended(self._process.returncode, seconds, was_late=was_late))
 
+    def _write(self, part: bytes | memoryview, until: float) -> None:
+        rest = memoryview(part)
+        while rest:
+            self._wait(self._to, select.POLLOUT, until)
+            with suppress(BlockingIOError):
+                rest = rest[os.write(self._to, rest) :]
+
+    def _line(self, until: float) -> bytes:
+        while b"\n" not in self._read:
+            self._wait(self._from, select.POLLIN, until)
+            if not (more := os.read(self._from, 65_536)):
+                raise EOFError
+            self._read += more
+        line, _, self._read = self._read.partition(b"\n")
+        return line
+
+    def _wait(self, pipe: int, event: int, until: float) -> None:
+        """Waits until the pipe can be used. Raises TimeoutError, or EOFError when the process is gone."""
+        if self._gone < 0:
+            raise EOFError
+        poll = select.poll()
+        poll.register(pipe, event)
+        poll.register(self._gone, select.POLLIN)
+        ready = [place for place, _ in poll.poll(max(0.0, until - time.monotonic()) * 1000)]
+        if not ready:
+            raise TimeoutError
+        if pipe not in ready:
+            raise EOFError
+
 
 def main(arguments: Sequence[str]) -> int:
-    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, which finishes its batch
+    group_guard.tell_parent_death(signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # both are for the worker, which finishes its batch
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    guard = processes.python("worker.group_guard", str(os.getpid()))
+    subprocess.Popen(guard, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a scorer prints goes to the log
     options, names = json.loads(arguments[0]), arguments[1:]

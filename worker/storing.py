@@ -138,7 +138,7 @@ class StoringStage:
                 time.sleep(pause)
                 pause = min(pause * 2, 5.0)
                 continue
-            scored = self._scoring.end(pending, self._is_hurried)
+            scored = self._scoring.end(pending, self._is_hurried, held.store_until)
             return StoredImage(
                 job_id=image.job_id,
                 index=image.index,

@@ -260,7 +260,7 @@ class Settings:
     safety_checker: bool = _setting("PRESSWORK_SAFETY_CHECKER", "0", _flag)  # the model's own; it only flags images
     # What gives rendered pictures numbers: those that ship, and the entry points of other distributions.
     scorers: tuple[str, ...] = _setting("PRESSWORK_SCORERS", ",".join(scores.USUAL), _scorers)
-    score_seconds: float = _setting("PRESSWORK_SCORE_SECONDS", "5", _number(0.1, 3600))  # an image waits for scores
+    score_seconds: float = _setting("PRESSWORK_SCORE_SECONDS", "5", _number(0.1, 3600))  # of a scorer, for an image
     clip_dir: str = _setting("PRESSWORK_CLIP_DIR", "")  # the model of the scorer clip
     artefacts: str = _setting("PRESSWORK_ARTEFACTS", "")  # compiled models; empty: the user's cache folder
     batch_sizes: tuple[int, ...] = _setting("PRESSWORK_BATCH_SIZES", "16,8,4,1", _batch_sizes)

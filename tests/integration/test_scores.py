@@ -1,10 +1,16 @@
 """Scores: what scorers give, that one that fails fails no image, and where scores are listed, filtered and sorted."""
 
 import dataclasses
+import itertools
 import json
+import subprocess
+import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,11 +28,12 @@ from services.core.storage.s3 import S3Store
 from tests import exporting, factories
 from tests.factories import TENANT, submit
 from tests.render_loops import counts, images, mugs
+from tests.waiting import until
 from tests.web import Api
-from worker.scoring import Scoring
+from worker.scoring import Pending, Scoring
 
 _SCORERS = """
-import os, time
+import multiprocessing, os, pathlib, time
 
 def fits():
     return lambda pixels, prompt: pixels.shape[0] / 64 + len(prompt) / 1000
@@ -47,6 +54,21 @@ def breaks():
     acts = {"mug 1": lambda: time.sleep(600), "mug 3": lambda: os._exit(3)}
     return lambda pixels, prompt: acts.get(prompt, float)() or 0.5
 
+def _fork():
+    one = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    one.start()
+    pathlib.Path(os.environ["FORKED"]).write_text(f"{one.pid}\\n")
+    time.sleep(600)
+
+forks = _badly(_fork)
+
+def waits():
+    def score(pixels, prompt):
+        while not os.path.exists(os.environ["AWAITED"]):
+            time.sleep(0.01)
+        return 1
+    return score
+
 def prints():
     print("loading")
     return lambda pixels, prompt: print(prompt) or 1
@@ -59,7 +81,7 @@ def tells():
 """
 PIXELS = np.full((64, 64, 3), 200, np.uint8)
 HASHES = (0xFFFF0000FFFF0000, 0xFFFF0000FFFF000F, 0x123456789ABCDEF, 0x0F0F0F0F0F0F0F0F)
-_NAMES = ("fits", "raises", "nan", "words", "hangs", "breaks", "prints", "unready", "tells")
+_NAMES = ("fits", "raises", "nan", "words", "hangs", "breaks", "prints", "unready", "tells", "forks", "waits")
 
 
 @pytest.fixture
@@ -168,6 +190,115 @@ def test_a_scorer_that_hangs_or_dies_so_often_in_a_row_is_left_out(scoring, monk
     assert [one["uniform"] for one in said] == [1.0] * 5
     why = "its process ended with code 3"
     assert chosen.troubles() == {"breaks": {"failed": 3, "late": 0, "why": why, "off": True}}
+
+
+@pytest.fixture
+def forked(brought: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the scorer `forks` writes the id of the process that it started."""
+    monkeypatch.setenv("FORKED", str(tmp_path / "forked"))
+    return tmp_path / "forked"
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def pid_in(path: Path) -> int:
+    return int(until(lambda: path.exists() and path.read_text()))
+
+
+def test_what_a_scorer_started_ends_with_it_and_holds_nobody_up(scoring, forked):
+    chosen = scoring("forks", "fits", seconds=60)
+    for prompt, seconds in (("mug 1", 0.5), ("mug 2", 60)):
+        chosen._seconds = seconds
+        pending = chosen.begin(PIXELS, prompt)
+        assert pending.future.result(60)["forks"] == (None if prompt == "mug 1" else 0.5)
+    until(lambda: not runs(pid_in(forked)))
+    forked.unlink()
+    pending = chosen.begin(PIXELS, "mug 1")
+    pid = pid_in(forked)
+    closing = threading.Thread(target=chosen.close, daemon=True)
+    closing.start()
+    closing.join(30)
+    assert not closing.is_alive()
+    assert pending.future.result(30) == {"forks": None, "fits": None}
+    until(lambda: not runs(pid))
+
+
+def test_what_a_scorer_started_ends_with_the_worker_however_it_ends(forked):
+    program = (
+        "import numpy; from worker.scoring_process import ScoringProcess; "
+        "ScoringProcess(['forks'], {}).score(numpy.zeros((8, 8, 3), 'uint8'), 'mug 1', 600, print)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as worker:
+        pid = pid_in(forked)
+        assert runs(pid)
+        worker.kill()
+    until(lambda: not runs(pid))
+
+
+@pytest.mark.usefixtures("brought")
+def test_each_scorer_has_the_seconds_for_itself(scoring, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWAITED", str(tmp_path / "go"))
+    chosen = scoring("fits", "waits")
+    now = [0.0]
+    told = []
+
+    def tell(name: str, value: float | None, why: str) -> None:
+        told.append((name, value, why))
+        now[0] += 100
+        (tmp_path / "go").touch()
+
+    monkeypatch.setattr("worker.scoring_process.time", SimpleNamespace(monotonic=lambda: now[0]))
+    chosen._turns.submit(chosen._process.score, PIXELS, "mug 1", 60, tell).result(60)
+    assert told == [("fits", 1.005, ""), ("waits", 1.0, "")]
+
+
+@pytest.mark.usefixtures("brought")
+def test_an_image_has_its_seconds_from_when_its_turn_comes_and_never_waits_longer_than_it_may(scoring, monkeypatch):
+    chosen = scoring("fits", seconds=5)
+    clock = itertools.count(step=100)
+    monkeypatch.setattr("worker.scoring.time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+
+    def ended(act: Callable[[Future, int], None], **more: float) -> float | None:
+        future: Future = Future()
+        looks = itertools.count()
+
+        def is_hurried() -> bool:
+            act(future, next(looks))
+            return False
+
+        return chosen.end(Pending({}, future), is_hurried, **more).numbers["fits"]
+
+    def answer(future: Future, look: int) -> None:
+        if look == 3:
+            future.set_running_or_notify_cancel()
+            future.set_result({"fits": 1.0})
+
+    def hang(future: Future, look: int) -> None:
+        if look == 0:
+            future.set_running_or_notify_cancel()
+
+    assert ended(answer) == 1.0
+    assert ended(hang) is None
+    assert ended(lambda *_: None, until=next(clock) + 250.0) is None
+    assert chosen.troubles()["fits"]["late"] == 2
+
+
+@pytest.mark.usefixtures("brought")
+def test_a_scorer_that_hangs_longer_than_uploads_may_take_ends_no_worker(make_render_loop, database, fast, scoring):
+    chosen = scoring("hangs", seconds=600)
+    ended: list[int] = []
+    short = dataclasses.replace(fast, storing_seconds=2.5)
+    render_loop = make_render_loop(short, scoring=chosen, exit_process=ended.append)
+    job_id = submit(database, fast, [{**row, "prompt": "mug 1"} for row in mugs(1)])
+    render_loop.run()
+    render_loop.wait_idle()
+    assert counts(database, job_id) == {"done": 1}
+    assert (ended, chosen.troubles()["hangs"]["late"]) == ([], 1)
 
 
 @pytest.mark.usefixtures("brought")
