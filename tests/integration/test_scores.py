@@ -474,6 +474,25 @@ def test_an_export_has_the_images_with_the_scores_or_all_with_theirs(database, s
         exporting.order(database, job_id, "zip", scores=["a"])
 
 
+def test_an_export_with_too_many_ranges_is_refused_and_one_that_was_taken_fails(database, settings, store):
+    job_id = exporting.finished_job(database, settings, store)
+    many = [f"{name}>=0" for name in "abcdefghi"]
+    with pytest.raises(
+        InvalidSubmission, match=r"options\.scores: There are filters of 9 scores; at most 8 go together"
+    ):
+        exporting.order(database, job_id, "zip", scores=many)
+    export_id = exporting.order(database, job_id, "zip")
+    with database.begin_system() as connection:
+        connection.execute(
+            text("UPDATE exports SET options = options || jsonb_build_object('scores', CAST(:many AS jsonb))"),
+            {"many": json.dumps(many)},
+        )
+    exporting.run(database, settings, store)
+    ended = exporting.read(database, export_id)
+    assert ended is not None
+    assert (ended.state, ended.error) == ("failed", "There are filters of 9 scores; at most 8 go together.")
+
+
 def records(database: Database, store: S3Store, export_id: int, folder: Path) -> list[dict]:
     tree = exporting.download(database, store, export_id, folder)
     archives = sorted((tree / "data").glob("*.zip"))

@@ -14,7 +14,7 @@ from services.core.marks.marks import MARKS, Mark
 from services.core.model import strict_json, suggestions
 from services.core.model.body import Body
 from services.core.model.errors import InvalidSubmission, Problem
-from services.core.model.scores import NotUnderstood, ranges
+from services.core.model.scores import MOST_RANGES, NotUnderstood, ranges
 
 MAX_IMAGES_PER_SHARD = 100_000
 MAX_SPLITS = 16
@@ -37,7 +37,8 @@ ALLOWED = {
     "images_per_shard": f"a whole number from 1 to {MAX_IMAGES_PER_SHARD:,}",
     "include_flagged": "true or false",
     "mark": f"one of {', '.join(MARKS)}: only images with that mark when the export begins",
-    "scores": f'a list of at most {MAX_CONDITIONS} texts such as "sharpness>=0.3" or "uniform<=0.9": only such images',
+    "scores": f'a list of at most {MAX_CONDITIONS} texts such as "sharpness>=0.3" or "uniform<=0.9", of at most '
+    f"{MOST_RANGES} scores: only such images",
     "split": f"an object of 1 to {MAX_SPLITS} names (a-z 0-9 _, a letter first, at most 32) with shares that make 1",
     "images": f'"inline", or for {" or ".join(_WITH_REFERENCES)} "reference"',
     "expires_in_seconds": "a whole number from 60 to 31536000",
@@ -114,6 +115,10 @@ def parse(value: object) -> ExportRequest:
         asked = ExportRequest.model_validate(value)
     except ValidationError as error:
         raise InvalidSubmission([_problem(entry) for entry in error.errors(include_url=False)]) from None
+    try:
+        ranges(asked.options.scores)  # each alone says something, but not all go together
+    except NotUnderstood as error:
+        raise InvalidSubmission([Problem("invalid_value", f"options.scores: {error}", "options.scores")]) from None
     for name in filter(_RESERVED.fullmatch, asked.options.split):
         message = f'options.split names a split "{name}", which programs take for something else; choose another name.'
         raise InvalidSubmission([Problem("invalid_value", message, "options.split")])

@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
-from services.core.db.leases import Lease
+from services.core.db.leases import Lease, LeaseLost
 from services.core.exports import exports, manifest, members, records
 from services.core.exports.formats import FORMATS
 from services.core.exports.members import Member, ShardCapacity
 from services.core.exports.records import Export
 from services.core.exports.shards import ExportFailed, ExportWriter, Shard
+from services.core.model.errors import PressworkError, Unavailable
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
@@ -64,7 +65,9 @@ def _write(writer: ExportWriter, lease: Lease) -> None:
             with lease.begin() as connection:
                 if exports.record(connection, export, files, images=0, next_index=0):
                     exports.complete(connection, export)
-    except ExportFailed as error:
+    except (LeaseLost, Unavailable):
+        raise
+    except PressworkError as error:  # it would be the same at the next try
         with lease.begin() as connection:
             exports.fail(connection, export, str(error))
 
