@@ -85,7 +85,8 @@ def _place(context: Context, listing: str, cursor: str | None) -> Place | None:
 
 
 def _answer(request: Request, context: Context, listing: str, found: Found) -> AlikePage:
-    links = {number: dependencies.linker(context, request, number) for group in found.groups for number, _ in group}
+    numbers = {number for group in found.groups for number, _ in group[:_SHOWN]}
+    links = {number: dependencies.linker(context, request, number) for number in numbers}
     more = None
     if found.reached is not None:
         job_id, index = found.reached
