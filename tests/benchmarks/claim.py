@@ -4,11 +4,13 @@ drained without a vacuum; the largest queue has a paused job of a million images
 import statistics
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 import psycopg
 
 from services.core.jobs import lifecycle
-from services.core.model.specs import Claim
+from services.core.model.specs import Claim, StoredImage
 from services.core.queue import counters, segments, settlement
 from tests import factories
 from tests.benchmarks.environment import BenchmarkStack, benchmark_stack
@@ -38,6 +40,7 @@ def run() -> None:
             # The second slowest, because one hiccup of the machine says nothing about the queue.
             five[size] = [round(cost * 1000, 1) for cost in sorted(costs)[-5:]]
             worst[size], median[size] = sorted(costs)[-2], statistics.median(costs)
+            bare, scored = settles(stack) if size == SIZES[-1] else (0.0, 0.0)
             rate = _rate(stack) if size == SIZES[-1] else 0.0
     report(
         "claim", worst[SIZES[-1]] * 1000, worst[SIZES[0]] * 1000, "ms, worst claim of 1,000,000 images queued",
@@ -45,6 +48,7 @@ def run() -> None:
         five_worst_ms={f"{size:,}": costs for size, costs in five.items()},
         worst_ms={f"{size:,}": round(cost * 1000, 2) for size, cost in worst.items()},
         median_ms={f"{size:,}": round(cost * 1000, 2) for size, cost in median.items()},
+        settle_ms=round(bare * 1000, 2), settle_with_two_scores_ms=round(scored * 1000, 2),
         claim_and_settle_images_per_second=round(rate), threads=THREADS, images_per_claim=16,
         conditions="half drained without vacuum; at 1,000,000 a paused job of 1,000,000 images in front",
     )  # fmt: skip
@@ -61,9 +65,11 @@ def _claim(stack: BenchmarkStack, seats: int = 16) -> Claim | None:
         return factories.claim_in(connection, seats)
 
 
-def _settle(stack: BenchmarkStack, claim: Claim) -> None:
+def _settle(stack: BenchmarkStack, claim: Claim, stored: Sequence[StoredImage] | None = None) -> None:
     with stack.database.begin_system() as connection:
-        settlement.settle(connection, claim.id, device="d", stored=factories.stored(claim), render_seconds=0.1)
+        settlement.settle(
+            connection, claim.id, device="d", stored=stored or factories.stored(claim), render_seconds=0.1
+        )  # fmt: skip
 
 
 def _drain(stack: BenchmarkStack, images: int) -> None:
@@ -90,6 +96,24 @@ def _costs(stack: BenchmarkStack, samples: int) -> list[float]:
         assert claim is not None
         _settle(stack, claim)
     return costs
+
+
+def settles(stack: BenchmarkStack, samples: int = 300) -> tuple[float, float]:
+    """Seconds of a settle (median), without scores and with two of them and a hash for each image, in turn."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for nth in range(2 * samples):
+        claim = _claim(stack)
+        assert claim is not None
+        stored = factories.stored(claim)
+        if nth % 2:
+            stored = [
+                replace(one, scores={"uniform": one.index % 97 / 97, "sharpness": one.index % 89 / 89}, phash=one.index)
+                for one in stored
+            ]
+        began = time.perf_counter()
+        _settle(stack, claim, stored)
+        taken[nth % 2].append(time.perf_counter() - began)
+    return statistics.median(taken[0]), statistics.median(taken[1])
 
 
 def _rate(stack: BenchmarkStack) -> float:
