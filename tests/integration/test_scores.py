@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -14,8 +15,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from psycopg import ClientCursor
 from pyarrow import parquet
-from sqlalchemy import text
+from sqlalchemy import Connection, Engine, event, text
 from typer.testing import CliRunner
 
 from services.cli.app import app
@@ -420,6 +422,60 @@ def test_a_page_with_ranges_of_several_scores_looks_at_so_many_images_and_says_w
         places.append(after[1])
     assert found == [8, 9, 18, 19, 28, 29]
     assert places == [3, 7, 9, 13, 17, 19, 23, 27]
+
+
+@pytest.mark.parametrize("plan", ["force_generic_plan", "force_custom_plan"])
+def test_a_page_begins_where_the_one_before_ended_and_looks_into_one_week_whatever_plan_it_has(
+    database, settings, plan
+):
+    job_id = scored_job(database, settings, [{"a": float(nth // 100), "b": 1.0} for nth in range(400)])
+    for conditions, sort, after, most in [
+        (["a>=0"], "a", (3.0, 350), 11),
+        (["a>=0"], "-a", (0.0, 50), 11),
+        (["a>=0", "b>=2"], "a", (2.0, 250), 149),
+    ]:
+        wanted = scores.wanted(conditions, sort)
+        assert wanted is not None
+        with database.begin(TENANT) as connection:
+            found = planned(
+                connection,
+                plan,
+                lambda it, wanted=wanted, after=after: scored.page(it, TENANT, job_id, wanted, after=after, limit=10),
+            )
+        read = re.search(r"on image_scores .*actual rows=(\d+)", found)
+        assert read is not None, found
+        assert int(read[1]) == most, found
+        assert "Rows Removed by Filter" not in found.partition("fitting")[0], found
+        probes = re.findall(r"on results_.*\n(?:.*\n)*?.*Index Searches: (\d+)", found)
+        assert sum(map(int, probes)) <= len(probes) + 2, found
+
+
+def planned(connection: Connection, mode: str, look: Callable[[Connection], object]) -> str:
+    """How the look's statement with a page of scores was done, planned in that mode."""
+    sent: list[tuple[str, dict]] = []
+
+    def note(_connection: object, _cursor: object, sql: str, values: dict, *_: object) -> None:
+        if "/* scored." in sql:
+            sent.append((sql, values))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        look(connection)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    ((sql, values),) = sent
+    connection.exec_driver_sql(f"SET LOCAL plan_cache_mode = {mode}")
+    connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+    connection.exec_driver_sql("SET LOCAL enable_bitmapscan = off")
+    names = list(values)
+    numbered = sql % {name: f"${nth}" for nth, name in enumerate(names, 1)}
+    connection.exec_driver_sql(f"PREPARE a_page AS {numbered}")
+    given = ", ".join(f"%({name})s" for name in names)
+    with ClientCursor(connection.connection.driver_connection) as cursor:
+        cursor.execute(f"EXPLAIN (ANALYZE, TIMING off) EXECUTE a_page ({given})", values)
+        lines = [row[0] for row in cursor.fetchall()]
+    connection.exec_driver_sql("DEALLOCATE a_page")
+    return "\n".join(lines)
 
 
 def test_nobody_sees_scores_of_another_tenant(database, settings, api: Api):

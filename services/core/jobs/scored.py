@@ -4,6 +4,7 @@ A page reads as many rows as it shows. No index knows ranges of other scores tog
 for too, it looks at a bounded number of images and says where it stopped.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,26 +20,33 @@ from services.core.model.scores import Range, Wanted
 
 LOOKED_AT = 20_000  # scored images, for a page with ranges of several scores
 Place = tuple[float, int]  # a score and an index
+_MOST = 2**31 - 1
+_BEGIN: Place = (-math.inf, -1)
+_END: Place = (math.inf, _MOST)
 
+# Both plans that Postgres may make of it, also the one for any values, begin at :value and :index. All results are
+# looked for at once, not one by one: in every other week's partition that takes one look.
 _PAGE = """
 WITH next AS MATERIALIZED (
   SELECT value, index, row_number() OVER () AS place FROM (
     SELECT value, index FROM image_scores
-    WHERE job_id = :job_id AND name = :name AND value >= :low AND value <= :high
-      AND (NOT :goes_on OR (value, index) {after} (CAST(:value AS double precision), CAST(:index AS integer)))
+    WHERE job_id = :job_id AND name = :name AND value {until} :end
+      AND (value, index) {after} (CAST(:value AS double precision), CAST(:index AS integer))
     ORDER BY value {way}, index {way} LIMIT :most
   ) one
+), fitting AS MATERIALIZED (
+  SELECT index FROM results WHERE job_id = :job_id AND index = ANY(ARRAY(SELECT index FROM next)) AND {in_ranges}
 )
-SELECT value, index, place, fits FROM next CROSS JOIN LATERAL (
-  SELECT cardinality(CAST(:names AS text[])) = 0 OR EXISTS (
-    SELECT FROM results WHERE results.job_id = :job_id AND results.index = next.index AND {in_ranges} OFFSET 0
-  ) AS fits
+SELECT value, index, place, fits FROM (
+  SELECT *, cardinality(CAST(:names AS text[])) = 0 OR index IN (SELECT index FROM fitting) AS fits FROM next
 ) looked
 WHERE fits OR place = :most ORDER BY place LIMIT :limit
 """
 _ASCENDING, _DESCENDING = (
-    statement(f"scored.{name}")(_PAGE.format(way=way, after=after, in_ranges=columns.in_ranges("results.scores")))
-    for name, way, after in (("ascending", "ASC", ">"), ("descending", "DESC", "<"))
+    statement(f"scored.{name}")(
+        _PAGE.format(way=way, after=after, until=until, in_ranges=columns.in_ranges("results.scores"))
+    )
+    for name, way, after, until in (("ascending", "ASC", ">", "<="), ("descending", "DESC", "<", ">="))
 )
 # From name to name by the index, however many images there are.
 _NAMES = statement("scored.names")("""
@@ -70,12 +78,14 @@ def page(
     own = next((one for one in wanted.ranges if one.name == wanted.order.name), Range(wanted.order.name))
     others = [one for one in wanted.ranges if one is not own]
     most = LOOKED_AT if others else limit + 1
-    value, index = after or (0.0, 0)
+    if wanted.order.descending:
+        ordered, begin, end = _DESCENDING, min(after or _END, (own.high, _MOST)), own.low
+    else:
+        ordered, begin, end = _ASCENDING, max(after or _BEGIN, (own.low, -1)), own.high
     values: dict[str, Any] = {
-        "job_id": job_id, "name": own.name, "low": own.low, "high": own.high, "goes_on": after is not None,
-        "value": value, "index": index, "most": most, "limit": limit + 1,
+        "job_id": job_id, "name": own.name, "value": begin[0], "index": begin[1], "end": end, "most": most,
+        "limit": limit + 1,
     }  # fmt: skip
-    ordered = _DESCENDING if wanted.order.descending else _ASCENDING
     rows: Sequence[Any] = connection.execute(ordered, values | columns.ranges(others)).all()
     is_more = len(rows) > limit or bool(rows and rows[-1].place == most)
     rows = rows[:limit]
