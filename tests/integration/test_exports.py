@@ -101,6 +101,8 @@ def test_a_webdataset_is_read_by_webdataset(database, settings, store, job_id, t
         "mark": "",
         "scores": "{}",
         "phash": "",
+        "input_sha256": "",
+        "strength": 0.0,
     }
 
 
