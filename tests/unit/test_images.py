@@ -167,8 +167,8 @@ def reached(start: Iterable[str]) -> tuple[set[str], dict[str, set[str]]]:
     return ours, others
 
 
-# What torch for CUDA brings and torch for a CPU does not, and the only one who may import it: once it runs on CUDA.
-WITH_CUDA = {"triton": {"worker.model.group_norm_kernels"}}
+# What torch for CUDA brings and torch for a CPU does not, and the only ones who may import it: once they run on CUDA.
+WITH_CUDA = {"triton": {"worker.model.group_norm_kernels", "worker.model.geglu_kernels", "worker.bench.generated"}}
 
 
 def missing(others: dict[str, set[str]], installed: set[str]) -> dict[str, set[str]]:
