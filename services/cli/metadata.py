@@ -20,6 +20,7 @@ from services.core.model.requests import metadata_text
 RECORDS, TABLE, README = "records.jsonl", "metadata.parquet", "README.md"
 _ROWS = 5_000  # in memory
 _NOT_OF_A_FILE = {"url", "status", "error"}
+_RENAMED = {"image": "input_image"}  # a loader puts the picture itself into the column `image`
 _README = """\
 ---
 configs:
@@ -53,7 +54,7 @@ def claim_folder(folder: Path, job: str) -> None:
 
 def facts(job: str, image: Image, prompt: str, negative_prompt: str) -> dict[str, Any]:
     """The fields of an image in both files."""
-    rest = {name: value for name, value in image.items() if name not in _NOT_OF_A_FILE}
+    rest = {_RENAMED.get(name, name): value for name, value in image.items() if name not in _NOT_OF_A_FILE}
     words = {"prompt": prompt, "negative_prompt": negative_prompt}
     return {"job_id": job, "index": image["index"], **words, **rest}
 
@@ -114,13 +115,13 @@ def _part(folder: Path, name: str) -> Path:
 
 def _schema(pa: Any) -> Any:
     """The types as the client declares them, so that a column has one whatever its values are."""
-    types = {int: pa.int64(), bool: pa.bool_()}
+    types = {int: pa.int64(), bool: pa.bool_(), float: pa.float64()}
     texts = ("file_name", "job_id", "prompt", "negative_prompt")
     fields = {name: pa.string() for name in texts}
     for name, kind in get_type_hints(Image).items():
         if name not in _NOT_OF_A_FILE:
             kinds = {kind, *get_args(kind)}
             is_list = list[str] in kinds
-            found = next((types[one] for one in (bool, int) if one in kinds), pa.string())
-            fields[name] = pa.list_(pa.string()) if is_list else found
+            found = next((types[one] for one in (bool, int, float) if one in kinds), pa.string())
+            fields[_RENAMED.get(name, name)] = pa.list_(pa.string()) if is_list else found
     return pa.schema(list(fields.items()))

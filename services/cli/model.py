@@ -52,7 +52,7 @@ def merge(
         typer.Argument(metavar="LORA[:WEIGHT]...", help="Safetensors files, each with its weight: a.safetensors:0.8"),
     ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="NEW", help="The new model's directory.")],
-    name: Annotated[str, typer.Option(help="The new model's name; by default its directory's.")] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="The new model's name; by default its directory's.")] = "",
     partial: Annotated[
         bool, typer.Option("--partial", help="Leave out what does not fit the model, and list it.")
     ] = False,

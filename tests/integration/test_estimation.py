@@ -108,8 +108,8 @@ def test_an_estimate_multiplies_what_was_measured_and_shares_it_among_the_live_w
     assert (found["object"], found["requests"], found["images"], found["ahead"]) == ("estimate", 1, 100, 0)
     assert found["shapes"] == [
         {
-            "model": "simulated", "size": "512x512", "num_inference_steps": 10, "guided": True, "images": 100,
-            "workers": 1, "seconds_per_image": 2.0, "measured": "this shape",
+            "model": "simulated", "size": "512x512", "num_inference_steps": 10, "guided": True, "first_step": 0,
+            "images": 100, "workers": 1, "seconds_per_image": 2.0, "measured": "this shape",
         }
     ]  # fmt: skip
     # two standard errors of 100 images measured, and as much for chance among 100 to render
