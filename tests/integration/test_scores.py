@@ -233,7 +233,8 @@ def test_what_a_scorer_started_ends_with_it_and_holds_nobody_up(scoring, forked)
 def test_what_a_scorer_started_ends_with_the_worker_however_it_ends(forked):
     program = (
         "import numpy; from worker.scoring_process import ScoringProcess; "
-        "ScoringProcess(['forks'], {}).score(numpy.zeros((8, 8, 3), 'uint8'), 'mug 1', 600, print)"
+        "scoring = ScoringProcess(['forks'], {}); scoring.wait_ready(); "
+        "scoring.score(numpy.zeros((8, 8, 3), 'uint8'), 'mug 1', 600, print)"
     )
     with subprocess.Popen([sys.executable, "-c", program]) as worker:
         pid = pid_in(forked)
