@@ -28,6 +28,8 @@ from services.cli import (
     schedules,
     show,
     submit,
+    top,
+    waiting,
     workers,
 )
 from services.cli.exits import EPILOG
@@ -45,6 +47,8 @@ JOBS, RESULTS, CATALOGUES, MACHINE, OPERATIONS = "Jobs", "Results", "Catalogues"
 submit.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
 overview.add_to(app, JOBS)
+top.add_to(app, JOBS)
+waiting.add_to(app, JOBS)
 opening.add_to(app, JOBS)
 lanes.add_to(app, JOBS)
 removal.add_to(app, JOBS)

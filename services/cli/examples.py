@@ -13,6 +13,11 @@ EXAMPLES = {
     ),
     "ls": ("presswork ls --status in_progress", "presswork ls --label for=shop --limit 0 --json"),
     "overview": ("presswork overview", "presswork overview --json"),
+    "top": ("presswork top", "presswork top --profile studio"),
+    "wait": (
+        "presswork wait job_039yenx5ewysr job_039yeq3jpa6zd", "presswork wait run=nightly --done-by 06:00",
+        "presswork wait run=nightly --timeout 8h --json",
+    ),
     "lanes": ("presswork lanes", "presswork lanes --json"),
     "show": ("presswork show job_039yenx5ewysr",),
     "watch": ("presswork watch job_039yenx5ewysr",),

@@ -9,8 +9,8 @@ import typer
 from services.cli import completion
 from services.cli.exits import Usage
 
-_SPAN = re.compile(r"([0-9]{1,6})([hdw])", re.ASCII)
-_HOURS = {"h": 1, "d": 24, "w": 168}
+_SPAN = re.compile(r"([0-9]{1,6})(min|h|d|w)", re.ASCII)
+_MINUTES = {"min": 1, "h": 60, "d": 1440, "w": 10080}  # no "m", which also means months
 JobId = Annotated[
     str,
     typer.Argument(metavar="JOB", help="A job's id: job_...", show_default=False, autocompletion=completion.job_ids),
@@ -80,8 +80,10 @@ def pairs(given: list[str] | None, option: str) -> dict[str, str]:
 
 
 def span(word: str, option: str) -> timedelta:
-    """An option such as 12h, 30d or 8w. Raises Usage."""
+    """An option such as 30min, 12h, 30d or 8w. Raises Usage."""
     found = _SPAN.fullmatch(word)
     if found is None:
-        raise Usage(f"{option} is {word!r}; it must be a number of hours, days or weeks, such as 12h, 30d or 8w.")
-    return timedelta(hours=int(found[1]) * _HOURS[found[2]])
+        raise Usage(
+            f"{option} is {word!r}; it must be a number of minutes, hours, days or weeks: 30min, 12h, 30d or 8w."
+        )
+    return timedelta(minutes=int(found[1]) * _MINUTES[found[2]])

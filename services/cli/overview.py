@@ -1,11 +1,13 @@
 """`presswork overview`: whether all is well and why not, what waits, how fast it goes, and what failed today."""
 
+from collections.abc import Iterable
+
 import typer
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from presswork_client import Overview
+from presswork_client import FailureCause, Overview
 from services.cli import options, show, units
 from services.cli.exits import Exit, guarded
 from services.cli.profile import connect
@@ -35,14 +37,18 @@ def overview(profile: options.ProfileName = None, as_json: options.Json = False)
 
 
 def _parts(found: Overview) -> list[RenderableType]:
-    parts: list[RenderableType] = [Text(_WORDS[found["status"]], style=_STYLES[found["status"]])]
-    parts += [Text(f"  {issue['message']}", style=_STYLES[issue["status"]]) for issue in found["issues"]]
-    parts.append(_figures(found))
+    parts: list[RenderableType] = [*health(found), _figures(found)]
     if found["jobs"]:
         parts += ["", show.jobs(found["jobs"])]
     if found["failures"]:
-        parts += ["", _failures(found)]
+        parts += ["", failures(found["failures"], "FAILED TODAY")]
     return parts
+
+
+def health(found: Overview) -> list[Text]:
+    """Whether all is well, and a line for each reason why not."""
+    head = Text(_WORDS[found["status"]], style=_STYLES[found["status"]])
+    return [head, *(Text(f"  {issue['message']}", style=_STYLES[issue["status"]]) for issue in found["issues"])]
 
 
 def _figures(found: Overview) -> Table:
@@ -71,11 +77,12 @@ def _figures(found: Overview) -> Table:
     return table
 
 
-def _failures(found: Overview) -> Table:
+def failures(causes: Iterable[FailureCause], title: str) -> Table:
+    """The causes of failures, with how many and the newest reason of each."""
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("FAILED TODAY", justify="right", no_wrap=True)
+    table.add_column(title, justify="right", no_wrap=True)
     table.add_column("CAUSE", no_wrap=True)
     table.add_column("NEWEST REASON", overflow="fold", ratio=1)
-    for cause in found["failures"]:
+    for cause in causes:
         table.add_row(f"{cause['count']:,}", Text(cause["code"], style="red"), Text(cause["message"]))
     return table
