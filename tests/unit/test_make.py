@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from services.core.model.errors import PressworkError
 from worker.model import __main__ as command
 from worker.model import checkpoint, directory, networks, vocabulary, weights
-from worker.model.make import FolderTaken, make
+from worker.model.drafts import FolderTaken
+from worker.model.make import make
 from worker.model.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]

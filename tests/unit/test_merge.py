@@ -258,11 +258,11 @@ def test_a_file_or_weight_that_is_none_is_named(given: str, sentence: str, tiny:
 
 def test_an_interrupted_merge_leaves_nothing_and_two_do_not_write_one_directory(tiny_sd: Path, tmp_path: Path) -> None:
     kohya(tiny_sd, tmp_path / "style.safetensors")
-    given, new, draft = [str(tmp_path / "style.safetensors")], tmp_path / "new", tmp_path / ".new.merging"
+    given, new, draft = [str(tmp_path / "style.safetensors")], tmp_path / "new", tmp_path / ".new.draft"
 
     def interrupt(_: str) -> None:
         assert (draft / "model_index.json").exists() and not new.exists()
-        with pytest.raises(PressworkError, match="Another merge writes"):
+        with pytest.raises(PressworkError, match="Another process writes"):
             merge(tiny_sd, given, new)
         raise KeyboardInterrupt
 

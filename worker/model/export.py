@@ -3,16 +3,14 @@
 All graphs of a model, at all batch sizes, refer to one file of weights beside them.
 """
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from worker.model import onnx_files
 from worker.model.checkpoint import Checkpoint
 from worker.model.directory import SIZE_UNIT
 from worker.model.stages import Decoder, Denoiser, Encoder, TextEncoder, TimeEmbedder
@@ -20,7 +18,6 @@ from worker.model.text import Prompts
 
 OPSET = 20
 WEIGHTS = "weights.bin"
-ALIGNMENT = 4096  # bytes, so that each tensor starts on a page when the file is memory-mapped
 
 
 class Exporter:
@@ -36,20 +33,13 @@ class Exporter:
         self._denoiser, self._decoder, self._encoder = Denoiser(unet), Decoder(vae), Encoder(vae)
         self.latent_channels = unet.latent_channels
         # The U-Net has the same name in all of them, so its weights are stored once.
-        self._weights: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for network in (self._text, self._denoiser, self._decoder, self._encoder):
-            self._weights |= network.state_dict()
-        self._offsets: dict[str, int] = {}
-        end = 0
-        for name in sorted(self._weights):
-            self._offsets[name] = end
-            end += -(-_bytes(self._weights[name]) // ALIGNMENT) * ALIGNMENT
+            tensors |= network.state_dict()
+        self._weights = onnx_files.Weights(WEIGHTS, tensors)
 
     def write_weights(self, file: Path) -> None:
-        with file.open("wb") as stream:
-            for name, offset in self._offsets.items():
-                stream.seek(offset)
-                stream.write(memoryview(self._weights[name].detach().contiguous().numpy()).cast("B"))
+        self._weights.write(file)
 
     def write_text(self, file: Path, batch: int) -> None:
         """tokens int64 (batch, tokens) -> key_0, value_0, key_1, ...: (batch, heads, tokens, channels of a head)."""
@@ -94,65 +84,7 @@ class Exporter:
         """`given` are example inputs by name, in the order of `forward`, which takes keys and values as one list."""
         text = [value for name, value in given.items() if name.startswith(("key_", "value_"))]
         arguments: list[Any] = [value for name, value in given.items() if not name.startswith(("key_", "value_"))]
-        with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                network,
-                tuple([*arguments, text] if text else arguments),
-                dynamo=True,
-                opset_version=OPSET,
-                optimize=False,
-                verbose=False,
-                input_names=list(given),
-                output_names=made,
-            )
-            _save(program.model, file, self._weights, self._offsets)
-
-
-def _save(model: Any, file: Path, weights: dict[str, Tensor], offsets: dict[str, int]) -> None:
-    import onnx_ir as ir
-    from onnx_ir.passes import Sequential, common
-    from onnxscript import optimizer
-
-    # Folds all constants except the weights' transposes, which would copy the weights into every graph. Skips
-    # onnxscript's rewriting rules: they take as long as all the rest, and the runtimes have better ones.
-    optimizer.fold_constants(
-        model, onnx_shape_inference=True, should_fold=lambda node: False if node.op_type == "Transpose" else None
-    )
-    tidy = Sequential(
-        common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
-        common.RemoveUnusedOpsetsPass(),
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.DeduplicateInitializersPass(),
-        common.ClearMetadataAndDocStringPass(),  # removes stack traces, which contain this machine's paths
-    )
-    tidy(model)
-    for name, value in model.graph.initializers.items():
-        if name in weights:
-            value.const_value = ir.ExternalTensor(
-                WEIGHTS,
-                offsets[name],
-                _bytes(weights[name]),
-                dtype=value.dtype,
-                shape=value.const_value.shape,
-                name=name,
-            )
-    ir.save(model, file)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the exporter's messages about optional libraries that are not installed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+        onnx_files.write(
+            network, file, [*arguments, text] if text else arguments, inputs=list(given), outputs=made, opset=OPSET,
+            weights=self._weights,
+        )  # fmt: skip

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from worker.model.export import Exporter
 
 SOURCES = (
-    "exported.py", "export.py", "checkpoint.py", "stages.py", "networks.py", "unet.py", "flexible_unet.py",
-    "stock_unet.py", "text.py", "latent_scale.py",
+    "exported.py", "export.py", "onnx_files.py", "checkpoint.py", "stages.py", "networks.py", "unet.py",
+    "flexible_unet.py", "stock_unet.py", "text.py", "latent_scale.py",
 )  # fmt: skip
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "onnx", "onnx-ir", "onnxscript")
 FACTS, TIME = "facts", "time.onnx"

@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.core.model.errors import SettingsError
 
 
@@ -19,6 +22,21 @@ class LatentScale:
     shift: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def for_decoder(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The decoder's input, of the sampler's latents (batch, channels, height, width)."""
+        if self.std:
+            return latents * _per_channel(self.std) / np.float32(self.scaling) + _per_channel(self.mean)
+        return latents / np.float32(self.scaling) + np.float32(self.shift)
+
+    def of_moments(self, moments: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and deviation of latents as the sampler scales them, of the encoder's output (batch, 2 * channels,
+        height, width): means, then the logarithms of variances."""
+        mean, log_variance = np.split(moments, 2, axis=1)
+        deviation = np.exp(np.float32(0.5) * log_variance.clip(-30.0, 20.0))
+        factor = np.float32(self.scaling) / (_per_channel(self.std) if self.std else np.float32(1.0))
+        mean = mean - (_per_channel(self.mean) if self.std else np.float32(self.shift))
+        return mean * factor, deviation * factor
 
 
 def read(config: Mapping[str, Any], channels: int) -> LatentScale:
@@ -41,6 +59,10 @@ def read(config: Mapping[str, Any], channels: int) -> LatentScale:
             " deviations above 0, and no shift_factor beside them."
         )
     return LatentScale(float(scaling), float(shift), mean, std)
+
+
+def _per_channel(values: tuple[float, ...]) -> NDArray[np.float32]:
+    return np.array(values, np.float32)[:, None, None]
 
 
 def _is_number(value: object) -> bool:

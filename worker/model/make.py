@@ -4,7 +4,6 @@ Its pictures are meaningless. The weights depend only on the preset and the seed
 """
 
 import json
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.core.model.errors import PressworkError
-from worker.model import directory, vocabulary
+from worker.model import directory, drafts, vocabulary
 from worker.model.presets import PRESETS, Preset
 
 LIBRARIES = {"text_encoder": ["transformers", "CLIPTextModel"], "vae": ["diffusers", "AutoencoderKL"]}
-
-
-class FolderTaken(PressworkError):
-    """The directory for the model is not empty."""
 
 
 def make(folder: Path, preset: str = "tiny", seed: int = 0, say: Callable[[str], None] | None = None) -> str:
@@ -33,15 +28,10 @@ def make(folder: Path, preset: str = "tiny", seed: int = 0, say: Callable[[str],
     """
     if preset not in PRESETS:
         raise PressworkError(f"There is no preset {preset!r}; there are {', '.join(PRESETS)}.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FolderTaken(f"{folder} is not empty; the model needs an empty directory.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
-        draft = Path(beside) / "model"
-        draft.mkdir()
+    drafts.check_free(folder, "the model")
+    with drafts.draft(folder) as draft:
         _write(draft, PRESETS[preset], seed, say or (lambda _: None))
         directory.check(draft)
-        draft.rename(folder)
     return directory.revision(folder)
 
 

@@ -4,23 +4,20 @@ The new directory appears complete or not at all. What an interrupted merge left
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 
-from services.core.model.errors import PressworkError, SettingsError
-from worker.model import directory, lora, networks, weights
+from services.core.model.errors import SettingsError
+from worker.model import directory, drafts, lora, networks, weights
 from worker.model.lora import Change, Layer, Lora, LoraUnusable
-from worker.model.make import FolderTaken
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CARDS = ("README.md", "LICENSE", "LICENSE.md", "LICENSE.txt", "NOTICE")
@@ -43,8 +40,7 @@ def merge(
     """
     wanted = [lora.locate(one) for one in given]
     directory.check(folder)
-    if into.exists() and (not into.is_dir() or any(into.iterdir())):
-        raise FolderTaken(f"{into} is not empty; the merged model needs an empty directory.")
+    drafts.check_free(into, "the merged model")
     model = _layers(folder)
     read = [(lora.read(file, model), weight) for file, weight in wanted]
     for one, _ in read:
@@ -55,7 +51,7 @@ def merge(
         "base": {"name": base, "revision": directory.revision(folder)} | directory.merged(folder),
         "loras": [_described(one, weight) for one, weight in read],
     }
-    with _draft(into) as draft:
+    with drafts.draft(into) as draft:
         _copy(folder, draft)
         _apply(draft, read, say or (lambda _: None))
         _rename(draft, name or into.resolve().name)
@@ -63,9 +59,6 @@ def merge(
         if directory.revision(draft) == done["base"]["revision"]:
             raise LoraUnusable("The merged model would be the same as before: every change is zero.")
         _write_json(draft / directory.PROVENANCE, done)
-        if into.exists():
-            into.rmdir()
-        draft.rename(into)
     return {
         "directory": str(into),
         "name": directory.read_index(into).name,
@@ -150,28 +143,6 @@ def _rename(draft: Path, name: str) -> None:
     file = draft / "model_index.json"
     index = directory.read_object(file)
     _write_json(file, index | {"presswork": dict(index.get("presswork", {})) | {"name": name}})
-
-
-@contextlib.contextmanager
-def _draft(into: Path) -> Iterator[Path]:
-    """An empty folder beside `into`, removed unless it was renamed. A lock keeps two merges into `into` apart; a
-    process that dies gives it up, and the next one removes what it left."""
-    into.parent.mkdir(parents=True, exist_ok=True)
-    draft = into.parent / f".{into.name}.merging"
-    draft.mkdir(exist_ok=True)
-    held = os.open(draft, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        raise PressworkError(f"Another merge writes {into} now; wait until it has ended.") from None
-    try:
-        for left in draft.iterdir():
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        yield draft
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        os.close(held)
 
 
 def _write_json(file: Path, value: Any) -> None:

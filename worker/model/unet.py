@@ -69,7 +69,11 @@ class UNet(nn.Module):
 
     def embed_time(self, timesteps: Tensor) -> Tensor:
         """(n, sum of all resnets' channels): what each resnet adds to its features, for `timesteps` (n,)."""
-        embedding = self.time_embedding(self.time_proj(timesteps).to(self.conv_in.weight.dtype))
+        return self.project_time(self.time_proj(timesteps).to(self.conv_in.weight.dtype))
+
+    def project_time(self, sinusoids: Tensor) -> Tensor:
+        """`embed_time` from what `time_proj` makes of the timesteps, (n, channels)."""
+        embedding = self.time_embedding(sinusoids)
         return torch.cat([resnet.time_emb_proj(F.silu(embedding)) for resnet in self._resnets()], dim=1)
 
     def project_text(self, text: Tensor) -> list[Tensor]:
