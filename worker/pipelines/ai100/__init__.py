@@ -1,0 +1,1 @@
+"""The parts of the Cloud AI 100 pipeline: cards, placement, compiling and running of programs."""
