@@ -24,6 +24,7 @@ from services.cli import (
     model,
     opening,
     overview,
+    prompts,
     removal,
     schedules,
     show,
@@ -45,6 +46,7 @@ app = typer.Typer(
 )  # fmt: skip
 JOBS, RESULTS, CATALOGUES, MACHINE, OPERATIONS = "Jobs", "Results", "Catalogues", "This machine", "Operations"
 submit.add_to(app, JOBS)
+prompts.add_to(app, JOBS)
 jobs.add_to(app, JOBS)
 overview.add_to(app, JOBS)
 top.add_to(app, JOBS)

@@ -7,6 +7,11 @@ EXAMPLES = {
         'presswork submit --matrix "a {colour} mug" --vary colour=red,teal --repeat 4',
         "cat prompts.txt | presswork submit - --dry-run",
     ),
+    "prompts": (
+        'presswork prompts "a {colour} {animal}" --vary colour=red,3::teal --vary animal=@animals.txt',
+        "presswork prompts recipe.toml --sample 100000 --seed 7 -o prompts.jsonl",
+        'presswork prompts "a {a} mug" --vary a=red,blue | presswork submit -',
+    ),
     "estimate": (
         "presswork estimate prompts.jsonl",
         "presswork estimate --images 10000 --size 512x512",

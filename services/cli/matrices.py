@@ -9,11 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from presswork_client import Client, ClientError, Job, Matrix, Preview
-from services.cli import show
+from services.cli import show, units
 from services.cli.exits import BadInput, Usage
-from services.core.items import matrices
+from services.core.items import matrices, recipe_values
 from services.core.items.errors import WrongOption
 from services.core.model import strict_json
+
+_LARGEST = 64 << 20  # bytes of a file of values
 
 
 def read(given: str, vary: Mapping[str, str], combine: str | None, repeat: int | None) -> Matrix:
@@ -73,7 +75,23 @@ def show_preview(preview: Preview) -> None:
     show.err().print(table)
 
 
+def file_of_values(path: str | Path) -> str:
+    """The text of a file of values. Raises BadInput."""
+    content = Path(path).read_bytes()
+    if len(content) > _LARGEST:
+        raise BadInput(f"{path} has {units.size(len(content))}; a file of values may have {units.size(_LARGEST)}.", [])
+    try:
+        return content.removeprefix(strict_json.BYTE_ORDER_MARK).decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8: byte {error.start} is invalid.", []) from None
+
+
 def _values(name: str, text: str) -> list[object]:
+    if text.startswith("@"):
+        found = recipe_values.of_lines(name, file_of_values(text[1:]))
+        if found.weights is not None:
+            raise Usage(f"{text[1:]} has weights, which `presswork prompts --sample` takes; a matrix has none.")
+        return list(found.values)
     try:
         return matrices.values(name, text)
     except WrongOption as error:

@@ -544,6 +544,15 @@ def test_a_matrix_is_previewed_and_submitted(run: Run, api: Api) -> None:
     assert "a deep, dark blue mug" in result.stderr
 
 
+def test_the_values_of_a_matrix_may_stand_in_a_file(run: Run, api: Api, tmp_path: Path) -> None:
+    (tmp_path / "things.txt").write_text("mug\n# no thing\ndark, matt jug\n", encoding="utf-8")
+    run("submit", "--matrix", "a {thing}", "--vary", "thing=@things.txt", "--size", "64x64")
+    assert {row["prompt"] for row in payloads(api)} == {"a mug", "a dark, matt jug"}
+    (tmp_path / "things.txt").write_text("2::mug\njug\n", encoding="utf-8")
+    result = run("submit", "--matrix", "a {thing}", "--vary", "thing=@things.txt", code=2)
+    assert "things.txt has weights, which `presswork prompts --sample` takes" in result.stderr
+
+
 def test_a_matrix_stands_in_a_file_and_options_go_before_it(run: Run, api: Api, tmp_path: Path) -> None:
     matrix = {"template": "a {colour} mug", "vary": {"colour": ["red", "blue"]}, "repeat": 9}
     (tmp_path / "m.json").write_text("\ufeff" + json.dumps(matrix))  # with a byte order mark, as some editors save it
