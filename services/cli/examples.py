@@ -8,9 +8,9 @@ EXAMPLES = {
         "cat prompts.txt | presswork submit - --dry-run",
     ),
     "prompts": (
-        'presswork prompts "a {colour} {animal}" --vary colour=red,3::teal --vary animal=@animals.txt',
+        'presswork prompts "a {c} {a}" --vary c=red,3::teal --vary a=@animals.txt',
         "presswork prompts recipe.toml --sample 100000 --seed 7 -o prompts.jsonl",
-        'presswork prompts "a {a} mug" --vary a=red,blue | presswork submit -',
+        'presswork prompts "a {{ c }} mug" --liquid --vary c=red,blue',
     ),
     "estimate": (
         "presswork estimate prompts.jsonl",

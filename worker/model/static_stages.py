@@ -44,8 +44,8 @@ class TextStates(nn.Module):
 
 
 class TextDenoiser(nn.Module):
-    """One evaluation of the U-Net. Keys and values are computed inside: they are 30 times as large as text states, which
-    a device behind PCIe is given at every step."""
+    """One evaluation of the U-Net. Keys and values are computed inside: they are 30 times as large as text states,
+    which a device behind PCIe is given at every step."""
 
     sinusoids: Tensor
 
