@@ -40,21 +40,30 @@ def prompts(
     vary: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=A,B|NAME=@FILE",
-            help="The values of a name; 3::red is three times as likely. A file has one a line. May be repeated.",
+            metavar="NAME=VALUES",
+            help="The values of a name: red,3::teal (three times as likely), or @FILE with one a line. May be repeated.",
             show_default=False,
         ),
     ] = None,
     negative: Annotated[
-        str | None, typer.Option("--negative-template", help="A template of the negative prompt.", show_default=False)
+        str | None,
+        typer.Option(
+            "--negative-template", metavar="TEMPLATE", help="A template of the negative prompt.", show_default=False
+        ),
     ] = None,
     liquid: Annotated[
         bool, typer.Option("--liquid", help="The template is Liquid, as in catalogues: {{ colour }}, {% if %}.")
     ] = False,
     sample: Annotated[
-        int | None, typer.Option(min=1, help="Draw that many different prompts; all of them, if it is not given.")
+        int | None,
+        typer.Option(
+            metavar="COUNT", min=1, help="Draw that many different prompts; else all are made.", show_default=False
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Decides what is drawn; 0 by default.")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="NUMBER", min=0, help="Decides what is drawn; 0 by default.", show_default=False),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write them there as JSONL, and the recipe beside it."),
