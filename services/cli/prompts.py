@@ -41,7 +41,7 @@ def prompts(
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUES",
-            help="The values of a name: red,3::teal (three times as likely), or @FILE with one a line. May be repeated.",
+            help="A name's values: red,3::teal (three times as likely), or @FILE with one a line. May be repeated.",
             show_default=False,
         ),
     ] = None,
