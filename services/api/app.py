@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import Enum
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI
+from starlette.routing import BaseRoute
 
 from services.api import authentication, document, errors, health, pages, parameters, public_items, readiness
 from services.api.admission import Admission
@@ -96,6 +97,17 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.context = Context.open(settings)
     app.state.admission = Admission(settings)
     app.state.readiness = readiness.Readiness(app.state.context)
+    app.router.routes.extend(_routes())
+    app.openapi = partial(document.once, app, settings)  # type: ignore[method-assign]
+    app.add_middleware(RequestMiddleware, settings=settings, admission=app.state.admission)
+    errors.install(app)
+    return app
+
+
+@cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """All routes. They know no application, and take longer to build than all the rest: a process does it once."""
+    root = APIRouter(generate_unique_id_function=document.operation_id)
     open_routes = APIRouter(dependencies=[Depends(parameters.reject_unknown)])
     open_routes.include_router(health.router, tags=["monitoring"])
     # A request without a valid key learns nothing about parameters: authentication comes first.
@@ -113,14 +125,11 @@ def create_app(settings: Settings) -> FastAPI:
     links_routes.include_router(image_content.router, tags=["images"])
     links_routes.include_router(export_content.router, tags=["exports"])
     for router in (tenants_routes, links_routes, open_routes):
-        app.include_router(router)
+        root.include_router(router)
     # Whoever puts an address into a page may add what a program there wants to see in it: nothing more is refused.
-    app.include_router(public_items.router, tags=["catalogues"])
-    app.include_router(pages.router, include_in_schema=False)
-    app.openapi = partial(document.once, app, settings)  # type: ignore[method-assign]
-    app.add_middleware(RequestMiddleware, settings=settings, admission=app.state.admission)
-    errors.install(app)
-    return app
+    root.include_router(public_items.router, tags=["catalogues"])
+    root.include_router(pages.router, include_in_schema=False)
+    return tuple(root.routes)
 
 
 @asynccontextmanager

@@ -1,9 +1,11 @@
 """Adds the dashboard's pages and files to the web server's application."""
 
+from functools import cache
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute
 
 from services.dashboard import files, rendering
 from services.dashboard.pages import (
@@ -65,17 +67,11 @@ _PAGES = (
     views,
     requests,
     schedules,
-    catalogues,
-    catalogue_diff,
-    catalogue_runs,
-    catalogue_review,
-    catalogue_pictures,
 )
 
 
 def install(app: FastAPI) -> None:
-    for page in _PAGES:
-        app.include_router(page.router, include_in_schema=False)
+    app.router.routes.extend(_routes())
     answer: Any = app.exception_handlers[HTTPException]
 
     def answered(request: Request, error: Any) -> Any:
@@ -86,3 +82,12 @@ def install(app: FastAPI) -> None:
         return answer(request, error)
 
     app.add_exception_handler(HTTPException, answered)
+
+
+@cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """All routes of pages, built once in a process."""
+    root = APIRouter()
+    for page in _PAGES:
+        root.include_router(page.router, include_in_schema=False)
+    return tuple(root.routes)

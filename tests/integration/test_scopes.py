@@ -199,4 +199,4 @@ def test_the_command_makes_lists_and_ends_keys(served: Api, monkeypatch: pytest.
     assert keys("revoke", api_keys.id_of(key)) == "revoked"
     assert ask(served, key, "GET", "/v1/jobs").status_code == 401
     refused = CliRunner().invoke(app, ["keys", "create", "--expires", "soon"])
-    assert refused.exit_code == 2 and "--expires is 'soon'; it must be a number of hours" in refused.output
+    assert refused.exit_code == 2 and "--expires is 'soon'; it must be a number of minutes" in refused.output
