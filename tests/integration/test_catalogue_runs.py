@@ -155,6 +155,17 @@ def test_a_failed_item_keeps_its_last_good_picture_and_is_tried_again(shop: Shop
     assert shop.stale(3) == {"a"}
 
 
+def test_a_catalogue_whose_first_version_is_kept_is_left_alone_until_the_next_run(shop: Shop) -> None:
+    run_id = shop.begin({"a": "odd"})
+    cataloguing.render(shop.database, shop.store, failing=["odd"])
+    lease = Lease(shop.database, f"catalogue/{shop.catalogue.id}", "scheduler-b")
+    assert lease.take()
+    task.run(shop.settings, shop.store, Notifier(shop.settings.redis_url), shop.catalogue.id, lease)
+    lease.release()
+    assert shop.read(run_id).state == "kept" and shop.published() is None
+    assert shop.pending() == []  # else schedulers look at it again and again
+
+
 def test_a_rollback_shows_the_old_pictures_and_the_next_night_begins_there(shop: Shop) -> None:
     shop.night({"a": "red", "b": "blue"})
     shop.night({"a": "ugly", "b": "blue", "c": "new"})

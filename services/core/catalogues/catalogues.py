@@ -71,8 +71,10 @@ WITH moved AS (
     )
 }
 """)  # noqa: S608  our own text
+# A catalogue of which nothing is published yet has no pointer, and is tidy, too.
 _ANNOUNCED = statement("catalogues.announced")("""
-UPDATE catalogues SET announced = :version, tidy_from = CASE WHEN published = :version THEN NULL ELSE tidy_from END
+UPDATE catalogues SET announced = :version,
+  tidy_from = CASE WHEN published IS NOT DISTINCT FROM :version THEN NULL ELSE tidy_from END
 WHERE id = :id
 """)
 _TIDY = statement("catalogues.tidy")("UPDATE catalogues SET tidy_from = now() WHERE id = :id")
