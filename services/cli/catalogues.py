@@ -16,7 +16,11 @@ from services.core.catalogues import definition_file
 from services.core.catalogues.definition_file import BadFile
 from services.core.schedules import definition_times
 
-app = typer.Typer(no_args_is_help=True, help="Keep the pictures of a feed's items up to date, and publish them whole.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Keep the pictures of a feed's items up to date, and publish them whole. A variant draws each item by its "
+    "prompt, or, with `image` and `strength`, redraws the item's own photograph.",
+)
 _RUNS = 10
 
 

@@ -113,6 +113,13 @@ catalogue:
         ),
         ({"variants": {"a": {"prompt": "x", "size": "big"}}}, 'variants.a.size is "big"; it must be width and height'),
         ({"variants": {"a": {"prompt": "x", "output_compression": 5}}}, "variants.a.output_compression is 5; it must"),
+        ({"variants": {"a": {"prompt": "x", "image": "{{ x"}}}, "variants.a.image: It is not valid Liquid: expected"),
+        ({"variants": {"a": {"prompt": "x", "image": 3}}}, "variants.a.image is 3; it must be a template that gives"),
+        ({"variants": {"a": {"prompt": "x", "strength": 0.5}}}, "variants.a.strength needs an image beside it."),
+        (
+            {"variants": {"a": {"prompt": "x", "image": "{{ x }}", "strength": 2}}},
+            "variants.a.strength is 2; it must be a number above 0 and at most 1",
+        ),
     ],
 )
 def test_each_mistake_is_one_sentence_that_names_the_field(changes: Any, sentence: str) -> None:

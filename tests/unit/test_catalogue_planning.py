@@ -1,14 +1,19 @@
 """What a run of a catalogue has to do, from two files of items: real files and real lists, no server."""
 
 import datetime as dt
-from collections.abc import Iterable
+import sqlite3
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from services.core.catalogues import definition, expansion, planning, version_list
-from services.core.catalogues.planning import BadSource, Plan, TooSlow
+from services.core.catalogues.list_writer import Plan
+from services.core.catalogues.photographs import Found, Photograph, Wanted
+from services.core.catalogues.planning import BadSource, TooSlow
+from services.core.catalogues.templates import Inapplicable
 from services.core.fleet.models import Model, Registry
 from services.core.items.records import ItemFile
 
@@ -16,6 +21,9 @@ FRONT = {"prompt": "a {{ colour }} {{ title }} on white"}
 TABLE = {"prompt": "a {{ title }} on a table", "when": "stock > 0"}
 HEAD = "sku,title,colour,stock,note\n"
 FEED = [f"{number},mug {number},red,{number % 4},x" for number in range(1, 21)]
+
+
+REDRAWN = {"prompt": "a {{ title }}", "image": "{{ note }}", "strength": 0.5}
 
 
 class Shop:
@@ -30,6 +38,8 @@ class Shop:
             "variants": {"front": FRONT, "table": TABLE},
         }
         self.revision, self.steps = "first", 10
+        self.photographs: dict[str, bytes] = {}  # by name; others cannot be had
+        self.asked: dict[str, Wanted] = {}  # of the last plan
 
     def run(self, rows: Iterable[str], *, afresh: bool = False, head: str = HEAD, **changes: Any) -> Plan:
         """The plan of the next version, against the one before, or against none."""
@@ -37,7 +47,8 @@ class Shop:
         found, problems = definition.read("shop", self.given)
         assert found is not None, problems
         now = dt.datetime.now(dt.UTC)
-        model = Model("mini", self.revision, (64, 64), self.steps, 7.5, {(64, 64): 50, (128, 64): 50}, now)
+        served = {(64, 64): 50, (128, 64): 50}
+        model = Model("mini", self.revision, (64, 64), self.steps, 7.5, served, now, redraws=True)
         variants, problems = expansion.compile_variants("shop", found, Registry(mini=model), "mini")
         assert not problems
         feed = self.folder / "feed.csv"
@@ -45,9 +56,22 @@ class Shop:
         file = ItemFile(path=feed, form="csv", wanted=expansion.fields(found, variants))
         previous = None if afresh or not self.number else self.latest()
         target = self.folder / ("afresh" if afresh else str(self.number + 1))
-        plan = planning.make(found, variants, file.items(), unit=file.unit, previous=previous, path=target)
+        self.asked = {}
+        plan = planning.make(
+            found, variants, file.items(), unit=file.unit, previous=previous, path=target, find=self.find
+        )
         self.number += not afresh
         return plan
+
+    def find(self, wanted: Mapping[str, Wanted]) -> dict[str, Found]:
+        self.asked |= wanted
+        missing = Inapplicable("image_not_fetched", "There is none.")
+        return {
+            name: Photograph("file-1" if one.is_drawn else "", self.photographs[name], "etag")
+            if name in self.photographs
+            else missing
+            for name, one in wanted.items()
+        }
 
     def latest(self) -> Path:
         return self.folder / str(self.number)
@@ -91,6 +115,47 @@ def test_what_is_kept_without_looking_is_what_a_fresh_look_gives(shop: Shop) -> 
     shop.run(rows, afresh=True)
     fresh = version_list.entries(shop.folder / "afresh")
     assert kept == [(entry.item, entry.variant, entry.render_key, entry.request) for entry in fresh]
+
+
+def test_a_changed_photograph_is_redrawn_and_an_unchanged_one_is_only_asked_for(shop: Shop) -> None:
+    rows = [row.replace(",x", f",photo-{number % 3}") for number, row in enumerate(FEED)]
+    shop.photographs = {f"photo-{number}": bytes([number]) * 32 for number in range(3)}
+    assert shop.run(rows, variants={"front": REDRAWN, "table": TABLE}).pictures == {"new": 35, "removed": 0}
+    assert {one.is_drawn for one in shop.asked.values()} == {True}
+    [entry] = [one for one in version_list.entries(shop.latest()) if (one.item, one.variant) == ("7", "front")]
+    assert (entry.request["image"], entry.shape.first_step) == ("file-1", 6)
+    assert shop.run(rows).pictures == {"unchanged": 35, "removed": 0}
+    assert {(one.is_drawn, one.known and one.known.etag) for one in shop.asked.values()} == {(False, "etag")}
+    shop.photographs["photo-0"] = b"9" * 32
+    plan = shop.run(edited(rows, 2, "mug", "cup"))
+    assert (plan.pictures, shop.asked["photo-1"].is_drawn) == ({"changed": 9, "unchanged": 26, "removed": 0}, True)
+    shop.run(edited(rows, 2, "mug", "cup"), afresh=True)
+    both = [
+        [(one.item, one.variant, one.render_key) for one in version_list.entries(shop.folder / name)]
+        for name in ("afresh", str(shop.number))
+    ]
+    assert both[0] == both[1], "what is kept without looking is what a fresh look gives"
+    version_list.mark_failed(shop.latest(), iter([("7", "front")]))
+    assert shop.run(edited(rows, 2, "mug", "cup")).pictures == {"retried": 1, "unchanged": 34, "removed": 0}
+    assert shop.asked["photo-0"].is_drawn, "it is drawn again"
+    del shop.photographs["photo-2"]
+    plan = shop.run(edited(rows, 2, "mug", "cup"))
+    assert plan.pictures == {"broken": 6, "unchanged": 29, "removed": 0}
+    shop.photographs["photo-2"] = bytes([2]) * 32
+    assert shop.run(edited(rows, 2, "mug", "cup")).pictures == {"unchanged": 35, "removed": 0}
+    assert shop.asked["photo-2"].known is not None, "what its server said is not forgotten"
+    plan = shop.run(edited(rows, 2, "mug", "cup"), variants={"front": REDRAWN | {"strength": 0.8}, "table": TABLE})
+    assert plan.pictures == {"changed": 20, "unchanged": 15, "removed": 0}
+
+
+def test_a_list_of_an_earlier_release_is_taken_up_and_variants_say_what_they_said(shop: Shop) -> None:
+    shop.run(FEED)
+    with closing(sqlite3.connect(shop.latest())) as connection:
+        for table in ("first_steps", "inputs", "photographs"):
+            connection.execute(f"DROP TABLE {table}")
+        [digest] = connection.execute("SELECT digest FROM variants WHERE name = 'front'").fetchone()
+    assert digest.hex() == "e7196bf04a70ce9f463db04955f44eb1", "else every item is looked at anew after an upgrade"
+    assert shop.run(FEED).pictures == {"unchanged": 35, "removed": 0}
 
 
 def test_an_edited_variant_is_drawn_anew_and_the_others_are_not(shop: Shop) -> None:

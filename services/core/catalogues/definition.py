@@ -19,7 +19,7 @@ from services.core.items.input_file import EXTENSIONS
 from services.core.model import requests, strict_json, suggestions
 from services.core.model.body import Body
 from services.core.model.errors import Problem
-from services.core.model.requests import Guidance, ModelName, Size, Steps
+from services.core.model.requests import Guidance, ModelName, Size, Steps, Strength
 from services.core.model.specs import SEED_LIMIT, OutputFormat
 
 MAX_VARIANTS = 32
@@ -151,6 +151,8 @@ class Variant(Body):
     output_compression: Annotated[int, Field(ge=0, le=100)] = None  # type: ignore[assignment]
     model: ModelName = None  # type: ignore[assignment]
     seed: Seed = None
+    image: Prompt = None  # type: ignore[assignment]
+    strength: Strength = None  # type: ignore[assignment]
 
 
 class Definition(Body):
@@ -200,6 +202,8 @@ class Definition(Body):
         "variants.*.negative_prompt": f"a template of at most {templates.SOURCE_LIMIT:,} characters",
         "variants.*.when": 'a condition such as "stock > 0"',
         "variants.*.seed": f'"{BY_ID}", or {requests.ALLOWED["seed"]}',
+        "variants.*.image": "a template that gives the photograph to redraw: an https address, the id of a file of "
+        'purpose "vision", or an earlier image as "job_.../INDEX"',
         **{
             f"variants.*.{name}": requests.ALLOWED[name]
             for name in (
@@ -209,6 +213,7 @@ class Definition(Body):
                 "output_format",
                 "output_compression",
                 "model",
+                "strength",
             )
         },
     }
@@ -245,7 +250,7 @@ def read(name: str, value: object) -> tuple[Definition | None, list[Problem]]:
         found = Definition.model_validate(value)
     except ValidationError as error:
         return None, [_problem(entry, value) for entry in error.errors(include_url=False)]
-    problems = [*_source_problems(found), *_compression_problems(found), *_destination_problems(found)]
+    problems = [*_source_problems(found), *_variant_problems(found), *_destination_problems(found)]
     return (None, problems) if problems else (found, [])
 
 
@@ -327,17 +332,18 @@ def _destination_problems(found: Definition) -> list[Problem]:
     return []
 
 
-def _compression_problems(found: Definition) -> list[Problem]:
-    return [
-        Problem(
-            "invalid_value",
-            f"variants.{name}.output_compression is {variant.output_compression}; "
-            f"it must be {requests.ALLOWED['output_compression']}.",
-            f"variants.{name}.output_compression",
-        )
-        for name, variant in found.variants.items()
-        if variant.output_compression not in (None, 100) and variant.output_format == "png"
-    ]
+def _variant_problems(found: Definition) -> list[Problem]:
+    problems = []
+    for name, variant in found.variants.items():
+        at = f"variants.{name}"
+        if variant.output_compression not in (None, 100) and variant.output_format == "png":
+            rule = f"is {variant.output_compression}; it must be {requests.ALLOWED['output_compression']}."
+            param = f"{at}.output_compression"
+            problems.append(Problem("invalid_value", f"{param} {rule}", param))
+        if variant.strength is not None and variant.image is None:
+            message = f"{at}.strength needs an image beside it."
+            problems.append(Problem("invalid_value", message, f"{at}.strength"))
+    return problems
 
 
 def _problem(entry: Any, value: object) -> Problem:

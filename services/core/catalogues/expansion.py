@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from services.core.catalogues.definition import Definition, Variant
 from services.core.catalogues.templates import Condition, Inapplicable, Template
 from services.core.catalogues.version_list import FileShape
+from services.core.files import files
 from services.core.fleet import served
 from services.core.fleet.models import Registry
 from services.core.fleet.served import Served
@@ -24,7 +25,8 @@ from services.core.model.requests import ImageRequest
 from services.core.model.specs import DRAWN_SEEDS, SEED_LIMIT
 
 ID_LIMIT = 512  # bytes
-_TEXTS = ("prompt", "negative_prompt")
+_SOME_FILE = files.public_id(0)  # which one it is makes no difference to a shape
+_LATER = ("image", "strength")  # fields of a variant that say nothing where they are not set, as before there were any
 
 
 class NotDrawn(Exception):
@@ -39,12 +41,13 @@ class Picture:
     prompt: str
     negative_prompt: str
     seed: int
+    input_sha256: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """A variant that is ready to be applied. `model` is the name of its shape's model; `digest` changes with anything
-    that its definition says."""
+    that its definition says. `image`: what it redraws, to that `strength`, or to the usual one for None."""
 
     catalogue: str
     name: str
@@ -55,14 +58,28 @@ class Compiled:
     model: str
     shape: FileShape
     digest: bytes
+    image: Template | None = None
+    strength: float | None = None
 
     @property
     def fields(self) -> frozenset[str]:
         """The item's fields that it reads."""
-        parts = (self.prompt, self.negative_prompt, self.when)
+        parts = (self.prompt, self.negative_prompt, self.when, self.image)
         return frozenset().union(*(part.fields for part in parts if part is not None))
 
-    def picture(self, item: str, fields: Mapping[str, Any], redraws: int = 0) -> Picture:
+    def photograph(self, fields: Mapping[str, Any]) -> str:
+        """What it redraws of an item, as `photographs.py` reads it; empty, if it redraws nothing. Raises as `picture`
+        does."""
+        if self.when is not None and not self.when.holds(fields):
+            raise NotDrawn
+        found = "" if self.image is None else self.image.render(fields)
+        if self.image is not None and not found:
+            raise Inapplicable("empty_result", "The template of image gives nothing; `when` leaves such items out.")
+        return found
+
+    def picture(
+        self, item: str, fields: Mapping[str, Any], redraws: int = 0, input_sha256: bytes = b""
+    ) -> Picture:  # fmt: skip
         """Raises NotDrawn; Inapplicable, whose code and sentence say what is wrong with the item."""
         if self.when is not None and not self.when.holds(fields):
             raise NotDrawn
@@ -77,8 +94,8 @@ class Compiled:
             found = requests.problems(error, texts)[0]
             raise Inapplicable(found.code, found.message) from None
         seed = self._seed(item, redraws)
-        key = self.shape.render_key(request.prompt, request.negative_prompt, seed)
-        return Picture(key, request.prompt, request.negative_prompt, seed)
+        key = self.shape.render_key(request.prompt, request.negative_prompt, seed, input_sha256)
+        return Picture(key, request.prompt, request.negative_prompt, seed, input_sha256)
 
     def _seed(self, item: str, redraws: int) -> int:
         if isinstance(self.seed, int):
@@ -102,6 +119,7 @@ def compile_variants(
         asked = {
             "model": variant.model or definition.model, "size": variant.size,
             "num_inference_steps": variant.num_inference_steps, "guidance_scale": variant.guidance_scale,
+            "image": None if variant.image is None else _SOME_FILE, "strength": variant.strength,
         }  # fmt: skip
         found = served.resolve(
             models, requests.Defaults.model_validate(asked), default_model, prefix=f"variants.{title}."
@@ -119,7 +137,8 @@ def _compiled(name: str, title: str, definition: Definition, variant: Variant, f
     if variant.output_format == "png":
         compression = None  # 100 is true of every PNG
     seed = definition.seed_of(variant)
-    said = [variant.model_dump(mode="json", exclude={"seed"}), definition.model, definition.id, seed, name, title]
+    unsaid = {"seed", *(field for field in _LATER if getattr(variant, field) is None)}
+    said = [variant.model_dump(mode="json", exclude=unsaid), definition.model, definition.id, seed, name, title]
     return Compiled(
         catalogue=name,
         name=title,
@@ -130,8 +149,10 @@ def _compiled(name: str, title: str, definition: Definition, variant: Variant, f
         model=found.model,
         shape=FileShape(
             shape.model_revision, shape.width, shape.height, shape.steps, found.guidance_scale, variant.output_format,
-            compression,
+            compression, shape.first_step,
         ),
+        image=Template(variant.image) if variant.image else None,
+        strength=variant.strength,
         digest=hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()[:16],
     )  # fmt: skip
 

@@ -31,7 +31,9 @@ from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change
 from services.core.catalogues.definition import Definition
 from services.core.catalogues.expansion import Compiled
-from services.core.catalogues.planning import BadSource, Plan, TooSlow
+from services.core.catalogues.list_writer import Plan
+from services.core.catalogues.photograph_fetching import Photographs
+from services.core.catalogues.planning import BadSource, TooSlow
 from services.core.catalogues.sources import SourceFailed, Taken, Uploaded
 from services.core.catalogues.version_list import BadList, Entry
 from services.core.catalogues.versions import Version
@@ -47,6 +49,8 @@ _AT_ONCE = 2_000
 _PATIENCE = timedelta(minutes=15)  # with a source whose server is away
 _KEEP_ITEMS = 500
 _ALL_PROBLEMS = 1 << 30
+_PLAN_SECONDS = 3_600.0
+_FETCHING_SECONDS = 6 * 3_600.0  # where a plan asks for photographs
 
 
 class SourceAway(Unavailable):
@@ -63,12 +67,16 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a run has to do. `source` describes what was read; `doubt` says why a person should decide."""
+    """What a run has to do. `source` describes what was read; `doubt` says why a person should decide. `job_id`: that
+    of the job which renders it, if photographs were kept for it. `had_broken`: of the version that it is compared with,
+    pictures are marked as stale because their items had a problem."""
 
     counts: Mapping[str, int]
     source: dict[str, Any]
     base: int
     doubt: str = ""
+    job_id: int | None = None
+    had_broken: bool = False
 
 
 def prepare(settings: Settings, store: ImageStore, catalogue: Catalogue, run: Run, lease: Lease) -> None:
@@ -93,13 +101,13 @@ def decide(catalogue: Catalogue, run: Run, planned: Planned, lease: Lease) -> No
     """Moves the planned run on: it has ended, or there is something to render or to write."""
     found = {kind: planned.counts.get(kind, 0) for kind in (*get_args(changes.Kind), "unchanged")}
     doubt = "" if run.accept_removed else planned.doubt
-    to = _next_state(run, found, doubt)
+    to = _next_state(run, found, doubt, had_broken=planned.had_broken)
     version = job_id = None
     with lease.begin() as connection:
         if to in ("submitting", "writing"):
             version = catalogues.begin_version(connection, catalogue.id)
         if to == "submitting":
-            job_id = ids.new()
+            job_id = planned.job_id or ids.new()
             rendering.create(connection, catalogue, run, job_id)
         runs.plan(connection, run, base=planned.base, version=version, job_id=job_id, source=planned.source)
         error = {"code": "too_many_removed", "message": doubt} if doubt else None
@@ -147,19 +155,23 @@ class _Preparation:
         revisions = sorted({one.shape.model_revision for one in variants})
         with tempfile.TemporaryDirectory(prefix="presswork-") as folder:
             path = Path(folder) / "source"
-            before = _taken_before(base_run, self._run, revisions)
+            before = None if _has_photographs(variants) else _taken_before(base_run, self._run, revisions)
             taken = self._take(path, uploaded, before)
             if taken is None:
                 assert base is not None
                 assert base_run is not None
                 return Planned({"unchanged": base.images}, base_run.source, base.version)
             source = _described(taken, revisions)
-            plan = self._made(path, Path(folder), variants, base, taken)
-            counts = record(self._run, _differences(plan.path, variants), self._lease)
-            if counts and not self._run.plan_only:  # only a version that is made needs it
+            job_id = None if self._run.plan_only else ids.new()
+            plan = self._made(path, Path(folder), variants, base, taken, job_id)
+            counts = record(self._run, _differences(plan.path, variants, job_id), self._lease)
+            had_broken = base_run is not None and bool(base_run.counts.get("broken"))
+            if (counts or had_broken) and not self._run.plan_only:  # only a version that is made needs it
                 lists.put(self._store, lists.key(self._store, self._catalogue, self._run.id), plan.path)
             counts["unchanged"] = plan.pictures.get(version_list.UNCHANGED, 0)
-            return Planned(counts, source | {"items": plan.items}, base.version if base else 0, plan.doubt)
+            return Planned(
+                counts, source | {"items": plan.items}, base.version if base else 0, plan.doubt, job_id, had_broken
+            )  # fmt: skip
 
     def _uploaded(self, connection: Any) -> Uploaded | None:
         if self._definition.source.file is None or self._run.file_id is None:
@@ -182,8 +194,13 @@ class _Preparation:
                 raise SourceAway(str(error)) from None
             raise Refused(error.code, str(error)) from None
 
-    def _made(self, path: Path, folder: Path, variants: Sequence[Compiled], base: Version | None, taken: Taken) -> Plan:
-        previous = None
+    def _made(
+        self, path: Path, folder: Path, variants: Sequence[Compiled], base: Version | None, taken: Taken,
+        job_id: int | None,
+    ) -> Plan:  # fmt: skip
+        previous = find = None
+        if _has_photographs(variants):
+            find = Photographs(self._settings, self._store, self._lease, self._catalogue.tenant_id, job_id).find
         if base is not None:
             previous = folder / "previous.sqlite"
             lists.fetch(self._store, base.manifests[lists.NAME].object_key, previous)
@@ -192,7 +209,7 @@ class _Preparation:
             with sources.items(self._definition.source, path, taken.title, wanted) as (items, unit):
                 return planning.make(
                     self._definition, variants, self._kept(items), unit=unit, previous=previous,
-                    path=folder / "list.sqlite",
+                    path=folder / "list.sqlite", find=find, seconds=_FETCHING_SECONDS if find else _PLAN_SECONDS,
                 )  # fmt: skip
         except BadSource as error:
             raise Refused("bad_source", str(error), error.problems) from None
@@ -229,23 +246,30 @@ class _Page:
             self._waiting.clear()
 
 
-def _next_state(run: Run, found: Mapping[str, int], doubt: str) -> str:
+def _next_state(run: Run, found: Mapping[str, int], doubt: str, *, had_broken: bool) -> str:
     if run.plan_only:
         return "planned"
     if doubt:
         return "kept"
     if any(found[kind] for kind in changes.RENDERED):
         return "submitting"
-    return "writing" if found["broken"] or found["removed"] else "unchanged"
+    return "writing" if found["broken"] or found["removed"] or had_broken else "unchanged"
 
 
-def _differences(path: Path, variants: Sequence[Compiled]) -> Iterator[Change]:
-    names = {one.name: one.model for one in variants}
+def _has_photographs(variants: Sequence[Compiled]) -> bool:
+    return any(one.image is not None for one in variants)
+
+
+def _differences(path: Path, variants: Sequence[Compiled], job_id: int | None) -> Iterator[Change]:
+    """`job_id` as in Planned; None: nothing will be rendered."""
+    by_name = {one.name: one for one in variants}
     for entry in version_list.entries(path, *version_list.RENDERED):
+        if entry.input_sha256 and not entry.image and job_id is not None:  # it would be drawn without its photograph
+            raise Refused("plan_failed", f"The photograph of {entry.item} is not at hand; begin another run.")
         kind: Any = entry.change
         yield Change(
             entry.item, entry.variant, kind, line=entry.place, render_key=entry.render_key,
-            request=_request(entry, names[entry.variant]), model_revision=entry.shape.model_revision,
+            request=_request(entry, by_name[entry.variant]), model_revision=entry.shape.model_revision,
         )  # fmt: skip
     for problem in version_list.problems(path, _ALL_PROBLEMS):
         yield Change(
@@ -255,16 +279,11 @@ def _differences(path: Path, variants: Sequence[Compiled]) -> Iterator[Change]:
         yield Change(item, variant, "removed")
 
 
-def _request(entry: Entry, model: str) -> dict[str, Any]:
+def _request(entry: Entry, variant: Compiled) -> dict[str, Any]:
     """What is submitted for an entry."""
-    shape, name = entry.shape, f"{entry.item}.{entry.variant}"
-    asked = {
-        "prompt": entry.prompt, "negative_prompt": entry.negative_prompt, "seed": entry.seed, "model": model,
-        "size": f"{shape.width}x{shape.height}", "num_inference_steps": shape.steps,
-        "guidance_scale": shape.guidance_scale, "output_format": shape.output_format,
-    }  # fmt: skip
-    if shape.output_compression is not None:
-        asked["output_compression"] = shape.output_compression
+    asked, name = entry.request | {"model": variant.model}, f"{entry.item}.{entry.variant}"
+    if entry.image and variant.strength is not None:
+        asked["strength"] = variant.strength
     return asked | ({"custom_id": name} if requests.is_custom_id(name) else {})
 
 

@@ -3,22 +3,28 @@
 A chunk is committed once, however often it is sent, so a crash while submitting costs one chunk's parsing.
 """
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection
 
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import changes
 from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
+from services.core.catalogues.changes import Change
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
+from services.core.files import files
 from services.core.fleet import models
 from services.core.fleet.models import Registry
 from services.core.jobs import drafts
+from services.core.jobs.inputs import Inputs
 from services.core.jobs.submissions import Submission
 from services.core.model import requests
 from services.core.model.errors import Conflict, InvalidSubmission, NoModels, NotFound
 from services.core.notify import Notifier
 from services.core.settings import Settings
+from services.core.storage.contract import ImageStore
 
 REQUESTS = 2_000  # in a chunk
 _HAS_ENDED = statement("rendering.has_ended")("""
@@ -42,7 +48,7 @@ def create(connection: Connection, catalogue: Catalogue, run: Run, job_id: int) 
     )  # fmt: skip
 
 
-def submit(settings: Settings, notifier: Notifier, run: Run, lease: Lease) -> None:
+def submit(settings: Settings, store: ImageStore, notifier: Notifier, run: Run, lease: Lease) -> None:
     """Adds what is left to the draft, and queues it. Raises NoModels while no worker has registered a model."""
     with lease.begin() as connection:
         known = models.registry(connection)
@@ -51,7 +57,7 @@ def submit(settings: Settings, notifier: Notifier, run: Run, lease: Lease) -> No
     names: list[str] = []
     try:
         first = run.position
-        while (reached := _append_next(settings, known, run, first, lease)) is not None:
+        while (reached := _append_next(settings, store, known, run, first, lease)) is not None:
             first = reached
         with lease.begin() as connection:
             assert run.job_id is not None
@@ -68,7 +74,9 @@ def submit(settings: Settings, notifier: Notifier, run: Run, lease: Lease) -> No
         notifier.notify(name)
 
 
-def _append_next(settings: Settings, known: Registry, run: Run, first: int, lease: Lease) -> int | None:
+def _append_next(
+    settings: Settings, store: ImageStore, known: Registry, run: Run, first: int, lease: Lease
+) -> int | None:  # fmt: skip
     """Adds the next chunk to the draft. Returns where the one after it begins; None: all are added."""
     assert run.job_id is not None
     number = first // REQUESTS
@@ -78,14 +86,23 @@ def _append_next(settings: Settings, known: Registry, run: Run, first: int, leas
         existing = drafts.existing(connection, run.tenant_id, run.job_id, number)
     if not page:
         return None
-    with Submission(settings, known, existing=existing) as submission:
+    pictures = Inputs(settings, lease.begin, store, run.tenant_id)
+    with Submission(settings, known, existing=existing, pictures=pictures) as submission:
         for change in page:
             submission.add(change.line or 0, change.request)
+        submission.close()  # it looks for pictures in transactions of its own
         reached = page[-1].position + 1
         with lease.begin() as connection:
+            files.keep_for(connection, run.tenant_id, run.job_id, _files(page))
             drafts.append(connection, run.tenant_id, submission, number)
             runs.advance(connection, run, reached)
     return reached
+
+
+def _files(page: Sequence[Change]) -> list[int]:
+    """The files that these changes redraw."""
+    named = {(change.request or {}).get("image") or "" for change in page}
+    return [files.parse_id(name) for name in sorted(named) if name.startswith("file-")]
 
 
 def has_ended(run: Run, lease: Lease) -> bool:

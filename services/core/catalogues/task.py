@@ -83,7 +83,7 @@ class CatalogueTask:
         preparation.prepare(self._settings, self._store, catalogue, run, self._lease)
 
     def _submit(self, _: Catalogue, run: Run) -> None:
-        rendering.submit(self._settings, self._notifier, run, self._lease)
+        rendering.submit(self._settings, self._store, self._notifier, run, self._lease)
 
     def _await_job(self, _: Catalogue, run: Run) -> None:
         if rendering.has_ended(run, self._lease):

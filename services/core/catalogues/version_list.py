@@ -33,6 +33,14 @@ CREATE TABLE problems (item TEXT NOT NULL, place INTEGER NOT NULL, variant INTEG
   code TEXT NOT NULL, message TEXT NOT NULL);
 CREATE TABLE removed (item TEXT NOT NULL, variant INTEGER NOT NULL, PRIMARY KEY (item, variant)) WITHOUT ROWID;
 """
+# A list of an earlier release lacks these, and one of its programs reads a list without them.
+_OF_PHOTOGRAPHS = """
+CREATE TABLE first_steps (shape INTEGER PRIMARY KEY, first_step INTEGER NOT NULL);
+CREATE TABLE inputs (item TEXT NOT NULL, variant INTEGER NOT NULL, photograph BLOB NOT NULL, sha256 BLOB NOT NULL,
+  PRIMARY KEY (item, variant)) WITHOUT ROWID;
+CREATE TABLE photographs (digest BLOB PRIMARY KEY, image TEXT NOT NULL, sha256 BLOB NOT NULL, etag TEXT NOT NULL,
+  modified TEXT NOT NULL) WITHOUT ROWID;
+"""
 
 
 class BadList(PressworkError):
@@ -50,22 +58,25 @@ class FileShape:
     guidance_scale: float
     output_format: str
     output_compression: int | None
+    first_step: int = 0
 
-    def spec(self, prompt: str, negative_prompt: str, seed: int) -> Spec:
+    def spec(self, prompt: str, negative_prompt: str, seed: int, input_sha256: bytes = b"") -> Spec:
         return Spec(
-            self.model_revision, prompt, negative_prompt, seed, self.width, self.height, self.steps, self.guidance_scale
-        )
+            self.model_revision, prompt, negative_prompt, seed, self.width, self.height, self.steps,
+            self.guidance_scale, input_sha256=input_sha256.hex(), first_step=self.first_step,
+        )  # fmt: skip
 
-    def render_key(self, prompt: str, negative_prompt: str, seed: int) -> bytes:
+    def render_key(self, prompt: str, negative_prompt: str, seed: int, input_sha256: bytes = b"") -> bytes:
         """32 raw bytes: the key that an image of a job with this spec has."""
-        key = self.spec(prompt, negative_prompt, seed).render_key(self.output_format, self.output_compression)
-        return bytes.fromhex(key)
+        spec = self.spec(prompt, negative_prompt, seed, input_sha256)
+        return bytes.fromhex(spec.render_key(self.output_format, self.output_compression))
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One picture of a version; `place` is its item's in the source. `change` is one of the words above; `failed`: it
-    could not be made in that version."""
+    could not be made in that version. `input_sha256` is that of the photograph that it redraws, empty for none, and
+    `image` the name by which a request has it, empty while it is not here."""
 
     item: str
     variant: str
@@ -77,16 +88,18 @@ class Entry:
     seed: int
     failed: bool
     change: str
+    image: str = ""
+    input_sha256: bytes = b""
 
     @property
     def request(self) -> dict[str, Any]:
-        """The request, but for its model's name, whose image has this render key."""
+        """The request, but for its model's name and strength, whose image has this render key."""
         shape = self.shape
         found = {
             "prompt": self.prompt, "negative_prompt": self.negative_prompt, "seed": self.seed,
             "size": f"{shape.width}x{shape.height}", "num_inference_steps": shape.steps,
             "guidance_scale": shape.guidance_scale, "output_format": shape.output_format,
-            "output_compression": shape.output_compression,
+            "output_compression": shape.output_compression, "image": self.image or None,
         }  # fmt: skip
         return {name: value for name, value in found.items() if value is not None}
 
@@ -109,7 +122,7 @@ def create(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None)
     for pragma in ("journal_mode = OFF", "synchronous = OFF", "temp_store = FILE", "cache_size = -65536"):
         connection.execute(f"PRAGMA {pragma}")
-    connection.executescript(_TABLES)
+    connection.executescript(_TABLES + _OF_PHOTOGRAPHS)
     connection.execute("INSERT INTO main.about VALUES ('format', ?)", (FORMAT,))
     return connection
 
@@ -119,9 +132,10 @@ def attach(connection: sqlite3.Connection, previous: Path | None) -> None:
     if previous is None:
         connection.execute("ATTACH '' AS previous")
         connection.executescript(_TABLES.replace("CREATE TABLE ", "CREATE TABLE previous."))
-        return
-    _check(previous)
-    connection.execute("ATTACH ? AS previous", (str(previous),))
+    else:
+        _check(previous)
+        connection.execute("ATTACH ? AS previous", (str(previous),))
+    connection.executescript(_OF_PHOTOGRAPHS.replace("CREATE TABLE ", "CREATE TABLE IF NOT EXISTS previous."))
     connection.execute("PRAGMA previous.cache_size = -65536")
 
 
@@ -138,11 +152,28 @@ def entries(path: Path, *changes: str) -> Iterator[Entry]:
     chosen = f"WHERE change IN ({', '.join('?' * len(changes))})" if changes else ""
     with opened(path) as connection:
         variants = _variants(connection)
-        known = {row[0]: FileShape(*row[1:]) for row in connection.execute("SELECT * FROM shapes")}
-        query = f"SELECT pictures.*, place FROM pictures JOIN items USING (item) {chosen} ORDER BY item, variant"  # noqa: S608
+        known = shapes(connection, "main")
+        query = (
+            "SELECT pictures.*, place, coalesce(photographs.image, ''), coalesce(inputs.sha256, x'') "  # noqa: S608
+            "FROM pictures JOIN items USING (item) LEFT JOIN inputs USING (item, variant) LEFT JOIN photographs "
+            "ON photographs.digest = inputs.photograph AND photographs.sha256 = inputs.sha256 "
+            f"{chosen} ORDER BY item, variant"
+        )
         for row in connection.execute(query, changes):
-            item, variant, key, shape, prompt, negative, seed, _, failed, change, place = row
-            yield Entry(item, variants[variant], place, key, known[shape], prompt, negative, seed, bool(failed), change)
+            item, variant, key, shape, prompt, negative, seed, _, failed, change, place, *photograph = row
+            yield Entry(
+                item, variants[variant], place, key, known[shape], prompt, negative, seed, bool(failed), change,
+                *photograph,
+            )  # fmt: skip
+
+
+def shapes(connection: sqlite3.Connection, schema: str) -> dict[int, FileShape]:
+    """The shapes by their numbers, of the list that is attached by this name."""
+    rows = connection.execute(
+        f"SELECT s.*, coalesce(f.first_step, 0) FROM {schema}.shapes s LEFT JOIN {schema}.first_steps f "  # noqa: S608
+        "ON f.shape = s.number"
+    )
+    return {row[0]: FileShape(*row[1:]) for row in rows}
 
 
 def removed(path: Path) -> Iterator[tuple[str, str]]:

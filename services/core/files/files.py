@@ -100,6 +100,10 @@ WITH gone AS (
 )
 {log.of_each("gone", "'file.deleted'", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
+_KEEP_FOR = statement("files.keep_for")("""
+UPDATE files SET expires_at = NULL
+WHERE id = ANY(CAST(:ids AS bigint[])) AND job_id = :job_id AND tenant_id = :tenant_id AND expires_at > now()
+""")
 _DOOMED = statement("files.doomed")(
     turns.first_of_each(f"""
   (SELECT id FROM files
@@ -223,6 +227,11 @@ def delete_inputs_of(connection: Connection, job_id: int) -> None:
     found = list(connection.execute(_LOCK_INPUTS, {"job_id": job_id}).scalars())
     if found:
         connection.execute(_DELETE_INPUTS, {"ids": found})
+
+
+def keep_for(connection: Connection, tenant_id: int, job_id: int, file_ids: Sequence[int]) -> None:
+    """Those of the files that were stored for the job before it was there now stay for as long as it does."""
+    connection.execute(_KEEP_FOR, {"tenant_id": tenant_id, "job_id": job_id, "ids": list(file_ids)})
 
 
 def doomed(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:

@@ -24,6 +24,7 @@ from services.core.storage.contract import ImageStore
 
 MOST = 100_000  # different pictures in one submission
 PURPOSE = "vision"
+MISSING = 'must be a file of purpose "vision", or an image that is done, of your own'  # what is said of one that is not
 
 _IMAGES = statement("inputs.images")("""
 SELECT r.job_id, r.index AS place, r.object_key, r.sha256

@@ -380,8 +380,8 @@ class Submission:
                     entry.request, entry.resolved, entry.index, entry.seed, picture
                 )
             elif not self.has_too_many_problems:
-                rule = 'must be a file of purpose "vision", or an image that is done, of your own'
-                self._refuse("image_not_found", entry.place, f"{entry.prefix}image", rule, entry.request.image)
+                param = f"{entry.prefix}image"
+                self._refuse("image_not_found", entry.place, param, inputs.MISSING, entry.request.image)
 
     def _flush(self) -> None:
         self._find_pictures()

@@ -118,6 +118,11 @@ def _image(value: str) -> str:
     return value
 
 
+def is_picture_id(value: str) -> bool:
+    """Whether it looks like the id of a file or of an earlier image."""
+    return _IMAGE.fullmatch(value) is not None
+
+
 def is_data_url(image: str) -> bool:
     """Whether a checked `image` is the picture itself."""
     return image.startswith("data:")
@@ -171,6 +176,7 @@ Text = Annotated[str, Field(max_length=PROMPT_LIMIT), _documented(_LINES + "*"),
 Size = Annotated[str, _documented(_SIZE.pattern, example="512x512"), AfterValidator(_size)]
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Guidance = Annotated[float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)]
+Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 MetadataValue = str | int | float | bool | None
 Metadata = Annotated[
     dict[
@@ -208,7 +214,7 @@ class Defaults(Body):
     output_compression: Annotated[int, Field(ge=0, le=100)] = None  # type: ignore[assignment]
     model: ModelName = None  # type: ignore[assignment]
     image: Annotated[str, _documented(f"({_IMAGE.pattern}|{_DATA_URL.pattern})"), AfterValidator(_image)] = None  # type: ignore[assignment]
-    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = None  # type: ignore[assignment]
+    strength: Strength = None  # type: ignore[assignment]
     metadata: Metadata = None  # type: ignore[assignment]
 
 

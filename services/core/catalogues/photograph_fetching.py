@@ -1,0 +1,167 @@
+"""Brings the photographs of a run's items here: from addresses, by the rules of `fetching`, and as files of the tenant.
+
+An address that is known is asked whether it is still the same. What is to be drawn becomes a file of purpose `vision`
+that belongs to the run's job; until that job has it, the file has an end, so a plan that is cut off leaves none. A
+photograph that cannot be had is one item's trouble.
+"""
+
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import IO
+
+from services.core.catalogues.photographs import Found, Photograph, Wanted
+from services.core.catalogues.templates import Inapplicable
+from services.core.db.leases import Lease
+from services.core.fetching.connections import Rules
+from services.core.fetching.errors import FetchFailed
+from services.core.fetching.fetch import Fetched, fetch
+from services.core.fetching.targets import Target
+from services.core.files import files, pictures
+from services.core.files.pictures import InvalidPicture
+from services.core.jobs import inputs
+from services.core.jobs.inputs import Inputs
+from services.core.model import ids, requests, strict_json
+from services.core.settings import Settings
+from services.core.storage.contract import ImageStore
+
+AT_ONCE = 16
+SECONDS = 60.0  # for one photograph
+MOST_FAILURES = 10  # of one host, in a row; then it is not asked again in this run
+KEPT_SECONDS = 7 * 86_400  # of a photograph that no job has: longer than any plan takes
+_ADDRESS = ("https://", "http://")
+RULE = 'it must be an https address, the id of a file of purpose "vision", or an earlier image as "job_.../INDEX"'
+_WATCH_SECONDS = 2.0  # between two looks at the lease
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """A photograph that was stored: its file has no row yet."""
+
+    file_id: int
+    key: str
+    size: int
+    photograph: Photograph
+
+
+class Photographs:
+    """Finds photographs for one run of a tenant's catalogue. `job_id`: the job that the run will have; None: nothing
+    will be drawn, so nothing is kept."""
+
+    def __init__(
+        self, settings: Settings, store: ImageStore, lease: Lease, tenant_id: int, job_id: int | None
+    ) -> None:  # fmt: skip
+        self._store, self._lease, self._tenant_id, self._job_id = store, lease, tenant_id, job_id
+        self._limits = settings.max_input_bytes, settings.max_input_pixels
+        self._rules = Rules(
+            settings.fetch_networks, settings.fetch_http, max_bytes=settings.max_input_bytes,
+            seconds=min(SECONDS, settings.fetch_seconds),
+        )  # fmt: skip
+        self._inputs = Inputs(settings, lease.begin, store, tenant_id)
+        self._failures = Counter[str]()  # by host, since its last answer
+        self._lock = threading.Lock()
+
+    def find(self, wanted: Mapping[str, Wanted]) -> dict[str, Found]:
+        """What each name leads to."""
+        found = self._named([name for name in wanted if requests.is_picture_id(name)])
+        for name in wanted:
+            if name not in found and not name.startswith(_ADDRESS):
+                message = f"image is {strict_json.describe(name)}; {RULE}."
+                found[name] = Inapplicable("invalid_image", message)
+        return found | self._fetched({name: one for name, one in wanted.items() if name not in found})
+
+    def _named(self, names: list[str]) -> dict[str, Found]:
+        there = self._inputs.find(names)
+        return {
+            name: Photograph(name, there[name].sha256)
+            if name in there
+            else Inapplicable("image_not_found", f"image is {strict_json.describe(name)}; it {inputs.MISSING}.")
+            for name in names
+        }
+
+    def _fetched(self, wanted: Mapping[str, Wanted]) -> dict[str, Found]:
+        if not wanted:
+            return {}
+        here = self._here(one.known for one in wanted.values())
+        with ThreadPoolExecutor(min(AT_ONCE, len(wanted))) as pool:
+            futures = {name: pool.submit(self._one, name, one, here) for name, one in wanted.items()}
+            try:
+                while wait(futures.values(), timeout=_WATCH_SECONDS).not_done:
+                    self._lease.keep()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        results = {name: future.result() for name, future in futures.items()}
+        self._record(result for result in results.values() if isinstance(result, _New))
+        return {name: one.photograph if isinstance(one, _New) else one for name, one in results.items()}
+
+    def _here(self, known: Iterable[Photograph | None]) -> set[str]:
+        """The ids of those files that are still there."""
+        numbers = [files.parse_id(one.image) for one in known if one is not None and one.image]
+        with self._lease.begin() as connection:
+            return {
+                files.public_id(file.id)
+                for file in files.of_ids(connection, self._tenant_id, numbers, inputs.PURPOSE)
+            }  # fmt: skip
+
+    def _one(self, address: str, wanted: Wanted, here: set[str]) -> Found | _New:
+        known = wanted.known
+        if known is not None and known.image not in here:
+            known = replace(known, image="")
+        is_known_enough = known is not None and (bool(known.image) or not wanted.is_drawn or self._job_id is None)
+        with tempfile.TemporaryFile() as file:
+            try:
+                state = (known.etag, known.modified) if known is not None and is_known_enough else ("", "")
+                fetched = self._asked(address, file, *state)
+                if fetched is None:
+                    assert known is not None
+                    return known
+                return self._kept(file, fetched, known, is_drawn=wanted.is_drawn)
+            except FetchFailed as error:
+                return Inapplicable("image_not_fetched", f"The photograph cannot be fetched: {error}")
+            except InvalidPicture as error:
+                return Inapplicable("invalid_image", f"The photograph cannot be used: {error}")
+
+    def _asked(self, address: str, file: IO[bytes], etag: str, modified: str) -> Fetched | None:
+        """None: it is what it was. A host that fails again and again is given up. Raises FetchFailed."""
+        host = Target.parse(address, http=self._rules.http).host
+        if self._failures[host] >= MOST_FAILURES:
+            message = f"{host} failed {MOST_FAILURES} times in a row, so it was not asked again in this run."
+            raise FetchFailed("unreachable", message, again=True)
+        try:
+            found = fetch(address, file, self._rules, etag=etag, modified=modified)
+        except FetchFailed as error:
+            with self._lock:
+                self._failures[host] = self._failures[host] + 1 if error.again else 0
+            raise
+        with self._lock:
+            self._failures[host] = 0
+        return found
+
+    def _kept(
+        self, file: IO[bytes], fetched: Fetched, known: Photograph | None, *, is_drawn: bool
+    ) -> Photograph | _New:  # fmt: skip
+        """What was fetched, as a file of the tenant unless it is one already, or none is needed. Raises
+        InvalidPicture."""
+        new = Photograph("", fetched.sha256, fetched.etag, fetched.modified)
+        if known is not None and known.sha256 == new.sha256 and (known.image or not is_drawn):
+            return replace(new, image=known.image)
+        media_type = pictures.check(file, *self._limits)
+        if self._job_id is None:
+            return new
+        number = ids.new()
+        key = self._store.key(files.object_name(self._tenant_id, number))
+        self._store.put_file(key, file, media_type)
+        return _New(number, key, fetched.size, replace(new, image=files.public_id(number)))
+
+    def _record(self, stored: Iterable[_New]) -> None:
+        with self._lease.begin() as connection:
+            for one in stored:
+                files.record(
+                    connection, one.file_id, tenant_id=self._tenant_id, purpose=inputs.PURPOSE, filename="photograph",
+                    size=one.size, sha256=one.photograph.sha256, key=one.key, job_id=self._job_id,
+                    expires_seconds=KEPT_SECONDS,
+                )  # fmt: skip
