@@ -51,8 +51,8 @@ WORKER = {
     "SELECT": "alembic_version installation tenants models model_shapes workers jobs counters counter_deltas segments "
     "images payloads results failures engines claims render_rates rates drains "
     "failure_deltas failure_counts failure_hours",
-    "INSERT": "models model_shapes workers engines claims counter_deltas segments results image_scores failures "
-    "render_rates rates "
+    "INSERT": "models model_shapes model_classes workers engines claims counter_deltas segments results image_scores "
+    "failures render_rates rates "
     "failure_deltas failure_counts failure_hours",
     "UPDATE": "models model_shapes workers engines claims counters segments images failures render_rates rates "
     "failure_counts failure_hours",

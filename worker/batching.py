@@ -43,4 +43,4 @@ def turns() -> Iterator[int]:
 
 def cost(shape: Shape, images: int) -> float:
     """What `images` images cost their tenant, in units of one 512x512 image at ten guided steps."""
-    return images * shape.width * shape.height * shape.steps_done * (2 if shape.guided else 1) / (512 * 512 * 20)
+    return images * shape.work / (512 * 512 * 20)

@@ -123,7 +123,7 @@ class Child:
             if self.render_loop.device.sick:
                 quarantine.device_sick(connection, self.render_loop.device.name)
             else:
-                models.register(connection, self.pipeline.card)
+                models.register(connection, self.pipeline.card, self.render_loop.device.abilities().classes.values())
             workers.register(
                 connection,
                 self.worker_id,

@@ -40,7 +40,7 @@ class Dedupe:
             log.warning("reuse skipped", extra={"claim": held.claim.id, "error": str(error)})
 
     def _copies(self, held: HeldClaim, wanted: list[Image]) -> Iterable[StoredImage]:
-        expected = self._device.expected_class(held.claim.shape)
+        expected = self._device.expected_class(held.claim)
         with self._database.begin_system() as connection:
             found = dedupe.find(connection, wanted, expected, checked=self._device.pipeline.checks)
         copying = [

@@ -4,12 +4,13 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
+from services.core.fleet.abilities import Abilities
 from services.core.model.errors import SettingsError
-from services.core.model.specs import Image, Shape
+from services.core.model.specs import Claim, Image, Shape
 from worker import batching, retries
 from worker.doubts import Doubts
 from worker.heartbeat import Heartbeat, HeldClaim, Interrupted
@@ -30,6 +31,8 @@ from worker.retries import Part, RetryPlan
 log = logging.getLogger(__name__)
 COMPILE_SECONDS = 900.0  # how long compiling a shape may take before the watchdog treats the device as hung
 REGROW_BATCHES = 50  # after this many successful batches the next larger size is tried again
+RETRY_SECONDS = 300.0  # until a class whose batch did not fit is tried again
+OTHER_CLASS = "In its decoder this image needs more range than the class that was asked for has; ask for no class."
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +49,15 @@ class Rendered:
 @dataclass(slots=True)
 class Memory:
     """What is known of the device's memory for one shape: the largest declared batch size that fits, and the number of
-    batches that succeeded since it was found."""
+    batches that succeeded since it was found. `found_at`: when, by the monotonic clock."""
 
     max_size: int
     good_batches: int = 0
+    found_at: float = field(default_factory=time.monotonic)
+
+
+class _DoesNotFit(Exception):
+    """The batch size of the class that was asked for does not fit the device's memory."""
 
 
 @dataclass(slots=True)
@@ -77,7 +85,8 @@ class Device:
         self._mark = mark
         self._memory: dict[Shape, Memory] = {}
         self._doubts = Doubts()
-        self.report = Report(pipeline)
+        self._classes = {size: reproducibility_class(pipeline, size) for size in pipeline.card.batch_sizes}
+        self.report = Report(pipeline, self.abilities)
         self._thread = ThreadPoolExecutor(1, "device")
 
     def render(self, held: HeldClaim) -> Outcome:
@@ -87,7 +96,9 @@ class Device:
         claim = held.claim
         for shape, size in self._doubts.take_too_large():
             self._step_down(shape, size)
-        tried = self._max_size(claim.shape)
+        if claim.reproducibility_class and not self.abilities().batch_of(_asked(claim)):
+            return Outcome(held)  # since it was claimed, its batch has turned out not to fit
+        tried = self._size_of(claim)
         plan = RetryPlan(self.pipeline.card.batch_sizes, tried)
         outcome = Outcome(held, plan=plan)
         self.heartbeat.rendering(held)
@@ -100,6 +111,10 @@ class Device:
                 self._render_part(part, outcome, plan)
         except Interrupted:
             log.info("render interrupted", extra={"claim": claim.id, "fenced": held.fenced})
+        except _DoesNotFit:
+            log.warning("class does not fit; its images are released", extra={"claim": claim.id, "size": tried})
+            smaller = batching.next_smaller(self.pipeline.card.batch_sizes, tried) or tried
+            self._remember(claim.shape, tried, min(smaller, self._max_size(claim.shape)))
         except DeviceSick as error:
             log.error("device sick", extra={"claim": claim.id, "error": str(error)})
             self.sick = True
@@ -115,7 +130,7 @@ class Device:
             self.heartbeat.rendering(None)
             self.report.ends()
             outcome.seconds = time.monotonic() - began
-            if outcome.rendered:
+            if outcome.rendered and not claim.reproducibility_class:
                 self._remember(claim.shape, tried, plan.max_size)
         return outcome
 
@@ -138,9 +153,26 @@ class Device:
         else:
             self._doubts.add_too_large(shape, rendered.batch_size)
 
-    def expected_class(self, shape: Shape) -> str:
-        """The reproducibility class of the shape's next batch, unless that turns out not to fit in memory."""
-        return reproducibility_class(self.pipeline, self._max_size(shape))
+    def expected_class(self, claim: Claim) -> str:
+        """The reproducibility class of the claim's next batch, unless that turns out not to fit in memory."""
+        return self._classes[self._size_of(claim)]
+
+    def abilities(self) -> Abilities:
+        """What it can render now. Any thread may ask."""
+        sizes = sorted(self._classes)
+        retried = time.monotonic() - RETRY_SECONDS
+        too_large = {
+            shape: min(size for size in sizes if size > memory.max_size)
+            for shape, memory in list(self._memory.items())
+            if memory.found_at > retried
+        }
+        return Abilities.of(self.pipeline.card, self._classes, too_large)
+
+    def _size_of(self, claim: Claim) -> int:
+        """The batch size to try: that of the class that was asked for, or else the largest that fits."""
+        if claim.reproducibility_class:
+            return next(size for size, name in self._classes.items() if name == claim.reproducibility_class)
+        return self._max_size(claim.shape)
 
     def _max_size(self, shape: Shape) -> int:
         """The largest declared batch size to try; the next larger one after REGROW_BATCHES successful batches."""
@@ -160,6 +192,8 @@ class Device:
         memory = self._memory.setdefault(shape, Memory(max_size))
         memory.good_batches = memory.good_batches + 1 if memory.max_size == max_size == tried else 0
         memory.max_size = max_size
+        if tried > max_size:
+            memory.found_at = time.monotonic()
 
     def _step_down(self, shape: Shape, size: int) -> None:
         smaller = batching.next_smaller(self.pipeline.card.batch_sizes, size)
@@ -182,6 +216,9 @@ class Device:
             pictures = self._run(self.pipeline.render, batch, self._on_step)
         except OutOfMemory:
             log.warning("out of memory", extra={"claim": outcome.held.claim.id, "size": part.size})
+            smaller = batching.next_smaller(self.pipeline.card.batch_sizes, part.size)
+            if outcome.held.claim.reproducibility_class and smaller is not None:
+                raise _DoesNotFit from None
             if not plan.step_down(part):
                 self.check(part.size)
                 plan.too_large(part)
@@ -211,6 +248,9 @@ class Device:
                     plan.invalid_output(image, picture.message)
                 else:
                     name = reproducibility_class(self.pipeline, part.size, picture.decoded_in)
+                    if held.claim.reproducibility_class not in ("", name):
+                        plan.failed.append(retries.failed(image, "other_class", OTHER_CLASS))
+                        continue
                     outcome.rendered.append(Rendered(image, picture, name, seconds, part.size))
 
     def _on_step(self, step: int) -> None:
@@ -280,3 +320,8 @@ class Device:
     def _run(self, verb: Callable[..., Any], *arguments: object) -> Any:
         """Runs on one thread that belongs to the device, because compilers keep caches per thread."""
         return self._thread.submit(verb, *arguments).result()
+
+
+def _asked(claim: Claim) -> Shape:
+    """The claim's shape with the class that was asked for."""
+    return replace(claim.shape, reproducibility_class=claim.reproducibility_class)

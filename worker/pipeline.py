@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from services.core.model import classes
 from services.core.model.errors import PressworkError, SettingsError
 from services.core.model.specs import ModelCard, Shape, Spec
 from services.core.settings import Settings
@@ -151,8 +152,10 @@ def _version(package: str) -> str:
 def reproducibility_class(pipeline: Pipeline, batch_size: int, decoded_in: str = "") -> str:
     """The name of the class within which the same spec gives the same file, byte for byte. `decoded_in` is
     Picture.decoded_in."""
-    precision = f"{pipeline.precision}+{decoded_in}-decoder" if decoded_in else pipeline.precision
-    return "/".join((pipeline.card.revision, pipeline.backend, precision, pipeline.device_kind, str(batch_size)))
+    precision = classes.second_try(pipeline.precision, decoded_in) if decoded_in else pipeline.precision
+    return classes.name(
+        classes.Parts(pipeline.card.revision, pipeline.backend, precision, pipeline.device_kind, batch_size)
+    )
 
 
 def canary(card: ModelCard, size: int) -> Batch:

@@ -58,6 +58,8 @@ class RenderLoop:
         self._seats = threading.Semaphore(settings.spool_batches)
         self._claiming = ThreadPoolExecutor(1, "claim")
         self._turns = batching.turns()
+        self._free_at = 0.0  # when the device should have rendered what it is at, by the monotonic clock
+        self._left = False  # whether the last claim left work to others
         self._charges: dict[int, float] = {}
 
     def run(self, until: Callable[[], bool] = lambda: False) -> bool:
@@ -94,17 +96,23 @@ class RenderLoop:
         settling: list[Future[None]] = []
         upcoming = self._claiming.submit(self._claim)
         try:
-            while (held := upcoming.result()) is not None:
+            while (held := upcoming.result() or self._claim_what_was_left(until)) is not None:
                 if self.stopping.is_set() or not self.device.usable:
                     settling.append(self._hand_over(Outcome(held)))
                     break
+                self._free_at = time.monotonic() + held.claim.seconds
                 upcoming = self._claiming.submit(lambda: None if until() else self._claim())
                 outcome = self.device.render(held)
+                self._free_at = 0.0
                 settling = [future for future in settling if not future.done()]
                 settling.append(self._hand_over(outcome))
         finally:
             for future in settling:
                 future.result()
+
+    def _claim_what_was_left(self, until: Callable[[], bool]) -> HeldClaim | None:
+        """What the busy device left to others, it may end sooner than they do once it is idle."""
+        return self._claim() if self._left and not until() else None
 
     def _claim(self) -> HeldClaim | None:
         """Claims the next images as soon as the spool has a free place."""
@@ -127,12 +135,14 @@ class RenderLoop:
         return self._storing.hand_over(outcome, self._seats.release)
 
     def _take(self) -> HeldClaim | None:
-        seats = max(self.pipeline.card.batch_sizes)
+        most = max(self.pipeline.card.batch_sizes)
         found = self._candidates()
-        if found.rows and found.age < FRESH_SECONDS and found.max_waiting < seats:
+        if found.rows and found.age < FRESH_SECONDS and found.max_waiting < found.batch(most):
             time.sleep(LINGER_SECONDS)
             found = self._candidates()
+        self._left = False
         while found.rows:
+            seats = found.batch(most)
             with self.database.begin_system() as connection:
                 claim = claims.claim(
                     connection,
@@ -148,7 +158,9 @@ class RenderLoop:
                 self._inputs.fetch(held)
                 self._charge(held)
                 return held
-            # Drained, or all locked by others: raise the marks so that these are not read again; then try the rest.
+            # Drained, locked by others or left to them: raise the marks, so that these are not read again, or are known
+            # to the image; then try the rest.
+            self._left = self._left or found.leaves > 0
             with self.database.begin_system() as connection:
                 segments.raise_low(connection, found.job_ids)
             found = found.others
@@ -156,8 +168,11 @@ class RenderLoop:
 
     def _candidates(self) -> claims.Candidates:
         with self.database.begin_system() as connection:
-            card = self.pipeline.card
-            return claims.candidates(connection, card.revision, next(self._turns), self.worker_id, redraws=card.redraws)
+            free = max(self._free_at - time.monotonic(), 0.0)
+            return claims.candidates(
+                connection, self.pipeline.card.revision, next(self._turns), self.worker_id, self.device.abilities(),
+                free=free,
+            )  # fmt: skip
 
     def _after_claim(self, claim: Claim, found: claims.Candidates, seats: int) -> None:
         """Updates that a periodic task repeats if they fail here. Never raises, since the claim is held."""

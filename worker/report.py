@@ -3,10 +3,12 @@
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from services.core.fleet.abilities import Abilities
 from worker.pipeline import Batch, Pipeline, reproducibility_class
 
 SECONDS = 60.0  # how far back `fill` looks
@@ -16,8 +18,8 @@ _STATM, _MEMINFO = Path("/proc/self/statm"), Path("/proc/meminfo")
 class Report:
     """Written by the thread that renders, and read by the one that beats."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, pipeline: Pipeline, abilities: Callable[[], Abilities]) -> None:
+        self._pipeline, self._abilities = pipeline, abilities
         self._batch: Batch | None = None
         self._step = 0
         self._rendered: deque[tuple[float, int, int]] = deque()  # when, images, slots
@@ -41,7 +43,8 @@ class Report:
         card = self._pipeline.card
         return {
             "class": reproducibility_class(self._pipeline, max(card.batch_sizes)),
-            "sizes": [f"{width}x{height}" for width, height in card.sizes],
+            "device_kind": self._pipeline.device_kind,
+            **self._abilities().as_report(),
         }
 
     def now(self) -> dict[str, Any]:
@@ -55,6 +58,7 @@ class Report:
             },
             "fill": self._fill(),
             "memory": [used, there],
+            **self._abilities().limits(),
         }  # fmt: skip
 
     def _fill(self) -> float | None:

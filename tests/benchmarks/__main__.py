@@ -13,6 +13,7 @@ NAMES = (
     "turns",
     "bulk",
     "claim",
+    "mixed",
     "progress",
     "catalogue",
     "watchers",

@@ -578,7 +578,8 @@ def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
         chosen = claims.candidates(connection, factories.REVISION, 1, "worker-a")
         row = chosen.rows[0]
         values = {"job_ids": [row.job_id], "segment_ids": [row.id], "lows": [row.low], "seats": 16,
-                  "worker_id": "w", "lease": 30.0, "claimable": ["queued", "in_progress"]}  # fmt: skip
+                  "worker_id": "w", "lease": 30.0, "claimable": ["queued", "in_progress"], "leave": 5, "free": None,
+                  "all_jobs": [row.job_id], "all_segments": [row.id], "all_lows": [row.low]}  # fmt: skip
         plan = "\n".join(connection.execute(text("EXPLAIN " + claims._TAKE.text), values).scalars())
     database.close()
     assert "Seq Scan on images" not in plan

@@ -1,5 +1,6 @@
 """What a worker says of itself with its heartbeat."""
 
+from services.core.fleet.abilities import Abilities
 from services.core.settings import Settings
 from worker import report
 from worker.pipeline import canary
@@ -11,7 +12,7 @@ SERVERS = {"DATABASE_URL": "postgresql://h/d", "REDIS_URL": "redis://h", "AWS_EN
 def make(monkeypatch, memory=None):
     pipeline = SimulatedPipeline(Settings.read(SERVERS))
     monkeypatch.setattr(pipeline, "memory", lambda: memory)
-    return pipeline, report.Report(pipeline)
+    return pipeline, report.Report(pipeline, Abilities)
 
 
 def test_the_batch_at_hand_has_its_step_and_is_gone_when_it_ends(monkeypatch):

@@ -54,6 +54,7 @@ WRITERS = {
     "views": "tenants",
     "models": "fleet",
     "model_shapes": "fleet",
+    "model_classes": "fleet",
     "workers": "fleet",
     "drains": "fleet",
     "render_rates": "fleet",

@@ -17,7 +17,8 @@ from services.core.model.specs import DEFAULT_STRENGTH, SEED_LIMIT, OutputFormat
 
 COUNTS = ("queued", "rendering", "done", "failed", "cancelled")  # one per state of images; the sum is the job's total
 SHAPE = tuple(field.name for field in fields(Shape))
-TIMED = tuple(name for name in SHAPE if name not in ("prompt_chunks", "first_step"))  # see `Shape.timed`
+_UNTIMED = ("prompt_chunks", "first_step", "reproducibility_class")  # see `Shape.timed`
+TIMED = tuple(name for name in SHAPE if name not in _UNTIMED)
 PAYLOAD = (
     Column("job_id", BigInteger),
     Column("index", Integer),
@@ -97,6 +98,7 @@ def shape_columns() -> tuple[Column[Any], ...]:
         Column("guided", Boolean, nullable=False),
         Column("prompt_chunks", SmallInteger, nullable=False, server_default="1"),
         Column("first_step", SmallInteger, nullable=False, server_default="0"),
+        Column("reproducibility_class", Text, nullable=False, server_default=""),
     )
 
 

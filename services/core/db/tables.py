@@ -133,6 +133,17 @@ model_shapes = Table(
     PrimaryKeyConstraint("model_revision", "width", "height"),
 )
 
+model_classes = Table(  # the reproducibility classes that workers have served
+    "model_classes",
+    metadata,
+    Column("model_revision", Text),
+    Column("reproducibility_class", Text),
+    Column("device_kind", Text, nullable=False),
+    Column("batch_size", SmallInteger, nullable=False),
+    Column("registered_at", Moment, nullable=False, server_default=now),
+    PrimaryKeyConstraint("model_revision", "reproducibility_class"),
+)
+
 jobs = Table(
     "jobs",
     metadata,
@@ -460,6 +471,7 @@ claims = Table(
     Column("render_seconds", REAL),
     Column("step", SmallInteger, nullable=False, server_default=zero),
     Column("lease_seconds", REAL),  # null in a claim of the release before
+    Column("free_at", Moment),  # when its worker expects to have rendered it; null: nothing like it was measured
     CheckConstraint("state IN ('open','settled','expired','crashed')", name="claims_state"),
     CheckConstraint("(state = 'open') = (ended_at IS NULL)", name="claims_ended"),
     Index("claims_open", "expires_at", postgresql_where=text("state = 'open'")),
@@ -555,6 +567,7 @@ render_rates = Table(  # accelerator-seconds per image, as measured by each devi
     Column("deviation", Double, nullable=False),
     Column("measured_at", Moment, nullable=False, server_default=now),
     PrimaryKeyConstraint(*columns.TIMED, "device"),
+    Index("render_rates_device", "device", "model_revision"),
 )
 
 exports = Table(

@@ -5,6 +5,7 @@ transaction.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,6 +13,7 @@ from sqlalchemy import Connection
 
 from services.core.db.statements import statement
 from services.core.fleet import workers
+from services.core.model import classes
 from services.core.model.licenses import License
 from services.core.model.long_prompts import LongPrompts
 from services.core.model.specs import ModelCard
@@ -30,6 +32,16 @@ ON CONFLICT (name) DO UPDATE SET revision = excluded.revision, default_width = e
 _REGISTER_SHAPE = statement("models.register_shape")("""
 INSERT INTO model_shapes (model_revision, width, height, max_steps) VALUES (:revision, :width, :height, :max_steps)
 ON CONFLICT (model_revision, width, height) DO UPDATE SET max_steps = excluded.max_steps
+""")
+_REGISTER_CLASS = statement("models.register_class")("""
+INSERT INTO model_classes (model_revision, reproducibility_class, device_kind, batch_size)
+VALUES (:revision, :name, :device_kind, :batch_size)
+ON CONFLICT DO NOTHING
+""")
+_CLASSES = statement("models.classes")("""
+SELECT m.name, c.reproducibility_class
+FROM models m JOIN model_classes c ON c.model_revision = m.revision
+ORDER BY m.name, c.device_kind, c.batch_size DESC, c.reproducibility_class LIMIT 1000
 """)
 _NAMES = statement("models.names")("SELECT name FROM models ORDER BY name")
 _REGISTRY = statement("models.registry")("""
@@ -70,8 +82,8 @@ class Registry(dict[str, Model]):
     reason = "no worker has been up"
 
 
-def register(connection: Connection, card: ModelCard) -> None:
-    """Makes the card's revision the model's current one."""
+def register(connection: Connection, card: ModelCard, served: Iterable[str] = ()) -> None:
+    """Makes the card's revision the model's current one. `served` are the reproducibility classes of a worker."""
     width, height = card.default_size
     values = {"name": card.name, "revision": card.revision, "width": width, "height": height}
     values |= {"steps": card.default_steps, "guidance_scale": card.default_guidance_scale, "redraws": card.redraws}
@@ -82,10 +94,25 @@ def register(connection: Connection, card: ModelCard) -> None:
         for width, height in card.sizes
     ]
     connection.execute(_REGISTER_SHAPE, sizes)
+    rows = [
+        {"revision": card.revision, "name": name, "device_kind": parts.device_kind, "batch_size": parts.batch_size}
+        for name in sorted(served)
+        if (parts := classes.parse(name)) is not None
+    ]
+    if rows:
+        connection.execute(_REGISTER_CLASS, rows)
 
 
 def names(connection: Connection) -> list[str]:
     return list(connection.execute(_NAMES).scalars())
+
+
+def known_classes(connection: Connection) -> dict[str, list[str]]:
+    """The reproducibility classes that workers have served of each model's current revision."""
+    found: dict[str, list[str]] = {}
+    for row in connection.execute(_CLASSES):
+        found.setdefault(row.name, []).append(row.reproducibility_class)
+    return found
 
 
 def registry(connection: Connection) -> Registry:

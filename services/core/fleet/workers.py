@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from services.core.db.statements import statement
+from services.core.fleet.abilities import Abilities
 
 RATE_SECONDS = 60
 LIVE_SECONDS = 15.0  # a worker that was not seen for longer is silent
@@ -50,7 +51,11 @@ SELECT EXISTS (SELECT FROM workers
 """)
 _LISTED = statement("workers.listed")("""
 SELECT w.id, w.host, w.pid, w.device, w.model, w.state, w.doing, w.started_at, w.seen_at, w.busy_at,
-       w.report,
+       w.report, w.model_revision,
+       (SELECT json_agg(json_build_array(r.width, r.height, r.steps, r.guided, r.seconds_per_image)) FROM (
+          SELECT width, height, steps, guided, seconds_per_image FROM render_rates
+          WHERE render_rates.device = w.host || ' ' || w.device AND render_rates.model_revision = w.model_revision
+          ORDER BY width * height, width, steps, guided DESC LIMIT 64) r) AS measured,
        abs(extract(epoch FROM now() - w.seen_at))::double precision AS silent,
        coalesce(held.images, 0) AS rendering, coalesce(ended.images, 0) AS images,
        EXISTS (SELECT FROM drains d WHERE d.host = w.host AND d.device = w.device) AS drained
@@ -106,16 +111,29 @@ class ScorerTrouble:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """Seconds an image of a shape takes on a worker's device in a full batch, as measured."""
+
+    size: str
+    steps: int
+    guided: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Worker:
     """A worker that was seen during the last day, `silent` seconds ago. It holds `rendering` images, and settled `rate`
     images a second during the last minute. `drained`: it takes nothing new. `busy_at`: when it was last seen busy.
-    What it says of itself is None or empty if it does not say it: `memory` in bytes, used and there."""
+    What it says of itself is None or empty if it does not say it: `memory` in bytes, used and there; `classes` are the
+    reproducibility classes of its batches, the largest batch first."""
 
     id: str
     host: str
     pid: int
     device: str
+    device_kind: str
     model: str
+    revision: str
     state: str
     doing: str
     started_at: datetime
@@ -127,6 +145,8 @@ class Worker:
     busy_at: datetime | None
     reproducibility_class: str
     sizes: tuple[str, ...]
+    able: Abilities
+    measured: tuple[Measured, ...]
     batch: Batch | None
     fill: float | None
     memory: tuple[int, int] | None
@@ -137,9 +157,13 @@ class Worker:
         return self.silent < LIVE_SECONDS and self.state not in GONE
 
     @property
-    def device_kind(self) -> str:
-        """The device without its number in its host."""
-        return kind(self.device)
+    def batch_sizes(self) -> list[int]:
+        """The declared sizes of its batches, largest first."""
+        return sorted(self.able.classes, reverse=True)
+
+    @property
+    def classes(self) -> list[str]:
+        return [self.able.classes[size] for size in self.batch_sizes]
 
 
 def kind(device: str) -> str:
@@ -162,6 +186,7 @@ def listed(connection: Connection) -> list[Worker]:
             pid=row.pid,
             device=row.device,
             model=row.model,
+            revision=row.model_revision,
             state=row.state,
             doing=row.doing,
             started_at=row.started_at,
@@ -171,7 +196,11 @@ def listed(connection: Connection) -> list[Worker]:
             rate=row.images / RATE_SECONDS,
             drained=row.drained,
             busy_at=row.busy_at,
-            **_said(row.report),
+            measured=tuple(
+                Measured(f"{width}x{height}", steps, guided, seconds)
+                for width, height, steps, guided, seconds in row.measured or ()
+            ),
+            **_said(row.report, row.device),
         )
         for row in rows
     ]
@@ -182,7 +211,7 @@ def devices(fleet: Iterable[Worker]) -> list[Devices]:
     kinds: dict[tuple[str, str], list[Worker]] = {}
     for worker in fleet:
         if worker.is_live:
-            kinds.setdefault((worker.device_kind, worker.model), []).append(worker)
+            kinds.setdefault((kind(worker.device), worker.model), []).append(worker)
     found = []
     for (device, model), members in sorted(kinds.items()):
         states = ["drained" if one.drained and one.state == "ready" else one.state for one in members]
@@ -193,13 +222,15 @@ def devices(fleet: Iterable[Worker]) -> list[Devices]:
     return found
 
 
-def _said(report: Mapping[str, Any]) -> dict[str, Any]:
+def _said(report: Mapping[str, Any], device: str) -> dict[str, Any]:
     """What a worker says of itself. Another release may say it in other words, which are not shown."""
     batch, memory = report.get("batch"), report.get("memory")
     names = Batch.__slots__
     return {
         "reproducibility_class": str(report.get("class", "")),
-        "sizes": tuple(map(str, report.get("sizes", ()))),
+        "device_kind": str(report.get("device_kind") or kind(device)),
+        "sizes": tuple(map(str, report.get("sizes") or ())),
+        "able": Abilities.read(report),
         "batch": Batch(*(batch[name] for name in names))
         if isinstance(batch, dict) and set(names) <= set(batch)
         else None,

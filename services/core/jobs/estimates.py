@@ -231,13 +231,8 @@ def _rate(measured: Sequence[Any], shape: Shape) -> Rate | None:
             by_shape.setdefault(columns.read_timed(row), []).append(row)
     if not by_shape:
         return None
-    near = min(by_shape, key=lambda other: (other != shape, abs(math.log(_size(shape) / _size(other)))))
-    rows, scale = by_shape[near], _size(shape) / _size(near)
+    near = shape.nearest(by_shape)
+    rows, scale = by_shape[near], shape.work / near.work
     devices = tuple((row.seconds_per_image, row.deviation, int(row.images)) for row in rows)
     mean = sum(seconds * images for seconds, _, images in devices) / sum(images for _, _, images in devices)
     return Rate(mean * scale, near == shape, devices, scale)
-
-
-def _size(shape: Shape) -> float:
-    """A number proportional to the work of a render."""
-    return float(shape.width * shape.height * shape.steps * (2 if shape.guided else 1))

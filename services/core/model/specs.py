@@ -5,7 +5,8 @@ Plain Python: none of them holds a connection, a tensor or a file.
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -36,6 +37,7 @@ class Shape:
     `prompt_chunks` is more than 1 only for prompts that are too long for the text encoder, if the model reads them.
 
     `first_step` is 0 for pictures that begin as noise; else an input picture is redrawn from that step on, 1..steps.
+    `reproducibility_class` is the one that was asked for, "" if any will do; it is no part of a spec.
     """
 
     model_revision: str
@@ -45,6 +47,7 @@ class Shape:
     guided: bool
     prompt_chunks: int = 1
     first_step: int = 0
+    reproducibility_class: str = ""
 
     @property
     def steps_done(self) -> int:
@@ -52,10 +55,24 @@ class Shape:
         return self.steps - max(self.first_step - 1, 0)
 
     @property
+    def rendered(self) -> "Shape":
+        """The shape of its batches, which know nothing of the class that was asked for."""
+        return replace(self, reproducibility_class="") if self.reproducibility_class else self
+
+    @property
     def timed(self) -> "Shape":
         """The shape under which its time is measured: how long the prompt is makes little of it, and nor does encoding
         an input, which leaves fewer steps."""
-        return replace(self, steps=self.steps_done, prompt_chunks=1, first_step=0)
+        return Shape(self.model_revision, self.width, self.height, self.steps_done, self.guided)
+
+    @property
+    def work(self) -> int:
+        """A number proportional to the work of an image."""
+        return self.width * self.height * self.steps_done * (2 if self.guided else 1)
+
+    def nearest(self, measured: Iterable["Shape"]) -> "Shape":
+        """That of the measured shapes whose time says most of this one's: itself, else the one of most equal work."""
+        return min(measured, key=lambda other: (other != self, abs(math.log(self.work / other.work))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +158,17 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A lease on a batch of images. `id` is never reused: it is the fencing token."""
+    """A lease on a batch of images. `id` is never reused: it is the fencing token. `reproducibility_class` is the one
+    that was asked for, "" if any will do. `seconds`: how long rendering it is expected to take, 0 if that is not known.
+    """
 
     id: int
     shape: Shape
     images: tuple[Image, ...]
     lease_seconds: float
     fresh_jobs: tuple[int, ...] = ()  # jobs that had no claim before this one
+    reproducibility_class: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

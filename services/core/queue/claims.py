@@ -3,26 +3,39 @@
 A worker's writes are fenced by the claim's id, which is never reused. The database's clock is the only clock. All
 functions take an open system transaction and never commit.
 
+A worker claims only what it is able to render. Near the end of the work it leaves what others will have rendered sooner
+(`tail.py`), so a claim may find images and take none.
+
 Locks are always taken in this order: claim, jobs, images, segments, engines. A job's lock is an advisory lock: claims
 and settles share it, a cancel takes it exclusively. Advisory locks are granted in turn, row locks are not, so a stream
 of claims cannot keep a cancel waiting.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import Connection
 
 from services.core.db import columns
 from services.core.db.statements import statement
-from services.core.model import states
+from services.core.fleet import abilities
+from services.core.fleet.abilities import Abilities
+from services.core.model import classes, states
 from services.core.model.specs import Claim, Image, Shape, Spec, image_seed
+from services.core.queue import peers
+from services.core.queue.peers import Peer
+from services.core.queue.tail import Pace
+
+ABLE = Abilities()  # to render everything but what asks for a class
 
 # The order of segments: first the priority class whose turn it is, then the other classes by priority; within a class
-# the tenant with the smallest virtual time; within a tenant the oldest job. One index probe per class and tenant.
+# the tenant with the smallest virtual time; within a tenant the oldest job. One index probe per class and tenant. The
+# first row brings the fleet.
+_ORDER = "class.priority <> :turn, class.priority, t.virtual_time, s.job_id, s.id"
 _CANDIDATES = statement("claims.candidates")(f"""
-SELECT s.*
+SELECT s.*, CASE row_number() OVER (ORDER BY {_ORDER}) WHEN 1 THEN ({peers.FLEET}) END AS fleet
 FROM (VALUES (0), (1), (2)) AS class (priority)
 CROSS JOIN tenants t
 CROSS JOIN LATERAL (
@@ -30,24 +43,38 @@ CROSS JOIN LATERAL (
          abs(extract(epoch FROM clock_timestamp() - created_at)) AS age
   FROM segments
   WHERE model_revision = :revision AND priority = class.priority AND tenant_id = t.id AND open AND low <= high
-    AND (:redraws OR first_step = 0)
+    AND (:redraws OR first_step = 0) AND (:long_prompts OR prompt_chunks = 1) AND steps <= :max_steps
+    AND (CAST(:sizes AS text[]) IS NULL OR width || 'x' || height = ANY(:sizes))
+    AND (reproducibility_class = '' OR reproducibility_class = ANY(:classes)
+         AND {abilities.WORDS} || ' ' || reproducibility_class <> ALL(:refused))
   ORDER BY job_id, id LIMIT 16
 ) s
 WHERE NOT EXISTS (SELECT FROM workers JOIN drains USING (host, device) WHERE workers.id = :worker_id)
-ORDER BY class.priority <> :turn, class.priority, t.virtual_time, s.job_id, s.id
+ORDER BY {_ORDER}
 """)  # noqa: S608  our own text
 
 # Runs with the jobs' locks held, so its snapshot shows every cancel that committed before, and later cancels wait.
 # MATERIALIZED makes the LIMIT of `taken` exact. OFFSET 0 forces the planner to join the jobs segment by segment, in the
-# order given.
+# order given. `enough`: more than `leave` images wait in these segments and those before them; no more are read.
 _TAKE = statement("claims.take")(f"""
-WITH taken AS MATERIALIZED (
+WITH enough AS MATERIALIZED (
+  SELECT CAST(:leave AS integer) = 0 OR :leave < (
+    SELECT count(*) FROM (
+      SELECT FROM unnest(CAST(:all_jobs AS bigint[]), CAST(:all_segments AS smallint[]), CAST(:all_lows AS integer[]))
+           AS s (job_id, id, low)
+      CROSS JOIN LATERAL (
+        SELECT FROM images WHERE images.job_id = s.job_id AND segment_id = s.id AND index >= s.low AND state = 0
+        LIMIT :leave + 1
+      ) i LIMIT :leave + 1
+    ) waiting
+  ) AS holds
+), taken AS MATERIALIZED (
   SELECT j.tenant_id, j.state AS job_state, j.embed_prompt, j.dedupe, i.*
   FROM unnest(CAST(:job_ids AS bigint[]), CAST(:segment_ids AS smallint[]), CAST(:lows AS integer[]))
        AS s (job_id, id, low)
   CROSS JOIN LATERAL (
     SELECT tenant_id, state, embed_prompt, dedupe FROM jobs
-    WHERE jobs.id = s.job_id AND state = ANY(:claimable) AND NOT paused OFFSET 0
+    WHERE jobs.id = s.job_id AND state = ANY(:claimable) AND NOT paused AND (SELECT holds FROM enough) OFFSET 0
   ) j
   CROSS JOIN LATERAL (
     SELECT job_id, index FROM images
@@ -56,8 +83,9 @@ WITH taken AS MATERIALIZED (
   ) i
   LIMIT :seats
 ), claim AS (
-  INSERT INTO claims (worker_id, images, job_ids, expires_at, lease_seconds)
-  SELECT :worker_id, count(*), array_agg(DISTINCT job_id), now() + make_interval(secs => :lease), :lease
+  INSERT INTO claims (worker_id, images, job_ids, expires_at, lease_seconds, free_at)
+  SELECT :worker_id, count(*), array_agg(DISTINCT job_id), now() + make_interval(secs => :lease), :lease,
+         now() + make_interval(secs => CAST(:free AS double precision))
   FROM taken HAVING count(*) > 0
   RETURNING id
 ), moved AS (
@@ -99,9 +127,17 @@ class Beat:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Segments that may have queued images, best first. `age` is that of the first one, in seconds."""
+    """Segments that may have queued images, best first. `age` is that of the first one, in seconds.
+
+    `fleet` are the live workers, this one among them, which will be free in `free` seconds. `spoken_for` is the share
+    of the others' time that goes into what was left to them before.
+    """
 
     rows: tuple[Any, ...]
+    worker_id: str = ""
+    fleet: Mapping[str, Peer] = field(default_factory=dict)
+    free: float = 0.0
+    spoken_for: float = 0.0
 
     @property
     def age(self) -> float:
@@ -110,7 +146,7 @@ class Candidates:
     @property
     def max_waiting(self) -> int:
         """An upper bound of the images queued in the segments that would share a batch."""
-        return sum(row.high - row.low + 1 for row in _same_shape(self.rows))
+        return sum(_span(row) for row in _same_shape(self.rows))
 
     @property
     def job_ids(self) -> list[int]:
@@ -120,27 +156,72 @@ class Candidates:
     def others(self) -> "Candidates":
         """The candidates that remain if the first one and those that share its batch have no queued image."""
         same = {(row.job_id, row.id) for row in _same_shape(self.rows)}
-        return Candidates(tuple(row for row in self.rows if (row.job_id, row.id) not in same))
+        rest = tuple(row for row in self.rows if (row.job_id, row.id) not in same)
+        left = self._left
+        share = min(self.max_waiting / left, 1.0) if left else 0.0
+        return replace(self, rows=rest, spoken_for=min(self.spoken_for + share, 1.0))
+
+    def batch(self, most: int) -> int:
+        """How many images to claim of the first one's shape, where `most` are claimed of any other: a batch of the
+        class that was asked for."""
+        asked = classes.parse(self.rows[0].reproducibility_class)
+        return most if asked is None else min(asked.batch_size, most)
+
+    @property
+    def pace(self) -> Pace | None:
+        """How this worker renders the first one; None: nothing like it was measured."""
+        return peers.own_pace(self.fleet, self.worker_id, columns.read_shape(self.rows[0]), self.free)
+
+    @property
+    def leaves(self) -> int:
+        """How many of the first images of its shape are left to other workers, which end them sooner. Suspects are
+        not: it takes two devices to tell what is at fault."""
+        return int(self._left * (1 - self.spoken_for))
+
+    @property
+    def _left(self) -> int:
+        first = self.rows[0]
+        if first.cap is not None:
+            return 0
+        return peers.left(self.fleet, self.pace, self.worker_id, columns.read_shape(first), self.age)
 
 
 def candidates(
-    connection: Connection, model_revision: str, turn: int, worker_id: str, *, redraws: bool = True
+    connection: Connection,
+    model_revision: str,
+    turn: int,
+    worker_id: str,
+    able: Abilities = ABLE,
+    *,
+    free: float = 0.0,
 ) -> Candidates:
-    """The open segments of that revision for that worker; none if it is drained. `turn` is the priority class that
-    comes first: 0, 1 or 2. `redraws`: the worker takes input pictures."""
-    values = {"revision": model_revision, "turn": turn, "worker_id": worker_id, "redraws": redraws}
-    return Candidates(tuple(connection.execute(_CANDIDATES, values)))
+    """The open segments of that revision that the worker is able to render; none if it is drained. `turn` is the
+    priority class that comes first: 0, 1 or 2. `free`: in how many seconds the worker has rendered what it holds."""
+    values = {
+        "revision": model_revision, "turn": turn, "worker_id": worker_id, "redraws": able.redraws,
+        "long_prompts": able.long_prompts, "max_steps": able.max_steps,
+        "sizes": None if able.sizes is None else list(able.sizes),
+        "classes": list(able.classes.values()), "refused": able.refused(),
+    }  # fmt: skip
+    rows = tuple(connection.execute(_CANDIDATES, values))
+    fleet = peers.read(model_revision, rows[0].fleet) if rows else {}
+    return Candidates(rows, worker_id, fleet, free)
 
 
 def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: int, lease: float) -> Claim | None:
-    """Leases up to `seats` images of one shape for `lease` seconds. None: these segments have no queued image left.
+    """Leases up to `seats` images of one shape for `lease` seconds. None: these segments have no queued image left, or
+    others will have rendered all of them before this worker could.
 
     The first candidate decides the shape; free seats are filled from other segments of that shape. Quarantined images
     share no batch with others, and at most `cap` of them are in one batch.
     """
     if not chosen.rows:
         return None
-    segments = _same_shape(chosen.rows)[:seats]
+    waiting, leave, pace = _same_shape(chosen.rows), chosen.leaves, chosen.pace
+    behind = [row for row, upto in zip(waiting, accumulate(_span(row) for row in waiting), strict=True) if upto > leave]
+    if not behind:
+        return None
+    segments = behind[:seats]
     first = segments[0]
     share_jobs(connection, [row.job_id for row in segments])
     if first.cap is not None:
@@ -151,6 +232,11 @@ def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: 
             "job_ids": [row.job_id for row in segments],
             "segment_ids": [row.id for row in segments],
             "lows": [row.low for row in segments],
+            "leave": leave,
+            "all_jobs": [row.job_id for row in waiting] if leave else [],
+            "all_segments": [row.id for row in waiting] if leave else [],
+            "all_lows": [row.low for row in waiting] if leave else [],
+            "free": None if pace is None else pace.end,
             "seats": seats,
             "worker_id": worker_id,
             "lease": lease,
@@ -161,7 +247,15 @@ def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: 
         return None
     shape = columns.read_shape(first)
     fresh = sorted({row.job_id for row in rows if row.job_state in states.START.sources})
-    return Claim(rows[0].claim_id, shape, tuple(_image(row, shape) for row in rows), lease, tuple(fresh))
+    return Claim(
+        rows[0].claim_id,
+        shape.rendered,
+        tuple(_image(row, shape) for row in rows),
+        lease,
+        tuple(fresh),
+        shape.reproducibility_class,
+        0.0 if pace is None else pace.seconds,
+    )
 
 
 def extend(connection: Connection, steps: dict[int, int], lease: float) -> Beat:
@@ -191,6 +285,11 @@ def _same_shape(rows: Sequence[Any]) -> list[Any]:
         return [first]
     shape = columns.read_shape(first)
     return [row for row in rows if row.cap is None and columns.read_shape(row) == shape]
+
+
+def _span(row: Any) -> int:
+    """An upper bound of the images queued in a segment."""
+    return int(row.high - row.low + 1)
 
 
 def _image(row: Any, shape: Shape) -> Image:

@@ -1,0 +1,284 @@
+"""A fast and slow workers on the same lanes: who takes what at the end of the work, from live rows."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import text
+
+from services.core.db.database import Database
+from services.core.fleet import throughput, workers
+from services.core.fleet.abilities import Abilities
+from services.core.model.specs import Shape
+from services.core.queue import claims, segments
+from tests import factories
+from tests.factories import submit
+from tests.render_loops import counts, images, mugs
+from tests.waiting import until
+
+SMALL = Shape(factories.REVISION, 64, 64, 10, True)
+FAST, SLOW = "fast", "slow"
+SIZES = ("64x64", "256x256", "512x512")
+
+
+@pytest.fixture
+def ready(database):
+    factories.register(database)
+    return database
+
+
+def up(database: Database, name: str, seconds: float | None, batches: Sequence[int] = (1,), **able: object) -> None:
+    """A live worker on a host of its name, measured at so many seconds an image."""
+    classes = {size: f"{factories.REVISION}/simulated/uint8/{name}/{size}" for size in batches}
+    said = Abilities(**{"sizes": SIZES, "classes": classes, **able}).as_report()
+    with database.begin_system() as connection:
+        workers.register(
+            connection, name, host=name, pid=1, device="simulated", model="simulated", revision=factories.REVISION,
+            state="ready", report=said,
+        )  # fmt: skip
+        workers.beat(connection, name, "busy")
+        if seconds is not None:
+            throughput.record(connection, SMALL, f"{name} simulated", images=16, seconds_per_image=seconds)
+
+
+# Whoever was not made older was heard of just now, however slow the machine is.
+HEARD = text("""
+UPDATE workers SET seen_at = now(), busy_at = CASE WHEN busy_at > now() - interval '1 hour' THEN now() ELSE busy_at END
+WHERE seen_at > now() - interval '1 hour'
+""")
+
+
+def look(database: Database, name: str, free: float = 0.0) -> claims.Candidates:
+    with database.begin_system() as connection:
+        connection.execute(HEARD)
+        return claims.candidates(connection, factories.REVISION, 1, name, free=free)
+
+
+def take(database: Database, name: str, seats: int = 1, free: float = 0.0) -> int:
+    """How many images it claims."""
+    with database.begin_system() as connection:
+        connection.execute(HEARD)
+        chosen = claims.candidates(connection, factories.REVISION, 1, name, free=free)
+        taken = claims.claim(connection, chosen, worker_id=name, seats=seats, lease=30.0)
+    return 0 if taken is None else len(taken.images)
+
+
+def free(database: Database, name: str, seconds: int) -> None:
+    """When that worker expects to have rendered what it holds."""
+    change(database, f"UPDATE claims SET free_at = now() + interval '{seconds} s' WHERE worker_id = '{name}'")
+
+
+def change(database: Database, sql: str) -> None:
+    with database.begin_system() as connection:
+        connection.execute(text(sql))
+
+
+def test_a_slow_worker_leaves_the_tail_and_takes_what_is_beyond_it(ready, settings):
+    up(ready, FAST, 50.0, (16, 1))  # 800 s a batch
+    up(ready, SLOW, 4_000.0)
+    submit(ready, settings, 100, size="64x64")
+    assert take(ready, FAST, 16) == 16
+    assert look(ready, FAST).leaves == 0
+    free(ready, FAST, 1_200)
+    assert look(ready, SLOW).leaves == 48  # three more batches within 4,000 s
+    assert take(ready, SLOW) == 1
+    assert [take(ready, FAST, 16) for _ in range(3)] == [16] * 3
+    assert look(ready, SLOW).max_waiting == 100  # the low-water mark is behind
+    free(ready, FAST, 1_200)
+    assert take(ready, SLOW) == 0  # 35 are left: they are counted as they are taken
+    free(ready, FAST, 2_000)
+    assert take(ready, SLOW) == 1  # the fast one ends only two batches
+
+
+def test_the_last_images_are_left_before_they_are_locked(ready, settings):
+    up(ready, FAST, 0.5, (16, 1))
+    up(ready, SLOW, 40.0)
+    submit(ready, settings, 3, size="64x64")
+    assert take(ready, SLOW) == 0
+    with ready.begin_system() as connection:
+        segments.raise_low(connection)
+    assert take(ready, SLOW) == 0
+    assert take(ready, FAST, 16) == 3
+
+
+TROUBLE = {
+    "is gone": "UPDATE workers SET seen_at = now() - interval '1 day' WHERE id = 'fast'",
+    "has crashed": "UPDATE workers SET state = 'crashed' WHERE id = 'fast'",
+    "is sick": "UPDATE workers SET state = 'sick' WHERE id = 'fast'",
+    "is drained": "INSERT INTO drains (host, device) VALUES ('fast', 'simulated')",
+    "serves another revision": "UPDATE workers SET model_revision = 'other' WHERE id = 'fast'",
+    "was never measured": "DELETE FROM render_rates WHERE device LIKE 'fast%'",
+    "does not say what it serves": "UPDATE workers SET report = '{}' WHERE id = 'fast'",
+    "does not take what has waited": "UPDATE workers SET busy_at = now() - interval '1 day'; "
+    "UPDATE segments SET created_at = now() - interval '1 day'",
+}
+
+
+@pytest.mark.parametrize("why", TROUBLE)
+def test_a_slow_worker_leaves_nothing_to_one_that(ready, settings, why):
+    up(ready, FAST, 0.5, (16, 1))
+    up(ready, SLOW, 40.0)
+    submit(ready, settings, 3, size="64x64")
+    assert take(ready, SLOW) == 0
+    for sql in TROUBLE[why].split("; "):
+        change(ready, sql)
+    assert take(ready, SLOW) == 1
+
+
+def test_it_leaves_nothing_to_one_that_is_busy_for_longer_or_late(ready, settings):
+    up(ready, FAST, 50.0, (16, 1))
+    up(ready, SLOW, 4_000.0)
+    submit(ready, settings, 17, size="64x64")
+    assert take(ready, FAST, 16) == 16
+    for seconds, taken in ((4_000, 1), (2_000, 0), (-500, 0), (-1_500, 1)):
+        free(ready, FAST, seconds)
+        assert take(ready, SLOW) == taken, seconds
+        change(ready, "UPDATE images SET state = 0, claim_id = NULL WHERE index = 16")
+        change(ready, "UPDATE segments SET low = 0")
+        change(ready, "DELETE FROM claims WHERE worker_id = 'slow'")
+    change(ready, "UPDATE claims SET free_at = NULL WHERE worker_id = 'fast'")  # of the release before
+    assert take(ready, SLOW) == 1
+
+
+def test_it_leaves_nothing_that_the_fast_one_cannot_render(ready, settings):
+    up(ready, FAST, 0.5, (16, 1), sizes=("512x512",))
+    up(ready, SLOW, 40.0)
+    submit(ready, settings, 3, size="64x64")
+    assert take(ready, FAST, 16) == 3 and take(ready, SLOW) == 0  # a claim that says nothing of its worker takes all
+
+
+def test_what_was_left_in_one_lane_takes_time_from_the_next(ready, settings):
+    """Else a slow worker would be idle while others have more to do than they can."""
+    up(ready, FAST, 1.0, (1,))
+    up(ready, SLOW, 10.0)
+    submit(ready, settings, 6, size="64x64")
+    submit(ready, settings, 6, size="64x64", num_inference_steps=11)
+    found = look(ready, SLOW)
+    assert found.leaves == 7  # of ten seconds, two until the fast one looks
+    assert 0 < found.others.leaves <= 1
+    with ready.begin_system() as connection:
+        assert claims.claim(connection, found.others, worker_id=SLOW, seats=1, lease=30.0) is not None
+
+
+def test_it_takes_images_of_a_later_job_and_leaves_the_end_of_the_first(ready, settings):
+    up(ready, FAST, 1.0, (1,))
+    up(ready, SLOW, 10.0)
+    first, second = (submit(ready, settings, 5, size="64x64") for _ in range(2))
+    with ready.begin_system() as connection:
+        chosen = claims.candidates(connection, factories.REVISION, 1, SLOW)
+        taken = claims.claim(connection, chosen, worker_id=SLOW, seats=1, lease=30.0)
+    assert taken is not None and {image.job_id for image in taken.images} == {second}
+    assert first != second
+
+
+def test_suspects_are_left_to_nobody(ready, settings):
+    up(ready, FAST, 0.5, (16, 1))
+    up(ready, SLOW, 40.0)
+    submit(ready, settings, 3, size="64x64")
+    change(ready, "UPDATE segments SET cap = 1")
+    assert take(ready, SLOW) == 1
+
+
+def test_a_claim_says_when_its_worker_will_be_free(ready, settings):
+    up(ready, FAST, 0.5, (16, 1))
+    submit(ready, settings, 100, size="64x64")
+    assert take(ready, FAST, 16, free=3.0) == 16
+    assert take(ready, "unknown", 16) == 16
+    with ready.begin_system() as connection:
+        rows = connection.execute(text("SELECT extract(epoch FROM free_at - created_at) FROM claims ORDER BY id"))
+        said = list(rows.scalars())
+    assert float(said[0]) == pytest.approx(11.0) and said[1] is None
+
+
+def test_a_worker_claims_only_what_it_can_render(ready, settings):
+    """Workers of one revision may be compiled for different sizes."""
+    submit(ready, settings, 2, size="64x64")
+    able = Abilities(sizes=("256x256",))
+    with ready.begin_system() as connection:
+        for cannot in (able, Abilities(max_steps=9)):
+            assert not claims.candidates(connection, factories.REVISION, 1, "w", cannot).rows
+        can = replace(able, sizes=("256x256", "64x64"), max_steps=10, redraws=False, long_prompts=False)
+        assert claims.candidates(connection, factories.REVISION, 1, "w", can).rows
+
+
+SPEEDS = {"gpu": (1.0, (16, 1)), "card": (5.0, (1,)), "cpu": (40.0, (1,))}  # milliseconds an image, batches
+
+
+def mixed(make_render_loop, database: Database, fast) -> dict[str, object]:
+    """Render loops of three speeds, registered as their processes would be."""
+    loops = {}
+    for name, (milliseconds, sizes) in SPEEDS.items():
+        loops[name] = make_render_loop(replace(fast, simulated_image_ms=milliseconds, batch_sizes=sizes), worker=name)
+        register(database, loops[name], name)
+    return loops
+
+
+def register(database: Database, loop, name: str, state: str = "ready") -> None:
+    with database.begin_system() as connection:
+        workers.register(
+            connection, name, host=name, pid=1, device="simulated", model="simulated",
+            revision=loop.pipeline.card.revision, state=state, report=loop.device.report.what_it_is(),
+        )  # fmt: skip
+
+
+def render(database: Database, loops, job: int, total: int) -> None:
+    """Runs the loops as their timers would until the job's images are done."""
+
+    def work(name: str) -> None:
+        while counts(database, job).get("done", 0) < total:
+            with database.begin_system() as connection:
+                workers.beat(connection, name, "busy")
+            loops[name].run()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in loops]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+
+def test_three_speeds_share_a_job_and_each_image_says_its_class(make_render_loop, database, fast):
+    loops = mixed(make_render_loop, database, fast)
+    for name, loop in loops.items():  # each is measured
+        alone = submit(database, fast, mugs(1), num_inference_steps=2)
+        loop.run()
+        [image] = images(database, alone)
+        assert image.device == f"{name} simulated"
+    job = submit(database, fast, mugs(100), num_inference_steps=2)
+    render(database, loops, job, 100)
+    assert counts(database, job) == {"done": 100}
+    for image in images(database, job):
+        assert image.device is not None and image.reproducibility_class is not None
+        assert image.reproducibility_class.endswith("/16" if image.device.startswith("gpu") else "/1")
+
+
+def test_when_the_fast_one_is_gone_at_the_tail_the_slow_one_ends_the_job(make_render_loop, database, fast):
+    """Its row still says busy, and the slow one has left it the end of the job."""
+    slow = make_render_loop(replace(fast, simulated_image_ms=5.0, batch_sizes=(1,)), worker="cpu")
+    register(database, slow, "cpu")
+    job = submit(database, fast, mugs(4), num_inference_steps=2)
+    slow.run()
+    assert counts(database, job) == {"done": 4}
+    change(database, "UPDATE render_rates SET seconds_per_image = 100")
+    up(database, FAST, None, (16, 1))
+    change(database, f"UPDATE workers SET model_revision = '{slow.pipeline.card.revision}' WHERE id = 'fast'")
+    shape = Shape(slow.pipeline.card.revision, 64, 64, 2, True)
+    with database.begin_system() as connection:
+        throughput.record(connection, shape, "fast simulated", images=16, seconds_per_image=0.001)
+    alive = threading.Event()
+    alive.set()
+
+    def beat() -> None:
+        while alive.is_set():
+            change(database, "UPDATE workers SET seen_at = now(), busy_at = now() WHERE id = 'fast'")
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    job = submit(database, fast, mugs(3), num_inference_steps=2)
+    slow.run()
+    assert counts(database, job) == {"queued": 3}
+    alive.clear()  # kill -9
+    beating.join()
+    change(database, "UPDATE workers SET seen_at = now() - interval '7 seconds' WHERE id = 'fast'")
+    until(lambda: slow.run() and counts(database, job) == {"done": 3})
