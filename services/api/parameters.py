@@ -5,12 +5,13 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import Query, Request
+from fastapi import Path, Query, Request
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 
 from services.api.errors import ApiError, parameter_status
-from services.core.model import ids
+from services.core.model import ids, metadata_filters
 from services.core.model.errors import NotFound
+from services.core.model.metadata_filters import Condition
 from services.core.model.scores import NotUnderstood, Wanted, wanted
 from services.core.model.states import ImageState, JobState
 
@@ -104,6 +105,11 @@ def version(description: str, **more: Any) -> Any:
     )
 
 
+VersionNumber = Annotated[
+    int,
+    BeforeValidator(whole),
+    Path(ge=1, le=LAST_VERSION, description="the number of a version", json_schema_extra={"minimum": 1}),
+]
 Points = Annotated[int, BeforeValidator(whole), _up_to(1000)]
 Grain = Annotated[Literal["minute", "hour"], Query(description="minute or hour: what a point stands for")]
 Limit = Annotated[int, BeforeValidator(whole), _up_to(1000)]
@@ -200,6 +206,16 @@ Score = Annotated[
         description="NAME>=NUMBER or NAME<=NUMBER of a score; several with commas, such as sharpness>=0.1,uniform<=0.9",
     ),
 ]
+Metadata = Annotated[
+    str | None,
+    AfterValidator(lambda given: None if given is None else _storable(given)),
+    Query(
+        min_length=1,
+        max_length=2_000,
+        description="NAME=VALUE or NAME!=VALUE of metadata; several with commas, such as split=val,lang!=de "
+        "(a comma of a value as \\,)",
+    ),
+]
 Sort = Annotated[
     str | None,
     Query(
@@ -231,6 +247,14 @@ def scores(score: str | None, sort: str | None) -> Wanted | None:
         return wanted(score.split(",") if score else [], sort)
     except NotUnderstood as error:
         raise ApiError(422, "invalid_parameter", str(error), param="score" if error.is_filter else "sort") from None
+
+
+def metadata(given: str | None) -> tuple[Condition, ...]:
+    """What is asked of metadata. Raises ApiError."""
+    try:
+        return metadata_filters.conditions([] if given is None else metadata_filters.divided(given))
+    except metadata_filters.NotUnderstood as error:
+        raise ApiError(422, "invalid_parameter", str(error), param="metadata") from None
 
 
 def flag(word: str | None) -> bool | None:

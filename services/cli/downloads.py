@@ -19,7 +19,7 @@ from presswork_client import Client, ClientError, Image, JobRequest, file_sha256
 from services.cli import follow, metadata, options, show, units
 from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
-from services.core.model import scores
+from services.core.model import metadata_filters, scores
 from services.core.model.file_names import PART, UniqueNames
 
 _PATIENCE_SECONDS = 60.0
@@ -38,6 +38,20 @@ class Wanted:
     image: Image
     name: str
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """Which done images are wanted."""
+
+    mark: str | None
+    scores: Sequence[scores.Range]
+    metadata: Sequence[metadata_filters.Condition]
+
+    def holds(self, image: Image) -> bool:
+        if self.mark not in (None, image["mark"]) or not scores.holds(image["scores"], self.scores):
+            return False
+        return metadata_filters.holds(image["metadata"], self.metadata)
 
 
 @dataclass
@@ -63,6 +77,7 @@ def download(
         typer.Option(help="Only images with this mark.", show_default=False),
     ] = None,
     score: options.Scores = None,
+    with_metadata: options.Metadata = None,
     parallel: Annotated[int, typer.Option("--parallel", "-p", min=1, max=64, help="How many at a time.")] = 8,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
@@ -80,12 +95,15 @@ def download(
         wished = scores.ranges(score or [])
     except scores.NotUnderstood as error:
         raise Usage(f"--score: {error}") from None
+    conditions = options.metadata(with_metadata)
     with connect(profile, _PATIENCE_SECONDS) as client:
         found = client.job(job)
         total = client.mark_counts(job)[mark] if mark else found["counts"]["done"]
         metadata.claim_folder(folder, job)
         try:
-            tally = _fetch_all(client, job, folder, UniqueNames(names), parallel, total, mark, wished)
+            tally = _fetch_all(
+                client, job, folder, UniqueNames(names), parallel, total, _Wish(mark, wished, conditions)
+            )
         except KeyboardInterrupt:
             raise Interrupted("stopped; the same command goes on with what is missing") from None
     if as_json:
@@ -101,8 +119,7 @@ def download(
 
 
 def _fetch_all(
-    client: Client, job: str, folder: Path, names: UniqueNames, parallel: int, total: int, mark: str | None,
-    wished: Sequence[scores.Range],
+    client: Client, job: str, folder: Path, names: UniqueNames, parallel: int, total: int, wish: "_Wish",
 ) -> Tally:  # fmt: skip
     """Fetches several at a time but describes them in order, so that the metadata is the same each time."""
     tally = Tally()
@@ -119,7 +136,7 @@ def _fetch_all(
                     described.add(wanted.name, wanted.facts)
                 progress.update(task, advance=1, tail=units.size(tally.bytes))
 
-            for wanted in _wanted(client, job, names, mark, wished):
+            for wanted in _wanted(client, job, names, wish):
                 waiting.append((wanted, pool.submit(_fetch, client, job, wanted, folder)))
                 if len(waiting) >= parallel * 4:
                     settle()
@@ -146,16 +163,12 @@ def _count_files(folder: Path, tally: Tally) -> None:
         tally.failed.append({"index": index, "file_name": name, "message": message})
 
 
-def _wanted(
-    client: Client, job: str, names: UniqueNames, mark: str | None, wished: Sequence[scores.Range]
-) -> Iterator[Wanted]:
-    """The done images, or those of them with the mark and the scores. The others too get their names, so that a name
-    does not depend on them."""
+def _wanted(client: Client, job: str, names: UniqueNames, wish: "_Wish") -> Iterator[Wanted]:
+    """The done images that are wished for. The others too get their names, so that a name does not depend on them."""
     for request in _in_order(client, job):
         for place, image in enumerate(request["images"]):
             name = names.of(request["custom_id"], place, request["n"], image["index"], image["output_format"])
-            is_wanted = mark in (None, image["mark"]) and scores.holds(image["scores"], wished)
-            if image["status"] == "done" and is_wanted:
+            if image["status"] == "done" and wish.holds(image):
                 facts = metadata.facts(job, image, request["prompt"], request["negative_prompt"])
                 yield Wanted(image, name, facts)
 

@@ -61,6 +61,7 @@ def export(
         ),
     ] = None,
     score: options.Scores = None,
+    metadata: options.Metadata = None,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="Start it and return.")] = False,
     key: options.Key = None,
     profile: options.ProfileName = None,
@@ -75,6 +76,8 @@ def export(
     given = {name: _value(word) for name, word in options.pairs(option, "--option").items()}
     if score:
         given["scores"] = score
+    if metadata:
+        given["metadata"] = [str(one) for one in options.metadata(metadata)]
     for name in given.keys() - Options.model_fields.keys():
         raise Usage(f"--option {name}: {suggestions.unknown_field(name, Options.model_fields)} {_OPTIONS}")
     with connect(profile, _PATIENCE_SECONDS) as client:

@@ -33,14 +33,17 @@ def list_images(
         str | None,
         typer.Option(metavar="NAME", help="By a score; -NAME: the highest first.", show_default=False),
     ] = None,
+    metadata: options.Metadata = None,
     limit: options.Limit = 50,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> None:
     """List a job's images with their scores."""
+    options.metadata(metadata)
     with connect(profile) as client:
         joined = ",".join(score or []) or None
-        found = client.images(job, status, mark=mark, score=joined, sort=sort)
+        wished = ",".join(one.replace(",", "\\,") for one in metadata or []) or None
+        found = client.images(job, status, mark=mark, score=joined, sort=sort, metadata=wished)
         shown = islice(found, limit) if limit else found
         if as_json:
             for image in shown:

@@ -1,20 +1,23 @@
 """What `presswork download` writes beside the images: records.jsonl, metadata.parquet with declared types, README.md.
 
 `load_dataset` reads metadata.parquet. From JSON it would guess types, and turn names like 2024-01-01 into times. So the
-lines have a name that it does not look for.
+lines have a name that it does not look for. The table is made of the lines once they are all there: only then the types
+of the images' metadata are known.
 """
 
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, get_args, get_type_hints
 
 from presswork_client import Image
 from services.cli.exits import Usage
-from services.core.model import strict_json
+from services.core.model import metadata_types, strict_json
 from services.core.model.errors import PressworkError
 from services.core.model.file_names import PART
+from services.core.model.metadata_types import Kind
 from services.core.model.requests import metadata_text
 
 RECORDS, TABLE, README = "records.jsonl", "metadata.parquet", "README.md"
@@ -76,11 +79,9 @@ class Metadata:
             from pyarrow import parquet
         except ImportError:
             raise PressworkError("The table of a download needs pyarrow: pip install 'presswork[cli]'.") from None
-        self._pa, self._folder = pa, folder
-        self._schema = _schema(pa)
+        self._pa, self._parquet, self._folder = pa, parquet, folder
         self._lines = _part(folder, RECORDS).open("w", encoding="utf-8", newline="\n")
-        self._table = parquet.ParquetWriter(_part(folder, TABLE), self._schema, compression="zstd")
-        self._rows: list[dict[str, Any]] = []
+        self._kinds: dict[str, Kind] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -88,40 +89,51 @@ class Metadata:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._flush()
         self._lines.close()
-        self._table.close()
-        for name in (RECORDS, TABLE) if kind is None else ():
+        if kind is not None:
+            return
+        self._write_table()
+        for name in (RECORDS, TABLE):
             _part(self._folder, name).replace(self._folder / name)
-        if kind is None:  # of the release before; a loader refuses a folder with both
-            (self._folder / "metadata.jsonl").unlink(missing_ok=True)
+        # Of the release before; a loader refuses a folder with both.
+        (self._folder / "metadata.jsonl").unlink(missing_ok=True)
 
     def add(self, file_name: str, facts: Mapping[str, Any]) -> None:
         self._lines.write(strict_json.line({"file_name": file_name, **facts}))
-        self._rows.append({"file_name": file_name, **facts, "metadata": metadata_text(facts["metadata"])})
-        self._rows[-1]["scores"] = json.dumps(facts["scores"] or {}, sort_keys=True)
-        if len(self._rows) == _ROWS:
-            self._flush()
+        metadata_types.collect(self._kinds, facts["metadata"])
 
-    def _flush(self) -> None:
-        if self._rows:
-            self._table.write_table(self._pa.Table.from_pylist(self._rows, self._schema))
-            self._rows.clear()
+    def _write_table(self) -> None:
+        kinds = metadata_types.columns(self._kinds)
+        schema = _schema(self._pa, kinds)
+        with (
+            _part(self._folder, RECORDS).open(encoding="utf-8") as lines,
+            self._parquet.ParquetWriter(_part(self._folder, TABLE), schema, compression="zstd") as table,
+        ):
+            while rows := [_row(json.loads(line), kinds) for line in islice(lines, _ROWS)]:
+                table.write_table(self._pa.Table.from_pylist(rows, schema))
+
+
+def _row(facts: dict[str, Any], kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    texts = {
+        "metadata": metadata_text(facts["metadata"]),
+        "scores": json.dumps(facts["scores"] or {}, sort_keys=True),
+    }
+    return facts | texts | metadata_types.cells(kinds, facts["metadata"])
 
 
 def _part(folder: Path, name: str) -> Path:
     return folder / f"{name}{PART}"
 
 
-def _schema(pa: Any) -> Any:
+def _schema(pa: Any, kinds: Mapping[str, Kind]) -> Any:
     """The types as the client declares them, so that a column has one whatever its values are."""
     types = {int: pa.int64(), bool: pa.bool_(), float: pa.float64()}
     texts = ("file_name", "job_id", "prompt", "negative_prompt")
     fields = {name: pa.string() for name in texts}
     for name, kind in get_type_hints(Image).items():
         if name not in _NOT_OF_A_FILE:
-            kinds = {kind, *get_args(kind)}
-            is_list = list[str] in kinds
-            found = next((types[one] for one in (bool, int, float) if one in kinds), pa.string())
+            among = {kind, *get_args(kind)}
+            is_list = list[str] in among
+            found = next((types[one] for one in (bool, int, float) if one in among), pa.string())
             fields[_RENAMED.get(name, name)] = pa.list_(pa.string()) if is_list else found
-    return pa.schema(list(fields.items()))
+    return pa.schema([*fields.items(), *metadata_types.pyarrow_fields(kinds, pa)])

@@ -8,6 +8,7 @@ import typer
 
 from services.cli import completion
 from services.cli.exits import Usage
+from services.core.model import metadata_filters
 
 _SPAN = re.compile(r"([0-9]{1,6})(min|h|d|w)", re.ASCII)
 _MINUTES = {"min": 1, "h": 60, "d": 1440, "w": 10080}  # no "m", which also means months
@@ -63,6 +64,15 @@ Scores = Annotated[
         show_default=False,
     ),
 ]
+Metadata = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata",
+        metavar="NAME=VALUE",
+        help="Only images with such metadata: split=val, or lang!=de; may be repeated.",
+        show_default=False,
+    ),
+]
 Limit = Annotated[int, typer.Option("--limit", "-l", min=0, help="How many to show; 0 shows all.")]
 
 
@@ -77,6 +87,14 @@ def pairs(given: list[str] | None, option: str) -> dict[str, str]:
             raise Usage(f"{option} gives {name} twice.")
         found[name] = value
     return found
+
+
+def metadata(given: list[str] | None) -> tuple[metadata_filters.Condition, ...]:
+    """What --metadata asks for. Raises Usage."""
+    try:
+        return metadata_filters.conditions(given or [])
+    except metadata_filters.NotUnderstood as error:
+        raise Usage(f"--metadata: {error}") from None
 
 
 def span(word: str, option: str) -> timedelta:

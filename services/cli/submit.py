@@ -32,10 +32,20 @@ Columns = Annotated[
     list[str] | None,
     typer.Option(
         "--column",
-        metavar="FIELD=NAME",
+        metavar="NAME=COLUMN",
         rich_help_panel=_HOW,
         show_default=False,
-        help="The column of a field, such as prompt=caption; without a name, no column. May be repeated.",
+        help="The column of a field or of metadata, such as prompt=caption; prompt= means no column. May be repeated.",
+    ),
+]
+MetadataColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata",
+        metavar="NAME",
+        rich_help_panel=_HOW,
+        show_default=False,
+        help="A column to keep as metadata; by default all that are no fields, with '' none. May be repeated.",
     ),
 ]
 Delimiter = Annotated[
@@ -155,6 +165,7 @@ def submit(
     file: File = None,
     form: Form = None,
     column: Columns = None,
+    metadata: MetadataColumns = None,
     delimiter: Delimiter = None,
     encoding: Encoding = None,
     skip_bad: Annotated[
@@ -236,7 +247,7 @@ def submit(
             if dry_run:
                 return _dry_matrix(client, grid, defaults, head, as_json)
             return _after(client, matrices.send(client, grid, defaults, head, key, quiet=as_json), watch, as_json)
-    source = _source(file, form, column, defaults, delimiter, encoding)
+    source = _source(file, form, column, metadata, defaults, delimiter, encoding)
     again = resume is not None or key is not None
     with connect(profile, _PATIENCE_SECONDS) as client:
         pictures = Pictures(None if dry_run else client, source.path.parent)
@@ -255,6 +266,7 @@ def estimate(
     file: File = None,
     form: Form = None,
     column: Columns = None,
+    metadata: MetadataColumns = None,
     delimiter: Delimiter = None,
     encoding: Encoding = None,
     images: Annotated[
@@ -287,7 +299,7 @@ def estimate(
     if grid is not None:
         with connect(profile) as client:
             return _dry_matrix(client, grid, defaults, head, as_json)
-    source = _source(file, form, column, defaults, delimiter, encoding)
+    source = _source(file, form, column, metadata, defaults, delimiter, encoding)
     with connect(profile) as client, screened(client, source, fix_ids=False, skip_bad=None, replace=False) as rows:
         return _dry_run(client, source, rows, head, as_json)
 
@@ -372,6 +384,7 @@ def _source(
     file: Path | None,
     form: Any,
     column: list[str] | None,
+    metadata: list[str] | None,
     defaults: Mapping[str, Any],
     delimiter: str | None,
     encoding: str | None,
@@ -379,7 +392,7 @@ def _source(
     if file is None:
         raise Usage("Nothing to submit: give a FILE, - for stdin, or --matrix.")
     columns = options.pairs(column, "--column")
-    source = reading.source(file, form, columns, defaults, delimiter=delimiter, encoding=encoding)
+    source = reading.source(file, form, columns, defaults, metadata=metadata, delimiter=delimiter, encoding=encoding)
     source.tell = lambda remark: show.say(remark, style="dim")
     return source
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from services.api.body import streaming
-from services.core.items import columns, input_file, reading, unpacked
+from services.core.items import input_file, reading, unpacked
 from services.core.jobs.submissions import Submission
 from services.core.model import requests
 from services.dashboard.asked import Asked
@@ -42,11 +42,8 @@ class Upload:
 
     @property
     def how(self) -> str:
-        """What it was found to be, once it was read, and which columns are ignored."""
-        used = {at for at, name in enumerate(self._source.head) if columns.known(self._source.columns)(name)}
-        is_table = self._source.how and tuple(self._source.head) not in (("request",), ("prompt",))
-        unused = columns.unused(self._source.name, self._source.head, used) if is_table else ""
-        return f"Read as {self._source.how}" + (f"; {said(unused)}" if unused else "")
+        """What it was found to be, once it was read, and what becomes of columns that are no fields."""
+        return f"Read as {self._source.how}" + (f"; {said(self._source.remark)}" if self._source.remark else "")
 
     def fill(self, submission: Submission) -> None:
         """Adds every row, until there are as many problems as are reported. Raises Unreadable."""

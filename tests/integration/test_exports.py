@@ -77,6 +77,7 @@ def test_a_webdataset_is_read_by_webdataset(database, settings, store, job_id, t
     assert (last["safety_checked"], last["flagged"], last["unknown_words"]) == (True, True, "zyx wvu")
     first = json.loads(samples[0]["json"])
     assert first == {
+        "job_id": ids.public_job(job_id),
         "index": 0,
         "custom_id": "",
         "prompt": "a mug",

@@ -320,3 +320,116 @@ def test_a_zip_holds_it_in_its_lines_and_its_table(tree):
             table += list(csv.DictReader(io.StringIO(text, newline="")))
     assert told(line["metadata"] for line in lines) == EXPECTED
     assert told(row["metadata"] for row in table) == EXPECTED
+
+
+# --- columns, and filters
+
+
+TYPED: list[dict[str, Any]] = [
+    {"split": "train", "size": 1, "weight": 1, "mixed": 1, "ok": True},
+    {"split": "val", "size": 2**60, "weight": 0.5, "mixed": "one", "ok": False},
+    {"size": None, "big": 2**53 + 1},
+    {"split": "val, too", "big": 0.5},
+]
+CELLS = {
+    "metadata.big": [None, None, str(2**53 + 1), "0.5"],
+    "metadata.mixed": ["1", "one", None, None],
+    "metadata.ok": [True, False, None, None],
+    "metadata.size": [1, 2**60, None, None],
+    "metadata.split": ["train", "val", None, "val, too"],
+    "metadata.weight": [1.0, 0.5, None, None],
+}
+
+
+@pytest.fixture
+def typed(database: Any, settings: Any, store: Any) -> int:
+    wanted = [{"prompt": f"mug {n}", "size": "64x64", "metadata": given, "n": 2} for n, given in enumerate(TYPED)]
+    return exporting.finished_job(database, settings, store, wanted)
+
+
+def test_every_table_has_a_column_of_one_type_for_each_name(database, settings, store, typed, tmp_path, monkeypatch):
+    for form in ("parquet", "imagefolder", "zip"):
+        made = exporting.export(database, settings, store, typed, form, images_per_shard=3)
+        assert made.state == "completed", made.error
+        tree = exporting.download(database, store, made.id, tmp_path / form)
+        rows = sorted(load(tree, tmp_path, monkeypatch), key=lambda row: row["index"])
+        for name, cells in CELLS.items():
+            found = [row[name] for row in rows]
+            assert found[::2] == found[1::2] == cells, (form, name)
+            assert [type(cell) for cell in found[::2]] == [type(cell) for cell in cells], (form, name)
+
+
+WISHES = [
+    (["split=val"], [2, 3]),
+    (["metadata.split=val"], [2, 3]),
+    (["split!=val"], [0, 1, 4, 5, 6, 7]),
+    (["split=val", "split=train"], [0, 1, 2, 3]),
+    (["split=val, too"], [6, 7]),
+    (["split="], [4, 5]),
+    (["ok=true", "weight=1"], [0, 1]),
+    (["weight=0.5"], [2, 3]),
+    (["ok=false", "split=train"], []),
+]
+
+
+@pytest.mark.parametrize(("wished", "indexes"), WISHES)
+def test_a_filter_means_the_same_in_an_export_and_in_python(database, settings, store, typed, wished, indexes):
+    from services.core.model import metadata_filters
+
+    conditions = metadata_filters.conditions(wished)
+    assert [n for n in range(8) if metadata_filters.holds(TYPED[n // 2], conditions)] == indexes
+    made = exporting.export(database, settings, store, typed, "parquet", metadata=wished)
+    assert (made.state, made.images_done) == ("completed", len(indexes))
+
+
+def test_a_list_is_filtered_by_metadata_page_by_page(emptied: Api) -> None:
+    given = [{"prompt": "a", "metadata": {"split": "val" if n % 3 else "train"}, "n": 1 + n % 2} for n in range(10)]
+    job = str(emptied.submit(*given, {"prompt": "b", "metadata": {"split": "a,b"}})["id"])
+    every = images(emptied, job)
+    for asked, value in (("split=val", "val"), ("metadata.split=train", "train"), ("split=a\\,b", "a,b")):
+        found: list[int] = []
+        cursor: str | None = None
+        while True:
+            parameters = {"metadata": asked, "status": "queued", "limit": 2} | ({"cursor": cursor} if cursor else {})
+            page = emptied.http.get(f"/v1/jobs/{job}/images", params=parameters).json()
+            found += [image["index"] for image in page["data"]]
+            if (cursor := page["next_cursor"]) is None:
+                break
+        assert found == [image["index"] for image in every if image["metadata"]["split"] == value]
+    assert emptied.http.get(f"/v1/jobs/{job}/images", params={"metadata": "split=val", "status": "done"}).json() == {
+        "data": [], "next_cursor": None,
+    }  # fmt: skip
+    for parameters in ({"metadata": "split"}, {"metadata": "split=val", "mark": "accepted"}):
+        answer = emptied.http.get(f"/v1/jobs/{job}/images", params=parameters)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "metadata")
+
+
+def test_the_command_submits_labels_of_a_table_and_downloads_those_of_a_split(
+    api: Api, settings: Any, store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet
+    from typer.testing import CliRunner
+
+    from services.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PRESSWORK_URL", api.url)
+    monkeypatch.setenv("PRESSWORK_API_KEY", api.key)
+    (tmp_path / "p.csv").write_text("caption,Split,size\na mug,val,64x64\na jug,train,64x64\n")
+    words = ["submit", "p.csv", "--column", "prompt=caption", "--column", "split=Split", "--json"]
+    with scheduling(settings, store), rendering(settings, store):
+        job = json.loads(CliRunner().invoke(app, words).stdout)["id"]
+        until(lambda: api.http.get(f"/v1/jobs/{job}").json()["status"] == "completed")
+        result = CliRunner().invoke(app, ["download", job, "-o", "out", "--metadata", "split=val"])
+        assert result.exit_code == 0, result.output
+        words = ["export", job, "-o", "exported", "-f", "parquet", "--metadata", "split=train"]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+    (line,) = (tmp_path / "out/records.jsonl").read_text().splitlines()
+    assert json.loads(line)["metadata"] == {"split": "val"}
+    table = pyarrow.parquet.read_table(tmp_path / "out/metadata.parquet")
+    assert table.column("metadata.split").to_pylist() == ["val"]
+    (shard,) = (tmp_path / "exported/data").iterdir()
+    assert pyarrow.parquet.read_table(shard).column("metadata.split").to_pylist() == ["train"]
+    listed = CliRunner().invoke(app, ["images", job, "--metadata", "split=val", "--json"]).stdout.splitlines()
+    assert [json.loads(one)["metadata"] for one in listed] == [{"split": "val"}]

@@ -95,7 +95,7 @@ def test_good_rows_are_submitted_and_bad_ones_kept_with_their_reasons(run: Run, 
     (tmp_path / "p.csv").write_bytes(MESSY.encode("cp1252"))
     said = run("submit", "p.csv", "--skip-bad", "bad.csv").stderr
     assert "6 bad rows were skipped; bad.csv holds them" in said
-    assert "columns of p.csv that are not fields are ignored: note" in said
+    assert "columns of p.csv that are no fields become metadata: note" in said
     assert recorded(emptied) == [("mug", "a red mug", 1), ("pot", "a pot", 8)]
     head, *rows = rejected(tmp_path / "bad.csv")
     assert head == ["line", "column", "reason", "Prompt", "Custom ID", "seed", "size", "note"]

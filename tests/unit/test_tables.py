@@ -21,6 +21,7 @@ from services.core.items.errors import Unreadable, WrongOption
 
 def read(path: Path, **how: Any) -> tuple[list[Any], str]:
     """Each row as its place with its request, or with what is wrong with it; and what the file was read as."""
+    how.setdefault("metadata", [])  # none, but where it is what the test is about
     found = reading.source(path, how.pop("form", None), how.pop("columns", {}), {}, **how)
     rows = [(row.place, row.problem.message if row.problem else json.loads(row.line)) for row in found.rows()]
     return rows, found.described.partition(" was read as ")[2]
@@ -144,13 +145,13 @@ def test_a_row_that_cannot_be_divided_costs_itself_alone(tmp_path: Path) -> None
 
 def test_columns_are_found_whatever_their_case_and_a_near_name_is_suggested(tmp_path: Path) -> None:
     text = "Negative-Prompt ,STEPS,Custom ID,prompt,Prompt,Size\nblur,4,a,b,c,S\n"
-    source = reading.source(saved(tmp_path, text), None, {"size": ""}, {})
+    source = reading.source(saved(tmp_path, text), None, {"size": ""}, {}, metadata=[])
     remarks: list[str] = []
     source.tell = remarks.append
     found = [json.loads(row.line) for row in source.rows()]
     assert found == [{"prompt": "b", "negative_prompt": "blur", "custom_id": "a"}]
     [said] = remarks
-    assert "ignored: STEPS, Prompt, Size; --column num_inference_steps=STEPS would use STEPS" in said
+    assert "that are not used: STEPS, Prompt, Size; --column num_inference_steps=STEPS would use STEPS" in said
     assert said.count("--column") == 1
     with pytest.raises(Unreadable, match="did you mean --column prompt=promt"):
         read(saved(tmp_path, "promt,seed\na,1\n"))
@@ -262,3 +263,99 @@ def test_lines_that_are_not_read_to_their_end_may_outlive_their_file(tmp_path: P
         found = encodings.lines("p.csv", file, "utf-8")
         assert next(found) == "a\n"
     found.close()
+
+
+# --- columns that are no fields
+
+
+LABELLED = 'Prompt;Split;Notes;weight\na mug;val;"=1+1\r\nnew";0.50\na jug;#N/A;;007\n'
+
+
+def test_columns_that_are_no_fields_become_metadata_as_they_stand(tmp_path: Path) -> None:
+    said: list[str] = []
+    found = reading.source(saved(tmp_path, LABELLED), None, {}, {})
+    found.tell = said.append
+    assert [json.loads(row.line) for row in found.rows()] == [
+        {"prompt": "a mug", "metadata": {"Split": "val", "Notes": "=1+1\nnew", "weight": "0.50"}},
+        {"prompt": "a jug", "metadata": {"weight": "007"}},
+    ]
+    (remark,) = said
+    assert "that are no fields become metadata: Split, Notes, weight" in remark
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen", "kept"),
+    [
+        ({"split": "SPLIT"}, [], {"split": "val"}),
+        ({"split": "Split"}, None, {"split": "val", "Notes": "=1+1\nnew", "weight": "0.50"}),
+        ({}, ["notes"], {"notes": "=1+1\nnew"}),
+        ({}, [""], {}),
+        ({"notes": ""}, None, {"Split": "val", "weight": "0.50"}),
+    ],
+)
+def test_options_name_the_columns_that_become_metadata(
+    tmp_path: Path, columns: dict[str, str], chosen: list[str] | None, kept: dict[str, str]
+) -> None:
+    first = requests(saved(tmp_path, LABELLED), columns=columns, metadata=chosen)[0]
+    assert first.get("metadata", {}) == kept
+
+
+def test_metadata_of_typed_tables_keep_their_types_and_pictures_stay_out(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    day = dt.date(2024, 1, 31)
+    table = pa.table(
+        {
+            "prompt": ["a", "b"], "n_faces": [3, None], "score": [0.5, float("nan")], "ok": [True, False],
+            "day": [day, day], "image_bytes": [b"x", b"y"], "tags": [["x"], []], "long": ["x" * 5_000, ""],
+        }
+    )  # fmt: skip
+    parquet.write_table(table, tmp_path / "p.parquet")
+    first, second = requests(tmp_path / "p.parquet", columns={"long": ""}, metadata=None)
+    assert first["metadata"] == {"n_faces": 3, "score": 0.5, "ok": True, "day": "2024-01-31"}
+    assert second["metadata"] == {"ok": False, "day": "2024-01-31"}
+    (named, _) = requests(tmp_path / "p.parquet", metadata=["tags"])
+    assert named["metadata"] == {"tags": '["x"]'}
+    refused, fine = requests(tmp_path / "p.parquet", metadata=None)
+    assert "hold 5,0" in refused and "choose columns with --metadata" in refused
+    assert fine["prompt"] == "b"
+    lines = saved(tmp_path, '{"caption": "a", "Split": "val", "tags": ["x"], "seed": 7}\n', "p.jsonl")
+    assert requests(lines, columns={"prompt": "caption", "split": "Split"}, metadata=None) == [
+        {"prompt": "a", "seed": 7, "metadata": {"split": "val", "tags": '["x"]'}}
+    ]
+    assert requests(lines, metadata=["Split"])[0]["metadata"] == {"Split": "val"}
+
+
+def test_a_table_with_a_column_for_all_metadata_has_no_others_unless_they_are_named(tmp_path: Path) -> None:
+    text = 'prompt,metadata,split\na mug,"{""sku"": 7}",val\n'
+    assert requests(saved(tmp_path, text), metadata=None)[0]["metadata"] == {"sku": 7}
+    assert requests(saved(tmp_path, text), metadata=["split"])[0]["metadata"] == {"sku": 7, "split": "val"}
+    both = saved(tmp_path, text.replace("sku", "split"))
+    assert "stands in the column metadata and in a column of its own" in requests(both, metadata=["split"])[0]
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen", "said"),
+    [
+        ({}, ["prompt"], "The column 'Prompt' of {} is the field prompt and cannot be metadata too"),
+        ({"caption": "Prompt"}, None, "The column 'Prompt' of {} is the field prompt and cannot be metadata too"),
+        ({"seed": "weight", "w": "weight"}, None, "The column 'weight' of {} is the field seed and cannot be metadata"),
+        ({}, ["absent"], "{} has no column 'absent'; it has: Prompt, Split, Notes, weight."),
+        ({"negativ_prompt": "Notes"}, None, "which is no field; did you mean negative_prompt?"),
+    ],
+)
+def test_a_column_that_is_both_field_and_metadata_is_refused_in_a_sentence(
+    tmp_path: Path, columns: dict[str, str], chosen: list[str] | None, said: str
+) -> None:
+    path = saved(tmp_path, LABELLED)
+    with pytest.raises((Unreadable, WrongOption)) as refused:
+        requests(path, columns=columns, metadata=chosen)
+    assert said.format(path) in str(refused.value)
+
+
+def test_two_columns_of_one_name_are_both_kept_and_a_name_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    twice = saved(tmp_path, "prompt,note,note\na,x,y\n")
+    assert requests(twice, metadata=None)[0]["metadata"] == {"note": "x", "note_2": "y"}
+    with pytest.raises(Unreadable, match="a name of metadata has at most 64"):
+        requests(saved(tmp_path, f"prompt,{'x' * 65}\na,1\n"), metadata=None)

@@ -36,8 +36,12 @@ def read_export_file(
         raise NotFound("There is no such file.")
     if signature is not None and not signed_urls.is_genuine_of_export(secrets, number, path, signature):
         raise NotFound("There is no such file.")
-    file = _file(context, tenant, number, path)
-    sha256, name = file.sha256.hex(), path.rpartition("/")[2]
+    return sent(request, context, _file(context, tenant, number, path))
+
+
+def sent(request: Request, context: Context, file: records.File) -> Response:
+    """The answer that leads to a stored file."""
+    sha256, name = file.sha256.hex(), file.path.rpartition("/")[2]
     if (unchanged := representations.unchanged(request, sha256)) is not None:
         return unchanged
     if request.state.is_head:

@@ -10,7 +10,7 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
-from services.core.jobs import lifecycle, queries, remaining, scored
+from services.core.jobs import by_metadata, lifecycle, queries, remaining, scored
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.scopes import Principal
@@ -69,15 +69,22 @@ def list_images(
     mark: parameters.Mark = None,
     score: parameters.Score = None,
     sort: parameters.Sort = None,
+    metadata: parameters.Metadata = None,
     order: parameters.Order = "index",
     limit: parameters.Limit = 100,
     cursor: parameters.Cursor = None,
 ) -> Any:
     """The job's images by index, or failed first: all, those of one status, those that failed for one cause, or those
     with one mark. With `score` or `sort`, the done images that have these scores, in the order of `sort`, or
-    else of the first `score`, from the end that it asks for. A page of those with several scores may hold fewer than
-    `limit`: the list ends where `next_cursor` is null."""
+    else of the first `score`, from the end that it asks for. With `metadata`, those that have it, by index. A page of
+    those with several scores, or with metadata, may hold fewer than `limit`: the list ends where `next_cursor` is
+    null."""
     number = ids.parse_job(job_id)
+    if metadata is not None:
+        if order != "index" or not cause is mark is score is sort is None:
+            message = "metadata goes with status alone; leave order, cause, mark, score and sort out."
+            raise ApiError(422, "invalid_parameter", message, param="metadata")
+        return _images_by_metadata(request, context, caller, number, metadata, status, limit, cursor)
     if (wanted := parameters.scores(score, sort)) is not None:
         if status not in (None, "done") or order != "index" or not cause is mark is None:
             message = "score and sort are about done images; leave order, cause and mark out, or ask for status=done."
@@ -158,6 +165,22 @@ def _images_by_score(
         data=[schemas.image(view, link, caller) for view in page.images],
         next_cursor=page.place and pagination.encode_score(secret, listing, page.place),
     )
+
+
+def _images_by_metadata(
+    request: Request, context: Context, caller: Principal, number: int, asked: str, status: str | None, limit: int,
+    cursor: str | None,
+) -> schemas.ImagePage:  # fmt: skip
+    tenant, wanted = caller.tenant_id, parameters.metadata(asked)
+    listing = f"images/{tenant}/{number}/{status}/metadata/{wanted}"
+    after = -1 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
+    with context.database.begin(tenant) as connection:
+        page = by_metadata.page(
+            connection, tenant, number, wanted, state=parameters.image_state(status), after=after, limit=limit
+        )
+    link = dependencies.linker(context, request, number)
+    more = None if page.place is None else pagination.encode_cursor(context.settings.secret, listing, page.place)
+    return schemas.ImagePage(data=[schemas.image(view, link, caller) for view in page.images], next_cursor=more)
 
 
 def shown(context: Context, tenant: int, number: int) -> schemas.Job:

@@ -300,11 +300,12 @@ class Client:
         mark: str | None = None,
         score: str | None = None,
         sort: str | None = None,
+        metadata: str | None = None,
     ) -> Iterator[Image]:
-        """The job's images in order, page by page: all, or those of a status, a `cause` of failure, a `mark`, or with
-        scores such as "sharpness>=0.3,uniform<=0.9". `order` may be "failed_first"; `sort` a score's name, with "-"
-        before it for the highest first."""
-        given = _given(status=status, order=order, cause=cause, mark=mark, sort=sort, score=score)
+        """The job's images in order, page by page: all, or those of a status, a `cause` of failure, a `mark`, with
+        scores such as "sharpness>=0.3,uniform<=0.9", or with metadata such as "split=val,lang!=de". `order` may be
+        "failed_first"; `sort` a score's name, with "-" before it for the highest first."""
+        given = _given(status=status, order=order, cause=cause, mark=mark, sort=sort, score=score, metadata=metadata)
         return self._transport.pages(f"/v1/jobs/{_id(job_id)}/images", given, PAGE)
 
     def near_duplicates(

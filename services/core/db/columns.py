@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Double, Integer, LargeBinary, SmallInteger, Text
 
+from services.core.model.metadata_filters import Condition
 from services.core.model.requests import ImageRequest, MetadataValue, metadata_text
 from services.core.model.scores import Range
 from services.core.model.specs import DEFAULT_STRENGTH, SEED_LIMIT, OutputFormat, Shape, image_seed
@@ -166,6 +167,25 @@ def ranges(wished: Sequence[Range]) -> dict[str, list[Any]]:
         "names": [one.name for one in wished],
         "lows": [one.low for one in wished],
         "highs": [one.high for one in wished],
+    }
+
+
+def fits_metadata(metadata: str) -> str:
+    """Whether `metadata`, a column, fits every filter of the statement's values `metadata_values(...)`, as
+    `metadata_filters.holds` says."""
+    return (
+        "NOT EXISTS (SELECT FROM unnest(CAST(:metadata_names AS text[]), CAST(:metadata_texts AS text[]), "
+        "CAST(:metadata_nots AS boolean[])) AS wish (name, value, negated) "
+        f"GROUP BY name, negated HAVING bool_or(coalesce({metadata}->>wish.name, '') = wish.value) = negated)"
+    )
+
+
+def metadata_values(wished: Sequence[Condition]) -> dict[str, list[Any]]:
+    """The values of a statement with `fits_metadata`."""
+    return {
+        "metadata_names": [one.name for one in wished],
+        "metadata_texts": [one.value for one in wished],
+        "metadata_nots": [one.negated for one in wished],
     }
 
 

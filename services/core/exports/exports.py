@@ -177,6 +177,7 @@ def begin(connection: Connection, export: Export, plan: ShardPlan) -> bool:
         "models": plan.models,
         "formats": plan.formats,
         "licenses": {name: found.as_json() for name, found in plan.licenses.items()},
+        "columns": plan.columns,
     }
     packed = None if export.marks is None else zlib.compress(export.marks)
     values = {"id": export.id, "plan": json.dumps({"plan": counted}), "images": plan.images, "marks": packed}

@@ -6,7 +6,7 @@ document and the command line read the names from here. Nothing is imported befo
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from services.core.exports.records import File
     from services.core.exports.shards import ExportWriter, Shard
 
-    Writer = Callable[[ExportWriter, Shard, Iterable[Member]], list[File]]
+    Writer = Callable[[ExportWriter[Any], Shard, Iterable[Member]], list[File]]
     FormatName = str
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 from services.core.exports.members import Member
 from services.core.exports.parquet import RecordTable
@@ -19,21 +20,25 @@ _COPIERS = 8
 _BATCH = 64
 
 
-def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
-    folder = f"{file_names.split_folder(shard.split, writer.export.options.split)}/{shard.ordinal:05d}"
+def write(writer: ExportWriter[Any], shard: Shard, members: Iterable[Member]) -> list[File]:
+    folder = f"{file_names.split_folder(shard.split, writer.export.options.split)}/{shard.place}"
     files: list[File] = []
-    with tempfile.TemporaryFile() as file, RecordTable(file) as table, ThreadPoolExecutor(_COPIERS) as pool:
+    with (
+        tempfile.TemporaryFile() as file,
+        RecordTable(file, writer.export.columns) as table,
+        ThreadPoolExecutor(_COPIERS) as pool,
+    ):
         for some in _batches(members):
             writer.keep()
             files += pool.map(lambda member: _copy(writer, f"{folder}/{member.file_name}", member), some)
             for member in some:
-                table.add(member.file_name, member.record())
+                table.add(member.file_name, member.row())
         table.close()
         files.append(writer.put(f"{folder}/{table.NAME}", file, "application/vnd.apache.parquet", 0))
     return files
 
 
-def _copy(writer: ExportWriter, path: str, member: Member) -> File:
+def _copy(writer: ExportWriter[Any], path: str, member: Member) -> File:
     """Copies an image within the store and checks its size. Its bytes are not read: the store copies them unchanged."""
     key = writer.key(path)
     try:

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from services.core.db.database import Database
 from services.core.exports import readme, records
-from services.core.exports.records import File
+from services.core.exports.records import Export, File
 from services.core.exports.shards import ExportWriter
 from services.core.model import ids
 
@@ -18,7 +18,7 @@ SUMS = "SHA256SUMS"
 _PAGE = 1_000
 
 
-def write(writer: ExportWriter, database: Database) -> list[File]:
+def write(writer: ExportWriter[Export], database: Database) -> list[File]:
     """Writes the three files. Call it when all shards are recorded."""
     first = readme.write(writer)
     with tempfile.TemporaryFile() as manifest, tempfile.TemporaryFile() as sums:
@@ -26,14 +26,14 @@ def write(writer: ExportWriter, database: Database) -> list[File]:
         for number, file in enumerate(chain([first], _files(writer, database))):
             entry = {"path": file.path, "images": file.images, "bytes": file.bytes, "sha256": file.sha256.hex()}
             manifest.write(f"{',' if number else ''}\n    {json.dumps(entry)}".encode())
-            sums.write(_line(file))
+            sums.write(line(file))
         manifest.write(b"\n  ]\n}\n")
         described = writer.put(MANIFEST, manifest, "application/json", 0)
-        sums.write(_line(described))
+        sums.write(line(described))
         return [first, described, writer.put(SUMS, sums, "text/plain", 0)]
 
 
-def _begin(manifest: IO[bytes], writer: ExportWriter) -> None:
+def _begin(manifest: IO[bytes], writer: ExportWriter[Export]) -> None:
     export = writer.export
     assert export.plan is not None
     options = export.options.model_dump(exclude={"expires_in_seconds"})
@@ -50,7 +50,7 @@ def _begin(manifest: IO[bytes], writer: ExportWriter) -> None:
     manifest.write(json.dumps(head, indent=2).removesuffix("\n}").encode() + b',\n  "files": [')
 
 
-def _files(writer: ExportWriter, database: Database) -> Iterator[File]:
+def _files(writer: ExportWriter[Export], database: Database) -> Iterator[File]:
     after = ""
     while True:
         writer.keep()
@@ -62,5 +62,6 @@ def _files(writer: ExportWriter, database: Database) -> Iterator[File]:
         after = page[-1].path
 
 
-def _line(file: File) -> bytes:
+def line(file: File) -> bytes:
+    """A file's line in SHA256SUMS."""
     return f"{file.sha256.hex()}  {file.path}\n".encode()

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from services.core.exports.formats import FORMATS, FormatName
 from services.core.marks.marks import MARKS, Mark
-from services.core.model import strict_json, suggestions
+from services.core.model import metadata_filters, strict_json, suggestions
 from services.core.model.body import Body
 from services.core.model.errors import InvalidSubmission, Problem
 from services.core.model.scores import MOST_RANGES, NotUnderstood, ranges
@@ -32,13 +32,15 @@ def _any_of(names: Iterable[str]) -> str:
 _WITH_REFERENCES = [name for name, entry in FORMATS.items() if entry.references]
 ALLOWED = {
     "format": _any_of(FORMATS),
-    "options": "an object with fields among images_per_shard, include_flagged, mark, scores, split, images, "
-    "expires_in_seconds",
+    "options": "an object with fields among images_per_shard, include_flagged, mark, scores, metadata, split, "
+    "images, expires_in_seconds",
     "images_per_shard": f"a whole number from 1 to {MAX_IMAGES_PER_SHARD:,}",
     "include_flagged": "true or false",
     "mark": f"one of {', '.join(MARKS)}: only images with that mark when the export begins",
     "scores": f'a list of at most {MAX_CONDITIONS} texts such as "sharpness>=0.3" or "uniform<=0.9", of at most '
     f"{MOST_RANGES} scores: only such images",
+    "metadata": f'a list of at most {metadata_filters.MOST} texts such as "split=val" or "lang!=de": only images with '
+    "such metadata",
     "split": f"an object of 1 to {MAX_SPLITS} names (a-z 0-9 _, a letter first, at most 32) with shares that make 1",
     "images": f'"inline", or for {" or ".join(_WITH_REFERENCES)} "reference"',
     "expires_in_seconds": "a whole number from 60 to 31536000",
@@ -65,20 +67,36 @@ def _condition(value: str) -> str:
     return value
 
 
+def _metadata(value: str) -> str:
+    try:
+        return str(metadata_filters.conditions([value])[0])
+    except metadata_filters.NotUnderstood:
+        raise PydanticCustomError("invalid_value", "") from None
+
+
+ImagesPerShard = Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_SHARD)]
+Scores = Annotated[
+    list[Annotated[str, Field(max_length=100), AfterValidator(_condition)]], Field(max_length=MAX_CONDITIONS)
+]
+Metadata = Annotated[
+    list[Annotated[str, Field(max_length=600), AfterValidator(_metadata)]], Field(max_length=metadata_filters.MOST)
+]
+Split = Annotated[
+    dict[Annotated[str, AfterValidator(_name)], Annotated[float, Field(gt=0, le=1)]],
+    Field(min_length=1, max_length=MAX_SPLITS),
+    AfterValidator(_whole),
+]
+
+
 class Options(Body):
     """The options of an export. All of them except expires_in_seconds decide its bytes."""
 
-    images_per_shard: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_SHARD)] = 10_000
+    images_per_shard: ImagesPerShard = 10_000
     include_flagged: bool = True
     mark: Mark | None = None
-    scores: Annotated[
-        list[Annotated[str, Field(max_length=100), AfterValidator(_condition)]], Field(max_length=MAX_CONDITIONS)
-    ] = Field(default_factory=list)
-    split: Annotated[
-        dict[Annotated[str, AfterValidator(_name)], Annotated[float, Field(gt=0, le=1)]],
-        Field(min_length=1, max_length=MAX_SPLITS),
-        AfterValidator(_whole),
-    ] = Field(default_factory=lambda: {"train": 1.0})
+    scores: Scores = Field(default_factory=list)
+    metadata: Metadata = Field(default_factory=list)
+    split: Split = Field(default_factory=lambda: {"train": 1.0})
     images: Literal["inline", "reference"] = "inline"
     expires_in_seconds: Annotated[int, Field(ge=60, le=365 * DAY)] = 7 * DAY
 
@@ -101,7 +119,9 @@ class ExportRequest(Body):
 
     def digest(self, job_id: int) -> bytes:
         """The digest that an Idempotency-Key covers."""
-        later = {name for name in ("mark", "scores") if not getattr(self.options, name)}  # keys of before hold
+        later = {
+            name for name in ("mark", "scores", "metadata") if not getattr(self.options, name)
+        }  # keys of before hold
         asked = self.model_dump_json(exclude={"options": later})
         return hashlib.sha256(f"export\n{job_id}\n{asked}".encode()).digest()
 
@@ -119,13 +139,20 @@ def parse(value: object) -> ExportRequest:
         ranges(asked.options.scores)  # each alone says something, but not all go together
     except NotUnderstood as error:
         raise InvalidSubmission([Problem("invalid_value", f"options.scores: {error}", "options.scores")]) from None
-    for name in filter(_RESERVED.fullmatch, asked.options.split):
-        message = f'options.split names a split "{name}", which programs take for something else; choose another name.'
-        raise InvalidSubmission([Problem("invalid_value", message, "options.split")])
+    if problem := reserved(asked.options.split, "options.split"):
+        raise InvalidSubmission([problem])
     if asked.options.images == "reference" and not FORMATS[asked.format].references:
         message = f'options.images is "reference"; with {asked.format} it must be "inline".'
         raise InvalidSubmission([Problem("invalid_value", message, "options.images")])
     return asked
+
+
+def reserved(split: Iterable[str], param: str) -> Problem | None:
+    """What is wrong with the splits' names, if it is anything."""
+    for name in filter(_RESERVED.fullmatch, split):
+        message = f'{param} names a split "{name}", which programs take for something else; choose another name.'
+        return Problem("invalid_value", message, param)
+    return None
 
 
 def _problem(entry: Any) -> Problem:

@@ -7,7 +7,7 @@ file imports pyarrow, and only when it is needed, because pyarrow loads slowly.
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from types import TracebackType
 from typing import IO, Any, Self
@@ -15,6 +15,8 @@ from typing import IO, Any, Self
 from services.core.exports.members import Member, Record
 from services.core.exports.records import File
 from services.core.exports.shards import ExportFailed, ExportWriter, Shard
+from services.core.model import metadata_types
+from services.core.model.metadata_types import Kind
 from services.core.storage import signed_urls
 
 _ROWS_INLINE = 100  # per row group, and in memory
@@ -23,11 +25,11 @@ _LEFT_OUT = {"safety_checked"}  # here flagged may be null
 _FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}
 
 
-def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
+def write(writer: ExportWriter[Any], shard: Shard, members: Iterable[Member]) -> list[File]:
     import pyarrow as pa
 
     inline = writer.export.options.images == "inline"
-    schema = _schema(inline)
+    schema = _schema(writer.export.columns, inline=inline)
     rows = _inline(writer, members) if inline else _references(writer, members)
     images = 0
     with tempfile.TemporaryFile() as file:
@@ -44,10 +46,11 @@ class RecordTable:
 
     NAME = "metadata.parquet"
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], columns: Mapping[str, Kind]) -> None:
         import pyarrow as pa
 
-        self._schema = pa.schema([("file_name", pa.string()), *_fields()])
+        fields = [*_fields(), *metadata_types.pyarrow_fields(columns, pa)]
+        self._schema = pa.schema([("file_name", pa.string()), *fields])
         self._table = _writer(file, self._schema, statistics=True)
         self._rows: list[dict[str, Any]] = []
 
@@ -59,7 +62,7 @@ class RecordTable:
     ) -> None:
         self._table.close()
 
-    def add(self, file_name: str, record: Record) -> None:
+    def add(self, file_name: str, record: Mapping[str, Any]) -> None:
         self._rows.append({"file_name": file_name, **record})
         if len(self._rows) == _ROWS_REFERENCE:
             self._flush()
@@ -94,31 +97,32 @@ def _fields() -> list[tuple[str, Any]]:
     return [(name, special.get(name, types[kind])) for name, kind in Record.__annotations__.items()]
 
 
-def _schema(inline: bool) -> Any:
+def _schema(columns: Mapping[str, Kind], *, inline: bool) -> Any:
     import pyarrow as pa
 
     text = pa.string()
     picture = [("image", pa.struct([("bytes", pa.binary()), ("path", text)]))] if inline else [("url", text)]
     special = {"unknown_words": pa.list_(text)}
     fields = [(name, special.get(name, kind)) for name, kind in _fields() if name not in _LEFT_OUT]
+    fields += metadata_types.pyarrow_fields(columns, pa)
     return pa.schema([*picture, *fields], {"huggingface": json.dumps(_FEATURES)} if inline else None)
 
 
-def _inline(writer: ExportWriter, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
+def _inline(writer: ExportWriter[Any], members: Iterable[Member]) -> Iterator[dict[str, Any]]:
     for member, data in writer.pictures(members):
         yield {"image": {"bytes": data, "path": member.file_name}} | _row(member)
 
 
-def _references(writer: ExportWriter, members: Iterable[Member]) -> Iterator[dict[str, Any]]:
+def _references(writer: ExportWriter[Any], members: Iterable[Member]) -> Iterator[dict[str, Any]]:
     if not writer.secret or not writer.export.base_url:
         raise ExportFailed("Links to images cannot be made: PRESSWORK_SECRET or PRESSWORK_PUBLIC_URL is not set.")
     for member in members:
         writer.keep()
-        url = signed_urls.image_url(writer.export.base_url, writer.secret, writer.export.job_id, member.index)
+        url = signed_urls.image_url(writer.export.base_url, writer.secret, member.job_id, member.index)
         yield {"url": url} | _row(member)
 
 
 def _row(member: Member) -> dict[str, Any]:
     """The record with nulls and lists, which a schema allows."""
     shown = {"custom_id": member.payload.custom_id, "model": member.model, "flagged": member.flagged}
-    return {**member.record(), **shown, "unknown_words": list(member.unknown_words)}
+    return {**member.row(), **shown, "unknown_words": list(member.unknown_words)}

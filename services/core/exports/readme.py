@@ -16,7 +16,7 @@ README = "README.md"
 _TYPES = {str: "string", int: "int64", float: "float64", bool: "bool"}
 
 
-def write(writer: ExportWriter) -> File:
+def write(writer: ExportWriter[Export]) -> File:
     with tempfile.TemporaryFile() as file:
         file.write(_text(writer.export).encode())
         return writer.put(README, file, "text/markdown", 0)
@@ -29,16 +29,16 @@ def _text(export: Export) -> str:
     for name, (shards, _) in counted.items():
         head += [f"  - split: {name}", f"    path: {_path(export, name, shards)}"]
     if export.format == "webdataset" and export.plan.formats:
-        head += ["dataset_info:", "  features:", *_features(export.plan.formats)]
+        head += ["dataset_info:", "  features:", *features(export.plan.formats)]
     table = [f"| {name} | {images:,} |" for name, (_, images) in counted.items()]
     body = [
         f"# {ids.public_job(export.job_id)} as {export.format}", "",
         "`datasets.load_dataset` reads this folder by its path.", "", "| split | images |", "|---|---|", *table,
     ]  # fmt: skip
-    return "\n".join(["---", *head, "---", *body, *_licenses(export.plan.licenses), ""])
+    return "\n".join(["---", *head, "---", *body, *licenses(export.plan.licenses), ""])
 
 
-def _licenses(found: Mapping[str, License]) -> list[str]:
+def licenses(found: Mapping[str, License]) -> list[str]:
     """What the licences of the models that drew the images forbid."""
     lines: list[str] = []
     for model, one in found.items():
@@ -61,7 +61,7 @@ def _path(export: Export, split: str, shards: int) -> str:
     return f"'data/{split}-*-of-{shards:05d}.{extension}'"
 
 
-def _features(formats: tuple[str, ...]) -> list[str]:
+def features(formats: tuple[str, ...]) -> list[str]:
     """The columns of a sample, as YAML: a picture in one of the job's formats, its record, its prompt."""
     lines = [line for name in formats for line in (f"  - name: {file_names.EXTENSIONS[name]}", "    dtype: image")]
     lines += ["  - name: json", "    struct:"]

@@ -1,7 +1,7 @@
 """Reads of exports, and the frozen values that they return."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,7 @@ from services.core.marks.marks import Packed
 from services.core.model import ids
 from services.core.model.errors import NotFound
 from services.core.model.licenses import License
+from services.core.model.metadata_types import Kind
 
 _COLUMNS = (
     "id, tenant_id, job_id, format, options, state, images_total, images_done, bytes, next_shard, next_index, error, "
@@ -39,13 +40,14 @@ _PREFIX = "export_"
 @dataclass(frozen=True, slots=True)
 class ShardPlan:
     """The size of an export, counted before its first shard is written: (shards, images) of each split, in order. Also
-    the model name of each of the job's model revisions, the output formats that occur, and each model's licence if it
-    is known."""
+    the model name of each of the job's model revisions, the output formats that occur, each model's licence if it
+    is known, and the columns that the images' metadata are."""
 
     splits: dict[str, tuple[int, int]]
     models: dict[str, str]
     formats: tuple[str, ...] = ()
     licenses: dict[str, License] = field(default_factory=dict)
+    columns: dict[str, Kind] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -76,6 +78,11 @@ class Export:
     expires_at: datetime | None
     expired: bool = False
     marks: Packed | None = None
+
+    @property
+    def columns(self) -> Mapping[str, Kind]:
+        """The columns that the images' metadata are."""
+        return {} if self.plan is None else self.plan.columns
 
     @property
     def folder(self) -> str:
@@ -156,6 +163,7 @@ def _export(row: Any, expired: bool = False) -> Export:
         counted["models"],
         tuple(counted.get("formats", ())),
         {name: License.from_json(value) for name, value in counted.get("licenses", {}).items()},
+        counted.get("columns", {}),
     )
     return Export(
         id=row.id,

@@ -3,14 +3,16 @@
 import hashlib
 import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Generic, Protocol, TypeVar
 
 from services.core.exports.members import Member
-from services.core.exports.records import Export, File
+from services.core.exports.options import Options
+from services.core.exports.records import File
 from services.core.model.errors import ObjectMissing, PressworkError
+from services.core.model.metadata_types import Kind
 from services.core.storage.contract import ImageStore
 from services.core.storage.kept_file import KeptFile
 
@@ -24,23 +26,49 @@ class ExportFailed(PressworkError):
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Shard `ordinal` of the `of` shards of a split; `number` counts the shards of all splits."""
+    """Shard `ordinal` of the `of` shards of a split; `number` counts the shards of all splits. `of` None: there may be
+    more. `version`: it was written again for that version of a dataset."""
 
     number: int
     split: str
     ordinal: int
-    of: int
+    of: int | None = None
+    version: int | None = None
+
+    @property
+    def place(self) -> str:
+        """Its place in the split, with its version."""
+        return f"{self.ordinal:05d}" + ("" if self.version is None else f"-v{self.version}")
 
     @property
     def name(self) -> str:
-        return f"{self.split}-{self.ordinal:05d}-of-{self.of:05d}"
+        return f"{self.split}-{self.place}" + ("" if self.of is None else f"-of-{self.of:05d}")
+
+
+class Written(Protocol):
+    """What is written: an export of a job, or a version of a dataset. `columns` are those of the images' metadata."""
+
+    @property
+    def folder(self) -> str: ...
+
+    @property
+    def options(self) -> Options: ...
+
+    @property
+    def base_url(self) -> str: ...
+
+    @property
+    def columns(self) -> Mapping[str, Kind]: ...
+
+
+_What = TypeVar("_What", bound=Written)
 
 
 @dataclass(frozen=True, slots=True)
-class ExportWriter:
+class ExportWriter(Generic[_What]):
     """Writes one export. `keep` extends its lease and is called often."""
 
-    export: Export
+    export: _What
     store: ImageStore
     secret: str
     keep: Callable[[], None]

@@ -45,7 +45,7 @@ def _read(export_id: int, lease: Lease) -> Export | None:
         return records.read(connection, export_id)
 
 
-def _write(writer: ExportWriter, lease: Lease) -> None:
+def _write(writer: ExportWriter[Export], lease: Lease) -> None:
     """Writes the next part: the plan, a shard, or the manifest that completes the export."""
     export = writer.export
     try:
@@ -82,7 +82,7 @@ def _next_shard(export: Export) -> Shard | None:
     return None
 
 
-def _write_shard(writer: ExportWriter, shard: Shard, lease: Lease) -> None:
+def _write_shard(writer: ExportWriter[Export], shard: Shard, lease: Lease) -> None:
     export, capacity = writer.export, ShardCapacity(writer.export)
     first = export.next_index if shard.ordinal else 0
     last = first

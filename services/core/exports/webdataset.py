@@ -1,12 +1,13 @@
 """WebDataset: tar shards that hold, for each image, the image file, its record as .json and its prompt as .txt.
 
-The key of a sample is the image's index in the job. Times and owners are 0, so the bytes depend only on the job.
+The key of a sample is the image's index in the job, in a dataset with the job before it. Times and owners are 0, so the
+bytes depend only on the images.
 """
 
 import tarfile
 import tempfile
 from collections.abc import Iterable
-from typing import IO
+from typing import IO, Any
 
 from services.core.exports.members import Member
 from services.core.exports.records import File
@@ -14,7 +15,7 @@ from services.core.exports.shards import ExportWriter, Shard
 from services.core.model import strict_json
 
 
-def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
+def write(writer: ExportWriter[Any], shard: Shard, members: Iterable[Member]) -> list[File]:
     images = 0
     with tempfile.TemporaryFile() as file:
         for member, data in writer.pictures(members):
@@ -25,7 +26,7 @@ def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list
                 "txt": member.payload.prompt.encode(),
             }
             for extension, content in sorted(parts.items()):
-                _add(file, f"{member.index:09d}.{extension}", content)
+                _add(file, f"{member.key}.{extension}", content)
         file.write(bytes(2 * tarfile.BLOCKSIZE))
         file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
         return [writer.put(f"data/{shard.name}.tar", file, "application/x-tar", images)]

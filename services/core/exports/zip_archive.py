@@ -22,7 +22,7 @@ _BOM = b"\xef\xbb\xbf"
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list[File]:
+def write(writer: ExportWriter[Any], shard: Shard, members: Iterable[Member]) -> list[File]:
     images = 0
     with (
         tempfile.TemporaryFile() as file,
@@ -30,19 +30,18 @@ def write(writer: ExportWriter, shard: Shard, members: Iterable[Member]) -> list
         tempfile.TemporaryFile() as sheet,
         tempfile.TemporaryFile() as table,
         zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
-        RecordTable(table) as typed,
+        RecordTable(table, writer.export.columns) as typed,
     ):
         for member, data in writer.pictures(members):
             images += 1
             name = f"images/{member.file_name}"
             archive.writestr(_entry(name), data)
-            record = member.record()
-            row = {"file_name": name, **record}
-            lines.write(strict_json.line(row).encode())
+            row = member.row()
+            lines.write(strict_json.line({"file_name": name, **member.record()}).encode())
             if images == 1:
-                sheet.write(_BOM + csv_line(row.keys()))
-            sheet.write(csv_line(row.values()))
-            typed.add(name, record)
+                sheet.write(_BOM + csv_line(["file_name", *row]))
+            sheet.write(csv_line([name, *row.values()]))
+            typed.add(name, row)
         typed.close()
         for name, content in ((typed.NAME, table), ("records.jsonl", lines), ("spreadsheet.csv", sheet)):
             _copy(archive, name, content)

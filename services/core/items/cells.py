@@ -1,6 +1,7 @@
 """A table's cells as the fields of a request: texts become numbers and objects, and no number becomes another one."""
 
 import datetime as dt
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -48,6 +49,33 @@ def fields(given: Mapping[str, Any], limits: Mapping[str, int | None], *, is_typ
             raise BadCell("spreadsheet_error", f"{name} is {value}, an error of the spreadsheet.", name)
         found[name] = _field(name, value, is_typed=is_typed)
     return found
+
+
+def metadata(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells of a row as metadata: texts, numbers, true and false as they stand, times as ISO texts, and what else
+    a format has as JSON. An empty cell, NaN and an error of the spreadsheet are left out. Raises BadCell."""
+    found = {}
+    for name, cell in given.items():
+        value = _scalar(name, cell)
+        if value is None or value == "" or (isinstance(value, str) and (value.isspace() or is_error(value))):
+            continue
+        if not (isinstance(value, float) and math.isnan(value)):
+            found[name] = value
+    return found
+
+
+def _scalar(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Decimal):
+        return number(value)
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return as_text(value)
+    if isinstance(value, bytes):
+        raise BadCell("wrong_type", f"{name} holds bytes, which metadata cannot; leave it out with --metadata.", name)
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def is_error(text: str) -> bool:

@@ -11,8 +11,9 @@ _EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53}  # pyarrow's name
 _ROWS = 4096
 
 
-def read(name: str, file: IO[bytes], is_wanted: Callable[[str], bool]) -> tuple[Table, int]:
-    """The table with the columns that are wanted, and the number of its rows. Raises Unreadable."""
+def read(name: str, file: IO[bytes], is_wanted: Callable[[str, bool], bool]) -> tuple[Table, int]:
+    """The table with the columns that are wanted, and the number of its rows. `is_wanted` is told a column's name and
+    whether its cells are no single values. Raises Unreadable."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -24,7 +25,18 @@ def read(name: str, file: IO[bytes], is_wanted: Callable[[str], bool]) -> tuple[
         raise Unreadable(f"{name} is no Parquet file: {_first_line(error)}") from None
     schema = found.schema_arrow
     limits = {at: _EXACT[str(entry.type)] for at, entry in enumerate(schema) if str(entry.type) in _EXACT}
-    return Table(schema.names, _records(name, found, is_wanted), "Parquet", limits=limits), found.metadata.num_rows
+    types = pa.types
+    unfit = frozenset(
+        at for at, entry in enumerate(schema)
+        if types.is_nested(entry.type) or types.is_binary(entry.type) or types.is_large_binary(entry.type)
+        or types.is_fixed_size_binary(entry.type)
+    )  # fmt: skip
+
+    def is_read(column: str) -> bool:
+        return is_wanted(column, schema.get_field_index(column) in unfit)
+
+    table = Table(schema.names, _records(name, found, is_read), "Parquet", limits=limits, unfit=unfit)
+    return table, found.metadata.num_rows
 
 
 def _records(name: str, found: Any, is_wanted: Callable[[str], bool]) -> Iterator[Record]:

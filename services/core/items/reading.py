@@ -18,7 +18,7 @@ from services.core.items.columns import FIELDS
 from services.core.items.errors import WrongOption
 from services.core.items.input_file import BINARY, EXTENSIONS, STDIN, Form, InputFile, seekable
 from services.core.items.table import Record, Table
-from services.core.model import strict_json
+from services.core.model import requests, strict_json, suggestions
 from services.core.model.body import with_defaults
 from services.core.model.errors import Problem
 
@@ -38,8 +38,10 @@ class Row:
 class Source(InputFile):
     """A file of requests."""
 
-    columns: Mapping[str, str]  # field of a request -> name in the source
+    columns: Mapping[str, str]  # field of a request, or name of metadata -> name in the source
+    metadata: Sequence[str] | None = None  # the columns that become metadata beside those; None: all that are no fields
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    remark: str = ""  # what becomes of columns that are no fields, once it is being read
     keeps_cells: bool = False  # every column of a Parquet file is read, not only those of fields
 
     def rows(self) -> Iterator[Row]:
@@ -70,7 +72,7 @@ class Source(InputFile):
             yield from self._delimited(
                 (line.decode(errors="surrogateescape") for line in chain(head, coming)), encoding
             )
-        elif self.columns:
+        elif self._is_mapped:
             raise WrongOption(
                 f"{self.name} looks like plain text, which has no columns; "
                 "--format says what it is: csv, tsv, xlsx or parquet."
@@ -93,7 +95,7 @@ class Source(InputFile):
 
     def _merged(self, line: bytes) -> bytes:
         """The line with the defaults. A line that is not a JSON object is passed on: the server reports the error."""
-        if not self.defaults and not self.columns:
+        if not self.defaults and not self._is_mapped:
             return line
         try:
             value = strict_json.loads(line)
@@ -101,12 +103,28 @@ class Source(InputFile):
             return line
         if not isinstance(value, dict):
             return line
-        return _dumped(with_defaults(self.defaults, self._renamed(value) if self.columns else value))
+        return _dumped(with_defaults(self.defaults, self._renamed(value) if self._is_mapped else value))
+
+    @property
+    def _is_mapped(self) -> bool:
+        """Whether --column or --metadata says what becomes of a name. Without them, a line of JSON is a request as it
+        stands, and a name that is no field is an error."""
+        return bool(self.columns or self.metadata)
 
     def _renamed(self, value: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields of a request whose names are as --column says."""
-        found = {name: value[column] for name, column in self.columns.items() if column in value}
-        return found | {name: value[name] for name in FIELDS if name in value and name not in self.columns}
+        """The fields and metadata of a request whose names are as --column and --metadata say."""
+        found = {name: value[column] for name, column in self.columns.items() if name in FIELDS and column in value}
+        found |= {name: value[name] for name in FIELDS if name in value and name not in self.columns}
+        used = {self.columns.get(name, name) for name in FIELDS}
+        kept = {name: column for name, column in self.columns.items() if name not in FIELDS and column in value}
+        others = [name for name in value if name not in used] if self.metadata is None else self.metadata
+        taken = {*kept.values(), *self.columns}
+        kept |= {name: name for name in others if name in value and name not in taken}
+        if kept:
+            given = found.get("metadata")
+            more = cells.metadata({name: value[column] for name, column in kept.items()})
+            found["metadata"] = {**given, **more} if isinstance(given, dict) else more
+        return found
 
     def _prompts(self, lines: Iterable[bytes], encoding: str) -> Iterator[Row]:
         self.how, self.head = f"prompts, one a line, {encodings.shown(encoding)}", ("prompt",)
@@ -128,36 +146,46 @@ class Source(InputFile):
             yield from self._table(table, total)
 
     def _parquet(self, file: IO[bytes]) -> Iterator[Row]:
-        is_known = columns.known(self.columns)
         with seekable(file) as whole:
-            table, total = parquet.read(self.name, whole, lambda name: self.keeps_cells or is_known(name))
+            table, total = parquet.read(self.name, whole, self._is_read)
             yield from self._table(table, total)
+
+    def _is_read(self, column: str, is_unfit: bool) -> bool:
+        """Whether a column of a Parquet file is needed."""
+        if self.keeps_cells or columns.known(self.columns)(column):
+            return True
+        return not is_unfit if self.metadata is None else columns.plain(column) in map(columns.plain, self.metadata)
 
     def _table(self, table: Table, total: int | None = None) -> Iterator[Row]:
         self.how, self.head = table.how, table.head
         if not table.head:
             return
         taken = columns.taken(self.name, table.head, self.columns)
-        if remark := columns.unused(self.name, table.head, {at for _, at in taken}):
-            self.tell(remark)
+        kept = columns.metadata(self.name, table.head, self.columns, self.metadata, taken, table.unfit)
+        self.remark = columns.remark(self.name, table.head, {at for _, at in taken}, kept)
+        if self.remark:
+            self.tell(self.remark)
         limits = {name: table.limits.get(at) for name, at in taken} if table.limits else {}
         for record in self.records(table, total):
             if record.problem:
                 problem = Problem("invalid_row", f"{record.problem}.", None, record.place)
                 yield Row(record.place, b"", record.cells, problem)
                 continue
-            yield self._of_record(record, taken, limits, is_typed=table.is_typed)
+            yield self._of_record(record, taken, kept, limits, is_typed=table.is_typed)
 
     def _of_record(
-        self, record: Record, taken: list[tuple[str, int]], limits: Mapping[str, int | None], *, is_typed: bool
+        self,
+        record: Record,
+        taken: list[tuple[str, int]],
+        kept: list[tuple[str, int]],
+        limits: Mapping[str, int | None],
+        *,
+        is_typed: bool,
     ) -> Row:
-        given = {
-            name: cell
-            for name, at in taken
-            if at < len(record.cells) and (cell := record.cells[at]) is not None and cell != ""
-        }
         try:
-            fields = cells.fields(given, limits, is_typed=is_typed)
+            fields = cells.fields(_cells(record, taken), limits, is_typed=is_typed)
+            if metadata := cells.metadata(_cells(record, kept)) if kept else None:
+                fields["metadata"] = _joined(fields.get("metadata"), metadata)
             return self._row(record.place, {**self.defaults, **fields}, record.cells)
         except cells.BadCell as error:
             problem = Problem(error.code, str(error), error.field, record.place)
@@ -176,12 +204,41 @@ class Source(InputFile):
             return Row(place, b"", given, Problem("invalid_encoding", message, name, place))
 
 
+def _cells(record: Record, places: list[tuple[str, int]]) -> dict[str, Any]:
+    """The cells at these places that hold anything."""
+    return {
+        name: cell
+        for name, at in places
+        if at < len(record.cells) and (cell := record.cells[at]) is not None and cell != ""
+    }
+
+
+def _joined(given: Any, metadata: Mapping[str, Any]) -> Any:
+    """The metadata of a column of that name, and those of other columns. Raises BadCell."""
+    if isinstance(given, dict):
+        if both := sorted(given.keys() & metadata.keys()):
+            message = f"{both[0]} stands in the column metadata and in a column of its own; leave out one of them."
+            raise cells.BadCell("invalid_value", message, "metadata")
+        metadata = {**given, **metadata}
+    elif given is not None:
+        return given  # no object: the server says so
+    size = len(requests.metadata_text(metadata).encode("utf-8", "surrogateescape"))
+    if size > requests.METADATA_LIMIT:
+        message = (
+            f"The columns that become metadata hold {size:,} bytes, and a request keeps {requests.METADATA_LIMIT:,}; "
+            "choose columns with --metadata."
+        )
+        raise cells.BadCell("too_long", message, "metadata")
+    return metadata
+
+
 def source(
     path: Path,
     form: Form | None,
     columns: Mapping[str, str],
     defaults: Mapping[str, Any],
     *,
+    metadata: Sequence[str] | None = None,
     delimiter: str | None = None,
     encoding: str | None = None,
     opened: IO[bytes] | None = None,
@@ -189,8 +246,8 @@ def source(
     """Raises WrongOption if the format is not known, or an option does not fit it. What is `opened` already has `path`
     as its name alone, which no file of this machine is looked for by."""
     for name in columns:
-        if name not in FIELDS:
-            raise WrongOption(f"--column names the field {name!r}; a request has: {', '.join(FIELDS)}.")
+        if name not in FIELDS and (meant := suggestions.misspelt(name, FIELDS)):
+            raise WrongOption(f"--column names {name!r}, which is no field; did you mean {meant}?")
     if opened is None and path.is_dir():
         raise WrongOption(f"{path} is a folder; name a file in it.")
     found = form or ("lines" if opened is None and path == STDIN else EXTENSIONS.get(path.suffix.lower()))
@@ -199,7 +256,7 @@ def source(
         raise WrongOption(
             f"{path} has none of the known endings ({known}); use --format: jsonl, csv, tsv, xlsx, parquet or text."
         )
-    if found == "text" and columns:
+    if found == "text" and (columns or metadata):
         raise WrongOption("Plain text has no columns: each line is a prompt.")
     if delimiter is not None and found not in ("csv", "tsv", "lines"):
         raise WrongOption(
@@ -210,8 +267,9 @@ def source(
     mark = None if delimiter is None else delimited.mark(delimiter)
     code = None if encoding is None else encodings.named(encoding)
     return Source(
-        path=path, form=found, columns=columns, defaults=defaults, delimiter=mark, encoding=code, opened=opened
-    )
+        path=path, form=found, columns=columns, metadata=metadata, defaults=defaults, delimiter=mark, encoding=code,
+        opened=opened,
+    )  # fmt: skip
 
 
 def _dumped(request: Mapping[str, Any]) -> bytes:

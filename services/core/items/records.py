@@ -74,7 +74,7 @@ class ItemFile(InputFile):
     def _parquet(self, file: IO[bytes]) -> Iterator[Item]:
         names = {columns.plain(name) for name in self.wanted}
         with seekable(file) as whole:
-            table, total = parquet.read(self.name, whole, lambda given: columns.plain(given) in names)
+            table, total = parquet.read(self.name, whole, lambda given, _: columns.plain(given) in names)
             yield from self._table(table, total)
 
     def _table(self, table: Table, total: int | None = None) -> Iterator[Item]:

@@ -17,7 +17,8 @@ class Record:
 @dataclass(slots=True)
 class Table:
     """`delimiter`: what separates its cells, if it is text. `limits`: by column, from where on its floats may have
-    rounded a whole number. `is_typed`: a cell may be a number because a spreadsheet stores what looks like one so."""
+    rounded a whole number. `is_typed`: a cell may be a number because a spreadsheet stores what looks like one so.
+    `unfit`: the columns whose cells are no single values."""
 
     head: Sequence[str]
     records: Iterator[Record]
@@ -25,6 +26,7 @@ class Table:
     delimiter: str = ","
     limits: Mapping[int, int] = field(default_factory=dict)
     is_typed: bool = False
+    unfit: frozenset[int] = frozenset()
 
 
 def named(head: Sequence[str]) -> list[str]:

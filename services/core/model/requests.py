@@ -25,6 +25,7 @@ PROMPT_LIMIT = 2_000
 IMAGES_PER_REQUEST = 1_000
 GUIDANCE_LIMIT = 50.0
 METADATA_LIMIT = 4_096  # bytes, as compact JSON
+METADATA_NAME = 64  # characters
 CHUNKS_PER_DRAFT = 1_000_000
 PRIORITIES = {"high": 0, "normal": 1, "low": 2}
 
@@ -180,7 +181,7 @@ Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 MetadataValue = str | int | float | bool | None
 Metadata = Annotated[
     dict[
-        Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_text)],
+        Annotated[str, Field(min_length=1, max_length=METADATA_NAME), AfterValidator(_text)],
         Annotated[MetadataValue, PlainValidator(_metadata_value)],
     ],
     AfterValidator(_metadata_size),

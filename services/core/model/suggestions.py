@@ -42,6 +42,11 @@ def meant(name: str, known: Iterable[str]) -> str:
     return written[close[0]] if close else ""
 
 
+def misspelt(name: str, known: Iterable[str]) -> str:
+    """The known name of which this one is a misspelling, or an empty text."""
+    return next(iter(get_close_matches(name.casefold(), list(known), 1, 0.8)), "")
+
+
 def unknown_field(name: str, known: Iterable[str], where: str = "") -> str:
     """The sentence about it, with what was probably meant."""
     found = meant(name, known)

@@ -1,0 +1,70 @@
+"""The types of metadata as columns of a table: one type a name, whatever the images' values are.
+
+Whole numbers and floats are floats together; values of other kinds are text together. No value changes: a whole number
+that a float does not hold makes the column text.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from services.core.model.body import EXACT
+
+Kind = Literal["bool", "whole", "long", "float", "text"]
+PREFIX = "metadata."  # of a column's name, so that it is no field's
+MOST = 256  # columns; with more names, metadata stand as JSON alone
+TYPES = {"bool": "bool", "whole": "int64", "long": "int64", "float": "float64", "text": "string"}
+
+
+def kind_of(value: Any) -> Kind | None:
+    """None: null, which every type has."""
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "whole" if abs(value) <= EXACT else "long" if -(2**63) <= value < 2**63 else "text"
+    return "float" if isinstance(value, float) else "text"
+
+
+def joined(one: Kind, other: Kind) -> Kind:
+    """The kind of a column that holds values of both."""
+    if one == other:
+        return one
+    both = {one, other}
+    if both == {"whole", "long"}:
+        return "long"
+    return "float" if both == {"whole", "float"} else "text"
+
+
+def collect(found: dict[str, Kind], metadata: Mapping[str, Any] | None) -> None:
+    """Adds one image's metadata to the kinds that were found so far."""
+    for name, value in (metadata or {}).items():
+        kind = kind_of(value)
+        if kind is not None and found.get(name) != kind:
+            found[name] = joined(found.get(name, kind), kind)
+
+
+def columns(found: Mapping[str, Kind]) -> dict[str, Kind]:
+    """The columns, by name; none if there would be too many."""
+    return dict(sorted(found.items())) if len(found) <= MOST else {}
+
+
+def cells(kinds: Mapping[str, Kind], metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """An image's cells, by the names of the columns; None where it has no such metadata."""
+    given = metadata or {}
+    return {PREFIX + name: _cell(kind, given.get(name)) for name, kind in kinds.items()}
+
+
+def pyarrow_fields(kinds: Mapping[str, Kind], pa: Any) -> Iterable[tuple[str, Any]]:
+    """The columns for a schema of pyarrow."""
+    types = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
+    return [(PREFIX + name, types[TYPES[kind]]) for name, kind in kinds.items()]
+
+
+def _cell(kind: Kind, value: Any) -> Any:
+    if value is None or kind not in ("float", "text"):
+        return value
+    if kind == "float":
+        return float(value)
+    return value if isinstance(value, str) else json.dumps(value)
