@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from services.cli import options, profile, show
 from services.cli.exits import guarded
-from services.core.db import actors
-from services.core.db import database as databases
 from services.core.model import scopes
 from services.core.model.errors import PressworkError
 from services.core.model.scopes import Scope
 from services.core.settings import Settings
-from services.core.tenants import api_keys
+
+if TYPE_CHECKING:  # the other commands need no database
+    from sqlalchemy import Connection
 
 app = typer.Typer(no_args_is_help=True, help="Issue, list and revoke API keys.")
 _Expires = Annotated[
@@ -45,6 +45,8 @@ def create(
     The scopes: view reads; submit makes work; operate pauses, cancels and deletes; admin creates keys. None includes
     another. Needs DATABASE_URL and PRESSWORK_SECRET.
     """
+    from services.core.tenants import api_keys
+
     seconds = None if expires is None else options.span(expires, "--expires").total_seconds()
     settings = profile.settings()
     if not settings.secret:
@@ -62,6 +64,8 @@ def list_all(as_json: options.Json = False) -> None:
 
     Needs DATABASE_URL.
     """
+    from services.core.tenants import api_keys
+
     with _database(profile.settings()) as connection:
         found = api_keys.listed(connection)
     for key in found if as_json else ():
@@ -75,6 +79,8 @@ def revoke(
     key_id: Annotated[str, typer.Argument(metavar="KEY", help="The eight characters after `pw_`.", show_default=False)],
 ) -> None:
     """Revoke an API key: the next request with it is refused."""
+    from services.core.tenants import api_keys
+
     with _database(profile.settings()) as connection:
         if not api_keys.revoke_key(connection, key_id):
             raise PressworkError(f"There is no valid key {key_id[:20]!r}; `presswork keys list` shows those that are.")
@@ -82,7 +88,10 @@ def revoke(
 
 
 @contextmanager
-def _database(settings: Settings) -> Iterator[databases.Connection]:
+def _database(settings: Settings) -> "Iterator[Connection]":
+    from services.core.db import actors
+    from services.core.db import database as databases
+
     core = databases.Database(settings.database_url, application="presswork keys", pool_size=1)
     try:
         with actors.acting(f"cli/{_user()}"), core.begin_system() as connection:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
@@ -29,7 +29,9 @@ from presswork_client import (
 )
 from services.cli import units
 from services.core import terminal
-from services.core.tenants.api_keys import Key
+
+if TYPE_CHECKING:  # a database's library takes as long to import as all the rest
+    from services.core.tenants.api_keys import Key
 
 _PIPED_WIDTH = 240  # columns when the output is not a terminal, so that nothing is cut
 _STYLES = {
@@ -381,7 +383,7 @@ def devices(found: Iterable[WorkerDevices]) -> Table:
     return table
 
 
-def keys(found: Iterable[Key]) -> Table:
+def keys(found: "Iterable[Key]") -> Table:
     table = _table()
     for name in ("KEY", "NAME", "SCOPES", "TENANT", "CREATED", "LAST USED", "ENDS"):
         table.add_column(name, no_wrap=name not in ("NAME", "SCOPES"), overflow="fold")

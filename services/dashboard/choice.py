@@ -11,7 +11,7 @@ from fastapi import Depends
 from services.api.errors import ApiError
 from services.core.jobs import image_pages
 from services.core.jobs.image_pages import UNMARKED, WHICH
-from services.core.marks.marks import Mark
+from services.core.marks.asked import Mark
 from services.core.model import scores
 from services.core.model.states import ImageState
 

@@ -16,6 +16,7 @@ from services.core.db.leases import Lease
 from services.core.deletion import jobs as deletion
 from services.core.jobs import lifecycle, queries
 from services.core.marks import marks
+from services.core.marks.asked import Mark
 from services.core.model.errors import Conflict, InvalidSubmission
 from services.core.notify import Notifier
 from services.core.queue import segments
@@ -96,7 +97,7 @@ class Shop:
         with self.database.begin_system() as connection:
             return [item.id for item in runs.pending(connection)]
 
-    def mark(self, run: runs.Run, item: str, mark: marks.Mark | None) -> None:
+    def mark(self, run: runs.Run, item: str, mark: Mark | None) -> None:
         assert run.job_id is not None
         with self.database.begin(factories.TENANT) as connection:
             page = changes.page(connection, run.id, first=0, limit=100)

@@ -12,6 +12,7 @@ from services.core.db import actors
 from services.core.db.database import Database
 from services.core.exports import options, task
 from services.core.marks import marks
+from services.core.marks.asked import MARKS
 from services.core.marks.marks import Changed
 from services.core.model import ids
 from services.core.model.errors import Conflict, InvalidSubmission, NotFound
@@ -118,7 +119,7 @@ def test_marks_set_at_the_same_time_are_counted_right(ready, settings):
         for _ in range(5):
             put(ready, job_id, list(range(16)), mark)
 
-    threads = [threading.Thread(target=work, args=(mark,)) for mark in (*marks.MARKS, "accepted")]
+    threads = [threading.Thread(target=work, args=(mark,)) for mark in (*MARKS, "accepted")]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,5 +1,7 @@
-"""What `presswork wait` and `presswork top` make of times, estimates, keys and screens."""
+"""What `presswork wait` and `presswork top` make of times, estimates, keys and screens; and how little is imported."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -78,3 +80,10 @@ def test_a_screen_never_has_more_lines_than_the_terminal(width: int, height: int
     assert len(lines) <= max(height, 11)
     assert sum("█" in line for line in lines) == rows
     assert all(len(line) <= width for line in lines)
+
+
+def test_a_command_that_talks_to_a_server_imports_no_library_of_databases_or_stores() -> None:
+    heavy = "{'sqlalchemy', 'psycopg', 'alembic', 'boto3', 'fastapi', 'celery', 'pyarrow', 'liquid', 'numpy'}"
+    code = f"import sys, services.cli.app; print(*{heavy} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.stderr) == ("\n", "")

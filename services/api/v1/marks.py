@@ -13,8 +13,8 @@ from services.api.errors import ApiError, SubmissionError
 from services.api.turns import TenantRoute
 from services.api.v1.schemas import Moment
 from services.core.marks import marks
-from services.core.marks.asked import MarksRequest, Matching
-from services.core.marks.marks import Changed, Mark
+from services.core.marks.asked import Mark, MarksRequest, Matching
+from services.core.marks.marks import Changed
 from services.core.model import ids
 from services.core.model.errors import InvalidSubmission
 

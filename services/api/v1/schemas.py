@@ -11,7 +11,7 @@ from services.core.db.columns import Payload
 from services.core.events import queries as events
 from services.core.fleet import workers
 from services.core.jobs.queries import ImageView, JobView
-from services.core.marks.marks import Mark
+from services.core.marks.asked import Mark
 from services.core.model import ids, requests, scores
 from services.core.model.scopes import Principal, Scope
 from services.core.model.states import ImageState

@@ -15,7 +15,7 @@ from services.core.catalogues.changes import Change
 from services.core.catalogues.unmarked import LOOKED_AT, NONE
 from services.core.db.statements import statement
 from services.core.marks import marks
-from services.core.marks.marks import Mark
+from services.core.marks.asked import Mark
 from services.core.model.errors import Conflict
 
 _LOCK = statement("reviewing.lock")("SELECT state FROM catalogue_runs WHERE id = :run_id FOR SHARE")

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from services.core.exports.formats import FORMATS, FormatName
-from services.core.marks.marks import MARKS, Mark
+from services.core.marks.asked import MARKS, Mark
 from services.core.model import metadata_filters, strict_json, suggestions
 from services.core.model.body import Body
 from services.core.model.errors import InvalidSubmission, Problem

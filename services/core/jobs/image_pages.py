@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from services.core.db.statements import statement
 from services.core.jobs import queries
 from services.core.jobs.queries import ImageView
-from services.core.marks.marks import MARKS
+from services.core.marks.asked import MARKS
 from services.core.model.errors import NotFound
 from services.core.model.states import ImageState
 

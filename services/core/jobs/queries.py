@@ -15,7 +15,7 @@ from services.core.db import columns
 from services.core.db.columns import COUNTS, Payload
 from services.core.db.statements import statement
 from services.core.fleet import drains
-from services.core.marks.marks import Mark
+from services.core.marks.asked import Mark
 from services.core.model.states import ImageState
 
 # Whether a job's rate says how fast it is: there are 10 seconds and as many finished images behind it as are being

@@ -1,13 +1,15 @@
-"""The body that sets marks: of some images, or of all that match."""
+"""The marks that there are, and the body that sets them: of some images, or of all that match."""
 
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from services.core.marks.marks import AT_ONCE
 from services.core.model.body import Body
 
+Mark = Literal["accepted", "rejected", "starred"]
+MARKS: tuple[Mark, ...] = get_args(Mark)
 MarkOrNone = Literal["accepted", "rejected", "starred", "none"]
+AT_ONCE = 5_000  # images whose marks one call sets
 _MARKS = ", ".join(get_args(MarkOrNone))
 
 MATCHING = {"mark": f"the mark that they have now: one of {_MARKS}", "flagged": "true or false"}

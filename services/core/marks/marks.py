@@ -7,18 +7,16 @@ take the tenant's open transaction.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any
 
 from sqlalchemy import Connection
 
 from services.core.db.statements import statement
 from services.core.events import log
+from services.core.marks.asked import AT_ONCE, MARKS, Mark
 from services.core.model.errors import InvalidSubmission, NotFound, Problem
 
-Mark = Literal["accepted", "rejected", "starred"]
-MARKS: tuple[Mark, ...] = get_args(Mark)
 Packed = bytes  # one byte an image
-AT_ONCE = 5_000  # images whose marks one call sets
 _NAMED = 20  # unknown images that an error names
 
 # Held until the commit, so that the counts stay right; and by the row's lock nobody deletes the job meanwhile.

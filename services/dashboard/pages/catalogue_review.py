@@ -14,7 +14,7 @@ from services.core.catalogues import changes, looks, reviewing, unmarked
 from services.core.catalogues.catalogue_runs import Run
 from services.core.jobs import queries
 from services.core.marks import marks
-from services.core.marks.marks import Mark
+from services.core.marks.asked import MARKS, Mark
 from services.core.model import ids
 from services.core.model.errors import Conflict, InvalidSubmission, NotFound
 from services.dashboard import access, catalogue_words, forms, rendering
@@ -29,7 +29,7 @@ _SENTENCES = {
     "rejected": "Every changed picture without a mark is left out: the one before stays, and the next run draws it "
     "with another seed.",
 }
-WHICH = (unmarked.NONE, *marks.MARKS)
+WHICH = (unmarked.NONE, *MARKS)
 
 
 @router.get("/catalogues/{name}/runs/{run_id}/review")
@@ -50,7 +50,7 @@ def show_review(
         page = reviewing.page(connection, run, mark, after=after, limit=catalogue_runs.PER_PAGE)
         seen = looks.of_changes(connection, found, run, page.changes)
         is_there = unmarked.has_job(connection, run)
-        marked = marks.counts(connection, visitor.tenant, run.job_id) if is_there else dict.fromkeys(marks.MARKS, 0)
+        marked = marks.counts(connection, visitor.tenant, run.job_id) if is_there else dict.fromkeys(MARKS, 0)
     more = page.place and pagination.encode_cursor(context.settings.secret, listing, page.place)
     here = f"/catalogues/{name}/runs/{run_id}/review"
     kept = f"?mark={mark}" if mark != unmarked.NONE else ""
@@ -177,7 +177,7 @@ def _check(run: Run) -> None:
 
 
 def _mark(word: str) -> Mark | None:
-    found = next((mark for mark in marks.MARKS if mark == word), None)
+    found = next((mark for mark in MARKS if mark == word), None)
     if found is None and word != unmarked.NONE:
         raise NotFound(f"There is no such mark; there are {', '.join(WHICH)}.")
     return found

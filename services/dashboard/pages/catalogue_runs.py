@@ -20,7 +20,7 @@ from services.core.catalogues.looks import Looks
 from services.core.db.database import Connection
 from services.core.jobs import queries
 from services.core.marks import marks
-from services.core.marks.marks import Mark
+from services.core.marks.asked import Mark
 from services.core.model import ids
 from services.core.model.errors import NotFound
 from services.dashboard import access, catalogue_words, forms, reading, rendering

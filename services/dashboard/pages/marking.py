@@ -11,7 +11,7 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.core.jobs import queries
 from services.core.marks import marks
-from services.core.marks.marks import Mark
+from services.core.marks.asked import MARKS, Mark
 from services.core.model import ids
 from services.core.model.errors import InvalidSubmission, NotFound
 from services.dashboard import access, forms, reading, rendering
@@ -125,7 +125,7 @@ def _put(
 
 
 def _mark(word: str) -> Mark | None:
-    found = next((mark for mark in marks.MARKS if mark == word), None)
+    found = next((mark for mark in MARKS if mark == word), None)
     if found is None and word != "none":
         raise NotFound(f"There is no such mark; there are {', '.join(VERBS)}.")
     return found
