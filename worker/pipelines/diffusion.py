@@ -5,7 +5,7 @@ A backend supplies the three networks at fixed shapes; its contract is defined h
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -172,16 +172,8 @@ class DiffusionPipeline:
             latents = self._denoise(compiled, batch, text, on_step)
             with out_of_memory_for(batch.size):
                 pixels, finite = compiled.decode(latents)
-                exact = _decode_overflown(compiled, latents, finite[: batch.wanted])
-        unknown = [unknown_words(spec.prompt, self._words) for spec in batch.specs]
-        return [
-            Picture(pixels[slot], truncated[slot], unknown_words=unknown[slot])
-            if finite[slot]
-            else Picture(exact[slot], truncated[slot], unknown_words=unknown[slot], decoded_in="fp32")
-            if slot in exact
-            else InvalidOutput()
-            for slot in range(batch.size)
-        ]
+                exact = decode_overflown(compiled, latents, finite[: batch.wanted])
+        return self._pictures(batch.specs, truncated, pixels, finite, exact)
 
     def review(self, picture: Picture) -> Picture:
         """The picture with the safety checker's verdict, if there is one."""
@@ -211,6 +203,21 @@ class DiffusionPipeline:
             self._uncond.pop(size, None)
             raise
 
+    def _pictures(
+        self, specs: Sequence[Spec], truncated: Sequence[bool], pixels: NDArray[np.uint8], finite: NDArray[np.bool_],
+        exact: Mapping[int, NDArray[np.uint8]],
+    ) -> list[Picture | InvalidOutput]:  # fmt: skip
+        """`exact` has pixels by slot of images that only float32 could decode."""
+        unknown = [unknown_words(spec.prompt, self._words) for spec in specs]
+        return [
+            Picture(pixels[slot], truncated[slot], unknown_words=unknown[slot])
+            if finite[slot]
+            else Picture(exact[slot], truncated[slot], unknown_words=unknown[slot], decoded_in="fp32")
+            if slot in exact
+            else InvalidOutput()
+            for slot in range(len(specs))
+        ]
+
     def _encode(self, compiled: Compiled, batch: Batch) -> tuple[list[Array], list[bool]]:
         """The text as `denoise` takes it, and which images had their prompt or negative prompt truncated."""
         text, truncated = self._encode_prompts(compiled, [spec.prompt for spec in batch.specs], batch.shape)
@@ -238,26 +245,40 @@ class DiffusionPipeline:
         return self._uncond[size]
 
     def _denoise(self, compiled: Compiled, batch: Batch, text: list[Array], on_step: OnStep) -> Array:
-        steps = sampler.plan(self._sampler_config, batch.shape.steps, max(batch.shape.first_step, 1))
+        solver, ahead = self._solver(compiled, batch), self._backend.steps_in_flight
         with out_of_memory_for(batch.size):
-            times = compiled.time_table([step.timestep for step in steps])
-            fields = [noise.fields(spec.seed, self._latent_size(spec)) for spec in batch.specs]
-            latents = self._first_latents(compiled, batch, fields)
-            scales = compiled.to_device(np.array([[[[spec.guidance_scale]]] for spec in batch.specs], np.float32))
-        x0, ahead = None, self._backend.steps_in_flight
+            latents, time = next(solver)
         asked: deque[Callable[[], object]] = deque()
-        for number, (step, time) in enumerate(zip(steps, times, strict=True), start=1):
+        number, last = 0, None
+        while last is None:
+            number += 1
             with out_of_memory_for(batch.size):
                 noise_pred = compiled.denoise(latents, time, text)
-                if batch.shape.guided:
-                    noise_pred = sampler.guide(noise_pred, scales, self._sampler_config.guidance_rescale)
-                new = compiled.to_device(np.stack([next(field) for field in fields])) if step.from_noise else None
-                latents, x0 = sampler.advance(step, latents, noise_pred, x0, new)
+                try:
+                    latents, time = solver.send(noise_pred)
+                except StopIteration as end:
+                    last = end.value
                 asked.append(compiled.step_done())
             if len(asked) > ahead:
                 self._report_step(asked, number - ahead, on_step)
-        for number in range(len(steps) - len(asked) + 1, len(steps) + 1):
-            self._report_step(asked, number, on_step)
+        for reported in range(number - len(asked) + 1, number + 1):
+            self._report_step(asked, reported, on_step)
+        return last
+
+    def _solver(self, compiled: Compiled, batch: Batch) -> Generator[tuple[Array, Array], Array, Array]:
+        """Everything of the loop but the U-Net: gives the latents and the time of each step, takes the U-Net's output
+        for them, and returns the last latents."""
+        steps = sampler.plan(self._sampler_config, batch.shape.steps, max(batch.shape.first_step, 1))
+        times = compiled.time_table([step.timestep for step in steps])
+        fields = [noise.fields(spec.seed, self._latent_size(spec)) for spec in batch.specs]
+        latents, x0 = self._first_latents(compiled, batch, fields), None
+        scales = compiled.to_device(np.array([[[[spec.guidance_scale]]] for spec in batch.specs], np.float32))
+        for step, time in zip(steps, times, strict=True):
+            noise_pred = yield latents, time
+            if batch.shape.guided:
+                noise_pred = sampler.guide(noise_pred, scales, self._sampler_config.guidance_rescale)
+            new = compiled.to_device(np.stack([next(field) for field in fields])) if step.from_noise else None
+            latents, x0 = sampler.advance(step, latents, noise_pred, x0, new)
         return latents
 
     def _report_step(self, asked: deque[Callable[[], object]], step: int, on_step: OnStep) -> None:
@@ -281,7 +302,7 @@ class DiffusionPipeline:
         return alpha * (mean + deviation * drawn) + sigma * added
 
 
-def _decode_overflown(compiled: Compiled, latents: Array, finite: NDArray[np.bool_]) -> dict[int, NDArray[np.uint8]]:
+def decode_overflown(compiled: Compiled, latents: Array, finite: NDArray[np.bool_]) -> dict[int, NDArray[np.uint8]]:
     """A second try for images that are not finite: half precision ends at 65,504. The pixels by slot of those that
     float32 can decode."""
     found = {}
