@@ -268,6 +268,12 @@ class Settings:
     workers: int = _setting("PRESSWORK_WORKERS", "1", _whole(0, 4096))  # how many share these CPUs
     spool_batches: int = _setting("PRESSWORK_SPOOL_BATCHES", "4", _whole(1, 1024))
     sick_seconds: float = _setting("PRESSWORK_SICK_SECONDS", "30", _number(0.1, 86400))
+    # The pipeline ai100.
+    ai100_sdk: str = _setting("PRESSWORK_AI100_SDK", "/opt/qti-aic")  # where the vendor's SDK is
+    ai100_program_batch: int = _setting("PRESSWORK_AI100_PROGRAM_BATCH", "1", _whole(1, 64))  # images of one pass
+    ai100_placement: str = _setting("PRESSWORK_AI100_PLACEMENT", "")  # empty: the fastest one by the table of times
+    ai100_times: str = _setting("PRESSWORK_AI100_TIMES", "")  # what replaces the table's times, as measured
+    ai100_flags: str = _setting("PRESSWORK_AI100_FLAGS", "")  # what replaces the compiler's flags
     # How long the simulated pipeline takes, in milliseconds, and whether it simulates faults.
     simulated_batch_ms: float = _setting("PRESSWORK_SIMULATED_BATCH_MS", "0", _number(0, 1e7))
     simulated_step_ms: float = _setting("PRESSWORK_SIMULATED_STEP_MS", "0", _number(0, 1e7))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from services.core.model.errors import SettingsError
 
 TEXT_ENCODER, UNET, VAE_DECODER = NETWORKS = ("text_encoder", "unet", "vae_decoder")
+VAE_ENCODER = "vae_encoder"  # of input pictures; it shares the text encoder's cores, and no plan depends on it
 FORM = re.compile(r"(\d+(?:\.\d+)?)(?:x(\d+))?")
 
 
@@ -55,6 +56,7 @@ class Times:
     text_encoder: tuple[float, int] = (8.0, 1)
     unet: tuple[float, int] = (60.7, 12)  # one iteration, both guidance halves
     vae_decoder: tuple[float, int] = (56.0, 12)
+    vae_encoder: tuple[float, int] = (25.0, 12)
     switch: float = 150.0
     switch_dps: float = 100.0
 
@@ -78,7 +80,12 @@ def read_times(text: str) -> Times:
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = part.partition("=")
         found = FORM.fullmatch(value)
-        if name not in Times.__slots__ or not found or (name in NETWORKS) != bool(found[2]) or _is_nothing(found):
+        if (
+            name not in Times.__slots__
+            or not found
+            or (name in (*NETWORKS, VAE_ENCODER)) != bool(found[2])
+            or _is_nothing(found)
+        ):
             raise SettingsError(
                 f"PRESSWORK_AI100_TIMES has {part!r}; it must be milliseconds such as unet=48.5x14,switch=120, the"
                 f" number of cores after the x, of {', '.join(Times.__slots__)}."

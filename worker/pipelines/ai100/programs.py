@@ -1,0 +1,150 @@
+"""The programs of a model: exported, compiled, kept among the artefacts, and found again.
+
+The key of a program is all that decides it: the graph's hash, the SDK's version, the card, the cores, the batch, the
+model's revision and the compiler's flags.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from services.core.model import long_prompts
+from worker import activity
+from worker.model import directory, static_graphs
+from worker.model.artefacts import Artefacts
+from worker.model.exported import LIBRARIES
+from worker.model.static_graphs import Exported, Graph
+from worker.pipelines.ai100 import compiling
+from worker.pipelines.ai100.cards import VAE_ENCODER, Card
+from worker.pipelines.ai100.compiling import Overrides, Say
+from worker.pipelines.ai100.sdk import COMPILERS, Sdk, SdkMissing
+
+SOURCES = ("static_*.py", "onnx_files.py", "checkpoint.py", "unet.py", "flexible_unet.py", "stock_unet.py")
+GRAPHS = "graphs"
+PRECISION = "fp32"  # of the graphs; the compiler converts them
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What programs are compiled for. `sdk_version` is the runtime's."""
+
+    sdk: Sdk
+    sdk_version: str
+    card: Card
+    hardware: str
+    overrides: Overrides
+
+
+class Programs:
+    """The programs of the model in `folder`, for batches of `batch` images. Processes may share `cache`."""
+
+    def __init__(self, folder: Path, cache: Path, target: Target, batch: int) -> None:
+        self._folder, self._cache, self._target, self.batch = folder, cache, target, batch
+        self.index, self.revision = directory.read_index(folder), directory.revision(folder)
+        self._exports: dict[tuple[int, int], Exported] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def chunks(self) -> range:
+        """The lengths of prompts, in chunks, that the model reads."""
+        return range(1, long_prompts.MAX_CHUNKS + 1 if self.index.long_prompts else 2)
+
+    def exported(self, size: tuple[int, int]) -> Exported:
+        """The graphs for that size. Exporting missing ones takes seconds to minutes."""
+        with self._lock:
+            if size not in self._exports:
+                key = {"revision": self.revision, "size": size, "batch": self.batch, "chunks": list(self.chunks)}
+                artefacts = Artefacts(self._cache, f"{self._name}-export", key | _decides())
+                self._exports[size] = static_graphs.read(artefacts.get(GRAPHS, lambda into: self._export(size, into)))
+            return self._exports[size]
+
+    def graph(self, network: str, size: tuple[int, int], chunks: int = 1) -> Graph:
+        """What a network's program is compiled from."""
+        return self.exported(size).graph(network, 1 if network == VAE_ENCODER else self.batch, chunks)
+
+    def find(self, network: str, size: tuple[int, int], cores: int, chunks: int = 1, say: Say = lambda _: None) -> Path:
+        """The folder of a program, compiled if it is missing.
+
+        Raises:
+            SdkMissing: it is missing, and there is no compiler.
+            CompileFailed: the compiler fails.
+        """
+        exported, target = self.exported(size), self._target
+        graph = self.graph(network, size, chunks)
+        told = self.flags(network, cores)
+        decides = {
+            "network": network, "cores": cores, "batch": self.batch, "size": size, "chunks": chunks,
+            "card": target.card.key, "hardware": target.hardware, "sdk": target.sdk_version, "revision": self.revision,
+            "flags": told, "graph": [exported.files[name]["sha256"] for name in (graph.file, graph.weights)],
+        }  # fmt: skip
+
+        def make(into: Path) -> None:
+            with activity.doing(f"compiling the {network} for {cores} cores"):
+                compiling.compile_into(into, target.sdk, target.hardware, told, exported.path(graph), say)
+
+        try:
+            return Artefacts(self._cache, self._name, decides).get(network, make)
+        except SdkMissing as error:
+            raise SdkMissing(f"{error} {self._others(decides)}".strip()) from None
+
+    def command(self, network: str, cores: int, chunks: int = 1) -> list[str]:
+        """What `find` would run where the SDK is, with placeholders for what is not exported yet."""
+        sdk = self._target.sdk
+        compiler = next(filter(None, map(sdk.tool, COMPILERS)), sdk.folder / "exec" / COMPILERS[0])
+        name = f"{network}-{self.batch}{f'-{chunks}-chunks' if chunks > 1 else ''}.onnx"
+        told = self.flags(network, cores)
+        return compiling.command(compiler, self._target.hardware, told, Path("EXPORT", name), Path("PROGRAM"))
+
+    def flags(self, network: str, cores: int) -> tuple[str, ...]:
+        rows = compiling.rows(network, 1 if network == VAE_ENCODER else self.batch)
+        return compiling.flags(network, self._target.card, cores, rows, self._target.overrides)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.index.name}-{self.revision}-ai100"
+
+    def _export(self, size: tuple[int, int], into: Path) -> None:
+        from worker.model import static_export
+
+        made = into / GRAPHS
+        with activity.doing("exporting the networks"):
+            static_export.export(
+                self._folder, made, size=size, batches=[self.batch], precision=PRECISION, chunks=list(self.chunks),
+                image_to_image=True,
+            )  # fmt: skip
+        for file in made.iterdir():
+            file.rename(into / file.name)
+        made.rmdir()
+
+    def _others(self, wanted: dict[str, Any]) -> str:
+        """Says how the program that is most like the wanted one differs from it."""
+        wanted = json.loads(json.dumps(wanted))
+        names = ("sdk", "card", "cores", "batch", "size")
+        found = [
+            [f"{name} {other.get(name)} and not {wanted[name]}" for name in names if other.get(name) != wanted[name]]
+            for other in self._keys()
+            if all(other.get(name) == wanted[name] for name in ("network", "chunks"))
+        ]
+        closest = min(filter(None, found), key=len, default=[])
+        return f"There is one for {', '.join(closest)}." if closest else ""
+
+    def _keys(self) -> Iterator[dict[str, Any]]:
+        for file in sorted(self._cache.glob(f"{self._name}/*/key.txt")):
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if (file.with_name(compiling.PROGRAM)).exists():
+                yield found
+
+
+def _decides() -> dict[str, str]:
+    """The code and the libraries that decide a graph."""
+    digest = hashlib.sha256()
+    folder = Path(directory.__file__).parent
+    for pattern in SOURCES:
+        for file in sorted(folder.glob(pattern)):
+            digest.update(file.read_bytes())
+    return {"sources": digest.hexdigest()} | {name: version(name) for name in LIBRARIES}

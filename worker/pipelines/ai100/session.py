@@ -1,0 +1,229 @@
+"""One compiled program on one device: named inputs and outputs at fixed shapes, submitted and awaited.
+
+Over the SDK's module `qaicrt`: a Program is loaded once, activated while it is resident, and run by execution objects,
+of which each run in flight has its own. An input is handed over without a copy where the SDK allows it, and an output
+is copied once, because its buffer serves the next run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.core.model.errors import SettingsError
+from worker.model.static_graphs import Graph
+from worker.pipeline import CompileFailed, DeviceSick, OutOfMemory
+from worker.pipelines.ai100 import sdk as sdks
+from worker.pipelines.ai100.sdk import Sdk
+
+Array = NDArray[Any]
+TIMEOUT_MS = 60_000  # for an answer of the device
+DTYPES = {
+    "FLOAT_TYPE": np.float32, "FLOAT_16_TYPE": np.float16, "INT8_Q_TYPE": np.int8, "UINT8_Q_TYPE": np.uint8,
+    "INT16_Q_TYPE": np.int16, "INT32_Q_TYPE": np.int32, "INT32_I_TYPE": np.int32, "INT64_I_TYPE": np.int64,
+    "INT8_TYPE": np.int8,
+}  # fmt: skip
+LOST = ("QS_NODEV", "QS_DEV_ERROR", "QS_TIMEDOUT", "QS_BADFD", "QS_PROTOCOL")
+
+
+class WrongShape(SettingsError):
+    """A program does not take what it is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A buffer of a program. Shapes and dtypes are those that it was compiled for."""
+
+    name: str
+    index: int
+    is_input: bool
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    size: int
+
+
+class Device:
+    """One device, as the SDK opens it; its programs share a context and a queue."""
+
+    def __init__(self, sdk: Sdk, number: int) -> None:
+        self.number = number
+        self.qaicrt, self.aicapi = sdk.modules()
+        try:
+            self.context = self.qaicrt.Context(self.qaicrt.QIDList([number]))
+            self.queue = self.qaicrt.Queue(self.context, number)
+        except SettingsError:
+            raise
+        except Exception as error:
+            raise SettingsError(
+                f"Device {number} cannot be opened ({error}); see `qaic-util -q`. If this user may not: {sdks.GROUP}."
+            ) from None
+
+    def free(self) -> tuple[int, int, int]:
+        """Free cores, free bytes of memory, and all bytes. Raises SettingsError."""
+        status, found = self.qaicrt.Util().getResourceInfo(self.number)
+        sdks.check(self.qaicrt, status, f"Device {self.number} does not tell what is free on it")
+        return int(found.nspFree), int(found.dramFree) << 20, int(found.dramTotal) << 20
+
+
+class Session:
+    """A program that is loaded on a device. Not thread-safe."""
+
+    def __init__(self, device: Device, folder: Path, name: str) -> None:
+        """`folder` holds programqpc.bin. Raises SettingsError, in one sentence."""
+        self.name, self.device = name, device
+        self._rt = device.qaicrt
+        qpc = self._opened(folder)
+        self.bindings = {binding.name: binding for binding in self._bindings(qpc)}
+        properties = self._rt.QAicProgramProperties()
+        if hasattr(properties, "dataPathTimeoutMs"):
+            properties.dataPathTimeoutMs = TIMEOUT_MS
+        else:  # SDKs before 1.20
+            properties.SubmitRetryTimeoutMs = TIMEOUT_MS
+        self._program = self._rt.Program(device.context, device.number, qpc, properties)
+        sdks.check(self._rt, self._program.load(), f"The program {name} cannot be loaded on device {device.number}")
+        self.is_active = False
+        self._idle: list[tuple[Any, dict[str, Any]]] = []  # execution objects, each with its output buffers
+        self._running = 0
+        self._dims = [(one.dtype.itemsize, list(one.shape)) for one in self._in_order()]
+
+    def activate(self) -> None:
+        """Makes it resident, which takes cores and memory. Raises CompileFailed if the device refuses, or DeviceSick if
+        it is lost."""
+        if self.is_active:
+            return
+        status = self._program.activate()
+        if status is not None and status != self._rt.QStatus.QS_SUCCESS:
+            what = f"The program {self.name} cannot be activated on device {self.device.number}"
+            lost = getattr(status, "name", "") in LOST
+            raise (DeviceSick if lost else CompileFailed)(sdks.explain(status, what))
+        self.is_active = True
+
+    def deactivate(self) -> None:
+        """Gives its cores and memory back. Nothing may be running."""
+        if self.is_active:
+            assert not self._running, f"{self.name} is still running"
+            self._idle.clear()  # they belong to the activation
+            self._program.deactivate()
+            self.is_active = False
+
+    def check(self, graph: Graph) -> None:
+        """Raises WrongShape unless the program's buffers are those of the graph."""
+        for tensor in (*graph.inputs, *graph.outputs):
+            found = self.bindings.get(tensor.name)
+            if found is None or found.shape != tensor.shape:
+                has = f"the shape {found.shape}, not {tensor.shape}" if found else "no such buffer"
+                raise WrongShape(
+                    f"The program {self.name} has {has} for {tensor.name}; it was compiled for another batch, size or"
+                    " model: compile it again with `presswork ai100 compile`."
+                )
+
+    def buffer(self, name: str, values: Array) -> Any:
+        """An input as the device takes it, to be used for any number of runs. Raises WrongShape."""
+        wanted = self.bindings[name]
+        if values.shape != wanted.shape:
+            raise WrongShape(f"The program {self.name} takes {name} of the shape {wanted.shape}, not {values.shape}.")
+        bytes_of = np.ascontiguousarray(values, wanted.dtype).reshape(-1).view(np.uint8)
+        try:
+            return self._rt.QBuffer(bytes_of)
+        except TypeError:  # bindings that take `bytes` alone
+            return self._rt.QBuffer(bytes_of.tobytes())
+
+    def submit(self, inputs: Mapping[str, Any]) -> "Run":
+        """Starts a run. Inputs are arrays, or what `buffer` gave. Raises WrongShape or DeviceSick."""
+        given = {name: self.buffer(name, one) if isinstance(one, np.ndarray) else one for name, one in inputs.items()}
+        running, outputs = self._idle.pop() if self._idle else self._another()
+        buffers = [(given if one.is_input else outputs)[one.name] for one in self._in_order()]
+        self._check(running.setData(buffers, self._rt.BufferDimensionsVecRef(self._dims)), "did not take its inputs")
+        self._check(self.device.queue.enqueue(running), "could not be started")
+        self._running += 1
+        return Run(self, (running, outputs), given)
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """One run, start to end."""
+        return self.submit(inputs).wait()
+
+    def finish(self, started: tuple[Any, dict[str, Any]]) -> dict[str, Array]:
+        """Waits for a run and takes its outputs."""
+        self._running -= 1
+        running = started[0]
+        self._check(running.waitForCompletion(), "failed")
+        status, buffers = running.getData()
+        self._check(status, "gave no outputs")
+        self._idle.append(started)
+        return {
+            one.name: np.frombuffer(bytes(buffers[one.index]), one.dtype).reshape(one.shape)
+            for one in self._in_order()
+            if not one.is_input
+        }
+
+    def _check(self, status: Any, what: str) -> None:
+        if status == self._rt.QStatus.QS_SUCCESS:
+            return
+        sentence = sdks.explain(status, f"The program {self.name} {what} on device {self.device.number}")
+        if getattr(status, "name", "") in LOST:
+            raise DeviceSick(sentence)
+        if getattr(status, "name", "") == "QS_NOMEM":
+            raise OutOfMemory(sentence)
+        raise RuntimeError(sentence)
+
+    def _another(self) -> tuple[Any, dict[str, Any]]:
+        running = self._rt.ExecObj(self.device.context, self._program)
+        return running, {one.name: self._rt.QBuffer(bytes(one.size)) for one in self._in_order() if not one.is_input}
+
+    def _in_order(self) -> list[Binding]:
+        return sorted(self.bindings.values(), key=lambda one: one.index)
+
+    def _opened(self, folder: Path) -> Any:
+        try:
+            return self._rt.Qpc(str(folder))
+        except Exception as error:
+            raise SettingsError(
+                f"The program {self.name} in {folder} cannot be opened ({error}); it is damaged or of another SDK:"
+                " compile it again with `presswork ai100 compile`."
+            ) from None
+
+    def _bindings(self, qpc: Any) -> list[Binding]:
+        status, data = qpc.getIoDescriptor()
+        sdks.check(self._rt, status, f"The program {self.name} does not describe its buffers")
+        described = self.device.aicapi.IoDesc()
+        described.ParseFromString(bytes(data))
+        dtypes = {getattr(self.device.aicapi, name): np.dtype(dtype) for name, dtype in DTYPES.items()}
+        way_in = self.device.aicapi.BUFFER_IO_TYPE_INPUT
+        return [
+            Binding(
+                one.name.rsplit("/", 1)[-1], one.index, one.dir == way_in, tuple(one.dims), dtypes[one.type], one.size
+            )
+            for one in described.selected_set.bindings
+        ]
+
+
+class Run:
+    """A run in flight. It keeps its inputs until it has ended."""
+
+    def __init__(self, session: Session, started: tuple[Any, dict[str, Any]], given: Mapping[str, Any]) -> None:
+        self._session, self._started, self._given = session, started, given
+        self._found: dict[str, Array] | None = None
+        self._error: Exception | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self._found is not None or self._error is not None
+
+    def settle(self) -> None:
+        """Waits until it has ended, well or not."""
+        if not self.ended:
+            try:
+                self._found = self._session.finish(self._started)
+            except Exception as error:
+                self._error = error
+
+    def wait(self) -> dict[str, Array]:
+        """Its outputs by name, arrays of the caller's own. Raises DeviceSick if the device is lost."""
+        self.settle()
+        if self._error is not None:
+            raise self._error
+        assert self._found is not None
+        return self._found

@@ -1,0 +1,113 @@
+"""One device at work: its programs, loaded when first used, and whose turn it is on which cores."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from services.core.model.errors import SettingsError
+from worker.pipelines.ai100.cards import TEXT_ENCODER, VAE_ENCODER
+from worker.pipelines.ai100.compiling import PROGRAM
+from worker.pipelines.ai100.placement import Placement
+from worker.pipelines.ai100.programs import Programs
+from worker.pipelines.ai100.session import Device, Run, Session
+
+Key = tuple[str, tuple[int, int], int]  # network, size, chunks
+
+
+class Station:
+    """A device with a placement. Programs of one slot take turns; the encoder of input pictures shares the cores of the
+    text encoder. Not thread-safe."""
+
+    def __init__(self, device: Device, placement: Placement, programs: Programs) -> None:
+        """Raises SettingsError, in one sentence, if the device has too few cores free."""
+        self.device, self.placement, self._programs = device, placement, programs
+        free, _, _ = device.free()
+        if free < placement.cores:
+            raise SettingsError(
+                f"Device {device.number} has {free} cores free and the programs take {placement.cores} ({placement});"
+                " stop what else runs on it, name another device in PRESSWORK_DEVICE, or give them fewer cores by"
+                " PRESSWORK_AI100_PLACEMENT."
+            )
+        self._sessions: dict[Key, Session] = {}
+        self._turns = {slot.networks[0]: Turns() for slot in placement.slots}
+
+    def has(self, network: str) -> bool:
+        return _home(network) in self.placement.networks
+
+    def cores(self, network: str) -> int:
+        return self.placement.slot_of(_home(network)).cores
+
+    def session(self, network: str, size: tuple[int, int], chunks: int = 1) -> Session:
+        """The loaded program; compiling a missing one takes minutes. Raises SettingsError or CompileFailed."""
+        key = network, size, chunks
+        if key not in self._sessions:
+            folder = self._programs.find(network, size, self.cores(network), chunks)
+            self._check_memory(network, folder)
+            session = Session(self.device, folder, network)
+            session.check(self._programs.graph(network, size, chunks))
+            self._sessions[key] = session
+        return self._sessions[key]
+
+    def submit(self, session: Session, inputs: Mapping[str, Any]) -> Run:
+        """Starts a run, after the programs whose turn it was have ended theirs."""
+        slot = self.placement.slot_of(_home(session.name))
+        return self._turns[slot.networks[0]].submit(session, inputs)
+
+    def forget(self, size: tuple[int, int]) -> None:
+        """Unloads the programs of a size."""
+        for key in [key for key in self._sessions if key[1] == size]:
+            session = self._sessions.pop(key)
+            for turns in self._turns.values():
+                turns.drop(session)
+
+    def release(self) -> None:
+        """Gives all cores back, after what runs has ended."""
+        for turns in self._turns.values():
+            turns.close()
+
+    def close(self) -> None:
+        self.release()
+        self._sessions.clear()
+
+    def _check_memory(self, network: str, folder: Path) -> None:
+        _, free, total = self.device.free()
+        needed = (folder / PROGRAM).stat().st_size
+        if needed > free:
+            raise SettingsError(
+                f"Device {self.device.number} has {free >> 20} of {total >> 20} MiB free and the program {network}"
+                f" takes {-(-needed >> 20)}; stop what else runs on it, or lower PRESSWORK_AI100_PROGRAM_BATCH."
+            )
+
+
+class Turns:
+    """The programs that share some cores: one of them is active."""
+
+    def __init__(self) -> None:
+        self._active: Session | None = None
+        self._runs: list[Run] = []
+
+    def submit(self, session: Session, inputs: Mapping[str, Any]) -> Run:
+        if session is not self._active:
+            self.close()
+            session.activate()
+            self._active = session
+        run = session.submit(inputs)
+        self._runs = [one for one in self._runs if not one.ended] + [run]
+        return run
+
+    def drop(self, session: Session) -> None:
+        if session is self._active:
+            self.close()
+
+    def close(self) -> None:
+        """Waits for what runs, and gives the cores back."""
+        for run in self._runs:
+            run.settle()
+        self._runs.clear()
+        if self._active is not None:
+            self._active.deactivate()
+            self._active = None
+
+
+def _home(network: str) -> str:
+    return TEXT_ENCODER if network == VAE_ENCODER else network
