@@ -68,7 +68,8 @@ def torch_settings(settings_for: Callable[..., Settings]) -> Settings:
 
 
 @pytest.fixture(
-    scope="session", params=["simulated", "torch", "torch bf16", "torch tiny-sd", "torch cuda", "onnx", "onnx bf16"]
+    scope="session",
+    params=["simulated", "torch", "torch bf16", "torch tiny-sd", "torch cuda", "onnx", "onnx bf16", "ai100"],
 )
 def settings(request: pytest.FixtureRequest) -> Settings:
     name, _, variant = request.param.partition(" ")
@@ -83,6 +84,10 @@ def settings(request: pytest.FixtureRequest) -> Settings:
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device here")
         return settings_for(name, PRESSWORK_DEVICE="cuda", PRESSWORK_BATCH_SIZES="8,4,1")
+    if name == "ai100":
+        return settings_for(
+            name, PRESSWORK_BATCH_SIZES="4,1", PRESSWORK_SIZES="64x64", **request.getfixturevalue("on_stand_in")
+        )
     sizes = "4,1" if name == "onnx" else "16,8,4,1"  # each is exported and compiled
     return settings_for(name, PRESSWORK_PRECISION=variant, PRESSWORK_BATCH_SIZES=sizes)
 

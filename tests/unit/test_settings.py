@@ -31,7 +31,7 @@ def test_only_the_database_and_redis_must_be_set():
         ("PRESSWORK_LEASE_SECONDS", "0", "a number from 1 to 3600"),
         ("PRESSWORK_BATCH_SIZES", "16,8", "with 1 among them"),
         ("PRESSWORK_SIMULATED_FAULTS", "maybe", "it can be 1 or 0"),
-        ("PRESSWORK_PIPELINE", "watercolour", "it can be onnx, torch or simulated"),
+        ("PRESSWORK_PIPELINE", "watercolour", "it can be onnx, torch, ai100 or simulated"),
         ("AWS_ENDPOINT_URL", "localhost:9000", "it must begin with http:// or https://"),
         ("PRESSWORK_PREFIX", "shop/../prod", "it must be a folder such as shop/production"),
         ("PRESSWORK_PREFIX", "3f/prod", "it must not begin like the keys"),

@@ -19,5 +19,6 @@ class PipelineEntry:
 PIPELINES = {
     "onnx": PipelineEntry("worker.pipelines.onnx", ("onnx",)),
     "torch": PipelineEntry("worker.pipelines.torch_compiled", ("torch",)),
+    "ai100": PipelineEntry("worker.pipelines.cloud_ai100", ("onnx",)),
     "simulated": PipelineEntry("worker.pipelines.simulated", model="simulated"),
 }

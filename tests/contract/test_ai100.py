@@ -1,0 +1,343 @@
+"""The Cloud AI 100 pipeline on the stand-in: overlap changes no byte, the published time and the bound hold, and what
+can go wrong is said in a sentence."""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from services.core.model.errors import SettingsError
+from services.core.model.specs import Spec
+from services.core.settings import Settings
+from worker.model import make
+from worker.pipeline import Batch, CompileFailed, DeviceSick, Picture, reproducibility_class
+from worker.pipelines import cloud_ai100
+from worker.pipelines.ai100 import __main__ as commands
+from worker.pipelines.ai100 import checks, compiling, placement
+from worker.pipelines.ai100.cards import CARDS, PUBLISHED
+from worker.pipelines.ai100.sdk import Sdk
+from worker.pipelines.ai100_stand_in import machine
+from worker.pipelines.ai100_stand_in import qaicrt as stand_in
+from worker.pipelines.ai100_stand_in.install import install
+from worker.pipelines.cloud_ai100 import Ai100Pipeline
+from worker.pipelines.diffusion import DiffusionPipeline
+
+ROOT = Path(__file__).parents[2]
+SERVERS = {"DATABASE_URL": "postgresql://unused", "REDIS_URL": "redis://unused"}
+RECIPE = str(placement.RECIPE)
+Open = Callable[..., Ai100Pipeline]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, and the stand-in in the SDK's place."""
+    folder = tmp_path_factory.mktemp("ai100")
+    make.make(folder / "tiny", "tiny")
+    install(folder / "sdk")
+    return folder
+
+
+@pytest.fixture
+def settings_for(home: Path, on_stand_in: Mapping[str, str]) -> Callable[..., Settings]:
+    def read(**more: str) -> Settings:
+        chosen = {"PRESSWORK_PIPELINE": "ai100", "PRESSWORK_MODEL_DIR": str(home / "tiny")}
+        return Settings.read(SERVERS | chosen | {"PRESSWORK_BATCH_SIZES": "16,4,1"} | on_stand_in | more)
+
+    return read
+
+
+@pytest.fixture
+def opened(settings_for: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    """Opens a pipeline on a stand-in that has just been started, with AI100_STAND_IN_ variables in small letters."""
+    pipelines: list[Ai100Pipeline] = []
+    machine.reset()
+
+    def make_one(settings: dict[str, str] | None = None, **stand_in: str) -> Ai100Pipeline:
+        for name, value in stand_in.items():
+            monkeypatch.setenv(f"AI100_STAND_IN_{name.upper()}", value)
+        pipelines.append(cloud_ai100.open_pipeline(settings_for(**(settings or {}))))
+        return pipelines[-1]
+
+    yield make_one
+    for pipeline in pipelines:
+        pipeline.close()
+
+
+def specs(count: int, **changes: object) -> tuple[Spec, ...]:
+    usual = Spec("revision", "a red mug", "blurred", 7, 64, 64, 3, 7.5)
+    return tuple(dataclasses.replace(usual, seed=n, guidance_scale=changes.get("guidance", 2.0 + n), **{
+        name: value for name, value in changes.items() if name != "guidance"
+    }) for n in range(count))  # fmt: skip
+
+
+def drawn(pipeline: DiffusionPipeline, wanted: tuple[Spec, ...], size: int = 0, serial: bool = False) -> list[bytes]:
+    batch = Batch(wanted[0].shape, (*wanted, *wanted[-1:] * (size - len(wanted))), len(wanted))
+    render = DiffusionPipeline.render if serial else type(pipeline).render
+    found = render(pipeline, batch, lambda step: None)
+    return [picture.pixels.tobytes() for picture in found if isinstance(picture, Picture)][: len(wanted)]
+
+
+PLACEMENTS = {
+    "one after the other": ({}, {}),
+    "all resident": ({"PRESSWORK_AI100_PLACEMENT": "text_encoder=1,unet=11,vae_decoder=2"}, {}),
+    "published": ({"PRESSWORK_AI100_PLACEMENT": RECIPE}, {}),
+    "text and decoder in turns": ({"PRESSWORK_AI100_PLACEMENT": "text_encoder+vae_decoder=2,unet=12"}, {}),
+    "U-Net on two of three devices": (
+        {"PRESSWORK_AI100_PLACEMENT": "text_encoder=1,vae_decoder=13;unet=14", "PRESSWORK_DEVICE": "qaic:0,1,2"},
+        {"devices": "3"},
+    ),
+    "two devices alike": ({"PRESSWORK_DEVICE": "qaic:1,0"}, {"devices": "2"}),
+}
+
+
+@pytest.mark.parametrize(("settings", "stand_in"), PLACEMENTS.values(), ids=PLACEMENTS)
+def test_overlap_changes_no_byte(opened: Open, settings: dict[str, str], stand_in: dict[str, str]) -> None:
+    pipeline = opened(settings, **stand_in)
+    wanted = specs(4)
+    overlapped = drawn(pipeline, wanted)
+    assert len(set(overlapped)) == 4
+    assert overlapped == [one for spec in wanted for one in drawn(pipeline, (spec,), serial=True)]
+
+
+def test_without_guidance_the_other_half_draws_images_too(opened: Open) -> None:
+    pipeline = opened()
+    wanted = specs(3, guidance=1.0)
+    before = dict(machine.CLOCK.runs)
+    found = drawn(pipeline, wanted)
+    assert machine.CLOCK.runs["unet"] - before.get("unet", 0) == 2 * 3  # two passes of three steps
+    assert found == [one for spec in wanted for one in drawn(pipeline, (spec,))]
+
+
+def test_the_padding_of_a_batch_is_not_rendered(opened: Open) -> None:
+    pipeline = opened()
+    assert len(pipeline.render(Batch(specs(1)[0].shape, specs(1) * 16, 2), lambda step: None)) == 16
+    assert machine.CLOCK.runs["unet"] == 2 * 3
+
+
+@pytest.mark.chaos  # an export of its own
+def test_a_program_may_render_several_images_at_once(opened: Open) -> None:
+    pipeline = opened({"PRESSWORK_AI100_PROGRAM_BATCH": "2"})
+    wanted = specs(3)
+    first, second, third = drawn(pipeline, wanted, size=4)
+    assert drawn(pipeline, (wanted[2], wanted[0])) == [third, first]
+    assert drawn(pipeline, (wanted[1],)) == [second]
+    assert machine.CLOCK.runs["unet"] == 3 * (2 + 1 + 1)
+
+
+def milliseconds(pipeline: Ai100Pipeline, images: int, steps: int) -> float:
+    """Of the stand-in's clock, for an image; the second of two batches is measured, as on a machine that works."""
+    wanted = specs(images, steps=steps, negative_prompt="")
+    drawn(pipeline, wanted)
+    began = machine.CLOCK.host
+    drawn(pipeline, wanted)
+    return (machine.CLOCK.host - began) / images
+
+
+@pytest.mark.parametrize(("steps", "published"), [(10, 971), (16, 1335)])
+def test_the_published_placement_takes_the_published_time_on_the_stand_in(
+    opened: Open, steps: int, published: int
+) -> None:
+    pipeline = opened({"PRESSWORK_AI100_PLACEMENT": RECIPE})
+    assert milliseconds(pipeline, 1, steps) == pytest.approx(published, rel=0.03)
+
+
+@pytest.mark.parametrize("card", ["standard", pytest.param("pro", marks=pytest.mark.chaos)])
+def test_ours_sustains_93_percent_of_the_bound_on_the_stand_in(opened: Open, card: str) -> None:
+    pipeline = opened(card=card)
+    bound = placement.bound(CARDS[card], PUBLISHED, 10)
+    assert 0.93 <= bound / milliseconds(pipeline, 16, 10) <= 1.0
+
+
+def test_resident_programs_decode_while_the_next_image_is_denoised(opened: Open) -> None:
+    chosen = {"PRESSWORK_AI100_PLACEMENT": "text_encoder=1,unet=11,vae_decoder=2"}
+    pipeline = opened(chosen)
+    found = milliseconds(pipeline, 4, 10)
+    planned = placement.batch_ms(placement.read_plan(*chosen.values(), 1).placements[0], PUBLISHED, 10, 4) / 4
+    assert found == pytest.approx(planned, rel=0.01)
+    denoise, decode = 10 * PUBLISHED.run("unet", 11), PUBLISHED.run("vae_decoder", 2)
+    assert found < denoise + decode / 3
+
+
+def test_the_stand_in_says_what_it_is_wherever_it_shows(opened: Open, on_stand_in: Mapping[str, str]) -> None:
+    pipeline = opened()
+    for text in (pipeline.device, pipeline.device_kind, pipeline.versions, reproducibility_class(pipeline, 16)):
+        assert "stand-in" in text
+    assert reproducibility_class(pipeline, 16).count("/") == 4
+    drawn(pipeline, specs(1))
+    programs = list(Path(on_stand_in["PRESSWORK_ARTEFACTS"]).glob("*/*/programqpc.bin"))
+    assert programs
+    assert all(b"stand-in" in program.read_bytes() for program in programs)
+
+
+def test_the_worker_never_imports_the_stand_in() -> None:
+    for file in (ROOT / "worker").rglob("*.py"):
+        if "ai100_stand_in" not in file.parts:
+            text = file.read_text(encoding="utf-8")
+            names = {name for node in ast.walk(ast.parse(text)) for name in _imported(node)}
+            assert not any("ai100_stand_in" in name for name in names), file
+
+
+def _imported(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+
+
+def test_everything_that_the_worker_uses_of_the_sdk_is_in_the_list_with_its_source() -> None:
+    listed = (ROOT / "worker/pipelines/ai100_stand_in/SURFACE.md").read_text(encoding="utf-8")
+    used = set()
+    for name in ("sdk.py", "session.py"):
+        text = (ROOT / "worker/pipelines/ai100" / name).read_text(encoding="utf-8")
+        used |= set(re.findall(r"(?:qaicrt|self\._rt)\.([A-Z]\w+)", text))
+    assert {"Context", "Program", "ExecObj", "QBuffer", "Util"} <= used
+    for name in used:
+        assert hasattr(stand_in, name), name
+        assert re.search(rf"^\| `{name}\b.*\| \S+:\d+", listed, re.MULTILINE), name
+
+
+FAULTS = {
+    "activation": (CompileFailed, "QS_ERROR"),
+    "shape": (SettingsError, "another batch, size or model.*ai100 compile"),
+    "busy": (SettingsError, "1 cores free.*stop.*PRESSWORK_DEVICE"),
+    "memory": (SettingsError, "1 of 16384 MiB free.*stop"),
+    "permission": (SettingsError, "group `qaic`.*PRESSWORK_ACCEL_GROUP"),
+    "lost@3": (DeviceSick, "QS_NODEV.*qaic-util"),
+    "timeout@4": (DeviceSick, "QS_TIMEDOUT.*reset"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_of_the_device_is_one_sentence_with_what_to_do(opened: Open, fault: str) -> None:
+    error, words = FAULTS[fault]
+    with pytest.raises(error, match=words) as raised:
+        drawn(opened(faults=fault), specs(2))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_lost_device_stays_lost_and_another_process_finds_it_well(opened: Open) -> None:
+    pipeline = opened(faults="lost@3")
+    for _ in range(2):
+        with pytest.raises(DeviceSick):
+            drawn(pipeline, specs(2))
+    machine.reset()
+    assert len(drawn(opened(faults=""), specs(2))) == 2
+
+
+BAD_SETTINGS = {
+    "no SDK": ({"PRESSWORK_AI100_SDK": "/nowhere"}, "no qaic-util.*install"),
+    "14 cores": ({"PRESSWORK_AI100_PLACEMENT": "text_encoder+unet+vae_decoder=16"}, "takes 16 cores.*has 14; use"),
+    "no such device": ({"PRESSWORK_DEVICE": "qaic:3"}, "names device 3; there are 0"),
+    "a GPU": ({"PRESSWORK_DEVICE": "cuda"}, "it can be qaic:0"),
+    "float32": ({"PRESSWORK_PRECISION": "fp32"}, "only be fp16"),
+    "flags": ({"PRESSWORK_AI100_FLAGS": "unit: -mos=1"}, "PRESSWORK_AI100_FLAGS"),
+}
+
+
+@pytest.mark.parametrize(("settings", "words"), BAD_SETTINGS.values(), ids=BAD_SETTINGS)
+def test_each_bad_setting_is_one_sentence_with_what_to_do(opened: Open, settings: dict[str, str], words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as raised:
+        opened(settings)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"version": "1.20.0"}, "one for sdk 1.21.2-stand-in and not 1.20.0-stand-in"),
+        ({"card": "ultra"}, "one for card (standard|pro) and not ultra"),
+    ],
+    ids=["another SDK", "another card"],
+)
+def test_without_a_compiler_the_programs_that_there_are_are_named(
+    opened: Open, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], words: str
+) -> None:
+    drawn(opened(), specs(1))
+    install(tmp_path)
+    for name in compiling.HARDWARE:
+        (tmp_path / "exec" / name).unlink()
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    machine.reset()
+    with pytest.raises(SettingsError, match=f"no compiler.*{words}"):
+        drawn(opened({"PRESSWORK_AI100_SDK": str(tmp_path)}, **change), specs(1))
+
+
+def test_the_command_line_is_the_table_s_with_what_overrides_it(home: Path) -> None:
+    sdk = Sdk(str(home / "sdk"))
+    pro, overrides = CARDS["pro"], compiling.read_overrides("unet: -mos=1 -x; vae_decoder: !-multicast-weights")
+    told = compiling.flags("unet", pro, 16, 2, overrides)
+    assert {"-mos=1", "-ols=1", "-x", "-aic-num-cores=16", "-stats-batchsize=2"} <= set(told)
+    assert "-mos=2" not in told
+    decoder = compiling.flags("vae_decoder", pro, 12, 1, overrides)
+    assert "-aic-depth-first-mem=32" in decoder
+    assert "-multicast-weights" not in decoder
+    asked = compiling.command(sdk.compiler(), "ai100", told, Path("unet.onnx"), Path("out"))
+    assert asked[0].endswith("/exec/qaic-compile")
+    assert asked[1:3] == ["-m=unet.onnx", "-aic-hw-version=ai100"]
+    older = compiling.command(Path("/opt/qaic-exec"), "ai100", told, Path("unet.onnx"), Path("out"))
+    assert older[2] == "-aic-hw-version=2.0"
+    with pytest.raises(CompileFailed, match="qaic-exec cannot compile for ai200"):
+        compiling.command(Path("/opt/qaic-exec"), "ai200", told, Path("unet.onnx"), Path("out"))
+
+
+def test_a_compiler_that_fails_is_quoted_and_a_damaged_program_is_found(home: Path, tmp_path: Path) -> None:
+    sdk, lines = Sdk(str(home / "sdk")), []
+    (tmp_path / "broken.onnx").write_bytes(b"")
+    with pytest.raises(CompileFailed, match=r"could not compile broken.onnx: .*PRESSWORK_AI100_FLAGS"):
+        compiling.compile_into(tmp_path, sdk, "ai100", (), tmp_path / "broken.onnx", lines.append)
+    assert any("stand-in" in line for line in lines)
+    (tmp_path / "programqpc.bin").write_bytes(b"damaged")
+    with pytest.raises(CompileFailed, match=r"unsound.*compile it again"):
+        compiling.validate(sdk, tmp_path / "programqpc.bin")
+
+
+def test_a_dry_run_prints_the_commands_without_a_card_and_without_the_sdk(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PRESSWORK_AI100_SDK", "/nowhere")
+    assert commands.main(["compile", str(home / "tiny"), "--dry-run", "--card", "pro", "--batch", "1,4"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("AI 100 Pro, SDK ")
+    assert said[0].endswith(": text_encoder+unet+vae_decoder=16")
+    assert len(said) == 1 + 2 * 4
+    assert any("unet-4.onnx" in line and "-stats-batchsize=8" in line and "-mos=2" in line for line in said)
+    assert all("qaic-compile" in line and "-aic-num-cores=16" in line for line in said[1:])
+
+
+def test_compile_makes_what_a_worker_then_finds(
+    home: Path, on_stand_in: Mapping[str, str], opened: Open, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    for name, value in on_stand_in.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PRESSWORK_AI100_PLACEMENT", RECIPE)
+    monkeypatch.setenv("PRESSWORK_SIZES", "64x64")
+    assert commands.main(["compile", str(home / "tiny")]) == 0
+    said = capsys.readouterr().out
+    assert "vae_encoder 64x64, batch 1, 1 cores" in said
+    monkeypatch.setattr(Sdk, "compiler", lambda sdk: pytest.fail("it is compiled already"))
+    assert len(drawn(opened({"PRESSWORK_AI100_PLACEMENT": RECIPE}), specs(1))) == 1
+
+
+def test_check_runs_every_place_that_could_not_be_run_without_a_card(
+    home: Path, on_stand_in: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.reset()
+    for name, value in on_stand_in.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(checks, "IMAGES", 2)
+    monkeypatch.setattr(checks, "REPEATS", 1)
+    assert commands.main(["check", str(home / "tiny")]) == 0, capsys.readouterr()
+    said = capsys.readouterr().out
+    page = (
+        (ROOT / "worker/AI100.md").read_text(encoding="utf-8").partition("## What could not")[2].partition("\n## ")[0]
+    )
+    for place in re.findall(r"^\| ([a-z][^|]*?) \|", page, re.MULTILINE)[1:]:
+        assert place.split(",")[0] in said or place.startswith("each network"), place
+    assert "0.971 s, 1.335 s on the model card" in said
+    assert re.search(r"PRESSWORK_AI100_TIMES=text_encoder=[\d.]+x\d+,unet=.*switch=\d+$", said, re.MULTILINE)
+    monkeypatch.setenv("AI100_STAND_IN_FAULTS", "permission")
+    assert commands.main(["check", str(home / "tiny")]) == 1
+    assert "failed: Device 0 is not ready" in capsys.readouterr().out
