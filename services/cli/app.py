@@ -102,6 +102,9 @@ def up(
         list[str] | None,
         typer.Option(metavar="DIR", help="A model to serve, by --workers workers of its own; may be given again."),
     ] = None,
+    stand_in: Annotated[
+        bool, typer.Option("--stand-in", help="With --pipeline ai100: run a stand-in, on the CPU, for the card.")
+    ] = False,
 ) -> None:
     """Run everything on this machine until Ctrl-C.
 
@@ -111,6 +114,7 @@ def up(
         os.environ["PRESSWORK_PORT"] = str(port)
     command = python("services.local", "up", "--home", str(home), "--workers", str(workers), "--pipeline", pipeline)
     command += [part for name in model or [] for part in ("--model", name)]
+    command += ["--stand-in"] if stand_in else []
 
     def run() -> int:
         extras.require_stack(pipeline)

@@ -70,6 +70,7 @@ EXAMPLES = {
         "presswork up",
         "presswork up --workers 2 --pipeline simulated --port 8421",
         "presswork up --model presswork-mini --model styled",
+        "presswork up --pipeline ai100 --stand-in",
     ),
     "down": ("presswork down",),
     "status": ("presswork status",),

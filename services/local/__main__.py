@@ -22,12 +22,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, default=Path(os.environ.get("PRESSWORK_HOME") or ".presswork"))
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--pipeline", default=os.environ.get("PRESSWORK_PIPELINE") or "onnx")
+    parser.add_argument("--stand-in", action="store_true")
     parser.add_argument("--model", action="append", default=[], dest="models")
     arguments = parser.parse_args(argv)
     logs.configure("up", level=logging.WARNING)
     try:
         if arguments.verb == "up":
-            options = UpOptions(arguments.home, arguments.workers, arguments.pipeline, tuple(arguments.models))
+            models = tuple(arguments.models)
+            options = UpOptions(arguments.home, arguments.workers, arguments.pipeline, models, arguments.stand_in)
             up(options, os.environ, _say)
             return 0
         return _down(arguments.home) if arguments.verb == "down" else _status(arguments.home)

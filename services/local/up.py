@@ -24,16 +24,19 @@ from services.local.supervisor import Program, Supervisor
 
 WORKER_GRACE = 90.0
 SHIPPED_MODEL = "presswork-mini"
+STAND_IN_FOR = "ai100"  # the pipeline
 
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """The options of `presswork up`. Each of `models` gets `workers` workers; without any it is PRESSWORK_MODEL_DIR."""
+    """The options of `presswork up`. Each of `models` gets `workers` workers; without any it is PRESSWORK_MODEL_DIR.
+    `stand_in`: instead of a Cloud AI 100 there is one that only ONNX Runtime computes."""
 
     home: Path
     workers: int
     pipeline: str
     models: tuple[str, ...] = ()
+    stand_in: bool = False
 
     @property
     def all_workers(self) -> int:
@@ -46,6 +49,8 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
     environ = dict(environ) | {"PRESSWORK_PIPELINE": options.pipeline}
+    if options.stand_in and options.pipeline != STAND_IN_FOR:
+        raise PressworkError(f"--stand-in takes the place of a Cloud AI 100; it goes with --pipeline {STAND_IN_FOR}.")
     Settings.read(
         {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://"} | environ
     )  # invalid settings are found before anything starts
@@ -56,6 +61,8 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
         if not is_free(port):
             raise PortTaken(f"Port {port} is in use by another program; `presswork up --port NUMBER` takes another.")
         values = dict(stack.values) | _pipeline_values(options, environ, stack.home)
+        if options.stand_in:
+            values |= _stand_in(stack.home, say)
         settings = Settings.read(environ | values)
         database.migrate(stack.migrator_url)
         _prepare_store(settings)
@@ -115,6 +122,14 @@ def _pipeline_values(options: UpOptions, environ: Mapping[str, str], home: Home)
     model, name = models[0], names[0]
     artefacts = environ.get("PRESSWORK_ARTEFACTS") or str(home.folder / "artefacts")
     return {"PRESSWORK_MODEL_DIR": model, "PRESSWORK_MODEL": name, "PRESSWORK_ARTEFACTS": artefacts}
+
+
+def _stand_in(home: Home, say: Callable[[str], None]) -> dict[str, str]:
+    """Installs the stand-in for a Cloud AI 100 in the folder, in the place of its SDK."""
+    folder = home.folder / "ai100-stand-in"
+    subprocess.run(python("worker.pipelines.ai100_stand_in", str(folder)), check=True)
+    say("there is no Cloud AI 100: a stand-in computes on this CPU, and every picture's class says so")
+    return {"PRESSWORK_AI100_SDK": str(folder)}
 
 
 def _run_model_command(*command: str) -> str:
