@@ -25,7 +25,7 @@ from services.cli import __main__ as entry
 from services.cli import app as cli
 from services.core.db import database as databases
 from services.core.db import partitions, roles
-from services.core.model.errors import Conflict, SettingsError, UnsuitableDatabase
+from services.core.model.errors import Conflict, UnsuitableDatabase
 from services.core.settings import Settings
 from services.local import programs
 from services.local.child import until
@@ -78,7 +78,7 @@ def test_every_variable_of_ours_is_a_setting_and_the_settings_take_its_value(nam
     known = set(Settings.variables()) | {f"{variable}_FILE" for variable in Settings.variables()}
     assert set(environment) <= known
     assert all(isinstance(value, str) for value in environment.values())
-    Settings.read(environment | ({"PRESSWORK_PIPELINE": "simulated"} if name == "worker-ai100" else {}))
+    Settings.read(environment)
 
 
 def test_the_web_server_listens_where_the_port_leads_and_signs_for_where_the_store_is_published():
@@ -95,9 +95,15 @@ def test_a_worker_serves_the_model_that_ships_and_the_web_server_asks_for_it_unt
     assert name == SERVICES["web"]["environment"]["PRESSWORK_MODEL"] == "presswork-mini"
 
 
-def test_the_worker_for_the_ai_100_refuses_to_start_until_a_pipeline_is_named():
-    with pytest.raises(SettingsError, match="PRESSWORK_PIPELINE is 'unset'"):
-        model_name(Settings.read(SERVICES["worker-ai100"]["environment"]))
+def test_the_worker_for_the_ai_100_looks_for_the_sdk_that_its_base_or_the_stand_in_brings():
+    service = SERVICES["worker-ai100"]
+    settings = Settings.read(service["environment"])
+    assert (settings.pipeline, settings.device) == ("ai100", "qaic:0")
+    assert model_name(settings) == "presswork-mini"
+    arguments = service["build"]["args"]
+    assert {"BASE", "AI100_STAND_IN"} <= arguments.keys()
+    dockerfile = (ROOT / service["build"]["dockerfile"]).read_text()
+    assert f"worker.pipelines.ai100_stand_in {settings.ai100_sdk}" in dockerfile
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -160,7 +166,7 @@ def test_profiles_ask_for_nothing_that_others_need_not_set():
 def test_the_accelerators_are_handed_in():
     [device] = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
-    assert SERVICES["worker-ai100"]["devices"] == ["/dev/accel:/dev/accel"]
+    assert SERVICES["worker-ai100"]["devices"] == ["/dev/accel:/dev/accel"], "its stand-in needs none"
 
 
 def test_a_gpu_worker_compiles_and_what_it_compiles_lies_where_it_can_be_written_and_executed():
