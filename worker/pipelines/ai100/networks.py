@@ -203,7 +203,7 @@ def _filled(rows: Array, count: int) -> Array:
 
 
 def _is_finite(values: Array) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = np.isfinite(values).reshape(len(values), -1).all(axis=1)
+    found: NDArray[np.bool_] = np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
     return found
 
 
