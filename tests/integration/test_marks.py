@@ -85,8 +85,40 @@ def test_what_is_no_done_image_of_the_job_is_named_and_nothing_is_marked(ready, 
         "The job has no done image 99.",
     ]
     assert listed(ready, job_id) == ({"accepted": 0, "rejected": 0, "starred": 0}, [])
-    with ready.begin(TENANT + 1) as connection, pytest.raises(NotFound):
-        marks.put(connection, TENANT + 1, job_id, [0], "accepted")
+    for begin in (lambda: ready.begin(TENANT + 1), ready.begin_system):  # the second shows all tenants' rows
+        with begin() as connection:
+            for wrong in (
+                lambda: marks.put(connection, TENANT + 1, job_id, [0], "accepted"),  # noqa: B023
+                lambda: marks.put_matching(connection, TENANT + 1, job_id, "accepted"),  # noqa: B023
+                lambda: marks.counts(connection, TENANT + 1, job_id),  # noqa: B023
+            ):
+                with pytest.raises(NotFound):
+                    wrong()
+
+
+def test_a_job_has_its_own_images_and_marks_alone(ready, settings):
+    small, large = done(ready, settings, 2), done(ready, settings, 5)
+    put(ready, large, [0, 1, 2, 3], "accepted")
+    with ready.begin(TENANT) as connection:
+        assert marks.put_matching(connection, TENANT, small, "starred", which="accepted") == Changed(0, 0)
+        assert marks.put_matching(connection, TENANT, small, "starred", most=1) == Changed(1, 1, 0)
+        assert marks.packed(connection, small, 0, 3) == bytes([1 + MARKS.index("starred"), 0, 0])
+        assert marks.packed(connection, large, 2, 5) == bytes([1 + MARKS.index("accepted")] * 2 + [0])
+        assert marks.counts(connection, TENANT, small) == {"accepted": 0, "rejected": 0, "starred": 1}
+    assert listed(ready, small)[1] == [(0, "starred", "tests")]
+
+
+def test_a_job_without_done_images_has_nothing_that_matches(ready, settings):
+    job_id = submit(ready, settings, 1)
+    with ready.begin(TENANT) as connection:
+        assert marks.put_matching(connection, TENANT, job_id, "accepted") == Changed(0, 0)
+
+
+def test_an_image_that_no_checker_saw_is_not_flagged(ready, settings):
+    job_id = done(ready, settings, 2)
+    with ready.begin(TENANT) as connection:
+        assert marks.put_matching(connection, TENANT, job_id, "accepted", flagged=True) == Changed(0, 0)
+        assert marks.put_matching(connection, TENANT, job_id, "accepted", flagged=False) == Changed(2, 2)
 
 
 def test_all_that_match_are_marked_part_by_part(ready, settings):
