@@ -88,9 +88,9 @@ def test_what_is_no_done_image_of_the_job_is_named_and_nothing_is_marked(ready, 
     for begin in (lambda: ready.begin(TENANT + 1), ready.begin_system):  # the second shows all tenants' rows
         with begin() as connection:
             for wrong in (
-                lambda: marks.put(connection, TENANT + 1, job_id, [0], "accepted"),  # noqa: B023
-                lambda: marks.put_matching(connection, TENANT + 1, job_id, "accepted"),  # noqa: B023
-                lambda: marks.counts(connection, TENANT + 1, job_id),  # noqa: B023
+                lambda: marks.put(connection, TENANT + 1, job_id, [0], "accepted"),
+                lambda: marks.put_matching(connection, TENANT + 1, job_id, "accepted"),
+                lambda: marks.counts(connection, TENANT + 1, job_id),
             ):
                 with pytest.raises(NotFound):
                     wrong()
