@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], seconds: float = 30.0, every: float = 0.05) -> T:
+def until(condition: Callable[[], T], seconds: float = 60.0, every: float = 0.05) -> T:
     """The first truthy value of `condition()`. Fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

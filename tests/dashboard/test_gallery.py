@@ -360,7 +360,7 @@ def test_a_gallery_shows_what_others_mark_and_a_marked_one_leaves_the_unmarked(
     page.locator("#image-1 a").focus()
     house.http.put(f"/v1/jobs/{job}/marks", json={"mark": "accepted", "indexes": [1]})
     house.tick()
-    expect(page.locator("#image-1")).to_have_count(0, timeout=10_000)
+    expect(page.locator("#image-1")).to_have_count(0, timeout=30_000)
     assert focus(page) == "image-2"
     page.get_by_role("link", name="Reject", exact=True).click()
     page.locator("dialog[open]").get_by_text("2 unmarked images become rejected.").wait_for()

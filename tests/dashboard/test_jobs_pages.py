@@ -327,6 +327,6 @@ def test_all_that_match_are_paused_from_the_list_by_keyboard(house: House, open_
     dialog.get_by_role("button", name="Pause").press("Enter")
     page.get_by_text("A scheduler begins within seconds").wait_for()
     carry_out(house)
-    page.locator(".state", has_text="completed").wait_for(timeout=10_000)
+    page.locator(".state", has_text="completed").wait_for(timeout=30_000)
     assert status(house, job)["paused"] is True
     assert tab.errors == []

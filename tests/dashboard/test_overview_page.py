@@ -95,7 +95,7 @@ def test_the_throughput_is_drawn_in_both_themes_followed_and_read_by_keyboard(
     expect(rows).to_have_count(3)
     before = page.evaluate("document.querySelector('.chart canvas').drawnOnce = true") and chart(page)
     finished(house, 2)
-    expect(rows).to_have_count(4, timeout=10_000)
+    expect(rows).to_have_count(4, timeout=30_000)
     expect(rows.first).to_be_visible()  # what was unfolded stays so
     assert chart(page) != before
     assert page.evaluate("document.querySelector('.chart canvas').drawnOnce"), "it was drawn anew"
@@ -122,7 +122,7 @@ def test_a_jobs_page_draws_its_own_throughput_once_there_is_some(house: House, o
     fold(house)
     house.render(most=16)
     fold(house)
-    expect(page.locator("#throughput canvas")).to_be_visible(timeout=10_000)
+    expect(page.locator("#throughput canvas")).to_be_visible(timeout=30_000)
     expect(page.locator("#throughput figcaption")).to_contain_text("31 images done, 1 failed; at most 1.6 a second")
     page.locator("#throughput .chart").press("Home")
     expect(page.locator("#throughput .reading")).to_contain_text("1.6 a second, 15 done, 1 failed")

@@ -141,5 +141,5 @@ def test_seven_tabs_of_one_browser_have_one_stream(house: House, open_tab: Calla
     job = house.submit(*small(3))
     house.tick()
     for tab in tabs:
-        expect(tab.locator(f"tr[data-job={job}]")).to_be_visible(timeout=10_000)
+        expect(tab.locator(f"tr[data-job={job}]")).to_be_visible(timeout=30_000)
     assert streams() == 1

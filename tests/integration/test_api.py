@@ -884,7 +884,7 @@ def test_what_makes_a_start_impossible_is_one_sentence(
             "The database is at schema revision none": web(DATABASE_URL=unmigrated, PRESSWORK_PORT=str(free_port())),
         }
         for sentence, process in cases.items():
-            assert process.popen.wait(30) == 2
+            assert process.popen.wait(90) == 2
             [told] = [line for line in process.text().splitlines() if not line.startswith("{")]
             assert told.startswith(f"web: {sentence}"), told
 

@@ -398,7 +398,7 @@ def test_submit_with_watch_goes_on_until_a_worker_has_done_it(
         assert first["counts"]["queued"] == 2
         render(api, store, first["id"])
         last = [json.loads(line) for line in process.stdout][-1]
-        assert (process.wait(20), last["status"]) == (0, "completed")
+        assert (process.wait(90), last["status"]) == (0, "completed")
 
 
 def test_ctrl_c_while_watching_says_that_the_job_goes_on(run: Run, api: Api, tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_ctrl_c_while_watching_says_that_the_job_goes_on(run: Run, api: Api, tmp
     with command(api, tmp_path, "watch", job) as process:
         assert job in process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(90) == 130
         assert f"`presswork watch {job}` looks again" in process.stderr.read()
     assert api.http.get(f"/v1/jobs/{job}").json()["status"] == "queued"
 
@@ -521,7 +521,7 @@ def test_a_submission_that_is_cut_off_goes_on_with_the_command_that_it_named(
         until(lambda: len(api.http.get(f"/v1/jobs/{draft}/chunks").json()["data"]) == 4)
         process.send_signal(blow)
         said = process.stderr.read()
-        assert process.wait(20) == (130 if blow is signal.SIGINT else -blow)
+        assert process.wait(90) == (130 if blow is signal.SIGINT else -blow)
     words = re.findall(r"presswork (submit - .*)", said)[-1].split()
     assert words == ["submit", "-", "--format", "jsonl", "--chunk", "10", "--resume", draft]
     job = document(run(*words, "--json", stdin="".join(whole)))
@@ -838,7 +838,7 @@ def test_a_reader_that_has_seen_enough_ends_nothing_badly(run: Run, api: Api, tm
         api.submit()
     with command(api, tmp_path, "ls", "--json") as process:
         process.stdout.close()
-        assert (process.wait(20), process.stderr.read()) == (0, "")
+        assert (process.wait(90), process.stderr.read()) == (0, "")
 
 
 def test_help_names_every_exit_code_and_the_shells_completion_knows_the_commands(run: Run) -> None:

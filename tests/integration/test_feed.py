@@ -270,7 +270,7 @@ def test_who_watches_a_job_is_told_when_it_is_deleted(api: Api, monkeypatch: pyt
         until(stream.jobs)
         with api.database.begin_system() as connection:
             deletion.delete(connection, TENANT, ids.parse_job(str(job)))
-        assert stream.ended.wait(10)
+        assert stream.ended.wait(60)
     assert stream.kinds()[-1] == "deleted"
 
 
@@ -301,8 +301,8 @@ def test_a_server_that_stops_ends_its_streams_at_once(api: Api, environ: dict[st
     with watching(api, "/v1/events", url) as stream:
         until(lambda: stream.messages == [] and not stream.ended.is_set())
         web.popen.terminate()
-        assert web.popen.wait(5) == 0
-        assert stream.ended.wait(5)
+        assert web.popen.wait(60) == 0
+        assert stream.ended.wait(60)
     assert stream.kinds()[-1:] == ["closing"]
 
 
@@ -390,7 +390,7 @@ def test_a_stream_ends_when_its_key_is_revoked_and_others_go_on(
     ):
         until(lambda: stream.jobs() and other.jobs())
         api.http.delete(f"/v1/keys/{key['id']}")
-        assert stream.ended.wait(10)
+        assert stream.ended.wait(60)
         work(api)
         until(lambda: "job.completed" in other.kinds())
     assert stream.kinds()[-1] == "signed_out" and "signed_out" not in other.kinds()
@@ -405,4 +405,4 @@ def test_a_stream_ends_when_its_key_expires(api: Api, monkeypatch: pytest.Monkey
             connection.execute(
                 text("UPDATE api_keys SET expires_at = now() WHERE id = :id"), {"id": api_keys.id_of(key)}
             )
-        assert stream.ended.wait(10)
+        assert stream.ended.wait(60)

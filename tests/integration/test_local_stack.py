@@ -187,7 +187,7 @@ def up(
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(90)
         finally:
             process.kill()
             process.wait()

@@ -172,7 +172,7 @@ def test_a_table_that_is_cut_off_goes_on_with_the_same_rows(run: Run, emptied: A
     until(lambda: len(emptied.http.get(f"/v1/jobs/{draft}/chunks").json()["data"]) >= 3)
     process.send_signal(signal.SIGINT)
     said = process.stderr.read()
-    assert process.wait(20) == 130
+    assert process.wait(90) == 130
     assert f"presswork {' '.join(words)} --resume {draft}" in said
     assert list(tmp_path.iterdir()) == []
     said = run(*words, "--resume", draft, stdin="".join(whole).encode()).stderr

@@ -32,7 +32,7 @@ needs_namespaces = pytest.mark.skipif(not namespaces_work(), reason="this machin
 def test_a_worker_without_shared_memory_says_so_in_one_sentence(environ, store, options):
     told = subprocess.run(
         inside(options, sys.executable, "-m", "worker.app"),
-        env=os.environ | environ, capture_output=True, text=True, timeout=30, check=False,
+        env=os.environ | environ, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert told.returncode == exit_codes.SETTINGS
     (sentence,) = told.stderr.splitlines()
@@ -45,7 +45,7 @@ def test_a_process_without_a_folder_for_temporary_files_says_so_in_one_sentence(
     command = inside("ro", sys.executable, "-m", module, folders="/tmp /var/tmp /dev/shm")
     rest = {name: value for name, value in os.environ.items() if name not in ("TMPDIR", "TEMP", "TMP")}
     told = subprocess.run(
-        command, env=rest | environ, cwd="/dev/shm", capture_output=True, text=True, timeout=30, check=False
+        command, env=rest | environ, cwd="/dev/shm", capture_output=True, text=True, timeout=120, check=False
     )
     assert told.returncode == exit_codes.SETTINGS
     (sentence,) = told.stderr.splitlines()

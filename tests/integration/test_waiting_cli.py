@@ -105,7 +105,7 @@ def test_top_shows_every_job_and_its_keys_act_on_the_chosen_one(api: Api, tmp_pa
         until(lambda: state(api, other)[0] in ("cancelling", "cancelled"))
         assert state(api, job)[0] == "queued"
         screen.type("q")
-        assert screen.process.wait(30) == 0
+        assert screen.process.wait(90) == 0
         assert screen.echoes()
 
 
@@ -117,7 +117,7 @@ def test_top_says_that_nobody_answers_and_gives_the_terminal_back_when_it_is_end
             connection.execute(text("UPDATE api_keys SET revoked_at = now()"))
         until(lambda: screen.shows("no answer for .*key"))
         screen.process.terminate()
-        assert screen.process.wait(30) == 143
+        assert screen.process.wait(90) == 143
         assert screen.echoes()
 
 

@@ -190,7 +190,7 @@ def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(
         wake_up(settings)
     until(lambda: counts(database, job_id).get("done"))
     worker.signal_group(number)
-    assert worker.popen.wait(30) == 0
+    assert worker.popen.wait(90) == 0
     found = counts(database, job_id)
     assert "rendering" not in found
     assert found["done"] >= 16
@@ -306,7 +306,7 @@ def test_the_first_worker_registers_its_model_and_says_what_it_does(start, datab
 )
 def test_a_bad_setting_ends_the_worker_with_one_sentence(environ, store, tmp_path, variable, value, sentence):
     worker = Process("worker.app", {**environ, variable: value}, tmp_path / "log")
-    assert worker.popen.wait(30) == exit_codes.SETTINGS
+    assert worker.popen.wait(90) == exit_codes.SETTINGS
     assert sentence in worker.text()
     assert "Traceback" not in worker.text()
 
@@ -327,7 +327,7 @@ def test_a_model_that_is_not_there_ends_the_worker_with_one_sentence_and_a_code_
 ):
     model = {"PRESSWORK_PIPELINE": pipeline, "PRESSWORK_MODEL_DIR": str(tmp_path / "nowhere")}
     worker = Process("worker.app", {**environ, **model}, tmp_path / "log")
-    assert worker.popen.wait(30) == exit_codes.MODEL_UNUSABLE
+    assert worker.popen.wait(90) == exit_codes.MODEL_UNUSABLE
     (sentence,) = worker.text().splitlines()
     assert sentence.startswith("worker: The model ") and sentence.endswith(".")
 

@@ -116,7 +116,7 @@ def test_of_two_who_want_the_same_one_makes_it(tmp_path: Path):
     with start_maker(cache, say) as first, start_maker(cache, say) as second:
         until(lambda: (say / "made").exists() and len(list(say.glob("asks-*"))) == 2)
         (say / "leave").touch()
-        assert [first.wait(30), second.wait(30)] == [0, 0]
+        assert [first.wait(90), second.wait(90)] == [0, 0]
     assert (say / "made").read_text() == "x"
 
 
