@@ -10,6 +10,7 @@ EXIT_USAGE = 2
 # The extras that commands need in addition to `cli`, as far as is known before their options are parsed.
 NEEDS = {
     "up": ("local",), "demo": ("local",), "model": ("cli", "worker"), "bench": ("cli", "worker", "torch"),
+    "ai100": ("cli", "worker"),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import typer
 
 from services.cli import (
     actions,
+    ai100,
     bench,
     bulk,
     catalogues,
@@ -66,6 +67,7 @@ app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)
 app.add_typer(model.app, name="model", rich_help_panel=OPERATIONS)
+app.add_typer(ai100.app, name="ai100", rich_help_panel=OPERATIONS)
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="PRESSWORK_HOME", help="The folder with all data, logs and secrets.")

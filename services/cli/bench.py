@@ -1,13 +1,12 @@
 """`presswork bench ...`: benchmarks of this machine, each in a separate process."""
 
-import subprocess
 from typing import Annotated
 
 import typer
 
 from services.cli.exits import guarded
 from services.core import extras
-from services.core.processes import python
+from services.core.processes import python, run
 
 app = typer.Typer(no_args_is_help=True, help="Measure what this machine can do.")
 
@@ -21,4 +20,4 @@ app = typer.Typer(no_args_is_help=True, help="Measure what this machine can do."
 def engine(options: Annotated[list[str] | None, typer.Argument(metavar="[OPTIONS]")] = None) -> int:
     """Render the same batch with this engine and with stock diffusers, alternately (--help: its options)."""
     extras.require("worker", "torch")
-    return subprocess.run(python("worker.bench", *(options or [])), check=False).returncode
+    return run(python("worker.bench", *(options or [])))

@@ -118,4 +118,8 @@ EXAMPLES = {
     "model make": ("presswork model make tiny-model --preset tiny",),
     "model merge": ("presswork model merge tiny-model style.safetensors:0.8 -o styled",),
     "model verify": ("presswork model verify DIR",),
+    "ai100 export": (
+        "presswork ai100 export DIR --batch 1,4 --size 512x512 -o exported",
+        "presswork ai100 export presswork-mini --precision fp16 -o exported",
+    ),
 }  # fmt: skip

@@ -1,6 +1,5 @@
 """`presswork model`: inspects, makes, merges and verifies models, in a separate process that may load torch."""
 
-import subprocess
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -8,7 +7,7 @@ import typer
 
 from services.cli.exits import guarded
 from services.core import extras
-from services.core.processes import python
+from services.core.processes import python, run
 
 app = typer.Typer(no_args_is_help=True, help="Inspect, make, merge and verify models.")
 
@@ -77,5 +76,4 @@ def verify(folder: Folder, json: Json = False) -> int:
 
 def _run(verb: str, folder: str, json: bool, *options: str, more: Sequence[str] = ()) -> int:
     flags = ["--json"] if json else []
-    command = python("worker.model", verb, *flags, *options, "--", folder, *more)
-    return subprocess.run(command, check=False).returncode
+    return run(python("worker.model", verb, *flags, *options, "--", folder, *more))

@@ -155,7 +155,7 @@ def _batch_sizes(value: str) -> tuple[int, ...]:
     return tuple(sorted(set(sizes), reverse=True))
 
 
-def _sizes(value: str) -> tuple[tuple[int, int], ...]:
+def parse_sizes(value: str) -> tuple[tuple[int, int], ...]:
     """Sizes in pixels, the default one first, or none."""
     parts = [part.strip() for part in value.split(",")] if value else []
     if not all(re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", part) for part in parts):
@@ -253,7 +253,7 @@ class Settings:
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")
     model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")  # a directory, or a hub id where the hub can be reached
-    sizes: tuple[tuple[int, int], ...] = _setting("PRESSWORK_SIZES", "", _sizes)  # empty: those of the model's own
+    sizes: tuple[tuple[int, int], ...] = _setting("PRESSWORK_SIZES", "", parse_sizes)  # empty: those of the model's own
     precision: str = _setting("PRESSWORK_PRECISION", "", _one_of("", "fp32", "bf16", "fp16"))  # empty: the device's own
     runtime: str = _setting("PRESSWORK_RUNTIME", "openvino", _one_of("openvino", "onnxruntime"))  # of the onnx pipeline
     compile: bool = _setting("PRESSWORK_COMPILE", "1", _flag)  # of the torch pipeline, on CUDA

@@ -110,6 +110,7 @@ def test_without_extras_every_command_names_those_that_it_needs(
 ) -> None:
     needs = {
         "up": ["local"], "demo": ["local"], "model": ["cli", "worker"], "bench": ["cli", "worker", "torch"],
+        "ai100": ["cli", "worker"],
     }  # fmt: skip
     assert_asks_for(bare.presswork(*command.split(), cwd=tmp_path), *needs.get(command, ["cli"]))
 
@@ -130,6 +131,7 @@ def test_every_command_that_has_needs_of_its_own_is_a_command() -> None:
         ("model make new", ["worker", "torch"]),
         ("model verify presswork-mini", ["worker", "torch"]),
         ("bench engine", ["worker", "torch"]),
+        ("ai100 export presswork-mini -o exported", ["worker", "onnx"]),
     ],
 )
 def test_with_the_command_line_alone_what_needs_more_says_so(

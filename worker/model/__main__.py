@@ -1,14 +1,19 @@
-"""`python -m worker.model inspect | make | merge | verify`: what `presswork model` runs, in a separate process."""
+"""`python -m worker.model inspect | make | merge | verify | export`: what `presswork model` and `presswork ai100` run.
+
+It is a separate process, since it may load torch.
+"""
 
 import argparse
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from services.core import terminal
-from services.core.model.errors import PressworkError
+from services.core.model.errors import PressworkError, SettingsError
+from services.core.settings import parse_sizes
 from worker.model import directory
 from worker.model.presets import PRESETS
 
@@ -70,6 +75,35 @@ def verify(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return report | counted, f"{options.dir} is whole: {whole}"
 
 
+def export(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    batches, chunks = _numbers("--batch", options.batch), _numbers("--chunks", options.chunks)
+    size = _size(options.size) if options.size else None
+    folder = directory.locate(options.dir)
+    index = directory.read_index(folder)
+    out = Path(options.output or f"{Path(index.name).name}-ai100")
+    from worker.model import static_export  # imports torch
+
+    done = static_export.export(
+        folder, out, size=size or index.default_size, batches=batches, precision=options.precision, chunks=chunks,
+        image_to_image=options.image_to_image, say=_say,
+    )  # fmt: skip
+    return {"directory": str(out)} | done.to_json(), f"{out}: {done.table()}"
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    if not re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6})*", text):
+        raise SettingsError(f"{option} is {text!r}; it must be whole numbers with commas between them, such as 1,4.")
+    return [int(part) for part in text.split(",")]
+
+
+def _size(text: str) -> tuple[int, int]:
+    try:
+        (size,) = parse_sizes(text)
+    except ValueError:
+        raise SettingsError(f"--size is {text!r}; it must be one size in pixels, such as 512x512.") from None
+    return size
+
+
 def _say(line: str) -> None:
     sys.stderr.write(f"{line}\n")
 
@@ -82,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         (make, "write a model with random weights"),
         (merge, "write a model with LoRAs merged into it"),
         (verify, "load a whole model strictly, look for damaged numbers and draw one small picture twice"),
+        (export, "write a model as ONNX graphs for an accelerator's compiler"),
     ):
         sub = commands.add_parser(command.__name__, help=does, description=does)
         sub.set_defaults(command=command)
@@ -97,6 +132,15 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("-o", "--output", required=True, metavar="NEW", help="the new model's directory")
             sub.add_argument("--name", default="", help="the new model's name (default: its directory's)")
             sub.add_argument("--partial", action="store_true", help="leave out what does not fit, and list it")
+        if command is export:
+            sub.add_argument("--batch", default="1", metavar="N,N", help="how many images a pass renders (default: 1)")
+            sub.add_argument("--size", default="", metavar="WxH", help="in pixels (default: the model's)")
+            sub.add_argument("--precision", default="fp32", metavar="NAME", help="fp32 or fp16 (default: fp32)")
+            sub.add_argument("--chunks", default="1", metavar="N,N", help="lengths of prompts, in chunks (default: 1)")
+            sub.add_argument("--image-to-image", action="store_true", help="export the VAE's encoder, too")
+            sub.add_argument(
+                "-o", "--output", default="", metavar="OUT", help="the new directory (default: NAME-ai100)"
+            )
     return parser
 
 

@@ -84,11 +84,27 @@ class Exported:
         """The tokenizer, without the checkpoint and without transformers."""
         return Prompts.from_json((self.folder / PROMPTS).read_text("utf-8"))
 
+    def to_json(self) -> dict[str, Any]:
+        """What the manifest holds."""
+        return {"format": FORMAT} | {name: value for name, value in asdict(self).items() if name != "folder"}
+
     def write(self) -> None:
         """Writes the manifest, last of all files."""
-        fields = {name: value for name, value in asdict(self).items() if name != "folder"}
-        text = json.dumps({"format": FORMAT} | fields, indent=2)
-        (self.folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        (self.folder / MANIFEST).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+
+    def table(self) -> str:
+        """For people: what was exported and what was clipped, a line each."""
+        batches = " and ".join(filter(None, [", ".join(map(str, self.batches[:-1])), str(self.batches[-1])]))
+        size = sum(entry["bytes"] for entry in self.files.values()) / 1e6
+        lines = [
+            f"{self.model}, {self.revision}: {len(self.graphs)} graphs, {size:,.0f} MB",
+            f"{self.size[0]}x{self.size[1]}, batches of {batches}, {self.precision}, opset {self.opset}",
+        ]
+        lines += [
+            f"clipped to FP16's range: {cut.count} numbers of {cut.network}'s {cut.constant}, up to {cut.extreme:.3g}"
+            for cut in self.clipped
+        ]
+        return "\n".join(lines)
 
 
 def read(folder: Path) -> Exported:
