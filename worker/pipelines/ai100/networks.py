@@ -203,13 +203,12 @@ def _filled(rows: Array, count: int) -> Array:
 
 
 def _is_finite(values: Array) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
-    return found
+    return np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
 
 
 def _finished(images: Array, finite: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """From (batch, 3, height, width) in about -1 to 1 to pixels (batch, height, width, 3), zeros if not finite."""
-    whole: NDArray[np.bool_] = np.array(finite & _is_finite(images))
+    whole = np.asarray(finite & _is_finite(images))
     sound = np.where(whole[:, None, None, None], images, 0.0).astype(np.float32)
     pixels = (sound * np.float32(127.5) + np.float32(127.5)).clip(0.0, 255.0).round().astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), whole

@@ -1,8 +1,10 @@
 """Writes a folder that the worker takes for the SDK's: two modules that lead here, and the tools as programs."""
 
 import platform
-import sys
+import shlex
 from pathlib import Path
+
+from services.core.processes import python
 
 PACKAGE = "worker.pipelines.ai100_stand_in"
 NOTE = "Presswork's stand-in for the Cloud AI SDK. No part of the SDK is in this folder.\n"
@@ -18,10 +20,8 @@ def install(folder: Path) -> Path:
     }
     root = str(Path(__file__).parents[3])
     for name, place in TOOLS.items():
-        modules[f"{place}/{name}"] = (
-            f"#!{sys.executable}\n# {NOTE}import sys\n\nsys.path.insert(0, {root!r})\n"
-            f"from {PACKAGE} import tools\n\nsys.exit(tools.main({name!r}, sys.argv[1:]))\n"
-        )
+        run = shlex.join(python(f"{PACKAGE}.tools", name))
+        modules[f"{place}/{name}"] = f'#!/bin/sh\n# {NOTE}PYTHONPATH={shlex.quote(root)} exec {run} "$@"\n'
     for name, text in modules.items():
         file = folder / name
         if not file.exists() or file.read_text(encoding="utf-8") != text:

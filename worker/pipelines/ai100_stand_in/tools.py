@@ -60,3 +60,7 @@ def _util(arguments: list[str]) -> int:
 def say(text: str) -> None:
     sys.stdout.write(text + os.linesep)
     sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
