@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from services.local.stack import Stack
 from tests import memory, programs
 from tests.processes import Process
 from tests.waiting import until
+from worker.pipelines.ai100_stand_in.install import install
 
 WORKER_LEASE = 1.5
 _numbers = itertools.count(1)
@@ -75,6 +76,17 @@ def fresh_database(stack: Stack) -> Iterator[Callable[[str], AbstractContextMana
             _drop(admin, name)
 
         yield copy
+
+
+@pytest.fixture(scope="session")
+def on_stand_in(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    """Settings that put the stand-in in the place of a Cloud AI 100. Test processes share the cache of exports, which
+    take long, and which it keeps apart."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    sdk = install(tmp_path_factory.mktemp("sdk"))
+    return {"PRESSWORK_AI100_SDK": str(sdk), "PRESSWORK_ARTEFACTS": str(folder / "ai100-artefacts")}
 
 
 @pytest.fixture

@@ -1,0 +1,44 @@
+"""The whole worker on the stand-in of a Cloud AI 100: pictures are stored, and a lost device costs no image."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from services.core.settings import Settings
+from tests.factories import submit
+from tests.render_loops import counts, images
+from worker.model import make
+from worker.pipelines import cloud_ai100
+from worker.pipelines.ai100_stand_in import machine
+
+
+@pytest.fixture
+def on_ai100(fast, on_stand_in, tmp_path: Path) -> Settings:
+    machine.reset()
+    make.make(tmp_path / "tiny", "tiny")
+    return dataclasses.replace(
+        fast, pipeline="ai100", model_dir=str(tmp_path / "tiny"), batch_sizes=(4, 1), sizes=((64, 64),),
+        artefacts=on_stand_in["PRESSWORK_ARTEFACTS"], ai100_sdk=on_stand_in["PRESSWORK_AI100_SDK"], lease_seconds=30.0,
+    )  # fmt: skip
+
+
+def test_a_lost_device_costs_no_image_and_every_file_says_what_drew_it(
+    make_render_loop, database, on_ai100, store, monkeypatch
+):
+    render_loop = make_render_loop(on_ai100, pipeline=cloud_ai100.open_pipeline)
+    model = render_loop.pipeline.card.name
+    monkeypatch.setenv("AI100_STAND_IN_FAULTS", "lost@12")
+    rows = [{"prompt": "a mug", "size": "64x64", "seed": seed} for seed in range(5)]
+    job_id = submit(database, on_ai100, rows, model=model, num_inference_steps=2)
+    render_loop.run()
+    assert render_loop.device.sick
+    assert counts(database, job_id).get("failed", 0) == 0
+
+    monkeypatch.delenv("AI100_STAND_IN_FAULTS")
+    machine.reset()
+    make_render_loop(on_ai100, worker="worker-2", pipeline=cloud_ai100.open_pipeline).run()
+    assert counts(database, job_id) == {"done": 5}
+    for image in images(database, job_id):
+        assert "stand-in" in image.reproducibility_class
+        assert "stand-in" in store.read(image.object_key).decode("latin-1")
