@@ -122,4 +122,9 @@ EXAMPLES = {
         "presswork ai100 export DIR --batch 1,4 --size 512x512 -o exported",
         "presswork ai100 export presswork-mini --precision fp16 -o exported",
     ),
+    "ai100 compile": (
+        "presswork ai100 compile DIR --dry-run --card standard",
+        "presswork ai100 compile DIR --batch 1,4 --device qaic:0",
+    ),
+    "ai100 check": ("presswork ai100 check DIR --device qaic:0",),
 }  # fmt: skip

@@ -42,7 +42,7 @@ def compile_programs(settings: Settings, options: argparse.Namespace) -> int:
     folder, sdk = directory.locate(settings.model_dir), Sdk(settings.ai100_sdk)
     target = _target(settings, sdk, options)
     index = directory.with_sizes(folder, directory.read_index(folder), settings.sizes)
-    plan = cloud_ai100.plan_of(settings, target.card, index.default_steps, options.devices)
+    plan = cloud_ai100.plan_of(settings, target.card, index.default_steps, len(settings.device.split(",")))
     say(f"{target.card.name}, SDK {target.sdk_version}: {plan}")
     for batch in options.batch:
         programs = Programs(folder, artefacts(settings), target, batch)
@@ -69,14 +69,15 @@ def say(line: str) -> None:
 
 
 def _target(settings: Settings, sdk: Sdk, options: argparse.Namespace) -> Target:
-    """The device's, or that of the card that is named."""
-    if not options.card:
+    """The device's, or that of the card that is named; without the SDK, commands are shown for a Standard."""
+    card = options.card or ("standard" if options.dry_run and sdk.tool("qaic-util") is None else "")
+    if not card:
         info = cloud_ai100.choose_devices(sdk.devices(), settings.device)[0]
         return cloud_ai100.target_of(settings, sdk, info)
-    if options.card not in cards.CARDS:
-        raise SettingsError(f"There is no card {options.card!r}; there are {', '.join(cards.CARDS)}.")
+    if card not in cards.CARDS:
+        raise SettingsError(f"There is no card {card!r}; there are {', '.join(cards.CARDS)}.")
     overrides = compiling.read_overrides(settings.ai100_flags)
-    target = Target(sdk, "", cards.CARDS[options.card], "ai100", overrides)
+    target = Target(sdk, "", cards.CARDS[card], "ai100", overrides)
     try:
         return replace(target, sdk_version=sdk.version())
     except SdkMissing:
@@ -104,7 +105,6 @@ def _parser() -> argparse.ArgumentParser:
     compiler = commands.add_parser("compile")
     compiler.add_argument("--batch", type=_batches, default=[1])
     compiler.add_argument("--card", default="")
-    compiler.add_argument("--devices", type=int, default=1)
     compiler.add_argument("--dry-run", action="store_true")
     compiler.set_defaults(command=compile_programs)
     checker = commands.add_parser("check")
