@@ -45,12 +45,12 @@ class UpOptions:
 
 def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Runs everything until INT or TERM. If something fails, all is stopped and PressworkError is raised."""
+    if options.stand_in and options.pipeline != STAND_IN_FOR:
+        raise PressworkError(f"--stand-in takes the place of a Cloud AI 100; it goes with --pipeline {STAND_IN_FOR}.")
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
     environ = dict(environ) | {"PRESSWORK_PIPELINE": options.pipeline}
-    if options.stand_in and options.pipeline != STAND_IN_FOR:
-        raise PressworkError(f"--stand-in takes the place of a Cloud AI 100; it goes with --pipeline {STAND_IN_FOR}.")
     Settings.read(
         {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://"} | environ
     )  # invalid settings are found before anything starts

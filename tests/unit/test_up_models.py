@@ -1,4 +1,4 @@
-"""`presswork up --model` more than once: workers of its own for each model, and names that differ."""
+"""`presswork up --model` more than once: workers of its own for each model, and names that differ. And `--stand-in`."""
 
 from pathlib import Path
 
@@ -38,3 +38,12 @@ def test_the_first_model_is_the_default_and_two_of_one_name_are_refused(tmp_path
         values(tiny, tiny)
     with pytest.raises(PressworkError, match="simulated serves no model of a directory"):
         values(tiny, pipeline="simulated")
+
+
+def test_a_stand_in_is_installed_in_the_folder_in_the_sdk_s_place(tmp_path: Path) -> None:
+    said: list[str] = []
+    found = up._stand_in(Home(tmp_path), said.append)
+    assert (Path(found["PRESSWORK_AI100_SDK"]) / "exec/qaic-compile").stat().st_mode & 0o100
+    assert "stand-in" in said[0]
+    with pytest.raises(PressworkError, match=r"--stand-in .* goes with --pipeline ai100"):
+        up.up(UpOptions(tmp_path, 1, "simulated", stand_in=True), {}, said.append)
