@@ -24,6 +24,7 @@ IMAGES: dict[str, tuple[str, dict[str, str]]] = {  # as compose.yaml names and b
     "presswork": ("services/Dockerfile", {}),
     "presswork-worker": ("worker/Dockerfile", {}),
     "presswork-worker-gpu": ("worker/Dockerfile", {"TRITON": "1"}),
+    "presswork-worker-ai100": ("worker/Dockerfile", {"AI100_STAND_IN": "1"}),  # for want of an image with the SDK
 }
 ENGINES = {  # how each one shows that it works, and how it builds
     "docker": (["docker", "info"], ["docker", "build"]),
