@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from worker.pipelines.ai100_stand_in import container, machine
+from worker.pipelines.ai100_stand_in import machine
 
 SKUS = {"standard": "PCIe", "pro": "PCIe Pro", "ultra": "PCIe Ultra"}
 
@@ -21,6 +21,8 @@ def main(tool: str, arguments: list[str]) -> int:
 
 def _compile(arguments: list[str]) -> int:
     """Packs the graph; nothing is compiled."""
+    from worker.pipelines.ai100_stand_in import container  # imports onnx, which listing devices need not wait for
+
     given = dict(argument.lstrip("-").partition("=")[::2] for argument in arguments)
     graph, folder = Path(given["m"]), Path(given["aic-binary-dir"])
     say(f"{machine.NAME}: packing {graph.name}; nothing is compiled")
@@ -35,6 +37,8 @@ def _compile(arguments: list[str]) -> int:
 def _qpc(arguments: list[str]) -> int:
     if arguments[:2] != ["validate", "-i"] or len(arguments) != 3:
         raise ValueError("usage: qaic-qpc validate -i programqpc.bin")
+    from worker.pipelines.ai100_stand_in import container
+
     header = container.read(Path(arguments[2]))
     say(f"{container.KIND}\nNumber of NSP required: {header.cores}\nQPC validation successful")
     return 0
