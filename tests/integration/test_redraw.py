@@ -4,6 +4,8 @@ import base64
 import dataclasses
 import hashlib
 import io
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
+from services.core.batches import line_format
 from services.core.files import files, pictures
 from services.core.queue import claims
 from services.core.settings import Settings
@@ -192,6 +195,36 @@ def test_what_cannot_be_an_input_is_refused_in_a_sentence(api: Api, row: dict[st
     assert found == code
     assert said in message
     assert api.rows()["jobs"] == 0
+
+
+def test_a_photograph_that_is_too_long_for_a_body_is_taken_as_a_file(api: Api, worker: None):
+    file = io.BytesIO()
+    Image.frombytes("RGB", (1200, 1200), np.random.default_rng(1).bytes(1200 * 1200 * 3)).save(file, "PNG")
+    photograph = file.getvalue()
+    assert len(photograph) > 4_000_000
+    row, way = request(data_url(photograph)), "send a picture as a file (POST /v1/files, purpose vision)"
+    line = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": row}).encode()
+    for path, body, kind in (
+        ("/v1/jobs", json.dumps({"images": [{"prompt": "a"}, row]}), "application/json"),
+        ("/v1/jobs", json.dumps({"images": [{"prompt": "a"}], "defaults": row | {"prompt": None}}), "application/json"),
+        ("/v1/jobs", json.dumps({"prompt": "a"}) + "\n" + json.dumps(row), "application/x-ndjson"),
+        ("/v1/jobs", json.dumps(row) + "\n" + json.dumps({"prompt": "a"}), "application/x-ndjson"),
+        ("/v1/images/generations", json.dumps(row), "application/json"),
+    ):
+        answer = api.http.post(path, content=body.encode(), headers={"Content-Type": kind})
+        assert answer.status_code == 413 and way in answer.text, answer.text[:500]
+    with pytest.raises(line_format.LineTooLong, match=re.escape(way)):
+        list(line_format.split([line[:100_000], line[100_000:]]))
+    long = api.http.post("/v1/jobs", content=b"x" * 70_000, headers={"Content-Type": "application/x-ndjson"})
+    assert long.status_code == 413 and "picture" not in long.text  # what is none gets no advice on pictures
+    job = api.submit(request(upload(api, photograph)["id"]))
+    assert ended(api, job)["counts"]["done"] == 1
+    form = {"prompt": "a", "size": "64x64"}
+    edited = api.http.post("/v1/images/edits", files={"image": ("a.png", photograph)}, data=form, timeout=60)
+    assert edited.status_code == 200 and len(edited.json()["data"]) == 1
+    small = data_url(picture(size=(700, 700)))
+    answer = api.http.post("/v1/jobs", json={"images": [request(small)]})
+    assert answer.status_code == 202
 
 
 def test_a_file_that_is_no_picture_is_refused_when_it_is_uploaded(api: Api):

@@ -11,6 +11,7 @@ from typing import IO, Any, NoReturn
 
 from services.api.body import json_object
 from services.api.errors import ApiError
+from services.core.files import pictures
 from services.core.model import strict_json
 from services.core.model.strict_json import BadJson
 
@@ -158,16 +159,21 @@ class _Text:
             except json.JSONDecodeError as error:
                 at = error.pos - self._at
                 if held > limit and (error.msg.startswith("Unterminated") or at > held - _LONGEST_WORD):
-                    raise _too_long(limit) from None
+                    raise self._too_long(limit) from None
                 if held > limit or not self._more():
                     self._refuse_at(error.msg.lower(), self._at + at)
             else:
                 if end - self._at > limit:
-                    raise _too_long(limit)
+                    raise self._too_long(limit)
                 length = end - self._at
                 if end + _LONGEST_WORD < len(self._text) or not self._more():  # a number near the end may go on
                     self._at += length
                     return value
+
+    def _too_long(self, limit: int) -> ApiError:
+        """For the value that begins here."""
+        begin = self._text[self._at : self._at + limit].encode(errors="replace")
+        return _too_long(limit, pictures.instead(begin))
 
     def refuse(self, message: str) -> NoReturn:
         self._refuse_at(message, self._at)
@@ -196,8 +202,8 @@ class _Text:
         return bool(data)
 
 
-def _too_long(limit: int) -> ApiError:
-    return ApiError(413, "body_too_long", f"A value of the body is longer than {limit:,} characters.")
+def _too_long(limit: int, instead: str = "") -> ApiError:
+    return ApiError(413, "body_too_long", f"A value of the body is longer than {limit:,} characters{instead}.")
 
 
 def _rewind(spool: IO[bytes]) -> None:

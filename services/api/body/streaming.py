@@ -16,6 +16,7 @@ import anyio
 from fastapi import Request
 
 from services.api.errors import RETRY_SECONDS, ApiError, SubmissionError
+from services.core.files import pictures
 from services.core.model.errors import InvalidSubmission, Problem
 from services.core.settings import Settings
 
@@ -111,14 +112,16 @@ class LineMeter:
     max_lines: int
     number: int = 1  # of the current line
     length: int = field(default=0)  # of the current line, so far
+    begin: bytes = b""  # of the current line
 
     def feed(self, chunk: bytes) -> None:
         ends = chunk.count(b"\n")
         if not ends:
             self.length += len(chunk)
+            self.begin = (self.begin + chunk)[:LINE_LIMIT] if len(self.begin) < LINE_LIMIT else self.begin
         elif len(chunk) + self.length <= LINE_LIMIT:
             self.number += ends
-            self.length = len(chunk) - chunk.rfind(b"\n") - 1
+            self._go_to(chunk[chunk.rfind(b"\n") + 1 :])
         else:
             self._walk(chunk)
         if self.length > LINE_LIMIT:
@@ -135,16 +138,20 @@ class LineMeter:
     def _walk(self, chunk: bytes) -> None:
         first, *others = chunk.split(b"\n")
         self.length += len(first)
+        self.begin += first[:LINE_LIMIT]
         for line in others:
             if self.length > LINE_LIMIT:
                 self._refuse()
             self.number += 1
-            self.length = len(line)
+            self._go_to(line)
+
+    def _go_to(self, line: bytes) -> None:
+        self.length, self.begin = len(line), line[:LINE_LIMIT]
 
     def _refuse(self) -> None:
         problem = Problem(
             "line_too_long",
-            f"The line is longer than {LINE_LIMIT:,} bytes, the limit for a line.",
+            f"The line is longer than {LINE_LIMIT:,} bytes, the limit for a line{pictures.instead(self.begin)}.",
             None,
             self.number,
         )

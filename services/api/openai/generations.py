@@ -25,6 +25,7 @@ from services.api.v1 import schemas as v1
 from services.core.batches import line_format, results
 from services.core.batches.line_format import Body
 from services.core.batches.results import Stored
+from services.core.files.pictures import INSTEAD
 from services.core.fleet import models
 from services.core.jobs import lifecycle, queries, submissions
 from services.core.jobs.inputs import Inputs
@@ -73,7 +74,7 @@ async def generate_images(request: Request, context: ContextDep, tenant: Tenant)
     """Renders up to ten images of one prompt and waits for them."""
     key = streaming.idempotency_key(request)
     preference = preferred(request)
-    asked = await bodies.read_object(request, context.settings, "prompt")
+    asked = await _asked(request, context)
     body, problems = line_format.read_body(asked, "")
     if problems:
         raise ApiError(400, problems[0].code, problems[0].message, param=problems[0].param)
@@ -82,6 +83,17 @@ async def generate_images(request: Request, context: ContextDep, tenant: Tenant)
     pictures = dependencies.pictures(context, tenant)
     job_id = await context.submissions.run(tenant, submit, context, tenant, body, key, pictures)
     return await answered(request, context, tenant, job_id, body.response_format, preference, key)
+
+
+async def _asked(request: Request, context: Context) -> dict[str, Any]:
+    """The body. Nothing but a picture makes one too long. Raises ApiError."""
+    try:
+        return await bodies.read_object(request, context.settings, "prompt")
+    except ApiError as error:
+        if error.code != "body_too_long":
+            raise
+        message = f"The body is longer than {bodies.LIMIT:,} bytes; {INSTEAD}, or POST it to /v1/images/edits."
+        raise ApiError(413, error.code, message) from None
 
 
 async def answered(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.core.batches.results import Request, Stored
+from services.core.files import pictures
 from services.core.model import body as bodies
 from services.core.model import ids, strict_json
 from services.core.model.errors import PressworkError, Problem
@@ -41,9 +42,10 @@ _UNUSED = ("user", "safety_identifier")  # texts that are meant for the sender's
 class LineTooLong(PressworkError):
     """A line is too long."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, begin: bytes) -> None:
         self.number = number
-        super().__init__(f"The line is longer than {LINE_LIMIT:,} bytes, which is all a line may have.")
+        instead = pictures.instead(begin)
+        super().__init__(f"The line is longer than {LINE_LIMIT:,} bytes, which is all a line may have{instead}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +138,11 @@ def split(chunks: Iterable[bytes]) -> Iterator[bytes]:
         *whole, rest = (rest + chunk).split(b"\n")
         for line in whole:
             if len(line) > LINE_LIMIT:
-                raise LineTooLong(number)
+                raise LineTooLong(number, line[:LINE_LIMIT])
             yield line.removesuffix(b"\r")
             number += 1
         if len(rest) > LINE_LIMIT:
-            raise LineTooLong(number)
+            raise LineTooLong(number, rest[:LINE_LIMIT])
     if rest:
         yield rest.removesuffix(b"\r")
 

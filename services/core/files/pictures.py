@@ -18,10 +18,18 @@ MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg", "MPO": "image/jpeg", "W
 _SEVERAL_IN_ONE = "MPO"  # a photograph and what its camera adds; the first one is the photograph
 _WHITE = (255, 255, 255, 255)
 _DECODING = threading.Lock()
+_DATA_URL = b"data:image/"
+INSTEAD = "send a picture as a file (POST /v1/files, purpose vision), and give its id as image"
 
 
 class InvalidPicture(PressworkError):
     """This cannot be used as an input picture."""
+
+
+def instead(text: bytes) -> str:
+    """What to add to a sentence that says that a text, which begins like this one, is too long: empty, unless the text
+    holds a picture."""
+    return f"; {INSTEAD}" if _DATA_URL in text else ""
 
 
 def check(file: IO[bytes], max_bytes: int, max_pixels: int) -> str:
