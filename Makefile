@@ -1,4 +1,4 @@
-# make demo · make demo-catalogue · make test · make test-again · make check · make loaders · make chaos · make mutate · make bench · make up · make images · make images-test · make screenshots
+# make demo · make demo-catalogue · make test · make test-again · make check · make loaders · make kernels · make chaos · make mutate · make bench · make up · make images · make images-test · make screenshots
 #
 # PYTHON           the interpreter that makes .venv (3.11 or later)
 # JOBS             how many files of tests, or mutants, run at a time
@@ -15,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo demo-catalogue up test test-again check loaders chaos mutate bench images images-test screenshots clean
+.PHONY: setup demo demo-catalogue up test test-again check loaders kernels chaos mutate bench images images-test screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-again  try what failed once more, alone: is it the code, or a busy machine?"
 	@echo "make check   format, lint, types, import contracts, unit tests"
+	@echo "make kernels compile and interpret the kernels for CUDA, without a GPU"
 	@echo "make loaders read exports and downloads back with the programs that they are for, also the large ones"
 	@echo "make chaos   kill and stop processes at random for some minutes: too slow for make test"
 	@echo "make mutate  break the code in one small place at a time: does a test fail? (NAME=claims SAMPLE=50)"
@@ -73,6 +74,16 @@ loaders: setup
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check polars==2.1.0 duckdb==2.0.1
 	$(BIN)/python -m pytest tests/integration/test_loaders.py
 
+# Triton lies beside the environment, so that torch stays what it is on a CPU.
+.triton: | setup
+	@rm -rf .triton.part
+	@echo "installing Triton (700 MB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton.part triton==3.7.1
+	@rm -rf .triton && mv .triton.part .triton
+
+kernels: .triton
+	PYTHONPATH=.triton $(BIN)/python -m pytest -n $(JOBS) -k "triton or generated" tests/unit/test_generated.py tests/unit/test_group_norm.py tests/unit/test_geglu.py
+
 chaos: setup
 	$(BIN)/python -m pytest -m chaos -s
 
@@ -92,4 +103,4 @@ screenshots: setup
 	@$(BIN)/python -m tests.screenshots screenshots
 
 clean:
-	rm -rf .venv .presswork demo-output demo-catalogue screenshots bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info
+	rm -rf .venv .triton .triton.part .presswork demo-output demo-catalogue screenshots bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info

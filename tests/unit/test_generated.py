@@ -18,7 +18,7 @@ print(json.dumps({name: generated.generate(kernel) for name, kernel in generated
 
 @pytest.mark.timeout(600)
 def test_the_kernels_are_generated_for_an_sm_90_without_one():
-    pytest.importorskip("triton", reason="torch for a CPU brings no Triton; `pip install triton` runs this")
+    pytest.importorskip("triton", reason="torch for a CPU brings no Triton; `make kernels` runs this")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     ran = subprocess.run([sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True, check=True)
     found = json.loads(ran.stdout)

@@ -1,7 +1,7 @@
 """What Triton makes of our kernels for an sm_90, on any machine: instructions, registers, shared memory, bytes moved.
 
-`python -m worker.bench.generated` needs triton (`pip install triton`) and no GPU. The shapes are those of the full-size
-model at a batch of 16.
+`python -m worker.bench.generated` needs triton (`make kernels` installs it, into .triton) and no GPU. The shapes are
+those of the full-size model at a batch of 16.
 """
 
 import re
