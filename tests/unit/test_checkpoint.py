@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from services.core.model.errors import SettingsError
-from worker.model import checkpoint, directory, vocabulary, weights
+from worker.model import checkpoint, directory, verify, vocabulary, weights
 from worker.model.make import make
 from worker.model.stages import Decoder
 
@@ -87,6 +87,14 @@ def test_both_layouts_load_whole_and_ready(layout: str, request: pytest.FixtureR
     assert loaded.max_tokens == 77
     assert loaded.sampler_config.prediction_type == ("v_prediction" if layout == "tiny" else "epsilon")
     assert loaded.sampler_config.squeezed == (layout == "tiny")
+
+
+def test_a_model_that_draws_another_picture_the_second_time_is_not_whole(tiny: Path) -> None:
+    loaded = checkpoint.load(tiny)
+    verify.verify(loaded)
+    loaded.vae.decoder.conv_out.register_forward_hook(lambda _, __, out: out + torch.rand_like(out))
+    with pytest.raises(SettingsError, match="drew two different pictures from one prompt and seed"):
+        verify.verify(loaded)
 
 
 def test_weights_are_cast_as_they_are_loaded(tiny: Path) -> None:

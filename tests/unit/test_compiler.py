@@ -1,5 +1,6 @@
 """Compiling for a GPU, without one: where the caches are, what is missing here, and what is a compiler's fault."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -236,6 +237,15 @@ def test_attention_and_the_precision_of_sums_do_not_depend_on_a_library_s_versio
         assert not matmul.allow_fp16_reduced_precision_reduction and not matmul.allow_bf16_reduced_precision_reduction
     finally:
         matmul.allow_fp16_reduced_precision_reduction, matmul.allow_bf16_reduced_precision_reduction = usual
+
+
+def test_whoever_waits_for_a_device_leaves_its_core_to_others():
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "worker" / "pipelines").glob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    events = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.cuda.Event"]
+    assert events and all("blocking=True" in ast.unparse(node) for node in events)
+    waits = [node for node in nodes if isinstance(node, ast.Attribute) and node.attr == "synchronize"]
+    assert waits and all(ast.unparse(node.value).startswith("_done(") for node in waits)  # which gives such an event
 
 
 def test_classes_on_cuda_are_not_those_of_former_arithmetic():
