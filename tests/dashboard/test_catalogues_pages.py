@@ -12,6 +12,7 @@ from services.core.catalogues import catalogues, destinations
 from services.core.model.scopes import Scope
 from services.core.tenants import api_keys
 from tests.dashboard.shops import Shop, tomorrow
+from tests.dashboard.test_input_pictures import photograph
 from tests.pages import House, Tab
 
 FEED = {f"sku-{nth}": f"a red mug {nth}" for nth in range(6)}
@@ -198,3 +199,15 @@ def test_a_failed_copy_is_told_and_others_catalogues_and_unknown_ones_are_not_th
     for path in own:
         assert signed.browser.get(path).status_code == 404, path
     assert "No catalogues yet" in signed.browser.get("/catalogues").text
+
+
+def test_a_change_shows_the_photograph_that_it_redraws(signed: House) -> None:
+    data = {"purpose": "vision"}
+    file = signed.http.post("/v1/files", files={"file": ("a.png", photograph())}, data=data).json()["id"]
+    front = {"prompt": "{{ title }}", "size": "64x64", "image": file, "strength": 0.5}
+    run = Shop(signed, variants={"front": front}).night({"a": "a red mug"})
+    assert run["state"] == "published"
+    page = signed.browser.get(f"/catalogues/shop/runs/{run['id']}/changes/0").text
+    shown = f"/jobs/{run['job_id']}/images/0/input"
+    assert f'src="{shown}"' in page and "at strength 0.5" in page
+    assert signed.browser.get(shown).status_code == 200

@@ -14,7 +14,11 @@ from sqlalchemy import text
 
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import changes, photograph_fetching
+from services.core.catalogues.photograph_fetching import Photographs
+from services.core.catalogues.photographs import Wanted
+from services.core.catalogues.templates import Inapplicable
 from services.core.db.database import Database
+from services.core.db.leases import Lease
 from services.core.deletion import jobs as deletion
 from services.core.files import files
 from services.core.model import ids
@@ -192,8 +196,8 @@ def test_a_photograph_that_cannot_be_used_is_one_items_trouble_which_keeps_its_p
 
 
 def test_a_photograph_is_bounded_and_leads_nowhere_inside(shop: PhotographShop):
-    shop.host.photographs = {"a.png": picture(1)}
-    plain = shop.settings
+    lease = Lease(shop.database, f"catalogue/{shop.catalogue.id}", "scheduler-b")
+    assert lease.take()
     for changed, status, sentence in (
         ({"max_input_bytes": 1_024}, 200, "What 127.0.0.1 has there is larger than 1,024 bytes."),
         ({"max_input_pixels": 4_096}, 200, "The picture has 80 x 60 pixels; it may have 4,096 in all."),
@@ -201,11 +205,15 @@ def test_a_photograph_is_bounded_and_leads_nowhere_inside(shop: PhotographShop):
         ({"fetch_http": False}, 200, "The address must begin with https://."),
         ({}, 302, "169.254.169.254 has an address that is not public"),
     ):
-        shop.host.photographs["a.png"] = picture(1) + b"x" * (2_000 if "max_input_bytes" in changed else 0)
-        shop.settings, shop.host.status = dataclasses.replace(plain, **changed), status  # type: ignore[arg-type]
-        found = shop.run({"a": ("mug", "a.png")})
-        [(line, _, message)] = shop.troubles(found).values()
-        assert line == 2 and sentence in str(message) and "secret" not in str(message), message
+        shop.host.photographs = {"a.png": picture(1) + b"x" * (2_000 if "max_input_bytes" in changed else 0)}
+        shop.host.status = status
+        settings = dataclasses.replace(shop.settings, **changed)  # type: ignore[arg-type]
+        found = Photographs(settings, shop.store, lease, factories.TENANT, 7).find(
+            {shop.address("a.png"): Wanted(None, is_drawn=True)}
+        )
+        [refused] = found.values()
+        assert isinstance(refused, Inapplicable), changed
+        assert sentence in str(refused) and "secret" not in str(refused)
     assert shop.files() == []
 
 
@@ -247,10 +255,8 @@ def test_a_file_and_an_earlier_image_are_redrawn(shop: PhotographShop):
     assert first.job_id is not None
     [file] = shop.files()
     named = {"b": ("hat", files.public_id(file.id)), "c": ("cup", f"{ids.public_job(first.job_id)}/0")}
+    shop.define(variants={"front": FRONT}, publish={"require": 0.5})
     second = shop.run({"a": ("mug", "a.png")} | named | {"d": ("vase", "file-0000000000000")})
     assert {item: code for item, (_, code, _) in shop.troubles(second).items()} == {"d": "image_not_found"}
-    assert second.state == "kept"  # of four pictures three are good
-    shop.define(variants={"front": FRONT}, publish={"require": 0.5})
-    assert shop.run({"a": ("mug", "a.png")} | named | {"d": ("vase", "file-0000000000000")}).state == "published"
     mug = drawn("mug", picture(1))
     assert shop.pictures() == {"a": mug, "b": drawn("hat", picture(1)), "c": drawn("cup", mug + b" 0")}
