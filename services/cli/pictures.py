@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from presswork_client import Client
+from presswork_client import Client, Matrix
 from services.cli.exits import Usage
 from services.core.items.reading import Row
 from services.core.model import strict_json
@@ -33,6 +33,13 @@ class Pictures:
         if not path.is_file():
             raise Usage(f"--image is {named!r}; it must be a file, or the id of a file or of an earlier image.")
         return self._upload(path)
+
+    def of_matrix(self, matrix: Matrix) -> Matrix:
+        """The matrix, with ids in the place of files among the images that vary. Raises Usage."""
+        vary = dict(matrix["vary"])
+        if isinstance(named := vary.get("image"), list):
+            vary["image"] = [self.of_option(one) if isinstance(one, str) else one for one in named]
+        return {**matrix, "vary": vary}
 
     def rows(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The rows, with ids in the place of paths."""

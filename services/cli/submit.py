@@ -243,7 +243,9 @@ def submit(
         if skip_bad or fix_ids:
             raise Usage("--skip-bad and --fix-ids belong to a FILE.")
         with connect(profile, _PATIENCE_SECONDS) as client:
-            defaults |= _drawn_from(Pictures(None if dry_run else client, Path()), image, strength)
+            pictures = Pictures(None if dry_run else client, Path())
+            defaults |= _drawn_from(pictures, image, strength)
+            grid = pictures.of_matrix(grid)
             if dry_run:
                 return _dry_matrix(client, grid, defaults, head, as_json)
             return _after(client, matrices.send(client, grid, defaults, head, key, quiet=as_json), watch, as_json)

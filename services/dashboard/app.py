@@ -27,6 +27,7 @@ from services.dashboard.pages import (
     lanes,
     live,
     marking,
+    models,
     overview,
     pictures,
     provider_sign_in,
@@ -35,6 +36,7 @@ from services.dashboard.pages import (
     settings,
     sign_in,
     submit,
+    submit_pictures,
     views,
 )
 
@@ -51,7 +53,9 @@ _PAGES = (
     lanes,
     live,
     submit,
+    submit_pictures,
     settings,
+    models,
     action_log,
     gallery,
     image,

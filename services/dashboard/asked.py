@@ -5,6 +5,7 @@ from typing import Any
 
 from services.core.items import cells, matrices
 from services.core.items.errors import WrongOption
+from services.core.model import requests
 from services.core.model.errors import InvalidSubmission, Problem
 from services.dashboard.forms import Form
 
@@ -19,6 +20,8 @@ FIELDS = (
     "negative_prompt",
     "output_format",
     "output_compression",
+    "image",
+    "strength",
 )
 READING = ("columns", "delimiter", "encoding")
 
@@ -35,6 +38,13 @@ class Asked:
     columns: dict[str, str] | None = None
     delimiter: str | None = None
     encoding: str | None = None
+
+    @property
+    def pictures(self) -> list[str]:
+        """What is to be redrawn, by name."""
+        varied = (self.matrix or {}).get("vary", {}).get("image", [])
+        named = [self.fields.get("image"), *varied]
+        return [name for name in named if isinstance(name, str) and requests.is_picture_id(name)]
 
     @property
     def body(self) -> dict[str, Any]:

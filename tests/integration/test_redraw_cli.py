@@ -49,7 +49,12 @@ def test_the_command_uploads_the_pictures_that_it_names(api: Api, tmp_path: Path
     assert len(api.http.get("/v1/files?purpose=vision").json()["data"]) == 3  # it uploads nothing
     matrix = submitted("--matrix", "a {c} mug", "--vary", "c=red,teal", "--image", rows[0][1], stdin="")
     assert [row[0] for row in matrix] == [first] * 2
+    varied = submitted(
+        "--matrix", "a mug", "--vary", f"image=a.png,{rows[1][1]}", "--vary", "strength=0.3,0.6", stdin=""
+    )
+    assert [(row[0], row[2]) for row in varied] == [(first, 0.3), (first, 0.6), (second, 0.3), (second, 0.6)]
     for words, said in (
+        (["submit", "--matrix", "a mug", "--vary", "image=none.png"], "--image is 'none.png'; it must be a file"),
         (["submit", "-", "--image", "none.png"], "--image is 'none.png'; it must be a file"),
         (["submit", "table.csv"], "no such file"),
     ):

@@ -58,7 +58,7 @@ async def create_file(request: Request, context: ContextDep, tenant: Tenant) -> 
     async with multipart.received(request, "file", context.settings.max_file_bytes) as form:
         expires = _expiry(form.fields)
         purpose = form.fields["purpose"]
-        return await context.transfers.run(tenant, _store, context, tenant, form, purpose, expires, key)
+        return await context.transfers.run(tenant, store, context, tenant, form, purpose, expires, key)
 
 
 @router.get("/files", response_model=schemas.FileList)
@@ -146,7 +146,7 @@ def _media_type(context: Context, form: Form, purpose: str) -> str:
         raise ApiError(400, "invalid_image", str(error), param="file") from None
 
 
-def _store(
+def store(
     context: Context, tenant: int, form: Form, purpose: str, expires: int | None, key: str | None
 ) -> schemas.File:
     """Puts the object, then records it. If the process dies between the two, an object without a row is left."""

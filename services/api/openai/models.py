@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from services.api.authentication import Tenant
-from services.api.dependencies import ContextDep
+from services.api.dependencies import Context, ContextDep
 from services.api.openai import schemas
 from services.api.turns import OpenAIRoute
 from services.core.fleet import models
@@ -19,19 +19,27 @@ router = APIRouter(route_class=OpenAIRoute)
 @router.get("/models", response_model=schemas.ModelList)
 def list_models(context: ContextDep, tenant: Tenant) -> Any:
     """Every registered model, also without a worker that serves it."""
-    with context.database.begin(tenant) as connection:
-        found, workers = models.registry(connection), queries.workers_by_revision(connection)
-    return schemas.ModelList(data=[_shown(model, workers) for model in found.values()])
+    return schemas.ModelList(data=listed(context, tenant))
 
 
 @router.get("/models/{name}", response_model=schemas.Model)
 def show_model(context: ContextDep, tenant: Tenant, name: str) -> Any:
     """One model."""
+    return named(context, tenant, name)
+
+
+def listed(context: Context, tenant: int) -> list[schemas.Model]:
     with context.database.begin(tenant) as connection:
         found, workers = models.registry(connection), queries.workers_by_revision(connection)
-    if name not in found:
-        raise NotFound("There is no such model.")
-    return _shown(found[name], workers)
+    return [_shown(model, workers) for model in found.values()]
+
+
+def named(context: Context, tenant: int, name: str) -> schemas.Model:
+    """Raises NotFound."""
+    for model in listed(context, tenant):
+        if model.id == name:
+            return model
+    raise NotFound("There is no such model.")
 
 
 def _shown(model: Model, workers: dict[str, int]) -> schemas.Model:

@@ -19,9 +19,19 @@ from services.core.model.errors import Problem
 
 MAX_NAMES = 32
 FIELDS = frozenset(
-    {"size", "num_inference_steps", "guidance_scale", "negative_prompt", "seed", "output_format", "model"}
+    {
+        "size",
+        "num_inference_steps",
+        "guidance_scale",
+        "negative_prompt",
+        "seed",
+        "output_format",
+        "model",
+        "image",
+        "strength",
+    }
 )
-_SHAPING = frozenset({"size", "num_inference_steps", "model"})  # guidance_scale too: above 1, or not
+_SHAPING = frozenset({"size", "num_inference_steps", "model", "strength"})  # guidance_scale too: above 1, or not
 _KEYS = frozenset({"template", "negative_template", "vary", "combine", "repeat", "seed"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]{0,63})\}|[{}]", re.ASCII)

@@ -22,7 +22,7 @@ from services.api.v1 import submissions as submission_routes
 from services.api.v1.estimation import Estimate
 from services.core.fleet import models
 from services.core.items.errors import Unreadable, WrongOption
-from services.core.jobs import submissions
+from services.core.jobs import inputs, submissions
 from services.core.jobs.estimates import WorkTally
 from services.core.model import ids, requests
 from services.core.model.errors import (
@@ -41,6 +41,7 @@ from services.dashboard.uploaded import Upload
 
 router = APIRouter(route_class=PageRoute)
 PROBLEMS_SHOWN = 20
+_PICTURES_SHOWN = 4
 _MOST_BYTES = 1 << 20
 _MOST_FIELDS = 24
 _SELDOM = (
@@ -73,14 +74,17 @@ class Outcome:
     first: list[dict[str, Any]] = field(default_factory=list)
     how: str = ""
     same: list[tuple[str, str]] = field(default_factory=list)
+    redrawn: list[str] = field(default_factory=list)
 
 
 @router.get("/submit")
-def show_form(request: Request, context: ContextDep, visitor: access.Signed, kind: str = "prompt") -> Any:
+def show_form(
+    request: Request, context: ContextDep, visitor: access.Signed, kind: str = "prompt", image: str = ""
+) -> Any:  # fmt: skip
     visitor.require("submit", "submitting")
     if kind not in asked.KINDS:
         raise ApiError(400, "invalid_parameter", f"There is no such form; there are {', '.join(asked.KINDS)}.")
-    return _page(request, visitor, _registry(context, visitor.tenant), {"kind": kind})
+    return page(request, visitor, registry(context, visitor.tenant), {"kind": kind, "image": image})
 
 
 @router.post("/submit/preview")
@@ -90,8 +94,8 @@ async def preview(request: Request, context: ContextDep, visitor: access.Signed)
     async with _received(request, context) as received:
         base = dependencies.base_url(context.settings, request)
         look = partial(_look, context, visitor.tenant, received, base)
-        registry, outcome = await context.submissions.run(visitor.tenant, look)
-    return _page(request, visitor, registry, received.form, outcome)
+        found, outcome = await context.submissions.run(visitor.tenant, look)
+    return page(request, visitor, found, received.form, outcome)
 
 
 @router.post("/submit")
@@ -100,10 +104,10 @@ async def submit(request: Request, context: ContextDep, visitor: access.Signed) 
     visitor.require("submit", "submitting")
     async with _received(request, context) as received:
         record = partial(_record, context, visitor.tenant, received)
-        registry, job, outcome = await context.submissions.run(visitor.tenant, record)
+        found, job, outcome = await context.submissions.run(visitor.tenant, record)
     if job:
         return RedirectResponse(rendering.address(request, f"/jobs/{job}"), 303)
-    return _page(request, visitor, registry, received.form, outcome, status=422)
+    return page(request, visitor, found, received.form, outcome, status=422)
 
 
 @asynccontextmanager
@@ -120,18 +124,30 @@ async def _received(request: Request, context: Context) -> AsyncIterator[Receive
 
 
 def _look(context: Context, tenant: int, received: Received, base: str) -> tuple[models.Registry, Outcome]:
-    registry = _registry(context, tenant)
+    known = registry(context, tenant)
     try:
         order = asked.read(received.form)
         if order.kind == "file":
-            found = _look_at_file(context, registry, order, received)
+            found = _look_at_file(context, known, order, received)
         else:
             found = _look_at(context, tenant, order)
+        redrawn = _pictures(context, tenant, order)
     except InvalidSubmission as error:
-        return registry, _refused(error, received)
+        return known, _refused(error, received)
     except SubmissionError as error:
-        return registry, _refused(InvalidSubmission(error.problems, more=error.more), received)
-    return registry, replace(found, same=commands.same(base, order, received.name))
+        return known, _refused(InvalidSubmission(error.problems, more=error.more), received)
+    return known, replace(found, same=commands.same(base, order, received.name), redrawn=redrawn)
+
+
+def _pictures(context: Context, tenant: int, order: Asked) -> list[str]:
+    """The first pictures that are redrawn. Raises InvalidSubmission: there is no such picture."""
+    names = list(dict.fromkeys(order.pictures))
+    found = dependencies.pictures(context, tenant).find(names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        problems = [Problem("image_not_found", f'image is "{name}"; it {inputs.MISSING}.', "image") for name in missing]
+        raise InvalidSubmission(problems)
+    return names[:_PICTURES_SHOWN]
 
 
 def _look_at(context: Context, tenant: int, order: Asked) -> Outcome:
@@ -140,9 +156,9 @@ def _look_at(context: Context, tenant: int, order: Asked) -> Outcome:
     return Outcome(counted=estimation.estimate(context, tenant, body), first=first)
 
 
-def _look_at_file(context: Context, registry: models.Registry, order: Asked, received: Received) -> Outcome:
+def _look_at_file(context: Context, known: models.Registry, order: Asked, received: Received) -> Outcome:
     label = _label(order)
-    with WorkTally(context.settings, registry, defaults={}) as tally:
+    with WorkTally(context.settings, known, defaults={}) as tally:
         upload = _read(context, order, received, tally)
         tally.close()
     counted = estimation.estimated(context, tally, label.priority, counted=tally.requests)
@@ -151,32 +167,32 @@ def _look_at_file(context: Context, registry: models.Registry, order: Asked, rec
 
 def _record(context: Context, tenant: int, received: Received) -> tuple[models.Registry, str, Outcome]:
     """The job's id; or none, and what is wrong."""
-    registry = _registry(context, tenant)
+    known = registry(context, tenant)
     once = received.form.get("once", "")
     key = f"form-{once}" if once.isascii() and once.isalnum() and len(once) <= 64 else None
     try:
         order = asked.read(received.form)
         if order.kind == "file":
-            return registry, _record_file(context, tenant, registry, order, received, key), Outcome()
+            return known, _record_file(context, tenant, known, order, received, key), Outcome()
         spool = _spooled(order)
         arrival = submission_routes.ReceivedSubmission(tenant, streaming.Format.JSON, spool, key, {})
-        return registry, submission_routes.record(context, arrival)[1].id, Outcome()
+        return known, submission_routes.record(context, arrival)[1].id, Outcome()
     except InvalidSubmission as error:
-        return registry, "", _refused(error, received)
+        return known, "", _refused(error, received)
     except SubmissionError as error:
-        return registry, "", _refused(InvalidSubmission(error.problems, more=error.more), received)
+        return known, "", _refused(InvalidSubmission(error.problems, more=error.more), received)
     except (IdempotencyConflict, IdempotencyGone):
-        return registry, "", Outcome([Problem("idempotency_key_reused", _AGAIN)])
+        return known, "", Outcome([Problem("idempotency_key_reused", _AGAIN)])
     except IdempotencyBusy as error:
         raise ApiError(409, "idempotency_key_in_use", str(error)) from None
 
 
 def _record_file(
-    context: Context, tenant: int, registry: models.Registry, order: Asked, received: Received, key: str | None
+    context: Context, tenant: int, known: models.Registry, order: Asked, received: Received, key: str | None
 ) -> str:
     label = _label(order)
     pictures = dependencies.pictures(context, tenant)
-    with submissions.Submission(context.settings, registry, pictures=pictures) as submission:
+    with submissions.Submission(context.settings, known, pictures=pictures) as submission:
         _read(context, order, received, submission)
         receipt = submission.record(context.database, tenant, label=label, idempotency_key=key)
     for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds
@@ -231,21 +247,21 @@ def _refused(error: InvalidSubmission, received: Received) -> Outcome:
     return Outcome(shown, more, "Row" if uploaded.is_binary(received.name) else "Line")
 
 
-def _registry(context: Context, tenant: int) -> models.Registry:
+def registry(context: Context, tenant: int) -> models.Registry:
     with context.database.begin(tenant) as connection:
         return models.registry(connection)
 
 
-def _page(
+def page(
     request: Request,
     visitor: Visitor,
-    registry: models.Registry,
+    known: models.Registry,
     form: forms.Form,
     outcome: Outcome | None = None,
     status: int = 200,
 ) -> Response:
     kind = form["kind"] if form.get("kind") in asked.KINDS else "prompt"
-    sizes = sorted({size for model in registry.values() for size in model.sizes}, key=lambda size: size[0] * size[1])
+    sizes = sorted({size for model in known.values() for size in model.sizes}, key=lambda size: size[0] * size[1])
     return rendering.page(
         request,
         "submit.html",
@@ -255,9 +271,10 @@ def _page(
         kinds=asked.KINDS.items(),
         form=form,
         outcome=outcome,
-        registry=registry,
+        registry=known,
         default=request.app.state.context.settings.model,
         sizes=[f"{width}x{height}" for width, height in sizes],
         is_open=any(form.get(name) for name in _SELDOM),
+        redraws=any(model.redraws for model in known.values()),
         once=secrets.token_hex(16) if status != 200 else form.get("once") or secrets.token_hex(16),
     )
