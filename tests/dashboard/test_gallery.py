@@ -204,6 +204,22 @@ def test_marks_decide_what_is_downloaded_and_exported_from_a_jobs_page(signed: H
     assert export["options"]["mark"] == "accepted"
 
 
+def test_scores_decide_what_is_exported_from_a_jobs_page(signed: House) -> None:
+    job = signed.submit(*small(3))
+    page = f"/jobs/{job}"
+    assert 'name="scores"' not in signed.browser.get(page).text  # nothing is scored yet
+    signed.render()
+    assert 'name="scores"' in signed.browser.get(page).text
+    form = {"page": page, "format": "zip"}
+    refused = signed.post(f"{page}/actions/export", **form, scores="sharpness>0.1")
+    assert refused.status_code == 422 and "options.scores" in refused.text
+    signed.post(f"{page}/actions/export", **form, scores=" sharpness>=0.1, uniform<=0.9 ")
+    signed.post(f"{page}/actions/export", **form, scores="")
+    found = signed.http.get(f"/v1/jobs/{job}/exports").json()["data"]
+    assert sorted(export["options"]["scores"] for export in found) == [[], ["sharpness>=0.1", "uniform<=0.9"]]
+    assert '<span class="label">sharpness&gt;=0.1</span>' in signed.browser.get(page).text
+
+
 def test_a_key_that_may_only_look_marks_nothing(signed: House) -> None:
     job = signed.submit(*small())
     signed.render()

@@ -91,8 +91,10 @@ def export(request: Request, context: ContextDep, visitor: access.Signed, job_id
     forms.check(form, request.cookies.get(access.COOKIE, ""))
     number = ids.parse_job(job_id)
     try:
-        chosen = {"options": {"mark": form["mark"]}} if form.get("mark") else {}
-        order = options.parse({"format": form.get("format", "")} | chosen)
+        chosen: dict[str, Any] = {"mark": form["mark"]} if form.get("mark") else {}
+        if scores := [one.strip() for one in form.get("scores", "").split(",") if one.strip()]:
+            chosen["scores"] = scores
+        order = options.parse({"format": form.get("format", "")} | ({"options": chosen} if chosen else {}))
     except InvalidSubmission as error:
         raise ApiError(422, "invalid_value", error.problems[0].message) from None
     base_url = dependencies.base_url(context.settings, request)

@@ -46,6 +46,7 @@ def show_job(request: Request, context: ContextDep, visitor: access.Signed, job_
         visitor=visitor,
         job=job,
         images=images,
+        score_names=sorted({name for image in images for name in image.scores or {}}),
         again=again.of_job(dependencies.base_url(context.settings, request), job.view),
         formats=list(FORMATS),
         actions=actions.of(job, visitor),
