@@ -15,7 +15,7 @@ from services.core.marks import marks
 from services.core.marks.asked import MARKS
 from services.core.marks.marks import Changed
 from services.core.model import ids
-from services.core.model.errors import Conflict, InvalidSubmission, NotFound
+from services.core.model.errors import Conflict, DatabaseUnavailable, InvalidSubmission, NotFound
 from services.core.storage.s3 import S3Store
 from tests import exporting, factories
 from tests.factories import TENANT, claim, submit
@@ -97,15 +97,55 @@ def test_what_is_no_done_image_of_the_job_is_named_and_nothing_is_marked(ready, 
 
 
 def test_a_job_has_its_own_images_and_marks_alone(ready, settings):
-    small, large = done(ready, settings, 2), done(ready, settings, 5)
+    small, large = done(ready, settings, 3), done(ready, settings, 6)
+    put(ready, small, [0, 1], "accepted")
     put(ready, large, [0, 1, 2, 3], "accepted")
+    put(ready, small, [0], None)
+    put(ready, small, [1], "rejected")
+    assert listed(ready, small) == ({"accepted": 0, "rejected": 1, "starred": 0}, [(1, "rejected", "key/a")])
+    assert listed(ready, large)[0] == {"accepted": 4, "rejected": 0, "starred": 0}
+    assert len(listed(ready, large)[1]) == 4
+    with pytest.raises(InvalidSubmission, match="no done image 4"):
+        put(ready, small, [4], "accepted")
     with ready.begin(TENANT) as connection:
         assert marks.put_matching(connection, TENANT, small, "starred", which="accepted") == Changed(0, 0)
-        assert marks.put_matching(connection, TENANT, small, "starred", most=1) == Changed(1, 1, 0)
-        assert marks.packed(connection, small, 0, 3) == bytes([1 + MARKS.index("starred"), 0, 0])
-        assert marks.packed(connection, large, 2, 5) == bytes([1 + MARKS.index("accepted")] * 2 + [0])
-        assert marks.counts(connection, TENANT, small) == {"accepted": 0, "rejected": 0, "starred": 1}
-    assert listed(ready, small)[1] == [(0, "starred", "tests")]
+        for after, reached in ((-1, 0), (0, 1), (1, 2)):
+            found = marks.put_matching(connection, TENANT, small, "starred", most=1, after=after)
+            assert found == Changed(1, 1, reached)
+        assert marks.put_matching(connection, TENANT, small, "starred", most=1, after=2) == Changed(1, 1, None)
+        accepted, starred = (1 + MARKS.index(mark) for mark in ("accepted", "starred"))
+        assert marks.packed(connection, small, 0, 5) == bytes([starred] * 4 + [0])
+        assert marks.packed(connection, large, 2, 5) == bytes([accepted, accepted, 0])
+        assert marks.packed(connection, large, 1, 3) == bytes([accepted, accepted])
+        with pytest.raises(NotFound):
+            marks.put(connection, TENANT, large + 1, [0], "accepted")
+
+
+def test_a_mark_that_is_changed_says_when(ready, settings):
+    job_id = done(ready, settings, 1)
+    put(ready, job_id, [0], "accepted")
+    with ready.begin_system() as connection:
+        connection.execute(text("UPDATE marks SET at = now() - interval '1 day'"))
+    put(ready, job_id, [0], "rejected")
+    with ready.begin_system() as connection:
+        assert connection.execute(text("SELECT at > now() - interval '1 hour' FROM marks")).scalar_one()
+
+
+def test_the_first_twenty_images_that_there_are_not_are_named(ready, settings):
+    job_id = done(ready, settings, 1)
+    for missing, more in ((20, False), (21, True)):
+        with pytest.raises(InvalidSubmission) as caught:
+            put(ready, job_id, list(range(10, 10 + missing)), "accepted")
+        assert (len(caught.value.problems), caught.value.more) == (20, more)
+
+
+def test_a_job_is_not_deleted_while_its_images_are_marked(ready, settings):
+    job_id = done(ready, settings, 1)
+    with ready.begin(TENANT) as marking:
+        marks.put(marking, TENANT, job_id, [0], "accepted")
+        with pytest.raises(DatabaseUnavailable, match="lock timeout"), ready.begin_system() as deleting:
+            deleting.execute(text("SET LOCAL lock_timeout = '100ms'"))
+            deleting.execute(text("UPDATE jobs SET deleted_at = now() WHERE id = :id"), {"id": job_id})
 
 
 def test_a_job_without_done_images_has_nothing_that_matches(ready, settings):
