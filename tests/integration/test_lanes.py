@@ -1,5 +1,6 @@
 """Lanes: what waits, by shape, priority and tenant, and who can serve it."""
 
+import dataclasses
 import json
 
 import pytest
@@ -59,10 +60,47 @@ def test_what_waits_is_counted_by_shape_and_priority_the_oldest_first(ready, set
     found = look(ready)
     assert seen(found) == [("64/10", 0, 4, True, 1), ("64/10", 1, 8, True, 2), ("64/20", 1, 2, True, 1)]
     assert [round(lane.oldest_seconds / 3600) for lane in found.lanes] == [0, 1, 0]
-    claim = factories.claim(ready, 16)  # the four of high priority, and twelve of the others of that shape
+    claim = factories.claim(ready, 3)  # of the four of high priority
     assert claim is not None
-    assert sum(lane.images for lane in look(ready).lanes) == 14 - len(claim.images)
+    assert [lane.images for lane in look(ready).lanes] == [1, 8, 2]
     assert not found.more
+
+
+def test_one_image_of_each_model_and_priority_is_a_lane(ready, settings):
+    """The first and the last model, and a segment of one image, count as all others do."""
+    names = [f"model-{letter}" for letter in "abc"]
+    for name in names:
+        factories.register(ready, dataclasses.replace(factories.CARD, name=name, revision=f"{name}-1"))
+        for priority in ("low", "high"):
+            submit(ready, settings, 1, size="64x64", priority=priority, model=name)
+    found = look(ready)
+    assert [(lane.model, lane.priority, lane.images) for lane in found.lanes] == [
+        (name, priority, 1) for priority in (0, 2) for name in names
+    ]
+    assert [lane.shape.model_revision for lane in found.lanes[:3]] == [f"{name}-1" for name in names]
+    assert all(lane.oldest_seconds >= 0 and lane.exact for lane in found.lanes)
+
+
+def test_the_oldest_jobs_are_looked_at_and_ones_own_tenant_before_others(ready, settings, monkeypatch):
+    others = [2, 3]
+    with ready.begin_system() as connection:
+        for tenant in others:
+            connection.execute(text("INSERT INTO tenants (id, name) VALUES (:id, :name)"),
+                               {"id": tenant, "name": f"tenant {tenant}"})  # fmt: skip
+    for tenant in (TENANT, *others):
+        for images in (1, 2, 4):
+            submit(ready, settings, images, size="64x64", tenant=tenant)
+    monkeypatch.setattr(lanes, "_OF_EACH", 2)
+    found = look(ready, 2, all_tenants=True)
+    assert sorted((lane.tenant, lane.images) for lane in found.lanes) == [
+        ("default", 3), ("tenant 2", 3), ("tenant 3", 3),
+    ]  # fmt: skip
+    assert found.more
+    monkeypatch.setattr(lanes, "MOST", 4)
+    found = look(ready, 2, all_tenants=True)
+    assert sorted((lane.tenant, lane.images) for lane in found.lanes) == [("default", 3), ("tenant 2", 3)]
+    assert found.more
+    assert [(lane.tenant, lane.images) for lane in look(ready, 3).lanes] == [("tenant 3", 3)]
 
 
 def test_what_a_claim_would_not_take_is_in_no_lane(ready, settings):
