@@ -60,9 +60,9 @@ def test_what_waits_is_counted_by_shape_and_priority_the_oldest_first(ready, set
     found = look(ready)
     assert seen(found) == [("64/10", 0, 4, True, 1), ("64/10", 1, 8, True, 2), ("64/20", 1, 2, True, 1)]
     assert [round(lane.oldest_seconds / 3600) for lane in found.lanes] == [0, 1, 0]
-    claim = factories.claim(ready, 3)  # of the four of high priority
+    claim = factories.claim(ready, 3)  # in its turn, of normal priority
     assert claim is not None
-    assert [lane.images for lane in look(ready).lanes] == [1, 8, 2]
+    assert [lane.images for lane in look(ready).lanes] == [4, 5, 2]
     assert not found.more
 
 
