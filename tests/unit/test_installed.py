@@ -153,6 +153,21 @@ def test_servers_of_the_system_do_instead_of_those_that_wheels_carry() -> None:
     assert {Requirement(line).name for line in EXTRAS["local"]} - {"presswork"} == extras.SERVERS
 
 
+@pytest.mark.parametrize("name", ["onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-migraphx"])
+def test_a_build_of_onnx_runtime_for_another_device_does_instead(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {distribution: metadata.version(distribution) for distribution in closure("onnx") - {"onnxruntime"}}
+
+    def version(distribution: str) -> str:
+        if found := there.get(canonicalize_name(distribution)):
+            return found
+        raise metadata.PackageNotFoundError
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert extras.lacking("onnx") == ["onnx"]
+    there[name] = "1.32.0"
+    assert extras.lacking("onnx") == []
+
+
 @pytest.mark.parametrize("words", ["--version", "status", "model inspect presswork-mini"])
 def test_a_folder_with_our_names_is_not_taken_for_ours(tmp_path: Path, words: str) -> None:
     folder = project_of_another(tmp_path / "project")

@@ -314,6 +314,17 @@ def test_a_directory_that_is_taken_or_cannot_be_written_is_named(tiny_sd: Path, 
         static_export.export(tiny_sd, tmp_path / "out" / "mine" / "below", **usual)
 
 
+def test_an_interrupted_export_leaves_nothing(tiny_sd: Path, tmp_path: Path):
+    def interrupt(line: str) -> None:
+        if line == "text_encoder-1.onnx: exporting":
+            assert (tmp_path / ".out.draft" / "text_encoder.bin").exists() and not (tmp_path / "out").exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        static_export.export(tiny_sd, tmp_path / "out", size=(64, 64), batches=[1], precision="fp32", say=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

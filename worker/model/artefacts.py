@@ -49,6 +49,11 @@ class Artefacts:
         self._sound.add(part)
         return self.folder
 
+    def contents(self, part: str) -> dict[str, str]:
+        """The sha256 of each file of a part that `get` gave, by name."""
+        manifest_entries = json.loads(self._manifest(part).read_text(encoding="utf-8"))
+        return {name: entry["sha256"] for name, entry in manifest_entries.items()}
+
     def _make(self, part: str, make: Callable[[Path], None]) -> None:
         for left in self.folder.glob(f"{DRAFT}*"):  # this process has the lock, so the process that wrote these is dead
             shutil.rmtree(left, ignore_errors=True)

@@ -66,6 +66,11 @@ class Exported:
     def latent_channels(self) -> int:
         return int(self._facts["latent_channels"])
 
+    @property
+    def time(self) -> Path:
+        """The graph that embeds timesteps, which every shape uses."""
+        return self._get(FACTS, _write_facts) / TIME
+
     def graphs(self, shape: Shape, batch: int, part: int) -> Graphs:
         """The graphs for that shape, the decoder's for `part` images at once. Exporting missing ones takes seconds."""
         height, width = shape.height // SIZE_UNIT, shape.width // SIZE_UNIT
@@ -76,7 +81,7 @@ class Exported:
             text=self._graph(
                 f"text-{batch}", "text encoder, 1 of 3", lambda exporter, file: exporter.write_text(file, batch)
             ),
-            time=self._get(FACTS, _write_facts) / TIME,
+            time=self.time,
             denoiser=self._graph(
                 f"denoiser-{size}-{guided}{long}",
                 "U-Net, 2 of 3",

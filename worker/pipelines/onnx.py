@@ -1,9 +1,10 @@
-"""The ONNX backend: exported graphs on a CPU, run by OpenVINO (float32, or bfloat16) or by ONNX Runtime (float32).
+"""The ONNX backend: exported graphs, run on a CPU or by an execution provider of ONNX Runtime.
 
-Once the artefacts exist, a start needs neither diffusers nor transformers.
+In float32; OpenVINO itself can do bfloat16. Once the artefacts exist, a start needs neither diffusers nor transformers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +13,12 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from services.core.model import long_prompts, runtimes
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Shape
 from services.core.settings import Settings
 from worker.model import directory
+from worker.model.directory import Index
 from worker.model.exported import Exported
 from worker.model.stages import decode_batch_size
 from worker.pipeline import artefacts, versions
@@ -24,7 +27,7 @@ from worker.pipelines.cpu import cpu_kind, thread_count
 from worker.pipelines.diffusion import Checker, DiffusionPipeline, ShapeKey, shape_key
 
 Array = NDArray[Any]
-PRECISIONS = {"openvino": ("fp32", "bf16"), "onnxruntime": ("fp32",)}
+PRECISIONS = {name: ("fp32", "bf16") if name == "openvino" else ("fp32",) for name in runtimes.NAMES}
 
 
 class Network(Protocol):
@@ -39,8 +42,28 @@ class Network(Protocol):
         ...
 
 
+class Runtime(Protocol):
+    """What runs graphs on one device. `kind` are the device's properties that decide bytes."""
+
+    distribution: str  # the Python package
+    device: str
+    kind: str
+    has_engines: bool  # whether what it compiles differs from one time to the next
+
+    def start(self, file: Path) -> None:
+        """Raises SettingsError, in one sentence, if not even this small graph can be run."""
+        ...
+
+    def build(self, files: Iterable[Path], cache: Path, model: str, revision: str) -> str:
+        """Compiles these graphs once for all processes that share `cache`; gives the hash of what was made. Raises
+        CompileFailed."""
+        ...
+
+    def graph(self, file: Path, precision: str) -> Network: ...
+
+
 def open_pipeline(settings: Settings) -> DiffusionPipeline:
-    """The model in PRESSWORK_MODEL_DIR on this machine's CPU. Raises SettingsError as `open_onnx` does."""
+    """The model in PRESSWORK_MODEL_DIR by PRESSWORK_RUNTIME. Raises SettingsError as `open_onnx` does."""
     folder = diffusion.checked_folder(settings)
     return open_onnx(
         folder, runtime=settings.runtime, precision=settings.precision, device=settings.device,
@@ -66,36 +89,54 @@ def open_onnx(
     if precision not in PRECISIONS[runtime]:
         served = " or ".join(PRECISIONS[runtime])
         raise SettingsError(f"PRESSWORK_PRECISION is {precision}; with {runtime} it can be {served}.")
-    if device != "cpu":
+    if device != "cpu" and runtime in runtimes.RUNTIMES:
         raise SettingsError(f"PRESSWORK_DEVICE is {device!r}; with {runtime} it can only be cpu.")
     exported = Exported(folder, cache)
     index = directory.with_sizes(folder, exported.index, sizes)
+    backend = OnnxBackend(exported, runtime, precision, device)
+    backend.fix_engines(index, batch_sizes, cache)
     return DiffusionPipeline(
-        OnnxBackend(exported, runtime, precision), index, exported.revision, exported.sampler_config,
-        exported.prompts, batch_sizes, checker,
-    )  # fmt: skip
+        backend, index, exported.revision, exported.sampler_config, exported.prompts, batch_sizes, checker
+    )
 
 
 class OnnxBackend:
-    """An exported model on this machine's CPU."""
+    """An exported model on this machine's CPU, or on the device of an execution provider."""
 
-    device = "cpu"
     steps_in_flight = 0
     warmup_runs = 0
 
-    def __init__(self, exported: Exported, runtime: str, precision: str) -> None:
-        """Imports `runtime` (openvino or onnxruntime), and not the other."""
-        self._threads = thread_count()
-        self._graph = _runtime(runtime)
+    def __init__(self, exported: Exported, runtime: str, precision: str, device: str = "cpu") -> None:
+        """Imports `runtime` (openvino or onnxruntime), and not the other. Raises SettingsError if this machine lacks
+        the provider or the device."""
+        self._runtime = _runtime(runtime, device)
         self.versions = versions(
-            runtime, "torch", "onnxscript", "diffusers"
+            self._runtime.distribution, "torch", "onnxscript", "diffusers"
         )  # torch draws the noise; all of them export
-        self.name, self.precision = runtime, precision
-        self.device_kind = f"{cpu_kind()} x{self._threads}"
+        self.name, self.precision = runtime.replace(":", "-"), precision
+        self.device, self.device_kind = self._runtime.device, self._runtime.kind
         self.latent_channels = exported.latent_channels
         self._exported = exported
         self._cache: dict[ShapeKey, OnnxCompiled] = {}
         self._networks: WeakValueDictionary[Path, Network] = WeakValueDictionary()
+
+    def fix_engines(self, index: Index, batch_sizes: Sequence[int], cache: Path) -> None:
+        """Builds all engines that the model can need, if the runtime has any: they are in the class, which must not
+        change once images are claimed. Raises SettingsError if the runtime does not start."""
+        self._runtime.start(self._exported.time)
+        if not self._runtime.has_engines:
+            return
+        shapes = [
+            Shape(self._exported.revision, width, height, 1, guided, chunks)
+            for width, height in index.sizes
+            for guided in (True, False)
+            for chunks in range(1, (long_prompts.MAX_CHUNKS if index.long_prompts else 1) + 1)
+        ]
+        files = [self._exported.encoder(shape) for shape in shapes]
+        for shape in shapes:
+            for batch in batch_sizes:
+                files += astuple(self._exported.graphs(shape, batch, decode_batch_size(batch)))
+        self.device_kind += f" engines {self._runtime.build(files, cache, index.name, self._exported.revision)}"
 
     def compiled(self, shape: Shape, batch: int) -> "OnnxCompiled":
         key = shape_key(shape, batch)
@@ -113,7 +154,7 @@ class OnnxBackend:
         self._cache.pop(shape_key(shape, batch), None)
 
     def memory(self) -> tuple[int, int] | None:
-        """The machine's memory is used."""
+        """The machine's memory is used, or the provider does not say."""
         return None
 
     def close(self) -> None:
@@ -129,7 +170,7 @@ class OnnxBackend:
         """Each graph is compiled once for all shapes that use it, and dropped with the last of them."""
         network = self._networks.get(file)
         if network is None:
-            network = self._networks[file] = self._graph(file, precision, self._threads)
+            network = self._networks[file] = self._runtime.graph(file, precision)
         return network
 
 
@@ -201,12 +242,38 @@ class OnnxCompiled:
         """float32 and bfloat16 have the range."""
 
 
-def _runtime(name: str) -> Callable[[Path, str, int], Network]:
-    """The runtime's Network class: takes an ONNX file, a precision and a number of threads."""
+class CpuRuntime:
+    """A runtime on this machine's CPU."""
+
+    device = "cpu"
+    has_engines = False
+
+    def __init__(self, distribution: str, graph: Callable[[Path, str, int], Network]) -> None:
+        self.distribution, self._graph, self._threads = distribution, graph, thread_count()
+        self.kind = f"{cpu_kind()} x{self._threads}"
+
+    def start(self, file: Path) -> None:
+        """It is there."""
+
+    def build(self, files: Iterable[Path], cache: Path, model: str, revision: str) -> str:  # noqa: ARG002
+        """There is nothing to build."""
+        return ""
+
+    def graph(self, file: Path, precision: str) -> Network:
+        return self._graph(file, precision, self._threads)
+
+
+def _runtime(name: str, device: str) -> Runtime:
+    """Imports what was chosen alone."""
     if name == "openvino":
         from worker.pipelines import openvino_graphs
 
-        return openvino_graphs.Graph
-    from worker.pipelines import onnxruntime_graphs
+        return CpuRuntime(name, openvino_graphs.Graph)
+    from worker.pipelines import onnxruntime_graphs, onnxruntime_providers
 
-    return onnxruntime_graphs.Graph
+    _, _, provider = name.partition(":")
+    if not provider:
+        return CpuRuntime(onnxruntime_providers.distribution()[0], onnxruntime_graphs.Graph)
+    from worker.pipelines import accelerator
+
+    return accelerator.Accelerator(onnxruntime_providers.choose(provider, device, thread_count()))
