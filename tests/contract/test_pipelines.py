@@ -70,7 +70,8 @@ def torch_settings(settings_for: Callable[..., Settings]) -> Settings:
 @pytest.fixture(
     scope="session",
     params=[
-        "simulated", "torch", "torch bf16", "torch tiny-sd", "torch cuda", "onnx", "onnx bf16", "onnx provider", "ai100",
+        "simulated", "torch", "torch bf16", "torch tiny-sd", "torch cuda", "onnx", "onnx bf16", "onnx provider",
+        "ai100",
     ],
 )  # fmt: skip
 def settings(request: pytest.FixtureRequest) -> Settings:

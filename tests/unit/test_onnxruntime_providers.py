@@ -81,7 +81,7 @@ def test_a_provider_that_this_build_lacks_is_named_with_what_is_there_and_what_b
 
 def test_of_qualcomm_s_provider_a_sentence_says_where_it_is():
     with pytest.raises(
-        SettingsError, match=r"wheel is for Python 3\.10, while this is Python 3\.1[1-9]; `presswork ai100"
+        SettingsError, match=r"wheel is for Python 3\.10, while this is Python 3\.1[1-9]; PRESSWORK_PIPELINE=ai100 "
     ):
         providers.choose("qaic", "cpu", 1)
 

@@ -125,7 +125,7 @@ def choose(word: str, device: str, threads: int) -> Chosen:
         raise SettingsError(
             "PRESSWORK_RUNTIME is onnxruntime:qaic, which comes only in Qualcomm's own build of ONNX Runtime, whose "
             f"wheel is for Python 3.10, while this is Python {sys.version_info.major}.{sys.version_info.minor}; "
-            "`presswork ai100 export` writes graphs for its compiler instead."
+            "PRESSWORK_PIPELINE=ai100 runs on such cards."
         )
     provider = PROVIDERS[word]
     if provider.name not in there.values():
