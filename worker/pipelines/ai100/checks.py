@@ -34,10 +34,10 @@ class Row:
 def run(settings: Settings, say: Say) -> int:
     """Prints the table as it grows; 1 if anything failed. A place that fails does not stop those that need it not."""
     failed = 0
-    say(f"{'place':<34} {'found':<44} beside")
+    say(f"{'place':<40} {'found':<44} beside")
     for row in rows(settings):
         failed += row.failed
-        say(f"{row.place:<34} {row.found:<44} {row.beside}".rstrip())
+        say(f"{row.place:<40} {row.found:<44} {row.beside}".rstrip())
     say(f"{failed} failed" if failed else "all of it ran")
     return 1 if failed else 0
 

@@ -30,6 +30,10 @@ def times() -> Times:
     return read_times(os.environ.get("AI100_STAND_IN_TIMES", ""))
 
 
+def _scale() -> float:
+    return float(os.environ.get("AI100_STAND_IN_SCALE") or 0)
+
+
 def version() -> tuple[int, int, int]:
     major, minor, patch = (os.environ.get("AI100_STAND_IN_VERSION") or VERSION).split(".")
     return int(major), int(minor), int(patch)
@@ -57,15 +61,20 @@ class Clock:
     runs: dict[str, int] = field(default_factory=dict)
     _origin: float = field(default_factory=time.monotonic)
 
+    def now(self) -> float:
+        """Where the host is; if the stand-in sleeps, no earlier than the time that has passed."""
+        if scale := _scale():
+            self.host = max(self.host, (time.monotonic() - self._origin) * 1000 / scale)
+        return self.host
+
     def wait_until(self, moment: float) -> None:
         self.host = max(self.host, moment)
-        scale = float(os.environ.get("AI100_STAND_IN_SCALE") or 0)
-        if scale:
+        if scale := _scale():
             time.sleep(max(0.0, self._origin + self.host / 1000 * scale - time.monotonic()))
 
     def switch(self) -> None:
         self.switches += 1
-        self.wait_until(self.host + times().switch)
+        self.wait_until(self.now() + times().switch)
 
     def count(self, network: str) -> int:
         """Counts a run; the number of all of them."""

@@ -166,7 +166,7 @@ class Program:
     def reserve(self) -> float:
         """When a run that is asked for now will have ended."""
         header, clock = self.qpc.header, machine.CLOCK
-        began = max(clock.host, self.device.free_at.get(id(self), 0.0))
+        began = max(clock.now(), self.device.free_at.get(id(self), 0.0))
         ends = began + machine.times().run(header.network, header.cores) * header.batch
         self.device.free_at[id(self)] = ends
         return ends
