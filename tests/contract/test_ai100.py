@@ -3,17 +3,19 @@ can go wrong is said in a sentence."""
 
 import ast
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Spec
 from services.core.settings import Settings
 from worker.model import make
-from worker.pipeline import Batch, CompileFailed, DeviceSick, Picture, reproducibility_class
+from worker.pipeline import Batch, CompileFailed, DeviceSick, Picture, Pipeline, reproducibility_class
 from worker.pipelines import cloud_ai100
 from worker.pipelines.ai100 import __main__ as commands
 from worker.pipelines.ai100 import checks, compiling, placement
@@ -24,6 +26,7 @@ from worker.pipelines.ai100_stand_in import qaicrt as stand_in
 from worker.pipelines.ai100_stand_in.install import install
 from worker.pipelines.cloud_ai100 import Ai100Pipeline
 from worker.pipelines.diffusion import DiffusionPipeline
+from worker.pipelines.registry import open_pipeline
 
 ROOT = Path(__file__).parents[2]
 SERVERS = {"DATABASE_URL": "postgresql://unused", "REDIS_URL": "redis://unused"}
@@ -73,7 +76,7 @@ def specs(count: int, **changes: object) -> tuple[Spec, ...]:
     }) for n in range(count))  # fmt: skip
 
 
-def drawn(pipeline: DiffusionPipeline, wanted: tuple[Spec, ...], size: int = 0, serial: bool = False) -> list[bytes]:
+def drawn(pipeline: Pipeline, wanted: tuple[Spec, ...], size: int = 0, serial: bool = False) -> list[bytes]:
     batch = Batch(wanted[0].shape, (*wanted, *wanted[-1:] * (size - len(wanted))), len(wanted))
     render = DiffusionPipeline.render if serial else type(pipeline).render
     found = render(pipeline, batch, lambda step: None)
@@ -106,6 +109,35 @@ def test_overlap_changes_no_byte(opened: Open, settings: dict[str, str], stand_i
     overlapped = drawn(pipeline, wanted)
     assert len(set(overlapped)) == 4
     assert overlapped == [one for spec in wanted for one in drawn(pipeline, (spec,), serial=True)]
+
+
+def levels_apart(pipeline: Ai100Pipeline, settings: Settings, wanted: tuple[Spec, ...]) -> int:
+    """How far the pictures are from those of the pipeline torch, at most."""
+    torch = open_pipeline(dataclasses.replace(settings, pipeline="torch", device="cpu"))
+    ours, theirs = (
+        np.frombuffer(b"".join(drawn(one, (spec,))), np.uint8).astype(int)
+        for spec in wanted
+        for one in (pipeline, torch)
+    )
+    return int(np.abs(ours - theirs).max())
+
+
+@pytest.mark.parametrize("guidance", [7.5, 1.0])
+def test_it_draws_what_torch_draws(opened: Open, settings_for: Callable[..., Settings], guidance: float) -> None:
+    assert levels_apart(opened(), settings_for(), specs(1, guidance=guidance, steps=10)) <= 1
+
+
+@pytest.mark.chaos  # an export of its own
+def test_prompts_in_chunks_are_drawn_as_torch_draws_them(
+    opened: Open, settings_for: Callable[..., Settings], tmp_path: Path
+) -> None:
+    make.make(tmp_path / "long", "tiny-sd")
+    file = tmp_path / "long" / "model_index.json"
+    index = json.loads(file.read_text())
+    file.write_text(json.dumps(index | {"presswork": index["presswork"] | {"long_prompts": True}}))
+    chosen = {"PRESSWORK_MODEL_DIR": str(tmp_path / "long"), "PRESSWORK_SIZES": "64x64"}
+    wanted = specs(1, guidance=5.0, prompt="a red mug on a wooden table " * 15, prompt_chunks=2)
+    assert levels_apart(opened(chosen), settings_for(**chosen), wanted) <= 1
 
 
 def test_without_guidance_the_other_half_draws_images_too(opened: Open) -> None:
