@@ -28,12 +28,12 @@ def body(model: type[BaseModel], required: bool = True) -> dict[str, Any]:
 
 def submission_body() -> dict[str, Any]:
     """A job: requests in a list, a matrix of them, or a draft that holds none yet. Or one request a line."""
-    head, defaults = requests.JobOptions.model_json_schema()["properties"], _defaults()
+    head, defaults = _head(), _defaults()
     shared = {"defaults": defaults, "draft": {"anyOf": [{"const": False}, {"type": "null"}]}, **head}
     forms = [
         _object("ImagesSubmission", {"images": _images(), **shared}, "images"),
         _object("MatrixSubmission", {"matrix": _matrix(), **shared}, "matrix"),
-        _object("DraftSubmission", {"draft": {"const": True}, **head}, "draft"),
+        _object("DraftSubmission", {"draft": {"const": True}, **_options()}, "draft"),
     ]
     return _json_or_lines({"title": "Submission", "oneOf": forms})
 
@@ -43,12 +43,12 @@ def chunk_body() -> dict[str, Any]:
 
 
 def matrix_body() -> dict[str, Any]:
-    head, defaults = requests.JobOptions.model_json_schema()["properties"], _defaults()
+    head, defaults = _head(), _defaults()
     return _json(_object("PreviewRequest", {"matrix": _matrix(), "defaults": defaults, **head}, "matrix"))
 
 
 def estimate_body(shape: type[BaseModel], max_shapes: int) -> dict[str, Any]:
-    head, defaults = requests.JobOptions.model_json_schema()["properties"], _defaults()
+    head, defaults = _head(), _defaults()
     shapes = {"type": "array", "minItems": 1, "maxItems": max_shapes, "items": shape.model_json_schema()}
     forms = [
         _object("ImagesEstimate", {"images": _images(), "defaults": defaults, **head}, "images"),
@@ -62,7 +62,7 @@ def schedule_body(*required: str) -> dict[str, Any]:
     """A schedule, whose target is one of its kinds."""
     schema = ScheduleRequest.model_json_schema()
     title = "NewSchedule" if required else schema["title"]
-    head, defaults = requests.JobOptions.model_json_schema()["properties"], _defaults()
+    head, defaults = _head(), _defaults()
     jobs = [
         _object("ScheduledImages", {"images": _images(), "defaults": defaults, **head}, "images"),
         _object("ScheduledMatrix", {"matrix": _matrix(), "defaults": defaults, **head}, "matrix"),
@@ -82,6 +82,17 @@ def schedule_body(*required: str) -> dict[str, Any]:
         properties["name"] = properties["name"] | {"type": "string"}
     schema |= {"title": title, "properties": properties, "required": [*schema["required"], *required]}
     return {"requestBody": _json(schema)}
+
+
+def _options() -> dict[str, Any]:
+    found: dict[str, Any] = requests.JobOptions.model_json_schema()["properties"]
+    return found
+
+
+def _head() -> dict[str, Any]:
+    """The options of a job, and the class in which all of its images are rendered."""
+    name = "reproducibility_class"
+    return _options() | {name: requests.Defaults.model_json_schema()["properties"][name]}
 
 
 def _defaults() -> dict[str, Any]:

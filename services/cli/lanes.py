@@ -52,7 +52,7 @@ def _table(found: list[Lane]) -> Table:
             lane["size"],
             f"{lane['num_inference_steps']}{'' if lane['guided'] else ' unguided'}{_from(lane)}"
             + (f", {lane['prompt_chunks']} chunks" if lane["prompt_chunks"] > 1 else ""),
-            lane["model"],
+            Text(lane["model"] + (f"\nin {lane['reproducibility_class']}" if lane["reproducibility_class"] else "")),
             lane["tenant"],
             f"{'' if lane['exact'] else 'about '}{lane['images']:,}",
             f"{lane['jobs']:,}",

@@ -278,16 +278,25 @@ def actions(found: Iterable[Action]) -> Table:
 
 def workers(found: Iterable[Worker]) -> Table:
     table = _table()
-    for name in ("WORKER", "HOST", "DEVICE", "MODEL", "STATE", "DOING", "SILENT"):
-        table.add_column(name, no_wrap=name not in ("DEVICE", "DOING"), overflow="fold")
+    for name in ("WORKER", "HOST", "DEVICE", "MODEL", "BATCH", "TAKES", "STATE", "DOING", "SILENT"):
+        table.add_column(name, no_wrap=name not in ("DEVICE", "DOING", "TAKES"), overflow="fold")
     for worker in found:
         state = Text(worker["state"])
         if worker["drained"]:
             state.append(" drained", style="yellow")
         silent = units.duration(worker["silent_seconds"])
         doing = "; ".join([_batch(worker) or worker["doing"], *map(_scorer, worker["scorers"])]).removeprefix("; ")
-        table.add_row(worker["id"], worker["host"], worker["device"], worker["model"], state, doing, silent)
+        most = str(max(worker["batch_sizes"], default=""))
+        table.add_row(
+            worker["id"], worker["host"], worker["device"], worker["model"], most, _takes(worker), state, doing, silent
+        )
     return table
+
+
+def _takes(worker: Worker) -> str:
+    """Seconds an image, of the sizes that were measured."""
+    shown = [f"{one['size']}, {one['num_inference_steps']} steps: {one['seconds']:.3g} s" for one in worker["rates"]]
+    return "; ".join(shown[:3]) + (" ..." if len(shown) > 3 else "")
 
 
 def _scorer(trouble: ScorerTrouble) -> str:

@@ -123,6 +123,13 @@ Strength = Annotated[
         "--strength", rich_help_panel=_FIELDS, show_default=False, help="How much of the image is redrawn, up to 1."
     ),
 ]
+Class = Annotated[
+    str | None,
+    typer.Option(
+        "--reproducibility-class", metavar="CLASS", rich_help_panel=_FIELDS, show_default=False,
+        help="Render in this class alone, so that all bytes come from one kind of device; `presswork models --json`.",
+    ),
+]  # fmt: skip
 Matrix = Annotated[
     str | None,
     typer.Option(
@@ -193,6 +200,7 @@ def submit(
     output_compression: Compression = None,
     image: Picture = None,
     strength: Strength = None,
+    reproducibility_class: Class = None,
     matrix: Matrix = None,
     vary: Vary = None,
     combine: Combine = None,
@@ -235,6 +243,8 @@ def submit(
     Prompts are streamed. Many are sent in parts; if that is interrupted, --resume sends the rest.
     """  # fmt: skip
     defaults = _defaults(model, size, steps, guidance, seed, n, negative_prompt, output_format, output_compression)
+    if reproducibility_class is not None:
+        defaults["reproducibility_class"] = reproducibility_class
     labels = options.pairs(label, "--label")
     given = {"priority": priority, "labels": labels, "dedupe": dedupe, "embed_prompt": embed_prompt}
     head = {name: value for name, value in given.items() if value}

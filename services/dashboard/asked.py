@@ -22,6 +22,7 @@ FIELDS = (
     "output_compression",
     "image",
     "strength",
+    "reproducibility_class",
 )
 READING = ("columns", "delimiter", "encoding")
 

@@ -1,5 +1,6 @@
 """A fast and slow workers on the same lanes: who takes what at the end of the work, from live rows."""
 
+import multiprocessing
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,8 +12,8 @@ from services.core.db.database import Database
 from services.core.fleet import throughput, workers
 from services.core.fleet.abilities import Abilities
 from services.core.model.specs import Shape
-from services.core.queue import claims, segments
-from tests import factories
+from services.core.queue import claims, expiry, segments
+from tests import factories, loop_process, programs
 from tests.factories import submit
 from tests.render_loops import counts, images, mugs
 from tests.waiting import until
@@ -89,6 +90,24 @@ def test_a_slow_worker_leaves_the_tail_and_takes_what_is_beyond_it(ready, settin
     assert take(ready, SLOW) == 0  # 35 are left: they are counted as they are taken
     free(ready, FAST, 2_000)
     assert take(ready, SLOW) == 1  # the fast one ends only two batches
+
+
+def test_while_much_waits_the_fleet_is_not_read(ready, settings):
+    up(ready, FAST, 0.001, (16, 1))
+    up(ready, SLOW, 4_000.0)
+    submit(ready, settings, [{"prompt": "a", "n": 1000}] * 5, size="64x64")
+    assert look(ready, SLOW).fleet == {} and take(ready, SLOW) == 1
+    change(ready, "UPDATE segments SET high = 3999")
+    assert set(look(ready, SLOW).fleet) == {FAST, SLOW}
+
+
+def test_images_of_a_paused_job_are_no_reason_to_take_the_tail(ready, settings):
+    up(ready, FAST, 0.5, (16, 1))
+    up(ready, SLOW, 40.0)
+    change(ready, f"UPDATE jobs SET paused = true WHERE id = {submit(ready, settings, 500, size='64x64')}")
+    submit(ready, settings, 3, size="64x64")
+    assert look(ready, SLOW).max_waiting == 503
+    assert take(ready, SLOW) == 0
 
 
 def test_the_last_images_are_left_before_they_are_locked(ready, settings):
@@ -210,16 +229,8 @@ def mixed(make_render_loop, database: Database, fast) -> dict[str, object]:
     loops = {}
     for name, (milliseconds, sizes) in SPEEDS.items():
         loops[name] = make_render_loop(replace(fast, simulated_image_ms=milliseconds, batch_sizes=sizes), worker=name)
-        register(database, loops[name], name)
+        loop_process.register(database, loops[name], name)
     return loops
-
-
-def register(database: Database, loop, name: str, state: str = "ready") -> None:
-    with database.begin_system() as connection:
-        workers.register(
-            connection, name, host=name, pid=1, device="simulated", model="simulated",
-            revision=loop.pipeline.card.revision, state=state, report=loop.device.report.what_it_is(),
-        )  # fmt: skip
 
 
 def render(database: Database, loops, job: int, total: int) -> None:
@@ -245,18 +256,51 @@ def test_three_speeds_share_a_job_and_each_image_says_its_class(make_render_loop
         loop.run()
         [image] = images(database, alone)
         assert image.device == f"{name} simulated"
-    job = submit(database, fast, mugs(100), num_inference_steps=2)
-    render(database, loops, job, 100)
-    assert counts(database, job) == {"done": 100}
+    job = submit(database, fast, mugs(40), num_inference_steps=2)
+    render(database, loops, job, 40)
+    assert counts(database, job) == {"done": 40}
     for image in images(database, job):
         assert image.device is not None and image.reproducibility_class is not None
         assert image.reproducibility_class.endswith("/16" if image.device.startswith("gpu") else "/1")
 
 
+def test_kill_9_of_the_fast_one_at_the_tail_and_the_slow_one_ends_the_job(
+    make_render_loop, database, database_url, fast
+):
+    slow = make_render_loop(replace(fast, batch_sizes=(1,)), worker="cpu")
+    loop_process.register(database, slow, "cpu")
+    measured = submit(database, fast, mugs(1), num_inference_steps=2)
+    slow.run()
+    change(database, "UPDATE render_rates SET seconds_per_image = 1000")
+    with database.begin_system() as connection:
+        shape = Shape(slow.pipeline.card.revision, 64, 64, 2, True)
+        throughput.record(connection, shape, f"{FAST} simulated", images=16, seconds_per_image=0.1)
+    settings = replace(fast, database_url=database_url, simulated_image_ms=100.0, batch_sizes=(16, 1))
+    process = multiprocessing.get_context("spawn").Process(
+        target=loop_process.run, args=(programs.settings("worker", settings), FAST), daemon=True
+    )
+    process.start()
+    job = submit(database, fast, mugs(60), num_inference_steps=2)
+    until(lambda: counts(database, job).get("done", 0) > 0, seconds=60)
+    slow.run()  # leaves the rest, which the fast one will end within seconds
+    process.kill()
+    process.join()
+    assert counts(database, measured) == {"done": 1} and counts(database, job)["rendering"] > 0
+    assert "cpu simulated" not in {image.device for image in images(database, job)}
+
+    def ended() -> bool:
+        slow.run()
+        with database.begin_system() as connection:
+            expiry.expire(connection, fast.lease_seconds)
+        return counts(database, job) == {"done": 60}
+
+    until(ended, seconds=120)
+
+
 def test_when_the_fast_one_is_gone_at_the_tail_the_slow_one_ends_the_job(make_render_loop, database, fast):
     """Its row still says busy, and the slow one has left it the end of the job."""
     slow = make_render_loop(replace(fast, simulated_image_ms=5.0, batch_sizes=(1,)), worker="cpu")
-    register(database, slow, "cpu")
+    loop_process.register(database, slow, "cpu")
     job = submit(database, fast, mugs(4), num_inference_steps=2)
     slow.run()
     assert counts(database, job) == {"done": 4}

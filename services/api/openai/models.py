@@ -31,7 +31,8 @@ def show_model(context: ContextDep, tenant: Tenant, name: str) -> Any:
 def listed(context: Context, tenant: int) -> list[schemas.Model]:
     with context.database.begin(tenant) as connection:
         found, workers = models.registry(connection), queries.workers_by_revision(connection)
-    return [_shown(model, workers) for model in found.values()]
+        served = models.known_classes(connection)
+    return [_shown(model, workers, served) for model in found.values()]
 
 
 def named(context: Context, tenant: int, name: str) -> schemas.Model:
@@ -42,7 +43,7 @@ def named(context: Context, tenant: int, name: str) -> schemas.Model:
     raise NotFound("There is no such model.")
 
 
-def _shown(model: Model, workers: dict[str, int]) -> schemas.Model:
+def _shown(model: Model, workers: dict[str, int], served: dict[str, list[str]]) -> schemas.Model:
     return schemas.Model(
         id=model.name,
         created=schemas.epoch(model.registered_at),
@@ -53,5 +54,6 @@ def _shown(model: Model, workers: dict[str, int]) -> schemas.Model:
         default_guidance_scale=model.default_guidance_scale,
         max_num_inference_steps=max(model.sizes.values()),
         workers=workers.get(model.revision, 0),
+        reproducibility_classes=served.get(model.name, []),
         license=None if model.license is None else schemas.License(**model.license.as_json()),
     )

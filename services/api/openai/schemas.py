@@ -167,6 +167,9 @@ class License(BaseModel):
 
 
 class Model(BaseModel):
+    """`reproducibility_classes` are those in which workers have rendered with this revision, also workers that are
+    gone; a job may ask for one."""
+
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -178,6 +181,7 @@ class Model(BaseModel):
     default_guidance_scale: float
     max_num_inference_steps: int
     workers: int
+    reproducibility_classes: list[str]
     license: License | None
 
 

@@ -10,7 +10,7 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
-from services.core.jobs import by_metadata, lifecycle, queries, remaining, scored
+from services.core.jobs import by_metadata, lifecycle, queries, remaining, scored, shapes
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.scopes import Principal
@@ -187,9 +187,12 @@ def shown(context: Context, tenant: int, number: int) -> schemas.Job:
     """The job as it is now. Raises NotFound."""
     with context.database.begin(tenant) as connection:
         view = queries.job(connection, tenant, number)
+        waits = shapes.unserved(connection, number)
     if view is None:
         raise NotFound("There is no such job.")
-    return described(context, [view])[0]
+    found = described(context, [view])[0]
+    found.warnings += waits
+    return found
 
 
 def described(context: Context, views: list[queries.JobView]) -> list[schemas.Job]:

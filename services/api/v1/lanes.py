@@ -26,9 +26,10 @@ class LaneDevices(BaseModel):
 class Lane(BaseModel):
     """Images that wait and may share a batch. `exact` is false if a job mixes shapes and was begun: what is left is
     then divided in proportion. `prompt_chunks`: more than 1 for prompts that are longer than the text encoder reads at
-    once, if the model reads them. `oldest_seconds`: how long the oldest of its jobs has been there. Seconds are null if
-    nothing like it was measured; `seconds`, until all are done if nothing else is rendered, also if no live worker
-    serves it."""
+    once, if the model reads them. `reproducibility_class`: the one that was asked for, null if any will do; `devices`
+    are then those of workers that render in it. `oldest_seconds`: how long the oldest of its jobs has been there.
+    Seconds are null if nothing like it was measured; `seconds`, until all are done if nothing else is rendered, also if
+    no live worker serves it."""
 
     object: Literal["lane"] = "lane"
     model: str
@@ -37,6 +38,7 @@ class Lane(BaseModel):
     guided: bool
     prompt_chunks: int
     first_step: int
+    reproducibility_class: str | None
     priority: Literal["high", "normal", "low"]
     tenant: str
     images: int
@@ -73,6 +75,7 @@ def _shown(lane: lanes.Lane) -> Lane:
         guided=lane.shape.guided,
         prompt_chunks=lane.shape.prompt_chunks,
         first_step=lane.shape.first_step,
+        reproducibility_class=lane.shape.reproducibility_class or None,
         priority=_PRIORITIES[lane.priority],  # type: ignore[arg-type]
         tenant=lane.tenant,
         images=lane.images,

@@ -40,8 +40,9 @@ class Counts(BaseModel):
 class Job(BaseModel):
     """`retry_of` is the job whose failed images this one renders again. `reused` counts the done images that were
     copied from earlier jobs, `device_seconds` how long accelerators were at its images. `warnings` say what is allowed
-    and hardly meant. `eta_seconds` is how long the rest takes, `eta_low_seconds` and `eta_high_seconds` its bounds;
-    null: not known. A job that has not finished at `expires_at` is stopped, and `stop_reason` says so."""
+    and hardly meant and, of a job that is asked for alone, what of it nobody can render. `eta_seconds` is how long the
+    rest takes, `eta_low_seconds` and `eta_high_seconds` its bounds; null: not known. A job that has not finished at
+    `expires_at` is stopped, and `stop_reason` says so."""
 
     id: str
     object: Literal["job"] = "job"

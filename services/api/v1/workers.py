@@ -35,6 +35,15 @@ class WorkerMemory(BaseModel):
     total: int
 
 
+class WorkerRate(BaseModel):
+    """`seconds` an image of that size takes in a full batch, as the worker's device measured it."""
+
+    size: str
+    num_inference_steps: int
+    guided: bool
+    seconds: float
+
+
 class ScorerTrouble(BaseModel):
     """A scorer that `failed` images since the worker started, or for which `late` ones did not wait. `why` the last
     one failed; `off`: the worker leaves it out until it starts again."""
@@ -49,21 +58,27 @@ class ScorerTrouble(BaseModel):
 class Worker(BaseModel):
     """A process that renders. A `drained` one takes nothing new. `silent_seconds` is how long it was not heard of;
     `doing` says what takes long. `rate`: images a second in the last minute. `batch_fill`: the share of the last
-    minute's batches that held images. `busy_at`: when it last rendered. Null: not known. `scorers` are those that did
-    not score every image."""
+    minute's batches that held images. `reproducibility_class` is that of its largest batches, and
+    `reproducibility_classes` are those that a job may ask for: one for each of its `batch_sizes`. `busy_at`: when it
+    last rendered. Null: not known. `scorers` are those that did not score every image."""
 
     id: str
     object: Literal["worker"] = "worker"
     host: str
     pid: int
     device: str
+    device_kind: str
     model: str
+    revision: str
     state: str
     drained: bool
     doing: str
     silent_seconds: float
     reproducibility_class: str
+    reproducibility_classes: list[str]
     sizes: list[str]
+    batch_sizes: list[int]
+    rates: list[WorkerRate]
     rendering: int
     rate: float
     batch: WorkerBatch | None
@@ -132,13 +147,21 @@ def _worker(worker: workers.Worker) -> Worker:
         host=worker.host,
         pid=worker.pid,
         device=worker.device,
+        device_kind=worker.device_kind,
         model=worker.model,
+        revision=worker.revision,
         state=worker.state,
         drained=worker.drained,
         doing=worker.doing,
         silent_seconds=round(worker.silent, 1),
         reproducibility_class=worker.reproducibility_class,
+        reproducibility_classes=worker.classes,
         sizes=list(worker.sizes),
+        batch_sizes=worker.batch_sizes,
+        rates=[
+            WorkerRate(size=one.size, num_inference_steps=one.steps, guided=one.guided, seconds=round(one.seconds, 6))
+            for one in worker.measured
+        ],
         rendering=worker.rendering,
         rate=round(worker.rate, 3),
         batch=None if worker.batch is None else WorkerBatch(**asdict(worker.batch)),

@@ -76,6 +76,7 @@ from presswork_client.answers import (
     WorkerDevices,
     WorkerList,
     WorkerMemory,
+    WorkerRate,
 )
 from presswork_client.client import PAGE, Client
 from presswork_client.transport import ClientError, file_sha256
@@ -152,5 +153,6 @@ __all__ = [
     "WorkerDevices",
     "WorkerList",
     "WorkerMemory",
+    "WorkerRate",
     "file_sha256",
 ]

@@ -27,6 +27,7 @@ class ImageRequest(TypedDict):
     image: NotRequired[str | None]
     strength: NotRequired[float | None]
     metadata: NotRequired[Metadata | None]
+    reproducibility_class: NotRequired[str | None]
 
 
 class Matrix(TypedDict):
@@ -215,6 +216,7 @@ class Lane(TypedDict):
     guided: bool
     prompt_chunks: int
     first_step: int
+    reproducibility_class: str | None
     priority: Literal["high", "normal", "low"]
     tenant: str
     images: int
@@ -256,6 +258,15 @@ class ScorerTrouble(TypedDict):
     off: bool
 
 
+class WorkerRate(TypedDict):
+    """`seconds` an image takes in a full batch, as measured."""
+
+    size: str
+    num_inference_steps: int
+    guided: bool
+    seconds: float
+
+
 class Worker(TypedDict):
     """A process that renders. A drained one takes nothing new."""
 
@@ -264,13 +275,18 @@ class Worker(TypedDict):
     host: str
     pid: int
     device: str
+    device_kind: str
     model: str
+    revision: str
     state: str
     drained: bool
     doing: str
     silent_seconds: float
     reproducibility_class: str
+    reproducibility_classes: list[str]
     sizes: list[str]
+    batch_sizes: list[int]
+    rates: list[WorkerRate]
     rendering: int
     rate: float
     batch: WorkerBatch | None
@@ -857,4 +873,5 @@ class Model(TypedDict):
     default_guidance_scale: float
     max_num_inference_steps: int
     workers: int
+    reproducibility_classes: list[str]
     license: License | None

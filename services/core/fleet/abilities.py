@@ -1,6 +1,6 @@
 """What a worker can render, as it says in its report: the claim, the lanes and the tail of the work go by it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +10,12 @@ from services.core.model.specs import ModelCard, Shape
 ANY_STEPS = 10_000
 # What `Abilities.read` reads of a report.
 NAMES = ("sizes", "max_steps", "classes", "redraws", "long_prompts", "too_large")
+
+
+def reported(alias: str) -> str:
+    """SQL: what `Abilities.read` reads of the report of a row of workers."""
+    fields = ", ".join(f"'{name}', {alias}.report->'{name}'" for name in NAMES)
+    return f"json_build_object({fields})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +103,6 @@ def words(shape: Shape) -> str:
 
 
 WORDS = "concat_ws(' ', width, height, steps, guided, prompt_chunks, first_step)"
-
-
-def serving(fleet: Iterable[tuple[Any, Abilities]], shape: Shape) -> list[Any]:
-    """Those of the workers that may claim images of that shape."""
-    return [worker for worker, able in fleet if able.serves(shape)]
 
 
 def _suits(name: str, shape: Shape) -> bool:

@@ -5,9 +5,10 @@ transaction.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 
 from sqlalchemy import Connection
 
@@ -77,9 +78,10 @@ class Model:
 
 
 class Registry(dict[str, Model]):
-    """Models by name. If there is none, `reason` says why."""
+    """Models by name. If there is none, `reason` says why. `classes` are for who shows them."""
 
     reason = "no worker has been up"
+    classes: Mapping[str, list[str]] = MappingProxyType({})
 
 
 def register(connection: Connection, card: ModelCard, served: Iterable[str] = ()) -> None:

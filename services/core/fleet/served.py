@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from services.core.fleet.models import Registry
-from services.core.model import requests, strict_json
+from services.core.model import classes, requests, strict_json
 from services.core.model.errors import Problem
 from services.core.model.specs import DEFAULT_STRENGTH, Shape, first_step
 
@@ -41,11 +41,20 @@ def resolve(
     steps = model.default_steps if request.num_inference_steps is None else request.num_inference_steps
     if steps > max_steps:
         return refused("unserved_steps", "num_inference_steps", f"must be a whole number from 1 to {max_steps}", steps)
+    asked = request.reproducibility_class or ""
+    if asked and (parts := classes.parse(asked)) is not None:
+        if parts.revision != model.revision:
+            rule = f'must be a class of the model\'s revision and begin with "{model.revision}/"'
+            return refused("unserved_class", "reproducibility_class", rule, asked)
+        if parts.is_of_single_images:
+            rule = "must be the class of a worker: none renders a whole job with the second try of its decoder"
+            return refused("unserved_class", "reproducibility_class", rule, asked)
     guidance = model.default_guidance_scale if request.guidance_scale is None else request.guidance_scale
     if request.image is None:
         if request.strength is not None:
             return refused("invalid_value", "strength", "needs an image beside it", request.strength)
-        return Served(name, Shape(model.revision, *size, steps, guidance > 1.0), guidance)
+        shape = Shape(model.revision, *size, steps, guidance > 1.0, reproducibility_class=asked)
+        return Served(name, shape, guidance)
     if not model.redraws:
         message = f"The model {name} takes no input pictures; leave {prefix}image out."
         return Problem("unsupported_image", message, f"{prefix}image", place)
@@ -54,4 +63,5 @@ def resolve(
     if first > steps:
         least = f"must be at least {1 / steps:.2g}: with {steps} steps, less leaves none to render"
         return refused("invalid_value", "strength", least, strength)
-    return Served(name, Shape(model.revision, *size, steps, guidance > 1.0, first_step=first), guidance)
+    shape = Shape(model.revision, *size, steps, guidance > 1.0, first_step=first, reproducibility_class=asked)
+    return Served(name, shape, guidance)

@@ -10,6 +10,7 @@ from services.core.items.errors import Unreadable
 from services.core.model import requests, suggestions
 
 FIELDS = tuple(requests.ImageRequest.model_fields)
+_NAMED = ("reproducibility_class",)  # a field only if named with --column: exports say so what became of an image
 _BETWEEN = re.compile(r"[\s_-]+")
 
 
@@ -20,7 +21,7 @@ def plain(name: object) -> str:
 
 def known(wanted: Mapping[str, str]) -> Callable[[str], bool]:
     """Tells whether a column of this name is used."""
-    names = {plain(wanted.get(field, field)) for field in (*FIELDS, *wanted)} - {""}
+    names = {plain(_name(field, wanted)) for field in (*FIELDS, *wanted)} - {""}
     return lambda name: plain(name) in names
 
 
@@ -38,7 +39,7 @@ def taken(source: str, head: Sequence[str], wanted: Mapping[str, str]) -> list[t
     """
     found = []
     for field in FIELDS:
-        name = wanted.get(field, field)
+        name = _name(field, wanted)
         places = _places(head, name) if name else []
         if len(places) > 1:
             named = " and ".join(repr(head[at]) for at in places[:2])
@@ -126,6 +127,11 @@ def remark(source: str, head: Sequence[str], fields: Collection[int], kept: Sequ
     ]
     hint = [f"--column {field}={name} would use {name} as a field" for name, field in meant]
     return "; ".join([*said, *hint])
+
+
+def _name(field: str, wanted: Mapping[str, str]) -> str:
+    """The name of the field's column; "" for none."""
+    return wanted.get(field, "" if field in _NAMED else field)
 
 
 def _places(head: Sequence[str], name: str) -> list[int]:

@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from services.core.db import columns
 from services.core.db.statements import statement
-from services.core.fleet import drains
+from services.core.fleet import drains, serving
 from services.core.fleet.models import Registry
 from services.core.jobs.submissions import ResolvedShape, Trial
 from services.core.model import requests
@@ -29,9 +29,11 @@ from services.core.settings import Settings
 UNMEASURED = 2.0  # how many times wider the interval of a scaled shape is, on either side
 LIVE_SECONDS = 15.0
 
-# The rates of each revision, with how many of its workers are live: one row without a shape if it has no rate.
+# The rates of each revision, with how many of its workers are live: one row without a shape if it has no rate. The
+# first row of each brings the workers.
 _MEASURED = statement("estimates.measured")(f"""
-SELECT wanted.revision, live.workers, {columns.timed("r")}, r.images, r.seconds_per_image, r.deviation
+SELECT wanted.revision, live.workers, {columns.timed("r")}, r.images, r.seconds_per_image, r.deviation,
+       CASE row_number() OVER (PARTITION BY wanted.revision) WHEN 1 THEN ({serving.LIVE} = wanted.revision) END AS fleet
 FROM unnest(CAST(:revisions AS text[])) AS wanted (revision)
 CROSS JOIN LATERAL (
   SELECT count(*) AS workers FROM workers
@@ -152,7 +154,8 @@ class WorkTally(Trial):
 
 
 class Measured:
-    """What is known of these model revisions: the rates of their shapes, and how many workers are live."""
+    """What is known of these model revisions: the rates of their shapes, and how many workers are live and what they
+    serve."""
 
     def __init__(self, connection: Connection, revisions: Iterable[str]) -> None:
         values = {"revisions": list(revisions), "seconds": LIVE_SECONDS}
@@ -160,6 +163,7 @@ class Measured:
         self._rows = [row for row in found if row.images is not None]
         self._rates: dict[Shape, Rate | None] = {}
         self.workers = {row.revision: int(row.workers) for row in found if row.workers}
+        self.serving = serving.read([worker for row in found for worker in row.fleet or ()])
 
     def rate(self, shape: Shape) -> Rate | None:
         """None: no shape of its model was measured."""

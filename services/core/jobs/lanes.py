@@ -4,6 +4,7 @@ Every read is bounded: it looks at up to MOST open segments, the next ones of ea
 of their jobs. So a job's images cost the same however many there are.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from sqlalchemy import Connection
 
 from services.core.db import columns
 from services.core.db.statements import statement
-from services.core.fleet import drains, workers
+from services.core.fleet import workers
 from services.core.jobs import estimates
 from services.core.model.specs import Shape
 
@@ -58,20 +59,15 @@ CROSS JOIN LATERAL (
   WHERE s.job_id = l.job_id AND s.open AND s.low <= s.high
 ) of_job
 """)  # noqa: S608  our own text
-_SERVING = statement("lanes.serving")(f"""
-SELECT model_revision, device, count(*) AS workers FROM workers
-WHERE seen_at BETWEEN now() - make_interval(secs => :seconds) AND now() + make_interval(secs => :seconds)
-  AND state IN ('ready', 'busy') AND model_revision = ANY(:revisions) AND {drains.NOT_DRAINED}
-GROUP BY model_revision, device ORDER BY device
-""")  # noqa: S608  our own text
 _NAMES = statement("lanes.names")("SELECT name, revision FROM models WHERE revision = ANY(:revisions)")
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Images that wait and may share a batch. `exact` is false if what is left of a job was divided among its shapes in
-    proportion. `devices`: how many live workers of each kind of device serve it. Seconds are None if nothing like it
-    was measured; `seconds`, until all are done if nothing else is rendered, also if no worker serves it."""
+    """Images that wait and may share a batch; if a class was asked for, they are of no other. `exact` is false if what
+    is left of a job was divided among its shapes in proportion. `devices`: how many live workers of each kind of device
+    serve it. Seconds are None if nothing like it was measured; `seconds`, until all are done if nothing else is
+    rendered, also if no worker serves it."""
 
     model: str
     shape: Shape
@@ -106,15 +102,12 @@ def waiting(connection: Connection, tenant_id: int, *, all_tenants: bool) -> Lan
     revisions = sorted({row.model_revision for row in rows})
     measured = estimates.Measured(connection, revisions)
     names = {row.revision: row.name for row in connection.execute(_NAMES, {"revisions": revisions})}
-    serving: dict[str, dict[str, int]] = {}
-    for row in connection.execute(_SERVING, {"revisions": revisions, "seconds": estimates.LIVE_SECONDS}):
-        kinds, kind = serving.setdefault(row.model_revision, {}), workers.kind(row.device)
-        kinds[kind] = kinds.get(kind, 0) + row.workers
+    live = measured.serving
     grouped: dict[tuple[int, int, Shape], list[Any]] = {}
     for row in rows:
         grouped.setdefault((row.priority, row.tenant_id, columns.read_shape(row)), []).append(row)
     found = [
-        _lane(members, shape, measured, names.get(shape.model_revision, ""), serving.get(shape.model_revision, {}))
+        _lane(members, shape, measured, names.get(shape.model_revision, ""), Counter(map(workers.kind, live.of(shape))))
         for (_, _, shape), members in grouped.items()
     ]
     counted: dict[tuple[str, int, int], int] = {}

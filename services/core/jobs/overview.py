@@ -13,14 +13,17 @@ from sqlalchemy import Connection
 
 from services.core.db import columns, leadership
 from services.core.db.statements import statement
+from services.core.fleet import serving
 from services.core.jobs import estimates, failures, queries, rates
 from services.core.jobs.failures import Cause
 from services.core.jobs.queries import JobView
 from services.core.jobs.rates import Rates
+from services.core.model.specs import Shape
 
 MOST_JOBS = 100  # of each state; what waits in more is not added up
 JOBS_SHOWN = 10
 PICTURES_SHOWN = 12
+SHAPES_SHOWN = 5  # that nobody can render
 LIVE_SECONDS = estimates.LIVE_SECONDS
 
 # What is left of a job is divided among its shapes as in `estimates.ahead`.
@@ -122,8 +125,11 @@ def overview(connection: Connection, tenant_id: int, *, names_hosts: bool = True
     values = {"tenant_id": tenant_id, "states": ["queued", "in_progress"], "most": MOST_JOBS}
     work = connection.execute(_WORK, values).all()
     left: dict[str, float] = {}
+    shapes: dict[Shape, float] = {}
     for row in work:
         left[row.model_revision] = left.get(row.model_revision, 0.0) + row.images
+        shape = columns.read_shape(row)
+        shapes[shape] = shapes.get(shape, 0.0) + row.images
     measured = estimates.Measured(connection, left)
     fleet = queries.fleet(connection)
     accelerators = _accelerators(fleet)
@@ -131,6 +137,7 @@ def overview(connection: Connection, tenant_id: int, *, names_hosts: bool = True
         issues=(
             *_of_workers(accelerators, fleet, waiting=sum(left.values()) > 0, names_hosts=names_hosts),
             *_of_lanes(connection, left, measured.workers, any_live=accelerators.busy + accelerators.idle > 0),
+            *_of_shapes(shapes, measured.serving),
             *_of_scheduler(connection),
         ),
         rates=rates.rates(connection, tenant_id),
@@ -151,8 +158,11 @@ def pictures(connection: Connection, tenant_id: int, limit: int = PICTURES_SHOWN
 def _waiting(work: Sequence[Any], measured: estimates.Measured) -> Waiting:
     jobs = {row.id: row for row in work}
     seconds: dict[str, float | None] = {}  # accelerator-seconds of each model; None: not known
+    stuck = False  # nobody serves some of it
     for row in work:
-        rate, before = measured.rate(columns.read_shape(row)), seconds.get(row.model_revision, 0.0)
+        shape = columns.read_shape(row)
+        rate, before = measured.rate(shape), seconds.get(row.model_revision, 0.0)
+        stuck = stuck or (row.images > 0 and not measured.serving.of(shape))
         seconds[row.model_revision] = None if rate is None or before is None else before + rate.seconds * row.images
     known = [span for span in seconds.values() if span is not None]
     ends = [
@@ -165,7 +175,7 @@ def _waiting(work: Sequence[Any], measured: estimates.Measured) -> Waiting:
         queued=sum(row.queued for row in jobs.values()),
         rendering=sum(row.rendering for row in jobs.values()),
         device_seconds=sum(known) if len(known) == len(seconds) else None,
-        seconds=max(ends, default=0.0) if len(ends) == len(seconds) else None,
+        seconds=max(ends, default=0.0) if len(ends) == len(seconds) and not stuck else None,
         more=len(jobs) >= MOST_JOBS,
     )
 
@@ -216,6 +226,14 @@ def _of_lanes(
     for revision, images in unserved.items():
         model = names.get(revision, f"the revision {revision}, which is no longer current,")
         message = f"{round(images):,} images wait for {model} and no worker serves it: start one, or cancel their jobs."
+        yield Issue("unserved", "degraded", message)
+
+
+def _of_shapes(left: dict[Shape, float], live: serving.Serving) -> Iterable[Issue]:
+    """What waits for a model that is served, in a shape or class that no live worker can render."""
+    lacking = [(shape, images) for shape, images in left.items() if round(images) and live.lacks(shape)]
+    for shape, images in lacking[:SHAPES_SHOWN]:
+        message = f"{round(images):,} images wait, and {serving.nobody(shape)}, or cancel their jobs."
         yield Issue("unserved", "degraded", message)
 
 

@@ -71,7 +71,7 @@ def _ends(connection: Connection, left: Sequence[tuple[int, Shape, float]]) -> d
     ends: dict[int, Interval | None] = {}
     for job_id, shape, images in left:
         revision, rate = shape.model_revision, measured.rate(shape)
-        before, workers = work.get(revision, _NOTHING), measured.workers.get(revision, 0)
+        before, workers = work.get(revision, _NOTHING), len(measured.serving.of(shape))
         work[revision] = after = None if rate is None or before is None else before + rate.span(images)
         known = ends.get(job_id, _NOTHING)
         ends[job_id] = None if after is None or known is None or not workers else _later(known, after.over(workers))

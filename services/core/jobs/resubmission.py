@@ -11,7 +11,8 @@ from services.core.db.statements import statement
 
 # A revision may have several names.
 _READ = f"""
-SELECT {columns.payload()}, coalesce(m.name, s.model_revision) AS model, s.width, s.height, s.steps
+SELECT {columns.payload()}, coalesce(m.name, s.model_revision) AS model, s.width, s.height, s.steps,
+       CASE WHEN m.name IS NOT NULL THEN s.reproducibility_class ELSE '' END AS reproducibility_class
 FROM (SELECT * FROM payloads WHERE {{which}} ORDER BY index {{way}} LIMIT :limit) p
 JOIN segments s ON s.job_id = :job_id AND s.id = p.segment_id
 LEFT JOIN LATERAL (SELECT name FROM models WHERE revision = s.model_revision ORDER BY name LIMIT 1) m ON true
@@ -30,6 +31,7 @@ class Rendered:
     width: int
     height: int
     steps: int
+    reproducibility_class: str = ""  # that was asked for; a class of an earlier revision cannot be asked for again
 
     def request(self, image: int | None = None) -> dict[str, Any]:
         """What to submit for all its images again, or for the one of that index."""
@@ -46,6 +48,8 @@ class Rendered:
         found |= {"guidance_scale": payload.guidance_scale, "output_format": payload.output_format}
         if payload.image is not None:
             found |= {"image": payload.image, "strength": payload.strength}
+        if self.reproducibility_class:
+            found["reproducibility_class"] = self.reproducibility_class
         if payload.output_compression is not None:
             found["output_compression"] = payload.output_compression
         if payload.metadata:
@@ -65,4 +69,7 @@ def of_image(connection: Connection, job_id: int, index: int) -> Rendered | None
 
 
 def _read(rows: Any) -> list[Rendered]:
-    return [Rendered(columns.read_payload(row), row.model, row.width, row.height, row.steps) for row in rows]
+    return [
+        Rendered(columns.read_payload(row), row.model, row.width, row.height, row.steps, row.reproducibility_class)
+        for row in rows
+    ]

@@ -32,6 +32,9 @@ class SubmissionBody:
             order.defaults = defaults
         elif defaults is not None:
             order.problems.append(wrong("defaults", defaults))
+        asked = body.pop("reproducibility_class", None)  # of the whole job
+        if asked is not None:
+            order.defaults = {"reproducibility_class": asked, **order.defaults}
         if body.get("matrix") is not None and body.get("images") is None:
             body.pop("images", None)
             order.matrix, found = templates.read(body.pop("matrix"), order.defaults, max_images)

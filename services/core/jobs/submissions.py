@@ -261,6 +261,8 @@ class Submission:
         )  # fmt: skip
         if request.image is not None or request.strength is not None:
             fields += (request.image is None, request.strength)
+        if request.reproducibility_class is not None:
+            fields += ("class", request.reproducibility_class)
         chunks = self._chunks(request) if self._long_prompts else 1
         resolved = self._resolved.get((*fields, chunks)) or self._resolve(fields, chunks, request, place, prefix)
         if request.custom_id is not None:

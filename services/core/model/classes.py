@@ -4,8 +4,9 @@ import re
 from typing import NamedTuple
 
 LIMIT = 400  # characters
-PATTERN = r"[^/]+/[^/]+/[^/]+/.+/[1-9][0-9]{0,4}"
-_CLASS = re.compile(r"([^/]+)/([^/]+)/([^/]+)/(.+)/([1-9][0-9]{0,4})")
+_PART = r"[^/\u0000-\u001f\u007f-\u009f]+"
+PATTERN = rf"{_PART}/{_PART}/{_PART}/{_PART}(?:/{_PART})*/[1-9][0-9]{{0,4}}"
+_CLASS = re.compile(rf"({_PART})/({_PART})/({_PART})/({_PART}(?:/{_PART})*)/([1-9][0-9]{{0,4}})")
 _SECOND_TRY = "-decoder"
 
 
@@ -31,7 +32,7 @@ def name(parts: Parts) -> str:
 def parse(text: str) -> Parts | None:
     """None: it is no class."""
     found = _CLASS.fullmatch(text)
-    if found is None or not text.isprintable():
+    if found is None:
         return None
     return Parts(found[1], found[2], found[3], found[4], int(found[5]))
 

@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from services.core.model import strict_json, suggestions
+from services.core.model import classes, strict_json, suggestions
 from services.core.model.body import Body
 from services.core.model.errors import Problem
 from services.core.model.specs import DEFAULT_STRENGTH, SEED_LIMIT, OutputFormat
@@ -55,6 +55,7 @@ ALLOWED = {
     "image": 'the id of a file of purpose "vision", an earlier image as "job_.../INDEX", or a data URL of a PNG, JPEG '
     "or WebP in base64",
     "strength": f"a number above 0 and at most 1, beside image; {DEFAULT_STRENGTH} unless given",
+    "reproducibility_class": "a class as GET /v1/models lists them: REVISION/BACKEND/PRECISION/DEVICE KIND/BATCH SIZE",
     "metadata": f"a flat object of at most {METADATA_LIMIT:,} bytes as JSON",
     "metadata.*": "text, a number, true, false or null, under a name of 1 to 64 characters",
     "images": "a list of at least one request",
@@ -124,6 +125,12 @@ def is_picture_id(value: str) -> bool:
     return _IMAGE.fullmatch(value) is not None
 
 
+def _class(value: str) -> str:
+    if classes.parse(value) is None:
+        raise PydanticCustomError("invalid_value", "")
+    return value
+
+
 def is_data_url(image: str) -> bool:
     """Whether a checked `image` is the picture itself."""
     return image.startswith("data:")
@@ -178,6 +185,12 @@ Size = Annotated[str, _documented(_SIZE.pattern, example="512x512"), AfterValida
 Steps = Annotated[int, Field(ge=1, le=10_000)]
 Guidance = Annotated[float, Field(ge=0, le=GUIDANCE_LIMIT, allow_inf_nan=False), AfterValidator(_no_minus_zero)]
 Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Class = Annotated[
+    str,
+    Field(max_length=classes.LIMIT),
+    _documented(classes.PATTERN, example="revision-0123456789ab/torch/fp16/NVIDIA H200/16"),
+    AfterValidator(_class),
+]
 MetadataValue = str | int | float | bool | None
 Metadata = Annotated[
     dict[
@@ -217,6 +230,7 @@ class Defaults(Body):
     image: Annotated[str, _documented(f"({_IMAGE.pattern}|{_DATA_URL.pattern})"), AfterValidator(_image)] = None  # type: ignore[assignment]
     strength: Strength = None  # type: ignore[assignment]
     metadata: Metadata = None  # type: ignore[assignment]
+    reproducibility_class: Class = None  # type: ignore[assignment]
 
 
 class ImageRequest(Defaults):

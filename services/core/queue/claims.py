@@ -32,10 +32,11 @@ ABLE = Abilities()  # to render everything but what asks for a class
 
 # The order of segments: first the priority class whose turn it is, then the other classes by priority; within a class
 # the tenant with the smallest virtual time; within a tenant the oldest job. One index probe per class and tenant. The
-# first row brings the fleet.
+# first row brings the fleet, if the end of the work is near.
 _ORDER = "class.priority <> :turn, class.priority, t.virtual_time, s.job_id, s.id"
 _CANDIDATES = statement("claims.candidates")(f"""
-SELECT s.*, CASE row_number() OVER (ORDER BY {_ORDER}) WHEN 1 THEN ({peers.FLEET}) END AS fleet
+SELECT s.*, CASE WHEN row_number() OVER (ORDER BY {_ORDER}) = 1
+  AND sum(s.high - s.low + 1) OVER () <= ({peers.NEAR}) THEN ({peers.FLEET}) END AS fleet
 FROM (VALUES (0), (1), (2)) AS class (priority)
 CROSS JOIN tenants t
 CROSS JOIN LATERAL (
@@ -62,6 +63,7 @@ WITH enough AS MATERIALIZED (
     SELECT count(*) FROM (
       SELECT FROM unnest(CAST(:all_jobs AS bigint[]), CAST(:all_segments AS smallint[]), CAST(:all_lows AS integer[]))
            AS s (job_id, id, low)
+      JOIN jobs ON jobs.id = s.job_id AND state = ANY(:claimable) AND NOT paused
       CROSS JOIN LATERAL (
         SELECT FROM images WHERE images.job_id = s.job_id AND segment_id = s.id AND index >= s.low AND state = 0
         LIMIT :leave + 1
@@ -129,8 +131,8 @@ class Beat:
 class Candidates:
     """Segments that may have queued images, best first. `age` is that of the first one, in seconds.
 
-    `fleet` are the live workers, this one among them, which will be free in `free` seconds. `spoken_for` is the share
-    of the others' time that goes into what was left to them before.
+    `fleet` are the live workers if little is left, this one among them, which will be free in `free` seconds.
+    `spoken_for` is the share of the others' time that goes into what was left to them before.
     """
 
     rows: tuple[Any, ...]
@@ -169,7 +171,7 @@ class Candidates:
 
     @property
     def pace(self) -> Pace | None:
-        """How this worker renders the first one; None: nothing like it was measured."""
+        """How this worker renders the first one; None: nothing like it was measured, or much is left to render."""
         return peers.own_pace(self.fleet, self.worker_id, columns.read_shape(self.rows[0]), self.free)
 
     @property

@@ -9,27 +9,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.core.fleet import drains
-from services.core.fleet.abilities import NAMES, Abilities
+from services.core.fleet.abilities import Abilities, reported
 from services.core.model.specs import Shape
 from services.core.queue import tail
 from services.core.queue.tail import Pace
 
 LOOK_SECONDS = 2.0  # how often a worker without work looks for some
+MOST_EACH = 2_000  # images that are left to a worker at most
 PATIENCE = 6.0  # seconds: how long others wait for a worker that does not do what it should
 
-# For the statement that looks for candidates, which knows :revision. One row of rates a device and shape.
+# For the statement that looks for candidates, which knows :revision. The fleet is not read while so much waits that
+# nobody could leave it; it has one row of rates a device and shape.
+_LIVE = f"""
+  WHERE seen_at BETWEEN now() - make_interval(secs => {PATIENCE}) AND now() + make_interval(secs => {PATIENCE})
+    AND model_revision = :revision AND state IN ('ready', 'busy') AND {drains.NOT_DRAINED}
+"""
+NEAR = f"SELECT count(*) * {MOST_EACH} FROM workers {_LIVE}"  # noqa: S608  our own text
 FLEET = f"""
 SELECT json_agg(json_build_object(
-  'id', w.id, 'able', json_build_object({", ".join(f"'{name}', w.report->'{name}'" for name in NAMES)}),
+  'id', w.id, 'able', {reported("w")},
   'idle', extract(epoch FROM clock_timestamp() - coalesce(w.busy_at, w.started_at)), 'held', held.claims,
   'free', extract(epoch FROM held.free_at - clock_timestamp()),
   'rates', (SELECT json_agg(json_build_array(r.width, r.height, r.steps, r.guided, r.seconds_per_image)) FROM (
       SELECT width, height, steps, guided, seconds_per_image FROM render_rates
       WHERE render_rates.device = w.host || ' ' || w.device AND render_rates.model_revision = :revision LIMIT 64) r)))
 FROM (
-  SELECT id, host, device, report, busy_at, started_at FROM workers
-  WHERE seen_at BETWEEN now() - make_interval(secs => {PATIENCE}) AND now() + make_interval(secs => {PATIENCE})
-    AND model_revision = :revision AND state IN ('ready', 'busy') AND {drains.NOT_DRAINED}
+  SELECT id, host, device, report, busy_at, started_at FROM workers {_LIVE}
   ORDER BY id LIMIT 256
 ) w
 CROSS JOIN LATERAL (

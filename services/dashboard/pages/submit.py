@@ -45,7 +45,8 @@ _PICTURES_SHOWN = 4
 _MOST_BYTES = 1 << 20
 _MOST_FIELDS = 24
 _SELDOM = (
-    "model", "num_inference_steps", "guidance_scale", "output_format", "output_compression", "dedupe", "embed_prompt",
+    "model", "num_inference_steps", "guidance_scale", "output_format", "output_compression",
+    "reproducibility_class", "dedupe", "embed_prompt",
     *asked.READING,
 )  # fmt: skip
 _AGAIN = "This form has made a job before, of other content. Send it once more to make another one."
@@ -249,7 +250,9 @@ def _refused(error: InvalidSubmission, received: Received) -> Outcome:
 
 def registry(context: Context, tenant: int) -> models.Registry:
     with context.database.begin(tenant) as connection:
-        return models.registry(connection)
+        found = models.registry(connection)
+        found.classes = models.known_classes(connection)
+    return found
 
 
 def page(
@@ -273,6 +276,7 @@ def page(
         outcome=outcome,
         registry=known,
         default=request.app.state.context.settings.model,
+        classes=[one for served in registry.classes.values() for one in served],
         sizes=[f"{width}x{height}" for width, height in sizes],
         is_open=any(form.get(name) for name in _SELDOM),
         redraws=any(model.redraws for model in known.values()),
