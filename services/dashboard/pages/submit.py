@@ -276,7 +276,7 @@ def page(
         outcome=outcome,
         registry=known,
         default=request.app.state.context.settings.model,
-        classes=[one for served in registry.classes.values() for one in served],
+        classes=[one for served in known.classes.values() for one in served],
         sizes=[f"{width}x{height}" for width, height in sizes],
         is_open=any(form.get(name) for name in _SELDOM),
         redraws=any(model.redraws for model in known.values()),
