@@ -555,6 +555,7 @@ class ExportOptions(TypedDict):
     include_flagged: bool
     mark: Mark | None
     scores: list[str]
+    metadata: list[str]
     split: dict[str, float]
     images: Literal["inline", "reference"]
     expires_in_seconds: int
