@@ -19,7 +19,8 @@ LOCKED = {
 WEB = {
     "SELECT": "alembic_version installation tenants api_keys models workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures engines claims render_rates exports export_files files "
-    "events drains marks sessions sign_in_links catalogues catalogue_entries catalogue_runs job_inputs",
+    "events drains marks sessions sign_in_links catalogues catalogue_entries catalogue_runs job_inputs "
+    "datasets dataset_versions dataset_shards dataset_files dataset_jobs",
     "INSERT": "api_keys drains sessions sign_in_links",
     "DELETE": "drains sessions sign_in_links",
     "UPDATE": "jobs segments exports files",
@@ -31,19 +32,21 @@ SCHEDULER = {
     "counter_deltas segments images payloads results failures claims idempotency exports export_files files uploads "
     "upload_parts marks rates failure_deltas failure_counts failure_hours bulk_acts schedules schedule_runs "
     "render_rates drains catalogues catalogue_runs catalogue_changes catalogue_versions catalogue_entries job_chunks "
-    "mark_counts engines catalogue_destinations catalogue_copies job_inputs",
+    "mark_counts engines catalogue_destinations catalogue_copies job_inputs "
+    "datasets dataset_versions dataset_shards dataset_files dataset_jobs",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
     "failure_counts failure_hours schedule_runs job_chunks catalogue_runs catalogue_changes catalogue_versions "
-    "catalogue_entries catalogue_destinations catalogue_copies job_inputs",
+    "catalogue_entries catalogue_destinations catalogue_copies job_inputs "
+    "dataset_shards dataset_files dataset_jobs",
     "UPDATE": "jobs segments images claims counters leases exports files uploads rates failure_counts failure_hours "
     "bulk_acts schedule_runs catalogues catalogue_runs catalogue_changes catalogue_entries "
-    "catalogue_destinations catalogue_copies",
+    "catalogue_destinations catalogue_copies datasets dataset_versions dataset_shards",
     "UPDATE (next_at)": "schedules",
     "SELECT (id, tenant_id, name)": "api_keys",  # whose jobs an act is about
     "SELECT (subject, tenant_id, kind, actor)": "events",
     "DELETE": "rates failure_deltas failure_hours counter_deltas claims workers idempotency leases exports "
     "export_files files upload_parts schedule_runs bulk_acts catalogue_changes catalogue_versions catalogue_entries "
-    "catalogue_destinations catalogue_copies",
+    "catalogue_destinations catalogue_copies datasets dataset_shards dataset_files dataset_jobs",
     **LOCKED,
     **ALL,
 }

@@ -17,6 +17,8 @@ from services.core.batches import finalization, validation
 from services.core.bulk import bulk
 from services.core.bulk import task as bulk_task
 from services.core.catalogues import task as catalogues
+from services.core.datasets import dataset_task as collecting
+from services.core.datasets import datasets
 from services.core.db.database import Connection, Database
 from services.core.db.leases import Lease, LeaseLost
 from services.core.db.turns import Waiting
@@ -191,6 +193,9 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
     def export(export_id: int, lease: Lease) -> None:
         exporting.run(settings, store, export_id, lease)
 
+    def collect(dataset_id: int, lease: Lease) -> None:
+        collecting.run(settings, store, dataset_id, lease)
+
     def submit(run_id: int, lease: Lease) -> None:
         submitting.run(settings, store, notifier, run_id, lease)
 
@@ -205,6 +210,7 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
         BackgroundTask("drop-file", files.doomed, lambda file_id, lease: files.drop(store, file_id, lease)),
         BackgroundTask("drop-upload", uploads.over, lambda upload_id, lease: uploads.drop(store, upload_id, lease)),
         BackgroundTask("export", exports.pending, export),
+        BackgroundTask("dataset", datasets.pending, collect),
         BackgroundTask("bulk", bulk.pending, lambda number, lease: bulk_task.run(notifier, number, lease)),
         BackgroundTask("delete-job", deletion.pending, lambda job_id, lease: deletion.run(store, job_id, lease)),
     ]

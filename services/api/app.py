@@ -23,6 +23,9 @@ from services.api.v1 import (
     catalogue_runs,
     catalogue_versions,
     catalogues,
+    dataset_content,
+    dataset_versions,
+    datasets,
     deletion,
     drafts,
     estimation,
@@ -69,6 +72,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "overview": (overview, views),
     "drafts": (drafts,),
     "exports": (exports,),
+    "datasets": (datasets, dataset_versions),
     "schedules": (schedules,),
     "catalogues": (catalogues, catalogue_runs, catalogue_versions, catalogue_items),
     "images": (generations, edits),
@@ -124,6 +128,7 @@ def _routes() -> tuple[BaseRoute, ...]:
     )
     links_routes.include_router(image_content.router, tags=["images"])
     links_routes.include_router(export_content.router, tags=["exports"])
+    links_routes.include_router(dataset_content.router, tags=["datasets"])
     for router in (tenants_routes, links_routes, open_routes):
         root.include_router(router)
     # Whoever puts an address into a page may add what a program there wants to see in it: nothing more is refused.

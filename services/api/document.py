@@ -20,6 +20,7 @@ from services.api.openai import bodies, uploads
 from services.core.bulk.asked import BulkRequest
 from services.core.catalogues import asked as catalogues_asked
 from services.core.catalogues import definition
+from services.core.datasets import definition as datasets_asked
 from services.core.exports import options
 from services.core.marks.asked import MATCHING, MarksRequest
 from services.core.model import key_requests, requests, view_requests
@@ -31,6 +32,7 @@ TAGS = {
     "overview": "How it all goes.",
     "drafts": "Jobs of any size, sent in chunks.",
     "exports": "A finished job's images as files for other programs.",
+    "datasets": "The images of many jobs as training data, version by version.",
     "schedules": "What is submitted at set times.",
     "catalogues": "Feeds of items whose pictures are kept up to date, and published as a whole.",
     "images": "Images as bytes, and OpenAI's `images.generate`.",
@@ -48,7 +50,9 @@ _IDS = {  # of each path parameter: what it is, and an example
     "batch_id": ("The batch's id.", "batch_039y879re4x32"),
     "upload_id": ("The upload's id.", "upload_039yaf9w3gxt6"),
     "export_id": ("The export's id.", "export_039yaf9w3gxt6"),
-    "path": ("The file's path in the export.", "data/train-00000-of-00012.tar"),
+    "dataset": ("The dataset's name.", "mugs"),
+    "dataset_id": ("The dataset's id.", "dataset_039yaf9w3gxt6"),
+    "path": ("The file's path in the export or version.", "data/train-00000-of-00012.tar"),
     "index": ("The image's place in the job, from 0.", "0"),
     "name": ("The model's name.", "simulated"),
     "catalogue": ("The catalogue's name.", "shop"),
@@ -67,11 +71,23 @@ _IDS = {  # of each path parameter: what it is, and an example
 _LOCATED = frozenset(
     {
         "submit_job", "finalize_draft", "retry_job", "create_export", "generate_images", "edit_image", "act_on_jobs",
-        "run_schedule", "run_catalogue",
+        "run_schedule", "run_catalogue", "create_dataset",
     }
 )  # fmt: skip
 _LARGE = frozenset({"submit_job", "append_chunk", "preview_job", "estimate_job"})
-_DOCUMENTS = frozenset({"create_upload", "complete_upload", "create_batch", "generate_images", "put_catalogue"})
+_DOCUMENTS = frozenset(
+    {
+        "create_upload",
+        "complete_upload",
+        "create_batch",
+        "generate_images",
+        "put_catalogue",
+        "create_dataset",
+        "change_dataset",
+        "add_sources",
+        "remove_sources",
+    }
+)
 _JSON, _NDJSON, _FORM = "application/json", "application/x-ndjson", "multipart/form-data"
 _REF = "#/components/schemas/"
 _ALLOWED = {  # what the descriptions of fields are taken from, by schema
@@ -84,6 +100,10 @@ _ALLOWED = {  # what the descriptions of fields are taken from, by schema
     "BatchTarget": targets.BatchRequest.ALLOWED, "CatalogueTarget": targets.CatalogueRequest.ALLOWED,
     "BulkRequest": BulkRequest.ALLOWED, "MarksRequest": MarksRequest.ALLOWED, "Matching": MATCHING,
     "RunRequest": catalogues_asked.RunRequest.ALLOWED, "FileRequest": catalogues_asked.FileRequest.ALLOWED,
+    **dict.fromkeys(
+        ("DatasetRequest", "DatasetChanges", "DatasetSources", "DatasetFilters", "VersionRequest"),
+        datasets_asked.ALLOWED,
+    ),
     "PublishRequest": catalogues_asked.PublishRequest.ALLOWED, **definition.DESCRIPTIONS,
     **dict.fromkeys(("ImagesSubmission", "MatrixSubmission", "DraftSubmission", "ChunkSubmission"), requests.ALLOWED),
     **dict.fromkeys(("ImagesEstimate", "MatrixEstimate", "ShapesEstimate", "PreviewRequest"), requests.ALLOWED),
@@ -156,7 +176,10 @@ def _complete(operation: dict[str, Any], settings: Settings) -> None:
     for status, response in operation["responses"].items():
         names = [REQUEST_ID, *(["Location"] if name in _LOCATED and status in ("200", "201", "202") else [])]
         names += (
-            ["ETag"] if name in ("read_file", "read_image", "read_export_file", "read_item", "read_manifest") else []
+            ["ETag"]
+            if name
+            in ("read_file", "read_image", "read_export_file", "read_item", "read_manifest", "read_dataset_file")
+            else []
         )
         response["headers"] = {header: {"$ref": f"#/components/headers/{header}"} for header in names}
 

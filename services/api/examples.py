@@ -30,6 +30,13 @@ BODIES: dict[str, Any] = {
     "retry_job": {"priority": "high"},
     "mark_images": {"mark": "accepted", "indexes": [0, 3, 17]},
     "create_export": {"format": "webdataset", "options": {"images_per_shard": 1_000}},
+    "create_dataset": {
+        "name": "mugs", "labels": ["run:mugs"], "split": {"train": 0.98, "val": 0.02}, "filters": {"flagged": False},
+    },
+    "change_dataset": {"filters": {"marks": ["accepted", "starred"]}},
+    "add_sources": {"jobs": ["job_039y879re4x32"]},
+    "remove_sources": {"labels": ["run:mugs"]},
+    "export_dataset": {"while_running": True},
     "create_schedule": {
         "name": "nightly", "cron": "0 1 * * *", "timezone": "Europe/Berlin", "deadline": "06:00", "target": _TARGET,
     },

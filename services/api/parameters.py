@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import Path, Query, Request
+from fastapi import Query, Request
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 
 from services.api.errors import ApiError, parameter_status
@@ -105,11 +105,6 @@ def version(description: str, **more: Any) -> Any:
     )
 
 
-VersionNumber = Annotated[
-    int,
-    BeforeValidator(whole),
-    Path(ge=1, le=LAST_VERSION, description="the number of a version", json_schema_extra={"minimum": 1}),
-]
 Points = Annotated[int, BeforeValidator(whole), _up_to(1000)]
 Grain = Annotated[Literal["minute", "hour"], Query(description="minute or hour: what a point stands for")]
 Limit = Annotated[int, BeforeValidator(whole), _up_to(1000)]
@@ -225,6 +220,13 @@ Sort = Annotated[
     ),
 ]
 Order = Annotated[Literal["index", "failed_first"], Query(description="index or failed_first")]
+
+
+def number(text: str) -> int:
+    """The number of a version in a path. Raises NotFound."""
+    if not is_whole(text):
+        raise NotFound("There is no such version.")
+    return int(text)
 
 
 def after_id(given: str | None, parse: Callable[[str], int]) -> int | None:

@@ -17,12 +17,15 @@ _OPERATIONS = {
         create_sign_in_link
         list_catalogues show_catalogue list_runs show_run estimate_run list_changes list_versions read_manifest
         list_differences list_items read_item
+        list_datasets show_dataset list_dataset_versions show_dataset_version list_dataset_files
+        compare_dataset_versions read_dataset_file
     """,
     Scope.SUBMIT: """
         submit_job preview_job estimate_job append_chunk finalize_draft retry_job create_export generate_images
         edit_image create_batch create_file create_upload add_part complete_upload cancel_upload
         create_schedule put_schedule run_schedule
         put_catalogue set_catalogue_file run_catalogue
+        create_dataset change_dataset add_sources remove_sources export_dataset
     """,
     Scope.OPERATE: """
         change_job mark_images pause_job resume_job cancel_job delete_job cancel_export delete_export
@@ -30,6 +33,7 @@ _OPERATIONS = {
         change_schedule delete_schedule
         save_view change_view delete_view
         delete_catalogue cancel_run publish_version
+        delete_dataset cancel_dataset_version
     """,
     Scope.ADMIN: "list_keys create_key revoke_key",
 }

@@ -14,6 +14,7 @@ from services.cli import (
     bench,
     bulk,
     catalogues,
+    datasets,
     downloads,
     exports,
     images,
@@ -60,6 +61,7 @@ images.add_to(app, RESULTS)
 marks.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
 actions.add_to(app, OPERATIONS)
+app.add_typer(datasets.app, name="dataset", rich_help_panel=RESULTS)
 app.add_typer(bulk.app, name="bulk", rich_help_panel=JOBS)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=JOBS)
 app.add_typer(catalogues.app, name="catalogue", rich_help_panel=CATALOGUES)

@@ -92,6 +92,21 @@ KINDS: dict[str, tuple[str, Words]] = {
     "schedule.run_refused": ("refused a run of a schedule", _plain("refused a run of")),
     "schedule.deadline_at_risk": ("warned of a deadline", _plain("warned that a run may miss its deadline, of")),
     "schedule.deadline_missed": ("noted a missed deadline", _plain("noted that a run has missed its deadline, of")),
+    "dataset.created": ("made a dataset", _plain("made the dataset")),
+    "dataset.changed": ("changed a dataset", _plain("changed the dataset")),
+    "dataset.deleted": ("deleted a dataset", _plain("deleted the dataset")),
+    "dataset.version_asked": (
+        "asked for a version", lambda data: (f"asked for version {data.get('version', '')} of", ""),
+    ),
+    "dataset.version_completed": (
+        "completed a version", lambda data: (f"completed version {data.get('version', '')} of", ""),
+    ),
+    "dataset.version_failed": (
+        "ended a version, which failed", lambda data: (f"could not write version {data.get('version', '')} of", ""),
+    ),
+    "dataset.version_cancelled": (
+        "cancelled a version", lambda data: (f"stopped version {data.get('version', '')} of", ""),
+    ),
     "catalogue.created": ("made a catalogue", _plain("made")),
     "catalogue.changed": ("changed a catalogue", _plain("changed")),
     "catalogue.uploaded": ("uploaded a feed", _plain("uploaded the feed of")),

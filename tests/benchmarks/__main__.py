@@ -16,6 +16,7 @@ NAMES = (
     "mixed",
     "progress",
     "catalogue",
+    "dataset",
     "watchers",
     "scores",
     "engine",

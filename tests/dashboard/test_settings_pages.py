@@ -198,7 +198,9 @@ def test_every_kind_of_act_has_a_sentence() -> None:
     texts = "".join(path.read_text() for path in core.rglob("*.py"))
     texts = re.sub(r'statement\("[^"]+"\)', "", texts)
     logged = set(
-        re.findall(r"""["']((?:job|bulk|export|file|upload|key|view|worker|schedule|catalogue)\.[a-z_]+)["']""", texts)
+        re.findall(
+            r"""["']((?:job|bulk|export|file|upload|key|view|worker|schedule|catalogue|dataset)\.[a-z_]+)["']""", texts
+        )
     )
     logged |= {f"upload.{state}" for state in re.findall(r'_ends\("(\w+)"', texts)}
     logged |= {f"catalogue.run_{state}" for state in catalogue_runs.FINAL}

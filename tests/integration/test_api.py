@@ -399,6 +399,20 @@ CATALOGUE_ROUTES = {  # test_catalogues_api.py shows that other tenants' catalog
     ("GET", "/v1/catalogues/{catalogue}/items"),
     ("GET", "/v1/catalogues/{catalogue}/items/{variant}"),
 }
+DATASET_ROUTES = {  # test_datasets_api.py shows that other tenants' datasets are not found
+    ("GET", "/v1/datasets/{dataset}"),
+    ("PATCH", "/v1/datasets/{dataset}"),
+    ("DELETE", "/v1/datasets/{dataset}"),
+    ("POST", "/v1/datasets/{dataset}/sources"),
+    ("POST", "/v1/datasets/{dataset}/sources/remove"),
+    ("POST", "/v1/datasets/{dataset}/versions"),
+    ("GET", "/v1/datasets/{dataset}/versions"),
+    ("GET", "/v1/datasets/{dataset}/versions/{version}"),
+    ("GET", "/v1/datasets/{dataset}/versions/{version}/files"),
+    ("POST", "/v1/datasets/{dataset}/versions/{version}/cancel"),
+    ("GET", "/v1/datasets/{dataset}/diff"),
+    ("GET", "/v1/dataset-files/{dataset_id}/{version}/{path}"),
+}
 # The same for what the stock client makes; each is asked for with `thing`, the id of one.
 THING_ROUTES = {
     ("GET", "/v1/files/{file_id}"),
@@ -424,6 +438,8 @@ THING_ROUTES = {
 TENANT_ROUTES = {
     ("GET", "/v1/images"),
     ("GET", "/v1/catalogues"),
+    ("GET", "/v1/datasets"),  # test_datasets_api.py shows that it is of one tenant
+    ("POST", "/v1/datasets"),
     ("GET", "/v1/events"),  # test_feed.py shows that others' events are not in it
     ("GET", "/v1/jobs"),
     ("POST", "/v1/jobs"),
@@ -476,6 +492,7 @@ PAGES = {("GET", "/docs"), ("GET", "/openapi.json")}
 IDS = (
     "job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "action_id", "view_id",
     "schedule", "name", "catalogue", "run_id", "variant", "version",
+    "dataset", "dataset_id",
 )  # fmt: skip
 PUBLIC_ROUTES = {("GET", "/c/{public_id}/{variant}/{item}")}
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics")} | PAGES
@@ -493,7 +510,14 @@ def routes(settings: Settings) -> set[tuple[str, str]]:
 def test_every_route_is_known_to_the_tests_of_tenants(settings: Settings) -> None:
     """A new route fails here until it is added to one of these sets, and so to the tests below."""
     assert routes(settings) == (
-        JOB_ROUTES | THING_ROUTES | EXPORT_ROUTES | CATALOGUE_ROUTES | TENANT_ROUTES | OPEN_ROUTES | PUBLIC_ROUTES
+        JOB_ROUTES
+        | THING_ROUTES
+        | EXPORT_ROUTES
+        | CATALOGUE_ROUTES
+        | DATASET_ROUTES
+        | TENANT_ROUTES
+        | OPEN_ROUTES
+        | PUBLIC_ROUTES
     )
 
 
@@ -586,7 +610,9 @@ def test_lists_hold_only_ones_own(api: Api, others: tuple[dict[str, Any], httpx.
 
 
 def test_without_a_key_only_the_open_routes_answer(api: Api) -> None:
-    for method, path in sorted(JOB_ROUTES | THING_ROUTES | EXPORT_ROUTES | CATALOGUE_ROUTES | TENANT_ROUTES):
+    for method, path in sorted(
+        JOB_ROUTES | THING_ROUTES | EXPORT_ROUTES | CATALOGUE_ROUTES | DATASET_ROUTES | TENANT_ROUTES
+    ):
         ids = dict.fromkeys(IDS, "job_0000000000000")
         answer = httpx.request(method, api.url + path.format(index=0, number=0, path="a", **ids))
         assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="presswork"'), path
@@ -644,6 +670,17 @@ OTHER_ROWS = (  # of tables that nothing above has written to
         " bytes, request, model_revision, reproducibility_class, rendered_at, job_id, index)"
         " VALUES (1, 'a', 'b', 1, 'k', 'k', 's', 1, '{}', 'r', 'c', now(), 1, 0)"
     ),
+    "INSERT INTO datasets (id, tenant_id, name, format, definition) VALUES (1, 1, 'mugs', 'zip', '{}')",
+    "INSERT INTO dataset_versions (dataset_id, number, tenant_id, definition) VALUES (1, 1, 1, '{}')",
+    (
+        "INSERT INTO dataset_shards (dataset_id, since, split, ordinal, tenant_id, images, members)"
+        " VALUES (1, 1, 'train', 0, 1, 1, %(sha256)s)"
+    ),
+    (
+        "INSERT INTO dataset_files (dataset_id, since, path, tenant_id, bytes, sha256, images, object_key)"
+        " VALUES (1, 1, 'p', 1, 1, %(sha256)s, 1, 'k')"
+    ),
+    "INSERT INTO dataset_jobs VALUES (1, 1, %(job_id)s, 1, %(job_id)s, true, '')",
     "INSERT INTO views (id, tenant_id, page, name, query, created_by) VALUES (1, 1, 'jobs', 'v', '', 'key/x')",
     "INSERT INTO rates VALUES (1, 'hour', now(), 1, 1, 1, 1, 1)",
     "INSERT INTO marks VALUES (%(job_id)s, 0, 'accepted', 'key/x', now())",
@@ -835,7 +872,7 @@ def test_openapi_tells_the_truth_about_bodies(api: Api) -> None:
     assert '"default": null' not in json.dumps(document["components"]["schemas"]["Submission"])
     documented_body = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     open_routes = (OPEN_ROUTES | PUBLIC_ROUTES) - PAGES
-    keyed = JOB_ROUTES | THING_ROUTES | EXPORT_ROUTES | CATALOGUE_ROUTES | TENANT_ROUTES
+    keyed = JOB_ROUTES | THING_ROUTES | EXPORT_ROUTES | CATALOGUE_ROUTES | DATASET_ROUTES | TENANT_ROUTES
     assert documented_body == keyed | open_routes
     for path, methods in document["paths"].items():
         for operation in methods.values():

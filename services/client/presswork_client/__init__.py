@@ -24,6 +24,11 @@ from presswork_client.answers import (
     ChangeKind,
     Chunk,
     Counts,
+    Dataset,
+    DatasetComparison,
+    DatasetDeleted,
+    DatasetFile,
+    DatasetVersion,
     Estimate,
     Event,
     Export,
@@ -34,6 +39,7 @@ from presswork_client.answers import (
     File,
     FileDeleted,
     Image,
+    ImageDifference,
     ImageError,
     ImageMark,
     ImageOfJob,
@@ -70,6 +76,8 @@ from presswork_client.answers import (
     ScheduleTimes,
     ScorerTrouble,
     SignInLink,
+    SplitSize,
+    VersionCounts,
     Waiting,
     Worker,
     WorkerBatch,
@@ -79,6 +87,9 @@ from presswork_client.answers import (
     WorkerRate,
 )
 from presswork_client.client import PAGE, Client
+from presswork_client.datasets import DatasetHandle
+from presswork_client.pulling import Pulled
+from presswork_client.streams import DatasetImage, ImageStream
 from presswork_client.transport import ClientError, file_sha256
 
 __all__ = [
@@ -101,6 +112,13 @@ __all__ = [
     "Client",
     "ClientError",
     "Counts",
+    "Dataset",
+    "DatasetComparison",
+    "DatasetDeleted",
+    "DatasetFile",
+    "DatasetHandle",
+    "DatasetImage",
+    "DatasetVersion",
     "Estimate",
     "Event",
     "Export",
@@ -111,10 +129,12 @@ __all__ = [
     "File",
     "FileDeleted",
     "Image",
+    "ImageDifference",
     "ImageError",
     "ImageMark",
     "ImageOfJob",
     "ImageRequest",
+    "ImageStream",
     "Issue",
     "Job",
     "JobDeleted",
@@ -136,6 +156,7 @@ __all__ = [
     "OutputFormat",
     "Overview",
     "Preview",
+    "Pulled",
     "Range",
     "RatePoint",
     "RateSeries",
@@ -147,6 +168,8 @@ __all__ = [
     "ScheduleTimes",
     "ScorerTrouble",
     "SignInLink",
+    "SplitSize",
+    "VersionCounts",
     "Waiting",
     "Worker",
     "WorkerBatch",

@@ -586,6 +586,85 @@ class ExportFile(TypedDict):
     url: str
 
 
+class Dataset(TypedDict):
+    """`version` is the last that is complete. `definition`: jobs, labels, filters, split, images_per_shard, types."""
+
+    id: str
+    object: Literal["dataset"]
+    name: str
+    format: ExportFormat
+    definition: dict[str, Any]
+    version: int | None
+    created_at: str
+    updated_at: str
+
+
+class DatasetDeleted(TypedDict):
+    name: str
+    object: Literal["dataset"]
+    deleted: Literal[True]
+
+
+class SplitSize(TypedDict):
+    shards: int
+    images: int
+
+
+class VersionCounts(TypedDict):
+    """Of the images that are written for a version."""
+
+    total: int
+    done: int
+
+
+class DatasetVersion(TypedDict):
+    """`rewritten` shards of `base` were written again, without the `removed` images."""
+
+    object: Literal["dataset.version"]
+    dataset: str
+    version: int
+    status: str
+    while_running: bool
+    base: int | None
+    images: int
+    counts: VersionCounts
+    splits: dict[str, SplitSize]
+    rewritten: int
+    removed: int
+    bytes: int
+    created_at: str
+    finished_at: str | None
+    error: str | None
+
+
+class DatasetFile(TypedDict):
+    """A file of a version; `url` needs no key and is valid as long as the dataset."""
+
+    path: str
+    split: str | None
+    bytes: int
+    sha256: str
+    images: int
+    url: str
+
+
+class ImageDifference(TypedDict):
+    change: Literal["added", "removed"]
+    job_id: str
+    index: int
+    why: str | None
+
+
+class DatasetComparison(TypedDict):
+    """`images` are the first ones; `added` and `removed` count all."""
+
+    added: int
+    removed: int
+    shards_added: int
+    shards_removed: int
+    images: list[ImageDifference]
+
+
 class Refusal(TypedDict):
     code: str
     message: str

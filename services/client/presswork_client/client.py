@@ -23,6 +23,7 @@ from presswork_client.answers import (
     CatalogueVersion,
     ChangeKind,
     Chunk,
+    Dataset,
     Estimate,
     Event,
     EventPage,
@@ -61,6 +62,7 @@ from presswork_client.answers import (
     WorkerDevices,
     WorkerList,
 )
+from presswork_client.datasets import DatasetHandle
 from presswork_client.transport import ClientError, Transport, file_sha256
 
 T = TypeVar("T")
@@ -413,6 +415,20 @@ class Client:
     def save(self, file: ExportFile, path: Path, on_bytes: Callable[[int], None] | None = None) -> None:
         """Fetches a file of an export to `path` and verifies it. An interrupted download is resumed."""
         self._transport.save(file["url"], path, file["sha256"], on_bytes)
+
+    # --- datasets
+
+    def datasets(self) -> Iterator[Dataset]:
+        """All datasets by name, page by page."""
+        return self._transport.pages("/v1/datasets", {}, PAGE)
+
+    def create_dataset(self, name: str, **fields: Any) -> Dataset:
+        """Makes a dataset. `fields`: format, jobs, labels, filters, split, images_per_shard, types."""
+        return self._call(Dataset, "POST", "/v1/datasets", json={"name": name, **fields})
+
+    def dataset(self, name: str) -> DatasetHandle:
+        """The dataset of that name, with its versions and images. Nothing is asked of the server yet."""
+        return DatasetHandle(self._transport, name)
 
     # --- schedules
 

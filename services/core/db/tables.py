@@ -677,6 +677,114 @@ export_files = Table(
     PrimaryKeyConstraint("export_id", "path"),
 )
 
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("definition", JSONB, nullable=False),
+    Column("version", Integer, nullable=False, server_default=zero),  # the last that is completed; 0: none
+    Column("last_number", Integer, nullable=False, server_default=zero),  # that a version got
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("updated_at", Moment, nullable=False, server_default=now),
+    Column("deleted_at", Moment),
+    Index("datasets_name", "tenant_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
+    Index("datasets_deleted", "tenant_id", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+)
+
+
+def _of_a_dataset() -> Column[int]:
+    return Column("dataset_id", BigInteger, ForeignKey("datasets.id", ondelete="CASCADE"))
+
+
+dataset_versions = Table(
+    "dataset_versions",
+    metadata,
+    _of_a_dataset(),
+    Column("number", Integer),
+    Column("tenant_id", Integer, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'queued'")),
+    Column("while_running", Boolean, nullable=False, server_default=text("false")),
+    Column("definition", JSONB, nullable=False),  # the dataset's when the version was asked for
+    Column("base", Integer, nullable=False, server_default=zero),  # the version that it is made from; 0: none
+    Column("base_url", Text, nullable=False, server_default=text("''")),
+    Column("plan", JSONB),
+    Column("removed", LargeBinary),  # images that the base holds and this one does not
+    Column("images", Integer, nullable=False, server_default=zero),
+    Column("images_to_write", Integer, nullable=False, server_default=zero),
+    Column("images_written", Integer, nullable=False, server_default=zero),
+    Column("bytes", BigInteger, nullable=False, server_default=zero),  # written for this version
+    Column("is_stored", Boolean, nullable=False, server_default=text("true")),  # false: its objects are deleted
+    Column("error", Text),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("finished_at", Moment),
+    PrimaryKeyConstraint("dataset_id", "number"),
+    CheckConstraint("state IN ('queued','running','completed','failed','cancelled')", name="dataset_versions_state"),
+    CheckConstraint(
+        "(state IN ('completed','failed','cancelled')) = (finished_at IS NOT NULL)", name="dataset_versions_finished"
+    ),
+    Index(
+        "dataset_versions_unfinished", "dataset_id", unique=True, postgresql_where=text("finished_at IS NULL")
+    ),  # one version of a dataset is written at a time
+    Index("dataset_versions_waiting", "tenant_id", "dataset_id", postgresql_where=text("finished_at IS NULL")),
+    Index(
+        "dataset_versions_dropped",
+        "tenant_id",
+        "dataset_id",
+        postgresql_where=text("state IN ('failed','cancelled') AND is_stored"),
+    ),
+)
+
+dataset_shards = Table(  # a shard stands in completed versions from `since` on, and until before `until`
+    "dataset_shards",
+    metadata,
+    _of_a_dataset(),
+    Column("since", Integer),
+    Column("split", Text),
+    Column("ordinal", Integer),
+    Column("tenant_id", Integer, nullable=False),
+    Column("until", Integer),
+    Column("replaces", Integer),  # the version since which the shard stands that this one takes the place of
+    Column("images", Integer, nullable=False),
+    Column("members", LargeBinary, nullable=False),  # its images: datasets/held.py
+    Column("is_written", Boolean, nullable=False, server_default=text("false")),
+    PrimaryKeyConstraint("dataset_id", "since", "split", "ordinal"),
+)
+
+dataset_files = Table(
+    "dataset_files",
+    metadata,
+    _of_a_dataset(),
+    Column("since", Integer),
+    Column("path", Text),
+    Column("tenant_id", Integer, nullable=False),
+    Column("split", Text),  # its shard's; null: it describes one version
+    Column("ordinal", Integer),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", LargeBinary, nullable=False),
+    Column("images", Integer, nullable=False),
+    Column("object_key", Text, nullable=False),
+    PrimaryKeyConstraint("dataset_id", "path", "since"),
+    Index("dataset_files_shard", "dataset_id", "since", "split", "ordinal", "path"),
+)
+
+dataset_jobs = Table(  # what a version was made of
+    "dataset_jobs",
+    metadata,
+    _of_a_dataset(),
+    Column("number", Integer),
+    Column("job_id", BigInteger),
+    Column("tenant_id", Integer, nullable=False),
+    Column("root_id", BigInteger, nullable=False),  # the first job of its retries
+    Column("is_final", Boolean, nullable=False),  # the job had ended
+    Column("marks", Text, nullable=False),  # tells whether marks have changed since
+    Column("images", Integer, nullable=False, server_default=zero),  # of this version
+    PrimaryKeyConstraint("dataset_id", "number", "job_id"),
+    Index("dataset_jobs_job", "job_id"),
+)
+
 catalogues = Table(
     "catalogues",
     metadata,

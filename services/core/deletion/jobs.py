@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from services.core.datasets import datasets
 from services.core.db.statements import statement
 from services.core.exports import exports, records
 from services.core.files import files
@@ -112,6 +113,9 @@ def delete(connection: Connection, tenant_id: int, job_id: int) -> None:
     if row.deleted_at is not None:
         return
     refusal = _refusal(state, connection.execute(_USED, values).one())
+    if refusal is None and (name := datasets.reading(connection, job_id)) is not None:
+        message = f"A version of the dataset {name} is being written from it; wait for that, or cancel it."
+        refusal = Conflict(message, "export_not_ended")
     if refusal is not None:
         raise refusal
     job_states.mark_deleted(connection, tenant_id, job_id)

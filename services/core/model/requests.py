@@ -373,6 +373,11 @@ def _problem(
         else prefix + "request"
     )
     kind = entry["type"]
+    if kind == "extra_forbidden" and len(entry["loc"]) > 1 and field in allowed:
+        known = [name.partition(".")[2] for name in allowed if name.startswith(f"{field}.")]
+        return Problem(
+            "unknown_field", suggestions.unknown_field(str(entry["loc"][1]), known, f" in {field}"), param, line
+        )
     if kind == "extra_forbidden" or (kind == "string_unicode" and not field):  # the latter: a name that is not Unicode
         field = field or str(entry["input"])
         shown = strict_json.describe(field)
@@ -384,7 +389,8 @@ def _problem(
         return Problem(
             "wrong_type", f"Found {strict_json.describe(value)} where a request object is expected.", param, line
         )
-    rule = allowed.get(f"{field}.*", allowed[field]) if len(entry["loc"]) > 1 else allowed[field]
+    own = [f"{field}.{entry['loc'][1]}", f"{field}.*"] if len(entry["loc"]) > 1 else []
+    rule = next((allowed[name] for name in own if name in allowed), allowed[field])
     if kind == "invalid_character":
         message = f"{param} holds the character {entry['msg']}; it must be {rule}, no controls."
         return Problem("invalid_character", message, param, line)

@@ -34,6 +34,21 @@ def export_file_url(base_url: str, secret: str, export_id: int, public_export: s
     return f"{address}?signature={_signature(secret, _file(export_id, path))}"
 
 
+def is_genuine_of_dataset(secrets: Iterable[str], dataset_id: int, version: int, path: str, given: str) -> bool:
+    """Whether one of the secrets made that signature of a file."""
+    return _is_of(secrets, _dataset_file(dataset_id, version, path), given)
+
+
+def dataset_file_url(base_url: str, secret: str, dataset_id: int, version: int, path: str) -> str:
+    """The link. It ends with the file's path, by which readers tell its format."""
+    address = f"{base_url.rstrip('/')}/v1/dataset-files/{ids.public('dataset_', dataset_id)}/{version}/{quote(path)}"
+    return f"{address}?signature={_signature(secret, _dataset_file(dataset_id, version, path))}"
+
+
+def _dataset_file(dataset_id: int, version: int, path: str) -> str:
+    return f"dataset\n{dataset_id}\n{version}\n{path}"
+
+
 def _image(job_id: int, index: int) -> str:
     return f"image\n{job_id}\n{index}"
 

@@ -1,0 +1,150 @@
+"""The jobs of a dataset: those that its sources name, and every retry of one of them.
+
+A retry renders images again that failed, so what it has done takes their place. All jobs that come from one job, by
+retries of retries, are one family.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from services.core.datasets import dataset_records
+from services.core.datasets.dataset_records import Version
+from services.core.datasets.definition import Definition
+from services.core.db.statements import statement
+from services.core.model import ids, states
+from services.core.model.errors import Conflict, NotFound
+
+_FAMILIES = """
+WITH RECURSIVE named AS (
+  SELECT id FROM jobs WHERE tenant_id = :tenant_id AND id = ANY(CAST(:jobs AS bigint[]))
+  UNION
+  SELECT jobs.id FROM jobs JOIN unnest(CAST(:labels AS jsonb[])) AS label ON jobs.labels @> label
+  WHERE tenant_id = :tenant_id
+), family (id, root) AS (
+  SELECT id, id FROM named
+  UNION
+  SELECT jobs.id, family.root FROM jobs JOIN family ON jobs.parent_id = family.id WHERE tenant_id = :tenant_id
+)
+SELECT jobs.id, min(family.root) AS root, state, finished_at IS NOT NULL AS is_final, total, labels, created_at,
+       (SELECT format('%s/%s/%s', count(*), max(at), sum(extract(epoch FROM at))) FROM marks
+        WHERE marks.job_id = jobs.id) AS marks
+FROM jobs JOIN family ON family.id = jobs.id
+WHERE deleted_at IS NULL AND state <> 'draft' AND state <> 'validating'
+GROUP BY jobs.id ORDER BY jobs.id
+"""
+_JOBS = statement("source_jobs.jobs")(_FAMILIES)
+_UNMATCHED = statement("source_jobs.unmatched")("""
+SELECT place FROM unnest(CAST(:labels AS jsonb[])) WITH ORDINALITY AS wanted (label, place)
+WHERE NOT EXISTS (SELECT FROM jobs WHERE tenant_id = :tenant_id AND deleted_at IS NULL AND labels @> label)
+ORDER BY place LIMIT 1
+""")
+# Until the plan is committed nobody deletes a job of it.
+_LOCK = statement("source_jobs.lock")("""
+SELECT count(*) FROM (
+  SELECT FROM jobs WHERE id = ANY(CAST(:jobs AS bigint[])) AND deleted_at IS NULL ORDER BY id FOR SHARE) locked
+""")
+_REJECTED = statement("source_jobs.rejected")(
+    "SELECT job_id, index FROM marks WHERE job_id = ANY(CAST(:jobs AS bigint[])) AND mark = 'rejected'"
+)
+_KNOWN = statement("source_jobs.known")(
+    "SELECT id FROM jobs WHERE id = ANY(CAST(:jobs AS bigint[])) AND deleted_at IS NULL"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceJob:
+    """A job of a dataset. `root`: the first job of its family that is in the dataset; `marks`: a text that changes with
+    the marks of its images."""
+
+    id: int
+    root: int
+    state: str
+    is_final: bool
+    total: int
+    labels: dict[str, str]
+    created_at: Any
+    marks: str
+
+
+def find(connection: Connection, tenant_id: int, definition: Definition) -> list[SourceJob]:
+    """The jobs, oldest first, of those statuses that the filters ask for."""
+    statuses = definition.filters.statuses
+    rows = connection.execute(_JOBS, _values(tenant_id, definition))
+    found = [SourceJob(*row) for row in rows]
+    return [job for job in found if not statuses or not job.is_final or job.state in statuses]
+
+
+def these(connection: Connection, version: Version) -> list[SourceJob]:
+    """The jobs of a version's plan, as they are now."""
+    planned = {one.job_id for one in dataset_records.jobs(connection, version.dataset.id, version.number)}
+    return [job for job in find(connection, version.dataset.tenant_id, version.definition) if job.id in planned]
+
+
+def check(connection: Connection, tenant_id: int, definition: Definition, *, while_running: bool) -> None:
+    """Raises Conflict if a label matches no job, if there is no job at all, or if one has not ended."""
+    values = _values(tenant_id, definition)
+    unmatched = connection.execute(_UNMATCHED, values).scalar_one_or_none()
+    if unmatched is not None:
+        label = definition.labels[unmatched - 1]
+        raise Conflict(
+            f"No job has the label {label}; submit one with it, or take the label out of the dataset.",
+            "nothing_to_export",
+        )
+    jobs = find(connection, tenant_id, definition)
+    if not jobs:
+        if definition.jobs or definition.labels:
+            message = "No job of the dataset is there, or none has the statuses that its filters ask for: add others."
+            raise Conflict(message, "nothing_to_export")
+        raise Conflict("The dataset has no source: add jobs or labels.", "nothing_to_export")
+    running = [job for job in jobs if job.state not in states.FINAL_JOB_STATES]
+    if running and not while_running:
+        raise Conflict(
+            f"{ids.public_job(running[0].id)} is {running[0].state}; wait for it, or ask for a version while it is "
+            "running.",
+            "job_not_finished",
+        )
+
+
+def gone(definition: Definition, found: Sequence[SourceJob]) -> list[str]:
+    """The ids of the dataset's jobs that are not there any more, or have another status."""
+    there = {ids.public_job(job.id) for job in found}
+    return [job for job in definition.jobs if job not in there]
+
+
+def lock(connection: Connection, found: Sequence[SourceJob]) -> bool:
+    """Keeps the jobs from being deleted until the commit. False: one was deleted meanwhile."""
+    jobs = [job.id for job in found]
+    return bool(connection.execute(_LOCK, {"jobs": jobs}).scalar_one() == len(jobs))
+
+
+def _values(tenant_id: int, definition: Definition) -> dict[str, Any]:
+    labels = [label.partition(":") for label in definition.labels]
+    return {
+        "tenant_id": tenant_id,
+        "jobs": [ids.parse_job(job) for job in definition.jobs],
+        "labels": [json.dumps({name: value}) for name, _, value in labels],
+    }
+
+
+def rejected(connection: Connection, jobs: set[str]) -> set[tuple[str, int]]:
+    """The images of these jobs that are marked as rejected."""
+    rows: Sequence[Any] = connection.execute(_REJECTED, {"jobs": [ids.parse_job(job) for job in jobs]}).all()
+    return {(ids.public_job(row.job_id), row.index) for row in rows}
+
+
+def known(connection: Connection, jobs: set[str]) -> set[str]:
+    """Those of these jobs that are still there."""
+    rows = connection.execute(_KNOWN, {"jobs": [ids.parse_job(job) for job in jobs]})
+    return {ids.public_job(row.id) for row in rows}
+
+
+def check_named(connection: Connection, jobs: Sequence[str]) -> None:
+    """Raises NotFound if the tenant's transaction does not see one of these jobs."""
+    there = known(connection, set(jobs)) if jobs else set()
+    for job in jobs:
+        if job not in there:
+            raise NotFound(f"There is no job {job}.")
