@@ -165,6 +165,17 @@ def test_a_program_may_render_several_images_at_once(opened: Open) -> None:
     assert machine.CLOCK.runs["unet"] == 3 * (2 + 1 + 1)
 
 
+def test_the_pictures_of_a_batch_are_encoded_at_once(opened: Open) -> None:
+    pipeline, pictures = opened(), [np.full((64, 64, 3), shade, np.uint8) for shade in (40, 200)]
+    wanted = specs(3, input_sha256="picture", first_step=2)
+    batch = Batch(wanted[0].shape, wanted, 3, (pictures[0], pictures[1], pictures[0]))
+    pipeline.render(batch, lambda step: None)
+    before = machine.CLOCK.switches
+    pipeline.render(batch, lambda step: None)
+    assert machine.CLOCK.runs["vae_encoder"] == 1 + 2 * 2  # one when it was prepared
+    assert machine.CLOCK.switches - before == 4, "text encoder, encoder, U-Net, decoder"
+
+
 def milliseconds(pipeline: Ai100Pipeline, images: int, steps: int) -> float:
     """Of the stand-in's clock, for an image; the second of two batches is measured, as on a machine that works."""
     wanted = specs(images, steps=steps, negative_prompt="")
@@ -375,6 +386,7 @@ def test_check_runs_every_place_that_could_not_be_run_without_a_card(
     for place in re.findall(r"^\| ([a-z][^|]*?) \|", page, re.MULTILINE)[1:]:
         assert place.split(",")[0] in said or place.startswith("each network"), place
     assert "0.971 s, 1.335 s on the model card" in said
+    assert page.count("\n| ") - 1 == 9, "worker/README.md counts them"
     assert re.search(r"PRESSWORK_AI100_TIMES=text_encoder=[\d.]+x\d+,unet=.*switch=\d+$", said, re.MULTILINE)
     monkeypatch.setenv("AI100_STAND_IN_FAULTS", "permission")
     assert commands.main(["check", str(home / "tiny")]) == 1

@@ -65,11 +65,14 @@ class Ai100Pipeline(DiffusionPipeline):
         batch = replace(batch, specs=batch.specs[:wanted], inputs=batch.inputs[:wanted])
         with self._evict_if_out_of_memory(batch.shape, size):
             (text,), truncated = self._encode(compiled, batch)
+            if batch.inputs:
+                compiled.encode_inputs(batch.inputs)
             parts = compiled.passes(wanted)
             latents, pixels, finite = overlap.Overlap(
                 compiled, overlap.lanes(self._backend.having(UNET), len(parts)), self._backend.having(VAE_DECODER),
                 parts, text, lambda rows: self._solver(compiled, _rows_of(batch, rows)), on_step,
             ).run()  # fmt: skip
+            compiled.forget_inputs()
             exact = diffusion.decode_overflown(compiled, latents, finite)
         found = self._pictures(batch.specs, truncated, pixels, finite, exact)
         return [*found, *found[-1:] * (size - wanted)]

@@ -77,6 +77,8 @@ class Ai100Compiled:
         self.size, self._backend = (shape.width, shape.height), backend
         self._exported = backend.programs.exported(self.size)
         self.batch, self._chunks = backend.programs.batch, shape.prompt_chunks
+        # Input pictures, which are kept so that their ids stay theirs, with their latents' means and deviations.
+        self._encoded: dict[int, tuple[Array, tuple[Array, Array]]] = {}
         # Without guidance, the rows of the other half are images too.
         self.images_a_pass = self.batch if shape.guided else 2 * self.batch
         for network in (TEXT_ENCODER, UNET, VAE_DECODER):
@@ -97,15 +99,24 @@ class Ai100Compiled:
         return [np.concatenate([states for (states,) in chunks], axis=1)]
 
     def encode_inputs(self, inputs: Sequence[NDArray[np.uint8]]) -> tuple[Array, Array]:
-        distinct = {id(one): one for one in inputs}
-        station = self._backend.having(VAE_ENCODER)[0]
-        encoded = {}
-        for key, one in distinct.items():
-            image = one.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - np.float32(1.0)
-            run = station.submit(station.session(VAE_ENCODER, self.size), {"image": image})
-            encoded[key] = self._exported.latent_scale.of_moments(run.wait()["moments"].astype(np.float32))
-        mean, deviation = (np.concatenate([encoded[id(one)][n] for one in inputs]) for n in (0, 1))
+        """Pictures of the call before are not encoded again: a batch's are encoded at once, since a switch to their
+        encoder takes time, and then asked for part by part."""
+        if any(id(one) not in self._encoded for one in inputs):
+            self._encoded = {
+                id(one): (one, self._encode_input(one)) for one in {id(one): one for one in inputs}.values()
+            }
+        found = [self._encoded[id(one)][1] for one in inputs]
+        mean, deviation = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         return mean, deviation
+
+    def forget_inputs(self) -> None:
+        self._encoded.clear()
+
+    def _encode_input(self, pixels: NDArray[np.uint8]) -> tuple[Array, Array]:
+        station = self._backend.having(VAE_ENCODER)[0]
+        image = pixels.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(127.5) - np.float32(1.0)
+        run = station.submit(station.session(VAE_ENCODER, self.size), {"image": image})
+        return self._exported.latent_scale.of_moments(run.wait()["moments"].astype(np.float32))
 
     def time_table(self, timesteps: Sequence[int]) -> Sequence[int]:
         return timesteps
