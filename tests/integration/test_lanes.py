@@ -12,7 +12,7 @@ from services.core.fleet import throughput, workers
 from services.core.jobs import lanes, lifecycle
 from services.core.model.scopes import Scope
 from services.core.model.specs import Shape
-from services.core.queue import counters
+from services.core.queue import counters, job_states
 from services.core.tenants import api_keys
 from tests import factories
 from tests.factories import TENANT, submit
@@ -62,6 +62,8 @@ def test_what_waits_is_counted_by_shape_and_priority_the_oldest_first(ready, set
     assert [round(lane.oldest_seconds / 3600) for lane in found.lanes] == [0, 1, 0]
     claim = factories.claim(ready, 3)  # in its turn, of normal priority
     assert claim is not None
+    with ready.begin_system() as connection:
+        job_states.start(connection, claim.fresh_jobs)
     assert [lane.images for lane in look(ready).lanes] == [4, 5, 2]
     assert not found.more
 
