@@ -71,7 +71,7 @@ _IDS = {  # of each path parameter: what it is, and an example
 _LOCATED = frozenset(
     {
         "submit_job", "finalize_draft", "retry_job", "create_export", "generate_images", "edit_image", "act_on_jobs",
-        "run_schedule", "run_catalogue", "create_dataset",
+        "run_schedule", "run_catalogue", "create_dataset", "redraw_changes",
     }
 )  # fmt: skip
 _LARGE = frozenset({"submit_job", "append_chunk", "preview_job", "estimate_job"})
@@ -104,7 +104,8 @@ _ALLOWED = {  # what the descriptions of fields are taken from, by schema
         ("DatasetRequest", "DatasetChanges", "DatasetSources", "DatasetFilters", "VersionRequest"),
         datasets_asked.ALLOWED,
     ),
-    "PublishRequest": catalogues_asked.PublishRequest.ALLOWED, **definition.DESCRIPTIONS,
+    "PublishRequest": catalogues_asked.PublishRequest.ALLOWED, "RedrawRequest": catalogues_asked.RedrawRequest.ALLOWED,
+    **definition.DESCRIPTIONS,
     **dict.fromkeys(("ImagesSubmission", "MatrixSubmission", "DraftSubmission", "ChunkSubmission"), requests.ALLOWED),
     **dict.fromkeys(("ImagesEstimate", "MatrixEstimate", "ShapesEstimate", "PreviewRequest"), requests.ALLOWED),
 }  # fmt: skip

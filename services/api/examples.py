@@ -51,6 +51,7 @@ BODIES: dict[str, Any] = {
     "set_catalogue_file": {"file_id": "file-039yaf9w3gxt6"},
     "run_catalogue": {"plan_only": True},
     "publish_version": {"version": 41},
+    "redraw_changes": {"indexes": [7, 12]},
     "create_upload": {
         "filename": "requests.jsonl", "purpose": "batch", "bytes": 104_857_600, "mime_type": "application/jsonl",
     },

@@ -32,7 +32,7 @@ _OPERATIONS = {
         cancel_batch delete_file drain_worker resume_worker act_on_jobs preview_jobs_action stop_jobs_action
         change_schedule delete_schedule
         save_view change_view delete_view
-        delete_catalogue cancel_run publish_version
+        delete_catalogue cancel_run publish_version redraw_changes
         delete_dataset cancel_dataset_version
     """,
     Scope.ADMIN: "list_keys create_key revoke_key",

@@ -11,13 +11,16 @@ from typing import Annotated, Any
 import typer
 
 from presswork_client import Catalogue, CatalogueRun, Client, Job
-from services.cli import catalogue_tables, follow, options, show
+from services.cli import catalogue_tables, follow, options, show, units
 from services.cli.exits import Exit, Interrupted, Usage
 from services.cli.profile import connect
 
 _UPLOADED = re.compile(r"file-[0-9a-z]{13}")
 _SHOWN_PROBLEMS = 10
 _PATIENCE_SECONDS = 60.0
+_LOOKED_AT = 20  # runs, for the one that goes on
+_REVIEWED = ("changed", "model", "retried")  # kinds of changes that a review is about
+_AT_ONCE = 1_000  # pictures that one request draws again
 _GOOD = ("planned", "unchanged", "published")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The catalogue's name.", show_default=False)]
 Folder = Annotated[
@@ -87,10 +90,55 @@ def run(
     return _code(found)
 
 
+def redraw(
+    name: Name,
+    items: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ITEM]...", help="Ids of items whose changed pictures are drawn again.", show_default=False
+        ),
+    ] = None,
+    variant: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only pictures of this variant.", show_default=False)
+    ] = None,
+    rejected: Annotated[bool, typer.Option("--rejected", help="All that are marked as rejected.")] = False,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> Exit:
+    """Draw pictures of the run under review again, each with another seed. The review waits for the new ones."""
+    if bool(items) == rejected:
+        raise Usage("Name the items to draw again, or give --rejected.")
+    wanted = set(items or ())
+    with connect(profile) as client:
+        going = islice(client.catalogue_runs(name, page=_LOOKED_AT), _LOOKED_AT)
+        found = next((one for one in going if one["state"] == "reviewing"), None)
+        if found is None:
+            raise Usage(f"No run of {name} is under review.")
+        chosen = [
+            one for one in client.catalogue_changes(name, found["id"])
+            if one["kind"] in _REVIEWED and variant in (None, one["variant"])
+            and (one["item"] in wanted or (rejected and one["mark"] == "rejected"))
+        ]  # fmt: skip
+        missing = sorted(wanted - {one["item"] for one in chosen})
+        if missing:
+            raise Usage(f"{missing[0]} has no changed picture in the review of {name}; nothing was drawn again.")
+        for first in range(0, len(chosen), _AT_ONCE):
+            part = chosen[first : first + _AT_ONCE]
+            indexes = [index for one in part if (index := one["index"]) is not None]
+            made = client.redraw_catalogue_changes(name, found["id"], indexes)
+            said = f"{made['id']} draws {units.count(len(part), 'picture')} again; the review waits for a mark of each"
+            show.document(made) if as_json else show.say(said)
+    if not chosen:
+        show.say("no changed picture is rejected")
+    return Exit.OK
+
+
 def cancel(name: Name, profile: options.ProfileName = None, as_json: options.Json = False) -> Exit:
     """Cancel the run that goes on, with its job. What is published stays."""
     with connect(profile) as client:
-        going = [one for one in islice(client.catalogue_runs(name, page=20), 20) if not one["finished_at"]]
+        going = [
+            one for one in islice(client.catalogue_runs(name, page=_LOOKED_AT), _LOOKED_AT) if not one["finished_at"]
+        ]
         for one in going:
             found = client.cancel_catalogue_run(name, one["id"])
             show.document(found) if as_json else show.say(f"{found['id']} is being cancelled")

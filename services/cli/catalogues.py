@@ -168,7 +168,8 @@ def rm(
 
 
 _COMMANDS: dict[str, Callable[..., Any]] = {
-    "apply": apply, "plan": catalogue_runs.plan, "run": catalogue_runs.run, "cancel": catalogue_runs.cancel, "ls": ls,
+    "apply": apply, "plan": catalogue_runs.plan, "run": catalogue_runs.run, "cancel": catalogue_runs.cancel,
+    "redraw": catalogue_runs.redraw, "ls": ls,
     "versions": versions, "diff": diff, "publish": publish, "rollback": rollback, "show": show_catalogue, "rm": rm,
 }  # fmt: skip
 for _name, _verb in _COMMANDS.items():

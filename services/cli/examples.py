@@ -110,6 +110,7 @@ EXAMPLES = {
     "catalogue apply": ("presswork catalogue apply shop.toml",),
     "catalogue plan": ("presswork catalogue plan shop", "presswork catalogue plan shop --json"),
     "catalogue run": ("presswork catalogue run shop", "presswork catalogue run shop --accept-removed --no-wait"),
+    "catalogue redraw": ["presswork catalogue redraw shop SKU-17", "presswork catalogue redraw shop --rejected"],
     "catalogue cancel": ("presswork catalogue cancel shop",),
     "catalogue ls": ("presswork catalogue ls", "presswork catalogue ls shop --version 41 --limit 0"),
     "catalogue versions": ("presswork catalogue versions shop",),

@@ -112,6 +112,10 @@ KINDS: dict[str, tuple[str, Words]] = {
     "catalogue.uploaded": ("uploaded a feed", _plain("uploaded the feed of")),
     "catalogue.run": ("ran a catalogue", _plain("ran")),
     "catalogue.run_cancelling": ("cancelled a run", _plain("asked the run to stop, of")),
+    "catalogue.redrawn": (
+        "had pictures drawn again",
+        lambda data: (f"had {plural(int(data.get('images', 0)), 'picture')} drawn again in a review of", ""),
+    ),
     "catalogue.published": (
         "published a version", lambda data: (f"published version {data.get('version', '')} of", ""),
     ),

@@ -125,13 +125,61 @@ def test_changed_pictures_are_reviewed_by_keyboard_and_all_that_are_left(
     assert tab.errors == []
 
 
+def test_pictures_of_a_review_are_drawn_again_by_keyboard_and_all_that_are_rejected(
+    house: House, open_tab: Callable[..., Tab]
+) -> None:
+    shop = Shop(house, publish=REVIEWED)
+    feed = dict(list(FEED.items())[:3])
+    shop.night(feed)
+    run = shop.night({sku: title.replace("red", "teal") for sku, title in feed.items()})
+    place = f"/catalogues/shop/runs/{run['id']}"
+    tab = open_tab()
+    page = tab.open(f"{place}/review")
+    page.get_by_text("0 of 3 marked").wait_for()
+    first = page.locator(".pairs li", has_text="sku-0")
+    old = first.locator("img").last.get_attribute("src")
+    first.locator("a").focus()
+    page.keyboard.press("d")
+    page.locator(".told", has_text="sku-0, front: is drawn again").wait_for()
+    page.locator(".pairs li:focus-within", has_text="sku-1").wait_for()
+    house.tick()
+    first.get_by_text("being drawn again").wait_for()
+    page.keyboard.press("r")
+    page.locator(".told", has_text="sku-1, front: rejected").wait_for()
+    shop.render()
+    page.locator(f".pairs li:has-text('sku-0') img:not([src='{old}'])").last.wait_for()
+    first.get_by_text("drawn again").wait_for()
+    page.get_by_role("link", name="rejected 1").click()
+    page.get_by_role("link", name="Redraw the rejected").click()
+    page.locator("dialog").get_by_role("button", name="Redraw them").click()
+    page.get_by_text("0 of 3 marked").wait_for()
+    page.locator(".pairs li", has_text="sku-1").get_by_text("being drawn again").wait_for()
+    page.locator(".pairs li", has_text="sku-1").locator("a").click()
+    page.locator("#lightbox").get_by_text("It is being drawn again with another seed").wait_for()
+    page.keyboard.press("a")
+    page.locator(".told", has_text="There is no picture to mark").wait_for()
+    page.keyboard.press("d")
+    page.locator(".told", has_text="is being drawn again already").wait_for()
+    shop.render()
+    page = tab.open(f"{place}/review")
+    page.get_by_role("link", name="Accept", exact=True).click()
+    page.locator("dialog").get_by_role("button", name="Accept all").click()
+    page.get_by_text("Nothing is left to look at.").wait_for()
+    shop.tend()
+    assert shop.report(run["id"])["state"] == "published"
+    page = tab.open(f"{place}/changes/1")
+    assert "drawn again once" in page.locator("main").inner_text()
+    assert [error for error in tab.errors if "409" not in error] == []
+
+
 def test_whoever_may_only_look_has_no_button_and_a_mark_that_comes_too_late_says_so(signed: House) -> None:
     shop = Shop(signed, publish=REVIEWED)
     shop.night({"a": "a red mug"})
     run = shop.night({"a": "a teal mug"})
     place = f"/catalogues/shop/runs/{run['id']}"
     acts = ("actions/run", "actions/plan", "actions/publish", f"runs/{run['id']}/actions/cancel",
-            f"runs/{run['id']}/review/marks", f"runs/{run['id']}/review/accepted")  # fmt: skip
+            f"runs/{run['id']}/review/marks", f"runs/{run['id']}/review/accepted",
+            f"runs/{run['id']}/review/redraw")  # fmt: skip
     with signed.api.database.begin_system() as connection:
         secret = signed.api.settings.secret
         wall = api_keys.issue_key(connection, secret, signed.tenant, "wall", given=[Scope.VIEW])

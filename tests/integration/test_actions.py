@@ -130,6 +130,22 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     assert acts.done == changing - RECORD_NOTHING
 
 
+def _do_review(api: Api, acts: Acts, place: str) -> None:
+    factories.register(api.database)
+    store = S3Store(api.settings)
+    api.http.put(place, json=cataloguing.DEFINITION | {"publish": {"review": "changed"}})
+    for title in ("red", "pink"):
+        cataloguing.tend(api.database, api.settings, store)
+        feed = {"file": ("shop.csv", f"sku,title\na,{title}".encode())}
+        file = api.http.post("/v1/files", files=feed, data={"purpose": "batch"}).json()["id"]
+        api.http.put(f"{place}/file", json={"file_id": file})
+        run = api.http.post(f"{place}/runs").json()["id"]
+        cataloguing.tend(api.database, api.settings, store)
+        cataloguing.render(api.database, store)
+        cataloguing.tend(api.database, api.settings, store)
+    acts.do("redraw_changes", "POST", f"{place}/runs/{run}/redraw", json={"indexes": [0]})
+
+
 def _do_catalogues(api: Api, acts: Acts) -> None:
     place, form = "/v1/catalogues/shop", {"files": {"file": ("shop.csv", b"sku")}, "data": {"purpose": "batch"}}
     acts.do("put_catalogue", "PUT", place, json=cataloguing.DEFINITION)
@@ -142,6 +158,7 @@ def _do_catalogues(api: Api, acts: Acts) -> None:
         versions.add(connection, catalogue.id, 1, runs.parse_id(run), images=0, size=0, manifests={})
     acts.do("publish_version", "POST", f"{place}/publish", json={"version": 1})
     acts.do("cancel_run", "POST", f"{place}/runs/{run}/cancel")
+    _do_review(api, acts, "/v1/catalogues/reviewed")
     acts.do("delete_catalogue", "DELETE", place)
 
 

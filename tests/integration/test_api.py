@@ -392,6 +392,7 @@ CATALOGUE_ROUTES = {  # test_catalogues_api.py shows that other tenants' catalog
     ("GET", "/v1/catalogues/{catalogue}/runs/{run_id}/changes"),
     ("GET", "/v1/catalogues/{catalogue}/runs/{run_id}/estimate"),
     ("POST", "/v1/catalogues/{catalogue}/runs/{run_id}/cancel"),
+    ("POST", "/v1/catalogues/{catalogue}/runs/{run_id}/redraw"),
     ("GET", "/v1/catalogues/{catalogue}/versions"),
     ("GET", "/v1/catalogues/{catalogue}/versions/{version}/manifest"),
     ("GET", "/v1/catalogues/{catalogue}/diff"),

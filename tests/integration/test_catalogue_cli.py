@@ -23,6 +23,7 @@ from services.core.storage.s3 import S3Store
 from services.core.tenants import api_keys
 from tests import cataloguing
 from tests.processes import take_interrupts
+from tests.waiting import until
 from tests.web import Api
 
 TOML = """
@@ -223,6 +224,36 @@ def test_ctrl_c_leaves_the_run_going_and_cancel_ends_it(applied: Run, api: Api) 
     assert going["cancel_requested_at"] is not None
     cancelled(api)
     assert api.http.get("/v1/catalogues/shop/runs").json()["data"][0]["state"] == "cancelled"
+
+
+def test_pictures_of_a_review_are_drawn_again_by_item_and_those_that_are_rejected(
+    applied: Run, api: Api, tmp_path: Path
+) -> None:
+    (tmp_path / "shop.toml").write_text(TOML + '\n[catalogue.shop.publish]\nreview = "changed"\nrequire = 0\n')
+    applied("apply", "shop.toml")
+    with scheduler(api):
+        applied("run", "shop")
+        assert "No run of shop is under review." in applied("redraw", "shop", "a", code=2).output
+        (tmp_path / "feed.csv").write_text("sku,colour\na,pink\nb,navy\nc,new\n")
+        begun = json.loads(applied("run", "shop", "--no-wait", "--json").output)["id"]
+        until(lambda: api.http.get(f"/v1/catalogues/shop/runs/{begun}").json()["state"] == "reviewing")
+    assert "c has no changed picture" in applied("redraw", "shop", "a", "c", code=2).output
+    assert "give --rejected" in applied("redraw", "shop", code=2).output
+    assert "no changed picture is rejected" in applied("redraw", "shop", "--rejected").output
+    job = json.loads(applied("redraw", "shop", "a", "--json").output)
+    assert (job["counts"]["total"], job["priority"]) == (1, "high")
+    rows = {one["item"]: one for one in api.http.get(f"/v1/catalogues/shop/runs/{begun}/changes").json()["data"]}
+    assert (rows["a"]["image_job_id"], rows["a"]["image_index"], rows["a"]["redraws"]) == (job["id"], 0, 1)
+    assert (rows["a"]["after"], rows["b"]["redraws"], rows["b"]["image_index"]) == (None, 0, rows["b"]["index"])
+    asked = {"mark": "rejected", "indexes": [rows["b"]["image_index"]]}
+    assert api.http.put(f"/v1/jobs/{rows['b']['image_job_id']}/marks", json=asked).status_code == 200
+    busy = api.http.post(f"/v1/catalogues/shop/runs/{begun}/redraw", json={"indexes": [rows["a"]["index"]]})
+    assert (busy.status_code, busy.json()["error"]["code"]) == (409, "being_drawn")
+    assert "draws 1 picture again" in applied("redraw", "shop", "--rejected").output
+    [row] = [
+        one for one in api.http.get(f"/v1/catalogues/shop/runs/{begun}/changes").json()["data"] if one["item"] == "b"
+    ]
+    assert (row["redraws"], row["mark"]) == (1, None)
 
 
 def test_the_last_upload_is_read_where_the_file_is_not(applied: Run, api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,8 @@ def make_versions(database: Database, catalogue_id: int) -> dict[int, Sums]:
         with database.begin_system() as connection:
             while entries.begin_as(connection, catalogue_id, base=base, version=version, most=5):
                 pass
-            pictures = [Picture(one, "key", one.render_key or b"", 1, "class") for one in drawn]
-            entries.replace(connection, catalogue_id, version, pictures, job_id=1)
+            pictures = [Picture(one, "key", one.render_key or b"", 1, "class", 1, 0) for one in drawn]
+            entries.replace(connection, catalogue_id, version, pictures)
             entries.remove(connection, catalogue_id, version, gone)
             page = entries.page(connection, catalogue_id, version, after=("", ""), limit=100)
         made[version] = {(one.item, one.variant): one.sha256 for one in page}

@@ -8,9 +8,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 import pytest
+from sqlalchemy import text
 
 from services.core.catalogues import catalogue_runs as runs
-from services.core.catalogues import catalogues, changes, entries, lists, manifests, reviewing, task, versions
+from services.core.catalogues import (
+    catalogues,
+    changes,
+    entries,
+    expansion,
+    lists,
+    manifests,
+    redrawing,
+    reviewing,
+    task,
+    versions,
+)
+from services.core.catalogues.changes import Change
 from services.core.db.database import Connection, Database
 from services.core.db.leases import Lease
 from services.core.deletion import jobs as deletion
@@ -18,6 +31,7 @@ from services.core.jobs import lifecycle, queries
 from services.core.marks import marks
 from services.core.marks.asked import Mark
 from services.core.model.errors import Conflict, InvalidSubmission
+from services.core.model.specs import Spec
 from services.core.notify import Notifier
 from services.core.queue import segments
 from services.core.schedules import firing
@@ -97,12 +111,26 @@ class Shop:
         with self.database.begin_system() as connection:
             return [item.id for item in runs.pending(connection)]
 
-    def mark(self, run: runs.Run, item: str, mark: Mark | None) -> None:
-        assert run.job_id is not None
+    def change(self, run: runs.Run, item: str) -> Change:
         with self.database.begin(factories.TENANT) as connection:
             page = changes.page(connection, run.id, first=0, limit=100)
-            [index] = [change.position for change in page if change.item == item]
-            marks.put(connection, factories.TENANT, run.job_id, [index], mark)
+        [found] = [change for change in page if change.item == item]
+        return found
+
+    def mark(self, run: runs.Run, item: str, mark: Mark | None) -> None:
+        place = self.change(run, item).image(run.job_id)
+        assert place is not None
+        with self.database.begin(factories.TENANT) as connection:
+            marks.put(connection, factories.TENANT, place[0], [place[1]], mark)
+
+    def redraw(self, run: runs.Run, *items: str, key: str | None = None) -> int:
+        with self.database.begin(factories.TENANT) as connection:
+            positions = [self.change(run, item).position for item in items]
+            return redrawing.redraw(connection, self.catalogue, run.id, positions, idempotency_key=key).job_id
+
+    def bytes(self, item: str) -> bytes:
+        """What readers see, the seed with it."""
+        return cataloguing.pictures(self.database, self.store, self.catalogue)[item, "front"]
 
 
 @pytest.fixture
@@ -298,6 +326,191 @@ def test_a_review_waits_for_the_pictures_that_replace_others_and_for_no_other_ma
     shop.mark(run, "a", "accepted")
     shop.tend()
     assert shop.read(begun).state == "published"
+
+
+def reviewed(database: Database, settings: Settings, store: S3Store, **asked: Any) -> tuple[Shop, runs.Run]:
+    """A shop with two changed pictures in a review."""
+    shop = Shop(database, settings, store, publish={"review": "changed", "require": 0})
+    shop.night({"a": "red", "b": "blue"})
+    run = shop.night({"a": "pink", "b": "navy"}, **asked)
+    assert (run.state, run.counts["to_review"]) == ("reviewing", 2)
+    return shop, run
+
+
+def test_a_picture_that_is_drawn_again_takes_the_place_of_the_old_one_and_waits_for_a_mark(
+    database: Database, settings: Settings, store: S3Store
+) -> None:
+    shop, run = reviewed(database, settings, store)
+    shop.mark(run, "b", "accepted")
+    shop.mark(run, "a", "rejected")
+    before = shop.change(run, "a")
+    assert before.request is not None
+    job = shop.redraw(run, "a")
+    shop.tend()
+    assert (shop.read(run.id).state, shop.pending()) == ("reviewing", [])  # it is waited for
+    with pytest.raises(Conflict, match="a, front is being drawn again already"):
+        shop.redraw(run, "a")
+    cataloguing.render(database, store)
+    shop.tend()
+    now, change = shop.read(run.id), shop.change(run, "a")
+    assert (now.state, now.redraw_jobs, shop.pending()) == ("reviewing", [job], [])
+    assert change.request is not None
+    assert (change.redraws, change.image(run.job_id), change.position) == (1, (job, 0), before.position)
+    assert change.request["seed"] not in (before.request["seed"], None)
+    with database.begin(factories.TENANT) as connection:
+        [page] = [reviewing.page(connection, now, "none", after=-1, limit=10).changes]
+        marked = reviewing.counts(connection, now)
+        view = queries.image(connection, factories.TENANT, job, 0)
+    assert ([one.item for one in page], reviewing.done(now, marked, left=1)) == (["a"], 1)
+    assert view is not None and (view.seed, view.payload.prompt) == (change.request["seed"], "pink")
+    assert change.render_key is not None
+    with database.begin_system() as connection:
+        shape = connection.execute(text("SELECT model_revision, width, height, steps FROM segments WHERE job_id = :id"),
+                                   {"id": job}).one()  # fmt: skip
+    spec = Spec(shape[0], "pink", "", view.seed, *shape[1:], view.payload.guidance_scale)
+    assert change.render_key.hex() == spec.render_key("png", None)
+    shop.mark(now, "a", "accepted")
+    shop.tend()
+    done = shop.read(run.id)
+    assert (done.state, done.counts["done"], done.counts["rejected"]) == ("published", 2, 0)
+    assert shop.bytes("a") == f"pink {change.request['seed']}".encode()
+    with database.begin_system() as connection:
+        entry = entries.find(connection, shop.catalogue.id, 2, "a", "front")
+    assert entry is not None
+    assert (entry.job_id, entry.index, entry.request["seed"]) == (job, 0, change.request["seed"])
+    assert shop.night({"a": "pink", "b": "navy"}).state == "unchanged"  # it keeps its new look
+    again = shop.night({"a": "rose", "b": "navy"})
+    seeds = shop.change(again, "a")
+    assert seeds.request is not None
+    assert (seeds.redraws, seeds.request["seed"]) == (1, change.request["seed"])
+
+
+def test_a_review_waits_for_what_is_drawn_again_when_all_others_have_a_mark(
+    database: Database, settings: Settings, store: S3Store
+) -> None:
+    shop, run = reviewed(database, settings, store)
+    shop.mark(run, "a", "accepted")
+    shop.tend()  # now it waits for the other one
+    shop.redraw(run, "a")
+    shop.mark(run, "b", "accepted")
+    assert shop.pending() == [shop.catalogue.id]
+    shop.tend()
+    assert (shop.read(run.id).state, shop.pending()) == ("reviewing", [])
+    cataloguing.render(database, store)
+    assert shop.pending() == []
+    shop.mark(run, "a", "accepted")
+    shop.tend()
+    assert shop.read(run.id).state == "published"
+
+
+def test_a_picture_may_be_drawn_again_many_times_and_each_seed_follows_from_the_last(
+    database: Database, settings: Settings, store: S3Store
+) -> None:
+    shop, run = reviewed(database, settings, store)
+    seeds = []
+    for _ in range(3):
+        shop.redraw(run, "a", "b")
+        cataloguing.render(database, store)
+        shop.tend()
+        found = shop.change(run, "a")
+        assert found.request is not None
+        seeds.append(found.request["seed"])
+    assert len(set(seeds)) == 3 and len(shop.read(run.id).redraw_jobs) == 3
+    rule = expansion.seed_of
+    assert seeds == [rule("by-id", "shop", "a", "front", redraws) for redraws in (1, 2, 3)]
+    shop.mark(run, "a", "rejected")
+    shop.mark(run, "b", "accepted")
+    shop.tend()
+    assert shop.read(run.id).state == "published"
+    next_one = shop.change(shop.night({"a": "pink", "b": "navy"}), "a")
+    assert next_one.request is not None
+    assert next_one.request["seed"] == rule("by-id", "shop", "a", "front", 4)
+
+
+def test_a_redraw_is_one_job_however_often_it_is_sent_or_what_is_cut_off(
+    database: Database, settings: Settings, store: S3Store
+) -> None:
+    shop, run = reviewed(database, settings, store)
+    with database.begin(factories.TENANT) as connection:
+        redrawing.redraw(connection, shop.catalogue, run.id, [shop.change(run, "a").position])
+        connection.rollback()  # as if the process had died before the commit
+    assert (shop.read(run.id).redraw_jobs, shop.change(run, "a").redraws) == ([], 0)
+    job = shop.redraw(run, "a", key="once")
+    assert shop.redraw(run, "a", key="once") == job
+    assert shop.read(run.id).redraw_jobs == [job]
+    for item, code in (("c", "not_reviewed"), ("a", "being_drawn")):
+        position = 17 if item == "c" else shop.change(run, item).position
+        with database.begin(factories.TENANT) as connection, pytest.raises(Conflict) as refused:
+            redrawing.redraw(connection, shop.catalogue, run.id, [position])
+        assert refused.value.code == code
+    with database.begin(factories.TENANT) as connection:
+        total = connection.execute(text("SELECT total FROM jobs WHERE id = :id"), {"id": job}).scalar_one()
+    assert total == 1
+
+
+@pytest.mark.parametrize("undecided", ["accept", "reject"])
+def test_at_the_deadline_what_is_still_being_drawn_again_is_stopped_and_the_rest_counts(
+    database: Database, settings: Settings, store: S3Store, undecided: str
+) -> None:
+    shop = Shop(database, settings, store, publish={"review": "changed", "require": 0, "undecided": undecided})
+    shop.night({"a": "red", "b": "blue"})
+    run = shop.night({"a": "pink", "b": "navy"}, deadline=datetime.now(UTC) + timedelta(days=1))
+    shop.redraw(run, "a")
+    cataloguing.render(database, store)
+    late = shop.redraw(run, "b")
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE catalogue_runs SET deadline = now() WHERE id = :id"), {"id": run.id})
+    assert shop.pending() == [shop.catalogue.id]
+    shop.tend()
+    done = shop.read(run.id)
+    assert (done.state, done.counts["done"]) == ("published", 1 if undecided == "accept" else 0)
+    assert shop.pictures() == {"a": b"pink" if undecided == "accept" else b"red", "b": b"blue"}
+    with database.begin_system() as connection:
+        [job] = queries.any_jobs(connection, [late])
+        segments.sweep_cancelled(connection)
+        lifecycle.finish(connection)
+    assert job.cancel_requested_at is not None
+    wanted = shop.change(run, "b").request
+    again = shop.night({"a": "pink", "b": "navy"})  # the next run draws what was asked for
+    found = shop.change(again, "b")
+    assert wanted is not None and found.request is not None
+    assert (found.kind, found.request["seed"]) == ("retried", wanted["seed"])
+    with pytest.raises(Conflict, match="not in a review"):
+        shop.redraw(run, "a")
+
+
+def test_a_redraw_that_fails_or_is_deleted_ends_the_wait_and_the_picture_before_stays(
+    database: Database, settings: Settings, store: S3Store
+) -> None:
+    shop, run = reviewed(database, settings, store)
+    shop.redraw(run, "a")
+    job = shop.redraw(run, "b")
+    shop.tend()
+    assert shop.pending() == []
+    with database.begin_system() as connection:
+        lifecycle.cancel(connection, factories.TENANT, job)
+        segments.sweep_cancelled(connection)
+        lifecycle.finish(connection)
+        deletion.delete(connection, factories.TENANT, job)
+    assert shop.pending() == []  # the other one is still drawn
+    cataloguing.render(database, store, failing=("pink",))
+    shop.tend()
+    done = shop.read(run.id)
+    assert (done.state, done.counts["failed"], done.causes) == ("published", 2, {"error": 1, "not_rendered": 1})
+    assert shop.pictures() == {"a": b"red", "b": b"blue"}
+
+
+def test_a_cancelled_run_stops_what_its_review_draws_again(
+    database: Database, settings: Settings, store: S3Store
+) -> None:
+    shop, run = reviewed(database, settings, store)
+    job = shop.redraw(run, "a")
+    with database.begin(factories.TENANT) as connection:
+        runs.cancel(connection, shop.catalogue.id, run.id)
+    shop.tend()
+    with database.begin_system() as connection:
+        [found] = queries.any_jobs(connection, [job])
+    assert shop.read(run.id).state == "cancelled" and found.cancel_requested_at is not None
 
 
 def test_a_run_whose_job_is_deleted_during_the_review_ends(

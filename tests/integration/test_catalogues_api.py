@@ -379,6 +379,7 @@ def test_anothers_catalogue_is_404_on_every_route(shop: Shop) -> None:
 
     _, key = shop.api.new_tenant("stranger")
     bodies: dict[str, Any] = {"publish": {"version": 3}, "file": {"file_id": "file-0000000000000"}, "runs": {}}
+    bodies["redraw"] = {"indexes": [0]}
     names_of = {"run_id": shop.run(2)[6:], "version": "3", "variant": "front"}
     with httpx.Client(base_url=shop.api.url, headers={"Authorization": f"Bearer {key}"}, trust_env=False) as stranger:
         for method, path in sorted(CATALOGUE_ROUTES - {("PUT", "/v1/catalogues/{catalogue}")}):
@@ -393,3 +394,17 @@ def test_anothers_catalogue_is_404_on_every_route(shop: Shop) -> None:
         assert stranger.get("/v1/catalogues").json()["data"] == []
         assert stranger.put(PLACE, json=DEFINITION).status_code == 201  # a name belongs to its tenant
     assert shop.get("")["published"] == 3
+
+
+def test_a_redraw_is_refused_with_what_it_lacks(shop: Shop) -> None:
+    """Of a run of that catalogue alone, while it is reviewed, with indexes."""
+    place = f"{PLACE}{shop.run(2)}/redraw"
+    ended = shop.api.http.post(place, json={"indexes": [0]})
+    assert (ended.status_code, ended.json()["error"]["code"]) == (409, "review_ended")
+    for body in ({}, {"indexes": []}, {"indexes": [-1]}, {"indexes": [2**31]}, {"indexes": list(range(1001))}):
+        refused = shop.api.http.post(place, json=body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "indexes"), body
+    shop.api.http.put("/v1/catalogues/another", json=DEFINITION)
+    of_another = shop.api.http.post(place.replace("/shop/", "/another/"), json={"indexes": [0]})
+    assert of_another.status_code == 404
+    assert shop.api.http.delete("/v1/catalogues/another").status_code == 204

@@ -88,6 +88,7 @@ ANSWERS: dict[str, Any] = {
     "get /v1/catalogues/{catalogue}/runs": [answers.CatalogueRun],
     "get /v1/catalogues/{catalogue}/runs/{run_id}": answers.CatalogueRun,
     "post /v1/catalogues/{catalogue}/runs/{run_id}/cancel": answers.CatalogueRun,
+    "post /v1/catalogues/{catalogue}/runs/{run_id}/redraw": answers.Job,
     "get /v1/catalogues/{catalogue}/runs/{run_id}/estimate": answers.Estimate,
     "get /v1/catalogues/{catalogue}/runs/{run_id}/changes": [answers.CatalogueChange],
     "get /v1/catalogues/{catalogue}/versions": [answers.CatalogueVersion],

@@ -1,5 +1,6 @@
 """Runs of catalogues: beginning and cancelling one, and what it found and did."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 
@@ -12,19 +13,19 @@ from services.api.body import json_object, streaming
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
-from services.api.v1 import catalogue_items, catalogues, estimation, schemas
+from services.api.v1 import catalogue_items, catalogues, estimation, jobs, schemas
 from services.api.v1.catalogues import CatalogueDestination
-from services.core.catalogues import asked, changes, destinations, looks
+from services.core.catalogues import asked, changes, destinations, looks, redrawing
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues as core
-from services.core.catalogues.asked import RunRequest
+from services.core.catalogues.asked import RedrawRequest, RunRequest
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change
 from services.core.catalogues.looks import Looks
 from services.core.fleet import models
 from services.core.jobs import idempotency, queries, submissions
 from services.core.jobs.estimates import WorkTally
-from services.core.jobs.queries import JobView
+from services.core.marks.asked import Mark
 from services.core.model import ids
 
 router = APIRouter(route_class=TenantRoute)
@@ -73,9 +74,9 @@ class RunSeconds(BaseModel):
 
 class CatalogueRun(BaseModel):
     """A run. It compares the source with the version `base` (0: with nothing) and makes `version`; `error` says why
-    that is not published, `causes` how many changes have which error's code. `device_seconds` is what its job has used
-    of accelerators. `destination` says how far its version (of a plan: the base) is copied elsewhere, if none is newer
-    there."""
+    that is not published, `causes` how many changes have which error's code. `device_seconds` is what its jobs have
+    used of accelerators. `destination` says how far its version (of a plan: the base) is copied elsewhere, if none is
+    newer there."""
 
     id: str
     object: Literal["catalogue.run"] = "catalogue.run"
@@ -107,15 +108,20 @@ class CatalogueRunPage(BaseModel):
 
 
 class CatalogueChange(BaseModel):
-    """One picture that differs. `line` is the item's in the source, `index` the image's in the run's job. `outcome` is
-    null until the version is written. `before` and `after` are links to the pictures, where there are any; those to
-    `/v1/catalogues/` take a key."""
+    """One picture that differs. `line` is the item's in the source, `index` the image's in the run's job. The picture
+    that can be marked is the image `image_index` of the job `image_job_id`: another one after a redraw. `redraws`: how
+    often its seed was exchanged, in this run and before. `outcome` is null until the version is written. `before` and
+    `after` are links to the pictures, where there are any; those to `/v1/catalogues/` take a key."""
 
     item: str
     variant: str
     kind: changes.Kind
     line: int | None
     index: int | None
+    image_job_id: str | None
+    image_index: int | None
+    redraws: int
+    mark: Mark | None
     prompt: str | None
     outcome: changes.Outcome | None
     error: schemas.ImageError | None
@@ -201,6 +207,33 @@ def cancel_run(context: ContextDep, tenant: Tenant, catalogue: str, run_id: str)
     return _shown(context, tenant, found, [run])[0]
 
 
+@router.post(
+    "/catalogues/{catalogue}/runs/{run_id}/redraw",
+    status_code=202,
+    response_model=schemas.Job,
+    openapi_extra=openapi.body(RedrawRequest) | openapi.IDEMPOTENT,
+)
+def redraw_changes(
+    request: Request, response: Response, context: ContextDep, tenant: Tenant, catalogue: str, run_id: str,
+    body: json_object.Small,
+) -> Any:  # fmt: skip
+    """Draws changed pictures of a review again, each with its next seed, all in one job. The review waits for them, and
+    they take the places of those before, without a mark."""
+    wanted = json_object.parse(RedrawRequest, body, RedrawRequest.ALLOWED)
+    key, number = streaming.idempotency_key(request), runs.parse_id(run_id)
+    with context.database.begin(tenant) as connection:
+        found = core.find(connection, tenant, catalogue)
+        runs.find(connection, found.id, number)
+        receipt = redrawing.redraw(connection, found, number, wanted.indexes, idempotency_key=key)
+    for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds
+        context.notifier.notify(model)
+    if receipt.replayed:
+        response.headers["Idempotent-Replayed"] = "true"
+    answer = jobs.shown(context, tenant, receipt.job_id)
+    response.headers.update(dependencies.location(context, request, f"/v1/jobs/{answer.id}"))
+    return answer
+
+
 @router.get("/catalogues/{catalogue}/runs/{run_id}/estimate", response_model=estimation.Estimate)
 def estimate_run(context: ContextDep, tenant: Tenant, catalogue: str, run_id: str) -> Any:
     """Estimates the accelerator-seconds of all that a planned run renders, and the time until it would be finished if
@@ -246,7 +279,14 @@ class _Links:
 
     def __init__(self, context: Context, request: Request, catalogue: Catalogue, run: runs.Run, found: Looks) -> None:
         self._base_url, self._catalogue, self._run = dependencies.base_url(context.settings, request), catalogue, run
-        self._looks, self._image = found, dependencies.linker(context, request, run.job_id or 0)
+        self._looks, self._context, self._request = found, context, request
+
+    def place(self, change: Change) -> tuple[int, int] | None:
+        return change.image(self._run.job_id)
+
+    def mark(self, change: Change) -> Mark | None:
+        image = self._looks.drawn.get(change.position)
+        return None if image is None else image.mark
 
     def before(self, change: Change) -> str | None:
         return self._of_item(change, self._run.base) if (change.item, change.variant) in self._looks.before else None
@@ -254,14 +294,17 @@ class _Links:
     def after(self, change: Change) -> str | None:
         if change.outcome == "done" and (change.item, change.variant) in self._looks.after:
             return self._of_item(change, self._run.version or 0)
-        return self._image(change.position) if change.position in self._looks.drawn else None
+        image = self._looks.drawn.get(change.position)
+        if image is None:
+            return None
+        return dependencies.linker(self._context, self._request, image.job_id)(image.index)
 
     def _of_item(self, change: Change, version: int) -> str:
         return catalogue_items.link(self._base_url, self._catalogue, version, change.item, change.variant)
 
 
 def _change(found: Change, links: _Links) -> CatalogueChange:
-    error = None
+    error, place = None, links.place(found)
     if found.code is not None:
         error = schemas.ImageError(code=found.code, message=found.message or "")
     return CatalogueChange(
@@ -270,6 +313,10 @@ def _change(found: Change, links: _Links) -> CatalogueChange:
         kind=found.kind,
         line=found.line,
         index=found.position if found.position < changes.ASIDE else None,
+        image_job_id=None if place is None else ids.public_job(place[0]),
+        image_index=None if place is None else place[1],
+        redraws=found.redraws,
+        mark=links.mark(found),
         prompt=(found.request or {}).get("prompt"),
         outcome=found.outcome,
         error=error,
@@ -279,16 +326,19 @@ def _change(found: Change, links: _Links) -> CatalogueChange:
 
 
 def _shown(context: Context, tenant: int, catalogue: Catalogue, page: list[runs.Run]) -> list[CatalogueRun]:
-    wanted = [run.job_id for run in page if run.job_id is not None]
+    wanted = [job_id for run in page for job_id in (run.job_id, *run.redraw_jobs) if job_id is not None]
     with context.database.begin(tenant) as connection:
-        jobs = {job.id: job for job in queries.these_jobs(connection, tenant, wanted)} if wanted else {}
+        seconds = (
+            {job.id: job.device_seconds for job in queries.these_jobs(connection, tenant, wanted)} if wanted else {}
+        )
         copied = destinations.find(connection, catalogue.id)
-    return [_run(catalogue, run, jobs.get(run.job_id or 0), copied) for run in page]
+    return [_run(catalogue, run, seconds, copied) for run in page]
 
 
 def _run(
-    catalogue: Catalogue, run: runs.Run, job: JobView | None, copied: destinations.Destination | None
+    catalogue: Catalogue, run: runs.Run, seconds: Mapping[int, float], copied: destinations.Destination | None
 ) -> CatalogueRun:
+    used = [seconds[job_id] for job_id in (run.job_id or 0, *run.redraw_jobs) if job_id in seconds]
     is_copied = copied is not None and copied.version == (run.base if run.plan_only else run.version)
     return CatalogueRun(
         id=runs.public_id(run.id),
@@ -303,7 +353,7 @@ def _run(
         base=run.base,
         version=run.version,
         job_id=None if run.job_id is None else ids.public_job(run.job_id),
-        device_seconds=None if job is None else round(job.device_seconds, 3),
+        device_seconds=round(sum(used), 3) if used else None,
         destination=catalogues.destination(copied) if is_copied else None,
         seconds=RunSeconds(
             planning=_between(run.created_at, run.planned_at),

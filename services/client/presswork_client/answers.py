@@ -803,6 +803,10 @@ class CatalogueChange(TypedDict):
     kind: ChangeKind
     line: int | None
     index: int | None
+    image_job_id: str | None
+    image_index: int | None
+    redraws: int
+    mark: Literal["accepted", "rejected", "starred"] | None
     prompt: str | None
     outcome: Literal["done", "failed", "rejected", "removed"] | None
     error: ImageError | None

@@ -546,6 +546,13 @@ class Client:
         """Cancels a run and its job; what is published stays."""
         return self._call(CatalogueRun, "POST", f"{_catalogue(name)}/runs/{_id(run_id)}/cancel")
 
+    def redraw_catalogue_changes(
+        self, name: str, run_id: str, indexes: Iterable[int], *, idempotency_key: str | None = None
+    ) -> Job:
+        """Draws changed pictures of a review again with other seeds, by their changes' indexes. Returns the job."""
+        place = f"{_catalogue(name)}/runs/{_id(run_id)}/redraw"
+        return self._call(Job, "POST", place, json={"indexes": list(indexes)}, headers=_key(idempotency_key))
+
     def estimate_catalogue_run(self, name: str, run_id: str) -> Estimate:
         """The time that all that a planned run renders would take."""
         return self._call(Estimate, "GET", f"{_catalogue(name)}/runs/{_id(run_id)}/estimate")

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from services.core.catalogues.redrawing import AT_ONCE
 from services.core.model.body import Body
 
 
@@ -40,6 +41,13 @@ class RunRequest(Body):
     deadline: Annotated[
         str, Field(max_length=40, json_schema_extra={"format": "date-time"}), AfterValidator(_to_come)
     ] = None  # type: ignore[assignment]
+
+
+class RedrawRequest(Body):
+    """The pictures of a review that are drawn again."""
+
+    ALLOWED: ClassVar = {"indexes": f"a list of 1 to {AT_ONCE:,} indexes of changes, as `changes` lists them"}
+    indexes: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=AT_ONCE)]
 
 
 class FileRequest(Body):

@@ -31,7 +31,7 @@ LIVE = ("queued", "submitting", "rendering", "reviewing", "writing")
 _COLUMNS = (
     "id, tenant_id, catalogue_id, state, plan_only, accept_removed, definition, file_id, base, version, job_id, "
     "source, counts, position, error, deadline, cancel_requested_at, created_at, planned_at, rendered_at, "
-    "finished_at, causes"
+    "finished_at, causes, redraw_jobs"
 )
 _SUBJECT = "'catalogue/' || (SELECT name FROM catalogues WHERE catalogues.id = catalogue_id)"
 _DATA = "jsonb_build_object('run', CAST(:run AS text))"
@@ -47,6 +47,7 @@ WITH made AS (
 {log.of_each("made", "'catalogue.run'", subject=_SUBJECT, data=_DATA)}
 """)  # noqa: S608  our own text
 _READ = statement("catalogue_runs.read")(f"SELECT {_COLUMNS} FROM catalogue_runs WHERE id = :id")  # noqa: S608  our own text
+_HOLD = statement("catalogue_runs.hold")(f"{_READ.text} FOR NO KEY UPDATE")
 _FIND = statement("catalogue_runs.find")(
     f"SELECT {_COLUMNS} FROM catalogue_runs WHERE id = :id AND catalogue_id = :catalogue_id"  # noqa: S608
 )
@@ -98,8 +99,25 @@ WITH moved AS (
 _AWAIT_MARK = statement("catalogue_runs.await_mark")(
     "UPDATE catalogue_runs SET position = :position WHERE id = :id AND state = 'reviewing'"
 )
+_REDRAWN = statement("catalogue_runs.redrawn")(f"""
+WITH moved AS (
+  UPDATE catalogue_runs SET redraw_jobs = redraw_jobs || CAST(:job_id AS bigint),
+    counts = counts || jsonb_build_object('superseded',
+      coalesce(CAST(counts->>'superseded' AS integer), 0) + CAST(:superseded AS integer))
+  WHERE id = :id AND state = 'reviewing' RETURNING id, tenant_id, catalogue_id
+)
+{
+    log.of_each(
+        "moved",
+        "'catalogue.redrawn'",
+        subject=_SUBJECT,
+        data="jsonb_build_object('run', CAST(:run AS text), 'images', CAST(:images AS integer))",
+    )
+}
+""")  # noqa: S608  our own text
 # Catalogues with something to do: a run whose state is ours to work on, whose job has ended or is to be stopped, or
-# whose review is over or waits for a picture that has got its mark, something to tidy, and a version to copy elsewhere.
+# whose review is over or waits for a picture that has got its mark, or could not be drawn again; something to tidy, and
+# a version to copy elsewhere.
 _PENDING = statement("catalogue_runs.pending")(
     turns.first_of_each("""
   SELECT id FROM (
@@ -110,8 +128,15 @@ _PENDING = statement("catalogue_runs.pending")(
                   SELECT FROM jobs WHERE jobs.id = r.job_id AND jobs.finished_at IS NULL AND jobs.deleted_at IS NULL
                     AND (r.deadline IS NULL OR r.deadline > now() OR jobs.cancel_requested_at IS NOT NULL)))
             OR (r.state = 'reviewing' AND (r.deadline <= now() OR r.position = 0
-                  OR EXISTS (SELECT FROM marks WHERE marks.job_id = r.job_id AND marks.index = r.position - 1)
-                  OR NOT EXISTS (SELECT FROM jobs WHERE jobs.id = r.job_id AND jobs.deleted_at IS NULL))))
+                  OR EXISTS (
+                    SELECT FROM catalogue_changes c WHERE c.run_id = r.id AND c.position = r.position - 1 AND (
+                      EXISTS (SELECT FROM marks WHERE marks.job_id = coalesce(c.job_id, r.job_id)
+                                AND marks.index = coalesce(c.index, c.position))
+                      OR (c.job_id IS NOT NULL AND NOT EXISTS (
+                            SELECT FROM jobs WHERE jobs.id = c.job_id AND jobs.deleted_at IS NULL
+                              AND (jobs.finished_at IS NULL OR EXISTS (
+                                SELECT FROM results WHERE results.job_id = c.job_id AND results.index = c.index)))))
+                  ) OR NOT EXISTS (SELECT FROM jobs WHERE jobs.id = r.job_id AND jobs.deleted_at IS NULL))))
      ORDER BY r.id LIMIT :first)
     UNION
     (SELECT id FROM catalogues
@@ -130,7 +155,7 @@ _PENDING = statement("catalogue_runs.pending")(
 class Run:
     """A run at one moment. `base` is the version that it is compared with (0: with nothing); `error` has a code and a
     message; `position` says how far the work of its state has come (in a review: 1 + the picture that it waits for, or
-    0); `causes` how many changes have which code."""
+    0); `causes` how many changes have which code; `redraw_jobs` are those in which its review draws pictures again."""
 
     id: int
     tenant_id: int
@@ -154,6 +179,7 @@ class Run:
     rendered_at: datetime | None
     finished_at: datetime | None
     causes: dict[str, int]
+    redraw_jobs: list[int]
 
     @property
     def is_final(self) -> bool:
@@ -206,6 +232,11 @@ def find(connection: Connection, catalogue_id: int, run_id: int) -> Run:
 
 def read(connection: Connection, run_id: int) -> Run:
     return Run(*connection.execute(_READ, {"id": run_id}).one())
+
+
+def hold(connection: Connection, run_id: int) -> Run:
+    """The run, which stays in its state until the transaction ends."""
+    return Run(*connection.execute(_HOLD, {"id": run_id}).one())
 
 
 def page(connection: Connection, catalogue_id: int, *, before: int, limit: int) -> list[Run]:
@@ -283,6 +314,12 @@ def advance(connection: Connection, run: Run, position: int) -> None:
 def await_mark(connection: Connection, run: Run, index: int) -> None:
     """The review waits for this picture: until it has a mark, nobody needs to look for others."""
     connection.execute(_AWAIT_MARK, {"id": run.id, "position": index + 1})
+
+
+def redrawn(connection: Connection, run: Run, job_id: int, *, images: int, superseded: int) -> None:
+    """A job draws so many pictures of the review again; so many of those that they replace had a mark."""
+    values = {"id": run.id, "run": public_id(run.id), "job_id": job_id, "images": images, "superseded": superseded}
+    connection.execute(_REDRAWN, values)
 
 
 def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:

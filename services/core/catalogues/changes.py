@@ -25,13 +25,16 @@ DELETE FROM catalogue_changes WHERE run_id = :run_id AND position IN (
 """)
 _ADD = statement("changes.add")("""
 INSERT INTO catalogue_changes (run_id, position, item, variant, kind, line, render_key, request, model_revision, code,
-  message)
+  message, redraws)
 SELECT :run_id, * FROM unnest(
   CAST(:positions AS integer[]), CAST(:items AS text[]), CAST(:variants AS text[]), CAST(:kinds AS text[]),
   CAST(:lines AS integer[]), CAST(:render_keys AS bytea[]), CAST(:requests AS jsonb[]), CAST(:revisions AS text[]),
-  CAST(:codes AS text[]), CAST(:messages AS text[]))
+  CAST(:codes AS text[]), CAST(:messages AS text[]), CAST(:redraws AS integer[]))
 """)
-_COLUMNS = "position, item, variant, kind, line, render_key, request, model_revision, outcome, code, message"
+_COLUMNS = (
+    "position, item, variant, kind, line, render_key, request, model_revision, outcome, code, message, redraws, "
+    "job_id, index"
+)
 _FROM = f"SELECT {_COLUMNS} FROM catalogue_changes WHERE run_id = :run_id AND position >= :first"  # noqa: S608
 _PAGE = statement("changes.page")(f"{_FROM} ORDER BY position LIMIT :limit")
 _OF_KIND = statement("changes.of_kind")(f"{_FROM} AND kind = :kind ORDER BY position LIMIT :limit")
@@ -42,6 +45,14 @@ _AT = statement("changes.at")(
     f"(SELECT {_COLUMNS} FROM catalogue_changes WHERE run_id = :run_id AND position = place OFFSET 0) found "
     "ORDER BY position"
 )
+_REDRAWN = statement("changes.redrawn")(f"{_FROM} AND job_id IS NOT NULL ORDER BY position LIMIT :limit")
+_DRAW_AGAIN = statement("changes.draw_again")("""
+UPDATE catalogue_changes c SET redraws = c.redraws + 1, job_id = :job_id, index = again.index,
+  request = c.request || jsonb_build_object('seed', again.seed), render_key = again.render_key
+FROM unnest(CAST(:positions AS integer[]), CAST(:indexes AS integer[]), CAST(:seeds AS bigint[]),
+            CAST(:render_keys AS bytea[])) AS again (position, index, seed, render_key)
+WHERE c.run_id = :run_id AND c.position = again.position
+""")
 _CAUSES = statement("changes.causes")("""
 SELECT code, count(*) AS changes FROM catalogue_changes WHERE run_id = :run_id AND code IS NOT NULL
 GROUP BY code ORDER BY changes DESC, code LIMIT :limit
@@ -82,7 +93,8 @@ GROUP BY 1, 2, 3, 4 ORDER BY images DESC LIMIT :limit
 @dataclass(frozen=True, slots=True)
 class Change:
     """One picture that differs: an item's variant. `line` is the item's line in the source, `request` and
-    `render_key` what is rendered. `code` and `message` say why there is none."""
+    `render_key` what is rendered. `code` and `message` say why there is none. `redraws`: how often its seed was
+    exchanged, in this run or before; `job_id` and `index`: its image, if a review has drawn it again."""
 
     item: str
     variant: str
@@ -95,6 +107,15 @@ class Change:
     message: str | None = None
     position: int = -1
     outcome: Outcome | None = None
+    redraws: int = 0
+    job_id: int | None = None
+    index: int | None = None
+
+    def image(self, job_id: int | None) -> tuple[int, int] | None:
+        """The job and the index of its image, in a run with that job. None: it is not rendered."""
+        if self.job_id is not None and self.index is not None:
+            return self.job_id, self.index
+        return None if job_id is None or self.position >= ASIDE else (job_id, self.position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +126,15 @@ class Settled:
     outcome: Outcome
     code: str | None = None
     message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The change at a position is to be drawn with another seed, which gives that render key."""
+
+    position: int
+    seed: int
+    render_key: bytes
 
 
 def forget(connection: Connection, run_id: int, *, most: int) -> bool:
@@ -125,6 +155,7 @@ def add(connection: Connection, run_id: int, first: int, changes: Sequence[Chang
         "revisions": [change.model_revision for change in changes],
         "codes": [change.code for change in changes],
         "messages": [change.message for change in changes],
+        "redraws": [change.redraws for change in changes],
     }
     connection.execute(_ADD, values | {"run_id": run_id})
 
@@ -143,6 +174,22 @@ def page(
 def at(connection: Connection, run_id: int, positions: Sequence[int]) -> list[Change]:
     """The changes at these positions, in order."""
     return [_change(row) for row in connection.execute(_AT, {"run_id": run_id, "positions": list(positions)})]
+
+
+def redrawn(connection: Connection, run_id: int, *, first: int, limit: int) -> list[Change]:
+    """The changes from the position `first` on that the run's review has drawn again."""
+    values = {"run_id": run_id, "first": first, "limit": limit}
+    return [_change(row) for row in connection.execute(_REDRAWN, values)]
+
+
+def draw_again(connection: Connection, run_id: int, job_id: int, again: Sequence[Again]) -> None:
+    """From now on, these changes are the images of that job, in this order."""
+    values = {
+        "run_id": run_id, "job_id": job_id, "indexes": list(range(len(again))),
+        "positions": [one.position for one in again], "seeds": [one.seed for one in again],
+        "render_keys": [one.render_key for one in again],
+    }  # fmt: skip
+    connection.execute(_DRAW_AGAIN, values)
 
 
 def causes(connection: Connection, run_id: int) -> dict[str, int]:
@@ -187,5 +234,6 @@ def _change(row: Any) -> Change:
         item=row.item, variant=row.variant, kind=row.kind, line=row.line,
         render_key=None if row.render_key is None else bytes(row.render_key), request=row.request,
         model_revision=row.model_revision, code=row.code,
-        message=row.message, position=row.position, outcome=row.outcome,
+        message=row.message, position=row.position, outcome=row.outcome, redraws=row.redraws, job_id=row.job_id,
+        index=row.index,
     )  # fmt: skip

@@ -90,11 +90,12 @@ _SET = statement("entries.set")("""
 INSERT INTO catalogue_entries AS e (catalogue_id, from_version, item, variant, render_key, object_key, sha256, bytes,
   request, model_revision, reproducibility_class, rendered_at, job_id, index)
 SELECT :catalogue_id, :version, item, variant, render_key, object_key, sha256, bytes, request, model_revision,
-  reproducibility_class, now(), :job_id, index
+  reproducibility_class, now(), job_id, index
 FROM unnest(CAST(:items AS text[]), CAST(:variants AS text[]), CAST(:render_keys AS bytea[]), CAST(:keys AS text[]),
             CAST(:sums AS bytea[]), CAST(:sizes AS integer[]), CAST(:requests AS jsonb[]), CAST(:revisions AS text[]),
-            CAST(:classes AS text[]), CAST(:indexes AS integer[]))
-  AS given (item, variant, render_key, object_key, sha256, bytes, request, model_revision, reproducibility_class, index)
+            CAST(:classes AS text[]), CAST(:jobs AS bigint[]), CAST(:indexes AS integer[]))
+  AS given (item, variant, render_key, object_key, sha256, bytes, request, model_revision, reproducibility_class,
+            job_id, index)
 ON CONFLICT (catalogue_id, item, variant, from_version) DO UPDATE SET
   render_key = excluded.render_key, object_key = excluded.object_key, sha256 = excluded.sha256,
   bytes = excluded.bytes,
@@ -153,13 +154,15 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A change's picture, copied to the catalogue's own key."""
+    """A change's picture, copied to the catalogue's own key; `job_id` and `index` are its image."""
 
     change: Change
     object_key: str
     sha256: bytes
     bytes: int
     reproducibility_class: str
+    job_id: int
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +214,7 @@ def begin_as(connection: Connection, catalogue_id: int, *, base: int, version: i
     return most in done
 
 
-def replace(
-    connection: Connection, catalogue_id: int, version: int, pictures: Sequence[Picture], *, job_id: int
-) -> None:
+def replace(connection: Connection, catalogue_id: int, version: int, pictures: Sequence[Picture]) -> None:
     """From this version on, these changes have these pictures. A second call is not an error."""
     _close(connection, catalogue_id, version, [picture.change for picture in pictures])
     values = _these(catalogue_id, version, [picture.change for picture in pictures]) | {
@@ -224,9 +225,10 @@ def replace(
         "requests": [json.dumps(picture.change.request) for picture in pictures],
         "revisions": [picture.change.model_revision for picture in pictures],
         "classes": [picture.reproducibility_class for picture in pictures],
-        "indexes": [picture.change.position for picture in pictures],
+        "jobs": [picture.job_id for picture in pictures],
+        "indexes": [picture.index for picture in pictures],
     }
-    connection.execute(_SET, values | {"job_id": job_id})
+    connection.execute(_SET, values)
 
 
 def remove(connection: Connection, catalogue_id: int, version: int, changes: Sequence[Change]) -> None:

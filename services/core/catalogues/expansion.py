@@ -93,15 +93,17 @@ class Compiled:
         except ValidationError as error:
             found = requests.problems(error, texts)[0]
             raise Inapplicable(found.code, found.message) from None
-        seed = self._seed(item, redraws)
+        seed = seed_of(self.seed, self.catalogue, item, self.name, redraws)
         key = self.shape.render_key(request.prompt, request.negative_prompt, seed, input_sha256)
         return Picture(key, request.prompt, request.negative_prompt, seed, input_sha256)
 
-    def _seed(self, item: str, redraws: int) -> int:
-        if isinstance(self.seed, int):
-            return (self.seed + redraws) % SEED_LIMIT
-        words = (self.catalogue, item, self.name, *([str(redraws)] if redraws else []))
-        return int.from_bytes(hashlib.sha256("\0".join(words).encode()).digest()[:8], "big") % DRAWN_SEEDS
+
+def seed_of(rule: str | int, catalogue: str, item: str, variant: str, redraws: int) -> int:
+    """The seed of an item's variant that was drawn again so often, by the definition's rule: a number, or by id."""
+    if isinstance(rule, int):
+        return (rule + redraws) % SEED_LIMIT
+    words = (catalogue, item, variant, *([str(redraws)] if redraws else []))
+    return int.from_bytes(hashlib.sha256("\0".join(words).encode()).digest()[:8], "big") % DRAWN_SEEDS
 
 
 def fields(definition: Definition, variants: Sequence[Compiled]) -> list[str]:

@@ -1,14 +1,17 @@
 """Where the lists of pictures lie in the store: a run's own while it goes on, and its version's when that is whole."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
+
+from sqlalchemy import Connection
 
 from services.core.catalogues import changes, version_list
 from services.core.catalogues.catalogue_runs import Run, public_id
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change
+from services.core.catalogues.version_list import Redrawn
 from services.core.db.leases import Lease
 from services.core.storage.contract import ImageStore
 
@@ -43,6 +46,7 @@ class CompleteList:
         self._folder = tempfile.TemporaryDirectory(prefix="presswork-")
         self.path = Path(self._folder.name) / "list.sqlite"
         fetch(store, key(store, catalogue, run.id), self.path)
+        version_list.set_redrawn(self.path, _redrawn(run, lease))
         failed = (change for change in _troubled(run, lease) if change.code != "rejected")
         version_list.mark_failed(self.path, ((change.item, change.variant) for change in failed))
         rejected = (change for change in _troubled(run, lease) if change.code == "rejected")
@@ -56,12 +60,29 @@ class CompleteList:
 
 
 def _troubled(run: Run, lease: Lease) -> Iterator[Change]:
+    def page(connection: Connection, first: int) -> list[Change]:
+        return changes.page(connection, run.id, first=first, limit=_PAGE, troubled=True)
+
+    return (change for change in _all(page, lease) if change.kind in changes.RENDERED)
+
+
+def _redrawn(run: Run, lease: Lease) -> Iterator[Redrawn]:
+    def page(connection: Connection, first: int) -> list[Change]:
+        return changes.redrawn(connection, run.id, first=first, limit=_PAGE)
+
+    for change in _all(page, lease):
+        assert change.request is not None
+        assert change.render_key is not None
+        yield Redrawn(change.item, change.variant, change.redraws, change.request["seed"], change.render_key)
+
+
+def _all(read: Callable[[Connection, int], list[Change]], lease: Lease) -> Iterator[Change]:
     first = 0
     while True:
         lease.keep()
         with lease.database.begin_system() as connection:
-            page = changes.page(connection, run.id, first=first, limit=_PAGE, troubled=True)
-        yield from (change for change in page if change.kind in changes.RENDERED)
+            page = read(connection, first)
+        yield from page
         if len(page) < _PAGE:
             return
         first = page[-1].position + 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from services.core.catalogues import changes, entries, versions
+from services.core.catalogues import entries, versions
 from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change
@@ -20,11 +20,12 @@ _Place = tuple[str, str]
 @dataclass(frozen=True, slots=True)
 class Looks:
     """By item and variant, the pictures that the run's base has, `before`, and those of its version, `after`; and by
-    index, the images in its job that are done, `drawn`."""
+    position, the images that are done, `drawn`, and the others, `undrawn`."""
 
     before: Mapping[_Place, Entry]
     after: Mapping[_Place, Entry]
     drawn: Mapping[int, ImageView]
+    undrawn: Mapping[int, ImageView]
 
 
 def of_changes(connection: Connection, catalogue: Catalogue, run: Run, page: Sequence[Change]) -> Looks:
@@ -36,6 +37,14 @@ def of_changes(connection: Connection, catalogue: Catalogue, run: Run, page: Seq
         entries.these(connection, catalogue.id, version, places) if version in kept and version is not None else {}
         for version in (run.base, run.version)
     )
-    rendered = [one.position for one in page if one.position < changes.ASIDE]
-    views = queries.images_at(connection, run.job_id, rendered) if run.job_id is not None and rendered else []
-    return Looks(before, after, {view.index: view for view in views if view.state is ImageState.DONE})
+    drawn, undrawn = dict[int, ImageView](), dict[int, ImageView]()
+    for position, view in images(connection, run, page).items():
+        (drawn if view.state is ImageState.DONE else undrawn)[position] = view
+    return Looks(before, after, drawn, undrawn)
+
+
+def images(connection: Connection, run: Run, page: Sequence[Change]) -> dict[int, ImageView]:
+    """The images of some changes of a run, by position: those that the transaction sees."""
+    places = {place: one.position for one in page if (place := one.image(run.job_id)) is not None}
+    views = queries.images_anywhere(connection, list(places)) if places else []
+    return {places[view.job_id, view.index]: view for view in views}

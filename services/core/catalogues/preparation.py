@@ -270,6 +270,7 @@ def _differences(path: Path, variants: Sequence[Compiled], job_id: int | None) -
         yield Change(
             entry.item, entry.variant, kind, line=entry.place, render_key=entry.render_key,
             request=_request(entry, by_name[entry.variant]), model_revision=entry.shape.model_revision,
+            redraws=entry.redraws,
         )  # fmt: skip
     for problem in version_list.problems(path, _ALL_PROBLEMS):
         yield Change(

@@ -15,24 +15,29 @@ from services.core.catalogues.changes import Change
 from services.core.catalogues.unmarked import LOOKED_AT, NONE
 from services.core.db.statements import statement
 from services.core.marks import marks
-from services.core.marks.asked import Mark
+from services.core.marks.asked import MARKS, Mark
 from services.core.model.errors import Conflict
 
 _LOCK = statement("reviewing.lock")("SELECT state FROM catalogue_runs WHERE id = :run_id FOR SHARE")
+_COUNTS = statement("reviewing.counts")(f"""
+SELECT {", ".join(f"coalesce(sum({mark}), 0) AS {mark}" for mark in MARKS)}
+FROM mark_counts WHERE job_id = ANY(CAST(:job_ids AS bigint[]))
+""")  # noqa: S608  our own text
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Changes whose pictures have been drawn. `place`: the position behind which the next page begins; None: this is
-    the last. A page may be empty and not the last."""
+    """Changes whose pictures have been drawn, or are being drawn again. `place`: the position behind which the next
+    page begins; None: this is the last. A page may be empty and not the last."""
 
     changes: list[Change]
     place: int | None
 
 
 def page(connection: Connection, run: Run, mark: str, *, after: int, limit: int) -> Page:
-    """The next changes behind the position `after` whose pictures replace others and have this mark, or none."""
-    positions, place = unmarked.following(connection, run, mark, after, limit)
+    """The next changes behind the position `after` whose pictures replace others and have this mark, or none, as those
+    have that are being drawn again."""
+    positions, place = unmarked.following(connection, run, mark, after, limit, awaited=True)
     return Page(changes.at(connection, run.id, positions), place)
 
 
@@ -44,8 +49,7 @@ def mark(connection: Connection, run: Run, positions: Sequence[int], word: Mark 
         InvalidSubmission: one is no picture that has been drawn.
     """
     _hold(connection, run)
-    assert run.job_id is not None
-    return marks.put(connection, run.tenant_id, run.job_id, positions, word).changed
+    return _put(connection, run, positions, word)
 
 
 def mark_next(
@@ -55,17 +59,29 @@ def mark_next(
     there may be more. Raises as `mark`."""
     _hold(connection, run)
     positions, place = unmarked.following(connection, run, NONE, after, most)
-    if positions:
-        assert run.job_id is not None
-        marks.put(connection, run.tenant_id, run.job_id, positions, word)
+    _put(connection, run, positions, word)
     return len(positions), place
 
 
+def counts(connection: Connection, run: Run) -> dict[Mark, int]:
+    """How many images of the run's jobs have each mark, those that were drawn again among them."""
+    row = connection.execute(_COUNTS, {"job_ids": [run.job_id, *run.redraw_jobs]}).one()
+    return {mark: int(getattr(row, mark)) for mark in MARKS}
+
+
 def done(run: Run, marked: Mapping[Mark, int], *, left: int) -> int:
-    """How many of the pictures that waited have a mark, if the job has so many marks by now and at least so many
+    """How many of the pictures that waited have a mark, if the run's jobs have so many marks and at least so many
     pictures are left. Marks of pictures that need none are counted with them: no index tells them apart."""
-    since = sum(marked.values()) - run.counts.get("marked_before", 0)
+    since = sum(marked.values()) - run.counts.get("marked_before", 0) - run.counts.get("superseded", 0)
     return max(0, min(since, run.counts.get("to_review", 0) - left))
+
+
+def _put(connection: Connection, run: Run, positions: Sequence[int], word: Mark | None) -> int:
+    images: dict[int, list[int]] = {}
+    for place in (one.image(run.job_id) for one in changes.at(connection, run.id, positions)):
+        if place is not None:
+            images.setdefault(place[0], []).append(place[1])
+    return sum(marks.put(connection, run.tenant_id, job, images[job], word).changed for job in sorted(images))
 
 
 def _hold(connection: Connection, run: Run) -> None:

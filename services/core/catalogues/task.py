@@ -17,6 +17,7 @@ from services.core.catalogues import (
     copying,
     manifests,
     preparation,
+    redrawing,
     rendering,
     tidying,
     unmarked,
@@ -97,8 +98,10 @@ class CatalogueTask:
     def _await_review(self, _: Catalogue, run: Run) -> None:
         is_over = run.deadline is not None and run.deadline <= datetime.now(UTC)
         with self._lease.begin() as connection:
+            run = runs.hold(connection, run.id)  # nobody has a picture drawn again meanwhile
             left = None if is_over else unmarked.first(connection, run)
             if left is None:
+                redrawing.stop(connection, run)
                 runs.move(connection, run, "writing")
             else:
                 runs.await_mark(connection, run, left)
@@ -133,6 +136,8 @@ class CatalogueTask:
     def _cancel(self, run: Run) -> None:
         self._stop_job(run)
         with self._lease.begin() as connection:
+            run = runs.hold(connection, run.id)
+            redrawing.stop(connection, run)
             runs.move(connection, run, "cancelled")
 
     def _stop_job(self, run: Run) -> None:

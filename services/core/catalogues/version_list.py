@@ -86,6 +86,7 @@ class Entry:
     prompt: str
     negative_prompt: str
     seed: int
+    redraws: int
     failed: bool
     change: str
     image: str = ""
@@ -102,6 +103,17 @@ class Entry:
             "output_compression": shape.output_compression, "image": self.image or None,
         }  # fmt: skip
         return {name: value for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Redrawn:
+    """A picture of a version that was drawn again, so many times in all, and with which seed and key at last."""
+
+    item: str
+    variant: str
+    redraws: int
+    seed: int
+    render_key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +172,10 @@ def entries(path: Path, *changes: str) -> Iterator[Entry]:
             f"{chosen} ORDER BY item, variant"
         )
         for row in connection.execute(query, changes):
-            item, variant, key, shape, prompt, negative, seed, _, failed, change, place, *photograph = row
+            item, variant, key, shape, prompt, negative, seed, redraws, failed, change, place, *photograph = row
             yield Entry(
-                item, variants[variant], place, key, known[shape], prompt, negative, seed, bool(failed), change,
-                *photograph,
+                item, variants[variant], place, key, known[shape], prompt, negative, seed, redraws, bool(failed),
+                change, *photograph,
             )  # fmt: skip
 
 
@@ -200,6 +212,18 @@ def mark_failed(path: Path, failed: Iterator[tuple[str, str]]) -> None:
         connection.execute("UPDATE main.pictures SET failed = 0 WHERE failed")
         rows = ((item, numbers[variant]) for item, variant in failed)
         connection.executemany("UPDATE main.pictures SET failed = 1 WHERE item = ? AND variant = ?", rows)
+        connection.execute("COMMIT")
+
+
+def set_redrawn(path: Path, redrawn: Iterator[Redrawn]) -> None:
+    """Records the pictures that were drawn with other seeds while the version was reviewed."""
+    with opened(path) as connection:
+        numbers = {name: number for number, name in _variants(connection).items()}
+        rows = ((one.redraws, one.seed, one.render_key, one.item, numbers[one.variant]) for one in redrawn)
+        connection.execute("BEGIN")
+        connection.executemany(
+            "UPDATE main.pictures SET redraws = ?, seed = ?, render_key = ? WHERE item = ? AND variant = ?", rows
+        )
         connection.execute("COMMIT")
 
 

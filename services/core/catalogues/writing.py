@@ -10,13 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from services.core.catalogues import catalogue_runs as runs
-from services.core.catalogues import changes, entries
+from services.core.catalogues import changes, entries, looks
 from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change, Settled
 from services.core.catalogues.entries import Picture
 from services.core.db.leases import Lease
-from services.core.jobs import queries
 from services.core.jobs.queries import ImageView
 from services.core.model.file_names import EXTENSIONS
 from services.core.model.states import ImageState
@@ -57,11 +56,9 @@ def write_next(store: ImageStore, catalogue: Catalogue, run: Run, review: Review
     assert run.version is not None
     with lease.database.begin_system() as connection:
         page = changes.page(connection, run.id, first=position, limit=AT_ONCE)
-        wanted = [change.position for change in page if change.kind in changes.RENDERED]
-        views = queries.images_at(connection, run.job_id, wanted) if run.job_id and wanted else []
+        images = looks.images(connection, run, page)
     if not page:
         return -1
-    images = {view.index: view for view in views}
     settled: list[Settled] = []
     ready: list[tuple[Change, ImageView]] = []
     for change in page:
@@ -91,8 +88,7 @@ def _record(
     removed = [change for change in page if outcomes[change.position] == "removed"]
     with lease.begin() as connection:
         if pictures:
-            assert run.job_id is not None
-            entries.replace(connection, catalogue.id, run.version, pictures, job_id=run.job_id)
+            entries.replace(connection, catalogue.id, run.version, pictures)
         if stale:
             entries.keep_stale(connection, catalogue.id, run.version, stale)
         if removed:
@@ -129,4 +125,4 @@ def _copy(store: ImageStore, catalogue: Catalogue, run: Run, change: Change, ima
     )
     if key is None:
         return Settled(change.position, "failed", "object_gone", "The rendered picture is not in the store any more.")
-    return Picture(change, key, digest, image.bytes, image.reproducibility_class or "")
+    return Picture(change, key, digest, image.bytes, image.reproducibility_class or "", image.job_id, image.index)

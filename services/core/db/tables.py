@@ -801,6 +801,7 @@ catalogues = Table(
     Column("created_at", Moment, nullable=False, server_default=now),
     Column("updated_at", Moment, nullable=False, server_default=now),
     Column("deleted_at", Moment),
+    Column("moved_at", Moment),  # when `published` moved last; no two moments lie in one second
     Index("catalogues_name", "tenant_id", "name", unique=True, postgresql_where=text("deleted_at IS NULL")),
     Index("catalogues_public", "public_id", unique=True),
     Index("catalogues_untidy", "tenant_id", "tidy_from", postgresql_where=text("tidy_from IS NOT NULL")),
@@ -832,6 +833,7 @@ catalogue_runs = Table(
     Column("rendered_at", Moment),
     Column("finished_at", Moment),
     Column("causes", JSONB, nullable=False, server_default=text("'{}'")),  # how many changes have which code
+    Column("redraw_jobs", ARRAY(BigInteger), nullable=False, server_default=text("'{}'")),  # of its review
     CheckConstraint(
         f"state IN ('queued','submitting','rendering','reviewing','writing',{_FINAL_RUN[1:]}",
         name="catalogue_runs_state",
@@ -862,12 +864,17 @@ catalogue_changes = Table(  # what a run found to differ from its base; those to
     Column("outcome", Text),
     Column("code", Text),
     Column("message", Text),
+    Column("redraws", Integer, nullable=False, server_default=zero),  # how often its seed was exchanged
+    Column("job_id", BigInteger),  # where it was drawn again: a job, and the index of its image there
+    Column("index", Integer),
     PrimaryKeyConstraint("run_id", "position"),
+    CheckConstraint("(job_id IS NULL) = (index IS NULL)", name="catalogue_changes_redrawn"),
     CheckConstraint("kind IN ('new','changed','model','retried','broken','removed')", name="catalogue_changes_kind"),
     CheckConstraint("outcome IN ('done','failed','rejected','removed')", name="catalogue_changes_outcome"),
     Index("catalogue_changes_kind", "run_id", "kind", "position"),
     Index("catalogue_changes_troubled", "run_id", "position", postgresql_where=text("code IS NOT NULL")),
     Index("catalogue_changes_code", "run_id", "code", "position", postgresql_where=text("code IS NOT NULL")),
+    Index("catalogue_changes_redrawn", "run_id", "position", postgresql_where=text("job_id IS NOT NULL")),
 )
 
 catalogue_versions = Table(
@@ -932,7 +939,6 @@ catalogue_destinations = Table(  # where the published version is copied to, and
     Column("step", Text, nullable=False),
     Column("reached", ARRAY(Text), nullable=False, server_default=text("'{}'")),  # how far the step has come
     Column("announced", Integer),  # the version that the pointer at the place names
-    Column("before", Integer),  # not used any more
     Column("counts", JSONB, nullable=False, server_default=text("'{}'")),
     Column("error", JSONB),
     Column("attempts", Integer, nullable=False, server_default=zero),

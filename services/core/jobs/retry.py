@@ -6,6 +6,7 @@ between them becomes several with the same custom_id.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -75,10 +76,7 @@ def retry(
         IdempotencyConflict, IdempotencyGone, IdempotencyBusy: the key was used for another request or for what is
             deleted, or is in use right now.
     """
-    parent = connection.execute(_PARENT, {"id": parent_id, "tenant_id": tenant_id}).one_or_none()
-    if parent is None:
-        raise NotFound("There is no such job.")
-    child = ids.new()
+    parent, child = lock_parent(connection, tenant_id, parent_id), ids.new()
     if idempotency_key is not None:
         digest = idempotency.digest("retry", parent_id, asked.model_dump(exclude=_not_set(asked)))
         known = idempotency.remember(connection, tenant_id, idempotency_key, sha256=digest, thing=child)
@@ -89,16 +87,8 @@ def retry(
         raise Conflict(message, "job_not_finished")
     wanted = [ImageState.FAILED, *([ImageState.CANCELLED] if asked.include_cancelled else [])]
     priority = parent.priority if asked.priority is None else requests.PRIORITIES[asked.priority]
-    drafts.create(
-        connection,
-        tenant_id,
-        child,
-        priority=priority,
-        labels=parent.labels if asked.labels is None else asked.labels,
-        dedupe=parent.dedupe,
-        embed_prompt=parent.embed_prompt,
-        parent_id=parent_id,
-    )
+    labels = parent.labels if asked.labels is None else asked.labels
+    create_child(connection, tenant_id, parent_id, parent, child, priority=priority, labels=labels)
     values = {"parent": parent_id, "child": child}
     deadlines.lift(connection)
     runs = statement("retry.runs")(_RUNS.format(payloads_leaf=partitions.leaf(connection, "payloads", child)))
@@ -109,11 +99,35 @@ def retry(
         words = " or ".join(f"was {state.word}" if state is ImageState.CANCELLED else state.word for state in wanted)
         those = "None of these images" if asked.cause or asked.indexes else "No image of the job"
         raise Conflict(f"{those} {words}: there is nothing to try again.", "nothing_to_retry")
-    inputs.inherit(connection, parent_id=parent_id, child_id=child)
-    segments.inherit(connection, parent_id=parent_id, child_id=child, priority=priority)
     job_states.grow(connection, child, images=count.images, requests=count.requests)
-    images.spread(connection, child)
-    return RetryResult(child, drafts.open_all(connection, child))
+    return RetryResult(child, open_child(connection, parent_id, child, priority=priority))
+
+
+def lock_parent(connection: Connection, tenant_id: int, parent_id: int) -> Any:
+    """The job's state, priority, labels and options; nobody deletes it meanwhile. Raises NotFound."""
+    parent = connection.execute(_PARENT, {"id": parent_id, "tenant_id": tenant_id}).one_or_none()
+    if parent is None:
+        raise NotFound("There is no such job.")
+    return parent
+
+
+def create_child(
+    connection: Connection, tenant_id: int, parent_id: int, parent: Any, child_id: int, *, priority: int,
+    labels: dict[str, str],
+) -> None:  # fmt: skip
+    """Records the new job as an empty draft, with the locked parent's options."""
+    drafts.create(
+        connection, tenant_id, child_id, priority=priority, labels=labels, dedupe=parent.dedupe,
+        embed_prompt=parent.embed_prompt, parent_id=parent_id,
+    )  # fmt: skip
+
+
+def open_child(connection: Connection, parent_id: int, child_id: int, *, priority: int) -> list[str]:
+    """Queues the new job, whose requests have been copied from its parent. Returns the names of its models."""
+    inputs.inherit(connection, parent_id=parent_id, child_id=child_id)
+    segments.inherit(connection, parent_id=parent_id, child_id=child_id, priority=priority)
+    images.spread(connection, child_id)
+    return drafts.open_all(connection, child_id)
 
 
 def _not_set(asked: requests.RetryOptions) -> set[str]:

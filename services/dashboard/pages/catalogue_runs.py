@@ -19,10 +19,11 @@ from services.core.catalogues.changes import Change
 from services.core.catalogues.looks import Looks
 from services.core.db.database import Connection
 from services.core.jobs import queries
-from services.core.marks import marks
+from services.core.jobs.queries import ImageView
 from services.core.marks.asked import Mark
 from services.core.model import ids
 from services.core.model.errors import NotFound
+from services.core.model.states import FINAL_IMAGE_STATES, ImageState
 from services.dashboard import access, catalogue_words, forms, reading, rendering
 from services.dashboard.routes import PageRoute
 
@@ -35,13 +36,14 @@ _PROBLEMS = 100
 @dataclass(frozen=True, slots=True)
 class Pair:
     """A change with the addresses of its pictures before and after, without `/thumbnail` or `/picture`; empty: there is
-    none. `place` is its own page."""
+    none. `place` is its own page. `missing` says why there is no picture after."""
 
     change: Change
     before: str
     after: str
     place: str
-    mark: Mark | None = None
+    mark: Mark | None
+    missing: str
 
 
 @router.get("/catalogues/{name}/runs/{run_id}")
@@ -62,8 +64,7 @@ def show_run(
         seen = looks.of_changes(connection, found, run, page[:PER_PAGE])
         failed = changes.examples(connection, run.id, _EXAMPLES)
         jobs = queries.these_jobs(connection, visitor.tenant, [run.job_id]) if run.job_id is not None else []
-        is_reviewed = run.state == "reviewing" and jobs and run.job_id is not None
-        marked = marks.counts(connection, visitor.tenant, run.job_id or 0) if is_reviewed else {}
+        marked = reviewing.counts(connection, run) if run.state == "reviewing" and jobs else {}
     more = None
     if len(page) > PER_PAGE:
         more = pagination.encode_cursor(context.settings.secret, listing, page[PER_PAGE - 1].position)
@@ -119,7 +120,7 @@ def show_change(
         run_id=run_id,
         pair=pair(found, run, one, seen),
         before=seen.before.get((one.item, one.variant)),
-        image=seen.drawn.get(one.position),
+        image=seen.drawn.get(one.position) or seen.undrawn.get(one.position),
         can_mark=is_reviewable(run, one),
         here=f"/catalogues/{name}/runs/{run_id}/changes/{position}",
         action=f"/catalogues/{name}/runs/{run_id}/review/marks",
@@ -174,16 +175,27 @@ def is_reviewable(run: Run, change: Change) -> bool:
 def pair(catalogue: Catalogue, run: Run, change: Change, seen: Looks) -> Pair:
     """The change's pictures: before, as they are in the run's base; after, as they are in its version or, until that is
     written, in its job."""
-    place = (change.item, change.variant)
+    place, image = (change.item, change.variant), seen.drawn.get(change.position)
     before = of_version(catalogue, run.base, *place) if place in seen.before else ""
     after = ""
     if change.outcome == "done" and place in seen.after:
         after = of_version(catalogue, run.version or 0, *place)
-    elif change.position in seen.drawn and run.job_id is not None:
-        after = f"/jobs/{ids.public_job(run.job_id)}/images/{change.position}"
+    elif image is not None:
+        after = f"/jobs/{ids.public_job(image.job_id)}/images/{image.index}"
     own = f"/catalogues/{catalogue.name}/runs/{runs.public_id(run.id)}/changes/{change.position}"
-    image = seen.drawn.get(change.position)
-    return Pair(change, before, after, own, image.mark if image and change.kind in changes.REVIEWED else None)
+    mark = image.mark if image and change.kind in changes.REVIEWED else None
+    return Pair(change, before, after, own, mark, _missing(change, seen.undrawn.get(change.position)))
+
+
+def _missing(change: Change, image: ImageView | None) -> str:
+    if change.kind == "removed":
+        return "removed"
+    if change.code is not None:
+        return change.code
+    if image is not None and image.state is ImageState.FAILED:
+        return image.error_code or "failed"
+    is_redrawn = image is not None and change.job_id is not None and image.state not in FINAL_IMAGE_STATES
+    return "being drawn again" if is_redrawn else "not yet"
 
 
 def of_version(catalogue: Catalogue, version: int, item: str, variant: str) -> str:

@@ -1,7 +1,7 @@
 // Pictures by keyboard: moving in a gallery, looking at one large, and marking the one that is looked at.
 import {localize} from "./words.js";
 
-const MARKS = {a: "accepted", r: "rejected", s: "starred", u: "none"};
+const MARKS = {a: "accepted", r: "rejected", s: "starred", u: "none", d: "redraw"};
 const STEPS = {ArrowLeft: -1, ArrowRight: 1};
 const OPEN = "#large"; // in an address: the first picture is shown large
 
@@ -33,7 +33,7 @@ const singleKeys = {
 
 async function mark(index, word) {
   const form = document.querySelector("form.marks, #marker");
-  if (!form) return;
+  if (!form || (word === "redraw" && !("redraws" in form.dataset))) return;
   const body = new URLSearchParams({csrf: form.elements.csrf.value, index, mark: word});
   let answer, text;
   try {
@@ -56,8 +56,8 @@ async function mark(index, word) {
   const badge = item(index)?.querySelector(".badge");
   if (badge) badge.textContent = badge.dataset.mark = part.dataset.mark;
   const name = item(index)?.dataset.name ?? `Image ${Number(index).toLocaleString("en-US")}`;
-  tell(`${name}: ${part.dataset.mark || "no mark"}`);
-  if (part.dataset.mark && item(index)?.closest("[data-advance]")) advance(index);
+  tell(`${name}: ${word === "redraw" ? "is drawn again" : part.dataset.mark || "no mark"}`);
+  if ((part.dataset.mark || word === "redraw") && item(index)?.closest("[data-advance]")) advance(index);
 }
 
 // In a review the next picture follows the one that was marked.
