@@ -11,11 +11,12 @@ import httpx
 import pytest
 
 from services.core.catalogues import catalogue_runs as runs
-from services.core.catalogues import names
+from services.core.catalogues import catalogues, names
 from services.core.catalogues.changes import Change
 from services.core.storage.s3 import S3Store
 from tests import cataloguing
 from tests.cataloguing import change
+from tests.waiting import until
 from tests.web import Api
 
 ODD = ["../x", "a/b", "ü", "%2e", "ö" * 200, "x" * 200, ".", "a b?c#d", "~YQ"]
@@ -75,8 +76,6 @@ def shop(served: Api) -> Shop:
     assert served.http.put(PLACE, json=DEFINITION).status_code == 201
     shop = Shop(served, store, [])
     shop.night(*(change(item, "red") for item in ITEMS))
-    with served.database.begin_system() as connection:  # a night ago, and not within the same second
-        connection.exec_driver_sql("UPDATE catalogue_entries SET rendered_at = rendered_at - interval '1 day'")
     shop.night(change("a", "blue", kind="changed"), unchanged=len(ITEMS) - 1)
     broken = change("c", kind="broken", code="empty_prompt", message="The prompt is empty.")
     shop.night(
@@ -92,6 +91,18 @@ def browser() -> Iterator[httpx.Client]:
     """Without a key."""
     with httpx.Client(trust_env=False) as client:
         yield client
+
+
+def dated(browser: httpx.Client, link: str) -> httpx.Response:
+    """The head of an answer, once it says since when the picture is there: not in its first second."""
+
+    def asked() -> httpx.Response | None:
+        answer = browser.head(link)
+        return answer if "Last-Modified" in answer.headers else None
+
+    found = until(asked)
+    assert found is not None
+    return found
 
 
 def picture(item: str, prompt: str) -> bytes:
@@ -333,7 +344,7 @@ def test_public_links_stream_the_published_pictures(shop: Shop, browser: httpx.C
         if expected == 200:
             assert answer.content == picture(item, "green" if item == "a" else "red")
     link = shop.public("a")
-    head = browser.head(link)
+    head = dated(browser, link)
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["Content-Length"] == str(len(picture("a", "green")))
     assert head.headers["ETag"] == f'"{hashlib.sha256(picture("a", "green")).hexdigest()}"'
@@ -349,12 +360,32 @@ def test_public_links_stream_the_published_pictures(shop: Shop, browser: httpx.C
 
 def test_a_rollback_is_seen_by_whoever_asks_again(shop: Shop, browser: httpx.Client) -> None:
     link = shop.public("a")
-    newest = browser.get(link).headers
+    newest = dated(browser, link).headers
     shop.publish(1)
     for given in ({"If-None-Match": newest["ETag"]}, {"If-Modified-Since": newest["Last-Modified"]}, {}):
         assert browser.get(link, headers=given).content == picture("a", "red"), given
     assert browser.get(shop.public("b")).content == picture("b", "red")
     shop.publish(3)
+
+
+def test_a_client_that_knows_dates_alone_takes_no_picture_for_another_of_the_same_second(
+    shop: Shop, browser: httpx.Client
+) -> None:
+    known: list[str] = []
+    link, moments = shop.public("a"), []
+    for version in (1, 3, 1, 3):
+        shop.publish(version)
+        answer = browser.get(link)
+        known.append(answer.headers.get("Last-Modified") or answer.headers["Date"])
+        with shop.api.database.begin_system() as connection:
+            moved_at = catalogues.of_public_id(connection, link.split("/")[-3]).moved_at
+            assert moved_at is not None
+            moments.append(moved_at.replace(microsecond=0))
+    assert moments == sorted(set(moments))
+    now = dated(browser, link).headers["Last-Modified"]
+    for given in known[:-1]:
+        assert browser.get(link, headers={"If-Modified-Since": given}).content == picture("a", "green"), given
+    assert browser.get(link, headers={"If-Modified-Since": now}).status_code == 304
 
 
 def test_nobody_learns_which_part_of_a_public_link_is_wrong(shop: Shop, browser: httpx.Client) -> None:

@@ -20,8 +20,10 @@ from services.core.model.errors import NotFound
 from services.core.storage import keys
 
 _SUBJECT = "'catalogue/' || name"
-_COLUMNS = "id, tenant_id, name, public_id, definition, file_id, version, published, announced, created_at, updated_at"
-# A definition that says the same is no change. One row in, one row out, whether it was there or not.
+_COLUMNS = (
+    "id, tenant_id, name, public_id, definition, file_id, version, published, announced, created_at, updated_at, "
+    "moved_at"
+)
 _KIND = "CASE WHEN EXISTS (SELECT FROM before) THEN 'catalogue.changed' ELSE 'catalogue.created' END"
 # A definition that says the same is no change.
 _PUT = statement("catalogues.put")(f"""
@@ -59,8 +61,9 @@ _BEGIN_VERSION = statement("catalogues.begin_version")(
 )
 _PUBLISH = statement("catalogues.publish")(f"""
 WITH moved AS (
-  UPDATE catalogues SET published = :version, tidy_from = now() WHERE id = :id AND published IS DISTINCT FROM :version
-  RETURNING tenant_id, name
+  UPDATE catalogues SET published = :version, tidy_from = now(),
+    moved_at = greatest(clock_timestamp(), date_trunc('second', moved_at) + interval '1 second')
+  WHERE id = :id AND published IS DISTINCT FROM :version RETURNING tenant_id, name
 )
 {
     log.of_each(
@@ -91,8 +94,9 @@ WITH moved AS (
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """A catalogue. `version` is the highest that a run has begun, `published` the one that readers see, if any, and
-    `announced` the one that the pointer in the store names."""
+    """A catalogue. `version` is the highest that a run has begun, `published` the one that readers see, if any,
+    `announced` the one that the pointer in the store names. `moved_at`: when another version was published last; each
+    time is in a later second than the one before."""
 
     id: int
     tenant_id: int
@@ -105,6 +109,7 @@ class Catalogue:
     announced: int | None
     created_at: datetime
     updated_at: datetime
+    moved_at: datetime | None
 
     @property
     def folder(self) -> str:
