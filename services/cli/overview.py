@@ -68,7 +68,10 @@ def _figures(found: Overview) -> Table:
     words += f" in {units.count(waiting['jobs'], 'job')}"
     if waiting["seconds"]:
         words += f", about {units.duration(waiting['seconds'])}"
-    table.add_row("waiting", words if waiting["jobs"] else "nothing")
+    words = words if waiting["jobs"] else "nothing"
+    if waiting["paused"]:
+        words += f"; {units.count(waiting['paused'], 'image')} of paused jobs"
+    table.add_row("waiting", words)
     fleet = found["accelerators"]
     of = f"{fleet['busy']} of {units.count(fleet['busy'] + fleet['idle'], 'accelerator')} busy"
     table.add_row(

@@ -1,5 +1,7 @@
 """Adds the dashboard's pages and files to the web server's application."""
 
+import inspect
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -7,7 +9,7 @@ from fastapi import APIRouter, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute
 
-from services.dashboard import files, rendering
+from services.dashboard import access, files, rendering
 from services.dashboard.pages import (
     action_log,
     actions,
@@ -78,12 +80,16 @@ def install(app: FastAPI) -> None:
     app.router.routes.extend(_routes())
     answer: Any = app.exception_handlers[HTTPException]
 
-    def answered(request: Request, error: Any) -> Any:
-        """Whoever looks for a page that there is not gets one that says so."""
+    async def answered(request: Request, error: Any) -> Any:
+        """Whoever looks for a page that there is not gets one that says so, in the usual frame if signed in."""
         wants_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/v1/")
-        if error.status_code == 404 and wants_page:
-            return rendering.trouble(request, 404, "Not here", "There is nothing at this address.")
-        return answer(request, error)
+        if error.status_code != 404 or not wants_page:
+            answered = answer(request, error)
+            return await answered if inspect.isawaitable(answered) else answered
+        context = request.app.state.context
+        with suppress(Exception):  # a frame is not worth an error: the database may be away
+            request.state.visitor = await context.requests.run(None, access.find, context, request)
+        return rendering.trouble(request, 404, "Not here", "There is nothing at this address.")
 
     app.add_exception_handler(HTTPException, answered)
 

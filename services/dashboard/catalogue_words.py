@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.changes import REVIEWED
+from services.core.catalogues.needs import FailedCopy
 from services.dashboard.words import plural
 
 KINDS = {  # in the order in which pages show them: what is counted, and its word
@@ -70,6 +71,11 @@ def need(run: Run) -> str:
     if run.state == "kept" and run.version is not None:
         return f"Version {run.version} was made and not published: {why(run)}"
     return f"Its last run {'was held back' if run.state == 'kept' else 'failed'}: {why(run)}"
+
+
+def not_copied(copy: FailedCopy) -> str:
+    """Why a version is not where it was to be copied."""
+    return f"Version {copy.version} could not be copied to {copy.place}: {copy.message}"
 
 
 def _but(counts: Mapping[str, int], *, has_base: bool) -> str:

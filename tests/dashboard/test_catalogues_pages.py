@@ -236,9 +236,16 @@ def test_a_failed_copy_is_told_and_others_catalogues_and_unknown_ones_are_not_th
         destinations.fail(connection, catalogue.id, "no_such_bucket", "There is no bucket feeds.", again=False)
     said = signed.browser.get("/catalogues/shop").text
     assert "Version 1 could not be copied to feeds/shop" in said and "There is no bucket feeds." in said
+    said = signed.browser.get("/").text
+    assert "Version 1 could not be copied to feeds/shop: There is no bucket feeds." in said
+    assert "This needs you" in said and "tried again" not in said
+    with signed.api.database.begin_system() as connection:
+        destinations.fail(connection, catalogue.id, "away", "The store is away.", again=True)
+    assert "It is tried again" in signed.browser.get("/").text
     with signed.api.database.begin_system() as connection:
         connection.execute(text("UPDATE catalogue_destinations SET error = NULL, step = 'done', version = 7"))
     assert "version 7 copied to feeds/shop" in signed.browser.get("/catalogues/shop").text
+    assert "could not be copied" not in signed.browser.get("/").text
     own = ("/catalogues/shop", place, "/catalogues/shop/versions/1/front/picture?id=a")
     assert [signed.browser.get(path).status_code for path in own] == [200] * 3
     _, signed.key = signed.api.new_tenant("another house")

@@ -274,6 +274,9 @@ def test_what_goes_wrong_is_a_page_for_people_and_json_for_programs(
     people, programs = {"Accept": "text/html,*/*"}, {"Accept": "application/json"}
     found = signed.browser.get("/nothing", headers=people)
     assert (found.status_code, "<h1>Not here</h1>" in found.text) == (404, True)
+    assert 'aria-label="Pages"' in found.text
+    stranger = httpx.get(f"{signed.url}/nothing", headers=people, trust_env=False)
+    assert (stranger.status_code, 'aria-label="Pages"' in stranger.text) == (404, False)
     assert signed.browser.get("/nothing", headers=programs).json()["error"]["code"] == "unknown_route"
     assert 'aria-label="Pages"' in signed.browser.get("/jobs/job_0000000000000", headers=people).text
     assert signed.browser.get("/v1/nothing", headers=people).json()["error"]["code"] == "unknown_route"

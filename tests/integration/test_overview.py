@@ -135,6 +135,7 @@ def test_waiting_work_is_counted_in_images_and_in_seconds_without_what_is_paused
     claim(ready)
     unknown = look(ready).waiting
     assert (unknown.jobs, unknown.queued, unknown.rendering, unknown.seconds) == (1, 4, 16, None)
+    assert unknown.paused == 50
     with ready.begin_system() as connection:
         throughput.record(connection, SHAPE, "h d", images=100, seconds_per_image=3.0)
     found = look(ready).waiting

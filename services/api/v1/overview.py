@@ -65,13 +65,14 @@ class Issue(BaseModel):
 
 
 class Waiting(BaseModel):
-    """The images that are not final, without those of paused jobs, and what they take: seconds of accelerators, and
-    seconds until all are done if nothing else is ahead. Null: not measured yet, or no live worker serves some of them.
-    `more`: there are other jobs, which were not added up."""
+    """The images that are not final, without those of paused jobs (of which `paused` wait), and what they take: seconds
+    of accelerators, and seconds until all are done if nothing else is ahead. Null: not measured yet, or no live worker
+    serves some of them. `more`: there are other jobs, which were not added up."""
 
     jobs: int
     queued: int
     rendering: int
+    paused: int
     device_seconds: float | None
     seconds: float | None
     more: bool

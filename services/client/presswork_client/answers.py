@@ -501,6 +501,7 @@ class Waiting(TypedDict):
     jobs: int
     queued: int
     rendering: int
+    paused: int
     device_seconds: float | None
     seconds: float | None
     more: bool

@@ -4,7 +4,7 @@ Every read is bounded, however many images and jobs there are: it looks at so ma
 Functions take the tenant's transaction.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -29,12 +29,12 @@ LIVE_SECONDS = estimates.LIVE_SECONDS
 # What is left of a job is divided among its shapes as in `estimates.ahead`.
 _WORK = statement("overview.work")(f"""
 WITH live AS MATERIALIZED (
-  SELECT mine.id FROM unnest(CAST(:states AS text[])) AS wanted (state)
+  SELECT mine.id, mine.paused FROM unnest(CAST(:states AS text[])) AS wanted (state)
   CROSS JOIN LATERAL (
     SELECT id, paused FROM jobs WHERE jobs.state = wanted.state AND tenant_id = :tenant_id ORDER BY id LIMIT :most
-  ) mine WHERE NOT mine.paused
+  ) mine
 )
-SELECT live.id, c.queued, c.rendering, {columns.shape("s")},
+SELECT live.id, live.paused, c.queued, c.rendering, {columns.shape("s")},
        (c.queued + c.rendering) * span / sum(span) OVER (PARTITION BY live.id) AS images
 FROM live
 CROSS JOIN LATERAL (SELECT queued, rendering FROM job_counts WHERE job_counts.job_id = live.id OFFSET 0) c
@@ -73,12 +73,14 @@ class Issue:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """The tenant's images that are not final, without those of paused jobs. Seconds are None if nothing was measured;
-    `seconds` also if no live worker serves some of it. `more`: there are jobs that were not looked at."""
+    """The tenant's images that are not final, without those of paused jobs, of which so many wait, `paused`. Seconds
+    are None if nothing was measured; `seconds` also if no live worker serves some of it. `more`: there are jobs that
+    were not looked at."""
 
     jobs: int
     queued: int
     rendering: int
+    paused: int
     device_seconds: float | None
     seconds: float | None
     more: bool
@@ -123,7 +125,8 @@ class Overview:
 def overview(connection: Connection, tenant_id: int, *, names_hosts: bool = True) -> Overview:
     """All of it, in a fixed number of statements. `names_hosts`: the issues say where a worker runs."""
     values = {"tenant_id": tenant_id, "states": ["queued", "in_progress"], "most": MOST_JOBS}
-    work = connection.execute(_WORK, values).all()
+    found = connection.execute(_WORK, values).all()
+    work, paused = [row for row in found if not row.paused], {row.id: row.queued for row in found if row.paused}
     left: dict[str, float] = {}
     shapes: dict[Shape, float] = {}
     for row in work:
@@ -141,7 +144,7 @@ def overview(connection: Connection, tenant_id: int, *, names_hosts: bool = True
             *_of_scheduler(connection),
         ),
         rates=rates.rates(connection, tenant_id),
-        waiting=_waiting(work, measured),
+        waiting=_waiting(work, paused, measured),
         accelerators=accelerators,
         jobs=tuple(queries.under_way(connection, tenant_id, JOBS_SHOWN)),
         failures=tuple(failures.of_day(connection, tenant_id)),
@@ -155,7 +158,7 @@ def pictures(connection: Connection, tenant_id: int, limit: int = PICTURES_SHOWN
     return [Picture(*row) for row in rows]
 
 
-def _waiting(work: Sequence[Any], measured: estimates.Measured) -> Waiting:
+def _waiting(work: Sequence[Any], paused: Mapping[int, int], measured: estimates.Measured) -> Waiting:
     jobs = {row.id: row for row in work}
     seconds: dict[str, float | None] = {}  # accelerator-seconds of each model; None: not known
     stuck = False  # nobody serves some of it
@@ -174,9 +177,10 @@ def _waiting(work: Sequence[Any], measured: estimates.Measured) -> Waiting:
         jobs=len(jobs),
         queued=sum(row.queued for row in jobs.values()),
         rendering=sum(row.rendering for row in jobs.values()),
+        paused=sum(paused.values()),
         device_seconds=sum(known) if len(known) == len(seconds) else None,
         seconds=max(ends, default=0.0) if len(ends) == len(seconds) and not stuck else None,
-        more=len(jobs) >= MOST_JOBS,
+        more=len(jobs) + len(paused) >= MOST_JOBS,
     )
 
 

@@ -57,6 +57,7 @@ async def show_overview(request: Request, context: ContextDep, visitor: access.S
         public_job=ids.public_job,
         public_run=catalogue_runs.public_id,
         said=catalogue_words.need,
+        copied=catalogue_words.not_copied,
     )
 
 
