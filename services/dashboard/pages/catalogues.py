@@ -212,7 +212,9 @@ def _what_changes(chosen: Version, now: Version | None, changed: int, *, is_all:
     if now is None:
         return f"Readers will see its {plural(chosen.images, 'picture')}; so far they see none."
     differ = f"{'' if is_all else 'at least '}{plural(changed, 'picture')} {'differs' if changed == 1 else 'differ'}"
+    if not changed:
+        differ = "no picture differs" if is_all else "pictures may differ"
     return (
-        f"It takes the place of version {now.version} at once: {differ if changed else 'no picture differs'}, and "
+        f"It takes the place of version {now.version} at once: {differ}, and "
         f"readers will see {plural(chosen.images, 'picture')} instead of {now.images:,}. Version {now.version} is kept."
     )
