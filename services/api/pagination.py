@@ -8,9 +8,11 @@ import struct
 from collections.abc import Iterable
 
 from services.api.errors import ApiError
+from services.core.jobs.listing import Place
 
 _POSITION_BYTES = 8
 _PROOF_BYTES = 12
+_AMONG_FAILED = 1 << 63  # of a list of jobs that begins with those that have failures
 _SCORE = struct.Struct(">di")
 
 
@@ -79,3 +81,14 @@ def _decode(secrets: Iterable[str], listing: str, cursor: str) -> bytes:
 
 def _proof(secret: str, listing: str, value: bytes) -> bytes:
     return hmac.digest(secret.encode(), b"cursor\n" + listing.encode() + b"\n" + value, "sha256")[:_PROOF_BYTES]
+
+
+def encode_job_place(secret: str, listing: str, place: Place) -> str:
+    """Of a list of jobs in any order."""
+    return encode_cursor(secret, listing, place.job_id + (_AMONG_FAILED if place.failed else 0))
+
+
+def decode_job_place(secrets: Iterable[str], listing: str, cursor: str) -> Place:
+    """The inverse of `encode_job_place`. Raises ApiError."""
+    position = decode_cursor(secrets, listing, cursor)
+    return Place(position % _AMONG_FAILED, position >= _AMONG_FAILED)

@@ -9,7 +9,7 @@ from fastapi import Query, Request
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 
 from services.api.errors import ApiError, parameter_status
-from services.core.model import ids, metadata_filters
+from services.core.model import ids, job_words, metadata_filters
 from services.core.model.errors import NotFound
 from services.core.model.metadata_filters import Condition
 from services.core.model.scores import NotUnderstood, Wanted, wanted
@@ -67,6 +67,12 @@ def _dated(given: object) -> object:
     """Seconds since 1970, as a number, are no moment here."""
     if isinstance(given, str) and not re.match(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]", given):
         raise ValueError
+    return given
+
+
+def _when(given: str | None) -> str | None:
+    if given is not None:
+        job_words.moment(given, is_end=True)
     return given
 
 
@@ -159,7 +165,41 @@ Priority = Annotated[
 _YES_OR_NO = Literal["true", "false"] | None
 Dedupe = Annotated[_YES_OR_NO, Query(description="true or false; with JSON it is a field of the body instead")]
 EmbedPrompt = Annotated[_YES_OR_NO, Query(description="true or false; with JSON it is a field of the body instead")]
-JobStatus = Annotated[JobState | None, Query(description=f"one of {', '.join(state.value for state in JobState)}")]
+_JOB_STATUSES = [status for status in job_words.STATES if status]
+JobStatus = Annotated[
+    Literal["unfinished"] | JobState | None,
+    Query(description=f"one of {', '.join(_JOB_STATUSES)}"),
+]
+_JobWord = Annotated[str | None, AfterValidator(lambda given: None if given is None else _storable(given))]
+JobText = Annotated[
+    _JobWord, Query(max_length=job_words.MOST_TEXT, description="text that stands in one of the job's labels")
+]
+JobModel = Annotated[
+    _JobWord, Query(max_length=job_words.MOST_TEXT, description="the name of a model that renders the job")
+]
+JobWho = Annotated[
+    _JobWord, Query(max_length=job_words.MOST_TEXT, description="the name or the id of the key that submitted the job")
+]
+JobPriority = Annotated[Literal["high", "normal", "low"] | None, Query(description="one of high, normal, low")]
+JobSort = Annotated[
+    Literal["newest", "oldest", "failed_first"], Query(description="one of newest, oldest, failed_first")
+]
+JobSince = Annotated[
+    str | None,
+    AfterValidator(_when),
+    Query(
+        max_length=40, description=f"since when the job was submitted: {job_words.WHEN}",
+        json_schema_extra={"pattern": job_words.WHEN_PATTERN},
+    ),
+]  # fmt: skip
+JobUntil = Annotated[
+    str | None,
+    AfterValidator(_when),
+    Query(
+        max_length=40, description="until when, the same; a day is included",
+        json_schema_extra={"pattern": job_words.WHEN_PATTERN},
+    ),
+]  # fmt: skip
 JobOptions = Annotated[
     str | None,
     AfterValidator(_label),

@@ -16,7 +16,11 @@ EXAMPLES = {
         "presswork estimate prompts.jsonl",
         "presswork estimate --images 10000 --size 512x512",
     ),
-    "ls": ("presswork ls --status in_progress", "presswork ls --label for=shop --limit 0 --json"),
+    "ls": (
+        "presswork ls --status in_progress",
+        "presswork ls --label for=shop --since 2h --sort failed_first",
+        "presswork ls --view 'http://127.0.0.1:8000/jobs?model=mini&priority=high' --limit 0 --json",
+    ),
     "overview": ("presswork overview", "presswork overview --json"),
     "top": ("presswork top", "presswork top --profile studio"),
     "wait": (

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import parse_qsl, urlsplit
 
 import typer
 
@@ -11,11 +12,12 @@ from services.cli import bulk, choosing, completion, follow, options, show, unit
 from services.cli.choosing import Chosen
 from services.cli.exits import Exit, Usage, guarded
 from services.cli.profile import connect
+from services.core.model import job_words
 
 T = TypeVar("T")
 _Status = Literal[
-    "draft", "validating", "queued", "in_progress", "finalizing", "cancelling", "completed", "failed", "cancelled",
-    "expired"
+    "unfinished", "draft", "validating", "queued", "in_progress", "finalizing", "cancelling", "completed", "failed",
+    "cancelled", "expired"
 ]  # fmt: skip
 _RETRY_LABEL = Annotated[
     list[str] | None,
@@ -56,14 +58,66 @@ def list_jobs(
     label: Annotated[
         str | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label.", show_default=False)
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option("--text", metavar="TEXT", help="Only jobs with this text in a label.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="NAME", help="Only jobs that render with this model.", show_default=False),
+    ] = None,
+    priority: Annotated[
+        Literal["high", "normal", "low"] | None, typer.Option(help="Only jobs of this priority.", show_default=False)
+    ] = None,
+    submitted_by: Annotated[
+        str | None,
+        typer.Option(
+            "--submitted-by",
+            metavar="KEY",
+            help="Only those submitted by the key of this name or id.",
+            show_default=False,
+        ),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="WHEN",
+            help="Submitted since: 2h, 30m or 7d ago, a day (UTC) or a moment.",
+            show_default=False,
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option("--until", metavar="WHEN", help="Submitted until; a day is included.", show_default=False),
+    ] = None,
+    sort: Annotated[Literal["newest", "oldest", "failed_first"], typer.Option(help="The order.")] = "newest",
+    view: Annotated[
+        str | None,
+        typer.Option(
+            "--view",
+            metavar="ADDRESS",
+            help="All of these as the address of a list in the dashboard says them.",
+            show_default=False,
+        ),
+    ] = None,
     limit: options.Limit = 20,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> None:
-    """List jobs, newest first."""
-    wanted = ":".join(next(iter(options.pairs([label], "--label").items()))) if label else None
+    """List jobs: all, or those that match all that is given."""
+    pair = ":".join(next(iter(options.pairs([label], "--label").items()))) if label else None
+    given = {
+        "status": status, "label": pair, "q": text, "model": model, "priority": priority, "who": submitted_by,
+        "since": since, "until": until, "sort": None if sort == "newest" else sort,
+    }  # fmt: skip
+    wanted = {name: value for name, value in given.items() if value is not None}
+    if view is not None:
+        if wanted:
+            raise Usage("Give either --view or the options of which it is made.")
+        wanted = _of_view(view)
     with connect(profile) as client:
-        found = client.jobs(status=status, label=wanted, page=_page(limit, 1000))
+        found = client.jobs(**wanted, page=_page(limit, 1000))
         if as_json:
             for job in _up_to(limit, found):
                 show.document(job)
@@ -73,7 +127,7 @@ def list_jobs(
     if shown:
         show.render(show.jobs(shown))
     else:
-        show.say("there are no jobs" + (" like that" if status or label else " yet; `presswork submit` makes one"))
+        show.say("there are no jobs" + (" like that" if wanted else " yet; `presswork submit` makes one"))
     if more:
         show.say(f"there are more; --limit {limit * 10} shows them", style="dim")
 
@@ -269,6 +323,15 @@ def _print(job: Job, as_json: bool) -> None:
         show.document(job)
     else:
         show.render(show.job(job))
+
+
+def _of_view(address: str) -> dict[str, str]:
+    """What the address of a list asks for. Raises Usage."""
+    parts = urlsplit(address)
+    wanted = {name: value for name, value in parse_qsl(parts.query) if name != "cursor"}
+    if parts.path.rsplit("/", 1)[-1] not in ("jobs", "") or set(wanted) - {*job_words.WORDS, "sort"}:
+        raise Usage(f"--view is {address!r}; it must be the address of the dashboard's list of jobs.")
+    return wanted
 
 
 def _up_to(limit: int, found: Iterable[T]) -> Iterator[T]:

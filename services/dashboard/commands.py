@@ -1,12 +1,21 @@
-"""A submission as it is written for curl, the command and Python."""
+"""A submission as it is written for curl, the command and Python; and a list of jobs, for the command."""
 
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from services.dashboard.asked import Asked
 
 _OPTIONS = {"num_inference_steps": "--steps", "guidance_scale": "--guidance", "n": "--n"}
+
+
+def ls(kept: Mapping[str, str]) -> str:
+    """The list that is asked for in these words (`jobs/job_query.py`)."""
+    words = {"q": "text", "who": "submitted-by"}
+    label = {"label": kept["label"].replace(":", "=", 1)} if "label" in kept else {}
+    given = (f"--{words.get(name, name)} {shlex.quote(value)}" for name, value in {**kept, **label}.items())
+    return " ".join(["presswork ls", *given])
 
 
 def same(base: str, asked: Asked, file: str) -> list[tuple[str, str]]:

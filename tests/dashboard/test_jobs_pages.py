@@ -1,5 +1,6 @@
 """The list of jobs, a job's page, and what can be done there."""
 
+import html
 import io
 import re
 from collections.abc import Callable
@@ -48,6 +49,7 @@ def test_jobs_are_found_by_status_label_and_text_in_each_order(signed: House) ->
         "/jobs?q=nowhere": [],
     }.items():
         assert ids(signed.browser.get(address)) == wanted, address
+        assert [job["id"] for job in signed.http.get(f"/v1{address}").json()["data"]] == wanted, address
     answer = signed.browser.get(f"/jobs?q={done}")
     assert (answer.status_code, answer.headers["Location"]) == (303, f"/jobs/{done}")
 
@@ -71,8 +73,27 @@ def test_jobs_are_found_by_time_priority_model_and_who_submitted_them(signed: Ho
         f"until={today - timedelta(days=1)}": [],
         f"since={today + timedelta(days=1)}": [],
         "since=0001-01-01&until=9998-12-31&priority=high&sort=failed_first": [mine],
+        "since=2h&sort=oldest": [mine, theirs],
+        "since=999999w&until=9999-12-31": [theirs, mine],
+        "since=2h&until=30m": [],
+        f"since={today}T00:00:00Z": [theirs, mine],
+        f"until={today}T00:00:00%2B00:00": [],
     }.items():
         assert ids(signed.browser.get(f"/jobs?{query}")) == wanted, query
+        assert [job["id"] for job in signed.http.get(f"/v1/jobs?{query}").json()["data"]] == wanted, query
+    for wrong in (
+        "since=yesterday",
+        "since=2026-02-30",
+        "until=2x",
+        "until=2026-11-26T10:00",
+        "sort=best",
+        "status=odd",
+    ):
+        assert signed.browser.get(f"/jobs?{wrong}").status_code == 400, wrong
+        assert signed.http.get(f"/v1/jobs?{wrong}").status_code == 422, wrong
+    page = signed.browser.get("/jobs?q=a%27b&label=run:a=b&who=night+shift&since=2h&sort=oldest").text
+    said = "presswork ls --text 'a'\"'\"'b' --label run=a=b --submitted-by 'night shift' --since 2h --sort oldest"
+    assert said in html.unescape(page)
 
 
 @pytest.mark.parametrize("sort", ["newest", "oldest", "failed_first"])

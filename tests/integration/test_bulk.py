@@ -120,6 +120,8 @@ def test_a_cancel_reaches_all_that_match_and_no_other_and_each_event_names_who_a
         ({"submitted_by": "nobody"}, set()),
         ({"until": "2026-01-01"}, set()),
         ({"since": "2026-01-01", "of_priority": "normal"}, {0}),
+        ({"since": "2h"}, {0, 1}),
+        ({"since": "2h", "until": "30m"}, set()),
     ],
 )
 def test_an_act_reaches_what_the_list_shows_and_no_more(

@@ -381,6 +381,27 @@ def test_ls_shows_as_many_as_asked_and_says_that_there_are_more(run: Run, api: A
     assert len(run("ls", "--limit", "0", "--json").stdout.splitlines()) == 3
 
 
+def test_ls_takes_the_filters_of_the_dashboards_list_and_its_address(run: Run, api: Api) -> None:
+    low = str(api.submit(labels={"run": "nightly"}, priority="low")["id"])
+    high = str(api.submit(labels={"run": "weekly"}, priority="high")["id"])
+    for words, wanted in {
+        "--priority low": [low],
+        "--text WEEK --since 2h": [high],
+        "--since 1h --sort oldest": [low, high],
+        "--status unfinished --until 1h": [],
+        "--submitted-by nobody": [],
+        "--model nothing": [],
+        f"--view {api.url}/jobs?label=run:nightly&since=2h": [low],
+        f"--view {api.url}/jobs?sort=oldest&cursor=abc": [low, high],
+    }.items():
+        shown = run("ls", *words.split(), "--json").stdout
+        assert [json.loads(line)["id"] for line in shown.splitlines()] == wanted, words
+    assert "there are no jobs like that" in run("ls", "--model", "nothing").stderr
+    assert "must be the address" in run("ls", "--view", f"{api.url}/images?q=a", code=2).output
+    assert "either --view or" in run("ls", "--view", "/jobs?q=a", "--status", "failed", code=2).output
+    assert "how long ago" in run("ls", "--since", "yesterday", code=5).output
+
+
 def test_watch_ends_with_0_when_all_is_done_and_with_3_when_images_failed(run: Run, api: Api, store: S3Store) -> None:
     well, badly = (str(api.submit({"prompt": "a", "n": 2})["id"]) for _ in range(2))
     render(api, store, badly, 1)

@@ -10,7 +10,7 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
-from services.core.jobs import by_metadata, lifecycle, queries, remaining, scored, shapes
+from services.core.jobs import by_metadata, job_query, lifecycle, listing, queries, remaining, scored, shapes
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.scopes import Principal
@@ -19,7 +19,6 @@ from services.core.model.states import ImageState
 from services.core.queue import segments
 
 router = APIRouter(route_class=TenantRoute)
-_PAST_THE_NEWEST = 2**63 - 1
 _AMONG_OTHERS = 1 << 32
 
 
@@ -29,26 +28,30 @@ def list_jobs(
     tenant: Tenant,
     status: parameters.JobStatus = None,
     label: parameters.JobOptions = None,
+    q: parameters.JobText = None,
+    model: parameters.JobModel = None,
+    priority: parameters.JobPriority = None,
+    who: parameters.JobWho = None,
+    since: parameters.JobSince = None,
+    until: parameters.JobUntil = None,
+    sort: parameters.JobSort = "newest",
     limit: parameters.Limit = 100,
     cursor: parameters.Cursor = None,
 ) -> Any:
-    """The tenant's jobs, newest first: all, or those of one status, or with one label. A page of those with a label may
-    hold fewer than `limit`: the list ends where `next_cursor` is null."""
-    listing = f"jobs/{tenant}" if status is label is None else f"jobs/{tenant}/{status}/{label}"
-    wanted = parameters.label(label)
-    before = _PAST_THE_NEWEST if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
-    reached = None
+    """The tenant's jobs, newest first or as `sort` says: all, or those that match all that is given, in the words of
+    the dashboard's addresses. One answer looks at 10,000 jobs at most, so a page may hold fewer than `limit`: the list
+    ends where `next_cursor` is null."""
+    given = {"q": q, "model": model, "priority": priority, "who": who, "since": since, "until": until}
+    words = {name: value for name, value in given.items() if value}
+    wanted, order = job_query.understood(words | {"status": status or "", "label": label or "", "sort": sort})
+    name = f"jobs/{tenant}" if status is label is None else f"jobs/{tenant}/{status}/{label}"
+    if words or sort != "newest":
+        name += f"/{words}/{sort}"
+    place = None if cursor is None else pagination.decode_job_place(context.settings.secrets, name, cursor)
     with context.database.begin(tenant) as connection:
-        if wanted is None:
-            found = queries.jobs(connection, tenant, before=before, limit=limit + 1, state=status)
-        else:
-            found, reached = queries.labelled_jobs(
-                connection, tenant, wanted, before=before, limit=limit + 1, state=status
-            )
-    page = found[:limit]
-    last = page[-1].id if len(found) > limit else reached
-    more = None if last is None else pagination.encode_cursor(context.settings.secret, listing, last)
-    return schemas.JobPage(data=described(context, page), next_cursor=more)
+        page = listing.page(connection, tenant, wanted, order=order, place=place, limit=limit)
+    more = None if page.more is None else pagination.encode_job_place(context.settings.secret, name, page.more)
+    return schemas.JobPage(data=described(context, page.jobs), next_cursor=more)
 
 
 @router.get("/jobs/{job_id}", response_model=schemas.Job)

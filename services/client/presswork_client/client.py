@@ -200,9 +200,12 @@ class Client:
                     return
             time.sleep(_AGAIN_SECONDS)
 
-    def jobs(self, *, status: str | None = None, label: str | None = None, page: int = PAGE) -> Iterator[Job]:
-        """All jobs, newest first, page by page; `label` is "name:value"."""
-        return self._transport.pages("/v1/jobs", _given(status=status, label=label), page)
+    def jobs(
+        self, *, status: str | None = None, label: str | None = None, page: int = PAGE, **words: str
+    ) -> Iterator[Job]:
+        """All jobs, newest first, page by page; `label` is "name:value". `words`: the others of the dashboard's list,
+        q, model, priority, who, since and until (a day, a moment, or "2h" ago), and sort."""
+        return self._transport.pages("/v1/jobs", _given(status=status, label=label) | words, page)
 
     def overview(self) -> Overview:
         """Whether all is well and why not, what waits, how fast it goes, what fails, and the newest pictures."""

@@ -1,10 +1,10 @@
 """The body that asks for an act on every job that matches a filter."""
 
-import datetime as dt
 from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
+from services.core.model import job_words
 from services.core.model.body import Body
 from services.core.model.requests import PRIORITIES
 from services.core.model.states import JobState
@@ -18,13 +18,13 @@ Status = Literal[
 ]  # fmt: skip
 
 
-def _day(value: str) -> str:
-    dt.date.fromisoformat(value)
+def _when(value: str) -> str:
+    job_words.moment(value, is_end=True)
     return value
 
 
 Name = Annotated[str, Field(min_length=1, max_length=600, pattern=r"^[^\u0000]*$")]
-Day = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"), AfterValidator(_day)]
+When = Annotated[str, Field(max_length=40, pattern=job_words.WHEN_PATTERN), AfterValidator(_when)]
 
 
 class BulkRequest(Body):
@@ -38,8 +38,8 @@ class BulkRequest(Body):
         "of_priority": f"the priority that they have: one of {', '.join(PRIORITIES)}",
         "model": "the name of a model that renders them",
         "submitted_by": "the name or the id of the key that submitted them",
-        "since": "the first day (in UTC) on which they were submitted, such as 2026-11-26",
-        "until": "the last such day",
+        "since": f"since when they were submitted: {job_words.WHEN}",
+        "until": "until when, the same; a day is included",
         "except_running": "true: jobs in progress are not cancelled; else false",
         "include_cancelled": "true: cancelled images are tried again too; else false",
         "priority": f"one of {', '.join(PRIORITIES)}, with the action prioritize",
@@ -51,8 +51,8 @@ class BulkRequest(Body):
     of_priority: Priority = None  # type: ignore[assignment]
     model: Name = None  # type: ignore[assignment]
     submitted_by: Name = None  # type: ignore[assignment]
-    since: Day = None  # type: ignore[assignment]
-    until: Day = None  # type: ignore[assignment]
+    since: When = None  # type: ignore[assignment]
+    until: When = None  # type: ignore[assignment]
     except_running: bool = False
     include_cancelled: bool = False
     priority: Priority = None  # type: ignore[assignment]

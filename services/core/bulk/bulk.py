@@ -21,7 +21,7 @@ from services.core.db.turns import Waiting
 from services.core.events import log
 from services.core.jobs import idempotency
 from services.core.jobs.listing import Filter
-from services.core.model import ids
+from services.core.model import ids, job_words
 from services.core.model.errors import InvalidSubmission, NotFound, Problem
 from services.core.model.requests import PRIORITIES
 
@@ -118,19 +118,9 @@ def wanted(asked: BulkRequest) -> Filter:
         PRIORITIES[asked.of_priority] if asked.of_priority else None,
         asked.model or "",
         asked.submitted_by or "",
-        _midnight(asked.since),
-        _midnight(asked.until, days=1),
+        job_words.moment(asked.since, is_end=False) if asked.since else None,
+        job_words.moment(asked.until, is_end=True) if asked.until else None,
     )
-
-
-def _midnight(day: str | None, days: int = 0) -> datetime | None:
-    """So many days after that day began, in UTC."""
-    if not day:
-        return None
-    try:
-        return datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=days)
-    except OverflowError:
-        return None
 
 
 def options(asked: BulkRequest) -> dict[str, Any]:

@@ -3,7 +3,6 @@ far an act is. The filter is the list's, in the address."""
 
 import json
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -16,17 +15,16 @@ from services.api.errors import ApiError, SubmissionError
 from services.api.v1 import bulk as routes
 from services.core.bulk import bulk
 from services.core.bulk.asked import BulkRequest
-from services.core.jobs import listing
+from services.core.jobs import job_query
+from services.core.model import job_words
 from services.core.model.errors import NotFound
-from services.dashboard import access, forms, reading, rendering
+from services.dashboard import access, forms, rendering
 from services.dashboard.choices import CHOICES, Choice
-from services.dashboard.pages.jobs import STATES
 from services.dashboard.routes import PageRoute
 from services.dashboard.words import plural
 
 router = APIRouter(route_class=PageRoute)
 _LISTED = 50
-_FILTERS = ("q", "status", "label", "model", "priority", "who", "since", "until")  # of the list's address
 
 
 @router.get("/bulk/new/{name}")
@@ -36,7 +34,7 @@ def ask(
     visitor: access.Signed,
     name: str,
 ) -> Any:
-    kept = {key: value for key in _FILTERS if (value := request.query_params.get(key, "").strip())}
+    kept = {key: value for key in job_words.WORDS if (value := request.query_params.get(key, "").strip())}
     choice = _choice(visitor, name)
     asked = _asked(choice, kept, "high")  # which one makes no difference yet
     counted = routes.count(context, visitor.tenant, asked) if choice.verb != "prioritize" else None
@@ -56,7 +54,7 @@ def ask(
         title=f"{choice.word} {jobs}?",
         sentence=images + (" This is final." if choice.is_final else ""),
         jobs=counted.jobs,
-        filters={key: kept.get(key, "") for key in _FILTERS},
+        filters={key: kept.get(key, "") for key in job_words.WORDS},
         said=_said(kept),
         here="/jobs" + (f"?{urlencode(kept)}" if kept else ""),
     )
@@ -66,9 +64,11 @@ def ask(
 def act(request: Request, context: ContextDep, visitor: access.Signed, name: str, form: forms.Posted) -> Any:
     choice = _choice(visitor, name)
     forms.check(form, request.cookies.get(access.COOKIE, ""))
-    if missing := [key for key in _FILTERS if f"of-{key}" not in form]:  # without its filter it would touch every job
+    if missing := [
+        key for key in job_words.WORDS if f"of-{key}" not in form
+    ]:  # without its filter it would touch every job
         raise ApiError(422, "missing_field", f"The form lacks of-{missing[0]}; open the question again.")
-    kept = {key: form[f"of-{key}"] for key in _FILTERS}
+    kept = {key: form[f"of-{key}"] for key in job_words.WORDS}
     found, _ = routes.ask(context, visitor.principal, _asked(choice, kept, form.get("priority", "")))
     return RedirectResponse(rendering.address(request, f"/bulk/{bulk.public_id(found.id)}"), 303)
 
@@ -80,7 +80,7 @@ def show(request: Request, context: ContextDep, visitor: access.Signed, act_id: 
     with context.database.begin(visitor.tenant) as connection:
         found = bulk.find(connection, visitor.tenant, number)
         others = bulk.listed(connection, visitor.tenant, before=number, limit=_LISTED)
-    kept = _kept(found.wanted)
+    kept = job_query.said(found.wanted)
     return rendering.page(
         request,
         "bulk.html",
@@ -119,11 +119,13 @@ def _choice(visitor: access.Visitor, name: str) -> Choice:
 def _asked(choice: Choice, given: Mapping[str, str], priority: str) -> BulkRequest:
     """Raises ApiError: the filter or the priority makes no sense."""
     status = given.get("status", "")
-    if status not in STATES:
-        raise ApiError(400, "invalid_parameter", f"There is no such status; there are {', '.join(STATES)[2:]}.")
+    if status not in job_words.STATES:
+        raise ApiError(
+            400, "invalid_parameter", f"There is no such status; there are {', '.join(job_words.STATES)[2:]}."
+        )
     asked: dict[str, Any] = {
         "action": choice.verb,
-        "status": list(STATES[status]) or None,
+        "status": list(job_words.STATES[status]) or None,
         "label": given.get("label") or None,
         "text": given.get("q") or None,
         "of_priority": given.get("priority") or None,
@@ -140,22 +142,6 @@ def _asked(choice: Choice, given: Mapping[str, str], priority: str) -> BulkReque
         raise ApiError(400, "invalid_parameter", str(error)) from None
 
 
-def _kept(wanted: listing.Filter) -> dict[str, str]:
-    """The filter as the list's address says it."""
-    status = next((name for name, states in STATES.items() if set(states) == set(wanted.states)), "")
-    found = {
-        "q": wanted.text,
-        "status": status,
-        "label": ":".join(wanted.label) if wanted.label else "",
-        "model": wanted.model,
-        "priority": "" if wanted.priority is None else reading.PRIORITIES[wanted.priority],
-        "who": wanted.who,
-        "since": wanted.since.strftime("%Y-%m-%d") if wanted.since else "",
-        "until": (wanted.until - timedelta(days=1)).strftime("%Y-%m-%d") if wanted.until else "",
-    }
-    return {key: value for key, value in found.items() if value}
-
-
 def _said(kept: dict[str, str]) -> str:
     """The filter in words."""
     words = {
@@ -165,8 +151,8 @@ def _said(kept: dict[str, str]) -> str:
         "model": "rendered by {}",
         "priority": "of priority {}",
         "who": "submitted by {}",
-        "since": "submitted on {} or later",
-        "until": "submitted on {} or before",
+        "since": "submitted since {}",
+        "until": "submitted until {}",
     }
     said = [sentence.format(kept[name].replace("_", " ")) for name, sentence in words.items() if name in kept]
     return f"Every job {' and '.join(said)}" if said else "Every job"
