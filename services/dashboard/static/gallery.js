@@ -187,13 +187,14 @@ document.addEventListener("change", ({target}) => { if (target.id === "single-ke
 
 // What needs this script is hidden until it runs.
 function reveal() {
-  for (const button of document.querySelectorAll("[data-copy]")) button.hidden = !navigator.clipboard;
+  for (const button of document.querySelectorAll("[data-copy]")) button.hidden = false;
   for (const button of document.querySelectorAll("#show-keys")) button.hidden = false;
 }
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-copy]");
   if (!button) return;
-  await navigator.clipboard.writeText(button.parentElement.querySelector("pre").textContent);
+  const {copy} = await import("./copy.js"); // which few pages need
+  await copy(button.parentElement.querySelector("pre"));
   tell("Copied");
 });
 

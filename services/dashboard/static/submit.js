@@ -1,4 +1,6 @@
 // The form of a submission: what was filled in is looked at while it is typed, and a file shows how much of it was sent.
+import {copy} from "./copy.js";
+
 const PAUSE_MS = 600;
 const form = document.getElementById("submit");
 const file = document.getElementById("file");
@@ -102,15 +104,14 @@ if (file) {
   });
 }
 
-// Only where the browser lets a page write to the clipboard: on https and on this machine.
 function offerCopies() {
-  for (const button of document.querySelectorAll("[data-copy]")) button.hidden = !navigator.clipboard;
+  for (const button of document.querySelectorAll("[data-copy]")) button.hidden = false;
 }
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-copy]");
   if (!button) return;
   try {
-    await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+    await copy(document.getElementById(button.dataset.copy));
     button.textContent = "Copied";
   } catch {
     button.textContent = "Not copied";
