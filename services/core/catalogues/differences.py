@@ -14,7 +14,7 @@ from services.core.catalogues import entries
 from services.core.catalogues.entries import Entry
 from services.core.db.statements import statement
 
-ROWS = 900  # that one look reads, if it is for a page of less than half as many
+ROWS = 450  # that one look reads, if it is for a page of less than half as many
 _COUNTED = ROWS // 2 - 1
 _OF_ONE = """(
     SELECT {0} AS of_version, {1} AS ended, item, variant FROM catalogue_entries

@@ -27,16 +27,18 @@ SELECT {_COLUMNS} FROM catalogue_entries
 WHERE catalogue_id = :catalogue_id AND (item, variant) > (:item, :variant) AND {_IN_VERSION}
 ORDER BY item, variant LIMIT :limit
 """)  # noqa: S608  our own text
+# An entry ends where the next one begins, or before: so of those that began by then, the last one alone may go on.
+_LATEST = """(
+  SELECT * FROM catalogue_entries
+  WHERE catalogue_id = :catalogue_id AND item = {item} AND variant = {variant} AND from_version <= :version
+  ORDER BY from_version DESC LIMIT 1
+)"""
 _ONE = statement("entries.one")(f"""
-SELECT {_COLUMNS} FROM catalogue_entries
-WHERE catalogue_id = :catalogue_id AND item = :item AND variant = :variant AND {_IN_VERSION}
+SELECT {_COLUMNS} FROM {_LATEST.format(item=":item", variant=":variant")} latest WHERE {_IN_VERSION}
 """)  # noqa: S608  our own text
 _THESE_IN = statement("entries.these")(f"""
 SELECT {_COLUMNS} FROM unnest(CAST(:items AS text[]), CAST(:variants AS text[])) AS these (of_item, of_variant)
-JOIN LATERAL (
-  SELECT {_COLUMNS} FROM catalogue_entries
-  WHERE catalogue_id = :catalogue_id AND item = of_item AND variant = of_variant AND {_IN_VERSION} OFFSET 0
-) entry ON true
+CROSS JOIN LATERAL {_LATEST.format(item="of_item", variant="of_variant")} latest WHERE {_IN_VERSION}
 """)  # noqa: S608  our own text
 _COUNT = statement("entries.count")(f"""
 SELECT count(*) AS images, coalesce(sum(bytes), 0) AS bytes FROM catalogue_entries
