@@ -235,12 +235,12 @@ def test_pictures_of_a_review_are_drawn_again_by_item_and_those_that_are_rejecte
         applied("run", "shop")
         assert "No run of shop is under review." in applied("redraw", "shop", "a", code=2).output
         (tmp_path / "feed.csv").write_text("sku,colour\na,pink\nb,navy\nc,new\n")
-        begun = json.loads(applied("run", "shop", "--no-wait", "--json").output)["id"]
+        begun = json.loads(applied("run", "shop", "--no-wait", "--json").stdout)["id"]
         until(lambda: api.http.get(f"/v1/catalogues/shop/runs/{begun}").json()["state"] == "reviewing")
     assert "c has no changed picture" in applied("redraw", "shop", "a", "c", code=2).output
     assert "give --rejected" in applied("redraw", "shop", code=2).output
     assert "no changed picture is rejected" in applied("redraw", "shop", "--rejected").output
-    job = json.loads(applied("redraw", "shop", "a", "--json").output)
+    job = json.loads(applied("redraw", "shop", "a", "--json").stdout)
     assert (job["counts"]["total"], job["priority"]) == (1, "high")
     rows = {one["item"]: one for one in api.http.get(f"/v1/catalogues/shop/runs/{begun}/changes").json()["data"]}
     assert (rows["a"]["image_job_id"], rows["a"]["image_index"], rows["a"]["redraws"]) == (job["id"], 0, 1)

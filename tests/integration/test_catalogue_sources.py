@@ -77,6 +77,8 @@ def test_an_uploaded_file_is_taken_and_unpacked(settings: Settings, store: S3Sto
     assert refused(source, path, tight, store, uploaded=bomb).startswith(
         "too_large: What feed.csv.gz has there unpacks"
     )
+    tiny = dataclasses.replace(settings, max_source_bytes=len(gzip.compress(FEED)) - 1)
+    assert refused(source, path, tiny, store, uploaded=uploaded).startswith("too_large: feed.csv.gz is larger than")
     for key in ("files/sources/1", "files/sources/2"):
         store.drop(key)
 

@@ -14,6 +14,10 @@ _EVENTS = "tests/integration/test_events.py"
 _BULK = "tests/integration/test_bulk.py"
 _WARNINGS = "tests/integration/test_warnings.py"
 
+_CATALOGUE_RUNS = "tests/integration/test_catalogue_runs.py"
+_CATALOGUE_PAGES = "tests/integration/test_catalogue_pages.py"
+_CATALOGUE_COPIES = "tests/integration/test_catalogue_copies.py"
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -51,6 +55,18 @@ TARGETS = {
     "lanes": Target("services/core/jobs/lanes.py", ("tests/integration/test_lanes.py",)),
     "schedule_runs": Target("services/core/schedules/runs.py", ("tests/integration/test_schedules.py",)),
     "schedule_firing": Target("services/core/schedules/firing.py", ("tests/integration/test_schedules.py",)),
+    "catalogue_planning": Target(
+        "services/core/catalogues/planning.py", ("tests/unit/test_catalogue_planning.py", _CATALOGUE_RUNS)
+    ),
+    "catalogue_publishing": Target(
+        "services/core/catalogues/publishing.py", ("tests/integration/test_catalogues_api.py",)
+    ),
+    "catalogue_reviewing": Target("services/core/catalogues/reviewing.py", (_CATALOGUE_PAGES, _CATALOGUE_RUNS)),
+    "catalogue_unmarked": Target("services/core/catalogues/unmarked.py", (_CATALOGUE_PAGES, _CATALOGUE_RUNS)),
+    "catalogue_redrawing": Target("services/core/catalogues/redrawing.py", (_CATALOGUE_RUNS,)),
+    "catalogue_tidying": Target("services/core/catalogues/tidying.py", (_CATALOGUE_RUNS,)),
+    "catalogue_copying": Target("services/core/catalogues/copying.py", (_CATALOGUE_COPIES,)),
+    "catalogue_copies": Target("services/core/catalogues/copies.py", (_CATALOGUE_COPIES,)),
     "retries": Target("worker/retries.py", ("tests/unit/test_retries.py",)),
     "batching": Target("worker/batching.py", ("tests/unit/test_retries.py",)),
 }
