@@ -72,6 +72,7 @@ def test_pages_say_that_nobody_serves_a_class_and_the_form_offers_those_that_are
     assert mixed.http.get(f"/v1/jobs/{job}").json()["eta_seconds"] is None
     assert "nobody that is up is of this class" in mixed.browser.get("/lanes").text
     assert f'<option value="{GPU}">' in mixed.browser.get("/submit").text
+    assert GPU in mixed.browser.get("/settings/models/simulated").text
     narrow, folder = open_tab(width=360, theme="dark"), os.environ.get("PRESSWORK_TEST_PICTURES")
     for name, path in {"fleet": "/fleet", "job": f"/jobs/{job}"}.items():
         page = narrow.open(path)
