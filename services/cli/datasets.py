@@ -31,7 +31,9 @@ Labels = Annotated[
 ]
 Marks = Annotated[
     list[str] | None,
-    typer.Option("--mark", help="accepted, rejected, starred or none; may be repeated.", show_default=False),
+    typer.Option(
+        "--mark", metavar="MARK", help="accepted, rejected, starred or none; may be repeated.", show_default=False
+    ),
 ]
 Flagged = Annotated[bool | None, typer.Option("--flagged/--not-flagged", help="What the checker said.")]
 Unknown = Annotated[
@@ -39,7 +41,10 @@ Unknown = Annotated[
 ]
 Moments = Annotated[str | None, typer.Option(metavar="TIME", help="As 2026-11-26T09:00:00Z.", show_default=False)]
 Statuses = Annotated[
-    list[str] | None, typer.Option("--status", help="Only of jobs of this status; may be repeated.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        "--status", metavar="STATUS", help="Only of jobs of this status; may be repeated.", show_default=False
+    ),
 ]
 Texts = Annotated[
     list[str] | None,
@@ -132,13 +137,17 @@ def change(
     before: Moments = None,
     status: Statuses = None,
     text: Texts = None,
+    no_filters: Annotated[bool, typer.Option("--no-filters", help="Take all but rejected images.")] = False,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> None:
-    """Set other filters, in place of all that there are; none are given: take all but rejected images."""
-    fields: dict[str, Any] = {"filters": _filters(mark, score, metadata, flagged, unknown_words, after, before, status)}
+    """Set other filters, in place of all that there are."""
+    filters = _filters(mark, score, metadata, flagged, unknown_words, after, before, status)
+    fields: dict[str, Any] = {"filters": filters} if filters or no_filters else {}
     if text:
         fields["types"] = dict.fromkeys(text, "text")
+    if not fields:
+        raise Usage("Give a filter, --no-filters or --text.")
     with connect(profile) as client:
         made = client.dataset(name).change(**fields)
     _told(made, as_json, f"{name} is changed; the next version follows")

@@ -97,8 +97,8 @@ EXAMPLES = {
     "schedules rm": ("presswork schedules rm nightly",),
     "open": ("presswork open", "presswork open job_039yenx5ewysr", "presswork open --print"),
     "dataset create": (
-        "presswork dataset create mugs --label run=mugs --split train=0.98 --split val=0.02",
-        "presswork dataset create mugs job_039yenx5ewysr --score 'sharpness>=0.1' --metadata lang=en",
+        "presswork dataset create mugs --label run=a --split train=0.9 --split val=0.1",
+        "presswork dataset create mugs job_039yenx5ewysr --metadata lang=en",
     ),
     "dataset add": ("presswork dataset add mugs job_039yenx5ewysr", "presswork dataset add mugs --label run=monday"),
     "dataset remove": ("presswork dataset remove mugs job_039yenx5ewysr",),

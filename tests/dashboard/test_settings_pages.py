@@ -212,7 +212,7 @@ def test_every_kind_of_act_has_a_sentence() -> None:
     )
     logged |= {f"upload.{state}" for state in re.findall(r'_ends\("(\w+)"', texts)}
     logged |= {f"catalogue.run_{state}" for state in catalogue_runs.FINAL}
-    statements = {found for found in logged if found.endswith((".py", ".txt", ".run_"))}
+    statements = {found for found in logged if found.endswith((".py", ".txt", ".run_", ".yaml"))}
     fields = set(Definition.ALLOWED)
     assert logged - statements - fields - set(tables.PROGRESS) == set(sentences.KINDS)
 

@@ -76,6 +76,11 @@ def test_the_command_makes_grows_compares_pulls_and_deletes_a_dataset(api: Api, 
     assert "holds something other than the dataset" in run("pull", "mugs", "-o", str(other(tmp_path)), code=2).stderr
     assert "VERSION" in run("show", "mugs").stdout and "mugs" in run("ls").stdout
     assert len(run("urls", "mugs").stdout.split()) * 2 == len(after)
+    run("set", "mugs", "--mark", "accepted")
+    run("set", "mugs", "--text", "lang")
+    assert "Give a filter, --no-filters or --text" in run("set", "mugs", code=2).stderr
+    changed = json.loads(run("show", "mugs", "--json").stdout)["definition"]
+    assert (changed["filters"]["marks"], changed["types"]) == (["accepted"], {"lang": "text"})
     run("rm", "mugs", "--yes")
     assert "There is no such dataset" in run("show", "mugs", code=4).stderr
 
