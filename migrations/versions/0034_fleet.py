@@ -6,7 +6,7 @@ from alembic import op
 from sqlalchemy import text
 
 revision = "0034"
-down_revision = "0032"
+down_revision = "0033"
 
 _READERS = text("""
 SELECT quote_ident(name) AS role, name <> 'presswork_reader' AND name <> 'presswork_tenant' AS writes

@@ -18,7 +18,7 @@ from services.core.model.scopes import Scope
 from services.core.settings import Settings
 
 if TYPE_CHECKING:  # the other commands need no database
-    from sqlalchemy import Connection
+    from services.core.db.database import Connection
 
 app = typer.Typer(no_args_is_help=True, help="Issue, list and revoke API keys.")
 _Expires = Annotated[
