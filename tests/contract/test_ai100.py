@@ -253,8 +253,8 @@ FAULTS = {
     "busy": (SettingsError, "1 cores free.*stop.*PRESSWORK_DEVICE"),
     "memory": (SettingsError, "1 of 16384 MiB free.*stop"),
     "permission": (SettingsError, "group `qaic`.*PRESSWORK_ACCEL_GROUP"),
-    "lost@3": (DeviceSick, "QS_NODEV.*qaic-util"),
-    "timeout@4": (DeviceSick, "QS_TIMEDOUT.*reset"),
+    "lost@3": (DeviceSick, "QS_DEV_ERROR.*reset"),
+    "timeout@4": (DeviceSick, "QS_ERROR.*did not answer.*reset"),
 }
 
 
@@ -391,3 +391,46 @@ def test_check_runs_every_place_that_could_not_be_run_without_a_card(
     monkeypatch.setenv("AI100_STAND_IN_FAULTS", "permission")
     assert commands.main(["check", str(home / "tiny")]) == 1
     assert "failed: Device 0 is not ready" in capsys.readouterr().out
+
+
+def test_the_compilers_flags_are_part_of_the_class(opened: Open) -> None:
+    usual, other = (opened({"PRESSWORK_AI100_FLAGS": flags}).device_kind for flags in ("", "unet: -mos=1"))
+    assert other.startswith(f"{usual}, ai100 flags ")
+
+
+def test_an_empty_field_of_a_device_does_not_take_the_next_line(tmp_path: Path) -> None:
+    listed = "QID 3\n\tStatus:Ready\n\tFW OEM_IMAGE_VERSION:\n\tFW IMAGE_VARIANT:AIC200.1\n\tNsp Total:16\n"
+    (tmp_path / "tools").mkdir()
+    tool = tmp_path / "tools" / "qaic-util"
+    tool.write_text(f"#!/bin/sh\ncat <<'END'\n{listed}END\n")
+    tool.chmod(0o755)
+    [device] = Sdk(str(tmp_path)).devices()
+    assert (device.number, device.ready, device.hardware, device.cores) == (3, True, "ai200", 16)
+
+
+def test_a_program_is_not_deactivated_while_something_of_it_runs(opened: Open) -> None:
+    pipeline = opened()
+    drawn(pipeline, specs(1))
+    session = pipeline.ai100.stations[0].session("vae_decoder", (64, 64))
+    held = session._rt.ExecObj(session.device.context, session._program)
+    with pytest.raises(DeviceSick, match=r"cannot be deactivated.*QS_INVAL"):
+        drawn(pipeline, specs(1))
+    del held
+
+
+def test_the_canary_tries_every_device_and_one_sick_device_is_found(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = opened({"PRESSWORK_DEVICE": "qaic:0,1"}, devices="2")
+    alone = Batch(specs(1)[0].shape, specs(1) * 4, 1)
+    pipeline.render(alone, lambda step: None)
+    compute = stand_in.Program.compute
+
+    def sick(program: stand_in.Program, buffers: list[stand_in.QBuffer]) -> list[np.ndarray]:
+        found = compute(program, buffers)
+        bad = program.device.number == 1 and program.qpc.header.network == "unet"
+        return [one * np.float32("nan") for one in found] if bad else found
+
+    monkeypatch.setattr(stand_in.Program, "compute", sick)
+    with pytest.raises(DeviceSick, match="that another one drew"):
+        pipeline.render(alone, lambda step: None)

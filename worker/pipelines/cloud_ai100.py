@@ -11,7 +11,7 @@ from dataclasses import replace
 from services.core.model.errors import SettingsError
 from services.core.settings import Settings
 from worker.model import directory
-from worker.pipeline import Batch, InvalidOutput, OnStep, Picture, artefacts
+from worker.pipeline import Batch, DeviceSick, InvalidOutput, OnStep, Picture, artefacts
 from worker.pipelines import diffusion
 from worker.pipelines.ai100 import cards, compiling, overlap, placement
 from worker.pipelines.ai100.cards import UNET, VAE_DECODER, Card
@@ -58,21 +58,28 @@ class Ai100Pipeline(DiffusionPipeline):
         return self._backend
 
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | InvalidOutput]:
-        """As every pipeline. A batch's padding is not rendered, since passes are smaller: it gets the last picture."""
+        """As every pipeline. Padding is not rendered, since passes are smaller: it gets the last picture. Only
+        a single image, such as the canary, is rendered on every device. Raises DeviceSick if they do not agree."""
         self.prepare(batch.shape, batch.size)
         compiled, size = self._backend.compiled(batch.shape, batch.size), batch.size
-        wanted = max(batch.wanted, 1)
+        wanted = batch.wanted
+        if wanted <= 1:
+            wanted = min(size, len(self._backend.having(UNET)) * compiled.images_a_pass)
         batch = replace(batch, specs=batch.specs[:wanted], inputs=batch.inputs[:wanted])
         with self._evict_if_out_of_memory(batch.shape, size):
             (text,), truncated = self._encode(compiled, batch)
-            if batch.inputs:
-                compiled.encode_inputs(batch.inputs)
-            parts = compiled.passes(wanted)
-            latents, pixels, finite = overlap.Overlap(
-                compiled, overlap.lanes(self._backend.having(UNET), len(parts)), self._backend.having(VAE_DECODER),
-                parts, text, lambda rows: self._solver(compiled, _rows_of(batch, rows)), on_step,
-            ).run()  # fmt: skip
-            compiled.forget_inputs()
+            try:
+                if batch.inputs:
+                    compiled.encode_inputs(batch.inputs)
+                parts = compiled.passes(wanted)
+                latents, pixels, finite = overlap.Overlap(
+                    compiled, overlap.lanes(self._backend.having(UNET), len(parts)), self._backend.having(VAE_DECODER),
+                    parts, text, lambda rows: self._solver(compiled, _rows_of(batch, rows)), on_step,
+                ).run()  # fmt: skip
+            finally:
+                compiled.forget_inputs()
+            if batch.wanted <= 1 and finite.any() and not finite.all():
+                raise DeviceSick(f"One of {self.device} gave invalid output for an image that another one drew.")
             exact = diffusion.decode_overflown(compiled, latents, finite)
         found = self._pictures(batch.specs, truncated, pixels, finite, exact)
         return [*found, *found[-1:] * (size - wanted)]

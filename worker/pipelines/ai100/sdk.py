@@ -128,6 +128,8 @@ HELP = {
     "QS_NOMEM": "the device has too little memory free: stop what else runs on it, or use smaller programs",
     "QS_NOSPC": "the device has too few cores free: stop what else runs on it, or use programs of fewer cores"
     " (PRESSWORK_AI100_PLACEMENT)",
+    "QS_ERROR": "it failed, did not answer in time, or has too few cores or too little memory free: see `qaic-util -q`;"
+    " its soc_reset resets a device that hangs",
     "QS_TIMEDOUT": "the device did not answer: look at `qaic-util -q`; a device that hangs is reset by its soc_reset",
 }
 
@@ -135,7 +137,7 @@ HELP = {
 def _device(record: str) -> DeviceInfo:
     number = DEVICE.search(record)
     assert number is not None  # the text was split there
-    found = dict(re.findall(r"^\s+([\w .]+?)\s*:\s*(.*?)\s*$", record, re.MULTILINE))
+    found = dict(re.findall(r"^[ \t]+([\w .]+?)[ \t]*:[ \t]*(.*?)[ \t]*$", record, re.MULTILINE))
 
     def count(name: str) -> int:
         digits = re.match(r"\d+", found.get(name, ""))

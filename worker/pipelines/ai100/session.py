@@ -20,7 +20,7 @@ from worker.pipelines.ai100 import sdk as sdks
 from worker.pipelines.ai100.sdk import Sdk
 
 Array = NDArray[Any]
-TIMEOUT_MS = 60_000  # for an answer of the device
+TIMEOUT_MS = 15_000  # for an answer of the device, well before the worker takes its silence for a hang
 DTYPES = {
     "FLOAT_TYPE": np.float32, "FLOAT_16_TYPE": np.float16, "INT8_Q_TYPE": np.int8, "UINT8_Q_TYPE": np.uint8,
     "INT16_Q_TYPE": np.int16, "INT32_Q_TYPE": np.int32, "INT32_I_TYPE": np.int32, "INT64_I_TYPE": np.int64,
@@ -45,11 +45,19 @@ class Binding:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """What the SDK is given, and the memory that it refers to, which it does not keep alive itself."""
+
+    given: Any
+    memory: Any
+
+
 class Device:
-    """One device, as the SDK opens it; its programs share a context and a queue."""
+    """One device, as the SDK opens it; its programs share a context and a queue. `lost`: nothing of it will end."""
 
     def __init__(self, sdk: Sdk, number: int) -> None:
-        self.number = number
+        self.number, self.lost = number, False
         self.qaicrt, self.aicapi = sdk.modules()
         try:
             self.context = self.qaicrt.Context(self.qaicrt.QIDList([number]))
@@ -85,7 +93,7 @@ class Session:
         self._program = self._rt.Program(device.context, device.number, qpc, properties)
         sdks.check(self._rt, self._program.load(), f"The program {name} cannot be loaded on device {device.number}")
         self.is_active = False
-        self._idle: list[tuple[Any, dict[str, Any]]] = []  # execution objects, each with its output buffers
+        self._idle: list[Started] = []  # execution objects, each with its output buffers
         self._running = 0
         self._dims = [(one.dtype.itemsize, list(one.shape)) for one in self._in_order()]
 
@@ -106,8 +114,10 @@ class Session:
         if self.is_active:
             assert not self._running, f"{self.name} is still running"
             self._idle.clear()  # they belong to the activation
-            self._program.deactivate()
+            status = self._program.deactivate()
             self.is_active = False
+            if status is not None and not self.device.lost:
+                self._check(status, "cannot be deactivated")
 
     def check(self, graph: Graph) -> None:
         """Raises WrongShape unless the program's buffers are those of the graph."""
@@ -120,22 +130,23 @@ class Session:
                     " model: compile it again with `presswork ai100 compile`."
                 )
 
-    def buffer(self, name: str, values: Array) -> Any:
+    def buffer(self, name: str, values: Array) -> Buffer:
         """An input as the device takes it, to be used for any number of runs. Raises WrongShape."""
         wanted = self.bindings[name]
         if values.shape != wanted.shape:
             raise WrongShape(f"The program {self.name} takes {name} of the shape {wanted.shape}, not {values.shape}.")
         bytes_of = np.ascontiguousarray(values, wanted.dtype).reshape(-1).view(np.uint8)
         try:
-            return self._rt.QBuffer(bytes_of)
+            return Buffer(self._rt.QBuffer(bytes_of), bytes_of)
         except TypeError:  # bindings that take `bytes` alone
-            return self._rt.QBuffer(bytes_of.tobytes())
+            copied = bytes_of.tobytes()
+            return Buffer(self._rt.QBuffer(copied), copied)
 
     def submit(self, inputs: Mapping[str, Any]) -> "Run":
         """Starts a run. Inputs are arrays, or what `buffer` gave. Raises WrongShape or DeviceSick."""
         given = {name: self.buffer(name, one) if isinstance(one, np.ndarray) else one for name, one in inputs.items()}
         running, outputs = self._idle.pop() if self._idle else self._another()
-        buffers = [(given if one.is_input else outputs)[one.name] for one in self._in_order()]
+        buffers = [(given if one.is_input else outputs)[one.name].given for one in self._in_order()]
         self._check(running.setData(buffers, self._rt.BufferDimensionsVecRef(self._dims)), "did not take its inputs")
         self._check(self.device.queue.enqueue(running), "could not be started")
         self._running += 1
@@ -145,9 +156,11 @@ class Session:
         """One run, start to end."""
         return self.submit(inputs).wait()
 
-    def finish(self, started: tuple[Any, dict[str, Any]]) -> dict[str, Array]:
-        """Waits for a run and takes its outputs."""
+    def finish(self, started: "Started") -> dict[str, Array]:
+        """Waits for a run and takes its outputs; of a device that is lost it waits for nothing."""
         self._running -= 1
+        if self.device.lost:
+            raise DeviceSick(f"Device {self.device.number} is lost.")
         running = started[0]
         self._check(running.waitForCompletion(), "failed")
         status, buffers = running.getData()
@@ -163,15 +176,16 @@ class Session:
         if status == self._rt.QStatus.QS_SUCCESS:
             return
         sentence = sdks.explain(status, f"The program {self.name} {what} on device {self.device.number}")
-        if getattr(status, "name", "") in LOST:
-            raise DeviceSick(sentence)
         if getattr(status, "name", "") == "QS_NOMEM":
             raise OutOfMemory(sentence)
-        raise RuntimeError(sentence)
+        # No prompt is at fault: the runtime reports a wait that timed out as a plain error.
+        self.device.lost = True
+        raise DeviceSick(sentence)
 
-    def _another(self) -> tuple[Any, dict[str, Any]]:
+    def _another(self) -> "Started":
         running = self._rt.ExecObj(self.device.context, self._program)
-        return running, {one.name: self._rt.QBuffer(bytes(one.size)) for one in self._in_order() if not one.is_input}
+        memory = {one.name: bytes(one.size) for one in self._in_order() if not one.is_input}
+        return running, {name: Buffer(self._rt.QBuffer(held), held) for name, held in memory.items()}
 
     def _in_order(self) -> list[Binding]:
         return sorted(self.bindings.values(), key=lambda one: one.index)
@@ -200,11 +214,17 @@ class Session:
         ]
 
 
-class Run:
-    """A run in flight. It keeps its inputs until it has ended."""
+Started = tuple[Any, dict[str, Buffer]]
+"""An execution object with its output buffers."""
 
-    def __init__(self, session: Session, started: tuple[Any, dict[str, Any]], given: Mapping[str, Any]) -> None:
-        self._session, self._started, self._given = session, started, given
+
+class Run:
+    """A run in flight. It keeps its inputs until it has ended, and its execution object no longer than that: with one
+    of them alive, the runtime deactivates no program."""
+
+    def __init__(self, session: Session, started: Started, given: Mapping[str, Any]) -> None:
+        self._session, self._given = session, given
+        self._started: Started | None = started
         self._found: dict[str, Array] | None = None
         self._error: Exception | None = None
 
@@ -214,11 +234,12 @@ class Run:
 
     def settle(self) -> None:
         """Waits until it has ended, well or not."""
-        if not self.ended:
+        started, self._started = self._started, None
+        if started is not None:
             try:
-                self._found = self._session.finish(self._started)
+                self._found = self._session.finish(started)
             except Exception as error:
-                self._error = error
+                self._error = error.with_traceback(None)
 
     def wait(self) -> dict[str, Array]:
         """Its outputs by name, arrays of the caller's own. Raises DeviceSick if the device is lost."""

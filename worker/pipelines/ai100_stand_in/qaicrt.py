@@ -5,6 +5,7 @@ A run computes when it is enqueued; its outputs are handed out when the virtual 
 
 import enum
 import json
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,6 +122,7 @@ class Program:
     ) -> None:
         self.device, self.qpc, self.properties = context.devices[number], qpc, properties
         self.is_active = False
+        self.running: weakref.WeakSet[ExecObj] = weakref.WeakSet()
         self._graph: Any = None
         self._mib = -(-qpc.file.stat().st_size >> 20)
 
@@ -134,7 +136,7 @@ class Program:
     def activate(self) -> QStatus:
         cores = self.qpc.header.cores
         if self.device.lost:
-            return QStatus.QS_NODEV
+            return QStatus.QS_DEV_ERROR
         if machine.fault("activation"):
             return QStatus.QS_ERROR
         if cores > self.device.cores_free:
@@ -148,6 +150,8 @@ class Program:
         return QStatus.QS_SUCCESS
 
     def deactivate(self) -> QStatus:
+        if self.running:  # as the runtime refuses while an execution object lives
+            return QStatus.QS_INVAL
         if self.is_active:
             self.device.cores_used -= self.qpc.header.cores
             self.device.mib_used -= self._mib
@@ -175,6 +179,7 @@ class Program:
 class ExecObj:
     def __init__(self, context: Context, program: Program) -> None:  # noqa: ARG002  the SDK's signature
         self.program = program
+        program.running.add(self)
         self.status, self.ends = QStatus.QS_SUCCESS, 0.0
         self._buffers: list[QBuffer] = []
 
@@ -189,13 +194,13 @@ class ExecObj:
     def run_now(self) -> QStatus:
         device, clock = self.program.device, machine.CLOCK
         if device.lost or not self.program.is_active:
-            return QStatus.QS_NODEV if device.lost else QStatus.QS_INVAL
+            return QStatus.QS_DEV_ERROR if device.lost else QStatus.QS_INVAL
         number = clock.count(self.program.qpc.header.network)
         self.status, self.ends = QStatus.QS_SUCCESS, self.program.reserve()
         if number == machine.fault_in("lost"):
-            device.lost, self.status = True, QStatus.QS_NODEV
+            device.lost, self.status = True, QStatus.QS_DEV_ERROR
         elif number == machine.fault_in("timeout"):
-            self.status = QStatus.QS_TIMEDOUT
+            self.status = QStatus.QS_ERROR  # which is what the runtime makes of it
         else:
             inputs = len(self.program.qpc.header.inputs)
             for place, found in enumerate(self.program.compute(self._buffers), start=inputs):
