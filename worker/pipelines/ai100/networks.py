@@ -4,6 +4,8 @@ A program runs for a fixed number of images, the pass; a batch takes as many pas
 filled by repeating a row. In every result a row depends only on the same row of the inputs.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -37,6 +39,9 @@ class Ai100Backend:
         self.device = f"{target.card.name} {numbers} (SDK {target.sdk_version})"
         cores = "-".join(str(self.having(network)[0].cores(network)) for network in (TEXT_ENCODER, UNET, VAE_DECODER))
         self.device_kind = f"{target.card.name}, SDK {target.sdk_version}, cores {cores}, {programs.batch} a pass"
+        if target.overrides or target.hardware != "ai100":
+            decides = json.dumps([target.hardware, sorted(target.overrides.items())])
+            self.device_kind += f", {target.hardware} flags {hashlib.sha256(decides.encode()).hexdigest()[:8]}"
         self.versions = f"{versions('torch', 'onnxscript', 'diffusers')}, qaic {target.sdk_version}"
         self._cache: dict[ShapeKey, Ai100Compiled] = {}
 

@@ -24,7 +24,10 @@ from worker.pipelines.ai100.cards import VAE_ENCODER, Card
 from worker.pipelines.ai100.compiling import Overrides, Say
 from worker.pipelines.ai100.sdk import COMPILERS, Sdk, SdkMissing
 
-SOURCES = ("static_*.py", "onnx_files.py", "checkpoint.py", "unet.py", "flexible_unet.py", "stock_unet.py")
+SOURCES = (
+    "static_*.py", "onnx_files.py", "checkpoint.py", "networks.py", "unet.py", "flexible_unet.py", "stock_unet.py",
+    "text.py", "latent_scale.py", "weights.py", "vae_config.py",
+)  # fmt: skip
 GRAPHS = "graphs"
 PRECISION = "fp32"  # of the graphs; the compiler converts them
 
@@ -96,7 +99,8 @@ class Programs:
         """What `find` would run where the SDK is, with placeholders for what is not exported yet."""
         sdk = self._target.sdk
         compiler = next(filter(None, map(sdk.tool, COMPILERS)), sdk.folder / "exec" / COMPILERS[0])
-        name = f"{network}-{self.batch}{f'-{chunks}-chunks' if chunks > 1 else ''}.onnx"
+        batch = 1 if network == VAE_ENCODER else self.batch
+        name = f"{network}-{batch}{f'-{chunks}-chunks' if chunks > 1 else ''}.onnx"
         told = self.flags(network, cores)
         return compiling.command(compiler, self._target.hardware, told, Path("EXPORT", name), Path("PROGRAM"))
 
