@@ -50,7 +50,7 @@ def export(
 @guarded
 def compile_programs(
     folder: Folder,
-    batch: Annotated[str, typer.Option(metavar="N,N...", help="How many images a pass renders.")] = "1",
+    batch: Annotated[str, typer.Option(metavar="N,N...", help="Images a pass; by default a worker's.")] = "",
     card: Annotated[str, typer.Option(metavar="NAME", help="standard, pro or ultra; by default this machine's.")] = "",
     device: Device = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands; needs neither card nor SDK.")] = False,

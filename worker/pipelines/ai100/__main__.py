@@ -44,7 +44,7 @@ def compile_programs(settings: Settings, options: argparse.Namespace) -> int:
     index = directory.with_sizes(folder, directory.read_index(folder), settings.sizes)
     plan = cloud_ai100.plan_of(settings, target.card, index.default_steps, len(settings.device.split(",")))
     say(f"{target.card.name}, SDK {target.sdk_version}: {plan}")
-    for batch in options.batch:
+    for batch in options.batch or [settings.ai100_program_batch]:
         programs = Programs(folder, artefacts(settings), target, batch)
         for network, cores in _programs(plan):
             for chunks in programs.chunks if network == cards.UNET else (1,):
@@ -93,6 +93,8 @@ def _programs(plan: placement.Plan) -> list[tuple[str, int]]:
 
 
 def _batches(text: str) -> list[int]:
+    if not text:
+        return []
     sizes = [int(part) for part in text.split(",") if part.strip().isdigit() and 1 <= int(part) <= 64]
     if len(sizes) != len(text.split(",")):
         raise argparse.ArgumentTypeError("numbers of images from 1 to 64, such as 1,4")
@@ -103,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="worker.pipelines.ai100")
     commands = parser.add_subparsers(required=True)
     compiler = commands.add_parser("compile")
-    compiler.add_argument("--batch", type=_batches, default=[1])
+    compiler.add_argument("--batch", type=_batches, default=[])
     compiler.add_argument("--card", default="")
     compiler.add_argument("--dry-run", action="store_true")
     compiler.set_defaults(command=compile_programs)
