@@ -161,7 +161,8 @@ def test_peft_s_layout_fits_the_flexible_unet(stabilized: bool, tiny: Path, tmp_
     done = merge(tiny, [str(tmp_path / "adapter" / "adapter_model.safetensors")], tmp_path / "new")
     assert done["loras"][0]["applied"] == {"flexible_unet": len(names)}
     found = load_file(weights.find(tmp_path / "new" / "flexible_unet"))
-    assert max(float((found[name].float() - fused[name]).abs().max()) for name in fused) < 1e-3
+    for name, wanted in fused.items():  # the file's half precision rounds by 2 ** -11 of a number, and peft draws them
+        torch.testing.assert_close(found[name].float(), wanted, rtol=1e-3, atol=1e-4)
     (tmp_path / "adapter" / "adapter_config.json").unlink()
     with pytest.raises(PressworkError, match=r"adapter_config\.json; put that file beside it"):
         merge(tiny, [str(tmp_path / "adapter" / "adapter_model.safetensors")], tmp_path / "newer")
