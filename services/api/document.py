@@ -71,7 +71,7 @@ _IDS = {  # of each path parameter: what it is, and an example
 _LOCATED = frozenset(
     {
         "submit_job", "finalize_draft", "retry_job", "create_export", "generate_images", "edit_image", "act_on_jobs",
-        "run_schedule", "run_catalogue", "create_dataset", "redraw_changes",
+        "run_schedule", "run_catalogue", "create_dataset", "export_dataset", "redraw_changes",
     }
 )  # fmt: skip
 _LARGE = frozenset({"submit_job", "append_chunk", "preview_job", "estimate_job"})

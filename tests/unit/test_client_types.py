@@ -112,6 +112,7 @@ DIFFERENCES = {
         "the document names no fields; these are requests as one submits them",
     ),
     "Catalogue.definition": ("object", "{}", "the document names no fields; it is as it was put"),
+    "Dataset.definition": ("object", "{}", "the document names no fields; it is as it was put"),
     "Matrix.vary{}[]": ("number | string", "any", "a checker would refuse a list of ints as a list of numbers"),
 }
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
 from services.api import dependencies, openapi, pagination, parameters
@@ -103,7 +103,12 @@ class DatasetComparison(BaseModel):
     openapi_extra=openapi.body(VersionRequest, required=False),
 )
 def export_dataset(
-    request: Request, context: ContextDep, tenant: Tenant, dataset: str, body: json_object.SmallOrNone
+    request: Request,
+    response: Response,
+    context: ContextDep,
+    tenant: Tenant,
+    dataset: str,
+    body: json_object.SmallOrNone,
 ) -> Any:
     """Asks for the next version: shards that are written are kept, new images go to new shards, and shards that lose
     images are written again."""
@@ -111,7 +116,9 @@ def export_dataset(
     base_url = dependencies.base_url(context.settings, request)
     with context.database.begin(tenant) as connection:
         number = datasets.export(connection, tenant, dataset, while_running=asked.while_running, base_url=base_url)
-        return _shown(dataset_records.version(connection, dataset_records.find(connection, tenant, dataset), number))
+        found = dataset_records.version(connection, dataset_records.find(connection, tenant, dataset), number)
+    response.headers.update(dependencies.location(context, request, f"/v1/datasets/{dataset}/versions/{number}"))
+    return _shown(found)
 
 
 @router.get("/datasets/{dataset}/versions", response_model=DatasetVersionPage)
