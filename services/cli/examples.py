@@ -19,7 +19,7 @@ EXAMPLES = {
     "ls": (
         "presswork ls --status in_progress",
         "presswork ls --label for=shop --since 2h --sort failed_first",
-        "presswork ls --view 'http://127.0.0.1:8000/jobs?model=mini&priority=high' --limit 0 --json",
+        "presswork ls --view 'http://127.0.0.1:8000/jobs?model=mini' --json",
     ),
     "overview": ("presswork overview", "presswork overview --json"),
     "top": ("presswork top", "presswork top --profile studio"),
