@@ -292,7 +292,7 @@ def test_a_line_that_is_no_json_is_named(run: Run, tmp_path: Path) -> None:
         (["submit", "."], ". is a folder; name a file in it."),
         (["submit"], "Nothing to submit"),
         (["submit", "p.txt", "--label", "nothing"], "it must be NAME=VALUE"),
-        (["submit", "p.txt", "--column", "promt=a"], "names the field 'promt'"),
+        (["submit", "p.txt", "--column", "promt=a"], "names 'promt', which is no field; did you mean prompt?"),
         (["submit", "p.txt", "--vary", "a=b"], "belong to --matrix"),
         (["submit", "-", "--column", "prompt=caption"], "plain text, which has no columns"),
     ],
@@ -903,7 +903,7 @@ def test_every_command_has_examples_that_its_own_parser_takes_and_help_that_fits
             assert not re.search(r"\S\n\S", found.help or ""), "line breaks of the source within a paragraph"
     assert not known, "examples of commands that there are not"
     assert "<bool>" not in run("--help").output
-    assert "'--status': 'done' is not one of 'draft'," in run("ls", "--status", "done", code=2).output
+    assert "'--status': 'done' is not one of 'unfinished', 'draft'," in run("ls", "--status", "done", code=2).output
 
 
 def test_the_shells_completion_knows_the_newest_jobs_and_keeps_silent_without_a_server(
