@@ -120,7 +120,6 @@ def test_pages_of_the_list_follow_one_another_and_miss_none(
     [
         "priority=none",
         "since=today",
-        "until=9999-12-31",
         "status=none",
         "label=none",
         "sort=none",

@@ -658,6 +658,7 @@ OTHER_ROWS = (  # of tables that nothing above has written to
         "INSERT INTO catalogue_runs (id, tenant_id, catalogue_id, state, plan_only, accept_removed, definition)"
         " VALUES (1, 1, 1, 'queued', false, false, '{}')"
     ),
+    "INSERT INTO catalogue_changes (run_id, position, item, variant, kind) VALUES (1, 0, 'a', 'front', 'new')",
     (
         "INSERT INTO catalogue_destinations (catalogue_id, tenant_id, place, rule, version, step)"
         " VALUES (1, 1, 'a/b', %(sha256)s, 1, 'done')"
