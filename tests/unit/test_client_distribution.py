@@ -3,6 +3,7 @@
 import ast
 import sys
 import tomllib
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -18,17 +19,29 @@ OURS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 CLIENTS = tomllib.loads((FOLDER / "pyproject.toml").read_text())
 
 
-def test_the_client_needs_httpx_and_nothing_else() -> None:
-    assert [Requirement(line).name for line in CLIENTS["project"]["dependencies"]] == ["httpx"]
+def imported(nodes: Iterable[ast.AST]) -> set[str]:
     found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module is not None
+            found.add(node.module.split(".")[0])
+    return found - sys.stdlib_module_names
+
+
+def test_the_client_needs_httpx_and_nothing_else() -> None:
+    """Functions that read shards import what their caller has installed for it."""
+    assert [Requirement(line).name for line in CLIENTS["project"]["dependencies"]] == ["httpx"]
+    always, at_times = set(), set()
     for path in FOLDER.glob("presswork_client/**/*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                found |= {name.name.split(".")[0] for name in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                assert node.module is not None
-                found.add(node.module.split(".")[0])
-    assert found - sys.stdlib_module_names == {"httpx", "presswork_client"}
+        tree = ast.parse(path.read_text())
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        inside = {node for function in functions for node in ast.walk(function)}
+        always |= imported(node for node in ast.walk(tree) if node not in inside)
+        at_times |= imported(inside)
+    assert always == {"httpx", "presswork_client"}
+    assert at_times - always == {"torch", "pyarrow"}
 
 
 def test_the_client_is_typed_and_comes_from_its_own_distribution() -> None:

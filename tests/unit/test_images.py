@@ -171,9 +171,13 @@ def reached(start: Iterable[str]) -> tuple[set[str], dict[str, set[str]]]:
 WITH_CUDA = {"triton": {"worker.model.group_norm_kernels", "worker.model.geglu_kernels", "worker.bench.generated"}}
 
 
+# What a user of the client may have beside it: imported inside the one function that is for those who have it.
+OPTIONAL = {"torch": {"presswork_client.streams"}}
+
+
 def missing(others: dict[str, set[str]], installed: set[str]) -> dict[str, set[str]]:
     """The packages that nothing installed brings, and who imports them."""
-    brought = WITH_CUDA if "torch" in installed else {}
+    brought = WITH_CUDA if "torch" in installed else OPTIONAL
     return {
         package: who
         for package, who in others.items()
