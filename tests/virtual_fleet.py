@@ -2,21 +2,26 @@
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 from services.core.queue import tail
-from services.core.queue.peers import LOOK_SECONDS
-from services.core.queue.tail import Pace
+from services.core.queue.peers import LOOK_SECONDS, PATIENCE
+from services.core.queue.tail import Leaving, Pace
+
+ELSEWHERE = -1  # a batch of work that only its worker sees
+SEGMENT = (1, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """`seconds` an image in a full batch of `batch`. It dies at `dies`, and what it holds is queued `lease` later."""
+    """`seconds` an image in a full batch of `batch`. It dies at `dies`, and what it holds is queued `lease` later.
+    Until `elsewhere` it claims older work, which nobody else is able to render."""
 
     seconds: float
     batch: int
     dies: float = float("inf")
+    elsewhere: float = 0.0
 
     @property
     def batch_seconds(self) -> float:
@@ -26,14 +31,28 @@ class Worker:
 @dataclass(slots=True)
 class _State:
     worker: Worker
-    held: int = 0  # claimed and not begun
+    held: int = 0  # claimed and not begun, or ELSEWHERE
     rendering: int = 0
     until: float = 0.0  # the end of the batch at hand
     looks_at: float = 0.0
+    leaving: Leaving = field(default_factory=Leaving)
 
     def free_at(self, now: float) -> float:
         at = self.until if self.rendering else now
-        return at + self.worker.batch_seconds * (self.held > 0)
+        return at + self.worker.batch_seconds * (self.held != 0)
+
+    def pace(self, now: float, idle: float) -> Pace:
+        """`idle`: in how many seconds it begins if it holds nothing."""
+        free = self.free_at(now) - now if self.rendering or self.held else idle
+        return Pace(free, self.worker.batch_seconds, self.worker.batch)
+
+    def take(self, queued: int, now: float, others: Sequence[Pace]) -> int:
+        """How many of the queued images it takes; none if it leaves all of them to others."""
+        own = self.pace(now, 0.0)
+        leave = 0 if self.leaving.overdue(now) else tail.left(own, others)
+        left = [SEGMENT] if 0 < queued <= leave else []
+        self.leaving.note(left, [SEGMENT], now=now, until=now + own.end + PATIENCE)
+        return min(self.worker.batch, queued) if queued > leave else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +91,10 @@ def render(workers: Sequence[Worker], images: int, *, by_rule: bool = True, leas
         """What the worker takes; nothing if it leaves all of it."""
         nonlocal queued
         state = states[nth]
-        own = Pace(state.free_at(now) - now, state.worker.batch_seconds, state.worker.batch)
-        others = [
-            Pace(
-                max(other.free_at(now) - now, 0.0) if other.rendering or other.held else LOOK_SECONDS,
-                other.worker.batch_seconds,
-                other.worker.batch,
-            )
-            for other in states
-            if other is not state and alive(other, now)
-        ]
-        leave = tail.left(own, others) if by_rule else 0
-        taken = min(state.worker.batch, queued) if queued > leave else 0
+        if now < state.worker.elsewhere:
+            return ELSEWHERE
+        others = [other.pace(now, LOOK_SECONDS) for other in states if other is not state and alive(other, now)]
+        taken = state.take(queued, now, others if by_rule else [])
         queued -= taken
         return taken
 
@@ -106,13 +117,14 @@ def render(workers: Sequence[Worker], images: int, *, by_rule: bool = True, leas
         if what == "die":
             at(now + lease, "expire", nth)
         elif what == "expire":
-            queued += state.held + state.rendering
+            queued += max(state.held, 0) + max(state.rendering, 0)
             state.held = state.rendering = 0
         elif not alive(state, now):
             continue
         elif what == "end":
-            done[nth] += state.rendering
-            state.rendering, last = 0, now
+            done[nth] += max(state.rendering, 0)
+            last = now if state.rendering > 0 else last
+            state.rendering = 0
             begin(nth, now)
         elif not state.rendering and now >= state.looks_at:
             begin(nth, now)

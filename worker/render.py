@@ -16,6 +16,7 @@ from services.core.model.errors import Unavailable
 from services.core.model.specs import Claim
 from services.core.notify import Notifier
 from services.core.queue import claims, job_states, segments
+from services.core.queue.tail import Leaving
 from services.core.settings import Settings
 from services.core.storage import contract
 from worker import batching, exit_codes
@@ -60,6 +61,7 @@ class RenderLoop:
         self._turns = batching.turns()
         self._free_at = 0.0  # when the device should have rendered what it is at, by the monotonic clock
         self._left = False  # whether the last claim left work to others
+        self.leaving = Leaving()
         self._charges: dict[int, float] = {}
 
     def run(self, until: Callable[[], bool] = lambda: False) -> bool:
@@ -141,6 +143,7 @@ class RenderLoop:
             time.sleep(LINGER_SECONDS)
             found = self._candidates()
         self._left = False
+        self.leaving.keep(found.segments)
         while found.rows:
             seats = found.batch(most)
             with self.database.begin_system() as connection:
@@ -151,6 +154,8 @@ class RenderLoop:
                     seats=seats,
                     lease=self.settings.lease_seconds,
                 )
+            now = time.monotonic()
+            self.leaving.note(found.left(claim), found.alike, now=now, until=now + found.patience)
             if claim is not None:
                 held = self.heartbeat.hold(claim)
                 self._after_claim(claim, found, seats)
@@ -168,10 +173,10 @@ class RenderLoop:
 
     def _candidates(self) -> claims.Candidates:
         with self.database.begin_system() as connection:
-            free = max(self._free_at - time.monotonic(), 0.0)
+            now = time.monotonic()
             return claims.candidates(
                 connection, self.pipeline.card.revision, next(self._turns), self.worker_id, self.device.abilities(),
-                free=free,
+                free=max(self._free_at - now, 0.0), overdue=self.leaving.overdue(now),
             )  # fmt: skip
 
     def _after_claim(self, claim: Claim, found: claims.Candidates, seats: int) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -191,6 +192,29 @@ def test_it_takes_images_of_a_later_job_and_leaves_the_end_of_the_first(ready, s
     assert first != second
 
 
+def test_what_was_left_for_too_long_is_taken_whoever_should_have(ready, settings):
+    up(ready, FAST, 0.5, (16, 1))
+    up(ready, SLOW, 40.0)
+    jobs = [submit(ready, settings, 3, size="64x64") for _ in range(2)]
+    found = look(ready, SLOW)
+    assert found.left(None) == [(job, 0) for job in jobs] and found.patience == pytest.approx(46.0)
+    with ready.begin_system() as connection:
+        late = replace(found, overdue={(jobs[1], 0)})
+        assert claims.claim(connection, found, worker_id=SLOW, seats=1, lease=30.0) is None
+        taken = claims.claim(connection, late, worker_id=SLOW, seats=1, lease=30.0)
+    assert taken is not None and late.left(taken) == []
+
+
+def test_segments_in_front_of_what_is_claimed_are_left(ready, settings):
+    up(ready, FAST, 1.0, (1,))
+    up(ready, SLOW, 10.0)
+    jobs = [submit(ready, settings, 5, size="64x64") for _ in range(2)]
+    found = look(ready, SLOW)
+    with ready.begin_system() as connection:
+        taken = claims.claim(connection, found, worker_id=SLOW, seats=1, lease=30.0)
+    assert taken is not None and found.left(taken) == [(jobs[0], 0)]
+
+
 def test_suspects_are_left_to_nobody(ready, settings):
     up(ready, FAST, 0.5, (16, 1))
     up(ready, SLOW, 40.0)
@@ -321,6 +345,14 @@ def test_when_the_fast_one_is_gone_at_the_tail_the_slow_one_ends_the_job(make_re
 
     beating = threading.Thread(target=beat)
     beating.start()
+    job = submit(database, fast, mugs(3), num_inference_steps=2)
+    slow.run()
+    assert counts(database, job) == {"queued": 3}
+    assert slow.leaving.overdue(time.monotonic() + 300.0) == {(job, 0)}
+    other = submit(database, fast, mugs(3), num_inference_steps=2)
+    slow.leaving.note([(other, 0)], [(other, 0)], now=0.0, until=0.0)  # long ago
+    until(lambda: slow.run() and counts(database, job) == counts(database, other) == {"done": 3})
+    change(database, "UPDATE render_rates SET seconds_per_image = 100 WHERE device NOT LIKE 'fast%'")
     job = submit(database, fast, mugs(3), num_inference_steps=2)
     slow.run()
     assert counts(database, job) == {"queued": 3}

@@ -78,6 +78,35 @@ def test_what_the_dead_fast_worker_was_left_is_taken_by_the_slow_ones():
     assert sum(run.images) == 2_000 and run.seconds > 75.0
 
 
+def test_images_do_not_wait_for_a_fast_worker_that_is_busy_with_what_nobody_else_can_render():
+    """It is on time, always free within moments, and takes its older work."""
+    elsewhere = replace(GPU, elsewhere=10_000.0)
+    run = render((CPU, elsewhere), 10)
+    assert run.images == (10, 0) and run.seconds < 30.0
+    assert render((CPU, CARD, elsewhere), 100).seconds < 60.0
+
+
+def test_what_is_left_is_left_once_and_for_a_bounded_time():
+    one, other = (1, 0), (2, 0)
+    leaving = tail.Leaving()
+    leaving.note([one], [one, other], now=0.0, until=10.0)
+    leaving.note([one], [one], now=5.0, until=15.0)
+    assert leaving.overdue(9.0) == set() and leaving.overdue(10.0) == {one}
+    leaving.note([], [one], now=11.0, until=21.0)  # it takes some of them: the others are not left again
+    leaving.note([one], [one], now=12.0, until=22.0)
+    assert leaving.overdue(12.0) == {one}
+    leaving.keep({other})
+    assert leaving.overdue(100.0) == set()
+
+
+def test_what_is_claimed_in_time_was_not_left():
+    leaving = tail.Leaving()
+    leaving.note([(1, 0)], [(1, 0)], now=0.0, until=10.0)
+    leaving.note([], [(1, 0)], now=5.0, until=15.0)
+    leaving.note([(1, 0)], [(1, 0)], now=8.0, until=18.0)
+    assert leaving.overdue(11.0) == set()
+
+
 @settings(max_examples=60, deadline=None)
 @given(WORKERS, st.integers(1, 300))
 def test_every_fleet_ends_every_job_and_hardly_later_than_without_the_rule(fleet, images):

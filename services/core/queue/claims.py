@@ -11,7 +11,7 @@ and settles share it, a cancel takes it exclusively. Advisory locks are granted 
 of claims cannot keep a cancel waiting.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -132,7 +132,8 @@ class Candidates:
     """Segments that may have queued images, best first. `age` is that of the first one, in seconds.
 
     `fleet` are the live workers if little is left, this one among them, which will be free in `free` seconds.
-    `spoken_for` is the share of the others' time that goes into what was left to them before.
+    `spoken_for` is the share of the others' time that goes into what was left to them before. `overdue` are segments,
+    by job and id, that were left to others for too long: nothing of what shares their batches is left any longer.
     """
 
     rows: tuple[Any, ...]
@@ -140,6 +141,7 @@ class Candidates:
     fleet: Mapping[str, Peer] = field(default_factory=dict)
     free: float = 0.0
     spoken_for: float = 0.0
+    overdue: Collection[tuple[int, int]] = ()
 
     @property
     def age(self) -> float:
@@ -151,14 +153,24 @@ class Candidates:
         return sum(_span(row) for row in _same_shape(self.rows))
 
     @property
+    def segments(self) -> set[tuple[int, int]]:
+        """All of them, by job and id."""
+        return {_key(row) for row in self.rows}
+
+    @property
+    def alike(self) -> list[tuple[int, int]]:
+        """The segments that would share a batch, by job and id."""
+        return [_key(row) for row in _same_shape(self.rows)]
+
+    @property
     def job_ids(self) -> list[int]:
         return sorted({row.job_id for row in _same_shape(self.rows)})
 
     @property
     def others(self) -> "Candidates":
         """The candidates that remain if the first one and those that share its batch have no queued image."""
-        same = {(row.job_id, row.id) for row in _same_shape(self.rows)}
-        rest = tuple(row for row in self.rows if (row.job_id, row.id) not in same)
+        same = set(self.alike)
+        rest = tuple(row for row in self.rows if _key(row) not in same)
         left = self._left
         share = min(self.max_waiting / left, 1.0) if left else 0.0
         return replace(self, rows=rest, spoken_for=min(self.spoken_for + share, 1.0))
@@ -180,10 +192,28 @@ class Candidates:
         not: it takes two devices to tell what is at fault."""
         return int(self._left * (1 - self.spoken_for))
 
+    def left(self, claim: Claim | None) -> list[tuple[int, int]]:
+        """The segments, by job and id, that this claim left to others: those in front of what it took of, or all."""
+        if not self.leaves:
+            return []
+        return self.alike if claim is None else self.alike[: -len(self.behind)]
+
+    @property
+    def behind(self) -> list[Any]:
+        """The segments that would share a batch and do not lie wholly within what is left to others."""
+        waiting, leave = _same_shape(self.rows), self.leaves
+        upto = accumulate(_span(row) for row in waiting)
+        return [row for row, images in zip(waiting, upto, strict=True) if images > leave]
+
+    @property
+    def patience(self) -> float:
+        """For how many seconds it leaves them: others should have taken them by when it would have rendered them."""
+        return peers.PATIENCE + (self.pace.end if self.pace is not None else 0.0)
+
     @property
     def _left(self) -> int:
         first = self.rows[0]
-        if first.cap is not None:
+        if first.cap is not None or not set(self.alike).isdisjoint(self.overdue):
             return 0
         return peers.left(self.fleet, self.pace, self.worker_id, columns.read_shape(first), self.age)
 
@@ -196,9 +226,11 @@ def candidates(
     able: Abilities = ABLE,
     *,
     free: float = 0.0,
+    overdue: Collection[tuple[int, int]] = (),
 ) -> Candidates:
     """The open segments of that revision that the worker is able to render; none if it is drained. `turn` is the
-    priority class that comes first: 0, 1 or 2. `free`: in how many seconds the worker has rendered what it holds."""
+    priority class that comes first: 0, 1 or 2. `free`: in how many seconds the worker has rendered what it holds.
+    `overdue`: see Candidates."""
     values = {
         "revision": model_revision, "turn": turn, "worker_id": worker_id, "redraws": able.redraws,
         "long_prompts": able.long_prompts, "max_steps": able.max_steps,
@@ -207,7 +239,7 @@ def candidates(
     }  # fmt: skip
     rows = tuple(connection.execute(_CANDIDATES, values))
     fleet = peers.read(model_revision, rows[0].fleet) if rows else {}
-    return Candidates(rows, worker_id, fleet, free)
+    return Candidates(rows, worker_id, fleet, free, overdue=overdue)
 
 
 def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: int, lease: float) -> Claim | None:
@@ -220,10 +252,9 @@ def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: 
     if not chosen.rows:
         return None
     waiting, leave, pace = _same_shape(chosen.rows), chosen.leaves, chosen.pace
-    behind = [row for row, upto in zip(waiting, accumulate(_span(row) for row in waiting), strict=True) if upto > leave]
-    if not behind:
+    segments = chosen.behind[:seats]
+    if not segments:
         return None
-    segments = behind[:seats]
     first = segments[0]
     share_jobs(connection, [row.job_id for row in segments])
     if first.cap is not None:
@@ -287,6 +318,10 @@ def _same_shape(rows: Sequence[Any]) -> list[Any]:
         return [first]
     shape = columns.read_shape(first)
     return [row for row in rows if row.cap is None and columns.read_shape(row) == shape]
+
+
+def _key(row: Any) -> tuple[int, int]:
+    return row.job_id, row.id
 
 
 def _span(row: Any) -> int:

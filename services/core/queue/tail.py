@@ -1,6 +1,9 @@
-"""The tail of the work: how much of it a worker leaves to others that will be done with it sooner. Plain Python."""
+"""The tail of the work: how much of it a worker leaves to others that will be done with it sooner, and for how long.
 
-from collections.abc import Iterable
+Others may have work that this worker does not see, so what it leaves is left once, for a bounded time. Plain Python.
+"""
+
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import ceil
 
@@ -30,3 +33,28 @@ def left(own: Pace, others: Iterable[Pace]) -> int:
     """
     sooner = (other for other in others if other.end < own.end)
     return sum(max(ceil((own.end - other.free) / other.seconds) - 1, 1) * other.batch for other in sooner)
+
+
+class Leaving:
+    """The segments, by job and id, that a worker leaves to others, each with the time until which it does. From then on
+    it takes of them for as long as they wait: who did not do what was expected of it is not trusted once more."""
+
+    def __init__(self) -> None:
+        self._until: dict[tuple[int, int], float] = {}
+
+    def overdue(self, now: float) -> frozenset[tuple[int, int]]:
+        return frozenset(segment for segment, until in self._until.items() if until <= now)
+
+    def note(
+        self, left: Collection[tuple[int, int]], looked_at: Iterable[tuple[int, int]], *, now: float, until: float
+    ) -> None:
+        """Of the segments it looked at, it leaves these until then, or until when it said first; and no others."""
+        for segment in looked_at:
+            if segment in left:
+                self._until.setdefault(segment, until)
+            elif self._until.get(segment, now) > now:
+                del self._until[segment]
+
+    def keep(self, waiting: Collection[tuple[int, int]]) -> None:
+        """Forgets all segments but those that still wait."""
+        self._until = {segment: until for segment, until in self._until.items() if segment in waiting}
