@@ -183,7 +183,7 @@ class Child:
 
     def _tick(self) -> None:
         """Maintenance that every worker does for all, so that images are rendered without a scheduler, too."""
-        self._beat("sick" if self.render_loop.device.sick else "busy" if self.render_loop.busy else "ready")
+        self._beat(self.render_loop.state)
         for verb in (self._expire, counters.fold, numbering.number, self._rounds.raise_low):
             with self.database.begin_system() as connection:
                 if leases.lock_maintenance(connection):

@@ -105,6 +105,12 @@ class Heartbeat:
         with self._guard:
             self._held.pop(held.claim.id, None)
 
+    @property
+    def holds(self) -> bool:
+        """Whether any claim is held."""
+        with self._guard:
+            return bool(self._held)
+
     def rendering(self, held: HeldClaim | None) -> None:
         """Starts the watchdog for a claim; None stops it."""
         self._progress += 1

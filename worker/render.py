@@ -79,6 +79,14 @@ class RenderLoop:
             self._one_at_a_time.release()
         return True
 
+    @property
+    def state(self) -> str:
+        """What the worker says of itself: sick, busy or ready. It is busy while it holds images; not while it looks for
+        some and its store does not answer, since others would leave it work that it cannot take."""
+        if self.device.sick:
+            return "sick"
+        return "busy" if self.heartbeat.holds else "ready"
+
     def wait_idle(self) -> None:
         """Waits until no thread renders; once `stopping` is set, none will again."""
         with self._one_at_a_time:

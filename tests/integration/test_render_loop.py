@@ -157,6 +157,7 @@ def test_an_unreachable_store_fails_nothing_uses_no_attempt_and_stops_the_claimi
     worker.start()
     in_hand = fast.spool_batches * 16
     until(lambda: counts(database, job_id) == {"queued": 200 - in_hand, "rendering": in_hand})
+    assert render_loop.state == "busy"
     time.sleep(fast.lease_seconds * 1.2)  # longer than a lease: the heartbeat keeps what waits in the spool
     with database.begin_system() as connection:
         counters.fold(connection)
@@ -166,6 +167,25 @@ def test_an_unreachable_store_fails_nothing_uses_no_attempt_and_stops_the_claimi
     assert counts(database, job_id) == {"done": 200}
     with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(attempt), max(lost) FROM images")).one() == (0, 0)
+    proxy.close()
+
+
+def test_who_waits_for_its_store_before_it_claims_does_not_say_that_it_is_busy(make_render_loop, database, fast):
+    """Others would leave it work that it cannot take."""
+    target = urlsplit(fast.s3_endpoint_url)
+    proxy = Proxy(target.hostname, target.port)
+    proxied = s3.S3Store(dataclasses.replace(fast, s3_endpoint_url=f"http://127.0.0.1:{proxy.port}"))
+    render_loop = make_render_loop(store=proxied)
+    job_id = submit(database, fast, mugs(3))
+    render_loop._storing.store_away()
+    proxy.hang()
+    worker = threading.Thread(target=render_loop.run)
+    worker.start()
+    until(lambda: proxy.accepted)
+    assert render_loop.busy and render_loop.state == "ready"
+    proxy.mend()
+    worker.join(60)
+    assert counts(database, job_id) == {"done": 3} and render_loop.state == "ready"
     proxy.close()
 
 
