@@ -13,7 +13,7 @@ from services.core.db.database import Database
 from services.core.fleet import throughput, workers
 from services.core.fleet.abilities import Abilities
 from services.core.model.specs import Shape
-from services.core.queue import claims, expiry, segments
+from services.core.queue import claims, expiry, peers, segments
 from tests import factories, loop_process, programs
 from tests.factories import submit
 from tests.render_loops import counts, images, mugs
@@ -46,7 +46,8 @@ def up(database: Database, name: str, seconds: float | None, batches: Sequence[i
 
 # Whoever was not made older was heard of just now, however slow the machine is.
 HEARD = text("""
-UPDATE workers SET seen_at = now(), busy_at = CASE WHEN busy_at > now() - interval '1 hour' THEN now() ELSE busy_at END
+UPDATE workers SET seen_at = now(), busy_at = CASE
+  WHEN busy_at BETWEEN now() - interval '1 hour' AND now() + interval '1 hour' THEN now() ELSE busy_at END
 WHERE seen_at > now() - interval '1 hour'
 """)
 
@@ -102,6 +103,43 @@ def test_while_much_waits_the_fleet_is_not_read(ready, settings):
     assert set(look(ready, SLOW).fleet) == {FAST, SLOW}
 
 
+def test_nothing_is_left_while_a_lane_may_hold_more_than_was_read(ready, settings):
+    """Of many small jobs a look reads only the first ones."""
+    up(ready, FAST, 0.5, (16, 1))
+    up(ready, SLOW, 40.0)
+    for _ in range(claims.LANE - 1):
+        submit(ready, settings, 1, size="64x64")
+    assert look(ready, SLOW).leaves > claims.LANE and take(ready, SLOW) == 0
+    for _ in range(3):
+        submit(ready, settings, 1, size="64x64")
+    assert look(ready, SLOW).max_waiting == claims.LANE
+    assert take(ready, SLOW) == 1
+
+
+def test_equal_workers_claim_ahead_while_many_small_jobs_wait(ready, settings):
+    up(ready, FAST, 0.5, (16, 1))
+    up(ready, SLOW, 0.5, (16, 1))
+    for _ in range(2 * claims.LANE):
+        submit(ready, settings, 1, size="64x64")
+    assert take(ready, FAST, 16) == 16
+    with ready.begin_system() as connection:
+        segments.raise_low(connection)
+    free(ready, FAST, 4)  # it is in the midst of its batch, and the other one begins its own
+    assert take(ready, SLOW, 16, free=8.0) == 16
+
+
+def test_nothing_is_left_in_a_large_fleet(ready, settings):
+    """Every claim near the end would read all of it."""
+    up(ready, FAST, 0.5, (16, 1))
+    up(ready, SLOW, 40.0)
+    submit(ready, settings, 3, size="64x64")
+    for nth in range(peers.MOST_PEERS - 2):
+        up(ready, f"another-{nth}", 40.0)
+    assert len(look(ready, SLOW).fleet) == peers.MOST_PEERS and take(ready, SLOW) == 0
+    up(ready, "one more", 40.0)
+    assert look(ready, SLOW).fleet == {} and take(ready, SLOW) == 1
+
+
 def test_images_of_a_paused_job_are_no_reason_to_take_the_tail(ready, settings):
     up(ready, FAST, 0.5, (16, 1))
     up(ready, SLOW, 40.0)
@@ -131,6 +169,8 @@ TROUBLE = {
     "was never measured": "DELETE FROM render_rates WHERE device LIKE 'fast%'",
     "does not say what it serves": "UPDATE workers SET report = '{}' WHERE id = 'fast'",
     "does not take what has waited": "UPDATE workers SET busy_at = now() - interval '1 day'; "
+    "UPDATE segments SET created_at = now() - interval '1 day'",
+    "was busy before the clock was set back": "UPDATE workers SET busy_at = now() + interval '1 day'; "
     "UPDATE segments SET created_at = now() - interval '1 day'",
 }
 

@@ -30,25 +30,30 @@ from services.core.queue.tail import Pace
 
 ABLE = Abilities()  # to render everything but what asks for a class
 
+LANE = 16  # segments that a look reads of a tenant's lane at most
+
 # The order of segments: first the priority class whose turn it is, then the other classes by priority; within a class
 # the tenant with the smallest virtual time; within a tenant the oldest job. One index probe per class and tenant. The
-# first row brings the fleet, if the end of the work is near.
+# first row brings the fleet, if the end of the work is near: not if a lane has as many segments as are read, since then
+# more may wait in it.
 _ORDER = "class.priority <> :turn, class.priority, t.virtual_time, s.job_id, s.id"
 _CANDIDATES = statement("claims.candidates")(f"""
 SELECT s.*, CASE WHEN row_number() OVER (ORDER BY {_ORDER}) = 1
+  AND NOT bool_or(s.nth = {LANE}) OVER ()
   AND sum(s.high - s.low + 1) OVER () <= ({peers.NEAR}) THEN ({peers.FLEET}) END AS fleet
 FROM (VALUES (0), (1), (2)) AS class (priority)
 CROSS JOIN tenants t
 CROSS JOIN LATERAL (
   SELECT job_id, id, low, high, cap, {", ".join(columns.SHAPE)},
-         abs(extract(epoch FROM clock_timestamp() - created_at)) AS age
+         abs(extract(epoch FROM clock_timestamp() - created_at)) AS age,
+         row_number() OVER (ORDER BY job_id, id) AS nth
   FROM segments
   WHERE model_revision = :revision AND priority = class.priority AND tenant_id = t.id AND open AND low <= high
     AND (:redraws OR first_step = 0) AND (:long_prompts OR prompt_chunks = 1) AND steps <= :max_steps
     AND (CAST(:sizes AS text[]) IS NULL OR width || 'x' || height = ANY(:sizes))
     AND (reproducibility_class = '' OR reproducibility_class = ANY(:classes)
          AND {abilities.WORDS} || ' ' || reproducibility_class <> ALL(:refused))
-  ORDER BY job_id, id LIMIT 16
+  ORDER BY job_id, id LIMIT {LANE}
 ) s
 WHERE NOT EXISTS (SELECT FROM workers JOIN drains USING (host, device) WHERE workers.id = :worker_id)
 ORDER BY {_ORDER}

@@ -18,24 +18,26 @@ LOOK_SECONDS = 2.0  # how often a worker without work looks for some
 MOST_EACH = 2_000  # images that are left to a worker at most
 PATIENCE = 6.0  # seconds: how long others wait for a worker that does not do what it should
 
+MOST_PEERS = 32  # a larger fleet is not read, and nothing is left to anybody in it
+
 # For the statement that looks for candidates, which knows :revision. The fleet is not read while so much waits that
 # nobody could leave it; it has one row of rates a device and shape.
 _LIVE = f"""
   WHERE seen_at BETWEEN now() - make_interval(secs => {PATIENCE}) AND now() + make_interval(secs => {PATIENCE})
     AND model_revision = :revision AND state IN ('ready', 'busy') AND {drains.NOT_DRAINED}
 """
-NEAR = f"SELECT count(*) * {MOST_EACH} FROM workers {_LIVE}"  # noqa: S608  our own text
+NEAR = f"SELECT CASE WHEN count(*) <= {MOST_PEERS} THEN count(*) * {MOST_EACH} ELSE 0 END FROM workers {_LIVE}"  # noqa: S608  our own text
 FLEET = f"""
 SELECT json_agg(json_build_object(
   'id', w.id, 'able', {reported("w")},
-  'idle', extract(epoch FROM clock_timestamp() - coalesce(w.busy_at, w.started_at)), 'held', held.claims,
+  'idle', abs(extract(epoch FROM clock_timestamp() - coalesce(w.busy_at, w.started_at))), 'held', held.claims,
   'free', extract(epoch FROM held.free_at - clock_timestamp()),
   'rates', (SELECT json_agg(json_build_array(r.width, r.height, r.steps, r.guided, r.seconds_per_image)) FROM (
       SELECT width, height, steps, guided, seconds_per_image FROM render_rates
       WHERE render_rates.device = w.host || ' ' || w.device AND render_rates.model_revision = :revision LIMIT 64) r)))
 FROM (
   SELECT id, host, device, report, busy_at, started_at FROM workers {_LIVE}
-  ORDER BY id LIMIT 256
+  ORDER BY id LIMIT {MOST_PEERS}
 ) w
 CROSS JOIN LATERAL (
   SELECT count(*) AS claims, max(free_at) AS free_at FROM claims

@@ -1,6 +1,8 @@
 """The tail of the work: how much of it a worker leaves to others that will be done with it sooner, and for how long.
 
-Others may have work that this worker does not see, so what it leaves is left once, for a bounded time. Plain Python.
+Others may have work that this worker does not see, so what it leaves is left once, for a bounded time. In a fleet of
+more than 32 workers nothing is left: its tail is short, and each claim near the end would read a row of every worker.
+Plain Python.
 """
 
 from collections.abc import Collection, Iterable
