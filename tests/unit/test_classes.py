@@ -1,14 +1,14 @@
 """Reproducibility classes: their syntax, and who may serve one."""
 
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.core.fleet import serving
+from services.core.fleet import serving, workers
 from services.core.fleet.abilities import Abilities
 from services.core.fleet.models import Model, Registry
 from services.core.fleet.served import Served, resolve
@@ -76,6 +76,22 @@ def test_a_worker_serves_the_classes_of_its_batches_and_not_those_that_do_not_fi
     assert short.serves(replace(wide, steps=11))  # another shape may fit
     assert Abilities.read(short.as_report()) == replace(short, classes=dict(short.classes))
     assert not Abilities.read({}).serves(wide) and Abilities.read({}).serves(SHAPE)  # of the release before
+
+
+def test_a_report_of_a_later_release_is_read_without_the_shapes_that_it_tells_apart_by_more():
+    shape = asdict(SHAPE)
+    said = Abilities(classes={16: GPU}).as_report()
+    said["too_large"] = [[shape, 16], [shape | {"frames": 8}, 4], [{"width": 64}, 4]]
+    read = Abilities.read(said)
+    assert read.too_large == {SHAPE: 16} and read.classes == {16: GPU}
+    del shape["prompt_chunks"]
+    assert Abilities.read(said | {"too_large": [[shape, 16]]}).too_large == {SHAPE: 16}  # of an earlier one
+
+
+def test_a_report_of_another_release_is_shown_without_the_scorers_of_which_it_says_less():
+    scorer = {"failed": 1, "late": 0, "why": "no", "off": False}
+    said = workers._said({"scorers": {"ours": scorer | {"more": 1}, "theirs": {"failed": 1}}}, "cpu")
+    assert said["scorers"] == (workers.ScorerTrouble("ours", 1, 0, "no", False),)
 
 
 def test_what_nobody_serves_is_told_in_one_sentence():

@@ -1,7 +1,7 @@
 """What a worker can render, as it says in its report: the claim, the lanes and the tail of the work go by it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -10,6 +10,9 @@ from services.core.model.specs import ModelCard, Shape
 ANY_STEPS = 10_000
 # What `Abilities.read` reads of a report.
 NAMES = ("sizes", "max_steps", "classes", "redraws", "long_prompts", "too_large")
+
+_FIELDS = {field.name for field in fields(Shape)}
+_REQUIRED = {field.name for field in fields(Shape) if field.default is MISSING}
 
 
 def reported(alias: str) -> str:
@@ -44,7 +47,8 @@ class Abilities:
 
     @classmethod
     def read(cls, report: Mapping[str, Any]) -> "Abilities":
-        """From a report. Another release may say less: then nothing is known of it."""
+        """From a report. Another release may say less: then nothing is known of it. A shape of which it says more is
+        left out: this release does not know what that means."""
         said = {name: report[name] for name in NAMES if report.get(name) is not None}
         return cls(
             sizes=tuple(map(str, said["sizes"])) if "sizes" in said else None,
@@ -52,7 +56,7 @@ class Abilities:
             redraws=bool(said.get("redraws", True)),
             long_prompts=bool(said.get("long_prompts", True)),
             classes={int(size): str(name) for size, name in said.get("classes", {}).items()},
-            too_large={Shape(**shape): int(size) for shape, size in said.get("too_large", ())},
+            too_large={Shape(**shape): int(size) for shape, size in said.get("too_large", ()) if _is_known(shape)},
         )
 
     def as_report(self) -> dict[str, Any]:
@@ -94,6 +98,10 @@ class Abilities:
             for size, name in self.classes.items()
             if size >= limit
         ]
+
+
+def _is_known(shape: Mapping[str, Any]) -> bool:
+    return _REQUIRED <= shape.keys() <= _FIELDS
 
 
 def words(shape: Shape) -> str:

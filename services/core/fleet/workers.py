@@ -239,6 +239,7 @@ def _said(report: Mapping[str, Any], device: str) -> dict[str, Any]:
         "scorers": tuple(
             ScorerTrouble(name, said["failed"], said["late"], said["why"], said["off"])
             for name, said in (report.get("scorers") or {}).items()
+            if {"failed", "late", "why", "off"} <= said.keys()
         ),
     }
 
