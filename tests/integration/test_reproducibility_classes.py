@@ -142,7 +142,7 @@ def test_over_http_a_class_is_checked_listed_and_said_to_be_served_by_nobody(api
     other = api.http.post("/v1/jobs", json={"images": [{"prompt": "a", "reproducibility_class": ELSEWHERE}]}).json()
     assert other["error"]["code"] == "unserved_class"
     job = api.http.post("/v1/jobs", json={"images": [{"prompt": "a"}], "reproducibility_class": gpu}).json()
-    [warning] = api.http.get(f"/v1/jobs/{job['id']}").json()["warnings"]
+    warning, other = api.http.get(f"/v1/jobs/{job['id']}").json()["warnings"]
     assert gpu in warning and "no worker that is up renders in the class" in warning
     [lane] = api.http.get("/v1/lanes").json()["data"]
     assert lane["reproducibility_class"] == gpu and lane["devices"] == []
@@ -159,6 +159,10 @@ def test_over_http_a_class_is_checked_listed_and_said_to_be_served_by_nobody(api
             connection, "gpu", host="h", pid=1, device="cuda:0 NVIDIA H200", model="simulated", state="ready",
             revision=factories.REVISION, report=Abilities(sizes=("512x512",), classes={16: gpu}).as_report(),
         )  # fmt: skip
+    assert api.http.get(f"/v1/jobs/{job['id']}").json()["warnings"] == [other]
+    assert "may render images of this job in another class" in other  # the first worker says nothing of classes
+    with api.database.begin_system() as connection:
+        workers.beat(connection, "worker-a", "stopped")
     assert api.http.get(f"/v1/jobs/{job['id']}").json()["warnings"] == []
     assert api.http.get("/v1/lanes").json()["data"][0]["devices"] == [{"device": "NVIDIA H200", "workers": 1}]
     [seen] = [one for one in api.http.get("/v1/workers").json()["data"] if one["id"] == "gpu"]

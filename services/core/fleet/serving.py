@@ -32,6 +32,10 @@ class Serving:
         """Whether workers of its revision are up, and none may claim images of that shape."""
         return any(revision == shape.model_revision for revision, _, _ in self.workers) and not self.of(shape)
 
+    def ignores_classes(self, shape: Shape) -> bool:
+        """Whether a worker of its revision is up that renders any class: of a release that knows none."""
+        return any(revision == shape.model_revision and not able.classes for revision, _, able in self.workers)
+
 
 def read(rows: Sequence[Any] | None) -> Serving:
     """What LIVE found."""

@@ -10,6 +10,10 @@ from services.core.fleet import serving
 from services.core.model.specs import Shape
 
 MOST = 20
+_MAY_DIFFER = (
+    "A worker of an earlier release is up, which may render images of this job in another class than was asked for: "
+    "stop it, and compare each image's reproducibility_class."
+)
 # The first row brings the fleet.
 _OF_JOB = statement("shapes.of_job")(f"""
 SELECT shapes.*, coalesce(m.name, shapes.model_revision) AS model,
@@ -31,11 +35,12 @@ ORDER BY first, m.name
 class JobShape:
     """`model` is its name, or its revision once that is not the current one any longer. `nobody`: why no worker that is
     up can render what waits of it, and what to do; "" if one can, or if no worker of the model is up at all and any
-    will do."""
+    will do. `may_differ`: a worker that is up may render what waits of it in another class than was asked for."""
 
     model: str
     shape: Shape
     nobody: str = ""
+    may_differ: bool = False
 
     @property
     def words(self) -> tuple[object, ...]:
@@ -52,11 +57,15 @@ def of_job(connection: Connection, job_id: int) -> list[JobShape]:
 
 
 def unserved(connection: Connection, job_id: int) -> list[str]:
-    """A sentence for each of the job's shapes of which images wait that nobody can render."""
-    found = (entry.nobody for entry in of_job(connection, job_id))
-    return [f"Images of this job wait, and {why}." for why in dict.fromkeys(found) if why]
+    """A sentence for each of the job's shapes of which images wait that nobody can render, or not all in the class that
+    was asked for."""
+    found = of_job(connection, job_id)
+    nobody = dict.fromkeys(entry.nobody for entry in found if entry.nobody)
+    differs = [_MAY_DIFFER] if any(entry.may_differ for entry in found) else []
+    return [f"Images of this job wait, and {why}." for why in nobody] + differs
 
 
 def _of(model: str, shape: Shape, live: serving.Serving, *, waits: bool) -> JobShape:
     is_told = waits and not live.of(shape) and (bool(shape.reproducibility_class) or live.lacks(shape))
-    return JobShape(model, shape, serving.nobody(shape) if is_told else "")
+    may_differ = waits and bool(shape.reproducibility_class) and live.ignores_classes(shape)
+    return JobShape(model, shape, serving.nobody(shape) if is_told else "", may_differ)
