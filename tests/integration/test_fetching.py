@@ -191,6 +191,7 @@ def test_each_redirect_is_checked_like_the_first_address() -> None:
         for location, said in (
             ("/feed.csv", "redirects more than 5 times"), ("file:///etc/secret", "must begin with https://"),
             ("", "redirects to nowhere"), ("https://u:secret@host/", "The address must be"),
+            ("https://[secret", "redirects to what is no address"), ("//[::1/secret", "to what is no address"),
         ):  # fmt: skip
             places["/next"] = location
             assert said in refused(url)

@@ -65,9 +65,17 @@ class Target:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == {"https": 443, "http": 80}[self.scheme] else f"{host}:{self.port}"
 
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://{self.authority}{self.path}"
+
     def redirected(self, location: str, *, http: bool) -> "Target":
-        """Where a redirect leads, checked like the first address."""
-        return Target.parse(urljoin(f"{self.scheme}://{self.authority}{self.path}", location), http=http)
+        """Where a redirect leads, checked like the first address. Raises FetchFailed."""
+        try:
+            url = urljoin(self.url, location)
+        except ValueError:
+            raise FetchFailed("bad_answer", f"{self.host} redirects to what is no address.") from None
+        return Target.parse(url, http=http)
 
 
 def check(target: Target, addresses: Sequence[str], allowed: Sequence[Network]) -> None:
