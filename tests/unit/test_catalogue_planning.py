@@ -206,6 +206,21 @@ def test_what_failed_last_time_is_tried_again_until_it_is_made(shop: Shop) -> No
     assert shop.run(edited(FEED, 5, "mug", "cup")).pictures == {"unchanged": 35, "removed": 0}
 
 
+def test_what_failed_and_then_had_a_problem_is_tried_again_when_that_is_over(shop: Shop) -> None:
+    rows = [row.replace(",x", f",photo-{number}") for number, row in enumerate(FEED[:3])]
+    shop.photographs = {f"photo-{number}": bytes([number]) * 32 for number in range(3)}
+    shop.run(rows, variants={"front": REDRAWN})
+    version_list.mark_failed(shop.latest(), iter([("1", "front")]))
+    found = shop.photographs.pop("photo-0")
+    for _ in range(2):
+        assert shop.run(rows).pictures == {"broken": 1, "unchanged": 2, "removed": 0}
+        version_list.mark_failed(shop.latest(), iter([]))
+    shop.photographs["photo-0"] = found
+    assert shop.run(rows).pictures == {"retried": 1, "unchanged": 2, "removed": 0}
+    version_list.mark_failed(shop.latest(), iter([]))
+    assert shop.run(rows).pictures == {"unchanged": 3, "removed": 0}
+
+
 def test_a_new_model_renders_a_share_each_night_until_all_is_of_it(shop: Shop) -> None:
     shop.run(FEED, rerender=0.3)
     shop.revision, shop.steps = "second", 20

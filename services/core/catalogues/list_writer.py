@@ -243,9 +243,13 @@ class Writer:
         return self._album.photograph(called).sha256
 
     def _keep(self, name: str, number: int, old: _Before, change: str) -> None:
+        failed = int(old.failed and change == BROKEN)  # nothing is drawn now, so it is still to be tried again
         self._made.append(
-            (name, number, old.render_key, old.shape, old.prompt, old.negative_prompt, old.seed, old.redraws, 0, change)
-        )
+            (
+                name, number, old.render_key, old.shape, old.prompt, old.negative_prompt, old.seed, old.redraws, failed,
+                change,
+            )
+        )  # fmt: skip
         if old.photograph is not None:
             self._inputs.append((name, number, old.photograph, old.input_sha256))
 

@@ -205,11 +205,12 @@ def problems(path: Path, most: int = 1_000) -> list[ItemProblem]:
 
 
 def mark_failed(path: Path, failed: Iterator[tuple[str, str]]) -> None:
-    """Records which pictures of the version, by item and variant, could not be made; the next run tries them again."""
+    """Records which pictures that were drawn for the version, by item and variant, could not be made; the next run
+    tries them again, as it does those that were not drawn for a problem and had failed before."""
     with opened(path) as connection:
         numbers = {name: number for number, name in _variants(connection).items()}
         connection.execute("BEGIN")
-        connection.execute("UPDATE main.pictures SET failed = 0 WHERE failed")
+        connection.execute("UPDATE main.pictures SET failed = 0 WHERE failed AND change <> ?", (BROKEN,))
         rows = ((item, numbers[variant]) for item, variant in failed)
         connection.executemany("UPDATE main.pictures SET failed = 1 WHERE item = ? AND variant = ?", rows)
         connection.execute("COMMIT")
