@@ -176,20 +176,25 @@ def test_a_photograph_that_cannot_be_used_is_one_items_trouble_which_keeps_its_p
     del shop.host.photographs["a.png"]
     shop.host.photographs["b.png"] = b"<html>no picture</html>"
     shop.host.photographs["c.png"] = picture(9)
-    shop.define(variants={"front": FRONT}, publish={"require": 0.25})
-    feed["d"] = ("d", "ftp://shop.example/d.png")
+    shop.define(variants={"front": FRONT}, publish={"require": 0.1})
+    feed["d"] = ("d", "ftp://user:secret@shop.example/d.png")
+    feed |= {"e": ("e", "HTTPS://user:secret@shop.example/"), "f": ("f", "shop/d.png?key=secret")}
     second = shop.run(feed)
-    assert (second.state, second.counts["broken"], second.counts["changed"]) == ("published", 3, 1)
+    assert (second.state, second.counts["broken"], second.counts["changed"]) == ("published", 5, 1)
     assert shop.pictures() == before | {"c": drawn("c", picture(9))}
+    example = "https://shop.example/feed.csv"
+    no_password = f"The address must be an address such as {example}, in ASCII and without a password or a fragment."
     assert shop.troubles(second) == {
         "a": (2, "image_not_fetched", "The photograph cannot be fetched: 127.0.0.1 answers with status 404."),
         "b": (3, "invalid_image", "The photograph cannot be used: The file is not a PNG, JPEG or WebP picture."),
-        "d": (5, "invalid_image", f'image is "ftp://shop.example/d.png"; {photograph_fetching.RULE}.'),
+        "d": (5, "invalid_image", f'image is "ftp://..."; {photograph_fetching.RULE}.'),
+        "e": (6, "image_not_fetched", f"The photograph cannot be fetched: {no_password}"),
+        "f": (7, "invalid_image", f'image is "shop/d.png?..."; {photograph_fetching.RULE}.'),
     }  # fmt: skip
     assert shop.stale(2) == {"a", "b", "d"}
     shop.host.asked()
     shop.host.photographs |= {"a.png": picture(0), "b.png": picture(1)}
-    third = shop.run(feed | {"d": ("d", "d.png")})
+    third = shop.run({name: (name, f"{name}.png") for name in "abcd"})
     assert (third.state, third.counts["broken"], shop.stale(3)) == ("published", 0, set())
     assert shop.host.asked() == [("a.png", 304), ("b.png", 304), ("c.png", 304), ("d.png", 304)]
     assert shop.pictures() == before | {"c": drawn("c", picture(9))}

@@ -5,6 +5,7 @@ that belongs to the run's job; until that job has it, the file has an end, so a 
 photograph that cannot be had is one item's trouble.
 """
 
+import re
 import tempfile
 import threading
 from collections import Counter
@@ -33,6 +34,8 @@ SECONDS = 60.0  # for one photograph
 MOST_FAILURES = 10  # of one host, in a row; then it is not asked again in this run
 KEPT_SECONDS = 7 * 86_400  # of a photograph that no job has: longer than any plan takes
 _ADDRESS = ("https://", "http://")
+_SECRET = re.compile(r"(//|\?).*", re.DOTALL)  # what an address may hold, even one that is none
+_HIDDEN = r"\1..."
 RULE = 'it must be an https address, the id of a file of purpose "vision", or an earlier image as "job_.../INDEX"'
 _WATCH_SECONDS = 2.0  # between two looks at the lease
 
@@ -68,8 +71,8 @@ class Photographs:
         """What each name leads to."""
         found = self._named([name for name in wanted if requests.is_picture_id(name)])
         for name in wanted:
-            if name not in found and not name.startswith(_ADDRESS):
-                message = f"image is {strict_json.describe(name)}; {RULE}."
+            if name not in found and not name.lower().startswith(_ADDRESS):
+                message = f"image is {strict_json.describe(_SECRET.sub(_HIDDEN, name))}; {RULE}."
                 found[name] = Inapplicable("invalid_image", message)
         return found | self._fetched({name: one for name, one in wanted.items() if name not in found})
 
