@@ -9,7 +9,7 @@ from typing import Any
 from presswork_client import Client, Matrix
 from services.cli.exits import Usage
 from services.core.items.reading import Row
-from services.core.model import strict_json
+from services.core.model import strict_json, templates
 from services.core.model.errors import Problem
 
 _NAMED = (b'"image":', b'"image" :')
@@ -35,9 +35,14 @@ class Pictures:
         return self._upload(path)
 
     def of_matrix(self, matrix: Matrix) -> Matrix:
-        """The matrix, with ids in the place of files among the images that vary. Raises Usage."""
-        vary = dict(matrix["vary"])
-        if isinstance(named := vary.get("image"), list):
+        """The matrix, with ids in the place of files among the images that vary. Raises Usage.
+
+        A template that uses the name gives it another meaning: its values are words.
+        """
+        vary: dict[str, Any] = dict(matrix["vary"])
+        texts = (matrix.get("template"), matrix.get("negative_template"))
+        is_word = any("image" in templates.names(text) for text in texts if isinstance(text, str))
+        if isinstance(named := vary.get("image"), list) and not is_word:
             vary["image"] = [self.of_option(one) if isinstance(one, str) else one for one in named]
         return {**matrix, "vary": vary}
 

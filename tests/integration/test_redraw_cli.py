@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,11 @@ def test_the_command_uploads_the_pictures_that_it_names(api: Api, tmp_path: Path
         "--matrix", "a mug", "--vary", f"image=a.png,{rows[1][1]}", "--vary", "strength=0.3,0.6", stdin=""
     )
     assert [(row[0], row[2]) for row in varied] == [(first, 0.3), (first, 0.6), (second, 0.3), (second, 0.6)]
+    (tmp_path / "cat").write_bytes(picture(1))
+    for name in ("template", "negative_template"):  # where one uses the name, its values are words
+        grid = {"template": "a mug", "vary": {"image": ["cat", "dog"]}} | {name: "an {image}"}
+        (tmp_path / "grid.json").write_text(json.dumps(grid))
+        assert [row[1] for row in submitted("--matrix", "grid.json", stdin="")] == [None, None]
     for words, said in (
         (["submit", "--matrix", "a mug", "--vary", "image=none.png"], "--image is 'none.png'; it must be a file"),
         (["submit", "-", "--image", "none.png"], "--image is 'none.png'; it must be a file"),

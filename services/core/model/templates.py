@@ -130,6 +130,11 @@ def read(value: object, defaults: dict[str, Any], max_images: int) -> tuple[Matr
         return None, [refused.problem]
 
 
+def names(template: str) -> set[str]:
+    """The names that a template uses, however wrong the rest of it is."""
+    return {piece[1] for piece in _PIECE.finditer(template) if piece[1] is not None}
+
+
 def _read(value: dict[str, Any], defaults: dict[str, Any], max_images: int) -> Matrix:
     for key in value:
         if key not in _KEYS:
