@@ -13,7 +13,7 @@ from PIL import Image as Pictures
 from sqlalchemy import text
 
 from services.core.catalogues import catalogue_runs as runs
-from services.core.catalogues import changes, photograph_fetching
+from services.core.catalogues import changes, photograph_fetching, preparation, rendering
 from services.core.catalogues.photograph_fetching import Photographs
 from services.core.catalogues.photographs import Wanted
 from services.core.catalogues.templates import Inapplicable
@@ -75,14 +75,38 @@ class PhotographShop(Shop):
 
     def run(self, rows: dict[str, tuple[str, str]], **asked: Any) -> runs.Run:
         """A night; of each item its title, and the name of its photograph or what stands in its place."""
+        self.put(rows)
+        self.planned = cataloguing.begin(self.database, self.catalogue, **asked)
+        return self.go_on()
+
+    def put(self, rows: dict[str, tuple[str, str]]) -> None:
         lines = [f"{sku},{title},{self.address(photo)}\n" for sku, (title, photo) in rows.items()]
         feed = "sku,title,photo\n" + "".join(lines)
         cataloguing.upload_text(self.database, self.store, self.catalogue, feed)
-        run_id = cataloguing.begin(self.database, self.catalogue, **asked)
+
+    def plan(self, rows: dict[str, tuple[str, str]]) -> None:
+        """A night that dies when its plan is made."""
+        self.put(rows)
+        run_id = cataloguing.begin(self.database, self.catalogue)
+        lease = Lease(self.database, f"catalogue/{self.catalogue.id}", "scheduler-b")
+        assert lease.take()
+        catalogue = cataloguing.again(self.database, self.catalogue)
+        preparation.prepare(self.settings, self.store, catalogue, self.read(run_id), lease)
+        assert self.read(run_id).state == "submitting"
+        lease.release()
+        self.planned = run_id
+
+    def go_on(self) -> runs.Run:
         self.tend()
         cataloguing.render(self.database, self.store, draw=draw)
         self.tend()
-        return self.read(run_id)
+        return self.read(self.planned)
+
+    def delete_files(self, digests: set[bytes]) -> None:
+        with self.database.begin_system() as connection:
+            query = "SELECT id FROM files WHERE sha256 = ANY(:digests) AND deleted_at IS NULL"
+            for number in connection.execute(text(query), {"digests": list(digests)}).scalars().all():
+                files.delete(connection, factories.TENANT, number)
 
     def address(self, photo: str) -> str:
         is_name = photo and "/" not in photo and not photo.startswith("file-")
@@ -252,6 +276,39 @@ def test_a_plan_keeps_no_photograph_and_one_that_is_cut_off_leaves_none(shop: Ph
     with shop.database.begin_system() as connection:
         connection.execute(text("UPDATE files SET expires_at = now() - interval '1 s' WHERE expires_at IS NOT NULL"))
         assert [waiting.id for waiting in files.doomed(connection)] == [second.id]
+
+
+def test_a_photograph_that_goes_between_plan_and_submission_costs_its_own_picture_alone(
+    shop: PhotographShop, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(rendering, "REQUESTS", 2)
+    shop.define(variants={"front": FRONT}, publish={"require": 0.25})
+    shop.host.photographs = {f"{name}.png": picture(number) for number, name in enumerate("abcd")}
+    feed = {name: (name, f"{name}.png") for name in "abcd"}
+    shop.plan(feed)
+    gone = {hashlib.sha256(picture(number)).digest() for number in (0, 3)}
+    shop.delete_files(gone)
+    first = shop.go_on()
+    assert (first.state, first.counts["done"], first.counts["failed"]) == ("published", 2, 2)
+    assert shop.pictures() == {"b": drawn("b", picture(1)), "c": drawn("c", picture(2))}
+    assert {item: found[1] for item, found in shop.troubles(first).items()} == dict.fromkeys("ad", "image_not_found")
+    second = shop.run(feed)
+    assert (second.state, second.counts["retried"], second.counts["done"]) == ("published", 2, 2)
+    assert set(shop.pictures()) == set("abcd")
+    shop.plan(feed | {"a": ("mug", "a.png")})
+    shop.delete_files({hashlib.sha256(picture(0)).digest()})
+    third = shop.go_on()  # with nothing that it could submit
+    assert (third.state, third.counts["failed"], shop.stale(3)) == ("published", 1, {"a"})
+
+
+def test_a_photograph_that_another_runs_plan_has_brought_stays_with_the_job_that_draws_it(shop: PhotographShop):
+    shop.host.photographs = {"a.png": picture(1)}
+    first = shop.run({"a": ("mug", "a.png")})
+    with shop.database.begin_system() as connection:
+        connection.execute(text("UPDATE files SET expires_at = now() + interval '1 day' WHERE purpose = 'vision'"))
+    second = shop.run({"a": ("hat", "a.png")})
+    [file] = shop.files()
+    assert (file.job_id, file.expires_at) == (second.job_id, None) != (first.job_id, None)
 
 
 def test_a_file_and_an_earlier_image_are_redrawn(shop: PhotographShop):

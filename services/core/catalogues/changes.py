@@ -1,7 +1,7 @@
 """What a run found to differ from the version that it is compared with. Every write of `catalogue_changes`.
 
-The position of a change that is to be rendered is its image's index in the run's job; the others are at positions from
-ASIDE on. Functions take an open transaction and never commit.
+The position of a change that is to be rendered is its image's index in the run's job; the others, and those that could
+not be submitted, are at positions from ASIDE on. Functions take an open transaction and never commit.
 """
 
 import json
@@ -52,6 +52,21 @@ UPDATE catalogue_changes c SET redraws = c.redraws + 1, job_id = :job_id, index 
 FROM unnest(CAST(:positions AS integer[]), CAST(:indexes AS integer[]), CAST(:seeds AS bigint[]),
             CAST(:render_keys AS bytea[])) AS again (position, index, seed, render_key)
 WHERE c.run_id = :run_id AND c.position = again.position
+""")
+_LAST = statement("changes.last")(
+    "SELECT max(position) FROM catalogue_changes WHERE run_id = :run_id AND position < :below"
+)
+_SET_ASIDE = statement("changes.set_aside")("""
+UPDATE catalogue_changes c SET position = CAST(:after AS integer) + aside.nth, code = :code, message = :message
+FROM unnest(CAST(:positions AS integer[])) WITH ORDINALITY AS aside (position, nth)
+WHERE c.run_id = :run_id AND c.position = aside.position
+""")
+_CLOSE_UP = statement("changes.close_up")("""
+UPDATE catalogue_changes c SET position = hole.position
+FROM unnest(CAST(:holes AS integer[])) WITH ORDINALITY AS hole (position, nth)
+JOIN (SELECT position, row_number() OVER (ORDER BY position) AS nth FROM catalogue_changes
+      WHERE run_id = :run_id AND position >= :total AND position < :aside) late USING (nth)
+WHERE c.run_id = :run_id AND c.position = late.position
 """)
 _CAUSES = statement("changes.causes")("""
 SELECT code, count(*) AS changes FROM catalogue_changes WHERE run_id = :run_id AND code IS NOT NULL
@@ -190,6 +205,17 @@ def draw_again(connection: Connection, run_id: int, job_id: int, again: Sequence
         "render_keys": [one.render_key for one in again],
     }  # fmt: skip
     connection.execute(_DRAW_AGAIN, values)
+
+
+def set_aside(connection: Connection, run_id: int, positions: Sequence[int], code: str, message: str) -> None:
+    """These changes, which were to be rendered, are not, for this reason. The last ones take their places: the
+    positions of those that are rendered stay without a gap."""
+    total = connection.execute(_LAST, {"run_id": run_id, "below": ASIDE}).scalar_one() + 1 - len(positions)
+    last = connection.execute(_LAST, {"run_id": run_id, "below": 2 * ASIDE - 1}).scalar_one()
+    values = {"run_id": run_id, "positions": list(positions), "after": max(last, ASIDE - 1)}
+    connection.execute(_SET_ASIDE, values | {"code": code, "message": message})
+    holes = [position for position in positions if position < total]
+    connection.execute(_CLOSE_UP, {"run_id": run_id, "holes": holes, "total": total, "aside": ASIDE})
 
 
 def causes(connection: Connection, run_id: int) -> dict[str, int]:

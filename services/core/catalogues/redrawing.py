@@ -60,7 +60,9 @@ def redraw(
         )
         raise Conflict(message, "too_many_redraws")
     page = changes.at(connection, run.id, wanted)
-    if len(page) < len(wanted) or any(one.kind not in changes.REVIEWED for one in page):
+    if len(page) < len(wanted) or any(
+        one.kind not in changes.REVIEWED or one.position >= changes.ASIDE for one in page
+    ):
         raise Conflict("Only pictures that replace others are reviewed and can be drawn again.", "not_reviewed")
     images = looks.images(connection, run, page)
     _check(page, images)

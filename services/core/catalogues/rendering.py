@@ -17,7 +17,7 @@ from services.core.db.statements import statement
 from services.core.files import files
 from services.core.fleet import models
 from services.core.fleet.models import Registry
-from services.core.jobs import drafts
+from services.core.jobs import drafts, lifecycle
 from services.core.jobs.inputs import Inputs
 from services.core.jobs.submissions import Submission
 from services.core.model import requests
@@ -27,6 +27,9 @@ from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
 REQUESTS = 2_000  # in a chunk
+_GONE = (
+    "image_not_found", "The photograph was deleted after the run had been planned; the next run looks for it again."
+)  # fmt: skip
 _HAS_ENDED = statement("rendering.has_ended")("""
 SELECT NOT EXISTS (SELECT FROM jobs WHERE id = :job_id AND finished_at IS NULL AND deleted_at IS NULL)
 """)
@@ -61,7 +64,10 @@ def submit(settings: Settings, store: ImageStore, notifier: Notifier, run: Run, 
             first = reached
         with lease.begin() as connection:
             assert run.job_id is not None
-            names = drafts.finalize(connection, run.tenant_id, run.job_id, first)
+            if first:
+                names = drafts.finalize(connection, run.tenant_id, run.job_id, first)
+            else:  # no photograph is left
+                lifecycle.cancel(connection, run.tenant_id, run.job_id)
             runs.move(connection, run, "rendering")
     except InvalidSubmission as error:
         with lease.begin() as connection:
@@ -77,7 +83,8 @@ def submit(settings: Settings, store: ImageStore, notifier: Notifier, run: Run, 
 def _append_next(
     settings: Settings, store: ImageStore, known: Registry, run: Run, first: int, lease: Lease
 ) -> int | None:  # fmt: skip
-    """Adds the next chunk to the draft. Returns where the one after it begins; None: all are added."""
+    """Adds the next chunk to the draft. Returns where the one after it begins; None: all are added. Changes whose
+    photographs were deleted meanwhile are set aside, and then the chunk begins again."""
     assert run.job_id is not None
     number = first // REQUESTS
     with lease.begin() as connection:
@@ -87,16 +94,32 @@ def _append_next(
     if not page:
         return None
     pictures = Inputs(settings, lease.begin, store, run.tenant_id)
+    if gone := _gone(page, pictures):
+        with lease.begin() as connection:
+            changes.set_aside(connection, run.id, gone, *_GONE)
+        return first
     with Submission(settings, known, existing=existing, pictures=pictures) as submission:
         for change in page:
             submission.add(change.line or 0, change.request)
-        submission.close()  # it looks for pictures in transactions of its own
+        submission.close()
         reached = page[-1].position + 1
-        with lease.begin() as connection:
-            files.keep_for(connection, run.tenant_id, run.job_id, _files(page))
-            drafts.append(connection, run.tenant_id, submission, number)
-            runs.advance(connection, run, reached)
+        try:
+            with lease.begin() as connection:
+                files.keep_for(connection, run.tenant_id, run.job_id, _files(page))
+                drafts.append(connection, run.tenant_id, submission, number)
+                runs.advance(connection, run, reached)
+        except InvalidSubmission:
+            if _gone(page, Inputs(settings, lease.begin, store, run.tenant_id)):  # since it was looked for
+                return first
+            raise
     return reached
+
+
+def _gone(page: Sequence[Change], pictures: Inputs) -> list[int]:
+    """Positions of the changes whose photographs are not there."""
+    named = {change.position: change.request["image"] for change in page if (change.request or {}).get("image")}
+    found = pictures.find(named.values()) if named else {}
+    return [position for position, name in named.items() if name not in found]
 
 
 def _files(page: Sequence[Change]) -> list[int]:

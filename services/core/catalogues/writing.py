@@ -101,7 +101,7 @@ def _trouble(change: Change, image: ImageView | None, review: Review) -> Settled
     """What came of a change that has no picture to copy."""
     if change.kind == "removed":
         return Settled(change.position, "removed")
-    if change.kind == "broken":
+    if change.kind == "broken" or change.position >= changes.ASIDE:
         return Settled(change.position, "failed")
     if image is None:
         return Settled(change.position, "failed", "job_deleted", "The run's job was deleted before its end.")

@@ -101,8 +101,9 @@ WITH gone AS (
 {log.of_each("gone", "'file.deleted'", subject=_SUBJECT)}
 """)  # noqa: S608  our own text
 _KEEP_FOR = statement("files.keep_for")("""
-UPDATE files SET expires_at = NULL
-WHERE id = ANY(CAST(:ids AS bigint[])) AND job_id = :job_id AND tenant_id = :tenant_id AND expires_at > now()
+UPDATE files SET expires_at = NULL, job_id = :job_id
+WHERE id = ANY(CAST(:ids AS bigint[])) AND job_id IS NOT NULL AND tenant_id = :tenant_id AND expires_at > now()
+  AND purpose = 'vision'
 """)
 _DOOMED = statement("files.doomed")(
     turns.first_of_each(f"""
@@ -230,7 +231,8 @@ def delete_inputs_of(connection: Connection, job_id: int) -> None:
 
 
 def keep_for(connection: Connection, tenant_id: int, job_id: int, file_ids: Sequence[int]) -> None:
-    """Those of the files that were stored for the job before it was there now stay for as long as it does."""
+    """Those of the files that were stored before there was a job to keep them, this one or another that had no use for
+    them, now stay for as long as this job does."""
     connection.execute(_KEEP_FOR, {"tenant_id": tenant_id, "job_id": job_id, "ids": list(file_ids)})
 
 
