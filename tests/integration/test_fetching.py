@@ -197,6 +197,34 @@ def test_each_redirect_is_checked_like_the_first_address() -> None:
             assert said in refused(url)
 
 
+def test_what_a_server_said_of_a_file_is_asked_of_that_address_alone() -> None:
+    files, leads, asked = {"/a": b"one", "/b": b"two"}, ["/a"], list[tuple[str, str | None]]()
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        said = handler.headers["If-None-Match"]
+        if handler.command == "GET":
+            asked.append((handler.path[:2], said))
+        if handler.path not in files and leads:
+            return send(handler, status=302, Location=leads[0])
+        if said == '"1"':
+            return send(handler, status=304)
+        return send(handler, files.get(handler.path, b"three"), ETag='"1"')
+
+    with serving(answer) as url:
+        content, found = got(url)
+        assert found is not None
+        assert content == b"one" and found.etag.startswith('"1" of ')
+        assert got(url, etag=found.etag) == (b"", None)
+        leads[0] = "/b"
+        assert got(url, etag=found.etag)[0] == b"two"
+        leads.clear()
+        assert got(url, etag=found.etag)[0] == b"three"
+        leads.append("/a")
+        assert got(url, etag='"1"')[0] == b"one"  # said of the first address
+    paths = ["/f", "/a", "/f", "/a", "/f", "/b", "/f", "/f", "/a"]
+    assert asked == list(zip(paths, [None, None, None, '"1"', None, None, None, '"1"', None], strict=True))
+
+
 def test_what_is_too_large_too_slow_or_cut_short_is_given_up() -> None:
     bomb = gzip.compress(b"x" * 3_000_000)
 

@@ -1,14 +1,17 @@
 """Fetches a file from an address that a user named, to disk: bounded in size and time, also after it is unpacked.
 
-Redirects are followed, each checked like the first address. A file that changes while it is read is read again.
+Redirects are followed, each checked like the first address. A file that changes while it is read is read again. What a
+server said of a file is a condition for the address that said it alone: behind another one, the same words may name
+another file.
 """
 
 import hashlib
 import http.client
+import re
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from services.core.fetching.connections import Rules, exchange
@@ -19,11 +22,13 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 5
 _READINGS = 3  # of a file that seems to change: servers behind one name may name the same file differently
 _BLOCK = 1 << 18
+_OF_ADDRESS = re.compile(r"(.*) of ([0-9a-f]{32})", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What was fetched: `etag` and `modified` are the server's, empty if it sends none."""
+    """What was fetched: `etag` and `modified` are the server's, empty if it sends none. Behind a redirect, each ends
+    with a digest of the address that it is of."""
 
     size: int
     sha256: bytes
@@ -35,14 +40,17 @@ def fetch(url: str, file: IO[bytes], rules: Rules, *, etag: str = "", modified: 
     """Writes what is there into `file`. None: it is still what it was with these `etag` and `modified`.
     Raises FetchFailed."""
     deadline = time.monotonic() + rules.seconds
+    first = Target.parse(url, http=rules.http)
     asked = {"If-None-Match": etag} if etag else {"If-Modified-Since": modified} if modified else {}
     before = b""
     for _ in range(_READINGS):
         file.seek(0)
         file.truncate()
-        found, target = _fetch(Target.parse(url, http=rules.http), file, rules, deadline, asked)
-        if found is None or found.sha256 == before or not _has_changed(target, found, rules, deadline):
-            return found
+        found, target = _fetch(first, file, rules, deadline, asked)
+        if found is None:
+            return None
+        if found.sha256 == before or not _has_changed(target, found, rules, deadline):
+            return found if target == first else _marked(found, target)
         before = found.sha256
     raise FetchFailed("changed", f"What {target.host} has there changes while it is read.", again=True)
 
@@ -71,12 +79,14 @@ def unpacked(blocks: Iterator[bytes], most: int, host: str) -> Iterator[bytes]:
 
 
 def _fetch(
-    target: Target, file: IO[bytes], rules: Rules, deadline: float, asked: Mapping[str, str]
+    first: Target, file: IO[bytes], rules: Rules, deadline: float, asked: Mapping[str, str]
 ) -> tuple[Fetched | None, Target]:
+    target = first
     for _ in range(_MOST_REDIRECTS + 1):
-        headers = {"Accept": "*/*", "Accept-Encoding": "gzip", "User-Agent": "presswork", **asked}
+        condition = _condition(asked, target, first)
+        headers = {"Accept": "*/*", "Accept-Encoding": "gzip", "User-Agent": "presswork", **condition}
         with exchange(target, rules, deadline, headers=headers) as answer:
-            if answer.status == 304 and asked:
+            if answer.status == 304 and condition:
                 return None, target
             if answer.status == 200:
                 return _stored(answer, target, file, rules), target
@@ -88,6 +98,27 @@ def _fetch(
             raise FetchFailed("bad_answer", f"{target.host} redirects to nowhere.")
         target = target.redirected(location, http=rules.http)
     raise FetchFailed("bad_answer", f"{target.host} redirects more than {_MOST_REDIRECTS} times.")
+
+
+def _marked(found: Fetched, target: Target) -> Fetched:
+    etag, modified = (f"{said} of {_digest(target)}" if said else "" for said in (found.etag, found.modified))
+    return replace(found, etag=etag, modified=modified)
+
+
+def _condition(asked: Mapping[str, str], target: Target, first: Target) -> dict[str, str]:
+    """What is asked of this address: what it said itself, or nothing."""
+    found = {}
+    for name, said in asked.items():
+        marked = _OF_ADDRESS.fullmatch(said)
+        if marked is None and target == first:
+            found[name] = said
+        elif marked is not None and marked[2] == _digest(target):
+            found[name] = marked[1]
+    return found
+
+
+def _digest(target: Target) -> str:
+    return hashlib.blake2b(target.url.encode(), digest_size=16).hexdigest()
 
 
 def _stored(answer: http.client.HTTPResponse, target: Target, file: IO[bytes], rules: Rules) -> Fetched:
