@@ -65,6 +65,7 @@ class BackgroundTaskRunner:
         self._guard = threading.Lock()
         self._looking = threading.Lock()
         self._idle_until = 0.0
+        self._stopping = threading.Event()
         self._turn = itertools.count(1)
         self._served: dict[tuple[str, int | None], int] = {}  # the turn in which a task, or a tenant of it, was last
         self._running: dict[tuple[str, int], int] = {}  # whose each item is
@@ -72,6 +73,7 @@ class BackgroundTaskRunner:
         self._pauses: dict[tuple[str, int | None], float] = {}  # the latest pause of items that failed
 
     def run(self, stopping: threading.Event) -> None:
+        self._stopping = stopping
         while not stopping.is_set():
             try:
                 chosen = self._choose()
@@ -152,7 +154,9 @@ class BackgroundTaskRunner:
     def _try(self, background_task: BackgroundTask, item: Waiting) -> bool:
         """Works on a chosen item. False: another scheduler does."""
         try:
-            lease = Lease(self.database, f"{background_task.name}/{item.id}", self.holder)
+            lease = Lease(
+                self.database, f"{background_task.name}/{item.id}", self.holder, stopping=self._stopping
+            )  # fmt: skip
             return self._perform(background_task, item.id, lease)
         finally:
             with self._guard:

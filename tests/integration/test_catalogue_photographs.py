@@ -3,7 +3,8 @@
 import dataclasses
 import hashlib
 import io
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_network
 from typing import Any
@@ -13,7 +14,7 @@ from PIL import Image as Pictures
 from sqlalchemy import text
 
 from services.core.catalogues import catalogue_runs as runs
-from services.core.catalogues import changes, photograph_fetching, preparation, rendering
+from services.core.catalogues import changes, list_writer, photograph_fetching, preparation, rendering, task
 from services.core.catalogues.photograph_fetching import Photographs
 from services.core.catalogues.photographs import Wanted
 from services.core.catalogues.templates import Inapplicable
@@ -23,6 +24,7 @@ from services.core.deletion import jobs as deletion
 from services.core.files import files
 from services.core.model import ids
 from services.core.model.specs import Image
+from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from tests import cataloguing, factories
@@ -45,11 +47,20 @@ class Host:
         self.photographs: dict[str, bytes] = {}
         self.status = 200
         self.has_etags = True
+        self.when: dict[str, Callable[[], object]] = {}  # what happens when a photograph is asked for
+        self.hanging: set[str] = set()  # photographs that come when `going_on` is set
+        self.going_on = threading.Event()
+        self.has_given_up = False  # to wait for it
         self._asked: list[tuple[str, int]] = []
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         name = handler.path.partition("?")[0].strip("/")
         data = self.photographs.get(name)
+        self.when.get(name, int)()
+        if name in self.hanging and not self.going_on.wait(30):
+            self.has_given_up = True
+            send(handler, b"", 500)
+            return
         etag = f'"{hash(data)}"' if self.has_etags else ""
         status = 404 if data is None and self.status == 200 else self.status
         if status == 200 and etag and handler.headers.get("If-None-Match") == etag:
@@ -237,9 +248,8 @@ def test_a_photograph_is_bounded_and_leads_nowhere_inside(shop: PhotographShop):
         shop.host.photographs = {"a.png": picture(1) + b"x" * (2_000 if "max_input_bytes" in changed else 0)}
         shop.host.status = status
         settings = dataclasses.replace(shop.settings, **changed)  # type: ignore[arg-type]
-        found = Photographs(settings, shop.store, lease, factories.TENANT, 7).find(
-            {shop.address("a.png"): Wanted(None, is_drawn=True)}
-        )
+        with Photographs(settings, shop.store, lease, factories.TENANT, 7) as photographs:
+            found = photographs.find({shop.address("a.png"): Wanted(None, is_drawn=True)})
         [refused] = found.values()
         assert isinstance(refused, Inapplicable), changed
         assert sentence in str(refused) and "secret" not in str(refused)
@@ -258,6 +268,64 @@ def test_a_host_that_is_away_is_not_asked_for_each_photograph(shop: PhotographSh
         "The photograph cannot be fetched: 127.0.0.1 answers with status 503.",
         "The photograph cannot be fetched: 127.0.0.1 failed 10 times in a row, so it was not asked again in this run.",
     }
+
+
+def test_a_photograph_that_hangs_holds_up_no_other(shop: PhotographShop, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(list_writer, "TOGETHER", 2)
+    shop.host.photographs = {f"{name}.png": picture(number) for number, name in enumerate("abcdef")}
+    shop.host.hanging = {"a.png"}
+    shop.host.when = {"f.png": shop.host.going_on.set}
+    found = shop.run({name: (name, f"{name}.png") for name in "abcdef"})
+    assert (found.state, found.counts["done"], found.counts["broken"]) == ("published", 6, 0)
+    assert shop.host.asked()[0] == ("a.png", 200)
+
+
+def test_a_host_that_takes_too_long_gets_less_time_and_then_none(shop: PhotographShop, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(photograph_fetching, "AT_ONCE", 1)
+    monkeypatch.setattr(photograph_fetching, "MOST_PATIENT", 0)
+    monkeypatch.setattr(photograph_fetching, "HASTY_SECONDS", 1.0)
+    monkeypatch.setattr(photograph_fetching, "MOST_SLOW", 1)
+    monkeypatch.setattr(list_writer, "TOGETHER", 1)
+    monkeypatch.setattr(list_writer, "_LEFT", 0)
+    shop.host.photographs = {f"{name}.png": picture(number) for number, name in enumerate("abc")}
+    shop.host.hanging = {"a.png"}
+    found = shop.run({"a": ("a", "a.png"), "b": ("b", "b.png"), "c": ("c", "a.png")})
+    shop.host.going_on.set()
+    assert found.counts["broken"] == 3
+    said = {item: message for item, (_, _, message) in shop.troubles(found).items()}
+    assert said["a"] == said["c"] == "The photograph cannot be fetched: 127.0.0.1 took too long to answer."
+    assert said["b"] == (
+        "The photograph cannot be fetched: 127.0.0.1 took too long 1 times, so it was not asked again in this run."
+    )
+
+
+def test_a_plan_that_waits_for_a_photograph_is_cancelled_or_left_to_another_scheduler(
+    shop: PhotographShop, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(photograph_fetching, "_WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(preparation, "_LOOK_SECONDS", 0.05)
+    shop.host.photographs = {"a.png": picture(1)}
+    shop.host.hanging = {"a.png"}
+    shop.put({"a": ("mug", "a.png")})
+    run_id = cataloguing.begin(shop.database, shop.catalogue)
+    stopping = threading.Event()
+    lease = Lease(shop.database, f"catalogue/{shop.catalogue.id}", "scheduler-b", stopping=stopping)
+    assert lease.take()
+    shop.host.when = {"a.png": stopping.set}
+    task.run(shop.settings, shop.store, Notifier(shop.settings.redis_url), shop.catalogue.id, lease)
+    assert shop.read(run_id).state == "queued"
+    lease.release()
+
+    def cancel() -> None:
+        with shop.database.begin_system() as connection:
+            runs.cancel_any(connection, run_id)
+
+    shop.host.when = {"a.png": cancel}
+    shop.tend()
+    assert shop.read(run_id).state == "cancelled"
+    assert not shop.host.has_given_up
+    shop.host.going_on.set()
+    assert shop.files() == []
 
 
 def test_a_plan_keeps_no_photograph_and_one_that_is_cut_off_leaves_none(shop: PhotographShop):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.core.catalogues import definition, expansion, planning, version_list
+from services.core.catalogues import definition, expansion, list_writer, planning, version_list
 from services.core.catalogues.list_writer import Plan
 from services.core.catalogues.photographs import Found, Photograph, Wanted
 from services.core.catalogues.planning import BadSource, TooSlow
@@ -39,7 +39,9 @@ class Shop:
         }
         self.revision, self.steps = "first", 10
         self.photographs: dict[str, bytes] = {}  # by name; others cannot be had
+        self.slow: set[str] = set()  # those that are found only when nothing else is left
         self.asked: dict[str, Wanted] = {}  # of the last plan
+        self.looks: list[list[str]] = []  # of the last plan, what was asked for together
 
     def run(self, rows: Iterable[str], *, afresh: bool = False, head: str = HEAD, **changes: Any) -> Plan:
         """The plan of the next version, against the one before, or against none."""
@@ -56,16 +58,18 @@ class Shop:
         file = ItemFile(path=feed, form="csv", wanted=expansion.fields(found, variants))
         previous = None if afresh or not self.number else self.latest()
         target = self.folder / ("afresh" if afresh else str(self.number + 1))
-        self.asked = {}
+        self.asked, self.looks = {}, []
         plan = planning.make(
             found, variants, file.items(), unit=file.unit, previous=previous, path=target, find=self.find
         )
         self.number += not afresh
         return plan
 
-    def find(self, wanted: Mapping[str, Wanted]) -> dict[str, Found]:
+    def find(self, wanted: Mapping[str, Wanted], left: int) -> dict[str, Found]:
         self.asked |= wanted
+        self.looks.append(sorted(wanted))
         missing = Inapplicable("image_not_fetched", "There is none.")
+        wanted = {name: one for name, one in wanted.items() if not left or name not in self.slow}
         return {
             name: Photograph("file-1" if one.is_drawn else "", self.photographs[name], "etag")
             if name in self.photographs
@@ -146,6 +150,24 @@ def test_a_changed_photograph_is_redrawn_and_an_unchanged_one_is_only_asked_for(
     assert shop.asked["photo-2"].known is not None, "what its server said is not forgotten"
     plan = shop.run(edited(rows, 2, "mug", "cup"), variants={"front": REDRAWN | {"strength": 0.8}, "table": TABLE})
     assert plan.pictures == {"changed": 20, "unchanged": 15, "removed": 0}
+
+
+def test_photographs_that_take_long_hold_up_their_own_items_alone(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row.replace(",x", f",photo-{number // 2}") for number, row in enumerate(FEED)]
+    shop.photographs = {f"photo-{number}": bytes([number]) * 32 for number in range(10)}
+    quick = shop.run(rows, variants={"front": REDRAWN})
+    found = list(version_list.entries(shop.latest()))
+    monkeypatch.setattr(list_writer, "TOGETHER", 4)
+    shop.number, shop.slow = 0, {"photo-0", "photo-3"}
+    slow = shop.run(rows)
+    assert (slow.pictures, slow.items) == (quick.pictures, quick.items)
+    assert list(version_list.entries(shop.latest())) == found
+    assert [len(names) for names in shop.looks] == [2, 3, 4, 4, 4, 2]
+    monkeypatch.setattr(list_writer, "_MOST_WAITING", 5)  # so many are waited for
+    shop.number = 0
+    shop.run(rows)
+    assert list(version_list.entries(shop.latest())) == found
+    assert [len(names) for names in shop.looks] == [2, 3, 2, 2, 2]
 
 
 def test_a_list_of_an_earlier_release_is_taken_up_and_variants_say_what_they_said(shop: Shop) -> None:

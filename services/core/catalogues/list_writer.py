@@ -23,6 +23,8 @@ from services.core.catalogues.version_list import BROKEN, CHANGED, MODEL, NEW, R
 from services.core.items.records import Item
 
 TOGETHER = 256  # items whose photographs are looked for at a time
+_LEFT = 8  # photographs that take long, while the next items' are looked for; fewer than are fetched at once
+_MOST_WAITING = 4 * TOGETHER
 _ROWS = 1_000  # written at a time
 _ALL = 2**64
 
@@ -69,6 +71,7 @@ class Writer:
         connection.execute("CREATE TEMP TABLE seen (item TEXT, place INTEGER, digest BLOB, same INTEGER)")
         connection.execute("CREATE TEMP TABLE made AS SELECT * FROM pictures LIMIT 0")
         self._waiting: list[tuple[str, Item, list[str]]] = []  # for their photographs, with the names of these
+        self._added = 0  # of these, since photographs were last looked for
         self._seen: list[tuple[Any, ...]] = []
         self._made: list[tuple[Any, ...]] = []
         self._inputs: list[tuple[Any, ...]] = []
@@ -89,27 +92,30 @@ class Writer:
             self._take(name, item, self._digest(item, b""))
             return
         self._waiting.append((name, item, self._photographs(item)))
-        if len(self._waiting) == TOGETHER:
-            self._take_waiting(self._album)
+        self._added += 1
+        if self._added >= TOGETHER:
+            self._take_waiting(self._album, _LEFT if len(self._waiting) < _MOST_WAITING else 0)
 
     def complete(self) -> None:
         """After the last item."""
         if self._album is not None:
-            self._take_waiting(self._album)
+            self._take_waiting(self._album, 0)
         self.flush()
 
-    def _take_waiting(self, album: Album) -> None:
-        """Finds the photographs of the items that wait, and then takes these."""
+    def _take_waiting(self, album: Album, left: int) -> None:
+        """Finds the photographs of the items that wait, but for up to `left`; then takes the items that have theirs."""
         wanted: dict[str, bool] = {}
         for name, item, called in self._waiting:
             known = album.known_digest(called)
             is_same = self._is_same(name, self._digest(item, known)) and not self._has_failed(name)
             for one in called:
                 wanted[one] = wanted.get(one, False) or not is_same
-        album.look(wanted)
+        album.look(wanted, left)
         for name, item, called in self._waiting:
-            self._take(name, item, self._digest(item, album.digest(called)))
-        self._waiting.clear()
+            if album.has(called):
+                self._take(name, item, self._digest(item, album.digest(called)))
+        self._waiting = [entry for entry in self._waiting if not album.has(entry[2])]
+        self._added = 0
 
     def _photographs(self, item: Item) -> list[str]:
         """What the variants redraw of it."""

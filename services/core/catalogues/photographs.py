@@ -35,7 +35,8 @@ class Wanted:
 
 
 Found = Photograph | Inapplicable  # the latter says why it cannot be used
-Find = Callable[[Mapping[str, Wanted]], Mapping[str, Found]]
+# What names lead to. Of so many, the answer may lack those that take long: whoever asks for them again gets it then.
+Find = Callable[[Mapping[str, Wanted], int], Mapping[str, Found]]
 
 
 class Album:
@@ -45,8 +46,9 @@ class Album:
         self._connection, self._find = connection, find
         self._found: dict[str, Found] = {}
 
-    def look(self, wanted: Mapping[str, bool]) -> None:
-        """Finds these, which may be needed to draw or not, in the place of those that it found before."""
+    def look(self, wanted: Mapping[str, bool], left: int) -> None:
+        """Finds these, which may be needed to draw or not, in the place of those that it found before. Up to `left` may
+        not be found yet."""
         self._found = {}
         missing: dict[str, Wanted] = {}
         for name, is_drawn in wanted.items():
@@ -55,7 +57,7 @@ class Album:
                 self._found[name] = now
             else:
                 missing[name] = Wanted(now or self._row("previous", name), is_drawn)
-        found = self._find(missing) if missing else {}
+        found = self._find(missing, left) if missing else {}
         self._found.update(found)
         self._connection.executemany(
             "INSERT OR REPLACE INTO main.photographs VALUES (?, ?, ?, ?, ?)",
@@ -65,6 +67,10 @@ class Album:
                 if isinstance(one, Photograph)
             ],
         )
+
+    def has(self, names: Iterable[str]) -> bool:
+        """Whether these were found, or cannot be used."""
+        return all(name in self._found for name in names)
 
     def photograph(self, name: str) -> Photograph:
         """One of those that were looked for. Raises Inapplicable."""

@@ -5,8 +5,10 @@ again. Without a usable source the run fails with one report, and nothing change
 """
 
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -48,6 +50,7 @@ from services.core.storage.contract import ImageStore
 _AT_ONCE = 2_000
 _PATIENCE = timedelta(minutes=15)  # with a source whose server is away
 _KEEP_ITEMS = 500
+_LOOK_SECONDS = 2.0  # between two looks at whether the run is still wanted
 _ALL_PROBLEMS = 1 << 30
 _PLAN_SECONDS = 3_600.0
 _FETCHING_SECONDS = 6 * 3_600.0  # where a plan asks for photographs
@@ -55,6 +58,14 @@ _FETCHING_SECONDS = 6 * 3_600.0  # where a plan asks for photographs
 
 class SourceAway(Unavailable):
     """The source cannot be taken right now."""
+
+
+class Cancelled(Exception):
+    """Nobody wants the run any more."""
+
+
+class Stopping(Exception):
+    """This scheduler ends; whoever has the lease next makes the plan again."""
 
 
 class Refused(Exception):
@@ -85,6 +96,7 @@ def prepare(settings: Settings, store: ImageStore, catalogue: Catalogue, run: Ru
     Raises:
         NoModels: no worker has registered a model yet.
         SourceAway: the source may be there later.
+        Cancelled, Stopping: while it was planned, that was asked for.
     """
     try:
         planned = _Preparation(settings, store, catalogue, run, lease).plan()
@@ -137,6 +149,7 @@ class _Preparation:
         self._settings, self._store, self._lease = settings, store, lease
         self._catalogue, self._run = catalogue, run
         self._definition = Definition.model_validate(run.definition)
+        self._looked_at = time.monotonic()
 
     def plan(self) -> Planned:
         with self._lease.begin() as connection:
@@ -199,14 +212,18 @@ class _Preparation:
         job_id: int | None,
     ) -> Plan:  # fmt: skip
         previous = find = None
-        if _has_photographs(variants):
-            find = Photographs(self._settings, self._store, self._lease, self._catalogue.tenant_id, job_id).find
         if base is not None:
             previous = folder / "previous.sqlite"
             lists.fetch(self._store, base.manifests[lists.NAME].object_key, previous)
         wanted = expansion.fields(self._definition, variants)
         try:
-            with sources.items(self._definition.source, path, taken.title, wanted) as (items, unit):
+            with ExitStack() as open_ones:
+                items, unit = open_ones.enter_context(sources.items(self._definition.source, path, taken.title, wanted))
+                if _has_photographs(variants):
+                    photographs = Photographs(
+                        self._settings, self._store, self._lease, self._catalogue.tenant_id, job_id, self._watch
+                    )
+                    find = open_ones.enter_context(photographs).find
                 return planning.make(
                     self._definition, variants, self._kept(items), unit=unit, previous=previous,
                     path=folder / "list.sqlite", find=find, seconds=_FETCHING_SECONDS if find else _PLAN_SECONDS,
@@ -222,8 +239,22 @@ class _Preparation:
         """The items; the lease is kept on the way."""
         for number, item in enumerate(items):
             if not number % _KEEP_ITEMS:
-                self._lease.keep()
+                self._watch()
             yield item
+
+    def _watch(self) -> None:
+        """Keeps the lease. Raises Cancelled or Stopping."""
+        if self._lease.stopping.is_set():
+            raise Stopping
+        if time.monotonic() - self._looked_at < _LOOK_SECONDS:
+            self._lease.keep()
+            return
+        with self._lease.begin() as connection:
+            run = runs.read(connection, self._run.id)
+            _, is_deleted = catalogues.read(connection, self._catalogue.id)
+        if is_deleted or run.cancel_requested_at is not None:
+            raise Cancelled
+        self._looked_at = time.monotonic()
 
 
 class _Page:

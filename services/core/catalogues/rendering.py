@@ -117,7 +117,9 @@ def _append_next(
 
 def _gone(page: Sequence[Change], pictures: Inputs) -> list[int]:
     """Positions of the changes whose photographs are not there."""
-    named = {change.position: change.request["image"] for change in page if (change.request or {}).get("image")}
+    named = {
+        change.position: change.request["image"] for change in page if change.request and "image" in change.request
+    }
     found = pictures.find(named.values()) if named else {}
     return [position for position, name in named.items() if name not in found]
 

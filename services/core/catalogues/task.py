@@ -6,6 +6,7 @@ published version moves in one transaction, at the end, and only if a run's rule
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from services.core.catalogues import (
@@ -81,7 +82,10 @@ class CatalogueTask:
                 return
 
     def _plan(self, catalogue: Catalogue, run: Run) -> None:
-        preparation.prepare(self._settings, self._store, catalogue, run, self._lease)
+        try:
+            preparation.prepare(self._settings, self._store, catalogue, run, self._lease)
+        except preparation.Cancelled:
+            self._cancel(run)
 
     def _submit(self, _: Catalogue, run: Run) -> None:
         rendering.submit(self._settings, self._store, self._notifier, run, self._lease)
@@ -150,7 +154,8 @@ class CatalogueTask:
 
 
 def run(settings: Settings, store: ImageStore, notifier: Notifier, catalogue_id: int, lease: Lease) -> None:
-    CatalogueTask(settings, store, notifier, lease).run(catalogue_id)
+    with suppress(preparation.Stopping):
+        CatalogueTask(settings, store, notifier, lease).run(catalogue_id)
 
 
 def _definition(given: dict[str, object]) -> Definition:

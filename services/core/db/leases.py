@@ -4,6 +4,7 @@ The leading scheduler holds one, and so does each background task while it valid
 export.
 """
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,10 +86,15 @@ def exists(connection: Connection, name: str, seconds: float) -> bool:
 
 
 class Lease:
-    """A lease held by one thread while it does a long piece of work. The work calls `keep` on the way."""
+    """A lease held by one thread while it does a long piece of work. The work calls `keep` on the way. What takes very
+    long ends early, to be done again by another process, when `stopping` is set."""
 
-    def __init__(self, database: Database, name: str, holder: str, seconds: float = 30.0) -> None:
+    def __init__(
+        self, database: Database, name: str, holder: str, seconds: float = 30.0,
+        stopping: threading.Event | None = None,
+    ) -> None:  # fmt: skip
         self.database, self.name, self.holder, self.seconds = database, name, holder, seconds
+        self.stopping = stopping or threading.Event()
         self._epoch = 0
         self._kept_at = 0.0
 
