@@ -18,7 +18,7 @@ from worker.model import make
 from worker.pipeline import Batch, CompileFailed, DeviceSick, Picture, Pipeline, reproducibility_class
 from worker.pipelines import cloud_ai100
 from worker.pipelines.ai100 import __main__ as commands
-from worker.pipelines.ai100 import checks, compiling, placement
+from worker.pipelines.ai100 import cards, checks, compiling, placement
 from worker.pipelines.ai100.cards import CARDS, PUBLISHED
 from worker.pipelines.ai100.sdk import Sdk
 from worker.pipelines.ai100_stand_in import machine
@@ -198,6 +198,23 @@ def test_ours_sustains_93_percent_of_the_bound_on_the_stand_in(opened: Open, car
     pipeline = opened(card=card)
     bound = placement.bound(CARDS[card], PUBLISHED, 10)
     assert 0.93 <= bound / milliseconds(pipeline, 16, 10) <= 1.0
+
+
+@pytest.mark.parametrize("devices", [2, pytest.param(4, marks=pytest.mark.chaos)])
+def test_several_devices_switch_at_once_and_sustain_it_too(opened: Open, devices: int) -> None:
+    """One step that takes as long as ten: to the clock it is the same, and less is computed."""
+    times = cards.read_times("unet=607x12")
+    chosen = {
+        "PRESSWORK_DEVICE": "qaic:" + ",".join(map(str, range(devices))),
+        "PRESSWORK_BATCH_SIZES": f"{16 * devices},1",
+        "PRESSWORK_AI100_PLACEMENT": "text_encoder+unet+vae_decoder=14",
+    }
+    pipeline = opened(chosen, devices=str(devices), times="unet=607x12")
+    drawn(pipeline, specs(devices, steps=1))
+    before = machine.CLOCK.host
+    drawn(pipeline, specs(16 * devices, steps=1, negative_prompt=""))
+    bound = placement.bound(CARDS["standard"], times, 1) / devices
+    assert 0.93 <= bound / ((machine.CLOCK.host - before) / 16 / devices) <= 1.0
 
 
 def test_resident_programs_decode_while_the_next_image_is_denoised(opened: Open) -> None:

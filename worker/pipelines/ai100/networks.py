@@ -19,7 +19,7 @@ from worker.pipeline import versions
 from worker.pipelines.ai100.cards import TEXT_ENCODER, UNET, VAE_DECODER, VAE_ENCODER
 from worker.pipelines.ai100.programs import Programs, Target
 from worker.pipelines.ai100.session import Array, Run
-from worker.pipelines.ai100.station import Station
+from worker.pipelines.ai100.station import Station, switch_all
 from worker.pipelines.cpu import thread_count
 from worker.pipelines.diffusion import ShapeKey, shape_key
 
@@ -191,12 +191,18 @@ class Ai100Compiled:
         images = np.concatenate([run.wait()["image"] for run in runs])[: len(latents)]
         return _finished(images, _is_finite(latents))
 
+    def switch_to(self, network: str, stations: Sequence[Station]) -> None:
+        """Makes a network's program resident on all of these devices."""
+        chunks = self._chunks if network == UNET else 1
+        switch_all((station, station.session(network, self.size, chunks)) for station in stations)
+
     def _unet(self, station: Station) -> Any:
         return station.session(UNET, self.size, self._chunks)
 
     def _in_passes(self, network: str, taken: str, given: str, rows: Array) -> Iterator[Array]:
         """Every row through a network, on all devices that hold it."""
         stations, runs = self._backend.having(network), []
+        self.switch_to(network, stations[: -(-len(rows) // self.batch)])
         for number, low in enumerate(range(0, len(rows), self.batch)):
             station = stations[number % len(stations)]
             filled = _filled(rows[low : low + self.batch], self.batch)

@@ -6,7 +6,7 @@ same operations in the same order as it would alone.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,15 +57,17 @@ class Overlap:
         soon as the runs in flight have ended."""
         self._waiting.extend(range(len(self.parts)))
         try:
+            self.compiled.switch_to(UNET, _each(lane.station for lane in self.lanes))
             for lane in self.lanes:
                 self._next_part(lane)
             while any(lane.run for lane in self.lanes):
                 for lane in self.lanes:
                     if lane.run is not None:
                         self._step(lane, lane.run)
-            for part in range(len(self.parts)):
-                if part not in self.decoding:
-                    self._decode(part)
+            left = [part for part in range(len(self.parts)) if part not in self.decoding]
+            self.compiled.switch_to(VAE_DECODER, _each(map(self._decoder_of, left)))
+            for part in left:
+                self._decode(part)
             found = [self.compiled.decoded(self.latents[n], self.decoding[n]) for n in range(len(self.parts))]
         finally:
             self._settle()
@@ -102,11 +104,12 @@ class Overlap:
             self.on_step(self._done // len(self.parts))
 
     def _decode(self, part: int) -> None:
-        """On the device that denoised it if that one decodes, or else on one that does."""
+        self.decoding[part] = self.compiled.start_decoding(self._decoder_of(part), self.latents[part])
+
+    def _decoder_of(self, part: int) -> Station:
+        """The device that denoised it if that one decodes, or else one that does."""
         station = self._places[part]
-        if not station.has(VAE_DECODER):
-            station = self.decoders[part % len(self.decoders)]
-        self.decoding[part] = self.compiled.start_decoding(station, self.latents[part])
+        return station if station.has(VAE_DECODER) else self.decoders[part % len(self.decoders)]
 
     def _settle(self) -> None:
         """Nothing is in flight afterwards, whatever was raised."""
@@ -118,6 +121,10 @@ class Overlap:
         for runs in self.decoding.values():
             for run in runs:
                 run.settle()
+
+
+def _each(stations: Iterable[Station]) -> list[Station]:
+    return list(dict.fromkeys(stations))
 
 
 def lanes(stations: Sequence[Station], parts: int) -> list[Lane]:

@@ -1,6 +1,7 @@
 """One device at work: its programs, loaded when first used, and whose turn it is on which cores."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ class Station:
 
     def submit(self, session: Session, inputs: Mapping[str, Any]) -> Run:
         """Starts a run, after the programs whose turn it was have ended theirs."""
-        slot = self.placement.slot_of(_home(session.name))
-        return self._turns[slot.networks[0]].submit(session, inputs)
+        return self.turns_of(session).submit(session, inputs)
+
+    def turns_of(self, session: Session) -> "Turns":
+        return self._turns[self.placement.slot_of(_home(session.name)).networks[0]]
 
     def forget(self, size: tuple[int, int]) -> None:
         """Unloads the programs of a size."""
@@ -87,13 +90,21 @@ class Turns:
         self._runs: list[Run] = []
 
     def submit(self, session: Session, inputs: Mapping[str, Any]) -> Run:
-        if session is not self._active:
+        if not self.has(session):
             self.close()
-            session.activate()
-            self._active = session
+            self.begin(session)
         run = session.submit(inputs)
         self._runs = [one for one in self._runs if not one.ended] + [run]
         return run
+
+    def has(self, session: Session) -> bool:
+        return session is self._active
+
+    def begin(self, session: Session) -> None:
+        """Makes a program resident, which blocks the thread. Nothing else may be."""
+        assert self._active is None
+        session.activate()
+        self._active = session
 
     def drop(self, session: Session) -> None:
         if session is self._active:
@@ -107,6 +118,23 @@ class Turns:
         if self._active is not None:
             self._active.deactivate()
             self._active = None
+
+
+def switch_all(wanted: Iterable[tuple[Station, Session]]) -> None:
+    """Makes each program resident, on all devices at once: one after the other, the last device would wait for the
+    switches of all the others. Raises as `submit` does."""
+    due = [(station.turns_of(session), session) for station, session in wanted]
+    due = [(turns, session) for turns, session in due if not turns.has(session)]
+    for turns, _ in due:
+        turns.close()
+    if len(due) < 2:
+        for turns, session in due:
+            turns.begin(session)
+        return
+    with ThreadPoolExecutor(len(due), "switch") as pool:
+        begun = [pool.submit(turns.begin, session) for turns, session in due]
+    for one in begun:
+        one.result()
 
 
 def _home(network: str) -> str:

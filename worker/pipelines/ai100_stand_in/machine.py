@@ -8,12 +8,15 @@ AI100_STAND_IN_VERSION   the SDK's version
 AI100_STAND_IN_FAULTS    words with commas: permission, busy, memory, shape, activation, lost@N, timeout@N (run N)
 
 The clock is virtual: a run begins when the host has asked for it and its program is free, and ends after the table's
-time; the host is as far as the last thing it waited for.
+time; the host is as far as the last thing it waited for. The host is the thread that starts runs: a switch blocks it,
+but one that another thread asks for goes on beside it, on the device's own time.
 """
 
 import os
+import threading
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 from worker.pipelines.ai100.cards import CARDS, Card, Times, read_times
 
@@ -59,6 +62,8 @@ class Clock:
     host: float = 0.0
     switches: int = 0
     runs: dict[str, int] = field(default_factory=dict)
+    thread: int = 0  # which of them is the host
+    _guard: Any = field(default_factory=threading.Lock)
     _origin: float = field(default_factory=time.monotonic)
 
     def now(self) -> float:
@@ -69,15 +74,26 @@ class Clock:
 
     def wait_until(self, moment: float) -> None:
         self.host = max(self.host, moment)
-        if scale := _scale():
-            time.sleep(max(0.0, self._origin + self.host / 1000 * scale - time.monotonic()))
+        self._sleep_until(moment)
 
-    def switch(self) -> None:
-        self.switches += 1
-        self.wait_until(self.now() + times().switch)
+    def switch(self, device: "Device") -> float:
+        """When a switch on the device that this thread asks for has ended."""
+        with self._guard:
+            self.switches += 1
+            ends = device.switched_at = max(self.now(), device.switched_at) + times().switch
+        if self.thread in (0, threading.get_ident()):
+            self.wait_until(ends)
+        else:
+            self._sleep_until(ends)
+        return ends
+
+    def _sleep_until(self, moment: float) -> None:
+        if scale := _scale():
+            time.sleep(max(0.0, self._origin + moment / 1000 * scale - time.monotonic()))
 
     def count(self, network: str) -> int:
-        """Counts a run; the number of all of them."""
+        """Counts a run, which makes its thread the host; the number of all of them."""
+        self.thread = threading.get_ident()
         self.runs[network] = self.runs.get(network, 0) + 1
         return sum(self.runs.values())
 
@@ -88,6 +104,7 @@ class Device:
     cores_used: int = 0
     mib_used: int = 0
     lost: bool = False
+    switched_at: float = 0.0
     free_at: dict[int, float] = field(default_factory=dict)  # by program
 
     @property

@@ -146,7 +146,7 @@ class Program:
         self.device.cores_used += cores
         self.device.mib_used += self._mib
         self.is_active = True
-        machine.CLOCK.switch()
+        self.device.free_at[id(self)] = machine.CLOCK.switch(self.device)
         return QStatus.QS_SUCCESS
 
     def deactivate(self) -> QStatus:
