@@ -7,7 +7,7 @@ filled by repeating a row. In every result a row depends only on the same row of
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Ai100Backend:
             self.device_kind += f", {target.hardware} flags {hashlib.sha256(decides.encode()).hexdigest()[:8]}"
         self.versions = f"{versions('torch', 'onnxscript', 'diffusers')}, qaic {target.sdk_version}"
         self._cache: dict[ShapeKey, Ai100Compiled] = {}
+        self._host_decoder: tuple[Path, Any] | None = None
 
     def having(self, network: str) -> tuple[Station, ...]:
         """The devices that hold the network."""
@@ -61,6 +62,15 @@ class Ai100Backend:
             for station in self.stations:
                 station.forget((shape.width, shape.height))
 
+    def host_decoder(self, file: Path) -> Any:
+        """A graph of the decoder, on the host. The last one is kept, and no other, since each holds its weights."""
+        from worker.pipelines.onnxruntime_graphs import Graph
+
+        if self._host_decoder is None or self._host_decoder[0] != file:
+            self._host_decoder = None  # first: there is memory for one
+            self._host_decoder = file, Graph(file, "fp32", thread_count())
+        return self._host_decoder[1]
+
     def memory(self) -> tuple[int, int] | None:
         """Of all devices together; None if one of them does not tell."""
         try:
@@ -73,6 +83,7 @@ class Ai100Backend:
         for station in self.stations:
             station.close()
         self._cache.clear()
+        self._host_decoder = None
 
 
 class Ai100Compiled:
@@ -146,10 +157,10 @@ class Ai100Compiled:
 
     def decode_exactly(self, latents: Array) -> tuple[NDArray[np.uint8], NDArray[np.bool_]] | None:
         """On the host, in float32: the device's numbers end at 65,504."""
+        decoder = self._backend.host_decoder(self._exported.path(self._exported.graph(VAE_DECODER, self.batch)))
+        scale = self._exported.latent_scale
         images = [
-            self._host_decoder.run({"latents": self._exported.latent_scale.for_decoder(_filled(row, self.batch))})[0][
-                :1
-            ]
+            decoder.run({"latents": scale.for_decoder(_filled(row, self.batch))})[0][:1]
             for row in np.split(latents, len(latents))
         ]
         return _finished(np.concatenate(images), _is_finite(latents))
@@ -209,13 +220,6 @@ class Ai100Compiled:
             runs.append(station.submit(station.session(network, self.size), {taken: filled}))
         for number, run in enumerate(runs):
             yield run.wait()[given][: len(rows) - number * self.batch].astype(np.float32)
-
-    @cached_property
-    def _host_decoder(self) -> Any:
-        from worker.pipelines.onnxruntime_graphs import Graph
-
-        graph = self._exported.graph(VAE_DECODER, self.batch)
-        return Graph(self._exported.path(graph), "fp32", thread_count())
 
 
 def _filled(rows: Array, count: int) -> Array:
