@@ -20,6 +20,7 @@ from worker.pipelines import cloud_ai100
 from worker.pipelines.ai100 import __main__ as commands
 from worker.pipelines.ai100 import cards, checks, compiling, placement
 from worker.pipelines.ai100.cards import CARDS, PUBLISHED
+from worker.pipelines.ai100.programs import Programs
 from worker.pipelines.ai100.sdk import Sdk
 from worker.pipelines.ai100_stand_in import machine
 from worker.pipelines.ai100_stand_in import qaicrt as stand_in
@@ -215,6 +216,34 @@ def test_several_devices_switch_at_once_and_sustain_it_too(opened: Open, devices
     drawn(pipeline, specs(16 * devices, steps=1, negative_prompt=""))
     bound = placement.bound(CARDS["standard"], times, 1) / devices
     assert 0.93 <= bound / ((machine.CLOCK.host - before) / 16 / devices) <= 1.0
+
+
+def test_programs_of_other_sizes_make_room_where_memory_is_short(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the other size are the same files here, which spares an export."""
+    pipeline = opened()
+    before = drawn(pipeline, specs(1))
+    station, device, needed = pipeline.ai100.stations[0], machine.device(0), machine.device(0).mib_used
+    for verb in ("find", "graph"):
+        told = getattr(Programs, verb)
+        monkeypatch.setattr(Programs, verb, lambda self, name, _, *rest, told=told: told(self, name, (64, 64), *rest))
+    monkeypatch.setenv("AI100_STAND_IN_MEMORY", str(needed))
+    text = station.session("text_encoder", (64, 64))
+    for network in cards.NETWORKS:
+        station.session(network, (128, 128))
+    assert station.session("text_encoder", (128, 128)) is text, "one for all sizes"
+    assert device.mib_used == needed
+    assert drawn(pipeline, specs(1)) == before
+    assert device.mib_used == needed
+    monkeypatch.setenv("AI100_STAND_IN_MEMORY", str(needed - 1))
+    with pytest.raises(SettingsError, match=f"of {needed - 1} MiB free.*stop"):
+        [station.session(network, (128, 128)) for network in cards.NETWORKS]
+
+
+def test_a_program_that_cannot_be_activated_is_told_with_what_is_free(opened: Open) -> None:
+    pipeline = opened()
+    machine.device(0).cores_used += 3  # of another process
+    with pytest.raises(CompileFailed, match=r"it takes 14 cores and 11 are free.*QS_ERROR"):
+        drawn(pipeline, specs(1))
 
 
 def test_resident_programs_decode_while_the_next_image_is_denoised(opened: Open) -> None:

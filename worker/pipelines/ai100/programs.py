@@ -20,7 +20,7 @@ from worker.model.artefacts import Artefacts
 from worker.model.exported import LIBRARIES
 from worker.model.static_graphs import Exported, Graph
 from worker.pipelines.ai100 import compiling
-from worker.pipelines.ai100.cards import VAE_ENCODER, Card
+from worker.pipelines.ai100.cards import TEXT_ENCODER, VAE_ENCODER, Card
 from worker.pipelines.ai100.compiling import Overrides, Say
 from worker.pipelines.ai100.sdk import COMPILERS, Sdk, SdkMissing
 
@@ -81,7 +81,8 @@ class Programs:
         graph = self.graph(network, size, chunks)
         told = self.flags(network, cores)
         decides = {
-            "network": network, "cores": cores, "batch": self.batch, "size": size, "chunks": chunks,
+            "network": network, "cores": cores, "batch": self.batch, "chunks": chunks,
+            "size": None if network == TEXT_ENCODER else size,  # the same graph for all of them
             "card": target.card.key, "hardware": target.hardware, "sdk": target.sdk_version, "revision": self.revision,
             "flags": told, "graph": [exported.files[name]["sha256"] for name in (graph.file, graph.weights)],
         }  # fmt: skip

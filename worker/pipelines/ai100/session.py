@@ -33,6 +33,10 @@ class WrongShape(SettingsError):
     """A program does not take what it is given."""
 
 
+class NotLoaded(SettingsError):
+    """The device does not load a program; with less on it, it may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Binding:
     """A buffer of a program. Shapes and dtypes are those that it was compiled for."""
@@ -77,11 +81,11 @@ class Device:
 
 
 class Session:
-    """A program that is loaded on a device. Not thread-safe."""
+    """A program that is loaded on a device, which takes memory there until it is unloaded. Not thread-safe."""
 
-    def __init__(self, device: Device, folder: Path, name: str) -> None:
-        """`folder` holds programqpc.bin. Raises SettingsError, in one sentence."""
-        self.name, self.device = name, device
+    def __init__(self, device: Device, folder: Path, name: str, cores: int) -> None:
+        """`folder` holds programqpc.bin. Raises SettingsError, in one sentence; NotLoaded if the device refuses it."""
+        self.name, self.device, self.cores = name, device, cores
         self._rt = device.qaicrt
         qpc = self._opened(folder)
         self.bindings = {binding.name: binding for binding in self._bindings(qpc)}
@@ -91,7 +95,9 @@ class Session:
         else:  # SDKs before 1.20
             properties.SubmitRetryTimeoutMs = TIMEOUT_MS
         self._program = self._rt.Program(device.context, device.number, qpc, properties)
-        sdks.check(self._rt, self._program.load(), f"The program {name} cannot be loaded on device {device.number}")
+        status = self._program.load()
+        if status != self._rt.QStatus.QS_SUCCESS:
+            raise NotLoaded(sdks.explain(status, f"The program {name} cannot be loaded on device {device.number}"))
         self.is_active = False
         self._idle: list[Started] = []  # execution objects, each with its output buffers
         self._running = 0
@@ -104,7 +110,7 @@ class Session:
             return
         status = self._program.activate()
         if status is not None and status != self._rt.QStatus.QS_SUCCESS:
-            what = f"The program {self.name} cannot be activated on device {self.device.number}"
+            what = f"The program {self.name} cannot be activated on device {self.device.number}{self._what_is_free()}"
             lost = getattr(status, "name", "") in LOST
             raise (DeviceSick if lost else CompileFailed)(sdks.explain(status, what))
         self.is_active = True
@@ -118,6 +124,11 @@ class Session:
             self.is_active = False
             if status is not None and not self.device.lost:
                 self._check(status, "cannot be deactivated")
+
+    def unload(self) -> None:
+        """Gives its memory back, too: the SDK unloads a program that nobody holds."""
+        self.deactivate()
+        self._program = None
 
     def check(self, graph: Graph) -> None:
         """Raises WrongShape unless the program's buffers are those of the graph."""
@@ -181,6 +192,14 @@ class Session:
         # No prompt is at fault: the runtime reports a wait that timed out as a plain error.
         self.device.lost = True
         raise DeviceSick(sentence)
+
+    def _what_is_free(self) -> str:
+        """The runtime's status for a refused activation does not tell what is short."""
+        try:
+            cores, memory, _ = self.device.free()
+        except SettingsError:
+            return ""
+        return f", of which it takes {self.cores} cores and {cores} are free, with {memory >> 20} MiB of memory"
 
     def _another(self) -> "Started":
         running = self._rt.ExecObj(self.device.context, self._program)

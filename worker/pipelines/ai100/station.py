@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from services.core.model.errors import SettingsError
-from worker.pipelines.ai100.cards import TEXT_ENCODER, VAE_ENCODER
+from worker.pipelines.ai100.cards import TEXT_ENCODER, UNET, VAE_ENCODER
 from worker.pipelines.ai100.compiling import PROGRAM
 from worker.pipelines.ai100.placement import Placement
 from worker.pipelines.ai100.programs import Programs
-from worker.pipelines.ai100.session import Device, Run, Session
+from worker.pipelines.ai100.session import Device, NotLoaded, Run, Session
 
 Key = tuple[str, tuple[int, int], int]  # network, size, chunks
+ANY_SIZE = (0, 0)  # of the text encoder: it is the same program for all of them
 
 
 class Station:
@@ -29,7 +30,7 @@ class Station:
                 " stop what else runs on it, name another device in PRESSWORK_DEVICE, or give them fewer cores by"
                 " PRESSWORK_AI100_PLACEMENT."
             )
-        self._sessions: dict[Key, Session] = {}
+        self._sessions: dict[Key, Session] = {}  # the one that was used last at the end
         self._turns = {slot.networks[0]: Turns() for slot in placement.slots}
 
     def has(self, network: str) -> bool:
@@ -40,14 +41,40 @@ class Station:
 
     def session(self, network: str, size: tuple[int, int], chunks: int = 1) -> Session:
         """The loaded program; compiling a missing one takes minutes. Raises SettingsError or CompileFailed."""
-        key = network, size, chunks
-        if key not in self._sessions:
-            folder = self._programs.find(network, size, self.cores(network), chunks)
-            self._check_memory(network, folder)
-            session = Session(self.device, folder, network)
+        key = network, ANY_SIZE if network == TEXT_ENCODER else size, chunks
+        session = self._sessions.pop(key, None)
+        if session is None:
+            session = self._load(network, size, chunks)
             session.check(self._programs.graph(network, size, chunks))
-            self._sessions[key] = session
-        return self._sessions[key]
+        self._sessions[key] = session
+        return session
+
+    def _load(self, network: str, size: tuple[int, int], chunks: int) -> Session:
+        """Where the device's memory is short, programs of other sizes make room."""
+        cores = self.cores(network)
+        folder = self._programs.find(network, size, cores, chunks)
+        while True:
+            try:
+                self._check_memory(network, folder)
+                return Session(self.device, folder, network, cores)
+            except NotLoaded:
+                if not self._unload_another(network, size):
+                    raise
+
+    def _unload_another(self, network: str, size: tuple[int, int]) -> bool:
+        """Unloads what has not been used for longest of what the size does not need beside that network. Of U-Nets,
+        it needs one, for prompts of one length."""
+        for key in self._sessions:
+            if key[1] not in (size, ANY_SIZE) or key[0] == network == UNET:
+                self._unload(key)
+                return True
+        return False
+
+    def _unload(self, key: Key) -> None:
+        session = self._sessions.pop(key)
+        for turns in self._turns.values():
+            turns.drop(session)
+        session.unload()
 
     def submit(self, session: Session, inputs: Mapping[str, Any]) -> Run:
         """Starts a run, after the programs whose turn it was have ended theirs."""
@@ -57,11 +84,9 @@ class Station:
         return self._turns[self.placement.slot_of(_home(session.name)).networks[0]]
 
     def forget(self, size: tuple[int, int]) -> None:
-        """Unloads the programs of a size."""
+        """Unloads the programs of a size alone."""
         for key in [key for key in self._sessions if key[1] == size]:
-            session = self._sessions.pop(key)
-            for turns in self._turns.values():
-                turns.drop(session)
+            self._unload(key)
 
     def release(self) -> None:
         """Gives all cores back, after what runs has ended."""
@@ -76,7 +101,7 @@ class Station:
         _, free, total = self.device.free()
         needed = (folder / PROGRAM).stat().st_size
         if needed > free:
-            raise SettingsError(
+            raise NotLoaded(
                 f"Device {self.device.number} has {free >> 20} of {total >> 20} MiB free and the program {network}"
                 f" takes {-(-needed >> 20)}; stop what else runs on it, or lower PRESSWORK_AI100_PROGRAM_BATCH."
             )

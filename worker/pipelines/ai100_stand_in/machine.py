@@ -2,6 +2,7 @@
 
 AI100_STAND_IN_CARD      standard (the default), pro or ultra
 AI100_STAND_IN_DEVICES   how many devices there are; without it, those of one card
+AI100_STAND_IN_MEMORY    each device's memory in MiB, if it is not the card's
 AI100_STAND_IN_TIMES     replaces entries of the table of times, as PRESSWORK_AI100_TIMES does
 AI100_STAND_IN_SCALE     what share of a time the stand-in sleeps; 0, the default: it does not
 AI100_STAND_IN_VERSION   the SDK's version
@@ -15,7 +16,7 @@ but one that another thread asks for goes on beside it, on the device's own time
 import os
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from worker.pipelines.ai100.cards import CARDS, Card, Times, read_times
@@ -26,7 +27,9 @@ BUSY_CORES, SHORT_MIB = 1, 1
 
 
 def card() -> Card:
-    return CARDS[os.environ.get("AI100_STAND_IN_CARD") or "standard"]
+    found = CARDS[os.environ.get("AI100_STAND_IN_CARD") or "standard"]
+    memory = os.environ.get("AI100_STAND_IN_MEMORY")
+    return replace(found, memory_mib=int(memory)) if memory else found
 
 
 def times() -> Times:

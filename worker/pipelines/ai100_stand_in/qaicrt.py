@@ -129,6 +129,11 @@ class Program:
     def load(self) -> QStatus:
         from worker.pipelines.onnxruntime_graphs import Graph
 
+        """Takes memory, which is given back when the program is no longer held."""
+        if self._mib > self.device.mib_free:
+            return QStatus.QS_NOMEM
+        self.device.mib_used += self._mib
+        weakref.finalize(self, _give_back, self.device, self._mib)
         self._folder, file = container.unpack(self.qpc.file)
         self._graph = Graph(file, "fp32", thread_count())
         return QStatus.QS_SUCCESS
@@ -137,14 +142,9 @@ class Program:
         cores = self.qpc.header.cores
         if self.device.lost:
             return QStatus.QS_DEV_ERROR
-        if machine.fault("activation"):
-            return QStatus.QS_ERROR
-        if cores > self.device.cores_free:
-            return QStatus.QS_NOSPC
-        if self._mib > self.device.mib_free:
-            return QStatus.QS_NOMEM
+        if machine.fault("activation") or cores > self.device.cores_free:
+            return QStatus.QS_ERROR  # which is what the runtime makes of whatever is short
         self.device.cores_used += cores
-        self.device.mib_used += self._mib
         self.is_active = True
         self.device.free_at[id(self)] = machine.CLOCK.switch(self.device)
         return QStatus.QS_SUCCESS
@@ -154,7 +154,6 @@ class Program:
             return QStatus.QS_INVAL
         if self.is_active:
             self.device.cores_used -= self.qpc.header.cores
-            self.device.mib_used -= self._mib
             self.is_active = False
         return QStatus.QS_SUCCESS
 
@@ -174,6 +173,10 @@ class Program:
         ends = began + machine.times().run(header.network, header.cores) * header.batch
         self.device.free_at[id(self)] = ends
         return ends
+
+
+def _give_back(device: machine.Device, mib: int) -> None:
+    device.mib_used -= mib
 
 
 class ExecObj:
