@@ -5,6 +5,8 @@ import ast
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Spec
 from services.core.settings import Settings
+from tests.waiting import until
 from worker.model import make
 from worker.pipeline import Batch, CompileFailed, DeviceSick, Picture, Pipeline, reproducibility_class
 from worker.pipelines import cloud_ai100
@@ -48,7 +51,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings_for(home: Path, on_stand_in: Mapping[str, str]) -> Callable[..., Settings]:
     def read(**more: str) -> Settings:
         chosen = {"PRESSWORK_PIPELINE": "ai100", "PRESSWORK_MODEL_DIR": str(home / "tiny")}
-        return Settings.read(SERVERS | chosen | {"PRESSWORK_BATCH_SIZES": "16,4,1"} | on_stand_in | more)
+        return Settings.read(
+            SERVERS | chosen | {"PRESSWORK_BATCH_SIZES": "16,4,1", "PRESSWORK_SIZES": "64x64"} | on_stand_in | more
+        )
 
     return read
 
@@ -414,6 +419,34 @@ def test_compile_makes_what_a_worker_then_finds(
     assert "vae_encoder 64x64, batch 1, 1 cores" in said
     monkeypatch.setattr(Sdk, "compiler", lambda sdk: pytest.fail("it is compiled already"))
     assert len(drawn(opened({"PRESSWORK_AI100_PLACEMENT": RECIPE}), specs(1))) == 1
+
+
+def test_a_worker_compiles_all_that_it_needs_before_it_claims(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = opened({"PRESSWORK_AI100_FLAGS": "unet: -mos=3"})
+    monkeypatch.setattr(Sdk, "compiler", lambda sdk: pytest.fail("it is compiled in a claim"))
+    assert len(drawn(pipeline, specs(1))) == 1
+
+
+def test_the_compiler_ends_with_the_worker_however_that_one_ends(tmp_path: Path) -> None:
+    compiler, told = tmp_path / "exec" / "qaic-compile", tmp_path / "pid"
+    compiler.parent.mkdir()
+    compiler.write_text(f"#!/bin/sh\necho $$ > {told}.new; mv {told}.new {told}; exec sleep 300\n")
+    compiler.chmod(0o755)
+    code = (
+        "import pathlib, sys; from worker.pipelines.ai100 import compiling, sdk;"
+        "compiling.compile_into(pathlib.Path(sys.argv[1]), sdk.Sdk(sys.argv[1]), 'ai100', (), pathlib.Path('x'), print)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.DEVNULL) as worker:
+        until(told.exists)
+        worker.kill()
+    until(lambda: not _runs(int(told.read_text())))
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_check_runs_every_place_that_could_not_be_run_without_a_card(

@@ -49,6 +49,10 @@ class Artefacts:
         self._sound.add(part)
         return self.folder
 
+    def has(self, part: str) -> bool:
+        """Whether there are files of `part`, which `get` will check."""
+        return self._manifest(part).exists()
+
     def contents(self, part: str) -> dict[str, str]:
         """The sha256 of each file of a part that `get` gave, by name."""
         manifest_entries = json.loads(self._manifest(part).read_text(encoding="utf-8"))

@@ -27,7 +27,8 @@ DEVICES = re.compile(r"qaic:(\d+(?:,\d+)*)")
 
 
 def open_pipeline(settings: Settings) -> "Ai100Pipeline":
-    """The model in PRESSWORK_MODEL_DIR on the devices in PRESSWORK_DEVICE. Raises SettingsError, in one sentence."""
+    """The model in PRESSWORK_MODEL_DIR on the devices in PRESSWORK_DEVICE. What is missing is compiled now, for all
+    sizes, since a claim would not wait for it. Raises SettingsError or CompileFailed, in one sentence."""
     folder = diffusion.checked_folder(settings)
     sdk = Sdk(settings.ai100_sdk)
     chosen = choose_devices(sdk.devices(), settings.device)
@@ -39,6 +40,7 @@ def open_pipeline(settings: Settings) -> "Ai100Pipeline":
         Station(Device(sdk, info.number), place, programs)
         for info, place in zip(chosen, chosen_plan.placements, strict=True)
     ]
+    programs.find_all(chosen_plan.programs, index.sizes)
     exported = programs.exported(index.default_size)
     return Ai100Pipeline(
         Ai100Backend(programs, target, stations, exported.latent_channels), index, programs.revision,

@@ -15,7 +15,7 @@ from services.core.settings import Settings
 from worker.model import directory
 from worker.pipeline import artefacts
 from worker.pipelines import cloud_ai100
-from worker.pipelines.ai100 import cards, compiling, placement
+from worker.pipelines.ai100 import cards, compiling
 from worker.pipelines.ai100.programs import Programs, Target
 from worker.pipelines.ai100.sdk import Sdk, SdkMissing
 
@@ -46,8 +46,8 @@ def compile_programs(settings: Settings, options: argparse.Namespace) -> int:
     say(f"{target.card.name}, SDK {target.sdk_version}: {plan}")
     for batch in options.batch or [settings.ai100_program_batch]:
         programs = Programs(folder, artefacts(settings), target, batch)
-        for network, cores in _programs(plan):
-            for chunks in programs.chunks if network == cards.UNET else (1,):
+        for network, cores in plan.programs:
+            for chunks in programs.chunks_of(network):
                 if options.dry_run:
                     say(shlex.join(programs.command(network, cores, chunks)))
                     continue
@@ -84,12 +84,6 @@ def _target(settings: Settings, sdk: Sdk, options: argparse.Namespace) -> Target
         if not options.dry_run:
             raise
         return replace(target, sdk_version="not installed")
-
-
-def _programs(plan: placement.Plan) -> list[tuple[str, int]]:
-    """Each network of a plan with its cores, the encoder of input pictures too."""
-    found = {network: slot.cores for one in plan.placements for slot in one.slots for network in slot.networks}
-    return [*found.items(), (cards.VAE_ENCODER, found[cards.TEXT_ENCODER])]
 
 
 def _batches(text: str) -> list[int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from services.core.model.errors import SettingsError
+from worker import group_guard
 from worker.pipeline import CompileFailed
 from worker.pipelines.ai100.cards import NETWORKS, TEXT_ENCODER, UNET, VAE_DECODER, VAE_ENCODER, Card
 from worker.pipelines.ai100.sdk import Sdk
@@ -71,6 +72,7 @@ def command(compiler: Path, hardware: str, told: tuple[str, ...], graph: Path, f
 
 def compile_into(folder: Path, sdk: Sdk, hardware: str, told: tuple[str, ...], graph: Path, say: Say) -> None:
     """Writes the program of a graph to `folder` and has the SDK check it. `say` gets the compiler's lines as they come.
+    The compiler, which works for minutes, ends with this process.
 
     Raises:
         SdkMissing: there is no compiler.
@@ -79,7 +81,9 @@ def compile_into(folder: Path, sdk: Sdk, hardware: str, told: tuple[str, ...], g
     made = folder / "qpc"
     lines: list[str] = []
     asked = command(sdk.compiler(), hardware, told, graph, made)
-    with subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as run:
+    with subprocess.Popen(
+        group_guard.bound(asked), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as run:
         assert run.stdout is not None
         for line in run.stdout:
             lines.append(line.rstrip())
@@ -99,7 +103,8 @@ def validate(sdk: Sdk, program: Path) -> None:
     tool = sdk.tool("qaic-qpc")
     if tool is None:
         return
-    asked = subprocess.run([tool, "validate", "-i", str(program)], capture_output=True, text=True, check=False)
+    command = group_guard.bound([tool, "validate", "-i", program])
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
     if asked.returncode != 0:
         last = " ".join((asked.stderr or asked.stdout).split()[-30:])
         raise CompileFailed(f"qaic-qpc finds {program} unsound: {last}; delete it, and compile it again.")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from services.core.model.errors import SettingsError
-from worker.pipelines.ai100.cards import NETWORKS, TEXT_ENCODER, UNET, VAE_DECODER, Card, Times
+from worker.pipelines.ai100.cards import NETWORKS, TEXT_ENCODER, UNET, VAE_DECODER, VAE_ENCODER, Card, Times
 
 # The networks that take turns, in each way that there is.
 SHARED = (
@@ -99,6 +99,12 @@ class Plan:
     """A placement for each device. The U-Net has as many cores on all of them, since an image's bytes depend on it."""
 
     placements: tuple[Placement, ...]
+
+    @property
+    def programs(self) -> list[tuple[str, int]]:
+        """Each network with its cores, the encoder of input pictures too."""
+        found = {network: slot.cores for one in self.placements for slot in one.slots for network in slot.networks}
+        return [*found.items(), (VAE_ENCODER, found[TEXT_ENCODER])]
 
     def __str__(self) -> str:
         return ";".join(map(str, dict.fromkeys(self.placements)))

@@ -5,9 +5,10 @@ model's revision and the compiler's flags.
 """
 
 import hashlib
+import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,7 @@ from worker.model.artefacts import Artefacts
 from worker.model.exported import LIBRARIES
 from worker.model.static_graphs import Exported, Graph
 from worker.pipelines.ai100 import compiling
-from worker.pipelines.ai100.cards import TEXT_ENCODER, VAE_ENCODER, Card
+from worker.pipelines.ai100.cards import TEXT_ENCODER, UNET, VAE_ENCODER, Card
 from worker.pipelines.ai100.compiling import Overrides, Say
 from worker.pipelines.ai100.sdk import COMPILERS, Sdk, SdkMissing
 
@@ -57,6 +58,9 @@ class Programs:
         """The lengths of prompts, in chunks, that the model reads."""
         return range(1, long_prompts.MAX_CHUNKS + 1 if self.index.long_prompts else 2)
 
+    def chunks_of(self, network: str) -> range:
+        return self.chunks if network == UNET else range(1, 2)
+
     def exported(self, size: tuple[int, int]) -> Exported:
         """The graphs for that size. Exporting missing ones takes seconds to minutes."""
         with self._lock:
@@ -77,24 +81,43 @@ class Programs:
             SdkMissing: it is missing, and there is no compiler.
             CompileFailed: the compiler fails.
         """
-        exported, target = self.exported(size), self._target
-        graph = self.graph(network, size, chunks)
-        told = self.flags(network, cores)
-        decides = {
-            "network": network, "cores": cores, "batch": self.batch, "chunks": chunks,
-            "size": None if network == TEXT_ENCODER else size,  # the same graph for all of them
-            "card": target.card.key, "hardware": target.hardware, "sdk": target.sdk_version, "revision": self.revision,
-            "flags": told, "graph": [exported.files[name]["sha256"] for name in (graph.file, graph.weights)],
-        }  # fmt: skip
+        decides = self._decides(network, size, cores, chunks)
 
         def make(into: Path) -> None:
-            with activity.doing(f"compiling the {network} for {cores} cores"):
-                compiling.compile_into(into, target.sdk, target.hardware, told, exported.path(graph), say)
+            self.compile_into(into, network, size, cores, chunks, say)
 
         try:
             return Artefacts(self._cache, self._name, decides).get(network, make)
         except SdkMissing as error:
             raise SdkMissing(f"{error} {self._others(decides)}".strip()) from None
+
+    def find_all(self, networks: Iterable[tuple[str, int]], sizes: Iterable[tuple[int, int]]) -> None:
+        """Compiles what is missing of these networks, on so many cores each. Raises as `find` does."""
+        for size, (network, cores) in itertools.product(sizes, networks):
+            for chunks in self.chunks_of(network):
+                decides = self._decides(network, size, cores, chunks)
+                if not Artefacts(self._cache, self._name, decides).has(network):
+                    self.find(network, size, cores, chunks)
+
+    def compile_into(
+        self, into: Path, network: str, size: tuple[int, int], cores: int, chunks: int, say: Say
+    ) -> None:  # fmt: skip
+        """Compiles a program, whether there is one or not. Raises as `find` does."""
+        graph, told = self.exported(size).path(self.graph(network, size, chunks)), self.flags(network, cores)
+        with activity.doing(f"compiling the {network} for {cores} cores"):
+            compiling.compile_into(into, self._target.sdk, self._target.hardware, told, graph, say)
+
+    def _decides(self, network: str, size: tuple[int, int], cores: int, chunks: int) -> dict[str, Any]:
+        """A program's key."""
+        exported, target = self.exported(size), self._target
+        graph = self.graph(network, size, chunks)
+        return {
+            "network": network, "cores": cores, "batch": self.batch, "chunks": chunks,
+            "size": None if network == TEXT_ENCODER else size,  # the same graph for all of them
+            "card": target.card.key, "hardware": target.hardware, "sdk": target.sdk_version, "revision": self.revision,
+            "flags": self.flags(network, cores),
+            "graph": [exported.files[name]["sha256"] for name in (graph.file, graph.weights)],
+        }  # fmt: skip
 
     def command(self, network: str, cores: int, chunks: int = 1) -> list[str]:
         """What `find` would run where the SDK is, with placeholders for what is not exported yet."""
