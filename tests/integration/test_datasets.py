@@ -352,6 +352,16 @@ def test_what_is_cancelled_failed_or_deleted_leaves_nothing_behind(database, set
         assert dataset_records.read(connection, dataset.id) is None
 
 
+def test_one_version_is_written_at_a_time_whatever_of_an_older_one_is_still_stored(database, settings, store):
+    collecting.make(database, collecting.rendered(database, settings, store, captions(1)))
+    number = collecting.order(database)
+    with database.begin(TENANT) as connection:
+        collecting.datasets.cancel(connection, TENANT, "mugs", number)
+    collecting.order(database)
+    with pytest.raises(Conflict, match="Version 2 of mugs is being written"):
+        collecting.order(database)
+
+
 class FullStore(S3Store):
     """A bucket that is full after a while."""
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from presswork_client import Client, ClientError, pulling
 from services.cli.app import app
+from services.core.datasets import datasets
 from services.core.model import ids
 from tests import collecting
 from tests.rendering import scheduling
@@ -193,6 +194,21 @@ def test_other_tenants_find_nothing_and_a_link_holds_for_its_file_alone(api, set
     assert httpx.get(address, headers={"Authorization": f"Bearer {key}"}).status_code == 404
     assert httpx.get(address, headers={"Authorization": f"Bearer {api.key}"}).status_code == 307
     assert httpx.get(f"{address}?signature={signature[::-1]}").status_code == 404
+
+
+def test_sources_that_are_added_stay_within_a_dataset_s_limit_and_too_many_can_still_be_read(emptied, monkeypatch):
+    labels = [f"run:{n}" for n in range(120)]
+    emptied.http.post("/v1/datasets", json={"name": "mugs", "labels": labels[:60]})
+    refused = emptied.http.post("/v1/datasets/mugs/sources", json={"labels": labels[60:]})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["param"]) == (422, "labels")
+    assert error["message"] == "labels: the dataset would have 120 and may have 100; take some out first."
+    assert emptied.http.patch("/v1/datasets/mugs", json={"types": dict.fromkeys(labels, "text")}).status_code == 422
+    monkeypatch.setattr(datasets, "check_sources", lambda *_: None)  # stored before there was the limit
+    emptied.http.post("/v1/datasets/mugs/sources", json={"labels": labels[60:]})
+    assert len(emptied.http.get("/v1/datasets/mugs").json()["definition"]["labels"]) == 120
+    removed = emptied.http.post("/v1/datasets/mugs/sources/remove", json={"labels": labels[60:]})
+    assert len(removed.json()["definition"]["labels"]) == 60
 
 
 @pytest.mark.parametrize(

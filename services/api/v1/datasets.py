@@ -1,5 +1,7 @@
 """Datasets: what they are made of. Their versions are in `dataset_versions`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -93,7 +95,7 @@ def change_dataset(context: ContextDep, tenant: Tenant, dataset: str, body: json
 def add_sources(context: ContextDep, tenant: Tenant, dataset: str, body: json_object.Document) -> Any:
     """Adds jobs or labels. The next version follows them; a retry of a job need not be added."""
     asked = json_object.parse(DatasetSources, body, definition.ALLOWED)
-    with context.database.begin(tenant) as connection:
+    with _refusing(), context.database.begin(tenant) as connection:
         datasets.add(connection, tenant, dataset, asked)
     return _find(context, tenant, dataset)
 
@@ -116,8 +118,14 @@ def delete_dataset(context: ContextDep, tenant: Tenant, dataset: str) -> Any:
 
 
 def _check(asked: Definition | DatasetChanges) -> None:
-    try:
+    with _refusing():
         definition.check(asked)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
     except InvalidSubmission as error:
         first = error.problems[0]
         raise ApiError(422, first.code, first.message, param=first.param) from None

@@ -47,6 +47,9 @@ SELECT {_VERSION} FROM dataset_versions
 WHERE dataset_id = :id AND (finished_at IS NULL OR (state IN ('failed', 'cancelled') AND is_stored))
 ORDER BY number LIMIT 1
 """)  # noqa: S608  our own text
+_UNFINISHED = statement("dataset_records.unfinished")(
+    "SELECT number FROM dataset_versions WHERE dataset_id = :id AND finished_at IS NULL"
+)
 _REMOVED = statement("dataset_records.removed")(
     "SELECT removed FROM dataset_versions WHERE dataset_id = :id AND number = :number"
 )
@@ -264,6 +267,11 @@ def at_work(connection: Connection, dataset: Dataset) -> Version | None:
     """The version that is to be written, or whose objects are to be deleted."""
     row = connection.execute(_AT_WORK, {"id": dataset.id}).one_or_none()
     return None if row is None else _version(dataset, row)
+
+
+def unfinished(connection: Connection, dataset: Dataset) -> int | None:
+    """The number of the version that is to be written."""
+    return connection.execute(_UNFINISHED, {"id": dataset.id}).scalar_one_or_none()
 
 
 def removed(connection: Connection, found: Version) -> list[list[Any]]:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 
 from services.core.datasets import dataset_records, held, source_jobs
 from services.core.datasets.dataset_records import Dataset, HeldShard, Version
-from services.core.datasets.definition import DatasetChanges, DatasetRequest, DatasetSources, Definition
+from services.core.datasets.definition import DatasetChanges, DatasetRequest, DatasetSources, Definition, check_sources
 from services.core.datasets.planning import Planned
 from services.core.db import turns
 from services.core.db.statements import statement
@@ -169,7 +169,12 @@ def create(connection: Connection, tenant_id: int, asked: DatasetRequest) -> Non
 
 
 def add(connection: Connection, tenant_id: int, name: str, more: DatasetSources, *, remove: bool = False) -> None:
-    """Adds sources, or takes them away. The next version follows. Raises NotFound: no such dataset, or no such job."""
+    """Adds sources, or takes them away. The next version follows.
+
+    Raises:
+        NotFound: no such dataset, or no such job.
+        InvalidSubmission: it would have too many sources.
+    """
     dataset = _locked(connection, tenant_id, name)
     known = dataset.definition
     if remove:
@@ -181,6 +186,7 @@ def add(connection: Connection, tenant_id: int, name: str, more: DatasetSources,
             list(dict.fromkeys([*known.jobs, *more.jobs])),
             list(dict.fromkeys([*known.labels, *more.labels])),
         )
+        check_sources(jobs, labels)
     _store(connection, dataset, known.model_copy(update={"jobs": jobs, "labels": labels}))
 
 
@@ -206,10 +212,10 @@ def export(connection: Connection, tenant_id: int, name: str, *, while_running: 
         Conflict: a version is being written already, a job has not ended, or there is nothing to take images from.
     """
     dataset = _locked(connection, tenant_id, name)
-    at_work = dataset_records.at_work(connection, dataset)
-    if at_work is not None and at_work.finished_at is None:
+    unfinished = dataset_records.unfinished(connection, dataset)
+    if unfinished is not None:
         raise Conflict(
-            f"Version {at_work.number} of {name} is being written; wait for it, or cancel it.", "version_not_ended"
+            f"Version {unfinished} of {name} is being written; wait for it, or cancel it.", "version_not_ended"
         )
     source_jobs.check(connection, tenant_id, dataset.definition, while_running=while_running)
     values = {"id": dataset.id, "while_running": while_running, "base_url": base_url}

@@ -22,6 +22,7 @@ from services.core.model.metadata_types import Kind
 from services.core.model.scores import NotUnderstood, ranges
 
 MAX_SOURCES = 10_000
+MAX_LABELS = 100
 UNMARKED = "none"
 _FINAL = tuple(sorted(states.FINAL_JOB_STATES))
 _MARKS = (*MARKS, UNMARKED)
@@ -74,7 +75,8 @@ def _moment(value: Any) -> Any:
 
 
 Jobs = Annotated[list[Annotated[str, AfterValidator(_job)]], Field(max_length=MAX_SOURCES)]
-Labels = Annotated[list[Annotated[str, Field(max_length=600), AfterValidator(_label)]], Field(max_length=100)]
+Labels = Annotated[list[Annotated[str, Field(max_length=600), AfterValidator(_label)]], Field(max_length=MAX_LABELS)]
+Types = Annotated[dict[Annotated[str, Field(min_length=1, max_length=64)], Literal["text"]], Field(max_length=100)]
 _Moment = Annotated[AwareDatetime, BeforeValidator(_moment)]
 
 
@@ -102,16 +104,16 @@ class DatasetSources(Body):
 
 
 class Definition(Body):
-    """What a version is made by. `types` of metadata take the place of those that its values have."""
+    """What a version is made by, as it is stored. `types` of metadata take the place of those that its values have.
 
-    jobs: Jobs = Field(default_factory=list)
-    labels: Labels = Field(default_factory=list)
+    Limits of length stand where something is asked for, and in `check_sources`: what is stored can always be read."""
+
+    jobs: list[str] = Field(default_factory=list)
+    labels: list[str] = Field(default_factory=list)
     filters: DatasetFilters = Field(default_factory=DatasetFilters)
     split: Split = Field(default_factory=lambda: {"train": 1.0})
     images_per_shard: ImagesPerShard = 10_000
-    types: Annotated[
-        dict[Annotated[str, Field(min_length=1, max_length=64)], Literal["text"]], Field(max_length=100)
-    ] = Field(default_factory=dict)
+    types: dict[str, Literal["text"]] = Field(default_factory=dict)
 
     @property
     def layout(self) -> options.Options:
@@ -131,6 +133,9 @@ class DatasetRequest(Definition):
     """A new dataset."""
 
     ALLOWED: ClassVar = ALLOWED
+    jobs: Jobs = Field(default_factory=list)
+    labels: Labels = Field(default_factory=list)
+    types: Types = Field(default_factory=dict)
     name: Annotated[str, Field(pattern=_NAME)]
     format: FormatName = "webdataset"
 
@@ -144,7 +149,7 @@ class DatasetChanges(Body):
 
     ALLOWED: ClassVar = ALLOWED
     filters: DatasetFilters = None  # type: ignore[assignment]
-    types: dict[Annotated[str, Field(min_length=1, max_length=64)], Literal["text"]] = None  # type: ignore[assignment]
+    types: Types = None  # type: ignore[assignment]
 
 
 class VersionRequest(Body):
@@ -163,6 +168,14 @@ def check(asked: Definition | DatasetChanges) -> None:
             raise InvalidSubmission([Problem("invalid_value", f"filters.scores: {error}", "filters.scores")]) from None
     if isinstance(asked, Definition) and (problem := options.reserved(asked.split, "split")):
         raise InvalidSubmission([problem])
+
+
+def check_sources(jobs: list[str], labels: list[str]) -> None:
+    """Refuses more sources than a dataset may have. Raises InvalidSubmission."""
+    for param, found, most in (("jobs", jobs, MAX_SOURCES), ("labels", labels, MAX_LABELS)):
+        if len(found) > most:
+            message = f"{param}: the dataset would have {len(found):,} and may have {most:,}; take some out first."
+            raise InvalidSubmission([Problem("too_many", message, param)])
 
 
 def has_table(form: str) -> bool:
