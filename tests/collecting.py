@@ -51,10 +51,10 @@ def rendered(
     return job_id
 
 
-def retried(database: Database, settings: Settings, store: ImageStore, parent: int) -> int:
+def retried(database: Database, settings: Settings, store: ImageStore, parent: int, **which: Any) -> int:
     """A retry of what failed, all done."""
     with database.begin(TENANT) as connection:
-        child = retry.retry(connection, TENANT, parent, requests.RetryOptions()).job_id
+        child = retry.retry(connection, TENANT, parent, requests.RetryOptions(**which)).job_id
     return rendered(database, settings, store, child)
 
 

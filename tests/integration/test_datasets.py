@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from services.core.datasets import dataset_records
+from services.core.datasets import dataset_records, planning
 from services.core.deletion import jobs as deletion
 from services.core.exports import members
 from services.core.model import ids
@@ -212,6 +212,30 @@ def test_a_picture_that_two_retries_have_rendered_counts_once(database, settings
     third = collecting.export(database, settings, store)
     assert (third.images, third.images_written) == (6, 6)  # the shard is written again without them, and they anew
     assert prompts(collecting.download(database, store, 3, tmp_path)) == [f"mug {n}" for n in range(6)]
+
+
+def test_no_picture_is_lost_when_two_retries_have_rendered_different_ones_of_the_same_words(
+    database, settings, store, tmp_path
+):
+    """Two that differ in guidance alone, and two that are the same in all."""
+    same = {"prompt": "a mug", "size": "64x64", "seed": 42}
+    wanted = [{**same, "guidance_scale": 5.0}, {**same, "guidance_scale": 7.0}, same, same]
+    first = collecting.rendered(database, settings, store, wanted, failed=frozenset(range(4)))
+    collecting.make(database, first)
+    for indexes in ([0, 2], [1, 3], [0, 1, 2, 3]):
+        collecting.retried(database, settings, store, first, indexes=indexes)
+    one = collecting.export(database, settings, store)
+    assert (one.state, one.images) == ("completed", 4), one.error
+    records = samples(collecting.download(database, store, 1, tmp_path)).values()
+    assert sorted(record["guidance_scale"] for record in records)[::3] == [5.0, 7.5]
+
+
+def test_what_is_kept_for_a_job_is_made_once_however_many_images_it_has(database, settings, store, monkeypatch):
+    made: list[int] = []
+    monkeypatch.setattr(planning, "bytearray", lambda size: made.append(size) or bytearray(size), raising=False)
+    collecting.make(database, collecting.rendered(database, settings, store, captions(9)))
+    collecting.export(database, settings, store)
+    assert made == [9, 9]  # what the base holds of it, and what is taken
 
 
 def test_filters_take_what_they_say(database, settings, store, tmp_path):

@@ -6,9 +6,9 @@ same inputs give the same shards.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 from services.core.datasets import dataset_records, held, source_images, source_jobs
@@ -149,8 +149,9 @@ def plan(database: Database, version: Version, keep: Callable[[], None]) -> Plan
     taken: dict[int, bytearray] = {}
     for job, row, code in _wanted(database, version, jobs, changed, keep):
         formats.add(row.output_format)
-        flags = taken.setdefault(job.id, bytearray(job.total))
-        flags[row.index] = 1
+        if job.id not in taken:
+            taken[job.id] = bytearray(job.total)
+        taken[job.id][row.index] = 1
         types.add(job.id, row.index, row.metadata)
         if not holding[job.id][row.index]:
             split = definition.layout.split_of(row.request)
@@ -199,27 +200,30 @@ def _changed(jobs: Sequence[SourceJob], before: dict[int, JobState], *, same: bo
 def _wanted(
     database: Database, version: Version, jobs: Sequence[SourceJob], changed: set[int], keep: Callable[[], None]
 ) -> Iterator[tuple[SourceJob, Any, int]]:
-    """The images that are taken, job by job. One that an earlier retry of its family has done is left out."""
-    sizes: dict[int, int] = {}
-    for job in jobs:
-        if job.id != job.root:
-            sizes[job.root] = sizes.get(job.root, 0) + 1
-    seen: dict[int, set[bytes]] = {}
+    """The images that are taken, job by job. Of the same picture the retries of a family give as many as the first
+    job has not done: one that an earlier retry has done already is left out. What the first job does not have counts
+    once, or as often as one retry has it."""
+    sizes = Counter(job.root for job in jobs if job.id != job.root)
+    totals = {job.id: job.total for job in jobs}
+    wanting: dict[int, Counter[bytes]] = {}
+    given: dict[int, Counter[bytes]] = {}
     for job in jobs:
         if job.id not in changed:
             continue
         has_siblings = job.id != job.root and sizes[job.root] > 1
-        own: set[bytes] = set()
-        others = seen.setdefault(job.root, set()) if has_siblings else set()
-        for row, code in source_images.wanted(database, job.id, job.total, version.definition, keep):
+        if has_siblings and job.root not in wanting:
+            wanting[job.root] = source_images.not_done(database, job.root, totals.get(job.root, 0), keep)
+            given[job.root] = Counter()
+        own: Counter[bytes] = Counter()
+        found = source_images.wanted(database, job.id, job.total, version.definition, keep, identified=has_siblings)
+        for row, code in found:
             if has_siblings:
-                name = f"{row.request}\n{row.seed + row.index - row.first_index}"
-                key = blake2b(name.encode(), digest_size=12).digest()
-                if key in others:
+                key = bytes(row.identity)
+                own[key] += 1
+                if given[job.root][key] >= max(wanting[job.root][key], own[key]):
                     continue
-                own.add(key)
+                given[job.root][key] += 1
             yield job, row, code
-        others |= own
 
 
 def _held(
