@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from presswork_client.answers import Dataset, DatasetComparison, DatasetFile, DatasetVersion
-from presswork_client.pulling import Pulled, pull
+from presswork_client.pulling import Pulled, Source, pull
 from presswork_client.streams import ImageStream
 from presswork_client.transport import ClientError, Transport
 
@@ -110,9 +110,11 @@ class DatasetHandle:
         on_bytes: Callable[[int], None] | None = None,
     ) -> Pulled:
         """Fetches what is missing of a version into a folder, several files at a time, each verified. Files of another
-        version of the dataset that this one has not are deleted at the end. An interrupted call is resumed."""
+        version of the dataset that this one has not are deleted at the end, with `split` those of that split alone. An
+        interrupted call is resumed. The folder must be empty, or one that the dataset was pulled to before."""
         files = list(self.files(version, split=split))
-        return pull(self._transport, files, folder, self.name, parallel, on_bytes, whole=split is None)
+        source = Source(self.show()["id"], self.name, split)
+        return pull(self._transport, files, folder, source, parallel, on_bytes)
 
     def _number(self, version: int | None) -> int:
         found = version if version is not None else self.show()["version"]

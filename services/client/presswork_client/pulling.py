@@ -1,13 +1,15 @@
 """Fetches the files of a dataset's version into a folder: only what is missing, in parallel, each verified.
 
-manifest.json comes last: the folder is a version's when all of it is there. A full disk loses nothing: what is there
-stays, and so does the part of a file.
+`.presswork` comes first: it says which dataset the folder is for, and names every file that is put there, so that what
+an interrupted call has left is deleted by a later one. manifest.json comes last: the folder is a version's when all of
+it is there. A full disk loses nothing: what is there stays, and so does the part of a file.
 """
 
 import errno
+import glob
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +18,7 @@ from presswork_client.answers import DatasetFile
 from presswork_client.transport import ClientError, Transport, file_sha256
 
 MANIFEST = "manifest.json"
+JOURNAL = ".presswork"
 _PART = ".part"
 _DESCRIBES = ("README.md", "SHA256SUMS", MANIFEST)  # in this order, after all others
 
@@ -31,47 +34,66 @@ class Pulled:
     deleted: int
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The dataset that is pulled. `split` None: all that the version has."""
+
+    id: str
+    name: str
+    split: str | None = None
+
+
 def pull(
     transport: Transport,
     files: Sequence[DatasetFile],
     folder: Path,
-    name: str,
+    source: Source,
     parallel: int,
     on_bytes: Callable[[int], None] | None,
-    *,
-    whole: bool,
 ) -> Pulled:
-    """`whole`: the files are all that the version has. Raises ClientError."""
-    before = _listed(folder, name)
+    """Raises ClientError."""
+    before = _journal(folder, source)
     folder.mkdir(parents=True, exist_ok=True)
     shards = [file for file in files if file["path"] not in _DESCRIBES]
     last = sorted((file for file in files if file["path"] in _DESCRIBES), key=lambda one: _DESCRIBES.index(one["path"]))
     missing = [file for file in shards if not _is_there(folder, file)]
+    wanted = {file["path"] for file in missing}
     for file in shards:
-        if on_bytes is not None and file not in missing:
+        if on_bytes is not None and file["path"] not in wanted:
             on_bytes(file["bytes"])
     _check_space(folder, missing)
+    now = {file["path"]: file["split"] for file in files}
+    _note(folder, source, before | now)
     _fetch_all(transport, missing, folder, parallel, on_bytes)
     others = [file for file in last if not _is_there(folder, file)]
     _fetch_all(transport, others, folder, 1, on_bytes)
-    deleted = _delete_others(folder, before.keys() - {file["path"] for file in files}) if whole else 0
+    over = [path for path, split in before.items() if path not in now and source.split in (None, split)]
+    deleted = _delete(folder, over)
+    _note(folder, source, {path: split for path, split in (before | now).items() if path not in over})
     fetched = [*missing, *others]
     return Pulled(len(files), len(fetched), sum(file["bytes"] for file in fetched), deleted)
 
 
-def _listed(folder: Path, name: str) -> dict[str, str]:
-    """The sha256 of each file that the folder's manifest lists. Raises ClientError if it holds something else."""
+def _journal(folder: Path, source: Source) -> dict[str, str | None]:
+    """The split of each file that was put into the folder. Raises ClientError if the folder is not the dataset's."""
     try:
-        held = json.loads((folder / MANIFEST).read_bytes())
-        if held["dataset"] == name:
-            return {str(entry["path"]): str(entry["sha256"]) for entry in held["files"]}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):
+        held = json.loads((folder / JOURNAL).read_bytes())
+        if held["dataset"] == source.id:
+            return {str(path): split for path, split in held["files"].items()}
+    except (FileNotFoundError, NotADirectoryError):
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return {}
+    except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise ClientError(
-        0, "other_folder", f"{folder} holds something other than the dataset {name}; name another folder."
-    )
+    message = f"{folder} holds something other than the dataset {source.name}; name another folder."
+    raise ClientError(0, "other_folder", message)
+
+
+def _note(folder: Path, source: Source, files: dict[str, str | None]) -> None:
+    """Replaces the journal, whole or not at all."""
+    fresh = folder / f"{JOURNAL}.new"
+    fresh.write_text(json.dumps({"dataset": source.id, "files": files}))
+    fresh.replace(folder / JOURNAL)
 
 
 def _is_there(folder: Path, file: DatasetFile) -> bool:
@@ -123,18 +145,23 @@ def _fetch(transport: Transport, file: DatasetFile, folder: Path, on_bytes: Call
     part = _part(folder, file)
     if on_bytes is not None and part.is_file():
         on_bytes(part.stat().st_size)
-    transport.save(file["url"], path, file["sha256"], on_bytes)
+    transport.save(file["url"], path, file["sha256"], on_bytes, part=part)
+    for other in path.parent.glob(f"{glob.escape(path.name)}.*{_PART}"):  # of the same file in another version
+        other.unlink()
 
 
 def _part(folder: Path, file: DatasetFile) -> Path:
+    """Named by its content too: the part of another version's file is not continued."""
     path = folder / _inside(file["path"])
-    return path.with_name(path.name + _PART)
+    return path.with_name(f"{path.name}.{file['sha256'][:16]}{_PART}")
 
 
-def _delete_others(folder: Path, paths: set[str]) -> int:
+def _delete(folder: Path, paths: Iterable[str]) -> int:
     deleted = 0
-    for name in paths - set(_DESCRIBES):
+    for name in paths:
         path = folder / _inside(name)
+        for part in path.parent.glob(f"{glob.escape(path.name)}.*{_PART}"):
+            part.unlink()
         if path.is_file():
             path.unlink()
             deleted += 1
@@ -144,6 +171,6 @@ def _delete_others(folder: Path, paths: set[str]) -> int:
 def _inside(path: str) -> PurePosixPath:
     """A path inside the folder. Raises ClientError if the server names one outside."""
     found = PurePosixPath(path)
-    if found.is_absolute() or ".." in found.parts or not found.parts:
+    if found.is_absolute() or ".." in found.parts or not found.parts or "\\" in path or ":" in path:
         raise ClientError(0, "bad_path", f"the server named a file {path!r}, outside the folder; it was not fetched.")
     return found

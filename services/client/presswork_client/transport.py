@@ -134,12 +134,20 @@ class Transport:
         self.attempt(send)
         return bytes(found)
 
-    def save(self, url: str, path: Path, sha256: str, on_bytes: Callable[[int], None] | None = None) -> None:
-        """Fetches a file from the store. A partial file `NAME.part` is resumed.
+    def save(
+        self,
+        url: str,
+        path: Path,
+        sha256: str,
+        on_bytes: Callable[[int], None] | None = None,
+        *,
+        part: Path | None = None,
+    ) -> None:
+        """Fetches a file from the store. A partial file, `NAME.part` unless given, is resumed.
 
         Raises ClientError if the store refuses, or if the sha256 does not match; then the partial file is deleted.
         """
-        part = path.with_name(f"{path.name}.part")
+        part = part or path.with_name(f"{path.name}.part")
 
         def send() -> httpx.Response:
             have = part.stat().st_size if part.exists() else 0
