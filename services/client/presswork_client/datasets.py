@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from presswork_client.answers import Dataset, DatasetComparison, DatasetFile, DatasetVersion
 from presswork_client.pulling import Pulled, Source, pull
-from presswork_client.streams import ImageStream
+from presswork_client.streams import ImageStream, StreamedShard
 from presswork_client.transport import ClientError, Transport
 
 
@@ -97,7 +97,7 @@ class DatasetHandle:
             raise ClientError(0, "not_streamed", message)
         kept = (".tar", ".parquet")
         shards = [file for file in self.files(number, split=split) if file["split"] and file["path"].endswith(kept)]
-        addresses = tuple((file["url"], file["images"]) for file in shards)
+        addresses = tuple(StreamedShard(file["url"], file["images"], file["sha256"]) for file in shards)
         return ImageStream(addresses, form, int(shuffle) if shuffle is not True else 1000, seed, rank, world_size)
 
     def pull(

@@ -4,6 +4,7 @@ Shards are divided among ranks and, within a rank, among the workers of a DataLo
 once, whatever reads how fast.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -11,13 +12,15 @@ import random
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import httpx
 
-from presswork_client.transport import ClientError
+from presswork_client.transport import ClientError, retry_after
 
 _PICTURES = ("png", "jpg", "webp")
 _TRIES = 5
@@ -40,26 +43,35 @@ class DatasetImage:
         return cast("dict[str, Any]", json.loads(self.record["metadata"]))
 
 
+class StreamedShard(NamedTuple):
+    url: str
+    images: int
+    sha256: str
+
+
 class ImageStream:
     """An iterable that can be read again and again. It can be sent to other processes: it holds signed addresses and
     no connection. `epoch` changes the order of a shuffled one."""
 
     def __init__(
         self,
-        shards: tuple[tuple[str, int], ...],
+        shards: tuple[StreamedShard, ...],
         form: str,
         shuffle: int,
         seed: int,
         rank: int | None,
         world_size: int | None,
     ) -> None:
+        if (rank is None) != (world_size is None) or not 0 <= (rank or 0) < (1 if world_size is None else world_size):
+            message = "Give rank and world_size together, or neither: a rank is from 0 to world_size - 1."
+            raise ClientError(0, "invalid_value", message)
         self.shards, self.epoch = shards, 0
         self._form, self._shuffle, self._seed = form, shuffle, seed
-        self._rank, self._world_size = rank, world_size
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         """The images of all ranks together."""
-        return sum(images for _, images in self.shards)
+        return sum(shard.images for shard in self.shards)
 
     def __iter__(self) -> Iterator[DatasetImage]:
         order = random.Random(f"{self._seed}/{self.epoch}")  # the same on every rank
@@ -67,7 +79,7 @@ class ImageStream:
         if self._shuffle:
             order.shuffle(shards)
         place, of = self._reader()
-        images = (image for url, _ in shards[place::of] for image in _images(url, self._form))
+        images = (image for shard in shards[place::of] for image in _images(shard, self._form))
         return _mixed(images, self._shuffle, random.Random(f"{self._seed}/{self.epoch}/{place}"))
 
     def torch(self) -> Any:
@@ -80,22 +92,33 @@ class ImageStream:
             def __iter__(self) -> Iterator[DatasetImage]:
                 return iter(stream)
 
+            def __reduce__(self) -> tuple[Any, ...]:
+                return ImageStream.torch, (stream._of_this_rank(),)
+
         return Images()
+
+    def _of_this_rank(self) -> "ImageStream":
+        """The stream as a DataLoader's worker takes it: a process that is started anew does not know its rank."""
+        found = copy(self)
+        if found.rank is None:
+            found.rank, found.world_size = _distributed() or (None, None)
+        return found
 
     def _reader(self) -> tuple[int, int]:
         """Which of how many readers this is: over all ranks, and the workers of each."""
-        rank, ranks = self._rank, self._world_size
-        if rank is None or ranks is None:
-            rank, ranks = _distributed()
+        own = self._of_this_rank()
+        rank, ranks = own.rank or 0, own.world_size or 1
         worker, workers = _worker()
         return rank * workers + worker, ranks * workers
 
 
-def _distributed() -> tuple[int, int]:
+def _distributed() -> tuple[int, int] | None:
+    """This process's rank, and of how many; None if nothing says so."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return torch.distributed.get_rank(), torch.distributed.getworld_size()
+    rank, ranks = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    return None if rank is None or ranks is None else (int(rank), int(ranks))
 
 
 def _worker() -> tuple[int, int]:
@@ -120,36 +143,61 @@ def _mixed(images: Iterator[DatasetImage], among: int, order: random.Random) -> 
     yield from held
 
 
-def _images(url: str, form: str) -> Iterator[DatasetImage]:
-    with _shard(url) as file:
+def _images(shard: StreamedShard, form: str) -> Iterator[DatasetImage]:
+    with _fetched(shard) as file:
         yield from _of_tar(file) if form == "webdataset" else _of_parquet(file)
 
 
-def _shard(url: str) -> IO[bytes]:
-    """A shard as a file that has no name. A connection that breaks is made again, from where it broke."""
+def _fetched(shard: StreamedShard) -> IO[bytes]:
+    """A shard as a file that has no name, verified. A connection that breaks is made again after a pause, from where it
+    broke. Raises ClientError."""
     file = tempfile.TemporaryFile()  # noqa: SIM115  its reader closes it
-    for attempt in range(_TRIES):
-        have = file.tell()
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        try:
-            with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=60.0) as answer:
-                if answer.status_code == 416:
-                    break
-                if answer.status_code >= 500:
-                    raise httpx.ReadError(f"{answer.url.host} answered {answer.status_code}")
-                if answer.status_code >= 400:
-                    message = f"A shard cannot be read: the server answered {answer.status_code}. Is the dataset there?"
-                    raise ClientError(answer.status_code, "no_shard", message)
-                if answer.status_code != 206:
+    try:
+        attempt = 0
+        while True:
+            attempt += 1
+            refusal, pause = _fetch_rest(shard.url, file)
+            if refusal is None:
+                file.seek(0)
+                if hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256:
                     file.seek(0)
-                for data in answer.iter_bytes():
-                    file.write(data)
-            break
-        except httpx.TransportError as error:
-            if attempt == _TRIES - 1:
-                raise ClientError(0, "unreachable", f"A shard cannot be read: {error}") from None
+                    return file
+                refusal = ClientError(0, "damaged", "A shard does not match its sha256; try again.")
+                _empty(file)
+            if attempt == _TRIES:
+                raise refusal
+            time.sleep(max(pause, 0.25 * 2**attempt))
+    except BaseException:
+        file.close()
+        raise
+
+
+def _fetch_rest(url: str, file: IO[bytes]) -> tuple[ClientError | None, float]:
+    """Why another try is needed, and after how many seconds the server wants it. Raises ClientError if it is final."""
+    have = file.seek(0, io.SEEK_END)
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    try:
+        with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=60.0) as answer:
+            if answer.status_code == 416:
+                return None, 0.0
+            if answer.status_code == 429 or answer.status_code >= 500:
+                message = f"A shard cannot be read: {answer.url.host} answered {answer.status_code}"
+                return ClientError(answer.status_code, "unreachable", message), retry_after(answer)
+            if answer.status_code >= 400:
+                message = f"A shard cannot be read: the server answered {answer.status_code}. Is the dataset there?"
+                raise ClientError(answer.status_code, "no_shard", message)
+            if answer.status_code != 206:
+                _empty(file)
+            for data in answer.iter_bytes():
+                file.write(data)
+        return None, 0.0
+    except httpx.TransportError as error:
+        return ClientError(0, "unreachable", f"A shard cannot be read: {error}"), 0.0
+
+
+def _empty(file: IO[bytes]) -> None:
     file.seek(0)
-    return file
+    file.truncate()
 
 
 def _of_tar(file: IO[bytes]) -> Iterator[DatasetImage]:

@@ -109,7 +109,7 @@ class Transport:
                 refusal = _refusal(answer)
                 if answer.status_code not in _RETRIED and refusal.code != _BUSY:
                     raise refusal
-                pause = max(pause, _retry_after(answer))
+                pause = max(pause, retry_after(answer))
             if time.monotonic() + pause > deadline:
                 raise refusal
             if self._on_wait is not None:
@@ -211,6 +211,7 @@ def _refusal(answer: httpx.Response) -> ClientError:
         return ClientError(answer.status_code, "unexpected_answer", message)
 
 
-def _retry_after(answer: httpx.Response) -> float:
+def retry_after(answer: httpx.Response) -> float:
+    """For how many seconds the server wants to be left alone."""
     value = answer.headers.get("Retry-After", "")
     return min(float(value), 30.0) if value.isascii() and value.isdigit() else 0.0
