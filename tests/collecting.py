@@ -51,11 +51,14 @@ def rendered(
     return job_id
 
 
-def retried(database: Database, settings: Settings, store: ImageStore, parent: int, **which: Any) -> int:
-    """A retry of what failed, all done."""
+def retried(
+    database: Database, settings: Settings, store: ImageStore, parent: int,
+    *, failed: frozenset[int] = frozenset(), **which: Any,
+) -> int:  # fmt: skip
+    """A retry of what failed, all done but those that fail again."""
     with database.begin(TENANT) as connection:
         child = retry.retry(connection, TENANT, parent, requests.RetryOptions(**which)).job_id
-    return rendered(database, settings, store, child)
+    return rendered(database, settings, store, child, failed=failed)
 
 
 def make(database: Database, *jobs: int, name: str = "mugs", **fields: Any) -> None:

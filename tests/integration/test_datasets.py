@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from services.core.datasets import dataset_records, planning
 from services.core.deletion import jobs as deletion
@@ -236,6 +237,28 @@ def test_what_is_kept_for_a_job_is_made_once_however_many_images_it_has(database
     collecting.make(database, collecting.rendered(database, settings, store, captions(9)))
     collecting.export(database, settings, store)
     assert made == [9, 9]  # what the base holds of it, and what is taken
+
+
+@pytest.mark.parametrize("source", ["id", "label"])
+def test_retries_stay_once_when_their_first_job_or_one_between_is_deleted(database, settings, store, source):
+    wanted = captions(4)
+    first = collecting.rendered(
+        database, settings, store, wanted, failed=frozenset({1, 2, 3}), head={"labels": {"run": "a"}}
+    )
+    collecting.make(database, *([first] if source == "id" else []), labels=[] if source == "id" else ["run:a"])
+    between = collecting.retried(database, settings, store, first, failed=frozenset({2}))
+    collecting.retried(database, settings, store, between)
+    collecting.retried(database, settings, store, first, indexes=[1])
+    assert collecting.export(database, settings, store).images == 4
+    for job, images in ((between, 3), (first, 2)):
+        with database.begin_system() as connection:
+            deletion.delete(connection, TENANT, job)
+            connection.execute(text("SELECT presswork_delete_images(:id, 0, 9)"), {"id": job})
+            while connection.execute(text("SELECT presswork_delete_job(:id, 100)"), {"id": job}).scalar_one():
+                pass
+            assert not connection.execute(text("SELECT count(*) FROM jobs WHERE id = :id"), {"id": job}).scalar_one()
+        found = collecting.export(database, settings, store)
+        assert (found.state, found.images) == ("completed", images), found.error
 
 
 def test_filters_take_what_they_say(database, settings, store, tmp_path):

@@ -217,7 +217,7 @@ def export(connection: Connection, tenant_id: int, name: str, *, while_running: 
         raise Conflict(
             f"Version {unfinished} of {name} is being written; wait for it, or cancel it.", "version_not_ended"
         )
-    source_jobs.check(connection, tenant_id, dataset.definition, while_running=while_running)
+    source_jobs.check(connection, dataset, while_running=while_running)
     values = {"id": dataset.id, "while_running": while_running, "base_url": base_url}
     return int(connection.execute(_NEW_VERSION, values | {"definition": _text(dataset.definition)}).scalar_one())
 

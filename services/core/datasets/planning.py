@@ -134,7 +134,8 @@ def plan(database: Database, version: Version, keep: Callable[[], None]) -> Plan
     """Raises ExportFailed if the images' metadata cannot be columns."""
     tenant, dataset, definition = version.dataset.tenant_id, version.dataset, version.definition
     with database.begin_system() as connection:
-        there_now = source_jobs.find(connection, tenant, definition)
+        of_base = source_jobs.of_base(connection, dataset, version.base, definition)
+        there_now = source_jobs.find(connection, tenant, definition, of_base)
         jobs = [job for job in there_now if job.is_final or version.while_running]
         base = dataset_records.version(connection, dataset, version.base) if version.base else None
         before = {one.job_id: one for one in dataset_records.jobs(connection, dataset.id, version.base)}

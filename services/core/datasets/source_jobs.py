@@ -1,42 +1,57 @@
 """The jobs of a dataset: those that its sources name, and every retry of one of them.
 
 A retry renders images again that failed, so what it has done takes their place. All jobs that come from one job, by
-retries of retries, are one family.
+retries of retries, are one family, also once that job is deleted.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
 
 from services.core.datasets import dataset_records
-from services.core.datasets.dataset_records import Version
+from services.core.datasets.dataset_records import Dataset, JobState, Version
 from services.core.datasets.definition import Definition
 from services.core.db.statements import statement
 from services.core.model import ids, states
 from services.core.model.errors import Conflict, NotFound
 
+# A job that was deleted is named by its id, or by what the version before knew of it: its retries say whose they are.
 _FAMILIES = """
-WITH RECURSIVE named AS (
-  SELECT id FROM jobs WHERE tenant_id = :tenant_id AND id = ANY(CAST(:jobs AS bigint[]))
+WITH RECURSIVE named (id) AS (
+  SELECT unnest(CAST(:jobs AS bigint[]))
+  UNION
+  SELECT id FROM unnest(CAST(:before AS bigint[]) || CAST(:roots AS bigint[])) AS known (id)
+  WHERE NOT EXISTS (SELECT FROM jobs WHERE jobs.id = known.id AND deleted_at IS NULL)
   UNION
   SELECT jobs.id FROM jobs JOIN unnest(CAST(:labels AS jsonb[])) AS label ON jobs.labels @> label
   WHERE tenant_id = :tenant_id
-), family (id, root) AS (
-  SELECT id, id FROM named
+), family (id) AS (
+  SELECT id FROM named
   UNION
-  SELECT jobs.id, family.root FROM jobs JOIN family ON jobs.parent_id = family.id WHERE tenant_id = :tenant_id
+  SELECT retry.id FROM family CROSS JOIN LATERAL (
+    SELECT id FROM jobs WHERE parent_id = family.id AND tenant_id = :tenant_id
+    UNION ALL
+    SELECT id FROM unnest(CAST(:before AS bigint[]), CAST(:roots AS bigint[])) AS known (id, root)
+    WHERE root = family.id
+  ) retry
+), climbed (id, root) AS (
+  SELECT id, id FROM family
+  UNION
+  SELECT climbed.id, jobs.parent_id FROM climbed JOIN jobs ON jobs.id = climbed.root WHERE jobs.parent_id IS NOT NULL
 )
-SELECT jobs.id, min(family.root) AS root, state, finished_at IS NOT NULL AS is_final, total, labels, created_at,
-       (SELECT format('%s/%s/%s', count(*), max(at), sum(extract(epoch FROM at))) FROM marks
-        WHERE marks.job_id = jobs.id) AS marks
-FROM jobs JOIN family ON family.id = jobs.id
-WHERE deleted_at IS NULL AND state <> 'draft' AND state <> 'validating'
+SELECT jobs.id, min(climbed.root) AS root, state, finished_at IS NOT NULL AS is_final, total, labels, created_at,
+       {marks} AS marks
+FROM jobs JOIN climbed ON climbed.id = jobs.id
+WHERE tenant_id = :tenant_id AND deleted_at IS NULL AND state <> 'draft' AND state <> 'validating'
 GROUP BY jobs.id ORDER BY jobs.id
 """
-_JOBS = statement("source_jobs.jobs")(_FAMILIES)
+_MARKS = """(SELECT format('%s/%s/%s', count(*), max(at), sum(extract(epoch FROM at))) FROM marks
+        WHERE marks.job_id = jobs.id)"""
+_JOBS = statement("source_jobs.jobs")(_FAMILIES.format(marks=_MARKS))
+_UNMARKED = statement("source_jobs.unmarked")(_FAMILIES.format(marks="''"))
 _UNMATCHED = statement("source_jobs.unmatched")("""
 SELECT place FROM unnest(CAST(:labels AS jsonb[])) WITH ORDINALITY AS wanted (label, place)
 WHERE NOT EXISTS (SELECT FROM jobs WHERE tenant_id = :tenant_id AND deleted_at IS NULL AND labels @> label)
@@ -57,7 +72,7 @@ _KNOWN = statement("source_jobs.known")(
 
 @dataclass(frozen=True, slots=True)
 class SourceJob:
-    """A job of a dataset. `root`: the first job of its family that is in the dataset; `marks`: a text that changes with
+    """A job of a dataset. `root`: the first job of its family, which may be deleted; `marks`: a text that changes with
     the marks of its images."""
 
     id: int
@@ -70,22 +85,39 @@ class SourceJob:
     marks: str
 
 
-def find(connection: Connection, tenant_id: int, definition: Definition) -> list[SourceJob]:
-    """The jobs, oldest first, of those statuses that the filters ask for."""
+def find(
+    connection: Connection, tenant_id: int, definition: Definition, before: Sequence[JobState] = (), *,
+    with_marks: bool = True,
+) -> list[SourceJob]:  # fmt: skip
+    """The jobs, oldest first, of those statuses that the filters ask for. `before`: the jobs of the version before."""
     statuses = definition.filters.statuses
-    rows = connection.execute(_JOBS, _values(tenant_id, definition))
-    found = [SourceJob(*row) for row in rows]
+    roots = {one.job_id: one.root_id for one in before}
+    values = _values(tenant_id, definition) | {"before": list(roots), "roots": list(roots.values())}
+    found = [SourceJob(*row) for row in connection.execute(_JOBS if with_marks else _UNMARKED, values)]
+    found = [replace(job, root=min(job.root, roots.get(job.id, job.root))) for job in found]
     return [job for job in found if not statuses or not job.is_final or job.state in statuses]
 
 
 def these(connection: Connection, version: Version) -> list[SourceJob]:
     """The jobs of a version's plan, as they are now."""
-    planned = {one.job_id for one in dataset_records.jobs(connection, version.dataset.id, version.number)}
-    return [job for job in find(connection, version.dataset.tenant_id, version.definition) if job.id in planned]
+    states_then = dataset_records.jobs(connection, version.dataset.id, version.number)
+    planned = {one.job_id for one in states_then}
+    found = find(connection, version.dataset.tenant_id, version.definition, states_then)
+    return [job for job in found if job.id in planned]
 
 
-def check(connection: Connection, tenant_id: int, definition: Definition, *, while_running: bool) -> None:
+def of_base(connection: Connection, dataset: Dataset, number: int, definition: Definition) -> Sequence[JobState]:
+    """The jobs of the version that another is made from; none if a source was taken out since, with its retries."""
+    if not number:
+        return ()
+    had = dataset_records.version(connection, dataset, number).definition
+    is_there = set(had.labels) <= set(definition.labels) and set(had.jobs) <= set(definition.jobs)
+    return dataset_records.jobs(connection, dataset.id, number) if is_there else ()
+
+
+def check(connection: Connection, dataset: Dataset, *, while_running: bool) -> None:
     """Raises Conflict if a label matches no job, if there is no job at all, or if one has not ended."""
+    tenant_id, definition = dataset.tenant_id, dataset.definition
     values = _values(tenant_id, definition)
     unmatched = connection.execute(_UNMATCHED, values).scalar_one_or_none()
     if unmatched is not None:
@@ -94,7 +126,8 @@ def check(connection: Connection, tenant_id: int, definition: Definition, *, whi
             f"No job has the label {label}; submit one with it, or take the label out of the dataset.",
             "nothing_to_export",
         )
-    jobs = find(connection, tenant_id, definition)
+    before = of_base(connection, dataset, dataset.version, definition)
+    jobs = find(connection, tenant_id, definition, before, with_marks=False)
     if not jobs:
         if definition.jobs or definition.labels:
             message = "No job of the dataset is there, or none has the statuses that its filters ask for: add others."
