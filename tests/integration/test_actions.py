@@ -93,6 +93,7 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
         "edit_image", "POST", "/v1/images/edits", data={"prompt": "a"}, headers={"Prefer": "respond-async"},
         files={"image": ("a.png", exporting.picture(0))},
     )  # fmt: skip
+    _do_datasets(acts, ended)
     file = acts.do("create_file", "POST", "/v1/files", files={"file": ("a", LINE)}, data={"purpose": "batch"})["id"]
     order = {"input_file_id": file, "endpoint": "/v1/images/generations", "completion_window": "24h"}
     batch = acts.do("create_batch", "POST", "/v1/batches", json=order)["id"]
@@ -128,6 +129,17 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
         if method != "get"
     }
     assert acts.done == changing - RECORD_NOTHING
+
+
+def _do_datasets(acts: Acts, job: str) -> None:
+    place = "/v1/datasets/mugs"
+    acts.do("create_dataset", "POST", "/v1/datasets", json={"name": "mugs", "jobs": [job]})
+    acts.do("change_dataset", "PATCH", place, json={"filters": {"marks": ["accepted"]}})
+    for operation, path in (("add_sources", "sources"), ("remove_sources", "sources/remove")):
+        acts.do(operation, "POST", f"{place}/{path}", json={"labels": ["run:a"]})
+    version = acts.do("export_dataset", "POST", f"{place}/versions", json={"while_running": True})["version"]
+    acts.do("cancel_dataset_version", "POST", f"{place}/versions/{version}/cancel")
+    acts.do("delete_dataset", "DELETE", place)
 
 
 def _do_review(api: Api, acts: Acts, place: str) -> None:

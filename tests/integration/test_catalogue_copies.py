@@ -57,7 +57,7 @@ class Copied(Shop):
             now = catalogues.find(connection, factories.TENANT, "shop", lock=True)
             version = catalogues.begin_version(connection, now.id)
             entries.begin_as(connection, now.id, base=now.published or 0, version=version, most=1_000)
-            entries.replace(connection, now.id, version, [self._picture(one) for one in new], job_id=1)
+            entries.replace(connection, now.id, version, [self._picture(one) for one in new])
             entries.remove(
                 connection, now.id, version, [cataloguing.change(item) for item in before if item not in items]
             )
@@ -69,7 +69,7 @@ class Copied(Shop):
         digest = hashlib.sha256(data)
         key = self.store.key(f"{self.catalogue.folder}objects/{digest.hexdigest()}.png")
         self.store.put_file(key, io.BytesIO(data), "image/png")
-        return Picture(change, key, digest.digest(), len(data), "class")
+        return Picture(change, key, digest.digest(), len(data), "class", 1, change.position)
 
     def work(self, lease: Lease) -> None:
         """What the scheduler does for the catalogue."""
