@@ -52,3 +52,8 @@ def test_a_matrix_and_an_export_tell_it_too():
     assert problem.message == 'There is no field "repeats" in a matrix; did you mean repeat?'
     with pytest.raises(InvalidSubmission, match=r'There is no field "split_by"; did you mean split\?'):
         options.parse({"format": "webdataset", "options": {"split_by": {}}})
+
+
+def test_a_name_that_stands_elsewhere_is_not_suggested_for_itself() -> None:
+    said = suggestions.unknown_field("marks", ["marks", "jobs"])
+    assert said == 'The field "marks" has no place here; it belongs to an inner object.'

@@ -48,6 +48,9 @@ def misspelt(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_field(name: str, known: Iterable[str], where: str = "") -> str:
-    """The sentence about it, with what was probably meant."""
+    """The sentence about it, with what was probably meant. `known` may hold names of inner objects, too."""
+    known = set(known)
+    if name in known:
+        return f"The field {strict_json.describe(name)} has no place here{where}; it belongs to an inner object."
     found = meant(name, known)
     return f"There is no field {strict_json.describe(name)}{where}" + (f"; did you mean {found}?" if found else ".")
