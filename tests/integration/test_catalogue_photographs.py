@@ -23,6 +23,7 @@ from services.core.db.leases import Lease
 from services.core.deletion import jobs as deletion
 from services.core.files import files
 from services.core.model import ids
+from services.core.model.errors import Conflict
 from services.core.model.specs import Image
 from services.core.notify import Notifier
 from services.core.settings import Settings
@@ -390,3 +391,33 @@ def test_a_file_and_an_earlier_image_are_redrawn(shop: PhotographShop):
     assert {item: code for item, (_, code, _) in shop.troubles(second).items()} == {"d": "image_not_found"}
     mug = drawn("mug", picture(1))
     assert shop.pictures() == {"a": mug, "b": drawn("hat", picture(1)), "c": drawn("cup", mug + b" 0")}
+
+
+def test_a_review_draws_a_photograph_again_from_the_same_bytes(shop: PhotographShop):
+    shop.host.photographs = {"a.png": picture(1)}
+    shop.run({"a": ("mug", "a.png")})
+    shop.define(variants={"front": FRONT}, publish={"review": "changed"})
+    shop.host.photographs["a.png"] = picture(2)
+    run = shop.run({"a": ("mug", "a.png")})
+    before = shop.change(run, "a")
+    assert run.state == "reviewing" and before.request is not None and run.job_id is not None
+    file = shop.files()[1]
+    shop.host.photographs["a.png"] = picture(3)  # what the host has by now is another run's
+    job = shop.redraw(run, "a")
+    asked = shop.change(run, "a").request
+    assert asked == before.request | {"seed": asked and asked["seed"]} != before.request
+    assert (asked["image"], asked["strength"]) == (files.public_id(file.id), 0.5)
+    with shop.database.begin(factories.TENANT) as connection, pytest.raises(Conflict):
+        files.delete(connection, factories.TENANT, file.id)  # the job needs it
+    seen: list[Image] = []
+    cataloguing.render(shop.database, shop.store, draw=lambda image: seen.append(image) or draw(image))
+    [image] = seen
+    assert (image.job_id, image.spec.input_sha256) == (job, hashlib.sha256(picture(2)).hexdigest())
+    assert (image.spec.seed, image.spec.first_step) == (asked["seed"], 6)
+    change = shop.change(run, "a")
+    assert change.render_key is not None and change.render_key.hex() == image.spec.render_key("png", None)
+    shop.mark(run, "a", "accepted")
+    shop.tend()
+    assert (shop.read(run.id).state, shop.pictures()) == ("published", {"a": drawn("mug", picture(2))})
+    shop.host.photographs["a.png"] = picture(2)
+    assert shop.run({"a": ("mug", "a.png")}).state == "unchanged"
