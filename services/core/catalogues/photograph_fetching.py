@@ -76,7 +76,7 @@ class Photographs:
         self._running: dict[str, Future[Found | _New]] = {}  # by address
         self._failures = Counter[str]()  # by host, since its last answer
         self._slow = Counter[str]()  # by host
-        self._too_slow: dict[str, FetchFailed] = {}  # by address
+        self._too_slow: dict[str, str] = {}  # what was said of which address
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -159,7 +159,7 @@ class Photographs:
         """None: it is what it was. A host that fails again and again is given up. Raises FetchFailed."""
         host = Target.parse(address, http=self._rules.http).host
         if (known := self._too_slow.get(address)) is not None:
-            raise known
+            raise FetchFailed("too_slow", known, again=True)
         self._check(host)
         rules = self._rules if self._slow[host] < MOST_PATIENT else self._hasty
         try:
@@ -169,7 +169,7 @@ class Photographs:
                 self._failures[host] = self._failures[host] + 1 if error.again else 0
                 if error.code == "too_slow":
                     self._slow[host] += 1
-                    self._too_slow[address] = error
+                    self._too_slow[address] = str(error)
             raise
         with self._lock:
             self._failures[host] = 0
