@@ -12,7 +12,7 @@ from sqlalchemy import text
 from services.core.datasets import dataset_records, planning
 from services.core.deletion import jobs as deletion
 from services.core.exports import members
-from services.core.model import ids
+from services.core.model import ids, metadata_types
 from services.core.model.errors import Conflict, NotFound, StoreRefused
 from services.core.storage.s3 import S3Store
 from tests import collecting, exporting, factories
@@ -369,6 +369,19 @@ def test_metadata_of_mixed_types_names_both_places_or_becomes_text(database, set
     assert collecting.export(database, settings, store, name="text").columns == {"size": "text"}
     collecting.make(database, first, second, name="tars")
     assert collecting.export(database, settings, store, name="tars").state == "completed"
+
+
+def test_metadata_of_too_many_names_are_no_columns_from_then_on_in_any_shard(database, settings, store, monkeypatch):
+    monkeypatch.setattr(metadata_types, "MOST", 2)
+    columns, written = [], []
+    collecting.make(database, format="parquet")
+    for seed, name in enumerate("abca"):
+        more = captions(1, first=seed, metadata={name: 1})
+        collecting.add(database, collecting.rendered(database, settings, store, more))
+        found = collecting.export(database, settings, store)
+        columns.append(len(found.columns))
+        written.append(found.images_written)
+    assert (columns, written) == ([1, 2, 0, 0], [1, 1, 3, 1])  # the third writes the shards with columns again
 
 
 def test_what_is_cancelled_failed_or_deleted_leaves_nothing_behind(database, settings, store):

@@ -120,13 +120,15 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class VersionPlan:
-    """What was decided before the first shard: as that of an export, and where each name of metadata was first seen."""
+    """What was decided before the first shard: as that of an export, where each name of metadata was first seen, and of
+    what kind all names are, also if they are too many for columns."""
 
     counted: ShardPlan
     places: dict[str, str] = field(default_factory=dict)
     rewritten: int = 0
     removed: int = 0
     gone: tuple[str, ...] = ()
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
 
     def as_json(self) -> str:
         counted = self.counted
@@ -141,6 +143,7 @@ class VersionPlan:
                 "rewritten": self.rewritten,
                 "removed": self.removed,
                 "gone": self.gone,
+                "kinds": self.kinds,
             }
         )
 
@@ -362,6 +365,7 @@ def _version(dataset: Dataset, row: Any) -> Version:
         row.plan["rewritten"],
         row.plan["removed"],
         tuple(row.plan["gone"]),
+        row.plan.get("kinds", row.plan["columns"]),
     )
     given = {name: getattr(row, name) for name in Version.__slots__ if name not in ("dataset", "definition", "plan")}
     return Version(dataset=dataset, definition=Definition.model_validate(row.definition), plan=plan, **given)

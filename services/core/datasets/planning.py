@@ -92,9 +92,9 @@ class _Types:
     """The kinds of metadata over all images, and where each name was first seen."""
 
     def __init__(self, version: Version, base: VersionPlan | None) -> None:
-        self.kinds: dict[str, Kind] = dict(base.counted.columns) if base else {}
+        self.kinds: dict[str, Kind] = dict(base.kinds) if base else {}
         self.places: dict[str, str] = dict(base.places) if base else {}
-        self._before = dict(self.kinds)
+        self._before = dict(base.counted.columns) if base else {}
         self._version = version
         self._is_wanted = has_table(version.format)
 
@@ -125,9 +125,10 @@ class _Types:
 
     @property
     def have_changed(self) -> bool:
-        """Whether a column of the base's shards has another type now."""
-        before = {name: metadata_types.TYPES[kind] for name, kind in self._before.items()}
-        return any(before[name] != metadata_types.TYPES[self.kinds[name]] for name in before)
+        """Whether a column of the base's shards has another type now, or is none any more."""
+        now = metadata_types.columns(self.kinds)
+        types = metadata_types.TYPES
+        return any(name not in now or types[now[name]] != types[kind] for name, kind in self._before.items())
 
 
 def plan(database: Database, version: Version, keep: Callable[[], None]) -> Planned:
@@ -179,7 +180,8 @@ def plan(database: Database, version: Version, keep: Callable[[], None]) -> Plan
     sizes = [*kept.items(), *(((one.split, one.ordinal), one.images) for one in new)]
     splits = {name: _size(sizes, name) for name in definition.split}
     counted = ShardPlan(splits, models, tuple(sorted(formats)), licenses, metadata_types.columns(types.kinds))
-    found = VersionPlan(counted, types.places, len(again), len(removed), tuple(source_jobs.gone(definition, there_now)))
+    gone = tuple(source_jobs.gone(definition, there_now))
+    found = VersionPlan(counted, types.places, len(again), len(removed), gone, types.kinds)
     states = [JobState(job.id, job.root, job.is_final, job.marks, counts.get(job.id, 0)) for job in jobs]
     return Planned(found, jobs, states, new, closed, _with_reasons(database, removed), sum(one.images for one in new))
 
