@@ -182,8 +182,9 @@ def show_dataset(
         show.document({**found, "versions": versions})
         return
     definition = found["definition"]
+    filters = [f"{key}: {_words(value)}" for key, value in definition["filters"].items() if value != []]
     facts = {"jobs": ", ".join(definition["jobs"][:_SHOWN]), "labels": ", ".join(definition["labels"]),
-             "filters": ", ".join(f"{key}: {value}" for key, value in definition["filters"].items() if value != []),
+             "filters": ", ".join(filters),
              "split": ", ".join(f"{key} {value:g}" for key, value in definition["split"].items())}  # fmt: skip
     show.render(f"{name} ({found['format']})")
     for word, value in facts.items():
@@ -193,6 +194,12 @@ def show_dataset(
         show.render(_versions(versions))
     else:
         show.say(f"it has no version yet; `presswork dataset export {name}` writes one")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def export(

@@ -1,5 +1,6 @@
 """Datasets: versions that grow out of jobs, with a real database and store, read back as their users read them."""
 
+import errno
 import json
 import tarfile
 from array import array
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from services.core.datasets import dataset_records, planning
+from services.core.datasets import card, dataset_records, planning
 from services.core.deletion import jobs as deletion
 from services.core.exports import members
 from services.core.model import ids, metadata_types
@@ -426,10 +427,11 @@ class FullStore(S3Store):
     """A bucket that is full after a while."""
 
     room = 3
+    refusal: Exception = StoreRefused("The object store refuses with QuotaExceeded: the bucket is full.")
 
     def put_file(self, key: str, file: Any, media_type: str) -> None:
         if self.room == 0:
-            raise StoreRefused("The object store refuses with QuotaExceeded: the bucket is full.")
+            raise self.refusal
         self.room -= 1
         super().put_file(key, file, media_type)
 
@@ -444,6 +446,11 @@ def test_a_bucket_that_is_full_in_mid_shard_shows_nothing_and_the_version_ends_o
     collecting.run_once(database, settings, full)
     stuck = collecting.version(database, number)
     assert (stuck.state, stuck.error) == ("running", "The object store refuses with QuotaExceeded: the bucket is full.")
+    collecting.age_leases(database)
+    full.refusal = OSError(errno.ENOSPC, "No space left on device")
+    collecting.run_once(database, settings, full)
+    stuck = collecting.version(database, number)
+    assert stuck.error == "The scheduler's disk for temporary files is full; the version goes on once there is room."
     with database.begin(TENANT) as connection, pytest.raises(NotFound, match="has no version yet"):
         dataset_records.completed(connection, dataset_records.find(connection, TENANT, "mugs"), None)
     with (
@@ -471,6 +478,10 @@ def test_energon_finds_the_shards_and_where_each_sample_begins(database, setting
         with tarfile.open(tree / path) as tar:
             begins = [entry.offset for entry in tar][::3]
             assert (len(begins), list(index)) == (images, [*begins, tar.offset])
+
+
+def test_a_label_in_the_card_is_words_and_no_markup():
+    assert card._plain("a|b \n<img src=x>") == "a&#124;b &#60;img src=x&#62;"
 
 
 def test_a_shard_is_full_at_its_size(database, settings, store, monkeypatch):

@@ -77,6 +77,8 @@ def test_the_command_makes_grows_compares_pulls_and_deletes_a_dataset(api: Api, 
         f"data/{name}" for name in after
     }
     assert "holds something other than the dataset" in run("pull", "mugs", "-o", str(other(tmp_path)), code=2).stderr
+    run("set", "mugs", "--mark", "accepted", "--mark", "starred")
+    assert "marks: accepted or starred" in run("show", "mugs").stdout
     assert "VERSION" in run("show", "mugs").stdout and "mugs" in run("ls").stdout
     assert len(run("urls", "mugs").stdout.split()) * 2 == len(after)
     run("set", "mugs", "--mark", "accepted")

@@ -19,6 +19,7 @@ from services.core.exports.records import File
 from services.core.exports.shards import ExportWriter
 from services.core.model import file_names, ids
 
+_MARKUP = frozenset("|\\<>&`*_[]")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
 
 
@@ -168,9 +169,14 @@ def _card(version: Version, jobs: Sequence[SourceJob], counts: dict[int, int], s
 
 
 def _row(job: SourceJob, images: int) -> str:
-    labels = ", ".join(f"{name}: {value}" for name, value in sorted(job.labels.items())).replace("|", "\\|")
+    labels = _plain(", ".join(f"{name}: {value}" for name, value in sorted(job.labels.items())))
     retried = f" (a retry of {_parent(job)})" if _parent(job) else ""
-    return f"| {ids.public_job(job.id)}{retried} | {' '.join(labels.split())} | {job.state} | {images:,} |"
+    return f"| {ids.public_job(job.id)}{retried} | {labels} | {job.state} | {images:,} |"
+
+
+def _plain(words: str) -> str:
+    """As one cell of a table: what could be markup or end the cell is written by its number."""
+    return "".join(f"&#{ord(one)};" if one in _MARKUP else one for one in " ".join(words.split()))
 
 
 def _made(version: Version) -> list[str]:

@@ -5,6 +5,7 @@ A shard is stored first and then recorded in one transaction; the version shows 
 dies in between, the next one writes the same bytes again under the same key.
 """
 
+import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +23,7 @@ from services.core.storage.contract import ImageStore
 SLICE_SECONDS = 10.0  # then, after the current shard, other datasets get their turn
 _DROPPERS = 8
 _BATCH = 500
+_NO_ROOM = "The scheduler's disk for temporary files is full; the version goes on once there is room."
 
 
 def run(settings: Settings, store: ImageStore, dataset_id: int, lease: Lease) -> None:
@@ -69,6 +71,11 @@ def _write(writer: ExportWriter[Version], lease: Lease) -> None:
     except StoreRefused as error:  # such as a bucket that is full: nothing of the version shows until there is room
         with lease.begin() as connection:
             datasets.held_up(connection, version, str(error))
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            with lease.begin() as connection:
+                datasets.held_up(connection, version, _NO_ROOM)
         raise
     except (LeaseLost, Unavailable):
         raise
