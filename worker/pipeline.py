@@ -79,7 +79,11 @@ class InvalidOutput:
 
 
 OnStep = Callable[[int], None]
-"""Called after each denoising step with the number of steps done, 1..`steps_done`. May raise to stop the batch."""
+"""Called after each denoising step with the number of steps done, 1..`steps_done`. May raise to stop the batch.
+
+A pipeline that renders a batch in passes calls it after each of these, with the steps that all its images have done, so
+that its silence is as long for a batch as for the canary: the same number comes more than once, and 0 too.
+"""
 
 
 class Pipeline(Protocol):

@@ -100,8 +100,7 @@ class Overlap:
                 self._decode(lane.part)
             self._next_part(lane)
         self._done += 1
-        if self._done % len(self.parts) == 0:  # the whole batch has come one step further
-            self.on_step(self._done // len(self.parts))
+        self.on_step(self._done // len(self.parts))  # as many steps as the whole batch has come
 
     def _decode(self, part: int) -> None:
         self.decoding[part] = self.compiled.start_decoding(self._decoder_of(part), self.latents[part])
