@@ -73,6 +73,7 @@ def test_an_export_is_asked_for_watched_and_fetched(api, shelf, job_id):
             "include_flagged": True,
             "mark": None,
             "scores": [],
+            "metadata": [],
             "split": {"train": 0.5, "val": 0.5},
             "images": "inline",
             "expires_in_seconds": 604800,
