@@ -1,7 +1,8 @@
 """What two versions of a dataset differ in. Only shards are read that one of them holds and the other does not."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from sqlalchemy import Connection
 
@@ -39,19 +40,38 @@ def compare(connection: Connection, before: Version, after: Version, *, limit: i
     newer = [one for one in found if one.since > first and (one.until is None or one.until > last)]
     if before.number > after.number:
         older, newer = newer, older
-    left, right = _images(older), _images(newer)
-    why = _reasons(connection, after) if after.base == before.number else {}
-    gone = [
-        Difference("removed", ids.public_job(job), index, why.get((ids.public_job(job), index)))
-        for job, index in sorted(left - right)
-    ]
-    new = [Difference("added", ids.public_job(job), index) for job, index in sorted(right - left)]
-    return Comparison(len(new), len(gone), len(newer), len(older), [*gone, *new][:limit])
+    flags: dict[int, bytearray] = {}
+    _flag(flags, older, 1)
+    _flag(flags, newer, 2)
+    gone, new = list(islice(_places(flags, 1), limit)), list(islice(_places(flags, 2), limit))
+    why = _reasons(connection, after, set(gone)) if after.base == before.number else {}
+    images = [Difference("removed", job, index, why.get((job, index))) for job, index in gone]
+    images += [Difference("added", job, index) for job, index in new]
+    added, removed = (sum(found.count(side) for found in flags.values()) for side in (2, 1))
+    return Comparison(added, removed, len(newer), len(older), images[:limit])
 
 
-def _images(shards: Iterable[HeldShard]) -> set[tuple[int, int]]:
-    return {(one.job_id, index) for shard in shards for one in held.unpack(shard.members) for index in one.indexes}
+def _flag(flags: dict[int, bytearray], shards: Iterable[HeldShard], side: int) -> None:
+    """Adds `side` to the byte of each image of these shards: one byte an image, however many there are."""
+    for shard in shards:
+        for one in held.unpack(shard.members):
+            found = flags.setdefault(one.job_id, bytearray())
+            found.extend(bytes(max(0, max(one.indexes, default=-1) + 1 - len(found))))
+            for index in one.indexes:
+                found[index] |= side
 
 
-def _reasons(connection: Connection, version: Version) -> dict[tuple[str, int], str]:
-    return {(job, index): why for job, index, why in dataset_records.removed(connection, version)}
+def _places(flags: dict[int, bytearray], side: int) -> Iterator[tuple[str, int]]:
+    """The images that only one side has, in order."""
+    for job_id, found in sorted(flags.items()):
+        index = found.find(side)
+        while index >= 0:
+            yield ids.public_job(job_id), index
+            index = found.find(side, index + 1)
+
+
+def _reasons(connection: Connection, version: Version, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    if not wanted:
+        return {}
+    removed = dataset_records.removed(connection, version)
+    return {(job, index): why for job, index, why in removed if (job, index) in wanted}
