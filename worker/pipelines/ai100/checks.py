@@ -1,18 +1,21 @@
 """`presswork ai100 check`: everything that could not be run without a card, in one table beside what it should be."""
 
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from services.core.model.errors import PressworkError
 from services.core.model.specs import Spec
 from services.core.settings import Settings
+from worker.model import directory
 from worker.pipeline import Batch, Picture
 from worker.pipelines import cloud_ai100
 from worker.pipelines.ai100 import cards, placement
-from worker.pipelines.ai100.cards import NETWORKS
+from worker.pipelines.ai100.cards import NETWORKS, VAE_ENCODER
 from worker.pipelines.ai100.sdk import Sdk
 from worker.pipelines.ai100.session import Session
 from worker.pipelines.cloud_ai100 import Ai100Pipeline
@@ -20,6 +23,8 @@ from worker.pipelines.diffusion import DiffusionPipeline
 
 PUBLISHED_SECONDS = {10: 0.971, 16: 1.335}  # of the model card, an image
 IMAGES, REPEATS = 16, 10
+SHARE = 0.93  # of what the table allows, or the model card says; less fails
+COMPILED = (*NETWORKS, VAE_ENCODER)
 Say = Callable[[str], None]
 
 
@@ -43,10 +48,10 @@ def run(settings: Settings, say: Say) -> int:
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    sdk = Sdk(settings.ai100_sdk)
+    sdk, folder = Sdk(settings.ai100_sdk), directory.locate(settings.model_dir)
+    settings = replace(settings, sizes=(directory.read_index(folder).default_size,))
     yield from _tried("the SDK's modules", lambda: Row("the SDK's modules", f"version {sdk.version()}"))
     yield from _tried("qaic-util lists devices", lambda: _devices(sdk))
-    yield from _tried("the compiler", lambda: Row("the compiler", str(sdk.compiler()), "qaic-compile"))
     pipelines: list[Ai100Pipeline] = []
 
     def opened() -> Row:
@@ -61,6 +66,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         return
     pipeline = pipelines[0]
     try:
+        yield from _tried("the compiler", lambda: _compiled(sdk, pipeline))
         yield from _networks(settings, pipeline)
         yield from _tried("overlap changes no byte", lambda: _same(pipeline))
         yield from _tried("the device computes what the host does", lambda: _near(pipeline))
@@ -69,13 +75,37 @@ def rows(settings: Settings) -> Iterator[Row]:
 
         def ours() -> Row:
             seconds.append(_seconds(pipeline, IMAGES, 10))
-            found = f"{seconds[0]:.3f} s, {bound / seconds[0]:.2f} of the bound"
-            return Row(f"an image, 10 iterations, of {IMAGES}", found, f"bound by the table {bound:.3f} s; 0.93 of it")
+            return beside_the_bound(bound, seconds[0])
 
         yield from _tried("an image", ours)
     finally:
         pipeline.close()
     yield from _published(settings)
+
+
+def beside_the_bound(bound: float, seconds: float) -> Row:
+    share = bound / seconds
+    found, beside = f"{seconds:.3f} s, {share:.2f} of the bound", f"bound by the table {bound:.3f} s; {SHARE} of it"
+    return Row(f"an image, 10 iterations, of {IMAGES}", found, beside, share < SHARE)
+
+
+def beside_the_published(found: Mapping[int, float]) -> Row:
+    """Seconds an image, by the number of iterations."""
+    times, published = (", ".join(f"{one:.3f} s" for one in row.values()) for row in (found, PUBLISHED_SECONDS))
+    slow = any(seconds > PUBLISHED_SECONDS[steps] / SHARE for steps, seconds in found.items())
+    return Row("published placement, 10 and 16", times, f"{published} on the model card", slow)
+
+
+def _compiled(sdk: Sdk, pipeline: Ai100Pipeline) -> Row:
+    """Into a fresh folder: of programs that are there already, nothing would be compiled."""
+    began, lines = time.monotonic(), list[str]()
+    with tempfile.TemporaryDirectory() as folder:
+        for network in COMPILED:
+            into, cores = Path(folder, network), pipeline.ai100.having(network)[0].cores(network)
+            into.mkdir()
+            pipeline.ai100.programs.compile_into(into, network, pipeline.card.default_size, cores, 1, lines.append)
+    found = f"{sdk.compiler().name}: {len(COMPILED)} programs in {time.monotonic() - began:.0f} s"
+    return Row("the compiler", found, "qaic-compile")
 
 
 def _devices(sdk: Sdk) -> Row:
@@ -145,13 +175,9 @@ def _published(settings: Settings) -> Iterator[Row]:
         recipe = replace(settings, ai100_placement=str(placement.RECIPE), batch_sizes=(1,), ai100_program_batch=1)
         pipeline = cloud_ai100.open_pipeline(recipe)
         try:
-            found = {steps: _seconds(pipeline, 1, steps) for steps in PUBLISHED_SECONDS}
+            return beside_the_published({steps: _seconds(pipeline, 1, steps) for steps in PUBLISHED_SECONDS})
         finally:
             pipeline.close()
-        return Row(
-            "published placement, 10 and 16", ", ".join(f"{one:.3f} s" for one in found.values()),
-            ", ".join(f"{one:.3f} s" for one in PUBLISHED_SECONDS.values()) + " on the model card",
-        )  # fmt: skip
 
     yield from _tried("published placement, 10 and 16", open_recipe)
 
@@ -159,8 +185,10 @@ def _published(settings: Settings) -> Iterator[Row]:
 def _tried(place: str, verb: Callable[[], Row]) -> Iterator[Row]:
     try:
         yield verb()
-    except (PressworkError, RuntimeError, OSError) as error:
+    except PressworkError as error:
         yield Row(place, f"failed: {error}", failed=True)
+    except Exception as error:  # of bindings that nobody has run: a TypeError, say
+        yield Row(place, f"failed: {type(error).__name__}: {error}", failed=True)
 
 
 def _table(settings: Settings, pipeline: Ai100Pipeline) -> tuple[cards.Card, cards.Times, int]:
