@@ -42,6 +42,8 @@ class Ai100Backend:
         if target.overrides or target.hardware != "ai100":
             decides = json.dumps([target.hardware, sorted(target.overrides.items())])
             self.device_kind += f", {target.hardware} flags {hashlib.sha256(decides.encode()).hexdigest()[:8]}"
+        if compilers := "+".join(filter(None, sorted(programs.compilers))):
+            self.device_kind += f", compiler {compilers}"
         self.versions = f"{versions('torch', 'onnxscript', 'diffusers')}, qaic {target.sdk_version}"
         self._cache: dict[ShapeKey, Ai100Compiled] = {}
         self._host_decoder: tuple[Path, Any] | None = None

@@ -1,7 +1,7 @@
 """The programs of a model: exported, compiled, kept among the artefacts, and found again.
 
-The key of a program is all that decides it: the graph's hash, the SDK's version, the card, the cores, the batch, the
-model's revision and the compiler's flags.
+The key of a program is all that decides it: the graph's hash, the versions of the SDK and of the compiler, the card,
+the cores, the batch, the model's revision and the compiler's flags.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from worker.pipelines.ai100.sdk import COMPILERS, Sdk, SdkMissing
 
 SOURCES = (
     "static_*.py", "onnx_files.py", "checkpoint.py", "networks.py", "unet.py", "flexible_unet.py", "stock_unet.py",
-    "text.py", "latent_scale.py", "weights.py", "vae_config.py",
+    "text.py", "latent_scale.py", "weights.py", "vae_config.py", "stages.py", "group_norm.py",
 )  # fmt: skip
 GRAPHS = "graphs"
 PRECISION = "fp32"  # of the graphs; the compiler converts them
@@ -50,6 +50,7 @@ class Programs:
     def __init__(self, folder: Path, cache: Path, target: Target, batch: int) -> None:
         self._folder, self._cache, self._target, self.batch = folder, cache, target, batch
         self.index, self.revision = directory.read_index(folder), directory.revision(folder)
+        self.compilers: set[str] = set()  # the versions of those that made the programs found
         self._exports: dict[tuple[int, int], Exported] = {}
         self._lock = threading.Lock()
 
@@ -82,6 +83,7 @@ class Programs:
             CompileFailed: the compiler fails.
         """
         decides = self._decides(network, size, cores, chunks)
+        self.compilers.add(decides["compiler"])
 
         def make(into: Path) -> None:
             self.compile_into(into, network, size, cores, chunks, say)
@@ -96,6 +98,7 @@ class Programs:
         for size, (network, cores) in itertools.product(sizes, networks):
             for chunks in self.chunks_of(network):
                 decides = self._decides(network, size, cores, chunks)
+                self.compilers.add(decides["compiler"])
                 if not Artefacts(self._cache, self._name, decides).has(network):
                     self.find(network, size, cores, chunks)
 
@@ -108,16 +111,22 @@ class Programs:
             compiling.compile_into(into, self._target.sdk, self._target.hardware, told, graph, say)
 
     def _decides(self, network: str, size: tuple[int, int], cores: int, chunks: int) -> dict[str, Any]:
-        """A program's key."""
+        """A program's key. Where there is no compiler, that of a program which another machine's has made."""
         exported, target = self.exported(size), self._target
         graph = self.graph(network, size, chunks)
-        return {
+        found = {
             "network": network, "cores": cores, "batch": self.batch, "chunks": chunks,
             "size": None if network == TEXT_ENCODER else size,  # the same graph for all of them
             "card": target.card.key, "hardware": target.hardware, "sdk": target.sdk_version, "revision": self.revision,
             "flags": self.flags(network, cores),
             "graph": [exported.files[name]["sha256"] for name in (graph.file, graph.weights)],
+            "compiler": target.sdk.compiler_version(),
         }  # fmt: skip
+        if any(map(target.sdk.tool, COMPILERS)):
+            return found
+        wanted = json.loads(json.dumps(found))
+        made = [key.get("compiler", "") for key in self._keys() if key | {"compiler": wanted["compiler"]} == wanted]
+        return found | {"compiler": max(made, default=found["compiler"])}
 
     def command(self, network: str, cores: int, chunks: int = 1) -> list[str]:
         """What `find` would run where the SDK is, with placeholders for what is not exported yet."""
@@ -152,7 +161,7 @@ class Programs:
     def _others(self, wanted: dict[str, Any]) -> str:
         """Says how the program that is most like the wanted one differs from it."""
         wanted = json.loads(json.dumps(wanted))
-        names = ("sdk", "card", "cores", "batch", "size")
+        names = ("sdk", "compiler", "card", "cores", "batch", "size")
         found = [
             [f"{name} {other.get(name)} and not {wanted[name]}" for name in names if other.get(name) != wanted[name]]
             for other in self._keys()

@@ -83,6 +83,15 @@ class Sdk:
         found = str(path) if os.access(path, os.X_OK) else shutil.which(name)
         return Path(found) if found else None
 
+    def compiler_version(self) -> str:
+        """The Apps SDK's, which has the compiler and is installed apart from the runtime; empty if it is not told."""
+        try:
+            told = (self.folder / "versions" / "apps.xml").read_text(encoding="utf-8")
+        except OSError:
+            return ""
+        found = (re.search(rf"<{name}>\s*([\w.-]+)", told) for name in ("base_version", "build_id"))
+        return ".".join(one[1] for one in found if one)
+
     def compiler(self) -> Path:
         """`qaic-compile`, or where there is none `qaic-exec`. Raises SdkMissing."""
         for name in COMPILERS:

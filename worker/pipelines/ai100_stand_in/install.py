@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from services.core.processes import python
+from worker.pipelines.ai100_stand_in.machine import NAME, VERSION
 
 PACKAGE = "worker.pipelines.ai100_stand_in"
 NOTE = "Presswork's stand-in for the Cloud AI SDK. No part of the SDK is in this folder.\n"
@@ -17,6 +18,7 @@ def install(folder: Path) -> Path:
         f"dev/lib/{platform.machine()}/qaicrt.py": f"from {PACKAGE}.qaicrt import *  # {NOTE}",
         "dev/python/QAicApi_pb2.py": f"from {PACKAGE}.io_descriptor import *  # {NOTE}",
         "README": NOTE,
+        "versions/apps.xml": f"<!-- {NOTE}--><base_version>{VERSION}</base_version><build_id>{NAME}</build_id>\n",
     }
     root = str(Path(__file__).parents[3])
     for name, place in TOOLS.items():
