@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,14 @@ from services.core.model.errors import SettingsError
 from services.core.model.specs import Spec
 from services.core.settings import Settings
 from tests.waiting import until
-from worker.model import make
+from worker.model import exported, make
 from worker.pipeline import Batch, CompileFailed, DeviceSick, Picture, Pipeline, reproducibility_class
 from worker.pipelines import cloud_ai100
 from worker.pipelines.ai100 import __main__ as commands
-from worker.pipelines.ai100 import cards, checks, compiling, placement
+from worker.pipelines.ai100 import cards, checks, compiling, placement, programs
 from worker.pipelines.ai100.cards import CARDS, PUBLISHED
 from worker.pipelines.ai100.programs import Programs
-from worker.pipelines.ai100.sdk import Sdk
+from worker.pipelines.ai100.sdk import Sdk, SdkMissing
 from worker.pipelines.ai100_stand_in import machine
 from worker.pipelines.ai100_stand_in import qaicrt as stand_in
 from worker.pipelines.ai100_stand_in.install import install
@@ -111,7 +112,10 @@ OFTEN = ("one after the other", "all resident", "U-Net on two of three devices")
 )
 def test_overlap_changes_no_byte(opened: Open, settings: dict[str, str], stand_in: dict[str, str]) -> None:
     pipeline = opened(settings, **stand_in)
-    wanted = specs(4)
+    wanted = tuple(
+        dataclasses.replace(spec, prompt=f"{n} red mugs", negative_prompt="blurred" if n % 2 else f"mug {n}")
+        for n, spec in enumerate(specs(4))
+    )
     overlapped = drawn(pipeline, wanted)
     assert len(set(overlapped)) == 4
     assert overlapped == [one for spec in wanted for one in drawn(pipeline, (spec,), serial=True)]
@@ -159,6 +163,15 @@ def test_the_padding_of_a_batch_is_not_rendered(opened: Open) -> None:
     pipeline = opened()
     assert len(pipeline.render(Batch(specs(1)[0].shape, specs(1) * 16, 2), lambda step: None)) == 16
     assert machine.CLOCK.runs["unet"] == 2 * 3
+
+
+def test_a_batch_is_silent_no_longer_than_one_image(opened: Open) -> None:
+    """The watchdog allows for the silence of the canary, one image a device."""
+    pipeline, heard = opened(), [0.0]
+    wanted = specs(4)
+    drawn(pipeline, wanted)
+    pipeline.render(Batch(wanted[0].shape, wanted, 4), lambda step: heard.append(machine.CLOCK.host))
+    assert max(later - sooner for sooner, later in pairwise(heard[1:])) <= PUBLISHED.run("unet", 14) * 1.01
 
 
 @pytest.mark.chaos  # an export of its own
@@ -298,6 +311,39 @@ def test_everything_that_the_worker_uses_of_the_sdk_is_in_the_list_with_its_sour
         assert re.search(rf"^\| `{name}\b.*\| \S+:\d+", listed, re.MULTILINE), name
 
 
+def test_every_method_that_the_worker_calls_is_in_the_list_too() -> None:
+    listed = (ROOT / "worker/pipelines/ai100_stand_in/SURFACE.md").read_text(encoding="utf-8")
+    texts = (ROOT.joinpath("worker/pipelines/ai100", name).read_text("utf-8") for name in ("sdk.py", "session.py"))
+    used = {node.attr for text in texts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+    ours = {name for one in vars(stand_in).values() if isinstance(one, type) for name in vars(one)}
+    camel = {name for name in used if re.fullmatch(r"[a-z]+[A-Z]\w+|[A-Z][a-z]+[A-Z]\w+Ms", name)}
+    methods = camel | {name for name in used & ours if name in ("load", "activate", "deactivate", "enqueue")}
+    assert {"activate", "load", "enqueue", "setData", "getData", "waitForCompletion", "getResourceInfo"} <= methods
+    for name in methods:
+        assert re.search(rf"^\|[^|]*\b{name}\b[^|]*\| \S+:\d+", listed, re.MULTILINE), name
+    for name in methods - {"nspFree", "dramFree", "dramTotal", "dataPathTimeoutMs", "SubmitRetryTimeoutMs"}:
+        assert name in ours, name
+
+
+def test_the_memory_of_an_input_lives_as_long_as_its_buffer(opened: Open) -> None:
+    pipeline = opened()
+    session = pipeline.ai100.stations[0].session("vae_decoder", (64, 64))
+    latents = session.bindings["latents"]
+    buffer = session.buffer("latents", np.ones(latents.shape))
+    assert np.frombuffer(buffer.given.data, latents.dtype).all()
+    with pytest.raises(RuntimeError, match="memory of a QBuffer is gone"):
+        bytes(stand_in.QBuffer(np.ones(3, np.uint8)))
+
+
+def test_the_export_depends_on_all_code_that_decides_a_graph() -> None:
+    """What the exporter of other runtimes counts, but for that exporter itself."""
+    folder = ROOT / "worker/model"
+    hashed = {file.name for pattern in programs.SOURCES for file in folder.glob(pattern)}
+    assert set(exported.SOURCES) - {"exported.py", "export.py"} <= hashed
+    assert {"static_export.py", "static_stages.py", "group_norm.py", "weights.py", "vae_config.py"} <= hashed
+    assert all(any(folder.glob(pattern)) for pattern in programs.SOURCES)
+
+
 FAULTS = {
     "activation": (CompileFailed, "QS_ERROR"),
     "shape": (SettingsError, "another batch, size or model.*ai100 compile"),
@@ -406,6 +452,24 @@ def test_a_dry_run_prints_the_commands_without_a_card_and_without_the_sdk(
     assert all("qaic-compile" in line and "-aic-num-cores=16" in line for line in said[1:])
 
 
+def test_compile_s_batch_is_a_worker_s(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PRESSWORK_AI100_PROGRAM_BATCH", "4")
+    assert commands.main(["compile", str(home / "tiny"), "--dry-run", "--card", "pro"]) == 0
+    names = re.findall(r"EXPORT/(\S+)-(\d)\.onnx", capsys.readouterr().out)
+    assert dict(names) == {"text_encoder": "4", "unet": "4", "vae_decoder": "4", "vae_encoder": "1"}
+
+
+def test_a_compiler_that_cannot_be_executed_is_told_as_that(tmp_path: Path) -> None:
+    compiler = tmp_path / "exec" / "qaic-compile"
+    compiler.parent.mkdir()
+    compiler.write_bytes(b"\x7fELF of another machine")
+    compiler.chmod(0o755)
+    with pytest.raises(CompileFailed, match="qaic-compile cannot be run: Exec format error"):
+        compiling.compile_into(tmp_path, Sdk(str(tmp_path)), "ai100", (), tmp_path / "x.onnx", lambda line: None)
+
+
 def test_compile_makes_what_a_worker_then_finds(
     home: Path, on_stand_in: Mapping[str, str], opened: Open, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], tmp_path: Path,
@@ -457,6 +521,8 @@ def test_check_runs_every_place_that_could_not_be_run_without_a_card(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(checks, "IMAGES", 2)
     monkeypatch.setattr(checks, "REPEATS", 1)
+    monkeypatch.setattr(checks, "COMPILED", ("vae_decoder",))
+    monkeypatch.setattr(checks, "SHARE", 0.0001)  # this machine may be slow
     assert commands.main(["check", str(home / "tiny")]) == 0, capsys.readouterr()
     said = capsys.readouterr().out
     page = (
@@ -464,17 +530,55 @@ def test_check_runs_every_place_that_could_not_be_run_without_a_card(
     )
     for place in re.findall(r"^\| ([a-z][^|]*?) \|", page, re.MULTILINE)[1:]:
         assert place.split(",")[0] in said or place.startswith("each network"), place
+    assert "qaic-compile: 1 programs in " in said
     assert "0.971 s, 1.335 s on the model card" in said
     assert page.count("\n| ") - 1 == 9, "worker/README.md counts them"
     assert re.search(r"PRESSWORK_AI100_TIMES=text_encoder=[\d.]+x\d+,unet=.*switch=\d+$", said, re.MULTILINE)
     monkeypatch.setenv("AI100_STAND_IN_FAULTS", "permission")
+    monkeypatch.setattr(Sdk, "version", lambda sdk: sdk.no_such_binding)
     assert commands.main(["check", str(home / "tiny")]) == 1
-    assert "failed: Device 0 is not ready" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "failed: Device 0 is not ready" in said
+    assert "failed: AttributeError: 'Sdk' object has no" in said
+
+
+def test_check_fails_what_is_slow() -> None:
+    assert [checks.beside_the_bound(0.569, seconds).failed for seconds in (0.6, 0.62)] == [False, True]
+    rows = (checks.beside_the_published({10: 0.971, 16: seconds}) for seconds in (1.4, 1.5))
+    assert [row.failed for row in rows] == [False, True]
 
 
 def test_the_compilers_flags_are_part_of_the_class(opened: Open) -> None:
     usual, other = (opened({"PRESSWORK_AI100_FLAGS": flags}).device_kind for flags in ("", "unet: -mos=1"))
+    usual, compiler = usual.split(", compiler ")
     assert other.startswith(f"{usual}, ai100 flags ")
+    assert compiler == "1.21.2.stand-in"
+
+
+def test_a_program_is_of_the_compiler_that_made_it(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler is installed apart from the runtime, and perhaps on another machine."""
+    before = opened().device_kind
+    install(tmp_path)
+    for file in (*(tmp_path / "exec").iterdir(), tmp_path / "versions" / "apps.xml"):
+        file.unlink()
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    pipeline = opened({"PRESSWORK_AI100_SDK": str(tmp_path)})
+    assert len(drawn(pipeline, specs(1))) == 1
+    assert pipeline.device_kind == before
+    machine.reset()
+    monkeypatch.setattr(Sdk, "compiler_version", lambda sdk: "1.22.0.9")
+    with (
+        pytest.raises(SettingsError, match=r"compiler 1\.21\.2\.stand-in and not 1\.22"),
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(compiling, "compile_into", _no_compiler)
+        opened()
+
+
+def _no_compiler(*_: object) -> None:
+    raise SdkMissing("It would be compiled anew.")
 
 
 def test_an_empty_field_of_a_device_does_not_take_the_next_line(tmp_path: Path) -> None:

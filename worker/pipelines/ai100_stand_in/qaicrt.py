@@ -50,11 +50,17 @@ class BufferDimensionsVecRef(list[tuple[int, list[int]]]):
 
 
 class QBuffer:
-    """Refers to the caller's bytes, as long as it lives."""
+    """Refers to the caller's bytes, and does not keep an array of them alive."""
 
     def __init__(self, data: Any) -> None:
-        self.data = memoryview(data).cast("B")
+        self._held = (lambda: data) if isinstance(data, bytes) else weakref.ref(data)
         self.size = self.data.nbytes
+
+    @property
+    def data(self) -> memoryview:
+        if (held := self._held()) is None:
+            raise RuntimeError("the memory of a QBuffer is gone")
+        return memoryview(held).cast("B")
 
     def __bytes__(self) -> bytes:
         return self.data.tobytes()
@@ -69,9 +75,6 @@ class QAicProgramProperties:
 class Util:
     def getAicVersion(self) -> tuple[QStatus, int, int, int, str]:  # noqa: N802
         return (QStatus.QS_SUCCESS, *machine.version(), machine.NAME)
-
-    def getDeviceIds(self) -> tuple[QStatus, QIDList]:  # noqa: N802
-        return QStatus.QS_SUCCESS, QIDList(machine.numbers())
 
     def getResourceInfo(self, number: int) -> tuple[QStatus, Any]:  # noqa: N802
         if number not in machine.numbers():
@@ -207,11 +210,12 @@ class ExecObj:
         else:
             inputs = len(self.program.qpc.header.inputs)
             for place, found in enumerate(self.program.compute(self._buffers), start=inputs):
-                self._buffers[place] = QBuffer(np.ascontiguousarray(found))
+                self._buffers[place] = QBuffer(np.asarray(found).tobytes())
         return QStatus.QS_SUCCESS
 
     def waitForCompletion(self) -> QStatus:  # noqa: N802
         machine.CLOCK.wait_until(self.ends)
+        assert all(buffer.data for buffer in self._buffers), "a device reads and writes until now"
         return self.status
 
     def getData(self) -> tuple[QStatus, list[QBuffer]]:  # noqa: N802
