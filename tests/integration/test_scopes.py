@@ -31,6 +31,8 @@ PLACES = dict.fromkeys(
         "schedule",
         "name",
         "catalogue",
+        "dataset",
+        "dataset_id",
         "run_id",
         "variant",
         "version",
