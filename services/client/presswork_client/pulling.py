@@ -6,8 +6,8 @@ it is there. A full disk loses nothing: what is there stays, and so does the par
 """
 
 import errno
-import glob
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -19,7 +19,7 @@ from presswork_client.transport import ClientError, Transport, file_sha256
 
 MANIFEST = "manifest.json"
 JOURNAL = ".presswork"
-_PART = ".part"
+_PART = re.compile(r"\.[0-9a-f]{16}\.part\Z")
 _DESCRIBES = ("README.md", "SHA256SUMS", MANIFEST)  # in this order, after all others
 
 
@@ -69,6 +69,7 @@ def pull(
     _fetch_all(transport, others, folder, 1, on_bytes)
     over = [path for path, split in before.items() if path not in now and source.split in (None, split)]
     deleted = _delete(folder, over)
+    _delete_parts(folder, [*now, *over])
     _note(folder, source, {path: split for path, split in (before | now).items() if path not in over})
     fetched = [*missing, *others]
     return Pulled(len(files), len(fetched), sum(file["bytes"] for file in fetched), deleted)
@@ -146,26 +147,31 @@ def _fetch(transport: Transport, file: DatasetFile, folder: Path, on_bytes: Call
     if on_bytes is not None and part.is_file():
         on_bytes(part.stat().st_size)
     transport.save(file["url"], path, file["sha256"], on_bytes, part=part)
-    for other in path.parent.glob(f"{glob.escape(path.name)}.*{_PART}"):  # of the same file in another version
-        other.unlink()
 
 
 def _part(folder: Path, file: DatasetFile) -> Path:
     """Named by its content too: the part of another version's file is not continued."""
     path = folder / _inside(file["path"])
-    return path.with_name(f"{path.name}.{file['sha256'][:16]}{_PART}")
+    return path.with_name(f"{path.name}.{file['sha256'][:16]}.part")
 
 
 def _delete(folder: Path, paths: Iterable[str]) -> int:
     deleted = 0
     for name in paths:
         path = folder / _inside(name)
-        for part in path.parent.glob(f"{glob.escape(path.name)}.*{_PART}"):
-            part.unlink()
         if path.is_file():
             path.unlink()
             deleted += 1
     return deleted
+
+
+def _delete_parts(folder: Path, paths: Iterable[str]) -> None:
+    """Deletes what other versions have left unfinished of these files, when all that is wanted is there."""
+    names = {folder / _inside(name) for name in paths}
+    for place in {path.parent for path in names if path.parent.is_dir()}:
+        for found in list(place.iterdir()):
+            if _PART.search(found.name) and place / _PART.sub("", found.name) in names:
+                found.unlink()
 
 
 def _inside(path: str) -> PurePosixPath:
