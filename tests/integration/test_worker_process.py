@@ -298,7 +298,7 @@ def test_the_first_worker_registers_its_model_and_says_what_it_does(start, datab
 @pytest.mark.parametrize(
     ("variable", "value", "sentence"),
     [
-        ("PRESSWORK_PIPELINE", "watercolour", "it can be onnx, torch or simulated"),
+        ("PRESSWORK_PIPELINE", "watercolour", "it can be onnx, torch, ai100 or simulated"),
         ("PRESSWORK_BATCH_SIZES", "16,x", "PRESSWORK_BATCH_SIZES is '16,x'"),
         ("DATABASE_URL", "postgresql://nobody:x@127.0.0.1:9/none", "cannot be reached"),
         ("AWS_SECRET_ACCESS_KEY", "wrong", "AWS_SECRET_ACCESS_KEY is not the secret"),

@@ -5,9 +5,11 @@ import io
 import json
 import pickle
 import tarfile
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,7 +61,8 @@ def stream(url: str = "http://nowhere", rank: int | None = None, ranks: int | No
 
 def test_a_shard_is_asked_for_again_after_a_pause_until_it_is_whole(url, monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr(streams.time, "sleep", pauses.append)
+    # The module's own name: threads that other tests have left sleep, too.
+    monkeypatch.setattr(streams, "time", SimpleNamespace(**vars(time) | {"sleep": pauses.append}))
     assert [image.prompt for image in stream(url, 1, 4)] == ["mug 1"]
     assert (Busy.asked, pauses) == ({"/1": 3}, [7.0, 1.0])
     lost = ImageStream((StreamedShard(f"{url}/lost", 1, ""),), "webdataset", 0, 0, None, None)
