@@ -30,6 +30,7 @@ AI100_PLACEMENTS = {
         "PRESSWORK_DEVICE": "qaic:0,1,2", "PRESSWORK_AI100_PLACEMENT": "text_encoder=1,vae_decoder=13;unet=14"
     },
 }  # fmt: skip
+SLOW_TO_START = ("torch bf16", "torch tiny-sd", "onnx bf16", *(f"ai100 {name}" for name in AI100_PLACEMENTS))
 ANOTHER = """
 import hashlib, pickle, sys
 from worker.pipeline import Batch, reproducibility_class
@@ -114,8 +115,9 @@ def settings(request: pytest.FixtureRequest) -> Settings:
             pytest.skip("PRESSWORK_RUNTIME names no provider")
         given = {"PRESSWORK_RUNTIME": runtime, "PRESSWORK_DEVICE": device or "cpu"}
         return settings_for(name, PRESSWORK_BATCH_SIZES="4,1", **given)
-    sizes = "4,1" if name == "onnx" else "16,8,4,1"  # each is exported and compiled
-    return settings_for(name, PRESSWORK_PRECISION=variant, PRESSWORK_BATCH_SIZES=sizes)
+    if name == "onnx":  # each size, and each size of a batch, is exported and compiled; test_sizes has others
+        return settings_for(name, PRESSWORK_PRECISION=variant, PRESSWORK_BATCH_SIZES="4,1", PRESSWORK_SIZES="64x64")
+    return settings_for(name, PRESSWORK_PRECISION=variant, PRESSWORK_BATCH_SIZES="16,8,4,1")
 
 
 @pytest.fixture(scope="session")
@@ -207,6 +209,14 @@ def test_an_image_depends_neither_on_its_slot_nor_on_its_neighbours(pipeline: Pi
     assert [pixels.tobytes() for pixels in again[:3]] == [first[3 - n].tobytes() for n in range(3)]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "simulated", "torch", "torch cuda", "onnx", "onnx provider", "ai100",
+        *(pytest.param(name, marks=pytest.mark.chaos) for name in SLOW_TO_START),
+    ],
+    indirect=True,
+)  # fmt: skip
 def test_another_process_draws_the_same_files(pipeline: Pipeline, settings: Settings) -> None:
     specs = [spec_for(pipeline), *other_specs(pipeline, 3)]
     folders = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
