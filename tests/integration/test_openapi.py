@@ -8,8 +8,8 @@ from tests.explorer import explore
 from tests.web import Api
 
 
-@pytest.mark.timeout(300)  # every operation, each with some dozens of requests
+@pytest.mark.timeout(300)  # every operation, each with all requests that its schema suggests and one that is drawn
 def test_no_request_that_the_document_allows_or_forbids_is_answered_out_of_line(api: Api, tmp_path: Path) -> None:
     """`make chaos` draws more of each operation."""
-    assert explore(api, tmp_path, examples=2) > 2_000
+    assert explore(api, tmp_path, examples=1) > 5_000
     assert api.http.get("/readyz").status_code == 200
