@@ -19,7 +19,7 @@ NUMBER_FIELDS = {name for name, kind in _KINDS.items() if kind is float}
 OBJECT_FIELDS = {name for name, kind in _KINDS.items() if kind is dict}  # in a format without objects: JSON as text
 _FREE_TEXT = {"prompt", "negative_prompt"}
 _WHOLE = re.compile(r"([+-]?[0-9]{1,30})(?:\.0*|,00?)?", re.ASCII)
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 # A decimal comma, as spreadsheets of many countries write it. With three digits behind it, it might separate thousands.
 _COMMA = re.compile(r"[+-]?[0-9]+,(?![0-9]{3}$)[0-9]+", re.ASCII)
 _ERROR = re.compile(r"#(?:N/A|NV|[A-Z0-9/ÄÖÜÉ]+[!?])")
