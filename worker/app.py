@@ -192,18 +192,18 @@ class Parent:
             hub.call_soon(maintain)
 
     def _child_died(self) -> None:
-        worker_id, claim_id, device = self.shared.worker_id, self.shared.claim_id, self.shared.device
+        worker_id, claim_ids, device = self.shared.worker_id, self.shared.claim_ids, self.shared.device
         was_ready, reason = self.shared.is_ready, self.shared.reason
-        log.error("child died", extra={"worker": worker_id, "rendering": claim_id or None, "reason": reason or None})
+        log.error("child died", extra={"worker": worker_id, "rendering": claim_ids, "reason": reason or None})
         if was_ready:
             self._failed_starts = 0
-            if self._report(worker_id, claim_id, device):
+            if self._report(worker_id, claim_ids, device):
                 self.shared.request_cooldown()
             self.shared.forget_child()  # the next child waits for this
             if not reason:
                 self._replace_child()
             time.sleep(WATCH_SECONDS)  # a claim whose commit was in flight when the child died is visible only now
-            self._report(worker_id, 0, device)
+            self._report(worker_id, (), device)
             if not reason:
                 return
         else:
@@ -216,7 +216,7 @@ class Parent:
             self._worker.stop()
             os._exit(exit_codes.MODEL_UNUSABLE)
 
-    def _report(self, worker_id: str, claim_id: int, device: str) -> bool:
+    def _report(self, worker_id: str, claim_ids: tuple[int, ...], device: str) -> bool:
         """Records the death; retries until that is committed or until the leases have expired anyway.
 
         Returns whether the device looks sick and should cool down before it renders its canary.
@@ -225,7 +225,7 @@ class Parent:
         while time.monotonic() < deadline:
             try:
                 with self.database.begin_system() as connection:
-                    return quarantine.child_died(connection, worker_id, rendering=claim_id or None, device=device)
+                    return quarantine.child_died(connection, worker_id, rendering=claim_ids, device=device)
             except DatabaseUnavailable:
                 time.sleep(1.0)
             except Exception:

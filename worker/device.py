@@ -1,138 +1,146 @@
-"""The device: renders a claim part by part, and tells bad prompts from a sick device and from lack of memory."""
+"""The device: renders a claim part by part, and tells bad prompts from a sick device and from lack of memory.
+
+Where the pipeline allows it, the last stage of a batch runs beside the next one. Two claims are then open at most. What
+fails beside another batch is rendered again with nothing beside it, so each fault is known to be of one batch.
+"""
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any
+from dataclasses import dataclass, replace
 
 from services.core.fleet.abilities import Abilities
-from services.core.model.errors import SettingsError
-from services.core.model.specs import Claim, Image, Shape
+from services.core.model.specs import Claim, Shape
 from worker import batching, retries
+from worker.batch_sizes import BatchSizes
 from worker.doubts import Doubts
+from worker.health import Health
 from worker.heartbeat import Heartbeat, HeldClaim, Interrupted
+from worker.outcome import Outcome, Rendered
 from worker.pipeline import (
     Batch,
+    Begun,
     CompileFailed,
     DeviceSick,
     InvalidOutput,
     OutOfMemory,
+    Overlapping,
     Picture,
     Pipeline,
-    canary,
     reproducibility_class,
 )
 from worker.report import Report
 from worker.retries import Part, RetryPlan
 
 log = logging.getLogger(__name__)
-COMPILE_SECONDS = 900.0  # how long compiling a shape may take before the watchdog treats the device as hung
-REGROW_BATCHES = 50  # after this many successful batches the next larger size is tried again
-RETRY_SECONDS = 300.0  # until a class whose batch did not fit is tried again
 OTHER_CLASS = "In its decoder this image needs more range than the class that was asked for has; ask for no class."
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """One rendered image, waiting in the spool to be stored."""
-
-    image: Image
-    picture: Picture
-    reproducibility_class: str
-    seconds: float
-    batch_size: int
-
-
-@dataclass(slots=True)
-class Memory:
-    """What is known of the device's memory for one shape: the largest declared batch size that fits, and the number of
-    batches that succeeded since it was found. `found_at`: when, by the monotonic clock."""
-
-    max_size: int
-    good_batches: int = 0
-    found_at: float = field(default_factory=time.monotonic)
+Done = Callable[[Outcome], object]
 
 
 class _DoesNotFit(Exception):
     """The batch size of the class that was asked for does not fit the device's memory."""
 
 
-@dataclass(slots=True)
-class Outcome:
-    """The result of rendering a claim. Images that are neither in `rendered` nor in `plan.failed` are released.
+@dataclass(slots=True, eq=False)
+class _Late:
+    """A part whose pictures the pipeline hands out later. `beside`: another one was in flight with it."""
 
-    `pass_seconds` is the time of the passes that gave pictures, `slots` their batch sizes summed, padding included.
-    """
+    part: Part
+    begun: Begun | None
+    seconds: float
+    beside: bool = False
+    pictures: Sequence[Picture | InvalidOutput] | None = None
+    error: Exception | None = None
 
-    held: HeldClaim
-    rendered: list[Rendered] = field(default_factory=list)
-    plan: RetryPlan | None = None
-    seconds: float = 0.0
-    pass_seconds: float = 0.0
-    slots: int = 0
+    def take(self) -> None:
+        """Waits for the pictures, or for what went wrong."""
+        begun, self.begun = self.begun, None
+        if begun is not None:
+            began = time.monotonic()
+            try:
+                self.pictures = begun.pictures()
+            except Exception as error:
+                self.error = error
+            self.seconds += time.monotonic() - began
+
+    def drop(self) -> None:
+        begun, self.begun = self.begun, None
+        if begun is not None:
+            begun.drop()
+
+    @property
+    def is_sound(self) -> bool:
+        return self.pictures is not None and len(self.pictures) == self.part.size and not self.invalid
+
+    @property
+    def invalid(self) -> bool:
+        wanted = (self.pictures or ())[: len(self.part.images)]
+        return any(isinstance(picture, InvalidOutput) for picture in wanted)
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A claim that is being rendered; `late` is its last part, if that is in flight."""
+
+    outcome: Outcome
+    plan: RetryPlan
+    tried: int
+    done: Done
+    late: _Late | None = None
+
+    @property
+    def claim(self) -> Claim:
+        return self.outcome.held.claim
 
 
 class Device:
     """One pipeline, its health and its memory limits. Used by one thread at a time."""
 
-    def __init__(self, pipeline: Pipeline, heartbeat: Heartbeat, name: str, mark: Callable[[int], None]) -> None:
+    def __init__(self, pipeline: Pipeline, heartbeat: Heartbeat, name: str, mark: Callable[..., None]) -> None:
+        """`mark` is told which claims are being rendered, by their ids: none, one or two."""
         self.pipeline, self.heartbeat, self.name = pipeline, heartbeat, name
         self.sick = False
         self.unusable = ""  # why nothing can be compiled here, in one sentence
         self._mark = mark
-        self._memory: dict[Shape, Memory] = {}
+        self._sizes = BatchSizes(pipeline.card.batch_sizes)
         self._doubts = Doubts()
         self._classes = {size: reproducibility_class(pipeline, size) for size in pipeline.card.batch_sizes}
+        self._health = Health(pipeline, heartbeat)
+        self._open: list[_Work] = []
+        self.check = self._health.check
         self.report = Report(pipeline, self.abilities)
-        self._thread = ThreadPoolExecutor(1, "device")
 
     def render(self, held: HeldClaim) -> Outcome:
         """Renders the remaining images as far as possible; stops at the next step once none is wanted."""
-        if not held.remaining:
-            return Outcome(held)
-        claim = held.claim
-        for shape, size in self._doubts.take_too_large():
-            self._step_down(shape, size)
-        if claim.reproducibility_class and not self.abilities().batch_of(_asked(claim)):
-            return Outcome(held)  # since it was claimed, its batch has turned out not to fit
-        tried = self._size_of(claim)
-        plan = RetryPlan(self.pipeline.card.batch_sizes, tried)
-        outcome = Outcome(held, plan=plan)
-        self.heartbeat.rendering(held)
-        self._mark(claim.id)
-        began = time.monotonic()
-        try:
-            self._resolve_doubts()
-            plan.begin(held.remaining, self._doubts.take_at_fault(held.remaining))
-            while part := plan.next():
-                self._render_part(part, outcome, plan)
-        except Interrupted:
-            log.info("render interrupted", extra={"claim": claim.id, "fenced": held.fenced})
-        except _DoesNotFit:
-            log.warning("class does not fit; its images are released", extra={"claim": claim.id, "size": tried})
-            smaller = batching.next_smaller(self.pipeline.card.batch_sizes, tried) or tried
-            self._remember(claim.shape, tried, min(smaller, self._max_size(claim.shape)))
-        except DeviceSick as error:
-            log.error("device sick", extra={"claim": claim.id, "error": str(error)})
-            self.sick = True
-            plan.failed.clear()
-            outcome.rendered.clear()
-        except CompileFailed as error:  # images rendered before are valid
-            log.error("device unusable", extra={"claim": claim.id, "error": str(error)})
-            self.unusable = str(error)
-        except Exception:
-            log.exception("render failed; the remaining images are released", extra={"claim": claim.id})
-        finally:
-            self._mark(0)
-            self.heartbeat.rendering(None)
-            self.report.ends()
-            outcome.seconds = time.monotonic() - began
-            if outcome.rendered and not claim.reproducibility_class:
-                self._remember(claim.shape, tried, plan.max_size)
-        return outcome
+        found: list[Outcome] = []
+        self.finish()
+        self.begin(held, found.append)
+        self.finish()
+        return found[0]
+
+    def begin(self, held: HeldClaim, done: Done) -> None:
+        """Renders as `render` does, but the last stage may still run when it returns, beside the next claim's images.
+        `done` is called once with the outcome: now, or in a later call of `begin` or `finish`, by some thread."""
+        work = self._plan(held, done)
+        if work is None:
+            self.finish()
+            done(Outcome(held))
+            return
+        if work.plan.alone:
+            self.finish()  # what crashes the process must not be held against another claim
+        earlier = list(self._open)
+        self._open.append(work)
+        self._attempt(work, lambda: self._render_all(work))
+        for other in earlier:
+            if other in self._open:
+                self._finish(other)
+        if work.late is None:
+            self._complete(work)
+
+    def finish(self) -> None:
+        """Ends what was begun."""
+        for work in list(self._open):
+            self._finish(work)
 
     @property
     def usable(self) -> bool:
@@ -159,167 +167,211 @@ class Device:
 
     def abilities(self) -> Abilities:
         """What it can render now. Any thread may ask."""
-        sizes = sorted(self._classes)
-        retried = time.monotonic() - RETRY_SECONDS
-        too_large = {
-            shape: min(size for size in sizes if size > memory.max_size)
-            for shape, memory in list(self._memory.items())
-            if memory.found_at > retried
-        }
-        return Abilities.of(self.pipeline.card, self._classes, too_large)
+        return Abilities.of(self.pipeline.card, self._classes, self._sizes.too_large())
 
     def _size_of(self, claim: Claim) -> int:
         """The batch size to try: that of the class that was asked for, or else the largest that fits."""
         if claim.reproducibility_class:
             return next(size for size, name in self._classes.items() if name == claim.reproducibility_class)
-        return self._max_size(claim.shape)
+        return self._sizes.largest(claim.shape)
 
-    def _max_size(self, shape: Shape) -> int:
-        """The largest declared batch size to try; the next larger one after REGROW_BATCHES successful batches."""
-        sizes = self.pipeline.card.batch_sizes
-        memory = self._memory.get(shape)
-        if memory is None:
-            return max(sizes)
-        if memory.good_batches >= REGROW_BATCHES:
-            return min((size for size in sizes if size > memory.max_size), default=memory.max_size)
-        return memory.max_size
+    def _plan(self, held: HeldClaim, done: Done) -> _Work | None:
+        """None: there is nothing to render."""
+        claim = held.claim
+        if not held.remaining:
+            return None
+        for shape, size in self._doubts.take_too_large():
+            self._sizes.step_down(shape, size)
+        if claim.reproducibility_class and not self.abilities().batch_of(_asked(claim)):
+            return None  # since it was claimed, its batch has turned out not to fit
+        tried = self._size_of(claim)
+        plan = RetryPlan(self.pipeline.card.batch_sizes, tried, alone=claim.suspect)
+        return _Work(Outcome(held, plan=plan), plan, tried, done)
 
-    def _remember(self, shape: Shape, tried: int, max_size: int) -> None:
-        """Records that `max_size` fits after `tried` was tried; a larger one waits for REGROW_BATCHES."""
-        if max_size == max(self.pipeline.card.batch_sizes):
-            self._memory.pop(shape, None)
+    def _attempt(self, work: _Work, verb: Callable[[], None]) -> None:
+        """Lets `verb` render images of the claim. What it raises ends the claim, and is told apart here."""
+        claim, plan, outcome = work.claim, work.plan, work.outcome
+        self.heartbeat.rendering(outcome.held)
+        self._mark_open()
+        began = time.monotonic()
+        try:
+            verb()
             return
-        memory = self._memory.setdefault(shape, Memory(max_size))
-        memory.good_batches = memory.good_batches + 1 if memory.max_size == max_size == tried else 0
-        memory.max_size = max_size
-        if tried > max_size:
-            memory.found_at = time.monotonic()
+        except Interrupted:
+            log.info("render interrupted", extra={"claim": claim.id, "fenced": outcome.held.fenced})
+        except _DoesNotFit:
+            log.warning("class does not fit; its images are released", extra={"claim": claim.id, "size": work.tried})
+            smaller = batching.next_smaller(self.pipeline.card.batch_sizes, work.tried) or work.tried
+            self._sizes.remember(claim.shape, work.tried, min(smaller, self._sizes.largest(claim.shape)))
+        except DeviceSick as error:
+            log.error("device sick", extra={"claim": claim.id, "error": str(error)})
+            self.sick = True
+            self._give_back(work)
+        except CompileFailed as error:  # images rendered before are valid
+            log.error("device unusable", extra={"claim": claim.id, "error": str(error)})
+            self.unusable = str(error)
+        except Exception:
+            log.exception("render failed; the remaining images are released", extra={"claim": claim.id})
+        finally:
+            self.heartbeat.rendering(None)
+            self.report.ends()
+            outcome.seconds += time.monotonic() - began
+        plan.stop()
 
-    def _step_down(self, shape: Shape, size: int) -> None:
-        smaller = batching.next_smaller(self.pipeline.card.batch_sizes, size)
-        if smaller is not None and smaller < self._max_size(shape):
-            self._remember(shape, size, smaller)
+    def _finish(self, work: _Work) -> None:
+        """Takes what is in flight of a claim, and renders what failed beside another one."""
+        if self.sick:
+            self._give_back(work)
+        else:
+            self._attempt(work, lambda: self._take_all(work))
+            if self.sick:
+                self._give_back(work)
+        self._complete(work)
 
-    def _resolve_doubts(self) -> None:
-        """Raises as `check` does."""
+    def _complete(self, work: _Work) -> None:
+        self._open.remove(work)
+        self._mark_open()
+        if work.outcome.rendered and not work.claim.reproducibility_class:
+            self._sizes.remember(work.claim.shape, work.tried, work.plan.max_size)
+        work.done(work.outcome)
+
+    def _give_back(self, work: _Work) -> None:
+        """All of a sick device's claim: its pictures are not to be trusted, and no image is at fault."""
+        work.plan.stop()
+        work.plan.failed.clear()
+        work.outcome.rendered.clear()
+        late, work.late = work.late, None
+        if late is not None:
+            self._health.run(late.drop)
+
+    def _mark_open(self) -> None:
+        self._mark(*(work.claim.id for work in self._open))
+
+    def _render_all(self, work: _Work) -> None:
         if doubted := self._doubts.still_open():
             self.check()
             self._doubts.device_is_healthy(doubted)
+        remaining = work.outcome.held.remaining
+        work.plan.begin(remaining, self._doubts.take_at_fault(remaining))
+        self._render_parts(work)
 
-    def _render_part(self, part: Part, outcome: Outcome, plan: RetryPlan) -> None:
-        held = outcome.held
-        batch = batching.form(part.images, held.claim.shape, part.size, held.inputs)
+    def _render_parts(self, work: _Work) -> None:
+        while part := work.plan.next():
+            self._render_part(part, work)
+
+    def _take_all(self, work: _Work) -> None:
+        while work.late is not None or not work.plan.is_empty:
+            late, work.late = work.late, None
+            if late is not None:
+                self._accept(late, work)
+            self._render_parts(work)
+
+    def _render_part(self, part: Part, work: _Work) -> None:
+        """Up to where the next part may begin; then accepts the part before."""
+        beside = self._in_flight(alone=work.plan.alone)
+        batch = batching.form(part.images, work.claim.shape, part.size, work.outcome.held.inputs)
         try:
             self.report.begins(batch)
-            self._prepare(batch)
+            self._health.prepare(batch)
             began = time.monotonic()
-            pictures = self._run(self.pipeline.render, batch, self._on_step)
-        except OutOfMemory:
-            log.warning("out of memory", extra={"claim": outcome.held.claim.id, "size": part.size})
+            begun, pictures = self._begin(batch, alone=work.plan.alone)
+        except Exception as error:
+            self._failed(part, work, error, beside=bool(beside))
+            return
+        late = _Late(part, begun, time.monotonic() - began, bool(beside), pictures)
+        earlier, work.late = work.late, late
+        if earlier is not None:
+            self._accept(earlier, work)
+        if late.begun is None and work.late is late:
+            work.late = None
+            self._accept(late, work)
+
+    def _in_flight(self, *, alone: bool) -> list[_Late]:
+        """What was begun and is not taken; nothing, if a part is to be rendered alone."""
+        found = [work.late for work in self._open if work.late is not None and work.late.begun is not None]
+        for late in found:
+            if alone:
+                self._health.run(late.take)
+            else:
+                late.beside = True
+        return [] if alone else found
+
+    def _begin(self, batch: Batch, *, alone: bool) -> tuple[Begun | None, Sequence[Picture | InvalidOutput] | None]:
+        """A part in flight, or its pictures."""
+        pipeline: object = self.pipeline
+        if isinstance(pipeline, Overlapping) and not alone:
+            return self._health.run(pipeline.begin, batch, self._on_step), None
+        return None, self._health.run(self.pipeline.render, batch, self._on_step)
+
+    def _failed(self, part: Part, work: _Work, error: Exception, *, beside: bool) -> None:
+        """Plans what becomes of a part's images, or raises the error if that ends the claim."""
+        claim, plan = work.claim, work.plan
+        if isinstance(error, (Interrupted, DeviceSick, CompileFailed)):
+            raise error
+        if beside:
+            log.warning("batch failed beside another", extra={"claim": claim.id}, exc_info=error)
+            plan.again(part)
+        elif isinstance(error, OutOfMemory):
+            log.warning("out of memory", extra={"claim": claim.id, "size": part.size})
             smaller = batching.next_smaller(self.pipeline.card.batch_sizes, part.size)
-            if outcome.held.claim.reproducibility_class and smaller is not None:
+            if claim.reproducibility_class and smaller is not None:
                 raise _DoesNotFit from None
             if not plan.step_down(part):
                 self.check(part.size)
                 plan.too_large(part)
-        except (Interrupted, DeviceSick, CompileFailed):
-            raise
-        except Exception as error:
-            log.warning(
-                "batch failed", extra={"claim": outcome.held.claim.id, "images": len(part.images)}, exc_info=True
-            )
+        else:
+            log.warning("batch failed", extra={"claim": claim.id, "images": len(part.images)}, exc_info=error)
             if not plan.is_single(part):
                 plan.halve(part)
             else:
                 self.check(part.size)
                 plan.give_up(part, error)
-        else:
-            pass_seconds = time.monotonic() - began
-            seconds = pass_seconds / len(part.images)
-            if len(pictures) != part.size:
-                raise DeviceSick(f"The pipeline made {len(pictures)} pictures of {part.size}.")
-            if any(isinstance(picture, InvalidOutput) for picture in pictures[: len(part.images)]):
-                self.check(part.size)
-            outcome.pass_seconds += pass_seconds
-            outcome.slots += part.size
-            self.report.rendered(len(part.images), part.size)
-            for image, picture in zip(part.images, pictures, strict=False):  # the rest is padding
-                if isinstance(picture, InvalidOutput):
-                    plan.invalid_output(image, picture.message)
-                else:
-                    name = reproducibility_class(self.pipeline, part.size, picture.decoded_in)
-                    if held.claim.reproducibility_class not in ("", name):
-                        plan.failed.append(retries.failed(image, "other_class", OTHER_CLASS))
-                        continue
-                    outcome.rendered.append(Rendered(image, picture, name, seconds, part.size))
+
+    def _accept(self, late: _Late, work: _Work) -> None:
+        """Takes the pictures of a part into the claim's outcome."""
+        if late.begun is not None:
+            self._health.run(late.take)
+        if late.error is not None:
+            self._failed(late.part, work, late.error, beside=late.beside)
+            return
+        if not late.is_sound:
+            if len(late.pictures or ()) != late.part.size:
+                raise DeviceSick(f"The pipeline made {len(late.pictures or ())} pictures of {late.part.size}.")
+            self.check(late.part.size)
+        self._record(late, work)
+
+    def _record(self, late: _Late, work: _Work) -> None:
+        part, outcome, plan, asked = late.part, work.outcome, work.plan, work.claim.reproducibility_class
+        outcome.pass_seconds += late.seconds
+        outcome.slots += part.size
+        self.report.rendered(len(part.images), part.size)
+        seconds = late.seconds / len(part.images)
+        for image, picture in zip(part.images, late.pictures or (), strict=False):  # the rest is padding
+            if isinstance(picture, InvalidOutput):
+                plan.invalid_output(image, picture.message)
+                continue
+            name = reproducibility_class(self.pipeline, part.size, picture.decoded_in)
+            if asked in ("", name):
+                outcome.rendered.append(Rendered(image, picture, name, seconds, part.size))
+            else:
+                plan.failed.append(retries.failed(image, "other_class", OTHER_CLASS))
 
     def _on_step(self, step: int) -> None:
         self.report.on_step(step)
+        for work in self._open[:-1]:
+            self._hand_out(work)
         self.heartbeat.on_step(step)
 
-    def check(self, size: int | None = None) -> None:
-        """Renders the canary in a batch of `size`, by default of the largest declared size that fits, and has its
-        picture checked.
-
-        Raises:
-            DeviceSick: the canary failed, so the device is at fault and no prompt.
-            CompileFailed: a compiler failed, so neither the device nor a prompt is at fault.
-        """
-        card = self.pipeline.card
-        sizes = [declared for declared in card.batch_sizes if size is None or declared <= size]
-        try:
-            for declared in sizes[:-1]:
-                try:
-                    picture = self._render_canary(declared)
-                    break
-                except OutOfMemory:
-                    continue
-            else:
-                picture = self._render_canary(sizes[-1])
-        except (Interrupted, DeviceSick, CompileFailed):
-            raise
-        except Exception as error:
-            raise DeviceSick(f"The device failed on the canary image: {error}") from error
-        if isinstance(picture, InvalidOutput):
-            raise DeviceSick(f"The device gave invalid output for the canary image: {picture.message}")
-
-    def _render_canary(self, size: int) -> Picture | InvalidOutput:
-        """Measures the longest time between two steps on a healthy device, and tells the watchdog to allow for it."""
-        batch = canary(self.pipeline.card, size)
-        self._prepare(batch)
-        step_times = [time.monotonic()]
-
-        def on_step(step: int) -> None:
-            step_times.append(time.monotonic())
-            self.heartbeat.on_step(step)
-
-        pictures: Sequence[Picture | InvalidOutput] = self._run(self.pipeline.render, batch, on_step)
-        step_times.append(time.monotonic())
-        self.heartbeat.expect_silence(max(after - before for before, after in pairwise(step_times)))
-        picture = pictures[0]
-        return picture if isinstance(picture, InvalidOutput) else self.pipeline.review(picture)
-
-    def _prepare(self, batch: Batch) -> None:
-        """Compiles what the batch needs.
-
-        Raises:
-            OutOfMemory: the batch does not fit; a smaller one may.
-            CompileFailed: a compiler failed or its output cannot be written; the device is not at fault.
-            DeviceSick: anything else failed; no prompt is at fault.
-        """
-        try:
-            with self.heartbeat.extended_timeout(COMPILE_SECONDS):
-                self._run(self.pipeline.prepare, batch.shape, batch.size)
-        except (OutOfMemory, CompileFailed):
-            raise
-        except SettingsError as error:
-            raise CompileFailed(str(error)) from error
-        except Exception as error:
-            raise DeviceSick(f"The pipeline cannot be prepared for a batch of {batch.size}: {error}") from error
-
-    def _run(self, verb: Callable[..., Any], *arguments: object) -> Any:
-        """Runs on one thread that belongs to the device, because compilers keep caches per thread."""
-        return self._thread.submit(verb, *arguments).result()
+    def _hand_out(self, work: _Work) -> None:
+        """Completes an earlier claim in the middle of a later one, if all went well with it."""
+        late = work.late
+        if late is None or not work.plan.is_empty or (late.begun is not None and not late.begun.ready):
+            return
+        late.take()
+        if late.is_sound:
+            work.late = None
+            self._record(late, work)
+            self._complete(work)
 
 
 def _asked(claim: Claim) -> Shape:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,6 +138,37 @@ class Pipeline(Protocol):
 
     def close(self) -> None:
         """Releases the device."""
+        ...
+
+
+class Begun(Protocol):
+    """A batch whose last stage still runs while its pipeline goes on with the next batch. Not thread-safe: it is asked
+    by the thread that renders, also from within a later batch's `on_step`."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether `pictures` makes nothing wait that could go on."""
+        ...
+
+    def pictures(self) -> Sequence[Picture | InvalidOutput]:
+        """As `render` returns them, once. Waits for them, and raises as `render` does for a fault of this batch."""
+        ...
+
+    def drop(self) -> None:
+        """Waits for what still runs, and forgets it. Raises nothing."""
+        ...
+
+
+@runtime_checkable
+class Overlapping(Protocol):
+    """A Pipeline that can begin a batch while pictures of the batch before are still outstanding.
+
+    Bytes are those of `render`. Whatever `begin` raises is the fault of its own batch, and leaves the batch before as
+    it was, unless the device is lost: then both raise DeviceSick.
+    """
+
+    def begin(self, batch: Batch, on_step: OnStep) -> Begun:
+        """Renders as `render` does, up to where the next batch can begin. Raises as it does."""
         ...
 
 

@@ -21,9 +21,10 @@ from services.core.settings import Settings
 from services.core.storage import contract
 from worker import batching, exit_codes
 from worker.dedupe import Dedupe
-from worker.device import Device, Outcome
+from worker.device import Device
 from worker.heartbeat import Heartbeat, HeldClaim
 from worker.inputs import Inputs
+from worker.outcome import Outcome
 from worker.pipeline import Pipeline
 from worker.scoring import Scoring
 from worker.storing import StoringStage
@@ -39,7 +40,7 @@ class RenderLoop:
     def __init__(
         self, settings: Settings, pipeline: Pipeline, database: Database, store: contract.ImageStore,
         notifier: Notifier, heartbeat: Heartbeat, *, worker_id: str, host: str,
-        mark: Callable[[int], None] = lambda _claim_id: None, exit_process: Callable[[int], None] = os._exit,
+        mark: Callable[..., None] = lambda *_claim_ids: None, exit_process: Callable[[int], None] = os._exit,
         scoring: Scoring | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.pipeline = settings, pipeline
@@ -99,7 +100,7 @@ class RenderLoop:
 
     def _abandon(self) -> None:
         """Ends the process, whose threads cannot be ended. What it renders is not at fault."""
-        self._mark(0)
+        self._mark()
         self._exit(exit_codes.STORE_HANGS)
 
     def _work(self, until: Callable[[], bool]) -> None:
@@ -112,11 +113,13 @@ class RenderLoop:
                     break
                 self._free_at = time.monotonic() + held.claim.seconds
                 upcoming = self._claiming.submit(lambda: None if until() else self._claim())
-                outcome = self.device.render(held)
+                settling[:] = [future for future in settling if not future.done()]
+                self.device.begin(held, lambda outcome: settling.append(self._hand_over(outcome)))
+                if not upcoming.done() or upcoming.result() is None:  # nothing to overlap with
+                    self.device.finish()
                 self._free_at = 0.0
-                settling = [future for future in settling if not future.done()]
-                settling.append(self._hand_over(outcome))
         finally:
+            self.device.finish()
             for future in settling:
                 future.result()
 

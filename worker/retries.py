@@ -24,11 +24,13 @@ class Part:
 class RetryPlan:
     """The parts of a claim that are still to be rendered, and the images that have failed.
 
-    `max_size` is the largest declared batch size that is believed to fit the device.
+    `max_size` is the largest declared batch size that is believed to fit the device. `alone`: nothing else may be in
+    flight beside a part, so that what fails or crashes is known.
     """
 
     sizes: Sequence[int]
     max_size: int
+    alone: bool = False
     failed: list[FailedImage] = field(default_factory=list)
     _parts: list[Part] = field(default_factory=list)
 
@@ -44,6 +46,20 @@ class RetryPlan:
 
     def next(self) -> Part | None:
         return self._parts.pop(0) if self._parts else None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left to be rendered."""
+        return not self._parts
+
+    def stop(self) -> None:
+        """Nothing more is rendered; images without a result are released."""
+        self._parts.clear()
+
+    def again(self, part: Part) -> None:
+        """Plans a part once more, and all that remains, with nothing beside it."""
+        self.alone = True
+        self._parts.insert(0, part)
 
     def step_down(self, part: Part) -> bool:
         """Plans all remaining images again in the next smaller declared size. Returns False if there is none."""

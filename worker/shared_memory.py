@@ -1,7 +1,7 @@
 """State that a worker's parent and its child share, so that the parent knows what the child was doing when it died.
 
-Anonymous memory, made before the fork. The child writes its id and the claim it is rendering; the parent writes when to
-stop. Fields have fixed offsets and one writer each.
+Anonymous memory, made before the fork. The child writes its id and the claims that it renders; the parent writes when
+to stop. Fields have fixed offsets and one writer each.
 """
 
 import mmap
@@ -9,7 +9,7 @@ import os
 import struct
 import time
 
-_STOP, _READY, _PID, _CLAIM, _COOLDOWN = 0, 8, 16, 24, 32
+_STOP, _READY, _PID, _CLAIM, _COOLDOWN, _CLAIM_BEFORE = 0, 8, 16, 24, 32, 40
 _ID, _ID_LENGTH = 64, 128
 _DEVICE, _DEVICE_LENGTH = 192, 256
 _REASON, _REASON_LENGTH = 448, 512
@@ -34,7 +34,7 @@ class SharedState:
 
     def forget_child(self) -> None:
         """Clears the dead child's state, so that the next child can write its own."""
-        for place in (_READY, _PID, _CLAIM):
+        for place in (_READY, _PID, _CLAIM, _CLAIM_BEFORE):
             self._set_number(place, 0)
 
     # Written by the child.
@@ -44,7 +44,7 @@ class SharedState:
         while self.pid and time.monotonic() < deadline:
             time.sleep(0.01)
         self._set_number(_READY, 0)
-        self._set_number(_CLAIM, 0)
+        self.rendering()
         self._set_text(_ID, _ID_LENGTH, worker_id)
         self._set_text(_REASON, _REASON_LENGTH, "")
         self._set_number(_PID, pid)
@@ -59,8 +59,10 @@ class SharedState:
         self._set_text(_DEVICE, _DEVICE_LENGTH, device)
         self._set_number(_READY, 1)
 
-    def rendering(self, claim_id: int) -> None:
-        """`claim_id` 0 means that nothing is being rendered."""
+    def rendering(self, *claim_ids: int) -> None:
+        """The claims that are being rendered: none, one, or one whose last stage still runs and the next one."""
+        before, claim_id = (0, 0, *claim_ids)[-2:]
+        self._set_number(_CLAIM_BEFORE, before)
         self._set_number(_CLAIM, claim_id)
 
     def give_up(self, reason: str) -> None:
@@ -77,8 +79,8 @@ class SharedState:
         return self._number(_READY) != 0
 
     @property
-    def claim_id(self) -> int:
-        return self._number(_CLAIM)
+    def claim_ids(self) -> tuple[int, ...]:
+        return tuple(filter(None, map(self._number, (_CLAIM_BEFORE, _CLAIM))))
 
     @property
     def worker_id(self) -> str:

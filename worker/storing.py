@@ -19,8 +19,9 @@ from services.core.queue import quarantine, settlement
 from services.core.settings import Settings
 from services.core.storage import contract, keys
 from worker import encoding, provenance, retries
-from worker.device import Device, Outcome, Rendered
+from worker.device import Device
 from worker.heartbeat import Heartbeat, HeldClaim
+from worker.outcome import Outcome, Rendered
 from worker.pipeline import OutOfMemory, Picture
 from worker.scoring import Scoring
 

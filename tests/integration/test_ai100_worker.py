@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from services.core.settings import Settings
 from tests.factories import submit
@@ -21,6 +22,37 @@ def on_ai100(fast, on_stand_in, tmp_path: Path) -> Settings:
         fast, pipeline="ai100", model_dir=str(tmp_path / "tiny"), batch_sizes=(4, 1), sizes=((64, 64),),
         artefacts=on_stand_in["PRESSWORK_ARTEFACTS"], ai100_sdk=on_stand_in["PRESSWORK_AI100_SDK"], lease_seconds=30.0,
     )  # fmt: skip
+
+
+RESIDENT = "text_encoder=1,unet=11,vae_decoder=2"
+
+
+@pytest.mark.parametrize("at", [9, 16])  # a step of the third batch, and the decoding of the second one beside it
+def test_a_device_that_is_lost_with_two_batches_in_flight_costs_no_image(
+    make_render_loop, database, on_ai100, store, monkeypatch, at
+):
+    """One image a batch, each decoded while the next one is denoised."""
+    resident = dataclasses.replace(on_ai100, ai100_placement=RESIDENT, batch_sizes=(1,))
+    render_loop = make_render_loop(resident, pipeline=cloud_ai100.open_pipeline)
+    pipeline, most = render_loop.pipeline, []
+    begin = pipeline.begin
+    monkeypatch.setattr(
+        pipeline, "begin", lambda *batch: (most.append(len(render_loop.device._open)), begin(*batch))[1]
+    )
+    monkeypatch.setenv("AI100_STAND_IN_FAULTS", f"lost@{at}")
+    rows = [{"prompt": f"mug {seed}", "size": "64x64", "seed": seed} for seed in range(6)]
+    job_id = submit(database, on_ai100, rows, model=pipeline.card.name, num_inference_steps=2)
+    render_loop.run()
+    assert render_loop.device.sick
+    assert max(most) == 2, "nothing overlapped"
+    assert counts(database, job_id).get("failed", 0) == 0
+    monkeypatch.delenv("AI100_STAND_IN_FAULTS")
+    machine.reset()
+    well = make_render_loop(resident, worker="worker-2", pipeline=cloud_ai100.open_pipeline)
+    well.run()
+    assert counts(database, job_id) == {"done": 6}
+    with database.begin_system() as connection:
+        assert connection.execute(text("SELECT max(attempt), max(crashes) FROM images")).one() == (0, 0)
 
 
 def test_a_lost_device_costs_no_image_and_every_file_says_what_drew_it(

@@ -16,7 +16,7 @@ from services.core.storage.s3 import S3Store
 from tests import factories
 from tests.factories import TENANT, submit
 from tests.render_loops import counts, images, mugs
-from worker.device import Outcome
+from worker.outcome import Outcome
 from worker.pipelines.simulated import SimulatedPipeline
 
 DEDUPE = {"dedupe": True}

@@ -35,7 +35,7 @@ def started(database: Database, worker: str, host: str) -> None:
 def died(database: Database, claim: Claim | None = None, *, worker: str = "worker-a", device: str = A) -> bool:
     """The process dies while it renders that claim, or between two."""
     with database.begin_system() as connection:
-        return quarantine.child_died(connection, worker, rendering=claim.id if claim else None, device=device)
+        return quarantine.child_died(connection, worker, rendering=[claim.id] if claim else (), device=device)
 
 
 def crashed(database: Database, seats: int = 16, *, worker: str = "worker-a", device: str = A) -> Claim:
@@ -118,6 +118,25 @@ def test_a_death_between_two_batches_quarantines_nothing(database, settings):
     assert rows(database, "SELECT id, state FROM workers ORDER BY id") == [
         ("worker-a", "crashed"), ("worker-b", "ready"),
     ]  # fmt: skip
+
+
+def test_of_two_batches_in_flight_either_may_be_at_fault_and_none_has_crashed_alone(database, settings):
+    """The last stage of one ran beside the other: each image is one of a batch of all of them."""
+    job_id = submit(database, settings, 3)
+    before, after, other = (claim(database, seats=1, worker=f"worker-{name}") for name in "aab")
+    for times in range(3):
+        with database.begin_system() as connection:
+            pair = [before.id, after.id]
+            assert not quarantine.child_died(connection, "worker-a", rendering=pair, device=A), "one crash a death"
+        assert evidence(database) == [("crash", A, 2, 2 * (times + 1))]
+        before, after = (claim(database, seats=1, worker="worker-a") for _ in range(2))
+    found = images(database, job_id)
+    assert sorted(crashes for _, _, crashes, _ in found.values()) == [0, 3, 3], "another process rendered the third"
+    assert not any(state == 3 for state, *_ in found.values()), "nobody is poison"
+    assert before.suspect and after.suspect and not other.suspect
+    with database.begin_system() as connection:
+        assert not quarantine.child_died(connection, "worker-a", rendering=[before.id], device=A)
+    assert ("crash", A, 1, 1) in evidence(database), "alone at last"
 
 
 def test_a_worker_that_died_has_just_been_seen(database):
@@ -281,7 +300,7 @@ def test_two_deaths_at_once_put_quarantined_images_of_one_shape_together(databas
     job_id = submit(database, settings, [{"prompt": "a", "size": size, "n": 4 // len(sizes)} for size in sizes])
     first, second = claim(database, seats=2), claim(database, seats=2, worker="worker-b")
     with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
-        assert not quarantine.child_died(connection, "worker-a", rendering=first.id, device=A)
+        assert not quarantine.child_died(connection, "worker-a", rendering=[first.id], device=A)
         verdict = pool.submit(died, database, second, worker="worker-b", device=B)
         until(lambda: waits_for_a_lock(database))
         connection.commit()

@@ -10,8 +10,10 @@ from services.core.db.database import Database
 from services.core.model.errors import SettingsError
 from services.core.model.specs import Claim, Image, Shape, Spec
 from services.core.settings import Settings
-from worker.device import REGROW_BATCHES, Device, Outcome
+from worker.batch_sizes import REGROW_BATCHES
+from worker.device import Device
 from worker.heartbeat import SILENCE_FACTOR, Heartbeat
+from worker.outcome import Outcome
 from worker.pipeline import CompileFailed, DeviceSick, OutOfMemory, canary
 from worker.pipelines.simulated import SimulatedPipeline
 
@@ -51,7 +53,7 @@ def heartbeat() -> Heartbeat:
 
 @pytest.fixture
 def device(heartbeat: Heartbeat) -> Device:
-    return Device(Fussy(), heartbeat, "here", lambda claim_id: None)
+    return Device(Fussy(), heartbeat, "here", lambda *claim_ids: None)
 
 
 def render(device: Device, images: int = 16, spec: Spec = SPEC) -> Outcome:
@@ -106,7 +108,7 @@ class Forgetful(Fussy):
 
 
 def test_what_was_rendered_before_a_compiler_failed_is_kept_and_the_rest_is_given_back(heartbeat: Heartbeat):
-    device = Device(Forgetful(), heartbeat, "here", lambda claim_id: None)
+    device = Device(Forgetful(), heartbeat, "here", lambda *claim_ids: None)
     device.pipeline.last = 2
     outcome = render(device, 48)
     assert len(outcome.rendered) == 32
@@ -116,7 +118,7 @@ def test_what_was_rendered_before_a_compiler_failed_is_kept_and_the_rest_is_give
 
 @pytest.mark.parametrize("where", ["prepare", "render"])
 def test_a_canary_that_cannot_be_compiled_shows_no_sick_device(heartbeat: Heartbeat, where: str):
-    device = Device(Forgetful() if where == "render" else Fussy(), heartbeat, "here", lambda claim_id: None)
+    device = Device(Forgetful() if where == "render" else Fussy(), heartbeat, "here", lambda *claim_ids: None)
     if where == "prepare":
         device.pipeline.refusal, device.pipeline.refused = CompileFailed("no compiler"), canary(Fussy().card, 1).shape
     with pytest.raises(CompileFailed, match="no compiler"):
@@ -143,6 +145,6 @@ def test_a_slow_device_that_passed_its_canary_is_not_taken_for_hung(heartbeat: H
     slow = dataclasses.replace(SETTINGS, lease_seconds=0.02, simulated_step_ms=100.0)
     heartbeat = Heartbeat(Database(SETTINGS.database_url, application="nobody"), slow)
     pipeline = SimulatedPipeline(slow)
-    Device(pipeline, heartbeat, "here", lambda claim_id: None).check()
+    Device(pipeline, heartbeat, "here", lambda *claim_ids: None).check()
     assert heartbeat._usual_timeout >= SILENCE_FACTOR * 0.1 > slow.watchdog_seconds
     assert heartbeat._timeout == heartbeat._usual_timeout

@@ -4,24 +4,27 @@ Guidance and solver stay on the host, in the loop of `diffusion.py`; the folder 
 what could not be run without a card.
 """
 
+import contextlib
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from services.core.model.errors import SettingsError
+from services.core.model.specs import Spec
 from services.core.settings import Settings
 from worker.model import directory
-from worker.pipeline import Batch, DeviceSick, InvalidOutput, OnStep, Picture, artefacts
+from worker.pipeline import Batch, CompileFailed, DeviceSick, InvalidOutput, OnStep, Picture, artefacts
 from worker.pipelines import diffusion
 from worker.pipelines.ai100 import cards, compiling, overlap, placement
 from worker.pipelines.ai100.cards import UNET, VAE_DECODER, Card
-from worker.pipelines.ai100.networks import Ai100Backend
+from worker.pipelines.ai100.networks import Ai100Backend, Ai100Compiled
 from worker.pipelines.ai100.placement import Plan
 from worker.pipelines.ai100.programs import Programs, Target
 from worker.pipelines.ai100.sdk import DeviceInfo, Sdk, explain
 from worker.pipelines.ai100.session import Device
 from worker.pipelines.ai100.station import Station
 from worker.pipelines.diffusion import DiffusionPipeline
+from worker.pipelines.out_of_memory import out_of_memory_for
 
 DEVICES = re.compile(r"qaic:(\d+(?:,\d+)*)")
 
@@ -62,33 +65,76 @@ class Ai100Pipeline(DiffusionPipeline):
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | InvalidOutput]:
         """As every pipeline. Padding is not rendered, since passes are smaller: it gets the last picture. Only
         a single image, such as the canary, is rendered on every device. Raises DeviceSick if they do not agree."""
+        return self.begin(batch, on_step).pictures()
+
+    def begin(self, batch: Batch, on_step: OnStep) -> "Decoding":
+        """Up to where the last images are being decoded. The next batch then begins wherever the placement has cores
+        for it: a program takes its turn after what was asked for before."""
         self.prepare(batch.shape, batch.size)
-        compiled, size = self._backend.compiled(batch.shape, batch.size), batch.size
-        wanted = batch.wanted
+        compiled, size, wanted = self._backend.compiled(batch.shape, batch.size), batch.size, batch.wanted
         if wanted <= 1:
             wanted = min(size, len(self._backend.having(UNET)) * compiled.images_a_pass)
-        batch = replace(batch, specs=batch.specs[:wanted], inputs=batch.inputs[:wanted])
-        with self._evict_if_out_of_memory(batch.shape, size):
-            (text,), truncated = self._encode(compiled, batch)
+        drawn = replace(batch, specs=batch.specs[:wanted], inputs=batch.inputs[:wanted])
+        with self._faults(batch):
+            (text,), truncated = self._encode(compiled, drawn)
             try:
                 if batch.inputs:
-                    compiled.encode_inputs(batch.inputs)
+                    compiled.encode_inputs(drawn.inputs)
                 parts = compiled.passes(wanted)
-                latents, pixels, finite = overlap.Overlap(
+                stages = overlap.Overlap(
                     compiled, overlap.lanes(self._backend.having(UNET), len(parts)), self._backend.having(VAE_DECODER),
-                    parts, text, lambda rows: self._solver(compiled, _rows_of(batch, rows)), on_step,
-                ).run()  # fmt: skip
+                    parts, text, lambda rows: self._solver(compiled, _rows_of(drawn, rows)), on_step,
+                )  # fmt: skip
+                stages.start()
             finally:
                 compiled.forget_inputs()
+        return Decoding(self, compiled, batch, drawn.specs, truncated, stages)
+
+    def decoded(self, decoding: "Decoding") -> Sequence[Picture | InvalidOutput]:
+        """The pictures of a batch, as soon as they are decoded."""
+        batch, specs = decoding.batch, decoding.specs
+        with self._faults(batch):
+            latents, pixels, finite = decoding.stages.finish()
             if batch.wanted <= 1 and finite.any() and not finite.all():
                 raise DeviceSick(f"One of {self.device} gave invalid output for an image that another one drew.")
-            exact = diffusion.decode_overflown(compiled, latents, finite)
-        found = self._pictures(batch.specs, truncated, pixels, finite, exact)
-        return [*found, *found[-1:] * (size - wanted)]
+            exact = diffusion.decode_overflown(decoding.compiled, latents, finite)
+        found = self._pictures(specs, decoding.truncated, pixels, finite, exact)
+        return [*found, *found[-1:] * (batch.size - len(specs))]
+
+    @contextlib.contextmanager
+    def _faults(self, batch: Batch) -> Iterator[None]:
+        """A program that no longer fits, or that cannot be loaded again, is no prompt's fault."""
+        with self._evict_if_out_of_memory(batch.shape, batch.size), out_of_memory_for(batch.size):
+            try:
+                yield
+            except SettingsError as error:
+                raise CompileFailed(str(error)) from error
 
     def _encode_empty_prompt(self, compiled: diffusion.Compiled, size: int) -> list[diffusion.Array]:  # noqa: ARG002
         """The same for every batch, since a text is encoded in a pass of its own."""
         return super()._encode_empty_prompt(compiled, self._backend.programs.batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """A batch that is being decoded."""
+
+    pipeline: Ai100Pipeline
+    compiled: Ai100Compiled
+    batch: Batch
+    specs: Sequence[Spec]  # those that are drawn
+    truncated: Sequence[bool]
+    stages: overlap.Overlap
+
+    @property
+    def ready(self) -> bool:
+        return self.stages.ready
+
+    def pictures(self) -> Sequence[Picture | InvalidOutput]:
+        return self.pipeline.decoded(self)
+
+    def drop(self) -> None:
+        self.stages.settle()
 
 
 def choose_devices(found: Sequence[DeviceInfo], text: str) -> list[DeviceInfo]:

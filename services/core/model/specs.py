@@ -160,6 +160,7 @@ class Image:
 class Claim:
     """A lease on a batch of images. `id` is never reused: it is the fencing token. `reproducibility_class` is the one
     that was asked for, "" if any will do. `seconds`: how long rendering it is expected to take, 0 if that is not known.
+    `suspect`: its images are quarantined, so nothing may be rendered beside them.
     """
 
     id: int
@@ -169,6 +170,7 @@ class Claim:
     fresh_jobs: tuple[int, ...] = ()  # jobs that had no claim before this one
     reproducibility_class: str = ""
     seconds: float = 0.0
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -293,6 +293,7 @@ def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: 
         tuple(fresh),
         shape.reproducibility_class,
         0.0 if pace is None else pace.seconds,
+        suspect=first.cap is not None,
     )
 
 

@@ -8,6 +8,7 @@ images. Functions take an open system transaction.
 """
 
 import logging
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection
@@ -32,9 +33,10 @@ _CLAIMED = statement("quarantine.claimed")(
     "SELECT job_id, index FROM images WHERE claim_id = :claim_id AND job_id = ANY(:job_ids)"
 )
 # By device, the crashes of claims none of whose images had crashed before, since the device last completed a claim. A
-# poison image causes one of these and is then quarantined; a sick device or a bad deploy causes one after another.
+# poison image causes one of these and is then quarantined; a sick device or a bad deploy causes one after another. The
+# claims of one crash are recorded in one transaction, and so at one time.
 _FRESH_CRASHES = statement("quarantine.fresh_crashes")("""
-SELECT device, count(DISTINCT claim_id) AS crashes FROM failures f
+SELECT device, count(DISTINCT failed_at) AS crashes FROM failures f
 WHERE code = 'crash' AND failed_at > now() - interval '10 minutes'
   AND failed_at > coalesce((
     SELECT max(ended_at) FROM claims JOIN workers ON workers.id = claims.worker_id
@@ -101,18 +103,19 @@ _DISCOUNT_CRASH = statement("quarantine.discount_crash")(
 )
 
 
-def child_died(connection: Connection, worker_id: str, *, rendering: int | None, device: str) -> bool:
-    """Takes back the claims of a dead process. `rendering` is the claim that it was rendering, if any: only that
-    claim's images are quarantined. Returns whether the device looks sick: then its next process must pass the canary
-    before it claims.
+def child_died(connection: Connection, worker_id: str, *, rendering: Collection[int], device: str) -> bool:
+    """Takes back the claims of a dead process. `rendering` are those that it was rendering: only their images are
+    quarantined. There are two if a batch's last stage ran beside the next batch: then either may be at fault, and each
+    image counts as one of a batch of all of them. Returns whether the device looks sick: then its next process must
+    pass the canary before it claims.
     """
     workers.beat(connection, worker_id, "crashed")
     claims = connection.execute(_OPEN_CLAIMS, {"worker_id": worker_id}).all()
-    others = [row for row in claims if row.id != rendering]
+    others = [row for row in claims if row.id not in rendering]
     if others:
         expiry.take_back(connection, others, ClaimState.EXPIRED, lost=1)
-    crashed = next((row for row in claims if row.id == rendering), None)
-    return crashed is not None and _handle_crash(connection, crashed, device)
+    crashed = [row for row in claims if row.id in rendering]
+    return bool(crashed) and _handle_crash(connection, crashed, device)
 
 
 def device_sick(connection: Connection, device: str) -> None:
@@ -128,21 +131,27 @@ def retract_crash(connection: Connection, claim_id: int) -> None:
     connection.execute(_DISCOUNT_CRASH, {"claim_id": claim_id})
 
 
-def _handle_crash(connection: Connection, claim: Any, device: str) -> bool:
-    images: list[Any] = list(connection.execute(_CLAIMED, {"claim_id": claim.id, "job_ids": claim.job_ids}))
-    expiry.take_back(connection, [claim], ClaimState.CRASHED, lost=0)
-    message = "The process died while rendering this image."
-    evidence = [FailedImage(row.job_id, row.index, "crash", message) for row in images]
-    settlement.record_failures(connection, claim.id, evidence, device=device, batch_images=claim.images)
+def _handle_crash(connection: Connection, crashed: list[Any], device: str) -> bool:
+    together = sum(claim.images for claim in crashed)
+    found: list[tuple[int, Any, list[int]]] = []
+    for claim in crashed:
+        images: list[Any] = list(connection.execute(_CLAIMED, {"claim_id": claim.id, "job_ids": claim.job_ids}))
+        found += [
+            (job_id, claim, [row.index for row in images if row.job_id == job_id])
+            for job_id in {row.job_id for row in images}
+        ]
+        expiry.take_back(connection, [claim], ClaimState.CRASHED, lost=0)
+        message = "The process died while rendering this image."
+        evidence = [FailedImage(row.job_id, row.index, "crash", message) for row in images]
+        settlement.record_failures(connection, claim.id, evidence, device=device, batch_images=together)
     sick = _device_looks_sick(connection, device)
     if sick:
         log.warning("device looks sick: it crashes on different images", extra={"device": device})
         device_sick(connection, device)
         return True
-    for job_id in sorted({row.job_id for row in images}):
+    for job_id, claim, indexes in sorted(found, key=lambda one: (one[0], one[1].id)):
         connection.execute(_LOCK_JOB, {"job_id": job_id})
-        indexes = [row.index for row in images if row.job_id == job_id]
-        if claim.images == 1 and _is_poison(connection, job_id, indexes[0]):
+        if together == 1 and _is_poison(connection, job_id, indexes[0]):
             _fail_as_poison(connection, claim.id, job_id, indexes[0], device)
         else:
             _quarantine(connection, job_id, indexes, cap=max(1, claim.images // 2))

@@ -1,5 +1,5 @@
 """A batch in parts, whose stages overlap wherever the placement lets them: while one part is denoised, the one before
-is decoded, and several devices denoise at once.
+is decoded, and several devices denoise at once. The last parts are decoded beside the next batch.
 
 One thread does it all: the devices work while it waits. A part is what the U-Net renders in one pass, and takes the
 same operations in the same order as it would alone.
@@ -52,14 +52,16 @@ class Overlap:
     _waiting: deque[int] = field(default_factory=deque)
     _done: int = 0
 
-    def run(self) -> tuple[Array, NDArray[np.uint8], NDArray[np.bool_]]:
-        """Latents, pixels, and which images are finite, all parts in order. What `on_step` raises passes through as
-        soon as the runs in flight have ended."""
+    def start(self) -> None:
+        """Denoises all parts, and starts decoding them. What `on_step` raises passes through as soon as the runs in
+        flight have ended."""
         self._waiting.extend(range(len(self.parts)))
         try:
             self.compiled.switch_to(UNET, _each(lane.station for lane in self.lanes))
             for lane in self.lanes:
                 self._next_part(lane)
+            beside = (self._decoder_of(part) for part in self._places)
+            self.compiled.switch_to(VAE_DECODER, _each(one for one in beside if not _take_turns(one)))
             while any(lane.run for lane in self.lanes):
                 for lane in self.lanes:
                     if lane.run is not None:
@@ -68,9 +70,25 @@ class Overlap:
             self.compiled.switch_to(VAE_DECODER, _each(map(self._decoder_of, left)))
             for part in left:
                 self._decode(part)
+        except BaseException:
+            self.settle()
+            raise
+
+    @property
+    def ready(self) -> bool:
+        """Whether the decoders have ended, or have been asked for more since: then waiting holds nothing up."""
+        return all(
+            runs[-1].ended or self._decoder_of(part).turns(VAE_DECODER).is_behind(runs[-1])
+            for part, runs in self.decoding.items()
+            if not any(self._decoder_of(later) is self._decoder_of(part) for later in self.decoding if later > part)
+        )
+
+    def finish(self) -> tuple[Array, NDArray[np.uint8], NDArray[np.bool_]]:
+        """Latents, pixels, and which images are finite, all parts in order. Waits until they are decoded."""
+        try:
             found = [self.compiled.decoded(self.latents[n], self.decoding[n]) for n in range(len(self.parts))]
         finally:
-            self._settle()
+            self.settle()
         pixels, finite = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         return np.concatenate([self.latents[n] for n in range(len(self.parts))]), pixels, finite
 
@@ -110,7 +128,7 @@ class Overlap:
         station = self._places[part]
         return station if station.has(VAE_DECODER) else self.decoders[part % len(self.decoders)]
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Nothing is in flight afterwards, whatever was raised."""
         for lane in self.lanes:
             if lane.run is not None:
@@ -135,4 +153,4 @@ def lanes(stations: Sequence[Station], parts: int) -> list[Lane]:
 
 def _take_turns(station: Station) -> bool:
     """Whether nothing can be decoded while the device denoises: then a batch is decoded after the last part."""
-    return station.has(VAE_DECODER) and station.placement.share(UNET, VAE_DECODER)
+    return station.has(UNET) and station.has(VAE_DECODER) and station.placement.share(UNET, VAE_DECODER)

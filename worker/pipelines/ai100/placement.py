@@ -61,23 +61,70 @@ def bound(card: Card, times: Times, steps: int) -> float:
     return sum(times.work(network, steps) for network in NETWORKS) / card.cores
 
 
+def busiest_ms(placement: Placement, times: Times, steps: int) -> float:
+    """The least milliseconds an image that a placement allows on one device: the slot with the most work does it all
+    the time, and no time goes into switches."""
+    return max(
+        sum(times.run(network, slot.cores) * (steps if network == UNET else 1) for network in slot.networks)
+        for slot in placement.slots
+    )
+
+
+BATCHES = 4  # consecutive ones, of which the last one takes as long as any that follows
+
+
 def batch_ms(placement: Placement, times: Times, steps: int, images: int, *, dps: bool = False) -> float:
-    """How long a batch of `images` takes on one device, one image a pass, the batch before having left the device as
-    this one does: all texts, then the U-Net's runs, each image's decoding as soon as the cores allow."""
-    switch = times.switch_dps if dps else times.switch
-    text, step, decode = (times.run(network, placement.slot_of(network).cores) for network in NETWORKS)
-    begun = switch if len(placement.slot_of(TEXT_ENCODER).networks) > 1 else 0.0
-    encoded = begun + images * text
-    resident = len(placement.slot_of(UNET).networks) == 1
-    denoised = encoded + (0.0 if resident else switch)
-    alone = len(placement.slot_of(VAE_DECODER).networks) == 1
-    if placement.share(UNET, VAE_DECODER):
-        return denoised + images * (steps * step + decode) + switch
-    free = encoded if alone else encoded + switch
-    for _ in range(images):
-        denoised += steps * step
-        free = max(free, denoised) + decode
-    return free
+    """How long a batch of `images` takes on one device that has one after the other, one image a pass: all texts, then
+    the U-Net's runs, each image's decoding as soon as the cores allow, and the next batch beside the last of them."""
+    line = _Timeline(placement, times, times.switch_dps if dps else times.switch)
+    ends = [0.0]
+    for _ in range(BATCHES):
+        end = line.batch(steps, images)
+        line.host = max(line.host, ends[-1])  # the pictures of the batch before are taken then
+        ends.append(end)
+    return ends[-1] - ends[-2]
+
+
+class _Timeline:
+    """What a device does, and until when the host waits for it, in milliseconds."""
+
+    def __init__(self, placement: Placement, times: Times, switch: float) -> None:
+        self._placement, self._times, self._switch = placement, times, switch
+        self._free: dict[Slot, float] = {}
+        self._active: dict[Slot, str] = {}
+        self.host = 0.0
+
+    def batch(self, steps: int, images: int) -> float:
+        """When a batch that begins now is decoded; the host can then begin the next one."""
+        self._switch_to(TEXT_ENCODER)
+        self.host = self._run(TEXT_ENCODER, images, self.host)
+        self._switch_to(UNET)
+        together = self._placement.share(UNET, VAE_DECODER)
+        begun = self.host
+        if not together:  # the decoder is made resident in the first step
+            self._switch_to(VAE_DECODER)
+        step = self._times.run(UNET, self._placement.slot_of(UNET).cores)
+        denoised, end = max(begun, self.host - step), 0.0
+        for _ in range(images):
+            denoised = self._run(UNET, steps, denoised)
+            if not together:
+                end = self._run(VAE_DECODER, 1, denoised)
+        self.host = denoised
+        if together:
+            self._switch_to(VAE_DECODER)
+            end = self._run(VAE_DECODER, images, self.host)
+        return end
+
+    def _switch_to(self, network: str) -> None:
+        slot = self._placement.slot_of(network)
+        if len(slot.networks) > 1 and self._active.get(slot) != network:
+            self.host = max(self.host, self._free.get(slot, 0.0)) + self._switch
+            self._active[slot] = network
+
+    def _run(self, network: str, runs: int, after: float) -> float:
+        slot = self._placement.slot_of(network)
+        self._free[slot] = max(after, self._free.get(slot, 0.0)) + runs * self._times.run(network, slot.cores)
+        return self._free[slot]
 
 
 def candidates(card: Card) -> Iterator[Placement]:
@@ -128,14 +175,17 @@ def plan(card: Card, times: Times, steps: int, images: int, devices: int, *, dps
 
 
 def _shared_ms(card: Card, master: Placement, times: Times, steps: int, images: int, workers: int) -> float:
-    """How long a batch takes if `workers` devices run the U-Net and the master everything else."""
+    """How long a batch takes, as for `batch_ms`, if `workers` devices run the U-Net and the master everything else."""
     text, decode = (times.run(network, master.slot_of(network).cores) for network in (TEXT_ENCODER, VAE_DECODER))
     denoise = steps * times.run(UNET, card.cores)
-    encoded = free = images * text
-    for image in range(images):
-        denoised = encoded + (image // workers + 1) * denoise
-        free = max(free, denoised) + decode
-    return free
+    host, ends = 0.0, [0.0]
+    for _ in range(BATCHES):
+        encoded, end = host + images * text, ends[-1]
+        for image in range(images):
+            end = max(end, encoded + (image // workers + 1) * denoise) + decode
+        host = max(encoded + -(-images // workers) * denoise, ends[-1])
+        ends.append(end)
+    return ends[-1] - ends[-2]
 
 
 def read_plan(text: str, devices: int) -> Plan:

@@ -81,7 +81,10 @@ class Station:
         return self.turns_of(session).submit(session, inputs)
 
     def turns_of(self, session: Session) -> "Turns":
-        return self._turns[self.placement.slot_of(_home(session.name)).networks[0]]
+        return self.turns(session.name)
+
+    def turns(self, network: str) -> "Turns":
+        return self._turns[self.placement.slot_of(_home(network)).networks[0]]
 
     def forget(self, size: tuple[int, int]) -> None:
         """Unloads the programs of a size alone."""
@@ -124,6 +127,10 @@ class Turns:
 
     def has(self, session: Session) -> bool:
         return session is self._active
+
+    def is_behind(self, run: Run) -> bool:
+        """Whether something was asked for after that run, which then ends before the cores are free again."""
+        return not self._runs or self._runs[-1] is not run
 
     def begin(self, session: Session) -> None:
         """Makes a program resident, which blocks the thread. Nothing else may be."""

@@ -1,0 +1,219 @@
+"""A device whose last stage runs beside the next claim: what each claim gets, and which of them is to blame."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from services.core.db.database import Database
+from services.core.model.specs import Claim, Image, Spec
+from services.core.settings import Settings
+from worker.device import Device
+from worker.heartbeat import Heartbeat, HeldClaim
+from worker.outcome import Outcome
+from worker.pipeline import Batch, DeviceSick, InvalidOutput, OnStep, OutOfMemory, Picture
+from worker.pipelines.simulated import SimulatedPipeline
+
+SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x"})
+
+
+class Staged(SimulatedPipeline):
+    """Draws in two stages. `faults` has an error by stage ("begin" or "pictures") and prompt; with `beside_only`, it
+    comes only while another batch is in flight. `events` tells what happened in which order."""
+
+    def __init__(self) -> None:
+        super().__init__(SETTINGS)
+        self.events: list[str] = []
+        self.faults: dict[tuple[str, str], Exception] = {}
+        self.beside_only = False
+        self.ready_after: int | None = None  # steps of the next batch
+        self.in_flight: list[Stage] = []
+        self.broken = False
+
+    def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | InvalidOutput]:
+        self.events.append(f"render {name(batch)}")
+        self.fail("begin", batch)
+        self.fail("pictures", batch)
+        return super().render(batch, on_step)
+
+    def begin(self, batch: Batch, on_step: OnStep) -> "Stage":
+        self.events.append(f"begin {name(batch)}")
+        self.fail("begin", batch)
+        stage = Stage(self, batch, super().render(batch, self.counting(on_step)))
+        self.in_flight.append(stage)
+        return stage
+
+    def counting(self, on_step: OnStep) -> OnStep:
+        before = list(self.in_flight)
+
+        def count(step: int) -> None:
+            for stage in before:
+                stage.ready = self.ready_after is not None and step >= self.ready_after
+            on_step(step)
+
+        return count
+
+    def fail(self, stage: str, batch: Batch, *, beside: bool | None = None) -> None:
+        beside = bool(self.in_flight) if beside is None else beside
+        error = self.faults.get((stage, name(batch)))
+        if self.broken or (error is not None and (beside or not self.beside_only)):
+            raise error or RuntimeError("broken")
+
+
+class Stage:
+    def __init__(self, pipeline: Staged, batch: Batch, drawn: Sequence[Picture | InvalidOutput]) -> None:
+        self.pipeline, self.batch, self.drawn, self.ready = pipeline, batch, drawn, False
+
+    def pictures(self) -> Sequence[Picture | InvalidOutput]:
+        others = [stage for stage in self.pipeline.in_flight if stage is not self]
+        self.drop()
+        self.pipeline.events.append(f"pictures {name(self.batch)}")
+        self.pipeline.fail("pictures", self.batch, beside=bool(others))
+        return self.drawn
+
+    def drop(self) -> None:
+        self.pipeline.in_flight.remove(self)
+
+
+def name(batch: Batch) -> str:
+    return batch.specs[0].prompt.removeprefix("a red mug on a table") or "canary"
+
+
+class Bench:
+    """A device, and what became of the claims that it was given."""
+
+    def __init__(self) -> None:
+        self.marked: list[tuple[int, ...]] = []
+        self.heartbeat = Heartbeat(Database(SETTINGS.database_url, application="nobody"), SETTINGS)
+        self.pipeline = Staged()
+        self.device = Device(self.pipeline, self.heartbeat, "here", lambda *claims: self.marked.append(claims))
+        self.found: dict[int, Outcome] = {}
+
+    def begin(self, claim_id: int, *prompts: str, suspect: bool = False) -> HeldClaim:
+        specs = [Spec("simulated-1", prompt, "", 0, 64, 64, 2, 7.5) for prompt in prompts]
+        images = tuple(Image(claim_id, number, 1, spec, "png") for number, spec in enumerate(specs))
+        held = self.heartbeat.hold(Claim(claim_id, specs[0].shape, images, 30.0, suspect=suspect))
+        self.device.begin(held, self.done)
+        return held
+
+    def done(self, outcome: Outcome) -> None:
+        assert outcome.held.claim.id not in self.found, "told once"
+        self.found[outcome.held.claim.id] = outcome
+
+    def ends(self, claim_id: int) -> tuple[int, list[str]]:
+        """How many images were rendered, and the codes of those that failed."""
+        outcome = self.found[claim_id]
+        return len(outcome.rendered), [one.code for one in (outcome.plan.failed if outcome.plan else ())]
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+def test_the_last_stage_of_a_batch_runs_beside_the_next_one(bench: Bench):
+    bench.begin(1, "one")
+    assert bench.found == {}
+    bench.begin(2, "two", "too")
+    assert list(bench.found) == [1]
+    bench.device.finish()
+    assert bench.pipeline.events == ["begin one", "begin two", "pictures one", "pictures two"]
+    assert bench.ends(1) == (1, []) and bench.ends(2) == (2, [])
+    assert [one.image.job_id for one in bench.found[2].rendered] == [2, 2]
+    assert bench.marked[0] == (1,) and (1, 2) in bench.marked and bench.marked[-1] == ()
+    alone = Bench()
+    held = alone.heartbeat.hold(bench.found[2].held.claim)
+    theirs = [one.picture.pixels.tobytes() for one in alone.device.render(held).rendered]
+    assert [one.picture.pixels.tobytes() for one in bench.found[2].rendered] == theirs
+
+
+def test_pictures_that_are_ready_are_handed_out_in_the_middle_of_the_next_batch(bench: Bench):
+    bench.pipeline.ready_after = 1
+    bench.begin(1, "one")
+    seen: list[bool] = []
+    beat = bench.heartbeat.on_step
+    bench.heartbeat.on_step = lambda step: (seen.append(1 in bench.found), beat(step))[1]  # type: ignore[method-assign]
+    bench.begin(2, "two")
+    assert seen == [True, True]
+    assert bench.ends(1) == (1, [])
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no"), OutOfMemory()])
+@pytest.mark.parametrize(("stage", "prompt"), [("pictures", "one"), ("begin", "two")])
+def test_what_fails_beside_another_batch_is_rendered_again_alone_and_blames_nobody(
+    bench: Bench, stage: str, prompt: str, error: Exception
+):
+    bench.pipeline.faults[stage, prompt], bench.pipeline.beside_only = error, True
+    bench.begin(1, "one")
+    bench.begin(2, "two")
+    bench.device.finish()
+    assert bench.ends(1) == bench.ends(2) == (1, [])
+    assert f"render {prompt}" in bench.pipeline.events
+    assert all(one.batch_size == 16 for outcome in bench.found.values() for one in outcome.rendered)
+    assert not bench.device.sick
+
+
+@pytest.mark.parametrize(("stage", "prompt"), [("pictures", "one"), ("begin", "two")])
+def test_a_bad_prompt_fails_alone_whichever_batch_runs_beside_it(bench: Bench, stage: str, prompt: str):
+    bench.pipeline.faults[stage, prompt] = RuntimeError("no")
+    bench.begin(1, "one")
+    bench.begin(2, "two")
+    bench.device.finish()
+    bad, good = (1, 2) if prompt == "one" else (2, 1)
+    assert bench.ends(bad) == (0, ["render_error"])
+    assert bench.ends(good) == (1, [])
+    assert "render canary" in bench.pipeline.events
+
+
+@pytest.mark.parametrize(("stage", "prompt"), [("pictures", "one"), ("begin", "two"), ("pictures", "two")])
+def test_a_device_that_is_lost_fails_no_image_of_either_claim(bench: Bench, stage: str, prompt: str):
+    bench.pipeline.faults[stage, prompt] = DeviceSick("lost")
+    bench.begin(1, "one")
+    bench.begin(2, "two")
+    bench.device.finish()
+    assert bench.device.sick
+    assert bench.ends(2) == (0, [])
+    assert bench.ends(1) == ((1, []) if (stage, prompt) == ("pictures", "two") else (0, []))
+    assert bench.pipeline.in_flight == []
+
+
+def test_a_canary_that_fails_gives_both_claims_back(bench: Bench):
+    bench.begin(1, "one")
+    bench.pipeline.broken = True
+    bench.begin(2, "two")
+    bench.device.finish()
+    assert bench.device.sick
+    assert bench.ends(1) == bench.ends(2) == (0, [])
+
+
+def test_a_cancel_of_the_next_claim_leaves_the_pictures_of_the_one_before(bench: Bench):
+    bench.begin(1, "one")
+    beat = bench.heartbeat.on_step
+
+    def cancelled(step: int) -> None:
+        bench.heartbeat._rendering.cancelled = frozenset({2})  # type: ignore[union-attr]
+        beat(step)
+
+    bench.heartbeat.on_step = cancelled  # type: ignore[method-assign]
+    bench.begin(2, "two")
+    bench.device.finish()
+    assert bench.ends(1) == (1, []) and bench.ends(2) == (0, [])
+    assert bench.marked[-1] == ()
+
+
+def test_nothing_is_in_flight_beside_images_that_may_have_crashed_a_process(bench: Bench):
+    bench.begin(1, "one")
+    bench.begin(2, "two", suspect=True)
+    bench.begin(3, "three")
+    bench.device.finish()
+    assert bench.pipeline.events == ["begin one", "pictures one", "render two", "begin three", "pictures three"]
+    assert bench.ends(1) == bench.ends(2) == bench.ends(3) == (1, [])
+    alone = [claims for claims in bench.marked if 2 in claims]
+    assert all(claims == (2,) for claims in alone), "a crash would be held against the other, too"
+
+
+def test_the_parts_of_one_claim_overlap_too(bench: Bench):
+    bench.begin(1, *(str(number) for number in range(40)))
+    bench.device.finish()
+    assert bench.pipeline.events == ["begin 0", "begin 16", "pictures 0", "begin 32", "pictures 16", "pictures 32"]
+    assert bench.ends(1) == (40, [])
+    assert [one.image.index for one in bench.found[1].rendered] == list(range(40))

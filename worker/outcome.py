@@ -1,0 +1,35 @@
+"""What became of a claim that was rendered, for the stage that stores its pictures."""
+
+from dataclasses import dataclass, field
+
+from services.core.model.specs import Image
+from worker.heartbeat import HeldClaim
+from worker.pipeline import Picture
+from worker.retries import RetryPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One rendered image, waiting in the spool to be stored."""
+
+    image: Image
+    picture: Picture
+    reproducibility_class: str
+    seconds: float
+    batch_size: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The result of rendering a claim. Images that are neither in `rendered` nor in `plan.failed` are released.
+
+    `seconds` is the time that the device gave it, `pass_seconds` that of the passes that gave pictures, `slots` their
+    batch sizes summed, padding included.
+    """
+
+    held: HeldClaim
+    rendered: list[Rendered] = field(default_factory=list)
+    plan: RetryPlan | None = None
+    seconds: float = 0.0
+    pass_seconds: float = 0.0
+    slots: int = 0
