@@ -272,6 +272,7 @@ class Settings:
     ai100_sdk: str = _setting("PRESSWORK_AI100_SDK", "/opt/qti-aic")  # where the vendor's SDK is
     ai100_program_batch: int = _setting("PRESSWORK_AI100_PROGRAM_BATCH", "1", _whole(1, 64))  # images of one pass
     ai100_placement: str = _setting("PRESSWORK_AI100_PLACEMENT", "")  # empty: the fastest one by the table of times
+    ai100_data_path: bool = _setting("PRESSWORK_AI100_DATA_PATH", "0", _flag)  # the device switches by itself
     ai100_times: str = _setting("PRESSWORK_AI100_TIMES", "")  # what replaces the table's times, as measured
     ai100_flags: str = _setting("PRESSWORK_AI100_FLAGS", "")  # what replaces the compiler's flags
     # How long the simulated pipeline takes, in milliseconds, and whether it simulates faults.

@@ -25,9 +25,14 @@ PLACEMENTS = {
         {"PRESSWORK_AI100_PLACEMENT": "text_encoder=1,vae_decoder=13;unet=14", "PRESSWORK_DEVICE": "qaic:0,1,2"},
         {"devices": "3"},
     ),
+    "the device switches": ({"PRESSWORK_AI100_DATA_PATH": "1"}, {}),
+    "the device switches between text and decoder": (
+        {"PRESSWORK_AI100_DATA_PATH": "1", "PRESSWORK_AI100_PLACEMENT": "text_encoder+vae_decoder=2,unet=12"},
+        {},
+    ),
     "two devices alike": ({"PRESSWORK_DEVICE": "qaic:1,0"}, {"devices": "2"}),
 }
-OFTEN = ("one after the other", "all resident", "U-Net on two of three devices")
+OFTEN = ("one after the other", "all resident", "U-Net on two of three devices", "the device switches")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,11 @@ def test_a_program_that_cannot_be_activated_is_told_with_what_is_free(opened: Op
 
 FAULTS = {
     "activation": (CompileFailed, "QS_ERROR"),
+    "held": (
+        CompileFailed,
+        r"on device 0 \(QS_BUSY\); another process holds the device: stop it, or.*PRESSWORK_DEVICE",
+    ),
+    "forbidden": (CompileFailed, r"on device 0 \(QS_PERM\).*group `qaic`.*PRESSWORK_ACCEL_GROUP"),
     "shape": (SettingsError, "another batch, size or model.*ai100 compile"),
     "busy": (SettingsError, "1 cores free.*stop.*PRESSWORK_DEVICE"),
     "memory": (SettingsError, "1 of 16384 MiB free.*stop"),
@@ -111,3 +116,23 @@ def test_the_canary_tries_every_device_and_one_sick_device_is_found(
     monkeypatch.setattr(stand_in.Program, "compute", sick)
     with pytest.raises(DeviceSick, match="that another one drew"):
         pipeline.render(alone, lambda step: None)
+
+
+def test_a_program_that_no_longer_fits_when_it_is_needed_again_is_no_prompt_s_fault(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process took the memory since: neither a smaller batch nor another prompt would help."""
+    pipeline = opened()
+    usual = drawn(pipeline, specs(1))
+    pipeline.ai100.stations[0].forget((64, 64))
+    machine.device(0).mib_used += machine.card().memory_mib
+    with pytest.raises(CompileFailed, match=r"MiB free and the program \w+ takes.*stop what else runs"):
+        drawn(pipeline, specs(1))
+    machine.device(0).mib_used -= machine.card().memory_mib
+    assert drawn(pipeline, specs(1)) == usual
+
+
+@pytest.mark.parametrize("fault", ["activation", "held", "forbidden", "lost@3"])
+def test_a_group_of_programs_tells_of_its_faults_too(opened: Open, fault: str) -> None:
+    with pytest.raises((SettingsError, CompileFailed, DeviceSick), match=r"QS_\w+\); .*\.$"):
+        drawn(opened({"PRESSWORK_AI100_DATA_PATH": "1"}, faults=fault), specs(2))

@@ -105,3 +105,27 @@ def test_a_batch_that_fails_leaves_what_is_decoded_beside_it(opened: Open) -> No
     with pytest.raises(InterruptedError):
         pipeline.begin(batch, cancelled)
     assert [one.pixels.tobytes() for one in first.pictures() if isinstance(one, Picture)] == usual
+
+
+def test_the_device_switches_by_itself_where_that_is_allowed_and_faster_by_the_table(opened: Open) -> None:
+    """Both times of a switch are columns of the table."""
+    usual = opened({"PRESSWORK_AI100_PLACEMENT": RECIPE})
+    took = milliseconds(usual, 1, 10)
+    usual.close()
+    chosen = {"PRESSWORK_AI100_PLACEMENT": RECIPE, "PRESSWORK_AI100_DATA_PATH": "1"}
+    allowed = opened(chosen)
+    assert took - milliseconds(allowed, 1, 10) == pytest.approx(2 * (PUBLISHED.switch - PUBLISHED.switch_dps))
+    allowed.close()
+    slower = opened(chosen | {"PRESSWORK_AI100_TIMES": "switch_dps=151"})
+    assert milliseconds(slower, 1, 10) == pytest.approx(took)
+
+
+def test_the_plan_is_made_for_the_switches_that_there_will_be(opened: Open) -> None:
+    times = {"PRESSWORK_BATCH_SIZES": "4,1", "PRESSWORK_AI100_TIMES": "switch=150,switch_dps=20"}
+    for allowed, slots in (("0", 3), ("1", 1)):
+        pipeline = opened(times | {"PRESSWORK_AI100_DATA_PATH": allowed}, times="switch=150,switch_dps=20")
+        (station,) = pipeline.ai100.stations
+        assert len(station.placement.slots) == slots
+        found = sustained(pipeline, 4, 10)
+        pipeline.close()
+    assert 0.93 <= placement.bound(CARDS["standard"], PUBLISHED, 10) / found <= 1.0

@@ -40,7 +40,7 @@ def open_pipeline(settings: Settings) -> "Ai100Pipeline":
     index = directory.with_sizes(folder, programs.index, settings.sizes)
     chosen_plan = plan_of(settings, target.card, index.default_steps, len(chosen))
     stations = [
-        Station(Device(sdk, info.number), place, programs)
+        Station(Device(sdk, info.number), place, programs, data_path=data_path(settings))
         for info, place in zip(chosen, chosen_plan.placements, strict=True)
     ]
     programs.find_all(chosen_plan.programs, index.sizes)
@@ -174,17 +174,23 @@ def target_of(settings: Settings, sdk: Sdk, info: DeviceInfo) -> Target:
 
 def plan_of(settings: Settings, card: Card, steps: int, devices: int) -> Plan:
     """PRESSWORK_AI100_PLACEMENT, or the fastest one by the table of times. Raises SettingsError."""
-    times = cards.read_times(settings.ai100_times)
+    times, dps = cards.read_times(settings.ai100_times), data_path(settings)
     if not settings.ai100_placement:
-        return placement.plan(card, times, steps, max(settings.batch_sizes), devices)
+        return placement.plan(card, times, steps, max(settings.batch_sizes), devices, dps=dps)
     found = placement.read_plan(settings.ai100_placement, devices)
     for one in found.placements:
         if one.cores > card.cores:
             raise SettingsError(
                 f"PRESSWORK_AI100_PLACEMENT takes {one.cores} cores ({one}) and an {card.name} has {card.cores}; use"
-                f" {placement.best(card, times, steps, max(settings.batch_sizes))}, or leave it empty."
+                f" {placement.best(card, times, steps, max(settings.batch_sizes), dps=dps)}, or leave it empty."
             )
     return found
+
+
+def data_path(settings: Settings) -> bool:
+    """Whether the device is to switch by itself: if that is allowed, and the table of times has it faster."""
+    times = cards.read_times(settings.ai100_times)
+    return settings.ai100_data_path and times.switch_dps < times.switch
 
 
 class _Status:

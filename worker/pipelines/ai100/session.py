@@ -8,7 +8,7 @@ is copied once, because its buffer serves the next run.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ DTYPES = {
     "INT16_Q_TYPE": np.int16, "INT32_Q_TYPE": np.int32, "INT32_I_TYPE": np.int32, "INT64_I_TYPE": np.int64,
     "INT8_TYPE": np.int8,
 }  # fmt: skip
+NOT_SHORT = ("QS_BUSY", "QS_PERM")  # of a refused activation: neither cores nor memory are what is missing
 LOST = ("QS_NODEV", "QS_DEV_ERROR", "QS_TIMEDOUT", "QS_BADFD", "QS_PROTOCOL")
 
 
@@ -80,38 +81,71 @@ class Device:
         return int(found.nspFree), int(found.dramFree) << 20, int(found.dramTotal) << 20
 
 
+class ProgramGroup(Protocol):
+    """See `groups.py`."""
+
+    def add(self, session: "Session") -> None: ...
+
+    def remove(self, session: "Session") -> None: ...
+
+    def enqueue(self, running: Any) -> Any: ...
+
+
 class Session:
     """A program that is loaded on a device, which takes memory there until it is unloaded. Not thread-safe."""
 
-    def __init__(self, device: Device, folder: Path, name: str, cores: int) -> None:
-        """`folder` holds programqpc.bin. Raises SettingsError, in one sentence; NotLoaded if the device refuses it."""
-        self.name, self.device, self.cores = name, device, cores
+    def __init__(
+        self, device: Device, folder: Path, name: str, cores: int, group: "ProgramGroup | None" = None
+    ) -> None:
+        """`folder` holds programqpc.bin. Programs of a group are loaded and made resident by it. Raises SettingsError,
+        in one sentence; NotLoaded if the device refuses it."""
+        self.name, self.device, self.cores, self._group = name, device, cores, group
         self._rt = device.qaicrt
-        qpc = self._opened(folder)
-        self.bindings = {binding.name: binding for binding in self._bindings(qpc)}
+        self.qpc = self._opened(folder)
+        self.bindings = {binding.name: binding for binding in self._bindings(self.qpc)}
+        self.is_active = False
+        self._idle: list[Started] = []  # execution objects, each with its output buffers
+        self._running = 0
+        self._dims = [(one.dtype.itemsize, list(one.shape)) for one in self._in_order()]
+        self._program: Any = None
+        if group is not None:
+            group.add(self)
+        else:
+            self._load()
+
+    def _load(self) -> None:
         properties = self._rt.QAicProgramProperties()
         if hasattr(properties, "dataPathTimeoutMs"):
             properties.dataPathTimeoutMs = TIMEOUT_MS
         else:  # SDKs before 1.20
             properties.SubmitRetryTimeoutMs = TIMEOUT_MS
-        self._program = self._rt.Program(device.context, device.number, qpc, properties)
+        self._program = self._rt.Program(self.device.context, self.device.number, self.qpc, properties)
         status = self._program.load()
         if status != self._rt.QStatus.QS_SUCCESS:
-            raise NotLoaded(sdks.explain(status, f"The program {name} cannot be loaded on device {device.number}"))
-        self.is_active = False
-        self._idle: list[Started] = []  # execution objects, each with its output buffers
-        self._running = 0
-        self._dims = [(one.dtype.itemsize, list(one.shape)) for one in self._in_order()]
+            what = f"The program {self.name} cannot be loaded on device {self.device.number}"
+            raise NotLoaded(sdks.explain(status, what))
+
+    def attach(self, program: Any) -> None:
+        """The program as its group has it."""
+        self._program = program
+
+    def detach(self) -> None:
+        """The program is no longer in its group; execution objects end with it."""
+        assert not self._running, f"{self.name} is still running"
+        self._idle.clear()
+        self._program = None
 
     def activate(self) -> None:
         """Makes it resident, which takes cores and memory. Raises CompileFailed if the device refuses, or DeviceSick if
         it is lost."""
-        if self.is_active:
+        if self.is_active or self._group is not None:
             return
         status = self._program.activate()
         if status is not None and status != self._rt.QStatus.QS_SUCCESS:
-            what = f"The program {self.name} cannot be activated on device {self.device.number}{self._what_is_free()}"
-            lost = getattr(status, "name", "") in LOST
+            name = getattr(status, "name", "")
+            free = "" if name in NOT_SHORT else self._what_is_free()
+            what = f"The program {self.name} cannot be activated on device {self.device.number}{free}"
+            lost = name in LOST
             raise (DeviceSick if lost else CompileFailed)(sdks.explain(status, what))
         self.is_active = True
 
@@ -127,8 +161,11 @@ class Session:
 
     def unload(self) -> None:
         """Gives its memory back, too: the SDK unloads a program that nobody holds."""
-        self.deactivate()
-        self._program = None
+        if self._group is not None:
+            self._group.remove(self)
+        else:
+            self.deactivate()
+            self._program = None
 
     def check(self, graph: Graph) -> None:
         """Raises WrongShape unless the program's buffers are those of the graph."""
@@ -157,9 +194,10 @@ class Session:
         """Starts a run. Inputs are arrays, or what `buffer` gave. Raises WrongShape or DeviceSick."""
         given = {name: self.buffer(name, one) if isinstance(one, np.ndarray) else one for name, one in inputs.items()}
         running, outputs = self._idle.pop() if self._idle else self._another()
+        queue = self._group or self.device.queue
         buffers = [(given if one.is_input else outputs)[one.name].given for one in self._in_order()]
         self._check(running.setData(buffers, self._rt.BufferDimensionsVecRef(self._dims)), "did not take its inputs")
-        self._check(self.device.queue.enqueue(running), "could not be started")
+        self._check(queue.enqueue(running), "could not be started")
         self._running += 1
         return Run(self, (running, outputs), given)
 

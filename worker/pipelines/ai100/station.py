@@ -8,6 +8,7 @@ from typing import Any
 from services.core.model.errors import SettingsError
 from worker.pipelines.ai100.cards import TEXT_ENCODER, UNET, VAE_ENCODER
 from worker.pipelines.ai100.compiling import PROGRAM
+from worker.pipelines.ai100.groups import Group
 from worker.pipelines.ai100.placement import Placement
 from worker.pipelines.ai100.programs import Programs
 from worker.pipelines.ai100.session import Device, NotLoaded, Run, Session
@@ -20,8 +21,9 @@ class Station:
     """A device with a placement. Programs of one slot take turns; the encoder of input pictures shares the cores of the
     text encoder. Not thread-safe."""
 
-    def __init__(self, device: Device, placement: Placement, programs: Programs) -> None:
-        """Raises SettingsError, in one sentence, if the device has too few cores free."""
+    def __init__(self, device: Device, placement: Placement, programs: Programs, *, data_path: bool = False) -> None:
+        """With `data_path`, the device switches by itself between the programs of a slot. Raises SettingsError, in one
+        sentence, if the device has too few cores free."""
         self.device, self.placement, self._programs = device, placement, programs
         free, _, _ = device.free()
         if free < placement.cores:
@@ -31,7 +33,12 @@ class Station:
                 " PRESSWORK_AI100_PLACEMENT."
             )
         self._sessions: dict[Key, Session] = {}  # the one that was used last at the end
-        self._turns = {slot.networks[0]: Turns() for slot in placement.slots}
+        self._turns: dict[str, Turns] = {
+            slot.networks[0]: Together(Group(device, f"presswork {slot.networks[0]}"))
+            if data_path and len(slot.networks) > 1
+            else Turns()
+            for slot in placement.slots
+        }
 
     def has(self, network: str) -> bool:
         return _home(network) in self.placement.networks
@@ -56,7 +63,10 @@ class Station:
         while True:
             try:
                 self._check_memory(network, folder)
-                return Session(self.device, folder, network, cores)
+                turns = self.turns(network)
+                if turns.group is not None:
+                    turns.settle()  # it is made anew
+                return Session(self.device, folder, network, cores, turns.group)
             except NotLoaded:
                 if not self._unload_another(network, size):
                     raise
@@ -113,7 +123,8 @@ class Station:
 class Turns:
     """The programs that share some cores: one of them is active."""
 
-    def __init__(self) -> None:
+    def __init__(self, group: Group | None = None) -> None:
+        self.group = group
         self._active: Session | None = None
         self._runs: list[Run] = []
 
@@ -144,12 +155,31 @@ class Turns:
 
     def close(self) -> None:
         """Waits for what runs, and gives the cores back."""
-        for run in self._runs:
-            run.settle()
-        self._runs.clear()
+        self.settle()
         if self._active is not None:
             self._active.deactivate()
             self._active = None
+
+    def settle(self) -> None:
+        """Waits for what runs."""
+        for run in self._runs:
+            run.settle()
+        self._runs.clear()
+
+
+class Together(Turns):
+    """The same, where the device switches to the program of a run by itself: none has to be made resident."""
+
+    def has(self, session: Session) -> bool:  # noqa: ARG002  all of them are there
+        return True
+
+    def drop(self, session: Session) -> None:  # noqa: ARG002  its group is made anew without it
+        self.settle()
+
+    def close(self) -> None:
+        self.settle()
+        assert self.group is not None
+        self.group.close()
 
 
 def switch_all(wanted: Iterable[tuple[Station, Session]]) -> None:

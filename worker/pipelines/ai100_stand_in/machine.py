@@ -6,7 +6,8 @@ AI100_STAND_IN_MEMORY    each device's memory in MiB, if it is not the card's
 AI100_STAND_IN_TIMES     replaces entries of the table of times, as PRESSWORK_AI100_TIMES does
 AI100_STAND_IN_SCALE     what share of a time the stand-in sleeps; 0, the default: it does not
 AI100_STAND_IN_VERSION   the SDK's version
-AI100_STAND_IN_FAULTS    words with commas: permission, busy, memory, shape, activation, lost@N, timeout@N (run N)
+AI100_STAND_IN_FAULTS    words with commas: permission, busy (cores), memory, shape, activation, held (by another
+                         process), forbidden (to activate), lost@N, timeout@N (run N)
 
 The clock is virtual: a run begins when the host has asked for it and its program is free, and ends after the table's
 time; the host is as far as the last thing it waited for. The host is the thread that starts runs: a switch blocks it,

@@ -18,8 +18,9 @@ from worker.pipelines.ai100_stand_in.io_descriptor import BUFFER_IO_TYPE_INPUT, 
 from worker.pipelines.cpu import thread_count
 
 __all__ = [
-    "BufferDimensionsVecRef", "Context", "ExecObj", "Program", "QAicProgramProperties", "QBuffer", "QIDList", "QStatus",
-    "Qpc", "Queue", "Util",
+    "BufferDimensionsVecRef", "Context", "ExecObj", "Program", "ProgramGroup", "QAicProgramGroupProperties",
+    "QAicProgramGroupPropertiesProtocol", "QAicProgramProperties", "QBuffer", "QIDList", "QStatus", "Qpc", "Queue",
+    "Util",
 ]  # fmt: skip
 NUMPY = {1: np.float32, 2: np.uint8, 3: np.int8, 5: np.int16, 6: np.int32, 7: np.int64, 9: np.bool_, 10: np.float16}
 
@@ -39,6 +40,9 @@ class QStatus(enum.IntEnum):
     QS_UNSUPPORTED = 11
     QS_DEV_ERROR = 300
     QS_ERROR = 500
+
+
+REFUSALS = {"activation": QStatus.QS_ERROR, "held": QStatus.QS_BUSY, "forbidden": QStatus.QS_PERM}  # by fault
 
 
 class QIDList(list[int]):
@@ -70,6 +74,16 @@ class QAicProgramProperties:
     def __init__(self) -> None:
         self.dataPathTimeoutMs = 60_000
         self.SubmitNumRetries, self.SubmitRetryTimeoutMs, self.devMapping = 5, 5000, ""
+
+
+class QAicProgramGroupPropertiesProtocol(enum.IntEnum):
+    QAIC_PROGRAM_GROUP_PROTOCOL_CONTROL_PATH = 0
+    QAIC_PROGRAM_GROUP_PROTOCOL_DATA_PATH = 1
+
+
+class QAicProgramGroupProperties:
+    def __init__(self) -> None:
+        self.protocolSelect = QAicProgramGroupPropertiesProtocol.QAIC_PROGRAM_GROUP_PROTOCOL_CONTROL_PATH
 
 
 class Util:
@@ -126,6 +140,7 @@ class Program:
         self.device, self.qpc, self.properties = context.devices[number], qpc, properties
         self.is_active = False
         self.running: weakref.WeakSet[ExecObj] = weakref.WeakSet()
+        self.group: ProgramGroup | None = None
         self._graph: Any = None
         self._mib = -(-qpc.file.stat().st_size >> 20)
 
@@ -145,7 +160,10 @@ class Program:
         cores = self.qpc.header.cores
         if self.device.lost:
             return QStatus.QS_DEV_ERROR
-        if machine.fault("activation") or cores > self.device.cores_free:
+        for name, status in REFUSALS.items():
+            if machine.fault(name):
+                return status
+        if cores > self.device.cores_free:
             return QStatus.QS_ERROR  # which is what the runtime makes of whatever is short
         self.device.cores_used += cores
         self.is_active = True
@@ -172,10 +190,69 @@ class Program:
     def reserve(self) -> float:
         """When a run that is asked for now will have ended."""
         header, clock = self.qpc.header, machine.CLOCK
-        began = max(clock.now(), self.device.free_at.get(id(self), 0.0))
+        if self.group is not None:
+            began = self.group.turn_to(self, clock.now())
+        else:
+            began = max(clock.now(), self.device.free_at.get(id(self), 0.0))
         ends = began + machine.times().run(header.network, header.cores) * header.batch
-        self.device.free_at[id(self)] = ends
+        self.device.free_at[id(self.group or self)] = ends
         return ends
+
+
+class ProgramGroup:
+    """Programs of which one is resident; the device switches when a run of another one is enqueued."""
+
+    def __init__(self, context: Context, number: int, name: str, properties: QAicProgramGroupProperties) -> None:
+        self.context, self.number, self.name = context, number, name
+        self.device, self._properties = context.devices[number], properties
+        self._programs: list[Program] = []
+        self._there: Program | None = None
+        self._cores = 0
+
+    def addProgram(self, qpc: Qpc) -> tuple[QStatus, Program | None]:  # noqa: N802
+        if self._cores:
+            return QStatus.QS_INVAL, None
+        program = Program(self.context, self.number, qpc)
+        status = program.load()
+        if status == QStatus.QS_SUCCESS:
+            self._programs.append(program)
+        return status, program
+
+    def enable(self) -> QStatus:
+        cores = max(program.qpc.header.cores for program in self._programs)
+        for name, status in REFUSALS.items():
+            if machine.fault(name):
+                return status
+        if cores > self.device.cores_free:
+            return QStatus.QS_ERROR
+        self.device.cores_used += cores
+        self._cores = cores
+        for program in self._programs:
+            program.group, program.is_active = self, True
+        return QStatus.QS_SUCCESS
+
+    def disable(self, force: bool, timeout_ms: int) -> QStatus:  # noqa: ARG002  the SDK's signature
+        self.device.cores_used -= self._cores
+        self._cores = 0
+        for program in self._programs:
+            program.group, program.is_active = None, False
+        self._programs.clear()
+        self._there = None
+        return QStatus.QS_SUCCESS
+
+    def enqueue(self, running: "ExecObj") -> QStatus:
+        return running.run_now()
+
+    def turn_to(self, program: Program, now: float) -> float:
+        """When the program can run: the device waits for what it was given before, and switches, on its own time."""
+        began = max(now, self.device.free_at.get(id(self), 0.0))
+        if self._there is program:
+            return began
+        self._there = program
+        machine.CLOCK.switches += 1
+        data_path = QAicProgramGroupPropertiesProtocol.QAIC_PROGRAM_GROUP_PROTOCOL_DATA_PATH
+        table = machine.times()
+        return began + (table.switch_dps if self._properties.protocolSelect == data_path else table.switch)
 
 
 def _give_back(device: machine.Device, mib: int) -> None:
