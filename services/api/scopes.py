@@ -33,7 +33,7 @@ _OPERATIONS = {
         change_schedule delete_schedule
         save_view change_view delete_view
         delete_catalogue cancel_run publish_version redraw_changes
-        delete_dataset cancel_dataset_version
+        delete_dataset cancel_dataset_version delete_dataset_version
     """,
     Scope.ADMIN: "list_keys create_key revoke_key",
 }

@@ -335,24 +335,42 @@ def urls(
 
 def rm(
     name: Name,
+    version: Annotated[
+        int | None, typer.Option("--version", min=1, help="This version alone.", show_default=False)
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     profile: options.ProfileName = None,
     as_json: options.Json = False,
 ) -> Exit:
-    """Delete a dataset with all its versions. Jobs and images stay."""
+    """Delete a dataset with all its versions, or one version. Jobs and images stay.
+
+    The other versions keep all their files. A version's number is not given again.
+    """
     with connect(profile) as client:
         dataset = client.dataset(name)
-        version = dataset.show()["version"]
-        show.say(f"deletes {name} " + (f"with version {version} and those before" if version else "without a version"))
+        show.say(_losing(dataset, version))
         if not yes and not removal.agrees():
             show.say("nothing was deleted")
             return Exit.FAILED
-        dataset.delete()
-    if as_json:
+        if version is None:
+            dataset.delete()
+        else:
+            dataset.delete_version(version)
+    if as_json and version is None:
         show.document({"name": name, "object": "dataset", "deleted": True})
+    elif as_json:
+        show.document({"dataset": name, "version": version, "object": "dataset.version", "deleted": True})
     else:
-        show.say(f"{name} is deleted; the server frees the space in the background")
+        what = name if version is None else f"version {version} of {name}"
+        show.say(f"{what} is deleted; the server frees the space in the background")
     return Exit.OK
+
+
+def _losing(dataset: DatasetHandle, version: int | None) -> str:
+    if version is not None:
+        return f"deletes version {version} of {dataset.name}, {dataset.version(version)['images']:,} images"
+    last = dataset.show()["version"]
+    return f"deletes {dataset.name} " + (f"with version {last} and those before" if last else "without a version")
 
 
 def _followed(dataset: DatasetHandle, made: DatasetVersion) -> DatasetVersion:

@@ -110,7 +110,7 @@ EXAMPLES = {
     "dataset diff": ("presswork dataset diff mugs 3 4",),
     "dataset pull": ("presswork dataset pull mugs -o data", "presswork dataset pull mugs --split val --version 3"),
     "dataset urls": ("presswork dataset urls mugs --split train",),
-    "dataset rm": ("presswork dataset rm mugs --yes",),
+    "dataset rm": ("presswork dataset rm mugs --yes", "presswork dataset rm mugs --version 3"),
     "catalogue apply": ("presswork catalogue apply shop.toml",),
     "catalogue plan": ("presswork catalogue plan shop", "presswork catalogue plan shop --json"),
     "catalogue run": ("presswork catalogue run shop", "presswork catalogue run shop --accept-removed --no-wait"),

@@ -36,7 +36,7 @@ def page(
     root = _root(request)
     text = _environment.get_template(template).render(
         root=root,
-        base=dependencies.base_url(request.app.state.context.settings, request),
+        base=base(request),
         static=lambda name: root + files.address(name),
         visitor=visitor,
         path=request.url.path,
@@ -54,6 +54,11 @@ def trouble(
     return page(
         request, "trouble.html", visitor=visitor, status=status, headers=headers, title=title, sentence=sentence
     )
+
+
+def base(request: Request) -> str:
+    """The address of this server as its users know it."""
+    return dependencies.base_url(request.app.state.context.settings, request)
 
 
 def address(request: Request, path: str) -> str:

@@ -107,6 +107,9 @@ KINDS: dict[str, tuple[str, Words]] = {
     "dataset.version_cancelled": (
         "cancelled a version", lambda data: (f"stopped version {data.get('version', '')} of", ""),
     ),
+    "dataset.version_deleted": (
+        "deleted a version", lambda data: (f"deleted version {data.get('version', '')} of", ""),
+    ),
     "catalogue.created": ("made a catalogue", _plain("made")),
     "catalogue.changed": ("changed a catalogue", _plain("changed")),
     "catalogue.uploaded": ("uploaded a feed", _plain("uploaded the feed of")),

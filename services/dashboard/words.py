@@ -7,7 +7,7 @@ from typing import Any
 from services.core.events.queries import Event
 from services.core.fleet import workers
 from services.core.fleet.workers import Worker
-from services.core.model import scores
+from services.core.model import metadata_types, scores
 
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
@@ -144,6 +144,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "iso": iso,
     "size": size,
     "score": score,
+    "metadata": metadata_types.text_of,
     "phash": scores.hex_of,
     "plural": plural,
     "happening": happening,

@@ -138,10 +138,11 @@ def _check(database: Database, store: S3Store, version: Version) -> None:
             if file.split is not None
         ]
     assert sum(file.images for file in files) == version.images
-    data = store.read(files[-1].object_key)
-    assert hashlib.sha256(data).digest() == files[-1].sha256
+    last = [file for file in files if file.path.endswith(".tar")][-1]
+    data = store.read(last.object_key)
+    assert hashlib.sha256(data).digest() == last.sha256
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        assert sum(entry.name.endswith(".png") for entry in tar) == files[-1].images
+        assert sum(entry.name.endswith(".png") for entry in tar) == last.images
 
 
 def _shards(version: Version) -> int:

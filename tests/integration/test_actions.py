@@ -139,6 +139,7 @@ def _do_datasets(acts: Acts, job: str) -> None:
         acts.do(operation, "POST", f"{place}/{path}", json={"labels": ["run:a"]})
     version = acts.do("export_dataset", "POST", f"{place}/versions", json={"while_running": True})["version"]
     acts.do("cancel_dataset_version", "POST", f"{place}/versions/{version}/cancel")
+    acts.do("delete_dataset_version", "DELETE", f"{place}/versions/{version}")
     acts.do("delete_dataset", "DELETE", place)
 
 

@@ -409,6 +409,7 @@ DATASET_ROUTES = {  # test_datasets_api.py shows that other tenants' datasets ar
     ("POST", "/v1/datasets/{dataset}/versions"),
     ("GET", "/v1/datasets/{dataset}/versions"),
     ("GET", "/v1/datasets/{dataset}/versions/{version}"),
+    ("DELETE", "/v1/datasets/{dataset}/versions/{version}"),
     ("GET", "/v1/datasets/{dataset}/versions/{version}/files"),
     ("POST", "/v1/datasets/{dataset}/versions/{version}/cancel"),
     ("GET", "/v1/datasets/{dataset}/diff"),

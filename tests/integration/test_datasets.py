@@ -3,6 +3,7 @@
 import errno
 import json
 import tarfile
+import zlib
 from array import array
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,49 @@ def test_the_same_inputs_give_the_same_bytes_however_often_the_writer_was_killed
         shards = {path for path in smooth[number] if path.startswith("data/")}
         assert shards and {path: broken[path] for path in shards} == {path: smooth[number][path] for path in shards}
         assert set(broken) == set(smooth[number])
+
+
+def test_a_writer_that_goes_on_describes_jobs_as_its_predecessor_found_them(database, settings, store):
+    job = collecting.rendered(database, settings, store, captions(4), finish=False, head={"labels": {"run": "monday"}})
+    collecting.make(database, job, images_per_shard=3)
+    collecting.order(database, while_running=True)
+    dying = DyingStore(settings)
+    dying.puts_left = 1
+    with pytest.raises(Killed):
+        collecting.run(database, settings, dying)
+    collecting.age_leases(database)
+    before = collecting.version(database, 1)
+    exporting.finish(database, job)
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE jobs SET labels = '{\"run\": \"tuesday\"}'"))
+    collecting.run(database, settings, store)
+    files, after = collecting.files(database, 1), collecting.version(database, 1)
+    described, told = (store.read(files[path].object_key).decode() for path in ("README.md", "manifest.json"))
+    assert "run: monday" in described and "tuesday" not in described
+    [status] = [one["status"] for one in json.loads(told)["jobs"]]
+    assert status in described and status != "completed"
+    assert (before.state, after.state, before.plan) == ("running", "completed", after.plan)
+
+
+def test_a_version_that_the_release_before_has_planned_is_written_and_compared(database, settings, store, tmp_path):
+    first = collecting.rendered(database, settings, store, captions(4), head={"labels": {"run": "monday"}})
+    collecting.make(database, first, images_per_shard=2)
+    collecting.export(database, settings, store)
+    collecting.mark(database, first, [1], "rejected")
+    dying = DyingStore(settings)
+    collecting.order(database)
+    with pytest.raises(Killed):
+        collecting.run(database, settings, dying)
+    collecting.age_leases(database)
+    told = zlib.compress(json.dumps([[ids.public_job(first), 1, "rejected"]]).encode())
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE dataset_jobs SET state = NULL, labels = NULL"))
+        connection.execute(text("UPDATE dataset_versions SET removed = :told WHERE number = 2"), {"told": told})
+    collecting.run(database, settings, store)
+    tree = collecting.download(database, store, 2, tmp_path)
+    assert collecting.manifest(tree)["removed"] == [{"job": ids.public_job(first), "index": 1, "why": "rejected"}]
+    assert collecting.manifest(tree)["jobs"][0]["status"] == "completed"
+    assert "run: monday" in (tree / "README.md").read_text()
 
 
 def test_a_picture_that_two_retries_have_rendered_counts_once(database, settings, store, tmp_path):

@@ -56,6 +56,7 @@ ANSWERS: dict[str, Any] = {
     "post /v1/datasets/{dataset}/versions": answers.DatasetVersion,
     "get /v1/datasets/{dataset}/versions": [answers.DatasetVersion],
     "get /v1/datasets/{dataset}/versions/{version}": answers.DatasetVersion,
+    "delete /v1/datasets/{dataset}/versions/{version}": answers.DatasetVersionDeleted,
     "post /v1/datasets/{dataset}/versions/{version}/cancel": answers.DatasetVersion,
     "get /v1/datasets/{dataset}/versions/{version}/files": [answers.DatasetFile],
     "get /v1/datasets/{dataset}/diff": answers.DatasetComparison,

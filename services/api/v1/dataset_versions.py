@@ -11,7 +11,7 @@ from services.api.body import json_object
 from services.api.dependencies import ContextDep
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
-from services.core.datasets import comparison, dataset_records, datasets, definition
+from services.core.datasets import comparison, dataset_records, datasets, definition, version_removal
 from services.core.datasets.definition import VersionRequest
 from services.core.storage import signed_urls
 
@@ -35,8 +35,8 @@ class VersionCounts(BaseModel):
 
 class DatasetVersion(BaseModel):
     """`base` is the version that it was made from: `rewritten` of its shards were written again, without the `removed`
-    images. `bytes` were stored for this version alone. `error` says why it failed or, while it is being written, what
-    holds it up."""
+    images. `bytes` were stored for this version alone; its files have `total_bytes`: null until it is complete, and
+    where an older release wrote it. `error` says why it failed or, while it is being written, what holds it up."""
 
     object: Literal["dataset.version"] = "dataset.version"
     dataset: str
@@ -50,6 +50,7 @@ class DatasetVersion(BaseModel):
     rewritten: int
     removed: int
     bytes: int
+    total_bytes: int | None
     created_at: schemas.Moment
     finished_at: schemas.Moment | None
     error: str | None
@@ -58,6 +59,13 @@ class DatasetVersion(BaseModel):
 class DatasetVersionPage(BaseModel):
     data: list[DatasetVersion]
     next_cursor: str | None
+
+
+class DatasetVersionDeleted(BaseModel):
+    dataset: str
+    version: int
+    object: Literal["dataset.version"] = "dataset.version"
+    deleted: Literal[True] = True
 
 
 class DatasetFile(BaseModel):
@@ -154,6 +162,17 @@ def cancel_dataset_version(context: ContextDep, tenant: Tenant, dataset: str, ve
         return _shown(dataset_records.version(connection, found, parameters.number(version)))
 
 
+@router.delete("/datasets/{dataset}/versions/{version}", response_model=DatasetVersionDeleted)
+def delete_dataset_version(context: ContextDep, tenant: Tenant, dataset: str, version: str) -> Any:
+    """Deletes one version that is not being written. Its files cannot be read any more at once; what no other version
+    holds is deleted soon after. Its number is not given again; after the last one, the next is made from the one
+    before."""
+    number = parameters.number(version)
+    with context.database.begin(tenant) as connection:
+        version_removal.remove(connection, tenant, dataset, number)
+    return DatasetVersionDeleted(dataset=dataset, version=number)
+
+
 @router.get("/datasets/{dataset}/versions/{version}/files", response_model=DatasetFilePage)
 def list_dataset_files(
     request: Request,
@@ -230,6 +249,7 @@ def _shown(version: dataset_records.Version) -> DatasetVersion:
         rewritten=0 if plan is None else plan.rewritten,
         removed=0 if plan is None else plan.removed,
         bytes=version.bytes,
+        total_bytes=version.total_bytes,
         created_at=version.created_at,
         finished_at=version.finished_at,
         error=version.error,

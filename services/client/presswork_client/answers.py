@@ -619,7 +619,8 @@ class VersionCounts(TypedDict):
 
 
 class DatasetVersion(TypedDict):
-    """`rewritten` shards of `base` were written again, without the `removed` images."""
+    """`rewritten` shards of `base` were written again, without the `removed` images. `bytes` were stored for this
+    version alone; its files have `total_bytes`, once it is complete."""
 
     object: Literal["dataset.version"]
     dataset: str
@@ -633,9 +634,17 @@ class DatasetVersion(TypedDict):
     rewritten: int
     removed: int
     bytes: int
+    total_bytes: int | None
     created_at: str
     finished_at: str | None
     error: str | None
+
+
+class DatasetVersionDeleted(TypedDict):
+    dataset: str
+    version: int
+    object: Literal["dataset.version"]
+    deleted: Literal[True]
 
 
 class DatasetFile(TypedDict):

@@ -58,6 +58,10 @@ class DatasetHandle:
         found: DatasetVersion = self._call("POST", f"/versions/{number}/cancel")
         return found
 
+    def delete_version(self, number: int) -> None:
+        """Deletes one version that is not being written; the others stay as they are."""
+        self._call("DELETE", f"/versions/{number}")
+
     def diff(self, before: int, after: int, *, limit: int = 100) -> DatasetComparison:
         """The images that one of two versions holds and the other does not."""
         asked = {"before": before, "after": after, "limit": limit}

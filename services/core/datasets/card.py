@@ -6,51 +6,47 @@ README.md names each shard of each split: a file of another version that lies be
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import IO, Any
 
-from services.core.datasets import dataset_records
-from services.core.datasets.dataset_records import DatasetFile, Version
-from services.core.datasets.source_jobs import SourceJob
+from services.core.datasets import dataset_records, removals
+from services.core.datasets.dataset_records import DatasetFile, JobState, Version
 from services.core.db.database import Database
 from services.core.exports import manifest, readme
 from services.core.exports.records import File
 from services.core.exports.shards import ExportWriter
 from services.core.model import file_names, ids
 
+_KEPT = 10_000  # removed images, from one extension of the lease to the next
 _MARKUP = frozenset("|\\<>&`*_[]")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M"))
 
 
-def write(writer: ExportWriter[Version], database: Database, jobs: Sequence[SourceJob]) -> list[File]:
+def write(writer: ExportWriter[Version], database: Database) -> list[File]:
     """Writes these files. Call it when all shards are recorded."""
     version = writer.export
     with database.begin_system() as connection:
         removed = dataset_records.removed(connection, version)
-        states = {one.job_id: one for one in dataset_records.jobs(connection, version.dataset.id, version.number)}
-    counts = {job.id: states[job.id].images for job in jobs if job.id in states}
+        jobs = dataset_records.jobs(connection, version.dataset.id, version.number)
     with (
         tempfile.TemporaryFile() as card,
         tempfile.TemporaryFile() as listed,
         tempfile.TemporaryFile() as sums,
     ):
-        card.write(_card(version, jobs, counts, _shards(writer, database)).encode())
+        card.write(_card(version, jobs, _shards(writer, database)).encode())
         own = [writer.put(readme.README, card, "text/markdown", 0), *_energon(writer, database)]
-        _begin(listed, version, jobs, counts, removed)
-        for number, file in enumerate(chain(own, _files(writer, database))):
-            entry = {"path": file.path, "images": file.images, "bytes": file.bytes, "sha256": file.sha256.hex()}
-            listed.write(f"{',' if number else ''}\n    {json.dumps(entry)}".encode())
-            sums.write(manifest.line(file))
-        listed.write(b"\n  ]\n}\n")
+        _begin(listed, version, jobs)
+        _list(listed, "removed", _removed(writer, removed))
+        _list(listed, "files", _summed(sums, chain(own, _files(writer, database))))
+        listed.write(b"\n}\n")
         described = writer.put(manifest.MANIFEST, listed, "application/json", 0)
         sums.write(manifest.line(described))
         return [*own, described, writer.put(manifest.SUMS, sums, "text/plain", 0)]
 
 
-def _begin(
-    listed: IO[bytes], version: Version, jobs: Sequence[SourceJob], counts: dict[int, int], removed: list[list[Any]]
-) -> None:
+def _begin(listed: IO[bytes], version: Version, jobs: Sequence[JobState]) -> None:
+    """All but the lists that may be long."""
     assert version.plan is not None
     counted = version.plan.counted
     head: dict[str, Any] = {
@@ -67,23 +63,45 @@ def _begin(
         "models": sorted(set(counted.models.values())),
         "jobs": [
             {
-                "job": ids.public_job(job.id),
+                "job": ids.public_job(job.job_id),
                 "retry_of": _parent(job),
                 "status": job.state,
-                "images": counts.get(job.id, 0),
+                "images": job.images,
             }
             for job in jobs
         ],
         "jobs_gone": list(version.plan.gone),
-        "removed": [{"job": job, "index": index, "why": why} for job, index, why in removed],
     }
     if counted.licenses:
         head["licenses"] = {name: found.as_json() for name, found in counted.licenses.items()}
-    listed.write(json.dumps(head, indent=2).removesuffix("\n}").encode() + b',\n  "files": [')
+    listed.write(json.dumps(head, indent=2).removesuffix("\n}").encode())
 
 
-def _parent(job: SourceJob) -> str | None:
-    return None if job.root == job.id else ids.public_job(job.root)
+def _list(listed: IO[bytes], name: str, entries: Iterable[dict[str, Any]]) -> None:
+    """One more field of the manifest, an entry a line."""
+    listed.write(f',\n  "{name}": ['.encode())
+    number = -1
+    for number, entry in enumerate(entries):
+        listed.write(f"{',' if number else ''}\n    {json.dumps(entry)}".encode())
+    listed.write(b"]" if number < 0 else b"\n  ]")
+
+
+def _summed(sums: IO[bytes], files: Iterable[File]) -> Iterator[dict[str, Any]]:
+    """The manifest's entry of each file; writes its sha256 to `sums`."""
+    for file in files:
+        sums.write(manifest.line(file))
+        yield {"path": file.path, "images": file.images, "bytes": file.bytes, "sha256": file.sha256.hex()}
+
+
+def _removed(writer: ExportWriter[Version], packed: bytes | None) -> Iterator[dict[str, Any]]:
+    for number, (job, index, why) in enumerate(removals.unpack(packed)):
+        if number % _KEPT == 0:
+            writer.keep()
+        yield {"job": job, "index": index, "why": why}
+
+
+def _parent(job: JobState) -> str | None:
+    return None if job.root_id == job.job_id else ids.public_job(job.root_id)
 
 
 def _files(writer: ExportWriter[Version], database: Database) -> Iterator[DatasetFile]:
@@ -138,7 +156,7 @@ def _energon(writer: ExportWriter[Version], database: Database) -> list[File]:
     return files
 
 
-def _card(version: Version, jobs: Sequence[SourceJob], counts: dict[int, int], shards: dict[str, list[str]]) -> str:
+def _card(version: Version, jobs: Sequence[JobState], shards: dict[str, list[str]]) -> str:
     assert version.plan is not None
     counted, name = version.plan.counted, version.dataset.name
     models = ", ".join(sorted(set(counted.models.values()))) or "a model"
@@ -162,16 +180,16 @@ def _card(version: Version, jobs: Sequence[SourceJob], counts: dict[int, int], s
         "| split | shards | pictures |", "|---|---|---|",
         *(f"| {split} | {count:,} | {images:,} |" for split, (count, images) in counted.splits.items()), "",
         "## Where the prompts are from", "", "| job | labels | status | pictures |", "|---|---|---|---|",
-        *(_row(job, counts.get(job.id, 0)) for job in jobs if counts.get(job.id)), "",
+        *(_row(job) for job in jobs if job.images), "",
         "## How it was made", "", *_made(version),
     ]  # fmt: skip
     return "\n".join(["---", *head, "---", *body, *readme.licenses(counted.licenses), ""])
 
 
-def _row(job: SourceJob, images: int) -> str:
+def _row(job: JobState) -> str:
     labels = _plain(", ".join(f"{name}: {value}" for name, value in sorted(job.labels.items())))
     retried = f" (a retry of {_parent(job)})" if _parent(job) else ""
-    return f"| {ids.public_job(job.id)}{retried} | {labels} | {job.state} | {images:,} |"
+    return f"| {ids.public_job(job.job_id)}{retried} | {labels} | {job.state} | {job.images:,} |"
 
 
 def _plain(words: str) -> str:

@@ -6,7 +6,7 @@ from itertools import islice
 
 from sqlalchemy import Connection
 
-from services.core.datasets import dataset_records, held
+from services.core.datasets import dataset_records, held, removals
 from services.core.datasets.dataset_records import HeldShard, Version
 from services.core.model import ids
 
@@ -73,5 +73,5 @@ def _places(flags: dict[int, bytearray], side: int) -> Iterator[tuple[str, int]]
 def _reasons(connection: Connection, version: Version, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], str]:
     if not wanted:
         return {}
-    removed = dataset_records.removed(connection, version)
+    removed = removals.unpack(dataset_records.removed(connection, version))
     return {(job, index): why for job, index, why in removed if (job, index) in wanted}

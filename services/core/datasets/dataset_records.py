@@ -5,7 +5,6 @@ no completed version up to it has put another in its place.
 """
 
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -34,18 +33,27 @@ ORDER BY name LIMIT :limit
 """)  # noqa: S608  our own text
 _VERSION = (
     "dataset_id, number, state, while_running, definition, base, base_url, plan, images, images_to_write, "
-    "images_written, bytes, is_stored, error, created_at, finished_at"
+    "images_written, bytes, is_stored, error, created_at, finished_at, deleted_at, "
+    "total_bytes"
 )
 _VERSIONS = statement("dataset_records.versions")(f"""
-SELECT {_VERSION} FROM dataset_versions WHERE dataset_id = :id AND number < :before ORDER BY number DESC LIMIT :limit
+SELECT {_VERSION} FROM dataset_versions WHERE dataset_id = :id AND number < :before AND deleted_at IS NULL
+ORDER BY number DESC LIMIT :limit
 """)  # noqa: S608  our own text
-_NUMBERED = statement("dataset_records.numbered")(
-    f"SELECT {_VERSION} FROM dataset_versions WHERE dataset_id = :id AND number = :number"  # noqa: S608
-)
+_NUMBERED = statement("dataset_records.numbered")(f"""
+SELECT {_VERSION} FROM dataset_versions WHERE dataset_id = :id AND number = :number AND deleted_at IS NULL
+""")  # noqa: S608  our own text
 _AT_WORK = statement("dataset_records.at_work")(f"""
 SELECT {_VERSION} FROM dataset_versions
-WHERE dataset_id = :id AND (finished_at IS NULL OR (state IN ('failed', 'cancelled') AND is_stored))
+WHERE dataset_id = :id
+  AND (finished_at IS NULL OR (is_stored AND (state IN ('failed', 'cancelled') OR deleted_at IS NOT NULL)))
 ORDER BY number LIMIT 1
+""")  # noqa: S608  our own text
+_NEWEST = statement("dataset_records.newest")(f"""
+SELECT {_VERSION} FROM dataset_versions v WHERE dataset_id = ANY(CAST(:ids AS bigint[])) AND deleted_at IS NULL
+  AND number IN ((SELECT version FROM datasets WHERE id = v.dataset_id),
+                 (SELECT max(number) FROM dataset_versions WHERE dataset_id = v.dataset_id AND deleted_at IS NULL))
+ORDER BY dataset_id, number
 """)  # noqa: S608  our own text
 _UNFINISHED = statement("dataset_records.unfinished")(
     "SELECT number FROM dataset_versions WHERE dataset_id = :id AND finished_at IS NULL"
@@ -87,14 +95,19 @@ LEFT JOIN dataset_shards s
   ON s.dataset_id = f.dataset_id AND s.since = f.since AND s.split = f.split AND s.ordinal = f.ordinal
 WHERE f.dataset_id = :id AND {{which}} AND CASE WHEN f.split IS NULL THEN f.since = :number ELSE {_STANDS} END
 """  # noqa: S608  our own text
+_TOTAL = statement("dataset_records.total")(
+    f"SELECT coalesce(sum(bytes), 0) FROM ({_FILE.format(which='true')}) AS files"  # noqa: S608  our own text
+)
 _FILES = statement("dataset_records.files")(
     _FILE.format(which="f.path > :after AND (CAST(:split AS text) IS NULL OR f.split = :split)")
     + "ORDER BY f.path LIMIT :limit"
 )
 _ONE_FILE = statement("dataset_records.file")(_FILE.format(which="f.path = :path"))
 _JOBS = statement("dataset_records.jobs")("""
-SELECT job_id, root_id, is_final, marks, images FROM dataset_jobs WHERE dataset_id = :id AND number = :number
-ORDER BY job_id
+SELECT d.job_id, d.root_id, d.is_final, d.marks, d.images, coalesce(d.state, jobs.state),
+       coalesce(d.labels, jobs.labels, '{}')
+FROM dataset_jobs d LEFT JOIN jobs ON jobs.id = d.job_id AND d.state IS NULL
+WHERE d.dataset_id = :id AND d.number = :number ORDER BY d.job_id
 """)
 
 
@@ -168,6 +181,8 @@ class Version:
     error: str | None
     created_at: datetime
     finished_at: datetime | None
+    deleted_at: datetime | None = None
+    total_bytes: int | None = None
 
     @property
     def folder(self) -> str:
@@ -211,14 +226,16 @@ class DatasetFile(File):
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A job as a version found it: the first job of its retries, whether it had ended, and a text that changes with its
-    marks."""
+    """A job as a version found it when it was planned: the first job of its retries, whether it had ended, a text that
+    changes with its marks, and how many of its images stand in the version."""
 
     job_id: int
     root_id: int
     is_final: bool
     marks: str
-    images: int = 0
+    images: int
+    state: str
+    labels: Mapping[str, str]
 
 
 def find(connection: Connection, tenant_id: int, name: str) -> Dataset:
@@ -277,10 +294,10 @@ def unfinished(connection: Connection, dataset: Dataset) -> int | None:
     return connection.execute(_UNFINISHED, {"id": dataset.id}).scalar_one_or_none()
 
 
-def removed(connection: Connection, found: Version) -> list[list[Any]]:
-    """The images that the version's base holds and it does not: public job, index, why."""
+def removed(connection: Connection, found: Version) -> bytes | None:
+    """The images that the version's base holds and it does not, as `removals` packs them."""
     packed = connection.execute(_REMOVED, {"id": found.dataset.id, "number": found.number}).scalar_one()
-    return [] if packed is None else list(json.loads(zlib.decompress(packed)))
+    return None if packed is None else bytes(packed)
 
 
 def shards(
@@ -319,6 +336,20 @@ def files(
 def file(connection: Connection, dataset_id: int, number: int, path: str) -> DatasetFile | None:
     row = connection.execute(_ONE_FILE, {"id": dataset_id, "number": number, "path": path}).one_or_none()
     return None if row is None else _file(row)
+
+
+def total_bytes(connection: Connection, dataset_id: int, number: int) -> int:
+    """Of all files of a version."""
+    return int(connection.execute(_TOTAL, {"id": dataset_id, "number": number}).scalar_one())
+
+
+def newest(connection: Connection, some: Sequence[Dataset]) -> dict[int, list[Version]]:
+    """Of each dataset the version that can be read and the newest one, which may be at work, by number."""
+    by_id = {one.id: one for one in some}
+    found: dict[int, list[Version]] = {one.id: [] for one in some}
+    for row in connection.execute(_NEWEST, {"ids": list(by_id)}):
+        found[row.dataset_id].append(_version(by_id[row.dataset_id], row))
+    return found
 
 
 def every_file(connection: Connection, dataset_id: int, number: int, *, page: int = 1_000) -> Iterator[DatasetFile]:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
-from services.core.datasets import card, dataset_records, datasets, held, planning, source_images, source_jobs
+from services.core.datasets import card, dataset_records, datasets, held, planning, source_images, version_removal
 from services.core.datasets.dataset_records import Dataset, Version
 from services.core.db.leases import Lease, LeaseLost
 from services.core.exports.formats import FORMATS
@@ -42,6 +42,9 @@ def run(settings: Settings, store: ImageStore, dataset_id: int, lease: Lease) ->
                 datasets.forget(connection, dataset)
         elif version is None:
             return
+        elif version.deleted_at is not None and version.state == "completed":
+            if not _drop_version(store, version, lease, until):
+                return
         elif version.finished_at is not None:
             if not _drop(store, dataset, version, lease, until):
                 return
@@ -63,9 +66,7 @@ def _write(writer: ExportWriter[Version], lease: Lease) -> None:
             with lease.begin() as connection:
                 datasets.begin(connection, version, planned)
         elif not _write_shard(writer, lease):
-            with lease.database.begin_system() as connection:
-                jobs = source_jobs.these(connection, version)
-            files = card.write(writer, lease.database, jobs)
+            files = card.write(writer, lease.database)
             with lease.begin() as connection:
                 datasets.complete(connection, version, files)
     except StoreRefused as error:  # such as a bucket that is full: nothing of the version shows until there is room
@@ -115,3 +116,30 @@ def _drop(store: ImageStore, dataset: Dataset, version: Version | None, lease: L
         with lease.begin() as connection:
             more = datasets.forget_files(connection, dataset, None if version is None else version.number)
     return True
+
+
+def _drop_version(store: ImageStore, version: Version, lease: Lease, until: float) -> bool:
+    """Deletes what stands in no version but one that was deleted. False: the time slice is over before all is
+    deleted."""
+    with lease.begin() as connection:
+        version_removal.settle(connection, version)
+    with ThreadPoolExecutor(_DROPPERS) as pool:
+        while True:
+            with lease.database.begin_system() as connection:
+                place = version_removal.next_shard(connection, version)
+            while True:
+                with lease.database.begin_system() as connection:
+                    files = version_removal.files(connection, version, place, limit=_BATCH)
+                if not files:
+                    break
+                if time.monotonic() > until:
+                    return False
+                lease.keep()
+                list(pool.map(store.drop, [key for _, key in files]))
+                with lease.begin() as connection:
+                    version_removal.forget_files(connection, version, place, [path for path, _ in files])
+            with lease.begin() as connection:
+                if place is None:
+                    version_removal.done(connection, version)
+                    return True
+                version_removal.emptied(connection, version, place)

@@ -4,12 +4,11 @@ Functions take an open transaction and never commit.
 """
 
 import json
-import zlib
 from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from services.core.datasets import dataset_records, held, source_jobs
+from services.core.datasets import dataset_records, held, removals, source_jobs
 from services.core.datasets.dataset_records import Dataset, HeldShard, Version
 from services.core.datasets.definition import DatasetChanges, DatasetRequest, DatasetSources, Definition, check_sources
 from services.core.datasets.planning import Planned
@@ -74,8 +73,8 @@ INSERT INTO dataset_shards (dataset_id, since, split, ordinal, tenant_id, replac
 VALUES (:id, :number, :split, :ordinal, :tenant_id, :replaces, :images, :members)
 """)
 _NEW_JOB = statement("datasets.new_job")("""
-INSERT INTO dataset_jobs (dataset_id, number, job_id, tenant_id, root_id, is_final, marks, images)
-VALUES (:id, :number, :job_id, :tenant_id, :root_id, :is_final, :marks, :images)
+INSERT INTO dataset_jobs (dataset_id, number, job_id, tenant_id, root_id, is_final, marks, images, state, labels)
+VALUES (:id, :number, :job_id, :tenant_id, :root_id, :is_final, :marks, :images, :state, CAST(:labels AS jsonb))
 """)
 # The shard stands in versions before this one; if this one is not completed, it stands on.
 _CLOSE = statement("datasets.close")("""
@@ -102,7 +101,7 @@ VALUES (:id, :number, :path, :tenant_id, :split, :ordinal, :bytes, :sha256, :ima
 """)
 _COMPLETE = statement("datasets.complete")(f"""
 WITH moved AS (
-  UPDATE dataset_versions SET state = 'completed', finished_at = now()
+  UPDATE dataset_versions SET state = 'completed', finished_at = now(), total_bytes = :total_bytes
   WHERE dataset_id = :id AND number = :number AND finished_at IS NULL RETURNING dataset_id, tenant_id, number
 ), current AS (
   UPDATE datasets SET version = :number, updated_at = now() WHERE id IN (SELECT dataset_id FROM moved)
@@ -146,6 +145,11 @@ _PENDING = statement("datasets.pending")(
        AND dataset_id <> ALL(CAST(:excluding AS bigint[]))
      ORDER BY dataset_id LIMIT :first)
     UNION
+    (SELECT dataset_id FROM dataset_versions
+     WHERE tenant_id = t.id AND deleted_at IS NOT NULL AND is_stored
+       AND dataset_id <> ALL(CAST(:excluding AS bigint[]))
+     ORDER BY dataset_id LIMIT :first)
+    UNION
     (SELECT id FROM datasets
      WHERE tenant_id = t.id AND deleted_at IS NOT NULL AND id <> ALL(CAST(:excluding AS bigint[]))
      ORDER BY id LIMIT :first)
@@ -175,7 +179,7 @@ def add(connection: Connection, tenant_id: int, name: str, more: DatasetSources,
         NotFound: no such dataset, or no such job.
         InvalidSubmission: it would have too many sources.
     """
-    dataset = _locked(connection, tenant_id, name)
+    dataset = locked(connection, tenant_id, name)
     known = dataset.definition
     if remove:
         jobs = [job for job in known.jobs if job not in more.jobs]
@@ -192,7 +196,7 @@ def add(connection: Connection, tenant_id: int, name: str, more: DatasetSources,
 
 def change(connection: Connection, tenant_id: int, name: str, asked: DatasetChanges) -> None:
     """Sets other filters or types. The next version follows. Raises NotFound."""
-    dataset = _locked(connection, tenant_id, name)
+    dataset = locked(connection, tenant_id, name)
     given = {field: value for field in ("filters", "types") if (value := getattr(asked, field)) is not None}
     _store(connection, dataset, dataset.definition.model_copy(update=given))
 
@@ -211,7 +215,7 @@ def export(connection: Connection, tenant_id: int, name: str, *, while_running: 
         NotFound: no such dataset.
         Conflict: a version is being written already, a job has not ended, or there is nothing to take images from.
     """
-    dataset = _locked(connection, tenant_id, name)
+    dataset = locked(connection, tenant_id, name)
     unfinished = dataset_records.unfinished(connection, dataset)
     if unfinished is not None:
         raise Conflict(
@@ -230,7 +234,7 @@ def cancel(connection: Connection, tenant_id: int, name: str, number: int) -> No
         NotFound: no such version.
         Conflict: it has already completed or failed.
     """
-    dataset = _locked(connection, tenant_id, name)
+    dataset = locked(connection, tenant_id, name)
     found = dataset_records.version(connection, dataset, number)
     if found.state in ("completed", "failed"):
         raise Conflict(
@@ -257,7 +261,7 @@ def begin(connection: Connection, version: Version, planned: Planned) -> bool:
     of = {"id": version.dataset.id, "number": version.number}
     values = {
         "plan": planned.plan.as_json(),
-        "removed": zlib.compress(json.dumps(planned.removed).encode()),
+        "removed": removals.pack(planned.removed),
         "images": planned.plan.counted.images,
         "to_write": planned.to_write,
     }
@@ -285,8 +289,12 @@ def begin(connection: Connection, version: Version, planned: Planned) -> bool:
                 for shard in planned.new
             ],
         )
-    fields = ("job_id", "root_id", "is_final", "marks", "images")
-    connection.execute(_NEW_JOB, [own | {field: getattr(one, field) for field in fields} for one in planned.states])
+    fields = ("job_id", "root_id", "is_final", "marks", "images", "state")
+    rows = ({field: getattr(one, field) for field in fields} for one in planned.states)
+    connection.execute(
+        _NEW_JOB,
+        [own | row | {"labels": json.dumps(dict(one.labels))} for row, one in zip(rows, planned.states, strict=True)],
+    )
     return True
 
 
@@ -307,7 +315,7 @@ def complete(connection: Connection, version: Version, files: list[File]) -> boo
     if not _advance(connection, version, files, 0):
         return False
     _store_files(connection, version, files, {"split": None, "ordinal": None})
-    connection.execute(_COMPLETE, of)
+    connection.execute(_COMPLETE, of | {"total_bytes": dataset_records.total_bytes(connection, *of.values())})
     connection.execute(_FORGET_JOBS, of)
     return True
 
@@ -340,7 +348,8 @@ def forget(connection: Connection, dataset: Dataset) -> None:
     connection.execute(_FORGET, {"id": dataset.id})
 
 
-def _locked(connection: Connection, tenant_id: int, name: str) -> Dataset:
+def locked(connection: Connection, tenant_id: int, name: str) -> Dataset:
+    """The dataset, which nobody else changes until the commit. Raises NotFound."""
     connection.execute(_LOCK, {"tenant_id": tenant_id, "name": name})
     return dataset_records.find(connection, tenant_id, name)
 

@@ -42,7 +42,11 @@ def pack(held: Iterable[OfJob]) -> bytes:
 
 
 def unpack(packed: bytes) -> list[OfJob]:
-    return list(_unpacked(memoryview(zlib.decompress(packed))))
+    return list(each(packed))
+
+
+def each(packed: bytes) -> Iterator[OfJob]:
+    return _unpacked(memoryview(zlib.decompress(packed)))
 
 
 def images(held: Sequence[OfJob]) -> int:

@@ -15,6 +15,7 @@ from services.core.datasets import dataset_records, held, source_images, source_
 from services.core.datasets.dataset_records import HeldShard, JobState, Version, VersionPlan
 from services.core.datasets.definition import has_table
 from services.core.datasets.held import OfJob
+from services.core.datasets.removals import Removals
 from services.core.datasets.source_jobs import SourceJob
 from services.core.db.database import Database
 from services.core.exports import members
@@ -46,14 +47,14 @@ class NewShard:
 
 @dataclass(slots=True)
 class Planned:
-    """`closed`: shards of the base that do not stand in this version; `removed`: (public job, index, why)."""
+    """`closed`: shards of the base that do not stand in this version; `removed`: as `removals` names them."""
 
     plan: VersionPlan
     jobs: list[SourceJob]
     states: list[JobState]
     new: list[NewShard]
     closed: list[HeldShard]
-    removed: list[tuple[str, int, str]]
+    removed: list[OfJob]
     to_write: int
 
 
@@ -161,13 +162,12 @@ def plan(database: Database, version: Version, keep: Callable[[], None]) -> Plan
     there = {job.id for job in jobs}
     closed: list[HeldShard] = []
     again: list[NewShard] = []
-    removed: list[tuple[str, int, str]] = []
+    lost = Removals()
     kept: dict[tuple[str, int], int] = {}
     counts: dict[int, int] = {}
     for shard in _shards(database, dataset.id, version.base, keep):
-        rest, lost = _divided(held.unpack(shard.members), there, changed, taken)
-        removed += lost
-        if lost or types.have_changed:
+        rest, loses = _divided(held.unpack(shard.members), there, changed, taken, lost)
+        if loses or types.have_changed:
             closed.append(shard)
             if rest:
                 again.append(NewShard(shard.split, shard.ordinal, rest, replaces=shard.since))
@@ -181,9 +181,13 @@ def plan(database: Database, version: Version, keep: Callable[[], None]) -> Plan
     splits = {name: _size(sizes, name) for name in definition.split}
     counted = ShardPlan(splits, models, tuple(sorted(formats)), licenses, metadata_types.columns(types.kinds))
     gone = tuple(source_jobs.gone(definition, there_now))
-    found = VersionPlan(counted, types.places, len(again), len(removed), gone, types.kinds)
-    states = [JobState(job.id, job.root, job.is_final, job.marks, counts.get(job.id, 0)) for job in jobs]
-    return Planned(found, jobs, states, new, closed, _with_reasons(database, removed), sum(one.images for one in new))
+    removed = lost.named(database, keep)
+    found = VersionPlan(counted, types.places, len(again), held.images(removed), gone, types.kinds)
+    states = [
+        JobState(job.id, job.root, job.is_final, job.marks, counts.get(job.id, 0), job.state, job.labels)
+        for job in jobs
+    ]
+    return Planned(found, jobs, states, new, closed, removed, sum(one.images for one in new))
 
 
 def _changed(jobs: Sequence[SourceJob], before: dict[int, JobState], *, same: bool) -> set[int]:
@@ -243,10 +247,10 @@ def _held(
 
 
 def _divided(
-    before: list[OfJob], there: set[int], changed: set[int], taken: dict[int, bytearray]
-) -> tuple[list[OfJob], list[tuple[str, int, str]]]:
-    """What stays of a shard, and what does not."""
-    rest, lost = [], []
+    before: list[OfJob], there: set[int], changed: set[int], taken: dict[int, bytearray], lost: Removals
+) -> tuple[list[OfJob], bool]:
+    """What stays of a shard, and whether it loses any image; adds these to `lost`."""
+    rest, loses = [], False
     for one in before:
         if one.job_id in there and one.job_id not in changed:
             rest.append(one)
@@ -257,20 +261,11 @@ def _divided(
             if flags is not None and flags[index]:
                 stays.add(index, one.marks[place])
             else:
-                lost.append((ids.public_job(one.job_id), index, "filtered" if one.job_id in there else "gone"))
+                loses = True
+                lost.add(one.job_id, index, is_there=one.job_id in there)
         if stays.indexes:
             rest.append(stays)
-    return rest, lost
-
-
-def _with_reasons(database: Database, removed: list[tuple[str, int, str]]) -> list[tuple[str, int, str]]:
-    """Says of what is filtered whether it was rejected, and of what is gone whether its job was deleted."""
-    with database.begin_system() as connection:
-        rejected = source_jobs.rejected(connection, {job for job, _, why in removed if why == "filtered"})
-        known = source_jobs.known(connection, {job for job, _, why in removed if why == "gone"})
-    words = {"gone": lambda job, _: "no source" if job in known else "deleted"}
-    words["filtered"] = lambda job, index: "rejected" if (job, index) in rejected else "filtered"
-    return [(job, index, words[why](job, index)) for job, index, why in sorted(removed)]
+    return rest, loses
 
 
 def _shards(database: Database, dataset_id: int, number: int, keep: Callable[[], None]) -> Iterator[HeldShard]:
@@ -279,7 +274,9 @@ def _shards(database: Database, dataset_id: int, number: int, keep: Callable[[],
         keep()
         with database.begin_system() as connection:
             page = dataset_records.shards(connection, dataset_id, number, after=after, limit=_SHARDS)
-        yield from page
+        for shard in page:
+            keep()
+            yield shard
         if len(page) < _SHARDS:
             return
         after = page[-1].split, page[-1].ordinal

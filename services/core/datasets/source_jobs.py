@@ -5,14 +5,14 @@ retries of retries, are one family, also once that job is deleted.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
 
 from services.core.datasets import dataset_records
-from services.core.datasets.dataset_records import Dataset, JobState, Version
+from services.core.datasets.dataset_records import Dataset, JobState
 from services.core.datasets.definition import Definition
 from services.core.db.statements import statement
 from services.core.model import ids, states
@@ -62,9 +62,9 @@ _LOCK = statement("source_jobs.lock")("""
 SELECT count(*) FROM (
   SELECT FROM jobs WHERE id = ANY(CAST(:jobs AS bigint[])) AND deleted_at IS NULL ORDER BY id FOR SHARE) locked
 """)
-_REJECTED = statement("source_jobs.rejected")(
-    "SELECT job_id, index FROM marks WHERE job_id = ANY(CAST(:jobs AS bigint[])) AND mark = 'rejected'"
-)
+_REJECTED = statement("source_jobs.rejected")("""
+SELECT index FROM marks WHERE job_id = :job_id AND index >= :first AND index < :end AND mark = 'rejected'
+""")
 _KNOWN = statement("source_jobs.known")(
     "SELECT id FROM jobs WHERE id = ANY(CAST(:jobs AS bigint[])) AND deleted_at IS NULL"
 )
@@ -96,14 +96,6 @@ def find(
     found = [SourceJob(*row) for row in connection.execute(_JOBS if with_marks else _UNMARKED, values)]
     found = [replace(job, root=min(job.root, roots.get(job.id, job.root))) for job in found]
     return [job for job in found if not statuses or not job.is_final or job.state in statuses]
-
-
-def these(connection: Connection, version: Version) -> list[SourceJob]:
-    """The jobs of a version's plan, as they are now."""
-    states_then = dataset_records.jobs(connection, version.dataset.id, version.number)
-    planned = {one.job_id for one in states_then}
-    found = find(connection, version.dataset.tenant_id, version.definition, states_then)
-    return [job for job in found if job.id in planned]
 
 
 def of_base(connection: Connection, dataset: Dataset, number: int, definition: Definition) -> Sequence[JobState]:
@@ -163,21 +155,19 @@ def _values(tenant_id: int, definition: Definition) -> dict[str, Any]:
     }
 
 
-def rejected(connection: Connection, jobs: set[str]) -> set[tuple[str, int]]:
-    """The images of these jobs that are marked as rejected."""
-    rows: Sequence[Any] = connection.execute(_REJECTED, {"jobs": [ids.parse_job(job) for job in jobs]}).all()
-    return {(ids.public_job(row.job_id), row.index) for row in rows}
+def rejected(connection: Connection, job_id: int, first: int, end: int) -> Iterable[int]:
+    """The indexes among these of the job's images that are marked as rejected."""
+    return connection.execute(_REJECTED, {"job_id": job_id, "first": first, "end": end}).scalars()
 
 
-def known(connection: Connection, jobs: set[str]) -> set[str]:
+def known(connection: Connection, jobs: Iterable[int]) -> set[int]:
     """Those of these jobs that are still there."""
-    rows = connection.execute(_KNOWN, {"jobs": [ids.parse_job(job) for job in jobs]})
-    return {ids.public_job(row.id) for row in rows}
+    return set(connection.execute(_KNOWN, {"jobs": list(jobs)}).scalars())
 
 
 def check_named(connection: Connection, jobs: Sequence[str]) -> None:
     """Raises NotFound if the tenant's transaction does not see one of these jobs."""
-    there = known(connection, set(jobs)) if jobs else set()
+    there = known(connection, {ids.parse_job(job) for job in jobs}) if jobs else set()
     for job in jobs:
-        if job not in there:
+        if ids.parse_job(job) not in there:
             raise NotFound(f"There is no job {job}.")

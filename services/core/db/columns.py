@@ -175,8 +175,10 @@ def fits_metadata(metadata: str) -> str:
     `metadata_filters.holds` says."""
     return (
         "NOT EXISTS (SELECT FROM unnest(CAST(:metadata_names AS text[]), CAST(:metadata_texts AS text[]), "
-        "CAST(:metadata_nots AS boolean[])) AS wish (name, value, negated) "
-        f"GROUP BY name, negated HAVING bool_or(coalesce({metadata}->>wish.name, '') = wish.value) = negated)"
+        "CAST(:metadata_numbers AS text[]), CAST(:metadata_nots AS boolean[])) AS wish (name, value, number, negated) "
+        f"GROUP BY name, negated HAVING bool_or(CASE json_typeof({metadata}->wish.name) WHEN 'number' "
+        f"THEN trim_scale(CAST({metadata}->>wish.name AS numeric))::text = wish.number "
+        f"ELSE coalesce({metadata}->>wish.name, '') = wish.value END) = negated)"
     )
 
 
@@ -185,6 +187,7 @@ def metadata_values(wished: Sequence[Condition]) -> dict[str, list[Any]]:
     return {
         "metadata_names": [one.name for one in wished],
         "metadata_texts": [one.value for one in wished],
+        "metadata_numbers": [one.number for one in wished],
         "metadata_nots": [one.negated for one in wished],
     }
 

@@ -16,7 +16,7 @@ from services.core.exports.members import Member
 from services.core.exports.parquet import RecordTable
 from services.core.exports.records import File
 from services.core.exports.shards import ExportWriter, Shard
-from services.core.model import strict_json
+from services.core.model import metadata_types, strict_json
 
 _BOM = b"\xef\xbb\xbf"
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -52,10 +52,14 @@ def write(writer: ExportWriter[Any], shard: Shard, members: Iterable[Member]) ->
 def csv_line(values: Iterable[Any]) -> bytes:
     """One row in UTF-8. An apostrophe precedes a text that a spreadsheet would run as a formula."""
     row = io.StringIO(newline="")
-    csv.writer(row).writerow(
-        [f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value for value in values]
-    )
+    csv.writer(row).writerow([_cell(value) for value in values])
     return row.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_FORMULAS):
+        return f"'{value}"
+    return metadata_types.text_of(value) if isinstance(value, float) else value
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

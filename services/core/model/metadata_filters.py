@@ -1,20 +1,22 @@
 """Filters of images by their metadata, such as `split=val` or `lang!=de`: what one means, everywhere.
 
-A value is compared as the text that it is, or that JSON has for it; an image without the name has the empty text. Of
-several values of one name, one must fit; of several names, all.
+A text is compared as it is, a number as a number however it is written, true and false as JSON has them; an image
+without the name has the empty text. Of several values of one name, one must fit; of several names, all.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
+from services.core.model import metadata_types
 from services.core.model.errors import PressworkError
 from services.core.model.metadata_types import PREFIX
 
 MOST = 16
 _CONDITION = re.compile(r"([^=!\0]{1,64})(!?=)([^\0]{0,512})", re.DOTALL)
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
 _COMMA = re.compile(r"(?<!\\),")
 
 
@@ -27,6 +29,11 @@ class Condition:
     name: str
     value: str
     negated: bool = False
+
+    @property
+    def number(self) -> str:
+        """The text of the number that the value is, as `metadata_types` writes it; the value itself if it is none."""
+        return metadata_types.plain(Decimal(self.value)) if _NUMBER.fullmatch(self.value) else self.value
 
     def __str__(self) -> str:
         return f"{self.name}{'!=' if self.negated else '='}{self.value}"
@@ -54,12 +61,9 @@ def holds(metadata: Mapping[str, Any] | None, wished: Iterable[Condition]) -> bo
     """Whether an image with this metadata fits, as `db.columns.fits_metadata` asks in SQL."""
     fitting: dict[tuple[str, bool], bool] = {}
     for one in wished:
-        is_equal = as_text((metadata or {}).get(one.name)) == one.value
+        value = (metadata or {}).get(one.name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_equal = metadata_types.text_of(value) == (one.number if is_number else one.value)
         key = (one.name, one.negated)
         fitting[key] = fitting.get(key, False) or is_equal
     return all(is_equal != negated for (_, negated), is_equal in fitting.items())
-
-
-def as_text(value: Any) -> str:
-    """A value as it is compared."""
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -1,11 +1,13 @@
 """The types of metadata as columns of a table: one type a name, whatever the images' values are.
 
 Whole numbers and floats are floats together; values of other kinds are text together. No value changes: a whole number
-that a float does not hold makes the column text.
+that a float does not hold makes the column text. A number has one text, however it was written: 1e-05 is 0.00001, 1.0
+is 1, and -0.0 is 0.
 """
 
 import json
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any, Literal
 
 from services.core.model.body import EXACT
@@ -50,6 +52,33 @@ def columns(found: Mapping[str, Kind]) -> dict[str, Kind]:
     return dict(sorted(found.items())) if len(found) <= MOST else {}
 
 
+def text_of(value: Any) -> str:
+    """A value as text, as it stands in columns of text and as filters compare it. Null: the empty text."""
+    if isinstance(value, str) or value is None:
+        return value or ""
+    if isinstance(value, float):
+        return plain(Decimal(repr(value)))
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else json.dumps(value)
+
+
+def plain(number: Decimal) -> str:
+    """All digits of a finite number, without an exponent or a needless zero, as PostgreSQL's trim_scale writes it."""
+    digits = f"{number:f}"
+    if "." in digits:
+        digits = digits.rstrip("0").rstrip(".")
+    return "0" if digits == "-0" else digits
+
+
+def as_json(metadata: Mapping[str, Any] | None) -> str:
+    """All of it as it is exported: compact JSON with sorted names."""
+    parts = []
+    for name, value in sorted((metadata or {}).items()):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        shown = text_of(value) if is_number else json.dumps(value, ensure_ascii=False)
+        parts.append(f"{json.dumps(name, ensure_ascii=False)}:{shown}")
+    return "{" + ",".join(parts) + "}"
+
+
 def cells(kinds: Mapping[str, Kind], metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     """An image's cells, by the names of the columns; None where it has no such metadata."""
     given = metadata or {}
@@ -65,6 +94,4 @@ def pyarrow_fields(kinds: Mapping[str, Kind], pa: Any) -> Iterable[tuple[str, An
 def _cell(kind: Kind, value: Any) -> Any:
     if value is None or kind not in ("float", "text"):
         return value
-    if kind == "float":
-        return float(value)
-    return value if isinstance(value, str) else json.dumps(value)
+    return float(value) + 0.0 if kind == "float" else text_of(value)  # -0.0 becomes 0.0
