@@ -1,7 +1,8 @@
 """dataset: version 1 of 1,000,000 images of 20 jobs, 5 % failed and retried, against `tarfile` from local files.
 
-Then version 2 with 1 % more. `IMAGES=50000 make bench NAME=dataset` takes fewer. The images' rows share a thousand
-objects in the store, each of which is read as often as images name it.
+Then version 2 with 1 % more, and what the store gives to a program that only reads. `IMAGES=50000 make bench
+NAME=dataset` takes fewer. The images' rows share a thousand objects in the store, each of which is read as often as
+images name it.
 """
 
 import hashlib
@@ -11,8 +12,10 @@ import resource
 import tarfile
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -74,12 +77,14 @@ def run(images: int = IMAGES) -> None:
         second, later = _version(stack, store)
         _check(stack.database, store, second)
         baseline = _tarfile(pictures, min(images, 100_000))
+        reads = _reads(store, objects["keys"], min(images, 20_000))
     assert (first.images, second.images) == (images, images + images // 100), (first, second)
     report(
         "dataset", first.images / seconds, baseline, "images/s of version 1",
         "tarfile from local files", images=first.images, seconds=round(seconds, 1), shards=_shards(first),
         mib=first.bytes >> 20, version_2_seconds=round(later, 2), version_2_share=round(later / seconds, 4),
-        peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        store_reads=round(reads), share_of_store_reads=round(first.images / seconds / reads, 3),
+        load=os.getloadavg()[0], peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     )  # fmt: skip
 
 
@@ -148,6 +153,15 @@ def _check(database: Database, store: S3Store, version: Version) -> None:
 def _shards(version: Version) -> int:
     assert version.plan is not None
     return sum(shards for shards, _ in version.plan.counted.splits.values())
+
+
+def _reads(store: S3Store, keys: list[Any], images: int) -> float:
+    """Images a second that the store gives to a program that does nothing else with them, by eight threads."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(store.read_small, islice(cycle(keys), images)):
+            pass
+    return images / (time.perf_counter() - began)
 
 
 def _tarfile(pictures: list[bytes], images: int) -> float:

@@ -214,7 +214,7 @@ def test_a_writer_that_goes_on_describes_jobs_as_its_predecessor_found_them(data
     before = collecting.version(database, 1)
     exporting.finish(database, job)
     with database.begin_system() as connection:
-        connection.execute(text("UPDATE jobs SET labels = '{\"run\": \"tuesday\"}'"))
+        connection.execute(text('UPDATE jobs SET labels = \'{"run": "tuesday"}\''))
     collecting.run(database, settings, store)
     files, after = collecting.files(database, 1), collecting.version(database, 1)
     described, told = (store.read(files[path].object_key).decode() for path in ("README.md", "manifest.json"))

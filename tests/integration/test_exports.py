@@ -304,7 +304,7 @@ def test_an_image_that_is_not_what_was_recorded_fails_the_export_by_name(databas
 
 def test_an_unreachable_store_fails_no_export(database, settings, store, job_id):
     class AwayStore(S3Store):
-        def read(self, key: str) -> bytes:
+        def read_small(self, key: str) -> bytes:
             raise StoreUnavailable
 
     export_id = exporting.order(database, job_id, "webdataset")
@@ -333,16 +333,17 @@ def test_a_writer_that_lost_its_lease_records_nothing(database, settings, store,
     assert exporting.read(database, export_id).state == "completed"  # type: ignore[union-attr]
 
 
-def test_no_more_than_a_few_pictures_are_in_memory_at_once(database, settings, store):
+def test_no_more_than_a_few_large_pictures_are_in_memory_at_once(database, settings, store, monkeypatch):
+    monkeypatch.setattr(shards, "_LOT_BYTES", 1)  # all are large
     requests = [{"prompt": "a mug", "size": "64x64", "n": 60}]
     job_id = exporting.finished_job(database, settings, store, requests)
     asked = 0
 
     class CountingStore(S3Store):
-        def read(self, key: str) -> bytes:
+        def read_small(self, key: str) -> bytes:
             nonlocal asked
             asked += 1
-            return super().read(key)
+            return super().read_small(key)
 
     export = replace(
         exporting.read(database, exporting.order(database, job_id, "zip")),

@@ -17,7 +17,9 @@ from services.core.storage.contract import ImageStore
 from services.core.storage.kept_file import KeptFile
 
 _FETCHERS = 8
-_AHEAD = 16  # images in memory
+_AHEAD = 16  # lots of images in memory
+_LOT = 8  # images that one thread fetches in a row
+_LOT_BYTES = 512 << 10  # from there on a lot takes no more
 
 
 class ExportFailed(PressworkError):
@@ -75,15 +77,15 @@ class ExportWriter(Generic[_What]):
 
     def pictures(self, members: Iterable[Member]) -> Iterator[tuple[Member, bytes]]:
         """Each image with its bytes; a few are read ahead. Raises ExportFailed if one is missing or has changed."""
-        waiting: deque[tuple[Member, Future[bytes]]] = deque()
+        waiting: deque[tuple[list[Member], Future[list[bytes]]]] = deque()
         with ThreadPoolExecutor(_FETCHERS) as pool:
             try:
-                for member in members:
-                    waiting.append((member, pool.submit(self._fetch, member)))
+                for lot in _lots(members):
+                    waiting.append((lot, pool.submit(self._fetch, lot)))
                     if len(waiting) == _AHEAD:
-                        yield self._next(waiting)
+                        yield from self._next(waiting)
                 while waiting:
-                    yield self._next(waiting)
+                    yield from self._next(waiting)
             finally:
                 for _, future in waiting:
                     future.cancel()
@@ -101,14 +103,19 @@ class ExportWriter(Generic[_What]):
         self.store.put_file(key, KeptFile(file, self.keep), media_type)  # type: ignore[arg-type]
         return File(path, digest, size, images, key)
 
-    def _next(self, waiting: deque[tuple[Member, Future[bytes]]]) -> tuple[Member, bytes]:
+    def _next(
+        self, waiting: deque[tuple[list[Member], Future[list[bytes]]]]
+    ) -> Iterator[tuple[Member, bytes]]:  # fmt: skip
         self.keep()
-        member, future = waiting.popleft()
-        return member, future.result()
+        lot, future = waiting.popleft()
+        return zip(lot, future.result(), strict=True)
 
-    def _fetch(self, member: Member) -> bytes:
+    def _fetch(self, lot: list[Member]) -> list[bytes]:
+        return [self._fetched(member) for member in lot]
+
+    def _fetched(self, member: Member) -> bytes:
         try:
-            data = self.store.read(member.object_key)
+            data = self.store.read_small(member.object_key)
         except ObjectMissing:
             raise missing(member) from None
         if hashlib.sha256(data).digest() != member.sha256:
@@ -117,6 +124,20 @@ class ExportWriter(Generic[_What]):
                 "was recorded. Render it again, or restore its object."
             )
         return data
+
+
+def _lots(members: Iterable[Member]) -> Iterator[list[Member]]:
+    """In order: a few small images together, large ones alone."""
+    lot: list[Member] = []
+    size = 0
+    for member in members:
+        if lot and (len(lot) == _LOT or size + member.bytes > _LOT_BYTES):
+            yield lot
+            lot, size = [], 0
+        lot.append(member)
+        size += member.bytes
+    if lot:
+        yield lot
 
 
 def missing(member: Member) -> ExportFailed:

@@ -8,32 +8,35 @@ import sys
 import tarfile
 import tempfile
 from array import array
-from collections.abc import Iterable
-from typing import IO, Any
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from services.core.exports.members import Member
 from services.core.exports.records import File
 from services.core.exports.shards import ExportWriter, Shard
 from services.core.model import strict_json
 
+_BUFFER = 1 << 20
+_NAME = 100  # bytes of a name that need no prefix
+_SIZE = 8**11 - 1
+_EMPTY = tarfile.TarInfo("").tobuf(tarfile.USTAR_FORMAT)
+_BETWEEN, _AFTER_SIZE, _AFTER_SUM = _EMPTY[_NAME:124], _EMPTY[135:148], _EMPTY[155:]
+_SUM = sum(_EMPTY[:124]) + sum(_EMPTY[135:148]) + sum(_EMPTY[156:]) + 8 * ord(" ")
+
 
 def write(writer: ExportWriter[Any], shard: Shard, members: Iterable[Member]) -> list[File]:
-    images = 0
+    images = end = 0
     begins = array("Q")
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile(buffering=_BUFFER) as file:
         for member, data in writer.pictures(members):
             images += 1
-            begins.append(file.tell())
-            parts = {
-                member.extension: data,
-                "json": strict_json.line(member.record()).encode(),
-                "txt": member.payload.prompt.encode(),
-            }
-            for extension, content in sorted(parts.items()):
-                _add(file, f"{member.key}.{extension}", content)
-        begins.append(file.tell())
-        file.write(bytes(2 * tarfile.BLOCKSIZE))
-        file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
+            begins.append(end)
+            sample = b"".join(_sample(member, data))
+            file.write(sample)
+            end += len(sample)
+        begins.append(end)
+        end += 2 * tarfile.BLOCKSIZE
+        file.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
         path = f"data/{shard.name}.tar"
         files = [writer.put(path, file, "application/x-tar", images)]
     return files if shard.of is not None else [*files, _index(writer, path, begins)]
@@ -49,10 +52,28 @@ def _index(writer: ExportWriter[Any], path: str, begins: "array[int]") -> File:
         return writer.put(f"{path}.idx", file, "application/octet-stream", 0)
 
 
-def _add(file: IO[bytes], name: str, content: bytes) -> None:
-    """Writes a member directly to the file, because tarfile's own writer keeps every member in memory."""
-    head = tarfile.TarInfo(name)
-    head.size = len(content)
-    file.write(head.tobuf(tarfile.USTAR_FORMAT))
-    file.write(content)
-    file.write(bytes(-len(content) % tarfile.BLOCKSIZE))
+def _sample(member: Member, data: bytes) -> Iterator[bytes]:
+    """The members of the archive that are the image's, by name. tarfile's own writer would keep each in memory."""
+    parts = {
+        member.extension: data,
+        "json": strict_json.line(member.record()).encode(),
+        "txt": member.payload.prompt.encode(),
+    }
+    for extension, content in sorted(parts.items()):
+        yield head(f"{member.key}.{extension}", len(content))
+        yield content
+        yield bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def head(name: str, size: int) -> bytes:
+    """What tarfile writes before a member, in a tenth of its time if the name is short."""
+    encoded = name.encode()
+    if len(encoded) > _NAME or size > _SIZE or not name.isascii():
+        slow = tarfile.TarInfo(name)
+        slow.size = size
+        return slow.tobuf(tarfile.USTAR_FORMAT)
+    digits = b"%011o" % size
+    total = _SUM + sum(encoded) + sum(digits)
+    return b"".join(
+        (encoded, bytes(_NAME - len(encoded)), _BETWEEN, digits, _AFTER_SIZE, b"%06o\0" % total, _AFTER_SUM)
+    )

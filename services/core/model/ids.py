@@ -3,6 +3,7 @@
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from services.core.model.errors import NotFound
 
@@ -39,6 +40,7 @@ def parse(prefix: str, public: str, noun: str) -> int:
     return value
 
 
+@lru_cache(1_000)  # of the same few jobs, for each image
 def public_job(job_id: int) -> str:
     return public("job_", job_id)
 

@@ -76,7 +76,7 @@ def scan(text: str, start: int, max_depth: int) -> tuple[Any, int]:
 
 def line(value: Mapping[str, Any]) -> str:
     """One line of readable JSON. Characters that some readers take for the end of a line are escaped."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text = _ENCODE(value)
     return text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029") + "\n"
 
 
@@ -139,4 +139,5 @@ def _float(digits: str) -> float:
     return value
 
 
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)

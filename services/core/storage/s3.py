@@ -22,6 +22,7 @@ from services.core.storage import deadlines, sessions
 from services.core.storage.contract import ForeignObject, StoredObject
 from services.core.storage.other_bucket import OtherBucket
 from services.core.storage.refusals import code, status, translated
+from services.core.storage.small_reads import SmallReader
 
 log = logging.getLogger(__name__)
 _PROBE = "probe/conditional-write"
@@ -44,6 +45,7 @@ class S3Store:
         self._region = settings.s3_region
         self._client = _client(settings, settings.s3_endpoint_url)
         self._public = _client(settings, settings.s3_public_url) if settings.s3_public_url else self._client
+        self._small = SmallReader(self._client, self.bucket)
         self._conditional: bool | None = None
         self._conditional_copy: bool | None = None
 
@@ -71,6 +73,11 @@ class S3Store:
         with self._translated():
             body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
         return bytes(body)
+
+    def read_small(self, key: str) -> bytes:
+        with self._translated():
+            found = self._small.read(key)
+        return self.read(key) if found is None else found
 
     def stream(self, key: str, part: tuple[int, int] | None = None) -> Iterator[bytes]:
         asked = {} if part is None else {"Range": f"bytes={part[0]}-{part[1]}"}
