@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from presswork_client import ClientError, Dataset, DatasetHandle, DatasetVersion
-from services.cli import follow, options, removal, show, units
-from services.cli.exits import BadInput, Exit, Interrupted, Usage, guarded
+from presswork_client.pulling import Pulled
+from services.cli import dataset_delivery, follow, options, removal, show, units
+from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
 from services.core.exports.formats import FormatName
 from services.core.model.errors import PressworkError
@@ -288,28 +288,12 @@ def pull(
     is full, the same command goes on.
     """
     folder = output or Path(name)
-    console = show.err()
-    bar = Progress(
-        TextColumn("pulling"), BarColumn(20), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-        console=console, transient=True, disable=not console.is_terminal,
-    )  # fmt: skip
-    with connect(profile, _PATIENCE_SECONDS) as client, bar:
+    with connect(profile, dataset_delivery.PATIENCE_SECONDS) as client:
         dataset = client.dataset(name)
-        number = _number(dataset, version)
+        number = dataset_delivery.number_of(dataset, version)
         total = sum(file["bytes"] for file in dataset.files(number, split=split))
-        task = bar.add_task("", total=total or None)
-        try:
-            found = dataset.pull(
-                folder, number, split=split, parallel=parallel, on_bytes=lambda count: bar.advance(task, count)
-            )
-        except KeyboardInterrupt:
-            raise Interrupted("stopped; the same command goes on with what is missing") from None
-        except ClientError as error:
-            if error.code == "other_folder":
-                raise Usage(error.message) from None
-            if error.code == "disk_full":
-                raise PressworkError(error.message) from None
-            raise
+        with dataset_delivery.moving("pulling", total) as moved:
+            found = _pulled(dataset, folder, number, split, parallel, moved)
     if as_json:
         show.document(
             {"object": "pull", "dataset": name, "version": number, "folder": str(folder), "files": found.files,
@@ -319,6 +303,19 @@ def pull(
     more = f", {found.deleted:,} of another version deleted" if found.deleted else ""
     fetched = f"{found.fetched:,} ({units.size(found.bytes)}) fetched{more}"
     show.say(f"version {number} of {name} is in {folder}: {found.files:,} files, {fetched}; every sha256 matches")
+
+
+def _pulled(
+    dataset: DatasetHandle, folder: Path, number: int, split: str | None, parallel: int, moved: Callable[[int], None]
+) -> Pulled:
+    try:
+        return dataset.pull(folder, number, split=split, parallel=parallel, on_bytes=moved)
+    except ClientError as error:
+        if error.code == "other_folder":
+            raise Usage(error.message) from None
+        if error.code == "disk_full":
+            raise PressworkError(error.message) from None
+        raise
 
 
 def urls(
@@ -398,13 +395,6 @@ def _followed(dataset: DatasetHandle, made: DatasetVersion) -> DatasetVersion:
     return found
 
 
-def _number(dataset: DatasetHandle, version: int | None) -> int:
-    found = version or dataset.show()["version"]
-    if found is None:
-        raise BadInput(f"{dataset.name} has no version yet; `presswork dataset export {dataset.name}` writes one.", [])
-    return found
-
-
 def _filters(
     mark: list[str] | None, score: list[str] | None, metadata: list[str] | None, flagged: bool | None,
     unknown_words: bool | None, after: str | None, before: str | None, status: list[str] | None,
@@ -465,7 +455,8 @@ def _table(*headings: str) -> Table:
 
 _COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("create", create), ("add", add), ("remove", remove), ("set", change), ("ls", ls), ("show", show_dataset),
-    ("export", export), ("cancel", cancel), ("diff", diff), ("pull", pull), ("urls", urls), ("rm", rm),
+    ("export", export), ("cancel", cancel), ("diff", diff), ("pull", pull),
+    ("deliver", dataset_delivery.deliver), ("urls", urls), ("rm", rm),
 )  # fmt: skip
 for _name, _command in _COMMANDS:
     app.command(_name)(guarded(_command))

@@ -109,6 +109,10 @@ EXAMPLES = {
     "dataset cancel": ("presswork dataset cancel mugs 4",),
     "dataset diff": ("presswork dataset diff mugs 3 4",),
     "dataset pull": ("presswork dataset pull mugs -o data", "presswork dataset pull mugs --split val --version 3"),
+    "dataset deliver": (
+        "presswork dataset deliver mugs s3://bucket/mugs --aws-profile lab",
+        "presswork dataset deliver mugs s3://data/m --endpoint https://s3.example.com",
+    ),
     "dataset urls": ("presswork dataset urls mugs --split train",),
     "dataset rm": ("presswork dataset rm mugs --yes", "presswork dataset rm mugs --version 3"),
     "catalogue apply": ("presswork catalogue apply shop.toml",),

@@ -1,5 +1,6 @@
 """A dataset by its name: its versions, their files, and their images as they are stored, shard by shard."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ class DatasetHandle:
         """The files of a version by path, page by page; without a number, of the last one that is complete."""
         asked = {} if split is None else {"split": split}
         return self._transport.pages(f"{self._path}/versions/{self._number(version)}/files", asked, 1000)
+
+    def read(self, file: DatasetFile) -> Iterator[bytes]:
+        """The bytes of one of `files`, as they come. Raises ClientError at the end if its sha256 is not theirs."""
+        digest = hashlib.sha256()
+        for data in self._transport.blocks(file["url"], file["bytes"]):
+            digest.update(data)
+            yield data
+        if digest.hexdigest() != file["sha256"]:
+            raise ClientError(0, "damaged", f"{file['path']} does not match its sha256; try again.")
 
     def urls(self, version: int | None = None, *, split: str | None = None) -> list[str]:
         """The addresses of a WebDataset's shards, for `webdataset.WebDataset(urls)`. They need no key and are valid as

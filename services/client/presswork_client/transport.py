@@ -134,6 +134,38 @@ class Transport:
         self.attempt(send)
         return bytes(found)
 
+    def blocks(self, url: str, size: int) -> Iterator[bytes]:
+        """The bytes of an object of `size` bytes in the store, as they come. Where a connection breaks another goes
+        on. Raises ClientError."""
+        have, broken = 0, 0.0
+        while have < size:
+
+            def send(have: int = have) -> httpx.Response:
+                headers = {"Range": f"bytes={have}-"} if have else {}
+                answer = self.store.send(self.store.build_request("GET", url, headers=headers), stream=True)
+                if answer.status_code >= 400:
+                    answer.read()
+                return answer
+
+            try:
+                with closing(self.attempt(send)) as answer:
+                    skip = have if answer.status_code != 206 else 0
+                    for data in self._steadily(answer):
+                        fresh = data[skip:]
+                        skip -= len(data) - len(fresh)
+                        have += len(fresh)
+                        if fresh:
+                            broken = 0.0
+                            yield fresh
+                    return
+            except httpx.TransportError as error:
+                broken = broken or time.monotonic()
+                if time.monotonic() - broken > self._patience:
+                    raise _outage(error) from None
+                if self._on_wait is not None:
+                    self._on_wait(_outage(error))
+                time.sleep(0.25)
+
     def save(
         self,
         url: str,

@@ -12,13 +12,12 @@ from typing import IO, Any
 
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from services.core.model import file_names
 from services.core.model.errors import ObjectMissing, SettingsError, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
-from services.core.storage import deadlines, sessions
+from services.core.storage import clients, sessions
 from services.core.storage.contract import ForeignObject, StoredObject
 from services.core.storage.other_bucket import OtherBucket
 from services.core.storage.refusals import code, status, translated
@@ -367,31 +366,8 @@ def _client(settings: Settings, endpoint: str) -> Any:
             aws_secret_access_key=settings.s3_secret_key or None,
             aws_session_token=(settings.s3_access_key and settings.s3_session_token) or None,
             verify=settings.s3_ca_bundle or True,
-            config=_config(settings, endpoint),
+            config=clients.config(settings.store_seconds, sessions.proxies(settings, endpoint), own_endpoint=True),
         )
     except (BotoCoreError, ValueError) as error:
         raise SettingsError(f"The object store cannot be used as it is set: {str(error).rstrip('.')}.") from error
-    deadlines.limit(client, settings.store_seconds)
-    client.meta.events.register("before-call.s3", _stay_in_region)
-    return client
-
-
-def _stay_in_region(params: dict[str, Any], **_: object) -> None:
-    """botocore asks for a bucket's region after a redirect, each time; if that is redirected too, without end."""
-    params["context"].setdefault("s3_redirect", {})["redirected"] = True
-
-
-def _config(settings: Settings, endpoint: str) -> Config:
-    return Config(
-        proxies=sessions.proxies(settings, endpoint),
-        ignore_configured_endpoint_urls=True,
-        signature_version="s3v4",
-        connect_timeout=min(3, settings.store_seconds),
-        read_timeout=settings.store_seconds,
-        retries={"total_max_attempts": 1},
-        max_pool_connections=32,
-        tcp_keepalive=True,
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        s3={"addressing_style": "auto"},  # the path at an address of its own, the host's name at AWS
-    )
+    return clients.careful(client, settings.store_seconds)

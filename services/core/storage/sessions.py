@@ -41,10 +41,10 @@ def _loader() -> Loader:
 
 def proxies(settings: Settings, endpoint: str) -> dict[str, str] | None:
     """botocore's `proxies`: {} for none, None for those that the environment names."""
-    return {} if settings.s3_access_key or _is_loopback(endpoint) else None
+    return {} if settings.s3_access_key or is_loopback(endpoint) else None
 
 
-def _is_loopback(endpoint: str) -> bool:
+def is_loopback(endpoint: str) -> bool:
     host = urlsplit(endpoint).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
