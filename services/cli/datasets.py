@@ -11,7 +11,7 @@ from rich.table import Table
 
 from presswork_client import ClientError, Dataset, DatasetHandle, DatasetVersion
 from presswork_client.pulling import Pulled
-from services.cli import dataset_delivery, follow, options, removal, show, units
+from services.cli import dataset_delivery, follow, options, pushing, removal, show, units
 from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
 from services.core.exports.formats import FormatName
@@ -456,7 +456,7 @@ def _table(*headings: str) -> Table:
 _COMMANDS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ("create", create), ("add", add), ("remove", remove), ("set", change), ("ls", ls), ("show", show_dataset),
     ("export", export), ("cancel", cancel), ("diff", diff), ("pull", pull),
-    ("deliver", dataset_delivery.deliver), ("urls", urls), ("rm", rm),
+    ("deliver", dataset_delivery.deliver), ("push", pushing.push), ("urls", urls), ("rm", rm),
 )  # fmt: skip
 for _name, _command in _COMMANDS:
     app.command(_name)(guarded(_command))

@@ -113,6 +113,10 @@ EXAMPLES = {
         "presswork dataset deliver mugs s3://bucket/mugs --aws-profile lab",
         "presswork dataset deliver mugs s3://data/m --endpoint https://s3.example.com",
     ),
+    "dataset push": (
+        "presswork dataset push mugs owner/mugs",
+        "presswork dataset push mugs owner/mugs --public --version 3",
+    ),
     "dataset urls": ("presswork dataset urls mugs --split train",),
     "dataset rm": ("presswork dataset rm mugs --yes", "presswork dataset rm mugs --version 3"),
     "catalogue apply": ("presswork catalogue apply shop.toml",),

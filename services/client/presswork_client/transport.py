@@ -134,10 +134,10 @@ class Transport:
         self.attempt(send)
         return bytes(found)
 
-    def blocks(self, url: str, size: int) -> Iterator[bytes]:
-        """The bytes of an object of `size` bytes in the store, as they come. Where a connection breaks another goes
-        on. Raises ClientError."""
-        have, broken = 0, 0.0
+    def blocks(self, url: str, size: int, begin: int = 0) -> Iterator[bytes]:
+        """The bytes of an object of `size` bytes in the store from `begin` on, as they come. Where a connection breaks
+        another goes on. Raises ClientError."""
+        have, broken = begin, 0.0
         while have < size:
 
             def send(have: int = have) -> httpx.Response:
