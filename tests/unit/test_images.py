@@ -171,8 +171,8 @@ def reached(start: Iterable[str]) -> tuple[set[str], dict[str, set[str]]]:
 WITH_CUDA = {"triton": {"worker.model.group_norm_kernels", "worker.model.geglu_kernels", "worker.bench.generated"}}
 
 
-# What a user of the client may have beside it: imported inside the one function that is for those who have it.
-OPTIONAL = {"torch": {"presswork_client.streams"}}
+# What a user of the client or the command may have beside it: imported inside the functions for those who have it.
+OPTIONAL = {"torch": {"presswork_client.streams"}, "huggingface_hub": {"services.cli.hub"}}
 
 
 def missing(others: dict[str, set[str]], installed: set[str]) -> dict[str, set[str]]:
