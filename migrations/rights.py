@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 ALL = {"INSERT (tenant_id, actor, kind, subject, data)": "events", "UPDATE (prefixes)": "installation"}
 LOCKED = {
-    "UPDATE (id)": "counter_deltas failure_deltas"
+    "UPDATE (id)": "counter_deltas failure_deltas tenant_usage_deltas"
 }  # nobody changes an id: to lock a row takes the right to change a column
 # A web server does what it does for a tenant as presswork_tenant (0009). This is what it does besides: it checks keys,
 # sums up for monitoring and estimates, opens images, exports' files and catalogues' pictures by their links, marks jobs
@@ -20,11 +20,13 @@ WEB = {
     "SELECT": "alembic_version installation tenants api_keys models workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures engines claims render_rates exports export_files files "
     "events drains marks sessions sign_in_links catalogues catalogue_entries catalogue_runs job_inputs "
-    "datasets dataset_versions dataset_shards dataset_files dataset_jobs",
-    "INSERT": "api_keys drains sessions sign_in_links",
+    "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas rates",
+    "INSERT": "api_keys drains sessions sign_in_links tenants",
     "DELETE": "drains sessions sign_in_links",
     "UPDATE": "jobs segments exports files",
     "UPDATE (hmac, revoked_at, last_used_at)": "api_keys",
+    "UPDATE (name, weight, state, max_images_queued, max_images_in_flight, max_requests_per_second, max_bytes_stored, "
+    "max_bytes_spooled, max_device_seconds_per_day)": "tenants",
     **ALL,
 }
 SCHEDULER = {
@@ -33,36 +35,37 @@ SCHEDULER = {
     "upload_parts marks rates failure_deltas failure_counts failure_hours bulk_acts schedules schedule_runs "
     "render_rates drains catalogues catalogue_runs catalogue_changes catalogue_versions catalogue_entries job_chunks "
     "mark_counts engines catalogue_destinations catalogue_copies job_inputs "
-    "datasets dataset_versions dataset_shards dataset_files dataset_jobs",
+    "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
     "failure_counts failure_hours schedule_runs job_chunks catalogue_runs catalogue_changes catalogue_versions "
     "catalogue_entries catalogue_destinations catalogue_copies job_inputs "
-    "dataset_shards dataset_files dataset_jobs",
+    "dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas",
     "UPDATE": "jobs segments images claims counters leases exports files uploads rates failure_counts failure_hours "
     "bulk_acts schedule_runs catalogues catalogue_runs catalogue_changes catalogue_entries "
-    "catalogue_destinations catalogue_copies datasets dataset_versions dataset_shards",
+    "catalogue_destinations catalogue_copies datasets dataset_versions dataset_shards tenant_usage",
+    "UPDATE (virtual_time)": "tenants",
     "UPDATE (next_at)": "schedules",
     "SELECT (id, tenant_id, name)": "api_keys",  # whose jobs an act is about
     "SELECT (subject, tenant_id, kind, actor)": "events",
     "DELETE": "rates failure_deltas failure_hours counter_deltas claims workers idempotency leases exports "
     "export_files files upload_parts schedule_runs bulk_acts catalogue_changes catalogue_versions catalogue_entries "
-    "catalogue_destinations catalogue_copies datasets dataset_shards dataset_files dataset_jobs",
+    "catalogue_destinations catalogue_copies datasets dataset_shards dataset_files dataset_jobs tenant_usage_deltas",
     **LOCKED,
     **ALL,
 }
 WORKER = {
     "SELECT": "alembic_version installation tenants models model_shapes workers jobs counters counter_deltas segments "
     "images payloads results failures engines claims render_rates rates drains "
-    "failure_deltas failure_counts failure_hours",
+    "failure_deltas failure_counts failure_hours tenant_usage tenant_usage_deltas",
     "INSERT": "models model_shapes model_classes workers engines claims counter_deltas segments results image_scores "
     "failures render_rates rates "
-    "failure_deltas failure_counts failure_hours",
+    "failure_deltas failure_counts failure_hours tenant_usage",
     "UPDATE": "models model_shapes workers engines claims counters segments images failures render_rates rates "
-    "failure_counts failure_hours",
+    "failure_counts failure_hours tenant_usage",
     "UPDATE (state, started_at)": "jobs",
     "UPDATE (virtual_time)": "tenants",
     **LOCKED,
-    "DELETE": "counter_deltas failure_deltas",
+    "DELETE": "counter_deltas failure_deltas tenant_usage_deltas",
     **ALL,
 }
 RIGHTS = {"presswork_web": WEB, "presswork_scheduler": SCHEDULER, "presswork_worker": WORKER}

@@ -26,7 +26,7 @@ from services.core.deletion import task as deletion
 from services.core.exports import exports
 from services.core.exports import task as exporting
 from services.core.files import files, uploads
-from services.core.model.errors import Unavailable
+from services.core.model.errors import NotAdmitted, Unavailable
 from services.core.notify import Notifier
 from services.core.schedules import submitting
 from services.core.settings import Settings
@@ -173,7 +173,7 @@ class BackgroundTaskRunner:
             lease.release()
         except LeaseLost:
             log.warning("background task lost its lease", extra={"task": lease.name})
-        except Unavailable as error:
+        except (Unavailable, NotAdmitted) as error:
             log.warning("background task postponed", extra={"task": lease.name, "error": str(error)})
             self._postpone(background_task, item)
         except Exception:

@@ -17,6 +17,7 @@ from services.core.notify import Notifier
 from services.core.queue import claims, counters, expiry, job_states, segments
 from services.core.schedules import deadlines, firing, runs
 from services.core.settings import Settings
+from services.core.tenants import fair_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("deadlines", 1.0, job_states.expire),
         PeriodicTask("sweep", 0.25, segments.sweep_cancelled),
         PeriodicTask("fold", 1.0, counters.fold),
+        PeriodicTask("fair-shares", 2.0, fair_share.lift_idle),
+        PeriodicTask("usage", 60.0, counters.recount_usage),
         PeriodicTask("number", 0.5, numbering.number),
         PeriodicTask("expire", 2.0, expire),
         PeriodicTask("low", 2.0, segments.Rounds().raise_low),

@@ -1,7 +1,7 @@
 """What tests are made of: jobs, claims and stored images, each with sensible defaults."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from services.core.db.database import Connection, Database
@@ -110,7 +110,7 @@ def places(claim: Claim) -> list[tuple[int, int]]:
     return [(image.job_id, image.index) for image in claim.images]
 
 
-def settle(database: Database, claim: Claim, **outcome: Sequence[Any]) -> settlement.Settlement:
+def settle(database: Database, claim: Claim, **outcome: Any) -> settlement.Settlement:
     """Settles a claim, as done by default."""
     with database.begin_system() as connection:
         return settlement.settle(connection, claim.id, device="host device", **(outcome or {"stored": stored(claim)}))

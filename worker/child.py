@@ -20,9 +20,10 @@ from services.core.events import numbering
 from services.core.fleet import models, workers
 from services.core.model.errors import DatabaseUnavailable, PressworkError
 from services.core.notify import Notifier
-from services.core.queue import counters, expiry, fair_share, quarantine, segments
+from services.core.queue import counters, expiry, quarantine, segments
 from services.core.settings import Settings
 from services.core.storage import s3
+from services.core.tenants import fair_share
 from worker import activity, exit_codes
 from worker.heartbeat import Heartbeat
 from worker.pipeline import CompileFailed
@@ -184,7 +185,9 @@ class Child:
     def _tick(self) -> None:
         """Maintenance that every worker does for all, so that images are rendered without a scheduler, too."""
         self._beat(self.render_loop.state)
-        for verb in (self._expire, counters.fold, numbering.number, self._rounds.raise_low):
+        for verb in (
+            self._expire, counters.fold, numbering.number, self._rounds.raise_low, fair_share.lift_idle,
+        ):  # fmt: skip
             with self.database.begin_system() as connection:
                 if leases.lock_maintenance(connection):
                     verb(connection)

@@ -59,7 +59,7 @@ class RenderLoop:
         self._one_at_a_time = threading.Lock()
         self._seats = threading.Semaphore(settings.spool_batches)
         self._claiming = ThreadPoolExecutor(1, "claim")
-        self._turns = batching.turns()
+        self._turns = batching.Turns()
         self._free_at = 0.0  # when the device should have rendered what it is at, by the monotonic clock
         self._left = False  # whether the last claim left work to others
         self.leaving = Leaving()
@@ -150,9 +150,11 @@ class RenderLoop:
     def _take(self) -> HeldClaim | None:
         most = max(self.pipeline.card.batch_sizes)
         found = self._candidates()
+        turn = self._turns.choose(found.waiting) if found.rows else 0
+        found = found.in_turn(turn, self._charges)
         if found.rows and found.age < FRESH_SECONDS and found.max_waiting < found.batch(most):
             time.sleep(LINGER_SECONDS)
-            found = self._candidates()
+            found = self._candidates().in_turn(turn, self._charges)
         self._left = False
         self.leaving.keep(found.segments)
         while found.rows:
@@ -186,7 +188,7 @@ class RenderLoop:
         with self.database.begin_system() as connection:
             now = time.monotonic()
             return claims.candidates(
-                connection, self.pipeline.card.revision, next(self._turns), self.worker_id, self.device.abilities(),
+                connection, self.pipeline.card.revision, 0, self.worker_id, self.device.abilities(),
                 free=max(self._free_at - now, 0.0), overdue=self.leaving.overdue(now),
             )  # fmt: skip
 

@@ -48,6 +48,8 @@ from services.api.v1 import (
     search,
     sign_in_links,
     submissions,
+    tenants,
+    usage,
     views,
     workers,
 )
@@ -69,7 +71,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
         deletion,
         job_rates,
     ),
-    "overview": (overview, views),
+    "overview": (overview, usage, views),
     "drafts": (drafts,),
     "exports": (exports,),
     "datasets": (datasets, dataset_versions),
@@ -81,6 +83,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "uploads": (uploads,),
     "models": (models,),
     "keys": (keys, sign_in_links, actions),
+    "tenants": (tenants,),
     "fleet": (workers, lanes),
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}

@@ -1,5 +1,6 @@
 """Authentication: one bearer key names one tenant, and has the scope that the operation takes."""
 
+import math
 import re
 from typing import Annotated
 
@@ -37,9 +38,25 @@ def authenticate(request: Request, context: ContextDep) -> Principal:
         challenge = {"WWW-Authenticate": 'Bearer realm="presswork"'}
         raise ApiError(401, error.code, str(error), headers=challenge) from None
     request.state.authenticated = True
+    if principal.requests_per_second is not None:
+        _take(request, context, principal.tenant_id, principal.requests_per_second)
     operation = request.scope["route"].name
     principal.require(scopes.NEEDED[operation], operation)
     return principal
+
+
+def _take(request: Request, context: ContextDep, tenant: int, per_second: float) -> None:
+    """Takes a token of the tenant's rate limit, and says so in the answer's headers. Raises ApiError."""
+    taken = context.rates.take(tenant, per_second)
+    wait = max(1, math.ceil(taken.wait))
+    window = max(1, round(taken.limit / per_second))
+    request.state.rate_limit = {
+        "RateLimit-Policy": f'"tenant";q={taken.limit};w={window}',
+        "RateLimit": f'"tenant";r={int(taken.left)};t={wait if taken.wait else 0}',
+    }
+    if not taken.allowed:
+        message = f"Your tenant may send {per_second:g} requests a second and sends more; try again in {wait} s."
+        raise ApiError(429, "rate_limited", message, headers={"Retry-After": str(wait)})
 
 
 async def _tenant(principal: "Caller") -> int:

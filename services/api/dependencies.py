@@ -16,6 +16,7 @@ from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage import signed_urls
 from services.core.storage.s3 import S3Store
+from services.core.tenants.rate_limits import RateLimits
 
 # How many calls run at one time, each in a thread and most with a connection to the database.
 REQUESTS_AT_ONCE = 8
@@ -37,6 +38,7 @@ class Context:
     transfers: Slots
     polls: Slots
     feed: Feed
+    rates: RateLimits
     figures: anyio.CapacityLimiter  # /metrics takes no key and reads counts of all jobs
 
     @classmethod
@@ -52,6 +54,7 @@ class Context:
             Slots(TRANSFERS_AT_ONCE),
             Slots(POLLS_AT_ONCE),
             Feed(database, WATCHERS),
+            RateLimits(settings.redis_url),
             anyio.CapacityLimiter(1),
         )
 

@@ -41,10 +41,12 @@ TAGS = {
     "uploads": "OpenAI's uploads: a large file in parts.",
     "models": "OpenAI's models: what can be asked for.",
     "keys": "Who may do what, and who did it.",
+    "tenants": "Tenants, their quotas and their keys, for administrators of the operator's tenant.",
     "fleet": "The workers, which serve all tenants.",
     "monitoring": "For machines that watch this one. They need no key.",
 }
 _IDS = {  # of each path parameter: what it is, and an example
+    "tenant_id": ("The tenant's id or its name.", "acme"),
     "job_id": ("The job's id.", "job_039y879re4x32"),
     "file_id": ("The file's id.", "file-039yaf9w3gxt6"),
     "batch_id": ("The batch's id.", "batch_039y879re4x32"),
@@ -251,8 +253,10 @@ def _description(settings: Settings) -> str:
     - a line: {streaming.LINE_LIMIT:,} bytes; the longest body stands beside each operation, and a longer one is 413
     - a file: {settings.max_lines_per_file:,} lines and {settings.max_file_bytes:,} bytes
     - a page of a list: the maximum of `limit` stands beside each list
-    - rates: there are none, but tenants take turns: if {slots.QUEUE} requests of a tenant wait for one kind of work,
-      its next one is answered 429 with Retry-After
+    - rates: a tenant may have a limit of requests a second: then each answer says in `RateLimit` how many are left, and
+      one too many is answered 429 with Retry-After. Tenants take turns in any case: if {slots.QUEUE} requests of
+      a tenant wait for one kind of work, its next one is answered 429 with Retry-After
+    - quotas: `GET /v1/usage` shows those of the tenant; what goes over one is 429 with Retry-After
     - `images.generate` waits up to {settings.wait_seconds} seconds
     """
     return re.sub(r"\n +(?=\S)", "\n", text).strip()

@@ -29,6 +29,8 @@ PROBLEM = "application/problem+json"
 CODES: list[tuple[type[PressworkError], int, str]] = [
     (errors.NotFound, 404, "not_found"),
     (errors.MissingScope, 403, "missing_scope"),
+    (errors.TenantSuspended, 403, "tenant_suspended"),
+    (errors.NotOperator, 403, "not_operator"),
     (errors.IdempotencyConflict, 422, "idempotency_key_reused"),
     (errors.IdempotencyGone, 410, "idempotency_key_gone"),
     (errors.IdempotencyBusy, 409, "idempotency_key_in_use"),
@@ -99,6 +101,7 @@ def install(app: FastAPI) -> None:
     """Installs the handlers of all known errors. RequestMiddleware answers unexpected exceptions."""
     handlers: dict[Any, Callable[[Request, Any], Response]] = {
         PressworkError: _presswork_error,
+        errors.QuotaExceeded: _over_quota,
         ApiError: _refused,
         SubmissionError: _refused_submission,
         RequestValidationError: _invalid_parameter,
@@ -130,6 +133,13 @@ def _absent(message: str, asked: dict[str, Any]) -> str:
     noun = message.removeprefix("There is no such ").removesuffix(".")
     name = {"image": "index", "model": "name", "schedule": "schedule"}.get(noun, f"{noun}_id")
     return f"There is no {noun} {strict_json.describe(str(asked[name]))}." if name in asked else message
+
+
+def _over_quota(_request: Request, error: errors.QuotaExceeded) -> Response:
+    """429 if it helps to wait. What is more than the quota itself allows is refused for good."""
+    if error.retry_seconds is None:
+        return envelope(422, "quota_exceeded", str(error))
+    return envelope(429, "quota_exceeded", str(error), headers={"Retry-After": str(error.retry_seconds)})
 
 
 def _refused(_request: Request, error: ApiError) -> Response:

@@ -65,6 +65,7 @@ class Exchange:
 
     def _add_headers(self, headers: MutableHeaders) -> None:
         headers[REQUEST_ID] = self.id
+        headers.update(self._scope.get("state", {}).get("rate_limit", {}))
         for name, value in SECURITY.items():
             headers.setdefault(name, value)
         if self._scope["path"].startswith("/v1/"):

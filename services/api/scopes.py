@@ -14,6 +14,7 @@ _OPERATIONS = {
         list_schedules show_schedule list_schedule_times list_schedule_runs
         list_near_duplicates find_near_duplicates
         list_views
+        show_usage
         create_sign_in_link
         list_catalogues show_catalogue list_runs show_run estimate_run list_changes list_versions read_manifest
         list_differences list_items read_item
@@ -35,6 +36,9 @@ _OPERATIONS = {
         delete_catalogue cancel_run publish_version redraw_changes
         delete_dataset cancel_dataset_version delete_dataset_version
     """,
-    Scope.ADMIN: "list_keys create_key revoke_key",
+    Scope.ADMIN: """
+        list_keys create_key revoke_key
+        list_tenants create_tenant show_tenant change_tenant list_tenant_keys create_tenant_key revoke_tenant_key
+    """,
 }
 NEEDED = {operation: scope for scope, operations in _OPERATIONS.items() for operation in operations.split()}

@@ -31,6 +31,7 @@ from services.cli import (
     schedules,
     show,
     submit,
+    tenants,
     top,
     waiting,
     workers,
@@ -66,6 +67,7 @@ app.add_typer(bulk.app, name="bulk", rich_help_panel=JOBS)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=JOBS)
 app.add_typer(catalogues.app, name="catalogue", rich_help_panel=CATALOGUES)
 app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)
+app.add_typer(tenants.app, name="tenants", rich_help_panel=OPERATIONS)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)
 app.add_typer(model.app, name="model", rich_help_panel=OPERATIONS)

@@ -39,35 +39,45 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What the key is for.")] = "default",
     scope: _Scopes = None,
     expires: _Expires = None,
+    tenant: Annotated[
+        str | None,
+        typer.Option("--tenant", metavar="NAME", help="Whose it is; without, the first tenant's.", show_default=False),
+    ] = None,
 ) -> None:
     """Issue an API key and print it. It cannot be shown again.
 
     The scopes: view reads; submit makes work; operate pauses, cancels and deletes; admin creates keys. None includes
-    another. Needs DATABASE_URL and PRESSWORK_SECRET.
+    another. To rotate a key, create the new one, use it, then revoke the old one: both hold until then. Needs
+    DATABASE_URL and PRESSWORK_SECRET.
     """
-    from services.core.tenants import api_keys
+    from services.core.tenants import api_keys, tenants
 
     seconds = None if expires is None else options.span(expires, "--expires").total_seconds()
     settings = profile.settings()
     if not settings.secret:
         raise PressworkError("PRESSWORK_SECRET is not set; stored keys are hashed with it.")
-    with _database(settings) as connection:
-        tenant = api_keys.default_tenant(connection)
+    with database(settings, "keys") as connection:
+        number = api_keys.default_tenant(connection) if tenant is None else tenants.find(connection, tenant).id
         key = api_keys.issue_key(
-            connection, settings.secret, tenant, name, given=scope or scopes.ALL, expires_seconds=seconds
+            connection, settings.secret, number, name, given=scope or scopes.ALL, expires_seconds=seconds
         )
     show.render(key)
 
 
-def list_all(as_json: options.Json = False) -> None:
+def list_all(
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", metavar="NAME", help="Only this tenant's keys.", show_default=False)
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
     """List the API keys, without their secrets.
 
     Needs DATABASE_URL.
     """
-    from services.core.tenants import api_keys
+    from services.core.tenants import api_keys, tenants
 
-    with _database(profile.settings()) as connection:
-        found = api_keys.listed(connection)
+    with database(profile.settings(), "keys") as connection:
+        found = api_keys.listed(connection, None if tenant is None else tenants.find(connection, tenant).id)
     for key in found if as_json else ():
         moments = {name: _moment(at) for name, at in asdict(key).items() if name.endswith("_at")}
         show.document({**asdict(key), "prefix": key.prefix, **moments})
@@ -81,18 +91,19 @@ def revoke(
     """Revoke an API key: the next request with it is refused."""
     from services.core.tenants import api_keys
 
-    with _database(profile.settings()) as connection:
+    with database(profile.settings(), "keys") as connection:
         if not api_keys.revoke_key(connection, key_id):
             raise PressworkError(f"There is no valid key {key_id[:20]!r}; `presswork keys list` shows those that are.")
     show.render("revoked")
 
 
 @contextmanager
-def _database(settings: Settings) -> "Iterator[Connection]":
+def database(settings: Settings, command: str) -> "Iterator[Connection]":
+    """A transaction of the system in the database itself, in which the user of this machine acts."""
     from services.core.db import actors
     from services.core.db import database as databases
 
-    core = databases.Database(settings.database_url, application="presswork keys", pool_size=1)
+    core = databases.Database(settings.database_url, application=f"presswork {command}", pool_size=1)
     try:
         with actors.acting(f"cli/{_user()}"), core.begin_system() as connection:
             yield connection

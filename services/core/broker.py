@@ -68,7 +68,7 @@ def send(app: Celery, model: str) -> None:
     app.send_task(TASK, args=[model], queue=queue, declare=[], retry=False, ignore_result=True)
 
 
-def redis_client(redis_url: str) -> "redis.Redis":
+def redis_client(redis_url: str, *, answer_seconds: float = 2.0) -> "redis.Redis":
     address = RedisAddress.parse(redis_url)
     return redis.Redis(
         address.host,
@@ -76,8 +76,8 @@ def redis_client(redis_url: str) -> "redis.Redis":
         address.db,
         username=address.username,
         password=address.password,
-        socket_connect_timeout=2.0,
-        socket_timeout=2.0,
+        socket_connect_timeout=answer_seconds,
+        socket_timeout=answer_seconds,
         ssl=address.tls is not None,
         **(address.tls or {}),  # type: ignore[arg-type]
     )

@@ -10,7 +10,7 @@ from services.core.exports import records
 from services.core.files import files, uploads
 from services.core.fleet import workers
 from services.core.model import ids
-from services.core.tenants import views
+from services.core.tenants import tenants, views
 from services.dashboard.words import plural, size
 
 _STOPPED = {"cancelled": "cancelled", "expired": "stopped, out of time,"}
@@ -32,6 +32,11 @@ Words = Callable[[Data], tuple[str, str]]
 
 def _may(data: Data) -> str:
     return "which may " + str(data.get("scopes", "")).replace(" ", ", ")
+
+
+def _set(data: Data) -> str:
+    changed = data.get("set")
+    return f"setting {', '.join(name.replace('_', ' ') for name in changed)}" if isinstance(changed, dict) else ""
 
 
 def _plain(verb: str, more: str = "") -> Words:
@@ -78,6 +83,12 @@ KINDS: dict[str, tuple[str, Words]] = {
         "made a key", lambda data: (f"made the key {data.get('name', '')},", _may(data)),
     ),
     "key.revoked": ("revoked a key", lambda data: (f"revoked the key {data.get('name', '')},", "")),
+    "tenant.created": ("made a tenant", lambda data: (f"made the tenant {data.get('name', '')},", "")),
+    "tenant.changed": ("changed a tenant", lambda data: (f"changed the tenant {data.get('name', '')},", _set(data))),
+    "tenant.suspended": ("suspended a tenant", lambda data: (f"suspended the tenant {data.get('name', '')},", "")),
+    "tenant.activated": (
+        "made a tenant active", lambda data: (f"made the tenant {data.get('name', '')} active again,", ""),
+    ),
     "view.saved": ("saved a view", lambda data: (f"saved the view {data.get('name', '')},", "")),
     "view.changed": ("changed a view", lambda data: (f"changed the view {data.get('name', '')},", "")),
     "view.deleted": ("deleted a view", lambda data: (f"deleted the view {data.get('name', '')},", "")),
@@ -143,7 +154,7 @@ KINDS: dict[str, tuple[str, Words]] = {
 _NAMES: dict[str, Callable[[int], str]] = {
     "job": ids.public_job, "export": records.public_id, "file": files.public_id, "upload": uploads.public_id,
     "bulk": bulk.public_id,
-    "view": views.public_id,
+    "view": views.public_id, "tenant": tenants.public_id,
 }  # fmt: skip
 
 

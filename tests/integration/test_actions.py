@@ -118,6 +118,10 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     acts.do("delete_schedule", "DELETE", "/v1/schedules/nightly")
     key = acts.do("create_key", "POST", "/v1/keys", json={"name": "another"})["id"]
     acts.do("revoke_key", "DELETE", f"/v1/keys/{key}")
+    acts.do("create_tenant", "POST", "/v1/tenants", json={"name": "acme"})
+    acts.do("change_tenant", "PATCH", "/v1/tenants/acme", json={"weight": 2})
+    key = acts.do("create_tenant_key", "POST", "/v1/tenants/acme/keys", json={"name": "theirs"})["id"]
+    acts.do("revoke_tenant_key", "DELETE", f"/v1/tenants/acme/keys/{key}")
     _do_catalogues(api, acts)
     for verb in ("drain", "resume"):
         acts.do(f"{verb}_worker", "POST", f"/v1/workers/worker-a/{verb}")

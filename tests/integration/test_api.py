@@ -475,6 +475,14 @@ TENANT_ROUTES = {
     ("POST", "/v1/views"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys"),
+    ("GET", "/v1/usage"),
+    ("GET", "/v1/tenants"),  # of these test_tenants.py and test_isolation.py show who sees what
+    ("POST", "/v1/tenants"),
+    ("GET", "/v1/tenants/{tenant_id}"),
+    ("PATCH", "/v1/tenants/{tenant_id}"),
+    ("GET", "/v1/tenants/{tenant_id}/keys"),
+    ("POST", "/v1/tenants/{tenant_id}/keys"),
+    ("DELETE", "/v1/tenants/{tenant_id}/keys/{key_id}"),
 }
 BODIES: dict[tuple[str, str], dict[str, Any]] = {  # of routes that look at nothing without one
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"): {"images": [{"prompt": "a"}]},
@@ -494,7 +502,7 @@ PAGES = {("GET", "/docs"), ("GET", "/openapi.json")}
 IDS = (
     "job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "action_id", "view_id",
     "schedule", "name", "catalogue", "run_id", "variant", "version",
-    "dataset", "dataset_id",
+    "dataset", "dataset_id", "tenant_id",
 )  # fmt: skip
 PUBLIC_ROUTES = {("GET", "/c/{public_id}/{variant}/{item}")}
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics")} | PAGES
@@ -684,6 +692,8 @@ OTHER_ROWS = (  # of tables that nothing above has written to
         " VALUES (1, 1, 'p', 1, 1, %(sha256)s, 1, 'k')"
     ),
     "INSERT INTO dataset_jobs VALUES (1, 1, %(job_id)s, 1, %(job_id)s, true, '')",
+    "INSERT INTO tenant_usage VALUES (1, 1, 1, 1) ON CONFLICT DO NOTHING",
+    "INSERT INTO tenant_usage_deltas (tenant_id) VALUES (1)",
     "INSERT INTO views (id, tenant_id, page, name, query, created_by) VALUES (1, 1, 'jobs', 'v', '', 'key/x')",
     "INSERT INTO rates VALUES (1, 'hour', now(), 1, 1, 1, 1, 1)",
     "INSERT INTO marks VALUES (%(job_id)s, 0, 'accepted', 'key/x', now())",

@@ -21,9 +21,10 @@ from services.core.model import ids
 from services.core.model.errors import Conflict, InvariantViolated
 from services.core.model.specs import FailedImage
 from services.core.model.states import ImageState
-from services.core.queue import claims, counters, expiry, fair_share, job_states, segments, settlement
+from services.core.queue import claims, counters, expiry, job_states, segments, settlement
 from services.core.queue.settlement import Verdict
 from services.core.settings import Settings
+from services.core.tenants import fair_share
 from tests import factories
 from tests.factories import TENANT, claim, places, settle, stored, submit
 from tests.waiting import until
@@ -579,7 +580,8 @@ def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
         row = chosen.rows[0]
         values = {"job_ids": [row.job_id], "segment_ids": [row.id], "lows": [row.low], "seats": 16,
                   "worker_id": "w", "lease": 30.0, "claimable": ["queued", "in_progress"], "leave": 5, "free": None,
-                  "all_jobs": [row.job_id], "all_segments": [row.id], "all_lows": [row.low]}  # fmt: skip
+                  "all_jobs": [row.job_id], "all_segments": [row.id], "all_lows": [row.low],
+                  "limited": [], "rooms": []}  # fmt: skip
         plan = "\n".join(connection.execute(text("EXPLAIN " + claims._TAKE.text), values).scalars())
     database.close()
     assert "Seq Scan on images" not in plan

@@ -20,6 +20,7 @@ from tests.web import Api
 PLACES = dict.fromkeys(
     (
         "job_id",
+        "tenant_id",
         "file_id",
         "upload_id",
         "batch_id",

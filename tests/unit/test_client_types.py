@@ -34,6 +34,7 @@ ANSWERS: dict[str, Any] = {
     "post /v1/jobs/actions/{action_id}/stop": answers.JobsAction,
     "post /v1/sign-in-links": answers.SignInLink,
     "get /v1/lanes": answers.LaneList,
+    "get /v1/usage": answers.Usage,
     "get /v1/workers": answers.WorkerList,
     "post /v1/workers/{worker_id}/drain": answers.Worker,
     "post /v1/workers/{worker_id}/resume": answers.Worker,
@@ -101,8 +102,8 @@ ANSWERS: dict[str, Any] = {
 # What the client need have no method for: the stock client's own routes, keys, the dashboard's views, and what answers
 # for machines.
 ELSEWHERE = (
-    "/v1/files", "/v1/uploads", "/v1/batches", "/v1/images/", "/v1/models/", "/v1/keys", "/v1/views", "/livez",
-    "/readyz", "/metrics",
+    "/v1/files", "/v1/uploads", "/v1/batches", "/v1/images/", "/v1/models/", "/v1/keys", "/v1/tenants", "/v1/views",
+    "/livez",    "/readyz", "/metrics",
 )  # fmt: skip
 # Where the two differ on purpose: the API's type, the client's, and why.
 DIFFERENCES = {

@@ -1,7 +1,6 @@
 """What the worker decides without rendering: declared sizes, halving, stepping down, whose turn it is."""
 
 from collections import Counter
-from itertools import islice
 
 import pytest
 from hypothesis import given
@@ -36,7 +35,8 @@ def test_a_batch_is_padded_to_its_size_and_knows_what_is_wanted():
 
 
 def test_of_thirteen_turns_eight_are_high_four_normal_and_one_low():
-    order = list(islice(batching.turns(), 26))
+    turns = batching.Turns()
+    order = [turns.choose(dict.fromkeys((0, 1, 2), 0.0)) for _ in range(26)]
     assert Counter(order[:13]) == {0: 8, 1: 4, 2: 1}
     assert order[:13] == order[13:]
     assert order[:3] != [0, 0, 0]  # spread, not in a row
@@ -149,7 +149,34 @@ def test_a_batch_holds_its_images_in_order_and_repeats_the_last():
 
 
 def test_the_turns_are_those_of_smooth_weighted_round_robin():
-    assert list(islice(batching.turns(), 14)) == [0, 1, 0, 0, 1, 0, 2, 0, 1, 0, 0, 1, 0, 0]
+    turns = batching.Turns()
+    order = [turns.choose(dict.fromkeys((0, 1, 2), 0.0)) for _ in range(14)]
+    assert order == [0, 1, 0, 0, 1, 0, 2, 0, 1, 0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("age", "claims"), [(0, 13), (599, 13), (600, 7), (3599, 7), (3600, 4), (1e6, 4)])
+def test_low_ages_and_never_gets_more_than_normal(age, claims):
+    turns, waiting = batching.Turns(), {0: 1e6, 1: 1e6, 2: float(age)}
+    order = Counter(turns.choose(waiting) for _ in range(claims * 100))
+    assert order[2] == 100 and order[1] >= order[2] and order[0] == 2 * order[1]
+
+
+@pytest.mark.parametrize(
+    "before", [{2: 0.0}, {2: 1e6}, {1: 0.0}, {1: 0.0, 2: 0.0}, {1: 0.0, 2: 1e6}, {1: 9.0, 2: 700.0}]
+)
+def test_high_that_arrives_comes_first_at_the_next_claim_however_long_others_were_served(before):
+    for length in range(60):
+        turns = batching.Turns()
+        for _ in range(length):
+            turns.choose(before)
+        assert turns.choose(before | {0: 0.0}) == 0
+
+
+def test_what_waits_alone_saves_nothing_up_and_owes_nothing():
+    turns = batching.Turns()
+    for _ in range(100):
+        assert turns.choose({0: 0.0}) == 0
+    assert Counter(turns.choose({0: 0.0, 2: 0.0}) for _ in range(9)) == {0: 8, 2: 1}
 
 
 def test_an_image_of_512_by_512_at_ten_guided_steps_costs_one():

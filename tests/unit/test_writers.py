@@ -28,7 +28,9 @@ WRITERS = {
     "image_scores": "queue",
     "engines": "queue",
     "failures": "queue",
-    "tenants": "queue",  # their virtual time
+    "tenants": "tenants",
+    "tenant_usage": "tenants",
+    "tenant_usage_deltas": "tenants",
     "payloads": "jobs",
     "job_chunks": "jobs",
     "job_inputs": "jobs",

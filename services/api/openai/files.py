@@ -20,7 +20,8 @@ from services.core.files.files import File
 from services.core.files.pictures import InvalidPicture
 from services.core.jobs import idempotency
 from services.core.model import file_names, ids
-from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, IdempotencyGone, NotFound
+from services.core.model.errors import IdempotencyBusy, IdempotencyConflict, IdempotencyGone, NotAdmitted, NotFound
+from services.core.tenants import admission
 
 router = APIRouter(route_class=OpenAIRoute)
 EXPIRY = range(3600, 2_592_001)
@@ -152,6 +153,9 @@ def store(
     """Puts the object, then records it. If the process dies between the two, an object without a row is left."""
     media_type = _media_type(context, form, purpose)
     number, sha256 = ids.new(), digest(form.file)
+    if key is None:  # with a key it may be here already
+        with context.database.begin(tenant) as connection:
+            admission.look(connection, tenant, spooled=form.size)
     object_key = context.store.key(files.object_name(tenant, number))
     context.store.put_file(object_key, form.file, media_type)
     known = None
@@ -172,6 +176,7 @@ def store(
         IdempotencyGone,
         IdempotencyBusy,
         NotFound,
+        NotAdmitted,
     ):  # of anything else it is not known what was committed
         context.store.drop(object_key)
         raise

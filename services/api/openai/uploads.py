@@ -16,7 +16,8 @@ from services.api.turns import OpenAIRoute
 from services.core.files import files as core_files
 from services.core.files import uploads
 from services.core.model import ids
-from services.core.model.errors import Conflict, NotFound
+from services.core.model.errors import Conflict, NotAdmitted, NotFound
+from services.core.tenants import admission
 
 router = APIRouter(route_class=OpenAIRoute)
 PART_LIMIT = 64 << 20
@@ -117,15 +118,16 @@ def _add_part(context: Context, tenant: int, upload_id: int, form: Form) -> sche
         raise ApiError(400, "unknown_field", "The form has the field data and no other.", param=next(iter(form.fields)))
     with context.database.begin(tenant) as connection:
         uploads.find(connection, tenant, upload_id)
+        admission.look(connection, tenant, spooled=form.size)
     part, sha256 = ids.new(), files.digest(form.file)
     key = context.store.key(uploads.part_name(tenant, upload_id, part))
     context.store.put_file(key, form.file, "application/octet-stream")
     try:
         with context.database.begin(tenant) as connection:
             kept = uploads.add_part(connection, tenant, upload_id, part=part, size=form.size, sha256=sha256, key=key)
-    except (uploads.InvalidParts, Conflict) as error:
+    except (uploads.InvalidParts, Conflict, NotAdmitted) as error:
         context.store.drop(key)
-        if isinstance(error, Conflict):
+        if not isinstance(error, uploads.InvalidParts):
             raise
         raise ApiError(400, "parts_unfit", str(error)) from None
     if kept != part:

@@ -19,7 +19,7 @@ from services.core.files import files, uploads
 from services.core.fleet import workers
 from services.core.model import ids
 from services.core.model.scopes import Scope
-from services.core.tenants import views
+from services.core.tenants import tenants, views
 
 router = APIRouter(route_class=TenantRoute)
 _PUBLIC: dict[str, Callable[[int], str]] = {
@@ -29,6 +29,7 @@ _PUBLIC: dict[str, Callable[[int], str]] = {
     "upload": uploads.public_id,
     "bulk": bulk.public_id,
     "view": views.public_id,
+    "tenant": tenants.public_id,
 }
 
 

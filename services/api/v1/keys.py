@@ -53,25 +53,29 @@ def list_keys(context: ContextDep, tenant: Tenant) -> Any:
     """The tenant's keys, the oldest first, without their secrets."""
     with context.database.begin(tenant) as connection:
         found = api_keys.listed(connection, tenant)
-    return ApiKeyList(data=[ApiKey(**_shown(key)) for key in found])
+    return ApiKeyList(data=[public(key) for key in found])
 
 
 @router.post("/keys", status_code=201, response_model=CreatedApiKey, openapi_extra=openapi.body(KeyRequest))
 def create_key(context: ContextDep, tenant: Tenant, caller: Caller, body: json_object.Small) -> Any:  # noqa: ARG001
     """Creates a key, with no scope that the asking key lacks. The answer shows the key, and no other answer does."""
     key, found = issue(context, caller, json_object.parse(KeyRequest, body, KeyRequest.ALLOWED))
-    return CreatedApiKey(**_shown(found), key=key)
+    return CreatedApiKey(**public(found).model_dump(), key=key)
 
 
 @router.delete("/keys/{key_id}", response_model=ApiKey)
 def revoke_key(context: ContextDep, tenant: Tenant, caller: Caller, key_id: str) -> Any:  # noqa: ARG001
     """Revokes a key: the next request with it is refused. Repeating this is not an error. A key does not revoke itself,
     so that there is one left to go on with."""
-    return ApiKey(**_shown(revoke(context, caller, key_id)))
+    return public(revoke(context, caller, key_id))
 
 
-def issue(context: Context, caller: Principal, asked: KeyRequest) -> tuple[str, api_keys.Key]:
-    """A new key in clear text, and as it is listed. Raises MissingScope: the caller lacks a scope of it."""
+def issue(
+    context: Context, caller: Principal, asked: KeyRequest, tenant: int | None = None
+) -> tuple[str, api_keys.Key]:
+    """A new key in clear text, and as it is listed: of the caller's tenant, or of another. Raises MissingScope: the
+    caller lacks a scope of it."""
+    tenant = caller.tenant_id if tenant is None else tenant
     given = caller.scopes if asked.scopes is None else frozenset(map(Scope, asked.scopes))
     for scope in scopes.ALL:
         if scope in given:
@@ -79,24 +83,26 @@ def issue(context: Context, caller: Principal, asked: KeyRequest) -> tuple[str, 
     # As the system: a tenant's transaction can write no key.
     with context.database.begin_system() as connection:
         key = api_keys.issue_key(
-            connection, context.settings.secret, caller.tenant_id, asked.name, given=given,
+            connection, context.settings.secret, tenant, asked.name, given=given,
             expires_seconds=asked.expires_in_seconds,
         )  # fmt: skip
-        return key, api_keys.find(connection, caller.tenant_id, api_keys.id_of(key))
+        return key, api_keys.find(connection, tenant, api_keys.id_of(key))
 
 
-def revoke(context: Context, caller: Principal, key_id: str) -> api_keys.Key:
+def revoke(context: Context, caller: Principal, key_id: str, tenant: int | None = None) -> api_keys.Key:
     """The key, which is revoked now or was before. Raises NotFound, or Conflict: it is the caller's own."""
+    tenant = caller.tenant_id if tenant is None else tenant
     # As the system: a tenant's transaction can write no key.
     with context.database.begin_system() as connection:
-        found = api_keys.find(connection, caller.tenant_id, key_id)
+        found = api_keys.find(connection, tenant, key_id)
         if key_id == caller.key_id:
             raise Conflict("A key does not revoke itself; ask with another one, or use `presswork keys revoke`.")
-        if api_keys.revoke_key(connection, key_id, caller.tenant_id):
-            found = api_keys.find(connection, caller.tenant_id, key_id)
+        if api_keys.revoke_key(connection, key_id, tenant):
+            found = api_keys.find(connection, tenant, key_id)
         return found
 
 
-def _shown(key: api_keys.Key) -> dict[str, Any]:
+def public(key: api_keys.Key) -> ApiKey:
+    """The key as answers show it."""
     names = {*ApiKey.model_fields} - {"object", "scopes"}
-    return {name: getattr(key, name) for name in names} | {"scopes": list(key.scopes)}
+    return ApiKey(**{name: getattr(key, name) for name in names}, scopes=list(key.scopes))

@@ -12,7 +12,7 @@ from services.api.turns import TenantRoute
 from services.api.v1.schemas import Moment
 from services.core.fleet import drains, workers
 from services.core.model.errors import NotFound
-from services.core.model.scopes import Scope
+from services.core.model.scopes import Principal, Scope
 
 router = APIRouter(route_class=TenantRoute)
 SHOWN_SECONDS = 300
@@ -110,16 +110,18 @@ class WorkerList(BaseModel):
 
 @router.get("/workers", response_model=WorkerList)
 def list_workers(context: ContextDep, tenant: Tenant, caller: Caller) -> Any:  # noqa: ARG001  whose turn it is
-    """The workers of the last five minutes, by host, for a key that may operate them; and the devices that are live."""
+    """The workers of the last five minutes, by host, for a key of the operator's tenant that may operate them; and the
+    devices that are live."""
     fleet = _fleet(context)
-    shown = [_worker(worker) for worker in fleet] if Scope.OPERATE in caller.scopes else []
+    shown = [_worker(worker) for worker in fleet] if caller.operator and Scope.OPERATE in caller.scopes else []
     return WorkerList(data=shown, devices=[WorkerDevices(**asdict(kind)) for kind in workers.devices(fleet)])
 
 
 @router.post("/workers/{worker_id}/drain", response_model=Worker)
-def drain_worker(context: ContextDep, tenant: Tenant, worker_id: str) -> Any:
+def drain_worker(context: ContextDep, tenant: Tenant, caller: Caller, worker_id: str) -> Any:
     """Drains the worker's device: its workers finish what they hold and claim nothing new, also when they are started
     again, until it is resumed. Repeating this is not an error."""
+    _assert_operator(caller)
     # As the system: the fleet belongs to no tenant.
     with context.database.begin_system() as connection:
         drains.drain(connection, worker_id, tenant)
@@ -127,12 +129,19 @@ def drain_worker(context: ContextDep, tenant: Tenant, worker_id: str) -> Any:
 
 
 @router.post("/workers/{worker_id}/resume", response_model=Worker)
-def resume_worker(context: ContextDep, tenant: Tenant, worker_id: str) -> Any:
+def resume_worker(context: ContextDep, tenant: Tenant, caller: Caller, worker_id: str) -> Any:
     """Lets the workers of a drained device claim again. Repeating this is not an error."""
+    _assert_operator(caller)
     # As the system: the fleet belongs to no tenant.
     with context.database.begin_system() as connection:
         drains.resume(connection, worker_id, tenant)
     return _shown(context, worker_id)
+
+
+def _assert_operator(caller: Principal) -> None:
+    """The fleet is the operator's: no other tenant sees a worker. Raises NotFound."""
+    if not caller.operator:
+        raise NotFound("There is no such worker.")
 
 
 def _fleet(context: Context) -> list[workers.Worker]:

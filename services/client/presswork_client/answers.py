@@ -235,6 +235,37 @@ class LaneList(TypedDict):
     more: bool
 
 
+class TenantUsage(TypedDict):
+    """What a tenant uses now; `device_seconds_today` since 00:00 UTC."""
+
+    images_queued: int
+    images_in_flight: int
+    bytes_stored: int
+    bytes_spooled: int
+    device_seconds_today: float
+
+
+class TenantQuotas(TypedDict):
+    """None is no limit."""
+
+    images_queued: int | None
+    images_in_flight: int | None
+    requests_per_second: float | None
+    bytes_stored: int | None
+    bytes_spooled: int | None
+    device_seconds_per_day: float | None
+
+
+class Usage(TypedDict):
+    """What the key's tenant uses, beside its quotas."""
+
+    object: Literal["usage"]
+    tenant: str
+    state: Literal["active", "suspended"]
+    usage: TenantUsage
+    quotas: TenantQuotas
+
+
 class WorkerBatch(TypedDict):
     images: int
     of: int

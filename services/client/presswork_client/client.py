@@ -58,6 +58,7 @@ from presswork_client.answers import (
     ScheduleRun,
     ScheduleTimes,
     SignInLink,
+    Usage,
     Worker,
     WorkerDevices,
     WorkerList,
@@ -486,8 +487,12 @@ class Client:
         return self._call(WorkerList, "GET", "/v1/workers")["devices"]
 
     def lanes(self) -> LaneList:
-        """What waits, by shape and priority; of all tenants for a key with the scope `admin`."""
+        """What waits, by shape and priority; of all tenants for a key of the operator's with the scope `admin`."""
         return self._call(LaneList, "GET", "/v1/lanes")
+
+    def usage(self) -> Usage:
+        """What the key's tenant uses, beside the quotas that limit it."""
+        return self._call(Usage, "GET", "/v1/usage")
 
     def drain_worker(self, worker_id: str) -> Worker:
         """Its device finishes what it holds and takes nothing new, until it is resumed."""

@@ -15,7 +15,7 @@ from services.core.db.turns import Waiting
 from services.core.fleet import models
 from services.core.jobs import inputs, submissions
 from services.core.model import strict_json
-from services.core.model.errors import InvalidSubmission, NoModels, ObjectMissing, Problem
+from services.core.model.errors import InvalidSubmission, NoModels, ObjectMissing, Problem, QuotaExceeded
 from services.core.model.states import JobState
 from services.core.notify import Notifier
 from services.core.queue import job_states
@@ -54,8 +54,13 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, 
             with lease.begin() as connection:
                 job_states.refuse(connection, job_id, error.problems)
             return
-        with lease.begin() as connection:
-            opened = batch_jobs.accept(connection, submission)
+        try:
+            with lease.begin() as connection:
+                opened = batch_jobs.accept(connection, submission)
+        except QuotaExceeded as error:
+            with lease.begin() as connection:
+                job_states.refuse(connection, job_id, [Problem("quota_exceeded", str(error))])
+            return
     if opened:  # if this is lost, a periodic task and the workers' timers find the job within seconds
         for model in submission.models:
             notifier.notify(model)

@@ -8,11 +8,11 @@ from sqlalchemy import Connection
 
 from services.core.bulk import bulk, matching, verbs
 from services.core.bulk.bulk import BulkAct
-from services.core.db import actors
+from services.core.db import actors, deferred
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
 from services.core.model import ids
-from services.core.model.errors import Conflict, NotFound
+from services.core.model.errors import Conflict, NotAdmitted, NotFound
 from services.core.notify import Notifier
 
 SLICE_SECONDS = 10.0  # then others get their turn
@@ -74,7 +74,8 @@ def _one(connection: Connection, asked: BulkAct, act: verbs.Act, job_id: int) ->
     try:
         with connection.begin_nested():
             models = act.run(connection, asked.tenant_id, job_id, asked.options)
-    except (Conflict, NotFound) as error:
+            deferred.run(connection)  # so that what goes over a quota takes back this act alone
+    except (Conflict, NotFound, NotAdmitted) as error:
         reason = {"job": ids.public_job(job_id), "message": str(error)}
         _move_on(connection, asked.id, job_id, lost=1, reasons=[reason])
         return []

@@ -31,7 +31,7 @@ from services.core.catalogues.definition import Definition
 from services.core.catalogues.writing import Review
 from services.core.db.leases import Lease
 from services.core.jobs import lifecycle
-from services.core.model.errors import Conflict, NotFound
+from services.core.model.errors import Conflict, NotFound, QuotaExceeded
 from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
@@ -75,7 +75,12 @@ class CatalogueTask:
         """Takes the run on until it waits, has ended, or the time slice is over."""
         while not run.is_final and time.monotonic() < self._until:
             before = (run.state, run.position)
-            self._steps[run.state](catalogue, run)
+            try:
+                self._steps[run.state](catalogue, run)
+            except QuotaExceeded as error:
+                self._stop_job(run)
+                with self._lease.begin() as connection:
+                    runs.move(connection, run, "failed", error={"code": "quota_exceeded", "message": str(error)})
             with self._lease.begin() as connection:
                 run = runs.read(connection, run.id)
             if (run.state, run.position) == before:

@@ -14,7 +14,7 @@ from sqlalchemy import create_engine, event, exc, make_url, text
 from sqlalchemy.engine import ExceptionContext
 
 from services.core import environment
-from services.core.db import actors, deadlines, revisions, sessions
+from services.core.db import actors, deadlines, deferred, revisions, sessions
 from services.core.db.statements import statement
 from services.core.model.errors import (
     Conflict,
@@ -92,7 +92,9 @@ class Database:
     def _begin(self, tenant: int | None) -> Iterator[Connection]:
         try:
             with self._open(tenant) as connection:
+                deferred.clear(connection)
                 yield connection
+                deferred.run(connection)
                 connection.commit()
         except exc.DBAPIError as error:
             if _is_outage(error):

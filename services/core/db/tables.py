@@ -49,7 +49,43 @@ tenants = Table(
     Column("weight", REAL, nullable=False, server_default=text("1")),
     Column("virtual_time", Double, nullable=False, server_default=zero),
     Column("created_at", Moment, nullable=False, server_default=now),
+    Column("state", Text, nullable=False, server_default=text("'active'")),
+    Column("max_images_queued", BigInteger),  # quotas (model/quotas.py); null: unlimited
+    Column("max_images_in_flight", BigInteger),
+    Column("max_requests_per_second", Double),
+    Column("max_bytes_stored", BigInteger),
+    Column("max_bytes_spooled", BigInteger),
+    Column("max_device_seconds_per_day", Double),
     CheckConstraint("weight > 0", name="tenants_weight"),
+    CheckConstraint("state IN ('active','suspended')", name="tenants_state"),
+    CheckConstraint(
+        "least(max_images_queued, max_bytes_stored, max_bytes_spooled) >= 0 "
+        "AND max_images_in_flight > 0 AND max_requests_per_second > 0 AND max_device_seconds_per_day >= 0",
+        name="tenants_quotas",
+    ),
+)
+
+tenant_usage = Table(  # what each tenant uses; `tenants/usage.py` folds the deltas into it
+    "tenant_usage",
+    metadata,
+    Column("tenant_id", Integer, ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    *(
+        Column(name, BigInteger, nullable=False, server_default=zero)
+        for name in ("images_queued", "bytes_stored", "bytes_spooled")
+    ),
+    Column("counted_at", Moment, nullable=False, server_default=now),
+)
+
+tenant_usage_deltas = Table(
+    "tenant_usage_deltas",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("tenant_id", Integer, nullable=False),
+    *(
+        Column(name, BigInteger, nullable=False, server_default=zero)
+        for name in ("images_queued", "bytes_stored", "bytes_spooled")
+    ),
+    Index("tenant_usage_deltas_tenant", "tenant_id"),
 )
 
 installation = Table(  # one row
@@ -472,6 +508,8 @@ claims = Table(
     Column("step", SmallInteger, nullable=False, server_default=zero),
     Column("lease_seconds", REAL),  # null in a claim of the release before
     Column("free_at", Moment),  # when its worker expects to have rendered it; null: nothing like it was measured
+    Column("tenant_ids", ARRAY(Integer)),  # whose images it holds, and how many of each; null: of the release before
+    Column("tenant_images", ARRAY(SmallInteger)),
     CheckConstraint("state IN ('open','settled','expired','crashed')", name="claims_state"),
     CheckConstraint("(state = 'open') = (ended_at IS NULL)", name="claims_ended"),
     Index("claims_open", "expires_at", postgresql_where=text("state = 'open'")),
@@ -496,6 +534,7 @@ counters = Table(
     Column("series_seconds", Integer),
     Column("series_done", ARRAY(Integer)),
     Column("series_failed", ARRAY(Integer)),
+    Column("bytes", BigInteger, server_default=zero),  # of its pictures; null: a job from before they were added up
     CheckConstraint(f"least({', '.join(columns.COUNTS)}) >= 0", name="counters_not_negative"),
 )
 
@@ -509,6 +548,7 @@ counter_deltas = Table(  # append-only; a periodic task folds them into `counter
     Column("at", Moment, nullable=False, server_default=now),
     Column("device_seconds", REAL, nullable=False, server_default=zero),
     Column("slots", REAL, nullable=False, server_default=zero),  # of batches, padding included
+    Column("bytes", BigInteger, nullable=False, server_default=zero),  # of pictures
     CheckConstraint(f"{' + '.join(columns.COUNTS)} = 0", name="counter_deltas_balance"),
     Index("counter_deltas_job", "job_id"),
 )

@@ -20,6 +20,7 @@ from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.specs import Digest
 from services.core.storage.contract import ImageStore
+from services.core.tenants import admission
 
 PURPOSES = ("batch", "batch_output", "vision")
 _SUBJECT = "'file/' || id"
@@ -169,11 +170,18 @@ def record(
     key: str,
     job_id: int | None = None,
     expires_seconds: int | None = None,
+    is_new: bool = True,
 ) -> None:
-    """Records a stored object as a file."""
+    """Records a stored object as a file. What the tenant sent passes admission, unless it did so before: `is_new`.
+
+    Raises:
+        TenantSuspended, QuotaExceeded: now, or when the transaction would be committed.
+    """
     values = {"id": file_id, "tenant_id": tenant_id, "purpose": purpose, "filename": filename, "bytes": size}
     more = {"sha256": sha256, "object_key": key, "job_id": job_id, "expires_seconds": expires_seconds}
     connection.execute(_NEW, values | more)
+    if purpose != "batch_output" and is_new:
+        admission.ask_bytes(connection, tenant_id, size)
 
 
 def find(connection: Connection, tenant_id: int, file_id: int) -> File:

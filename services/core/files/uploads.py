@@ -19,6 +19,7 @@ from services.core.files import files
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound, PressworkError
 from services.core.storage.contract import ImageStore
+from services.core.tenants import admission
 
 LIFE_SECONDS = 3600
 _SUBJECT = "'upload/' || id"
@@ -119,10 +120,12 @@ def create(
     size: int,
     file_expires_seconds: int | None,
 ) -> Upload:
-    """Creates an upload that stays open for an hour. `size` is that of the whole file, in bytes."""
+    """Creates an upload that stays open for an hour. `size` is that of the whole file, in bytes. Raises TenantSuspended
+    or QuotaExceeded: there is no room for that."""
     number = ids.new()
     values = {"id": number, "tenant_id": tenant_id, "purpose": purpose, "filename": filename, "bytes": size}
     more = {"file_expires_seconds": file_expires_seconds, "life": LIFE_SECONDS}
+    admission.look(connection, tenant_id, spooled=size)
     connection.execute(_NEW, values | more)
     return find(connection, tenant_id, number)
 
@@ -143,6 +146,7 @@ def add_part(
     Raises:
         NotFound, Conflict: there is no such upload, or it is not open.
         InvalidParts: the parts exceed the announced size.
+        TenantSuspended, QuotaExceeded: now, or when the transaction would be committed.
     """
     upload = _lock_pending(connection, tenant_id, upload_id)
     taken = connection.execute(_TAKEN, {"id": upload_id, "sha256": sha256}).one()
@@ -152,6 +156,7 @@ def add_part(
         raise InvalidParts(f"The parts come to {taken.bytes + size:,} bytes; the upload announced {upload.bytes:,}.")
     values = {"id": part, "upload_id": upload_id, "tenant_id": tenant_id, "bytes": size}
     connection.execute(_NEW_PART, values | {"sha256": sha256, "object_key": key})
+    admission.ask_bytes(connection, tenant_id, size)
     return part
 
 
@@ -183,7 +188,7 @@ def complete(
             _lock_pending(connection, tenant_id, upload_id)
             files.record(
                 connection, file_id, tenant_id=tenant_id, purpose=upload.purpose, filename=upload.filename, size=size,
-                sha256=sha256, key=key, expires_seconds=upload.file_expires_seconds,
+                sha256=sha256, key=key, expires_seconds=upload.file_expires_seconds, is_new=False,
             )  # fmt: skip
             connection.execute(_COMPLETE, {"id": upload_id, "file_id": file_id})
             return find(connection, tenant_id, upload_id)

@@ -69,6 +69,26 @@ class MissingScope(PressworkError):
     """This key lacks the scope that this needs."""
 
 
+class NotAdmitted(PressworkError):
+    """The tenant may have no new work now."""
+
+
+class TenantSuspended(NotAdmitted):
+    """This tenant is suspended: it takes no new work until an administrator of the installation makes it active."""
+
+
+class NotOperator(PressworkError):
+    """Tenants are made and changed with a key of the operator's tenant, the first one."""
+
+
+class QuotaExceeded(NotAdmitted):
+    """A quota of the tenant does not allow this. `retry_seconds` None: it never will, whatever is used."""
+
+    def __init__(self, message: str, retry_seconds: int | None) -> None:
+        self.retry_seconds = retry_seconds
+        super().__init__(message)
+
+
 class UnsuitableDatabase(PressworkError):
     """The database is not set up as Presswork needs it."""
 

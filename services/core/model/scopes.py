@@ -7,14 +7,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from services.core.model.errors import MissingScope
+from services.core.model.errors import MissingScope, TenantSuspended
 
 
 class Scope(StrEnum):
     VIEW = "view"  # read everything of the tenant
     SUBMIT = "submit"  # make work: jobs, drafts, files, uploads, batches, retries, exports
     OPERATE = "operate"  # steer and remove it: priority, pause, cancel, delete
-    ADMIN = "admin"  # keys
+    ADMIN = "admin"  # keys; in the operator's tenant, every tenant
 
 
 ALL = tuple(Scope)
@@ -23,13 +23,18 @@ ALL = tuple(Scope)
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who asks: a key, by its id and name, or somebody whom a provider has signed in, by name alone. `session` is the
-    sha256 of the cookie of a browser's session, if they came by one."""
+    sha256 of the cookie of a browser's session, if they came by one. `operator`: of the first tenant, whose keys see
+    and steer what belongs to no tenant. `suspended`: the tenant takes no new work.
+    `requests_per_second` is its rate limit."""
 
     tenant_id: int
     key_id: str
     name: str
     scopes: frozenset[Scope]
     session: bytes | None = None
+    operator: bool = False
+    suspended: bool = False
+    requests_per_second: float | None = None
 
     @property
     def actor(self) -> str:
@@ -40,6 +45,8 @@ class Principal:
         """`act` names what is asked for, as in "cancel_job". Raises MissingScope."""
         if scope not in self.scopes:
             raise MissingScope(f"{act} needs a key with the scope {scope.value!r}; this one has {words(self.scopes)}.")
+        if scope is Scope.SUBMIT and self.suspended:
+            raise TenantSuspended
 
 
 def words(scopes: Collection[Scope]) -> str:

@@ -6,9 +6,9 @@ functions take an open system transaction and never commit.
 A worker claims only what it is able to render. Near the end of the work it leaves what others will have rendered sooner
 (`tail.py`), so a claim may find images and take none.
 
-Locks are always taken in this order: claim, jobs, images, segments, engines. A job's lock is an advisory lock: claims
-and settles share it, a cancel takes it exclusively. Advisory locks are granted in turn, row locks are not, so a stream
-of claims cannot keep a cancel waiting.
+Locks are always taken in this order: claim, tenants, jobs, images, segments, engines. A job's lock is an advisory
+lock: claims and settles share it, a cancel takes it exclusively. Advisory locks are granted in turn, row locks are not,
+so a stream of claims cannot keep a cancel waiting.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,7 +24,7 @@ from services.core.fleet import abilities
 from services.core.fleet.abilities import Abilities
 from services.core.model import classes, states
 from services.core.model.specs import Claim, Image, Shape, Spec, image_seed
-from services.core.queue import peers
+from services.core.queue import peers, rooms
 from services.core.queue.peers import Peer
 from services.core.queue.tail import Pace
 
@@ -38,11 +38,12 @@ LANE = 16  # segments that a look reads of a tenant's lane at most
 # more may wait in it.
 _ORDER = "class.priority <> :turn, class.priority, t.virtual_time, s.job_id, s.id"
 _CANDIDATES = statement("claims.candidates")(f"""
-SELECT s.*, CASE WHEN row_number() OVER (ORDER BY {_ORDER}) = 1
+SELECT s.*, class.priority, t.id AS tenant_id, t.room, t.virtual_time, t.weight,
+  CASE WHEN row_number() OVER (ORDER BY {_ORDER}) = 1
   AND NOT bool_or(s.nth = {LANE}) OVER ()
   AND sum(s.high - s.low + 1) OVER () <= ({peers.NEAR}) THEN ({peers.FLEET}) END AS fleet
 FROM (VALUES (0), (1), (2)) AS class (priority)
-CROSS JOIN tenants t
+CROSS JOIN ({rooms.TENANTS}) t
 CROSS JOIN LATERAL (
   SELECT job_id, id, low, high, cap, {", ".join(columns.SHAPE)},
          abs(extract(epoch FROM clock_timestamp() - created_at)) AS age,
@@ -75,7 +76,7 @@ WITH enough AS MATERIALIZED (
       ) i LIMIT :leave + 1
     ) waiting
   ) AS holds
-), taken AS MATERIALIZED (
+), held AS MATERIALIZED (
   SELECT j.tenant_id, j.state AS job_state, j.embed_prompt, j.dedupe, i.*
   FROM unnest(CAST(:job_ids AS bigint[]), CAST(:segment_ids AS smallint[]), CAST(:lows AS integer[]))
        AS s (job_id, id, low)
@@ -89,10 +90,14 @@ WITH enough AS MATERIALIZED (
     ORDER BY index LIMIT :seats FOR UPDATE SKIP LOCKED
   ) i
   LIMIT :seats
+), taken AS MATERIALIZED ({rooms.WITHIN}), of_tenant AS (
+  SELECT tenant_id, count(*) AS images FROM taken GROUP BY tenant_id
 ), claim AS (
-  INSERT INTO claims (worker_id, images, job_ids, expires_at, lease_seconds, free_at)
+  INSERT INTO claims (worker_id, images, job_ids, expires_at, lease_seconds, free_at, tenant_ids, tenant_images)
   SELECT :worker_id, count(*), array_agg(DISTINCT job_id), now() + make_interval(secs => :lease), :lease,
-         now() + make_interval(secs => CAST(:free AS double precision))
+         now() + make_interval(secs => CAST(:free AS double precision)),
+         (SELECT array_agg(tenant_id ORDER BY tenant_id) FROM of_tenant),
+         (SELECT array_agg(images ORDER BY tenant_id) FROM of_tenant)
   FROM taken HAVING count(*) > 0
   RETURNING id
 ), moved AS (
@@ -156,6 +161,23 @@ class Candidates:
     def max_waiting(self) -> int:
         """An upper bound of the images queued in the segments that would share a batch."""
         return sum(_span(row) for row in _same_shape(self.rows))
+
+    @property
+    def waiting(self) -> dict[int, float]:
+        """The priority classes of which something may wait, and the age of the oldest of it in seconds."""
+        ages: dict[int, float] = {}
+        for row in self.rows:
+            ages[row.priority] = max(ages.get(row.priority, 0.0), float(row.age))
+        return ages
+
+    def in_turn(self, turn: int, uncharged: Mapping[int, float]) -> "Candidates":
+        """The same with that class first. `uncharged` is what tenants have cost and the database does not know yet."""
+
+        def place(row: Any) -> tuple[Any, ...]:
+            used = row.virtual_time + uncharged.get(row.tenant_id, 0.0) / row.weight
+            return row.priority != turn, row.priority, used, row.job_id, row.id
+
+        return replace(self, rows=tuple(sorted(self.rows, key=place)))
 
     @property
     def segments(self) -> set[tuple[int, int]]:
@@ -261,6 +283,7 @@ def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: 
     if not segments:
         return None
     first = segments[0]
+    limited = rooms.lock(connection, {row.tenant_id for row in segments if row.room is not None})
     share_jobs(connection, [row.job_id for row in segments])
     if first.cap is not None:
         seats = min(seats, first.cap)
@@ -279,6 +302,8 @@ def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: 
             "worker_id": worker_id,
             "lease": lease,
             "claimable": states.guard(states.CLAIMABLE_JOB_STATES),
+            "limited": list(limited),
+            "rooms": list(limited.values()),
         },
     ).all()
     if not rows:

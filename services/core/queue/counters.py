@@ -6,9 +6,16 @@ from sqlalchemy import Connection
 from services.core.db import columns, leases
 from services.core.db.statements import statement
 from services.core.queue import failure_counts, job_series
+from services.core.tenants import usage
 
-_NEW = statement("counters.new")("INSERT INTO counters (job_id, queued) VALUES (:id, :images)")
-_GROW = statement("counters.grow")("UPDATE counters SET queued = queued + :images WHERE job_id = :id")
+_NEW = statement("counters.new")(f"""
+WITH {usage.QUEUED}
+INSERT INTO counters (job_id, queued) VALUES (:id, CAST(:images AS bigint))
+""")  # noqa: S608  our own text
+_GROW = statement("counters.grow")(f"""
+WITH {usage.QUEUED}
+UPDATE counters SET queued = queued + CAST(:images AS bigint) WHERE job_id = :id
+""")  # noqa: S608  our own text
 # Deltas are folded oldest first, so no counter can become negative.
 #
 # The rate is the number of images finished per second, measured from one fold with finished images to the next. Older
@@ -20,7 +27,7 @@ _GROW = statement("counters.grow")("UPDATE counters SET queued = queued + :image
 #
 # Whatever deltas came to is added to the rates of their minute and hour by the same statement: each once, and where it
 # belongs, also if nobody folded for hours.
-_ADDED = (*columns.COUNTS, "reused", "device_seconds")
+_ADDED = (*columns.COUNTS, "reused", "device_seconds", "bytes")
 _ROLLED = ("done", "failed", "reused", "device_seconds", "slots")
 _FOLD = statement("counters.fold")(f"""
 WITH folded AS (
@@ -37,7 +44,7 @@ WITH folded AS (
   GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
   ON CONFLICT (tenant_id, grain, at) DO UPDATE SET
     {", ".join(f"{name} = r.{name} + excluded.{name}" for name in _ROLLED)}
-), sums AS (
+), {usage.FOLDED}, sums AS (
   SELECT job_id, {", ".join(f"sum({name}) AS {name}" for name in _ADDED)},
 {job_series.GATHERED}
   FROM folded GROUP BY job_id
@@ -71,6 +78,11 @@ DELETE FROM rates WHERE (tenant_id, grain, at) IN (
 """)
 
 
+def recount_usage(connection: Connection) -> int:
+    """Counts anew what one tenant uses, if that is due. While another process folds, it does nothing."""
+    return usage.recount(connection) if leases.lock_maintenance(connection) else 0
+
+
 def new(connection: Connection, job_id: int, images: int) -> None:
     """Creates the counters of a new job, all of whose images are queued."""
     connection.execute(_NEW, {"id": job_id, "images": images})
@@ -87,6 +99,7 @@ def fold(connection: Connection) -> int:
     if not leases.lock_maintenance(connection):
         return 0
     failure_counts.fold(connection)
+    usage.fold(connection)
     return connection.execute(_FOLD).rowcount
 
 

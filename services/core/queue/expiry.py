@@ -21,7 +21,7 @@ _TAKE_BACK = statement("expiry.take_back")(f"""{CANCELLED}
          lost = least(lost + CAST(:lost AS integer), 32767)
   FROM unnest(CAST(:claim_ids AS bigint[])) AS held (id)
   WHERE claim_id = held.id AND job_id = ANY(:job_ids) AND state = 1
-  RETURNING job_id, index, segment_id, state, held.id AS held
+  RETURNING job_id, index, segment_id, state, held.id AS held, 0 AS bytes
 ), noted AS (
   INSERT INTO failures (job_id, index, code, message, claim_id, device, batch_images, worker_id, claimed_at)
   SELECT job_id, index, '{LOST}', :message, held, coalesce(w.host || ' ' || w.device, c.worker_id), c.images,

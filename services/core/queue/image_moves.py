@@ -9,11 +9,11 @@ Images of a cancelled job become cancelled, whatever their outcome.
 # row's lock. A guard would skip the row, and the image would stay below the mark and never be claimed.
 MOVED = """
 counted AS (
-  INSERT INTO counter_deltas (job_id, queued, rendering, done, failed, cancelled, device_seconds, slots)
+  INSERT INTO counter_deltas (job_id, queued, rendering, done, failed, cancelled, device_seconds, slots, bytes)
   SELECT job_id, count(*) FILTER (WHERE state = 0), -count(*), count(*) FILTER (WHERE state = 2),
          count(*) FILTER (WHERE state = 3), count(*) FILTER (WHERE state = 4),
          coalesce(CAST(:render_seconds AS real), 0) * count(*) / sum(count(*)) OVER (),
-         CAST(:slots AS real) * count(*) / sum(count(*)) OVER ()
+         CAST(:slots AS real) * count(*) / sum(count(*)) OVER (), coalesce(sum(bytes) FILTER (WHERE state = 2), 0)
   FROM moved GROUP BY job_id
 ), lowered AS (
   UPDATE segments SET low = least(segments.low, requeued.low)

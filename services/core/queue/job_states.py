@@ -22,6 +22,7 @@ from services.core.model.errors import Problem
 from services.core.model.requests import PRIORITIES
 from services.core.model.states import JobState
 from services.core.queue import counters, segments
+from services.core.tenants import admission
 
 _NEW = statement("job_states.new")(f"""
 WITH made AS (
@@ -39,7 +40,7 @@ WITH made AS (
 """)  # noqa: S608  our own text
 _GROW = statement("job_states.grow")(
     "UPDATE jobs SET total = total + :images, requests = requests + :requests, "
-    "drawn_seeds = drawn_seeds + :drawn_seeds WHERE id = :id"
+    "drawn_seeds = drawn_seeds + :drawn_seeds WHERE id = :id RETURNING tenant_id"
 )
 _LABELS = statement("job_states.labels")(f"""
 WITH moved AS (
@@ -70,8 +71,10 @@ WITH moved AS (
   RETURNING id, tenant_id
 ), logged AS (
   SELECT id, tenant_id, kind FROM moved CROSS JOIN unnest(ARRAY['job.submitted', 'job.queued']) AS kind
+), told AS (
+  {log.of_jobs("logged", "kind")}
 )
-{log.of_jobs("logged", "kind")}
+SELECT tenant_id FROM moved
 """)  # noqa: S608  our own text
 _ACCEPT = statement("job_states.accept")(f"""
 WITH moved AS (
@@ -214,19 +217,21 @@ class Files:
 
 
 def create(connection: Connection, job: NewJob) -> None:
-    """Records a job and its counters."""
+    """Records a job and its counters. Raises as `admission.ask_images` does, as everything does that adds images."""
     assert job.state in states.FIRST_JOB_STATES
     values = asdict(job) | {"labels": json.dumps(job.labels), "opened": job.state is JobState.QUEUED}
     values["kinds"] = ["job.created", *(["job.queued"] if job.state is JobState.QUEUED else [])]
     connection.execute(_NEW, values)
     counters.new(connection, job.id, job.total)
+    admission.ask_images(connection, job.tenant_id, job.total)
 
 
 def grow(connection: Connection, job_id: int, *, images: int, requests: int, drawn_seeds: int = 0) -> None:
     """Adds images to a job whose row the caller has locked."""
     values = {"id": job_id, "images": images, "requests": requests, "drawn_seeds": drawn_seeds}
-    connection.execute(_GROW, values)
+    tenant_id = connection.execute(_GROW, values).scalar_one()
     counters.grow(connection, job_id, images)
+    admission.ask_images(connection, tenant_id, images)
 
 
 def set_labels(connection: Connection, tenant_id: int, job_id: int, labels: dict[str, str]) -> None:
@@ -256,8 +261,10 @@ def pause(connection: Connection, tenant_id: int, job_id: int, paused: bool) -> 
 
 def open_draft(connection: Connection, job_id: int) -> bool:
     """Queues a complete draft with all its images. False: the job is not a draft."""
-    if not connection.execute(_OPEN, {"id": job_id, "sources": states.OPEN.guard}).rowcount:
+    tenant_id = connection.execute(_OPEN, {"id": job_id, "sources": states.OPEN.guard}).scalar_one_or_none()
+    if tenant_id is None:
         return False
+    admission.ask_images(connection, tenant_id, 0)
     segments.set_open(connection, job_id, True)
     return True
 
@@ -269,6 +276,7 @@ def accept(connection: Connection, job_id: int, *, images: int, requests: int, d
     job = connection.execute(_ACCEPT, values | {"sources": states.ACCEPT.guard}).one_or_none()
     if job is not None:
         counters.grow(connection, job_id, images)
+        admission.ask_images(connection, job.tenant_id, images)
     return job
 
 

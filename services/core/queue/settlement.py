@@ -27,11 +27,11 @@ FROM claims WHERE id = :id FOR UPDATE
 _MOVE = statement("settlement.move")(f"""{CANCELLED}
   UPDATE images SET state = CASE WHEN images.job_id IN (SELECT id FROM cancelled) THEN 4 ELSE outcome.state END,
          claim_id = NULL, attempt = attempt + (outcome.state = 3)::integer
-  FROM unnest(CAST(:in_jobs AS bigint[]), CAST(:indexes AS integer[]), CAST(:states AS smallint[]))
-       AS outcome (job_id, index, state)
+  FROM unnest(CAST(:in_jobs AS bigint[]), CAST(:indexes AS integer[]), CAST(:states AS smallint[]),
+              CAST(:sizes AS bigint[])) AS outcome (job_id, index, state, bytes)
   WHERE images.job_id = outcome.job_id AND images.index = outcome.index
     AND images.claim_id = ANY(:claim_ids) AND images.state = 1
-  RETURNING images.job_id, images.index, images.segment_id, images.state
+  RETURNING images.job_id, images.index, images.segment_id, images.state, outcome.bytes
 ), {MOVED}""")  # noqa: S608  our own text
 
 # Versions are inserted once and then looked up. DO UPDATE, because DO NOTHING would not return a row that another
@@ -137,6 +137,7 @@ def settle(
             "in_jobs": [job_id for job_id, _, _ in outcomes],
             "indexes": [index for _, index, _ in outcomes],
             "states": [int(state) for _, _, state in outcomes],
+            "sizes": [image.bytes for image in stored] + [0] * (len(outcomes) - len(stored)),
             "claim_state": ClaimState.SETTLED,
             "render_seconds": render_seconds,
             "slots": slots,

@@ -16,7 +16,7 @@ from services.core.db.leases import Lease
 from services.core.db.turns import Waiting
 from services.core.jobs import lifecycle
 from services.core.jobs.inputs import Inputs
-from services.core.model.errors import Conflict, InvalidSubmission, NotFound
+from services.core.model.errors import Conflict, InvalidSubmission, NotAdmitted, NotFound
 from services.core.notify import Notifier
 from services.core.schedules import runs, targets
 from services.core.schedules.runs import RunState
@@ -45,7 +45,7 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, run_id: int, 
                 _cancel_before(connection, found)
         try:
             models = _submit(ground, found, lease)
-        except (InvalidSubmission, NotFound) as error:
+        except (InvalidSubmission, NotFound, NotAdmitted) as error:
             with lease.begin() as connection:
                 runs.refuse(connection, run_id, str(error))
             return

@@ -1,4 +1,4 @@
-"""Tenants and their API keys. A key is shown once; only its HMAC under PRESSWORK_SECRET is stored.
+"""API keys of tenants. A key is shown once; only its HMAC under PRESSWORK_SECRET is stored.
 
 A key is `pw_`, an id of 8 characters, `_`, and 43 random characters: about 256 bits. Such a key needs no slow hash. It
 has scopes, and it ends when it expires or is revoked; its row stays.
@@ -41,9 +41,14 @@ WITH made AS (
 # A key that was just used is not written again: whoever sends a thousand requests a minute causes one UPDATE.
 _UNSEEN = """(last_used_at IS NULL
   OR last_used_at NOT BETWEEN now() - interval '1 minute' AND now() + interval '1 minute')"""
+# What a principal is by its tenant `t`.
+OF_TENANT = (
+    "t.id = (SELECT min(id) FROM tenants) AS operator, t.state = 'suspended' AS suspended, t.max_requests_per_second"
+)
 _FIND = statement("api_keys.find")(f"""
-SELECT tenant_id, name, hmac, scopes, expires_at, expires_at <= now() AS expired, revoked_at, {_UNSEEN} AS unseen
-FROM api_keys WHERE id = :id
+SELECT tenant_id, k.name, hmac, scopes, expires_at, expires_at <= now() AS expired, revoked_at, {_UNSEEN} AS unseen,
+       {OF_TENANT}
+FROM api_keys k JOIN tenants t ON t.id = tenant_id WHERE k.id = :id
 """)  # noqa: S608  our own text
 # Of two servers whose secrets are exchanged, neither waits for the other.
 _REHASH = statement("api_keys.rehash")("""
@@ -146,7 +151,10 @@ def authenticate(connection: Connection, accepted: Sequence[str], key: str) -> P
         connection.execute(_REHASH, {"id": parts[1], "hmac": proofs[0]})
     if row.unseen:
         connection.execute(_SEE, {"id": parts[1]})
-    return Principal(int(row.tenant_id), parts[1], row.name, frozenset(map(Scope, row.scopes)))
+    return Principal(
+        int(row.tenant_id), parts[1], row.name, frozenset(map(Scope, row.scopes)), operator=row.operator,
+        suspended=row.suspended, requests_per_second=row.max_requests_per_second,
+    )  # fmt: skip
 
 
 def _assert_holds(row: Any) -> None:

@@ -33,8 +33,8 @@ INSERT INTO sessions (sha256, key_id, expires_at) VALUES (:sha256, :key_id, now(
 _KEY_HOLDS = "k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())"
 _FIND = statement("sessions.find")(f"""
 SELECT coalesce(k.tenant_id, s.user_tenant) AS tenant_id, coalesce(k.id, '') AS key_id,
-       coalesce(k.name, s.user_name) AS name, coalesce(k.scopes, s.user_scopes) AS scopes
-FROM sessions s LEFT JOIN api_keys k ON k.id = s.key_id
+       coalesce(k.name, s.user_name) AS name, coalesce(k.scopes, s.user_scopes) AS scopes, {api_keys.OF_TENANT}
+FROM sessions s LEFT JOIN api_keys k ON k.id = s.key_id JOIN tenants t ON t.id = coalesce(k.tenant_id, s.user_tenant)
 WHERE s.sha256 = :sha256 AND s.expires_at > now() AND (s.key_id IS NULL OR {_KEY_HOLDS})
 """)  # noqa: S608  our own text
 _ENDED = statement("sessions.ended")(f"""
@@ -102,7 +102,8 @@ def find(connection: Connection, cookie: str) -> Principal | None:
     row = connection.execute(_FIND, {"sha256": digest}).one_or_none()
     if row is None:
         return None
-    return Principal(row.tenant_id, row.key_id, row.name, frozenset(map(Scope, row.scopes)), digest)
+    scopes = frozenset(map(Scope, row.scopes))
+    return Principal(row.tenant_id, row.key_id, row.name, scopes, digest, row.operator, row.suspended)
 
 
 def ended(connection: Connection, asked: Collection[Principal]) -> set[Principal]:

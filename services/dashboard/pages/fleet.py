@@ -22,7 +22,7 @@ def show_fleet(request: Request, context: ContextDep, visitor: access.Signed) ->
     visitor.require("view")
     fleet = _fleet(context)
     values: dict[str, Any] = {"devices": workers.devices(fleet), "live": [], "others": []}
-    if visitor.may("operate"):
+    if visitor.principal.operator and visitor.may("operate"):
         values |= {"live": [one for one in fleet if one.is_live], "others": [one for one in fleet if not one.is_live]}
     return rendering.page(request, "fleet.html", visitor=visitor, **values)
 
@@ -58,6 +58,8 @@ def _require(visitor: access.Visitor, verb: str) -> None:
     if verb not in _VERBS:
         raise NotFound("There is no such action.")
     visitor.require("operate", f"{verb} of a worker")
+    if not visitor.principal.operator:
+        raise NotFound("There is no such worker.")
 
 
 def _fleet(context: Context) -> list[Worker]:

@@ -21,10 +21,17 @@ save ""
 maxmemory-policy noeviction
 daemonize no
 """
-# What each program does: it sends wake-ups, and a worker also waits for them. A user may read and write no other keys.
+# What each program does: it sends wake-ups, a web server keeps rate limits, and a worker waits for wake-ups. A user
+# may read and write no other keys.
 SENDS = "+ping +select +client|setinfo +set +lpush +ltrim +pexpire +multi +exec %W~presswork.* %W~presswork:*"
 WAITS = "+brpop +llen %RW~presswork.*"
-RIGHTS = {"web": SENDS, "scheduler": SENDS, "worker": f"{SENDS} {WAITS}", "app": f"{SENDS} {WAITS}"}
+LIMITS = "+eval +time +hmget +hset %RW~presswork:rate:*"
+RIGHTS = {
+    "web": f"{SENDS} {LIMITS}",
+    "scheduler": SENDS,
+    "worker": f"{SENDS} {WAITS}",
+    "app": f"{SENDS} {LIMITS} {WAITS}",
+}
 
 
 class Valkey(Server):
