@@ -207,7 +207,8 @@ def test_every_kind_of_act_has_a_sentence() -> None:
     texts = re.sub(r'statement\("[^"]+"\)', "", texts)
     logged = set(
         re.findall(
-            r"""["']((?:job|bulk|export|file|upload|key|view|worker|schedule|catalogue|dataset)\.[a-z_]+)["']""", texts
+            r"""["']((?:job|bulk|export|file|upload|key|view|worker|schedule|catalogue|dataset|tenant)\.[a-z_]+)["']""",
+            texts,
         )
     )
     logged |= {f"upload.{state}" for state in re.findall(r'_ends\("(\w+)"', texts)}
