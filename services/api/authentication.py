@@ -8,7 +8,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from services.api import scopes
-from services.api.dependencies import ContextDep
+from services.api.dependencies import ContextDep, client
 from services.api.errors import ApiError
 from services.core.db import actors
 from services.core.model.errors import InvalidKey
@@ -31,12 +31,16 @@ def authenticate(request: Request, context: ContextDep) -> Principal:
     try:
         if found is None:
             raise InvalidKey
+        context.guesses.admit(client(request), found[1])
         # As the system: the key decides which tenant this is.
         with context.database.begin_system() as connection:
             principal = api_keys.authenticate(connection, context.settings.secrets, found[1])
     except InvalidKey as error:
+        if found is not None:  # what is no key costs nothing
+            context.guesses.wrong(client(request))
         challenge = {"WWW-Authenticate": 'Bearer realm="presswork"'}
         raise ApiError(401, error.code, str(error), headers=challenge) from None
+    context.guesses.right(found[1])
     request.state.authenticated = True
     if principal.requests_per_second is not None:
         _take(request, context, principal.tenant_id, principal.requests_per_second)

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from services.api import addresses
 from services.api.feed import Feed
+from services.api.guesses import Guesses
 from services.api.slots import Slots
 from services.core.db.database import Database
 from services.core.jobs import inputs
@@ -39,6 +40,7 @@ class Context:
     polls: Slots
     feed: Feed
     rates: RateLimits
+    guesses: Guesses
     figures: anyio.CapacityLimiter  # /metrics takes no key and reads counts of all jobs
 
     @classmethod
@@ -55,6 +57,7 @@ class Context:
             Slots(POLLS_AT_ONCE),
             Feed(database, WATCHERS),
             RateLimits(settings.redis_url),
+            Guesses(),
             anyio.CapacityLimiter(1),
         )
 
@@ -67,6 +70,11 @@ async def _context(request: Request) -> Context:
 def base_url(settings: Settings, request: Request) -> str:
     """The address in front of `/v1`: see `addresses.base_url`."""
     return addresses.base_url(settings, request.scope)
+
+
+def client(request: Request) -> str:
+    """The address that a request came from, as far as it is known."""
+    return request.client.host if request.client else ""
 
 
 def location(context: "Context", request: Request, path: str) -> dict[str, str]:

@@ -270,7 +270,7 @@ def _response(text: str, *headers: str) -> dict[str, Any]:
 
 _RESPONSES = {
     "Refused": _response("The request is refused: what was wrong, where, and what would do."),
-    "TooMany": _response("Too many requests of this tenant wait already.", "Retry-After"),
+    "TooMany": _response("Too many requests of this tenant, or wrong keys of this address.", "Retry-After"),
     "Failed": _response("Something that is needed is away (503, with Retry-After), or an error of the server."),
 }
 _FAILURES = {

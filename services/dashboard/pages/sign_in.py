@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
-from services.api.dependencies import Context, ContextDep
+from services.api.dependencies import Context, ContextDep, client
+from services.api.errors import ApiError
 from services.core.model.errors import InvalidKey
 from services.core.tenants import sessions
 from services.dashboard import access, forms, rendering
@@ -29,10 +30,14 @@ def show_sign_in(request: Request, context: ContextDep, next: str = "/") -> Any:
 @router.post("/sign-in")
 def sign_in(request: Request, context: ContextDep, form: forms.Posted) -> Any:
     forms.check(form, request.cookies.get(FORM_COOKIE, ""))
-    back = place(form.get("next", "/"))
+    back, given = place(form.get("next", "/")), form.get("key", "").strip()
     try:
-        cookie = _begin(context, form.get("key", "").strip(), form.get("link", ""))
+        context.guesses.admit(client(request), given)
+        cookie = _begin(context, given, form.get("link", ""))
+    except ApiError as error:
+        return _form(request, back, str(error))
     except InvalidKey as error:
+        context.guesses.wrong(client(request))
         wrong = "This is no valid API key. It begins with pw_ and has 55 characters."
         return _form(request, back, wrong if error.code == "invalid_api_key" else str(error))
     answer = RedirectResponse(rendering.address(request, back), 303, {"Cache-Control": "no-store"})

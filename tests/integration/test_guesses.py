@@ -1,0 +1,67 @@
+"""Whoever sends wrong keys is soon answered without a look into the database, and nobody else is."""
+
+import secrets
+import string
+from collections import Counter
+
+import httpx
+import pytest
+
+from services.api.errors import ApiError
+from services.api.guesses import AT_ONCE, Guesses
+from tests.web import Api
+
+LETTERS = string.ascii_letters + string.digits
+
+
+def some_key() -> str:
+    return "pw_" + "_".join("".join(secrets.choice(LETTERS) for _ in range(length)) for length in (8, 43))
+
+
+def ask(api: Api, key: str) -> httpx.Response:
+    return httpx.get(f"{api.url}/v1/jobs", headers={"Authorization": f"Bearer {key}"})
+
+
+def test_a_thousand_wrong_keys_are_refused_alike_and_then_unread_while_a_right_key_goes_on(api: Api) -> None:
+    assert ask(api, api.key).status_code == 200
+    answers = [ask(api, some_key()) for _ in range(1_000)]
+    first, rest = answers[:AT_ONCE], answers[AT_ONCE:]
+    assert {(answer.status_code, answer.text) for answer in first} == {(401, first[0].text)}
+    counts = Counter(answer.status_code for answer in rest)
+    assert set(counts) == {401, 429}
+    assert counts[401] < AT_ONCE, "one more a second"
+    last = next(answer for answer in reversed(rest) if answer.status_code == 429)
+    assert last.json()["error"]["code"] == "too_many_wrong_keys"
+    assert int(last.headers["retry-after"]) >= 1
+    assert ask(api, api.key).status_code == 200
+    assert httpx.get(f"{api.url}/v1/jobs", headers={"Authorization": "Bearer nonsense"}).status_code == 401
+    form = httpx.get(f"{api.url}/sign-in")
+    assert form.status_code in (200, 404), "signing in is not closed by guesses"
+
+
+def test_guesses_come_back_one_a_second_and_each_address_has_its_own() -> None:
+    now = [0.0]
+    guesses = Guesses(lambda: now[0])
+    for _ in range(AT_ONCE):
+        guesses.admit("203.0.113.7", "pw_wrong")
+        guesses.wrong("203.0.113.7")
+    with pytest.raises(ApiError) as refused:
+        guesses.admit("203.0.113.7", "pw_wrong")
+    assert refused.value.status == 429
+    assert refused.value.headers["Retry-After"] == "1"
+    guesses.admit("203.0.113.8", "pw_wrong")
+    now[0] = 1.0
+    guesses.admit("203.0.113.7", "pw_wrong")
+    guesses.wrong("203.0.113.7")
+    with pytest.raises(ApiError):
+        guesses.admit("203.0.113.7", "pw_wrong")
+    guesses.right("pw_right")
+    guesses.admit("203.0.113.7", "pw_right")
+
+
+def test_addresses_and_keys_that_are_remembered_are_bounded() -> None:
+    guesses = Guesses()
+    for number in range(12_000):
+        guesses.wrong(f"address {number}")
+        guesses.right(f"key {number}")
+    assert len(guesses._left) == len(guesses._right) == 10_000
