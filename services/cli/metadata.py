@@ -18,6 +18,7 @@ from services.core.model import metadata_types, strict_json
 from services.core.model.errors import PressworkError
 from services.core.model.file_names import PART
 from services.core.model.metadata_types import Kind
+from services.core.model.requests import metadata_text
 
 RECORDS, TABLE, README = "records.jsonl", "metadata.parquet", "README.md"
 _ROWS = 5_000  # in memory
@@ -114,7 +115,7 @@ class Metadata:
 
 def _row(facts: dict[str, Any], kinds: Mapping[str, Kind]) -> dict[str, Any]:
     texts = {
-        "metadata": metadata_types.as_json(facts["metadata"]),
+        "metadata": metadata_text(facts["metadata"]),
         "scores": json.dumps(facts["scores"] or {}, sort_keys=True),
     }
     return facts | texts | metadata_types.cells(kinds, facts["metadata"])

@@ -16,7 +16,7 @@ from services.core.model.specs import FailedImage
 from services.core.storage.s3 import S3Store
 from services.dashboard import words
 from services.dashboard.access import Visitor
-from tests import factories
+from tests import collecting, factories
 from tests.cataloguing import DEFINITION
 from tests.dashboard.hostile import HOSTILE
 from tests.pages import House, Tab, picture
@@ -94,6 +94,13 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "a review": "/catalogues/shop/runs/{run}/review",
     "versions compared": "/catalogues/shop/diff",
     "publishing": "/catalogues/shop/actions/publish?version=1",
+    "datasets": "/datasets",
+    "dataset": "/datasets/mugs",
+    "a dataset that has nothing": "/datasets/nothing-yet",
+    "a version of a dataset": "/datasets/mugs/versions/1",
+    "versions of a dataset compared": "/datasets/mugs/diff",
+    "deleting a version": "/datasets/mugs/versions/1/actions/delete",
+    "unknown dataset": "/datasets/unknown",
     "fleet": "/fleet",
     "drain": "/fleet/worker-a/drain",
     "models": "/settings/models",
@@ -124,6 +131,10 @@ _SHOWN = (
     "catalogue",
     "a run of a catalogue",
     "a review",
+    "datasets",
+    "dataset",
+    "a version of a dataset",
+    "versions of a dataset compared",
     "fleet",
     "a template",
 )
@@ -153,6 +164,26 @@ def make_catalogue(house: House, job: str) -> str:
     return catalogue_runs.public_id(found + 1)
 
 
+def make_dataset(house: House, job: str) -> None:
+    """One of a job whose label is hostile, with two versions and one that failed."""
+    settings, store = house.api.settings, S3Store(house.api.settings)
+    labels = [f"name:{HOSTILE[0]}", "run:nightly"]
+    filters = {"metadata": [f"note!={HOSTILE[1][:90].replace('=', '')}"]}
+    asked = {"name": "mugs", "jobs": [job], "labels": labels, "images_per_shard": 3, "filters": filters}
+    assert house.http.post("/v1/datasets", json=asked).status_code == 201
+    house.http.post("/v1/datasets", json={"name": "nothing-yet", "format": "zip"})
+    for _ in range(2):
+        assert house.http.post("/v1/datasets/mugs/versions", json={"while_running": True}).status_code == 202
+        collecting.run(house.api.database, settings, store)
+        house.http.put(f"/v1/jobs/{job}/marks", json={"mark": "rejected", "indexes": [3]})
+    with house.api.database.begin_system() as connection:
+        connection.execute(text("""
+          INSERT INTO dataset_versions (dataset_id, number, tenant_id, state, definition, base, error, finished_at)
+          SELECT id, 3, tenant_id, 'failed', definition, 2, :error, now() FROM datasets
+          WHERE tenant_id = :tenant AND name = 'mugs'
+        """), {"error": HOSTILE[4], "tenant": house.tenant})  # fmt: skip
+
+
 @pytest.fixture
 def shown(house: House) -> dict[str, str]:
     """A job with hostile texts in all places, of which one image failed, and one that waits."""
@@ -164,6 +195,7 @@ def shown(house: House) -> dict[str, str]:
     make_schedules(house)
     run = make_catalogue(house, job)
     house.tick()
+    make_dataset(house, job)
     live = house.submit({"prompt": HOSTILE[2], "n": 3, "size": "64x64"}, labels={"a": HOSTILE[5]})
     return {"job": job, "live": live, "run": run}
 

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from services.core.jobs import request_queries
-from services.core.model import ids, requests
+from services.core.model import ids, metadata_filters, requests
 from services.core.model.specs import FailedImage
 from tests import exporting, factories
 from tests.rendering import rendering, scheduling
@@ -433,3 +433,18 @@ def test_the_command_submits_labels_of_a_table_and_downloads_those_of_a_split(
     assert pyarrow.parquet.read_table(shard).column("metadata.split").to_pylist() == ["train"]
     listed = CliRunner().invoke(app, ["images", job, "--metadata", "split=val", "--json"]).stdout.splitlines()
     assert [json.loads(one)["metadata"] for one in listed] == [{"split": "val"}]
+
+
+@pytest.mark.parametrize(
+    ("given", "wished"),
+    [("1e-05", "0.00001"), ("0.00001", "1E-5"), ("1.0", "1"), ("1", "1.00"), ("-0.0", "0"), ("1e22", f"1{'0' * 22}"),
+     (f"1{'0' * 22}", "1e+22"), ("9007199254740993", "9007199254740993"), ("1.5e300", "1.5e300")],
+)  # fmt: skip
+def test_a_number_is_found_however_it_is_written(emptied: Api, given: str, wished: str) -> None:
+    text = f'{{"images": [{{"prompt": "a", "metadata": {{"n": {given}}}}}, {{"prompt": "b", "metadata": {{"n": 7}}}}]}}'
+    job = emptied.http.post("/v1/jobs", content=text, headers={"Content-Type": "application/json"}).json()["id"]
+    for condition, indexes in ((f"n={wished}", [0]), (f"n!={wished}", [1])):
+        found = emptied.http.get(f"/v1/jobs/{job}/images", params={"metadata": condition}).json()["data"]
+        assert [one["index"] for one in found] == indexes
+        read = found[0]["metadata"]
+        assert metadata_filters.holds(read, metadata_filters.conditions([condition]))

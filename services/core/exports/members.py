@@ -22,6 +22,7 @@ from services.core.marks import marks
 from services.core.model import file_names, ids, metadata_filters, metadata_types, scores
 from services.core.model.licenses import License
 from services.core.model.metadata_types import Kind
+from services.core.model.requests import metadata_text
 from services.core.model.specs import Shape
 
 SHARD_BYTES = 1_000_000_000
@@ -155,7 +156,7 @@ class Member:
             "output_format": payload.output_format,
             "input_sha256": "" if payload.image_sha256 is None else bytes(payload.image_sha256).hex(),
             "strength": payload.strength or 0.0,
-            "metadata": metadata_types.as_json(payload.metadata),
+            "metadata": metadata_text(payload.metadata or {}),
             "sha256": self.sha256.hex(),
             "bytes": self.bytes,
             "truncated": self.truncated,

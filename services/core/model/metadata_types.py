@@ -1,8 +1,8 @@
 """The types of metadata as columns of a table: one type a name, whatever the images' values are.
 
 Whole numbers and floats are floats together; values of other kinds are text together. No value changes: a whole number
-that a float does not hold makes the column text. A number has one text, however it was written: 1e-05 is 0.00001, 1.0
-is 1, and -0.0 is 0.
+that a float does not hold makes the column text. As text a number is the same however it was written: 1e-05 is
+0.00001, 1.0 is 1, and -0.0 is 0. In JSON it stays as it was submitted.
 """
 
 import json
@@ -67,16 +67,6 @@ def plain(number: Decimal) -> str:
     if "." in digits:
         digits = digits.rstrip("0").rstrip(".")
     return "0" if digits == "-0" else digits
-
-
-def as_json(metadata: Mapping[str, Any] | None) -> str:
-    """All of it as it is exported: compact JSON with sorted names."""
-    parts = []
-    for name, value in sorted((metadata or {}).items()):
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        shown = text_of(value) if is_number else json.dumps(value, ensure_ascii=False)
-        parts.append(f"{json.dumps(name, ensure_ascii=False)}:{shown}")
-    return "{" + ",".join(parts) + "}"
 
 
 def cells(kinds: Mapping[str, Kind], metadata: Mapping[str, Any] | None) -> dict[str, Any]:

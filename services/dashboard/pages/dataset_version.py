@@ -71,12 +71,12 @@ def show_diff(
 ) -> Any:  # fmt: skip
     """From one complete version to another; left out: from the one before the last, to that."""
     visitor.require("view")
+    asked, wanted = _number(before), _number(to)
     with context.database.begin(visitor.tenant) as connection:
         dataset = dataset_records.find(connection, visitor.tenant, name)
         listed = dataset_records.versions(connection, dataset, before=_LAST_VERSION, limit=_OFFERED)
         offered = [one.number for one in listed if one.state == "completed"]
-        right = dataset_records.completed(connection, dataset, _number(to))
-        asked = _number(before)
+        right = dataset_records.completed(connection, dataset, wanted)
         if asked is None:
             asked = next((number for number in offered if number < right.number), right.number)
         left = dataset_records.completed(connection, dataset, asked)

@@ -1,6 +1,6 @@
 """Datasets: which there are; the page of each with its sources and versions; writing, stopping, deleting versions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -82,7 +82,7 @@ def show_dataset(request: Request, context: ContextDep, visitor: access.Signed, 
         older=listed[_VERSIONS - 1].number if len(listed) > _VERSIONS else None,
         comparable=len(complete) > 1,
         words=dataset_words,
-        acts=[act.event for act in acts],
+        acts=[replace(act.event, actor_name=act.name) for act in acts],
         is_first=not below,
         here=f"/datasets/{name}",
     )
