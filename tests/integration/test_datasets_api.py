@@ -123,6 +123,68 @@ def test_a_stream_gives_each_image_once_to_four_workers_on_two_ranks(api, settin
     assert len(first_order) == len(mugs.stream(split="train"))
 
 
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_a_loader_that_stops_in_mid_epoch_gives_the_rest_once(api, settings, store, client, context):
+    """Four workers on each of two ranks; the states go through JSON, as in a checkpoint."""
+    job = collecting.rendered(api.database, settings, store, captions(60))
+    collecting.make(api.database, job, images_per_shard=3)
+    collecting.export(api.database, settings, store)
+    mugs = client.dataset("mugs")
+    every = sorted(image.key for image in mugs.stream())
+
+    def loader(rank: int, workers: int = 4) -> Any:
+        stream = mugs.stream(shuffle=5, seed=3, rank=rank, world_size=2)
+        return stream.loader(2, num_workers=workers, multiprocessing_context=context, collate=keys)
+
+    found: list[str] = []
+    states = []
+    for rank in range(2):
+        one = loader(rank)
+        one.stream.epoch = 2
+        batches = iter(one)
+        for _ in range(3 + rank):
+            found += next(batches)
+        states.append(json.dumps(one.state_dict()))
+        batches.close()
+    assert 0 < len(found) < 60 and len(set(found)) == len(found)
+    for rank in range(2):
+        one = loader(rank)
+        one.load_state_dict(json.loads(states[rank]))
+        assert one.stream.epoch == 2 and one.state_dict() == json.loads(states[rank])
+        found += [key for batch in one for key in batch]
+    assert sorted(found) == every
+    with pytest.raises(ClientError, match="Each rank saves and loads its own"):
+        loader(1).load_state_dict(json.loads(states[0]))
+    with pytest.raises(ClientError, match="it has readers 8 instead of 4"):
+        loader(0, 2).load_state_dict(json.loads(states[0]))
+
+
+def keys(images: list[Any]) -> list[str]:
+    return [image.key for image in images]
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+def test_a_stream_that_stops_in_mid_epoch_gives_the_rest_in_the_same_order(api, settings, store, client, form):
+    job = collecting.rendered(api.database, settings, store, captions(20))
+    collecting.make(api.database, job, images_per_shard=3, format=form)
+    collecting.export(api.database, settings, store)
+    mugs = client.dataset("mugs")
+    whole = list(mugs.stream(shuffle=4, seed=1))
+    stream = mugs.stream(shuffle=4, seed=1)
+    reading = iter(stream)
+    begin = [next(reading) for _ in range(11)]
+    again = mugs.stream(shuffle=4, seed=1)
+    again.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    assert begin + list(again) == whole == list(again)  # and then the epoch from its beginning
+    others = {"seed": 2}, {"shuffle": 3}, {"split": "val"}, {"rank": 0, "world_size": 2}
+    for other in (mugs.stream(**({"shuffle": 4, "seed": 1} | changed)) for changed in others):
+        with pytest.raises(ClientError, match="The state is of another stream: it has"):
+            other.load_state_dict(stream.state_dict())
+    stream.torch()
+    with pytest.raises(ClientError, match="use `loader`"):
+        stream.state_dict()
+
+
 def test_webdataset_reads_the_urls(api, settings, store, client):
     import webdataset
 

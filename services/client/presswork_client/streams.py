@@ -13,13 +13,15 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple, cast
 
 import httpx
 
+from presswork_client.loading import ImageLoader, of_stream
+from presswork_client.reading import Reading
 from presswork_client.transport import ClientError, retry_after
 
 _PICTURES = ("png", "jpg", "webp")
@@ -68,24 +70,79 @@ class ImageStream:
         self.shards, self.epoch = shards, 0
         self._form, self._shuffle, self._seed = form, shuffle, seed
         self.rank, self.world_size = rank, world_size
+        self._now: Reading[StreamedShard, DatasetImage] | None = None
+        self._state: dict[str, Any] | None = None
+        self._sent = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_now": None}  # an iteration stays in its process
 
     def __len__(self) -> int:
         """The images of all ranks together."""
         return sum(shard.images for shard in self.shards)
 
     def __iter__(self) -> Iterator[DatasetImage]:
-        order = random.Random(f"{self._seed}/{self.epoch}")  # the same on every rank
+        """The images of the epoch for this reader, from the first one on, or once from where a state was taken."""
+        self._now = self.reading()
+        if self._state is not None:
+            self._now.load_state_dict(self._state)
+            self._state = None
+        return self._now
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the last iteration of this process is: JSON. With a DataLoader, take that of `loader`. Each rank
+        saves its own. Raises ClientError."""
+        if self._sent:
+            message = "The workers of the DataLoader know how far they are: use `loader`, which has a state_dict."
+            raise ClientError(0, "no_state", message)
+        return (self._now or self.reading()).state_dict() if self._state is None else self._state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next iteration gives the rest of the epoch, whose number the stream takes. Raises ClientError if the
+        state is of another version, split, seed, rank, or number of readers."""
+        if isinstance(state.get("epoch"), int):
+            self.epoch = state["epoch"]
+        self.reading().load_state_dict(state)
+        self._state = state
+
+    def loader(
+        self,
+        batch_size: int | None = None,
+        *,
+        num_workers: int = 0,
+        collate: Callable[[Any], Any] | None = None,
+        **more: Any,
+    ) -> ImageLoader:
+        """A DataLoader that goes on in mid-epoch: it has `state_dict` and `load_state_dict`.
+
+        It gives lists of `batch_size` images, or image by image, or what `collate` makes of these in the workers. The
+        last batch of a worker may be smaller. `more` are other options of DataLoader.
+        """
+        return of_stream(self, batch_size, num_workers, collate, more)
+
+    def reading(self) -> Reading[StreamedShard, DatasetImage]:
+        """This reader, at the beginning of the epoch."""
         shards = list(self.shards)
         if self._shuffle:
-            order.shuffle(shards)
+            random.Random(f"{self._seed}/{self.epoch}").shuffle(shards)  # the same on every rank
         place, of = self._reader()
-        images = (image for shard in shards[place::of] for image in _images(shard, self._form))
-        return _mixed(images, self._shuffle, random.Random(f"{self._seed}/{self.epoch}/{place}"))
+        seed = f"{self._seed}/{self.epoch}/{place}"
+        return Reading(shards[place::of], self._images_of, self._shuffle, seed, place, self.told(of))
+
+    def told(self, readers: int) -> dict[str, Any]:
+        """What a state must agree with."""
+        version = hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+        return {"version": version[:32], "seed": self._seed, "shuffle": self._shuffle, "epoch": self.epoch,
+                "readers": readers}  # fmt: skip
+
+    def _images_of(self, shard: StreamedShard) -> Iterator[DatasetImage]:
+        return _images(shard, self._form)
 
     def torch(self) -> Any:
         """The stream as an IterableDataset, for a DataLoader with any number of workers."""
         from torch.utils.data import IterableDataset
 
+        self._sent = True
         stream = self
 
         class Images(IterableDataset):  # type: ignore[misc, type-arg, unused-ignore]
@@ -93,11 +150,17 @@ class ImageStream:
                 return iter(stream)
 
             def __reduce__(self) -> tuple[Any, ...]:
-                return ImageStream.torch, (stream._of_this_rank(),)
+                return ImageStream.torch, (stream.of_this_rank(),)
 
         return Images()
 
-    def _of_this_rank(self) -> "ImageStream":
+    def rank_now(self) -> int:
+        return self.of_this_rank().rank or 0
+
+    def ranks(self) -> int:
+        return self.of_this_rank().world_size or 1
+
+    def of_this_rank(self) -> "ImageStream":
         """The stream as a DataLoader's worker takes it: a process that is started anew does not know its rank."""
         found = copy(self)
         if found.rank is None:
@@ -106,8 +169,7 @@ class ImageStream:
 
     def _reader(self) -> tuple[int, int]:
         """Which of how many readers this is: over all ranks, and the workers of each."""
-        own = self._of_this_rank()
-        rank, ranks = own.rank or 0, own.world_size or 1
+        rank, ranks = self.rank_now(), self.ranks()
         worker, workers = _worker()
         return rank * workers + worker, ranks * workers
 
@@ -125,22 +187,6 @@ def _worker() -> tuple[int, int]:
     torch = sys.modules.get("torch.utils.data")
     found = None if torch is None else torch.get_worker_info()
     return (0, 1) if found is None else (found.id, found.num_workers)
-
-
-def _mixed(images: Iterator[DatasetImage], among: int, order: random.Random) -> Iterator[DatasetImage]:
-    held: list[DatasetImage] = []
-    for image in images:
-        if len(held) < among:
-            held.append(image)
-            continue
-        if not held:
-            yield image
-            continue
-        place = order.randrange(len(held))
-        yield held[place]
-        held[place] = image
-    order.shuffle(held)
-    yield from held
 
 
 def _images(shard: StreamedShard, form: str) -> Iterator[DatasetImage]:
