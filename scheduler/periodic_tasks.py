@@ -58,6 +58,7 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("sweep", 0.25, segments.sweep_cancelled),
         PeriodicTask("fold", 1.0, counters.fold),
         PeriodicTask("fair-shares", 2.0, fair_share.lift_idle),
+        PeriodicTask("sizes", 5.0, counters.size_old),
         PeriodicTask("usage", 60.0, counters.recount_usage),
         PeriodicTask("number", 0.5, numbering.number),
         PeriodicTask("expire", 2.0, expire),

@@ -44,11 +44,12 @@ class Api:
         found: dict[str, object] = answer.json()
         return found
 
-    def new_tenant(self, name: str) -> tuple[int, str]:
-        """Its id and a key of its own."""
+    def new_tenant(self, name: str, *, operator: bool = False) -> tuple[int, str]:
+        """Its id and a key of its own. `operator`: it may see and steer what belongs to no tenant, as the first one."""
         with self.database.begin_system() as connection:
             tenant = connection.execute(
-                text("INSERT INTO tenants (name) VALUES (:name) RETURNING id"), {"name": name}
+                text("INSERT INTO tenants (name, operator) VALUES (:name, :operator) RETURNING id"),
+                {"name": name, "operator": operator},
             ).scalar_one()
             return tenant, api_keys.issue_key(connection, self.settings.secret, tenant, "test")
 

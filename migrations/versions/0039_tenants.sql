@@ -1,5 +1,6 @@
--- Quotas: null is unlimited.
+-- Whose administrators administer every tenant: the first one. Quotas: null is unlimited.
 ALTER TABLE tenants
+  ADD COLUMN operator boolean NOT NULL DEFAULT false,
   ADD COLUMN state text NOT NULL DEFAULT 'active',
   ADD COLUMN max_images_queued bigint,
   ADD COLUMN max_images_in_flight bigint,
@@ -10,6 +11,8 @@ ALTER TABLE tenants
   ADD CONSTRAINT tenants_state CHECK (state IN ('active', 'suspended')),
   ADD CONSTRAINT tenants_quotas CHECK (least(max_images_queued, max_bytes_stored, max_bytes_spooled) >= 0
     AND max_images_in_flight > 0 AND max_requests_per_second > 0 AND max_device_seconds_per_day >= 0);
+
+UPDATE tenants SET operator = true WHERE id = (SELECT min(id) FROM tenants);
 
 -- What each tenant uses: one row, to which the deltas are added about once a second. A tenant without a row uses nothing
 -- but what its deltas say.
@@ -29,10 +32,12 @@ CREATE TABLE tenant_usage_deltas (
 );
 CREATE INDEX tenant_usage_deltas_tenant ON tenant_usage_deltas (tenant_id);
 
--- The bytes of a job's pictures. Null: the job is from before, and nothing of it was added up.
+-- The bytes of a job's pictures. Null: the job is from before, and a periodic task adds them up.
 ALTER TABLE counter_deltas ADD COLUMN bytes bigint NOT NULL DEFAULT 0;
 ALTER TABLE counters ADD COLUMN bytes bigint;
 ALTER TABLE counters ALTER COLUMN bytes SET DEFAULT 0;
+
+CREATE INDEX counters_unsized ON counters (job_id) WHERE bytes IS NULL;
 
 -- Which tenants' images a claim holds, and how many of each; null in a claim of the release before.
 ALTER TABLE claims ADD COLUMN tenant_ids integer[], ADD COLUMN tenant_images smallint[];

@@ -41,6 +41,7 @@ from services.dashboard.pages import (
     sign_in,
     submit,
     submit_pictures,
+    usage,
     views,
 )
 
@@ -60,6 +61,7 @@ _PAGES = (
     submit_pictures,
     settings,
     models,
+    usage,
     action_log,
     gallery,
     image,

@@ -16,7 +16,15 @@ from starlette.responses import RedirectResponse, Response
 
 from services.api.errors import RETRY_SECONDS, ApiError
 from services.core import logs
-from services.core.model.errors import Conflict, MissingScope, NotFound, PressworkError, Unavailable
+from services.core.model.errors import (
+    Conflict,
+    MissingScope,
+    NotFound,
+    PressworkError,
+    QuotaExceeded,
+    TenantSuspended,
+    Unavailable,
+)
 from services.dashboard import rendering
 from services.dashboard.access import SignedOut, Visitor
 
@@ -42,6 +50,11 @@ class PageRoute(APIRoute):
                 return rendering.trouble(request, 404, "Not here", str(error))
             except MissingScope as error:
                 return rendering.trouble(request, 403, "Not allowed", str(error))
+            except TenantSuspended as error:
+                return rendering.trouble(request, 403, "Suspended", str(error))
+            except QuotaExceeded as error:
+                headers = {} if error.retry_seconds is None else {"Retry-After": str(error.retry_seconds)}
+                return rendering.trouble(request, 429, "Over a quota", str(error), headers)
             except Conflict as error:
                 return rendering.trouble(request, 409, "Not now", str(error))
             except Unavailable as error:

@@ -35,8 +35,7 @@ def _may(data: Data) -> str:
 
 
 def _set(data: Data) -> str:
-    changed = data.get("set")
-    return f"setting {', '.join(name.replace('_', ' ') for name in changed)}" if isinstance(changed, dict) else ""
+    return f"setting {data['set']}" if data.get("set") else ""
 
 
 def _plain(verb: str, more: str = "") -> Words:
@@ -83,7 +82,7 @@ KINDS: dict[str, tuple[str, Words]] = {
         "made a key", lambda data: (f"made the key {data.get('name', '')},", _may(data)),
     ),
     "key.revoked": ("revoked a key", lambda data: (f"revoked the key {data.get('name', '')},", "")),
-    "tenant.created": ("made a tenant", lambda data: (f"made the tenant {data.get('name', '')},", "")),
+    "tenant.created": ("made a tenant", lambda data: (f"made the tenant {data.get('name', '')},", _set(data))),
     "tenant.changed": ("changed a tenant", lambda data: (f"changed the tenant {data.get('name', '')},", _set(data))),
     "tenant.suspended": ("suspended a tenant", lambda data: (f"suspended the tenant {data.get('name', '')},", "")),
     "tenant.activated": (

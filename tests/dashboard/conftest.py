@@ -31,7 +31,7 @@ def served(stack: Stack, template: str, fresh_database: Callable[[str], Abstract
 
 @pytest.fixture
 def house(served: Api) -> Iterator[House]:
-    tenant, key = served.new_tenant(f"house-{next(_numbers)}")
+    tenant, key = served.new_tenant(f"house-{next(_numbers)}", operator=True)
     headers = {"Authorization": f"Bearer {key}"}
     options = {"base_url": served.url, "timeout": 60, "trust_env": False}
     with httpx.Client(headers=headers, **options) as http, httpx.Client(**options) as browser:  # type: ignore[arg-type]

@@ -112,6 +112,7 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "act on all that match": "/bulk/new/cancel?label=a%3Ax",
     "keys": "/settings/keys",
     "views": "/settings/views",
+    "usage": "/settings/usage",
     "action log": "/settings/log",
     "nobody's acts": "/settings/log?who=nobody&what=job.paused&first=2026-01-01",
     "unknown": "/jobs/job_0000000000000",

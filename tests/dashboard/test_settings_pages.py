@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from playwright.sync_api import expect
+from sqlalchemy import text
 
 from services.api import feed
 from services.core.catalogues import catalogue_runs
@@ -313,3 +314,30 @@ def test_a_view_is_saved_and_opened_in_the_browser(open_tab: Callable[..., Tab])
     page.get_by_role("button", name="Delete failures").click()
     page.get_by_role("heading", name="No view is saved").wait_for()
     assert tab.errors == []
+
+
+def test_usage_stands_beside_its_quotas(signed: House) -> None:
+    with signed.api.database.begin_system() as connection:
+        limits = text("UPDATE tenants SET max_images_queued = 8, max_bytes_stored = 2000000 WHERE id = :id")
+        connection.execute(limits, {"id": signed.tenant})
+    signed.submit({"prompt": "a mug", "size": "64x64", "n": 3})
+    page = signed.browser.get("/settings/usage").text
+    assert 'aria-label="images queued">3 of 8</progress>' in page
+    assert "2.0 MB" in page and page.count('<span class="soft">none</span>') == 4
+    assert "is suspended" not in page
+    with signed.api.database.begin_system() as connection:
+        connection.execute(text("UPDATE tenants SET state = 'suspended' WHERE id = :id"), {"id": signed.tenant})
+    assert "is suspended" in signed.browser.get("/settings/usage").text
+    refused = signed.api.http.post(
+        "/v1/jobs", json={"images": [{"prompt": "a"}]}, headers={"Authorization": f"Bearer {signed.key}"}
+    )
+    assert refused.json()["error"]["code"] == "tenant_suspended"
+
+
+def test_a_form_that_goes_over_a_quota_keeps_what_was_typed_and_says_why(signed: House) -> None:
+    with signed.api.database.begin_system() as connection:
+        limits = text("UPDATE tenants SET max_images_queued = 2 WHERE id = :id")
+        connection.execute(limits, {"id": signed.tenant})
+    fields = {"csrf": csrf(signed), "kind": "prompt", "prompt": "a zebra mug", "n": "3", "size": "64x64"}
+    page = html.unescape(signed.browser.post("/submit", data=fields).text)
+    assert "may have 2 images queued, and this asks for 3" in page and "a zebra mug" in page

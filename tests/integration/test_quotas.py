@@ -1,5 +1,6 @@
 """Quotas: what each door refuses, what two at once may take together, what a claim passes over, and what is counted."""
 
+import base64
 import json
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from scheduler.background_tasks import BackgroundTaskRunner, background_tasks
 from services.core.batches import batch_jobs, validation
 from services.core.bulk import task as bulk_task
 from services.core.db.leases import Lease
@@ -22,7 +24,7 @@ from services.core.notify import Notifier
 from services.core.queue import counters, job_states, segments
 from services.core.storage.s3 import S3Store
 from services.core.tenants import usage
-from tests import exporting, factories
+from tests import cataloguing, exporting, factories
 from tests.web import Api
 
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a", "n": 3}}
@@ -194,6 +196,62 @@ def test_a_batch_that_overruns_fails_with_the_sentence(api: Api, store: S3Store)
     assert "may have 2 images queued" in found["errors"]["data"][0]["message"]
 
 
+def _work(api: Api, store: S3Store) -> None:
+    """What schedulers do, until nothing is left to do now."""
+    tasks = background_tasks(api.settings, store, Notifier(api.settings.redis_url))
+    runner = BackgroundTaskRunner(api.database, tasks, "scheduler-a")
+    while runner.run_once():
+        pass
+
+
+def test_a_schedules_run_that_overruns_is_refused_with_the_sentence(api: Api, store: S3Store) -> None:
+    limit(api, images_queued=2)
+    target = {"job": {"images": [{"prompt": "a", "n": 3}]}}
+    asked = {"name": "nightly", "cron": "0 1 * * *", "target": target}
+    assert api.http.post("/v1/schedules", json=asked).status_code == 201
+    assert api.http.post("/v1/schedules/nightly/run").status_code < 300
+    _work(api, store)
+    [run] = api.http.get("/v1/schedules/nightly/runs").json()["data"]
+    assert run["status"] == "refused" and "may have 2 images queued" in run["reason"]
+    assert used(api)["images_queued"] == 0
+
+
+def test_a_catalogues_run_that_overruns_fails_with_the_sentence_and_leaves_nothing_queued(
+    api: Api, store: S3Store
+) -> None:
+    limit(api, images_queued=2)
+    feed = {"file": ("shop.csv", b"sku,title\na,red\nb,teal\nc,pink")}
+    file = api.http.post("/v1/files", files=feed, data={"purpose": "batch"}).json()["id"]
+    assert api.http.put("/v1/catalogues/shop", json=cataloguing.DEFINITION).status_code < 300
+    assert api.http.put("/v1/catalogues/shop/file", json={"file_id": file}).status_code < 300
+    run = api.http.post("/v1/catalogues/shop/runs").json()["id"]
+    _work(api, store)
+    found = api.http.get(f"/v1/catalogues/shop/runs/{run}").json()
+    assert (found["state"], found["error"]["code"]) == ("failed", "quota_exceeded"), found
+    assert "may have 2 images queued" in found["error"]["message"]
+    assert used(api)["images_queued"] == 0 == counted_by_hand(api)["images_queued"]
+    limit(api, images_queued=3)
+    run = api.http.post("/v1/catalogues/shop/runs").json()["id"]
+    _work(api, store)
+    assert api.http.get(f"/v1/catalogues/shop/runs/{run}").json()["state"] == "rendering"
+
+
+def test_pictures_that_come_with_a_request_are_counted_and_refused_without_a_trace(api: Api) -> None:
+    picture = exporting.picture(0)
+    limit(api, bytes_spooled=len(picture) + 10)
+    body = {"images": [{"prompt": "a", "strength": 0.5, "image": _data_url(picture)}]}
+    assert api.http.post("/v1/jobs", json=body).status_code == 202
+    assert used(api)["bytes_spooled"] == len(picture)
+    before = api.rows()
+    again = {"images": [{"prompt": "a", "strength": 0.5, "image": _data_url(exporting.picture(1))}]}
+    assert refused(api.http.post("/v1/jobs", json=again))[:2] in ((429, "quota_exceeded"), (422, "quota_exceeded"))
+    assert api.rows() == before and used(api)["bytes_spooled"] == len(picture)
+
+
+def _data_url(picture: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+
+
 def test_what_is_sent_is_counted_and_refused_before_it_is_stored(api: Api) -> None:
     limit(api, bytes_spooled=10)
 
@@ -346,6 +404,24 @@ def test_what_is_used_stays_exact_through_claims_cancels_and_retries_and_a_count
     fold(api)
     expected = counted_by_hand(api)
     assert {name: used(api)[name] for name in expected} == expected
+
+
+def test_what_was_stored_before_it_was_counted_is_added_up_once(api: Api) -> None:
+    for _ in range(3):
+        api.submit({"prompt": "a", "n": 16})
+        assert _render(api) == 16
+    fold(api)
+    with api.database.begin_system() as connection:  # as the migration leaves them
+        connection.execute(text("UPDATE counters SET bytes = NULL"))
+        connection.execute(text("UPDATE tenant_usage SET bytes_stored = 0"))
+    api.submit({"prompt": "a", "n": 4})
+    assert _render(api) == 4
+    fold(api)
+    with api.database.begin_system() as connection:
+        assert counters.size_old(connection) == 1
+        assert counters.size_old(connection) == 0
+    fold(api)
+    assert used(api)["bytes_stored"] == 52_000 == counted_by_hand(api)["bytes_stored"]
 
 
 def test_without_quotas_admission_is_one_read_and_takes_no_lock(api: Api) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from services.cli.app import app
+from services.core.events import numbering
 from services.core.model.scopes import Scope
 from services.core.tenants import api_keys
 from tests import factories
@@ -62,8 +63,10 @@ def test_a_tenant_is_made_changed_and_found_by_id_and_by_name(api: Api) -> None:
 
 
 def test_each_act_on_a_tenant_is_an_event_of_the_operators(api: Api) -> None:
-    tenant = api.http.post("/v1/tenants", json={"name": "acme"}).json()["id"]
-    for changes in ({"weight": 3}, {"state": "suspended"}, {"state": "active"}, {"state": "active"}):
+    asked = {"name": "acme", "quotas": {"images_queued": 9}}
+    tenant = api.http.post("/v1/tenants", json=asked).json()["id"]
+    quotas = {"images_queued": None, "bytes_stored": 5}
+    for changes in ({"weight": 3, "quotas": quotas}, {"state": "suspended"}, {"state": "active"}, {"state": "active"}):
         assert api.http.patch(f"/v1/tenants/{tenant}", json=changes).status_code == 200
     with api.database.begin_system() as connection:
         found = connection.execute(
@@ -71,10 +74,21 @@ def test_each_act_on_a_tenant_is_an_event_of_the_operators(api: Api) -> None:
         ).all()
     actor = f"key/{api_keys.id_of(api.key)}"
     assert [tuple(row) for row in found] == [
-        ("tenant.created", actor, factories.TENANT, {"name": "acme", "weight": 1.0}),
-        ("tenant.changed", actor, factories.TENANT, {"name": "acme", "set": {"weight": 3.0}}),
+        ("tenant.created", actor, factories.TENANT, {"name": "acme", "set": "images_queued=9"}),
+        (
+            "tenant.changed",
+            actor,
+            factories.TENANT,
+            {"name": "acme", "set": "weight=3, images_queued=none, bytes_stored=5"},
+        ),
         ("tenant.suspended", actor, factories.TENANT, {"name": "acme"}),
         ("tenant.activated", actor, factories.TENANT, {"name": "acme"}),
+    ]
+    with api.database.begin_system() as connection:
+        numbering.number(connection)
+    listed = api.http.get("/v1/actions", params={"limit": 4}).json()["data"]
+    assert [(one["verb"], one["subject_type"], one["subject"]) for one in listed] == [
+        (f"tenant.{verb}", "tenant", tenant) for verb in ("activated", "suspended", "changed", "created")
     ]
 
 

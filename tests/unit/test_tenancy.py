@@ -31,7 +31,7 @@ SYSTEM_TRANSACTIONS = [
     ("api/v1/tenants.py", "list_tenant_keys"),  # an administrator of the operator's names any tenant
     ("api/v1/tenants.py", "list_tenants"),  # likewise
     ("api/v1/tenants.py", "show_tenant"),  # likewise
-    ("api/v1/usage.py", "show_usage"),  # a claim may hold images of several tenants
+    ("api/v1/usage.py", "show_usage_of"),  # a claim may hold images of several tenants
     ("api/v1/workers.py", "_fleet"),  # what a worker holds is of all tenants
     ("api/v1/workers.py", "drain_worker"),  # the fleet belongs to no tenant
     ("api/v1/workers.py", "resume_worker"),  # likewise

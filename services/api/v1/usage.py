@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from services.api.authentication import Tenant
-from services.api.dependencies import ContextDep
+from services.api.dependencies import Context, ContextDep
 from services.api.turns import TenantRoute
 from services.api.v1.tenants import TenantQuotas, TenantUsage
 from services.core.tenants import usage
@@ -28,6 +28,11 @@ class Usage(BaseModel):
 @router.get("/usage", response_model=Usage)
 def show_usage(context: ContextDep, tenant: Tenant) -> Any:
     """What the tenant uses, and the quotas that limit it."""
+    return show_usage_of(context, tenant)
+
+
+def show_usage_of(context: Context, tenant: int) -> Usage:
+    """The tenant's usage and quotas."""
     # As the system: a claim may hold images of several tenants, so no tenant's transaction sees one.
     with context.database.begin_system() as connection:
         found = usage.against_quotas(connection, tenant)

@@ -49,6 +49,7 @@ tenants = Table(
     Column("weight", REAL, nullable=False, server_default=text("1")),
     Column("virtual_time", Double, nullable=False, server_default=zero),
     Column("created_at", Moment, nullable=False, server_default=now),
+    Column("operator", Boolean, nullable=False, server_default=text("false")),  # its administrators administer all
     Column("state", Text, nullable=False, server_default=text("'active'")),
     Column("max_images_queued", BigInteger),  # quotas (model/quotas.py); null: unlimited
     Column("max_images_in_flight", BigInteger),
@@ -535,6 +536,7 @@ counters = Table(
     Column("series_done", ARRAY(Integer)),
     Column("series_failed", ARRAY(Integer)),
     Column("bytes", BigInteger, server_default=zero),  # of its pictures; null: a job from before they were added up
+    Index("counters_unsized", "job_id", postgresql_where=text("bytes IS NULL")),
     CheckConstraint(f"least({', '.join(columns.COUNTS)}) >= 0", name="counters_not_negative"),
 )
 

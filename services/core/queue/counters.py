@@ -70,6 +70,22 @@ UPDATE counters SET
 FROM measured WHERE counters.job_id = measured.job_id
 """)  # noqa: S608  our own text
 
+# Jobs from before pictures' bytes were added up: the first one, or as many as have so many images together. What is not
+# folded yet is left to its fold.
+_SIZE_OLD = statement("counters.size_old")(f"""
+WITH old AS MATERIALIZED (
+  SELECT job_id FROM (
+    SELECT job_id, sum(total) OVER (ORDER BY job_id) AS images, row_number() OVER (ORDER BY job_id) AS nth
+    FROM (SELECT job_id FROM counters WHERE bytes IS NULL ORDER BY job_id LIMIT 100) oldest
+    JOIN jobs ON jobs.id = job_id
+  ) first WHERE nth = 1 OR images <= 50000
+), sized AS (
+  UPDATE counters SET bytes = (SELECT coalesce(sum(bytes), 0) FROM results WHERE results.job_id = old.job_id)
+    - (SELECT coalesce(sum(bytes), 0) FROM counter_deltas WHERE counter_deltas.job_id = old.job_id)
+  FROM old WHERE counters.job_id = old.job_id RETURNING counters.job_id, counters.bytes
+)
+{usage.SIZED}
+""")  # noqa: S608  our own text
 _FORGET_RATES = statement("counters.forget_rates")("""
 DELETE FROM rates WHERE (tenant_id, grain, at) IN (
   SELECT tenant_id, grain, at FROM rates
@@ -81,6 +97,12 @@ DELETE FROM rates WHERE (tenant_id, grain, at) IN (
 def recount_usage(connection: Connection) -> int:
     """Counts anew what one tenant uses, if that is due. While another process folds, it does nothing."""
     return usage.recount(connection) if leases.lock_maintenance(connection) else 0
+
+
+def size_old(connection: Connection) -> int:
+    """Adds up the bytes of some jobs from before they were counted; returns of how many tenants. While another process
+    folds, it does nothing."""
+    return connection.execute(_SIZE_OLD).rowcount if leases.lock_maintenance(connection) else 0
 
 
 def new(connection: Connection, job_id: int, images: int) -> None:

@@ -42,9 +42,7 @@ WITH made AS (
 _UNSEEN = """(last_used_at IS NULL
   OR last_used_at NOT BETWEEN now() - interval '1 minute' AND now() + interval '1 minute')"""
 # What a principal is by its tenant `t`.
-OF_TENANT = (
-    "t.id = (SELECT min(id) FROM tenants) AS operator, t.state = 'suspended' AS suspended, t.max_requests_per_second"
-)
+OF_TENANT = "t.operator, t.state = 'suspended' AS suspended, t.max_requests_per_second"
 _FIND = statement("api_keys.find")(f"""
 SELECT tenant_id, k.name, hmac, scopes, expires_at, expires_at <= now() AS expired, revoked_at, {_UNSEEN} AS unseen,
        {OF_TENANT}

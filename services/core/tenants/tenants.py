@@ -23,9 +23,9 @@ from services.core.model.quotas import NAMES, Quotas
 from services.core.model.tenant_requests import PREFIX, QuotaChanges, TenantChanges, TenantRequest
 
 _COLUMNS = ", ".join(f"max_{name}" for name in NAMES)
-_OPERATOR = "(SELECT min(id) FROM tenants)"
+_OPERATOR = "(SELECT min(id) FROM tenants WHERE operator)"
 _LIST = statement("tenants.list")(f"""
-SELECT id, name, weight, state, created_at, id = {_OPERATOR} AS operator, {_COLUMNS} FROM tenants
+SELECT id, name, weight, state, created_at, operator, {_COLUMNS} FROM tenants
 WHERE (id = :id OR name = :name OR :every) AND (id > :after) ORDER BY id LIMIT :limit
 """)  # noqa: S608  our own text
 _LOCK = statement("tenants.lock")("SELECT FROM tenants WHERE id = :id FOR NO KEY UPDATE")
@@ -90,9 +90,8 @@ def create(connection: Connection, asked: TenantRequest) -> Tenant:
     weight = 1.0 if asked.weight is None else asked.weight
     with _named(asked.name):
         number = connection.execute(_NEW, {"name": asked.name, "weight": weight, **asdict(given)}).scalar_one()
-    limits = {name: limit for name, limit in asdict(given).items() if limit is not None}
-    data = {"name": asked.name, "weight": weight, **({"quotas": limits} if limits else {})}
-    connection.execute(_LOG, {"id": number, "kind": "tenant.created", "data": json.dumps(data)})
+    moved = _moved({"weight": 1.0, **asdict(Quotas())}, {"weight": weight, **asdict(given)})
+    _log(connection, number, "tenant.created", asked.name, moved)
     return find(connection, int(number))
 
 
@@ -117,9 +116,19 @@ def change(connection: Connection, number: int, asked: TenantChanges) -> Tenant:
     with _named(after["name"]):
         connection.execute(_SET, {"id": number, **after})
     kind = {"suspended": "tenant.suspended", "active": "tenant.activated"}.get(moved.pop("state", ""), "tenant.changed")
-    data = {"name": before.name, **({"set": moved} if moved else {})}
-    connection.execute(_LOG, {"id": number, "kind": kind, "data": json.dumps(data)})
+    _log(connection, number, kind, before.name, moved)
     return find(connection, number)
+
+
+def _log(connection: Connection, number: int, kind: str, name: str, moved: Mapping[str, Any]) -> None:
+    """`set` in the event's data: what was set, as NAME=VALUE, by commas."""
+    words = [f"{field}={_word(value)}" for field, value in moved.items()]
+    data = {"name": name, **({"set": ", ".join(words)} if words else {})}
+    connection.execute(_LOG, {"id": number, "kind": kind, "data": json.dumps(data)})
+
+
+def _word(value: object) -> str:
+    return "none" if value is None else f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _moved(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

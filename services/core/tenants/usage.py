@@ -24,14 +24,23 @@ QUEUED = """used AS (
   SELECT tenant_id, CAST(:images AS bigint) FROM jobs WHERE jobs.id = :id AND CAST(:images AS bigint) > 0
 )"""
 # What deltas of counters came to, for the WITH of the statement that folds them; `folded` has job_id, queued and bytes.
+# Of a job from before, whose pictures are not added up yet, `SIZED` adds all at once.
 FOLDED = """used AS (
   INSERT INTO tenant_usage AS u (tenant_id, images_queued, bytes_stored)
-  SELECT tenant_id, sum(queued), sum(bytes) FROM folded
-  CROSS JOIN LATERAL (SELECT tenant_id FROM jobs WHERE jobs.id = folded.job_id OFFSET 0) of_job
-  GROUP BY tenant_id HAVING sum(queued) <> 0 OR sum(bytes) <> 0 ORDER BY tenant_id
+  SELECT tenant_id, sum(queued), sum(size) FROM folded
+  CROSS JOIN LATERAL (
+    SELECT tenant_id, CASE WHEN c.bytes IS NULL THEN 0 ELSE folded.bytes END AS size
+    FROM jobs JOIN counters c ON c.job_id = jobs.id WHERE jobs.id = folded.job_id OFFSET 0
+  ) of_job
+  GROUP BY tenant_id HAVING sum(queued) <> 0 OR sum(size) <> 0 ORDER BY tenant_id
   ON CONFLICT (tenant_id) DO UPDATE SET images_queued = u.images_queued + excluded.images_queued,
     bytes_stored = u.bytes_stored + excluded.bytes_stored
 )"""
+# What jobs turned out to have stored, after the WITH of the statement that added it up; `sized` has job_id and bytes.
+SIZED = """
+INSERT INTO tenant_usage_deltas (tenant_id, bytes_stored)
+SELECT tenant_id, sum(sized.bytes) FROM sized JOIN jobs ON jobs.id = sized.job_id GROUP BY tenant_id
+"""
 _FOLD = statement("usage.fold")(f"""
 WITH folded AS (
   DELETE FROM tenant_usage_deltas WHERE id IN (

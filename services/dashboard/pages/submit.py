@@ -31,6 +31,7 @@ from services.core.model.errors import (
     IdempotencyGone,
     InvalidSubmission,
     Problem,
+    QuotaExceeded,
     SettingsError,
 )
 from services.dashboard import access, asked, commands, forms, rendering, uploaded
@@ -182,6 +183,8 @@ def _record(context: Context, tenant: int, received: Received) -> tuple[models.R
         return known, "", _refused(error, received)
     except SubmissionError as error:
         return known, "", _refused(InvalidSubmission(error.problems, more=error.more), received)
+    except QuotaExceeded as error:
+        return known, "", Outcome([Problem("quota_exceeded", str(error))])
     except (IdempotencyConflict, IdempotencyGone):
         return known, "", Outcome([Problem("idempotency_key_reused", _AGAIN)])
     except IdempotencyBusy as error:

@@ -1,0 +1,29 @@
+"""What the tenant uses, beside its quotas, as GET /v1/usage says it."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from services.api.dependencies import ContextDep
+from services.api.v1 import usage
+from services.core.model.quotas import TITLES
+from services.dashboard import access, rendering, words
+from services.dashboard.routes import PageRoute
+
+router = APIRouter(route_class=PageRoute)
+
+
+@router.get("/settings/usage")
+def show(request: Request, context: ContextDep, visitor: access.Signed) -> Any:
+    visitor.require("view")
+    found = usage.show_usage_of(context, visitor.tenant)
+    used = {**found.usage.model_dump(), "device_seconds_per_day": found.usage.device_seconds_today}
+    rows = [
+        (title, used.get(name), getattr(found.quotas, name), words.size if name.startswith("bytes_") else _number)
+        for name, title in TITLES.items()
+    ]
+    return rendering.page(request, "usage.html", visitor=visitor, tenant=found.tenant, state=found.state, rows=rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.10g}"
