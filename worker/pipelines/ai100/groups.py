@@ -31,10 +31,13 @@ class Group:
         """Gives its memory back. Nothing of the group may be running."""
         self._make([one for one in self._sessions if one is not session])
 
-    def enqueue(self, running: Any) -> Any:
-        """Starts a run, after a switch to its program if another one was there. The status."""
+    def enable(self) -> None:
+        """Loads its programs and takes the cores, unless they are there. Raises NotLoaded."""
         if self._made is None:
             self._make(self._sessions)
+
+    def enqueue(self, running: Any) -> Any:
+        """Starts a run, after a switch to its program if another one was there. The status."""
         return self._made.enqueue(running)
 
     def close(self) -> None:

@@ -88,6 +88,8 @@ class ProgramGroup(Protocol):
 
     def remove(self, session: "Session") -> None: ...
 
+    def enable(self) -> None: ...
+
     def enqueue(self, running: Any) -> Any: ...
 
 
@@ -193,8 +195,11 @@ class Session:
     def submit(self, inputs: Mapping[str, Any]) -> "Run":
         """Starts a run. Inputs are arrays, or what `buffer` gave. Raises WrongShape or DeviceSick."""
         given = {name: self.buffer(name, one) if isinstance(one, np.ndarray) else one for name, one in inputs.items()}
+        queue: Any = self.device.queue
+        if self._group is not None:
+            self._group.enable()
+            queue = self._group
         running, outputs = self._idle.pop() if self._idle else self._another()
-        queue = self._group or self.device.queue
         buffers = [(given if one.is_input else outputs)[one.name].given for one in self._in_order()]
         self._check(running.setData(buffers, self._rt.BufferDimensionsVecRef(self._dims)), "did not take its inputs")
         self._check(queue.enqueue(running), "could not be started")
