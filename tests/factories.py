@@ -9,7 +9,7 @@ from services.core.fleet import models
 from services.core.jobs import submissions
 from services.core.model import requests
 from services.core.model.specs import Claim, ModelCard, StoredImage
-from services.core.queue import claims, segments, settlement
+from services.core.queue import claims, looks, segments, settlement
 from services.core.settings import Settings
 
 REVISION = "simulated-test"
@@ -81,7 +81,7 @@ def claim_in(
     lease: float = 30.0,
     revision: str = REVISION,
 ) -> Claim | None:
-    chosen = claims.candidates(connection, revision, turn, worker)
+    chosen = looks.candidates(connection, revision, turn, worker)
     return claims.claim(connection, chosen, worker_id=worker, seats=seats, lease=lease)
 
 

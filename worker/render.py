@@ -15,7 +15,7 @@ from services.core.db.database import Database
 from services.core.model.errors import Unavailable
 from services.core.model.specs import Claim
 from services.core.notify import Notifier
-from services.core.queue import claims, job_states, segments
+from services.core.queue import claims, job_states, looks, segments, walks
 from services.core.queue.tail import Leaving
 from services.core.settings import Settings
 from services.core.storage import contract
@@ -63,6 +63,7 @@ class RenderLoop:
         self._free_at = 0.0  # when the device should have rendered what it is at, by the monotonic clock
         self._left = False  # whether the last claim left work to others
         self.leaving = Leaving()
+        self._walk = walks.Walk()
         self._charges: dict[int, float] = {}
 
     def run(self, until: Callable[[], bool] = lambda: False) -> bool:
@@ -184,15 +185,25 @@ class RenderLoop:
             found = found.others
         return None
 
-    def _candidates(self) -> claims.Candidates:
-        with self.database.begin_system() as connection:
-            now = time.monotonic()
-            return claims.candidates(
-                connection, self.pipeline.card.revision, 0, self.worker_id, self.device.abilities(),
-                free=max(self._free_at - now, 0.0), overdue=self.leaving.overdue(now),
-            )  # fmt: skip
+    def _candidates(self) -> looks.Candidates:
+        """A worker without work goes on at once where it can serve nothing at the front of a lane."""
+        for _ in range(walks.STRIDE):
+            found, moved = self._look()
+            if found.rows or not moved:
+                break
+        return found
 
-    def _after_claim(self, claim: Claim, found: claims.Candidates, seats: int) -> None:
+    def _look(self) -> tuple[looks.Candidates, bool]:
+        """What it sees, and whether the next look begins further back."""
+        revision, able, now = self.pipeline.card.revision, self.device.abilities(), time.monotonic()
+        with self.database.begin_system() as connection:
+            found = looks.candidates(
+                connection, revision, 0, self.worker_id, able, free=max(self._free_at - now, 0.0),
+                overdue=self.leaving.overdue(now), after=self._walk.after,
+            )  # fmt: skip
+            return found, self._walk.go_on(connection, revision, able, found.lanes, now)
+
+    def _after_claim(self, claim: Claim, found: looks.Candidates, seats: int) -> None:
         """Updates that a periodic task repeats if they fail here. Never raises, since the claim is held."""
         if len(claim.images) == seats:
             self.notifier.notify(self.pipeline.card.name)

@@ -9,7 +9,7 @@ from services.core.fleet import models, throughput
 from services.core.jobs import lanes
 from services.core.model.long_prompts import describe
 from services.core.model.specs import Shape
-from services.core.queue import claims
+from services.core.queue import claims, looks
 from tests import factories
 
 REVISION = "long-test"
@@ -24,7 +24,7 @@ def long_model(database):
 
 def taken(database, seats=16):
     with database.begin_system() as connection:
-        chosen = claims.candidates(connection, REVISION, 1, "worker-a")
+        chosen = looks.candidates(connection, REVISION, 1, "worker-a")
         while not (claim := claims.claim(connection, chosen, worker_id="worker-a", seats=seats, lease=30.0)):
             chosen = chosen.others
         return claim

@@ -13,7 +13,7 @@ from services.core.db.database import Database
 from services.core.fleet import throughput, workers
 from services.core.fleet.abilities import Abilities
 from services.core.model.specs import Shape
-from services.core.queue import claims, expiry, peers, segments
+from services.core.queue import claims, expiry, looks, peers, segments
 from tests import factories, loop_process, programs
 from tests.factories import submit
 from tests.render_loops import counts, images, mugs
@@ -52,17 +52,17 @@ WHERE seen_at > now() - interval '1 hour'
 """)
 
 
-def look(database: Database, name: str, free: float = 0.0) -> claims.Candidates:
+def look(database: Database, name: str, free: float = 0.0) -> looks.Candidates:
     with database.begin_system() as connection:
         connection.execute(HEARD)
-        return claims.candidates(connection, factories.REVISION, 1, name, free=free)
+        return looks.candidates(connection, factories.REVISION, 1, name, free=free)
 
 
 def take(database: Database, name: str, seats: int = 1, free: float = 0.0) -> int:
     """How many images it claims."""
     with database.begin_system() as connection:
         connection.execute(HEARD)
-        chosen = claims.candidates(connection, factories.REVISION, 1, name, free=free)
+        chosen = looks.candidates(connection, factories.REVISION, 1, name, free=free)
         taken = claims.claim(connection, chosen, worker_id=name, seats=seats, lease=30.0)
     return 0 if taken is None else len(taken.images)
 
@@ -107,19 +107,19 @@ def test_nothing_is_left_while_a_lane_may_hold_more_than_was_read(ready, setting
     """Of many small jobs a look reads only the first ones."""
     up(ready, FAST, 0.5, (16, 1))
     up(ready, SLOW, 40.0)
-    for _ in range(claims.LANE - 1):
+    for _ in range(looks.LANE - 1):
         submit(ready, settings, 1, size="64x64")
-    assert look(ready, SLOW).leaves > claims.LANE and take(ready, SLOW) == 0
+    assert look(ready, SLOW).leaves > looks.LANE and take(ready, SLOW) == 0
     for _ in range(3):
         submit(ready, settings, 1, size="64x64")
-    assert look(ready, SLOW).max_waiting == claims.LANE
+    assert look(ready, SLOW).max_waiting == looks.LANE
     assert take(ready, SLOW) == 1
 
 
 def test_equal_workers_claim_ahead_while_many_small_jobs_wait(ready, settings):
     up(ready, FAST, 0.5, (16, 1))
     up(ready, SLOW, 0.5, (16, 1))
-    for _ in range(2 * claims.LANE):
+    for _ in range(2 * looks.LANE):
         submit(ready, settings, 1, size="64x64")
     assert take(ready, FAST, 16) == 16
     with ready.begin_system() as connection:
@@ -226,7 +226,7 @@ def test_it_takes_images_of_a_later_job_and_leaves_the_end_of_the_first(ready, s
     up(ready, SLOW, 10.0)
     first, second = (submit(ready, settings, 5, size="64x64") for _ in range(2))
     with ready.begin_system() as connection:
-        chosen = claims.candidates(connection, factories.REVISION, 1, SLOW)
+        chosen = looks.candidates(connection, factories.REVISION, 1, SLOW)
         taken = claims.claim(connection, chosen, worker_id=SLOW, seats=1, lease=30.0)
     assert taken is not None and {image.job_id for image in taken.images} == {second}
     assert first != second
@@ -280,9 +280,9 @@ def test_a_worker_claims_only_what_it_can_render(ready, settings):
     able = Abilities(sizes=("256x256",))
     with ready.begin_system() as connection:
         for cannot in (able, Abilities(max_steps=9)):
-            assert not claims.candidates(connection, factories.REVISION, 1, "w", cannot).rows
+            assert not looks.candidates(connection, factories.REVISION, 1, "w", cannot).rows
         can = replace(able, sizes=("256x256", "64x64"), max_steps=10, redraws=False, long_prompts=False)
-        assert claims.candidates(connection, factories.REVISION, 1, "w", can).rows
+        assert looks.candidates(connection, factories.REVISION, 1, "w", can).rows
 
 
 SPEEDS = {"gpu": (1.0, (16, 1)), "card": (5.0, (1,)), "cpu": (40.0, (1,))}  # milliseconds an image, batches

@@ -21,7 +21,7 @@ from services.core.model import ids
 from services.core.model.errors import Conflict, InvariantViolated
 from services.core.model.specs import FailedImage
 from services.core.model.states import ImageState
-from services.core.queue import claims, counters, expiry, job_states, segments, settlement
+from services.core.queue import claims, counters, expiry, job_states, looks, segments, settlement
 from services.core.queue.settlement import Verdict
 from services.core.settings import Settings
 from services.core.tenants import fair_share
@@ -428,7 +428,7 @@ def test_a_drained_segment_is_not_looked_at_again_and_a_release_brings_it_back(d
     with database.begin_system() as connection:
         segments.raise_low(connection)
     with database.begin_system() as connection:
-        assert not claims.candidates(connection, factories.REVISION, 1, "worker-a").rows
+        assert not looks.candidates(connection, factories.REVISION, 1, "worker-a").rows
     settle(database, taken, released=places(taken))
     assert len(claim(database).images) == 16
 
@@ -447,7 +447,7 @@ def test_a_job_that_is_paused_between_the_look_and_the_claim_is_not_claimed(data
     """A claim chooses its segments before it holds the jobs' locks: what happened in between it must see."""
     paused, other = submit(database, settings, 4), submit(database, settings, 4)
     with database.begin_system() as connection:
-        chosen = claims.candidates(connection, factories.REVISION, 1, "worker-a")
+        chosen = looks.candidates(connection, factories.REVISION, 1, "worker-a")
     assert [row.job_id for row in chosen.rows] == [paused, other]
     with database.begin(TENANT) as connection:
         lifecycle.pause(connection, TENANT, paused, True)
@@ -576,7 +576,7 @@ def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
     submit(database, settings, 5_000)
     with database.begin_system() as connection:
         connection.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
-        chosen = claims.candidates(connection, factories.REVISION, 1, "worker-a")
+        chosen = looks.candidates(connection, factories.REVISION, 1, "worker-a")
         row = chosen.rows[0]
         values = {"job_ids": [row.job_id], "segment_ids": [row.id], "lows": [row.low], "seats": 16,
                   "worker_id": "w", "lease": 30.0, "claimable": ["queued", "in_progress"], "leave": 5, "free": None,

@@ -15,7 +15,7 @@ from services.core.fleet import models
 from services.core.jobs import lifecycle
 from services.core.model.errors import InvariantViolated
 from services.core.model.specs import Claim, FailedImage
-from services.core.queue import claims, expiry, job_states, segments, settlement
+from services.core.queue import claims, expiry, job_states, looks, segments, settlement
 from services.core.queue.settlement import Verdict
 from services.core.settings import Settings
 from tests import factories
@@ -53,9 +53,9 @@ def counted(database: Database, job_id: int) -> Counter[str]:
     return Counter({name: int(count) for name, count in zip((*names, "reused"), found, strict=True) if count})
 
 
-def candidates(database: Database, turn: int = 1, revision: str = REVISION) -> claims.Candidates:
+def candidates(database: Database, turn: int = 1, revision: str = REVISION) -> looks.Candidates:
     with database.begin_system() as connection:
-        return claims.candidates(connection, revision, turn, "worker-a")
+        return looks.candidates(connection, revision, turn, "worker-a")
 
 
 def waits_for_a_lock(database: Database) -> bool:
@@ -326,7 +326,7 @@ def test_claims_that_ended_over_a_day_ago_are_forgotten_and_no_others(database, 
 
 def test_nothing_can_be_claimed_of_no_segments(database):
     with database.begin_system() as connection:
-        none = claims.Candidates(())
+        none = looks.Candidates(())
         assert claims.claim(connection, none, worker_id="w", seats=4, lease=1.0) is None
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import text
 from services.core.batches import line_format
 from services.core.files import files, pictures
 from services.core.fleet.abilities import Abilities
-from services.core.queue import claims
+from services.core.queue import looks
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from tests import factories
@@ -255,9 +255,9 @@ def test_an_image_whose_input_is_gone_or_damaged_fails_alone(api: Api, store: S3
 def test_a_worker_that_takes_no_inputs_claims_none(api: Api):
     api.submit(request(data_url(picture())), {"prompt": "a mug", "size": "64x64"})
     with api.database.begin_system() as connection:
-        rows = claims.candidates(connection, factories.REVISION, 1, "worker-a", Abilities(redraws=False)).rows
+        rows = looks.candidates(connection, factories.REVISION, 1, "worker-a", Abilities(redraws=False)).rows
         assert [row.first_step for row in rows] == [0]
-        assert len(claims.candidates(connection, factories.REVISION, 1, "worker-a").rows) == 2
+        assert len(looks.candidates(connection, factories.REVISION, 1, "worker-a").rows) == 2
     plain = dataclasses.replace(factories.CARD, revision="plain-1", redraws=False)
     factories.register(api.database, plain)
     ((code, _, message),) = problems(api, request(data_url(picture())))

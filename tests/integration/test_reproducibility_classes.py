@@ -14,7 +14,7 @@ from services.core.jobs import lanes, lifecycle, overview, resubmission, retry, 
 from services.core.model import requests
 from services.core.model.errors import InvalidSubmission
 from services.core.model.states import ImageState
-from services.core.queue import claims
+from services.core.queue import looks
 from tests import factories
 from tests.factories import TENANT, submit
 from tests.render_loops import counts, images, mugs
@@ -179,7 +179,7 @@ def test_the_command_asks_for_a_class(api: Api, monkeypatch: pytest.MonkeyPatch,
     with api.database.begin_system() as connection:
         found = lanes.waiting(connection, TENANT, all_tenants=True)
         assert [lane.shape.reproducibility_class for lane in found.lanes] == [asked]
-        assert not claims.candidates(connection, factories.REVISION, 1, "w").rows
+        assert not looks.candidates(connection, factories.REVISION, 1, "w").rows
 
 
 def test_too_many_classes_in_one_job_are_refused_as_shapes(database, settings):

@@ -90,6 +90,14 @@ class Abilities:
         limit = self.too_large.get(shape.rendered, 1 << 30)
         return max((size for size, name in self.classes.items() if size < limit and _suits(name, shape)), default=0)
 
+    def values(self) -> dict[str, Any]:
+        """The parameters of SERVED."""
+        return {
+            "redraws": self.redraws, "long_prompts": self.long_prompts, "max_steps": self.max_steps,
+            "sizes": None if self.sizes is None else list(self.sizes),
+            "classes": list(self.classes.values()), "refused": self.refused(),
+        }  # fmt: skip
+
     def refused(self) -> list[str]:
         """The shapes, with their classes, that do not fit the device's memory, in words that the claim compares."""
         return [
@@ -111,6 +119,12 @@ def words(shape: Shape) -> str:
 
 
 WORDS = "concat_ws(' ', width, height, steps, guided, prompt_chunks, first_step)"
+# Of segments: what `serves` says, with the parameters of `values`.
+SERVED = f"""
+(:redraws OR first_step = 0) AND (:long_prompts OR prompt_chunks = 1) AND steps <= :max_steps
+    AND (CAST(:sizes AS text[]) IS NULL OR width || 'x' || height = ANY(:sizes))
+    AND (reproducibility_class = '' OR reproducibility_class = ANY(:classes)
+         AND {WORDS} || ' ' || reproducibility_class <> ALL(:refused))"""
 
 
 def _suits(name: str, shape: Shape) -> bool:
