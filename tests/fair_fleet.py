@@ -7,7 +7,7 @@ from itertools import count
 
 from services.core.db.database import Database
 from services.core.model.specs import Claim
-from services.core.queue import claims, counters, segments
+from services.core.queue import claims, counters, looks, segments
 from services.core.tenants import fair_share
 from tests import factories
 from worker import batching
@@ -28,7 +28,7 @@ class Worker:
         """What it takes next; None: nothing waits."""
         while True:
             with self._database.begin_system() as connection:
-                found = claims.candidates(connection, factories.REVISION, 0, self.name)
+                found = looks.candidates(connection, factories.REVISION, 0, self.name)
                 if not found.rows:
                     return None
                 found = found.in_turn(self._turns.choose(found.waiting), self._charges)
