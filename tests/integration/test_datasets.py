@@ -534,3 +534,31 @@ def test_a_shard_is_full_at_its_size(database, settings, store, monkeypatch):
     collecting.make(database, job)
     collecting.export(database, settings, store)
     assert len([path for path in collecting.sums(database, 1) if path.endswith(".tar")]) >= 2
+
+
+def test_the_image_folder_is_read_by_the_builder_of_that_name_too(database, settings, store, tmp_path, monkeypatch):
+    """It does not read README.md, so it finds the splits by the folders' names; it takes the types of our table."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    wanted = captions(9, metadata={"lang": "en", "weight": 1, "day": "2024-01-01"})
+    first = collecting.rendered(database, settings, store, wanted)
+    collecting.make(database, first, split=SPLIT, images_per_shard=2, format="imagefolder")
+    collecting.export(database, settings, store)
+    collecting.mark(database, first, [2], "rejected")
+    collecting.add(database, collecting.rendered(database, settings, store, captions(3, first=40)))
+    two = collecting.export(database, settings, store)
+    tree = collecting.download(database, store, 2, tmp_path / "tree")
+    datasets.disable_progress_bars()
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(tree), cache_dir=str(tmp_path / "cache"))
+    assert two.plan is not None
+    counts = {name: images for name, (_, images) in two.plan.counted.splits.items()}
+    assert {name.replace("validation", "val"): len(split) for name, split in loaded.items()} == counts
+    rows = [row for split in loaded.values() for row in split]
+    assert {row["image"].size for row in rows} == {(16, 16)}
+    assert sorted(row["prompt"] for row in rows) == sorted(
+        [f"mug {n}" for n in range(9) if n != 2] + [f"mug {40 + n}" for n in range(3)]
+    )
+    assert {(row["metadata.lang"], row["metadata.weight"], row["metadata.day"]) for row in rows} == {
+        ("en", 1, "2024-01-01"), (None, None, None),
+    }  # fmt: skip

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from presswork_client import Client, ClientError, pulling
 from services.cli.app import app
 from services.core.datasets import datasets
+from services.core.db.database import Database
 from services.core.model import ids
 from tests import collecting
 from tests.rendering import scheduling
+from tests.waiting import until
 from tests.web import Api
 
 
@@ -86,8 +88,25 @@ def test_the_command_makes_grows_compares_pulls_and_deletes_a_dataset(api: Api, 
     assert "Give a filter, --no-filters or --text" in run("set", "mugs", code=2).stderr
     changed = json.loads(run("show", "mugs", "--json").stdout)["definition"]
     assert (changed["filters"]["marks"], changed["types"]) == (["accepted"], {"lang": "text"})
+    assert "The dataset mugs has no version 9" in run("rm", "mugs", "--version", "9", "--yes", code=4).stderr
+    gone = run("rm", "mugs", "--version", "1", "--yes", "--json")
+    assert "deletes version 1 of mugs, 8 images" in gone.stderr
+    assert json.loads(gone.stdout) == {"dataset": "mugs", "version": 1, "object": "dataset.version", "deleted": True}
+    assert "has no version 1" in run("diff", "mugs", "1", "2", code=4).stderr
+    assert "has no version 1" in run("pull", "mugs", "--version", "1", "-o", "old", code=4).stderr
+    with scheduling(settings, store):
+        until(lambda: not _pending(database), 30)
+    assert json.loads(run("pull", "mugs", "-o", "again", "--json").stdout)["files"] == pulled["files"]
+    total = json.loads(run("show", "mugs", "--json").stdout)["versions"][0]["total_bytes"]
+    assert total == sum(path.stat().st_size for path in (tmp_path / "again").rglob("*")
+                        if path.is_file() and path.name != ".presswork")  # fmt: skip
     run("rm", "mugs", "--yes")
     assert "There is no such dataset" in run("show", "mugs", code=4).stderr
+
+
+def _pending(database: Database) -> bool:
+    with database.begin_system() as connection:
+        return bool(datasets.pending(connection))
 
 
 def other(tmp_path: Path) -> Path:
@@ -245,6 +264,7 @@ def test_other_tenants_find_nothing_and_a_link_holds_for_its_file_alone(api, set
         theirs = stranger.dataset("mugs")
         for ask in (
             theirs.show, theirs.export, theirs.delete, lambda: theirs.version(1), lambda: theirs.cancel(1),
+            lambda: theirs.delete_version(1),
             lambda: theirs.add([ids.public_job(job)]), lambda: theirs.diff(1, 1), lambda: list(theirs.versions()),
             lambda: list(theirs.files(1)), lambda: theirs.change(filters={}), lambda: theirs.remove(labels=["a:b"]),
         ):  # fmt: skip
