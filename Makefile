@@ -71,8 +71,8 @@ check: setup
 	$(BIN)/python -m pytest tests/unit
 
 loaders: setup
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check polars==2.1.0 duckdb==2.0.1
-	$(BIN)/python -m pytest tests/integration/test_loaders.py
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check polars==2.1.0 duckdb==2.0.1 pylance==14.0.2 torchdata==0.11.0
+	$(BIN)/python -m pytest tests/integration/test_loaders.py tests/integration/test_dataset_loaders.py
 
 # Triton lies beside the environment, so that torch stays what it is on a CPU.
 .triton: | setup

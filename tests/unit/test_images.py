@@ -172,7 +172,10 @@ WITH_CUDA = {"triton": {"worker.model.group_norm_kernels", "worker.model.geglu_k
 
 
 # What a user of the client or the command may have beside it: imported inside the functions for those who have it.
-OPTIONAL = {"torch": {"presswork_client.streams"}, "huggingface_hub": {"services.cli.hub"}}
+OPTIONAL = {
+    "torch": {"presswork_client.streams", "presswork_client.loading"},
+    "huggingface_hub": {"services.cli.hub"},
+}
 
 
 def missing(others: dict[str, set[str]], installed: set[str]) -> dict[str, set[str]]:
