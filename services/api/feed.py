@@ -25,7 +25,7 @@ from services.core.events.queries import Event, job_of
 from services.core.jobs import live
 from services.core.jobs.queries import JobView
 from services.core.model.errors import Unavailable
-from services.core.model.scopes import Principal, Scope
+from services.core.model.scopes import Principal
 from services.core.tenants import sessions
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class Watcher:
 
     def __init__(self, who: Principal, job: int | None) -> None:
         self.who, self.tenant, self.job = who, who.tenant_id, job
-        self.names_hosts = Scope.OPERATE in who.scopes
+        self.names_hosts = who.sees_hosts
         self.changed = asyncio.Event()
         self.ended = False
         self.is_new = True  # the reader has not told it anything yet

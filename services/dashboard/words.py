@@ -124,14 +124,14 @@ def pair(value: str) -> tuple[str, str]:
 
 def whose(event: Event, visitor: Any) -> str:
     """Who did it. The name of a worker, which has its host's, is for those who may operate."""
-    if event.actor.startswith("worker ") and not visitor.may("operate"):
+    if event.actor.startswith("worker ") and not visitor.principal.sees_hosts:
         return "a worker"
     return who(event.actor, event.actor_name)
 
 
 def place(device: str, visitor: Any) -> str:
     """Where something was rendered, with its host for those who may operate."""
-    return device if visitor.may("operate") else workers.without_host(device)
+    return device if visitor.principal.sees_hosts else workers.without_host(device)
 
 
 FILTERS: dict[str, Callable[..., Any]] = {

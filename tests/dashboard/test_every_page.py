@@ -334,7 +334,7 @@ def test_the_name_of_a_worker_is_for_those_who_may_operate() -> None:
     """It has the name of its host."""
     event = Event(1, 1, datetime.now(UTC), "worker rack-3-1", "job.started", "job/1", {})
     for scopes, said in (({Scope.VIEW}, "a worker"), ({Scope.VIEW, Scope.OPERATE}, "worker rack-3-1")):
-        visitor = Visitor(Principal(1, "key", "k", frozenset(scopes)), "")
+        visitor = Visitor(Principal(1, "key", "k", frozenset(scopes), operator=True), "")
         assert words.whose(event, visitor) == said
 
 

@@ -18,7 +18,6 @@ from services.core.exports import records
 from services.core.files import files, uploads
 from services.core.fleet import workers
 from services.core.model import ids
-from services.core.model.scopes import Scope
 from services.core.tenants import tenants, views
 
 router = APIRouter(route_class=TenantRoute)
@@ -78,7 +77,7 @@ def list_actions(
     page = found[:limit]
     more = len(found) > limit
     last = pagination.encode_cursor(context.settings.secret, listing, page[-1].event.seq) if more else None
-    names_hosts = Scope.OPERATE in caller.scopes
+    names_hosts = caller.sees_hosts
     return ActionPage(data=[_shown(action, names_hosts) for action in page], next_cursor=last)
 
 
@@ -94,5 +93,9 @@ def _shown(action: actions.Action, names_hosts: bool) -> Action:
         actor_name=action.name,
         subject_type=kind,
         subject=_PUBLIC[kind](int(name)) if kind in _PUBLIC else subject,
-        data={field: ids.public_job(value) if field == "job" else value for field, value in event.data.items()},
+        data={
+            field: ids.public_job(value) if field == "job" else value
+            for field, value in event.data.items()
+            if value is not None  # such as the version before the first one that was published
+        },
     )

@@ -15,7 +15,7 @@ from services.core.events import queries as events
 from services.core.jobs import queries
 from services.core.model import ids
 from services.core.model.errors import NotFound
-from services.core.model.scopes import Principal, Scope
+from services.core.model.scopes import Principal
 
 router = APIRouter(route_class=TenantRoute)
 MOST_BEHIND = 20_000  # events of all tenants that a stream reads to catch up
@@ -79,7 +79,7 @@ def _page(context: Context, caller: Principal, number: int, after: int, limit: i
     _assert_exists(context, tenant, number)
     with context.database.begin(tenant) as connection:
         found = events.of_subject(connection, tenant, events.job(number), after_seq=after, limit=limit + 1)
-    names_hosts = Scope.OPERATE in caller.scopes
+    names_hosts = caller.sees_hosts
     shown = [schemas.event(event, names_hosts=names_hosts) for event in found[:limit]]
     return schemas.EventPage(data=shown, has_more=len(found) > limit)
 

@@ -17,7 +17,7 @@ from services.api.v1.jobs import described
 from services.api.v1.schemas import Moment
 from services.core.jobs import overview, rates
 from services.core.model import ids
-from services.core.model.scopes import Principal, Scope
+from services.core.model.scopes import Principal
 
 if TYPE_CHECKING:
     from services.api.readiness import Readiness
@@ -149,7 +149,7 @@ def together(servers: list[Issue], found: overview.Overview) -> list[Issue]:
 
 
 def _overview(request: Request, context: Context, caller: Principal, servers: list[Issue]) -> Overview:
-    tenant, names_hosts = caller.tenant_id, Scope.OPERATE in caller.scopes
+    tenant, names_hosts = caller.tenant_id, caller.sees_hosts
     with context.database.begin(tenant) as connection:
         found = overview.overview(connection, tenant, names_hosts=names_hosts)
     issues = together(servers, found)

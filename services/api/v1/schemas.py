@@ -13,7 +13,7 @@ from services.core.fleet import workers
 from services.core.jobs.queries import ImageView, JobView
 from services.core.marks.asked import Mark
 from services.core.model import ids, requests, scores
-from services.core.model.scopes import Principal, Scope
+from services.core.model.scopes import Principal
 from services.core.model.states import ImageState
 
 PRIORITY_WORDS = {number: word for word, number in requests.PRIORITIES.items()}
@@ -230,7 +230,7 @@ def of_request(index: int, payload: Payload) -> dict[str, Any]:
 
 def image(view: ImageView, link: Callable[[int], str], caller: Principal) -> Image:
     """The image as that caller may see it: hosts are for those who may operate."""
-    names_host = Scope.OPERATE in caller.scopes
+    names_host = caller.sees_hosts
     done = view.state is ImageState.DONE
     failed = view.state is ImageState.FAILED
     return Image(

@@ -12,7 +12,7 @@ from services.api.turns import TenantRoute
 from services.api.v1.schemas import Moment
 from services.core.fleet import drains, workers
 from services.core.model.errors import NotFound
-from services.core.model.scopes import Principal, Scope
+from services.core.model.scopes import Principal
 
 router = APIRouter(route_class=TenantRoute)
 SHOWN_SECONDS = 300
@@ -113,7 +113,7 @@ def list_workers(context: ContextDep, tenant: Tenant, caller: Caller) -> Any:  #
     """The workers of the last five minutes, by host, for a key of the operator's tenant that may operate them; and the
     devices that are live."""
     fleet = _fleet(context)
-    shown = [_worker(worker) for worker in fleet] if caller.operator and Scope.OPERATE in caller.scopes else []
+    shown = [_worker(worker) for worker in fleet] if caller.sees_hosts else []
     return WorkerList(data=shown, devices=[WorkerDevices(**asdict(kind)) for kind in workers.devices(fleet)])
 
 

@@ -41,6 +41,11 @@ class Principal:
         """As events name it."""
         return f"key/{self.key_id}" if self.key_id else f"user/{self.name}"
 
+    @property
+    def sees_hosts(self) -> bool:
+        """Whether they are shown which host a worker is on: in the operator's tenant, who may operate."""
+        return self.operator and Scope.OPERATE in self.scopes
+
     def require(self, scope: Scope, act: str) -> None:
         """`act` names what is asked for, as in "cancel_job". Raises MissingScope."""
         if scope not in self.scopes:

@@ -7,6 +7,7 @@ Functions take an open system transaction and never commit.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from services.core.events import log
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.quotas import NAMES, Quotas
-from services.core.model.tenant_requests import PREFIX, QuotaChanges, TenantChanges, TenantRequest
+from services.core.model.tenant_requests import NAME, PREFIX, QuotaChanges, TenantChanges, TenantRequest
 
 _COLUMNS = ", ".join(f"max_{name}" for name in NAMES)
 _OPERATOR = "(SELECT min(id) FROM tenants WHERE operator)"
@@ -74,7 +75,7 @@ def find(connection: Connection, asked: int | str) -> Tenant:
     number, name = (asked, None) if isinstance(asked, int) else (None, asked)
     if name is not None and name.startswith(PREFIX):
         number, name = ids.parse(PREFIX, name, "tenant"), None
-    if number is not None and number >= 2**31:
+    if (number is not None and number >= 2**31) or (name is not None and not re.fullmatch(NAME, name, re.ASCII)):
         raise NotFound("There is no such tenant.")
     values = {"id": number, "name": name, "every": False, "after": 0, "limit": 1}
     row = connection.execute(_LIST, values).one_or_none()

@@ -65,7 +65,7 @@ def show_log(
         request,
         "action_log.html",
         visitor=visitor,
-        acts=[(act, sentences.of(act.event, names_hosts=visitor.may("operate"))) for act in page],
+        acts=[(act, sentences.of(act.event, names_hosts=visitor.principal.sees_hosts)) for act in page],
         chosen=chosen,
         kinds=[(kind, words[0]) for kind, words in sentences.KINDS.items()],
         actors=[(f"key/{key.id}", key.name) for key in keys[::-1]] + [(one, one) for one in _PROGRAMS],

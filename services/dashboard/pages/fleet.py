@@ -22,7 +22,7 @@ def show_fleet(request: Request, context: ContextDep, visitor: access.Signed) ->
     visitor.require("view")
     fleet = _fleet(context)
     values: dict[str, Any] = {"devices": workers.devices(fleet), "live": [], "others": []}
-    if visitor.principal.operator and visitor.may("operate"):
+    if visitor.principal.sees_hosts:
         values |= {"live": [one for one in fleet if one.is_live], "others": [one for one in fleet if not one.is_live]}
     return rendering.page(request, "fleet.html", visitor=visitor, **values)
 
