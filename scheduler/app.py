@@ -20,6 +20,7 @@ from services.core.db import leadership, leases
 from services.core.db.connectivity import Connectivity
 from services.core.model.errors import PressworkError, SettingsError, Unavailable
 from services.core.notify import Notifier
+from services.core.policy import policies
 from services.core.settings import Settings
 from services.core.storage import installation
 from services.core.storage.s3 import S3Store
@@ -123,6 +124,7 @@ def main(argv: list[str] | None = None) -> int:
             with database.begin_system() as connection:
                 return 0 if leadership.exists(connection) else 1
         environment.check_temporary_folder()
+        policies.check(settings)
         for warning in databases.assert_suitable(database):
             log.warning("%s", warning)
         store = S3Store(settings)

@@ -215,6 +215,6 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
         BackgroundTask("drop-upload", uploads.over, lambda upload_id, lease: uploads.drop(store, upload_id, lease)),
         BackgroundTask("export", exports.pending, export),
         BackgroundTask("dataset", datasets.pending, collect),
-        BackgroundTask("bulk", bulk.pending, lambda number, lease: bulk_task.run(notifier, number, lease)),
+        BackgroundTask("bulk", bulk.pending, lambda number, lease: bulk_task.run(settings, notifier, number, lease)),
         BackgroundTask("delete-job", deletion.pending, lambda job_id, lease: deletion.run(store, job_id, lease)),
     ]

@@ -19,6 +19,7 @@ from services.api.connections import GuardedProtocol
 from services.core import environment, logs
 from services.core.db import database as databases
 from services.core.model.errors import PressworkError, SettingsError, Unavailable
+from services.core.policy import policies
 from services.core.settings import Settings
 from services.dashboard import app as dashboard
 
@@ -92,6 +93,7 @@ def _build(settings: Settings) -> Any:
 
 def application(settings: Settings) -> Any:
     """The API, and the dashboard beside it. Connects to nothing yet."""
+    policies.check(settings)
     app = create_app(settings)
     dashboard.install(app)
     return app

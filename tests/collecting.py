@@ -19,6 +19,7 @@ from services.core.marks import marks
 from services.core.model import file_names, ids, requests
 from services.core.model.specs import FailedImage
 from services.core.notify import Notifier
+from services.core.policy import policies
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 from tests import exporting, factories
@@ -57,7 +58,7 @@ def retried(
 ) -> int:  # fmt: skip
     """A retry of what failed, all done but those that fail again."""
     with database.begin(TENANT) as connection:
-        child = retry.retry(connection, TENANT, parent, requests.RetryOptions(**which)).job_id
+        child = retry.retry(connection, TENANT, parent, requests.RetryOptions(**which), policy=policies.NOTHING).job_id
     return rendered(database, settings, store, child, failed=failed)
 
 

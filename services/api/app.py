@@ -43,6 +43,7 @@ from services.api.v1 import (
     marks,
     near_duplicates,
     overview,
+    policy,
     schedules,
     schemas,
     search,
@@ -84,6 +85,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "models": (models,),
     "keys": (keys, sign_in_links, actions),
     "tenants": (tenants,),
+    "policy": (policy,),
     "fleet": (workers, lanes),
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}

@@ -42,6 +42,7 @@ TAGS = {
     "models": "OpenAI's models: what can be asked for.",
     "keys": "Who may do what, and who did it.",
     "tenants": "Tenants, their quotas and their keys, for administrators of the operator's tenant.",
+    "policy": "What may be asked for.",
     "fleet": "The workers, which serve all tenants.",
     "monitoring": "For machines that watch this one. They need no key.",
 }
@@ -67,6 +68,7 @@ _IDS = {  # of each path parameter: what it is, and an example
     "schedule": ("The schedule's name.", "nightly"),
     "worker_id": ("The worker's id.", "gpu-1-4711-9f2c01ab"),
     "view_id": ("The view's id.", "view_039yaf9w3gxt6"),
+    "term_id": ("The id of a term of the content policy.", "term_039yaf9w3gxt6"),
     "action_id": ("The act's id.", "bulk_039yaf9w3gxt6"),
     "number": ("The chunk's number, from 0.", 0),
 }

@@ -37,6 +37,7 @@ CODES: list[tuple[type[PressworkError], int, str]] = [
     (errors.Conflict, 409, "conflict"),
     (errors.DatabaseUnavailable, 503, "database_away"),
     (errors.StoreUnavailable, 503, "store_away"),
+    (errors.PolicyUnavailable, 503, "policy_away"),
     (errors.Unavailable, 503, "unavailable"),
 ]
 

@@ -30,6 +30,8 @@ BODIES: dict[str, Any] = {
     "preview_jobs_action": {"action": "delete", "status": ["cancelled", "expired"]},
     "save_view": {"page": "jobs", "name": "tonight's failures", "query": "status=failed&label=run%3Anightly"},
     "change_view": {"name": "failures of the night"},
+    "add_policy_term": {"term": "blood bath"},
+    "check_policy": {"text": "a red mug on a wooden floor"},
     "retry_job": {"priority": "high"},
     "mark_images": {"mark": "accepted", "indexes": [0, 3, 17]},
     "create_export": {"format": "webdataset", "options": {"images_per_shard": 1_000}},

@@ -26,6 +26,7 @@ from services.cli import (
     model,
     opening,
     overview,
+    policy,
     prompts,
     removal,
     schedules,
@@ -69,6 +70,7 @@ app.add_typer(catalogues.app, name="catalogue", rich_help_panel=CATALOGUES)
 app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=OPERATIONS)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
+app.add_typer(policy.app, name="policy", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)
 app.add_typer(model.app, name="model", rich_help_panel=OPERATIONS)
 app.add_typer(ai100.app, name="ai100", rich_help_panel=OPERATIONS)

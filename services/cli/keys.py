@@ -46,9 +46,9 @@ def create(
 ) -> None:
     """Issue an API key and print it. It cannot be shown again.
 
-    The scopes: view reads; submit makes work; operate pauses, cancels and deletes; admin creates keys. None includes
-    another. To rotate a key, create the new one, use it, then revoke the old one: both hold until then. Needs
-    DATABASE_URL and PRESSWORK_SECRET.
+    The scopes: view reads; submit makes work; operate pauses, cancels and deletes; admin creates keys and changes the
+    content policy. None includes another. To rotate a key, create the new one, use it, then revoke the old one: both
+    hold until then. Needs DATABASE_URL and PRESSWORK_SECRET.
     """
     from services.core.tenants import api_keys, tenants
 

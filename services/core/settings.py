@@ -176,6 +176,16 @@ def _scorers(value: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _policies(value: str) -> tuple[str, ...]:
+    """Names of entry points; `none`: no policy."""
+    names = [part.strip() for part in value.split(",")]
+    if names == ["none"]:
+        return ()
+    if not all(map(scores.NAME.fullmatch, names)) or len(set(names)) < len(names):
+        raise ValueError("it must be names of installed policies with commas between them, or none")
+    return tuple(names)
+
+
 def _setting(variable: str, default: str | None, parse: Callable[[str], Any] = _text, *, secret: bool = False) -> Any:
     metadata = {"variable": variable, "default": default, "parse": parse, "secret": secret}
     return field(metadata=metadata, repr=not secret)
@@ -240,6 +250,11 @@ class Settings:
         "PRESSWORK_SCHEDULE_SECONDS", "300", _number(60, 86400)
     )  # between two runs, least
     event_days: int = _setting("PRESSWORK_EVENT_DAYS", "90", _whole(7, 36500))  # for how long events are kept
+    # What may be asked for, and drawn: web servers and schedulers judge prompts, workers judge pictures.
+    policy_list: str = _setting("PRESSWORK_POLICY_LIST", "")  # a file of terms that no prompt may have, one a line
+    prompt_policies: tuple[str, ...] = _setting("PRESSWORK_PROMPT_POLICIES", "none", _policies)
+    policy_seconds: float = _setting("PRESSWORK_POLICY_SECONDS", "10", _number(0.1, 3600))  # for 256 prompts, a picture
+    policy_fault: str = _setting("PRESSWORK_POLICY_FAULT", "refuse", _one_of("refuse", "accept"))  # if one fails
     # Sources of catalogues, which web servers and schedulers fetch.
     fetch_networks: tuple[Network, ...] = _setting(
         "PRESSWORK_FETCH_NETWORKS", "", _networks

@@ -91,6 +91,12 @@ KINDS: dict[str, tuple[str, Words]] = {
     "view.saved": ("saved a view", lambda data: (f"saved the view {data.get('name', '')},", "")),
     "view.changed": ("changed a view", lambda data: (f"changed the view {data.get('name', '')},", "")),
     "view.deleted": ("deleted a view", lambda data: (f"deleted the view {data.get('name', '')},", "")),
+    "policy.term_added": ("added a term to the content policy", _plain("added a term to the content policy,")),
+    "policy.term_removed": ("removed a term of the content policy", _plain("removed a term of the content policy,")),
+    "job.images_refused": (
+        "refused images by content policy",
+        lambda data: ("queued", f"without {plural(int(data.get('images', 0)), 'image')} that the policy refuses"),
+    ),
     "schedule.created": ("made a schedule", _plain("made")),
     "schedule.changed": ("changed a schedule", _plain("changed")),
     "schedule.paused": ("paused a schedule", _plain("paused")),

@@ -190,7 +190,10 @@ def test_a_file_that_unpacks_to_more_than_is_read_is_refused_unread(signed: Hous
 def test_a_large_file_is_read_in_little_memory(signed: House) -> None:
     with signed.api.database.begin_system() as connection:
         registry = models.registry(connection)
-    with TemporaryFile() as file, WorkTally(signed.api.settings, registry, defaults={}) as tally:
+    with (
+        TemporaryFile() as file,
+        WorkTally(signed.api.settings, registry, defaults={}) as tally,
+    ):
         row = lines({"prompt": "a mug " * 100, "size": "64x64"}) + b"\n"
         for _ in range(10_000):
             file.write(row)

@@ -428,6 +428,7 @@ THING_ROUTES = {
     ("DELETE", "/v1/keys/{key_id}"),
     ("PATCH", "/v1/views/{view_id}"),
     ("DELETE", "/v1/views/{view_id}"),
+    ("DELETE", "/v1/policy/terms/{term_id}"),
     ("GET", "/v1/jobs/actions/{action_id}"),
     ("POST", "/v1/jobs/actions/{action_id}/stop"),
     ("GET", "/v1/schedules/{schedule}"),
@@ -472,6 +473,9 @@ TENANT_ROUTES = {
     ("PUT", "/v1/schedules/{schedule}"),  # each tenant has its own names: test_schedules_api.py
     ("POST", "/v1/sign-in-links"),
     ("GET", "/v1/views"),
+    ("GET", "/v1/policy/terms"),
+    ("POST", "/v1/policy/terms"),
+    ("POST", "/v1/policy/check"),
     ("POST", "/v1/views"),
     ("GET", "/v1/keys"),
     ("POST", "/v1/keys"),
@@ -500,7 +504,7 @@ MODEL_UNUSABLE = {  # what a job in progress does not take
 }
 PAGES = {("GET", "/docs"), ("GET", "/openapi.json")}
 IDS = (
-    "job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "action_id", "view_id",
+    "job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "action_id", "view_id", "term_id",
     "schedule", "name", "catalogue", "run_id", "variant", "version",
     "dataset", "dataset_id", "tenant_id",
 )  # fmt: skip
@@ -569,6 +573,7 @@ def test_anothers_file_upload_and_batch_are_404(api: Api) -> None:
         "action_id": api.http.post("/v1/jobs/actions", json={"action": "pause"}).json()["id"],
         "schedule": "everybody-elses",
         "view_id": api.http.post("/v1/views", json={"page": "jobs", "name": "mine", "query": ""}).json()["id"],
+        "term_id": api.http.post("/v1/policy/terms", json={"term": "gore"}).json()["id"],
     }
     target = {"job": {"images": [{"prompt": "a mug"}]}}
     asked = {"name": "everybody-elses", "cron": "0 1 * * *", "target": target}
@@ -578,6 +583,7 @@ def test_anothers_file_upload_and_batch_are_404(api: Api) -> None:
         "key_id": "00000000",
         "action_id": "bulk_0000000000000",
         "view_id": "view_0000000000000",
+        "term_id": "term_0000000000000",
         "schedule": "nobodys",
     }
     _, key = api.new_tenant("other")
@@ -695,6 +701,8 @@ OTHER_ROWS = (  # of tables that nothing above has written to
     "INSERT INTO tenant_usage VALUES (1, 1, 1, 1) ON CONFLICT DO NOTHING",
     "INSERT INTO tenant_usage_deltas (tenant_id) VALUES (1)",
     "INSERT INTO views (id, tenant_id, page, name, query, created_by) VALUES (1, 1, 'jobs', 'v', '', 'key/x')",
+    "INSERT INTO policy_terms (id, tenant_id, term, folded, created_by) VALUES (1, 1, 'gore', 'gore', 'key/x')",
+    "INSERT INTO license_acceptances (tenant_id, license, sha256, accepted_by) VALUES (1, 'l', %(sha256)s, 'key/x')",
     "INSERT INTO rates VALUES (1, 'hour', now(), 1, 1, 1, 1, 1)",
     "INSERT INTO marks VALUES (%(job_id)s, 0, 'accepted', 'key/x', now())",
     "INSERT INTO mark_counts VALUES (%(job_id)s, 1, 0, 0)",

@@ -23,6 +23,7 @@ from services.core.model import ids, requests
 from services.core.model.errors import Conflict, NotFound
 from services.core.model.specs import FailedImage
 from services.core.notify import Notifier
+from services.core.policy import policies
 from services.core.queue import dedupe, segments
 from services.core.settings import Settings
 from services.core.storage import installation, keys
@@ -245,7 +246,7 @@ def test_a_job_is_not_deleted_while_a_retry_or_an_export_of_it_is_recorded(datab
     parent = ended(database, settings, store, {"prompt": "a mug"}, {"prompt": "a bad mug", "n": 2})
     with database.begin(TENANT) as connection:
         if reader == "retry":
-            child = retry.retry(connection, TENANT, parent, requests.RetryOptions()).job_id
+            child = retry.retry(connection, TENANT, parent, requests.RetryOptions(), policy=policies.NOTHING).job_id
         else:
             exports.create(connection, TENANT, parent, exporting.options.parse({"format": "zip"}), base_url="")
         with pytest.raises(Conflict, match="at this moment"):

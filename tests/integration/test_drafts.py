@@ -16,6 +16,7 @@ from sqlalchemy import text
 from services.core.fleet import models
 from services.core.jobs import drafts, lifecycle, submissions
 from services.core.model import ids
+from services.core.policy import policies
 from services.core.queue import job_states, segments
 from services.local.stack import Stack
 from tests import factories
@@ -168,7 +169,7 @@ def test_a_chunk_that_is_not_committed_leaves_nothing_and_can_be_sent_again(api:
         registry = models.registry(connection)
 
     def append(die: bool) -> None:
-        with submissions.Submission(api.settings, registry, existing=existing) as submission:
+        with submissions.Submission(api.settings, registry, policy=policies.NOTHING, existing=existing) as submission:
             submission.add(0, {"prompt": "a", "n": 5})
             with api.database.begin_system() as connection:
                 drafts.append(connection, factories.TENANT, submission, 0)

@@ -18,6 +18,7 @@ from services.core.model.ids import new as new_id
 from services.core.model.ids import parse_job, public_job
 from services.core.model.specs import FailedImage
 from services.core.model.states import JobState
+from services.core.policy import policies
 from services.core.queue import counters, job_states, quarantine, segments
 from services.core.settings import Settings
 from tests import factories
@@ -82,7 +83,7 @@ def append(
     with database.begin_system() as connection:
         existing = drafts.existing(connection, tenant, job_id, number)
         registry = models.registry(connection)
-    with Submission(settings, registry, existing=existing) as submission:
+    with Submission(settings, registry, policy=policies.NOTHING, existing=existing) as submission:
         for place, body in enumerate(bodies or ({"prompt": "a", "n": 2},)):
             submission.add(place, body)
         with database.begin_system() as connection:
@@ -561,7 +562,7 @@ def test_a_chunk_that_another_was_quicker_than_is_told_so(database, settings):
         existing = drafts.existing(connection, TENANT, job_id, 0)
         registry = models.registry(connection)
     append(database, settings, job_id, 1)
-    with Submission(settings, registry, existing=existing) as submission:
+    with Submission(settings, registry, policy=policies.NOTHING, existing=existing) as submission:
         submission.add(0, SMALL)
         with pytest.raises(Conflict) as caught:
             do(database, drafts.append, submission, 0)
@@ -692,7 +693,7 @@ def test_what_is_no_draft_takes_no_chunk_and_is_not_finalized(database, settings
         put_in(database, job_id, state)
         rows(database, "UPDATE jobs SET opened_at = NULL RETURNING 1")
         before = others(database)["jobs"]
-        with Submission(settings, registry, existing=existing) as submission:
+        with Submission(settings, registry, policy=policies.NOTHING, existing=existing) as submission:
             submission.add(0, SMALL)
             for verb, arguments in (
                 (drafts.existing, (job_id, 1)),
@@ -714,8 +715,8 @@ def test_a_chunk_that_crosses_another_waits_for_it(database, settings):
     with database.begin_system() as connection:
         existing, registry = drafts.existing(connection, TENANT, job_id, 0), models.registry(connection)
     with (
-        Submission(settings, registry, existing=existing) as one_chunk,
-        Submission(settings, registry, existing=existing) as another,
+        Submission(settings, registry, policy=policies.NOTHING, existing=existing) as one_chunk,
+        Submission(settings, registry, policy=policies.NOTHING, existing=existing) as another,
     ):
         one_chunk.add(0, SMALL)
         another.add(0, WIDE)
@@ -735,7 +736,7 @@ def recorded(
 ) -> Receipt:
     with database.begin_system() as connection:
         registry = models.registry(connection)
-    with Submission(settings, registry) as submission:
+    with Submission(settings, registry, policy=policies.NOTHING) as submission:
         for place, body in enumerate(bodies or ({"prompt": "a"},)):
             submission.add(place, body)
         return submission.record(
@@ -795,7 +796,7 @@ def test_what_takes_long_for_a_large_job_is_not_cut_short(database, settings):
         assert connection.execute(timeout).scalar_one() == "0"
     with database.begin_system() as connection:
         registry = models.registry(connection)
-    with Submission(settings, registry) as submission:
+    with Submission(settings, registry, policy=policies.NOTHING) as submission:
         submission.add(0, SMALL)
         submission.close()
         with database.begin_system() as connection:

@@ -14,6 +14,7 @@ from services.core.jobs import lanes, lifecycle, overview, resubmission, retry, 
 from services.core.model import requests
 from services.core.model.errors import InvalidSubmission
 from services.core.model.states import ImageState
+from services.core.policy import policies
 from services.core.queue import looks
 from tests import factories
 from tests.factories import TENANT, submit
@@ -68,7 +69,7 @@ def test_a_request_of_a_job_may_ask_for_a_class_of_its_own_and_retries_and_copie
     with database.begin_system() as connection:
         lifecycle.finish(connection)
     with database.begin(TENANT) as connection:
-        child = retry.retry(connection, TENANT, job, requests.RetryOptions()).job_id
+        child = retry.retry(connection, TENANT, job, requests.RetryOptions(), policy=policies.NOTHING).job_id
         assert [one.shape.reproducibility_class for one in shapes.of_job(connection, child)] == [f"{HERE}4"]
 
 

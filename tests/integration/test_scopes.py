@@ -29,6 +29,7 @@ PLACES = dict.fromkeys(
         "worker_id",
         "action_id",
         "view_id",
+        "term_id",
         "schedule",
         "name",
         "catalogue",

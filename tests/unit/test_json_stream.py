@@ -16,6 +16,7 @@ from services.core.fleet.models import Model, Registry
 from services.core.jobs import submissions
 from services.core.jobs.submission_body import SubmissionBody
 from services.core.jobs.submissions import Submission
+from services.core.policy import policies
 from services.core.settings import Settings
 
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x", "PRESSWORK_MODEL": "usual"})
@@ -110,7 +111,7 @@ def _peak(lines: Iterable[bytes], as_json: bool) -> int:
     spool = io.BytesIO(body)
     del body
     tracemalloc.start()
-    with Submission(SETTINGS, REGISTRY) as submission:
+    with Submission(SETTINGS, REGISTRY, policy=policies.NOTHING) as submission:
         if as_json:
             SubmissionBody.of(json_stream.read(spool), 10**6).fill(submission)
         else:

@@ -11,6 +11,7 @@ from services.core.jobs.estimates import WorkTally
 from services.core.jobs.submissions import Submission
 from services.core.model import templates
 from services.core.model.templates import Matrix
+from services.core.policy import policies
 from tests.unit.test_submissions import REGISTRY, SETTINGS
 
 LONG = "x" * 1_999
@@ -109,7 +110,7 @@ def test_a_large_matrix_is_refused_for_its_last_value_before_it_is_expanded(
 ) -> None:
     vary = LARGE["vary"] | {"thing": [*LARGE["vary"]["thing"][:-1], bad]}
     matrix, made = counted(monkeypatch, LARGE | {"vary": vary})
-    with Submission(SETTINGS, REGISTRY) as submission:
+    with Submission(SETTINGS, REGISTRY, policy=policies.NOTHING) as submission:
         submission.add_matrix(matrix)
     assert {problem.param for problem in submission.problems} == {"prompt"}
     assert len(submission.problems) == len(set(submission.problems)), "each is told once"
@@ -123,7 +124,7 @@ def test_more_shapes_than_a_job_may_have_are_refused_before_a_matrix_is_expanded
     vary = {"a": [str(number) for number in range(10_000)], "num_inference_steps": steps, "size": sizes,
             "guidance_scale": [0, 5]}  # fmt: skip
     matrix, made = counted(monkeypatch, {"template": "{a}", "vary": vary})
-    with Submission(SETTINGS, REGISTRY) as submission:
+    with Submission(SETTINGS, REGISTRY, policy=policies.NOTHING) as submission:
         submission.add_matrix(matrix)
     assert {problem.code for problem in submission.problems} == {"too_many_shapes"}
     assert len(made) <= 10 + len(list(itertools.product(steps, sizes, [0, 5])))
@@ -134,7 +135,7 @@ def test_a_matrix_adds_each_of_its_combinations(combine: str, requests: int) -> 
     vary = {"colour": ["red", "blue", "green"], "thing": ["mug", "jug", "vase"]}
     matrix, _ = templates.read({"template": "{colour} {thing}", "combine": combine, "vary": vary}, {}, 100)
     assert matrix is not None
-    with Submission(SETTINGS, REGISTRY) as submission:
+    with Submission(SETTINGS, REGISTRY, policy=policies.NOTHING) as submission:
         submission.add_matrix(matrix)
         assert (submission.requests, submission.total, submission.problems) == (requests, requests, [])
 
@@ -143,6 +144,6 @@ def test_of_a_list_of_pairs_no_more_are_looked_at_than_a_hundred_that_are_wrong(
     vary = {"colour": ["\x07"] * 150, "thing": ["mug"] * 150}
     matrix, _ = templates.read({"template": "{colour} {thing}", "combine": "zip", "vary": vary}, {}, 1_000)
     assert matrix is not None
-    with Submission(SETTINGS, REGISTRY) as submission:
+    with Submission(SETTINGS, REGISTRY, policy=policies.NOTHING) as submission:
         submission.add_matrix(matrix)
     assert len(submission.problems) == 100

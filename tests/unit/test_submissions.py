@@ -12,6 +12,7 @@ from services.core.jobs import submissions
 from services.core.jobs.submissions import ExistingJob, Submission
 from services.core.model.errors import InvalidSubmission, Problem
 from services.core.model.specs import DRAWN_SEEDS, Shape
+from services.core.policy import policies
 from services.core.settings import Settings
 
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x", "PRESSWORK_MODEL": "usual"})
@@ -23,14 +24,16 @@ SHAPE = Shape("usual-1", 512, 512, 10, True)
 
 
 def gathered(*bodies: object, prefix: str = "", **options: Any) -> Submission:
-    submission = Submission(SETTINGS, options.pop("registry", REGISTRY), **options)
+    submission = Submission(
+        SETTINGS, options.pop("registry", REGISTRY), policy=options.pop("policy", policies.NOTHING), **options
+    )
     for place, body in enumerate(bodies):
         submission.add(place, {"prompt": "a", **body} if isinstance(body, dict) else body, prefix)
     return submission
 
 
 def read(*lines: bytes, **options: Any) -> Submission:
-    submission = Submission(SETTINGS, REGISTRY, **options)
+    submission = Submission(SETTINGS, REGISTRY, policy=options.pop("policy", policies.NOTHING), **options)
     submissions.read_lines(submission, lines)
     return submission
 
@@ -187,7 +190,7 @@ def test_a_job_holds_as_many_images_as_it_may_and_a_body_as_many_as_may_come():
     assert "The body has more than 5 images" in submission.problems[0].message
     assert codes(gathered({"n": 6}, existing=existing, max_images=9)) == [("too_many_images", 0)]
     small = dataclasses.replace(SETTINGS, max_images_per_job=2)
-    submission = Submission(small, REGISTRY)
+    submission = Submission(small, REGISTRY, policy=policies.NOTHING)
     submission.add(0, {"prompt": "a", "n": 3})
     assert codes(submission) == [("too_many_images", 0)]
 

@@ -59,6 +59,8 @@ WRITERS = {
     "sessions": "tenants",
     "sign_in_links": "tenants",
     "views": "tenants",
+    "policy_terms": "policy",
+    "license_acceptances": "policy",
     "models": "fleet",
     "model_shapes": "fleet",
     "model_classes": "fleet",

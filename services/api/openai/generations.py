@@ -31,6 +31,7 @@ from services.core.jobs import lifecycle, queries, submissions
 from services.core.jobs.inputs import Inputs
 from services.core.model import ids, requests
 from services.core.model.errors import Conflict, InvalidSubmission, StoreUnavailable, Unavailable
+from services.core.policy import policies
 
 router = APIRouter(route_class=OpenAIRoute)
 _MIN_PAUSE, _MAX_PAUSE = 0.05, 0.4  # seconds between two polls
@@ -147,7 +148,8 @@ def submit(context: Context, tenant: int, body: Body, key: str | None, pictures:
     """Records the request as a job of its own; returns the job's id. Raises ApiError."""
     with context.database.begin(tenant) as connection:
         registry = models.registry(connection)
-    with submissions.Submission(context.settings, registry, pictures=pictures) as submission:
+        policy = policies.of_tenant(context.settings, connection, tenant)
+    with submissions.Submission(context.settings, registry, policy=policy, pictures=pictures) as submission:
         submission.add(0, body.fields)
         try:
             receipt = submission.record(
@@ -155,7 +157,7 @@ def submit(context: Context, tenant: int, body: Body, key: str | None, pictures:
             )
         except InvalidSubmission as error:
             first = error.problems[0]
-            raise ApiError(400, first.code, first.message, param=first.param) from None
+            raise ApiError(400, line_format.error_code(first.code), first.message, param=first.param) from None
     for model in receipt.models:
         context.notifier.notify(model)
     return receipt.job_id

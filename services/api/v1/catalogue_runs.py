@@ -27,6 +27,7 @@ from services.core.jobs import idempotency, queries, submissions
 from services.core.jobs.estimates import WorkTally
 from services.core.marks.asked import Mark
 from services.core.model import ids
+from services.core.policy import policies
 
 router = APIRouter(route_class=TenantRoute)
 _PAST_THE_NEWEST = 2**63 - 1
@@ -224,7 +225,8 @@ def redraw_changes(
     with context.database.begin(tenant) as connection:
         found = core.find(connection, tenant, catalogue)
         runs.find(connection, found.id, number)
-        receipt = redrawing.redraw(connection, found, number, wanted.indexes, idempotency_key=key)
+        policy = policies.of_tenant(context.settings, connection, tenant)
+        receipt = redrawing.redraw(connection, found, number, wanted.indexes, policy=policy, idempotency_key=key)
     for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds
         context.notifier.notify(model)
     if receipt.replayed:

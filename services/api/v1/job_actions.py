@@ -13,6 +13,7 @@ from services.api.v1 import schemas
 from services.api.v1.jobs import shown
 from services.core.jobs import lifecycle, queries, retry
 from services.core.model import ids, requests
+from services.core.policy import policies
 
 router = APIRouter(route_class=TenantRoute)
 
@@ -70,7 +71,8 @@ def _retry(
     context: Context, tenant: int, number: int, asked: requests.RetryOptions, key: str | None
 ) -> tuple[retry.RetryResult, schemas.Job]:
     with context.database.begin(tenant) as connection:
-        receipt = retry.retry(connection, tenant, number, asked, idempotency_key=key)
+        policy = policies.of_tenant(context.settings, connection, tenant)
+        receipt = retry.retry(connection, tenant, number, asked, policy=policy, idempotency_key=key)
     _notify(context, receipt.models)
     return receipt, shown(context, tenant, receipt.job_id)
 

@@ -22,6 +22,8 @@ from services.core.jobs import drafts, queries, submissions
 from services.core.jobs.submission_body import SubmissionBody
 from services.core.model import ids, requests
 from services.core.model.errors import InvalidSubmission, Problem
+from services.core.policy import policies
+from services.core.policy.policies import Policy
 
 router = APIRouter(route_class=TenantRoute)
 
@@ -89,8 +91,9 @@ def record(context: Context, arrival: ReceivedSubmission) -> tuple[submissions.R
 
 def _record_lines(context: Context, arrival: ReceivedSubmission) -> submissions.Receipt:
     label = requests.JobOptions.model_validate(arrival.options)
+    registry, policy = _ground(context, arrival.tenant)
     with submissions.Submission(
-        context.settings, _registry(context, arrival.tenant), pictures=dependencies.pictures(context, arrival.tenant)
+        context.settings, registry, policy=policy, pictures=dependencies.pictures(context, arrival.tenant)
     ) as submission:
         submissions.read_lines(submission, streaming.lines(arrival.spool))
         return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
@@ -105,9 +108,11 @@ def _record_json(context: Context, arrival: ReceivedSubmission) -> submissions.R
     if draft is not None and draft is not False:
         order.problems.append(Problem("wrong_type", "draft must be true or false.", "draft"))
     label = order.head(requests.JobOptions, body, requests.JobOptions())
-    registry = _registry(context, arrival.tenant)
+    registry, policy = _ground(context, arrival.tenant)
     pictures = dependencies.pictures(context, arrival.tenant)
-    with submissions.Submission(context.settings, registry, defaults=order.defaults, pictures=pictures) as submission:
+    with submissions.Submission(
+        context.settings, registry, policy=policy, defaults=order.defaults, pictures=pictures
+    ) as submission:
         order.fill(submission)
         return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
 
@@ -128,6 +133,6 @@ def _open_draft(context: Context, arrival: ReceivedSubmission, body: dict[str, A
     return submissions.Receipt(job_id if known is None else known, frozenset(), replayed=known is not None)
 
 
-def _registry(context: Context, tenant: int) -> models.Registry:
+def _ground(context: Context, tenant: int) -> tuple[models.Registry, Policy]:
     with context.database.begin(tenant) as connection:
-        return models.registry(connection)
+        return models.registry(connection), policies.of_tenant(context.settings, connection, tenant)

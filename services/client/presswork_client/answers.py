@@ -436,6 +436,33 @@ class JobRequest(TypedDict):
     images: list[Image]
 
 
+class PolicyTerm(TypedDict):
+    """A term that the tenant's content policy refuses; `folded` is what prompts are compared with."""
+
+    id: str
+    object: Literal["policy.term"]
+    term: str
+    folded: str
+    created_by: str
+    created_at: str
+
+
+class PolicyTermRemoved(TypedDict):
+    id: str
+    object: Literal["policy.term"]
+    deleted: Literal[True]
+
+
+class PolicyCheck(TypedDict):
+    """What the content policy says to a text; `reason` is None if it is not refused."""
+
+    object: Literal["policy.check"]
+    refused: bool
+    reason: str | None
+    terms: list[str]
+    listed_terms: list[str]
+
+
 class ImageMark(TypedDict):
     """One image's mark, who set it and when."""
 

@@ -51,6 +51,9 @@ from presswork_client.answers import (
     Matrix,
     Model,
     Overview,
+    PolicyCheck,
+    PolicyTerm,
+    PolicyTermRemoved,
     Preview,
     RateSeries,
     Schedule,
@@ -349,6 +352,21 @@ class Client:
             _add(total, found)
             if (cursor := found["next_cursor"]) is None:
                 return total
+
+    def policy_terms(self) -> Iterator[PolicyTerm]:
+        """The terms that the tenant's content policy refuses, page by page. Takes the scope admin, as those below."""
+        return self._transport.pages("/v1/policy/terms", {}, PAGE)
+
+    def add_policy_term(self, term: str) -> PolicyTerm:
+        """Adds a word or a phrase; one that folds to the same words may be there already."""
+        return self._call(PolicyTerm, "POST", "/v1/policy/terms", json={"term": term})
+
+    def remove_policy_term(self, term_id: str) -> None:
+        self._call(PolicyTermRemoved, "DELETE", f"/v1/policy/terms/{_id(term_id)}")
+
+    def check_policy(self, text: str) -> PolicyCheck:
+        """Whether a prompt with this text would be refused, and by which terms."""
+        return self._call(PolicyCheck, "POST", "/v1/policy/check", json={"text": text})
 
     def job_rates(self, job_id: str) -> list[JobRatePoint]:
         """How fast images of the job were finished, from its first claim until it finished, or until now."""

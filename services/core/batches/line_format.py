@@ -13,7 +13,7 @@ from services.core.batches.results import Request, Stored
 from services.core.files import pictures
 from services.core.model import body as bodies
 from services.core.model import ids, strict_json
-from services.core.model.errors import PressworkError, Problem
+from services.core.model.errors import NEVER_RETRIED, PressworkError, Problem
 from services.core.storage import signed_urls
 
 ENDPOINT = "/v1/images/generations"
@@ -54,6 +54,11 @@ class Body:
 
     fields: dict[str, Any]
     response_format: str | None
+
+
+def error_code(code: str) -> str:
+    """A code of ours as the stock client knows it."""
+    return "content_policy_violation" if code in NEVER_RETRIED else code
 
 
 def read_body(body: dict[str, Any], prefix: str, line: int | None = None) -> tuple[Body, list[Problem]]:
@@ -175,6 +180,7 @@ def output_line(
 ) -> bytes:
     """A line of the output file; with an error (code, message), of the error file. `data` lists the successful
     images."""
+    is_refused = False
     created = max((image.finished_at for image in request.stored), default=None)
     body: dict[str, Any] = {
         "created": int(created.timestamp()) if created else None,
@@ -182,16 +188,18 @@ def output_line(
         "metadata": request.payload.metadata or {},
     }
     if error is not None:
-        code, message = error
-        body["error"] = {"code": code, "message": message, "type": "server_error", "param": None}
+        code, message = error_code(error[0]), error[1]
+        is_refused = code != error[0]
+        kind = "invalid_request_error" if is_refused else "server_error"
+        body["error"] = {"code": code, "message": message, "type": kind, "param": None}
     line = {
         "id": f"{ids.public('batch_req_', job_id)}_{request.payload.index}",
         "custom_id": request.payload.custom_id,
         "response": {
-            "status_code": 200 if error is None else 500,
+            "status_code": 200 if error is None else 400 if is_refused else 500,
             "request_id": f"{ids.public('req_', job_id)}_{request.payload.index}",
             "body": body,
         },
-        "error": None if error is None else {"code": error[0], "message": error[1]},
+        "error": None if error is None else {"code": code, "message": message},
     }
     return json.dumps(line, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"

@@ -18,6 +18,7 @@ from services.core.model import strict_json
 from services.core.model.errors import InvalidSubmission, NoModels, ObjectMissing, Problem, QuotaExceeded
 from services.core.model.states import JobState
 from services.core.notify import Notifier
+from services.core.policy import policies
 from services.core.queue import job_states
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
@@ -38,13 +39,16 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, 
     with lease.begin() as connection:
         source = batch_jobs.source(connection, job_id)
         registry = models.registry(connection)
+        policy = policies.of_tenant(settings, connection, source.tenant_id)
     if source.state != JobState.VALIDATING:  # read or cancelled in the meantime
         return
     if not registry:
         raise NoModels
     pictures = inputs.Inputs(settings, lease.begin, store, source.tenant_id)
     existing = submissions.ExistingJob(job_id)
-    with submissions.Submission(settings, registry, existing=existing, pictures=pictures) as submission:
+    with submissions.Submission(
+        settings, registry, policy=policy, keeps_refused=True, existing=existing, pictures=pictures
+    ) as submission:
         try:
             if source.object_key is None:
                 raise InvalidSubmission([Problem("file_gone", "The input file has been deleted.", "input_file_id")])

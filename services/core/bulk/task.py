@@ -14,6 +14,8 @@ from services.core.db.statements import statement
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotAdmitted, NotFound
 from services.core.notify import Notifier
+from services.core.policy import policies
+from services.core.settings import Settings
 
 SLICE_SECONDS = 10.0  # then others get their turn
 AT_ONCE = 100  # jobs that are looked up together
@@ -30,7 +32,7 @@ UPDATE bulk_acts SET state = 'completed', finished_at = now() WHERE id = :id AND
 """)
 
 
-def run(notifier: Notifier, number: int, lease: Lease) -> None:
+def run(settings: Settings, notifier: Notifier, number: int, lease: Lease) -> None:
     """Does it to all jobs, or to as many as a time slice allows. Call it again while the act is pending."""
     until = time.monotonic() + SLICE_SECONDS
     with lease.begin() as connection:
@@ -40,13 +42,13 @@ def run(notifier: Notifier, number: int, lease: Lease) -> None:
     reached: int | None = asked.reached
     with actors.acting(asked.actor):
         while reached is not None and time.monotonic() < until:
-            reached = _some(notifier, asked, reached, lease, until)
+            reached = _some(settings, notifier, asked, reached, lease, until)
     if reached is None:
         with lease.begin() as connection:
             connection.execute(_COMPLETE, {"id": number})
 
 
-def _some(notifier: Notifier, asked: BulkAct, after: int, lease: Lease, until: float) -> int | None:
+def _some(settings: Settings, notifier: Notifier, asked: BulkAct, after: int, lease: Lease, until: float) -> int | None:
     """Does it to the next jobs. Returns how far it is; None: it is through, or was stopped."""
     act = verbs.act(asked.verb, asked.options)
     with lease.begin() as connection:
@@ -58,7 +60,7 @@ def _some(notifier: Notifier, asked: BulkAct, after: int, lease: Lease, until: f
         with lease.begin() as connection:
             if connection.execute(_RUNS, {"id": asked.id}).first() is None:
                 return None
-            models = _one(connection, asked, act, job_id)
+            models = _one(settings, connection, asked, act, job_id)
         for model in models:  # if it is lost, the workers' timers find the job within seconds
             notifier.notify(model)
         if time.monotonic() > until:
@@ -69,11 +71,12 @@ def _some(notifier: Notifier, asked: BulkAct, after: int, lease: Lease, until: f
     return some.reached
 
 
-def _one(connection: Connection, asked: BulkAct, act: verbs.Act, job_id: int) -> list[str]:
+def _one(settings: Settings, connection: Connection, asked: BulkAct, act: verbs.Act, job_id: int) -> list[str]:
     """Does it to one job. One that has changed since it was looked up, so that it cannot be, is counted as lost."""
     try:
         with connection.begin_nested():
-            models = act.run(connection, asked.tenant_id, job_id, asked.options)
+            policy = policies.of_tenant(settings, connection, asked.tenant_id)
+            models = act.run(connection, asked.tenant_id, job_id, asked.options, policy)
             deferred.run(connection)  # so that what goes over a quota takes back this act alone
     except (Conflict, NotFound, NotAdmitted) as error:
         reason = {"job": ids.public_job(job_id), "message": str(error)}

@@ -10,6 +10,7 @@ from services.core.deletion import jobs as deletion
 from services.core.jobs import lifecycle, queries, retry
 from services.core.model import requests, states
 from services.core.model.states import JobState
+from services.core.policy.policies import Policy
 
 Options = dict[str, Any]
 Models = list[str]
@@ -23,37 +24,37 @@ class Act:
 
     states: frozenset[JobState]
     images: tuple[str, ...]
-    run: Callable[[Connection, int, int, Options], Models]
+    run: Callable[[Connection, int, int, Options, Policy], Models]
     paused: bool | None = None
     with_failures: bool = False
 
 
-def _cancel(connection: Connection, tenant_id: int, job_id: int, _options: Options) -> Models:
+def _cancel(connection: Connection, tenant_id: int, job_id: int, _options: Options, _policy: Policy) -> Models:
     lifecycle.cancel(connection, tenant_id, job_id)
     return []
 
 
-def _pause(connection: Connection, tenant_id: int, job_id: int, _options: Options) -> Models:
+def _pause(connection: Connection, tenant_id: int, job_id: int, _options: Options, _policy: Policy) -> Models:
     lifecycle.pause(connection, tenant_id, job_id, True)
     return []
 
 
-def _resume(connection: Connection, tenant_id: int, job_id: int, _options: Options) -> Models:
+def _resume(connection: Connection, tenant_id: int, job_id: int, _options: Options, _policy: Policy) -> Models:
     lifecycle.pause(connection, tenant_id, job_id, False)
     return queries.models_of(connection, job_id)
 
 
-def _retry(connection: Connection, tenant_id: int, job_id: int, options: Options) -> Models:
+def _retry(connection: Connection, tenant_id: int, job_id: int, options: Options, policy: Policy) -> Models:
     asked = requests.RetryOptions(include_cancelled=bool(options.get("include_cancelled")))
-    return retry.retry(connection, tenant_id, job_id, asked).models
+    return retry.retry(connection, tenant_id, job_id, asked, policy=policy).models
 
 
-def _prioritize(connection: Connection, tenant_id: int, job_id: int, options: Options) -> Models:
+def _prioritize(connection: Connection, tenant_id: int, job_id: int, options: Options, _policy: Policy) -> Models:
     lifecycle.change(connection, tenant_id, job_id, priority=requests.PRIORITIES[options["priority"]])
     return []
 
 
-def _delete(connection: Connection, tenant_id: int, job_id: int, _options: Options) -> Models:
+def _delete(connection: Connection, tenant_id: int, job_id: int, _options: Options, _policy: Policy) -> Models:
     deletion.delete(connection, tenant_id, job_id)
     return []
 

@@ -27,6 +27,7 @@ from services.core.model.errors import Conflict, NotFound
 from services.core.model.requests import PRIORITIES
 from services.core.model.specs import first_step
 from services.core.model.states import FINAL_IMAGE_STATES
+from services.core.policy.policies import Policy
 
 AT_ONCE = 1_000  # pictures that one call draws again
 MOST_JOBS = 900  # of one review
@@ -34,7 +35,7 @@ MOST_JOBS = 900  # of one review
 
 def redraw(
     connection: Connection, catalogue: Catalogue, run_id: int, positions: Sequence[int], *,
-    idempotency_key: str | None = None,
+    policy: Policy, idempotency_key: str | None = None,
 ) -> RetryResult:  # fmt: skip
     """Queues these pictures of a review with their next seeds, all in one job. The review waits for them.
 
@@ -69,7 +70,9 @@ def redraw(
     first = {image.index: image.payload for image in queries.images_at(connection, run.job_id, wanted)}
     again = [_again(catalogue, run, one, first[one.position]) for one in page if one.position in first]
     seeds = [Reseeded(one.position, one.seed) for one in again]
-    models = reseeding.draw(connection, run.tenant_id, run.job_id, job_id, seeds, priority=PRIORITIES["high"])
+    models = reseeding.draw(
+        connection, run.tenant_id, run.job_id, job_id, seeds, priority=PRIORITIES["high"], policy=policy
+    )
     changes.draw_again(connection, run.id, job_id, again)
     superseded = sum(image.mark is not None for image in images.values())
     runs.redrawn(connection, run, job_id, images=len(page), superseded=superseded)

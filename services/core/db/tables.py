@@ -214,6 +214,7 @@ jobs = Table(
     Column("embed_prompt", Boolean, nullable=False, server_default=text("false")),
     Column("drawn_seeds", Integer, nullable=False, server_default=zero),  # requests that gave no seed
     Column("deleted_at", Moment),  # from then on its tenant does not see it; a background task deletes all of it
+    Column("traceparent", Text),  # the span under which it was submitted, as W3C Trace Context writes it
     CheckConstraint("priority BETWEEN 0 AND 2", name="jobs_priority"),
     CheckConstraint(
         "total > 0 OR (total = 0 AND state NOT IN ('queued','in_progress','finalizing','completed'))",
@@ -670,6 +671,28 @@ bulk_acts = Table(  # on every job that matches a filter
     CheckConstraint("(state = 'running') = (finished_at IS NULL)", name="bulk_acts_finished"),
     Index("bulk_acts_tenant", "tenant_id", "id"),
     Index("bulk_acts_running", "tenant_id", "id", postgresql_where=text("state = 'running'")),
+)
+
+policy_terms = Table(  # what prompts of a tenant may not have; `folded` is what they are compared with
+    "policy_terms",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("term", Text, nullable=False),
+    Column("folded", Text, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Index("policy_terms_folded", "tenant_id", "folded", unique=True),
+)
+
+license_acceptances = Table(  # of what was shown of a licence, by its sha256
+    "license_acceptances",
+    metadata,
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), primary_key=True),
+    Column("license", Text, primary_key=True),
+    Column("sha256", LargeBinary, primary_key=True),
+    Column("accepted_by", Text, nullable=False),
+    Column("accepted_at", Moment, nullable=False, server_default=now),
 )
 
 views = Table(  # of the dashboard's lists

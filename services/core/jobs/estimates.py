@@ -24,6 +24,7 @@ from services.core.fleet.models import Registry
 from services.core.jobs.submissions import ResolvedShape, Trial
 from services.core.model import requests
 from services.core.model.specs import Shape
+from services.core.policy import policies
 from services.core.settings import Settings
 
 UNMEASURED = 2.0  # how many times wider the interval of a scaled shape is, on either side
@@ -124,7 +125,7 @@ class WorkTally(Trial):
     """Checks requests as a submission does, and counts them."""
 
     def __init__(self, settings: Settings, registry: Registry, *, defaults: dict[str, Any]) -> None:
-        super().__init__(settings, registry, defaults=defaults)
+        super().__init__(settings, registry, policy=policies.NOTHING, defaults=defaults)
         self.counts: dict[tuple[str, Shape], int] = {}  # images, by model and shape
 
     def _write(self, request: requests.ImageRequest, resolved: ResolvedShape, place: int, prefix: str) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from services.core.db import columns, deadlines, partitions
 from services.core.db.statements import statement
 from services.core.jobs import retry
+from services.core.policy.policies import Policy
 from services.core.queue import job_states
 
 _CHANGED = {"job_id": ":child", "index": "nth - 1", "n": "1", "seed": "given"}
@@ -36,8 +37,9 @@ class Reseeded:
 
 
 def draw(
-    connection: Connection, tenant_id: int, parent_id: int, child: int, wanted: Sequence[Reseeded], *, priority: int
-) -> list[str]:
+    connection: Connection, tenant_id: int, parent_id: int, child: int, wanted: Sequence[Reseeded], *, priority: int,
+    policy: Policy,
+) -> list[str]:  # fmt: skip
     """Queues the new job `child` with these images, in this order. Returns the names of its models. Raises NotFound:
     the tenant has no such parent."""
     parent = retry.lock_parent(connection, tenant_id, parent_id)
@@ -48,4 +50,4 @@ def draw(
     given = {"indexes": [one.index for one in wanted], "seeds": [one.seed for one in wanted]}
     connection.execute(copy, values | given)
     job_states.grow(connection, child, images=len(wanted), requests=len(wanted))
-    return retry.open_child(connection, parent_id, child, priority=priority)
+    return retry.open_child(connection, parent_id, child, priority=priority, policy=policy)

@@ -14,9 +14,11 @@ from services.core.db import columns, deadlines, partitions
 from services.core.db.statements import statement
 from services.core.jobs import drafts, idempotency, inputs
 from services.core.model import ids, requests, states
-from services.core.model.errors import Conflict, NotFound
+from services.core.model.errors import NEVER_RETRIED, Conflict, NotFound
 from services.core.model.states import ImageState
+from services.core.policy.policies import Policy
 from services.core.queue import images, job_states, segments
+from services.core.queue.images import Refused
 
 # FOR SHARE: nobody deletes the job while its requests are copied.
 _PARENT = statement("retry.parent")("""
@@ -42,12 +44,21 @@ FROM (
       AND (CAST(:indexes AS integer[]) IS NULL OR i.index = ANY(CAST(:indexes AS integer[])))
       AND (CAST(:cause AS text) IS NULL OR :cause = (
         SELECT code FROM failures f WHERE f.job_id = i.job_id AND f.index = i.index ORDER BY id DESC LIMIT 1))
+      AND i.index NOT IN (SELECT f.index FROM failures f WHERE f.job_id = :parent AND f.code = ANY(:never))
   ) failed GROUP BY request, island
 ) run JOIN payloads p ON p.job_id = :parent AND p.index = run.request
 """  # noqa: S608  our own text
 _COUNT = statement("retry.count")(
     "SELECT count(*) AS requests, coalesce(sum(n), 0) AS images FROM payloads WHERE job_id = :child"
 )
+
+_PROMPTS = statement("retry.prompts")("""
+SELECT index AS first, n, prompt FROM payloads WHERE job_id = :job_id AND index > :after ORDER BY index LIMIT :limit
+""")
+_REFUSED = statement("retry.refused")(
+    "SELECT count(DISTINCT index) FROM failures WHERE job_id = :job_id AND code = ANY(:codes)"
+)
+_PROMPTS_AT_ONCE = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +76,12 @@ def retry(
     parent_id: int,
     asked: requests.RetryOptions,
     *,
+    policy: Policy,
     idempotency_key: str | None = None,
 ) -> RetryResult:
     """Queues a new job with the images that failed, or those of them that are asked for, and, if asked for, those that
-    were cancelled.
+    were cancelled. Images that a content policy refused are not tried again, and those whose prompts it refuses now are
+    failed in the new job.
 
     Raises:
         NotFound: no such job of this tenant.
@@ -92,15 +105,21 @@ def retry(
     values = {"parent": parent_id, "child": child}
     deadlines.lift(connection)
     runs = statement("retry.runs")(_RUNS.format(payloads_leaf=partitions.leaf(connection, "payloads", child)))
-    which = {"cause": asked.cause, "indexes": asked.indexes}
+    which = {"cause": asked.cause, "indexes": asked.indexes, "never": list(NEVER_RETRIED)}
     connection.execute(runs, values | which | {"states": [int(state) for state in wanted]})
     count = connection.execute(_COUNT, {"child": child}).one()
     if not count.images:
         words = " or ".join(f"was {state.word}" if state is ImageState.CANCELLED else state.word for state in wanted)
         those = "None of these images" if asked.cause or asked.indexes else "No image of the job"
-        raise Conflict(f"{those} {words}: there is nothing to try again.", "nothing_to_retry")
+        refused = "" if count_refused(connection, parent_id) == 0 else " but for what a content policy refused"
+        raise Conflict(f"{those} {words}{refused}: there is nothing to try again.", "nothing_to_retry")
     job_states.grow(connection, child, images=count.images, requests=count.requests)
-    return RetryResult(child, open_child(connection, parent_id, child, priority=priority))
+    return RetryResult(child, open_child(connection, parent_id, child, priority=priority, policy=policy))
+
+
+def count_refused(connection: Connection, job_id: int) -> int:
+    """How many images of the job a content policy refused."""
+    return int(connection.execute(_REFUSED, {"job_id": job_id, "codes": list(NEVER_RETRIED)}).scalar_one())
 
 
 def lock_parent(connection: Connection, tenant_id: int, parent_id: int) -> Any:
@@ -122,12 +141,31 @@ def create_child(
     )  # fmt: skip
 
 
-def open_child(connection: Connection, parent_id: int, child_id: int, *, priority: int) -> list[str]:
-    """Queues the new job, whose requests have been copied from its parent. Returns the names of its models."""
+def open_child(connection: Connection, parent_id: int, child_id: int, *, priority: int, policy: Policy) -> list[str]:
+    """Queues the new job, whose requests have been copied from its parent. Images whose prompts the content policy
+    refuses now are failed. Returns the names of its models."""
     inputs.inherit(connection, parent_id=parent_id, child_id=child_id)
     segments.inherit(connection, parent_id=parent_id, child_id=child_id, priority=priority)
-    images.spread(connection, child_id)
+    images.spread(connection, child_id, refused=_refused(connection, child_id, policy))
     return drafts.open_all(connection, child_id)
+
+
+def _refused(connection: Connection, job_id: int, policy: Policy) -> list[Refused]:
+    found: list[Refused] = []
+    after = -1
+    while policy.looks:
+        values = {"job_id": job_id, "after": after, "limit": _PROMPTS_AT_ONCE}
+        rows = connection.execute(_PROMPTS, values).all()
+        verdicts = policy.refusals([row.prompt for row in rows])
+        found += [
+            Refused(row.first, row.n, f"The prompt {refusal}.")
+            for row, refusal in zip(rows, verdicts, strict=True)
+            if refusal is not None
+        ]
+        if len(rows) < _PROMPTS_AT_ONCE:
+            break
+        after = rows[-1].first
+    return found
 
 
 def _not_set(asked: requests.RetryOptions) -> set[str]:

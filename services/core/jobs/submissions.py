@@ -27,13 +27,17 @@ from services.core.model.errors import InvalidSubmission, Problem
 from services.core.model.specs import DRAWN_SEEDS, Shape
 from services.core.model.states import JobState
 from services.core.model.templates import Matrix
+from services.core.policy import policies
+from services.core.policy.policies import Policy
 from services.core.queue import images, job_states, segments
+from services.core.queue.images import Refused
 from services.core.queue.job_states import NewJob
 from services.core.settings import Settings
 
 MAX_PROBLEMS = 100
 MAX_SHAPES = 64
 _MAX_CACHED = 10_000
+_SCREENED_AT_ONCE = 1_024  # prompts
 _SPOOL_MEMORY = 1 << 20
 _SPOOL_ROWS = 1_000  # written at a time
 _COPY_CHUNK = 1 << 18
@@ -80,6 +84,17 @@ class _WithPicture:
     prefix: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Unscreened:
+    """A request that the content policy has not seen. `index` is that of its first image."""
+
+    prompt: str
+    index: int
+    n: int
+    place: int
+    prefix: str
+
+
 class Submission:
     """Collects the requests of a new job or an existing one. A context manager; not safe between threads."""
 
@@ -88,14 +103,17 @@ class Submission:
         settings: Settings,
         registry: Registry,
         *,
+        policy: Policy,
+        keeps_refused: bool = False,
         defaults: dict[str, Any] | None = None,
         existing: ExistingJob | None = None,
         max_images: int | None = None,
         max_here: int | None = None,
         pictures: inputs.Inputs | None = None,
     ) -> None:
-        """`max_images` limits the images of the whole job, `max_here` those that this submission adds. Without
-        `pictures`, requests with an input picture are refused."""
+        """A prompt that `policy` refuses is a problem of the submission; with `keeps_refused`, its images are recorded
+        as failed and the others are queued. `max_images` limits the images of the whole job, `max_here` those that this
+        submission adds. Without `pictures`, requests with an input picture are refused."""
         self.existing = existing or ExistingJob(ids.new())
         self.job_id = self.existing.job_id
         self.problems: list[Problem] = []
@@ -117,6 +135,9 @@ class Submission:
         self._resolved: dict[tuple[object, ...], ResolvedShape] = {}  # by a request's fields that decide its shape
         self._custom_ids: dict[int, int] = {}
         self._pictures = pictures
+        self._policy, self._keeps_refused = policy, keeps_refused
+        self._unscreened: list[_Unscreened] = []
+        self._refused: list[Refused] = []
         self._waiting: list[_WithPicture] = []  # for their pictures to be found, many at a time
         self._rows: list[str] = []
         self._digest_texts: list[str] = []  # what an Idempotency-Key covers: not white space, not the order of keys
@@ -156,7 +177,7 @@ class Submission:
     def add_matrix(self, matrix: Matrix) -> None:
         """Adds every combination. If one is invalid, that is found before any is made, and a few of those are named."""
         if not matrix.pairwise:
-            with Trial(self._settings, self._registry, defaults=self._defaults) as trial:
+            with Trial(self._settings, self._registry, policy=policies.NOTHING, defaults=self._defaults) as trial:
                 trial.add_matrix(matrix)
                 self.problems += trial.problems
             if self.problems:
@@ -231,9 +252,11 @@ class Submission:
 
         Raises:
             InvalidSubmission: something is wrong with it; lists up to 100 problems.
+            PolicyUnavailable: a content policy cannot be asked.
         """
         if not self.problems and not self.requests:
             self.refuse(Problem("missing_field", "The submission holds no request.", "images"))
+        self.screen()
         self._find_pictures()
         if self.problems:
             raise InvalidSubmission(self.problems[:MAX_PROBLEMS], more=self.has_too_many_problems)
@@ -283,7 +306,22 @@ class Submission:
             message = f"The body has more than {self._max_here:,} images; append it in parts."
             self.refuse(Problem("too_many_images", message, f"{prefix}n", place))
         elif resolved is not None and not self.problems:
+            if self._policy.looks:
+                self._unscreened.append(_Unscreened(request.prompt, self.total, request.n, place, prefix))
             self._write(request, resolved, place, prefix)
+            if len(self._unscreened) >= _SCREENED_AT_ONCE:
+                self.screen()
+
+    def screen(self) -> None:
+        """Asks the content policy about the prompts that it has not seen. Raises PolicyUnavailable."""
+        unscreened, self._unscreened = self._unscreened, []
+        verdicts = self._policy.refusals([one.prompt for one in unscreened]) if unscreened else []
+        for one, refusal in zip(unscreened, verdicts, strict=True):
+            if refusal is not None and self._keeps_refused:
+                self._refused.append(Refused(one.index, one.n, f"The prompt {refusal}."))
+            elif refusal is not None and not self.has_too_many_problems:
+                param = f"{one.prefix}prompt"
+                self.refuse(Problem(policies.CODE, f"{param} {refusal}.", param, one.place))
 
     def _check_defaults(self) -> None:
         try:
@@ -406,7 +444,7 @@ class Submission:
         with driver.cursor().copy(f"COPY {payloads_leaf} ({columns.names(columns.PAYLOAD)}) FROM STDIN") as copy:
             while chunk := self._spool.read(_COPY_CHUNK):
                 copy.write(chunk)
-        images.spread(connection, self.job_id, first=self.existing.images)
+        images.spread(connection, self.job_id, first=self.existing.images, refused=self._refused)
         if self._pictures is not None:
             self._pictures.record(connection, self.job_id)
 

@@ -37,6 +37,10 @@ class StoreRefused(StoreUnavailable):
     """The object store refused the request: check its address, the bucket and the credentials."""
 
 
+class PolicyUnavailable(Unavailable):
+    """A content policy cannot be asked right now."""
+
+
 class NoModels(Unavailable):
     """No model is registered yet; the first worker that is ready does so."""
 
@@ -95,6 +99,11 @@ class UnsuitableDatabase(PressworkError):
 
 class InvariantViolated(PressworkError):
     """The queue found rows that its rules forbid; nothing was changed."""
+
+
+REFUSED_BY_POLICY = "content_policy"  # the code of a refused prompt, and of a picture that an image policy refuses
+REFUSED_BY_CHECKER = "safety_checker"  # of a picture that the model's own checker refuses
+NEVER_RETRIED = (REFUSED_BY_POLICY, REFUSED_BY_CHECKER)
 
 
 @dataclass(frozen=True, slots=True)

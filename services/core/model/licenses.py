@@ -3,6 +3,8 @@
 A summary for orientation, in our own words: the licence's text, which `link` names, is what holds.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -50,6 +52,11 @@ class License:
 
     def as_json(self) -> dict[str, Any]:
         return {"id": self.id, "name": self.name, "link": self.link, "restrictions": list(self.restrictions)}
+
+    @property
+    def sha256(self) -> bytes:
+        """Of all that is shown of it, which is what somebody accepts."""
+        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).digest()
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:

@@ -14,7 +14,7 @@ class Scope(StrEnum):
     VIEW = "view"  # read everything of the tenant
     SUBMIT = "submit"  # make work: jobs, drafts, files, uploads, batches, retries, exports
     OPERATE = "operate"  # steer and remove it: priority, pause, cancel, delete
-    ADMIN = "admin"  # keys; in the operator's tenant, every tenant
+    ADMIN = "admin"  # keys, and what the content policy refuses; in the operator's tenant, every tenant
 
 
 ALL = tuple(Scope)

@@ -70,6 +70,8 @@ def _move(sources: set[JobState], *targets: JobState) -> JobMove:
     return JobMove(frozenset(sources), frozenset(targets))
 
 
+# An image is made queued, or failed if the content policy refuses its prompt.
+FIRST_IMAGE_STATES = frozenset({ImageState.QUEUED, ImageState.FAILED})
 FIRST_JOB_STATES = frozenset({JobState.DRAFT, JobState.VALIDATING, JobState.QUEUED})
 CLAIMABLE_JOB_STATES = frozenset({JobState.QUEUED, JobState.IN_PROGRESS})
 

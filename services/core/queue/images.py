@@ -1,17 +1,72 @@
-"""New images: one queued row each, which the database makes from the payloads of their requests."""
+"""New images: one row each, which the database makes from the payloads of their requests.
+
+An image is queued, or failed from the first on if the content policy refused its prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from services.core.db import partitions
 from services.core.db.statements import statement
+from services.core.events import log
+from services.core.model.errors import REFUSED_BY_POLICY
+
+_SPREAD = """
+INSERT INTO {images_leaf} (job_id, index, segment_id{column})
+SELECT job_id, index + nth, segment_id{value} FROM payloads CROSS JOIN generate_series(0, n - 1) AS nth
+WHERE job_id = :job_id AND index >= :first ORDER BY index
+"""
+# No claim had the image: claim 0, no device, no batch.
+_RECORD = statement("images.record_refused")("""
+WITH failed AS MATERIALIZED (
+  SELECT one.first + nth AS index, message
+  FROM unnest(CAST(:firsts AS integer[]), CAST(:counts AS integer[]), CAST(:messages AS text[]))
+       AS one (first, n, message) CROSS JOIN generate_series(0, n - 1) AS nth
+), by_cause AS (
+  INSERT INTO failure_deltas (job_id, code, images, index, message)
+  SELECT :job_id, :code, count(*), max(index), (array_agg(message ORDER BY index DESC))[1] FROM failed
+), counted AS (
+  UPDATE counters SET queued = queued - images, failed = failed + images
+  FROM (SELECT count(*) AS images FROM failed) moved WHERE job_id = :job_id
+)
+INSERT INTO failures (job_id, index, code, message, claim_id, device, batch_images)
+SELECT :job_id, index, :code, message, 0, '', 0 FROM failed
+""")
 
 
-def spread(connection: Connection, job_id: int, *, first: int = 0) -> None:
-    """Inserts the queued images of the job's payloads from index `first` on."""
-    images_leaf = partitions.leaf(connection, "images", job_id)
-    spreading = statement("images.spread")(
-        f"INSERT INTO {images_leaf} (job_id, index, segment_id) "  # noqa: S608  our own text
-        "SELECT job_id, index + nth, segment_id FROM payloads CROSS JOIN generate_series(0, n - 1) AS nth "
-        "WHERE job_id = :job_id AND index >= :first ORDER BY index"
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A request whose prompt the content policy refuses: the index of its first image, how many it has, and why."""
+
+    first: int
+    n: int
+    message: str
+
+
+def spread(connection: Connection, job_id: int, *, first: int = 0, refused: Sequence[Refused] = ()) -> None:
+    """Inserts the images of the job's payloads from index `first` on, which the counters hold as queued; those that are
+    refused are failed."""
+    parts = {"column": ", state", "value": ", CASE WHEN index = ANY(:refused) THEN 3 ELSE 0 END"}
+    sql = _SPREAD.format(
+        images_leaf=partitions.leaf(connection, "images", job_id), **(parts if refused else {"column": "", "value": ""})
     )
-    connection.execute(spreading, {"job_id": job_id, "first": first})
+    values: dict[str, object] = {"job_id": job_id, "first": first}
+    if refused:
+        values["refused"] = [one.first for one in refused]
+    connection.execute(statement("images.spread_refused" if refused else "images.spread")(sql), values)
+    if refused:
+        _record(connection, job_id, refused)
+
+
+def _record(connection: Connection, job_id: int, refused: Sequence[Refused]) -> None:
+    values = {
+        "job_id": job_id,
+        "code": REFUSED_BY_POLICY,
+        "firsts": [one.first for one in refused],
+        "counts": [one.n for one in refused],
+        "messages": [one.message for one in refused],
+    }
+    connection.execute(_RECORD, values)
+    log.append_of_job(connection, "job.images_refused", job_id, {"images": sum(one.n for one in refused)})

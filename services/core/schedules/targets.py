@@ -25,6 +25,8 @@ from services.core.jobs.submissions import MAX_PROBLEMS, Submission, Trial
 from services.core.model import ids, requests, strict_json
 from services.core.model.body import Body
 from services.core.model.errors import Conflict, InvalidSubmission, NoModels, NotFound, Problem
+from services.core.policy import policies
+from services.core.policy.policies import Policy
 from services.core.schedules.asked import ALLOWED
 from services.core.settings import Settings
 
@@ -40,6 +42,7 @@ class Ground:
     tenant_id: int
     base_url: str
     labels: dict[str, str]
+    policy: Policy
     deadline: datetime | None = None
     pictures: Inputs | None = None
 
@@ -72,8 +75,9 @@ class JobTarget:
     def check(self, connection: Connection, ground: Ground, body: dict[str, Any]) -> None:
         del connection
         order, _ = _read(ground, body)
-        with Trial(ground.settings, ground.registry, defaults=order.defaults) as trial:
+        with Trial(ground.settings, ground.registry, policy=ground.policy, defaults=order.defaults) as trial:
             order.fill(trial)
+            trial.screen()
         if trial.problems:
             raise InvalidSubmission(trial.problems[:MAX_PROBLEMS], more=trial.has_too_many_problems)
 
@@ -83,7 +87,7 @@ class JobTarget:
         order, label = _read(ground, body)
         label.labels = label.labels | ground.labels
         with _KeptSubmission(
-            ground.settings, ground.registry, defaults=order.defaults, pictures=ground.pictures
+            ground.settings, ground.registry, policy=ground.policy, defaults=order.defaults, pictures=ground.pictures
         ) as submission:
             submission.keep = keep
             order.fill(submission)
@@ -193,7 +197,8 @@ def ground(
     connection: Connection, settings: Settings, tenant_id: int, base_url: str, labels: dict[str, str],
     *, deadline: datetime | None = None, pictures: Inputs | None = None,
 ) -> Ground:  # fmt: skip
-    return Ground(settings, models.registry(connection), tenant_id, base_url, labels, deadline, pictures)
+    policy = policies.of_tenant(settings, connection, tenant_id)
+    return Ground(settings, models.registry(connection), tenant_id, base_url, labels, policy, deadline, pictures)
 
 
 class _KeptSubmission(Submission):

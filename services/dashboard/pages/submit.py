@@ -34,6 +34,7 @@ from services.core.model.errors import (
     QuotaExceeded,
     SettingsError,
 )
+from services.core.policy import policies
 from services.dashboard import access, asked, commands, forms, rendering, uploaded
 from services.dashboard.access import Visitor
 from services.dashboard.asked import Asked
@@ -196,7 +197,9 @@ def _record_file(
 ) -> str:
     label = _label(order)
     pictures = dependencies.pictures(context, tenant)
-    with submissions.Submission(context.settings, known, pictures=pictures) as submission:
+    with context.database.begin(tenant) as connection:
+        policy = policies.of_tenant(context.settings, connection, tenant)
+    with submissions.Submission(context.settings, known, policy=policy, pictures=pictures) as submission:
         _read(context, order, received, submission)
         receipt = submission.record(context.database, tenant, label=label, idempotency_key=key)
     for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds

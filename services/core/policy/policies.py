@@ -1,0 +1,112 @@
+"""What may be asked for: the content policy that every prompt passes before it is queued.
+
+It is a tenant's own terms, the installation's list of terms, and the policies that installed distributions bring
+(`judging.py`), in this order. Whoever adds requests to a job asks it: `Submission`, and the copies that retries and
+redraws make. Terms are looked for in prompts alone: a negative prompt names what a picture must not show, and draws
+nothing.
+"""
+
+import logging
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from services.core.model import terms as folding
+from services.core.model.errors import REFUSED_BY_POLICY, PolicyUnavailable, SettingsError
+from services.core.model.terms import Terms
+from services.core.policy import judging, terms
+from services.core.settings import Settings, reason
+
+log = logging.getLogger(__name__)
+CODE = REFUSED_BY_POLICY
+AT_ONCE = 256  # prompts that a policy of a distribution is asked about
+_BY_TERMS = "has a term that this tenant's content policy refuses"
+_BY_LIST = "has a term that this installation's content policy refuses"
+
+
+class Policy:
+    """The policy of one tenant at one moment."""
+
+    def __init__(
+        self, own: Sequence[str] = (), listed: Terms | None = None, judge: judging.Judge | None = None
+    ) -> None:
+        self._own, self._listed, self._judge = Terms(own), listed or Terms(()), judge
+
+    @property
+    def looks(self) -> bool:
+        """Whether there is anything that it could refuse."""
+        return bool(self._own or self._listed or self._judge)
+
+    def refusals(self, prompts: Sequence[str]) -> list[str | None]:
+        """For each prompt why it is refused, as the end of a sentence that begins with the prompt; None: it is not.
+        No reason quotes a prompt.
+
+        Raises:
+            PolicyUnavailable: a policy of a distribution failed or took too long, and the settings say to refuse then.
+        """
+        found = [
+            _BY_TERMS if self._own.find(prompt) else _BY_LIST if self._listed.find(prompt) else None
+            for prompt in prompts
+        ]
+        if self._judge is None:
+            return found
+        rest = [place for place, refusal in enumerate(found) if refusal is None]
+        for first in range(0, len(rest), AT_ONCE):
+            some = rest[first : first + AT_ONCE]
+            for place, refusal in zip(some, self._judge.ask([prompts[place] for place in some]), strict=True):
+                found[place] = refusal
+        return found
+
+    def terms_in(self, text: str) -> tuple[list[str], list[str]]:
+        """The tenant's own terms that the text holds, and those of the installation's list."""
+        return self._own.find(text), self._listed.find(text)
+
+
+NOTHING = Policy()  # refuses nothing
+
+
+def of_tenant(settings: Settings, connection: Connection, tenant_id: int) -> Policy:
+    """The tenant's policy as it is now. Raises PolicyUnavailable: the installation's list cannot be read."""
+    listed = None
+    if settings.policy_list:
+        try:
+            listed = _listed(settings.policy_list)
+        except SettingsError as error:
+            log.error("policy list unreadable", extra={"error": str(error)})
+            raise PolicyUnavailable from None
+    return Policy(terms.texts(connection, tenant_id), listed, judging.opened(settings))
+
+
+def check(settings: Settings) -> None:
+    """At the start of a process that takes requests. Raises SettingsError: the list cannot be read, or a policy that is
+    chosen is not installed or cannot be opened."""
+    if settings.policy_list:
+        _listed(settings.policy_list)
+    judging.check(settings)
+
+
+def _listed(path: str) -> Terms:
+    """The terms of the file, which is read again when it has changed."""
+    try:
+        state = Path(path).stat()
+        return _read(path, state.st_mtime_ns, state.st_size)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"PRESSWORK_POLICY_LIST names {path!r}, which cannot be read: {reason(error)}.") from None
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, _changed: int, _size: int) -> Terms:
+    found = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
+        term = line.strip()
+        if not term or term.startswith("#"):
+            continue
+        if len(term) > folding.LONGEST or not folding.folded(term):
+            raise SettingsError(
+                f"PRESSWORK_POLICY_LIST: line {number:,} of {path!r} is no term; a term has a letter or a digit, "
+                f"and at most {folding.LONGEST} characters."
+            )
+        found.append(term)
+    return Terms(found)

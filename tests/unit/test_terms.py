@@ -1,0 +1,58 @@
+"""Terms of a content policy: whole words are found however Unicode spells them, and nothing else is."""
+
+import time
+
+import pytest
+
+from services.core.model import terms
+from services.core.model.terms import Terms
+
+KNOWN = Terms(["nude", "blood bath", "оружие", "裸体", "नंगा"])
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a NUDE lady", ["nude"]),
+        ("ＮＵＤＥ", ["nude"]),
+        ("𝓷𝓾𝓭𝓮 and ⓝⓤⓓⓔ", ["nude"]),
+        ("n\u200bu\u00adde", ["nude"]),  # zero-width space, soft hyphen
+        ("nude\u200bwoman", ["nude"]),
+        ("nu\u0501\u0435", ["nude"]),  # Cyrillic letters
+        ("n\u0308u\u0300d\u20dde", ["nude"]),  # combining marks
+        ("ñüdé", ["nude"]),
+        ("n u d e", ["nude"]),
+        ("n.u-d_e", ["nude"]),
+        ("(nude:1.3), art", ["nude"]),
+        ("a Blood\n  bath", ["blood bath"]),
+        ("ОРУЖИЕ", ["оружие"]),
+        ("一个裸体的人", ["裸体"]),
+        ("नंगा आदमी", ["नंगा"]),
+        ("blood bath, nude", ["blood bath", "nude"]),
+    ],
+)
+def test_a_term_is_found_however_it_is_spelled(text: str, found: list[str]) -> None:
+    assert KNOWN.find(text) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["denuded", "nudes", "blood, sweat and a bath", "bath blood", "a b c", "", "नंग", "裸 体"]
+)
+def test_only_whole_words_are_found(text: str) -> None:
+    assert KNOWN.find(text) == (["裸体"] if text == "裸 体" else [])
+
+
+def test_terms_of_one_folding_are_one_term_and_a_term_has_a_word() -> None:
+    assert terms.folded("Blood-Bath") == terms.folded(" blood  bäth ") == "blood bath"
+    assert terms.folded("...") == terms.folded("\u200b") == ""
+
+
+def test_a_long_hostile_text_takes_time_in_proportion_to_its_length() -> None:
+    def seconds(length: int) -> float:
+        text = ("n u d \u0301\u200b" * length)[: length * 4]
+        begun = time.perf_counter()
+        Terms(["n u d e", "n n n"]).find(text)
+        return time.perf_counter() - begun
+
+    seconds(100)
+    assert min(seconds(20_000) for _ in range(3)) < 40 * min(seconds(2_000) for _ in range(3))
