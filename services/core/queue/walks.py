@@ -27,10 +27,10 @@ After = Mapping[Lane, tuple[int, int]]
 # are plain values where they are compared: row-level security lets an index be searched by nothing that might fail.
 BEGUN = """
 CROSS JOIN LATERAL (
-  SELECT coalesce(max(b.job_id), 0) AS job_id, coalesce(max(b.id), -1) AS id
+  SELECT coalesce(max(job_id), 0) AS job_id, CAST(coalesce(max(id), -1) AS smallint) AS id
   FROM unnest(CAST(:after_priorities AS smallint[]), CAST(:after_tenants AS bigint[]),
-              CAST(:after_jobs AS bigint[]), CAST(:after_ids AS smallint[])) AS b (priority, tenant_id, job_id, id)
-  WHERE b.priority = class.priority AND b.tenant_id = t.id
+              CAST(:after_jobs AS bigint[]), CAST(:after_ids AS smallint[])) AS walked (priority, tenant_id, job_id, id)
+  WHERE walked.priority = class.priority AND walked.tenant_id = t.id
 ) begun"""
 SEEN = f"""
     SELECT * FROM segments
