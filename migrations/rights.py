@@ -35,7 +35,8 @@ SCHEDULER = {
     "upload_parts marks rates failure_deltas failure_counts failure_hours bulk_acts schedules schedule_runs "
     "render_rates drains catalogues catalogue_runs catalogue_changes catalogue_versions catalogue_entries job_chunks "
     "mark_counts engines catalogue_destinations catalogue_copies job_inputs "
-    "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas policy_terms",
+    "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas policy_terms "
+    "license_acceptances",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
     "failure_deltas failure_counts failure_hours schedule_runs job_chunks catalogue_runs catalogue_changes "
     "catalogue_versions catalogue_entries catalogue_destinations catalogue_copies job_inputs "

@@ -31,6 +31,7 @@ BODIES: dict[str, Any] = {
     "save_view": {"page": "jobs", "name": "tonight's failures", "query": "status=failed&label=run%3Anightly"},
     "change_view": {"name": "failures of the night"},
     "add_policy_term": {"term": "blood bath"},
+    "accept_license": {"sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"},
     "check_policy": {"text": "a red mug on a wooden floor"},
     "retry_job": {"priority": "high"},
     "mark_images": {"mark": "accepted", "indexes": [0, 3, 17]},

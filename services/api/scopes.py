@@ -39,7 +39,7 @@ _OPERATIONS = {
     Scope.ADMIN: """
         list_keys create_key revoke_key
         list_tenants create_tenant show_tenant change_tenant list_tenant_keys create_tenant_key revoke_tenant_key
-        list_policy_terms add_policy_term remove_policy_term check_policy
+        list_policy_terms add_policy_term remove_policy_term check_policy accept_license
     """,
 }
 NEEDED = {operation: scope for scope, operations in _OPERATIONS.items() for operation in operations.split()}

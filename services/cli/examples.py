@@ -152,6 +152,7 @@ EXAMPLES = {
         'presswork keys create "the shop" --tenant acme --expires 90d',
     ),
     "keys list": ("presswork keys list", "presswork keys list --tenant acme"),
+    "model accept-license": ("presswork model accept-license presswork-mini",),
     "policy terms add": ("presswork policy terms add gore 'blood bath'",),
     "policy terms rm": ("presswork policy terms rm gore",),
     "policy terms list": ("presswork policy terms list --json",),

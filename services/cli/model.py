@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from services.cli.exits import guarded
+from services.cli import options, show
+from services.cli.exits import Usage, guarded
+from services.cli.profile import connect
 from services.core import extras
 from services.core.processes import python, run
 
@@ -64,6 +66,39 @@ def merge(
     extras.require("worker", "torch")
     options = ["--output", output, *(["--name", name] if name else []), *(["--partial"] if partial else [])]
     return _run("merge", folder, json, *options, more=loras)
+
+
+@app.command("accept-license")
+@guarded
+def accept_license(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model's name, as `presswork models` lists it.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    profile: options.ProfileName = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show a model's licence and what it forbids, and accept it for the tenant.
+
+    Who accepted it and when is recorded, and stands in exports. Takes a key with the scope admin.
+    """
+    with connect(profile) as client:
+        known = {one["id"]: one for one in client.models()}
+        if model not in known:
+            raise Usage(f"There is no model {model[:80]!r}; there are {', '.join(sorted(known)) or 'none yet'}.")
+        named = known[model]["license"]
+        if named is None:
+            raise Usage(f"The card of {model} names no licence: there is nothing to accept.")
+        if not as_json:
+            show.say(f"{named['name']} {named['link']}".rstrip())
+            for rule in named["restrictions"]:
+                show.say(f"  must not be used for {rule}")
+        if named["accepted"] is None and not yes and not as_json:
+            typer.confirm("Accept it?", abort=True, err=True)
+        found = client.accept_license(model, named["sha256"])["license"]
+    if as_json:
+        show.document(found)
+    elif found is not None and found["accepted"] is not None:
+        by = found["accepted"]["by_name"] or found["accepted"]["by"]
+        show.say(f"accepted by {by} on {found['accepted']['at']}")
 
 
 @app.command()

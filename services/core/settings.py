@@ -255,6 +255,7 @@ class Settings:
     prompt_policies: tuple[str, ...] = _setting("PRESSWORK_PROMPT_POLICIES", "none", _policies)
     policy_seconds: float = _setting("PRESSWORK_POLICY_SECONDS", "10", _number(0.1, 3600))  # for 256 prompts, a picture
     policy_fault: str = _setting("PRESSWORK_POLICY_FAULT", "refuse", _one_of("refuse", "accept"))  # if one fails
+    require_license_acceptance: bool = _setting("PRESSWORK_REQUIRE_LICENSE_ACCEPTANCE", "0", _flag)  # once a tenant
     # Sources of catalogues, which web servers and schedulers fetch.
     fetch_networks: tuple[Network, ...] = _setting(
         "PRESSWORK_FETCH_NETWORKS", "", _networks

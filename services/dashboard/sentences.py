@@ -97,6 +97,7 @@ KINDS: dict[str, tuple[str, Words]] = {
         "refused images by content policy",
         lambda data: ("queued", f"without {plural(int(data.get('images', 0)), 'image')} that the policy refuses"),
     ),
+    "license.accepted": ("accepted a licence", lambda data: (f"accepted the licence {data.get('license', '')},", "")),
     "schedule.created": ("made a schedule", _plain("made")),
     "schedule.changed": ("changed a schedule", _plain("changed")),
     "schedule.paused": ("paused a schedule", _plain("paused")),

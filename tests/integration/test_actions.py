@@ -1,5 +1,6 @@
 """The action log: every act is an event with its actor, and nobody can change one."""
 
+import dataclasses
 import getpass
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues, versions
 from services.core.events import numbering
 from services.core.jobs import lifecycle
+from services.core.model import licenses
 from services.core.model.specs import FailedImage
 from services.core.storage.s3 import S3Store
 from services.core.tenants import api_keys
@@ -112,6 +114,10 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     acts.do("delete_view", "DELETE", f"/v1/views/{view}")
     term = acts.do("add_policy_term", "POST", "/v1/policy/terms", json={"term": "gore"})["id"]
     acts.do("remove_policy_term", "DELETE", f"/v1/policy/terms/{term}")
+    card = dataclasses.replace(factories.CARD, license=licenses.named("creativeml-openrail-m"))
+    factories.register(api.database, card)
+    acts.do("accept_license", "POST", "/v1/models/simulated/license/accept")
+    factories.register(api.database)
     nightly = {"cron": "0 1 * * *", "target": {"job": {"images": [{"prompt": "a"}]}}}
     acts.do("create_schedule", "POST", "/v1/schedules", json={"name": "nightly", **nightly})
     acts.do("put_schedule", "PUT", "/v1/schedules/nightly", json={**nightly, "timezone": "Europe/Berlin"})

@@ -458,6 +458,7 @@ TENANT_ROUTES = {
     ("GET", "/v1/models"),
     ("GET", "/v1/near-duplicates"),  # test_scores.py shows that it is of one tenant
     ("GET", "/v1/models/{name}"),
+    ("POST", "/v1/models/{name}/license/accept"),  # test_licenses_accepted.py shows that it is of one tenant
     ("GET", "/v1/overview"),  # test_overview.py shows that it is of one tenant
     ("GET", "/v1/rates"),  # test_rates.py shows that others' images are not in them
     ("GET", "/v1/actions"),

@@ -157,13 +157,25 @@ class Pictures(BaseModel):
     size: str
 
 
+class LicenseAcceptance(BaseModel):
+    """Who accepted it for the tenant, as an actor and by name if it is a key, and when."""
+
+    by: str
+    by_name: str | None
+    at: str
+
+
 class License(BaseModel):
-    """As the model's card names it. `restrictions`: what it forbids, in short; its text, at `link`, is what holds."""
+    """As the model's card names it. `restrictions`: what it forbids, in short; its text, at `link`, is what holds.
+    `sha256` is of all four, and what is accepted; with `acceptance_required`, nothing is drawn before."""
 
     id: str
     name: str
     link: str
     restrictions: list[str]
+    sha256: str
+    accepted: LicenseAcceptance | None
+    acceptance_required: bool
 
 
 class Model(BaseModel):

@@ -1004,13 +1004,24 @@ class ScheduleDeleted(TypedDict):
     deleted: Literal[True]
 
 
+class LicenseAcceptance(TypedDict):
+    """Who accepted a licence for the tenant, and when."""
+
+    by: str
+    by_name: str | None
+    at: str
+
+
 class License(TypedDict):
-    """As a model's card names it."""
+    """As a model's card names it. With `acceptance_required`, nothing is drawn before it is accepted."""
 
     id: str
     name: str
     link: str
     restrictions: list[str]
+    sha256: str
+    accepted: LicenseAcceptance | None
+    acceptance_required: bool
 
 
 class Model(TypedDict):

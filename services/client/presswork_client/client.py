@@ -353,6 +353,12 @@ class Client:
             if (cursor := found["next_cursor"]) is None:
                 return total
 
+    def accept_license(self, model: str, sha256: str | None = None) -> Model:
+        """Accepts the licence of a model for the tenant; with `sha256`, only the one that was read. Takes the scope
+        admin."""
+        path = f"/v1/models/{_id(model)}/license/accept"
+        return self._call(Model, "POST", path, json=_given(sha256=sha256))
+
     def policy_terms(self) -> Iterator[PolicyTerm]:
         """The terms that the tenant's content policy refuses, page by page. Takes the scope admin, as those below."""
         return self._transport.pages("/v1/policy/terms", {}, PAGE)

@@ -24,6 +24,7 @@ from services.core.model.licenses import License
 from services.core.model.metadata_types import Kind
 from services.core.model.requests import metadata_text
 from services.core.model.specs import Shape
+from services.core.policy import licenses
 
 SHARD_BYTES = 1_000_000_000
 _PAGE = 500
@@ -229,17 +230,19 @@ def plan(database: Database, export: Export, keep: Callable[[], None]) -> ShardP
             open_shards[split].takes(row.bytes)
             shards[split] += 1
     with database.begin_system() as connection:
-        models, licenses = models_of(connection, [export.job_id])
+        models, found = models_of(connection, [export.job_id])
     splits = {name: (shards[name], images[name]) for name in export.options.split}
-    return ShardPlan(splits, models, tuple(sorted(formats)), licenses, metadata_types.columns(kinds))
+    return ShardPlan(splits, models, tuple(sorted(formats)), found, metadata_types.columns(kinds))
 
 
 def models_of(connection: Connection, job_ids: Sequence[int]) -> tuple[dict[str, str], dict[str, License]]:
-    """The name of each model revision that draws these jobs, and the licence of each model that has one."""
+    """The name of each model revision that draws these jobs of one tenant, and the licence of each model that has one,
+    with who accepted it and when."""
     rows = connection.execute(_MODELS, {"job_ids": list(job_ids)}).all()
     models = {row.revision: row.name for row in sorted(rows, key=lambda row: row.revision)}
     by_name = sorted(rows, key=lambda row: row.name)
-    return models, {row.name: License.from_json(row.license) for row in by_name if row.license}
+    accepted = licenses.of_jobs(connection, job_ids)
+    return models, {row.name: accepted.beside(License.from_json(row.license)) for row in by_name if row.license}
 
 
 def of_split(database: Database, export: Export, split: str, first: int, keep: Callable[[], None]) -> Iterator[Member]:

@@ -44,6 +44,8 @@ def licenses(found: Mapping[str, License]) -> list[str]:
     for model, one in found.items():
         text = f"[{one.name}]({one.link})" if one.link else one.name
         lines += ["", f"## Drawn by {model}", "", f"The model's licence is {text}."]
+        if one.accepted_at:
+            lines[-1] += f" {one.accepted_by} accepted it on {one.accepted_at}."
         if one.restrictions:
             lines += [
                 "The model, and what it draws, must not be used for:",

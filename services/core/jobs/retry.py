@@ -15,8 +15,9 @@ from services.core.db.statements import statement
 from services.core.jobs import drafts, idempotency, inputs
 from services.core.model import ids, requests, states
 from services.core.model.errors import NEVER_RETRIED, Conflict, NotFound
+from services.core.model.licenses import License
 from services.core.model.states import ImageState
-from services.core.policy.policies import Policy
+from services.core.policy.policies import NOT_ACCEPTED, Policy
 from services.core.queue import images, job_states, segments
 from services.core.queue.images import Refused
 
@@ -58,6 +59,10 @@ SELECT index AS first, n, prompt FROM payloads WHERE job_id = :job_id AND index 
 _REFUSED = statement("retry.refused")(
     "SELECT count(DISTINCT index) FROM failures WHERE job_id = :job_id AND code = ANY(:codes)"
 )
+_LICENSES = statement("retry.licenses")("""
+SELECT DISTINCT m.name, m.license FROM segments s JOIN models m ON m.revision = s.model_revision
+WHERE s.job_id = :job_id AND m.license IS NOT NULL
+""")
 _PROMPTS_AT_ONCE = 1_024
 
 
@@ -143,9 +148,17 @@ def create_child(
 
 def open_child(connection: Connection, parent_id: int, child_id: int, *, priority: int, policy: Policy) -> list[str]:
     """Queues the new job, whose requests have been copied from its parent. Images whose prompts the content policy
-    refuses now are failed. Returns the names of its models."""
+    refuses now are failed. Returns the names of its models.
+
+    Raises:
+        Conflict: the licence of a model has not been accepted.
+    """
     inputs.inherit(connection, parent_id=parent_id, child_id=child_id)
     segments.inherit(connection, parent_id=parent_id, child_id=child_id, priority=priority)
+    if policy.requires_licenses:
+        for row in connection.execute(_LICENSES, {"job_id": child_id}):
+            if (why := policy.license_refusal(row.name, License.from_json(row.license))) is not None:
+                raise Conflict(why, NOT_ACCEPTED)
     images.spread(connection, child_id, refused=_refused(connection, child_id, policy))
     return drafts.open_all(connection, child_id)
 

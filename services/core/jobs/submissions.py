@@ -341,6 +341,9 @@ class Submission:
         if isinstance(found, Problem):
             self.refuse(found)
             return None
+        if (why := self._policy.license_refusal(found.model, self._registry[found.model].license)) is not None:
+            self.refuse(Problem(policies.NOT_ACCEPTED, why, f"{prefix}model", place))
+            return None
         self.models.add(found.model)
         shape = replace(found.shape, prompt_chunks=chunks)
         if shape not in self._segments and len(self._segments) == MAX_SHAPES:

@@ -43,24 +43,32 @@ LONGEST = 300  # characters of what a card says
 @dataclass(frozen=True, slots=True)
 class License:
     """`id` as cards name it; `link` is empty if it is not known. `restrictions`: what is forbidden; none are known of a
-    licence that is not known."""
+    licence that is not known. `accepted_by` and `accepted_at` are of the tenant for whom it is read, or ""."""
 
     id: str
     name: str
     link: str
     restrictions: tuple[str, ...]
+    accepted_by: str = ""
+    accepted_at: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        return {"id": self.id, "name": self.name, "link": self.link, "restrictions": list(self.restrictions)}
+        accepted = {"accepted_by": self.accepted_by, "accepted_at": self.accepted_at} if self.accepted_at else {}
+        return {**self._shown, **accepted}
 
     @property
     def sha256(self) -> bytes:
         """Of all that is shown of it, which is what somebody accepts."""
-        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).digest()
+        return hashlib.sha256(json.dumps(self._shown, sort_keys=True).encode()).digest()
+
+    @property
+    def _shown(self) -> dict[str, Any]:
+        return {"id": self.id, "name": self.name, "link": self.link, "restrictions": list(self.restrictions)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        return cls(value["id"], value["name"], value["link"], tuple(value["restrictions"]))
+        accepted = value.get("accepted_by", ""), value.get("accepted_at", "")
+        return cls(value["id"], value["name"], value["link"], tuple(value["restrictions"]), *accepted)
 
 
 def named(identifier: str, name: str = "", link: str = "") -> License:

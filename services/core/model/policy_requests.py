@@ -34,3 +34,10 @@ class CheckRequest(Body):
 
     ALLOWED: ClassVar = {"text": f"text of 1 to {PROMPT_LIMIT:,} characters"}
     text: Annotated[str, Field(min_length=1, max_length=PROMPT_LIMIT)]
+
+
+class AcceptRequest(Body):
+    """Which licence is accepted: the one of this sha256, or whichever the model has now."""
+
+    ALLOWED: ClassVar = {"sha256": "the licence's sha256 as the model shows it: 64 hexadecimal digits"}
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] = None  # type: ignore[assignment]

@@ -1,13 +1,13 @@
 """Which licences a tenant has accepted: who accepted what was shown of a licence, and when.
 
 What was shown is the licence as the model card names it, with its link and the restrictions that are known of it
-(`model/licenses.py`); its sha256 is what is accepted, so that a licence with other words is accepted anew. Functions take
-an open transaction and never commit.
+(`model/licenses.py`); its sha256 is what is accepted, so that a licence with other words is accepted anew. Functions
+take an open transaction and never commit.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from sqlalchemy import Connection
 
@@ -36,6 +36,8 @@ LEFT JOIN api_keys k ON k.id = CASE WHEN starts_with(a.accepted_by, 'key/') THEN
 WHERE a.tenant_id = :tenant_id
 """)
 
+_TENANT = statement("licenses.tenant")("SELECT tenant_id FROM jobs WHERE id = ANY(:job_ids) LIMIT 1")
+
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
@@ -45,9 +47,6 @@ class Acceptance:
     by_name: str | None
     at: datetime
 
-    def as_json(self) -> dict[str, str | None]:
-        return {"by": self.by, "by_name": self.by_name, "at": self.at.isoformat()}
-
 
 class Acceptances:
     """Those of one tenant at one moment."""
@@ -55,12 +54,16 @@ class Acceptances:
     def __init__(self, by_sha256: dict[bytes, Acceptance]) -> None:
         self._by_sha256 = by_sha256
 
-    def of(self, license: License) -> Acceptance | None:
-        return self._by_sha256.get(license.sha256)
+    def of(self, given: License) -> Acceptance | None:
+        return self._by_sha256.get(given.sha256)
 
-    def missing(self, licenses: Iterable[License | None]) -> list[License]:
-        """Those that were not accepted; a model without a licence has nothing to accept."""
-        return [one for one in licenses if one is not None and one.sha256 not in self._by_sha256]
+    def beside(self, given: License) -> License:
+        """The licence with who accepted it and when."""
+        found = self.of(given)
+        if found is None:
+            return given
+        at = found.at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        return replace(given, accepted_by=found.by_name or found.by, accepted_at=at)
 
 
 def accepted(connection: Connection, tenant_id: int) -> Acceptances:
@@ -71,7 +74,13 @@ def accepted(connection: Connection, tenant_id: int) -> Acceptances:
     )
 
 
-def accept(connection: Connection, tenant_id: int, license: License) -> None:
+def of_jobs(connection: Connection, job_ids: Sequence[int]) -> Acceptances:
+    """What the tenant of these jobs has accepted."""
+    tenant = connection.execute(_TENANT, {"job_ids": list(job_ids)}).scalar_one_or_none()
+    return Acceptances({}) if tenant is None else accepted(connection, tenant)
+
+
+def accept(connection: Connection, tenant_id: int, given: License) -> None:
     """Records that the tenant accepts the licence. Repeating it changes nothing."""
-    values = {"tenant_id": tenant_id, "license": license.id, "sha256": license.sha256, "hex": license.sha256.hex()}
+    values = {"tenant_id": tenant_id, "license": given.id, "sha256": given.sha256, "hex": given.sha256.hex()}
     connection.execute(_ACCEPT, values)

@@ -15,12 +15,15 @@ from sqlalchemy import Connection
 
 from services.core.model import terms as folding
 from services.core.model.errors import REFUSED_BY_POLICY, PolicyUnavailable, SettingsError
+from services.core.model.licenses import License
 from services.core.model.terms import Terms
-from services.core.policy import judging, terms
+from services.core.policy import judging, licenses, terms
+from services.core.policy.licenses import Acceptances
 from services.core.settings import Settings, reason
 
 log = logging.getLogger(__name__)
 CODE = REFUSED_BY_POLICY
+NOT_ACCEPTED = "license_not_accepted"  # the code of what is refused until somebody accepts a licence
 AT_ONCE = 256  # prompts that a policy of a distribution is asked about
 _BY_TERMS = "has a term that this tenant's content policy refuses"
 _BY_LIST = "has a term that this installation's content policy refuses"
@@ -30,14 +33,31 @@ class Policy:
     """The policy of one tenant at one moment."""
 
     def __init__(
-        self, own: Sequence[str] = (), listed: Terms | None = None, judge: judging.Judge | None = None
-    ) -> None:
+        self, own: Sequence[str] = (), listed: Terms | None = None, judge: judging.Judge | None = None,
+        accepted: Acceptances | None = None,
+    ) -> None:  # fmt: skip
+        """`accepted`: the licences that were accepted, if models are drawn with only then."""
+        self._accepted = accepted
         self._own, self._listed, self._judge = Terms(own), listed or Terms(()), judge
 
     @property
     def looks(self) -> bool:
         """Whether there is anything that it could refuse."""
         return bool(self._own or self._listed or self._judge)
+
+    @property
+    def requires_licenses(self) -> bool:
+        """Whether a model's licence must be accepted."""
+        return self._accepted is not None
+
+    def license_refusal(self, model: str, given: License | None) -> str | None:
+        """Why nothing may be drawn with that model, as a sentence; None: it may."""
+        if self._accepted is None or given is None or self._accepted.of(given) is not None:
+            return None
+        return (
+            f"The licence of the model {model}, {given.name}, has not been accepted; somebody with the scope admin "
+            f"does so once, on the model's page or with `presswork model accept-license {model}`."
+        )
 
     def refusals(self, prompts: Sequence[str]) -> list[str | None]:
         """For each prompt why it is refused, as the end of a sentence that begins with the prompt; None: it is not.
@@ -76,7 +96,8 @@ def of_tenant(settings: Settings, connection: Connection, tenant_id: int) -> Pol
         except SettingsError as error:
             log.error("policy list unreadable", extra={"error": str(error)})
             raise PolicyUnavailable from None
-    return Policy(terms.texts(connection, tenant_id), listed, judging.opened(settings))
+    accepted = licenses.accepted(connection, tenant_id) if settings.require_license_acceptance else None
+    return Policy(terms.texts(connection, tenant_id), listed, judging.opened(settings), accepted)
 
 
 def check(settings: Settings) -> None:
