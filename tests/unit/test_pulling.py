@@ -1,7 +1,10 @@
 """What a pull does with a folder, with files from a real server."""
 
 import hashlib
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,7 +48,10 @@ def pull(address: tuple[Path, str], tmp_path: Path) -> Iterator[Callable[..., Pu
     served, url = address
     transport = Transport(url, "key", 5.0, 0.0, None)
 
-    def call(texts: dict[str, str], source: Source = MUGS, missing: str = "", folder: Path = tmp_path / "data") -> Any:
+    def call(
+        texts: dict[str, str], source: Source = MUGS, missing: str = "", folder: Path = tmp_path / "data",
+        on_bytes: Any = None,
+    ) -> Any:  # fmt: skip
         files = []
         for path, text in texts.items():
             sha256 = hashlib.sha256(text.encode()).hexdigest()
@@ -56,7 +62,7 @@ def pull(address: tuple[Path, str], tmp_path: Path) -> Iterator[Callable[..., Pu
                 {"path": path, "split": split, "bytes": len(text), "sha256": sha256, "images": 1,
                  "url": f"{url}/{sha256 if path != missing else 'none'}"}
             )  # fmt: skip
-        return pulling.pull(transport, files, folder, source, 2, None)
+        return pulling.pull(transport, files, folder, source, 2, on_bytes)
 
     yield call
     transport.close()
@@ -100,6 +106,63 @@ def test_the_part_of_another_version_s_file_is_not_continued(pull, tmp_path):
     pull({"README.md": "two"})
     assert (tmp_path / "data" / "README.md").read_text() == "two"
     assert not (tmp_path / "data" / f"README.md.{'0' * 16}.part").exists()
+
+
+def test_a_folder_whose_journal_was_cut_off_is_still_the_dataset_s(pull, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / f"{JOURNAL}.new").write_text('{"data')
+    texts = {"data/train-0": "a", "manifest.json": "1"}
+    pull(texts)
+    assert held(tmp_path / "data") == texts
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB. Skipped where it cannot be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=64", "tmpfs", place]
+    made = subprocess.run(command, capture_output=True, text=True, check=False) if shutil.which("mount") else None
+    if made is None or made.returncode:
+        words = made.stderr.strip() if made else "there is no `mount`"
+        pytest.skip(f"A FULL DISK WAS NOT TRIED: a file system of 256 KiB needs root and CAP_SYS_ADMIN ({words})")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("full_at", ["journal", "first", "last"])
+def test_a_disk_that_is_full_loses_nothing(pull, small_disk, full_at, monkeypatch):
+    """Something else fills it after the pull has looked how much there is."""
+    folder = small_disk / "data"
+    texts = {f"data/train-{n}": f"{n}" * 40_000 for n in range(4)} | {
+        "README.md": "card",
+        "manifest.json": "{}" * 2_000,
+    }
+    filler = small_disk / "filler"
+
+    def fill(_: int = 0) -> None:
+        written = sum(1 for path in folder.rglob("train-*") if path.suffix != ".part")
+        if filler.exists() or (full_at == "last" and written < 4):
+            return
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+            file.write(bytes(100))
+
+    with monkeypatch.context() as patched:
+        if full_at == "journal":
+            patched.setattr(pulling, "_check_space", lambda *_: fill())
+        with pytest.raises(
+            ClientError, match="is full; nothing is lost: free some space, and the same call"
+        ) as refused:
+            pull(texts, folder=folder, on_bytes=fill)
+    assert refused.value.code == "disk_full" and not (folder / "manifest.json").exists()
+    there = {path: text for path, text in held(folder).items() if not path.endswith(".part")}
+    shards = sum(path.startswith("data/") for path in there)
+    assert there.items() <= texts.items() and shards in {"journal": (0,), "first": (0, 1), "last": (4,)}[full_at]
+    filler.unlink()
+    rest = pull(texts, folder=folder)
+    assert held(folder) == texts and rest.fetched == len(texts) - len(there)
 
 
 def test_files_are_looked_up_by_path_and_not_compared_with_each_other(tmp_path, monkeypatch):

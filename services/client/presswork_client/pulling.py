@@ -19,6 +19,7 @@ from presswork_client.transport import ClientError, Transport, file_sha256
 
 MANIFEST = "manifest.json"
 JOURNAL = ".presswork"
+_FRESH = f"{JOURNAL}.new"  # what a kill leaves of a journal
 _PART = re.compile(r"\.[0-9a-f]{16}\.part\Z")
 _DESCRIBES = ("README.md", "SHA256SUMS", MANIFEST)  # in this order, after all others
 
@@ -53,6 +54,24 @@ def pull(
 ) -> Pulled:
     """Raises ClientError."""
     before = _journal(folder, source)
+    try:
+        return _into(transport, files, folder, source, parallel, on_bytes, before)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"The disk of {folder} is full; nothing is lost: free some space, and the same call goes on."
+        raise ClientError(0, "disk_full", message) from None
+
+
+def _into(
+    transport: Transport,
+    files: Sequence[DatasetFile],
+    folder: Path,
+    source: Source,
+    parallel: int,
+    on_bytes: Callable[[int], None] | None,
+    before: dict[str, str | None],
+) -> Pulled:
     folder.mkdir(parents=True, exist_ok=True)
     shards = [file for file in files if file["path"] not in _DESCRIBES]
     last = sorted((file for file in files if file["path"] in _DESCRIBES), key=lambda one: _DESCRIBES.index(one["path"]))
@@ -82,7 +101,7 @@ def _journal(folder: Path, source: Source) -> dict[str, str | None]:
         if held["dataset"] == source.id:
             return {str(path): split for path, split in held["files"].items()}
     except (FileNotFoundError, NotADirectoryError):
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if not folder.exists() or (folder.is_dir() and {path.name for path in folder.iterdir()} <= {_FRESH}):
             return {}
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
@@ -92,8 +111,12 @@ def _journal(folder: Path, source: Source) -> dict[str, str | None]:
 
 def _note(folder: Path, source: Source, files: dict[str, str | None]) -> None:
     """Replaces the journal, whole or not at all."""
-    fresh = folder / f"{JOURNAL}.new"
-    fresh.write_text(json.dumps({"dataset": source.id, "files": files}))
+    fresh = folder / _FRESH
+    try:
+        fresh.write_text(json.dumps({"dataset": source.id, "files": files}))
+    except OSError:
+        fresh.unlink(missing_ok=True)
+        raise
     fresh.replace(folder / JOURNAL)
 
 
@@ -124,11 +147,6 @@ def _fetch_all(
             running.add(pool.submit(_fetch, transport, file, folder, on_bytes))
         while running:
             running = _settled(running)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        message = f"The disk of {folder} is full; nothing is lost: free some space, and the same call goes on."
-        raise ClientError(0, "disk_full", message) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
