@@ -424,6 +424,26 @@ def test_what_was_stored_before_it_was_counted_is_added_up_once(api: Api) -> Non
     assert used(api)["bytes_stored"] == 52_000 == counted_by_hand(api)["bytes_stored"]
 
 
+def test_how_long_to_wait_follows_from_how_fast_the_tenants_images_are_rendered(api: Api) -> None:
+    limit(api, images_queued=100)
+    api.submit({"prompt": "a", "n": 48})
+    for _ in range(3):
+        assert _render(api) == 16  # 48 images in two minutes: 0.4 a second
+    fold(api)
+    api.submit({"prompt": "a", "n": 90})
+
+    def after(images: int) -> int:
+        answer = api.http.post("/v1/jobs", json={"images": [{"prompt": "a", "n": images}]})
+        assert answer.status_code == 429
+        return int(answer.headers["Retry-After"])
+
+    assert after(30) == 50  # 20 of them are too many
+    assert after(11) == 3
+    with api.database.begin_system() as connection:
+        connection.execute(text("UPDATE rates SET at = at - interval '1 day'"))
+    assert after(30) == 60  # nothing was rendered, so nobody knows
+
+
 def test_without_quotas_admission_is_one_read_and_takes_no_lock(api: Api) -> None:
     with api.database.begin_system() as connection:
         found = usage.against_quotas(connection, factories.TENANT)

@@ -21,7 +21,8 @@ from services.core.model.quotas import TITLES
 from services.core.tenants import usage
 
 LARGE_IMAGES = 1_000
-RETRY_SECONDS = 60  # until some of it may be free again
+RETRY_SECONDS = 60  # until some of it may be free again, where that cannot be told
+_SOONEST, _LATEST = 2, 3600
 # The lock is taken by the same statement that reads the limits: the next one sees what its holder has committed.
 _LIMITS = """max_images_queued IS NOT NULL OR max_bytes_stored IS NOT NULL OR max_bytes_spooled IS NOT NULL
   OR max_device_seconds_per_day IS NOT NULL"""
@@ -34,6 +35,10 @@ SELECT state, {_LIMITS} AS limited, (
 ) AS locks FROM tenants t WHERE id = :tenant_id
 """)  # noqa: S608  our own text
 _USED = statement("admission.used")(usage.READ)
+_RATE = statement("admission.rate")("""
+SELECT coalesce(sum(done + failed), 0) / 120.0 AS rate FROM rates
+WHERE tenant_id = :tenant_id AND grain = 'minute' AND at BETWEEN now() - interval '2 minutes' AND now()
+""")
 
 
 @dataclass(slots=True)
@@ -54,7 +59,7 @@ class _Asked:
         if row is None or row.state != "active":
             raise TenantSuspended
         if row.limited:
-            _assert_within(connection.execute(_USED, {"tenant_id": self.tenant_id}).one(), self)
+            _assert_within(connection, self)
 
 
 def ask_images(connection: Connection, tenant_id: int, images: int) -> None:
@@ -84,17 +89,16 @@ def look(connection: Connection, tenant_id: int, *, images: int = 0, spooled: in
     if row is None or row.state != "active":
         raise TenantSuspended
     if row.limited:
-        found = connection.execute(_USED, {"tenant_id": tenant_id}).one()
-        asked = _Asked(tenant_id, images > 0, images, spooled)
-        _assert_within(found, asked, recorded=False)
+        _assert_within(connection, _Asked(tenant_id, images > 0, images, spooled), recorded=False)
 
 
-def _assert_within(row: Any, asked: _Asked, *, recorded: bool = True) -> None:
-    """`row` has the limits and what is used, with what is asked for if that is recorded."""
+def _assert_within(connection: Connection, asked: _Asked, *, recorded: bool = True) -> None:
+    """`recorded`: what is used has in it what is asked for."""
+    row = connection.execute(_USED, {"tenant_id": asked.tenant_id}).one()
     if asked.images:
-        _assert(row, "images_queued", int(row.images_queued), asked.images, recorded)
+        _assert(connection, row, "images_queued", asked.images, recorded)
     if asked.spooled:
-        _assert(row, "bytes_spooled", int(row.bytes_spooled), asked.spooled, recorded)
+        _assert(connection, row, "bytes_spooled", asked.spooled, recorded)
     if asked.renders and row.max_bytes_stored is not None and row.bytes_stored >= row.max_bytes_stored:
         message = (
             f"The tenant {row.name} may have {row.max_bytes_stored:,} {TITLES['bytes_stored']} and has "
@@ -110,14 +114,21 @@ def _assert_within(row: Any, asked: _Asked, *, recorded: bool = True) -> None:
         raise QuotaExceeded(message, max(1, math.ceil(row.seconds_left_today)))
 
 
-def _assert(row: Any, name: str, used: int, asked: int, recorded: bool) -> None:
-    limit, before = getattr(row, f"max_{name}"), used - asked if recorded else used
+def _assert(connection: Connection, row: Any, name: str, asked: int, recorded: bool) -> None:
+    limit, used = getattr(row, f"max_{name}"), int(getattr(row, name))
+    before = used - asked if recorded else used
     if limit is None or before + asked <= limit:
         return
     rule = f"The tenant {row.name} may have {limit:,} {TITLES[name]}"
     if asked > limit:
         raise QuotaExceeded(f"{rule}, and this asks for {asked:,}; ask for less, or for a higher quota.", None)
     wait = {"images_queued": "some are rendered", "bytes_spooled": "files are deleted"}[name]
-    raise QuotaExceeded(
-        f"{rule} and has {max(before, 0):,}; this asks for {asked:,} more; try again when {wait}.", RETRY_SECONDS
-    )
+    message = f"{rule} and has {max(before, 0):,}; this asks for {asked:,} more; try again when {wait}."
+    retry = _until_rendered(connection, row.id, before + asked - limit) if name == "images_queued" else RETRY_SECONDS
+    raise QuotaExceeded(message, retry)
+
+
+def _until_rendered(connection: Connection, tenant_id: int, images: int) -> int:
+    """In how many seconds so many of the tenant's images will have left the queue, as fast as in the last minutes."""
+    rate = float(connection.execute(_RATE, {"tenant_id": tenant_id}).scalar_one())
+    return min(max(math.ceil(images / rate), _SOONEST), _LATEST) if rate > 0 else RETRY_SECONDS
