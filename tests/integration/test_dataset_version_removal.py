@@ -96,26 +96,32 @@ def test_after_the_last_ones_the_next_is_made_from_the_one_before_under_new_name
     taken = [n for n in range(9) if n != 4] + [200, 201, 300, 301]
     assert prompts(tree) == sorted(f"mug {n}" for n in taken)
     after = collecting.sums(database, 4)
+    collecting.mark(database, grown, [0], "rejected")
+    five = collecting.export(database, settings, store)
+    assert (five.state, five.images) == ("completed", 11), five.error
+    assert prompts(collecting.download(database, store, 5, tmp_path / "5")) == sorted(f"mug {n}" for n in taken if n)
     for number in (2, 3):
         for path in before[number].keys() & after.keys() - {"manifest.json", "SHA256SUMS", "README.md"}:
             assert path.startswith(".nv-meta/") or after[path] == before[number][path], path
 
 
-def test_retries_stay_of_one_family_when_the_version_that_knew_their_first_job_is_deleted(
+def test_retries_stay_of_one_family_when_the_version_that_knew_the_one_between_is_deleted(
     database, settings, store, tmp_path
 ):
     first = collecting.rendered(database, settings, store, captions(6), failed=frozenset({1, 2}))
     collecting.make(database, first)
     collecting.export(database, settings, store)
-    collecting.retried(database, settings, store, first)
-    collecting.export(database, settings, store)
+    between = collecting.retried(database, settings, store, first, failed=frozenset({0}))
+    collecting.retried(database, settings, store, between)
+    assert collecting.export(database, settings, store).images == 6
     with database.begin_system() as connection:
-        deletion.delete(connection, TENANT, first)
+        deletion.delete(connection, TENANT, between)
     remove(database, 2)
     collecting.run(database, settings, store)
     three = collecting.export(database, settings, store)
-    assert (three.base, three.images) == (1, 2), three.error
-    assert prompts(collecting.download(database, store, 3, tmp_path)) == ["mug 1", "mug 2"]
+    assert (three.base, three.images) == (1, 5), three.error
+    found = prompts(collecting.download(database, store, 3, tmp_path))
+    assert found == [f"mug {n}" for n in (0, 1, 3, 4, 5)]  # that of the retry of the retry is there
 
 
 def test_the_only_version_is_deleted_and_the_next_one_is_the_first_of_new_numbers(database, settings, store):
