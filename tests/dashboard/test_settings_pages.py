@@ -208,7 +208,7 @@ def test_every_kind_of_act_has_a_sentence() -> None:
     texts = re.sub(r'statement\("[^"]+"\)', "", texts)
     logged = set(
         re.findall(
-            r"""["']((?:job|bulk|export|file|upload|key|view|worker|schedule|catalogue|dataset|tenant)\.[a-z_]+)["']""",
+            r"""["']((?:job|bulk|export|file|upload|key|view|worker|schedule|catalogue|dataset|tenant|policy|license|webhook|retention|store)\.[a-z_]+)["']""",
             texts,
         )
     )

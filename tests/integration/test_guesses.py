@@ -22,9 +22,9 @@ def ask(api: Api, key: str) -> httpx.Response:
     return httpx.get(f"{api.url}/v1/jobs", headers={"Authorization": f"Bearer {key}"})
 
 
-def test_a_thousand_wrong_keys_are_refused_alike_and_then_unread_while_a_right_key_goes_on(api: Api) -> None:
+def test_hundreds_of_wrong_keys_are_refused_alike_and_then_unread_while_a_right_key_goes_on(api: Api) -> None:
     assert ask(api, api.key).status_code == 200
-    answers = [ask(api, some_key()) for _ in range(1_000)]
+    answers = [ask(api, some_key()) for _ in range(300)]
     first, rest = answers[:AT_ONCE], answers[AT_ONCE:]
     assert {(answer.status_code, answer.text) for answer in first} == {(401, first[0].text)}
     counts = Counter(answer.status_code for answer in rest)
