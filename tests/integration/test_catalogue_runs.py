@@ -27,7 +27,7 @@ from services.core.catalogues.changes import Change
 from services.core.db.database import Connection, Database
 from services.core.db.leases import Lease
 from services.core.deletion import jobs as deletion
-from services.core.jobs import lifecycle, queries
+from services.core.jobs import lifecycle, queries, shapes
 from services.core.marks import marks
 from services.core.marks.asked import Mark
 from services.core.model.errors import Conflict, InvalidSubmission
@@ -193,6 +193,24 @@ def test_a_catalogue_whose_first_version_is_kept_is_left_alone_until_the_next_ru
     lease.release()
     assert shop.read(run_id).state == "kept" and shop.published() is None
     assert shop.pending() == []  # else schedulers look at it again and again
+
+
+def test_a_catalogue_asks_for_a_class_and_what_it_has_stays(shop: Shop) -> None:
+    """Each variant for its own, or the catalogue for all. The class decides no key, so pictures that are there stay."""
+    shop.night({"a": "red"})
+    classes = [f"{factories.REVISION}/simulated/uint8/simulated/{size}" for size in (16, 4)]
+    front = cataloguing.DEFINITION["variants"]["front"]
+    side = front | {"prompt": "{{ title }}, side", "reproducibility_class": classes[1]}
+    shop.define(reproducibility_class=classes[0], variants={"front": front, "side": side})
+    run_id = shop.begin({"a": "red", "b": "blue"})
+    run = shop.read(run_id)
+    assert run.job_id is not None and run.counts["unchanged"] == 1
+    with shop.database.begin(factories.TENANT) as connection:
+        asked = [one.shape.reproducibility_class for one in shapes.of_job(connection, run.job_id)]
+        page = changes.page(connection, run.id, first=0, limit=10)
+    assert sorted(asked) == sorted(classes)
+    told = {(one.item, one.variant): (one.request or {}).get("reproducibility_class") for one in page}
+    assert told == {("b", "front"): classes[0], ("a", "side"): classes[1], ("b", "side"): classes[1]}
 
 
 def test_a_rollback_shows_the_old_pictures_and_the_next_night_begins_there(shop: Shop) -> None:

@@ -98,6 +98,11 @@ catalogue:
         ({"schedule": {}}, "schedule.cron is missing; it must be a cron expression"),
         ({"publish": {"require": 98}}, "publish.require is 98; it must be a number from 0 to 1"),
         ({"publish": {"atomic": False}}, "publish.atomic is false; it must be true"),
+        ({"reproducibility_class": "16"}, 'reproducibility_class is "16"; it must be a class as GET /v1/models'),
+        (
+            {"variants": {"a": {"prompt": "x", "reproducibility_class": "16"}}},
+            'variants.a.reproducibility_class is "16"; it must be a class as',
+        ),
         ({"keep": 0}, "keep is 0; it must be a whole number from 1 to 1,000"),
         ({"removed_limit": "x"}, 'removed_limit is "x"; it must be a number from 0 to 1'),
         ({"variants": {}}, "variants is empty; it must be an object of 1 to 32 variants"),

@@ -25,6 +25,7 @@ VARIED = {
     "model": st.sampled_from(["usual", "fast", "nobody's"]),
     "seed": st.integers(0, 3),
     "output_format": st.sampled_from(["png", "jpeg"]),
+    "reproducibility_class": st.sampled_from(["usual-1/simulated/uint8/cpu/16", "fast-1/simulated/uint8/cpu/4", "16"]),
 }
 DEFAULTS = st.sampled_from(
     [{}, {"n": 3}, {"output_compression": 80}, {"size": "64x64", "output_format": "jpeg"}, {"n": 0}]
@@ -147,3 +148,17 @@ def test_of_a_list_of_pairs_no_more_are_looked_at_than_a_hundred_that_are_wrong(
     with Submission(SETTINGS, REGISTRY, policy=policies.NOTHING) as submission:
         submission.add_matrix(matrix)
     assert len(submission.problems) == 100
+
+
+def test_the_class_may_vary_and_each_one_is_a_shape_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = [f"usual-1/simulated/uint8/simulated/{size}" for size in (16, 4)]
+    vary = {"a": ["x", "y", "z"], "reproducibility_class": classes}
+    for one_by_one in (False, True):
+        matrix, _ = counted(monkeypatch, {"template": "{a}", "vary": vary})
+        tally = tallied(matrix, {"model": "usual"}, one_by_one=one_by_one)
+        assert (tally.requests, list(tally.counts.values())) == (6, [3, 3])
+        assert {name for key in tally.counts for name in classes if name in str(key)} == set(classes)
+    elsewhere = {"a": ["x"], "reproducibility_class": ["elsewhere-1/simulated/uint8/simulated/16"]}
+    with Submission(SETTINGS, REGISTRY) as submission:
+        submission.add_matrix(counted(monkeypatch, {"template": "{a}", "vary": elsewhere | {"model": ["usual"]}})[0])
+    assert {problem.code for problem in submission.problems} == {"unserved_class"}

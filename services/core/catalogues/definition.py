@@ -153,6 +153,7 @@ class Variant(Body):
     seed: Seed = None
     image: Prompt = None  # type: ignore[assignment]
     strength: Strength = None  # type: ignore[assignment]
+    reproducibility_class: requests.Class = None  # type: ignore[assignment]
 
 
 class Definition(Body):
@@ -162,6 +163,7 @@ class Definition(Body):
     id: Text
     seed: Seed = BY_ID
     model: ModelName = None  # type: ignore[assignment]
+    reproducibility_class: requests.Class = None  # type: ignore[assignment]
     schedule: ScheduleFields = None  # type: ignore[assignment]
     publish: PublishFields = Field(default_factory=PublishFields)
     keep: Annotated[int, Field(ge=1, le=1000)] = 14
@@ -180,6 +182,7 @@ class Definition(Body):
         "id": "the name of the column that identifies an item",
         "seed": f'"{BY_ID}", or {requests.ALLOWED["seed"]}',
         "model": requests.ALLOWED["model"],
+        "reproducibility_class": requests.ALLOWED["reproducibility_class"],
         "schedule": "an object with cron, and timezone and deadline if needed",
         "schedule.cron": 'a cron expression such as "0 1 * * *"',
         "schedule.timezone": 'a time zone such as "Europe/Berlin"',
@@ -214,6 +217,7 @@ class Definition(Body):
                 "output_compression",
                 "model",
                 "strength",
+                "reproducibility_class",
             )
         },
     }

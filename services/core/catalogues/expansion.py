@@ -26,7 +26,11 @@ from services.core.model.specs import DRAWN_SEEDS, SEED_LIMIT
 
 ID_LIMIT = 512  # bytes
 _SOME_FILE = files.public_id(0)  # which one it is makes no difference to a shape
-_LATER = ("image", "strength")  # fields of a variant that say nothing where they are not set, as before there were any
+_LATER = (
+    "image",
+    "strength",
+    "reproducibility_class",
+)  # fields of a variant that say nothing where they are not set, as before there were any
 
 
 class NotDrawn(Exception):
@@ -47,7 +51,8 @@ class Picture:
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """A variant that is ready to be applied. `model` is the name of its shape's model; `digest` changes with anything
-    that its definition says. `image`: what it redraws, to that `strength`, or to the usual one for None."""
+    that its definition says. `image`: what it redraws, to that `strength`, or to the usual one for None.
+    `reproducibility_class`: the one that its pictures are asked for in; it decides no key."""
 
     catalogue: str
     name: str
@@ -60,6 +65,7 @@ class Compiled:
     digest: bytes
     image: Template | None = None
     strength: float | None = None
+    reproducibility_class: str = ""
 
     @property
     def fields(self) -> frozenset[str]:
@@ -122,6 +128,7 @@ def compile_variants(
             "model": variant.model or definition.model, "size": variant.size,
             "num_inference_steps": variant.num_inference_steps, "guidance_scale": variant.guidance_scale,
             "image": None if variant.image is None else _SOME_FILE, "strength": variant.strength,
+            "reproducibility_class": variant.reproducibility_class or definition.reproducibility_class,
         }  # fmt: skip
         found = served.resolve(
             models, requests.Defaults.model_validate(asked), default_model, prefix=f"variants.{title}."
@@ -141,6 +148,7 @@ def _compiled(name: str, title: str, definition: Definition, variant: Variant, f
     seed = definition.seed_of(variant)
     unsaid = {"seed", *(field for field in _LATER if getattr(variant, field) is None)}
     said = [variant.model_dump(mode="json", exclude=unsaid), definition.model, definition.id, seed, name, title]
+    said += filter(None, [definition.reproducibility_class])
     return Compiled(
         catalogue=name,
         name=title,
@@ -155,6 +163,7 @@ def _compiled(name: str, title: str, definition: Definition, variant: Variant, f
         ),
         image=Template(variant.image) if variant.image else None,
         strength=variant.strength,
+        reproducibility_class=shape.reproducibility_class,
         digest=hashlib.sha256(json.dumps(said, sort_keys=True).encode()).digest()[:16],
     )  # fmt: skip
 

@@ -316,6 +316,8 @@ def _request(entry: Entry, variant: Compiled) -> dict[str, Any]:
     asked, name = entry.request | {"model": variant.model}, f"{entry.item}.{entry.variant}"
     if entry.image and variant.strength is not None:
         asked["strength"] = variant.strength
+    if variant.reproducibility_class:
+        asked["reproducibility_class"] = variant.reproducibility_class
     return asked | ({"custom_id": name} if requests.is_custom_id(name) else {})
 
 

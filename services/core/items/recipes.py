@@ -22,7 +22,9 @@ from services.core.items.errors import WrongOption
 from services.core.items.recipe_values import Values
 from services.core.model import requests
 
-FIELDS = frozenset({"size", "num_inference_steps", "guidance_scale", "seed", "output_format", "model"})
+FIELDS = frozenset(
+    {"size", "num_inference_steps", "guidance_scale", "seed", "output_format", "model", "reproducibility_class"}
+)
 _BRACES = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]{0,63})\}|[{}]", re.ASCII)
 _REPEATS = 10_000  # draws of prompts that were made already, one after the other, before a sample is given up
 _ROUNDS = 4

@@ -29,9 +29,11 @@ FIELDS = frozenset(
         "model",
         "image",
         "strength",
+        "reproducibility_class",
     }
 )
-_SHAPING = frozenset({"size", "num_inference_steps", "model", "strength"})  # guidance_scale too: above 1, or not
+# guidance_scale too: above 1, or not
+_SHAPING = frozenset({"size", "num_inference_steps", "model", "strength", "reproducibility_class"})
 _KEYS = frozenset({"template", "negative_template", "vary", "combine", "repeat", "seed"})
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _PIECE = re.compile(r"\{\{|\}\}|\{([A-Za-z_][A-Za-z0-9_]{0,63})\}|[{}]", re.ASCII)
