@@ -1,5 +1,7 @@
 """A compiled artefact is complete or made again, whatever happened to the disk or to the process that made it."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +126,25 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(SettingsError, match="artefacts"):
         opened(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "No space left on device; make room, or set PRESSWORK_ARTEFACTS to a folder on another disk."),
+        (errno.EACCES, "Permission denied; let this user write there, or set PRESSWORK_ARTEFACTS to a folder that can"),
+        (errno.EROFS, "Read-only file system; let this user write there, or set PRESSWORK_ARTEFACTS to a folder that"),
+    ],
+)
+def test_a_cache_that_takes_nothing_says_why_and_what_would_do(tmp_path: Path, number: int, words: str):
+    def make(into: Path) -> None:
+        raise OSError(number, os.strerror(number), str(into / "graph"))
+
+    with pytest.raises(SettingsError, match="artefacts' folder.*" + words):
+        Artefacts(tmp_path, "model", {"n": 1}).get("part", make)
+
+
+def test_what_cannot_be_read_elsewhere_is_not_held_against_the_cache(tmp_path: Path):
+    cache, missing = tmp_path / "cache", tmp_path / "model" / "weights"
+    with pytest.raises(SettingsError, match=f"^{missing} cannot be used: No such file or directory.$"):
+        Artefacts(cache, "model", {"n": 1}).get("part", lambda into: missing.read_bytes())

@@ -4,6 +4,7 @@ A file is used only after its sha256 has been checked; damaged and half-written 
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -17,6 +18,7 @@ from typing import Any
 from services.core.model.errors import SettingsError
 
 DRAFT = ".draft-"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LOCK = ".lock"
 
 
@@ -94,12 +96,20 @@ class Artefacts:
 
 @contextlib.contextmanager
 def _writable(folder: Path) -> Iterator[None]:
+    """What cannot be read or written elsewhere, such as the model, is not held against the folder."""
     try:
         yield
     except OSError as error:
-        raise SettingsError(
-            f"Nothing can be stored in the artefacts' folder {folder}: {error.strerror or error}."
-        ) from None
+        why = error.strerror or error
+        if error.filename is not None:
+            named = Path(os.fsdecode(error.filename))
+            if not named.is_relative_to(folder) and not folder.is_relative_to(named):
+                raise SettingsError(f"{named} cannot be used: {why}.") from None
+        if error.errno in FULL:
+            todo = "make room, or set PRESSWORK_ARTEFACTS to a folder on another disk"
+        else:
+            todo = "let this user write there, or set PRESSWORK_ARTEFACTS to a folder that can be written"
+        raise SettingsError(f"Nothing can be stored in the artefacts' folder {folder}: {why}; {todo}.") from None
 
 
 def _write_text(file: Path, text: str) -> None:
