@@ -116,6 +116,9 @@ def test_retries_stay_of_one_family_when_the_version_that_knew_the_one_between_i
     assert collecting.export(database, settings, store).images == 6
     with database.begin_system() as connection:
         deletion.delete(connection, TENANT, between)
+        connection.execute(text("SELECT presswork_delete_images(:id, 0, 9)"), {"id": between})
+        while connection.execute(text("SELECT presswork_delete_job(:id, 100)"), {"id": between}).scalar_one():
+            pass
     remove(database, 2)
     collecting.run(database, settings, store)
     three = collecting.export(database, settings, store)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from services.core.datasets import card, dataset_records, planning
+from services.core.datasets import card, dataset_records, datasets, planning
+from services.core.datasets.definition import DatasetChanges
 from services.core.deletion import jobs as deletion
 from services.core.exports import members
 from services.core.model import ids, metadata_types
@@ -562,3 +563,23 @@ def test_the_image_folder_is_read_by_the_builder_of_that_name_too(database, sett
     assert {(row["metadata.lang"], row["metadata.weight"], row["metadata.day"]) for row in rows} == {
         ("en", 1, "2024-01-01"), (None, None, None),
     }  # fmt: skip
+
+
+def test_what_is_missing_is_listed_by_its_cause(database, settings, store, tmp_path):
+    first, second, third = (
+        collecting.rendered(database, settings, store, captions(3, first=10 * n, metadata={"n": n})) for n in range(3)
+    )
+    collecting.make(database, first, second, third, images_per_shard=2)
+    collecting.export(database, settings, store)
+    collecting.mark(database, first, [2, 0], "rejected")
+    collecting.add(database, second, remove=True)
+    changed = DatasetChanges.model_validate({"filters": {"metadata": ["n!=2"]}})
+    with database.begin(TENANT) as connection:
+        datasets.change(connection, TENANT, "mugs", changed)
+    collecting.export(database, settings, store)
+    told = collecting.manifest(collecting.download(database, store, 2, tmp_path))
+    public = [ids.public_job(job) for job in (first, second, third)]
+    assert [(one["job"], one["index"], one["why"]) for one in told["removed"]] == [
+        (public[0], 0, "rejected"), (public[0], 2, "rejected"),
+        *((public[1], n, "no source") for n in range(3)), *((public[2], n, "filtered") for n in range(3)),
+    ]  # fmt: skip
