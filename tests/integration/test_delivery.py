@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import http.client
 import json
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from typer.testing import CliRunner
@@ -256,6 +258,26 @@ def test_a_large_file_is_sent_in_parts_and_one_that_breaks_off_leaves_nothing(la
     found = lab._client.list_multipart_uploads(Bucket=BUCKET)["Uploads"]
     assert [one["UploadId"] for one in found] == [others["UploadId"]] != [left["UploadId"]]
     lab._client.abort_multipart_upload(Bucket=BUCKET, Key="large/another's", UploadId=others["UploadId"])
+
+
+def test_a_file_that_was_completed_is_there_though_the_answer_was_lost(lab, settings):
+    def lose(method: str, path: str, headers: Any) -> Any:
+        if method == "POST" and "uploadId" in path and not lost:
+            lost.append(path)
+            server = http.client.HTTPConnection(urlsplit(settings.s3_endpoint_url).netloc)
+            server.request(method, path, proxy.asked[-1][2], dict(headers.items()))
+            assert server.getresponse().read()
+            server.close()
+            return 503, "SlowDown", ""
+        return None
+
+    lost: list[str] = []
+    data = bytes(9 << 20)
+    digest = hashlib.sha256(data).hexdigest()
+    with S3Proxy(settings.s3_endpoint_url, lose) as proxy:
+        place = Destination(Place(BUCKET, "lost/"), endpoint=proxy.url)
+        place.send("whole", [data], len(data), "application/x-tar", digest)
+    assert lost and held(lab, "lost/") == {"whole": digest}
 
 
 def destination_of(lab: S3Store, prefix: str) -> Destination:

@@ -106,18 +106,9 @@ class Destination:
 
     def sha256(self, name: str) -> str | None:
         """What the writer of the object said; None if it said nothing or there is no object."""
-
-        def read() -> str | None:
-            try:
-                found = self._client.head_object(Bucket=self.place.bucket, Key=self._key(name))
-            except ClientError as error:
-                if status(error) == 404:
-                    return None
-                raise
-            said: str | None = found.get("Metadata", {}).get("sha256")
-            return said
-
-        return self._do(read)
+        found = self._do(lambda: self._head(name))
+        said: str | None = None if found is None else found.get("Metadata", {}).get("sha256")
+        return said
 
     def read(self, name: str) -> bytes:
         return self._do(
@@ -150,7 +141,7 @@ class Destination:
             for number, data in enumerate(_parts(blocks, part_bytes), 1):
                 etag = self._send_part(upload, number, data)
                 sent.append({"PartNumber": number, "ETag": etag})
-            self._do(lambda: self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": sent}))
+            self._complete(upload, sent, name, size, sha256)
         except BaseException:
             with suppress(ClientError, BotoCoreError, OSError):
                 self._client.abort_multipart_upload(**upload)
@@ -174,6 +165,23 @@ class Destination:
     def drop(self, name: str) -> None:
         """Deletes the object. A second call is not an error."""
         self._do(lambda: self._client.delete_object(Bucket=self.place.bucket, Key=self._key(name)))
+
+    def _complete(self, upload: dict[str, str], sent: list[dict[str, Any]], name: str, size: int, sha256: str) -> None:
+        try:
+            self._do(lambda: self._client.complete_multipart_upload(**upload, MultipartUpload={"Parts": sent}))
+        except StoreRefused:  # an answer may have been lost: then there is no such upload any more
+            found = self._do(lambda: self._head(name))
+            if found is None or (found["ContentLength"], found["Metadata"].get("sha256")) != (size, sha256):
+                raise
+
+    def _head(self, name: str) -> Any:
+        """None: there is no such object."""
+        try:
+            return self._client.head_object(Bucket=self.place.bucket, Key=self._key(name))
+        except ClientError as error:
+            if status(error) == 404:
+                return None
+            raise
 
     def _send_part(self, upload: dict[str, str], number: int, data: bytes) -> str:
         return str(self._do(lambda: self._client.upload_part(**upload, PartNumber=number, Body=data))["ETag"])
