@@ -70,7 +70,15 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/unit
 
-loaders: setup
+# Energon lies beside the environment: it asks for older time zones than schedules need.
+ENERGON := megatron-energon==7.4.1 multi-storage-client==1.3.1 rapidyaml==0.15.2 filetype==1.2.0 mfusepy==3.1.1 xattr==1.3.0 lark==1.3.1 \
+  wcmatch==12.0.1 bracex==3.2.3 prettytable==3.18.0 deprecation==2.1.0 pyroute2==0.9.7
+.energon: | setup
+	@rm -rf .energon.part
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .energon.part $(ENERGON)
+	@rm -rf .energon && mv .energon.part .energon
+
+loaders: setup .energon
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check polars==2.1.0 duckdb==2.0.1 pylance==14.0.2 torchdata==0.11.0
 	$(BIN)/python -m pytest tests/integration/test_loaders.py tests/integration/test_dataset_loaders.py
 
@@ -103,4 +111,4 @@ screenshots: setup
 	@$(BIN)/python -m tests.screenshots screenshots
 
 clean:
-	rm -rf .venv .triton .triton.part .presswork demo-output demo-catalogue screenshots bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info
+	rm -rf .venv .triton .triton.part .energon .energon.part .presswork demo-output demo-catalogue screenshots bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info

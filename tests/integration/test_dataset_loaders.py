@@ -1,5 +1,5 @@
 """A dataset's versions read back: by polars, duckdb, pyarrow and Lance from Parquet, by webdataset as img2dataset's
-output is read, and by torchdata's loader.
+output is read, by Energon, and by torchdata's loader.
 
 Counts, splits, types and bytes are compared with what was asked for. `make loaders` installs the large ones.
 """
@@ -7,6 +7,7 @@ Counts, splits, types and bytes are compared with what was asked for. `make load
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests import collecting
 from tests.exporting import picture
 from tests.web import Api
 
+ROOT = Path(__file__).parents[2]
 SPLIT = {"train": 0.7, "val": 0.3}
 TYPES = {
     "prompt": str, "seed": int, "width": int, "guidance_scale": float, "truncated": bool, "metadata.lang": str,
@@ -147,6 +149,22 @@ def test_shards_are_read_as_those_that_img2dataset_writes(grown: Grown) -> None:
         assert all(name.removeprefix(f"{split}-")[:5].isdigit() for name in shards)
     assert len(set(keys)) == len(keys)
     grown.check(rows)
+
+
+@pytest.mark.parametrize("grown", ["webdataset"], indirect=True)
+def test_energon_reads_a_version_by_the_files_beside_it(grown: Grown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(ROOT / ".energon")])  # last: it holds other packages, too
+    energon = pytest.importorskip("megatron.energon", reason="`make loaders` installs it")
+    every: list[str] = []
+    for split, told in collecting.manifest(grown.tree)["splits"].items():
+        dataset = energon.get_train_dataset(
+            str(grown.tree), split_part=split, batch_size=1, shuffle_buffer_size=None, max_samples_per_sequence=None,
+            repeat=False, worker_config=energon.WorkerConfig(rank=0, world_size=1, num_workers=0),
+        )  # fmt: skip
+        batches = list(energon.get_loader(dataset))
+        assert len(batches) == told["images"] and {tuple(one.image.shape) for one in batches} == {(1, 3, 16, 16)}
+        every += [one.caption[0] for one in batches]
+    assert sorted(every) == sorted(f"mug {seed}" for seed in grown.seeds)
 
 
 @pytest.fixture
