@@ -28,7 +28,7 @@ from services.core.model.errors import DatabaseUnavailable, PressworkError, Sett
 from services.core.queue import quarantine
 from services.core.settings import Settings
 from services.core.storage import installation, s3
-from worker import exit_codes, scorer
+from worker import exit_codes, judging, scorer
 from worker.child import Child
 from worker.consumer import Consumer
 from worker.pipeline import ModelUnusable
@@ -60,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         cpus.set_threads(settings.threads, settings.workers)
         _check_shared_memory()
         scorer.check(settings.scorers)
+        judging.check(settings)
         model = model_name(settings)
         database = databases.Database(
             settings.database_url, application=f"presswork worker {socket.gethostname()}", pool_size=1

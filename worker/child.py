@@ -26,6 +26,7 @@ from services.core.storage import s3
 from services.core.tenants import fair_share
 from worker import activity, exit_codes
 from worker.heartbeat import Heartbeat
+from worker.judging import Judging
 from worker.pipeline import CompileFailed
 from worker.pipelines.registry import open_pipeline
 from worker.render import RenderLoop
@@ -55,6 +56,8 @@ class Child:
         try:
             with activity.doing("opening the scorers"):
                 self._scoring = Scoring(settings)
+            with activity.doing("opening the image policies"):
+                self._judging = Judging(settings)
             self.pipeline = open_pipeline(settings)
         except PressworkError as error:
             self._give_up(str(error))
@@ -68,6 +71,7 @@ class Child:
         self.render_loop = RenderLoop(
             settings, self.pipeline, self.database, self.store, self.notifier, self.heartbeat,
             worker_id=self.worker_id, host=self.host, mark=shared.rendering, scoring=self._scoring,
+            judging=self._judging,
         )  # fmt: skip
         self._housekeeping = threading.Thread(target=self._housekeeping_loop, name="housekeeping", daemon=True)
         self._ended = threading.Event()
@@ -112,6 +116,7 @@ class Child:
             log.warning("stop not recorded", extra={"error": str(error)})
         self.pipeline.close()
         self._scoring.close()
+        self._judging.close()
         self.database.close()
 
     def _cool_down(self) -> None:

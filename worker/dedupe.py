@@ -24,9 +24,13 @@ COPIES = 8  # at once
 class Dedupe:
     """Finds and copies existing images, for jobs that ask for it; for other jobs it costs nothing."""
 
-    def __init__(self, database: Database, store: contract.ImageStore, device: Device, patience: float) -> None:
-        """`patience`: the seconds after which what is not copied is rendered."""
+    def __init__(
+        self, database: Database, store: contract.ImageStore, device: Device, patience: float, *, takes_flagged: bool
+    ) -> None:
+        """`patience`: the seconds after which what is not copied is rendered. `takes_flagged`: also copies what the
+        safety checker flagged."""
         self._database, self._objects, self._device, self._patience = database, store, device, patience
+        self._takes_flagged = takes_flagged
         self._copying = ThreadPoolExecutor(COPIES, "copy")
 
     def copy_existing(self, held: HeldClaim) -> None:
@@ -46,7 +50,7 @@ class Dedupe:
         copying = [
             self._copying.submit(self._copy, held, image, source)
             for image in wanted
-            if (source := found.get((image.job_id, image.index)))
+            if (source := found.get((image.job_id, image.index))) and (self._takes_flagged or not source.flagged)
         ]
         copied, late = wait(copying, self._patience)
         for future in late:

@@ -24,6 +24,7 @@ from worker.dedupe import Dedupe
 from worker.device import Device
 from worker.heartbeat import Heartbeat, HeldClaim
 from worker.inputs import Inputs
+from worker.judging import Judging
 from worker.outcome import Outcome
 from worker.pipeline import Pipeline
 from worker.scoring import Scoring
@@ -41,7 +42,7 @@ class RenderLoop:
         self, settings: Settings, pipeline: Pipeline, database: Database, store: contract.ImageStore,
         notifier: Notifier, heartbeat: Heartbeat, *, worker_id: str, host: str,
         mark: Callable[..., None] = lambda *_claim_ids: None, exit_process: Callable[[int], None] = os._exit,
-        scoring: Scoring | None = None,
+        scoring: Scoring | None = None, judging: Judging | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.pipeline = settings, pipeline
         self.database, self.notifier = database, notifier
@@ -50,10 +51,13 @@ class RenderLoop:
         self.busy = False
         self.device = Device(pipeline, heartbeat, f"{host} {pipeline.device}", mark)
         self._mark, self._exit = mark, exit_process
-        self._dedupe = Dedupe(database, store, self.device, settings.storing_seconds)
+        self._dedupe = Dedupe(
+            database, store, self.device, settings.storing_seconds, takes_flagged=settings.safety_checker != "refuse"
+        )
         self.scoring = Scoring(settings) if scoring is None else scoring
+        self.judging = Judging(settings) if judging is None else judging
         self._storing = StoringStage(
-            settings, database, store, heartbeat, self.device, self.stopping, self._abandon, self.scoring
+            settings, database, store, heartbeat, self.device, self.stopping, self._abandon, self.scoring, self.judging
         )
         self._inputs = Inputs(settings, store, self.stopping, self._storing.store_away)
         self._one_at_a_time = threading.Lock()

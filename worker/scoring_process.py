@@ -26,7 +26,7 @@ from worker import group_guard, scorer
 
 START_SECONDS = 300.0
 _HEAD = struct.Struct("<III")  # height, width, bytes of the prompt
-Told = Callable[[str, float | int | None, str], None]  # a scorer's name, its number or None, why it failed
+Told = Callable[[str, Any, str], None]  # a scorer's name, its number or None, why it failed
 
 
 class ProcessEnded(Exception):
@@ -41,12 +41,12 @@ class ScoringProcess:
     """A child process with some scorers, and the group of all processes that they start. One thread uses it, which must
     live as long: the kernel ends the child with the thread that started it. Any thread may end it."""
 
-    def __init__(self, names: Sequence[str], options: dict[str, Any]) -> None:
+    def __init__(self, names: Sequence[str], options: dict[str, Any], module: str = "worker.scoring_process") -> None:
         secrets = {name for name, is_secret in Settings.variables().items() if is_secret}
         hidden = secrets | {f"{name}_FILE" for name in secrets}
         self.names = tuple(names)
         self._process = subprocess.Popen(
-            processes.python("worker.scoring_process", json.dumps(options), *names),
+            processes.python(module, json.dumps(options), *names),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True,
             env={name: value for name, value in os.environ.items() if name not in hidden},
         )  # fmt: skip
@@ -136,6 +136,16 @@ class ScoringProcess:
 
 
 def main(arguments: Sequence[str]) -> int:
+    return serve(arguments, scorer.open_scorer, scorer.value, scorer.reason)
+
+
+def serve(
+    arguments: Sequence[str],
+    opening: Callable[..., scorer.Scorer],
+    value: Callable[[str, Any], Any],
+    reason: Callable[[BaseException], str],
+) -> int:
+    """Opens what the arguments name and answers until the worker ends: `value` of what each gives, or the `reason`."""
     group_guard.tell_parent_death(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # both are for the worker, which finishes its batch
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -147,25 +157,25 @@ def main(arguments: Sequence[str]) -> int:
     scorers: dict[str, scorer.Scorer | None] = {}
     for name in names:
         scorers[name] = None
-        with _answered(answers) as opened:
-            scorers[name] = scorer.open_scorer(name, **options.get(name, {}))
+        with _answered(answers, reason) as opened:
+            scorers[name] = opening(name, **options.get(name, {}))
             opened.value = 1
     while picture := _read(sys.stdin.buffer):
         for name in names:
             score = scorers[name]
-            with _answered(answers) as scored:
+            with _answered(answers, reason) as scored:
                 if score is None:
                     raise scorer.Rubbish("it could not be opened")
-                scored.value = scorer.value(name, score(*picture))
+                scored.value = value(name, score(*picture))
     return 0
 
 
 class _answered:  # noqa: N801  reads as a statement
     """Answers with the value that the block sets, or with why it failed."""
 
-    def __init__(self, answers: IO[bytes]) -> None:
-        self._answers = answers
-        self.value: float | int | None = None
+    def __init__(self, answers: IO[bytes], reason: Callable[[BaseException], str]) -> None:
+        self._answers, self._reason = answers, reason
+        self.value: Any = None
 
     def __enter__(self) -> Self:
         return self
@@ -173,7 +183,7 @@ class _answered:  # noqa: N801  reads as a statement
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> bool:
         if error is not None and not isinstance(error, Exception | SystemExit):
             return False
-        said = {"value": None if error else self.value, "why": scorer.reason(error) if error else ""}
+        said = {"value": None if error else self.value, "why": self._reason(error) if error else ""}
         self._answers.write(json.dumps(said).encode() + b"\n")
         self._answers.flush()
         return True

@@ -1,4 +1,4 @@
-"""Encodes, scores, uploads and settles rendered images in the background; retries while a server is unavailable.
+"""Judges, encodes, scores, uploads and settles rendered images in the background; retries while a server is away.
 
 Uploading has a deadline. What is not stored by then is released, to be rendered again; if an upload still hangs, its
 process ends.
@@ -14,13 +14,14 @@ from services.core.db.database import Database
 from services.core.fleet import throughput
 from services.core.model import ids
 from services.core.model.errors import StoreRefused, StoreUnavailable, Unavailable
-from services.core.model.specs import FailedImage, StoredImage
+from services.core.model.specs import FailedImage, Image, StoredImage
 from services.core.queue import quarantine, settlement
 from services.core.settings import Settings
 from services.core.storage import contract, keys
 from worker import encoding, provenance, retries
 from worker.device import Device
 from worker.heartbeat import Heartbeat, HeldClaim
+from worker.judging import Judging, Unjudged
 from worker.outcome import Outcome, Rendered
 from worker.pipeline import OutOfMemory, Picture
 from worker.scoring import Scoring
@@ -36,12 +37,12 @@ class StoringStage:
 
     def __init__(
         self, settings: Settings, database: Database, store: contract.ImageStore, heartbeat: Heartbeat, device: Device,
-        stopping: threading.Event, abandon: Callable[[], None], scoring: Scoring,
+        stopping: threading.Event, abandon: Callable[[], None], scoring: Scoring, judging: Judging,
     ) -> None:  # fmt: skip
         self._settings, self._database, self._objects, self._heartbeat = settings, database, store, heartbeat
         self._device, self._pipeline, self._stopping = device.name, device.pipeline, stopping
         self._cannot_check = device.cannot_check
-        self._abandon, self._scoring = abandon, scoring
+        self._abandon, self._scoring, self._judging = abandon, scoring, judging
         self._closed = False
         self._batches = ThreadPoolExecutor(settings.spool_batches, "store")
         self._uploading = ThreadPoolExecutor(UPLOADS, "upload")
@@ -94,7 +95,8 @@ class StoringStage:
         return self._stopping.is_set() or self._handed_over >= self._settings.spool_batches - 1
 
     def _store(self, held: HeldClaim, rendered: Rendered) -> StoredImage | FailedImage | None:
-        """Checks, scores, encodes and uploads; retries while the store is away. None: not wanted, or to be released."""
+        """Checks, judges, scores, encodes and uploads; retries while the store is away. None: not wanted, or to be
+        released."""
         image, render_key = rendered.image, rendered.image.render_key
         if not held.wants(image):
             return None
@@ -104,6 +106,12 @@ class StoringStage:
             log.exception("picture cannot be checked", extra={"claim": held.claim.id, "index": image.index})
             self._cannot_check(held.claim.shape, rendered, error)
             return None
+        try:
+            refused = self._judging.refusal(image, picture, lambda: self._goes_on(held, image))
+        except Unjudged:
+            return None
+        if refused is not None:
+            return refused
         try:
             embedded = provenance.describe(image, self._pipeline.card.name, rendered.reproducibility_class)
             pending = self._scoring.begin(picture.pixels, image.spec.prompt)
@@ -158,6 +166,11 @@ class StoringStage:
                 phash=scored.phash,
             )
         return None
+
+    def _goes_on(self, held: HeldClaim, image: Image) -> bool:
+        """Whether the image is still worth waiting for."""
+        is_wanted = not held.lost and held.wants(image)
+        return is_wanted and not self._stopping.is_set() and time.monotonic() < held.store_until
 
     def _review(self, picture: Picture) -> Picture:
         """The picture with its verdict. It waits for memory, which the batch that is being rendered may give back; a

@@ -186,6 +186,16 @@ def _policies(value: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _checker(value: str) -> str:
+    """What becomes of a picture that the checker flags: "" without a checker, "flag", or "refuse"."""
+    if value.lower() == "refuse":
+        return "refuse"
+    try:
+        return "flag" if _flag(value) else ""
+    except ValueError:
+        raise ValueError("it can be 0, 1 (images are flagged) or refuse (they are not stored)") from None
+
+
 def _setting(variable: str, default: str | None, parse: Callable[[str], Any] = _text, *, secret: bool = False) -> Any:
     metadata = {"variable": variable, "default": default, "parse": parse, "secret": secret}
     return field(metadata=metadata, repr=not secret)
@@ -253,6 +263,7 @@ class Settings:
     # What may be asked for, and drawn: web servers and schedulers judge prompts, workers judge pictures.
     policy_list: str = _setting("PRESSWORK_POLICY_LIST", "")  # a file of terms that no prompt may have, one a line
     prompt_policies: tuple[str, ...] = _setting("PRESSWORK_PROMPT_POLICIES", "none", _policies)
+    image_policies: tuple[str, ...] = _setting("PRESSWORK_IMAGE_POLICIES", "none", _policies)
     policy_seconds: float = _setting("PRESSWORK_POLICY_SECONDS", "10", _number(0.1, 3600))  # for 256 prompts, a picture
     policy_fault: str = _setting("PRESSWORK_POLICY_FAULT", "refuse", _one_of("refuse", "accept"))  # if one fails
     require_license_acceptance: bool = _setting("PRESSWORK_REQUIRE_LICENSE_ACCEPTANCE", "0", _flag)  # once a tenant
@@ -273,7 +284,7 @@ class Settings:
     precision: str = _setting("PRESSWORK_PRECISION", "", _one_of("", "fp32", "bf16", "fp16"))  # empty: the device's own
     runtime: str = _setting("PRESSWORK_RUNTIME", "openvino", _one_of(*runtimes.NAMES))  # of the onnx pipeline
     compile: bool = _setting("PRESSWORK_COMPILE", "1", _flag)  # of the torch pipeline, on CUDA
-    safety_checker: bool = _setting("PRESSWORK_SAFETY_CHECKER", "0", _flag)  # the model's own; it only flags images
+    safety_checker: str = _setting("PRESSWORK_SAFETY_CHECKER", "0", _checker)  # the model's own: "", "flag" or "refuse"
     # What gives rendered pictures numbers: those that ship, and the entry points of other distributions.
     scorers: tuple[str, ...] = _setting("PRESSWORK_SCORERS", ",".join(scores.USUAL), _scorers)
     score_seconds: float = _setting("PRESSWORK_SCORE_SECONDS", "5", _number(0.1, 3600))  # of a scorer, for an image

@@ -112,12 +112,7 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     view = acts.do("save_view", "POST", "/v1/views", json={"page": "jobs", "name": "a", "query": ""})["id"]
     acts.do("change_view", "PATCH", f"/v1/views/{view}", json={"name": "b"})
     acts.do("delete_view", "DELETE", f"/v1/views/{view}")
-    term = acts.do("add_policy_term", "POST", "/v1/policy/terms", json={"term": "gore"})["id"]
-    acts.do("remove_policy_term", "DELETE", f"/v1/policy/terms/{term}")
-    card = dataclasses.replace(factories.CARD, license=licenses.named("creativeml-openrail-m"))
-    factories.register(api.database, card)
-    acts.do("accept_license", "POST", "/v1/models/simulated/license/accept")
-    factories.register(api.database)
+    _do_policy(api, acts)
     nightly = {"cron": "0 1 * * *", "target": {"job": {"images": [{"prompt": "a"}]}}}
     acts.do("create_schedule", "POST", "/v1/schedules", json={"name": "nightly", **nightly})
     acts.do("put_schedule", "PUT", "/v1/schedules/nightly", json={**nightly, "timezone": "Europe/Berlin"})
@@ -141,6 +136,15 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
         if method != "get"
     }
     assert acts.done == changing - RECORD_NOTHING
+
+
+def _do_policy(api: Api, acts: Acts) -> None:
+    term = acts.do("add_policy_term", "POST", "/v1/policy/terms", json={"term": "gore"})["id"]
+    acts.do("remove_policy_term", "DELETE", f"/v1/policy/terms/{term}")
+    card = dataclasses.replace(factories.CARD, license=licenses.named("creativeml-openrail-m"))
+    factories.register(api.database, card)
+    acts.do("accept_license", "POST", "/v1/models/simulated/license/accept")
+    factories.register(api.database)
 
 
 def _do_datasets(acts: Acts, job: str) -> None:
