@@ -12,7 +12,13 @@ import sys
 import threading
 import time
 
-from scheduler.background_tasks import THREADS, BackgroundTaskRunner, background_tasks
+from scheduler.background_tasks import (
+    THREADS,
+    WEBHOOK_THREADS,
+    BackgroundTaskRunner,
+    background_tasks,
+    webhook_runner,
+)
 from scheduler.periodic_tasks import PeriodicTask, timetable
 from services.core import environment, logs
 from services.core.db import database as databases
@@ -119,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
             raise SettingsError(
                 "PRESSWORK_SECRET is not set; it must be the secret of the web servers, which signs links."
             )
-        database = databases.Database(settings.database_url, application="presswork scheduler", pool_size=2 + THREADS)
+        database = databases.Database(settings.database_url, application="presswork scheduler", pool_size=6 + THREADS)
         if arguments.check:
             with database.begin_system() as connection:
                 return 0 if leadership.exists(connection) else 1
@@ -139,7 +145,9 @@ def main(argv: list[str] | None = None) -> int:
     notifier = Notifier(settings.redis_url)
     scheduler = Scheduler(database, timetable(settings, notifier, connectivity), connectivity)
     running = BackgroundTaskRunner(database, background_tasks(settings, store, notifier), scheduler.holder)
+    sending = webhook_runner(database, settings, scheduler.holder)
     threads = [threading.Thread(target=running.run, args=(stopping,), name="background-tasks") for _ in range(THREADS)]
+    threads += [threading.Thread(target=sending.run, args=(stopping,), name="webhooks") for _ in range(WEBHOOK_THREADS)]
     for thread in threads:
         thread.start()
     try:

@@ -31,9 +31,11 @@ from services.core.notify import Notifier
 from services.core.schedules import submitting
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
+from services.core.webhooks import deliveries, sending
 
 log = logging.getLogger(__name__)
 THREADS = 6
+WEBHOOK_THREADS = 16  # which mostly wait for others to answer
 POLL_SECONDS = 0.25
 LONGEST_PAUSE_SECONDS = 300.0
 PAUSE_SECONDS = 5.0  # before an item is retried here, after it failed or while another scheduler has its lease
@@ -53,15 +55,17 @@ class BackgroundTaskRunner:
     """Runs background tasks on every thread that calls `run`. Tasks take turns, and so do the tenants within a task.
 
     `threads` is how many threads call it. Half of them may do the same task, fewer that task for one tenant, and all
-    but two work for one tenant: whatever waits elsewhere finds a thread.
+    but two work for one tenant: whatever waits elsewhere finds a thread. `of_task` and `of_both` are
+    other shares, for a runner of a single task.
     """
 
     def __init__(
-        self, database: Database, background_tasks: list[BackgroundTask], holder: str, threads: int = THREADS
-    ) -> None:
+        self, database: Database, background_tasks: list[BackgroundTask], holder: str, threads: int = THREADS,
+        *, of_task: int | None = None, of_both: int | None = None,
+    ) -> None:  # fmt: skip
         self.database, self.background_tasks, self.holder = database, background_tasks, holder
-        self._of_task, self._of_tenant = max(1, threads // 2), max(1, threads - 2)
-        self._of_both = max(1, threads // 2 - 1)
+        self._of_task, self._of_tenant = of_task or max(1, threads // 2), max(1, threads - 2)
+        self._of_both = of_both or max(1, threads // 2 - 1)
         self._guard = threading.Lock()
         self._looking = threading.Lock()
         self._idle_until = 0.0
@@ -218,3 +222,12 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
         BackgroundTask("bulk", bulk.pending, lambda number, lease: bulk_task.run(settings, notifier, number, lease)),
         BackgroundTask("delete-job", deletion.pending, lambda job_id, lease: deletion.run(store, job_id, lease)),
     ]
+
+
+def webhook_runner(database: Database, settings: Settings, holder: str) -> BackgroundTaskRunner:
+    """Sends messages to webhooks, with half of its threads at most for one tenant. They are its own: one that waits for
+    an answer keeps no other work waiting."""
+    task = BackgroundTask("webhook", deliveries.pending, sending.Sender(settings).run)
+    return BackgroundTaskRunner(
+        database, [task], holder, WEBHOOK_THREADS, of_task=WEBHOOK_THREADS, of_both=WEBHOOK_THREADS // 2
+    )

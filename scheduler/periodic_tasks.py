@@ -18,6 +18,7 @@ from services.core.queue import claims, counters, expiry, job_states, segments
 from services.core.schedules import deadlines, firing, runs
 from services.core.settings import Settings
 from services.core.tenants import fair_share
+from services.core.webhooks import deliveries, deriving, endpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,9 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
     def forget_bulk_acts(connection: Connection) -> int:
         return bulk.forget(connection, settings.event_days)
 
+    def reseal(connection: Connection) -> int:
+        return endpoints.reseal(connection, settings.secrets)
+
     return [
         PeriodicTask("finish", 0.5, lifecycle.finish),
         PeriodicTask("deadlines", 1.0, job_states.expire),
@@ -68,6 +72,9 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("schedule-runs", 0.5, runs.settle),
         PeriodicTask("schedule-deadlines", 5.0, deadlines.watch),
         PeriodicTask("schedule-zones", 3600.0, firing.renew),
+        PeriodicTask("webhooks", 0.5, deriving.derive),
+        PeriodicTask("webhook-secrets", 60.0, reseal),
+        PeriodicTask("forget-webhooks", 60.0, deliveries.forget),
         PeriodicTask("forget-runs", 300.0, forget_runs),
         PeriodicTask("forget-bulk-acts", 300.0, forget_bulk_acts),
         PeriodicTask("forget", 300.0, forget),

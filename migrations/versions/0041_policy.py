@@ -6,7 +6,7 @@ from alembic import op
 from sqlalchemy import Connection, text
 
 revision = "0041"
-down_revision = "0039"
+down_revision = "0040"
 
 _TABLES = {  # and what a tenant's transaction writes of them
     "policy_terms": "INSERT, DELETE",

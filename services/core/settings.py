@@ -276,6 +276,11 @@ class Settings:
     max_source_bytes: int = _setting("PRESSWORK_MAX_SOURCE_BYTES", str(2 << 30), _whole(1024, 2**40))  # unpacked
     source_buckets: frozenset[str] = _setting("PRESSWORK_SOURCE_BUCKETS", "", _buckets)  # that a catalogue may name
     publish_buckets: frozenset[str] = _setting("PRESSWORK_PUBLISH_BUCKETS", "", _buckets)  # that it may be copied to
+    # Webhooks, which schedulers send.
+    webhook_networks: tuple[Network, ...] = _setting(
+        "PRESSWORK_WEBHOOK_NETWORKS", "", _networks
+    )  # besides public addresses
+    webhook_http: bool = _setting("PRESSWORK_WEBHOOK_HTTP", "0", _flag)  # without encryption: for development
     # The worker.
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")

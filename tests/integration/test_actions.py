@@ -73,7 +73,7 @@ def ended_job(api: Api, store: S3Store, acts: Acts) -> str:
     return str(job)
 
 
-def test_every_operation_that_changes_something_is_an_event_with_the_key_as_actor(api: Api, store: S3Store) -> None:  # noqa: PLR0915  one act after the other
+def test_every_operation_that_changes_something_is_an_event_with_the_key_as_actor(api: Api, store: S3Store) -> None:
     acts = Acts(api)
     ended = ended_job(api, store, acts)
     acts.do("mark_images", "PUT", f"/v1/jobs/{ended}/marks", json={"mark": "accepted", "indexes": [0]})

@@ -1121,3 +1121,77 @@ leases = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("expires_at", Moment, nullable=False),
 )
+
+webhook_cursor = Table(  # one row: the last event of which deliveries were made
+    "webhook_cursor",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    Column("seq", BigInteger, nullable=False),
+    CheckConstraint("singleton", name="webhook_cursor_singleton"),
+)
+
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("events", ARRAY(Text), nullable=False),  # patterns: webhooks/types.py
+    Column("labels", JSONB, nullable=False),  # what a job's labels must hold
+    Column("state", Text, nullable=False, server_default=text("'enabled'")),
+    Column("reason", Text),  # why it is disabled
+    Column("secret", LargeBinary, nullable=False),  # encrypted: webhooks/signing.py
+    Column("old_secret", LargeBinary),  # signs too, until old_until
+    Column("old_until", Moment),
+    Column("failures", Integer, nullable=False, server_default=zero),  # since the last success
+    Column("failing_since", Moment),
+    Column("not_before", Moment, nullable=False, server_default=now),  # of the next try
+    Column("served_at", Moment, nullable=False, server_default=now),
+    Column("created_by", Text, nullable=False),  # an actor
+    Column("created_at", Moment, nullable=False, server_default=now),
+    CheckConstraint("state IN ('enabled','disabled')", name="webhook_endpoints_state"),
+    CheckConstraint("(state = 'disabled') = (reason IS NOT NULL)", name="webhook_endpoints_reason"),
+    CheckConstraint("(old_secret IS NULL) = (old_until IS NULL)", name="webhook_endpoints_old_secret"),
+    Index("webhook_endpoints_tenant", "tenant_id", "id"),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("endpoint_id", BigInteger, ForeignKey("webhook_endpoints.id", ondelete="CASCADE"), nullable=False),
+    Column("tenant_id", Integer, nullable=False),
+    Column("seq", BigInteger),  # of the event; null for a test
+    Column("message_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'pending'")),
+    Column("tries", Integer, nullable=False, server_default=zero),
+    Column("round", SmallInteger, nullable=False, server_default=zero),  # tries since it was last asked for
+    Column("next_at", Moment),
+    Column("created_at", Moment, nullable=False, server_default=now),
+    Column("finished_at", Moment),
+    UniqueConstraint("endpoint_id", "message_id", name="webhook_deliveries_message"),
+    CheckConstraint("state IN ('pending','delivered','failed')", name="webhook_deliveries_state"),
+    CheckConstraint("(state = 'pending') = (next_at IS NOT NULL)", name="webhook_deliveries_next"),
+    CheckConstraint("(state = 'pending') = (finished_at IS NULL)", name="webhook_deliveries_finished"),
+    Index("webhook_deliveries_due", "endpoint_id", "next_at", postgresql_where=text("state = 'pending'")),
+    Index("webhook_deliveries_endpoint", "endpoint_id", "id"),
+    Index("webhook_deliveries_of_state", "endpoint_id", "state", "id"),
+    Index("webhook_deliveries_of_type", "endpoint_id", "type", "id"),
+)
+
+webhook_tries = Table(
+    "webhook_tries",
+    metadata,
+    Column("delivery_id", BigInteger, ForeignKey("webhook_deliveries.id", ondelete="CASCADE")),
+    Column("number", Integer),
+    Column("tenant_id", Integer, nullable=False),
+    Column("at", Moment, nullable=False),
+    Column("milliseconds", Integer, nullable=False),
+    Column("status", SmallInteger),
+    Column("answer", Text),  # its first bytes
+    Column("error", Text),
+    PrimaryKeyConstraint("delivery_id", "number"),
+)

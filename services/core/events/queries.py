@@ -16,6 +16,10 @@ _OF_TENANT = statement("queries.of_tenant")("""
 SELECT seq, tenant_id, at, actor, kind, subject, data FROM events
 WHERE seq > :seq AND seq <= :seq + :most AND tenant_id = :tenant_id ORDER BY seq
 """)
+_BETWEEN = statement("queries.between")("""
+SELECT seq, tenant_id, at, actor, kind, subject, data FROM events
+WHERE seq > :after AND seq <= :until AND tenant_id = ANY(CAST(:tenants AS integer[])) ORDER BY seq
+""")
 _OF_SUBJECT = statement("queries.of_subject")("""
 SELECT seq, tenant_id, at, actor, kind, subject, data,
        (SELECT name FROM api_keys k WHERE starts_with(actor, 'key/') AND k.id = substr(actor, 5)) AS actor_name
@@ -47,6 +51,11 @@ def after(connection: Connection, seq: int, *, limit: int = 1_000) -> list[Event
 def of_tenant(connection: Connection, tenant_id: int, seq: int, *, most: int) -> list[Event]:
     """The tenant's events among the next `most` of all tenants with a number above `seq`, in order."""
     return _events(connection.execute(_OF_TENANT, {"tenant_id": tenant_id, "seq": seq, "most": most}))
+
+
+def between(connection: Connection, after: int, until: int, tenants: Iterable[int]) -> list[Event]:
+    """Those tenants' events with a number above `after` and up to `until`, in order."""
+    return _events(connection.execute(_BETWEEN, {"after": after, "until": until, "tenants": list(tenants)}))
 
 
 def of_subject(

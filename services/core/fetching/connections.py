@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,13 +27,15 @@ _Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, in
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What users' addresses may lead to. `networks`: allowed although they are not public; `http`: unencrypted is."""
+    """What users' addresses may lead to. `networks`: allowed although they are not public, by the setting `setting`;
+    `http`: unencrypted is."""
 
     networks: Sequence[Network] = ()
     http: bool = False
     max_bytes: int = 1 << 30
     seconds: float = 600.0
     tls: ssl.SSLContext = field(default_factory=ssl.create_default_context)
+    setting: str = "PRESSWORK_FETCH_NETWORKS"
 
 
 @contextmanager
@@ -44,10 +46,11 @@ def exchange(
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
+    connected: Callable[[str], object] = lambda _: None,
 ) -> Iterator[http.client.HTTPResponse]:
-    """The answer, with its body unread. `deadline`: of time.monotonic(). Raises FetchFailed, also for what fails while
-    the body is read within this context."""
-    connection = _Connection(target, rules, deadline)
+    """The answer, with its body unread. `deadline`: of time.monotonic(). `connected` is told the IP address. Raises
+    FetchFailed, also for what fails while the body is read within this context."""
+    connection = _Connection(target, rules, deadline, connected)
     guard = threading.Timer(max(0.0, deadline - time.monotonic()), connection.abort)
     guard.daemon = True
     guard.start()
@@ -67,18 +70,30 @@ def exchange(
         connection.close()
 
 
+def assert_allowed(target: Target, rules: Rules, seconds: float) -> None:
+    """Raises FetchFailed if the name has an address now that may not be connected to. One that has none passes."""
+    try:
+        found = _resolved(target, time.monotonic() + seconds)
+    except FetchFailed:
+        return
+    targets.check(target, [str(address[0]) for _, address in found], rules.networks, rules.setting)
+
+
 class _Connection(http.client.HTTPConnection):
     """Connects to an address that was checked, and speaks to the host by its name."""
 
-    def __init__(self, target: Target, rules: Rules, deadline: float) -> None:
+    def __init__(self, target: Target, rules: Rules, deadline: float, connected: Callable[[str], object]) -> None:
         super().__init__(target.host, target.port)
+        self._connected_to = connected
         self._target, self._rules, self._deadline = target, rules, deadline
         self._raw: socket.socket | None = None
         self.is_aborted = False
 
     def connect(self) -> None:
         found = _resolved(self._target, self._deadline)
-        targets.check(self._target, [str(address[0]) for _, address in found], self._rules.networks)
+        targets.check(
+            self._target, [str(address[0]) for _, address in found], self._rules.networks, self._rules.setting
+        )
         self._raw = self._connected(found)
         self.sock = self._raw
         if self._target.scheme == "https":
@@ -102,6 +117,7 @@ class _Connection(http.client.HTTPConnection):
                 found.settimeout(max(0.01, min(CONNECT_SECONDS, self._deadline - time.monotonic())))
                 found.connect(address)
                 found.settimeout(max(0.01, min(STALL_SECONDS, self._deadline - time.monotonic())))
+                self._connected_to(str(address[0]))
                 return found
             except OSError as error:
                 found.close()

@@ -78,9 +78,11 @@ class Target:
         return Target.parse(url, http=http)
 
 
-def check(target: Target, addresses: Sequence[str], allowed: Sequence[Network]) -> None:
+def check(
+    target: Target, addresses: Sequence[str], allowed: Sequence[Network], setting: str = "PRESSWORK_FETCH_NETWORKS"
+) -> None:
     """Raises FetchFailed unless every address that the host's name has may be connected to: of two, an attacker
-    chooses the one that is used."""
+    chooses the one that is used. `setting` names what `allowed` comes from."""
     for text in addresses:
         try:
             address = carried(ip_address(text.partition("%")[0]))
@@ -91,7 +93,7 @@ def check(target: Target, addresses: Sequence[str], allowed: Sequence[Network]) 
         if address is None or "%" in text or not is_public(address):
             raise FetchFailed(
                 "forbidden_address",
-                f"{target.host} has an address that is not public; PRESSWORK_FETCH_NETWORKS allows networks.",
+                f"{target.host} has an address that is not public; {setting} allows networks.",
             )
         if target.port < 1024 and target.port not in (80, 443):
             raise FetchFailed("forbidden_address", f"Port {target.port} is not one of 80, 443 and those from 1024.")
