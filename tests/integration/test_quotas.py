@@ -248,6 +248,36 @@ def test_pictures_that_come_with_a_request_are_counted_and_refused_without_a_tra
     assert api.rows() == before and used(api)["bytes_spooled"] == len(picture)
 
 
+def test_a_refusal_leaves_no_object_behind(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: set[str] = set()
+    put, drop = S3Store.put_file, S3Store.drop
+
+    def put_file(store: S3Store, key: str, *rest: Any) -> Any:
+        there.add(key)
+        return put(store, key, *rest)
+
+    def dropped(store: S3Store, key: str) -> Any:
+        there.discard(key)
+        return drop(store, key)
+
+    monkeypatch.setattr(S3Store, "put_file", put_file)
+    monkeypatch.setattr(S3Store, "drop", dropped)
+    limit(api, images_queued=2)
+    api.submit({"prompt": "a"})
+    picture = {"prompt": "a", "strength": 0.5, "n": 2, "image": _data_url(exporting.picture(0))}
+    assert api.http.post("/v1/jobs", json={"images": [picture]}).status_code == 429
+    assert there == set()
+    limit(api, bytes_spooled=1)
+    assert api.http.post("/v1/jobs", json={"images": [picture | {"n": 1}]}).status_code in (422, 429)
+    form = {"files": {"file": ("a", b"xx")}, "data": {"purpose": "batch"}, "headers": {"Idempotency-Key": "k"}}
+    assert api.http.post("/v1/files", **form).status_code == 422
+    assert there == set()
+    limit(api, bytes_spooled=None)
+    assert api.http.post("/v1/jobs", json={"images": [picture | {"n": 1}]}).status_code == 202
+    with api.database.begin_system() as connection:
+        assert there == set(connection.execute(text("SELECT object_key FROM files")).scalars())
+
+
 def _data_url(picture: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
 

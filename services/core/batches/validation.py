@@ -62,6 +62,7 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, 
             with lease.begin() as connection:
                 opened = batch_jobs.accept(connection, submission)
         except QuotaExceeded as error:
+            pictures.drop(undone=True)
             with lease.begin() as connection:
                 job_states.refuse(connection, job_id, [Problem("quota_exceeded", str(error))])
             return

@@ -60,6 +60,7 @@ class Inputs:
     ) -> None:  # fmt: skip
         self._settings, self._begin, self._store, self._tenant_id = settings, begin, store, tenant_id
         self._known: dict[str, Input] = {}
+        self._recorded: list[str] = []  # objects whose rows stand in a transaction that may not be committed yet
         self._kept: dict[bytes, tuple[int, int, str]] = {}  # sha256 -> id, bytes, object of a file without a row
         self._files: set[int] = set()
         self._jobs: set[int] = set()
@@ -106,6 +107,7 @@ class Inputs:
                 connection, number, tenant_id=self._tenant_id, purpose=PURPOSE, filename="picture", size=size,
                 sha256=sha256, key=key, job_id=job_id,
             )  # fmt: skip
+        self._recorded += [key for _, _, key in self._kept.values()]
         self._kept.clear()
         for kind, hold, needed in (("file", _HOLD_FILES, self._files), ("job", _HOLD_JOBS, self._jobs)):
             if needed:
@@ -115,9 +117,9 @@ class Inputs:
                     raise InvalidSubmission([Problem("image_not_found", message, "image")])
                 connection.execute(_NEED, values | {"job_id": job_id, "kind": kind})
 
-    def drop(self) -> None:
-        """Deletes the objects that were kept and not recorded."""
-        for _, _, key in self._kept.values():
+    def drop(self, *, undone: bool = False) -> None:
+        """Deletes the objects that were kept and not recorded; `undone`: those too whose record was taken back."""
+        for key in [*(key for _, _, key in self._kept.values()), *(self._recorded if undone else ())]:
             try:
                 self._store.drop(key)
             except StoreUnavailable:  # an object without a row is left over

@@ -23,7 +23,7 @@ from services.core.fleet.models import Registry
 from services.core.jobs import idempotency, inputs
 from services.core.model import ids, requests, strict_json
 from services.core.model.body import with_defaults
-from services.core.model.errors import InvalidSubmission, Problem
+from services.core.model.errors import InvalidSubmission, NotAdmitted, Problem
 from services.core.model.specs import DRAWN_SEEDS, Shape
 from services.core.model.states import JobState
 from services.core.model.templates import Matrix
@@ -153,7 +153,7 @@ class Submission:
     ) -> None:
         self._spool.close()
         if self._pictures is not None:
-            self._pictures.drop()
+            self._pictures.drop(undone=isinstance(error, NotAdmitted))
 
     @property
     def has_too_many_problems(self) -> bool:
