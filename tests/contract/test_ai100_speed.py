@@ -67,6 +67,31 @@ def test_resident_programs_decode_while_the_next_image_is_denoised_of_the_next_b
     assert alone - found >= 0.9 * PUBLISHED.run("vae_decoder", 2), "what a batch of one waits for by itself"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "text_encoder+unet+vae_decoder=14",
+        "text_encoder+vae_decoder=2,unet=12",
+        "text_encoder+unet=12,vae_decoder=2",
+        RECIPE,
+    ],
+)
+@pytest.mark.parametrize("images", [1, 3])
+def test_batch_after_batch_takes_as_long_as_the_planner_reckons(opened: Open, text: str, images: int) -> None:
+    (chosen,) = placement.read_plan(text, 1).placements
+    found = sustained(opened({"PRESSWORK_AI100_PLACEMENT": text}), images, 4)
+    assert found == pytest.approx(placement.batch_ms(chosen, PUBLISHED, 4, images) / images, rel=0.01)
+
+
+def test_several_devices_take_as_long_as_the_planner_reckons(opened: Open) -> None:
+    """One encodes and decodes for the others."""
+    text = "text_encoder=1,vae_decoder=13;unet=14"
+    master, *_ = placement.read_plan(text, 3).placements
+    pipeline = opened({"PRESSWORK_AI100_PLACEMENT": text, "PRESSWORK_DEVICE": "qaic:0,1,2"}, devices="3")
+    needed = placement._shared_ms(CARDS["standard"], master, PUBLISHED, 4, 6, 2)
+    assert sustained(pipeline, 6, 4) == pytest.approx(needed / 6, rel=0.01)
+
+
 def test_one_image_a_batch_is_planned_for_as_it_comes_batch_after_batch(opened: Open) -> None:
     pipeline = opened({"PRESSWORK_BATCH_SIZES": "1"})
     (station,) = pipeline.ai100.stations
