@@ -102,7 +102,8 @@ class WorkerDevices(BaseModel):
 
 
 class WorkerList(BaseModel):
-    """`data` names hosts and is empty for a key without the scope `operate`; `devices` counts live workers for all."""
+    """`data` names hosts and is empty but for keys of the operator's tenant with the scope `operate`; `devices` counts
+    live workers for all."""
 
     data: list[Worker]
     devices: list[WorkerDevices]

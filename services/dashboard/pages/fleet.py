@@ -1,4 +1,5 @@
-"""The workers: what each is, what it does and how fast; and draining them. Hosts are shown to those who may operate."""
+"""The workers: what each is, what it does and how fast; and draining them. Hosts are shown to those of the
+operator's tenant who may operate."""
 
 from typing import Any
 
