@@ -10,6 +10,7 @@ from services.core.settings import Settings
 from services.core.tenants import fair_share
 from tests import factories
 from tests.fair_fleet import BATCH, Fleet, Worker, jain
+from tests.render_loops import RenderLoopMaker
 
 OURS, SMALL, OTHER = 1, 2, 3
 
@@ -130,3 +131,25 @@ def test_lifting_touches_only_idle_tenants_that_are_behind(shared: Database, set
         assert fair_share.lift_idle(connection) == 1
         found = connection.execute(text("SELECT id, virtual_time FROM tenants ORDER BY id")).all()
     assert [tuple(row) for row in found] == [(1, 1000.0), (2, 990.0), (3, 1000.0)]
+
+
+def test_a_real_worker_takes_turns_among_tenants_before_it_has_charged_any(
+    make_render_loop: RenderLoopMaker, shared: Database, fast: Settings
+) -> None:
+    """Its charges are written every two seconds: until then it knows of them itself."""
+    render_loop = make_render_loop()
+    small = {"size": "64x64", "num_inference_steps": 1}
+    for tenant in (OURS, SMALL, OTHER):
+        factories.submit(shared, fast, 64, tenant=tenant, **small)
+    with shared.begin_system() as connection:
+        connection.execute(text("INSERT INTO tenants (id, name) VALUES (4, 'fourth')"))
+    low, high = (factories.submit(shared, fast, 64, tenant=4, priority=word, **small) for word in ("low", "high"))
+    render_loop.run()
+    with shared.begin_system() as connection:
+        rows = connection.execute(text("SELECT tenant_ids, job_ids[1] AS job FROM claims ORDER BY id")).all()
+    order = [(row.tenant_ids[0], row.job) for row in rows]
+    assert len(order) == 5 * 4
+    assert low in [job for _, job in order[:13]]
+    assert [job for _, job in order[:2]].count(high) == 1
+    normal = [tenant for tenant, job in order if job not in (low, high)]
+    assert set(normal[-3:]) == {OURS, SMALL, OTHER} == set(normal[-6:-3])

@@ -25,6 +25,7 @@ from services.core.queue import counters, job_states, segments
 from services.core.storage.s3 import S3Store
 from services.core.tenants import usage
 from tests import cataloguing, exporting, factories
+from tests.waiting import until
 from tests.web import Api
 
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a", "n": 3}}
@@ -272,7 +273,16 @@ def test_a_refusal_leaves_no_object_behind(api: Api, monkeypatch: pytest.MonkeyP
     form = {"files": {"file": ("a", b"xx")}, "data": {"purpose": "batch"}, "headers": {"Idempotency-Key": "k"}}
     assert api.http.post("/v1/files", **form).status_code == 422
     assert there == set()
-    limit(api, bytes_spooled=None)
+    limit(api, images_queued=9, bytes_spooled=None)
+    waits = text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7209421 AND NOT granted")
+    with ThreadPoolExecutor(1) as pool:  # one that fitted when it was looked at, and does not when it is committed
+        with api.database.begin_system() as connection:
+            connection.execute(text("SELECT pg_advisory_xact_lock(7209421, 1)"))
+            late = pool.submit(api.http.post, "/v1/jobs", json={"images": [picture]})
+            until(lambda: connection.execute(waits).scalar_one() == 1)
+            connection.execute(text("UPDATE tenants SET max_images_queued = 2 WHERE id = 1"))
+        assert late.result().status_code == 429
+    assert there == set()
     assert api.http.post("/v1/jobs", json={"images": [picture | {"n": 1}]}).status_code == 202
     with api.database.begin_system() as connection:
         assert there == set(connection.execute(text("SELECT object_key FROM files")).scalars())
