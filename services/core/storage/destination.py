@@ -260,11 +260,18 @@ class Destination:
 
 
 def _parts(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    held = bytearray()
+    """All of the same size but the last. While one is away with its reader, nothing else is held."""
+    held: list[bytes] = []
+    have = 0
     for block in blocks:
-        held += block
-        while len(held) >= size:
-            yield bytes(held[:size])
-            del held[:size]
+        held.append(block)
+        have += len(block)
+        while have >= size:
+            whole = b"".join(held)
+            part, rest = whole[:size], whole[size:]
+            held, have = [rest] if rest else [], len(rest)
+            del whole
+            yield part
+            del part
     if held:
-        yield bytes(held)
+        yield b"".join(held)
