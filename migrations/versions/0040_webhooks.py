@@ -37,5 +37,6 @@ def upgrade() -> None:
     for role, rights in ((roles.application, "SELECT, UPDATE"), (roles.reader, "SELECT")):
         if role is not None:
             connection.exec_driver_sql(f"GRANT {rights} ON webhook_cursor TO {role}")
+    connection.exec_driver_sql("GRANT SELECT ON webhook_cursor TO presswork_tenant")
     connection.exec_driver_sql("GRANT INSERT, UPDATE, DELETE ON webhook_endpoints TO presswork_tenant")
     connection.exec_driver_sql("GRANT INSERT, UPDATE ON webhook_deliveries TO presswork_tenant")

@@ -52,6 +52,7 @@ from services.api.v1 import (
     tenants,
     usage,
     views,
+    webhooks,
     workers,
 )
 from services.core.settings import Settings
@@ -77,6 +78,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "exports": (exports,),
     "datasets": (datasets, dataset_versions),
     "schedules": (schedules,),
+    "webhooks": (webhooks,),
     "catalogues": (catalogues, catalogue_runs, catalogue_versions, catalogue_items),
     "images": (generations, edits),
     "batches": (batches,),

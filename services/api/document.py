@@ -26,6 +26,7 @@ from services.core.marks.asked import MATCHING, MarksRequest
 from services.core.model import key_requests, requests, view_requests
 from services.core.schedules import asked, targets
 from services.core.settings import Settings
+from services.core.webhooks import asked as webhooks_asked
 
 TAGS = {
     "jobs": "Submit images in bulk, watch them, and stop, retry or delete them.",
@@ -34,6 +35,7 @@ TAGS = {
     "exports": "A finished job's images as files for other programs.",
     "datasets": "The images of many jobs as training data, version by version.",
     "schedules": "What is submitted at set times.",
+    "webhooks": "What happens, sent to your programs.",
     "catalogues": "Feeds of items whose pictures are kept up to date, and published as a whole.",
     "images": "Images as bytes, and OpenAI's `images.generate`.",
     "batches": "OpenAI's batches. A batch is a job that is made from a file.",
@@ -67,6 +69,8 @@ _IDS = {  # of each path parameter: what it is, and an example
     "key_id": ("The key's id: the eight characters after `pw_`.", "Xk29dQ7a"),
     "schedule": ("The schedule's name.", "nightly"),
     "worker_id": ("The worker's id.", "gpu-1-4711-9f2c01ab"),
+    "webhook_id": ("The webhook's id.", "whe_039yaf9w3gxt6"),
+    "delivery_id": ("The delivery's id.", "whd_039yaf9w3gxt6"),
     "view_id": ("The view's id.", "view_039yaf9w3gxt6"),
     "term_id": ("The id of a term of the content policy.", "term_039yaf9w3gxt6"),
     "action_id": ("The act's id.", "bulk_039yaf9w3gxt6"),
@@ -76,6 +80,7 @@ _LOCATED = frozenset(
     {
         "submit_job", "finalize_draft", "retry_job", "create_export", "generate_images", "edit_image", "act_on_jobs",
         "run_schedule", "run_catalogue", "create_dataset", "export_dataset", "redraw_changes",
+        "test_webhook", "redeliver",
     }
 )  # fmt: skip
 _LARGE = frozenset({"submit_job", "append_chunk", "preview_job", "estimate_job"})
@@ -101,6 +106,7 @@ _ALLOWED = {  # what the descriptions of fields are taken from, by schema
     "OptionsInput": options.ALLOWED, "KeyRequest": key_requests.KeyRequest.ALLOWED,
     "ViewRequest": view_requests.ALLOWED, "ViewChanges": view_requests.ALLOWED,
     "ScheduleRequest": asked.ALLOWED, "NewSchedule": asked.ALLOWED, "ScheduleChanges": asked.ScheduleChanges.ALLOWED,
+    "WebhookRequest": webhooks_asked.ALLOWED, "WebhookChanges": webhooks_asked.ALLOWED,
     "BatchTarget": targets.BatchRequest.ALLOWED, "CatalogueTarget": targets.CatalogueRequest.ALLOWED,
     "BulkRequest": BulkRequest.ALLOWED, "MarksRequest": MarksRequest.ALLOWED, "Matching": MATCHING,
     "RunRequest": catalogues_asked.RunRequest.ALLOWED, "FileRequest": catalogues_asked.FileRequest.ALLOWED,

@@ -48,6 +48,11 @@ BODIES: dict[str, Any] = {
     },
     "put_schedule": {"cron": "0 9 * * MON-FRI", "timezone": "America/New_York", "target": _TARGET, "overlap": "queue"},
     "change_schedule": {"paused": True},
+    "create_webhook": {
+        "url": "https://shop.example/hooks/presswork", "events": ["job.completed", "job.failed", "batch.*"],
+        "labels": {"run": "nightly"},
+    },
+    "change_webhook": {"enabled": False},
     "put_catalogue": {
         "source": {"url": "https://shop.example/feed.csv"},
         "id": "sku",

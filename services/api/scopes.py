@@ -20,6 +20,7 @@ _OPERATIONS = {
         list_differences list_items read_item
         list_datasets show_dataset list_dataset_versions show_dataset_version list_dataset_files
         compare_dataset_versions read_dataset_file
+        list_webhooks show_webhook list_deliveries show_delivery list_webhook_messages
     """,
     Scope.SUBMIT: """
         submit_job preview_job estimate_job append_chunk finalize_draft retry_job create_export generate_images
@@ -35,11 +36,13 @@ _OPERATIONS = {
         save_view change_view delete_view
         delete_catalogue cancel_run publish_version redraw_changes
         delete_dataset cancel_dataset_version delete_dataset_version
+        create_webhook change_webhook delete_webhook test_webhook redeliver
     """,
     Scope.ADMIN: """
         list_keys create_key revoke_key
         list_tenants create_tenant show_tenant change_tenant list_tenant_keys create_tenant_key revoke_tenant_key
         list_policy_terms add_policy_term remove_policy_term check_policy accept_license
+        show_webhook_secret rotate_webhook_secret
     """,
 }
 NEEDED = {operation: scope for scope, operations in _OPERATIONS.items() for operation in operations.split()}

@@ -11,6 +11,7 @@ from services.core.files import files, uploads
 from services.core.fleet import workers
 from services.core.model import ids
 from services.core.tenants import tenants, views
+from services.core.webhooks import endpoints
 from services.dashboard.words import plural, size
 
 _STOPPED = {"cancelled": "cancelled", "expired": "stopped, out of time,"}
@@ -98,6 +99,14 @@ KINDS: dict[str, tuple[str, Words]] = {
         lambda data: ("queued", f"without {plural(int(data.get('images', 0)), 'image')} that the policy refuses"),
     ),
     "license.accepted": ("accepted a licence", lambda data: (f"accepted the licence {data.get('license', '')},", "")),
+    "webhook.created": ("made a webhook", _plain("made")),
+    "webhook.changed": ("changed a webhook", _plain("changed")),
+    "webhook.enabled": ("enabled a webhook", _plain("enabled")),
+    "webhook.disabled": ("disabled a webhook", _plain("disabled")),
+    "webhook.secret_rotated": ("rotated a webhook's secret", _plain("rotated the secret of")),
+    "webhook.tested": ("tested a webhook", _plain("sent a test message to")),
+    "webhook.redelivered": ("redelivered a message", _plain("sent a message again to")),
+    "webhook.deleted": ("deleted a webhook", _plain("deleted")),
     "schedule.created": ("made a schedule", _plain("made")),
     "schedule.changed": ("changed a schedule", _plain("changed")),
     "schedule.paused": ("paused a schedule", _plain("paused")),
@@ -160,7 +169,7 @@ KINDS: dict[str, tuple[str, Words]] = {
 _NAMES: dict[str, Callable[[int], str]] = {
     "job": ids.public_job, "export": records.public_id, "file": files.public_id, "upload": uploads.public_id,
     "bulk": bulk.public_id,
-    "view": views.public_id, "tenant": tenants.public_id,
+    "view": views.public_id, "tenant": tenants.public_id, "webhook": endpoints.public_id,
 }  # fmt: skip
 
 
@@ -188,6 +197,8 @@ def _path(event: Event, kind: str, thing: str) -> str | None:
         return f"/bulk/{thing}"
     if kind == "view":
         return "/settings/views"
+    if kind == "webhook" and event.kind != "webhook.deleted":
+        return f"/settings/webhooks/{thing}"
     if kind == "schedule" and event.kind != "schedule.deleted":
         return f"/schedules/{thing}"
     if kind == "catalogue" and event.kind != "catalogue.deleted":

@@ -73,7 +73,7 @@ def ended_job(api: Api, store: S3Store, acts: Acts) -> str:
     return str(job)
 
 
-def test_every_operation_that_changes_something_is_an_event_with_the_key_as_actor(api: Api, store: S3Store) -> None:
+def test_every_operation_that_changes_something_is_an_event_with_the_key_as_actor(api: Api, store: S3Store) -> None:  # noqa: PLR0915  one act after the other
     acts = Acts(api)
     ended = ended_job(api, store, acts)
     acts.do("mark_images", "PUT", f"/v1/jobs/{ended}/marks", json={"mark": "accepted", "indexes": [0]})
@@ -109,6 +109,7 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     acts.do("delete_job", "DELETE", f"/v1/jobs/{ended}")
     many = acts.do("act_on_jobs", "POST", "/v1/jobs/actions", json={"action": "cancel"})["id"]
     acts.do("stop_jobs_action", "POST", f"/v1/jobs/actions/{many}/stop")
+    _do_webhooks(acts)
     view = acts.do("save_view", "POST", "/v1/views", json={"page": "jobs", "name": "a", "query": ""})["id"]
     acts.do("change_view", "PATCH", f"/v1/views/{view}", json={"name": "b"})
     acts.do("delete_view", "DELETE", f"/v1/views/{view}")
@@ -145,6 +146,17 @@ def _do_policy(api: Api, acts: Acts) -> None:
     factories.register(api.database, card)
     acts.do("accept_license", "POST", "/v1/models/simulated/license/accept")
     factories.register(api.database)
+
+
+def _do_webhooks(acts: Acts) -> None:
+    hook = acts.do("create_webhook", "POST", "/v1/webhooks", json={"url": "https://93.184.216.34/"})["id"]
+    place = f"/v1/webhooks/{hook}"
+    for enabled in (False, True):
+        acts.do("change_webhook", "PATCH", place, json={"enabled": enabled})
+    sent = acts.do("test_webhook", "POST", f"{place}/test")["id"]
+    acts.do("redeliver", "POST", f"{place}/deliveries/{sent}/redeliver")
+    acts.do("rotate_webhook_secret", "POST", f"{place}/rotate")
+    acts.do("delete_webhook", "DELETE", place)
 
 
 def _do_datasets(acts: Acts, job: str) -> None:

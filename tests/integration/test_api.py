@@ -431,6 +431,15 @@ THING_ROUTES = {
     ("DELETE", "/v1/policy/terms/{term_id}"),
     ("GET", "/v1/jobs/actions/{action_id}"),
     ("POST", "/v1/jobs/actions/{action_id}/stop"),
+    ("GET", "/v1/webhooks/{webhook_id}"),
+    ("PATCH", "/v1/webhooks/{webhook_id}"),
+    ("DELETE", "/v1/webhooks/{webhook_id}"),
+    ("GET", "/v1/webhooks/{webhook_id}/secret"),
+    ("POST", "/v1/webhooks/{webhook_id}/rotate"),
+    ("POST", "/v1/webhooks/{webhook_id}/test"),
+    ("GET", "/v1/webhooks/{webhook_id}/deliveries"),
+    ("GET", "/v1/webhooks/{webhook_id}/deliveries/{delivery_id}"),
+    ("POST", "/v1/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver"),
     ("GET", "/v1/schedules/{schedule}"),
     ("PATCH", "/v1/schedules/{schedule}"),
     ("DELETE", "/v1/schedules/{schedule}"),
@@ -469,6 +478,9 @@ TENANT_ROUTES = {
     ("GET", "/v1/jobs/actions"),
     ("POST", "/v1/jobs/actions"),
     ("POST", "/v1/jobs/actions/preview"),
+    ("GET", "/v1/webhooks"),  # test_webhooks_api.py shows that others' are not in them
+    ("POST", "/v1/webhooks"),
+    ("GET", "/v1/webhook-messages"),
     ("GET", "/v1/schedules"),
     ("POST", "/v1/schedules"),
     ("PUT", "/v1/schedules/{schedule}"),  # each tenant has its own names: test_schedules_api.py
@@ -496,6 +508,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {  # of routes that look at noth
     ("PUT", "/v1/jobs/{job_id}/marks"): {"mark": "accepted", "matching": {}},
     ("PATCH", "/v1/schedules/{schedule}"): {"paused": True},
     ("PATCH", "/v1/views/{view_id}"): {"name": "theirs"},
+    ("PATCH", "/v1/webhooks/{webhook_id}"): {"enabled": False},
 }
 MODEL_UNUSABLE = {  # what a job in progress does not take
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"),
@@ -507,7 +520,7 @@ PAGES = {("GET", "/docs"), ("GET", "/openapi.json")}
 IDS = (
     "job_id", "file_id", "upload_id", "batch_id", "export_id", "key_id", "worker_id", "action_id", "view_id", "term_id",
     "schedule", "name", "catalogue", "run_id", "variant", "version",
-    "dataset", "dataset_id", "tenant_id",
+    "dataset", "dataset_id", "tenant_id", "webhook_id", "delivery_id",
 )  # fmt: skip
 PUBLIC_ROUTES = {("GET", "/c/{public_id}/{variant}/{item}")}
 OPEN_ROUTES = {("GET", "/livez"), ("GET", "/readyz"), ("GET", "/metrics")} | PAGES
@@ -575,6 +588,8 @@ def test_anothers_file_upload_and_batch_are_404(api: Api) -> None:
         "schedule": "everybody-elses",
         "view_id": api.http.post("/v1/views", json={"page": "jobs", "name": "mine", "query": ""}).json()["id"],
         "term_id": api.http.post("/v1/policy/terms", json={"term": "gore"}).json()["id"],
+        "webhook_id": (hook := api.http.post("/v1/webhooks", json={"url": "https://93.184.216.34/"}).json()["id"]),
+        "delivery_id": api.http.post(f"/v1/webhooks/{hook}/test").json()["id"],
     }
     target = {"job": {"images": [{"prompt": "a mug"}]}}
     asked = {"name": "everybody-elses", "cron": "0 1 * * *", "target": target}
@@ -585,6 +600,8 @@ def test_anothers_file_upload_and_batch_are_404(api: Api) -> None:
         "action_id": "bulk_0000000000000",
         "view_id": "view_0000000000000",
         "term_id": "term_0000000000000",
+        "webhook_id": "whe_0000000000000",
+        "delivery_id": "whd_0000000000000",
         "schedule": "nobodys",
     }
     _, key = api.new_tenant("other")
@@ -704,6 +721,15 @@ OTHER_ROWS = (  # of tables that nothing above has written to
     "INSERT INTO views (id, tenant_id, page, name, query, created_by) VALUES (1, 1, 'jobs', 'v', '', 'key/x')",
     "INSERT INTO policy_terms (id, tenant_id, term, folded, created_by) VALUES (1, 1, 'gore', 'gore', 'key/x')",
     "INSERT INTO license_acceptances (tenant_id, license, sha256, accepted_by) VALUES (1, 'l', %(sha256)s, 'key/x')",
+    (
+        "INSERT INTO webhook_endpoints (id, tenant_id, url, description, events, labels, secret, created_by)"
+        " VALUES (1, 1, 'https://x', '', '{*}', '{}', 's', 'key/x')"
+    ),
+    (
+        "INSERT INTO webhook_deliveries (id, endpoint_id, tenant_id, message_id, type, body, next_at)"
+        " VALUES (1, 1, 1, 'm', 't', '{}', now())"
+    ),
+    "INSERT INTO webhook_tries VALUES (1, 1, 1, now(), 1, 200, NULL, NULL)",
     "INSERT INTO rates VALUES (1, 'hour', now(), 1, 1, 1, 1, 1)",
     "INSERT INTO marks VALUES (%(job_id)s, 0, 'accepted', 'key/x', now())",
     "INSERT INTO mark_counts VALUES (%(job_id)s, 1, 0, 0)",

@@ -31,6 +31,8 @@ PLACES = dict.fromkeys(
         "view_id",
         "term_id",
         "schedule",
+        "webhook_id",
+        "delivery_id",
         "name",
         "catalogue",
         "dataset",

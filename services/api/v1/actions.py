@@ -19,6 +19,7 @@ from services.core.files import files, uploads
 from services.core.fleet import workers
 from services.core.model import ids
 from services.core.tenants import tenants, views
+from services.core.webhooks import endpoints
 
 router = APIRouter(route_class=TenantRoute)
 _PUBLIC: dict[str, Callable[[int], str]] = {
@@ -29,6 +30,7 @@ _PUBLIC: dict[str, Callable[[int], str]] = {
     "bulk": bulk.public_id,
     "view": views.public_id,
     "tenant": tenants.public_id,
+    "webhook": endpoints.public_id,
 }
 
 

@@ -1012,6 +1012,92 @@ class LicenseAcceptance(TypedDict):
     at: str
 
 
+class Webhook(TypedDict):
+    """Where messages are sent, and which. `reason` says why it is disabled: by_user, gone or failing."""
+
+    id: str
+    object: Literal["webhook"]
+    url: str
+    description: str
+    events: list[str]
+    labels: dict[str, str]
+    enabled: bool
+    reason: str | None
+    failures: int
+    failing_since: str | None
+    old_secret_until: str | None
+    created_by: str
+    created_at: str
+
+
+class WebhookWithSecret(Webhook):
+    """`secret` is what receivers verify messages with."""
+
+    secret: str
+
+
+class WebhookSecret(TypedDict):
+    id: str
+    object: Literal["webhook.secret"]
+    secret: str
+
+
+class WebhookDeleted(TypedDict):
+    id: str
+    object: Literal["webhook"]
+    deleted: Literal[True]
+
+
+class WebhookDelivery(TypedDict):
+    """A message for a webhook; `response_status` and `error` are those of the last try."""
+
+    id: str
+    object: Literal["webhook.delivery"]
+    webhook_id: str
+    message_id: str
+    type: str
+    status: Literal["pending", "delivered", "failed"]
+    tries: int
+    response_status: int | None
+    error: str | None
+    next_try_at: str | None
+    created_at: str
+    finished_at: str | None
+
+
+class WebhookTry(TypedDict):
+    """One try, with the beginning of what came back."""
+
+    number: int
+    at: str
+    milliseconds: int
+    response_status: int | None
+    answer: str | None
+    error: str | None
+
+
+class WebhookDeliveryDetails(WebhookDelivery):
+    """A delivery with its message and every try."""
+
+    message: dict[str, Any]
+    log: list[WebhookTry]
+
+
+class WebhookMessage(TypedDict):
+    """What would be sent; `body` is what is signed."""
+
+    id: str
+    type: str
+    body: str
+
+
+class WebhookMessages(TypedDict):
+    """Messages, and the place after which the next ones come."""
+
+    data: list[WebhookMessage]
+    after: int
+
+
 class License(TypedDict):
     """As a model's card names it. With `acceptance_required`, nothing is drawn before it is accepted."""
 

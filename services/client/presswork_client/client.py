@@ -68,6 +68,7 @@ from presswork_client.answers import (
 )
 from presswork_client.datasets import DatasetHandle
 from presswork_client.transport import ClientError, Transport, file_sha256
+from presswork_client.webhooks import Webhooks
 
 T = TypeVar("T")
 PAGE = 1000
@@ -498,6 +499,13 @@ class Client:
     def schedule_runs(self, name: str, *, page: int = PAGE) -> Iterator[ScheduleRun]:
         """The runs of a schedule, newest first, page by page."""
         return self._transport.pages(f"/v1/schedules/{_id(name)}/runs", {}, page)
+
+    # --- webhooks
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """Webhooks: `client.webhooks.create("https://...")`."""
+        return Webhooks(self._transport)
 
     def models(self) -> list[Model]:
         return list(self._call(dict[str, list[Model]], "GET", "/v1/models")["data"])

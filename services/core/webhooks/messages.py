@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from services.core.db import actors
 from services.core.db.statements import statement
+from services.core.events import queries
 from services.core.events.queries import Event, job_of
 from services.core.exports import records
 from services.core.files import files, uploads
@@ -24,6 +25,7 @@ _JOBS = statement("messages.jobs")("""
 SELECT id, labels, input_file_id IS NOT NULL AS is_batch, problems IS NOT NULL AS is_refused
 FROM jobs WHERE id = ANY(CAST(:ids AS bigint[]))
 """)
+_CURSOR = statement("messages.cursor")("SELECT seq FROM webhook_cursor")
 _PUBLIC: dict[str, Callable[[int], str]] = {
     "job": ids.public_job, "export": records.public_id, "file": files.public_id, "upload": uploads.public_id,
     "view": views.public_id, "bulk": lambda number: ids.public("bulk_", number),
@@ -53,6 +55,17 @@ def of(connection: Connection, events: Iterable[Event]) -> list[Message]:
     numbers = sorted({number for event in told if (number := _job(event)) is not None})
     jobs = {row.id: row for row in connection.execute(_JOBS, {"ids": numbers})} if numbers else {}
     return [message for event in told for message in _of(event, jobs.get(_job(event)))]
+
+
+def page(connection: Connection, tenant_id: int, after: int | None, most: int) -> tuple[list[Message], int]:
+    """The tenant's messages of the next `most` events of all tenants, and the place behind these. Without `after` none,
+    and the place of what is the last one now."""
+    last = int(connection.execute(_CURSOR).scalar_one())
+    if after is None or after >= last:
+        return [], last if after is None else min(after, last)
+    until = min(after + most, last)
+    found = queries.of_tenant(connection, tenant_id, after, most=until - after)
+    return of(connection, found), until
 
 
 def test_body(message_id: str, endpoint: str, at: int) -> str:
