@@ -71,7 +71,12 @@ def _places(flags: dict[int, bytearray], side: int) -> Iterator[tuple[str, int]]
 
 
 def _reasons(connection: Connection, version: Version, wanted: set[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    found: dict[tuple[str, int], str] = {}
     if not wanted:
-        return {}
-    removed = removals.unpack(dataset_records.removed(connection, version))
-    return {(job, index): why for job, index, why in removed if (job, index) in wanted}
+        return found
+    for job, index, why in removals.unpack(dataset_records.removed(connection, version)):
+        if (job, index) in wanted:
+            found[job, index] = why
+            if len(found) == len(wanted):
+                break
+    return found
