@@ -36,19 +36,22 @@ SCHEDULER = {
     "render_rates drains catalogues catalogue_runs catalogue_changes catalogue_versions catalogue_entries job_chunks "
     "mark_counts engines catalogue_destinations catalogue_copies job_inputs "
     "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas policy_terms "
-    "license_acceptances webhook_cursor webhook_endpoints webhook_deliveries events",
+    "license_acceptances webhook_cursor webhook_endpoints webhook_deliveries events retention_rules retention_work",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
     "failure_deltas failure_counts failure_hours schedule_runs job_chunks catalogue_runs catalogue_changes "
     "catalogue_versions catalogue_entries catalogue_destinations catalogue_copies job_inputs "
-    "dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas webhook_deliveries webhook_tries",
-    "UPDATE": "jobs segments images claims counters leases exports files uploads rates failure_counts failure_hours "
+    "dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas webhook_deliveries webhook_tries "
+    "retention_work",
+    "UPDATE": "retention_work jobs segments images claims counters leases exports files uploads "
+    "rates failure_counts failure_hours "
     "bulk_acts schedule_runs catalogues catalogue_runs catalogue_changes catalogue_entries "
     "catalogue_destinations catalogue_copies datasets dataset_versions dataset_shards tenant_usage "
     "webhook_cursor webhook_endpoints webhook_deliveries",
     "UPDATE (virtual_time)": "tenants",
     "UPDATE (next_at)": "schedules",
     "SELECT (id, tenant_id, name)": "api_keys",  # whose jobs an act is about
-    "DELETE": "rates failure_deltas failure_hours counter_deltas claims workers idempotency leases exports "
+    "DELETE": "retention_work rates failure_deltas failure_hours counter_deltas claims workers "
+    "idempotency leases exports "
     "export_files files upload_parts schedule_runs bulk_acts catalogue_changes catalogue_versions catalogue_entries "
     "catalogue_destinations catalogue_copies datasets dataset_shards dataset_files dataset_jobs tenant_usage_deltas "
     "webhook_deliveries",
@@ -74,7 +77,8 @@ RIGHTS = {"presswork_web": WEB, "presswork_scheduler": SCHEDULER, "presswork_wor
 FUNCTIONS = {
     "presswork_web": "",
     "presswork_scheduler": "presswork_number_events presswork_make_partitions presswork_forget_events "
-    "presswork_delete_images presswork_delete_job",
+    "presswork_delete_images presswork_delete_job presswork_erase_payloads presswork_drop_partitions "
+    "presswork_is_condemned presswork_forget_failures",
     "presswork_worker": "presswork_number_events",
 }
 Right = tuple[str, str, str]  # a table, a column or nothing, a privilege

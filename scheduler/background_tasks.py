@@ -28,6 +28,8 @@ from services.core.exports import task as exporting
 from services.core.files import files, uploads
 from services.core.model.errors import NotAdmitted, Unavailable
 from services.core.notify import Notifier
+from services.core.retention import due
+from services.core.retention import task as retention
 from services.core.schedules import submitting
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
@@ -220,6 +222,7 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
         BackgroundTask("export", exports.pending, export),
         BackgroundTask("dataset", datasets.pending, collect),
         BackgroundTask("bulk", bulk.pending, lambda number, lease: bulk_task.run(settings, notifier, number, lease)),
+        BackgroundTask("retention", due.pending, lambda job_id, lease: retention.run(store, job_id, lease)),
         BackgroundTask("delete-job", deletion.pending, lambda job_id, lease: deletion.run(store, job_id, lease)),
     ]
 

@@ -15,6 +15,7 @@ from services.core.fleet import workers
 from services.core.jobs import idempotency, lifecycle, queries
 from services.core.notify import Notifier
 from services.core.queue import claims, counters, expiry, job_states, segments
+from services.core.retention import due
 from services.core.schedules import deadlines, firing, runs
 from services.core.settings import Settings
 from services.core.tenants import fair_share
@@ -80,5 +81,7 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("forget", 300.0, forget),
         PeriodicTask("forget-rates", 300.0, counters.forget_rates),
         PeriodicTask("forget-events", 60.0, forget_events),
+        PeriodicTask("retention", 60.0, due.find),
+        PeriodicTask("drop-partitions", 600.0, partitions.drop_partitions),
         PeriodicTask("partitions", 3600.0, partitions.make_partitions),
     ]

@@ -44,6 +44,7 @@ from services.api.v1 import (
     near_duplicates,
     overview,
     policy,
+    retention,
     schedules,
     schemas,
     search,
@@ -88,6 +89,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "keys": (keys, sign_in_links, actions),
     "tenants": (tenants,),
     "policy": (policy,),
+    "retention": (retention,),
     "fleet": (workers, lanes),
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}

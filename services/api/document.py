@@ -23,7 +23,7 @@ from services.core.catalogues import definition
 from services.core.datasets import definition as datasets_asked
 from services.core.exports import options
 from services.core.marks.asked import MATCHING, MarksRequest
-from services.core.model import key_requests, requests, view_requests
+from services.core.model import key_requests, requests, retention_changes, view_requests
 from services.core.schedules import asked, targets
 from services.core.settings import Settings
 from services.core.webhooks import asked as webhooks_asked
@@ -45,6 +45,7 @@ TAGS = {
     "keys": "Who may do what, and who did it.",
     "tenants": "Tenants, their quotas and their keys, for administrators of the operator's tenant.",
     "policy": "What may be asked for.",
+    "retention": "For how long jobs keep their prompts, their images and their records.",
     "fleet": "The workers, which serve all tenants.",
     "monitoring": "For machines that watch this one. They need no key.",
 }
@@ -104,6 +105,7 @@ _ALLOWED = {  # what the descriptions of fields are taken from, by schema
     "JobChanges": requests.ALLOWED, "RetryOptions": requests.ALLOWED, "EstimateShape": requests.EstimateShape.ALLOWED,
     "FinalizeRequest": requests.FinalizeRequest.ALLOWED, "ExportRequest": options.ALLOWED,
     "OptionsInput": options.ALLOWED, "KeyRequest": key_requests.KeyRequest.ALLOWED,
+    "RetentionChanges": retention_changes.RetentionChanges.ALLOWED,
     "ViewRequest": view_requests.ALLOWED, "ViewChanges": view_requests.ALLOWED,
     "ScheduleRequest": asked.ALLOWED, "NewSchedule": asked.ALLOWED, "ScheduleChanges": asked.ScheduleChanges.ALLOWED,
     "WebhookRequest": webhooks_asked.ALLOWED, "WebhookChanges": webhooks_asked.ALLOWED,

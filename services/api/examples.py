@@ -22,6 +22,7 @@ BODIES: dict[str, Any] = {
     "append_chunk": {"images": [{"prompt": "a red mug", "custom_id": "mug-1"}]},
     "finalize_draft": {"chunks": 12, "images": 600_000},
     "change_job": {"priority": "low", "labels": {"run": "nightly"}},
+    "change_retention": {"payloads": 30, "objects": 365},
     "create_key": {"name": "the shop's nightly run", "scopes": ["view", "submit"], "expires_in_seconds": 7_776_000},
     "create_tenant": {"name": "acme", "weight": 2, "quotas": {"images_queued": 1_000_000, "images_in_flight": 64}},
     "change_tenant": {"quotas": {"bytes_stored": 549_755_813_888, "images_in_flight": None}},

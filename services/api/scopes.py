@@ -13,8 +13,7 @@ _OPERATIONS = {
         show_job_rates list_marks list_actions list_workers list_lanes list_jobs_actions show_jobs_action
         list_schedules show_schedule list_schedule_times list_schedule_runs
         list_near_duplicates find_near_duplicates
-        list_views
-        show_usage
+        list_views show_usage show_retention list_retention_due
         create_sign_in_link
         list_catalogues show_catalogue list_runs show_run estimate_run list_changes list_versions read_manifest
         list_differences list_items read_item
@@ -42,7 +41,7 @@ _OPERATIONS = {
         list_keys create_key revoke_key
         list_tenants create_tenant show_tenant change_tenant list_tenant_keys create_tenant_key revoke_tenant_key
         list_policy_terms add_policy_term remove_policy_term check_policy accept_license
-        show_webhook_secret rotate_webhook_secret
+        show_webhook_secret rotate_webhook_secret change_retention
     """,
 }
 NEEDED = {operation: scope for scope, operations in _OPERATIONS.items() for operation in operations.split()}

@@ -29,6 +29,7 @@ from services.cli import (
     policy,
     prompts,
     removal,
+    retention,
     schedules,
     show,
     submit,
@@ -69,6 +70,7 @@ app.add_typer(schedules.app, name="schedules", rich_help_panel=JOBS)
 app.add_typer(catalogues.app, name="catalogue", rich_help_panel=CATALOGUES)
 app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=OPERATIONS)
+app.add_typer(retention.app, name="retention", rich_help_panel=OPERATIONS)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(policy.app, name="policy", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)

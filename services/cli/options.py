@@ -97,6 +97,29 @@ def metadata(given: list[str] | None) -> tuple[metadata_filters.Condition, ...]:
         raise Usage(f"--metadata: {error}") from None
 
 
+_KEPT = re.compile(r"([0-9]{1,5})([dwy])")
+_KEPT_UNITS = {"d": 1, "w": 7, "y": 365}
+
+
+def days(word: str, option: str) -> int | None:
+    """An option such as 30d, 8w, 1y or never, which is None. Raises Usage."""
+    if word == "never":
+        return None
+    found = _KEPT.fullmatch(word)
+    if found is None:
+        raise Usage(f"{option} is {word!r}; it must be a number of days, weeks or years, or never: 30d, 8w, 1y.")
+    return int(found[1]) * _KEPT_UNITS[found[2]]
+
+
+def kept(words: list[str]) -> dict[str, int | None]:
+    """Options such as payloads=30d. Raises Usage."""
+    found = pairs(words, "--keep")
+    for kind in found:
+        if kind not in ("payloads", "objects", "records"):
+            raise Usage(f"--keep names {kind!r}; it must be payloads, objects or records.")
+    return {kind: days(word, f"--keep {kind}") for kind, word in found.items()}
+
+
 def span(word: str, option: str) -> timedelta:
     """An option such as 30min, 12h, 30d or 8w. Raises Usage."""
     found = _SPAN.fullmatch(word)

@@ -211,6 +211,15 @@ def submit(
         bool, typer.Option("--dedupe", help="Reuse images that were rendered before; needs seeds.")
     ] = False,
     embed_prompt: Annotated[bool, typer.Option("--embed-prompt", help="Write the prompt into the files.")] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="KIND=AGE",
+            help="For how long after its end: payloads=30d, objects=1y, records=never. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow the job until it ends.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and estimate; submit nothing.")] = False,
     resume: Annotated[
@@ -247,7 +256,9 @@ def submit(
         defaults["reproducibility_class"] = reproducibility_class
     labels = options.pairs(label, "--label")
     given = {"priority": priority, "labels": labels, "dedupe": dedupe, "embed_prompt": embed_prompt}
-    head = {name: value for name, value in given.items() if value}
+    head: dict[str, Any] = {name: value for name, value in given.items() if value}
+    if keep:
+        head["retention"] = options.kept(keep)
     grid = _grid(matrix, vary, combine, repeat, file, resume)
     if grid is not None:
         if skip_bad or fix_ids:

@@ -675,6 +675,10 @@ OTHER_ROWS = (  # of tables that nothing above has written to
         " VALUES (%(job_id)s, 0, 1, %(sha256)s, 0, 1, 1)"
     ),
     "INSERT INTO job_inputs VALUES (%(job_id)s, 'file', 1, 1)",
+    "INSERT INTO retention_rules (tenant_id, payload_days) VALUES (1, 7)",
+    "INSERT INTO retention_work (job_id, tenant_id, kind) VALUES (%(job_id)s, 1, 'payloads')",
+    "INSERT INTO tenant_deletions (tenant_id, name, requested_by) VALUES (1, 'default', 'cli/x')",
+    "INSERT INTO storage_findings (job_id, index, kind, audit_id) VALUES (%(job_id)s, 0, 'missing', 1)",
     "INSERT INTO exports (id, tenant_id, job_id, format) VALUES (1, 1, %(job_id)s, 'zip')",
     (
         "INSERT INTO bulk_acts (id, tenant_id, actor, verb, filter, options, jobs, images, is_all, last_job)"

@@ -76,6 +76,13 @@ WRITERS = {
     "leases": "db",
     "installation": "storage",
     "events": "events",
+    "retention_rules": "retention",
+    "retention_work": "retention",
+    "tenant_deletions": "deletion",
+    "storage_mark": "auditing",
+    "storage_audits": "auditing",
+    "storage_orphans": "auditing",
+    "storage_findings": "auditing",
 }
 # What is written: `images`, or `{images_leaf}`, the partition of it that a statement is made for. UPDATE is a write
 # where SET follows, not in FOR UPDATE and not in ON CONFLICT DO UPDATE.

@@ -266,6 +266,34 @@ class Usage(TypedDict):
     quotas: TenantQuotas
 
 
+class RetentionRule(TypedDict):
+    """For how many days after its end a job keeps what; None: for ever, or nobody has set it."""
+
+    object: Literal["retention"]
+    payloads: int | None
+    objects: int | None
+    records: int | None
+    updated_at: str | None
+
+
+class RetentionDue(TypedDict):
+    """What of a job would go. `held_by` says what needs it still."""
+
+    job_id: str
+    kind: Literal["payloads", "objects", "records"]
+    due_at: str
+    images: int
+    stored_images: int
+    held_by: str | None
+
+
+class RetentionDueList(TypedDict):
+    """`more`: there are others."""
+
+    data: list[RetentionDue]
+    more: bool
+
+
 class WorkerBatch(TypedDict):
     images: int
     of: int

@@ -56,6 +56,8 @@ from presswork_client.answers import (
     PolicyTermRemoved,
     Preview,
     RateSeries,
+    RetentionDueList,
+    RetentionRule,
     Schedule,
     ScheduleDeleted,
     ScheduleRun,
@@ -525,6 +527,18 @@ class Client:
     def usage(self) -> Usage:
         """What the key's tenant uses, beside the quotas that limit it."""
         return self._call(Usage, "GET", "/v1/usage")
+
+    def retention(self) -> RetentionRule:
+        """For how many days after their end the tenant's jobs keep what."""
+        return self._call(RetentionRule, "GET", "/v1/retention")
+
+    def set_retention(self, days: Mapping[str, int | None]) -> RetentionRule:
+        """Changes the rule for the kinds that are named: "payloads", "objects" or "records"; None is for ever."""
+        return self._call(RetentionRule, "PATCH", "/v1/retention", json=dict(days))
+
+    def retention_due(self, *, within_days: int = 0) -> RetentionDueList:
+        """What would go now, or within so many days."""
+        return self._call(RetentionDueList, "GET", "/v1/retention/due", params={"within_days": within_days})
 
     def drain_worker(self, worker_id: str) -> Worker:
         """Its device finishes what it holds and takes nothing new, until it is resumed."""

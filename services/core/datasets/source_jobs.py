@@ -24,7 +24,7 @@ WITH RECURSIVE named (id) AS (
   SELECT unnest(CAST(:jobs AS bigint[]))
   UNION
   SELECT id FROM unnest(CAST(:before AS bigint[]) || CAST(:roots AS bigint[])) AS known (id)
-  WHERE NOT EXISTS (SELECT FROM jobs WHERE jobs.id = known.id AND deleted_at IS NULL)
+  WHERE NOT EXISTS (SELECT FROM jobs WHERE jobs.id = known.id AND deleted_at IS NULL AND objects_deleted_at IS NULL)
   UNION
   SELECT jobs.id FROM jobs JOIN unnest(CAST(:labels AS jsonb[])) AS label ON jobs.labels @> label
   WHERE tenant_id = :tenant_id
@@ -45,7 +45,8 @@ WITH RECURSIVE named (id) AS (
 SELECT jobs.id, min(climbed.root) AS root, state, finished_at IS NOT NULL AS is_final, total, labels, created_at,
        {marks} AS marks
 FROM jobs JOIN climbed ON climbed.id = jobs.id
-WHERE tenant_id = :tenant_id AND deleted_at IS NULL AND state <> 'draft' AND state <> 'validating'
+WHERE tenant_id = :tenant_id AND deleted_at IS NULL
+  AND objects_deleted_at IS NULL AND state <> 'draft' AND state <> 'validating'
 GROUP BY jobs.id ORDER BY jobs.id
 """
 _MARKS = """(SELECT format('%s/%s/%s', count(*), max(at), sum(extract(epoch FROM at))) FROM marks
@@ -54,19 +55,21 @@ _JOBS = statement("source_jobs.jobs")(_FAMILIES.format(marks=_MARKS))
 _UNMARKED = statement("source_jobs.unmarked")(_FAMILIES.format(marks="''"))
 _UNMATCHED = statement("source_jobs.unmatched")("""
 SELECT place FROM unnest(CAST(:labels AS jsonb[])) WITH ORDINALITY AS wanted (label, place)
-WHERE NOT EXISTS (SELECT FROM jobs WHERE tenant_id = :tenant_id AND deleted_at IS NULL AND labels @> label)
+WHERE NOT EXISTS (SELECT FROM jobs WHERE tenant_id = :tenant_id AND deleted_at IS NULL
+  AND objects_deleted_at IS NULL AND labels @> label)
 ORDER BY place LIMIT 1
 """)
 # Until the plan is committed nobody deletes a job of it.
 _LOCK = statement("source_jobs.lock")("""
 SELECT count(*) FROM (
-  SELECT FROM jobs WHERE id = ANY(CAST(:jobs AS bigint[])) AND deleted_at IS NULL ORDER BY id FOR SHARE) locked
+  SELECT FROM jobs WHERE id = ANY(CAST(:jobs AS bigint[])) AND deleted_at IS NULL
+  AND objects_deleted_at IS NULL ORDER BY id FOR SHARE) locked
 """)
 _REJECTED = statement("source_jobs.rejected")("""
 SELECT index FROM marks WHERE job_id = :job_id AND index >= :first AND index < :end AND mark = 'rejected'
 """)
 _KNOWN = statement("source_jobs.known")(
-    "SELECT id FROM jobs WHERE id = ANY(CAST(:jobs AS bigint[])) AND deleted_at IS NULL"
+    "SELECT id FROM jobs WHERE id = ANY(CAST(:jobs AS bigint[])) AND deleted_at IS NULL AND objects_deleted_at IS NULL"
 )
 
 

@@ -11,12 +11,19 @@ _MAKE_PARTITIONS = statement("partitions.make_partitions")(
     "SELECT presswork_make_partitions((now() AT TIME ZONE 'UTC')::date, :weeks)"
 )
 
+_DROP_PARTITIONS = statement("partitions.drop_partitions")("SELECT presswork_drop_partitions(:weeks)")
 _LEAF = statement("partitions.leaf")("SELECT to_regclass(:name)")
 
 
 def make_partitions(connection: Connection, weeks: int = 5) -> int:
     """Makes the partitions of this week and the next ones, `weeks` in all. Returns how many were missing."""
     return int(connection.execute(_MAKE_PARTITIONS, {"weeks": weeks}).scalar_one())
+
+
+def drop_partitions(connection: Connection, weeks: int = 4) -> int:
+    """Drops the partitions of up to `weeks` weeks whose jobs are all gone, or wait for just that. Returns how many
+    tables that were. Gives up after a tenth of a second if somebody uses them."""
+    return int(connection.execute(_DROP_PARTITIONS, {"weeks": weeks}).scalar_one())
 
 
 def partition_name(table: str, job_id: int) -> str:

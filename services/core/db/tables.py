@@ -57,6 +57,7 @@ tenants = Table(
     Column("max_bytes_stored", BigInteger),
     Column("max_bytes_spooled", BigInteger),
     Column("max_device_seconds_per_day", Double),
+    Column("deleted_at", Moment),  # from then on it takes no new work; a background task deletes all of it
     CheckConstraint("weight > 0", name="tenants_weight"),
     CheckConstraint("state IN ('active','suspended')", name="tenants_state"),
     CheckConstraint(
@@ -215,6 +216,10 @@ jobs = Table(
     Column("drawn_seeds", Integer, nullable=False, server_default=zero),  # requests that gave no seed
     Column("deleted_at", Moment),  # from then on its tenant does not see it; a background task deletes all of it
     Column("traceparent", Text),  # the span under which it was submitted, as W3C Trace Context writes it
+    Column("retention", JSONB),  # days by kind, as its submission asked; what is absent follows the tenant's rule
+    Column("payloads_erased_at", Moment),  # from then on its prompts count as gone
+    Column("objects_deleted_at", Moment),  # from then on its pictures, exports and output files do
+    Column("drops_with_week", Boolean, nullable=False, server_default=text("false")),  # its images' rows wait for that
     CheckConstraint("priority BETWEEN 0 AND 2", name="jobs_priority"),
     CheckConstraint(
         "total > 0 OR (total = 0 AND state NOT IN ('queued','in_progress','finalizing','completed'))",
@@ -239,6 +244,12 @@ jobs = Table(
     ),
     Index("jobs_parent", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
     Index("jobs_deleted", "tenant_id", "id", postgresql_where=text("deleted_at IS NOT NULL")),
+    Index(
+        "jobs_retained",
+        "tenant_id",
+        "finished_at",
+        postgresql_where=text("finished_at IS NOT NULL AND deleted_at IS NULL"),
+    ),
     Index("jobs_state", "state", "tenant_id", "id"),
     Index("jobs_batches", "tenant_id", "id", postgresql_where=text("input_file_id IS NOT NULL")),
 )
@@ -451,6 +462,7 @@ failures = Table(  # every attempt that failed or was lost, also of images that 
     Column("claimed_at", Moment),
     Index("failures_image", "job_id", "index"),
     Index("failures_device", "device", "failed_at"),
+    Index("failures_age", "failed_at"),
     Index("failures_cause", "job_id", "code", "index"),
 )
 
@@ -1194,4 +1206,99 @@ webhook_tries = Table(
     Column("answer", Text),  # its first bytes
     Column("error", Text),
     PrimaryKeyConstraint("delivery_id", "number"),
+)
+
+retention_rules = Table(  # for how many days after its end a job keeps what; null: for ever
+    "retention_rules",
+    metadata,
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), primary_key=True, autoincrement=False),
+    Column("payload_days", Integer),
+    Column("object_days", Integer),
+    Column("record_days", Integer),
+    Column("updated_at", Moment, nullable=False, server_default=now),
+    CheckConstraint("payload_days >= 0 AND object_days >= 0 AND record_days >= 0", name="retention_rules_days"),
+)
+
+retention_work = Table(  # what of a job is due to go, and what still holds it
+    "retention_work",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("jobs.id", ondelete="CASCADE")),
+    Column("kind", Text),
+    Column("tenant_id", Integer, ForeignKey("tenants.id"), nullable=False),
+    Column("look_again_at", Moment, nullable=False, server_default=now),
+    Column("reason", Text),
+    PrimaryKeyConstraint("job_id", "kind"),
+    CheckConstraint("kind IN ('payloads','objects','records')", name="retention_work_kind"),
+    Index("retention_work_next", "tenant_id", "look_again_at"),
+)
+
+tenant_deletions = Table(  # it outlives the tenant: no foreign key
+    "tenant_deletions",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("tenant_id", Integer, nullable=False, unique=True),
+    Column("name", Text, nullable=False),
+    Column("requested_at", Moment, nullable=False, server_default=now),
+    Column("requested_by", Text, nullable=False),
+    Column("images", BigInteger, nullable=False, server_default=zero),
+    Column("objects", BigInteger, nullable=False, server_default=zero),
+    Column("rows", BigInteger, nullable=False, server_default=zero),
+    Column("emptied_at", Moment),  # when only its keys and events were left
+    Column("finished_at", Moment),
+    Column("remains", JSONB),  # rows by table; empty: nothing
+    Index("tenant_deletions_open", "tenant_id", postgresql_where=text("finished_at IS NULL")),
+)
+
+storage_mark = Table(  # one row: whether database and store belong together; an object of the store says the same
+    "storage_mark",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    Column("epoch", BigInteger, nullable=False, server_default=zero),
+    Column("is_pending", Boolean, nullable=False, server_default=text("false")),
+    CheckConstraint("singleton", name="storage_mark_singleton"),
+)
+
+storage_audits = Table(
+    "storage_audits",
+    metadata,
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("requested_by", Text, nullable=False),
+    Column("requested_at", Moment, nullable=False, server_default=now),
+    Column("share", REAL, nullable=False),
+    Column("step", Text, nullable=False, server_default=text("'records'")),
+    Column("at_job", BigInteger, nullable=False, server_default=zero),
+    Column("at_key", Text, nullable=False, server_default=text("''")),
+    *(
+        Column(name, BigInteger, nullable=False, server_default=zero)
+        for name in ("objects", "records", "sampled", "missing", "damaged", "orphans", "foreign_objects", "deleted",
+                     "requeued")
+    ),
+    Column("refusal", Text),  # why it deleted no orphans
+    Column("finished_at", Moment),
+    CheckConstraint("step IN ('records','listing','requeue','orphans','done')", name="storage_audits_step"),
+    CheckConstraint("share BETWEEN 0 AND 1", name="storage_audits_share"),
+    Index("storage_audits_open", text("(true)"), unique=True, postgresql_where=text("finished_at IS NULL")),
+)  # fmt: skip
+
+storage_orphans = Table(  # objects that no record names, and since when
+    "storage_orphans",
+    metadata,
+    Column("object_key", Text(collation="C"), primary_key=True),
+    Column("first_seen_at", Moment, nullable=False, server_default=now),
+    Column("audit_id", BigInteger, nullable=False),
+    Index("storage_orphans_age", "first_seen_at"),
+)
+
+storage_findings = Table(  # images whose object is missing or damaged, and the job that draws them again
+    "storage_findings",
+    metadata,
+    Column("job_id", BigInteger),
+    Column("index", Integer),
+    Column("kind", Text, nullable=False),
+    Column("audit_id", BigInteger, nullable=False),
+    Column("found_at", Moment, nullable=False, server_default=now),
+    Column("requeued_as", BigInteger),
+    PrimaryKeyConstraint("job_id", "index"),
+    CheckConstraint("kind IN ('missing','damaged')", name="storage_findings_kind"),
+    Index("storage_findings_waiting", "job_id", postgresql_where=text("requeued_as IS NULL")),
 )

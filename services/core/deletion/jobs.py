@@ -56,6 +56,15 @@ SELECT (SELECT min(id) FROM exports WHERE job_id = :id AND finished_at IS NULL) 
        ({_NEEDED_BY}) AS needed_by
 """)  # noqa: S608  our own text
 
+# Pictures are copied into the catalogue when the run is written. Then nothing of it needs the job any more.
+_CATALOGUE = statement("jobs.catalogue")("""
+SELECT min(c.name) FROM catalogue_runs r JOIN catalogues c ON c.id = r.catalogue_id
+WHERE r.job_id = :id AND r.tenant_id = :tenant_id AND r.finished_at IS NULL
+""")
+_FILES = statement("jobs.files")(
+    "SELECT output_file_id, error_file_id FROM jobs WHERE id = :id AND tenant_id = :tenant_id"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -90,6 +99,34 @@ def stored(connection: Connection, tenant_id: int, job_id: int) -> Stored:
     )
 
 
+def check(connection: Connection, tenant_id: int, job_id: int) -> None:
+    """Locks the job, unless something needs its images or prompts. For what deletes a part of it.
+
+    Raises:
+        NotFound: no such job of this tenant.
+        Conflict: it has not ended, or something else needs it.
+    """
+    values = {"id": job_id, "tenant_id": tenant_id}
+    state = connection.execute(_STATE, values).scalar_one_or_none()
+    if state is None:
+        raise NotFound("There is no such job.")
+    row = connection.execute(_LOCKED, values).one_or_none()
+    if row is None:
+        raise Conflict("The job is being changed, exported or retried at this moment; try again.", "job_in_use")
+    refusal = _needed(connection, state, values)
+    if refusal is None and (name := connection.execute(_CATALOGUE, values).scalar_one_or_none()) is not None:
+        refusal = Conflict(f"A run of the catalogue {name} takes pictures from it.", "job_in_use")
+    if refusal is not None:
+        raise refusal
+
+
+def delete_files(connection: Connection, tenant_id: int, job_id: int) -> None:
+    """Hides the output files of a job that the caller has locked."""
+    for file_id in connection.execute(_FILES, {"id": job_id, "tenant_id": tenant_id}).one():
+        if file_id is not None:
+            _delete_file(connection, tenant_id, file_id)
+
+
 def delete(connection: Connection, tenant_id: int, job_id: int) -> None:
     """Hides the job, its exports and its output files from this commit on; a background task deletes them. An open
     draft is stopped. The transaction must be the system's, and must be rolled back after an error. A second call is not
@@ -112,10 +149,7 @@ def delete(connection: Connection, tenant_id: int, job_id: int) -> None:
         raise Conflict("The job is being changed, exported or retried at this moment; try again.", "job_in_use")
     if row.deleted_at is not None:
         return
-    refusal = _refusal(state, connection.execute(_USED, values).one())
-    if refusal is None and (name := datasets.reading(connection, job_id)) is not None:
-        message = f"A version of the dataset {name} is being written from it; wait for that, or cancel it."
-        refusal = Conflict(message, "export_not_ended")
+    refusal = _needed(connection, state, values)
     if refusal is not None:
         raise refusal
     job_states.mark_deleted(connection, tenant_id, job_id)
@@ -124,6 +158,15 @@ def delete(connection: Connection, tenant_id: int, job_id: int) -> None:
         if file_id is not None:
             _delete_file(connection, tenant_id, file_id)
     files.delete_inputs_of(connection, job_id)
+
+
+def _needed(connection: Connection, state: str, values: dict[str, int]) -> Conflict | None:
+    """Why the locked job cannot be deleted now."""
+    refusal = _refusal(state, connection.execute(_USED, values).one())
+    if refusal is None and (name := datasets.reading(connection, values["id"])) is not None:
+        message = f"A version of the dataset {name} is being written from it; wait for that, or cancel it."
+        refusal = Conflict(message, "export_not_ended")
+    return refusal
 
 
 def _refusal(state: str, used: Any) -> Conflict | None:

@@ -1,8 +1,10 @@
 """The background task that deletes a deleted job: its objects, then its rows, and at last the job itself.
 
 It takes the images in order, a thousand at a time: first their objects, then their rows, in one transaction. So whoever
-continues after a crash begins at the first image that is left. The rows are deleted by two functions of the database
-that touch nothing but a deleted job. Its exports and files have background tasks of their own.
+continues after a crash begins at the first image that is left. If all jobs of a week are deleted and the week is long
+over, it deletes only the objects, and a periodic task drops the week's partitions with the rows. The rows are deleted
+by two functions of the database that touch nothing but a deleted job. Its exports and files have background tasks of
+their own.
 
 A worker that was stopped for longer than the job lived can store an object after all this, when it wakes up. Nobody
 settles it, and the object is left over.
@@ -20,6 +22,7 @@ from services.core.db.leases import Lease
 from services.core.db.statements import statement
 from services.core.db.turns import Waiting
 from services.core.model import ids
+from services.core.queue import job_states
 from services.core.storage import keys
 from services.core.storage.contract import ImageStore
 
@@ -27,6 +30,7 @@ SLICE_SECONDS = 10.0  # then other jobs get their turn
 IMAGES_AT_ONCE = 1_000
 _ROWS_AT_ONCE = 5_000  # of segments, chunks and the like
 _DROPPERS = 8
+_LONGEST_PAUSE = 0.25  # seconds, after each batch of rows
 
 _PENDING = statement("task.pending")(
     turns.first_of_each("""
@@ -34,15 +38,20 @@ _PENDING = statement("task.pending")(
   WHERE tenant_id = t.id AND deleted_at IS NOT NULL AND finished_at IS NOT NULL
     AND id <> ALL(CAST(:excluding AS bigint[]))
     AND NOT EXISTS (SELECT FROM exports WHERE exports.job_id = jobs.id)
+    AND (NOT drops_with_week OR NOT EXISTS (SELECT FROM images WHERE images.job_id = jobs.id))
   ORDER BY random() LIMIT :first
 """)
 )
 _JOB = statement("task.job")("""
-SELECT tenant_id, total FROM jobs WHERE id = :id AND deleted_at IS NOT NULL AND finished_at IS NOT NULL
+SELECT tenant_id, total, drops_with_week, presswork_is_condemned(id) AS condemned FROM jobs
+WHERE id = :id AND deleted_at IS NOT NULL AND finished_at IS NOT NULL
 """)
 _FIRST = statement("task.first")("SELECT index FROM images WHERE job_id = :id ORDER BY index LIMIT 1")
 _KEYS = statement("task.keys")(
     "SELECT object_key FROM results WHERE job_id = :id AND index >= :first AND index < :past"
+)
+_NEXT_KEYS = statement("task.next_keys")(
+    "SELECT index AS place, object_key FROM results WHERE job_id = :id AND index > :after ORDER BY index LIMIT :limit"
 )
 _DELETE_IMAGES = statement("task.delete_images")("SELECT presswork_delete_images(:id, :first, :past)")
 _DELETE_JOB = statement("task.delete_job")("SELECT presswork_delete_job(:id, :most)")
@@ -66,14 +75,34 @@ def run(store: ImageStore, job_id: int, lease: Lease) -> None:
             list(pool.map(store.drop, some))
             lease.keep()
 
+        if job.condemned and not job.drops_with_week:
+            _drop_objects(job_id, lease, drop)
+            drop_the_rest(store, job.tenant_id, job_id, job.total, drop)
+            with lease.begin() as connection:
+                job_states.drop_with_week(connection, job_id)
+            return
         while _delete_images(job_id, lease, drop):
             if time.monotonic() > until:
                 return
-        _drop_the_rest(store, _folders(job.tenant_id, job_id, job.total), drop)
+        drop_the_rest(store, job.tenant_id, job_id, job.total, drop)
     deleted = 1
     while deleted:
         with lease.begin() as connection:
             deleted = connection.execute(_DELETE_JOB, {"id": job_id, "most": _ROWS_AT_ONCE}).scalar_one()
+
+
+def _drop_objects(job_id: int, lease: Lease, drop: Callable[[Iterable[str]], None]) -> None:
+    """Deletes the objects and leaves the rows, which go with the partitions of their week. After a crash it begins
+    again: an object that is gone already costs one request."""
+    after = -1
+    while True:
+        with lease.begin() as connection:
+            values = {"id": job_id, "after": after, "limit": IMAGES_AT_ONCE}
+            rows = connection.execute(_NEXT_KEYS, values).all()
+        if not rows:
+            return
+        drop(row.object_key for row in rows)
+        after = rows[-1].place
 
 
 def _delete_images(job_id: int, lease: Lease, drop: Callable[[Iterable[str]], None]) -> bool:
@@ -86,14 +115,18 @@ def _delete_images(job_id: int, lease: Lease, drop: Callable[[Iterable[str]], No
         found = connection.execute(_KEYS, values).scalars().all()
     drop(found)
     with lease.begin() as connection:
+        began = time.monotonic()
         connection.execute(_DELETE_IMAGES, values)
+    lease.stopping.wait(min(time.monotonic() - began, _LONGEST_PAUSE))  # others get as much of the database
     return True
 
 
-def _drop_the_rest(store: ImageStore, folders: list[str], drop: Callable[[Iterable[str]], None]) -> None:
+def drop_the_rest(
+    store: ImageStore, tenant_id: int, job_id: int, total: int, drop: Callable[[Iterable[str]], None]
+) -> None:
     """Deletes the objects that no row named: thumbnails, and those of workers that lost their lease before they
     settled."""
-    for folder in folders:
+    for folder in _folders(tenant_id, job_id, total):
         drop([])
         while some := list(islice(store.under(folder), IMAGES_AT_ONCE)):  # listed again until there are none
             drop(some)

@@ -23,7 +23,7 @@ from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 
 _JOB = statement("exports.job")("""
-SELECT j.state, j.finished_at, j.base_url, c.done,
+SELECT j.state, j.finished_at, j.base_url, c.done, j.objects_deleted_at,
   CAST(:mark AS text) IS NULL OR EXISTS (SELECT FROM marks WHERE marks.job_id = j.id AND mark = :mark) AS has_marked
 FROM jobs j JOIN job_counts c ON c.job_id = j.id
 WHERE j.id = :job_id AND j.tenant_id = :tenant_id FOR SHARE OF j
@@ -123,6 +123,8 @@ def create(
         raise Conflict(f"The job is {job.state}; it can be exported once it has finished.", "job_not_finished")
     if not job.done:
         raise Conflict(f"The job is {job.state} and none of its images is done.", "nothing_to_export")
+    if job.objects_deleted_at is not None:
+        raise Conflict("The job's images were deleted by the retention rules.", "objects_deleted")
     if not job.has_marked:
         raise Conflict(f"No image of the job is {mark}: mark some, or leave the option mark out.", "nothing_to_export")
     export_id = ids.new()

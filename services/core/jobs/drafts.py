@@ -86,7 +86,7 @@ def open_draft(
 ) -> int | None:
     """Creates a draft without images. Returns None, or the id of the job that this Idempotency-Key created before."""
     if idempotency_key is not None:
-        digest = idempotency.digest("draft", label.model_dump())
+        digest = idempotency.digest("draft", label.model_dump(exclude=label.not_set()))
         known = idempotency.remember(connection, tenant_id, idempotency_key, sha256=digest, thing=job_id)
         if known is not None:
             return known
@@ -98,6 +98,7 @@ def open_draft(
         labels=label.labels,
         dedupe=label.dedupe,
         embed_prompt=label.embed_prompt,
+        retention=label.retention,
     )
     return None
 
@@ -112,11 +113,13 @@ def create(
     dedupe: bool,
     embed_prompt: bool,
     parent_id: int | None = None,
+    retention: dict[str, int | None] | None = None,
 ) -> None:
     """Records an empty draft."""
     draft = NewJob(
         id=job_id, tenant_id=tenant_id, state=JobState.DRAFT, priority=priority, labels=labels, dedupe=dedupe,
         embed_prompt=embed_prompt, parent_id=parent_id, expires_seconds=KEPT_DAYS * 86_400,
+        retention=retention,
     )  # fmt: skip
     job_states.create(connection, draft)
 

@@ -30,6 +30,7 @@ _IMAGES = statement("inputs.images")("""
 SELECT r.job_id, r.index AS place, r.object_key, r.sha256
 FROM unnest(CAST(:job_ids AS bigint[]), CAST(:indexes AS integer[])) AS wanted (job_id, index)
 JOIN jobs j ON j.id = wanted.job_id AND j.tenant_id = :tenant_id AND j.deleted_at IS NULL
+  AND j.objects_deleted_at IS NULL
 JOIN results r ON r.job_id = wanted.job_id AND r.index = wanted.index
 """)
 # Shared locks: nobody deletes them before this transaction ends, and whoever comes after it sees the new rows.
@@ -39,6 +40,7 @@ ORDER BY id FOR SHARE
 """)
 _HOLD_JOBS = statement("inputs.hold_jobs")("""
 SELECT id FROM jobs WHERE tenant_id = :tenant_id AND id = ANY(CAST(:ids AS bigint[])) AND deleted_at IS NULL
+  AND objects_deleted_at IS NULL
 ORDER BY id FOR SHARE
 """)
 _NEED = statement("inputs.need")("""

@@ -23,7 +23,8 @@ from services.core.queue.images import Refused
 
 # FOR SHARE: nobody deletes the job while its requests are copied.
 _PARENT = statement("retry.parent")("""
-SELECT state, priority, labels, dedupe, embed_prompt FROM jobs WHERE id = :id AND tenant_id = :tenant_id FOR SHARE
+SELECT state, priority, labels, dedupe, embed_prompt, retention, payloads_erased_at
+FROM jobs WHERE id = :id AND tenant_id = :tenant_id FOR SHARE
 """)
 # The columns of a payload that differ in the new job; every other column is copied.
 _CHANGED = {
@@ -128,10 +129,13 @@ def count_refused(connection: Connection, job_id: int) -> int:
 
 
 def lock_parent(connection: Connection, tenant_id: int, parent_id: int) -> Any:
-    """The job's state, priority, labels and options; nobody deletes it meanwhile. Raises NotFound."""
+    """The job's state, priority, labels and options; nobody deletes it meanwhile. Raises NotFound,
+    or Conflict: its prompts are erased."""
     parent = connection.execute(_PARENT, {"id": parent_id, "tenant_id": tenant_id}).one_or_none()
     if parent is None:
         raise NotFound("There is no such job.")
+    if parent.payloads_erased_at is not None:
+        raise Conflict("The job's prompts were erased by the retention rules; submit them anew.", "payloads_erased")
     return parent
 
 
@@ -142,7 +146,7 @@ def create_child(
     """Records the new job as an empty draft, with the locked parent's options."""
     drafts.create(
         connection, tenant_id, child_id, priority=priority, labels=labels, dedupe=parent.dedupe,
-        embed_prompt=parent.embed_prompt, parent_id=parent_id,
+        embed_prompt=parent.embed_prompt, parent_id=parent_id, retention=parent.retention,
     )  # fmt: skip
 
 

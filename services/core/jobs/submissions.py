@@ -218,7 +218,8 @@ class Submission:
         """
         self.close()
         head = (label.priority, sorted(label.labels.items()), *(["dedupe"] if label.dedupe else []))
-        self._digest.update(repr((*head, *(["embed_prompt"] if label.embed_prompt else []))).encode())
+        more = [] if label.retention is None else [sorted(label.retention.items())]
+        self._digest.update(repr((*head, *(["embed_prompt"] if label.embed_prompt else []), *more)).encode())
         with database.begin(tenant_id) as connection:
             if idempotency_key is not None:
                 known = idempotency.remember(
@@ -240,6 +241,7 @@ class Submission:
             requests=self.requests,
             dedupe=label.dedupe,
             embed_prompt=label.embed_prompt,
+            retention=label.retention,
             drawn_seeds=self.drawn_seeds,
         )
         job_states.create(connection, job)

@@ -63,6 +63,7 @@ ALLOWED = {
     "priority": '"high", "normal" or "low"',
     "dedupe": "true or false",
     "embed_prompt": "true or false",
+    "retention": "an object with days from 0 to 36500, or null for ever, under payloads, objects and records",
     "labels": "an object of at most 16 texts; names of up to 64 characters, values of up to 512",
     "cause": "the code of a cause, as the job's failures list them",
     "indexes": f"a list of 1 to {RETRIED_INDEXES:,} indexes of failed images",
@@ -279,6 +280,22 @@ Labels = Annotated[
 ]
 
 
+_KINDS = ("payloads", "objects", "records")
+
+
+def _kinds(given: dict[str, int | None]) -> dict[str, int | None]:
+    if set(given) - set(_KINDS):
+        raise ValueError("unknown kind")
+    return given
+
+
+Retention = Annotated[
+    dict[str, Annotated[int, Field(ge=0, le=36_500)] | None],
+    AfterValidator(_kinds),
+    Field(description="For how many days after its end the job keeps its prompts, its objects and its records."),
+]
+
+
 class JobOptions(Body):
     """The options of a submission: everything except its requests."""
 
@@ -286,6 +303,11 @@ class JobOptions(Body):
     dedupe: bool = False
     embed_prompt: bool = False
     labels: Labels = Field(default_factory=dict)
+    retention: Retention | None = None
+
+    def not_set(self) -> set[str]:
+        """The fields that Idempotency-Keys of the release before do not cover."""
+        return {"retention"} if self.retention is None else set()
 
 
 def warnings(requests: int, *, dedupe: bool, drawn_seeds: int) -> list[str]:

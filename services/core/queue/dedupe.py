@@ -29,6 +29,7 @@ CROSS JOIN LATERAL (
     WHERE results.render_key = wanted.render_key AND reproducibility_class = :reproducibility_class LIMIT 1000
   ) r
   JOIN jobs ON jobs.id = r.job_id AND jobs.tenant_id = wanted.tenant_id AND jobs.deleted_at IS NULL
+    AND jobs.objects_deleted_at IS NULL
   WHERE r.flagged IS NOT NULL OR NOT CAST(:checked AS boolean)
   ORDER BY r.job_id DESC, r.index LIMIT 1
 ) found

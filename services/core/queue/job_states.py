@@ -28,10 +28,11 @@ _NEW = statement("job_states.new")(f"""
 WITH made AS (
   INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, drawn_seeds,
                     parent_id, input_file_id, completion_window, output_expires_seconds, base_url, expires_at,
-                    opened_at)
+                    opened_at, retention)
   VALUES (:id, :tenant_id, :state, :priority, :total, :requests, CAST(:labels AS jsonb), :dedupe, :embed_prompt,
           :drawn_seeds, :parent_id, :input_file_id, :completion_window, :output_expires_seconds,
-          :base_url, now() + make_interval(secs => :expires_seconds), CASE WHEN :opened THEN now() END)
+          :base_url, now() + make_interval(secs => :expires_seconds), CASE WHEN :opened THEN now() END,
+          CAST(:retention AS jsonb))
   RETURNING id, tenant_id, state
 ), logged AS (
   SELECT id, tenant_id, state, kind FROM made CROSS JOIN unnest(CAST(:kinds AS text[])) AS kind
@@ -181,6 +182,22 @@ WITH moved AS (
 {log.of_jobs("moved", "'job.deleted'", "jsonb_build_object('total', total)")}
 """)  # noqa: S608  our own text
 
+_GONE = """
+WITH moved AS (
+  UPDATE jobs SET {moment} = now() WHERE id = :id AND finished_at IS NOT NULL AND deleted_at IS NULL
+    AND {moment} IS NULL RETURNING id, tenant_id
+)
+"""
+_ERASE_PAYLOADS = statement("job_states.erase_payloads")(
+    _GONE.format(moment="payloads_erased_at") + log.of_jobs("moved", "'job.payloads_erased'")
+)
+_DELETE_OBJECTS = statement("job_states.delete_objects")(
+    _GONE.format(moment="objects_deleted_at") + log.of_jobs("moved", "'job.objects_deleted'")
+)
+_DROP_WITH_WEEK = statement("job_states.drop_with_week")(
+    "UPDATE jobs SET drops_with_week = true WHERE id = :id AND deleted_at IS NOT NULL AND finished_at IS NOT NULL"
+)
+
 EXPIRED_AT_ONCE = 50
 
 
@@ -204,6 +221,7 @@ class NewJob:
     output_expires_seconds: int | None = None
     base_url: str | None = None
     expires_seconds: int | None = None
+    retention: dict[str, int | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +238,7 @@ def create(connection: Connection, job: NewJob) -> None:
     """Records a job and its counters. Raises as `admission.ask_images` does, as everything does that adds images."""
     assert job.state in states.FIRST_JOB_STATES
     values = asdict(job) | {"labels": json.dumps(job.labels), "opened": job.state is JobState.QUEUED}
+    values["retention"] = None if job.retention is None else json.dumps(job.retention)
     values["kinds"] = ["job.created", *(["job.queued"] if job.state is JobState.QUEUED else [])]
     connection.execute(_NEW, values)
     counters.new(connection, job.id, job.total)
@@ -324,6 +343,21 @@ def mark_deleted(connection: Connection, tenant_id: int, job_id: int) -> bool:
     """Hides the job from its tenant from this commit on. False: there is none, or it is deleted already. The
     transaction must be the system's: a tenant's can write no row that it would not see."""
     return connection.execute(_MARK_DELETED, {"id": job_id, "tenant_id": tenant_id}).rowcount == 1
+
+
+def erase_payloads(connection: Connection, job_id: int) -> bool:
+    """From this commit on the prompts of a job that has ended count as gone. False: they do already."""
+    return connection.execute(_ERASE_PAYLOADS, {"id": job_id}).rowcount == 1
+
+
+def delete_objects(connection: Connection, job_id: int) -> bool:
+    """From this commit on the objects of a job that has ended count as gone. False: they do already."""
+    return connection.execute(_DELETE_OBJECTS, {"id": job_id}).rowcount == 1
+
+
+def drop_with_week(connection: Connection, job_id: int) -> None:
+    """The rows of a deleted job's images are left to be dropped with their partitions."""
+    connection.execute(_DROP_WITH_WEEK, {"id": job_id})
 
 
 def finalize(connection: Connection) -> int:

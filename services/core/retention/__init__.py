@@ -1,0 +1,1 @@
+"""How long jobs keep their prompts, objects and records, and what deletes them then."""

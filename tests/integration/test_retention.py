@@ -1,0 +1,293 @@
+"""Retention: what goes when, what holds it, and that all of it goes."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from scheduler.background_tasks import BackgroundTaskRunner, background_tasks
+from services.core.db import partitions
+from services.core.db.database import Database
+from services.core.db.leases import Lease
+from services.core.deletion import jobs as deletion
+from services.core.exports import exports, options
+from services.core.jobs import retry
+from services.core.model import ids, requests
+from services.core.model.errors import Conflict, PressworkError
+from services.core.notify import Notifier
+from services.core.retention import due, rules, task
+from services.core.settings import Settings
+from services.core.storage.s3 import S3Store
+from tests import exporting, factories
+from tests.factories import TENANT
+
+_PROMPTS = text("SELECT prompt FROM payloads WHERE job_id = :id ORDER BY index")
+
+
+@pytest.fixture
+def runner(database: Database, settings: Settings, store: S3Store) -> BackgroundTaskRunner:
+    factories.register(database)
+    tasks = background_tasks(settings, store, Notifier(settings.redis_url))
+    return BackgroundTaskRunner(database, tasks, "scheduler-1")
+
+
+def aged(database: Database, settings: Settings, store: S3Store, days: int = 10, **head: Any) -> int:
+    """A job that ended so many days ago."""
+    asked = [{"prompt": "a mug", "n": 2, "metadata": {"sku": "7"}}, {"prompt": "a cup", "negative_prompt": "blur"}]
+    job_id = factories.submit(database, settings, asked, head=head)
+    while claim := factories.claim(database):
+        stored = factories.stored(claim, exporting.picture(0))
+        for image in stored:
+            store.put(image.object_key, exporting.picture(0), "image/png", {}, claim_id=claim.id)
+        factories.settle(database, claim, stored=stored)
+    exporting.finish(database, job_id)
+    with database.begin_system() as connection:
+        connection.execute(
+            text("UPDATE jobs SET finished_at = now() - make_interval(days => :days) WHERE id = :id"),
+            {"id": job_id, "days": days},
+        )
+    return job_id
+
+
+def set_rule(database: Database, **days: int | None) -> None:
+    with database.begin(TENANT) as connection:
+        rules.change(connection, TENANT, days)
+
+
+def work(runner: BackgroundTaskRunner, rounds: int = 3) -> None:
+    with runner.database.begin_system() as connection:
+        due.find(connection)
+    for _ in range(rounds):
+        runner.run_once()
+
+
+def prompts(database: Database, job_id: int) -> list[str]:
+    with database.begin_system() as connection:
+        return list(connection.execute(_PROMPTS, {"id": job_id}).scalars())
+
+
+def objects(database: Database, store: S3Store, job_id: int) -> int:
+    with database.begin_system() as connection:
+        keys = connection.execute(text("SELECT object_key FROM results WHERE job_id = :id"), {"id": job_id}).scalars()
+        there = set(store.under(""))
+        return sum(key in there for key in keys)
+
+
+def jobs(database: Database) -> set[int]:
+    with database.begin_system() as connection:
+        return set(connection.execute(text("SELECT id FROM jobs")).scalars())
+
+
+def reasons(database: Database) -> list[str | None]:
+    with database.begin_system() as connection:
+        return list(connection.execute(text("SELECT reason FROM retention_work")).scalars())
+
+
+def release(database: Database) -> None:
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE retention_work SET look_again_at = now()"))
+
+
+def test_without_a_rule_everything_is_kept(runner, database, settings, store):
+    job_id = aged(database, settings, store, days=4_000)
+    work(runner)
+    assert (prompts(database, job_id), objects(database, store, job_id)) == (["a mug", "a cup"], 3)
+
+
+def test_each_kind_goes_when_its_days_are_over_and_not_before(runner, database, settings, store):
+    old, young = (aged(database, settings, store, days=days) for days in (10, 5))
+    set_rule(database, payloads=7)
+    work(runner)
+    assert prompts(database, old) == ["", ""] and prompts(database, young) == ["a mug", "a cup"]
+    assert objects(database, store, old) == objects(database, store, young) == 3
+    set_rule(database, objects=7)
+    work(runner)
+    assert (objects(database, store, old), objects(database, store, young)) == (0, 3)
+    assert {old, young} <= jobs(database)
+    set_rule(database, records=7)
+    work(runner)
+    assert jobs(database) == {young}
+    assert reasons(database) == []
+
+
+def test_a_jobs_own_days_come_before_the_tenants(runner, database, settings, store):
+    set_rule(database, records=7)
+    kept = aged(database, settings, store, retention={"records": None})
+    longer = aged(database, settings, store, retention={"records": 30})
+    gone = aged(database, settings, store)
+    work(runner)
+    assert jobs(database) == {kept, longer}
+    set_rule(database, records=None)
+    shorter = aged(database, settings, store, retention={"objects": 1})
+    work(runner)
+    assert objects(database, store, shorter) == 0 and objects(database, store, kept) == 3
+    assert gone not in jobs(database)
+
+
+def test_a_dry_run_says_what_would_go_and_changes_nothing(database, settings, store, runner):
+    job_id = aged(database, settings, store)
+    set_rule(database, payloads=7, objects=20)
+    with database.begin(TENANT) as connection:
+        now = due.shown(connection, TENANT)
+        later = due.shown(connection, TENANT, ahead_days=15)
+    assert [(one.job_id, one.kind, one.images, one.stored_images) for one in now] == [(job_id, "payloads", 3, 3)]
+    assert [one.kind for one in later] == ["payloads", "objects"]
+    assert prompts(database, job_id) == ["a mug", "a cup"] and reasons(database) == []
+
+
+def test_what_an_unfinished_export_needs_stays_until_it_has_ended(runner, database, settings, store):
+    job_id = aged(database, settings, store)
+    with database.begin(TENANT) as connection:
+        asked = options.ExportRequest.model_validate({"format": "zip"})
+        export, _ = exports.create(connection, TENANT, job_id, asked, base_url="http://a")
+    set_rule(database, payloads=1, objects=1, records=1)
+    with database.begin_system() as connection:
+        due.find(connection)
+    task.run(store, job_id, taken(database))
+    assert [reason for reason in reasons(database) if reason and "still being written" in reason]
+    assert len(reasons(database)) == 3
+    assert prompts(database, job_id) == ["a mug", "a cup"] and objects(database, store, job_id) == 3
+    with database.begin_system() as connection:
+        assert due.pending(connection) == []  # it is not looked at again at once
+        exports.cancel(connection, TENANT, export)
+    release(database)
+    work(runner)
+    assert job_id not in jobs(database)
+
+
+def test_what_a_catalogues_run_and_a_dataset_take_stays_until_they_have_it(runner, database, settings, store):
+    of_run, of_dataset = aged(database, settings, store), aged(database, settings, store)
+    with database.begin_system() as connection:
+        connection.execute(
+            text("INSERT INTO catalogues (id, tenant_id, name, public_id, definition) VALUES (1, 1, 'c', 'p', '{}')")
+        )
+        connection.execute(
+            text("""INSERT INTO catalogue_runs (id, tenant_id, catalogue_id, state, plan_only, accept_removed,
+                                                definition, job_id)
+                    VALUES (1, 1, 1, 'rendering', false, false, '{}', :id)"""),
+            {"id": of_run},
+        )
+        connection.execute(
+            text("INSERT INTO datasets (id, tenant_id, name, format, definition) VALUES (1, 1, 'd', 'parquet', '{}')")
+        )
+        connection.execute(
+            text("INSERT INTO dataset_versions (dataset_id, number, tenant_id, definition) VALUES (1, 1, 1, '{}')")
+        )
+        connection.execute(
+            text("""INSERT INTO dataset_jobs (dataset_id, number, job_id, tenant_id, root_id, is_final, marks)
+                    VALUES (1, 1, :id, 1, :id, true, '')"""),
+            {"id": of_dataset},
+        )
+    set_rule(database, objects=1)
+    with database.begin_system() as connection:
+        due.find(connection)
+    for job_id in (of_run, of_dataset):
+        task.run(store, job_id, taken(database))
+        assert objects(database, store, job_id) == 3
+    assert sorted(str(reason)[:12] for reason in reasons(database)) == ["A run of the", "A version of"]
+
+
+def test_what_is_gone_is_refused_in_a_sentence(runner, database, settings, store):
+    job_id = aged(database, settings, store)
+    set_rule(database, payloads=1, objects=1)
+    work(runner)
+    with database.begin(TENANT) as connection, pytest.raises(Conflict, match="prompts were erased"):
+        retry.retry(connection, TENANT, job_id, requests.RetryOptions())
+    with database.begin(TENANT) as connection, pytest.raises(Conflict, match="images were deleted"):
+        asked = options.ExportRequest.model_validate({"format": "zip"})
+        exports.create(connection, TENANT, job_id, asked, base_url="http://a")
+
+
+def test_a_task_that_died_half_way_is_continued(runner, database, settings, store, monkeypatch):
+    job_id = aged(database, settings, store)
+    set_rule(database, payloads=1, objects=1)
+    with database.begin_system() as connection:
+        due.find(connection)
+
+    def dies(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(task, "_page", dies)
+        with pytest.raises(RuntimeError):
+            task.run(store, job_id, taken(database))
+    assert prompts(database, job_id) == ["", ""] and objects(database, store, job_id) == 3
+    with database.begin_system() as connection:  # what counts as gone is not found again; its work is still there
+        assert due.find(connection) == 0
+    work(runner)
+    assert objects(database, store, job_id) == 0 and reasons(database) == []
+
+
+def test_a_days_number_that_cannot_be_is_refused(database):
+    with database.begin(TENANT) as connection, pytest.raises(PressworkError, match="from 0 to 36500"):
+        rules.change(connection, TENANT, {"objects": -1})
+
+
+def test_a_whole_week_is_dropped_when_all_of_its_jobs_are_deleted(stack, runner, database, settings, store):
+    monday = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(weeks=6)
+    monday -= timedelta(days=monday.weekday())
+    first, second = (ids.floor(monday + timedelta(days=days)) + 1 for days in (1, 3))
+    with database.begin_system() as connection:
+        connection.execute(text("SELECT presswork_make_partitions(:day, 1)"), {"day": monday.date()})
+        for job_id in (first, second):
+            a_job_of_long_ago(connection, job_id)
+        # Nothing of it may go while a job is there.
+        assert partitions.drop_partitions(connection) == 0
+        deletion.delete(connection, TENANT, first)
+    runner.run_once()
+    assert first not in jobs(database)  # row by row: the other one is not deleted
+    with database.begin_system() as connection:
+        a_job_of_long_ago(connection, first)
+        for job_id in (first, second):
+            store.put(f"w{job_id}", b"a", "image/png", {}, claim_id=1)
+            deletion.delete(connection, TENANT, job_id)
+    for _ in range(2):
+        runner.run_once()
+    assert not {f"w{first}", f"w{second}"} & set(store.under(""))
+    name = partitions.partition_name("images", first)
+    with database.begin_system() as connection:
+        left = "SELECT count(*) FROM images WHERE job_id = ANY(:ids)"
+        assert connection.execute(text(left), {"ids": [first, second]}).scalar_one() == 4  # left for the drop
+        assert partitions.drop_partitions(connection) == 3
+        assert connection.execute(text("SELECT to_regclass(:name)"), {"name": name}).scalar_one() is None
+    runner.run_once()
+    assert jobs(database) == set()
+
+
+def test_a_week_that_somebody_reads_is_dropped_later(stack, database):
+    monday = datetime.now(UTC).date() - timedelta(weeks=6)
+    with database.begin_system() as connection:
+        connection.execute(text("SELECT presswork_make_partitions(:day, 1)"), {"day": monday})
+    with database.begin_system() as reading:
+        reading.execute(text("SELECT count(*) FROM images"))
+        with database.begin_system() as connection:
+            assert partitions.drop_partitions(connection) == 0
+    with database.begin_system() as connection:
+        assert partitions.drop_partitions(connection) == 3
+
+
+def a_job_of_long_ago(connection: Any, job_id: int) -> None:
+    connection.execute(
+        text("""INSERT INTO jobs (id, tenant_id, state, priority, total, opened_at, finished_at)
+                VALUES (:id, 1, 'completed', 1, 2, now(), now())"""),
+        {"id": job_id},
+    )
+    connection.execute(text("INSERT INTO counters (job_id, queued, done) VALUES (:id, 0, 2)"), {"id": job_id})
+    for index in range(2):
+        values = {"id": job_id, "index": index, "key": f"w{job_id}"}
+        connection.execute(
+            text("INSERT INTO images (job_id, index, segment_id, state) VALUES (:id, :index, 0, 2)"), values
+        )
+        connection.execute(
+            text("""INSERT INTO results (job_id, index, bytes, claim_id, render_seconds, truncated, sha256, object_key,
+                                         device, reproducibility_class)
+                    VALUES (:id, :index, 1, 1, 1, false, sha256(''), :key, 'd', 'c')"""),
+            values,
+        )
+
+
+def taken(database: Database) -> Lease:
+    lease = Lease(database, "retention/test", "scheduler-9")
+    assert lease.take()
+    return lease
