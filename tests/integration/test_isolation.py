@@ -5,6 +5,7 @@ path has no value in `places`, or if it needs a body to come as far as the thing
 `PARTS`. The stranger's key has every scope.
 """
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from sqlalchemy import text
 from scheduler.background_tasks import BackgroundTaskRunner, background_tasks
 from services.api.app import create_app
 from services.core.events import numbering
+from services.core.model import licenses
 from services.core.notify import Notifier
 from services.core.storage.s3 import S3Store
-from tests import cataloguing, exporting
+from services.core.webhooks import deriving
+from tests import cataloguing, exporting, factories
 from tests.web import Api
 
 MARK = "zebra9"  # in every name that the owner gives
@@ -45,11 +48,13 @@ PARTS: dict[str, dict[str, Any]] = {  # what an operation takes before it looks 
     "read_item": {"params": {"id": f"{MARK}-a"}},
     "add_part": {"files": {"data": ("a", b"{}")}},
     "complete_upload": {"json": {"part_ids": ["part_0000000000000"]}},
+    "change_webhook": {"json": {"enabled": False}},
     "change_tenant": {"json": {"weight": 2}},
     "create_tenant_key": {"json": {"name": "theirs"}},
 }
 LISTED: dict[str, dict[str, Any]] = {
     "find_images": {"params": {"custom_id": f"{MARK}-1"}},
+    "list_webhook_messages": {"params": {"after": 0}},
     "find_near_duplicates": {"params": {"label": f"team:{MARK}"}},
 }
 
@@ -59,6 +64,7 @@ OWN = {
     "put_schedule": {"json": NIGHTLY},
     "put_catalogue": {"json": cataloguing.DEFINITION},
     "show_model": {},
+    "accept_license": {},
 }
 # Listings in which nothing of the owner's is named: figures, and what is everybody's.
 NAMELESS = {
@@ -68,6 +74,8 @@ NAMELESS = {
     "list_near_duplicates",
     "find_near_duplicates",
     "follow_events",
+    "show_retention",
+    "list_retention_due",
 }
 
 
@@ -105,6 +113,7 @@ class Owner:
         view = {"page": "jobs", "name": f"{MARK}'s", "query": f"label=team%3A{MARK}"}
         self._make("/v1/tenants", json={"name": f"{MARK}-tenant"})
         api.http.patch("/v1/tenants/default", json={"name": f"{MARK}-house"})
+        hook = self._make("/v1/webhooks", json={"url": f"https://93.184.216.34/{MARK}"})["id"]
         self.places: dict[str, Any] = {
             "job_id": job,
             "export_id": export,
@@ -113,6 +122,9 @@ class Owner:
             "batch_id": self._make("/v1/batches", json=batch)["id"],
             "view_id": self._make("/v1/views", json=view)["id"],
             "action_id": self._make("/v1/jobs/actions", json={"action": "cancel", "label": f"team:{MARK}"})["id"],
+            "webhook_id": hook,
+            "delivery_id": self._make(f"/v1/webhooks/{hook}/test")["id"],
+            "term_id": self._make("/v1/policy/terms", json={"term": f"{MARK} gore"})["id"],
             "key_id": self._make("/v1/keys", json={"name": MARK, "scopes": ["view"]})["id"],
             "tenant_id": f"{MARK}-tenant",
             "dataset": f"{MARK}-mugs",
@@ -132,6 +144,9 @@ class Owner:
         self._make("/v1/jobs", json={"images": images, "labels": label})
         with api.database.begin_system() as connection:
             numbering.number(connection)
+            deriving.derive(connection)
+        card = dataclasses.replace(factories.CARD, license=licenses.named("creativeml-openrail-m"))
+        factories.register(api.database, card)
         self.ids = [str(value) for name, value in self.places.items() if name.endswith("_id") and name != "worker_id"]
 
     def _make(self, path: str, **parts: Any) -> Any:

@@ -17,11 +17,12 @@ _WITHHELD = ("worker", "webhook")
 TYPES = (
     "job.created", "job.submitted", "job.queued", "job.started", "job.finalizing", "job.completed", "job.failed",
     "job.cancelled", "job.expired", "job.refused", "job.cancel_requested", "job.paused", "job.resumed",
-    "job.priority_changed", "job.labels_changed", "job.marked", "job.deleted", "image.poison",
+    "job.priority_changed", "job.labels_changed", "job.marked", "job.payloads_erased", "job.objects_deleted",
+    "job.deleted", "image.poison",
     *BATCH.values(),
     "export.created", "export.completed", "export.failed", "export.cancelled", "export.deleted",
     "dataset.created", "dataset.changed", "dataset.deleted", "dataset.version_asked", "dataset.version_completed",
-    "dataset.version_failed", "dataset.version_cancelled",
+    "dataset.version_failed", "dataset.version_cancelled", "dataset.version_deleted",
     "catalogue.created", "catalogue.changed", "catalogue.uploaded", "catalogue.run", "catalogue.run_planned",
     "catalogue.run_published", "catalogue.run_unchanged", "catalogue.run_kept", "catalogue.run_failed",
     "catalogue.run_cancelling", "catalogue.run_cancelled", "catalogue.redrawn", "catalogue.published",
@@ -31,7 +32,7 @@ TYPES = (
     "schedule.deadline_missed",
     "bulk.requested", "bulk.stopped", "file.created", "file.deleted", "file.expired", "upload.created",
     "upload.completed", "upload.cancelled", "upload.expired", "key.issued", "key.revoked", "view.saved",
-    "view.changed", "view.deleted",
+    "view.changed", "view.deleted", "policy.term_added", "policy.term_removed", "license.accepted", "retention.changed",
 )  # fmt: skip
 # What an endpoint gets that does not choose: what has come to an end.
 USUAL = ("job.completed", "job.failed", "job.cancelled", "job.expired", "batch.*", "export.completed", "export.failed")
