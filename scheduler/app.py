@@ -20,7 +20,7 @@ from scheduler.background_tasks import (
     webhook_runner,
 )
 from scheduler.periodic_tasks import PeriodicTask, timetable
-from services.core import environment, logs
+from services.core import environment, logs, traces
 from services.core.db import database as databases
 from services.core.db import leadership, leases
 from services.core.db.connectivity import Connectivity
@@ -130,6 +130,7 @@ def main(argv: list[str] | None = None) -> int:
             with database.begin_system() as connection:
                 return 0 if leadership.exists(connection) else 1
         environment.check_temporary_folder()
+        traces.configure("scheduler", settings.traces_endpoint, settings.traces_ratio)
         policies.check(settings)
         for warning in databases.assert_suitable(database):
             log.warning("%s", warning)

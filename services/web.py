@@ -16,7 +16,7 @@ import uvicorn
 from services.api import admission
 from services.api.app import create_app
 from services.api.connections import GuardedProtocol
-from services.core import environment, logs
+from services.core import environment, logs, traces
 from services.core.db import database as databases
 from services.core.model.errors import PressworkError, SettingsError, Unavailable
 from services.core.policy import policies
@@ -93,6 +93,7 @@ def _build(settings: Settings) -> Any:
 
 def application(settings: Settings) -> Any:
     """The API, and the dashboard beside it. Connects to nothing yet."""
+    traces.configure("web", settings.traces_endpoint, settings.traces_ratio)
     policies.check(settings)
     app = create_app(settings)
     dashboard.install(app)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from services.core import traces
 from services.core.db import database as databases
 from services.core.db import leases
 from services.core.db.connectivity import Connectivity
@@ -54,6 +55,7 @@ class Child:
         )
         self._starting = Starting(self.database, self.worker_id, host=self.host, pid=os.getpid())
         try:
+            traces.configure("worker", settings.traces_endpoint, settings.traces_ratio)
             with activity.doing("opening the scorers"):
                 self._scoring = Scoring(settings)
             with activity.doing("opening the image policies"):

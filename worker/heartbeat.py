@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from services.core import traces
 from services.core.db.database import Database
 from services.core.model.errors import DatabaseUnavailable
 from services.core.model.specs import Claim, FailedImage, Image, StoredImage
@@ -37,6 +38,7 @@ class HeldClaim:
         self.inputs: dict[str, Any] = {}  # input pictures by their file's sha256, as pixels of the shape's size
         self.failed: tuple[FailedImage, ...] = ()  # before they could be rendered
         self.step = 0
+        self.trace = traces.NO_BATCH
         self.cancelled: frozenset[int] = frozenset()
         self.extended_at = time.monotonic()
         self.store_until = self.hold_until = math.inf  # no upload begins after the first, no beat after the second

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from services.core import traces
 from services.core.db.database import Database
 from services.core.model.errors import Unavailable
 from services.core.model.specs import Claim
@@ -119,7 +120,7 @@ class RenderLoop:
                 self._free_at = time.monotonic() + held.claim.seconds
                 upcoming = self._claiming.submit(lambda: None if until() else self._claim())
                 settling[:] = [future for future in settling if not future.done()]
-                self.device.begin(held, lambda outcome: settling.append(self._hand_over(outcome)))
+                self.device.begin(held, self._rendered(settling))
                 if not upcoming.done() or upcoming.result() is None:  # nothing to overlap with
                     self.device.finish()
                 self._free_at = 0.0
@@ -149,6 +150,16 @@ class RenderLoop:
                 self._seats.release()
         return held
 
+    def _rendered(self, settling: list[Future[None]]) -> Callable[[Outcome], None]:
+        """What is done with a batch that begins now, once it is rendered."""
+        began = traces.now()
+
+        def take(outcome: Outcome) -> None:
+            outcome.held.trace.record("render", began)
+            settling.append(self._hand_over(outcome))
+
+        return take
+
     def _hand_over(self, outcome: Outcome) -> Future[None]:
         return self._storing.hand_over(outcome, self._seats.release)
 
@@ -163,6 +174,7 @@ class RenderLoop:
         self._left = False
         self.leaving.keep(found.segments)
         while found.rows:
+            began = traces.now()
             seats = found.batch(most)
             with self.database.begin_system() as connection:
                 claim = claims.claim(
@@ -176,6 +188,7 @@ class RenderLoop:
             self.leaving.note(found.left(claim), found.alike, now=now, until=now + found.patience)
             if claim is not None:
                 held = self.heartbeat.hold(claim)
+                held.trace = self._traced(claim, began)
                 self._after_claim(claim, found, seats)
                 self._dedupe.copy_existing(held)
                 self._inputs.fetch(held)
@@ -188,6 +201,20 @@ class RenderLoop:
                 segments.raise_low(connection, found.job_ids)
             found = found.others
         return None
+
+    def _traced(self, claim: Claim, began: int) -> traces.Batch:
+        """The span of the claim's batch. Never raises, since the claim is held."""
+        if not traces.is_on():
+            return traces.NO_BATCH
+        try:
+            with self.database.begin_system() as connection:
+                parents = job_states.traceparents(connection, [image.job_id for image in claim.images])
+        except Exception as error:
+            log.warning("batch not traced", extra={"claim": claim.id, "error": type(error).__name__})
+            return traces.NO_BATCH
+        batch = traces.batch("batch", parents, began, claim=claim.id, images=len(claim.images))
+        batch.record("claim", began)
+        return batch
 
     def _candidates(self) -> looks.Candidates:
         """A worker without work goes on at once where it can serve nothing at the front of a lane."""

@@ -68,16 +68,19 @@ class StoringStage:
     def _store_and_settle(self, outcome: Outcome, done: Callable[[], None]) -> None:
         hanging = False
         try:
-            uploads = [self._uploading.submit(self._store, outcome.held, rendered) for rendered in outcome.rendered]
-            unfinished = wait(uploads, self._settings.abandon_seconds).not_done
+            with outcome.held.trace.part("store"):
+                uploads = [self._uploading.submit(self._store, outcome.held, rendered) for rendered in outcome.rendered]
+                unfinished = wait(uploads, self._settings.abandon_seconds).not_done
             hanging = any(not future.cancel() for future in unfinished)
             stored = [future.result() for future in uploads if future not in unfinished]
             unstorable = [image for image in stored if isinstance(image, FailedImage)]
             uploaded = [image for image in stored if isinstance(image, StoredImage)]
-            self._settle(outcome, [*outcome.held.reused, *uploaded], unstorable)
+            with outcome.held.trace.part("settle"):
+                self._settle(outcome, [*outcome.held.reused, *uploaded], unstorable)
         except Exception:
             log.exception("settle failed; the lease will expire", extra={"claim": outcome.held.claim.id})
         finally:
+            outcome.held.trace.end()
             self._heartbeat.release_claim(outcome.held)
             self._count(-1)
             done()

@@ -2,6 +2,8 @@
 exceptions."""
 
 import logging
+from contextlib import nullcontext
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -10,7 +12,7 @@ from services.api import addresses
 from services.api.admission import Admission
 from services.api.errors import envelope
 from services.api.exchange import Exchange
-from services.core import logs
+from services.core import logs, traces
 from services.core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,19 @@ class RequestMiddleware:
         exchange = Exchange(scope, receive, send, trusted=trusted)
         logs.request_id.set(exchange.id)
         scope = _as_get(scope)
+        traces.take(dict(scope["headers"]).get(b"traceparent", b"").decode("latin-1"))
+        try:
+            with _span(scope) as span:
+                await self._answer(scope, exchange)
+                if span is not None:
+                    route = _route(scope)
+                    span.update_name(f"{scope['method']} {route}".rstrip())
+                    span.set_attributes({"http.route": route, "http.response.status_code": exchange.status})
+        finally:
+            if peer is not None and scope.get("state", {}).get("authenticated"):
+                self._admission.remember(peer[0])
+
+    async def _answer(self, scope: Scope, exchange: Exchange) -> None:
         try:
             await (_bad_head(scope) or self._bad_host(scope) or self._app)(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
@@ -44,8 +59,6 @@ class RequestMiddleware:
                 message = f"Something went wrong in the server; it has been logged with the request id {exchange.id}."
                 await envelope(500, "internal_error", message)(scope, exchange.receive, exchange.send)
         finally:
-            if peer is not None and scope.get("state", {}).get("authenticated"):
-                self._admission.remember(peer[0])
             log.info("request", extra=exchange.log_fields())
 
     def _bad_host(self, scope: Scope) -> ASGIApp | None:
@@ -53,6 +66,19 @@ class RequestMiddleware:
         if scope["path"] in MONITORING or addresses.is_served(self._settings, scope):
             return None
         return envelope(421, "unknown_host", "This server does not serve the host that the request names.")
+
+
+def _span(scope: Scope) -> Any:
+    """The span of a request, but for those of what watches this process."""
+    if not traces.is_on() or scope["path"] in MONITORING:
+        return nullcontext()
+    return traces.span(scope["method"], kind="server", parent=traces.traceparent())
+
+
+def _route(scope: Scope) -> str:
+    """The address of the route that answered, with names in the place of ids."""
+    path = str(getattr(scope.get("route"), "path", ""))
+    return f"/v1{path}" if path and scope["path"].startswith("/v1/") and not path.startswith("/v1/") else path
 
 
 def _as_get(scope: Scope) -> Scope:

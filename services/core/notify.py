@@ -8,7 +8,7 @@ import threading
 
 import redis
 
-from services.core import broker
+from services.core import broker, traces
 from services.core.model.addresses import RedisAddress
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ class Notifier:
     def __init__(self, redis_url: str) -> None:
         self._redis = broker.redis_client(redis_url)
         self._app = broker.celery_app(redis_url)
-        self._wanted: dict[str, bool] = {}
+        self._wanted: dict[str, tuple[bool, str | None]] = {}  # whether again, and the span that it is a part of
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -31,7 +31,8 @@ class Notifier:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="notifier", daemon=True)
                 self._thread.start()
-            self._wanted[model] = again or self._wanted.get(model, False)
+            before, _ = self._wanted.get(model, (False, None))
+            self._wanted[model] = again or before, traces.traceparent() if traces.is_on() else None
             self._wake.notify()
 
     def notify_now(self, model: str, *, again: bool = False) -> bool:
@@ -50,8 +51,12 @@ class Notifier:
             with self._wake:
                 while not self._wanted:
                     self._wake.wait()
-                model, again = self._wanted.popitem()
-            self.notify_now(model, again=again)
+                model, (again, parent) = self._wanted.popitem()
+            if parent is None:
+                self.notify_now(model, again=again)
+                continue
+            with traces.span("wake-up", kind="producer", parent=parent, model=model):
+                self.notify_now(model, again=again)
 
 
 def redis_trouble(redis_url: str) -> str:

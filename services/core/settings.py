@@ -281,6 +281,9 @@ class Settings:
         "PRESSWORK_WEBHOOK_NETWORKS", "", _networks
     )  # besides public addresses
     webhook_http: bool = _setting("PRESSWORK_WEBHOOK_HTTP", "0", _flag)  # without encryption: for development
+    # Spans, by OTLP over HTTP; an empty endpoint leaves them off.
+    traces_endpoint: str = _setting("PRESSWORK_TRACES_ENDPOINT", "", _address("http", "https"))  # ends with /v1/traces
+    traces_ratio: float = _setting("PRESSWORK_TRACES_RATIO", "1", _number(0, 1))  # of traces that begin here
     # The worker.
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")

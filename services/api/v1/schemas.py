@@ -57,6 +57,7 @@ class Job(BaseModel):
     device_seconds: float
     dedupe: bool
     embed_prompt: bool
+    trace_id: str | None
     warnings: list[str]
     created_at: Moment
     started_at: Moment | None
@@ -198,6 +199,7 @@ def job(view: JobView) -> Job:
         device_seconds=round(view.device_seconds, 3),
         dedupe=view.dedupe,
         embed_prompt=view.embed_prompt,
+        trace_id=view.trace_id,
         warnings=requests.warnings(view.requests, dedupe=view.dedupe, drawn_seeds=view.drawn_seeds),
         created_at=view.created_at,
         started_at=view.started_at,

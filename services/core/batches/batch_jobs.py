@@ -30,7 +30,7 @@ _VALIDATING = statement("batch_jobs.validating")(
 """)
 )
 _INPUT = statement("batch_jobs.input")("""
-SELECT j.state, j.tenant_id, f.object_key FROM jobs j
+SELECT j.state, j.tenant_id, j.traceparent, f.object_key FROM jobs j
 LEFT JOIN files f ON f.id = j.input_file_id AND f.deleted_at IS NULL WHERE j.id = :id
 """)
 _JOB = """

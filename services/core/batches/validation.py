@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection
 
+from services.core import traces
 from services.core.batches import batch_jobs, line_format
 from services.core.db.leases import Lease
 from services.core.db.turns import Waiting
@@ -46,9 +47,12 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, 
         raise NoModels
     pictures = inputs.Inputs(settings, lease.begin, store, source.tenant_id)
     existing = submissions.ExistingJob(job_id)
-    with submissions.Submission(
-        settings, registry, policy=policy, keeps_refused=True, existing=existing, pictures=pictures
-    ) as submission:
+    with (
+        traces.span("validate", parent=source.traceparent),
+        submissions.Submission(
+            settings, registry, policy=policy, keeps_refused=True, existing=existing, pictures=pictures
+        ) as submission,
+    ):
         try:
             if source.object_key is None:
                 raise InvalidSubmission([Problem("file_gone", "The input file has been deleted.", "input_file_id")])

@@ -15,6 +15,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
+from services.core import traces
 from services.core.db import columns, deadlines, partitions
 from services.core.db.database import Database
 from services.core.files.pictures import InvalidPicture
@@ -220,7 +221,7 @@ class Submission:
         head = (label.priority, sorted(label.labels.items()), *(["dedupe"] if label.dedupe else []))
         more = [] if label.retention is None else [sorted(label.retention.items())]
         self._digest.update(repr((*head, *(["embed_prompt"] if label.embed_prompt else []), *more)).encode())
-        with database.begin(tenant_id) as connection:
+        with traces.span("commit", images=self.total), database.begin(tenant_id) as connection:
             if idempotency_key is not None:
                 known = idempotency.remember(
                     connection, tenant_id, idempotency_key, sha256=self._digest.digest(), thing=self.job_id

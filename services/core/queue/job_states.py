@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from services.core import traces
 from services.core.db import turns
 from services.core.db.statements import statement
 from services.core.db.turns import Waiting
@@ -27,10 +28,10 @@ from services.core.tenants import admission
 _NEW = statement("job_states.new")(f"""
 WITH made AS (
   INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, drawn_seeds,
-                    parent_id, input_file_id, completion_window, output_expires_seconds, base_url, expires_at,
-                    opened_at, retention)
+                    traceparent, parent_id, input_file_id, completion_window, output_expires_seconds, base_url,
+                    expires_at, opened_at, retention)
   VALUES (:id, :tenant_id, :state, :priority, :total, :requests, CAST(:labels AS jsonb), :dedupe, :embed_prompt,
-          :drawn_seeds, :parent_id, :input_file_id, :completion_window, :output_expires_seconds,
+          :drawn_seeds, :traceparent, :parent_id, :input_file_id, :completion_window, :output_expires_seconds,
           :base_url, now() + make_interval(secs => :expires_seconds), CASE WHEN :opened THEN now() END,
           CAST(:retention AS jsonb))
   RETURNING id, tenant_id, state
@@ -39,6 +40,9 @@ WITH made AS (
 )
 {log.of_jobs("logged", "kind", "jsonb_build_object('state', state)")}
 """)  # noqa: S608  our own text
+_TRACEPARENTS = statement("job_states.traceparents")(
+    "SELECT traceparent FROM jobs WHERE id = ANY(:ids) AND traceparent IS NOT NULL ORDER BY id"
+)
 _GROW = statement("job_states.grow")(
     "UPDATE jobs SET total = total + :images, requests = requests + :requests, "
     "drawn_seeds = drawn_seeds + :drawn_seeds WHERE id = :id RETURNING tenant_id"
@@ -239,10 +243,16 @@ def create(connection: Connection, job: NewJob) -> None:
     assert job.state in states.FIRST_JOB_STATES
     values = asdict(job) | {"labels": json.dumps(job.labels), "opened": job.state is JobState.QUEUED}
     values["retention"] = None if job.retention is None else json.dumps(job.retention)
+    values["traceparent"] = traces.traceparent()
     values["kinds"] = ["job.created", *(["job.queued"] if job.state is JobState.QUEUED else [])]
     connection.execute(_NEW, values)
     counters.new(connection, job.id, job.total)
     admission.ask_images(connection, job.tenant_id, job.total)
+
+
+def traceparents(connection: Connection, job_ids: Sequence[int]) -> list[str]:
+    """The spans under which those of the jobs were submitted that have one, in order of ids."""
+    return list(connection.execute(_TRACEPARENTS, {"ids": sorted(set(job_ids))}).scalars())
 
 
 def grow(connection: Connection, job_id: int, *, images: int, requests: int, drawn_seeds: int = 0) -> None:
