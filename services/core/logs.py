@@ -1,13 +1,18 @@
-"""Structured logs: one JSON object per line, with an event and its ids as fields. Prompts are never logged.
+"""Structured logs: one JSON object per line, with an event and its ids as fields. Prompts and secrets are never logged.
+
+Errors of the database and of checks quote what they were about, so their texts are left out of tracebacks; what stays
+is the kind, the SQLSTATE, and the table and the constraint. Of addresses, passwords and queries are left out.
 
 `at` is in UTC. A line that a request caused carries its `request_id`, which the answer has as X-Request-Id.
 """
 
 import json
 import logging
+import re
 import sys
 import threading
 import time
+import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +24,11 @@ _REPEATED = {
     "services.api.body.streaming",
 }  # fmt: skip
 _MAX_STATES = 1_000
+_SECRETS = (
+    (re.compile(r'(://)[^/\s@"\\]*@'), r"\1***@"),  # a name and a password before a host
+    (re.compile(r'(https?://[^\s?"\\]*\?)[^\s"\\]+'), r"\1***"),  # signatures and tokens
+    (re.compile(r"pw_[A-Za-z0-9]{8}_[A-Za-z0-9_-]+"), "pw_***"),  # API keys
+)
 OURS = ("services", "worker", "scheduler", "migrations", "__main__")
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of what this task or thread works on
 
@@ -39,8 +49,48 @@ class JsonLines(logging.Formatter):
             entry["request_id"] = request
         entry |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD and value is not None}
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+            entry["exception"] = _exception(record.exc_info[1])
+        return _scrubbed(json.dumps(entry, default=str))
+
+
+def _scrubbed(line: str) -> str:
+    for pattern, instead in _SECRETS:
+        line = pattern.sub(instead, line)
+    return line
+
+
+def _exception(error: BaseException | None) -> str:
+    """The tracebacks of an error and of those that led to it, the first one first, without texts that quote data."""
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    parts = [f"{''.join(traceback.format_tb(one.__traceback__))}{_kind(one)}: {_said(one)}" for one in reversed(chain)]
+    for one in chain:
+        if isinstance(one, BaseExceptionGroup):
+            parts += map(_exception, one.exceptions)
+    return "\n\n".join(parts)
+
+
+def _kind(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, if that quotes no data."""
+    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    if modules & {"psycopg", "sqlalchemy"}:
+        diagnosis = getattr(getattr(error, "orig", None) or error, "diag", None)
+        names = ("sqlstate", "table_name", "column_name", "constraint_name")
+        found = [f"{name} {value}" for name in names if (value := getattr(diagnosis, name, None))]
+        return ", ".join(found) or "no SQLSTATE"
+    if modules & {"pydantic", "pydantic_core"}:
+        return f"{getattr(error, 'error_count', lambda: 'some')()} errors of {getattr(error, 'title', '')}"
+    problems = getattr(error, "problems", None)
+    if problems is not None:
+        return ", ".join(sorted({getattr(problem, "code", "problem") for problem in problems}))
+    return str(error)
 
 
 def _utc(seconds: float) -> str:

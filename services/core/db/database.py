@@ -68,6 +68,7 @@ class Database:
             pool_size=pool_size,
             max_overflow=pool_size,
             pool_timeout=10,
+            hide_parameters=True,  # of an error: they are prompts, too
             connect_args=options | {"application_name": application, "autocommit": True},
         )
         deadlines.limit(self._engine, answer_seconds)
