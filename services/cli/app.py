@@ -36,6 +36,7 @@ from services.cli import (
     tenants,
     top,
     waiting,
+    webhooks,
     workers,
 )
 from services.cli.exits import EPILOG
@@ -67,6 +68,7 @@ actions.add_to(app, OPERATIONS)
 app.add_typer(datasets.app, name="dataset", rich_help_panel=RESULTS)
 app.add_typer(bulk.app, name="bulk", rich_help_panel=JOBS)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=JOBS)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel=OPERATIONS)
 app.add_typer(catalogues.app, name="catalogue", rich_help_panel=CATALOGUES)
 app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=OPERATIONS)

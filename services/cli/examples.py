@@ -97,6 +97,30 @@ EXAMPLES = {
     "schedules run": ("presswork schedules run nightly",),
     "schedules runs": ("presswork schedules runs nightly --limit 30",),
     "schedules rm": ("presswork schedules rm nightly",),
+    "webhooks create": (
+        "presswork webhooks create https://shop.example/hook",
+        "presswork webhooks create https://a.example/in --event 'job.*' --label run=a",
+    ),
+    "webhooks list": ("presswork webhooks list",),
+    "webhooks show": (
+        "presswork webhooks show whe_039yaf9w3gxt6", "presswork webhooks show whe_039yaf9w3gxt6 --secret",
+    ),
+    "webhooks set": (
+        "presswork webhooks set whe_039yaf9w3gxt6 --disable",
+        "presswork webhooks set whe_039yaf9w3gxt6 --event job.failed --event 'batch.*'",
+    ),
+    "webhooks rotate": ("presswork webhooks rotate whe_039yaf9w3gxt6",),
+    "webhooks rm": ("presswork webhooks rm whe_039yaf9w3gxt6",),
+    "webhooks deliveries": (
+        "presswork webhooks deliveries whe_039yaf9w3gxt6 --status failed",
+        "presswork webhooks deliveries whe_039yaf9w3gxt6 whd_039yaf9w3gxt6",
+    ),
+    "webhooks redeliver": ("presswork webhooks redeliver whe_039yaf9w3gxt6 whd_039yaf9w3gxt6",),
+    "webhooks test": ("presswork webhooks test whe_039yaf9w3gxt6",),
+    "webhooks listen": (
+        "presswork webhooks listen --forward http://127.0.0.1:3000/hook",
+        "presswork webhooks listen --forward http://127.0.0.1:3000/ --event 'job.*'",
+    ),
     "open": ("presswork open", "presswork open job_039yenx5ewysr", "presswork open --print"),
     "dataset create": (
         "presswork dataset create mugs --label run=a --split train=0.9 --split val=0.1",

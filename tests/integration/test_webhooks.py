@@ -18,7 +18,7 @@ from services.core.jobs import lifecycle
 from services.core.model.errors import Conflict
 from services.core.webhooks import deliveries, deriving, endpoints, retries
 from services.core.webhooks.asked import WebhookChanges
-from services.core.webhooks.signing import SecretUnreadable
+from services.core.webhooks.sealing import SecretUnreadable
 from tests import factories, receiving
 from tests.factories import TENANT
 from tests.receiving import answer, derive, happen, hurry, listed, make, runner, tries

@@ -21,7 +21,7 @@ from services.core.fetching.targets import Target
 from services.core.model import ids
 from services.core.model.errors import Conflict, InvalidSubmission, NotFound, Problem
 from services.core.settings import Settings
-from services.core.webhooks import signing
+from services.core.webhooks import sealing, signing
 from services.core.webhooks.asked import WebhookChanges, WebhookRequest
 
 MOST = 20  # of one tenant
@@ -148,7 +148,7 @@ def create(connection: Connection, settings: Settings, tenant_id: int, asked: We
     number, secret = ids.new(), signing.new()
     values: dict[str, Any] = {
         "id": number, "tenant_id": tenant_id, "url": asked.url, "description": asked.description,
-        "events": asked.events, "labels": json.dumps(asked.labels), "secret": signing.sealed(settings.secrets, secret),
+        "events": asked.events, "labels": json.dumps(asked.labels), "secret": sealing.sealed(settings.secrets, secret),
     }  # fmt: skip
     connection.execute(_NEW, values)
     return find(connection, tenant_id, number), secret
@@ -196,14 +196,14 @@ def secret(connection: Connection, accepted: Sequence[str], tenant_id: int, numb
     token = connection.execute(_SECRET, {"tenant_id": tenant_id, "id": number}).scalar_one_or_none()
     if token is None:
         raise NotFound("There is no such webhook.")
-    return signing.opened(accepted, token)
+    return sealing.opened(accepted, token)
 
 
 def rotate(connection: Connection, accepted: Sequence[str], tenant_id: int, number: int) -> tuple[Endpoint, str]:
     """A new secret. The one before signs too for a day; the one before that no longer does. Raises NotFound."""
     made = signing.new()
     values = {"tenant_id": tenant_id, "id": number, "hours": signing.OVERLAP_HOURS}
-    if not connection.execute(_ROTATE, values | {"secret": signing.sealed(accepted, made)}).rowcount:
+    if not connection.execute(_ROTATE, values | {"secret": sealing.sealed(accepted, made)}).rowcount:
         raise NotFound("There is no such webhook.")
     return find(connection, tenant_id, number), made
 
@@ -226,11 +226,11 @@ def reseal(connection: Connection, accepted: Sequence[str]) -> int:
     count = 0
     for row in connection.execute(_SEALED).all():
         tokens = [token for token in (row.secret, row.old_secret) if token is not None]
-        if all(signing.is_current(accepted, token) for token in tokens):
+        if all(sealing.is_current(accepted, token) for token in tokens):
             continue
         try:
-            new = [signing.sealed(accepted, signing.opened(accepted, token)) for token in tokens]
-        except signing.SecretUnreadable:
+            new = [sealing.sealed(accepted, sealing.opened(accepted, token)) for token in tokens]
+        except sealing.SecretUnreadable:
             continue
         values = {"id": row.id, "secret": row.secret, "old_secret": row.old_secret, "new": new[0], "new_old": new[-1]}
         count += connection.execute(_RESEAL, values).rowcount

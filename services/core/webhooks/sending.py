@@ -14,7 +14,7 @@ from services.core.fetching.connections import Rules
 from services.core.fetching.errors import FetchFailed
 from services.core.fetching.post import Answer, post
 from services.core.settings import Settings
-from services.core.webhooks import deliveries, endpoints, signing
+from services.core.webhooks import deliveries, endpoints, sealing, signing
 from services.core.webhooks.deliveries import Try
 
 log = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ class Sender:
             sent = deliveries.due(connection, endpoint_id)
         while sent is not None:
             try:
-                secrets = [signing.opened(self._secrets, token) for token in (sent.secret, sent.old_secret) if token]
-            except signing.SecretUnreadable as error:
+                secrets = [sealing.opened(self._secrets, token) for token in (sent.secret, sent.old_secret) if token]
+            except sealing.SecretUnreadable as error:
                 log.error("webhook cannot be signed", extra={"webhook": endpoint_id, "error": str(error)})
                 with lease.begin() as connection:
                     deliveries.postpone(connection, endpoint_id, _UNREADABLE_SECONDS)
