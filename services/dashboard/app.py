@@ -43,6 +43,7 @@ from services.dashboard.pages import (
     submit_pictures,
     usage,
     views,
+    webhooks,
 )
 
 _PAGES = (
@@ -77,6 +78,7 @@ _PAGES = (
     find,
     duplicates,
     views,
+    webhooks,
     requests,
     schedules,
 )

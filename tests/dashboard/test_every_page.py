@@ -14,6 +14,8 @@ from services.core.model.ids import parse_job
 from services.core.model.scopes import Principal, Scope
 from services.core.model.specs import FailedImage
 from services.core.storage.s3 import S3Store
+from services.core.webhooks import deliveries, endpoints
+from services.core.webhooks.deliveries import Try
 from services.dashboard import words
 from services.dashboard.access import Visitor
 from tests import collecting, factories
@@ -113,6 +115,11 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "keys": "/settings/keys",
     "views": "/settings/views",
     "usage": "/settings/usage",
+    "webhooks": "/settings/webhooks",
+    "webhook": "/settings/webhooks/{hook}",
+    "a delivery": "/settings/webhooks/{hook}/deliveries/{delivery}",
+    "deleting a webhook": "/settings/webhooks/{hook}/actions/delete",
+    "an unknown webhook": "/settings/webhooks/nothing",
     "action log": "/settings/log",
     "nobody's acts": "/settings/log?who=nobody&what=job.paused&first=2026-01-01",
     "unknown": "/jobs/job_0000000000000",
@@ -138,6 +145,9 @@ _SHOWN = (
     "versions of a dataset compared",
     "fleet",
     "a template",
+    "webhooks",
+    "webhook",
+    "a delivery",
 )
 SOME = {name: PAGES[name] for name in _SHOWN}
 
@@ -150,6 +160,19 @@ def make_schedules(house: House) -> None:
     house.http.put("/v1/schedules/often", json={"cron": "*/5 * * * *", "target": target})
     with house.api.database.begin_system() as connection:
         connection.execute(_SOME_RUNS, {"tenant": house.tenant, "reason": HOSTILE[0]})
+
+
+def make_webhook(house: House) -> tuple[str, str]:
+    """One that answers with hostile texts, and a delivery to it."""
+    asked = {"url": "https://93.184.216.34/<script>window.hurt=1</script>", "description": HOSTILE[0][:200]}
+    hook = house.http.post("/v1/webhooks", json=asked | {"labels": {"a": HOSTILE[1]}}).json()["id"]
+    sent = house.http.post(f"/v1/webhooks/{hook}/test").json()["id"]
+    tried = Try(1, datetime.now(UTC), 12, 500, HOSTILE[1], None)
+    with house.api.database.begin_system() as connection:
+        deliveries.record(
+            connection, endpoints.parse_id(hook), deliveries.due(connection, endpoints.parse_id(hook)), tried
+        )
+    return hook, sent
 
 
 def make_catalogue(house: House, job: str) -> str:
@@ -195,10 +218,11 @@ def shown(house: House) -> dict[str, str]:
     house.http.put(f"/v1/jobs/{job}/marks", json={"mark": "accepted", "indexes": [0, 2]})
     make_schedules(house)
     run = make_catalogue(house, job)
+    hook, delivery = make_webhook(house)
     house.tick()
     make_dataset(house, job)
     live = house.submit({"prompt": HOSTILE[2], "n": 3, "size": "64x64"}, labels={"a": HOSTILE[5]})
-    return {"job": job, "live": live, "run": run}
+    return {"job": job, "live": live, "run": run, "hook": hook, "delivery": delivery}
 
 
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (1280, "dark"), (360, "light")])

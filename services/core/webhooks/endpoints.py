@@ -176,7 +176,8 @@ def change(connection: Connection, tenant_id: int, number: int, asked: WebhookCh
         "url": before.url, "description": before.description, "events": before.events, "labels": before.labels, **given
     }  # fmt: skip
     state = "enabled" if enabled else "disabled"
-    kind = "webhook.changed" if state == before.state else f"webhook.{state}"
+    moved = "webhook.enabled" if enabled else "webhook.disabled"
+    kind = "webhook.changed" if state == before.state else moved
     reason = None if enabled else before.reason or BY_USER
     if kind == "webhook.changed" and all(getattr(before, name) == value for name, value in after.items()):
         return before
