@@ -12,7 +12,7 @@ from pathlib import Path
 import openai
 import pytest
 import standardwebhooks
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from services.core.jobs import lifecycle
 from services.core.model.errors import Conflict
@@ -111,9 +111,9 @@ def test_the_stock_client_unwraps_the_end_of_a_batch(database, settings, receive
     runner(database, settings).run_once()
     [(headers, body)] = receiver.came
     client = openai.OpenAI(api_key="unused", base_url="http://127.0.0.1:1")
-    event = client.webhooks.unwrap(body, headers, secret=secret)
-    assert (event.type, event.object) == (name, "event") and event.data.id.startswith("batch_")
-    assert type(event).__name__ == f"{name.title().replace('.', '')}WebhookEvent"
+    told = client.webhooks.unwrap(body, headers, secret=secret)
+    assert (told.type, told.object) == (name, "event") and told.data.id.startswith("batch_")
+    assert type(told).__name__ == f"{name.title().replace('.', '')}WebhookEvent"
     with pytest.raises(openai.InvalidWebhookSignatureError):
         client.webhooks.unwrap(body.replace(b"batch_", b"hatch_"), headers, secret=secret)
 
@@ -152,6 +152,43 @@ def test_no_event_is_lost_or_told_twice_though_those_who_derive_die_and_meet(dat
     told = listed(database, endpoint)
     seqs = [one.seq for one in told]
     assert len({*seqs}) == 102 and seqs == sorted(seqs, reverse=True)
+
+
+def test_many_events_are_read_in_several_passes_and_none_is_passed_over(database, settings, receiver):
+    derive(database)
+    endpoint, _ = make(database, settings, receiver.url, events=["view.*"])
+    for number in range(7):
+        happen(database, "view.saved", f"view/{number}")
+        happen(database, "file.created", f"file/{number}")
+    with database.begin_system() as connection:
+        receiving.numbering.number(connection)
+    passes = []
+    for _ in range(6):
+        with database.begin_system() as connection:
+            passes.append(deriving.derive(connection, most=4))
+    assert sum(passes) == 7 and max(passes) <= 2 and passes[-1] == 0
+    assert len(listed(database, endpoint)) == 7
+
+
+def test_an_endpoint_made_in_the_middle_of_a_pass_hears_of_what_happens_after_it(database, settings, receiver):
+    happen(database)
+    made = []
+
+    def in_between(connection, cursor, sql, *_):
+        if "deriving." in sql and "deriving.cursor" not in sql and not made:
+            made.append(make(database, settings, receiver.url, events=["view.saved"])[0])
+            happen(database, "view.saved", "view/1")
+            with database.begin_system() as other:
+                receiving.numbering.number(other)
+
+    with database.begin_system() as connection:
+        receiving.numbering.number(connection)
+    with database.begin_system() as connection:
+        event.listen(connection, "after_cursor_execute", in_between)
+        deriving.derive(connection)
+        event.remove(connection, "after_cursor_execute", in_between)
+    derive(database)
+    assert [one.type for one in listed(database, made[0])] == ["view.saved"]
 
 
 def test_an_endpoint_gets_what_happens_while_it_is_enabled(database, settings, receiver):
@@ -236,6 +273,7 @@ def test_410_disables_and_so_do_days_of_failing(database, settings, receiver):
             connection.execute(text(age), {"days": days, "id": failing.id})
         runner(database, settings).run_once()
         assert state(database, failing).state == expected
+        assert state(database, failing).failures == (2 if days == 4 else 3), "the try was recorded"
     assert kinds(database, failing)[-1] == ("webhook.disabled", {"reason": "failing"})
     [delivery] = listed(database, failing)
     assert delivery.state == "pending", "it is sent once the webhook is enabled"
