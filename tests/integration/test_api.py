@@ -828,6 +828,17 @@ def test_with_redis_unreachable_it_is_degraded_and_takes_jobs(api: Api, variant:
     assert answer.status_code == 202 and time.monotonic() - began < 1.5  # the notifier's own timeout is 2 s
 
 
+def test_the_figures_for_machines_name_no_tenant_no_key_and_no_prompt(api: Api) -> None:
+    _, key = api.new_tenant("zebra")
+    asked = {"images": [{"prompt": "a striped zebra"}], "labels": {"team": "zebra"}}
+    made = httpx.post(f"{api.url}/v1/jobs", json=asked, headers={"Authorization": f"Bearer {key}"})
+    assert made.status_code == 202
+    for path in ("/metrics", "/readyz"):
+        shown = httpx.get(api.url + path).text
+        for secret in ("zebra", key, key[3:11], api.key, made.json()["id"]):
+            assert secret not in shown, path
+
+
 def test_with_the_store_unreachable_it_is_not_ready(api: Api, variant: Callable[..., str]) -> None:
     status, checks = ready(variant(s3_endpoint_url="http://127.0.0.1:9"))
     assert (status, checks["store"], checks["database"]) == (503, "failing", "ok")
