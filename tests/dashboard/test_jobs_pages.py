@@ -285,7 +285,7 @@ def carry_out(house: House) -> None:
     for item in pending:
         lease = Lease(house.api.database, f"bulk/{item.id}", "tests")
         assert lease.take()
-        bulk_task.run(Notifier(house.api.settings.redis_url), item.id, lease)
+        bulk_task.run(house.api.settings, Notifier(house.api.settings.redis_url), item.id, lease)
         lease.release()
 
 

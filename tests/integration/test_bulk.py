@@ -48,7 +48,7 @@ def work(api: Api, scheduler: Database) -> None:
         for item in pending:
             lease = Lease(scheduler, f"bulk/{item.id}", "tests")
             assert lease.take()
-            task.run(notifier, item.id, lease)
+            task.run(api.settings, notifier, item.id, lease)
             lease.release()
     raise AssertionError("it does not end")
 
@@ -206,7 +206,7 @@ def test_an_act_that_was_cut_off_goes_on_where_it_was(
     notifier = Notifier(api.settings.redis_url)
     lease = Lease(scheduler, "bulk/1", "tests")
     assert lease.take()
-    task.run(notifier, bulk.parse_id(found["id"]), lease)  # which has no time for one
+    task.run(api.settings, notifier, bulk.parse_id(found["id"]), lease)  # which has no time for one
     assert state(api, found)["done"] == 0
     monkeypatch.setattr(task, "SLICE_SECONDS", 10.0)
     real, calls = task._one, count(1)

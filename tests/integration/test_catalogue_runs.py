@@ -33,6 +33,7 @@ from services.core.marks.asked import Mark
 from services.core.model.errors import Conflict, InvalidSubmission
 from services.core.model.specs import Spec
 from services.core.notify import Notifier
+from services.core.policy import policies
 from services.core.queue import segments
 from services.core.schedules import firing
 from services.core.schedules import runs as schedule_runs
@@ -126,7 +127,9 @@ class Shop:
     def redraw(self, run: runs.Run, *items: str, key: str | None = None) -> int:
         with self.database.begin(factories.TENANT) as connection:
             positions = [self.change(run, item).position for item in items]
-            return redrawing.redraw(connection, self.catalogue, run.id, positions, idempotency_key=key).job_id
+            return redrawing.redraw(
+                connection, self.catalogue, run.id, positions, policy=policies.NOTHING, idempotency_key=key
+            ).job_id
 
     def bytes(self, item: str) -> bytes:
         """What readers see, the seed with it."""
@@ -450,7 +453,7 @@ def test_a_redraw_is_one_job_however_often_it_is_sent_or_what_is_cut_off(
 ) -> None:
     shop, run = reviewed(database, settings, store)
     with database.begin(factories.TENANT) as connection:
-        redrawing.redraw(connection, shop.catalogue, run.id, [shop.change(run, "a").position])
+        redrawing.redraw(connection, shop.catalogue, run.id, [shop.change(run, "a").position], policy=policies.NOTHING)
         connection.rollback()  # as if the process had died before the commit
     assert (shop.read(run.id).redraw_jobs, shop.change(run, "a").redraws) == ([], 0)
     job = shop.redraw(run, "a", key="once")
@@ -459,7 +462,7 @@ def test_a_redraw_is_one_job_however_often_it_is_sent_or_what_is_cut_off(
     for item, code in (("c", "not_reviewed"), ("a", "being_drawn")):
         position = 17 if item == "c" else shop.change(run, item).position
         with database.begin(factories.TENANT) as connection, pytest.raises(Conflict) as refused:
-            redrawing.redraw(connection, shop.catalogue, run.id, [position])
+            redrawing.redraw(connection, shop.catalogue, run.id, [position], policy=policies.NOTHING)
         assert refused.value.code == code
     with database.begin(factories.TENANT) as connection:
         total = connection.execute(text("SELECT total FROM jobs WHERE id = :id"), {"id": job}).scalar_one()
