@@ -251,6 +251,49 @@ def test_retry_after_is_honoured_up_to_a_day(database, settings, receiver):
     assert rest.total_seconds() > 590
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "Fri, 27 Nov 2026 00:00:00 +99999999999999999999", "1 Jan 99999999999999999999 00:00:00 GMT",
+        "Fri, 27 Nov 2026 99999999999:00:00", "Fri, 31 Dec 9999 23:59:59 -1200", "9" * 90, "", "-5", "soon",
+    ],
+)  # fmt: skip
+def test_a_retry_after_that_is_no_moment_is_a_failure_like_any_other(database, settings, receiver, asked):
+    receiver.reply = lambda handler: answer(handler, 503, Retry_After=asked)
+    endpoint, _ = make(database, settings, receiver.url)
+    happen(database)
+    derive(database)
+    runner(database, settings).run_once()
+    [delivery] = listed(database, endpoint)
+    assert (delivery.tries, delivery.status, delivery.state) == (1, 503, "pending")
+
+
+@pytest.mark.parametrize("status", [200, 410, 500])
+def test_what_is_asked_for_again_while_a_try_goes_on_is_sent_again(database, settings, receiver, status):
+    endpoint, _ = make(database, settings, receiver.url)
+    happen(database)
+    derive(database)
+    with database.begin_system() as connection:  # the next try is the last one
+        connection.execute(text("UPDATE webhook_deliveries SET round = :round"), {"round": len(retries.PAUSES)})
+    [delivery] = listed(database, endpoint)
+
+    def ask_again_first(handler):
+        receiver.reply = answer
+        with database.begin(TENANT) as connection:
+            deliveries.redeliver(connection, endpoint, delivery.id)
+        answer(handler, status)
+
+    receiver.reply = ask_again_first
+    runner(database, settings).run_once()
+    with database.begin(TENANT) as connection:
+        endpoints.change(connection, TENANT, endpoint.id, WebhookChanges(enabled=True, description="mended"))
+    runner(database, settings).run_once()
+    assert len(receiver.came) == 2
+    [delivery] = listed(database, endpoint)
+    assert (delivery.state, delivery.tries) == ("delivered", 2)
+    assert [one.status for one in tries(database, delivery)] == [status, 200]
+
+
 def test_410_disables_and_so_do_days_of_failing(database, settings, receiver):
     receiver.reply = lambda handler: answer(handler, 410)
     endpoint, _ = make(database, settings, receiver.url)

@@ -65,19 +65,22 @@ _PENDING = statement("deliveries.pending")(
 """)
 )
 _DUE = statement("deliveries.due")("""
-SELECT d.id, d.message_id, d.type, d.body, d.tries, d.round, e.url, e.secret,
+SELECT d.id, d.message_id, d.type, d.body, d.tries, d.round, d.next_at, e.url, e.secret,
        CASE WHEN e.old_until > now() THEN e.old_secret END AS old_secret
 FROM webhook_endpoints e JOIN webhook_deliveries d ON d.endpoint_id = e.id
 WHERE e.id = :endpoint_id AND e.state = 'enabled' AND e.not_before <= now()
   AND d.state = 'pending' AND d.next_at <= now()
 ORDER BY d.next_at, d.id LIMIT 1
 """)
+# What was asked for again while the try went on, is due since then: the try is logged, and decides nothing.
 _RECORD = statement("deliveries.record")("""
 WITH moved AS (
-  UPDATE webhook_deliveries SET tries = tries + 1, round = round + 1, state = CAST(:state AS text),
-    next_at = now() + make_interval(secs => :pause),
-    finished_at = CASE WHEN CAST(:state AS text) <> 'pending' THEN now() END
-  WHERE id = :id AND tries = :tries RETURNING id, tenant_id, tries
+  UPDATE webhook_deliveries SET tries = tries + 1,
+    round = CASE WHEN next_at = :due_at THEN round + 1 ELSE round END,
+    state = CASE WHEN next_at = :due_at THEN CAST(:state AS text) ELSE state END,
+    next_at = CASE WHEN next_at = :due_at THEN now() + make_interval(secs => :pause) ELSE next_at END,
+    finished_at = CASE WHEN next_at = :due_at AND CAST(:state AS text) <> 'pending' THEN now() END
+  WHERE id = :id AND tries = :tries AND state = 'pending' RETURNING id, tenant_id, tries
 )
 INSERT INTO webhook_tries (delivery_id, number, tenant_id, at, milliseconds, status, answer, error)
 SELECT id, tries, tenant_id, now() - make_interval(secs => :milliseconds / 1000.0), :milliseconds, :status, :answer,
@@ -240,8 +243,8 @@ def forget(connection: Connection, days: int = KEPT_DAYS, limit: int = 5_000) ->
 
 def _write(connection: Connection, sent: Any, found: Try, state: str, pause: float | None) -> None:
     values = {
-        "id": sent.id, "tries": sent.tries, "state": state, "pause": pause, "milliseconds": found.milliseconds,
-        "status": found.status, "answer": found.answer, "error": found.error,
+        "id": sent.id, "tries": sent.tries, "due_at": sent.next_at, "state": state, "pause": pause,
+        "milliseconds": found.milliseconds, "status": found.status, "answer": found.answer, "error": found.error,
     }  # fmt: skip
     connection.execute(_RECORD, values)
 

@@ -30,7 +30,7 @@ def asked_for(header: str, now: datetime) -> float:
         return float(min(int(header[:10]), LONGEST))
     try:
         moment = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):  # numbers that no date has
         return 0.0
     found = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now
     return min(max(found.total_seconds(), 0.0), LONGEST)
