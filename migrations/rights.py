@@ -20,8 +20,9 @@ WEB = {
     "SELECT": "alembic_version installation tenants api_keys models workers leases jobs job_counts counters "
     "counter_deltas segments images payloads results failures engines claims render_rates exports export_files files "
     "events drains marks sessions sign_in_links catalogues catalogue_entries catalogue_runs job_inputs "
-    "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas rates",
-    "INSERT": "api_keys drains sessions sign_in_links tenants",
+    "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas rates "
+    "tenant_deletions",
+    "INSERT": "api_keys drains sessions sign_in_links tenants tenant_deletions",
     "DELETE": "drains sessions sign_in_links",
     "UPDATE": "jobs segments exports files",
     "UPDATE (hmac, revoked_at, last_used_at)": "api_keys",
@@ -36,13 +37,14 @@ SCHEDULER = {
     "render_rates drains catalogues catalogue_runs catalogue_changes catalogue_versions catalogue_entries job_chunks "
     "mark_counts engines catalogue_destinations catalogue_copies job_inputs "
     "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas policy_terms "
-    "license_acceptances webhook_cursor webhook_endpoints webhook_deliveries events retention_rules retention_work",
+    "license_acceptances webhook_cursor webhook_endpoints webhook_deliveries events retention_rules retention_work "
+    "tenant_deletions",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
     "failure_deltas failure_counts failure_hours schedule_runs job_chunks catalogue_runs catalogue_changes "
     "catalogue_versions catalogue_entries catalogue_destinations catalogue_copies job_inputs "
     "dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas webhook_deliveries webhook_tries "
     "retention_work",
-    "UPDATE": "retention_work jobs segments images claims counters leases exports files uploads "
+    "UPDATE": "tenant_deletions retention_work jobs segments images claims counters leases exports files uploads "
     "rates failure_counts failure_hours "
     "bulk_acts schedule_runs catalogues catalogue_runs catalogue_changes catalogue_entries "
     "catalogue_destinations catalogue_copies datasets dataset_versions dataset_shards tenant_usage "
@@ -75,10 +77,11 @@ WORKER = {
 }
 RIGHTS = {"presswork_web": WEB, "presswork_scheduler": SCHEDULER, "presswork_worker": WORKER}
 FUNCTIONS = {
-    "presswork_web": "",
+    "presswork_web": "presswork_condemn_tenant",
     "presswork_scheduler": "presswork_number_events presswork_make_partitions presswork_forget_events "
     "presswork_delete_images presswork_delete_job presswork_erase_payloads presswork_drop_partitions "
-    "presswork_is_condemned presswork_forget_failures",
+    "presswork_is_condemned presswork_forget_failures "
+    "presswork_tenant_tables presswork_delete_tenant_rows presswork_count_tenant_rows presswork_delete_tenant",
     "presswork_worker": "presswork_number_events",
 }
 Right = tuple[str, str, str]  # a table, a column or nothing, a privilege

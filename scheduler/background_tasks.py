@@ -23,6 +23,7 @@ from services.core.db.database import Connection, Database
 from services.core.db.leases import Lease, LeaseLost
 from services.core.db.turns import Waiting
 from services.core.deletion import task as deletion
+from services.core.deletion import tenant_task, tenants
 from services.core.exports import exports
 from services.core.exports import task as exporting
 from services.core.files import files, uploads
@@ -223,6 +224,7 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
         BackgroundTask("dataset", datasets.pending, collect),
         BackgroundTask("bulk", bulk.pending, lambda number, lease: bulk_task.run(settings, notifier, number, lease)),
         BackgroundTask("retention", due.pending, lambda job_id, lease: retention.run(store, job_id, lease)),
+        BackgroundTask("delete-tenant", tenants.pending, lambda tenant, lease: tenant_task.run(store, tenant, lease)),
         BackgroundTask("delete-job", deletion.pending, lambda job_id, lease: deletion.run(store, job_id, lease)),
     ]
 

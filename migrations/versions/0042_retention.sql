@@ -200,6 +200,9 @@ BEGIN
     RETURN 0;
   END IF;
   UPDATE tenants SET deleted_at = coalesce(deleted_at, now()) WHERE id = tenant;
+  IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tenants'::regclass AND attname = 'state') THEN
+    EXECUTE 'UPDATE tenants SET state = ''suspended'' WHERE id = $1' USING tenant;
+  END IF;
   UPDATE api_keys SET revoked_at = now() WHERE tenant_id = tenant AND revoked_at IS NULL;
   GET DIAGNOSTICS revoked = ROW_COUNT;
   DELETE FROM sign_in_links WHERE key_id IN (SELECT id FROM api_keys WHERE tenant_id = tenant);

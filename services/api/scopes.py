@@ -40,6 +40,7 @@ _OPERATIONS = {
     Scope.ADMIN: """
         list_keys create_key revoke_key
         list_tenants create_tenant show_tenant change_tenant list_tenant_keys create_tenant_key revoke_tenant_key
+        delete_tenant show_tenant_deletion
         list_policy_terms add_policy_term remove_policy_term check_policy accept_license
         show_webhook_secret rotate_webhook_secret change_retention
     """,

@@ -33,6 +33,7 @@ from services.cli import (
     schedules,
     show,
     submit,
+    tenant_deletion,
     tenants,
     top,
     waiting,
@@ -71,6 +72,7 @@ app.add_typer(schedules.app, name="schedules", rich_help_panel=JOBS)
 app.add_typer(webhooks.app, name="webhooks", rich_help_panel=OPERATIONS)
 app.add_typer(catalogues.app, name="catalogue", rich_help_panel=CATALOGUES)
 app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)
+tenant_deletion.add_to(tenants.app)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=OPERATIONS)
 app.add_typer(retention.app, name="retention", rich_help_panel=OPERATIONS)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)

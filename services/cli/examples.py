@@ -28,6 +28,7 @@ EXAMPLES = {
         "presswork wait run=nightly --timeout 8h --json",
     ),
     "lanes": ("presswork lanes", "presswork lanes --json"),
+    "tenants delete": ("presswork tenants delete press-agency", "presswork tenants delete press-agency --yes"),
     "retention show": ("presswork retention show", "presswork retention show --within 30d"),
     "retention set": ("presswork retention set --payloads 30d --objects 1y", "presswork retention set --records never"),
     "show": ("presswork show job_039yenx5ewysr",),

@@ -1,6 +1,6 @@
 """`presswork tenants`: makes, lists and changes tenants, in the database itself.
 
-Deleting a tenant with everything that belongs to it is a command of its own.
+`tenant_deletion.py` deletes one, by the API.
 """
 
 from collections.abc import Callable

@@ -85,6 +85,11 @@ KINDS: dict[str, tuple[str, Words]] = {
     "key.revoked": ("revoked a key", lambda data: (f"revoked the key {data.get('name', '')},", "")),
     "tenant.created": ("made a tenant", lambda data: (f"made the tenant {data.get('name', '')},", _set(data))),
     "tenant.changed": ("changed a tenant", lambda data: (f"changed the tenant {data.get('name', '')},", _set(data))),
+    "tenant.delete_requested": (
+        "asked to delete a tenant", lambda data: (f"asked to delete the tenant {data.get('name', '')},", ""),
+    ),
+    "tenant.emptied": ("emptied a tenant", lambda data: (f"emptied the tenant {data.get('name', '')},", "")),
+    "tenant.deleted": ("deleted a tenant", lambda data: (f"deleted the tenant {data.get('name', '')},", "")),
     "tenant.suspended": ("suspended a tenant", lambda data: (f"suspended the tenant {data.get('name', '')},", "")),
     "tenant.activated": (
         "made a tenant active", lambda data: (f"made the tenant {data.get('name', '')} active again,", ""),

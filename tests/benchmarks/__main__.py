@@ -12,6 +12,7 @@ NAMES = (
     "submit",
     "turns",
     "bulk",
+    "tenant_delete",
     "claim",
     "mixed",
     "progress",

@@ -121,6 +121,9 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
     acts.do("run_schedule", "POST", "/v1/schedules/nightly/run")
     acts.do("delete_schedule", "DELETE", "/v1/schedules/nightly")
     key = acts.do("create_key", "POST", "/v1/keys", json={"name": "another"})["id"]
+    with api.database.begin_system() as connection:
+        connection.execute(text("INSERT INTO tenants (id, name) VALUES (77, 'agency')"))
+    acts.do("delete_tenant", "DELETE", "/v1/tenants/agency?confirm=agency")
     acts.do("change_retention", "PATCH", "/v1/retention", json={"objects": 30})
     acts.do("revoke_key", "DELETE", f"/v1/keys/{key}")
     acts.do("create_tenant", "POST", "/v1/tenants", json={"name": "acme"})

@@ -39,6 +39,7 @@ PLACES = dict.fromkeys(
         "dataset_id",
         "run_id",
         "variant",
+        "tenant",
         "version",
     ),
     "nothing",

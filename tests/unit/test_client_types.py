@@ -35,6 +35,8 @@ ANSWERS: dict[str, Any] = {
     "post /v1/sign-in-links": answers.SignInLink,
     "get /v1/lanes": answers.LaneList,
     "get /v1/usage": answers.Usage,
+    "delete /v1/tenants/{tenant_id}": answers.TenantDeletion,
+    "get /v1/tenants/{tenant_id}/deletion": answers.TenantDeletion,
     "get /v1/retention": answers.RetentionRule,
     "patch /v1/retention": answers.RetentionRule,
     "get /v1/retention/due": answers.RetentionDueList,

@@ -32,6 +32,8 @@ SYSTEM_TRANSACTIONS = [
     ("api/v1/tenants.py", "list_tenants"),  # likewise
     ("api/v1/tenants.py", "show_tenant"),  # likewise
     ("api/v1/usage.py", "show_usage_of"),  # a claim may hold images of several tenants
+    ("api/v1/tenant_deletion.py", "delete_tenant"),  # an administrator of the first tenant deletes another one
+    ("api/v1/tenant_deletion.py", "show_tenant_deletion"),  # likewise
     ("api/v1/workers.py", "_fleet"),  # what a worker holds is of all tenants
     ("api/v1/workers.py", "drain_worker"),  # the fleet belongs to no tenant
     ("api/v1/workers.py", "resume_worker"),  # likewise

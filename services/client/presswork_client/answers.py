@@ -295,6 +295,21 @@ class RetentionDueList(TypedDict):
     more: bool
 
 
+class TenantDeletion(TypedDict):
+    """How far the deletion of a tenant is. At its end `remains` is what is left, rows by table: nothing, {}."""
+
+    object: Literal["tenant.deletion"]
+    tenant: str
+    requested_at: str
+    requested_by: str
+    jobs_left: int
+    images: int
+    objects: int
+    rows: int
+    finished_at: str | None
+    remains: dict[str, int] | None
+
+
 class WorkerBatch(TypedDict):
     images: int
     of: int

@@ -63,6 +63,7 @@ from presswork_client.answers import (
     ScheduleRun,
     ScheduleTimes,
     SignInLink,
+    TenantDeletion,
     Usage,
     Worker,
     WorkerDevices,
@@ -539,6 +540,14 @@ class Client:
     def retention_due(self, *, within_days: int = 0) -> RetentionDueList:
         """What would go now, or within so many days."""
         return self._call(RetentionDueList, "GET", "/v1/retention/due", params={"within_days": within_days})
+
+    def delete_tenant(self, name: str) -> TenantDeletion:
+        """Deletes a tenant with all that belongs to it, in the background. What is gone cannot be restored."""
+        return self._call(TenantDeletion, "DELETE", f"/v1/tenants/{_id(name)}", params={"confirm": name})
+
+    def tenant_deletion(self, name: str) -> TenantDeletion:
+        """How far it is, and at its end what remains."""
+        return self._call(TenantDeletion, "GET", f"/v1/tenants/{_id(name)}/deletion")
 
     def drain_worker(self, worker_id: str) -> Worker:
         """Its device finishes what it holds and takes nothing new, until it is resumed."""

@@ -22,6 +22,12 @@ def image_folders(tenant_id: int, job: str, total: int) -> list[str]:
     return sorted(found)
 
 
+def tenant_folders(tenant_id: int) -> list[str]:
+    """Every folder in which objects of a tenant may lie."""
+    kinds = ("files", "uploads", "exports", "datasets", "catalogues", "thumbnails")
+    return [f"{kind}/{tenant_id}/" for kind in kinds] + [f"{spread:02x}/{tenant_id}/" for spread in range(_SPREADS)]
+
+
 def thumbnail_name(tenant_id: int, job: str, index: int, sha256: str) -> str:
     """`thumbnails/<tenant>/<job>/<index>-<the picture's sha256>.webp`: made on demand, so there may be none."""
     return f"{thumbnail_folder(tenant_id, job)}{index:08d}-{sha256[:16]}.webp"
