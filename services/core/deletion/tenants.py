@@ -54,7 +54,9 @@ WHERE tenant_id = :tenant_id
 """)
 _EMPTIED = statement("tenants.emptied")(f"""
 WITH moved AS (
-  UPDATE tenant_deletions SET emptied_at = now() WHERE tenant_id = :tenant_id AND emptied_at IS NULL
+  UPDATE tenant_deletions SET emptied_at = now() WHERE tenant_id = :tenant_id AND (
+    emptied_at IS NULL
+    OR (SELECT events.tenant_id FROM events WHERE seq IS NOT NULL ORDER BY seq DESC LIMIT 1) = :tenant_id)
   RETURNING tenant_id AS gone, name
 ), logged AS (SELECT {_FIRST} AS tenant_id, gone, name FROM moved)
 {log.of_each("logged", "'tenant.emptied'", subject="'tenant/' || gone", data="jsonb_build_object('name', name)")}
@@ -135,7 +137,8 @@ def add(connection: Connection, tenant_id: int, *, images: int = 0, objects: int
 
 
 def emptied(connection: Connection, tenant_id: int) -> None:
-    """Only its keys and events are left. The event of that is newer than any of the tenant's own."""
+    """Only its keys and events are left. The event of that is newer than any of the tenant's own, of which the
+    newest numbered one would stay: so it is logged again if something came after it."""
     connection.execute(_EMPTIED, {"tenant_id": tenant_id})
 
 
