@@ -25,6 +25,13 @@ KNOWN = Terms(["nude", "blood bath", "оружие", "裸体", "नंगा"])
         ("n.u-d_e", ["nude"]),
         ("(nude:1.3), art", ["nude"]),
         ("a Blood\n  bath", ["blood bath"]),
+        ("nude\ufe0fgirl", ["nude"]),  # a variation selector, at which models see two words
+        ("a\u0332nude", ["nude"]),  # a mark that makes no letter with the one before
+        ("nude\u0489girl", ["nude"]),
+        ("n\u0332u\u0332d\u0332e\u0332", ["nude"]),
+        ("nude\u3164girl", ["nude"]),  # fillers
+        ("blood\u115fbath", ["blood bath"]),
+        ("ñude\u0301girl nude1, 4nude", ["nude"]),
         ("ОРУЖИЕ", ["оружие"]),
         ("一个裸体的人", ["裸体"]),
         ("नंगा आदमी", ["नंगा"]),
@@ -36,7 +43,8 @@ def test_a_term_is_found_however_it_is_spelled(text: str, found: list[str]) -> N
 
 
 @pytest.mark.parametrize(
-    "text", ["denuded", "nudes", "blood, sweat and a bath", "bath blood", "a b c", "", "नंग", "裸 体"]
+    "text",
+    ["dénuded", "Việt nudés", "denuded", "nudes", "blood, sweat and a bath", "bath blood", "a b c", "", "नंग", "裸 体"],
 )
 def test_only_whole_words_are_found(text: str) -> None:
     assert KNOWN.find(text) == (["裸体"] if text == "裸 体" else [])
@@ -56,3 +64,15 @@ def test_a_long_hostile_text_takes_time_in_proportion_to_its_length() -> None:
 
     seconds(100)
     assert min(seconds(20_000) for _ in range(3)) < 40 * min(seconds(2_000) for _ in range(3))
+
+
+def test_terms_that_begin_alike_cost_a_text_no_more_than_one() -> None:
+    text = "a " * 1_000
+
+    def seconds(terms: Terms) -> float:
+        begun = time.perf_counter()
+        assert terms.find(text) == []
+        return time.perf_counter() - begun
+
+    few, many = Terms(["a b0"]), Terms(f"a b{number}" for number in range(5_000))
+    assert min(seconds(many) for _ in range(3)) < 20 * min(seconds(few) for _ in range(3))

@@ -2,9 +2,10 @@
 
 Folding is NFKC, case folding, and the removal of invisible characters and of marks on Latin, Greek and Cyrillic
 letters; a second folding also replaces letters that look like Latin ones (Unicode's confusables). A term is a word or a
-phrase and is found as whole words: "ass" is not found in "glass". Of scripts that put no spaces between words, each
-character counts as a word. Letters that are spelled apart ("n u d e", "n.u.d.e") are read as one word, too. Digits in
-the place of letters ("nud3") are not.
+phrase and is found as whole words: "ass" is not found in "glass". Where models see two words, so does a reading: at
+invisible characters, at marks that make no letter with the one before, and between letters and digits ("nude1"). Of
+scripts that put no spaces between words, each character counts as a word. Letters that are spelled apart ("n u d e",
+"n.u.d.e") are read as one word, too. Digits in the place of letters ("nud3") are not.
 """
 
 import json
@@ -22,6 +23,7 @@ _NO_SPACES = re.compile(
     "([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])"
 )
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
+_LETTERS_OR_DIGITS = re.compile(r"[0-9]+|[^0-9]+")
 _SPELLED = 3  # single letters in a row that are read as one word
 
 
@@ -29,11 +31,13 @@ class Terms:
     """Terms that are looked for together; any thread may look."""
 
     def __init__(self, terms: Iterable[str]) -> None:
-        self._by_first: dict[str, list[tuple[tuple[str, ...], str]]] = {}
+        # By the first word and the number of words, so that however many terms begin alike, a text is read as fast.
+        self._by_first: dict[str, dict[int, dict[tuple[str, ...], list[str]]]] = {}
         for term in terms:
-            for words in readings(term):
+            for words in readings(term, apart=False):
                 if words:
-                    self._by_first.setdefault(words[0], []).append((words, term))
+                    of_length = self._by_first.setdefault(words[0], {}).setdefault(len(words), {})
+                    of_length.setdefault(words, []).append(term)
 
     def __bool__(self) -> bool:
         return bool(self._by_first)
@@ -45,9 +49,8 @@ class Terms:
         found: dict[str, None] = {}
         for words in readings(text):
             for place, word in enumerate(words):
-                for wanted, term in self._by_first.get(word, ()):
-                    if words[place : place + len(wanted)] == wanted:
-                        found.setdefault(term)
+                for length, terms in self._by_first.get(word, {}).items():
+                    found.update(dict.fromkeys(terms.get(words[place : place + length], ())))
         return list(found)
 
 
@@ -57,23 +60,37 @@ def folded(term: str) -> str:
     return " ".join(_words(_fold(term, invisible="", looks_alike=False)))
 
 
-def readings(text: str) -> Iterator[tuple[str, ...]]:
-    """The words of a text: as it is folded, and, where it could hide something, as it could be read besides."""
+def readings(text: str, *, apart: bool = True) -> Iterator[tuple[str, ...]]:
+    """The words of a text: as it is folded, and, where it could hide something, as it could be read besides. `apart`:
+    also with letters and digits that touch as words of their own."""
     if text.isascii():
         foldings = [text.casefold()]
     else:
-        hides = any(unicodedata.category(character) == "Cf" for character in text)
-        ways = product(("", " ") if hides else ("",), (False, True))
+        ways = product(("", " ") if _hides(text) else ("",), (False, True))
         foldings = [_fold(text, invisible=invisible, looks_alike=alike) for invisible, alike in ways]
     for folding in dict.fromkeys(foldings):
         words = tuple(_words(folding))
         yield words
         if spelled := tuple(_joined(words)):
             yield spelled
+        if apart and (split := tuple(_split(words))) != words:
+            yield split
+
+
+def _hides(text: str) -> bool:
+    """Whether it holds what is not seen, or a mark that makes no letter with the one before."""
+    return any(
+        character >= "\u0080" and (_is_invisible(character) or unicodedata.category(character) in ("Mn", "Mc", "Me"))
+        for character in unicodedata.normalize("NFKC", text)
+    )
+
+
+def _is_invisible(character: str) -> bool:
+    return unicodedata.category(character) == "Cf" or _INVISIBLE.match(character) is not None
 
 
 def _fold(text: str, *, invisible: str, looks_alike: bool) -> str:
-    """`invisible` replaces each invisible character."""
+    """`invisible` replaces each invisible character, and each mark that makes no letter with the one before."""
     if text.isascii():
         return text.casefold()
     text = unicodedata.normalize("NFKC", text)
@@ -81,16 +98,20 @@ def _fold(text: str, *, invisible: str, looks_alike: bool) -> str:
         text = text.translate(_latin())
     kept: list[str] = []
     is_european = True
-    for character in unicodedata.normalize("NFKD", text.casefold()):
-        category = unicodedata.category(character)
-        if category == "Cf" or _INVISIBLE.match(character):
-            kept.append(invisible)
-        elif category in ("Mn", "Mc", "Me"):
-            if not is_european and category != "Me":
-                kept.append(character)  # a vowel of a word, such as one in Hindi
-        else:
-            is_european = character < "\u0530"
-            kept.append(character)
+    for whole in text.casefold():
+        is_mark = unicodedata.category(whole) in ("Mn", "Mc", "Me")
+        for character in unicodedata.normalize("NFKD", whole):
+            category = unicodedata.category(character)
+            if _is_invisible(character):
+                kept.append(invisible)
+            elif category in ("Mn", "Mc", "Me"):
+                if not is_european and category != "Me":
+                    kept.append(character)  # a vowel of a word, such as one in Hindi
+                elif is_mark:
+                    kept.append(invisible)
+            else:
+                is_european = character < "\u0530"
+                kept.append(character)
     return "".join(kept)
 
 
@@ -110,6 +131,12 @@ def _joined(words: tuple[str, ...]) -> Iterator[str]:
         return
     for is_letter, run in runs:
         yield from ["".join(run)] if is_letter and len(run) >= _SPELLED else run
+
+
+def _split(words: tuple[str, ...]) -> Iterable[str]:
+    """The words, with letters and digits as words of their own."""
+    for word in words:
+        yield from _LETTERS_OR_DIGITS.findall(word)
 
 
 @cache
