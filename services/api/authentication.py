@@ -37,7 +37,7 @@ def authenticate(request: Request, context: ContextDep) -> Principal:
             principal = api_keys.authenticate(connection, context.settings.secrets, found[1])
     except InvalidKey as error:
         if found is not None:  # what is no key costs nothing
-            context.guesses.wrong(client(request))
+            context.guesses.wrong(client(request), found[1])
         challenge = {"WWW-Authenticate": 'Bearer realm="presswork"'}
         raise ApiError(401, error.code, str(error), headers=challenge) from None
     context.guesses.right(found[1])

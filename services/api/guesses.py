@@ -2,7 +2,8 @@
 
 An address may send a hundred at once, and one more each second. When they are used up, a key that was right a moment
 ago is still looked up, so colleagues behind one address, or behind a proxy that is not trusted, go on; any other key is
-answered 429 without a look. The counts are each server's own.
+answered 429 without a look. Of IPv6, all addresses of a network of 64 bits count as one: whoever has one has them all.
+The counts are each server's own.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from ipaddress import ip_address, ip_network
 
 from services.api.errors import ApiError
 
@@ -39,12 +41,14 @@ class Guesses:
         message = f"Too many wrong keys came from your address; check the key, and try again in {wait} s."
         raise ApiError(429, "too_many_wrong_keys", message, headers={"Retry-After": str(wait)})
 
-    def wrong(self, address: str) -> None:
-        """Counts a wrong key."""
+    def wrong(self, address: str, key: str) -> None:
+        """Counts a wrong key, which may have been right before it was revoked."""
         with self._guard:
+            self._right.pop(_digest(key), None)
             left = self._now(address)
-            self._left.pop(address, None)
-            self._left[address] = max(0.0, left - 1), self._clock()
+            network = _network(address)
+            self._left.pop(network, None)
+            self._left[network] = max(0.0, left - 1), self._clock()
             if len(self._left) > _ADDRESSES:
                 self._left.popitem(last=False)
 
@@ -58,8 +62,18 @@ class Guesses:
                 self._right.popitem(last=False)
 
     def _now(self, address: str) -> float:
-        left, at = self._left.get(address, (float(AT_ONCE), self._clock()))
+        left, at = self._left.get(_network(address), (float(AT_ONCE), self._clock()))
         return min(float(AT_ONCE), left + max(0.0, self._clock() - at) * PER_SECOND)
+
+
+def _network(address: str) -> str:
+    try:
+        found = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if found.version == 4 or found.ipv4_mapped:
+        return str(found if found.version == 4 else found.ipv4_mapped)
+    return str(ip_network((int(found), 64), strict=False))
 
 
 def _digest(key: str) -> bytes:

@@ -44,7 +44,7 @@ def test_guesses_come_back_one_a_second_and_each_address_has_its_own() -> None:
     guesses = Guesses(lambda: now[0])
     for _ in range(AT_ONCE):
         guesses.admit("203.0.113.7", "pw_wrong")
-        guesses.wrong("203.0.113.7")
+        guesses.wrong("203.0.113.7", "pw_wrong")
     with pytest.raises(ApiError) as refused:
         guesses.admit("203.0.113.7", "pw_wrong")
     assert refused.value.status == 429
@@ -52,7 +52,7 @@ def test_guesses_come_back_one_a_second_and_each_address_has_its_own() -> None:
     guesses.admit("203.0.113.8", "pw_wrong")
     now[0] = 1.0
     guesses.admit("203.0.113.7", "pw_wrong")
-    guesses.wrong("203.0.113.7")
+    guesses.wrong("203.0.113.7", "pw_wrong")
     with pytest.raises(ApiError):
         guesses.admit("203.0.113.7", "pw_wrong")
     guesses.right("pw_right")
@@ -62,6 +62,29 @@ def test_guesses_come_back_one_a_second_and_each_address_has_its_own() -> None:
 def test_addresses_and_keys_that_are_remembered_are_bounded() -> None:
     guesses = Guesses()
     for number in range(12_000):
-        guesses.wrong(f"address {number}")
+        guesses.wrong(f"address {number}", "pw_wrong")
         guesses.right(f"key {number}")
     assert len(guesses._left) == len(guesses._right) == 10_000
+
+
+def test_a_network_of_ipv6_addresses_guesses_as_one_and_its_neighbour_does_not() -> None:
+    guesses = Guesses(lambda: 0.0)
+    for number in range(AT_ONCE):
+        guesses.wrong(f"2001:db8:0:1::{number:x}", "pw_wrong")
+    with pytest.raises(ApiError):
+        guesses.admit("2001:db8:0:1:ffff::1", "pw_wrong")
+    guesses.admit("2001:db8:0:2::1", "pw_wrong")
+    for _ in range(AT_ONCE):
+        guesses.wrong("::ffff:203.0.113.7", "pw_wrong")
+    guesses.admit("::ffff:203.0.113.8", "pw_wrong")
+
+
+def test_a_key_that_was_revoked_is_a_guess_like_any_other() -> None:
+    guesses = Guesses(lambda: 0.0)
+    guesses.right("pw_right")
+    for _ in range(AT_ONCE):
+        guesses.wrong("203.0.113.7", "pw_wrong")
+    guesses.admit("203.0.113.7", "pw_right")
+    guesses.wrong("203.0.113.7", "pw_right")
+    with pytest.raises(ApiError):
+        guesses.admit("203.0.113.7", "pw_right")

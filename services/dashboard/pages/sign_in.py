@@ -37,7 +37,7 @@ def sign_in(request: Request, context: ContextDep, form: forms.Posted) -> Any:
     except ApiError as error:
         return _form(request, back, str(error))
     except InvalidKey as error:
-        context.guesses.wrong(client(request))
+        context.guesses.wrong(client(request), given)
         wrong = "This is no valid API key. It begins with pw_ and has 55 characters."
         return _form(request, back, wrong if error.code == "invalid_api_key" else str(error))
     answer = RedirectResponse(rendering.address(request, back), 303, {"Cache-Control": "no-store"})
