@@ -28,6 +28,7 @@ from worker.scoring_process import ProcessEnded, ScoringProcess
 log = logging.getLogger(__name__)
 GROUP = "presswork.image_policies"
 TRIES = 3  # before it is asked about a plain picture, to know whether this one is at fault
+SUSPICIONS = 2  # how often in a row they must fail at this picture and then judge the plain one
 PAUSE_SECONDS = 0.2
 _MOST_SECONDS = 5.0
 _WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
@@ -67,8 +68,14 @@ class Judging:
                 self.close()
                 raise SettingsError(f"A policy of PRESSWORK_IMAGE_POLICIES cannot be opened: {failed}.") from None
 
-    def refusal(self, image: Image, picture: Picture, goes_on: Callable[[], bool]) -> FailedImage | None:
-        """Why the picture must not be stored; None: it may. Tries again while `goes_on()`.
+    def refusal(
+        self, image: Image, picture: Picture, goes_on: Callable[[], bool], *, until: float
+    ) -> FailedImage | None:
+        """Why the picture must not be stored; None: it may. Tries again while `goes_on()`, and waits for no verdict
+        after `until`, by the monotonic clock.
+
+        A picture is at fault if the policies fail at it, then judge a plain one, and do both once more. One such pair
+        says nothing: an outage may have ended in between.
 
         Raises:
             Unjudged: the policies cannot be asked, and the settings say to refuse then.
@@ -78,16 +85,18 @@ class Judging:
         if self._turns is None:
             return None
         words = _described(image)
-        pause, tries = PAUSE_SECONDS, 0
+        pause, tries, suspicions = PAUSE_SECONDS, 0, 0
         while True:
             try:
-                verdict = self._ask(picture.pixels, words)
+                verdict = self._ask(picture.pixels, words, until)
             except PolicyFailed as failed:
                 tries += 1
                 log.warning("image policy failed", extra={"why": str(failed), "refuses": self._refuses, "tries": tries})
                 if not self._refuses:
                     return None
-                if tries >= TRIES and self._judges_others():
+                if tries >= TRIES:
+                    suspicions = suspicions + 1 if self._judges_others(until) else 0
+                if suspicions >= SUSPICIONS:
                     return FailedImage(image.job_id, image.index, "policy_failed", _FAILS)
                 if not goes_on():
                     raise Unjudged from None
@@ -108,19 +117,25 @@ class Judging:
         if process is not None:
             process.end()
 
-    def _judges_others(self) -> bool:
+    def _judges_others(self, until: float) -> bool:
         try:
-            self._ask(_PLAIN, json.dumps({"prompt": "", "negative_prompt": ""}))
+            self._ask(_PLAIN, json.dumps({"prompt": "", "negative_prompt": ""}), until)
         except PolicyFailed:
             return False
         return True
 
-    def _ask(self, pixels: NDArray[np.uint8], words: str) -> str | None:
+    def _ask(self, pixels: NDArray[np.uint8], words: str, until: float) -> str | None:
+        """Others may wait for the process too. What is not answered by `until` counts as failed."""
         assert self._turns is not None
         try:
-            return self._turns.submit(self._answer, pixels, words).result()
+            asked = self._turns.submit(self._answer, pixels, words)
         except RuntimeError:  # it is closed: the worker stops
             raise PolicyFailed("the worker stops") from None
+        try:
+            return asked.result(min(max(until - time.monotonic(), 0.0), threading.TIMEOUT_MAX))
+        except TimeoutError:
+            asked.cancel()
+            raise PolicyFailed("no verdict before storing had to end") from None
 
     def _answer(self, pixels: NDArray[np.uint8], words: str) -> str | None:
         """In the thread of the process. A process that ends under a policy is started again for the next picture."""

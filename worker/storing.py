@@ -110,7 +110,9 @@ class StoringStage:
             self._cannot_check(held.claim.shape, rendered, error)
             return None
         try:
-            refused = self._judging.refusal(image, picture, lambda: self._goes_on(held, image))
+            refused = self._judging.refusal(
+                image, picture, lambda: self._goes_on(held, image), until=held.store_until
+            )  # fmt: skip
         except Unjudged:
             return None
         if refused is not None:

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from services.core.db.database import Database
 from services.core.jobs import failures, retry
 from services.core.model import requests
 from services.core.model.errors import Conflict, SettingsError
+from services.core.model.specs import Image, Spec
 from services.core.model.states import ImageState
 from services.core.policy import policies
 from services.core.queue import counters
@@ -22,7 +25,8 @@ from tests.factories import TENANT, submit
 from tests.render_loops import RenderLoopMaker, counts, images
 from tests.waiting import until
 from worker import judging
-from worker.judging import Judging
+from worker.judging import Judging, Unjudged
+from worker.pipeline import Picture
 
 _POLICIES = """
 import os, pathlib, time
@@ -48,6 +52,15 @@ def away():
             os._exit(3)
     return judge
 
+def back():
+    away = [True]
+    def judge(pixels, spec):
+        if not spec["prompt"]:
+            away.clear()
+        if away:
+            raise RuntimeError("away")
+    return judge
+
 def hangs():
     return lambda pixels, spec: time.sleep(600)
 
@@ -63,7 +76,7 @@ def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "picture_policies-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: picture-policies\nVersion: 1.0\n")
-    lines = [f"{name} = picture_policies:{name}\n" for name in ("words", "raises", "away", "hangs", "unready")]
+    lines = [f"{name} = picture_policies:{name}\n" for name in ("words", "raises", "away", "back", "hangs", "unready")]
     (info / "entry_points.txt").write_text("".join([f"[{judging.GROUP}]\n", *lines]))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -150,6 +163,34 @@ def test_while_a_policy_is_away_no_image_fails_and_none_is_stored(
     running.join()
     assert counts(database, job)["done"] == 1
     assert causes(database, job) == {}
+
+
+def test_no_image_fails_for_an_outage_that_ends_while_the_plain_picture_is_judged(
+    make_render_loop: RenderLoopMaker, database: Database, fast: Settings, judged: list[Judging]
+) -> None:
+    strict = dataclasses.replace(fast, image_policies=("back",))
+    judged.append(Judging(strict))
+    loop = make_render_loop(strict, judging=judged[0])
+    job = submit(database, fast, asked("a mug"))
+    loop.run()
+    assert causes(database, job) == {}
+    assert counts(database, job)["done"] == 1
+
+
+def test_a_verdict_is_waited_for_no_longer_than_storing_may_take(fast: Settings, judged: list[Judging]) -> None:
+    judged.append(Judging(dataclasses.replace(fast, image_policies=("hangs",), policy_seconds=500)))
+    spec = Spec("simulated-1", "a mug", "", 0, 64, 64, 2, 7.5)
+    picture, found = Picture(np.zeros((64, 64, 3), np.uint8)), threading.Event()
+
+    def ask() -> None:
+        with pytest.raises(Unjudged):
+            judged[0].refusal(Image(1, 0, 1, spec, "png"), picture, lambda: False, until=time.monotonic() + 0.5)
+        found.set()
+
+    for _ in range(2):  # the second one waits for its turn
+        threading.Thread(target=ask, daemon=True).start()
+        assert found.wait(60)
+        found.clear()
 
 
 def test_with_accept_what_cannot_be_judged_in_time_is_stored(
