@@ -134,7 +134,9 @@ class Device:
         for other in earlier:
             if other in self._open:
                 self._finish(other)
-        if work.late is None:
+        if self.sick:
+            self._finish(work)
+        elif work.late is None:
             self._complete(work)
 
     def finish(self) -> None:
@@ -220,12 +222,8 @@ class Device:
 
     def _finish(self, work: _Work) -> None:
         """Takes what is in flight of a claim, and renders what failed beside another one."""
-        if self.sick:
-            self._give_back(work)
-        else:
-            self._attempt(work, lambda: self._take_all(work))
-            if self.sick:
-                self._give_back(work)
+        give_back = self.sick  # also watched: what is in flight on a sick device may never end
+        self._attempt(work, lambda: self._give_back(work) if give_back else self._take_all(work))
         self._complete(work)
 
     def _complete(self, work: _Work) -> None:

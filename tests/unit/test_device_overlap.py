@@ -217,3 +217,37 @@ def test_the_parts_of_one_claim_overlap_too(bench: Bench):
     assert bench.pipeline.events == ["begin 0", "begin 16", "pictures 0", "begin 32", "pictures 16", "pictures 32"]
     assert bench.ends(1) == (40, [])
     assert [one.image.index for one in bench.found[1].rendered] == list(range(40))
+
+
+def test_a_batch_that_was_done_before_the_device_is_found_sick_is_given_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(stage: str, batch: Batch, **_: object) -> None:
+        if (stage, name(batch)) == ("begin", "two") and bench.pipeline.in_flight:
+            raise RuntimeError("beside")
+        if (stage, name(batch)) == ("pictures", "one"):
+            raise DeviceSick("lost")
+
+    monkeypatch.setattr(bench.pipeline, "fail", fail)
+    bench.begin(1, "one")
+    bench.begin(2, "two")
+    assert "render two" in bench.pipeline.events and bench.device.sick
+    assert bench.ends(1) == bench.ends(2) == (0, [])
+    assert bench.marked[-1] == ()
+
+
+def test_a_sick_device_that_never_ends_what_is_in_flight_is_found_to_hang(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    exits: list[int] = []
+    monkeypatch.setattr(bench.heartbeat, "_exit", exits.append)
+    bench.begin(1, "one")
+
+    def hang(_stage: Stage) -> None:
+        for _ in range(20):
+            bench.heartbeat.watch()
+
+    monkeypatch.setattr(Stage, "drop", hang)
+    bench.pipeline.faults["begin", "two"] = DeviceSick("lost")
+    bench.begin(2, "two")
+    assert exits
