@@ -84,6 +84,21 @@ def test_a_worker_that_is_started_anew_reads_for_the_rank_that_started_it(monkey
     assert readers == [(2, 4), (3, 4), (0, 4)]  # one that was sent before there was a rank takes its receiver's
 
 
+def test_a_process_group_says_the_rank_whatever_the_environment_says(tmp_path, monkeypatch):
+    """A launcher other than torchrun sets no RANK: the group itself knows."""
+    distributed = pytest.importorskip("torch.distributed")
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    store = distributed.FileStore(str(tmp_path / "store"), 1)
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert stream()._reader() == (0, 1)
+        assert len(list(stream().reading()._shards)) == 4
+    finally:
+        distributed.destroy_process_group()
+    assert stream()._reader() == (2, 4)
+
+
 @pytest.mark.parametrize(("rank", "ranks"), [(1, None), (None, 2), (2, 2), (-1, 2), (0, 0)])
 def test_a_rank_stands_with_the_number_of_ranks(rank, ranks):
     with pytest.raises(ClientError, match="Give rank and world_size together"):

@@ -178,7 +178,7 @@ def _distributed() -> tuple[int, int] | None:
     """This process's rank, and of how many; None if nothing says so."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.getworld_size()
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
     rank, ranks = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
     return None if rank is None or ranks is None else (int(rank), int(ranks))
 
