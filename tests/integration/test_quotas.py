@@ -349,6 +349,16 @@ def test_when_the_bytes_stored_are_used_up_nothing_more_is_asked_for(api: Api, s
     )
     with api.database.begin_system() as connection:
         lifecycle.finish(connection)
+    made = api.http.post("/v1/datasets", json={"name": "mugs", "jobs": [job], "format": "webdataset"})
+    assert made.status_code == 201, made.text
+    for door, body in ((f"/v1/jobs/{job}/exports", {"format": "zip"}), ("/v1/datasets/mugs/versions", {})):
+        status, code, message = refused(api.http.post(door, json=body))
+        assert (status, code) == (429, "quota_exceeded"), door
+        assert message.endswith("before you ask for more exports or datasets.")
+    limit(api, bytes_stored=2_001)
+    assert api.http.post("/v1/datasets/mugs/versions", json={}).status_code == 202
+    assert api.http.post("/v1/datasets/mugs/versions/1/cancel").status_code in (200, 202)
+    assert api.http.delete("/v1/datasets/mugs").status_code in (200, 202)
     assert api.http.delete(f"/v1/jobs/{job}").status_code == 202
     with api.database.begin_system() as connection:
         [doomed] = deletion_task.pending(connection)

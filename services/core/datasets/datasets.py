@@ -19,6 +19,7 @@ from services.core.events import log
 from services.core.exports.records import File
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
+from services.core.tenants import admission
 
 _SUBJECT = "'dataset/' || name"
 _OF_VERSION = "'dataset/' || (SELECT name FROM datasets WHERE datasets.id = dataset_id)"
@@ -214,6 +215,7 @@ def export(connection: Connection, tenant_id: int, name: str, *, while_running: 
     Raises:
         NotFound: no such dataset.
         Conflict: a version is being written already, a job has not ended, or there is nothing to take images from.
+        QuotaExceeded: the tenant's bytes stored are used up.
     """
     dataset = locked(connection, tenant_id, name)
     unfinished = dataset_records.unfinished(connection, dataset)
@@ -222,6 +224,7 @@ def export(connection: Connection, tenant_id: int, name: str, *, while_running: 
             f"Version {unfinished} of {name} is being written; wait for it, or cancel it.", "version_not_ended"
         )
     source_jobs.check(connection, dataset, while_running=while_running)
+    admission.ask_storage(connection, tenant_id)
     values = {"id": dataset.id, "while_running": while_running, "base_url": base_url}
     return int(connection.execute(_NEW_VERSION, values | {"definition": _text(dataset.definition)}).scalar_one())
 

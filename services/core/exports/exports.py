@@ -21,6 +21,7 @@ from services.core.exports.records import Export, File, ShardPlan
 from services.core.jobs import idempotency
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
+from services.core.tenants import admission
 
 _JOB = statement("exports.job")("""
 SELECT j.state, j.finished_at, j.base_url, c.done, j.objects_deleted_at,
@@ -112,6 +113,7 @@ def create(
     Raises:
         NotFound: no such job of this tenant.
         Conflict: the job has not finished, or none of its images is done.
+        QuotaExceeded: the tenant's bytes stored are used up.
         IdempotencyConflict, IdempotencyGone, IdempotencyBusy: the key was used for another request or for what is
             deleted, or is in use right now.
     """
@@ -133,6 +135,7 @@ def create(
         known = idempotency.remember(connection, tenant_id, key, sha256=digest, thing=export_id, kind="export")
         if known is not None:
             return known, True
+    admission.ask_storage(connection, tenant_id)
     options = asked.options.model_dump() | {"base_url": job.base_url or base_url}
     values = {"id": export_id, "tenant_id": tenant_id, "job_id": job_id, "images": job.done}
     connection.execute(_NEW, values | {"format": asked.format, "options": json.dumps(options)})

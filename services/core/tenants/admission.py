@@ -1,9 +1,9 @@
 """Admission: the one check that all new work passes, in the transaction that records it.
 
-Whoever records images, a file or a part asks here. All that a transaction asks for is checked once, as the last thing
-before its commit, under a lock of the tenant: of two that together go over a quota the second sees what the first has
-recorded. Tenants without quotas take no lock, and pay one read by key. What is large is also looked at when it is asked
-for, without the lock, so that a refusal comes before millions of rows are written.
+Whoever records images, an export, a dataset's version, a file or a part asks here. All that a transaction asks for is
+checked once, as the last thing before its commit, under a lock of the tenant: of two that together go over a quota the
+second sees what the first has recorded. Tenants without quotas take no lock, and pay one read by key. What is large is
+also looked at when it is asked for, without the lock, so that a refusal comes before millions of rows are written.
 
 A quota limits what is new. Nothing that is there already is taken away when one is lowered.
 """
@@ -83,6 +83,14 @@ def ask_bytes(connection: Connection, tenant_id: int, spooled: int) -> None:
     asked.check(connection, _STATE)
 
 
+def ask_storage(connection: Connection, tenant_id: int) -> None:
+    """Asks for objects to be written of pictures that are there. How large they will be is not known, so only a tenant
+    whose bytes are used up is refused. Raises QuotaExceeded."""
+    row = connection.execute(_STATE, {"tenant_id": tenant_id}).one_or_none()
+    if row is not None and row.limited:
+        _assert_stored(connection.execute(_USED, {"tenant_id": tenant_id}).one(), "exports or datasets")
+
+
 def look(connection: Connection, tenant_id: int, *, images: int = 0, spooled: int = 0) -> None:
     """Whether so much more would be taken now: before the work of recording it. Raises as `ask_images` does."""
     row = connection.execute(_STATE, {"tenant_id": tenant_id}).one_or_none()
@@ -99,12 +107,8 @@ def _assert_within(connection: Connection, asked: _Asked, *, recorded: bool = Tr
         _assert(connection, row, "images_queued", asked.images, recorded)
     if asked.spooled:
         _assert(connection, row, "bytes_spooled", asked.spooled, recorded)
-    if asked.renders and row.max_bytes_stored is not None and row.bytes_stored >= row.max_bytes_stored:
-        message = (
-            f"The tenant {row.name} may have {row.max_bytes_stored:,} {TITLES['bytes_stored']} and has "
-            f"{row.bytes_stored:,}; delete jobs, exports or datasets before you ask for more pictures."
-        )
-        raise QuotaExceeded(message, RETRY_SECONDS)
+    if asked.renders:
+        _assert_stored(row, "pictures")
     limit = row.max_device_seconds_per_day
     if asked.renders and limit is not None and row.device_seconds_today >= limit:
         message = (
@@ -112,6 +116,15 @@ def _assert_within(connection: Connection, asked: _Asked, *, recorded: bool = Tr
             f"{row.device_seconds_today:,.0f}; new work is taken from 00:00 UTC on."
         )
         raise QuotaExceeded(message, max(1, math.ceil(row.seconds_left_today)))
+
+
+def _assert_stored(row: Any, wanted: str) -> None:
+    if row.max_bytes_stored is not None and row.bytes_stored >= row.max_bytes_stored:
+        message = (
+            f"The tenant {row.name} may have {row.max_bytes_stored:,} {TITLES['bytes_stored']} and has "
+            f"{row.bytes_stored:,}; delete jobs, exports or datasets before you ask for more {wanted}."
+        )
+        raise QuotaExceeded(message, RETRY_SECONDS)
 
 
 def _assert(connection: Connection, row: Any, name: str, asked: int, recorded: bool) -> None:
