@@ -188,11 +188,15 @@ class RenderLoop:
             self.leaving.note(found.left(claim), found.alike, now=now, until=now + found.patience)
             if claim is not None:
                 held = self.heartbeat.hold(claim)
-                held.trace = self._traced(claim, began)
-                self._after_claim(claim, found, seats)
-                self._dedupe.copy_existing(held)
-                self._inputs.fetch(held)
-                self._charge(held)
+                try:
+                    held.trace = self._traced(claim, began)
+                    self._after_claim(claim, found, seats)
+                    self._dedupe.copy_existing(held)
+                    self._inputs.fetch(held)
+                    self._charge(held)
+                except BaseException:  # no thread can be started, say: the lease runs out, and others take the images
+                    self.heartbeat.release_claim(held)
+                    raise
                 return held
             # Drained, locked by others or left to them: raise the marks, so that these are not read again, or are known
             # to the image; then try the rest.

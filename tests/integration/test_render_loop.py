@@ -483,3 +483,24 @@ def test_a_store_that_refuses_one_worker_for_long_gives_its_images_to_others(mak
         assert connection.execute(text("SELECT count(*) FROM claims")).scalar_one() == 1
     make_render_loop(worker="worker-2").run()
     assert counts(database, job_id) == {"done": 16}
+
+
+def test_a_claim_that_cannot_be_made_ready_is_let_go_and_its_images_are_rendered_once_its_lease_is_over(
+    make_render_loop, database, fast, monkeypatch
+):
+    render_loop = make_render_loop()
+    job_id = submit(database, fast, mugs(2))
+
+    def no_thread(*_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(render_loop._inputs, "fetch", no_thread)
+        with pytest.raises(RuntimeError):
+            render_loop.run()
+    assert not render_loop.heartbeat.holds, "its lease would be extended for ever"
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE claims SET expires_at = now() - interval '1 second'"))
+        assert expiry.expire(connection, -3600.0) == 2
+    render_loop.run()
+    assert counts(database, job_id) == {"done": 2}
