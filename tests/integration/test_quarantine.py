@@ -1,5 +1,6 @@
 """Which images are quarantined or poison after the process that rendered them died, and which are not."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -307,6 +308,30 @@ def test_two_deaths_at_once_put_quarantined_images_of_one_shape_together(databas
         assert verdict.result() is False
     assert caps(database, job_id) == found
     assert set(images(database, job_id).values()) == {(0, 0, 1, 0)}
+
+
+def test_two_deaths_at_once_wait_for_each_other_in_one_order(database, settings, monkeypatch):
+    """One died of images that were quarantined before, the other of images that are to join those."""
+    job_id = submit(database, settings, 8)
+    crashed(database, 4)
+    second = claim(database, seats=4, worker="worker-b")
+    first = claim(database, seats=4)
+    assert first.suspect and not second.suspect and caps(database, job_id)[0][0] == 2
+    judged, looks_sick = threading.Event(), quarantine._device_looks_sick
+
+    def late(connection, device):
+        if device == A:
+            judged.set()
+            until(lambda: waits_for_a_lock(database))
+        return looks_sick(connection, device)
+
+    monkeypatch.setattr(quarantine, "_device_looks_sick", late)
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(died, database, first)
+        assert judged.wait(30)
+        other = pool.submit(died, database, second, worker="worker-b", device=B)
+        assert one.result() is other.result() is False
+    assert [row[2] for _, row in sorted(images(database, job_id).items())] == [2, 2, 1, 1, 1, 1, 1, 1]
 
 
 def fresh_crashes(database: Database, settings: object, count: int, *, device: str = A) -> list[bool]:

@@ -112,9 +112,12 @@ def child_died(connection: Connection, worker_id: str, *, rendering: Collection[
     workers.beat(connection, worker_id, "crashed")
     claims = connection.execute(_OPEN_CLAIMS, {"worker_id": worker_id}).all()
     others = [row for row in claims if row.id not in rendering]
+    crashed = [row for row in claims if row.id in rendering]
+    # Before anything of a job is locked: who quarantines its images then waits for no one who waits for this.
+    for job_id in sorted({job_id for row in crashed for job_id in row.job_ids}):
+        connection.execute(_LOCK_JOB, {"job_id": job_id})
     if others:
         expiry.take_back(connection, others, ClaimState.EXPIRED, lost=1)
-    crashed = [row for row in claims if row.id in rendering]
     return bool(crashed) and _handle_crash(connection, crashed, device)
 
 
@@ -150,7 +153,6 @@ def _handle_crash(connection: Connection, crashed: list[Any], device: str) -> bo
         device_sick(connection, device)
         return True
     for job_id, claim, indexes in sorted(found, key=lambda one: (one[0], one[1].id)):
-        connection.execute(_LOCK_JOB, {"job_id": job_id})
         if together == 1 and _is_poison(connection, job_id, indexes[0]):
             _fail_as_poison(connection, claim.id, job_id, indexes[0], device)
         else:
