@@ -38,13 +38,14 @@ SCHEDULER = {
     "mark_counts engines catalogue_destinations catalogue_copies job_inputs "
     "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas policy_terms "
     "license_acceptances webhook_cursor webhook_endpoints webhook_deliveries events retention_rules retention_work "
-    "tenant_deletions",
+    "tenant_deletions storage_mark storage_audits storage_orphans storage_findings",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
     "failure_deltas failure_counts failure_hours schedule_runs job_chunks catalogue_runs catalogue_changes "
     "catalogue_versions catalogue_entries catalogue_destinations catalogue_copies job_inputs "
     "dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas webhook_deliveries webhook_tries "
-    "retention_work",
-    "UPDATE": "tenant_deletions retention_work jobs segments images claims counters leases exports files uploads "
+    "retention_work storage_audits storage_orphans storage_findings",
+    "UPDATE": "storage_mark storage_audits storage_orphans storage_findings tenant_deletions "
+    "retention_work jobs segments images claims counters leases exports files uploads "
     "rates failure_counts failure_hours "
     "bulk_acts schedule_runs catalogues catalogue_runs catalogue_changes catalogue_entries "
     "catalogue_destinations catalogue_copies datasets dataset_versions dataset_shards tenant_usage "
@@ -52,7 +53,7 @@ SCHEDULER = {
     "UPDATE (virtual_time)": "tenants",
     "UPDATE (next_at)": "schedules",
     "SELECT (id, tenant_id, name)": "api_keys",  # whose jobs an act is about
-    "DELETE": "retention_work rates failure_deltas failure_hours counter_deltas claims workers "
+    "DELETE": "storage_orphans retention_work rates failure_deltas failure_hours counter_deltas claims workers "
     "idempotency leases exports "
     "export_files files upload_parts schedule_runs bulk_acts catalogue_changes catalogue_versions catalogue_entries "
     "catalogue_destinations catalogue_copies datasets dataset_shards dataset_files dataset_jobs tenant_usage_deltas "

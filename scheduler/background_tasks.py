@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from services.core.auditing import audits
+from services.core.auditing import task as auditing
 from services.core.batches import finalization, validation
 from services.core.bulk import bulk
 from services.core.bulk import task as bulk_task
@@ -224,6 +226,9 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
         BackgroundTask("dataset", datasets.pending, collect),
         BackgroundTask("bulk", bulk.pending, lambda number, lease: bulk_task.run(settings, notifier, number, lease)),
         BackgroundTask("retention", due.pending, lambda job_id, lease: retention.run(store, job_id, lease)),
+        BackgroundTask(
+            "audit-storage", audits.pending, lambda number, lease: auditing.run(settings, store, number, lease)
+        ),
         BackgroundTask("delete-tenant", tenants.pending, lambda tenant, lease: tenant_task.run(store, tenant, lease)),
         BackgroundTask("delete-job", deletion.pending, lambda job_id, lease: deletion.run(store, job_id, lease)),
     ]

@@ -6,6 +6,7 @@ The workers' timers also expire leases, fold counters and number events, so imag
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from services.core.auditing import audits
 from services.core.bulk import bulk
 from services.core.db import partitions
 from services.core.db.connectivity import Connectivity
@@ -81,6 +82,7 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("forget", 300.0, forget),
         PeriodicTask("forget-rates", 300.0, counters.forget_rates),
         PeriodicTask("forget-events", 60.0, forget_events),
+        PeriodicTask("audit-storage", 3600.0, lambda connection: audits.request_due(connection, settings.audit_days)),
         PeriodicTask("retention", 60.0, due.find),
         PeriodicTask("drop-partitions", 600.0, partitions.drop_partitions),
         PeriodicTask("partitions", 3600.0, partitions.make_partitions),

@@ -32,6 +32,7 @@ from services.cli import (
     retention,
     schedules,
     show,
+    storage,
     submit,
     tenant_deletion,
     tenants,
@@ -75,6 +76,7 @@ app.add_typer(workers.app, name="workers", rich_help_panel=OPERATIONS)
 tenant_deletion.add_to(tenants.app)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=OPERATIONS)
 app.add_typer(retention.app, name="retention", rich_help_panel=OPERATIONS)
+app.add_typer(storage.app, name="storage", rich_help_panel=OPERATIONS)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(policy.app, name="policy", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)

@@ -29,6 +29,8 @@ EXAMPLES = {
     ),
     "lanes": ("presswork lanes", "presswork lanes --json"),
     "tenants delete": ("presswork tenants delete press-agency", "presswork tenants delete press-agency --yes"),
+    "storage audit": ("presswork storage audit", "presswork storage audit --share 0.1 --json"),
+    "storage show": ("presswork storage show",),
     "retention show": ("presswork retention show", "presswork retention show --within 30d"),
     "retention set": ("presswork retention set --payloads 30d --objects 1y", "presswork retention set --records never"),
     "show": ("presswork show job_039yenx5ewysr",),

@@ -259,6 +259,9 @@ class Settings:
     schedule_seconds: float = _setting(
         "PRESSWORK_SCHEDULE_SECONDS", "300", _number(60, 86400)
     )  # between two runs, least
+    audit_days: int = _setting(
+        "PRESSWORK_AUDIT_DAYS", "0", _whole(0, 365)
+    )  # between two audits of the store; 0: when asked
     event_days: int = _setting("PRESSWORK_EVENT_DAYS", "90", _whole(7, 36500))  # for how long events are kept
     # What may be asked for, and drawn: web servers and schedulers judge prompts, workers judge pictures.
     policy_list: str = _setting("PRESSWORK_POLICY_LIST", "")  # a file of terms that no prompt may have, one a line

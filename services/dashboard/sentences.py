@@ -115,6 +115,8 @@ KINDS: dict[str, tuple[str, Words]] = {
     "job.payloads_erased": ("erased prompts", _plain("erased the prompts of")),
     "job.objects_deleted": ("deleted pictures", _plain("deleted the pictures of")),
     "retention.changed": ("changed the retention rule", _plain("changed the retention rule,")),
+    "storage.audit_requested": ("began an audit of the store", _plain("began an audit of the object store,")),
+    "storage.audited": ("audited the store", _plain("audited the object store,")),
     "schedule.created": ("made a schedule", _plain("made")),
     "schedule.changed": ("changed a schedule", _plain("changed")),
     "schedule.paused": ("paused a schedule", _plain("paused")),

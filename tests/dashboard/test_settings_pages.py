@@ -204,7 +204,7 @@ def test_the_log_is_narrowed_by_who_what_job_and_time_and_goes_on(
 
 FAMILIES = (
     "job", "bulk", "export", "file", "upload", "key", "view", "worker", "schedule", "catalogue", "dataset", "tenant",
-    "policy", "license", "webhook", "retention", "store",
+    "policy", "license", "webhook", "retention", "storage",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ BATCH = {
 }  # fmt: skip
 TEST = "webhook.test"
 # No endpoint hears of these: what concerns the fleet and all tenants, and what is sent to endpoints themselves.
-_WITHHELD = ("worker", "webhook", "tenant")
+_WITHHELD = ("worker", "webhook", "tenant", "storage")
 TYPES = (
     "job.created", "job.submitted", "job.queued", "job.started", "job.finalizing", "job.completed", "job.failed",
     "job.cancelled", "job.expired", "job.refused", "job.cancel_requested", "job.paused", "job.resumed",

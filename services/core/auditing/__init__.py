@@ -1,0 +1,1 @@
+"""The storage auditor: the object store compared with the records."""

@@ -1,0 +1,80 @@
+"""Which record an object belongs to, by its name, and which objects of a list belong to none."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from services.core.db.statements import statement
+from services.core.model import ids
+from services.core.model.errors import NotFound
+
+_ID = "[0-9a-hjkmnp-tv-z]{13}"
+_IMAGE = re.compile(rf"[0-9a-f]{{2}}/[0-9]+/job_({_ID})/([0-9]{{8,10}})-[0-9a-f]{{16}}[^/]*\.(?:png|jpe?g|webp)")
+_FOLDERS = (  # what must exist for anything below it to belong to it
+    ("jobs", re.compile(rf"(?:thumbnails|files)/[0-9]+/job_({_ID})/.+")),
+    ("catalogues", re.compile(rf"thumbnails/[0-9]+/catalogue_({_ID})/.+")),
+    ("catalogues", re.compile(rf"catalogues/[0-9]+/({_ID})/.+")),
+    ("files", re.compile(rf"files/[0-9]+/file-({_ID})")),
+    ("uploads", re.compile(rf"uploads/[0-9]+/upload_({_ID})/.+")),
+    ("exports", re.compile(rf"exports/[0-9]+/export_({_ID})/.+")),
+    ("datasets", re.compile(rf"datasets/[0-9]+/[a-z]+_({_ID})/.+")),
+)
+_IMAGES = statement("owners.images")("""
+SELECT object_key FROM unnest(CAST(:keys AS text[]), CAST(:jobs AS bigint[]), CAST(:indexes AS integer[]))
+  AS listed (object_key, job_id, index)
+WHERE NOT EXISTS (SELECT FROM results r WHERE r.job_id = listed.job_id AND r.index = listed.index
+                  AND r.object_key = listed.object_key)
+""")
+_GONE = {
+    table: statement(f"owners.{table}")(f"""
+SELECT object_key FROM unnest(CAST(:keys AS text[]), CAST(:ids AS bigint[])) AS listed (object_key, id)
+WHERE NOT EXISTS (SELECT FROM {table} WHERE {table}.id = listed.id)
+""")  # noqa: S608  our own text
+    for table in ("jobs", "catalogues", "files", "uploads", "exports", "datasets")
+}
+
+
+@dataclass(slots=True)
+class Sorted:
+    """Keys that no record names, and how many have names that no program gives: these are never touched."""
+
+    orphans: list[str]
+    foreign: int
+
+
+def orphans(connection: Connection, keys: Sequence[str], prefixes: Iterable[str]) -> Sorted:
+    """Of objects under this installation's prefixes, those that belong to no record now."""
+    images: list[tuple[str, int, int]] = []
+    folders: dict[str, list[tuple[str, int]]] = {}
+    foreign = 0
+    known = sorted(prefixes, key=len, reverse=True)
+    for key in keys:
+        name = next((key.removeprefix(prefix) for prefix in known if key.startswith(prefix)), None)
+        if name is not None and (found := _IMAGE.fullmatch(name)) and (job := _number(found[1])) is not None:
+            images.append((key, job, int(found[2])))
+        elif name is None or (owner := _owner(name)) is None:
+            foreign += 1
+        else:
+            folders.setdefault(owner[0], []).append((key, owner[1]))
+    values = {"keys": [i[0] for i in images], "jobs": [i[1] for i in images], "indexes": [i[2] for i in images]}
+    lost = list(connection.execute(_IMAGES, values).scalars()) if images else []
+    for table, listed in folders.items():
+        rows = connection.execute(_GONE[table], {"keys": [i[0] for i in listed], "ids": [i[1] for i in listed]})
+        lost += rows.scalars()
+    return Sorted(lost, foreign)
+
+
+def _owner(name: str) -> tuple[str, int] | None:
+    for table, pattern in _FOLDERS:
+        if (found := pattern.fullmatch(name)) and (number := _number(found[1])) is not None:
+            return table, number
+    return None
+
+
+def _number(letters: str) -> int | None:
+    try:
+        return ids.parse("", letters, "object")
+    except NotFound:
+        return None

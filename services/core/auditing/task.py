@@ -1,0 +1,206 @@
+"""The background task of the storage auditor. Four steps: records, listing, requeue, orphans.
+
+1. Of each finished job the bucket is listed and compared with its images; a share of them is read and compared with
+its sha256. 2. The whole bucket is listed, and what no record names is noted. 3. What is missing or damaged is drawn
+again, with the same seeds, in a job that is linked to the old one. 4. What has been an orphan for `ORPHAN_DAYS` is
+looked up once more and deleted, if `mark` sees no restore. After a crash the records go on at the next job, and a
+step that was begun is begun again.
+"""
+
+import hashlib
+import random
+
+from services.core.auditing import audits, mark, owners
+from services.core.auditing.audits import Audit
+from services.core.db import columns
+from services.core.db.leases import Lease
+from services.core.db.statements import statement
+from services.core.jobs import reseeding
+from services.core.model import ids
+from services.core.model.errors import Conflict, NotAdmitted, NotFound, ObjectMissing
+from services.core.model.specs import image_seed
+from services.core.policy import policies
+from services.core.settings import Settings
+from services.core.storage import keys
+from services.core.storage.contract import ImageStore
+
+ORPHAN_DAYS = 7
+_AT_ONCE = 1_000
+_NEXT_JOB = statement("task.next_job")("""
+SELECT id, tenant_id, total FROM jobs
+WHERE id > :after AND finished_at IS NOT NULL AND deleted_at IS NULL AND objects_deleted_at IS NULL ORDER BY id LIMIT 1
+""")
+_RESULTS = statement("task.results")("""
+SELECT r.index AS place, r.object_key, r.sha256 FROM results r
+WHERE r.job_id = :job_id AND r.index > :after ORDER BY r.index LIMIT :limit
+""")
+_KNOWN = statement("task.known")("SELECT index AS place FROM storage_findings WHERE job_id = :job_id")
+_STILL = statement("task.still")("""
+SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND deleted_at IS NULL AND objects_deleted_at IS NULL)
+""")
+_WAITING = statement("task.waiting")("""
+SELECT DISTINCT f.job_id, j.tenant_id, j.priority FROM storage_findings f JOIN jobs j ON j.id = f.job_id
+WHERE f.requeued_as IS NULL AND j.deleted_at IS NULL AND f.job_id > :after ORDER BY f.job_id LIMIT 1
+""")
+_SEEDS = statement("task.seeds")(f"""
+SELECT i.index AS place, p.index AS first, p.seed FROM (
+  SELECT job_id, index FROM storage_findings WHERE job_id = :job_id AND requeued_as IS NULL ORDER BY index LIMIT :limit
+) i {columns.payload_of("i")} ORDER BY i.index
+""")  # noqa: S608  our own text
+_REQUEUED = statement("task.requeued")("""
+UPDATE storage_findings SET requeued_as = :child WHERE job_id = :job_id AND index = ANY(CAST(:indexes AS integer[]))
+""")
+_PREFIXES = statement("task.prefixes")("SELECT prefixes FROM installation")
+
+
+def run(settings: Settings, store: ImageStore, audit_id: int, lease: Lease, *, orphan_days: int = ORPHAN_DAYS) -> None:
+    """Does the whole run, or what is left of it."""
+    with lease.begin() as connection:
+        audit = audits.show(connection, audit_id)
+    if audit.step == "records" and _check_records(store, audit, lease):
+        _next(lease, audit, "listing")
+    with lease.begin() as connection:
+        audit = audits.show(connection, audit_id)
+    if audit.step == "listing":
+        _list_bucket(store, audit, lease)
+    if not lease.stopping.is_set():
+        _requeue(settings, audit, lease)
+        refusal = _delete_orphans(store, audit, lease, orphan_days)
+        with lease.begin() as connection:
+            audits.end(connection, audit_id, refusal)
+
+
+def _next(lease: Lease, audit: Audit, step: str) -> None:
+    with lease.begin() as connection:
+        audits.advance(connection, audit.id, step=step)
+
+
+def _check_records(store: ImageStore, audit: Audit, lease: Lease) -> bool:
+    after = audit.at_job
+    while not lease.stopping.is_set():
+        with lease.begin() as connection:
+            job = connection.execute(_NEXT_JOB, {"after": after}).one_or_none()
+        if job is None:
+            return True
+        after = job.id
+        _check_job(store, audit, job.id, job.tenant_id, job.total, lease)
+    return False
+
+
+def _check_job(store: ImageStore, audit: Audit, job_id: int, tenant_id: int, total: int, lease: Lease) -> None:
+    there: set[int] = set()
+    for folder in keys.image_folders(tenant_id, ids.public_job(job_id), total):
+        there.update(map(hash, store.under(folder)))
+        lease.keep()
+    with lease.begin() as connection:
+        known = set(connection.execute(_KNOWN, {"job_id": job_id}).scalars())
+    found: dict[int, str] = {}
+    records = sampled = 0
+    after = -1
+    while True:
+        with lease.begin() as connection:
+            rows = connection.execute(_RESULTS, {"job_id": job_id, "after": after, "limit": _AT_ONCE}).all()
+        if not rows:
+            break
+        after = rows[-1].place
+        records += len(rows)
+        for row in rows:
+            if row.place in known:
+                continue
+            is_sampled = random.random() < audit.share
+            if hash(row.object_key) not in there:  # moved since the listing, or under a prefix that is not listed
+                is_sampled = True
+            if is_sampled:
+                sampled += 1
+                if (kind := _state(store, row.object_key, bytes(row.sha256))) is not None:
+                    found[row.place] = kind
+                lease.keep()
+    with lease.begin() as connection:
+        if not connection.execute(_STILL, {"job_id": job_id}).scalar_one():  # deleted meanwhile
+            found = {}
+        if found:
+            audits.find(connection, audit.id, job_id, found)
+        kinds = list(found.values())
+        audits.advance(
+            connection, audit.id, at_job=job_id, records=records, sampled=sampled,
+            missing=kinds.count("missing"), damaged=kinds.count("damaged"),
+        )  # fmt: skip
+
+
+def _state(store: ImageStore, key: str, sha256: bytes) -> str | None:
+    try:
+        digest = hashlib.sha256()
+        for chunk in store.stream(key):
+            digest.update(chunk)
+    except ObjectMissing:
+        return "missing"
+    return None if digest.digest() == sha256 else "damaged"
+
+
+def _list_bucket(store: ImageStore, audit: Audit, lease: Lease) -> None:
+    with lease.begin() as connection:
+        prefixes = {*connection.execute(_PREFIXES).scalar_one(), store.key("")}
+    batch: list[str] = []
+
+    def note() -> None:
+        with lease.begin() as connection:
+            found = owners.orphans(connection, batch, prefixes)
+            audits.see(connection, audit.id, found.orphans)
+            audits.advance(
+                connection, audit.id, objects=len(batch), orphans=len(found.orphans), foreign_objects=found.foreign
+            )
+        batch.clear()
+
+    for key in store.under(""):
+        batch.append(key)
+        if len(batch) == _AT_ONCE:
+            note()
+    note()
+    with lease.begin() as connection:
+        audits.forget_unseen(connection, audit.id)
+        audits.advance(connection, audit.id, step="requeue")
+
+
+def _requeue(settings: Settings, audit: Audit, lease: Lease) -> None:
+    after = 0
+    while True:
+        with lease.begin() as connection:
+            job = connection.execute(_WAITING, {"after": after}).one_or_none()
+            if job is None:
+                return
+            rows = connection.execute(_SEEDS, {"job_id": job.job_id, "limit": _AT_ONCE}).all()
+        wanted = [reseeding.Reseeded(row.place, image_seed(row.seed, row.place - row.first)) for row in rows]
+        child = ids.new()
+        try:
+            with lease.begin() as connection:
+                policy = policies.of_tenant(settings, connection, job.tenant_id)
+                reseeding.draw(
+                    connection, job.tenant_id, job.job_id, child, wanted, priority=job.priority, policy=policy
+                )
+                values = {"job_id": job.job_id, "child": child, "indexes": [one.index for one in wanted]}
+                connection.execute(_REQUEUED, values)
+                audits.advance(connection, audit.id, requeued=len(wanted))
+        except (Conflict, NotAdmitted, NotFound):  # its prompts are erased, it was deleted, a quota: it stays found
+            after = job.job_id
+
+
+def _delete_orphans(store: ImageStore, audit: Audit, lease: Lease, days: int) -> str | None:
+    refusal = mark.refusal(lease.database, store)
+    if refusal is not None:
+        return refusal
+    with lease.begin() as connection:
+        prefixes = {*connection.execute(_PREFIXES).scalar_one(), store.key("")}
+    while not lease.stopping.is_set():
+        with lease.begin() as connection:
+            old = audits.old(connection, days, _AT_ONCE)
+            lost = owners.orphans(connection, old, prefixes).orphans if old else []
+        if not old:
+            break
+        for key in lost:
+            store.drop(key)
+            lease.keep()
+        with lease.begin() as connection:
+            audits.forget(connection, old)
+            audits.advance(connection, audit.id, deleted=len(lost))
+    mark.renew(lease.database, store)
+    return None
