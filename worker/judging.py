@@ -140,6 +140,7 @@ class Judging:
     def _answer(self, pixels: NDArray[np.uint8], words: str) -> str | None:
         """In the thread of the process. A process that ends under a policy is started again for the next picture."""
         found: dict[str, tuple[Any, str]] = {}
+        failed = ""
         try:
             if self._process is None:
                 self._start()
@@ -149,18 +150,24 @@ class Judging:
             )
         except ProcessEnded as ended:
             self._process = None
-            raise PolicyFailed(f"{ended.name}: {ended}") from None
-        for name, (_, why) in found.items():
-            if why:
-                raise PolicyFailed(f"{name}: {why}")
-        return next((str(given) for given, _ in found.values() if given), None)
+            failed = f"{ended.name}: {ended}"
+        refused = next((str(given) for given, why in found.values() if given and not why), None)
+        if refused is not None:  # whatever became of the others
+            return refused
+        failed = failed or next((f"{name}: {why}" for name, (_, why) in found.items() if why), "")
+        if failed:
+            raise PolicyFailed(failed)
+        return None
 
     def _start(self) -> None:
         """Raises PolicyFailed."""
         with self._guard:
             if self._is_closed:
                 raise PolicyFailed("the worker stops")
-            self._process = ScoringProcess(self._names, {}, module=__name__)
+            try:
+                self._process = ScoringProcess(self._names, {}, module=__name__)
+            except OSError as error:
+                raise PolicyFailed(f"the machine lets no process start ({error.strerror})") from None
         try:
             for name, why in self._process.wait_ready().items():
                 self._process.end()

@@ -1,7 +1,9 @@
 """Policies of pictures: what is refused is not stored and never tried again, and a policy that fails loses no image."""
 
 import dataclasses
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -202,6 +204,37 @@ def test_with_accept_what_cannot_be_judged_in_time_is_stored(
     job = submit(database, fast, asked("a mug"))
     loop.run()
     assert counts(database, job)["done"] == 1
+
+
+@pytest.mark.parametrize("other", ["raises", "hangs"])
+def test_with_accept_what_one_policy_refuses_is_refused_although_another_fails(
+    make_render_loop: RenderLoopMaker, database: Database, fast: Settings, judged: list[Judging], other: str
+) -> None:
+    lenient = dataclasses.replace(fast, image_policies=("words", other), policy_seconds=2.0, policy_fault="accept")
+    judged.append(Judging(lenient))
+    loop = make_render_loop(lenient, judging=judged[0])
+    job = submit(database, fast, asked("a bad mug"))
+    loop.run()
+    assert counts(database, job) == {"failed": 1}
+    assert causes(database, job) == {"content_policy": 1}
+
+
+def test_a_machine_that_lets_no_process_start_releases_the_picture(
+    fast: Settings, judged: list[Judging], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    judging_here = Judging(dataclasses.replace(fast, image_policies=("words",)))
+    judged.append(judging_here)
+    assert judging_here._process is not None
+    judging_here._process.end()
+    monkeypatch.setattr(judging, "ScoringProcess", full)
+    spec = Spec("simulated-1", "a mug", "", 0, 64, 64, 2, 7.5)
+    picture = Picture(np.zeros((64, 64, 3), np.uint8))
+    for _ in range(2):
+        with pytest.raises(Unjudged):
+            judging_here.refusal(Image(1, 0, 1, spec, "png"), picture, lambda: False, until=time.monotonic() + 30)
 
 
 def test_a_policy_that_is_not_there_or_does_not_open_stops_the_start(fast: Settings) -> None:
