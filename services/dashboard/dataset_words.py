@@ -53,7 +53,7 @@ def why(version: Version) -> str:
     if plan.removed:
         parts.append(f"{plural(plan.removed, 'picture')} taken out, {plural(plan.rewritten, 'shard')} written again")
     if version.while_running:
-        parts.append("while jobs were running")
+        parts.append("with what jobs had done so far")
     return "; ".join(parts)
 
 

@@ -357,6 +357,9 @@ def test_a_version_of_running_jobs_has_what_is_done_and_the_next_one_the_rest(da
     collecting.rendered(database, settings, store, job)
     two = collecting.export(database, settings, store)
     assert (two.images, two.images_written) == (40, 40 - len(stored))
+    three = collecting.export(database, settings, store, while_running=True)  # it may, and no job is
+    cards = [store.read(collecting.files(database, n)["README.md"].object_key).decode() for n in (1, 2, three.number)]
+    assert ["still being rendered" in card for card in cards] == [True, False, False]
     assert len(samples(collecting.download(database, store, 2, tmp_path))) == 40
 
 

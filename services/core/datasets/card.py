@@ -16,7 +16,7 @@ from services.core.db.database import Database
 from services.core.exports import manifest, readme
 from services.core.exports.records import File
 from services.core.exports.shards import ExportWriter
-from services.core.model import file_names, ids
+from services.core.model import file_names, ids, states
 
 _KEPT = 10_000  # removed images, from one extension of the lease to the next
 _MARKUP = frozenset("|\\<>&`*_[]")
@@ -181,7 +181,7 @@ def _card(version: Version, jobs: Sequence[JobState], shards: dict[str, list[str
         *(f"| {split} | {count:,} | {images:,} |" for split, (count, images) in counted.splits.items()), "",
         "## Where the prompts are from", "", "| job | labels | status | pictures |", "|---|---|---|---|",
         *(_row(job) for job in jobs if job.images), "",
-        "## How it was made", "", *_made(version),
+        "## How it was made", "", *_made(version, jobs),
     ]  # fmt: skip
     return "\n".join(["---", *head, "---", *body, *readme.licenses(counted.licenses), ""])
 
@@ -197,7 +197,7 @@ def _plain(words: str) -> str:
     return "".join(f"&#{ord(one)};" if one in _MARKUP else one for one in " ".join(words.split()))
 
 
-def _made(version: Version) -> list[str]:
+def _made(version: Version, jobs: Sequence[JobState]) -> list[str]:
     assert version.plan is not None
     filters = version.definition.filters.model_dump(mode="json", exclude_none=True)
     told = ", ".join(f"{name}: {json.dumps(value)}" for name, value in filters.items() if value not in ([], None))
@@ -213,7 +213,7 @@ def _made(version: Version) -> list[str]:
         lines.append(
             f"- It was made from version {version.base}; {version.plan.rewritten:,} shards were written again."
         )
-    if version.while_running:
+    if any(job.state not in states.FINAL_JOB_STATES for job in jobs):
         lines.append("- Jobs were still being rendered when it was made.")
     return lines
 
