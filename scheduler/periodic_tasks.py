@@ -12,11 +12,11 @@ from services.core.db import partitions
 from services.core.db.connectivity import Connectivity
 from services.core.db.database import Connection
 from services.core.events import numbering, retention
-from services.core.fleet import workers
+from services.core.fleet import throughput, workers
 from services.core.jobs import idempotency, lifecycle, queries
 from services.core.notify import Notifier
 from services.core.queue import claims, counters, expiry, job_states, segments
-from services.core.retention import due
+from services.core.retention import due, pruning
 from services.core.schedules import deadlines, firing, runs
 from services.core.settings import Settings
 from services.core.tenants import fair_share
@@ -58,6 +58,9 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
     def reseal(connection: Connection) -> int:
         return endpoints.reseal(connection, settings.secrets)
 
+    def forget_failures(connection: Connection) -> int:
+        return pruning.forget_failures(connection, settings.event_days)
+
     return [
         PeriodicTask("finish", 0.5, lifecycle.finish),
         PeriodicTask("deadlines", 1.0, job_states.expire),
@@ -83,6 +86,8 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("forget-rates", 300.0, counters.forget_rates),
         PeriodicTask("forget-events", 60.0, forget_events),
         PeriodicTask("audit-storage", 3600.0, lambda connection: audits.request_due(connection, settings.audit_days)),
+        PeriodicTask("forget-failures", 300.0, forget_failures),
+        PeriodicTask("forget-render-rates", 3600.0, throughput.forget),
         PeriodicTask("retention", 60.0, due.find),
         PeriodicTask("drop-partitions", 600.0, partitions.drop_partitions),
         PeriodicTask("partitions", 3600.0, partitions.make_partitions),

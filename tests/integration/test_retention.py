@@ -12,11 +12,12 @@ from services.core.db.database import Database
 from services.core.db.leases import Lease
 from services.core.deletion import jobs as deletion
 from services.core.exports import exports, options
+from services.core.fleet import throughput
 from services.core.jobs import retry
 from services.core.model import ids, requests
 from services.core.model.errors import Conflict, PressworkError
 from services.core.notify import Notifier
-from services.core.retention import due, rules, task
+from services.core.retention import due, pruning, rules, task
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from tests import exporting, factories
@@ -291,3 +292,19 @@ def taken(database: Database) -> Lease:
     lease = Lease(database, "retention/test", "scheduler-9")
     assert lease.take()
     return lease
+
+
+def test_attempts_that_failed_long_ago_go_and_rates_that_nobody_measures(database, settings):
+    insert = """INSERT INTO failures (job_id, index, claim_id, code, message, device, batch_images, failed_at)
+                VALUES (1, 0, 1, 'error', '', 'd', 1, now() - make_interval(days => :days))"""
+    rate = """INSERT INTO render_rates (model_revision, width, height, steps, guided, device, images,
+                                        seconds_per_image, deviation, measured_at)
+              VALUES ('r', :days, 1, 1, true, 'd', 1, 1, 0, now() - make_interval(days => :days))"""
+    with database.begin_system() as connection:
+        for days in (1, 200):
+            connection.execute(text(insert), {"days": days})
+            connection.execute(text(rate), {"days": days})
+        assert pruning.forget_failures(connection, 90) == 1
+        assert throughput.forget(connection) == 1
+        assert connection.execute(text("SELECT width FROM render_rates")).scalar_one() == 1
+        assert connection.execute(text("SELECT failed_at > now() - interval '2 days' FROM failures")).scalar_one()

@@ -26,6 +26,7 @@ ON CONFLICT ({", ".join(columns.TIMED)}, device) DO UPDATE SET
                  / least(r.images + excluded.images, greatest(:window, excluded.images)) AS weight) AS seen
   )
 """)  # noqa: S608  our own text
+_FORGET = statement("throughput.forget")("DELETE FROM render_rates WHERE measured_at < now() - interval '180 days'")
 
 
 def record(connection: Connection, shape: Shape, device: str, *, images: int, seconds_per_image: float) -> None:
@@ -40,3 +41,8 @@ def record(connection: Connection, shape: Shape, device: str, *, images: int, se
             "window": WINDOW,
         },
     )
+
+
+def forget(connection: Connection) -> int:
+    """Deletes what was not measured for 180 days; returns how many."""
+    return connection.execute(_FORGET).rowcount
