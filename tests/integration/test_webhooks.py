@@ -294,6 +294,15 @@ def test_what_is_asked_for_again_while_a_try_goes_on_is_sent_again(database, set
     assert [one.status for one in tries(database, delivery)] == [status, 200]
 
 
+def test_the_operator_chooses_to_hear_of_tenants_and_ids_are_those_of_the_api(database, settings, receiver):
+    make(database, settings, receiver.url, events=["tenant.suspended", "policy.*"])
+    happen(database, "tenant.suspended", "tenant/2")
+    happen(database, "policy.term_added", "policy_term/7")
+    derive(database)
+    runner(database, settings).run_once()
+    assert [one["data"]["id"][:7] for one in receiver.messages] == ["tenant_", "term_00"]
+
+
 def test_410_disables_and_so_do_days_of_failing(database, settings, receiver):
     receiver.reply = lambda handler: answer(handler, 410)
     endpoint, _ = make(database, settings, receiver.url)

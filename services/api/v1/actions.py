@@ -18,6 +18,7 @@ from services.core.exports import records
 from services.core.files import files, uploads
 from services.core.fleet import workers
 from services.core.model import ids
+from services.core.policy import terms
 from services.core.tenants import tenants, views
 from services.core.webhooks import endpoints
 
@@ -31,6 +32,7 @@ _PUBLIC: dict[str, Callable[[int], str]] = {
     "view": views.public_id,
     "tenant": tenants.public_id,
     "webhook": endpoints.public_id,
+    "policy_term": terms.public_id,
 }
 
 

@@ -18,7 +18,7 @@ from services.core.events.queries import Event, job_of
 from services.core.exports import records
 from services.core.files import files, uploads
 from services.core.model import ids
-from services.core.tenants import views
+from services.core.tenants import tenants, views
 from services.core.webhooks import types
 
 _JOBS = statement("messages.jobs")("""
@@ -28,7 +28,8 @@ FROM jobs WHERE id = ANY(CAST(:ids AS bigint[]))
 _CURSOR = statement("messages.cursor")("SELECT seq FROM webhook_cursor")
 _PUBLIC: dict[str, Callable[[int], str]] = {
     "job": ids.public_job, "export": records.public_id, "file": files.public_id, "upload": uploads.public_id,
-    "view": views.public_id, "bulk": lambda number: ids.public("bulk_", number),
+    "view": views.public_id, "tenant": tenants.public_id, "policy_term": lambda number: ids.public("term_", number),
+    "bulk": lambda number: ids.public("bulk_", number),
 }  # fmt: skip
 
 

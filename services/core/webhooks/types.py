@@ -33,6 +33,7 @@ TYPES = (
     "bulk.requested", "bulk.stopped", "file.created", "file.deleted", "file.expired", "upload.created",
     "upload.completed", "upload.cancelled", "upload.expired", "key.issued", "key.revoked", "view.saved",
     "view.changed", "view.deleted", "policy.term_added", "policy.term_removed", "license.accepted", "retention.changed",
+    "tenant.created", "tenant.changed", "tenant.suspended", "tenant.activated",
 )  # fmt: skip
 # What an endpoint gets that does not choose: what has come to an end.
 USUAL = ("job.completed", "job.failed", "job.cancelled", "job.expired", "batch.*", "export.completed", "export.failed")
