@@ -14,7 +14,6 @@ from services.cli import delivering, options, show, units
 from services.cli.exits import BadInput, Interrupted, Usage
 from services.cli.profile import connect
 from services.core.model.errors import PressworkError
-from services.core.storage.destination import Destination, Place
 
 PATIENCE_SECONDS = 60.0
 
@@ -51,6 +50,8 @@ def deliver(
     A second run sends what a newer version has more, and deletes what it has not. If it is interrupted, the same
     command goes on.
     """
+    from services.core.storage.destination import Destination, Place
+
     try:
         place = Place.parse(to)
     except ValueError as error:

@@ -11,13 +11,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from threading import Event
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from presswork_client import DatasetFile, DatasetHandle
 from presswork_client.pulling import JOURNAL, MANIFEST, Source
 from services.cli.exits import Usage
 from services.core.model.errors import ObjectMissing
-from services.core.storage.destination import Destination
+
+if TYPE_CHECKING:  # the other commands need no store
+    from services.core.storage.destination import Destination
 
 _TYPES = {
     ".tar": "application/x-tar", ".parquet": "application/vnd.apache.parquet", ".zip": "application/zip",
@@ -44,7 +46,7 @@ class Stopped(Exception):
 def deliver(
     dataset: DatasetHandle,
     files: Sequence[DatasetFile],
-    to: Destination,
+    to: "Destination",
     source: Source,
     *,
     parallel: int,
@@ -119,7 +121,7 @@ class Crew:
             found[running.pop(future)] = future.result()
 
 
-def _journal(to: Destination, held: dict[str, int], source: Source) -> dict[str, str | None]:
+def _journal(to: "Destination", held: dict[str, int], source: Source) -> dict[str, str | None]:
     """The split of each file that was put there. Raises Usage if the prefix is not the dataset's."""
     if not held:
         return {}
@@ -132,16 +134,16 @@ def _journal(to: Destination, held: dict[str, int], source: Source) -> dict[str,
     raise Usage(f"{to.place} holds something other than the dataset {source.name}; name another prefix.")
 
 
-def _note(to: Destination, source: Source, files: dict[str, str | None]) -> None:
+def _note(to: "Destination", source: Source, files: dict[str, str | None]) -> None:
     to.put(JOURNAL, json.dumps({"dataset": source.id, "files": files}).encode(), "application/json")
 
 
-def _is_there(to: Destination, held: dict[str, int], file: DatasetFile) -> bool:
+def _is_there(to: "Destination", held: dict[str, int], file: DatasetFile) -> bool:
     return held.get(file["path"]) == file["bytes"] and to.sha256(file["path"]) == file["sha256"]
 
 
 def _send(
-    dataset: DatasetHandle, to: Destination, file: DatasetFile, on_bytes: Callable[[int], None], stopping: Event
+    dataset: DatasetHandle, to: "Destination", file: DatasetFile, on_bytes: Callable[[int], None], stopping: Event
 ) -> None:
     def blocks() -> Iterator[bytes]:
         for data in dataset.read(file):

@@ -500,6 +500,11 @@ TENANT_ROUTES = {
     ("GET", "/v1/tenants/{tenant_id}/keys"),
     ("POST", "/v1/tenants/{tenant_id}/keys"),
     ("DELETE", "/v1/tenants/{tenant_id}/keys/{key_id}"),
+    ("DELETE", "/v1/tenants/{tenant_id}"),
+    ("GET", "/v1/tenants/{tenant_id}/deletion"),
+    ("GET", "/v1/retention"),
+    ("PATCH", "/v1/retention"),
+    ("GET", "/v1/retention/due"),
 }
 BODIES: dict[tuple[str, str], dict[str, Any]] = {  # of routes that look at nothing without one
     ("PUT", "/v1/jobs/{job_id}/chunks/{number}"): {"images": [{"prompt": "a"}]},

@@ -154,11 +154,11 @@ def test_the_class_may_vary_and_each_one_is_a_shape_of_its_own(monkeypatch: pyte
     classes = [f"usual-1/simulated/uint8/simulated/{size}" for size in (16, 4)]
     vary = {"a": ["x", "y", "z"], "reproducibility_class": classes}
     matrix, _ = counted(monkeypatch, {"template": "{a}", "vary": vary | {"model": ["usual"]}})
-    with Submission(SETTINGS, REGISTRY) as submission:
+    with Submission(SETTINGS, REGISTRY, policy=policies.NOTHING) as submission:
         submission.add_matrix(matrix)
         assert not submission.problems
         assert [shape.reproducibility_class for shape, _, _ in submission.new_segments] == classes
     elsewhere = {"a": ["x"], "reproducibility_class": ["elsewhere-1/simulated/uint8/simulated/16"]}
-    with Submission(SETTINGS, REGISTRY) as submission:
+    with Submission(SETTINGS, REGISTRY, policy=policies.NOTHING) as submission:
         submission.add_matrix(counted(monkeypatch, {"template": "{a}", "vary": elsewhere | {"model": ["usual"]}})[0])
     assert {problem.code for problem in submission.problems} == {"unserved_class"}

@@ -25,6 +25,8 @@ SYSTEM_TRANSACTIONS = [
     ("api/v1/lanes.py", "list_lanes"),  # what waits stands in one index for all tenants
     ("api/v1/search.py", "_found"),  # other tenants' requests count as looked at
     ("api/v1/sign_in_links.py", "create_sign_in_link"),  # a tenant's transaction can write none
+    ("api/v1/tenant_deletion.py", "delete_tenant"),  # an administrator of the first tenant deletes another one
+    ("api/v1/tenant_deletion.py", "show_tenant_deletion"),  # likewise
     ("api/v1/tenants.py", "_number"),  # an administrator of the operator's names any tenant
     ("api/v1/tenants.py", "change_tenant"),  # a tenant's transaction can write no tenant
     ("api/v1/tenants.py", "create_tenant"),  # likewise
@@ -32,8 +34,6 @@ SYSTEM_TRANSACTIONS = [
     ("api/v1/tenants.py", "list_tenants"),  # likewise
     ("api/v1/tenants.py", "show_tenant"),  # likewise
     ("api/v1/usage.py", "show_usage_of"),  # a claim may hold images of several tenants
-    ("api/v1/tenant_deletion.py", "delete_tenant"),  # an administrator of the first tenant deletes another one
-    ("api/v1/tenant_deletion.py", "show_tenant_deletion"),  # likewise
     ("api/v1/workers.py", "_fleet"),  # what a worker holds is of all tenants
     ("api/v1/workers.py", "drain_worker"),  # the fleet belongs to no tenant
     ("api/v1/workers.py", "resume_worker"),  # likewise
