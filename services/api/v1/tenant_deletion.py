@@ -9,8 +9,10 @@ from services.api.authentication import Caller, Tenant
 from services.api.dependencies import ContextDep
 from services.api.turns import TenantRoute
 from services.api.v1.schemas import Moment
-from services.api.v1.tenants import TenantId, assert_operator
+from services.api.v1.tenants import TenantId
 from services.core.deletion import tenants
+from services.core.model.errors import NotFound
+from services.core.model.scopes import Principal
 
 router = APIRouter(route_class=TenantRoute)
 
@@ -41,7 +43,7 @@ def delete_tenant(
 ) -> Any:
     """Deletes a tenant with its keys, jobs, images, files, catalogues, datasets and events. Its keys are revoked when
     this answers; the rest goes in the background. Takes a key of the operator's tenant. It cannot be undone."""
-    assert_operator(caller)
+    _assert_may(caller)
     with context.database.begin_system() as connection:  # a tenant's transaction does not see another tenant
         return _shown(tenants.delete(connection, tenant_id, confirm))
 
@@ -49,9 +51,15 @@ def delete_tenant(
 @router.get("/tenants/{tenant_id}/deletion", response_model=TenantDeletion)
 def show_tenant_deletion(context: ContextDep, tenant: Tenant, caller: Caller, tenant_id: TenantId) -> Any:  # noqa: ARG001
     """How far the deletion of a tenant is, and at its end what remains. Takes a key of the operator's tenant."""
-    assert_operator(caller)
+    _assert_may(caller)
     with context.database.begin_system() as connection:  # it outlives the tenant
         return _shown(tenants.show(connection, tenant_id))
+
+
+def _assert_may(caller: Principal) -> None:
+    """To others every tenant is one that there is not."""
+    if not caller.operator:
+        raise NotFound("There is no such tenant.")
 
 
 def _shown(found: tenants.Deletion) -> TenantDeletion:

@@ -95,7 +95,7 @@ def list_tenants(
 def create_tenant(context: ContextDep, tenant: Tenant, caller: Caller, body: json_object.Small) -> Any:  # noqa: ARG001
     """Makes a tenant, which has no key yet."""
     asked = json_object.parse(TenantRequest, body, TenantRequest.ALLOWED)
-    assert_operator(caller)
+    _assert_operator(caller)
     # As the system: a tenant's transaction can write no tenant.
     with context.database.begin_system() as connection:
         made = tenants.create(connection, asked)
@@ -124,7 +124,7 @@ def change_tenant(
     # As the system: a tenant's transaction can write no tenant.
     with context.database.begin_system() as connection:
         found = _found(connection, caller, tenant_id)
-        assert_operator(caller)
+        _assert_operator(caller)
         return _details(connection, tenants.change(connection, found.id, asked))
 
 
@@ -180,7 +180,7 @@ def _found(connection: Any, caller: Principal, asked: str) -> tenants.Tenant:
     return found
 
 
-def assert_operator(caller: Principal) -> None:
+def _assert_operator(caller: Principal) -> None:
     if not caller.operator:
         raise NotOperator
 
