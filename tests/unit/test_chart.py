@@ -1,0 +1,196 @@
+"""The Helm chart: `helm lint` and `helm template` accept it, and what they render is confined and complete.
+
+Helm is on the PATH or in .helm (.ci/run puts it there, with Kubernetes' schemas); without it, all of this is skipped.
+"""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from services.core.model.pipelines import PIPELINES
+from services.core.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "services/chart"
+HELM = shutil.which("helm", path=f"{os.environ['PATH']}:{ROOT / '.helm/helm'}")
+SCHEMAS = ROOT / ".helm/schemas"
+pytestmark = pytest.mark.skipif(HELM is None, reason="HELM IS MISSING: the chart is not tested")
+
+POOL: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())["workers"][0]
+FULL: dict[str, Any] = {
+    "secret": "presswork",
+    "pullSecrets": ["registry"],
+    "web": {"autoscaling": {"enabled": True}},
+    "ingress": {
+        "enabled": True,
+        "host": "a.example",
+        "className": "nginx",
+        "tlsSecret": "tls",
+        "annotations": {"a": "b"},
+    },
+    "networkPolicy": {"webFrom": [{"podSelector": {}}], "egress": [{"ports": [{"port": 5432}]}]},
+    "serviceMonitor": {"enabled": True},
+    "workers": [
+        POOL,
+        POOL
+        | {
+            "name": "gpu",
+            "pipeline": "torch",
+            "device": "cuda",
+            "modelDir": "/models/a",
+            "modelsClaim": "models",
+            "artefactsClaim": "artefacts",
+            "sizes": "512x512",
+            "nodeSelector": {"accelerator": "h100"},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+            "resources": {"limits": {"memory": "32Gi", "nvidia.com/gpu": 1}},
+        },
+    ],
+}
+CASES: dict[str, dict[str, Any]] = {
+    "least": {"secret": "presswork"},
+    "full": FULL,
+    "none": {"secret": "s", "workers": []},
+}
+
+
+def helm(action: list[str], values: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
+    """What Helm says of the chart with these values."""
+    assert HELM
+    file = folder / "values.yaml"
+    file.write_text(yaml.safe_dump(values))
+    command = [HELM, *action, str(CHART), "--values", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def render(values: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    done = helm(["template", "try"], values, folder)
+    assert done.returncode == 0, done.stderr
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+def pods(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The pods' specifications by the name of what makes them."""
+    made = [document for document in documents if document["kind"] in ("Deployment", "Job")]
+    return {document["metadata"]["name"]: document["spec"]["template"]["spec"] for document in made}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_helm_lints_the_chart(case: str, tmp_path: Path) -> None:
+    done = helm(["lint", "--strict"], CASES[case], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(
+    not SCHEMAS.is_dir(), reason="KUBERNETES' SCHEMAS ARE MISSING: documents are not compared with them"
+)
+@pytest.mark.parametrize("case", CASES)
+def test_each_document_fits_the_schema_of_kubernetes(case: str, tmp_path: Path) -> None:
+    file = tmp_path / "documents.yaml"
+    known = [document for document in render(CASES[case], tmp_path) if document["kind"] != "ServiceMonitor"]
+    file.write_text(yaml.safe_dump_all(known))
+    program = """if True:
+        import sys, yaml, kubernetes_validate
+        for document in yaml.safe_load_all(open(sys.argv[1])):
+            kubernetes_validate.validate(document, "1.35", strict=True)
+    """
+    environ = os.environ | {"PYTHONPATH": str(SCHEMAS)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(file)],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_container_is_confined_and_probed(case: str, tmp_path: Path) -> None:
+    for name, pod in pods(render(CASES[case], tmp_path)).items():
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 10001
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "readOnlyRootFilesystem": True,
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert container["resources"]["limits"]["memory"], name
+            assert {mount["name"] for mount in container["volumeMounts"]} == {
+                volume["name"] for volume in pod["volumes"]
+            }
+            assert name.endswith("-migrate") or {"startupProbe", "livenessProbe"} <= container.keys(), name
+
+
+def test_every_variable_is_a_setting(tmp_path: Path) -> None:
+    known = {field.metadata["variable"] for field in dataclasses.fields(Settings)} | {"TMPDIR"}
+    for name, pod in pods(render(FULL, tmp_path)).items():
+        variables = {entry["name"] for container in pod["containers"] for entry in container["env"]}
+        assert variables <= known, (name, variables - known)
+        assert {"DATABASE_URL", "REDIS_URL"} <= variables
+
+
+def test_a_secret_is_only_referred_to_and_each_program_has_its_own_role(tmp_path: Path) -> None:
+    for name, pod in pods(render(FULL, tmp_path)).items():
+        entries = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
+        role = {"migrate": "migrator"}.get(name.split("-")[1], name.split("-")[1])
+        assert entries["DATABASE_URL"]["valueFrom"]["secretKeyRef"]["key"] == f"{role}-database-url"
+        for variable in entries.keys() & {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PRESSWORK_SECRET"}:
+            assert "valueFrom" in entries[variable]
+
+
+def test_a_worker_has_longer_than_its_longest_batch(tmp_path: Path) -> None:
+    found = pods(render(FULL, tmp_path))
+    for pool in FULL["workers"]:
+        grace = found[f"try-worker-{pool['name']}"]["terminationGracePeriodSeconds"]
+        assert grace == pool["graceSeconds"] > pool["longestBatchSeconds"]
+
+
+def test_every_part_may_be_disrupted_one_pod_at_a_time_and_is_reached_by_nobody_but_web(tmp_path: Path) -> None:
+    documents = render({"secret": "s"}, tmp_path)
+    kinds: dict[str, dict[str, Any]] = {}
+    for document in documents:
+        kinds.setdefault(document["kind"], {})[document["metadata"]["name"]] = document
+    assert kinds["PodDisruptionBudget"].keys() == kinds["Deployment"].keys() == kinds["NetworkPolicy"].keys()
+    for name, policy in kinds["NetworkPolicy"].items():
+        selected = policy["spec"]["podSelector"]["matchLabels"]
+        assert selected == kinds["Deployment"][name]["spec"]["selector"]["matchLabels"]
+        assert ("ingress" in policy["spec"]) == (name == "try-web")
+
+
+def test_the_schema_knows_the_pipelines() -> None:
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text())
+    assert set(schema["properties"]["workers"]["items"]["properties"]["pipeline"]["enum"]) == set(PIPELINES)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({}, "secret is empty: create a Secret"),
+        ({"secret": "s", "workers": [POOL | {"modelDir": ""}]}, "the worker pool cpu has no model: set modelDir"),
+        ({"secret": "s", "workers": [POOL, POOL]}, "two worker pools are named cpu"),
+        ({"secret": "s", "workers": [POOL | {"graceSeconds": 90}]}, "must exceed longestBatchSeconds 90"),
+        ({"secret": "s", "ingress": {"enabled": True}}, "set ingress.host"),
+        (
+            {"secret": "s", "web": {"autoscaling": {"enabled": True, "minReplicas": 9}}},
+            "minReplicas 9 above maxReplicas 6",
+        ),
+        ({"secret": "s", "workers": [POOL | {"pipeline": "tpu"}]}, "pipeline"),
+        ({"secret": "s", "wokers": []}, "wokers"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(values: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    done = helm(["template", "try"], values, tmp_path)
+    assert done.returncode != 0
+    assert sentence in re.sub(r"\s+", " ", done.stderr)
