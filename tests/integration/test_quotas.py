@@ -173,7 +173,7 @@ def test_retries_and_acts_on_many_jobs_pass_it_too(api: Api) -> None:
         number = connection.execute(text("SELECT id FROM bulk_acts")).scalar_one()
     lease = Lease(api.database, f"bulk/{number}", "tests")
     assert lease.take()
-    bulk_task.run(Notifier(api.settings.redis_url), number, lease)
+    bulk_task.run(api.settings, Notifier(api.settings.redis_url), number, lease)
     found = api.http.get(f"/v1/jobs/actions/{act}").json()
     assert (found["status"], found["done"], found["lost"]) == ("completed", 1, 1), found
     assert "may have 2 images queued" in json.dumps(found)

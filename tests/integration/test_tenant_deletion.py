@@ -16,6 +16,7 @@ from services.core.jobs import lifecycle, submissions
 from services.core.model import requests
 from services.core.model.errors import Conflict, InvalidKey
 from services.core.notify import Notifier
+from services.core.policy import policies
 from services.core.queue import segments
 from services.core.settings import Settings
 from services.core.storage import keys
@@ -166,7 +167,10 @@ def test_every_table_with_rows_of_a_tenant_is_emptied(database):
 def test_a_job_that_is_being_submitted_meanwhile_is_deleted_too(runner, other, database, settings, store):
     with database.begin_system() as connection:
         registry = models.registry(connection)
-    with submissions.Submission(settings, registry) as submission, database.begin(other) as submitting:
+    with (
+        submissions.Submission(settings, registry, policy=policies.NOTHING) as submission,
+        database.begin(other) as submitting,
+    ):
         submission.add(0, {"prompt": "a mug", "n": 2})
         submission.close()
         job_id = submission.create(submitting, other, requests.JobOptions()).job_id
