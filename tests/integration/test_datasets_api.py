@@ -127,6 +127,8 @@ def test_a_stream_gives_each_image_once_to_four_workers_on_two_ranks(api, settin
     every = [image.key for image in mugs.stream()]
     assert len(set(every)) == len(every) == 40
     one = next(iter(mugs.stream(split="val")))
+    with pytest.raises(ClientError, match=r"has no split \"nope\"; it has train, val"):
+        next(iter(mugs.stream(split="nope")))
     assert one.prompt.startswith("mug ") and one.metadata == {"lang": "en"} and one.data.startswith(b"\x89PNG")
     train = mugs.stream(split="train", shuffle=8, seed=3)
     assert [image.key for image in train] == [image.key for image in train]
@@ -185,7 +187,7 @@ def keys(images: list[Any]) -> list[str]:
 @pytest.mark.parametrize("form", ["webdataset", "parquet"])
 def test_a_stream_that_stops_in_mid_epoch_gives_the_rest_in_the_same_order(api, settings, store, client, form):
     job = collecting.rendered(api.database, settings, store, captions(20))
-    collecting.make(api.database, job, images_per_shard=3, format=form)
+    collecting.make(api.database, job, images_per_shard=3, format=form, split={"train": 0.9, "val": 0.1})
     collecting.export(api.database, settings, store)
     mugs = client.dataset("mugs")
     whole = list(mugs.stream(shuffle=4, seed=1))

@@ -83,7 +83,7 @@ class Ai100Pipeline(DiffusionPipeline):
                 parts = compiled.passes(wanted)
                 stages = overlap.Overlap(
                     compiled, overlap.lanes(self._backend.having(UNET), len(parts)), self._backend.having(VAE_DECODER),
-                    parts, text, lambda rows: self._solver(compiled, _rows_of(drawn, rows)), on_step,
+                    parts, text, lambda rows: self._solver(compiled, _rows_of(drawn, rows)), _apart(on_step),
                 )  # fmt: skip
                 stages.start()
             finally:
@@ -103,16 +103,42 @@ class Ai100Pipeline(DiffusionPipeline):
 
     @contextlib.contextmanager
     def _faults(self, batch: Batch) -> Iterator[None]:
-        """A program that no longer fits, or that cannot be loaded again, is no prompt's fault."""
+        """A program that no longer fits, or that cannot be loaded again, is no prompt's fault. What `on_step` raises
+        is not the device's."""
+        raised = None
         with self._evict_if_out_of_memory(batch.shape, batch.size), out_of_memory_for(batch.size):
             try:
                 yield
             except SettingsError as error:
                 raise CompileFailed(str(error)) from error
+            except _StepRaised as step:
+                raised = step.error
+        if raised is not None:
+            raise raised
 
     def _encode_empty_prompt(self, compiled: diffusion.Compiled, size: int) -> list[diffusion.Array]:  # noqa: ARG002
         """The same for every batch, since a text is encoded in a pass of its own."""
         return super()._encode_empty_prompt(compiled, self._backend.programs.batch)
+
+
+class _StepRaised(BaseException):
+    """`on_step` raised this."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        super().__init__(error)
+
+
+def _apart(on_step: OnStep) -> OnStep:
+    """The same, with what it raises told apart from the errors of the device."""
+
+    def report(step: int) -> None:
+        try:
+            on_step(step)
+        except BaseException as error:
+            raise _StepRaised(error) from None
+
+    return report
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Versions of datasets: asked for, shown, compared, and their files. A background task of the scheduler writes them."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,10 +10,12 @@ from services.api import dependencies, openapi, pagination, parameters
 from services.api.authentication import Tenant
 from services.api.body import json_object
 from services.api.dependencies import ContextDep
+from services.api.errors import ApiError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.core.datasets import comparison, dataset_records, datasets, definition, version_removal
 from services.core.datasets.definition import VersionRequest
+from services.core.model.strict_json import describe
 from services.core.storage import signed_urls
 
 router = APIRouter(route_class=TenantRoute)
@@ -191,6 +194,7 @@ def list_dataset_files(
         found = dataset_records.completed(
             connection, dataset_records.find(connection, tenant, dataset), parameters.number(version)
         )
+        _assert_split(found.definition.split, split)
         of = found.dataset.id, found.number
         page = dataset_records.files(connection, *of, after=after, split=split, limit=limit + 1)
     more = None
@@ -205,6 +209,13 @@ def list_dataset_files(
         )
 
     return DatasetFilePage(data=[shown(file) for file in page[:limit]], next_cursor=more)
+
+
+def _assert_split(there: Iterable[str], asked: str | None) -> None:
+    """Raises ApiError: a split that the dataset has not would be an empty answer, and look like a complete one."""
+    if asked is not None and asked not in there:
+        message = f"The dataset has no split {describe(asked)}; it has {', '.join(there)}."
+        raise ApiError(422, "invalid_parameter", message, param="split")
 
 
 @router.get("/datasets/{dataset}/diff", response_model=DatasetComparison)
