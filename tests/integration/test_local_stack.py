@@ -263,15 +263,20 @@ def test_nobody_has_more_of_redis_than_the_commands_and_keys_of_wake_ups(stack: 
                 ("KEYS", "*"),
                 ("GET", "presswork:wake-up:any"),
                 ("SET", "other", "1"),
-                ("EVAL", "return 1", "0"),
                 ("ACL", "WHOAMI"),
                 ("CLIENT", "KILL", "TYPE", "normal"),
                 ("PUBLISH", "other", "1"),
                 ("BRPOP", "presswork:wake-up:any", "1"),
                 *([("BRPOP", "presswork.simulated", "1")] if name in ("web", "scheduler") else []),
+                *([("EVAL", "return 1", "0")] if name in ("worker", "scheduler") else []),
+                ("EVAL", "return 1", "1", "other"),
             ):
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     client.execute_command(*words)
+            # A script, which keeps rate limits, may do no more than its user.
+            for script in ("return redis.call('flushall')", "return redis.call('hset', 'other', 'a', '1')"):
+                with pytest.raises(redis.exceptions.ResponseError):
+                    client.execute_command("EVAL", script, "0")
 
 
 def test_the_key_of_the_store_may_use_the_objects_of_one_bucket_and_administer_nothing(stack: Stack) -> None:
