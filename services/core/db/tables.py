@@ -797,6 +797,8 @@ dataset_versions = Table(
     Column("error", Text),
     Column("created_at", Moment, nullable=False, server_default=now),
     Column("finished_at", Moment),
+    Column("deleted_at", Moment),  # a completed one; its number is not given again
+    Column("total_bytes", BigInteger),  # of all files that stand in it
     PrimaryKeyConstraint("dataset_id", "number"),
     CheckConstraint("state IN ('queued','running','completed','failed','cancelled')", name="dataset_versions_state"),
     CheckConstraint(
@@ -811,6 +813,12 @@ dataset_versions = Table(
         "tenant_id",
         "dataset_id",
         postgresql_where=text("state IN ('failed','cancelled') AND is_stored"),
+    ),
+    Index(
+        "dataset_versions_deleted",
+        "tenant_id",
+        "dataset_id",
+        postgresql_where=text("deleted_at IS NOT NULL AND is_stored"),
     ),
 )
 
@@ -858,6 +866,8 @@ dataset_jobs = Table(  # what a version was made of
     Column("is_final", Boolean, nullable=False),  # the job had ended
     Column("marks", Text, nullable=False),  # tells whether marks have changed since
     Column("images", Integer, nullable=False, server_default=zero),  # of this version
+    Column("state", Text),  # how the job was when the version was planned, and its labels
+    Column("labels", JSONB),
     PrimaryKeyConstraint("dataset_id", "number", "job_id"),
     Index("dataset_jobs_job", "job_id"),
 )
