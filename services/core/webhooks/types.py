@@ -12,8 +12,8 @@ BATCH = {
     "job.cancelled": "batch.cancelled",
 }  # fmt: skip
 TEST = "webhook.test"
-# No endpoint hears of these: what concerns the fleet and all tenants, and what is sent to endpoints themselves.
-_WITHHELD = ("worker", "webhook", "tenant", "storage")
+# No endpoint hears of these: what concerns the fleet and its store, and what is sent to endpoints themselves.
+_WITHHELD = ("worker", "webhook", "storage")
 TYPES = (
     "job.created", "job.submitted", "job.queued", "job.started", "job.finalizing", "job.completed", "job.failed",
     "job.cancelled", "job.expired", "job.refused", "job.cancel_requested", "job.paused", "job.resumed",
@@ -33,7 +33,8 @@ TYPES = (
     "bulk.requested", "bulk.stopped", "file.created", "file.deleted", "file.expired", "upload.created",
     "upload.completed", "upload.cancelled", "upload.expired", "key.issued", "key.revoked", "view.saved",
     "view.changed", "view.deleted", "policy.term_added", "policy.term_removed", "license.accepted", "retention.changed",
-    "tenant.created", "tenant.changed", "tenant.suspended", "tenant.activated",
+    "tenant.created", "tenant.changed", "tenant.suspended", "tenant.activated", "tenant.delete_requested",
+    "tenant.emptied", "tenant.deleted",
 )  # fmt: skip
 # What an endpoint gets that does not choose: what has come to an end.
 USUAL = ("job.completed", "job.failed", "job.cancelled", "job.expired", "batch.*", "export.completed", "export.failed")
