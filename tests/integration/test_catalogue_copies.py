@@ -208,7 +208,8 @@ def test_a_store_that_refuses_in_the_middle_leaves_the_old_version_and_is_tried_
     def rule(method: str, path: str, _: Any) -> Any:
         nonlocal copied
         copied += method == "PUT" and f"/{shop.place}/" in path
-        return (403, "AccessDenied", "") if copied > 2 and f"/{shop.place}/" in path else None
+        # Not a HEAD, whose answer has no body that could say so.
+        return (403, "AccessDenied", "") if copied > 2 and method != "HEAD" and f"/{shop.place}/" in path else None
 
     with S3Proxy(allowed.s3_endpoint_url, rule) as proxy:
         shop.through(proxy)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from services.cli.app import app
 from services.cli.webhook_listening import own_secret
 from tests import receiving
+from tests.processes import take_interrupts
 from tests.receiving import answer, derive, happen, runner
 from tests.waiting import until
 from tests.web import open_api
@@ -102,8 +103,9 @@ def test_listen_brings_signed_messages_to_a_local_program_until_it_is_stopped(ap
     words = [sys.executable, "-m", "services.cli", "webhooks", "listen", "--forward", receiver.url, "--event", "view.*"]
     root = Path(__file__).parents[2]
     listening = subprocess.Popen(
-        words, env=os.environ | environment, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        words, env=os.environ | environment, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=take_interrupts,  # noqa: PLW1509  no lock of a thread is needed there
+    )  # fmt: skip
     try:
         told = listening.stderr.readline()
         secret = re.search(r"whsec_\S+", told)[0].rstrip(";")
