@@ -144,7 +144,7 @@ def test_a_stream_gives_each_image_once_to_four_workers_on_two_ranks(api, settin
     assert len(first_order) == len(mugs.stream(split="train"))
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.chaos)])
 def test_a_loader_that_stops_in_mid_epoch_gives_the_rest_once(api, settings, store, client, context):
     """Four workers on each of two ranks; the states go through JSON, as in a checkpoint."""
     job = collecting.rendered(api.database, settings, store, captions(60))
