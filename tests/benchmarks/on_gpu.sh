@@ -9,6 +9,8 @@
 #   kernels      where a batch's time goes, by kind of kernel
 #   sd15         Stable Diffusion 1.5
 #   cold         a first and a second start
+#   worker       whole workers with Postgres, Redis and an S3 server: one cold, one that is killed, one with a safety
+#                checker; only if PARTS names it, since it needs the package with its extra `local`
 #
 #   tests/benchmarks/on_gpu.sh OUT [WHEEL...]
 #
