@@ -168,7 +168,7 @@ def reached(start: Iterable[str]) -> tuple[set[str], dict[str, set[str]]]:
 
 
 # What torch for CUDA brings and torch for a CPU does not, and the only ones who may import it: once they run on CUDA.
-WITH_CUDA = {"triton": {"worker.model.group_norm_kernels", "worker.model.geglu_kernels", "worker.bench.generated"}}
+WITH_CUDA = {"triton": {"worker.model.group_norm_kernels", "worker.bench.generated"}}
 
 
 # What a user of the client or the command may have beside it: imported inside the functions for those who have it.

@@ -155,10 +155,10 @@ class _Renderer:
 
 
 def _tune(tuning: tuple[str, ...]) -> None:
-    """Changes the engine as is being tried: `no-norm-kernels` leaves group norms to Inductor, `geglu-kernel` uses ours,
-    `graphs` records CUDA graphs at every batch size and `no-graphs` at none, attention is left to torch by
-    `any-attention` and is cuDNN's by `cudnn-attention`, `reduced-reductions` lets matrix products sum in half
-    precision, and `cudnn-benchmark` lets cuDNN time its kernels."""
+    """Changes the engine as is being tried: `no-norm-kernels` leaves group norms to Inductor, `graphs`
+    records CUDA graphs at every batch size and `no-graphs` at none, attention is left to torch by `any-attention` and
+    is cuDNN's by `cudnn-attention`, `reduced-reductions` lets matrix products sum in half precision, and
+    `cudnn-benchmark` lets cuDNN time its kernels."""
     if not tuning:
         return
     import torch
@@ -170,8 +170,6 @@ def _tune(tuning: tuple[str, ...]) -> None:
     for name in tuning:
         if name == "no-norm-kernels":
             torch_compiled.NORM_KERNELS = False
-        elif name == "geglu-kernel":
-            torch_compiled.GEGLU_KERNEL = True
         elif name == "graphs":
             torch_compiled.GRAPHED_UP_TO = 1 << 20
         elif name == "no-graphs":

@@ -1,4 +1,4 @@
-"""What Triton makes of our kernels for an sm_90, on any machine: instructions, registers, shared memory, bytes moved.
+"""What Triton makes of our kernels for an sm_90, on any machine: instructions, registers, bytes moved.
 
 `python -m worker.bench.generated` needs triton (`make kernels` installs it, into .triton) and no GPU. The shapes are
 those of the full-size model at a batch of 16.
@@ -15,6 +15,7 @@ from typing import Any
 
 BATCH, SIDE = 16, 64  # images, and latents a side
 SM_90 = 90
+WARPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,21 +32,14 @@ class Kernel:
     elements: int
     moved: int
     before: int
-    warps: int = 4
-    stages: int = 3
 
 
 def kernels() -> dict[str, Kernel]:
-    from worker.model import geglu as gated
-    from worker.model import geglu_kernels, group_norm_kernels
     from worker.model import group_norm as norms
+    from worker.model import group_norm_kernels
 
     channels, pixels = 320, SIDE * SIDE
     features = 2 * BATCH * pixels * channels * 2  # bytes, in half precision
-    inputs, rows = 640, 2 * BATCH * (SIDE // 2) ** 2
-    width = 4 * inputs
-    made, weights = rows * width * 2, 2 * width * inputs * 2
-    given = rows * inputs * 2
     tall, block = norms.APPLY_ROWS, norms.BLOCK
     return {
         "group norm, moments": Kernel(
@@ -56,13 +50,6 @@ def kernels() -> dict[str, Kernel]:
             group_norm_kernels.apply,
             {"x": "*fp16", "scales": "*fp32", "offsets": "*fp32", "y": "*fp16", "parts": "i32", "channels": "i32"},
             {"SILU": True, "ROWS": tall, "BLOCK": block}, tall * block, 2 * features, 2 * features,
-        ),
-        "GEGLU": Kernel(
-            geglu_kernels.geglu,
-            {"x": "*fp16", "weight": "*fp16", "bias": "*fp16", "y": "*fp16", "rows": "i32", "width": "i32"},
-            {"INPUTS": inputs, "ROWS": gated.ROWS, "COLUMNS": gated.COLUMNS, "AT_ONCE": gated.AT_ONCE,
-             "TOGETHER": gated.TOGETHER},
-            gated.ROWS * gated.COLUMNS, given + weights + made, given + weights + 5 * made, gated.WARPS, gated.STAGES,
         ),
     }  # fmt: skip
 
@@ -80,7 +67,7 @@ def generate(kernel: Kernel) -> dict[str, Any]:
     source = ASTSource(kernel.function, signature, kernel.constants, divisible)
     compiled = triton.compile(
         source, target=GPUTarget("cuda", SM_90, 32),
-        options={"num_warps": kernel.warps, "num_stages": kernel.stages},
+        options={"num_warps": WARPS},
     )  # fmt: skip
     lines = _machine_code(compiled.asm["cubin"])
     kinds = Counter(re.split(r"[.\s]", line)[0] for line in lines)
@@ -91,12 +78,9 @@ def generate(kernel: Kernel) -> dict[str, Any]:
         "instructions": len(lines),
         "registers": usage.get("REG", 0),
         "spilled": usage.get("LOCAL", 0) + usage.get("STACK", 0),
-        "shared": compiled.metadata.shared,
-        "threads": kernel.warps * 32,
-        "products": sum(count for name, count in kinds.items() if name.endswith("GMMA") or name == "HMMA"),
         "moves": moves,
         "wide_moves": wide,
-        "per_element": round(len(lines) * kernel.warps * 32 / kernel.elements, 2),
+        "per_element": round(len(lines) * WARPS * 32 / kernel.elements, 2),
         "bytes": kernel.moved,
         "bytes_before": kernel.before,
     }
@@ -126,14 +110,14 @@ def _tool(name: str, cubin: bytes, *options: str) -> str:
 
 def main() -> int:
     sys.stdout.write(
-        f"{'sm_90':22}{'instr.':>8}{'/element':>9}{'regs':>6}{'spilled':>8}{'shared':>9}{'loads':>6}{'of 16 B':>8}"
+        f"{'sm_90':22}{'instr.':>8}{'/element':>9}{'regs':>6}{'spilled':>8}{'loads':>6}{'of 16 B':>8}"
         f"{'MB moved':>9}{'before':>8}\n"
     )
     for name, kernel in kernels().items():
         found = generate(kernel)
         sys.stdout.write(
             f"{name:22}{found['instructions']:>8}{found['per_element']:>9}{found['registers']:>6}{found['spilled']:>8}"
-            f"{found['shared']:>9}{found['moves']:>6}{found['wide_moves']:>8}{found['bytes'] / 1e6:>9.1f}"
+            f"{found['moves']:>6}{found['wide_moves']:>8}{found['bytes'] / 1e6:>9.1f}"
             f"{found['bytes_before'] / 1e6:>8.1f}\n"
         )
     return 0

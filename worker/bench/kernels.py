@@ -14,7 +14,7 @@ _KINDS = (
     ("pointwise", ("triton_poi", "triton_for", "elementwise", "catarray", "upsample")),
     ("attention", ("flash", "fmha", "sdpa", "attention")),
     ("convolution", ("fprop", "conv", "winograd", "cudnn")),
-    ("matrix product", ("geglu", "gemm", "nvjet", "cutlass", "splitk", "triton_tem")),
+    ("matrix product", ("gemm", "nvjet", "cutlass", "splitk", "triton_tem")),
     ("transfer", ("memcpy", "memset")),
 )
 
