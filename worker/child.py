@@ -198,9 +198,10 @@ class Child:
             with self.database.begin_system() as connection:
                 if leases.lock_maintenance(connection):
                     verb(connection)
-        for tenant_id, cost in self.render_loop.take_charges().items():
+        for tenant_id, cost in self.render_loop.charges.unpaid().items():
             with self.database.begin_system() as connection:
                 fair_share.charge(connection, tenant_id, cost)
+            self.render_loop.charges.paid(tenant_id, cost)
 
     def _expire(self, connection: databases.Connection) -> int:
         steady = self.connectivity.steady(self.settings.lease_seconds)

@@ -21,6 +21,7 @@ from services.core.queue.tail import Leaving
 from services.core.settings import Settings
 from services.core.storage import contract
 from worker import batching, exit_codes
+from worker.charges import Charges
 from worker.dedupe import Dedupe
 from worker.device import Device
 from worker.heartbeat import Heartbeat, HeldClaim
@@ -69,7 +70,7 @@ class RenderLoop:
         self._left = False  # whether the last claim left work to others
         self.leaving = Leaving()
         self._walk = walks.Walk()
-        self._charges: dict[int, float] = {}
+        self.charges = Charges()
 
     def run(self, until: Callable[[], bool] = lambda: False) -> bool:
         """Renders until the queue is empty, `until()` is true or the worker stops.
@@ -98,11 +99,6 @@ class RenderLoop:
         """Waits until no thread renders; once `stopping` is set, none will again."""
         with self._one_at_a_time:
             pass
-
-    def take_charges(self) -> dict[int, float]:
-        """The cost that each tenant has used since the last call."""
-        charges, self._charges = self._charges, {}
-        return charges
 
     def _abandon(self) -> None:
         """Ends the process, whose threads cannot be ended. What it renders is not at fault."""
@@ -167,10 +163,10 @@ class RenderLoop:
         most = max(self.pipeline.card.batch_sizes)
         found = self._candidates()
         turn = self._turns.choose(found.waiting) if found.rows else 0
-        found = found.in_turn(turn, self._charges)
+        found = found.in_turn(turn, self.charges.unpaid())
         if found.rows and found.age < FRESH_SECONDS and found.max_waiting < found.batch(most):
             time.sleep(LINGER_SECONDS)
-            found = self._candidates().in_turn(turn, self._charges)
+            found = self._candidates().in_turn(turn, self.charges.unpaid())
         self._left = False
         self.leaving.keep(found.segments)
         while found.rows:
@@ -254,5 +250,4 @@ class RenderLoop:
 
     def _charge(self, held: HeldClaim) -> None:
         for image in held.remaining:
-            share = batching.cost(held.claim.shape, 1)
-            self._charges[image.tenant_id] = self._charges.get(image.tenant_id, 0.0) + share
+            self.charges.add(image.tenant_id, batching.cost(held.claim.shape, 1))
