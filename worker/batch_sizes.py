@@ -1,5 +1,6 @@
 """Which declared batch sizes fit the device's memory, for each shape, as batches have shown."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ class BatchSizes:
     def __init__(self, declared: Sequence[int]) -> None:
         self._declared = tuple(declared)
         self._memory: dict[Shape, Memory] = {}
+        self._crowded: dict[tuple[Shape, int], float] = {}
 
     def largest(self, shape: Shape) -> int:
         """The largest declared batch size to try; the next larger one after REGROW_BATCHES successful batches."""
@@ -53,6 +55,19 @@ class BatchSizes:
         smaller = batching.next_smaller(self._declared, size)
         if smaller is not None and smaller < self.largest(shape):
             self.remember(shape, size, smaller)
+
+    def beside(self, shape: Shape, size: int, *, is_fixed: bool) -> None:
+        """A batch of `size` fits only while no other is in flight. The next ones are smaller; where the size is fixed
+        or the smallest, they are rendered alone for RETRY_SECONDS. Alone it fits, so it is none of `too_large`."""
+        if is_fixed or batching.next_smaller(self._declared, size) is None:
+            self._crowded[shape, size] = time.monotonic()
+        else:
+            self.step_down(shape, size)
+            self._memory[shape].found_at = -math.inf
+
+    def is_alone(self, shape: Shape, size: int) -> bool:
+        """Whether a batch of `size` is to be rendered with nothing beside it."""
+        return time.monotonic() < self._crowded.get((shape, size), -math.inf) + RETRY_SECONDS
 
     def too_large(self) -> dict[Shape, int]:
         """By shape, the least size that did not fit within the last RETRY_SECONDS."""

@@ -87,6 +87,7 @@ class _Work:
     tried: int
     done: Done
     late: _Late | None = None
+    crowded: int = 0  # the size of a batch for which there was no memory beside another
 
     @property
     def claim(self) -> Claim:
@@ -187,7 +188,8 @@ class Device:
         if claim.reproducibility_class and not self.abilities().batch_of(_asked(claim)):
             return None  # since it was claimed, its batch has turned out not to fit
         tried = self._size_of(claim)
-        plan = RetryPlan(self.pipeline.card.batch_sizes, tried, alone=claim.suspect)
+        alone = claim.suspect or self._sizes.is_alone(claim.shape, tried)
+        plan = RetryPlan(self.pipeline.card.batch_sizes, tried, alone=alone)
         return _Work(Outcome(held, plan=plan), plan, tried, done)
 
     def _attempt(self, work: _Work, verb: Callable[[], None]) -> None:
@@ -231,6 +233,8 @@ class Device:
         self._mark_open()
         if work.outcome.rendered and not work.claim.reproducibility_class:
             self._sizes.remember(work.claim.shape, work.tried, work.plan.max_size)
+        if work.crowded == work.plan.max_size:
+            self._sizes.beside(work.claim.shape, work.crowded, is_fixed=bool(work.claim.reproducibility_class))
         work.done(work.outcome)
 
     def _give_back(self, work: _Work) -> None:
@@ -308,6 +312,8 @@ class Device:
             raise error
         if beside:
             log.warning("batch failed beside another", extra={"claim": claim.id}, exc_info=error)
+            if isinstance(error, OutOfMemory):
+                work.crowded = part.size
             plan.again(part)
         elif isinstance(error, OutOfMemory):
             log.warning("out of memory", extra={"claim": claim.id, "size": part.size})

@@ -1,6 +1,7 @@
 """A device whose last stage runs beside the next claim: what each claim gets, and which of them is to blame."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from services.core.settings import Settings
 from worker.device import Device
 from worker.heartbeat import Heartbeat, HeldClaim
 from worker.outcome import Outcome
-from worker.pipeline import Batch, DeviceSick, InvalidOutput, OnStep, OutOfMemory, Picture
+from worker.pipeline import Batch, DeviceSick, InvalidOutput, OnStep, OutOfMemory, Picture, reproducibility_class
 from worker.pipelines.simulated import SimulatedPipeline
 
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x"})
@@ -81,17 +82,18 @@ def name(batch: Batch) -> str:
 class Bench:
     """A device, and what became of the claims that it was given."""
 
-    def __init__(self) -> None:
+    def __init__(self, pipeline: Staged | None = None) -> None:
         self.marked: list[tuple[int, ...]] = []
         self.heartbeat = Heartbeat(Database(SETTINGS.database_url, application="nobody"), SETTINGS)
-        self.pipeline = Staged()
+        self.pipeline = pipeline or Staged()
         self.device = Device(self.pipeline, self.heartbeat, "here", lambda *claims: self.marked.append(claims))
         self.found: dict[int, Outcome] = {}
 
-    def begin(self, claim_id: int, *prompts: str, suspect: bool = False) -> HeldClaim:
+    def begin(self, claim_id: int, *prompts: str, suspect: bool = False, asked: str = "") -> HeldClaim:
         specs = [Spec("simulated-1", prompt, "", 0, 64, 64, 2, 7.5) for prompt in prompts]
         images = tuple(Image(claim_id, number, 1, spec, "png") for number, spec in enumerate(specs))
-        held = self.heartbeat.hold(Claim(claim_id, specs[0].shape, images, 30.0, suspect=suspect))
+        claim = Claim(claim_id, specs[0].shape, images, 30.0, suspect=suspect, reproducibility_class=asked)
+        held = self.heartbeat.hold(claim)
         self.device.begin(held, self.done)
         return held
 
@@ -150,6 +152,49 @@ def test_what_fails_beside_another_batch_is_rendered_again_alone_and_blames_nobo
     assert f"render {prompt}" in bench.pipeline.events
     assert all(one.batch_size == 16 for outcome in bench.found.values() for one in outcome.rendered)
     assert not bench.device.sick
+
+
+class Crowded(Staged):
+    """Has memory for one batch of `most` images beside another."""
+
+    most = 8
+
+    def fail(self, stage: str, batch: Batch, *, beside: bool | None = None) -> None:
+        if stage == "begin" and self.in_flight and batch.size > self.most:
+            raise OutOfMemory
+
+
+def rendered(bench: Bench) -> list[int]:
+    return [one.batch_size for number in sorted(bench.found) for one in bench.found[number].rendered]
+
+
+def test_a_batch_that_fits_only_alone_is_rendered_twice_once_and_then_in_smaller_ones():
+    bench = Bench(Crowded())
+    for number in range(1, 7):
+        bench.begin(number, str(number))
+    bench.device.finish()
+    assert bench.pipeline.events[:4] == ["begin 1", "begin 2", "pictures 1", "render 2"]
+    assert [event for event in bench.pipeline.events if event.startswith(("begin", "render"))][3:] == [
+        "begin 3", "begin 4", "begin 5", "begin 6",
+    ]  # fmt: skip
+    assert rendered(bench) == [16, 16, 8, 8, 8, 8]
+    assert bench.device.abilities().limits() == Bench().device.abilities().limits(), "alone all sizes fit"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_where_there_is_no_smaller_batch_those_that_fit_only_alone_are_rendered_alone(asked: bool):
+    bench = Bench(Crowded())
+    bench.pipeline.most = 0
+    if not asked:
+        bench.pipeline.card = replace(bench.pipeline.card, batch_sizes=(16,))
+        bench.device = Device(bench.pipeline, bench.heartbeat, "here", lambda *_claims: None)
+    name_of_class = reproducibility_class(bench.pipeline, 16) if asked else ""
+    for number in range(1, 5):
+        bench.begin(number, str(number), asked=name_of_class)
+    bench.device.finish()
+    begun = [event for event in bench.pipeline.events if event.startswith(("begin", "render"))]
+    assert begun == ["begin 1", "begin 2", "render 2", "render 3", "render 4"]
+    assert rendered(bench) == [16] * 4
 
 
 @pytest.mark.parametrize(("stage", "prompt"), [("pictures", "one"), ("begin", "two")])
