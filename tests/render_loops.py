@@ -39,7 +39,7 @@ def render_loop_maker(database_url: str, usual: Settings, usual_store: s3.S3Stor
         render_loop = RenderLoop(
             settings, pipeline, database, parts.get("store", usual_store), notifier, heartbeat,
             worker_id=worker, host=worker, exit_process=parts.get("exit_process", os._exit),
-            scoring=parts.get("scoring"),
+            scoring=parts.get("scoring"), judging=parts.get("judging"),
         )  # fmt: skip
         render_loops.append(render_loop)
         return render_loop

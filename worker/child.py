@@ -210,7 +210,7 @@ class Child:
     def _beat(self, state: str) -> None:
         with self.database.begin_system() as connection:
             report = self.render_loop.device.report.now() | {"scorers": self._scoring.troubles()}
-            known = workers.beat(connection, self.worker_id, state, activity.now(), report)
+            known = workers.beat(connection, self.worker_id, state, activity.now() or self.render_loop.trouble, report)
         if not known:  # its row was deleted after a long silence
             self._register()
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from services.core.model.errors import REFUSED_BY_CHECKER, REFUSED_BY_POLICY, SettingsError
+from services.core.model.errors import REFUSED_BY_CHECKER, REFUSED_BY_POLICY, PolicyUnavailable, SettingsError
 from services.core.model.specs import FailedImage, Image
 from services.core.settings import Settings
 from worker import scoring_process
@@ -60,6 +60,8 @@ class Judging:
         self._process: ScoringProcess | None = None
         self._guard = threading.Lock()
         self._is_closed = False
+        self._fault = ""  # the last one, unless a verdict came since
+        self._is_away = False
         self._turns = ThreadPoolExecutor(1, "judge") if self._names else None
         if self._turns is not None:
             try:
@@ -67,6 +69,17 @@ class Judging:
             except PolicyFailed as failed:
                 self.close()
                 raise SettingsError(f"A policy of PRESSWORK_IMAGE_POLICIES cannot be opened: {failed}.") from None
+
+    @property
+    def trouble(self) -> str:
+        """Why no verdict can be had now, for people; empty while nothing is known to be wrong."""
+        return f"waits for a content policy ({self._fault or 'no verdict in time'})" if self._is_away else ""
+
+    def check(self) -> None:
+        """If the policies were away, asks them about a plain picture, so that nothing is rendered in vain. Raises
+        PolicyUnavailable."""
+        if self._is_away and not self._judges_others(time.monotonic() + self._seconds * len(self._names)):
+            raise PolicyUnavailable
 
     def refusal(
         self, image: Image, picture: Picture, goes_on: Callable[[], bool], *, until: float
@@ -96,6 +109,8 @@ class Judging:
                     return None
                 if tries >= TRIES:
                     suspicions = suspicions + 1 if self._judges_others(until) else 0
+                if (tries >= TRIES and not suspicions) or time.monotonic() >= until:
+                    self._is_away = True
                 if suspicions >= SUSPICIONS:
                     return FailedImage(image.job_id, image.index, "policy_failed", _FAILS)
                 if not goes_on():
@@ -132,10 +147,15 @@ class Judging:
         except RuntimeError:  # it is closed: the worker stops
             raise PolicyFailed("the worker stops") from None
         try:
-            return asked.result(min(max(until - time.monotonic(), 0.0), threading.TIMEOUT_MAX))
+            verdict = asked.result(min(max(until - time.monotonic(), 0.0), threading.TIMEOUT_MAX))
         except TimeoutError:
             asked.cancel()
-            raise PolicyFailed("no verdict before storing had to end") from None
+            raise PolicyFailed("no verdict in time") from None
+        except PolicyFailed as failed:
+            self._fault = str(failed)
+            raise
+        self._fault, self._is_away = "", False
+        return verdict
 
     def _answer(self, pixels: NDArray[np.uint8], words: str) -> str | None:
         """In the thread of the process. A process that ends under a policy is started again for the next picture."""

@@ -95,6 +95,11 @@ class RenderLoop:
             return "sick"
         return "busy" if self.heartbeat.holds else "ready"
 
+    @property
+    def trouble(self) -> str:
+        """Why it claims nothing, for people; empty while nothing is known to be wrong."""
+        return self._storing.trouble
+
     def wait_idle(self) -> None:
         """Waits until no thread renders; once `stopping` is set, none will again."""
         with self._one_at_a_time:

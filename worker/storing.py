@@ -59,11 +59,18 @@ class StoringStage:
         """Lets nothing be claimed until the store answers."""
         self._closed = True
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing is claimed, for people; empty while nothing is known to be wrong."""
+        return "waits for the object store" if self._closed else self._judging.trouble
+
     def check(self) -> None:
-        """If the store was unusable for long, raises until it answers again, so that nothing is claimed."""
+        """If the store was unusable for long, or a policy is away, raises until it answers again, so that nothing is
+        claimed."""
         if self._closed:
             self._objects.check()
             self._closed = False
+        self._judging.check()
 
     def _store_and_settle(self, outcome: Outcome, done: Callable[[], None]) -> None:
         hanging = False

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,8 @@ from tests.render_loops import RenderLoopMaker, counts, images
 from tests.waiting import until
 from worker import judging
 from worker.judging import Judging, Unjudged
-from worker.pipeline import Picture
+from worker.pipeline import Batch, InvalidOutput, OnStep, Picture
+from worker.pipelines.simulated import SimulatedPipeline
 
 _POLICIES = """
 import os, pathlib, time
@@ -165,6 +166,35 @@ def test_while_a_policy_is_away_no_image_fails_and_none_is_stored(
     running.join()
     assert counts(database, job)["done"] == 1
     assert causes(database, job) == {}
+
+
+class Counting(SimulatedPipeline):
+    """Counts its batches."""
+
+    batches = 0
+
+    def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | InvalidOutput]:
+        self.batches += 1
+        return super().render(batch, on_step)
+
+
+def test_while_a_policy_is_away_nothing_is_claimed_and_the_worker_says_so(
+    make_render_loop: RenderLoopMaker, database: Database, fast: Settings, judged: list[Judging], tmp_path: Path
+) -> None:
+    strict = dataclasses.replace(fast, image_policies=("away",), storing_seconds=0.5)
+    judged.append(Judging(strict))
+    loop = make_render_loop(strict, judging=judged[0], pipeline=Counting)
+    (tmp_path / "away").touch()
+    job = submit(database, fast, asked(*map(str, range(80))))
+    for _ in range(2):
+        loop.run()
+        assert loop.trouble == "waits for a content policy (away: its process ended with code 3)"
+        assert loop.pipeline.batches <= strict.spool_batches, "images are rendered in vain"
+        assert counts(database, job) == {"queued": 80}
+    (tmp_path / "away").unlink()
+    loop.run()
+    assert loop.trouble == ""
+    assert counts(database, job) == {"done": 80}
 
 
 def test_no_image_fails_for_an_outage_that_ends_while_the_plain_picture_is_judged(
