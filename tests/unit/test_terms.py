@@ -1,5 +1,6 @@
 """Terms of a content policy: whole words are found however Unicode spells them, and nothing else is."""
 
+import re
 import time
 
 import pytest
@@ -23,6 +24,7 @@ KNOWN = Terms(["nude", "blood bath", "оружие", "裸体", "नंगा"])
         ("ñüdé", ["nude"]),
         ("n u d e", ["nude"]),
         ("n.u-d_e", ["nude"]),
+        ("a n u d e", ["nude"]),
         ("(nude:1.3), art", ["nude"]),
         ("a Blood\n  bath", ["blood bath"]),
         ("nude\ufe0fgirl", ["nude"]),  # a variation selector, at which models see two words
@@ -50,14 +52,36 @@ def test_only_whole_words_are_found(text: str) -> None:
     assert KNOWN.find(text) == (["裸体"] if text == "裸 体" else [])
 
 
+FANCY = re.split(
+    r"\s+",
+    """
+𝐧𝐮𝐝𝐞 𝑛𝑢𝑑𝑒 𝒏𝒖𝒅𝒆 𝓃𝓊𝒹ℯ 𝓷𝓾𝓭𝓮 𝔫𝔲𝔡𝔢 𝖓𝖚𝖉𝖊 𝕟𝕦𝕕𝕖 𝗇𝗎𝖽𝖾 𝗻𝘂𝗱𝗲 𝘯𝘶𝘥𝘦 𝙣𝙪𝙙𝙚 𝚗𝚞𝚍𝚎 ⓝⓤⓓⓔ ⒩⒰⒟⒠ ｎｕｄｅ 🄽🅄🄳🄴 🅽🆄🅳🅴 🅝🅤🅓🅔 🇳🇺🇩🇪 ɴᴜᴅᴇ ⁿᵘᵈᵉ ᴺᵁᴰᴱ
+ñüdé n̶u̶d̶e̶ n̲u̲d̲e̲ n⃣u⃣d⃣e⃣ n⃝u⃝d⃝e⃝ nսԁе ոսԁҽ ηυ∂є иυ∂є ɳυԃҽ ռʊɖɛ ภย๔є ղմժҽ ŋųɖɛ ƝŲƊƐ ᑎᑌᗪᗴ ꓠꓴꓓꓰ ἤὗḋἔ
+nudǝ nüđɇ Ｎ🅄ԁᴇ ɴ_ᴜ_ᴅ_ᴇ 🅽.🆄.🅳.🅴
+ÑÛÐÊ ŇỮĎỆ ŊŲĐĘ ƞʉđə nυdε Νυde""".strip(),
+)
+
+
+@pytest.mark.parametrize("text", FANCY)
+def test_letters_that_are_read_as_latin_ones_are_found(text: str) -> None:
+    assert KNOWN.find(f"a {text}, art") == ["nude"]
+
+
+def test_what_looks_like_a_word_of_another_script_is_not_refused_for_it() -> None:
+    assert len(FANCY) > 40
+    assert Terms(["сор", "ոս"]).find("a cop, nu") == []
+    assert Terms(["cop"]).find("сор") == ["cop"]
+
+
 def test_terms_of_one_folding_are_one_term_and_a_term_has_a_word() -> None:
     assert terms.folded("Blood-Bath") == terms.folded(" blood  bäth ") == "blood bath"
     assert terms.folded("...") == terms.folded("\u200b") == ""
 
 
-def test_a_long_hostile_text_takes_time_in_proportion_to_its_length() -> None:
+@pytest.mark.parametrize("part", ["n u d \u0301\u200b", "🅽🆄ɴ\u0301", "🅽 🆄 "])
+def test_a_long_hostile_text_takes_time_in_proportion_to_its_length(part: str) -> None:
     def seconds(length: int) -> float:
-        text = ("n u d \u0301\u200b" * length)[: length * 4]
+        text = (part * length)[: length * 4]
         begun = time.perf_counter()
         Terms(["n u d e", "n n n"]).find(text)
         return time.perf_counter() - begun

@@ -1,20 +1,19 @@
 """Terms of a content policy: how text is folded, so that a term is found however Unicode spells it, and finding them.
 
 Folding is NFKC, case folding, and the removal of invisible characters and of marks on Latin, Greek and Cyrillic
-letters; a second folding also replaces letters that look like Latin ones (Unicode's confusables). A term is a word or a
+letters; a second folding also replaces letters that look like Latin ones (`latin_letters.py`). A term is a word or a
 phrase and is found as whole words: "ass" is not found in "glass". Where models see two words, so does a reading: at
 invisible characters, at marks that make no letter with the one before, and between letters and digits ("nude1"). Of
 scripts that put no spaces between words, each character counts as a word. Letters that are spelled apart ("n u d e",
 "n.u.d.e") are read as one word, too. Digits in the place of letters ("nud3") are not.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import cache
-from importlib import resources
 from itertools import groupby, product
+
+from services.core.model import latin_letters
 
 LONGEST = 200  # characters of a term
 _ASCII_WORD = re.compile("[a-z0-9]+")
@@ -24,6 +23,8 @@ _NO_SPACES = re.compile(
 )
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
 _LETTERS_OR_DIGITS = re.compile(r"[0-9]+|[^0-9]+")
+_HAS_LATIN = re.compile("[A-Za-z]")
+_ARTICLES = ("a", "i")  # words of one letter, which may stand before one that is spelled apart
 _SPELLED = 3  # single letters in a row that are read as one word
 
 
@@ -34,7 +35,7 @@ class Terms:
         # By the first word and the number of words, so that however many terms begin alike, a text is read as fast.
         self._by_first: dict[str, dict[int, dict[tuple[str, ...], list[str]]]] = {}
         for term in terms:
-            for words in readings(term, apart=False):
+            for words in readings(term, is_term=True):
                 if words:
                     of_length = self._by_first.setdefault(words[0], {}).setdefault(len(words), {})
                     of_length.setdefault(words, []).append(term)
@@ -60,20 +61,21 @@ def folded(term: str) -> str:
     return " ".join(_words(_fold(term, invisible="", looks_alike=False)))
 
 
-def readings(text: str, *, apart: bool = True) -> Iterator[tuple[str, ...]]:
-    """The words of a text: as it is folded, and, where it could hide something, as it could be read besides. `apart`:
-    also with letters and digits that touch as words of their own."""
+def readings(text: str, *, is_term: bool = False) -> Iterator[tuple[str, ...]]:
+    """The words of a text: as it is folded, and, where it could hide something, as it could be read besides. A term has
+    fewer: letters and digits that touch stay one word, and one without Latin letters looks like nothing else."""
     if text.isascii():
         foldings = [text.casefold()]
     else:
-        ways = product(("", " ") if _hides(text) else ("",), (False, True))
-        foldings = [_fold(text, invisible=invisible, looks_alike=alike) for invisible, alike in ways]
+        alike = (False,) if is_term and not _HAS_LATIN.search(text) else (False, True)
+        ways = product(("", " ") if _hides(text) else ("",), alike)
+        foldings = [_fold(text, invisible=invisible, looks_alike=looks) for invisible, looks in ways]
     for folding in dict.fromkeys(foldings):
         words = tuple(_words(folding))
         yield words
         if spelled := tuple(_joined(words)):
             yield spelled
-        if apart and (split := tuple(_split(words))) != words:
+        if not is_term and (split := tuple(_split(words))) != words:
             yield split
 
 
@@ -94,8 +96,8 @@ def _fold(text: str, *, invisible: str, looks_alike: bool) -> str:
     if text.isascii():
         return text.casefold()
     text = unicodedata.normalize("NFKC", text)
-    if looks_alike:
-        text = text.translate(_latin())
+    alike = latin_letters.table() if looks_alike else {}
+    text = text.translate(alike)
     kept: list[str] = []
     is_european = True
     for whole in text.casefold():
@@ -111,7 +113,7 @@ def _fold(text: str, *, invisible: str, looks_alike: bool) -> str:
                     kept.append(invisible)
             else:
                 is_european = character < "\u0530"
-                kept.append(character)
+                kept.append(alike.get(ord(character), character))
     return "".join(kept)
 
 
@@ -130,22 +132,15 @@ def _joined(words: tuple[str, ...]) -> Iterator[str]:
     if not any(is_letter and len(run) >= _SPELLED for is_letter, run in runs):
         return
     for is_letter, run in runs:
-        yield from ["".join(run)] if is_letter and len(run) >= _SPELLED else run
+        if not is_letter or len(run) < _SPELLED:
+            yield from run
+            continue
+        yield "".join(run)
+        if run[0] in _ARTICLES and len(run) > _SPELLED:
+            yield "".join(run[1:])
 
 
 def _split(words: tuple[str, ...]) -> Iterable[str]:
     """The words, with letters and digits as words of their own."""
     for word in words:
         yield from _LETTERS_OR_DIGITS.findall(word)
-
-
-@cache
-def _latin() -> dict[int, str]:
-    """Letters that look like Latin ones, by the table of Unicode's confusables that confusable-homoglyphs brings."""
-    table = json.loads((resources.files("confusable_homoglyphs") / "confusables.json").read_text(encoding="utf-8"))
-    found: dict[int, str] = {}
-    for character, alike in table.items():
-        latin = [one["c"] for one in alike if len(one["c"]) == 1 and one["c"].isascii() and one["c"].isalpha()]
-        if len(character) == 1 and not character.isascii() and latin:
-            found[ord(character)] = latin[0]
-    return found
