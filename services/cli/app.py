@@ -11,6 +11,7 @@ import typer
 from services.cli import (
     actions,
     ai100,
+    backup,
     bench,
     bulk,
     catalogues,
@@ -77,6 +78,7 @@ tenant_deletion.add_to(tenants.app)
 app.add_typer(tenants.app, name="tenants", rich_help_panel=OPERATIONS)
 app.add_typer(retention.app, name="retention", rich_help_panel=OPERATIONS)
 app.add_typer(storage.app, name="storage", rich_help_panel=OPERATIONS)
+app.add_typer(backup.app, name="backup", rich_help_panel=OPERATIONS)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(policy.app, name="policy", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)

@@ -29,6 +29,7 @@ EXAMPLES = {
     ),
     "lanes": ("presswork lanes", "presswork lanes --json"),
     "tenants delete": ("presswork tenants delete press-agency", "presswork tenants delete press-agency --yes"),
+    "backup check": ("presswork backup check", "presswork backup check --share 1 --extra extra.txt"),
     "storage audit": ("presswork storage audit", "presswork storage audit --share 0.1 --json"),
     "storage show": ("presswork storage show",),
     "retention show": ("presswork retention show", "presswork retention show --within 30d"),

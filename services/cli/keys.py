@@ -3,7 +3,7 @@
 import getpass
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,15 +100,21 @@ def revoke(
 @contextmanager
 def database(settings: Settings, command: str) -> "Iterator[Connection]":
     """A transaction of the system in the database itself, in which the user of this machine acts."""
-    from services.core.db import actors
     from services.core.db import database as databases
 
     core = databases.Database(settings.database_url, application=f"presswork {command}", pool_size=1)
     try:
-        with actors.acting(f"cli/{_user()}"), core.begin_system() as connection:
+        with acting(), core.begin_system() as connection:
             yield connection
     finally:
         core.close()
+
+
+def acting() -> AbstractContextManager[None]:
+    """Within, transactions are those of the user of this machine."""
+    from services.core.db import actors
+
+    return actors.acting(f"cli/{_user()}")
 
 
 def _user() -> str:

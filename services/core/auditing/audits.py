@@ -16,7 +16,7 @@ COUNTS = (
 )  # fmt: skip
 _NEW = statement("audits.new")(f"""
 WITH made AS (
-  INSERT INTO storage_audits (requested_by, share) VALUES ({log.ACTOR}, :share)
+  INSERT INTO storage_audits (requested_by, share, keeps_orphans) VALUES ({log.ACTOR}, :share, :keeps_orphans)
   ON CONFLICT ((true)) WHERE finished_at IS NULL DO NOTHING
   RETURNING id, CAST(NULL AS integer) AS tenant_id
 )
@@ -68,7 +68,8 @@ ON CONFLICT DO NOTHING
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """A run. `step` is records, listing, requeue, orphans or done; `refusal` says why it deleted no orphans."""
+    """A run. `step` is records, listing, requeue, orphans or done; `refusal` says why no orphan may be deleted;
+    `keeps_orphans`: none is, whatever was found."""
 
     id: int
     requested_by: str
@@ -79,18 +80,19 @@ class Audit:
     counts: dict[str, int]
     refusal: str | None
     finished_at: datetime | None
+    keeps_orphans: bool = False
 
 
-def request(connection: Connection, share: float) -> Audit:
+def request(connection: Connection, share: float, *, keeps_orphans: bool = False) -> Audit:
     """Begins a run, or returns the one under way. `share` of the images, 0 to 1, are read and compared."""
-    connection.execute(_NEW, {"share": share})
+    connection.execute(_NEW, {"share": share, "keeps_orphans": keeps_orphans})
     return show(connection)
 
 
 def request_due(connection: Connection, days: int, share: float = 0.001) -> None:
     """Begins a run if there was none for so many days; 0: never."""
     if days and connection.execute(_DUE, {"days": days}).scalar_one():
-        connection.execute(_NEW, {"share": share})
+        connection.execute(_NEW, {"share": share, "keeps_orphans": False})
 
 
 def show(connection: Connection, audit_id: int | None = None) -> Audit:
@@ -101,7 +103,7 @@ def show(connection: Connection, audit_id: int | None = None) -> Audit:
     counts = {name: int(getattr(row, name)) for name in COUNTS}
     return Audit(
         row.id, row.requested_by, row.requested_at, row.share, row.step, row.at_job, counts, row.refusal,
-        row.finished_at,
+        row.finished_at, row.keeps_orphans,
     )  # fmt: skip
 
 

@@ -186,7 +186,7 @@ def _requeue(settings: Settings, audit: Audit, lease: Lease) -> None:
 
 def _delete_orphans(store: ImageStore, audit: Audit, lease: Lease, days: int) -> str | None:
     refusal = mark.refusal(lease.database, store)
-    if refusal is not None:
+    if refusal is not None or audit.keeps_orphans:
         return refusal
     with lease.begin() as connection:
         prefixes = {*connection.execute(_PREFIXES).scalar_one(), store.key("")}

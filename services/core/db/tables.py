@@ -1285,6 +1285,7 @@ storage_audits = Table(
     ),
     Column("refusal", Text),  # why it deleted no orphans
     Column("finished_at", Moment),
+    Column("keeps_orphans", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint("step IN ('records','listing','requeue','orphans','done')", name="storage_audits_step"),
     CheckConstraint("share BETWEEN 0 AND 1", name="storage_audits_share"),
     Index("storage_audits_open", text("(true)"), unique=True, postgresql_where=text("finished_at IS NULL")),

@@ -1,7 +1,8 @@
 """Claims: a worker leases images, extends the lease while it renders, and learns which jobs were cancelled.
 
-A worker's writes are fenced by the claim's id, which is never reused. The database's clock is the only clock. All
-functions take an open system transaction and never commit. What may be claimed: `looks.py`.
+A worker's writes are fenced by the claim's id, which is never reused: it is made of time and chance, since a sequence
+of a restored database would give a number again, for other images. The database's clock is the only clock of leases.
+All functions take an open system transaction and never commit. What may be claimed: `looks.py`.
 
 Locks are always taken in this order: claim, tenants, jobs, images, segments, engines. A job's lock is an advisory
 lock: claims and settles share it, a cancel takes it exclusively. Advisory locks are granted in turn, row locks are not,
@@ -16,7 +17,7 @@ from sqlalchemy import Connection
 
 from services.core.db import columns
 from services.core.db.statements import statement
-from services.core.model import states
+from services.core.model import ids, states
 from services.core.model.specs import Claim, Image, Shape, Spec, image_seed
 from services.core.queue import looks, rooms
 from services.core.queue.looks import Candidates
@@ -54,8 +55,9 @@ WITH enough AS MATERIALIZED (
 ), taken AS MATERIALIZED ({rooms.WITHIN}), of_tenant AS (
   SELECT tenant_id, count(*) AS images FROM taken GROUP BY tenant_id
 ), claim AS (
-  INSERT INTO claims (worker_id, images, job_ids, expires_at, lease_seconds, free_at, tenant_ids, tenant_images)
-  SELECT :worker_id, count(*), array_agg(DISTINCT job_id), now() + make_interval(secs => :lease), :lease,
+  INSERT INTO claims (id, worker_id, images, job_ids, expires_at, lease_seconds, free_at, tenant_ids, tenant_images)
+  SELECT CAST(:claim_id AS bigint), :worker_id, count(*), array_agg(DISTINCT job_id),
+         now() + make_interval(secs => :lease), :lease,
          now() + make_interval(secs => CAST(:free AS double precision)),
          (SELECT array_agg(tenant_id ORDER BY tenant_id) FROM of_tenant),
          (SELECT array_agg(images ORDER BY tenant_id) FROM of_tenant)
@@ -128,6 +130,7 @@ def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: 
             "all_lows": [row.low for row in waiting] if leave else [],
             "free": None if pace is None else pace.end,
             "seats": seats,
+            "claim_id": ids.new(),
             "worker_id": worker_id,
             "lease": lease,
             "claimable": states.guard(states.CLAIMABLE_JOB_STATES),

@@ -1,0 +1,1 @@
+"""A restored database compared with the store, and what the database server says of its own backups."""

@@ -1,0 +1,143 @@
+"""`presswork backup check`: missing images are drawn again, what is extra is listed, and nothing is deleted."""
+
+import io
+import json
+
+import psycopg
+import pytest
+from sqlalchemy import text
+
+from services.core.auditing import audits, mark
+from services.core.backups import comparing, other_objects
+from services.core.db.leases import Lease
+from services.core.model import ids
+from services.core.storage import installation, keys
+from services.core.storage.s3 import S3Store
+from tests import exporting, factories
+from tests.factories import TENANT
+from tests.processes import Command
+
+
+@pytest.fixture
+def own(environ, settings, database):
+    """A store with a prefix of its own, claimed."""
+    environ["PRESSWORK_PREFIX"] = f"backup-{ids.new()}/"
+    store = S3Store(type(settings).read(environ))
+    store.prepare()
+    installation.claim_prefix(database, store)
+    factories.register(database)
+    return store
+
+
+def check(environ, folder, *arguments):
+    """The command's exit code and its answer."""
+    log = folder / f"check-{ids.new()}.log"
+    command = Command(environ, log, "backup", "check", *arguments, "--json", cwd=folder)
+    code = command.popen.wait(60)
+    said = log.read_text()
+    return code, json.loads(said[said.index("{") :])
+
+
+def finished(database, settings, store):
+    job_id = exporting.finished_job(database, settings, store)
+    with database.begin_system() as connection:
+        rows = connection.execute(
+            text("SELECT object_key FROM results WHERE job_id = :id ORDER BY index"), {"id": job_id}
+        )
+        return job_id, list(rows.scalars())
+
+
+def test_what_a_restore_has_lost_is_drawn_again_or_listed_and_nothing_is_deleted(
+    environ, database, settings, own, tmp_path
+):
+    job_id, objects = finished(database, settings, own)
+    put = lambda key: own.put_file(key, io.BytesIO(b"bytes"), "image/png")  # noqa: E731
+    lost_minute = [
+        own.key(keys.image_name(TENANT, ids.public_job(ids.new()), index, "f" * 64, "png")) for index in range(25)
+    ]
+    for key in lost_minute:
+        put(key)
+    own.drop(objects[0])
+    put(objects[1])
+    with database.begin_system() as connection:
+        connection.execute(
+            text("""INSERT INTO files (id, tenant_id, purpose, filename, bytes, sha256, object_key)
+                    VALUES (7, 1, 'batch', 'a.jsonl', 1, sha256(''), 'files/1/file-7')""")
+        )
+        connection.execute(
+            text("""INSERT INTO storage_orphans (object_key, audit_id, first_seen_at)
+                    SELECT unnest(CAST(:keys AS text[])), 0, now() - interval '8 days'"""),
+            {"keys": lost_minute},
+        )
+    code, found = check(environ, tmp_path, "--share", "1", "--extra", "extra.txt")
+    assert code == 3 and found["restored"] is None
+    assert (found["missing"], found["damaged"], found["requeued"], found["deleted"]) == (1, 1, 2, 0)
+    [lost] = found["lost"]
+    assert (lost["job"], lost["missing"], lost["damaged"]) == (ids.public_job(job_id), 1, 1)
+    with database.begin_system() as connection:
+        child = connection.execute(
+            text("SELECT parent_id, total FROM jobs WHERE id = :id"), {"id": ids.parse_job(lost["drawn_in"])}
+        ).one()
+        events = connection.execute(
+            text("SELECT kind, actor FROM events WHERE kind LIKE 'storage.%' ORDER BY id")
+        ).all()
+    assert tuple(child) == (job_id, 2)
+    assert [row.kind for row in events] == ["storage.audit_requested", "storage.audited"]
+    assert all(row.actor.startswith("cli/") for row in events)
+    assert (tmp_path / "extra.txt").read_text().split() == sorted(lost_minute) and found["orphans"] == 25
+    assert found["missing_files"] == ["files/1/file-7"]
+    assert set(lost_minute) < set(own.under("")), "what is extra is old enough to be deleted, and was not"
+
+
+def test_a_check_after_a_recovery_says_so_and_accepts_nothing(environ, database, settings, own, tmp_path):
+    finished(database, settings, own)
+    mark.renew(database, own)
+    assert check(environ, tmp_path)[1]["restored"] is None
+    own.put_file(own.key(mark.NAME), io.BytesIO(b'{"epoch": 1, "server": "1/2/3"}'), "application/json")
+    for _ in range(2):
+        code, found = check(environ, tmp_path)
+        assert code == 0 and "restored" in found["restored"]
+
+
+def test_a_check_waits_for_a_run_that_is_under_way_and_then_does_its_own(database, settings, own):
+    with database.begin_system() as connection:
+        before = audits.request(connection, 0.0)
+    other = Lease(database, f"audit-storage/{before.id}", "a scheduler that has died", seconds=2.0)
+    assert other.take()
+    said = []
+    ended = comparing.run(settings, database, own, "cli/test", share=0.0, say=said.append)
+    assert ended.id != before.id and ended.keeps_orphans and ended.finished_at is not None
+    assert {audit.id for audit in said} == {before.id, ended.id}
+
+
+def test_pages_of_records_are_read_to_their_end(database, own, monkeypatch):
+    monkeypatch.setattr(other_objects, "_AT_ONCE", 2)
+    with database.begin_system() as connection:
+        connection.execute(
+            text("""INSERT INTO files (id, tenant_id, purpose, filename, bytes, sha256, object_key, deleted_at)
+                    SELECT n, 1, 'batch', 'a', 1, sha256(''), 'files/1/' || n, CASE WHEN n = 3 THEN now() END
+                    FROM generate_series(1, 7) n""")
+        )
+    own.put_file(own.key("files/1/5"), io.BytesIO(b"x"), "text/plain")
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE files SET object_key = :key WHERE id = 5"), {"key": own.key("files/1/5")})
+    assert list(other_objects.missing(database, own)) == [f"files/1/{n}" for n in (1, 2, 4, 6, 7)]
+
+
+def test_a_claim_of_the_time_before_a_restore_settles_nothing(stack, database_url, database, settings):
+    """What a worker that outlives the restore holds is another claim, though the sequence begins again."""
+    factories.register(database)
+    factories.submit(database, settings, 4)
+    before = factories.claim(database)
+    with database.begin_system() as connection:  # as a restore to the moment before the claim leaves it
+        connection.execute(text("UPDATE images SET state = 0, claim_id = NULL"))
+        connection.execute(text("DELETE FROM claims"))
+        connection.execute(text("DELETE FROM counter_deltas"))
+        connection.execute(text("UPDATE counters SET queued = 4, rendering = 0"))
+    owner_url = f"{stack.superuser_url.rpartition('/')[0]}/{database_url.rpartition('/')[2]}"
+    with psycopg.connect(owner_url.replace("+psycopg", ""), autocommit=True) as owner:
+        owner.execute("ALTER SEQUENCE claims_id_seq RESTART")
+    after = factories.claim(database)
+    assert len(after.images) == 4
+    assert factories.settle(database, before).verdict == "fenced"
+    assert factories.settle(database, after).verdict == "ok"
