@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+from scheduler import figures, metrics
 from scheduler.background_tasks import (
     THREADS,
     WEBHOOK_THREADS,
@@ -24,6 +25,7 @@ from services.core import environment, logs, traces
 from services.core.db import database as databases
 from services.core.db import leadership, leases
 from services.core.db.connectivity import Connectivity
+from services.core.metrics import endpoint, registry
 from services.core.model.errors import PressworkError, SettingsError, Unavailable
 from services.core.notify import Notifier
 from services.core.policy import policies
@@ -60,6 +62,7 @@ class Scheduler:
                 self.run_once()
             except Unavailable as error:
                 log.warning("periodic tasks postponed", extra={"error": str(error)})
+                metrics.DATABASE_AWAY.inc()
                 self.connectivity.lost()
                 stopping.wait(1.0)
             stopping.wait(TICK_SECONDS)
@@ -72,7 +75,13 @@ class Scheduler:
         for periodic_task in self.periodic_tasks:
             if self._due.get(periodic_task.name, 0.0) <= time.monotonic() and not self._perform(periodic_task):
                 return False
+        metrics.TICKS.inc()
         return True
+
+    @property
+    def leads(self) -> bool:
+        """Whether it holds the lead and has renewed it in time. Any thread may ask."""
+        return self.epoch is not None and time.monotonic() < self._led_until
 
     def resign(self) -> None:
         if self.epoch is None:
@@ -93,6 +102,9 @@ class Scheduler:
             epoch = leadership.lead(connection, self.holder)
         if epoch is not None and epoch != self.epoch:
             log.info("leads", extra={"epoch": epoch})
+            metrics.LEADS.labels("taken").inc()
+        elif epoch is None and self.epoch is not None:
+            metrics.LEADS.labels("lost").inc()
         self.epoch, self._led_until = epoch, asked_at + leadership.SECONDS
         return epoch is not None
 
@@ -100,16 +112,20 @@ class Scheduler:
         assert self.epoch is not None
         self._due[periodic_task.name] = time.monotonic() + periodic_task.every
         try:
-            with self.database.begin_system() as connection:
+            with metrics.TASK_SECONDS.labels(periodic_task.name).time(), self.database.begin_system() as connection:
                 leadership.assert_held(connection, self.holder, self.epoch)
-                periodic_task.run(connection)
+                did = periodic_task.run(connection)
+            if isinstance(did, int):
+                metrics.TASK_ROWS.labels(periodic_task.name).inc(did)
         except leases.LeaseLost:
             log.warning("no longer leads", extra={"epoch": self.epoch})
+            metrics.LEADS.labels("lost").inc()
             self.epoch = None
             return False
         except Unavailable:
             raise
         except Exception:
+            metrics.TASK_FAILURES.labels(periodic_task.name).inc()
             log.exception("periodic task failed", extra={"task": periodic_task.name})
         return True
 
@@ -136,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
             log.warning("%s", warning)
         store = S3Store(settings)
         _claim_prefix(database, store)
+        shown = endpoint.listen(settings, registry.REGISTRY)
     except PressworkError as error:
         print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_SETTINGS
@@ -145,7 +162,12 @@ def main(argv: list[str] | None = None) -> int:
     connectivity = Connectivity()
     notifier = Notifier(settings.redis_url)
     scheduler = Scheduler(database, timetable(settings, notifier, connectivity), connectivity)
-    running = BackgroundTaskRunner(database, background_tasks(settings, store, notifier), scheduler.holder)
+    tasks = background_tasks(settings, store, notifier)
+    if shown is not None:
+        metrics.expect([task.name for task in scheduler.periodic_tasks], [task.name for task in tasks] + ["webhook"])
+        figures.show(lambda: scheduler.leads, database, tasks)
+        shown.start()
+    running = BackgroundTaskRunner(database, tasks, scheduler.holder)
     sending = webhook_runner(database, settings, scheduler.holder)
     threads = [threading.Thread(target=running.run, args=(stopping,), name="background-tasks") for _ in range(THREADS)]
     threads += [threading.Thread(target=sending.run, args=(stopping,), name="webhooks") for _ in range(WEBHOOK_THREADS)]

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from scheduler import metrics
 from services.core.auditing import audits
 from services.core.auditing import task as auditing
 from services.core.batches import finalization, validation
@@ -174,6 +175,7 @@ class BackgroundTaskRunner:
 
     def _perform(self, background_task: BackgroundTask, item: int, lease: Lease) -> bool:
         began = time.monotonic()
+        outcome = "done"
         try:
             if not lease.take():
                 self._postpone(background_task, item)
@@ -181,16 +183,21 @@ class BackgroundTaskRunner:
             background_task.run(item, lease)
             lease.release()
         except LeaseLost:
+            outcome = "fenced"
             log.warning("background task lost its lease", extra={"task": lease.name})
         except (Unavailable, NotAdmitted) as error:
+            outcome = "postponed"
             log.warning("background task postponed", extra={"task": lease.name, "error": str(error)})
             self._postpone(background_task, item)
         except Exception:
+            outcome = "failed"
             log.exception("background task failed", extra={"task": lease.name})
             self._postpone(background_task, item, failed=True)
         else:
             self._pauses.pop((background_task.name, item), None)
             log.info("background task done", extra={"task": lease.name, "seconds": round(time.monotonic() - began, 3)})
+        metrics.BACKGROUND.labels(background_task.name, outcome).inc()
+        metrics.BACKGROUND_SECONDS.labels(background_task.name).observe(time.monotonic() - began)
         return True
 
 

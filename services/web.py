@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from services.api import admission
+from services.api import admission, metrics
 from services.api.app import create_app
 from services.api.connections import GuardedProtocol
 from services.core import environment, logs, traces
@@ -95,6 +95,7 @@ def application(settings: Settings) -> Any:
     """The API, and the dashboard beside it. Connects to nothing yet."""
     traces.configure("web", settings.traces_endpoint, settings.traces_ratio)
     policies.check(settings)
+    metrics.show()
     app = create_app(settings)
     dashboard.install(app)
     return app

@@ -31,6 +31,7 @@ from services.core.storage import installation, s3
 from worker import exit_codes, judging, scorer
 from worker.child import Child
 from worker.consumer import Consumer
+from worker.exposing import Exposing
 from worker.pipeline import ModelUnusable
 from worker.pipelines.registry import model_name
 from worker.shared_memory import SharedState
@@ -67,10 +68,11 @@ def main(argv: list[str] | None = None) -> int:
         )
         for warning in _check_servers(settings, database):
             log.warning("%s", warning)
+        parent = Parent(settings, model, database)
     except PressworkError as error:
         print(f"worker: {error}", file=sys.stderr)  # noqa: T201
         return exit_codes.MODEL_UNUSABLE if isinstance(error, ModelUnusable) else exit_codes.SETTINGS
-    return Parent(settings, model, database).run()
+    return parent.run()
 
 
 def _check_shared_memory() -> None:
@@ -111,12 +113,14 @@ def _check(settings: Settings) -> int:
 
 
 class Parent:
-    """The Celery parent: it consumes wake-ups, keeps one child, and watches it."""
+    """The Celery parent: it consumes wake-ups, keeps one child, and watches it. Raises SettingsError if the port for
+    metrics cannot be taken."""
 
     def __init__(self, settings: Settings, model: str, database: databases.Database) -> None:
         self.settings = settings
         self.database = database
         self.shared = SharedState()
+        self.exposing = Exposing(settings, model, self.shared)
         self.app = broker.celery_app(settings.redis_url, model)
         self.exit_code = 0
         self._failed_starts = 0
@@ -134,6 +138,7 @@ class Parent:
             without_heartbeat=True, quiet=True, optimization="fair",
             consumer_cls=partial(Consumer, take_signals=self._take_signals),
         )  # fmt: skip
+        self.exposing.start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         self._worker.start()
         return self.exit_code or int(self._worker.exitcode or 0)
@@ -164,6 +169,7 @@ class Parent:
         for number in (*STOP_SIGNALS, signal.SIGQUIT):  # a signal to the whole group is the parent's to act on
             signal.signal(number, signal.SIG_IGN)
         try:
+            self.exposing.in_child()
             child = Child(self.settings, self.shared)
             child.start()
             _child = child
@@ -195,6 +201,7 @@ class Parent:
     def _child_died(self) -> None:
         worker_id, claim_ids, device = self.shared.worker_id, self.shared.claim_ids, self.shared.device
         was_ready, reason = self.shared.is_ready, self.shared.reason
+        self.exposing.child_died(ready=was_ready)
         log.error("child died", extra={"worker": worker_id, "rendering": claim_ids, "reason": reason or None})
         if was_ready:
             self._failed_starts = 0

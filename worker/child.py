@@ -75,6 +75,7 @@ class Child:
             worker_id=self.worker_id, host=self.host, mark=shared.rendering, scoring=self._scoring,
             judging=self._judging,
         )  # fmt: skip
+        self._counts = self.render_loop.device.counts
         self._housekeeping = threading.Thread(target=self._housekeeping_loop, name="housekeeping", daemon=True)
         self._ended = threading.Event()
         self.heartbeat.start()
@@ -93,6 +94,7 @@ class Child:
         except PressworkError as error:
             log.error("device sick", extra={"error": str(error)})
             self.render_loop.device.sick = True
+        self._counts.sick.set(self.render_loop.device.sick)
         self.shared.ready(self.render_loop.device.name)
         self._starting.end()
         self._retry_until_done(self._register)
@@ -205,7 +207,9 @@ class Child:
 
     def _expire(self, connection: databases.Connection) -> int:
         steady = self.connectivity.steady(self.settings.lease_seconds)
-        return expiry.expire(connection, self.settings.lease_seconds) if steady else 0
+        expired = expiry.expire(connection, self.settings.lease_seconds) if steady else 0
+        self._counts.expired.inc(expired)
+        return expired
 
     def _beat(self, state: str) -> None:
         with self.database.begin_system() as connection:

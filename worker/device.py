@@ -16,6 +16,7 @@ from worker.batch_sizes import BatchSizes
 from worker.doubts import Doubts
 from worker.health import Health
 from worker.heartbeat import Heartbeat, HeldClaim, Interrupted
+from worker.metrics import Counts
 from worker.outcome import Outcome, Rendered
 from worker.pipeline import (
     Batch,
@@ -110,6 +111,7 @@ class Device:
         self._open: list[_Work] = []
         self.check = self._health.check
         self.report = Report(pipeline, self.abilities)
+        self.counts = Counts(pipeline.card.name)
 
     def render(self, held: HeldClaim) -> Outcome:
         """Renders the remaining images as far as possible; stops at the next step once none is wanted."""
@@ -199,7 +201,8 @@ class Device:
         self._mark_open()
         began = time.monotonic()
         try:
-            verb()
+            with self.counts.busy.working():
+                verb()
             return
         except Interrupted:
             log.info("render interrupted", extra={"claim": claim.id, "fenced": outcome.held.fenced})
@@ -210,6 +213,7 @@ class Device:
         except DeviceSick as error:
             log.error("device sick", extra={"claim": claim.id, "error": str(error)})
             self.sick = True
+            self.counts.sick.set(1)
             self._give_back(work)
         except CompileFailed as error:  # images rendered before are valid
             log.error("device unusable", extra={"claim": claim.id, "error": str(error)})
@@ -349,6 +353,7 @@ class Device:
         outcome.pass_seconds += late.seconds
         outcome.slots += part.size
         self.report.rendered(len(part.images), part.size)
+        self.counts.batch(len(part.images), part.size, late.seconds)
         seconds = late.seconds / len(part.images)
         for image, picture in zip(part.images, late.pictures or (), strict=False):  # the rest is padding
             if isinstance(picture, InvalidOutput):
@@ -362,6 +367,7 @@ class Device:
 
     def _on_step(self, step: int) -> None:
         self.report.on_step(step)
+        self.counts.busy.step()
         for work in self._open[:-1]:
             self._hand_out(work)
         self.heartbeat.on_step(step)

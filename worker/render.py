@@ -143,7 +143,8 @@ class RenderLoop:
         try:
             if not self.stopping.is_set() and self.device.usable:
                 self._storing.check()
-                held = self._take()
+                with self.device.counts.claim_seconds.time():
+                    held = self._take()
         except Unavailable as error:
             log.warning("claim postponed", extra={"error": str(error)})
         finally:

@@ -41,7 +41,7 @@ class StoringStage:
     ) -> None:  # fmt: skip
         self._settings, self._database, self._objects, self._heartbeat = settings, database, store, heartbeat
         self._device, self._pipeline, self._stopping = device.name, device.pipeline, stopping
-        self._cannot_check = device.cannot_check
+        self._cannot_check, self._counts = device.cannot_check, device.counts
         self._abandon, self._scoring, self._judging = abandon, scoring, judging
         self._closed = False
         self._batches = ThreadPoolExecutor(settings.spool_batches, "store")
@@ -58,6 +58,7 @@ class StoringStage:
     def store_away(self) -> None:
         """Lets nothing be claimed until the store answers."""
         self._closed = True
+        self._counts.store_away.set(1)
 
     @property
     def trouble(self) -> str:
@@ -70,6 +71,7 @@ class StoringStage:
         if self._closed:
             self._objects.check()
             self._closed = False
+            self._counts.store_away.set(0)
         self._judging.check()
 
     def _store_and_settle(self, outcome: Outcome, done: Callable[[], None]) -> None:
@@ -82,7 +84,7 @@ class StoringStage:
             stored = [future.result() for future in uploads if future not in unfinished]
             unstorable = [image for image in stored if isinstance(image, FailedImage)]
             uploaded = [image for image in stored if isinstance(image, StoredImage)]
-            with outcome.held.trace.part("settle"):
+            with outcome.held.trace.part("settle"), self._counts.settle_seconds.time():
                 self._settle(outcome, [*outcome.held.reused, *uploaded], unstorable)
         except Exception:
             log.exception("settle failed; the lease will expire", extra={"claim": outcome.held.claim.id})
@@ -127,7 +129,8 @@ class StoringStage:
         try:
             embedded = provenance.describe(image, self._pipeline.card.name, rendered.reproducibility_class)
             pending = self._scoring.begin(picture.pixels, image.spec.prompt)
-            data = encoding.encode(picture.pixels, image.output_format, image.output_compression, embedded)
+            with self._counts.encode_seconds.time():
+                data = encoding.encode(picture.pixels, image.output_format, image.output_compression, embedded)
         except Exception as error:
             log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
             return retries.failure(image, error)
@@ -140,19 +143,22 @@ class StoringStage:
         pause, refused_until = 0.2, time.monotonic() + REFUSED_LEASES * self._settings.lease_seconds
         while not held.lost and held.wants(image):
             if time.monotonic() > held.store_until:
-                self._closed = True
+                self.store_away()
                 break
             try:
-                found = self._objects.put(
-                    self._objects.key(name),
-                    data,
-                    encoding.MEDIA_TYPES[image.output_format],
-                    metadata,
-                    claim_id=held.claim.id,
-                )
+                with self._counts.store_seconds.time():
+                    found = self._objects.put(
+                        self._objects.key(name),
+                        data,
+                        encoding.MEDIA_TYPES[image.output_format],
+                        metadata,
+                        claim_id=held.claim.id,
+                    )
             except StoreUnavailable as error:
-                if isinstance(error, StoreRefused) and time.monotonic() > refused_until:
-                    self._closed = True
+                is_refusal = isinstance(error, StoreRefused)
+                self._counts.store_failed(refused=is_refusal)
+                if is_refusal and time.monotonic() > refused_until:
+                    self.store_away()
                 if self._stopping.is_set() or self._closed:
                     break
                 log.warning("store unavailable", extra={"claim": held.claim.id, "error": str(error)})
@@ -217,6 +223,13 @@ class StoringStage:
                 log.warning("settle postponed", extra={"claim": claim.id, "error": str(error)})
                 time.sleep(pause)
                 pause = min(pause * 2, 2.0)
+        if settled.verdict is settlement.Verdict.FENCED:
+            self._counts.fenced()
+        else:
+            reused = len(outcome.held.reused)
+            self._counts.settled(
+                done=len(stored) - reused, reused=reused, released=len(released), causes=[one.code for one in failed]
+            )
         if settled.verdict is settlement.Verdict.OK:
             self._drop(settled.dropped)
             self._measure(outcome)

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-import anyio
 from fastapi import Depends, Request
 
 from services.api import addresses
@@ -41,7 +40,6 @@ class Context:
     feed: Feed
     rates: RateLimits
     guesses: Guesses
-    figures: anyio.CapacityLimiter  # /metrics takes no key and reads counts of all jobs
 
     @classmethod
     def open(cls, settings: Settings) -> "Context":
@@ -58,7 +56,6 @@ class Context:
             Feed(database, WATCHERS),
             RateLimits(settings.redis_url),
             Guesses(),
-            anyio.CapacityLimiter(1),
         )
 
 

@@ -28,8 +28,10 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, *, trusted: bool) -> None:
         self.status = 0
+        self.method = scope["method"]
         self._scope, self._receive, self._send = scope, receive, send
         self._began = time.monotonic()
+        self.first_byte_seconds: float | None = None  # until the answer began
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         self.id = given if trusted and _REQUEST_ID.fullmatch(given) else new_id()
@@ -47,6 +49,7 @@ class Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self.first_byte_seconds = time.monotonic() - self._began
             await self._take_small_body()
             self._add_headers(MutableHeaders(scope=message))
         elif self._unread and not message.get("more_body", False):
@@ -55,12 +58,17 @@ class Exchange:
             message = {"type": "http.response.body"}
         await self._send_pieces(message)
 
+    @property
+    def seconds(self) -> float:
+        """Since the request's head."""
+        return time.monotonic() - self._began
+
     def log_fields(self) -> dict[str, Any]:
         return {
             "method": self._scope["method"],
             "path": self._scope["path"][:200],
             "status": self.status,
-            "seconds": round(time.monotonic() - self._began, 4),
+            "seconds": round(self.seconds, 4),
         }
 
     def _add_headers(self, headers: MutableHeaders) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.api import addresses
+from services.api import addresses, metrics
 from services.api.admission import Admission
 from services.api.errors import envelope
 from services.api.exchange import Exchange
@@ -45,6 +45,10 @@ class RequestMiddleware:
                     span.update_name(f"{scope['method']} {route}".rstrip())
                     span.set_attributes({"http.route": route, "http.response.status_code": exchange.status})
         finally:
+            first_byte = exchange.first_byte_seconds
+            metrics.answered(
+                _route(scope), exchange.method, exchange.status, exchange.seconds if first_byte is None else first_byte
+            )
             if peer is not None and scope.get("state", {}).get("authenticated"):
                 self._admission.remember(peer[0])
 

@@ -287,6 +287,9 @@ class Settings:
     # Spans, by OTLP over HTTP; an empty endpoint leaves them off.
     traces_endpoint: str = _setting("PRESSWORK_TRACES_ENDPOINT", "", _address("http", "https"))  # ends with /v1/traces
     traces_ratio: float = _setting("PRESSWORK_TRACES_RATIO", "1", _number(0, 1))  # of traces that begin here
+    # Where schedulers and workers show their metrics; web servers have theirs at /metrics.
+    metrics_port: int = _setting("PRESSWORK_METRICS_PORT", "0", _whole(0, 65535))  # 0: nowhere
+    metrics_host: str = _setting("PRESSWORK_METRICS_HOST", "127.0.0.1")
     # The worker.
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")

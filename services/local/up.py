@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.core.db import database, partitions
-from services.core.model.errors import InvalidKey, PressworkError
+from services.core.model.errors import InvalidKey, PressworkError, SettingsError
 from services.core.model.pipelines import PIPELINES
 from services.core.processes import python
 from services.core.settings import Settings
@@ -25,6 +25,7 @@ from services.local.supervisor import Program, Supervisor
 WORKER_GRACE = 90.0
 SHIPPED_MODEL = "presswork-mini"
 STAND_IN_FOR = "ai100"  # the pipeline
+MOST_PORTS = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,11 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
     environ = dict(environ) | {"PRESSWORK_PIPELINE": options.pipeline}
-    Settings.read(
+    early = Settings.read(
         {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://"} | environ
     )  # invalid settings are found before anything starts
+    if early.metrics_port and early.metrics_port + options.all_workers > MOST_PORTS:
+        raise SettingsError("PRESSWORK_METRICS_PORT is too high: each worker takes one of the ports behind it.")
     port = int(environ.get("PRESSWORK_PORT") or Settings.default("PRESSWORK_PORT"))
     stack = Stack(options.home, environ, say)
     began = time.monotonic()
@@ -72,7 +75,7 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
         env_file = write_env_file(options.home, shell)
         took, workers = time.monotonic() - began, options.all_workers
         say(f"servers up in {took:.1f} s; starting web, scheduler and {workers} worker(s)")
-        supervisor = Supervisor(stack, _programs(options, values, stack.programs), say, url)
+        supervisor = Supervisor(stack, _programs(options, values, stack.programs, settings.metrics_port), say, url)
         core = database.Database(settings.database_url, application="presswork up", pool_size=1)
         announcer = threading.Thread(target=announce, args=(url, env_file, core, stopping, say), daemon=True)
         announcer.start()
@@ -80,25 +83,34 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
         say("stopped")
 
 
-def _programs(options: UpOptions, values: Mapping[str, str], own: Mapping[str, dict[str, str]]) -> list[Program]:
-    """`own` is what each program has of its own, such as its role at the database."""
+def _programs(
+    options: UpOptions, values: Mapping[str, str], own: Mapping[str, dict[str, str]], metrics_port: int = 0
+) -> list[Program]:
+    """`own` is what each program has of its own, such as its role at the database. Schedulers and workers show their
+    metrics from `metrics_port` on."""
     shared = dict(values) | {"PRESSWORK_PIPELINE": options.pipeline}
     of_workers = {"PRESSWORK_WORKERS": str(options.all_workers), "OMP_WAIT_POLICY": "PASSIVE"}
     folders = [{"PRESSWORK_MODEL_DIR": model} for model in options.models] or [{}]
     served = [folder for folder in folders for _ in range(options.workers)]
+    shows = _shows(metrics_port, 1 + options.all_workers)
     return [
         Program("web", python("services.web"), shared | own["web"], grace=15.0),
-        Program("scheduler", python("scheduler.app"), shared | own["scheduler"], grace=15.0),
+        Program("scheduler", python("scheduler.app"), shared | own["scheduler"] | shows[0], grace=15.0),
         *(
             Program(
                 f"worker-{number}",
                 python("worker.app"),
-                shared | of_workers | own["worker"] | model,
+                shared | of_workers | own["worker"] | model | shows[number],
                 grace=WORKER_GRACE,
             )
             for number, model in enumerate(served, 1)
         ),
     ]
+
+
+def _shows(port: int, programs: int) -> list[dict[str, str]]:
+    """Where the scheduler and the workers show their metrics: on that port and the next ones, or with 0 nowhere."""
+    return [{"PRESSWORK_METRICS_PORT": str(port and port + number)} for number in range(programs)]
 
 
 def _pipeline_values(options: UpOptions, environ: Mapping[str, str], home: Home) -> dict[str, str]:

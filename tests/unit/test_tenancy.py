@@ -10,7 +10,6 @@ SYSTEM_TRANSACTIONS = [
     ("api/authentication.py", "authenticate"),  # the key decides which tenant it is
     ("api/feed.py", "_latest"),  # it reads once for all who watch, and shows each only their own
     ("api/feed.py", "_look"),  # likewise
-    ("api/health.py", "collect"),  # sums over all tenants
     ("api/public_items.py", "_find"),  # a public link names the catalogue and no tenant
     ("api/readiness.py", "_model_and_worker"),  # the route takes no key
     ("api/readiness.py", "check"),  # likewise

@@ -94,10 +94,13 @@ class Lanes:
     more: bool
 
 
-def waiting(connection: Connection, tenant_id: int, *, all_tenants: bool) -> Lanes:
-    """What waits of that tenant, or of all: in order of priority, then what waits longest. Takes a system transaction,
-    since the index of what waits holds every tenant's segments."""
-    values = {"tenant_id": tenant_id, "is_all": all_tenants, "of_each": _OF_EACH, "most": MOST}
+def waiting(
+    connection: Connection, tenant_id: int, *, all_tenants: bool, most: int = MOST, of_each: int = _OF_EACH
+) -> Lanes:
+    """What waits of that tenant, or of all: in order of priority, then what waits longest. Looks at `most` segments,
+    `of_each` of a model, priority and tenant. Takes a system transaction, since the index of what waits holds every
+    tenant's segments."""
+    values = {"tenant_id": tenant_id, "is_all": all_tenants, "of_each": of_each, "most": most}
     rows = connection.execute(_WAITING, values).all()
     revisions = sorted({row.model_revision for row in rows})
     measured = estimates.Measured(connection, revisions)
@@ -114,7 +117,7 @@ def waiting(connection: Connection, tenant_id: int, *, all_tenants: bool) -> Lan
     for row in rows:
         place = row.model_revision, row.priority, row.tenant_id
         counted[place] = counted.get(place, 0) + 1
-    more = len(rows) >= MOST or max(counted.values(), default=0) >= _OF_EACH
+    more = len(rows) >= most or max(counted.values(), default=0) >= of_each
     return Lanes(tuple(sorted(found, key=lambda lane: (lane.priority, -lane.oldest_seconds))), more)
 
 

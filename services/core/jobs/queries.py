@@ -176,11 +176,6 @@ WHERE state IN ('ready', 'busy')
   AND seen_at BETWEEN now() - interval '15 seconds' AND now() + interval '15 seconds' AND {drains.NOT_DRAINED}
 GROUP BY model_revision
 """)  # noqa: S608  our own text
-_TOTALS = statement("queries.totals")(f"""
-SELECT {", ".join(f"sum({name}) AS {name}" for name in COUNTS)} FROM job_counts
-""")  # noqa: S608  our own text
-_JOB_STATES = statement("queries.job_states")("SELECT state, count(*) AS jobs FROM jobs GROUP BY state")
-_OPEN_CLAIMS = statement("queries.open_claims")("SELECT count(*) FROM claims WHERE state = 'open'")
 _READY = statement("queries.ready")("""
 SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SELECT FROM models) AS worker_was_up
 """)
@@ -410,14 +405,6 @@ def readiness(connection: Connection, model: str) -> tuple[bool, bool]:
     stays registered while no worker runs."""
     row = connection.execute(_READY, {"model": model}).one()
     return row.registered, row.worker_was_up
-
-
-def totals(connection: Connection) -> tuple[dict[str, int], dict[str, int], int]:
-    """Of all tenants: images by state, jobs by state, open claims."""
-    row = connection.execute(_TOTALS).one()
-    images_by_state = {name: int(getattr(row, name) or 0) for name in COUNTS}
-    jobs_by_state = {entry.state: entry.jobs for entry in connection.execute(_JOB_STATES)}
-    return images_by_state, jobs_by_state, int(connection.execute(_OPEN_CLAIMS).scalar_one())
 
 
 def _job_view(row: Any) -> JobView:

@@ -13,6 +13,7 @@ from services.core.db.leases import Lease
 from services.core.fetching.connections import Rules
 from services.core.fetching.errors import FetchFailed
 from services.core.fetching.post import Answer, post
+from services.core.metrics import registry
 from services.core.settings import Settings
 from services.core.webhooks import deliveries, endpoints, sealing, signing
 from services.core.webhooks.deliveries import Try
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 TURN_SECONDS = 5.0  # then another endpoint has its turn
 KEPT_BYTES = 1_024  # of an answer
 _UNREADABLE_SECONDS = 60.0
+TRIES = registry.counter("presswork_webhook_tries_total")
+SECONDS = registry.histogram("presswork_webhook_seconds")
+for _outcome in ("delivered", "refused", "unreachable"):
+    TRIES.labels(_outcome)
 
 
 class Sender:
@@ -63,11 +68,14 @@ def _try(sent: Any, secrets: list[str], rules: Rules) -> tuple[Try, str]:
         answer = post(sent.url, body, headers, rules)
     except FetchFailed as failed:
         error = str(failed)
-    milliseconds = round((time.monotonic() - began) * 1000)
+    seconds = time.monotonic() - began
     status = None if answer is None else answer.status
+    if status is not None:
+        SECONDS.observe(seconds)
     if status is not None and 300 <= status < 400:
         error = "It redirects, which is not followed; give the webhook the address where it leads."
     # The database takes no NUL in a text.
     text = None if answer is None else answer.beginning[:KEPT_BYTES].decode(errors="replace").replace("\0", "�")
-    found = Try(sent.tries + 1, datetime.now(UTC), milliseconds, status, text, error)
+    found = Try(sent.tries + 1, datetime.now(UTC), round(seconds * 1000), status, text, error)
+    TRIES.labels("delivered" if found.is_success else "unreachable" if status is None else "refused").inc()
     return found, "" if answer is None else answer.retry_after

@@ -1,0 +1,266 @@
+"""What programs tell of themselves, and the leading scheduler of the house: by real programs on real servers."""
+
+import dataclasses
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
+
+from scheduler.figures import House
+from services.core.db.database import Database
+from services.core.fleet import throughput
+from services.core.metrics import definitions, endpoint, registry
+from services.core.metrics.bounded import LONGEST, Bounded
+from services.core.model.errors import SettingsError
+from services.core.model.specs import ModelCard
+from services.core.monitoring import house
+from services.core.settings import Settings
+from services.core.storage.s3 import S3Store
+from tests import factories
+from tests.processes import Process
+from tests.waiting import until
+from tests.web import Api
+from worker import exposing
+
+Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def scrape(port: int) -> Samples:
+    """Samples by name and sorted labels; none while nobody answers."""
+    try:
+        shown = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+    except httpx.TransportError:
+        return {}
+    found: Samples = {}
+    for family in text_string_to_metric_families(shown):
+        for sample in family.samples:
+            found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples.get(name, {}).get(tuple(sorted(labels.items())), 0.0)
+
+
+@pytest.fixture
+def scheduler(environ: dict[str, str], store: S3Store, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    running: list[Process] = []
+
+    def start(**extra: str) -> Process:
+        process = Process("scheduler.app", {**environ, **extra}, tmp_path / f"scheduler-{len(running)}.log")
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+
+
+def test_a_worker_tells_what_it_did_and_its_next_child_goes_on_counting(
+    start: Callable[..., Process], database: Database, settings: Settings
+) -> None:
+    port = free_port()
+    worker = start(PRESSWORK_METRICS_PORT=str(port))
+    factories.submit(database, settings, [{"prompt": prompt} for prompt in ("a", "b", "fault:raise")])
+    until(lambda: value(scrape(port), "presswork_worker_failures_total", model="simulated", cause="render_error") == 1)
+    found = scrape(port)
+    images = {outcome: value(found, "presswork_worker_images_total", model="simulated", outcome=outcome)
+              for outcome in ("done", "failed", "reused")}  # fmt: skip
+    assert images == {"done": 2, "failed": 1, "reused": 0}
+    assert value(found, "presswork_worker_up", model="simulated") == 1
+    assert value(found, "presswork_worker_busy_seconds_total", model="simulated") > 0
+    assert value(found, "presswork_worker_store_seconds_count", model="simulated") == 2
+    slots = value(found, "presswork_worker_batch_slots_total", model="simulated")
+    assert 0 < value(found, "presswork_worker_batch_images_total", model="simulated") < slots
+    (child,) = worker.children()
+    os.kill(child, signal.SIGKILL)
+    until(lambda: value(scrape(port), "presswork_worker_child_deaths_total", model="simulated", state="ready") == 1)
+    factories.submit(database, settings, [{"prompt": "c"}])
+    until(lambda: value(scrape(port), "presswork_worker_images_total", model="simulated", outcome="done") == 3)
+    assert worker.stop() == 0
+    assert not [left for left in Path(os.environ.get("TMPDIR", "/tmp")).glob("presswork-metrics-*") if _locked(left)]
+
+
+def _locked(folder: Path) -> bool:
+    try:
+        os.close(exposing._lock(folder))
+    except OSError:
+        return True
+    return False
+
+
+def test_the_leader_alone_tells_of_the_house(
+    scheduler: Callable[..., Process], database: Database, settings: Settings
+) -> None:
+    ports = [free_port(), free_port()]
+    factories.register(database)
+    factories.submit(database, settings, [{"prompt": "a", "n": 30}])
+    first = scheduler(PRESSWORK_METRICS_PORT=str(ports[0]))
+    until(lambda: value(scrape(ports[0]), "presswork_scheduler_leads") == 1)
+    scheduler(PRESSWORK_METRICS_PORT=str(ports[1]))
+    other = until(lambda: scrape(ports[1]))
+    assert value(other, "presswork_scheduler_leads") == 0 and "presswork_queue_images" not in other
+    found = scrape(ports[0])
+    assert value(found, "presswork_queue_unserved_images", model="simulated") == 30
+    assert sum(found["presswork_queue_images"].values()) == 30
+    assert value(found, "presswork_backlog_seconds", model="simulated") == 30 * house.ASSUMED_SECONDS
+    assert value(found, "presswork_background_tasks_waiting", task="export") == 0
+    assert value(found, "presswork_periodic_task_failures_total", task="fold") == 0
+    assert value(found, "presswork_house_read_failures_total") == 0
+    first.kill()
+    until(lambda: "presswork_queue_images" in scrape(ports[1]))
+
+
+def test_the_house_counts_what_waits_and_what_is_rendered(database: Database, settings: Settings) -> None:
+    factories.register(database)
+    factories.submit(database, settings, [{"prompt": "a", "n": 5, "size": "512x512"}], priority="high")
+    factories.submit(database, settings, [{"prompt": "b", "n": 7, "size": "512x512"}], priority="low")
+    assert factories.claim(database, seats=3) is not None
+    with database.begin_system() as connection:
+        found = house.read(connection)
+    queued = {labels[1]: count for labels, count in found["presswork_queue_images"].items()}
+    assert queued == {"high": 2, "low": 7}
+    assert found["presswork_rendering_images"] == {("simulated",): 3}
+    assert found["presswork_backlog_seconds"] == {("simulated",): 12 * house.ASSUMED_SECONDS}
+    assert found["presswork_schema_behind"] == {(): 0}
+
+
+def test_seconds_are_those_that_workers_measured(database: Database, settings: Settings) -> None:
+    factories.register(database)
+    factories.submit(database, settings, [{"prompt": "a", "n": 10}])
+    claim = factories.claim(database, seats=4)
+    assert claim is not None
+    with database.begin_system() as connection:
+        throughput.record(connection, claim.shape, "host cpu", images=4, seconds_per_image=2.5)
+        found = house.read(connection)
+    assert sum(found["presswork_queue_seconds"].values()) == pytest.approx(6 * 2.5)
+    assert found["presswork_backlog_seconds"] == {("simulated",): pytest.approx(10 * 2.5)}
+    assert found["presswork_queue_unmeasured_images"] == {("simulated",): 0}
+
+
+def test_series_are_bounded_whatever_models_are_called_and_however_many_tenants_and_lanes_there_are(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(house, "MODELS", 3)
+    monkeypatch.setattr(house, "LANES", 4)
+    hostile = ['a"} 1\nevil{x="', "long" * 30, "\u2028line", "{{label}}", "back\\slash"]
+    for number, name in enumerate(hostile):
+        card = factories.CARD
+        factories.register(api.database, _named(card, name, f"{number}" * 64))
+    for number in range(6):
+        _, key = api.new_tenant(f"tenant-{number}")
+        for model in hostile:
+            asked = {"images": [{"prompt": "a", "model": model, "size": size} for size in ("64x64", "256x256")]}
+            made = httpx.post(f"{api.url}/v1/jobs", json=asked, headers={"Authorization": f"Bearer {key}"})
+            assert made.status_code == 202, made.text
+    with api.database.begin_system() as connection:
+        found = house.read(connection)
+    assert sum(found["presswork_queue_images"].values()) == 6 * 5 * 2
+    models = {labels[0] for labels in found["presswork_backlog_seconds"]}
+    assert len(models) == 4 and definitions.OTHER in models and all(len(name) <= LONGEST for name in models)
+    lanes = [labels for labels in found["presswork_queue_images"] if labels[2] != definitions.OTHER]
+    assert len(lanes) <= 4
+    leader = CollectorRegistry()
+    leader.register(House(lambda: True, api.database, []))
+    shown = generate_latest(leader).decode()
+    read = {family.name for family in text_string_to_metric_families(shown)}
+    assert read == {*found, "presswork_background_tasks_waiting"} and "tenant" not in shown
+
+
+def _named(card: ModelCard, name: str, revision: str) -> ModelCard:
+    return dataclasses.replace(card, name=name, revision=revision)
+
+
+def test_a_look_beyond_its_limit_takes_the_rest_to_be_alike(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(house, "SEGMENTS", 4)
+    factories.register(database)
+    for _ in range(10):
+        factories.submit(database, settings, [{"prompt": "a", "n": 3}])
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE tenant_usage SET images_queued = 30"))
+        found = house.read(connection)
+    assert sum(found["presswork_queue_images"].values()) == pytest.approx(30)
+    assert found["presswork_queue_looked_at_ratio"] == {(): pytest.approx(0.4)}
+
+
+def test_what_comes_from_outside_fills_no_more_than_its_share_of_a_label() -> None:
+    label = Bounded(3)
+    assert [label(name) for name in ("a", "b", "c", "d", "a")] == ["a", "b", "c", "other", "a"]
+    assert len(Bounded(1)("x" * 1000)) == LONGEST
+
+
+def test_a_web_server_counts_by_the_template_of_a_route(api: Api) -> None:
+    def counted() -> list[float]:
+        places = (("/v1/jobs/{job_id}", "GET", "2xx"), ("none", "GET", "4xx"), ("none", "other", "4xx"))
+        shown = scrape(port)
+        return [
+            value(shown, "presswork_http_requests_total", route=route, method=method, status=status)
+            for route, method, status in places
+        ]
+
+    port = int(httpx.URL(api.url).port or 0)
+    job = api.submit({"prompt": "a"})
+    before = counted()
+    api.http.get(f"/v1/jobs/{job['id']}")
+    for number in range(5):
+        api.http.get(f"/v1/nothing-{number}")
+        api.http.request(f"BREW{number}", "/v1/nothing")
+    assert [after - one for after, one in zip(counted(), before, strict=True)] == [1, 5, 5]
+    shown = scrape(port)
+    assert value(shown, "presswork_http_request_seconds_count", route="/v1/jobs/{job_id}", method="GET") >= 1
+    assert "presswork_queue_images" not in shown
+
+
+def test_a_port_that_is_taken_is_said_in_one_sentence(
+    start: Callable[..., Process], scheduler: Callable[..., Process]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        for program in (start(wait=False, PRESSWORK_METRICS_PORT=port), scheduler(PRESSWORK_METRICS_PORT=port)):
+            assert program.popen.wait(30) == 2
+            said = program.text()
+            assert "PRESSWORK_METRICS_PORT" in said and "in use" in said and "Traceback" not in said
+
+
+def test_slow_readers_keep_nobody_else_from_the_metrics(settings: Settings) -> None:
+    shown = endpoint.listen(dataclasses.replace(settings, metrics_port=free_port()), registry.REGISTRY)
+    assert shown is not None
+    shown.start()
+    place = ("127.0.0.1", shown.server_port)
+    slow = [socket.create_connection(place) for _ in range(endpoint.AT_ONCE + 4)]
+    until(lambda: any(_is_closed(one) for one in slow))  # beyond the limit they are closed at once
+    began = time.monotonic()
+    until(lambda: scrape(shown.server_port))
+    assert time.monotonic() - began < 4 * endpoint.PATIENCE_SECONDS
+    for one in slow:
+        one.close()
+    shown.shutdown()
+    shown.server_close()
+
+
+def _is_closed(one: socket.socket) -> bool:
+    one.settimeout(0.05)
+    try:
+        return one.recv(1) == b""
+    except TimeoutError:
+        return False
+
+
+def test_an_address_that_is_not_this_machines_is_refused(settings: Settings) -> None:
+    with pytest.raises(SettingsError, match="PRESSWORK_METRICS_HOST"):
+        endpoint.listen(dataclasses.replace(settings, metrics_port=9, metrics_host="192.0.2.1"), registry.REGISTRY)
