@@ -24,6 +24,7 @@ from services.cli import (
     lanes,
     manual,
     marks,
+    metrics,
     model,
     opening,
     overview,
@@ -79,6 +80,7 @@ app.add_typer(tenants.app, name="tenants", rich_help_panel=OPERATIONS)
 app.add_typer(retention.app, name="retention", rich_help_panel=OPERATIONS)
 app.add_typer(storage.app, name="storage", rich_help_panel=OPERATIONS)
 app.add_typer(backup.app, name="backup", rich_help_panel=OPERATIONS)
+app.add_typer(metrics.app, name="metrics", rich_help_panel=OPERATIONS)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(policy.app, name="policy", rich_help_panel=OPERATIONS)
 app.add_typer(bench.app, name="bench", rich_help_panel=OPERATIONS)

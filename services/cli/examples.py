@@ -32,6 +32,11 @@ EXAMPLES = {
     "backup check": ("presswork backup check", "presswork backup check --share 1 --extra extra.txt"),
     "storage audit": ("presswork storage audit", "presswork storage audit --share 0.1 --json"),
     "storage show": ("presswork storage show",),
+    "metrics dashboard": ("presswork metrics dashboard -o presswork.json",),
+    "metrics alerts": (
+        "presswork metrics alerts -o presswork-alerts.yaml", "presswork metrics alerts --kubernetes",
+    ),
+    "metrics list": ("presswork metrics list", "presswork metrics list --json"),
     "retention show": ("presswork retention show", "presswork retention show --within 30d"),
     "retention set": ("presswork retention set --payloads 30d --objects 1y", "presswork retention set --records never"),
     "show": ("presswork show job_039yenx5ewysr",),
