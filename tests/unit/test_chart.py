@@ -4,6 +4,7 @@ Helm is on the PATH or in .helm (.ci/run puts it there, with Kubernetes' schemas
 """
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from services.core.model.pipelines import PIPELINES
+from services.core.monitoring import alerts, dashboard
 from services.core.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,7 @@ FULL: dict[str, Any] = {
         },
     ],
 }
+OPERATORS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")  # kinds of an operator, whose schemas are not here
 CASES: dict[str, dict[str, Any]] = {
     "least": {"secret": "presswork"},
     "full": FULL,
@@ -95,7 +98,7 @@ def test_helm_lints_the_chart(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_each_document_fits_the_schema_of_kubernetes(case: str, tmp_path: Path) -> None:
     file = tmp_path / "documents.yaml"
-    known = [document for document in render(CASES[case], tmp_path) if document["kind"] != "ServiceMonitor"]
+    known = [document for document in render(CASES[case], tmp_path) if document["kind"] not in OPERATORS]
     file.write_text(yaml.safe_dump_all(known))
     program = """if True:
         import sys, yaml, kubernetes_validate
@@ -194,3 +197,31 @@ def test_values_that_do_not_fit_are_refused(values: dict[str, Any], sentence: st
     done = helm(["template", "try"], values, tmp_path)
     assert done.returncode != 0
     assert sentence in re.sub(r"\s+", " ", done.stderr)
+
+
+def test_where_monitors_are_wanted_schedulers_and_workers_show_their_metrics_and_are_reached(tmp_path: Path) -> None:
+    documents = render(FULL, tmp_path)
+    found = _by_kind(documents)
+    shown = {name: pod["containers"][0] for name, pod in pods(documents).items() if "web" not in name}
+    for name, container in shown.items():
+        environ = {entry["name"]: entry.get("value") for entry in container["env"]}
+        has_port = environ.get("PRESSWORK_METRICS_PORT") == "9420" and environ["PRESSWORK_METRICS_HOST"] == "0.0.0.0"
+        assert has_port == (not name.endswith("-migrate"))
+    (monitor,) = found["PodMonitor"].values()
+    assert monitor["spec"]["podMetricsEndpoints"][0]["port"] == "metrics"
+    assert found["NetworkPolicy"]["try-metrics"]["spec"]["ingress"] == [
+        {"ports": [{"port": "metrics", "protocol": "TCP"}]}
+    ]
+    (rule,) = found["PrometheusRule"].values()
+    assert rule["spec"] == alerts.rules()
+    assert json.loads(found["ConfigMap"]["try-dashboard"]["data"]["presswork.json"]) == dashboard.dashboard()
+    without = render({"secret": "s"}, tmp_path)
+    assert not {"PodMonitor", "PrometheusRule", "ConfigMap"} & _by_kind(without).keys()
+    assert "PRESSWORK_METRICS_PORT" not in json.dumps(without)
+
+
+def _by_kind(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for document in documents:
+        found.setdefault(document["kind"], {})[document["metadata"]["name"]] = document
+    return found
