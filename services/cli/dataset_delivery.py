@@ -46,9 +46,9 @@ def deliver(
     """Send a version to another bucket: only what is missing, verified.
 
     It goes through this machine, with your own credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile,
-    or a role. The server never sees them. manifest.json comes last: until then the version before stays whole there.
-    A second run sends what a newer version has more, and deletes what it has not. If it is interrupted, the same
-    command goes on.
+    or a role. The server never sees them. manifest.json comes last: until then the version before stays whole there;
+    with --split it lists the splits that are there. A second run sends what a newer version has more, and deletes
+    what it has not. If it is interrupted, the same command goes on.
     """
     from services.core.storage.destination import Destination, Place
 
@@ -65,10 +65,11 @@ def deliver(
             place, profile=aws_profile, endpoint=endpoint, region=region, patience=PATIENCE_SECONDS, on_wait=_waiting()
         )
         files = list(dataset.files(number, split=split))
+        whole = list(dataset.files(number)) if split is not None else []
         source = Source(dataset.show()["id"], name, split)
         with moving("delivering", sum(file["bytes"] for file in files)) as moved:
             found = delivering.deliver(
-                dataset, files, destination, source, parallel=parallel, keep=keep, on_bytes=moved
+                dataset, files, destination, source, parallel=parallel, keep=keep, on_bytes=moved, version=whole
             )
     if as_json:
         show.document(

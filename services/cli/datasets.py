@@ -437,11 +437,11 @@ def _told(made: Dataset, as_json: bool, words: str) -> None:
 
 
 def _versions(found: list[DatasetVersion]) -> Table:
-    table = _table("VERSION", "STATUS", "IMAGES", "NEW", "REMOVED", "REWRITTEN", "SIZE", "CREATED")
+    table = _table("VERSION", "STATUS", "IMAGES", "NEW", "REMOVED", "SIZE", "CREATED")
     for one in found:
         table.add_row(
             str(one["version"]), show.status(one["status"]), f"{one['images']:,}", f"{one['counts']['done']:,}",
-            f"{one['removed']:,}", f"{one['rewritten']:,}", units.size(one["bytes"]), one["created_at"][:16],
+            f"{one['removed']:,}", units.size(one["bytes"]), one["created_at"][:16],
         )  # fmt: skip
     return table
 

@@ -52,11 +52,13 @@ def deliver(
     parallel: int,
     keep: bool,
     on_bytes: Callable[[int], None],
+    version: Sequence[DatasetFile] = (),
 ) -> Delivered:
-    """`keep`: files of other versions stay. Raises ClientError, StoreUnavailable and Usage."""
+    """`keep`: files of other versions stay. `version`: all files of the version, if `files` are those of one split; the
+    manifest then lists the splits that are there. Raises ClientError, StoreUnavailable and Usage."""
     held = to.sizes()
     before = _journal(to, held, source)
-    now = {file["path"]: file["split"] for file in files}
+    now = {file["path"]: file["split"] for file in files} | ({MANIFEST: None} if version else {})
     shards = [file for file in files if file["split"] is not None]
     told = sorted(
         (file for file in files if file["split"] is None), key=lambda one: (one["path"] == MANIFEST, one["path"])
@@ -76,6 +78,8 @@ def deliver(
         for file in told:
             if file["path"] in missing:
                 send(file)
+        if version:
+            _put_manifest(dataset, to, version, {name: size for name, size in held.items() if name in before}, now)
         over = (
             []
             if keep
@@ -85,7 +89,7 @@ def deliver(
     if over:
         _note(to, source, {path: split for path, split in (before | now).items() if path not in over})
     sent = sum(file["bytes"] for file in files if file["path"] in missing)
-    return Delivered(len(files), len(missing), sent, sum(path in held for path in over))
+    return Delivered(len(now), len(missing), sent, sum(path in held for path in over))
 
 
 class Crew:
@@ -136,6 +140,21 @@ def _journal(to: "Destination", held: dict[str, int], source: Source) -> dict[st
 
 def _note(to: "Destination", source: Source, files: dict[str, str | None]) -> None:
     to.put(JOURNAL, json.dumps({"dataset": source.id, "files": files}).encode(), "application/json")
+
+
+def _put_manifest(
+    dataset: DatasetHandle, to: "Destination", version: Sequence[DatasetFile], held: dict[str, int],
+    now: dict[str, str | None],
+) -> None:  # fmt: skip
+    """The version's manifest, of those splits alone of which every file is there."""
+    lacking = {file["split"] for file in version if file["path"] not in now and held.get(file["path"]) != file["bytes"]}
+    there = {file["path"] for file in version if file["split"] is not None and file["split"] not in lacking}
+    described = next(file for file in version if file["path"] == MANIFEST)
+    told = json.loads(b"".join(dataset.read(described)))
+    splits = {name: size for name, size in told["splits"].items() if name not in lacking}
+    told |= {"images": sum(size["images"] for size in splits.values()), "splits": splits}
+    told["files"] = [file for file in told["files"] if file["path"] in there]
+    to.put(MANIFEST, json.dumps(told, indent=2).encode() + b"\n", "application/json")
 
 
 def _is_there(to: "Destination", held: dict[str, int], file: DatasetFile) -> bool:

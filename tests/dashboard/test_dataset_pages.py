@@ -111,7 +111,13 @@ def test_the_progress_of_a_version_is_shown_and_it_can_be_stopped(house: House, 
     page.locator("dialog").get_by_role("button", name="Stop").click()
     page.locator("#versions .state", has_text="cancelled").wait_for()
     written(house)
-    page.get_by_role("button", name="Write a version of what is done so far").click()
+    so_far = page.get_by_role("button", name="Write a version of what is done so far")
+    page.get_by_role("button", name="Write a version", exact=True).wait_for()
+    assert so_far.count() == 0
+    more = house.submit({"prompt": "a hat", "size": "64x64"})
+    house.http.post("/v1/datasets/mugs/sources", json={"jobs": [more]})
+    page.reload()
+    so_far.click()
     page.get_by_text("Version 2 is being written").wait_for()
     assert _listed(house) == [2, 1]
     assert tab.errors == []

@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from presswork_client import Client, ClientError, pulling
+from services.cli import datasets as dataset_commands
+from services.cli import show
 from services.cli.app import app
 from services.core.datasets import datasets
 from services.core.db.database import Database
@@ -327,3 +329,15 @@ def test_what_is_no_dataset_is_refused_by_its_place(emptied: Api, fields: dict[s
         "choose another name", 'must be "webdataset"',
     )  # fmt: skip
     assert any(word in found["message"] for word in words), found
+
+
+def test_versions_of_a_million_images_fit_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("services.cli.show._PIPED_WIDTH", 80)
+    version: Any = {
+        "version": 1_000, "status": "completed", "images": 1_000_000, "counts": {"done": 1_000_000}, "removed": 99_999,
+        "bytes": 999_900_000, "created_at": "2026-11-27T02:10:00Z",
+    }  # fmt: skip
+    show.render(dataset_commands._versions([version]))
+    assert "2026-11-27T02:10" in capsys.readouterr().out

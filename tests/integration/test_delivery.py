@@ -108,6 +108,25 @@ def test_a_version_lies_in_another_bucket_and_a_newer_one_takes_its_place(api, s
     assert lab._client.head_object(Bucket=BUCKET, Key=f"sets/mugs/{shard}")["ContentType"] == "application/x-tar"
 
 
+def test_the_manifest_of_a_split_lists_the_splits_that_are_there(api, settings, store, lab, run):
+    job = collecting.rendered(api.database, settings, store, captions(12))
+    collecting.make(api.database, job, images_per_shard=2, split={"train": 0.5, "val": 0.5})
+    collecting.export(api.database, settings, store)
+    whole = collecting.sums(api.database, 1)
+    place = f"s3://{BUCKET}/sets/mugs"
+    done = run("mugs", place, "--split", "val", "--json")
+    manifest = json.loads(lab.read("sets/mugs/manifest.json"))
+    shards = {name: sha for name, sha in whole.items() if "/val-" in name}
+    assert {file["path"]: file["sha256"] for file in manifest["files"]} == shards
+    assert set(held(lab)) == {*shards, "manifest.json"} and done["files"] == len(shards) + 1
+    assert list(manifest["splits"]) == ["val"] and manifest["images"] == manifest["splits"]["val"]["images"]
+    run("mugs", place, "--split", "train")
+    both = json.loads(lab.read("sets/mugs/manifest.json"))
+    assert list(both["splits"]) == ["train", "val"] and both["images"] == 12
+    run("mugs", place)
+    assert held(lab) == whole
+
+
 def test_a_prefix_of_something_else_is_left_as_it_is(api, settings, store, lab, run, job):
     place = destination_of(lab, "notes")
     place.put("today.txt", b"ours", "text/plain")

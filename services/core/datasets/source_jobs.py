@@ -121,20 +121,33 @@ def check(connection: Connection, dataset: Dataset, *, while_running: bool) -> N
             f"No job has the label {label}; submit one with it, or take the label out of the dataset.",
             "nothing_to_export",
         )
-    before = of_base(connection, dataset, dataset.version, definition)
-    jobs = find(connection, tenant_id, definition, before, with_marks=False)
+    jobs = _there(connection, dataset)
     if not jobs:
         if definition.jobs or definition.labels:
             message = "No job of the dataset is there, or none has the statuses that its filters ask for: add others."
             raise Conflict(message, "nothing_to_export")
         raise Conflict("The dataset has no source: add jobs or labels.", "nothing_to_export")
-    running = [job for job in jobs if job.state not in states.FINAL_JOB_STATES]
+    running = _unfinished(jobs)
     if running and not while_running:
         raise Conflict(
             f"{ids.public_job(running[0].id)} is {running[0].state}; wait for it, or ask for a version while it is "
             "running.",
             "job_not_finished",
         )
+
+
+def are_running(connection: Connection, dataset: Dataset) -> bool:
+    """Whether any job of the dataset has not ended."""
+    return bool(_unfinished(_there(connection, dataset)))
+
+
+def _there(connection: Connection, dataset: Dataset) -> list[SourceJob]:
+    before = of_base(connection, dataset, dataset.version, dataset.definition)
+    return find(connection, dataset.tenant_id, dataset.definition, before, with_marks=False)
+
+
+def _unfinished(jobs: Sequence[SourceJob]) -> list[SourceJob]:
+    return [job for job in jobs if job.state not in states.FINAL_JOB_STATES]
 
 
 def gone(definition: Definition, found: Sequence[SourceJob]) -> list[str]:

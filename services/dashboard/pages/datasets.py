@@ -8,7 +8,7 @@ from starlette.responses import RedirectResponse
 
 from services.api import dependencies, pagination, parameters
 from services.api.dependencies import ContextDep
-from services.core.datasets import dataset_records, datasets, version_removal
+from services.core.datasets import dataset_records, datasets, source_jobs, version_removal
 from services.core.datasets.dataset_records import Dataset, Version
 from services.core.events import actions
 from services.core.model.errors import NotFound
@@ -63,6 +63,7 @@ def show_dataset(request: Request, context: ContextDep, visitor: access.Signed, 
         found = dataset_records.find(connection, visitor.tenant, name)
         listed = dataset_records.versions(connection, found, before=highest, limit=_VERSIONS + 1)
         newest = dataset_records.newest(connection, [found])[found.id]
+        running = source_jobs.are_running(connection, found)
         acts = actions.page(connection, visitor.tenant, limit=_ACTS, job=f"dataset/{name}")
     current = _current(found, newest)
     at_work = next((one for one in newest if one.finished_at is None), None)
@@ -75,6 +76,7 @@ def show_dataset(request: Request, context: ContextDep, visitor: access.Signed, 
         current=current,
         newest=next(iter(newest[-1:]), None),
         at_work=at_work,
+        running=running,
         filters=dataset_words.filters(found.definition.filters),
         jobs=found.definition.jobs[:_JOBS],
         ways=dataset_words.ways(rendering.base(request), found) if current else [],
