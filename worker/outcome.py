@@ -6,6 +6,7 @@ from services.core.model.specs import Image
 from worker.heartbeat import HeldClaim
 from worker.pipeline import Picture
 from worker.retries import RetryPlan
+from worker.scoring import Pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,21 @@ class Rendered:
     reproducibility_class: str
     seconds: float
     batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A rendered image as a file, which is not stored yet. `picture` has its verdict; `pending`: its scores, which are
+    being computed."""
+
+    rendered: Rendered
+    picture: Picture
+    data: bytes
+    pending: Pending
+
+    @property
+    def image(self) -> Image:
+        return self.rendered.image
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 from services.core.db.database import Database
 from services.core.fleet import throughput
@@ -17,12 +18,12 @@ from services.core.model.errors import StoreRefused, StoreUnavailable, Unavailab
 from services.core.model.specs import FailedImage, Image, StoredImage
 from services.core.queue import quarantine, settlement
 from services.core.settings import Settings
-from services.core.storage import contract, keys
-from worker import encoding, provenance, retries
+from services.core.storage import contract, keys, members
+from worker import encoding, provenance, retries, sharding
 from worker.device import Device
 from worker.heartbeat import Heartbeat, HeldClaim
 from worker.judging import Judging, Unjudged
-from worker.outcome import Outcome, Rendered
+from worker.outcome import Encoded, Outcome, Rendered
 from worker.pipeline import OutOfMemory, Picture
 from worker.scoring import Scoring
 
@@ -78,10 +79,7 @@ class StoringStage:
         hanging = False
         try:
             with outcome.held.trace.part("store"):
-                uploads = [self._uploading.submit(self._store, outcome.held, rendered) for rendered in outcome.rendered]
-                unfinished = wait(uploads, self._settings.abandon_seconds).not_done
-            hanging = any(not future.cancel() for future in unfinished)
-            stored = [future.result() for future in uploads if future not in unfinished]
+                stored, hanging = self._store_all(outcome)
             unstorable = [image for image in stored if isinstance(image, FailedImage)]
             uploaded = [image for image in stored if isinstance(image, StoredImage)]
             with outcome.held.trace.part("settle"), self._counts.settle_seconds.time():
@@ -106,10 +104,44 @@ class StoringStage:
         """Whether the device is about to wait for a place in the spool, or the worker for its end."""
         return self._stopping.is_set() or self._handed_over >= self._settings.spool_batches - 1
 
-    def _store(self, held: HeldClaim, rendered: Rendered) -> StoredImage | FailedImage | None:
-        """Checks, judges, scores, encodes and uploads; retries while the store is away. None: not wanted, or to be
+    def _store_all(self, outcome: Outcome) -> tuple[list[StoredImage | FailedImage | None], bool]:
+        """What became of the images that were stored in time, and whether any thread hangs."""
+        held, until = outcome.held, time.monotonic() + self._settings.abandon_seconds
+        found, hanging = _finished([self._uploading.submit(self._store, held, one) for one in outcome.rendered], until)
+        stored = [one for one in found if not isinstance(one, Encoded)]
+        if lots := sharding.lots(one for one in found if isinstance(one, Encoded)):
+            shards, late = _finished([self._uploading.submit(self._store_shard, held, lot) for lot in lots], until)
+            stored += [image for shard in shards for image in shard]
+            hanging = hanging or late
+        return stored, hanging
+
+    def _store(self, held: HeldClaim, rendered: Rendered) -> StoredImage | FailedImage | Encoded | None:
+        """Encodes, and stores what is an object of its own; retries while the store is away. None: not wanted, or to be
         released."""
-        image, render_key = rendered.image, rendered.image.render_key
+        encoded = self._encode(held, rendered)
+        if not isinstance(encoded, Encoded) or encoded.image.in_shards:
+            return encoded
+        image = encoded.image
+        name = keys.image_name(
+            image.tenant_id, ids.public_job(image.job_id), image.index, image.render_key, image.output_format
+        )  # fmt: skip
+        metadata = {"class": rendered.reproducibility_class}
+        found = self._put(held, image, name, encoded.data, encoding.MEDIA_TYPES[image.output_format], metadata)
+        return None if found is None else self._stored(held, encoded, found.key, found.sha256, found)
+
+    def _store_shard(self, held: HeldClaim, lot: Sequence[Encoded]) -> list[StoredImage]:
+        """Stores images of one job in one object; none of them if that did not work."""
+        shard = sharding.tar(lot, held.claim.id)
+        found = self._put(held, shard.images[0], shard.name, shard.data, sharding.MEDIA_TYPE, {})
+        if found is None:
+            return []
+        return [
+            self._stored(held, member.encoded, member.key(found.key), member.sha256) for member in shard.members
+        ]  # fmt: skip
+
+    def _encode(self, held: HeldClaim, rendered: Rendered) -> Encoded | FailedImage | None:
+        """Checks, judges, encodes, and begins to score."""
+        image = rendered.image
         if not held.wants(image):
             return None
         try:
@@ -134,12 +166,13 @@ class StoringStage:
         except Exception as error:
             log.exception("image cannot be encoded", extra={"claim": held.claim.id, "index": image.index})
             return retries.failure(image, error)
-        name = keys.image_name(
-            image.tenant_id, ids.public_job(image.job_id), image.index, render_key, image.output_format
-        )  # fmt: skip
-        metadata = {
-            "device": self._device, "class": rendered.reproducibility_class, "versions": self._pipeline.versions,
-        }  # fmt: skip
+        return Encoded(rendered, picture, data, pending)
+
+    def _put(
+        self, held: HeldClaim, image: Image, name: str, data: bytes, media_type: str, metadata: dict[str, str]
+    ) -> contract.StoredObject | None:
+        """Stores the object for as long as `image`, one of those in it, is wanted. None: it was given up."""
+        metadata = metadata | {"device": self._device, "versions": self._pipeline.versions}
         pause, refused_until = 0.2, time.monotonic() + REFUSED_LEASES * self._settings.lease_seconds
         while not held.lost and held.wants(image):
             if time.monotonic() > held.store_until:
@@ -147,13 +180,9 @@ class StoringStage:
                 break
             try:
                 with self._counts.store_seconds.time():
-                    found = self._objects.put(
-                        self._objects.key(name),
-                        data,
-                        encoding.MEDIA_TYPES[image.output_format],
-                        metadata,
-                        claim_id=held.claim.id,
-                    )
+                    return self._objects.put(
+                        self._objects.key(name), data, media_type, metadata, claim_id=held.claim.id
+                    )  # fmt: skip
             except StoreUnavailable as error:
                 is_refusal = isinstance(error, StoreRefused)
                 self._counts.store_failed(refused=is_refusal)
@@ -164,26 +193,35 @@ class StoringStage:
                 log.warning("store unavailable", extra={"claim": held.claim.id, "error": str(error)})
                 time.sleep(pause)
                 pause = min(pause * 2, 5.0)
-                continue
-            scored = self._scoring.end(pending, self._is_hurried, held.store_until)
-            return StoredImage(
-                job_id=image.job_id,
-                index=image.index,
-                object_key=found.key,
-                sha256=found.sha256,
-                bytes=found.size,
-                device=found.metadata.get("device", self._device),
-                reproducibility_class=found.metadata.get("class", rendered.reproducibility_class),
-                versions=found.metadata.get("versions"),  # the writer of an adopted object may have stored none
-                truncated=picture.truncated,  # decided by the spec, so also true of an adopted object
-                flagged=picture.flagged,
-                unknown_words=picture.unknown_words,
-                render_seconds=rendered.seconds,
-                render_key=bytes.fromhex(render_key),
-                scores=scored.numbers,
-                phash=scored.phash,
-            )
         return None
+
+    def _stored(
+        self, held: HeldClaim, encoded: Encoded, key: str, sha256: bytes, found: contract.StoredObject | None = None
+    ) -> StoredImage:
+        """`found` is the image's own object, which another worker may have written."""
+        image, picture, rendered = encoded.image, encoded.picture, encoded.rendered
+        scored = self._scoring.end(encoded.pending, self._is_hurried, held.store_until)
+        own = {
+            "device": self._device, "class": rendered.reproducibility_class, "versions": self._pipeline.versions,
+        }  # fmt: skip
+        written = own if found is None else found.metadata
+        return StoredImage(
+            job_id=image.job_id,
+            index=image.index,
+            object_key=key,
+            sha256=sha256,
+            bytes=len(encoded.data) if found is None else found.size,
+            device=written.get("device", self._device),
+            reproducibility_class=written.get("class", rendered.reproducibility_class),
+            versions=written.get("versions"),  # the writer of an adopted object may have stored none
+            truncated=picture.truncated,  # decided by the spec, so also true of an adopted object
+            flagged=picture.flagged,
+            unknown_words=picture.unknown_words,
+            render_seconds=rendered.seconds,
+            render_key=bytes.fromhex(image.render_key),
+            scores=scored.numbers,
+            phash=scored.phash,
+        )
 
     def _goes_on(self, held: HeldClaim, image: Image) -> bool:
         """Whether the image is still worth waiting for."""
@@ -253,9 +291,17 @@ class StoringStage:
             log.warning("throughput not recorded", extra={"claim": outcome.held.claim.id, "error": str(error)[:200]})
 
     def _drop(self, images: Sequence[StoredImage]) -> None:
-        """Deletes the objects of images that were cancelled while they were being stored."""
-        for image in images:
+        """Deletes the objects of images that were cancelled while they were being stored: of a job all or none, so that
+        a shard goes with all of its images."""
+        for key in members.objects_of(image.object_key for image in images):
             try:
-                self._objects.drop(image.object_key)
+                self._objects.drop(key)
             except StoreUnavailable as error:
-                log.warning("object left behind", extra={"key": image.object_key, "error": str(error)})
+                log.warning("object left behind", extra={"key": key, "error": str(error)})
+
+
+def _finished(futures: list[Future[Any]], until: float) -> tuple[list[Any], bool]:
+    """The results of those that have ended by then, in order, and whether any goes on."""
+    unfinished = wait(futures, max(0.0, until - time.monotonic())).not_done
+    hanging = any(not future.cancel() for future in unfinished)
+    return [future.result() for future in futures if future not in unfinished], hanging

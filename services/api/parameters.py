@@ -165,6 +165,10 @@ Priority = Annotated[
 _YES_OR_NO = Literal["true", "false"] | None
 Dedupe = Annotated[_YES_OR_NO, Query(description="true or false; with JSON it is a field of the body instead")]
 EmbedPrompt = Annotated[_YES_OR_NO, Query(description="true or false; with JSON it is a field of the body instead")]
+Store = Annotated[
+    Literal["objects", "shards"] | None,
+    Query(description="where images are stored; with JSON it is a field of the body instead"),
+]
 _JOB_STATUSES = [status for status in job_words.STATES if status]
 JobStatus = Annotated[
     Literal["unfinished"] | JobState | None,

@@ -162,6 +162,8 @@ def job(found: Job) -> RenderableType:
     extras = [
         word for word, given in (("dedupe", found.get("dedupe")), ("embed prompt", found.get("embed_prompt"))) if given
     ]
+    if found.get("store") == "shards":
+        extras.append("stored in shards")
     if extras:
         table.add_row("options", ", ".join(extras))
     if found["labels"]:

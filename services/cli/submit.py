@@ -211,6 +211,9 @@ def submit(
         bool, typer.Option("--dedupe", help="Reuse images that were rendered before; needs seeds.")
     ] = False,
     embed_prompt: Annotated[bool, typer.Option("--embed-prompt", help="Write the prompt into the files.")] = False,
+    store: Annotated[
+        requests.Store | None, typer.Option(help="An object for each image, or tars of many.", show_default=False)
+    ] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
@@ -255,7 +258,9 @@ def submit(
     if reproducibility_class is not None:
         defaults["reproducibility_class"] = reproducibility_class
     labels = options.pairs(label, "--label")
-    given = {"priority": priority, "labels": labels, "dedupe": dedupe, "embed_prompt": embed_prompt}
+    given = {
+        "priority": priority, "labels": labels, "dedupe": dedupe, "embed_prompt": embed_prompt, "store": store,
+    }  # fmt: skip
     head: dict[str, Any] = {name: value for name, value in given.items() if value}
     if keep:
         head["retention"] = options.kept(keep)

@@ -35,6 +35,7 @@ def of_job(base: str, job: JobView) -> Ways:
     file, priority = file_name(job.id), PRIORITIES[job.priority]
     head: dict[str, Any] = {} if priority == "normal" else {"priority": priority}
     head |= {name: True for name in ("dedupe", "embed_prompt") if getattr(job, name)}
+    head |= {"store": "shards"} if job.in_shards else {}
     query = "&".join(f"{name}={str(value).lower()}" for name, value in head.items())
     url = f"{base}/v1/jobs" + (f"?{query}" if query else "")
     flags = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in head.items()]

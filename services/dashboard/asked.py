@@ -63,6 +63,8 @@ def read(form: Form) -> Asked:
         raise InvalidSubmission([Problem("invalid_value", "The form does not say what it submits.", "kind")])
     fields = {name: cells.parsed(name, form[name]) for name in FIELDS if form.get(name, "").strip()}
     options: dict[str, Any] = {name: True for name in ("dedupe", "embed_prompt") if form.get(name) == "true"}
+    if form.get("in_shards") == "true":
+        options["store"] = "shards"
     if form.get("priority", "normal") != "normal":
         options["priority"] = form["priority"]
     if form.get("labels", "").strip():

@@ -18,7 +18,7 @@ from botocore.exceptions import ClientError
 
 from services.core.model.errors import ObjectMissing, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
-from services.core.storage import keys, s3
+from services.core.storage import keys, members, s3
 from services.core.storage.s3 import S3Store
 from services.local.stack import Stack
 from tests.clock import Clock
@@ -389,3 +389,30 @@ def test_a_signed_address_downloads_the_object_under_its_name_for_so_long(store,
     public = S3Store(dataclasses.replace(settings, s3_public_url="https://pictures.example"))
     assert public.presign(key, 60, "mug.png").startswith(f"https://pictures.example/{settings.bucket}/")
     assert store.presign(key, 60, "mug.png").startswith(settings.s3_endpoint_url)
+
+
+def test_a_member_of_a_shard_is_read_sized_and_copied_like_an_object(store, settings):
+    shard = lay(store, settings, fresh("7.tar"), b"0123456789" * 10_000)
+    key = members.Place(shard, 25, 50_000).key
+    data = (b"0123456789" * 10_000)[25:50_025]
+    assert store.read(key) == store.read_small(key) == b"".join(store.stream(key)) == data
+    assert b"".join(store.stream(key, (3, 9))) == data[3:10]
+    assert store.size(key) == 50_000 and store.size(members.Place(shard, 99_990, 50).key) == 10
+    copied = fresh("a.png")
+    store.copy(key, copied)
+    assert store.read(copied) == data
+    assert store.copy_new(key, copied, claim_id=7, **content(data)) == copied
+    target = fresh("b.png")
+    assert store.copy_new(key, target, claim_id=7, **content(data)) == target
+    assert store.read(target) == data
+    assert store.copy_new(key, target, claim_id=7, **content(b"other")) is None
+    lay(store, settings, target, b"another's", sha256=hashlib.sha256(b"another's").hexdigest())
+    assert store.copy_new(key, target, claim_id=7, **content(data)) is None
+    for verb in (store.drop, lambda key: store.presign(key, 60, "a.png")):
+        with pytest.raises(ValueError, match="shard"):
+            verb(key)
+    for gone in (members.Place(shard, 200_000, 5).key, members.Place(fresh("8.tar"), 0, 5).key):
+        for verb in (store.read, store.read_small, lambda key: list(store.stream(key))):
+            with pytest.raises(ObjectMissing):
+                verb(gone)
+        assert store.copy_new(gone, fresh("c.png"), claim_id=7, **content(data)) is None

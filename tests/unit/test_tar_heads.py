@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from services.core.exports.webdataset import head
+from services.core.storage.tars import head
 
 
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 3_141_592, 8**11 - 1])

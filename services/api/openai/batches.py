@@ -29,7 +29,7 @@ _TEXT = r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$"
 
 
 class NewBatch(Document):
-    """`priority`, `dedupe` and `embed_prompt` are Presswork's; OpenAI's API has the others."""
+    """`priority`, `dedupe`, `embed_prompt` and `store` are Presswork's; OpenAI's API has the others."""
 
     input_file_id: Annotated[str, Field(max_length=40, description="the id of an uploaded file")]
     endpoint: Annotated[Literal["/v1/images/generations"], Field(description=f'"{line_format.ENDPOINT}"')]
@@ -48,6 +48,7 @@ class NewBatch(Document):
     priority: Annotated[Literal["high", "normal", "low"], Field(description=requests.ALLOWED["priority"])] = "normal"
     dedupe: Annotated[bool, Field(description="true or false")] = False
     embed_prompt: Annotated[bool, Field(description="true or false")] = False
+    store: Annotated[requests.Store, Field(description=requests.ALLOWED["store"])] = "objects"
 
 
 @router.post("/batches", response_model=schemas.Batch, openapi_extra={"requestBody": bodies.schema(NewBatch)})
@@ -111,7 +112,8 @@ def _create(context: Context, tenant: int, asked: NewBatch, key: str | None, bas
     window = _seconds(asked.completion_window)
     with context.database.begin(tenant) as connection:
         if key is not None:
-            canonical = json.dumps(asked.model_dump(), sort_keys=True).encode()
+            later = {"store"} if asked.store == "objects" else set()  # keys of before hold
+            canonical = json.dumps(asked.model_dump(exclude=later), sort_keys=True).encode()
             known = idempotency.remember(
                 connection, tenant, key, sha256=hashlib.sha256(canonical).digest(), thing=job_id, kind="batch"
             )
@@ -129,6 +131,7 @@ def _create(context: Context, tenant: int, asked: NewBatch, key: str | None, bas
             labels=asked.metadata or {},
             dedupe=asked.dedupe,
             embed_prompt=asked.embed_prompt,
+            in_shards=asked.store == "shards",
             completion_window=asked.completion_window,
             window_seconds=window,
             output_expires_seconds=None if expires is None else expires.seconds,

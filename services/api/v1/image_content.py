@@ -1,33 +1,58 @@
 """An image's bytes: a link that is valid as long as the image, and redirects to a URL that is valid for minutes."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import RedirectResponse, Response
 
-from services.api import authentication, parameters, representations
+from services.api import authentication, parameters, representations, stored
 from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
+from services.api.stored import Stored
 from services.api.turns import TenantRoute
 from services.core.jobs import queries
 from services.core.model import file_names, ids
 from services.core.model.errors import NotFound
 from services.core.model.states import ImageState
-from services.core.storage import signed_urls
+from services.core.storage import members, signed_urls
 
 router = APIRouter(route_class=TenantRoute)
 Signature = Annotated[str | None, Query(max_length=64, description="the signature that the image's url carries")]
+
+
+@dataclass(frozen=True, slots=True)
+class InShard:
+    """An image that has no address in the store: its bytes are passed on, in the tenant's turn."""
+
+    tenant: int | None
+    stored: Stored
+    headers: dict[str, str]
 
 
 @router.get(
     "/jobs/{job_id}/images/{index}/content",
     status_code=307,
     response_class=RedirectResponse,
-    responses={304: {"description": "The client has it: If-None-Match names it."}},
+    responses={
+        200: {"description": "The bytes of an image that lies in a shard."},
+        206: {"description": "The part of them that Range asks for."},
+        304: {"description": "The client has it: If-None-Match names it."},
+    },
 )
-def read_image(request: Request, context: ContextDep, job_id: str, index: str, signature: Signature = None) -> Any:
-    """Redirects to the stored image. The signed `url` needs no key; without the signature a key is needed. A HEAD is
-    answered here, with the image's size and type: the address in the store is signed for GET alone."""
+async def read_image(
+    request: Request, context: ContextDep, job_id: str, index: str, signature: Signature = None
+) -> Any:
+    """Redirects to the stored image; the bytes of one in a shard come from here. The signed `url` needs no key; without
+    the signature a key is needed. A HEAD is answered here, with the image's size and type: the address in the store is
+    signed for GET alone."""
+    found = await context.requests.run(None, _answer, request, context, job_id, index, signature)
+    if isinstance(found, InShard):
+        return await stored.answer(request, context, found.tenant, found.stored, found.headers)
+    return found
+
+
+def _answer(request: Request, context: Context, job_id: str, index: str, signature: str | None) -> Response | InShard:
     tenant = authentication.authenticate(request, context).tenant_id if signature is None else None
     number = ids.parse_job(job_id)
     if not parameters.is_whole(index):
@@ -37,13 +62,16 @@ def read_image(request: Request, context: ContextDep, job_id: str, index: str, s
     image = _done_image(context, tenant, number, int(index))
     assert image.object_key is not None
     assert image.sha256 is not None
+    assert image.bytes is not None
     if (unchanged := representations.unchanged(request, image.sha256)) is not None:
         return unchanged
-    filename = _filename(number, image)
+    filename, media_type = _filename(number, image), f"image/{image.payload.output_format}"
+    disposition = {"Content-Disposition": file_names.attachment(filename)}
+    if members.place(image.object_key) is not None:
+        return InShard(tenant, Stored(image.object_key, image.sha256, image.bytes, media_type), disposition)
     if request.state.is_head:
-        described = {"Content-Length": str(image.bytes), "Content-Disposition": file_names.attachment(filename)}
-        headers = representations.headers(image.sha256) | described
-        return Response(headers=headers, media_type=f"image/{image.payload.output_format}")
+        described = {"Content-Length": str(image.bytes)} | disposition
+        return Response(headers=representations.headers(image.sha256) | described, media_type=media_type)
     address = context.store.presign(image.object_key, context.settings.url_seconds, filename)
     return RedirectResponse(address, 307, {"ETag": representations.headers(image.sha256)["ETag"]})
 

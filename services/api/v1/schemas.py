@@ -39,10 +39,11 @@ class Counts(BaseModel):
 
 class Job(BaseModel):
     """`retry_of` is the job whose failed images this one renders again. `reused` counts the done images that were
-    copied from earlier jobs, `device_seconds` how long accelerators were at its images. `warnings` say what is allowed
-    and hardly meant and, of a job that is asked for alone, what of it nobody can render. `eta_seconds` is how long the
-    rest takes, `eta_low_seconds` and `eta_high_seconds` its bounds; null: not known. A job that has not finished at
-    `expires_at` is stopped, and `stop_reason` says so."""
+    copied from earlier jobs; with `store` "shards" many images lie in one object. `device_seconds` is how long
+    accelerators were at its images. `warnings` say what is allowed and hardly meant and, of a job that is asked for
+    alone, what of it nobody can render. `eta_seconds` is how long the rest takes, `eta_low_seconds` and
+    `eta_high_seconds` its bounds; null: not known. A job that has not finished at `expires_at` is stopped, and
+    `stop_reason` says so."""
 
     id: str
     object: Literal["job"] = "job"
@@ -57,6 +58,7 @@ class Job(BaseModel):
     device_seconds: float
     dedupe: bool
     embed_prompt: bool
+    store: Literal["objects", "shards"]
     trace_id: str | None
     warnings: list[str]
     created_at: Moment
@@ -199,6 +201,7 @@ def job(view: JobView) -> Job:
         device_seconds=round(view.device_seconds, 3),
         dedupe=view.dedupe,
         embed_prompt=view.embed_prompt,
+        store="shards" if view.in_shards else "objects",
         trace_id=view.trace_id,
         warnings=requests.warnings(view.requests, dedupe=view.dedupe, drawn_seeds=view.drawn_seeds),
         created_at=view.created_at,

@@ -54,13 +54,17 @@ async def submit_job(
     priority: parameters.Priority = None,
     dedupe: parameters.Dedupe = None,
     embed_prompt: parameters.EmbedPrompt = None,
+    store: parameters.Store = None,
 ) -> Any:
     """Submits a job, which is committed with all its images when this answers; or opens a draft, to which images are
     appended in chunks."""
     form = streaming.body_format(request)
     key = streaming.idempotency_key(request)
-    options = {"priority": priority, "dedupe": parameters.flag(dedupe), "embed_prompt": parameters.flag(embed_prompt)}
-    options = {name: value for name, value in options.items() if value is not None}
+    given = {
+        "priority": priority, "dedupe": parameters.flag(dedupe), "embed_prompt": parameters.flag(embed_prompt),
+        "store": store,
+    }  # fmt: skip
+    options = {name: value for name, value in given.items() if value is not None}
     if options and form is Format.JSON:
         name = next(iter(options))
         raise ApiError(422, "unknown_parameter", f"With JSON, {name} is a field of the body.", param=name)

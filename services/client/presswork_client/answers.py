@@ -76,6 +76,7 @@ class Job(TypedDict):
     labels: dict[str, str]
     dedupe: bool
     embed_prompt: bool
+    store: Literal["objects", "shards"]
     trace_id: str | None
     warnings: list[str]
     retry_of: str | None

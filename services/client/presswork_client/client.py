@@ -116,7 +116,7 @@ class Client:
     # --- submitting
 
     def submit(self, images: Iterable[ImageRequest], *, idempotency_key: str | None = None, **head: Any) -> Job:
-        """`head`: defaults, priority, labels, dedupe, embed_prompt."""
+        """`head`: defaults, priority, labels, dedupe, embed_prompt, store."""
         body = json.dumps({"images": list(images), **head}).encode()
         return self.submit_body(body, "application/json", idempotency_key=idempotency_key)
 
@@ -165,7 +165,7 @@ class Client:
     # --- submitting in parts
 
     def create_draft(self, *, idempotency_key: str | None = None, **head: Any) -> Job:
-        """Creates a job that is sent in chunks, then finalized. `head`: priority, labels, dedupe, embed_prompt."""
+        """Creates a job that is sent in chunks, then finalized. `head` as with `submit`, without defaults."""
         return self._job("POST", "", json={"draft": True, **head}, headers=_key(idempotency_key))
 
     def put_chunk(self, job_id: str, number: int, lines: bytes) -> AppendedChunk:
@@ -412,6 +412,8 @@ class Client:
         """The bytes of the stored file."""
         path = f"/v1/jobs/{_id(job_id)}/images/{index}/content"
         found = self._transport.attempt(lambda: self._transport.http.get(path))
+        if "Location" not in found.headers:  # it lies in a shard: these are the bytes
+            return found.content
         return self._transport.fetch(found.headers["Location"])
 
     # --- exports

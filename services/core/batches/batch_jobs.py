@@ -103,12 +103,14 @@ def create(
     window_seconds: int,
     output_expires_seconds: int | None,
     base_url: str,
+    in_shards: bool = False,
 ) -> None:
     """Records a job whose file is not read yet. It must finish within `window_seconds`."""
     job = NewJob(
         id=job_id, tenant_id=tenant_id, state=JobState.VALIDATING, priority=priority, labels=labels, dedupe=dedupe,
         embed_prompt=embed_prompt, input_file_id=input_file_id, completion_window=completion_window,
         output_expires_seconds=output_expires_seconds, base_url=base_url, expires_seconds=window_seconds,
+        in_shards=in_shards,
     )  # fmt: skip
     job_states.create(connection, job)
 

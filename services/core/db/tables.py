@@ -213,6 +213,7 @@ jobs = Table(
     Column("parent_id", BigInteger),  # the job whose images it renders again
     Column("dedupe", Boolean, nullable=False, server_default=text("false")),
     Column("embed_prompt", Boolean, nullable=False, server_default=text("false")),
+    Column("in_shards", Boolean, nullable=False, server_default=text("false")),  # many images in one object
     Column("drawn_seeds", Integer, nullable=False, server_default=zero),  # requests that gave no seed
     Column("deleted_at", Moment),  # from then on its tenant does not see it; a background task deletes all of it
     Column("traceparent", Text),  # the span under which it was submitted, as W3C Trace Context writes it

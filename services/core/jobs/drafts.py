@@ -99,6 +99,7 @@ def open_draft(
         dedupe=label.dedupe,
         embed_prompt=label.embed_prompt,
         retention=label.retention,
+        in_shards=label.in_shards,
     )
     return None
 
@@ -114,12 +115,13 @@ def create(
     embed_prompt: bool,
     parent_id: int | None = None,
     retention: dict[str, int | None] | None = None,
+    in_shards: bool = False,
 ) -> None:
     """Records an empty draft."""
     draft = NewJob(
         id=job_id, tenant_id=tenant_id, state=JobState.DRAFT, priority=priority, labels=labels, dedupe=dedupe,
         embed_prompt=embed_prompt, parent_id=parent_id, expires_seconds=KEPT_DAYS * 86_400,
-        retention=retention,
+        retention=retention, in_shards=in_shards,
     )  # fmt: skip
     job_states.create(connection, draft)
 

@@ -25,8 +25,8 @@ _MEASURED = """c.rate_seconds >= 10 AND c.rate > 0 AND c.rate * c.rate_seconds >
        AND abs(extract(epoch FROM now() - c.folded_at)) <= greatest(60, 2 * c.rendering / c.rate)"""
 _JOB = f"""
 SELECT j.id, j.state, j.paused, j.priority, j.total, j.labels, j.requests, j.parent_id, j.dedupe, j.embed_prompt,
-       j.traceparent, j.drawn_seeds, j.created_at, j.started_at, j.cancel_requested_at, j.finished_at, j.expires_at,
-       j.stop_reason, now() AS as_of,
+       j.in_shards, j.traceparent, j.drawn_seeds, j.created_at, j.started_at, j.cancel_requested_at, j.finished_at,
+       j.expires_at, j.stop_reason, now() AS as_of,
        {columns.counts("c")}, c.reused, c.device_seconds,
        CASE WHEN {_MEASURED} THEN c.rate ELSE 0 END AS rate, c.rate_seconds
 FROM jobs j JOIN job_counts c ON c.job_id = j.id
@@ -200,6 +200,7 @@ class JobView:
     device_seconds: float
     dedupe: bool
     embed_prompt: bool
+    in_shards: bool
     drawn_seeds: int
     trace_id: str | None
     created_at: datetime
@@ -425,6 +426,7 @@ def _job_view(row: Any) -> JobView:
         device_seconds=row.device_seconds,
         dedupe=row.dedupe,
         embed_prompt=row.embed_prompt,
+        in_shards=row.in_shards,
         drawn_seeds=row.drawn_seeds,
         trace_id=traces.trace_id(row.traceparent),
         created_at=row.created_at,

@@ -23,7 +23,7 @@ from services.core.queue.images import Refused
 
 # FOR SHARE: nobody deletes the job while its requests are copied.
 _PARENT = statement("retry.parent")("""
-SELECT state, priority, labels, dedupe, embed_prompt, retention, payloads_erased_at
+SELECT state, priority, labels, dedupe, embed_prompt, retention, in_shards, payloads_erased_at
 FROM jobs WHERE id = :id AND tenant_id = :tenant_id FOR SHARE
 """)
 # The columns of a payload that differ in the new job; every other column is copied.
@@ -147,6 +147,7 @@ def create_child(
     drafts.create(
         connection, tenant_id, child_id, priority=priority, labels=labels, dedupe=parent.dedupe,
         embed_prompt=parent.embed_prompt, parent_id=parent_id, retention=parent.retention,
+        in_shards=parent.in_shards,
     )  # fmt: skip
 
 

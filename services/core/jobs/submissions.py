@@ -219,7 +219,8 @@ class Submission:
         """
         self.close()
         head = (label.priority, sorted(label.labels.items()), *(["dedupe"] if label.dedupe else []))
-        more = [] if label.retention is None else [sorted(label.retention.items())]
+        more: list[object] = [] if label.retention is None else [sorted(label.retention.items())]
+        more += [label.store] if label.in_shards else []
         self._digest.update(repr((*head, *(["embed_prompt"] if label.embed_prompt else []), *more)).encode())
         with traces.span("commit", images=self.total), database.begin(tenant_id) as connection:
             if idempotency_key is not None:
@@ -243,6 +244,7 @@ class Submission:
             dedupe=label.dedupe,
             embed_prompt=label.embed_prompt,
             retention=label.retention,
+            in_shards=label.in_shards,
             drawn_seeds=self.drawn_seeds,
         )
         job_states.create(connection, job)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection
 
 EXTENSIONS: dict[str, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+_FORMATS = {extension: name for name, extension in EXTENSIONS.items()}
 PART = ".part"  # added to a file's name while it is being written
 _SAFE = re.compile(
     r"(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$))[a-z0-9_](?:[a-z0-9._-]{0,126}[a-z0-9_-])?",
@@ -21,6 +22,11 @@ _SPLIT = re.compile(
     r"(?:^|(?<=[-._ 0-9]))(train|training|validation|valid|dev|val|test|testing|eval|evaluation)(?=[-._ 0-9]|$)"
 )
 _USUAL_SPLITS = ({"train", "validation", "test"}, {"train", "val", "test"})
+
+
+def media_type(name: str) -> str:
+    """Of a picture, by its name."""
+    return f"image/{_FORMATS[name.rpartition('.')[2]]}"
 
 
 def stem(custom_id: str | None) -> str | None:

@@ -63,6 +63,7 @@ ALLOWED = {
     "priority": '"high", "normal" or "low"',
     "dedupe": "true or false",
     "embed_prompt": "true or false",
+    "store": '"objects" (one for each image) or "shards" (tars of many images)',
     "retention": "an object with days from 0 to 36500, or null for ever, under payloads, objects and records",
     "labels": "an object of at most 16 texts; names of up to 64 characters, values of up to 512",
     "cause": "the code of a cause, as the job's failures list them",
@@ -271,6 +272,7 @@ _READER = TypeAdapter(ImageRequest)
 
 
 Priority = Literal["high", "normal", "low"]
+Store = Literal["objects", "shards"]
 Labels = Annotated[
     dict[
         Annotated[str, Field(min_length=1, max_length=64), _documented(_PRINTABLE + "+"), AfterValidator(_text)],
@@ -304,10 +306,15 @@ class JobOptions(Body):
     embed_prompt: bool = False
     labels: Labels = Field(default_factory=dict)
     retention: Retention | None = None
+    store: Store = "objects"
 
     def not_set(self) -> set[str]:
         """The fields that Idempotency-Keys of the release before do not cover."""
-        return {"retention"} if self.retention is None else set()
+        return {name for name, usual in (("retention", None), ("store", "objects")) if getattr(self, name) == usual}
+
+    @property
+    def in_shards(self) -> bool:
+        return self.store == "shards"
 
 
 def warnings(requests: int, *, dedupe: bool, drawn_seeds: int) -> list[str]:

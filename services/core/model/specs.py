@@ -138,7 +138,8 @@ class Image:
 
     `output_compression` is the quality of a lossy format, 0..100, or None for the format's default. `embed_prompt`: the
     prompt is written into the file. `dedupe`: a stored image with the same render key and reproducibility class may be
-    copied instead of rendering. `input_key` is the object of the input picture.
+    copied instead of rendering. `input_key` is the object of the input picture. `in_shards`: it is stored in one object
+    with the other images of its job in the claim.
     """
 
     job_id: int
@@ -150,6 +151,7 @@ class Image:
     embed_prompt: bool = False
     dedupe: bool = False
     input_key: str | None = None
+    in_shards: bool = False
 
     @property
     def render_key(self) -> str:

@@ -39,11 +39,11 @@ WITH enough AS MATERIALIZED (
     ) waiting
   ) AS holds
 ), held AS MATERIALIZED (
-  SELECT j.tenant_id, j.state AS job_state, j.embed_prompt, j.dedupe, i.*
+  SELECT j.tenant_id, j.state AS job_state, j.embed_prompt, j.dedupe, j.in_shards, i.*
   FROM unnest(CAST(:job_ids AS bigint[]), CAST(:segment_ids AS smallint[]), CAST(:lows AS integer[]))
        AS s (job_id, id, low)
   CROSS JOIN LATERAL (
-    SELECT tenant_id, state, embed_prompt, dedupe FROM jobs
+    SELECT tenant_id, state, embed_prompt, dedupe, in_shards FROM jobs
     WHERE jobs.id = s.job_id AND state = ANY(:claimable) AND NOT paused AND (SELECT holds FROM enough) OFFSET 0
   ) j
   CROSS JOIN LATERAL (
@@ -190,5 +190,5 @@ def _image(row: Any, shape: Shape) -> Image:
     )
     return Image(
         row.job_id, row.index, row.tenant_id, spec, row.output_format, row.output_compression, row.embed_prompt,
-        row.dedupe, row.image_key,
+        row.dedupe, row.image_key, row.in_shards,
     )  # fmt: skip

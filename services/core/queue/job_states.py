@@ -29,11 +29,11 @@ _NEW = statement("job_states.new")(f"""
 WITH made AS (
   INSERT INTO jobs (id, tenant_id, state, priority, total, requests, labels, dedupe, embed_prompt, drawn_seeds,
                     traceparent, parent_id, input_file_id, completion_window, output_expires_seconds, base_url,
-                    expires_at, opened_at, retention)
+                    expires_at, opened_at, retention, in_shards)
   VALUES (:id, :tenant_id, :state, :priority, :total, :requests, CAST(:labels AS jsonb), :dedupe, :embed_prompt,
           :drawn_seeds, :traceparent, :parent_id, :input_file_id, :completion_window, :output_expires_seconds,
           :base_url, now() + make_interval(secs => :expires_seconds), CASE WHEN :opened THEN now() END,
-          CAST(:retention AS jsonb))
+          CAST(:retention AS jsonb), :in_shards)
   RETURNING id, tenant_id, state
 ), logged AS (
   SELECT id, tenant_id, state, kind FROM made CROSS JOIN unnest(CAST(:kinds AS text[])) AS kind
@@ -226,6 +226,7 @@ class NewJob:
     base_url: str | None = None
     expires_seconds: int | None = None
     retention: dict[str, int | None] | None = None
+    in_shards: bool = False
 
 
 @dataclass(frozen=True, slots=True)

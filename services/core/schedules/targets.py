@@ -106,7 +106,7 @@ class BatchRequest(Body):
     ALLOWED: ClassVar = {
         "input_file_id": "the id of an uploaded file",
         "completion_window": f'hours or days, such as "24h" or "7d", up to {batch_jobs.MAX_DAYS} days',
-        **{name: requests.ALLOWED[name] for name in ("labels", "priority", "dedupe", "embed_prompt")},
+        **{name: requests.ALLOWED[name] for name in ("labels", "priority", "dedupe", "embed_prompt", "store")},
     }
     input_file_id: Annotated[str, Field(max_length=40)]
     completion_window: Annotated[str, Field(max_length=8)] = "24h"
@@ -114,6 +114,7 @@ class BatchRequest(Body):
     priority: Literal["high", "normal", "low"] = "normal"
     dedupe: bool = False
     embed_prompt: bool = False
+    store: requests.Store = "objects"
 
 
 class BatchTarget:
@@ -134,7 +135,7 @@ class BatchTarget:
                 input_file_id=_file(connection, ground.tenant_id, asked.input_file_id),
                 priority=requests.PRIORITIES[asked.priority], labels=asked.labels | ground.labels, dedupe=asked.dedupe,
                 embed_prompt=asked.embed_prompt, completion_window=asked.completion_window, window_seconds=seconds,
-                output_expires_seconds=None, base_url=ground.base_url,
+                output_expires_seconds=None, base_url=ground.base_url, in_shards=asked.store == "shards",
             )  # fmt: skip
             return Recorded(job_id, frozenset())
 

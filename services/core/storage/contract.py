@@ -29,7 +29,8 @@ class ForeignObject:
 
 class ImageStore(Protocol):
     """A store of immutable objects. Every method raises StoreUnavailable in an outage and StoreRefused if it is
-    refused."""
+    refused. A member of a shard (`members.py`) is read, sized and copied like an object; it is dropped with its shard,
+    and has no URL."""
 
     def key(self, name: str) -> str:
         """The key of a new object: its name under this installation's prefix. Keys are recorded whole, so that objects

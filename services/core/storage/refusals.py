@@ -46,7 +46,7 @@ def translated(error: ClientError, endpoint: str, bucket: str) -> StoreUnavailab
     found = code(error)
     if is_outage(error):
         return StoreUnavailable(f"The object store at {endpoint} answers {found}.")
-    if found == "NoSuchKey":
+    if found in ("NoSuchKey", "InvalidRange"):  # a shard that ends before its member does not hold it
         return ObjectMissing()
     return StoreRefused(f"The object store at {endpoint} refuses bucket {bucket!r} with {found}: {meaning_of(error)}.")
 

@@ -17,7 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from services.core.model import file_names
 from services.core.model.errors import ObjectMissing, SettingsError, StoreRefused, StoreUnavailable
 from services.core.settings import Settings
-from services.core.storage import clients, sessions
+from services.core.storage import clients, members, sessions
 from services.core.storage.contract import ForeignObject, StoredObject
 from services.core.storage.other_bucket import OtherBucket
 from services.core.storage.refusals import code, status, translated
@@ -70,18 +70,20 @@ class S3Store:
 
     def read(self, key: str) -> bytes:
         with self._translated():
-            body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-        return bytes(body)
+            return bytes(self._client.get_object(Bucket=self.bucket, **_asked(key))["Body"].read())
 
     def read_small(self, key: str) -> bytes:
+        inside = members.place(key)
         with self._translated():
-            found = self._small.read(key)
+            if inside is None:
+                found = self._small.read(key)
+            else:
+                found = self._small.read(inside.object_key, (inside.begin, inside.last))
         return self.read(key) if found is None else found
 
     def stream(self, key: str, part: tuple[int, int] | None = None) -> Iterator[bytes]:
-        asked = {} if part is None else {"Range": f"bytes={part[0]}-{part[1]}"}
         with self._translated():
-            body = self._client.get_object(Bucket=self.bucket, Key=key, **asked)["Body"]
+            body = self._client.get_object(Bucket=self.bucket, **_asked(key, part))["Body"]
             with closing(body):  # a reader that leaves before the end frees the connection at once
                 yield from body.iter_chunks(_CHUNK)
 
@@ -117,10 +119,21 @@ class S3Store:
             )
 
     def copy(self, source: str, target: str) -> None:
+        if members.place(source) is not None:
+            data = self.read_small(source)
+            metadata = {"sha256": hashlib.sha256(data).hexdigest()}
+            with self._translated():
+                self._client.put_object(
+                    Bucket=self.bucket, Key=target, Body=data, ContentType=file_names.media_type(target),
+                    Metadata=metadata,
+                )  # fmt: skip
+            return
         with self._translated():
             self._client.copy_object(Bucket=self.bucket, Key=target, CopySource={"Bucket": self.bucket, "Key": source})
 
     def copy_new(self, source: str, target: str, *, sha256: bytes, size: int, claim_id: int) -> str | None:
+        if members.place(source) is not None:
+            return self._copy_member(source, target, sha256, claim_id)
         if not self._holds(source, sha256, size):
             return None
         if not self._copies_conditionally():
@@ -130,11 +143,25 @@ class S3Store:
             return None
         return target
 
+    def _copy_member(self, source: str, target: str, sha256: bytes, claim_id: int) -> str | None:
+        try:
+            data = self.read_small(source)
+        except ObjectMissing:
+            return None
+        if hashlib.sha256(data).digest() != sha256:
+            return None
+        made = self.put(target, data, file_names.media_type(target), {}, claim_id=claim_id)
+        return made.key if made.sha256 == sha256 else None
+
     def drop(self, key: str) -> None:
+        if members.place(key) is not None:
+            raise ValueError("an image of a shard is not deleted alone")
         with self._translated():
             self._client.delete_object(Bucket=self.bucket, Key=key)
 
     def size(self, key: str) -> int:
+        if (inside := members.place(key)) is not None:
+            return min(inside.size, max(0, self.size(inside.object_key) - inside.begin))
         with self._translated():
             try:
                 return int(self._client.head_object(Bucket=self.bucket, Key=key)["ContentLength"])
@@ -164,6 +191,8 @@ class S3Store:
         return self.read(key)
 
     def presign(self, key: str, seconds: int, filename: str) -> str:
+        if members.place(key) is not None:
+            raise ValueError("an image of a shard has no address of its own")
         parameters = {
             "Bucket": self.bucket,
             "Key": key,
@@ -342,6 +371,15 @@ class S3Store:
             raise StoreUnavailable(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
         except OSError as error:
             raise StoreUnavailable(f"The object store at {self._endpoint} cannot be reached: {error}"[:300]) from error
+
+
+def _asked(key: str, part: tuple[int, int] | None = None) -> dict[str, str]:
+    """How an object, a member of one, or a part of either is asked for."""
+    inside = members.place(key)
+    if inside is None:
+        return {"Key": key} if part is None else {"Key": key, "Range": f"bytes={part[0]}-{part[1]}"}
+    first, last = (0, inside.size - 1) if part is None else part
+    return {"Key": inside.object_key, "Range": f"bytes={inside.begin + first}-{inside.begin + last}"}
 
 
 def _own_key(key: str, claim_id: int) -> str:

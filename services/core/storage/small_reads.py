@@ -27,21 +27,22 @@ class SmallReader:
         self._place: tuple[str, str, str, Any] | None = None
         self._key: tuple[tuple[str, str], bytes] | None = None
 
-    def read(self, key: str) -> bytes | None:
-        """The object; None: ask botocore. Raises OSError: the store cannot be reached."""
+    def read(self, key: str, part: tuple[int, int] | None = None) -> bytes | None:
+        """The object, or only the bytes from the first to the last of these positions; None: ask botocore. Raises
+        OSError: the store cannot be reached."""
         place = self._place or self._found()
         host, path, region, pool = place
         if pool is None:
             return None
         target = path + quote(key, safe=_SAFE)
+        headers = self._signed(host, target, region)
+        if part is not None:
+            headers["Range"] = f"bytes={part[0]}-{part[1]}"
         try:
-            answer = pool.urlopen(
-                "GET", target, headers=self._signed(host, target, region), retries=False, redirect=False,
-                decode_content=False,
-            )  # fmt: skip
+            answer = pool.urlopen("GET", target, headers=headers, retries=False, redirect=False, decode_content=False)
         except HTTPError as error:
             raise OSError(str(error)) from error
-        return answer.data if answer.status == 200 else None
+        return answer.data if answer.status == (200 if part is None else 206) else None
 
     def _found(self) -> tuple[str, str, str, Any]:
         """Host, path and region as botocore chooses them, and its connections; without these behind a proxy."""

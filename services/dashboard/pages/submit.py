@@ -48,7 +48,7 @@ _MOST_BYTES = 1 << 20
 _MOST_FIELDS = 24
 _SELDOM = (
     "model", "num_inference_steps", "guidance_scale", "output_format", "output_compression",
-    "reproducibility_class", "dedupe", "embed_prompt",
+    "reproducibility_class", "dedupe", "embed_prompt", "in_shards",
     *asked.READING,
 )  # fmt: skip
 _AGAIN = "This form has made a job before, of other content. Send it once more to make another one."
