@@ -1,8 +1,10 @@
-"""Hugging Face image folder: image files, copied within the store, and a metadata.parquet in each folder.
+"""Hugging Face image folder: image files, copied within the store unless they lie in shards, and a metadata.parquet
+in each folder.
 
 `load_dataset(DIR)` reads the downloaded tree.
 """
 
+import io
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ from services.core.exports.records import File
 from services.core.exports.shards import ExportFailed, ExportWriter, Shard, missing
 from services.core.model import file_names
 from services.core.model.errors import ObjectMissing
+from services.core.storage import members as members_of_shards
 
 _COPIERS = 8
 _BATCH = 64
@@ -30,12 +33,25 @@ def write(writer: ExportWriter[Any], shard: Shard, members: Iterable[Member]) ->
     ):
         for some in _batches(members):
             writer.keep()
-            files += pool.map(lambda member: _copy(writer, f"{folder}/{member.file_name}", member), some)
+            in_shards = [member for member in some if members_of_shards.place(member.object_key) is not None]
+            files += pool.map(
+                lambda member, data: _put(writer, f"{folder}/{member.file_name}", member, data),
+                in_shards, writer.fetch(in_shards),
+            )  # fmt: skip
+            objects = [member for member in some if members_of_shards.place(member.object_key) is None]
+            files += pool.map(lambda member: _copy(writer, f"{folder}/{member.file_name}", member), objects)
             for member in some:
                 table.add(member.file_name, member.row())
         table.close()
         files.append(writer.put(f"{folder}/{table.NAME}", file, "application/vnd.apache.parquet", 0))
     return files
+
+
+def _put(writer: ExportWriter[Any], path: str, member: Member, data: bytes) -> File:
+    """Stores an image that lies in a shard: the store copies whole objects alone."""
+    key = writer.key(path)
+    writer.store.put_file(key, io.BytesIO(data), file_names.media_type(path))
+    return File(path, member.sha256, len(data), 1, key)
 
 
 def _copy(writer: ExportWriter[Any], path: str, member: Member) -> File:

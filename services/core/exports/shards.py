@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Generic, Protocol, TypeVar
@@ -13,6 +13,7 @@ from services.core.exports.options import Options
 from services.core.exports.records import File
 from services.core.model.errors import ObjectMissing, PressworkError
 from services.core.model.metadata_types import Kind
+from services.core.storage import members as members_of_shards
 from services.core.storage.contract import ImageStore
 from services.core.storage.kept_file import KeptFile
 
@@ -20,6 +21,8 @@ _FETCHERS = 8
 _AHEAD = 16  # lots of images in memory
 _LOT = 8  # images that one thread fetches in a row
 _LOT_BYTES = 512 << 10  # from there on a lot takes no more
+_SHARED = 256  # images of shards in a lot: those of one shard are one read
+_SHARED_BYTES = 4 << 20
 
 
 class ExportFailed(PressworkError):
@@ -81,7 +84,7 @@ class ExportWriter(Generic[_What]):
         with ThreadPoolExecutor(_FETCHERS) as pool:
             try:
                 for lot in _lots(members):
-                    waiting.append((lot, pool.submit(self._fetch, lot)))
+                    waiting.append((lot, pool.submit(self.fetch, lot)))
                     if len(waiting) == _AHEAD:
                         yield from self._next(waiting)
                 while waiting:
@@ -89,6 +92,19 @@ class ExportWriter(Generic[_What]):
             finally:
                 for _, future in waiting:
                     future.cancel()
+
+    def fetch(self, lot: Sequence[Member]) -> list[bytes]:
+        """The bytes of each image; those of one shard are read at once. Raises as `pictures` does."""
+        found = [b""] * len(lot)
+        for span in members_of_shards.spans([member.object_key for member in lot]):
+            try:
+                data = self.store.read_small(span.key)
+            except ObjectMissing:
+                raise missing(lot[span.parts[0][0]]) from None
+            for number, part in span.parts:
+                found[number] = data if part is None else data[part]
+                _check(lot[number], found[number])
+        return found
 
     def key(self, path: str) -> str:
         return self.store.key(self.export.folder + path)
@@ -110,30 +126,26 @@ class ExportWriter(Generic[_What]):
         lot, future = waiting.popleft()
         return zip(lot, future.result(), strict=True)
 
-    def _fetch(self, lot: list[Member]) -> list[bytes]:
-        return [self._fetched(member) for member in lot]
 
-    def _fetched(self, member: Member) -> bytes:
-        try:
-            data = self.store.read_small(member.object_key)
-        except ObjectMissing:
-            raise missing(member) from None
-        if hashlib.sha256(data).digest() != member.sha256:
-            raise ExportFailed(
-                f"Image {member.index} has changed in the store since it was rendered: its sha256 is not the one that "
-                "was recorded. Render it again, or restore its object."
-            )
-        return data
+def _check(member: Member, data: bytes) -> None:
+    if hashlib.sha256(data).digest() != member.sha256:
+        raise ExportFailed(
+            f"Image {member.index} has changed in the store since it was rendered: its sha256 is not the one that was "
+            "recorded. Render it again, or restore its object."
+        )
 
 
 def _lots(members: Iterable[Member]) -> Iterator[list[Member]]:
-    """In order: a few small images together, large ones alone."""
+    """In order: a few small images together, many of shards, large ones alone."""
     lot: list[Member] = []
-    size = 0
+    size, most, most_bytes = 0, 0, 0
     for member in members:
-        if lot and (len(lot) == _LOT or size + member.bytes > _LOT_BYTES):
+        if lot and (len(lot) == most or size + member.bytes > most_bytes):
             yield lot
             lot, size = [], 0
+        if not lot:
+            in_shard = members_of_shards.place(member.object_key) is not None
+            most, most_bytes = (_SHARED, _SHARED_BYTES) if in_shard else (_LOT, _LOT_BYTES)
         lot.append(member)
         size += member.bytes
     if lot:

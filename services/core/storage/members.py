@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 _KEY = re.compile(r"(.+\.tar)#([0-9]{1,15})\+([0-9]{1,10})", re.DOTALL)
-_GAP = 16 << 10  # bytes between two members that are rather read than asked past
+_GAP = 64 << 10  # bytes between two members that are rather read than asked past
+_MOST = 8 << 20  # bytes read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def objects_of(keys: Iterable[str]) -> list[str]:
 
 
 def spans(keys: Sequence[str]) -> list[Span]:
-    """The reads by which all keys are read: of each shard one, but for members far apart."""
+    """The reads by which all keys are read: of each shard one, but for members far apart or large."""
     found: list[Span] = []
     shards: dict[str, list[tuple[int, Place]]] = {}
     for number, key in enumerate(keys):
@@ -69,7 +70,7 @@ def spans(keys: Sequence[str]) -> list[Span]:
         members.sort(key=lambda one: one[1].begin)
         run = [members[0]]
         for member in members[1:]:
-            if member[1].begin - run[-1][1].last > _GAP:
+            if member[1].begin - run[-1][1].last > _GAP or member[1].last - run[0][1].begin >= _MOST:
                 found.append(_span(run))
                 run = []
             run.append(member)
