@@ -12,6 +12,7 @@ from services.core.model.errors import NotFound
 
 _ID = "[0-9a-hjkmnp-tv-z]{13}"
 _IMAGE = re.compile(rf"[0-9a-f]{{2}}/[0-9]+/job_({_ID})/([0-9]{{8,10}})-[0-9a-f]{{16}}[^/]*\.(?:png|jpe?g|webp)")
+_SHARD = re.compile(rf"[0-9a-f]{{2}}/[0-9]+/job_({_ID})/([0-9]{{8,10}})-[0-9]+(?:-[0-9]+)?\.tar")
 _FOLDERS = (  # what must exist for anything below it to belong to it
     ("jobs", re.compile(rf"(?:thumbnails|files)/[0-9]+/job_({_ID})/.+")),
     ("catalogues", re.compile(rf"thumbnails/[0-9]+/catalogue_({_ID})/.+")),
@@ -26,6 +27,13 @@ SELECT object_key FROM unnest(CAST(:keys AS text[]), CAST(:jobs AS bigint[]), CA
   AS listed (object_key, job_id, index)
 WHERE NOT EXISTS (SELECT FROM results r WHERE r.job_id = listed.job_id AND r.index = listed.index
                   AND r.object_key = listed.object_key)
+""")
+# All images of a shard become visible at once, and its name says which is the first.
+_SHARDS = statement("owners.shards")("""
+SELECT object_key FROM unnest(CAST(:keys AS text[]), CAST(:jobs AS bigint[]), CAST(:indexes AS integer[]))
+  AS listed (object_key, job_id, index)
+WHERE NOT EXISTS (SELECT FROM results r WHERE r.job_id = listed.job_id AND r.index = listed.index
+                  AND starts_with(r.object_key, listed.object_key || '#'))
 """)
 _GONE = {
     table: statement(f"owners.{table}")(f"""
@@ -47,6 +55,7 @@ class Sorted:
 def orphans(connection: Connection, keys: Sequence[str], prefixes: Iterable[str]) -> Sorted:
     """Of objects under this installation's prefixes, those that belong to no record now."""
     images: list[tuple[str, int, int]] = []
+    shards: list[tuple[str, int, int]] = []
     folders: dict[str, list[tuple[str, int]]] = {}
     foreign = 0
     known = sorted(prefixes, key=len, reverse=True)
@@ -54,12 +63,16 @@ def orphans(connection: Connection, keys: Sequence[str], prefixes: Iterable[str]
         name = next((key.removeprefix(prefix) for prefix in known if key.startswith(prefix)), None)
         if name is not None and (found := _IMAGE.fullmatch(name)) and (job := _number(found[1])) is not None:
             images.append((key, job, int(found[2])))
+        elif name is not None and (found := _SHARD.fullmatch(name)) and (job := _number(found[1])) is not None:
+            shards.append((key, job, int(found[2])))
         elif name is None or (owner := _owner(name)) is None:
             foreign += 1
         else:
             folders.setdefault(owner[0], []).append((key, owner[1]))
-    values = {"keys": [i[0] for i in images], "jobs": [i[1] for i in images], "indexes": [i[2] for i in images]}
-    lost = list(connection.execute(_IMAGES, values).scalars()) if images else []
+    lost: list[str] = []
+    for named, query in ((images, _IMAGES), (shards, _SHARDS)):
+        values = {"keys": [i[0] for i in named], "jobs": [i[1] for i in named], "indexes": [i[2] for i in named]}
+        lost += connection.execute(query, values).scalars() if named else []
     for table, listed in folders.items():
         rows = connection.execute(_GONE[table], {"keys": [i[0] for i in listed], "ids": [i[1] for i in listed]})
         lost += rows.scalars()

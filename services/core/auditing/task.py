@@ -21,7 +21,7 @@ from services.core.model.errors import Conflict, NotAdmitted, NotFound, ObjectMi
 from services.core.model.specs import image_seed
 from services.core.policy import policies
 from services.core.settings import Settings
-from services.core.storage import keys
+from services.core.storage import keys, members
 from services.core.storage.contract import ImageStore
 
 ORPHAN_DAYS = 7
@@ -108,7 +108,9 @@ def _check_job(store: ImageStore, audit: Audit, job_id: int, tenant_id: int, tot
             if row.place in known:
                 continue
             is_sampled = random.random() < audit.share
-            if hash(row.object_key) not in there:  # moved since the listing, or under a prefix that is not listed
+            if (
+                hash(members.object_of(row.object_key)) not in there
+            ):  # moved since the listing, or under a prefix that is not listed
                 is_sampled = True
             if is_sampled:
                 sampled += 1

@@ -23,7 +23,7 @@ from services.core.db.statements import statement
 from services.core.db.turns import Waiting
 from services.core.model import ids
 from services.core.queue import job_states
-from services.core.storage import keys
+from services.core.storage import keys, members
 from services.core.storage.contract import ImageStore
 
 SLICE_SECONDS = 10.0  # then other jobs get their turn
@@ -72,7 +72,7 @@ def run(store: ImageStore, job_id: int, lease: Lease) -> None:
     with ThreadPoolExecutor(_DROPPERS) as pool:
 
         def drop(some: Iterable[str]) -> None:
-            list(pool.map(store.drop, some))
+            list(pool.map(store.drop, members.objects_of(some)))  # all images of a shard are of this job
             lease.keep()
 
         if job.condemned and not job.drops_with_week:

@@ -21,6 +21,7 @@ from services.core.model.errors import Conflict, NotFound
 from services.core.queue import job_states
 from services.core.retention import due
 from services.core.retention.due import Work
+from services.core.storage import members
 from services.core.storage.contract import ImageStore
 
 IMAGES_AT_ONCE = 1_000
@@ -73,7 +74,7 @@ def _delete_objects(store: ImageStore, job_id: int, work: Work, lease: Lease) ->
     with ThreadPoolExecutor(_DROPPERS) as pool:
 
         def drop(some: Iterable[str]) -> None:
-            list(pool.map(store.drop, some))
+            list(pool.map(store.drop, members.objects_of(some)))
             lease.keep()
 
         after = -1
