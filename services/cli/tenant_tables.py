@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from services.cli import units
+from services.core.model import byte_sizes
 from services.core.model.quotas import TITLES
 
 if TYPE_CHECKING:  # a database's library takes as long to import as all the rest
@@ -20,7 +21,11 @@ def listed(found: Iterable["Tenant"]) -> Table:
     for name in ("TENANT", "WEIGHT", "STATE", "QUOTAS", "CREATED"):
         table.add_column(name, justify="right" if name == "WEIGHT" else "left", overflow="fold")
     for each in found:
-        limits = [f"{_limit(name, limit)} {TITLES[name]}" for name, limit in _limits(each) if limit is not None]
+        limits = [
+            f"{_limit(name, limit)} {TITLES[name].removeprefix('bytes ')}"
+            for name, limit in _limits(each)
+            if limit is not None
+        ]
         table.add_row(
             Text(each.name),
             f"{each.weight:g}",
@@ -43,7 +48,7 @@ def one(found: "Tenant", used: "Usage") -> RenderableType:
         "device_seconds_per_day": used.device_seconds_today,
     }  # fmt: skip
     for name, limit in _limits(found):
-        shown = "" if name not in numbers else _limit(name, numbers[name])
+        shown = "" if name not in numbers else _used(name, numbers[name], limit)
         table.add_row(TITLES[name], shown, "none" if limit is None else _limit(name, limit))
     return Group(head, table)
 
@@ -53,4 +58,9 @@ def _limits(found: "Tenant") -> list[tuple[str, float | None]]:
 
 
 def _limit(name: str, number: float) -> str:
-    return units.size(int(number)) if name.startswith("bytes_") else f"{number:,.10g}"
+    return byte_sizes.exact(int(number)) if name.startswith("bytes_") else f"{number:,.10g}"
+
+
+def _used(name: str, number: float, limit: float | None) -> str:
+    beside = None if limit is None else int(limit)
+    return byte_sizes.rounded(number, beside) if name.startswith("bytes_") else f"{number:,.10g}"

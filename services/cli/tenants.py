@@ -12,7 +12,7 @@ import typer
 from services.cli import options, profile, show, tenant_tables
 from services.cli.exits import Usage, guarded
 from services.cli.keys import database
-from services.core.model import quotas
+from services.core.model import byte_sizes, quotas
 from services.core.model.tenant_requests import ALLOWED, TenantChanges, TenantRequest
 
 if TYPE_CHECKING:  # the other commands need no database
@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # the other commands need no database
 
 app = typer.Typer(no_args_is_help=True, help="Make, list and change tenants, and limit what they use.")
 B = TypeVar("B", TenantRequest, TenantChanges)
-_SIZES = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 _NONE = "none"
 _Name = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's name.", show_default=False)]
 _Weight = Annotated[
@@ -41,7 +40,7 @@ _Quotas = Annotated[
 def create(name: _Name, weight: _Weight = None, quota: _Quotas = None, as_json: options.Json = False) -> None:
     """Make a tenant. `presswork keys create --tenant NAME` makes its first key.
 
-    Bytes may have a unit: bytes_stored=500GiB. Needs DATABASE_URL.
+    Bytes may have a unit: bytes_stored=500GB, or 500GiB. Needs DATABASE_URL.
     """
     from services.core.tenants import tenants
 
@@ -135,14 +134,19 @@ def _limits(given: list[str] | None) -> dict[str, float | None] | None:
 
 
 def _number(name: str, text: str) -> float:
-    digits, factor = text.replace(",", "").replace("_", ""), 1
-    for unit, size in _SIZES.items():
-        if name.startswith("bytes_") and text.endswith(unit):
-            digits, factor = digits.removesuffix(unit), size
+    """Raises Usage, with a sentence that has the words of the command rather than those of the API."""
+    is_size, (least, most) = name.startswith("bytes_"), quotas.RANGES[name]
     try:
-        return int(digits) * factor if digits.isdecimal() else float(digits) * factor
+        plain = text.replace(",", "").replace("_", "")
+        found = byte_sizes.parse(text) if is_size else int(plain) if name in quotas.WHOLE else float(plain)
+        if not least <= found <= most:
+            raise ValueError
     except ValueError:
-        raise Usage(f"--quota {name} is {text[:40]!r}; it must be {quotas.allowed(name)}.") from None
+        allowed = quotas.allowed(name, _NONE)
+        if is_size:
+            allowed = f"bytes, such as 500GB or 500GiB, up to {byte_sizes.exact(int(most))}, or {_NONE} for no limit"
+        raise Usage(f"--quota {name} is {text[:40]!r}; it must be {allowed}.") from None
+    return found
 
 
 def _told(tenant: "Tenant", as_json: bool, sentence: str) -> None:

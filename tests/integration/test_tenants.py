@@ -190,8 +190,10 @@ def test_the_command_makes_lists_shows_and_changes_tenants(api: Api, command: Ca
     assert key[:11] in command("keys", "list", "--tenant", "acme").stdout
     assert key[:11] not in command("keys", "list", "--tenant", "default").stdout
     shown = command("tenants", "show", "acme").stdout
-    assert "images queued" in shown and "1,000" in shown and "537 GB" in shown and "weight 2" in shown
-    assert "acme" in command("tenants", "list").stdout
+    assert "images queued" in shown and "1,000" in shown and "500 GiB" in shown and "weight 2" in shown
+    assert "500 GiB stored" in command("tenants", "list").stdout
+    assert command("tenants", "set", "acme", "--quota", "bytes_stored=1.5 TB").exit_code == 0
+    assert "1,500 GB" in command("tenants", "show", "acme").stdout
     assert command("tenants", "set", "acme", "--state", "suspended", "--quota", "images_queued=none").exit_code == 0
     found = json.loads(command("tenants", "show", "acme", "--json").stdout)
     assert (found["state"], found["quotas"]["images_queued"], found["usage"]["images_queued"]) == ("suspended", None, 0)
@@ -203,6 +205,9 @@ def test_the_command_makes_lists_shows_and_changes_tenants(api: Api, command: Ca
         (("set", "acme", "--quota", "images=1"), 2, "it must be NAME=LIMIT"),
         (("set", "acme", "--quota", "images_queued=many"), 2, "it must be a whole number from 0"),
         (("set", "acme", "--quota", "images_in_flight=0"), 2, "it must be a whole number from 1"),
+        (("set", "acme", "--quota", "images_queued=null"), 2, "to 1000000000000, or none for no limit"),
+        (("set", "acme", "--quota", "bytes_stored=5 GX"), 2, "such as 500GB or 500GiB, up to 1,048,576 TiB, or none"),
+        (("set", "acme", "--quota", "bytes_stored=2000000TiB"), 2, "it must be bytes, such as 500GB"),
     ):
         result = command("tenants", *arguments)
         assert (result.exit_code, said in result.output.replace("\n", " ")) == (code, True), result.output

@@ -40,8 +40,8 @@ TITLES = {
 }
 
 
-def allowed(name: str) -> str:
-    """What a quota may be, for the sentence that refuses another value."""
+def allowed(name: str, no_limit: str = "null") -> str:
+    """What a quota may be, for the sentence that refuses another value. `no_limit` is the word for none."""
     least, most = RANGES[name]
     kind = "a whole number" if name in WHOLE else "a number"
-    return f"{kind} from {least:g} to {most:.0f}, or null for no limit"
+    return f"{kind} from {least:g} to {most:.0f}, or {no_limit} for no limit"
