@@ -1,6 +1,6 @@
 """Policies of rendered pictures: entry points of the group `presswork.image_policies`, asked before one is stored.
 
-They run in a process of their own, as scorers do (`scoring_process.py`). Unlike a score, a verdict is waited for: what
+Each runs in a process of its own, as scorers do (`scoring_process.py`). Unlike a score, a verdict is waited for: what
 cannot be judged is not stored, unless the settings say to accept it.
 """
 
@@ -57,7 +57,7 @@ class Judging:
         self._names, self._seconds = settings.image_policies, settings.policy_seconds
         self._refuses = settings.policy_fault == "refuse"
         self._checker_refuses = settings.safety_checker == "refuse"
-        self._process: ScoringProcess | None = None
+        self._processes: dict[str, ScoringProcess] = {}  # one for each policy, so that none hinders another
         self._guard = threading.Lock()
         self._is_closed = False
         self._fault = ""  # the last one, unless a verdict came since
@@ -65,7 +65,7 @@ class Judging:
         self._turns = ThreadPoolExecutor(1, "judge") if self._names else None
         if self._turns is not None:
             try:
-                self._turns.submit(self._start).result()
+                self._turns.submit(lambda: [self._start(name) for name in self._names]).result()
             except PolicyFailed as failed:
                 self.close()
                 raise SettingsError(f"A policy of PRESSWORK_IMAGE_POLICIES cannot be opened: {failed}.") from None
@@ -128,8 +128,8 @@ class Judging:
         if self._turns is not None:
             self._turns.shutdown(wait=False, cancel_futures=True)
         with self._guard:
-            self._is_closed, process = True, self._process
-        if process is not None:
+            self._is_closed, processes = True, list(self._processes.values())
+        for process in processes:
             process.end()
 
     def _judges_others(self, until: float) -> bool:
@@ -158,44 +158,55 @@ class Judging:
         return verdict
 
     def _answer(self, pixels: NDArray[np.uint8], words: str) -> str | None:
-        """In the thread of the process. A process that ends under a policy is started again for the next picture."""
-        found: dict[str, tuple[Any, str]] = {}
-        failed = ""
-        try:
-            if self._process is None:
-                self._start()
-            assert self._process is not None
-            self._process.score(
-                pixels, words, self._seconds, lambda name, given, why: found.update({name: (given, why)})
-            )
-        except ProcessEnded as ended:
-            self._process = None
-            failed = f"{ended.name}: {ended}"
-        refused = next((str(given) for given, why in found.values() if given and not why), None)
-        if refused is not None:  # whatever became of the others
-            return refused
-        failed = failed or next((f"{name}: {why}" for name, (_, why) in found.items() if why), "")
+        """In the thread of the processes. Whatever one refuses is refused, whichever others fail."""
+        failed: list[PolicyFailed] = []
+        for name in self._names:
+            try:
+                if refused := self._verdict_of(name, pixels, words):
+                    return refused
+            except PolicyFailed as error:
+                failed.append(error)
         if failed:
-            raise PolicyFailed(failed)
+            raise failed[0]
         return None
 
-    def _start(self) -> None:
+    def _verdict_of(self, name: str, pixels: NDArray[np.uint8], words: str) -> str:
+        """The word of one policy. A process that ends under it is started again for the next picture. Raises
+        PolicyFailed."""
+        found: list[tuple[str, str]] = []
+        process = self._processes.get(name) or self._start(name)
+        try:
+            process.score(pixels, words, self._seconds, lambda _, given, why: found.append((given, why)))
+        except ProcessEnded as ended:
+            self._forget(name)
+            raise PolicyFailed(f"{name}: {ended}") from None
+        [(verdict, why)] = found
+        if why:
+            raise PolicyFailed(f"{name}: {why}")
+        return verdict
+
+    def _start(self, name: str) -> ScoringProcess:
         """Raises PolicyFailed."""
         with self._guard:
             if self._is_closed:
                 raise PolicyFailed("the worker stops")
             try:
-                self._process = ScoringProcess(self._names, {}, module=__name__)
+                process = self._processes[name] = ScoringProcess([name], {}, module=__name__)
             except OSError as error:
                 raise PolicyFailed(f"the machine lets no process start ({error.strerror})") from None
         try:
-            for name, why in self._process.wait_ready().items():
-                self._process.end()
-                self._process = None
-                raise PolicyFailed(f"{name}: {why}")
+            why = process.wait_ready().get(name)
         except ProcessEnded as ended:
-            self._process = None
-            raise PolicyFailed(f"{ended.name}: {ended}") from None
+            why = str(ended)
+        if why:
+            process.end()
+            self._forget(name)
+            raise PolicyFailed(f"{name}: {why}")
+        return process
+
+    def _forget(self, name: str) -> None:
+        with self._guard:
+            self._processes.pop(name, None)
 
 
 def check(settings: Settings) -> None:

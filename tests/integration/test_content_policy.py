@@ -1,6 +1,7 @@
 """The content policy: what every door says to a prompt with a refused term, and what becomes of the other images."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -302,6 +303,9 @@ def unready():
 """
 
 
+_ORDERS = [order for other in ("raises", "hangs", "dies") for order in itertools.permutations([("words",), (other,)])]
+
+
 @pytest.fixture
 def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A distribution with policies, installed for this process and its children."""
@@ -352,6 +356,24 @@ def test_a_file_waits_while_a_policy_cannot_be_asked(
         policies.Policy(judge=judge).refusals(["a mug"])
 
 
+@pytest.mark.parametrize("fault", ["accept", "refuse"])
+@pytest.mark.parametrize("names", [(*first, *last) for first, last in _ORDERS], ids="-".join)
+def test_what_one_policy_refuses_is_refused_although_others_fail(
+    brought: None, settings: Settings, names: tuple[str, ...], fault: str
+) -> None:
+    judge = judging.Judge(names, 0.5, refuses=fault == "refuse", start_seconds=60)
+    try:
+        assert judge.ask(["a judgedmarker"]) == ["was refused by a content policy: violence"]
+        if fault == "accept":
+            assert judge.ask(["a mug", "a judgedmarker"])[0] is None
+            assert judge.ask(["a mug", "a judgedmarker"])[1] is not None
+            return
+        with pytest.raises(PolicyUnavailable):
+            judge.ask(["a mug", "a judgedmarker"])
+    finally:
+        judge.end()
+
+
 def test_a_policy_that_is_not_there_or_does_not_open_stops_the_start(brought: None, settings: Settings) -> None:
     with pytest.raises(SettingsError, match=r"names 'nobody', and no such policy is installed; there are .*words"):
         policies.check(dataclasses.replace(settings, prompt_policies=("nobody",)))
@@ -363,8 +385,8 @@ def test_a_policy_that_is_not_there_or_does_not_open_stops_the_start(brought: No
 def test_the_judges_process_ends_with_the_one_that_started_it(brought: None, settings: Settings) -> None:
     judge = judging.Judge(("hangs",), 0.5, refuses=False, start_seconds=60)
     judge.start()
-    assert judge._process is not None
-    pid = judge._process.pid
+    pid = judge.policies["hangs"].pid
+    assert pid is not None
     assert judge.ask(["a mug"]) == [None]
     assert not Path(f"/proc/{pid}").exists()
 

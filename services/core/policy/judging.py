@@ -1,143 +1,81 @@
-"""Policies of prompts that installed distributions bring, in a process of their own: they may hang, crash or be slow.
+"""Policies of prompts that installed distributions bring, each in a process of its own (`policy_process.py`).
 
 An entry point of the group `presswork.prompt_policies` is a function without arguments that gives a policy: a function
-of a list of prompts that gives for each None, or a word that says why it is refused. Both sides of the pipe are here.
+of a list of prompts that gives for each None, or a word that says why it is refused.
 """
 
 import atexit
-import json
 import logging
-import os
-import re
-import select
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import lru_cache
 from importlib import metadata
-from typing import Any
 
-from services.core import processes
 from services.core.model.errors import PolicyUnavailable, SettingsError
+from services.core.policy.policy_process import GROUP, PolicyFailed, PolicyProcess
 from services.core.settings import Settings
 
 log = logging.getLogger(__name__)
-GROUP = "presswork.prompt_policies"
-Policy = Callable[[list[str]], Sequence[str | None]]
 START_SECONDS = 300.0  # for a policy that loads a model
-_WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
-
-
-class PolicyFailed(Exception):
-    """A policy raised, gave no verdicts, did not answer in time, or its process ended."""
 
 
 class Judge:
-    """The chosen policies. Any thread may ask; the process starts with the first question, and again after it ended."""
+    """The chosen policies. Any thread may ask."""
 
     def __init__(self, names: tuple[str, ...], seconds: float, *, refuses: bool, start_seconds: float) -> None:
         """`refuses`: what cannot be judged is refused for now; otherwise it is let through, and logged."""
-        self._names, self._seconds, self._refuses, self._start_seconds = names, seconds, refuses, start_seconds
+        self._seconds, self._refuses = seconds, refuses
         self._one_at_a_time = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._read = b""
+        self.policies = {name: PolicyProcess(name, seconds, start_seconds) for name in names}
 
     def ask(self, prompts: list[str]) -> list[str | None]:
-        """For each prompt why it is refused, or None. Raises PolicyUnavailable."""
+        """For each prompt why it is refused, or None. What one policy refuses is refused although others fail. Raises
+        PolicyUnavailable."""
         if not prompts:
             return []
-        try:
-            if not self._one_at_a_time.acquire(timeout=2 * self._seconds):
-                raise PolicyFailed("others were asked about for too long")
-            try:
-                verdicts = self._answer(prompts)
-            finally:
-                self._one_at_a_time.release()
-        except PolicyFailed as failed:
-            log.warning("prompt policy failed", extra={"why": str(failed), "refuses": self._refuses})
-            if self._refuses:
-                raise PolicyUnavailable from None
-            return [None] * len(prompts)
-        return [None if verdict is None else f"was refused by a content policy: {verdict}" for verdict in verdicts]
+        found: list[str | None] = [None] * len(prompts)
+        failed = self._ask_all(prompts, found)
+        if failed and self._refuses and None in found:
+            raise PolicyUnavailable
+        return [None if verdict is None else f"was refused by a content policy: {verdict}" for verdict in found]
 
     def start(self) -> None:
         """Opens the policies. Raises PolicyFailed."""
         with self._one_at_a_time:
-            if self._process is None:
-                self._start()
+            for policy in self.policies.values():
+                if policy.pid is None:
+                    policy.start()
 
     def end(self) -> None:
-        """Ends the process, also one that hangs."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with suppress(OSError):
-                        pipe.close()
+        """Ends the processes, also one that hangs."""
+        for policy in self.policies.values():
+            policy.end()
 
-    def _answer(self, prompts: list[str]) -> list[str | None]:
-        if self._process is None or self._process.poll() is not None:
-            self._start()
+    def _ask_all(self, prompts: list[str], found: list[str | None]) -> bool:
+        """Leaves in `found` the verdicts of those that answer; returns whether one failed."""
+        if not self._one_at_a_time.acquire(timeout=2 * self._seconds * len(self.policies)):
+            self._log("others were asked about for too long")
+            return True
         try:
-            said = self._exchange({"prompts": prompts}, self._seconds)
-        except PolicyFailed:
-            self.end()
-            raise
-        if why := said.get("why"):
-            raise PolicyFailed(str(why))
-        verdicts: list[str | None] = said["verdicts"]
-        return verdicts
+            return sum(not self._ask_one(policy, prompts, found) for policy in self.policies.values()) > 0
+        finally:
+            self._one_at_a_time.release()
 
-    def _start(self) -> None:
-        self.end()
-        secrets = {name for name, is_secret in Settings.variables().items() if is_secret}
-        hidden = secrets | {f"{name}_FILE" for name in secrets}
-        self._read = b""
-        self._process = subprocess.Popen(
-            processes.python(__name__, *self._names), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-            start_new_session=True,
-            env={name: value for name, value in os.environ.items() if name not in hidden},
-        )  # fmt: skip
-        assert self._process.stdin is not None
-        os.set_blocking(self._process.stdin.fileno(), False)
+    def _ask_one(self, policy: PolicyProcess, prompts: list[str], found: list[str | None]) -> bool:
+        """Asks about the prompts that none has refused. Returns whether it answered."""
+        left = [place for place, verdict in enumerate(found) if verdict is None]
+        if not left:
+            return True
         try:
-            said = self._exchange(None, self._start_seconds)
-        except PolicyFailed:
-            self.end()
-            raise
-        if why := said.get("why"):
-            self.end()
-            raise PolicyFailed(str(why))
+            verdicts = policy.ask([prompts[place] for place in left])
+        except PolicyFailed as failed:
+            self._log(str(failed))
+            return False
+        for place, verdict in zip(left, verdicts, strict=True):
+            found[place] = verdict
+        return True
 
-    def _exchange(self, question: object, seconds: float) -> dict[str, Any]:
-        """Sends a line, if there is a question, and reads one."""
-        process, until = self._process, time.monotonic() + seconds
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            rest = b"" if question is None else json.dumps(question).encode() + b"\n"
-            while rest:
-                _wait(process.stdin.fileno(), select.POLLOUT, until)
-                with suppress(BlockingIOError):
-                    rest = rest[os.write(process.stdin.fileno(), rest) :]
-            while b"\n" not in self._read:
-                _wait(process.stdout.fileno(), select.POLLIN, until)
-                if not (more := os.read(process.stdout.fileno(), 1 << 16)):
-                    raise PolicyFailed("its process ended")
-                self._read += more
-            line, _, self._read = self._read.partition(b"\n")
-            said: dict[str, Any] = json.loads(line)
-        except TimeoutError:
-            raise PolicyFailed(f"it did not answer within {seconds:g} s") from None
-        except (OSError, ValueError):
-            raise PolicyFailed("its process ended") from None
-        return said
+    def _log(self, why: str) -> None:
+        log.warning("prompt policy failed", extra={"why": why, "refuses": self._refuses})
 
 
 def opened(settings: Settings) -> Judge | None:
@@ -166,71 +104,3 @@ def _opened(names: tuple[str, ...], seconds: float, refuses: bool) -> Judge:
     judge = Judge(names, seconds, refuses=refuses, start_seconds=START_SECONDS)
     atexit.register(judge.end)
     return judge
-
-
-def _wait(pipe: int, event: int, until: float) -> None:
-    poll = select.poll()
-    poll.register(pipe, event)
-    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
-        raise TimeoutError
-
-
-def main(names: Sequence[str]) -> int:
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a policy prints goes to the log
-
-    def answer(said: dict[str, Any]) -> None:
-        answers.write(json.dumps(said).encode() + b"\n")
-        answers.flush()
-
-    try:
-        policies = [_open(name) for name in names]
-    except Exception as error:
-        answer({"why": _why(error)})
-        return 1
-    answer({})
-    for line in sys.stdin.buffer:
-        prompts = json.loads(line)["prompts"]
-        try:
-            answer({"verdicts": _verdicts(policies, prompts)})
-        except Exception as error:
-            answer({"why": _why(error)})
-    return 0
-
-
-def _open(name: str) -> Policy:
-    policy: Policy = next(iter(metadata.entry_points(group=GROUP, name=name))).load()()
-    return policy
-
-
-def _verdicts(policies: Sequence[Policy], prompts: list[str]) -> list[str | None]:
-    found: list[str | None] = [None] * len(prompts)
-    for policy in policies:
-        given = list(policy(list(prompts)))
-        if len(given) != len(prompts):
-            raise ValueError(f"{len(given)} verdicts for {len(prompts)} prompts")
-        for place, verdict in enumerate(given):
-            if verdict is not None and found[place] is None:
-                found[place] = verdict if isinstance(verdict, str) and _WORD.fullmatch(verdict) else "refused"
-    return found
-
-
-def _why(error: Exception) -> str:
-    """Never the error's own text: it may quote a prompt."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    place = "" if trace is None else f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"  # noqa: PTH119
-    return f"it raised {type(error).__name__}{place}"
-
-
-def _end_with(parent: int) -> None:
-    """Ends this process when its parent has, whatever it is doing."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

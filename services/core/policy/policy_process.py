@@ -1,0 +1,180 @@
+"""One policy of prompts in a process of its own: it may hang, crash or be slow, and hinders no other.
+
+Both sides of the pipe are here: one line of JSON asks about prompts, one line answers.
+"""
+
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from importlib import metadata
+from typing import Any
+
+from services.core import processes
+from services.core.settings import Settings
+
+GROUP = "presswork.prompt_policies"
+Policy = Callable[[list[str]], Sequence[str | None]]
+_WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
+
+
+class PolicyFailed(Exception):
+    """A policy raised, gave no verdicts, did not answer in time, or its process ended."""
+
+
+class PolicyProcess:
+    """Not thread-safe. The process starts with the first question, and again after it ended."""
+
+    def __init__(self, name: str, seconds: float, start_seconds: float) -> None:
+        self._name, self._seconds, self._start_seconds = name, seconds, start_seconds
+        self._process: subprocess.Popen[bytes] | None = None
+        self._read = b""
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
+
+    def ask(self, prompts: list[str]) -> list[str | None]:
+        """For each prompt the word that says why it is refused, or None. Raises PolicyFailed."""
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+        try:
+            said = self._exchange({"prompts": prompts}, self._seconds)
+        except PolicyFailed:
+            self.end()
+            raise
+        if why := said.get("why"):
+            raise PolicyFailed(str(why))
+        verdicts: list[str | None] = said["verdicts"]
+        return verdicts
+
+    def end(self) -> None:
+        """Ends the process, also one that hangs."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with suppress(OSError):
+                        pipe.close()
+
+    def start(self) -> None:
+        """Opens the policy. Raises PolicyFailed."""
+        self.end()
+        secrets = {name for name, is_secret in Settings.variables().items() if is_secret}
+        hidden = secrets | {f"{name}_FILE" for name in secrets}
+        self._read = b""
+        self._process = subprocess.Popen(
+            processes.python(__name__, self._name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+            start_new_session=True,
+            env={name: value for name, value in os.environ.items() if name not in hidden},
+        )  # fmt: skip
+        assert self._process.stdin is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
+        try:
+            said = self._exchange(None, self._start_seconds)
+        except PolicyFailed:
+            self.end()
+            raise
+        if why := said.get("why"):
+            self.end()
+            raise PolicyFailed(str(why))
+
+    def _exchange(self, question: object, seconds: float) -> dict[str, Any]:
+        """Sends a line, if there is a question, and reads one."""
+        process, until = self._process, time.monotonic() + seconds
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            rest = b"" if question is None else json.dumps(question).encode() + b"\n"
+            while rest:
+                _wait(process.stdin.fileno(), select.POLLOUT, until)
+                with suppress(BlockingIOError):
+                    rest = rest[os.write(process.stdin.fileno(), rest) :]
+            while b"\n" not in self._read:
+                _wait(process.stdout.fileno(), select.POLLIN, until)
+                if not (more := os.read(process.stdout.fileno(), 1 << 16)):
+                    raise PolicyFailed("its process ended")
+                self._read += more
+            line, _, self._read = self._read.partition(b"\n")
+            said: dict[str, Any] = json.loads(line)
+        except TimeoutError:
+            raise PolicyFailed(f"it did not answer within {seconds:g} s") from None
+        except (OSError, ValueError):
+            raise PolicyFailed("its process ended") from None
+        return said
+
+
+def _wait(pipe: int, event: int, until: float) -> None:
+    poll = select.poll()
+    poll.register(pipe, event)
+    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+        raise TimeoutError
+
+
+def main(arguments: Sequence[str]) -> int:
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a policy prints goes to the log
+
+    def answer(said: dict[str, Any]) -> None:
+        answers.write(json.dumps(said).encode() + b"\n")
+        answers.flush()
+
+    try:
+        policy = _open(arguments[0])
+    except Exception as error:
+        answer({"why": _why(error)})
+        return 1
+    answer({})
+    for line in sys.stdin.buffer:
+        prompts = json.loads(line)["prompts"]
+        try:
+            answer({"verdicts": _verdicts(policy, prompts)})
+        except Exception as error:
+            answer({"why": _why(error)})
+    return 0
+
+
+def _open(name: str) -> Policy:
+    policy: Policy = next(iter(metadata.entry_points(group=GROUP, name=name))).load()()
+    return policy
+
+
+def _verdicts(policy: Policy, prompts: list[str]) -> list[str | None]:
+    given = list(policy(list(prompts)))
+    if len(given) != len(prompts):
+        raise ValueError(f"{len(given)} verdicts for {len(prompts)} prompts")
+    return [None if verdict is None else _word(verdict) for verdict in given]
+
+
+def _word(verdict: object) -> str:
+    return verdict if isinstance(verdict, str) and _WORD.fullmatch(verdict) else "refused"
+
+
+def _why(error: Exception) -> str:
+    """Never the error's own text: it may quote a prompt."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = "" if trace is None else f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"  # noqa: PTH119
+    return f"it raised {type(error).__name__}{place}"
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent has, whatever it is doing."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
