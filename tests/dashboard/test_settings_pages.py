@@ -327,7 +327,7 @@ def test_usage_stands_beside_its_quotas(signed: House) -> None:
     signed.submit({"prompt": "a mug", "size": "64x64", "n": 3})
     page = signed.browser.get("/settings/usage").text
     assert 'aria-label="images queued">3 of 8</progress>' in page
-    assert "2.0 MB" in page and page.count('<span class="soft">none</span>') == 4
+    assert "2 MB<" in page and page.count('<span class="soft">none</span>') == 4
     assert "is suspended" not in page
     with signed.api.database.begin_system() as connection:
         connection.execute(text("UPDATE tenants SET state = 'suspended' WHERE id = :id"), {"id": signed.tenant})

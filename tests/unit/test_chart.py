@@ -144,6 +144,19 @@ def test_every_variable_is_a_setting(tmp_path: Path) -> None:
         assert {"DATABASE_URL", "REDIS_URL"} <= variables
 
 
+def test_settings_are_those_of_every_program_and_only_such_as_the_chart_does_not_set(tmp_path: Path) -> None:
+    given = {"PRESSWORK_PROMPT_POLICIES": "ours", "PRESSWORK_EVENT_DAYS": "30"}
+    for name, pod in pods(render(FULL | {"settings": given}, tmp_path)).items():
+        entries = [(entry["name"], entry.get("value")) for entry in pod["containers"][0]["env"]]
+        assert set(given.items()) <= set(entries) or name.endswith("-migrate")
+        assert len({variable for variable, _ in entries}) == len(entries), name
+    schema = yaml.safe_load((CHART / "values.schema.json").read_text())["properties"]["settings"]["propertyNames"]
+    variables = Settings.variables()
+    known = [name for name in variables if re.search(schema["pattern"], name)]
+    assert len(known) == schema["pattern"].count("|") + 1, "a name of no setting"
+    assert not any(variables[name] for name in known), "a secret"
+
+
 def test_a_secret_is_only_referred_to_and_each_program_has_its_own_role(tmp_path: Path) -> None:
     for name, pod in pods(render(FULL, tmp_path)).items():
         entries = {entry["name"]: entry for entry in pod["containers"][0]["env"]}
@@ -191,6 +204,8 @@ def test_the_schema_knows_the_pipelines() -> None:
         ),
         ({"secret": "s", "workers": [POOL | {"pipeline": "tpu"}]}, "pipeline"),
         ({"secret": "s", "wokers": []}, "wokers"),
+        ({"secret": "s", "settings": {"PRESSWORK_SECRET": "x"}}, "PRESSWORK_SECRET"),
+        ({"secret": "s", "settings": {"PRESSWORK_EVENT_DAYS": 30}}, "PRESSWORK_EVENT_DAYS"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(values: dict[str, Any], sentence: str, tmp_path: Path) -> None:

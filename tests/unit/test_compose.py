@@ -2,6 +2,7 @@
 The roles' script runs on a real Postgres."""
 
 import copy
+import dataclasses
 import functools
 import importlib.resources
 import importlib.util
@@ -79,6 +80,33 @@ def test_every_variable_of_ours_is_a_setting_and_the_settings_take_its_value(nam
     assert set(environment) <= known
     assert all(isinstance(value, str) for value in environment.values())
     Settings.read(environment)
+
+
+_OF_SERVICES = {
+    "PRESSWORK_POLICY_LIST": "/policies/terms.txt", "PRESSWORK_PROMPT_POLICIES": "ours",
+    "PRESSWORK_REQUIRE_LICENSE_ACCEPTANCE": "1", "PRESSWORK_WEBHOOK_NETWORKS": "10.1.0.0/16",
+    "PRESSWORK_WEBHOOK_HTTP": "1",
+}  # fmt: skip
+_OF_ALL = {"PRESSWORK_TRACES_ENDPOINT": "http://collector:4318/v1/traces", "PRESSWORK_TRACES_RATIO": "0.5",
+           "PRESSWORK_POLICY_SECONDS": "3", "PRESSWORK_POLICY_FAULT": "accept"}  # fmt: skip
+_OF_WORKERS = {"PRESSWORK_SAFETY_CHECKER": "refuse", "PRESSWORK_IMAGE_POLICIES": "ours"}
+_BY_PROGRAM = {
+    "web": _OF_ALL | _OF_SERVICES,
+    "scheduler": _OF_ALL | _OF_SERVICES | {"PRESSWORK_EVENT_DAYS": "30"},
+    **dict.fromkeys(WORKERS, _OF_ALL | _OF_WORKERS),
+}
+
+
+@pytest.mark.parametrize("name", _BY_PROGRAM)
+def test_policy_traces_webhooks_and_retention_are_set_in_the_environment(name):
+    wanted = _BY_PROGRAM[name]
+    given = filled(RAW["services"][name], GIVEN | wanted)["environment"]
+    assert {variable: given.get(variable) for variable in wanted} == wanted
+    assert "/policies:ro" in "".join(SERVICES[name]["volumes"]) or name in WORKERS
+    unset = Settings.read(SERVICES[name]["environment"])
+    usual = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x"})
+    fields = [field.name for field in dataclasses.fields(Settings) if field.metadata["variable"] in wanted]
+    assert {field: getattr(unset, field) for field in fields} == {field: getattr(usual, field) for field in fields}
 
 
 def test_the_web_server_listens_where_the_port_leads_and_signs_for_where_the_store_is_published():
