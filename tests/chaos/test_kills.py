@@ -24,7 +24,7 @@ from services.core.db.database import Database
 from services.core.jobs import queries
 from services.core.model.states import ImageState
 from services.core.settings import Settings
-from services.core.storage import s3
+from services.core.storage import members, s3
 from tests.factories import TENANT, submit
 from tests.processes import Process
 from tests.waiting import until
@@ -233,6 +233,14 @@ def test_two_hundred_kills_and_twenty_stops_lose_nothing_and_show_nothing_twice(
     assert_survives(WHOLE, fleet, database, settings, store, chance)
 
 
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_forty_kills_and_four_stops_lose_nothing_of_what_is_stored_in_shards(
+    fleet: Fleet, database: Database, settings: Settings, store: s3.S3Store, chance: random.Random
+):
+    assert_survives(FIFTH, fleet, database, settings, store, chance, head={"store": "shards"})
+
+
 def assert_survives(
     plan: FaultPlan,
     fleet: Fleet,
@@ -240,11 +248,12 @@ def assert_survives(
     settings: Settings,
     store: s3.S3Store,
     chance: random.Random,
+    head: dict[str, str] | None = None,
 ) -> None:
     """Renders a job while injecting the planned faults; asserts that every image was made exactly once."""
     until(lambda: _registered(database), seconds=90)
     requests = [{"prompt": f"a mug {index}", "size": "64x64", "output_format": "jpeg"} for index in range(plan.images)]
-    job_id = submit(database, settings, requests)
+    job_id = submit(database, settings, requests, head=head)
     faults = ["child"] * (plan.kills - plan.whole_workers) + ["worker"] * plan.whole_workers + ["stop"] * plan.stops
     chance.shuffle(faults)
     hit = Counter[str]()
@@ -279,6 +288,7 @@ def assert_survives(
     assert lost[1] == 0
     assert [row.index for row in rows] == list(range(plan.images))
     assert len({row.object_key for row in rows}) == plan.images
+    assert (len({members.object_of(row.object_key) for row in rows}) < plan.images) is (head is not None)
 
     def mismatched(row: object) -> bool:
         return hashlib.sha256(store.read(row.object_key)).digest() != bytes(row.sha256)
