@@ -33,6 +33,7 @@ from services.api.v1 import (
     export_content,
     exports,
     failures,
+    fleet,
     image_content,
     job_actions,
     job_rates,
@@ -91,7 +92,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "tenants": (tenants, tenant_deletion),
     "policy": (policy,),
     "retention": (retention,),
-    "fleet": (workers, lanes),
+    "fleet": (workers, lanes, fleet),
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": schemas.ErrorBody}, "5XX": {"model": schemas.ErrorBody}}
 

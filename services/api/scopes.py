@@ -20,6 +20,7 @@ _OPERATIONS = {
         list_datasets show_dataset list_dataset_versions show_dataset_version list_dataset_files
         compare_dataset_versions read_dataset_file
         list_webhooks show_webhook list_deliveries show_delivery list_webhook_messages
+        show_backlog
     """,
     Scope.SUBMIT: """
         submit_job preview_job estimate_job append_chunk finalize_draft retry_job create_export generate_images

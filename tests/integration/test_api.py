@@ -473,6 +473,7 @@ TENANT_ROUTES = {
     ("GET", "/v1/actions"),
     ("GET", "/v1/lanes"),  # test_lanes.py shows that others' images are not in it
     ("GET", "/v1/workers"),  # the fleet is one for all tenants
+    ("GET", "/v1/fleet/backlog"),  # test_backlog.py shows that others' images are not in it
     ("POST", "/v1/workers/{worker_id}/drain"),
     ("POST", "/v1/workers/{worker_id}/resume"),
     ("GET", "/v1/jobs/actions"),

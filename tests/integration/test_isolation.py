@@ -57,6 +57,7 @@ LISTED: dict[str, dict[str, Any]] = {
     "find_images": {"params": {"custom_id": f"{MARK}-1"}},
     "list_webhook_messages": {"params": {"after": 0}},
     "find_near_duplicates": {"params": {"label": f"team:{MARK}"}},
+    "show_backlog": {"params": {"model": "simulated"}},
 }
 
 NIGHTLY = {"cron": "0 1 * * *", "target": {"job": {"images": [{"prompt": "a"}]}}}
@@ -72,6 +73,7 @@ NAMELESS = {
     "list_models",
     "show_rates",
     "list_workers",
+    "show_backlog",
     "list_near_duplicates",
     "find_near_duplicates",
     "follow_events",

@@ -33,6 +33,7 @@ ANSWERS: dict[str, Any] = {
     "get /v1/jobs/actions/{action_id}": answers.JobsAction,
     "post /v1/jobs/actions/{action_id}/stop": answers.JobsAction,
     "post /v1/sign-in-links": answers.SignInLink,
+    "get /v1/fleet/backlog": answers.Backlog,
     "get /v1/lanes": answers.LaneList,
     "get /v1/usage": answers.Usage,
     "delete /v1/tenants/{tenant_id}": answers.TenantDeletion,

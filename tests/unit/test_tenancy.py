@@ -17,6 +17,7 @@ SYSTEM_TRANSACTIONS = [
     ("api/v1/deletion.py", "delete_job"),  # a tenant's transaction cannot write a row that it would not see
     ("api/v1/estimation.py", "estimated"),  # every tenant's queued images are ahead
     ("api/v1/export_content.py", "_file"),  # a signed link names the export and no tenant
+    ("api/v1/fleet.py", "show_backlog"),  # what waits and is rendered is read for all tenants
     ("api/v1/image_content.py", "_done_image"),  # a signed link names the image and no tenant
     ("api/v1/jobs.py", "described"),  # every tenant's queued images are ahead
     ("api/v1/keys.py", "issue"),  # a tenant's transaction can write no key

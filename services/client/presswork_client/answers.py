@@ -385,6 +385,17 @@ class WorkerDevices(TypedDict):
     rate: float
 
 
+class Backlog(TypedDict):
+    """The work that waits for a model and is being rendered, in seconds of one accelerator."""
+
+    object: Literal["backlog"]
+    model: str
+    registered: bool
+    queued: int
+    rendering: int
+    accelerator_seconds: float
+
+
 class WorkerList(TypedDict):
     """`data` is empty for a key without the scope `operate`."""
 

@@ -15,6 +15,7 @@ from presswork_client.answers import (
     Action,
     AlikeGroup,
     AppendedChunk,
+    Backlog,
     Catalogue,
     CatalogueChange,
     CatalogueDifference,
@@ -522,6 +523,12 @@ class Client:
     def devices(self) -> list[WorkerDevices]:
         """How many live workers of each device and model there are."""
         return self._call(WorkerList, "GET", "/v1/workers")["devices"]
+
+    def backlog(self, model: str, *, seconds_per_image: float = 10.0) -> Backlog:
+        """The work that waits for a model, of all tenants for a key of the operator's. `seconds_per_image` is used
+        until the model has been measured."""
+        params = {"model": model, "seconds_per_image": seconds_per_image}
+        return self._call(Backlog, "GET", "/v1/fleet/backlog", params=params)
 
     def lanes(self) -> LaneList:
         """What waits, by shape and priority; of all tenants for a key of the operator's with the scope `admin`."""

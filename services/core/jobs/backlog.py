@@ -1,0 +1,77 @@
+"""The work that waits for a model, in seconds of one accelerator: what a fleet is scaled by.
+
+It counts what workers may claim now and what they render: not what is paused, nor what belongs to tenants that are
+suspended or have used up their day's accelerator-seconds. It is not divided by the number of workers. Functions take
+a system transaction: the fleet is one for all tenants.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from services.core.db import columns
+from services.core.db.statements import statement
+from services.core.jobs import estimates
+from services.core.tenants import usage
+
+_REVISION = statement("backlog.revision")("SELECT revision FROM models WHERE name = :model")
+# A job's queued images are divided among its open segments, as in `estimates.ahead`. Of a claim it is known how many
+# images it holds, and of which jobs: its shape is taken from the first of them.
+_WORK = statement("backlog.work")(f"""
+WITH able AS MATERIALIZED (
+  SELECT id FROM tenants t WHERE state = 'active' AND id = coalesce(CAST(:tenant_id AS integer), id)
+    AND (max_device_seconds_per_day IS NULL OR max_device_seconds_per_day > {usage.SECONDS_TODAY})
+), waiting AS (
+  SELECT {columns.shape("s")}, c.queued * (s.high - s.low + 1)::double precision / (
+      SELECT sum(high - low + 1) FROM segments o WHERE o.job_id = s.job_id AND o.open AND o.low <= o.high) AS queued,
+    0 AS rendering
+  FROM segments s
+  JOIN able ON able.id = s.tenant_id
+  JOIN jobs j ON j.id = s.job_id AND j.finished_at IS NULL AND j.state IN ('queued', 'in_progress') AND NOT j.paused
+  JOIN job_counts c ON c.job_id = s.job_id AND c.queued > 0
+  WHERE s.open AND s.low <= s.high AND s.model_revision = :revision
+), held AS (
+  SELECT {columns.shape("s")}, 0 AS queued, own.images AS rendering
+  FROM claims
+  CROSS JOIN LATERAL (
+    SELECT sum(each.images) AS images FROM unnest(tenant_ids, tenant_images) AS each (tenant_id, images)
+    WHERE each.tenant_id = coalesce(CAST(:tenant_id AS integer), each.tenant_id)
+  ) own
+  JOIN workers w ON w.id = claims.worker_id AND w.model_revision = :revision
+  CROSS JOIN LATERAL (
+    SELECT {", ".join(columns.SHAPE)} FROM segments
+    WHERE segments.job_id = claims.job_ids[1] AND model_revision = :revision ORDER BY id LIMIT 1
+  ) s
+  WHERE claims.state = 'open' AND own.images > 0
+)
+SELECT {columns.shape("work")}, sum(queued)::double precision AS queued, sum(rendering)::integer AS rendering
+FROM (SELECT * FROM waiting UNION ALL SELECT * FROM held) work
+GROUP BY {columns.shape("work")}
+""")  # noqa: S608  our own text
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Images, and the accelerator-seconds that they take. `registered`: a worker has published the model."""
+
+    queued: int
+    rendering: int
+    accelerator_seconds: float
+    registered: bool
+
+
+def backlog(connection: Connection, model: str, seconds_per_image: float, *, tenant_id: int | None = None) -> Backlog:
+    """What waits for the model's current revision, of one tenant or of all. `seconds_per_image` is for images of a
+    model of which no shape was measured. A model that no worker has published counts as one image, so that its first
+    worker is started, which publishes it: nothing can be submitted for it before."""
+    revision = connection.execute(_REVISION, {"model": model}).scalar_one_or_none()
+    if revision is None:
+        return Backlog(0, 0, seconds_per_image, registered=False)
+    queued, rendering, seconds = 0.0, 0, 0.0
+    measured = estimates.Measured(connection, [revision])
+    for row in connection.execute(_WORK, {"revision": revision, "tenant_id": tenant_id}):
+        rate = measured.rate(columns.read_shape(row))
+        queued += row.queued
+        rendering += row.rendering
+        seconds += (row.queued + row.rendering) * (seconds_per_image if rate is None else rate.seconds)
+    return Backlog(round(queued), rendering, seconds, registered=True)
