@@ -194,16 +194,27 @@ def doctor() -> None:
 
 
 @app.command(rich_help_panel=OPERATIONS)
-def migrate() -> None:
+def migrate(
+    wait: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", min=0, help="Change nothing: wait so long for another process to have migrated it."
+        ),
+    ] = None,
+) -> None:
     """Migrate the database to this program's schema.
 
     The role in DATABASE_URL must own the tables.
     """
-    from services.core.db import database
+    from services.core.db import database, schema_wait
     from services.core.settings import Settings
 
     def run() -> int:
-        typer.echo(database.migrate(Settings.read().database_url))
+        url = Settings.read().database_url
+        if wait is not None:
+            schema_wait.wait(url, wait)
+        else:
+            typer.echo(database.migrate(url))
         return 0
 
     raise typer.Exit(_guarded(run))

@@ -92,7 +92,10 @@ EXAMPLES = {
     "demo": ("presswork demo --output pictures",),
     "demo-catalogue": ("presswork demo-catalogue --output shop",),
     "doctor": (". .presswork/env && presswork doctor",),
-    "migrate": ("DATABASE_URL=postgresql://owner:secret@db/presswork presswork migrate",),
+    "migrate": (
+        "DATABASE_URL=postgresql://owner:secret@db/presswork presswork migrate",
+        "presswork migrate --wait 300",
+    ),
     "actions": ("presswork actions --verb job.cancel_requested", "presswork actions --actor key/Xk29dQ7a --limit 0"),
     "schedules ls": ("presswork schedules ls",),
     "schedules apply": (

@@ -1,32 +1,31 @@
 """The Helm chart: `helm lint` and `helm template` accept it, and what they render is confined and complete.
 
-Helm is on the PATH or in .helm (.ci/run puts it there, with Kubernetes' schemas); without it, all of this is skipped.
+Without Helm all of this is skipped.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
 from services.core.model.pipelines import PIPELINES
 from services.core.monitoring import alerts, dashboard
 from services.core.settings import Settings
+from tests.charts import CHART, CRDS, HELM, POOL, SCALED, SCHEMAS, helm, kinds, pods, render, resource_schemas
 
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "services/chart"
-HELM = shutil.which("helm", path=f"{os.environ['PATH']}:{ROOT / '.helm/helm'}")
-SCHEMAS = ROOT / ".helm/schemas"
 pytestmark = pytest.mark.skipif(HELM is None, reason="HELM IS MISSING: the chart is not tested")
 
-POOL: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())["workers"][0]
+WITHOUT_SCHEMA = ("PodMonitor", "PrometheusRule")  # promtool reads the rules of the second
 FULL: dict[str, Any] = {
     "secret": "presswork",
     "pullSecrets": ["registry"],
@@ -40,8 +39,10 @@ FULL: dict[str, Any] = {
     },
     "networkPolicy": {"webFrom": [{"podSelector": {}}], "egress": [{"ports": [{"port": 5432}]}]},
     "serviceMonitor": {"enabled": True},
+    "autoscaling": {"keySecret": "presswork-backlog"},
     "workers": [
         POOL,
+        SCALED | {"name": "scaled"},
         POOL
         | {
             "name": "gpu",
@@ -57,33 +58,12 @@ FULL: dict[str, Any] = {
         },
     ],
 }
-OPERATORS = ("ServiceMonitor", "PodMonitor", "PrometheusRule")  # kinds of an operator, whose schemas are not here
 CASES: dict[str, dict[str, Any]] = {
     "least": {"secret": "presswork"},
     "full": FULL,
     "none": {"secret": "s", "workers": []},
+    "embedded": {"embedded": {"enabled": True, "storageClass": "fast"}},
 }
-
-
-def helm(action: list[str], values: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
-    """What Helm says of the chart with these values."""
-    assert HELM
-    file = folder / "values.yaml"
-    file.write_text(yaml.safe_dump(values))
-    command = [HELM, *action, str(CHART), "--values", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
-def render(values: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
-    done = helm(["template", "try"], values, folder)
-    assert done.returncode == 0, done.stderr
-    return [document for document in yaml.safe_load_all(done.stdout) if document]
-
-
-def pods(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The pods' specifications by the name of what makes them."""
-    made = [document for document in documents if document["kind"] in ("Deployment", "Job")]
-    return {document["metadata"]["name"]: document["spec"]["template"]["spec"] for document in made}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -98,7 +78,8 @@ def test_helm_lints_the_chart(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_each_document_fits_the_schema_of_kubernetes(case: str, tmp_path: Path) -> None:
     file = tmp_path / "documents.yaml"
-    known = [document for document in render(CASES[case], tmp_path) if document["kind"] not in OPERATORS]
+    documents = render(CASES[case], tmp_path)
+    known = [document for document in documents if document["kind"] not in {*resource_schemas(), *WITHOUT_SCHEMA}]
     file.write_text(yaml.safe_dump_all(known))
     program = """if True:
         import sys, yaml, kubernetes_validate
@@ -117,22 +98,42 @@ def test_each_document_fits_the_schema_of_kubernetes(case: str, tmp_path: Path) 
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_each_document_fits_the_schema_of_the_project_whose_it_is(tmp_path: Path) -> None:
+    found = kinds(render(FULL, tmp_path))
+    for kind, schema in resource_schemas().items():
+        assert found[kind], kind
+        for document in found[kind].values():
+            jsonschema.validate(document, schema)
+    [scaled] = found["ScaledObject"].values()
+    scaled["spec"]["cooldown"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="'cooldown' was unexpected"):
+        jsonschema.validate(scaled, resource_schemas()["ScaledObject"])
+
+
+def test_the_schemas_of_other_projects_are_what_their_releases_have() -> None:
+    recorded = tomllib.loads((CRDS / "vendored.toml").read_text())["file"]
+    assert {path.name for path in CRDS.iterdir()} == {"vendored.toml", *(entry["name"] for entry in recorded)}
+    for entry in recorded:
+        assert hashlib.sha256((CRDS / entry["name"]).read_bytes()).hexdigest() == entry["sha256"]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_each_container_is_confined_and_probed(case: str, tmp_path: Path) -> None:
     for name, pod in pods(render(CASES[case], tmp_path)).items():
-        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == 10001
+        user = {"try-postgres": 999, "try-redis": 999, "try-s3": 1000}.get(name, 10001)
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == user
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert pod["automountServiceAccountToken"] is False
-        for container in pod["containers"]:
+        for container in [*pod["containers"], *pod.get("initContainers", [])]:
             assert container["securityContext"] == {
                 "readOnlyRootFilesystem": True,
                 "allowPrivilegeEscalation": False,
                 "capabilities": {"drop": ["ALL"]},
             }
             assert container["resources"]["limits"]["memory"], name
-            assert {mount["name"] for mount in container["volumeMounts"]} == {
-                volume["name"] for volume in pod["volumes"]
-            }
+        mounted = {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]}
+        assert mounted - {"data"} == {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
             assert name.endswith("-migrate") or {"startupProbe", "livenessProbe"} <= container.keys(), name
 
 
@@ -174,20 +175,21 @@ def test_a_worker_has_longer_than_its_longest_batch(tmp_path: Path) -> None:
 
 
 def test_every_part_may_be_disrupted_one_pod_at_a_time_and_is_reached_by_nobody_but_web(tmp_path: Path) -> None:
-    documents = render({"secret": "s"}, tmp_path)
-    kinds: dict[str, dict[str, Any]] = {}
-    for document in documents:
-        kinds.setdefault(document["kind"], {})[document["metadata"]["name"]] = document
-    assert kinds["PodDisruptionBudget"].keys() == kinds["Deployment"].keys() == kinds["NetworkPolicy"].keys()
-    for name, policy in kinds["NetworkPolicy"].items():
+    found = kinds(render({"secret": "s"}, tmp_path))
+    assert found["PodDisruptionBudget"].keys() == found["Deployment"].keys() == found["NetworkPolicy"].keys()
+    for name, policy in found["NetworkPolicy"].items():
         selected = policy["spec"]["podSelector"]["matchLabels"]
-        assert selected == kinds["Deployment"][name]["spec"]["selector"]["matchLabels"]
+        assert selected == found["Deployment"][name]["spec"]["selector"]["matchLabels"]
         assert ("ingress" in policy["spec"]) == (name == "try-web")
 
 
 def test_the_schema_knows_the_pipelines() -> None:
     schema = yaml.safe_load((CHART / "values.schema.json").read_text())
     assert set(schema["properties"]["workers"]["items"]["properties"]["pipeline"]["enum"]) == set(PIPELINES)
+
+
+def _without(*names: str) -> dict[str, Any]:
+    return {name: value for name, value in POOL.items() if name not in names}
 
 
 @pytest.mark.parametrize(
@@ -206,6 +208,7 @@ def test_the_schema_knows_the_pipelines() -> None:
         ({"secret": "s", "wokers": []}, "wokers"),
         ({"secret": "s", "settings": {"PRESSWORK_SECRET": "x"}}, "PRESSWORK_SECRET"),
         ({"secret": "s", "settings": {"PRESSWORK_EVENT_DAYS": 30}}, "PRESSWORK_EVENT_DAYS"),
+        ({"secret": "s", "workers": [_without("replicas")]}, "has neither replicas nor autoscaling"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(values: dict[str, Any], sentence: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from services import web
 from services.cli import __main__ as entry
 from services.cli import app as cli
 from services.core.db import database as databases
-from services.core.db import partitions, roles
+from services.core.db import partitions, roles, schema_wait
 from services.core.model.errors import Conflict, UnsuitableDatabase
 from services.core.settings import Settings
 from services.local import programs
@@ -430,6 +431,9 @@ ROLES = ("MIGRATOR", "READER", "WEB", "SCHEDULER", "WORKER")
 
 def test_the_roles_are_made_once_and_take_the_passwords_of_today(bare_postgres):
     service = SERVICES["roles"]
+    elsewhere = f"postgresql://presswork_web:a@127.0.0.1:{bare_postgres.port}/presswork"
+    with pytest.raises(UnsuitableDatabase, match="not ready within 0 s"):  # neither role nor database is there
+        schema_wait.wait(elsewhere, 0)
     assert (
         service["environment"]["PGUSER"] == postgres.SUPERUSER == SERVICES["postgres"]["environment"]["POSTGRES_USER"]
     )
@@ -453,7 +457,13 @@ def test_the_roles_are_made_once_and_take_the_passwords_of_today(bare_postgres):
     def url(role, password):
         return f"postgresql://presswork_{role}:{password}@127.0.0.1:{bare_postgres.port}/presswork"
 
+    with pytest.raises(UnsuitableDatabase, match=r"not ready within 0 s: .*run `presswork migrate`"):
+        schema_wait.wait(url("scheduler", "laterSCHEDULER"), 0)
+    waits = threading.Thread(target=schema_wait.wait, args=(url("scheduler", "laterSCHEDULER"), 60))
+    waits.start()
     databases.migrate(url("migrator", "laterMIGRATOR"))
+    waits.join(20)
+    assert not waits.is_alive()
     for role in ("web", "scheduler", "worker"):
         program = databases.Database(url(role, f"later{role.upper()}"), application="tests")
         assert databases.assert_suitable(program) == []

@@ -38,12 +38,20 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
+{{- define "presswork.secretName" -}}
+{{ if .Values.embedded.enabled }}{{ include "presswork.name" . }}-embedded{{ else }}{{ .Values.secret }}{{ end }}
+{{- end }}
+
 {{- define "presswork.secret" -}}
-valueFrom: {secretKeyRef: {name: {{ .root.Values.secret }}, key: {{ .key }}}}
+valueFrom: {secretKeyRef: {name: {{ include "presswork.secretName" .root }}, key: {{ .key }}}}
+{{- end }}
+
+{{- define "presswork.s3" -}}
+{{ if .Values.embedded.enabled }}http://{{ include "presswork.name" . }}-s3:8333{{ else }}{{ .Values.s3.endpoint }}{{ end }}
 {{- end }}
 
 {{- define "presswork.store" -}}
-- {name: AWS_ENDPOINT_URL, value: {{ .root.Values.s3.endpoint | quote }}}
+- {name: AWS_ENDPOINT_URL, value: {{ include "presswork.s3" .root | quote }}}
 - {name: AWS_REGION, value: {{ .root.Values.s3.region | quote }}}
 - {name: PRESSWORK_BUCKET, value: {{ .root.Values.s3.bucket | quote }}}
 - {name: PRESSWORK_PREFIX, value: {{ .root.Values.s3.prefix | quote }}}
@@ -59,6 +67,8 @@ valueFrom: {secretKeyRef: {name: {{ .root.Values.secret }}, key: {{ .key }}}}
 - name: REDIS_URL
   {{- include "presswork.secret" (dict "root" .root "key" (printf "%s-redis-url" .role)) | nindent 2 }}
 {{- end }}
+
+{{- define "presswork.autoscaled" -}}{{ range .Values.workers }}{{ if .autoscaling }}{{ .name }} {{ end }}{{ end }}{{- end }}
 
 {{- define "presswork.image" -}}
 image: "{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}"
