@@ -53,8 +53,8 @@ SCHEDULER = {
     "UPDATE (virtual_time)": "tenants",
     "UPDATE (next_at)": "schedules",
     "SELECT (id, tenant_id, name)": "api_keys",  # whose jobs an act is about
-    "DELETE": "render_rates storage_orphans retention_work rates failure_deltas failure_hours counter_deltas claims "
-    "workers "
+    "DELETE": "render_rates storage_orphans storage_findings retention_work rates failure_deltas failure_hours "
+    "counter_deltas claims workers "
     "idempotency leases exports "
     "export_files files upload_parts schedule_runs bulk_acts catalogue_changes catalogue_versions catalogue_entries "
     "catalogue_destinations catalogue_copies datasets dataset_shards dataset_files dataset_jobs tenant_usage_deltas "

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scheduler import metrics
-from services.core.auditing import audits
+from services.core.auditing import audits, mark
 from services.core.auditing import task as auditing
 from services.core.batches import finalization, validation
 from services.core.bulk import bulk
@@ -236,6 +236,7 @@ def background_tasks(settings: Settings, store: ImageStore, notifier: Notifier) 
         BackgroundTask(
             "audit-storage", audits.pending, lambda number, lease: auditing.run(settings, store, number, lease)
         ),
+        BackgroundTask("storage-mark", mark.pending, lambda _item, lease: mark.keep(store, lease)),
         BackgroundTask("delete-tenant", tenants.pending, lambda tenant, lease: tenant_task.run(store, tenant, lease)),
         BackgroundTask("delete-job", deletion.pending, lambda job_id, lease: deletion.run(store, job_id, lease)),
     ]

@@ -48,7 +48,7 @@ class NoStore:
 
     def drop(self, _key: str) -> None: ...
 
-    def under(self, _folder: str) -> Iterator[str]:
+    def under(self, _folder: str, _after: str = "") -> Iterator[str]:
         return iter(())
 
 

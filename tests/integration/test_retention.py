@@ -18,6 +18,7 @@ from services.core.model import ids, requests
 from services.core.model.errors import Conflict, PressworkError
 from services.core.notify import Notifier
 from services.core.policy import policies
+from services.core.queue import counters
 from services.core.retention import due, pruning, rules, task
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
@@ -267,6 +268,106 @@ def test_a_week_that_somebody_reads_is_dropped_later(stack, database):
             assert partitions.drop_partitions(connection) == 0
     with database.begin_system() as connection:
         assert partitions.drop_partitions(connection) == 3
+
+
+def test_rows_of_no_job_keep_no_week_and_a_job_that_stays_keeps_only_its_own(runner, database, store):
+    monday = datetime.now(UTC) - timedelta(weeks=6)
+    gone, kept = ids.floor(monday), ids.floor(monday + timedelta(hours=1))
+    with database.begin_system() as connection:
+        connection.execute(text("SELECT presswork_make_partitions(:day, 1)"), {"day": monday.date()})
+        a_job_of_long_ago(connection, gone)
+        deletion.delete(connection, TENANT, gone)
+    runner.run_once()
+    with database.begin_system() as connection:
+        assert connection.execute(text("SELECT drops_with_week FROM jobs")).scalar_one()
+        a_job_of_long_ago(connection, kept)  # by a program whose clock was wrong
+        assert partitions.drop_partitions(connection) == 0
+    for _ in range(2):
+        runner.run_once()
+    assert jobs(database) == {kept}  # the other's rows went one by one
+    with database.begin_system() as connection:
+        deletion.delete(connection, TENANT, kept)
+        connection.execute(
+            text("INSERT INTO images (job_id, index, segment_id, state) VALUES (:id, 0, 0, 2)"), {"id": kept + 1}
+        )
+    for _ in range(2):
+        runner.run_once()
+    with database.begin_system() as connection:
+        assert partitions.drop_partitions(connection) == 3
+
+
+def test_a_job_whose_records_go_is_not_emptied_first(runner, database, settings, store):
+    job_id = aged(database, settings, store)
+    set_rule(database, payloads=1, objects=1, records=1)
+    with database.begin_system() as connection:
+        assert due.find(connection) == 3
+    task.run(store, job_id, taken(database))
+    assert reasons(database) == [] and prompts(database, job_id) == ["a mug", "a cup"]
+    with database.begin_system() as connection:
+        kinds = connection.execute(
+            text("SELECT kind FROM events WHERE subject = :job"), {"job": f"job/{job_id}"}
+        ).scalars()
+        assert {"job.deleted"} == {kind for kind in kinds if kind.startswith(("job.deleted", "job.pay", "job.obj"))}
+
+
+def test_a_task_whose_process_stops_leaves_the_rest_for_another(runner, database, settings, store):
+    job_id = aged(database, settings, store)
+    set_rule(database, objects=1)
+    with database.begin_system() as connection:
+        due.find(connection)
+    lease = taken(database)
+    lease.stopping.set()
+    task.run(store, job_id, lease)
+    assert reasons(database) == [None]
+    lease.stopping.clear()
+    task.run(store, job_id, lease)
+    assert reasons(database) == [] and objects(database, store, job_id) == 0
+
+
+def test_objects_that_are_gone_count_no_more_in_the_tenants_bytes(runner, database, settings, store):
+    aged(database, settings, store)
+    stored = counted_again(database)
+    assert stored > 0
+    set_rule(database, objects=1)
+    work(runner)
+    assert counted_again(database) == 0
+
+
+def counted_again(database: Database) -> int:
+    with database.begin_system() as connection:
+        counters.fold(connection)
+        connection.execute(text("UPDATE tenant_usage SET counted_at = '-infinity'"))
+        counters.recount_usage(connection)
+        return int(connection.execute(text("SELECT bytes_stored FROM tenant_usage")).scalar_one())
+
+
+def test_the_look_for_what_is_due_reads_only_that(database, settings):
+    """Three thousand jobs ended lately, three thousand have nothing left to go, and ten are due."""
+    with database.begin_system() as connection:
+        connection.execute(
+            text("""INSERT INTO jobs (id, tenant_id, state, priority, total, opened_at, finished_at, payloads_erased_at)
+                    SELECT n, 1, 'completed', 1, 1, now(),
+                           now() - make_interval(days => CASE WHEN n <= 3000 THEN 1 ELSE 30 END),
+                           CASE WHEN n BETWEEN 3001 AND 6000 THEN now() END
+                    FROM generate_series(1, 6010) n""")
+        )
+    set_rule(database, payloads=7)
+    scheduler = Database(settings.database_url, application="presswork scheduler", nested_loops=True)
+    with scheduler.begin_system() as connection:
+        values = {"most": 1_000, "ahead": 0}
+        explained = text("EXPLAIN (ANALYZE, FORMAT JSON) " + due._FIND.text)
+        [plan] = connection.execute(explained, values).scalar_one()
+        assert read_rows(plan["Plan"]) < 500
+        assert connection.execute(text("SELECT count(*) FROM retention_work")).scalar_one() == 10
+    scheduler.close()
+
+
+def read_rows(plan: dict[str, Any]) -> float:
+    """How many rows of the table of jobs the plan read, those that it passed over included."""
+    below = sum(read_rows(part) for part in plan.get("Plans", ()))
+    if plan.get("Relation Name") != "jobs":
+        return below
+    return below + plan["Actual Loops"] * (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0))
 
 
 def a_job_of_long_ago(connection: Any, job_id: int) -> None:

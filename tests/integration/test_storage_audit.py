@@ -2,12 +2,13 @@
 
 import dataclasses
 import io
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import text
 
-from services.core.auditing import audits, mark, task
+from services.core.auditing import audits, mark, owners, task
 from services.core.auditing.audits import Audit
 from services.core.db.database import Database
 from services.core.db.leases import Lease
@@ -56,10 +57,12 @@ def put(store: S3Store, key: str, data: bytes = PICTURE) -> None:
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://unused", "REDIS_URL": "redis://unused"})
 
 
-def audit(database: Database, store: S3Store, share: float = 1.0, days: int = 7) -> Audit:
+def audit(
+    database: Database, store: S3Store, share: float = 1.0, days: int = 7, stopping: threading.Event | None = None
+) -> Audit:
     with database.begin_system() as connection:
         asked = audits.request(connection, share)
-    lease = Lease(database, "audit-storage/test", "scheduler-1")
+    lease = Lease(database, "audit-storage/test", "scheduler-1", stopping=stopping)
     assert lease.take()
     task.run(SETTINGS, store, asked.id, lease, orphan_days=days)
     with database.begin_system() as connection:
@@ -174,3 +177,123 @@ def test_a_run_that_died_is_continued_and_there_is_one_at_a_time(database, setti
         audits.request_due(connection, 7)
     done = audit(database, own)
     assert done.id == first.id and done.counts["records"] == 4
+
+
+def test_an_object_that_a_worker_may_adopt_yet_is_no_orphan(database, settings, own):
+    job_id = factories.submit(database, settings, [{"prompt": "a mug"}])
+    key = own.key(keys.image_name(TENANT, ids.public_job(job_id), 0, "f" * 64, "png"))
+    put(own, key)
+    assert audit(database, own).counts["orphans"] == 0
+    assert factories.claim(database) is not None
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE jobs SET state = 'failed', finished_at = now()"))
+    assert audit(database, own).counts["orphans"] == 1
+
+
+def test_a_name_with_a_number_that_no_image_has_is_foreign(database, settings, own):
+    job_id = factories.submit(database, settings, [{"prompt": "a mug"}])
+    put(own, own.key(f"00/1/{ids.public_job(job_id)}/9999999999-{'f' * 16}.png"))
+    found = audit(database, own)
+    assert (found.counts["orphans"], found.counts["foreign_objects"]) == (0, 3)  # the marker and the mark
+
+
+def test_a_prefix_that_is_anothers_by_now_is_left_alone(database, settings, own):
+    given_up = f"given-up-{ids.new()}/"
+    before = S3Store(dataclasses.replace(settings, prefix=given_up))
+    installation.claim_prefix(database, before)
+    installation.claim_prefix(database, own)  # the prefix is changed, and both are remembered
+    stray = before.key(keys.image_name(TENANT, ids.public_job(ids.new()), 0, "f" * 64, "png"))
+    put(before, stray)
+    assert audit(database, own).counts["orphans"] == 1
+    age(database)
+    put(before, before.key(installation.MARKER), b'{"installation": "another"}')
+    found = audit(database, own)
+    assert (found.counts["orphans"], found.counts["deleted"], found.refusal) == (0, 0, None)
+    assert stray in set(own.under(""))
+
+
+def test_a_prefix_within_another_is_listed_once_and_after_any_key(database, settings, own):
+    inner = S3Store(dataclasses.replace(settings, prefix=f"{own.prefix}inner/"))
+    installation.claim_prefix(database, inner)
+    installation.claim_prefix(database, own)
+    written = sorted([inner.key("b"), own.key("z"), own.key("a")])
+    for key in written:
+        put(own, key)
+    every = list(own.under(""))
+    assert len(every) == len(set(every)) and every == sorted(every)
+    assert [key for key in every if key in written] == written
+    assert list(own.under("", written[0])) == every[every.index(written[0]) + 1 :]
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was_and_counts_once(database, settings, own, monkeypatch):
+    a_job(database, settings, own, 12)
+    strays = orphans(own, 30)
+    for key in strays:
+        put(own, key)
+    monkeypatch.setattr(task, "_AT_ONCE", 10)
+    stopping = threading.Event()
+    look, looks = owners.orphans, 0
+
+    def stopped(*given):
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            stopping.set()
+        return look(*given)
+
+    monkeypatch.setattr(owners, "orphans", stopped)
+    before = audit(database, own, stopping=stopping)
+    assert (before.step, before.counts["objects"]) == ("listing", 20)
+    found = audit(database, own)
+    assert found.id == before.id
+    assert found.counts["objects"] == len([key for key in own.under("") if not key.endswith(mark.NAME)])
+    assert [found.counts[name] for name in ("orphans", "records")] == [30, 12]
+    age(database)
+    looks, stopping = -4, threading.Event()  # five thousands are listed, and of the orphans one is looked up
+    half = audit(database, own, stopping=stopping)
+    assert half.step == "orphans" and half.finished_at is None and half.counts["deleted"] == 10
+    assert audit(database, own).counts["deleted"] == 30
+    assert not strays & set(own.under(""))
+
+
+def test_what_was_found_of_a_job_goes_when_the_job_is_gone(database, own):
+    with database.begin_system() as connection:
+        connection.execute(
+            text("INSERT INTO storage_findings (job_id, index, kind, audit_id) VALUES (7, 0, 'missing', 1)")
+        )
+    audit(database, own)
+    with database.begin_system() as connection:
+        assert connection.execute(text("SELECT count(*) FROM storage_findings")).scalar_one() == 0
+
+
+def kept(database: Database, store: S3Store) -> str | None:
+    """As the scheduler does every ten minutes; returns why no orphan may be deleted."""
+    with database.begin_system() as connection:
+        [waiting] = mark.pending(connection)
+    lease = Lease(database, f"storage-mark/{waiting.id}", "scheduler-1")
+    assert lease.take()
+    mark.keep(store, lease)
+    with database.begin_system() as connection:
+        assert mark.pending(connection) == []
+        connection.execute(text("UPDATE storage_mark SET looked_at = now() - interval '11 minutes'"))
+        return mark.last_refusal(connection)
+
+
+def test_a_copy_of_the_disk_from_between_two_audits_is_seen(database, own):
+    """Also if the store was never audited: the mark is there from the first start on."""
+    assert kept(database, own) is None
+    with database.begin_system() as connection:
+        copied = connection.execute(text("SELECT epoch FROM storage_mark")).scalar_one()
+    assert kept(database, own) is None
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE storage_mark SET epoch = :epoch"), {"epoch": copied})
+    stray = orphans(own, 1).pop()
+    put(own, stray)
+    assert "was one of them restored" in str(kept(database, own))
+    for _ in range(2):
+        assert audit(database, own, days=0).counts["deleted"] == 0
+    mark.renew(database, own)
+    with database.begin_system() as connection:
+        assert mark.last_refusal(connection) is None
+    assert kept(database, own) is None
+    assert audit(database, own, days=0).counts["deleted"] == 1

@@ -15,6 +15,7 @@ from services.core.fleet import models
 from services.core.jobs import lifecycle, submissions
 from services.core.model import requests
 from services.core.model.errors import Conflict, InvalidKey, TenantSuspended
+from services.core.model.tenant_requests import TenantChanges
 from services.core.notify import Notifier
 from services.core.policy import policies
 from services.core.queue import segments
@@ -22,6 +23,7 @@ from services.core.settings import Settings
 from services.core.storage import keys
 from services.core.storage.s3 import S3Store
 from services.core.tenants import api_keys
+from services.core.tenants import tenants as every_tenant
 from tests import exporting, factories
 from tests.factories import TENANT
 from tests.integration.test_api import OTHER_ROWS
@@ -231,3 +233,55 @@ def test_only_an_administrator_of_the_first_tenant_deletes_one(api: Api, databas
     assert asked.json()["requested_by"].startswith("key/")
     assert api.http.get("/v1/jobs", headers=headers).status_code == 401
     assert api.http.get(f"{place}/deletion").json()["finished_at"] is None
+
+
+def test_a_tenant_that_is_being_deleted_gets_no_keys_and_is_not_made_active_again(other, database, settings):
+    delete(database)
+    with database.begin_system() as connection:
+        with pytest.raises(Conflict, match="nothing of it can be changed"):
+            every_tenant.change(connection, other, TenantChanges(state="active"))
+        with pytest.raises(Conflict, match="no keys"):
+            api_keys.issue_key(connection, settings.secret, other, "late")
+
+
+def test_what_was_stored_after_the_end_goes_an_hour_later(runner, other, database, store):
+    delete(database)
+    assert finish(runner).remains == {}
+    late = f"exports/{other}/export_0000000000001/part.zip"
+    store.put(late, b"a", "application/zip", {}, claim_id=1)
+    work(runner)
+    assert late in set(store.under(""))
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE tenant_deletions SET finished_at = now() - interval '61 minutes'"))
+    work(runner)
+    assert late not in set(store.under(""))
+    with database.begin_system() as connection:
+        assert tenants.pending(connection) == []
+
+
+def test_an_object_that_was_stored_while_the_rows_went_goes_before_the_end(runner, other, database, store, monkeypatch):
+    delete(database)
+    emptied = tenants.emptied
+    late = f"exports/{other}/export_0000000000001/part.zip"
+
+    def stores(*given):
+        store.put(late, b"a", "application/zip", {}, claim_id=1)
+        return emptied(*given)
+
+    monkeypatch.setattr(tenants, "emptied", stores)
+    assert finish(runner).remains == {}
+    assert late not in set(store.under(""))
+
+
+def test_one_call_deletes_no_more_rows_than_it_is_told(other, database):
+    delete(database)
+    with database.begin_system() as connection:
+        connection.execute(
+            text("""INSERT INTO views (id, tenant_id, page, name, query, created_by)
+                    SELECT n, 2, 'jobs', n, '', 'x' FROM generate_series(1, 9) n""")
+        )
+        connection.execute(
+            text("INSERT INTO tenant_usage_deltas (tenant_id, images_queued) SELECT 2, n FROM generate_series(1, 9) n")
+        )
+        call = text("SELECT presswork_delete_tenant_rows(2, ARRAY['views', 'tenant_usage_deltas'], 5)")
+        assert [connection.execute(call).scalar_one() for _ in range(5)] == [5, 5, 5, 3, 0]

@@ -33,7 +33,7 @@ WHERE finished_at IS NULL AND id <> ALL(CAST(:excluding AS bigint[]))
 """)
 _ADVANCE = statement("audits.advance")(f"""
 UPDATE storage_audits SET step = coalesce(:step, step), at_job = coalesce(:at_job, at_job),
-  {", ".join(f"{name} = {name} + :{name}" for name in COUNTS)}
+  at_key = coalesce(:at_key, at_key), {", ".join(f"{name} = {name} + :{name}" for name in COUNTS)}
 WHERE id = :id
 """)  # noqa: S608  our own text
 _END = statement("audits.end")(f"""
@@ -59,6 +59,11 @@ _OLD = statement("audits.old")("""
 SELECT object_key FROM storage_orphans WHERE first_seen_at < now() - make_interval(days => :days) LIMIT :limit
 """)
 _FORGET = statement("audits.forget")("DELETE FROM storage_orphans WHERE object_key = ANY(CAST(:keys AS text[]))")
+_GONE = statement("audits.gone")("""
+DELETE FROM storage_findings WHERE (job_id, index) IN (
+  SELECT job_id, index FROM storage_findings f WHERE NOT EXISTS (SELECT FROM jobs WHERE jobs.id = f.job_id)
+  LIMIT :limit)
+""")
 _FIND = statement("audits.find")("""
 INSERT INTO storage_findings (job_id, index, kind, audit_id)
 SELECT :job_id, index, kind, :id FROM unnest(CAST(:indexes AS integer[]), CAST(:kinds AS text[])) AS f (index, kind)
@@ -77,6 +82,7 @@ class Audit:
     share: float
     step: str
     at_job: int
+    at_key: str
     counts: dict[str, int]
     refusal: str | None
     finished_at: datetime | None
@@ -102,8 +108,8 @@ def show(connection: Connection, audit_id: int | None = None) -> Audit:
         raise NotFound("The store was not audited yet.")
     counts = {name: int(getattr(row, name)) for name in COUNTS}
     return Audit(
-        row.id, row.requested_by, row.requested_at, row.share, row.step, row.at_job, counts, row.refusal,
-        row.finished_at, row.keeps_orphans,
+        row.id, row.requested_by, row.requested_at, row.share, row.step, row.at_job, row.at_key, counts,
+        row.refusal, row.finished_at, row.keeps_orphans,
     )  # fmt: skip
 
 
@@ -113,10 +119,12 @@ def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequenc
 
 
 def advance(
-    connection: Connection, audit_id: int, *, step: str | None = None, at_job: int | None = None, **counts: int
-) -> None:
+    connection: Connection, audit_id: int, *, step: str | None = None, at_job: int | None = None,
+    at_key: str | None = None, **counts: int,
+) -> None:  # fmt: skip
+    """Notes how far the run is; the counts are added."""
     values = dict.fromkeys(COUNTS, 0) | counts
-    connection.execute(_ADVANCE, values | {"id": audit_id, "step": step, "at_job": at_job})
+    connection.execute(_ADVANCE, values | {"id": audit_id, "step": step, "at_job": at_job, "at_key": at_key})
 
 
 def end(connection: Connection, audit_id: int, refusal: str | None) -> None:
@@ -140,6 +148,11 @@ def old(connection: Connection, days: int, limit: int) -> list[str]:
 
 def forget(connection: Connection, keys: Sequence[str]) -> None:
     connection.execute(_FORGET, {"keys": list(keys)})
+
+
+def forget_gone(connection: Connection, limit: int) -> bool:
+    """Deletes what was found of jobs that are gone, up to `limit`. Whether there may be more."""
+    return connection.execute(_GONE, {"limit": limit}).rowcount == limit
 
 
 def find(connection: Connection, audit_id: int, job_id: int, found: dict[int, str]) -> None:

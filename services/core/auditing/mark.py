@@ -1,23 +1,30 @@
-"""Whether database and store belong together: the same mark stands in both, and changes with each audit.
+"""Whether database and store belong together: the same mark stands in both, and changes all the time.
 
 It holds the database server's identity, its timeline and the database's number, so that a dump that was loaded
 elsewhere and a recovery to a point in time are seen, and a counter, so that a restored copy of the disk or of the
-bucket is. While the marks differ no orphan is deleted: what looks like one may be what the restored database has
-forgotten.
+bucket is. The schedulers renew it every ten minutes, from the first start on, so a copy of the disk that is older is
+seen. While the marks differ they leave it, and no orphan is deleted: what looks like one may be what the restored
+database has forgotten.
 """
 
 import io
 import json
+import logging
+from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
 from services.core.db.database import Database
+from services.core.db.leases import Lease
 from services.core.db.statements import statement
+from services.core.db.turns import Waiting
 from services.core.model.errors import ObjectMissing
 from services.core.storage.contract import ImageStore
 from services.core.storage.installation import MARKER
 
+log = logging.getLogger(__name__)
 NAME = "presswork-audit.json"
+RENEWED_SECONDS = 600.0
 _READ = statement("mark.read")("""
 SELECT epoch, is_pending, (SELECT id::text FROM installation) AS installation,
   (SELECT system_identifier::text FROM pg_control_system()) || '/' ||
@@ -25,8 +32,39 @@ SELECT epoch, is_pending, (SELECT id::text FROM installation) AS installation,
   (SELECT oid::text FROM pg_database WHERE datname = current_database()) AS server
 FROM storage_mark
 """)
+_PREFIXES = statement("mark.prefixes")("SELECT id::text AS installation, prefixes FROM installation")
 _RAISE = statement("mark.raise")("UPDATE storage_mark SET epoch = greatest(epoch, :theirs) + 1, is_pending = true")
-_WRITTEN = statement("mark.written")("UPDATE storage_mark SET is_pending = false")
+_WRITTEN = statement("mark.written")("UPDATE storage_mark SET is_pending = false, refusal = NULL")
+_PENDING = statement("mark.pending")("""
+SELECT 1 AS id, (SELECT min(tenants.id) FROM tenants) AS tenant_id FROM storage_mark
+WHERE (looked_at IS NULL OR looked_at NOT BETWEEN now() - make_interval(secs => :seconds) AND now())
+  AND 1 <> ALL(CAST(:excluding AS bigint[]))
+""")
+_LOOKED = statement("mark.looked")("UPDATE storage_mark SET looked_at = now(), refusal = :refusal")
+_REFUSAL = statement("mark.last_refusal")("SELECT refusal FROM storage_mark")
+
+
+def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:  # noqa: ARG001
+    """The mark, if it was not looked at for ten minutes."""
+    rows = connection.execute(_PENDING, {"excluding": list(excluding), "seconds": RENEWED_SECONDS})
+    return [Waiting(row.id, row.tenant_id) for row in rows]
+
+
+def keep(store: ImageStore, lease: Lease) -> None:
+    """Renews the mark, unless database and store do not belong together: then that is noted."""
+    found = refusal(lease.database, store)
+    if found is None:
+        renew(lease.database, store)
+    else:
+        log.warning("no object is deleted: a restore is to be accepted", extra={"reason": found})
+    with lease.begin() as connection:
+        connection.execute(_LOOKED, {"refusal": found})
+
+
+def last_refusal(connection: Connection) -> str | None:
+    """Why no object would be deleted, when that was last looked at."""
+    found = connection.execute(_REFUSAL).scalar_one()
+    return None if found is None else str(found)
 
 
 def refusal(database: Database, store: ImageStore) -> str | None:
@@ -43,6 +81,16 @@ def refusal(database: Database, store: ImageStore) -> str | None:
     if theirs.get("epoch") == epoch or (is_pending and theirs.get("epoch") == epoch - 1):
         return None
     return "the marks of database and store differ: was one of them restored?"
+
+
+def own_prefixes(database: Database, store: ImageStore) -> set[str]:
+    """The prefix of this installation, and those that it had before whose marker names it still: another may have been
+    given up, and be another's by now."""
+    with database.begin_system() as connection:
+        row = connection.execute(_PREFIXES).one()
+    before = {prefix for prefix in row.prefixes
+              if _content(store, prefix + MARKER).get("installation") == row.installation}  # fmt: skip
+    return {store.key(""), *before}
 
 
 def renew(database: Database, store: ImageStore) -> None:
@@ -63,8 +111,12 @@ def _ours(connection: Connection) -> tuple[int, bool, str, str]:
 
 
 def _read(store: ImageStore, name: str) -> dict[str, object]:
+    return _content(store, store.key(name))
+
+
+def _content(store: ImageStore, key: str) -> dict[str, object]:
     try:
-        found = json.loads(store.read(store.key(name)))
+        found = json.loads(store.read(key))
     except ObjectMissing:
         return {}
     except ValueError:

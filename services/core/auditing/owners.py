@@ -11,6 +11,7 @@ from services.core.model import ids
 from services.core.model.errors import NotFound
 
 _ID = "[0-9a-hjkmnp-tv-z]{13}"
+MAX_INDEX = 2**31 - 1
 _IMAGE = re.compile(rf"[0-9a-f]{{2}}/[0-9]+/job_({_ID})/([0-9]{{8,10}})-[0-9a-f]{{16}}[^/]*\.(?:png|jpe?g|webp)")
 _SHARD = re.compile(rf"[0-9a-f]{{2}}/[0-9]+/job_({_ID})/([0-9]{{8,10}})-[0-9]+(?:-[0-9]+)?\.tar")
 _FOLDERS = (  # what must exist for anything below it to belong to it
@@ -22,10 +23,12 @@ _FOLDERS = (  # what must exist for anything below it to belong to it
     ("exports", re.compile(rf"exports/[0-9]+/export_({_ID})/.+")),
     ("datasets", re.compile(rf"datasets/[0-9]+/[a-z]+_({_ID})/.+")),
 )
+# Of a job that has not ended, a worker may still adopt an object that another left, and record it.
 _IMAGES = statement("owners.images")("""
 SELECT object_key FROM unnest(CAST(:keys AS text[]), CAST(:jobs AS bigint[]), CAST(:indexes AS integer[]))
   AS listed (object_key, job_id, index)
-WHERE NOT EXISTS (SELECT FROM results r WHERE r.job_id = listed.job_id AND r.index = listed.index
+WHERE NOT EXISTS (SELECT FROM jobs WHERE jobs.id = listed.job_id AND jobs.finished_at IS NULL)
+  AND NOT EXISTS (SELECT FROM results r WHERE r.job_id = listed.job_id AND r.index = listed.index
                   AND r.object_key = listed.object_key)
 """)
 # All images of a shard become visible at once, and its name says which is the first.
@@ -61,10 +64,10 @@ def orphans(connection: Connection, keys: Sequence[str], prefixes: Iterable[str]
     known = sorted(prefixes, key=len, reverse=True)
     for key in keys:
         name = next((key.removeprefix(prefix) for prefix in known if key.startswith(prefix)), None)
-        if name is not None and (found := _IMAGE.fullmatch(name)) and (job := _number(found[1])) is not None:
-            images.append((key, job, int(found[2])))
-        elif name is not None and (found := _SHARD.fullmatch(name)) and (job := _number(found[1])) is not None:
-            shards.append((key, job, int(found[2])))
+        if name is not None and (found := _image(_IMAGE, name)) is not None:
+            images.append((key, *found))
+        elif name is not None and (found := _image(_SHARD, name)) is not None:
+            shards.append((key, *found))
         elif name is None or (owner := _owner(name)) is None:
             foreign += 1
         else:
@@ -77,6 +80,14 @@ def orphans(connection: Connection, keys: Sequence[str], prefixes: Iterable[str]
         rows = connection.execute(_GONE[table], {"keys": [i[0] for i in listed], "ids": [i[1] for i in listed]})
         lost += rows.scalars()
     return Sorted(lost, foreign)
+
+
+def _image(pattern: re.Pattern[str], name: str) -> tuple[int, int] | None:
+    """The job and index of an image, or of the first image of a shard."""
+    found = pattern.fullmatch(name)
+    if found is None or (job := _number(found[1])) is None or int(found[2]) > MAX_INDEX:
+        return None
+    return job, int(found[2])
 
 
 def _owner(name: str) -> tuple[str, int] | None:

@@ -3,12 +3,14 @@
 1. Of each finished job the bucket is listed and compared with its images; a share of them is read and compared with
 its sha256. 2. The whole bucket is listed, and what no record names is noted. 3. What is missing or damaged is drawn
 again, with the same seeds, in a job that is linked to the old one. 4. What has been an orphan for `ORPHAN_DAYS` is
-looked up once more and deleted, if `mark` sees no restore. After a crash the records go on at the next job, and a
-step that was begun is begun again.
+looked up once more and deleted, if `mark` sees no restore. After a crash the records go on at the next job, and the
+listing at the next thousand keys. What is counted is counted once.
 """
 
 import hashlib
 import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from services.core.auditing import audits, mark, owners
 from services.core.auditing.audits import Audit
@@ -24,8 +26,13 @@ from services.core.settings import Settings
 from services.core.storage import keys, members
 from services.core.storage.contract import ImageStore
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 ORPHAN_DAYS = 7
 _AT_ONCE = 1_000
+_DROPPED_AT_ONCE = 100
+_THREADS = 8
 _NEXT_JOB = statement("task.next_job")("""
 SELECT id, tenant_id, total FROM jobs
 WHERE id > :after AND finished_at IS NOT NULL AND deleted_at IS NULL AND objects_deleted_at IS NULL ORDER BY id LIMIT 1
@@ -40,7 +47,8 @@ SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND deleted_at IS NULL AND ob
 """)
 _WAITING = statement("task.waiting")("""
 SELECT DISTINCT f.job_id, j.tenant_id, j.priority FROM storage_findings f JOIN jobs j ON j.id = f.job_id
-WHERE f.requeued_as IS NULL AND j.deleted_at IS NULL AND f.job_id > :after ORDER BY f.job_id LIMIT 1
+WHERE f.requeued_as IS NULL AND j.deleted_at IS NULL AND j.objects_deleted_at IS NULL AND f.job_id > :after
+ORDER BY f.job_id LIMIT 1
 """)
 _SEEDS = statement("task.seeds")(f"""
 SELECT i.index AS place, p.index AS first, p.seed FROM (
@@ -50,48 +58,39 @@ SELECT i.index AS place, p.index AS first, p.seed FROM (
 _REQUEUED = statement("task.requeued")("""
 UPDATE storage_findings SET requeued_as = :child WHERE job_id = :job_id AND index = ANY(CAST(:indexes AS integer[]))
 """)
-_PREFIXES = statement("task.prefixes")("SELECT prefixes FROM installation")
 
 
 def run(settings: Settings, store: ImageStore, audit_id: int, lease: Lease, *, orphan_days: int = ORPHAN_DAYS) -> None:
-    """Does the whole run, or what is left of it."""
-    with lease.begin() as connection:
-        audit = audits.show(connection, audit_id)
-    if audit.step == "records" and _check_records(store, audit, lease):
-        _next(lease, audit, "listing")
-    with lease.begin() as connection:
-        audit = audits.show(connection, audit_id)
-    if audit.step == "listing":
-        _list_bucket(store, audit, lease)
-    if not lease.stopping.is_set():
-        _requeue(settings, audit, lease)
-        refusal = _delete_orphans(store, audit, lease, orphan_days)
+    """Does the whole run, or what is left of it. When the process is to stop, it ends early and is run again."""
+    steps: dict[str, Callable[[Audit], bool]] = {  # each returns whether it is complete, and notes the next step
+        "records": lambda audit: _check_records(store, audit, lease),
+        "listing": lambda audit: _list_bucket(store, audit, lease),
+        "requeue": lambda audit: _requeue(settings, audit, lease),
+        "orphans": lambda audit: _delete_orphans(store, audit, lease, orphan_days),
+    }
+    while True:
         with lease.begin() as connection:
-            audits.end(connection, audit_id, refusal)
-
-
-def _next(lease: Lease, audit: Audit, step: str) -> None:
-    with lease.begin() as connection:
-        audits.advance(connection, audit.id, step=step)
+            audit = audits.show(connection, audit_id)
+        if audit.step == "done" or not steps[audit.step](audit):
+            return
 
 
 def _check_records(store: ImageStore, audit: Audit, lease: Lease) -> bool:
     after = audit.at_job
-    while not lease.stopping.is_set():
+    while True:
         with lease.begin() as connection:
             job = connection.execute(_NEXT_JOB, {"after": after}).one_or_none()
-        if job is None:
-            return True
+            if job is None:
+                audits.advance(connection, audit.id, step="listing")
+                return True
         after = job.id
-        _check_job(store, audit, job.id, job.tenant_id, job.total, lease)
-    return False
+        if not _check_job(store, audit, job.id, job.tenant_id, job.total, lease):
+            return False
 
 
-def _check_job(store: ImageStore, audit: Audit, job_id: int, tenant_id: int, total: int, lease: Lease) -> None:
-    there: set[int] = set()
-    for folder in keys.image_folders(tenant_id, ids.public_job(job_id), total):
-        there.update(map(hash, store.under(folder)))
-        lease.keep()
+def _check_job(store: ImageStore, audit: Audit, job_id: int, tenant_id: int, total: int, lease: Lease) -> bool:
+    """Whether all images of the job were looked at; if the process is to stop, nothing of it is noted."""
+    there = _listed(store, keys.image_folders(tenant_id, ids.public_job(job_id), total), lease)
     with lease.begin() as connection:
         known = set(connection.execute(_KNOWN, {"job_id": job_id}).scalars())
     found: dict[int, str] = {}
@@ -113,6 +112,8 @@ def _check_job(store: ImageStore, audit: Audit, job_id: int, tenant_id: int, tot
             ):  # moved since the listing, or under a prefix that is not listed
                 is_sampled = True
             if is_sampled:
+                if lease.stopping.is_set():
+                    return False
                 sampled += 1
                 if (kind := _state(store, row.object_key, bytes(row.sha256))) is not None:
                     found[row.place] = kind
@@ -127,6 +128,18 @@ def _check_job(store: ImageStore, audit: Audit, job_id: int, tenant_id: int, tot
             connection, audit.id, at_job=job_id, records=records, sampled=sampled,
             missing=kinds.count("missing"), damaged=kinds.count("damaged"),
         )  # fmt: skip
+    return not lease.stopping.is_set()
+
+
+def _listed(store: ImageStore, folders: list[str], lease: Lease) -> set[int]:
+    """The hashes of the keys that are there."""
+    there: set[int] = set()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for first in range(0, len(folders), _THREADS):
+            for found in pool.map(lambda folder: set(map(hash, store.under(folder))), folders[first:][:_THREADS]):
+                there |= found
+            lease.keep()
+    return there
 
 
 def _state(store: ImageStore, key: str, sha256: bytes) -> str | None:
@@ -139,9 +152,8 @@ def _state(store: ImageStore, key: str, sha256: bytes) -> str | None:
     return None if digest.digest() == sha256 else "damaged"
 
 
-def _list_bucket(store: ImageStore, audit: Audit, lease: Lease) -> None:
-    with lease.begin() as connection:
-        prefixes = {*connection.execute(_PREFIXES).scalar_one(), store.key("")}
+def _list_bucket(store: ImageStore, audit: Audit, lease: Lease) -> bool:
+    prefixes = mark.own_prefixes(lease.database, store)
     batch: list[str] = []
 
     def note() -> None:
@@ -149,27 +161,37 @@ def _list_bucket(store: ImageStore, audit: Audit, lease: Lease) -> None:
             found = owners.orphans(connection, batch, prefixes)
             audits.see(connection, audit.id, found.orphans)
             audits.advance(
-                connection, audit.id, objects=len(batch), orphans=len(found.orphans), foreign_objects=found.foreign
-            )
+                connection, audit.id, at_key=batch[-1], objects=len(batch), orphans=len(found.orphans),
+                foreign_objects=found.foreign,
+            )  # fmt: skip
         batch.clear()
 
-    for key in store.under(""):
+    for key in store.under("", audit.at_key):
         batch.append(key)
         if len(batch) == _AT_ONCE:
             note()
-    note()
+            if lease.stopping.is_set():
+                return False
+    if batch:
+        note()
     with lease.begin() as connection:
         audits.forget_unseen(connection, audit.id)
         audits.advance(connection, audit.id, step="requeue")
+    return True
 
 
-def _requeue(settings: Settings, audit: Audit, lease: Lease) -> None:
+def _requeue(settings: Settings, audit: Audit, lease: Lease) -> bool:
+    more = True
+    while more:
+        with lease.begin() as connection:
+            more = audits.forget_gone(connection, _AT_ONCE)
     after = 0
-    while True:
+    while not lease.stopping.is_set():
         with lease.begin() as connection:
             job = connection.execute(_WAITING, {"after": after}).one_or_none()
             if job is None:
-                return
+                audits.advance(connection, audit.id, step="orphans")
+                return True
             rows = connection.execute(_SEEDS, {"job_id": job.job_id, "limit": _AT_ONCE}).all()
         wanted = [reseeding.Reseeded(row.place, image_seed(row.seed, row.place - row.first)) for row in rows]
         child = ids.new()
@@ -184,25 +206,28 @@ def _requeue(settings: Settings, audit: Audit, lease: Lease) -> None:
                 audits.advance(connection, audit.id, requeued=len(wanted))
         except (Conflict, NotAdmitted, NotFound):  # its prompts are erased, it was deleted, a quota: it stays found
             after = job.job_id
+    return False
 
 
-def _delete_orphans(store: ImageStore, audit: Audit, lease: Lease, days: int) -> str | None:
+def _delete_orphans(store: ImageStore, audit: Audit, lease: Lease, days: int) -> bool:
     refusal = mark.refusal(lease.database, store)
-    if refusal is not None or audit.keeps_orphans:
-        return refusal
-    with lease.begin() as connection:
-        prefixes = {*connection.execute(_PREFIXES).scalar_one(), store.key("")}
-    while not lease.stopping.is_set():
+    prefixes = mark.own_prefixes(lease.database, store)
+    while refusal is None and not audit.keeps_orphans:
+        if lease.stopping.is_set():
+            return False
         with lease.begin() as connection:
             old = audits.old(connection, days, _AT_ONCE)
             lost = owners.orphans(connection, old, prefixes).orphans if old else []
         if not old:
+            mark.renew(lease.database, store)
             break
-        for key in lost:
-            store.drop(key)
+        for first in range(0, len(lost), _DROPPED_AT_ONCE):
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(store.drop, lost[first:][:_DROPPED_AT_ONCE]))
             lease.keep()
         with lease.begin() as connection:
             audits.forget(connection, old)
             audits.advance(connection, audit.id, deleted=len(lost))
-    mark.renew(lease.database, store)
-    return None
+    with lease.begin() as connection:
+        audits.end(connection, audit.id, refusal)
+    return True

@@ -251,6 +251,19 @@ jobs = Table(
         "finished_at",
         postgresql_where=text("finished_at IS NOT NULL AND deleted_at IS NULL"),
     ),
+    *(
+        Index(
+            f"jobs_with_{what}",
+            "tenant_id",
+            "finished_at",
+            postgresql_where=text(f"finished_at IS NOT NULL AND deleted_at IS NULL AND {there}"),
+        )
+        for what, there in (
+            ("payloads", "payloads_erased_at IS NULL"),
+            ("objects", "objects_deleted_at IS NULL"),
+            ("own_retention", "retention IS NOT NULL"),
+        )
+    ),
     Index("jobs_state", "state", "tenant_id", "id"),
     Index("jobs_batches", "tenant_id", "id", postgresql_where=text("input_file_id IS NOT NULL")),
 )
@@ -1257,7 +1270,9 @@ tenant_deletions = Table(  # it outlives the tenant: no foreign key
     Column("emptied_at", Moment),  # when only its keys and events were left
     Column("finished_at", Moment),
     Column("remains", JSONB),  # rows by table; empty: nothing
+    Column("swept_at", Moment),  # when its folders were looked at once more
     Index("tenant_deletions_open", "tenant_id", postgresql_where=text("finished_at IS NULL")),
+    Index("tenant_deletions_unswept", "finished_at", postgresql_where=text("swept_at IS NULL")),
 )
 
 storage_mark = Table(  # one row: whether database and store belong together; an object of the store says the same
@@ -1266,6 +1281,8 @@ storage_mark = Table(  # one row: whether database and store belong together; an
     Column("singleton", Boolean, primary_key=True, server_default=text("true")),
     Column("epoch", BigInteger, nullable=False, server_default=zero),
     Column("is_pending", Boolean, nullable=False, server_default=text("false")),
+    Column("looked_at", Moment),
+    Column("refusal", Text),  # why no orphan may be deleted, as was last seen
     CheckConstraint("singleton", name="storage_mark_singleton"),
 )
 

@@ -1,8 +1,10 @@
-"""The background task that deletes a tenant: what makes work for it, its jobs, its objects, and then every other row.
+"""The background task that deletes a tenant: what makes work for it, its jobs, every other row, and then its objects.
 
 Which tables hold rows of a tenant is read from the database's catalogue, so a new table is covered. What a
 transaction that was under way adds is found by the next round; the tenant's own row goes last, and from then on the
-database refuses any row that would belong to it. Whoever continues after a crash begins the same rounds again.
+database refuses any row that would belong to it. Whoever continues after a crash begins the same rounds again. An
+export or an upload that was under way may store an object even later: an hour after the end the folders are looked at
+once more.
 """
 
 import time
@@ -44,17 +46,21 @@ def run(store: ImageStore, tenant_id: int, lease: Lease) -> None:
     """Deletes the tenant, or as much of it as a time slice allows. Call it again while it is pending."""
     until = time.monotonic() + SLICE_SECONDS
     with lease.begin() as connection:
+        is_gone = tenants.is_gone(connection, tenant_id)
         tables = list(connection.execute(_TABLES).scalars())
+    if is_gone:
+        if _drop_objects(store, tenant_id, lease, until):
+            with lease.begin() as connection:
+                tenants.swept(connection, tenant_id)
+        return
     if not _delete_rows(tenant_id, [name for name in tables if name not in _LATER], lease, until):
         return
     if not _delete_jobs(tenant_id, lease, until):
         lease.stopping.wait(_PAUSE_SECONDS)
         return
-    if not _drop_objects(store, tenant_id, lease, until):
-        return
     with lease.begin() as connection:
         tenants.emptied(connection, tenant_id)
-    if not _delete_rows(tenant_id, tables, lease, until):
+    if not _delete_rows(tenant_id, tables, lease, until) or not _drop_objects(store, tenant_id, lease, until):
         return
     with lease.begin() as connection:
         left = connection.execute(_LEFT, {"tenant_id": tenant_id}).scalar_one()
@@ -114,7 +120,7 @@ def _drop_objects(store: ImageStore, tenant_id: int, lease: Lease, until: float)
             list(pool.map(store.drop, some))
             with lease.begin() as connection:
                 tenants.add(connection, tenant_id, objects=len(some))
-            if time.monotonic() > until + SLICE_SECONDS:
+            if lease.stopping.is_set() or time.monotonic() > until + SLICE_SECONDS:
                 return False
     return True
 

@@ -19,6 +19,7 @@ from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
 
 PREFIX = "tenant_"
+SWEPT_SECONDS = 3600.0  # after its end the folders are looked at once more: a task may have been storing
 _FIRST = "(SELECT min(id) FROM tenants WHERE operator)"
 _FIND = statement("tenants.find")(f"""
 SELECT id, name, id = {_FIRST} AS is_first FROM tenants WHERE id = :id OR name = :name
@@ -44,10 +45,15 @@ FROM tenant_deletions d WHERE d.tenant_id = :id OR d.name = :name ORDER BY d.id 
 """)
 _PENDING = statement("tenants.pending")("""
 SELECT tenant_id AS id FROM tenant_deletions
-WHERE finished_at IS NULL AND tenant_id <> ALL(CAST(:excluding AS integer[]))
+WHERE (finished_at IS NULL OR swept_at IS NULL AND finished_at < now() - make_interval(secs => :sweep))
+  AND tenant_id <> ALL(CAST(:excluding AS integer[]))
   AND tenant_id <> ALL(CAST(:busy AS integer[]))
 ORDER BY random() LIMIT 10
 """)
+_IS_GONE = statement("tenants.is_gone")("""
+SELECT EXISTS (SELECT FROM tenant_deletions WHERE tenant_id = :tenant_id AND finished_at IS NOT NULL)
+""")
+_SWEPT = statement("tenants.swept")("UPDATE tenant_deletions SET swept_at = now() WHERE tenant_id = :tenant_id")
 _ADD = statement("tenants.add")("""
 UPDATE tenant_deletions SET images = images + :images, objects = objects + :objects, rows = rows + :rows
 WHERE tenant_id = :tenant_id
@@ -126,8 +132,9 @@ def show(connection: Connection, asked: str) -> Deletion:
 
 
 def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequence[int] = ()) -> list[Waiting]:
-    """Tenants of which something is left."""
-    rows = connection.execute(_PENDING, {"excluding": list(excluding), "busy": list(busy)})
+    """Tenants of which something is left, and those that are gone for an hour, whose folders are looked at again."""
+    values = {"excluding": list(excluding), "busy": list(busy), "sweep": SWEPT_SECONDS}
+    rows = connection.execute(_PENDING, values)
     return [Waiting(row.id, row.id) for row in rows]
 
 
@@ -140,6 +147,15 @@ def emptied(connection: Connection, tenant_id: int) -> None:
     """Only its keys and events are left. The event of that is newer than any of the tenant's own, of which the
     newest numbered one would stay: so it is logged again if something came after it."""
     connection.execute(_EMPTIED, {"tenant_id": tenant_id})
+
+
+def is_gone(connection: Connection, tenant_id: int) -> bool:
+    return bool(connection.execute(_IS_GONE, {"tenant_id": tenant_id}).scalar_one())
+
+
+def swept(connection: Connection, tenant_id: int) -> None:
+    """Its folders were looked at once more."""
+    connection.execute(_SWEPT, {"tenant_id": tenant_id})
 
 
 def finish(connection: Connection, tenant_id: int, remains: dict[str, int]) -> None:

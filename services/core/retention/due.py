@@ -14,20 +14,29 @@ from services.core.retention import rules
 LOOK_AGAIN_SECONDS = 600.0  # what is held is looked at again after so long
 _FOUND_AT_ONCE = 1_000
 _IS_THERE = {"payloads": "j.payloads_erased_at IS NULL", "objects": "j.objects_deleted_at IS NULL", "records": "true"}
+_WHOSE = {  # whose days a job keeps that kind: its tenant's, or those that its submission gave
+    "tenant": ("r.{column}", "retention_rules r", "r.tenant_id = t.id", "(j.retention IS NULL OR NOT {own})"),
+    "own": ("(j.retention->>'{kind}')::integer", "(VALUES (0)) r", "true", "j.retention IS NOT NULL AND {own}"),
+}
 
 
-def _due(kind: str) -> str:
-    """A job that keeps nothing longer than its records loses everything at once, so these come alone."""
+def _due(kind: str, whose: str) -> str:
+    """Jobs of the tenant `t` that are due. An index by the moment of the end, of the jobs that have that kind still,
+    finds them without those that are not. OFFSET 0: the rule is read first."""
+    days, rule, of_tenant, which = (
+        part.format(kind=kind, column=rules.COLUMN[kind], own=f"j.retention ? '{kind}'") for part in _WHOSE[whose]
+    )
     return f"""
-SELECT j.id, j.tenant_id, '{kind}' AS kind, j.finished_at + make_interval(days => {rules.days(kind)}) AS due_at
-FROM jobs j LEFT JOIN retention_rules r ON r.tenant_id = j.tenant_id
-WHERE j.tenant_id = t.id AND j.finished_at IS NOT NULL AND j.deleted_at IS NULL AND {_IS_THERE[kind]}
-  AND (j.retention IS NOT NULL OR r.tenant_id IS NOT NULL)
-  AND j.finished_at + make_interval(days => {rules.days(kind)}) < now() + make_interval(days => :ahead)
+SELECT due.* FROM {rule} CROSS JOIN LATERAL (
+  SELECT j.id, j.tenant_id, '{kind}' AS kind, j.finished_at + make_interval(days => {days}) AS due_at FROM jobs j
+  WHERE j.tenant_id = t.id AND j.finished_at IS NOT NULL AND j.deleted_at IS NULL AND {_IS_THERE[kind]} AND {which}
+    AND j.finished_at < now() + make_interval(days => :ahead) - make_interval(days => {days})
+  OFFSET 0
+) due WHERE {of_tenant}
 """  # noqa: S608  our own text
 
 
-_ALL = " UNION ALL ".join(f"({_due(kind)})" for kind in rules.KINDS)
+_ALL = " UNION ALL ".join(f"({_due(kind, whose)})" for kind in rules.KINDS for whose in _WHOSE)
 _FIND = statement("due.find")(f"""
 INSERT INTO retention_work (job_id, tenant_id, kind)
 SELECT due.id, due.tenant_id, due.kind FROM tenants t CROSS JOIN LATERAL (
@@ -55,6 +64,7 @@ UPDATE retention_work SET look_again_at = now() + make_interval(secs => :seconds
 WHERE job_id = :job_id AND kind = :kind
 """)
 _DONE = statement("due.done")("DELETE FROM retention_work WHERE job_id = :job_id AND kind = :kind")
+_FORGET = statement("due.forget")("DELETE FROM retention_work WHERE job_id = :job_id")
 _STALE = statement("due.stale")("""
 DELETE FROM retention_work w USING jobs WHERE w.job_id = :job_id AND jobs.id = w.job_id AND deleted_at IS NOT NULL
 """)
@@ -114,6 +124,11 @@ def hold(connection: Connection, job_id: int, kind: str, reason: str) -> None:
 
 def done(connection: Connection, job_id: int, kind: str) -> None:
     connection.execute(_DONE, {"job_id": job_id, "kind": kind})
+
+
+def forget(connection: Connection, job_id: int) -> None:
+    """Nothing more is to go of the job: it is deleted."""
+    connection.execute(_FORGET, {"job_id": job_id})
 
 
 def shown(connection: Connection, tenant_id: int, *, ahead_days: int = 0, limit: int = 1_000) -> list[Due]:

@@ -15,7 +15,7 @@ from services.core.model.errors import PressworkError
 
 KINDS = ("payloads", "objects", "records")  # what is erased first, as a rule, comes first
 MOST_DAYS = 36_500
-_COLUMN = {"payloads": "payload_days", "objects": "object_days", "records": "record_days"}
+COLUMN = {"payloads": "payload_days", "objects": "object_days", "records": "record_days"}
 _READ = statement("rules.read")("""
 SELECT payload_days, object_days, record_days, updated_at FROM retention_rules WHERE tenant_id = :tenant_id
 """)
@@ -72,4 +72,4 @@ def change(connection: Connection, tenant_id: int, changes: dict[str, int | None
 
 def days(kind: str) -> str:
     """How many days a job `j` keeps that kind, in SQL, with its tenant's rule as `r`; null: for ever."""
-    return f"CASE WHEN j.retention ? '{kind}' THEN (j.retention->>'{kind}')::integer ELSE r.{_COLUMN[kind]} END"
+    return f"CASE WHEN j.retention ? '{kind}' THEN (j.retention->>'{kind}')::integer ELSE r.{COLUMN[kind]} END"

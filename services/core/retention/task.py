@@ -34,16 +34,18 @@ SELECT index AS place, object_key FROM results WHERE job_id = :job_id AND index 
 
 
 def run(store: ImageStore, job_id: int, lease: Lease) -> None:
-    """Does what is due of the job. Call it again while the job is pending."""
+    """Does what is due of the job. Call it again while the job is pending. If the process is to stop, it ends early."""
     with lease.begin() as connection:
         todo = due.work(connection, job_id)
-    for work in todo:
+    records = [work for work in todo if work.kind == "records" and work.is_due]
+    for work in [*records, *(work for work in todo if work not in records)]:
         if not work.is_due:  # the rule has changed
             with lease.begin() as connection:
                 due.done(connection, job_id, work.kind)
             continue
         try:
-            _DO[work.kind](store, job_id, work, lease)
+            if not _DO[work.kind](store, job_id, work, lease):
+                return
         except Conflict as held:
             with lease.begin() as connection:
                 due.hold(connection, job_id, work.kind, str(held))
@@ -51,7 +53,7 @@ def run(store: ImageStore, job_id: int, lease: Lease) -> None:
             return
 
 
-def _erase_payloads(_store: ImageStore, job_id: int, work: Work, lease: Lease) -> None:
+def _erase_payloads(_store: ImageStore, job_id: int, work: Work, lease: Lease) -> bool:
     with lease.begin() as connection:
         deletion.check(connection, work.tenant_id, job_id)
         job_states.erase_payloads(connection, job_id)
@@ -61,11 +63,14 @@ def _erase_payloads(_store: ImageStore, job_id: int, work: Work, lease: Lease) -
             began = time.monotonic()
             connection.execute(_ERASE, {"job_id": job_id, "first": first, "past": first + IMAGES_AT_ONCE})
         pause(lease, time.monotonic() - began)
+        if lease.stopping.is_set():
+            return False
     with lease.begin() as connection:
         due.done(connection, job_id, work.kind)
+    return True
 
 
-def _delete_objects(store: ImageStore, job_id: int, work: Work, lease: Lease) -> None:
+def _delete_objects(store: ImageStore, job_id: int, work: Work, lease: Lease) -> bool:
     with lease.begin() as connection:
         deletion.check(connection, work.tenant_id, job_id)
         if job_states.delete_objects(connection, job_id):
@@ -81,16 +86,21 @@ def _delete_objects(store: ImageStore, job_id: int, work: Work, lease: Lease) ->
         while rows := _keys(lease, job_id, after):
             drop(key for _, key in rows)
             after = rows[-1][0]
+            if lease.stopping.is_set():
+                return False
         deletion_task.drop_the_rest(store, work.tenant_id, job_id, work.total, drop)
     with lease.begin() as connection:
         due.done(connection, job_id, work.kind)
+    return True
 
 
-def _delete_records(_store: ImageStore, job_id: int, work: Work, lease: Lease) -> None:
+def _delete_records(_store: ImageStore, job_id: int, work: Work, lease: Lease) -> bool:
+    """Prompts and objects go with the job, so whatever else is due of it is done, too."""
     with lease.begin() as connection:
         deletion.check(connection, work.tenant_id, job_id)
         deletion.delete(connection, work.tenant_id, job_id)
-        due.done(connection, job_id, work.kind)
+        due.forget(connection, job_id)
+    return False
 
 
 _DO = {"payloads": _erase_payloads, "objects": _delete_objects, "records": _delete_records}

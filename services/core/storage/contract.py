@@ -85,8 +85,9 @@ class ImageStore(Protocol):
         """The object's size in bytes. Raises ObjectMissing if there is none."""
         ...
 
-    def under(self, folder: str) -> Iterator[str]:
-        """The keys of this installation's objects whose names begin with `folder`, including those without a row."""
+    def under(self, folder: str, after: str = "") -> Iterator[str]:
+        """The keys of this installation's objects whose names begin with `folder`, including those without a row, each
+        once and in order; only those that come after the key `after`."""
         ...
 
     def presign(self, key: str, seconds: int, filename: str) -> str:

@@ -170,11 +170,14 @@ class S3Store:
                     raise ObjectMissing from error
                 raise
 
-    def under(self, folder: str) -> Iterator[str]:
+    def under(self, folder: str, after: str = "") -> Iterator[str]:
         pages = self._client.get_paginator("list_objects_v2")
+        starts = sorted({prefix + folder for prefix in (self.prefix, *self.earlier_prefixes)})
         with self._translated():
-            for prefix in (self.prefix, *self.earlier_prefixes):
-                for page in pages.paginate(Bucket=self.bucket, Prefix=prefix + folder):
+            for start in starts:
+                if any(start != other and start.startswith(other) for other in starts):
+                    continue  # listed with that one
+                for page in pages.paginate(Bucket=self.bucket, Prefix=start, StartAfter=after):
                     yield from (entry["Key"] for entry in page.get("Contents", ()))
 
     def mark(self, name: str, content: bytes) -> bytes:

@@ -17,15 +17,16 @@ from sqlalchemy import Connection
 from services.core.db.statements import statement
 from services.core.events import log
 from services.core.model import scopes
-from services.core.model.errors import InvalidKey, NotFound
+from services.core.model.errors import Conflict, InvalidKey, NotFound
 from services.core.model.scopes import Principal, Scope
 
 _LETTERS = string.ascii_letters + string.digits
 _NEW = statement("api_keys.new")(f"""
 WITH made AS (
   INSERT INTO api_keys (id, tenant_id, name, hmac, scopes, expires_at, created_by)
-  VALUES (:id, :tenant_id, :name, :hmac, CAST(:scopes AS text[]), now() + make_interval(secs => :expires_seconds),
-          {log.ACTOR})
+  SELECT :id, :tenant_id, :name, :hmac, CAST(:scopes AS text[]), now() + make_interval(secs => :expires_seconds),
+         {log.ACTOR}
+  WHERE NOT EXISTS (SELECT FROM tenants WHERE id = :tenant_id AND deleted_at IS NOT NULL)
   RETURNING id, tenant_id, name, scopes, expires_at
 )
 {
@@ -116,12 +117,17 @@ def issue_key(
     given: Collection[Scope] = scopes.ALL,
     expires_seconds: float | None = None,
 ) -> str:
-    """Creates a key with the scopes `given` and returns it in clear text: it cannot be shown again."""
+    """Creates a key with the scopes `given` and returns it in clear text: it cannot be shown again.
+
+    Raises:
+        Conflict: the tenant is being deleted.
+    """
     key_id = "".join(secrets.choice(_LETTERS) for _ in range(8))
     key = f"pw_{key_id}_{''.join(secrets.choice(_LETTERS) for _ in range(43))}"
     values = {"id": key_id, "tenant_id": tenant_id, "name": name, "hmac": _proof(secret, key)}
     ordered = [scope.value for scope in scopes.ALL if scope in given]
-    connection.execute(_NEW, values | {"scopes": ordered, "expires_seconds": expires_seconds})
+    if not connection.execute(_NEW, values | {"scopes": ordered, "expires_seconds": expires_seconds}).rowcount:
+        raise Conflict("The tenant is being deleted; it gets no keys any more.", "being_deleted")
     return key
 
 

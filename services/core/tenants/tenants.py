@@ -29,7 +29,7 @@ _LIST = statement("tenants.list")(f"""
 SELECT id, name, weight, state, created_at, operator, {_COLUMNS} FROM tenants
 WHERE (id = :id OR name = :name OR :every) AND (id > :after) ORDER BY id LIMIT :limit
 """)  # noqa: S608  our own text
-_LOCK = statement("tenants.lock")("SELECT FROM tenants WHERE id = :id FOR NO KEY UPDATE")
+_LOCK = statement("tenants.lock")("SELECT deleted_at FROM tenants WHERE id = :id FOR NO KEY UPDATE")
 # It begins where the busiest ones are, and owes nobody the time before it was made.
 _NEW = statement("tenants.new")(f"""
 INSERT INTO tenants (name, weight, virtual_time, {_COLUMNS})
@@ -97,8 +97,10 @@ def create(connection: Connection, asked: TenantRequest) -> Tenant:
 
 
 def change(connection: Connection, number: int, asked: TenantChanges) -> Tenant:
-    """Raises NotFound, or Conflict: the name is taken, or the operator's own tenant would be suspended."""
-    connection.execute(_LOCK, {"id": number})
+    """Raises NotFound, or Conflict: the name is taken, the operator's own tenant would be suspended, or the tenant is
+    being deleted."""
+    if connection.execute(_LOCK, {"id": number}).scalar_one_or_none() is not None:
+        raise Conflict("The tenant is being deleted; nothing of it can be changed any more.", "being_deleted")
     before = find(connection, number)
     after = {
         "name": before.name if asked.name is None else asked.name,

@@ -85,7 +85,8 @@ SELECT t.id, images.queued - d.images_queued,
        now()
 FROM tenants t
 CROSS JOIN LATERAL (
-  SELECT coalesce(sum(queued), 0) AS queued, coalesce(sum(bytes), 0) AS bytes
+  SELECT coalesce(sum(queued), 0) AS queued,
+         coalesce(sum(bytes) FILTER (WHERE jobs.objects_deleted_at IS NULL), 0) AS bytes
   FROM jobs JOIN counters ON counters.job_id = jobs.id WHERE jobs.tenant_id = t.id
 ) images
 CROSS JOIN LATERAL (
