@@ -21,7 +21,7 @@ from services.core.jobs import lifecycle
 from services.core.model.quotas import Quotas
 from services.core.model.specs import FailedImage
 from services.core.notify import Notifier
-from services.core.queue import counters, job_states, segments
+from services.core.queue import counters, job_states, rooms, segments
 from services.core.storage.s3 import S3Store
 from services.core.tenants import usage
 from tests import cataloguing, exporting, factories
@@ -501,3 +501,31 @@ def test_without_quotas_admission_is_one_read_and_takes_no_lock(api: Api) -> Non
     with api.database.begin_system() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(7209421, 1)"))
         assert api.http.post("/v1/jobs", json={"images": [{"prompt": "a"}]}).status_code == 202
+
+
+def test_a_look_reads_the_open_claims_once_for_all_tenants_and_not_at_all_without_a_quota(api: Api) -> None:
+    with api.database.begin_system() as connection:
+        connection.execute(text("INSERT INTO tenants (name) SELECT 't' || n FROM generate_series(1, 30) n"))
+        connection.execute(
+            text("""INSERT INTO claims (id, worker_id, job_ids, expires_at, images, tenant_ids, tenant_images)
+                    SELECT n, 'w', ARRAY[1], now() + interval '1 hour', 1, ARRAY[1], ARRAY[1]
+                    FROM generate_series(1, 50) n""")
+        )
+    assert claims_read(api) == 0
+    with api.database.begin_system() as connection:
+        connection.execute(text("UPDATE tenants SET max_images_in_flight = 60"))
+        rows = connection.execute(text(f"SELECT id, room FROM ({rooms.TENANTS}) t ORDER BY id")).all()
+    assert [row.room for row in rows] == [10, *[60] * 30]
+    assert claims_read(api) == 50
+
+
+def claims_read(api: Api) -> float:
+    def read(plan: dict[str, Any]) -> float:
+        own = plan["Actual Loops"] * plan["Actual Rows"] if plan.get("Relation Name") == "claims" else 0
+        return own + sum(read(part) for part in plan.get("Plans", ()))
+
+    with api.database.begin_system() as connection:
+        [plan] = connection.execute(
+            text(f"EXPLAIN (ANALYZE, FORMAT JSON) SELECT * FROM ({rooms.TENANTS}) t")
+        ).scalar_one()
+    return read(plan["Plan"])

@@ -11,10 +11,18 @@ from sqlalchemy import Connection
 from services.core.db.statements import statement
 from services.core.tenants import usage
 
-_ROOM = f"max_images_in_flight - {usage.IN_FLIGHT}"
+# MATERIALIZED: the open claims are read once for all tenants, and not at all if none has that quota.
+_HELD = """
+held AS MATERIALIZED (
+  SELECT held.tenant_id, sum(held.images) AS images FROM claims
+  CROSS JOIN LATERAL unnest(claims.tenant_ids, claims.tenant_images) AS held (tenant_id, images)
+  WHERE claims.state = 'open' GROUP BY held.tenant_id
+)"""
+_ROOM = "max_images_in_flight - coalesce((SELECT images FROM held WHERE held.tenant_id = t.id), 0)"
 # OFFSET 0: what a tenant uses is read once, and not again for each priority and each of its segments.
 TENANTS = f"""
   SELECT * FROM (
+    WITH {_HELD}
     SELECT id, virtual_time, weight, CASE WHEN max_images_in_flight IS NOT NULL THEN {_ROOM} END AS room FROM tenants t
     WHERE state = 'active'
       AND (max_device_seconds_per_day IS NULL OR max_device_seconds_per_day > {usage.SECONDS_TODAY})
@@ -30,6 +38,7 @@ WITHIN = """
 """
 _LOCK = statement("rooms.lock")("SELECT pg_advisory_xact_lock(7209422, id) FROM unnest(CAST(:ids AS integer[])) AS id")
 _ROOMS = statement("rooms.rooms")(f"""
+WITH {_HELD}
 SELECT id, greatest({_ROOM}, 0) AS room FROM tenants t WHERE id = ANY(:ids) AND max_images_in_flight IS NOT NULL
 """)  # noqa: S608  our own text
 
