@@ -166,6 +166,11 @@ def job(found: Job) -> RenderableType:
         extras.append("stored in shards")
     if extras:
         table.add_row("options", ", ".join(extras))
+    if kept := found.get("retention"):
+        table.add_row("keeps", units.kept(kept))
+    for what, given in (("prompts", found.get("payloads_erased_at")), ("images", found.get("objects_deleted_at"))):
+        if given:
+            table.add_row(f"{what} gone", f"{units.local(given)}  (by the retention rules)")
     if found["labels"]:
         table.add_row("labels", Text(labels(found)))
     if found.get("retry_of"):

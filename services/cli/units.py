@@ -1,5 +1,6 @@
 """Formats numbers, durations and times for people."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 
@@ -52,6 +53,11 @@ def size(count: int) -> str:
 def count(number: int, noun: str) -> str:
     """`1 image`, `2,000 images`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def kept(days: Mapping[str, int | None]) -> str:
+    """`payloads 30 days, records for ever`."""
+    return ", ".join(f"{kind} {'for ever' if given is None else count(given, 'day')}" for kind, given in days.items())
 
 
 def shortened(text: str, limit: int) -> str:

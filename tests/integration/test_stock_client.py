@@ -311,7 +311,7 @@ def test_a_file_that_is_gone_from_the_store_fails_its_batch_with_a_sentence(clie
     ]
 
 
-def test_output_files_expire_when_their_batch_said_so(client, scheduler, worker, api):
+def test_output_files_expire_when_their_batch_said_so(client, scheduler, worker, api, store):
     batch = start(client, [line("a", prompt="a mug")], output_expires_after={"anchor": "created_at", "seconds": 3600})
     output = client.files.retrieve(finished(client, batch.id).output_file_id)
     assert output.expires_at - output.created_at == 3600
@@ -320,6 +320,14 @@ def test_output_files_expire_when_their_batch_said_so(client, scheduler, worker,
         connection.execute(text("UPDATE files SET expires_at = now() - interval '1 s' WHERE purpose = 'batch_output'"))
     with pytest.raises(openai.NotFoundError):
         client.files.content(output.id)
+
+    def is_forgotten() -> bool:
+        with api.database.begin_system() as connection:
+            return not connection.execute(text("SELECT FROM files WHERE purpose = 'batch_output'")).all()
+
+    until(is_forgotten)  # the scheduler deletes the file, and the object with it
+    assert not [key for key in store.under("") if key.endswith("/output.jsonl")]
+    assert client.batches.retrieve(batch.id).output_file_id == output.id
 
 
 def test_what_is_out_of_time_expires_and_says_so(client, scheduler, api):

@@ -9,11 +9,14 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from services.cli import tenant_deletion
 from services.cli.app import app
 from services.core.events import numbering
 from services.core.model.scopes import Scope
+from services.core.storage.s3 import S3Store
 from services.core.tenants import api_keys
 from tests import factories
+from tests.rendering import scheduling
 from tests.web import Api
 
 
@@ -211,6 +214,36 @@ def test_the_command_makes_lists_shows_and_changes_tenants(api: Api, command: Ca
     ):
         result = command("tenants", *arguments)
         assert (result.exit_code, said in result.output.replace("\n", " ")) == (code, True), result.output
+
+
+def test_the_command_deletes_a_tenant_that_is_named_twice_and_waits_for_it(
+    api: Api, command: Callable[..., Any], store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRESSWORK_URL", api.url)
+    monkeypatch.setenv("PRESSWORK_API_KEY", api.key)
+    monkeypatch.setattr(tenant_deletion, "_LOOK_SECONDS", 0.05)
+    _, key = api.new_tenant("agency")
+    job = ask(api, key, "POST", "/v1/jobs", json={"images": [{"prompt": "a"}]}).json()["id"]
+    wrong = CliRunner().invoke(app, ["tenants", "delete", "agency"], input="agnecy\n")
+    assert wrong.exit_code == 2 and "nothing was deleted" in wrong.output
+    assert ask(api, key, "GET", f"/v1/jobs/{job}").status_code == 200
+    for arguments, code, said in (
+        (("nobody", "--yes"), 4, "There is no tenant"),
+        (("default", "--yes"), 5, "administers the others"),
+    ):
+        refusal = command("tenants", "delete", *arguments)
+        assert (refusal.exit_code, said in refusal.output.replace("\n", " ")) == (code, True), refusal.output
+    begun = command("tenants", "delete", "agency", "--yes", "--no-wait")
+    assert begun.exit_code == 0 and "agency is being deleted" in begun.output, begun.output
+    assert ask(api, key, "GET", f"/v1/jobs/{job}").status_code == 401
+    again = command("tenants", "set", "agency", "--state", "active")
+    assert again.exit_code == 5 and "being deleted" in again.output.replace("\n", " ")
+    with scheduling(api.settings, store):
+        done = command("tenants", "delete", "agency", "--yes", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["tenant"], found["images"], found["remains"]) == ("agency", 1, {})
+    assert "agency" not in command("tenants", "list").stdout
 
 
 def test_of_the_lanes_only_the_operators_administrators_see_every_tenants(api: Api) -> None:

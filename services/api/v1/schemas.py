@@ -43,7 +43,9 @@ class Job(BaseModel):
     accelerators were at its images. `warnings` say what is allowed and hardly meant and, of a job that is asked for
     alone, what of it nobody can render. `eta_seconds` is how long the rest takes, `eta_low_seconds` and
     `eta_high_seconds` its bounds; null: not known. A job that has not finished at `expires_at` is stopped, and
-    `stop_reason` says so."""
+    `stop_reason` says so. `retention` are the days by kind that its submission gave, null: for ever; a kind that it
+    does not name follows the tenant's rule. `payloads_erased_at` and `objects_deleted_at`: since when its prompts, or
+    its images, are gone."""
 
     id: str
     object: Literal["job"] = "job"
@@ -67,6 +69,9 @@ class Job(BaseModel):
     finished_at: Moment | None
     expires_at: Moment | None
     stop_reason: str | None
+    retention: dict[str, int | None] | None
+    payloads_erased_at: Moment | None
+    objects_deleted_at: Moment | None
     rate: float
     eta_seconds: float | None
     eta_low_seconds: float | None
@@ -210,6 +215,9 @@ def job(view: JobView) -> Job:
         finished_at=view.finished_at,
         expires_at=view.expires_at,
         stop_reason=view.stop_reason,
+        retention=view.retention,
+        payloads_erased_at=view.payloads_erased_at,
+        objects_deleted_at=view.objects_deleted_at,
         rate=round(view.rate, 3),
         eta_seconds=_rounded(view.eta_seconds),
         eta_low_seconds=_rounded(view.eta_low),

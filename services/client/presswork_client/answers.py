@@ -62,7 +62,8 @@ class Counts(TypedDict):
 
 
 class Job(TypedDict):
-    """`rate` is in images per second. `reused` done images were copied and not rendered."""
+    """`rate` is in images per second. `reused` done images were copied and not rendered. `retention` are the days by
+    kind that its submission gave."""
 
     id: str
     object: Literal["job"]
@@ -86,6 +87,9 @@ class Job(TypedDict):
     cancel_requested_at: str | None
     finished_at: str | None
     expires_at: str | None
+    retention: dict[str, int | None] | None
+    payloads_erased_at: str | None
+    objects_deleted_at: str | None
     rate: float
     eta_seconds: float | None
     eta_low_seconds: float | None

@@ -26,7 +26,7 @@ _MEASURED = """c.rate_seconds >= 10 AND c.rate > 0 AND c.rate * c.rate_seconds >
 _JOB = f"""
 SELECT j.id, j.state, j.paused, j.priority, j.total, j.labels, j.requests, j.parent_id, j.dedupe, j.embed_prompt,
        j.in_shards, j.traceparent, j.drawn_seeds, j.created_at, j.started_at, j.cancel_requested_at, j.finished_at,
-       j.expires_at, j.stop_reason, now() AS as_of,
+       j.expires_at, j.stop_reason, j.retention, j.payloads_erased_at, j.objects_deleted_at, now() AS as_of,
        {columns.counts("c")}, c.reused, c.device_seconds,
        CASE WHEN {_MEASURED} THEN c.rate ELSE 0 END AS rate, c.rate_seconds
 FROM jobs j JOIN job_counts c ON c.job_id = j.id
@@ -185,7 +185,8 @@ SELECT EXISTS (SELECT FROM models WHERE name = :model) AS registered, EXISTS (SE
 class JobView:
     """One job at one moment. `reused` counts the done images that were copied from earlier ones; `device_seconds` says
     how long devices were at its images. `rate` is the recent number of images finished per second, 0 until enough were;
-    `eta_seconds` is None while it is 0 (`remaining.py`); it probably takes from `eta_low` to `eta_high` seconds."""
+    `eta_seconds` is None while it is 0 (`remaining.py`); it probably takes from `eta_low` to `eta_high` seconds.
+    `retention` are the days by kind that its submission gave."""
 
     id: int
     state: str
@@ -209,6 +210,9 @@ class JobView:
     finished_at: datetime | None
     expires_at: datetime | None
     stop_reason: str | None
+    retention: dict[str, int | None] | None
+    payloads_erased_at: datetime | None
+    objects_deleted_at: datetime | None
     rate: float
     eta_seconds: float | None
     eta_low: float | None
@@ -435,6 +439,9 @@ def _job_view(row: Any) -> JobView:
         finished_at=row.finished_at,
         expires_at=row.expires_at,
         stop_reason=row.stop_reason,
+        retention=row.retention,
+        payloads_erased_at=row.payloads_erased_at,
+        objects_deleted_at=row.objects_deleted_at,
         rate=rate,
         eta_seconds=left / rate if rate > 0 else None,
         eta_low=left / rate / (1 + error) if rate > 0 else None,
