@@ -390,6 +390,34 @@ def test_when_the_days_seconds_are_used_up_nothing_is_taken_and_nothing_claimed_
     assert api.http.post("/v1/jobs", json={"images": [{"prompt": "a"}]}).status_code == 202
 
 
+def test_what_is_queued_waits_while_the_bytes_stored_are_used_up(api: Api) -> None:
+    number, _ = api.new_tenant("other")
+    limit(api, bytes_stored=10_000)
+    job = api.submit({"prompt": "a", "n": 100})["id"]
+
+    def warnings() -> list[str]:
+        found: list[str] = api.http.get(f"/v1/jobs/{job}").json()["warnings"]
+        return found
+
+    assert warnings() == []
+    assert _render(api) == 16
+    fold(api)
+    assert factories.claim(api.database) is None
+    [sentence] = warnings()
+    assert sentence == (
+        "Images of this job wait: the tenant default may have 10 kB stored and has 16.0 kB; they go on when jobs, "
+        "exports or datasets are deleted, or the quota is raised."
+    )
+    theirs = factories.submit(api.database, api.settings, [{"prompt": "b"}], tenant=number)
+    claim = factories.claim(api.database)
+    assert claim is not None and {image.job_id for image in claim.images} == {theirs}
+    limit(api, bytes_stored=20_000)
+    assert warnings() == []
+    assert _render(api) == 16
+    limit(api, device_seconds_per_day=1)
+    assert [sentence.rpartition("; ")[2] for sentence in warnings()] == ["they go on from 00:00 UTC."]
+
+
 def test_a_tenant_at_its_limit_of_images_in_flight_is_passed_over_and_others_are_not(api: Api) -> None:
     number, key = api.new_tenant("other")
     limit(api, images_in_flight=20)

@@ -17,6 +17,7 @@ from services.core.model.scopes import Principal
 from services.core.model.scores import Wanted
 from services.core.model.states import ImageState
 from services.core.queue import segments
+from services.core.tenants import usage
 
 router = APIRouter(route_class=TenantRoute)
 _AMONG_OTHERS = 1 << 32
@@ -191,6 +192,8 @@ def shown(context: Context, tenant: int, number: int) -> schemas.Job:
     with context.database.begin(tenant) as connection:
         view = queries.job(connection, tenant, number)
         waits = shapes.unserved(connection, number)
+        if view is not None and view.counts["queued"] and not view.paused:
+            waits += usage.waits(connection, tenant)
     if view is None:
         raise NotFound("There is no such job.")
     found = described(context, [view])[0]

@@ -1,5 +1,8 @@
 """Rooms: how many more images of a tenant with a quota may be rendered now. Claims pass over tenants that have none.
 
+A tenant whose bytes stored are used up has no room: what it has queued goes over that quota by what is in flight
+then, and by the pictures of the last seconds.
+
 Images in flight are those of open claims, which are few. Two claims at once cannot both take the last room: a claim
 locks the tenants with a quota that it takes from, and then reads what room there is. Without a quota nothing is paid.
 """
@@ -26,6 +29,7 @@ TENANTS = f"""
     SELECT id, virtual_time, weight, CASE WHEN max_images_in_flight IS NOT NULL THEN {_ROOM} END AS room FROM tenants t
     WHERE state = 'active'
       AND (max_device_seconds_per_day IS NULL OR max_device_seconds_per_day > {usage.SECONDS_TODAY})
+      AND (max_bytes_stored IS NULL OR max_bytes_stored > {usage.STORED})
     OFFSET 0
   ) mine WHERE room IS NULL OR room > 0 OFFSET 0
 """  # noqa: S608  our own text

@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from services.core.db.statements import statement
+from services.core.model import byte_sizes
 from services.core.model.quotas import NAMES, Quotas
 
 _COUNTED = ("images_queued", "bytes_stored", "bytes_spooled")
@@ -61,6 +62,12 @@ IN_FLIGHT = """(
 SECONDS_TODAY = """(
   SELECT coalesce(sum(device_seconds), 0) FROM rates
   WHERE rates.tenant_id = t.id AND grain = 'hour' AND at >= date_trunc('day', now(), 'UTC')
+)"""
+# What the fold of the counters does not know yet is missing: the pictures of a second or two.
+STORED = """(
+  SELECT coalesce((SELECT bytes_stored FROM tenant_usage WHERE tenant_usage.tenant_id = t.id), 0)
+    + coalesce(sum(bytes_stored), 0)
+  FROM tenant_usage_deltas WHERE tenant_usage_deltas.tenant_id = t.id
 )"""
 # MATERIALIZED: read once. What is below zero is a count that the release before had a part in.
 READ = f"""
@@ -146,6 +153,26 @@ def against_quotas(connection: Connection, tenant_id: int) -> Against:
     """The same beside its quotas."""
     row = connection.execute(_READ, {"tenant_id": tenant_id}).one()
     return Against(row.name, row.state, read(row), Quotas(**{name: getattr(row, f"max_{name}") for name in NAMES}))
+
+
+def waits(connection: Connection, tenant_id: int) -> list[str]:
+    """Why no image of the tenant is rendered now, as sentences: what claims pass over a tenant for
+    (`queue/rooms.py`)."""
+    found = against_quotas(connection, tenant_id)
+    used, quotas, name = found.usage, found.quotas, f"Images of this job wait: the tenant {found.name}"
+    reasons = []
+    if found.state != "active":
+        reasons.append(f"{name} is suspended; they go on when an administrator of the installation makes it active.")
+    if quotas.bytes_stored is not None and used.bytes_stored >= quotas.bytes_stored:
+        has = byte_sizes.rounded(used.bytes_stored, quotas.bytes_stored)
+        reasons.append(
+            f"{name} may have {byte_sizes.exact(quotas.bytes_stored)} stored and has {has}; they go on when jobs, "
+            "exports or datasets are deleted, or the quota is raised."
+        )
+    seconds = quotas.device_seconds_per_day
+    if seconds is not None and used.device_seconds_today >= seconds:
+        reasons.append(f"{name} has used its {seconds:,.0f} accelerator-seconds of today; they go on from 00:00 UTC.")
+    return reasons
 
 
 def read(row: Any) -> Usage:
