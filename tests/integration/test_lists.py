@@ -18,6 +18,7 @@ from services.core.files import files
 from services.core.jobs import image_pages, queries, request_queries, resubmission, scored
 from services.core.model import scores
 from services.core.model.states import ImageState
+from services.core.webhooks import deliveries, endpoints
 from services.local.stack import Stack
 from tests import factories
 
@@ -74,7 +75,15 @@ def _fill(connection: Connection) -> None:
     INSERT INTO events (tenant_id, actor, kind, subject)
       SELECT :tenant, CASE WHEN nth <= :few THEN 'rare' ELSE 'usual' END,
              CASE WHEN nth <= :few THEN 'rare' WHEN nth > :n / 2 THEN 'job.started' ELSE 'usual' END,
-             'job/' || CASE WHEN nth <= :few THEN 1 ELSE nth END FROM generate_series(1, :n) AS nth
+             'job/' || CASE WHEN nth <= :few THEN 1 ELSE nth END FROM generate_series(1, :n) AS nth;
+    INSERT INTO webhook_endpoints (id, tenant_id, url, description, events, labels, secret, created_by)
+      VALUES (1, :tenant, 'https://a.example', '', '{*}', '{}', 'x', 'a');
+    INSERT INTO webhook_deliveries (id, endpoint_id, tenant_id, message_id, type, body, state, tries, finished_at)
+      SELECT nth, 1, :tenant, nth, CASE WHEN nth <= :few OR nth % 2 = 0 THEN 'rare' ELSE 'usual' END, '{}',
+             CASE WHEN nth <= :few OR nth % 2 = 1 THEN 'failed' ELSE 'delivered' END, 1, now()
+      FROM generate_series(1, :n) AS nth;
+    INSERT INTO webhook_tries (delivery_id, number, tenant_id, at, milliseconds)
+      SELECT id, 1, tenant_id, now(), 1 FROM webhook_deliveries
     """
     for statement in statements.split(";"):
         connection.execute(text(statement), {"tenant": TENANT, "n": LARGE, "few": SMALL})
@@ -104,6 +113,14 @@ def _gallery(job: int, **wanted: Any) -> Callable[[Connection], Any]:
     def look(connection: Connection) -> Any:
         chosen = image_pages.Filter(**wanted)
         return image_pages.page(connection, TENANT, job, chosen, place=None, limit=SHOWN).images
+
+    return look
+
+
+def _deliveries(**wanted: Any) -> Callable[[Connection], Any]:
+    def look(connection: Connection) -> Any:
+        endpoint = endpoints.find(connection, TENANT, 1)
+        return deliveries.page(connection, endpoint, before=None, limit=SHOWN, **wanted)
 
     return look
 
@@ -159,6 +176,9 @@ LISTS: dict[str, Callable[[Connection], Any]] = {
         connection, TENANT, limit=SHOWN, since=datetime.now(UTC) - timedelta(hours=1), until=datetime.now(UTC)
     ),
     "actions about a job": lambda connection: actions.page(connection, TENANT, limit=SHOWN, job="job/1"),
+    "deliveries": _deliveries(),
+    "deliveries of one state": _deliveries(state="failed"),
+    "deliveries of one state and one type": _deliveries(state="failed", type="rare"),
     "events": lambda connection: events.of_subject(connection, TENANT, "job/1", limit=SHOWN),
 }
 

@@ -1216,6 +1216,7 @@ webhook_deliveries = Table(
     Index("webhook_deliveries_endpoint", "endpoint_id", "id"),
     Index("webhook_deliveries_of_state", "endpoint_id", "state", "id"),
     Index("webhook_deliveries_of_type", "endpoint_id", "type", "id"),
+    Index("webhook_deliveries_of_both", "endpoint_id", "state", "type", "id"),
 )
 
 webhook_tries = Table(
