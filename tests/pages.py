@@ -47,7 +47,9 @@ class House:
         [token] = set(re.findall(r'name="csrf" value="(\w+)"', self.browser.get(page).text))
         return self.browser.post(path, data={"csrf": token, **fields})
 
-    def render(self, most: int = 100, failed: Iterable[int] = (), message: str = "it broke") -> None:
+    def render(
+        self, most: int = 100, failed: Iterable[int] = (), message: str = "it broke", code: str = "render_error"
+    ) -> None:
         """As a worker would: up to `most` of the images that wait, those of these indexes fail."""
         store = S3Store(self.api.settings)
         while most > 0 and (claim := factories.claim(self.api.database, min(16, most))) is not None:
@@ -55,7 +57,7 @@ class House:
             done, wrong = [], []
             for image in factories.stored(claim, picture()):
                 if image.index in failed:
-                    wrong.append(FailedImage(image.job_id, image.index, "render_error", message))
+                    wrong.append(FailedImage(image.job_id, image.index, code, message))
                 else:
                     store.put(image.object_key, picture(), "image/png", {}, claim_id=claim.id)
                     scores = {"sharpness": image.index / 10, "uniform": 0.5}

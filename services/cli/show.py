@@ -175,6 +175,8 @@ def job(found: Job) -> RenderableType:
         table.add_row("labels", Text(labels(found)))
     if found.get("retry_of"):
         table.add_row("retry of", found["retry_of"])
+    if found.get("trace_id"):
+        table.add_row("trace", found["trace_id"])
     parts: list[RenderableType] = [
         head,
         *(Text(warning, style="yellow") for warning in found.get("warnings", [])),

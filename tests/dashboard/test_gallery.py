@@ -238,6 +238,14 @@ def test_a_key_that_may_only_look_marks_nothing(signed: House) -> None:
     assert marks(signed, job) == {}
 
 
+def test_what_a_policy_refused_offers_no_retry_and_says_why(signed: House) -> None:
+    job = signed.submit(*small(3))
+    signed.render(failed=[1], code="content_policy")
+    for path, said in (("images/1", "refused this image"), ("images?cause=content_policy", "refused these images")):
+        page = signed.browser.get(f"/jobs/{job}/{path}").text
+        assert f"A content policy {said}, so" in page and "/actions/retry" not in page, path
+
+
 def test_an_image_shows_its_attempts_and_is_retried_alone_with_its_cause_or_with_all(signed: House) -> None:
     job = signed.submit(*small(5))
     signed.render(most=4, failed=[1, 2, 3])

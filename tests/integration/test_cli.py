@@ -359,6 +359,11 @@ def test_ls_and_show_tell_how_jobs_stand(run: Run, api: Api, store: S3Store) -> 
     assert "2 of 3 done, 1 failed" in shown
     with api.database.begin_system() as connection:
         numbering.number(connection)
+    assert "trace" not in shown
+    traced = api.http.post(
+        "/v1/jobs", json={"images": [{"prompt": "b"}]}, headers={"traceparent": f"00-{7:032x}-{7:016x}-01"}
+    ).json()
+    assert re.search(rf"trace +{7:032x}", run("show", str(traced["id"])).stdout)
     told = run("show", str(job["id"])).stdout
     assert re.search(r"created *\n.* queued *\n.* finalizing *\n.* completed +2 done, 1 failed, 3 total", told)
     assert f"presswork retry {job['id']}" in shown

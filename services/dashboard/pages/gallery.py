@@ -12,6 +12,7 @@ from services.core.jobs import failures, image_pages, scored, search
 from services.core.jobs.queries import ImageView
 from services.core.marks import marks
 from services.core.model import ids
+from services.core.model.errors import NEVER_RETRIED
 from services.dashboard import access, reading, rendering
 from services.dashboard.choice import STATES, Choice, Chosen
 from services.dashboard.pages import marking, views
@@ -58,6 +59,7 @@ def show_gallery(
         causes=causes,
         unmarked=Choice(mark=image_pages.UNMARKED).marked(job.counts, marked),
         retry=_retry(job, visitor, chosen),
+        is_of_refused=chosen.cause in NEVER_RETRIED,
         to_mark=chosen.marked(job.counts, marked),
         verbs=marking.VERBS,
         address=lambda **given: f"/jobs/{job_id}/images{Choice(**given).query}",
@@ -73,7 +75,7 @@ def show_gallery(
 
 def _retry(job: reading.Shown, visitor: access.Visitor, chosen: Choice) -> str:
     """The path of the question whether the failed images that match are tried again; empty: they cannot be."""
-    is_about_failed = chosen.state == "failed" or chosen.cause
+    is_about_failed = chosen.state == "failed" or (chosen.cause and chosen.cause not in NEVER_RETRIED)
     if not (is_about_failed and job.is_final and job.counts["failed"] and visitor.may("submit")):
         return ""
     return f"/jobs/{job.id}/actions/retry" + (f"?{urlencode({'cause': chosen.cause})}" if chosen.cause else "")

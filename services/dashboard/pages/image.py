@@ -8,7 +8,7 @@ from services.api import dependencies, parameters
 from services.api.dependencies import ContextDep
 from services.core.jobs import attempts, queries, resubmission
 from services.core.model import ids
-from services.core.model.errors import NotFound
+from services.core.model.errors import NEVER_RETRIED, NotFound
 from services.dashboard import access, again, reading, rendering
 from services.dashboard.routes import PageRoute
 
@@ -36,6 +36,7 @@ def show_image(request: Request, context: ContextDep, visitor: access.Signed, jo
         job=reading.Shown(view),
         image=image,
         attempts=failed,
+        is_refused=any(one.code in NEVER_RETRIED for one in failed),
         rendered=rendered,
         link=dependencies.linker(context, request, number)(int(index)),
         again=again.of_image(base, rendered, image.index) if rendered else [],
