@@ -1,7 +1,8 @@
 """Shards: the images of one job that one claim rendered, as one tar in WebDataset's layout. For each image it holds the
 picture and a `.json` with the facts by which it was drawn; prompts only for jobs that write them into files.
 
-A shard's name holds the claim's id: no other claim writes it, so one that is stored and never settled is an orphan.
+A shard's name holds the claim's id and its own digest: nothing else is written there, and one that is stored and never
+settled is an orphan.
 """
 
 import hashlib
@@ -65,19 +66,20 @@ def tar(lot: Sequence[Encoded], claim_id: int) -> Shard:
     found: list[Member] = []
     end = 0
     for one in lot:
-        digest = hashlib.sha256(one.data)
+        picture = hashlib.sha256(one.data)
         key = f"{one.image.index:08d}"
-        record = json.dumps(_record(one, digest.hexdigest())).encode()
+        record = json.dumps(_record(one, picture.hexdigest())).encode()
         files = ((file_names.EXTENSIONS[one.image.output_format], one.data), ("json", record))
         for extension, content in sorted(files):
             parts += [tars.head(f"{key}.{extension}", len(content)), content, tars.padding(len(content))]
             if content is one.data:
-                found.append(Member(one, end + tars.BLOCK, digest.digest()))
+                found.append(Member(one, end + tars.BLOCK, picture.digest()))
             end += sum(map(len, parts[-3:]))
     parts.append(tars.end(end))
-    first = lot[0].image
-    name = keys.shard_name(first.tenant_id, ids.public_job(first.job_id), first.index, claim_id)
-    return Shard(name, b"".join(parts), tuple(found))
+    first, data = lot[0].image, b"".join(parts)
+    digest = hashlib.sha256(data).hexdigest()
+    name = keys.shard_name(first.tenant_id, ids.public_job(first.job_id), first.index, claim_id, digest)
+    return Shard(name, data, tuple(found))
 
 
 def _record(one: Encoded, sha256: str) -> dict[str, Any]:

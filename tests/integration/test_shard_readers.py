@@ -125,7 +125,7 @@ def test_a_deleted_job_takes_each_shard_with_it_once_and_is_not_readable_before(
 ) -> None:
     shards = {str(image.object_key).partition("#")[0] for image in images(database, job)}
     assert sorted(shards) == sorted(of_job(store, job)) and len(shards) == 3
-    stray = store.key(f"{next(iter(shards)).rpartition('/')[0]}/00000000-99.tar")
+    stray = store.key(f"{next(iter(shards)).rpartition('/')[0]}/00000000-99-{'f' * 16}.tar")
     store.put_file(stray, io.BytesIO(b"of a worker that lost its lease"), "application/x-tar")
     url = api.http.get(f"/v1/jobs/{ids.public_job(job)}/images").json()["data"][0]["url"]
     assert httpx.get(url).status_code == 200
@@ -171,7 +171,7 @@ def test_the_auditor_knows_shards_their_missing_members_and_those_of_nobody(
     render_loop.run()
     exporting.finish(database, job_id)
     shards = sorted({str(image.object_key).partition("#")[0] for image in images(database, job_id)})
-    stray = f"{shards[0].rpartition('-')[0]}-999.tar"
+    stray = f"{shards[0].rpartition('-')[0]}-{'f' * 16}.tar"
     own.put_file(stray, io.BytesIO(own.read(shards[0])), "application/x-tar")
     found = audit(database, own)
     names = ("missing", "damaged", "orphans", "foreign_objects", "records")

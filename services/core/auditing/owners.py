@@ -13,7 +13,7 @@ from services.core.model.errors import NotFound
 _ID = "[0-9a-hjkmnp-tv-z]{13}"
 MAX_INDEX = 2**31 - 1
 _IMAGE = re.compile(rf"[0-9a-f]{{2}}/[0-9]+/job_({_ID})/([0-9]{{8,10}})-[0-9a-f]{{16}}[^/]*\.(?:png|jpe?g|webp)")
-_SHARD = re.compile(rf"[0-9a-f]{{2}}/[0-9]+/job_({_ID})/([0-9]{{8,10}})-[0-9]+(?:-[0-9]+)?\.tar")
+_SHARD = re.compile(rf"[0-9a-f]{{2}}/[0-9]+/job_({_ID})/([0-9]{{8,10}})-[0-9]+-[0-9a-f]{{16}}(?:-[0-9]+)?\.tar")
 _FOLDERS = (  # what must exist for anything below it to belong to it
     ("jobs", re.compile(rf"(?:thumbnails|files)/[0-9]+/job_({_ID})/.+")),
     ("catalogues", re.compile(rf"thumbnails/[0-9]+/catalogue_({_ID})/.+")),

@@ -12,10 +12,11 @@ def image_name(tenant_id: int, job: str, index: int, render_key: str, output_for
     return f"{_folder(tenant_id, job, index)}{index:08d}-{render_key[:16]}.{EXTENSIONS[output_format]}"
 
 
-def shard_name(tenant_id: int, job: str, first: int, claim_id: int) -> str:
-    """`<two hash characters>/<tenant>/<job>/<first index>-<claim>.tar`: images of one job that one claim rendered, in
-    one of the folders of these images. No other claim writes to it."""
-    return f"{_folder(tenant_id, job, first)}{first:08d}-{claim_id}.tar"
+def shard_name(tenant_id: int, job: str, first: int, claim_id: int, sha256: str) -> str:
+    """`<two hash characters>/<tenant>/<job>/<first index>-<claim>-<its own sha256>.tar`: images of one job that one
+    claim rendered, in one of the folders of these images. Nothing else is ever written to it: a database that was
+    restored may give a claim's id again."""
+    return f"{_folder(tenant_id, job, first)}{first:08d}-{claim_id}-{sha256[:16]}.tar"
 
 
 def image_folders(tenant_id: int, job: str, total: int) -> list[str]:
