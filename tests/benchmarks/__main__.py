@@ -18,6 +18,7 @@ NAMES = (
     "progress",
     "catalogue",
     "dataset",
+    "shards",
     "watchers",
     "scores",
     "engine",

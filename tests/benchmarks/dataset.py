@@ -1,7 +1,8 @@
-"""dataset: version 1 of 1,000,000 images of 20 jobs, 5 % failed and retried, against `tarfile` from local files.
+"""dataset: version 1 of 1,000,000 images of 20 jobs, 5 % failed and retried, against `tarfile` from local files: of
+images that are objects, and of others that lie in shards of 64, in the same run.
 
 Then version 2 with 1 % more, what the store gives to a program that only reads, and what the writer takes of a core.
-`IMAGES=50000 make bench NAME=dataset` takes fewer. The images' rows share a thousand objects in the store, each of
+`IMAGES=50000 make bench NAME=dataset` takes fewer. The images' rows share a thousand pictures in the store, each of
 which is read as often as images name it.
 """
 
@@ -28,13 +29,15 @@ from services.core.datasets.definition import DatasetRequest, DatasetSources
 from services.core.db.database import Database
 from services.core.model import ids
 from services.core.notify import Notifier
+from services.core.storage import members, tars
 from services.core.storage.s3 import S3Store
 from tests.benchmarks.environment import BenchmarkStack, benchmark_stack
 from tests.benchmarks.report import report
 
 IMAGES = int(os.environ.get("IMAGES", "1000000"))
 JOBS, EVERY = 20, 20  # every twentieth image failed
-_OBJECTS = 1_000
+_OBJECTS = 1_024
+_SHARD = 64
 _TENANT = 1
 _FILL = """
 INSERT INTO jobs (id, tenant_id, state, priority, total, requests, finished_at, parent_id)
@@ -61,34 +64,46 @@ def run(images: int = IMAGES) -> None:
     with benchmark_stack() as stack:
         store = S3Store(stack.settings)
         pictures = [_picture(number) for number in range(_OBJECTS)]
-        objects = _stored(store, pictures)
-        jobs = [_job(stack.database, number, images // JOBS, objects) for number in range(JOBS)]
-        for number, job in enumerate(jobs):
-            _job(stack.database, number, images // JOBS // EVERY, objects, parent=job)
-        with stack.database.begin_system() as connection:
-            connection.execute(text("ANALYZE"))
-        with stack.database.begin(_TENANT) as connection:
-            asked = {"name": "mugs", "jobs": [ids.public_job(job) for job in jobs]}
-            datasets.create(connection, _TENANT, DatasetRequest.model_validate(asked))
-        spent = time.process_time()
-        first, seconds = _version(stack, store)
-        spent = time.process_time() - spent
-        more = _job(stack.database, JOBS, images // 100, objects)
-        with stack.database.begin(_TENANT) as connection:
-            datasets.add(connection, _TENANT, "mugs", DatasetSources(jobs=[ids.public_job(more)]))
-        second, later = _version(stack, store)
-        _check(stack.database, store, second)
+        objects, shards = _stored(store, pictures), _in_shards(store, pictures)
+        found = {name: _measured(stack, store, name, images, kept) for name, kept in
+                 (("objects", objects), ("shards", shards))}  # fmt: skip
         baseline = _tarfile(pictures, min(images, 100_000))
         reads = _reads(store, objects["keys"], min(images, 20_000))
+    for name, (rate, more) in found.items():
+        report(
+            "dataset" if name == "objects" else "dataset-shards", rate, baseline, f"images/s of version 1, {name}",
+            "tarfile from local files", command="make bench NAME=dataset", **more, store_reads=round(reads),
+            share_of_store_reads=round(rate / reads, 3), load=os.getloadavg()[0],
+            peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        )  # fmt: skip
+
+
+def _measured(
+    stack: BenchmarkStack, store: S3Store, name: str, images: int, objects: dict[str, list[object]]
+) -> tuple[float, dict[str, object]]:
+    """Images a second of version 1, and what else there is to say."""
+    jobs = [_job(stack.database, number, images // JOBS, objects) for number in range(JOBS)]
+    for number, job in enumerate(jobs):
+        _job(stack.database, number, images // JOBS // EVERY, objects, parent=job)
+    with stack.database.begin_system() as connection:
+        connection.execute(text("ANALYZE"))
+    with stack.database.begin(_TENANT) as connection:
+        asked = {"name": name, "jobs": [ids.public_job(job) for job in jobs]}
+        datasets.create(connection, _TENANT, DatasetRequest.model_validate(asked))
+    spent = time.process_time()
+    first, seconds = _version(stack, store, name)
+    spent = time.process_time() - spent
+    more = _job(stack.database, JOBS, images // 100, objects)
+    with stack.database.begin(_TENANT) as connection:
+        datasets.add(connection, _TENANT, name, DatasetSources(jobs=[ids.public_job(more)]))
+    second, later = _version(stack, store, name)
+    _check(stack.database, store, second)
     assert (first.images, second.images) == (images, images + images // 100), (first, second)
-    report(
-        "dataset", first.images / seconds, baseline, "images/s of version 1",
-        "tarfile from local files", images=first.images, seconds=round(seconds, 1), shards=_shards(first),
-        mib=first.bytes >> 20, version_2_seconds=round(later, 2), version_2_share=round(later / seconds, 4),
-        writer_ms_of_a_core=round(1e3 * spent / images, 3), store_reads=round(reads),
-        share_of_store_reads=round(first.images / seconds / reads, 3),
-        load=os.getloadavg()[0], peak_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
-    )  # fmt: skip
+    return first.images / seconds, {
+        "images": first.images, "seconds": round(seconds, 1), "shards": _shards(first), "mib": first.bytes >> 20,
+        "version_2_seconds": round(later, 2), "version_2_share": round(later / seconds, 4),
+        "writer_ms_of_a_core": round(1e3 * spent / images, 3),
+    }  # fmt: skip
 
 
 def _picture(number: int) -> bytes:
@@ -107,6 +122,24 @@ def _stored(store: S3Store, pictures: list[bytes]) -> dict[str, list[object]]:
     return {"keys": list(keys), "sums": list(sums), "sizes": [len(data) for data in pictures]}
 
 
+def _in_shards(store: S3Store, pictures: list[bytes]) -> dict[str, list[object]]:
+    """The same pictures, as workers store them with "store": "shards"."""
+    keys: list[object] = []
+    for first in range(0, len(pictures), _SHARD):
+        parts: list[bytes] = []
+        end = 0
+        name = f"bench/{first}.tar"
+        for number, data in enumerate(pictures[first : first + _SHARD], first):
+            record = b"{}" * 150
+            keys.append(members.Place(name, end + 3 * tars.BLOCK, len(data)).key)
+            for extension, content in (("json", record), ("png", data)):
+                parts += [tars.head(f"{number:08d}.{extension}", len(content)), content, tars.padding(len(content))]
+            end = sum(map(len, parts))
+        store.put(name, b"".join([*parts, tars.end(end)]), "application/x-tar", {}, claim_id=1)
+    sums = [hashlib.sha256(data).digest() for data in pictures]
+    return {"keys": keys, "sums": list(sums), "sizes": [len(data) for data in pictures]}
+
+
 def _job(
     database: Database, number: int, images: int, objects: dict[str, list[object]], *, parent: int | None = None
 ) -> int:
@@ -121,16 +154,16 @@ def _job(
     return job
 
 
-def _version(stack: BenchmarkStack, store: S3Store) -> tuple[Version, float]:
+def _version(stack: BenchmarkStack, store: S3Store, name: str) -> tuple[Version, float]:
     with stack.database.begin(_TENANT) as connection:
-        number = datasets.export(connection, _TENANT, "mugs", while_running=False, base_url="")
+        number = datasets.export(connection, _TENANT, name, while_running=False, base_url="")
     tasks = background_tasks(stack.settings, store, Notifier(stack.settings.redis_url))
     runner = BackgroundTaskRunner(stack.database, [one for one in tasks if one.name == "dataset"], "benchmark")
     began = time.perf_counter()
     while True:
         runner.run_once()
         with stack.database.begin(_TENANT) as connection:
-            version = dataset_records.version(connection, dataset_records.find(connection, _TENANT, "mugs"), number)
+            version = dataset_records.version(connection, dataset_records.find(connection, _TENANT, name), number)
         if version.finished_at is not None:
             break
     assert version.state == "completed", version.error
