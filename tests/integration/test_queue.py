@@ -581,7 +581,7 @@ def test_the_claim_never_plans_a_scan_of_a_whole_table(settings, database_url):
         values = {"job_ids": [row.job_id], "segment_ids": [row.id], "lows": [row.low], "seats": 16,
                   "worker_id": "w", "lease": 30.0, "claimable": ["queued", "in_progress"], "leave": 5, "free": None,
                   "all_jobs": [row.job_id], "all_segments": [row.id], "all_lows": [row.low],
-                  "limited": [], "rooms": []}  # fmt: skip
+                  "limited": [], "rooms": [], "claim_id": 1}  # fmt: skip
         plan = "\n".join(connection.execute(text("EXPLAIN " + claims._TAKE.text), values).scalars())
     database.close()
     assert "Seq Scan on images" not in plan
