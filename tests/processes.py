@@ -12,14 +12,14 @@ from tests import programs
 PRESSWORK = Path(sys.executable).with_name("presswork")  # the command as it is installed
 
 
-_PROGRAMS = {"services.web": "web", "scheduler.app": "scheduler", "worker.app": "worker"}
+PROGRAMS = {"services.web": "web", "scheduler.app": "scheduler", "worker.app": "worker"}
 
 
 class Process:
     """`python -m MODULE` with an environment, in which a program has its own users; its output in a file."""
 
     def __init__(self, module: str, environ: Mapping[str, str], log: Path, *arguments: str) -> None:
-        own = programs.environ(_PROGRAMS[module], environ) if module in _PROGRAMS else environ
+        own = programs.environ(PROGRAMS[module], environ) if module in PROGRAMS else environ
         self._start([sys.executable, "-m", module, *arguments], own, log)
 
     def _start(
