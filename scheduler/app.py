@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
             log.warning("%s", warning)
         store = S3Store(settings)
         _claim_prefix(database, store)
-        shown = endpoint.listen(settings, registry.REGISTRY)
+        shown = endpoint.listen(settings, registry.REGISTRY) if settings.metrics_port else None
     except PressworkError as error:
         print(f"scheduler: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_SETTINGS

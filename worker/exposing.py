@@ -17,6 +17,7 @@ from prometheus_client import Counter, ProcessCollector, values
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
+from services.core import environment
 from services.core.metrics import endpoint, registry
 from services.core.metrics.bounded import LONGEST
 from services.core.metrics.definitions import BY_NAME
@@ -32,6 +33,10 @@ class Exposing:
 
     def __init__(self, settings: Settings, model: str, shared: SharedState) -> None:
         self._model, self._shared = model[:LONGEST], shared
+        self._endpoint: endpoint.Endpoint | None = None
+        if not settings.metrics_port:
+            return
+        environment.check_temporary_folder()
         found = CollectorRegistry()
         deaths = BY_NAME["presswork_worker_child_deaths_total"]
         self._deaths = Counter(deaths.name, deaths.text, deaths.labels, registry=found)
@@ -40,11 +45,9 @@ class Exposing:
         found.register(registry.Read("presswork_worker_up", self._up))
         found.register(registry.Machine("worker", {"artefacts": settings.artefacts} if settings.artefacts else {}))
         ProcessCollector(registry=found, pid=lambda: shared.pid or "self")
-        self._folder: Path | None = None
         self._endpoint = endpoint.listen(settings, found)
-        if self._endpoint is not None:
-            self._folder = _make_folder()
-            MultiProcessCollector(found, path=str(self._folder))  # type: ignore[no-untyped-call]
+        self._folder = _make_folder()
+        MultiProcessCollector(found, path=str(self._folder))  # type: ignore[no-untyped-call]
 
     def start(self) -> None:
         """Answers from now on."""
@@ -52,15 +55,15 @@ class Exposing:
             self._endpoint.start()
 
     def child_died(self, *, ready: bool) -> None:
-        self._deaths.labels(self._model, "ready" if ready else "starting").inc()
+        if self._endpoint is not None:
+            self._deaths.labels(self._model, "ready" if ready else "starting").inc()
 
     def in_child(self) -> None:
         """In a child, before it counts anything: it counts in the files, and leaves the port to the parent."""
-        if self._endpoint is None or self._folder is None:
-            return
-        self._endpoint.leave()
-        os.environ[_FOLDER] = str(self._folder)
-        values.ValueClass = values.MultiProcessValue(lambda: "child")  # type: ignore[no-untyped-call]
+        if self._endpoint is not None:
+            self._endpoint.leave()
+            os.environ[_FOLDER] = str(self._folder)
+            values.ValueClass = values.MultiProcessValue(lambda: "child")  # type: ignore[no-untyped-call]
 
     def _up(self) -> Mapping[tuple[str, ...], float]:
         return {(self._model,): float(self._shared.is_ready and self._shared.pid != 0)}
@@ -71,10 +74,15 @@ def _make_folder() -> Path:
     parent = Path(tempfile.gettempdir())
     for left in parent.glob(f"{_PREFIX}*"):
         _remove(left)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    _lock(folder)
-    atexit.register(_forget, folder, os.getpid())
-    return folder
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        try:
+            _lock(folder)
+        except OSError:  # another worker that starts has taken it for one that was left
+            continue
+        if folder.exists():
+            atexit.register(_forget, folder, os.getpid())
+            return folder
 
 
 def _lock(folder: Path) -> int:

@@ -4,9 +4,12 @@ import dataclasses
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,6 +20,7 @@ from sqlalchemy import text
 from scheduler.figures import House
 from services.core.db.database import Database
 from services.core.fleet import throughput
+from services.core.jobs import lanes
 from services.core.metrics import definitions, endpoint, registry
 from services.core.metrics.bounded import LONGEST, Bounded
 from services.core.model.errors import SettingsError
@@ -239,7 +243,6 @@ def test_a_port_that_is_taken_is_said_in_one_sentence(
 
 def test_slow_readers_keep_nobody_else_from_the_metrics(settings: Settings) -> None:
     shown = endpoint.listen(dataclasses.replace(settings, metrics_port=free_port()), registry.REGISTRY)
-    assert shown is not None
     shown.start()
     place = ("127.0.0.1", shown.server_port)
     slow = [socket.create_connection(place) for _ in range(endpoint.AT_ONCE + 4)]
@@ -264,3 +267,39 @@ def _is_closed(one: socket.socket) -> bool:
 def test_an_address_that_is_not_this_machines_is_refused(settings: Settings) -> None:
     with pytest.raises(SettingsError, match="PRESSWORK_METRICS_HOST"):
         endpoint.listen(dataclasses.replace(settings, metrics_port=9, metrics_host="192.0.2.1"), registry.REGISTRY)
+
+
+def test_folders_of_workers_that_were_killed_are_removed_and_those_of_living_ones_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "presswork-metrics-killed"
+    left.mkdir()
+    (left / "counter_child.db").write_bytes(b"x")
+    (tmp_path / "presswork-metrics-link").symlink_to(tmp_path.parent)
+    with ThreadPoolExecutor(8) as pool:
+        made = [*pool.map(lambda _: exposing._make_folder(), range(40))]
+    assert not left.exists() and tmp_path.parent.exists()
+    assert len(set(made)) == 40 and all(folder.is_dir() and _locked(folder) for folder in made)
+
+
+def test_a_look_reads_a_jobs_segments_by_its_id_however_many_jobs_wait(database: Database, settings: Settings) -> None:
+    factories.register(database)
+    job = factories.submit(database, settings, [{"prompt": "a", "n": 3}])
+    with database.begin_system() as connection:
+        for table, key in (("jobs", "id"), ("counters", "job_id"), ("segments", "job_id")):
+            names = connection.execute(text(f"SELECT * FROM {table} LIMIT 0")).keys()
+            values = ", ".join(f"one.{name} + n" if name == key else f"one.{name}" for name in names)
+            copies = f"SELECT {values} FROM {table} one, generate_series(1, 5000) n WHERE {key} = :job"
+            connection.execute(text(f"INSERT INTO {table} ({', '.join(names)}) {copies}"), {"job": job})
+    values = {"tenant_id": 0, "is_all": True, "most": house.SEGMENTS, "of_each": house.SEGMENTS}
+    with database.begin_system() as connection:
+        found = connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {lanes._WAITING.text}"), values).scalar_one()
+    scans = [node for node in _nodes(found[0]["Plan"]) if node["Actual Loops"] > 1000 and "segments" in str(node)]
+    assert {node["Index Name"] for node in scans if node.get("Relation Name") == "segments"} == {"segments_pkey"}
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for below in plan.get("Plans", ()):
+        yield from _nodes(below)

@@ -21,8 +21,9 @@ MOST = 1_000  # segments that are looked at; what waits behind them is not added
 _OF_EACH = 200  # of each model, priority and tenant
 
 # `revisions` jumps through the index of open segments, from one model revision to the next. OFFSET 0 keeps the counts
-# from being read for more jobs than are shown. What is queued of a job with several shapes is divided among them in
-# proportion to what their segments may still hold.
+# from being read for more jobs than are shown, and a job's segments from being looked for in the whole index of open
+# ones. What is queued of a job with several shapes is divided among them in proportion to what their segments may still
+# hold.
 _WAITING = statement("lanes.waiting")(f"""
 WITH RECURSIVE revisions (revision) AS (
   (SELECT model_revision FROM segments WHERE open AND low <= high ORDER BY model_revision LIMIT 1)
@@ -55,8 +56,9 @@ CROSS JOIN LATERAL (
 ) j
 CROSS JOIN LATERAL (SELECT queued FROM job_counts WHERE job_counts.job_id = l.job_id AND queued > 0 OFFSET 0) c
 CROSS JOIN LATERAL (
-  SELECT sum(high - low + 1) AS span, count(*) AS segments FROM segments s
-  WHERE s.job_id = l.job_id AND s.open AND s.low <= s.high
+  SELECT sum(high - low + 1) AS span, count(*) AS segments
+  FROM (SELECT open, low, high FROM segments WHERE segments.job_id = l.job_id OFFSET 0) own
+  WHERE open AND low <= high
 ) of_job
 """)  # noqa: S608  our own text
 _NAMES = statement("lanes.names")("SELECT name, revision FROM models WHERE revision = ANY(:revisions)")
@@ -94,12 +96,11 @@ class Lanes:
     more: bool
 
 
-def waiting(
-    connection: Connection, tenant_id: int, *, all_tenants: bool, most: int = MOST, of_each: int = _OF_EACH
-) -> Lanes:
+def waiting(connection: Connection, tenant_id: int, *, all_tenants: bool, most: int = 0, of_each: int = 0) -> Lanes:
     """What waits of that tenant, or of all: in order of priority, then what waits longest. Looks at `most` segments,
-    `of_each` of a model, priority and tenant. Takes a system transaction, since the index of what waits holds every
-    tenant's segments."""
+    MOST by default, `of_each` of a model, priority and tenant. Takes a system transaction, since the index of what
+    waits holds every tenant's segments."""
+    most, of_each = most or MOST, of_each or _OF_EACH
     values = {"tenant_id": tenant_id, "is_all": all_tenants, "of_each": of_each, "most": most}
     rows = connection.execute(_WAITING, values).all()
     revisions = sorted({row.model_revision for row in rows})

@@ -66,10 +66,8 @@ class _Handler(WSGIRequestHandler):
         """A scrape is no event."""
 
 
-def listen(settings: Settings, registry: CollectorRegistry) -> Endpoint | None:
-    """Takes PRESSWORK_METRICS_PORT, or nothing if it is not set. Call `start` then. Raises SettingsError."""
-    if not settings.metrics_port:
-        return None
+def listen(settings: Settings, registry: CollectorRegistry) -> Endpoint:
+    """Takes PRESSWORK_METRICS_PORT, which is set. Call `start` then. Raises SettingsError."""
     host, port = settings.metrics_host, settings.metrics_port
     server = type("Server", (Endpoint,), {"address_family": socket.AF_INET6 if ":" in host else socket.AF_INET})
     try:

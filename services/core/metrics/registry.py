@@ -54,13 +54,15 @@ class Read(Collector):
 
 
 class Machine(Collector):
-    """Which program this is, and the disks of the folders that it writes to, by the name of each."""
+    """Which program this is, and the disks of the folders that it writes to, by the name of each. The folder for
+    temporary files must exist."""
 
     def __init__(self, program: str, folders: Mapping[str, str] | None = None) -> None:
-        self._program, self._folders = program, {"temporary": tempfile.gettempdir(), **(folders or {})}
+        self._build: dict[tuple[str, ...], float] = {(program, version("presswork")): 1.0}
+        self._folders = {"temporary": tempfile.gettempdir(), **(folders or {})}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        yield family("presswork_build_info", {(self._program, version("presswork")): 1})
+        yield family("presswork_build_info", self._build)
         disks = {}
         for name, folder in self._folders.items():
             try:
