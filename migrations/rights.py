@@ -21,7 +21,7 @@ WEB = {
     "counter_deltas segments images payloads results failures engines claims render_rates exports export_files files "
     "events drains marks sessions sign_in_links catalogues catalogue_entries catalogue_runs job_inputs "
     "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas rates "
-    "tenant_deletions",
+    "tenant_deletions audit_seals",
     "INSERT": "api_keys drains sessions sign_in_links tenants tenant_deletions",
     "DELETE": "drains sessions sign_in_links",
     "UPDATE": "jobs segments exports files",
@@ -38,12 +38,12 @@ SCHEDULER = {
     "mark_counts engines catalogue_destinations catalogue_copies job_inputs "
     "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas policy_terms "
     "license_acceptances webhook_cursor webhook_endpoints webhook_deliveries events retention_rules retention_work "
-    "tenant_deletions storage_mark storage_audits storage_orphans storage_findings",
+    "tenant_deletions storage_mark storage_audits storage_orphans storage_findings audit_seals audit_cursor",
     "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
     "failure_deltas failure_counts failure_hours schedule_runs job_chunks catalogue_runs catalogue_changes "
     "catalogue_versions catalogue_entries catalogue_destinations catalogue_copies job_inputs "
     "dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas webhook_deliveries webhook_tries "
-    "retention_work storage_audits storage_orphans storage_findings",
+    "retention_work storage_audits storage_orphans storage_findings audit_seals",
     "UPDATE": "storage_mark storage_audits storage_orphans storage_findings tenant_deletions "
     "retention_work jobs segments images claims counters leases exports files uploads "
     "rates failure_counts failure_hours "
@@ -52,6 +52,7 @@ SCHEDULER = {
     "webhook_cursor webhook_endpoints webhook_deliveries",
     "UPDATE (virtual_time)": "tenants",
     "UPDATE (next_at)": "schedules",
+    "UPDATE (sealed_seq)": "audit_cursor",
     "SELECT (id, tenant_id, name)": "api_keys",  # whose jobs an act is about
     "DELETE": "render_rates storage_orphans storage_findings retention_work rates failure_deltas failure_hours "
     "counter_deltas claims workers "
@@ -83,6 +84,7 @@ FUNCTIONS = {
     "presswork_scheduler": "presswork_number_events presswork_make_partitions presswork_forget_events "
     "presswork_delete_images presswork_delete_job presswork_erase_payloads presswork_drop_partitions "
     "presswork_is_condemned presswork_forget_failures "
+    "presswork_forget_trail "
     "presswork_tenant_tables presswork_delete_tenant_rows presswork_count_tenant_rows presswork_delete_tenant",
     "presswork_worker": "presswork_number_events",
 }

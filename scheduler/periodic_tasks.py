@@ -20,6 +20,7 @@ from services.core.retention import due, pruning
 from services.core.schedules import deadlines, firing, runs
 from services.core.settings import Settings
 from services.core.tenants import fair_share
+from services.core.trail import sealing
 from services.core.webhooks import deliveries, deriving, endpoints
 
 
@@ -48,6 +49,9 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
 
     def forget_events(connection: Connection) -> int:
         return retention.forget(connection, settings.event_days)
+
+    def forget_trail(connection: Connection) -> int:
+        return sealing.forget(connection, max(settings.trail_days, settings.event_days))
 
     def forget_runs(connection: Connection) -> int:
         return runs.forget(connection, settings.event_days)
@@ -85,6 +89,8 @@ def timetable(settings: Settings, notifier: Notifier, connectivity: Connectivity
         PeriodicTask("forget", 300.0, forget),
         PeriodicTask("forget-rates", 300.0, counters.forget_rates),
         PeriodicTask("forget-events", 60.0, forget_events),
+        PeriodicTask("seal-trail", 5.0, sealing.seal),
+        PeriodicTask("forget-trail", 300.0, forget_trail),
         PeriodicTask("audit-storage", 3600.0, lambda connection: audits.request_due(connection, settings.audit_days)),
         PeriodicTask("forget-failures", 300.0, forget_failures),
         PeriodicTask("forget-render-rates", 3600.0, throughput.forget),

@@ -18,6 +18,7 @@ from services.api.middleware import RequestMiddleware
 from services.api.openai import batches, edits, files, generations, models, uploads
 from services.api.v1 import (
     actions,
+    audit,
     bulk,
     catalogue_items,
     catalogue_runs,
@@ -88,7 +89,7 @@ _TENANTS_ROUTES: dict[str | Enum, tuple[Any, ...]] = {  # by tag
     "files": (files,),
     "uploads": (uploads,),
     "models": (models,),
-    "keys": (keys, sign_in_links, actions),
+    "keys": (keys, sign_in_links, actions, audit),
     "tenants": (tenants, tenant_deletion),
     "policy": (policy,),
     "retention": (retention,),

@@ -129,6 +129,11 @@ Actor = Annotated[
     str | None, Query(max_length=200, description="an actor, such as key/Xk29dQ7a, cli/alice or scheduler")
 ]
 Verb = Annotated[str | None, Query(max_length=64, description="a kind of act, such as job.cancel_requested")]
+Whose = Annotated[
+    str | None,
+    AfterValidator(lambda given: None if given is None else _storable(given)),
+    Query(alias="tenant", max_length=200, description="a tenant's name or id, or * for all; without, that of the key"),
+]
 JobFilter = Annotated[
     str | None,
     AfterValidator(_job),

@@ -44,6 +44,7 @@ _OPERATIONS = {
         delete_tenant show_tenant_deletion
         list_policy_terms add_policy_term remove_policy_term check_policy accept_license
         show_webhook_secret rotate_webhook_secret change_retention
+        read_audit
     """,
 }
 NEEDED = {operation: scope for scope, operations in _OPERATIONS.items() for operation in operations.split()}

@@ -11,6 +11,7 @@ import typer
 from services.cli import (
     actions,
     ai100,
+    audit,
     backup,
     bench,
     bulk,
@@ -69,6 +70,7 @@ images.add_to(app, RESULTS)
 marks.add_to(app, RESULTS)
 exports.add_to(app, RESULTS)
 actions.add_to(app, OPERATIONS)
+app.add_typer(audit.app, name="audit", rich_help_panel=OPERATIONS)
 app.add_typer(datasets.app, name="dataset", rich_help_panel=RESULTS)
 app.add_typer(bulk.app, name="bulk", rich_help_panel=JOBS)
 app.add_typer(schedules.app, name="schedules", rich_help_panel=JOBS)

@@ -31,6 +31,10 @@ EXAMPLES = {
     "tenants delete": ("presswork tenants delete press-agency", "presswork tenants delete press-agency --yes"),
     "backup check": ("presswork backup check", "presswork backup check --share 1 --extra extra.txt"),
     "storage audit": ("presswork storage audit", "presswork storage audit --share 0.1 --json"),
+    "audit export": (
+        "presswork audit export -o trail.jsonl.gz", "presswork audit export --since 30d --tenant '*' -o month.jsonl",
+    ),
+    "audit verify": ("presswork audit verify trail.jsonl.gz", "presswork audit verify october.jsonl november.jsonl"),
     "storage show": ("presswork storage show",),
     "metrics dashboard": ("presswork metrics dashboard -o presswork.json",),
     "metrics alerts": (

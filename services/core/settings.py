@@ -263,6 +263,7 @@ class Settings:
         "PRESSWORK_AUDIT_DAYS", "0", _whole(0, 365)
     )  # between two audits of the store; 0: when asked
     event_days: int = _setting("PRESSWORK_EVENT_DAYS", "90", _whole(7, 36500))  # for how long events are kept
+    trail_days: int = _setting("PRESSWORK_AUDIT_TRAIL_DAYS", "730", _whole(90, 36500))  # the audit trail among them
     # What may be asked for, and drawn: web servers and schedulers judge prompts, workers judge pictures.
     policy_list: str = _setting("PRESSWORK_POLICY_LIST", "")  # a file of terms that no prompt may have, one a line
     prompt_policies: tuple[str, ...] = _setting("PRESSWORK_PROMPT_POLICIES", "none", _policies)

@@ -471,6 +471,7 @@ TENANT_ROUTES = {
     ("GET", "/v1/overview"),  # test_overview.py shows that it is of one tenant
     ("GET", "/v1/rates"),  # test_rates.py shows that others' images are not in them
     ("GET", "/v1/actions"),
+    ("GET", "/v1/audit"),  # test_audit.py shows that it is of one tenant
     ("GET", "/v1/lanes"),  # test_lanes.py shows that others' images are not in it
     ("GET", "/v1/workers"),  # the fleet is one for all tenants
     ("GET", "/v1/fleet/backlog"),  # test_backlog.py shows that others' images are not in it
@@ -681,6 +682,10 @@ OTHER_ROWS = (  # of tables that nothing above has written to
         " VALUES (%(job_id)s, 0, 1, %(sha256)s, 0, 1, 1)"
     ),
     "INSERT INTO job_inputs VALUES (%(job_id)s, 'file', 1, 1)",
+    (
+        "INSERT INTO audit_seals (tenant_id, first, seqs, from_at, to_at, previous, hash)"
+        " VALUES (1, 1, '{1}', now(), now(), %(sha256)s, %(sha256)s)"
+    ),
     "INSERT INTO retention_rules (tenant_id, payload_days) VALUES (1, 7)",
     "INSERT INTO retention_work (job_id, tenant_id, kind) VALUES (%(job_id)s, 1, 'payloads')",
     "INSERT INTO tenant_deletions (tenant_id, name, requested_by) VALUES (1, 'default', 'cli/x')",

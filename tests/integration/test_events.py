@@ -41,7 +41,7 @@ def kinds(database, job_id):
 
 
 def append(connection, subject):
-    log.append(connection, "test.happened", subject, tenant_id=TENANT)
+    log.append(connection, "job.started", subject, tenant_id=TENANT)
 
 
 def test_what_is_committed_late_is_numbered_after_and_neither_missed_nor_waited_for(database):

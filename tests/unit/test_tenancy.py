@@ -13,6 +13,8 @@ SYSTEM_TRANSACTIONS = [
     ("api/public_items.py", "_find"),  # a public link names the catalogue and no tenant
     ("api/readiness.py", "_model_and_worker"),  # the route takes no key
     ("api/readiness.py", "check"),  # likewise
+    ("api/v1/audit.py", "_number"),  # an administrator of the operator's names any tenant
+    ("api/v1/audit.py", "page"),  # likewise
     ("api/v1/dataset_content.py", "_file"),  # a signed link names the dataset and no tenant
     ("api/v1/deletion.py", "delete_job"),  # a tenant's transaction cannot write a row that it would not see
     ("api/v1/estimation.py", "estimated"),  # every tenant's queued images are ahead

@@ -76,6 +76,8 @@ WRITERS = {
     "leases": "db",
     "installation": "storage",
     "events": "events",
+    "audit_cursor": "trail",
+    "audit_seals": "trail",
     "retention_rules": "retention",
     "retention_work": "retention",
     "tenant_deletions": "deletion",

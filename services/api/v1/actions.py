@@ -1,6 +1,5 @@
 """The action log: who changed what, newest first."""
 
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,29 +10,13 @@ from services.api.authentication import Caller, Tenant
 from services.api.dependencies import ContextDep
 from services.api.turns import TenantRoute
 from services.api.v1.schemas import Moment
-from services.core.bulk import bulk
 from services.core.db import actors
 from services.core.events import actions, queries
-from services.core.exports import records
-from services.core.files import files, uploads
 from services.core.fleet import workers
 from services.core.model import ids
-from services.core.policy import terms
-from services.core.tenants import tenants, views
-from services.core.webhooks import endpoints
+from services.core.trail import records
 
 router = APIRouter(route_class=TenantRoute)
-_PUBLIC: dict[str, Callable[[int], str]] = {
-    "job": ids.public_job,
-    "export": records.public_id,
-    "file": files.public_id,
-    "upload": uploads.public_id,
-    "bulk": bulk.public_id,
-    "view": views.public_id,
-    "tenant": tenants.public_id,
-    "webhook": endpoints.public_id,
-    "policy_term": terms.public_id,
-}
 
 
 class Action(BaseModel):
@@ -87,8 +70,7 @@ def list_actions(
 
 def _shown(action: actions.Action, names_hosts: bool) -> Action:
     event = action.event
-    kind, _, name = event.subject.partition("/")
-    subject = name if names_hosts or kind != "device" else workers.without_host(name)
+    kind, name = records.subject(event)
     return Action(
         seq=event.seq,
         at=event.at,
@@ -96,10 +78,6 @@ def _shown(action: actions.Action, names_hosts: bool) -> Action:
         actor=event.actor if names_hosts else actors.without_host(event.actor),
         actor_name=action.name,
         subject_type=kind,
-        subject=_PUBLIC[kind](int(name)) if kind in _PUBLIC else subject,
-        data={
-            field: ids.public_job(value) if field == "job" else value
-            for field, value in event.data.items()
-            if value is not None  # such as the version before the first one that was published
-        },
+        subject=name if names_hosts or kind != "device" else workers.without_host(name),
+        data=records.data(event),
     )

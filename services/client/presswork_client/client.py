@@ -257,6 +257,21 @@ class Client:
         asked = _given(actor=actor, verb=verb, job=job_id, since=since, until=until)
         return self._transport.pages("/v1/actions", asked, page)
 
+    def audit(
+        self,
+        *,
+        since: str | None = None,
+        until: str | None = None,
+        actor: str | None = None,
+        event: str | None = None,
+        tenant: str | None = None,
+        page: int = 1000,
+    ) -> Iterator[dict[str, Any]]:
+        """The audit trail, the oldest first, page by page: of the key's tenant, or for the operator's administrators of
+        `tenant`, which may be `*`. A line is a record, with its `hash` and the one before, or has a `fault`."""
+        asked = _given(since=since, until=until, actor=actor, event=event, tenant=tenant)
+        return self._transport.lines("/v1/audit", asked, page)
+
     def create_sign_in_link(self, *, next: str | None = None) -> SignInLink:  # noqa: A002  as in the address
         """A link that opens the dashboard at the path `next`, signed in as this key: good once, for two minutes."""
         return self._call(SignInLink, "POST", "/v1/sign-in-links", params=_given(next=next))

@@ -70,6 +70,20 @@ class Transport:
             if cursor is None:
                 return
 
+    def lines(self, path: str, parameters: dict[str, Any], limit: int) -> Iterator[dict[str, Any]]:
+        """The lines of a list that comes as JSON Lines, page by page; the last line of a page says where the next
+        begins. Raises ClientError, also for a page that was cut short."""
+        cursor: str | None = None
+        while True:
+            asked = parameters | {"limit": limit} | ({} if cursor is None else {"cursor": cursor})
+            page = [json.loads(line) for line in self.attempt(partial(self.http.get, path, params=asked)).iter_lines()]
+            if not page or "next_cursor" not in page[-1]:
+                raise ClientError(0, "unexpected_answer", "The server's answer ends before its last line.")
+            yield from page[:-1]
+            cursor = page[-1]["next_cursor"]
+            if cursor is None:
+                return
+
     def messages(self, path: str) -> Iterator[tuple[str, Any]]:
         """The messages of a stream of events, kind and data, until the stream ends or is cut off; none from
         a server that has no streams. Raises ClientError if there is no answer."""

@@ -35,6 +35,18 @@ PROGRESS = (
     "job.refused", "export.completed", "export.failed",
 )  # fmt: skip
 ACTS = f"kind NOT IN ({', '.join(repr(kind) for kind in PROGRESS)})"
+# Acts that are the users' daily work, and what follows from them. Every other act is a part of the audit trail, which
+# is kept for longer and sealed. The function presswork_untrailed() has the same kinds: a new one takes a migration.
+WORK = (
+    "device.sick", "job.created", "job.submitted", "job.marked", "image.poison", "export.created", "file.created",
+    "file.expired", "upload.created", "upload.completed", "upload.expired", "dataset.version_asked",
+    "dataset.version_completed", "dataset.version_failed", "catalogue.uploaded", "catalogue.run",
+    "catalogue.run_planned", "catalogue.run_published", "catalogue.run_unchanged", "catalogue.run_kept",
+    "catalogue.run_failed", "catalogue.run_cancelled", "catalogue.copied", "catalogue.copy_failed", "schedule.fired",
+    "schedule.run_requested", "schedule.run_skipped", "schedule.run_refused", "schedule.deadline_at_risk",
+    "schedule.deadline_missed",
+)  # fmt: skip
+TRAIL = f"kind NOT IN ({', '.join(repr(kind) for kind in (*PROGRESS, *WORK))})"
 
 metadata = MetaData()
 Moment = DateTime(timezone=True)
@@ -1083,6 +1095,35 @@ events = Table(  # append-only; committed rows are numbered in `seq`, and reader
     Index("events_acts", "tenant_id", "seq", postgresql_where=text(ACTS)),
     Index("events_acts_actor", "tenant_id", "actor", "seq", postgresql_where=text(ACTS)),
     Index("events_acts_kind", "tenant_id", "kind", "seq", postgresql_where=text(ACTS)),
+)
+
+audit_cursor = Table(  # one row: how far events are sealed, and how far those of the shorter life are pruned
+    "audit_cursor",
+    metadata,
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
+    Column("sealed_seq", BigInteger, nullable=False),
+    Column("pruned_seq", BigInteger, nullable=False),
+    CheckConstraint("singleton", name="audit_cursor_singleton"),
+)
+
+audit_seals = Table(  # insert-only but for `pruned_at`, which a function of the database sets: core/trail
+    "audit_seals",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("tenant_id", Integer, ForeignKey("tenants.id")),  # null: of the system
+    Column("first", BigInteger, nullable=False),  # the place of its first event in the tenant's chain, from 1
+    Column("seqs", ARRAY(BigInteger), nullable=False),
+    Column("from_at", Moment, nullable=False),
+    Column("to_at", Moment, nullable=False),
+    Column("previous", LargeBinary, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("sealed_at", Moment, nullable=False, server_default=now),
+    Column("pruned_at", Moment),
+    CheckConstraint("octet_length(previous) = 32 AND octet_length(hash) = 32", name="audit_seals_hashes"),
+    CheckConstraint("first > 0 AND cardinality(seqs) > 0 AND from_at <= to_at", name="audit_seals_range"),
+    Index("audit_seals_place", "tenant_id", "first", unique=True, postgresql_nulls_not_distinct=True),
+    Index("audit_seals_tenant", "tenant_id", "id"),
+    Index("audit_seals_kept", "id", postgresql_where=text("pruned_at IS NULL")),
 )
 
 schedules = Table(

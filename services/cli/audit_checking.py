@@ -1,0 +1,136 @@
+"""Checks exported files of the audit trail: each line against its hash, its neighbours, and earlier exports."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from services.core.model import audit_chain
+
+Known = dict[tuple[str, int], tuple[bytes, str]]  # by tenant and place: the hash, and the file it stands in
+_FIELDS = {
+    "tenant", "n", "seq", "at", "actor", "event", "subject_type", "subject", "data", *audit_chain.LINKS,
+}  # fmt: skip
+_STEP = 1_000
+
+
+class _Trouble(Exception):
+    """A line is not what was exported."""
+
+
+@dataclass(slots=True)
+class Checked:
+    """What a file holds. `trouble` is what is wrong with `line`, the first line that is not as it was exported."""
+
+    path: Path
+    line: int = 0
+    records: int = 0
+    is_filtered: bool = False
+    trouble: str | None = None
+    last: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        last = {tenant: {"n": place, "hash": hashed} for tenant, (place, hashed) in self.last.items()}
+        return {
+            "file": str(self.path), "unchanged": self.trouble is None, "records": self.records, "last": last,
+            "line": self.line if self.trouble else None, "trouble": self.trouble,
+        }  # fmt: skip
+
+
+def check(path: Path, known: Known, tell: Callable[[int], object]) -> Checked:
+    """Reads the file to the first line that is wrong. `known` has the records of the files before, and gets those of
+    this one. Raises OSError if there is no such file."""
+    found = Checked(path)
+    lines = _lines(path)
+    try:
+        found.line, end = 1, None
+        found.is_filtered = _begun(next(lines, b""))
+        for line in lines:
+            found.line += 1
+            if end is not None:
+                raise _Trouble("it stands behind the last line, and was inserted")
+            if found.line % _STEP == 0:
+                tell(_STEP)
+            end = _add(found, _parsed(line), known)
+        if end is None:
+            found.line += 1
+            raise _Trouble("the last line, with the count, is missing: the file was cut short")
+    except _Trouble as trouble:
+        found.trouble = str(trouble)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        found.line, found.trouble = found.line + 1, "the file is damaged, or was cut short"
+    return found
+
+
+def _add(found: Checked, line: dict[str, Any], known: Known) -> dict[str, Any] | None:
+    """Takes one line; returns it if it is the last one."""
+    if "end" in line:
+        if line.get("records") != found.records or line.get("last") != found.document()["last"]:
+            raise _Trouble("the count or the hashes are not those of the lines before: some were dropped or inserted")
+        return line
+    if "fault" in line:
+        which = f"records {line.get('first')} to {line.get('last')} of {line.get('tenant') or 'system'}"
+        raise _Trouble(f"the server found that {which} in the database no longer were what was sealed")
+    if set(line) != _FIELDS or not isinstance(line["n"], int) or isinstance(line["n"], bool):
+        raise _Trouble("it is no record of an audit trail")
+    tenant, place = line["tenant"] or "system", line["n"]
+    try:
+        previous, hashed = bytes.fromhex(line["previous"]), bytes.fromhex(line["hash"])
+    except (TypeError, ValueError):
+        raise _Trouble("it is no record of an audit trail") from None
+    if audit_chain.link(previous, line) != hashed:
+        raise _Trouble("it was changed: its hash is not that of its words")
+    _compare(found, tenant, place, previous)
+    for where, value in ((place, hashed), (place - 1, previous)):
+        before = known.get((tenant, where))
+        if before is not None and before[0] != value:
+            raise _Trouble(f"record {where:,} of {tenant} is another one than in {before[1]}")
+    known[tenant, place] = hashed, str(found.path)
+    found.last[tenant] = place, line["hash"]
+    found.records += 1
+    return None
+
+
+def _compare(found: Checked, tenant: str, place: int, previous: bytes) -> None:
+    """With the record before it in the file."""
+    if tenant not in found.last:
+        if place == 1 and previous != audit_chain.GENESIS:
+            raise _Trouble("it is said to be the first record, and follows another one")
+        return
+    before, hashed = found.last[tenant]
+    if place <= before:
+        raise _Trouble(f"it was inserted or moved: record {place:,} stands behind record {before:,}")
+    if place > before + 1 and not found.is_filtered:
+        raise _Trouble(f"before it {_places(before + 1, place - 1)} dropped")
+    if place == before + 1 and previous.hex() != hashed:
+        raise _Trouble(f"it does not follow the record before it: record {before:,} was changed or replaced")
+
+
+def _places(first: int, last: int) -> str:
+    return f"record {first:,} was" if first == last else f"records {first:,} to {last:,} were"
+
+
+def _begun(line: bytes) -> bool:
+    """Whether records between others are left out, which the first line says."""
+    first = _parsed(line) if line else {}
+    if first.get("begin") is not True or not isinstance(first.get("filtered"), bool):
+        raise _Trouble("it is not the first line of an exported audit trail")
+    return bool(first["filtered"])
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        raise _Trouble("it is no JSON") from None
+    if not isinstance(found, dict):
+        raise _Trouble("it is no record of an audit trail")
+    return found
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        yield from file
