@@ -201,6 +201,7 @@ EXAMPLES = {
     "policy terms check": ("presswork policy terms check 'a red mug'",),
     "keys revoke": ("presswork keys revoke Xk29dQ7a",),
     "bench engine": ("presswork bench engine --help",),
+    "model move": ("presswork model move 3f2a9c1e mini", "presswork model move 3f2a9c1e mini --dry-run"),
     "model inspect": ("presswork model inspect presswork-mini",),
     "model make": ("presswork model make tiny-model --preset tiny",),
     "model merge": ("presswork model merge tiny-model style.safetensors:0.8 -o styled",),

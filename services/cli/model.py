@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli import options, show
+from services.cli import model_move, options, show
 from services.cli.exits import Usage, guarded
 from services.cli.profile import connect
 from services.core import extras
@@ -107,6 +107,9 @@ def verify(folder: Folder, json: Json = False) -> int:
     """Load a whole model strictly, without rendering."""
     extras.require("worker", "torch")
     return _run("verify", folder, json)
+
+
+app.command("move")(guarded(model_move.move))
 
 
 def _run(verb: str, folder: str, json: bool, *options: str, more: Sequence[str] = ()) -> int:

@@ -55,6 +55,9 @@ KINDS: dict[str, tuple[str, Words]] = {
     "job.priority_changed": (
         "changed a priority", lambda data: ("gave", f"the priority {data.get('priority', '')}"),
     ),
+    "job.model_moved": (
+        "moved a job to another model", lambda data: ("moved", f"to the revision {str(data.get('to', ''))[:12]}"),
+    ),
     "job.labels_changed": ("changed labels", _plain("changed the labels of")),
     "job.marked": (
         "marked images",
