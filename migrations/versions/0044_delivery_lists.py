@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0044"
-down_revision = "0042"
+down_revision = "0043"
 
 _NAME = "webhook_deliveries_of_both"
 
