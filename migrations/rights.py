@@ -21,7 +21,7 @@ WEB = {
     "counter_deltas segments images payloads results failures engines claims render_rates exports export_files files "
     "events drains marks sessions sign_in_links catalogues catalogue_entries catalogue_runs job_inputs "
     "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas rates "
-    "tenant_deletions audit_seals",
+    "tenant_deletions audit_seals storage_audits storage_mark",
     "INSERT": "api_keys drains sessions sign_in_links tenants tenant_deletions",
     "DELETE": "drains sessions sign_in_links",
     "UPDATE": "jobs segments exports files",

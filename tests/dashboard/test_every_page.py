@@ -115,6 +115,7 @@ PAGES = {  # by what they show; {job} is a job with failed images, {live} one th
     "keys": "/settings/keys",
     "views": "/settings/views",
     "usage": "/settings/usage",
+    "storage": "/settings/storage",
     "webhooks": "/settings/webhooks",
     "webhook": "/settings/webhooks/{hook}",
     "a delivery": "/settings/webhooks/{hook}/deliveries/{delivery}",

@@ -12,10 +12,13 @@ from playwright.sync_api import expect
 from sqlalchemy import text
 
 from services.api import feed
+from services.core.auditing import audits
 from services.core.catalogues import catalogue_runs
 from services.core.catalogues.definition import Definition
 from services.core.db import tables
+from services.core.model import ids
 from services.core.model.scopes import Scope
+from services.core.retention import rules
 from services.core.tenants import api_keys
 from services.core.webhooks import types as webhook_types
 from services.dashboard import sentences
@@ -336,6 +339,28 @@ def test_usage_stands_beside_its_quotas(signed: House) -> None:
         "/v1/jobs", json={"images": [{"prompt": "a"}]}, headers={"Authorization": f"Bearer {signed.key}"}
     )
     assert refused.json()["error"]["code"] == "tenant_suspended"
+
+
+def test_what_goes_within_thirty_days_and_the_last_audit_are_shown(signed: House) -> None:
+    page = signed.browser.get("/settings/storage").text
+    assert page.count("for ever") == 3 and "Nothing goes within 30 days" in page and "was not audited yet" in page
+    job = signed.submit({"prompt": "a mug", "size": "64x64", "n": 3})
+    with signed.api.database.begin(signed.tenant) as connection:
+        rules.change(connection, signed.tenant, {"objects": 40})
+    with signed.api.database.begin_system() as connection:
+        connection.execute(
+            text("UPDATE jobs SET state = 'cancelled', finished_at = now() - interval '20 days' WHERE id = :id"),
+            {"id": ids.parse_job(job)},
+        )
+        audits.request(connection, 0.5)
+        connection.execute(text("UPDATE storage_audits SET missing = 7, finished_at = now(), step = 'done'"))
+        connection.execute(text("UPDATE storage_mark SET refusal = 'the marks differ'"))
+    page = signed.browser.get("/settings/storage").text
+    assert "40 days" in page and f'href="/jobs/{job}"' in page and "the marks differ" in page
+    assert "<dt>Missing</dt><dd>7</dd>" in page and "PRESSWORK_AUDIT_DAYS is not set" in page
+    with signed.api.database.begin_system() as connection:
+        connection.execute(text("UPDATE tenants SET operator = false WHERE id = :id"), {"id": signed.tenant})
+    assert "Audit of the object store" not in signed.browser.get("/settings/storage").text
 
 
 def test_a_form_that_goes_over_a_quota_keeps_what_was_typed_and_says_why(signed: House) -> None:
