@@ -3,11 +3,11 @@
 from types import SimpleNamespace
 from typing import Any
 
-from services.core.exports.shards import _LOT, _LOT_BYTES, _lots
+from services.core.exports.shards import _LOT, _LOT_BYTES, _SHARED, _lots
 
 
-def images(*sizes: int) -> list[Any]:
-    return [SimpleNamespace(bytes=size) for size in sizes]
+def images(*sizes: int, key: str = "7.png") -> list[Any]:
+    return [SimpleNamespace(bytes=size, object_key=key) for size in sizes]
 
 
 def test_lots_hold_few_images_and_few_bytes():
@@ -16,3 +16,8 @@ def test_lots_hold_few_images_and_few_bytes():
     assert [one for lot in lots for one in lot] == some
     assert [len(lot) for lot in lots] == [_LOT, _LOT, 4, 1, 1, 1, 2, 2, 1]
     assert list(_lots(iter([]))) == []
+
+
+def test_images_of_shards_are_fetched_many_at_once():
+    some = images(*[3_000] * (_SHARED + 7), key="7.tar#512+3000")
+    assert [len(lot) for lot in _lots(iter(some))] == [_SHARED, 7]

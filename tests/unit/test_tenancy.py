@@ -46,6 +46,7 @@ SYSTEM_TRANSACTIONS = [
     ("dashboard/pages/provider_sign_in.py", "_begin"),  # the provider decides which tenant it is
     ("dashboard/pages/sign_in.py", "_begin"),  # the key decides which tenant it is
     ("dashboard/pages/sign_in.py", "sign_out"),  # the cookie decides which session it is
+    ("dashboard/pages/storage.py", "_audited"),  # the store is the installation's
     ("dashboard/reading.py", "shown"),  # every tenant's queued images are ahead
 ]
 
