@@ -43,7 +43,8 @@ def create(
 ) -> None:
     """Make a webhook, and print the secret with which receivers verify messages.
 
-    Without --event, messages say what has ended: jobs, batches and exports.
+    Without --event, messages say what has ended: jobs, batches and exports. While you develop, `presswork webhooks
+    listen` brings messages to your own machine instead.
     """
     fields = _given(events=event, labels=options.pairs(label, "--label") or None, description=description)
     with connect(profile) as client:

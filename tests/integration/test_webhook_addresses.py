@@ -32,6 +32,7 @@ MALFORMED = (
     "https://user:pass@hooks.example/", "https://hooks.example/#part", "https://hooks.example/\r\nX: 1",
     "https://hooks.example./", "https://hööks.example/", "https://hooks.example:0/", "https://hooks.example:99999/",
     "https:///hook", "https://[fe80::1%25lo]/", "https://hooks.example\\@127.0.0.1/", f"https://a.example/{'x' * 3000}",
+    "https://hooks.example:22/", "https://hooks.example:25/", f"https://{'a' * 10_000}.example/",
     "https://169.254.169.254/latest/meta-data", "javascript:alert(1)", "",
 )  # fmt: skip
 
@@ -107,6 +108,14 @@ def test_what_is_no_address_for_a_webhook_is_refused_with_one_sentence(settings,
     assert problem.param == "url" and problem.message.startswith("url is refused: ") and problem.message.endswith(".")
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:3000/hook", "https://127.0.0.1:3000/hook", "https://10.1.2.3/"])
+def test_who_develops_is_told_how_messages_reach_their_machine(settings, url):
+    with pytest.raises(InvalidSubmission) as caught:
+        endpoints.check_url(settings, url)
+    [problem] = caught.value.problems
+    assert "`presswork webhooks listen` brings messages to" in problem.message
+
+
 def test_this_servers_own_address_is_refused(settings):
     own = replace(settings, public_url="https://presswork.example")
     with pytest.raises(InvalidSubmission, match="this server's own"):
@@ -156,6 +165,21 @@ def test_a_name_that_leads_here_a_moment_later_reaches_the_address_that_was_chec
     with pytest.raises(FetchFailed, match="not public"):
         post(f"https://hooks.example:{canary.port}/", b"{}", {}, endpoints.rules(settings))
     assert canary.connections == 0
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "127.0.0.1", "10.9.9.9"])
+def test_a_name_of_a_clouds_metadata_or_of_this_network_is_refused_when_the_webhook_is_made(
+    settings, canary, named, connected, address
+):
+    answers, _ = named
+    url = f"https://hooks.example:{canary.port}/latest/meta-data"
+    for found in ([address], ["93.184.216.34", address]):
+        answers[:] = [found]
+        with pytest.raises(InvalidSubmission, match=r"url is refused: .* not public"):
+            endpoints.check_url(settings, url)
+        with pytest.raises(FetchFailed, match="not public"):
+            post(url, b"{}", {}, endpoints.rules(settings))
+    assert canary.connections == 0 and not connected
 
 
 def test_a_name_that_was_public_when_the_webhook_was_made_is_checked_at_each_try(

@@ -75,6 +75,8 @@ def assert_allowed(target: Target, rules: Rules, seconds: float) -> None:
     try:
         found = _resolved(target, time.monotonic() + seconds)
     except FetchFailed:
+        if not rules.networks:
+            targets.check_port(target)
         return
     targets.check(target, [str(address[0]) for _, address in found], rules.networks, rules.setting)
 

@@ -95,8 +95,13 @@ def check(
                 "forbidden_address",
                 f"{target.host} has an address that is not public; {setting} allows networks.",
             )
-        if target.port < 1024 and target.port not in (80, 443):
-            raise FetchFailed("forbidden_address", f"Port {target.port} is not one of 80, 443 and those from 1024.")
+        check_port(target)
+
+
+def check_port(target: Target) -> None:
+    """Raises FetchFailed for a port at which other services than HTTP listen. A network that is allowed has any."""
+    if target.port < 1024 and target.port not in (80, 443):
+        raise FetchFailed("forbidden_address", f"Port {target.port} is not one of 80, 443 and those from 1024.")
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:

@@ -28,6 +28,7 @@ MOST = 20  # of one tenant
 BY_USER = "by_user"
 GONE = "gone"  # it answered 410
 FAILING = "failing"
+_INSTEAD = " While you develop, `presswork webhooks listen` brings messages to a program on your own machine."
 _ANSWER_BYTES = 4_096
 _SECONDS = 10.0
 _LOOKUP_SECONDS = 3.0
@@ -137,7 +138,10 @@ def check_url(settings: Settings, url: str) -> None:
             raise FetchFailed("forbidden_address", "The address is this server's own; name that of another program.")
         connections.assert_allowed(target, rules(settings), _LOOKUP_SECONDS)
     except FetchFailed as error:
-        raise InvalidSubmission([Problem(error.code, f"url is refused: {error}", "url")]) from None
+        is_near = error.code == "forbidden_address" or url.startswith("http://")
+        raise InvalidSubmission(
+            [Problem(error.code, f"url is refused: {error}{_INSTEAD if is_near else ''}", "url")]
+        ) from None
 
 
 def create(connection: Connection, settings: Settings, tenant_id: int, asked: WebhookRequest) -> tuple[Endpoint, str]:
