@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 from presswork_client import Client, ClientError, Export, Job
 from services.cli import show, units
 from services.cli.exits import Exit, Interrupted
+from services.cli.standstill import Standstill
 
 T = TypeVar("T")
 POLL_SECONDS = 0.5
@@ -55,7 +56,7 @@ def _job_shown(client: Client, job_id: str) -> Job:
         return _job_logged(client, job_id)
     with bar() as progress:
         task = progress.add_task("", total=None, tail="")
-        for found in through_outages(lambda: client.watch(job_id)):
+        for found in _followed(client, job_id, lambda sentence: _tell_above(progress, task, sentence)):
             counts = found["counts"]
             final = counts["done"] + counts["failed"] + counts["cancelled"]
             word = "paused" if found["paused"] and not found["finished_at"] else found["status"]
@@ -71,7 +72,7 @@ def _job_shown(client: Client, job_id: str) -> Job:
 
 def _job_logged(client: Client, job_id: str) -> Job:
     last, shown = None, 0.0
-    for found in through_outages(lambda: client.watch(job_id)):
+    for found in _followed(client, job_id, show.say):
         now = time.monotonic()
         if _visible_state(found) != last and (now - shown >= _LINE_SECONDS or last is None):
             counts, tail = found["counts"], _tail(found)
@@ -79,6 +80,19 @@ def _job_logged(client: Client, job_id: str) -> Job:
             show.say(f"{found['id']} {found['status']}: {done}" + (f", {tail}" if tail else ""))
             last, shown = _visible_state(found), now
     return found
+
+
+def _followed(client: Client, job_id: str, tell: Callable[[str], None]) -> Iterator[Job]:
+    """The job at each change; `tell` hears what it waits for while there is none."""
+    with Standstill(client, job_id, tell) as standstill:
+        for found in through_outages(lambda: client.watch(job_id)):
+            standstill.moved()
+            yield found
+
+
+def _tell_above(progress: Progress, task: TaskID, sentence: str) -> None:
+    progress.console.print(Text(f"presswork: {sentence}", style="yellow"))
+    progress.update(task, tail="waits")
 
 
 def _polls(client: Client, export_id: str) -> Iterator[Export]:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,6 +32,7 @@ from typer.testing import CliRunner
 
 from presswork_client import Client, ClientError
 from scheduler.background_tasks import BackgroundTaskRunner, background_tasks
+from services.cli import follow, standstill
 from services.cli.app import app
 from services.cli.examples import EXAMPLES
 from services.core.events import numbering
@@ -413,6 +415,27 @@ def test_watch_ends_with_0_when_all_is_done_and_with_3_when_images_failed(run: R
     assert "2 of 2 done" in run("watch", well).stdout
     result = run("watch", badly, "--json", code=3)
     assert json.loads(result.stdout.splitlines()[-1])["counts"]["failed"] == 1
+
+
+def test_watch_says_what_a_job_that_stands_still_waits_for(
+    run: Run, api: Api, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standstill, "STILL_SECONDS", 0.3)
+    told: list[str] = []
+    monkeypatch.setattr(follow.show, "say", lambda sentence, style="": told.append(sentence))
+    job = str(api.submit({"prompt": "a", "n": 2})["id"])
+    set_limit = "UPDATE tenants SET max_device_seconds_per_day = :limit"
+    with api.database.begin_system() as connection:
+        connection.execute(text(set_limit), {"limit": 0})
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(run, "watch", job)
+        until(lambda: any("has used its 0 accelerator-seconds of today" in sentence for sentence in told))
+        assert api.http.get(f"/v1/jobs/{job}").json()["eta_seconds"] is None
+        with api.database.begin_system() as connection:
+            connection.execute(text(set_limit), {"limit": None})
+        render(api, store, job)
+        assert "2 of 2 done" in watching.result(60).stdout
+    assert sum("accelerator-seconds" in sentence for sentence in told) == 1
 
 
 def test_submit_with_watch_goes_on_until_a_worker_has_done_it(

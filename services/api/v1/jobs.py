@@ -192,12 +192,14 @@ def shown(context: Context, tenant: int, number: int) -> schemas.Job:
     with context.database.begin(tenant) as connection:
         view = queries.job(connection, tenant, number)
         waits = shapes.unserved(connection, number)
-        if view is not None and view.counts["queued"] and not view.paused:
-            waits += usage.waits(connection, tenant)
+        is_waiting = view is not None and view.counts["queued"] and not view.paused
+        refused = usage.waits(connection, tenant) if is_waiting else []
     if view is None:
         raise NotFound("There is no such job.")
     found = described(context, [view])[0]
-    found.warnings += waits
+    found.warnings += waits + refused
+    if refused:  # nobody knows for how long
+        found.eta_seconds = found.eta_low_seconds = found.eta_high_seconds = None
     return found
 
 
