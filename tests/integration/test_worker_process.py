@@ -200,6 +200,20 @@ def test_a_warm_shutdown_finishes_the_batch_and_gives_back_what_was_not_begun(
         assert connection.execute(text("SELECT DISTINCT state FROM workers")).scalars().all() == ["stopped"]
 
 
+def test_a_worker_says_what_keeps_it_from_claiming(database, settings):
+    shared = SharedState()
+    shared.parent = os.getppid()
+    child = Child(replace(settings, pipeline="simulated"), shared)
+    child.start()
+    child.render_loop.stopping.set()
+    child.render_loop.wait_idle()
+    child.render_loop._storing.store_away()
+    child._beat("ready")
+    with database.begin_system() as connection:
+        assert [one.doing for one in workers.listed(connection)] == ["waits for the object store"]
+    child.stop()
+
+
 def test_a_heartbeat_under_way_does_not_overwrite_that_the_worker_has_stopped(database, settings, monkeypatch):
     shared, under_way, beat = SharedState(), threading.Event(), workers.beat
     shared.parent = os.getppid()
