@@ -61,7 +61,7 @@ class BatchSizes:
         or the smallest, they are rendered alone for RETRY_SECONDS. Alone it fits, so it is none of `too_large`."""
         if is_fixed or batching.next_smaller(self._declared, size) is None:
             self._crowded[shape, size] = time.monotonic()
-        else:
+        elif size <= self.largest(shape):
             self.step_down(shape, size)
             self._memory[shape].found_at = -math.inf
 
