@@ -25,7 +25,7 @@ from services.local.supervisor import Program, Supervisor
 WORKER_GRACE = 90.0
 SHIPPED_MODEL = "presswork-mini"
 STAND_IN_FOR = "ai100"  # the pipeline
-MOST_PORTS = 65_535
+LAST_PORT = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
     early = Settings.read(
         {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://"} | environ
     )  # invalid settings are found before anything starts
-    if early.metrics_port and early.metrics_port + options.all_workers > MOST_PORTS:
+    if early.metrics_port and early.metrics_port + options.all_workers > LAST_PORT:
         raise SettingsError("PRESSWORK_METRICS_PORT is too high: each worker takes one of the ports behind it.")
     port = int(environ.get("PRESSWORK_PORT") or Settings.default("PRESSWORK_PORT"))
     stack = Stack(options.home, environ, say)

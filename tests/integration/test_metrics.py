@@ -142,6 +142,24 @@ def test_the_house_counts_what_waits_and_what_is_rendered(database: Database, se
     assert found["presswork_schema_behind"] == {(): 0}
 
 
+def test_a_model_without_work_has_a_backlog_of_zero(database: Database) -> None:
+    factories.register(database)
+    with database.begin_system() as connection:
+        found = house.read(connection)
+    assert found["presswork_backlog_seconds"] == found["presswork_queue_unserved_images"] == {("simulated",): 0}
+    assert found["presswork_queue_images"] == {}
+
+
+def test_the_port_can_be_taken_again_right_after_it_was_read(settings: Settings) -> None:
+    asked = dataclasses.replace(settings, metrics_port=free_port())
+    for _ in range(2):
+        shown = endpoint.listen(asked, registry.REGISTRY)
+        shown.start()
+        assert scrape(asked.metrics_port)
+        shown.shutdown()
+        shown.server_close()
+
+
 def test_seconds_are_those_that_workers_measured(database: Database, settings: Settings) -> None:
     factories.register(database)
     factories.submit(database, settings, [{"prompt": "a", "n": 10}])

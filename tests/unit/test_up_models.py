@@ -47,3 +47,16 @@ def test_a_stand_in_is_installed_in_the_folder_in_the_sdk_s_place(tmp_path: Path
     assert "stand-in" in said[0]
     with pytest.raises(PressworkError, match=r"--stand-in .* goes with --pipeline ai100"):
         up.up(UpOptions(tmp_path, 1, "simulated", stand_in=True), {}, said.append)
+
+
+def test_metrics_are_shown_on_ports_in_a_row_if_asked_for_and_else_nowhere(tmp_path: Path) -> None:
+    own: dict[str, dict[str, str]] = {name: {} for name in ("web", "scheduler", "worker")}
+
+    def ports(asked: int) -> list[str | None]:
+        programs = up._programs(UpOptions(tmp_path, 2, "simulated"), {}, own, asked)
+        return [program.env.get("PRESSWORK_METRICS_PORT") for program in programs]
+
+    assert ports(9420) == [None, "9420", "9421", "9422"]
+    assert ports(0) == [None, "0", "0", "0"]
+    with pytest.raises(PressworkError, match="PRESSWORK_METRICS_PORT is too high"):
+        up.up(UpOptions(tmp_path, 40, "simulated"), {"PRESSWORK_METRICS_PORT": "65500"}, print)

@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 import threading
-from socketserver import ThreadingMixIn
+from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -27,8 +27,7 @@ class Endpoint(ThreadingMixIn, WSGIServer):
 
     def server_bind(self) -> None:
         """Without the look-up of this host's full name, which can take as long as a name server is away."""
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
+        TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
         self._places = threading.Semaphore(AT_ONCE)
         self.setup_environ()

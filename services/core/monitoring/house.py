@@ -40,6 +40,7 @@ JOIN segments s ON s.job_id = c.job_id AND s.id = i.segment_id
 GROUP BY {columns.shape("s")}
 """)  # noqa: S608  our own text
 _NAMES = statement("house.names")("SELECT name, revision FROM models WHERE revision = ANY(:revisions)")
+_MODELS = statement("house.models")("SELECT DISTINCT name FROM models ORDER BY name LIMIT :most")
 _QUEUED = statement("house.queued")("SELECT coalesce(sum(images_queued), 0) FROM tenant_usage")
 _JOBS = statement("house.jobs")("""
 SELECT state, count(*) AS jobs FROM (
@@ -68,8 +69,9 @@ def read(connection: Connection) -> Figures:
     if found.more and looked_at:
         factor = max(1.0, float(connection.execute(_QUEUED).scalar_one()) / looked_at)
     rendering = {columns.read_shape(row): int(row.images) for row in connection.execute(_RENDERING, {"most": CLAIMS})}
+    models = connection.execute(_MODELS, {"most": MODELS}).scalars()
     return {
-        **_work(found.lanes, factor, *_seconds(connection, rendering)),
+        **_work(models, found.lanes, factor, *_seconds(connection, rendering)),
         "presswork_queue_looked_at_ratio": {(): 1 / factor},
         **_fleet(queries.fleet(connection)),
         "presswork_jobs": {(row.state,): row.jobs for row in connection.execute(_JOBS, {"most": JOBS})},
@@ -95,10 +97,14 @@ def _seconds(connection: Connection, rendering: Mapping[Shape, int]) -> tuple[di
 
 
 def _work(
-    waiting: Iterable[Lane], factor: float, rendering: Mapping[str, float], rendering_seconds: Mapping[str, float]
+    models: Iterable[str],
+    waiting: Iterable[Lane],
+    factor: float,
+    rendering: Mapping[str, float],
+    rendering_seconds: Mapping[str, float],
 ) -> Figures:
     sized = [(lane, lane.images * factor, _of_lane(lane) * factor) for lane in waiting]
-    backlog = dict(rendering_seconds)
+    backlog = dict.fromkeys(models, 0.0) | dict(rendering_seconds)
     for lane, _, seconds in sized:
         _add(backlog, lane.model, seconds)
     model = _Largest(backlog, MODELS)
