@@ -55,8 +55,7 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
     early = Settings.read(
         {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://"} | environ
     )  # invalid settings are found before anything starts
-    if early.metrics_port and early.metrics_port + options.all_workers > LAST_PORT:
-        raise SettingsError("PRESSWORK_METRICS_PORT is too high: each worker takes one of the ports behind it.")
+    _shows(early.metrics_port, 1 + options.all_workers)
     port = int(environ.get("PRESSWORK_PORT") or Settings.default("PRESSWORK_PORT"))
     stack = Stack(options.home, environ, say)
     began = time.monotonic()
@@ -109,7 +108,10 @@ def _programs(
 
 
 def _shows(port: int, programs: int) -> list[dict[str, str]]:
-    """Where the scheduler and the workers show their metrics: on that port and the next ones, or with 0 nowhere."""
+    """Where the scheduler and the workers show their metrics: on that port and the next ones, or with 0 nowhere. Raises
+    SettingsError if there are not so many."""
+    if port and port + programs - 1 > LAST_PORT:
+        raise SettingsError("PRESSWORK_METRICS_PORT is too high: each worker takes one of the ports behind it.")
     return [{"PRESSWORK_METRICS_PORT": str(port and port + number)} for number in range(programs)]
 
 
