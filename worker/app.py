@@ -24,10 +24,12 @@ from celery.worker import state
 from services.core import broker, cpus, logs
 from services.core.db import database as databases
 from services.core.fleet import workers
+from services.core.model import devices
 from services.core.model.errors import DatabaseUnavailable, PressworkError, SettingsError, Unavailable
 from services.core.queue import quarantine
 from services.core.settings import Settings
 from services.core.storage import installation, s3
+from worker import devices as each_device
 from worker import exit_codes, judging, scorer
 from worker.child import Child
 from worker.consumer import Consumer
@@ -58,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         settings = Settings.read()
         if arguments.check:
             return _check(settings)
+        if settings.devices:
+            devices.check(settings.devices, settings.pipeline)
+            return each_device.run(settings.devices)
         cpus.set_threads(settings.threads, settings.workers)
         _check_shared_memory()
         scorer.check(settings.scorers)

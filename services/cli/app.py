@@ -28,6 +28,7 @@ from services.cli import (
     metrics,
     model,
     opening,
+    options,
     overview,
     policy,
     prompts,
@@ -124,6 +125,14 @@ def up(
         list[str] | None,
         typer.Option(metavar="DIR", help="A model to serve, by --workers workers of its own; may be given again."),
     ] = None,
+    devices: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND:NUMBERS",
+            envvar="PRESSWORK_DEVICES",
+            help="A worker on each device: cuda:0-7, cuda:0,2 or qaic:0-3.",
+        ),
+    ] = "",
     stand_in: Annotated[
         bool, typer.Option("--stand-in", help="With --pipeline ai100: run a stand-in, on the CPU, for the card.")
     ] = False,
@@ -137,8 +146,10 @@ def up(
     command = python("services.local", "up", "--home", str(home), "--workers", str(workers), "--pipeline", pipeline)
     command += [part for name in model or [] for part in ("--model", name)]
     command += ["--stand-in"] if stand_in else []
+    command += ["--devices", devices]
 
     def run() -> int:
+        options.devices(devices, "--devices")
         extras.require_stack(pipeline)
         os.execv(command[0], command)  # noqa: S606
 

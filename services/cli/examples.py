@@ -90,6 +90,7 @@ EXAMPLES = {
         "presswork up --workers 2 --pipeline simulated --port 8421",
         "presswork up --model presswork-mini --model styled",
         "presswork up --pipeline ai100 --stand-in",
+        "presswork up --pipeline torch --devices cuda:0-7",
     ),
     "down": ("presswork down",),
     "status": ("presswork status",),

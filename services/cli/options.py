@@ -9,6 +9,7 @@ import typer
 from services.cli import completion
 from services.cli.exits import Usage
 from services.core.model import metadata_filters
+from services.core.model.devices import parse as parse_devices
 
 _SPAN = re.compile(r"([0-9]{1,6})(min|h|d|w)", re.ASCII)
 _MINUTES = {"min": 1, "h": 60, "d": 1440, "w": 10080}  # no "m", which also means months
@@ -118,6 +119,14 @@ def kept(words: list[str]) -> dict[str, int | None]:
         if kind not in ("payloads", "objects", "records"):
             raise Usage(f"--keep names {kind!r}; it must be payloads, objects or records.")
     return {kind: days(word, f"--keep {kind}") for kind, word in found.items()}
+
+
+def devices(word: str, option: str) -> tuple[str, ...]:
+    """An option such as cuda:0-7. Raises Usage."""
+    try:
+        return parse_devices(word)
+    except ValueError as error:
+        raise Usage(f"{option} is {word!r}; {error}.") from None
 
 
 def span(word: str, option: str) -> timedelta:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from services.core.model import addresses, runtimes, scores
 from services.core.model.addresses import either
+from services.core.model.devices import parse as parse_devices
 from services.core.model.errors import SettingsError
 from services.core.model.pipelines import PIPELINES
 from services.core.model.scopes import ALL
@@ -294,6 +295,7 @@ class Settings:
     # The worker.
     pipeline: str = _setting("PRESSWORK_PIPELINE", "simulated", _one_of(*PIPELINES))
     device: str = _setting("PRESSWORK_DEVICE", "cpu")
+    devices: tuple[str, ...] = _setting("PRESSWORK_DEVICES", "", parse_devices)  # a worker for each of them
     model_dir: str = _setting("PRESSWORK_MODEL_DIR", "")  # a directory, or a hub id where the hub can be reached
     sizes: tuple[tuple[int, int], ...] = _setting("PRESSWORK_SIZES", "", parse_sizes)  # empty: those of the model's own
     precision: str = _setting("PRESSWORK_PRECISION", "", _one_of("", "fp32", "bf16", "fp16"))  # empty: the device's own

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from services.core import logs, terminal
+from services.core.model import devices
 from services.core.model.errors import PressworkError
 from services.local.supervisor import read_running, stop_running
 from services.local.up import WORKER_GRACE, UpOptions, up
@@ -24,12 +25,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pipeline", default=os.environ.get("PRESSWORK_PIPELINE") or "onnx")
     parser.add_argument("--stand-in", action="store_true")
     parser.add_argument("--model", action="append", default=[], dest="models")
+    parser.add_argument("--devices", type=devices.parse, default=())
     arguments = parser.parse_args(argv)
     logs.configure("up", level=logging.WARNING)
     try:
         if arguments.verb == "up":
             models = tuple(arguments.models)
-            options = UpOptions(arguments.home, arguments.workers, arguments.pipeline, models, arguments.stand_in)
+            options = UpOptions(
+                arguments.home, arguments.workers, arguments.pipeline, models, arguments.stand_in, arguments.devices
+            )
             up(options, os.environ, _say)
             return 0
         return _down(arguments.home) if arguments.verb == "down" else _status(arguments.home)

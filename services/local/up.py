@@ -16,6 +16,7 @@ from services.core.processes import python
 from services.core.settings import Settings
 from services.core.storage import installation, s3
 from services.core.tenants import api_keys
+from services.local import device_files
 from services.local.announcing import announce
 from services.local.errors import PortTaken
 from services.local.home import Home, is_free, write_env_file, write_private
@@ -31,6 +32,7 @@ LAST_PORT = 65_535
 @dataclass(frozen=True, slots=True)
 class UpOptions:
     """The options of `presswork up`. Each of `models` gets `workers` workers; without any it is PRESSWORK_MODEL_DIR.
+    Each of `devices` gets a worker of its own; without any, all workers have PRESSWORK_DEVICE.
     `stand_in`: instead of a Cloud AI 100 there is one that only ONNX Runtime computes."""
 
     home: Path
@@ -38,16 +40,27 @@ class UpOptions:
     pipeline: str
     models: tuple[str, ...] = ()
     stand_in: bool = False
+    devices: tuple[str, ...] = ()
 
     @property
     def all_workers(self) -> int:
-        return self.workers * max(len(self.models), 1)
+        return len(self.devices) or self.workers * max(len(self.models), 1)
+
+    @property
+    def places(self) -> list[dict[str, str]]:
+        """Where `workers` workers each are: a model's folder, or a device."""
+        if self.devices:
+            model = {"PRESSWORK_MODEL_DIR": self.models[0]} if self.models else {}
+            return [{"PRESSWORK_DEVICE": device, **model} for device in self.devices]
+        return [{"PRESSWORK_MODEL_DIR": model} for model in self.models] or [{}]
 
 
 def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Runs everything until INT or TERM. If something fails, all is stopped and PressworkError is raised."""
     if options.stand_in and options.pipeline != STAND_IN_FOR:
         raise PressworkError(f"--stand-in takes the place of a Cloud AI 100; it goes with --pipeline {STAND_IN_FOR}.")
+    if not options.stand_in:
+        device_files.check(options.devices, options.pipeline, is_alone=options.workers == 1 and len(options.models) < 2)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: stopping.set())
@@ -88,8 +101,8 @@ def _programs(
     """`own` is what each program has of its own, such as its role at the database. Schedulers and workers show their
     metrics from `metrics_port` on."""
     shared = dict(values) | {"PRESSWORK_PIPELINE": options.pipeline}
-    of_workers = {"PRESSWORK_WORKERS": str(options.all_workers), "OMP_WAIT_POLICY": "PASSIVE"}
-    folders = [{"PRESSWORK_MODEL_DIR": model} for model in options.models] or [{}]
+    of_workers = {"PRESSWORK_WORKERS": str(options.all_workers), "OMP_WAIT_POLICY": "PASSIVE", "PRESSWORK_DEVICES": ""}
+    folders = options.places
     served = [folder for folder in folders for _ in range(options.workers)]
     shows = _shows(metrics_port, 1 + options.all_workers)
     return [

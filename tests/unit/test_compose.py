@@ -194,7 +194,10 @@ def test_profiles_ask_for_nothing_that_others_need_not_set():
 
 def test_the_accelerators_are_handed_in():
     [device] = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
-    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert device == {"driver": "nvidia", "count": "1", "capabilities": ["gpu"]}
+    eight = filled(RAW["services"]["worker-gpu"], GIVEN | {"PRESSWORK_GPUS": "8", "PRESSWORK_DEVICES": "cuda:0-7"})
+    assert eight["deploy"]["resources"]["reservations"]["devices"][0]["count"] == "8"
+    assert len(Settings.read(eight["environment"]).devices) == 8
     assert SERVICES["worker-ai100"]["devices"] == ["/dev/accel:/dev/accel"], "its stand-in needs none"
 
 

@@ -4,6 +4,7 @@ A backend supplies the three networks at fixed shapes; its contract is defined h
 """
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from worker.model.directory import SIZE_UNIT, Index
 from worker.model.sampler import SamplerConfig
 from worker.model.text import Prompts, unknown_words
 from worker.pipeline import Batch, InvalidOutput, OnStep, OutOfMemory, Picture
+from worker.pipelines import compile_turns
 from worker.pipelines.out_of_memory import out_of_memory_for
 
 Array = Any
@@ -152,7 +154,8 @@ class DiffusionPipeline:
         blank = np.zeros((shape.height, shape.width, 3), np.uint8)
         batch = Batch(spec.shape, (spec,) * size, 0, (blank,) * size if shape.first_step else ())
         words = f"preparing {shape.width}x{shape.height} in batches of {size}"
-        with activity.doing(words), self._evict_if_out_of_memory(shape, size), out_of_memory_for(size):
+        turn = self._turn(f"{size} {key}")
+        with activity.doing(words), self._evict_if_out_of_memory(shape, size), out_of_memory_for(size), turn:
             compiled = self._backend.compiled(shape, size)
             if shape.first_step:
                 compiled.encode_inputs(batch.inputs)
@@ -161,6 +164,15 @@ class DiffusionPipeline:
                 text, _ = self._encode(compiled, batch)
                 compiled.decode(self._denoise(compiled, batch, text, _ignore_step))
         self._prepared.add(key)
+
+    def _turn(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """Of the workers of a host that share the compilers' caches, the first compiles alone."""
+        cache = os.environ.get("TRITON_CACHE_DIR")
+        if not self._backend.warmup_runs or not cache:
+            return contextlib.nullcontext()
+        backend = self._backend
+        parts = (backend.name, backend.precision, backend.device_kind, backend.versions, self.card.revision, what)
+        return compile_turns.first_alone(Path(cache), " ".join(parts))
 
     def render(self, batch: Batch, on_step: OnStep) -> Sequence[Picture | InvalidOutput]:
         """Pictures uint8 (height, width, 3); an image with a NaN or Inf in its latents or pixels is InvalidOutput."""

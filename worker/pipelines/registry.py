@@ -4,13 +4,14 @@
 """
 
 import importlib
+from dataclasses import replace
 
 from services.core.model.errors import SettingsError
 from services.core.model.pipelines import PIPELINES
 from services.core.settings import Settings
 from worker.model.directory import SAFETY_COMPONENTS, check_model_dir, read_index, with_sizes
 from worker.pipeline import ModelUnusable, Pipeline, artefacts
-from worker.pipelines import compiler
+from worker.pipelines import compiler, visible
 
 
 def open_pipeline(settings: Settings) -> Pipeline:
@@ -20,6 +21,8 @@ def open_pipeline(settings: Settings) -> Pipeline:
         SettingsError: its model directory or device is unusable.
     """
     compiler.keep_caches(artefacts(settings))  # before anything imports torch
+    if settings.pipeline == "torch":
+        settings = replace(settings, device=visible.show_only(settings.device))
     module = importlib.import_module(PIPELINES[settings.pipeline].module)
     pipeline: Pipeline = module.open_pipeline(settings)
     return pipeline

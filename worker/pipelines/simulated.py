@@ -44,12 +44,14 @@ class SimulatedPipeline:
 
     backend = "simulated"
     precision = "uint8"
-    device = "simulated"
+    device: str  # "simulated", or "simulated:1 simulated" as the second of several
     device_kind = "simulated"
     checks = False
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        numbered = settings.device.startswith("simulated:")
+        self.device = f"{settings.device} simulated" if numbered else "simulated"
         self.versions = versions()
         sizes = settings.sizes or (*((side, side) for side in SQUARES), (768, 512), (512, 768))
         self.card = ModelCard(

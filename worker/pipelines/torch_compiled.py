@@ -26,7 +26,7 @@ from worker.model.kernel_norms import use_kernel_norms
 from worker.model.stages import Decoder, Denoiser, Encoder, TextEncoder, TimeEmbedder, decode_batch_size
 from worker.model.text import Prompts
 from worker.pipeline import artefacts, versions
-from worker.pipelines import diffusion
+from worker.pipelines import diffusion, visible
 from worker.pipelines.compiler import assert_compiles, compiling, keep_caches
 from worker.pipelines.cpu import cpu_kind
 from worker.pipelines.diffusion import Checker, DiffusionPipeline, ShapeKey, shape_key
@@ -361,7 +361,9 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise SettingsError(f"PRESSWORK_DEVICE is {name!r}, but torch finds {count} CUDA devices here.")
+            asked = visible.known_as(name)
+            found = f"torch finds {count} CUDA devices here" if asked == name else "there is no such GPU here"
+            raise SettingsError(f"PRESSWORK_DEVICE is {asked!r}, but {found}.")
     return device
 
 
@@ -369,6 +371,6 @@ def _names(device: torch.device) -> tuple[str, str]:
     """The device's name for people, and what decides bytes: the GPU's model, or the CPU's instructions and threads."""
     if device.type == "cuda":
         kind = torch.cuda.get_device_name(device)
-        return f"cuda:{device.index or 0} {kind}", kind
+        return f"{visible.known_as(f'cuda:{device.index or 0}')} {kind}", kind
     # Measured: results with one and with two threads differ by one level in some pixels.
     return "cpu", f"{cpu_kind()} {torch.backends.cpu.get_cpu_capability()} x{torch.get_num_threads()}"
