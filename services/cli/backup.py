@@ -35,6 +35,7 @@ def check(
     """
     from services.core.backups import archive, comparing, findings, other_objects
     from services.core.db.database import Database
+    from services.core.storage import installation
     from services.core.storage.s3 import S3Store
 
     if extra is not None and not extra.parent.is_dir():
@@ -42,7 +43,7 @@ def check(
     settings = profile.settings()
     store = S3Store(settings)
     with closing(Database(settings.database_url, application="presswork backup", pool_size=3)) as core, acting():
-        store.check()
+        installation.recognize(core, store)  # all images would be missing in another bucket, and drawn again
         try:
             audit = comparing.run(settings, core, store, f"cli/{socket.gethostname()}", share=share, say=_Progress())
             show.say("files, exports, data sets and catalogues", "dim")

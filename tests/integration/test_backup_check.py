@@ -85,7 +85,7 @@ def test_what_a_restore_has_lost_is_drawn_again_or_listed_and_nothing_is_deleted
     assert [row.kind for row in events] == ["storage.audit_requested", "storage.audited"]
     assert all(row.actor.startswith("cli/") for row in events)
     assert (tmp_path / "extra.txt").read_text().split() == sorted(lost_minute) and found["orphans"] == 25
-    assert found["missing_files"] == ["files/1/file-7"]
+    assert found["missing_files"] == ["files/1/file-7"] and "log is not archived" in found["log"]
     assert set(lost_minute) < set(own.under("")), "what is extra is old enough to be deleted, and was not"
 
 
@@ -97,6 +97,27 @@ def test_a_check_after_a_recovery_says_so_and_accepts_nothing(environ, database,
     for _ in range(2):
         code, found = check(environ, tmp_path)
         assert code == 0 and "restored" in found["restored"]
+
+
+@pytest.mark.parametrize(
+    ("marker", "sentence"),
+    [
+        (None, "has no presswork-installation.json"),
+        (b'{"installation": "another"}', "of another installation, another"),
+    ],
+)
+def test_in_a_bucket_that_is_not_this_installations_nothing_is_compared(
+    environ, database, settings, own, tmp_path, marker, sentence
+):
+    finished(database, settings, own)
+    own.drop(own.key(installation.MARKER))
+    if marker is not None:
+        own.put_file(own.key(installation.MARKER), io.BytesIO(marker), "application/json")
+    log = tmp_path / "check.log"
+    assert Command(environ, log, "backup", "check", cwd=tmp_path).popen.wait(60) == 2
+    assert sentence in " ".join(log.read_text().split())
+    with database.begin_system() as connection:
+        assert connection.execute(text("SELECT count(*) FROM storage_audits")).scalar_one() == 0
 
 
 def test_a_check_waits_for_a_run_that_is_under_way_and_then_does_its_own(database, settings, own):

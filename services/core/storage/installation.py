@@ -9,7 +9,7 @@ import logging
 
 from services.core.db.database import Database
 from services.core.db.statements import statement
-from services.core.model.errors import SettingsError
+from services.core.model.errors import ObjectMissing, SettingsError
 from services.core.storage.s3 import S3Store
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,28 @@ def claim_prefix(database: Database, store: S3Store) -> None:
         with database.begin_system() as connection:
             connection.execute(_REMEMBER, {"prefix": store.prefix})
         log.info("prefix claimed", extra={"bucket": store.bucket, "prefix": store.prefix})
+
+
+def recognize(database: Database, store: S3Store) -> None:
+    """The same for a prefix that must be this installation's already: nothing is marked.
+
+    Raises:
+        SettingsError: it is not marked, or another installation's objects lie there.
+        Unavailable: the database or the store cannot be reached.
+    """
+    with database.begin_system() as connection:
+        ours, prefixes = connection.execute(_READ).one()
+    store.earlier_prefixes = tuple(prefix for prefix in prefixes if prefix != store.prefix)
+    try:
+        theirs = _installation(store.read(store.key(MARKER)))
+    except ObjectMissing:
+        theirs = ""
+    if theirs != ours:
+        whose = f"holds the objects of another installation, {theirs}" if theirs else f"has no {MARKER}"
+        raise SettingsError(
+            f"{_place(store)} {whose}: set PRESSWORK_BUCKET and PRESSWORK_PREFIX to the place of this database's "
+            "objects. If this is it, `presswork doctor` marks a place that has no mark."
+        )
 
 
 def _content(installation: str) -> bytes:
