@@ -201,9 +201,9 @@ def test_a_restore_to_a_moment_within_a_job_doubles_nothing_and_makes_no_wrong_b
 
         job = submit(database, settings, mugs(IMAGES, "mug"))
         until(lambda: done(database, job) > IMAGES / 8)
-        with database.begin_system() as connection:
-            moment = str(connection.execute(text("SELECT now()")).scalar_one())
         kept = set(results(database, job))
+        with database.begin_system() as connection:
+            moment = str(connection.execute(text("SELECT clock_timestamp()")).scalar_one())
         later = submit(database, settings, mugs(AT_ONCE, "hat"), priority="high")  # accepted in the time that gets lost
         until(lambda: done(database, later) == AT_ONCE)
         time.sleep(LOST_SECONDS)
