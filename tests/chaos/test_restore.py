@@ -238,8 +238,8 @@ def test_a_restore_to_a_moment_within_a_job_doubles_nothing_and_makes_no_wrong_b
         again = ids.parse_job(lost["drawn_in"])
         until(lambda: done(database, job) == IMAGES and done(database, again) == 3, seconds=240)
         assert_each_once(database, store, job, before, foreign)
-        again_sha = [digest for _, digest in results(database, again).values()]
-        assert again_sha == [digest for _, digest in results(database, first).values()][:3]
+        drawn, right = (list(results(database, one).values())[:3] for one in (again, first))
+        assert [digest for _, digest in drawn] == [digest for _, digest in right]
 
         code, audit = presswork(environ, tmp_path, "storage", "audit", "--accept-restore", "--share", "1")
         assert audit["refusal"] is None and audit["counts"]["orphans"] == AT_ONCE + 1
