@@ -1,10 +1,10 @@
 """The background task that deletes a deleted job: its objects, then its rows, and at last the job itself.
 
-It takes the images in order, a thousand at a time: first their objects, then their rows, in one transaction. So whoever
-continues after a crash begins at the first image that is left. If all jobs of a week are deleted and the week is long
-over, it deletes only the objects, and a periodic task drops the week's partitions with the rows. The rows are deleted
-by two functions of the database that touch nothing but a deleted job. Its exports and files have background tasks of
-their own.
+It takes the images in order, a thousand at a time: first their objects, then their rows, in short transactions with
+pauses. So whoever continues after a crash begins at the first image that is left. If all jobs of a week are deleted and
+the week is long over, it deletes only the objects, and a periodic task drops the week's partitions with the rows. The
+rows are deleted by two functions of the database that touch nothing but a deleted job. Its exports and files have
+background tasks of their own.
 
 A worker that was stopped for longer than the job lived can store an object after all this, when it wakes up. Nobody
 settles it, and the object is left over.
@@ -30,7 +30,8 @@ SLICE_SECONDS = 10.0  # then other jobs get their turn
 IMAGES_AT_ONCE = 1_000
 _ROWS_AT_ONCE = 5_000  # of segments, chunks and the like
 _DROPPERS = 8
-_LONGEST_PAUSE = 0.25  # seconds, after each batch of rows
+_DELETED_AT_ONCE = 250  # images whose rows one statement deletes: a claim that comes meanwhile waits for so much
+_LONGEST_PAUSE = 0.25  # seconds, after each of these
 
 _PENDING = statement("task.pending")(
     turns.first_of_each("""
@@ -111,13 +112,15 @@ def _delete_images(job_id: int, lease: Lease, drop: Callable[[Iterable[str]], No
         first = connection.execute(_FIRST, {"id": job_id}).scalar_one_or_none()
         if first is None:
             return False
-        values = {"id": job_id, "first": first, "past": first + IMAGES_AT_ONCE}
-        found = connection.execute(_KEYS, values).scalars().all()
+        past = first + IMAGES_AT_ONCE
+        found = connection.execute(_KEYS, {"id": job_id, "first": first, "past": past}).scalars().all()
     drop(found)
-    with lease.begin() as connection:
-        began = time.monotonic()
-        connection.execute(_DELETE_IMAGES, values)
-    lease.stopping.wait(min(time.monotonic() - began, _LONGEST_PAUSE))  # others get as much of the database
+    for begin in range(first, past, _DELETED_AT_ONCE):
+        with lease.begin() as connection:
+            began = time.monotonic()
+            values = {"id": job_id, "first": begin, "past": begin + _DELETED_AT_ONCE}
+            connection.execute(_DELETE_IMAGES, values)
+        lease.stopping.wait(min(2 * (time.monotonic() - began), _LONGEST_PAUSE))  # others get twice as much
     return True
 
 
