@@ -327,7 +327,8 @@ def test_usage_stands_beside_its_quotas(signed: House) -> None:
     with signed.api.database.begin_system() as connection:
         limits = text("UPDATE tenants SET max_images_queued = 8, max_bytes_stored = 2000000 WHERE id = :id")
         connection.execute(limits, {"id": signed.tenant})
-    signed.submit({"prompt": "a mug", "size": "64x64", "n": 3})
+    job = signed.submit({"prompt": "a mug", "size": "64x64", "n": 3})
+    assert "Images of this job wait" not in signed.browser.get(f"/jobs/{job}").text
     page = signed.browser.get("/settings/usage").text
     assert 'aria-label="images queued">3 of 8</progress>' in page
     assert "2 MB<" in page and page.count('<span class="soft">none</span>') == 4
@@ -335,6 +336,7 @@ def test_usage_stands_beside_its_quotas(signed: House) -> None:
     with signed.api.database.begin_system() as connection:
         connection.execute(text("UPDATE tenants SET state = 'suspended' WHERE id = :id"), {"id": signed.tenant})
     assert "is suspended" in signed.browser.get("/settings/usage").text
+    assert re.search("Images of this job wait: the tenant .* is suspended", signed.browser.get(f"/jobs/{job}").text)
     refused = signed.api.http.post(
         "/v1/jobs", json={"images": [{"prompt": "a"}]}, headers={"Authorization": f"Bearer {signed.key}"}
     )

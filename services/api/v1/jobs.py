@@ -192,8 +192,7 @@ def shown(context: Context, tenant: int, number: int) -> schemas.Job:
     with context.database.begin(tenant) as connection:
         view = queries.job(connection, tenant, number)
         waits = shapes.unserved(connection, number)
-        is_waiting = view is not None and view.counts["queued"] and not view.paused
-        refused = usage.waits(connection, tenant) if is_waiting else []
+        refused = usage.waits(connection, tenant) if view is not None and view.stands_still else []
     if view is None:
         raise NotFound("There is no such job.")
     found = described(context, [view])[0]

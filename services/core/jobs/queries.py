@@ -219,6 +219,11 @@ class JobView:
     eta_high: float | None
     as_of: datetime
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether images of it wait and none is being rendered, although it is not paused."""
+        return bool(self.counts["queued"]) and not self.counts["rendering"] and not self.paused
+
 
 @dataclass(frozen=True, slots=True)
 class ImageView:

@@ -12,6 +12,7 @@ from services.core.exports.formats import FORMATS
 from services.core.jobs import failures, job_rates, queries, shapes
 from services.core.marks import marks
 from services.core.model import ids
+from services.core.tenants import usage
 from services.dashboard import access, again, charts, reading, rendering
 from services.dashboard.pages import actions
 from services.dashboard.routes import PageRoute
@@ -34,6 +35,7 @@ def show_job(request: Request, context: ContextDep, visitor: access.Signed, job_
             "marked": marks.counts(connection, visitor.tenant, number),
             "chart": charts.Chart(job_rates.of_job(connection, visitor.tenant, number), "span"),
             "shapes": shapes.of_job(connection, number),
+            "waits": usage.waits(connection, visitor.tenant) if job.view.stands_still else [],
             "events": events.of_subject(connection, visitor.tenant, events.job(number), limit=_EVENTS),
             "causes": failures.counted(connection, number) if job.counts["failed"] else [],
             "exports": records.seen(connection, number, before=_PAST_THE_NEWEST, limit=_EXPORTS)
