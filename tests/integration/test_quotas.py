@@ -303,7 +303,7 @@ def test_what_is_sent_is_counted_and_refused_before_it_is_stored(api: Api) -> No
     assert refused(send(5)) == (
         429, "quota_exceeded",
         (
-            "The tenant default may have 10 bytes spooled and has 6; this asks for 5 more; try again when files are "
+            "The tenant default may have 10 B spooled and has 6 B; this asks for 5 B more; try again when files are "
             "deleted."
         ),
     )  # fmt: skip
@@ -344,8 +344,8 @@ def test_when_the_bytes_stored_are_used_up_nothing_more_is_asked_for(api: Api, s
     status, code, message = refused(api.http.post("/v1/jobs", json={"images": [{"prompt": "a"}]}))
     assert (status, code) == (429, "quota_exceeded")
     assert message == (
-        "The tenant default may have 2,000 bytes stored and has 2,000; delete jobs, exports or datasets before you ask "
-        "for more pictures."
+        "The tenant default may have 2 kB stored and has 2.0 kB; delete jobs, exports or datasets before you ask for "
+        "more pictures."
     )
     with api.database.begin_system() as connection:
         lifecycle.finish(connection)

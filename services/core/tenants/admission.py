@@ -10,12 +10,14 @@ A quota limits what is new. Nothing that is there already is taken away when one
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
 
 from services.core.db import deferred
 from services.core.db.statements import statement
+from services.core.model import byte_sizes
 from services.core.model.errors import QuotaExceeded, TenantSuspended
 from services.core.model.quotas import TITLES
 from services.core.tenants import usage
@@ -121,8 +123,9 @@ def _assert_within(connection: Connection, asked: _Asked, *, recorded: bool = Tr
 def _assert_stored(row: Any, wanted: str) -> None:
     if row.max_bytes_stored is not None and row.bytes_stored >= row.max_bytes_stored:
         message = (
-            f"The tenant {row.name} may have {row.max_bytes_stored:,} {TITLES['bytes_stored']} and has "
-            f"{row.bytes_stored:,}; delete jobs, exports or datasets before you ask for more {wanted}."
+            f"The tenant {row.name} may have {byte_sizes.exact(row.max_bytes_stored)} stored and has "
+            f"{byte_sizes.rounded(row.bytes_stored, row.max_bytes_stored)}; delete jobs, exports or datasets before "
+            f"you ask for more {wanted}."
         )
         raise QuotaExceeded(message, RETRY_SECONDS)
 
@@ -132,11 +135,14 @@ def _assert(connection: Connection, row: Any, name: str, asked: int, recorded: b
     before = used - asked if recorded else used
     if limit is None or before + asked <= limit:
         return
-    rule = f"The tenant {row.name} may have {limit:,} {TITLES[name]}"
+    is_size = name.startswith("bytes_")
+    amount = partial(byte_sizes.rounded, beside=limit) if is_size else "{:,}".format
+    most = f"{byte_sizes.exact(limit)} {name.removeprefix('bytes_')}" if is_size else f"{limit:,} {TITLES[name]}"
+    rule = f"The tenant {row.name} may have {most}"
     if asked > limit:
-        raise QuotaExceeded(f"{rule}, and this asks for {asked:,}; ask for less, or for a higher quota.", None)
+        raise QuotaExceeded(f"{rule}, and this asks for {amount(asked)}; ask for less, or for a higher quota.", None)
     wait = {"images_queued": "some are rendered", "bytes_spooled": "files are deleted"}[name]
-    message = f"{rule} and has {max(before, 0):,}; this asks for {asked:,} more; try again when {wait}."
+    message = f"{rule} and has {amount(max(before, 0))}; this asks for {amount(asked)} more; try again when {wait}."
     retry = _until_rendered(connection, row.id, before + asked - limit) if name == "images_queued" else RETRY_SECONDS
     raise QuotaExceeded(message, retry)
 
