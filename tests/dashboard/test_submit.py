@@ -249,6 +249,7 @@ def test_the_same_by_curl_and_by_the_command_ask_for_the_same() -> None:
         "kind": "template", "template": "it's a {colour} mug",
         "vary": 'colour = red, "dark, ""deep"" blue"\nseed = 1, 2',
         "n": "2", "labels": "name=it's, for=shop", "priority": "low", "dedupe": "true", "guidance_scale": "1.5",
+        "in_shards": "true",
     }  # fmt: skip
     found = asked.read(form)
     curl, command, python = (text for _, text in commands.same("http://x", found, ""))
@@ -258,6 +259,7 @@ def test_the_same_by_curl_and_by_the_command_ask_for_the_same() -> None:
     vary = options.pairs([words[at + 1] for at, name in enumerate(words) if name == "--vary"], "--vary")
     assert matrices.read(given["--matrix"], vary, None, None) == found.matrix
     assert (given["--priority"], given["--n"], given["--guidance"]) == ("low", "2", "1.5")
+    assert given["--store"] == found.body["store"] == "shards"
     assert "--dedupe" in words and words.count("--label") == 2
     compile(python, "same.py", "exec")
     one = dataclasses.replace(found, kind="prompt", prompt="it's\na mug", matrix=None)

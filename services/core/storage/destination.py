@@ -253,10 +253,14 @@ class Destination:
                 raise StoreUnavailable(f"The store at {endpoint} answers {found} for {self.place}.") from error
             meaning = _FULL if full else _MEANINGS.get(found, error.response.get("Error", {}).get("Message", ""))
             meaning = meaning or "check the address, the bucket and the credentials"
-            message = f"The store at {endpoint} refuses {self.place} with {found}: {meaning.rstrip('.')}."
+            message = f"The store at {endpoint} refuses {self.place} with {found}: {_sentence(meaning)}"
             raise StoreRefused(message) from error
         except (BotoCoreError, Boto3Error, OSError) as error:
             raise StoreUnavailable(f"The store at {endpoint} cannot be reached: {error}"[:300]) from error
+
+
+def _sentence(meaning: str) -> str:
+    return meaning if meaning.endswith("?") else f"{meaning.rstrip('.')}."
 
 
 def _parts(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
