@@ -16,11 +16,14 @@ from typer.testing import CliRunner
 
 from services.cli.app import app
 from services.core.db.database import Database
-from services.core.jobs import lifecycle
+from services.core.jobs import lifecycle, queries, retry
 from services.core.model import ids
+from services.core.model.requests import RetryOptions
+from services.core.policy import policies
 from services.core.settings import Settings
 from services.core.storage import members
 from services.core.storage.s3 import S3Store
+from tests import exporting
 from tests.factories import TENANT, submit
 from tests.render_loops import RenderLoopMaker, counts, images, mugs
 from tests.web import Api
@@ -134,7 +137,7 @@ def test_the_web_server_sends_an_image_of_a_shard_itself(
     assert {image["sha256"] for image in listed} <= got
 
 
-def test_a_retry_and_an_estimate_keep_it_and_anything_else_is_refused(api: Api) -> None:
+def test_lines_and_drafts_ask_for_it_too_and_anything_else_is_refused(api: Api) -> None:
     refused = api.http.post("/v1/jobs", json={"images": [{"prompt": "a mug"}], "store": "tape"})
     assert refused.status_code == 422 and "tars of many images" in refused.text
     lines = api.http.post("/v1/jobs?store=shards", content=b'{"prompt": "a mug"}\n', headers={
@@ -209,7 +212,7 @@ def test_a_store_that_answers_late_gets_the_shard_once(
     assert all(is_stored(store, image) for image in images(database, job_id))
 
 
-def test_one_bad_prompt_of_a_shard_fails_alone(
+def test_one_bad_prompt_of_a_shard_fails_alone_and_its_retry_is_stored_in_shards_too(
     render_loop: RenderLoop, database: Database, fast: Settings, store: S3Store
 ) -> None:
     job_id = submit(database, fast, mugs(16, _0="fault:raise", _5="fault:nan"), head=SHARDS)
@@ -217,3 +220,8 @@ def test_one_bad_prompt_of_a_shard_fails_alone(
     assert counts(database, job_id) == {"done": 14, "failed": 2}
     done = [image for image in images(database, job_id) if image.object_key]
     assert len(done) == 14 and all(is_stored(store, image) for image in done)
+    exporting.finish(database, job_id)
+    with database.begin(TENANT) as connection:
+        child = retry.retry(connection, TENANT, job_id, RetryOptions(), policy=policies.NOTHING).job_id
+        found = queries.job(connection, TENANT, child)
+    assert found is not None and found.in_shards
