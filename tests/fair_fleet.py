@@ -4,6 +4,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable
 from itertools import count
+from math import ceil
 
 from services.core.db.database import Database
 from services.core.model.specs import Claim
@@ -17,10 +18,10 @@ TICK = 2.0  # seconds from one charge of a worker to the next, as in worker/chil
 
 
 class Worker:
-    """One that claims by the worker's own rule."""
+    """One that claims by the worker's own rule: up to `most` images, in batches of BATCH."""
 
-    def __init__(self, database: Database, name: str) -> None:
-        self._database, self.name = database, name
+    def __init__(self, database: Database, name: str, most: int = BATCH) -> None:
+        self._database, self.name, self._most = database, name, most
         self._turns, self._charges = batching.Turns(), Counter[int]()
         self._charged_at = 0.0
 
@@ -32,7 +33,8 @@ class Worker:
                 if not found.rows:
                     return None
                 found = found.in_turn(self._turns.choose(found.waiting), self._charges)
-                taken = claims.claim(connection, found, worker_id=self.name, seats=BATCH, lease=3600)
+                seats = found.seats(BATCH, self._most)
+                taken = claims.claim(connection, found, worker_id=self.name, seats=seats, lease=3600)
             if taken is not None:
                 for image in taken.images:
                     self._charges[image.tenant_id] += batching.cost(taken.shape, 1)  # type: ignore[assignment]
@@ -52,16 +54,18 @@ class Worker:
 
 
 class Fleet:
-    """Workers whose batches take so many seconds. `done`: when each image was done, with its tenant and job."""
+    """Workers whose batches take so many seconds, and whose claims have up to `most` images. `done`: when each image
+    was done, with its tenant and job."""
 
-    def __init__(self, database: Database, *, workers: int = 2, batch_seconds: float = 1.0) -> None:
+    def __init__(self, database: Database, *, workers: int = 2, batch_seconds: float = 1.0, most: int = BATCH) -> None:
         self.database, self.now = database, 0.0
         self.done: list[tuple[float, int, int]] = []
+        self.claims: list[int] = []
         self._seconds, self._tie = batch_seconds, count()
         self._moments: list[tuple[float, int, Worker, Claim | None]] = []
         for number in range(workers):  # they do not all begin at the same moment
             begins = number * batch_seconds / workers
-            heapq.heappush(self._moments, (begins, next(self._tie), Worker(database, f"worker-{number}"), None))
+            heapq.heappush(self._moments, (begins, next(self._tie), Worker(database, f"worker-{number}", most), None))
 
     def run(self, until: Callable[[], bool]) -> None:
         """Renders until that is so, or nothing waits."""
@@ -77,7 +81,8 @@ class Fleet:
                     with self.database.begin_system() as connection:
                         verb(connection)
             taken = worker.claim()
-            ends = self.now + self._seconds
+            self.claims.append(len(taken.images) if taken else 0)
+            ends = self.now + self._seconds * ceil((len(taken.images) if taken else 1) / BATCH)
             heapq.heappush(self._moments, (ends, next(self._tie), worker, taken))
             if taken is None and all(held is None for _, _, _, held in self._moments):
                 return

@@ -36,7 +36,7 @@ from worker.consumer import Consumer
 from worker.exposing import Exposing
 from worker.pipeline import ModelUnusable
 from worker.pipelines.registry import model_name
-from worker.shared_memory import SharedState
+from worker.shared_memory import Rendering, SharedState
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS = 0.25
@@ -204,19 +204,19 @@ class Parent:
             hub.call_soon(maintain)
 
     def _child_died(self) -> None:
-        worker_id, claim_ids, device = self.shared.worker_id, self.shared.claim_ids, self.shared.device
+        worker_id, rendering, device = self.shared.worker_id, self.shared.images, self.shared.device
         was_ready, reason = self.shared.is_ready, self.shared.reason
         self.exposing.child_died(ready=was_ready)
-        log.error("child died", extra={"worker": worker_id, "rendering": claim_ids, "reason": reason or None})
+        log.error("child died", extra={"worker": worker_id, "rendering": list(rendering), "reason": reason or None})
         if was_ready:
             self._failed_starts = 0
-            if self._report(worker_id, claim_ids, device):
+            if self._report(worker_id, rendering, device):
                 self.shared.request_cooldown()
             self.shared.forget_child()  # the next child waits for this
             if not reason:
                 self._replace_child()
             time.sleep(WATCH_SECONDS)  # a claim whose commit was in flight when the child died is visible only now
-            self._report(worker_id, (), device)
+            self._report(worker_id, {}, device)
             if not reason:
                 return
         else:
@@ -229,7 +229,7 @@ class Parent:
             self._worker.stop()
             os._exit(exit_codes.MODEL_UNUSABLE)
 
-    def _report(self, worker_id: str, claim_ids: tuple[int, ...], device: str) -> bool:
+    def _report(self, worker_id: str, rendering: Rendering, device: str) -> bool:
         """Records the death; retries until that is committed or until the leases have expired anyway.
 
         Returns whether the device looks sick and should cool down before it renders its canary.
@@ -238,7 +238,7 @@ class Parent:
         while time.monotonic() < deadline:
             try:
                 with self.database.begin_system() as connection:
-                    return quarantine.child_died(connection, worker_id, rendering=claim_ids, device=device)
+                    return quarantine.child_died(connection, worker_id, rendering=rendering, device=device)
             except DatabaseUnavailable:
                 time.sleep(1.0)
             except Exception:

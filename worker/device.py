@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from services.core.fleet.abilities import Abilities
-from services.core.model.specs import Claim, Shape
+from services.core.model.specs import Claim, Image, Shape
 from worker import batching, retries
 from worker.batch_sizes import BatchSizes
 from worker.doubts import Doubts
@@ -36,6 +36,8 @@ from worker.retries import Part, RetryPlan
 log = logging.getLogger(__name__)
 OTHER_CLASS = "In its decoder this image needs more range than the class that was asked for has; ask for no class."
 Done = Callable[[Outcome], object]
+Ahead = Callable[[int], object]
+Mark = Callable[..., None]
 
 
 class _DoesNotFit(Exception):
@@ -87,6 +89,8 @@ class _Work:
     plan: RetryPlan
     tried: int
     done: Done
+    ahead: Ahead
+    at_hand: tuple[Image, ...] = ()
     late: _Late | None = None
     crowded: int = 0  # the size of a batch for which there was no memory beside another
 
@@ -94,16 +98,28 @@ class _Work:
     def claim(self) -> Claim:
         return self.outcome.held.claim
 
+    @property
+    def in_flight(self) -> tuple[Image, ...]:
+        """What dies with the process: the batch at hand, and what is in flight of the one before."""
+        late = self.late
+        if late is None or late.begun is None or late.part.images == self.at_hand:
+            return self.at_hand
+        return late.part.images + self.at_hand
+
 
 class Device:
     """One pipeline, its health and its memory limits. Used by one thread at a time."""
 
-    def __init__(self, pipeline: Pipeline, heartbeat: Heartbeat, name: str, mark: Callable[..., None]) -> None:
-        """`mark` is told which claims are being rendered, by their ids: none, one or two."""
+    def __init__(
+        self, pipeline: Pipeline, heartbeat: Heartbeat, name: str, mark: Mark,
+        is_stopping: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
+        """`mark` is told what is being rendered: the ids of none, one or two claims, each with its images of which
+        that is so. Once `is_stopping()`, no further batch of a claim begins."""
         self.pipeline, self.heartbeat, self.name = pipeline, heartbeat, name
         self.sick = False
         self.unusable = ""  # why nothing can be compiled here, in one sentence
-        self._mark = mark
+        self._mark, self._is_stopping = mark, is_stopping
         self._sizes = BatchSizes(pipeline.card.batch_sizes)
         self._doubts = Doubts()
         self._classes = {size: reproducibility_class(pipeline, size) for size in pipeline.card.batch_sizes}
@@ -121,10 +137,11 @@ class Device:
         self.finish()
         return found[0]
 
-    def begin(self, held: HeldClaim, done: Done) -> None:
+    def begin(self, held: HeldClaim, done: Done, ahead: Ahead = lambda _images: None) -> None:
         """Renders as `render` does, but the last stage may still run when it returns, beside the next claim's images.
-        `done` is called once with the outcome: now, or in a later call of `begin` or `finish`, by some thread."""
-        work = self._plan(held, done)
+        `done` is called once with the outcome: now, or in a later call of `begin` or `finish`, by some thread. Before
+        each batch `ahead` is told how many images are left behind it."""
+        work = self._plan(held, done, ahead)
         if work is None:
             self.finish()
             done(Outcome(held))
@@ -180,7 +197,7 @@ class Device:
             return next(size for size, name in self._classes.items() if name == claim.reproducibility_class)
         return self._sizes.largest(claim.shape)
 
-    def _plan(self, held: HeldClaim, done: Done) -> _Work | None:
+    def _plan(self, held: HeldClaim, done: Done, ahead: Ahead) -> _Work | None:
         """None: there is nothing to render."""
         claim = held.claim
         if not held.remaining:
@@ -192,7 +209,7 @@ class Device:
         tried = self._size_of(claim)
         alone = claim.suspect or self._sizes.is_alone(claim.shape, tried)
         plan = RetryPlan(self.pipeline.card.batch_sizes, tried, alone=alone)
-        return _Work(Outcome(held, plan=plan), plan, tried, done)
+        return _Work(Outcome(held, plan=plan), plan, tried, done, ahead, held.remaining[:tried])
 
     def _attempt(self, work: _Work, verb: Callable[[], None]) -> None:
         """Lets `verb` render images of the claim. What it raises ends the claim, and is told apart here."""
@@ -251,7 +268,7 @@ class Device:
             self._health.run(late.drop)
 
     def _mark_open(self) -> None:
-        self._mark(*(work.claim.id for work in self._open))
+        self._mark(*((work.claim.id, work.in_flight) for work in self._open))
 
     def _render_all(self, work: _Work) -> None:
         if doubted := self._doubts.still_open():
@@ -262,8 +279,17 @@ class Device:
         self._render_parts(work)
 
     def _render_parts(self, work: _Work) -> None:
+        """Renders what is planned. Images of cancelled jobs are left out: they are released with the claim."""
+        held, is_first = work.outcome.held, not work.outcome.slots
         while part := work.plan.next():
-            self._render_part(part, work)
+            if not is_first and self._is_stopping():
+                work.plan.stop()
+                return
+            is_first = False
+            wanted = tuple(image for image in part.images if held.wants(image))
+            if wanted:
+                work.ahead(work.plan.images)
+                self._render_part(replace(part, images=wanted), work)
 
     def _take_all(self, work: _Work) -> None:
         while work.late is not None or not work.plan.is_empty:
@@ -276,6 +302,8 @@ class Device:
         """Up to where the next part may begin; then accepts the part before."""
         beside = self._in_flight(alone=work.plan.alone)
         batch = batching.form(part.images, work.claim.shape, part.size, work.outcome.held.inputs)
+        work.at_hand = work.outcome.held.at_hand = part.images
+        self._mark_open()
         try:
             self.report.begins(batch)
             self._health.prepare(batch)
@@ -312,6 +340,9 @@ class Device:
     def _failed(self, part: Part, work: _Work, error: Exception, *, beside: bool) -> None:
         """Plans what becomes of a part's images, or raises the error if that ends the claim."""
         claim, plan = work.claim, work.plan
+        if isinstance(error, Interrupted) and not work.outcome.held.fenced:
+            log.info("batch interrupted", extra={"claim": claim.id, "images": len(part.images)})
+            return  # others of the claim may be wanted
         if isinstance(error, (Interrupted, DeviceSick, CompileFailed)):
             raise error
         if beside:

@@ -25,7 +25,7 @@ SILENCE_FACTOR = 4
 
 
 class Interrupted(Exception):
-    """The batch is no longer wanted: its lease is lost, or all its images are cancelled."""
+    """The batch is no longer wanted: its claim's lease is lost, or all its images are cancelled."""
 
 
 class HeldClaim:
@@ -34,6 +34,7 @@ class HeldClaim:
     def __init__(self, claim: Claim, fence_seconds: float) -> None:
         self.claim = claim
         self.remaining = claim.images  # to render
+        self.at_hand: tuple[Image, ...] | None = None  # of these, what is being rendered; None: all
         self.reused: tuple[StoredImage, ...] = ()
         self.inputs: dict[str, Any] = {}  # input pictures by their file's sha256, as pixels of the shape's size
         self.failed: tuple[FailedImage, ...] = ()  # before they could be rendered
@@ -140,7 +141,8 @@ class Heartbeat:
         if held is None:
             return
         held.step = step
-        if held.fenced or not any(held.wants(image) for image in held.remaining):
+        at_hand = held.remaining if held.at_hand is None else held.at_hand
+        if held.fenced or not any(held.wants(image) for image in at_hand):
             raise Interrupted
 
     def beat(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from services.core import traces
-from services.core.db.database import Database
+from services.core.db.database import Connection, Database
 from services.core.model.errors import Unavailable
 from services.core.model.specs import Claim
 from services.core.notify import Notifier
@@ -22,6 +22,7 @@ from services.core.settings import Settings
 from services.core.storage import contract
 from worker import batching, exit_codes
 from worker.charges import Charges
+from worker.claim_sizes import ClaimSizes, Following
 from worker.dedupe import Dedupe
 from worker.device import Device
 from worker.heartbeat import Heartbeat, HeldClaim
@@ -51,7 +52,7 @@ class RenderLoop:
         self.heartbeat, self.worker_id = heartbeat, worker_id
         self.stopping = threading.Event()
         self.busy = False
-        self.device = Device(pipeline, heartbeat, f"{host} {pipeline.device}", mark)
+        self.device = Device(pipeline, heartbeat, f"{host} {pipeline.device}", mark, self.stopping.is_set)
         self._mark, self._exit = mark, exit_process
         self._dedupe = Dedupe(
             database, store, self.device, settings.storing_seconds, takes_flagged=settings.safety_checker != "refuse"
@@ -65,7 +66,7 @@ class RenderLoop:
         self._one_at_a_time = threading.Lock()
         self._seats = threading.Semaphore(settings.spool_batches)
         self._claiming = ThreadPoolExecutor(1, "claim")
-        self._turns = batching.Turns()
+        self._turns, self._sizes = batching.Turns(), ClaimSizes()
         self._free_at = 0.0  # when the device should have rendered what it is at, by the monotonic clock
         self._left = False  # whether the last claim left work to others
         self.leaving = Leaving()
@@ -111,6 +112,9 @@ class RenderLoop:
         self._exit(exit_codes.STORE_HANGS)
 
     def _work(self, until: Callable[[], bool]) -> None:
+        def claim_next() -> HeldClaim | None:
+            return None if until() else self._claim()
+
         settling: list[Future[None]] = []
         upcoming = self._claiming.submit(self._claim)
         try:
@@ -119,9 +123,10 @@ class RenderLoop:
                     settling.append(self._hand_over(Outcome(held)))
                     break
                 self._free_at = time.monotonic() + held.claim.seconds
-                upcoming = self._claiming.submit(lambda: None if until() else self._claim())
+                following = Following(held.claim.shape, self._sizes, lambda: self._claiming.submit(claim_next))
                 settling[:] = [future for future in settling if not future.done()]
-                self.device.begin(held, self._rendered(settling))
+                self.device.begin(held, self._rendered(settling), following.ahead)
+                upcoming = following.claimed()
                 if not upcoming.done() or upcoming.result() is None:  # nothing to overlap with
                     self.device.finish()
                 self._free_at = 0.0
@@ -158,6 +163,8 @@ class RenderLoop:
 
         def take(outcome: Outcome) -> None:
             outcome.held.trace.record("render", began)
+            if outcome.slots:
+                self._sizes.measured(outcome.held.claim.shape, outcome.pass_seconds / outcome.slots)
             settling.append(self._hand_over(outcome))
 
         return take
@@ -166,33 +173,21 @@ class RenderLoop:
         return self._storing.hand_over(outcome, self._seats.release)
 
     def _take(self) -> HeldClaim | None:
-        most = max(self.pipeline.card.batch_sizes)
-        found = self._candidates()
-        turn = self._turns.choose(found.waiting) if found.rows else 0
-        found = found.in_turn(turn, self.charges.unpaid())
-        if found.rows and found.age < FRESH_SECONDS and found.max_waiting < found.batch(most):
-            time.sleep(LINGER_SECONDS)
-            found = self._candidates().in_turn(turn, self.charges.unpaid())
+        began = traces.now()
+        found, claim = self._look_and_claim()
         self._left = False
         self.leaving.keep(found.segments)
         while found.rows:
-            began = traces.now()
-            seats = found.batch(most)
-            with self.database.begin_system() as connection:
-                claim = claims.claim(
-                    connection,
-                    found,
-                    worker_id=self.worker_id,
-                    seats=seats,
-                    lease=self.settings.lease_seconds,
-                )
+            if claim is None:
+                with self.database.begin_system() as connection:
+                    claim = self._claim_of(connection, found)
             now = time.monotonic()
             self.leaving.note(found.left(claim), found.alike, now=now, until=now + found.patience)
             if claim is not None:
                 held = self.heartbeat.hold(claim)
                 try:
                     held.trace = self._traced(claim, began)
-                    self._after_claim(claim, found, seats)
+                    self._after_claim(claim, found)
                     self._dedupe.copy_existing(held)
                     self._inputs.fetch(held)
                     self._charge(held)
@@ -205,8 +200,50 @@ class RenderLoop:
             self._left = self._left or found.leaves > 0
             with self.database.begin_system() as connection:
                 segments.raise_low(connection, found.job_ids)
-            found = found.others
+            began, found = traces.now(), found.others
         return None
+
+    def _look_and_claim(self) -> tuple[looks.Candidates, Claim | None]:
+        """What waits, and what was claimed of it in the same transaction; not yet of what has just arrived and fills no
+        batch, since more may follow at once. A worker without work looks on at once where it can serve nothing at the
+        front of a lane."""
+        turn = None
+        for _ in range(walks.STRIDE):
+            with self.database.begin_system() as connection:
+                found, moved = self._look(connection)
+                if found.rows:
+                    is_first = turn is None
+                    turn = self._turns.choose(found.waiting) if turn is None else turn
+                    found = found.in_turn(turn, self.charges.unpaid())
+                    if not (is_first and found.age < FRESH_SECONDS and found.max_waiting < self._batch_of(found)):
+                        return found, self._claim_of(connection, found)
+                elif not moved:
+                    break
+            if found.rows:
+                time.sleep(LINGER_SECONDS)
+        return found, None
+
+    def _look(self, connection: Connection) -> tuple[looks.Candidates, bool]:
+        """What it sees, and whether the next look begins further back."""
+        revision, able, now = self.pipeline.card.revision, self.device.abilities(), time.monotonic()
+        found = looks.candidates(
+            connection, revision, 0, self.worker_id, able, free=max(self._free_at - now, 0.0),
+            overdue=self.leaving.overdue(now), after=self._walk.after,
+        )  # fmt: skip
+        return found, self._walk.go_on(connection, revision, able, found.lanes, now)
+
+    def _claim_of(self, connection: Connection, found: looks.Candidates) -> Claim | None:
+        return claims.claim(
+            connection, found, worker_id=self.worker_id, seats=self._seats_of(found), lease=self.settings.lease_seconds
+        )
+
+    def _batch_of(self, found: looks.Candidates) -> int:
+        return found.batch(max(self.pipeline.card.batch_sizes))
+
+    def _seats_of(self, found: looks.Candidates) -> int:
+        """The most images of a claim."""
+        batch = self._batch_of(found)
+        return found.seats(batch, self._sizes.images(found.shape, batch))
 
     def _traced(self, claim: Claim, began: int) -> traces.Batch:
         """The span of the claim's batch. Never raises, since the claim is held."""
@@ -222,27 +259,10 @@ class RenderLoop:
         batch.record("claim", began)
         return batch
 
-    def _candidates(self) -> looks.Candidates:
-        """A worker without work goes on at once where it can serve nothing at the front of a lane."""
-        for _ in range(walks.STRIDE):
-            found, moved = self._look()
-            if found.rows or not moved:
-                break
-        return found
-
-    def _look(self) -> tuple[looks.Candidates, bool]:
-        """What it sees, and whether the next look begins further back."""
-        revision, able, now = self.pipeline.card.revision, self.device.abilities(), time.monotonic()
-        with self.database.begin_system() as connection:
-            found = looks.candidates(
-                connection, revision, 0, self.worker_id, able, free=max(self._free_at - now, 0.0),
-                overdue=self.leaving.overdue(now), after=self._walk.after,
-            )  # fmt: skip
-            return found, self._walk.go_on(connection, revision, able, found.lanes, now)
-
-    def _after_claim(self, claim: Claim, found: looks.Candidates, seats: int) -> None:
+    def _after_claim(self, claim: Claim, found: looks.Candidates) -> None:
         """Updates that a periodic task repeats if they fail here. Never raises, since the claim is held."""
-        if len(claim.images) == seats:
+        seats = self._seats_of(found)
+        if len(claim.images) >= seats:
             self.notifier.notify(self.pipeline.card.name)
         try:
             if claim.fresh_jobs:

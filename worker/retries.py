@@ -52,6 +52,11 @@ class RetryPlan:
         """Whether nothing is left to be rendered."""
         return not self._parts
 
+    @property
+    def images(self) -> int:
+        """How many are left to be rendered."""
+        return sum(len(part.images) for part in self._parts)
+
     def stop(self) -> None:
         """Nothing more is rendered; images without a result are released."""
         self._parts.clear()

@@ -49,6 +49,7 @@ class StoringStage:
         self._uploading = ThreadPoolExecutor(UPLOADS, "upload")
         self._handed_over = 0  # claims that are not settled yet
         self._counting = threading.Lock()
+        self._pace = throughput.Pending()
 
     def hand_over(self, outcome: Outcome, done: Callable[[], None]) -> Future[None]:
         """Stores and settles in the background; calls `done` when the claim is no longer held."""
@@ -281,12 +282,13 @@ class StoringStage:
         """Records the rendering time. A failure is logged and ignored, since the claim is settled."""
         if not outcome.rendered:
             return
+        shape, seconds = outcome.held.claim.shape, outcome.pass_seconds / outcome.slots
         try:
-            with self._database.begin_system() as connection:
-                throughput.record(
-                    connection, outcome.held.claim.shape, self._device, images=len(outcome.rendered),
-                    seconds_per_image=outcome.pass_seconds / outcome.slots,
-                )  # fmt: skip
+            if due := self._pace.add(shape, len(outcome.rendered), seconds):
+                with self._database.begin_system() as connection:
+                    throughput.record(
+                        connection, shape, self._device, images=due.images, seconds_per_image=due.seconds_per_image
+                    )
         except Exception as error:
             log.warning("throughput not recorded", extra={"claim": outcome.held.claim.id, "error": str(error)[:200]})
 

@@ -92,7 +92,7 @@ def test_a_crash_that_makes_an_image_poison_is_one_attempt(database, settings):
         taken = claim(database, worker=name)
         assert taken is not None
         with database.begin_system() as connection:
-            quarantine.child_died(connection, name, rendering=[taken.id], device=f"{name} d")
+            quarantine.child_died(connection, name, rendering={taken.id: factories.places(taken)}, device=f"{name} d")
     assert [(one.code, one.worker) for one in looked_at(database, job_id, 0)] == [
         ("crash", "worker-a"), ("poison", "worker-b"),
     ]  # fmt: skip

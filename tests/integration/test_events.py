@@ -249,7 +249,9 @@ def test_a_poison_image_is_an_event_of_its_tenant_and_a_sick_device_one_of_the_s
     for number_of_times in range(3):
         claim = factories.claim(database, worker=f"worker-{number_of_times}")
         with database.begin_system() as connection:
-            quarantine.child_died(connection, f"worker-{number_of_times}", rendering=[claim.id], device="here")
+            quarantine.child_died(
+                connection, f"worker-{number_of_times}", rendering={claim.id: factories.places(claim)}, device="here"
+            )
     with database.begin_system() as connection:
         quarantine.device_sick(connection, "there")
     number(database)

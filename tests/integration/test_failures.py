@@ -123,7 +123,9 @@ def test_a_crash_is_a_cause_once_it_has_made_an_image_fail(ready, settings):
         assert of_job(ready, job_id) == [], times
         taken = claim(ready, worker=f"worker-{times}")
         with ready.begin_system() as connection:
-            quarantine.child_died(connection, f"worker-{times}", rendering=[taken.id], device="host device")
+            quarantine.child_died(
+                connection, f"worker-{times}", rendering={taken.id: factories.places(taken)}, device="host device"
+            )
     assert [(cause.code, cause.images) for cause in of_job(ready, job_id)] == [("poison", 1)]
     with ready.begin(TENANT) as connection:
         for cause, found in (("poison", [0]), ("crash", [])):

@@ -859,7 +859,7 @@ def test_a_pause_or_another_priority_waits_for_a_crash_that_copies_segments(data
     job_id = submit(database, settings, 4)
     taken = claim(database)
     with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
-        quarantine.child_died(connection, "worker-a", rendering=[taken.id], device="h d")
+        quarantine.child_died(connection, "worker-a", rendering={taken.id: factories.places(taken)}, device="h d")
         options = {"priority": 0} if verb == "change" else {"paused": True}
         crossing = pool.submit(do, database, getattr(lifecycle, verb), job_id, **options)
         until(lambda: rows(database, "SELECT FROM pg_locks WHERE NOT granted"))

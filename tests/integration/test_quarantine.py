@@ -33,10 +33,14 @@ def started(database: Database, worker: str, host: str) -> None:
         )
 
 
+def all_of(*claims: Claim) -> quarantine.Rendering:
+    return {claim.id: factories.places(claim) for claim in claims}
+
+
 def died(database: Database, claim: Claim | None = None, *, worker: str = "worker-a", device: str = A) -> bool:
     """The process dies while it renders that claim, or between two."""
     with database.begin_system() as connection:
-        return quarantine.child_died(connection, worker, rendering=[claim.id] if claim else (), device=device)
+        return quarantine.child_died(connection, worker, rendering=all_of(claim) if claim else {}, device=device)
 
 
 def crashed(database: Database, seats: int = 16, *, worker: str = "worker-a", device: str = A) -> Claim:
@@ -108,6 +112,21 @@ def test_what_it_held_is_queued_again_and_only_what_it_rendered_is_quarantined(d
     assert settle(database, others).verdict is Verdict.OK
 
 
+def test_of_a_claim_of_several_batches_only_the_one_at_hand_is_held_against_its_images(database, settings):
+    """What waits in the claim is given back as if it had never been claimed."""
+    job_id = submit(database, settings, 48)
+    held = claim(database, seats=48)
+    with database.begin_system() as connection:
+        rendering = {held.id: factories.places(held)[16:32]}
+        assert not quarantine.child_died(connection, "worker-a", rendering=rendering, device=A)
+    found = images(database, job_id)
+    assert [found[index] for index in range(48)] == [(0, 0, 0, 0)] * 16 + [(0, 0, 1, 0)] * 16 + [(0, 0, 0, 0)] * 16
+    assert evidence(database) == [("crash", A, 16, 16)] and caps(database, job_id) == [(8, 0, 47)]
+    assert queued_and_failed(database, job_id) == (48, 0)
+    others = [claim(database, seats=48, worker="worker-b") for _ in range(2)]
+    assert [(len(taken.images), taken.suspect) for taken in others] == [(32, False), (8, True)]
+
+
 def test_a_death_between_two_batches_quarantines_nothing(database, settings):
     job_id = submit(database, settings, 4)
     held = claim(database)
@@ -127,7 +146,7 @@ def test_of_two_batches_in_flight_either_may_be_at_fault_and_none_has_crashed_al
     before, after, other = (claim(database, seats=1, worker=f"worker-{name}") for name in "aab")
     for times in range(3):
         with database.begin_system() as connection:
-            pair = [before.id, after.id]
+            pair = all_of(before, after)
             assert not quarantine.child_died(connection, "worker-a", rendering=pair, device=A), "one crash a death"
         assert evidence(database) == [("crash", A, 2, 2 * (times + 1))]
         before, after = (claim(database, seats=1, worker="worker-a") for _ in range(2))
@@ -136,7 +155,7 @@ def test_of_two_batches_in_flight_either_may_be_at_fault_and_none_has_crashed_al
     assert not any(state == 3 for state, *_ in found.values()), "nobody is poison"
     assert before.suspect and after.suspect and not other.suspect
     with database.begin_system() as connection:
-        assert not quarantine.child_died(connection, "worker-a", rendering=[before.id], device=A)
+        assert not quarantine.child_died(connection, "worker-a", rendering=all_of(before), device=A)
     assert ("crash", A, 1, 1) in evidence(database), "alone at last"
 
 
@@ -301,7 +320,7 @@ def test_two_deaths_at_once_put_quarantined_images_of_one_shape_together(databas
     job_id = submit(database, settings, [{"prompt": "a", "size": size, "n": 4 // len(sizes)} for size in sizes])
     first, second = claim(database, seats=2), claim(database, seats=2, worker="worker-b")
     with ThreadPoolExecutor(1) as pool, database.begin_system() as connection:
-        assert not quarantine.child_died(connection, "worker-a", rendering=[first.id], device=A)
+        assert not quarantine.child_died(connection, "worker-a", rendering=all_of(first), device=A)
         verdict = pool.submit(died, database, second, worker="worker-b", device=B)
         until(lambda: waits_for_a_lock(database))
         connection.commit()

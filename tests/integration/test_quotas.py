@@ -433,7 +433,7 @@ def test_a_tenant_at_its_limit_of_images_in_flight_is_passed_over_and_others_are
     assert third is not None and [image.tenant_id for image in third.images] == [number] * 3
     factories.settle(api.database, second, stored=factories.stored(second))
     assert used(api)["images_in_flight"] == 16
-    fourth = factories.claim(api.database)
+    fourth = factories.claim(api.database, seats=64)
     assert fourth is not None and len(fourth.images) == 4
 
 

@@ -11,6 +11,7 @@ from sqlalchemy import text
 
 from services.core.jobs import lifecycle
 from services.core.model import ids
+from services.core.model.specs import Shape
 from services.core.model.states import ImageState
 from services.core.queue import counters, expiry
 from services.core.storage import keys, s3
@@ -19,7 +20,8 @@ from tests.proxy import Proxy
 from tests.render_loops import counts, images, mugs
 from tests.waiting import until
 from worker import storing
-from worker.pipeline import InvalidOutput, OutOfMemory, Picture
+from worker.pipeline import InvalidOutput, OutOfMemory, Picture, reproducibility_class
+from worker.pipelines import simulated
 from worker.pipelines.simulated import SimulatedPipeline
 
 
@@ -151,20 +153,25 @@ def test_an_unreachable_store_fails_nothing_uses_no_attempt_and_stops_the_claimi
     proxied = s3.S3Store(away)
     proxied.prepare()
     render_loop = make_render_loop(store=proxied)
-    job_id = submit(database, fast, mugs(200))
+    job_id = submit(database, fast, mugs(1_500))
     proxy.cut()
     worker = threading.Thread(target=render_loop.run)
     worker.start()
-    in_hand = fast.spool_batches * 16
-    until(lambda: counts(database, job_id) == {"queued": 200 - in_hand, "rendering": in_hand})
+
+    def spool_is_full() -> bool:
+        with database.begin_system() as connection:
+            return connection.execute(text("SELECT count(*) FROM claims")).scalar_one() == fast.spool_batches
+
+    until(spool_is_full)
+    in_hand = counts(database, job_id)["rendering"]
     assert render_loop.state == "busy"
     time.sleep(fast.lease_seconds * 1.2)  # longer than a lease: the heartbeat keeps what waits in the spool
     with database.begin_system() as connection:
         counters.fold(connection)
-    assert counts(database, job_id) == {"queued": 200 - in_hand, "rendering": in_hand}
+    assert counts(database, job_id) == {"queued": 1_500 - in_hand, "rendering": in_hand}
     proxy.mend()
     worker.join(30)
-    assert counts(database, job_id) == {"done": 200}
+    assert counts(database, job_id) == {"done": 1_500}
     with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(attempt), max(lost) FROM images")).one() == (0, 0)
     proxy.close()
@@ -215,6 +222,88 @@ def test_a_warm_stop_finishes_the_batch_at_hand_and_gives_back_the_rest(make_ren
     assert found["queued"] > 0
     with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(lost) FROM images")).scalar_one() == 0
+
+
+@pytest.fixture
+def holding(make_render_loop, fast):
+    """A render loop that takes its device for fast, so that a claim holds eight batches; each takes so long."""
+
+    def make(seconds: float):
+        render_loop = make_render_loop(dataclasses.replace(fast, simulated_batch_ms=seconds * 1000))
+        render_loop._sizes.measured(Shape(simulated.REVISION, 64, 64, 10, True), 0.5 / 128)
+        return render_loop
+
+    return make
+
+
+def test_a_fast_device_holds_several_batches_in_a_claim_and_each_image_is_rendered_once(holding, database, fast):
+    render_loop = holding(0.01)
+    job_id = submit(database, fast, mugs(300))
+    render_loop.run()
+    assert counts(database, job_id) == {"done": 300}
+    with database.begin_system() as connection:
+        claimed = connection.execute(text("SELECT images, state FROM claims ORDER BY id")).all()
+    assert claimed[0] == (128, "settled") and sum(row.images for row in claimed) == 300
+    assert {image.reproducibility_class for image in images(database, job_id)} == {
+        reproducibility_class(render_loop.pipeline, 16)
+    }
+
+
+def test_a_cancel_stops_the_running_batch_and_releases_the_rest_of_the_claim_at_once(holding, database, fast):
+    render_loop = holding(1.0)
+    job_id = submit(database, fast, mugs(128))
+    worker = threading.Thread(target=render_loop.run)
+    worker.start()
+    until(lambda: counts(database, job_id) == {"rendering": 128})
+    began = time.monotonic()
+    with database.begin(TENANT) as connection:
+        lifecycle.cancel(connection, TENANT, job_id)
+    until(lambda: counts(database, job_id) == {"cancelled": 128})
+    assert time.monotonic() - began < 4.0, "eight batches take eight seconds"
+    worker.join(10)
+
+
+def test_of_a_claim_of_two_jobs_only_what_is_cancelled_is_not_rendered(holding, database, fast):
+    render_loop = holding(0.3)
+    kept, dropped = submit(database, fast, mugs(40)), submit(database, fast, mugs(88))
+    worker = threading.Thread(target=render_loop.run)
+    worker.start()
+    until(lambda: counts(database, dropped) == {"rendering": 88})
+    with database.begin(TENANT) as connection:
+        lifecycle.cancel(connection, TENANT, dropped)
+    worker.join(10)
+    assert counts(database, kept) == {"done": 40} and counts(database, dropped) == {"cancelled": 88}
+    with database.begin_system() as connection:
+        (seconds,) = connection.execute(text("SELECT render_seconds FROM claims")).one()
+    assert seconds < 7 * 0.3, "all eight batches would take 2.4 s"
+
+
+def test_a_warm_stop_gives_back_what_waits_in_the_claim_at_hand(holding, database, fast):
+    render_loop = holding(0.5)
+    job_id = submit(database, fast, mugs(128))
+    worker = threading.Thread(target=render_loop.run)
+    worker.start()
+    until(lambda: counts(database, job_id) == {"rendering": 128})
+    render_loop.stopping.set()
+    worker.join(3)
+    assert not worker.is_alive(), "eight batches take four seconds"
+    assert counts(database, job_id) == {"done": 16, "queued": 112}
+    with database.begin_system() as connection:
+        assert connection.execute(text("SELECT max(lost), max(attempt) FROM images")).one() == (0, 0)
+
+
+def test_the_next_claim_is_taken_shortly_before_the_end_of_the_one_at_hand(holding, database, fast):
+    """So that high which arrives while eight batches are rendered comes next."""
+    render_loop = holding(0.2)
+    low = submit(database, fast, mugs(400), priority="low")
+    worker = threading.Thread(target=render_loop.run)
+    worker.start()
+    until(lambda: counts(database, low).get("rendering") == 128)
+    high = submit(database, fast, mugs(16), priority="high")
+    until(lambda: counts(database, high).get("done") == 16)
+    assert counts(database, low).get("done", 0) <= 128, "no claim of low came between"
+    render_loop.stopping.set()
+    worker.join(10)
 
 
 def test_a_paused_process_whose_lease_ran_out_is_fenced_and_the_winners_bytes_stay(

@@ -84,9 +84,10 @@ class Bench:
 
     def __init__(self, pipeline: Staged | None = None) -> None:
         self.marked: list[tuple[int, ...]] = []
+        self.marked_images: list[list[int]] = []
         self.heartbeat = Heartbeat(Database(SETTINGS.database_url, application="nobody"), SETTINGS)
         self.pipeline = pipeline or Staged()
-        self.device = Device(self.pipeline, self.heartbeat, "here", lambda *claims: self.marked.append(claims))
+        self.device = Device(self.pipeline, self.heartbeat, "here", self.mark)
         self.found: dict[int, Outcome] = {}
 
     def begin(self, claim_id: int, *prompts: str, suspect: bool = False, asked: str = "") -> HeldClaim:
@@ -96,6 +97,10 @@ class Bench:
         held = self.heartbeat.hold(claim)
         self.device.begin(held, self.done)
         return held
+
+    def mark(self, *claims: tuple[int, Sequence[Image]]) -> None:
+        self.marked.append(tuple(claim_id for claim_id, _ in claims))
+        self.marked_images.append([image.index for _, images in claims for image in images])
 
     def done(self, outcome: Outcome) -> None:
         assert outcome.held.claim.id not in self.found, "told once"
@@ -262,6 +267,15 @@ def test_the_parts_of_one_claim_overlap_too(bench: Bench):
     assert bench.pipeline.events == ["begin 0", "begin 16", "pictures 0", "begin 32", "pictures 16", "pictures 32"]
     assert bench.ends(1) == (40, [])
     assert [one.image.index for one in bench.found[1].rendered] == list(range(40))
+
+
+def test_of_a_claim_of_several_batches_those_are_marked_that_would_die_with_the_process(bench: Bench):
+    bench.begin(1, *(str(number) for number in range(40)))
+    bench.device.finish()
+    first, second, third = list(range(16)), list(range(16, 32)), list(range(32, 40))
+    marked = [images for before, images in zip([[], *bench.marked_images], bench.marked_images, strict=False)
+              if images != before]  # fmt: skip
+    assert marked == [first, first + second, second + third, third, []]
 
 
 def test_a_batch_that_was_done_before_the_device_is_found_sick_is_given_back(

@@ -9,7 +9,7 @@ lock: claims and settles share it, a cancel takes it exclusively. Advisory locks
 so a stream of claims cannot keep a cancel waiting.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ from services.core.queue.looks import Candidates
 # Runs with the jobs' locks held, so its snapshot shows every cancel that committed before, and later cancels wait.
 # MATERIALIZED makes the LIMIT of `taken` exact. OFFSET 0 forces the planner to join the jobs segment by segment, in the
 # order given. `enough`: more than `leave` images wait in these segments and those before them; no more are read.
+# What is taken is written and read on by runs of consecutive indexes, of which each is one range of an index: a lookup
+# for each image would go through the index of every partition. The result has one row for each payload of a run.
 _TAKE = statement("claims.take")(f"""
 WITH enough AS MATERIALIZED (
   SELECT CAST(:leave AS integer) = 0 OR :leave < (
@@ -52,7 +54,11 @@ WITH enough AS MATERIALIZED (
     ORDER BY index LIMIT :seats FOR UPDATE SKIP LOCKED
   ) i
   LIMIT :seats
-), taken AS MATERIALIZED ({rooms.WITHIN}), of_tenant AS (
+), taken AS MATERIALIZED ({rooms.WITHIN}), runs AS MATERIALIZED (
+  SELECT tenant_id, job_id, job_state, embed_prompt, dedupe, in_shards, min(index) AS first, max(index) AS last
+  FROM (SELECT *, index - row_number() OVER (PARTITION BY job_id ORDER BY index) AS run FROM taken) numbered
+  GROUP BY tenant_id, job_id, job_state, embed_prompt, dedupe, in_shards, run
+), of_tenant AS (
   SELECT tenant_id, count(*) AS images FROM taken GROUP BY tenant_id
 ), claim AS (
   INSERT INTO claims (id, worker_id, images, job_ids, expires_at, lease_seconds, free_at, tenant_ids, tenant_images)
@@ -65,14 +71,21 @@ WITH enough AS MATERIALIZED (
   RETURNING id
 ), moved AS (
   UPDATE images SET state = 1, claim_id = claim.id
-  FROM taken, claim WHERE images.job_id = taken.job_id AND images.index = taken.index
+  FROM runs, claim WHERE images.job_id = runs.job_id AND images.index BETWEEN runs.first AND runs.last
 ), counted AS (
   INSERT INTO counter_deltas (job_id, queued, rendering)
   SELECT job_id, -count(*), count(*) FROM taken GROUP BY job_id
 )
-SELECT claim.id AS claim_id, taken.*, p.index AS first_index, {", ".join(f"p.{name}" for name in columns.RENDERED)}
-FROM claim, taken {columns.payload_of("taken")}
-ORDER BY taken.job_id, taken.index
+SELECT claim.id AS claim_id, runs.*, p.index AS first_index, p.n, {", ".join(f"p.{name}" for name in columns.RENDERED)}
+FROM claim, runs
+CROSS JOIN LATERAL (
+  SELECT index FROM payloads WHERE payloads.job_id = runs.job_id AND payloads.index <= runs.first
+  ORDER BY index DESC LIMIT 1
+) begins
+CROSS JOIN LATERAL (
+  SELECT * FROM payloads WHERE payloads.job_id = runs.job_id AND payloads.index BETWEEN begins.index AND runs.last
+) p
+ORDER BY runs.job_id, runs.first, p.index
 """)  # noqa: S608  our own text
 
 _EXTEND = statement("claims.extend")("""
@@ -128,7 +141,7 @@ def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: 
             "all_jobs": [row.job_id for row in waiting] if leave else [],
             "all_segments": [row.id for row in waiting] if leave else [],
             "all_lows": [row.low for row in waiting] if leave else [],
-            "free": None if pace is None else pace.end,
+            "free": None if pace is None else pace.free + pace.rendering(seats),
             "seats": seats,
             "claim_id": ids.new(),
             "worker_id": worker_id,
@@ -141,15 +154,16 @@ def claim(connection: Connection, chosen: Candidates, *, worker_id: str, seats: 
     if not rows:
         return None
     shape = columns.read_shape(first)
+    images = tuple(image for row in rows for image in _images(row, shape))
     fresh = sorted({row.job_id for row in rows if row.job_state in states.START.sources})
     return Claim(
         rows[0].claim_id,
         shape.rendered,
-        tuple(_image(row, shape) for row in rows),
+        images,
         lease,
         tuple(fresh),
         shape.reproducibility_class,
-        0.0 if pace is None else pace.seconds,
+        0.0 if pace is None else pace.rendering(len(images)),
         suspect=first.cap is not None,
     )
 
@@ -174,21 +188,16 @@ def forget(connection: Connection) -> None:
     connection.execute(_FORGET)
 
 
-def _image(row: Any, shape: Shape) -> Image:
-    spec = Spec(
-        model_revision=shape.model_revision,
-        prompt=row.prompt,
-        negative_prompt=row.negative_prompt,
-        seed=image_seed(row.seed, row.index - row.first_index),
-        width=shape.width,
-        height=shape.height,
-        steps=shape.steps,
-        guidance_scale=row.guidance_scale,
-        prompt_chunks=shape.prompt_chunks,
-        input_sha256="" if row.image_sha256 is None else bytes(row.image_sha256).hex(),
-        first_step=shape.first_step,
-    )
-    return Image(
-        row.job_id, row.index, row.tenant_id, spec, row.output_format, row.output_compression, row.embed_prompt,
-        row.dedupe, row.image_key, row.in_shards,
-    )  # fmt: skip
+def _images(row: Any, shape: Shape) -> Iterator[Image]:
+    """The images of a run that are of one payload."""
+    input_sha256 = "" if row.image_sha256 is None else bytes(row.image_sha256).hex()
+    first, prompt, negative_prompt, scale = row.first_index, row.prompt, row.negative_prompt, row.guidance_scale
+    for index in range(max(row.first, first), min(row.last + 1, first + row.n)):
+        spec = Spec(
+            shape.model_revision, prompt, negative_prompt, image_seed(row.seed, index - first), shape.width,
+            shape.height, shape.steps, scale, shape.prompt_chunks, input_sha256, shape.first_step,
+        )  # fmt: skip
+        yield Image(
+            row.job_id, index, row.tenant_id, spec, row.output_format, row.output_compression, row.embed_prompt,
+            row.dedupe, row.image_key, row.in_shards,
+        )  # fmt: skip

@@ -17,7 +17,7 @@ from services.core.db.statements import statement
 from services.core.fleet import abilities
 from services.core.fleet.abilities import Abilities
 from services.core.model import classes
-from services.core.model.specs import Claim
+from services.core.model.specs import Claim, Shape
 from services.core.queue import peers, rooms, walks
 from services.core.queue.peers import Peer
 from services.core.queue.tail import Pace
@@ -127,6 +127,23 @@ class Candidates:
         class that was asked for."""
         asked = classes.parse(self.rows[0].reproducibility_class)
         return most if asked is None else min(asked.batch_size, most)
+
+    def seats(self, batch: int, most: int) -> int:
+        """How many images to claim, in batches of `batch`, where a claim may hold `most`: no more than wait of the
+        class whose turn it is, and near the end of the work at most half of an equal share, so that all end together.
+        """
+        first = self.rows[0]
+        if first.cap is not None:
+            return batch
+        waiting = sum(_span(row) for row in same_shape(self.rows) if row.priority == first.priority)
+        if others := len(self.fleet.keys() - {self.worker_id}):
+            waiting = min(waiting, self.max_waiting // (2 * (1 + others)) // batch * batch)
+        return max(min(most, -(-waiting // batch) * batch), batch)
+
+    @property
+    def shape(self) -> Shape:
+        """That of the first one."""
+        return columns.read_shape(self.rows[0])
 
     @property
     def pace(self) -> Pace | None:

@@ -1,14 +1,15 @@
 """The quarantine: finds out whether an image, a device or a deploy makes processes crash.
 
-The Celery parent survives its child and reports the claim that was being rendered. The images of that claim are
-quarantined: they are rendered in ever smaller batches, at last one by one, until every other image is done and the one
-that crashes has crashed alone on two devices (or three times on the only one). That image is poison and fails. A device
-that crashes on different images each time, or fails its canary, is sick; its crashes are then not counted against the
-images. Functions take an open system transaction.
+The Celery parent survives its child and reports the images that were being rendered, of one claim or two; those that
+waited in the same claims are queued again. What was being rendered is quarantined: its images are rendered in ever
+smaller batches, at last one by one, until every other image is done and the one that crashes has crashed alone on two
+devices (or three times on the only one). That image is poison and fails. A device that crashes on different images each
+time, or fails its canary, is sick; its crashes are then not counted against the images. Functions take an open system
+transaction.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection
@@ -23,6 +24,8 @@ from services.core.queue import expiry, settlement
 
 log = logging.getLogger(__name__)
 SICK_CRASHES = 3  # in ten minutes, on images that had never crashed before: then the device looks sick
+Rendering = Mapping[int, Collection[tuple[int, int]]]
+"""By claim, the images that were being rendered: job and index."""
 POISON_TIMES = 3
 POISON_DEVICES = 2
 
@@ -103,11 +106,11 @@ _DISCOUNT_CRASH = statement("quarantine.discount_crash")(
 )
 
 
-def child_died(connection: Connection, worker_id: str, *, rendering: Collection[int], device: str) -> bool:
-    """Takes back the claims of a dead process. `rendering` are those that it was rendering: only their images are
-    quarantined. There are two if a batch's last stage ran beside the next batch: then either may be at fault, and each
-    image counts as one of a batch of all of them. Returns whether the device looks sick: then its next process must
-    pass the canary before it claims.
+def child_died(connection: Connection, worker_id: str, *, rendering: Rendering, device: str) -> bool:
+    """Takes back the claims of a dead process. Only the images that it was rendering are quarantined; what waited in
+    the same claims is queued again as if it had never been claimed. They are of two batches if the last stage of one
+    ran beside the next: then either may be at fault, and each image counts as one of a batch of all of them. Returns
+    whether the device looks sick: then its next process must pass the canary before it claims.
     """
     workers.beat(connection, worker_id, "crashed")
     claims = connection.execute(_OPEN_CLAIMS, {"worker_id": worker_id}).all()
@@ -118,7 +121,7 @@ def child_died(connection: Connection, worker_id: str, *, rendering: Collection[
         connection.execute(_LOCK_JOB, {"job_id": job_id})
     if others:
         expiry.take_back(connection, others, ClaimState.EXPIRED, lost=1)
-    return bool(crashed) and _handle_crash(connection, crashed, device)
+    return bool(crashed) and _handle_crash(connection, crashed, rendering, device)
 
 
 def device_sick(connection: Connection, device: str) -> None:
@@ -134,11 +137,12 @@ def retract_crash(connection: Connection, claim_id: int) -> None:
     connection.execute(_DISCOUNT_CRASH, {"claim_id": claim_id})
 
 
-def _handle_crash(connection: Connection, crashed: list[Any], device: str) -> bool:
-    together = sum(claim.images for claim in crashed)
+def _handle_crash(connection: Connection, crashed: list[Any], rendering: Rendering, device: str) -> bool:
+    together = sum(len(rendering[claim.id]) for claim in crashed)
     found: list[tuple[int, Any, list[int]]] = []
     for claim in crashed:
-        images: list[Any] = list(connection.execute(_CLAIMED, {"claim_id": claim.id, "job_ids": claim.job_ids}))
+        claimed: list[Any] = list(connection.execute(_CLAIMED, {"claim_id": claim.id, "job_ids": claim.job_ids}))
+        images = [row for row in claimed if (row.job_id, row.index) in rendering[claim.id]]
         found += [
             (job_id, claim, [row.index for row in images if row.job_id == job_id])
             for job_id in {row.job_id for row in images}
@@ -156,7 +160,7 @@ def _handle_crash(connection: Connection, crashed: list[Any], device: str) -> bo
         if together == 1 and _is_poison(connection, job_id, indexes[0]):
             _fail_as_poison(connection, claim.id, job_id, indexes[0], device)
         else:
-            _quarantine(connection, job_id, indexes, cap=max(1, claim.images // 2))
+            _quarantine(connection, job_id, indexes, cap=max(1, len(rendering[claim.id]) // 2))
     return False
 
 

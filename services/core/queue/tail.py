@@ -24,6 +24,10 @@ class Pace:
         """Seconds from now until it has rendered a batch that it claims now."""
         return self.free + self.seconds
 
+    def rendering(self, images: int) -> float:
+        """Seconds in which it renders so many, in whole batches."""
+        return ceil(images / self.batch) * self.seconds
+
 
 def left(own: Pace, others: Iterable[Pace]) -> int:
     """How many of the next images a worker leaves to others: those that they will have rendered before it would end a
