@@ -102,7 +102,15 @@ chaos: setup
 mutate: setup
 	$(BIN)/python -m tests.mutation $(NAME) --sample $(SAMPLE) --slots $(JOBS)
 
-bench: setup
+# Other queues lie beside the environment: they are only measured.
+RIVALS := pgqueuer==1.6.0 asyncpg==0.32.0 croniter==7.0.0 tabulate==0.10.0 pydantic-settings==2.16.3 procrastinate==3.10.0 \
+  asgiref==3.13.0 psycopg-pool==3.3.3
+.rivals: | setup
+	@rm -rf .rivals.part
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .rivals.part $(RIVALS)
+	@rm -rf .rivals && mv .rivals.part .rivals
+
+bench: setup $(if $(filter ledger all,$(NAME)),.rivals)
 	$(BIN)/python -m tests.benchmarks $(NAME)
 
 images:
@@ -115,4 +123,4 @@ screenshots: setup
 	@$(BIN)/python -m tests.screenshots screenshots
 
 clean:
-	rm -rf .venv .triton .triton.part .energon .energon.part .presswork demo-output demo-catalogue screenshots bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info
+	rm -rf .venv .triton .triton.part .energon .energon.part .rivals .rivals.part .presswork demo-output demo-catalogue screenshots bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info

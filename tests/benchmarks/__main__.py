@@ -14,6 +14,7 @@ NAMES = (
     "bulk",
     "tenant_delete",
     "claim",
+    "ledger",
     "mixed",
     "progress",
     "catalogue",
