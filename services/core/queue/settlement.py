@@ -27,22 +27,23 @@ FROM claims WHERE id = :id FOR UPDATE
 _MOVE = statement("settlement.move")(f"""{CANCELLED}
   UPDATE images SET state = CASE WHEN images.job_id IN (SELECT id FROM cancelled) THEN 4 ELSE outcome.state END,
          claim_id = NULL, attempt = attempt + (outcome.state = 3)::integer
-  FROM unnest(CAST(:in_jobs AS bigint[]), CAST(:indexes AS integer[]), CAST(:states AS smallint[]),
-              CAST(:sizes AS bigint[])) AS outcome (job_id, index, state, bytes)
-  WHERE images.job_id = outcome.job_id AND images.index = outcome.index
+  FROM unnest(CAST(:in_jobs AS bigint[]), CAST(:firsts AS integer[]), CAST(:lasts AS integer[]),
+              CAST(:states AS smallint[]), CAST(:sizes AS bigint[])) AS outcome (job_id, first, last, state, bytes)
+  WHERE images.job_id = outcome.job_id AND images.index BETWEEN outcome.first AND outcome.last
     AND images.claim_id = ANY(:claim_ids) AND images.state = 1
-  RETURNING images.job_id, images.index, images.segment_id, images.state, outcome.bytes
+  RETURNING images.job_id, images.index, images.segment_id, images.state,
+            CASE WHEN images.index = outcome.first THEN outcome.bytes ELSE 0 END AS bytes
 ), {MOVED}""")  # noqa: S608  our own text
 
 # Versions are inserted once and then looked up. DO UPDATE, because DO NOTHING would not return a row that another
 # settle has just committed and that this snapshot does not see.
 _RESULTS = statement("settlement.results")("""
 WITH known AS MATERIALIZED (
-  SELECT id, versions FROM engines WHERE versions = ANY(CAST(:versions AS text[]))
+  SELECT id, versions FROM engines WHERE versions = ANY(CAST(:all_versions AS text[]))
 ), added AS (
   INSERT INTO engines (versions)
-  SELECT DISTINCT new FROM unnest(CAST(:versions AS text[])) AS new
-  WHERE new IS NOT NULL AND new NOT IN (SELECT versions FROM known) ORDER BY new
+  SELECT new FROM unnest(CAST(:all_versions AS text[])) AS new
+  WHERE new NOT IN (SELECT versions FROM known) ORDER BY new
   ON CONFLICT (versions) DO UPDATE SET versions = excluded.versions
   RETURNING id, versions
 ), stored AS MATERIALIZED (
@@ -126,18 +127,15 @@ def settle(
     row = connection.execute(_LOCK_CLAIM, {"id": claim_id}).one_or_none()
     if row is None or row.state != ClaimState.OPEN:
         return Settlement(Verdict.ALREADY if row and row.state == ClaimState.SETTLED else Verdict.FENCED, tuple(stored))
-    outcomes = [(image.job_id, image.index, ImageState.DONE) for image in stored]
-    outcomes += [(image.job_id, image.index, ImageState.FAILED) for image in failed]
-    outcomes += [(job_id, index, ImageState.QUEUED) for job_id, index in released]
+    outcomes = [(image.job_id, image.index, int(ImageState.DONE), image.bytes) for image in stored]
+    outcomes += [(image.job_id, image.index, int(ImageState.FAILED), 0) for image in failed]
+    outcomes += [(job_id, index, int(ImageState.QUEUED), 0) for job_id, index in released]
     moved = connection.execute(
         _MOVE,
         {
             "claim_ids": [claim_id],
             "job_ids": row.job_ids,
-            "in_jobs": [job_id for job_id, _, _ in outcomes],
-            "indexes": [index for _, index, _ in outcomes],
-            "states": [int(state) for _, _, state in outcomes],
-            "sizes": [image.bytes for image in stored] + [0] * (len(outcomes) - len(stored)),
+            **_runs(outcomes),
             "claim_state": ClaimState.SETTLED,
             "render_seconds": render_seconds,
             "slots": slots,
@@ -151,6 +149,7 @@ def settle(
     visible = [image for image in stored if image.job_id not in moved.cancelled]
     if visible:
         values = {name: [getattr(image, name) for image in visible] for name in StoredImage.__slots__}
+        values["all_versions"] = sorted({image.versions for image in visible if image.versions is not None})
         values["unknown_words"] = [json.dumps(image.unknown_words) for image in visible]
         values["scores"] = [None if image.scores is None else json.dumps(dict(image.scores)) for image in visible]
         values["phash"] = [None if image.phash is None else _signed(image.phash) for image in visible]
@@ -161,6 +160,21 @@ def settle(
         final = [image.job_id not in moved.cancelled for image in failed]
         record_failures(connection, claim_id, failed, device=device, batch_images=row.images, final=final)
     return Settlement(Verdict.OK, tuple(image for image in stored if image.job_id in moved.cancelled))
+
+
+def _runs(outcomes: list[tuple[int, int, int, int]]) -> dict[str, list[int]]:
+    """Values of _MOVE: the consecutive images of a job with one outcome are a range of an index. The bytes of a run
+    count with its first image, since all of a job's images are cancelled, or none."""
+    runs: list[list[int]] = []
+    for job_id, index, state, size in sorted(outcomes):
+        if runs and runs[-1][0] == job_id and runs[-1][2] == index - 1 and runs[-1][3] == state:
+            runs[-1][2] = index
+            runs[-1][4] += size
+        else:
+            runs.append([job_id, index, index, state, size])
+    return {
+        name: [run[at] for run in runs] for at, name in enumerate(("in_jobs", "firsts", "lasts", "states", "sizes"))
+    }
 
 
 def _signed(bits: int) -> int:
