@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -275,5 +276,5 @@ class RenderLoop:
             log.warning("start postponed", extra={"claim": claim.id, "error": str(error)})
 
     def _charge(self, held: HeldClaim) -> None:
-        for image in held.remaining:
-            self.charges.add(image.tenant_id, batching.cost(held.claim.shape, 1))
+        for tenant_id, images in Counter(image.tenant_id for image in held.remaining).items():
+            self.charges.add(tenant_id, batching.cost(held.claim.shape, images))

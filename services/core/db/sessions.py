@@ -35,7 +35,13 @@ _SETTINGS = {
     "standard_conforming_strings": "on",
 }
 _SINCE = {"transaction_timeout": ("0", 170_000)}  # settings that older servers do not know
-_NESTED_LOOPS = {"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off"}
+_NESTED_LOOPS = {
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    # They are planned once: a plan for the values at hand would be the same one, and takes longer than to run it.
+    "plan_cache_mode": "force_generic_plan",
+}
 _NOT_PLAIN = re.compile(r"[^ -~]|['\\%]")
 
 _CONNECT = {

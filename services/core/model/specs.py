@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 from services.core.model.licenses import License
@@ -110,7 +111,6 @@ class Spec:
         Keys of stored images must not change: these eight fields are always included, and a field that is added later
         only if it differs from its default.
         """
-        later = {field.name: field.default for field in fields(self) if field.default is not MISSING}
         return {
             "model_revision": self.model_revision,
             "prompt": self.prompt,
@@ -120,7 +120,7 @@ class Spec:
             "height": self.height,
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
-        } | {name: value for name, default in later.items() if (value := getattr(self, name)) != default}
+        } | {name: value for name, default in _later(type(self)).items() if (value := getattr(self, name)) != default}
 
     def render_key(self, output_format: str, output_compression: int | None = None, embed_prompt: bool = False) -> str:
         """sha256, in hex, of the canonical spec and of the options of the file in which its pixels are stored."""
@@ -129,7 +129,16 @@ class Spec:
             canonical["compression"] = output_compression
         if embed_prompt:
             canonical["embed_prompt"] = True
-        return hashlib.sha256(json.dumps(canonical, sort_keys=True, ensure_ascii=True).encode()).hexdigest()
+        return hashlib.sha256(_ENCODER.encode(canonical).encode()).hexdigest()
+
+
+@lru_cache
+def _later(kind: Any) -> dict[str, Any]:
+    """The fields that were added later, with their defaults."""
+    return {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, ensure_ascii=True)
 
 
 @dataclass(frozen=True, slots=True)
