@@ -120,7 +120,7 @@ class Spec:
             "height": self.height,
             "steps": self.steps,
             "guidance_scale": self.guidance_scale,
-        } | {name: value for name, default in _later(type(self)).items() if (value := getattr(self, name)) != default}
+        } | {name: value for name, default in _later(type(self)).items() if (value := getattr(self, name)) != default}  # type: ignore[arg-type]  # a class is hashable
 
     def render_key(self, output_format: str, output_compression: int | None = None, embed_prompt: bool = False) -> str:
         """sha256, in hex, of the canonical spec and of the options of the file in which its pixels are stored."""
