@@ -13,6 +13,7 @@ from services.dashboard import access, files, rendering
 from services.dashboard.pages import (
     action_log,
     actions,
+    audit_trail,
     bulk,
     catalogue_diff,
     catalogue_pictures,
@@ -66,6 +67,7 @@ _PAGES = (
     usage,
     storage,
     action_log,
+    audit_trail,
     gallery,
     image,
     marking,

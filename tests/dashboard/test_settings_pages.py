@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 from sqlalchemy import text
 
 from services.api import feed
+from services.cli import audit_checking
 from services.core.auditing import audits
 from services.core.catalogues import catalogue_runs
 from services.core.catalogues.definition import Definition
@@ -20,8 +21,10 @@ from services.core.model import ids
 from services.core.model.scopes import Scope
 from services.core.retention import rules
 from services.core.tenants import api_keys
+from services.core.trail import sealing
 from services.core.webhooks import types as webhook_types
 from services.dashboard import sentences
+from services.dashboard.pages import audit_trail
 from tests.pages import House, Tab
 from tests.waiting import until
 
@@ -173,6 +176,29 @@ def test_the_log_says_in_sentences_who_did_what_and_links_to_it(signed: House) -
         f"tests made the key test, pw_{api_keys.id_of(signed.key)}… which may view, submit, operate, admin",
     ]
     assert f'href="/jobs/{job}"' in page
+
+
+def test_an_administrator_downloads_the_audit_trail_as_the_command_writes_it(
+    signed: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_trail, "_AT_ONCE", 1)
+    for _ in range(3):
+        signed.submit({"prompt": "a"})
+        signed.http.post("/v1/keys", json={"name": "another", "scopes": ["view"]})
+        signed.tick()
+        with signed.api.database.begin_system() as connection:
+            while sealing.seal(connection):
+                pass
+    assert 'href="/settings/log/trail.jsonl"' in signed.browser.get("/settings/log").text
+    file = signed.browser.get("/settings/log/trail.jsonl")
+    assert file.headers["Content-Disposition"] == 'attachment; filename="audit-trail.jsonl"'
+    path = tmp_path / "trail.jsonl"
+    path.write_bytes(file.content)
+    found = audit_checking.check(path, {}, lambda _: None)
+    assert (found.trouble, found.records) == (None, 4)
+    other = as_key(signed, Scope.VIEW, Scope.OPERATE).browser
+    assert "trail.jsonl" not in other.get("/settings/log").text
+    assert other.get("/settings/log/trail.jsonl").status_code == 403
 
 
 def test_the_log_is_narrowed_by_who_what_job_and_time_and_goes_on(
