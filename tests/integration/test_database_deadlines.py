@@ -33,3 +33,11 @@ def test_a_transaction_that_may_take_long_is_waited_for_and_only_that_one(databa
     with pytest.raises(DatabaseUnavailable, match="no answer"), database.begin_system() as connection:
         connection.execute(text("SELECT pg_sleep(0.6)"))
     database.close()
+
+
+def test_what_a_vanished_host_has_locked_is_free_before_its_leases_are_over(database, settings):
+    """Nobody tells the server that a host has gone in the middle of a heartbeat, and a locked claim is passed over."""
+    limit = text("SELECT setting FROM pg_settings WHERE name = 'idle_in_transaction_session_timeout'")
+    with database.begin_system() as connection:
+        milliseconds = int(connection.execute(limit).scalar_one())
+    assert 0 < milliseconds / 1000 <= settings.lease_seconds - settings.beat_seconds

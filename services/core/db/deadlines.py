@@ -7,10 +7,15 @@ waits for each answer for a given time, and then closes the connection.
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, event
+
+from services.core.db.statements import statement
 
 ANSWER_SECONDS = 45.0  # more than the server's own statement timeout
 LONG_SECONDS = 3600.0
+_LIFT = statement("deadlines.lift")("""
+SELECT set_config('statement_timeout', '0', true), set_config('idle_in_transaction_session_timeout', '60s', true)
+""")
 
 
 class PatientConnection(psycopg.Connection[Any]):
@@ -46,7 +51,7 @@ def limit(engine: Engine, seconds: float) -> None:
 
 
 def lift(connection: Connection) -> None:
-    """Lets the statements of this transaction take an hour each, here and at the server."""
-    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    """Lets the statements of this transaction take an hour each, here and at the server, with a minute between two."""
+    connection.execute(_LIFT)
     driver: Any = connection.connection.driver_connection
     driver.answer_seconds = LONG_SECONDS

@@ -17,7 +17,7 @@ TENANT_ROLE = "presswork_tenant"
 _SETTINGS = {
     "statement_timeout": "30s",
     "lock_timeout": "10s",
-    "idle_in_transaction_session_timeout": "60s",
+    "idle_in_transaction_session_timeout": "15s",  # a host that vanished within a transaction locks a claim for so long
     # PostgreSQL 18.6 crashes (signal 11 in perform_pruning_base_step) if a statement that prunes partitions at run time
     # meets a row that was changed since its snapshot. Reading a few more partitions is cheap.
     "enable_partition_pruning": "off",
