@@ -182,7 +182,7 @@ def presswork(environ: dict[str, str], folder: Path, *arguments: str) -> tuple[i
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
-def test_a_restore_to_a_moment_within_a_job_doubles_nothing_and_makes_no_wrong_bytes(archived: Stack, tmp_path: Path):  # noqa: PLR0915
+def test_a_restore_to_a_moment_within_a_job_doubles_nothing_and_makes_no_wrong_bytes(archived: Stack, tmp_path: Path):
     environ = archived.values | {
         "PRESSWORK_LEASE_SECONDS": LEASE, "PRESSWORK_SIMULATED_BATCH_MS": "400", "OMP_NUM_THREADS": "1",
         "PRESSWORK_PIPELINE": "simulated",
