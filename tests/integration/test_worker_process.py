@@ -95,6 +95,23 @@ def test_a_prompt_that_kills_the_process_fails_alone_in_a_batch_of_sixteen(start
 
 
 @pytest.mark.timeout(120)
+def test_of_a_claim_of_several_batches_only_the_one_that_was_rendered_is_suspect(start, database, settings):
+    start()
+
+    def one(sql: str) -> int:
+        with database.begin_system() as connection:
+            return connection.execute(text(sql)).scalar_one()
+
+    while one("SELECT coalesce(max(images), 0) FROM claims") < 48:  # until it knows that its device is fast
+        job_id = submit(database, settings, mugs(64))
+        until(lambda job_id=job_id: counts(database, job_id) == {"done": 64})
+    submit(database, settings, mugs(160, _24="fault:kill"))
+    until(lambda: one("SELECT count(*) FROM claims WHERE state = 'crashed'"))
+    assert one("SELECT images FROM claims WHERE state = 'crashed' ORDER BY created_at LIMIT 1") > 16
+    assert one("SELECT count(*) FROM images WHERE crashes > 0") == 16
+    assert one("SELECT count(*) FROM images WHERE crashes > 0 AND index BETWEEN 16 AND 31") == 16
+
+
 def test_a_prompt_that_hangs_the_device_fails_alone_in_a_batch_of_sixteen(start, database, settings):
     start(PRESSWORK_LEASE_SECONDS="1")
     job_id = submit(database, settings, mugs(16, _0="fault:hang"))
