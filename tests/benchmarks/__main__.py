@@ -25,6 +25,7 @@ NAMES = (
     "engine",
     "cold",
     "mini",
+    "fleet",
 )
 
 
