@@ -111,7 +111,7 @@ def database(settings: Settings, command: str) -> "Iterator[Connection]":
 
 
 def acting() -> AbstractContextManager[None]:
-    """Within, transactions are those of the user of this machine."""
+    """Within, the user of this machine acts."""
     from services.core.db import actors
 
     return actors.acting(f"cli/{_user()}")

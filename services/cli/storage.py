@@ -8,7 +8,7 @@ import typer
 
 from services.cli import options, profile, show
 from services.cli.exits import Exit, Interrupted, guarded
-from services.cli.keys import database
+from services.cli.keys import acting, database
 
 if TYPE_CHECKING:  # the other commands need no database
     from services.core.auditing.audits import Audit
@@ -38,7 +38,8 @@ def audit(
     if accept_restore:
         core = Database(settings.database_url, application="presswork storage", pool_size=1)
         try:
-            mark.renew(core, S3Store(settings))
+            with acting():
+                mark.renew(core, S3Store(settings), accepts_restore=True)
         finally:
             core.close()
         show.say("accepted: database and store have a new mark")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import getpass
+import inspect
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,12 +15,15 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from services.api.app import create_app
+from services.api.scopes import NEEDED
 from services.cli.app import app
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues, versions
+from services.core.db import tables
 from services.core.events import numbering
 from services.core.jobs import lifecycle
 from services.core.model import licenses
+from services.core.model.scopes import Scope
 from services.core.model.specs import FailedImage
 from services.core.storage.s3 import S3Store
 from services.core.tenants import api_keys
@@ -28,6 +33,9 @@ from tests.web import Api
 
 RECORD_NOTHING = {"preview_job", "estimate_job", "preview_jobs_action", "create_sign_in_link", "check_policy"}
 PARTS = {"append_chunk", "add_part"}  # of an act that other events begin and end: one a megabyte would bury the rest
+# What takes the scope to operate, and is no administration: reviewing, many times a minute.
+DAILY = {"mark_images"}
+ALSO_TRAILED: set[str] = set()
 UPLOAD = {"filename": "a.jsonl", "purpose": "batch", "bytes": 2, "mime_type": "application/jsonl"}
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a"}}\n'
 
@@ -36,7 +44,7 @@ class Acts:
     """Does one operation after the other, and checks that each is an event of the key that asked."""
 
     def __init__(self, api: Api) -> None:
-        self._api, self.done = api, set[str]()
+        self._api, self.done, self.trailed = api, set[str](), set[str]()
         self._actor = f"key/{api_keys.id_of(api.key)}"
 
     def do(self, operation: str, method: str, path: str, **parts: Any) -> Any:
@@ -46,6 +54,8 @@ class Acts:
         if operation not in PARTS:
             told = self._since(before)
             assert told and {actor for actor, _ in told} == {self._actor}, (operation, told)
+            if {kind for _, kind in told}.difference(tables.PROGRESS, tables.WORK):
+                self.trailed.add(operation)
         self.done.add(operation)
         return answer.json() if answer.content else None
 
@@ -140,7 +150,10 @@ def test_every_operation_that_changes_something_is_an_event_with_the_key_as_acto
         for method, operation in methods.items()
         if method != "get"
     }
-    assert acts.done == changing - RECORD_NOTHING
+    assert acts.done == changing - RECORD_NOTHING | {"show_webhook_secret"}
+    administrative = {name for name, scope in NEEDED.items() if scope in (Scope.OPERATE, Scope.ADMIN)}
+    assert administrative & acts.done - acts.trailed == DAILY
+    assert acts.trailed - administrative == ALSO_TRAILED
 
 
 def _do_policy(api: Api, acts: Acts) -> None:
@@ -159,6 +172,7 @@ def _do_webhooks(acts: Acts) -> None:
         acts.do("change_webhook", "PATCH", place, json={"enabled": enabled})
     sent = acts.do("test_webhook", "POST", f"{place}/test")["id"]
     acts.do("redeliver", "POST", f"{place}/deliveries/{sent}/redeliver")
+    acts.do("show_webhook_secret", "GET", f"{place}/secret")
     acts.do("rotate_webhook_secret", "POST", f"{place}/rotate")
     acts.do("delete_webhook", "DELETE", place)
 
@@ -319,6 +333,58 @@ def test_a_key_made_by_the_command_names_the_user_who_ran_it(api: Api, monkeypat
     assert shown.exit_code == 0 and "by hand" in shown.output and newest["actor"] in shown.output
     assert "by hand" in CliRunner().invoke(app, ["actions", "--since", "12h"]).output
     assert CliRunner().invoke(app, ["actions", "--actor", "nobody"]).exit_code == 0
+
+
+# Commands that act in the database itself, and the events that they leave. Every other one asks the server, whose
+# operations the test above goes through, or touches this machine alone.
+IN_THE_DATABASE = {
+    "keys create": (["keys", "create", "by hand"], "key.issued"),
+    "keys revoke": (["keys", "revoke", "KEY"], "key.revoked"),
+    "tenants create": (["tenants", "create", "acme"], "tenant.created"),
+    "tenants set": (["tenants", "set", "acme", "--weight", "2"], "tenant.changed"),
+    "storage audit": (["storage", "audit", "--no-wait"], "storage.audit_requested"),
+}
+READ_THERE = {"keys list", "tenants list", "tenants show", "storage show", "doctor"}
+OF_THE_OWNER = {"migrate"}  # alembic_version says what it did
+
+
+def _commands_in_the_database() -> set[str]:
+    """Those whose own code, or what it calls in its module, opens a database."""
+    groups = {group.name: group.typer_instance for group in app.registered_groups}
+    found = set()
+    for name, one in [("", app), *groups.items()]:
+        for command in one.registered_commands if one else ():
+            function = inspect.unwrap(command.callback) if command.callback else None
+            words = f"{name} {command.name or getattr(function, '__name__', '')}".strip()
+            source = inspect.getsource(function) if function else ""
+            if re.search(r"\bdatabase\b|\bDatabase\b|doctor as", source.partition('"""')[2].partition('"""')[2]):
+                found.add(words)
+    return found
+
+
+def test_every_command_that_acts_in_the_database_is_an_event_of_the_user_who_ran_it(
+    api: Api, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _commands_in_the_database() == {*IN_THE_DATABASE, *READ_THERE, *OF_THE_OWNER}
+    settings = api.settings
+    for name, value in {
+        "DATABASE_URL": settings.database_url, "REDIS_URL": settings.redis_url, "PRESSWORK_SECRET": settings.secret,
+        "AWS_ENDPOINT_URL": settings.s3_endpoint_url, "AWS_ACCESS_KEY_ID": settings.s3_access_key,
+        "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key, "PRESSWORK_BUCKET": settings.bucket,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    runs = [
+        *IN_THE_DATABASE.values(),
+        (["storage", "audit", "--no-wait", "--accept-restore"], "storage.restore_accepted"),
+    ]
+    key = ""
+    for words, kind in runs:
+        made = CliRunner().invoke(app, [key if word == "KEY" else word for word in words])
+        assert made.exit_code == 0, (words, made.output)
+        key = api_keys.id_of(made.output.strip()) if words[:2] == ["keys", "create"] else key
+        with api.database.begin_system() as connection:
+            newest = connection.execute(text("SELECT actor, kind FROM events ORDER BY id DESC LIMIT 1")).one()
+        assert (newest.actor, newest.kind) == (f"cli/{getpass.getuser()}", kind), words
 
 
 def test_no_program_may_change_or_delete_an_event(api: Api) -> None:

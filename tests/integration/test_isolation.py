@@ -149,6 +149,7 @@ class Owner:
         with api.database.begin_system() as connection:
             numbering.number(connection)
             deriving.derive(connection)
+            sealing.seal(connection)
         card = dataclasses.replace(factories.CARD, license=licenses.named("creativeml-openrail-m"))
         factories.register(api.database, card)
         self.ids = [str(value) for name, value in self.places.items() if name.endswith("_id") and name != "worker_id"]

@@ -18,6 +18,7 @@ from services.core.db.database import Connection
 from services.core.jobs import idempotency
 from services.core.model import ids
 from services.core.model.errors import InvalidSubmission, NotFound
+from services.core.policy import refusals
 from services.core.schedules import asked as asks
 from services.core.schedules import firing, runs, schedules
 from services.core.schedules.asked import Misfire, Overlap, ScheduleChanges, ScheduleRequest
@@ -210,6 +211,7 @@ def _put(
             found = schedules.put(connection, context.settings, tenant, name, asked, base_url, new=new)
             return _shown(connection, tenant, [found])[0]
     except InvalidSubmission as error:
+        refusals.record(context.database, tenant, error)
         raise SubmissionError(error, "index") from None
 
 

@@ -28,7 +28,7 @@ from services.core.model.errors import InvalidSubmission, NotAdmitted, Problem
 from services.core.model.specs import DRAWN_SEEDS, Shape
 from services.core.model.states import JobState
 from services.core.model.templates import Matrix
-from services.core.policy import policies
+from services.core.policy import policies, refusals
 from services.core.policy.policies import Policy
 from services.core.queue import images, job_states, segments
 from services.core.queue.images import Refused
@@ -217,7 +217,11 @@ class Submission:
                 deleted, or is in use right now.
             DatabaseUnavailable: nothing was recorded, or the outcome is unknown: submit again with the same key.
         """
-        self.close()
+        try:
+            self.close()
+        except InvalidSubmission as refused:
+            refusals.record(database, tenant_id, refused)
+            raise
         head = (label.priority, sorted(label.labels.items()), *(["dedupe"] if label.dedupe else []))
         more: list[object] = [] if label.retention is None else [sorted(label.retention.items())]
         more += [label.store] if label.in_shards else []

@@ -197,10 +197,11 @@ def delete(connection: Connection, tenant_id: int, number: int) -> None:
 
 
 def secret(connection: Connection, accepted: Sequence[str], tenant_id: int, number: int) -> str:
-    """Raises NotFound or SecretUnreadable."""
+    """The secret, for whoever asks; that it was shown is an event. Raises NotFound or SecretUnreadable."""
     token = connection.execute(_SECRET, {"tenant_id": tenant_id, "id": number}).scalar_one_or_none()
     if token is None:
         raise NotFound("There is no such webhook.")
+    log.append(connection, "webhook.secret_shown", f"webhook/{number}", tenant_id=tenant_id)
     return sealing.opened(accepted, token)
 
 

@@ -32,7 +32,8 @@ TYPES = (
     "schedule.deadline_missed",
     "bulk.requested", "bulk.stopped", "file.created", "file.deleted", "file.expired", "upload.created",
     "upload.completed", "upload.cancelled", "upload.expired", "key.issued", "key.revoked", "view.saved",
-    "view.changed", "view.deleted", "policy.term_added", "policy.term_removed", "license.accepted", "retention.changed",
+    "view.changed", "view.deleted", "policy.term_added", "policy.term_removed", "policy.refused", "license.accepted",
+    "retention.changed",
     "tenant.created", "tenant.changed", "tenant.suspended", "tenant.activated", "tenant.delete_requested",
     "tenant.emptied", "tenant.deleted",
 )  # fmt: skip
