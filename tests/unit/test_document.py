@@ -81,6 +81,31 @@ def test_every_schema_has_one_short_name_and_every_reference_leads_to_it(documen
         assert inline in ([], ["multipart/form-data"]), place
 
 
+def test_every_body_forbids_fields_that_it_does_not_name(document):
+    """Bodies in JSON and lines, with all that stands in them; so state, tenant and attempts cannot be set."""
+    schemas, seen, loose = document["components"]["schemas"], set(), []
+
+    def walk(node: Any, place: str) -> None:
+        if isinstance(node, list):
+            for entry in node:
+                walk(entry, place)
+        elif isinstance(node, dict):
+            name = str(node.get("$ref", "")).rpartition("/")[2]
+            if name and name not in seen:
+                seen.add(name)
+                walk(schemas[name], name)
+            if "properties" in node and node.get("additionalProperties") is not False:
+                loose.append(place)
+            for key, child in node.items():
+                walk(child if key != "example" else None, place)
+
+    for place, operation in operations(document).items():
+        for media, content in operation.get("requestBody", {}).get("content", {}).items():
+            if media != "multipart/form-data":
+                walk(content["schema"], place)
+    assert len(seen) > 50 and loose == []
+
+
 def test_every_body_has_its_limit_and_an_example_that_fits(document):
     for place, operation in operations(document).items():
         for media, content in operation.get("requestBody", {}).get("content", {}).items():

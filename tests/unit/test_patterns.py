@@ -5,6 +5,7 @@ import importlib
 import itertools
 import re
 import re._parser as parser  # type: ignore[import-not-found]
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,21 @@ def text_of(pattern: re.Pattern[Any], one: str, length: int) -> str | bytes:
     return text if isinstance(pattern.pattern, str) else text.encode("latin-1")
 
 
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """A pattern that would take for ever is a failure, and no test that hangs."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError("this pattern takes too long")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("place", PATTERNS)
 def test_a_pattern_takes_time_in_proportion_to_the_text(place: str) -> None:
     pattern, whole = PATTERNS[place]

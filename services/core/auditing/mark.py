@@ -18,7 +18,7 @@ from services.core.db.database import Database
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
 from services.core.db.turns import Waiting
-from services.core.events import log
+from services.core.events import log as events
 from services.core.model.errors import ObjectMissing
 from services.core.storage.contract import ImageStore
 from services.core.storage.installation import MARKER
@@ -98,7 +98,7 @@ def renew(database: Database, store: ImageStore, *, accepts_restore: bool = Fals
     """Gives both a new mark: after an audit that found them alike, or when somebody accepts a restore, an event."""
     with database.begin_system() as connection:
         if accepts_restore:
-            log.append(connection, "storage.restore_accepted", "storage/mark", tenant_id=None)
+            events.append(connection, "storage.restore_accepted", "storage/mark", tenant_id=None)
         theirs = int(str(_read(store, NAME).get("epoch", 0)))
         connection.execute(_RAISE, {"theirs": theirs})
         epoch, _, _, server = _ours(connection)
