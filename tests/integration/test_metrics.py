@@ -74,10 +74,11 @@ def scheduler(environ: dict[str, str], store: S3Store, tmp_path: Path) -> Iterat
 
 
 def test_a_worker_tells_what_it_did_and_its_next_child_goes_on_counting(
-    start: Callable[..., Process], database: Database, settings: Settings
+    start: Callable[..., Process], database: Database, settings: Settings, tmp_path: Path
 ) -> None:
-    port = free_port()
-    worker = start(PRESSWORK_METRICS_PORT=str(port))
+    port, folder = free_port(), tmp_path / "temporary"
+    folder.mkdir()
+    worker = start(PRESSWORK_METRICS_PORT=str(port), TMPDIR=str(folder))
     factories.submit(database, settings, [{"prompt": prompt} for prompt in ("a", "b", "fault:raise")])
     until(lambda: value(scrape(port), "presswork_worker_failures_total", model="simulated", cause="render_error") == 1)
     found = scrape(port)
@@ -94,8 +95,11 @@ def test_a_worker_tells_what_it_did_and_its_next_child_goes_on_counting(
     until(lambda: value(scrape(port), "presswork_worker_child_deaths_total", model="simulated", state="ready") == 1)
     factories.submit(database, settings, [{"prompt": "c"}])
     until(lambda: value(scrape(port), "presswork_worker_images_total", model="simulated", outcome="done") == 3)
+    assert {file.name for file in folder.glob("presswork-metrics-*/*")} == {
+        "counter_child.db", "gauge_mostrecent_child.db", "histogram_child.db",
+    }  # fmt: skip
     assert worker.stop() == 0
-    assert not [left for left in Path(os.environ.get("TMPDIR", "/tmp")).glob("presswork-metrics-*") if _locked(left)]
+    assert not [*folder.glob("presswork-metrics-*")]
 
 
 def _locked(folder: Path) -> bool:
@@ -140,6 +144,25 @@ def test_the_house_counts_what_waits_and_what_is_rendered(database: Database, se
     assert found["presswork_rendering_images"] == {("simulated",): 3}
     assert found["presswork_backlog_seconds"] == {("simulated",): 12 * house.ASSUMED_SECONDS}
     assert found["presswork_schema_behind"] == {(): 0}
+
+
+def test_what_no_worker_may_claim_is_no_backlog(api: Api) -> None:
+    tenant, key = api.new_tenant("suspended-later")
+    asked = {"images": [{"prompt": "a", "n": 5}]}
+    assert httpx.post(f"{api.url}/v1/jobs", json=asked, headers={"Authorization": f"Bearer {key}"}).status_code == 202
+    paused = api.submit({"prompt": "a", "n": 3})
+    api.http.post(f"/v1/jobs/{paused['id']}/pause").raise_for_status()
+    api.submit({"prompt": "a", "n": 2})
+    with api.database.begin_system() as connection:
+        connection.execute(text("UPDATE tenants SET state = 'suspended' WHERE id = :id"), {"id": tenant})
+        found = house.read(connection)
+    assert found["presswork_backlog_seconds"] == {("simulated",): 2 * house.ASSUMED_SECONDS}
+    assert sum(found["presswork_queue_images"].values()) == 2
+    assert found["presswork_queue_held_images"] == {("simulated",): 5}
+    with api.database.begin_system() as connection:
+        change = "UPDATE tenants SET state = 'active', max_device_seconds_per_day = 0 WHERE id = :id"
+        connection.execute(text(change), {"id": tenant})
+        assert house.read(connection)["presswork_queue_held_images"] == {("simulated",): 5}
 
 
 def test_a_model_without_work_has_a_backlog_of_zero(database: Database) -> None:
@@ -199,7 +222,7 @@ def test_series_are_bounded_whatever_models_are_called_and_however_many_tenants_
     leader.register(House(lambda: True, api.database, []))
     shown = generate_latest(leader).decode()
     read = {family.name for family in text_string_to_metric_families(shown)}
-    assert read == {*found, "presswork_background_tasks_waiting"} and "tenant" not in shown
+    assert read == {*found, "presswork_background_tasks_waiting"} and "tenant-" not in shown
 
 
 def _named(card: ModelCard, name: str, revision: str) -> ModelCard:
@@ -264,7 +287,7 @@ def test_slow_readers_keep_nobody_else_from_the_metrics(settings: Settings) -> N
     shown.start()
     place = ("127.0.0.1", shown.server_port)
     slow = [socket.create_connection(place) for _ in range(endpoint.AT_ONCE + 4)]
-    until(lambda: any(_is_closed(one) for one in slow))  # beyond the limit they are closed at once
+    until(lambda: sum(map(_is_closed, slow)) == 4, seconds=endpoint.PATIENCE_SECONDS / 2)  # at once, beyond the limit
     began = time.monotonic()
     until(lambda: scrape(shown.server_port))
     assert time.monotonic() - began < 4 * endpoint.PATIENCE_SECONDS

@@ -246,6 +246,13 @@ ALL = (
         ("model",),
     ),
     Metric(
+        "presswork_queue_held_images",
+        "house",
+        "gauge",
+        "Images of tenants that are suspended or have used up their day: no other figure of the queue counts them.",
+        ("model",),
+    ),
+    Metric(
         "presswork_queue_looked_at_ratio",
         "house",
         "gauge",

@@ -5,7 +5,7 @@ What a look costs is bounded: it reads at most SEGMENTS segments that wait, CLAI
 images there are. What was not looked at is taken to be like what was.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -19,6 +19,7 @@ from services.core.metrics.bounded import LONGEST
 from services.core.metrics.definitions import OTHER
 from services.core.model.requests import PRIORITIES
 from services.core.model.specs import Shape
+from services.core.tenants import usage
 
 SEGMENTS = 10_000
 OF_EACH = 1_000  # segments of a model, priority and tenant
@@ -26,7 +27,7 @@ CLAIMS = 5_000
 JOBS = 10_000
 MODELS = 100
 LANES = 50
-ASSUMED_SECONDS = 1.0  # for an image of a model of which nothing was rendered yet
+ASSUMED_SECONDS = 10.0  # for an image of a model of which nothing was rendered yet
 Figures = dict[str, dict[tuple[str, ...], float]]  # by metric and labels
 
 # A claim holds images of one shape, so any of them tells it.
@@ -41,6 +42,10 @@ GROUP BY {columns.shape("s")}
 """)  # noqa: S608  our own text
 _NAMES = statement("house.names")("SELECT name, revision FROM models WHERE revision = ANY(:revisions)")
 _MODELS = statement("house.models")("SELECT DISTINCT name FROM models ORDER BY name LIMIT :most")
+_HELD = statement("house.held")(f"""
+SELECT name FROM tenants t
+WHERE state <> 'active' OR max_device_seconds_per_day <= {usage.SECONDS_TODAY}
+""")  # noqa: S608  our own text
 _QUEUED = statement("house.queued")("SELECT coalesce(sum(images_queued), 0) FROM tenant_usage")
 _JOBS = statement("house.jobs")("""
 SELECT state, count(*) AS jobs FROM (
@@ -70,8 +75,9 @@ def read(connection: Connection) -> Figures:
         factor = max(1.0, float(connection.execute(_QUEUED).scalar_one()) / looked_at)
     rendering = {columns.read_shape(row): int(row.images) for row in connection.execute(_RENDERING, {"most": CLAIMS})}
     models = connection.execute(_MODELS, {"most": MODELS}).scalars()
+    held = set(connection.execute(_HELD).scalars())
     return {
-        **_work(models, found.lanes, factor, *_seconds(connection, rendering)),
+        **_work(models, found.lanes, held, factor, *_seconds(connection, rendering)),
         "presswork_queue_looked_at_ratio": {(): 1 / factor},
         **_fleet(queries.fleet(connection)),
         "presswork_jobs": {(row.state,): row.jobs for row in connection.execute(_JOBS, {"most": JOBS})},
@@ -98,12 +104,16 @@ def _seconds(connection: Connection, rendering: Mapping[Shape, int]) -> tuple[di
 
 def _work(
     models: Iterable[str],
-    waiting: Iterable[Lane],
+    waiting: Sequence[Lane],
+    held_tenants: Container[str],
     factor: float,
     rendering: Mapping[str, float],
     rendering_seconds: Mapping[str, float],
 ) -> Figures:
-    sized = [(lane, lane.images * factor, _of_lane(lane) * factor) for lane in waiting]
+    sized = [
+        (lane, lane.images * factor, _of_lane(lane) * factor) for lane in waiting if lane.tenant not in held_tenants
+    ]
+    held = [lane for lane in waiting if lane.tenant in held_tenants]
     backlog = dict.fromkeys(models, 0.0) | dict(rendering_seconds)
     for lane, _, seconds in sized:
         _add(backlog, lane.model, seconds)
@@ -112,11 +122,13 @@ def _work(
     for lane, _, seconds in sized:
         _add(sizes, _place(lane, model), seconds)
     shown = _Largest(sizes, LANES)
-    names = ("images", "seconds", "oldest_seconds", "unserved_images", "unmeasured_images")
+    names = ("images", "seconds", "oldest_seconds", "unserved_images", "unmeasured_images", "held_images")
     found: Figures = {f"presswork_queue_{name}": {} for name in names}
-    images_, seconds_, oldest, unserved, unmeasured = found.values()
+    images_, seconds_, oldest, unserved, unmeasured, kept = found.values()
     for name in backlog:  # zeros, so that an alert that was true is seen to end
-        unserved[model(name),] = unmeasured[model(name),] = 0
+        unserved[model(name),] = unmeasured[model(name),] = kept[model(name),] = 0
+    for lane in held:
+        _add(kept, (model(lane.model),), lane.images * factor)
     for lane, images, seconds in sized:
         place = _place(lane, model)
         key = place if shown.has(place) else (*place[:2], OTHER)
@@ -125,13 +137,13 @@ def _work(
         oldest[place[:2]] = max(oldest.get(place[:2], 0.0), lane.oldest_seconds)
         _add(unserved, place[:1], 0 if lane.workers else images)
         _add(unmeasured, place[:1], images if lane.device_seconds is None else 0)
-    held: dict[tuple[str, ...], float] = {}
+    leased: dict[tuple[str, ...], float] = {}
     total: dict[tuple[str, ...], float] = {}
     for name, count in rendering.items():
-        _add(held, (model(name),), count)
+        _add(leased, (model(name),), count)
     for name, seconds in backlog.items():
         _add(total, (model(name),), seconds)
-    return found | {"presswork_rendering_images": held, "presswork_backlog_seconds": total}
+    return found | {"presswork_rendering_images": leased, "presswork_backlog_seconds": total}
 
 
 class _Largest:
