@@ -34,13 +34,20 @@ class Worker:
     def tick(self) -> None:
         if self.process is not None and (code := self.process.poll()) is not None:
             steady = time.monotonic() - self._began >= STEADY_SECONDS
-            self.failures, self.is_steady = 1 if steady else self.failures + 1, self.is_steady or steady
+            self.failures = 1 if steady else self.failures + 1
             pause = min(MOST_PAUSE, 2.0 ** (self.failures - 1))
             self.code, self.process, self._due = code, None, time.monotonic() + pause
             log.error("worker ended", extra={"device": self.device, "code": code, "starts_again_in": pause})
+        elif self.process is not None:
+            self.is_steady = self.is_steady or time.monotonic() - self._began >= STEADY_SECONDS
         if self.process is None and time.monotonic() >= self._due:
             self._began = time.monotonic()
             self.process = self._start(self.device)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """It is down, and has never been up for long."""
+        return self.process is None and self.failures > 0 and not self.is_steady
 
     def signal(self, number: int) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -69,7 +76,7 @@ def run(devices: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     while not stopping.wait(TICK_SECONDS):
         for worker in workers:
             worker.tick()
-        if all(worker.failures and not worker.is_steady for worker in workers):
+        if all(worker.is_hopeless for worker in workers):
             break
     _stop(workers)
     return 0 if stopping.is_set() else workers[-1].code

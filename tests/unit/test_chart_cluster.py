@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.charts import HELM, POOL, SCALED, helm
+from tests.charts import HELM, POOL, SCALED, helm, kinds, render
 from tests.kube_api import KEDA, Objects, cluster, secret
 
 pytestmark = pytest.mark.skipif(HELM is None, reason="HELM IS MISSING: the chart is not tested")
@@ -63,6 +63,19 @@ def test_a_pool_that_is_scaled_needs_keda_and_a_key(tmp_path: Path) -> None:
     code, said = rendered(SCALING, WHOLE | {("secrets", "backlog"): secret("token")}, tmp_path, KEDA)
     assert code != 0 and "there is no Secret backlog with the field key" in said
     assert rendered(SCALING, WHOLE | {("secrets", "backlog"): secret("key")}, tmp_path, KEDA) == (0, "")
+
+
+@pytest.mark.parametrize("values", [{"secret": "s"}, {"embedded": {"enabled": True}}])
+def test_a_migration_that_fails_stops_the_release_once_and_its_sentence_stays(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    """A schema that is ahead is one sentence of `presswork migrate`: tests/integration/test_upgrades.py."""
+    job = kinds(render(values, tmp_path))["Job"]["try-migrate"]
+    pod = job["spec"]["template"]["spec"]
+    assert (job["spec"]["backoffLimit"], pod["restartPolicy"]) == (0, "Never")
+    assert {one["terminationMessagePolicy"] for one in pod["containers"]} == {"FallbackToLogsOnError"}
+    assert "pre-upgrade" in job["metadata"]["annotations"]["helm.sh/hook"]
+    assert "hook-failed" not in job["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
 
 
 def test_the_embedded_servers_keep_what_their_secret_was_made_of(tmp_path: Path) -> None:

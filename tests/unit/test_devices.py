@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,6 +208,30 @@ def test_one_devices_death_is_its_own(started: Path, monkeypatch: pytest.MonkeyP
 
 def test_if_no_device_comes_up_it_ends_as_the_workers_did(started: Path) -> None:
     assert each_device.run(("simulated:0", "simulated:1"), os.environ | {"DO": "raise SystemExit(72)"}) == 72
+
+
+def test_workers_that_end_early_one_after_the_other_do_not_end_the_rest(started: Path, tmp_path: Path) -> None:
+    """Each device ends once, soon after its start, while the other one is up."""
+    once = f"""if True:
+        import os, pathlib, time
+        mark = pathlib.Path({str(tmp_path)!r}, os.environ["PRESSWORK_DEVICE"])
+        print(mark.name, os.getpid(), file=open({str(started)!r}, "a"), flush=True)
+        if mark.exists(): time.sleep(60)
+        mark.touch()
+        time.sleep(2 if mark.name.endswith("1") else 0.2)
+    """
+    handlers: dict[int, Any] = {}
+    ended: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(each_device.signal, "signal", handlers.__setitem__)
+        environ = os.environ | {"DO": once}
+        runs = threading.Thread(target=lambda: ended.append(each_device.run(("simulated:0", "simulated:1"), environ)))
+        runs.start()
+        until(lambda: len(started.read_text().splitlines()) == 4, 20)
+        assert runs.is_alive()
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
+        runs.join(20)
+    assert ended == [0]
 
 
 def test_the_worker_refuses_devices_of_another_pipeline() -> None:
