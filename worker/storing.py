@@ -73,7 +73,7 @@ class StoringStage:
         if self._closed:
             self._objects.check()
             self._closed = False
-            self._counts.store_away.set(0)
+        self._counts.store_away.set(0)
         self._judging.check()
 
     def _store_and_settle(self, outcome: Outcome, done: Callable[[], None]) -> None:
