@@ -93,7 +93,9 @@ _OF_ALL = {"PRESSWORK_TRACES_ENDPOINT": "http://collector:4318/v1/traces", "PRES
 _OF_WORKERS = {"PRESSWORK_SAFETY_CHECKER": "refuse", "PRESSWORK_IMAGE_POLICIES": "ours"}
 _BY_PROGRAM = {
     "web": _OF_ALL | _OF_SERVICES,
-    "scheduler": _OF_ALL | _OF_SERVICES | {"PRESSWORK_EVENT_DAYS": "30", "PRESSWORK_AUDIT_DAYS": "7"},
+    "scheduler": _OF_ALL
+    | _OF_SERVICES
+    | {"PRESSWORK_EVENT_DAYS": "30", "PRESSWORK_AUDIT_DAYS": "7", "PRESSWORK_AUDIT_TRAIL_DAYS": "90"},
     **dict.fromkeys(WORKERS, _OF_ALL | _OF_WORKERS),
 }
 
