@@ -23,7 +23,8 @@ WITH able AS MATERIALIZED (
     AND (max_device_seconds_per_day IS NULL OR max_device_seconds_per_day > {usage.SECONDS_TODAY})
 ), waiting AS (
   SELECT {columns.shape("s")}, c.queued * (s.high - s.low + 1)::double precision / (
-      SELECT sum(high - low + 1) FROM segments o WHERE o.job_id = s.job_id AND o.open AND o.low <= o.high) AS queued,
+      SELECT sum(high - low + 1) FROM (SELECT * FROM segments o WHERE o.job_id = s.job_id OFFSET 0) own
+      WHERE open AND low <= high) AS queued,
     0 AS rendering
   FROM segments s
   JOIN able ON able.id = s.tenant_id

@@ -44,13 +44,15 @@ CROSS JOIN LATERAL (
 LEFT JOIN render_rates r ON r.model_revision = wanted.revision
 """)  # noqa: S608  our own text
 # A job's queued images, divided among its shapes in proportion to its segments' spans: exact for a job of one shape.
+# OFFSET 0: a job's segments are found by its id, and not among all that are open.
 _AHEAD = statement("estimates.ahead")(f"""
 SELECT {columns.shape("s")},
        sum(waiting.queued * (s.high - s.low + 1)::double precision / waiting.span) AS images
 FROM jobs j
 CROSS JOIN LATERAL (
   SELECT c.queued,
-         (SELECT sum(high - low + 1) FROM segments o WHERE o.job_id = j.id AND o.open AND o.low <= o.high) AS span
+         (SELECT sum(high - low + 1) FROM (SELECT * FROM segments o WHERE o.job_id = j.id OFFSET 0) own
+          WHERE open AND low <= high) AS span
   FROM job_counts c WHERE c.job_id = j.id
 ) waiting
 JOIN segments s ON s.job_id = j.id AND s.open AND s.low <= s.high
