@@ -165,6 +165,32 @@ def test_what_no_worker_may_claim_is_no_backlog(api: Api) -> None:
         assert house.read(connection)["presswork_queue_held_images"] == {("simulated",): 5}
 
 
+def test_the_house_tells_of_retention_audits_and_deletions(database: Database, settings: Settings) -> None:
+    factories.register(database)
+    job_id = factories.submit(database, settings, 1)
+    with database.begin_system() as connection:
+        found = house.read(connection)
+        assert set(found["presswork_retention_waiting"].values()) == {0}
+        assert found["presswork_storage_audit_images"] == found["presswork_storage_audit_age_seconds"] == {}
+        assert found["presswork_storage_restore_unaccepted"] == found["presswork_tenants_being_deleted"] == {(): 0}
+        for made in (
+            f"retention_work (job_id, tenant_id, kind) VALUES ({job_id}, 1, 'payloads')",
+            f"""retention_work (job_id, tenant_id, kind, look_again_at)
+                VALUES ({job_id}, 1, 'objects', now() + interval '1 minute')""",
+            """storage_audits (requested_by, share, missing, finished_at)
+               VALUES ('a', 1, 7, now() - interval '1 hour'), ('a', 1, 9, NULL)""",
+            "tenant_deletions (tenant_id, name, requested_by) VALUES (7, 'gone', 'a')",
+        ):
+            connection.execute(text(f"INSERT INTO {made}"))
+        connection.execute(text("UPDATE storage_mark SET refusal = 'the marks differ'"))
+        found = house.read(connection)
+    waiting = {place: number for place, number in found["presswork_retention_waiting"].items() if number}
+    assert waiting == {("payloads", "due"): 1, ("objects", "held"): 1}
+    assert found["presswork_storage_audit_images"]["missing",] == 7
+    assert 3_590 < found["presswork_storage_audit_age_seconds"][()] < 3_700
+    assert found["presswork_storage_restore_unaccepted"] == found["presswork_tenants_being_deleted"] == {(): 1}
+
+
 def test_a_model_without_work_has_a_backlog_of_zero(database: Database) -> None:
     factories.register(database)
     with database.begin_system() as connection:

@@ -291,6 +291,33 @@ ALL = (
     ),
     Metric("presswork_webhooks_failing", "house", "gauge", "Enabled webhooks whose last try failed."),
     Metric(
+        "presswork_retention_waiting",
+        "house",
+        "gauge",
+        "What is to go of jobs, by kind: due, or held because something needs it; counted up to 10,000.",
+        ("kind", "state"),
+    ),
+    Metric(
+        "presswork_storage_audit_images",
+        "house",
+        "gauge",
+        "What the last audit of the store that ended found: missing, damaged, requeued images, orphans, deleted ones.",
+        ("what",),
+    ),
+    Metric(
+        "presswork_storage_audit_age_seconds",
+        "house",
+        "gauge",
+        "How long ago the last audit of the store ended; not shown if none did.",
+    ),
+    Metric(
+        "presswork_storage_restore_unaccepted",
+        "house",
+        "gauge",
+        "1 if no orphan is deleted, because database and store may not belong together.",
+    ),
+    Metric("presswork_tenants_being_deleted", "house", "gauge", "Tenants of which something is left to be deleted."),
+    Metric(
         "presswork_schema_behind",
         "house",
         "gauge",

@@ -64,6 +64,18 @@ SELECT count(*) FROM (
   SELECT FROM webhook_endpoints WHERE state = 'enabled' AND failures > 0 LIMIT :most
 ) failing
 """)
+_RETENTION = statement("house.retention")("""
+SELECT kind, state, count(*) AS things FROM (
+  SELECT kind, CASE WHEN look_again_at > now() THEN 'held' ELSE 'due' END AS state FROM retention_work LIMIT :most
+) waiting GROUP BY kind, state
+""")
+_AUDIT = statement("house.audit")("""
+SELECT missing, damaged, requeued, orphans, deleted, extract(epoch FROM now() - finished_at) AS age
+FROM storage_audits WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 1
+""")
+_MARK = statement("house.mark")("SELECT refusal IS NOT NULL FROM storage_mark")
+_DELETIONS = statement("house.tenant_deletions")("SELECT count(*) FROM tenant_deletions WHERE finished_at IS NULL")
+_FOUND = ("missing", "damaged", "requeued", "orphans", "deleted")
 
 
 def read(connection: Connection) -> Figures:
@@ -84,6 +96,7 @@ def read(connection: Connection) -> Figures:
         "presswork_deadlines": dict.fromkeys((("on_time",), ("at_risk",), ("missed",)), 0.0)
         | {(row.state,): row.runs for row in connection.execute(_DEADLINES, {"most": JOBS})},
         "presswork_webhooks_failing": {(): connection.execute(_FAILING, {"most": JOBS}).scalar_one()},
+        **_storage(connection),
         "presswork_schema_behind": {(): _behind(connection)},
     }
 
@@ -189,6 +202,20 @@ def _fleet(rows: Iterable[Any]) -> Figures:
         model, device, state = place
         _add(shown, (model[:LONGEST], device[:LONGEST], state) if largest.has(place) else (OTHER, OTHER, state), count)
     return {"presswork_accelerators": shown, "presswork_worker_silent_seconds": {(): silent}}
+
+
+def _storage(connection: Connection) -> Figures:
+    """Retention, the audits of the store and the deletions of tenants."""
+    waiting = {(kind, state): 0.0 for kind in ("payloads", "objects", "records") for state in ("due", "held")}
+    rows = connection.execute(_RETENTION, {"most": JOBS})
+    last = connection.execute(_AUDIT).one_or_none()
+    return {
+        "presswork_retention_waiting": waiting | {(row.kind, row.state): row.things for row in rows},
+        "presswork_storage_audit_images": {(name,): getattr(last, name) for name in _FOUND} if last else {},
+        "presswork_storage_audit_age_seconds": {(): float(last.age)} if last else {},
+        "presswork_storage_restore_unaccepted": {(): int(connection.execute(_MARK).scalar_one())},
+        "presswork_tenants_being_deleted": {(): connection.execute(_DELETIONS).scalar_one()},
+    }
 
 
 def _behind(connection: Connection) -> int:
