@@ -10,8 +10,7 @@ import statistics
 import threading
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event, text
 
@@ -23,6 +22,9 @@ from services.core.model import ids
 from tests import factories
 from tests.benchmarks.environment import benchmark_stack
 from tests.benchmarks.report import report
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
 
 IMAGES = int(os.environ.get("IMAGES", "1000000"))
 JOBS = 10
@@ -95,7 +97,7 @@ class Claims:
         return found
 
 
-def _claim(database_url: str, pipe: Connection[list[float], str]) -> None:
+def _claim(database_url: str, pipe: "Connection[list[float], str]") -> None:
     database, seconds, word = Database(database_url, application="presswork worker"), list[float](), ""
     while word != "end":
         if pipe.poll():
