@@ -86,3 +86,23 @@ BEGIN
   END LOOP;
   RETURN deleted;
 END $$;
+
+-- As before, and the words of prompts that stand beside the images.
+CREATE OR REPLACE FUNCTION presswork_erase_payloads(job bigint, first bigint, past bigint) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off SET enable_partition_pruning = off AS $$
+DECLARE
+  erased integer;
+BEGIN
+  IF NOT EXISTS (SELECT FROM jobs WHERE id = job AND payloads_erased_at IS NOT NULL) THEN
+    RETURN 0;
+  END IF;
+  UPDATE results SET unknown_words = '[]'
+  WHERE job_id = job AND index >= first AND index < past AND unknown_words <> '[]';
+  UPDATE payloads SET prompt = '', negative_prompt = '', metadata = NULL, image = NULL, image_key = NULL,
+         image_sha256 = NULL
+  WHERE job_id = job AND index >= first AND index < past
+    AND (prompt <> '' OR negative_prompt <> '' OR metadata IS NOT NULL OR image IS NOT NULL);
+  GET DIAGNOSTICS erased = ROW_COUNT;
+  RETURN erased;
+END $$;

@@ -1,5 +1,6 @@
 """Retention: what goes when, what holds it, and that all of it goes."""
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,6 +25,7 @@ from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from tests import exporting, factories
 from tests.factories import TENANT
+from tests.waiting import until
 
 _PROMPTS = text("SELECT prompt FROM payloads WHERE job_id = :id ORDER BY index")
 
@@ -112,6 +114,38 @@ def test_each_kind_goes_when_its_days_are_over_and_not_before(runner, database, 
     work(runner)
     assert jobs(database) == {young}
     assert reasons(database) == []
+
+
+def test_words_of_prompts_that_stand_beside_images_go_with_the_prompts(runner, database, settings, store):
+    job_id = aged(database, settings, store)
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE results SET unknown_words = '[\"Zanzibar\"]'"))
+    set_rule(database, payloads=7)
+    work(runner)
+    with database.begin_system() as connection:
+        found = connection.execute(text("SELECT unknown_words FROM results WHERE job_id = :id"), {"id": job_id})
+        assert list(found.scalars()) == [[]] * 3
+
+
+def test_two_who_change_different_kinds_at_once_both_have_their_way(database):
+    for first, second in (({"payloads": 1}, {"objects": 2}), ({"records": 3}, {"payloads": None})):
+        with ThreadPoolExecutor(1) as pool:
+            with database.begin(TENANT) as connection:
+                rules.change(connection, TENANT, first)
+                waiting = pool.submit(set_rule, database, **second)
+                until(lambda: is_waiting(database))
+            waiting.result()
+    with database.begin(TENANT) as connection:
+        found = rules.read(connection, TENANT)
+    assert (found.payloads, found.objects, found.records) == (None, 2, 3)
+
+
+def is_waiting(database: Database) -> bool:
+    with database.begin_system() as connection:
+        query = (
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%rules.set%')"
+        )
+        return bool(connection.execute(text(query)).scalar_one())
 
 
 def test_a_jobs_own_days_come_before_the_tenants(runner, database, settings, store):

@@ -21,11 +21,15 @@ SELECT payload_days, object_days, record_days, updated_at FROM retention_rules W
 """)
 _SET = statement("rules.set")(f"""
 WITH made AS (
-  INSERT INTO retention_rules (tenant_id, payload_days, object_days, record_days)
+  INSERT INTO retention_rules AS r (tenant_id, payload_days, object_days, record_days)
   VALUES (:tenant_id, :payloads, :objects, :records)
-  ON CONFLICT (tenant_id) DO UPDATE SET payload_days = excluded.payload_days, object_days = excluded.object_days,
-    record_days = excluded.record_days, updated_at = now()
-  RETURNING tenant_id, payload_days, object_days, record_days
+  ON CONFLICT (tenant_id) DO UPDATE SET {
+    ", ".join(
+        f"{column} = CASE WHEN '{kind}' = ANY(CAST(:changed AS text[])) THEN excluded.{column} ELSE r.{column} END"
+        for kind, column in COLUMN.items()
+    )
+}, updated_at = now()
+  RETURNING r.tenant_id, payload_days, object_days, record_days
 )
 {
     log.of_each(
@@ -60,13 +64,13 @@ def read(connection: Connection, tenant_id: int) -> Rule:
 
 
 def change(connection: Connection, tenant_id: int, changes: dict[str, int | None]) -> Rule:
-    """Changes the kinds that are named, and returns the rule. Raises InvalidRule."""
+    """Changes the kinds that are named, and leaves the others to who changes them at the same time. Returns the rule.
+    Raises InvalidRule."""
     for kind, days in changes.items():
         if days is not None and not 0 <= days <= MOST_DAYS:
             raise InvalidRule(f"{kind} is {days} days; it must be from 0 to {MOST_DAYS}, or null for ever.")
-    before = read(connection, tenant_id)
-    values = {kind: getattr(before, kind) for kind in KINDS} | changes
-    connection.execute(_SET, values | {"tenant_id": tenant_id})
+    values = dict.fromkeys(KINDS) | changes
+    connection.execute(_SET, {**values, "tenant_id": tenant_id, "changed": list(changes)})
     return read(connection, tenant_id)
 
 
