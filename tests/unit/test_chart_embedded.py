@@ -1,7 +1,9 @@
 """The chart's own servers for a try-out: those of compose.yaml, confined alike, with secrets that the chart makes."""
 
 import hashlib
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -10,7 +12,7 @@ import pytest
 import yaml
 
 from services.core.settings import Settings
-from tests.charts import HELM, ROOT, SHIPPED, helm, kinds, pods, render
+from tests.charts import CHART, HELM, ROOT, SHIPPED, helm, kinds, pods, render
 
 pytestmark = pytest.mark.skipif(HELM is None, reason="HELM IS MISSING: the chart is not tested")
 
@@ -125,3 +127,28 @@ def test_an_upgrade_keeps_the_secret(tmp_path: Path) -> None:
 def test_beside_servers_elsewhere_they_are_refused(more: dict[str, Any], tmp_path: Path) -> None:
     done = helm(["template", "try"], TRYOUT | more, tmp_path)
     assert "embedded.enabled brings its own servers and Secret" in done.stderr
+
+
+def test_the_readme_s_commands_install_the_images_that_they_push(tmp_path: Path) -> None:
+    """As they stand in the README, with `helm install` rendering only."""
+    [block] = re.findall(r"Ten commands.*?```sh\n(.*?)```", (CHART / "README.md").read_text(), re.DOTALL)
+    lines = block.replace("\\\n", "").splitlines()
+    shim = tmp_path / "helm"
+    shim.write_text(f'#!/bin/sh\nset -- $(echo "$*" | sed "s/ install / template /")\nexec {HELM} "$@"\n')
+    shim.chmod(0o755)
+    (tmp_path / "services").symlink_to(ROOT / "services")
+    script = "\n".join(line for line in lines if line.startswith(("printf", "helm")))
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOST": "registry.example/team"}
+    done = subprocess.run(
+        ["bash", "-ec", script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    documents = [document for document in yaml.safe_load_all(done.stdout) if document]
+    used = {
+        one["image"] for pod in pods(documents).values() for one in [*pod["containers"], *pod.get("initContainers", [])]
+    }
+    pushed = {found.replace("$HOST", "registry.example/team") for found in re.findall(r"docker push (\S+)", block)}
+    assert used == pushed | {SHIPPED["embedded"][name]["image"] for name in SERVERS}
+    assert {"deployment/presswork-worker-cpu", "service/presswork-s3"} <= {
+        f"{kind.lower()}/{name}" for kind, names in kinds(documents).items() for name in names
+    }

@@ -71,6 +71,6 @@ valueFrom: {secretKeyRef: {name: {{ include "presswork.secretName" .root }}, key
 {{- define "presswork.autoscaled" -}}{{ range .Values.workers }}{{ if .autoscaling }}{{ .name }} {{ end }}{{ end }}{{- end }}
 
 {{- define "presswork.image" -}}
-image: "{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}"
+image: "{{ with .root.Values.image.registry }}{{ . }}/{{ end }}{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}"
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 {{- end }}
