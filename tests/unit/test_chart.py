@@ -50,7 +50,8 @@ FULL: dict[str, Any] = {
             "sizes": "512x512",
             "nodeSelector": {"accelerator": "h100"},
             "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
-            "resources": {"limits": {"memory": "32Gi", "nvidia.com/gpu": 1}},
+            "devices": 2,
+            "resources": {"limits": {"memory": "32Gi", "nvidia.com/gpu": 2}},
         },
     ],
 }
@@ -218,16 +219,29 @@ def test_where_monitors_are_wanted_schedulers_and_workers_show_their_metrics_and
         has_port = environ.get("PRESSWORK_METRICS_PORT") == "9420" and environ["PRESSWORK_METRICS_HOST"] == "0.0.0.0"
         assert has_port == (not name.endswith("-migrate"))
     (monitor,) = found["PodMonitor"].values()
-    assert monitor["spec"]["podMetricsEndpoints"][0]["port"] == "metrics"
-    assert found["NetworkPolicy"]["try-metrics"]["spec"]["ingress"] == [
-        {"ports": [{"port": "metrics", "protocol": "TCP"}]}
-    ]
-    (rule,) = found["PrometheusRule"].values()
-    assert rule["spec"] == alerts.rules()
+    ports = ["metrics", "metrics-1"]  # the largest pod has two devices
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ports
+    [rule] = found["NetworkPolicy"]["try-metrics"]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": port, "protocol": "TCP"} for port in ports] and "from" not in rule
+    (alerting,) = found["PrometheusRule"].values()
+    assert alerting["spec"] == alerts.rules()
     assert json.loads(found["ConfigMap"]["try-dashboard"]["data"]["presswork.json"]) == dashboard.dashboard()
     without = render({"secret": "s"}, tmp_path)
     assert not {"PodMonitor", "PrometheusRule", "ConfigMap"} & _by_kind(without).keys()
     assert "PRESSWORK_METRICS_PORT" not in json.dumps(without)
+
+
+def test_prometheus_finds_the_monitors_by_its_label_and_reaches_web_where_that_is_narrowed(tmp_path: Path) -> None:
+    monitors = {"enabled": True, "labels": {"release": "kps"}, "prometheusNamespace": "watch"}
+    narrow = {"webFrom": [{"podSelector": {}}]}
+    found = kinds(render({"secret": "s", "serviceMonitor": monitors, "networkPolicy": narrow}, tmp_path))
+    for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule"):
+        [document] = found[kind].values()
+        assert document["metadata"]["labels"]["release"] == "kps", kind
+    [rule] = found["NetworkPolicy"]["try-web"]["spec"]["ingress"]
+    assert {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "watch"}}} in rule["from"]
+    without = kinds(render({"secret": "s", "networkPolicy": narrow}, tmp_path))
+    assert without["NetworkPolicy"]["try-web"]["spec"]["ingress"][0]["from"] == narrow["webFrom"]
 
 
 def _by_kind(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

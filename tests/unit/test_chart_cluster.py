@@ -47,6 +47,11 @@ def test_a_cluster_with_the_secret_is_installed_in(tmp_path: Path) -> None:
             )
             for missing in KEYS
         ),
+        (
+            {"secret": "presswork", "serviceMonitor": {"enabled": True}},
+            WHOLE,
+            "serviceMonitor is enabled, and the cluster has no Prometheus operator: install it",
+        ),
         (SCALING, WHOLE, "the worker pool cpu has autoscaling, and the cluster has no KEDA"),
     ],
 )

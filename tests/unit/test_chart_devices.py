@@ -34,6 +34,24 @@ def test_a_pod_with_several_devices_takes_as_many_times_the_work(tmp_path: Path)
     assert trigger["metadata"]["targetValue"] == "400"
 
 
+def test_each_device_s_metrics_are_scraped_and_let_in(tmp_path: Path) -> None:
+    two, four = gpus(2, 2) | {"name": "two"}, gpus() | {"name": "four"}
+    found = render({"secret": "s", "workers": [POOL, two, four], "serviceMonitor": {"enabled": True}}, tmp_path)
+    shown: dict[str, list[int]] = {}
+    names: set[str] = set()
+    for name, pod in pods(found).items():
+        ports = [port for port in pod["containers"][0].get("ports", ()) if port["name"].startswith("metrics")]
+        shown[name] = [port["containerPort"] for port in ports]
+        names |= {port["name"] for port in ports}
+        assert len({port["name"] for port in ports}) == len(ports)
+    assert shown["try-worker-cpu"] == shown["try-scheduler"] == [9420]
+    assert (shown["try-worker-two"], shown["try-worker-four"]) == ([9420, 9421], [9420, 9421, 9422, 9423])
+    [monitor] = kinds(found)["PodMonitor"].values()
+    assert {endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]} == names
+    [rule] = kinds(found)["NetworkPolicy"]["try-metrics"]["spec"]["ingress"]
+    assert {port["port"] for port in rule["ports"]} == names
+
+
 @pytest.mark.parametrize(
     ("workers", "sentence"),
     [
