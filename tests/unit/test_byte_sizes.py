@@ -27,7 +27,9 @@ def test_what_is_written_is_read_exactly_and_shown_without_rounding(text: str, c
     assert byte_sizes.parse(shown) == count
 
 
-@pytest.mark.parametrize("text", ["", "GB", "-1GB", "1.5", "0.3kiB", "1e9", "nan", "5 PB", "5 GBs", "1..5GB", "٣GB"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "1.5", "0.3kiB", "1e9", "nan", "5 PB", "5 GBs", "1..5GB", "٣GB", "1,5GB", "1,GB"]
+)
 def test_what_is_no_number_of_bytes_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="byte"):
         byte_sizes.parse(text)

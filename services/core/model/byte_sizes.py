@@ -7,7 +7,8 @@ _UNITS = {
     "B": 1, "kB": 10**3, "KiB": 2**10, "MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30, "TB": 10**12, "TiB": 2**40,
 }  # fmt: skip
 _BY_LETTERS = {unit.lower(): factor for unit, factor in _UNITS.items()}
-_SIZE = re.compile(r"([0-9][0-9,_]{0,40}(?:\.[0-9]{1,20})?) ?([a-zA-Z]{0,3})")
+# In groups of three digits or without groups: "1,5GB" is no 15 GB.
+_SIZE = re.compile(r"((?:[0-9]{1,3}(?:[,_][0-9]{3}){1,12}|[0-9]{1,40})(?:\.[0-9]{1,20})?) ?([a-zA-Z]{0,3})")
 
 
 def parse(text: str) -> int:
