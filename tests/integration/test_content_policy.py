@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
+import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -27,7 +30,7 @@ from services.core.queue import counters
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from services.core.tenants import api_keys
-from tests import cataloguing, exporting, factories, scheduling
+from tests import cataloguing, exporting, factories, scheduling, waiting
 from tests.web import Api, open_api
 
 TERM = "forbiddenmarker"
@@ -320,6 +323,20 @@ def short():
 
 def unready():
     raise OSError("no weights")
+
+def forks():
+    import subprocess, sys
+    helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with open(os.environ["HELPER"], "w") as file:
+        file.write(str(helper.pid))
+    return lambda prompts: [None for prompt in prompts]
+
+def slow():
+    if os.path.exists(os.environ["HELPER"]):
+        while not os.path.exists(os.environ["HELPER"] + ".go"):
+            time.sleep(0.05)
+    open(os.environ["HELPER"], "w").close()
+    return lambda prompts: [None for prompt in prompts]
 """
 
 
@@ -330,11 +347,12 @@ def brought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     info = tmp_path / "some_policies-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-policies\nVersion: 1.0\n")
-    names = ("words", "raises", "hangs", "dies", "short", "unready")
+    names = ("words", "raises", "hangs", "dies", "short", "unready", "forks", "slow")
     lines = [f"{name} = some_policies:{name}\n" for name in names]
     (info / "entry_points.txt").write_text("".join([f"[{judging.GROUP}]\n", *lines]))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("HELPER", str(tmp_path / "helper"))
     judging._opened.cache_clear()
     yield
     judging._opened.cache_clear()
@@ -414,6 +432,50 @@ def test_the_judges_process_ends_with_the_one_that_started_it(brought: None, set
     assert pid is not None
     assert judge.ask(["a mug"]) == [None]
     assert not Path(f"/proc/{pid}").exists()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("how", ["ended", "killed"])
+def test_what_a_policy_started_ends_with_it(brought: None, tmp_path: Path, how: str) -> None:
+    judge = judging.Judge(("forks",), 60, refuses=True, start_seconds=60)
+    judge.start()
+    policy, helper = judge.policies["forks"].pid, int((tmp_path / "helper").read_text())
+    assert policy is not None and is_running(helper)
+    if how == "killed":
+        os.kill(policy, signal.SIGKILL)
+        waiting.until(lambda: not is_running(policy))
+        assert judge.ask(["a mug"]) == [None]  # by a new one
+    judge.end()
+    waiting.until(lambda: not is_running(helper))
+
+
+def test_nobody_waits_long_for_a_policy_that_is_opened_again(brought: None, tmp_path: Path) -> None:
+    judge = judging.Judge(("slow",), 0.5, refuses=True, start_seconds=600)
+    try:
+        judge.start()
+        assert judge.policies["slow"].pid is not None
+        os.kill(judge.policies["slow"].pid, signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(PolicyUnavailable):
+                judge.ask(["a mug"])
+        again = judge.policies["slow"].pid
+        (tmp_path / "helper.go").touch()
+
+        def answers() -> bool:
+            with suppress(PolicyUnavailable):
+                return judge.ask(["a mug"]) == [None]
+            return False
+
+        waiting.until(answers)
+        assert judge.policies["slow"].pid == again
+    finally:
+        judge.end()
 
 
 @pytest.fixture

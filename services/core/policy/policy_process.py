@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -28,13 +29,19 @@ class PolicyFailed(Exception):
     """A policy raised, gave no verdicts, did not answer in time, or its process ended."""
 
 
+class _Late(PolicyFailed):
+    """It did not answer in time."""
+
+
 class PolicyProcess:
-    """Not thread-safe. The process starts with the first question, and again after it ended."""
+    """Not thread-safe. The process starts with the first question, and again after it ended: the question then waits
+    no longer for it to open than for an answer, and a later one finds it open."""
 
     def __init__(self, name: str, seconds: float, start_seconds: float) -> None:
         self._name, self._seconds, self._start_seconds = name, seconds, start_seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._read = b""
+        self._is_open, self._was_open, self._open_until = False, False, 0.0
 
     @property
     def pid(self) -> int | None:
@@ -42,8 +49,11 @@ class PolicyProcess:
 
     def ask(self, prompts: list[str]) -> list[str | None]:
         """For each prompt the word that says why it is refused, or None. Raises PolicyFailed."""
-        if self._process is None or self._process.poll() is not None:
-            self.start()
+        if self._has_ended():
+            self._spawn()
+        if not self._is_open:
+            left = self._open_until - time.monotonic()
+            self._wait_open(max(0.0, min(self._seconds, left) if self._was_open else left))
         try:
             said = self._exchange({"prompts": prompts}, self._seconds)
         except PolicyFailed:
@@ -55,10 +65,12 @@ class PolicyProcess:
         return verdicts
 
     def end(self) -> None:
-        """Ends the process, also one that hangs."""
-        process, self._process = self._process, None
+        """Ends the process, also one that hangs, and all that it started."""
+        process, self._process, self._is_open = self._process, None, False
         if process is not None:
-            process.kill()
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
@@ -67,7 +79,18 @@ class PolicyProcess:
 
     def start(self) -> None:
         """Opens the policy. Raises PolicyFailed."""
+        self._spawn()
+        self._wait_open(self._start_seconds)
+
+    def _has_ended(self) -> bool:
+        """It is not reaped by this, so that its number, which is that of its group, is given to no other process."""
+        if self._process is None or self._process.returncode is not None:
+            return True
+        return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def _spawn(self) -> None:
         self.end()
+        self._open_until = time.monotonic() + self._start_seconds
         secrets = {name for name, is_secret in Settings.variables().items() if is_secret}
         hidden = secrets | {f"{name}_FILE" for name in secrets}
         self._read = b""
@@ -78,14 +101,19 @@ class PolicyProcess:
         )  # fmt: skip
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
+
+    def _wait_open(self, seconds: float) -> None:
         try:
-            said = self._exchange(None, self._start_seconds)
-        except PolicyFailed:
+            said = self._exchange(None, seconds)
+        except PolicyFailed as failed:
+            if isinstance(failed, _Late) and time.monotonic() < self._open_until:
+                raise PolicyFailed("it is still being opened") from None
             self.end()
             raise
         if why := said.get("why"):
             self.end()
             raise PolicyFailed(str(why))
+        self._is_open = self._was_open = True
 
     def _exchange(self, question: object, seconds: float) -> dict[str, Any]:
         """Sends a line, if there is a question, and reads one."""
@@ -107,7 +135,7 @@ class PolicyProcess:
             line, _, self._read = self._read.partition(b"\n")
             said: dict[str, Any] = json.loads(line)
         except TimeoutError:
-            raise PolicyFailed(f"it did not answer within {seconds:g} s") from None
+            raise _Late(f"it did not answer within {seconds:.3g} s") from None
         except (OSError, ValueError):
             raise PolicyFailed("its process ended") from None
         return said
@@ -170,9 +198,11 @@ def _why(error: Exception) -> str:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent has, whatever it is doing."""
+    """Ends this process when its parent has, whatever it is doing, and all that it started."""
     while os.getppid() == parent:
         time.sleep(1.0)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
