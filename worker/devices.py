@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
+from services.core.metrics import endpoint
 from services.core.processes import python
 
 log = logging.getLogger(__name__)
@@ -56,15 +57,15 @@ class Worker:
 
 def run(devices: Sequence[str], environ: Mapping[str, str] = os.environ) -> int:
     """Runs a worker on each device until INT, TERM or HUP, and returns 0 when all have finished their batches. If none
-    of them comes up, returns the exit code of the last one."""
-    port = int(environ.get("PRESSWORK_METRICS_PORT") or 0)  # each shows its metrics at one of its own
+    of them comes up, returns the exit code of the last one. Raises SettingsError if they have no ports for metrics."""
+    ports = endpoint.ports(int(environ.get("PRESSWORK_METRICS_PORT") or 0), len(devices))
 
     def start(device: str) -> subprocess.Popen[bytes]:
         own = {
             "PRESSWORK_DEVICE": device,
             "PRESSWORK_DEVICES": "",
             "PRESSWORK_WORKERS": str(len(devices)),
-            "PRESSWORK_METRICS_PORT": str(port and port + devices.index(device)),
+            "PRESSWORK_METRICS_PORT": str(ports[devices.index(device)]),
         }
         # In a group of its own, since a Ctrl-C at a terminal is passed on from here, once.
         return subprocess.Popen(python("worker.app"), env={**environ, **own}, process_group=0)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from services.core.db import database, partitions
-from services.core.model.errors import InvalidKey, PressworkError, SettingsError
+from services.core.metrics import endpoint
+from services.core.model.errors import InvalidKey, PressworkError
 from services.core.model.pipelines import PIPELINES
 from services.core.processes import python
 from services.core.settings import Settings
@@ -26,7 +27,6 @@ from services.local.supervisor import Program, Supervisor
 WORKER_GRACE = 90.0
 SHIPPED_MODEL = "presswork-mini"
 STAND_IN_FOR = "ai100"  # the pipeline
-LAST_PORT = 65_535
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
     early = Settings.read(
         {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://"} | environ
     )  # invalid settings are found before anything starts
-    _shows(early.metrics_port, 1 + options.all_workers)
+    endpoint.ports(early.metrics_port, 1 + options.all_workers)
     port = int(environ.get("PRESSWORK_PORT") or Settings.default("PRESSWORK_PORT"))
     stack = Stack(options.home, environ, say)
     began = time.monotonic()
@@ -104,7 +104,7 @@ def _programs(
     of_workers = {"PRESSWORK_WORKERS": str(options.all_workers), "OMP_WAIT_POLICY": "PASSIVE", "PRESSWORK_DEVICES": ""}
     folders = options.places
     served = [folder for folder in folders for _ in range(options.workers)]
-    shows = _shows(metrics_port, 1 + options.all_workers)
+    shows = [{"PRESSWORK_METRICS_PORT": str(port)} for port in endpoint.ports(metrics_port, 1 + options.all_workers)]
     return [
         Program("web", python("services.web"), shared | own["web"], grace=15.0),
         Program("scheduler", python("scheduler.app"), shared | own["scheduler"] | shows[0], grace=15.0),
@@ -118,14 +118,6 @@ def _programs(
             for number, model in enumerate(served, 1)
         ),
     ]
-
-
-def _shows(port: int, programs: int) -> list[dict[str, str]]:
-    """Where the scheduler and the workers show their metrics: on that port and the next ones, or with 0 nowhere. Raises
-    SettingsError if there are not so many."""
-    if port and port + programs - 1 > LAST_PORT:
-        raise SettingsError("PRESSWORK_METRICS_PORT is too high: each worker takes one of the ports behind it.")
-    return [{"PRESSWORK_METRICS_PORT": str(port and port + number)} for number in range(programs)]
 
 
 def _pipeline_values(options: UpOptions, environ: Mapping[str, str], home: Home) -> dict[str, str]:

@@ -181,8 +181,9 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_one_devices_death_is_its_own(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tells = f"print(os.environ['PRESSWORK_DEVICE'], os.getpid(), file=open({str(started)!r}, 'a'), flush=True)"
-    environ = os.environ | {"DO": f"import os, time; {tells}; time.sleep(60)"}
+    shown = "os.environ['PRESSWORK_METRICS_PORT']"
+    tells = f"print(os.environ['PRESSWORK_DEVICE'], os.getpid(), {shown}, file=open({str(started)!r}, 'a'), flush=True)"
+    environ = os.environ | {"DO": f"import os, time; {tells}; time.sleep(60)", "PRESSWORK_METRICS_PORT": "9420"}
     handlers = {}
     monkeypatch.setattr(each_device.signal, "signal", handlers.__setitem__)
     ended: list[int] = []
@@ -193,10 +194,11 @@ def test_one_devices_death_is_its_own(started: Path, monkeypatch: pytest.MonkeyP
         return [line.split() for line in started.read_text().splitlines()]
 
     assert until(lambda: len(found()) == 2, 20)
-    pids = dict(map(tuple, found()))
+    pids = {device: pid for device, pid, _ in found()}
+    assert {device: port for device, _, port in found()} == {"simulated:0": "9420", "simulated:1": "9421"}
     os.kill(int(pids["simulated:1"]), signal.SIGKILL)
     assert until(lambda: len(found()) == 3, 20)
-    assert found()[2][0] == "simulated:1"
+    assert found()[2][::2] == ["simulated:1", "9421"]
     os.kill(int(pids["simulated:0"]), 0)  # it has noticed nothing
     handlers[signal.SIGTERM](signal.SIGTERM, None)
     runs.join(20)
@@ -240,3 +242,19 @@ def test_the_worker_refuses_devices_of_another_pipeline() -> None:
         [sys.executable, "-m", "worker.app"], env=environ, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (2, "worker: The pipeline torch does not run on qaic:0; ai100 does.\n")
+
+
+def test_the_worker_refuses_ports_for_metrics_that_there_are_not() -> None:
+    environ = os.environ | SERVERS | {"PRESSWORK_DEVICES": "simulated:0-1", "PRESSWORK_METRICS_PORT": "65535"}
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.app"],
+        env=environ | {"PRESSWORK_PIPELINE": "simulated"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.strip()) == (
+        2,
+        "worker: PRESSWORK_METRICS_PORT is too high: each worker takes one of the ports behind it.",
+    )

@@ -17,6 +17,7 @@ from services.core.settings import Settings
 log = logging.getLogger(__name__)
 AT_ONCE = 8
 PATIENCE_SECONDS = 5.0
+LAST_PORT = 65_535
 
 
 class Endpoint(ThreadingMixIn, WSGIServer):
@@ -63,6 +64,14 @@ class _Handler(WSGIRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """A scrape is no event."""
+
+
+def ports(first: int, programs: int) -> list[int]:
+    """Where programs that start together show their metrics: on `first` and the next ports, or with 0 nowhere. Raises
+    SettingsError if there are not so many."""
+    if first and first + programs - 1 > LAST_PORT:
+        raise SettingsError("PRESSWORK_METRICS_PORT is too high: each worker takes one of the ports behind it.")
+    return [first and first + number for number in range(programs)]
 
 
 def listen(settings: Settings, registry: CollectorRegistry) -> Endpoint:
