@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from services.cli.app import app
 from services.core.metrics import definitions
 from services.core.monitoring import alerts
 from services.core.monitoring.alerts import Alert
@@ -43,6 +45,8 @@ CASES = {
             {f"presswork_backlog_seconds{{{M}}}": "7x60",
              f'presswork_worker_images_total{{{M},outcome="done"}}': "0+1x60"},
             {f"presswork_backlog_seconds{{{M}}}": "0x60"},
+            {'presswork_backlog_seconds{model="other"}': "7x60"},  # workers have their models' own names
+            {'presswork_backlog_seconds{model="revision-0123456789ab"}': "7x60"},
         ),
     ),
     "PressworkOldestWait": Case(
@@ -127,6 +131,11 @@ CASES = {
         "No scheduler leads, or none is scraped: jobs do not finish, and figures of the queue are missing.",
         ({'presswork_scheduler_leads{instance="a"}': "0x20", 'presswork_scheduler_leads{instance="b"}': "1x20"},),
     ),
+    "PressworkQueueUnread": Case(
+        {"presswork_house_read_failures_total": "0+2x30"}, 12, {},
+        "The scheduler that leads cannot read the queue: its figures are missing, and alerts on them are silent.",
+        ({"presswork_house_read_failures_total": "9x30"}, {"presswork_house_read_failures_total": "0x5 1x5 2x30"}),
+    ),
     "PressworkTasksFail": Case(
         {'presswork_background_tasks_total{task="export",outcome="failed"}': "0+1x40"}, 31, {"task": "export"},
         "The scheduler's task export fails.",
@@ -195,6 +204,18 @@ def test_every_alert_has_an_entry_in_the_runbook_that_its_annotation_leads_to() 
     assert entries == [alert.name for alert in alerts.ALL]
     for rule in alerts.rules()["groups"][0]["rules"]:
         assert rule["annotations"]["runbook"] == f"{alerts.RUNBOOK}#{rule['alert'].lower()}"
+
+
+def test_the_runbook_s_commands_are_commands() -> None:
+    found = set(re.findall(r"`presswork ([a-z -]+)", (ROOT / alerts.RUNBOOK).read_text()))
+    assert len(found) > 8
+    for words in found:
+        command = get_command(app)
+        for word in words.split():
+            if hasattr(command, "commands"):  # else an argument
+                assert word in command.commands, f"presswork {words}"
+                command = command.commands[word]
+        assert not hasattr(command, "commands"), f"presswork {words}: which of its commands?"
 
 
 def test_alerts_name_metrics_that_there_are() -> None:

@@ -1,11 +1,16 @@
 """Every alert there is, as Prometheus evaluates it. RUNBOOK.md says for each what to do.
 
+Workers know their model's name alone, so what is summed up as `other`, and a revision that no name has any more, are
+compared with no worker's counts.
+
 The figures of the house come from the scheduler that leads. While the lead changes, two may show them: `max` takes one.
 Thresholds are a start for an installation that renders day and night; what an hour of waiting means is its own to say.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from services.core.metrics.definitions import OTHER
 
 RUNBOOK = "services/core/monitoring/RUNBOOK.md"
 
@@ -32,7 +37,7 @@ ALL = (
     Alert(
         "PressworkStalled",
         "page",
-        "max by (model) (presswork_backlog_seconds) > 0 unless on (model) "
+        f'max by (model) (presswork_backlog_seconds{{model!~"{OTHER}|revision-[0-9a-f]{{12}}"}}) > 0 unless on (model) '
         'sum by (model) (increase(presswork_worker_images_total{outcome=~"done|reused|failed"}[15m])) > 0',
         "15m",
         "Work waits for {{ $labels.model }}, and no image of it was finished for 15 minutes.",
@@ -131,6 +136,13 @@ ALL = (
         "(max(presswork_scheduler_leads) or vector(0)) < 1",
         "2m",
         "No scheduler leads, or none is scraped: jobs do not finish, and figures of the queue are missing.",
+    ),
+    Alert(
+        "PressworkQueueUnread",
+        "page",
+        "sum(increase(presswork_house_read_failures_total[10m])) > 3",
+        "5m",
+        "The scheduler that leads cannot read the queue: its figures are missing, and alerts on them are silent.",
     ),
     Alert(
         "PressworkTasksFail",
