@@ -14,6 +14,7 @@ import sys
 import threading
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import jsonschema
 import psycopg
@@ -302,6 +303,26 @@ def test_a_server_that_is_elsewhere_need_not_run_here_and_can_be_reached():
             services = filled(RAW["services"], GIVEN | given)
             assert {services[name]["deploy"]["replicas"] for name in names} == {count}
     assert filled(RAW["networks"]["inner"], {"PRESSWORK_ISOLATED": "false"}) == {"internal": "false"}
+
+
+def test_with_the_readme_s_two_hosts_links_and_workers_lead_to_what_is_published():
+    section = (ROOT / "services/README.md").read_text().split("Two hosts by compose")[1].split("\n## ")[0]
+    override, *files = re.findall(r"```(?:yaml|sh)\n(.*?)```", section, re.DOTALL)
+    first, second = (dict(re.findall(r"^(\w+)=(\S*)", file, re.MULTILINE)) for file in files)
+    opened = yaml.safe_load(override)["services"]
+    services = filled(RAW["services"], GIVEN | first)
+    published = {
+        port.rpartition(":")[0]
+        for service in [*services.values(), *opened.values()]
+        for port in service.get("ports", [])
+    }
+    web = services["web"]["environment"]
+    assert {urlsplit(web[f"PRESSWORK_PUBLIC{name}_URL"]).netloc for name in ("", "_S3")} <= published
+    worker = filled(RAW["services"]["worker"], GIVEN | second)["environment"]
+    ports = {"DATABASE_URL": 5432, "REDIS_URL": 6379, "AWS_ENDPOINT_URL": 8333}
+    asked = {name: urlsplit(worker[name]) for name in ports}
+    assert {f"{url.hostname}:{url.port or ports[name]}" for name, url in asked.items()} <= published
+    assert all("outer" in service["networks"] for service in opened.values())
 
 
 def test_links_begin_with_the_public_address_in_web_server_and_scheduler():
