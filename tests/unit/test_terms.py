@@ -73,6 +73,18 @@ def test_what_looks_like_a_word_of_another_script_is_not_refused_for_it() -> Non
     assert Terms(["cop"]).find("сор") == ["cop"]
 
 
+@pytest.mark.parametrize("text", ["козячі роги", "Он открыл рот", "παχύς ποτ", "Жёлтый  РОТ!"])
+def test_a_word_of_a_text_in_another_script_is_what_it_is_there(text: str) -> None:
+    assert Terms(["porn", "pot", "not"]).find(text) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["роги", "a роги, art", "p\u043eгn открыл", "р о г и открыл", "роги1 открыл", "po\u0433\u200bи открыл"]
+)
+def test_a_word_that_only_looks_like_one_is_found_beside_another_script(text: str) -> None:
+    assert Terms(["porn"]).find(text) == ["porn"]
+
+
 def test_terms_of_one_folding_are_one_term_and_a_term_has_a_word() -> None:
     assert terms.folded("Blood-Bath") == terms.folded(" blood  bäth ") == "blood bath"
     assert terms.folded("...") == terms.folded("\u200b") == ""

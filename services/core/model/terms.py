@@ -1,7 +1,8 @@
 """Terms of a content policy: how text is folded, so that a term is found however Unicode spells it, and finding them.
 
 Folding is NFKC, case folding, and the removal of invisible characters and of marks on Latin, Greek and Cyrillic
-letters; a second folding also replaces letters that look like Latin ones (`latin_letters.py`). A term is a word or a
+letters; a second folding also replaces letters that look like Latin ones (`latin_letters.py`), but for the words of a
+text that is written in Cyrillic or Greek: "роги" looks like "porn" and is a word. A term is a word or a
 phrase and is found as whole words: "ass" is not found in "glass". Where models see two words, so does a reading: at
 invisible characters, at marks that make no letter with the one before, and between letters and digits ("nude1"). Of
 scripts that put no spaces between words, each character counts as a word. Letters that are spelled apart ("n u d e",
@@ -24,6 +25,10 @@ _NO_SPACES = re.compile(
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
 _LETTERS_OR_DIGITS = re.compile(r"[0-9]+|[^0-9]+")
 _HAS_LATIN = re.compile("[A-Za-z]")
+# Words of two letters or more of one script.
+_OF_A_SCRIPT = tuple(re.compile(f"[{letters}]{{2,}}") for letters in (
+    "\u0400-\u0481\u048a-\u052f", "\u0370-\u0373\u0376-\u037d\u0386-\u03ff\u1f00-\u1fff",
+))  # fmt: skip
 _ARTICLES = ("a", "i")  # words of one letter, which may stand before one that is spelled apart
 _SPELLED = 3  # single letters in a row that are read as one word
 
@@ -96,7 +101,34 @@ def _fold(text: str, *, invisible: str, looks_alike: bool) -> str:
     if text.isascii():
         return text.casefold()
     text = unicodedata.normalize("NFKC", text)
-    alike = latin_letters.table() if looks_alike else {}
+    if not looks_alike:
+        return _fold_part(text, invisible, {})
+    alike, done, parts = latin_letters.table(), 0, []
+    for first, past in _ordinary(text, alike):
+        parts += [_fold_part(text[done:first], invisible, alike), _fold_part(text[first:past], invisible, {})]
+        done = past
+    return "".join([*parts, _fold_part(text[done:], invisible, alike)])
+
+
+def _ordinary(text: str, alike: dict[int, str]) -> list[tuple[int, int]]:
+    """Where words stand that are words of another script: some word of that script has a letter that looks like no
+    Latin one, so the text is written in it."""
+    found: list[tuple[int, int]] = []
+    for script in _OF_A_SCRIPT:
+        words = [word.span() for word in script.finditer(text) if _is_whole(text, *word.span())]
+        bare = (unicodedata.normalize("NFKD", text[first:past].casefold()) for first, past in words)
+        if any(one.isalpha() and ord(one) not in alike for word in bare for one in word):
+            found += words
+    return sorted(found)
+
+
+def _is_whole(text: str, first: int, past: int) -> bool:
+    """Whether nothing that could belong to the word stands beside it."""
+    beside = text[max(first - 1, 0) : first] + text[past : past + 1]
+    return not any(one.isalnum() or unicodedata.category(one)[0] == "M" or _is_invisible(one) for one in beside)
+
+
+def _fold_part(text: str, invisible: str, alike: dict[int, str]) -> str:
     text = text.translate(alike)
     kept: list[str] = []
     is_european = True
