@@ -73,9 +73,9 @@ def test_what_looks_like_a_word_of_another_script_is_not_refused_for_it() -> Non
     assert Terms(["cop"]).find("сор") == ["cop"]
 
 
-@pytest.mark.parametrize("text", ["козячі роги", "Он открыл рот", "παχύς ποτ", "Жёлтый  РОТ!"])
+@pytest.mark.parametrize("text", ["козячі роги", "Он открыл рот", "παχύς τον", "Жёлтый  РОТ!"])
 def test_a_word_of_a_text_in_another_script_is_what_it_is_there(text: str) -> None:
-    assert Terms(["porn", "pot", "not"]).find(text) == []
+    assert Terms(["porn", "pot", "tov"]).find(text) == []
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ _WITHHELD = ("worker", "webhook", "storage")
 TYPES = (
     "job.created", "job.submitted", "job.queued", "job.started", "job.finalizing", "job.completed", "job.failed",
     "job.cancelled", "job.expired", "job.refused", "job.images_refused", "job.cancel_requested", "job.paused",
-    "job.resumed", "job.priority_changed", "job.labels_changed", "job.marked", "job.payloads_erased", "job.objects_deleted",
-    "job.model_moved", "job.deleted", "image.poison",
+    "job.resumed", "job.priority_changed", "job.labels_changed", "job.marked", "job.payloads_erased",
+    "job.objects_deleted", "job.model_moved", "job.deleted", "image.poison",
     *BATCH.values(),
     "export.created", "export.completed", "export.failed", "export.cancelled", "export.deleted",
     "dataset.created", "dataset.changed", "dataset.deleted", "dataset.version_asked", "dataset.version_completed",
