@@ -60,7 +60,8 @@ def export(
     """
     asked: dict[str, Any] = {"actor": actor, "event": event, "tenant": tenant}
     asked |= {"since": _moment(since, "--since", is_end=False), "until": _moment(until, "--until", is_end=True)}
-    heading, summary = audit_chain.heading(is_filtered=(actor, event) != (None, None)), audit_chain.Summary()
+    heading = audit_chain.heading(is_filtered=(actor, event) != (None, None), until=asked["until"])
+    summary = audit_chain.Summary()
     with connect(profile) as client, _written(output) as file, follow.bar() as progress:
         task = progress.add_task("exporting", total=None, tail="")
         file.write(audit_chain.canonical(heading) + b"\n")
@@ -88,14 +89,20 @@ def verify(
     """Say whether exported files are what was exported, and whether they agree with one another.
 
     Names the first line of each that was changed, dropped or inserted. Of two exports that overlap the later one shows
-    whether the trail was changed in between. Needs no server. Exit code 1: something is not as it was.
+    whether the trail was changed, or its end cut off, in between. Needs no server. Exit code 1: something is not as
+    it was.
     """
-    known: audit_checking.Known = {}
+    known = audit_checking.Known()
     sound = True
-    for path in files:
+    for number, path in enumerate(files, 1):
         with follow.bar() as progress:
             task = progress.add_task(f"verifying {path.name}", total=None, tail="")
-            found = audit_checking.check(path, known, lambda lines, task=task: progress.advance(task, lines))  # type: ignore[misc]
+            found = audit_checking.check(
+                path,
+                known,
+                lambda lines, task=task: progress.advance(task, lines),  # type: ignore[misc]
+                keeps=number < len(files),
+            )
         sound = sound and found.trouble is None
         if as_json:
             show.document(found.document())

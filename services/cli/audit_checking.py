@@ -10,7 +10,6 @@ from typing import Any
 
 from services.core.model import audit_chain
 
-Known = dict[tuple[str, int], tuple[bytes, str]]  # by tenant and place: the hash, and the file it stands in
 _FIELDS = {
     "tenant", "n", "seq", "at", "actor", "event", "subject_type", "subject", "data", *audit_chain.LINKS,
 }  # fmt: skip
@@ -22,13 +21,24 @@ class _Trouble(Exception):
 
 
 @dataclass(slots=True)
+class Known:
+    """The records of the files before: by tenant and place the hash, and by tenant the last place; each with the file
+    that it stands in."""
+
+    hashes: dict[tuple[str, int], tuple[bytes, str]] = field(default_factory=dict)
+    ends: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Checked:
-    """What a file holds. `trouble` is what is wrong with `line`, the first line that is not as it was exported."""
+    """What a file holds. `trouble` is what is wrong with `line`, the first line that is not as it was exported.
+    `is_open`: it goes to the end of the trail."""
 
     path: Path
     line: int = 0
     records: int = 0
     is_filtered: bool = False
+    is_open: bool = False
     trouble: str | None = None
     last: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -40,24 +50,28 @@ class Checked:
         }  # fmt: skip
 
 
-def check(path: Path, known: Known, tell: Callable[[int], object]) -> Checked:
-    """Reads the file to the first line that is wrong. `known` has the records of the files before, and gets those of
-    this one. Raises OSError if there is no such file."""
+def check(path: Path, known: Known, tell: Callable[[int], object], *, keeps: bool = True) -> Checked:
+    """Reads the file to the first line that is wrong. `known` has the records of the files before, and with `keeps`
+    gets those of this one, which takes memory. Raises OSError if there is no such file."""
     found = Checked(path)
     lines = _lines(path)
     try:
         found.line, end = 1, None
-        found.is_filtered = _begun(next(lines, b""))
+        _begin(found, next(lines, b""))
         for line in lines:
             found.line += 1
             if end is not None:
                 raise _Trouble("it stands behind the last line, and was inserted")
             if found.line % _STEP == 0:
                 tell(_STEP)
-            end = _add(found, _parsed(line), known)
+            given, is_exact = _parsed(line)
+            end = _add(found, given, known, keeps=keeps)
+            if not is_exact:
+                raise _Trouble("it was changed: it is not written as it was exported")
         if end is None:
             found.line += 1
             raise _Trouble("the last line, with the count, is missing: the file was cut short")
+        _end(found, known, keeps=keeps)
     except _Trouble as trouble:
         found.trouble = str(trouble)
     except (EOFError, zlib.error, gzip.BadGzipFile):
@@ -65,7 +79,7 @@ def check(path: Path, known: Known, tell: Callable[[int], object]) -> Checked:
     return found
 
 
-def _add(found: Checked, line: dict[str, Any], known: Known) -> dict[str, Any] | None:
+def _add(found: Checked, line: dict[str, Any], known: Known, *, keeps: bool) -> dict[str, Any] | None:
     """Takes one line; returns it if it is the last one."""
     if "end" in line:
         if line.get("records") != found.records or line.get("last") != found.document()["last"]:
@@ -76,6 +90,8 @@ def _add(found: Checked, line: dict[str, Any], known: Known) -> dict[str, Any] |
         raise _Trouble(f"the server found that {which} in the database no longer were what was sealed")
     if set(line) != _FIELDS or not isinstance(line["n"], int) or isinstance(line["n"], bool):
         raise _Trouble("it is no record of an audit trail")
+    if not isinstance(line["tenant"], str | None):
+        raise _Trouble("it is no record of an audit trail")
     tenant, place = line["tenant"] or "system", line["n"]
     try:
         previous, hashed = bytes.fromhex(line["previous"]), bytes.fromhex(line["hash"])
@@ -85,13 +101,27 @@ def _add(found: Checked, line: dict[str, Any], known: Known) -> dict[str, Any] |
         raise _Trouble("it was changed: its hash is not that of its words")
     _compare(found, tenant, place, previous)
     for where, value in ((place, hashed), (place - 1, previous)):
-        before = known.get((tenant, where))
+        before = known.hashes.get((tenant, where))
         if before is not None and before[0] != value:
             raise _Trouble(f"record {where:,} of {tenant} is another one than in {before[1]}")
-    known[tenant, place] = hashed, str(found.path)
+    if keeps:
+        known.hashes[tenant, place] = hashed, str(found.path)
     found.last[tenant] = place, line["hash"]
     found.records += 1
     return None
+
+
+def _end(found: Checked, known: Known, *, keeps: bool) -> None:
+    """Of an export that goes to the end of the trail, no earlier one may go further."""
+    for tenant, (place, _) in found.last.items():
+        before, path = known.ends.get(tenant, (0, ""))
+        if before > place and found.is_open and not found.is_filtered:
+            raise _Trouble(
+                f"the trail of {tenant} ends at record {place:,}, and {path} has record {before:,}: its end was cut "
+                "off, unless that file is the later export"
+            )
+        if keeps and place > before:
+            known.ends[tenant] = place, str(found.path)
 
 
 def _compare(found: Checked, tenant: str, place: int, previous: bytes) -> None:
@@ -113,22 +143,26 @@ def _places(first: int, last: int) -> str:
     return f"record {first:,} was" if first == last else f"records {first:,} to {last:,} were"
 
 
-def _begun(line: bytes) -> bool:
-    """Whether records between others are left out, which the first line says."""
-    first = _parsed(line) if line else {}
+def _begin(found: Checked, line: bytes) -> None:
+    """Reads the first line: whether records between others are left out, and whether it goes to the trail's end."""
+    first, is_exact = _parsed(line) if line else ({}, True)
     if first.get("begin") is not True or not isinstance(first.get("filtered"), bool):
         raise _Trouble("it is not the first line of an exported audit trail")
-    return bool(first["filtered"])
+    if not is_exact:
+        raise _Trouble("it was changed: it is not written as it was exported")
+    found.is_filtered, found.is_open = first["filtered"], first.get("until", "") is None
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
+def _parsed(line: bytes) -> tuple[dict[str, Any], bool]:
+    """The object, and whether it is written as it was exported: one of two fields of a name would hide the other."""
     try:
         found = json.loads(line)
+        is_exact = isinstance(found, dict) and audit_chain.canonical(found) == line.rstrip(b"\r\n")
     except (ValueError, RecursionError):
         raise _Trouble("it is no JSON") from None
     if not isinstance(found, dict):
         raise _Trouble("it is no record of an audit trail")
-    return found
+    return found, is_exact
 
 
 def _lines(path: Path) -> Iterator[bytes]:

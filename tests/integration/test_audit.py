@@ -116,10 +116,17 @@ def tampered(lines: list[bytes]) -> dict[str, tuple[list[bytes], int, str]]:
         return audit_chain.canonical(new | {"hash": audit_chain.link(bytes.fromhex(new["previous"]), new).hex()})
 
     head, one, two, three, four, five, end = lines
+    hidden = two.replace(b'{"actor"', b'{"actor":"key/other","actor"')  # most programs read the last one of a name
     return {
         "changed": ([head, one, changed(2, actor="key/other"), three, four, five, end], 3, "it was changed"),
         "hash": ([head, one, changed(2, hash="00" * 32), three, four, five, end], 3, "it was changed"),
         "relinked": ([head, one, relinked(2, actor="x"), three, four, five, end], 4, "does not follow"),
+        "hidden": ([head, one, hidden, three, four, five, end], 3, "not written as it was exported"),
+        "spaces": ([head, one, two.replace(b",", b", "), three, four, five, end], 3, "not written as"),
+        "end": ([head, one, two, three, four, five, end.replace(b"{", b'{"end":false,', 1)], 7, "not written as"),
+        "head": ([head.replace(b"{", b'{"filtered":true,', 1), one, two, three, four, five, end], 1, "not written as"),
+        "tenant": ([head, relinked(1, tenant=["x"]), two, three, four, five, end], 2, "no record"),
+        "half": ([head, one.replace(b"key.issued", b"\\ud800"), two, three, four, five, end], 2, "no JSON"),
         "dropped": ([head, one, three, four, five, end], 3, "before it record 2 was dropped"),
         "dropped two": ([head, one, four, five, end], 3, "before it records 2 to 3 were dropped"),
         "twice": ([head, one, two, two, three, four, five, end], 4, "inserted or moved"),
@@ -169,7 +176,7 @@ def test_a_later_export_shows_whether_the_trail_was_rewritten_in_between(
         "+psycopg", ""
     )
     keys(command, 2)
-    first, second, third = (str(tmp_path / f"{name}.jsonl") for name in ("first", "second", "third"))
+    first, second, third, fourth = (str(tmp_path / f"{name}.jsonl") for name in ("first", "second", "third", "fourth"))
     assert run("export", "-o", first).exit_code == 0
     keys(command, 2)
     since = json.loads(Path(first).read_bytes().splitlines()[-2])["at"]
@@ -186,6 +193,14 @@ def test_a_later_export_shows_whether_the_trail_was_rewritten_in_between(
     seal(command)
     assert run("export", "-o", third).exit_code == 0
     assert run("verify", third).exit_code == 0  # it is sound, taken alone
+    with psycopg.connect(owner, autocommit=True) as connection:
+        connection.execute("DELETE FROM audit_seals WHERE first > 3")
+    assert run("export", "-o", fourth).exit_code == 0
+    cut = run("verify", third, fourth)
+    assert cut.exit_code == 1 and "ends at record 3, and " in cut.output.replace("\n", " "), cut.output
+    until = json.loads(Path(fourth).read_bytes().splitlines()[-2])["at"]
+    assert run("export", "-o", fourth, "--until", until).exit_code == 0  # it was asked to end before the trail's end
+    assert run("verify", third, fourth).exit_code == 0
     rewritten = run("verify", first, third)
     assert rewritten.exit_code == 1 and "record 2 of" in rewritten.output and "another one than in" in rewritten.output
     assert run("verify", second, third).exit_code == 1

@@ -7,6 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import text
+from sqlalchemy.event import listen
 from sqlalchemy.exc import DBAPIError
 
 from services.core.db import tables
@@ -149,6 +150,21 @@ def test_the_trail_outlives_other_events_and_its_seals_outlive_it(database: Data
     [line] = trail(database)
     assert line["n"] == 3  # the chain goes on
     assert line["previous"] == owner("SELECT encode(hash, 'hex') FROM audit_seals WHERE first = 2").fetchone()[0]
+
+
+def test_what_is_pruned_while_it_is_read_is_no_fault(database: Database, owner: Owner) -> None:
+    for number in range(2):
+        act(database, subject=f"key/{number}")
+        seal(database)
+
+    def prune(*call: Any) -> None:
+        if "reading.page_mine" in call[2]:
+            owner("UPDATE audit_seals SET pruned_at = now() WHERE id = 1; DELETE FROM events WHERE seq = 1")
+
+    with database.begin_system() as connection:
+        listen(connection, "after_cursor_execute", prune)
+        page = reading.page(connection, reading.Asked(TENANT), limit=10)
+    assert [(line.get("fault"), line.get("n")) for line in page.lines] == [(None, 2)]
 
 
 def test_pruning_never_takes_what_is_young_or_not_sealed_whatever_a_seal_says(database: Database, owner: Owner) -> None:

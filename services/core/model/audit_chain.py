@@ -25,10 +25,10 @@ def link(previous: bytes, record: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(previous + canonical(hashed)).digest()
 
 
-def heading(*, is_filtered: bool) -> dict[str, Any]:
+def heading(*, is_filtered: bool, until: str | None = None) -> dict[str, Any]:
     """The first line of an export. `is_filtered`: of one actor or one kind of event, so that records between others
-    are left out."""
-    return {"begin": True, "filtered": is_filtered}
+    are left out. `until`: the moment that it was asked to end at; None: it goes to the end of the trail."""
+    return {"begin": True, "filtered": is_filtered, "until": until}
 
 
 class Summary:

@@ -44,6 +44,9 @@ _EDGES_MINE = _edges("reading.edges_mine", _MINE)
 _EDGES_ALL = _edges("reading.edges_all", _ALL)
 _PAGE_MINE = _page("reading.page_mine", _MINE)
 _PAGE_ALL = _page("reading.page_all", _ALL)
+_PRUNED = statement("reading.pruned")("""
+SELECT id FROM audit_seals WHERE id = ANY(CAST(:ids AS bigint[])) AND pruned_at IS NOT NULL
+""")
 _EVENTS = statement("reading.events")("""
 SELECT seq, tenant_id, at, actor, kind, subject, data FROM events WHERE seq = ANY(CAST(:seqs AS bigint[]))
 """)
@@ -82,7 +85,8 @@ def page(connection: Connection, asked: Asked, after: int = 0, *, limit: int) ->
     """The ranges behind the seal `after`, as many as hold about `limit` events: at most one range more."""
     edges_of, page_of = (_EDGES_ALL, _PAGE_ALL) if asked.tenant_id is None else (_EDGES_MINE, _PAGE_MINE)
     values: dict[str, Any] = {} if asked.tenant_id is None else {"tenant_id": asked.tenant_id}
-    edges = connection.execute(edges_of, values | {"since": asked.since, "until": asked.until}).one()
+    since = None if after else asked.since  # a page behind another begins where that one ended
+    edges = connection.execute(edges_of, values | {"since": since, "until": asked.until}).one()
     if edges.first is None or edges.last is None:
         return Page([], None)
     values |= {"after": after, "first": edges.first, "last": edges.last, "limit": limit + 1}
@@ -93,13 +97,19 @@ def page(connection: Connection, asked: Asked, after: int = 0, *, limit: int) ->
             break
         taken.append(seal)
         held += len(seal.seqs)
-    seqs = [seq for seal in taken for seq in seal.seqs]
+    more = taken[-1].id if len(taken) < len(seals) else None
+    events = _events(connection, taken)
+    lacking = [seal.id for seal in taken if not events.keys() >= set(seal.seqs)]
+    # Those that were pruned since the statement before are no fault.
+    pruned = set(connection.execute(_PRUNED, {"ids": lacking}).scalars()) if lacking else set()
+    return Page([line for seal in taken if seal.id not in pruned for line in _lines(seal, events, asked)], more)
+
+
+def _events(connection: Connection, seals: Sequence[Any]) -> dict[int, Event]:
+    """What is there of the ranges' events, by their numbers."""
+    seqs = [seq for seal in seals for seq in seal.seqs]
     rows = connection.execute(_EVENTS, {"seqs": seqs}) if seqs else ()
-    events = {
-        row.seq: Event(row.seq, row.tenant_id, row.at, row.actor, row.kind, row.subject, row.data) for row in rows
-    }
-    lines = [line for seal in taken for line in _lines(seal, events, asked)]
-    return Page(lines, taken[-1].id if len(taken) < len(seals) else None)
+    return {row.seq: Event(row.seq, row.tenant_id, row.at, row.actor, row.kind, row.subject, row.data) for row in rows}
 
 
 def _lines(seal: Any, events: dict[int, Event], asked: Asked) -> Iterator[dict[str, Any]]:
