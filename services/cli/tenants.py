@@ -3,6 +3,7 @@
 `tenant_deletion.py` deletes one, by the API.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # the other commands need no database
 app = typer.Typer(no_args_is_help=True, help="Make, list and change tenants, and limit what they use.")
 B = TypeVar("B", TenantRequest, TenantChanges)
 _NONE = "none"
+_GROUPED = re.compile(r"[0-9]{1,3}(?:[,_][0-9]{3})+(?:\.[0-9]+)?")
 _Name = Annotated[str, typer.Argument(metavar="TENANT", help="The tenant's name.", show_default=False)]
 _Weight = Annotated[
     float | None,
@@ -137,7 +139,7 @@ def _number(name: str, text: str) -> float:
     """Raises Usage, with a sentence that has the words of the command rather than those of the API."""
     is_size, (least, most) = name.startswith("bytes_"), quotas.RANGES[name]
     try:
-        plain = text.replace(",", "").replace("_", "")
+        plain = re.sub("[,_]", "", text) if _GROUPED.fullmatch(text) else text  # "1,5" is not 15
         found = byte_sizes.parse(text) if is_size else int(plain) if name in quotas.WHOLE else float(plain)
         if not least <= found <= most:
             raise ValueError

@@ -208,6 +208,8 @@ def test_the_command_makes_lists_shows_and_changes_tenants(api: Api, command: Ca
         (("set", "acme", "--quota", "images=1"), 2, "it must be NAME=LIMIT"),
         (("set", "acme", "--quota", "images_queued=many"), 2, "it must be a whole number from 0"),
         (("set", "acme", "--quota", "images_in_flight=0"), 2, "it must be a whole number from 1"),
+        (("set", "acme", "--quota", "images_queued=1,5"), 2, "it must be a whole number from 0"),
+        (("set", "acme", "--quota", "device_seconds_per_day=1,5"), 2, "it must be a number from 0"),
         (("set", "acme", "--quota", "images_queued=null"), 2, "to 1000000000000, or none for no limit"),
         (("set", "acme", "--quota", "bytes_stored=5 GX"), 2, "such as 500GB or 500GiB, up to 1,048,576 TiB, or none"),
         (("set", "acme", "--quota", "bytes_stored=2000000TiB"), 2, "it must be bytes, such as 500GB"),
