@@ -384,7 +384,7 @@ def test_what_goes_within_thirty_days_and_the_last_audit_are_shown(signed: House
         connection.execute(text("UPDATE storage_audits SET missing = 7, finished_at = now(), step = 'done'"))
         connection.execute(text("UPDATE storage_mark SET refusal = 'the marks differ'"))
     page = signed.browser.get("/settings/storage").text
-    assert "40 days" in page and f'href="/jobs/{job}"' in page and "the marks differ" in page
+    assert "40 days" in page and f'href="/jobs/{job}"' in page and "the marks differ. <code>" in page
     assert "<dt>Missing</dt><dd>7</dd>" in page and "PRESSWORK_AUDIT_DAYS is not set" in page
     with signed.api.database.begin_system() as connection:
         connection.execute(text("UPDATE tenants SET operator = false WHERE id = :id"), {"id": signed.tenant})
