@@ -42,13 +42,11 @@ class ScoringProcess:
     live as long: the kernel ends the child with the thread that started it. Any thread may end it."""
 
     def __init__(self, names: Sequence[str], options: dict[str, Any], module: str = "worker.scoring_process") -> None:
-        secrets = {name for name, is_secret in Settings.variables().items() if is_secret}
-        hidden = secrets | {f"{name}_FILE" for name in secrets}
         self.names = tuple(names)
         self._process = subprocess.Popen(
             processes.python(module, json.dumps(options), *names),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, start_new_session=True,
-            env={name: value for name, value in os.environ.items() if name not in hidden},
+            env=Settings.without_secrets(os.environ),
         )  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None

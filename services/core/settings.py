@@ -21,6 +21,7 @@ from services.core.model.scopes import ALL
 
 DATABASE_SCHEMES = ("postgresql", "postgres", "postgresql+psycopg")
 Network = IPv4Network | IPv6Network
+_OF_COMMANDS = frozenset(("PRESSWORK_API_KEY", "PRESSWORK_MIGRATOR_URL", "PGPASSWORD"))  # secrets, and no settings
 
 
 def _text(value: str) -> str:
@@ -347,6 +348,13 @@ class Settings:
     def variables(cls) -> dict[str, bool]:
         """Every known variable, and whether it is a secret."""
         return {entry.metadata["variable"]: entry.metadata["secret"] for entry in fields(cls)}
+
+    @classmethod
+    def without_secrets(cls, environ: Mapping[str, str]) -> dict[str, str]:
+        """The variables but for secrets, those of the commands too: for a process that runs what others wrote."""
+        secrets = {name for name, is_secret in cls.variables().items() if is_secret} | _OF_COMMANDS
+        hidden = secrets | {f"{name}_FILE" for name in secrets}
+        return {name: value for name, value in environ.items() if name not in hidden}
 
     @classmethod
     def default(cls, variable: str) -> str:

@@ -147,3 +147,11 @@ def test_a_secret_may_stand_in_a_file(tmp_path):
 def test_settings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings.read(BASE).port = 1  # type: ignore[misc]
+
+
+def test_what_others_wrote_gets_no_secret_of_programs_or_commands():
+    given = {
+        "DATABASE_URL": "a", "PRESSWORK_SECRET_FILE": "a", "AWS_SECRET_ACCESS_KEY": "a", "PRESSWORK_API_KEY": "a",
+        "PRESSWORK_MIGRATOR_URL": "a", "PGPASSWORD": "a", "PATH": "/bin", "PRESSWORK_POLICY_SECONDS": "3", "MODEL": "b",
+    }  # fmt: skip
+    assert sorted(Settings.without_secrets(given)) == ["MODEL", "PATH", "PRESSWORK_POLICY_SECONDS"]

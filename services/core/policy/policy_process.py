@@ -91,13 +91,10 @@ class PolicyProcess:
     def _spawn(self) -> None:
         self.end()
         self._open_until = time.monotonic() + self._start_seconds
-        secrets = {name for name, is_secret in Settings.variables().items() if is_secret}
-        hidden = secrets | {f"{name}_FILE" for name in secrets}
         self._read = b""
         self._process = subprocess.Popen(
             processes.python(__name__, self._name), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
-            start_new_session=True,
-            env={name: value for name, value in os.environ.items() if name not in hidden},
+            start_new_session=True, env=Settings.without_secrets(os.environ),
         )  # fmt: skip
         assert self._process.stdin is not None
         os.set_blocking(self._process.stdin.fileno(), False)
