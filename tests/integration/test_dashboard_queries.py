@@ -8,6 +8,7 @@ import httpx
 import pytest
 import yaml
 
+from services.core.auditing import audits
 from services.core.db.database import Database
 from services.core.monitoring import alerts
 from services.core.monitoring.panels import RATE, ROWS
@@ -28,7 +29,7 @@ QUERIES = [(panel.title, expr) for row in ROWS for panel in row.panels for expr,
 def prometheus(
     environ: dict[str, str], settings: Settings, database: Database, store: S3Store, tmp_path: Path
 ) -> Iterator[Prometheus]:
-    """Of a web server, a scheduler and a worker that have rendered, failed, exported and sent."""
+    """Of a web server, a scheduler and a worker that have rendered, failed, exported, audited and sent."""
     ports = {name: free_port() for name in ("web", "scheduler", "worker")}
     extra = {
         "PRESSWORK_PORT": str(ports["web"]), "PRESSWORK_SIMULATED_FAULTS": "1", "PRESSWORK_SIMULATED_IMAGE_MS": "20",
@@ -40,6 +41,7 @@ def prometheus(
     rules.write_text(yaml.safe_dump(alerts.rules()))
     with database.begin_system() as connection:
         key = api_keys.issue_key(connection, settings.secret, factories.TENANT, "test")
+        audits.request(connection, 0.0)
     try:
         for name, module in modules.items():
             shown = {} if name == "web" else {"PRESSWORK_METRICS_PORT": str(ports[name])}

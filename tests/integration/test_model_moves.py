@@ -122,7 +122,7 @@ def test_paused_and_quarantined_images_are_moved_as_they_are_and_those_of_a_canc
         lifecycle.cancel(connection, TENANT, cancelled)
     taken = claim(rolled_out)
     with rolled_out.begin_system() as connection:
-        quarantine.child_died(connection, "worker-a", rendering=[taken.id], device="h d")
+        quarantine.child_died(connection, "worker-a", rendering={taken.id: factories.places(taken)}, device="h d")
     serve(rolled_out)
     code, found = move()
     assert code == 0 and (found["jobs"], found["images"]) == (2, 21)
