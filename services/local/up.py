@@ -5,7 +5,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,13 +68,14 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
     early = Settings.read(
         {"DATABASE_URL": "postgresql://", "REDIS_URL": "redis://"} | environ
     )  # invalid settings are found before anything starts
-    endpoint.ports(early.metrics_port, 1 + options.all_workers)
+    shows = endpoint.ports(early.metrics_port, 1 + options.all_workers)
     port = int(environ.get("PRESSWORK_PORT") or Settings.default("PRESSWORK_PORT"))
     stack = Stack(options.home, environ, say)
     began = time.monotonic()
     with stack:
         if not is_free(port):
             raise PortTaken(f"Port {port} is in use by another program; `presswork up --port NUMBER` takes another.")
+        _check_metrics_ports(shows, port)
         values = dict(stack.values) | _pipeline_values(options, environ, stack.home)
         if options.stand_in:
             values |= _stand_in(stack.home, say)
@@ -93,6 +94,15 @@ def up(options: UpOptions, environ: Mapping[str, str], say: Callable[[str], None
         announcer.start()
         supervisor.run_until(stopping)
         say("stopped")
+
+
+def _check_metrics_ports(shows: Sequence[int], port: int) -> None:
+    """Raises PortTaken: one of them is the web server's, or another program's, such as another folder's worker."""
+    for number in filter(None, shows):
+        if number == port or not is_free(number):
+            owner = "the web server's" if number == port else "in use by another program"
+            needed = f"{len(shows)} ports from PRESSWORK_METRICS_PORT on must be free"
+            raise PortTaken(f"Port {number}, for metrics, is {owner}: {needed}.")
 
 
 def _programs(

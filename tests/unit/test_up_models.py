@@ -1,11 +1,13 @@
 """`presswork up --model` more than once: workers of its own for each model, and names that differ. And `--stand-in`."""
 
+import socket
 from pathlib import Path
 
 import pytest
 
 from services.core.model.errors import PressworkError
 from services.local import up
+from services.local.errors import PortTaken
 from services.local.home import Home
 from services.local.up import UpOptions
 from worker.model.make import make
@@ -60,3 +62,13 @@ def test_metrics_are_shown_on_ports_in_a_row_if_asked_for_and_else_nowhere(tmp_p
     assert ports(0) == [None, "0", "0", "0"]
     with pytest.raises(PressworkError, match="PRESSWORK_METRICS_PORT is too high"):
         ports(65534)
+
+
+def test_ports_for_metrics_that_others_have_are_named_before_any_program_starts() -> None:
+    up._check_metrics_ports([0, 0], 8420)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = listener.getsockname()[1]
+        with pytest.raises(PortTaken, match=f"Port {taken}, for metrics, is in use by another program: 2 ports from"):
+            up._check_metrics_ports([taken, taken + 1], 8420)
+    with pytest.raises(PortTaken, match="Port 8420, for metrics, is the web server's"):
+        up._check_metrics_ports([8420, 8421], 8420)
