@@ -12,7 +12,7 @@ import typer
 from presswork_client import ClientError
 from services.cli import show
 from services.core.items.errors import Unreadable, WrongOption
-from services.core.model.errors import PressworkError, SettingsError
+from services.core.model.errors import Conflict, NotFound, PressworkError, SettingsError
 
 
 class Exit(IntEnum):
@@ -100,13 +100,13 @@ def _code(error: Exception) -> Exit:
     match error:
         case ClientError(code="unknown_route") | ClientError(status=404, code="unexpected_answer"):
             return Exit.FAILED
-        case ClientError(status=404):
+        case ClientError(status=404) | NotFound():
             return Exit.NOT_FOUND
         case ClientError(code="unreachable" | "too_slow") | ClientError(status=502 | 503 | 504):
             return Exit.UNREACHABLE
         case ClientError(status=status) if 400 <= status < 500:
             return Exit.REFUSED
-        case BadInput() | Unreadable():
+        case BadInput() | Unreadable() | Conflict():
             return Exit.REFUSED
         case Usage() | WrongOption() | SettingsError():
             return Exit.USAGE

@@ -36,7 +36,7 @@ def test_an_audit_is_waited_for_shown_and_ends_with_what_it_found(
     own: S3Store,
 ) -> None:
     nothing = command("show")
-    assert nothing.exit_code == 1 and "not audited yet" in nothing.output
+    assert nothing.exit_code == 4 and "not audited yet" in nothing.output
     objects = a_job(database, settings, own, 3)
     for key in orphans(own, 2):
         put(own, key)

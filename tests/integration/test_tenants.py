@@ -201,10 +201,10 @@ def test_the_command_makes_lists_shows_and_changes_tenants(api: Api, command: Ca
     found = json.loads(command("tenants", "show", "acme", "--json").stdout)
     assert (found["state"], found["quotas"]["images_queued"], found["usage"]["images_queued"]) == ("suspended", None, 0)
     for arguments, code, said in (
-        (("create", "acme"), 1, "There is a tenant acme already"),
+        (("create", "acme"), 5, "There is a tenant acme already"),
         (("create", "Acme"), 2, 'name is "Acme"; it must be'),
         (("set", "acme"), 2, "There is nothing to change"),
-        (("set", "nobody", "--weight", "2"), 1, "There is no such tenant"),
+        (("set", "nobody", "--weight", "2"), 4, "There is no such tenant"),
         (("set", "acme", "--quota", "images=1"), 2, "it must be NAME=LIMIT"),
         (("set", "acme", "--quota", "images_queued=many"), 2, "it must be a whole number from 0"),
         (("set", "acme", "--quota", "images_in_flight=0"), 2, "it must be a whole number from 1"),
