@@ -330,6 +330,14 @@ def test_nothing_can_be_claimed_of_no_segments(database):
         assert claims.claim(connection, none, worker_id="w", seats=4, lease=1.0) is None
 
 
+def test_a_lease_begins_when_it_is_claimed_and_not_when_its_transaction_began(database, settings):
+    submit(database, settings, 1)
+    with database.begin_system() as connection:
+        began = connection.execute(text("SELECT clock_timestamp() FROM pg_sleep(0.1)")).scalar_one()
+        assert claim_in(connection, lease=30) is not None
+    assert rows(database, "SELECT expires_at >= :began + interval '30 s' FROM claims", began=began) == [(True,)]
+
+
 def test_a_claim_takes_the_images_of_its_segments_alone(database, settings):
     small, wide = {"prompt": "small", "n": 2}, {"prompt": "wide", "n": 2, "size": "256x256"}
     job_id = submit(database, settings, [small, wide, small, wide])

@@ -27,6 +27,7 @@ from services.core.queue.looks import Candidates
 # order given. `enough`: more than `leave` images wait in these segments and those before them; no more are read.
 # What is taken is written and read on by runs of consecutive indexes, of which each is one range of an index: a lookup
 # for each image would go through the index of every partition. The result has one row for each payload of a run.
+# The lease begins now, and not with the transaction: it may have looked for long, and waited for locks.
 _TAKE = statement("claims.take")(f"""
 WITH enough AS MATERIALIZED (
   SELECT CAST(:leave AS integer) = 0 OR :leave < (
@@ -63,8 +64,8 @@ WITH enough AS MATERIALIZED (
 ), claim AS (
   INSERT INTO claims (id, worker_id, images, job_ids, expires_at, lease_seconds, free_at, tenant_ids, tenant_images)
   SELECT CAST(:claim_id AS bigint), :worker_id, count(*), array_agg(DISTINCT job_id),
-         now() + make_interval(secs => :lease), :lease,
-         now() + make_interval(secs => CAST(:free AS double precision)),
+         clock_timestamp() + make_interval(secs => :lease), :lease,
+         clock_timestamp() + make_interval(secs => CAST(:free AS double precision)),
          (SELECT array_agg(tenant_id ORDER BY tenant_id) FROM of_tenant),
          (SELECT array_agg(images ORDER BY tenant_id) FROM of_tenant)
   FROM taken HAVING count(*) > 0
