@@ -304,6 +304,7 @@ class Device:
         batch = batching.form(part.images, work.claim.shape, part.size, work.outcome.held.inputs)
         work.at_hand = work.outcome.held.at_hand = part.images
         self._mark_open()
+        work.outcome.begins(part.images, part.size)
         try:
             self.report.begins(batch)
             self._health.prepare(batch)

@@ -1,5 +1,6 @@
 """What became of a claim that was rendered, for the stage that stores its pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from services.core.model.specs import Image
@@ -40,7 +41,7 @@ class Outcome:
     """The result of rendering a claim. Images that are neither in `rendered` nor in `plan.failed` are released.
 
     `seconds` is the time that the device gave it, `pass_seconds` that of the passes that gave pictures, `slots` their
-    batch sizes summed, padding included.
+    batch sizes summed, padding included. `begun`: by job, its share of all batches that began, in slots.
     """
 
     held: HeldClaim
@@ -49,3 +50,9 @@ class Outcome:
     seconds: float = 0.0
     pass_seconds: float = 0.0
     slots: int = 0
+    begun: dict[int, float] = field(default_factory=dict)
+
+    def begins(self, images: Sequence[Image], size: int) -> None:
+        """A batch of `size` slots begins, for these images."""
+        for image in images:
+            self.begun[image.job_id] = self.begun.get(image.job_id, 0.0) + size / len(images)

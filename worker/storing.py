@@ -251,7 +251,7 @@ class StoringStage:
                 with self._database.begin_system() as connection:
                     settled = settlement.settle(
                         connection, claim.id, device=self._device, stored=stored, failed=failed, released=released,
-                        render_seconds=outcome.seconds, slots=outcome.slots,
+                        render_seconds=outcome.seconds, slots=outcome.slots, rendered=outcome.begun,
                     )  # fmt: skip
                     if settled.verdict is settlement.Verdict.FENCED:
                         quarantine.retract_crash(connection, claim.id)

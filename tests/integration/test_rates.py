@@ -72,6 +72,22 @@ def test_a_settle_counts_what_it_finished_and_what_it_took_by_minute_and_by_hour
         assert 8 / 3660 <= found.hour <= 8 / 3600
 
 
+def test_a_job_whose_images_only_waited_in_a_claim_pays_nothing_for_it(ready, settings):
+    ours, theirs = submit(ready, settings, 6), submit(ready, settings, 2)
+    taken = claim(ready)
+    done = stored(taken)[:6]
+    with ready.begin_system() as connection:
+        settlement.settle(
+            connection, taken.id, device="d", stored=done, render_seconds=4.0, slots=16, rendered={ours: 16.0},
+            released=[(theirs, 0), (theirs, 1)],
+        )  # fmt: skip
+        assert queries.job(connection, TENANT, ours).device_seconds == pytest.approx(4.0)
+        assert queries.job(connection, TENANT, theirs).device_seconds == 0.0
+    fold(ready)
+    with ready.begin(TENANT) as connection:
+        assert sum(point.slots for point in rates.series(connection, TENANT, "hour", 2)) == pytest.approx(16.0)
+
+
 def test_what_is_folded_hours_later_counts_in_the_hour_in_which_it_happened(ready, settings):
     job_id = submit(ready, settings, 40)
     for hours, done in ((0, 5), (3, 7), (26, 11)):

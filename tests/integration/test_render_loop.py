@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import text
 
-from services.core.jobs import lifecycle
+from services.core.jobs import lifecycle, queries
 from services.core.model import ids
 from services.core.model.specs import Shape
 from services.core.model.states import ImageState
@@ -296,6 +296,20 @@ def test_a_warm_stop_gives_back_what_waits_in_the_claim_at_hand(holding, databas
     assert render_loop.pipeline.begun == 1
     with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(lost), max(attempt) FROM images")).one() == (0, 0)
+
+
+def test_what_waits_in_a_claim_that_a_stop_cuts_short_has_cost_its_job_nothing(holding, database, fast):
+    render_loop = holding(0.5)
+    first, second = submit(database, fast, mugs(64)), submit(database, fast, mugs(64))
+    worker = threading.Thread(target=render_loop.run)
+    worker.start()
+    until(lambda: counts(database, second) == {"rendering": 64})
+    render_loop.stopping.set()
+    worker.join(10)
+    assert counts(database, second) == {"queued": 64} and counts(database, first)["done"] < 64
+    with database.begin(TENANT) as connection:
+        paid = [queries.job(connection, TENANT, job_id).device_seconds for job_id in (first, second)]
+    assert paid[0] > 0 and paid[1] == 0
 
 
 def test_the_next_claim_is_taken_shortly_before_the_end_of_the_one_at_hand(holding, database, fast):

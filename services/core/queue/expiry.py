@@ -58,6 +58,6 @@ def take_back(connection: Connection, held: Sequence[Any], state: ClaimState, *,
     job_ids = sorted({job_id for row in held for job_id in row.job_ids})
     claims.share_jobs(connection, job_ids)
     values = {"claim_ids": [row.id for row in held], "job_ids": job_ids, "lost": lost, "claim_state": state}
-    values["message"] = _REASON
-    rest = {"render_seconds": None, "slots": 0, "stopped": states.guard(states.STOPPED_JOB_STATES)}
-    return int(connection.execute(_TAKE_BACK, values | rest).one().images)
+    values |= {"message": _REASON, "stopped": states.guard(states.STOPPED_JOB_STATES)}
+    costs: dict[str, Any] = {"render_seconds": None, "slots": 0, "sharing": [], "shares": []}
+    return int(connection.execute(_TAKE_BACK, values | costs).one().images)

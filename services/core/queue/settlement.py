@@ -4,7 +4,8 @@ Functions take an open system transaction and never commit. `claims` says in whi
 """
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -115,9 +116,11 @@ def settle(
     released: Sequence[tuple[int, int]] = (),
     render_seconds: float | None = None,
     slots: int = 0,
+    rendered: Mapping[int, float] | None = None,
 ) -> Settlement:
     """Ends a claim: every image of it becomes done, failed or queued again. `render_seconds` is how long the device was
-    at it, and `slots` the sizes of its batches summed, padding included.
+    at it, and `slots` the sizes of its batches summed, padding included. Its jobs share both as `rendered` says, by
+    job, or else by their images: what waited in the claim and was given back has cost nothing.
 
     Images of a cancelled job become cancelled, whatever their outcome.
 
@@ -130,6 +133,8 @@ def settle(
     outcomes = [(image.job_id, image.index, int(ImageState.DONE), image.bytes) for image in stored]
     outcomes += [(image.job_id, image.index, int(ImageState.FAILED), 0) for image in failed]
     outcomes += [(job_id, index, int(ImageState.QUEUED), 0) for job_id, index in released]
+    parts = rendered or Counter(job_id for job_id, *_ in outcomes)
+    whole = sum(parts.values())
     moved = connection.execute(
         _MOVE,
         {
@@ -139,6 +144,8 @@ def settle(
             "claim_state": ClaimState.SETTLED,
             "render_seconds": render_seconds,
             "slots": slots,
+            "sharing": list(parts),
+            "shares": [part / whole for part in parts.values()],
             "stopped": states.guard(states.STOPPED_JOB_STATES),
         },
     ).one()
