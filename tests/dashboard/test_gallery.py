@@ -251,7 +251,7 @@ def test_an_image_shows_its_attempts_and_is_retried_alone_with_its_cause_or_with
     signed.render(most=4, failed=[1, 2, 3])
     page = f"/jobs/{job}/images/1"
     shown = signed.browser.get(page).text
-    assert "it broke" in shown and "in a batch of 4" in shown and "worker-a" in shown and "host device" in shown
+    assert "it broke" in shown and "among 4 images" in shown and "worker-a" in shown and "host device" in shown
     assert "Retry this image" not in shown  # the job has not finished
     assert "Attempts" not in signed.browser.get(f"/jobs/{job}/images/0").text
     signed.render(failed=[4], message="another")

@@ -21,8 +21,8 @@ ORDER BY claim_id, id DESC
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """`device` names host and device. `began`: when the worker claimed the image, together with others as a batch of
-    `batch_images`. The release before recorded neither worker nor begin."""
+    """`device` names host and device. `began`: when the worker claimed the image, as one of `batch_images` in its
+    claim; of a crash they are those that were being rendered. The release before recorded neither worker nor begin."""
 
     code: str
     message: str

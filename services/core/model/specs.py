@@ -169,7 +169,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A lease on a batch of images. `id` is never reused: it is the fencing token. `reproducibility_class` is the one
+    """A lease on images of one shape. `id` is never reused: it is the fencing token. `reproducibility_class` is the one
     that was asked for, "" if any will do. `seconds`: how long rendering it is expected to take, 0 if that is not known.
     `suspect`: its images are quarantined, so nothing may be rendered beside them.
     """
