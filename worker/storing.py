@@ -29,6 +29,7 @@ from worker.scoring import Scoring
 
 log = logging.getLogger(__name__)
 UPLOADS = 8
+HOPELESS = UPLOADS  # failures of the store or a policy in a row, after which a worker that stops tries no further
 REVIEW_PAUSES = (0.1, 0.5, 2.0)  # seconds between tries to check a picture while the device has no memory for it
 REFUSED_LEASES = 2  # a store that refuses this worker for so long may accept others': release the images
 
@@ -45,6 +46,7 @@ class StoringStage:
         self._cannot_check, self._counts = device.cannot_check, device.counts
         self._abandon, self._scoring, self._judging = abandon, scoring, judging
         self._closed = False
+        self._failures = 0  # of the store or a policy, in a row
         self._batches = ThreadPoolExecutor(settings.spool_batches, "store")
         self._uploading = ThreadPoolExecutor(UPLOADS, "upload")
         self._handed_over = 0  # claims that are not settled yet
@@ -97,6 +99,11 @@ class StoringStage:
             log.error("store hangs; the process ends", extra={"claim": outcome.held.claim.id, "seconds": seconds})
             self._abandon()
 
+    def _is_hopeless(self) -> bool:
+        """Whether nothing more is to be tried: the worker stops, and a claim of many images, each of which waits for a
+        store or a policy that does not answer, would outlast the time that it has for that."""
+        return self._stopping.is_set() and self._failures >= HOPELESS
+
     def _count(self, by: int) -> None:
         with self._counting:
             self._handed_over += by
@@ -143,7 +150,7 @@ class StoringStage:
     def _encode(self, held: HeldClaim, rendered: Rendered) -> Encoded | FailedImage | None:
         """Checks, judges, encodes, and begins to score."""
         image = rendered.image
-        if not held.wants(image):
+        if not held.wants(image) or self._is_hopeless():
             return None
         try:
             picture = self._review(rendered.picture)
@@ -156,6 +163,7 @@ class StoringStage:
                 image, picture, lambda: self._goes_on(held, image), until=held.store_until
             )  # fmt: skip
         except Unjudged:
+            self._failures += 1
             return None
         if refused is not None:
             return refused
@@ -175,16 +183,19 @@ class StoringStage:
         """Stores the object for as long as `image`, one of those in it, is wanted. None: it was given up."""
         metadata = metadata | {"device": self._device, "versions": self._pipeline.versions}
         pause, refused_until = 0.2, time.monotonic() + REFUSED_LEASES * self._settings.lease_seconds
-        while not held.lost and held.wants(image):
+        while not held.lost and held.wants(image) and not self._is_hopeless():
             if time.monotonic() > held.store_until:
                 self.store_away()
                 break
             try:
                 with self._counts.store_seconds.time():
-                    return self._objects.put(
+                    found = self._objects.put(
                         self._objects.key(name), data, media_type, metadata, claim_id=held.claim.id
                     )  # fmt: skip
+                self._failures = 0
+                return found
             except StoreUnavailable as error:
+                self._failures += 1
                 is_refusal = isinstance(error, StoreRefused)
                 self._counts.store_failed(refused=is_refusal)
                 if is_refusal and time.monotonic() > refused_until:

@@ -1,5 +1,6 @@
 """The worker's loop in this process, with the simulated pipeline, a real database and a real store."""
 
+import contextlib
 import dataclasses
 import hashlib
 import threading
@@ -11,6 +12,7 @@ from sqlalchemy import text
 
 from services.core.jobs import lifecycle, queries
 from services.core.model import ids
+from services.core.model.errors import StoreUnavailable
 from services.core.model.specs import Shape
 from services.core.model.states import ImageState
 from services.core.queue import counters, expiry
@@ -19,7 +21,7 @@ from tests.factories import TENANT, claim, submit
 from tests.proxy import Proxy
 from tests.render_loops import counts, images, mugs
 from tests.waiting import until
-from worker import storing
+from worker import judging, storing
 from worker.pipeline import InvalidOutput, OutOfMemory, Picture, reproducibility_class
 from worker.pipelines import simulated
 from worker.pipelines.simulated import SimulatedPipeline
@@ -236,10 +238,11 @@ def holding(make_render_loop, fast):
             self.begun += 1
             return super().render(batch, on_step)
 
-    def make(seconds: float):
+    def make(seconds: float, **parts: object):
         slow = dataclasses.replace(fast, simulated_batch_ms=seconds * 1000)
-        render_loop = make_render_loop(slow, pipeline=Counting)
-        render_loop._sizes.measured(Shape(simulated.REVISION, 64, 64, 10, True), 0.5 / 128)
+        render_loop = make_render_loop(slow, pipeline=Counting, **parts)
+        shape = Shape(simulated.REVISION, 64, 64, 10, True)
+        render_loop._sizes.measured(shape, 0.5 / 128)
         return render_loop
 
     return make
@@ -310,6 +313,38 @@ def test_what_waits_in_a_claim_that_a_stop_cuts_short_has_cost_its_job_nothing(h
     with database.begin(TENANT) as connection:
         paid = [queries.job(connection, TENANT, job_id).device_seconds for job_id in (first, second)]
     assert paid[0] > 0 and paid[1] == 0
+
+
+@pytest.mark.parametrize("what", ["store", "policy"])
+def test_a_worker_that_stops_does_not_wait_for_an_answer_for_each_image_of_a_claim(holding, database, fast, what):
+    asked = []
+
+    def hang(error):
+        asked.append(1)
+        time.sleep(0.5)
+        raise error
+
+    class Store(s3.S3Store):
+        def put(self, *arguments, **options):
+            hang(StoreUnavailable)
+
+    class Policy(judging.Judging):
+        def refusal(self, *arguments, **options):
+            while True:
+                with contextlib.suppress(judging.Unjudged):
+                    hang(judging.Unjudged)
+                if render_loop.stopping.is_set():
+                    raise judging.Unjudged
+
+    parts = {"store": Store(fast)} if what == "store" else {"judging": Policy(fast)}
+    render_loop = holding(0.01, **parts)
+    job_id = submit(database, fast, mugs(128))
+    worker = threading.Thread(target=render_loop.run)
+    worker.start()
+    until(lambda: len(asked) >= 2 * storing.UPLOADS)
+    render_loop.stopping.set()
+    worker.join(60)
+    assert counts(database, job_id) == {"queued": 128} and len(asked) <= 5 * storing.UPLOADS
 
 
 def test_the_next_claim_is_taken_shortly_before_the_end_of_the_one_at_hand(holding, database, fast):
