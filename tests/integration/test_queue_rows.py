@@ -353,10 +353,11 @@ def test_a_claim_writes_who_holds_which_jobs_and_for_how_long(database, settings
     assert (taken.lease_seconds, taken.fresh_jobs) == (45.0, (first, second))
     ((claim_id, worker, state, count, job_ids, left),) = rows(
         database,
-        "SELECT id, worker_id, state, images, job_ids, extract(epoch FROM expires_at - created_at) FROM claims",
+        """SELECT id, worker_id, state, images, job_ids, expires_at - interval '45 s' BETWEEN created_at AND now()
+           FROM claims""",
     )
     assert (claim_id, worker, state, count, sorted(job_ids), left) == (
-        taken.id, "worker-x", "open", 5, [first, second], 45,
+        taken.id, "worker-x", "open", 5, [first, second], True,
     )  # fmt: skip
     assert [row[3] for row in images(database, second)] == [taken.id, taken.id, None]
     assert counted(database, first) == {"rendering": 3}
