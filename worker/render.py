@@ -67,7 +67,7 @@ class RenderLoop:
         self._one_at_a_time = threading.Lock()
         self._seats = threading.Semaphore(settings.spool_batches)
         self._claiming = ThreadPoolExecutor(1, "claim")
-        self._turns, self._sizes = batching.Turns(), ClaimSizes()
+        self._turns, self._sizes = batching.Turns(), ClaimSizes(settings.storing_seconds, settings.spool_batches)
         self._free_at = 0.0  # when the device should have rendered what it is at, by the monotonic clock
         self._left = False  # whether the last claim left work to others
         self.leaving = Leaving()
@@ -171,7 +171,15 @@ class RenderLoop:
         return take
 
     def _hand_over(self, outcome: Outcome) -> Future[None]:
-        return self._storing.hand_over(outcome, self._seats.release)
+        began = time.monotonic()
+
+        def settled() -> None:
+            if outcome.rendered:
+                shape, images = outcome.held.claim.shape, len(outcome.rendered)
+                self._sizes.stored(shape, images, time.monotonic() - began)
+            self._seats.release()
+
+        return self._storing.hand_over(outcome, settled)
 
     def _take(self) -> HeldClaim | None:
         began = traces.now()
@@ -189,8 +197,10 @@ class RenderLoop:
                 try:
                     held.trace = self._traced(claim, began)
                     self._after_claim(claim, found)
+                    fetching = time.monotonic()
                     self._dedupe.copy_existing(held)
                     self._inputs.fetch(held)
+                    self._sizes.fetched(time.monotonic() - fetching)
                     self._charge(held)
                 except BaseException:  # no thread can be started, say: the lease runs out, and others take the images
                     self.heartbeat.release_claim(held)

@@ -155,7 +155,7 @@ def test_an_unreachable_store_fails_nothing_uses_no_attempt_and_stops_the_claimi
     proxied = s3.S3Store(away)
     proxied.prepare()
     render_loop = make_render_loop(store=proxied)
-    job_id = submit(database, fast, mugs(1_500))
+    job_id = submit(database, fast, mugs(300))
     proxy.cut()
     worker = threading.Thread(target=render_loop.run)
     worker.start()
@@ -170,10 +170,10 @@ def test_an_unreachable_store_fails_nothing_uses_no_attempt_and_stops_the_claimi
     time.sleep(fast.lease_seconds * 1.2)  # longer than a lease: the heartbeat keeps what waits in the spool
     with database.begin_system() as connection:
         counters.fold(connection)
-    assert counts(database, job_id) == {"queued": 1_500 - in_hand, "rendering": in_hand}
+    assert counts(database, job_id) == {"queued": 300 - in_hand, "rendering": in_hand}
     proxy.mend()
     worker.join(30)
-    assert counts(database, job_id) == {"done": 1_500}
+    assert counts(database, job_id) == {"done": 300}
     with database.begin_system() as connection:
         assert connection.execute(text("SELECT max(attempt), max(lost) FROM images")).one() == (0, 0)
     proxy.close()
@@ -243,6 +243,7 @@ def holding(make_render_loop, fast):
         render_loop = make_render_loop(slow, pipeline=Counting, **parts)
         shape = Shape(simulated.REVISION, 64, 64, 10, True)
         render_loop._sizes.measured(shape, 0.5 / 128)
+        render_loop._sizes.stored(shape, 128, 0.1)
         return render_loop
 
     return make
@@ -345,6 +346,22 @@ def test_a_worker_that_stops_does_not_wait_for_an_answer_for_each_image_of_a_cla
     render_loop.stopping.set()
     worker.join(60)
     assert counts(database, job_id) == {"queued": 128} and len(asked) <= 5 * storing.UPLOADS
+
+
+def test_a_fast_device_with_a_slow_store_renders_nothing_in_vain(make_render_loop, database, fast):
+    class Slow(s3.S3Store):
+        def put(self, *arguments, **options):
+            time.sleep(0.15)
+            return super().put(*arguments, **options)
+
+    settings = dataclasses.replace(fast, storing_seconds=3.0)
+    render_loop = make_render_loop(settings, store=Slow(settings))
+    job_id = submit(database, fast, mugs(300))
+    render_loop.run()
+    assert counts(database, job_id) == {"done": 300}
+    with database.begin_system() as connection:
+        held = connection.execute(text("SELECT sum(images), max(images) FROM claims")).one()
+    assert held == (300, 16), "each image was claimed once"
 
 
 def test_the_next_claim_is_taken_shortly_before_the_end_of_the_one_at_hand(holding, database, fast):
