@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from sqlalchemy import text
 
 from scheduler.background_tasks import BackgroundTaskRunner, background_tasks
 from services.core.db.database import Database
+from services.core.exports import shards as export_shards
 from services.core.exports.formats import FORMATS
 from services.core.model import ids
 from services.core.notify import Notifier
@@ -25,8 +27,15 @@ from tests.integration.test_storage_audit import audit
 from tests.render_loops import RenderLoopMaker, images, mugs
 from tests.waiting import until
 from tests.web import Api
+from worker import claim_sizes
 
 COUNT = 48  # in three claims of 16
+
+
+@pytest.fixture(autouse=True)
+def small_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one batch each, however fast they are rendered."""
+    monkeypatch.setattr(claim_sizes, "CLAIM_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -85,6 +94,32 @@ def test_an_export_reads_whole_shards_and_is_the_same_as_from_objects(
     unpack(database, store, job)
     second = exporting.export(database, settings, store, job, form, **wished)
     assert exporting.sums(database, first.id) == exporting.sums(database, second.id)
+
+
+def test_an_image_folder_holds_few_large_images_of_shards_at_once(
+    job: int, database: Database, settings: Settings, store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_shards, "_SHARED_BYTES", 1)  # all are large
+    read, put, lock = store.read_small, store.put_file, threading.Lock()
+    held = [0]
+
+    def reading(key: str) -> bytes:
+        data = read(key)
+        with lock:
+            held.append(held[-1] + len(data))
+        return data
+
+    def putting(key: str, file: Any, media_type: str) -> None:
+        size = len(file.getvalue()) if media_type.startswith("image/") else 0
+        put(key, file, media_type)
+        with lock:
+            held.append(held[-1] - size)
+
+    monkeypatch.setattr(store, "read_small", reading)
+    monkeypatch.setattr(store, "put_file", putting)
+    found = exporting.export(database, settings, store, job, "imagefolder")
+    assert found.state == "completed", found.error
+    assert 0 < max(held) <= max(image.bytes or 0 for image in images(database, job)) and held[-1] == 0
 
 
 def test_a_dataset_reads_whole_shards_and_is_the_same_as_from_objects(

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from services.core.exports.shards import _LOT, _LOT_BYTES, _SHARED, _lots
+from services.core.exports.shards import _LOT, _LOT_BYTES, _SHARED, lots
 
 
 def images(*sizes: int, key: str = "7.png") -> list[Any]:
@@ -12,12 +12,12 @@ def images(*sizes: int, key: str = "7.png") -> list[Any]:
 
 def test_lots_hold_few_images_and_few_bytes():
     some = images(*[3_000] * 20, *[_LOT_BYTES] * 3, *[_LOT_BYTES // 2] * 5)
-    lots = list(_lots(iter(some)))
-    assert [one for lot in lots for one in lot] == some
-    assert [len(lot) for lot in lots] == [_LOT, _LOT, 4, 1, 1, 1, 2, 2, 1]
-    assert list(_lots(iter([]))) == []
+    found = list(lots(iter(some)))
+    assert [one for lot in found for one in lot] == some
+    assert [len(lot) for lot in found] == [_LOT, _LOT, 4, 1, 1, 1, 2, 2, 1]
+    assert list(lots(iter([]))) == []
 
 
 def test_images_of_shards_are_fetched_many_at_once():
     some = images(*[3_000] * (_SHARED + 7), key="7.tar#512+3000")
-    assert [len(lot) for lot in _lots(iter(some))] == [_SHARED, 7]
+    assert [len(lot) for lot in lots(iter(some))] == [_SHARED, 7]

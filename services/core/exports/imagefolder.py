@@ -14,7 +14,7 @@ from typing import Any
 from services.core.exports.members import Member
 from services.core.exports.parquet import RecordTable
 from services.core.exports.records import File
-from services.core.exports.shards import ExportFailed, ExportWriter, Shard, missing
+from services.core.exports.shards import ExportFailed, ExportWriter, Shard, lots, missing
 from services.core.model import file_names
 from services.core.model.errors import ObjectMissing
 from services.core.storage import members as members_of_shards
@@ -34,10 +34,12 @@ def write(writer: ExportWriter[Any], shard: Shard, members: Iterable[Member]) ->
         for some in _batches(members):
             writer.keep()
             in_shards = [member for member in some if members_of_shards.place(member.object_key) is not None]
-            files += pool.map(
-                lambda member, data: _put(writer, f"{folder}/{member.file_name}", member, data),
-                in_shards, writer.fetch(in_shards),
-            )  # fmt: skip
+            for lot in lots(in_shards):
+                writer.keep()
+                files += pool.map(
+                    lambda member, data: _put(writer, f"{folder}/{member.file_name}", member, data),
+                    lot, writer.fetch(lot),
+                )  # fmt: skip
             objects = [member for member in some if members_of_shards.place(member.object_key) is None]
             files += pool.map(lambda member: _copy(writer, f"{folder}/{member.file_name}", member), objects)
             for member in some:

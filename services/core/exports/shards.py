@@ -83,7 +83,7 @@ class ExportWriter(Generic[_What]):
         waiting: deque[tuple[list[Member], Future[list[bytes]]]] = deque()
         with ThreadPoolExecutor(_FETCHERS) as pool:
             try:
-                for lot in _lots(members):
+                for lot in lots(members):
                     waiting.append((lot, pool.submit(self.fetch, lot)))
                     if len(waiting) == _AHEAD:
                         yield from self._next(waiting)
@@ -135,8 +135,8 @@ def _check(member: Member, data: bytes) -> None:
         )
 
 
-def _lots(members: Iterable[Member]) -> Iterator[list[Member]]:
-    """In order: a few small images together, many of shards, large ones alone."""
+def lots(members: Iterable[Member]) -> Iterator[list[Member]]:
+    """What is in memory together, in order: a few small images, many of shards, a large one alone."""
     lot: list[Member] = []
     size, most, most_bytes = 0, 0, 0
     for member in members:
