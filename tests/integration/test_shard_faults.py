@@ -59,7 +59,7 @@ def test_a_worker_that_is_killed_between_the_store_and_the_database_leaves_an_or
 ) -> None:
     later = make_render_loop(worker="later")
     job_id = submit(database, fast, mugs(16), head=SHARDS)
-    slow = dataclasses.replace(programs.settings("worker", fast), simulated_batch_ms=500.0)
+    slow = dataclasses.replace(programs.settings("worker", fast), simulated_batch_ms=500.0, lease_seconds=30.0)
     process = multiprocessing.get_context("spawn").Process(target=loop_process.run, args=(slow, "first"), daemon=True)
     process.start()
     try:
@@ -96,6 +96,10 @@ def test_a_worker_that_loses_its_lease_settles_nothing_and_the_winner_s_shard_st
     worker = threading.Thread(target=loser.run)
     worker.start()
     assert reached.wait(30)
+    if stored := tars(store, job_id):  # its claim may record it yet
+        with database.begin_system() as connection:
+            assert owners.orphans(connection, stored, {store.key("")}).orphans == []
+    assert bool(stored) is (is_paused == "before it settles")
     expire(database)
     winner.run()
     assert counts(database, job_id) == {"done": 16}
