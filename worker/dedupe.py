@@ -69,6 +69,7 @@ class Dedupe:
                 sha256=source.sha256,
                 size=source.bytes,
                 claim_id=held.claim.id,
+                of_member=_written(source),
             )
         except StoreUnavailable as error:
             log.warning("not copied", extra={"claim": held.claim.id, "error": str(error)})
@@ -79,3 +80,9 @@ class Dedupe:
         return replace(
             source, job_id=image.job_id, index=image.index, object_key=copied, render_seconds=0.0, reused=True
         )
+
+
+def _written(source: StoredImage) -> dict[str, str]:
+    """What a worker says of an object of its own: whoever adopts the copy records it."""
+    versions = {} if source.versions is None else {"versions": source.versions}
+    return {"device": source.device, "class": source.reproducibility_class} | versions

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from services.api import stored
 from services.cli.app import app
 from services.core.db.database import Database
 from services.core.jobs import lifecycle, queries, retry
@@ -27,10 +28,17 @@ from tests import exporting
 from tests.factories import TENANT, submit
 from tests.render_loops import RenderLoopMaker, counts, images, mugs
 from tests.web import Api
+from worker import claim_sizes
 from worker.render import RenderLoop
 
 SHARDS = {"store": "shards"}
 FORMATS = ("png", "jpeg", "webp")
+
+
+@pytest.fixture(autouse=True)
+def small_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one batch each, however fast they are rendered."""
+    monkeypatch.setattr(claim_sizes, "CLAIM_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -110,6 +118,13 @@ def test_the_web_server_sends_an_image_of_a_shard_itself(
     api: Api, render_loop: RenderLoop, fast: Settings, store: S3Store, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    turns, answer_stored = set(), stored.answer
+
+    async def noting(request: Any, context: Any, tenant: int | None, *rest: Any) -> Any:
+        turns.add(tenant)
+        return await answer_stored(request, context, tenant, *rest)
+
+    monkeypatch.setattr(stored, "answer", noting)
     job = api.submit(*rows(5), **SHARDS)
     render_loop.run()
     assert job["store"] == api.http.get(f"/v1/jobs/{job['id']}").json()["store"] == "shards"
@@ -120,6 +135,7 @@ def test_the_web_server_sends_an_image_of_a_shard_itself(
     assert [answer.headers["content-type"] for answer in signed[:3]] == ["image/png", "image/jpeg", "image/webp"]
     path = f"/v1/jobs/{job['id']}/images/2/content"
     whole = signed[2].content
+    assert turns == {TENANT}
     assert api.http.get(path).content == whole
     assert httpx.get(f"{api.url}{path}").status_code == 401
     part = api.http.get(path, headers={"Range": "bytes=10-29"})
@@ -181,6 +197,9 @@ def test_an_equal_image_is_copied_out_of_a_shard_and_one_of_a_shard_can_be_drawn
     assert [image.reused for image in found] == [True] * 6 + [False] * 2
     assert [members.place(image.object_key) is None for image in found] == [True] * 6 + [False] * 2
     assert all(is_stored(store, image) for image in found)
+    told = store._client.head_object(Bucket=store.bucket, Key=found[0].object_key)["Metadata"]
+    assert (told["device"], told["class"]) == (found[0].device, found[0].reproducibility_class)
+    assert told["versions"] == found[0].versions
     drawn_on = {"image": f"{ids.public_job(first)}/1", "strength": 0.5}
     job = api.submit({"prompt": "a red mug", "size": "64x64", **drawn_on})
     render_loop.run()

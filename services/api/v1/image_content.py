@@ -68,7 +68,8 @@ def _answer(request: Request, context: Context, job_id: str, index: str, signatu
     filename, media_type = _filename(number, image), f"image/{image.payload.output_format}"
     disposition = {"Content-Disposition": file_names.attachment(filename)}
     if members.place(image.object_key) is not None:
-        return InShard(tenant, Stored(image.object_key, image.sha256, image.bytes, media_type), disposition)
+        found = Stored(image.object_key, image.sha256, image.bytes, media_type)
+        return InShard(_owner(context, number) if tenant is None else tenant, found, disposition)
     if request.state.is_head:
         described = {"Content-Length": str(image.bytes)} | disposition
         return Response(headers=representations.headers(image.sha256) | described, media_type=media_type)
@@ -86,6 +87,12 @@ def _done_image(context: Context, tenant: int | None, number: int, index: int) -
     if image.state is not ImageState.DONE or image.object_key is None or image.sha256 is None:
         raise ApiError(409, "not_done", f"The image is {image.state.word}; it can be fetched once it is done.")
     return image
+
+
+def _owner(context: Context, number: int) -> int | None:
+    """Whose link it is, so that one tenant's do not keep those of others waiting."""
+    with context.database.begin_system() as connection:
+        return queries.owner(connection, number)
 
 
 def _filename(number: int, image: queries.ImageView) -> str:

@@ -157,7 +157,7 @@ _IMAGES_NOT_FAILED = _page(
     f"(SELECT * FROM ({_NOT_FAILED}) other ORDER BY index LIMIT :limit)",  # noqa: S608  our own text
 )
 _OWNS = statement("queries.owns")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND tenant_id = :tenant_id)")
-_IS_SHOWN = statement("queries.is_shown")("SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND deleted_at IS NULL)")
+_OWNER = statement("queries.owner")("SELECT tenant_id FROM jobs WHERE id = :job_id AND deleted_at IS NULL")
 _WAITING_MODELS = statement("queries.waiting_models")("""
 SELECT DISTINCT m.name FROM models m WHERE EXISTS (
   SELECT FROM segments WHERE model_revision = m.revision AND open AND low <= high)
@@ -341,13 +341,16 @@ def images_of_cause(
     return [_image_view(row) for row in connection.execute(_IMAGES_OF_CAUSE, values)]
 
 
+def owner(connection: Connection, job_id: int) -> int | None:
+    """The job's tenant, in a transaction of the system. None: there is no such job, or it is deleted."""
+    found: int | None = connection.execute(_OWNER, {"job_id": job_id}).scalar_one_or_none()
+    return found
+
+
 def image(connection: Connection, tenant_id: int | None, job_id: int, index: int) -> ImageView | None:
     """One image. None: there is none, or it belongs to another tenant. With tenant_id None, any tenant's image, in a
     transaction of the system, which also sees jobs that are deleted: so it is asked for."""
-    if tenant_id is None:
-        shown = bool(connection.execute(_IS_SHOWN, {"job_id": job_id}).scalar_one())
-    else:
-        shown = exists(connection, tenant_id, job_id)
+    shown = owner(connection, job_id) is not None if tenant_id is None else exists(connection, tenant_id, job_id)
     found = images_at(connection, job_id, [index]) if shown else []
     return found[0] if found else None
 

@@ -1,6 +1,6 @@
 """The ImageStore contract: where images and files are stored. An object is written once and never changed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Protocol
 
@@ -72,9 +72,19 @@ class ImageStore(Protocol):
         """Copies an object with its metadata within the store. A second call is not an error."""
         ...
 
-    def copy_new(self, source: str, target: str, *, sha256: bytes, size: int, claim_id: int) -> str | None:
+    def copy_new(
+        self,
+        source: str,
+        target: str,
+        *,
+        sha256: bytes,
+        size: int,
+        claim_id: int,
+        of_member: Mapping[str, str] | None = None,
+    ) -> str | None:
         """Copies an object of that content to `target`, or to a key of this claim; returns the key. An existing object
-        at `target` stays. None: `source` is missing or has other content, or `target` has other content."""
+        at `target` stays. None: `source` is missing or has other content, or `target` has other content. `of_member`:
+        the copy's metadata if `source` is a member of a shard, which has none."""
         ...
 
     def drop(self, key: str) -> None:

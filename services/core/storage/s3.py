@@ -6,7 +6,7 @@ An object is written once. A second writer of the same key reads the first one's
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import IO, Any
 
@@ -131,9 +131,18 @@ class S3Store:
         with self._translated():
             self._client.copy_object(Bucket=self.bucket, Key=target, CopySource={"Bucket": self.bucket, "Key": source})
 
-    def copy_new(self, source: str, target: str, *, sha256: bytes, size: int, claim_id: int) -> str | None:
+    def copy_new(
+        self,
+        source: str,
+        target: str,
+        *,
+        sha256: bytes,
+        size: int,
+        claim_id: int,
+        of_member: Mapping[str, str] | None = None,
+    ) -> str | None:
         if members.place(source) is not None:
-            return self._copy_member(source, target, sha256, claim_id)
+            return self._copy_member(source, target, sha256, claim_id, of_member or {})
         if not self._holds(source, sha256, size):
             return None
         if not self._copies_conditionally():
@@ -143,14 +152,16 @@ class S3Store:
             return None
         return target
 
-    def _copy_member(self, source: str, target: str, sha256: bytes, claim_id: int) -> str | None:
+    def _copy_member(
+        self, source: str, target: str, sha256: bytes, claim_id: int, metadata: Mapping[str, str]
+    ) -> str | None:
         try:
             data = self.read_small(source)
         except ObjectMissing:
             return None
         if hashlib.sha256(data).digest() != sha256:
             return None
-        made = self.put(target, data, file_names.media_type(target), {}, claim_id=claim_id)
+        made = self.put(target, data, file_names.media_type(target), dict(metadata), claim_id=claim_id)
         return made.key if made.sha256 == sha256 else None
 
     def drop(self, key: str) -> None:
