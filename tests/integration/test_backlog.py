@@ -10,6 +10,7 @@ from sqlalchemy import text
 from services.core.fleet import throughput, workers
 from services.core.jobs import backlog, lifecycle
 from services.core.model.specs import Shape
+from services.core.monitoring import house
 from services.core.queue import counters
 from tests import factories
 from tests.factories import TENANT, submit
@@ -102,6 +103,43 @@ def test_another_models_work_in_the_same_job_is_not_counted(ready, settings):
     # Exactly nothing: the rest of the job would keep a worker of the other model up.
     assert work(look(ready, "other")) == (0, 0, 0.0)
     assert look(ready).queued == 8
+
+
+def test_the_leading_scheduler_tells_the_same(ready, settings):
+    """Whoever scales by presswork_backlog_seconds scales as the chart does."""
+
+    def both(model: str) -> tuple[float, float]:
+        with ready.begin_system() as connection:
+            counters.fold(connection)
+            shown = house.read(connection)["presswork_backlog_seconds"][model,]
+            return shown, backlog.backlog(connection, model, house.ASSUMED_SECONDS).accelerator_seconds
+
+    factories.register(ready, dataclasses.replace(factories.CARD, name="other", revision="other-1"))
+    with ready.begin_system() as connection:
+        throughput.record(
+            connection, dataclasses.replace(SMALL, width=512, height=512), "h", images=4, seconds_per_image=8
+        )
+        connection.execute(text("INSERT INTO tenants (id, name) VALUES (2, 'away')"))
+    sizes = [{"prompt": "a", "size": size, "n": 6} for size in ("64x64", "512x512")]
+    submit(ready, settings, sizes)
+    submit(ready, settings, 5, model="other")
+    submit(ready, settings, 7, size="64x64", tenant=2)
+    paused = submit(ready, settings, 9, size="64x64")
+    with ready.begin(TENANT) as connection:
+        lifecycle.pause(connection, TENANT, paused, paused=True)
+    with ready.begin_system() as connection:
+        connection.execute(text("UPDATE tenants SET state = 'suspended' WHERE id = 2"))
+    assert both("simulated") == (6 * 0.5 + 6 * 8, 6 * 0.5 + 6 * 8)
+    assert both("other") == (5 * house.ASSUMED_SECONDS, 5 * house.ASSUMED_SECONDS)
+    last = (0.0, 0.0)
+    while claim := factories.claim(ready, 4):
+        last = both("simulated")
+        assert last[0] == pytest.approx(last[1])
+        large = [len(claim.images)] if claim.shape.width == 512 else []
+        factories.settle(ready, claim)
+    # Of the last claim's job, the first images were small ones.
+    assert large and last == (large[0] * 8, large[0] * 8)
+    assert both("simulated") == (0, 0)
 
 
 def ask(api: Api, key: str, **params: Any) -> httpx.Response:

@@ -20,7 +20,7 @@ from sqlalchemy import text
 from scheduler.figures import House
 from services.core.db.database import Database
 from services.core.fleet import throughput
-from services.core.jobs import lanes
+from services.core.jobs import backlog, lanes
 from services.core.metrics import definitions, endpoint, registry
 from services.core.metrics.bounded import LONGEST, Bounded
 from services.core.model.errors import SettingsError
@@ -350,7 +350,16 @@ def test_folders_of_workers_that_were_killed_are_removed_and_those_of_living_one
     assert len(set(made)) == 40 and all(folder.is_dir() and _locked(folder) for folder in made)
 
 
-def test_a_look_reads_a_jobs_segments_by_its_id_however_many_jobs_wait(database: Database, settings: Settings) -> None:
+LOOKS = {
+    "lanes": (lanes._WAITING, {"tenant_id": 0, "is_all": True, "most": house.SEGMENTS, "of_each": house.SEGMENTS}),
+    "backlog": (backlog._WORK, {"tenant_id": None, "revision": factories.REVISION}),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_look_reads_a_jobs_segments_by_its_id_however_many_jobs_wait(
+    look: str, database: Database, settings: Settings
+) -> None:
     factories.register(database)
     job = factories.submit(database, settings, [{"prompt": "a", "n": 3}])
     with database.begin_system() as connection:
@@ -359,9 +368,9 @@ def test_a_look_reads_a_jobs_segments_by_its_id_however_many_jobs_wait(database:
             values = ", ".join(f"one.{name} + n" if name == key else f"one.{name}" for name in names)
             copies = f"SELECT {values} FROM {table} one, generate_series(1, 5000) n WHERE {key} = :job"
             connection.execute(text(f"INSERT INTO {table} ({', '.join(names)}) {copies}"), {"job": job})
-    values = {"tenant_id": 0, "is_all": True, "most": house.SEGMENTS, "of_each": house.SEGMENTS}
+    asked, values = LOOKS[look]
     with database.begin_system() as connection:
-        found = connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {lanes._WAITING.text}"), values).scalar_one()
+        found = connection.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {asked.text}"), values).scalar_one()
     scans = [node for node in _nodes(found[0]["Plan"]) if node["Actual Loops"] > 1000 and "segments" in str(node)]
     assert {node["Index Name"] for node in scans if node.get("Relation Name") == "segments"} == {"segments_pkey"}
 

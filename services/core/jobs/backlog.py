@@ -15,8 +15,14 @@ from services.core.jobs import estimates
 from services.core.tenants import usage
 
 _REVISION = statement("backlog.revision")("SELECT revision FROM models WHERE name = :model")
-# A job's queued images are divided among its open segments, as in `estimates.ahead`. Of a claim it is known how many
-# images it holds, and of which jobs: its shape is taken from the first of them.
+# A claim `c` holds images of one shape, so any of them tells it.
+SHAPE_OF_CLAIM = """
+CROSS JOIN LATERAL (
+  SELECT segment_id FROM images WHERE images.job_id = c.job_ids[1] AND images.claim_id = c.id LIMIT 1
+) one
+JOIN segments s ON s.job_id = c.job_ids[1] AND s.id = one.segment_id
+"""
+# A job's queued images are divided among its open segments, as in `estimates.ahead`.
 _WORK = statement("backlog.work")(f"""
 WITH able AS MATERIALIZED (
   SELECT id FROM tenants t WHERE state = 'active' AND id = coalesce(CAST(:tenant_id AS integer), id)
@@ -33,17 +39,13 @@ WITH able AS MATERIALIZED (
   WHERE s.open AND s.low <= s.high AND s.model_revision = :revision
 ), held AS (
   SELECT {columns.shape("s")}, 0 AS queued, own.images AS rendering
-  FROM claims
+  FROM (SELECT id, job_ids, tenant_ids, tenant_images FROM claims WHERE state = 'open') c
   CROSS JOIN LATERAL (
     SELECT sum(each.images) AS images FROM unnest(tenant_ids, tenant_images) AS each (tenant_id, images)
     WHERE each.tenant_id = coalesce(CAST(:tenant_id AS integer), each.tenant_id)
   ) own
-  JOIN workers w ON w.id = claims.worker_id AND w.model_revision = :revision
-  CROSS JOIN LATERAL (
-    SELECT {", ".join(columns.SHAPE)} FROM segments
-    WHERE segments.job_id = claims.job_ids[1] AND model_revision = :revision ORDER BY id LIMIT 1
-  ) s
-  WHERE claims.state = 'open' AND own.images > 0
+  {SHAPE_OF_CLAIM}
+  WHERE own.images > 0 AND s.model_revision = :revision
 )
 SELECT {columns.shape("work")}, sum(queued)::double precision AS queued, sum(rendering)::integer AS rendering
 FROM (SELECT * FROM waiting UNION ALL SELECT * FROM held) work

@@ -123,7 +123,7 @@ def waiting(connection: Connection, tenant_id: int, *, all_tenants: bool, most: 
 
 
 def _lane(rows: Sequence[Any], shape: Shape, measured: estimates.Measured, name: str, devices: dict[str, int]) -> Lane:
-    images = round(sum(row.images for row in rows))
+    images = sum(row.images for row in rows)
     rate, count = measured.rate(shape), sum(devices.values())
     device_seconds = None if rate is None else rate.seconds * images
     return Lane(
@@ -131,7 +131,7 @@ def _lane(rows: Sequence[Any], shape: Shape, measured: estimates.Measured, name:
         shape=shape,
         priority=rows[0].priority,
         tenant=rows[0].tenant,
-        images=images,
+        images=round(images),
         exact=all(row.exact for row in rows),
         jobs=len({row.job_id for row in rows}),
         oldest_seconds=max(0.0, *(row.waited for row in rows)),

@@ -14,6 +14,7 @@ from services.core.db import columns, revisions
 from services.core.db.statements import statement
 from services.core.fleet import workers
 from services.core.jobs import estimates, lanes, queries
+from services.core.jobs.backlog import SHAPE_OF_CLAIM
 from services.core.jobs.lanes import Lane
 from services.core.metrics.bounded import LONGEST
 from services.core.metrics.definitions import OTHER
@@ -30,14 +31,10 @@ LANES = 50
 ASSUMED_SECONDS = 10.0  # for an image of a model of which nothing was rendered yet
 Figures = dict[str, dict[tuple[str, ...], float]]  # by metric and labels
 
-# A claim holds images of one shape, so any of them tells it.
 _RENDERING = statement("house.rendering")(f"""
 SELECT {columns.shape("s")}, sum(c.images) AS images
-FROM (SELECT id, images, job_ids[1] AS job_id FROM claims WHERE state = 'open' LIMIT :most) c
-CROSS JOIN LATERAL (
-  SELECT segment_id FROM images WHERE images.job_id = c.job_id AND images.claim_id = c.id LIMIT 1
-) i
-JOIN segments s ON s.job_id = c.job_id AND s.id = i.segment_id
+FROM (SELECT id, images, job_ids FROM claims WHERE state = 'open' LIMIT :most) c
+{SHAPE_OF_CLAIM}
 GROUP BY {columns.shape("s")}
 """)  # noqa: S608  our own text
 _NAMES = statement("house.names")("SELECT name, revision FROM models WHERE revision = ANY(:revisions)")
