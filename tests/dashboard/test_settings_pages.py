@@ -194,7 +194,7 @@ def test_an_administrator_downloads_the_audit_trail_as_the_command_writes_it(
     assert file.headers["Content-Disposition"] == 'attachment; filename="audit-trail.jsonl"'
     path = tmp_path / "trail.jsonl"
     path.write_bytes(file.content)
-    found = audit_checking.check(path, {}, lambda _: None)
+    found = audit_checking.check(path, audit_checking.Known(), lambda _: None)
     assert (found.trouble, found.records) == (None, 4)
     other = as_key(signed, Scope.VIEW, Scope.OPERATE).browser
     assert "trail.jsonl" not in other.get("/settings/log").text
