@@ -10,6 +10,7 @@ from services.core.exports import records
 from services.core.files import files, uploads
 from services.core.fleet import workers
 from services.core.model import ids
+from services.core.policy import terms
 from services.core.tenants import tenants, views
 from services.core.webhooks import endpoints
 from services.dashboard.words import plural, size
@@ -122,7 +123,7 @@ KINDS: dict[str, tuple[str, Words]] = {
     "webhook.secret_shown": ("saw a webhook's secret", _plain("saw the secret of")),
     "job.payloads_erased": ("erased prompts", _plain("erased the prompts of")),
     "job.objects_deleted": ("deleted pictures", _plain("deleted the pictures of")),
-    "retention.changed": ("changed the retention rule", _plain("changed the retention rule,")),
+    "retention.changed": ("changed the retention rule", _plain("changed the retention rule of")),
     "storage.audit_requested": ("began an audit of the store", _plain("began an audit of the object store,")),
     "storage.restore_accepted": ("accepted a restore", _plain("accepted database and store after a restore,")),
     "storage.audited": ("audited the store", _plain("audited the object store,")),
@@ -189,6 +190,7 @@ _NAMES: dict[str, Callable[[int], str]] = {
     "job": ids.public_job, "export": records.public_id, "file": files.public_id, "upload": uploads.public_id,
     "bulk": bulk.public_id,
     "view": views.public_id, "tenant": tenants.public_id, "webhook": endpoints.public_id,
+    "policy_term": terms.public_id, "retention": tenants.public_id,
 }  # fmt: skip
 
 
@@ -214,8 +216,8 @@ def _path(event: Event, kind: str, thing: str) -> str | None:
         return f"/jobs/{ids.public_job(event.data['job'])}#exports"
     if kind == "bulk":
         return f"/bulk/{thing}"
-    if kind == "view":
-        return "/settings/views"
+    if kind in ("view", "retention"):
+        return {"view": "/settings/views", "retention": "/settings/storage"}[kind]
     if kind == "webhook" and event.kind != "webhook.deleted":
         return f"/settings/webhooks/{thing}"
     if kind == "schedule" and event.kind != "schedule.deleted":

@@ -20,7 +20,7 @@ from services.core.db import tables
 from services.core.model import ids
 from services.core.model.scopes import Scope
 from services.core.retention import rules
-from services.core.tenants import api_keys
+from services.core.tenants import api_keys, tenants
 from services.core.trail import sealing
 from services.core.webhooks import types as webhook_types
 from services.dashboard import sentences
@@ -250,6 +250,19 @@ def test_every_kind_of_act_has_a_sentence() -> None:
     statements = {found for found in logged if found.endswith((".py", ".txt", ".run_", ".yaml"))}
     fields = set(Definition.ALLOWED)
     assert logged - statements - fields - set(tables.PROGRESS) == set(sentences.KINDS)
+
+
+def test_an_act_names_nothing_by_its_number_in_the_database(signed: House) -> None:
+    made = signed.http.post("/v1/policy/terms", json={"term": "nude"}).json()["id"]
+    with signed.api.database.begin(signed.tenant) as connection:
+        rules.change(connection, signed.tenant, {"objects": 40})
+    job = signed.submit({"prompt": "a mug"}, retention={"records": None, "objects": 30, "payloads": 7})
+    signed.tick()
+    page = signed.browser.get("/settings/log").text
+    assert f'added a term to the content policy, <span class="id">{made}</span>' in page
+    assert f">{tenants.public_id(signed.tenant)}</a>" in page and 'href="/settings/storage"' in page
+    keeps = re.findall(r"<dd>(\w+) for (?:ever|\d+ days)</dd>", signed.browser.get(f"/jobs/{job}").text)
+    assert keeps == ["prompts", "images", "everything"]
 
 
 def csrf(house: House) -> str:
