@@ -59,7 +59,7 @@ def _answer(request: Request, context: Context, job_id: str, index: str, signatu
         raise NotFound("There is no such image.")
     if signature is not None and not signed_urls.is_genuine(context.settings.secrets, number, int(index), signature):
         raise NotFound("There is no such image.")
-    image = _done_image(context, tenant, number, int(index))
+    image, owner = _done_image(context, tenant, number, int(index))
     assert image.object_key is not None
     assert image.sha256 is not None
     assert image.bytes is not None
@@ -69,7 +69,7 @@ def _answer(request: Request, context: Context, job_id: str, index: str, signatu
     disposition = {"Content-Disposition": file_names.attachment(filename)}
     if members.place(image.object_key) is not None:
         found = Stored(image.object_key, image.sha256, image.bytes, media_type)
-        return InShard(_owner(context, number) if tenant is None else tenant, found, disposition)
+        return InShard(owner, found, disposition)
     if request.state.is_head:
         described = {"Content-Length": str(image.bytes)} | disposition
         return Response(headers=representations.headers(image.sha256) | described, media_type=media_type)
@@ -77,22 +77,18 @@ def _answer(request: Request, context: Context, job_id: str, index: str, signatu
     return RedirectResponse(address, 307, {"ETag": representations.headers(image.sha256)["ETag"]})
 
 
-def _done_image(context: Context, tenant: int | None, number: int, index: int) -> queries.ImageView:
+def _done_image(context: Context, tenant: int | None, number: int, index: int) -> tuple[queries.ImageView, int | None]:
+    """The image, and in whose turn it is sent: one tenant's links do not keep those of others waiting."""
     database = context.database
     # As the system where a signature takes the place of the key: the link names the image and no tenant.
     with database.begin_system() if tenant is None else database.begin(tenant) as connection:
         image = queries.image(connection, tenant, number, index)
+        owner = queries.owner(connection, number) if tenant is None else tenant
     if image is None:
         raise NotFound("There is no such image.")
     if image.state is not ImageState.DONE or image.object_key is None or image.sha256 is None:
         raise ApiError(409, "not_done", f"The image is {image.state.word}; it can be fetched once it is done.")
-    return image
-
-
-def _owner(context: Context, number: int) -> int | None:
-    """Whose link it is, so that one tenant's do not keep those of others waiting."""
-    with context.database.begin_system() as connection:
-        return queries.owner(connection, number)
+    return image, owner
 
 
 def _filename(number: int, image: queries.ImageView) -> str:
