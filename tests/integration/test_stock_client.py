@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import text
 
-from services.core.model.errors import StoreUnavailable
+from services.core.model.errors import ObjectMissing, StoreUnavailable
 from services.core.model.specs import FailedImage
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
@@ -317,7 +317,11 @@ def test_output_files_expire_when_their_batch_said_so(client, scheduler, worker,
     assert output.expires_at - output.created_at == 3600
     assert output.purpose == "batch_output"
     with api.database.begin_system() as connection:
-        connection.execute(text("UPDATE files SET expires_at = now() - interval '1 s' WHERE purpose = 'batch_output'"))
+        expire = (
+            "UPDATE files SET expires_at = now() - interval '1 s' WHERE purpose = 'batch_output' RETURNING object_key"
+        )
+        key = connection.execute(text(expire)).scalar_one()
+    assert store.read(key)
     with pytest.raises(openai.NotFoundError):
         client.files.content(output.id)
 
@@ -326,7 +330,8 @@ def test_output_files_expire_when_their_batch_said_so(client, scheduler, worker,
             return not connection.execute(text("SELECT FROM files WHERE purpose = 'batch_output'")).all()
 
     until(is_forgotten)  # the scheduler deletes the file, and the object with it
-    assert not [key for key in store.under("") if key.endswith("/output.jsonl")]
+    with pytest.raises(ObjectMissing):
+        store.read(key)
     assert client.batches.retrieve(batch.id).output_file_id == output.id
 
 
