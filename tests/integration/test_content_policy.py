@@ -441,6 +441,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def answers(judge: judging.Judge) -> bool:
+    with suppress(PolicyUnavailable):
+        return judge.ask(["a mug"]) == [None]
+    return False
+
+
 @pytest.mark.parametrize("how", ["ended", "killed"])
 def test_what_a_policy_started_ends_with_it(brought: None, tmp_path: Path, how: str) -> None:
     judge = judging.Judge(("forks",), 60, refuses=True, start_seconds=60)
@@ -450,7 +456,7 @@ def test_what_a_policy_started_ends_with_it(brought: None, tmp_path: Path, how: 
     if how == "killed":
         os.kill(policy, signal.SIGKILL)
         waiting.until(lambda: not is_running(policy))
-        assert judge.ask(["a mug"]) == [None]  # by a new one
+        waiting.until(lambda: answers(judge))  # by a new one
     judge.end()
     waiting.until(lambda: not is_running(helper))
 
@@ -467,12 +473,7 @@ def test_nobody_waits_long_for_a_policy_that_is_opened_again(brought: None, tmp_
         again = judge.policies["slow"].pid
         (tmp_path / "helper.go").touch()
 
-        def answers() -> bool:
-            with suppress(PolicyUnavailable):
-                return judge.ask(["a mug"]) == [None]
-            return False
-
-        waiting.until(answers)
+        waiting.until(lambda: answers(judge))
         assert judge.policies["slow"].pid == again
     finally:
         judge.end()
