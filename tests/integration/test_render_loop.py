@@ -366,7 +366,7 @@ def test_a_fast_device_with_a_slow_store_renders_nothing_in_vain(make_render_loo
 
 def test_the_next_claim_is_taken_shortly_before_the_end_of_the_one_at_hand(holding, database, fast):
     """So that high which arrives while eight batches are rendered comes next."""
-    render_loop = holding(0.2)
+    render_loop = holding(0.4)
     low = submit(database, fast, mugs(400), priority="low")
     worker = threading.Thread(target=render_loop.run)
     worker.start()
