@@ -105,7 +105,7 @@ def test_kill_9_with_two_batches_in_flight_loses_no_image(database, on_ai100, en
         found = images(database, job_id)
         assert len({image.object_key for image in found}) == 12
         for image in found:
-            assert hashlib.sha256(store.read(image.object_key)).digest() == bytes(image.sha256)
+            assert hashlib.sha256(store.read(image.object_key)).hexdigest() == image.sha256
     finally:
         worker.stop()
 
