@@ -1,4 +1,4 @@
-"""What a scheduler shows beside its counters, read when it is asked for: the lead, and while it leads, the house."""
+"""What a scheduler shows beside its counters, read when it is asked for: the lead, and what the leader knows."""
 
 import logging
 import threading
@@ -14,8 +14,8 @@ from scheduler.background_tasks import BackgroundTask
 from services.core.db.database import Database
 from services.core.metrics import registry
 from services.core.model.errors import Unavailable
-from services.core.monitoring import house
-from services.core.monitoring.house import Figures
+from services.core.monitoring import installation
+from services.core.monitoring.installation import Figures
 
 log = logging.getLogger(__name__)
 READ_SECONDS = 5.0  # for so long a look at the database serves everybody who asks
@@ -26,13 +26,13 @@ def show(leads: Callable[[], bool], database: Database, background_tasks: Sequen
     found = registry.REGISTRY
     found.register(registry.Read("presswork_scheduler_leads", lambda: {(): float(leads())}))
     found.register(registry.Machine("scheduler"))
-    found.register(House(leads, database, background_tasks))
+    found.register(Installation(leads, database, background_tasks))
     ProcessCollector(registry=found)
 
 
-class House(Collector):
-    """The figures of the house, while this scheduler leads. A look that fails shows none: old ones would be taken for
-    true."""
+class Installation(Collector):
+    """The figures of the installation, while this scheduler leads. A look that fails shows none: old ones would be
+    taken for true."""
 
     def __init__(
         self, leads: Callable[[], bool], database: Database, background_tasks: Sequence[BackgroundTask]
@@ -63,16 +63,16 @@ class House(Collector):
         began = time.monotonic()
         try:
             with self._database.begin_system() as connection:
-                found = house.read(connection)
+                found = installation.read(connection)
                 found["presswork_background_tasks_waiting"] = {
                     (task.name,): len(task.pending(connection, [], [])) for task in self._background_tasks
                 }
         except Unavailable as error:
-            log.warning("house not read", extra={"error": str(error)})
+            log.warning("queue not read", extra={"error": str(error)})
         except Exception:
-            log.exception("house not read")
+            log.exception("queue not read")
         else:
-            metrics.HOUSE_SECONDS.set(time.monotonic() - began)
+            metrics.LOOK_SECONDS.set(time.monotonic() - began)
             return found
-        metrics.HOUSE_FAILURES.inc()
+        metrics.LOOK_FAILURES.inc()
         return {}

@@ -10,8 +10,8 @@ TASK_FAILURES = registry.counter("presswork_periodic_task_failures_total")
 TASK_ROWS = registry.counter("presswork_periodic_task_rows_total")
 BACKGROUND = registry.counter("presswork_background_tasks_total")
 BACKGROUND_SECONDS = registry.histogram("presswork_background_task_seconds")
-HOUSE_FAILURES = registry.counter("presswork_house_read_failures_total")
-HOUSE_SECONDS = registry.gauge("presswork_house_read_seconds")
+LOOK_FAILURES = registry.counter("presswork_queue_read_failures_total")
+LOOK_SECONDS = registry.gauge("presswork_queue_read_seconds")
 OUTCOMES = ("done", "postponed", "failed", "fenced")
 
 

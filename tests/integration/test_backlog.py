@@ -10,7 +10,7 @@ from sqlalchemy import text
 from services.core.fleet import throughput, workers
 from services.core.jobs import backlog, lifecycle
 from services.core.model.specs import Shape
-from services.core.monitoring import house
+from services.core.monitoring import installation
 from services.core.queue import counters
 from tests import factories
 from tests.factories import TENANT, submit
@@ -111,8 +111,8 @@ def test_the_leading_scheduler_tells_the_same(ready, settings):
     def both(model: str) -> tuple[float, float]:
         with ready.begin_system() as connection:
             counters.fold(connection)
-            shown = house.read(connection)["presswork_backlog_seconds"][model,]
-            return shown, backlog.backlog(connection, model, house.ASSUMED_SECONDS).accelerator_seconds
+            shown = installation.read(connection)["presswork_backlog_seconds"][model,]
+            return shown, backlog.backlog(connection, model, installation.ASSUMED_SECONDS).accelerator_seconds
 
     factories.register(ready, dataclasses.replace(factories.CARD, name="other", revision="other-1"))
     with ready.begin_system() as connection:
@@ -130,7 +130,7 @@ def test_the_leading_scheduler_tells_the_same(ready, settings):
     with ready.begin_system() as connection:
         connection.execute(text("UPDATE tenants SET state = 'suspended' WHERE id = 2"))
     assert both("simulated") == (6 * 0.5 + 6 * 8, 6 * 0.5 + 6 * 8)
-    assert both("other") == (5 * house.ASSUMED_SECONDS, 5 * house.ASSUMED_SECONDS)
+    assert both("other") == (5 * installation.ASSUMED_SECONDS, 5 * installation.ASSUMED_SECONDS)
     last = (0.0, 0.0)
     while claim := factories.claim(ready, 4):
         last = both("simulated")

@@ -68,7 +68,7 @@ def _work(url: str, key: str) -> None:
         assert http.post(f"/v1/jobs/{job}/exports", json={"format": "zip"}).is_success
 
 
-def test_each_query_returns_data_and_no_alert_of_a_healthy_house_is_true(prometheus: Prometheus) -> None:
+def test_each_query_returns_data_and_no_alert_of_a_healthy_installation_is_true(prometheus: Prometheus) -> None:
     empty = dict.fromkeys(QUERIES)
 
     def ask() -> bool:

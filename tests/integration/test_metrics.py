@@ -1,4 +1,4 @@
-"""What programs tell of themselves, and the leading scheduler of the house: by real programs on real servers."""
+"""What programs tell of themselves, and the leading scheduler of the installation: by real programs on real servers."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
-from scheduler.figures import House
+from scheduler.figures import Installation
 from services.core.db.database import Database
 from services.core.fleet import throughput
 from services.core.jobs import backlog, lanes
@@ -25,7 +25,7 @@ from services.core.metrics import definitions, endpoint, registry
 from services.core.metrics.bounded import LONGEST, Bounded
 from services.core.model.errors import SettingsError
 from services.core.model.specs import ModelCard
-from services.core.monitoring import house
+from services.core.monitoring import installation
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
 from tests import factories
@@ -110,7 +110,7 @@ def _locked(folder: Path) -> bool:
     return False
 
 
-def test_the_leader_alone_tells_of_the_house(
+def test_the_leader_alone_tells_of_the_installation(
     scheduler: Callable[..., Process], database: Database, settings: Settings
 ) -> None:
     ports = [free_port(), free_port()]
@@ -124,25 +124,25 @@ def test_the_leader_alone_tells_of_the_house(
     found = scrape(ports[0])
     assert value(found, "presswork_queue_unserved_images", model="simulated") == 30
     assert sum(found["presswork_queue_images"].values()) == 30
-    assert value(found, "presswork_backlog_seconds", model="simulated") == 30 * house.ASSUMED_SECONDS
+    assert value(found, "presswork_backlog_seconds", model="simulated") == 30 * installation.ASSUMED_SECONDS
     assert value(found, "presswork_background_tasks_waiting", task="export") == 0
     assert value(found, "presswork_periodic_task_failures_total", task="fold") == 0
-    assert value(found, "presswork_house_read_failures_total") == 0
+    assert value(found, "presswork_queue_read_failures_total") == 0
     first.kill()
     until(lambda: "presswork_queue_images" in scrape(ports[1]))
 
 
-def test_the_house_counts_what_waits_and_what_is_rendered(database: Database, settings: Settings) -> None:
+def test_the_installation_counts_what_waits_and_what_is_rendered(database: Database, settings: Settings) -> None:
     factories.register(database)
     factories.submit(database, settings, [{"prompt": "a", "n": 5, "size": "512x512"}], priority="high")
     factories.submit(database, settings, [{"prompt": "b", "n": 7, "size": "512x512"}], priority="low")
     assert factories.claim(database, seats=3) is not None
     with database.begin_system() as connection:
-        found = house.read(connection)
+        found = installation.read(connection)
     queued = {labels[1]: count for labels, count in found["presswork_queue_images"].items()}
     assert queued == {"high": 2, "low": 7}
     assert found["presswork_rendering_images"] == {("simulated",): 3}
-    assert found["presswork_backlog_seconds"] == {("simulated",): 12 * house.ASSUMED_SECONDS}
+    assert found["presswork_backlog_seconds"] == {("simulated",): 12 * installation.ASSUMED_SECONDS}
     assert found["presswork_schema_behind"] == {(): 0}
 
 
@@ -155,21 +155,21 @@ def test_what_no_worker_may_claim_is_no_backlog(api: Api) -> None:
     api.submit({"prompt": "a", "n": 2})
     with api.database.begin_system() as connection:
         connection.execute(text("UPDATE tenants SET state = 'suspended' WHERE id = :id"), {"id": tenant})
-        found = house.read(connection)
-    assert found["presswork_backlog_seconds"] == {("simulated",): 2 * house.ASSUMED_SECONDS}
+        found = installation.read(connection)
+    assert found["presswork_backlog_seconds"] == {("simulated",): 2 * installation.ASSUMED_SECONDS}
     assert sum(found["presswork_queue_images"].values()) == 2
     assert found["presswork_queue_held_images"] == {("simulated",): 5}
     with api.database.begin_system() as connection:
         change = "UPDATE tenants SET state = 'active', max_device_seconds_per_day = 0 WHERE id = :id"
         connection.execute(text(change), {"id": tenant})
-        assert house.read(connection)["presswork_queue_held_images"] == {("simulated",): 5}
+        assert installation.read(connection)["presswork_queue_held_images"] == {("simulated",): 5}
 
 
-def test_the_house_tells_of_retention_audits_and_deletions(database: Database, settings: Settings) -> None:
+def test_the_installation_tells_of_retention_audits_and_deletions(database: Database, settings: Settings) -> None:
     factories.register(database)
     job_id = factories.submit(database, settings, 1)
     with database.begin_system() as connection:
-        found = house.read(connection)
+        found = installation.read(connection)
         assert set(found["presswork_retention_waiting"].values()) == {0}
         assert found["presswork_storage_audit_images"] == found["presswork_storage_audit_age_seconds"] == {}
         assert found["presswork_storage_restore_unaccepted"] == found["presswork_tenants_being_deleted"] == {(): 0}
@@ -183,7 +183,7 @@ def test_the_house_tells_of_retention_audits_and_deletions(database: Database, s
         ):
             connection.execute(text(f"INSERT INTO {made}"))
         connection.execute(text("UPDATE storage_mark SET refusal = 'the marks differ'"))
-        found = house.read(connection)
+        found = installation.read(connection)
     waiting = {place: number for place, number in found["presswork_retention_waiting"].items() if number}
     assert waiting == {("payloads", "due"): 1, ("objects", "held"): 1}
     assert found["presswork_storage_audit_images"]["missing",] == 7
@@ -194,7 +194,7 @@ def test_the_house_tells_of_retention_audits_and_deletions(database: Database, s
 def test_a_model_without_work_has_a_backlog_of_zero(database: Database) -> None:
     factories.register(database)
     with database.begin_system() as connection:
-        found = house.read(connection)
+        found = installation.read(connection)
     assert found["presswork_backlog_seconds"] == found["presswork_queue_unserved_images"] == {("simulated",): 0}
     assert found["presswork_queue_images"] == {}
 
@@ -216,7 +216,7 @@ def test_seconds_are_those_that_workers_measured(database: Database, settings: S
     assert claim is not None
     with database.begin_system() as connection:
         throughput.record(connection, claim.shape, "host cpu", images=4, seconds_per_image=2.5)
-        found = house.read(connection)
+        found = installation.read(connection)
     assert sum(found["presswork_queue_seconds"].values()) == pytest.approx(6 * 2.5)
     assert found["presswork_backlog_seconds"] == {("simulated",): pytest.approx(10 * 2.5)}
     assert found["presswork_queue_unmeasured_images"] == {("simulated",): 0}
@@ -225,8 +225,8 @@ def test_seconds_are_those_that_workers_measured(database: Database, settings: S
 def test_series_are_bounded_whatever_models_are_called_and_however_many_tenants_and_lanes_there_are(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(house, "MODELS", 3)
-    monkeypatch.setattr(house, "LANES", 4)
+    monkeypatch.setattr(installation, "MODELS", 3)
+    monkeypatch.setattr(installation, "LANES", 4)
     hostile = ['a"} 1\nevil{x="', "long" * 30, "\u2028line", "{{label}}", "back\\slash"]
     for number, name in enumerate(hostile):
         card = factories.CARD
@@ -238,14 +238,14 @@ def test_series_are_bounded_whatever_models_are_called_and_however_many_tenants_
             made = httpx.post(f"{api.url}/v1/jobs", json=asked, headers={"Authorization": f"Bearer {key}"})
             assert made.status_code == 202, made.text
     with api.database.begin_system() as connection:
-        found = house.read(connection)
+        found = installation.read(connection)
     assert sum(found["presswork_queue_images"].values()) == 6 * 5 * 2
     models = {labels[0] for labels in found["presswork_backlog_seconds"]}
     assert len(models) == 4 and definitions.OTHER in models and all(len(name) <= LONGEST for name in models)
     lanes = [labels for labels in found["presswork_queue_images"] if labels[2] != definitions.OTHER]
     assert len(lanes) <= 4
     leader = CollectorRegistry()
-    leader.register(House(lambda: True, api.database, []))
+    leader.register(Installation(lambda: True, api.database, []))
     shown = generate_latest(leader).decode()
     read = {family.name for family in text_string_to_metric_families(shown)}
     assert read == {*found, "presswork_background_tasks_waiting"} and "tenant-" not in shown
@@ -258,13 +258,13 @@ def _named(card: ModelCard, name: str, revision: str) -> ModelCard:
 def test_a_look_beyond_its_limit_takes_the_rest_to_be_alike(
     database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(house, "SEGMENTS", 4)
+    monkeypatch.setattr(installation, "SEGMENTS", 4)
     factories.register(database)
     for _ in range(10):
         factories.submit(database, settings, [{"prompt": "a", "n": 3}])
     with database.begin_system() as connection:
         connection.execute(text("UPDATE tenant_usage SET images_queued = 30"))
-        found = house.read(connection)
+        found = installation.read(connection)
     assert sum(found["presswork_queue_images"].values()) == pytest.approx(30)
     assert found["presswork_queue_looked_at_ratio"] == {(): pytest.approx(0.4)}
 
@@ -351,7 +351,10 @@ def test_folders_of_workers_that_were_killed_are_removed_and_those_of_living_one
 
 
 LOOKS = {
-    "lanes": (lanes._WAITING, {"tenant_id": 0, "is_all": True, "most": house.SEGMENTS, "of_each": house.SEGMENTS}),
+    "lanes": (
+        lanes._WAITING,
+        {"tenant_id": 0, "is_all": True, "most": installation.SEGMENTS, "of_each": installation.SEGMENTS},
+    ),
     "backlog": (backlog._WORK, {"tenant_id": None, "revision": factories.REVISION}),
 }
 

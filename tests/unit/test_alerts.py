@@ -132,9 +132,9 @@ CASES = {
         ({'presswork_scheduler_leads{instance="a"}': "0x20", 'presswork_scheduler_leads{instance="b"}': "1x20"},),
     ),
     "PressworkQueueUnread": Case(
-        {"presswork_house_read_failures_total": "0+2x30"}, 12, {},
+        {"presswork_queue_read_failures_total": "0+2x30"}, 12, {},
         "The scheduler that leads cannot read the queue: its figures are missing, and alerts on them are silent.",
-        ({"presswork_house_read_failures_total": "9x30"}, {"presswork_house_read_failures_total": "0x5 1x5 2x30"}),
+        ({"presswork_queue_read_failures_total": "9x30"}, {"presswork_queue_read_failures_total": "0x5 1x5 2x30"}),
     ),
     "PressworkTasksFail": Case(
         {'presswork_background_tasks_total{task="export",outcome="failed"}': "0+1x40"}, 31, {"task": "export"},

@@ -21,11 +21,11 @@ CHART = ROOT / "services/chart/monitoring"
 PAGE = ROOT / "services/core/monitoring/METRICS.md"
 OF = {
     "every": "Every program", "web": "Web servers", "scheduler": "Schedulers", "worker": "Workers",
-    "house": "The house, told by the scheduler that leads",
+    "installation": "The installation, told by the scheduler that leads",
 }  # fmt: skip
 READ = {  # when they are asked for, by collectors; the others are counted
     "presswork_scheduler_leads", "presswork_worker_up", "presswork_worker_child_deaths_total",
-    *(metric.name for metric in definitions.ALL if metric.of in ("every", "house")),
+    *(metric.name for metric in definitions.ALL if metric.of in ("every", "installation")),
 }  # fmt: skip
 
 

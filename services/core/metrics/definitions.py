@@ -14,10 +14,10 @@ LONG = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1800.0)  # seco
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`of` is the program, or `every`, or `house`: what the leading scheduler reads from the database for all."""
+    """`of` is the program, or `every`, or `installation`: what the leading scheduler reads from the database."""
 
     name: str
-    of: Literal["web", "scheduler", "worker", "house", "every"]
+    of: Literal["web", "scheduler", "worker", "installation", "every"]
     kind: Kind
     text: str
     labels: tuple[str, ...] = ()
@@ -96,12 +96,12 @@ ALL = (
     Metric(
         "presswork_scheduler_database_away_total", "scheduler", "counter", "Rounds that the database did not serve."
     ),
-    Metric("presswork_house_read_seconds", "scheduler", "gauge", "Seconds of the leader's last look at the queue."),
+    Metric("presswork_queue_read_seconds", "scheduler", "gauge", "Seconds of the leader's last look at the queue."),
     Metric(
-        "presswork_house_read_failures_total",
+        "presswork_queue_read_failures_total",
         "scheduler",
         "counter",
-        "Looks at the queue that failed: until one succeeds, no figure of the house is shown.",
+        "Looks at the queue that failed: until one succeeds, no figure of the installation is shown.",
     ),
     # worker
     Metric(
@@ -209,117 +209,127 @@ ALL = (
         "Images that this worker's timer queued again after a lease had run out.",
         ("model",),
     ),
-    # house
+    # installation
     Metric(
         "presswork_queue_images",
-        "house",
+        "installation",
         "gauge",
         "Images that wait, by lane: size, steps and guidance. `other` sums up lanes beyond the largest 50.",
         ("model", "priority", "lane"),
     ),
     Metric(
         "presswork_queue_seconds",
-        "house",
+        "installation",
         "gauge",
         "Accelerator-seconds of the images that wait, as measured.",
         ("model", "priority", "lane"),
     ),
     Metric(
         "presswork_queue_oldest_seconds",
-        "house",
+        "installation",
         "gauge",
         "How long the oldest waiting job has waited.",
         ("model", "priority"),
     ),
     Metric(
         "presswork_queue_unserved_images",
-        "house",
+        "installation",
         "gauge",
         "Images that wait and no live worker can render.",
         ("model",),
     ),
     Metric(
         "presswork_queue_unmeasured_images",
-        "house",
+        "installation",
         "gauge",
         "Images whose seconds are a guess, because no worker has rendered anything of their model yet.",
         ("model",),
     ),
     Metric(
         "presswork_queue_held_images",
-        "house",
+        "installation",
         "gauge",
         "Images of tenants that are suspended or have used up their day: no other figure of the queue counts them.",
         ("model",),
     ),
     Metric(
         "presswork_queue_looked_at_ratio",
-        "house",
+        "installation",
         "gauge",
         "The part of the waiting images that the look has read, 0 to 1; the rest is taken to be like it.",
     ),
-    Metric("presswork_rendering_images", "house", "gauge", "Images under lease.", ("model",)),
+    Metric("presswork_rendering_images", "installation", "gauge", "Images under lease.", ("model",)),
     Metric(
         "presswork_backlog_seconds",
-        "house",
+        "installation",
         "gauge",
         "Accelerator-seconds queued and rendering: what to scale workers on.",
         ("model",),
     ),
     Metric(
         "presswork_accelerators",
-        "house",
+        "installation",
         "gauge",
         "Live workers by state: busy, idle, drained, sick, starting, silent.",
         ("model", "device", "state"),
     ),
-    Metric("presswork_worker_silent_seconds", "house", "gauge", "The longest silence of a worker that should beat."),
-    Metric("presswork_jobs", "house", "gauge", "Jobs that have not ended, by state; counted up to 10,000.", ("state",)),
+    Metric(
+        "presswork_worker_silent_seconds", "installation", "gauge", "The longest silence of a worker that should beat."
+    ),
+    Metric(
+        "presswork_jobs",
+        "installation",
+        "gauge",
+        "Jobs that have not ended, by state; counted up to 10,000.",
+        ("state",),
+    ),
     Metric(
         "presswork_deadlines",
-        "house",
+        "installation",
         "gauge",
         "Runs of schedules that have not ended and have a deadline: on_time, at_risk, missed.",
         ("state",),
     ),
     Metric(
         "presswork_background_tasks_waiting",
-        "house",
+        "installation",
         "gauge",
         "Items that wait for a background task; counted up to 200.",
         ("task",),
     ),
-    Metric("presswork_webhooks_failing", "house", "gauge", "Enabled webhooks whose last try failed."),
+    Metric("presswork_webhooks_failing", "installation", "gauge", "Enabled webhooks whose last try failed."),
     Metric(
         "presswork_retention_waiting",
-        "house",
+        "installation",
         "gauge",
         "What is to go of jobs, by kind: due, or held because something needs it; counted up to 10,000.",
         ("kind", "state"),
     ),
     Metric(
         "presswork_storage_audit_images",
-        "house",
+        "installation",
         "gauge",
         "What the last audit of the store that ended found: missing, damaged, requeued images, orphans, deleted ones.",
         ("what",),
     ),
     Metric(
         "presswork_storage_audit_age_seconds",
-        "house",
+        "installation",
         "gauge",
         "How long ago the last audit of the store ended; not shown if none did.",
     ),
     Metric(
         "presswork_storage_restore_unaccepted",
-        "house",
+        "installation",
         "gauge",
         "1 if no orphan is deleted, because database and store may not belong together.",
     ),
-    Metric("presswork_tenants_being_deleted", "house", "gauge", "Tenants of which something is left to be deleted."),
+    Metric(
+        "presswork_tenants_being_deleted", "installation", "gauge", "Tenants of which something is left to be deleted."
+    ),
     Metric(
         "presswork_schema_behind",
-        "house",
+        "installation",
         "gauge",
         "By how many revisions the schema is older than the leading scheduler; below 0: it is newer.",
     ),

@@ -3,8 +3,9 @@
 Workers know their model's name alone, so what is summed up as `other`, and a revision that no name has any more, are
 compared with no worker's counts.
 
-The figures of the house come from the scheduler that leads. While the lead changes, two may show them: `max` takes one.
-Thresholds are a start for an installation that renders day and night; what an hour of waiting means is its own to say.
+The figures of the installation come from the scheduler that leads. While the lead changes, two may show them: `max`
+takes one. Thresholds are a start for an installation that renders day and night; what an hour of waiting means is its
+own to say.
 """
 
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ ALL = (
     Alert(
         "PressworkQueueUnread",
         "page",
-        "sum(increase(presswork_house_read_failures_total[10m])) > 3",
+        "sum(increase(presswork_queue_read_failures_total[10m])) > 3",
         "5m",
         "The scheduler that leads cannot read the queue: its figures are missing, and alerts on them are silent.",
     ),

@@ -25,7 +25,7 @@ def _rate(metric: str, by: str) -> str:
     return f"sum by ({by}) (rate({metric}[{RATE}]))"
 
 
-def _house(metric: str, by: str) -> str:
+def _told(metric: str, by: str) -> str:
     """Of the leading scheduler; two may show it while the lead changes."""
     return f"max by ({by}) ({metric})"
 
@@ -55,29 +55,29 @@ ROWS = (
     Row(
         "Work",
         (
-            Panel("Backlog", "s", ((_house("presswork_backlog_seconds", "model"), "{{model}}"),),
+            Panel("Backlog", "s", ((_told("presswork_backlog_seconds", "model"), "{{model}}"),),
                   "Accelerator-seconds queued and rendering: what workers are scaled on."),
             Panel("Images that wait", "short",
-                  ((f"sum by (model, priority) ({_house('presswork_queue_images', 'model, priority, lane')})",
+                  ((f"sum by (model, priority) ({_told('presswork_queue_images', 'model, priority, lane')})",
                     "{{model}} {{priority}}"),)),
             Panel("Seconds that wait, largest lanes", "s",
-                  ((f"topk(10, {_house('presswork_queue_seconds', 'model, lane')})", "{{model}} {{lane}}"),)),
+                  ((f"topk(10, {_told('presswork_queue_seconds', 'model, lane')})", "{{model}} {{lane}}"),)),
             Panel("Longest wait", "s",
-                  ((_house("presswork_queue_oldest_seconds", "model, priority"), "{{model}} {{priority}}"),)),
+                  ((_told("presswork_queue_oldest_seconds", "model, priority"), "{{model}} {{priority}}"),)),
             Panel("Images that nobody can render, and guessed ones", "short",
-                  ((_house("presswork_queue_unserved_images", "model"), "unserved {{model}}"),
-                   (_house("presswork_queue_unmeasured_images", "model"), "unmeasured {{model}}"),
-                   (_house("presswork_queue_held_images", "model"), "held by quotas {{model}}"))),
-            Panel("Images under lease", "short", ((_house("presswork_rendering_images", "model"), "{{model}}"),)),
-            Panel("Jobs", "short", ((_house("presswork_jobs", "state"), "{{state}}"),)),
-            Panel("Deadlines", "short", ((_house("presswork_deadlines", "state"), "{{state}}"),)),
+                  ((_told("presswork_queue_unserved_images", "model"), "unserved {{model}}"),
+                   (_told("presswork_queue_unmeasured_images", "model"), "unmeasured {{model}}"),
+                   (_told("presswork_queue_held_images", "model"), "held by quotas {{model}}"))),
+            Panel("Images under lease", "short", ((_told("presswork_rendering_images", "model"), "{{model}}"),)),
+            Panel("Jobs", "short", ((_told("presswork_jobs", "state"), "{{state}}"),)),
+            Panel("Deadlines", "short", ((_told("presswork_deadlines", "state"), "{{state}}"),)),
         ),
     ),
     Row(
         "Accelerators",
         (
             Panel("Accelerators", "short",
-                  ((_house("presswork_accelerators", "model, device, state"), "{{model}} {{device}} {{state}}"),)),
+                  ((_told("presswork_accelerators", "model, device, state"), "{{model}} {{device}} {{state}}"),)),
             Panel("Busy", "percentunit",
                   ((_ratio(_rate("presswork_worker_busy_seconds_total", "model"),
                            "sum by (model) (presswork_worker_up > 0)"), "{{model}}"),),
@@ -104,7 +104,7 @@ ROWS = (
                   ((f"sum by (model, state) (increase(presswork_worker_child_deaths_total[{RATE}]))",
                     "deaths {{model}} {{state}}"),
                    ("sum by (model) (presswork_worker_device_sick)", "sick {{model}}"),
-                   (_house("presswork_worker_silent_seconds", "job"), "longest silence in seconds"))),
+                   (_told("presswork_worker_silent_seconds", "job"), "longest silence in seconds"))),
         ),
     ),
     Row(
@@ -127,21 +127,21 @@ ROWS = (
                   ((_rate("presswork_background_tasks_total", "task, outcome"), "{{task}} {{outcome}}"),)),
             Panel("Background tasks, seconds", "s", _quantiles("presswork_background_task_seconds", "task")),
             Panel("Background tasks that wait", "short",
-                  ((_house("presswork_background_tasks_waiting", "task"), "{{task}}"),)),
+                  ((_told("presswork_background_tasks_waiting", "task"), "{{task}}"),)),
             Panel("Webhooks", "ops", ((_rate("presswork_webhook_tries_total", "outcome"), "{{outcome}}"),
-                                      (_house("presswork_webhooks_failing", "job"), "failing webhooks"))),
+                                      (_told("presswork_webhooks_failing", "job"), "failing webhooks"))),
             Panel("Webhooks' answers", "s", _quantiles("presswork_webhook_seconds", "job")),
             Panel("Retention and deleted tenants", "short",
-                  ((_house("presswork_retention_waiting", "kind, state"), "{{kind}} {{state}}"),
-                   (_house("presswork_tenants_being_deleted", "job"), "tenants"))),
+                  ((_told("presswork_retention_waiting", "kind, state"), "{{kind}} {{state}}"),
+                   (_told("presswork_tenants_being_deleted", "job"), "tenants"))),
             Panel("Audits of the store", "short",
-                  ((_house("presswork_storage_audit_images", "what"), "{{what}}"),
-                   (f"{_house('presswork_storage_audit_age_seconds', 'job')} / 86400", "days since the last one"),
-                   (_house("presswork_storage_restore_unaccepted", "job"), "a restore is to be accepted"))),
+                  ((_told("presswork_storage_audit_images", "what"), "{{what}}"),
+                   (f"{_told('presswork_storage_audit_age_seconds', 'job')} / 86400", "days since the last one"),
+                   (_told("presswork_storage_restore_unaccepted", "job"), "a restore is to be accepted"))),
             Panel("Looks at the queue", "s",
-                  (("max(presswork_house_read_seconds)", "seconds of one"),
-                   (f"sum(increase(presswork_house_read_failures_total[{RATE}]))", "failures"),
-                   (_house("presswork_queue_looked_at_ratio", "job"), "part of the images that it has read"))),
+                  (("max(presswork_queue_read_seconds)", "seconds of one"),
+                   (f"sum(increase(presswork_queue_read_failures_total[{RATE}]))", "failures"),
+                   (_told("presswork_queue_looked_at_ratio", "job"), "part of the images that it has read"))),
         ),
     ),
     Row(
@@ -159,7 +159,7 @@ ROWS = (
         (
             Panel("Programs", "short",
                   (("count by (program, version) (presswork_build_info)", "{{program}} {{version}}"),)),
-            Panel("Schema", "short", ((_house("presswork_schema_behind", "job"), "revisions behind"),)),
+            Panel("Schema", "short", ((_told("presswork_schema_behind", "job"), "revisions behind"),)),
             Panel("Disk that is free", "percentunit",
                   (("presswork_disk_free_bytes / presswork_disk_bytes", "{{instance}} {{folder}}"),)),
             Panel("Memory", "bytes",

@@ -1,5 +1,5 @@
-"""The figures of the house: what waits, what it will take, who renders. Read by one program for all, the scheduler that
-leads, and by nobody else: they are not to be added up over programs.
+"""The figures of the installation: what waits, what it will take, who renders. One program reads them for all, the
+scheduler that leads, and nobody else: they are not to be added up over programs.
 
 What a look costs is bounded: it reads at most SEGMENTS segments that wait, CLAIMS claims and JOBS jobs, however many
 images there are. What was not looked at is taken to be like what was.
@@ -31,47 +31,49 @@ LANES = 50
 ASSUMED_SECONDS = 10.0  # for an image of a model of which nothing was rendered yet
 Figures = dict[str, dict[tuple[str, ...], float]]  # by metric and labels
 
-_RENDERING = statement("house.rendering")(f"""
+_RENDERING = statement("installation.rendering")(f"""
 SELECT {columns.shape("s")}, sum(c.images) AS images
 FROM (SELECT id, images, job_ids FROM claims WHERE state = 'open' LIMIT :most) c
 {SHAPE_OF_CLAIM}
 GROUP BY {columns.shape("s")}
 """)  # noqa: S608  our own text
-_NAMES = statement("house.names")("SELECT name, revision FROM models WHERE revision = ANY(:revisions)")
-_MODELS = statement("house.models")("SELECT DISTINCT name FROM models ORDER BY name LIMIT :most")
-_HELD = statement("house.held")(f"""
+_NAMES = statement("installation.names")("SELECT name, revision FROM models WHERE revision = ANY(:revisions)")
+_MODELS = statement("installation.models")("SELECT DISTINCT name FROM models ORDER BY name LIMIT :most")
+_HELD = statement("installation.held")(f"""
 SELECT name FROM tenants t
 WHERE state <> 'active' OR max_device_seconds_per_day <= {usage.SECONDS_TODAY}
 """)  # noqa: S608  our own text
-_QUEUED = statement("house.queued")("SELECT coalesce(sum(images_queued), 0) FROM tenant_usage")
-_JOBS = statement("house.jobs")("""
+_QUEUED = statement("installation.queued")("SELECT coalesce(sum(images_queued), 0) FROM tenant_usage")
+_JOBS = statement("installation.jobs")("""
 SELECT state, count(*) AS jobs FROM (
   SELECT state FROM jobs WHERE finished_at IS NULL AND deleted_at IS NULL LIMIT :most
 ) live GROUP BY state
 """)
-_DEADLINES = statement("house.deadlines")("""
+_DEADLINES = statement("installation.deadlines")("""
 SELECT state, count(*) AS runs FROM (
   SELECT CASE WHEN missed_at IS NOT NULL THEN 'missed'
          WHEN warned_at IS NOT NULL THEN 'at_risk' ELSE 'on_time' END AS state
   FROM schedule_runs WHERE finished_at IS NULL AND deadline_at IS NOT NULL LIMIT :most
 ) live GROUP BY state
 """)
-_FAILING = statement("house.failing_webhooks")("""
+_FAILING = statement("installation.failing_webhooks")("""
 SELECT count(*) FROM (
   SELECT FROM webhook_endpoints WHERE state = 'enabled' AND failures > 0 LIMIT :most
 ) failing
 """)
-_RETENTION = statement("house.retention")("""
+_RETENTION = statement("installation.retention")("""
 SELECT kind, state, count(*) AS things FROM (
   SELECT kind, CASE WHEN look_again_at > now() THEN 'held' ELSE 'due' END AS state FROM retention_work LIMIT :most
 ) waiting GROUP BY kind, state
 """)
-_AUDIT = statement("house.audit")("""
+_AUDIT = statement("installation.audit")("""
 SELECT missing, damaged, requeued, orphans, deleted, extract(epoch FROM now() - finished_at) AS age
 FROM storage_audits WHERE finished_at IS NOT NULL ORDER BY id DESC LIMIT 1
 """)
-_MARK = statement("house.mark")("SELECT refusal IS NOT NULL FROM storage_mark")
-_DELETIONS = statement("house.tenant_deletions")("SELECT count(*) FROM tenant_deletions WHERE finished_at IS NULL")
+_MARK = statement("installation.mark")("SELECT refusal IS NOT NULL FROM storage_mark")
+_DELETIONS = statement("installation.tenant_deletions")(
+    "SELECT count(*) FROM tenant_deletions WHERE finished_at IS NULL"
+)
 _FOUND = ("missing", "damaged", "requeued", "orphans", "deleted")
 
 
