@@ -26,7 +26,7 @@ Reply = Callable[[BaseHTTPRequestHandler], None]
 
 @dataclass
 class Receiver:
-    """What came: headers and body of each request. `reply` answers."""
+    """What came: headers and body of each request that came whole. `reply` answers."""
 
     url: str
     reply: Reply
@@ -55,7 +55,10 @@ def receiving(reply: Reply = answer) -> Iterator[Receiver]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            length = int(self.headers["Content-Length"])
+            body = self.rfile.read(length)
+            if len(body) < length:  # its sender was interrupted
+                return
             found.came.append(({name.lower(): value for name, value in self.headers.items()}, body))
             found.reply(self)
 

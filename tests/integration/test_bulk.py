@@ -1,7 +1,10 @@
 """Acts on every job that matches: each exactly once, by whoever asked, whatever dies on the way."""
 
 import json
+import time
+from collections.abc import Callable
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -284,12 +287,17 @@ def test_a_retry_needs_the_scope_that_makes_work(api: Api) -> None:
     assert api.http.post("/v1/jobs/actions", json={"action": "cancel"}, headers=headers).status_code == 202
 
 
+def asleep(sleep: Callable[[float], None]) -> SimpleNamespace:
+    """The command's `time` with another `sleep`: the server's threads, in this process, keep theirs."""
+    return SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+
+
 @pytest.fixture
 def run(api: Api, scheduler: Database, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the command; a scheduler works while it waits."""
     for name, value in {"PRESSWORK_URL": api.url, "PRESSWORK_API_KEY": api.key}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(command.time, "sleep", lambda _: work(api, scheduler))
+    monkeypatch.setattr(command, "time", asleep(lambda _: work(api, scheduler)))
     return lambda *words, answer="": CliRunner().invoke(app, words, input=answer)
 
 
@@ -337,7 +345,7 @@ def test_an_interrupted_command_says_that_it_goes_on_and_how_to_stop_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(command.time, "sleep", interrupted)
+        patched.setattr(command, "time", asleep(interrupted))
         ended = run("cancel", "--all", "--yes")
     [act] = api.http.get("/v1/jobs/actions").json()["data"]
     assert (ended.exit_code, act["status"]) == (130, "running")
