@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from services.core import cpus
 from services.local import programs, signed
 from services.local.child import Child
 from services.local.home import SECOND_PORT, Home, write_private
@@ -77,10 +78,11 @@ class SeaweedFS(Server):
         options = {**FIXED, **self._port_options(), "admin.password": self.home.secret("s3_admin")}
         write_private(self.folder / "options", "".join(f"{name}={value}\n" for name, value in options.items()))
         keys = {name: self.home.secret(name.lower()) for name in KEYS}
+        # With more threads it spends most of its time on looking for work: four times as much of it for an object.
         # Paths are relative to the folder: a socket's path may have at most 107 characters.
         return Child(
             [self.program, "-logtostderr=true", "mini", "-options=options"],
-            env=self.environment(GOMEMLIMIT="256MiB", **keys),
+            env=self.environment(GOMEMLIMIT="256MiB", GOMAXPROCS=str(max(1, cpus.available() // 2)), **keys),
             log=self.log,
             cwd=self.folder,
         )
