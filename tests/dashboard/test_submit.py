@@ -106,7 +106,7 @@ def test_a_template_shows_its_first_requests_and_its_cost_and_becomes_a_job(sign
 
 
 @pytest.mark.parametrize(("name", "how"), [
-    ("p.jsonl", "requests as JSON"), ("P.CSV", "semicolon-separated, UTF-16"), ("p.xlsx", "an Excel workbook"),
+    ("p.jsonl", "JSON requests"), ("P.CSV", "semicolon-separated, UTF-16"), ("p.xlsx", "an Excel workbook"),
     ("p.parquet", "Parquet"), ("p.txt", "prompts, one a line"),
 ])  # fmt: skip
 def test_a_file_is_read_as_the_command_reads_it(signed: House, name: str, how: str) -> None:

@@ -88,7 +88,7 @@ class Source(InputFile):
         yield from self._prompts(self.encoded(file, encoding), encoding)
 
     def _requests(self, lines: Iterable[bytes], encoding: str) -> Iterator[Row]:
-        self.how, self.head = f"requests as JSON, {encodings.shown(encoding)}", ("request",)
+        self.how, self.head = f"JSON requests, {encodings.shown(encoding)}", ("request",)
         for number, line in enumerate(lines, 1):
             if text := line.strip():
                 yield Row(number, self._merged(text), (text.decode(errors="replace"),) if self.keeps_cells else ())

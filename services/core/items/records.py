@@ -44,7 +44,7 @@ class ItemFile(InputFile):
 
     def _jsonl(self, file: IO[bytes]) -> Iterator[Item]:
         lines, encoding = self.json_lines(file)
-        self.how = f"items as JSON, {encodings.shown(encoding)}"
+        self.how = f"JSON items, {encodings.shown(encoding)}"
         for number, line in enumerate(lines, 1):
             if text := line.strip():
                 yield self._of_json(number, text)
