@@ -36,8 +36,10 @@ def put(database: Database, settings: Settings, name: str = "nightly", **fields:
     asked = {"cron": "0 1 * * *", "target": MUG, **fields}
     if "at" in fields:
         del asked["cron"]
+    request = ScheduleRequest.model_validate(asked)
+    target = schedules.check(database, settings, TENANT, request.target, "http://x")
     with database.begin(TENANT) as connection:
-        return schedules.put(connection, settings, TENANT, name, ScheduleRequest.model_validate(asked), "http://x")
+        return schedules.put(connection, settings, TENANT, name, request, target, "http://x")
 
 
 def first_at(database: Database, instant: datetime, name: str = "nightly") -> None:

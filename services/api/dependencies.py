@@ -13,6 +13,7 @@ from services.api.slots import Slots
 from services.core.db.database import Database
 from services.core.jobs import inputs
 from services.core.notify import Notifier
+from services.core.policy import refusals
 from services.core.settings import Settings
 from services.core.storage import signed_urls
 from services.core.storage.s3 import S3Store
@@ -88,6 +89,11 @@ def linker(context: "Context", request: Request, job_id: int) -> Callable[[int],
 def pictures(context: Context, tenant: int) -> inputs.Inputs:
     """The input pictures of one submission of that tenant."""
     return inputs.Inputs(context.settings, lambda: context.database.begin(tenant), context.store, tenant)
+
+
+def door(context: Context, tenant: int, name: refusals.Name) -> refusals.Door:
+    """A way in that refuses a submission as a whole."""
+    return refusals.Door(name, tenant, lambda: context.database.begin(tenant))
 
 
 ContextDep = Annotated[Context, Depends(_context)]

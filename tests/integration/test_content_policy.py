@@ -29,7 +29,6 @@ from services.core.policy import judging, policies
 from services.core.queue import counters
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
-from services.core.tenants import api_keys
 from tests import cataloguing, exporting, factories, scheduling, waiting
 from tests.web import Api, open_api
 
@@ -74,26 +73,6 @@ def test_a_submission_is_refused_as_a_whole_and_each_line_is_named(strict: Api) 
     assert strict.http.post("/v1/jobs", json={"matrix": matrix}).json()["error"]["code"] == "content_policy"
     assert strict.rows() == before
     strict.submit({"prompt": "ok", "negative_prompt": TERM})
-
-
-def test_a_refusal_is_an_event_of_who_asked_without_a_word_of_the_prompt(strict: Api) -> None:
-    lines = b"".join(json.dumps({"prompt": prompt}).encode() + b"\n" for prompt in (BAD, "a mug", TERM))
-    nightly = {"name": "nightly", "cron": "0 1 * * *", "target": {"job": {"images": [{"prompt": BAD}]}}}
-    asked: list[tuple[str, str, dict[str, object]]] = [
-        ("POST", "/v1/jobs", {"json": {"images": [{"prompt": BAD}]}}),
-        ("POST", "/v1/jobs", {"content": lines, "headers": {"Content-Type": "application/x-ndjson"}}),
-        ("POST", ENDPOINT, {"json": {"prompt": BAD}}),
-        ("POST", "/v1/schedules", {"json": nightly}),
-        ("POST", "/v1/jobs", {"json": {"images": [{"prompt": "a", "n": 0}]}}),  # which no policy refuses
-    ]
-    for method, path, parts in asked:
-        assert strict.http.request(method, path, **parts).status_code in (400, 422), path  # type: ignore[arg-type]
-    with strict.database.begin_system() as connection:
-        numbering.number(connection)
-    found = strict.http.get("/v1/actions?verb=policy.refused").json()["data"]
-    assert [one["data"] for one in found[::-1]] == [{"prompts": count} for count in (1, 2, 1, 1)]
-    assert {one["actor"] for one in found} == {f"key/{api_keys.id_of(strict.key)}"}
-    assert "marker" not in json.dumps(found)
 
 
 def test_another_tenant_has_terms_of_its_own(strict: Api) -> None:

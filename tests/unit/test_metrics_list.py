@@ -9,6 +9,7 @@ import yaml
 
 import scheduler.metrics  # noqa: F401  these modules count into the registry
 import services.api.metrics
+import services.core.policy.refusals
 import services.core.webhooks.sending  # noqa: F401
 import worker.metrics  # noqa: F401
 from services.core.metrics import definitions, registry
@@ -20,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "services/chart/monitoring"
 PAGE = ROOT / "services/core/monitoring/METRICS.md"
 OF = {
-    "every": "Every program", "web": "Web servers", "scheduler": "Schedulers", "worker": "Workers",
+    "every": "Every program", "web": "Web servers", "doors": "Web servers and schedulers", "scheduler": "Schedulers",
+    "worker": "Workers",
     "installation": "The installation, told by the scheduler that leads",
 }  # fmt: skip
 READ = {  # when they are asked for, by collectors; the others are counted

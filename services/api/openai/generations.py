@@ -148,7 +148,7 @@ def submit(context: Context, tenant: int, body: Body, key: str | None, pictures:
     """Records the request as a job of its own; returns the job's id. Raises ApiError."""
     with context.database.begin(tenant) as connection:
         registry = models.registry(connection)
-        policy = policies.of_tenant(context.settings, connection, tenant)
+        policy = policies.at(context.settings, connection, dependencies.door(context, tenant, "image"))
     with submissions.Submission(context.settings, registry, policy=policy, pictures=pictures) as submission:
         submission.add(0, body.fields)
         try:

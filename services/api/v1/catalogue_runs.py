@@ -28,6 +28,7 @@ from services.core.jobs.estimates import WorkTally
 from services.core.marks.asked import Mark
 from services.core.model import ids
 from services.core.policy import policies
+from services.core.policy.refusals import Door
 
 router = APIRouter(route_class=TenantRoute)
 _PAST_THE_NEWEST = 2**63 - 1
@@ -225,7 +226,7 @@ def redraw_changes(
     with context.database.begin(tenant) as connection:
         found = core.find(connection, tenant, catalogue)
         runs.find(connection, found.id, number)
-        policy = policies.of_tenant(context.settings, connection, tenant)
+        policy = policies.at(context.settings, connection, Door("redraw", tenant))
         receipt = redrawing.redraw(connection, found, number, wanted.indexes, policy=policy, idempotency_key=key)
     for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds
         context.notifier.notify(model)

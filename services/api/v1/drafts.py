@@ -21,6 +21,7 @@ from services.core.jobs.submission_body import SubmissionBody
 from services.core.model import ids, requests
 from services.core.model.errors import InvalidSubmission
 from services.core.policy import policies
+from services.core.policy.refusals import Door
 from services.core.settings import Settings
 
 router = APIRouter(route_class=TenantRoute)
@@ -134,13 +135,12 @@ def _append(context: Context, arrival: ReceivedChunk) -> Appended:
     with context.database.begin(arrival.tenant) as connection:
         existing = drafts.existing(connection, arrival.tenant, arrival.job_id, arrival.number)
         registry = models.registry(connection)
-        policy = policies.of_tenant(context.settings, connection, arrival.tenant)
+        policy = policies.at(context.settings, connection, Door("draft", arrival.tenant))
     order = _read(arrival, context.settings) if arrival.form is Format.JSON else SubmissionBody()
     with submissions.Submission(
         context.settings,
         registry,
         policy=policy,
-        keeps_refused=True,
         defaults=order.defaults,
         existing=existing,
         max_images=context.settings.max_images_per_draft,
@@ -151,6 +151,7 @@ def _append(context: Context, arrival: ReceivedChunk) -> Appended:
             order.fill(submission)
         else:
             submissions.read_lines(submission, streaming.lines(arrival.spool))
+        submission.screen()  # which may take as long as a policy takes
         try:
             with context.database.begin(arrival.tenant) as connection:
                 chunk, replayed = drafts.append(connection, arrival.tenant, submission, arrival.number)

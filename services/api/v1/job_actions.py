@@ -14,6 +14,7 @@ from services.api.v1.jobs import shown
 from services.core.jobs import lifecycle, queries, retry
 from services.core.model import ids, requests
 from services.core.policy import policies
+from services.core.policy.refusals import Door
 
 router = APIRouter(route_class=TenantRoute)
 
@@ -71,7 +72,7 @@ def _retry(
     context: Context, tenant: int, number: int, asked: requests.RetryOptions, key: str | None
 ) -> tuple[retry.RetryResult, schemas.Job]:
     with context.database.begin(tenant) as connection:
-        policy = policies.of_tenant(context.settings, connection, tenant)
+        policy = policies.at(context.settings, connection, Door("retry", tenant))
         receipt = retry.retry(connection, tenant, number, asked, policy=policy, idempotency_key=key)
     _notify(context, receipt.models)
     return receipt, shown(context, tenant, receipt.job_id)

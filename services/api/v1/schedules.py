@@ -18,7 +18,6 @@ from services.core.db.database import Connection
 from services.core.jobs import idempotency
 from services.core.model import ids
 from services.core.model.errors import InvalidSubmission, NotFound
-from services.core.policy import refusals
 from services.core.schedules import asked as asks
 from services.core.schedules import firing, runs, schedules
 from services.core.schedules.asked import Misfire, Overlap, ScheduleChanges, ScheduleRequest
@@ -207,11 +206,11 @@ def _put(
 ) -> Schedule:
     base_url = dependencies.base_url(context.settings, request)
     try:
+        target = schedules.check(context.database, context.settings, tenant, asked.target, base_url)
         with context.database.begin(tenant) as connection:
-            found = schedules.put(connection, context.settings, tenant, name, asked, base_url, new=new)
+            found = schedules.put(connection, context.settings, tenant, name, asked, target, base_url, new=new)
             return _shown(connection, tenant, [found])[0]
     except InvalidSubmission as error:
-        refusals.record(context.database, tenant, error)
         raise SubmissionError(error, "index") from None
 
 

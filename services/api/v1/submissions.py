@@ -139,4 +139,5 @@ def _open_draft(context: Context, arrival: ReceivedSubmission, body: dict[str, A
 
 def _ground(context: Context, tenant: int) -> tuple[models.Registry, Policy]:
     with context.database.begin(tenant) as connection:
-        return models.registry(connection), policies.of_tenant(context.settings, connection, tenant)
+        door = dependencies.door(context, tenant, "job")
+        return models.registry(connection), policies.at(context.settings, connection, door)

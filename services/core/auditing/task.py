@@ -22,6 +22,7 @@ from services.core.model import ids
 from services.core.model.errors import Conflict, NotAdmitted, NotFound, ObjectMissing
 from services.core.model.specs import image_seed
 from services.core.policy import policies
+from services.core.policy.refusals import Door
 from services.core.settings import Settings
 from services.core.storage import keys, members
 from services.core.storage.contract import ImageStore
@@ -197,7 +198,7 @@ def _requeue(settings: Settings, audit: Audit, lease: Lease) -> bool:
         child = ids.new()
         try:
             with lease.begin() as connection:
-                policy = policies.of_tenant(settings, connection, job.tenant_id)
+                policy = policies.at(settings, connection, Door("repair", job.tenant_id))
                 reseeding.draw(
                     connection, job.tenant_id, job.job_id, child, wanted, priority=job.priority, policy=policy
                 )

@@ -20,6 +20,7 @@ from services.core.model.errors import InvalidSubmission, NoModels, ObjectMissin
 from services.core.model.states import JobState
 from services.core.notify import Notifier
 from services.core.policy import policies
+from services.core.policy.refusals import Door
 from services.core.queue import job_states
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
@@ -40,7 +41,7 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, 
     with lease.begin() as connection:
         source = batch_jobs.source(connection, job_id)
         registry = models.registry(connection)
-        policy = policies.of_tenant(settings, connection, source.tenant_id)
+        policy = policies.at(settings, connection, Door("batch", source.tenant_id))
     if source.state != JobState.VALIDATING:  # read or cancelled in the meantime
         return
     if not registry:
@@ -49,9 +50,7 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, 
     existing = submissions.ExistingJob(job_id)
     with (
         traces.span("validate", parent=source.traceparent),
-        submissions.Submission(
-            settings, registry, policy=policy, keeps_refused=True, existing=existing, pictures=pictures
-        ) as submission,
+        submissions.Submission(settings, registry, policy=policy, existing=existing, pictures=pictures) as submission,
     ):
         try:
             if source.object_key is None:

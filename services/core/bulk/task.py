@@ -15,6 +15,7 @@ from services.core.model import ids
 from services.core.model.errors import Conflict, NotAdmitted, NotFound
 from services.core.notify import Notifier
 from services.core.policy import policies
+from services.core.policy.refusals import Door
 from services.core.settings import Settings
 
 SLICE_SECONDS = 10.0  # then others get their turn
@@ -75,7 +76,7 @@ def _one(settings: Settings, connection: Connection, asked: BulkAct, act: verbs.
     """Does it to one job. One that has changed since it was looked up, so that it cannot be, is counted as lost."""
     try:
         with connection.begin_nested():
-            policy = policies.of_tenant(settings, connection, asked.tenant_id)
+            policy = policies.at(settings, connection, Door("retry", asked.tenant_id))
             models = act.run(connection, asked.tenant_id, job_id, asked.options, policy)
             deferred.run(connection)  # so that what goes over a quota takes back this act alone
     except (Conflict, NotFound, NotAdmitted) as error:

@@ -24,6 +24,7 @@ from services.core.model import requests
 from services.core.model.errors import Conflict, InvalidSubmission, NoModels, NotFound
 from services.core.notify import Notifier
 from services.core.policy import policies
+from services.core.policy.refusals import Door
 from services.core.settings import Settings
 from services.core.storage.contract import ImageStore
 
@@ -92,7 +93,7 @@ def _append_next(
         page = changes.page(connection, run.id, first=first, limit=REQUESTS)
         page = [change for change in page if change.position < changes.ASIDE]
         existing = drafts.existing(connection, run.tenant_id, run.job_id, number)
-        policy = policies.of_tenant(settings, connection, run.tenant_id)
+        policy = policies.at(settings, connection, Door("catalogue", run.tenant_id))
     if not page:
         return None
     pictures = Inputs(settings, lease.begin, store, run.tenant_id)
@@ -100,9 +101,7 @@ def _append_next(
         with lease.begin() as connection:
             changes.set_aside(connection, run.id, gone, *_GONE)
         return first
-    with Submission(
-        settings, known, policy=policy, keeps_refused=True, existing=existing, pictures=pictures
-    ) as submission:
+    with Submission(settings, known, policy=policy, existing=existing, pictures=pictures) as submission:
         for change in page:
             submission.add(change.line or 0, change.request)
         submission.close()

@@ -164,7 +164,8 @@ def open_child(connection: Connection, parent_id: int, child_id: int, *, priorit
         for row in connection.execute(_LICENSES, {"job_id": child_id}):
             if (why := policy.license_refusal(row.name, License.from_json(row.license))) is not None:
                 raise Conflict(why, NOT_ACCEPTED)
-    images.spread(connection, child_id, refused=_refused(connection, child_id, policy))
+    refused = _refused(connection, child_id, policy)
+    images.spread(connection, child_id, refused=refused, door=policy.door if refused else None)
     return drafts.open_all(connection, child_id)
 
 

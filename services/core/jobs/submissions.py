@@ -105,16 +105,15 @@ class Submission:
         registry: Registry,
         *,
         policy: Policy,
-        keeps_refused: bool = False,
         defaults: dict[str, Any] | None = None,
         existing: ExistingJob | None = None,
         max_images: int | None = None,
         max_here: int | None = None,
         pictures: inputs.Inputs | None = None,
     ) -> None:
-        """A prompt that `policy` refuses is a problem of the submission; with `keeps_refused`, its images are recorded
-        as failed and the others are queued. `max_images` limits the images of the whole job, `max_here` those that this
-        submission adds. Without `pictures`, requests with an input picture are refused."""
+        """A prompt that `policy` refuses is a problem of the submission, or its images are recorded as failed and the
+        others are queued, as its door has it. `max_images` limits the images of the whole job, `max_here` those that
+        this submission adds. Without `pictures`, requests with an input picture are refused."""
         self.existing = existing or ExistingJob(ids.new())
         self.job_id = self.existing.job_id
         self.problems: list[Problem] = []
@@ -136,7 +135,7 @@ class Submission:
         self._resolved: dict[tuple[object, ...], ResolvedShape] = {}  # by a request's fields that decide its shape
         self._custom_ids: dict[int, int] = {}
         self._pictures = pictures
-        self._policy, self._keeps_refused = policy, keeps_refused
+        self._policy = policy
         self._unscreened: list[_Unscreened] = []
         self._refused: list[Refused] = []
         self._waiting: list[_WithPicture] = []  # for their pictures to be found, many at a time
@@ -217,11 +216,7 @@ class Submission:
                 deleted, or is in use right now.
             DatabaseUnavailable: nothing was recorded, or the outcome is unknown: submit again with the same key.
         """
-        try:
-            self.close()
-        except InvalidSubmission as refused:
-            refusals.record(database, tenant_id, refused)
-            raise
+        self.close()
         head = (label.priority, sorted(label.labels.items()), *(["dedupe"] if label.dedupe else []))
         more: list[object] = [] if label.retention is None else [sorted(label.retention.items())]
         more += [label.store] if label.in_shards else []
@@ -265,12 +260,20 @@ class Submission:
         """
         if not self.problems and not self.requests:
             self.refuse(Problem("missing_field", "The submission holds no request.", "images"))
-        self.screen()
-        self._find_pictures()
-        if self.problems:
-            raise InvalidSubmission(self.problems[:MAX_PROBLEMS], more=self.has_too_many_problems)
+        self.check()
         self._flush()
         return self._digest.digest()
+
+    def check(self) -> None:
+        """Looks at what was not looked at yet. Raises as `close` does. What the content policy refused as a whole is
+        recorded in a transaction of its own, so none may be open."""
+        self.screen()
+        self._find_pictures()
+        if not self.problems:
+            return
+        if prompts := sum(problem.code == policies.CODE for problem in self.problems):
+            refusals.whole(self._policy.door, prompts)
+        raise InvalidSubmission(self.problems[:MAX_PROBLEMS], more=self.has_too_many_problems)
 
     @property
     def new_segments(self) -> list[tuple[Shape, int, int]]:
@@ -326,7 +329,7 @@ class Submission:
         unscreened, self._unscreened = self._unscreened, []
         verdicts = self._policy.refusals([one.prompt for one in unscreened]) if unscreened else []
         for one, refusal in zip(unscreened, verdicts, strict=True):
-            if refusal is not None and self._keeps_refused:
+            if refusal is not None and self._policy.door.begin is None:
                 self._refused.append(Refused(one.index, one.n, f"The prompt {refusal}."))
             elif refusal is not None and not self.has_too_many_problems:
                 param = f"{one.prefix}prompt"
@@ -456,7 +459,8 @@ class Submission:
         with driver.cursor().copy(f"COPY {payloads_leaf} ({columns.names(columns.PAYLOAD)}) FROM STDIN") as copy:
             while chunk := self._spool.read(_COPY_CHUNK):
                 copy.write(chunk)
-        images.spread(connection, self.job_id, first=self.existing.images, refused=self._refused)
+        door = self._policy.door if self._refused else None
+        images.spread(connection, self.job_id, first=self.existing.images, refused=self._refused, door=door)
         if self._pictures is not None:
             self._pictures.record(connection, self.job_id)
 

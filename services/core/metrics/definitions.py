@@ -14,10 +14,11 @@ LONG = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1800.0)  # seco
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """`of` is the program, or `every`, or `installation`: what the leading scheduler reads from the database."""
+    """`of` is the program, or `every`, or `doors`: web servers and schedulers, which take work in; or `installation`:
+    what the leading scheduler reads from the database."""
 
     name: str
-    of: Literal["web", "scheduler", "worker", "installation", "every"]
+    of: Literal["web", "doors", "scheduler", "worker", "installation", "every"]
     kind: Kind
     text: str
     labels: tuple[str, ...] = ()
@@ -43,6 +44,14 @@ ALL = (
         "Seconds from a request's head to the first byte of its answer.",
         ("route", "method"),
         SHORT,
+    ),
+    # web and scheduler
+    Metric(
+        "presswork_refused_prompts_total",
+        "doors",
+        "counter",
+        "Prompts that the content policy refused, by the way that they came in.",
+        ("door",),
     ),
     # scheduler
     Metric("presswork_scheduler_leads", "scheduler", "gauge", "1 if this scheduler leads."),

@@ -19,6 +19,7 @@ from services.core.model.licenses import License
 from services.core.model.terms import Terms
 from services.core.policy import judging, licenses, terms
 from services.core.policy.licenses import Acceptances
+from services.core.policy.refusals import Door
 from services.core.settings import Settings, reason
 
 log = logging.getLogger(__name__)
@@ -40,9 +41,11 @@ class Policy:
 
     def __init__(
         self, own: Sequence[str] = (), listed: Terms | None = None, judge: judging.Judge | None = None,
-        accepted: Acceptances | None = None,
+        accepted: Acceptances | None = None, door: Door | None = None,
     ) -> None:  # fmt: skip
-        """`accepted`: the licences that were accepted, if models are drawn with only then."""
+        """`accepted`: the licences that were accepted, if models are drawn with only then. `door`: for what it refuses
+        to be recorded; None: it is asked about texts, and nothing is queued."""
+        self._door = door
         self._accepted = accepted
         self._own, self._listed, self._judge = _compiled(tuple(own)), listed or Terms(()), judge
 
@@ -50,6 +53,12 @@ class Policy:
     def looks(self) -> bool:
         """Whether there is anything that it could refuse."""
         return bool(self._own or self._listed or self._judge)
+
+    @property
+    def door(self) -> Door:
+        """Where the prompts came in."""
+        assert self._door is not None, "a policy without a door only answers questions"
+        return self._door
 
     @property
     def requires_licenses(self) -> bool:
@@ -93,8 +102,17 @@ class Policy:
 NOTHING = Policy()  # refuses nothing
 
 
+def at(settings: Settings, connection: Connection, door: Door) -> Policy:
+    """The policy of the door's tenant as it is now. Raises PolicyUnavailable: the installation's list is unreadable."""
+    return _of(settings, connection, door.tenant_id, door)
+
+
 def of_tenant(settings: Settings, connection: Connection, tenant_id: int) -> Policy:
-    """The tenant's policy as it is now. Raises PolicyUnavailable: the installation's list cannot be read."""
+    """The same, for whoever asks about texts and queues nothing."""
+    return _of(settings, connection, tenant_id, None)
+
+
+def _of(settings: Settings, connection: Connection, tenant_id: int, door: Door | None) -> Policy:
     listed = None
     if settings.policy_list:
         try:
@@ -103,7 +121,7 @@ def of_tenant(settings: Settings, connection: Connection, tenant_id: int) -> Pol
             log.error("policy list unreadable", extra={"error": str(error)})
             raise PolicyUnavailable from None
     accepted = licenses.accepted(connection, tenant_id) if settings.require_license_acceptance else None
-    return Policy(terms.texts(connection, tenant_id), listed, judging.opened(settings), accepted)
+    return Policy(terms.texts(connection, tenant_id), listed, judging.opened(settings), accepted, door)
 
 
 def check(settings: Settings) -> None:

@@ -12,6 +12,8 @@ from services.core.db import partitions
 from services.core.db.statements import statement
 from services.core.events import log
 from services.core.model.errors import REFUSED_BY_POLICY
+from services.core.policy import refusals
+from services.core.policy.refusals import Door
 
 _SPREAD = """
 INSERT INTO {images_leaf} (job_id, index, segment_id{column})
@@ -45,9 +47,16 @@ class Refused:
     message: str
 
 
-def spread(connection: Connection, job_id: int, *, first: int = 0, refused: Sequence[Refused] = ()) -> None:
+def spread(
+    connection: Connection,
+    job_id: int,
+    *,
+    first: int = 0,
+    refused: Sequence[Refused] = (),
+    door: Door | None = None,
+) -> None:
     """Inserts the images of the job's payloads from index `first` on, which the counters hold as queued; those that are
-    refused are failed."""
+    refused, at `door`, are failed."""
     parts = {"column": ", state", "value": ", CASE WHEN index = ANY(:refused) THEN 3 ELSE 0 END"}
     sql = _SPREAD.format(
         images_leaf=partitions.leaf(connection, "images", job_id), **(parts if refused else {"column": "", "value": ""})
@@ -57,10 +66,11 @@ def spread(connection: Connection, job_id: int, *, first: int = 0, refused: Sequ
         values["refused"] = [one.first for one in refused]
     connection.execute(statement("images.spread_refused" if refused else "images.spread")(sql), values)
     if refused:
-        _record(connection, job_id, refused)
+        assert door is not None, "whoever refuses says where"
+        _record(connection, job_id, refused, door)
 
 
-def _record(connection: Connection, job_id: int, refused: Sequence[Refused]) -> None:
+def _record(connection: Connection, job_id: int, refused: Sequence[Refused], door: Door) -> None:
     values = {
         "job_id": job_id,
         "code": REFUSED_BY_POLICY,
@@ -70,3 +80,4 @@ def _record(connection: Connection, job_id: int, refused: Sequence[Refused]) -> 
     }
     connection.execute(_RECORD, values)
     log.append_of_job(connection, "job.images_refused", job_id, {"images": sum(one.n for one in refused)})
+    refusals.kept(connection, door, job_id, len(refused))

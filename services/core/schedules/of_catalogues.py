@@ -1,11 +1,14 @@
 """The schedule that a catalogue's definition asks for. It is one like any other, named after the catalogue."""
 
+import json
+
 from sqlalchemy import Connection
 
 from services.core.catalogues.catalogues import Catalogue
 from services.core.model.errors import InvalidSubmission, NotFound
 from services.core.schedules import definition_times, schedules
 from services.core.schedules.asked import ScheduleRequest
+from services.core.schedules.targets import Checked
 from services.core.settings import Settings
 
 _PREFIX = "catalogue."
@@ -31,9 +34,11 @@ def follow(connection: Connection, settings: Settings, catalogue: Catalogue, bas
         paused = schedules.find(connection, catalogue.tenant_id, name).paused
     except NotFound:
         paused = False
-    wanted = ScheduleRequest(**asked, target={"catalogue": {"name": catalogue.name}}, paused=paused)
+    body = {"name": catalogue.name}
+    wanted = ScheduleRequest(**asked, target={"catalogue": body}, paused=paused)
+    target = Checked("catalogue", json.dumps(body))
     try:
-        schedules.put(connection, settings, catalogue.tenant_id, name, wanted, base_url)
+        schedules.put(connection, settings, catalogue.tenant_id, name, wanted, target, base_url)
     except InvalidSubmission as error:
         raise InvalidSubmission([definition_times.inside(problem) for problem in error.problems]) from None
 

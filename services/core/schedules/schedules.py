@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from services.core.db.database import Database
 from services.core.db.statements import statement
 from services.core.events import log
 from services.core.model import ids
@@ -17,6 +18,7 @@ from services.core.model.errors import Conflict, NotFound
 from services.core.schedules import asked as asks
 from services.core.schedules import targets
 from services.core.schedules.asked import Misfire, Overlap, Rule, ScheduleRequest
+from services.core.schedules.targets import Checked
 from services.core.settings import Settings
 
 MOST = 1_000  # of one tenant
@@ -99,11 +101,22 @@ class Schedule:
         return found
 
 
+def check(
+    database: Database, settings: Settings, tenant_id: int, target: dict[str, Any], base_url: str
+) -> Checked:  # fmt: skip
+    """What a schedule is to submit, checked before the transaction that makes it: a content policy may take its time.
+    Raises InvalidSubmission, and PolicyUnavailable."""
+    with database.begin(tenant_id) as connection:
+        ground = targets.ground(connection, settings, tenant_id, base_url, {}, lambda: database.begin(tenant_id))
+    return targets.check(ground, target)
+
+
 def put(
-    connection: Connection, settings: Settings, tenant_id: int, name: str, asked: ScheduleRequest, base_url: str,
-    *, new: bool = False,
+    connection: Connection, settings: Settings, tenant_id: int, name: str, asked: ScheduleRequest, target: Checked,
+    base_url: str, *, new: bool = False,
 ) -> Schedule:  # fmt: skip
-    """Makes the schedule of that name, or makes it this one. With `new` there must be none.
+    """Makes the schedule of that name, or makes it this one. With `new` there must be none. `target` is what `check`
+    made of that of `asked`.
 
     Raises:
         InvalidSubmission: says what is wrong with it; nothing is changed.
@@ -117,11 +130,10 @@ def put(
         raise Conflict(f"There are {MOST:,} schedules already; delete one first.", "too_many_schedules")
     now = clock(connection)
     rule = asks.rule(asked, now, settings.schedule_seconds, None if known is None else known.at)
-    ground = targets.ground(connection, settings, tenant_id, base_url, {})
-    kind, target = targets.check(connection, ground, asked.target)
+    targets.find(connection, tenant_id, target)
     values: dict[str, Any] = {
         "id": ids.new(), "tenant_id": tenant_id, "name": name, "at": rule.at, "timezone": asked.timezone,
-        "cron": None if rule.cron is None else rule.cron.expression, "target_kind": kind, "target": target,
+        "cron": None if rule.cron is None else rule.cron.expression, "target_kind": target.kind, "target": target.text,
         "base_url": base_url, "misfire": asked.misfire, "misfire_limit": asked.misfire_limit, "overlap": asked.overlap,
         "deadline": asked.deadline, "paused": asked.paused, "next_at": None if asked.paused else rule.next(now),
     }  # fmt: skip

@@ -36,7 +36,7 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, run_id: int, 
             return
         labels = {"schedule": found.name, "scheduled_for": f"{found.instant.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"}
         ground = targets.ground(
-            connection, settings, found.tenant_id, found.base_url, labels, deadline=found.deadline_at,
+            connection, settings, found.tenant_id, found.base_url, labels, lease.begin, deadline=found.deadline_at,
             pictures=Inputs(settings, lease.begin, store, found.tenant_id),
         )  # fmt: skip
     with actors.acting(f"schedule/{found.name}"):

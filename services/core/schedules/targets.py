@@ -1,7 +1,7 @@
-"""What a schedule submits: a kind of target by its name, each with two functions.
+"""What a schedule submits: a kind of target by its name, each with three functions.
 
-`check` says at once what is wrong with a target; `order` prepares what is then recorded in one transaction together
-with the run. A further kind is one class and one line in `KINDS`.
+`check` says what is wrong with a target, `find` whether what it names is there, and `order` prepares what is then
+recorded in one transaction together with the run. A further kind is one class and one line in `KINDS`.
 """
 
 import json
@@ -21,12 +21,13 @@ from services.core.fleet import models
 from services.core.fleet.models import Registry
 from services.core.jobs.inputs import Inputs
 from services.core.jobs.submission_body import SubmissionBody
-from services.core.jobs.submissions import MAX_PROBLEMS, Submission, Trial
+from services.core.jobs.submissions import Submission, Trial
 from services.core.model import ids, requests, strict_json
 from services.core.model.body import Body
 from services.core.model.errors import Conflict, InvalidSubmission, NoModels, NotFound, Problem
 from services.core.policy import policies
 from services.core.policy.policies import Policy
+from services.core.policy.refusals import Begin, Door
 from services.core.schedules.asked import ALLOWED
 from services.core.settings import Settings
 
@@ -59,8 +60,12 @@ Record = Callable[[Connection], Recorded]
 
 
 class Target(Protocol):
-    def check(self, connection: Connection, ground: Ground, body: dict[str, Any]) -> None:
-        """Raises InvalidSubmission with every problem; nothing is recorded."""
+    def check(self, ground: Ground, body: dict[str, Any]) -> None:
+        """Raises InvalidSubmission with every problem. No transaction may be open: a content policy may take its time,
+        and what it refuses is recorded."""
+
+    def find(self, connection: Connection, tenant_id: int, body: dict[str, Any]) -> None:
+        """Raises InvalidSubmission: something that it names is not there."""
 
     def order(self, ground: Ground, body: dict[str, Any], keep: Callable[[], None]) -> Iterator[Record]:
         """Yields once: a function that records a job in an open transaction. Calls `keep` while it takes long.
@@ -72,14 +77,14 @@ class Target(Protocol):
 class JobTarget:
     """A body as POST /v1/jobs takes it."""
 
-    def check(self, connection: Connection, ground: Ground, body: dict[str, Any]) -> None:
-        del connection
+    def check(self, ground: Ground, body: dict[str, Any]) -> None:
         order, _ = _read(ground, body)
         with Trial(ground.settings, ground.registry, policy=ground.policy, defaults=order.defaults) as trial:
             order.fill(trial)
-            trial.screen()
-        if trial.problems:
-            raise InvalidSubmission(trial.problems[:MAX_PROBLEMS], more=trial.has_too_many_problems)
+            trial.check()
+
+    def find(self, connection: Connection, tenant_id: int, body: dict[str, Any]) -> None:
+        """Its pictures are looked for when it is submitted."""
 
     def order(self, ground: Ground, body: dict[str, Any], keep: Callable[[], None]) -> Iterator[Record]:
         if not ground.registry:
@@ -120,9 +125,13 @@ class BatchRequest(Body):
 class BatchTarget:
     """The id of an uploaded file, which every run reads anew."""
 
-    def check(self, connection: Connection, ground: Ground, body: dict[str, Any]) -> None:
+    def check(self, ground: Ground, body: dict[str, Any]) -> None:
+        del ground
+        _read_batch(body)
+
+    def find(self, connection: Connection, tenant_id: int, body: dict[str, Any]) -> None:
         asked, _ = _read_batch(body)
-        _file(connection, ground.tenant_id, asked.input_file_id)
+        _file(connection, tenant_id, asked.input_file_id)
 
     def order(self, ground: Ground, body: dict[str, Any], keep: Callable[[], None]) -> Iterator[Record]:
         del keep
@@ -152,8 +161,12 @@ class CatalogueRequest(Body):
 class CatalogueTarget:
     """A catalogue by its name. At the deadline its run writes what there is."""
 
-    def check(self, connection: Connection, ground: Ground, body: dict[str, Any]) -> None:
-        _catalogue(connection, ground.tenant_id, body)
+    def check(self, ground: Ground, body: dict[str, Any]) -> None:
+        del ground
+        _read_catalogue(body)
+
+    def find(self, connection: Connection, tenant_id: int, body: dict[str, Any]) -> None:
+        _catalogue(connection, tenant_id, body)
 
     def order(self, ground: Ground, body: dict[str, Any], keep: Callable[[], None]) -> Iterator[Record]:
         del keep
@@ -172,8 +185,15 @@ class CatalogueTarget:
 KINDS: dict[str, Target] = {"job": JobTarget(), "batch": BatchTarget(), "catalogue": CatalogueTarget()}
 
 
-def check(connection: Connection, ground: Ground, target: dict[str, Any]) -> tuple[str, str]:
-    """Checks a target. Returns its kind and its body as text. Raises InvalidSubmission."""
+class Checked(NamedTuple):
+    """A target with which nothing is wrong: its kind, and its body as text."""
+
+    kind: str
+    text: str
+
+
+def check(ground: Ground, target: dict[str, Any]) -> Checked:
+    """Checks a target, but for what it names. No transaction may be open. Raises InvalidSubmission."""
     kind, body = next(iter(target.items()), ("", None))
     if len(target) != 1 or kind not in KINDS or not isinstance(body, dict):
         found = "an object with " + ", ".join(map(strict_json.describe, list(target)[:5])) if target else "empty"
@@ -182,11 +202,15 @@ def check(connection: Connection, ground: Ground, target: dict[str, Any]) -> tup
         message = f"target is {found}; it must be {ALLOWED['target']}."
         raise InvalidSubmission([Problem("invalid_value", message, "target")])
     text = json.dumps(body)
-    try:
-        KINDS[kind].check(connection, ground, json.loads(text))  # a copy: reading takes parts out of it
-    except InvalidSubmission as error:
-        raise InvalidSubmission([_inside(kind, problem) for problem in error.problems], more=error.more) from None
-    return kind, text
+    with _inside(kind):
+        KINDS[kind].check(ground, json.loads(text))  # a copy: reading takes parts out of it
+    return Checked(kind, text)
+
+
+def find(connection: Connection, tenant_id: int, checked: Checked) -> None:
+    """Looks for what the target names. Raises InvalidSubmission."""
+    with _inside(checked.kind):
+        KINDS[checked.kind].find(connection, tenant_id, json.loads(checked.text))
 
 
 @contextmanager
@@ -196,9 +220,10 @@ def ordered(ground: Ground, kind: str, text: str, keep: Callable[[], None]) -> I
 
 def ground(
     connection: Connection, settings: Settings, tenant_id: int, base_url: str, labels: dict[str, str],
-    *, deadline: datetime | None = None, pictures: Inputs | None = None,
+    begin: Begin, *, deadline: datetime | None = None, pictures: Inputs | None = None,
 ) -> Ground:  # fmt: skip
-    policy = policies.of_tenant(settings, connection, tenant_id)
+    """`begin` begins a transaction for the record of what the content policy refuses."""
+    policy = policies.at(settings, connection, Door("schedule", tenant_id, begin))
     return Ground(settings, models.registry(connection), tenant_id, base_url, labels, policy, deadline, pictures)
 
 
@@ -231,11 +256,15 @@ def _read_batch(body: dict[str, Any]) -> tuple[BatchRequest, int]:
     return asked, seconds
 
 
-def _catalogue(connection: Connection, tenant_id: int, body: dict[str, Any]) -> catalogues.Catalogue:
+def _read_catalogue(body: dict[str, Any]) -> CatalogueRequest:
     try:
-        asked = CatalogueRequest.model_validate(body)
+        return CatalogueRequest.model_validate(body)
     except ValidationError as error:
         raise InvalidSubmission(requests.problems(error, body, allowed=CatalogueRequest.ALLOWED)) from None
+
+
+def _catalogue(connection: Connection, tenant_id: int, body: dict[str, Any]) -> catalogues.Catalogue:
+    asked = _read_catalogue(body)
     try:
         return catalogues.find(connection, tenant_id, asked.name)
     except NotFound:
@@ -254,5 +283,14 @@ def _file(connection: Connection, tenant_id: int, public: str) -> int:
     return file.id
 
 
-def _inside(kind: str, problem: Problem) -> Problem:
-    return replace(problem, param=f"target.{kind}" + (f".{problem.param}" if problem.param else ""))
+@contextmanager
+def _inside(kind: str) -> Iterator[None]:
+    """Problems of the target's body are named with their place in the target."""
+    try:
+        yield
+    except InvalidSubmission as error:
+        problems = [
+            replace(problem, param=f"target.{kind}" + (f".{problem.param}" if problem.param else ""))
+            for problem in error.problems
+        ]
+        raise InvalidSubmission(problems, more=error.more) from None

@@ -23,6 +23,7 @@ from services.core.model import ids, requests
 from services.core.model.errors import InvalidSubmission, NotFound
 from services.core.model.states import CLAIMABLE_JOB_STATES
 from services.core.policy import policies
+from services.core.policy.refusals import Door
 from services.dashboard import access, forms, reading, rendering
 from services.dashboard.reading import Shown
 from services.dashboard.routes import PageRoute
@@ -204,7 +205,7 @@ def _retry(context: Context, tenant: int, job: Shown, form: forms.Form) -> str:
     except ValidationError:
         raise ApiError(422, "invalid_value", "Give the index of a failed image, or the code of a cause.") from None
     with context.database.begin(tenant) as connection:
-        policy = policies.of_tenant(context.settings, connection, tenant)
+        policy = policies.at(context.settings, connection, Door("retry", tenant))
         receipt = retry.retry(connection, tenant, job.view.id, asked, policy=policy)
     for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds
         context.notifier.notify(model)

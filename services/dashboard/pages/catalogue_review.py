@@ -17,6 +17,7 @@ from services.core.marks.asked import MARKS, Mark
 from services.core.model import ids
 from services.core.model.errors import Conflict, InvalidSubmission, NotFound
 from services.core.policy import policies
+from services.core.policy.refusals import Door
 from services.dashboard import access, catalogue_words, forms, rendering
 from services.dashboard.pages import catalogue_runs, marking
 from services.dashboard.routes import PageRoute
@@ -101,7 +102,7 @@ def mark_one(
             if not any(one.kind in changes.REVIEWED for one in changes.at(connection, run.id, [int(index)])):
                 raise Conflict("This picture replaces none, so it needs no mark.", "not_reviewed")
             if word == REDRAW:
-                policy = policies.of_tenant(context.settings, connection, visitor.tenant)
+                policy = policies.at(context.settings, connection, Door("redraw", visitor.tenant))
                 models = redrawing.redraw(connection, found, run.id, [int(index)], policy=policy).models
             else:
                 reviewing.mark(connection, run, [int(index)], mark)
@@ -191,7 +192,7 @@ def _redraw_rejected(context: Context, catalogue: Catalogue, run: Run, after: in
     """How many of the rejected pictures behind that position are drawn again, and up to which position it came."""
     with context.database.begin(run.tenant_id) as connection:
         positions, place = unmarked.following(connection, run, "rejected", after, redrawing.AT_ONCE)
-        policy = policies.of_tenant(context.settings, connection, run.tenant_id)
+        policy = policies.at(context.settings, connection, Door("redraw", run.tenant_id))
         models = redrawing.redraw(connection, catalogue, run.id, positions, policy=policy).models if positions else []
     _notify(context, models)
     return len(positions), place

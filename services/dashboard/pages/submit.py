@@ -198,7 +198,7 @@ def _record_file(
     label = _label(order)
     pictures = dependencies.pictures(context, tenant)
     with context.database.begin(tenant) as connection:
-        policy = policies.of_tenant(context.settings, connection, tenant)
+        policy = policies.at(context.settings, connection, dependencies.door(context, tenant, "job"))
     with submissions.Submission(context.settings, known, policy=policy, pictures=pictures) as submission:
         _read(context, order, received, submission)
         receipt = submission.record(context.database, tenant, label=label, idempotency_key=key)
