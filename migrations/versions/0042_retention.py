@@ -5,9 +5,15 @@ from pathlib import Path
 from alembic import op
 from sqlalchemy import text
 
+from migrations import indexes
+
 revision = "0042"
 down_revision = "0041"
 
+_INDEXES = {
+    "jobs_retained": "jobs (tenant_id, finished_at) WHERE finished_at IS NOT NULL AND deleted_at IS NULL",
+    "failures_age": "failures (failed_at)",
+}
 _OF_TENANTS = ("retention_rules", "retention_work")
 _OF_THE_SYSTEM = ("tenant_deletions", "storage_mark", "storage_audits", "storage_orphans", "storage_findings")
 _FUNCTIONS = (
@@ -32,6 +38,7 @@ CREATE POLICY tenant ON {table} TO {system}, presswork_tenant USING (tenant_id =
 
 
 def upgrade() -> None:
+    indexes.build(_INDEXES)
     connection = op.get_bind()
     sql = Path(__file__).with_suffix(".sql").read_text(encoding="utf-8")
     connection.execution_options(no_parameters=True).exec_driver_sql(sql)

@@ -28,7 +28,6 @@ ALTER TABLE jobs
   ADD COLUMN payloads_erased_at timestamptz,
   ADD COLUMN objects_deleted_at timestamptz,
   ADD COLUMN drops_with_week boolean NOT NULL DEFAULT false;
-CREATE INDEX jobs_retained ON jobs (tenant_id, finished_at) WHERE finished_at IS NOT NULL AND deleted_at IS NULL;
 
 -- Empties the requests with an index from `first` to `past`, which is not among them, of a job that is marked so.
 -- Sizes, seeds and custom_ids stay. Returns how many it emptied.
@@ -153,7 +152,6 @@ BEGIN
 END $$;
 
 -- Deletes attempts that failed more than `days` ago, up to `most`, of jobs that have ended; the counts by cause stay.
-CREATE INDEX failures_age ON failures (failed_at);
 CREATE FUNCTION presswork_forget_failures(days integer, most integer) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$

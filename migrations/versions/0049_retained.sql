@@ -1,11 +1,3 @@
--- What retention looks for: jobs of a tenant that keep something, by their ends, and those with days of their own.
-CREATE INDEX jobs_with_payloads ON jobs (tenant_id, finished_at)
-  WHERE finished_at IS NOT NULL AND deleted_at IS NULL AND payloads_erased_at IS NULL;
-CREATE INDEX jobs_with_objects ON jobs (tenant_id, finished_at)
-  WHERE finished_at IS NOT NULL AND deleted_at IS NULL AND objects_deleted_at IS NULL;
-CREATE INDEX jobs_with_own_retention ON jobs (tenant_id, finished_at)
-  WHERE finished_at IS NOT NULL AND deleted_at IS NULL AND retention IS NOT NULL;
-
 -- When a scheduler last looked at the mark, and why no orphan may be deleted, if so.
 ALTER TABLE storage_mark ADD COLUMN looked_at timestamptz, ADD COLUMN refusal text;
 

@@ -1,5 +1,9 @@
 """The migrated schema against the tables that the code knows, and row-level security."""
 
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -14,6 +18,10 @@ from services.core.jobs import queries, request_queries
 from services.core.model import ids
 from services.core.model.errors import UnsuitableDatabase
 from tests import factories
+from tests.waiting import until
+
+VERSIONS = Path(__file__).parents[2] / "migrations/versions"
+_SMALL = {"tenant_deletions"}  # a row for each tenant that was ever deleted
 
 
 def test_the_migrations_make_exactly_the_tables_that_the_code_knows(stack, template):
@@ -59,6 +67,36 @@ def test_the_second_migration_touches_no_row_of_results_and_says_nothing_of_them
             assert [tuple(row) for row in rows] == [(True, None, None, [])] * 3
             assert connection.execute(text("SELECT presswork_make_partitions('2027-03-01', 1)")).scalar_one() == 3
         engine.dispose()
+
+
+def test_a_migration_that_indexes_jobs_keeps_nobody_from_writing_them(stack, fresh_database):
+    """While it waits for a transaction that began before it, and while it builds."""
+    with fresh_database("template0") as url:
+        migrator_url = f"{stack.migrator_url.rpartition('/')[0]}/{url.rpartition('/')[2]}"
+        databases.migrate(migrator_url, "0047")
+        engine = create_engine(databases.driver_url(migrator_url))
+        building = text("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX%' AND state = 'active' "
+                        "AND datname = current_database()")  # fmt: skip
+        with ThreadPoolExecutor(1) as pool:
+            with engine.begin() as before, engine.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
+                before.execute(text("UPDATE jobs SET priority = priority"))
+                migration = pool.submit(databases.migrate, migrator_url)
+                until(lambda: other.execute(building).scalar_one() == 1)
+                other.execute(text("SET lock_timeout = '2s'"))
+                other.execute(text("UPDATE jobs SET priority = priority"))
+            migration.result(60)
+        with engine.begin() as connection:
+            valid = "SELECT count(*) FROM pg_index WHERE indexrelid::regclass::text LIKE 'jobs_with_%' AND indisvalid"
+            assert connection.execute(text(valid)).scalar_one() == 3
+        engine.dispose()
+
+
+def test_indexes_of_tables_that_exist_are_built_beside_other_sessions():
+    for file in sorted(VERSIONS.glob("*.sql")):
+        sql = file.read_text()
+        made = {*re.findall(r"CREATE TABLE (\w+)", sql), *_SMALL}
+        indexed = set(re.findall(r"CREATE (?:UNIQUE )?INDEX (?!CONCURRENTLY)\w+ ON (\w+)", sql))
+        assert file.name < "0042" or indexed <= made, f"{file.name}: indexes.build() is for {indexed - made}"
 
 
 def test_an_index_that_was_cut_off_while_it_was_built_is_finished_and_covers_every_partition(stack, fresh_database):
