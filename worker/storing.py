@@ -7,9 +7,11 @@ process ends.
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Any
+from operator import itemgetter
+from typing import TypeVar
 
 from services.core.db.database import Database
 from services.core.fleet import throughput
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 UPLOADS = 8
 HOPELESS = UPLOADS  # failures of the store or a policy in a row, after which a worker that stops tries no further
 REVIEW_PAUSES = (0.1, 0.5, 2.0)  # seconds between tries to check a picture while the device has no memory for it
+_Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
 REFUSED_LEASES = 2  # a store that refuses this worker for so long may accept others': release the images
 
 
@@ -115,13 +119,34 @@ class StoringStage:
     def _store_all(self, outcome: Outcome) -> tuple[list[StoredImage | FailedImage | None], bool]:
         """What became of the images that were stored in time, and whether any thread hangs."""
         held, until = outcome.held, time.monotonic() + self._settings.abandon_seconds
-        found, hanging = _finished([self._uploading.submit(self._store, held, one) for one in outcome.rendered], until)
+        found, hanging = self._each(lambda one: self._store(held, one), outcome.rendered, until)
         stored = [one for one in found if not isinstance(one, Encoded)]
         if lots := sharding.lots(one for one in found if isinstance(one, Encoded)):
-            shards, late = _finished([self._uploading.submit(self._store_shard, held, lot) for lot in lots], until)
+            shards, late = self._each(lambda lot: self._store_shard(held, lot), lots, until)
             stored += [image for shard in shards for image in shard]
             hanging = hanging or late
         return stored, hanging
+
+    def _each(self, work: Callable[[_Item], _Found], items: Sequence[_Item], until: float) -> tuple[list[_Found], bool]:
+        """The results of those that have ended by then, in order, and whether any goes on. Each uploading thread takes
+        one item after the other."""
+        left, found = deque(enumerate(items)), dict[int, _Found]()
+
+        def take() -> None:
+            while True:
+                try:
+                    at, item = left.popleft()
+                except IndexError:
+                    return
+                found[at] = work(item)
+
+        threads = [self._uploading.submit(take) for _ in range(min(UPLOADS, len(items)))]
+        ended, unfinished = wait(threads, max(0.0, until - time.monotonic()))
+        left.clear()
+        hanging = any(not thread.cancel() for thread in unfinished)
+        for thread in ended:
+            thread.result()
+        return [one for _, one in sorted(found.copy().items(), key=itemgetter(0))], hanging
 
     def _store(self, held: HeldClaim, rendered: Rendered) -> StoredImage | FailedImage | Encoded | None:
         """Encodes, and stores what is an object of its own; retries while the store is away. None: not wanted, or to be
@@ -311,10 +336,3 @@ class StoringStage:
                 self._objects.drop(key)
             except StoreUnavailable as error:
                 log.warning("object left behind", extra={"key": key, "error": str(error)})
-
-
-def _finished(futures: list[Future[Any]], until: float) -> tuple[list[Any], bool]:
-    """The results of those that have ended by then, in order, and whether any goes on."""
-    unfinished = wait(futures, max(0.0, until - time.monotonic())).not_done
-    hanging = any(not future.cancel() for future in unfinished)
-    return [future.result() for future in futures if future not in unfinished], hanging

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import Connection
@@ -37,37 +38,42 @@ _MOVE = statement("settlement.move")(f"""{CANCELLED}
 ), {MOVED}""")  # noqa: S608  our own text
 
 # Versions are inserted once and then looked up. DO UPDATE, because DO NOTHING would not return a row that another
-# settle has just committed and that this snapshot does not see.
+# settle has just committed and that this snapshot does not see. What many images share is sent once, as a kind.
 _RESULTS = statement("settlement.results")("""
 WITH known AS MATERIALIZED (
-  SELECT id, versions FROM engines WHERE versions = ANY(CAST(:all_versions AS text[]))
+  SELECT id, versions FROM engines WHERE versions = ANY(CAST(:versions AS text[]))
 ), added AS (
   INSERT INTO engines (versions)
-  SELECT new FROM unnest(CAST(:all_versions AS text[])) AS new
-  WHERE new NOT IN (SELECT versions FROM known) ORDER BY new
+  SELECT DISTINCT new FROM unnest(CAST(:versions AS text[])) AS new
+  WHERE new IS NOT NULL AND new NOT IN (SELECT versions FROM known) ORDER BY new
   ON CONFLICT (versions) DO UPDATE SET versions = excluded.versions
   RETURNING id, versions
+), kinds AS MATERIALIZED (
+  SELECT kind, job_id, device, reproducibility_class, truncated, flagged, unknown_words, render_seconds, reused,
+         coalesce((SELECT id FROM known WHERE known.versions = one.versions),
+                  (SELECT id FROM added WHERE added.versions = one.versions)) AS engine_id
+  FROM unnest(
+    CAST(:job_id AS bigint[]), CAST(:device AS text[]), CAST(:reproducibility_class AS text[]),
+    CAST(:versions AS text[]), CAST(:truncated AS boolean[]), CAST(:flagged AS boolean[]),
+    CAST(:unknown_words AS jsonb[]), CAST(:render_seconds AS real[]), CAST(:reused AS boolean[])
+  ) WITH ORDINALITY AS one (job_id, device, reproducibility_class, versions, truncated, flagged, unknown_words,
+                            render_seconds, reused, kind)
 ), stored AS MATERIALIZED (
   SELECT * FROM unnest(
-    CAST(:job_id AS bigint[]), CAST(:index AS integer[]), CAST(:object_key AS text[]),
-    CAST(:sha256 AS bytea[]), CAST(:bytes AS integer[]), CAST(:device AS text[]),
-    CAST(:reproducibility_class AS text[]), CAST(:versions AS text[]), CAST(:truncated AS boolean[]),
-    CAST(:flagged AS boolean[]), CAST(:unknown_words AS jsonb[]), CAST(:render_seconds AS real[]),
-    CAST(:render_key AS bytea[]), CAST(:reused AS boolean[]), CAST(:scores AS jsonb[]), CAST(:phash AS bigint[])
-  ) AS one (job_id, index, object_key, sha256, bytes, device, reproducibility_class, versions, truncated, flagged,
-            unknown_words, render_seconds, render_key, reused, scores, phash)
+    CAST(:kind AS bigint[]), CAST(:index AS integer[]), CAST(:object_key AS text[]), CAST(:sha256 AS bytea[]),
+    CAST(:bytes AS integer[]), CAST(:render_key AS bytea[]), CAST(:scores AS jsonb[]), CAST(:phash AS bigint[])
+  ) AS one (kind, index, object_key, sha256, bytes, render_key, scores, phash)
 ), scored AS (
   INSERT INTO image_scores (job_id, name, value, index)
   SELECT job_id, name, CAST(value AS double precision), index
-  FROM stored CROSS JOIN LATERAL jsonb_each_text(scores) AS score (name, value) WHERE value IS NOT NULL
+  FROM stored JOIN kinds USING (kind) CROSS JOIN LATERAL jsonb_each_text(scores) AS score (name, value)
+  WHERE value IS NOT NULL
 )
 INSERT INTO results (job_id, index, object_key, sha256, bytes, device, reproducibility_class, engine_id, truncated,
                      flagged, unknown_words, render_seconds, render_key, reused, claim_id, scores, phash)
-SELECT job_id, index, object_key, sha256, bytes, device, reproducibility_class,
-       coalesce((SELECT id FROM known WHERE known.versions = stored.versions),
-                (SELECT id FROM added WHERE added.versions = stored.versions)),
-       truncated, flagged, unknown_words, render_seconds, render_key, reused, CAST(:claim_id AS bigint), scores, phash
-FROM stored
+SELECT job_id, index, object_key, sha256, bytes, device, reproducibility_class, engine_id, truncated, flagged,
+       unknown_words, render_seconds, render_key, reused, CAST(:claim_id AS bigint), scores, phash
+FROM stored JOIN kinds USING (kind)
 """)
 
 _REUSED = statement("settlement.reused")("""
@@ -90,6 +96,14 @@ INSERT INTO failures (job_id, index, code, message, claim_id, device, batch_imag
 SELECT job_id, index, code, message, :claim_id, :device, :batch_images, claim.worker_id, claim.created_at
 FROM failed LEFT JOIN (SELECT worker_id, created_at FROM claims WHERE id = :claim_id) claim ON true
 """)
+
+
+_SHARED = (
+    "job_id", "device", "reproducibility_class", "versions", "truncated", "flagged", "unknown_words", "render_seconds",
+    "reused",
+)  # fmt: skip
+_OWN = ("index", "object_key", "sha256", "bytes", "render_key")
+_KIND = attrgetter(*_SHARED)
 
 
 class Verdict(StrEnum):
@@ -155,18 +169,25 @@ def settle(
         )
     visible = [image for image in stored if image.job_id not in moved.cancelled]
     if visible:
-        values = {name: [getattr(image, name) for image in visible] for name in StoredImage.__slots__}
-        values["all_versions"] = sorted({image.versions for image in visible if image.versions is not None})
-        values["unknown_words"] = [json.dumps(image.unknown_words) for image in visible]
-        values["scores"] = [None if image.scores is None else json.dumps(dict(image.scores)) for image in visible]
-        values["phash"] = [None if image.phash is None else _signed(image.phash) for image in visible]
-        connection.execute(_RESULTS, values | {"claim_id": claim_id})
+        connection.execute(_RESULTS, {**_results(visible), "claim_id": claim_id})
     if reused := [image.job_id for image in visible if image.reused]:
         connection.execute(_REUSED, {"job_ids": reused})
     if failed:
         final = [image.job_id not in moved.cancelled for image in failed]
         record_failures(connection, claim_id, failed, device=device, batch_images=row.images, final=final)
     return Settlement(Verdict.OK, tuple(image for image in stored if image.job_id in moved.cancelled))
+
+
+def _results(visible: Sequence[StoredImage]) -> dict[str, list[Any]]:
+    """Values of _RESULTS: the kinds, each once, and the images with the number of theirs."""
+    numbers: dict[tuple[Any, ...], int] = {}
+    values: dict[str, list[Any]] = {name: [getattr(image, name) for image in visible] for name in _OWN}
+    values["kind"] = [numbers.setdefault(_KIND(image), len(numbers) + 1) for image in visible]
+    values["scores"] = [None if image.scores is None else json.dumps(dict(image.scores)) for image in visible]
+    values["phash"] = [None if image.phash is None else _signed(image.phash) for image in visible]
+    values |= zip(_SHARED, map(list, zip(*numbers, strict=True)), strict=True)
+    values["unknown_words"] = [json.dumps(words) for words in values["unknown_words"]]
+    return values
 
 
 def _runs(outcomes: list[tuple[int, int, int, int]]) -> dict[str, list[int]]:
