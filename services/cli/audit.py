@@ -10,6 +10,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from services.cli import audit_checking, follow, options, show, units
+from services.cli.audit_known import Known
 from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
 from services.core.model import audit_chain, job_words
@@ -60,12 +61,15 @@ def export(
     """
     asked: dict[str, Any] = {"actor": actor, "event": event, "tenant": tenant}
     asked |= {"since": _moment(since, "--since", is_end=False), "until": _moment(until, "--until", is_end=True)}
-    heading = audit_chain.heading(is_filtered=(actor, event) != (None, None), until=asked["until"])
+    heading = audit_chain.heading(is_filtered=(actor, event) != (None, None), until=asked["until"], tenant=tenant)
     summary = audit_chain.Summary()
     with connect(profile) as client, _written(output) as file, follow.bar() as progress:
         task = progress.add_task("exporting", total=None, tail="")
         file.write(audit_chain.canonical(heading) + b"\n")
         for line in client.audit(**asked):
+            if "chains" in line:
+                summary.end(line["chains"])
+                continue
             summary.add(line)
             file.write(audit_chain.canonical(line) + b"\n")
             progress.advance(task)
@@ -92,7 +96,11 @@ def verify(
     whether the trail was changed, or its end cut off, in between. Needs no server. Exit code 1: something is not as
     it was.
     """
-    known = audit_checking.Known()
+    with Known() as known:
+        return _verify(files, known, as_json=as_json)
+
+
+def _verify(files: list[Path], known: Known, *, as_json: bool) -> Exit:
     sound = True
     for number, path in enumerate(files, 1):
         with follow.bar() as progress:

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from services.cli.audit_known import Known
 from services.core.model import audit_chain
 
 _FIELDS = {
     "tenant", "n", "seq", "at", "actor", "event", "subject_type", "subject", "data", *audit_chain.LINKS,
 }  # fmt: skip
+_DELETED = ("tenant.delete_requested", "tenant.deleted")
 _STEP = 1_000
 
 
@@ -21,24 +23,18 @@ class _Trouble(Exception):
 
 
 @dataclass(slots=True)
-class Known:
-    """The records of the files before: by tenant and place the hash, and by tenant the last place; each with the file
-    that it stands in."""
-
-    hashes: dict[tuple[str, int], tuple[bytes, str]] = field(default_factory=dict)
-    ends: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class Checked:
     """What a file holds. `trouble` is what is wrong with `line`, the first line that is not as it was exported.
-    `is_open`: it goes to the end of the trail."""
+    `is_open`: it goes to the end of the trail. `is_of_all`: it is of all tenants. `chains`: where their chains ended in
+    the database, if it says so."""
 
     path: Path
     line: int = 0
     records: int = 0
     is_filtered: bool = False
     is_open: bool = False
+    is_of_all: bool = False
+    chains: dict[str, tuple[int, bytes]] | None = None
     trouble: str | None = None
     last: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -52,8 +48,9 @@ class Checked:
 
 def check(path: Path, known: Known, tell: Callable[[int], object], *, keeps: bool = True) -> Checked:
     """Reads the file to the first line that is wrong. `known` has the records of the files before, and with `keeps`
-    gets those of this one, which takes memory. Raises OSError if there is no such file."""
+    gets those of this one. Memory goes by the number of tenants. Raises OSError if there is no such file."""
     found = Checked(path)
+    known.begin(str(path))
     lines = _lines(path)
     try:
         found.line, end = 1, None
@@ -84,6 +81,7 @@ def _add(found: Checked, line: dict[str, Any], known: Known, *, keeps: bool) -> 
     if "end" in line:
         if line.get("records") != found.records or line.get("last") != found.document()["last"]:
             raise _Trouble("the count or the hashes are not those of the lines before: some were dropped or inserted")
+        found.chains = _chains(line.get("chains"))
         return line
     if "fault" in line:
         which = f"records {line.get('first')} to {line.get('last')} of {line.get('tenant') or 'system'}"
@@ -92,7 +90,7 @@ def _add(found: Checked, line: dict[str, Any], known: Known, *, keeps: bool) -> 
         raise _Trouble("it is no record of an audit trail")
     if not isinstance(line["tenant"], str | None):
         raise _Trouble("it is no record of an audit trail")
-    tenant, place = line["tenant"] or "system", line["n"]
+    tenant, place = line["tenant"] or audit_chain.SYSTEM, line["n"]
     try:
         previous, hashed = bytes.fromhex(line["previous"]), bytes.fromhex(line["hash"])
     except (TypeError, ValueError):
@@ -100,28 +98,66 @@ def _add(found: Checked, line: dict[str, Any], known: Known, *, keeps: bool) -> 
     if audit_chain.link(previous, line) != hashed:
         raise _Trouble("it was changed: its hash is not that of its words")
     _compare(found, tenant, place, previous)
-    for where, value in ((place, hashed), (place - 1, previous)):
-        before = known.hashes.get((tenant, where))
-        if before is not None and before[0] != value:
-            raise _Trouble(f"record {where:,} of {tenant} is another one than in {before[1]}")
+    if found.last.get(tenant, (0, ""))[0] != place - 1:
+        _agree(known, tenant, place - 1, previous)
+    _agree(known, tenant, place, hashed)
     if keeps:
-        known.hashes[tenant, place] = hashed, str(found.path)
+        known.keep(tenant, place, hashed)
+    if line["event"] in _DELETED and line["subject_type"] == "tenant":
+        known.deleted.add(str(line["subject"]))
     found.last[tenant] = place, line["hash"]
     found.records += 1
     return None
 
 
+def _agree(known: Known, tenant: str, place: int, hashed: bytes) -> None:
+    before = known.hash_of(tenant, place)
+    if before is not None and before[0] != hashed:
+        raise _Trouble(f"record {place:,} of {tenant} is another one than in {before[1]}")
+
+
 def _end(found: Checked, known: Known, *, keeps: bool) -> None:
-    """Of an export that goes to the end of the trail, no earlier one may go further."""
-    for tenant, (place, _) in found.last.items():
-        before, path = known.ends.get(tenant, (0, ""))
-        if before > place and found.is_open and not found.is_filtered:
+    """No earlier export may have more of a chain than there was at this one, but of a tenant that was deleted."""
+    ends = {tenant: place for tenant, (place, _) in found.last.items()}
+    for tenant, (place, hashed) in (found.chains or {}).items():
+        if ends.get(tenant) == place and found.last[tenant][1] != hashed.hex():
+            raise _Trouble(f"record {place:,} of {tenant} is said to be the chain's end, and has another hash")
+        if place:
+            _agree(known, tenant, place, hashed)
+        ends[tenant] = max(ends.get(tenant, 0), place)
+    for tenant, (before, path) in known.ends.items():
+        place = ends.get(tenant, 0)
+        if place >= before or tenant in known.deleted or not _tells_of(found, tenant):
+            continue
+        if place:
             raise _Trouble(
                 f"the trail of {tenant} ends at record {place:,}, and {path} has record {before:,}: its end was cut "
                 "off, unless that file is the later export"
             )
-        if keeps and place > before:
-            known.ends[tenant] = place, str(found.path)
+        raise _Trouble(
+            f"nothing is left of the trail of {tenant}, and {path} has record {before:,}; no record says that the "
+            "tenant was deleted: it was taken away, unless that file is the later export"
+        )
+    for tenant, place in ends.items() if keeps else ():
+        known.end(tenant, place)
+        if found.chains and place == found.chains.get(tenant, (0, b""))[0] > 0:
+            known.keep(tenant, place, found.chains[tenant][1])
+
+
+def _tells_of(found: Checked, tenant: str) -> bool:
+    """Whether the file says where the tenant's chain ended, also if it says that by naming no such chain."""
+    if found.chains is None:  # of the release before
+        return tenant in found.last and found.is_open and not found.is_filtered
+    return found.is_of_all or tenant in found.chains
+
+
+def _chains(given: Any) -> dict[str, tuple[int, bytes]] | None:
+    try:
+        return None if given is None else {
+            tenant: (int(end["n"]), bytes.fromhex(end["hash"])) for tenant, end in given.items()
+        }  # fmt: skip
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise _Trouble("it does not say where the chains ended: it was changed") from None
 
 
 def _compare(found: Checked, tenant: str, place: int, previous: bytes) -> None:
@@ -151,6 +187,7 @@ def _begin(found: Checked, line: bytes) -> None:
     if not is_exact:
         raise _Trouble("it was changed: it is not written as it was exported")
     found.is_filtered, found.is_open = first["filtered"], first.get("until", "") is None
+    found.is_of_all = first.get("tenant") == audit_chain.EVERY
 
 
 def _parsed(line: bytes) -> tuple[dict[str, Any], bool]:

@@ -13,6 +13,7 @@ NAMES = (
     "turns",
     "bulk",
     "tenant_delete",
+    "trail",
     "claim",
     "ledger",
     "mixed",

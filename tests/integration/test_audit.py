@@ -17,6 +17,7 @@ from services.core.events import numbering
 from services.core.events.queries import Event
 from services.core.model import audit_chain
 from services.core.tenants import api_keys
+from services.core.tenants.tenants import public_id
 from services.core.trail import records, sealing
 from services.local.stack import Stack
 from tests import factories
@@ -73,10 +74,13 @@ def test_a_tenant_reads_its_own_trail_and_the_operators_administrators_read_all(
     seal(api)
     mine, theirs = read(api, api.key), read(api, stranger)
     assert [(line["n"], line["event"]) for line in mine[:-1]] == [(n, "key.issued") for n in (1, 2, 3)]
-    assert mine[-1] == {"next_cursor": None}
+    chain = {"n": 3, "hash": mine[2]["hash"]}
+    assert mine[-1] == {"next_cursor": None, "chains": {mine[0]["tenant"]: chain}}
     assert [line["n"] for line in theirs[:-1]] == [1] and theirs[0]["tenant"] != mine[0]["tenant"]
     assert read(api, api.key, tenant="other") == theirs
     everything = [(line["tenant"], line["n"]) for line in read(api, api.key, tenant="*")[:-1]]
+    ends = read(api, api.key, tenant="*")[-1]["chains"]
+    assert ends == mine[-1]["chains"] | theirs[-1]["chains"] and len(ends) == 2
     assert sorted(everything) == sorted((line["tenant"], line["n"]) for line in (*mine[:-1], *theirs[:-1]))
     for asked, status, code in (
         ({"tenant": "default"}, 404, "not_found"), ({"tenant": "*"}, 403, "not_operator"),
@@ -99,10 +103,11 @@ def test_pages_hold_whole_ranges_and_go_on_where_the_one_before_ended(api: Api) 
     middle = whole[2]["at"]
     assert [line["n"] for line in read(api, api.key, since=middle)[:-1]] == [3, 4, 5]
     assert [line["n"] for line in read(api, api.key, until=middle)[:-1]] == [1, 2]
-    assert read(api, api.key, since="2999-01-01T00:00:00Z") == [{"next_cursor": None}]
+    end = {"next_cursor": None, "chains": {whole[0]["tenant"]: {"n": 5, "hash": whole[-1]["hash"]}}}
+    assert read(api, api.key, since="2999-01-01T00:00:00Z") == [end]
     actor = f"key/{api_keys.id_of(api.key)}"
     assert [line["n"] for line in read(api, api.key, actor=actor)[:-1]] == [2, 3, 4, 5]
-    assert read(api, api.key, event="key.revoked") == [{"next_cursor": None}]
+    assert read(api, api.key, event="key.revoked") == [end]
 
 
 def tampered(lines: list[bytes]) -> dict[str, tuple[list[bytes], int, str]]:
@@ -201,11 +206,55 @@ def test_a_later_export_shows_whether_the_trail_was_rewritten_in_between(
     cut = run("verify", third, fourth)
     assert cut.exit_code == 1 and "ends at record 5, and " in cut.output.replace("\n", " "), cut.output
     until = json.loads(Path(fourth).read_bytes().splitlines()[-2])["at"]
-    assert run("export", "-o", fourth, "--until", until).exit_code == 0  # it was asked to end before the trail's end
-    assert run("verify", third, fourth).exit_code == 0
+    assert run("export", "-o", fourth, "--until", until).exit_code == 0  # which says all the same where the chain ends
+    assert run("verify", third, fourth).exit_code == 1
     rewritten = run("verify", first, third)
     assert rewritten.exit_code == 1 and "record 2 of" in rewritten.output and "another one than in" in rewritten.output
     assert run("verify", second, third).exit_code == 1
+
+
+def gone(command: Api, stack: Stack, tenant: int) -> None:
+    """Somebody who owns the database takes all of a tenant's trail away."""
+    owner = f"{stack.superuser_url.rpartition('/')[0]}/{command.settings.database_url.rpartition('/')[2]}"
+    with psycopg.connect(owner.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("DELETE FROM audit_seals WHERE tenant_id = %s", (tenant,))
+        connection.execute("DELETE FROM events WHERE tenant_id = %s", (tenant,))
+
+
+@pytest.mark.parametrize("options", [(), ("--since", "2999-01-01"), ("--event", "key.revoked")])
+def test_a_trail_that_is_gone_as_a_whole_is_missed(
+    command: Api, stack: Stack, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    other, _ = command.new_tenant("other")
+    keys(command, 1)
+    before, mine, after = (str(tmp_path / f"{name}.jsonl") for name in ("before", "mine", "after"))
+    assert run("export", "-o", before, "--tenant", "*").exit_code == 0
+    assert run("export", "-o", after, "--tenant", "*", *options).exit_code == 0
+    assert run("verify", before, after).exit_code == 0
+    gone(command, stack, other)
+    keys(command, 1)
+    assert run("export", "-o", mine).exit_code == 0
+    assert run("verify", before, mine).exit_code == 0  # which tells nothing of other tenants
+    assert run("export", "-o", after, "--tenant", "*", *options).exit_code == 0
+    missed = run("verify", before, mine, after)
+    said = missed.output.replace("\n", " ")
+    assert missed.exit_code == 1 and f"nothing is left of the trail of {public_id(other)}" in said, missed.output
+
+
+def test_a_deleted_tenant_takes_its_trail_along_and_that_is_on_record(
+    command: Api, stack: Stack, tmp_path: Path
+) -> None:
+    other, _ = command.new_tenant("other")
+    keys(command, 1)
+    before, after = str(tmp_path / "before.jsonl"), str(tmp_path / "after.jsonl.gz")
+    assert run("export", "-o", before, "--tenant", "*").exit_code == 0
+    assert command.http.delete("/v1/tenants/other", params={"confirm": "other"}).status_code in (200, 202)
+    seal(command)
+    gone(command, stack, other)
+    assert run("export", "-o", after, "--tenant", "*").exit_code == 0
+    assert run("verify", before, after).exit_code == 0
+    assert run("export", "-o", after, "--tenant", "*", "--since", "2999-01-01").exit_code == 0
+    assert run("verify", before, after).exit_code == 1  # the record that it was deleted is in neither
 
 
 def test_an_export_of_one_actor_says_that_others_are_left_out(command: Api, tmp_path: Path) -> None:

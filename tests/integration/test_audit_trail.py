@@ -42,14 +42,14 @@ def seal(database: Database, most: int = sealing.MOST) -> int:
 
 
 def trail(database: Database, tenant: int | None = TENANT, **asked: Any) -> list[dict[str, Any]]:
-    lines, after = [], 0
+    lines, place = [], None
     while True:
         with database.begin_system() as connection:
-            page = reading.page(connection, reading.Asked(tenant, **asked), after, limit=2)
+            page = reading.page(connection, reading.Asked(tenant, **asked), place, limit=2)
         lines += page.lines
-        if page.after is None:
+        if page.more is None:
             return lines
-        after = page.after
+        place = page.more
 
 
 def test_each_act_is_sealed_once_in_a_chain_of_its_tenant(database: Database, owner: Owner) -> None:

@@ -14,10 +14,9 @@ from services.core.model.errors import NotFound, NotOperator
 from services.core.model.scopes import Principal
 from services.core.tenants import tenants
 from services.core.trail import reading
-from services.core.trail.reading import Asked, Page
+from services.core.trail.reading import Asked, Page, Place
 
 router = APIRouter(route_class=TenantRoute)
-_EVERY = "*"
 
 
 class Lines(Response):
@@ -41,28 +40,34 @@ def read_audit(
     line. It has its place `n` in the chain of its tenant, and `hash`, the sha256 over the hash before (`previous`) and
     the rest of the line. Lines come in sealed ranges, so there may be some more than `limit`, and some of before
     `since` and after `until`. What happened within the last seconds is not sealed yet. A line with `fault` says that a
-    range no longer is what was sealed. The last line of a page has `next_cursor`."""
+    range no longer is what was sealed. The last line of a page has `next_cursor`; that of the last page also has
+    `chains`, which says where each tenant's chain ends, with its hash, whatever was asked for."""
     listing = f"audit/{caller.tenant_id}/{whose}/{since}/{until}/{actor}/{event}"
-    after = 0 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
-    found = page(context, caller, Asked(_number(context, caller, whose), since, until, actor, event), after, limit)
-    more = None if found.after is None else pagination.encode_cursor(context.settings.secret, listing, found.after)
-    return Lines(b"".join(audit_chain.canonical(line) + b"\n" for line in (*found.lines, {"next_cursor": more})))
+    place = None
+    if cursor is not None:
+        place = Place(*map(int, pagination.decode_name(context.settings.secrets, listing, cursor).split()))
+    found = page(context, caller, Asked(_number(context, caller, whose), since, until, actor, event), place, limit)
+    last: dict[str, Any] = {"next_cursor": None, "chains": found.chains}
+    if found.more is not None:
+        name = f"{found.more.after} {found.more.last}"
+        last = {"next_cursor": pagination.encode_name(context.settings.secret, listing, name)}
+    return Lines(b"".join(audit_chain.canonical(line) + b"\n" for line in (*found.lines, last)))
 
 
-def page(context: Context, caller: Principal, asked: Asked, after: int, limit: int) -> Page:
+def page(context: Context, caller: Principal, asked: Asked, place: Place | None, limit: int) -> Page:
     if asked.tenant_id == caller.tenant_id:
         with context.database.begin(caller.tenant_id) as connection:
-            return reading.page(connection, asked, after, limit=limit)
+            return reading.page(connection, asked, place, limit=limit)
     # As the system: the operator's administrators read every tenant's trail, and the system's.
     with context.database.begin_system() as connection:
-        return reading.page(connection, asked, after, limit=limit)
+        return reading.page(connection, asked, place, limit=limit)
 
 
 def _number(context: Context, caller: Principal, whose: str | None) -> int | None:
     """Whose trail it is; None: everybody's. Raises NotFound and NotOperator."""
     if whose is None:
         return caller.tenant_id
-    if whose == _EVERY:
+    if whose == audit_chain.EVERY:
         if not caller.operator:
             raise NotOperator("The trail of all tenants takes a key of the operator's tenant.")
         return None

@@ -268,7 +268,8 @@ class Client:
         page: int = 1000,
     ) -> Iterator[dict[str, Any]]:
         """The audit trail, the oldest first, page by page: of the key's tenant, or for the operator's administrators of
-        `tenant`, which may be `*`. A line is a record, with its `hash` and the one before, or has a `fault`."""
+        `tenant`, which may be `*`. A line is a record, with its `hash` and the one before, or has a `fault`. The last
+        line has `chains`, which says where the chain of each tenant ends."""
         asked = _given(since=since, until=until, actor=actor, event=event, tenant=tenant)
         return self._transport.lines("/v1/audit", asked, page)
 

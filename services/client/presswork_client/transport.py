@@ -72,7 +72,8 @@ class Transport:
 
     def lines(self, path: str, parameters: dict[str, Any], limit: int) -> Iterator[dict[str, Any]]:
         """The lines of a list that comes as JSON Lines, page by page; the last line of a page says where the next
-        begins. Raises ClientError, also for a page that was cut short."""
+        begins, and what that of the last page says besides comes last. Raises ClientError, also for a page that was cut
+        short."""
         cursor: str | None = None
         while True:
             asked = parameters | {"limit": limit} | ({} if cursor is None else {"cursor": cursor})
@@ -80,8 +81,10 @@ class Transport:
             if not page or "next_cursor" not in page[-1]:
                 raise ClientError(0, "unexpected_answer", "The server's answer ends before its last line.")
             yield from page[:-1]
-            cursor = page[-1]["next_cursor"]
+            cursor = page[-1].pop("next_cursor")
             if cursor is None:
+                if page[-1]:
+                    yield page[-1]
                 return
 
     def messages(self, path: str) -> Iterator[tuple[str, Any]]:

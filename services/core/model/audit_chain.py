@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 GENESIS = bytes(32)
+SYSTEM = "system"  # in place of a tenant, in what is said about its chain
+EVERY = "*"  # in place of a tenant: all of them
 LINKS = ("previous", "hash")  # the fields of an exported record that are not hashed
 
 
@@ -25,10 +27,11 @@ def link(previous: bytes, record: Mapping[str, Any]) -> bytes:
     return hashlib.sha256(previous + canonical(hashed)).digest()
 
 
-def heading(*, is_filtered: bool, until: str | None = None) -> dict[str, Any]:
+def heading(*, is_filtered: bool, until: str | None = None, tenant: str | None = None) -> dict[str, Any]:
     """The first line of an export. `is_filtered`: of one actor or one kind of event, so that records between others
-    are left out. `until`: the moment that it was asked to end at; None: it goes to the end of the trail."""
-    return {"begin": True, "filtered": is_filtered, "until": until}
+    are left out. `until`: the moment that it was asked to end at; None: it goes to the end of the trail. `tenant`: what
+    was asked for; None: that of the key."""
+    return {"begin": True, "filtered": is_filtered, "until": until, "tenant": tenant}
 
 
 class Summary:
@@ -37,6 +40,11 @@ class Summary:
     def __init__(self) -> None:
         self.records, self.faults = 0, 0
         self._last: dict[str, dict[str, Any]] = {}
+        self._chains: dict[str, dict[str, Any]] | None = None  # a server of the release before tells none
+
+    def end(self, chains: dict[str, dict[str, Any]] | None) -> None:
+        """Where the chains end in the database, whatever was left out of the records."""
+        self._chains = chains
 
     def add(self, line: Mapping[str, Any]) -> None:
         """A record, or a fault that the server found."""
@@ -44,7 +52,8 @@ class Summary:
             self.faults += 1
             return
         self.records += 1
-        self._last[line["tenant"] or "system"] = {"n": line["n"], "hash": line["hash"]}
+        self._last[line["tenant"] or SYSTEM] = {"n": line["n"], "hash": line["hash"]}
 
     def line(self) -> dict[str, Any]:
-        return {"end": True, "records": self.records, "faults": self.faults, "last": self._last}
+        chains = {} if self._chains is None else {"chains": self._chains}
+        return {"end": True, "records": self.records, "faults": self.faults, "last": self._last, **chains}
