@@ -28,12 +28,12 @@ def counted() -> Iterator[list[str]]:
         event.remove(Engine, "before_cursor_execute", note)
 
 
-def test_a_submit_sends_nine_statements_however_many_images_it_has(database, settings):
+def test_a_submit_sends_eight_statements_however_many_images_it_has(database, settings):
     factories.register(database)
     for images in (1, 500):
         with counted() as sent:
             submit(database, settings, images)
-        assert len(sent) == 9, sent  # the models, job, counters, segments, timeout, two partitions, images, admission
+        assert len(sent) == 8, sent  # the models, job, counters, segments, timeout, two partitions, admission
 
 
 def test_a_claim_sends_two_statements_and_a_settle_three_and_one_more_with_failures(database, settings):

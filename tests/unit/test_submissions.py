@@ -13,6 +13,7 @@ from services.core.jobs.submissions import ExistingJob, Submission
 from services.core.model.errors import InvalidSubmission, Problem
 from services.core.model.specs import DRAWN_SEEDS, Shape
 from services.core.policy import policies
+from services.core.queue.images import Runs
 from services.core.settings import Settings
 
 SETTINGS = Settings.read({"DATABASE_URL": "postgresql://x/x", "REDIS_URL": "redis://x", "PRESSWORK_MODEL": "usual"})
@@ -279,3 +280,13 @@ def test_a_submission_is_closed_with_its_spool():
     with gathered({}) as submission:
         assert submission.requests == 1
     assert submission._spool.closed
+
+
+def test_images_are_rows_of_the_segment_of_their_run_from_any_index_to_any_other():
+    runs, segments = Runs(5), []
+    for end, segment in ((7, 0), (8, 0), (9, 3), (9_500, 0), (9_501, 2)):
+        runs.extend(end, segment)
+        segments += [segment] * (end - 5 - len(segments))
+    for first, end in ((5, 9_501), (7, 9), (8, 9), (9_499, 9_501), (9_500, 9_501), (6, 6), (100, 9_400)):
+        found = b"".join(runs.rows(12, first, end)).decode()
+        assert found == "".join(f"12\t{index}\t{segments[index - 5]}\n" for index in range(first, end))

@@ -99,6 +99,7 @@ def _record_lines(context: Context, arrival: ReceivedSubmission) -> submissions.
     with submissions.Submission(
         context.settings, registry, policy=policy, pictures=dependencies.pictures(context, arrival.tenant)
     ) as submission:
+        submission.copy_ahead(context.database, arrival.tenant, idempotency_key=arrival.key)
         submissions.read_lines(submission, streaming.lines(arrival.spool))
         return submission.record(context.database, arrival.tenant, label=label, idempotency_key=arrival.key)
 

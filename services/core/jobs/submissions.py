@@ -1,13 +1,15 @@
 """Submission: validates all requests, then records the job and all its images in one transaction.
 
 Each request is checked as it is read and written, as a line for COPY, to a spool that moves to disk once it is large.
-So memory stays constant, and the transaction only copies. A single problem refuses the whole submission.
+So memory stays constant, and the transaction only copies. A single problem refuses the whole submission. The first
+rows of a large one may be copied while the others are being checked (`ahead.py`).
 """
 
 import hashlib
 import secrets
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
@@ -16,12 +18,13 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from services.core import traces
-from services.core.db import columns, deadlines, partitions
+from services.core.db import columns, deadlines
 from services.core.db.database import Database
 from services.core.files.pictures import InvalidPicture
 from services.core.fleet import served
 from services.core.fleet.models import Registry
-from services.core.jobs import idempotency, inputs
+from services.core.jobs import idempotency, inputs, payloads
+from services.core.jobs.ahead import Ahead
 from services.core.model import ids, requests, strict_json
 from services.core.model.body import with_defaults
 from services.core.model.errors import InvalidSubmission, NotAdmitted, Problem
@@ -31,7 +34,7 @@ from services.core.model.templates import Matrix
 from services.core.policy import policies, refusals
 from services.core.policy.policies import Policy
 from services.core.queue import images, job_states, segments
-from services.core.queue.images import Refused
+from services.core.queue.images import Refused, Runs
 from services.core.queue.job_states import NewJob
 from services.core.settings import Settings
 
@@ -141,6 +144,8 @@ class Submission:
         self._waiting: list[_WithPicture] = []  # for their pictures to be found, many at a time
         self._rows: list[str] = []
         self._digest_texts: list[str] = []  # what an Idempotency-Key covers: not white space, not the order of keys
+        self._runs = Runs(self.total)
+        self._ahead: Ahead | None = None
         self._spool = tempfile.SpooledTemporaryFile(_SPOOL_MEMORY)  # noqa: SIM115  closed by __exit__
         if defaults:
             self._check_defaults()
@@ -151,6 +156,8 @@ class Submission:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._ahead is not None:
+            self._ahead.abandon()
         self._spool.close()
         if self._pictures is not None:
             self._pictures.drop(undone=isinstance(error, NotAdmitted))
@@ -162,6 +169,18 @@ class Submission:
 
     def refuse(self, problem: Problem) -> None:
         self.problems.append(problem)
+
+    def copy_ahead(self, database: Database, tenant_id: int, *, idempotency_key: str | None = None) -> None:
+        """From now on, copies what has been checked while the rest is read. Nothing slow happens in that transaction:
+        what a content policy must see, and input pictures, are copied at the end."""
+        if not self._policy.looks:
+            self._ahead = Ahead(
+                database, tenant_id, self.job_id, self._runs, first=self.total, idempotency_key=idempotency_key
+            )
+
+    def begin(self, database: Database, tenant_id: int) -> AbstractContextManager[Connection]:
+        """The transaction that records it; committed at the end. The input must be closed."""
+        return self._ahead.begin() if self._ahead is not None else database.begin(tenant_id)
 
     def add(self, place: int, value: object, prefix: str = "") -> None:
         """Checks one request and spools it. `place` is its line or index, `prefix` its path for error texts."""
@@ -221,14 +240,17 @@ class Submission:
         more: list[object] = [] if label.retention is None else [sorted(label.retention.items())]
         more += [label.store] if label.in_shards else []
         self._digest.update(repr((*head, *(["embed_prompt"] if label.embed_prompt else []), *more)).encode())
-        with traces.span("commit", images=self.total), database.begin(tenant_id) as connection:
-            if idempotency_key is not None:
-                known = idempotency.remember(
-                    connection, tenant_id, idempotency_key, sha256=self._digest.digest(), thing=self.job_id
-                )
-                if known is not None:
-                    return Receipt(known, frozenset(self.models), replayed=True)
-            return self.create(connection, tenant_id, label)
+        try:
+            with traces.span("commit", images=self.total), self.begin(database, tenant_id) as connection:
+                if idempotency_key is not None:
+                    known = idempotency.remember(
+                        connection, tenant_id, idempotency_key, sha256=self._digest.digest(), thing=self.job_id
+                    )
+                    if known is not None:
+                        raise _Replayed(known)
+                return self.create(connection, tenant_id, label)
+        except _Replayed as replayed:
+            return Receipt(replayed.job_id, frozenset(self.models), replayed=True)
 
     def create(self, connection: Connection, tenant_id: int, label: requests.JobOptions) -> Receipt:
         """Records the job and all its images in an open transaction. The input must be closed."""
@@ -386,10 +408,13 @@ class Submission:
         if request.image is None:
             row, text = self._row(request, resolved, self.total, seed)
         elif self._keep_picture(request, place, prefix):
+            if self._ahead is not None:
+                self._ahead.abandon()
             self._waiting.append(_WithPicture(request, resolved, self.total, seed, len(self._rows), place, prefix))
         self._rows.append(row)
         self._digest_texts.append(text)
         self.total += request.n
+        self._runs.extend(self.total, resolved.segment)
         self.requests += 1
         self.drawn_seeds += request.seed is None
         if len(self._rows) == _SPOOL_ROWS:
@@ -440,29 +465,37 @@ class Submission:
 
     def _flush(self) -> None:
         self._find_pictures()
-        self._spool.write("".join(self._rows).encode())
+        rows = "".join(self._rows).encode()
+        self._spool.write(rows)
         self._digest.update("".join(self._digest_texts).encode())
         self._rows.clear()
         self._digest_texts.clear()
+        if self._ahead is not None:
+            self._ahead.add(rows, self.total)
 
     def copy(self, connection: Connection) -> None:
-        """Copies the payloads from the spool and makes the images from them, directly in the job's partitions.
-
-        Postgres refuses COPY into a table with row-level security. In a partition the application may insert but not
-        read.
-        """
+        """Copies what is not copied yet of the payloads and the images, directly into the job's partitions."""
         deadlines.lift(connection)
-        payloads_leaf = partitions.leaf(connection, "payloads", self.job_id)
-        self._spool.seek(0)
-        driver = connection.connection.driver_connection
-        assert driver is not None
-        with driver.cursor().copy(f"COPY {payloads_leaf} ({columns.names(columns.PAYLOAD)}) FROM STDIN") as copy:
-            while chunk := self._spool.read(_COPY_CHUNK):
-                copy.write(chunk)
-        door = self._policy.door if self._refused else None
-        images.spread(connection, self.job_id, first=self.existing.images, refused=self._refused, door=door)
+        done, first = (0, self.existing.images) if self._ahead is None else (self._ahead.bytes, self._ahead.end)
+        self._spool.seek(done)
+        payloads.copy(connection, self.job_id, self._spooled())
+        if self._refused:
+            images.spread(connection, self.job_id, first=first, refused=self._refused, door=self._policy.door)
+        else:
+            images.copy(connection, self.job_id, self._runs, first=first, end=self.total)
         if self._pictures is not None:
             self._pictures.record(connection, self.job_id)
+
+    def _spooled(self) -> Iterator[bytes]:
+        while chunk := self._spool.read(_COPY_CHUNK):
+            yield chunk
+
+
+class _Replayed(Exception):
+    """The Idempotency-Key had already recorded that job: nothing of this submission is kept."""
+
+    def __init__(self, job_id: int) -> None:
+        self.job_id = job_id
 
 
 class Trial(Submission):

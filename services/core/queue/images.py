@@ -1,20 +1,23 @@
-"""New images: one row each, which the database makes from the payloads of their requests.
+"""New images: one row each, copied for requests that arrive, or made by the database from payloads that it holds.
 
 An image is queued, or failed from the first on if the content policy refused its prompt.
 """
 
-from collections.abc import Sequence
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from services.core.db import partitions
+from services.core.db import copying, partitions
 from services.core.db.statements import statement
 from services.core.events import log
 from services.core.model.errors import REFUSED_BY_POLICY
 from services.core.policy import refusals
 from services.core.policy.refusals import Door
 
+_ROWS = 8_192  # in one piece of COPY
 _SPREAD = """
 INSERT INTO {images_leaf} (job_id, index, segment_id{column})
 SELECT job_id, index + nth, segment_id{value} FROM payloads CROSS JOIN generate_series(0, n - 1) AS nth
@@ -45,6 +48,39 @@ class Refused:
     first: int
     n: int
     message: str
+
+
+class Runs:
+    """The segments of new images in the order of their indexes: six bytes for each run of images of one segment."""
+
+    def __init__(self, first: int) -> None:
+        """`first`: the index of the first image."""
+        self._first = first
+        self._ends, self._segments = array("i"), array("h")  # of each run, the index after its last image
+
+    def extend(self, end: int, segment: int) -> None:
+        """The next images, up to index `end` without it, are of that segment."""
+        if self._segments and self._segments[-1] == segment:
+            self._ends[-1] = end
+        else:
+            self._ends.append(end)
+            self._segments.append(segment)
+
+    def rows(self, job_id: int, first: int, end: int) -> Iterator[bytes]:
+        """Lines for COPY of the images from index `first` to `end` without it, some thousands at a time."""
+        at = bisect_right(self._ends, first)
+        while first < end:
+            upto = min(end, self._ends[at], first + _ROWS)
+            rest = f"\t{self._segments[at]}\n"
+            yield "".join([f"{job_id}\t{index}{rest}" for index in range(first, upto)]).encode()
+            first, at = upto, at + (upto == self._ends[at])
+
+
+def copy(connection: Connection, job_id: int, runs: Runs, *, first: int, end: int) -> None:
+    """Copies the images from index `first` to `end` without it, which the counters hold as queued."""
+    images_leaf = partitions.leaf(connection, "images", job_id)
+    sql = f"COPY {images_leaf} (job_id, index, segment_id) FROM STDIN"
+    copying.rows(connection, sql, runs.rows(job_id, first, end))
 
 
 def spread(
