@@ -28,15 +28,10 @@ WITH able AS MATERIALIZED (
   SELECT id FROM tenants t WHERE state = 'active' AND id = coalesce(CAST(:tenant_id AS integer), id)
     AND (max_device_seconds_per_day IS NULL OR max_device_seconds_per_day > {usage.SECONDS_TODAY})
 ), waiting AS (
-  SELECT {columns.shape("s")}, c.queued * (s.high - s.low + 1)::double precision / (
-      SELECT sum(high - low + 1) FROM (SELECT * FROM segments o WHERE o.job_id = s.job_id OFFSET 0) own
-      WHERE open AND low <= high) AS queued,
-    0 AS rendering
-  FROM segments s
-  JOIN able ON able.id = s.tenant_id
-  JOIN jobs j ON j.id = s.job_id AND j.finished_at IS NULL AND j.state IN ('queued', 'in_progress') AND NOT j.paused
-  JOIN job_counts c ON c.job_id = s.job_id AND c.queued > 0
-  WHERE s.open AND s.low <= s.high AND s.model_revision = :revision
+  SELECT {columns.shape("s")}, c.queued * s.share AS queued, 0 AS rendering
+  FROM jobs j JOIN able ON able.id = j.tenant_id JOIN job_counts c ON c.job_id = j.id {estimates.SHARES}
+  WHERE j.finished_at IS NULL AND j.state IN ('queued', 'in_progress') AND NOT j.paused
+    AND c.queued > 0 AND s.model_revision = :revision
 ), held AS (
   SELECT {columns.shape("s")}, 0 AS queued, own.images AS rendering
   FROM (SELECT id, job_ids, tenant_ids, tenant_images FROM claims WHERE state = 'open') c

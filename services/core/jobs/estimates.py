@@ -43,21 +43,20 @@ CROSS JOIN LATERAL (
 ) live
 LEFT JOIN render_rates r ON r.model_revision = wanted.revision
 """)  # noqa: S608  our own text
-# A job's queued images, divided among its shapes in proportion to its segments' spans: exact for a job of one shape.
-# OFFSET 0: a job's segments are found by its id, and not among all that are open.
-_AHEAD = statement("estimates.ahead")(f"""
-SELECT {columns.shape("s")},
-       sum(waiting.queued * (s.high - s.low + 1)::double precision / waiting.span) AS images
-FROM jobs j
+# A job's open segments, each with its share of the job's queued images: in proportion to their spans, which is exact
+# for a job of one shape. All of them are read once, and by the job's id: OFFSET 0 keeps them from being looked for among
+# all that are open.
+SHARES = """
 CROSS JOIN LATERAL (
-  SELECT c.queued,
-         (SELECT sum(high - low + 1) FROM (SELECT * FROM segments o WHERE o.job_id = j.id OFFSET 0) own
-          WHERE open AND low <= high) AS span
-  FROM job_counts c WHERE c.job_id = j.id
-) waiting
-JOIN segments s ON s.job_id = j.id AND s.open AND s.low <= s.high
+  SELECT own.*, (high - low + 1) / sum((high - low + 1)::double precision) OVER () AS share
+  FROM (SELECT * FROM segments WHERE segments.job_id = j.id OFFSET 0) own WHERE open AND low <= high
+) s
+"""
+_AHEAD = statement("estimates.ahead")(f"""
+SELECT {columns.shape("s")}, sum(c.queued * s.share) AS images
+FROM jobs j JOIN job_counts c ON c.job_id = j.id {SHARES}
 WHERE j.finished_at IS NULL AND j.state IN ('queued', 'in_progress') AND NOT j.paused AND j.priority <= :priority
-  AND waiting.queued > 0 AND s.model_revision = ANY(:revisions)
+  AND c.queued > 0 AND s.model_revision = ANY(:revisions)
 GROUP BY {columns.shape("s")}
 """)  # noqa: S608  our own text
 

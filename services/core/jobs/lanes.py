@@ -44,6 +44,13 @@ WITH RECURSIVE revisions (revision) AS (
     ORDER BY job_id, id LIMIT :of_each
   ) s
   LIMIT :most
+), of_job AS MATERIALIZED (
+  SELECT shown.job_id, whole.* FROM (SELECT DISTINCT job_id FROM looked_at) shown
+  CROSS JOIN LATERAL (
+    SELECT sum(high - low + 1) AS span, count(*) AS segments
+    FROM (SELECT open, low, high FROM segments WHERE segments.job_id = shown.job_id OFFSET 0) own
+    WHERE open AND low <= high
+  ) whole
 )
 SELECT {columns.shape("l")}, l.priority, l.tenant_id, l.tenant, l.job_id, c.queued,
        c.queued * l.span::double precision / of_job.span AS images,
@@ -55,11 +62,7 @@ CROSS JOIN LATERAL (
   WHERE jobs.id = l.job_id AND state IN ('queued', 'in_progress') AND NOT paused OFFSET 0
 ) j
 CROSS JOIN LATERAL (SELECT queued FROM job_counts WHERE job_counts.job_id = l.job_id AND queued > 0 OFFSET 0) c
-CROSS JOIN LATERAL (
-  SELECT sum(high - low + 1) AS span, count(*) AS segments
-  FROM (SELECT open, low, high FROM segments WHERE segments.job_id = l.job_id OFFSET 0) own
-  WHERE open AND low <= high
-) of_job
+JOIN of_job ON of_job.job_id = l.job_id
 """)  # noqa: S608  our own text
 _NAMES = statement("lanes.names")("SELECT name, revision FROM models WHERE revision = ANY(:revisions)")
 
