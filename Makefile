@@ -1,4 +1,4 @@
-# make demo · make demo-catalogue · make test · make test-again · make coverage · make check · make loaders · make kernels · make chaos · make mutate · make bench · make up · make images · make images-test · make screenshots
+# make demo · make demo-catalogue · make test · make test-again · make coverage · make check · make loaders · make kernels · make chaos · make mutate · make bench · make up · make images · make images-test · make chart-test · make screenshots
 #
 # PYTHON           the interpreter that makes .venv (3.11 or later)
 # JOBS             how many files of tests, or mutants, run at a time
@@ -15,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo demo-catalogue up test test-again coverage check loaders kernels chaos mutate bench images images-test screenshots clean
+.PHONY: setup demo demo-catalogue up test test-again coverage check loaders kernels chaos mutate bench images images-test chart-test screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make bench   run the benchmarks (NAME=busy for one)"
 	@echo "make images  build the container images, with docker, buildah or podman"
 	@echo "make images-test   run compose.yaml from them and render a job"
+	@echo "make chart-test    run the chart's pods from them and render jobs"
 	@echo "make screenshots   write pictures of the dashboard into ./screenshots, light and dark"
 	@echo "make setup   only install, into .venv"
 
@@ -118,6 +119,9 @@ images:
 
 images-test: setup
 	@$(BIN)/python -m tests.images test
+
+chart-test: setup
+	@$(BIN)/python -m tests.images chart
 
 screenshots: setup
 	@$(BIN)/python -m tests.screenshots screenshots

@@ -30,10 +30,11 @@ def check(
 ) -> Exit:
     """Compare the database with the object store, after a restore or to try one.
 
-    Images whose objects are missing or damaged are drawn again in jobs linked to theirs. Objects that no record names
-    are listed, and nothing is deleted. It needs no other program to run. Needs DATABASE_URL and the store's key.
+    Images whose objects are missing or damaged are drawn again in jobs linked to theirs, exports are written again, and
+    a catalogue's pictures copied again from their images; of anything else it says what to do. Objects that no record
+    names are listed, and nothing is deleted. It needs no other program to run. Needs DATABASE_URL and the store's key.
     """
-    from services.core.backups import archive, comparing, findings, other_objects
+    from services.core.backups import archive, comparing, findings, other_objects, remedies
     from services.core.db.database import Database
     from services.core.storage import installation
     from services.core.storage.s3 import S3Store
@@ -47,7 +48,7 @@ def check(
         try:
             audit = comparing.run(settings, core, store, f"cli/{socket.gethostname()}", share=share, say=_Progress())
             show.say("files, exports, data sets and catalogues", "dim")
-            files = list(other_objects.missing(core, store))
+            others = remedies.losses(core, store, other_objects.missing(core, store))
         except KeyboardInterrupt:
             raise Interrupted("what it has found is kept; run it again, or a scheduler goes on with it") from None
         with core.begin_system() as connection:
@@ -56,14 +57,14 @@ def check(
             log = archive.state(connection)
             known = _list(findings.extra_objects(connection, audit.id), extra)
     found = {
-        "id": audit.id, "restored": audit.refusal, **audit.counts, "missing_files": files,
+        "id": audit.id, "restored": audit.refusal, **audit.counts, "missing_objects": [asdict(one) for one in others],
         "lost": [asdict(one) for one in lost], "extra": known, "unfinished_jobs": unfinished, "log": log.sentence,
     }  # fmt: skip
     if as_json:
         show.document(found)
     else:
         _tell(found, extra)
-    is_whole = not (lost or files or audit.counts["orphans"])
+    is_whole = not (lost or others or audit.counts["orphans"])
     return Exit.OK if is_whole else Exit.INCOMPLETE
 
 
@@ -104,8 +105,9 @@ def _tell(found: dict[str, Any], extra: Path | None) -> None:
     for one in found["lost"]:
         broken = f"{one['job']}: {one['missing']:,} missing, {one['damaged']:,} damaged"
         show.render(f"{broken}; " + (f"drawn again in {one['drawn_in']}" if one["drawn_in"] else "not drawn again"))
-    for key in found["missing_files"]:
-        show.render(f"missing: {key}")
+    for other in found["missing_objects"]:
+        lacks = f"{other['thing']} of {other['tenant']}: {len(other['keys']):,} objects missing"
+        show.render(f"{lacks}; {other['made_again'] or other['todo']}")
     if found["orphans"]:
         show.render(f"{found['orphans']:,} objects that no record names" + (f", listed in {extra}" if extra else ":"))
         for key in found["extra"] if extra is None else ():
@@ -119,7 +121,7 @@ def _tell(found: dict[str, Any], extra: Path | None) -> None:
             f"{found['restored']}; nothing is deleted until `presswork storage audit --accept-restore` accepts it"
         )
     show.render(found["log"])
-    if not (found["lost"] or found["missing_files"] or found["orphans"]):
+    if not (found["lost"] or found["missing_objects"] or found["orphans"]):
         show.render("database and store agree")
 
 

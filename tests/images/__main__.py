@@ -1,10 +1,11 @@
-"""`make images` and `make images-test`: the two images built, and compose.yaml run from them.
+"""`make images`, `make images-test`, `make chart-test`: images are built; compose.yaml and the chart run from them.
 
     python -m tests.images build [IMAGE ...]    presswork and presswork-worker, or those named
     python -m tests.images test                 all of compose.yaml from them, and one job through its published ports
+    python -m tests.images chart                the chart's pods with its own servers, and one job through them
 
 From the environment: ENGINE (docker, buildah or podman; else the first that answers), BASE (the base image), BUILD_ARGS
-(more options of the engine's build), TORCH_INDEX_URL, and for the test WORKERS.
+(more options of the engine's build), RUN_ARGS (of its run, for the chart), TORCH_INDEX_URL, and for the test WORKERS.
 """
 
 import argparse
@@ -18,9 +19,14 @@ def main() -> None:
     build = verbs.add_parser("build", help="build the images")
     build.add_argument("images", nargs="*", help=f"of {', '.join(building.IMAGES)}; else the first two")
     verbs.add_parser("test", help="run compose.yaml from the images and render a job")
+    verbs.add_parser("chart", help="run the chart's pods from the images and render jobs")
     given = parser.parse_args()
     if given.verb == "build":
         building.build(given.images or ["presswork", "presswork-worker"])
+    elif given.verb == "chart":
+        from tests.images import chart
+
+        chart.test()
     else:
         from tests.images import running  # needs more than the standard library
 

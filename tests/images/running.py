@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def test() -> None:
             began = time.monotonic()
             stack.up()
             say(f"compose.yaml is up after {time.monotonic() - began:.0f} s, the model's first export included")
-            _render(stack)
+            render_job(functools.partial(stack.run_in, "web"), int(stack.environ["PRESSWORK_PORT"]))
             stack.assert_settled()
         except (AssertionError, subprocess.CalledProcessError) as error:
             stack.show_logs()
@@ -91,6 +91,20 @@ def _environment() -> dict[str, str]:
     return here | chosen | ports
 
 
+def server_image(runner: str, name: str, image: str) -> str:
+    """The image of a server or, where no registry gives it, a stand-in from the wheel that the tests run on."""
+    if obtain(runner, image):
+        return image
+    standin, wheel = f"localhost/presswork-standin-{name}", STANDINS[name]
+    say(f"{image} cannot be had from a registry: the program of the wheel {wheel} {LOCK[wheel]} stands in")
+    engine = builder()
+    build_image(
+        engine, standin, "Dockerfile", HERE / "servers", f"--target={name}",
+        base=base_image(engine), WHEEL=f"{wheel}=={LOCK[wheel]}",
+    )  # fmt: skip
+    return standin
+
+
 class Stack:
     """compose.yaml on one engine, in a project of its own."""
 
@@ -124,21 +138,12 @@ class Stack:
         self._file.write_text(yaml.safe_dump(document, sort_keys=False))
 
     def _replace_servers(self, services: dict[str, Any]) -> None:
-        """Where no registry gives a server's image, a stand-in from the wheel that the tests run on."""
-        for name, wheel in STANDINS.items():
+        for name in STANDINS:
             image = services[name]["image"]
-            if obtain(self.engine, image):
-                continue
-            standin = f"localhost/presswork-standin-{name}"
-            say(f"{image} cannot be had from a registry: the program of the wheel {wheel} {LOCK[wheel]} stands in")
-            engine = builder()
-            build_image(
-                engine, standin, "Dockerfile", HERE / "servers", f"--target={name}",
-                base=base_image(engine), WHEEL=f"{wheel}=={LOCK[wheel]}",
-            )  # fmt: skip
+            found = server_image(self.engine, name, image)
             for service in services.values():
                 if service["image"] == image:
-                    service["image"] = standin
+                    service["image"] = found
 
     def up(self) -> None:
         """Starts everything; returns when all that lasts is healthy and all that ends has ended well."""
@@ -213,10 +218,10 @@ class Stack:
         return dict(found)
 
 
-def _render(stack: Stack) -> None:
+def render_job(run_in_web: Callable[..., subprocess.CompletedProcess[str]], port: int) -> None:
     """One job of eight images, submitted to the web server's port and downloaded from the store's."""
-    key = stack.run_in("web", "presswork", "keys", "create", "images-test").stdout.split()[-1]
-    with _client(stack, key) as client:
+    key = run_in_web("presswork", "keys", "create", "images-test").stdout.split()[-1]
+    with Client(f"http://127.0.0.1:{port}", key) as client:
         began = time.monotonic()
         job = client.submit([{"prompt": f"a {thing} on a white background", "seed": 7} for thing in THINGS])
         until(lambda: client.job(job["id"])["finished_at"], JOB_SECONDS, 0.1)
@@ -238,9 +243,3 @@ def _render(stack: Stack) -> None:
         )
     say(f"{len(pictures)} images downloaded and whole; they are in {OUTPUT.relative_to(ROOT)}/")
     assert len(pictures) == len(THINGS)
-
-
-@contextlib.contextmanager
-def _client(stack: Stack, key: str) -> Iterator[Client]:
-    with Client(f"http://127.0.0.1:{stack.environ['PRESSWORK_PORT']}", key) as client:
-        yield client

@@ -44,8 +44,8 @@ CROSS JOIN LATERAL (
 LEFT JOIN render_rates r ON r.model_revision = wanted.revision
 """)  # noqa: S608  our own text
 # A job's open segments, each with its share of the job's queued images: in proportion to their spans, which is exact
-# for a job of one shape. All of them are read once, and by the job's id: OFFSET 0 keeps them from being looked for among
-# all that are open.
+# for a job of one shape. All of them are read once, and by the job's id: OFFSET 0 keeps them from being looked for
+# among all that are open.
 SHARES = """
 CROSS JOIN LATERAL (
   SELECT own.*, (high - low + 1) / sum((high - low + 1)::double precision) OVER () AS share
