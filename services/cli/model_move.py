@@ -25,9 +25,9 @@ def move(
     """Let images that wait for one revision of a model be drawn by another.
 
     For a roll-out: start workers of the new revision beside the old ones, move what waits, and stop the old ones when
-    nothing is being rendered by them. Images that are done or being rendered stay as they are. What the new revision
-    cannot draw (a size, steps, a reproducibility class that was asked for) stays too, and is counted. It can be
-    interrupted and called again. Needs DATABASE_URL.
+    nothing is being rendered by them. Drafts are moved, too. Images that are done or being rendered stay as they are.
+    What the new revision cannot draw (a size, steps, a reproducibility class that was asked for) stays too, and is
+    counted. It can be interrupted and called again. Needs DATABASE_URL.
     """
     from services.core.db.database import Database
 

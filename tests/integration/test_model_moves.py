@@ -9,7 +9,10 @@ from sqlalchemy import text
 from typer.testing import CliRunner
 
 from services.cli.app import app
-from services.core.jobs import lifecycle, queries
+from services.core.fleet import models
+from services.core.jobs import drafts, lifecycle, queries, submissions
+from services.core.model import ids
+from services.core.policy import policies
 from services.core.queue import model_moves, quarantine
 from tests import factories
 from tests.factories import CARD, REVISION, TENANT, claim, settle, submit
@@ -77,6 +80,37 @@ def test_a_job_that_has_not_begun_is_drawn_by_the_next_revision(rolled_out, sett
     with rolled_out.begin_system() as connection:
         event = connection.execute(text("SELECT actor, data FROM events WHERE kind = 'job.model_moved'")).one()
     assert event.actor.startswith("cli/") and event.data == {"images": 40, "from": REVISION, "to": NEXT}
+
+
+def test_a_draft_is_moved_and_what_is_added_to_it_later_is_of_the_next_revision_by_itself(rolled_out, settings):
+    def parsed(draft, number):
+        with rolled_out.begin(TENANT) as connection:
+            place = drafts.existing(connection, TENANT, draft, number)
+            registry = models.registry(connection)
+        chunk = submissions.Submission(settings, registry, policy=policies.NOTHING, existing=place)
+        chunk.add(0, {"prompt": f"chunk {number}", "size": "64x64", "n": 3})
+        return chunk
+
+    def append(draft, number, chunk):
+        with rolled_out.begin(TENANT) as connection:
+            drafts.append(connection, TENANT, chunk, number)
+
+    draft, racing = ids.new(), ids.new()
+    for job_id in (draft, racing):
+        with rolled_out.begin(TENANT) as connection:
+            drafts.create(connection, TENANT, job_id, priority=1, labels={}, dedupe=False, embed_prompt=False)
+        append(job_id, 0, parsed(job_id, 0))
+    late = parsed(racing, 1)  # while the old revision was the newest
+    serve(rolled_out)
+    assert move() == (0, {"from": REVISION, "to": NEXT, "jobs": 2, "images": 6, "left": 0, "rendering": 0})
+    append(draft, 1, parsed(draft, 1))
+    append(racing, 1, late)
+    assert claim(rolled_out, revision=NEXT) is None, "a draft is drawn by nobody"
+    for job_id in (draft, racing):
+        with rolled_out.begin(TENANT) as connection:
+            drafts.finalize(connection, TENANT, job_id, 6)
+    assert draw_all(rolled_out, NEXT) == 12 and claim(rolled_out) is None
+    assert counts(rolled_out, draft) == counts(rolled_out, racing) == {"done": 6}
 
 
 @pytest.mark.parametrize("at_once", [20_000, 10])

@@ -2,7 +2,8 @@
 
 A segment none of whose images has begun gets the other revision. Otherwise the images that wait move to a segment like
 theirs, since those that were drawn keep the revision that drew them. What is being rendered stays; it is done by the
-old revision or, if it comes back, moved by the next call. Functions take an open system transaction and never commit.
+old revision or, if it comes back, moved by the next call. Drafts and batches that are being validated wait, too; what
+is added to them later is of the newest revision by itself. Functions take an open system transaction and never commit.
 """
 
 from dataclasses import dataclass
@@ -14,24 +15,26 @@ from services.core.db.statements import statement
 from services.core.events import log
 from services.core.model import states
 from services.core.model.licenses import License
+from services.core.model.states import JobState
 from services.core.policy.policies import Policy
 
 _AT_ONCE = 20_000
+_STATES = states.CLAIMABLE_JOB_STATES | {JobState.DRAFT, JobState.VALIDATING}
+_MAY_WAIT = "(s.open OR j.paused OR j.state IN ('draft', 'validating')) AND s.low <= s.high AND j.finished_at IS NULL"
 _SHAPE = tuple(name for name in columns.SHAPE if name != "model_revision")
 _TARGET = statement("model_moves.target")("""
 SELECT name, revision, license FROM models WHERE revision = :model OR name = :model
 ORDER BY revision = :model DESC, registered_at DESC LIMIT 1
 """)
-_WAITING = statement("model_moves.waiting")("""
+_WAITING = statement("model_moves.waiting")(f"""
 SELECT s.model_revision AS revision, count(DISTINCT s.job_id) AS jobs FROM segments s JOIN jobs j ON j.id = s.job_id
-WHERE (s.open OR j.paused) AND s.low <= s.high AND j.finished_at IS NULL GROUP BY 1 ORDER BY 1
-""")
-_JOBS = statement("model_moves.jobs")("""
+WHERE {_MAY_WAIT} GROUP BY 1 ORDER BY 1
+""")  # noqa: S608  our own text
+_JOBS = statement("model_moves.jobs")(f"""
 SELECT DISTINCT s.job_id, j.tenant_id FROM segments s JOIN jobs j ON j.id = s.job_id
-WHERE s.model_revision = :old AND s.low <= s.high AND (s.open OR j.paused) AND s.job_id > :after
-  AND j.state = ANY(:sources) AND j.finished_at IS NULL
+WHERE s.model_revision = :old AND {_MAY_WAIT} AND s.job_id > :after AND j.state = ANY(:sources)
 ORDER BY s.job_id LIMIT 1000
-""")
+""")  # noqa: S608  our own text
 _LOCK_JOB = statement("model_moves.lock_job")("SELECT pg_advisory_xact_lock(:job_id)")  # claims and settles wait
 # What the other revision cannot draw stays: a size or steps that it has not, a class that was asked for.
 _SEGMENTS = statement("model_moves.segments")("""
@@ -131,7 +134,7 @@ def waiting(connection: Connection) -> dict[str, int]:
 
 def jobs(connection: Connection, old: str, after: int) -> list[tuple[int, int]]:
     """The next thousand jobs of which something waits for `old`, each with its tenant, by their ids."""
-    values = {"old": old, "after": after, "sources": states.guard(states.CLAIMABLE_JOB_STATES)}
+    values = {"old": old, "after": after, "sources": states.guard(_STATES)}
     return [(row.job_id, row.tenant_id) for row in connection.execute(_JOBS, values)]
 
 
@@ -146,7 +149,7 @@ def move(connection: Connection, tenant_id: int, job_id: int, old: str, to: Targ
         return Moved(0, 1, refusal=why)
     values = {"job_id": job_id, "tenant_id": tenant_id, "old": old, "new": to.revision, "limit": _AT_ONCE}
     connection.execute(_LOCK_JOB, values)
-    asked = values | {"sources": states.guard(states.CLAIMABLE_JOB_STATES)}
+    asked = values | {"sources": states.guard(_STATES)}
     segments = connection.execute(_SEGMENTS, asked).all()
     fitting = [row for row in segments if row.fits]
     images = sum(_moved(connection, values | {"segment_id": row.id}, is_fresh=row.is_fresh) for row in fitting)
