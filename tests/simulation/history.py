@@ -1,0 +1,381 @@
+"""One history: its workers, and how a step is done in the database and in the model and compared. No hypothesis here.
+`machine` has the steps that may come in any order."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import text
+
+from services.core.db.database import Connection
+from services.core.events import numbering, queries
+from services.core.fleet import workers
+from services.core.model import ids
+from services.core.model.errors import Conflict, DatabaseUnavailable, IdempotencyConflict, IdempotencyGone, NotFound
+from services.core.model.specs import Claim, FailedImage, StoredImage
+from services.core.model.states import JobState
+from services.core.queue import claims, job_states, looks, quarantine, segments, settlement
+from services.core.queue.looks import Candidates
+from services.core.storage import keys, members
+from tests import factories
+from tests.simulation import compare, crashes
+from tests.simulation.model import FINAL, Job, Lease, Model, Place, Request, WorkerRow
+from tests.simulation.world import Fate, Held, NotCommitted, World
+
+LEASE = 30.0
+BATCH = 8
+GOOD, RAISES, CRASHES = "a mug", "a mug that raises", "a mug that crashes"
+REFUSALS = (Conflict, NotFound, IdempotencyConflict, IdempotencyGone)
+_LANE = 16  # segments that a look reads of a lane
+
+
+@dataclass(slots=True)
+class Worker:
+    """A process, and what it believes that it holds."""
+
+    host: str
+    generation: int = 0
+    holds: dict[int, Claim] = field(default_factory=dict)
+    seen: Candidates | None = None  # a look that it has not acted on yet
+
+    @property
+    def id(self) -> str:
+        return f"{self.host}-{self.generation}"
+
+    @property
+    def device(self) -> str:
+        return f"{self.host} device"
+
+
+class History:
+    def __init__(self, world: World) -> None:
+        world.reset()
+        self.world, self.model = world, Model()
+        self._before: compare.Snapshot | None = None
+        self._last_event = 0
+        self._read: dict[str, list[str]] = {}  # what a reader of events has seen, by subject
+        self._read_to = 0
+        self.killed_alone: set[Place] = set()  # good images whose process was killed while it rendered nothing else
+        self.workers = [Worker(f"host-{name}") for name in "abc"]
+        for worker in self.workers:
+            self.register(worker)
+
+    @property
+    def held(self) -> Held | None:
+        return self.world.held
+
+    def count(self, what: str, times: int = 1) -> None:
+        self.world.counts[what] += times
+
+    def do(
+        self, work: Callable[..., Any], modelled: Callable[[datetime], Any], fate: Fate = Fate.COMMIT, *,
+        tenant: int | None = None, whole: bool = False, kind: str = "",
+        heard: Callable[[Any], None] = lambda _result: None,
+    ) -> None:  # fmt: skip
+        """Does a step in the database and in the model, and compares the two. `work` takes the open transaction, or the
+        database if `whole`. `heard`: what the client does with the answer, if it gets one."""
+        if fate is Fate.HOLD and self.held is None:
+            self._hold(work, modelled, kind, heard)
+            return
+        fate = Fate.COMMIT if fate is Fate.HOLD else fate
+        try:
+            result = self.world.do(work, fate) if whole else self.world.run(work, fate, tenant)
+        except NotCommitted:
+            self.count(fate.value)
+        except DatabaseUnavailable:
+            self._waited(kind)
+        except REFUSALS as refusal:
+            self._refused(modelled, refusal)
+        else:
+            wanted = modelled(self.world.clock.now)
+            assert result == wanted, f"{result} was answered, and {wanted} should have been"
+            self.count(fate.value)
+            if fate is Fate.COMMIT:
+                heard(result)
+        self.check()
+
+    def _hold(
+        self, work: Callable[..., Any], modelled: Callable[[datetime], Any], kind: str, heard: Callable[[Any], None]
+    ) -> None:
+        try:
+            result, end = self.world.hold(work)
+        except REFUSALS as refusal:
+            self._refused(modelled, refusal)
+            return
+        at = self.world.clock.now
+
+        def committed() -> None:
+            wanted = modelled(at)
+            assert result == wanted, f"{result} was answered, and {wanted} should have been"
+            heard(result)
+
+        self.world.held = Held(kind, end, committed)
+        self.count(f"held {kind}")
+
+    def _refused(self, modelled: Callable[[datetime], Any], refusal: Exception) -> None:
+        try:
+            modelled(self.world.clock.now)
+        except type(refusal):
+            return
+        raise AssertionError(f"it was refused: {refusal!r}")
+
+    def _waited(self, kind: str) -> None:
+        """It would have had to wait for the transaction that is held, and gave up. No claim waits for a claim, a settle
+        or an expiry."""
+        assert self.held is not None
+        self.count("waited for a lock")
+        waits = kind != "claim" or self.held.kind == "cancel" or self.model.rooms
+        assert waits, f"a claim waited for a transaction: {self.held.kind}"
+
+    def check(self) -> None:
+        found = self.world.snapshot(self._last_event)
+        self._last_event = max([self._last_event, *(row[0] for row in found["events"])])
+        compare.possible(found, self._before)
+        compare.same(found, self.model)
+        self._before = found
+
+    # Workers
+
+    def register(self, worker: Worker) -> None:
+        def registered(connection: Connection) -> None:
+            workers.register(
+                connection, worker.id, host=worker.host, pid=1, device="device", model=factories.CARD.name,
+                revision=factories.REVISION, state="ready",
+            )  # fmt: skip
+
+        def modelled(at: datetime) -> None:
+            self.model.workers[worker.id] = WorkerRow(worker.device, "ready", at)
+
+        self.do(registered, modelled)
+
+    def report(self, worker: Worker) -> None:
+        """Its heartbeat. One whose row was forgotten registers again."""
+
+        def modelled(at: datetime) -> bool:
+            row = self.model.workers.get(worker.id)
+            if row is not None:
+                row.state, row.seen_at = "busy", at
+            return row is not None
+
+        known = worker.id in self.model.workers
+        self.do(lambda connection: workers.beat(connection, worker.id, "busy"), modelled)
+        if not known:
+            self.register(worker)
+
+    def claim(self, worker: Worker, turn: int, seats: int, fate: Fate, seen: Candidates | None = None) -> Claim | None:
+        """Returns what it took, which the worker holds only if it was told."""
+        taken: list[Claim] = []
+
+        def claim(connection: Connection) -> Claim | None:
+            found = seen or looks.candidates(connection, factories.REVISION, turn, worker.id)
+            while found.rows:
+                claim = claims.claim(connection, found, worker_id=worker.id, seats=seats, lease=LEASE)
+                if claim is not None:
+                    taken.append(claim)
+                    return claim
+                segments.raise_low(connection, found.job_ids)
+                found = found.others
+            return None
+
+        def modelled(at: datetime) -> Claim | None:
+            if taken:
+                self.model.claimed(self._valid(taken[0], worker, seats, at))
+            return taken[0] if taken else None
+
+        def heard(claim: Claim | None) -> None:
+            if claim is not None:
+                worker.holds[claim.id] = claim
+                self.count("claimed")
+                self.count("quarantined", claim.suspect)
+
+        may_be_empty = self.held is not None or seen is not None or fate is not Fate.COMMIT
+        self.do(claim, modelled, fate, kind="claim", heard=heard)
+        if taken and self.held is None and fate is Fate.COMMIT and taken[0].fresh_jobs:
+            fresh = taken[0].fresh_jobs
+            self.do(lambda connection: job_states.start(connection, fresh), lambda _at: self.model.started(fresh))
+        if not taken and not may_be_empty and (waiting := self.model.claimable()) and self._is_seen_whole():
+            assert seats < BATCH, f"nothing was claimed, and {waiting} wait"  # drained segments may be in front
+        return taken[0] if taken else None
+
+    def _valid(self, claim: Claim, worker: Worker, seats: int, at: datetime) -> Lease:
+        """The claim as the model has it. Whether its images may be claimed, the model says."""
+        places = tuple(factories.places(claim))
+        images = [self.model.jobs[job].images[index] for job, index in places]
+        assert len(set(places)) == len(places) <= seats, f"{seats} seats, and {places}"
+        assert {image.width for image in images} == {claim.shape.width}, "a claim of two shapes"
+        caps, of_jobs = {image.cap for image in images}, {job for job, _ in places}
+        assert len(caps) == 1 and claim.suspect == (caps != {None}), f"quarantined beside others: {caps}"
+        if claim.suspect:
+            (cap,) = caps
+            assert len(of_jobs) == 1 and cap is not None and len(places) <= cap, f"a cap of {cap}, and {places}"
+        for given, image in zip(claim.images, images, strict=True):
+            job = self.model.jobs[given.job_id]
+            assert (given.spec.prompt, given.spec.seed, given.spec.width, given.tenant_id, given.in_shards) == (
+                image.prompt, image.seed, image.width, job.tenant, job.in_shards,
+            ), f"image {given.index} was claimed with another's payload"  # fmt: skip
+        fresh = sorted(job for job in of_jobs if self.model.jobs[job].state is JobState.QUEUED)
+        assert list(claim.fresh_jobs) == fresh
+        return Lease(claim.id, worker.id, places, at + timedelta(seconds=LEASE), LEASE)
+
+    def _is_seen_whole(self) -> bool:
+        """Whether no lane has more segments than a look reads."""
+        lanes: dict[tuple[int, int], set[tuple[int, int, int | None]]] = {}
+        for job in self.model.jobs.values():
+            for image in job.images if job.is_claimable else []:
+                lanes.setdefault((job.tenant, job.priority), set()).add((job.id, image.width, image.cap))
+        return all(len(lane) * 2 < _LANE for lane in lanes.values())
+
+    def settle(self, worker: Worker, claim: Claim, most: int, fate: Fate) -> None:
+        """Ends a claim that the worker believes to hold: of the first `most` images it has rendered what can be."""
+        outcomes: dict[Place, str] = {}
+        for nth, image in enumerate(claim.images):
+            by_prompt = {GOOD: "done", RAISES: "render_error", CRASHES: "queued"}
+            outcomes[image.job_id, image.index] = by_prompt[image.spec.prompt] if nth < most else "queued"
+        stored = self._store(claim, [place for place, outcome in outcomes.items() if outcome == "done"], worker.device)
+        failed = [
+            FailedImage(*place, outcome, "It raised.")
+            for place, outcome in outcomes.items()
+            if outcome not in ("done", "queued")
+        ]
+
+        def settled(connection: Connection) -> tuple[str, list[Place]]:
+            found = settlement.settle(
+                connection, claim.id, device=worker.device, stored=list(stored.values()), failed=failed,
+                released=[place for place, outcome in outcomes.items() if outcome == "queued"],
+                render_seconds=1.0 if stored else None, slots=len(stored),
+            )  # fmt: skip
+            if found.verdict is settlement.Verdict.FENCED:
+                quarantine.retract_crash(connection, claim.id)
+            return found.verdict.value, sorted((one.job_id, one.index) for one in found.dropped)
+
+        def modelled(at: datetime) -> tuple[str, list[Place]]:
+            verdict = self.model.verdict(claim.id)
+            self.count(f"settled: {verdict}")
+            if verdict == "ok":
+                objects = {place: (one.object_key, one.sha256.hex()) for place, one in stored.items()}
+                return verdict, sorted(self.model.settled(claim.id, outcomes, objects, worker.device, at))
+            if verdict == "fenced":
+                crashes.retracted(self.model, claim.id)
+            return verdict, sorted(stored)
+
+        def heard(_answer: Any) -> None:
+            worker.holds.pop(claim.id, None)
+
+        self.do(settled, modelled, fate, kind="settle", heard=heard)
+
+    def _store(self, claim: Claim, rendered: list[Place], device: str) -> dict[Place, StoredImage]:
+        """Puts the objects, of which a shard is one."""
+        stored = {}
+        for image in claim.images:
+            place = image.job_id, image.index
+            if place not in rendered:
+                continue
+            digest, job = hashlib.sha256(image.render_key.encode()), ids.public_job(image.job_id)
+            key = keys.image_name(image.tenant_id, job, image.index, image.render_key, image.output_format)
+            if image.in_shards:
+                first = min(index for job_id, index in rendered if job_id == image.job_id)
+                tar = keys.shard_name(image.tenant_id, job, first, claim.id, digest.hexdigest())
+                key = f"{tar}#{512 * image.index}+10"
+            self.world.objects.update(members.objects_of([key]))
+            stored[place] = StoredImage(
+                *place, object_key=key, sha256=digest.digest(), bytes=10, device=device,
+                reproducibility_class="test/16", versions="test", truncated=False, flagged=None, unknown_words=(),
+                render_seconds=0.1,
+            )  # fmt: skip
+        return stored
+
+    def crash(
+        self, worker: Worker, rendering: dict[int, list[Place]], fate: Fate = Fate.COMMIT, *, is_alive: bool = False
+    ) -> bool:
+        """The parent reports that the process died over these images; `is_alive`: wrongly. Returns whether the device
+        looks sick."""
+        sick: list[bool] = []
+
+        def died(connection: Connection) -> bool:
+            return quarantine.child_died(connection, worker.id, rendering=rendering, device=worker.device)
+
+        def modelled(at: datetime) -> bool:
+            poisoned = len(self.model.causes)
+            sick.append(crashes.child_died(self.model, worker.id, rendering, worker.device, at))
+            self.count("crashed")
+            self.count("sick", sick[-1])
+            self.count("poison", len(self.model.causes) - poisoned)
+            return sick[-1]
+
+        self.do(died, modelled, fate)
+        if fate is Fate.LOST:
+            self.do(died, modelled)
+        if not is_alive:
+            worker.holds = {}
+            worker.generation += 1
+            self.register(worker)
+        return any(sick)
+
+    # Events
+
+    def number(self) -> None:
+        """Numbers what is committed, and reads on."""
+        while True:
+            with self.world.database.begin_system() as connection:
+                numbered = numbering.number(connection)
+                for event in queries.after(connection, self._read_to):
+                    assert event.seq == self._read_to + 1, f"event {event.seq} after {self._read_to}"
+                    self._read_to = event.seq
+                    self._read.setdefault(event.subject, []).append(event.kind)
+            if not numbered:
+                return
+
+    # The end
+
+    def heal(self) -> None:
+        """All faults end, and a healthy fleet drains the queue. Then nothing is lost, and only what deserves it failed."""
+        from tests.simulation import healing
+
+        healing.heal(self)
+
+    def assert_ended(self) -> None:
+        for job in self.model.jobs.values():
+            assert job.state in FINAL, f"job {job.id} is {job.state} though all were healthy for long"
+            stopped = job.state in (JobState.CANCELLED, JobState.EXPIRED)
+            for index, image in enumerate(job.images):
+                outcomes = {GOOD: ("done",), RAISES: ("failed",), CRASHES: ("failed",)}[image.prompt]
+                outcomes += ("failed",) if (job.id, index) in self.killed_alone else ()
+                outcomes += ("cancelled",) if stopped else ()
+                assert image.state.word in outcomes, f"image {index} of {image.prompt!r} ended as {image.state.word}"
+        self.number()
+        assert self._read == dict(self.model.all_events), "a reader of events missed one, or saw one twice"
+        with self.world.database.begin_system() as connection:
+            used = connection.execute(text("SELECT tenant_id, images_queued, bytes_stored FROM tenant_usage")).all()
+        stored: dict[int, int] = {}
+        for job_id, _ in self.model.results:
+            owner = self.model.jobs[job_id].tenant
+            stored[owner] = stored.get(owner, 0) + 10
+        for row in used:
+            assert (row.images_queued, row.bytes_stored) == (0, stored.get(row.tenant_id, 0)), f"usage: {row}"
+        kept = set(members.objects_of(key for key, _, _ in self.model.results.values()))
+        assert kept <= self.world.objects, "the object of a result was deleted"
+
+
+def requests_of(body: list[tuple[str, int, int]]) -> tuple[Request, ...]:
+    return tuple(Request(prompt, 100 * nth, width, n) for nth, (prompt, width, n) in enumerate(body, 1))
+
+
+def batches(claim: Claim) -> list[list[Place]]:
+    places = factories.places(claim)
+    return [places[first : first + BATCH] for first in range(0, len(places), BATCH)]
+
+
+def is_bad(claim: Claim, batch: list[Place]) -> bool:
+    """Whether rendering it kills the process."""
+    return any(image.spec.prompt == CRASHES for image in claim.images if (image.job_id, image.index) in batch)
+
+
+def pick(some: list[Any], nth: int) -> Any:
+    return some[nth % len(some)]
+
+
+def live(jobs: dict[int, Job], *states: JobState) -> list[Job]:
+    """Those that their tenants see, in that state."""
+    return [job for job in jobs.values() if not job.deleted and job.state in states]

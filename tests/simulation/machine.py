@@ -1,0 +1,335 @@
+"""The steps: what users, workers, schedulers, clocks and servers may do next, in any order.
+
+Arguments are small numbers that pick among what there is, so a failing history stays valid while hypothesis makes it
+shorter.
+"""
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from services.core.db.database import Connection
+from services.core.deletion import jobs as deletion
+from services.core.jobs import drafts, lifecycle, retry, submissions
+from services.core.model import requests
+from services.core.model.errors import Conflict
+from services.core.model.states import ImageState, JobState
+from services.core.policy import policies
+from services.core.queue import claims, looks
+from tests import factories
+from tests.simulation import healing
+from tests.simulation.history import CRASHES, GOOD, LEASE, RAISES, History, Worker, batches, is_bad, live, pick, requests_of
+from tests.simulation.model import FINAL, Job, Request
+from tests.simulation.world import TENANTS, Fate, World
+
+PRIORITIES = {0: "high", 1: "normal", 2: "low"}
+Body = list[tuple[str, int, int]]
+"""Requests: prompt, width, number of images."""
+
+picks = st.integers(0, 7)
+sizes = st.sampled_from([64, 64, 256])
+bodies = st.lists(
+    st.one_of(
+        *[st.tuples(st.just(GOOD), sizes, st.integers(1, 9))] * 4,
+        st.tuples(st.just(RAISES), sizes, st.integers(1, 2)),
+        st.tuples(st.just(CRASHES), sizes, st.just(1)),
+    ),
+    min_size=1, max_size=3,
+)  # fmt: skip
+fates = st.sampled_from([Fate.COMMIT, Fate.COMMIT, Fate.COMMIT, Fate.LOST, Fate.ROLLBACK])
+fates_or_hold = st.sampled_from([Fate.COMMIT, Fate.COMMIT, Fate.COMMIT, Fate.LOST, Fate.ROLLBACK, Fate.HOLD])
+jumps = st.sampled_from([0.5, 6.0, 15.0, 31.0, 45.0, 61.0, 700.0, 3_700.0, 90_000.0, 700_000.0, -5.0, -40.0, -4_000.0])
+
+
+class Machine(RuleBasedStateMachine):
+    """One history in `world`, which all share."""
+
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history = History(self.world)
+        self.model = self.history.model
+
+    def teardown(self) -> None:
+        try:
+            self.history.heal()
+        finally:
+            self.world.release()
+
+    @initialize(quota=st.sampled_from([None, None, None, 3, 12]))
+    def quota(self, quota: int | None) -> None:
+        """The third tenant may have so many images in flight."""
+        if quota is not None:
+            self.model.rooms[3] = quota
+            self.world.superuser.execute("UPDATE tenants SET max_images_in_flight = %s WHERE id = 3", [quota])
+
+    # Users
+
+    @rule(tenant=picks, body=bodies, priority=st.integers(0, 2), key=st.integers(0, 5), fate=fates, shards=st.booleans())
+    def submit(self, tenant: int, body: Body, priority: int, key: int, fate: Fate, shards: bool) -> None:
+        """With one of few keys, so that they come again, for the same body and for others; or without."""
+        owner, asked, name = pick(list(TENANTS), tenant), requests_of(body), f"key-{key}" if key < 3 else None
+        head = {"priority": PRIORITIES[priority]} | ({"store": "shards"} if shards else {})
+        label = requests.JobOptions.model_validate(head)
+        with self._submission(asked) as submission:
+
+            def modelled(at: datetime) -> int:
+                what = (asked, repr(head))
+                known = self.model.remembered(owner, name, what, submission.job_id, at) if name else None
+                if known is None:
+                    job = Job(submission.job_id, owner, JobState.QUEUED, priority, in_shards=shards)
+                    self.model.submitted(job, asked)
+                else:
+                    self.history.count("submitted again")
+                return known or submission.job_id
+
+            def record(database: Any) -> int:
+                return submission.record(database, owner, label=label, idempotency_key=name).job_id
+
+            self.history.do(record, modelled, fate, whole=True)
+
+    @rule(tenant=picks, fate=fates)
+    def open_draft(self, tenant: int, fate: Fate) -> None:
+        owner, job_id = pick(list(TENANTS), tenant), self.world.clock.new_id()
+        label = requests.JobOptions.model_validate({})
+
+        def modelled(at: datetime) -> None:
+            expires = at + timedelta(days=drafts.KEPT_DAYS)
+            self.model.submitted(Job(job_id, owner, JobState.DRAFT, 1, expires_at=expires), ())
+
+        def opened(connection: Connection) -> int | None:
+            return drafts.open_draft(connection, owner, job_id, label)
+
+        self.history.do(opened, modelled, fate, tenant=owner)
+
+    @precondition(lambda self: self._drafts)
+    @rule(job=picks, number=st.integers(0, 2), body=bodies, fate=fates)
+    def append(self, job: int, number: int, body: Body, fate: Fate) -> None:
+        draft, asked = pick(self._drafts, job), requests_of(body)
+
+        def append(connection: Connection) -> bool:
+            existing = drafts.existing(connection, draft.tenant, draft.id, number)
+            with self._submission(asked, existing) as submission:
+                return drafts.append(connection, draft.tenant, submission, number)[1]
+
+        def modelled(_at: datetime) -> bool:
+            found = self.model.visible(draft.tenant, draft.id)
+            if found.state is not JobState.DRAFT or found.chunks.get(number, asked) != asked:
+                raise Conflict("It is no draft, or the chunk is another one.")
+            is_known = number in found.chunks
+            if not is_known:
+                found.chunks[number] = asked
+                found.add(asked)
+            return is_known
+
+        self.history.do(append, modelled, fate, tenant=draft.tenant)
+
+    @precondition(lambda self: any(job.images for job in self._drafts))
+    @rule(job=picks, fate=fates)
+    def finalize(self, job: int, fate: Fate) -> None:
+        draft = pick([job for job in self._drafts if job.images], job)
+        total = len(draft.images)
+
+        def modelled(_at: datetime) -> list[str]:
+            self.model.opened(self.model.visible(draft.tenant, draft.id))
+            return [factories.CARD.name]
+
+        def finalize(connection: Connection) -> list[str]:
+            return drafts.finalize(connection, draft.tenant, draft.id, total)
+
+        self.history.do(finalize, modelled, fate, tenant=draft.tenant)
+
+    @precondition(lambda self: self._visible)
+    @rule(job=picks, fate=fates_or_hold)
+    def cancel(self, job: int, fate: Fate) -> None:
+        wanted = pick(self._visible, job)
+        if any(image.state is ImageState.RENDERING for image in wanted.images):
+            self.history.count("cancelled while rendering")
+        self._by_user(lifecycle.cancel, self.model.cancel, wanted, fate, kind="cancel")
+
+    @precondition(lambda self: self._visible)
+    @rule(job=picks, paused=st.booleans(), fate=fates)
+    def pause(self, job: int, paused: bool, fate: Fate) -> None:
+        self._by_user(lifecycle.pause, self.model.pause, pick(self._visible, job), fate, paused)
+
+    @precondition(lambda self: self._visible)
+    @rule(job=picks, priority=st.integers(0, 2), fate=fates)
+    def prioritise(self, job: int, priority: int, fate: Fate) -> None:
+        def change(connection: Connection, tenant: int, job_id: int) -> None:
+            lifecycle.change(connection, tenant, job_id, priority=priority)
+
+        def modelled(tenant: int, job_id: int) -> None:
+            self.model.prioritise(tenant, job_id, priority)
+
+        self._by_user(change, modelled, pick(self._visible, job), fate)
+
+    @precondition(lambda self: self._ended)
+    @rule(job=picks, include_cancelled=st.booleans(), key=st.integers(0, 3), fate=fates)
+    def retry(self, job: int, include_cancelled: bool, key: int, fate: Fate) -> None:
+        parent, name = pick(self._ended, job), f"retry-{key}" if key < 2 else None
+        asked = requests.RetryOptions.model_validate({"include_cancelled": include_cancelled})
+        made: list[int] = []
+
+        def retried(connection: Connection) -> int:
+            found = retry.retry(
+                connection, parent.tenant, parent.id, asked, policy=policies.NOTHING, idempotency_key=name
+            )
+            made.append(found.job_id)
+            return found.job_id
+
+        def modelled(at: datetime) -> int:
+            self.model.visible(parent.tenant, parent.id)
+            images = self.model.retried_images(parent, include_cancelled)
+            child = made[0] if made else 0
+            what = (parent.id, include_cancelled)
+            known = self.model.remembered(parent.tenant, name, what, child, at) if name else None
+            if known is not None:
+                return known
+            self.model.retried(
+                Job(child, parent.tenant, JobState.DRAFT, parent.priority, images, in_shards=parent.in_shards)
+            )
+            self.history.count("retried")
+            return child
+
+        self.history.do(retried, modelled, fate, tenant=parent.tenant)
+
+    @precondition(lambda self: self._ended or self._drafts)
+    @rule(job=picks, fate=fates)
+    def delete(self, job: int, fate: Fate) -> None:
+        self._by_user(deletion.delete, self.model.delete, pick([*self._ended, *self._drafts], job), fate, system=True)
+
+    # Workers
+
+    @rule(worker=picks, turn=st.integers(0, 2))
+    def look(self, worker: int, turn: int) -> None:
+        """It looks, and others act before it claims."""
+        one = self._worker(worker)
+        one.seen = self.world.run(lambda connection: looks.candidates(connection, factories.REVISION, turn, one.id))
+
+    @rule(worker=picks, turn=st.integers(0, 2), seats=st.sampled_from([1, 2, 8, 8, 24]), fate=fates_or_hold)
+    def claim(self, worker: int, turn: int, seats: int, fate: Fate) -> None:
+        """By what it saw before, or by what it sees now."""
+        one = self._worker(worker)
+        seen, one.seen = one.seen, None
+        self.history.claim(one, turn, seats, fate, seen)
+
+    @precondition(lambda self: self._holders)
+    @rule(worker=picks, fate=fates)
+    def beat(self, worker: int, fate: Fate) -> None:
+        one = pick(self._holders, worker)
+        steps = dict.fromkeys(one.holds, 5)
+
+        def extend(connection: Connection) -> dict[int, set[int]]:
+            return {number: set(jobs) for number, jobs in claims.extend(connection, steps, LEASE).held.items()}
+
+        def heard(held: dict[int, set[int]]) -> None:
+            one.holds = {number: claim for number, claim in one.holds.items() if number in held}
+
+        self.history.do(extend, lambda at: self.model.beat(steps, LEASE, at), fate, heard=heard)
+        self.history.report(one)
+
+    @precondition(lambda self: self._holders)
+    @rule(worker=picks, which=picks, most=st.sampled_from([99, 99, 99, 3, 1, 0]), fate=fates_or_hold)
+    def settle(self, worker: int, which: int, most: int, fate: Fate) -> None:
+        """What the worker believes to hold, however late."""
+        one = pick(self._holders, worker)
+        self.history.settle(one, pick(list(one.holds.values()), which), most, fate)
+
+    @precondition(lambda self: self._holders)
+    @rule(worker=picks, which=picks, batch=picks, both=st.booleans(), killed=st.booleans(), alive=st.booleans(), fate=fates)
+    def crash(self, worker: int, which: int, batch: int, both: bool, killed: bool, alive: bool, fate: Fate) -> None:
+        """The process is reported dead: of a picture, if one of a batch is such, or because it was killed. It may be
+        alive after all, and settle."""
+        one = pick(self._holders, worker)
+        held = list(one.holds.values())
+        claim = pick(held, which)
+        chosen = [some for some in batches(claim) if killed or is_bad(claim, some)]
+        if not chosen:
+            return
+        rendering = {claim.id: pick(chosen, batch)}
+        if both and len(held) > 1:  # the last stage of one claim ran beside the first batch of another
+            other = pick(held, which + 1)
+            rendering[other.id] = batches(other)[0]
+        alone = [place for places in rendering.values() for place in places]
+        if len(alone) == 1 and killed:
+            self.history.killed_alone.add(alone[0])
+        self.history.crash(one, rendering, fate, is_alive=alive and killed)
+
+    @rule(worker=picks, forgets=st.booleans())
+    def vanish(self, worker: int, forgets: bool) -> None:
+        """A host is lost, and nobody reports it. Or only its process was stopped while a new one starts, and it goes on
+        later."""
+        one = self._worker(worker)
+        one.holds = {} if forgets else one.holds
+        one.generation += 1
+        self.history.register(one)
+
+    # Clocks, schedulers and servers
+
+    @rule(seconds=jumps)
+    def pass_time(self, seconds: float) -> None:
+        self.world.clock.now += timedelta(seconds=seconds)
+
+    @rule()
+    def restart_database(self) -> None:
+        """What is open is rolled back, and nobody could extend a lease meanwhile."""
+        self.world.release()
+        self.world.clock.started = self.world.clock.now
+
+    @precondition(lambda self: self.world.held is not None)
+    @rule(commit=st.booleans())
+    def end_held(self, commit: bool) -> None:
+        self.world.end_held(commit=commit)
+        self.history.check()
+
+    @rule(fate=fates_or_hold)
+    def expire(self, fate: Fate) -> None:
+        healing.expire(self.history, fate)
+
+    @rule(what=st.sampled_from(["sweep", "finish", "finish", "fold", "low", "deadlines", "forget", "number", "erase"]))
+    def housekeeping(self, what: str) -> None:
+        """What schedulers and the workers' timers do."""
+        getattr(healing, what)(self.history)
+
+    def _by_user(
+        self, verb: Callable[..., Any], modelled: Callable[..., Any], job: Job, fate: Fate, *more: Any,
+        kind: str = "", system: bool = False,
+    ) -> None:  # fmt: skip
+        tenant = None if system or fate is Fate.HOLD else job.tenant
+        self.history.do(
+            lambda connection: verb(connection, job.tenant, job.id, *more),
+            lambda _at: modelled(job.tenant, job.id, *more), fate, tenant=tenant, kind=kind,
+        )  # fmt: skip
+
+    def _submission(
+        self, asked: tuple[Request, ...], existing: submissions.ExistingJob | None = None
+    ) -> submissions.Submission:
+        submission = submissions.Submission(
+            self.world.settings, self.world.registry, policy=policies.NOTHING, existing=existing
+        )
+        for nth, request in enumerate(asked):
+            submission.add(nth, request.body())
+        return submission
+
+    def _worker(self, nth: int) -> Worker:
+        return pick(self.history.workers, nth)  # type: ignore[no-any-return]
+
+    @property
+    def _holders(self) -> list[Worker]:
+        return [worker for worker in self.history.workers if worker.holds]
+
+    @property
+    def _visible(self) -> list[Job]:
+        return live(self.model.jobs, *JobState)
+
+    @property
+    def _drafts(self) -> list[Job]:
+        return live(self.model.jobs, JobState.DRAFT)
+
+    @property
+    def _ended(self) -> list[Job]:
+        return live(self.model.jobs, *FINAL)
