@@ -24,7 +24,8 @@ from services.core.model import ids
 from services.core.settings import Settings
 from services.core.tenants import api_keys
 from tests import factories
-from tests.processes import PRESSWORK, Command, Process, project_of_another
+from tests.processes import PRESSWORK, Process, project_of_another
+from tests.up import Up, free_port
 from tests.waiting import until
 
 # Of other programs' variables, some that our clients or their libraries would read.
@@ -37,39 +38,17 @@ OTHERS = {
 }
 
 
-class Up:
+def up_beside_another_project(folder: Path, *arguments: str, **environ: str) -> Up:
     """`presswork up` on a new folder, started in a project that has its own `services/` and similar packages."""
-
-    def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
-        self.home = folder / "a home"
-        self.port = free_port()
-        settings = OTHERS | {"PRESSWORK_PORT": str(self.port), "PRESSWORK_LEASE_SECONDS": "3", **environ}
-        self.process = Command(
-            settings, folder / "up.log", "up", "--home", str(self.home), *arguments,
-            cwd=project_of_another(folder / "project"),
-        )  # fmt: skip
-
-    def client(self) -> Client:
-        until(lambda: "ready at" in self.process.text() or self.process.popen.poll() is not None, seconds=60)
-        assert self.process.popen.poll() is None, self.process.text()
-        return Client(self.values()["PRESSWORK_URL"], self.values()["PRESSWORK_API_KEY"])
-
-    def values(self) -> dict[str, str]:
-        """The variables of a shell that sourced the file."""
-        shown = subprocess.run(
-            ["sh", "-c", f". '{self.home}/env'; env"], capture_output=True, text=True, check=True, env={}
-        )
-        return dict(line.split("=", 1) for line in shown.stdout.splitlines())
-
-    def pid(self, name: str) -> int:
-        running = json.loads((self.home / "run.json").read_text())
-        return {**running["programs"], **running["servers"]}[name]["pid"]
+    settings = OTHERS | {"PRESSWORK_LEASE_SECONDS": "3", **environ}
+    return Up(folder / "a home", project_of_another(folder / "project"), *arguments, **settings)
 
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     stale = {"PRESSWORK_MODEL": "presswork-mini"}  # as after `. .presswork/env` of a stack with another model
-    up = Up(tmp_path_factory.mktemp("up"), "--workers", "2", "--pipeline", "simulated", **stale)
+    folder = tmp_path_factory.mktemp("up")
+    up = up_beside_another_project(folder, "--workers", "2", "--pipeline", "simulated", **stale)
     up.client().close()
     yield up
     assert up.process.stop(60) == 0
@@ -79,12 +58,6 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 def client(up: Up) -> Iterator[Client]:
     with up.client() as client:
         yield client
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _answers(port: int) -> bool:

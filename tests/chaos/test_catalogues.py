@@ -25,8 +25,8 @@ from services.core.db.database import Database
 from services.core.model.errors import PressworkError
 from services.core.settings import Settings
 from services.core.storage.s3 import S3Store
-from tests.acceptance.test_whole_system import Up
 from tests.scheduling import waits_for
+from tests.up import Up
 from tests.waiting import until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
@@ -109,7 +109,7 @@ class Night:
     """A shop on an installation of its own, whose runs are disturbed."""
 
     def __init__(self, folder: Path) -> None:
-        self.up = Up(folder, "--workers", "1", "--pipeline", "simulated")
+        self.up = Up(folder / "home", folder, "--workers", "1", "--pipeline", "simulated", PRESSWORK_LEASE_SECONDS="3")
         self.client = self.up.client()
         values = self.up.values()
         self.settings = Settings.read({name: values[name] for name in values if not name.startswith("PRESSWORK_URL")})
