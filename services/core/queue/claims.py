@@ -27,6 +27,9 @@ from services.core.queue.looks import Candidates
 # order given. `enough`: more than `leave` images wait in these segments and those before them; no more are read.
 # What is taken is written and read on by runs of consecutive indexes, of which each is one range of an index: a lookup
 # for each image would go through the index of every partition. The result has one row for each payload of a run.
+# Of `runs` the planner expects hundreds, and once it has statistics it would rather walk over all images there are. So
+# images are updated by an array of runs: a condition that always holds makes it expect one. OFFSET 0 forces it to read
+# payloads run by run.
 # The lease begins now, and not with the transaction: it may have looked for long, and waited for locks.
 _TAKE = statement("claims.take")(f"""
 WITH enough AS MATERIALIZED (
@@ -59,6 +62,8 @@ WITH enough AS MATERIALIZED (
   SELECT tenant_id, job_id, job_state, embed_prompt, dedupe, in_shards, min(index) AS first, max(index) AS last
   FROM (SELECT *, index - row_number() OVER (PARTITION BY job_id ORDER BY index) AS run FROM taken) numbered
   GROUP BY tenant_id, job_id, job_state, embed_prompt, dedupe, in_shards, run
+), bounds AS MATERIALIZED (
+  SELECT array_agg(job_id) AS job_ids, array_agg(first) AS firsts, array_agg(last) AS lasts FROM runs
 ), of_tenant AS (
   SELECT tenant_id, count(*) AS images FROM taken GROUP BY tenant_id
 ), claim AS (
@@ -72,7 +77,9 @@ WITH enough AS MATERIALIZED (
   RETURNING id
 ), moved AS (
   UPDATE images SET state = 1, claim_id = claim.id
-  FROM runs, claim WHERE images.job_id = runs.job_id AND images.index BETWEEN runs.first AND runs.last
+  FROM claim, bounds CROSS JOIN LATERAL unnest(job_ids, firsts, lasts) AS run (job_id, first, last)
+  WHERE run.first BETWEEN 0 AND 2147483647
+    AND images.job_id = run.job_id AND images.index BETWEEN run.first AND run.last
 ), counted AS (
   INSERT INTO counter_deltas (job_id, queued, rendering)
   SELECT job_id, -count(*), count(*) FROM taken GROUP BY job_id
@@ -85,6 +92,7 @@ CROSS JOIN LATERAL (
 ) begins
 CROSS JOIN LATERAL (
   SELECT * FROM payloads WHERE payloads.job_id = runs.job_id AND payloads.index BETWEEN begins.index AND runs.last
+  OFFSET 0
 ) p
 ORDER BY runs.job_id, runs.first, p.index
 """)  # noqa: S608  our own text
