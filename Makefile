@@ -1,4 +1,4 @@
-# make demo · make demo-catalogue · make test · make test-again · make coverage · make check · make loaders · make kernels · make chaos · make mutate · make bench · make up · make images · make images-test · make chart-test · make screenshots
+# make demo · make demo-catalogue · make test · make test-again · make coverage · make check · make loaders · make kernels · make chaos · make mutate · make bench · make up · make images · make images-test · make chart-test · make two-hosts-test · make screenshots
 #
 # PYTHON           the interpreter that makes .venv (3.11 or later)
 # JOBS             how many files of tests, or mutants, run at a time
@@ -15,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo demo-catalogue up test test-again coverage check loaders kernels chaos mutate bench images images-test chart-test screenshots clean
+.PHONY: setup demo demo-catalogue up test test-again coverage check loaders kernels chaos mutate bench images images-test chart-test two-hosts-test screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo "make images  build the container images, with docker, buildah or podman"
 	@echo "make images-test   run compose.yaml from them and render a job"
 	@echo "make chart-test    run the chart's pods from them and render jobs"
+	@echo "make two-hosts-test   run the recipe for two hosts by compose from them"
 	@echo "make screenshots   write pictures of the dashboard into ./screenshots, light and dark"
 	@echo "make setup   only install, into .venv"
 
@@ -122,6 +123,9 @@ images-test: setup
 
 chart-test: setup
 	@$(BIN)/python -m tests.images chart
+
+two-hosts-test: setup
+	@$(BIN)/python -m tests.images two-hosts
 
 screenshots: setup
 	@$(BIN)/python -m tests.screenshots screenshots

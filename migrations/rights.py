@@ -39,7 +39,7 @@ SCHEDULER = {
     "datasets dataset_versions dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas policy_terms "
     "license_acceptances webhook_cursor webhook_endpoints webhook_deliveries events retention_rules retention_work "
     "tenant_deletions storage_mark storage_audits storage_orphans storage_findings audit_seals audit_cursor",
-    "INSERT": "jobs segments counters counter_deltas idempotency leases export_files files rates failures "
+    "INSERT": "jobs segments counters counter_deltas idempotency leases exports export_files files rates failures "
     "failure_deltas failure_counts failure_hours schedule_runs job_chunks catalogue_runs catalogue_changes "
     "catalogue_versions catalogue_entries catalogue_destinations catalogue_copies job_inputs "
     "dataset_shards dataset_files dataset_jobs tenant_usage tenant_usage_deltas webhook_deliveries webhook_tries "

@@ -44,12 +44,12 @@ THINGS = ("red mug", "teal bottle", "yellow chair", "blue lamp", "green hat", "p
 
 def test() -> None:
     """Ends with a sentence and code 1 when anything is not as it should be."""
-    runner = _runner()
+    runner = find_runner()
     for name in ("presswork", "presswork-worker"):
         if not is_here(runner, f"{name}:{VERSION}"):
             sys.exit(f"{runner} has no image {name}:{VERSION}: run `make images` first.")
     with tempfile.TemporaryDirectory(prefix="presswork-images-") as folder:
-        stack = Stack(runner, Path(folder) / "compose.yaml", _environment())
+        stack = Stack(runner, Path(folder) / "compose.yaml", environment())
         stack.write()
         try:
             began = time.monotonic()
@@ -65,7 +65,7 @@ def test() -> None:
     say("all containers, networks and volumes of the test are gone; the images stay")
 
 
-def _runner() -> str:
+def find_runner() -> str:
     """docker or podman, with its compose."""
     wanted = os.environ.get("ENGINE") or builder()
     if wanted == "docker":
@@ -77,7 +77,7 @@ def _runner() -> str:
     return "podman"
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The secrets that compose.yaml asks for, made up, and ports that are free."""
     chosen = {name: secrets.token_hex(16) for name in re.findall(r"\$\{(\w+):\?", TEXT)}
     with contextlib.ExitStack() as held:
@@ -106,21 +106,38 @@ def server_image(runner: str, name: str, image: str) -> str:
 
 
 class Stack:
-    """compose.yaml on one engine, in a project of its own."""
+    """compose.yaml on one engine, in a project of its own. `override` is of services; with `only`, nothing else of it
+    is started."""
 
-    def __init__(self, engine: str, file: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        engine: str,
+        file: Path,
+        environ: Mapping[str, str],
+        *,
+        project: str = PROJECT,
+        override: Mapping[str, Any] | None = None,
+        only: str | None = None,
+    ) -> None:
         self.engine, self.environ, self._file = engine, environ, file
+        self._project, self._override = project, override or {}
         self.services: dict[str, Any] = {
-            name: service for name, service in yaml.safe_load(TEXT)["services"].items() if "profiles" not in service
+            name: service
+            for name, service in yaml.safe_load(TEXT)["services"].items()
+            if "profiles" not in service and only in (None, name)
         }
         program = ["docker", "compose"] if engine == "docker" else ["podman-compose"]
-        self._compose = [*program, "-p", PROJECT, "-f", str(file)]
+        self._compose = [*program, "-p", project, "-f", str(file)]
 
     def write(self) -> None:
         """The file to run: compose.yaml, or as much of it as this engine can do, which is said."""
         document = yaml.safe_load(TEXT)
+        for name, more in self._override.items():
+            document["services"][name].update(more)
         if self.engine == "podman":
             document = filled(document, self.environ, dollar="$$")  # podman-compose reads it once more
+            for network in document["networks"].values():  # which takes any word for true
+                network["internal"] = network.get("internal") == "true"
         for name in list(document["services"]):
             if name not in self.services:
                 del document["services"][name]
@@ -139,6 +156,8 @@ class Stack:
 
     def _replace_servers(self, services: dict[str, Any]) -> None:
         for name in STANDINS:
+            if name not in services:
+                continue
             image = services[name]["image"]
             found = server_image(self.engine, name, image)
             for service in services.values():
@@ -152,7 +171,9 @@ class Stack:
             return
         needs = {name: service.get("depends_on", {}) for name, service in self.services.items()}
         for name in graphlib.TopologicalSorter(needs).static_order():
-            for other, wanted in needs[name].items():
+            if name not in self.services:
+                continue
+            for other, wanted in needs[name].items() if set(needs[name]) <= set(self.services) else ():
                 self._wait(other, wanted["condition"])
             self._run("up", "-d", "--no-build", "--no-deps", name)
         for name, service in self.services.items():
@@ -174,7 +195,7 @@ class Stack:
 
     def run_in(self, name: str, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A command in a service's container."""
-        words = [self.engine, "exec", self._container(name), *command]
+        words = [self.engine, "exec", self.container(name), *command]
         return subprocess.run(words, capture_output=True, text=True, check=check)
 
     def state(self, name: str) -> dict[str, Any]:
@@ -196,7 +217,7 @@ class Stack:
         for name in self.services:
             print(f"--- {name}", flush=True)
             with contextlib.suppress(AssertionError):
-                subprocess.run([self.engine, "logs", "--tail", "40", self._container(name)], check=False)
+                subprocess.run([self.engine, "logs", "--tail", "40", self.container(name)], check=False)
 
     def down(self) -> None:
         self._run("down", "--volumes", "--timeout", "60")
@@ -205,23 +226,25 @@ class Stack:
         done = subprocess.run([*self._compose, *words], env=self.environ, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{words[0]} {words[-1]}: {done.stdout}{done.stderr}"
 
-    def _container(self, name: str) -> str:
-        labels = (f"com.docker.compose.project={PROJECT}", f"com.docker.compose.service={name}")
+    def container(self, name: str) -> str:
+        labels = (f"com.docker.compose.project={self._project}", f"com.docker.compose.service={name}")
         command = [self.engine, "ps", "-a", "-q", *(f"--filter=label={label}" for label in labels)]
         found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         assert len(found) == 1, f"{name} has {len(found)} containers"
         return found[0]
 
     def _inspect(self, name: str) -> dict[str, Any]:
-        command = [self.engine, "inspect", self._container(name)]
+        command = [self.engine, "inspect", self.container(name)]
         [found] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         return dict(found)
 
 
-def render_job(run_in_web: Callable[..., subprocess.CompletedProcess[str]], port: int) -> None:
+def render_job(
+    run_in_web: Callable[..., subprocess.CompletedProcess[str]], port: int, address: str = "127.0.0.1"
+) -> None:
     """One job of eight images, submitted to the web server's port and downloaded from the store's."""
     key = run_in_web("presswork", "keys", "create", "images-test").stdout.split()[-1]
-    with Client(f"http://127.0.0.1:{port}", key) as client:
+    with Client(f"http://{address}:{port}", key) as client:
         began = time.monotonic()
         job = client.submit([{"prompt": f"a {thing} on a white background", "seed": 7} for thing in THINGS])
         until(lambda: client.job(job["id"])["finished_at"], JOB_SECONDS, 0.1)

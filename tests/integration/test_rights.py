@@ -25,9 +25,9 @@ _OF_TENANTS = {
 }
 
 
-def _commands() -> list[reach.Place]:
-    """What the commands do that an operator runs with a web server's address."""
-    return [place for name in ("doctor", "keys") for place in reach.places(f"services.cli.{name}")]
+def _commands(*names: str) -> list[reach.Place]:
+    """What the commands do that an operator runs with the address of a program's."""
+    return [place for name in names for place in reach.places(f"services.cli.{name}")]
 
 
 @cache
@@ -38,10 +38,10 @@ def statements(role: str) -> tuple[str, ...]:
             roots = [
                 *reach.with_system_transactions("services.api"),
                 *reach.with_system_transactions("services.dashboard"),
-                *_commands(),
+                *_commands("doctor", "keys"),
             ]
         case "presswork_scheduler":
-            roots = [*reach.places("scheduler")]
+            roots = [*reach.places("scheduler"), *_commands("backup", "model_move", "storage")]
         case _:
             roots = [place for place in reach.places("worker") if not place[0].startswith("worker.model")]
     without = _OF_TENANTS if role == "presswork_web" else set()

@@ -174,6 +174,42 @@ def test_every_part_may_be_disrupted_one_pod_at_a_time_and_is_reached_by_nobody_
         selected = policy["spec"]["podSelector"]["matchLabels"]
         assert selected == found["Deployment"][name]["spec"]["selector"]["matchLabels"]
         assert ("ingress" in policy["spec"]) == (name == "try-web")
+        budget = found["PodDisruptionBudget"][name]["spec"]
+        assert budget == {"maxUnavailable": 1, "selector": {"matchLabels": selected}}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_service_and_policy_lets_in_at_ports_that_its_pods_listen_on(case: str, tmp_path: Path) -> None:
+    documents = render(CASES[case], tmp_path)
+    found = kinds(documents)
+    templates = [
+        one["spec"]["template"] for kind in ("Deployment", "StatefulSet") for one in found.get(kind, {}).values()
+    ]
+
+    def listening(labels: dict[str, str]) -> set[str]:
+        chosen = [one for one in templates if labels.items() <= one["metadata"]["labels"].items()]
+        return {port["name"] for one in chosen for port in one["spec"]["containers"][0].get("ports", [])}
+
+    for service in found["Service"].values():
+        named = {port["targetPort"] for port in service["spec"]["ports"]}
+        assert named <= listening(service["spec"]["selector"])
+    for policy in found["NetworkPolicy"].values():
+        rules = policy["spec"].get("ingress", [])
+        named = {port["port"] for rule in rules for port in rule["ports"]}
+        assert named <= listening(policy["spec"]["podSelector"]["matchLabels"]), policy["metadata"]["name"]
+    web = found["NetworkPolicy"]["try-web"]["spec"]
+    assert {port["port"] for rule in web["ingress"] for port in rule["ports"]} == {"http"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_migration_is_tried_once_and_its_account_is_there_before_it(case: str, tmp_path: Path) -> None:
+    found = kinds(render(CASES[case], tmp_path))
+    job, account = found["Job"]["try-migrate"], found["ServiceAccount"]["try-migrate"]
+    assert job["spec"]["backoffLimit"] == 0 and job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    hooks = [one["metadata"]["annotations"] for one in (account, job)]
+    assert hooks[0]["helm.sh/hook"] == hooks[1]["helm.sh/hook"]
+    before, after = (int(one.get("helm.sh/hook-weight", "0")) for one in hooks)
+    assert before < after
 
 
 def test_the_schema_knows_the_pipelines() -> None:
