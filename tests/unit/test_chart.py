@@ -224,6 +224,7 @@ def _without(*names: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
+        ({"secret": "s", "ingress": {"enabled": True, "host": "https://press.example"}}, "/ingress/host"),
         ({}, "secret is empty: create a Secret"),
         ({"secret": "s", "workers": [POOL | {"modelDir": ""}]}, "the worker pool cpu has no model: set modelDir"),
         ({"secret": "s", "workers": [POOL, POOL]}, "two worker pools are named cpu"),

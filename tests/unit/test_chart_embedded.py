@@ -113,6 +113,16 @@ def test_only_our_own_programs_reach_them(documents: list[dict[str, Any]]) -> No
         assert [port["port"] for port in rule["ports"]] == [name]
 
 
+def test_where_egress_is_listed_the_programs_still_reach_them(tmp_path: Path) -> None:
+    asked = [{"ports": [{"port": 53}]}]
+    found = kinds(render(TRYOUT | {"networkPolicy": {"egress": asked}}, tmp_path))
+    labels = found["StatefulSet"]["try-postgres"]["spec"]["template"]["metadata"]["labels"]
+    for program in ("try-web", "try-scheduler", "try-worker-cpu"):
+        given, own = found["NetworkPolicy"][program]["spec"]["egress"]
+        [peer] = own["to"]
+        assert given == asked[0] and peer["podSelector"]["matchLabels"].items() <= labels.items()
+
+
 def test_an_upgrade_keeps_the_secret(tmp_path: Path) -> None:
     """All of it follows from one text, which the chart reads from the Secret that there is."""
     [one], [other] = (kinds(render(TRYOUT, tmp_path))["Secret"].values() for _ in range(2))
@@ -138,7 +148,7 @@ def test_the_readme_s_commands_install_the_images_that_they_push(tmp_path: Path)
     shim.chmod(0o755)
     (tmp_path / "services").symlink_to(ROOT / "services")
     script = "\n".join(line for line in lines if line.startswith(("printf", "helm")))
-    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOST": "registry.example/team"}
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "REGISTRY": "registry.example/team"}
     done = subprocess.run(
         ["bash", "-ec", script], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False
     )
@@ -147,7 +157,7 @@ def test_the_readme_s_commands_install_the_images_that_they_push(tmp_path: Path)
     used = {
         one["image"] for pod in pods(documents).values() for one in [*pod["containers"], *pod.get("initContainers", [])]
     }
-    pushed = {found.replace("$HOST", "registry.example/team") for found in re.findall(r"docker push (\S+)", block)}
+    pushed = {found.replace("$REGISTRY", "registry.example/team") for found in re.findall(r"docker push (\S+)", block)}
     assert used == pushed | {SHIPPED["embedded"][name]["image"] for name in SERVERS}
     assert {"deployment/presswork-worker-cpu", "service/presswork-s3"} <= {
         f"{kind.lower()}/{name}" for kind, names in kinds(documents).items() for name in names
