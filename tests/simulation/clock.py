@@ -93,18 +93,21 @@ class VirtualOpening(sessions.Opening):
         more = {"search_path": _PATH, "lock_timeout": f"'{_LOCK_TIMEOUT}'"}
         more |= {'"sim"."now"': f"'{now}'", '"sim"."started"': f"'{started}'"}
         return "; ".join(
-            [super().text(server_version, tenant, actor), *(f"SET LOCAL {name} = {value}" for name, value in more.items())]
+            [
+                super().text(server_version, tenant, actor),
+                *(f"SET LOCAL {name} = {value}" for name, value in more.items()),
+            ]
         )
 
 
-def install(superuser: "psycopg.Connection") -> None:
+def install(superuser: psycopg.Connection) -> None:
     """Gives this database virtual time. `superuser` owns everything in it."""
     superuser.execute(_INSTALL)
     real = [row[0] for row in superuser.execute(_REAL).fetchall()]
     assert not real, f"these read the machine's clock: {', '.join(real)}"
 
 
-def assert_virtual(superuser: "psycopg.Connection") -> None:
+def assert_virtual(superuser: psycopg.Connection) -> None:
     """No moment that any table holds was read from the machine's clock."""
     columns = superuser.execute("""
         SELECT quote_ident(c.relname), quote_ident(a.attname) FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
@@ -112,7 +115,7 @@ def assert_virtual(superuser: "psycopg.Connection") -> None:
     """).fetchall()
     for table, column in columns:
         real = f"{column} > '2026-01-02' AND {column} BETWEEN now() - interval '1 day' AND now() + interval '1 day'"
-        found = superuser.execute(f"SELECT count(*) FROM {table} WHERE {real}").fetchone()  # noqa: S608  from the catalogue
+        found = superuser.execute(f"SELECT count(*) FROM {table} WHERE {real}").fetchone()
         assert found == (0,) or table in _SEEDED, f"{table}.{column} was read from the machine's clock"
 
 

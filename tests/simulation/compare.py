@@ -49,7 +49,7 @@ def possible(found: Snapshot, before: Snapshot | None) -> None:
     assert sorted(results) == sorted(done), "each done image has one result, and no other image has any"
     if before is None:
         return
-    for job, index, state, attempt, lost, _, _, _, _ in before["images"]:
+    for job, index, state, *_ in before["images"]:
         if (job, index) in images and state in FINAL_IMAGE_STATES:
             assert images[job, index][0] == state, f"image {index} left the state {ImageState(state).word}"
     then = {(job, index): (state, attempt, lost) for job, index, state, attempt, lost, *_ in before["images"]}

@@ -40,9 +40,7 @@ def child_died(model: Model, worker: str, rendering: Mapping[int, list[Place]], 
 
 def device_sick(model: Model, device: str, at: datetime) -> None:
     """Its recent crashes are not held against the images."""
-    recent = [
-        one for one in model.failures if (one.code, one.device) == ("crash", device) and one.at > at - LATELY
-    ]
+    recent = [one for one in model.failures if (one.code, one.device) == ("crash", device) and one.at > at - LATELY]
     for place in {one.place for one in recent}:
         _forgive(model, place)
     for one in recent:
@@ -59,12 +57,12 @@ def retracted(model: Model, claim_id: int) -> None:
         one.code = "device"
 
 
-def _hold_against(
-    model: Model, lease: Lease, rendering: list[Place], together: int, device: str, at: datetime
-) -> None:
+def _hold_against(model: Model, lease: Lease, rendering: list[Place], together: int, device: str, at: datetime) -> None:
     for job_id, index in sorted(rendering):
         image = model.jobs[job_id].images[index]
-        alone = [one for one in model.failures if one.place == (job_id, index) and (one.code, one.batch) == ("crash", 1)]
+        alone = [
+            one for one in model.failures if one.place == (job_id, index) and (one.code, one.batch) == ("crash", 1)
+        ]
         is_poison = len(alone) >= POISON_TIMES or len({one.device for one in alone}) >= POISON_DEVICES
         if together == 1 and is_poison:
             model.log(f"job/{job_id}", "image.poison", {"index": index, "device": device})
@@ -85,7 +83,7 @@ def _looks_sick(model: Model, device: str, at: datetime) -> bool:
         if row.state != "starting" and at - LATELY <= row.seen_at <= at + LATELY
     }  # fmt: skip
     bad = [one for one, crashes in fresh.items() if crashes >= SICK]
-    return len(live) > 1 and len(bad) * 2 > len(live) or fresh.get(device, 0) >= SICK
+    return (len(live) > 1 and len(bad) * 2 > len(live)) or fresh.get(device, 0) >= SICK
 
 
 def _fresh_crashes(model: Model, at: datetime) -> dict[str, int]:

@@ -29,7 +29,7 @@ def heal(history: "History") -> None:
     for worker in history.workers:
         worker.holds, worker.seen = {}, None
         worker.generation += 1
-        history.register(worker)
+    history.register(*history.workers)
     for job in histories.live(model.jobs, JobState.QUEUED, JobState.IN_PROGRESS):
         if job.paused:
             history.do(
@@ -42,8 +42,12 @@ def heal(history: "History") -> None:
             lambda _at, job=job: model.cancel(job.tenant, job.id), tenant=job.tenant,
         )  # fmt: skip
     for rounds in count():
-        for step in (expire, sweep, finish):
-            step(history)
+        if any(lease.state is ClaimState.OPEN for lease in model.claims.values()):
+            expire(history)
+        if any(job.state is JobState.CANCELLING for job in model.jobs.values()):
+            sweep(history)
+        if any(job.state not in FINAL and not sum(job.counts[:2]) for job in model.jobs.values()):
+            finish(history)
         if all(job.state in FINAL for job in model.jobs.values()):
             break
         assert rounds < _ROUNDS, "the fleet is healthy, and does not come to an end"
@@ -116,7 +120,7 @@ def _unseen(history: "History", step: Callable[[Connection], object]) -> None:
 
 
 def deadlines(history: "History") -> None:
-    history.do(job_states.expire, lambda at: history.model.out_of_time(at))
+    history.do(job_states.expire, history.model.out_of_time)
 
 
 def forget(history: "History") -> None:
@@ -124,7 +128,7 @@ def forget(history: "History") -> None:
         for step in (claims.forget, idempotency.forget, workers.forget):
             step(connection)
 
-    history.do(forgotten, lambda at: history.model.forgotten(at))
+    history.do(forgotten, history.model.forgotten)
 
 
 def number(history: "History") -> None:

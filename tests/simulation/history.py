@@ -1,5 +1,5 @@
-"""One history: its workers, and how a step is done in the database and in the model and compared. No hypothesis here.
-`machine` has the steps that may come in any order."""
+"""One history: its workers, and how a step is done in the database and in the model and compared.
+`steps` has what may come in any order."""
 
 import hashlib
 from collections.abc import Callable
@@ -21,12 +21,11 @@ from services.core.queue.looks import Candidates
 from services.core.storage import keys, members
 from tests import factories
 from tests.simulation import compare, crashes
-from tests.simulation.model import FINAL, Job, Lease, Model, Place, Request, WorkerRow
+from tests.simulation.model import CRASHES, FINAL, GOOD, RAISES, Job, Lease, Model, Place, Request, WorkerRow
 from tests.simulation.world import Fate, Held, NotCommitted, World
 
 LEASE = 30.0
 BATCH = 8
-GOOD, RAISES, CRASHES = "a mug", "a mug that raises", "a mug that crashes"
 REFUSALS = (Conflict, NotFound, IdempotencyConflict, IdempotencyGone)
 _LANE = 16  # segments that a look reads of a lane
 
@@ -59,8 +58,7 @@ class History:
         self._read_to = 0
         self.killed_alone: set[Place] = set()  # good images whose process was killed while it rendered nothing else
         self.workers = [Worker(f"host-{name}") for name in "abc"]
-        for worker in self.workers:
-            self.register(worker)
+        self.register(*self.workers)
 
     @property
     def held(self) -> Held | None:
@@ -138,15 +136,17 @@ class History:
 
     # Workers
 
-    def register(self, worker: Worker) -> None:
+    def register(self, *started: Worker) -> None:
         def registered(connection: Connection) -> None:
-            workers.register(
-                connection, worker.id, host=worker.host, pid=1, device="device", model=factories.CARD.name,
-                revision=factories.REVISION, state="ready",
-            )  # fmt: skip
+            for worker in started:
+                workers.register(
+                    connection, worker.id, host=worker.host, pid=1, device="device", model=factories.CARD.name,
+                    revision=factories.REVISION, state="ready",
+                )  # fmt: skip
 
         def modelled(at: datetime) -> None:
-            self.model.workers[worker.id] = WorkerRow(worker.device, "ready", at)
+            for worker in started:
+                self.model.workers[worker.id] = WorkerRow(worker.device, "ready", at)
 
         self.do(registered, modelled)
 
@@ -330,7 +330,7 @@ class History:
     # The end
 
     def heal(self) -> None:
-        """All faults end, and a healthy fleet drains the queue. Then nothing is lost, and only what deserves it failed."""
+        """All faults end, and a healthy fleet drains the queue. Nothing is lost, and only what deserves it has failed."""
         from tests.simulation import healing
 
         healing.heal(self)

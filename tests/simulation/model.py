@@ -13,6 +13,7 @@ from services.core.model.states import ClaimState, ImageState, JobState
 
 Place = tuple[int, int]
 """Job and index."""
+GOOD, RAISES, CRASHES = "a mug", "a mug that raises", "a mug that crashes"
 CLAIMABLE = (JobState.QUEUED, JobState.IN_PROGRESS)
 STOPPED = (JobState.CANCELLING, JobState.CANCELLED, JobState.EXPIRED)
 FINAL = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
@@ -339,9 +340,7 @@ class Model:
         return swept
 
     def out_of_time(self, at: datetime) -> int:
-        found = [
-            job for job in self.jobs.values() if job.expires_at and job.expires_at < at and job.state in STOPPABLE
-        ]
+        found = [job for job in self.jobs.values() if job.expires_at and job.expires_at < at and job.state in STOPPABLE]
         for job in found:
             self._stop(job, "expired")
         return len(found)
@@ -370,9 +369,7 @@ class Model:
             if lease.state not in ended or lease.ended_at is None or lease.ended_at >= at - CLAIM_DAYS
         }  # fmt: skip
         self.keys = {key: known for key, known in self.keys.items() if known[2] >= at - KEY_DAYS}
-        self.workers = {
-            name: row for name, row in self.workers.items() if row.seen_at >= at - CLAIM_DAYS
-        }
+        self.workers = {name: row for name, row in self.workers.items() if row.seen_at >= at - CLAIM_DAYS}
 
     def log(self, subject: str, kind: str, data: dict[str, Any] | None = None) -> None:
         self.fresh_events[subject].append((kind, data))

@@ -1,21 +1,25 @@
-"""Runs many histories, and says by which seed."""
+"""Runs histories, and makes one that fails as short as it can be."""
 
 import os
-from collections.abc import Iterator
+import pprint
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import hypothesis
 import psycopg
-from hypothesis import HealthCheck, Phase
-from hypothesis.stateful import get_state_machine_test
 
 from services.core.db.database import Database
 from services.core.settings import Settings
 from services.local.stack import Stack
-from tests.simulation.machine import Machine
-from tests.simulation.world import World
+from tests.simulation import drawing
+from tests.simulation.drawing import Step
+from tests.simulation.steps import Steps
+from tests.simulation.world import Fate, World
 
-SEED = 20_311
+_MOST_REPLAYS = 300
+
+
+class Broken(AssertionError):
+    """A history broke a promise."""
 
 
 @contextmanager
@@ -32,21 +36,68 @@ def world(stack: Stack, url: str) -> Iterator[World]:
 
 
 def run(world: World, *, histories: int, steps: int, seed: int) -> None:
-    """So many histories of up to so many steps. The first that fails is made as short as possible and printed as a
-    program; the same seed finds it again. PRESSWORK_HISTORIES and PRESSWORK_HISTORIES_SEED choose others."""
-    histories = int(os.environ.get("PRESSWORK_HISTORIES", histories))
-    seed = int(os.environ.get("PRESSWORK_HISTORIES_SEED", seed))
-    print(f"{histories:,} histories of up to {steps} steps, PRESSWORK_HISTORIES_SEED={seed}")
-    phases = [Phase.generate, *([] if "PRESSWORK_HISTORIES_RAW" in os.environ else [Phase.shrink])]
-    machine = type("Machine", (Machine,), {"world": world})
-    test = get_state_machine_test(
-        machine,
-        settings=hypothesis.settings(
-            max_examples=histories, stateful_step_count=steps, deadline=None, database=None, phases=phases,
-            suppress_health_check=list(HealthCheck), print_blob=False,
-        ),
-    )  # fmt: skip
+    """So many histories of up to so many steps. One that fails is made short and printed, as the arguments of `replay`.
+
+    PRESSWORK_HISTORIES, _SEED and _FIRST say which histories to run instead: how many, of which seed, from which number
+    on.
+
+    Raises:
+        Broken: from what the first failing history said.
+    """
+    histories, seed, first = (
+        int(os.environ.get(f"PRESSWORK_HISTORIES{name}", usual))
+        for name, usual in (("", histories), ("_SEED", seed), ("_FIRST", 0))
+    )
+    print(f"histories {first:,} to {first + histories - 1:,} of up to {steps} steps, PRESSWORK_HISTORIES_SEED={seed}")
+    for number in range(first, first + histories):
+        quota, drawn = drawing.history(seed, number, steps)
+        try:
+            replay(world, drawn, quota)
+        except Exception as error:
+            again = f"PRESSWORK_HISTORIES_SEED={seed} PRESSWORK_HISTORIES_FIRST={number} PRESSWORK_HISTORIES=1"
+            short, why = shorten(world, drawn, quota, error)
+            program = f"quota = {quota}\nsteps = {pprint.pformat(short, width=118, sort_dicts=False)}"
+            raise Broken(f"history {number}, in short:\n{program}\n{why}\nthe same again: {again}") from error
+    print(", ".join(f"{what} {times:,}" for what, times in sorted(world.counts.items())))
+
+
+def replay(world: World, steps: Sequence[Step], quota: int | None = None) -> None:
+    """One history, to its end."""
+    made = Steps(world)
     try:
-        hypothesis.seed(seed)(test)()
+        made.quota(quota)
+        for name, arguments in steps:
+            getattr(made, name)(**arguments)
+        made.history.heal()
     finally:
-        print(", ".join(f"{what} {times:,}" for what, times in sorted(world.counts.items())))
+        world.release()
+
+
+def shorten(world: World, steps: Sequence[Step], quota: int | None, why: Exception) -> tuple[list[Step], Exception]:
+    """Leaves steps out, and faults of steps, for as long as it fails; with what it then says."""
+    replays = 0
+
+    def fails(some: Sequence[Step]) -> Exception | None:
+        nonlocal replays
+        replays += 1
+        try:
+            replay(world, some, quota)
+        except Exception as error:
+            return error
+        return None
+
+    short, size = list(steps), max(len(steps) // 2, 1)
+    while replays < _MOST_REPLAYS:
+        for start in range(len(short) - size, -1, -size):
+            left = short[:start] + short[start + size :]
+            if found := fails(left):
+                short, why = left, found
+        if size == 1:
+            break
+        size = max(size // 2, 1)
+    for nth, (name, arguments) in enumerate(short):
+        if arguments.get("fate", Fate.COMMIT) is not Fate.COMMIT:
+            simpler = [*short[:nth], (name, arguments | {"fate": Fate.COMMIT}), *short[nth + 1 :]]
+            if found := fails(simpler):
+                short, why = simpler, found
+    return short, why

@@ -76,7 +76,7 @@ class Held:
 class World:
     """The database, the clock, and at most one transaction that is held open."""
 
-    def __init__(self, database: Database, settings: Settings, superuser: "psycopg.Connection") -> None:
+    def __init__(self, database: Database, settings: Settings, superuser: psycopg.Connection) -> None:
         self.clock = Clock()
         self.database, self.settings, self.superuser = database, settings, superuser
         database._opening = VirtualOpening(self.clock)  # the simulation's own database
@@ -106,7 +106,7 @@ class World:
         if self.histories % _DEAD_ROWS == 0:
             self.superuser.execute(f"TRUNCATE {', '.join(EMPTIED)} RESTART IDENTITY CASCADE")
         else:
-            self.superuser.execute("; ".join(f"DELETE FROM {table}" for table in EMPTIED))  # noqa: S608  our own names
+            self.superuser.execute("; ".join(f"DELETE FROM {table}" for table in EMPTIED))
         self.superuser.execute(
             "UPDATE tenants SET virtual_time = 0, state = 'active', max_images_in_flight = NULL, weight = 1"
         )
@@ -140,7 +140,8 @@ class World:
         try:
             return work(Doomed(self.database, fate))
         except DatabaseUnavailable as error:
-            assert self.held is not None, f"in one thread nobody waits for a lock: {error}"
+            if self.held is None:
+                raise AssertionError("in one thread nobody waits for a lock") from error
             raise
 
     def hold(self, body: Callable[[Connection], Any]) -> tuple[Any, Callable[[bool], None]]:
@@ -180,26 +181,37 @@ class World:
 
 
 def _rows(columns: str, source: str) -> str:
-    return f"(SELECT coalesce(json_agg(json_build_array({columns})), '[]') FROM {source})"  # noqa: S608  our own text
+    return f"(SELECT coalesce(json_agg(json_build_array({columns})), '[]') FROM {source})"
 
 
 _SNAPSHOT = f"""
 SELECT json_build_object(
-  'jobs', {_rows(
-    "j.id, j.state, j.paused, j.priority, j.total, j.stop_reason, j.deleted_at IS NOT NULL, "
-    "c.queued, c.rendering, c.done, c.failed, c.cancelled",
-    "jobs j JOIN job_counts c ON c.job_id = j.id")},
-  'images', {_rows(
-    "i.job_id, i.index, i.state, i.attempt, i.lost, i.crashes, i.claim_id, s.width, s.cap",
-    "images i JOIN segments s ON s.job_id = i.job_id AND s.id = i.segment_id")},
-  'claims', {_rows(
-    "id, worker_id, state, images, extract(epoch FROM expires_at)::numeric(20, 3)::text, job_ids", "claims")},
+  'jobs', {
+    _rows(
+        "j.id, j.state, j.paused, j.priority, j.total, j.stop_reason, j.deleted_at IS NOT NULL, "
+        "c.queued, c.rendering, c.done, c.failed, c.cancelled",
+        "jobs j JOIN job_counts c ON c.job_id = j.id",
+    )
+},
+  'images', {
+    _rows(
+        "i.job_id, i.index, i.state, i.attempt, i.lost, i.crashes, i.claim_id, s.width, s.cap",
+        "images i JOIN segments s ON s.job_id = i.job_id AND s.id = i.segment_id",
+    )
+},
+  'claims', {
+    _rows("id, worker_id, state, images, extract(epoch FROM expires_at)::numeric(20, 3)::text, job_ids", "claims")
+},
   'results', {_rows("job_id, index, object_key, encode(sha256, 'hex'), claim_id", "results")},
   'failures', {_rows("job_id, index, code, claim_id, device, batch_images", "failures")},
-  'causes', {_rows("job_id, code, images", '''(
+  'causes', {
+    _rows(
+        "job_id, code, images",
+        '''(
     SELECT job_id, code, sum(images)::bigint AS images FROM (
       SELECT job_id, code, images FROM failure_counts UNION ALL SELECT job_id, code, images FROM failure_deltas
-    ) both_tables GROUP BY job_id, code) summed''')},
-  'events', {_rows("id, seq, kind, subject, data",
-    "(SELECT * FROM events WHERE id > %(after)s ORDER BY id) fresh")}
-)"""  # noqa: S608  our own text
+    ) both_tables GROUP BY job_id, code) summed''',
+    )
+},
+  'events', {_rows("id, seq, kind, subject, data", "(SELECT * FROM events WHERE id > %(after)s ORDER BY id) fresh")}
+)"""

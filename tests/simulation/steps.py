@@ -1,15 +1,11 @@
 """The steps: what users, workers, schedulers, clocks and servers may do next, in any order.
 
-Arguments are small numbers that pick among what there is, so a failing history stays valid while hypothesis makes it
-shorter.
+Arguments are small numbers that pick among what there is, so a failing history stays one while steps are left out.
 """
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
-
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from services.core.db.database import Connection
 from services.core.deletion import jobs as deletion
@@ -21,7 +17,16 @@ from services.core.policy import policies
 from services.core.queue import claims, looks
 from tests import factories
 from tests.simulation import healing
-from tests.simulation.history import CRASHES, GOOD, LEASE, RAISES, History, Worker, batches, is_bad, live, pick, requests_of
+from tests.simulation.history import (
+    LEASE,
+    History,
+    Worker,
+    batches,
+    is_bad,
+    live,
+    pick,
+    requests_of,
+)
 from tests.simulation.model import FINAL, Job, Request
 from tests.simulation.world import TENANTS, Fate, World
 
@@ -29,38 +34,14 @@ PRIORITIES = {0: "high", 1: "normal", 2: "low"}
 Body = list[tuple[str, int, int]]
 """Requests: prompt, width, number of images."""
 
-picks = st.integers(0, 7)
-sizes = st.sampled_from([64, 64, 256])
-bodies = st.lists(
-    st.one_of(
-        *[st.tuples(st.just(GOOD), sizes, st.integers(1, 9))] * 4,
-        st.tuples(st.just(RAISES), sizes, st.integers(1, 2)),
-        st.tuples(st.just(CRASHES), sizes, st.just(1)),
-    ),
-    min_size=1, max_size=3,
-)  # fmt: skip
-fates = st.sampled_from([Fate.COMMIT, Fate.COMMIT, Fate.COMMIT, Fate.LOST, Fate.ROLLBACK])
-fates_or_hold = st.sampled_from([Fate.COMMIT, Fate.COMMIT, Fate.COMMIT, Fate.LOST, Fate.ROLLBACK, Fate.HOLD])
-jumps = st.sampled_from([0.5, 6.0, 15.0, 31.0, 45.0, 61.0, 700.0, 3_700.0, 90_000.0, 700_000.0, -5.0, -40.0, -4_000.0])
 
+class Steps:
+    """The steps of one history. One for which there is nothing to do does nothing."""
 
-class Machine(RuleBasedStateMachine):
-    """One history in `world`, which all share."""
-
-    world: World
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.history = History(self.world)
+    def __init__(self, world: World) -> None:
+        self.world, self.history = world, History(world)
         self.model = self.history.model
 
-    def teardown(self) -> None:
-        try:
-            self.history.heal()
-        finally:
-            self.world.release()
-
-    @initialize(quota=st.sampled_from([None, None, None, 3, 12]))
     def quota(self, quota: int | None) -> None:
         """The third tenant may have so many images in flight."""
         if quota is not None:
@@ -69,7 +50,6 @@ class Machine(RuleBasedStateMachine):
 
     # Users
 
-    @rule(tenant=picks, body=bodies, priority=st.integers(0, 2), key=st.integers(0, 5), fate=fates, shards=st.booleans())
     def submit(self, tenant: int, body: Body, priority: int, key: int, fate: Fate, shards: bool) -> None:
         """With one of few keys, so that they come again, for the same body and for others; or without."""
         owner, asked, name = pick(list(TENANTS), tenant), requests_of(body), f"key-{key}" if key < 3 else None
@@ -92,7 +72,6 @@ class Machine(RuleBasedStateMachine):
 
             self.history.do(record, modelled, fate, whole=True)
 
-    @rule(tenant=picks, fate=fates)
     def open_draft(self, tenant: int, fate: Fate) -> None:
         owner, job_id = pick(list(TENANTS), tenant), self.world.clock.new_id()
         label = requests.JobOptions.model_validate({})
@@ -106,9 +85,9 @@ class Machine(RuleBasedStateMachine):
 
         self.history.do(opened, modelled, fate, tenant=owner)
 
-    @precondition(lambda self: self._drafts)
-    @rule(job=picks, number=st.integers(0, 2), body=bodies, fate=fates)
     def append(self, job: int, number: int, body: Body, fate: Fate) -> None:
+        if not self._drafts:
+            return
         draft, asked = pick(self._drafts, job), requests_of(body)
 
         def append(connection: Connection) -> bool:
@@ -128,9 +107,9 @@ class Machine(RuleBasedStateMachine):
 
         self.history.do(append, modelled, fate, tenant=draft.tenant)
 
-    @precondition(lambda self: any(job.images for job in self._drafts))
-    @rule(job=picks, fate=fates)
     def finalize(self, job: int, fate: Fate) -> None:
+        if not any(job.images for job in self._drafts):
+            return
         draft = pick([job for job in self._drafts if job.images], job)
         total = len(draft.images)
 
@@ -143,22 +122,23 @@ class Machine(RuleBasedStateMachine):
 
         self.history.do(finalize, modelled, fate, tenant=draft.tenant)
 
-    @precondition(lambda self: self._visible)
-    @rule(job=picks, fate=fates_or_hold)
     def cancel(self, job: int, fate: Fate) -> None:
+        if not self._visible:
+            return
         wanted = pick(self._visible, job)
         if any(image.state is ImageState.RENDERING for image in wanted.images):
             self.history.count("cancelled while rendering")
         self._by_user(lifecycle.cancel, self.model.cancel, wanted, fate, kind="cancel")
 
-    @precondition(lambda self: self._visible)
-    @rule(job=picks, paused=st.booleans(), fate=fates)
     def pause(self, job: int, paused: bool, fate: Fate) -> None:
+        if not self._visible:
+            return
         self._by_user(lifecycle.pause, self.model.pause, pick(self._visible, job), fate, paused)
 
-    @precondition(lambda self: self._visible)
-    @rule(job=picks, priority=st.integers(0, 2), fate=fates)
     def prioritise(self, job: int, priority: int, fate: Fate) -> None:
+        if not self._visible:
+            return
+
         def change(connection: Connection, tenant: int, job_id: int) -> None:
             lifecycle.change(connection, tenant, job_id, priority=priority)
 
@@ -167,9 +147,9 @@ class Machine(RuleBasedStateMachine):
 
         self._by_user(change, modelled, pick(self._visible, job), fate)
 
-    @precondition(lambda self: self._ended)
-    @rule(job=picks, include_cancelled=st.booleans(), key=st.integers(0, 3), fate=fates)
     def retry(self, job: int, include_cancelled: bool, key: int, fate: Fate) -> None:
+        if not self._ended:
+            return
         parent, name = pick(self._ended, job), f"retry-{key}" if key < 2 else None
         asked = requests.RetryOptions.model_validate({"include_cancelled": include_cancelled})
         made: list[int] = []
@@ -197,29 +177,27 @@ class Machine(RuleBasedStateMachine):
 
         self.history.do(retried, modelled, fate, tenant=parent.tenant)
 
-    @precondition(lambda self: self._ended or self._drafts)
-    @rule(job=picks, fate=fates)
     def delete(self, job: int, fate: Fate) -> None:
+        if not (self._ended or self._drafts):
+            return
         self._by_user(deletion.delete, self.model.delete, pick([*self._ended, *self._drafts], job), fate, system=True)
 
     # Workers
 
-    @rule(worker=picks, turn=st.integers(0, 2))
     def look(self, worker: int, turn: int) -> None:
         """It looks, and others act before it claims."""
         one = self._worker(worker)
         one.seen = self.world.run(lambda connection: looks.candidates(connection, factories.REVISION, turn, one.id))
 
-    @rule(worker=picks, turn=st.integers(0, 2), seats=st.sampled_from([1, 2, 8, 8, 24]), fate=fates_or_hold)
     def claim(self, worker: int, turn: int, seats: int, fate: Fate) -> None:
         """By what it saw before, or by what it sees now."""
         one = self._worker(worker)
         seen, one.seen = one.seen, None
         self.history.claim(one, turn, seats, fate, seen)
 
-    @precondition(lambda self: self._holders)
-    @rule(worker=picks, fate=fates)
     def beat(self, worker: int, fate: Fate) -> None:
+        if not self._holders:
+            return
         one = pick(self._holders, worker)
         steps = dict.fromkeys(one.holds, 5)
 
@@ -232,18 +210,18 @@ class Machine(RuleBasedStateMachine):
         self.history.do(extend, lambda at: self.model.beat(steps, LEASE, at), fate, heard=heard)
         self.history.report(one)
 
-    @precondition(lambda self: self._holders)
-    @rule(worker=picks, which=picks, most=st.sampled_from([99, 99, 99, 3, 1, 0]), fate=fates_or_hold)
     def settle(self, worker: int, which: int, most: int, fate: Fate) -> None:
         """What the worker believes to hold, however late."""
+        if not self._holders:
+            return
         one = pick(self._holders, worker)
         self.history.settle(one, pick(list(one.holds.values()), which), most, fate)
 
-    @precondition(lambda self: self._holders)
-    @rule(worker=picks, which=picks, batch=picks, both=st.booleans(), killed=st.booleans(), alive=st.booleans(), fate=fates)
     def crash(self, worker: int, which: int, batch: int, both: bool, killed: bool, alive: bool, fate: Fate) -> None:
         """The process is reported dead: of a picture, if one of a batch is such, or because it was killed. It may be
         alive after all, and settle."""
+        if not self._holders:
+            return
         one = pick(self._holders, worker)
         held = list(one.holds.values())
         claim = pick(held, which)
@@ -259,7 +237,6 @@ class Machine(RuleBasedStateMachine):
             self.history.killed_alone.add(alone[0])
         self.history.crash(one, rendering, fate, is_alive=alive and killed)
 
-    @rule(worker=picks, forgets=st.booleans())
     def vanish(self, worker: int, forgets: bool) -> None:
         """A host is lost, and nobody reports it. Or only its process was stopped while a new one starts, and it goes on
         later."""
@@ -270,27 +247,22 @@ class Machine(RuleBasedStateMachine):
 
     # Clocks, schedulers and servers
 
-    @rule(seconds=jumps)
     def pass_time(self, seconds: float) -> None:
         self.world.clock.now += timedelta(seconds=seconds)
 
-    @rule()
     def restart_database(self) -> None:
         """What is open is rolled back, and nobody could extend a lease meanwhile."""
         self.world.release()
         self.world.clock.started = self.world.clock.now
 
-    @precondition(lambda self: self.world.held is not None)
-    @rule(commit=st.booleans())
     def end_held(self, commit: bool) -> None:
-        self.world.end_held(commit=commit)
-        self.history.check()
+        if self.world.held is not None:
+            self.world.end_held(commit=commit)
+            self.history.check()
 
-    @rule(fate=fates_or_hold)
     def expire(self, fate: Fate) -> None:
         healing.expire(self.history, fate)
 
-    @rule(what=st.sampled_from(["sweep", "finish", "finish", "fold", "low", "deadlines", "forget", "number", "erase"]))
     def housekeeping(self, what: str) -> None:
         """What schedulers and the workers' timers do."""
         getattr(healing, what)(self.history)

@@ -1,0 +1,75 @@
+"""Draws histories: which steps come, how often, and with what arguments. A history is drawn by its seed and number."""
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+from tests.simulation.model import CRASHES, GOOD, RAISES
+from tests.simulation.world import Fate
+
+Step = tuple[str, dict[str, Any]]
+"""The name of a method of Steps, and its arguments."""
+
+_NTH, _FLAG, _THREE = range(8), (False, True), range(3)
+_FATES = (*[Fate.COMMIT] * 8, Fate.LOST, Fate.LOST, Fate.ROLLBACK)
+_FATES_OR_HOLD = (*[Fate.COMMIT] * 8, Fate.LOST, Fate.ROLLBACK, Fate.HOLD, Fate.HOLD)
+_SECONDS = (
+    0.5, 6.0, 15.0, 31.0, 31.0, 45.0, 61.0, 61.0, 700.0, 3_700.0, 90_000.0, 700_000.0, -5.0, -40.0, -4_000.0
+)  # fmt: skip
+_TASKS = ("sweep", "finish", "finish", "fold", "low", "deadlines", "forget", "number", "erase")
+
+
+def _body(random: Random) -> list[tuple[str, int, int]]:
+    return [_request(random) for _ in range(random.randint(1, 3))]
+
+
+def _request(random: Random) -> tuple[str, int, int]:
+    """Prompt, width, number of images."""
+    prompt = random.choice([GOOD] * 12 + [RAISES, RAISES, CRASHES])
+    return prompt, random.choice([64, 64, 256]), 1 if prompt == CRASHES else random.choice([1, 1, 2, 4, 9])
+
+
+_STEPS: dict[str, tuple[int, dict[str, Any]]] = {
+    "submit": (
+        6,
+        {"tenant": _NTH, "body": _body, "priority": _THREE, "key": range(6), "fate": _FATES, "shards": _FLAG},
+    ),
+    "open_draft": (1, {"tenant": _NTH, "fate": _FATES}),
+    "append": (2, {"job": _NTH, "number": _THREE, "body": _body, "fate": _FATES}),
+    "finalize": (2, {"job": _NTH, "fate": _FATES}),
+    "cancel": (3, {"job": _NTH, "fate": _FATES_OR_HOLD}),
+    "pause": (2, {"job": _NTH, "paused": _FLAG, "fate": _FATES}),
+    "prioritise": (1, {"job": _NTH, "priority": _THREE, "fate": _FATES}),
+    "retry": (2, {"job": _NTH, "include_cancelled": _FLAG, "key": range(4), "fate": _FATES}),
+    "delete": (2, {"job": _NTH, "fate": _FATES}),
+    "look": (2, {"worker": _NTH, "turn": _THREE}),
+    "claim": (16, {"worker": _NTH, "turn": _THREE, "seats": (8, 8, 24, 2, 1), "fate": _FATES_OR_HOLD}),
+    "beat": (3, {"worker": _NTH, "fate": _FATES}),
+    "settle": (14, {"worker": _NTH, "which": _NTH, "most": (99, 99, 99, 3, 1, 0), "fate": _FATES_OR_HOLD}),
+    "crash": (
+        5,
+        {"worker": _NTH, "which": _NTH, "batch": _NTH, "both": _FLAG, "killed": _FLAG, "alive": _FLAG, "fate": _FATES},
+    ),
+    "vanish": (1, {"worker": _NTH, "forgets": _FLAG}),
+    "pass_time": (6, {"seconds": _SECONDS}),
+    "restart_database": (1, {}),
+    "end_held": (4, {"commit": (True, True, False)}),
+    "expire": (5, {"fate": _FATES_OR_HOLD}),
+    "housekeeping": (9, {"what": _TASKS}),
+}
+_NAMES, _WEIGHTS = list(_STEPS), [weight for weight, _ in _STEPS.values()]
+
+
+def history(seed: int, number: int, most: int) -> tuple[int | None, list[Step]]:
+    """The quota of the third tenant, and up to `most` steps."""
+    random = Random(f"{seed}/{number}")
+    quota = random.choice([None, None, None, 3, 12])
+    names = ["submit", *random.choices(_NAMES, _WEIGHTS, k=random.randint(most // 2, most - 1))]
+    return quota, [(name, _arguments(random, name)) for name in names]
+
+
+def _arguments(random: Random, name: str) -> dict[str, Any]:
+    def drawn(values: Callable[[Random], Any] | tuple[Any, ...] | range) -> Any:
+        return values(random) if callable(values) else random.choice(values)
+
+    return {argument: drawn(values) for argument, values in _STEPS[name][1].items()}
