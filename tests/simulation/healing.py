@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import count
-from typing import TYPE_CHECKING
+
+from sqlalchemy import text
 
 from services.core.db.database import Connection
 from services.core.db.leases import Lease
@@ -12,31 +13,29 @@ from services.core.fleet import workers
 from services.core.jobs import idempotency, lifecycle
 from services.core.model.states import ClaimState, JobState
 from services.core.queue import claims, counters, expiry, job_states, segments
-from tests.simulation import history as histories
-from tests.simulation.model import FINAL
+from services.core.storage import members
+from tests.simulation.history import LEASE, History, batches, is_bad, live
+from tests.simulation.model import CRASHES, FINAL, GOOD, RAISES
 from tests.simulation.world import Fate
-
-if TYPE_CHECKING:
-    from tests.simulation.history import History
 
 _ROUNDS = 200
 _ALL = 10_000
 
 
-def heal(history: "History") -> None:
+def heal(history: History) -> None:
     world, model = history.world, history.model
     world.release()
     for worker in history.workers:
         worker.holds, worker.seen = {}, None
         worker.generation += 1
     history.register(*history.workers)
-    for job in histories.live(model.jobs, JobState.QUEUED, JobState.IN_PROGRESS):
+    for job in live(model.jobs, JobState.QUEUED, JobState.IN_PROGRESS):
         if job.paused:
             history.do(
                 lambda connection, job=job: lifecycle.pause(connection, job.tenant, job.id, False),
                 lambda _at, job=job: model.pause(job.tenant, job.id, False), tenant=job.tenant,
             )  # fmt: skip
-    for job in histories.live(model.jobs, JobState.DRAFT):
+    for job in live(model.jobs, JobState.DRAFT):
         history.do(
             lambda connection, job=job: lifecycle.cancel(connection, job.tenant, job.id),
             lambda _at, job=job: model.cancel(job.tenant, job.id), tenant=job.tenant,
@@ -54,25 +53,48 @@ def heal(history: "History") -> None:
         _render(history, rounds)
     fold(history)
     erase(history)
-    history.assert_ended()
+    _assert_ended(history)
 
 
-def _render(history: "History", rounds: int) -> None:
+def _render(history: History, rounds: int) -> None:
     worker = history.workers[rounds % 2]
     if any(lease.state is ClaimState.OPEN for lease in history.model.claims.values()):
-        history.world.clock.now += timedelta(seconds=histories.LEASE + 1)
+        history.world.clock.now += timedelta(seconds=LEASE + 1)
         return
     claim = history.claim(worker, rounds % 3, 24, Fate.COMMIT)
     if claim is None:
         return
-    bad = [batch for batch in histories.batches(claim) if histories.is_bad(claim, batch)]
+    bad = [batch for batch in batches(claim) if is_bad(claim, batch)]
     if not bad:
         history.settle(worker, claim, _ALL, Fate.COMMIT)
     elif history.crash(worker, {claim.id: bad[0]}):
         history.world.clock.now += timedelta(minutes=11)  # it cools down
 
 
-def expire(history: "History", fate: Fate = Fate.COMMIT) -> None:
+def _assert_ended(history: History) -> None:
+    for job in history.model.jobs.values():
+        assert job.state in FINAL, f"job {job.id} is {job.state} though all were healthy for long"
+        stopped = job.state in (JobState.CANCELLED, JobState.EXPIRED)
+        for index, image in enumerate(job.images):
+            outcomes = {GOOD: ("done",), RAISES: ("failed",), CRASHES: ("failed",)}[image.prompt]
+            outcomes += ("failed",) if (job.id, index) in history.killed_alone else ()
+            outcomes += ("cancelled",) if stopped else ()
+            assert image.state.word in outcomes, f"image {index} of {image.prompt!r} ended as {image.state.word}"
+    history.number()
+    assert history.read == dict(history.model.all_events), "a reader of events missed one, or saw one twice"
+    with history.world.database.begin_system() as connection:
+        used = connection.execute(text("SELECT tenant_id, images_queued, bytes_stored FROM tenant_usage")).all()
+    stored: dict[int, int] = {}
+    for job_id, _ in history.model.results:
+        owner = history.model.jobs[job_id].tenant
+        stored[owner] = stored.get(owner, 0) + 10
+    for row in used:
+        assert (row.images_queued, row.bytes_stored) == (0, stored.get(row.tenant_id, 0)), f"usage: {row}"
+    kept = set(members.objects_of(key for key, _, _ in history.model.results.values()))
+    assert kept <= history.world.objects, "the object of a result was deleted"
+
+
+def expire(history: History, fate: Fate = Fate.COMMIT) -> None:
     world, model = history.world, history.model
     overdue: list[int] = []
 
@@ -87,30 +109,30 @@ def expire(history: "History", fate: Fate = Fate.COMMIT) -> None:
     already = history.held
     hidden = already.claims if already else ()
     at = world.clock.now + timedelta(milliseconds=1)  # when the transaction begins
-    overdue += [lease.id for lease in model.overdue(at, world.clock.started, histories.LEASE, hidden)]
-    history.do(lambda connection: expiry.expire(connection, histories.LEASE), modelled, fate, kind="expire")
+    overdue += [lease.id for lease in model.overdue(at, world.clock.started, LEASE, hidden)]
+    history.do(lambda connection: expiry.expire(connection, LEASE), modelled, fate, kind="expire")
     if fate is Fate.HOLD and history.held is not None and not already:
         history.held.claims = frozenset(overdue)
 
 
-def sweep(history: "History") -> None:
+def sweep(history: History) -> None:
     if history.held is None:  # what is locked is passed over
         history.do(segments.sweep_cancelled, lambda _at: history.model.swept())
 
 
-def finish(history: "History") -> None:
+def finish(history: History) -> None:
     history.do(lambda connection: set(lifecycle.finish(connection)), lambda _at: history.model.finished())
 
 
-def fold(history: "History") -> None:
+def fold(history: History) -> None:
     _unseen(history, counters.fold)
 
 
-def low(history: "History") -> None:
+def low(history: History) -> None:
     _unseen(history, segments.raise_low)
 
 
-def _unseen(history: "History", step: Callable[[Connection], object]) -> None:
+def _unseen(history: History, step: Callable[[Connection], object]) -> None:
     """What nobody sees from outside."""
 
     def work(connection: Connection) -> None:
@@ -119,11 +141,11 @@ def _unseen(history: "History", step: Callable[[Connection], object]) -> None:
     history.do(work, lambda _at: None)
 
 
-def deadlines(history: "History") -> None:
+def deadlines(history: History) -> None:
     history.do(job_states.expire, history.model.out_of_time)
 
 
-def forget(history: "History") -> None:
+def forget(history: History) -> None:
     def forgotten(connection: Connection) -> None:
         for step in (claims.forget, idempotency.forget, workers.forget):
             step(connection)
@@ -131,11 +153,11 @@ def forget(history: "History") -> None:
     history.do(forgotten, history.model.forgotten)
 
 
-def number(history: "History") -> None:
+def number(history: History) -> None:
     history.number()
 
 
-def erase(history: "History") -> None:
+def erase(history: History) -> None:
     """The background task that deletes deleted jobs."""
     if history.held is not None:
         return

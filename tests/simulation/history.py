@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import text
-
 from services.core.db.database import Connection
 from services.core.events import numbering, queries
 from services.core.fleet import workers
@@ -21,7 +19,7 @@ from services.core.queue.looks import Candidates
 from services.core.storage import keys, members
 from tests import factories
 from tests.simulation import compare, crashes
-from tests.simulation.model import CRASHES, FINAL, GOOD, RAISES, Job, Lease, Model, Place, Request, WorkerRow
+from tests.simulation.model import CRASHES, GOOD, RAISES, Job, Lease, Model, Place, Request, WorkerRow
 from tests.simulation.world import Fate, Held, NotCommitted, World
 
 LEASE = 30.0
@@ -54,7 +52,7 @@ class History:
         self.world, self.model = world, Model()
         self._before: compare.Snapshot | None = None
         self._last_event = 0
-        self._read: dict[str, list[str]] = {}  # what a reader of events has seen, by subject
+        self.read: dict[str, list[str]] = {}  # what a reader of events has seen, by subject
         self._read_to = 0
         self.killed_alone: set[Place] = set()  # good images whose process was killed while it rendered nothing else
         self.workers = [Worker(f"host-{name}") for name in "abc"]
@@ -323,39 +321,9 @@ class History:
                 for event in queries.after(connection, self._read_to):
                     assert event.seq == self._read_to + 1, f"event {event.seq} after {self._read_to}"
                     self._read_to = event.seq
-                    self._read.setdefault(event.subject, []).append(event.kind)
+                    self.read.setdefault(event.subject, []).append(event.kind)
             if not numbered:
                 return
-
-    # The end
-
-    def heal(self) -> None:
-        """All faults end, and a healthy fleet drains the queue. Nothing is lost, and only what deserves it has failed."""
-        from tests.simulation import healing
-
-        healing.heal(self)
-
-    def assert_ended(self) -> None:
-        for job in self.model.jobs.values():
-            assert job.state in FINAL, f"job {job.id} is {job.state} though all were healthy for long"
-            stopped = job.state in (JobState.CANCELLED, JobState.EXPIRED)
-            for index, image in enumerate(job.images):
-                outcomes = {GOOD: ("done",), RAISES: ("failed",), CRASHES: ("failed",)}[image.prompt]
-                outcomes += ("failed",) if (job.id, index) in self.killed_alone else ()
-                outcomes += ("cancelled",) if stopped else ()
-                assert image.state.word in outcomes, f"image {index} of {image.prompt!r} ended as {image.state.word}"
-        self.number()
-        assert self._read == dict(self.model.all_events), "a reader of events missed one, or saw one twice"
-        with self.world.database.begin_system() as connection:
-            used = connection.execute(text("SELECT tenant_id, images_queued, bytes_stored FROM tenant_usage")).all()
-        stored: dict[int, int] = {}
-        for job_id, _ in self.model.results:
-            owner = self.model.jobs[job_id].tenant
-            stored[owner] = stored.get(owner, 0) + 10
-        for row in used:
-            assert (row.images_queued, row.bytes_stored) == (0, stored.get(row.tenant_id, 0)), f"usage: {row}"
-        kept = set(members.objects_of(key for key, _, _ in self.model.results.values()))
-        assert kept <= self.world.objects, "the object of a result was deleted"
 
 
 def requests_of(body: list[tuple[str, int, int]]) -> tuple[Request, ...]:

@@ -10,7 +10,7 @@ import psycopg
 from services.core.db.database import Database
 from services.core.settings import Settings
 from services.local.stack import Stack
-from tests.simulation import drawing
+from tests.simulation import drawing, healing
 from tests.simulation.drawing import Step
 from tests.simulation.steps import Steps
 from tests.simulation.world import Fate, World
@@ -61,6 +61,17 @@ def run(world: World, *, histories: int, steps: int, seed: int) -> None:
     print(", ".join(f"{what} {times:,}" for what, times in sorted(world.counts.items())))
 
 
+def first_broken(world: World, *, histories: int, steps: int, seed: int) -> int | None:
+    """The number of the first history that fails, if one does."""
+    for number in range(histories):
+        quota, drawn = drawing.history(seed, number, steps)
+        try:
+            replay(world, drawn, quota)
+        except Exception:
+            return number
+    return None
+
+
 def replay(world: World, steps: Sequence[Step], quota: int | None = None) -> None:
     """One history, to its end."""
     made = Steps(world)
@@ -68,7 +79,7 @@ def replay(world: World, steps: Sequence[Step], quota: int | None = None) -> Non
         made.quota(quota)
         for name, arguments in steps:
             getattr(made, name)(**arguments)
-        made.history.heal()
+        healing.heal(made.history)
     finally:
         world.release()
 
