@@ -99,7 +99,9 @@ kernels: .triton
 	PYTHONPATH=.triton $(BIN)/python -m pytest -n $(JOBS) -k "triton or generated" tests/unit/test_generated.py tests/unit/test_group_norm.py
 
 chaos: setup
-	$(BIN)/python -m pytest -m chaos -s
+	@mkdir -p storm-results
+	STORM_REPORT=$(CURDIR)/storm-results/storm.json RIVALS_REPORT=$(CURDIR)/storm-results/rivals.json $(BIN)/python -m pytest -m chaos -s
+	@echo "figures of the storm are in storm-results; $(BIN)/python -m tests.storm.report storm-results makes their page"
 
 mutate: setup
 	$(BIN)/python -m tests.mutation $(NAME) --sample $(SAMPLE) --slots $(JOBS)
@@ -131,4 +133,4 @@ screenshots: setup
 	@$(BIN)/python -m tests.screenshots screenshots
 
 clean:
-	rm -rf .venv .triton .triton.part .energon .energon.part .rivals .rivals.part .presswork demo-output demo-catalogue screenshots bench-results mutation-results build *.egg-info services/client/build services/client/*.egg-info
+	rm -rf .venv .triton .triton.part .energon .energon.part .rivals .rivals.part .presswork demo-output demo-catalogue screenshots bench-results mutation-results storm-results build *.egg-info services/client/build services/client/*.egg-info
