@@ -16,17 +16,18 @@ GROUPS = {
     "supervisor killed": ("kill the supervisor",),
     "power cut": ("cut the power",),
 }
-WIDTH, LEFT, RIGHT, TOP = 860, 232, 20, 34
+WIDTH, LEFT, RIGHT, TOP = 860, 232, 36, 34
 CURVE, ROW = 170, 22  # heights
 SPAN = WIDTH - LEFT - RIGHT
 STYLE = """
 text{font:13px system-ui,sans-serif;fill:#1c2024}
+.card{fill:#fff}
 .quiet{fill:#565e66}
 .axis{stroke:#dfe2e5;fill:none}
 .done{stroke:#2e7d4f;stroke-width:2;fill:none}
 .fault{stroke:#b3372f;stroke-width:1.5;fill:none}
 @media(prefers-color-scheme:dark){
-text{fill:#e7e9eb}.quiet{fill:#a9b1b9}.axis{stroke:#333a41}.done{stroke:#4fae78}.fault{stroke:#ec7a70}}
+text{fill:#e7e9eb}.card{fill:#1b1f23}.quiet{fill:#a9b1b9}.axis{stroke:#333a41}.done{stroke:#4fae78}.fault{stroke:#ec7a70}}
 """
 
 
@@ -47,6 +48,7 @@ def draw(report: Mapping[str, Any]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{title}">',
         f"<style>{STYLE}</style>",
+        f'<rect class="card" width="{WIDTH}" height="{height}" rx="8"/>',
         f'<text x="{LEFT}" y="18">Images done</text>',
     ]
     for share in (0, 0.5, 1):
