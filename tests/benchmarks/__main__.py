@@ -15,6 +15,7 @@ NAMES = (
     "tenant_delete",
     "trail",
     "claim",
+    "billion",
     "ledger",
     "mixed",
     "progress",
