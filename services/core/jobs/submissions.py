@@ -240,17 +240,13 @@ class Submission:
         more: list[object] = [] if label.retention is None else [sorted(label.retention.items())]
         more += [label.store] if label.in_shards else []
         self._digest.update(repr((*head, *(["embed_prompt"] if label.embed_prompt else []), *more)).encode())
-        try:
-            with traces.span("commit", images=self.total), self.begin(database, tenant_id) as connection:
-                if idempotency_key is not None:
-                    known = idempotency.remember(
-                        connection, tenant_id, idempotency_key, sha256=self._digest.digest(), thing=self.job_id
-                    )
-                    if known is not None:
-                        raise _Replayed(known)
-                return self.create(connection, tenant_id, label)
-        except _Replayed as replayed:
-            return Receipt(replayed.job_id, frozenset(self.models), replayed=True)
+        with traces.span("commit", images=self.total):
+            try:
+                with self.begin(database, tenant_id) as connection:
+                    self._remember(connection, tenant_id, idempotency_key)
+                    return self.create(connection, tenant_id, label)
+            except _Replayed as replayed:
+                return Receipt(replayed.job_id, frozenset(self.models), replayed=True)
 
     def create(self, connection: Connection, tenant_id: int, label: requests.JobOptions) -> Receipt:
         """Records the job and all its images in an open transaction. The input must be closed."""
@@ -310,6 +306,14 @@ class Submission:
     def grown_segments(self) -> dict[int, int]:
         """The existing segments to which images were added: number -> last index."""
         return {number: high for number, high in enumerate(self._highest[: len(self.existing.shapes)]) if high >= 0}
+
+    def _remember(self, connection: Connection, tenant_id: int, key: str | None) -> None:
+        """Raises _Replayed, and as `idempotency.remember` does."""
+        if key is None:
+            return
+        known = idempotency.remember(connection, tenant_id, key, sha256=self._digest.digest(), thing=self.job_id)
+        if known is not None:
+            raise _Replayed(known)
 
     def _take(self, request: requests.ImageRequest, place: int, prefix: str) -> None:
         """Spools a request with valid fields, if its model serves it and the job's limits allow it."""
