@@ -86,10 +86,11 @@ class Reader:
         """How many images of all jobs are done, by the newest reads."""
         return sum(counts["done"] for counts in list(self._counts.values()))
 
-    @property
-    def are_final(self) -> bool:
+    def has_fewer(self, images: int) -> bool:
+        """Whether fewer images than that wait or are being rendered; False while a job was not read yet."""
         known = list(self._counts.values())
-        return len(known) == len(self.jobs) and not any(counts["queued"] + counts["rendering"] for counts in known)
+        left = sum(counts["queued"] + counts["rendering"] for counts in known)
+        return len(known) == len(self.jobs) and left < images
 
     def _run(self) -> None:
         while self._going:

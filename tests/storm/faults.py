@@ -103,10 +103,10 @@ class Faults:
 
     def _go_on(self, worker: int, child: psutil.Process, claim: int) -> str:
         try:
-            over = eventually(lambda: not child.is_running() or self._state_of(claim) != "open", STOP_SECONDS)
+            over = eventually(lambda: not lives(child) or self._state_of(claim) != "open", STOP_SECONDS)
             child.send_signal(signal.SIGCONT)
             fenced = f'"claim": {claim}, "verdict": "fenced"'
-            if over and eventually(lambda: not child.is_running() or fenced in self._site.log(), 20.0):
+            if over and eventually(lambda: not lives(child) or fenced in self._site.log(), 20.0):
                 return "fenced" if fenced in self._site.log() else "died"
             return "went on"
         except psutil.NoSuchProcess:
@@ -209,6 +209,10 @@ class Faults:
             for thread in together:
                 thread.join()
         return True
+
+
+def lives(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 _CLAIMS = """
