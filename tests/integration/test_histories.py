@@ -7,10 +7,16 @@ import pytest
 
 from services.local.stack import Stack
 from tests.simulation import running
-from tests.simulation.world import World
+from tests.simulation.drawing import Step
+from tests.simulation.model import CRASHES, GOOD
+from tests.simulation.world import Fate, World
 
-HISTORIES, SEED = 300, 20_311
-STEPS = 40
+HISTORIES, SEED, STEPS = 300, 20_311, 40
+# What so many histories come to at least, so that they prove something.
+_REACHED = {
+    "settled: fenced": 10, "settled: already": 5, "expired": 50, "poison": 10, "cancelled while rendering": 10,
+    "submitted again": 5, "waited for a lock": 10, "held claim": 20, "held settle": 5, "retried": 1, "erased": 5,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +25,70 @@ def world(stack: Stack, template: str, fresh_database: Callable[[str], AbstractC
         yield world
 
 
+def _submit(*body: tuple[str, int, int], key: int = 5, fate: Fate = Fate.COMMIT) -> Step:
+    return "submit", {"tenant": 0, "body": list(body), "priority": 1, "key": key, "fate": fate, "shards": False}
+
+
+def _claim(worker: int, seats: int = 8, fate: Fate = Fate.COMMIT) -> Step:
+    return "claim", {"worker": worker, "turn": 1, "seats": seats, "fate": fate}
+
+
+def _settle(worker: int, fate: Fate = Fate.COMMIT) -> Step:
+    return "settle", {"worker": worker, "which": 0, "most": 99, "fate": fate}
+
+
+EXPIRE: Step = ("expire", {"fate": Fate.COMMIT})
+_CRASH = {"which": 0, "batch": 0, "both": False, "killed": False, "alive": False, "fate": Fate.COMMIT}
+# By name, and what they come to.
+KNOWN: dict[str, tuple[list[Step], str]] = {
+    "a worker that was stopped settles late": (
+        [
+            _submit((GOOD, 64, 9)), _claim(0), ("pass_time", {"seconds": 31.0}), EXPIRE, _claim(1), _settle(0),
+            _settle(1),
+        ],
+        "settled: fenced",
+    ),
+    "a settle is committed and its reply lost": (
+        [_submit((GOOD, 64, 4)), _claim(0), _settle(0, Fate.LOST), _settle(0)],
+        "settled: already",
+    ),
+    "a submit is committed and its reply lost": (
+        [_submit((GOOD, 64, 2), key=1, fate=Fate.LOST), _submit((GOOD, 64, 2), key=1)],
+        "submitted again",
+    ),
+    "a claim is open while another is made, and a cancel": (
+        [
+            _submit((GOOD, 64, 9), (GOOD, 64, 9)), _claim(0, fate=Fate.HOLD), _claim(1),
+            ("cancel", {"job": 0, "fate": Fate.COMMIT}), ("end_held", {"commit": True}),
+            ("cancel", {"job": 0, "fate": Fate.COMMIT}), _settle(0), _settle(1),
+        ],
+        "waited for a lock",
+    ),
+    "the clock is set back while images are rendered": (
+        [_submit((GOOD, 64, 4)), _claim(0), ("pass_time", {"seconds": -4_000.0}), EXPIRE, _claim(1), _settle(0)],
+        "expired",
+    ),
+    "one image of eight crashes two devices": (
+        [
+            _submit((GOOD, 64, 4), (CRASHES, 64, 1), (GOOD, 64, 2)), _claim(0), ("crash", {"worker": 0} | _CRASH),
+            _claim(1), ("crash", {"worker": 1} | _CRASH),
+        ],
+        "poison",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_known_history_ends_well(world: World, name: str) -> None:
+    steps, comes_to = KNOWN[name]
+    before = world.counts[comes_to]
+    running.replay(world, steps)
+    assert world.counts[comes_to] > before
+
+
 def test_no_history_breaks_a_promise(world: World) -> None:
+    world.counts.clear()
     running.run(world, histories=HISTORIES, steps=STEPS, seed=SEED)
     world.assert_virtual()
+    missed = {what: world.counts[what] for what, least in _REACHED.items() if world.counts[what] < least}
+    assert not missed, f"too few for {HISTORIES} histories: {missed}"
