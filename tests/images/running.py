@@ -169,11 +169,12 @@ class Stack:
         if self.engine == "docker":
             self._run("up", "-d", "--no-build", "--wait", "--wait-timeout", f"{START_SECONDS:.0f}")
             return
-        needs = {name: service.get("depends_on", {}) for name, service in self.services.items()}
+        needs = {
+            name: {other: how for other, how in service.get("depends_on", {}).items() if other in self.services}
+            for name, service in self.services.items()
+        }
         for name in graphlib.TopologicalSorter(needs).static_order():
-            if name not in self.services:
-                continue
-            for other, wanted in needs[name].items() if set(needs[name]) <= set(self.services) else ():
+            for other, wanted in needs[name].items():
                 self._wait(other, wanted["condition"])
             self._run("up", "-d", "--no-build", "--no-deps", name)
         for name, service in self.services.items():

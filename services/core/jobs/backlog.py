@@ -29,7 +29,9 @@ WITH able AS MATERIALIZED (
     AND (max_device_seconds_per_day IS NULL OR max_device_seconds_per_day > {usage.SECONDS_TODAY})
 ), waiting AS (
   SELECT {columns.shape("s")}, c.queued * s.share AS queued, 0 AS rendering
-  FROM jobs j JOIN able ON able.id = j.tenant_id JOIN job_counts c ON c.job_id = j.id {estimates.SHARES}
+  FROM (SELECT DISTINCT job_id FROM segments WHERE model_revision = :revision AND open AND low <= high) waits
+  JOIN jobs j ON j.id = waits.job_id JOIN able ON able.id = j.tenant_id
+  JOIN job_counts c ON c.job_id = j.id {estimates.SHARES}
   WHERE j.finished_at IS NULL AND j.state IN ('queued', 'in_progress') AND NOT j.paused
     AND c.queued > 0 AND s.model_revision = :revision
 ), held AS (

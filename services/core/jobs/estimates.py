@@ -54,7 +54,8 @@ CROSS JOIN LATERAL (
 """
 _AHEAD = statement("estimates.ahead")(f"""
 SELECT {columns.shape("s")}, sum(c.queued * s.share) AS images
-FROM jobs j JOIN job_counts c ON c.job_id = j.id {SHARES}
+FROM (SELECT DISTINCT job_id FROM segments WHERE model_revision = ANY(:revisions) AND open AND low <= high) waits
+JOIN jobs j ON j.id = waits.job_id JOIN job_counts c ON c.job_id = j.id {SHARES}
 WHERE j.finished_at IS NULL AND j.state IN ('queued', 'in_progress') AND NOT j.paused AND j.priority <= :priority
   AND c.queued > 0 AND s.model_revision = ANY(:revisions)
 GROUP BY {columns.shape("s")}
