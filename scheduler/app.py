@@ -22,6 +22,7 @@ from scheduler.background_tasks import (
 )
 from scheduler.periodic_tasks import PeriodicTask, timetable
 from services.core import environment, logs, traces
+from services.core.crash_points import crash_point
 from services.core.db import database as databases
 from services.core.db import leadership, leases
 from services.core.db.connectivity import Connectivity
@@ -101,6 +102,7 @@ class Scheduler:
         with self.database.begin_system() as connection:
             epoch = leadership.lead(connection, self.holder)
         if epoch is not None and epoch != self.epoch:
+            crash_point("lead.taken")
             log.info("leads", extra={"epoch": epoch})
             metrics.LEADS.labels("taken").inc()
         elif epoch is None and self.epoch is not None:
@@ -115,6 +117,7 @@ class Scheduler:
             with metrics.TASK_SECONDS.labels(periodic_task.name).time(), self.database.begin_system() as connection:
                 leadership.assert_held(connection, self.holder, self.epoch)
                 did = periodic_task.run(connection)
+            crash_point("task.committed")
             if isinstance(did, int):
                 metrics.TASK_ROWS.labels(periodic_task.name).inc(did)
         except leases.LeaseLost:

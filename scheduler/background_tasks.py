@@ -20,6 +20,7 @@ from services.core.batches import finalization, validation
 from services.core.bulk import bulk
 from services.core.bulk import task as bulk_task
 from services.core.catalogues import task as catalogues
+from services.core.crash_points import crash_point
 from services.core.datasets import dataset_task as collecting
 from services.core.datasets import datasets
 from services.core.db.database import Connection, Database
@@ -180,7 +181,9 @@ class BackgroundTaskRunner:
             if not lease.take():
                 self._postpone(background_task, item)
                 return False
+            crash_point("lease.taken")
             background_task.run(item, lease)
+            crash_point("work.done")
             lease.release()
         except LeaseLost:
             outcome = "fenced"

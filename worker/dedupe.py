@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
+from services.core.crash_points import crash_point
 from services.core.db.database import Database
 from services.core.model import ids
 from services.core.model.errors import StoreUnavailable
@@ -77,6 +78,7 @@ class Dedupe:
         if copied is None:
             log.warning("not copied: missing or changed", extra={"claim": held.claim.id, "source": source.object_key})
             return None
+        crash_point("image.copied")
         return replace(
             source, job_id=image.job_id, index=image.index, object_key=copied, render_seconds=0.0, reused=True
         )

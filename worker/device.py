@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from services.core.crash_points import crash_point
 from services.core.fleet.abilities import Abilities
 from services.core.model.specs import Claim, Image, Shape
 from worker import batching, retries
@@ -290,6 +291,7 @@ class Device:
             if wanted:
                 work.ahead(work.plan.images)
                 self._render_part(replace(part, images=wanted), work)
+                crash_point("batch.rendered")
 
     def _take_all(self, work: _Work) -> None:
         while work.late is not None or not work.plan.is_empty:

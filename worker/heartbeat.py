@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from services.core import traces
+from services.core.crash_points import crash_point
 from services.core.db.database import Database
 from services.core.model.errors import DatabaseUnavailable
 from services.core.model.specs import Claim, FailedImage, Image, StoredImage
@@ -156,6 +157,7 @@ class Heartbeat:
         asked_at = time.monotonic()
         with self._database.begin_system() as connection:
             answers = claims.extend(connection, steps, self._settings.lease_seconds).held
+        crash_point("heartbeat.extended")
         for claim_id, entry in held.items():
             entry.update(answers.get(claim_id), asked_at)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from services.core import traces
+from services.core.crash_points import crash_point
 from services.core.db.database import Connection, Database
 from services.core.model.errors import Unavailable
 from services.core.model.specs import Claim
@@ -184,6 +185,8 @@ class RenderLoop:
     def _take(self) -> HeldClaim | None:
         began = traces.now()
         found, claim = self._look_and_claim()
+        if claim is not None:
+            crash_point("claim.committed")
         self._left = False
         self.leaving.keep(found.segments)
         while found.rows:
@@ -279,6 +282,7 @@ class RenderLoop:
             if claim.fresh_jobs:
                 with self.database.begin_system() as connection:
                     job_states.start(connection, claim.fresh_jobs)
+                crash_point("claim.started")
             if len(claim.images) < seats:
                 with self.database.begin_system() as connection:
                     segments.raise_low(connection, found.job_ids)

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from operator import itemgetter
 from typing import TypeVar
 
+from services.core.crash_points import crash_point
 from services.core.db.database import Database
 from services.core.fleet import throughput
 from services.core.model import ids
@@ -160,12 +161,14 @@ class StoringStage:
         )  # fmt: skip
         metadata = {"class": rendered.reproducibility_class}
         found = self._put(held, image, name, encoded.data, encoding.MEDIA_TYPES[image.output_format], metadata)
+        crash_point("image.stored")
         return None if found is None else self._stored(held, encoded, found.key, found.sha256, found)
 
     def _store_shard(self, held: HeldClaim, lot: Sequence[Encoded]) -> list[StoredImage]:
         """Stores images of one job in one object; none of them if that did not work."""
         shard = sharding.tar(lot, held.claim.id)
         found = self._put(held, shard.images[0], shard.name, shard.data, sharding.MEDIA_TYPE, {})
+        crash_point("shard.stored")
         if found is None:
             return []
         return [
@@ -206,6 +209,7 @@ class StoringStage:
         self, held: HeldClaim, image: Image, name: str, data: bytes, media_type: str, metadata: dict[str, str]
     ) -> contract.StoredObject | None:
         """Stores the object for as long as `image`, one of those in it, is wanted. None: it was given up."""
+        crash_point("object.encoded")
         metadata = metadata | {"device": self._device, "versions": self._pipeline.versions}
         pause, refused_until = 0.2, time.monotonic() + REFUSED_LEASES * self._settings.lease_seconds
         while not held.lost and held.wants(image) and not self._is_hopeless():
@@ -291,6 +295,8 @@ class StoringStage:
                     )  # fmt: skip
                     if settled.verdict is settlement.Verdict.FENCED:
                         quarantine.retract_crash(connection, claim.id)
+                    crash_point("settle.recorded")
+                crash_point("settle.committed")
                 break
             except Unavailable as error:
                 if self._stopping.is_set() and pause >= 2.0:
@@ -332,6 +338,7 @@ class StoringStage:
         """Deletes the objects of images that were cancelled while they were being stored: of a job all or none, so that
         a shard goes with all of its images."""
         for key in members.objects_of(image.object_key for image in images):
+            crash_point("settle.dropping")
             try:
                 self._objects.drop(key)
             except StoreUnavailable as error:

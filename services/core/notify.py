@@ -9,6 +9,7 @@ import threading
 import redis
 
 from services.core import broker, traces
+from services.core.crash_points import crash_point
 from services.core.model.addresses import RedisAddress
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Notifier:
         try:
             fresh = self._redis.set(f"presswork:wake-up:{model}", 1, px=_COALESCE_MILLISECONDS, nx=not again)
             if fresh or again:
+                crash_point("wake-up.marked")
                 broker.send(self._app, model)
         except Exception as error:  # a broken connection raises many types; the workers' timers make up for it
             log.warning("wake-up lost", extra={"model": model, "error": str(error)[:200]})

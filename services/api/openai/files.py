@@ -15,6 +15,7 @@ from services.api.errors import ApiError
 from services.api.openai import schemas
 from services.api.stored import Stored
 from services.api.turns import OpenAIRoute
+from services.core.crash_points import crash_point
 from services.core.files import files, pictures
 from services.core.files.files import File
 from services.core.files.pictures import InvalidPicture
@@ -158,6 +159,7 @@ def store(
             admission.look(connection, tenant, spooled=form.size)
     object_key = context.store.key(files.object_name(tenant, number))
     context.store.put_file(object_key, form.file, media_type)
+    crash_point("file.stored")
     known = None
     try:
         with context.database.begin(tenant) as connection:
@@ -180,6 +182,7 @@ def store(
     ):  # of anything else it is not known what was committed
         context.store.drop(object_key)
         raise
+    crash_point("file.committed")
     if known is not None:
         context.store.drop(object_key)
     return schemas.file(found)

@@ -13,6 +13,7 @@ from services.api.errors import ApiError
 from services.api.openai import bodies, files, schemas
 from services.api.openai.bodies import Document
 from services.api.turns import OpenAIRoute
+from services.core.crash_points import crash_point
 from services.core.files import files as core_files
 from services.core.files import uploads
 from services.core.model import ids
@@ -122,6 +123,7 @@ def _add_part(context: Context, tenant: int, upload_id: int, form: Form) -> sche
     part, sha256 = ids.new(), files.digest(form.file)
     key = context.store.key(uploads.part_name(tenant, upload_id, part))
     context.store.put_file(key, form.file, "application/octet-stream")
+    crash_point("part.stored")
     try:
         with context.database.begin(tenant) as connection:
             kept = uploads.add_part(connection, tenant, upload_id, part=part, size=form.size, sha256=sha256, key=key)
@@ -144,6 +146,7 @@ def _complete(context: Context, tenant: int, upload_id: int, asked: Completion) 
         )
     except uploads.InvalidParts as error:
         raise ApiError(400, "parts_unfit", str(error)) from None
+    crash_point("upload.completed")
     made = None
     if found.file_id is not None:
         with context.database.begin(tenant) as connection:

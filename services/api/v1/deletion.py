@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from services.api.authentication import Tenant
 from services.api.dependencies import ContextDep
 from services.api.turns import TenantRoute
+from services.core.crash_points import crash_point
 from services.core.deletion import jobs as deletion
 from services.core.model import ids
 
@@ -67,4 +68,5 @@ def delete_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
     # As the system: a tenant's transaction can write no row that it would not see, such as a deleted job.
     with context.database.begin_system() as connection:
         deletion.delete(connection, tenant, number)
+    crash_point("delete.committed")
     return JobDeleted(id=ids.public_job(number))

@@ -15,6 +15,7 @@ from services.api.errors import ApiError, SubmissionError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.api.v1.jobs import shown
+from services.core.crash_points import crash_point
 from services.core.fleet import models
 from services.core.jobs import drafts, submissions
 from services.core.jobs.submission_body import SubmissionBody
@@ -126,6 +127,7 @@ def _finalize(context: Context, tenant: int, number: int, asked: requests.Finali
         return False, shown(context, tenant, number)
     with context.database.begin(tenant) as connection:
         names = drafts.finalize(connection, tenant, number, images)
+    crash_point("draft.finalized")
     for model in names:  # if it is lost, the workers' timers find the job within seconds
         context.notifier.notify(model)
     return True, shown(context, tenant, number)
@@ -157,6 +159,7 @@ def _append(context: Context, arrival: ReceivedChunk) -> Appended:
                 chunk, replayed = drafts.append(connection, arrival.tenant, submission, arrival.number)
         except InvalidSubmission as error:
             raise SubmissionError(error, "index" if arrival.form is Format.JSON else "line") from None
+    crash_point("chunk.committed")
     return Appended(**_fields(chunk), replayed=replayed)
 
 

@@ -11,6 +11,7 @@ from services.api.dependencies import Context, ContextDep
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
 from services.api.v1.jobs import shown
+from services.core.crash_points import crash_point
 from services.core.jobs import lifecycle, queries, retry
 from services.core.model import ids, requests
 from services.core.policy import policies
@@ -74,6 +75,7 @@ def _retry(
     with context.database.begin(tenant) as connection:
         policy = policies.at(context.settings, connection, Door("retry", tenant))
         receipt = retry.retry(connection, tenant, number, asked, policy=policy, idempotency_key=key)
+    crash_point("retry.committed")
     _notify(context, receipt.models)
     return receipt, shown(context, tenant, receipt.job_id)
 

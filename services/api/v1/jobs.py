@@ -10,6 +10,7 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
+from services.core.crash_points import crash_point
 from services.core.jobs import by_metadata, job_query, lifecycle, listing, queries, remaining, scored, shapes
 from services.core.model import ids
 from services.core.model.errors import Conflict, NotFound
@@ -129,6 +130,7 @@ def cancel_job(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
             lifecycle.cancel(connection, tenant, number)
     except Conflict as error:
         raise ApiError(409, "job_finished", str(error)) from None
+    crash_point("cancel.committed")
     # Cancels the images of a small job at once; what is left is for the periodic task.
     with context.database.begin(tenant) as connection:
         segments.sweep(connection, number)

@@ -17,6 +17,7 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError, SubmissionError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
+from services.core.crash_points import crash_point
 from services.core.fleet import models
 from services.core.jobs import drafts, queries, submissions
 from services.core.jobs.submission_body import SubmissionBody
@@ -85,8 +86,10 @@ def record(context: Context, arrival: ReceivedSubmission) -> tuple[submissions.R
         receipt = (_record_json if arrival.form is Format.JSON else _record_lines)(context, arrival)
     except InvalidSubmission as error:
         raise SubmissionError(error, "index" if arrival.form is Format.JSON else "line") from None
+    crash_point("submit.committed")
     for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds
         context.notifier.notify(model)
+    crash_point("submit.woken")
     with context.database.begin(arrival.tenant) as connection:
         view = queries.job(connection, arrival.tenant, receipt.job_id)
     assert view is not None, "a recorded job can be read"

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 
 from services.core.batches import line_format, results
 from services.core.batches.results import Request
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
 from services.core.db.turns import Waiting
@@ -48,6 +49,7 @@ def run(settings: Settings, store: ImageStore, job_id: int, lease: Lease) -> Non
             (output if request.is_done else errors).write(_line(settings, job, job_id, request))
         for file in (output, errors):
             file.store(store, _name(job, job_id, file))
+            crash_point("output.stored")
             lease.keep()
     with lease.begin() as connection:
         ended = job_states.Files(output.number, errors.number, requests_done=output.lines, requests_failed=errors.lines)

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from services.core import traces
 from services.core.batches import batch_jobs, line_format
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.db.turns import Waiting
 from services.core.fleet import models
@@ -69,6 +70,7 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, job_id: int, 
             with lease.begin() as connection:
                 job_states.refuse(connection, job_id, [Problem("quota_exceeded", str(error))])
             return
+    crash_point("batch.validated")
     if opened:  # if this is lost, a periodic task and the workers' timers find the job within seconds
         for model in submission.models:
             notifier.notify(model)

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from services.core.bulk import bulk, matching, verbs
 from services.core.bulk.bulk import BulkAct
+from services.core.crash_points import crash_point
 from services.core.db import actors, deferred
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
@@ -62,6 +63,7 @@ def _some(settings: Settings, notifier: Notifier, asked: BulkAct, after: int, le
             if connection.execute(_RUNS, {"id": asked.id}).first() is None:
                 return None
             models = _one(settings, connection, asked, act, job_id)
+        crash_point("bulk.acted")
         for model in models:  # if it is lost, the workers' timers find the job within seconds
             notifier.notify(model)
         if time.monotonic() > until:

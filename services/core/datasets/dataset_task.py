@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
+from services.core.crash_points import crash_point
 from services.core.datasets import card, dataset_records, datasets, held, planning, source_images, version_removal
 from services.core.datasets.dataset_records import Dataset, Version
 from services.core.db.leases import Lease, LeaseLost
@@ -67,6 +68,7 @@ def _write(writer: ExportWriter[Version], lease: Lease) -> None:
                 datasets.begin(connection, version, planned)
         elif not _write_shard(writer, lease):
             files = card.write(writer, lease.database)
+            crash_point("dataset.listed")
             with lease.begin() as connection:
                 datasets.complete(connection, version, files)
     except StoreRefused as error:  # such as a bucket that is full: nothing of the version shows until there is room
@@ -96,6 +98,7 @@ def _write_shard(writer: ExportWriter[Version], lease: Lease) -> bool:
     shard = Shard(found.ordinal, found.split, found.ordinal, version=again)
     members = source_images.of_shard(lease.database, version, held.unpack(found.members), lease.keep)
     files = FORMATS[version.format].writer()(writer, shard, members)
+    crash_point("dataset.stored")
     with lease.begin() as connection:
         datasets.record(connection, version, found, files)
     return True

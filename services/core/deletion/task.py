@@ -17,6 +17,7 @@ from itertools import islice
 
 from sqlalchemy import Connection
 
+from services.core.crash_points import crash_point
 from services.core.db import turns
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
@@ -86,6 +87,7 @@ def run(store: ImageStore, job_id: int, lease: Lease) -> None:
             if time.monotonic() > until:
                 return
         drop_the_rest(store, job.tenant_id, job_id, job.total, drop)
+    crash_point("deletion.emptied")
     deleted = 1
     while deleted:
         with lease.begin() as connection:
@@ -115,6 +117,7 @@ def _delete_images(job_id: int, lease: Lease, drop: Callable[[Iterable[str]], No
         past = first + IMAGES_AT_ONCE
         found = connection.execute(_KEYS, {"id": job_id, "first": first, "past": past}).scalars().all()
     drop(found)
+    crash_point("deletion.dropped")
     for begin in range(first, past, _DELETED_AT_ONCE):
         with lease.begin() as connection:
             began = time.monotonic()

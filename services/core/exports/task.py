@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease, LeaseLost
 from services.core.exports import exports, manifest, members, records
 from services.core.exports.formats import FORMATS
@@ -62,6 +63,7 @@ def _write(writer: ExportWriter[Export], lease: Lease) -> None:
             )
         else:
             files = manifest.write(writer, lease.database)
+            crash_point("export.listed")
             with lease.begin() as connection:
                 if exports.record(connection, export, files, images=0, next_index=0):
                     exports.complete(connection, export)
@@ -96,6 +98,7 @@ def _write_shard(writer: ExportWriter[Export], shard: Shard, lease: Lease) -> No
             yield member
 
     files = FORMATS[export.format].writer()(writer, shard, taken())
+    crash_point("export.stored")
     with lease.begin() as connection:
         exports.record(connection, export, files, images=capacity.images, next_index=last + 1)
 
@@ -109,6 +112,7 @@ def _drop(store: ImageStore, export: Export, lease: Lease, until: float) -> None
                 return
             lease.keep()
             list(pool.map(store.drop, some))
+    crash_point("export.dropped")
     more = True
     while more:
         with lease.begin() as connection:

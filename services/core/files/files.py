@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause
 
+from services.core.crash_points import crash_point
 from services.core.db import turns
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
@@ -255,6 +256,7 @@ def drop(store: ImageStore, file_id: int, lease: Lease) -> None:
         key = connection.execute(_KEY, {"id": file_id}).scalar_one_or_none()
     if key is not None:
         store.drop(key)
+        crash_point("file.dropped")
         with lease.begin() as connection:
             connection.execute(_FORGET, {"id": file_id})
 

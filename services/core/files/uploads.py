@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from services.core.crash_points import crash_point
 from services.core.db import turns
 from services.core.db.database import Database
 from services.core.db.leases import Lease
@@ -183,6 +184,7 @@ def complete(
     file_id = ids.new()
     key = store.key(files.object_name(tenant_id, file_id))
     sha256 = _join(store, [known[part].object_key for part in parts], key, md5)
+    crash_point("upload.joined")
     try:
         with database.begin(tenant_id) as connection:
             _lock_pending(connection, tenant_id, upload_id)
@@ -222,6 +224,7 @@ def drop(store: ImageStore, upload_id: int, lease: Lease) -> None:
     for key in keys:
         store.drop(key)
         lease.keep()
+    crash_point("upload.dropped")
     with lease.begin() as connection:
         connection.execute(_FORGET_PARTS, {"id": upload_id})
 

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 
 from sqlalchemy import Connection
 
+from services.core.crash_points import crash_point
 from services.core.db.columns import Input
 from services.core.db.statements import statement
 from services.core.files import files, pictures
@@ -83,6 +84,7 @@ class Inputs:
             number = ids.new()
             key = self._store.key(files.object_name(self._tenant_id, number))
             self._store.put_file(key, io.BytesIO(data), media_type)
+            crash_point("input.stored")
             self._kept[sha256] = number, len(data), key
             self._files.add(number)
             self._known[files.public_id(number)] = Input(files.public_id(number), key, sha256)

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from services.core import traces
+from services.core.crash_points import crash_point
 from services.core.db import columns, deadlines
 from services.core.db.database import Database
 from services.core.files.pictures import InvalidPicture
@@ -244,7 +245,9 @@ class Submission:
             try:
                 with self.begin(database, tenant_id) as connection:
                     self._remember(connection, tenant_id, idempotency_key)
-                    return self.create(connection, tenant_id, label)
+                    receipt = self.create(connection, tenant_id, label)
+                    crash_point("submit.recorded")
+                    return receipt
             except _Replayed as replayed:
                 return Receipt(replayed.job_id, frozenset(self.models), replayed=True)
 
@@ -493,6 +496,7 @@ class Submission:
     def _spooled(self) -> Iterator[bytes]:
         while chunk := self._spool.read(_COPY_CHUNK):
             yield chunk
+            crash_point("submit.copying")
 
 
 class _Replayed(Exception):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy import Connection
 
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
 from services.core.deletion import jobs as deletion
@@ -89,6 +90,7 @@ def _delete_objects(store: ImageStore, job_id: int, work: Work, lease: Lease) ->
             if lease.stopping.is_set():
                 return False
         deletion_task.drop_the_rest(store, work.tenant_id, job_id, work.total, drop)
+    crash_point("retention.dropped")
     with lease.begin() as connection:
         due.done(connection, job_id, work.kind)
     return True

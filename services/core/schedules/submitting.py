@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from services.core.catalogues import catalogue_runs
+from services.core.crash_points import crash_point
 from services.core.db import actors
 from services.core.db.leases import Lease
 from services.core.db.turns import Waiting
@@ -43,12 +44,14 @@ def run(settings: Settings, store: ImageStore, notifier: Notifier, run_id: int, 
         if found.overlap == "cancel":
             with lease.begin() as connection:
                 _cancel_before(connection, found)
+            crash_point("schedule.cancelled")
         try:
             models = _submit(ground, found, lease)
         except (InvalidSubmission, NotFound, NotAdmitted) as error:
             with lease.begin() as connection:
                 runs.refuse(connection, run_id, str(error))
             return
+    crash_point("schedule.submitted")
     for model in models:  # if it is lost, the workers' timers find the job within seconds
         notifier.notify(model)
 

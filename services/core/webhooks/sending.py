@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.fetching.connections import Rules
 from services.core.fetching.errors import FetchFailed
@@ -48,10 +49,12 @@ class Sender:
                     deliveries.postpone(connection, endpoint_id, _UNREADABLE_SECONDS)
                 return
             found, retry_after = _try(sent, secrets, self._rules)
+            crash_point("webhook.sent")
             with lease.begin() as connection:
                 deliveries.record(connection, endpoint_id, sent, found, retry_after)
                 goes_on = time.monotonic() < over and not lease.stopping.is_set()
                 sent = deliveries.due(connection, endpoint_id) if goes_on else None
+            crash_point("webhook.recorded")
 
 
 def _try(sent: Any, secrets: list[str], rules: Rules) -> tuple[Try, str]:
