@@ -32,7 +32,7 @@ _ROWS = {
     f"SELECT {_JOB_ID}, i % {{job}}, 400000 + i % 99991, {_JOB_ID} + i / 256, {{at}}, 0.7, false, digest, "
     "'3f/1/job_0d5kx3v9q2m1c/' || lpad((i % {job})::text, 8, '0') || '-' || "
     "encode(substr(digest, 1, 8), 'hex') || '.png', "
-    "'gpu-node-07 NVIDIA H200 #3', 'deci-4f2a9c01b7de/torch/fp16/NVIDIA H200/64', 1, false, digest, i * 7919 "
+    "'gpu-node-07 NVIDIA H200 #3', 'deci-4f2a9c01b7de/torch/fp16/NVIDIA H200/64', 1, false, digest, i * 7919::bigint "
     "FROM generate_series(0, {n} - 1) i CROSS JOIN LATERAL (SELECT sha256(int8send({low} + i)) AS digest OFFSET 0) d",
 }  # fmt: skip
 _JOBS = """
