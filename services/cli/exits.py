@@ -67,6 +67,9 @@ def guarded(verb: Callable[..., Any]) -> Callable[..., None]:
             code = report(Interrupted("stopped"), as_json)
         except typer.Exit:
             raise
+        except typer.Abort:  # Ctrl-C or the end of the input where a question was asked
+            show.say("")  # behind the question
+            code = report(Interrupted("nobody answered, so nothing was changed; --yes asks nothing"), as_json)
         except Exception as error:  # a bug: the traceback is shown only on request
             if os.environ.get("PRESSWORK_TRACEBACK"):
                 raise

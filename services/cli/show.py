@@ -29,6 +29,7 @@ from presswork_client import (
 )
 from services.cli import units
 from services.core import terminal
+from services.core.model import scopes
 
 if TYPE_CHECKING:  # a database's library takes as long to import as all the rest
     from services.core.tenants.api_keys import Key
@@ -276,19 +277,20 @@ def models(found: Iterable[Model]) -> Table:
 
 def actions(found: Iterable[Action]) -> Table:
     table = _table()
-    for name in ("WHEN", "WHO", "DID", "TO", "WITH"):
-        table.add_column(name, no_wrap=name in ("WHEN", "DID"), overflow="fold")
+    for name in ("WHEN", "WHO", "DID, AND WITH WHAT"):
+        table.add_column(name, no_wrap=name == "WHEN", overflow="fold")
     for action in found:
         who = Text.assemble(action["actor"], (f" {action['actor_name']}" if action["actor_name"] else "", "dim"))
         data = ", ".join(f"{field} {value}" for field, value in action["data"].items() if value not in ("", None))
-        table.add_row(units.local(action["at"]), who, action["verb"], action["subject"], Text(data, style="dim"))
+        did = Text.assemble(action["verb"], " ", (action["subject"], "bold"), ("\n" + data if data else "", "dim"))
+        table.add_row(units.local(action["at"]), who, did)
     return table
 
 
 def workers(found: Iterable[Worker]) -> Table:
     table = _table()
-    for name in ("WORKER", "HOST", "DEVICE", "MODEL", "BATCH", "TAKES", "STATE", "DOING", "SILENT"):
-        table.add_column(name, no_wrap=name not in ("DEVICE", "DOING", "TAKES"), overflow="fold")
+    for name in ("WORKER, HOST", "DEVICE, MODEL", "STATE", "SILENT"):
+        table.add_column(name, no_wrap=name == "SILENT", overflow="fold")
     for worker in found:
         state = Text(worker["state"])
         if worker["drained"]:
@@ -297,9 +299,19 @@ def workers(found: Iterable[Worker]) -> Table:
         doing = "; ".join([_batch(worker) or worker["doing"], *map(_scorer, worker["scorers"])]).removeprefix("; ")
         most = str(max(worker["batch_sizes"], default=""))
         table.add_row(
-            worker["id"], worker["host"], worker["device"], worker["model"], most, _takes(worker), state, doing, silent
+            _stacked(worker["id"], worker["host"]),
+            _stacked(worker["device"], f"{worker['model']}, batches of up to {most}", _takes(worker)),
+            _stacked(state, doing),
+            silent,
         )
     return table
+
+
+def _stacked(first: str | Text, *more: str) -> Text:
+    """A cell of several lines, so that a table with much to say fits eighty columns."""
+    return Text("\n").join(
+        [Text(str(first)) if isinstance(first, str) else first, *(Text(one, "dim") for one in more if one)]
+    )
 
 
 def _takes(worker: Worker) -> str:
@@ -403,20 +415,20 @@ def devices(found: Iterable[WorkerDevices]) -> Table:
 
 def keys(found: "Iterable[Key]") -> Table:
     table = _table()
-    for name in ("KEY", "NAME", "SCOPES", "TENANT", "CREATED", "LAST USED", "ENDS"):
-        table.add_column(name, no_wrap=name not in ("NAME", "SCOPES"), overflow="fold")
+    for name in ("KEY", "NAME", "SCOPES", "TENANT", "CREATED", "USED", "ENDS"):
+        table.add_column(name, no_wrap=name not in ("NAME", "SCOPES", "TENANT", "ENDS"), overflow="fold")
     for key in found:
         ended = key.status != "active"
         ends = key.revoked_at or key.expires_at
         table.add_row(
             Text(key.prefix, style="dim" if ended else ""),
             Text(key.name),
-            Text(" ".join(key.scopes)),
+            Text("all" if len(key.scopes) == len(scopes.ALL) else " ".join(key.scopes)),
             Text(key.tenant),
-            units.local(key.created_at.isoformat()),
-            "never" if key.last_used_at is None else units.local(key.last_used_at.isoformat()),
+            units.day(key.created_at),
+            "never" if key.last_used_at is None else units.day(key.last_used_at),
             Text.assemble(
-                ("" if ends is None else units.local(ends.isoformat())),
+                ("never" if ends is None else units.day(ends)),
                 (f" {key.status}" if ended else "", "red"),
             ),
         )

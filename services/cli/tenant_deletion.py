@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from presswork_client import TenantDeletion
-from services.cli import options, show
+from services.cli import options, show, units
 from services.cli.exits import Exit, Interrupted, Usage, guarded
 from services.cli.profile import connect
 
 _LOOK_SECONDS = 1.0
+_KINDS = {"images": "image", "objects": "other object", "rows": "other row"}
 
 
 def delete(
@@ -32,8 +33,11 @@ def delete(
     with connect(profile) as client:
         found = client.delete_tenant(name)
         try:
+            said = ""
             while found["finished_at"] is None and not no_wait:
-                show.say(_far(found), style="dim")
+                if said != _far(found):
+                    said = _far(found)
+                    show.say(said, style="dim")
                 time.sleep(_LOOK_SECONDS)
                 found = client.tenant_deletion(name)
         except KeyboardInterrupt:
@@ -48,8 +52,10 @@ def delete(
 
 
 def _far(found: TenantDeletion) -> str:
-    left = f"{found['jobs_left']:,} jobs left; " if found["jobs_left"] else ""
-    return f"{left}{found['images']:,} images, {found['objects']:,} other objects, {found['rows']:,} other rows"
+    """What is left and what is gone. The rows of its jobs are not counted."""
+    left = f"{units.count(found['jobs_left'], 'job')} left; " if found["jobs_left"] else ""
+    gone = (units.count(found[name], noun) for name, noun in _KINDS.items())  # type: ignore[literal-required]
+    return f"{left}deleted {', '.join(gone)}"
 
 
 def add_to(app: typer.Typer) -> None:

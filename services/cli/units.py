@@ -41,6 +41,11 @@ def local(text: str) -> str:
     return moment(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def day(at: datetime) -> str:
+    """The day of a moment, in local time."""
+    return f"{at.astimezone():%Y-%m-%d}"
+
+
 def size(count: int) -> str:
     amount = float(count)
     for unit in ("B", "kB", "MB", "GB"):

@@ -28,6 +28,7 @@ _SECRETS = (
     (re.compile(r'(://)[^/\s@"\\]*@'), r"\1***@"),  # a name and a password before a host
     (re.compile(r'(https?://[^\s?"\\]*\?)[^\s"\\]+'), r"\1***"),  # signatures and tokens
     (re.compile(r"pw_[A-Za-z0-9]{8}_[A-Za-z0-9_-]+"), "pw_***"),  # API keys
+    (re.compile(r"whsec_[A-Za-z0-9+/=]+"), "whsec_***"),  # webhooks' secrets
 )
 OURS = ("services", "worker", "scheduler", "migrations", "__main__")
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)  # of what this task or thread works on

@@ -1,10 +1,11 @@
 """trail: the audit trail with a million events is exported and verified, each time beside a tenth of it.
 
 `EVENTS` sets how many; a quarter is sealed one event at a time, as on a quiet day. Time for each record and the most
-memory should not grow with their number. The command and the web server are processes of their own.
+memory should not grow with their number. The command is a process of its own.
 """
 
 import os
+import resource
 import subprocess
 import time
 from pathlib import Path
@@ -84,8 +85,8 @@ def _fill(database: Database, owner: Engine, more: int) -> float:
 
 
 def _run(name: str, environ: dict[str, str], *words: str | Path) -> dict[str, Any]:
-    """Seconds, and the most memory of the process in MiB."""
-    began, most = time.monotonic(), 0
+    """Seconds, the processor's seconds, and the most memory of the process in MiB."""
+    began, most, before = time.monotonic(), 0, _processor_seconds()
     process = subprocess.Popen(
         [PRESSWORK, "audit", *words], env=os.environ | environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -94,4 +95,13 @@ def _run(name: str, environ: dict[str, str], *words: str | Path) -> dict[str, An
         most = max(most, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")), 0)
         time.sleep(0.05)
     assert process.returncode == 0, f"presswork audit {words[0]} ended with {process.returncode}"
-    return {f"{name}_seconds": round(time.monotonic() - began, 1), f"{name}_mib": most // 1024}
+    return {
+        f"{name}_seconds": round(time.monotonic() - began, 1),
+        f"{name}_processor_seconds": round(_processor_seconds() - before, 1),
+        f"{name}_mib": most // 1024,
+    }
+
+
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

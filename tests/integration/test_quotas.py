@@ -23,7 +23,7 @@ from services.core.model.specs import FailedImage
 from services.core.notify import Notifier
 from services.core.queue import counters, job_states, rooms, segments
 from services.core.storage.s3 import S3Store
-from services.core.tenants import usage
+from services.core.tenants import admission, usage
 from tests import cataloguing, exporting, factories
 from tests.waiting import until
 from tests.web import Api
@@ -323,6 +323,24 @@ def test_what_is_sent_is_counted_and_refused_before_it_is_stored(api: Api) -> No
     with api.database.begin_system() as connection:
         connection.execute(text("DELETE FROM upload_parts"))  # as the background task does
     assert used(api)["bytes_spooled"] == counted_by_hand(api)["bytes_spooled"] == 13
+
+
+def test_of_two_files_that_together_overrun_the_quota_exactly_one_is_kept(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(api, bytes_spooled=10)
+    monkeypatch.setattr(admission, "look", lambda *_, **__: None)  # each was told that there is room for it
+
+    def send(_number: int) -> httpx.Response:
+        files = {"file": ("a", b"x" * 6)}
+        data = {"purpose": "batch"}
+        return httpx.post(f"{api.url}/v1/files", files=files, data=data, headers=api.http.headers, trust_env=False)
+
+    with ThreadPoolExecutor(2) as pool:
+        kept, full = sorted(pool.map(send, range(2)), key=lambda answer: answer.status_code)
+    assert (kept.status_code, full.status_code, full.json()["error"]["code"]) == (200, 429, "quota_exceeded")
+    assert int(full.headers["Retry-After"]) > 0
+    assert used(api)["bytes_spooled"] == counted_by_hand(api)["bytes_spooled"] == 6
 
 
 def _render(api: Api, *, size: int = 1_000, seconds: float = 2.0) -> int:

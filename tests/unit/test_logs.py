@@ -35,6 +35,29 @@ def written(monkeypatch):
     return lines
 
 
+HIDDEN = {
+    "postgresql://presswork_web:hunter2@db:5432/presswork": "hunter2",
+    "redis://:hunter2@10.0.0.1/0": "hunter2",
+    "https://store.example/b/a.png?X-Amz-Signature=5ecre7&X-Amz-Expires=300": "5ecre7",
+    "pw_28ADKRET_Jd13EJi9QtsF7CU0keqMecQ2m80pyP7cwv4lasCHd5o": "Jd13EJi9",
+    "whsec_RWGk06YNhsBYEDhwBVenvfCqGnLATux2p48UhBdaoCQ=": "RWGk06YN",
+}
+
+
+@pytest.mark.parametrize("said", HIDDEN)
+def test_secrets_are_left_out_wherever_they_stand_in_a_line(written, said):
+    log = logging.getLogger("services.test")
+    log.warning("connecting to %s failed", said)
+    log.warning("failed", extra={"address": said})
+    try:
+        raise OSError(f"{said} cannot be reached")
+    except OSError:
+        log.exception("failed")
+    lines = written()
+    assert len(lines) == 3 and HIDDEN[said] not in json.dumps(lines)
+    assert "***" in lines[0]["event"] and "***" in lines[1]["address"]
+
+
 def test_a_state_that_every_request_reports_is_a_line_a_minute(written, monkeypatch):
     log = logging.getLogger("asyncio")
     for number in range(1000):

@@ -7,7 +7,7 @@ is kept as failed images by `queue/images.py`: nobody else calls `whole` or `kep
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from sqlalchemy import Connection
 
@@ -17,6 +17,8 @@ from services.core.metrics import registry
 
 REFUSED = registry.counter("presswork_refused_prompts_total")
 Name = Literal["job", "image", "schedule", "draft", "batch", "catalogue", "retry", "redraw", "repair"]
+for _name in get_args(Name):
+    REFUSED.labels(_name)
 Begin = Callable[[], AbstractContextManager[Connection]]
 
 
