@@ -17,7 +17,7 @@ from services.core.crash_points import crash_point
 from services.core.db.database import Database
 from services.core.model.errors import DatabaseUnavailable
 from services.core.model.specs import Claim, FailedImage, Image, StoredImage
-from services.core.queue import claims
+from services.core.queue import claims, settlement
 from services.core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -73,11 +73,12 @@ class HeldClaim:
         return image.job_id not in self.cancelled
 
     def update(self, cancelled: frozenset[int] | None, asked_at: float) -> None:
-        """Applies a heartbeat's answer: the cancelled jobs, or None for a lost lease. It counts from `asked_at`."""
+        """Applies a heartbeat's answer: the cancelled jobs, or None for a lost lease. It counts from `asked_at`. Those
+        that were let go are not named again."""
         if cancelled is None:
             self._lost = True
         else:
-            self.cancelled, self.extended_at = cancelled, asked_at
+            self.cancelled, self.extended_at = self.cancelled | cancelled, asked_at
 
 
 class Heartbeat:
@@ -160,6 +161,10 @@ class Heartbeat:
         crash_point("heartbeat.extended")
         for claim_id, entry in held.items():
             entry.update(answers.get(claim_id), asked_at)
+        for claim_id, cancelled in answers.items():
+            if cancelled and any(map(held[claim_id].wants, held[claim_id].claim.images)):  # else it ends as a whole
+                with self._database.begin_system() as connection:
+                    settlement.let_go(connection, claim_id, sorted(cancelled))
 
     def watch(self) -> None:
         """Ends the process if the device has made no step within the timeout, so that a hung device loses its lease.

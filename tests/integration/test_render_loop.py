@@ -288,6 +288,28 @@ def test_of_a_claim_of_two_jobs_only_what_is_cancelled_is_not_rendered(holding, 
     assert 3 <= render_loop.pipeline.begun < 8
 
 
+def test_what_is_cancelled_of_a_claim_is_final_though_the_rest_cannot_be_stored_yet(holding, database, fast):
+    answers = threading.Event()
+
+    class Store(s3.S3Store):
+        def put(self, *arguments, **options):
+            answers.wait(30)
+            return super().put(*arguments, **options)
+
+    render_loop = holding(0.05, store=Store(fast))
+    kept, dropped = submit(database, fast, mugs(40)), submit(database, fast, mugs(88))
+    worker = threading.Thread(target=render_loop.run)
+    worker.start()
+    until(lambda: counts(database, dropped) == {"rendering": 88})
+    with database.begin(TENANT) as connection:
+        lifecycle.cancel(connection, TENANT, dropped)
+    until(lambda: counts(database, dropped) == {"cancelled": 88})
+    assert counts(database, kept) == {"rendering": 40}
+    answers.set()
+    worker.join(30)
+    assert counts(database, kept) == {"done": 40} and counts(database, dropped) == {"cancelled": 88}
+
+
 def test_a_warm_stop_gives_back_what_waits_in_the_claim_at_hand(holding, database, fast):
     render_loop = holding(0.5)
     job_id = submit(database, fast, mugs(128))

@@ -37,6 +37,31 @@ _MOVE = statement("settlement.move")(f"""{CANCELLED}
             CASE WHEN images.index = outcome.first THEN outcome.bytes ELSE 0 END AS bytes
 ), {MOVED}""")  # noqa: S608  our own text
 
+# The claim no longer counts as one of these jobs, nor their images towards the quota of their tenant.
+_LET_GO = statement("settlement.let_go")(f"""{CANCELLED}
+  UPDATE images SET state = 4, claim_id = NULL
+  WHERE claim_id = :id AND job_id = ANY(:job_ids) AND job_id IN (SELECT id FROM cancelled) AND state = 1
+  RETURNING job_id
+), counted AS (
+  INSERT INTO counter_deltas (job_id, rendering, cancelled)
+  SELECT job_id, -count(*), count(*) FROM moved GROUP BY job_id
+), of_tenant AS (
+  SELECT tenant_id, count(*) AS images FROM moved JOIN jobs ON jobs.id = moved.job_id GROUP BY tenant_id
+)
+UPDATE claims SET images = images - (SELECT count(*) FROM moved),
+  job_ids = ARRAY(SELECT id FROM unnest(job_ids) AS id WHERE id NOT IN (SELECT id FROM cancelled)),
+  tenant_images = CASE WHEN tenant_ids IS NOT NULL THEN ARRAY(
+    SELECT held.images - coalesce((SELECT images FROM of_tenant WHERE of_tenant.tenant_id = held.tenant_id), 0)
+    FROM unnest(tenant_ids, tenant_images) WITH ORDINALITY AS held (tenant_id, images, nth) ORDER BY nth) END
+WHERE id = :id
+""")  # noqa: S608  our own text
+
+_SPENT = statement("settlement.spent")("""
+INSERT INTO counter_deltas (job_id, device_seconds, slots)
+SELECT job_id, coalesce(CAST(:render_seconds AS real) * share, 0), CAST(:slots AS real) * share
+FROM unnest(CAST(:job_ids AS bigint[]), CAST(:shares AS double precision[])) AS part (job_id, share)
+""")
+
 # Versions are inserted once and then looked up. DO UPDATE, because DO NOTHING would not return a row that another
 # settle has just committed and that this snapshot does not see. What many images share is sent once, as a kind.
 _RESULTS = statement("settlement.results")("""
@@ -136,7 +161,7 @@ def settle(
     at it, and `slots` the sizes of its batches summed, padding included. Its jobs share both as `rendered` says, by
     job, or else by their images: what waited in the claim and was given back has cost nothing.
 
-    Images of a cancelled job become cancelled, whatever their outcome.
+    Images of a cancelled job become cancelled, whatever their outcome; those that were let go are so already.
 
     Raises:
         InvariantViolated: the outcomes are not exactly the claim's images.
@@ -149,24 +174,30 @@ def settle(
     outcomes += [(job_id, index, int(ImageState.QUEUED), 0) for job_id, index in released]
     parts = rendered or Counter(job_id for job_id, *_ in outcomes)
     whole = sum(parts.values())
+    shares = {job_id: part / whole for job_id, part in parts.items()}
+    batch_images, gone = len(outcomes), {job_id for job_id, *_ in outcomes}.difference(row.job_ids)
+    outcomes = [outcome for outcome in outcomes if outcome[0] not in gone]
     moved = connection.execute(
         _MOVE,
         {
             "claim_ids": [claim_id],
-            "job_ids": row.job_ids,
+            "job_ids": [*row.job_ids, *gone],
             **_runs(outcomes),
             "claim_state": ClaimState.SETTLED,
             "render_seconds": render_seconds,
             "slots": slots,
-            "sharing": list(parts),
-            "shares": [part / whole for part in parts.values()],
+            "sharing": list(shares),
+            "shares": list(shares.values()),
             "stopped": states.guard(states.STOPPED_JOB_STATES),
         },
     ).one()
-    if not moved.images == len(outcomes) == row.images:
+    if not moved.images == len(outcomes) == row.images or not gone.issubset(moved.cancelled):
         raise InvariantViolated(
             f"Claim {claim_id} holds {row.images} images; {len(outcomes)} outcomes moved {moved.images}."
         )
+    if spent := {job_id: shares[job_id] for job_id in gone & shares.keys()}:
+        values = {"job_ids": list(spent), "shares": list(spent.values())}
+        connection.execute(_SPENT, values | {"render_seconds": render_seconds, "slots": slots})
     visible = [image for image in stored if image.job_id not in moved.cancelled]
     if visible:
         connection.execute(_RESULTS, {**_results(visible), "claim_id": claim_id})
@@ -174,8 +205,17 @@ def settle(
         connection.execute(_REUSED, {"job_ids": reused})
     if failed:
         final = [image.job_id not in moved.cancelled for image in failed]
-        record_failures(connection, claim_id, failed, device=device, batch_images=row.images, final=final)
+        record_failures(connection, claim_id, failed, device=device, batch_images=batch_images, final=final)
     return Settlement(Verdict.OK, tuple(image for image in stored if image.job_id in moved.cancelled))
+
+
+def let_go(connection: Connection, claim_id: int, job_ids: Sequence[int]) -> None:
+    """Ends the part of an open claim that is of these jobs, if they were cancelled: their images are final at once,
+    however long the rest of the claim takes. What they cost is counted when that is settled."""
+    row = connection.execute(_LOCK_CLAIM, {"id": claim_id}).one_or_none()
+    if row is not None and row.state == ClaimState.OPEN:
+        stopped = states.guard(states.STOPPED_JOB_STATES)
+        connection.execute(_LET_GO, {"id": claim_id, "job_ids": list(job_ids), "stopped": stopped})
 
 
 def _results(visible: Sequence[StoredImage]) -> dict[str, list[Any]]:
