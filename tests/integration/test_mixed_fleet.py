@@ -94,6 +94,28 @@ def test_a_slow_worker_leaves_the_tail_and_takes_what_is_beyond_it(ready, settin
     assert take(ready, SLOW) == 1  # the fast one ends only two batches
 
 
+def test_a_slow_worker_holds_no_batches_at_the_end_that_a_faster_one_would_have_rendered(ready, settings):
+    """Its claims are cut to half of an equal share, then it leaves what the other ends sooner."""
+    up(ready, FAST, 0.5, (16, 1))
+    up(ready, SLOW, 1.0, (16, 1))
+    submit(ready, settings, 512, size="64x64")
+    sizes, most = {FAST: [], SLOW: []}, 256
+    for nth in range(40):
+        for name in (SLOW, FAST):
+            if nth % 2 == 0 or name == FAST:  # half as often
+                waiting = look(ready, name)
+                if waiting.rows and (taken := take(ready, name, waiting.seats(16, most), free=0.0)):
+                    sizes[name].append((waiting.max_waiting, taken))
+                    free(ready, name, 1)
+            with ready.begin_system() as connection:
+                segments.raise_low(connection)
+    assert sum(taken for found in sizes.values() for _, taken in found) == 512
+    assert sizes[SLOW][0] == (512, 128), "several batches while much waits"
+    for waited, taken in (one for found in sizes.values() for one in found):
+        assert taken <= max(waited // 4, 16), "no more than half of an equal share, or a batch"
+    assert sizes[SLOW][-1][1] <= 16
+
+
 def test_while_much_waits_the_fleet_is_not_read(ready, settings):
     up(ready, FAST, 0.001, (16, 1))
     up(ready, SLOW, 4_000.0)

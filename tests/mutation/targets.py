@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 _LEDGER = "tests/integration/test_queue.py"
 _ROWS = "tests/integration/test_queue_rows.py"
+_LEAVING = "tests/integration/test_leaving_rows.py"
+_LETTING_GO = "tests/integration/test_letting_go.py"
 _TURNS = "tests/integration/test_queue_turns.py"
 _JOBS = "tests/integration/test_jobs.py"
 _DRAFTS = "tests/integration/test_drafts.py"
@@ -26,8 +28,8 @@ class Target:
 
 
 TARGETS = {
-    "claims": Target("services/core/queue/claims.py", (_ROWS, _LEDGER)),
-    "settlement": Target("services/core/queue/settlement.py", (_ROWS, _LEDGER)),
+    "claims": Target("services/core/queue/claims.py", (_LEAVING, _ROWS, _LEDGER)),
+    "settlement": Target("services/core/queue/settlement.py", (_ROWS, _LETTING_GO, _LEDGER)),
     "expiry": Target("services/core/queue/expiry.py", (_ROWS, _LEDGER)),
     "image_moves": Target("services/core/queue/image_moves.py", (_ROWS, _LEDGER)),
     "job_states": Target("services/core/queue/job_states.py", (_TURNS, _WARNINGS, _JOBS, _ROWS, _EVENTS)),
