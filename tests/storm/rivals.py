@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -62,6 +63,11 @@ class RivalSite(Site):
         self.remote = [self._start() for _ in range(WORKERS)]
         self._keeper = threading.Thread(target=self._keep)
         self._keeper.start()
+
+    def restart(self) -> None:
+        """Starts again what has ended. If a fault ends `up` while it starts, the next look starts it once more."""
+        with suppress(AssertionError):
+            super().restart()
 
     def workers(self) -> list[int]:
         return [worker.pid for worker in self.remote if worker.popen.poll() is None]
