@@ -1,5 +1,6 @@
 """Histories of jobs, claims, crashes, cancels and clocks over the real SQL, in virtual time: see tests/simulation."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
@@ -90,5 +91,7 @@ def test_no_history_breaks_a_promise(world: World) -> None:
     world.counts.clear()
     running.run(world, histories=HISTORIES, steps=STEPS, seed=SEED)
     world.assert_virtual()
+    if "PRESSWORK_HISTORIES" in os.environ:
+        return
     missed = {what: world.counts[what] for what, least in _REACHED.items() if world.counts[what] < least}
     assert not missed, f"too few for {HISTORIES} histories: {missed}"

@@ -106,13 +106,10 @@ def expire(history: History, fate: Fate = Fate.COMMIT) -> None:
         history.count("expired", len(overdue))
         return images
 
-    already = history.held
-    hidden = already.claims if already else ()
+    hidden = history.held.claims if history.held else ()
     at = world.clock.now + timedelta(milliseconds=1)  # when the transaction begins
     overdue += [lease.id for lease in model.overdue(at, world.clock.started, LEASE, hidden)]
-    history.do(lambda connection: expiry.expire(connection, LEASE), modelled, fate, kind="expire")
-    if fate is Fate.HOLD and history.held is not None and not already:
-        history.held.claims = frozenset(overdue)
+    history.do(lambda connection: expiry.expire(connection, LEASE), modelled, fate, kind="expire", locks=overdue)
 
 
 def sweep(history: History) -> None:

@@ -2,7 +2,7 @@
 `steps` has what may come in any order."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -67,13 +67,14 @@ class History:
 
     def do(
         self, work: Callable[..., Any], modelled: Callable[[datetime], Any], fate: Fate = Fate.COMMIT, *,
-        tenant: int | None = None, whole: bool = False, kind: str = "",
+        tenant: int | None = None, whole: bool = False, kind: str = "", locks: Iterable[int] = (),
         heard: Callable[[Any], None] = lambda _result: None,
     ) -> None:  # fmt: skip
         """Does a step in the database and in the model, and compares the two. `work` takes the open transaction, or the
-        database if `whole`. `heard`: what the client does with the answer, if it gets one."""
+        database if `whole`. `heard`: what the client does with the answer, if it gets one. `locks`: claims
+        that it locks."""
         if fate is Fate.HOLD and self.held is None:
-            self._hold(work, modelled, kind, heard)
+            self._hold(work, modelled, Held(kind, claims=frozenset(locks)), heard)
             return
         fate = Fate.COMMIT if fate is Fate.HOLD else fate
         try:
@@ -93,10 +94,10 @@ class History:
         self.check()
 
     def _hold(
-        self, work: Callable[..., Any], modelled: Callable[[datetime], Any], kind: str, heard: Callable[[Any], None]
+        self, work: Callable[..., Any], modelled: Callable[[datetime], Any], held: Held, heard: Callable[[Any], None]
     ) -> None:
         try:
-            result, end = self.world.hold(work)
+            result, held.end = self.world.hold(work)
         except REFUSALS as refusal:
             self._refused(modelled, refusal)
             return
@@ -107,8 +108,9 @@ class History:
             assert result == wanted, f"{result} was answered, and {wanted} should have been"
             heard(result)
 
-        self.world.held = Held(kind, end, committed)
-        self.count(f"held {kind}")
+        held.committed = committed
+        self.world.held = held
+        self.count(f"held {held.kind}")
 
     def _refused(self, modelled: Callable[[datetime], Any], refusal: Exception) -> None:
         try:
@@ -261,7 +263,7 @@ class History:
         def heard(_answer: Any) -> None:
             worker.holds.pop(claim.id, None)
 
-        self.do(settled, modelled, fate, kind="settle", heard=heard)
+        self.do(settled, modelled, fate, kind="settle", locks=[claim.id], heard=heard)
 
     def _store(self, claim: Claim, rendered: list[Place], device: str) -> dict[Place, StoredImage]:
         """Puts the objects, of which a shard is one."""

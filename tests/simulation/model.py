@@ -65,7 +65,6 @@ class Job:
     deleted: bool = False
     expires_at: datetime | None = None
     chunks: dict[int, tuple[Request, ...]] = field(default_factory=dict)
-    was_opened: bool = False
 
     @property
     def counts(self) -> list[int]:
@@ -157,7 +156,7 @@ class Model:
         return known[1]
 
     def opened(self, job: Job) -> None:
-        job.state, job.expires_at, job.was_opened = JobState.QUEUED, None, True
+        job.state, job.expires_at = JobState.QUEUED, None
         self._event(job, "job.submitted")
         self._event(job, "job.queued")
 
@@ -363,11 +362,11 @@ class Model:
 
     def forgotten(self, at: datetime) -> None:
         """Claims that ended more than a day ago, keys older than a week, workers not seen for a day."""
-        ended = (ClaimState.SETTLED, ClaimState.EXPIRED, ClaimState.CRASHED)
         self.claims = {
-            number: lease for number, lease in self.claims.items()
-            if lease.state not in ended or lease.ended_at is None or lease.ended_at >= at - CLAIM_DAYS
-        }  # fmt: skip
+            number: lease
+            for number, lease in self.claims.items()
+            if lease.ended_at is None or lease.ended_at >= at - CLAIM_DAYS
+        }
         self.keys = {key: known for key, known in self.keys.items() if known[2] >= at - KEY_DAYS}
         self.workers = {name: row for name, row in self.workers.items() if row.seen_at >= at - CLAIM_DAYS}
 

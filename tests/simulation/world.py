@@ -64,12 +64,12 @@ class Doomed:
 
 @dataclass(slots=True)
 class Held:
-    """A transaction that is open: what ends it, what the model does once it is committed, and which claims it has
-    locked."""
+    """A transaction that is open: what ends it, with a commit or not; what the model does once it is committed; and
+    which claims it has locked."""
 
     kind: str
-    end: Callable[[bool], None]
-    committed: Callable[[], None]
+    end: Callable[[bool], None] = lambda _commit: None
+    committed: Callable[[], None] = lambda: None
     claims: frozenset[int] = frozenset()
 
 
