@@ -54,6 +54,8 @@ def run() -> None:
         weeks = mass.weeks(FINISHED, WEEKS)
         finished = mass.JOB * sum(len(week.jobs) for week in weeks)
         database.execute("VACUUM ANALYZE")
+        now = mass.sizes(database, [mass.this_week()], dict.fromkeys(mass.PARENTS, WAITING))
+        queued = sum(size for name, size in now.items() if name.lstrip().startswith("images"))
         before = _costs(stack, live, ())
         filled = dict.fromkeys(mass.PARENTS, 0.0)
         for week in weeks:
@@ -70,8 +72,8 @@ def run() -> None:
         memory, buffers = _memory(database), _show(database, "shared_buffers")
         dropped = _drop(stack, database, weeks[0])
     _table(before, after)
-    per_image = {name: value for name, value in size.items() if name.lstrip() != "payloads_custom_id"}
-    total = sum(per_image.values())
+    total = sum(value * rows[name.split("_")[0].strip()] for name, value in size.items()) / finished
+    payload = sum(value for name, value in size.items() if name.lstrip().startswith("payloads")) / EACH
     rate = 64_000 / (after["claim of 64"].median + after["settle of 64"].median)
     vacuum = {name: first[name] / rows[name] * 1e6 for name in mass.PARENTS}
     report(
@@ -80,7 +82,8 @@ def run() -> None:
         waiting=WAITING, images_a_request=EACH, weeks=WEEKS,
         bytes_a_row={name.strip(): round(value, 1) for name, value in size.items()},
         bytes_a_finished_image=round(total), tb_of_a_billion=round(total * BILLION / 1e12, 3),
-        gb_of_ten_million_waiting=round((size["images"] + size["payloads"]) * TEN_MILLION / 1e9, 1),
+        bytes_a_waiting_image=round(queued + payload),
+        gb_of_ten_million_waiting=round((queued + payload) * TEN_MILLION / 1e9, 1),
         fill_seconds={name: round(value, 1) for name, value in filled.items()},
         vacuum_seconds={name: [round(first[name], 2), round(again[name], 2)] for name in mass.PARENTS},
         minutes_to_vacuum_a_billion_for_the_first_time=round(sum(vacuum.values()) * BILLION / 1e6 / 60, 1),

@@ -64,10 +64,15 @@ class Week:
         return f"{parent}_{self.monday:%Y%m%d}"
 
 
+def this_week() -> Week:
+    """Its jobs are not the mass's."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return Week(today - timedelta(days=today.weekday()), ())
+
+
 def weeks(finished: int, count: int) -> list[Week]:
     """`count` weeks that are over for two weeks or longer, the oldest first, with the same number of jobs each."""
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    monday, jobs = today - timedelta(days=today.weekday()), max(1, finished // JOB // count)
+    monday, jobs = this_week().monday, max(1, finished // JOB // count)
     step = _step(jobs)
     found = []
     for back in range(count + 1, 1, -1):
