@@ -844,6 +844,8 @@ def test_the_figures_for_machines_name_no_tenant_no_key_and_no_prompt(api: Api) 
     asked = {"images": [{"prompt": "a striped zebra"}], "labels": {"team": "zebra"}}
     made = httpx.post(f"{api.url}/v1/jobs", json=asked, headers={"Authorization": f"Bearer {key}"})
     assert made.status_code == 202
+    read = httpx.get(f"{api.url}/v1/jobs/{made.json()['id']}", headers={"Authorization": f"Bearer {key}"})
+    assert read.status_code == 200
     for path in ("/metrics", "/readyz"):
         shown = httpx.get(api.url + path).text
         for secret in ("zebra", key, key[3:11], api.key, made.json()["id"]):

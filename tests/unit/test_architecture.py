@@ -25,6 +25,29 @@ def test_packages_import_only_what_the_contracts_allow():
     assert checked.returncode == 0, checked.stdout
 
 
+def test_keys_ids_and_secrets_are_made_with_secrets_alone():
+    """`random` can be guessed: it is for jitter, samples, ports and pictures."""
+    found = {
+        str(file.relative_to(ROOT))
+        for folder in (
+            "services/api",
+            "services/core",
+            "services/dashboard",
+            "services/cli",
+            "services/local",
+            "scheduler",
+        )
+        for file in (ROOT / folder).rglob("*.py")
+        if re.search(r"\brandom\.\w+\(|__import__|import random|from random", file.read_text(encoding="utf-8"))
+    }
+    assert found == {
+        "services/core/auditing/task.py",
+        "services/core/items/recipes.py",
+        "services/core/webhooks/retries.py",
+        "services/local/home.py",
+    }
+
+
 def test_the_lock_names_versions_and_no_address():
     for line in (ROOT / "requirements.lock").read_text().splitlines():
         name, separator, version = line.partition("==")
