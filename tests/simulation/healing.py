@@ -51,8 +51,8 @@ def heal(history: History) -> None:
             break
         assert rounds < _ROUNDS, "the fleet is healthy, and does not come to an end"
         _render(history, rounds)
-    fold(history)
     erase(history)
+    fold(history)
     _assert_ended(history)
 
 
