@@ -83,7 +83,7 @@ class History:
         except NotCommitted:
             self.count(fate.value)
         except DatabaseUnavailable:
-            self._waited(kind)
+            self._waited(kind, is_empty=not locks)
         except REFUSALS as refusal:
             self._refused(modelled, refusal)
         else:
@@ -120,13 +120,14 @@ class History:
             return
         raise AssertionError(f"it was refused: {refusal!r}")
 
-    def _waited(self, kind: str) -> None:
+    def _waited(self, kind: str, *, is_empty: bool) -> None:
         """It would have had to wait for the transaction that is held, and gave up. No claim waits for a claim, a settle
-        or an expiry."""
+        or an expiry, and no expiry that has nothing to do but what they hold."""
         assert self.held is not None
         self.count("waited for a lock")
         waits = kind != "claim" or self.held.kind == "cancel" or self.model.rooms
         assert waits, f"a claim waited for a transaction: {self.held.kind}"
+        assert kind != "expire" or not is_empty, f"an expiry waited for a transaction: {self.held.kind}"
 
     def check(self) -> None:
         found = self.world.snapshot(self._all_seen)
@@ -171,11 +172,12 @@ class History:
     def claim(self, worker: Worker, turn: int, seats: int, fate: Fate, seen: Candidates | None = None) -> Claim | None:
         """Returns what it took, which the worker holds only if it was told."""
         taken: list[Claim] = []
+        name = worker.id  # its process may be another one when a transaction that is held open is committed
 
         def claim(connection: Connection) -> Claim | None:
-            found = seen or looks.candidates(connection, factories.REVISION, turn, worker.id)
+            found = seen or looks.candidates(connection, factories.REVISION, turn, name)
             while found.rows:
-                claim = claims.claim(connection, found, worker_id=worker.id, seats=seats, lease=LEASE)
+                claim = claims.claim(connection, found, worker_id=name, seats=seats, lease=LEASE)
                 if claim is not None:
                     taken.append(claim)
                     return claim
@@ -185,7 +187,7 @@ class History:
 
         def modelled(at: datetime) -> Claim | None:
             if taken:
-                self.model.claimed(self._valid(taken[0], worker, seats, at))
+                self.model.claimed(self._valid(taken[0], name, seats, at))
             return taken[0] if taken else None
 
         def heard(claim: Claim | None) -> None:
@@ -203,7 +205,7 @@ class History:
             assert seats < BATCH, f"nothing was claimed, and {waiting} wait"  # drained segments may be in front
         return taken[0] if taken else None
 
-    def _valid(self, claim: Claim, worker: Worker, seats: int, at: datetime) -> Lease:
+    def _valid(self, claim: Claim, worker: str, seats: int, at: datetime) -> Lease:
         """The claim as the model has it. Whether its images may be claimed, the model says."""
         places = tuple(factories.places(claim))
         images = [self.model.jobs[job].images[index] for job, index in places]
@@ -221,7 +223,7 @@ class History:
             ), f"image {given.index} was claimed with another's payload"  # fmt: skip
         fresh = sorted(job for job in of_jobs if self.model.jobs[job].state is JobState.QUEUED)
         assert list(claim.fresh_jobs) == fresh
-        return Lease(claim.id, worker.id, places, at + timedelta(seconds=LEASE), LEASE)
+        return Lease(claim.id, worker, places, at + timedelta(seconds=LEASE), LEASE)
 
     def _is_seen_whole(self) -> bool:
         """Whether no lane has more segments than a look reads."""
