@@ -81,8 +81,8 @@ FAULTS = (
         "a settle of a lost claim is not fenced",
         settlement,
         "_LOCK_CLAIM",
-        "SELECT state, images",
-        "SELECT 'open' AS state, images",
+        "state, images, job_ids",
+        "'open' AS state, images, job_ids",
     ),
     Fault(
         "a settle does not look for a cancel",
