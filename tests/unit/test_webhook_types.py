@@ -19,7 +19,7 @@ def logged() -> set[str]:
         source = path.read_text(encoding="utf-8")
         if "log." in source or "append_of_job" in source:
             found |= set(re.findall(r"'([a-z]+\.[a-z_]+)'", source))
-            found |= set(re.findall(r'append(?:_of_job)?\(\s*\w+, "([a-z]+\.[a-z_]+)"(?!.*tenant_id=None)', source))
+            found |= set(re.findall(r'append(?:_of_job)?\(\s*\w+,\s*"([a-z]+\.[a-z_]+)"(?!.*tenant_id=None)', source))
     return {kind for kind in found if not kind.endswith((".py", "_")) and not kind.startswith("app.")}
 
 
