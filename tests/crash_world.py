@@ -149,7 +149,12 @@ class World:
 @contextmanager
 def open_world(settings: Settings, administration: "redis.Redis") -> Iterator[World]:
     own = replace(
-        receiving.to_this_machine(settings), lease_seconds=6.0, batch_sizes=(4, 1), scorers=(), simulated_faults=True
+        receiving.to_this_machine(settings),
+        lease_seconds=6.0,
+        batch_sizes=(4, 1),
+        scorers=(),
+        simulated_faults=True,
+        simulated_noise=True,
     )
     store = S3Store(own)
     store.prepare()

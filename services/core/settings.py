@@ -320,11 +320,12 @@ class Settings:
     ai100_data_path: bool = _setting("PRESSWORK_AI100_DATA_PATH", "0", _flag)  # the device switches by itself
     ai100_times: str = _setting("PRESSWORK_AI100_TIMES", "")  # what replaces the table's times, as measured
     ai100_flags: str = _setting("PRESSWORK_AI100_FLAGS", "")  # what replaces the compiler's flags
-    # How long the simulated pipeline takes, in milliseconds, and whether it simulates faults.
+    # How long the simulated pipeline takes, in milliseconds, and whether it simulates faults and a device's noise.
     simulated_batch_ms: float = _setting("PRESSWORK_SIMULATED_BATCH_MS", "0", _number(0, 1e7))
     simulated_step_ms: float = _setting("PRESSWORK_SIMULATED_STEP_MS", "0", _number(0, 1e7))
     simulated_image_ms: float = _setting("PRESSWORK_SIMULATED_IMAGE_MS", "0", _number(0, 1e7))
     simulated_faults: bool = _setting("PRESSWORK_SIMULATED_FAULTS", "0", _flag)
+    simulated_noise: bool = _setting("PRESSWORK_SIMULATED_NOISE", "0", _flag)
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> Self:

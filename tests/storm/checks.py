@@ -4,8 +4,13 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
 
-from sqlalchemy import text
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Picture
+from sqlalchemy import Row, text
 
 from services.core.db.database import Database
 from services.core.model import ids
@@ -14,13 +19,17 @@ from services.core.storage import members
 from services.core.storage.s3 import S3Store
 from tests.storm.clients import SPECS
 
+# The mean difference of two pictures' values, of 0 to 255, up to which they show the same: that of two noisy renderings
+# of one spec is below 1.5, that of two specs above 6.
+ALIKE = 3.0
+
 
 @dataclass(frozen=True)
 class Found:
     images: int
     lost: int  # images of accepted jobs that have no final state, or no row
     twice: int  # images with a second result, or objects that two images share
-    wrong: int  # whose bytes are not those recorded, or not those of another rendering of the same spec
+    wrong: int  # whose bytes are not those recorded, or that look unlike another rendering of the same spec
     failed: int  # beside the bad prompts
     leases_lost: int
     in_shards: int
@@ -36,28 +45,35 @@ def look(database: Database, store: S3Store, jobs: dict[str, int], reference: st
     done = sum(row.n for row in states if row.state == ImageState.DONE)
     failed = sum(row.n for row in states if row.state == ImageState.FAILED)
     images = sum(numbers.values())
-    again = {row.place: bytes(row.sha256) for row in drawn}
+    again = [_pixels(store.read(row.object_key)) for row in drawn]
     assert len(again) == SPECS
     places = {(row.job_id, row.place) for row in rows}
     return Found(
         images=images,
         lost=images - done - failed + abs(len(places) - done),
         twice=len(rows) - len(places) + len(rows) - len({row.object_key for row in rows}),
-        wrong=_unlike(store, rows) + sum(bytes(row.sha256) != again[row.place % SPECS] for row in rows),
+        wrong=_wrong(store, rows, again),
         failed=failed - len(jobs),
         leases_lost=sum(row.lost for row in states),
         in_shards=sum(members.object_of(row.object_key) != row.object_key for row in rows),
     )
 
 
-def _unlike(store: S3Store, rows: Sequence[object]) -> int:
-    """How many images have other bytes than are recorded."""
+def _wrong(store: S3Store, rows: Sequence[Row[Any]], again: Sequence[NDArray[np.int16]]) -> int:
+    """`again`: a picture of each spec."""
 
-    def is_unlike(row: object) -> bool:
-        return hashlib.sha256(store.read(row.object_key)).digest() != bytes(row.sha256)  # type: ignore[attr-defined]
+    def is_wrong(row: Row[Any]) -> bool:
+        data = store.read(row.object_key)
+        if hashlib.sha256(data).digest() != bytes(row.sha256):
+            return True
+        return float(np.abs(_pixels(data) - again[row.place % SPECS]).mean()) > ALIKE
 
     with ThreadPoolExecutor(8) as pool:
-        return sum(pool.map(is_unlike, rows))
+        return sum(pool.map(is_wrong, rows))
+
+
+def _pixels(file: bytes) -> NDArray[np.int16]:
+    return np.asarray(Picture.open(BytesIO(file)).convert("RGB"), dtype=np.int16)
 
 
 _STATES = text("""

@@ -1,15 +1,13 @@
 """What two naive workers have in common: how they draw, store and record an image, beside a table of their own.
 
 They are as careful as such programs are: each step is tried again until it succeeds, and an image that is done is
-recorded once. What they lack is a fence: whoever draws an image writes it over what is there. The bytes of two
-renderings differ, as they do on devices that add in another order in another batch, or in files that say who made them.
-With NAIVE_CONDITIONAL, an object is written only where there is none (`If-None-Match: *`), and else the first
-writer's is recorded: all that Presswork has beyond them in this place.
+recorded once. What they lack is a fence: whoever draws an image writes it over what is there. With NAIVE_CONDITIONAL,
+an object is written only where there is none (`If-None-Match: *`), and else the first writer's is recorded: all that
+Presswork has beyond them in this place.
 """
 
 import hashlib
 import os
-import secrets
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -56,7 +54,7 @@ class Painter:
         batch = Batch(Shape(revision, 64, 64, 10, guided=True), (spec,), 1)
         (picture,) = self._pipeline.render(batch, lambda _: None)
         file = BytesIO()
-        Picture.fromarray(picture.pixels).save(file, format="JPEG", comment=secrets.token_bytes(8))
+        Picture.fromarray(picture.pixels).save(file, format="JPEG", quality=90)
         return file.getvalue()
 
     def keep(self, number: int, data: bytes) -> None:

@@ -40,17 +40,14 @@ def page(storm: Mapping[str, Any], rivals: Mapping[str, Mapping[str, Any]], date
         "| After the storm | |",
         "|---|---|",
         f"| images lost, failed without a cause, visible twice | {nothing} |",
-        f"| images with other bytes than recorded, or than a second rendering has | {storm['wrong']} |",
+        f"| images with other bytes than recorded, or unlike a second rendering | {storm['wrong']} |",
         f"| reads of jobs meanwhile; of these with wrong counts | {storm['reads']:,}; {storm['wrong_reads']} |",
         f"| settlements refused, because the lease was lost | {storm['fenced']:,} |",
         f"| leases lost, counted by image; images stored in shards | {leases} |",
     ]
     if rivals:
         most = max(sum(rival["faults"].values()) for rival in rivals.values())
-        told = (
-            f"Naive workers on the same servers, under {most} of the same faults each (`chaos/test_rivals.py`). "
-            "The bytes of two of their renderings differ."
-        )
+        told = f"Naive workers on the same servers, under {most} of the same faults each (`chaos/test_rivals.py`)."
         lines += [
             "",
             told,

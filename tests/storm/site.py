@@ -24,6 +24,7 @@ SETTINGS = {
     "PRESSWORK_LEASE_SECONDS": str(LEASE),
     "PRESSWORK_SIMULATED_BATCH_MS": "500",  # so that the work lasts as long as the faults
     "PRESSWORK_SIMULATED_FAULTS": "1",
+    "PRESSWORK_SIMULATED_NOISE": "1",  # whoever writes an image for the second time changes its bytes
     "PRESSWORK_SICK_SECONDS": "0.1",
     "PRESSWORK_STORE_SECONDS": "1",
     "OMP_NUM_THREADS": "1",

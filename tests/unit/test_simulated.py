@@ -67,6 +67,14 @@ def test_time_lost_in_a_step_is_made_good_in_the_next() -> None:
     assert heard[2] - heard[1] < heard[1] - heard[0]
 
 
+def test_noise_changes_no_value_by_more_than_one_and_no_two_renderings_agree() -> None:
+    (plain,) = pipeline().render(batch("a"), nothing)
+    one, other = (pipeline(simulated_noise=1).render(batch("a"), nothing)[0] for _ in range(2))
+    assert isinstance(plain, Picture) and isinstance(one, Picture) and isinstance(other, Picture)
+    assert np.abs(one.pixels.astype(int) - plain.pixels).max() == 1
+    assert (one.pixels != other.pixels).any()
+
+
 def test_fault_words_mean_nothing_unless_they_are_allowed() -> None:
     words = "fault:raise fault:oom fault:oom>1 fault:nan fault:kill fault:hang fault:slow fault:flag"
     pictures = pipeline().render(batch(words, words), nothing)

@@ -60,7 +60,7 @@ def test_the_page_shows_the_reports_figures_and_is_written_again_in_its_place(
     assert text.endswith(f"{report.END}\nmore\n")
     assert "old" not in text
     assert "| settlements refused, because the lease was lost | 91 |" in text
-    assert "than a second rendering has | 3 |" in text
+    assert "unlike a second rendering | 3 |" in text
     assert "overwriting PUTs | 234 of 1,235 | 12 |" in text
     assert drawn.stat().st_size > 1_000
 

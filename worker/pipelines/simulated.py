@@ -38,6 +38,8 @@ class SimulatedPipeline:
     that names no image), `fault:oom` and `fault:oom>N` (out of memory, at any batch size or above N), `fault:hang` and
     `fault:kill` (half way), `fault:nan` (invalid output for this image), `fault:slow` (one more second per step).
     `fault:flag` marks the picture as flagged by a safety checker.
+    With PRESSWORK_SIMULATED_NOISE, the lowest bit of every value is drawn by chance: two renderings of one spec look
+    alike and differ in bytes, as they do on devices that add in another order in another batch.
     A file named `sick` in PRESSWORK_MODEL_DIR makes every render raise, `sick-kill` ends the process, and
     `uncompilable` makes every `prepare` raise CompileFailed.
     """
@@ -85,7 +87,8 @@ class SimulatedPipeline:
             if step == steps // 2 + 1:
                 _fail_half_way(anywhere)
             due = range(len(drawn), batch.size * step // steps)
-            drawn.extend(_over_input(_outcome(batch.specs[slot], faults[slot]), batch, slot) for slot in due)
+            outcomes = (_over_input(_outcome(batch.specs[slot], faults[slot]), batch, slot) for slot in due)
+            drawn.extend(map(_noisy, outcomes) if self._settings.simulated_noise else outcomes)
             _sleep_until(began + share * step)
             on_step(step)
         return drawn
@@ -132,6 +135,13 @@ def _over_input(drawn: Picture | InvalidOutput, batch: Batch, slot: int) -> Pict
     below = batch.inputs[slot].astype(np.uint32) * (batch.shape.steps - batch.shape.steps_done)
     pixels = (drawn.pixels * np.uint32(batch.shape.steps_done) + below) // batch.shape.steps
     return replace(drawn, pixels=pixels.astype(np.uint8))
+
+
+def _noisy(drawn: Picture | InvalidOutput) -> Picture | InvalidOutput:
+    if isinstance(drawn, InvalidOutput):
+        return drawn
+    noise = np.random.default_rng().integers(0, 2, drawn.pixels.shape, dtype=np.uint8)
+    return replace(drawn, pixels=drawn.pixels ^ noise)
 
 
 @lru_cache(maxsize=1)
