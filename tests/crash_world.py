@@ -15,6 +15,7 @@ from services.core.db.database import Database
 from services.core.fleet import models
 from services.core.jobs import queries
 from services.core.model import ids
+from services.core.model.errors import DatabaseUnavailable
 from services.core.model.states import ImageState
 from services.core.notify import Notifier
 from services.core.queue import expiry
@@ -57,13 +58,21 @@ class World:
         return Program(name, replace(self.settings, **changes), fault)
 
     def age(self) -> None:
-        """All leases are over: a minute has passed."""
+        """All leases are over: a minute has passed. If a stopped program has a transaction open, the server ends it."""
         with self.database.begin_system() as connection:
             connection.execute(text("UPDATE claims SET expires_at = now() - interval '1 hour' WHERE state = 'open'"))
             connection.execute(text("UPDATE leases SET expires_at = '-infinity'"))
         receiving.hurry(self.database)
-        with self.database.begin_system() as connection:
-            expiry.expire(connection, 0.0)
+
+        def expire() -> bool:
+            try:
+                with self.database.begin_system() as connection:
+                    expiry.expire(connection, 0.0)
+            except DatabaseUnavailable:  # a row stayed locked
+                return False
+            return True
+
+        until(expire, 40)
 
     def carry_on(self, is_done: Callable[[], bool]) -> None:
         """Other programs do what is left, until it is done."""
