@@ -71,4 +71,7 @@ TARGETS = {
     "catalogue_copies": Target("services/core/catalogues/copies.py", (_CATALOGUE_COPIES,)),
     "retries": Target("worker/retries.py", ("tests/unit/test_retries.py",)),
     "batching": Target("worker/batching.py", ("tests/unit/test_retries.py",)),
+    "claim_sizes": Target("worker/claim_sizes.py", ("tests/unit/test_claim_sizes.py",)),
+    "sharding": Target("worker/sharding.py", ("tests/integration/test_shards.py",)),
+    "members": Target("services/core/storage/members.py", ("tests/unit/test_members.py",)),
 }
