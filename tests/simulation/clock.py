@@ -2,8 +2,9 @@
 
 A schema stands before `pg_catalog` in the search path and has its own `now()`, `clock_timestamp()` and
 `pg_postmaster_start_time()`, which read settings that each transaction carries. Defaults of columns and functions with
-a search path of their own are changed to it, in the copy of the database that the simulation uses. Ids hold the
-virtual time too. So nothing depends on when, or on how fast a machine, a history is run.
+a search path of their own are changed to it, in the copy of the database that the simulation uses. There the first week
+has its partitions, and what comes later is in the default one. Ids hold the virtual time too. So nothing depends on
+when, or on how fast a machine, a history is run.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -11,15 +12,24 @@ from itertools import count
 
 import psycopg
 
-from services.core.db import sessions
 from services.core.model import ids
 
 BEGIN = datetime(2031, 3, 3, 12, tzinfo=UTC)
 TICK = timedelta(milliseconds=1)  # from each transaction to the next
-_LOCK_TIMEOUT = "15ms"  # one thread: whoever waits for a lock waits for a transaction that only it can end
-_PATH = "sim, pg_catalog, public"
+PATH = "sim, pg_catalog, public"
 
-_INSTALL = """
+_INSTALL = f"""
+DO $$
+DECLARE found record;
+BEGIN
+  FOR found IN
+    SELECT c.oid::regclass AS name FROM pg_class c
+    WHERE c.relispartition AND c.relkind = 'r' AND pg_get_expr(c.relpartbound, c.oid) <> 'DEFAULT'
+  LOOP
+    EXECUTE format('DROP TABLE %s', found.name);
+  END LOOP;
+END $$;
+SELECT presswork_make_partitions('{BEGIN:%Y-%m-%d}', 1);
 CREATE SCHEMA sim;
 GRANT USAGE ON SCHEMA sim TO PUBLIC;
 CREATE FUNCTION sim.now() RETURNS timestamptz LANGUAGE sql STABLE AS
@@ -79,25 +89,6 @@ class Clock:
         """Like `ids.new`, and in order also within a millisecond; unique also after the clock was set back."""
         milliseconds = int((self.now - ids.EPOCH) / timedelta(milliseconds=1))
         return milliseconds << ids.RANDOM_BITS | next(self._numbers)
-
-
-class VirtualOpening(sessions.Opening):
-    """Opens transactions at the clock's time; each one is a tick later than the one before."""
-
-    def __init__(self, clock: Clock) -> None:
-        super().__init__("simulation", nested_loops=True)
-        self._clock = clock
-
-    def text(self, server_version: int, tenant: int | None, actor: str = "") -> str:
-        now, started = self._clock.tick().isoformat(), self._clock.started.isoformat()
-        more = {"search_path": _PATH, "lock_timeout": f"'{_LOCK_TIMEOUT}'"}
-        more |= {'"sim"."now"': f"'{now}'", '"sim"."started"': f"'{started}'"}
-        return "; ".join(
-            [
-                super().text(server_version, tenant, actor),
-                *(f"SET LOCAL {name} = {value}" for name, value in more.items()),
-            ]
-        )
 
 
 def install(superuser: psycopg.Connection) -> None:

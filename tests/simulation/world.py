@@ -17,7 +17,8 @@ from services.core.model import ids
 from services.core.model.errors import DatabaseUnavailable
 from services.core.settings import Settings
 from tests import factories
-from tests.simulation.clock import Clock, VirtualOpening, assert_virtual, install
+from tests.simulation import sessions
+from tests.simulation.clock import Clock, assert_virtual, install
 
 TENANTS = (1, 2, 3)
 EMPTIED = (
@@ -79,8 +80,8 @@ class World:
     def __init__(self, database: Database, settings: Settings, superuser: psycopg.Connection) -> None:
         self.clock = Clock()
         self.database, self.settings, self.superuser = database, settings, superuser
-        database._opening = VirtualOpening(self.clock)  # the simulation's own database
         install(superuser)
+        sessions.install(database, self.clock)  # the simulation's own database
         factories.register(database)
         with database.begin_system() as connection:
             self.registry = models.registry(connection)
