@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
 from typing import Any
 
 import redis  # noqa: TC002  as the fixtures do
@@ -20,6 +21,7 @@ from services.core.model.states import ImageState
 from services.core.notify import Notifier
 from services.core.queue import expiry
 from services.core.settings import Settings
+from services.core.storage import installation
 from services.core.storage.s3 import S3Store
 from tests import crash_programs, programs, receiving
 from tests.crash_programs import Fault, Program
@@ -46,6 +48,7 @@ class World:
     store: S3Store
     redis: "redis.Redis"
     make_render_loop: RenderLoopMaker
+    elsewhere: S3Store  # the same bucket, but for the installation's prefix
     mark: int = 0
     _names: int = 0
 
@@ -158,17 +161,16 @@ class World:
 @contextmanager
 def open_world(settings: Settings, administration: "redis.Redis") -> Iterator[World]:
     own = replace(
-        receiving.to_this_machine(settings),
-        lease_seconds=6.0,
-        batch_sizes=(4, 1),
-        scorers=(),
-        simulated_faults=True,
-        simulated_noise=True,
-    )
+        receiving.to_this_machine(settings), lease_seconds=6.0, batch_sizes=(4, 1), scorers=(), simulated_faults=True,
+        simulated_noise=True,         prefix=f"crash-{ids.new()}/", publish_buckets=frozenset({settings.bucket}), fetch_http=True,
+        fetch_networks=(ip_network("127.0.0.1/32"),),
+    )  # fmt: skip
     store = S3Store(own)
     store.prepare()
     with open_api(own) as api, render_loop_maker(own.database_url, own, store) as make:
         loop = make()
         with api.database.begin_system() as connection:
             models.register(connection, SimulatedPipeline(own).card)
-        yield World(own, api, api.database, store, administration, lambda: loop)
+        installation.claim_prefix(api.database, store)
+        elsewhere = S3Store(replace(own, prefix=""))
+        yield World(own, api, api.database, store, administration, lambda: loop, elsewhere)

@@ -17,6 +17,7 @@ import redis
 from services.core.crash_points import ACTIONS, POINTS
 from services.core.settings import Settings
 from services.local.stack import Stack
+from tests import crash_catalogues as shops
 from tests import crash_requests as asked
 from tests import crash_scenarios as rendered
 from tests import crash_tasks as due
@@ -73,6 +74,21 @@ SCENARIOS: dict[str, Callable[[World], Scenario]] = {
     "webhook.recorded": partial(due.Deliver, again=1),
     "schedule.cancelled": due.Fire,
     "schedule.submitted": due.Fire,
+    "catalogue.listed": shops.FirstRun,
+    "photograph.stored": shops.RunOfPhotographs,
+    "catalogue.appended": shops.FirstRun,
+    "catalogue.submitted": shops.FirstRun,
+    "catalogue.copied": shops.SecondRun,
+    "manifest.stored": shops.SecondRun,
+    "version.forgotten": shops.SecondRun,
+    "pointer.moved": shops.SecondRun,
+    "entry.dropped": shops.SecondRun,
+    "catalogue.dropped": shops.DropCatalogue,
+    "copy.stored": shops.Copied,
+    "copy.listed": shops.Copied,
+    "copy.pointed": shops.Copied,
+    "copy.going": shops.Copied,
+    "copy.dropped": shops.Copied,
     "bulk.acted": partial(due.DeleteMany, hit=2),
 }
 

@@ -13,6 +13,7 @@ from services.core.catalogues.copies import Copy
 from services.core.catalogues.copy_names import MANIFESTS, POINTER
 from services.core.catalogues.destinations import Destination
 from services.core.catalogues.entries import Entry
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.storage.kept_file import KeptFile
 from services.core.storage.other_bucket import OtherBucket
@@ -46,6 +47,7 @@ def write(bucket: OtherBucket, at: Destination, catalogue: Catalogue, owner: dic
         "images": images,
         "manifest": {"object_key": at.key(name), "sha256": digest.hexdigest(), "bytes": size},
     }
+    crash_point("copy.listed")
     lease.keep()
     bucket.put(at.key(POINTER), io.BytesIO(json.dumps(pointer).encode()), "application/json", owner)
     return name

@@ -21,6 +21,7 @@ from services.core.catalogues.definition import Definition, DestinationFields
 from services.core.catalogues.destinations import Destination
 from services.core.catalogues.entries import Entry
 from services.core.catalogues.templates import Inapplicable
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.model.errors import (
     InvalidSubmission,
@@ -189,6 +190,7 @@ class _Copying:
             return False
         try:
             self._bucket.copy(entry.object_key, key, copy_manifests.media_type(entry), metadata)
+            crash_point("copy.stored")
         except ObjectMissing:
             raise Refused("object_gone", f"The picture of {_which(entry)} is not in the store any more.") from None
         if not self._is_whole(key, entry):
@@ -210,6 +212,7 @@ class _Copying:
         """Writes the manifest and then the pointer, last of all: who follows it finds everything."""
         self._check_own(POINTER)
         manifest = copy_manifests.write(self._bucket, self._at, self._catalogue, self._owner, self._lease)
+        crash_point("copy.pointed")
         with self._lease.begin() as connection:
             copies.point(connection, self._at, manifest)
             destinations.advance(connection, self._at, "deleting", points=True)
@@ -224,8 +227,10 @@ class _Copying:
         former = [one.name for one in page if one.is_manifest and not one.is_there]
         with self._lease.begin() as connection:
             copies.are_going(connection, self._at, pictures)
+        crash_point("copy.going")
         deleted = self._each(self._drop, pictures)
         self._each(self._drop, former)
+        crash_point("copy.dropped")
         is_last = len(page) < _NAMED_AT_ONCE
         with self._lease.begin() as connection:
             copies.forget(connection, self._at, pictures + former)

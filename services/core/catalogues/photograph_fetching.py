@@ -16,6 +16,7 @@ from typing import IO, Self
 
 from services.core.catalogues.photographs import Found, Photograph, Wanted
 from services.core.catalogues.templates import Inapplicable
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.fetching.connections import Rules
 from services.core.fetching.errors import FetchFailed
@@ -199,6 +200,7 @@ class Photographs:
         number = ids.new()
         key = self._store.key(files.object_name(self._tenant_id, number))
         self._store.put_file(key, file, media_type)
+        crash_point("photograph.stored")
         return _New(number, key, fetched.size, replace(new, image=files.public_id(number)))
 
     def _record(self, stored: Sequence[_New]) -> None:

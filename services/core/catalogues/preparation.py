@@ -39,6 +39,7 @@ from services.core.catalogues.planning import BadSource, TooSlow
 from services.core.catalogues.sources import SourceFailed, Taken, Uploaded
 from services.core.catalogues.version_list import BadList, Entry
 from services.core.catalogues.versions import Version
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.files import files
 from services.core.fleet import models
@@ -181,6 +182,7 @@ class _Preparation:
             had_broken = base_run is not None and bool(base_run.counts.get("broken"))
             if (counts or had_broken) and not self._run.plan_only:  # only a version that is made needs it
                 lists.put(self._store, lists.key(self._store, self._catalogue, self._run.id), plan.path)
+                crash_point("catalogue.listed")
             counts["unchanged"] = plan.pictures.get(version_list.UNCHANGED, 0)
             return Planned(
                 counts, source | {"items": plan.items}, base.version if base else 0, plan.doubt, job_id, had_broken

@@ -12,6 +12,7 @@ from services.core.catalogues import changes
 from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
 from services.core.files import files
@@ -78,6 +79,7 @@ def submit(settings: Settings, store: ImageStore, notifier: Notifier, run: Run, 
     except (Conflict, NotFound):  # somebody cancelled or deleted the job: what it has counts
         with lease.begin() as connection:
             runs.move(connection, run, "rendering")
+    crash_point("catalogue.submitted")
     for name in names:  # if this is lost, a periodic task and the workers' timers find the job within seconds
         notifier.notify(name)
 
@@ -111,6 +113,7 @@ def _append_next(
                 files.keep_for(connection, run.tenant_id, run.job_id, _files(page))
                 drafts.append(connection, run.tenant_id, submission, number)
                 runs.advance(connection, run, reached)
+            crash_point("catalogue.appended")
         except InvalidSubmission:
             if _gone(page, Inputs(settings, lease.begin, store, run.tenant_id)):  # since it was looked for
                 return first

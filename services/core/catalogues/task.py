@@ -29,6 +29,7 @@ from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.definition import Definition
 from services.core.catalogues.writing import Review
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.jobs import lifecycle
 from services.core.model.errors import Conflict, NotFound, QuotaExceeded
@@ -128,6 +129,7 @@ class CatalogueTask:
         """Makes the version whole, and publishes it if the rules allow it."""
         assert run.version is not None
         images, size, files = manifests.write(self._store, catalogue, run, self._lease)
+        crash_point("manifest.stored")
         publish = _definition(run.definition).publish
         with self._lease.begin() as connection:
             current = catalogues.find(connection, catalogue.tenant_id, catalogue.name, lock=True)

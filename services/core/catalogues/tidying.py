@@ -10,6 +10,7 @@ from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues, copies, copying, destinations, entries, lists, manifests, versions
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.versions import Version
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.storage.contract import ImageStore
 
@@ -20,8 +21,11 @@ _DROPPERS = 8
 def tidy(store: ImageStore, catalogue: Catalogue, keep: int, lease: Lease) -> None:
     """Keeps the newest `keep` versions and the published one."""
     published, announced, kept = _forget_versions(catalogue, keep, lease)
+    crash_point("version.forgotten")
     if published is not None and published.version != announced:
+        lease.keep()
         manifests.point(store, catalogue, published)
+        crash_point("pointer.moved")
     _drop_files(store, catalogue, kept, lease)
     _drop_unused(store, catalogue, [one.version for one in kept], lease)
     with lease.begin() as connection:
@@ -36,6 +40,7 @@ def remove(store: ImageStore, catalogue: Catalogue, lease: Lease) -> None:
             while some := list(islice(store.under(folder), _AT_ONCE)):  # listed again until there are none
                 lease.keep()
                 list(pool.map(store.drop, some))
+    crash_point("catalogue.dropped")
     more = True
     while more:
         with lease.begin() as connection:
@@ -81,5 +86,6 @@ def _drop_unused(store: ImageStore, catalogue: Catalogue, kept: Sequence[int], l
             list(pool.map(store.drop, gone | {store.key(catalogue.thumbnail_of(key)) for key in gone}))
             if not unused:
                 return
+            crash_point("entry.dropped")
             with lease.begin() as connection:
                 entries.forget(connection, catalogue.id, unused)

@@ -15,6 +15,7 @@ from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change, Settled
 from services.core.catalogues.entries import Picture
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.jobs.queries import ImageView
 from services.core.model.file_names import EXTENSIONS
@@ -123,6 +124,7 @@ def _copy(store: ImageStore, catalogue: Catalogue, run: Run, change: Change, ima
     key = store.copy_new(
         image.object_key, store.key(catalogue.folder + name), sha256=digest, size=image.bytes, claim_id=run.id
     )
+    crash_point("catalogue.copied")
     if key is None:
         return Settled(change.position, "failed", "object_gone", "The rendered picture is not in the store any more.")
     return Picture(change, key, digest, image.bytes, image.reproducibility_class or "", image.job_id, image.index)
