@@ -9,6 +9,7 @@ from typing import Any
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues, lists, manifests, task
 from services.core.catalogues.catalogues import Catalogue
+from services.core.catalogues.changes import Change
 from services.core.jobs import lifecycle
 from services.core.model import ids
 from tests import cataloguing, exporting
@@ -89,9 +90,12 @@ class SecondRun(FirstRun):
         assert self.now().announced == 1
         self._render({"b": SECOND["b"]}, "changed")
 
+    def change(self, item: str, title: str, kind: str) -> Change:
+        return cataloguing.change(item, title, kind=kind)
+
     def _render(self, titles: dict[str, str], kind: str) -> None:
         """Up to where the run's job is done. Its plan is given, since making one takes a second."""
-        found = [cataloguing.change(item, title, kind=kind) for item, title in titles.items()]
+        found = [self.change(item, title, kind) for item, title in titles.items()]
         unchanged = len(FIRST) - len(found)
         self.run = cataloguing.plan(self.world.database, self.world.store, self.shop, found, unchanged)
         self.world.run_tasks("catalogue")

@@ -33,7 +33,9 @@ from worker.pipelines.simulated import SimulatedPipeline
 
 _OPEN = text("SELECT count(*) FROM claims WHERE state = 'open'")
 _JOBS = text("SELECT id, finished_at FROM jobs WHERE id > :mark ORDER BY id")
-_WHOLE = text("SELECT id FROM jobs WHERE id > :mark AND deleted_at IS NULL AND objects_deleted_at IS NULL ORDER BY id")
+_WHOLE = text("""
+SELECT id, tenant_id FROM jobs WHERE id > :mark AND deleted_at IS NULL AND objects_deleted_at IS NULL ORDER BY id
+""")
 _STATES = text("SELECT index, state, attempt FROM images WHERE job_id = :id ORDER BY index")
 _RESULTS = text("SELECT index, object_key, sha256, bytes FROM results WHERE job_id = :id ORDER BY index")
 
@@ -113,10 +115,10 @@ class World:
         with self.database.begin_system() as connection:
             return all(row.finished_at for row in connection.execute(_JOBS, {"mark": self.mark}))
 
-    def counts(self, job_id: int) -> dict[str, int]:
+    def counts(self, job_id: int, tenant: int = TENANT) -> dict[str, int]:
         """As a user reads them; they always add up."""
-        with self.database.begin(TENANT) as connection:
-            found = queries.job(connection, TENANT, job_id)
+        with self.database.begin(tenant) as connection:
+            found = queries.job(connection, tenant, job_id)
         assert found is not None
         assert sum(found.counts.values()) == found.total and min(found.counts.values()) >= 0, found.counts
         return {state: count for state, count in found.counts.items() if count}
@@ -125,9 +127,9 @@ class World:
         """Of every job of which nothing was deleted: each image is in one state, as the counts say; each that is done
         has one result, which is read back by its sha256, and no other has any."""
         with self.database.begin_system() as connection:
-            whole = connection.execute(_WHOLE, {"mark": self.mark}).scalars().all()
-        for job_id in whole:
-            counts = self.counts(job_id)
+            whole = connection.execute(_WHOLE, {"mark": self.mark}).all()
+        for job_id, tenant in whole:
+            counts = self.counts(job_id, tenant)
             with self.database.begin_system() as connection:
                 images = connection.execute(_STATES, {"id": job_id}).all()
                 results = connection.execute(_RESULTS, {"id": job_id}).all()

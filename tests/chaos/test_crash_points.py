@@ -18,9 +18,11 @@ from services.core.crash_points import ACTIONS, POINTS
 from services.core.settings import Settings
 from services.local.stack import Stack
 from tests import crash_catalogues as shops
+from tests import crash_orders as ordered
 from tests import crash_requests as asked
 from tests import crash_scenarios as rendered
 from tests import crash_tasks as due
+from tests import crash_upkeep as upkeep
 from tests.crash_programs import Fault, Program
 from tests.crash_scenarios import Scenario
 from tests.crash_world import World, open_world
@@ -89,6 +91,26 @@ SCENARIOS: dict[str, Callable[[World], Scenario]] = {
     "copy.pointed": shops.Copied,
     "copy.going": shops.Copied,
     "copy.dropped": shops.Copied,
+    "image.submitted": ordered.Generate,
+    "part.recorded": partial(asked.Upload, hit=2),
+    "batch.created": ordered.CreateBatch,
+    "batch.cancelled": ordered.CancelBatch,
+    "pause.committed": ordered.Resume,
+    "redraw.committed": ordered.Redraw,
+    "bulk.asked": ordered.ActOnMany,
+    "export.ordered": ordered.OrderExport,
+    "run.begun": ordered.BeginRun,
+    "schedule.asked": ordered.RunSchedule,
+    "lease.committed": partial(due.Export, hit=3),
+    "dataset.dropped": upkeep.DropDataset,
+    "dataset.shrunk": upkeep.DropVersion,
+    "tenant.emptied": upkeep.DeleteTenant,
+    "tenant.dropped": upkeep.DeleteTenant,
+    "retention.erased": upkeep.Erase,
+    "retention.begun": due.DropOld,
+    "mark.raised": upkeep.Mark,
+    "mark.stored": upkeep.Mark,
+    "orphan.dropped": upkeep.DropOrphan,
     "bulk.acted": partial(due.DeleteMany, hit=2),
 }
 

@@ -17,6 +17,7 @@ from services.api.openai.bodies import Document
 from services.api.openai.uploads import EXPIRES_AFTER, ExpiresAfter
 from services.api.turns import OpenAIRoute
 from services.core.batches import batch_jobs, line_format
+from services.core.crash_points import crash_point
 from services.core.db.database import Connection
 from services.core.files import files
 from services.core.jobs import idempotency, lifecycle
@@ -93,6 +94,7 @@ def cancel_batch(context: ContextDep, tenant: Tenant, batch_id: str) -> Any:
             lifecycle.cancel(connection, tenant, number)
     except Conflict as error:
         raise ApiError(409, "job_finished", str(error), headers={"x-should-retry": "false"}) from None
+    crash_point("batch.cancelled")
     # Cancels the images of a small job at once; what is left is for the periodic task.
     with context.database.begin(tenant) as connection:
         segments.sweep(connection, number)
@@ -138,6 +140,7 @@ def _create(context: Context, tenant: int, asked: NewBatch, key: str | None, bas
             base_url=base_url,
         )
         found = batch_jobs.find(connection, tenant, job_id)
+    crash_point("batch.created")
     assert found is not None, "a recorded job can be read"
     return schemas.batch(found)
 

@@ -25,6 +25,7 @@ from services.api.v1 import schemas as v1
 from services.core.batches import line_format, results
 from services.core.batches.line_format import Body
 from services.core.batches.results import Stored
+from services.core.crash_points import crash_point
 from services.core.files.pictures import INSTEAD
 from services.core.fleet import models
 from services.core.jobs import lifecycle, queries, submissions
@@ -158,6 +159,7 @@ def submit(context: Context, tenant: int, body: Body, key: str | None, pictures:
         except InvalidSubmission as error:
             first = error.problems[0]
             raise ApiError(400, line_format.error_code(first.code), first.message, param=first.param) from None
+    crash_point("image.submitted")
     for model in receipt.models:
         context.notifier.notify(model)
     return receipt.job_id

@@ -132,6 +132,7 @@ def _add_part(context: Context, tenant: int, upload_id: int, form: Form) -> sche
         if not isinstance(error, uploads.InvalidParts):
             raise
         raise ApiError(400, "parts_unfit", str(error)) from None
+    crash_point("part.recorded")
     if kept != part:
         context.store.drop(key)
     return schemas.UploadPart(

@@ -16,6 +16,7 @@ from services.core.bulk import bulk
 from services.core.bulk.asked import BulkRequest, Verb
 from services.core.bulk.bulk import BulkAct
 from services.core.bulk.matching import Counted
+from services.core.crash_points import crash_point
 from services.core.model.errors import InvalidSubmission
 from services.core.model.scopes import Principal, Scope
 
@@ -101,6 +102,7 @@ def act_on_jobs(
     background. Each job's events name who asked. `retry` needs the scope `submit` too."""
     key = streaming.idempotency_key(request)
     act, replayed = ask(context, caller, json_object.parse(BulkRequest, body, BulkRequest.ALLOWED), key)
+    crash_point("bulk.asked")
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
     answer = _shown(act)

@@ -22,6 +22,7 @@ from services.core.catalogues.asked import RedrawRequest, RunRequest
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.changes import Change
 from services.core.catalogues.looks import Looks
+from services.core.crash_points import crash_point
 from services.core.fleet import models
 from services.core.jobs import idempotency, queries, submissions
 from services.core.jobs.estimates import WorkTally
@@ -165,6 +166,7 @@ def run_catalogue(
         else:
             run_id, response.headers["Idempotent-Replayed"] = replayed, "true"
         made = runs.find(connection, found.id, run_id)
+    crash_point("run.begun")
     answer = _shown(context, tenant, found, [made])[0]
     path = f"/v1/catalogues/{catalogue}/runs/{answer.id}"
     response.headers.update(dependencies.location(context, request, path))
@@ -228,6 +230,7 @@ def redraw_changes(
         runs.find(connection, found.id, number)
         policy = policies.at(context.settings, connection, Door("redraw", tenant))
         receipt = redrawing.redraw(connection, found, number, wanted.indexes, policy=policy, idempotency_key=key)
+    crash_point("redraw.committed")
     for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds
         context.notifier.notify(model)
     if receipt.replayed:

@@ -12,6 +12,7 @@ from services.api.dependencies import Context, ContextDep
 from services.api.errors import ApiError
 from services.api.turns import TenantRoute
 from services.api.v1 import schemas
+from services.core.crash_points import crash_point
 from services.core.exports import exports, options, records
 from services.core.model import ids
 from services.core.model.errors import InvalidSubmission
@@ -93,6 +94,7 @@ def create_export(
     with context.database.begin(tenant) as connection:
         export_id, replayed = exports.create(connection, tenant, number, order, base_url=base_url, key=key)
         found = records.find(connection, tenant, export_id)
+    crash_point("export.ordered")
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
     response.headers.update(dependencies.location(context, request, f"/v1/exports/{records.public_id(export_id)}"))

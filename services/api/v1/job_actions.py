@@ -84,6 +84,7 @@ def _pause(context: Context, tenant: int, number: int, paused: bool) -> schemas.
     with context.database.begin(tenant) as connection:
         lifecycle.pause(connection, tenant, number, paused)
         models = [] if paused else queries.models_of(connection, number)
+    crash_point("pause.committed")
     _notify(context, models)
     return shown(context, tenant, number)
 

@@ -14,6 +14,7 @@ from services.api.dependencies import ContextDep
 from services.api.errors import ApiError, SubmissionError
 from services.api.turns import TenantRoute
 from services.api.v1.schemas import Moment
+from services.core.crash_points import crash_point
 from services.core.db.database import Connection
 from services.core.jobs import idempotency
 from services.core.model import ids
@@ -168,7 +169,9 @@ def run_schedule(request: Request, response: Response, context: ContextDep, tena
         if key is not None:
             digest = idempotency.digest("run_schedule", found.id)
             idempotency.remember(connection, tenant, key, sha256=digest, thing=run_id, kind="schedule_run")
-        return _run(runs.find(connection, tenant, run_id), schedule)
+        begun = runs.find(connection, tenant, run_id)
+    crash_point("schedule.asked")
+    return _run(begun, schedule)
 
 
 @router.get("/schedules/{schedule}/times", response_model=ScheduleTimes)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
+from services.core.crash_points import crash_point
 from services.core.db.database import Database
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
@@ -102,8 +103,10 @@ def renew(database: Database, store: ImageStore, *, accepts_restore: bool = Fals
         theirs = int(str(_read(store, NAME).get("epoch", 0)))
         connection.execute(_RAISE, {"theirs": theirs})
         epoch, _, _, server = _ours(connection)
+    crash_point("mark.raised")
     content = json.dumps({"epoch": epoch, "server": server}).encode()
     store.put_file(store.key(NAME), io.BytesIO(content), "application/json")
+    crash_point("mark.stored")
     with database.begin_system() as connection:
         connection.execute(_WRITTEN)
 

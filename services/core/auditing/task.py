@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from services.core.auditing import audits, mark, owners
 from services.core.auditing.audits import Audit
+from services.core.crash_points import crash_point
 from services.core.db import columns
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
@@ -226,6 +227,7 @@ def _delete_orphans(store: ImageStore, audit: Audit, lease: Lease, days: int) ->
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(store.drop, lost[first:][:_DROPPED_AT_ONCE]))
             lease.keep()
+        crash_point("orphan.dropped")
         with lease.begin() as connection:
             audits.forget(connection, old)
             audits.advance(connection, audit.id, deleted=len(lost))

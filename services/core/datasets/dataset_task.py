@@ -114,6 +114,7 @@ def _drop(store: ImageStore, dataset: Dataset, version: Version | None, lease: L
                 return False
             lease.keep()
             list(pool.map(store.drop, some))
+    crash_point("dataset.dropped")
     more = True
     while more:
         with lease.begin() as connection:
@@ -139,6 +140,7 @@ def _drop_version(store: ImageStore, version: Version, lease: Lease, until: floa
                     return False
                 lease.keep()
                 list(pool.map(store.drop, [key for _, key in files]))
+                crash_point("dataset.shrunk")
                 with lease.begin() as connection:
                     version_removal.forget_files(connection, version, place, [path for path, _ in files])
             with lease.begin() as connection:

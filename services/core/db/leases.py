@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import Connection
 
+from services.core.crash_points import crash_point
 from services.core.db.database import Database
 from services.core.db.statements import statement
 from services.core.model.errors import PressworkError
@@ -124,6 +125,7 @@ class Lease:
             if not connection.execute(_KEEP, values).rowcount:
                 raise LeaseLost
             yield connection
+        crash_point("lease.committed")
         self._kept_at = asked_at
 
     def release(self) -> None:

@@ -14,6 +14,7 @@ from itertools import islice
 
 from sqlalchemy import Connection
 
+from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
 from services.core.db.statements import statement
 from services.core.deletion import tenants
@@ -60,6 +61,7 @@ def run(store: ImageStore, tenant_id: int, lease: Lease) -> None:
         return
     with lease.begin() as connection:
         tenants.emptied(connection, tenant_id)
+    crash_point("tenant.emptied")
     if not _delete_rows(tenant_id, tables, lease, until) or not _drop_objects(store, tenant_id, lease, until):
         return
     with lease.begin() as connection:
@@ -118,6 +120,7 @@ def _drop_objects(store: ImageStore, tenant_id: int, lease: Lease, until: float)
         found = _under(store, keys.tenant_folders(tenant_id))
         while some := list(islice(found, _OBJECTS_AT_ONCE)):
             list(pool.map(store.drop, some))
+            crash_point("tenant.dropped")
             with lease.begin() as connection:
                 tenants.add(connection, tenant_id, objects=len(some))
             if lease.stopping.is_set() or time.monotonic() > until + SLICE_SECONDS:

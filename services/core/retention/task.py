@@ -66,6 +66,7 @@ def _erase_payloads(_store: ImageStore, job_id: int, work: Work, lease: Lease) -
         pause(lease, time.monotonic() - began)
         if lease.stopping.is_set():
             return False
+    crash_point("retention.erased")
     with lease.begin() as connection:
         due.done(connection, job_id, work.kind)
     return True
@@ -77,6 +78,7 @@ def _delete_objects(store: ImageStore, job_id: int, work: Work, lease: Lease) ->
         if job_states.delete_objects(connection, job_id):
             exports.remove_all(connection, work.tenant_id, job_id)
             deletion.delete_files(connection, work.tenant_id, job_id)
+    crash_point("retention.begun")
     with ThreadPoolExecutor(_DROPPERS) as pool:
 
         def drop(some: Iterable[str]) -> None:
