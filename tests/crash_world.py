@@ -164,8 +164,8 @@ class World:
 def open_world(settings: Settings, administration: "redis.Redis") -> Iterator[World]:
     own = replace(
         receiving.to_this_machine(settings), lease_seconds=6.0, batch_sizes=(4, 1), scorers=(), simulated_faults=True,
-        simulated_noise=True,         prefix=f"crash-{ids.new()}/", publish_buckets=frozenset({settings.bucket}), fetch_http=True,
-        fetch_networks=(ip_network("127.0.0.1/32"),),
+        simulated_noise=True, prefix=f"crash-{ids.new()}/", publish_buckets=frozenset({settings.bucket}),
+        fetch_http=True, fetch_networks=(ip_network("127.0.0.1/32"),),
     )  # fmt: skip
     store = S3Store(own)
     store.prepare()
