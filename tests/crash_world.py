@@ -31,6 +31,7 @@ from tests.waiting import until
 from tests.web import Api, open_api
 from worker.pipelines.simulated import SimulatedPipeline
 
+_AGE_CLAIMS = text("UPDATE claims SET expires_at = now() - interval '1 hour' WHERE state = 'open'")
 _OPEN = text("SELECT count(*) FROM claims WHERE state = 'open'")
 _JOBS = text("SELECT id, finished_at FROM jobs WHERE id > :mark ORDER BY id")
 _WHOLE = text("""
@@ -64,20 +65,20 @@ class World:
 
     def age(self) -> None:
         """All leases are over: a minute has passed. If a stopped program has a transaction open, the server ends it."""
-        with self.database.begin_system() as connection:
-            connection.execute(text("UPDATE claims SET expires_at = now() - interval '1 hour' WHERE state = 'open'"))
-            connection.execute(text("UPDATE leases SET expires_at = '-infinity'"))
-        receiving.hurry(self.database)
 
-        def expire() -> bool:
+        def age() -> bool:
             try:
+                with self.database.begin_system() as connection:
+                    connection.execute(_AGE_CLAIMS)
+                    connection.execute(text("UPDATE leases SET expires_at = '-infinity'"))
+                receiving.hurry(self.database)
                 with self.database.begin_system() as connection:
                     expiry.expire(connection, 0.0)
             except DatabaseUnavailable:  # a row stayed locked
                 return False
             return True
 
-        until(expire, 40)
+        until(age, 40)
 
     def carry_on(self, is_done: Callable[[], bool]) -> None:
         """Other programs do what is left, until it is done."""

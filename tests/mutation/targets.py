@@ -72,6 +72,6 @@ TARGETS = {
     "retries": Target("worker/retries.py", ("tests/unit/test_retries.py",)),
     "batching": Target("worker/batching.py", ("tests/unit/test_retries.py",)),
     "claim_sizes": Target("worker/claim_sizes.py", ("tests/unit/test_claim_sizes.py",)),
-    "sharding": Target("worker/sharding.py", ("tests/integration/test_shards.py",)),
+    "sharding": Target("worker/sharding.py", ("tests/unit/test_sharding.py", "tests/integration/test_shards.py")),
     "members": Target("services/core/storage/members.py", ("tests/unit/test_members.py",)),
 }

@@ -48,6 +48,8 @@ def test_the_pictures_of_a_claim_fit_in_memory():
     large = dataclasses.replace(SMALL, width=1024, height=1024)
     sizes = measured(large, 0.0001)
     assert sizes.images(large, 16) == 16 and sizes.images(large, 4) == 20 and sizes.images(large, 64) == 64
+    medium = dataclasses.replace(SMALL, width=512, height=342)
+    assert measured(medium, 0.0001).images(medium, 1) == 127, "64 MiB"
 
 
 def test_so_do_the_pictures_of_all_claims_of_a_large_spool():
@@ -65,24 +67,24 @@ def test_a_device_that_becomes_slow_claims_less_at_once_and_one_that_becomes_fas
 
 def test_the_next_claim_is_taken_once_and_shortly_before_the_end():
     sizes = measured(SMALL, 0.01)
-    taken: list[int] = []
+    taken: list[Future[None]] = []
 
     def claim() -> Future[None]:
-        taken.append(1)
-        return Future()
+        taken.append(Future())
+        return taken[-1]
 
     following = Following(SMALL, sizes, claim)
     following.ahead(11)
     assert not taken
     following.ahead(10)
+    assert len(taken) == 1
     following.ahead(0)
-    assert following.claimed() is following.claimed() and len(taken) == 1
+    assert following.claimed() is following.claimed() is taken[0] and len(taken) == 1
 
 
 def test_the_next_claim_is_taken_also_if_no_batch_began():
-    taken: list[int] = []
-    Following(SMALL, ClaimSizes(300.0, 4), lambda: taken.append(1) or Future()).claimed()
-    assert taken == [1]
+    taken: Future[None] = Future()
+    assert Following(SMALL, ClaimSizes(300.0, 4), lambda: taken).claimed() is taken
 
 
 def test_what_was_not_stored_yet_is_claimed_by_the_batch():
@@ -111,6 +113,11 @@ def test_what_must_be_fetched_first_is_claimed_sooner():
     assert not sizes.is_near_the_end(SMALL, 30)
     sizes.fetched(0.3)
     assert sizes.is_near_the_end(SMALL, 30) and not sizes.is_near_the_end(SMALL, 50)
+    sizes.fetched(0.2)
+    assert sizes.is_near_the_end(SMALL, 34) and not sizes.is_near_the_end(SMALL, 36), (
+        "what becomes faster counts by half"
+    )
     for _ in range(10):
         sizes.fetched(0.0)
     assert not sizes.is_near_the_end(SMALL, 30)
+    assert measured(SMALL, 0.1).is_near_the_end(SMALL, 1)

@@ -1,5 +1,7 @@
 """Keys of images in shards, and the fewest reads by which many are read."""
 
+import pytest
+
 from services.core.storage import members
 from services.core.storage.members import Place
 
@@ -29,3 +31,27 @@ def test_members_that_lie_together_are_one_read_and_those_far_apart_are_not():
             read[number] = data if part is None else data[part]
     places = {0: wanted[0], 1: wanted[1], 3: wanted[2], 4: wanted[3]}
     assert read == {2: b"whole"} | {n: shard[one.begin : one.begin + one.size] for n, one in places.items()}
+
+
+@pytest.mark.parametrize(
+    ("places", "reads"),
+    [
+        ([(0, 10), (10, 5)], ["a.tar#0+15"]),
+        ([(0, 10), (9 + 65_536, 5)], ["a.tar#0+65550"]),
+        ([(0, 10), (10 + 65_536, 5)], ["a.tar#0+10", "a.tar#65546+5"]),
+        ([(0, 10), (10, 8_388_598)], ["a.tar#0+8388608"]),
+        ([(0, 10), (10, 8_388_599)], ["a.tar#0+10", "a.tar#10+8388599"]),
+        ([(1_000, 10), (1_010, 8_388_598)], ["a.tar#1000+8388608"]),
+        ([(0, 10), (40_000, 10), (80_000, 10)], ["a.tar#0+80010"]),
+        ([(0, 10), (10, 5_000_000), (5_000_010, 5_000_000)], ["a.tar#0+5000010", "a.tar#5000010+5000000"]),
+        (
+            [(0, 5_000_000), (5_000_000, 2_000_000), (7_000_000, 2_000_000)],
+            ["a.tar#0+7000000", "a.tar#7000000+2000000"],
+        ),
+        ([(7, 20_000_000)], ["a.tar#7+20000000"]),
+    ],
+)
+def test_a_read_ends_at_a_gap_of_more_than_64_kib_and_at_8_mib(places: list[tuple[int, int]], reads: list[str]):
+    found = members.spans([Place("a.tar", *place).key for place in places])
+    assert [span.key for span in found] == reads
+    assert [number for span in found for number, _ in span.parts] == list(range(len(places)))
