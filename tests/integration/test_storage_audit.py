@@ -279,6 +279,26 @@ def kept(database: Database, store: S3Store) -> str | None:
         return mark.last_refusal(connection)
 
 
+class Slow(S3Store):
+    """A store whose next mark arrives after another process has given both a newer one."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        super().__init__(settings)
+        self._database: Database | None = database
+
+    def put_file(self, key, file, media_type):
+        database, self._database = self._database, None
+        if database is not None:
+            mark.renew(database, self)
+        super().put_file(key, file, media_type)
+
+
+def test_a_mark_that_comes_after_a_newer_one_refuses_nothing(database, settings, own):
+    slow = Slow(dataclasses.replace(settings, prefix=own.prefix), database)
+    mark.renew(database, slow)
+    assert mark.refusal(database, own) is None
+
+
 def test_a_copy_of_the_disk_from_between_two_audits_is_seen(database, own):
     """Also if the store was never audited: the mark is there from the first start on."""
     assert kept(database, own) is None

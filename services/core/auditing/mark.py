@@ -36,7 +36,9 @@ FROM storage_mark
 """)
 _PREFIXES = statement("mark.prefixes")("SELECT id::text AS installation, prefixes FROM installation")
 _RAISE = statement("mark.raise")("UPDATE storage_mark SET epoch = greatest(epoch, :theirs) + 1, is_pending = true")
-_WRITTEN = statement("mark.written")("UPDATE storage_mark SET is_pending = false, refusal = NULL")
+_WRITTEN = statement("mark.written")("""
+UPDATE storage_mark SET is_pending = false, refusal = NULL WHERE epoch = :epoch
+""")
 _PENDING = statement("mark.pending")("""
 SELECT 1 AS id, (SELECT min(tenants.id) FROM tenants) AS tenant_id FROM storage_mark
 WHERE (looked_at IS NULL OR looked_at NOT BETWEEN now() - make_interval(secs => :seconds) AND now())
@@ -96,7 +98,15 @@ def own_prefixes(database: Database, store: ImageStore) -> set[str]:
 
 
 def renew(database: Database, store: ImageStore, *, accepts_restore: bool = False) -> None:
-    """Gives both a new mark: after an audit that found them alike, or when somebody accepts a restore, an event."""
+    """Gives both a new mark: after an audit that found them alike, or when somebody accepts a restore, an event. If
+    another process has renewed it meanwhile, this one may have stored an older mark over a newer one: it begins again.
+    """
+    while not _renewed(database, store, accepts_restore=accepts_restore):
+        accepts_restore = False
+
+
+def _renewed(database: Database, store: ImageStore, *, accepts_restore: bool) -> bool:
+    """Gives both a new mark. Returns whether no other process did that meanwhile."""
     with database.begin_system() as connection:
         if accepts_restore:
             events.append(connection, "storage.restore_accepted", "storage/mark", tenant_id=None)
@@ -108,7 +118,7 @@ def renew(database: Database, store: ImageStore, *, accepts_restore: bool = Fals
     store.put_file(store.key(NAME), io.BytesIO(content), "application/json")
     crash_point("mark.stored")
     with database.begin_system() as connection:
-        connection.execute(_WRITTEN)
+        return bool(connection.execute(_WRITTEN, {"epoch": epoch}).rowcount)
 
 
 def _ours(connection: Connection) -> tuple[int, bool, str, str]:
