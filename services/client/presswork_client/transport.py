@@ -43,9 +43,12 @@ class Transport:
     ) -> None:
         self._patience, self._on_wait = patience, on_wait
         headers = {"Authorization": f"Bearer {key}"}
-        self.http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=timeout, mounts=_DIRECT)
+        trust = httpx.create_ssl_context()  # the certificates are read once for both: it takes longer than all the rest
+        self.http = httpx.Client(
+            base_url=url.rstrip("/"), headers=headers, timeout=timeout, mounts=_DIRECT, verify=trust
+        )
         # Without the key: an object's URL is signed, or redirects to one that is.
-        self.store = httpx.Client(timeout=timeout, mounts=_DIRECT, follow_redirects=True)
+        self.store = httpx.Client(timeout=timeout, mounts=_DIRECT, verify=trust, follow_redirects=True)
 
     def close(self) -> None:
         self.http.close()
