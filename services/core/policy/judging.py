@@ -87,6 +87,8 @@ def opened(settings: Settings) -> Judge | None:
 
 def check(settings: Settings) -> None:
     """Raises SettingsError unless each chosen policy is installed and opens."""
+    if not settings.prompt_policies:
+        return
     brought = {entry.name for entry in metadata.entry_points(group=GROUP)}
     for name in settings.prompt_policies:
         if name not in brought:
