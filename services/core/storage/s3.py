@@ -410,16 +410,17 @@ def _client(settings: Settings, endpoint: str) -> Any:
                 "No credentials for the object store were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name "
                 "a profile in AWS_PROFILE, or give the machine a role."
             )
-        client = session.client(
-            "s3",
-            endpoint_url=endpoint or None,
-            region_name=settings.s3_region,
-            aws_access_key_id=settings.s3_access_key or None,
-            aws_secret_access_key=settings.s3_secret_key or None,
-            aws_session_token=(settings.s3_access_key and settings.s3_session_token) or None,
-            verify=settings.s3_ca_bundle or True,
-            config=clients.config(settings.store_seconds, sessions.proxies(settings, endpoint), own_endpoint=True),
-        )
+        with sessions.ONE_AT_A_TIME:
+            client = session.client(
+                "s3",
+                endpoint_url=endpoint or None,
+                region_name=settings.s3_region,
+                aws_access_key_id=settings.s3_access_key or None,
+                aws_secret_access_key=settings.s3_secret_key or None,
+                aws_session_token=(settings.s3_access_key and settings.s3_session_token) or None,
+                verify=settings.s3_ca_bundle or True,
+                config=clients.config(settings.store_seconds, sessions.proxies(settings, endpoint), own_endpoint=True),
+            )
     except (BotoCoreError, ValueError) as error:
         raise SettingsError(f"The object store cannot be used as it is set: {str(error).rstrip('.')}.") from error
     return clients.careful(client, settings.store_seconds)

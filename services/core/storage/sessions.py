@@ -6,16 +6,17 @@ was meant for another program must not reach a store whose keys we were given.
 
 import ipaddress
 import os
+import threading
 from functools import cache
 from urllib.parse import urlsplit
 
 import boto3.session
 import botocore.session
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES, ConfigValueStore, ConstantProvider
-from botocore.loaders import Loader
 
 from services.core.settings import Settings
 
+ONE_AT_A_TIME = threading.Lock()  # held by who makes a client of a session, which threads may not share
 _NO_FILES = {"config_file": os.devnull, "credentials_file": os.devnull}
 
 
@@ -23,20 +24,17 @@ def session(settings: Settings) -> boto3.session.Session:
     """Its environment is empty if the settings hold keys; else it is botocore's own, AWS_PROFILE included."""
     if not settings.s3_access_key:
         return boto3.session.Session()
-    bare = botocore.session.Session()
-    bare.register_component("data_loader", _loader())
-    constants = {name: entry[2] for name, entry in BOTOCORE_DEFAUT_SESSION_VARIABLES.items()} | _NO_FILES
-    providers = {name: ConstantProvider(value) for name, value in constants.items()}
-    bare.register_component("config_store", ConfigValueStore(providers))
-    made = boto3.session.Session(botocore_session=bare)
-    _loader().search_paths[:] = dict.fromkeys(_loader().search_paths)  # boto3 adds its own each time
-    return made
+    return _bare()
 
 
 @cache
-def _loader() -> Loader:
-    """botocore's descriptions of services, which are read from its files once in a process."""
-    return Loader()
+def _bare() -> boto3.session.Session:
+    """One for a process: it reads botocore's descriptions of services, which takes long, and holds nobody's keys."""
+    bare = botocore.session.Session()
+    constants = {name: entry[2] for name, entry in BOTOCORE_DEFAUT_SESSION_VARIABLES.items()} | _NO_FILES
+    providers = {name: ConstantProvider(value) for name, value in constants.items()}
+    bare.register_component("config_store", ConfigValueStore(providers))
+    return boto3.session.Session(botocore_session=bare)
 
 
 def proxies(settings: Settings, endpoint: str) -> dict[str, str] | None:
