@@ -1,5 +1,6 @@
 """The API behind a real server on loopback, with a registered model, a worker that has been up, and a key."""
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -64,19 +65,50 @@ class Api:
             return {name: connection.execute(text(f"SELECT count(*) FROM {name}")).scalar_one() for name in TABLES}
 
 
+class _Server(uvicorn.Server):
+    """Ends as soon as it is told to. uvicorn's own looks every tenth of a second whether it was, and then waits another
+    for connections that are long gone: together longer than most tests run."""
+
+    def end(self) -> None:
+        """From another thread."""
+        self._loop.call_soon_threadsafe(self._told.set)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
+        await super().startup(sockets)
+
+    async def main_loop(self) -> None:
+        ticks = self._loop.create_task(super().main_loop())
+        await self._told.wait()
+        ticks.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listener in (*self.servers, *(sockets or [])):
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await asyncio.sleep(0)  # those that are idle go
+        try:
+            await asyncio.wait_for(self._wait_tasks_to_complete(), self.config.timeout_graceful_shutdown)
+        except TimeoutError:
+            for task in self.server_state.tasks:
+                task.cancel()
+        await self.lifespan.shutdown()
+
+
 @contextmanager
 def serving(settings: Settings, port: int = 0) -> Iterator[str]:
     """The API as its own server would run it, in a thread; its address."""
     with closing(socket.create_server(("127.0.0.1", port))) as listener:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server = uvicorn.Server(server_config(application(programs.settings("web", settings))))
+        server = _Server(server_config(application(programs.settings("web", settings))))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
-        until(lambda: server.started, every=0.01)
+        until(lambda: server.started, every=0.002)
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
-            server.should_exit = True
+            server.end()
             thread.join()
 
 
