@@ -7,9 +7,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import certifi
 import psycopg
 import pytest
 import redis
@@ -33,6 +35,19 @@ _numbers = itertools.count(1)
 _RUNNING = os.environ.get("PRESSWORK_TESTS_STACK")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each HTTP client reads all certificates that it trusts, for 13 ms, and the servers here speak plain HTTP."""
+    end = "-----END CERTIFICATE-----\n"
+    first = certifi.contents().partition(end)[0] + end
+    file = tmp_path_factory.mktemp("authority") / "one.pem"
+    file.write_text(first, encoding="ascii", errors="replace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certifi, "where", lambda: str(file))
+        patch.setenv("SSL_CERT_FILE", str(file))  # of the programs that the tests start, too
+        yield
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Real Postgres, Valkey and SeaweedFS, on ports of their own; or those that run already, with a migrated template,
@@ -48,6 +63,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with memory.folder("presswork-tests-") as folder:
         with Stack(folder / "stack", quiet) as running:
             programs.learn(running)
+            _ease_sign_in(running)
             yield running
         shutil.copytree(running.home.logs, tmp_path_factory.mktemp("stack") / "logs")
 
@@ -67,15 +83,22 @@ def fresh_database(stack: Stack) -> Iterator[Callable[[str], AbstractContextMana
         (data,) = admin.execute("SHOW data_directory").fetchone()
         # By files, with a checkpoint and no log: quick in memory, and slow where each file is written to a disk.
         strategy = "FILE_COPY" if Path(data).is_relative_to(memory.MEMORY) else "WAL_LOG"
+        left: list[str] = []
+
+        def drop() -> None:
+            while left:
+                admin.execute(f"DROP DATABASE {left.pop()} WITH (FORCE)")
 
         @contextmanager
         def copy(original: str) -> Iterator[str]:
+            drop()  # only now: for sessions that have not ended yet, Postgres would look every tenth of a second
             name = f"test_{os.getpid()}_{next(_numbers)}"
             admin.execute(f"CREATE DATABASE {name} TEMPLATE {original} OWNER presswork_migrator STRATEGY {strategy}")
             yield _rename(stack.values["DATABASE_URL"], name)
-            _drop(admin, name)
+            left.append(name)
 
         yield copy
+        drop()
 
 
 @pytest.fixture(scope="session")
@@ -179,12 +202,16 @@ def _running(home: Path, told: Path) -> Stack:
     return running
 
 
-def _drop(admin: "psycopg.Connection", name: str) -> None:
-    """Lets sessions end that are about to: Postgres looks for them every tenth of a second. Others are ended."""
-    sessions = "SELECT FROM pg_stat_activity WHERE datname = %s"
-    with suppress(AssertionError):
-        until(lambda: not admin.execute(sessions, [name]).fetchall(), seconds=0.1, every=0.005)
-    admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+def _ease_sign_in(stack: Stack) -> None:
+    """Postgres lets a client compute 4,096 hashes for each connection, against who would guess a password from what is
+    stored of it. The tests open some ten thousand."""
+    urls = [stack.values["DATABASE_URL"], stack.migrator_url, stack.superuser_url]
+    urls += [address for own in stack.programs.values() for name, address in own.items() if name == "DATABASE_URL"]
+    with psycopg.connect(_plain(stack.superuser_url)) as admin:
+        admin.execute("SET scram_iterations = 1")
+        for url in urls:
+            parts = urlsplit(url)
+            admin.execute(f"ALTER ROLE {parts.username} PASSWORD '{parts.password}'")
 
 
 def _plain(url: str) -> str:
