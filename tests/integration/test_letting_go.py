@@ -95,6 +95,14 @@ def test_a_settle_that_still_names_what_was_let_go_makes_the_rest_visible_alone(
     assert settle(database, taken).verdict is Verdict.ALREADY
 
 
+def test_what_was_let_go_costs_nothing_if_nothing_was_rendered(database, mixed):
+    taken, doomed, other = mixed
+    let_go(database, taken, [doomed])
+    settle(database, taken, released=[(image.job_id, image.index) for image in taken.images])
+    paid = "SELECT sum(device_seconds), sum(slots) FROM counter_deltas"
+    assert rows(database, paid) == [(0, 0)] and states(database, other) == [QUEUED] * 12
+
+
 def test_only_cancelled_jobs_are_let_go_and_once(database, mixed):
     taken, doomed, other = mixed
     for _ in range(2):

@@ -442,6 +442,17 @@ def test_every_image_of_a_claim_gets_its_own_outcome_and_every_job_its_own_count
     ) == [(*place, "render_error", f"broke at {place[1]}", taken.id, "host device", 7) for place in failed]
 
 
+def test_the_bytes_of_all_that_is_done_are_counted_once_and_nothing_costs_what_was_not_told(database, settings):
+    job = submit(database, settings, 6)
+    taken = claim(database, seats=6)
+    sizes = [1, 2, 4, 16, 32]  # of two runs, with a failed image between them
+    pictures = [image for image in stored(taken) if image.index != 3]
+    done = [dataclasses.replace(image, bytes=size) for image, size in zip(pictures, sizes, strict=True)]
+    settle(database, taken, stored=done, failed=[FailedImage(job, 3, "render_error", "broke")])
+    costs = "SELECT sum(bytes), sum(slots), sum(device_seconds) FROM counter_deltas WHERE job_id = :id"
+    assert rows(database, costs, id=job) == [(55, 0, 0)]
+
+
 def test_the_result_of_an_image_is_recorded_as_the_worker_reports_it(database, settings):
     submit(database, settings, 2)
     taken = claim(database)
