@@ -17,6 +17,7 @@ HISTORIES, SEED, STEPS = 300, 20_311, 40
 _REACHED = {
     "settled: fenced": 10, "settled: already": 3, "expired": 50, "poison": 10, "cancelled while rendering": 10,
     "waited for a lock": 10, "held claim": 20, "held settle": 5, "erased": 3,
+    "sick": 10, "let go": 20,
 }  # fmt: skip
 
 
@@ -60,10 +61,19 @@ KNOWN: dict[str, tuple[list[Step], str]] = {
     "a claim is open while another is made, and a cancel": (
         [
             _submit((GOOD, 64, 9), (GOOD, 64, 9)), _claim(0, fate=Fate.HOLD), _claim(1),
-            ("cancel", {"job": 0, "fate": Fate.COMMIT}), ("end_held", {"commit": True}),
-            ("cancel", {"job": 0, "fate": Fate.COMMIT}), _settle(0), _settle(1),
+            ("cancel", {"job": 0, "shared": False, "fate": Fate.COMMIT}), ("end_held", {"commit": True}),
+            ("cancel", {"job": 0, "shared": False, "fate": Fate.COMMIT}), _settle(0), _settle(1),
         ],
         "waited for a lock",
+    ),
+    "of a claim of two jobs one is cancelled, and lost with the other": (
+        [
+            _submit((GOOD, 64, 2)), _submit((GOOD, 64, 3)), _claim(0),
+            ("cancel", {"job": 0, "shared": True, "fate": Fate.COMMIT}),
+            ("beat", {"worker": 0, "fate": Fate.COMMIT, "at_once": True}), ("pass_time", {"seconds": 31.0}), EXPIRE,
+            _settle(0),
+        ],
+        "let go",
     ),
     "the clock is set back while images are rendered": (
         [_submit((GOOD, 64, 4)), _claim(0), ("pass_time", {"seconds": -4_000.0}), EXPIRE, _claim(1), _settle(0)],

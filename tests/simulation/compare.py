@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 from services.core.model.states import FINAL_IMAGE_STATES, IMAGE_MOVES, ClaimState, ImageState
-from tests.simulation.model import Model
+from tests.simulation.model import Lease, Model
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TABLES = ("jobs", "images", "claims", "results", "failures", "causes")
@@ -47,7 +47,7 @@ def possible(found: Snapshot, before: Snapshot | None) -> None:
         assert sum(counts) == total, f"the counts of job {job} do not add up to {total}: {counts}"
         assert counts == [by_job.get(job, Counter())[state] for state in range(5)], f"the counts of job {job}: {counts}"
     held = Counter(claim for state, claim in images.values() if state == ImageState.RENDERING)
-    open_claims = {number: size for number, _, state, size, _, _ in found["claims"] if state == ClaimState.OPEN}
+    open_claims = {number: size for number, _, state, size, *_ in found["claims"] if state == ClaimState.OPEN}
     assert held == open_claims, f"open claims {open_claims} and what they hold, {dict(held)}"
     done = {place for place, (state, _) in images.items() if state == ImageState.DONE}
     results = [(job, index) for job, index, *_ in found["results"]]
@@ -82,7 +82,7 @@ def _expected(model: Model, table: str) -> list[list[Any]]:
         ]
     if table == "claims":
         return [
-            [one.id, one.worker, str(one.state), len(one.places), _seconds(one.expires_at), one.jobs]
+            [one.id, one.worker, str(one.state), len(one.places), _seconds(one.expires_at), one.jobs, *_tenants(one)]
             for one in model.claims.values()
         ]
     if table == "results":
@@ -90,6 +90,10 @@ def _expected(model: Model, table: str) -> list[list[Any]]:
     if table == "failures":
         return [[*one.place, one.code, one.claim, one.device, one.batch] for one in model.failures]
     return [[job, code, images] for (job, code), images in model.causes.items()]
+
+
+def _tenants(lease: Lease) -> tuple[list[int], list[int]]:
+    return sorted(lease.tenants), [lease.tenants[tenant] for tenant in sorted(lease.tenants)]
 
 
 def _seconds(moment: datetime) -> str:

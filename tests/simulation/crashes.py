@@ -27,7 +27,10 @@ def child_died(model: Model, worker: str, rendering: Mapping[int, list[Place]], 
     together = sum(len(rendering[lease.id]) for lease in crashed)
     for lease in crashed:
         model.take_back(lease, ClaimState.CRASHED, lost=0, at=at)
-        model.failures += [Failure(place, "crash", lease.id, device, together, at) for place in rendering[lease.id]]
+        model.failures += [
+            Failure(place, "crash", lease.id, device, together, at)
+            for place in rendering[lease.id] if place not in lease.gone
+        ]  # fmt: skip
     if not crashed:
         return False
     if _looks_sick(model, device, at):
@@ -58,7 +61,7 @@ def retracted(model: Model, claim_id: int) -> None:
 
 
 def _hold_against(model: Model, lease: Lease, rendering: list[Place], together: int, device: str, at: datetime) -> None:
-    for job_id, index in sorted(rendering):
+    for job_id, index in sorted(set(rendering) - lease.gone):
         image = model.jobs[job_id].images[index]
         alone = [
             one for one in model.failures if one.place == (job_id, index) and (one.code, one.batch) == ("crash", 1)

@@ -114,6 +114,43 @@ FAULTS = (
         "FROM failed GROUP BY",
     ),
     Fault(
+        "an image has the remarks of another",
+        settlement,
+        "_RESULTS",
+        "FROM stored JOIN kinds USING (kind)\n",
+        "FROM stored JOIN kinds ON kinds.kind = greatest(stored.kind - 1, 1)\n",
+    ),
+    Fault(
+        "a new version is not recorded",
+        settlement,
+        "_RESULTS",
+        "(SELECT id FROM added WHERE",
+        "(SELECT id FROM known WHERE",
+    ),
+    Fault(
+        "what is let go stays in its claim",
+        settlement,
+        "_LET_GO",
+        "images = images - (SELECT",
+        "images = images - 0 * (SELECT",
+    ),
+    Fault(
+        "a claim still names what it let go",
+        settlement,
+        "_LET_GO",
+        "AS id WHERE id NOT IN (SELECT id FROM cancelled))",
+        "AS id)",
+    ),
+    Fault(
+        "what is let go counts towards the quota",
+        settlement,
+        "_LET_GO",
+        "SELECT held.images - coalesce(",
+        "SELECT held.images - 0 * coalesce(",
+    ),
+    Fault("what is let go is not counted", settlement, "_LET_GO", "-count(*), count(*) FROM moved", "0, 0 FROM moved"),
+    Fault("what is let go costs nothing", settlement, "_SPENT", "AS real) * share, 0)", "AS real) * 0 * share, 0)"),
+    Fault(
         "a cancel releases nothing", segments, "_SWEEP", "UPDATE images SET state = 4", "UPDATE images SET state = 0"
     ),
     Fault(

@@ -20,6 +20,7 @@ from tests.simulation.world import Fate
 
 _ROUNDS = 200
 _ALL = 10_000
+_NEAR = 0.001  # seconds
 
 
 def heal(history: History) -> None:
@@ -84,13 +85,17 @@ def _assert_ended(history: History) -> None:
     assert history.read == dict(history.model.all_events), "a reader of events missed one, or saw one twice"
     with history.world.database.begin_system() as connection:
         used = connection.execute(text("SELECT tenant_id, images_queued, bytes_stored FROM tenant_usage")).all()
+        spent = connection.execute(text("SELECT job_id, device_seconds FROM counters")).all()
+    for row in spent:
+        seconds = history.model.seconds[row.job_id]
+        assert abs(row.device_seconds - seconds) < _NEAR, f"{row.device_seconds} s of job {row.job_id}, not {seconds}"
     stored: dict[int, int] = {}
     for job_id, _ in history.model.results:
         owner = history.model.jobs[job_id].tenant
         stored[owner] = stored.get(owner, 0) + 10
     for row in used:
         assert (row.images_queued, row.bytes_stored) == (0, stored.get(row.tenant_id, 0)), f"usage: {row}"
-    kept = set(members.objects_of(key for key, _, _ in history.model.results.values()))
+    kept = set(members.objects_of(str(key) for _, key, *_ in history.model.results.values()))
     assert kept <= history.world.objects, "the object of a result was deleted"
 
 

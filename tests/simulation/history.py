@@ -35,6 +35,7 @@ class Worker:
     host: str
     generation: int = 0
     holds: dict[int, Claim] = field(default_factory=dict)
+    cancelled: dict[int, set[int]] = field(default_factory=dict)  # by claim, its jobs that it knows to be cancelled
     seen: Candidates | None = None  # a look that it has not acted on yet
 
     @property
@@ -233,13 +234,25 @@ class History:
                 lanes.setdefault((job.tenant, job.priority), set()).add((job.id, image.width, image.cap))
         return all(len(lane) * 2 < _LANE for lane in lanes.values())
 
+    def let_go(self, worker: Worker, claim: Claim, fate: Fate) -> None:
+        """Ends the cancelled part of a claim, if that is not all of it."""
+        jobs = worker.cancelled.get(claim.id, set())
+        if not jobs or jobs >= {image.job_id for image in claim.images}:
+            return
+        self.do(
+            lambda connection: settlement.let_go(connection, claim.id, sorted(jobs)),
+            lambda _at: self.model.let_go(claim.id, jobs), fate, kind="let go", locks=[claim.id],
+        )  # fmt: skip
+        self.count("let go")
+
     def settle(self, worker: Worker, claim: Claim, most: int, fate: Fate) -> None:
         """Ends a claim that the worker believes to hold: of the first `most` images it has rendered what can be."""
         outcomes: dict[Place, str] = {}
         for nth, image in enumerate(claim.images):
             by_prompt = {GOOD: "done", RAISES: "render_error", CRASHES: "queued"}
             outcomes[image.job_id, image.index] = by_prompt[image.spec.prompt] if nth < most else "queued"
-        stored = self._store(claim, [place for place, outcome in outcomes.items() if outcome == "done"], worker.device)
+        device = worker.device
+        stored = self._store(claim, [place for place, outcome in outcomes.items() if outcome == "done"], device)
         failed = [
             FailedImage(*place, outcome, "It raised.")
             for place, outcome in outcomes.items()
@@ -248,7 +261,7 @@ class History:
 
         def settled(connection: Connection) -> tuple[str, list[Place]]:
             found = settlement.settle(
-                connection, claim.id, device=worker.device, stored=list(stored.values()), failed=failed,
+                connection, claim.id, device=device, stored=list(stored.values()), failed=failed,
                 released=[place for place, outcome in outcomes.items() if outcome == "queued"],
                 render_seconds=1.0 if stored else None, slots=len(stored),
             )  # fmt: skip
@@ -260,8 +273,9 @@ class History:
             verdict = self.model.verdict(claim.id)
             self.count(f"settled: {verdict}")
             if verdict == "ok":
-                objects = {place: (one.object_key, one.sha256.hex()) for place, one in stored.items()}
-                return verdict, sorted(self.model.settled(claim.id, outcomes, objects, worker.device, at))
+                remarks = {place: _recorded(one) for place, one in stored.items()}
+                seconds = 1.0 if stored else 0.0
+                return verdict, sorted(self.model.settled(claim.id, outcomes, remarks, device, seconds, at))
             if verdict == "fenced":
                 crashes.retracted(self.model, claim.id)
             return verdict, sorted(stored)
@@ -287,8 +301,9 @@ class History:
             self.world.objects.update(members.objects_of([key]))
             stored[place] = StoredImage(
                 *place, object_key=key, sha256=digest.digest(), bytes=10, device=device,
-                reproducibility_class="test/16", versions="test", truncated=False, flagged=None, unknown_words=(),
-                render_seconds=0.1,
+                reproducibility_class="test/16", versions=f"test {image.index % 2}", truncated=image.spec.seed % 2 == 1,
+                flagged=(None, False, True)[image.spec.seed % 3], unknown_words=(), render_seconds=0.1,
+                phash=image.spec.seed,
             )  # fmt: skip
         return stored
 
@@ -332,6 +347,18 @@ class History:
                     self.read.setdefault(event.subject, []).append(event.kind)
             if not numbered:
                 return
+
+
+def _recorded(image: StoredImage) -> tuple[object, ...]:
+    return (
+        image.object_key,
+        image.sha256.hex(),
+        image.device,
+        image.versions,
+        image.truncated,
+        image.flagged,
+        image.phash,
+    )
 
 
 def requests_of(body: list[tuple[str, int, int]]) -> tuple[Request, ...]:

@@ -96,6 +96,8 @@ class Lease:
     state: ClaimState = ClaimState.OPEN
     ended_at: datetime | None = None
     rendered: bool = False
+    gone: set[Place] = field(default_factory=set)  # what was let go
+    tenants: dict[int, int] = field(default_factory=dict)  # how many images of each it holds
 
     @property
     def jobs(self) -> list[int]:
@@ -126,7 +128,8 @@ class Model:
         self.jobs: dict[int, Job] = {}
         self.claims: dict[int, Lease] = {}
         self.failures: list[Failure] = []
-        self.results: dict[Place, tuple[str, str, int]] = {}  # object key, sha256, claim
+        self.results: dict[Place, tuple[object, ...]] = {}  # claim, object key, sha256, and the worker's remarks
+        self.seconds: dict[int, float] = defaultdict(float)  # of devices, by job
         self.workers: dict[str, WorkerRow] = {}
         self.keys: dict[tuple[int, str], tuple[object, int, datetime]] = {}  # what was asked, job, when
         self.rooms: dict[int, int] = {}  # quotas of images in flight
@@ -251,6 +254,7 @@ class Model:
             image.state, image.claim = ImageState.RENDERING, lease.id
         assert lease.id not in self.claims, "a claim's id was given twice"
         self.claims[lease.id] = lease
+        lease.tenants = dict(Counter(self.jobs[job].tenant for job, _ in lease.places))
         for tenant, room in self.rooms.items():
             assert self.in_flight(tenant) <= room, "more is in flight than the tenant's quota"
 
@@ -269,6 +273,20 @@ class Model:
                 held[lease.id] = {job for job in lease.jobs if self.jobs[job].is_stopped}
         return held
 
+    def let_go(self, claim_id: int, jobs: Iterable[int]) -> None:
+        """The images of those of these jobs that are cancelled are final, and the claim no longer holds them."""
+        lease = self.claims.get(claim_id)
+        if lease is None or lease.state is not ClaimState.OPEN:
+            return
+        gone = {place for place in lease.places if place[0] in jobs and self.jobs[place[0]].is_stopped}
+        for place in gone:
+            image = self._rendering(place, lease)
+            image.state, image.claim = ImageState.CANCELLED, None
+        lease.places = tuple(place for place in lease.places if place not in gone)
+        lease.gone |= gone
+        for place in gone:
+            lease.tenants[self.jobs[place[0]].tenant] -= 1
+
     def verdict(self, claim_id: int) -> str:
         lease = self.claims.get(claim_id)
         if lease is not None and lease.state is ClaimState.OPEN:
@@ -276,25 +294,31 @@ class Model:
         return "already" if lease is not None and lease.state is ClaimState.SETTLED else "fenced"
 
     def settled(
-        self, claim_id: int, outcomes: dict[Place, str], stored: dict[Place, tuple[str, str]], device: str, at: datetime
-    ) -> set[Place]:
-        """`outcomes`: done, queued, or the code of a failure. Returns the images whose objects nobody needs."""
+        self, claim_id: int, outcomes: dict[Place, str], stored: dict[Place, tuple[object, ...]], device: str,
+        seconds: float, at: datetime,
+    ) -> set[Place]:  # fmt: skip
+        """`outcomes`: done, queued, or the code of a failure. Its jobs share the device's seconds by their images.
+        Returns the images whose objects nobody needs."""
         lease = self.claims[claim_id]
-        assert lease.state is ClaimState.OPEN and set(outcomes) == set(lease.places)
+        assert lease.state is ClaimState.OPEN and set(outcomes) == {*lease.places, *lease.gone}
         dropped = set()
         for place, outcome in sorted(outcomes.items()):
+            self.seconds[place[0]] += seconds / len(outcomes)
+            if outcome not in ("done", "queued"):
+                self.failures.append(Failure(place, outcome, claim_id, device, len(outcomes), at))
+            if place in lease.gone:
+                dropped |= {place} if outcome == "done" else set()
+                continue
             job, image = self.jobs[place[0]], self._rendering(place, lease)
             image.claim = None
-            if outcome not in ("done", "queued"):
-                image.attempt += 1
-                self.failures.append(Failure(place, outcome, claim_id, device, len(lease.places), at))
+            image.attempt += outcome not in ("done", "queued")
             if job.is_stopped:
                 image.state = ImageState.CANCELLED
                 dropped |= {place} if outcome == "done" else set()
             elif outcome == "done":
                 image.state = ImageState.DONE
                 assert place not in self.results, "an image was done twice"
-                self.results[place] = (*stored[place], claim_id)
+                self.results[place] = (claim_id, *stored[place])
             elif outcome == "queued":
                 image.state = ImageState.QUEUED
             else:

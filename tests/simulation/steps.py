@@ -12,7 +12,8 @@ from services.core.deletion import jobs as deletion
 from services.core.jobs import drafts, lifecycle, retry, submissions
 from services.core.model import requests
 from services.core.model.errors import Conflict
-from services.core.model.states import ImageState, JobState
+from services.core.model.specs import Claim
+from services.core.model.states import ClaimState, ImageState, JobState
 from services.core.policy import policies
 from services.core.queue import claims, looks
 from tests import factories
@@ -27,9 +28,10 @@ from tests.simulation.history import (
     pick,
     requests_of,
 )
-from tests.simulation.model import FINAL, Job, Request
+from tests.simulation.model import FINAL, Job, Place, Request
 from tests.simulation.world import TENANTS, Fate, World
 
+_FEW, _MANY = 2, 24  # seats: some images are left for the next claim, or it is of several jobs
 PRIORITIES = {0: "high", 1: "normal", 2: "low"}
 Body = list[tuple[str, int, int]]
 """Requests: prompt, width, number of images."""
@@ -122,10 +124,11 @@ class Steps:
 
         self.history.do(finalize, modelled, fate, tenant=draft.tenant)
 
-    def cancel(self, job: int, fate: Fate) -> None:
+    def cancel(self, job: int, shared: bool, fate: Fate) -> None:
+        """`shared`: one that shares a claim with others, if there is one."""
         if not self._visible:
             return
-        wanted = pick(self._visible, job)
+        wanted = pick((self._sharing if shared else []) or self._visible, job)
         if any(image.state is ImageState.RENDERING for image in wanted.images):
             self.history.count("cancelled while rendering")
         self._by_user(lifecycle.cancel, self.model.cancel, wanted, fate, kind="cancel")
@@ -195,10 +198,11 @@ class Steps:
         seen, one.seen = one.seen, None
         self.history.claim(one, turn, seats, fate, seen)
 
-    def beat(self, worker: int, fate: Fate) -> None:
+    def beat(self, worker: int, fate: Fate, at_once: bool) -> None:
+        """`at_once`: what it hears to be cancelled it lets go, before others may act."""
         if not self._holders:
             return
-        one = pick(self._holders, worker)
+        one = pick(self._to_hear or self._holders, worker)
         steps = dict.fromkeys(one.holds, 5)
 
         def extend(connection: Connection) -> dict[int, set[int]]:
@@ -206,9 +210,26 @@ class Steps:
 
         def heard(held: dict[int, set[int]]) -> None:
             one.holds = {number: claim for number, claim in one.holds.items() if number in held}
+            for number, jobs in held.items():
+                one.cancelled.setdefault(number, set()).update(jobs)
 
         self.history.do(extend, lambda at: self.model.beat(steps, LEASE, at), fate, heard=heard)
         self.history.report(one)
+        for claim in one.holds.values() if at_once else ():
+            self.history.let_go(one, claim, Fate.COMMIT)
+
+    def let_go(self, worker: int, job: int, fate: Fate) -> None:
+        """What follows a heartbeat that heard of a cancel, after others may have acted. If none did, it happens first:
+        a claim of several jobs, of which one is cancelled."""
+        if not self._letting_go:
+            if not self._sharing:
+                self.claim(worker, 1, _MANY, Fate.COMMIT)
+            if self._sharing:
+                self.cancel(job, shared=True, fate=Fate.COMMIT)
+                self.beat(worker, Fate.COMMIT, at_once=False)
+        if self._letting_go:
+            one, claim = pick(self._letting_go, worker)
+            self.history.let_go(one, claim, fate)
 
     def settle(self, worker: int, which: int, most: int, fate: Fate) -> None:
         """What the worker believes to hold, however late."""
@@ -232,10 +253,22 @@ class Steps:
         if both and len(held) > 1:  # the last stage of one claim ran beside the first batch of another
             other = pick(held, which + 1)
             rendering[other.id] = batches(other)[0]
-        alone = [place for places in rendering.values() for place in places]
-        if len(alone) == 1 and killed:
-            self.history.killed_alone.add(alone[0])
+        if killed:
+            self._note_killed(rendering)
         self.history.crash(one, rendering, fate, is_alive=alive and killed)
+
+    def sicken(self, worker: int, turn: int, times: int, seconds: float) -> None:
+        """Its device crashes on whatever it renders, so often, with so much time from one crash to the next."""
+        one = self._worker(worker)
+        one.seen = None
+        for _ in range(times):
+            claim = self.history.claim(one, turn, _FEW, Fate.COMMIT)
+            if claim is None:
+                return
+            rendering = {claim.id: batches(claim)[0]}
+            self._note_killed(rendering)
+            self.history.crash(one, rendering)
+            self.pass_time(seconds)
 
     def vanish(self, worker: int, forgets: bool) -> None:
         """A host is lost, and nobody reports it. Or only its process was stopped while a new one starts, and it goes on
@@ -277,6 +310,12 @@ class Steps:
             lambda _at: modelled(job.tenant, job.id, *more), fate, tenant=tenant, kind=kind,
         )  # fmt: skip
 
+    def _note_killed(self, rendering: dict[int, list[Place]]) -> None:
+        """What was rendered alone may be taken for poison."""
+        alone = [place for places in rendering.values() for place in places]
+        if len(alone) == 1:
+            self.history.killed_alone.add(alone[0])
+
     def _submission(
         self, asked: tuple[Request, ...], existing: submissions.ExistingJob | None = None
     ) -> submissions.Submission:
@@ -293,6 +332,32 @@ class Steps:
     @property
     def _holders(self) -> list[Worker]:
         return [worker for worker in self.history.workers if worker.holds]
+
+    @property
+    def _to_hear(self) -> list[Worker]:
+        """Those who hold images of a job that was cancelled."""
+        stopped = {job.id for job in self.model.jobs.values() if job.is_stopped}
+        return [
+            worker for worker in self._holders
+            if any(image.job_id in stopped for claim in worker.holds.values() for image in claim.images)
+        ]  # fmt: skip
+
+    @property
+    def _letting_go(self) -> list[tuple[Worker, Claim]]:
+        return [
+            (worker, claim) for worker in self._holders
+            for claim in worker.holds.values()
+            if 0 < len(worker.cancelled.get(claim.id, ())) < len({image.job_id for image in claim.images})
+        ]  # fmt: skip
+
+    @property
+    def _sharing(self) -> list[Job]:
+        """Visible jobs of which an image is rendered beside those of other jobs."""
+        shared = {
+            job for lease in self.model.claims.values()
+            if lease.state is ClaimState.OPEN and len(lease.jobs) > 1 for job in lease.jobs
+        }  # fmt: skip
+        return [job for job in self._visible if job.id in shared and not job.is_stopped]
 
     @property
     def _visible(self) -> list[Job]:

@@ -201,9 +201,18 @@ SELECT json_build_object(
     )
 },
   'claims', {
-    _rows("id, worker_id, state, images, extract(epoch FROM expires_at)::numeric(20, 3)::text, job_ids", "claims")
+    _rows(
+        "id, worker_id, state, images, extract(epoch FROM expires_at)::numeric(20, 3)::text, job_ids, "
+        "tenant_ids, tenant_images",
+        "claims",
+    )
 },
-  'results', {_rows("job_id, index, object_key, encode(sha256, 'hex'), claim_id", "results")},
+  'results', {
+    _rows(
+        "job_id, index, claim_id, object_key, encode(sha256, 'hex'), device, versions, truncated, flagged, phash",
+        "results LEFT JOIN engines ON engines.id = engine_id",
+    )
+},
   'failures', {_rows("job_id, index, code, claim_id, device, batch_images", "failures")},
   'causes', {
     _rows(
