@@ -56,6 +56,7 @@ class Program:
         own.close()
         self.url = f"http://127.0.0.1:{self._next()}" if name == "web" else ""
         self._reached = False
+        self.verdicts: list[str] = []  # of a worker that has ended: what its settlements were answered
 
     @property
     def pid(self) -> int:
@@ -64,11 +65,15 @@ class Program:
 
     def has_reached(self) -> bool:
         """Whether it has come to the crash point."""
-        if not self._reached and self._told.poll():
+        while self._told.poll():
             try:
-                self._reached = self._next() == "reached"
+                found = self._told.recv()
             except EOFError:
-                return False
+                break
+            if found == "reached":
+                self._reached = True
+            else:
+                self.verdicts = found
         return self._reached
 
     def wait_stopped(self) -> None:
@@ -85,6 +90,7 @@ class Program:
         """Its exit code; below 0: the signal that ended it."""
         self._process.join(seconds)
         assert self._process.exitcode is not None, "it does not end"
+        self.has_reached()
         return self._process.exitcode
 
     def close(self) -> None:
@@ -114,8 +120,24 @@ def _web(settings: Settings, told: Connection) -> None:
         server.run([listener])
 
 
-def _worker(settings: Settings, _told: Connection) -> None:
+class _Verdicts(logging.Handler):
+    """What settlements were answered, as the worker logs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.msg == "settled":
+            self.found.append(record.__dict__["verdict"])
+
+
+def _worker(settings: Settings, told: Connection) -> None:
+    verdicts, storing = _Verdicts(), logging.getLogger("worker.storing")
+    storing.addHandler(verdicts)
+    storing.setLevel(logging.INFO)
     work(settings, f"worker-{os.getpid()}")
+    told.send(verdicts.found)
 
 
 def _scheduler(settings: Settings, _told: Connection) -> None:

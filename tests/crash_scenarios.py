@@ -16,13 +16,14 @@ IMAGES = 10
 
 class Scenario:
     """`program` is the one that reaches the point. `changes`: of its settings. `is_locking`: at the point it has a
-    transaction open, whose rows nobody else can take while it is stopped."""
+    transaction open, whose rows nobody else can take while it is stopped. `is_fenced`: at the point it holds a claim
+    that it has not settled, so that after a stop it is told that the lease was lost."""
 
     program = "worker"
     changes: dict[str, Any] = {}  # noqa: RUF012  no scenario changes it
 
-    def __init__(self, world: World, *, hit: int = 1, is_locking: bool = False) -> None:
-        self.world, self.hit, self.is_locking = world, hit, is_locking
+    def __init__(self, world: World, *, hit: int = 1, is_locking: bool = False, is_fenced: bool = False) -> None:
+        self.world, self.hit, self.is_locking, self.is_fenced = world, hit, is_locking, is_fenced
 
     def prepare(self) -> None:
         """What there is when the program starts."""
