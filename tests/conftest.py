@@ -2,6 +2,7 @@
 template database for each test."""
 
 import dataclasses
+import gc
 import itertools
 import json
 import os
@@ -16,6 +17,7 @@ import psycopg
 import pytest
 import redis
 
+gc.disable()  # until all tests are collected: a third of that is the search for cycles among what stays to the end
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MALLOC_PERTURB_", "165")  # a server that reads what it has freed is to crash here, not elsewhere
@@ -33,6 +35,11 @@ from worker.pipelines.ai100_stand_in.install import install
 WORKER_LEASE = 1.5
 _numbers = itertools.count(1)
 _RUNNING = os.environ.get("PRESSWORK_TESTS_STACK")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
