@@ -59,14 +59,14 @@ class Shown:
 def shown(context: Context, views: Sequence[JobView]) -> list[Shown]:
     """The jobs, each with the time that is left, if it is known."""
     if any(remaining.lacking(view) for view in views):
-        with context.database.begin_system() as connection:  # every tenant's queued images are ahead
+        with context.database.read_system() as connection:  # every tenant's queued images are ahead
             views = remaining.estimated(connection, views)
     return [Shown(view) for view in views]
 
 
 def job(context: Context, tenant: int, number: int, *, with_time_left: bool = True) -> Shown:
     """Raises NotFound."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         view = queries.job(connection, tenant, number)
     if view is None:
         raise NotFound(f"There is no job {ids.public_job(number)}.")

@@ -16,6 +16,7 @@ NAMES = (
     "trail",
     "claim",
     "billion",
+    "reads",
     "ledger",
     "mixed",
     "progress",

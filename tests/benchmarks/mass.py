@@ -70,9 +70,10 @@ def this_week() -> Week:
     return Week(today - timedelta(days=today.weekday()), ())
 
 
-def weeks(finished: int, count: int) -> list[Week]:
-    """`count` weeks that are over for two weeks or longer, the oldest first, with the same number of jobs each."""
-    monday, jobs = this_week().monday, max(1, finished // JOB // count)
+def weeks(finished: int, count: int, *, job: int = JOB) -> list[Week]:
+    """`count` weeks that are over for two weeks or longer, the oldest first, with the same number of jobs of `job`
+    images each."""
+    monday, jobs = this_week().monday, max(1, finished // job // count)
     step = _step(jobs)
     found = []
     for back in range(count + 1, 1, -1):
@@ -81,12 +82,13 @@ def weeks(finished: int, count: int) -> list[Week]:
     return found
 
 
-def fill(database: psycopg.Connection[Any], week: Week, *, each: int) -> Iterator[tuple[str, float]]:
-    """Makes the week's jobs, and its partitions with `each` images a request. Yields each table with its seconds."""
+def fill(database: psycopg.Connection[Any], week: Week, *, each: int, job: int = JOB) -> Iterator[tuple[str, float]]:
+    """Makes the week's jobs of `job` images, and its partitions with `each` images a request. Yields each table with
+    its seconds."""
     step = _step(len(week.jobs))
     values = {
-        "low": sql.Literal(week.low), "step": sql.Literal(step), "job": sql.Literal(JOB), "each": sql.Literal(each),
-        "n": sql.Literal(JOB * len(week.jobs)), "jobs": sql.Literal(len(week.jobs)),
+        "low": sql.Literal(week.low), "step": sql.Literal(step), "job": sql.Literal(job), "each": sql.Literal(each),
+        "n": sql.Literal(job * len(week.jobs)), "jobs": sql.Literal(len(week.jobs)),
         "at": sql.Literal(week.monday + timedelta(days=3)), "revision": sql.Literal(REVISION),
     }  # fmt: skip
     database.execute(sql.SQL(_JOBS).format(**values))

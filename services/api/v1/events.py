@@ -69,7 +69,7 @@ async def follow_events(
 
 
 def _assert_exists(context: Context, tenant: int, number: int) -> None:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         if not queries.exists(connection, tenant, number):
             raise NotFound("There is no such job.")
 
@@ -77,7 +77,7 @@ def _assert_exists(context: Context, tenant: int, number: int) -> None:
 def _page(context: Context, caller: Principal, number: int, after: int, limit: int) -> schemas.EventPage:
     tenant = caller.tenant_id
     _assert_exists(context, tenant, number)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = events.of_subject(connection, tenant, events.job(number), after_seq=after, limit=limit + 1)
     names_hosts = caller.sees_hosts
     shown = [schemas.event(event, names_hosts=names_hosts) for event in found[:limit]]
@@ -85,7 +85,7 @@ def _page(context: Context, caller: Principal, number: int, after: int, limit: i
 
 
 def _missed(context: Context, tenant: int, number: int, seq: int) -> Missed:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         view = queries.job(connection, tenant, number)
         if seq - context.feed.seq > MOST_AHEAD:
             return Missed([], too_much=True, job=view)
@@ -100,5 +100,5 @@ def _missed_of_all(context: Context, tenant: int, seq: int | None) -> Missed:
         return Missed([], too_much=True)
     if seq >= context.feed.seq:
         return Missed([], after=seq)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         return Missed(events.of_tenant(connection, tenant, seq, most=MOST_BEHIND), after=seq)

@@ -38,7 +38,7 @@ class FailureCauses(BaseModel):
 def list_failures(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
     """Why images of the job failed: each cause with its count and newest reason. `/images?cause=` lists the images."""
     number = ids.parse_job(job_id)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = failures.of_job(connection, tenant, number)
     return FailureCauses(data=[shown(cause) for cause in found])
 

@@ -81,7 +81,7 @@ def _done_image(context: Context, tenant: int | None, number: int, index: int) -
     """The image, and in whose turn it is sent: one tenant's links do not keep those of others waiting."""
     database = context.database
     # As the system where a signature takes the place of the key: the link names the image and no tenant.
-    with database.begin_system() if tenant is None else database.begin(tenant) as connection:
+    with database.read_system() if tenant is None else database.read(tenant) as connection:
         image = queries.image(connection, tenant, number, index)
         owner = queries.owner(connection, number) if tenant is None else tenant
     if image is None:

@@ -36,7 +36,7 @@ class JobRates(BaseModel):
 def show_job_rates(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
     """How fast images of the job were finished over time, in up to 120 spans of equal length, however long it runs."""
     number = ids.parse_job(job_id)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = job_rates.of_job(connection, tenant, number)
     return JobRates(
         data=[

@@ -56,7 +56,7 @@ def list_requests(
     if cursor is not None:
         position = pagination.decode_cursor(context.settings.secrets, listing, cursor)
         place = Place(ImageState(position >> 32), position & 0xFFFFFFFF)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found, next_place = request_queries.page(
             connection, tenant, number, only=parameters.image_state(status), place=place, limit=limit
         )

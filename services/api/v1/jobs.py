@@ -50,7 +50,7 @@ def list_jobs(
     if words or sort != "newest":
         name += f"/{words}/{sort}"
     place = None if cursor is None else pagination.decode_job_place(context.settings.secrets, name, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         page = listing.page(connection, tenant, wanted, order=order, place=place, limit=limit)
     more = None if page.more is None else pagination.encode_job_place(context.settings.secret, name, page.more)
     return schemas.JobPage(data=described(context, page.jobs), next_cursor=more)
@@ -105,7 +105,7 @@ def list_images(
         return _images_failed_first(request, context, caller, number, limit, cursor)
     listing = f"images/{tenant}/{number}/{status}" + ("" if cause is mark is None else f"/{cause}/{mark}")
     after = -1 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         if cause is not None:
             found = queries.images_of_cause(connection, tenant, number, cause, after=after, limit=limit + 1)
         elif mark is not None:
@@ -145,7 +145,7 @@ def _images_failed_first(
     listing = f"images/{tenant}/{number}/failed_first"
     place = None if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     failed, after = (True, -1) if place is None else (place < _AMONG_OTHERS, place % _AMONG_OTHERS)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = queries.images_failed_first(connection, tenant, number, failed=failed, after=after, limit=limit + 1)
     if found is None:
         raise NotFound("There is no such job.")
@@ -163,7 +163,7 @@ def _images_by_score(
 ) -> schemas.ImagePage:
     tenant, secret = caller.tenant_id, context.settings.secret
     listing = f"images/{tenant}/{number}/{wanted}"
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         after = pagination.decode_score(context.settings.secrets, listing, cursor)
         page = scored.page(connection, tenant, number, wanted, after=after, limit=limit)
     link = dependencies.linker(context, request, number)
@@ -180,7 +180,7 @@ def _images_by_metadata(
     tenant, wanted = caller.tenant_id, parameters.metadata(asked)
     listing = f"images/{tenant}/{number}/{status}/metadata/{wanted}"
     after = -1 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         page = by_metadata.page(
             connection, tenant, number, wanted, state=parameters.image_state(status), after=after, limit=limit
         )
@@ -191,7 +191,7 @@ def _images_by_metadata(
 
 def shown(context: Context, tenant: int, number: int) -> schemas.Job:
     """The job as it is now. Raises NotFound."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         view = queries.job(connection, tenant, number)
         waits = shapes.unserved(connection, number)
         refused = usage.waits(connection, tenant) if view is not None and view.stands_still else []
@@ -207,6 +207,6 @@ def shown(context: Context, tenant: int, number: int) -> schemas.Job:
 def described(context: Context, views: list[queries.JobView]) -> list[schemas.Job]:
     """The jobs as they are shown, each with the time that is left, if it is known."""
     if any(remaining.lacking(view) for view in views):
-        with context.database.begin_system() as connection:  # every tenant's queued images are ahead
+        with context.database.read_system() as connection:  # every tenant's queued images are ahead
             views = remaining.estimated(connection, views)
     return [schemas.job(view) for view in views]

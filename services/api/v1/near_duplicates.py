@@ -54,7 +54,7 @@ def list_near_duplicates(
     number = ids.parse_job(job_id)
     listing = f"alike/{tenant}/{number}/{distance}"
     _, after = _place(context, listing, cursor) or (number, -1)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = near_duplicates.of_job(connection, tenant, number, distance, after=after)
     return _answer(request, context, listing, found)
 
@@ -72,7 +72,7 @@ def find_near_duplicates(
     name, _, value = label.partition(":")
     listing = f"alike/{tenant}/{label}/{distance}"
     after = _place(context, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = near_duplicates.of_label(connection, tenant, (name, value), distance, after=after)
     return _answer(request, context, listing, found)
 

@@ -150,7 +150,7 @@ def together(servers: list[Issue], found: overview.Overview) -> list[Issue]:
 
 def _overview(request: Request, context: Context, caller: Principal, servers: list[Issue]) -> Overview:
     tenant, names_hosts = caller.tenant_id, caller.sees_hosts
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = overview.overview(connection, tenant, names_hosts=names_hosts)
     issues = together(servers, found)
     return Overview(
@@ -170,7 +170,7 @@ def show_rates(
     context: ContextDep, tenant: Tenant, by: parameters.Grain = "minute", points: parameters.Points = 60
 ) -> Any:
     """How fast the tenant's images were finished, by minute (kept for two days) or by hour (kept for two years)."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found, series = rates.rates(connection, tenant), rates.series(connection, tenant, by, points)
     return RateSeries(rates=shown(found), data=[_point(point) for point in series])
 

@@ -76,7 +76,7 @@ def search_job(
     number = ids.parse_job(job_id)
     listing = f"search/{tenant}/{number}/{text}"
     start = 0 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         page = search.search(connection, tenant, number, text, start=start, limit=limit)
     more = None if page.reached is None else pagination.encode_cursor(context.settings.secret, listing, page.reached)
     link = dependencies.linker(context, request, number)
@@ -97,7 +97,7 @@ def images_named(
         job_id, _, index = pagination.decode_name(context.settings.secrets, listing, cursor).partition("/")
         place = Place(int(job_id), int(index))
     found = _found(context, tenant, custom_id, place, limit)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         images = custom_ids.images(connection, found.places)
     if found.reached is None:
         return images, None
@@ -106,5 +106,5 @@ def images_named(
 
 
 def _found(context: Context, tenant: int, custom_id: str, place: Place, limit: int) -> Found:
-    with context.database.begin_system() as connection:  # as the system: other tenants' requests count as looked at
+    with context.database.read_system() as connection:  # as the system: other tenants' requests count as looked at
         return custom_ids.find(connection, tenant, custom_id, behind=place, limit=limit)

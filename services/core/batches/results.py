@@ -22,10 +22,10 @@ FROM (SELECT * FROM payloads WHERE job_id = :job_id AND index > :after ORDER BY 
 JOIN segments s ON s.job_id = p.job_id AND s.id = p.segment_id
 CROSS JOIN LATERAL (
   SELECT index, state, job_id FROM images
-  WHERE images.job_id = p.job_id AND images.index >= p.index AND images.index < p.index + p.n OFFSET 0
+  WHERE images.job_id = :job_id AND images.index >= p.index AND images.index < p.index + p.n OFFSET 0
 ) i
 LEFT JOIN LATERAL (
-  SELECT * FROM results WHERE i.state = 2 AND results.job_id = i.job_id AND results.index = i.index OFFSET 0
+  SELECT * FROM results WHERE i.state = 2 AND results.job_id = :job_id AND results.index = i.index OFFSET 0
 ) r ON true
 LEFT JOIN LATERAL (
   SELECT code, message FROM failures WHERE i.state = 3 AND failures.job_id = i.job_id AND failures.index = i.index

@@ -34,8 +34,8 @@ _WANTED = statement("source_images.wanted")(f"""
 SELECT i.index, r.bytes, p.output_format, p.metadata, {REQUEST} AS request, m.mark,
        CASE WHEN :identified THEN {_IDENTITY} END AS identity
 FROM images i
-CROSS JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND results.index = i.index OFFSET 0) r
-{columns.payload_of("i")}
+CROSS JOIN LATERAL (SELECT * FROM results WHERE results.job_id = :job_id AND results.index = i.index OFFSET 0) r
+{columns.payload_of("i", ":job_id")}
 {_SEGMENT}
 LEFT JOIN LATERAL (
   SELECT mark FROM marks WHERE marks.job_id = i.job_id AND marks.index = i.index OFFSET 0
@@ -50,7 +50,7 @@ WHERE i.job_id = :job_id AND i.index >= :first AND i.index < :end AND i.state = 
 ORDER BY i.index
 """)  # noqa: S608  our own text
 _NOT_DONE = statement("source_images.not_done")(f"""
-SELECT {_IDENTITY} AS identity FROM images i {columns.payload_of("i")} {_SEGMENT}
+SELECT {_IDENTITY} AS identity FROM images i {columns.payload_of("i", ":job_id")} {_SEGMENT}
 WHERE i.job_id = :job_id AND i.index >= :first AND i.index < :end AND i.state <> 2
 """)  # noqa: S608  our own text
 _THESE = statement("source_images.these")(

@@ -144,10 +144,11 @@ def read_payload(row: Any) -> Payload:
     return Payload(*_values(row))
 
 
-def payload_of(image: str) -> str:
-    """Joins, as `p`, the payload of each row of `image`. A payload is stored at the index of its first image."""
+def payload_of(image: str, job: str | None = None) -> str:
+    """Joins, as `p`, the payload of each row of `image`. A payload is stored at the index of its first image. `job` is
+    a value of the statement where all rows are of one job: then the planner can tell the partition."""
     return (
-        f"CROSS JOIN LATERAL (SELECT * FROM payloads WHERE payloads.job_id = {image}.job_id "  # noqa: S608  our own text
+        f"CROSS JOIN LATERAL (SELECT * FROM payloads WHERE payloads.job_id = {job or f'{image}.job_id'} "  # noqa: S608  our own text
         f"AND payloads.index <= {image}.index ORDER BY payloads.index DESC LIMIT 1) p"
     )
 

@@ -1,8 +1,10 @@
 """All access to Postgres: the engine, transactions, the translation of its errors, and the checks at start.
 
-Every transaction sees either the rows of one tenant (`begin`) or all rows (`begin_system`). Sessions of the queue plan
-only nested loops over indexes: their statements touch a few rows in tables of millions, and a wrong estimate by the
-planner must never lead to a scan.
+Every transaction sees either the rows of one tenant (`begin`) or all rows (`begin_system`). One that only reads is
+opened with `read` or `read_system`: for one job's rows it asks one week's partition, where the others ask every week's.
+
+Sessions of the queue plan only nested loops over indexes: their statements touch a few rows in tables of millions, and
+a wrong estimate by the planner must never lead to a scan.
 """
 
 from collections.abc import Iterator
@@ -27,7 +29,8 @@ from services.core.model.errors import (
 _REQUIRED = {"fsync": "on", "full_page_writes": "on", "server_encoding": "UTF8"}
 _DURABLE = {"on", "remote_apply", "remote_write", "local"}
 _TRY_AGAIN = {"40001", "40P01", "55P03", "57014"}  # serialization, deadlock, lock timeout, statement timeout
-_UNFIT = {"25006", "26000", "42P05"}  # read-only; a prepared statement is missing, or there already
+_READ_ONLY = "25006"
+_UNFIT = {_READ_ONLY, "26000", "42P05"}  # the second and third: a prepared statement is missing, or there already
 _NO_RIGHT = "42501"
 _STALE_PLAN = "RevalidateCachedQuery"  # a table has changed: "cached plan must not change result type"
 
@@ -89,14 +92,22 @@ class Database:
         """
         return self._begin(None)
 
+    def read(self, tenant: int) -> AbstractContextManager[Connection]:
+        """As `begin`, for what neither writes nor locks rows: a statement that does raises DBAPIError."""
+        return self._begin(tenant, reads=True)
+
+    def read_system(self) -> AbstractContextManager[Connection]:
+        """As `begin_system`, for what neither writes nor locks rows: a statement that does raises DBAPIError."""
+        return self._begin(None, reads=True)
+
     @contextmanager
-    def _begin(self, tenant: int | None) -> Iterator[Connection]:
+    def _begin(self, tenant: int | None, *, reads: bool = False) -> Iterator[Connection]:
         try:
-            with self._open(tenant) as connection:
+            with self._open(tenant, reads=reads) as connection:
                 deferred.clear(connection)
                 yield connection
                 deferred.run(connection)
-                connection.commit()
+                connection.commit()  # also of one that reads: at a rollback the driver drops its prepared statements
         except exc.DBAPIError as error:
             if _is_outage(error):
                 raise DatabaseUnavailable(f"The database cannot be reached: {_first_line(error)}") from error
@@ -104,15 +115,15 @@ class Database:
         except exc.TimeoutError as error:
             raise DatabaseUnavailable("All connections to the database are in use.") from error
 
-    def _open(self, tenant: int | None) -> Connection:
+    def _open(self, tenant: int | None, *, reads: bool) -> Connection:
         """Begins a transaction. A session of the pool that was cut off while it was idle, or that has become read-only,
         is discarded, and the next one is tried: nothing has happened in the transaction yet."""
         while True:
             connection = self._engine.connect()
             is_new = "used" not in connection.info
-            connection.info["used"] = True
+            connection.info.update(used=True, reads=reads)
             try:
-                if self._begins(connection, tenant):
+                if self._begins(connection, tenant, reads=reads):
                     return connection
                 connection.invalidate()
             except exc.DBAPIError as error:
@@ -126,11 +137,11 @@ class Database:
             if is_new:
                 raise DatabaseReadOnly
 
-    def _begins(self, connection: Connection, tenant: int | None) -> bool:
+    def _begins(self, connection: Connection, tenant: int | None, *, reads: bool) -> bool:
         """Begins the transaction. False: the session is read-only."""
         driver = connection.connection.driver_connection
         assert driver is not None
-        opening = self._opening.text(driver.info.server_version, tenant, actors.current())
+        opening = self._opening.text(driver.info.server_version, tenant, actors.current(), reads=reads)
         return bool(connection.exec_driver_sql(opening).scalar_one() == "off")
 
     def close(self) -> None:
@@ -142,8 +153,11 @@ class Database:
 
 
 def _discard_unfit_session(context: ExceptionContext) -> None:
-    """A session that has become read-only, or whose prepared statements no longer fit, never returns to the pool."""
+    """A session that has become read-only, or whose prepared statements no longer fit, never returns to the pool. In a
+    transaction of `read`, a write is our own mistake."""
     code = getattr(context.original_exception, "sqlstate", None)
+    if code == _READ_ONLY and context.connection is not None and context.connection.info.get("reads"):
+        return
     routine = getattr(getattr(context.original_exception, "diag", None), "source_function", None)
     if code in _UNFIT or routine == _STALE_PLAN:
         context.is_disconnect = True

@@ -18,9 +18,6 @@ _SETTINGS = {
     "statement_timeout": "30s",
     "lock_timeout": "10s",
     "idle_in_transaction_session_timeout": "15s",  # a host that vanished within a transaction locks a claim for so long
-    # PostgreSQL 18.6 crashes (signal 11 in perform_pruning_base_step) if a statement that prunes partitions at run time
-    # meets a row that was changed since its snapshot. Reading a few more partitions is cheap.
-    "enable_partition_pruning": "off",
     # A page is read in the order of an index. On a table that the planner knows little about, it would rather read all
     # of a tenant's rows through a bitmap and sort them.
     "enable_bitmapscan": "off",
@@ -34,6 +31,10 @@ _SETTINGS = {
     "extra_float_digits": "1",
     "standard_conforming_strings": "on",
 }
+# PostgreSQL 18.6 crashes (signal 11 in perform_pruning_base_step) if a statement that prunes partitions at run time
+# checks a row again that was changed since its snapshot. Only statements that write or lock rows do so.
+_WRITING = ("", {"enable_partition_pruning": "off"})
+_READING = (" READ ONLY", {"enable_partition_pruning": "on"})
 _SINCE = {"transaction_timeout": ("0", 170_000)}  # settings that older servers do not know
 _NESTED_LOOPS = {
     "enable_seqscan": "off",
@@ -78,20 +79,22 @@ class Opening:
 
     def __init__(self, application: str, *, nested_loops: bool) -> None:
         self._settings = {"application_name": application} | _SETTINGS | (_NESTED_LOOPS if nested_loops else {})
-        self._texts: dict[int, str] = {}
+        self._texts: dict[tuple[int, bool], str] = {}
 
-    def text(self, server_version: int, tenant: int | None, actor: str = "") -> str:
-        """`actor` is who acts, if not the program itself. Its result is one row: whether the session is read-only.
+    def text(self, server_version: int, tenant: int | None, actor: str = "", *, reads: bool = False) -> str:
+        """`actor` is who acts, if not the program itself. `reads`: the transaction can neither write nor lock rows, and
+        prunes partitions. Its result is one row: whether the session is read-only.
 
         `SHOW` comes first, since the driver's cursor shows the first result. It reads no data, so the transaction
         starts with BEGIN all the same.
         """
-        known = self._texts.get(server_version)
+        known = self._texts.get((server_version, reads))
         if known is None:
             later = {name: value for name, (value, since) in _SINCE.items() if server_version >= since}
-            known = self._texts[server_version] = (
-                "SHOW /* sessions.open */ transaction_read_only; BEGIN ISOLATION LEVEL READ COMMITTED; "
-                + _local(self._settings | later)
+            access, pruning = _READING if reads else _WRITING
+            known = self._texts[server_version, reads] = (
+                f"SHOW /* sessions.open */ transaction_read_only; BEGIN ISOLATION LEVEL READ COMMITTED{access}; "
+                + _local(self._settings | pruning | later)
             )
         more = {"app.actor": actor} if actor else {}
         more |= {} if tenant is None else {"role": TENANT_ROLE, "app.tenant": str(int(tenant))}

@@ -32,8 +32,8 @@ _MARKS_PAGE = 50_000
 
 _DONE = f"""
 FROM images i
-CROSS JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND results.index = i.index OFFSET 0) r
-{columns.payload_of("i")}
+CROSS JOIN LATERAL (SELECT * FROM results WHERE results.job_id = :job_id AND results.index = i.index OFFSET 0) r
+{columns.payload_of("i", ":job_id")}
 """  # noqa: S608  our own text
 # A page is a range of indexes, and each row's result is looked up by key. With a LIMIT or a plain join, a planner
 # without statistics of a new table might read the rest of the job as well.

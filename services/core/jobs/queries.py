@@ -77,19 +77,20 @@ SELECT i.job_id, i.index, i.state, {columns.payload()},
        r.reused, r.render_seconds, r.finished_at, r.scores, r.phash, e.versions, f.code, f.message,
        m.mark, m.actor AS marked_by, m.at AS marked_at
 FROM {{images}} i
-{columns.payload_of("i")}
-LEFT JOIN LATERAL (SELECT * FROM results WHERE results.job_id = i.job_id AND results.index = i.index OFFSET 0) r ON true
+{columns.payload_of("i", "{job}")}
+LEFT JOIN LATERAL (SELECT * FROM results WHERE results.job_id = {{job}} AND results.index = i.index OFFSET 0) r ON true
 LEFT JOIN engines e ON e.id = r.engine_id
 LEFT JOIN LATERAL (
-  SELECT code, message FROM failures WHERE i.state = 3 AND failures.job_id = i.job_id AND failures.index = i.index
+  SELECT code, message FROM failures WHERE i.state = 3 AND failures.job_id = {{job}} AND failures.index = i.index
   ORDER BY id DESC LIMIT 1
 ) f ON true
 LEFT JOIN LATERAL (
-  SELECT mark, actor, at FROM marks WHERE marks.job_id = i.job_id AND marks.index = i.index OFFSET 0
+  SELECT mark, actor, at FROM marks WHERE marks.job_id = {{job}} AND marks.index = i.index OFFSET 0
 ) m ON true
 """  # noqa: S608  our own text
 # Selects the images of the page first and then joins the rest: joined first, it would be that of the whole job. Each
 # state is found by an index that holds no other state, so that a page reads what it shows, wherever in the job that is.
+# Partitions are compared with the value :job_id, never with another table's column: a value prunes them in the plan.
 _AFTER = "job_id = :job_id AND index > :after"
 _ALL = f"(SELECT * FROM images WHERE {_AFTER} ORDER BY index LIMIT :limit)"  # noqa: S608  our own text
 _IN_STATES = {
@@ -106,7 +107,7 @@ _IN_STATES = {
 )""",
     ImageState.DONE: """(
   SELECT done.* FROM results CROSS JOIN LATERAL (
-    SELECT * FROM images WHERE images.job_id = results.job_id AND images.index = results.index AND state = 2 OFFSET 0
+    SELECT * FROM images WHERE images.job_id = :job_id AND images.index = results.index AND state = 2 OFFSET 0
   ) done WHERE results.job_id = :job_id AND results.index > :after ORDER BY results.index LIMIT :limit
 )""",
     ImageState.FAILED: f"(SELECT * FROM images WHERE {_AFTER} AND state = 3 ORDER BY index LIMIT :limit)",  # noqa: S608
@@ -116,7 +117,7 @@ _NOT_FAILED = " UNION ALL ".join(page for state, page in _IN_STATES.items() if s
 
 
 def _page(name: str, images: str) -> TextClause:
-    return statement(name)(_IMAGE.format(images=images) + "ORDER BY i.index")
+    return statement(name)(_IMAGE.format(images=images, job=":job_id") + "ORDER BY i.index")
 
 
 # By equality, so that the planner knows that they are few; it takes a range for a large part of the table.
@@ -126,15 +127,15 @@ _ANYWHERE = """unnest(CAST(:job_ids AS bigint[]), CAST(:indexes AS integer[])) A
 CROSS JOIN LATERAL (
   SELECT * FROM images WHERE images.job_id = wanted.job_id AND images.index = wanted.index OFFSET 0
 )"""
-_IMAGES_ANYWHERE = statement("queries.images_anywhere")(_IMAGE.format(images=_ANYWHERE))
-_THESE_IMAGES = statement("queries.these_images")(_IMAGE.format(images=_THESE) + "ORDER BY i.index")
+_IMAGES_ANYWHERE = statement("queries.images_anywhere")(_IMAGE.format(images=_ANYWHERE, job="i.job_id"))
+_THESE_IMAGES = _page("queries.these_images", _THESE)
 _IMAGES_FROM = _page("queries.images_from", _ALL)
 _IMAGES_IN_STATE = {state: _page(f"queries.images_{state.word}", images) for state, images in _IN_STATES.items()}
 _IMAGES_MARKED = _page(
     "queries.images_marked",
     """(
   SELECT marked.* FROM marks CROSS JOIN LATERAL (
-    SELECT * FROM images WHERE images.job_id = marks.job_id AND images.index = marks.index OFFSET 0
+    SELECT * FROM images WHERE images.job_id = :job_id AND images.index = marks.index OFFSET 0
   ) marked WHERE marks.job_id = :job_id AND marks.mark = :mark AND marks.index > :after
   ORDER BY marks.index LIMIT :limit
 )""",
@@ -144,7 +145,7 @@ _IMAGES_OF_CAUSE = _page(
     "queries.images_of_cause",
     """(
   SELECT failed.* FROM failures CROSS JOIN LATERAL (
-    SELECT * FROM images WHERE images.job_id = failures.job_id AND images.index = failures.index AND state = 3 OFFSET 0
+    SELECT * FROM images WHERE images.job_id = :job_id AND images.index = failures.index AND state = 3 OFFSET 0
   ) failed
   WHERE failures.job_id = :job_id AND code = :cause AND failures.index > :after AND NOT EXISTS (
     SELECT FROM failures newer WHERE newer.job_id = failures.job_id AND newer.index = failures.index

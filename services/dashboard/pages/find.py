@@ -41,7 +41,7 @@ def find_images(
     if wanted:
         tenant = visitor.tenant
         images, more = search.images_named(context, tenant, wanted, limit=_PER_PAGE, cursor=cursor or None)
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         jobs = queries.these_jobs(connection, visitor.tenant, {image.job_id for image in images})
     query = urlencode({"custom_id": wanted}) if wanted else ""
     here = f"/images?{query}"

@@ -30,7 +30,7 @@ def show_gallery(
     number = ids.parse_job(job_id)
     job = reading.job(context, visitor.tenant, number, with_time_left=False)
     listing = _listing(visitor.tenant, number, chosen)
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         if chosen.scores is None:
             place = pagination.decode_cursor(context.settings.secrets, listing, cursor) if cursor else None
             images, more, searched = _page(connection, visitor.tenant, number, chosen, place)

@@ -21,7 +21,7 @@ def show_image(request: Request, context: ContextDep, visitor: access.Signed, jo
     number = ids.parse_job(job_id)
     if not parameters.is_whole(index):
         raise NotFound("There is no such image.")
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         view = queries.job(connection, visitor.tenant, number)
         image = queries.image(connection, visitor.tenant, number, int(index))
         if view is None or image is None:

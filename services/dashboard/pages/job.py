@@ -29,7 +29,7 @@ def show_job(request: Request, context: ContextDep, visitor: access.Signed, job_
     visitor.require("view")
     number = ids.parse_job(job_id)
     job = reading.job(context, visitor.tenant, number)
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         images = queries.page_failed_first(connection, number, failed=True, after=-1, limit=_IMAGES)
         values: dict[str, Any] = {
             "marked": marks.counts(connection, visitor.tenant, number),

@@ -61,7 +61,7 @@ def show_jobs(
         raise ApiError(400, "invalid_parameter", str(error)) from None
     name = f"pages/jobs/{visitor.tenant}/{chosen}"
     place = pagination.decode_job_place(context.settings.secrets, name, cursor) if cursor else None
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         page = listing.page(connection, visitor.tenant, wanted, order=order, place=place, limit=_PER_PAGE)
         names = models.names(connection)
         keys = sorted({key.name for key in api_keys.listed(connection, visitor.tenant)})

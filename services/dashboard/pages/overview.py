@@ -63,7 +63,7 @@ async def show_overview(request: Request, context: ContextDep, visitor: access.S
 
 def _read(context: Context, visitor: access.Visitor, span: str) -> Read:
     tenant, (grain, points) = visitor.tenant, SPANS[span]
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = overview.overview(connection, tenant, names_hosts=visitor.principal.sees_hosts)
         series = rates.series(connection, tenant, grain, points)
         nothing = not (found.jobs or found.pictures or found.failures)

@@ -48,7 +48,7 @@ def _input(request: Request, context: Context, visitor: access.Visitor, job_id: 
     number = ids.parse_job(job_id)
     found = None
     if parameters.is_whole(index):
-        with context.database.begin(visitor.tenant) as connection:
+        with context.database.read(visitor.tenant) as connection:
             if queries.image(connection, visitor.tenant, number, int(index)) is not None:
                 found = resubmission.of_image(connection, number, int(index))
     if found is None or found.payload.image_key is None or found.payload.image_sha256 is None:
@@ -71,7 +71,7 @@ def _thumbnail(request: Request, context: Context, visitor: access.Visitor, job_
     name = keys.thumbnail_name(visitor.tenant, job_id, int(index), sha256)
 
     def is_wanted() -> bool:
-        with context.database.begin(visitor.tenant) as connection:
+        with context.database.read(visitor.tenant) as connection:
             return queries.exists(connection, visitor.tenant, ids.parse_job(job_id))
 
     picture = kept.get(sha256, lambda: thumbnails.stored(context.store, key, name, is_wanted))
@@ -95,7 +95,7 @@ def _stored(context: Context, visitor: access.Visitor, job_id: str, index: str) 
     visitor.require("view")
     number = ids.parse_job(job_id)
     if parameters.is_whole(index):
-        with context.database.begin(visitor.tenant) as connection:
+        with context.database.read(visitor.tenant) as connection:
             image = queries.image(connection, visitor.tenant, number, int(index))
         if image is not None and image.object_key is not None and image.sha256 is not None:
             return image.object_key, image.sha256, f"image/{image.payload.output_format}"

@@ -37,7 +37,7 @@ async def _lines(context: Context, tenant: int, number: int, page: list[Rendered
 
 
 def _read(context: Context, tenant: int, number: int, after: int) -> list[Rendered]:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         if not queries.exists(connection, tenant, number):
             raise NotFound(f"There is no job {ids.public_job(number)}.")
         return resubmission.page(connection, number, after=after, limit=_AT_ONCE)
