@@ -48,10 +48,10 @@ SCENARIOS: dict[str, Callable[[World], Scenario]] = {
     "claim.committed": partial(rendered.Render, hit=2),
     "claim.started": rendered.Render,
     "image.copied": partial(rendered.Copy, hit=3),
-    "batch.rendered": partial(rendered.Render, hit=2),
-    "object.encoded": partial(rendered.Render, hit=3),
-    "image.stored": partial(rendered.Render, hit=3),
-    "shard.stored": rendered.RenderShards,
+    "batch.rendered": partial(rendered.Render, hit=2, is_fenced=True),
+    "object.encoded": partial(rendered.Render, hit=3, is_fenced=True),
+    "image.stored": partial(rendered.Render, hit=3, is_fenced=True),
+    "shard.stored": partial(rendered.RenderShards, is_fenced=True),
     "settle.recorded": partial(rendered.Render, is_locking=True),
     "settle.committed": rendered.Render,
     "settle.dropping": partial(rendered.Drop, hit=2),
@@ -193,6 +193,8 @@ def _take_over(world: World, scenario: Scenario, fault: Fault, program: Program)
         if program.url:
             program.ask_to_stop()
         assert program.wait() == 0
+    if fault.action == "stop" and scenario.is_fenced:
+        assert "fenced" in program.verdicts, program.verdicts
     world.assert_sound()
     world.age()
     scenario.ask(world.api.http)
