@@ -6,6 +6,8 @@ import json
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
+import httpx
+
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues, lists, manifests, task
 from services.core.catalogues.catalogues import Catalogue
@@ -103,6 +105,37 @@ class SecondRun(FirstRun):
         with self.world.database.begin_system() as connection:
             lifecycle.finish(connection)
             assert runs.read(connection, self.run).state == "rendering"
+
+
+class RolledBack(SecondRun):
+    """A version in whose place the one before is published again by a person, after the program has come to its
+    point."""
+
+    is_rolled_back = False
+
+    def definition(self) -> dict[str, Any]:
+        return {"keep": 2}
+
+    def ask(self, http: httpx.Client) -> None:
+        """Once: others have published the second version before."""
+        if self.is_rolled_back:
+            return
+        self.is_rolled_back = True
+        self.world.carry_on(lambda: self.now().published == 2)
+        with self.world.database.begin_system() as connection:
+            found = catalogues.find(connection, TENANT, self.shop.name, lock=True)
+            catalogues.publish(connection, found, 1)
+
+    def is_done(self) -> bool:
+        now = self.now()
+        return now.published == now.announced == 1 and not self._is_pending()
+
+    def check(self) -> None:
+        store = self.world.store
+        pointer = json.loads(store.read(store.key(self.shop.folder + manifests.POINTER)))
+        assert pointer["version"] == 1
+        assert store.read(pointer["manifests"]["jsonl"]["object_key"])
+        self.end()
 
 
 class RunOfPhotographs(FirstRun):

@@ -82,7 +82,7 @@ SCENARIOS: dict[str, Callable[[World], Scenario]] = {
     "catalogue.submitted": shops.FirstRun,
     "catalogue.copied": shops.SecondRun,
     "manifest.stored": shops.SecondRun,
-    "version.forgotten": shops.SecondRun,
+    "version.forgotten": shops.RolledBack,
     "pointer.moved": shops.SecondRun,
     "entry.dropped": shops.SecondRun,
     "catalogue.dropped": shops.DropCatalogue,

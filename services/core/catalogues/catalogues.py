@@ -80,6 +80,7 @@ UPDATE catalogues SET announced = :version,
   tidy_from = CASE WHEN published IS NOT DISTINCT FROM :version THEN NULL ELSE tidy_from END
 WHERE id = :id
 """)
+_DOUBT = statement("catalogues.doubt")("UPDATE catalogues SET announced = NULL, tidy_from = now() WHERE id = :id")
 _TIDY = statement("catalogues.tidy")("UPDATE catalogues SET tidy_from = now() WHERE id = :id")
 _FORGET = statement("catalogues.forget")("""
 UPDATE catalogues SET tidy_from = NULL, definition = '{}' WHERE id = :id AND deleted_at IS NOT NULL
@@ -206,3 +207,8 @@ def forget(connection: Connection, catalogue_id: int) -> None:
 def record_announced(connection: Connection, catalogue_id: int, version: int | None) -> None:
     """The pointer in the store names that version. None: nobody knows which, and the catalogue waits to be tidied."""
     connection.execute(_ANNOUNCED, {"id": catalogue_id, "version": version})
+
+
+def doubt_announced(connection: Connection, catalogue_id: int) -> None:
+    """The pointer may have moved back: the background task is to move it again."""
+    connection.execute(_DOUBT, {"id": catalogue_id})
