@@ -17,7 +17,6 @@ import psycopg
 import pytest
 import redis
 
-gc.disable()  # until all tests are collected: a third of that is the search for cycles among what stays to the end
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("MALLOC_PERTURB_", "165")  # a server that reads what it has freed is to crash here, not elsewhere
@@ -32,6 +31,7 @@ from tests.processes import Process
 from tests.waiting import until
 from worker.pipelines.ai100_stand_in.install import install
 
+gc.disable()  # until all tests are collected: a third of that is the search for cycles among what stays to the end
 WORKER_LEASE = 1.5
 _numbers = itertools.count(1)
 _RUNNING = os.environ.get("PRESSWORK_TESTS_STACK")
