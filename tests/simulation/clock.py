@@ -2,9 +2,9 @@
 
 A schema stands before `pg_catalog` in the search path and has its own `now()`, `clock_timestamp()` and
 `pg_postmaster_start_time()`, which read settings that each transaction carries. Defaults of columns and functions with
-a search path of their own are changed to it, in the copy of the database that the simulation uses. There the first week
-has its partitions, and what comes later is in the default one. Ids hold the virtual time too. So nothing depends on
-when, or on how fast a machine, a history is run.
+a search path of their own are changed to it, in the copy of the database that the simulation uses. There only the
+default partitions are left: the rows of a week of its own may wait to be dropped with it. Ids hold the virtual time
+too. So nothing depends on when, or on how fast a machine, a history is run.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -18,7 +18,7 @@ BEGIN = datetime(2031, 3, 3, 12, tzinfo=UTC)
 TICK = timedelta(milliseconds=1)  # from each transaction to the next
 PATH = "sim, pg_catalog, public"
 
-_INSTALL = f"""
+_INSTALL = """
 DO $$
 DECLARE found record;
 BEGIN
@@ -29,7 +29,6 @@ BEGIN
     EXECUTE format('DROP TABLE %s', found.name);
   END LOOP;
 END $$;
-SELECT presswork_make_partitions('{BEGIN:%Y-%m-%d}', 1);
 CREATE SCHEMA sim;
 GRANT USAGE ON SCHEMA sim TO PUBLIC;
 CREATE FUNCTION sim.now() RETURNS timestamptz LANGUAGE sql STABLE AS
