@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from services.cli import catalogue_tables
 from services.core.catalogues import catalogues, copies, destinations, entries, task, versions
@@ -18,7 +18,7 @@ from services.core.catalogues.changes import Change
 from services.core.catalogues.destinations import Destination
 from services.core.catalogues.entries import Picture
 from services.core.db.database import Database
-from services.core.db.leases import Lease
+from services.core.db.leases import Lease, LeaseLost
 from services.core.model.errors import InvalidSubmission, StoreUnavailable
 from services.core.notify import Notifier
 from services.core.settings import Settings
@@ -411,6 +411,36 @@ def test_what_the_other_bucket_refuses_names_it_and_not_our_own(shop: Copied, al
         "code": "store_refused",
         "message": f"The object store refuses s3://{BUCKET} with InvalidBucketName: no bucket may have that name.",
     }
+
+
+def test_a_pointer_that_a_late_scheduler_moved_back_is_moved_again(shop: Copied, allowed: Settings) -> None:
+    """It was stopped between its last look at its lease and the PUT."""
+    shop.show({"a": "red"})
+    direct, store, name = shop.settings, shop.store, f"catalogue/{shop.catalogue.id}"
+    moved: list[int] = []
+
+    def rule(method: str, path: str, _: Any) -> None:
+        if method == "PUT" and f"/{shop.place}/current.json" in path and not moved:
+            with shop.database.begin_system() as connection:
+                connection.execute(text("UPDATE leases SET expires_at = '-infinity'"))
+            shop.publish_only({"a": "blue"})
+            other = Lease(shop.database, name, "scheduler-b")
+            assert other.take()
+            task.run(direct, store, Notifier(direct.redis_url), shop.catalogue.id, other)
+            other.release()
+            moved.append(shop.shown()[0])
+
+    shop.publish_only({"a": "pink"})
+    with S3Proxy(allowed.s3_endpoint_url, rule) as proxy:
+        shop.through(proxy)
+        with pytest.raises(LeaseLost):
+            shop.work(Lease(shop.database, name, "scheduler-a"))
+    shop.through(None)
+    assert moved == [3]
+    assert json.loads(shop.other.read(f"{shop.folder}/current.json"))["version"] == 2, "the fault is there"
+    shop.tend()
+    assert (shop.destination().state, shop.shown()) == ("done", (3, {"a": b"blue"}))
+    assert shop.names() == {"current.json"} | shop.ledger()
 
 
 def test_our_own_pointer_follows_a_rollback_after_tidying_failed(shop: Copied, allowed: Settings) -> None:

@@ -212,6 +212,7 @@ class _Copying:
         """Writes the manifest and then the pointer, last of all: who follows it finds everything."""
         self._check_own(POINTER)
         manifest = copy_manifests.write(self._bucket, self._at, self._catalogue, self._owner, self._lease)
+        self._lease.confirm(lambda connection: destinations.restart(connection, self._catalogue.id))
         crash_point("copy.pointed")
         with self._lease.begin() as connection:
             copies.point(connection, self._at, manifest)

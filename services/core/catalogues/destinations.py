@@ -49,7 +49,7 @@ WITH moved AS (
     announced = CASE WHEN :points THEN version ELSE announced END,
     next_at = CASE WHEN :step = 'done' THEN NULL ELSE next_at END,
     finished_at = CASE WHEN :step = 'done' THEN now() END
-  WHERE catalogue_id = :id RETURNING *
+  WHERE catalogue_id = :id AND step = :before RETURNING *
 ), logged AS (
   {log.of_each("moved", "'catalogue.copied'", subject=_SUBJECT, data=_DATA)} WHERE :points
 )
@@ -69,6 +69,10 @@ SELECT count(*) FROM moved
 _AGAIN = statement("destinations.again")("""
 UPDATE catalogue_destinations SET step = 'naming', reached = '{}', counts = '{}', attempts = 0, next_at = now()
 WHERE catalogue_id = :id AND error IS NOT NULL
+""")
+_RESTART = statement("destinations.restart")("""
+UPDATE catalogue_destinations SET step = 'naming', reached = '{}', counts = '{}', next_at = now(), finished_at = NULL
+WHERE catalogue_id = :id
 """)
 _FORGET = statement("destinations.forget")("DELETE FROM catalogue_destinations WHERE catalogue_id = :id")
 
@@ -135,9 +139,10 @@ def advance(
     connection: Connection, found: Destination, step: Step, reached: Sequence[str] = (), *,
     counts: Mapping[str, int] | None = None, points: bool = False,
 ) -> None:  # fmt: skip
-    """So far it has come. `counts` are added to those before; `points`: the pointer names the version now."""
+    """So far it has come, unless it is at another step by now: then it was begun again. `counts` are added to those
+    before; `points`: the pointer names the version now."""
     values = {"id": found.catalogue_id, "step": step, "reached": list(reached), "counts": json.dumps(counts or {})}
-    connection.execute(_ADVANCE, values | {"points": points})
+    connection.execute(_ADVANCE, values | {"before": found.step, "points": points})
 
 
 def fail(connection: Connection, catalogue_id: int, code: str, message: str, *, again: bool) -> None:
@@ -149,6 +154,11 @@ def fail(connection: Connection, catalogue_id: int, code: str, message: str, *, 
 def again(connection: Connection, catalogue_id: int) -> None:
     """What has failed is tried again at once, from the beginning."""
     connection.execute(_AGAIN, {"id": catalogue_id})
+
+
+def restart(connection: Connection, catalogue_id: int) -> None:
+    """The pointer at the place may have moved back: all is done again, until it moves."""
+    connection.execute(_RESTART, {"id": catalogue_id})
 
 
 def forget(connection: Connection, catalogue_id: int) -> None:

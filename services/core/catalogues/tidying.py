@@ -11,7 +11,7 @@ from services.core.catalogues import catalogues, copies, copying, destinations, 
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.versions import Version
 from services.core.crash_points import crash_point
-from services.core.db.leases import Lease, LeaseLost
+from services.core.db.leases import Lease
 from services.core.storage.contract import ImageStore
 
 _AT_ONCE = 500
@@ -25,25 +25,13 @@ def tidy(store: ImageStore, catalogue: Catalogue, keep: int, lease: Lease) -> No
     if published is not None and published.version != announced:
         lease.keep()
         manifests.point(store, catalogue, published)
-        _assert_last(catalogue, lease)
+        lease.confirm(lambda connection: catalogues.doubt_announced(connection, catalogue.id))
         crash_point("pointer.moved")
     _drop_files(store, catalogue, kept, lease)
     _drop_unused(store, catalogue, [one.version for one in kept], lease)
     with lease.begin() as connection:
         catalogues.record_announced(connection, catalogue.id, None if published is None else published.version)
         copying.want(connection, catalogue.id)
-
-
-def _assert_last(catalogue: Catalogue, lease: Lease) -> None:
-    """Right after the pointer was moved. Raises LeaseLost: somebody else may have moved it on before, so that it is
-    moved again."""
-    try:
-        with lease.begin():
-            pass
-    except LeaseLost:
-        with lease.database.begin_system() as connection:
-            catalogues.doubt_announced(connection, catalogue.id)
-        raise
 
 
 def remove(store: ImageStore, catalogue: Catalogue, lease: Lease) -> None:

@@ -6,7 +6,7 @@ export.
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import Connection
@@ -127,6 +127,21 @@ class Lease:
             yield connection
         crash_point("lease.committed")
         self._kept_at = asked_at
+
+    def confirm(self, doubt: Callable[[Connection], None]) -> None:
+        """Right after the work wrote over what its next holder writes, too, an object at a fixed key. If the lease had
+        been lost, that may have put the old over the new: `doubt` notes that it is to be written again.
+
+        Raises:
+            LeaseLost: so it was, and it is noted.
+        """
+        try:
+            with self.begin():
+                pass
+        except LeaseLost:
+            with self.database.begin_system() as connection:
+                doubt(connection)
+            raise
 
     def release(self) -> None:
         """Deletes the lease: the work is done."""
