@@ -75,6 +75,13 @@ KNOWN: dict[str, tuple[list[Step], str]] = {
         ],
         "let go",
     ),
+    "a worker is forgotten while an expiry of its claim is open": (
+        [
+            _submit((GOOD, 64, 1)), _claim(0), ("pass_time", {"seconds": 90_000.0}), ("expire", {"fate": Fate.HOLD}),
+            ("housekeeping", {"what": "forget"}), ("end_held", {"commit": True}),
+        ],
+        "expired",
+    ),
     "the clock is set back while images are rendered": (
         [_submit((GOOD, 64, 4)), _claim(0), ("pass_time", {"seconds": -4_000.0}), EXPIRE, _claim(1), _settle(0)],
         "expired",

@@ -23,10 +23,10 @@ def child_died(model: Model, worker: str, rendering: Mapping[int, list[Place]], 
     crashed = [lease for lease in held if lease.id in rendering]
     for lease in held:
         if lease not in crashed:
-            model.take_back(lease, ClaimState.EXPIRED, lost=1, at=at)
+            model.take_back(lease, ClaimState.EXPIRED, device=model.device_of(worker), lost=1, at=at)
     together = sum(len(rendering[lease.id]) for lease in crashed)
     for lease in crashed:
-        model.take_back(lease, ClaimState.CRASHED, lost=0, at=at)
+        model.take_back(lease, ClaimState.CRASHED, device=device, lost=0, at=at)
         model.failures += [
             Failure(place, "crash", lease.id, device, together, at)
             for place in rendering[lease.id] if place not in lease.gone

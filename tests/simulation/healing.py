@@ -101,19 +101,22 @@ def _assert_ended(history: History) -> None:
 
 def expire(history: History, fate: Fate = Fate.COMMIT) -> None:
     world, model = history.world, history.model
-    overdue: list[int] = []
+    overdue: dict[int, str] = {}  # the claims, and the device of each by what is known of its worker now
 
     def modelled(at: datetime) -> int:
         images = 0
-        for lease in (model.claims[number] for number in overdue):
-            model.take_back(lease, ClaimState.EXPIRED, lost=1, at=at)
+        for number, device in overdue.items():
+            lease = model.claims[number]
+            model.take_back(lease, ClaimState.EXPIRED, device=device, lost=1, at=at)
             images += len(lease.places)
         history.count("expired", len(overdue))
         return images
 
     hidden = history.held.claims if history.held else ()
     at = world.clock.now + timedelta(milliseconds=1)  # when the transaction begins
-    overdue += [lease.id for lease in model.overdue(at, world.clock.started, LEASE, hidden)]
+    overdue |= {
+        lease.id: model.device_of(lease.worker) for lease in model.overdue(at, world.clock.started, LEASE, hidden)
+    }
     history.do(lambda connection: expiry.expire(connection, LEASE), modelled, fate, kind="expire", locks=overdue)
 
 

@@ -328,15 +328,18 @@ class Model:
         lease.rendered = any(outcome == "done" for outcome in outcomes.values())
         return dropped
 
-    def take_back(self, lease: Lease, state: ClaimState, *, lost: int, at: datetime) -> None:
-        row = self.workers.get(lease.worker)
+    def device_of(self, worker: str) -> str:
+        """Of a worker that is forgotten only the name is known."""
+        row = self.workers.get(worker)
+        return row.device if row else worker
+
+    def take_back(self, lease: Lease, state: ClaimState, *, device: str, lost: int, at: datetime) -> None:
         for place in lease.places:
             job, image = self.jobs[place[0]], self._rendering(place, lease)
             image.claim = None
             image.lost += lost
             image.state = ImageState.CANCELLED if job.is_stopped else ImageState.QUEUED
             if lost and not job.is_stopped:
-                device = row.device if row else lease.worker
                 self.failures.append(Failure(place, "lost", lease.id, device, len(lease.places), at))
         lease.state, lease.ended_at = state, at
 
