@@ -12,11 +12,13 @@ from services.core.queue import (
     counters,
     expiry,
     job_states,
+    looks,
     quarantine,
     rooms,
     segments,
     settlement,
 )
+from services.core.tenants import admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,8 @@ FAULTS = (
         "max_images_in_flight - coalesce(",
         "max_images_in_flight - 0 * coalesce(",
     ),
+    Fault("a claim takes of suspended tenants", looks, "_CANDIDATES", "WHERE state = 'active'", "WHERE state <> ''"),
+    Fault("new work of a suspended tenant is taken", admission, "_LOCK", "*/ state,", "*/ 'active' AS state,"),
     Fault(
         "a fold adds what it leaves",
         counters,

@@ -12,8 +12,10 @@ from services.core.deletion import task
 from services.core.fleet import workers
 from services.core.jobs import idempotency, lifecycle
 from services.core.model.states import ClaimState, JobState
+from services.core.model.tenant_requests import TenantChanges
 from services.core.queue import claims, counters, expiry, job_states, segments
 from services.core.storage import members
+from services.core.tenants import tenants
 from tests.simulation.history import LEASE, History, batches, is_bad, live
 from tests.simulation.model import CRASHES, FINAL, GOOD, RAISES
 from tests.simulation.world import Fate
@@ -30,6 +32,8 @@ def heal(history: History) -> None:
         worker.holds, worker.seen = {}, None
         worker.generation += 1
     history.register(*history.workers)
+    for tenant in sorted(model.suspended):
+        suspend(history, tenant, False)
     for job in live(model.jobs, JobState.QUEUED, JobState.IN_PROGRESS):
         if job.paused:
             history.do(
@@ -97,6 +101,15 @@ def _assert_ended(history: History) -> None:
         assert (row.images_queued, row.bytes_stored) == (0, stored.get(row.tenant_id, 0)), f"usage: {row}"
     kept = set(members.objects_of(str(key) for _, key, *_ in history.model.results.values()))
     assert kept <= history.world.objects, "the object of a result was deleted"
+
+
+def suspend(history: History, tenant: int, suspended: bool, fate: Fate = Fate.COMMIT) -> None:
+    asked = TenantChanges(state="suspended" if suspended else "active")
+
+    def changed(connection: Connection) -> None:
+        tenants.change(connection, tenant, asked)
+
+    history.do(changed, lambda _at: history.model.suspend(tenant, suspended), fate)
 
 
 def expire(history: History, fate: Fate = Fate.COMMIT) -> None:

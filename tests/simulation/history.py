@@ -11,7 +11,14 @@ from services.core.db.database import Connection
 from services.core.events import numbering, queries
 from services.core.fleet import workers
 from services.core.model import ids
-from services.core.model.errors import Conflict, DatabaseUnavailable, IdempotencyConflict, IdempotencyGone, NotFound
+from services.core.model.errors import (
+    Conflict,
+    DatabaseUnavailable,
+    IdempotencyConflict,
+    IdempotencyGone,
+    NotFound,
+    TenantSuspended,
+)
 from services.core.model.specs import Claim, FailedImage, StoredImage
 from services.core.model.states import JobState
 from services.core.queue import claims, job_states, looks, quarantine, segments, settlement
@@ -24,7 +31,7 @@ from tests.simulation.world import Fate, Held, NotCommitted, World
 
 LEASE = 30.0
 BATCH = 8
-REFUSALS = (Conflict, NotFound, IdempotencyConflict, IdempotencyGone)
+REFUSALS = (Conflict, NotFound, IdempotencyConflict, IdempotencyGone, TenantSuspended)
 _LANE = 16  # segments that a look reads of a lane
 
 
@@ -115,6 +122,7 @@ class History:
         self.count(f"held {held.kind}")
 
     def _refused(self, modelled: Callable[[datetime], Any], refusal: Exception) -> None:
+        self.count("refused: suspended", isinstance(refusal, TenantSuspended))
         try:
             modelled(self.world.clock.now)
         except type(refusal):
@@ -180,6 +188,8 @@ class History:
             while found.rows:
                 claim = claims.claim(connection, found, worker_id=name, seats=seats, lease=LEASE)
                 if claim is not None:
+                    idle = {image.tenant_id for image in claim.images} & self.model.suspended
+                    assert seen or not idle, f"a claim took images of a suspended tenant: {idle}"
                     taken.append(claim)
                     return claim
                 segments.raise_low(connection, found.job_ids)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from services.core.model.errors import Conflict, IdempotencyConflict, IdempotencyGone, NotFound
+from services.core.model.errors import Conflict, IdempotencyConflict, IdempotencyGone, NotFound, TenantSuspended
 from services.core.model.states import ClaimState, ImageState, JobState
 
 Place = tuple[int, int]
@@ -133,6 +133,7 @@ class Model:
         self.workers: dict[str, WorkerRow] = {}
         self.keys: dict[tuple[int, str], tuple[object, int, datetime]] = {}  # what was asked, job, when
         self.rooms: dict[int, int] = {}  # quotas of images in flight
+        self.suspended: set[int] = set()  # tenants
         self.causes: Counter[tuple[int, str]] = Counter()
         self.fresh_events: dict[str, list[tuple[str, dict[str, Any] | None]]] = defaultdict(list)
         self.all_events: dict[str, list[str]] = defaultdict(list)
@@ -157,6 +158,16 @@ class Model:
         if known[1] not in self.jobs or self.jobs[known[1]].deleted:
             raise IdempotencyGone
         return known[1]
+
+    def admitted(self, tenant: int, key: str | None = None) -> None:
+        """Whether the tenant's new work is taken. Raises TenantSuspended; not for a key that is known."""
+        if tenant in self.suspended and (tenant, key) not in self.keys:
+            raise TenantSuspended
+
+    def suspend(self, tenant: int, suspended: bool) -> None:
+        if suspended != (tenant in self.suspended):
+            self.suspended ^= {tenant}
+            self.log(f"tenant/{tenant}", "tenant.suspended" if suspended else "tenant.activated")
 
     def opened(self, job: Job) -> None:
         job.state, job.expires_at = JobState.QUEUED, None
@@ -240,7 +251,7 @@ class Model:
     def claimable(self, hidden: Iterable[Place] = ()) -> list[Place]:
         """What the next claim may take."""
         hidden = set(hidden)
-        full = {tenant for tenant, room in self.rooms.items() if self.in_flight(tenant) >= room}
+        full = self.suspended | {tenant for tenant, room in self.rooms.items() if self.in_flight(tenant) >= room}
         return [
             (job.id, index)
             for job in self.jobs.values() if job.tenant not in full

@@ -60,6 +60,7 @@ class Steps:
         with self._submission(asked) as submission:
 
             def modelled(at: datetime) -> int:
+                self.model.admitted(owner, name)
                 what = (asked, repr(head))
                 known = self.model.remembered(owner, name, what, submission.job_id, at) if name else None
                 if known is None:
@@ -79,6 +80,7 @@ class Steps:
         label = requests.JobOptions.model_validate({})
 
         def modelled(at: datetime) -> None:
+            self.model.admitted(owner)
             expires = at + timedelta(days=drafts.KEPT_DAYS)
             self.model.submitted(Job(job_id, owner, JobState.DRAFT, 1, expires_at=expires), ())
 
@@ -103,6 +105,7 @@ class Steps:
                 raise Conflict("It is no draft, or the chunk is another one.")
             is_known = number in found.chunks
             if not is_known:
+                self.model.admitted(draft.tenant)
                 found.chunks[number] = asked
                 found.add(asked)
             return is_known
@@ -116,7 +119,9 @@ class Steps:
         total = len(draft.images)
 
         def modelled(_at: datetime) -> list[str]:
-            self.model.opened(self.model.visible(draft.tenant, draft.id))
+            found = self.model.visible(draft.tenant, draft.id)
+            self.model.admitted(draft.tenant)
+            self.model.opened(found)
             return [factories.CARD.name]
 
         def finalize(connection: Connection) -> list[str]:
@@ -167,6 +172,7 @@ class Steps:
         def modelled(at: datetime) -> int:
             self.model.visible(parent.tenant, parent.id)
             images = self.model.retried_images(parent, include_cancelled)
+            self.model.admitted(parent.tenant, name)
             child = made[0] if made else 0
             what = (parent.id, include_cancelled)
             known = self.model.remembered(parent.tenant, name, what, child, at) if name else None
@@ -184,6 +190,10 @@ class Steps:
         if not (self._ended or self._drafts):
             return
         self._by_user(deletion.delete, self.model.delete, pick([*self._ended, *self._drafts], job), fate, system=True)
+
+    def suspend(self, tenant: int, suspended: bool, fate: Fate) -> None:
+        """An administrator suspends a tenant, or makes it active again."""
+        healing.suspend(self.history, tenant, suspended, fate)
 
     # Workers
 
