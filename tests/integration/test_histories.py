@@ -17,7 +17,7 @@ HISTORIES, SEED, STEPS = 300, 20_311, 40
 _REACHED = {
     "settled: fenced": 10, "settled: already": 3, "expired": 50, "poison": 10, "cancelled while rendering": 10,
     "waited for a lock": 10, "held claim": 20, "held settle": 5, "erased": 3,
-    "sick": 10, "let go": 20, "refused: suspended": 5,
+    "sick": 10, "let go": 20, "refused: suspended": 5, "out of time": 10,
 }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ _TENANTS, _PRIORITIES = (2, 2, 2, 0, 1), (1, 1, 1, 0, 2)  # often those of which
 _SECONDS = (
     0.5, 6.0, 15.0, 31.0, 31.0, 45.0, 61.0, 61.0, 700.0, 3_700.0, 90_000.0, 700_000.0, -5.0, -40.0, -4_000.0
 )  # fmt: skip
-_TASKS = ("sweep", "finish", "finish", "fold", "low", "deadlines", "forget", "number", "erase")
+_TASKS = ("sweep", "finish", "finish", "write", "deadlines", "fold", "low", "deadlines", "forget", "number", "erase")
 
 
 def _body(random: Random) -> list[tuple[str, int, int]]:
@@ -34,6 +34,10 @@ _STEPS: dict[str, tuple[int, dict[str, Any]]] = {
     "submit": (
         6,
         {"tenant": _TENANTS, "body": _body, "priority": _PRIORITIES, "key": range(6), "fate": _FATES, "shards": _FLAG},
+    ),
+    "submit_file": (
+        2,
+        {"tenant": _TENANTS, "body": _body, "priority": _PRIORITIES, "seconds": (40, 40, 3_600), "fate": _FATES},
     ),
     "open_draft": (1, {"tenant": _TENANTS, "fate": _FATES}),
     "append": (2, {"job": _NTH, "number": _THREE, "body": _body, "fate": _FATES}),

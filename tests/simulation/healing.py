@@ -14,6 +14,7 @@ from services.core.jobs import idempotency, lifecycle
 from services.core.model.states import ClaimState, JobState
 from services.core.model.tenant_requests import TenantChanges
 from services.core.queue import claims, counters, expiry, job_states, segments
+from services.core.queue.job_states import Files
 from services.core.storage import members
 from services.core.tenants import tenants
 from tests.simulation.history import LEASE, History, batches, is_bad, live
@@ -48,10 +49,14 @@ def heal(history: History) -> None:
     for rounds in count():
         if any(lease.state is ClaimState.OPEN for lease in model.claims.values()):
             expire(history)
+        if model.late(world.clock.now):
+            deadlines(history)
         if any(job.state is JobState.CANCELLING for job in model.jobs.values()):
             sweep(history)
         if any(job.state not in FINAL and not sum(job.counts[:2]) for job in model.jobs.values()):
             finish(history)
+        if model.writable():
+            write(history)
         if all(job.state in FINAL for job in model.jobs.values()):
             break
         assert rounds < _ROUNDS, "the fleet is healthy, and does not come to an end"
@@ -142,6 +147,25 @@ def finish(history: History) -> None:
     history.do(lambda connection: set(lifecycle.finish(connection)), lambda _at: history.model.finished())
 
 
+def write(history: History) -> None:
+    """What writes the output files of jobs that were submitted as files, a few at a time."""
+    found: set[int] = set()
+
+    def written(connection: Connection) -> bool:
+        found.update(job.id for job in job_states.finishable(connection))
+        assert all(job_states.finish(connection, job_id, Files()) for job_id in found)
+        return bool(found)
+
+    def modelled(_at: datetime) -> bool:
+        could = history.model.writable()
+        assert found <= could, f"of these jobs not all images are final: {found - could}"
+        for job_id in found:
+            history.model.end(history.model.jobs[job_id])
+        return bool(could)
+
+    history.do(written, modelled)
+
+
 def fold(history: History) -> None:
     _unseen(history, counters.fold)
 
@@ -160,7 +184,12 @@ def _unseen(history: History, step: Callable[[Connection], object]) -> None:
 
 
 def deadlines(history: History) -> None:
-    history.do(job_states.expire, history.model.out_of_time)
+    def modelled(at: datetime) -> int:
+        stopped = history.model.out_of_time(at)
+        history.count("out of time", stopped)
+        return stopped
+
+    history.do(job_states.expire, modelled)
 
 
 def forget(history: History) -> None:

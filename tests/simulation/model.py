@@ -61,6 +61,7 @@ class Job:
     images: list[Image] = field(default_factory=list)
     paused: bool = False
     in_shards: bool = False
+    of_file: bool = False  # it ends when its output file is written
     reason: str | None = None
     deleted: bool = False
     expires_at: datetime | None = None
@@ -376,27 +377,42 @@ class Model:
                     swept += 1
         return swept
 
+    def late(self, at: datetime) -> list[Job]:
+        return [job for job in self.jobs.values() if job.expires_at and job.expires_at < at and job.state in STOPPABLE]
+
     def out_of_time(self, at: datetime) -> int:
-        found = [job for job in self.jobs.values() if job.expires_at and job.expires_at < at and job.state in STOPPABLE]
+        found = self.late(at)
         for job in found:
             self._stop(job, "expired")
         return len(found)
 
+    def writable(self) -> set[int]:
+        """Jobs of files whose images are all final."""
+        ending = (JobState.FINALIZING, JobState.CANCELLING)
+        return {job.id for job in self.jobs.values() if job.of_file and job.state in ending and not sum(job.counts[:2])}
+
     def finished(self) -> set[int]:
+        """Returns what has ended. A job of a file stays `finalizing`, or `cancelling`, until its output is written."""
         ended = set()
         for job in self.jobs.values():
-            queued, rendering, done, failed, cancelled = job.counts
-            if queued or rendering or job.state in (*FINAL, JobState.DRAFT):
+            if sum(job.counts[:2]) or job.state in (*FINAL, JobState.DRAFT):
                 continue
-            if job.state is JobState.CANCELLING:
-                job.state = JobState(job.reason or "cancelled")
-            else:
+            if job.state in CLAIMABLE:
                 self._event(job, "job.finalizing")
-                job.state = JobState.COMPLETED if done else JobState.FAILED
-            counts = {"done": done, "failed": failed, "cancelled": cancelled, "reused": 0, "total": len(job.images)}
-            self._event(job, f"job.{job.state}", counts)
-            ended.add(job.id)
+                job.state = JobState.FINALIZING
+            if not job.of_file:
+                self.end(job)
+                ended.add(job.id)
         return ended
+
+    def end(self, job: Job) -> None:
+        _, _, done, failed, cancelled = job.counts
+        if job.state is JobState.CANCELLING:
+            job.state = JobState(job.reason or "cancelled")
+        else:
+            job.state = JobState.COMPLETED if done else JobState.FAILED
+        counts = {"done": done, "failed": failed, "cancelled": cancelled, "reused": 0, "total": len(job.images)}
+        self._event(job, f"job.{job.state}", counts)
 
     def forgotten(self, at: datetime) -> None:
         """Claims that ended more than a day ago, keys older than a week, workers not seen for a day."""

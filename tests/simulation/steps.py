@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
+from services.core.batches import batch_jobs
 from services.core.db.database import Connection
 from services.core.deletion import jobs as deletion
 from services.core.jobs import drafts, lifecycle, retry, submissions
@@ -74,6 +75,29 @@ class Steps:
                 return submission.record(database, owner, label=label, idempotency_key=name).job_id
 
             self.history.do(record, modelled, fate, whole=True)
+
+    def submit_file(self, tenant: int, body: Body, priority: int, seconds: int, fate: Fate) -> None:
+        """With a completion window of so many seconds. Its file is read at once."""
+        owner, asked = pick(list(TENANTS), tenant), requests_of(body)
+        with self._submission(asked) as submission:
+
+            def accepted(connection: Connection) -> bool:
+                batch_jobs.create(
+                    connection, owner, job_id=submission.job_id, input_file_id=1, priority=priority, labels={},
+                    dedupe=False, embed_prompt=False, completion_window="", window_seconds=seconds,
+                    output_expires_seconds=None, base_url="",
+                )  # fmt: skip
+                submission.close()
+                return batch_jobs.accept(connection, submission)
+
+            def modelled(at: datetime) -> bool:
+                self.model.admitted(owner)
+                expires = at + timedelta(seconds=seconds)
+                job = Job(submission.job_id, owner, JobState.QUEUED, priority, of_file=True, expires_at=expires)
+                self.model.submitted(job, asked)
+                return True
+
+            self.history.do(accepted, modelled, fate)
 
     def open_draft(self, tenant: int, fate: Fate) -> None:
         owner, job_id = pick(list(TENANTS), tenant), self.world.clock.new_id()
