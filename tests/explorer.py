@@ -10,13 +10,16 @@ from tests.web import Api
 _SETTINGS = Path(__file__).with_name("schemathesis.toml")
 
 
-def explore(api: Api, folder: Path, *, examples: int) -> int:
-    """Sends up to `examples` drawn requests to each operation, besides all those that its schema suggests, and makes
-    all checks of the answers; returns how many requests that were. Nobody renders, so images are asked for without
-    waiting. AssertionError: an answer is out of line."""
+def explore(api: Api, folder: Path, *, examples: int, suggested: bool) -> int:
+    """Sends up to `examples` drawn requests to each operation, right ones and wrong ones, and makes all checks of the
+    answers; returns how many requests that were. `suggested`: besides, all requests that its schema suggests, some
+    seventy for each operation. Nobody renders, so images are asked for without waiting. AssertionError: an answer is
+    out of line."""
+    phases = ["examples", *(["coverage"] if suggested else []), "fuzzing", "stateful"]
     command = [
         Path(sys.executable).with_name("schemathesis"), "--config-file", _SETTINGS, "run", f"{api.url}/openapi.json",
         "-H", f"Authorization: Bearer {api.key}", "-H", "Prefer: respond-async", "--checks", "all",
+        "--phases", ",".join(phases),
         "--max-examples", str(examples), "--seed", "1", "--no-shrink", "--continue-on-failure", "--max-redirects", "0",
         "--warnings", "off",
     ]  # fmt: skip
