@@ -1,4 +1,4 @@
-"""Schemathesis on the document that the API publishes: all requests that the schemas suggest, and many that are drawn."""
+"""Schemathesis on the document that the API publishes: all requests that the schemas suggest, and many drawn ones."""
 
 from pathlib import Path
 
