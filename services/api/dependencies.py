@@ -88,7 +88,7 @@ def linker(context: "Context", request: Request, job_id: int) -> Callable[[int],
 
 def pictures(context: Context, tenant: int) -> inputs.Inputs:
     """The input pictures of one submission of that tenant."""
-    return inputs.Inputs(context.settings, lambda: context.database.begin(tenant), context.store, tenant)
+    return inputs.Inputs(context.settings, lambda: context.database.read(tenant), context.store, tenant)
 
 
 def door(context: Context, tenant: int, name: refusals.Name) -> refusals.Door:

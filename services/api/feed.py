@@ -175,14 +175,14 @@ class Feed:
         return await anyio.to_thread.run_sync(function, limiter=self._thread)
 
     def _latest(self) -> int:
-        with self._database.begin_system() as connection:  # as the system: it reads for all who watch
+        with self._database.read_system() as connection:  # as the system: it reads for all who watch
             return live.latest(connection)
 
     def _look(self, watchers: Iterable[Watcher]) -> tuple[live.Look, set[Principal]]:
         """What is new, and whose key or session has ended."""
         jobs = {watcher.job for watcher in watchers if watcher.job is not None}
         tenants = {watcher.tenant for watcher in watchers if watcher.job is None}
-        with self._database.begin_system() as connection:  # as the system: it reads for all who watch
+        with self._database.read_system() as connection:  # as the system: it reads for all who watch
             ended = sessions.ended(connection, {watcher.who for watcher in watchers})
             return live.look(connection, self.seq, jobs=jobs, tenants=tenants), ended
 

@@ -64,7 +64,7 @@ def _find(context: Context, public_id: str, variant: str, name: str) -> tuple[Ca
     catalogue = found = None
     if item is not None and "\0" not in public_id + variant:
         # As the system: the link names the catalogue and no tenant.
-        with context.database.begin_system() as connection:
+        with context.database.read_system() as connection:
             with suppress(NotFound):
                 catalogue = catalogues.of_public_id(connection, public_id)
             is_public = catalogue is not None and catalogue.definition.get("publish", {}).get("public", False)

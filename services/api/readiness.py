@@ -69,7 +69,7 @@ class Readiness:
         model = self._context.settings.model
         try:
             # As the system: this route takes no key, so there is no tenant.
-            with self._context.database.begin_system() as connection:
+            with self._context.database.read_system() as connection:
                 registered, worker_was_up = queries.readiness(connection, model)
                 starting = [] if worker_was_up else workers.starting(connection)
         except Unavailable as error:

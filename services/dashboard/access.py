@@ -55,7 +55,7 @@ def find(context: Context, request: Request) -> Visitor | None:
     cookie = request.cookies.get(COOKIE, "")
     if not cookie:
         return None
-    with context.database.begin_system() as connection:  # as the system: the cookie decides which tenant this is
+    with context.database.read_system() as connection:  # as the system: the cookie decides which tenant this is
         found = sessions.find(connection, cookie)
     if found is None:
         return None

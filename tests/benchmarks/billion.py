@@ -132,7 +132,7 @@ def _costs(stack: BenchmarkStack, live: list[int], finished: list[int] | tuple[(
             c, tenant, chance.choice(finished), Filter(), place=chance.randrange(mass.JOB - 200), limit=100
         )
     for name, read in reads.items():
-        found[name] = _cost(stack, partial(_in, partial(stack.database.begin, tenant), read))
+        found[name] = _cost(stack, partial(_in, partial(stack.database.read, tenant), read))
     periodic: dict[str, Callable[[Any], object]] = {
         "fold counters": counters.fold,
         "raise low-water marks": segments.raise_low,

@@ -88,7 +88,8 @@ def _cost(database: Database, begin: Begin, read: Read) -> tuple[float, float, f
         _in(begin, read)
         taken.append((time.perf_counter() - began) * 1000)
     used = _seconds(server) - cpu
-    return statistics.median(taken), used * 1000 / SAMPLES, (_pages(database) - pages) / SAMPLES
+    read_pages = (_pages(database) - pages) / SAMPLES
+    return round(statistics.median(taken), 2), round(used * 1000 / SAMPLES, 2), round(read_pages, 1)
 
 
 def _in(begin: Begin, read: Read) -> None:

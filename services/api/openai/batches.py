@@ -67,7 +67,7 @@ def list_batches(
 ) -> Any:
     """The tenant's batches, newest first."""
     before = parameters.after_id(after, schemas.parse_batch_id)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = batch_jobs.page(connection, tenant, before=before, limit=limit + 1)
     data = [schemas.batch(entry) for entry in found[:limit]]
     return schemas.BatchList(
@@ -102,7 +102,7 @@ def cancel_batch(context: ContextDep, tenant: Tenant, batch_id: str) -> Any:
 
 
 def _show(context: Context, tenant: int, number: int) -> schemas.Batch:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = batch_jobs.find(connection, tenant, number)
     if found is None:
         raise NotFound("There is no such batch.")

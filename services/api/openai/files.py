@@ -71,7 +71,7 @@ def list_files(
 ) -> Any:  # fmt: skip
     """The tenant's files, newest first unless asked otherwise."""
     number = parameters.after_id(after, files.parse_id)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = files.page(
             connection, tenant, after=number, limit=limit + 1, newest_first=order == "desc", purpose=purpose
         )
@@ -198,5 +198,5 @@ def digest(file: IO[bytes]) -> bytes:
 
 
 def _find(context: Context, tenant: int, file_id: int) -> File:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         return files.find(connection, tenant, file_id)

@@ -147,7 +147,7 @@ def preferred(request: Request) -> Preference:
 
 def submit(context: Context, tenant: int, body: Body, key: str | None, pictures: Inputs) -> int:
     """Records the request as a job of its own; returns the job's id. Raises ApiError."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         registry = models.registry(connection)
         policy = policies.at(context.settings, connection, dependencies.door(context, tenant, "image"))
     with submissions.Submission(context.settings, registry, policy=policy, pictures=pictures) as submission:
@@ -181,7 +181,7 @@ async def _wait(request: Request, context: Context, tenant: int, job_id: int, li
 
 
 def _is_over(context: Context, tenant: int, job_id: int) -> bool:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         view = queries.job(connection, tenant, job_id)
     assert view is not None, "a recorded job can be read"
     return view.counts["queued"] + view.counts["rendering"] == 0
@@ -196,14 +196,14 @@ def _cancel(context: Context, tenant: int, job_id: int) -> None:
 
 
 def _job(context: Context, tenant: int, job_id: int, headers: dict[str, str]) -> Response:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         view = queries.job(connection, tenant, job_id)
     assert view is not None, "a recorded job can be read"
     return JsonResponse(v1.job(view).model_dump(mode="json"), 202, headers)
 
 
 def _answer(context: Context, tenant: int, job_id: int, response_format: str | None, base_url: str) -> Any:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         request = results.page(connection, job_id, limit=1)[0]
     data = [_picture(context, job_id, image, response_format, base_url) for image in request.stored]
     if not request.is_done:

@@ -59,7 +59,7 @@ def accept(context: Context, tenant: int, name: str, sha256: str | None) -> None
 
 
 def listed(context: Context, tenant: int) -> list[schemas.Model]:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found, workers = models.registry(connection), queries.workers_by_revision(connection)
         served, accepted = models.known_classes(connection), licenses.accepted(connection, tenant)
     required = context.settings.require_license_acceptance

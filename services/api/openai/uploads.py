@@ -150,7 +150,7 @@ def _complete(context: Context, tenant: int, upload_id: int, asked: Completion) 
     crash_point("upload.completed")
     made = None
     if found.file_id is not None:
-        with context.database.begin(tenant) as connection:
+        with context.database.read(tenant) as connection:
             try:
                 made = core_files.find(connection, tenant, found.file_id)
             except NotFound:  # completed before, and its file deleted since

@@ -56,7 +56,7 @@ def list_actions(
     listing = f"actions/{tenant}/{actor}/{verb}/{job}" + ("" if since is until is None else f"/{since}/{until}")
     before = actions.NEWEST if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     about = None if job is None else queries.job(ids.parse_job(job))
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = actions.page(
             connection, tenant, before=before, limit=limit + 1,
             actor=actor, verb=verb, job=about, since=since, until=until,

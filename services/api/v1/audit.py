@@ -56,10 +56,10 @@ def read_audit(
 
 def page(context: Context, caller: Principal, asked: Asked, place: Place | None, limit: int) -> Page:
     if asked.tenant_id == caller.tenant_id:
-        with context.database.begin(caller.tenant_id) as connection:
+        with context.database.read(caller.tenant_id) as connection:
             return reading.page(connection, asked, place, limit=limit)
     # As the system: the operator's administrators read every tenant's trail, and the system's.
-    with context.database.begin_system() as connection:
+    with context.database.read_system() as connection:
         return reading.page(connection, asked, place, limit=limit)
 
 
@@ -72,7 +72,7 @@ def _number(context: Context, caller: Principal, whose: str | None) -> int | Non
             raise NotOperator("The trail of all tenants takes a key of the operator's tenant.")
         return None
     # As the system: which tenant it is, the caller's or any, is looked up first.
-    with context.database.begin_system() as connection:
+    with context.database.read_system() as connection:
         found = tenants.find(connection, whose)
     if found.id != caller.tenant_id and not caller.operator:
         raise NotFound("There is no such tenant.")

@@ -70,7 +70,7 @@ def list_jobs_actions(
     """The acts on many jobs, newest first."""
     listing = f"bulk/{tenant}"
     before = _NEWEST if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = bulk.listed(connection, tenant, before=before, limit=limit + 1)
     page = found[:limit]
     more = pagination.encode_cursor(context.settings.secret, listing, page[-1].id) if len(found) > limit else None
@@ -113,7 +113,7 @@ def act_on_jobs(
 @router.get("/jobs/actions/{action_id}", response_model=JobsAction)
 def show_jobs_action(context: ContextDep, tenant: Tenant, action_id: str) -> Any:
     """How far an act is."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         return _shown(bulk.find(connection, tenant, bulk.parse_id(action_id)))
 
 
@@ -127,7 +127,7 @@ def stop_jobs_action(context: ContextDep, tenant: Tenant, action_id: str) -> Any
 def count(context: Context, tenant: int, asked: BulkRequest) -> Counted:
     """Raises SubmissionError."""
     try:
-        with context.database.begin(tenant) as connection:
+        with context.database.read(tenant) as connection:
             return bulk.count(connection, tenant, asked)
     except InvalidSubmission as error:
         raise SubmissionError(error, "index") from None

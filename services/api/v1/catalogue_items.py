@@ -68,7 +68,7 @@ def list_items(
     limit: parameters.Limit = 100, cursor: parameters.PlaceCursor = None,
 ) -> Any:  # fmt: skip
     """The pictures of the published version or another kept one, by item and variant."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = core.find(connection, tenant, catalogue)
         number = versions.meant(connection, found, version)
         listing = f"items/{tenant}/{found.id}/{number}"
@@ -135,7 +135,7 @@ def shown(base_url: str, catalogue: Catalogue, version: int, entry: Entry) -> Ca
 
 
 def _find(context: Context, tenant: int, name: str, variant: str, item: str, version: int | None) -> Entry:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         catalogue = core.find(connection, tenant, name)
         number = versions.meant(connection, catalogue, version)
         readable = "\0" not in variant + item

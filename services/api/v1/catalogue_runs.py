@@ -178,7 +178,7 @@ def list_runs(
     context: ContextDep, tenant: Tenant, catalogue: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
 ) -> Any:
     """The catalogue's runs, newest first."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = core.find(connection, tenant, catalogue)
         listing = f"runs/{tenant}/{found.id}"
         before = _PAST_THE_NEWEST
@@ -194,7 +194,7 @@ def list_runs(
 def show_run(context: ContextDep, tenant: Tenant, catalogue: str, run_id: str) -> Any:
     """The report of a run."""
     number = runs.parse_id(run_id)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = core.find(connection, tenant, catalogue)
         run = runs.find(connection, found.id, number)
     return _shown(context, tenant, found, [run])[0]
@@ -245,7 +245,7 @@ def estimate_run(context: ContextDep, tenant: Tenant, catalogue: str, run_id: st
     """Estimates the accelerator-seconds of all that a planned run renders, and the time until it would be finished if
     it were submitted now."""
     number = runs.parse_id(run_id)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         runs.find(connection, core.find(connection, tenant, catalogue).id, number)
         known = models.registry(connection)
         shapes = changes.shapes(connection, number, limit=submissions.MAX_SHAPES)
@@ -267,7 +267,7 @@ def list_changes(
         raise ApiError(422, "invalid_parameter", "Give either kind or troubled=true.", param="troubled")
     listing = f"changes/{tenant}/{number}/{kind}/{only_troubled}"
     after = -1 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = core.find(connection, tenant, catalogue)
         run = runs.find(connection, found.id, number)
         page = changes.page(connection, number, first=after + 1, limit=limit + 1, kind=kind, troubled=only_troubled)
@@ -333,7 +333,7 @@ def _change(found: Change, links: _Links) -> CatalogueChange:
 
 def _shown(context: Context, tenant: int, catalogue: Catalogue, page: list[runs.Run]) -> list[CatalogueRun]:
     wanted = [job_id for run in page for job_id in (run.job_id, *run.redraw_jobs) if job_id is not None]
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         seconds = (
             {job.id: job.device_seconds for job in queries.these_jobs(connection, tenant, wanted)} if wanted else {}
         )

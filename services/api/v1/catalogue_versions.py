@@ -65,7 +65,7 @@ class CatalogueDifferencePage(BaseModel):
 @router.get("/catalogues/{catalogue}/versions", response_model=CatalogueVersionList)
 def list_versions(context: ContextDep, tenant: Tenant, catalogue: str) -> Any:
     """The versions that are kept, newest first: the catalogue's `keep` newest, and the published one."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = core.find(connection, tenant, catalogue)
         kept = versions.listed(connection, found.id)
     return CatalogueVersionList(data=[_version(found, one) for one in kept])
@@ -84,7 +84,7 @@ def read_manifest(
     is signed for GET alone."""
     if not parameters.is_whole(version):
         raise NotFound("There is no such version.")
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = versions.find(connection, core.find(connection, tenant, catalogue).id, int(version))
     file = found.manifests[format]
     if (unchanged := representations.unchanged(request, file.sha256)) is not None:
@@ -105,7 +105,7 @@ def list_differences(
 ) -> Any:  # fmt: skip
     """Where the pictures of two kept versions differ, by item and variant. A page may hold fewer than `limit`: the list
     ends where `next_cursor` is null."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = core.find(connection, tenant, catalogue)
         pair = [versions.meant(connection, found, one) for one in (before, to)]
         listing = f"diff/{tenant}/{found.id}/{pair[0]}/{pair[1]}"

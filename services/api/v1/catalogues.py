@@ -108,7 +108,7 @@ def list_catalogues(
     """The tenant's catalogues, by name."""
     listing = f"catalogues/{tenant}"
     after = "" if cursor is None else pagination.decode_name(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = catalogues.page(connection, tenant, after=after, limit=limit + 1)
         page = found[:limit]
         copied = destinations.these(connection, [one.id for one in page])
@@ -119,7 +119,7 @@ def list_catalogues(
 @router.get("/catalogues/{catalogue}", response_model=Catalogue)
 def show_catalogue(request: Request, context: ContextDep, tenant: Tenant, catalogue: str) -> Any:
     """One catalogue with its definition."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = catalogues.find(connection, tenant, catalogue)
         return shown(context, request, found, destinations.find(connection, found.id))
 

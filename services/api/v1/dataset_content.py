@@ -49,7 +49,7 @@ def read_dataset_file(
 def _file(context: Context, tenant: int | None, number: int, version: int, path: str) -> DatasetFile:
     database = context.database
     # As the system where a signature takes the place of the key: the link names the dataset and no tenant.
-    with database.begin_system() if tenant is None else database.begin(tenant) as connection:
+    with database.read_system() if tenant is None else database.read(tenant) as connection:
         dataset = dataset_records.read(connection, number)
         if dataset is None or dataset.is_deleted:
             raise NotFound("There is no such file.")

@@ -139,7 +139,7 @@ def list_dataset_versions(
     """The dataset's versions, the newest first."""
     listing = f"dataset_versions/{tenant}/{dataset}"
     before = _PAST_THE_NEWEST if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = dataset_records.find(connection, tenant, dataset)
         page = dataset_records.versions(connection, found, before=before, limit=limit + 1)
     more = None
@@ -151,7 +151,7 @@ def list_dataset_versions(
 @router.get("/datasets/{dataset}/versions/{version}", response_model=DatasetVersion)
 def show_dataset_version(context: ContextDep, tenant: Tenant, dataset: str, version: str) -> Any:
     """One version with its progress."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = dataset_records.find(connection, tenant, dataset)
         return _shown(dataset_records.version(connection, found, parameters.number(version)))
 
@@ -190,7 +190,7 @@ def list_dataset_files(
     """The files of a complete version by path, each with a signed URL."""
     listing = f"dataset_files/{tenant}/{dataset}/{version}/{split}"
     after = "" if cursor is None else pagination.decode_name(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = dataset_records.completed(
             connection, dataset_records.find(connection, tenant, dataset), parameters.number(version)
         )
@@ -228,7 +228,7 @@ def compare_dataset_versions(
     limit: parameters.Limit = 100,
 ) -> Any:
     """The images that one of two complete versions holds and the other does not."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = dataset_records.find(connection, tenant, dataset)
         left = dataset_records.completed(connection, found, before)
         right = dataset_records.completed(connection, found, after)

@@ -67,7 +67,7 @@ def list_datasets(
     """The tenant's datasets, by name."""
     listing = f"datasets/{tenant}"
     after = "" if cursor is None else pagination.decode_name(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = dataset_records.listed(connection, tenant, after=after, limit=limit + 1)
     more = None
     if len(found) > limit:
@@ -132,7 +132,7 @@ def _refusing() -> Iterator[None]:
 
 
 def _find(context: Context, tenant: int, name: str) -> Dataset:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         return _shown(dataset_records.find(connection, tenant, name))
 
 

@@ -45,7 +45,7 @@ class JobDeleted(BaseModel):
 def show_deletion(context: ContextDep, tenant: Tenant, job_id: str) -> Any:
     """What deleting the job would take, and why it would be refused. Deletes nothing."""
     number = ids.parse_job(job_id)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = deletion.stored(connection, tenant, number)
     refusal = found.refusal
     return JobDeletion(

@@ -89,7 +89,7 @@ def list_chunks(
     number = ids.parse_job(job_id)
     listing = f"chunks/{tenant}/{number}"
     after = -1 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = drafts.chunks(connection, tenant, number, after=after, limit=limit + 1)
     page = found[:limit]
     more = pagination.encode_cursor(context.settings.secret, listing, page[-1].number) if len(found) > limit else None

@@ -101,7 +101,7 @@ def preview(context: Context, tenant: int, spool: IO[bytes]) -> Preview:
         raise InvalidSubmission([Problem("missing_field", "matrix is missing: it is what can be previewed.", "matrix")])
     order = SubmissionBody.of(body, context.settings.max_images_per_job)
     order.head(requests.JobOptions, body, requests.JobOptions())
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         registry = models.registry(connection)
     first: list[dict[str, Any]] = []
     with WorkTally(context.settings, registry, defaults=order.defaults) as tally:
@@ -122,7 +122,7 @@ def estimate(context: Context, tenant: int, spool: IO[bytes]) -> Estimate:
     shapes = body.pop("shapes", None) if "images" not in body and "matrix" not in body else None
     order = SubmissionBody() if shapes is not None else SubmissionBody.of(body, context.settings.max_images_per_job)
     label = order.head(requests.JobOptions, body, requests.JobOptions())
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         registry = models.registry(connection)
     with WorkTally(context.settings, registry, defaults=order.defaults) as tally:
         order.fill(tally) if shapes is None else _count_shapes(tally, order, shapes)
@@ -133,7 +133,7 @@ def estimate(context: Context, tenant: int, spool: IO[bytes]) -> Estimate:
 def estimated(context: Context, tally: WorkTally, priority: str, *, counted: int | None) -> Estimate:
     """The estimate of what was tallied. `counted`: of so many requests."""
     # As the system: the queued images of every tenant are ahead of this job.
-    with context.database.begin_system() as connection:
+    with context.database.read_system() as connection:
         found = estimates.estimate(connection, tally.counts, requests.PRIORITIES[priority])
     return Estimate(
         requests=counted,

@@ -54,7 +54,7 @@ def sent(request: Request, context: Context, file: records.File) -> Response:
 def _file(context: Context, tenant: int | None, number: int, path: str) -> records.File:
     database = context.database
     # As the system where a signature takes the place of the key: the link names the export and no tenant.
-    with database.begin_system() if tenant is None else database.begin(tenant) as connection:
+    with database.read_system() if tenant is None else database.read(tenant) as connection:
         export = records.read(connection, number)
         found = records.file(connection, number, path)
     if export is None or export.expired or export.state != "completed" or found is None:

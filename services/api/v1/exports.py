@@ -109,7 +109,7 @@ def list_exports(
     number = ids.parse_job(job_id)
     listing = f"exports/{tenant}/{number}"
     before = _PAST_THE_NEWEST if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = records.of_job(connection, tenant, number, before=before, limit=limit + 1)
     more = (
         pagination.encode_cursor(context.settings.secret, listing, found[limit - 1].id) if len(found) > limit else None
@@ -138,7 +138,7 @@ def list_export_files(
         raise ApiError(409, "export_not_completed", f"The export is {export.state}; it has files once it is completed.")
     listing = f"export_files/{tenant}/{export.id}"
     after = "" if cursor is None else pagination.decode_name(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = records.files(connection, export.id, after=after, limit=limit + 1)
     more = None
     if len(found) > limit:
@@ -175,7 +175,7 @@ def _order(body: bytes) -> options.ExportRequest:
 
 def _find(context: Context, tenant: int, export_id: str) -> records.Export:
     number = records.parse_id(export_id)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         return records.find(connection, tenant, number)
 
 

@@ -44,7 +44,7 @@ def show_backlog(
     work one worker should have; zero means that no worker is needed. `seconds_per_image` is used until the model has
     been measured."""
     # As the system: what waits and is rendered is read for all tenants.
-    with context.database.begin_system() as connection:
+    with context.database.read_system() as connection:
         found = backlog.backlog(connection, model, seconds_per_image, tenant_id=None if caller.operator else tenant)
     return Backlog(
         model=model,

@@ -51,7 +51,7 @@ class ApiKeyList(BaseModel):
 @router.get("/keys", response_model=ApiKeyList)
 def list_keys(context: ContextDep, tenant: Tenant) -> Any:
     """The tenant's keys, the oldest first, without their secrets."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = api_keys.listed(connection, tenant)
     return ApiKeyList(data=[public(key) for key in found])
 

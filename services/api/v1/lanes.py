@@ -63,7 +63,7 @@ def list_lanes(context: ContextDep, tenant: Tenant, caller: Caller) -> Any:
     """What waits to be rendered, without paused jobs: of this tenant, or of all for a key of the operator's tenant with
     the scope `admin`."""
     # As the system: what waits stands in one index for all tenants.
-    with context.database.begin_system() as connection:
+    with context.database.read_system() as connection:
         found = lanes.waiting(connection, tenant, all_tenants=caller.operator and Scope.ADMIN in caller.scopes)
     return LaneList(data=[_shown(lane) for lane in found.lanes], more=found.more)
 

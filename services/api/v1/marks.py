@@ -67,7 +67,7 @@ def list_marks(
     number = ids.parse_job(job_id)
     listing = f"marks/{tenant}/{number}/{mark}"
     after = -1 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         counts, found = marks.listed(connection, tenant, number, mark=mark, after=after, limit=limit + 1)
     page = found[:limit]
     more = pagination.encode_cursor(context.settings.secret, listing, page[-1].index) if len(found) > limit else None

@@ -57,7 +57,7 @@ def list_policy_terms(
     """The terms that the tenant's content policy refuses, in the order of their folding."""
     listing = f"policy-terms/{tenant}"
     after = "" if cursor is None else pagination.decode_name(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = terms.page(connection, tenant, after=after, limit=limit + 1)
     page = found[:limit]
     more = pagination.encode_name(context.settings.secret, listing, page[-1].folded) if len(found) > limit else None
@@ -97,7 +97,7 @@ async def check_policy(context: ContextDep, tenant: Tenant, body: json_object.Sm
 
 
 def _check(context: Context, tenant: int, text: str) -> PolicyCheck:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         policy = policies.of_tenant(context.settings, connection, tenant)
     [refusal] = policy.refusals([text])
     own, listed = policy.terms_in(text)

@@ -52,7 +52,7 @@ class RetentionDueList(BaseModel):
 @router.get("/retention", response_model=RetentionRule)
 def show_retention(context: ContextDep, tenant: Tenant) -> Any:
     """For how many days after their end the tenant's jobs keep their prompts, objects and records."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         return _shown(rules.read(connection, tenant))
 
 
@@ -72,7 +72,7 @@ def list_retention_due(
     within_days: Annotated[int, Query(ge=0, le=rules.MOST_DAYS, description="Also what is due within so many.")] = 0,
 ) -> Any:
     """What the rules would delete now, or within so many days, the first due first. Deletes nothing."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = due.shown(connection, tenant, ahead_days=within_days, limit=_MOST + 1)
     return RetentionDueList(
         data=[

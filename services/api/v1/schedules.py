@@ -104,7 +104,7 @@ def list_schedules(
     """The tenant's schedules by name, each with its last run."""
     listing = f"schedules/{tenant}"
     after = "" if cursor is None else pagination.decode_name(context.settings.secrets, listing, cursor)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = schedules.page(connection, tenant, after=after, limit=limit + 1)
         data = _shown(connection, tenant, found[:limit])
     more = pagination.encode_name(context.settings.secret, listing, data[-1].name) if len(found) > limit else None
@@ -135,7 +135,7 @@ def put_schedule(request: Request, context: ContextDep, tenant: Tenant, schedule
 @router.get("/schedules/{schedule}", response_model=Schedule)
 def show_schedule(context: ContextDep, tenant: Tenant, schedule: str) -> Any:
     """One schedule with its last run."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         return _shown(connection, tenant, [schedules.find(connection, tenant, schedule)])[0]
 
 
@@ -177,7 +177,7 @@ def run_schedule(request: Request, response: Response, context: ContextDep, tena
 @router.get("/schedules/{schedule}/times", response_model=ScheduleTimes)
 def list_schedule_times(context: ContextDep, tenant: Tenant, schedule: str, count: parameters.BatchLimit = 10) -> Any:
     """When it fires next."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = schedules.find(connection, tenant, schedule)
         now = schedules.clock(connection)
     return ScheduleTimes(schedule=found.name, timezone=found.timezone, times=found.times(now, count))
@@ -188,7 +188,7 @@ def list_schedule_runs(
     context: ContextDep, tenant: Tenant, schedule: str, limit: parameters.Limit = 100, cursor: parameters.Cursor = None
 ) -> Any:
     """The runs of a schedule, newest first. They are kept for as long as events."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         known = schedules.find(connection, tenant, schedule)
         listing = f"schedule_runs/{tenant}/{known.id}"
         before = _LAST

@@ -90,7 +90,7 @@ def record(context: Context, arrival: ReceivedSubmission) -> tuple[submissions.R
     for model in receipt.models:  # if it is lost, the workers' timers find the job within seconds
         context.notifier.notify(model)
     crash_point("submit.woken")
-    with context.database.begin(arrival.tenant) as connection:
+    with context.database.read(arrival.tenant) as connection:
         view = queries.job(connection, arrival.tenant, receipt.job_id)
     assert view is not None, "a recorded job can be read"
     return receipt, schemas.job(view)
@@ -142,6 +142,6 @@ def _open_draft(context: Context, arrival: ReceivedSubmission, body: dict[str, A
 
 
 def _ground(context: Context, tenant: int) -> tuple[models.Registry, Policy]:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         door = dependencies.door(context, tenant, "job")
         return models.registry(connection), policies.at(context.settings, connection, door)

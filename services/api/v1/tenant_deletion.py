@@ -52,7 +52,7 @@ def delete_tenant(
 def show_tenant_deletion(context: ContextDep, tenant: Tenant, caller: Caller, tenant_id: TenantId) -> Any:  # noqa: ARG001
     """How far the deletion of a tenant is, and at its end what remains. Takes a key of the operator's tenant."""
     _assert_may(caller)
-    with context.database.begin_system() as connection:  # it outlives the tenant
+    with context.database.read_system() as connection:  # it outlives the tenant
         return _shown(tenants.show(connection, tenant_id))
 
 

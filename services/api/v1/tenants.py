@@ -83,7 +83,7 @@ def list_tenants(
     listing = f"tenants/{tenant}"
     after = 0 if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     # As the system: of the operator's tenant they are listed for it alone.
-    with context.database.begin_system() as connection:
+    with context.database.read_system() as connection:
         only = None if caller.operator else tenant
         found = tenants.listed(connection, after=after, limit=limit + 1, only=only)
     page = found[:limit]
@@ -106,7 +106,7 @@ def create_tenant(context: ContextDep, tenant: Tenant, caller: Caller, body: jso
 def show_tenant(context: ContextDep, tenant: Tenant, caller: Caller, tenant_id: TenantId) -> Any:  # noqa: ARG001
     """One tenant with its quotas and what it uses of them."""
     # As the system: which tenant it is, the caller's or any, is looked up first.
-    with context.database.begin_system() as connection:
+    with context.database.read_system() as connection:
         return _details(connection, _found(connection, caller, tenant_id))
 
 
@@ -132,7 +132,7 @@ def change_tenant(
 def list_tenant_keys(context: ContextDep, tenant: Tenant, caller: Caller, tenant_id: TenantId) -> Any:  # noqa: ARG001
     """The tenant's keys, the oldest first, without their secrets."""
     # As the system: the operator's key sees another tenant's.
-    with context.database.begin_system() as connection:
+    with context.database.read_system() as connection:
         found = _found(connection, caller, tenant_id)
         return ApiKeyList(data=[keys.public(key) for key in api_keys.listed(connection, found.id)])
 
@@ -168,7 +168,7 @@ def revoke_tenant_key(
 
 def _number(context: Context, caller: Principal, asked: str) -> int:
     # As the system: which tenant it is, the caller's or any, is looked up first.
-    with context.database.begin_system() as connection:
+    with context.database.read_system() as connection:
         return _found(connection, caller, asked).id
 
 

@@ -34,7 +34,7 @@ def show_usage(context: ContextDep, tenant: Tenant) -> Any:
 def show_usage_of(context: Context, tenant: int) -> Usage:
     """The tenant's usage and quotas."""
     # As the system: a claim may hold images of several tenants, so no tenant's transaction sees one.
-    with context.database.begin_system() as connection:
+    with context.database.read_system() as connection:
         found = usage.against_quotas(connection, tenant)
     return Usage(
         tenant=found.name,

@@ -43,7 +43,7 @@ class ViewDeleted(BaseModel):
 @router.get("/views", response_model=SavedViewList)
 def list_views(context: ContextDep, tenant: Tenant) -> Any:
     """The tenant's views, by name."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         return SavedViewList(data=[_shown(view) for view in views.listed(connection, tenant)])
 
 

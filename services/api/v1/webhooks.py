@@ -125,7 +125,7 @@ class WebhookMessages(BaseModel):
 @router.get("/webhooks", response_model=WebhookList)
 def list_webhooks(context: ContextDep, tenant: Tenant) -> Any:
     """The tenant's webhooks, the oldest first: twenty at most."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         return WebhookList(data=[Webhook(**_shown(one)) for one in endpoints.listed(connection, tenant)])
 
 
@@ -146,7 +146,7 @@ def list_webhook_messages(
 ) -> Any:
     """The messages that a webhook for all events would get: for programs that cannot be reached from here. Without
     `after` there are none, but the place where to begin. `limit` is how many events of all tenants are looked at."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found, seq = messages.page(connection, tenant, after, limit)
     return WebhookMessages(data=[WebhookMessage(id=one.id, type=one.type, body=one.body) for one in found], after=seq)
 
@@ -155,7 +155,7 @@ def list_webhook_messages(
 def show_webhook(context: ContextDep, tenant: Tenant, webhook_id: str) -> Any:
     """One webhook."""
     number = endpoints.parse_id(webhook_id)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         return Webhook(**_shown(endpoints.find(connection, tenant, number)))
 
 
@@ -224,7 +224,7 @@ def list_deliveries(
     before = None if cursor is None else pagination.decode_cursor(context.settings.secrets, listing, cursor)
     if type is not None and "\0" in type:  # which no text of the database holds
         return WebhookDeliveryPage(data=[], next_cursor=None)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         endpoint = endpoints.find(connection, tenant, number)
         found = deliveries.page(connection, endpoint, before=before, limit=limit + 1, state=status, type=type)
     page = found[:limit]
@@ -239,7 +239,7 @@ def list_deliveries(
 def show_delivery(context: ContextDep, tenant: Tenant, webhook_id: str, delivery_id: str) -> Any:
     """One delivery with its message and every try."""
     number, delivery = endpoints.parse_id(webhook_id), deliveries.parse_id(delivery_id)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = deliveries.find(connection, endpoints.find(connection, tenant, number), delivery)
         tries = deliveries.tries(connection, tenant, delivery)
     return WebhookDeliveryDetails(

@@ -147,7 +147,7 @@ def _assert_operator(caller: Principal) -> None:
 
 def _fleet(context: Context) -> list[workers.Worker]:
     # As the system: what a worker holds is of all tenants.
-    with context.database.begin_system() as connection:
+    with context.database.read_system() as connection:
         return [worker for worker in workers.listed(connection) if worker.silent <= SHOWN_SECONDS]
 
 

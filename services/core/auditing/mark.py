@@ -73,7 +73,7 @@ def last_refusal(connection: Connection) -> str | None:
 
 def refusal(database: Database, store: ImageStore) -> str | None:
     """Why no object may be deleted; None: the store is this installation's, and of the same time as the database."""
-    with database.begin_system() as connection:
+    with database.read_system() as connection:
         epoch, is_pending, installation, server = _ours(connection)
     if _read(store, MARKER).get("installation") != installation:
         return "the marker object of the prefix names another installation, or is missing"
@@ -90,7 +90,7 @@ def refusal(database: Database, store: ImageStore) -> str | None:
 def own_prefixes(database: Database, store: ImageStore) -> set[str]:
     """The prefix of this installation, and those that it had before whose marker names it still: another may have been
     given up, and be another's by now."""
-    with database.begin_system() as connection:
+    with database.read_system() as connection:
         row = connection.execute(_PREFIXES).one()
     before = {prefix for prefix in row.prefixes
               if _content(store, prefix + MARKER).get("installation") == row.installation}  # fmt: skip

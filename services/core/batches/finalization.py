@@ -102,7 +102,8 @@ def _name(job: Any, job_id: int, file: _File) -> str:
 def _requests(lease: Lease, job_id: int) -> Iterator[Request]:
     after = -1
     while True:
-        with lease.begin() as connection:
+        lease.keep()
+        with lease.database.read_system() as connection:
             found = results.page(connection, job_id, after=after, limit=_PAGE)
         if not found:
             return

@@ -57,7 +57,7 @@ def _rows(at: Destination, catalogue: Catalogue, lease: Lease) -> Iterator[dict[
     after = ("", "")
     while True:
         lease.keep()
-        with lease.database.begin_system() as connection:
+        with lease.database.read_system() as connection:
             page = entries.page(connection, catalogue.id, at.version, after=after, limit=_PAGE)
             named = copies.of_items(connection, at, [(one.item, one.variant) for one in page])
         for entry in page:

@@ -120,7 +120,7 @@ class _Copying:
         """Names the next pictures of the version, those that are not named yet."""
         item, variant = self._at.reached or ("", "")
         self._check_own(POINTER)
-        with self._lease.database.begin_system() as connection:
+        with self._lease.database.read_system() as connection:
             page = entries.page(
                 connection, self._catalogue.id, self._at.version, after=(item, variant), limit=_NAMED_AT_ONCE
             )
@@ -169,7 +169,7 @@ class _Copying:
     def _copy(self) -> None:
         """Copies the next objects, or moves the pointer when all are there."""
         after = self._at.reached[0] if self._at.reached else ""
-        with self._lease.database.begin_system() as connection:
+        with self._lease.database.read_system() as connection:
             page = copies.waiting(connection, self._at, after=after, limit=_COPIED_AT_ONCE)
             live = self._live(connection, page)
         if not page:
@@ -221,7 +221,7 @@ class _Copying:
     def _delete(self) -> None:
         """Deletes the next objects that the version does not have, which the pointer does not lead to any more."""
         after = self._at.reached[0] if self._at.reached else ""
-        with self._lease.database.begin_system() as connection:
+        with self._lease.database.read_system() as connection:
             page = copies.page(connection, self._at, after=after, limit=_NAMED_AT_ONCE)
             live = self._live(connection, page)
         pictures = [one.name for one in page if one.name not in live and not one.is_manifest]

@@ -80,7 +80,7 @@ def _all(read: Callable[[Connection, int], list[Change]], lease: Lease) -> Itera
     first = 0
     while True:
         lease.keep()
-        with lease.database.begin_system() as connection:
+        with lease.database.read_system() as connection:
             page = read(connection, first)
         yield from page
         if len(page) < _PAGE:

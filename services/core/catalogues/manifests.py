@@ -70,7 +70,7 @@ def _pages(catalogue: Catalogue, version: int, lease: Lease) -> Iterator[list[En
     after = ("", "")
     while True:
         lease.keep()
-        with lease.database.begin_system() as connection:
+        with lease.database.read_system() as connection:
             page = entries.page(connection, catalogue.id, version, after=after, limit=_PAGE)
         if page:
             yield page

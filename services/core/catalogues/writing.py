@@ -55,7 +55,7 @@ def begin(catalogue: Catalogue, run: Run, lease: Lease) -> None:
 def write_next(store: ImageStore, catalogue: Catalogue, run: Run, review: Review, position: int, lease: Lease) -> int:
     """Writes the next changes from `position` on. Returns where the next ones begin, or -1 if there are none."""
     assert run.version is not None
-    with lease.database.begin_system() as connection:
+    with lease.database.read_system() as connection:
         page = changes.page(connection, run.id, first=position, limit=AT_ONCE)
         images = looks.images(connection, run, page)
     if not page:

@@ -26,7 +26,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 def write(writer: ExportWriter[Version], database: Database) -> list[File]:
     """Writes these files. Call it when all shards are recorded."""
     version = writer.export
-    with database.begin_system() as connection:
+    with database.read_system() as connection:
         removed = dataset_records.removed(connection, version)
         jobs = dataset_records.jobs(connection, version.dataset.id, version.number)
     with (
@@ -108,7 +108,7 @@ def _files(writer: ExportWriter[Version], database: Database) -> Iterator[Datase
     after = ""
     while True:
         writer.keep()
-        with database.begin_system() as connection:
+        with database.read_system() as connection:
             of = writer.export.dataset.id, writer.export.number
             page = dataset_records.files(connection, *of, after=after, limit=1_000)
         yield from (file for file in page if file.split is not None)

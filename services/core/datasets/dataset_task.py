@@ -31,7 +31,7 @@ def run(settings: Settings, store: ImageStore, dataset_id: int, lease: Lease) ->
     """Works on a dataset for one time slice. Call it again while the dataset is pending."""
     until = time.monotonic() + SLICE_SECONDS
     while time.monotonic() < until:
-        with lease.database.begin_system() as connection:
+        with lease.database.read_system() as connection:
             dataset = dataset_records.read(connection, dataset_id)
             version = None if dataset is None else dataset_records.at_work(connection, dataset)
         if dataset is None:
@@ -90,7 +90,7 @@ def _write(writer: ExportWriter[Version], lease: Lease) -> None:
 def _write_shard(writer: ExportWriter[Version], lease: Lease) -> bool:
     """Writes the next shard. False: all are written."""
     version = writer.export
-    with lease.database.begin_system() as connection:
+    with lease.database.read_system() as connection:
         found = dataset_records.next_shard(connection, version)
     if found is None:
         return False
@@ -129,10 +129,10 @@ def _drop_version(store: ImageStore, version: Version, lease: Lease, until: floa
         version_removal.settle(connection, version)
     with ThreadPoolExecutor(_DROPPERS) as pool:
         while True:
-            with lease.database.begin_system() as connection:
+            with lease.database.read_system() as connection:
                 place = version_removal.next_shard(connection, version)
             while True:
-                with lease.database.begin_system() as connection:
+                with lease.database.read_system() as connection:
                     files = version_removal.files(connection, version, place, limit=_BATCH)
                 if not files:
                     break

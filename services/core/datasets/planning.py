@@ -135,7 +135,7 @@ class _Types:
 def plan(database: Database, version: Version, keep: Callable[[], None]) -> Planned:
     """Raises ExportFailed if the images' metadata cannot be columns."""
     tenant, dataset, definition = version.dataset.tenant_id, version.dataset, version.definition
-    with database.begin_system() as connection:
+    with database.read_system() as connection:
         of_base = source_jobs.of_base(connection, dataset, version.base, definition)
         there_now = source_jobs.find(connection, tenant, definition, of_base)
         jobs = [job for job in there_now if job.is_final or version.while_running]
@@ -272,7 +272,7 @@ def _shards(database: Database, dataset_id: int, number: int, keep: Callable[[],
     after = ("", -1)
     while number:
         keep()
-        with database.begin_system() as connection:
+        with database.read_system() as connection:
             page = dataset_records.shards(connection, dataset_id, number, after=after, limit=_SHARDS)
         for shard in page:
             keep()

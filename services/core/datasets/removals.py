@@ -35,7 +35,7 @@ class Removals:
 
     def named(self, database: Database, keep: Callable[[], None]) -> list[OfJob]:
         """By job and index, each with a code that says why: in place of a mark's."""
-        with database.begin_system() as connection:
+        with database.read_system() as connection:
             known = source_jobs.known(connection, self._flags.keys() - self._are_there)
         found = []
         for job_id, flags in sorted(self._flags.items()):
@@ -56,7 +56,7 @@ def _codes(
     flags = bytearray(end)
     for first in range(0, end, _PAGE):
         keep()
-        with database.begin_system() as connection:
+        with database.read_system() as connection:
             for index in source_jobs.rejected(connection, job_id, first, min(first + _PAGE, end)):
                 flags[index] = 1
     return bytearray(_REJECTED if flags[index] else _FILTERED for index in indexes)

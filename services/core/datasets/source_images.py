@@ -77,7 +77,7 @@ def wanted(
     values |= columns.metadata_values(metadata_filters.conditions(filters.metadata))
     for first in range(0, total, _PAGE):
         keep()
-        with database.begin_system() as connection:
+        with database.read_system() as connection:
             rows = connection.execute(_WANTED, values | {"first": first, "end": first + _PAGE}).all()
         for row in rows:
             yield row, CODES[row.mark]
@@ -88,7 +88,7 @@ def not_done(database: Database, job_id: int, total: int, keep: Callable[[], Non
     found: Counter[bytes] = Counter()
     for first in range(0, total, _PAGE):
         keep()
-        with database.begin_system() as connection:
+        with database.read_system() as connection:
             values = {"job_id": job_id, "first": first, "end": first + _PAGE}
             found.update(bytes(row.identity) for row in connection.execute(_NOT_DONE, values))
     return found
@@ -102,7 +102,7 @@ def of_shard(database: Database, version: Version, held: list[OfJob], keep: Call
         for begin in range(0, len(one.indexes), _MEMBERS_PAGE):
             keep()
             indexes = list(one.indexes[begin : begin + _MEMBERS_PAGE])
-            with database.begin_system() as connection:
+            with database.read_system() as connection:
                 rows = connection.execute(_THESE, {"job_id": one.job_id, "indexes": indexes}).all()
             if len(rows) != len(indexes):
                 raise ExportFailed(

@@ -54,7 +54,7 @@ def _files(writer: ExportWriter[Export], database: Database) -> Iterator[File]:
     after = ""
     while True:
         writer.keep()
-        with database.begin_system() as connection:
+        with database.read_system() as connection:
             page = records.files(connection, writer.export.id, after=after, limit=_PAGE)
         yield from page
         if len(page) < _PAGE:

@@ -204,12 +204,12 @@ class ShardCapacity:
 
 def with_marks(database: Database, export: Export, keep: Callable[[], None]) -> Export:
     """The export with the marks that its images have now. They are kept with its plan."""
-    with database.begin_system() as connection:
+    with database.read_system() as connection:
         total = int(connection.execute(_TOTAL, {"job_id": export.job_id}).scalar_one())
     found = bytearray()
     for begin in range(0, total, _MARKS_PAGE):
         keep()
-        with database.begin_system() as connection:
+        with database.read_system() as connection:
             found += marks.packed(connection, export.job_id, begin, min(begin + _MARKS_PAGE, total))
     return replace(export, marks=bytes(found))
 
@@ -229,7 +229,7 @@ def plan(database: Database, export: Export, keep: Callable[[], None]) -> ShardP
             open_shards[split] = ShardCapacity(export)
             open_shards[split].takes(row.bytes)
             shards[split] += 1
-    with database.begin_system() as connection:
+    with database.read_system() as connection:
         models, found = models_of(connection, [export.job_id])
     splits = {name: (shards[name], images[name]) for name in export.options.split}
     return ShardPlan(splits, models, tuple(sorted(formats)), found, metadata_types.columns(kinds))
@@ -260,11 +260,11 @@ def _rows(database: Database, export: Export, statement: Any, first: int, keep: 
     values: dict[str, Any] = {"job_id": export.job_id, "include_flagged": export.options.include_flagged}
     values |= columns.ranges(scores.ranges(export.options.scores))
     values |= columns.metadata_values(metadata_filters.conditions(export.options.metadata))
-    with database.begin_system() as connection:
+    with database.read_system() as connection:
         total = int(connection.execute(_TOTAL, {"job_id": export.job_id}).scalar_one())
     for begin in range(first, total, _PAGE):
         keep()
-        with database.begin_system() as connection:
+        with database.read_system() as connection:
             rows: Sequence[Any] = connection.execute(statement, values | {"first": begin, "end": begin + _PAGE}).all()
         wanted = export.options.mark
         for row in rows:

@@ -42,7 +42,7 @@ def run(settings: Settings, store: ImageStore, export_id: int, lease: Lease) -> 
 
 
 def _read(export_id: int, lease: Lease) -> Export | None:
-    with lease.database.begin_system() as connection:
+    with lease.database.read_system() as connection:
         return records.read(connection, export_id)
 
 

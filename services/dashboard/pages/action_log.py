@@ -45,7 +45,7 @@ def show_log(
     since, until = _day("first", first), _day("last", last)
     name = f"pages/log/{visitor.tenant}/{sorted(kept.items())}"
     before = pagination.decode_cursor(context.settings.secrets, name, cursor) if cursor else actions.NEWEST
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         keys = api_keys.listed(connection, visitor.tenant)
         found = actions.page(
             connection,

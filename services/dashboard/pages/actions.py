@@ -119,7 +119,7 @@ def act(
 def show_export(request: Request, context: ContextDep, visitor: access.Signed, job_id: str, export_id: str) -> Any:
     """The files of an export, with links that hold for some minutes."""
     visitor.require("view")
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = records.find(connection, visitor.tenant, records.parse_id(export_id))
         files = records.files(connection, found.id, limit=_MOST_FILES) if found.state == "completed" else []
     seconds = context.settings.url_seconds
@@ -157,7 +157,7 @@ def _retrying(job: Shown) -> str:
 def _retrying_some(context: Context, tenant: int, job: Shown, *, cause: str = "", index: str = "") -> str:
     if index:
         return f"The failed image {index} becomes a new job, with the same seed and name."
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         causes = {one.code: one.images for one in failures.of_job(connection, tenant, job.view.id)}
     images = plural(causes.get(cause, 0), "image")
     return f"{images} that failed with {cause} become a new job, with the same seeds and names."
@@ -165,7 +165,7 @@ def _retrying_some(context: Context, tenant: int, job: Shown, *, cause: str = ""
 
 def _what_goes(context: Context, tenant: int, job: Shown) -> tuple[str, str]:
     """What deleting takes, and why it is refused now, if it is."""
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = deletion.stored(connection, tenant, job.view.id)
     about = "about " if found.is_estimate else ""
     sentence = (

@@ -77,7 +77,7 @@ def act(request: Request, context: ContextDep, visitor: access.Signed, name: str
 def show(request: Request, context: ContextDep, visitor: access.Signed, act_id: str) -> Any:
     visitor.require("view")
     number = bulk.parse_id(act_id)
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = bulk.find(connection, visitor.tenant, number)
         others = bulk.listed(connection, visitor.tenant, before=number, limit=_LISTED)
     kept = job_query.said(found.wanted)

@@ -28,7 +28,7 @@ def show_diff(
 ) -> Any:  # fmt: skip
     """From one version to another; left out: from the one before the published one, to that."""
     visitor.require("view")
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = catalogues.find(connection, visitor.tenant, name)
         kept = versions.page(connection, found.id, before=_LAST_VERSION, limit=_OFFERED)
         after = versions.meant(connection, found, _number(to))

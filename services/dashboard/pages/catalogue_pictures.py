@@ -67,7 +67,7 @@ def _entry(
     """Raises NotFound."""
     visitor.require("view")
     if parameters.is_whole(version) and "\0" not in item + variant:
-        with context.database.begin(visitor.tenant) as connection:
+        with context.database.read(visitor.tenant) as connection:
             catalogue = catalogues.find(connection, visitor.tenant, name)
             number = versions.find(connection, catalogue.id, int(version)).version
             found = entries.find(connection, catalogue.id, number, item, variant)

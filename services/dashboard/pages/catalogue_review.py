@@ -48,7 +48,7 @@ def show_review(
         raise ApiError(400, "invalid_parameter", f"There is no such mark; there are {', '.join(WHICH)}.")
     listing = f"pages/review/{visitor.tenant}/{run_id}/{mark}"
     after = pagination.decode_cursor(context.settings.secrets, listing, cursor) if cursor else -1
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found, run = catalogue_runs.find(connection, visitor, name, run_id)
         if run.job_id is None:
             raise NotFound("This run has drawn nothing that could be looked at.")
@@ -129,7 +129,7 @@ def ask(
     visitor.require("operate", "reviewing pictures")
     if word not in _SENTENCES:
         raise NotFound(_NO_ACT)
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         _, run = catalogue_runs.find(connection, visitor, name, run_id)
     _check(run)
     place = f"/catalogues/{name}/runs/{run_id}/review"

@@ -56,7 +56,7 @@ def show_run(
     kept = _chosen(kind, cause)
     listing = f"pages/changes/{visitor.tenant}/{run_id}{kept}"
     after = pagination.decode_cursor(context.settings.secrets, listing, cursor) if cursor else -1
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found, run = find(connection, visitor, name, run_id)
         page = changes.page(
             connection, run.id, first=after + 1, limit=PER_PAGE + 1, kind=kind or None, code=cause or None  # type: ignore[arg-type]
@@ -105,7 +105,7 @@ def show_change(
     visitor.require("view")
     if not parameters.is_index(position):
         raise NotFound("There is no such change.")
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found, run = find(connection, visitor, name, run_id)
         one = next(iter(changes.at(connection, run.id, [int(position)])), None)
         if one is None:
@@ -131,7 +131,7 @@ def show_change(
 @router.get("/catalogues/{name}/runs/{run_id}/actions/cancel")
 def ask_to_cancel(request: Request, context: ContextDep, visitor: access.Signed, name: str, run_id: str) -> Any:
     visitor.require("operate", "cancelling a run")
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found, run = find(connection, visitor, name, run_id)
     stays = f"Readers go on seeing version {found.published}" if found.published else "Nothing is published"
     return rendering.page(

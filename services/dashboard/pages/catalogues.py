@@ -52,7 +52,7 @@ def show_catalogues(request: Request, context: ContextDep, visitor: access.Signe
     visitor.require("view")
     listing = f"pages/catalogues/{visitor.tenant}"
     after = pagination.decode_name(context.settings.secrets, listing, cursor) if cursor else ""
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = core.page(connection, visitor.tenant, after=after, limit=_PER_PAGE + 1)
         page = found[:_PER_PAGE]
         newest = runs.newest_of(connection, [one.id for one in page])
@@ -90,7 +90,7 @@ def show_catalogue(
     listing = f"pages/catalogues/{visitor.tenant}/{name}"
     before = pagination.decode_cursor(context.settings.secrets, listing, cursor) if cursor else NEWEST
     highest = int(below) if parameters.is_whole(below, digits=9) else _LAST_VERSION
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = core.find(connection, visitor.tenant, name)
         past = runs.page(connection, found.id, before=before, limit=strips.RUNS + 1)
         newest = past if not cursor else runs.page(connection, found.id, before=NEWEST, limit=strips.RUNS)
@@ -143,7 +143,7 @@ def ask_to_publish(
     """Asks whether another kept version takes the place of the published one, and says what that changes."""
     visitor.require("operate", "publishing a version")
     number = _version(version)
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = core.find(connection, visitor.tenant, name)
         chosen = versions.find(connection, found.id, number)
         now = versions.each(connection, {found.id: found.published}).get(found.id) if found.published else None

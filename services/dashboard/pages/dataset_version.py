@@ -32,7 +32,7 @@ def show_version(
     number = parameters.number(version)
     listing = f"pages/dataset_files/{visitor.tenant}/{name}/{number}"
     after = pagination.decode_name(context.settings.secrets, listing, cursor) if cursor else ""
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         dataset = dataset_records.find(connection, visitor.tenant, name)
         found = dataset_records.version(connection, dataset, number)
         is_complete, files, told = found.state == "completed", [], {}
@@ -72,7 +72,7 @@ def show_diff(
     """From one complete version to another; left out: from the one before the last, to that."""
     visitor.require("view")
     asked, wanted = _number(before), _number(to)
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         dataset = dataset_records.find(connection, visitor.tenant, name)
         listed = dataset_records.versions(connection, dataset, before=_LAST_VERSION, limit=_OFFERED)
         offered = [one.number for one in listed if one.state == "completed"]

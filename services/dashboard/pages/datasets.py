@@ -38,7 +38,7 @@ def show_datasets(request: Request, context: ContextDep, visitor: access.Signed,
     visitor.require("view")
     listing = f"pages/datasets/{visitor.tenant}"
     after = pagination.decode_name(context.settings.secrets, listing, cursor) if cursor else ""
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = dataset_records.listed(connection, visitor.tenant, after=after, limit=_PER_PAGE + 1)
         page = found[:_PER_PAGE]
         versions = dataset_records.newest(connection, page)
@@ -59,7 +59,7 @@ def show_dataset(request: Request, context: ContextDep, visitor: access.Signed, 
     """`below`: the versions below that number."""
     visitor.require("view")
     highest = int(below) if parameters.is_whole(below, digits=9) else _LAST_VERSION
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = dataset_records.find(connection, visitor.tenant, name)
         listed = dataset_records.versions(connection, found, before=highest, limit=_VERSIONS + 1)
         newest = dataset_records.newest(connection, [found])[found.id]
@@ -93,7 +93,7 @@ def show_dataset(request: Request, context: ContextDep, visitor: access.Signed, 
 @router.get("/datasets/{name}/actions/delete")
 def ask_to_delete(request: Request, context: ContextDep, visitor: access.Signed, name: str) -> Any:
     visitor.require("operate", "deleting a dataset")
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = dataset_records.find(connection, visitor.tenant, name)
     what = f"Its versions up to {found.version} go, with all their files" if found.version else "It has no version"
     return rendering.page(
@@ -120,7 +120,7 @@ def ask_about_version(
         raise NotFound("There is no such action.")
     visitor.require("operate", f"to {verb} a version")
     number = parameters.number(version)
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = dataset_records.version(connection, dataset_records.find(connection, visitor.tenant, name), number)
     sentence = (
         "What was stored for it is deleted, and its number is not given again. The versions before it stay."

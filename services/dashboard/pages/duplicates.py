@@ -56,7 +56,7 @@ def show_of_job(request: Request, context: ContextDep, visitor: access.Signed, j
     job = reading.job(context, visitor.tenant, ids.parse_job(job_id))
     listing = f"pages/alike/{visitor.tenant}/{job.view.id}/{asked.bits}"
     _, after = pagination.decode_place(context.settings.secrets, listing, asked.cursor or None)
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = near_duplicates.of_job(
             connection, visitor.tenant, job.view.id, asked.bits, after=int(after or -1), most=_LOOKED_AT
         )
@@ -77,7 +77,7 @@ def show_of_label(request: Request, context: ContextDep, visitor: access.Signed,
     if asked.label:
         job_id, index = pagination.decode_place(context.settings.secrets, listing, asked.cursor or None)
         after = (int(job_id), int(index)) if job_id else None
-        with context.database.begin(visitor.tenant) as connection:
+        with context.database.read(visitor.tenant) as connection:
             found = near_duplicates.of_label(
                 connection, visitor.tenant, (name, value), asked.bits, after=after, most=_LOOKED_AT
             )

@@ -64,7 +64,7 @@ def _require(visitor: access.Visitor, verb: str) -> None:
 
 
 def _fleet(context: Context) -> list[Worker]:
-    with context.database.begin_system() as connection:  # as the system: claims are of all tenants
+    with context.database.read_system() as connection:  # as the system: claims are of all tenants
         return workers.listed(connection)
 
 

@@ -16,7 +16,7 @@ router = APIRouter(route_class=PageRoute)
 def show_lanes(request: Request, context: ContextDep, visitor: access.Signed) -> Any:
     visitor.require("view")
     is_all = visitor.principal.operator and visitor.may("admin")
-    with context.database.begin_system() as connection:  # as the system: what waits stands in one index for all tenants
+    with context.database.read_system() as connection:  # as the system: what waits stands in one index for all tenants
         found = lanes.waiting(connection, visitor.tenant, all_tenants=is_all)
     values: dict[str, Any] = {"lanes": found.lanes, "more": found.more, "priorities": reading.PRIORITIES}
     return rendering.page(request, "lanes.html", visitor=visitor, is_all=is_all, **values)

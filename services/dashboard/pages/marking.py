@@ -59,7 +59,7 @@ def ask(
     visitor.require("operate", "marking pictures")
     _mark(word)
     job = reading.job(context, visitor.tenant, ids.parse_job(job_id))
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         count = chosen.marked(job.counts, marks.counts(connection, visitor.tenant, job.view.id))
     if count is None:
         raise ApiError(422, "invalid_parameter", "Only done images can be marked; choose them by state or mark.")

@@ -49,7 +49,7 @@ def show_schedules(request: Request, context: ContextDep, visitor: access.Signed
     visitor.require("view")
     name = f"pages/schedules/{visitor.tenant}"
     after = pagination.decode_name(context.settings.secrets, name, cursor) if cursor else ""
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = schedules.page(connection, visitor.tenant, after=after, limit=_PER_PAGE + 1)
         page, now = found[:_PER_PAGE], schedules.clock(connection)
         last = runs.last_of(connection, visitor.tenant, [one.id for one in page], _RUNS)
@@ -75,7 +75,7 @@ def show_schedule(request: Request, context: ContextDep, visitor: access.Signed,
     before = _LAST
     if cursor:
         before = _EPOCH + pagination.decode_cursor(context.settings.secrets, listing, cursor) * _MICROSECOND
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         schedule = schedules.find(connection, visitor.tenant, name)
         found = runs.page(connection, visitor.tenant, schedule.id, before=before, limit=_RUNS + 1)
         newest = found if not cursor else runs.last_of(connection, visitor.tenant, [schedule.id], _RUNS)[schedule.id]
@@ -106,7 +106,7 @@ def show_schedule(request: Request, context: ContextDep, visitor: access.Signed,
 @router.get("/schedules/{name}/actions/delete")
 def ask_to_delete(request: Request, context: ContextDep, visitor: access.Signed, name: str) -> Any:
     visitor.require("operate", "deleting a schedule")
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         schedules.find(connection, visitor.tenant, name)
     return rendering.page(
         request,

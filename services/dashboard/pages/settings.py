@@ -93,7 +93,7 @@ def _asked(form: forms.Form) -> KeyRequest:
 
 
 def _listed(context: Context, visitor: access.Visitor) -> list[api_keys.Key]:
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         return api_keys.listed(connection, visitor.tenant)
 
 

@@ -52,7 +52,7 @@ class Audited:
 @router.get("/settings/storage")
 def show(request: Request, context: ContextDep, visitor: access.Signed) -> Any:
     visitor.require("view")
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         rule = rules.read(connection, visitor.tenant)
         found = due.shown(connection, visitor.tenant, ahead_days=_AHEAD_DAYS, limit=_MOST + 1)
     kinds = [_kind(name, getattr(rule, name), found[:_MOST]) for name in KINDS]
@@ -70,7 +70,7 @@ def _kind(name: str, days: int | None, found: list[Due]) -> Kind:
 
 
 def _audited(context: Context) -> Audited:
-    with context.database.begin_system() as connection:  # the store is the installation's, not a tenant's
+    with context.database.read_system() as connection:  # the store is the installation's, not a tenant's
         last, refusal = _last(connection), mark.last_refusal(connection)
     days = context.settings.audit_days
     next_at = last.finished_at + timedelta(days=days) if days and last and last.finished_at else None

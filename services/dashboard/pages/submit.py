@@ -197,7 +197,7 @@ def _record_file(
 ) -> str:
     label = _label(order)
     pictures = dependencies.pictures(context, tenant)
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         policy = policies.at(context.settings, connection, dependencies.door(context, tenant, "job"))
     with submissions.Submission(context.settings, known, policy=policy, pictures=pictures) as submission:
         _read(context, order, received, submission)
@@ -255,7 +255,7 @@ def _refused(error: InvalidSubmission, received: Received) -> Outcome:
 
 
 def registry(context: Context, tenant: int) -> models.Registry:
-    with context.database.begin(tenant) as connection:
+    with context.database.read(tenant) as connection:
         found = models.registry(connection)
         found.classes = models.known_classes(connection)
     return found

@@ -26,7 +26,7 @@ def path(view: views.View) -> str:
 def menu(context: Context, visitor: access.Visitor, page: Page, query: str, *, of: str = "") -> dict[str, Any]:
     """What a list page shows of them: those whose filter begins with `of`. `query` is the page's own filter, without
     where a page of it begins."""
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         listed = views.listed(connection, visitor.tenant)
     found = [view for view in listed if view.page == page and (view.query + "&").startswith(of)]
     return {"page": page, "query": query, "views": [(view.name, path(view), view.query == query) for view in found]}
@@ -35,7 +35,7 @@ def menu(context: Context, visitor: access.Visitor, page: Page, query: str, *, o
 @router.get("/settings/views")
 def show_views(request: Request, context: ContextDep, visitor: access.Signed) -> Any:
     visitor.require("view")
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = views.listed(connection, visitor.tenant)
     shown = [(view, views.public_id(view.id), path(view), _WORDS[view.page]) for view in found]
     return rendering.page(request, "views.html", visitor=visitor, views=shown)

@@ -60,7 +60,7 @@ def show_delivery(
 ) -> Any:
     visitor.require("view")
     number, delivery = endpoints.parse_id(webhook_id), deliveries.parse_id(delivery_id)
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         endpoint = endpoints.find(connection, visitor.tenant, number)
         found = deliveries.find(connection, endpoint, delivery)
         tries = deliveries.tries(connection, visitor.tenant, delivery)
@@ -80,7 +80,7 @@ def show_delivery(
 @router.get("/settings/webhooks/{webhook_id}/actions/delete")
 def ask_to_delete(request: Request, context: ContextDep, visitor: access.Signed, webhook_id: str) -> Any:
     visitor.require("operate", "deleting a webhook")
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         endpoints.find(connection, visitor.tenant, endpoints.parse_id(webhook_id))
     return rendering.page(
         request,
@@ -148,7 +148,7 @@ def _listed(
     request: Request, context: Context, visitor: access.Visitor, *, status: int = 200, form: forms.Form | None = None,
     refusal: str = "",
 ) -> Any:  # fmt: skip
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         found = endpoints.listed(connection, visitor.tenant)
     return rendering.page(
         request,
@@ -171,7 +171,7 @@ def _page(
     chosen = state if state in _STATES else None
     listing = f"pages/webhooks/{visitor.tenant}/{number}/{chosen}"
     before = pagination.decode_cursor(context.settings.secrets, listing, cursor) if cursor else None
-    with context.database.begin(visitor.tenant) as connection:
+    with context.database.read(visitor.tenant) as connection:
         endpoint = endpoints.find(connection, visitor.tenant, number)
         found = deliveries.page(connection, endpoint, before=before, limit=_PER_PAGE + 1, state=chosen)
     page, more = found[:_PER_PAGE], None
