@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from services.core.db import revisions
 from tests import programs
 from tests.processes import PROGRAMS, Process
 
@@ -18,7 +19,8 @@ def commit() -> tuple[str, str]:
     try:
         if _git("rev-parse", "--is-shallow-repository").strip() != b"false":
             return "", "this is a shallow clone, without the commits before (git fetch --unshallow)"
-        added = _git("log", "-1", "--format=%H", "--diff-filter=A", "--", "migrations/versions/*.py").decode().strip()
+        newest = f"migrations/versions/{revisions.known()[0]}_*.py"
+        added = _git("log", "-1", "--format=%H", "--diff-filter=A", "--", newest).decode().strip()
         return _git("rev-parse", f"{added}^").decode().strip(), ""
     except (OSError, subprocess.CalledProcessError):
         return "", "there is no history of the repository here"

@@ -106,7 +106,8 @@ def test_a_long_prompt_is_read_whole(
     pipeline = opened(kind, folders[1])
     wanted = spec(pipeline, prompt, negative)
     assert wanted.prompt_chunks == chunks
-    neighbour = spec(pipeline, SHORT + " at night", negative or prompt)
+    neighbour = spec(pipeline, SHORT + " at night", max(prompt, negative, key=len))
+    assert neighbour.shape == wanted.shape
     picture, _ = render(pipeline, wanted, neighbour)
     _, again = render(pipeline, neighbour, wanted)
     assert np.array_equal(picture.pixels, again.pixels)
