@@ -84,7 +84,7 @@ def with_system_transactions(package: str) -> Iterator[Place]:
     """The functions and classes of a package that begin a transaction of the system."""
     for module, name in places(package):
         words = {node.attr for node in ast.walk(_module(module).definitions[name]) if isinstance(node, ast.Attribute)}
-        if "begin_system" in words:
+        if words & {"begin_system", "read_system"}:
             yield module, name
 
 

@@ -28,12 +28,13 @@ class VirtualOpening(sessions.Opening):
         super().__init__("simulation", nested_loops=True)
         self._clock = clock
 
-    def text(self, server_version: int, tenant: int | None, actor: str = "") -> str:
+    def text(self, server_version: int, tenant: int | None, actor: str = "", *, reads: bool = False) -> str:
         local = {"sim.now": self._clock.tick().isoformat(), "sim.started": self._clock.started.isoformat()}
         local |= {"app.actor": actor} if actor else {}
         local |= {} if tenant is None else {"role": sessions.TENANT_ROLE, "app.tenant": str(tenant)}
         settings = "".join(f"; SET LOCAL {name} = '{value}'" for name, value in local.items())
-        return f"SHOW transaction_read_only; BEGIN ISOLATION LEVEL READ COMMITTED{settings}"
+        access = " READ ONLY" if reads else ""
+        return f"SHOW transaction_read_only; BEGIN ISOLATION LEVEL READ COMMITTED{access}{settings}"
 
 
 def install(database: Database, clock: Clock) -> None:
