@@ -18,6 +18,7 @@ from services.local.errors import ServerFailed
 
 LAUNCHER = Path(__file__).with_name("launch.py")
 LOG_BYTES = 10 * 2**20  # a larger log is rotated; one old log is kept
+_TAIL = 1 << 16  # bytes of a log that are read for what it says last
 ERROR_WORDS = ("FATAL", "PANIC", "panic:", "Fatal", "ERROR", "Error", "error", "cannot")
 
 
@@ -38,7 +39,7 @@ class Child:
         identity: str = SAME,
     ) -> None:
         self.log = log
-        self.log_start = _rotate(log)
+        self.log_start = self._log_read = _rotate(log)
         self.started = time.monotonic()
         with log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -87,6 +88,16 @@ class Child:
                 os.truncate(self.log, 0)
                 self.log_start = 0
 
+    def new_in_log(self) -> bytes:
+        """What it has logged since the last call or its start; of much, the last 64 KiB."""
+        with contextlib.suppress(OSError), self.log.open("rb") as file:  # somebody has deleted it
+            size = file.seek(0, os.SEEK_END)
+            begin = self._log_read if self._log_read <= size else 0  # it was rotated
+            self._log_read = size
+            file.seek(max(begin, size - _TAIL))
+            return file.read(_TAIL)
+        return b""
+
     def how_it_ended(self) -> str:
         code = self.process.returncode
         if code is None:
@@ -101,7 +112,7 @@ class Child:
     def last_error(self) -> str:
         """The last line about an error in the log since this start, or else the last line."""
         with self.log.open("rb") as file:
-            file.seek(max(self.log_start, self.log.stat().st_size - 65536))
+            file.seek(max(self.log_start, self.log.stat().st_size - _TAIL))
             lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if any(word in line for word in ERROR_WORDS)]
         return (errors or lines or ["its log is empty"])[-1][:300]

@@ -69,6 +69,10 @@ class Server(ABC):
                 raise ServerFailed(f"{self.name} did not get ready within {timeout:g} s; its log is {self.log}.")
             time.sleep(0.02)
 
+    def why_stuck(self) -> str:
+        """Why it lives and yet refuses its work until it is started again; empty if it does not. It is asked often."""
+        return ""
+
     def begin_stop(self) -> None:
         if self.child:
             self.child.signal(self.stop_signal)

@@ -37,13 +37,26 @@ class Program:
 class Supervised:
     """A process that is kept running: its failures in a row, and the time of its next start."""
 
-    def __init__(self, name: str, start: Callable[[], Child], child: Child | None = None) -> None:
-        self.name, self.start, self.child = name, start, child
+    def __init__(
+        self,
+        name: str,
+        start: Callable[[], Child],
+        child: Child | None = None,
+        why_stuck: Callable[[], str] = str,
+    ) -> None:
+        self.name, self.start, self.child, self.why_stuck = name, start, child, why_stuck
         self.failures = 0
         self.due = 0.0
 
     def died(self) -> bool:
         return self.child is not None and self.child.poll() is not None
+
+    def end_if_stuck(self) -> str:
+        """Ends a process that refuses its work until it is started again. Returns why, or nothing."""
+        why = "" if self.child is None else self.why_stuck()
+        if why and self.child is not None:
+            self.child.kill()
+        return why
 
     def schedule_restart(self) -> str:
         """Decides when it starts again. Returns a sentence about it."""
@@ -86,6 +99,8 @@ class Supervisor:
         """Checks every process once."""
         changed = False
         for kept in (*self._servers, *self._programs):
+            if why := kept.end_if_stuck():
+                self.say(f"{kept.name} {why}; ending it")
             if kept.died():
                 self.say(kept.schedule_restart())
             elif kept.child is not None:
@@ -126,7 +141,7 @@ class Supervisor:
             assert server.child is not None
             return server.child
 
-        return Supervised(server.name, start, server.child)
+        return Supervised(server.name, start, server.child, server.why_stuck)
 
     def _keep_program(self, program: Program) -> Supervised:
         replaced = {f"{name}_FILE" for name in program.env}  # a NAME_FILE would take precedence over NAME

@@ -26,12 +26,13 @@ import psycopg
 import pytest
 import redis
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 from services.core.model.errors import SettingsError
 from services.local.errors import AlreadyRunning, FolderUnusable, ServerFailed
 from services.local.stack import Stack, write_env_file
 from services.local.supervisor import Program, Supervisor, read_running, stop_running
+from tests.storm.site import small_disk, unmountable
 
 NOBODY = 65534
 PLAIN = {"PATH": os.environ["PATH"]}
@@ -514,6 +515,34 @@ def test_whatever_is_killed_comes_back_with_its_data(tmp_path: Path) -> None:
         assert "ended with exit code 1" in failing[0]
         assert "bad model; starting it again in 1 s" in failing[0]
         eventually(lambda: [line for line in started.said if "bad model; starting it again in 2 s" in line])
+
+
+@pytest.mark.skipif(bool(unmountable()), reason=unmountable())
+def test_a_store_that_met_a_full_disk_takes_every_object_once_there_is_room(tmp_path: Path) -> None:
+    """Names lie in eight parts by their folders; one that could not be written stays shut until the store starts."""
+    elsewhere = PLAIN | {"DATABASE_URL": OUTSIDE["DATABASE_URL"], "REDIS_URL": "redis://r:1/0"}
+    with small_disk(tmp_path / "disk", 600 << 20) as disk, up(disk / "home", environ=elsewhere) as started:
+        client = s3(started.values)
+
+        def refused(at: int) -> int:
+            return sum(not is_written(client, f"{folder}/{at}") for folder in range(32))
+
+        assert refused(0) == 0
+        with (disk / "ballast").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(1 << 24))
+        assert all(refused(at) for at in range(1, 8)), "the disk is full"
+        (disk / "ballast").unlink()
+        eventually(lambda: refused(8) == 0 and [line for line in started.said if "met a full disk" in line])
+
+
+def is_written(client: Any, name: str) -> bool:
+    """Whether an object of no bytes, but of a long description, is taken."""
+    try:
+        client.put_object(Bucket="presswork", Key=name, Metadata={"filler": "x" * 1_000})
+    except (ClientError, BotoCoreError):
+        return False
+    return True
 
 
 def test_a_supervisor_that_is_killed_takes_everyone_with_it(tmp_path: Path) -> None:

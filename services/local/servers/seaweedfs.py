@@ -1,6 +1,8 @@
 """SeaweedFS, the S3 server, as one process. Presswork's key may use the objects of one bucket, and no more."""
 
 import json
+import shutil
+import time
 from pathlib import Path
 
 from services.core import cpus
@@ -48,6 +50,11 @@ RIGHTS = {
 }
 
 
+NO_ROOM = b"no space left on device"
+ROOM = 64 << 20  # bytes: with so many free a write succeeds
+LOOK_SECONDS = 1.0
+
+
 class SeaweedFS(Server):
     """The object store. If the process is killed, no acknowledged object is lost. `bucket` is made at the start."""
 
@@ -62,6 +69,7 @@ class SeaweedFS(Server):
         self.access_key, self.secret_key = home.secret("s3_access_key")[:20], home.secret("s3_secret_key")
         self.admin_access_key = home.secret("s3_admin_access_key")[:20]
         self.admin_secret_key = home.secret("s3_admin_secret_key")
+        self._look_at = 0.0
 
     @staticmethod
     def wanted_ports() -> dict[str, bool]:
@@ -94,6 +102,16 @@ class SeaweedFS(Server):
             return False
         self._put(f"/{self.bucket}")
         return True
+
+    def why_stuck(self) -> str:
+        """Once a write to its index of names has failed because the disk was full, each later one to the same part of
+        that index gives the same error, also when there is room again: the part is opened again only at a start."""
+        if self.child is None or time.monotonic() < self._look_at:
+            return ""
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        if NO_ROOM in self.child.new_in_log() and shutil.disk_usage(self.folder).free >= ROOM:
+            return "met a full disk, and still refuses writes now that there is room"
+        return ""
 
     def forget_leftovers(self, *, known_gone: bool) -> None:
         """Deletes sockets of a killed process, which are named after this folder's ports."""
