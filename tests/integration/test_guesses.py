@@ -28,8 +28,8 @@ def test_hundreds_of_wrong_keys_are_refused_alike_and_then_unread_while_a_right_
     first, rest = answers[:AT_ONCE], answers[AT_ONCE:]
     assert {(answer.status_code, answer.text) for answer in first} == {(401, first[0].text)}
     counts = Counter(answer.status_code for answer in rest)
-    assert set(counts) == {401, 429}
-    assert counts[401] < AT_ONCE, "one more a second"
+    assert counts[401] < AT_ONCE, "at most one more a second"
+    assert counts[429] == len(rest) - counts[401] > 0
     last = next(answer for answer in reversed(rest) if answer.status_code == 429)
     assert last.json()["error"]["code"] == "too_many_wrong_keys"
     assert int(last.headers["retry-after"]) >= 1
