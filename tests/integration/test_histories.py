@@ -18,6 +18,7 @@ _REACHED = {
     "settled: fenced": 10, "settled: already": 3, "expired": 50, "poison": 10, "cancelled while rendering": 10,
     "waited for a lock": 10, "held claim": 20, "held settle": 5, "erased": 3,
     "sick": 10, "let go": 20, "refused: suspended": 5, "out of time": 10,
+    "copied": 20,
 }  # fmt: skip
 
 
@@ -27,8 +28,9 @@ def world(stack: Stack, template: str, fresh_database: Callable[[str], AbstractC
         yield world
 
 
-def _submit(*body: tuple[str, int, int], key: int = 5, fate: Fate = Fate.COMMIT) -> Step:
-    return "submit", {"tenant": 0, "body": list(body), "priority": 1, "key": key, "fate": fate, "shards": False}
+def _submit(*body: tuple[str, int, int], key: int = 5, fate: Fate = Fate.COMMIT, dedupe: bool = False) -> Step:
+    head = {"priority": 1, "key": key, "shards": False, "dedupe": dedupe}
+    return "submit", {"tenant": 0, "body": list(body), "fate": fate} | head
 
 
 def _claim(worker: int, seats: int = 8, fate: Fate = Fate.COMMIT) -> Step:
@@ -85,6 +87,14 @@ KNOWN: dict[str, tuple[list[Step], str]] = {
     "the clock is set back while images are rendered": (
         [_submit((GOOD, 64, 4)), _claim(0), ("pass_time", {"seconds": -4_000.0}), EXPIRE, _claim(1), _settle(0)],
         "expired",
+    ),
+    "what a job wants to copy is deleted with the job that has it": (
+        [
+            _submit((GOOD, 64, 4)), _claim(0), _settle(0), ("housekeeping", {"what": "finish"}),
+            _submit((GOOD, 64, 4), dedupe=True), _claim(0), ("delete", {"job": 0, "fate": Fate.COMMIT}),
+            ("housekeeping", {"what": "erase"}), _settle(0),
+        ],
+        "to be copied and gone",
     ),
     "one image of eight crashes two devices": (
         [

@@ -33,8 +33,10 @@ def _request(random: Random) -> tuple[str, int, int]:
 _STEPS: dict[str, tuple[int, dict[str, Any]]] = {
     "submit": (
         6,
-        {"tenant": _TENANTS, "body": _body, "priority": _PRIORITIES, "key": range(6), "fate": _FATES, "shards": _FLAG},
+        {"tenant": _TENANTS, "body": _body, "priority": _PRIORITIES, "key": range(6), "fate": _FATES}
+        | {"shards": _FLAG, "dedupe": _FLAG},
     ),
+    "submit_again": (3, {"job": _NTH, "deleted": (True, True, False), "worker": _NTH, "shards": _FLAG}),
     "submit_file": (
         2,
         {"tenant": _TENANTS, "body": _body, "priority": _PRIORITIES, "seconds": (40, 40, 3_600), "fate": _FATES},

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from services.core.queue import (
     claims,
     counters,
+    dedupe,
     expiry,
     job_states,
     looks,
@@ -205,6 +206,9 @@ FAULTS = (
         "AND failed_at",
     ),
     Fault("a sick device is blamed on its images", quarantine, "_FORGIVE", "greatest(crashes - 1, 0)", "crashes"),
+    Fault("a copy is made of another tenant's", dedupe, "_FIND", "AND jobs.tenant_id = wanted.tenant_id", ""),
+    Fault("a copy is made of what is deleted", dedupe, "_FIND", "AND jobs.deleted_at IS NULL", ""),
+    Fault("a copy is not counted", settlement, "_REUSED", "count(*)", "0 * count(*)"),
     Fault(
         "a quota is not looked at",
         rooms,

@@ -104,7 +104,7 @@ def _assert_ended(history: History) -> None:
         stored[owner] = stored.get(owner, 0) + 10
     for row in used:
         assert (row.images_queued, row.bytes_stored) == (0, stored.get(row.tenant_id, 0)), f"usage: {row}"
-    kept = set(members.objects_of(str(key) for _, key, *_ in history.model.results.values()))
+    kept = set(members.objects_of(str(key) for _, _, key, *_ in history.model.results.values()))
     assert kept <= history.world.objects, "the object of a result was deleted"
 
 

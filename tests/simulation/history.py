@@ -3,7 +3,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,9 +19,9 @@ from services.core.model.errors import (
     NotFound,
     TenantSuspended,
 )
-from services.core.model.specs import Claim, FailedImage, StoredImage
+from services.core.model.specs import Claim, FailedImage, Image, StoredImage
 from services.core.model.states import JobState
-from services.core.queue import claims, job_states, looks, quarantine, segments, settlement
+from services.core.queue import claims, dedupe, job_states, looks, quarantine, segments, settlement
 from services.core.queue.looks import Candidates
 from services.core.storage import keys, members
 from tests import factories
@@ -30,6 +30,7 @@ from tests.simulation.model import CRASHES, GOOD, RAISES, Job, Lease, Model, Pla
 from tests.simulation.world import Fate, Held, NotCommitted, World
 
 LEASE = 30.0
+REPRODUCIBILITY_CLASS = "test/16"
 BATCH = 8
 REFUSALS = (Conflict, NotFound, IdempotencyConflict, IdempotencyGone, TenantSuspended)
 _LANE = 16  # segments that a look reads of a lane
@@ -44,6 +45,7 @@ class Worker:
     holds: dict[int, Claim] = field(default_factory=dict)
     cancelled: dict[int, set[int]] = field(default_factory=dict)  # by claim, its jobs that it knows to be cancelled
     seen: Candidates | None = None  # a look that it has not acted on yet
+    copies: dict[int, dict[Place, StoredImage]] = field(default_factory=dict)  # by claim, what it may copy
 
     @property
     def id(self) -> str:
@@ -204,6 +206,7 @@ class History:
         def heard(claim: Claim | None) -> None:
             if claim is not None:
                 worker.holds[claim.id] = claim
+                self._look_for_copies(worker, claim)
                 self.count("claimed")
                 self.count("quarantined", claim.suspect)
 
@@ -244,6 +247,27 @@ class History:
                 lanes.setdefault((job.tenant, job.priority), set()).add((job.id, image.width, image.cap))
         return all(len(lane) * 2 < _LANE for lane in lanes.values())
 
+    def _look_for_copies(self, worker: Worker, claim: Claim) -> None:
+        """What its tenant has already, and what the model says it has. Others may act before it is copied."""
+        wanted = [image for image in claim.images if image.dedupe]
+        assert [image.job_id for image in wanted] == [
+            image.job_id for image in claim.images if self.model.jobs[image.job_id].dedupe
+        ]
+        if not wanted:
+            return
+        copies: dict[Place, StoredImage] = {}
+
+        def find(connection: Connection) -> dict[Place, Place]:
+            copies.update(dedupe.find(connection, wanted, REPRODUCIBILITY_CLASS))
+            return {place: (found.job_id, found.index) for place, found in copies.items()}
+
+        def modelled(_at: datetime) -> dict[Place, Place]:
+            places = [(image.job_id, image.index) for image in wanted]
+            return {place: found for place in places if (found := self.model.reusable(place))}
+
+        self.do(find, modelled)
+        worker.copies[claim.id] = copies
+
     def let_go(self, worker: Worker, claim: Claim, fate: Fate) -> None:
         """Ends the cancelled part of a claim, if that is not all of it."""
         jobs = worker.cancelled.get(claim.id, set())
@@ -257,12 +281,16 @@ class History:
 
     def settle(self, worker: Worker, claim: Claim, most: int, fate: Fate) -> None:
         """Ends a claim that the worker believes to hold: of the first `most` images it has rendered what can be."""
-        outcomes: dict[Place, str] = {}
-        for nth, image in enumerate(claim.images):
+        copies = self._copy(claim, worker.copies.get(claim.id, {}))
+        outcomes: dict[Place, str] = dict.fromkeys(copies, "done")
+        to_render = [image for image in claim.images if (image.job_id, image.index) not in copies]
+        for nth, image in enumerate(to_render):
             by_prompt = {GOOD: "done", RAISES: "render_error", CRASHES: "queued"}
             outcomes[image.job_id, image.index] = by_prompt[image.spec.prompt] if nth < most else "queued"
         device = worker.device
-        stored = self._store(claim, [place for place, outcome in outcomes.items() if outcome == "done"], device)
+        done = [place for place, outcome in outcomes.items() if outcome == "done" and place not in copies]
+        rendered = self._store(claim, done, device)
+        stored = copies | rendered
         failed = [
             FailedImage(*place, outcome, "It raised.")
             for place, outcome in outcomes.items()
@@ -273,7 +301,7 @@ class History:
             found = settlement.settle(
                 connection, claim.id, device=device, stored=list(stored.values()), failed=failed,
                 released=[place for place, outcome in outcomes.items() if outcome == "queued"],
-                render_seconds=1.0 if stored else None, slots=len(stored),
+                render_seconds=1.0 if rendered else None, slots=len(rendered),
             )  # fmt: skip
             if found.verdict is settlement.Verdict.FENCED:
                 quarantine.retract_crash(connection, claim.id)
@@ -284,7 +312,8 @@ class History:
             self.count(f"settled: {verdict}")
             if verdict == "ok":
                 remarks = {place: _recorded(one) for place, one in stored.items()}
-                seconds = 1.0 if stored else 0.0
+                seconds = 1.0 if rendered else 0.0
+                self.count("copied", len(copies))
                 return verdict, sorted(self.model.settled(claim.id, outcomes, remarks, device, seconds, at))
             if verdict == "fenced":
                 crashes.retracted(self.model, claim.id)
@@ -295,6 +324,24 @@ class History:
 
         self.do(settled, modelled, fate, kind="settle", locks=[claim.id], heard=heard)
 
+    def _copy(self, claim: Claim, found: dict[Place, StoredImage]) -> dict[Place, StoredImage]:
+        """Copies what is still there. Each copy is an object of its own, also that of a member."""
+        copies = {}
+        for image in claim.images:
+            place = image.job_id, image.index
+            source = found.get(place)
+            if source is None:
+                continue
+            if not self.world.objects.issuperset(members.objects_of([source.object_key])):
+                self.count("to be copied and gone")
+                continue
+            key = _object_of(image)
+            self.world.objects.add(key)
+            copies[place] = replace(
+                source, job_id=image.job_id, index=image.index, object_key=key, render_seconds=0.0, reused=True
+            )
+        return copies
+
     def _store(self, claim: Claim, rendered: list[Place], device: str) -> dict[Place, StoredImage]:
         """Puts the objects, of which a shard is one."""
         stored = {}
@@ -302,18 +349,17 @@ class History:
             place = image.job_id, image.index
             if place not in rendered:
                 continue
-            digest, job = hashlib.sha256(image.render_key.encode()), ids.public_job(image.job_id)
-            key = keys.image_name(image.tenant_id, job, image.index, image.render_key, image.output_format)
+            digest, key = hashlib.sha256(image.render_key.encode()), _object_of(image)
             if image.in_shards:
-                first = min(index for job_id, index in rendered if job_id == image.job_id)
-                tar = keys.shard_name(image.tenant_id, job, first, claim.id, digest.hexdigest())
+                job, first = image.job_id, min(index for job_id, index in rendered if job_id == image.job_id)
+                tar = keys.shard_name(image.tenant_id, ids.public_job(job), first, claim.id, digest.hexdigest())
                 key = f"{tar}#{512 * image.index}+10"
             self.world.objects.update(members.objects_of([key]))
             stored[place] = StoredImage(
                 *place, object_key=key, sha256=digest.digest(), bytes=10, device=device,
-                reproducibility_class="test/16", versions=f"test {image.index % 2}", truncated=image.spec.seed % 2 == 1,
-                flagged=(None, False, True)[image.spec.seed % 3], unknown_words=(), render_seconds=0.1,
-                phash=image.spec.seed,
+                reproducibility_class=REPRODUCIBILITY_CLASS, versions=f"test {image.index % 2}",
+                truncated=image.spec.seed % 2 == 1, flagged=(None, False, True)[image.spec.seed % 3],
+                unknown_words=(), render_seconds=0.1, render_key=bytes.fromhex(image.render_key), phash=image.spec.seed,
             )  # fmt: skip
         return stored
 
@@ -359,8 +405,14 @@ class History:
                 return
 
 
+def _object_of(image: Image) -> str:
+    job = ids.public_job(image.job_id)
+    return keys.image_name(image.tenant_id, job, image.index, image.render_key, image.output_format)
+
+
 def _recorded(image: StoredImage) -> tuple[object, ...]:
     return (
+        image.reused,
         image.object_key,
         image.sha256.hex(),
         image.device,

@@ -51,6 +51,10 @@ class Image:
     cap: int | None = None  # of the quarantine that it is in
     claim: int | None = None
 
+    def is_like(self, other: "Image") -> bool:
+        """Whether both are rendered from the same spec."""
+        return (self.prompt, self.seed, self.width) == (other.prompt, other.seed, other.width)
+
 
 @dataclass(slots=True)
 class Job:
@@ -61,6 +65,7 @@ class Job:
     images: list[Image] = field(default_factory=list)
     paused: bool = False
     in_shards: bool = False
+    dedupe: bool = False  # stored images that are alike are copied
     of_file: bool = False  # it ends when its output file is written
     reason: str | None = None
     deleted: bool = False
@@ -129,7 +134,7 @@ class Model:
         self.jobs: dict[int, Job] = {}
         self.claims: dict[int, Lease] = {}
         self.failures: list[Failure] = []
-        self.results: dict[Place, tuple[object, ...]] = {}  # claim, object key, sha256, and the worker's remarks
+        self.results: dict[Place, tuple[object, ...]] = {}  # claim, whether copied, object key, sha256, remarks
         self.seconds: dict[int, float] = defaultdict(float)  # of devices, by job
         self.workers: dict[str, WorkerRow] = {}
         self.keys: dict[tuple[int, str], tuple[object, int, datetime]] = {}  # what was asked, job, when
@@ -210,6 +215,19 @@ class Model:
         if parent.state not in FINAL or not found:
             raise Conflict("There is nothing to try again.")
         return [Image(image.prompt, image.seed, image.width, image.request) for image in found]
+
+    def reusable(self, place: Place) -> Place | None:
+        """The result that may be copied instead of rendering that image: of the tenant's newest job that has one."""
+        wanted, tenant = self.image(place), self.jobs[place[0]].tenant
+        found = [
+            other for other in self.results
+            if self.jobs[other[0]].tenant == tenant and not self.jobs[other[0]].deleted
+            and self.image(other).is_like(wanted)
+        ]  # fmt: skip
+        return min(found, key=lambda other: (-other[0], other[1]), default=None)
+
+    def image(self, place: Place) -> Image:
+        return self.jobs[place[0]].images[place[1]]
 
     def retried(self, child: Job) -> None:
         self.jobs[child.id] = child
@@ -337,7 +355,7 @@ class Model:
                 image.state = ImageState.FAILED
                 self.causes[place[0], outcome] += 1
         lease.state, lease.ended_at = ClaimState.SETTLED, at
-        lease.rendered = any(outcome == "done" for outcome in outcomes.values())
+        lease.rendered = seconds > 0
         return dropped
 
     def device_of(self, worker: str) -> str:
@@ -411,7 +429,8 @@ class Model:
             job.state = JobState(job.reason or "cancelled")
         else:
             job.state = JobState.COMPLETED if done else JobState.FAILED
-        counts = {"done": done, "failed": failed, "cancelled": cancelled, "reused": 0, "total": len(job.images)}
+        reused = sum(bool(is_copy) for (job_id, _), (_, is_copy, *_) in self.results.items() if job_id == job.id)
+        counts = {"done": done, "failed": failed, "cancelled": cancelled, "reused": reused, "total": len(job.images)}
         self._event(job, f"job.{job.state}", counts)
 
     def forgotten(self, at: datetime) -> None:
@@ -436,6 +455,6 @@ class Model:
         self._event(job, "job.cancel_requested", {"reason": reason})
 
     def _rendering(self, place: Place, lease: Lease) -> Image:
-        image = self.jobs[place[0]].images[place[1]]
+        image = self.image(place)
         assert (image.state, image.claim) == (ImageState.RENDERING, lease.id), "two live claims held one image"
         return image

@@ -53,10 +53,29 @@ class Steps:
 
     # Users
 
-    def submit(self, tenant: int, body: Body, priority: int, key: int, fate: Fate, shards: bool) -> None:
+    def submit(self, tenant: int, body: Body, priority: int, key: int, fate: Fate, shards: bool, dedupe: bool) -> None:
         """With one of few keys, so that they come again, for the same body and for others; or without."""
-        owner, asked, name = pick(list(TENANTS), tenant), requests_of(body), f"key-{key}" if key < 3 else None
-        head = {"priority": PRIORITIES[priority]} | ({"store": "shards"} if shards else {})
+        name = f"key-{key}" if key < 3 else None
+        self._submit(pick(list(TENANTS), tenant), requests_of(body), priority, name, fate, shards, dedupe)
+
+    def submit_again(self, job: int, deleted: bool, worker: int, shards: bool) -> None:
+        """What an ended job has, once more, to be copied; that job may be deleted before. It is claimed at once."""
+        having = [one for one in self._ended if any(image.state is ImageState.DONE for image in one.images)]
+        if not having:
+            return
+        source = pick(having, job)
+        if deleted:
+            self._by_user(deletion.delete, self.model.delete, source, Fate.COMMIT, system=True)
+        done = [image for image in source.images if image.state is ImageState.DONE]
+        asked = tuple(Request(image.prompt, image.seed, image.width) for image in done)
+        self._submit(source.tenant, asked, 0, None, Fate.COMMIT, shards, dedupe=True)
+        self.claim(worker, 0, _MANY, Fate.COMMIT)
+
+    def _submit(
+        self, owner: int, asked: tuple[Request, ...], priority: int, name: str | None, fate: Fate, shards: bool,
+        dedupe: bool,
+    ) -> None:  # fmt: skip
+        head = {"priority": PRIORITIES[priority], "dedupe": dedupe} | ({"store": "shards"} if shards else {})
         label = requests.JobOptions.model_validate(head)
         with self._submission(asked) as submission:
 
@@ -65,7 +84,8 @@ class Steps:
                 what = (asked, repr(head))
                 known = self.model.remembered(owner, name, what, submission.job_id, at) if name else None
                 if known is None:
-                    job = Job(submission.job_id, owner, JobState.QUEUED, priority, in_shards=shards)
+                    state = JobState.QUEUED
+                    job = Job(submission.job_id, owner, state, priority, in_shards=shards, dedupe=dedupe)
                     self.model.submitted(job, asked)
                 else:
                     self.history.count("submitted again")
@@ -202,9 +222,9 @@ class Steps:
             known = self.model.remembered(parent.tenant, name, what, child, at) if name else None
             if known is not None:
                 return known
-            self.model.retried(
-                Job(child, parent.tenant, JobState.DRAFT, parent.priority, images, in_shards=parent.in_shards)
-            )
+            job = Job(child, parent.tenant, JobState.DRAFT, parent.priority, images)
+            job.in_shards, job.dedupe = parent.in_shards, parent.dedupe
+            self.model.retried(job)
             self.history.count("retried")
             return child
 

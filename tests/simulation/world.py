@@ -209,7 +209,8 @@ SELECT json_build_object(
 },
   'results', {
     _rows(
-        "job_id, index, claim_id, object_key, encode(sha256, 'hex'), device, versions, truncated, flagged, phash",
+        "job_id, index, claim_id, reused, object_key, encode(sha256, 'hex'), device, versions, truncated, flagged, "
+        "phash",
         "results LEFT JOIN engines ON engines.id = engine_id",
     )
 },
