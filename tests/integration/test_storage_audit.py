@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text
 
-from services.core.auditing import audits, mark, owners, task
+from services.core.auditing import audits, mark, owners, records, task
 from services.core.auditing.audits import Audit
 from services.core.db.database import Database
 from services.core.db.leases import Lease
@@ -254,6 +254,86 @@ def test_a_run_that_was_stopped_goes_on_where_it_was_and_counts_once(database, s
     assert half.step == "orphans" and half.finished_at is None and half.counts["deleted"] == 10
     assert audit(database, own).counts["deleted"] == 30
     assert not strays & set(own.under(""))
+
+
+def test_a_run_that_was_stopped_within_a_job_goes_on_there(database, settings, own, monkeypatch):
+    lost = a_job(database, settings, own, 10)
+    a_job(database, settings, own, 3)
+    own.drop(lost[1])
+    own.drop(lost[8])
+    monkeypatch.setattr(records, "_AT_ONCE", 4)
+    read, reads, stopping = own.read_small, [], threading.Event()
+
+    def read_small(key: str) -> bytes:
+        reads.append(key)
+        if len(reads) == 6:
+            stopping.set()
+        return read(key)
+
+    monkeypatch.setattr(own, "read_small", read_small)
+    half = audit(database, own, stopping=stopping)
+    assert (half.step, half.counts["records"], half.counts["missing"]) == ("records", 4, 1)
+    reads.clear()
+    found = audit(database, own)
+    assert found.id == half.id and not set(lost[:4]) & set(reads), "what was looked at is not read again"
+    assert [found.counts[name] for name in ("records", "sampled", "missing", "damaged")] == [13, 13, 2, 0]
+
+
+def test_a_job_that_is_deleted_while_a_run_is_within_it_shifts_nothing(database, settings, own, monkeypatch):
+    gone = a_job(database, settings, own, 6)
+    a_job(database, settings, own, 6)
+    monkeypatch.setattr(records, "_AT_ONCE", 4)
+    stopping = threading.Event()
+    advance = audits.advance
+
+    def stops(*given, **values):
+        advance(*given, **values)
+        stopping.set()
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(audits, "advance", stops)
+        assert audit(database, own, stopping=stopping).at_index == 3
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE jobs SET deleted_at = now() WHERE id = (SELECT min(id) FROM jobs)"))
+    for key in gone:
+        own.drop(key)
+    found = audit(database, own)
+    assert [found.counts[name] for name in ("records", "missing")] == [4 + 6, 0]
+
+
+def test_the_members_of_a_shard_are_read_at_once(database, settings, own, monkeypatch):
+    job_id = factories.submit(database, settings, [{"prompt": "a mug", "n": 6}])
+    claim = factories.claim(database)
+    shard = own.key(keys.shard_name(TENANT, ids.public_job(job_id), 0, claim.id, "f" * 64))
+    step = len(PICTURE)
+    put(own, shard, PICTURE * 3 + b"a pictura" + PICTURE[:4])  # the fourth is another, the fifth is cut, the sixth gone
+    stored = [
+        dataclasses.replace(result, object_key=f"{shard}#{step * nth}+{step}")
+        for nth, result in enumerate(factories.stored(claim, PICTURE))
+    ]
+    factories.settle(database, claim, stored=stored)
+    exporting.finish(database, job_id)
+    read, reads = own.read_small, []
+
+    def read_small(key: str) -> bytes:
+        reads.append(key)
+        return read(key)
+
+    monkeypatch.setattr(own, "read_small", read_small)
+    found = audit(database, own)
+    assert reads == [f"{shard}#0+{step * 6}"]
+    assert [found.counts[name] for name in ("records", "sampled", "missing", "damaged")] == [6, 6, 1, 2]
+
+
+def test_a_listing_knows_what_is_there(own):
+    folder = keys.image_folders(TENANT, "job_x", 1)[0]
+    names = [f"{folder}{number:08d}-{number}.png" for number in range(40)]
+    for name in names:
+        put(own, own.key(name))
+    there = records.Listing(own, [folder], lambda: None)
+    assert all(own.key(name) in there for name in names)
+    absent = [own.key(f"{folder}99999999-{number}.png") for number in range(1_000)]
+    assert not any(key in there for key in (*absent, own.key("00/1/job_y/00000000-0.png"), "short"))
 
 
 def test_what_was_found_of_a_job_goes_when_the_job_is_gone(database, own):

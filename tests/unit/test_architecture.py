@@ -41,7 +41,7 @@ def test_keys_ids_and_secrets_are_made_with_secrets_alone():
         if re.search(r"\brandom\.\w+\(|__import__|import random|from random", file.read_text(encoding="utf-8"))
     }
     assert found == {
-        "services/core/auditing/task.py",
+        "services/core/auditing/records.py",
         "services/core/items/recipes.py",
         "services/core/webhooks/retries.py",
         "services/local/home.py",

@@ -33,7 +33,8 @@ WHERE finished_at IS NULL AND id <> ALL(CAST(:excluding AS bigint[]))
 """)
 _ADVANCE = statement("audits.advance")(f"""
 UPDATE storage_audits SET step = coalesce(:step, step), at_job = coalesce(:at_job, at_job),
-  at_key = coalesce(:at_key, at_key), {", ".join(f"{name} = {name} + :{name}" for name in COUNTS)}
+  in_job = coalesce(:in_job, in_job), at_index = coalesce(:at_index, at_index), at_key = coalesce(:at_key, at_key),
+  {", ".join(f"{name} = {name} + :{name}" for name in COUNTS)}
 WHERE id = :id
 """)  # noqa: S608  our own text
 _END = statement("audits.end")(f"""
@@ -73,8 +74,9 @@ ON CONFLICT DO NOTHING
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """A run. `step` is records, listing, requeue, orphans or done; `refusal` says why no orphan may be deleted;
-    `keeps_orphans`: none is, whatever was found."""
+    """A run. `step` is records, listing, requeue, orphans or done. Of the records the jobs up to `at_job` are done, and
+    of `in_job` the images up to `at_index`; the listing is done up to `at_key`. `refusal` says why no orphan may be
+    deleted; `keeps_orphans`: none is, whatever was found."""
 
     id: int
     requested_by: str
@@ -82,6 +84,8 @@ class Audit:
     share: float
     step: str
     at_job: int
+    in_job: int
+    at_index: int
     at_key: str
     counts: dict[str, int]
     refusal: str | None
@@ -108,7 +112,8 @@ def show(connection: Connection, audit_id: int | None = None) -> Audit:
         raise NotFound("The store was not audited yet.")
     counts = {name: int(getattr(row, name)) for name in COUNTS}
     return Audit(
-        row.id, row.requested_by, row.requested_at, row.share, row.step, row.at_job, row.at_key, counts,
+        row.id, row.requested_by, row.requested_at, row.share, row.step, row.at_job, row.in_job, row.at_index,
+        row.at_key, counts,
         row.refusal, row.finished_at, row.keeps_orphans,
     )  # fmt: skip
 
@@ -120,11 +125,12 @@ def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequenc
 
 def advance(
     connection: Connection, audit_id: int, *, step: str | None = None, at_job: int | None = None,
-    at_key: str | None = None, **counts: int,
+    in_job: int | None = None, at_index: int | None = None, at_key: str | None = None, **counts: int,
 ) -> None:  # fmt: skip
     """Notes how far the run is; the counts are added."""
     values = dict.fromkeys(COUNTS, 0) | counts
-    connection.execute(_ADVANCE, values | {"id": audit_id, "step": step, "at_job": at_job, "at_key": at_key})
+    where = {"at_job": at_job, "in_job": in_job, "at_index": at_index, "at_key": at_key}
+    connection.execute(_ADVANCE, values | where | {"id": audit_id, "step": step})
 
 
 def end(connection: Connection, audit_id: int, refusal: str | None) -> None:

@@ -3,16 +3,14 @@
 1. Of each finished job the bucket is listed and compared with its images; a share of them is read and compared with
 its sha256. 2. The whole bucket is listed, and what no record names is noted. 3. What is missing or damaged is drawn
 again, with the same seeds, in a job that is linked to the old one. 4. What has been an orphan for `ORPHAN_DAYS` is
-looked up once more and deleted, if `mark` sees no restore. After a crash the records go on at the next job, and the
-listing at the next thousand keys. What is counted is counted once.
+looked up once more and deleted, if `mark` sees no restore. After a crash the records go on at the next thousand images,
+and the listing at the next thousand keys. What is counted is counted once.
 """
 
-import hashlib
-import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from services.core.auditing import audits, mark, owners
+from services.core.auditing import audits, mark, owners, records
 from services.core.auditing.audits import Audit
 from services.core.crash_points import crash_point
 from services.core.db import columns
@@ -20,12 +18,11 @@ from services.core.db.leases import Lease
 from services.core.db.statements import statement
 from services.core.jobs import reseeding
 from services.core.model import ids
-from services.core.model.errors import Conflict, NotAdmitted, NotFound, ObjectMissing
+from services.core.model.errors import Conflict, NotAdmitted, NotFound
 from services.core.model.specs import image_seed
 from services.core.policy import policies
 from services.core.policy.refusals import Door
 from services.core.settings import Settings
-from services.core.storage import keys, members
 from services.core.storage.contract import ImageStore
 
 if TYPE_CHECKING:
@@ -35,18 +32,6 @@ ORPHAN_DAYS = 7
 _AT_ONCE = 1_000
 _DROPPED_AT_ONCE = 100
 _THREADS = 8
-_NEXT_JOB = statement("task.next_job")("""
-SELECT id, tenant_id, total FROM jobs
-WHERE id > :after AND finished_at IS NOT NULL AND deleted_at IS NULL AND objects_deleted_at IS NULL ORDER BY id LIMIT 1
-""")
-_RESULTS = statement("task.results")("""
-SELECT r.index AS place, r.object_key, r.sha256 FROM results r
-WHERE r.job_id = :job_id AND r.index > :after ORDER BY r.index LIMIT :limit
-""")
-_KNOWN = statement("task.known")("SELECT index AS place FROM storage_findings WHERE job_id = :job_id")
-_STILL = statement("task.still")("""
-SELECT EXISTS (SELECT FROM jobs WHERE id = :job_id AND deleted_at IS NULL AND objects_deleted_at IS NULL)
-""")
 _WAITING = statement("task.waiting")("""
 SELECT DISTINCT f.job_id, j.tenant_id, j.priority FROM storage_findings f JOIN jobs j ON j.id = f.job_id
 WHERE f.requeued_as IS NULL AND j.deleted_at IS NULL AND j.objects_deleted_at IS NULL AND f.job_id > :after
@@ -65,7 +50,7 @@ UPDATE storage_findings SET requeued_as = :child WHERE job_id = :job_id AND inde
 def run(settings: Settings, store: ImageStore, audit_id: int, lease: Lease, *, orphan_days: int = ORPHAN_DAYS) -> None:
     """Does the whole run, or what is left of it. When the process is to stop, it ends early and is run again."""
     steps: dict[str, Callable[[Audit], bool]] = {  # each returns whether it is complete, and notes the next step
-        "records": lambda audit: _check_records(store, audit, lease),
+        "records": lambda audit: records.check(store, audit, lease),
         "listing": lambda audit: _list_bucket(store, audit, lease),
         "requeue": lambda audit: _requeue(settings, audit, lease),
         "orphans": lambda audit: _delete_orphans(store, audit, lease, orphan_days),
@@ -75,83 +60,6 @@ def run(settings: Settings, store: ImageStore, audit_id: int, lease: Lease, *, o
             audit = audits.show(connection, audit_id)
         if audit.step == "done" or not steps[audit.step](audit):
             return
-
-
-def _check_records(store: ImageStore, audit: Audit, lease: Lease) -> bool:
-    after = audit.at_job
-    while True:
-        with lease.begin() as connection:
-            job = connection.execute(_NEXT_JOB, {"after": after}).one_or_none()
-            if job is None:
-                audits.advance(connection, audit.id, step="listing")
-                return True
-        after = job.id
-        if not _check_job(store, audit, job.id, job.tenant_id, job.total, lease):
-            return False
-
-
-def _check_job(store: ImageStore, audit: Audit, job_id: int, tenant_id: int, total: int, lease: Lease) -> bool:
-    """Whether all images of the job were looked at; if the process is to stop, nothing of it is noted."""
-    there = _listed(store, keys.image_folders(tenant_id, ids.public_job(job_id), total), lease)
-    with lease.begin() as connection:
-        known = set(connection.execute(_KNOWN, {"job_id": job_id}).scalars())
-    found: dict[int, str] = {}
-    records = sampled = 0
-    after = -1
-    while True:
-        with lease.begin() as connection:
-            rows = connection.execute(_RESULTS, {"job_id": job_id, "after": after, "limit": _AT_ONCE}).all()
-        if not rows:
-            break
-        after = rows[-1].place
-        records += len(rows)
-        for row in rows:
-            if row.place in known:
-                continue
-            is_sampled = random.random() < audit.share
-            if (
-                hash(members.object_of(row.object_key)) not in there
-            ):  # moved since the listing, or under a prefix that is not listed
-                is_sampled = True
-            if is_sampled:
-                if lease.stopping.is_set():
-                    return False
-                sampled += 1
-                if (kind := _state(store, row.object_key, bytes(row.sha256))) is not None:
-                    found[row.place] = kind
-                lease.keep()
-    with lease.begin() as connection:
-        if not connection.execute(_STILL, {"job_id": job_id}).scalar_one():  # deleted meanwhile
-            found = {}
-        if found:
-            audits.find(connection, audit.id, job_id, found)
-        kinds = list(found.values())
-        audits.advance(
-            connection, audit.id, at_job=job_id, records=records, sampled=sampled,
-            missing=kinds.count("missing"), damaged=kinds.count("damaged"),
-        )  # fmt: skip
-    return not lease.stopping.is_set()
-
-
-def _listed(store: ImageStore, folders: list[str], lease: Lease) -> set[int]:
-    """The hashes of the keys that are there."""
-    there: set[int] = set()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for first in range(0, len(folders), _THREADS):
-            for found in pool.map(lambda folder: set(map(hash, store.under(folder))), folders[first:][:_THREADS]):
-                there |= found
-            lease.keep()
-    return there
-
-
-def _state(store: ImageStore, key: str, sha256: bytes) -> str | None:
-    try:
-        digest = hashlib.sha256()
-        for chunk in store.stream(key):
-            digest.update(chunk)
-    except ObjectMissing:
-        return "missing"
-    return None if digest.digest() == sha256 else "damaged"
 
 
 def _list_bucket(store: ImageStore, audit: Audit, lease: Lease) -> bool:

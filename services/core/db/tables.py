@@ -1346,6 +1346,8 @@ storage_audits = Table(
     Column("refusal", Text),  # why it deleted no orphans
     Column("finished_at", Moment),
     Column("keeps_orphans", Boolean, nullable=False, server_default=text("false")),
+    Column("in_job", BigInteger, nullable=False, server_default=zero),
+    Column("at_index", Integer, nullable=False, server_default=text("-1")),
     CheckConstraint("step IN ('records','listing','requeue','orphans','done')", name="storage_audits_step"),
     CheckConstraint("share BETWEEN 0 AND 1", name="storage_audits_share"),
     Index("storage_audits_open", text("(true)"), unique=True, postgresql_where=text("finished_at IS NULL")),
