@@ -50,7 +50,7 @@ _STEPS: dict[str, tuple[int, dict[str, Any]]] = {
     "retry": (2, {"job": _NTH, "include_cancelled": _FLAG, "key": range(4), "fate": _FATES}),
     "delete": (2, {"job": _NTH, "fate": _FATES}),
     "suspend": (2, {"tenant": (3, 3, 2), "suspended": _FLAG, "fate": _FATES}),
-    "look": (2, {"worker": _NTH, "turn": _THREE}),
+    "look": (2, {"worker": _NTH, "turn": _THREE, "then": ("", "", "pause", "cancel")}),
     "claim": (16, {"worker": _NTH, "turn": _THREE, "seats": (8, 8, 24, 2, 1), "fate": _FATES_OR_HOLD}),
     "beat": (6, {"worker": _NTH, "fate": _FATES, "at_once": _FLAG}),
     "let_go": (2, {"worker": _NTH, "job": _NTH, "fate": _FATES_OR_HOLD}),

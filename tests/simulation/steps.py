@@ -241,10 +241,15 @@ class Steps:
 
     # Workers
 
-    def look(self, worker: int, turn: int) -> None:
-        """It looks, and others act before it claims."""
+    def look(self, worker: int, turn: int, then: str) -> None:
+        """It looks, and others act before it claims. `then`: a user may at once pause or cancel a job that it saw."""
         one = self._worker(worker)
         one.seen = self.world.run(lambda connection: looks.candidates(connection, factories.REVISION, turn, one.id))
+        seen = [job for job in self._visible if one.seen and job.id in one.seen.job_ids]
+        if seen and then == "pause":
+            self._by_user(lifecycle.pause, self.model.pause, seen[0], Fate.COMMIT, True)
+        elif seen and then == "cancel":
+            self._by_user(lifecycle.cancel, self.model.cancel, seen[0], Fate.COMMIT, kind="cancel")
 
     def claim(self, worker: int, turn: int, seats: int, fate: Fate) -> None:
         """By what it saw before, or by what it sees now."""
