@@ -18,7 +18,7 @@ _REACHED = {
     "settled: fenced": 10, "settled: already": 3, "expired": 50, "poison": 10, "cancelled while rendering": 10,
     "waited for a lock": 10, "held claim": 20, "held settle": 5, "erased": 3,
     "sick": 10, "let go": 20, "refused: suspended": 5, "out of time": 10,
-    "copied": 20,
+    "copied": 20, "submitted again": 5,
 }  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def world(stack: Stack, template: str, fresh_database: Callable[[str], AbstractC
 
 
 def _submit(*body: tuple[str, int, int], key: int = 5, fate: Fate = Fate.COMMIT, dedupe: bool = False) -> Step:
-    head = {"priority": 1, "key": key, "shards": False, "dedupe": dedupe}
+    head = {"priority": 1, "key": key, "shards": False, "dedupe": dedupe, "again": False}
     return "submit", {"tenant": 0, "body": list(body), "fate": fate} | head
 
 

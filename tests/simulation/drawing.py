@@ -34,7 +34,7 @@ _STEPS: dict[str, tuple[int, dict[str, Any]]] = {
     "submit": (
         6,
         {"tenant": _TENANTS, "body": _body, "priority": _PRIORITIES, "key": range(6), "fate": _FATES}
-        | {"shards": _FLAG, "dedupe": _FLAG},
+        | {"shards": _FLAG, "dedupe": _FLAG, "again": _FLAG},
     ),
     "submit_again": (3, {"job": _NTH, "deleted": (True, True, False), "worker": _NTH, "shards": _FLAG}),
     "submit_file": (

@@ -44,6 +44,7 @@ class Steps:
     def __init__(self, world: World) -> None:
         self.world, self.history = world, History(world)
         self.model = self.history.model
+        self._keyed: dict[tuple[int, str], tuple[Any, ...]] = {}  # what was last submitted with a key
 
     def quota(self, quota: int | None) -> None:
         """The third tenant may have so many images in flight."""
@@ -53,10 +54,16 @@ class Steps:
 
     # Users
 
-    def submit(self, tenant: int, body: Body, priority: int, key: int, fate: Fate, shards: bool, dedupe: bool) -> None:
-        """With one of few keys, so that they come again, for the same body and for others; or without."""
+    def submit(
+        self, tenant: int, body: Body, priority: int, key: int, fate: Fate, shards: bool, dedupe: bool, again: bool
+    ) -> None:
+        """With one of few keys, so that they come again, for other bodies, and for the same if `again`; or without."""
+        owner, asked = pick(list(TENANTS), tenant), (requests_of(body), priority, shards, dedupe)
         name = f"key-{key}" if key < 3 else None
-        self._submit(pick(list(TENANTS), tenant), requests_of(body), priority, name, fate, shards, dedupe)
+        if name is not None:
+            asked = self._keyed.get((owner, name), asked) if again else asked
+            self._keyed[owner, name] = asked
+        self._submit(owner, *asked, name, fate)
 
     def submit_again(self, job: int, deleted: bool, worker: int, shards: bool) -> None:
         """What an ended job has, once more, to be copied; that job may be deleted before. It is claimed at once."""
@@ -68,12 +75,12 @@ class Steps:
             self._by_user(deletion.delete, self.model.delete, source, Fate.COMMIT, system=True)
         done = [image for image in source.images if image.state is ImageState.DONE]
         asked = tuple(Request(image.prompt, image.seed, image.width) for image in done)
-        self._submit(source.tenant, asked, 0, None, Fate.COMMIT, shards, dedupe=True)
+        self._submit(source.tenant, asked, 0, shards, True, None, Fate.COMMIT)
         self.claim(worker, 0, _MANY, Fate.COMMIT)
 
     def _submit(
-        self, owner: int, asked: tuple[Request, ...], priority: int, name: str | None, fate: Fate, shards: bool,
-        dedupe: bool,
+        self, owner: int, asked: tuple[Request, ...], priority: int, shards: bool, dedupe: bool, name: str | None,
+        fate: Fate,
     ) -> None:  # fmt: skip
         head = {"priority": PRIORITIES[priority], "dedupe": dedupe} | ({"store": "shards"} if shards else {})
         label = requests.JobOptions.model_validate(head)
@@ -245,7 +252,7 @@ class Steps:
         """It looks, and others act before it claims. `then`: a user may at once pause or cancel a job that it saw."""
         one = self._worker(worker)
         one.seen = self.world.run(lambda connection: looks.candidates(connection, factories.REVISION, turn, one.id))
-        seen = [job for job in self._visible if one.seen and job.id in one.seen.job_ids]
+        seen = [job for job in self._visible if one.seen and one.seen.rows and job.id in one.seen.job_ids]
         if seen and then == "pause":
             self._by_user(lifecycle.pause, self.model.pause, seen[0], Fate.COMMIT, True)
         elif seen and then == "cancel":
