@@ -7,6 +7,7 @@ import ast
 import importlib
 from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from sqlalchemy import TextClause
@@ -32,9 +33,9 @@ class Module:
             for defined in _names(statement):
                 self.definitions[defined] = statement
 
-    def uses(self, name: str) -> Iterator[Place]:
-        """What the definition refers to. Names of other packages are left out."""
-        for node in ast.walk(self.definitions[name]):
+    def uses(self, part: ast.stmt) -> Iterator[Place]:
+        """What a definition, or a part of one, refers to. Names of other packages are left out."""
+        for node in ast.walk(part):
             if (
                 isinstance(node, ast.Attribute)
                 and isinstance(node.value, ast.Name)
@@ -52,10 +53,12 @@ class Module:
         return self.imports.get(name.id, "")
 
 
-def places(package: str) -> Iterator[Place]:
-    """Everything that the files of a package define, or that one file does."""
+def places(package: str, having: str = "") -> Iterator[Place]:
+    """Everything that the files of a package define, or that one file does: only files with that text."""
     path = ROOT.joinpath(*package.split("."))
     for file in sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]:
+        if having not in file.read_text(encoding="utf-8"):
+            continue
         name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         yield from ((name, defined) for defined in _module(name).definitions)
 
@@ -70,14 +73,9 @@ def statements(roots: Iterable[Place], without: Iterable[Place] = ()) -> dict[st
         if place in seen or name not in _module(module).definitions:
             continue
         seen.add(place)
-        waiting.extend(_module(module).uses(name))
-    found = {}
-    for module, name in sorted(seen):
-        if module.startswith("services.core."):
-            value = getattr(importlib.import_module(module), name, None)
-            if isinstance(value, TextClause):
-                found[f"{module}.{name}"] = value.text
-    return found
+        waiting.extend(_uses(place))
+    texts = {place: _text(place) for place in sorted(seen.difference(without))}
+    return {".".join(place): found for place, found in texts.items() if found is not None}
 
 
 def with_system_transactions(package: str) -> Iterator[Place]:
@@ -88,6 +86,20 @@ def with_system_transactions(package: str) -> Iterator[Place]:
             yield module, name
 
 
+def read_only_blocks(package: str) -> Iterator[tuple[str, list[Place]]]:
+    """Where each transaction of a package begins that may only read, and what its block refers to."""
+    for module, name in places(package, having=".read"):
+        for node in ast.walk(_module(module).definitions[name]):
+            if isinstance(node, ast.With) and any(_reads(item.context_expr) for item in node.items):
+                uses = (_module(module).uses(statement) for statement in node.body)
+                yield f"{module}:{node.lineno}", list(chain.from_iterable(uses))
+
+
+def _reads(begun: ast.expr) -> bool:
+    """Whether it is a call of `Database.read` or `read_system`."""
+    return isinstance(begun, ast.Call) and isinstance(begun.func, ast.Attribute) and begun.func.attr.startswith("read")
+
+
 def _names(statement: ast.stmt) -> Iterator[str]:
     match statement:
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -96,6 +108,21 @@ def _names(statement: ast.stmt) -> Iterator[str]:
             yield from (target.id for target in targets if isinstance(target, ast.Name))
         case ast.AnnAssign(target=ast.Name(id=name)):
             yield name
+
+
+@cache
+def _text(place: Place) -> str | None:
+    module, name = place
+    if not module.startswith("services.core."):
+        return None
+    value = getattr(importlib.import_module(module), name, None)
+    return value.text if isinstance(value, TextClause) else None
+
+
+@cache
+def _uses(place: Place) -> tuple[Place, ...]:
+    module, name = place
+    return tuple(dict.fromkeys(_module(module).uses(_module(module).definitions[name])))
 
 
 @cache
