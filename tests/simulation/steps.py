@@ -187,6 +187,8 @@ class Steps:
         wanted = pick((self._sharing if shared else []) or self._visible, job)
         if any(image.state is ImageState.RENDERING for image in wanted.images):
             self.history.count("cancelled while rendering")
+        if wanted.is_stopped and fate is Fate.HOLD:
+            fate = Fate.COMMIT  # it changes nothing and locks nothing, so others may even delete the job meanwhile
         self._by_user(lifecycle.cancel, self.model.cancel, wanted, fate, kind="cancel")
 
     def pause(self, job: int, paused: bool, fate: Fate) -> None:
