@@ -110,7 +110,7 @@ class Mark(Task):
             connection.execute(text("UPDATE storage_mark SET looked_at = NULL"))
 
     def is_done(self) -> bool:
-        return not self.world.rows("SELECT FROM storage_mark WHERE is_pending OR looked_at IS NULL")
+        return not self.world.rows("SELECT FROM storage_mark WHERE looked_at IS NULL")
 
     def check(self) -> None:
         assert mark.refusal(self.world.database, self.world.store) is None

@@ -39,10 +39,10 @@ def audit(
         core = Database(settings.database_url, application="presswork storage", pool_size=1)
         try:
             with acting():
-                mark.renew(core, S3Store(settings), accepts_restore=True)
+                refusal = mark.renew(core, S3Store(settings), accepts_restore=True)
         finally:
             core.close()
-        show.say("accepted: database and store have a new mark")
+        show.say(f"still refused: {refusal}" if refusal else "accepted: database and store have a new mark")
     with database(settings, "storage_mark") as connection:
         found = audits.request(connection, share)
     try:

@@ -157,7 +157,7 @@ def test_after_a_restore_no_orphan_is_deleted_until_it_was_accepted(database, ow
     if restored == "marker":
         installation.claim_prefix(database, own)
     else:
-        mark.renew(database, own)
+        assert mark.renew(database, own, accepts_restore=True) is None
     assert audit(database, own).counts["deleted"] == 3
 
 
@@ -344,56 +344,3 @@ def test_what_was_found_of_a_job_goes_when_the_job_is_gone(database, own):
     audit(database, own)
     with database.begin_system() as connection:
         assert connection.execute(text("SELECT count(*) FROM storage_findings")).scalar_one() == 0
-
-
-def kept(database: Database, store: S3Store) -> str | None:
-    """As the scheduler does every ten minutes; returns why no orphan may be deleted."""
-    with database.begin_system() as connection:
-        [waiting] = mark.pending(connection)
-    lease = Lease(database, f"storage-mark/{waiting.id}", "scheduler-1")
-    assert lease.take()
-    mark.keep(store, lease)
-    with database.begin_system() as connection:
-        assert mark.pending(connection) == []
-        connection.execute(text("UPDATE storage_mark SET looked_at = now() - interval '11 minutes'"))
-        return mark.last_refusal(connection)
-
-
-class Slow(S3Store):
-    """A store whose next mark arrives after another process has given both a newer one."""
-
-    def __init__(self, settings: Settings, database: Database) -> None:
-        super().__init__(settings)
-        self._database: Database | None = database
-
-    def put_file(self, key, file, media_type):
-        database, self._database = self._database, None
-        if database is not None:
-            mark.renew(database, self)
-        super().put_file(key, file, media_type)
-
-
-def test_a_mark_that_comes_after_a_newer_one_refuses_nothing(database, settings, own):
-    slow = Slow(dataclasses.replace(settings, prefix=own.prefix), database)
-    mark.renew(database, slow)
-    assert mark.refusal(database, own) is None
-
-
-def test_a_copy_of_the_disk_from_between_two_audits_is_seen(database, own):
-    """Also if the store was never audited: the mark is there from the first start on."""
-    assert kept(database, own) is None
-    with database.begin_system() as connection:
-        copied = connection.execute(text("SELECT epoch FROM storage_mark")).scalar_one()
-    assert kept(database, own) is None
-    with database.begin_system() as connection:
-        connection.execute(text("UPDATE storage_mark SET epoch = :epoch"), {"epoch": copied})
-    stray = orphans(own, 1).pop()
-    put(own, stray)
-    assert "was one of them restored" in str(kept(database, own))
-    for _ in range(2):
-        assert audit(database, own, days=0).counts["deleted"] == 0
-    mark.renew(database, own)
-    with database.begin_system() as connection:
-        assert mark.last_refusal(connection) is None
-    assert kept(database, own) is None
-    assert audit(database, own, days=0).counts["deleted"] == 1

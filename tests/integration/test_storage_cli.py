@@ -13,6 +13,7 @@ from services.cli import storage
 from services.cli.app import app
 from services.core.db.database import Database
 from services.core.settings import Settings
+from services.core.storage import installation
 from services.core.storage.s3 import S3Store
 from tests import factories
 from tests.integration.test_storage_audit import a_job, age, orphans, own, put
@@ -73,6 +74,14 @@ def test_a_restore_is_said_and_accepted(
         accepted = command("audit", "--accept-restore")
         assert accepted.exit_code == 0 and "have a new mark" in accepted.output, accepted.output
     assert stray not in set(own.under(""))
+
+
+def test_a_restore_of_another_installation_is_not_said_to_be_accepted(
+    command: Callable[..., Any], own: S3Store
+) -> None:
+    own.drop(own.key(installation.MARKER))
+    said = command("audit", "--accept-restore", "--no-wait").output.replace("\n", " ")
+    assert "still refused: the marker object" in said and "have a new mark" not in said, said
 
 
 def test_what_cannot_be_is_refused_in_a_sentence(command: Callable[..., Any], database: Database) -> None:

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -27,18 +28,22 @@ from services.core.storage.installation import MARKER
 log = logging.getLogger(__name__)
 NAME = "presswork-audit.json"
 RENEWED_SECONDS = 600.0
-_READ = statement("mark.read")("""
-SELECT epoch, is_pending, (SELECT id::text FROM installation) AS installation,
-  (SELECT system_identifier::text FROM pg_control_system()) || '/' ||
+_TRIES = 5
+_SERVER = """(SELECT system_identifier::text FROM pg_control_system()) || '/' ||
   (SELECT timeline_id::text FROM pg_control_checkpoint()) || '/' ||
-  (SELECT oid::text FROM pg_database WHERE datname = current_database()) AS server
-FROM storage_mark
-""")
+  (SELECT oid::text FROM pg_database WHERE datname = current_database())"""
+_READ = statement("mark.read")(f"""
+SELECT epoch, {_SERVER} AS server, is_pending, (SELECT id::text FROM installation) AS installation FROM storage_mark
+""")  # noqa: S608  our own text
 _PREFIXES = statement("mark.prefixes")("SELECT id::text AS installation, prefixes FROM installation")
-_RAISE = statement("mark.raise")("UPDATE storage_mark SET epoch = greatest(epoch, :theirs) + 1, is_pending = true")
-_WRITTEN = statement("mark.written")("""
-UPDATE storage_mark SET is_pending = false, refusal = NULL WHERE epoch = :epoch
-""")
+_RAISE = statement("mark.raise")(f"""
+UPDATE storage_mark SET epoch = greatest(epoch, :theirs) + 1, is_pending = true
+WHERE :accepts_restore OR (epoch = :epoch AND {_SERVER} = :server)
+RETURNING epoch
+""")  # noqa: S608  our own text
+_STORED = statement("mark.stored")(f"""
+UPDATE storage_mark SET is_pending = :is_pending, refusal = NULL WHERE epoch = :epoch AND {_SERVER} = :server
+""")  # noqa: S608  our own text
 _PENDING = statement("mark.pending")("""
 SELECT 1 AS id, (SELECT min(tenants.id) FROM tenants) AS tenant_id FROM storage_mark
 WHERE (looked_at IS NULL OR looked_at NOT BETWEEN now() - make_interval(secs => :seconds) AND now())
@@ -56,10 +61,8 @@ def pending(connection: Connection, excluding: Sequence[int] = (), busy: Sequenc
 
 def keep(store: ImageStore, lease: Lease) -> None:
     """Renews the mark, unless database and store do not belong together: then that is noted."""
-    found = refusal(lease.database, store)
-    if found is None:
-        renew(lease.database, store)
-    else:
+    found = renew(lease.database, store)
+    if found is not None:
         log.warning("no object is deleted: a restore is to be accepted", extra={"reason": found})
     with lease.begin() as connection:
         connection.execute(_LOOKED, {"refusal": found})
@@ -73,18 +76,7 @@ def last_refusal(connection: Connection) -> str | None:
 
 def refusal(database: Database, store: ImageStore) -> str | None:
     """Why no object may be deleted; None: the store is this installation's, and of the same time as the database."""
-    with database.read_system() as connection:
-        epoch, is_pending, installation, server = _ours(connection)
-    if _read(store, MARKER).get("installation") != installation:
-        return "the marker object of the prefix names another installation, or is missing"
-    theirs = _read(store, NAME)
-    if not theirs:
-        return None if epoch == 0 else "the store has no mark of an earlier audit: was it restored?"
-    if theirs.get("server") != server:
-        return "the database is another one than at the last audit, or was recovered: was it restored?"
-    if theirs.get("epoch") == epoch or (is_pending and theirs.get("epoch") == epoch - 1):
-        return None
-    return "the marks of database and store differ: was one of them restored?"
+    return _compare(database, store)[0]
 
 
 def own_prefixes(database: Database, store: ImageStore) -> set[str]:
@@ -97,33 +89,82 @@ def own_prefixes(database: Database, store: ImageStore) -> set[str]:
     return {store.key(""), *before}
 
 
-def renew(database: Database, store: ImageStore, *, accepts_restore: bool = False) -> None:
-    """Gives both a new mark: after an audit that found them alike, or when somebody accepts a restore, an event. If
-    another process has renewed it meanwhile, this one may have stored an older mark over a newer one: it begins again.
+def renew(database: Database, store: ImageStore, *, accepts_restore: bool = False) -> str | None:
+    """Gives both a new mark, if they belong together or if somebody accepts a restore, which is an event. Returns why
+    no object may be deleted afterwards, as `refusal` does.
+
+    A mark that was never stored is stored first: the number after it would look like a restore. The new mark then stays
+    pending until the next renewal, since another process may be about to store the one before it.
     """
-    while not _renewed(database, store, accepts_restore=accepts_restore):
-        accepts_restore = False
-
-
-def _renewed(database: Database, store: ImageStore, *, accepts_restore: bool) -> bool:
-    """Gives both a new mark. Returns whether no other process did that meanwhile."""
+    found, ours, theirs = _compare(database, store)
+    if found is not None and not accepts_restore:
+        return found
+    is_behind = found is None and theirs < ours.epoch
+    if is_behind and not _store(database, store, ours, is_pending=True):
+        return refusal(database, store)
     with database.begin_system() as connection:
         if accepts_restore:
             events.append(connection, "storage.restore_accepted", "storage/mark", tenant_id=None)
-        theirs = int(str(_read(store, NAME).get("epoch", 0)))
-        connection.execute(_RAISE, {"theirs": theirs})
-        epoch, _, _, server = _ours(connection)
-    crash_point("mark.raised")
-    content = json.dumps({"epoch": epoch, "server": server}).encode()
-    store.put_file(store.key(NAME), io.BytesIO(content), "application/json")
-    crash_point("mark.stored")
-    with database.begin_system() as connection:
-        return bool(connection.execute(_WRITTEN, {"epoch": epoch}).rowcount)
+        values = {"theirs": theirs, "accepts_restore": accepts_restore, "epoch": ours.epoch, "server": ours.server}
+        epoch = connection.execute(_RAISE, values).scalar_one_or_none()
+    if epoch is not None:  # else another process has renewed it meanwhile, or the database was restored
+        _store(database, store, ours._replace(epoch=epoch), is_pending=is_behind)
+    return refusal(database, store)
 
 
-def _ours(connection: Connection) -> tuple[int, bool, str, str]:
-    row = connection.execute(_READ).one()
-    return row.epoch, row.is_pending, row.installation, row.server
+class _Ours(NamedTuple):
+    epoch: int
+    server: str
+    is_pending: bool
+    installation: str
+
+
+def _store(database: Database, store: ImageStore, mark: _Ours, *, is_pending: bool) -> bool:
+    """Stores the database's mark and notes that. If another process has renewed it meanwhile, this one may have stored
+    an older mark over a newer one: it stores the newer one, too. Returns whether both have the same mark at the end;
+    not so if the database was restored meanwhile."""
+    for _ in range(_TRIES):
+        crash_point("mark.raised")
+        content = json.dumps({"epoch": mark.epoch, "server": mark.server}).encode()
+        store.put_file(store.key(NAME), io.BytesIO(content), "application/json")
+        crash_point("mark.stored")
+        values = {"epoch": mark.epoch, "server": mark.server, "is_pending": is_pending}
+        with database.begin_system() as connection:
+            if connection.execute(_STORED, values).rowcount:
+                return True
+        now = _ours(database)
+        if now.server != mark.server or now.epoch <= mark.epoch:
+            return False
+        mark = now
+    return False
+
+
+def _ours(database: Database) -> _Ours:
+    with database.read_system() as connection:
+        return _Ours(*connection.execute(_READ).one())
+
+
+def _compare(database: Database, store: ImageStore) -> tuple[str | None, _Ours, int]:
+    """Why they do not belong together, or None; the database's mark; the number of the store's, 0 if it has none."""
+    for _ in range(_TRIES):
+        ours = _ours(database)
+        theirs = _read(store, NAME)
+        found = _difference(ours, theirs, _read(store, MARKER))
+        if found is None or ours == _ours(database):  # else another process was about to renew it
+            break
+    epoch = theirs.get("epoch", 0)
+    return found, ours, epoch if isinstance(epoch, int) else -1
+
+
+def _difference(ours: _Ours, theirs: dict[str, object], marker: dict[str, object]) -> str | None:
+    if marker.get("installation") != ours.installation:
+        return "the marker object of the prefix names another installation, or is missing"
+    is_alike = theirs.get("epoch", 0) in (ours.epoch, ours.epoch - ours.is_pending)
+    if not theirs:
+        return None if is_alike else "the store has no mark of an earlier audit: was it restored?"
+    if theirs.get("server") != ours.server:
+        return "the database is another one than at the last audit, or was recovered: was it restored?"
+    return None if is_alike else "the marks of database and store differ: was one of them restored?"
 
 
 def _read(store: ImageStore, name: str) -> dict[str, object]:
