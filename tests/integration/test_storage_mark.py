@@ -59,6 +59,16 @@ def hooked(settings: Settings, own: S3Store) -> Hooked:
     return Hooked(dataclasses.replace(settings, prefix=own.prefix))
 
 
+class Address:
+    """Of a database: behind it another one may take over."""
+
+    def __init__(self, at: Database) -> None:
+        self.at = at
+
+    def __getattr__(self, name):
+        return getattr(self.at, name)
+
+
 def fail() -> None:
     raise StoreUnavailable("the disk is full")
 
@@ -97,8 +107,39 @@ def test_a_database_that_is_restored_while_a_mark_is_stored_stays_refused(databa
         assert "was one of them restored" in str(kept(database, own))
 
 
-def test_a_database_that_is_restored_before_a_mark_is_raised_stays_refused(database, own, hooked):
-    """After the comparison, while the last mark is stored that was not."""
+@pytest.mark.parametrize("ahead", [0, 5])
+def test_a_server_that_takes_over_while_a_mark_is_stored_stays_refused(
+    database, own, hooked, fresh_database, template, ahead
+):
+    mark.renew(database, own)
+    with fresh_database(template) as url:
+        address, other = Address(database), Database(url, application="tests")
+
+        def take_over() -> None:
+            restore(other, {"epoch": copied(database)["epoch"] + ahead, "is_pending": True})
+            address.at = other
+
+        hooked.before = take_over
+        assert "the database is another one" in str(mark.renew(address, hooked))
+        assert "the database is another one" in str(mark.refusal(other, own))
+        assert copied(other)["is_pending"] is True
+        other.close()
+
+
+def test_a_database_that_is_restored_after_the_comparison_stays_refused(database, own, hooked):
+    mark.renew(database, own)
+    copy = copied(database)
+    mark.renew(database, own)
+
+    def after_the_mark() -> None:  # the marker is read next, and nothing else before the mark is raised
+        hooked.reading = lambda: restore(database, copy)
+
+    hooked.reading = after_the_mark
+    assert "was one of them restored" in str(mark.renew(database, hooked))
+    assert copied(database) == copy
+
+
+def test_a_database_that_is_restored_while_a_late_mark_is_stored_stays_refused(database, own, hooked):
     mark.renew(database, own)
     copy = copied(database)
     mark.renew(database, own)

@@ -36,11 +36,10 @@ _READ = statement("mark.read")(f"""
 SELECT epoch, {_SERVER} AS server, is_pending, (SELECT id::text FROM installation) AS installation FROM storage_mark
 """)  # noqa: S608  our own text
 _PREFIXES = statement("mark.prefixes")("SELECT id::text AS installation, prefixes FROM installation")
-_RAISE = statement("mark.raise")(f"""
+_RAISE = statement("mark.raise")("""
 UPDATE storage_mark SET epoch = greatest(epoch, :theirs) + 1, is_pending = true
-WHERE :accepts_restore OR (epoch = :epoch AND {_SERVER} = :server)
-RETURNING epoch
-""")  # noqa: S608  our own text
+WHERE epoch = :epoch OR :accepts_restore RETURNING epoch
+""")
 _STORED = statement("mark.stored")(f"""
 UPDATE storage_mark SET is_pending = :is_pending, refusal = NULL WHERE epoch = :epoch AND {_SERVER} = :server
 """)  # noqa: S608  our own text
@@ -105,7 +104,7 @@ def renew(database: Database, store: ImageStore, *, accepts_restore: bool = Fals
     with database.begin_system() as connection:
         if accepts_restore:
             events.append(connection, "storage.restore_accepted", "storage/mark", tenant_id=None)
-        values = {"theirs": theirs, "accepts_restore": accepts_restore, "epoch": ours.epoch, "server": ours.server}
+        values = {"theirs": theirs, "epoch": ours.epoch, "accepts_restore": accepts_restore}
         epoch = connection.execute(_RAISE, values).scalar_one_or_none()
     if epoch is not None:  # else another process has renewed it meanwhile, or the database was restored
         _store(database, store, ours._replace(epoch=epoch), is_pending=is_behind)

@@ -1322,7 +1322,7 @@ storage_mark = Table(  # one row: whether database and store belong together; an
     metadata,
     Column("singleton", Boolean, primary_key=True, server_default=text("true")),
     Column("epoch", BigInteger, nullable=False, server_default=zero),
-    Column("is_pending", Boolean, nullable=False, server_default=text("false")),
+    Column("is_pending", Boolean, nullable=False, server_default=text("false")),  # the one before fits, too
     Column("looked_at", Moment),
     Column("refusal", Text),  # why no orphan may be deleted, as was last seen
     CheckConstraint("singleton", name="storage_mark_singleton"),
