@@ -22,7 +22,7 @@ from services.core.storage import keys
 _SUBJECT = "'catalogue/' || name"
 _COLUMNS = (
     "id, tenant_id, name, public_id, definition, file_id, version, published, announced, created_at, updated_at, "
-    "moved_at"
+    "moved_at, tidy_from"
 )
 _KIND = "CASE WHEN EXISTS (SELECT FROM before) THEN 'catalogue.changed' ELSE 'catalogue.created' END"
 # A definition that says the same is no change.
@@ -74,17 +74,23 @@ WITH moved AS (
     )
 }
 """)  # noqa: S608  our own text
+_DOUBT = statement("catalogues.doubt")(
+    "UPDATE catalogues SET announced = NULL, tidy_from = now() WHERE id = :id RETURNING tidy_from"
+)
+_ANNOUNCED = statement("catalogues.announced")(
+    "UPDATE catalogues SET announced = :version WHERE id = :id AND tidy_from = :began"
+)
 # A catalogue of which nothing is published yet has no pointer, and is tidy, too.
-_ANNOUNCED = statement("catalogues.announced")("""
-UPDATE catalogues SET announced = :version,
-  tidy_from = CASE WHEN published IS NOT DISTINCT FROM :version THEN NULL ELSE tidy_from END
-WHERE id = :id
+_TIDIED = statement("catalogues.tidied")("""
+UPDATE catalogues SET tidy_from = CASE WHEN :moved THEN now() + make_interval(secs => :look_again)
+    WHEN tidy_from > now() THEN tidy_from END
+WHERE id = :id AND tidy_from = :began AND announced IS NOT DISTINCT FROM published
 """)
-_DOUBT = statement("catalogues.doubt")("UPDATE catalogues SET announced = NULL, tidy_from = now() WHERE id = :id")
 _TIDY = statement("catalogues.tidy")("UPDATE catalogues SET tidy_from = now() WHERE id = :id")
 _FORGET = statement("catalogues.forget")("""
 UPDATE catalogues SET tidy_from = NULL, definition = '{}' WHERE id = :id AND deleted_at IS NOT NULL
 """)
+_LOOK_AGAIN_SECONDS = 900  # after the pointer moved
 _REMOVE = statement("catalogues.remove")(f"""
 WITH moved AS (
   UPDATE catalogues SET deleted_at = now(), tidy_from = now() WHERE {_OWN} AND name = :name RETURNING tenant_id, name
@@ -97,7 +103,8 @@ WITH moved AS (
 class Catalogue:
     """A catalogue. `version` is the highest that a run has begun, `published` the one that readers see, if any,
     `announced` the one that the pointer in the store names. `moved_at`: when another version was published last; each
-    time is in a later second than the one before."""
+    time is in a later second than the one before. `tidy_from`: when the background task is to tidy it; every reason to
+    do so sets another time."""
 
     id: int
     tenant_id: int
@@ -111,6 +118,7 @@ class Catalogue:
     created_at: datetime
     updated_at: datetime
     moved_at: datetime | None
+    tidy_from: datetime | None
 
     @property
     def folder(self) -> str:
@@ -204,11 +212,21 @@ def forget(connection: Connection, catalogue_id: int) -> None:
     connection.execute(_FORGET, {"id": catalogue_id})
 
 
-def record_announced(connection: Connection, catalogue_id: int, version: int | None) -> None:
-    """The pointer in the store names that version. None: nobody knows which, and the catalogue waits to be tidied."""
-    connection.execute(_ANNOUNCED, {"id": catalogue_id, "version": version})
+def doubt_announced(connection: Connection, catalogue_id: int) -> datetime:
+    """Nobody knows which version the pointer in the store names: it is about to move, or may have moved back. The
+    background task is to move it. Returns the new `tidy_from`."""
+    began: datetime = connection.execute(_DOUBT, {"id": catalogue_id}).scalar_one()
+    return began
 
 
-def doubt_announced(connection: Connection, catalogue_id: int) -> None:
-    """The pointer may have moved back: the background task is to move it again."""
-    connection.execute(_DOUBT, {"id": catalogue_id})
+def record_announced(connection: Connection, catalogue_id: int, version: int, began: datetime) -> None:
+    """The pointer in the store names that version, unless there has been a doubt since the tidying `began`, the
+    `tidy_from` of then."""
+    connection.execute(_ANNOUNCED, {"id": catalogue_id, "version": version, "began": began})
+
+
+def end_tidying(connection: Connection, catalogue_id: int, began: datetime | None, *, moved: bool) -> None:
+    """The catalogue is tidy, unless there has been another reason to tidy it since the tidying `began`. If the pointer
+    has `moved`, it is looked at again a quarter of an hour later."""
+    values = {"id": catalogue_id, "began": began, "moved": moved, "look_again": _LOOK_AGAIN_SECONDS}
+    connection.execute(_TIDIED, values)

@@ -1,7 +1,6 @@
 """The two files of ours at a place that a version is copied to: a manifest of its pictures, and the pointer to it."""
 
 import hashlib
-import io
 import json
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from services.core.catalogues.destinations import Destination
 from services.core.catalogues.entries import Entry
 from services.core.crash_points import crash_point
 from services.core.db.leases import Lease
+from services.core.model.errors import ObjectMissing
 from services.core.storage.kept_file import KeptFile
 from services.core.storage.other_bucket import OtherBucket
 
@@ -25,9 +25,11 @@ def media_type(entry: Entry) -> str:
     return f"image/{entry.request.get('output_format', 'png')}"
 
 
-def write(bucket: OtherBucket, at: Destination, catalogue: Catalogue, owner: dict[str, str], lease: Lease) -> str:
-    """Writes the manifest, and then the pointer to it. Returns the manifest's name. Its bytes are a part of that, so
-    what the pointer names until then stays as it is."""
+def write(
+    bucket: OtherBucket, at: Destination, catalogue: Catalogue, owner: dict[str, str], lease: Lease
+) -> tuple[str, bytes]:
+    """Writes the manifest. Returns its name and the pointer to it. The manifest's bytes are a part of its name, so what
+    the pointer names until it moves stays as it is."""
     digest, images = hashlib.sha256(), 0
     with tempfile.TemporaryFile() as file:
         for row in _rows(at, catalogue, lease):
@@ -48,9 +50,16 @@ def write(bucket: OtherBucket, at: Destination, catalogue: Catalogue, owner: dic
         "manifest": {"object_key": at.key(name), "sha256": digest.hexdigest(), "bytes": size},
     }
     crash_point("copy.listed")
-    lease.keep()
-    bucket.put(at.key(POINTER), io.BytesIO(json.dumps(pointer).encode()), "application/json", owner)
-    return name
+    return name, json.dumps(pointer).encode()
+
+
+def version_of(bucket: OtherBucket, at: Destination) -> int | None:
+    """The version that the pointer at the place names. None: there is no pointer, or it is not one of ours."""
+    try:
+        found = json.loads(b"".join(bucket.blocks(at.key(POINTER))))
+        return int(found["version"])
+    except (ObjectMissing, ValueError, TypeError, KeyError):
+        return None
 
 
 def _rows(at: Destination, catalogue: Catalogue, lease: Lease) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ copy is read back and compared with the sha256 before it counts. Objects of othe
 """
 
 import hashlib
+import io
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -79,9 +80,10 @@ def copy(settings: Settings, store: ImageStore, catalogue_id: int, lease: Lease,
         return
     catalogue, to = wanted
     try:
-        if found.is_due:
+        work = _Copying(store, catalogue, to, found, lease)
+        if found.is_due or work.has_moved_back():
             _check_place(settings, store, to)
-            _Copying(store, catalogue, to, found, lease).go_on(until)
+            work.go_on(until)
     except Refused as error:
         with lease.begin() as connection:
             destinations.fail(connection, catalogue_id, error.code, str(error), again=False)
@@ -104,6 +106,23 @@ class _Copying:
         self._names = Names(to.name)
         self._bucket = store.other(at.bucket)
         self._owner = {"presswork-catalogue": hashlib.sha256(catalogue.public_id.encode()).hexdigest()[:32]}
+
+    def has_moved_back(self) -> bool:
+        """Whether all is copied, but the pointer names another version than it did then. If so, all is done again."""
+        if self._at.state != "done":
+            return False
+        try:
+            named = copy_manifests.version_of(self._bucket, self._at)
+        except (StoreUnavailable, StoreRefused):  # what is published there is whole; the next look may tell more
+            return False
+        if named == self._at.announced:
+            return False
+        with self._lease.begin() as connection:
+            destinations.restart(connection, self._catalogue.id)
+            found = destinations.find(connection, self._catalogue.id)
+        assert found is not None
+        self._at = found
+        return True
 
     def go_on(self, until: float) -> None:
         steps: dict[str, Callable[[], None]] = {
@@ -211,8 +230,10 @@ class _Copying:
     def _point(self) -> None:
         """Writes the manifest and then the pointer, last of all: who follows it finds everything."""
         self._check_own(POINTER)
-        manifest = copy_manifests.write(self._bucket, self._at, self._catalogue, self._owner, self._lease)
-        self._lease.confirm(lambda connection: destinations.restart(connection, self._catalogue.id))
+        manifest, pointer = copy_manifests.write(self._bucket, self._at, self._catalogue, self._owner, self._lease)
+        self._lease.keep()
+        with self._lease.overwriting(lambda connection: destinations.restart(connection, self._catalogue.id)):
+            self._bucket.put(self._at.key(POINTER), io.BytesIO(pointer), "application/json", self._owner)
         crash_point("copy.pointed")
         with self._lease.begin() as connection:
             copies.point(connection, self._at, manifest)

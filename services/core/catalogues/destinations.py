@@ -157,7 +157,8 @@ def again(connection: Connection, catalogue_id: int) -> None:
 
 
 def restart(connection: Connection, catalogue_id: int) -> None:
-    """The pointer at the place may have moved back: all is done again, until it moves."""
+    """The pointer at the place may have moved back: all is done again, until it moves. Nothing changes if it is copied
+    to nowhere any more."""
     connection.execute(_RESTART, {"id": catalogue_id})
 
 

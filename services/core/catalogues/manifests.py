@@ -18,6 +18,7 @@ from services.core.catalogues.entries import Entry
 from services.core.catalogues.lists import CompleteList
 from services.core.catalogues.versions import Manifest, Version
 from services.core.db.leases import Lease
+from services.core.model.errors import ObjectMissing
 from services.core.storage.contract import ImageStore
 from services.core.storage.kept_file import KeptFile
 
@@ -52,18 +53,32 @@ def write(store: ImageStore, catalogue: Catalogue, run: Run, lease: Lease) -> tu
 
 def point(store: ImageStore, catalogue: Catalogue, version: Version) -> None:
     """Moves the pointer in the store to that version."""
+    data = pointer(catalogue, version)
+    store.put_file(store.key(catalogue.folder + POINTER), io.BytesIO(data), "application/json")
+
+
+def pointer(catalogue: Catalogue, version: Version) -> bytes:
+    """The pointer that names that version."""
     manifests = {
         name: {"object_key": one.object_key, "sha256": one.sha256, "bytes": one.bytes}
         for name, one in sorted(version.manifests.items())
         if name != lists.NAME
     }
-    pointer = {
+    found = {
         "catalogue": catalogue.name,
         "version": version.version,
         "images": version.images,
         "manifests": manifests,
     }
-    store.put_file(store.key(catalogue.folder + POINTER), io.BytesIO(json.dumps(pointer).encode()), "application/json")
+    return json.dumps(found).encode()
+
+
+def read_pointer(store: ImageStore, catalogue: Catalogue) -> bytes | None:
+    """The pointer in the store, if there is one."""
+    try:
+        return store.read(store.key(catalogue.folder + POINTER))
+    except ObjectMissing:
+        return None
 
 
 def _pages(catalogue: Catalogue, version: int, lease: Lease) -> Iterator[list[Entry]]:

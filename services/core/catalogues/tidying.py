@@ -4,6 +4,8 @@ version has. What a crash leaves of these is found again.
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 
 from services.core.catalogues import catalogue_runs as runs
@@ -18,19 +20,27 @@ _AT_ONCE = 500
 _DROPPERS = 8
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What a tidying finds: the versions that are kept, the catalogue's `tidy_from`, and the version to which the
+    pointer is to move, None if it is where it belongs."""
+
+    kept: Sequence[Version]
+    tidy_from: datetime | None
+    to_announce: Version | None
+
+
 def tidy(store: ImageStore, catalogue: Catalogue, keep: int, lease: Lease) -> None:
     """Keeps the newest `keep` versions and the published one."""
-    published, announced, kept = _forget_versions(catalogue, keep, lease)
+    begun = _begin(catalogue, manifests.read_pointer(store, catalogue), keep, lease)
     crash_point("version.forgotten")
-    if published is not None and published.version != announced:
-        lease.keep()
-        manifests.point(store, catalogue, published)
-        lease.confirm(lambda connection: catalogues.doubt_announced(connection, catalogue.id))
+    if begun.to_announce is not None:
+        _point(store, catalogue, begun.to_announce, begun.tidy_from, lease)
         crash_point("pointer.moved")
-    _drop_files(store, catalogue, kept, lease)
-    _drop_unused(store, catalogue, [one.version for one in kept], lease)
+    _drop_files(store, catalogue, begun.kept, lease)
+    _drop_unused(store, catalogue, [one.version for one in begun.kept], lease)
     with lease.begin() as connection:
-        catalogues.record_announced(connection, catalogue.id, None if published is None else published.version)
+        catalogues.end_tidying(connection, catalogue.id, begun.tidy_from, moved=begun.to_announce is not None)
         copying.want(connection, catalogue.id)
 
 
@@ -53,18 +63,30 @@ def remove(store: ImageStore, catalogue: Catalogue, lease: Lease) -> None:
         catalogues.forget(connection, catalogue.id)
 
 
-def _forget_versions(catalogue: Catalogue, keep: int, lease: Lease) -> tuple[Version | None, int | None, list[Version]]:
-    """The published version, the number of the one that the pointer names, and all that are kept. With the catalogue's
-    row locked: nobody publishes one that goes. From this commit until the pointer is known to have moved, nobody knows
-    which one it names."""
+def _begin(catalogue: Catalogue, pointer: bytes | None, keep: int, lease: Lease) -> _Begun:
+    """Forgets versions, and notes that the pointer is about to move if what it is now, `pointer`, is not what it should
+    be. With the catalogue's row locked: nobody publishes a version that goes. From this commit until the pointer is
+    known to have moved, nobody knows which one it names."""
     with lease.begin() as connection:
         current = catalogues.find(connection, catalogue.tenant_id, catalogue.name, lock=True)
         whole = versions.listed(connection, catalogue.id)
         kept = [one for number, one in enumerate(whole) if number < keep or one.version == current.published]
         versions.forget(connection, catalogue.id, [one for one in whole if one not in kept])
-        if current.announced != current.published:
-            catalogues.record_announced(connection, catalogue.id, None)
-    return next((one for one in kept if one.version == current.published), None), current.announced, kept
+        published = next((one for one in kept if one.version == current.published), None)
+        if published is None or (
+            current.announced == current.published and pointer == manifests.pointer(catalogue, published)
+        ):
+            return _Begun(kept, current.tidy_from, None)
+        return _Begun(kept, catalogues.doubt_announced(connection, catalogue.id), published)
+
+
+def _point(store: ImageStore, catalogue: Catalogue, to: Version, began: datetime | None, lease: Lease) -> None:
+    assert began is not None
+    with lease.overwriting(
+        lambda connection: catalogues.doubt_announced(connection, catalogue.id),
+        lambda connection: catalogues.record_announced(connection, catalogue.id, to.version, began),
+    ):
+        manifests.point(store, catalogue, to)
 
 
 def _drop_files(store: ImageStore, catalogue: Catalogue, kept: Sequence[Version], lease: Lease) -> None:

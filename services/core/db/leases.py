@@ -7,7 +7,7 @@ export.
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sqlalchemy import Connection
 
@@ -128,16 +128,34 @@ class Lease:
         crash_point("lease.committed")
         self._kept_at = asked_at
 
-    def confirm(self, doubt: Callable[[Connection], None]) -> None:
+    @contextmanager
+    def overwriting(
+        self, doubt: Callable[[Connection], object], done: Callable[[Connection], object] | None = None
+    ) -> Iterator[None]:
+        """The block writes over what the next holder writes, too, an object at a fixed key. However the block ends, a
+        lost lease is noted as in `confirm`: a write that failed may have been applied, too."""
+        try:
+            yield
+        except BaseException:
+            with suppress(LeaseLost):
+                self.confirm(doubt)
+            raise
+        self.confirm(doubt, done)
+
+    def confirm(
+        self, doubt: Callable[[Connection], object], done: Callable[[Connection], object] | None = None
+    ) -> None:
         """Right after the work wrote over what its next holder writes, too, an object at a fixed key. If the lease had
-        been lost, that may have put the old over the new: `doubt` notes that it is to be written again.
+        been lost, that may have put the old over the new: `doubt` notes that it is to be written again. Else `done`
+        records that it is written, in a transaction that only the holder can make.
 
         Raises:
             LeaseLost: so it was, and it is noted.
         """
         try:
-            with self.begin():
-                pass
+            with self.begin() as connection:
+                if done is not None:
+                    done(connection)
         except LeaseLost:
             with self.database.begin_system() as connection:
                 doubt(connection)
