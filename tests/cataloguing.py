@@ -87,9 +87,9 @@ def plan(
             for number, variant in enumerate(sorted({change.variant for change in listed})):
                 connection.execute("INSERT INTO variants VALUES (?, ?, NULL)", (number, variant))
             version_list.finish(connection, {})
-        lists.put(store, lists.key(store, catalogue, run_id), path)
+        list_key = lists.put(store, catalogue, run_id, path, lease.keep)
     base = again(database, catalogue).published or 0
-    preparation.decide(catalogue, run, preparation.Planned(counts, {}, base), lease)
+    preparation.decide(catalogue, run, preparation.Planned(counts, {}, base, list_key=list_key), lease)
     lease.release()
     return run_id
 

@@ -57,7 +57,7 @@ class FirstRun(Task):
         rows = [json.loads(line) for line in manifest.splitlines()]
         assert (pointer["version"], {row["item"]: row["prompt"] for row in rows}) == (self.night, titles)
         assert len(self._folder(manifests.FOLDER)) == len(manifests.FILES)
-        assert self._folder(lists.RUNS) == []
+        assert self._folder(lists.FOLDER) == []
         assert len(self.world.jobs()) == self.night
         self.end()
 

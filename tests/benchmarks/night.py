@@ -97,12 +97,14 @@ def _published(stack: BenchmarkStack, store: S3Store, shop: Catalogue, feed: Pat
     path = stack.folder / "list.sqlite"
     plan = planning.make(definition, variants, file.items(), unit=file.unit, previous=None, path=path)
     key = store.key(f"{shop.folder}{manifests.FOLDER}00000001/list.sqlite")
-    lists.put(store, key, path)
+    with path.open("rb") as listed:
+        store.put_file(key, listed, "application/vnd.sqlite3")
     with stack.database.begin_system() as connection:
         values = {"id": shop.id, "items": items, "variants": list(definition.variants)}
         made = connection.execute(_ENTRIES, values).rowcount
         manifest = {lists.NAME: Manifest(key, "", path.stat().st_size)}
         versions.add(connection, shop.id, 1, run_id, images=made, size=0, manifests=manifest)
+        manifests.point(store, shop, versions.find(connection, shop.id, 1))
         connection.execute(
             text("UPDATE catalogues SET published = 1, announced = 1, tidy_from = NULL WHERE id = :id"), {"id": shop.id}
         )

@@ -1,4 +1,4 @@
-"""Pointers of catalogues whose writer was stopped for longer than its lease, and goes on when another has done its
+"""What a catalogue's scheduler writes that was stopped for longer than its lease, and goes on when another has done its
 work. In each test, A holds the lease first and B takes it over."""
 
 import io
@@ -10,25 +10,29 @@ from typing import IO
 import pytest
 from sqlalchemy import text
 
-from services.core.catalogues import manifests, task
+from services.core.catalogues import catalogue_runs as runs
+from services.core.catalogues import lists, manifests, task
 from services.core.db.database import Database
 from services.core.db.leases import Lease, LeaseLost
+from services.core.files import files
 from services.core.model.errors import StoreUnavailable
 from services.core.notify import Notifier
 from services.core.settings import Settings
 from services.core.storage.other_bucket import OtherBucket
 from services.core.storage.s3 import S3Store
+from tests import cataloguing, factories
 from tests.integration.test_catalogue_copies import Copied, allowed
+from tests.integration.test_catalogue_runs import Shop
 
 __all__ = ["allowed"]
 
 
 class Hooked(S3Store):
-    """A store that calls functions before and after the object of a key is put, each once."""
+    """A store that calls functions before and after an object is put whose key contains `part`, each once."""
 
-    def __init__(self, settings: Settings, key: str, before: Callable[[], None]) -> None:
+    def __init__(self, settings: Settings, part: str, before: Callable[[], None]) -> None:
         super().__init__(settings)
-        self._key, self._before, self.after = key, [before], list[Callable[[], None]]()
+        self._part, self._before, self.after = part, [before], list[Callable[[], None]]()
 
     def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
         self._around(key, lambda: S3Store.put_file(self, key, file, media_type))
@@ -44,7 +48,7 @@ class Hooked(S3Store):
         return made
 
     def _around(self, key: str, put: Callable[[], None]) -> None:
-        is_meant = key == self._key
+        is_meant = self._part in key
         while is_meant and self._before:
             self._before.pop()()
         put()
@@ -63,6 +67,36 @@ class Paused(S3Store):
         self.has_come.set()
         assert self.may_go_on.wait(30)
         return super().under(folder, after)
+
+
+class Counted(Lease):
+    """A lease that counts how often it was to be kept."""
+
+    kept = 0
+
+    def keep(self) -> None:
+        super().keep()
+        self.kept += 1
+
+
+class Watched(S3Store):
+    """A store that counts how often a lease is kept while lists are moved."""
+
+    def __init__(self, settings: Settings, lease: Counted) -> None:
+        super().__init__(settings)
+        self._lease, self.put_kept, self.read_kept = lease, list[int](), list[int]()
+
+    def put_file(self, key: str, file: IO[bytes], media_type: str) -> None:
+        before = self._lease.kept
+        super().put_file(key, file, media_type)
+        if lists.FOLDER in key:
+            self.put_kept.append(self._lease.kept - before)
+
+    def stream(self, key: str, part: tuple[int, int] | None = None) -> Iterator[bytes]:
+        before = self._lease.kept
+        yield from super().stream(key, part)
+        if key.endswith(".sqlite"):
+            self.read_kept.append(self._lease.kept - before)
 
 
 class Late(Copied):
@@ -200,3 +234,80 @@ def test_what_a_late_scheduler_wrote_that_died_at_once_is_seen_a_quarter_of_an_h
     late.tend()
     late.wait(minutes=1_000)
     assert not late.is_pending(), "after the look that found nothing, there is no other"
+
+
+def test_a_late_plan_does_not_replace_the_list_of_the_one_that_counts(
+    database: Database, settings: Settings, store: S3Store
+) -> None:
+    shop = Shop(database, settings, store)
+    shop.night({"a": "red"})
+    file_id = cataloguing.upload(database, store, shop.catalogue, {"a": "blue"})
+    source = store.key(files.object_name(factories.TENANT, file_id))
+    run_id = cataloguing.begin(database, shop.catalogue)
+
+    def overtake() -> None:
+        """The source has changed by the time at which B reads it."""
+        with database.begin_system() as connection:
+            connection.execute(text("UPDATE leases SET expires_at = '-infinity'"))
+        store.put_file(source, io.BytesIO(b"sku,title\na,green\n"), "text/csv")
+        lease = Lease(database, f"catalogue/{shop.catalogue.id}", "scheduler-b")
+        assert lease.take()
+        task.run(settings, store, Notifier(settings.redis_url), shop.catalogue.id, lease)
+        lease.release()
+
+    lease = Lease(database, f"catalogue/{shop.catalogue.id}", "scheduler-a")
+    assert lease.take()
+    stopped = Hooked(settings, lists.FOLDER, overtake)
+    with pytest.raises(LeaseLost):
+        task.run(settings, stopped, Notifier(settings.redis_url), shop.catalogue.id, lease)
+    assert len(shop.objects(lists.FOLDER)) == 2, "both wrote one"
+    cataloguing.render(database, store)
+    shop.tend()
+    assert (shop.read(run_id).state, shop.pictures()) == ("published", {"a": b"green"})
+    assert not shop.objects(lists.FOLDER)
+    assert shop.night({"a": "blue"}).counts["changed"] == 1
+    assert shop.pictures() == {"a": b"blue"}
+
+
+def test_moving_a_list_keeps_the_lease(database: Database, settings: Settings, store: S3Store) -> None:
+    shop = Shop(database, settings, store)
+    shop.night({"a": "red"})
+    lease = Counted(database, f"catalogue/{shop.catalogue.id}", "scheduler-a")
+    watched = Watched(settings, lease)
+    cataloguing.upload(database, store, shop.catalogue, {"a": "blue"})
+    cataloguing.begin(database, shop.catalogue)
+    for _ in range(2):
+        assert lease.take()
+        task.run(settings, watched, Notifier(settings.redis_url), shop.catalogue.id, lease)
+        cataloguing.render(database, store)
+    assert (shop.published(), len(watched.put_kept), len(watched.read_kept)) == (2, 1, 2)
+    assert all(watched.put_kept + watched.read_kept)
+
+
+def test_a_run_that_an_earlier_release_planned_ends(database: Database, settings: Settings, store: S3Store) -> None:
+    shop = Shop(database, settings, store)
+    run = shop.read(shop.begin({"a": "red"}))
+    assert run.list_key is not None
+    former = store.key(f"{shop.catalogue.folder}{lists.FORMER}{runs.public_id(run.id)}.sqlite")
+    store.copy(run.list_key, former)
+    store.drop(run.list_key)
+    with database.begin_system() as connection:
+        connection.execute(text("UPDATE catalogue_runs SET list_key = NULL"))
+    cataloguing.render(database, store)
+    shop.tend()
+    assert (shop.published(), shop.objects(lists.FORMER)) == (1, set())
+
+
+def test_files_of_a_version_that_is_being_made_are_nobodys_to_drop(
+    database: Database, settings: Settings, store: S3Store
+) -> None:
+    """A late deletion would hit what the run writes to the same keys by then."""
+    shop = Shop(database, settings, store)
+    run = shop.read(shop.begin({"a": "red"}))
+    assert (run.state, run.version) == ("rendering", 1)
+    for version in (1, 9):
+        store.put_file(store.key(manifests.folder(shop.catalogue, version) + "x"), io.BytesIO(b"x"), "text/plain")
+    lease = Lease(database, f"catalogue/{shop.catalogue.id}", "scheduler-a")
+    assert lease.take()
+    task.run(settings, store, Notifier(settings.redis_url), shop.catalogue.id, lease)
+    assert shop.objects(manifests.FOLDER) == {store.key(manifests.folder(shop.catalogue, 1) + "x")}

@@ -160,7 +160,7 @@ def test_a_night_renders_what_is_new_or_changed_and_publishes_it_as_a_whole(shop
     assert shop.pointer()["version"] == 2
     third = shop.night({"a": "pink", "b": "blue"})
     assert (third.state, third.version, shop.published()) == ("unchanged", None, 2)
-    assert not shop.objects(lists.RUNS)
+    assert not shop.objects(lists.FOLDER)
 
 
 def test_a_failed_item_keeps_its_last_good_picture_and_is_tried_again(shop: Shop) -> None:

@@ -31,7 +31,7 @@ LIVE = ("queued", "submitting", "rendering", "reviewing", "writing")
 _COLUMNS = (
     "id, tenant_id, catalogue_id, state, plan_only, accept_removed, definition, file_id, base, version, job_id, "
     "source, counts, position, error, deadline, cancel_requested_at, created_at, planned_at, rendered_at, "
-    "finished_at, causes, redraw_jobs"
+    "finished_at, causes, redraw_jobs, list_key"
 )
 _SUBJECT = "'catalogue/' || (SELECT name FROM catalogues WHERE catalogues.id = catalogue_id)"
 _DATA = "jsonb_build_object('run', CAST(:run AS text))"
@@ -82,7 +82,8 @@ WITH moved AS (
 SELECT count(*) FROM moved
 """)  # noqa: S608  our own text
 _PLAN = statement("catalogue_runs.plan")("""
-UPDATE catalogue_runs SET base = :base, version = :version, job_id = :job_id, source = CAST(:source AS jsonb)
+UPDATE catalogue_runs SET base = :base, version = :version, job_id = :job_id, source = CAST(:source AS jsonb),
+  list_key = :list_key
 WHERE id = :id AND state = 'queued'
 """)
 _ADVANCE = statement("catalogue_runs.advance")(
@@ -155,7 +156,8 @@ _PENDING = statement("catalogue_runs.pending")(
 class Run:
     """A run at one moment. `base` is the version that it is compared with (0: with nothing); `error` has a code and a
     message; `position` says how far the work of its state has come (in a review: 1 + the picture that it waits for, or
-    0); `causes` how many changes have which code; `redraw_jobs` are those in which its review draws pictures again."""
+    0); `causes` how many changes have which code; `redraw_jobs` are those in which its review draws pictures again;
+    `list_key` is that of the object that lists its pictures, if it was planned by this release and needs one."""
 
     id: int
     tenant_id: int
@@ -180,6 +182,7 @@ class Run:
     finished_at: datetime | None
     causes: dict[str, int]
     redraw_jobs: list[int]
+    list_key: str | None
 
     @property
     def is_final(self) -> bool:
@@ -282,10 +285,10 @@ def cancel_any(connection: Connection, run_id: int) -> None:
 
 
 def plan(connection: Connection, run: Run, *, base: int, version: int | None, job_id: int | None,
-         source: Mapping[str, object]) -> None:  # fmt: skip
+         source: Mapping[str, object], list_key: str | None = None) -> None:  # fmt: skip
     """Records what the run compares and makes, in the transaction that moves it on."""
     values = {"id": run.id, "base": base, "version": version, "job_id": job_id, "source": json.dumps(source)}
-    connection.execute(_PLAN, values)
+    connection.execute(_PLAN, values | {"list_key": list_key})
 
 
 def move(

@@ -1,5 +1,6 @@
 """Where the lists of pictures lie in the store: a run's own while it goes on, and its version's when that is whole."""
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,28 +15,37 @@ from services.core.catalogues.changes import Change
 from services.core.catalogues.version_list import Redrawn
 from services.core.db.leases import Lease
 from services.core.storage.contract import ImageStore
+from services.core.storage.kept_file import KeptFile
 
-RUNS = "runs/"
+FOLDER = "lists/"
+FORMER = "runs/"  # where earlier releases put them, at fixed keys
 NAME = "list"  # among a version's files
 _MEDIA = "application/vnd.sqlite3"
 _PAGE = 1_000
 
 
-def key(store: ImageStore, catalogue: Catalogue, run_id: int) -> str:
-    """The key of the list of a run that goes on."""
-    return store.key(f"{catalogue.folder}{RUNS}{public_id(run_id)}.sqlite")
-
-
-def put(store: ImageStore, object_key: str, path: Path) -> None:
+def put(store: ImageStore, catalogue: Catalogue, run_id: int, path: Path, keep: Callable[[], None]) -> str:
+    """Stores the list of a run that goes on, and calls `keep` on the way. Returns its key, of which its bytes are a
+    part: who makes another plan of the run, however late, does not write over it."""
     with path.open("rb") as file:
-        store.put_file(object_key, file, _MEDIA)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.seek(0)
+        object_key = store.key(f"{catalogue.folder}{FOLDER}{public_id(run_id)}-{digest}.sqlite")
+        store.put_file(object_key, KeptFile(file, keep), _MEDIA)  # type: ignore[arg-type]
+    return object_key
 
 
-def fetch(store: ImageStore, object_key: str, path: Path) -> None:
-    """Copies a list to a local file. Raises ObjectMissing."""
+def fetch(store: ImageStore, object_key: str, path: Path, keep: Callable[[], None]) -> None:
+    """Copies a list to a local file, and calls `keep` on the way. Raises ObjectMissing."""
     with path.open("wb") as file:
         for chunk in store.stream(object_key):
+            keep()
             file.write(chunk)
+
+
+def is_of(object_key: str, run_id: int) -> bool:
+    """Whether the object is a list of that run, whichever plan wrote it."""
+    return object_key.rpartition("/")[2].startswith((f"{public_id(run_id)}-", f"{public_id(run_id)}."))
 
 
 class CompleteList:
@@ -45,7 +55,8 @@ class CompleteList:
     def __init__(self, store: ImageStore, catalogue: Catalogue, run: Run, lease: Lease) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="presswork-")
         self.path = Path(self._folder.name) / "list.sqlite"
-        fetch(store, key(store, catalogue, run.id), self.path)
+        former = store.key(f"{catalogue.folder}{FORMER}{public_id(run.id)}.sqlite")
+        fetch(store, run.list_key or former, self.path, lease.keep)
         version_list.set_redrawn(self.path, _redrawn(run, lease))
         failed = (change for change in _troubled(run, lease) if change.code != "rejected")
         version_list.mark_failed(self.path, ((change.item, change.variant) for change in failed))

@@ -51,6 +51,11 @@ def write(store: ImageStore, catalogue: Catalogue, run: Run, lease: Lease) -> tu
         return images, size, found
 
 
+def folder(catalogue: Catalogue, version: int) -> str:
+    """Where a version's files lie in the store."""
+    return f"{catalogue.folder}{FOLDER}{version:08d}/"
+
+
 def point(store: ImageStore, catalogue: Catalogue, version: Version) -> None:
     """Moves the pointer in the store to that version."""
     data = pointer(catalogue, version)
@@ -118,7 +123,7 @@ def _put(store: ImageStore, catalogue: Catalogue, version: int, name: str, file:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     title, media_type = FILES[name]
-    key = store.key(f"{catalogue.folder}{FOLDER}{version:08d}/{title}")
+    key = store.key(folder(catalogue, version) + title)
     store.put_file(key, KeptFile(file, lease.keep), media_type)  # type: ignore[arg-type]
     return Manifest(key, digest, size)
 

@@ -81,7 +81,7 @@ class Refused(Exception):
 class Planned:
     """What a run has to do. `source` describes what was read; `doubt` says why a person should decide. `job_id`: that
     of the job which renders it, if photographs were kept for it. `had_broken`: of the version that it is compared with,
-    pictures are marked as stale because their items had a problem."""
+    pictures are marked as stale because their items had a problem. `list_key`: where the list of its pictures lies."""
 
     counts: Mapping[str, int]
     source: dict[str, Any]
@@ -89,6 +89,7 @@ class Planned:
     doubt: str = ""
     job_id: int | None = None
     had_broken: bool = False
+    list_key: str | None = None
 
 
 def prepare(settings: Settings, store: ImageStore, catalogue: Catalogue, run: Run, lease: Lease) -> None:
@@ -122,7 +123,10 @@ def decide(catalogue: Catalogue, run: Run, planned: Planned, lease: Lease) -> No
         if to == "submitting":
             job_id = planned.job_id or ids.new()
             rendering.create(connection, catalogue, run, job_id)
-        runs.plan(connection, run, base=planned.base, version=version, job_id=job_id, source=planned.source)
+        runs.plan(
+            connection, run, base=planned.base, version=version, job_id=job_id, source=planned.source,
+            list_key=planned.list_key,
+        )  # fmt: skip
         error = {"code": "too_many_removed", "message": doubt} if doubt else None
         runs.move(connection, run, to, counts=found, error=error, causes=changes.causes(connection, run.id))
 
@@ -180,12 +184,14 @@ class _Preparation:
             plan = self._made(path, Path(folder), variants, base, taken, job_id)
             counts = record(self._run, _differences(plan.path, variants, job_id), self._lease)
             had_broken = base_run is not None and bool(base_run.counts.get("broken"))
+            list_key = None
             if (counts or had_broken) and not self._run.plan_only:  # only a version that is made needs it
-                lists.put(self._store, lists.key(self._store, self._catalogue, self._run.id), plan.path)
+                list_key = lists.put(self._store, self._catalogue, self._run.id, plan.path, self._lease.keep)
                 crash_point("catalogue.listed")
             counts["unchanged"] = plan.pictures.get(version_list.UNCHANGED, 0)
             return Planned(
-                counts, source | {"items": plan.items}, base.version if base else 0, plan.doubt, job_id, had_broken
+                counts, source | {"items": plan.items}, base.version if base else 0, plan.doubt, job_id, had_broken,
+                list_key,
             )  # fmt: skip
 
     def _uploaded(self, connection: Any) -> Uploaded | None:
@@ -216,7 +222,7 @@ class _Preparation:
         previous = find = None
         if base is not None:
             previous = folder / "previous.sqlite"
-            lists.fetch(self._store, base.manifests[lists.NAME].object_key, previous)
+            lists.fetch(self._store, base.manifests[lists.NAME].object_key, previous, self._lease.keep)
         wanted = expansion.fields(self._definition, variants)
         try:
             with ExitStack() as open_ones:

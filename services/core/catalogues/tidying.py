@@ -10,6 +10,7 @@ from itertools import islice
 
 from services.core.catalogues import catalogue_runs as runs
 from services.core.catalogues import catalogues, copies, copying, destinations, entries, lists, manifests, versions
+from services.core.catalogues.catalogue_runs import Run
 from services.core.catalogues.catalogues import Catalogue
 from services.core.catalogues.versions import Version
 from services.core.crash_points import crash_point
@@ -90,14 +91,25 @@ def _point(store: ImageStore, catalogue: Catalogue, to: Version, began: datetime
 
 
 def _drop_files(store: ImageStore, catalogue: Catalogue, kept: Sequence[Version], lease: Lease) -> None:
+    """Drops files of versions that are not kept, and lists of runs that have ended. Each lot is found first, and then
+    compared with the runs that go on: what nothing needs then is never needed again, so a late deletion takes nothing.
+    """
     needed = {manifest.object_key for version in kept for manifest in version.manifests.values()}
-    with lease.begin() as connection:
-        needed |= {lists.key(store, catalogue, run.id) for run in runs.live(connection, catalogue.id)}
-    for folder in (manifests.FOLDER, lists.RUNS):
-        for key in store.under(catalogue.folder + folder):
-            if key not in needed:
-                lease.keep()
-                store.drop(key)
+    for folder in (manifests.FOLDER, lists.FOLDER, lists.FORMER):
+        found = store.under(catalogue.folder + folder)
+        while some := list(islice(found, _AT_ONCE)):
+            with lease.begin() as connection:
+                live = runs.live(connection, catalogue.id)
+            for key in some:
+                if key not in needed and not any(_is_of(store, catalogue, key, run) for run in live):
+                    lease.keep()
+                    store.drop(key)
+
+
+def _is_of(store: ImageStore, catalogue: Catalogue, key: str, run: Run) -> bool:
+    """Whether it is a list of the run, or a file of the version that it makes."""
+    own = run.version is not None and key.startswith(store.key(manifests.folder(catalogue, run.version)))
+    return own or lists.is_of(key, run.id)
 
 
 def _drop_unused(store: ImageStore, catalogue: Catalogue, kept: Sequence[int], lease: Lease) -> None:

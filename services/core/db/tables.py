@@ -947,6 +947,7 @@ catalogue_runs = Table(
     Column("finished_at", Moment),
     Column("causes", JSONB, nullable=False, server_default=text("'{}'")),  # how many changes have which code
     Column("redraw_jobs", ARRAY(BigInteger), nullable=False, server_default=text("'{}'")),  # of its review
+    Column("list_key", Text),  # of the object that lists its pictures
     CheckConstraint(
         f"state IN ('queued','submitting','rendering','reviewing','writing',{_FINAL_RUN[1:]}",
         name="catalogue_runs_state",
