@@ -111,9 +111,13 @@ class Child:
 
     def last_error(self) -> str:
         """The last line about an error in the log since this start, or else the last line."""
-        with self.log.open("rb") as file:
-            file.seek(max(self.log_start, self.log.stat().st_size - _TAIL))
-            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(self.log_start, self.log.stat().st_size - _TAIL))
+                text = file.read().decode(errors="replace")
+        except OSError as error:  # somebody has deleted it
+            return f"its log cannot be read ({error.strerror})"
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         errors = [line for line in lines if any(word in line for word in ERROR_WORDS)]
         return (errors or lines or ["its log is empty"])[-1][:300]
 

@@ -70,7 +70,8 @@ class Server(ABC):
             time.sleep(0.02)
 
     def why_stuck(self) -> str:
-        """Why it lives and yet refuses its work until it is started again; empty if it does not. It is asked often."""
+        """Why it lives and yet refuses its work until it is started again; empty if it does not. It is asked often,
+        returns at once, and gives a reason only when the process is to be ended now."""
         return ""
 
     def begin_stop(self) -> None:

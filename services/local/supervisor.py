@@ -53,8 +53,14 @@ class Supervised:
 
     def end_if_stuck(self) -> str:
         """Ends a process that refuses its work until it is started again. Returns why, or nothing."""
-        why = "" if self.child is None else self.why_stuck()
-        if why and self.child is not None:
+        if self.child is None:
+            return ""
+        try:
+            why = self.why_stuck()
+        except Exception:  # the others must not end because this one cannot be examined
+            log.exception("Whether %s is stuck is unknown", self.name)
+            return ""
+        if why:
             self.child.kill()
         return why
 

@@ -1,6 +1,7 @@
 """The embedded stack, with its real servers: starting, surviving, refusing, stopping."""
 
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import tempfile
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -348,6 +350,30 @@ def test_inner_ports_give_local_users_neither_objects_nor_tokens(stack: Stack) -
             if isinstance(refused.value, urllib.error.HTTPError):
                 assert refused.value.code in (401, 403, 404)
                 assert "Authorization" not in refused.value.headers
+
+
+def test_text_of_a_request_in_the_log_of_the_store_ends_nothing(stack: Stack) -> None:
+    """Whoever reaches a port puts the first there. What looks like a journal's error, as the name of a folder can,
+    leads to writes to all parts of the index of names, and these succeed."""
+    (store,) = [server for server in stack.servers if server.name == "seaweedfs"]
+    plain, looks_real = "no space left on device", "write data/filerldb2/07/000001.log: no space left on device"
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", store.ports["volume"], timeout=5)) as connection:
+        connection.request("PUT", f"/{urllib.parse.quote(plain)}")
+        assert connection.getresponse().status == 400
+    eventually(lambda: f'parsing "{plain}"' in store.log.read_text())
+    assert store.why_stuck() == ""
+    s3(stack.values).put_object(Bucket="presswork", Key=f"{looks_real}/")
+    eventually(lambda: looks_real in store.log.read_text())
+
+    def written_parts() -> int:
+        assert store.why_stuck() == ""
+        journals = (store.folder / "data" / "filerldb2").glob("*/*.log")
+        return sum(b"writes" in journal.read_bytes() for journal in journals)
+
+    eventually(lambda: written_parts() == 8)
+    for _ in range(30):
+        assert store.why_stuck() == ""
+        time.sleep(0.1)
 
 
 def test_no_secret_is_on_a_command_line_or_open_to_others(stack: Stack, home: Path) -> None:

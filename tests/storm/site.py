@@ -107,13 +107,14 @@ def unmountable() -> str:
 
 
 @contextmanager
-def small_disk(folder: Path, size: int = DISK_BYTES) -> Iterator[Path]:
-    """A disk of its own, in memory; or just the folder where none can be made."""
+def small_disk(folder: Path, size: int = DISK_BYTES, files: int = 0) -> Iterator[Path]:
+    """A disk of its own, in memory, for so many files if given; or just the folder where none can be made."""
     folder.mkdir()
     if unmountable():
         yield folder
         return
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=755", "storm", folder], check=True)
+    options = f"size={size},mode=755" + (f",nr_inodes={files}" if files else "")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "storm", folder], check=True)
     try:
         yield folder
     finally:

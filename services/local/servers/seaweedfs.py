@@ -1,8 +1,6 @@
 """SeaweedFS, the S3 server, as one process. Presswork's key may use the objects of one bucket, and no more."""
 
 import json
-import shutil
-import time
 from pathlib import Path
 
 from services.core import cpus
@@ -10,9 +8,10 @@ from services.local import programs, signed
 from services.local.child import Child
 from services.local.home import SECOND_PORT, Home, write_private
 from services.local.server import Server
+from services.local.servers.full_disk import FullDisk
 
 PARTS = ("master", "volume", "filer", "s3")
-PROBE, PROBE_SECONDS = "presswork-probe", 5.0  # a bucket that holds one empty object
+PROBE, PROBE_SECONDS = "presswork-probe", 5.0  # a bucket that holds empty objects
 # Off: telemetry, buckets made by a typo, deleting buckets with objects, stalls after a restart (resumeState), keys made
 # over HTTP.
 FIXED = {
@@ -50,11 +49,6 @@ RIGHTS = {
 }
 
 
-NO_ROOM = b"no space left on device"
-ROOM = 64 << 20  # bytes: with so many free a write succeeds
-LOOK_SECONDS = 1.0
-
-
 class SeaweedFS(Server):
     """The object store. If the process is killed, no acknowledged object is lost. `bucket` is made at the start."""
 
@@ -69,7 +63,7 @@ class SeaweedFS(Server):
         self.access_key, self.secret_key = home.secret("s3_access_key")[:20], home.secret("s3_secret_key")
         self.admin_access_key = home.secret("s3_admin_access_key")[:20]
         self.admin_secret_key = home.secret("s3_admin_secret_key")
-        self._look_at = 0.0
+        self._full_disk = FullDisk(self.folder / "data", lambda number: self._put(f"/{PROBE}/{number}/writes"))
 
     @staticmethod
     def wanted_ports() -> dict[str, bool]:
@@ -104,12 +98,7 @@ class SeaweedFS(Server):
         return True
 
     def why_stuck(self) -> str:
-        """Once a write to its index of names has failed because the disk was full, each later one to the same part of
-        that index gives the same error, also when there is room again: the part is opened again only at a start."""
-        if self.child is None or time.monotonic() < self._look_at:
-            return ""
-        self._look_at = time.monotonic() + LOOK_SECONDS
-        if NO_ROOM in self.child.new_in_log() and shutil.disk_usage(self.folder).free >= ROOM:
+        if self.child is not None and self._full_disk.must_end(self.child):
             return "met a full disk, and still refuses writes now that there is room"
         return ""
 
