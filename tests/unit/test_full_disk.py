@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -71,6 +71,8 @@ def test_a_store_that_stays_refused_is_ended_less_and_less_often(store: Store) -
     wanted = [60, 120, 240, 480, 600, 600, 600, 600]
     assert all(least <= pause <= least + 10 for least, pause in zip(wanted, pauses, strict=False)), pauses
     assert len(pauses) >= 6
+    store.watch._ends = 2_000  # after two weeks
+    assert len(store.ends_within(1_300)) == 2
 
 
 def test_after_a_good_write_the_next_end_comes_a_minute_after_the_last(store: Store) -> None:
@@ -121,6 +123,17 @@ def test_a_look_does_not_wait_for_a_store_that_hangs(tmp_path: Path, store: Stor
     assert store.ends_within(100) == []
     assert threading.active_count() <= before + 1
     answers.set()
+
+
+def test_a_check_that_cannot_begin_is_tried_again(store: Store) -> None:
+    def refuses(work: Callable[[], None]) -> None:
+        raise RuntimeError("can't start new thread")
+
+    store.watch._run = refuses
+    store.say(REFUSED)
+    assert store.ends_within(20) == []
+    store.watch._run = lambda work: work()
+    assert len(store.ends_within(10)) == 1
 
 
 @mounts

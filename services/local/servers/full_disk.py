@@ -73,18 +73,25 @@ class FullDisk:
             return True
         if self._suspected and not self._checking and now >= self._check_at:
             self._check_at = now + CHECK_SECONDS
-            self._checking = True
-            self._run(lambda: self._check(child))
+            self._begin_check(child)
         return False
 
     @property
     def _pause(self) -> float:
-        return min(FIRST_PAUSE * 2.0 ** max(0, self._ends - 1), LAST_PAUSE)
+        return min(FIRST_PAUSE * 2.0 ** min(max(0, self._ends - 1), 10), LAST_PAUSE)
 
     def _take_verdict(self, child: Child) -> Verdict:
         """What the last check found, if it was of this process. Each is taken once."""
         found, self._verdict = self._verdict, None
         return found[1] if found and found[0] is child else Verdict.UNKNOWN
+
+    def _begin_check(self, child: Child) -> None:
+        self._checking = True
+        try:
+            self._run(lambda: self._check(child))
+        except RuntimeError as error:  # no thread can be started now
+            self._checking = False
+            log.warning("Whether the store takes objects cannot be checked now: %s", error)
 
     def _check(self, child: Child) -> None:
         try:
