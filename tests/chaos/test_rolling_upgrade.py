@@ -128,7 +128,7 @@ def empty_url(fresh_database) -> Iterator[str]:
 def releases(stack: Stack, tree: Path, empty_url: str, tmp_path: Path) -> Iterator[Releases]:
     environ = dict(stack.values) | {
         "DATABASE_URL": empty_url, "PRESSWORK_PIPELINE": "simulated", "PRESSWORK_SIMULATED_BATCH_MS": "300",
-        "PRESSWORK_LEASE_SECONDS": "5", "OMP_NUM_THREADS": "1",
+        "PRESSWORK_LEASE_SECONDS": "5", "OMP_NUM_THREADS": "1", "PRESSWORK_PREFIX": "upgrade/",
     }  # fmt: skip
     started = Releases(tree, environ, tmp_path)
     yield started

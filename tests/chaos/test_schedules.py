@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from services.core.db.database import Database
-from tests import factories
+from tests import collecting, factories
 from tests.cron_by_minutes import ZONES, changes
 from tests.processes import Process
 from tests.scheduling import cross, end_jobs, fire, first_at, found, jobs, put, states, waits_for
@@ -34,7 +34,10 @@ def _model(database: Database) -> None:
 
 
 @pytest.fixture
-def scheduler(environ: dict[str, str], store: object, tmp_path: Path) -> Iterator[Callable[[], Process]]:
+def scheduler(
+    environ: dict[str, str], database: Database, store: object, tmp_path: Path
+) -> Iterator[Callable[[], Process]]:
+    collecting.age_leases(database)  # of a test before, whose scheduler was killed
     running: list[Process] = []
 
     def start() -> Process:
@@ -79,6 +82,7 @@ def test_a_scheduler_that_is_killed_at_each_step_is_followed_by_one_that_ends_th
 
 def kill_at(database: Database, block: str, values: dict[str, Any], scheduler: Callable[[], Process]) -> None:
     with database.begin_system() as blocking:
+        blocking.execute(text("SET LOCAL idle_in_transaction_session_timeout = '60s'"))
         mine = blocking.execute(text("SELECT pg_backend_pid()")).scalar_one()
         held = text(block)
         blocking.execute(held, {name: values[name] for name in held.compile().params})
