@@ -69,6 +69,23 @@ class Paused(S3Store):
         return super().under(folder, after)
 
 
+class Dropping(S3Store):
+    """A store that calls a function at its first deletion of a picture, and counts those deletions."""
+
+    def __init__(self, settings: Settings, at_first: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self._at_first, self._guard = at_first, threading.Lock()
+        self.dropped = 0
+
+    def drop(self, key: str) -> None:
+        if "/objects/" in key:
+            with self._guard:
+                if not self.dropped:
+                    self._at_first()
+                self.dropped += 1
+        super().drop(key)
+
+
 class Counted(Lease):
     """A lease that counts how often it was to be kept."""
 
@@ -311,3 +328,22 @@ def test_files_of_a_version_that_is_being_made_are_nobodys_to_drop(
     assert lease.take()
     task.run(settings, store, Notifier(settings.redis_url), shop.catalogue.id, lease)
     assert shop.objects(manifests.FOLDER) == {store.key(manifests.folder(shop.catalogue, 1) + "x")}
+
+
+def test_a_late_tidier_deletes_no_more_than_the_lot_that_it_had_begun(late: Late) -> None:
+    items = [f"i{number}" for number in range(70)]
+    late.show({item: f"red {item}" for item in items})
+    late.define(publish=late.to(), keep=1)
+
+    def overtake() -> None:
+        late.lose_lease()
+        assert late.lease("scheduler-b").take()
+
+    late.publish_only({item: f"pink {item}" for item in items})
+    store = Dropping(late.settings, overtake)
+    with pytest.raises(LeaseLost):
+        late.run(store, "scheduler-a")
+    assert 0 < store.dropped < 40
+    late.lose_lease()
+    late.tend()
+    assert len(late.objects()) == len(items), "the rest goes later"

@@ -18,6 +18,7 @@ from services.core.db.leases import Lease
 from services.core.storage.contract import ImageStore
 
 _AT_ONCE = 500
+_DROPPED_AT_ONCE = 32
 _DROPPERS = 8
 
 
@@ -117,8 +118,11 @@ def _drop_unused(store: ImageStore, catalogue: Catalogue, kept: Sequence[int], l
         while True:
             with lease.begin() as connection:
                 unused = entries.unused(connection, catalogue.id, kept, limit=_AT_ONCE)
-            gone = {one.object_key for one in unused if one.is_last}
-            list(pool.map(store.drop, gone | {store.key(catalogue.thumbnail_of(key)) for key in gone}))
+            gone = iter({one.object_key for one in unused if one.is_last})
+            while some := list(islice(gone, _DROPPED_AT_ONCE)):
+                with lease.begin():  # a late deletion would take pictures that a run has adopted again
+                    pass
+                list(pool.map(store.drop, [*some, *(store.key(catalogue.thumbnail_of(key)) for key in some)]))
             if not unused:
                 return
             crash_point("entry.dropped")
