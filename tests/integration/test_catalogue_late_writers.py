@@ -5,6 +5,7 @@ import io
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import IO
 
 import pytest
@@ -251,6 +252,16 @@ def test_what_a_late_scheduler_wrote_that_died_at_once_is_seen_a_quarter_of_an_h
     late.tend()
     late.wait(minutes=1_000)
     assert not late.is_pending(), "after the look that found nothing, there is no other"
+
+
+def test_what_lies_where_a_pointer_was_may_be_anything_or_be_forbidden(late: Late) -> None:
+    late.write_pointer("elsewhere", b"[" * 200_000)
+    allowed, late.settings = late.settings, replace(late.settings, publish_buckets=frozenset())
+    late.tend()
+    assert late.destination().state == "done"
+    late.settings = allowed
+    late.tend()
+    assert late.shown() == (2, {"a": b"pink"})
 
 
 def test_a_late_plan_does_not_replace_the_list_of_the_one_that_counts(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 from services.core.catalogues import copies, entries
@@ -56,9 +57,9 @@ def write(
 def version_of(bucket: OtherBucket, at: Destination) -> int | None:
     """The version that the pointer at the place names. None: there is no pointer, or it is not one of ours."""
     try:
-        found = json.loads(b"".join(bucket.blocks(at.key(POINTER))))
-        return int(found["version"])
-    except (ObjectMissing, ValueError, TypeError, KeyError):
+        with closing(bucket.blocks(at.key(POINTER))) as blocks:  # ours is smaller than the first one
+            return int(json.loads(next(blocks, b""))["version"])
+    except (ObjectMissing, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 

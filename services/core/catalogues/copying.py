@@ -81,7 +81,7 @@ def copy(settings: Settings, store: ImageStore, catalogue_id: int, lease: Lease,
     catalogue, to = wanted
     try:
         work = _Copying(store, catalogue, to, found, lease)
-        if found.is_due or work.has_moved_back():
+        if found.is_due or (found.bucket in settings.publish_buckets and work.has_moved_back()):
             _check_place(settings, store, to)
             work.go_on(until)
     except Refused as error:
@@ -113,7 +113,7 @@ class _Copying:
             return False
         try:
             named = copy_manifests.version_of(self._bucket, self._at)
-        except (StoreUnavailable, StoreRefused):  # what is published there is whole; the next look may tell more
+        except StoreUnavailable:  # the next look may tell more
             return False
         if named == self._at.announced:
             return False

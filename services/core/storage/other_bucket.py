@@ -1,6 +1,6 @@
 """Another bucket of the same server, into which objects of the store are copied. Others may write there too."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
@@ -59,7 +59,7 @@ class OtherBucket:
                     raise ObjectMissing from error
                 raise
 
-    def blocks(self, key: str) -> Iterator[bytes]:
+    def blocks(self, key: str) -> Generator[bytes, None, None]:
         """The bytes at a key. Raises ObjectMissing."""
         with self._refusals():
             body = self._client.get_object(Bucket=self.bucket, Key=key)["Body"]
