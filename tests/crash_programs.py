@@ -77,7 +77,7 @@ class Program:
         return self._reached
 
     def wait_stopped(self) -> None:
-        until(lambda: _state(self.pid) == "T", 20, every=0.005)
+        until(lambda: _state(self.pid) == "T", every=0.005)
 
     def go_on(self) -> None:
         os.kill(self.pid, signal.SIGCONT)

@@ -154,7 +154,7 @@ def assert_survives(world: World, scenario: Scenario, fault: Fault) -> None:
     try:
         is_answered = _ask(world, scenario, program)
         scenario.meanwhile()
-        until(program.has_reached, 20, every=0.005)
+        until(program.has_reached, every=0.005)
         _take_over(world, scenario, fault, program)
     finally:
         program.close()

@@ -35,15 +35,15 @@ def test_what_a_child_of_celery_leaves_is_carried_on(
     (child,) = first.children()
     job_id = submit(database, settings, mugs(IMAGES))
     assert notify.Notifier(settings.redis_url).notify_now("simulated", again=True)
-    until(lambda: '"crash point"' in first.text(), 20)
+    until(lambda: '"crash point"' in first.text())
     if action == "kill":
-        until(lambda: '"child died"' in first.text(), 20)
+        until(lambda: '"child died"' in first.text())
         first.kill()  # or its next child would come to the point, too
     start(wait=False)
     until(lambda: _counts(database, job_id) == {"done": IMAGES}, 60)
     if action == "stop":
         os.kill(child, signal.SIGCONT)
-        until(lambda: f'"verdict": "{POINTS[point]}"' in first.text(), 20)
+        until(lambda: f'"verdict": "{POINTS[point]}"' in first.text())
         assert first.stop() == 0
     _assert_sound(database, store, job_id)
 
