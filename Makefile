@@ -1,7 +1,7 @@
 # make demo · make demo-catalogue · make test · make test-again · make coverage · make check · make loaders · make kernels · make chaos · make mutate · make bench · make up · make images · make images-test · make chart-test · make two-hosts-test · make screenshots
 #
 # PYTHON           the interpreter that makes .venv (3.11 or later)
-# JOBS             how many files of tests (3, as they wait a lot) or mutants (2) run at a time
+# JOBS             how many files of tests, or mutants, run at a time
 # SAMPLE           how many mutants to try, drawn at random; all of them, if 0
 # TORCH_INDEX_URL  where pip takes torch from, if not from its default (a CPU-only build, say)
 # IMAGES           which images to build, if not presswork and presswork-worker
@@ -9,6 +9,7 @@
 # BASE, BUILD_ARGS the images' base, and more options for the engine's build
 PYTHON ?= python3
 NAME ?= all
+JOBS ?= 2
 SAMPLE ?= 0
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -57,9 +58,6 @@ demo-catalogue: setup
 
 up: setup
 	@exec $(BIN)/presswork up
-
-test coverage: JOBS ?= 3
-kernels mutate: JOBS ?= 2
 
 test: setup
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
